@@ -1,11 +1,15 @@
-"""Durable files: what an errno means, atomic replacement, publishing without replacing, folder sync, free space.
+"""Durable files: what an errno means, atomic replacement, publishing without replacing,
+folder sync, free space.
 
-Every module that must survive a kill or a power failure writes its files through this one. ``FAULTS`` is the one table
-of errnos; the ``CANNOT_...`` sets name, for each operation, the errnos of a file system that lacks it. A network file
-system may report failure of a call that it has performed, because the reply to the first transmission was lost
-(RFC 1813 section 4.5): ``replace``, ``publish_exclusive`` and ``remove`` look at the names before they believe it.
+Every module that must survive a kill or a power failure writes its files through this
+one. ``FAULTS`` is the one table of errnos; the ``CANNOT_...`` sets name, for each
+operation, the errnos of a file system that lacks it. A network file system may report
+failure of a call that it has performed, because the reply to the first transmission was
+lost (RFC 1813 section 4.5): ``replace``, ``publish_exclusive`` and ``remove`` look at
+the names before they believe it.
 
-Paths may be relative to ``dir_fd``, the descriptor of an open folder. All functions are thread-safe.
+Paths may be relative to ``dir_fd``, the descriptor of an open folder. All functions are
+thread-safe.
 """
 
 from __future__ import annotations
@@ -20,21 +24,31 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlpool.errors import DiskFailed, LocalFault, NoSpace, NotPermitted, OutOfFiles, ReadOnly
+from dlpool.errors import (
+    DiskFailed,
+    LocalFault,
+    NoSpace,
+    NotPermitted,
+    OutOfFiles,
+    ReadOnly,
+)
 from dlpool.syscalls import fallocate, rename_noreplace
 
-FOLDER_LOCK_ATTEMPTS = 2500  # to lock a folder, 2 ms apart; another process that publishes there takes microseconds
+# to lock a folder, 2 ms apart; another process that publishes there takes microseconds
+FOLDER_LOCK_ATTEMPTS = 2500
 Name = str | os.PathLike[str]
 Identity = tuple[int, int]  # device and inode number
-OnUnsynced = Callable[[str, OSError], None]  # called with the folder and the error, see sync_folder
+OnUnsynced = Callable[
+    [str, OSError], None
+]  # called with the folder and the error, see sync_folder
 
 
 @dataclass(frozen=True)
 class Fault:
     """What an errno of a file operation means.
 
-    ``kind`` is a stable name, which the upload API maps to a status; ``raised`` is the error of a download;
-    ``reason`` completes the sentence "cannot do X: ...".
+    ``kind`` is a stable name, which the upload API maps to a status; ``raised`` is the
+    error of a download; ``reason`` completes the sentence "cannot do X: ...".
     """
 
     kind: str
@@ -59,43 +73,85 @@ FAULTS: dict[int, Fault] = {
     errno.ETIMEDOUT: Fault("disk_failed", DiskFailed, _LOST_SERVER),
     errno.EREMOTEIO: Fault("disk_failed", DiskFailed, _LOST_SERVER),
     errno.ECONNABORTED: Fault("disk_failed", DiskFailed, _LOST_SERVER),
-    errno.ENOTCONN: Fault("disk_failed", DiskFailed, "the program that serves the file system has ended"),
-    errno.ESHUTDOWN: Fault("disk_failed", DiskFailed, "the file system was shut down after an error"),
+    errno.ENOTCONN: Fault(
+        "disk_failed", DiskFailed, "the program that serves the file system has ended"
+    ),
+    errno.ESHUTDOWN: Fault(
+        "disk_failed", DiskFailed, "the file system was shut down after an error"
+    ),
     errno.EHOSTDOWN: Fault("disk_failed", DiskFailed, _LOST_SERVER),
     errno.ENOENT: Fault("gone", LocalFault, "No such file or directory"),
-    errno.ENOTDIR: Fault("not_a_folder", LocalFault, "a part of the path is a file, not a folder"),
+    errno.ENOTDIR: Fault(
+        "not_a_folder", LocalFault, "a part of the path is a file, not a folder"
+    ),
     errno.EISDIR: Fault("not_a_file", LocalFault, "it is a folder"),
     errno.ELOOP: Fault("symbolic_link", LocalFault, "it is a symbolic link"),
     errno.ENAMETOOLONG: Fault("bad_name", LocalFault, "the path is too long"),
-    errno.EILSEQ: Fault("bad_name", LocalFault, "the file system does not allow this name"),
-    errno.EFBIG: Fault("too_large", LocalFault, "the file is larger than the file system or a limit allows"),
-    errno.EMFILE: Fault("too_many_files", OutOfFiles, "this process has too many files open"),
-    errno.ENFILE: Fault("too_many_files", OutOfFiles, "this machine has too many files open"),
-    errno.EINVAL: Fault("unsupported", LocalFault, "the file system refuses it (invalid argument)"),
-    errno.ENOSYS: Fault("unsupported", LocalFault, "the file system cannot do that (function not implemented)"),
-    errno.EOPNOTSUPP: Fault("unsupported", LocalFault, "the file system cannot do that (operation not supported)"),
+    errno.EILSEQ: Fault(
+        "bad_name", LocalFault, "the file system does not allow this name"
+    ),
+    errno.EFBIG: Fault(
+        "too_large",
+        LocalFault,
+        "the file is larger than the file system or a limit allows",
+    ),
+    errno.EMFILE: Fault(
+        "too_many_files", OutOfFiles, "this process has too many files open"
+    ),
+    errno.ENFILE: Fault(
+        "too_many_files", OutOfFiles, "this machine has too many files open"
+    ),
+    errno.EINVAL: Fault(
+        "unsupported", LocalFault, "the file system refuses it (invalid argument)"
+    ),
+    errno.ENOSYS: Fault(
+        "unsupported",
+        LocalFault,
+        "the file system cannot do that (function not implemented)",
+    ),
+    errno.EOPNOTSUPP: Fault(
+        "unsupported",
+        LocalFault,
+        "the file system cannot do that (operation not supported)",
+    ),
 }
 
 _ENOTSUPP = 524  # internal to the Linux kernel; NFS clients return it to programs
 _LACKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, _ENOTSUPP})
 CANNOT_SYNC_FOLDER = _LACKS | {errno.EBADF, errno.EACCES, errno.EPERM}
-CANNOT_RENAME_NOREPLACE = _LACKS | {errno.EPERM}  # EPERM: a seccomp filter that is older than the call
+CANNOT_RENAME_NOREPLACE = _LACKS | {
+    errno.EPERM
+}  # EPERM: a seccomp filter that is older than the call
 CANNOT_LINK = _LACKS | {errno.EPERM, errno.EMLINK, errno.EXDEV}
 CANNOT_STATVFS = _LACKS  # some file systems in user space do not implement it
-CANNOT_LOCK = _LACKS | {errno.ENOLCK, errno.EBADF}  # EBADF: NFS requires a writable descriptor
+CANNOT_LOCK = _LACKS | {
+    errno.ENOLCK,
+    errno.EBADF,
+}  # EBADF: NFS requires a writable descriptor
 CANNOT_CREATE_UNNAMED = _LACKS | {errno.EISDIR, errno.ENOENT, errno.EPERM, errno.EACCES}
 CANNOT_COPY_RANGE = _LACKS | {errno.EXDEV, errno.EBADF, errno.ETXTBSY, errno.EPERM}
-HAS_NO_XATTR = _LACKS | {errno.ENODATA, errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EACCES, errno.ERANGE}
+HAS_NO_XATTR = _LACKS | {
+    errno.ENODATA,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EACCES,
+    errno.ERANGE,
+}
 
 
 def fault_of(error: OSError) -> Fault:
-    """Return the meaning of ``error``; of kind ``storage``, with the error's own text, outside the table."""
+    """Return the meaning of ``error``; of kind ``storage``, with the error's own text,
+    outside the table."""
     known = FAULTS.get(error.errno or 0)
-    return known or Fault("storage", LocalFault, error.strerror or str(error) or type(error).__name__)
+    return known or Fault(
+        "storage", LocalFault, error.strerror or str(error) or type(error).__name__
+    )
 
 
 class translated:
-    """Raise an OSError of the block as its LocalFault, with the message "cannot DOING: why"."""
+    """Raise an OSError of the block as its LocalFault, with the message "cannot DOING:
+    why"."""
 
     def __init__(self, doing: str) -> None:
         self._doing = doing
@@ -103,7 +159,9 @@ class translated:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+    def __exit__(
+        self, _kind: object, error: BaseException | None, _trace: object
+    ) -> None:
         if isinstance(error, OSError | ValueError):  # ValueError: a NUL in a path
             raise local_fault(self._doing, error) from error
 
@@ -122,23 +180,34 @@ def identity_of(status: os.stat_result) -> Identity:
 
 
 def is_name_of(name: Name, identity: Identity, dir_fd: int | None = None) -> bool:
-    """Tell whether ``name`` means the file with that identity; a symbolic link does not. Raises OSError."""
+    """Tell whether ``name`` means the file with that identity; a symbolic link does
+    not. Raises OSError."""
     try:
-        return identity_of(os.stat(name, dir_fd=dir_fd, follow_symlinks=False)) == identity
+        return (
+            identity_of(os.stat(name, dir_fd=dir_fd, follow_symlinks=False)) == identity
+        )
     except FileNotFoundError:
         return False
 
 
-def write_all(descriptor: int, data: bytes | memoryview, offset: int | None = None) -> None:
-    """Write all of ``data``, at ``offset`` or at the descriptor's own position. Raises OSError.
+def write_all(
+    descriptor: int, data: bytes | memoryview, offset: int | None = None
+) -> None:
+    """Write all of ``data``, at ``offset`` or at the descriptor's own position. Raises
+    OSError.
 
-    One write(2) may write less: after a signal, or on a nearly full disk, where the next call fails.
+    One write(2) may write less: after a signal, or on a nearly full disk, where the
+    next call fails.
     """
     view = memoryview(data)
     written = 0
     while written < len(view):
         rest = view[written:] if written else view
-        count = os.write(descriptor, rest) if offset is None else os.pwrite(descriptor, rest, offset + written)
+        count = (
+            os.write(descriptor, rest)
+            if offset is None
+            else os.pwrite(descriptor, rest, offset + written)
+        )
         if count == 0:
             raise OSError(errno.EIO, "the file system wrote nothing and gave no reason")
         written += count
@@ -154,12 +223,15 @@ def atomic_write(
     temporary: Name | None = None,
     on_unsynced: OnUnsynced | None = None,
 ) -> None:
-    """Replace the content of ``path`` atomically: readers see the complete old or the complete new content.
+    """Replace the content of ``path`` atomically: readers see the complete old or the
+    complete new content.
 
-    ``temporary`` is written and renamed, by default ``PATH.tmp``; one that an earlier kill left is removed first, so
-    only one writer at a time may write a path. ``sync``: durable when this returns, else after a power failure the
-    file may be absent or empty. ``mode`` is that of the new file, reduced by the umask. Raises OSError, and then the
-    old content is still there unless the error came from the sync of the folder.
+    ``temporary`` is written and renamed, by default ``PATH.tmp``; one that an earlier
+    kill left is removed first, so only one writer at a time may write a path. ``sync``:
+    durable when this returns, else after a power failure the file may be absent or
+    empty. ``mode`` is that of the new file, reduced by the umask. Raises OSError, and
+    then the old content is still there unless the error came from the sync of the
+    folder.
     """
     temporary = temporary or f"{os.fspath(path)}.tmp"
     descriptor = create_exclusive(temporary, mode, dir_fd=dir_fd)
@@ -174,7 +246,8 @@ def atomic_write(
 
 
 def write_and_close(descriptor: int, data: bytes, *, sync: bool) -> Identity:
-    """Write all and close: a network file system may report a failed write only then. Raises OSError, the first."""
+    """Write all and close: a network file system may report a failed write only then.
+    Raises OSError, the first."""
     try:
         write_all(descriptor, data)
         if sync:
@@ -187,40 +260,60 @@ def write_and_close(descriptor: int, data: bytes, *, sync: bool) -> Identity:
     return identity
 
 
-def create_exclusive(path: Name, mode: int = 0o666, *, dir_fd: int | None = None, flags: int = 0) -> int:
-    """Return a descriptor of a new, empty file, open for writing; remove a file that has the name. Raises OSError."""
+def create_exclusive(
+    path: Name, mode: int = 0o666, *, dir_fd: int | None = None, flags: int = 0
+) -> int:
+    """Return a descriptor of a new, empty file, open for writing; remove a file that
+    has the name. Raises OSError."""
     flags |= os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         return os.open(path, flags, mode, dir_fd=dir_fd)
     except FileExistsError:
         os.unlink(path, dir_fd=dir_fd)
     except OSError:
-        remove_quietly(path, dir_fd=dir_fd)  # the call may have created it and reported failure
+        remove_quietly(
+            path, dir_fd=dir_fd
+        )  # the call may have created it and reported failure
         raise
     return os.open(path, flags, mode, dir_fd=dir_fd)
 
 
-def replace(source: Name, target: Name, *, identity: Identity | None = None, dir_fd: int | None = None) -> None:
-    """Rename ``source`` to ``target``, and replace a file that has that name. Raises OSError.
+def replace(
+    source: Name,
+    target: Name,
+    *,
+    identity: Identity | None = None,
+    dir_fd: int | None = None,
+) -> None:
+    """Rename ``source`` to ``target``, and replace a file that has that name. Raises
+    OSError.
 
-    ``identity``: of the source, if the caller knows it. Then an error is ignored if the target is that file.
+    ``identity``: of the source, if the caller knows it. Then an error is ignored if the
+    target is that file.
     """
     try:
         os.replace(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     except OSError as error:
         if not _is_done(target, identity, dir_fd):
             raise error from None
-        remove_quietly(source, dir_fd=dir_fd)  # rename(2) of two names of one file does nothing
+        remove_quietly(
+            source, dir_fd=dir_fd
+        )  # rename(2) of two names of one file does nothing
 
 
-def publish_exclusive(source: Name, target: Name, *, identity: Identity, dir_fd: int | None = None) -> None:
-    """Rename ``source`` to ``target`` unless something has that name. Raises FileExistsError, OSError.
+def publish_exclusive(
+    source: Name, target: Name, *, identity: Identity, dir_fd: int | None = None
+) -> None:
+    """Rename ``source`` to ``target`` unless something has that name. Raises
+    FileExistsError, OSError.
 
-    By renameat2(2) with RENAME_NOREPLACE. Where the file system refuses the flag (FUSE, 9p and NFS answer EINVAL), by a
-    hard link, which never replaces a file, and removal of ``source``. Where there are no hard links either (exFAT),
-    by a check and a rename, under ``flock`` of the folder if it can be locked: processes that publish by this
-    function wait for each other, but another program that creates the target in between loses its file.
-    ``identity`` is the source's: an error is ignored if the target is that file.
+    By renameat2(2) with RENAME_NOREPLACE. Where the file system refuses the flag (FUSE,
+    9p and NFS answer EINVAL), by a hard link, which never replaces a file, and removal
+    of ``source``. Where there are no hard links either (exFAT), by a check and a
+    rename, under ``flock`` of the folder if it can be locked: processes that publish by
+    this function wait for each other, but another program that creates the target in
+    between loses its file. ``identity`` is the source's: an error is ignored if the
+    target is that file.
     """
     for publish in (_rename_noreplace, _link, _look_and_rename):
         try:
@@ -246,7 +339,9 @@ def _link(source: Name, target: Name, dir_fd: int | None) -> None:
 def _look_and_rename(source: Name, target: Name, dir_fd: int | None) -> None:
     with _locked_folder(target, dir_fd):
         if exists(target, dir_fd=dir_fd):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(target))
+            raise FileExistsError(
+                errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(target)
+            )
         os.replace(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
 
 
@@ -255,7 +350,8 @@ _CANNOT_PUBLISH = {_rename_noreplace: CANNOT_RENAME_NOREPLACE, _link: CANNOT_LIN
 
 @contextmanager
 def _locked_folder(name: Name, dir_fd: int | None) -> Iterator[None]:
-    """Hold ``flock`` on the folder of ``name``, if it can be locked and is not kept by another program."""
+    """Hold ``flock`` on the folder of ``name``, if it can be locked and is not kept by
+    another program."""
     folder = _open_folder(os.path.dirname(name) or ".", dir_fd)  # noqa: PTH120 - relative to dir_fd
     try:
         for _ in range(FOLDER_LOCK_ATTEMPTS):
@@ -272,7 +368,8 @@ def _locked_folder(name: Name, dir_fd: int | None) -> Iterator[None]:
 
 
 def exists(name: Name, *, dir_fd: int | None = None) -> bool:
-    """Tell whether the name exists, also as a dangling symbolic link. Raises OSError."""
+    """Tell whether the name exists, also as a dangling symbolic link. Raises
+    OSError."""
     try:
         os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:
@@ -281,7 +378,8 @@ def exists(name: Name, *, dir_fd: int | None = None) -> bool:
 
 
 def remove(name: Name, *, dir_fd: int | None = None) -> None:
-    """Remove the name of a file; a name that does not exist is no error. Raises OSError."""
+    """Remove the name of a file; a name that does not exist is no error. Raises
+    OSError."""
     try:
         os.unlink(name, dir_fd=dir_fd)
     except FileNotFoundError:
@@ -294,13 +392,15 @@ def remove(name: Name, *, dir_fd: int | None = None) -> None:
 
 
 def remove_quietly(name: Name, *, dir_fd: int | None = None) -> None:
-    """Remove the name of an unused file; errors are ignored, as a file that stays is harmless."""
+    """Remove the name of an unused file; errors are ignored, as a file that stays is
+    harmless."""
     with suppress(OSError):
         os.unlink(name, dir_fd=dir_fd)
 
 
 def close_quietly(descriptor: int) -> None:
-    """Close a descriptor that wrote nothing, or whose error would hide an earlier one; errors are ignored."""
+    """Close a descriptor that wrote nothing, or whose error would hide an earlier one;
+    errors are ignored."""
     with suppress(OSError):
         os.close(descriptor)
 
@@ -317,15 +417,21 @@ def _is_done(target: Name, identity: Identity | None, dir_fd: int | None) -> boo
 # --- folders ---
 
 _told_lock = threading.Lock()
-_told: set[int] = set()  # devices of file systems that cannot sync folders and were reported; guarded by _told_lock
+_told: set[int] = (
+    set()
+    # devices of file systems that cannot sync folders and were reported; guarded by
+    # _told_lock
+)
 
 
 def sync_folder(folder: Name | int, *, on_unsynced: OnUnsynced | None = None) -> bool:
-    """Make the names in ``folder`` durable (a rename is not, until then). Return whether that was possible.
+    """Make the names in ``folder`` durable (a rename is not, until then). Return
+    whether that was possible.
 
-    ``folder`` is a path or an open descriptor. A file system that cannot sync a folder is no error, as the
-    files themselves are durable: ``on_unsynced`` is called with folder and error, once per file system.
-    Raises OSError for any other failure (EIO, ESTALE).
+    ``folder`` is a path or an open descriptor. A file system that cannot sync a folder
+    is no error, as the files themselves are durable: ``on_unsynced`` is called with
+    folder and error, once per file system. Raises OSError for any other failure (EIO,
+    ESTALE).
     """
     try:
         descriptor = folder if isinstance(folder, int) else _open_folder(folder)
@@ -342,7 +448,9 @@ def sync_folder(folder: Name | int, *, on_unsynced: OnUnsynced | None = None) ->
     return True
 
 
-def _sync_parent(path: Name, dir_fd: int | None, on_unsynced: OnUnsynced | None) -> None:
+def _sync_parent(
+    path: Name, dir_fd: int | None, on_unsynced: OnUnsynced | None
+) -> None:
     folder = os.path.dirname(path)  # noqa: PTH120 - relative to dir_fd
     if dir_fd is None:
         sync_folder(folder or ".", on_unsynced=on_unsynced)
@@ -360,7 +468,9 @@ def _open_folder(folder: Name, dir_fd: int | None = None) -> int:
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
 
 
-def _tell_unsynced(folder: Name | int, error: OSError, on_unsynced: OnUnsynced | None) -> None:
+def _tell_unsynced(
+    folder: Name | int, error: OSError, on_unsynced: OnUnsynced | None
+) -> None:
     if on_unsynced is None:
         return
     device = -1
@@ -370,7 +480,9 @@ def _tell_unsynced(folder: Name | int, error: OSError, on_unsynced: OnUnsynced |
         is_told = device in _told
         _told.add(device)
     if not is_told:
-        on_unsynced(_path_of(folder) if isinstance(folder, int) else os.fspath(folder), error)
+        on_unsynced(
+            _path_of(folder) if isinstance(folder, int) else os.fspath(folder), error
+        )
 
 
 def _path_of(descriptor: int) -> str:
@@ -379,8 +491,11 @@ def _path_of(descriptor: int) -> str:
     return "an open folder"
 
 
-def make_folders(folder: Path, *, sync: bool, on_unsynced: OnUnsynced | None = None) -> None:
-    """Make ``folder`` and its missing parents, durably with ``sync``. Raises OSError."""
+def make_folders(
+    folder: Path, *, sync: bool, on_unsynced: OnUnsynced | None = None
+) -> None:
+    """Make ``folder`` and its missing parents, durably with ``sync``. Raises
+    OSError."""
     missing = []
     while not folder.exists():
         missing.append(folder)
@@ -389,7 +504,9 @@ def make_folders(folder: Path, *, sync: bool, on_unsynced: OnUnsynced | None = N
         try:
             os.mkdir(new)
         except OSError:
-            if not new.is_dir():  # else another program made it, or the call was performed and reported as failed
+            # else another program made it, or the call was performed and reported as
+            # failed
+            if not new.is_dir():
                 raise
         if sync:
             sync_folder(new.parent, on_unsynced=on_unsynced)
@@ -400,9 +517,11 @@ def make_folders(folder: Path, *, sync: bool, on_unsynced: OnUnsynced | None = N
 
 @dataclass(frozen=True)
 class Space:
-    """The size of a file system, and how much of it this user may still write. In bytes.
+    """The size of a file system, and how much of it this user may still write. In
+    bytes.
 
-    ``kept``: free bytes that are reserved for root. ``files``: how many files this user could make; None: unlimited.
+    ``kept``: free bytes that are reserved for root. ``files``: how many files this user
+    could make; None: unlimited.
     """
 
     size: int
@@ -417,19 +536,27 @@ class Space:
 
 
 def space_of(where: Name | int) -> Space | None:
-    """Return the space of the file system of a path or descriptor; None where it is unknown. Raises OSError.
+    """Return the space of the file system of a path or descriptor; None where it is
+    unknown. Raises OSError.
 
-    No blocks are reported by ramfs and some in user space, which are not full; no inodes by btrfs and FAT.
+    No blocks are reported by ramfs and some in user space, which are not full; no
+    inodes by btrfs and FAT.
     """
     status = os.statvfs(where)
     if status.f_blocks == 0:
         return None
     unit, files = status.f_frsize, status.f_favail if status.f_files else None
-    return Space(status.f_blocks * unit, status.f_bavail * unit, (status.f_bfree - status.f_bavail) * unit, files)
+    return Space(
+        status.f_blocks * unit,
+        status.f_bavail * unit,
+        (status.f_bfree - status.f_bavail) * unit,
+        files,
+    )
 
 
 def space_or_none(where: Name | int) -> Space | None:
-    """Return the space of the file system of a path or descriptor; None where it is unknown. Raises nothing.
+    """Return the space of the file system of a path or descriptor; None where it is
+    unknown. Raises nothing.
 
     Callers treat None as no limit: on a full file system the write fails.
     """
@@ -439,8 +566,11 @@ def space_or_none(where: Name | int) -> Space | None:
         return None
 
 
-def reserve(descriptor: int, offset: int, size: int, *, keep_size: bool = False) -> bool:
-    """Reserve blocks, see ``fallocate``; False where the file system cannot. Raises OSError if the disk is full."""
+def reserve(
+    descriptor: int, offset: int, size: int, *, keep_size: bool = False
+) -> bool:
+    """Reserve blocks, see ``fallocate``; False where the file system cannot. Raises
+    OSError if the disk is full."""
     try:
         fallocate(descriptor, offset, size, keep_size=keep_size)
     except OSError as error:

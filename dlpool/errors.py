@@ -1,8 +1,9 @@
 """Every error of dlpool: what the caller does about it, its label, its exit code.
 
-A *class* of the tree says what happens next (retry this range, begin the file anew, fail the job, repair this
-machine); a *leaf* carries a stable ``label`` for logs, metrics and records, and the exit code of the command line.
-Foreign exceptions are translated once, in the module that touches the foreign library, with the cause kept.
+A *class* of the tree says what happens next (retry this range, begin the file anew,
+fail the job, repair this machine); a *leaf* carries a stable ``label`` for logs,
+metrics and records, and the exit code of the command line. Foreign exceptions are
+translated once, in the module that touches the foreign library, with the cause kept.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from typing import ClassVar
 
 
 class DlpoolError(Exception):
-    """Base of all errors that dlpool raises. The message is one sentence for the user."""
+    """Base of all errors that dlpool raises. The message is one sentence for the
+    user."""
 
     label: ClassVar[str] = "error"
     exit_code: ClassVar[int] = 1
 
-    def __init_subclass__(cls, label: str | None = None, exit_code: int | None = None) -> None:
+    def __init_subclass__(
+        cls, label: str | None = None, exit_code: int | None = None
+    ) -> None:
         """Name a leaf; what is not given is the parent's."""
         cls.label = label or cls.label
         cls.exit_code = exit_code or cls.exit_code
@@ -28,7 +32,8 @@ class UsageError(DlpoolError, label="usage", exit_code=2):
 
 
 class ConfigurationError(DlpoolError, label="configuration", exit_code=78):
-    """The settings cannot be used; the message names section, key and reason, a line each."""
+    """The settings cannot be used; the message names section, key and reason, a line
+    each."""
 
 
 class InternalError(DlpoolError, label="internal"):
@@ -47,21 +52,23 @@ class Cancelled(DlpoolError, label="cancelled", exit_code=130):
 
 
 class LostJob(Cancelled, label="lost"):
-    """Another supervisor has the job by now: nothing is published, no record is written."""
+    """Another supervisor has the job by now: nothing is published, no record is
+    written."""
 
 
-# --- this range again, from its position, after a backoff; the others go on ---------------------------------------
+# --- this range again, from its position, after a backoff; the others go on
+# ---------------------------------------
 
 
 class RetryRange(DlpoolError, label="network", exit_code=4):
     """This range may be asked for again.
 
     ``retry_after_s``: how long the server asked us to wait, in seconds.
-    ``is_capacity``: the server seems to admit no further connection, so a sibling that still makes progress
-    shows that the file is not lost.
-    ``is_stale``: an idle connection had died before we used it, which says nothing about the server.
-    ``is_own_network``: it may be our own network that is away.
-    ``is_away``: the server, or the way to it, is not there just now, or has no time: waiting helps, not trying.
+    ``is_capacity``: the server seems to admit no further connection, so a sibling that
+    still makes progress shows that the file is not lost. ``is_stale``: an idle
+    connection had died before we used it, which says nothing about the server.
+    ``is_own_network``: it may be our own network that is away. ``is_away``: the server,
+    or the way to it, is not there just now, or has no time: waiting helps, not trying.
     ``is_comparison``: only our own impatience ended it, as siblings did better.
     ``is_final``: every useful retry has been made already.
     """
@@ -122,13 +129,15 @@ class ShortBody(RetryRange, label="short_body"):
 
 
 class TooSlow(RetryRange, label="too_slow"):
-    """The connection stayed below the minimum speed, or far below that of its siblings."""
+    """The connection stayed below the minimum speed, or far below that of its
+    siblings."""
 
     is_capacity = True
 
 
 class OutOfDescriptors(RetryRange, label="too_many_files", exit_code=3):
-    """This process or machine can open no further file or socket now; retried, as others will be closed."""
+    """This process or machine can open no further file or socket now; retried, as
+    others will be closed."""
 
     is_capacity = True
 
@@ -138,11 +147,13 @@ class BadAnswer(RetryRange, label="protocol", exit_code=7):
 
 
 class ContradictoryAnswer(BadAnswer):
-    """A response that contradicts itself about its bytes, such as a 200 with the Content-Range of a part."""
+    """A response that contradicts itself about its bytes, such as a 200 with the
+    Content-Range of a part."""
 
 
 class UnexpectedContent(BadAnswer, label="unexpected_content"):
-    """Content that is not the file, such as a page or an error document. Bytes fetched before are kept."""
+    """Content that is not the file, such as a page or an error document. Bytes fetched
+    before are kept."""
 
 
 class ScannerAway(RetryRange, label="scanner_away", exit_code=75):
@@ -150,7 +161,8 @@ class ScannerAway(RetryRange, label="scanner_away", exit_code=75):
 
 
 class Garbled(RetryRange, label="md5_mismatch", exit_code=11):
-    """A chunk of an upload reached the server with other bytes than it was sent with."""
+    """A chunk of an upload reached the server with other bytes than it was sent
+    with."""
 
 
 class ServerTrouble(RetryRange, label="server_error", exit_code=8):
@@ -164,10 +176,12 @@ class ServerBusy(ServerTrouble, label="server_busy"):
 
 
 class NotAdmitted(ServerBusy):
-    """The server refuses a further connection while it sends the same file over others."""
+    """The server refuses a further connection while it sends the same file over
+    others."""
 
 
-# --- all threads stop, the file begins anew -----------------------------------------------------------------------
+# --- all threads stop, the file begins anew
+# -----------------------------------------------------------------------
 
 
 class RestartFile(DlpoolError, label="restart", exit_code=15):
@@ -179,7 +193,8 @@ class RemoteChanged(RestartFile, label="remote_changed"):
 
 
 class StreamBroken(RestartFile, label="stream_broken", exit_code=4):
-    """A download without ranges broke off and can only begin again; ``cause`` says how it broke."""
+    """A download without ranges broke off and can only begin again; ``cause`` says how
+    it broke."""
 
     def __init__(self, cause: RetryRange) -> None:
         super().__init__(str(cause))
@@ -187,10 +202,12 @@ class StreamBroken(RestartFile, label="stream_broken", exit_code=4):
 
 
 class MergedGone(RestartFile, label="merged_gone"):
-    """A server calls an upload complete, and the file that it made is not there any more."""
+    """A server calls an upload complete, and the file that it made is not there any
+    more."""
 
 
-# --- no retry in this run -----------------------------------------------------------------------------------------
+# --- no retry in this run
+# -----------------------------------------------------------------------------------------
 
 
 class FailJob(DlpoolError, label="failed"):
@@ -226,11 +243,13 @@ class ChecksumMismatch(FailJob, label="checksum", exit_code=11):
 
 
 class PolicyRefused(FailJob, label="policy", exit_code=12):
-    """Rules forbid it: our own (network, redirect, size, path), or those of a server that takes uploads (413, 415)."""
+    """Rules forbid it: our own (network, redirect, size, path), or those of a server
+    that takes uploads (413, 415)."""
 
 
 class NotScanned(PolicyRefused, label="not_scanned"):
-    """The scanner for malware does not check a file of this size, or none is configured."""
+    """The scanner for malware does not check a file of this size, or none is
+    configured."""
 
 
 class ChunkTooLarge(PolicyRefused):
@@ -240,10 +259,13 @@ class ChunkTooLarge(PolicyRefused):
 class Infected(FailJob, label="infected", exit_code=16):
     """The scanner has found malware in the file, which is in quarantine, or removed.
 
-    ``signature``: the name of what was found; ``quarantine``: the id there, None if the file was removed.
+    ``signature``: the name of what was found; ``quarantine``: the id there, None if the
+    file was removed.
     """
 
-    def __init__(self, message: str, signature: str = "", quarantine: str | None = None) -> None:
+    def __init__(
+        self, message: str, signature: str = "", quarantine: str | None = None
+    ) -> None:
         super().__init__(message)
         self.signature = signature
         self.quarantine = quarantine
@@ -277,7 +299,8 @@ class WaitTooLong(FailJob, label="retry_after", exit_code=8):
     """The server asked for a longer wait than ``max_retry_after``."""
 
 
-# --- no retry, nothing lost: this machine is at fault -------------------------------------------------------------
+# --- no retry, nothing lost: this machine is at fault
+# -------------------------------------------------------------
 
 
 class LocalFault(DlpoolError, label="local_io", exit_code=3):
@@ -289,7 +312,8 @@ class FileChanged(LocalFault, label="file_changed"):
 
 
 class NodeFault(LocalFault):
-    """The whole file system is at fault, not the job: any other job here would meet the same."""
+    """The whole file system is at fault, not the job: any other job here would meet the
+    same."""
 
 
 class NoSpace(NodeFault, label="no_space", exit_code=9):
@@ -313,7 +337,8 @@ class DiskFailed(NodeFault, label="disk_failed"):
 
 
 class OutOfFiles(NodeFault, label="too_many_files"):
-    """No further file can be opened: this process, or this machine, has too many open."""
+    """No further file can be opened: this process, or this machine, has too many
+    open."""
 
 
 class NoThread(NodeFault, label="no_threads"):
@@ -328,7 +353,8 @@ class Locked(LocalFault, label="locked", exit_code=13):
     """Another download writes to the same target."""
 
 
-# --- the queue ----------------------------------------------------------------------------------------------------
+# --- the queue
+# ----------------------------------------------------------------------------------------------------
 
 
 class QueueError(DlpoolError, label="redis", exit_code=20):
@@ -336,11 +362,13 @@ class QueueError(DlpoolError, label="redis", exit_code=20):
 
 
 class QueueAway(QueueError):
-    """Redis cannot be reached, is loading, or is only a replica: it may be back soon."""
+    """Redis cannot be reached, is loading, or is only a replica: it may be back
+    soon."""
 
 
 class QueueUnusable(QueueAway):
-    """A key of the queue holds something else than dlpool's: it is the queue's again when that has been removed."""
+    """A key of the queue holds something else than dlpool's: it is the queue's again
+    when that has been removed."""
 
 
 class QueueRefused(QueueError):

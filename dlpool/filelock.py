@@ -1,16 +1,22 @@
-"""Exclusive locks of files between processes and hosts: ``flock``, verified, and a lock file where that does not work.
+"""Exclusive locks of files between processes and hosts: ``flock``, verified, and a lock
+file where that does not work.
 
-Some file systems refuse flock(2) (ENOSYS, ENOLCK, EOPNOTSUPP), and some cluster file systems are mounted so that it
-succeeds and locks nothing. A lock is verified by a second descriptor of the same file, which must be refused. Where
-``flock`` cannot be relied on, the lock is a file beside the locked one, ``PATH.lock``:
+Some file systems refuse flock(2) (ENOSYS, ENOLCK, EOPNOTSUPP), and some cluster file
+systems are mounted so that it succeeds and locks nothing. A lock is verified by a
+second descriptor of the same file, which must be refused. Where ``flock`` cannot be
+relied on, the lock is a file beside the locked one, ``PATH.lock``:
 
-- it is created with O_EXCL, and says which host, boot, process and start time hold it, and a random token;
-- a thread renews its modification time every ``HEARTBEAT_S`` seconds, by the clock of the file server, and so does
-  each ``is_held``;
-- a lock is stale when its process has ended (known only on the same host, boot and PID namespace), or when it has not
-  been renewed for ``STALE_S`` seconds, compared with the time that the server gives a file of our own;
-- a stale lock is replaced by a rename of ``PATH.lock.tmp``, whose O_EXCL creation admits one process at a time;
-- a holder whose lock file was replaced (it was suspended for that long) learns it from ``is_held`` and must stop.
+- it is created with O_EXCL, and says which host, boot, process and start time hold it,
+  and a random token;
+- a thread renews its modification time every ``HEARTBEAT_S`` seconds, by the clock of
+  the file server, and so does each ``is_held``;
+- a lock is stale when its process has ended (known only on the same host, boot and PID
+  namespace), or when it has not been renewed for ``STALE_S`` seconds, compared with the
+  time that the server gives a file of our own;
+- a stale lock is replaced by a rename of ``PATH.lock.tmp``, whose O_EXCL creation
+  admits one process at a time;
+- a holder whose lock file was replaced (it was suspended for that long) learns it from
+  ``is_held`` and must stop.
 """
 
 from __future__ import annotations
@@ -38,25 +44,36 @@ SUFFIX = ".lock"
 _MAX_BYTES = 4096
 _ATTEMPTS = 20
 
-_no_flock: set[int] = set()  # devices whose flock(2) was found to be refused or without effect; only ever added to
-_own_tokens: set[str] = set()  # of the lock files that this process holds; each operation on it is atomic
+_no_flock: set[int] = (
+    set()
+    # devices whose flock(2) was found to be refused or without effect; only ever added
+    # to
+)
+_own_tokens: set[str] = (
+    set()
+)  # of the lock files that this process holds; each operation on it is atomic
 
 
 class LockHeld(Exception):
-    """Another process holds the lock; the message says which, as "process 123 on host", or is empty."""
+    """Another process holds the lock; the message says which, as "process 123 on host",
+    or is empty."""
 
 
 class LockForeign(Exception):
-    """A file that is not a lock of ours has the name of the lock file, which is the message."""
+    """A file that is not a lock of ours has the name of the lock file, which is the
+    message."""
 
 
 def flock(descriptor: int, *, is_shared: bool = False) -> bool:
-    """Lock an open file by flock(2) without waiting; return False where the file system does not offer it.
+    """Lock an open file by flock(2) without waiting; return False where the file system
+    does not offer it.
 
     Raises BlockingIOError if another process holds it, OSError.
     """
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(
+            descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
+        )
     except OSError as error:
         if error.errno in disk.CANNOT_LOCK:
             return False
@@ -65,17 +82,21 @@ def flock(descriptor: int, *, is_shared: bool = False) -> bool:
 
 
 class FileLock:
-    """An exclusive lock of the open file ``path``, until ``release`` or the end of the process.
+    """An exclusive lock of the open file ``path``, until ``release`` or the end of the
+    process.
 
-    ``is_file``: it is a lock file. ``was_expired``: the lease of the earlier holder has expired, but its process may
-    still run and write to the same file. Thread-safe.
+    ``is_file``: it is a lock file. ``was_expired``: the lease of the earlier holder has
+    expired, but its process may still run and write to the same file. Thread-safe.
     """
 
-    def __init__(self, descriptor: int, path: Path, *, reopen_path: Path | None = None) -> None:
-        """Lock. ``descriptor`` is one of ``path``, open for writing, and stays the caller's.
+    def __init__(
+        self, descriptor: int, path: Path, *, reopen_path: Path | None = None
+    ) -> None:
+        """Lock. ``descriptor`` is one of ``path``, open for writing, and stays the
+        caller's.
 
-        ``again``: another path by which the file can be opened, for one that has no name yet.
-        Raises LockHeld, LockForeign, OSError.
+        ``again``: another path by which the file can be opened, for one that has no
+        name yet. Raises LockHeld, LockForeign, OSError.
         """
         self.was_expired = False
         self._lock_file: _LockFile | None = None
@@ -89,7 +110,8 @@ class FileLock:
         return self._lock_file is not None
 
     def is_held(self) -> bool:
-        """Tell whether this process still holds the lock, and renew it; always true for ``flock``. Raises OSError."""
+        """Tell whether this process still holds the lock, and renew it; always true for
+        ``flock``. Raises OSError."""
         if self._lock_file is None:
             return True
         if not self._lock_file.is_named():
@@ -98,13 +120,15 @@ class FileLock:
         return True
 
     def release(self) -> None:
-        """Remove the lock file, if there is one; ``flock`` ends with the descriptor. Safe to call twice."""
+        """Remove the lock file, if there is one; ``flock`` ends with the descriptor.
+        Safe to call twice."""
         if self._lock_file is not None:
             self._lock_file.release()
 
 
 def _has_flock(descriptor: int, path: Path) -> bool:
-    """Lock by flock(2) and verify the lock; return False where it has no effect. Raises LockHeld, OSError."""
+    """Lock by flock(2) and verify the lock; return False where it has no effect. Raises
+    LockHeld, OSError."""
     status = os.fstat(descriptor)
     if status.st_dev in _no_flock:
         return False
@@ -119,14 +143,16 @@ def _has_flock(descriptor: int, path: Path) -> bool:
 
 
 def _refuses_second(path: Path, identity: disk.Identity) -> bool:
-    """Return whether a second descriptor of the file cannot lock it; True if the file cannot be opened again."""
+    """Return whether a second descriptor of the file cannot lock it; True if the file
+    cannot be opened again."""
     try:
         second = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return True
     try:
         if disk.identity_of(os.fstat(second)) != identity:
-            return True  # published or replaced meanwhile: the caller checks the name and retries
+            # published or replaced meanwhile: the caller checks the name and retries
+            return True
         flock(second)
     except BlockingIOError:
         return True
@@ -137,9 +163,15 @@ def _refuses_second(path: Path, identity: disk.Identity) -> bool:
 
 
 def _flock_holder(status: os.stat_result) -> str:
-    """Return the lock holder by ``/proc/locks`` (proc_locks(5)), "process 123, dlpool", or an empty text."""
-    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    with suppress(OSError, IndexError, ValueError), open("/proc/locks", encoding="ascii") as locks:
+    """Return the lock holder by ``/proc/locks`` (proc_locks(5)), "process 123, dlpool",
+    or an empty text."""
+    device = (
+        f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    )
+    with (
+        suppress(OSError, IndexError, ValueError),
+        open("/proc/locks", encoding="ascii") as locks,
+    ):
         for fields in (line.split() for line in locks):
             if device in fields and fields[1] == "FLOCK":
                 process = int(fields[4])
@@ -153,7 +185,8 @@ def _flock_holder(status: os.stat_result) -> str:
 
 @dataclass(frozen=True)
 class LockHolder:
-    """The holder of a lock file. ``started`` is in clock ticks since boot, 0 where it is unknown."""
+    """The holder of a lock file. ``started`` is in clock ticks since boot, 0 where it
+    is unknown."""
 
     host: str
     boot: str
@@ -166,7 +199,14 @@ class LockHolder:
     def this_process(cls) -> LockHolder:
         """Return this process, with a new token."""
         pid = os.getpid()
-        return cls(socket.gethostname(), _boot_id(), _pid_namespace(), pid, _start_time(pid), secrets.token_hex(8))
+        return cls(
+            socket.gethostname(),
+            _boot_id(),
+            _pid_namespace(),
+            pid,
+            _start_time(pid),
+            secrets.token_hex(8),
+        )
 
     @classmethod
     def from_json(cls, data: bytes) -> LockHolder | None:
@@ -176,14 +216,22 @@ class LockHolder:
             owner = cls(**fields)
         except (ValueError, TypeError, LookupError, RecursionError):
             return None
-        return owner if isinstance(owner.pid, int) and isinstance(owner.host, str) else None
+        return (
+            owner
+            if isinstance(owner.pid, int) and isinstance(owner.host, str)
+            else None
+        )
 
     def as_json(self) -> bytes:
         return json.dumps({"dlpool_lock": vars(self)}).encode()
 
     def has_ended(self) -> bool:
-        """Tell whether the process is known to have ended: only for one of this host, boot and PID namespace."""
-        if not self.boot or (self.boot, self.namespace) != (_boot_id(), _pid_namespace()):
+        """Tell whether the process is known to have ended: only for one of this host,
+        boot and PID namespace."""
+        if not self.boot or (self.boot, self.namespace) != (
+            _boot_id(),
+            _pid_namespace(),
+        ):
             return False
         if self.pid == os.getpid():
             return self.token not in _own_tokens  # released, but its removal failed
@@ -201,7 +249,8 @@ class LockHolder:
 
 
 class _LockFile:
-    """A lock file that this process created. Its descriptor stays open, so that the inode number is not reused."""
+    """A lock file that this process created. Its descriptor stays open, so that the
+    inode number is not reused."""
 
     def __init__(self, path: Path, made: _Made, *, was_expired: bool) -> None:
         self.path = path
@@ -214,7 +263,8 @@ class _LockFile:
 
     @classmethod
     def acquired(cls, path: Path) -> _LockFile:
-        """Create the lock file, or replace a stale one. Raises LockHeld, LockForeign, OSError."""
+        """Create the lock file, or replace a stale one. Raises LockHeld, LockForeign,
+        OSError."""
         for _ in range(_ATTEMPTS):
             try:
                 return cls(path, _Made.create(path), was_expired=False)
@@ -225,9 +275,12 @@ class _LockFile:
         raise LockHeld("")
 
     def is_named(self) -> bool:
-        """Return whether the path still names this lock file, by open(2), which asks a network file system's server."""
+        """Return whether the path still names this lock file, by open(2), which asks a
+        network file system's server."""
         try:
-            named = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            named = os.open(
+                self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            )
         except FileNotFoundError:
             return False
         try:
@@ -236,7 +289,8 @@ class _LockFile:
             disk.close_quietly(named)
 
     def renew(self) -> None:
-        """Set the modification time to the server's current time. A failure is ignored: the lock becomes stale then."""
+        """Set the modification time to the server's current time. A failure is ignored:
+        the lock becomes stale then."""
         with self._lock, suppress(OSError):
             if self._descriptor >= 0:
                 os.utime(self._descriptor)
@@ -257,9 +311,11 @@ class _LockFile:
 
 
 class _Heartbeat:
-    """Renews the lock files of this process on a daemon thread, which ends with the last of them.
+    """Renews the lock files of this process on a daemon thread, which ends with the
+    last of them.
 
-    Where this process may not have another thread, a lock is renewed when its holder asks whether it is still held.
+    Where this process may not have another thread, a lock is renewed when its holder
+    asks whether it is still held.
     """
 
     def __init__(self) -> None:
@@ -275,7 +331,9 @@ class _Heartbeat:
                 self._changed = threading.Event()
                 self._thread = None
                 with suppress(NoThread):
-                    self._thread = start_thread(partial(self._run, self._changed), "dlpool-locks")
+                    self._thread = start_thread(
+                        partial(self._run, self._changed), "dlpool-locks"
+                    )
 
     def drop(self, file: _LockFile) -> None:
         with self._lock:
@@ -305,14 +363,23 @@ class _Made:
 
     @classmethod
     def create(cls, path: Path) -> _Made:
-        """Create the file and write its owner into it. Raises FileExistsError, OSError."""
+        """Create the file and write its owner into it. Raises FileExistsError,
+        OSError."""
         owner = LockHolder.this_process()
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(
+                path,
+                os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+                0o644,
+            )
         except FileExistsError:
             raise
         except OSError:
-            _remove_empty(path)  # the call may have created it and reported failure: a lock without a holder
+            _remove_empty(
+                path
+                # the call may have created it and reported failure: a lock without a
+                # holder
+            )
             raise
         try:
             _own_tokens.add(owner.token)
@@ -340,19 +407,24 @@ def _remove_empty(path: Path) -> None:
 
 
 def _take_over(path: Path) -> _LockFile | None:
-    """Replace a stale lock by a new one; None if it was removed meanwhile. Raises LockHeld, LockForeign, OSError."""
+    """Replace a stale lock by a new one; None if it was removed meanwhile. Raises
+    LockHeld, LockForeign, OSError."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         made = _Made.create(temporary)
     except FileExistsError:
-        if _judged(temporary, now=None):  # left by a process that was killed in this function
+        if _judged(
+            temporary, now=None
+        ):  # left by a process that was killed in this function
             disk.remove(temporary)
         return None
     try:
         found = _judged(path, now=os.fstat(made.descriptor).st_mtime)
         if found is not None:
             disk.replace(temporary, path, identity=made.identity)
-            if disk.is_name_of(path, made.identity):  # else another process removed our temporary file as stale
+            if disk.is_name_of(
+                path, made.identity
+            ):  # else another process removed our temporary file as stale
                 return _LockFile(path, made, was_expired=not found.has_ended)
     except BaseException:
         made.remove(temporary)
@@ -369,12 +441,15 @@ class _Stale:
 
 
 def _judged(path: Path, now: float | None) -> _Stale | None:
-    """Return why the lock is stale, None if it does not exist. ``now``: the server's time, None to ask for it.
+    """Return why the lock is stale, None if it does not exist. ``now``: the server's
+    time, None to ask for it.
 
     Raises LockHeld for a lock that is in use, LockForeign, OSError.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(
+            path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        )
     except FileNotFoundError:
         return None
     except OSError:
@@ -397,13 +472,15 @@ def _judged(path: Path, now: float | None) -> _Stale | None:
 
 
 def _check_regular(path: Path, status: os.stat_result) -> None:
-    """Raise LockForeign for a link, a folder, a pipe or a socket: none of them is a lock that was left."""
+    """Raise LockForeign for a link, a folder, a pipe or a socket: none of them is a
+    lock that was left."""
     if not stat.S_ISREG(status.st_mode):
         raise LockForeign(str(path))
 
 
 def _server_time(folder: Path) -> float:
-    """Return the time of the file server's clock, in seconds since the epoch. Raises OSError."""
+    """Return the time of the file server's clock, in seconds since the epoch. Raises
+    OSError."""
     path = folder / f".dlpool-{secrets.token_hex(8)}.tmp"
     descriptor = disk.create_exclusive(path)
     try:
@@ -416,7 +493,9 @@ def _server_time(folder: Path) -> float:
 
 def _boot_id() -> str:
     with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return (
+            Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        )
     return ""
 
 
@@ -427,7 +506,8 @@ def _pid_namespace() -> str:
 
 
 def _start_time(pid: int) -> int:
-    """Return the start time of the process (field 22 of proc_pid_stat(5)), 0 if it is unknown."""
+    """Return the start time of the process (field 22 of proc_pid_stat(5)), 0 if it is
+    unknown."""
     with suppress(OSError, ValueError, IndexError):
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         return int(text.rpartition(")")[2].split()[19])

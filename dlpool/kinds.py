@@ -15,12 +15,23 @@ KIB = 1024
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3600.0, 86400.0
 MAX_DURATION_S = 366 * DAY_S
 LEVELS = ("debug", "info", "warning", "error", "critical")
-LOGGERS = ("supervisor", "redis", "hooks", "jobs", "worker", "log", "metrics", "web", "audit")
+LOGGERS = (
+    "supervisor",
+    "redis",
+    "hooks",
+    "jobs",
+    "worker",
+    "log",
+    "metrics",
+    "web",
+    "audit",
+)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How a setting is written. ``parse`` raises ValueError with a phrase that continues "it is ..."."""
+    """How a setting is written. ``parse`` raises ValueError with a phrase that
+    continues "it is ..."."""
 
     metavar: str
     parse: Callable[[str], Any]
@@ -40,7 +51,14 @@ def _number(text: str, units: dict[str, float], unit_names: str) -> float:
     return value
 
 
-_SIZE_UNITS = {"": 1.0, "b": 1.0, "k": 1024.0, "m": 1024.0**2, "g": 1024.0**3, "t": 1024.0**4}
+_SIZE_UNITS = {
+    "": 1.0,
+    "b": 1.0,
+    "k": 1024.0,
+    "m": 1024.0**2,
+    "g": 1024.0**3,
+    "t": 1024.0**4,
+}
 _SIZE_UNITS |= {
     f"{unit}{ending}": factor
     for unit, factor in _SIZE_UNITS.items()
@@ -64,13 +82,19 @@ def parse_duration(text: str) -> float:
 
 
 def unit_hint(text: str) -> str:
-    """Return a hint for a duration that is too long: a number without a unit is in seconds."""
+    """Return a hint for a duration that is too long: a number without a unit is in
+    seconds."""
     number = text.strip()
-    return f" (without a unit it is in seconds; milliseconds are {number}ms)" if number[-1:].isdigit() else ""
+    return (
+        f" (without a unit it is in seconds; milliseconds are {number}ms)"
+        if number[-1:].isdigit()
+        else ""
+    )
 
 
 def duration_text(seconds: float) -> str:
-    """Return ``seconds`` in the largest unit that gives an integer: ``90s``, ``5m``, ``100ms``."""
+    """Return ``seconds`` in the largest unit that gives an integer: ``90s``, ``5m``,
+    ``100ms``."""
     for unit, factor in (("h", 3600.0), ("m", 60.0), ("s", 1.0)):
         if seconds and seconds % factor == 0:
             return f"{int(seconds // factor)}{unit}"
@@ -95,7 +119,16 @@ def parse_count_or_auto(text: str) -> int | str:
     return parse_count(text)
 
 
-_SWITCH = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
+_SWITCH = {
+    "yes": True,
+    "true": True,
+    "on": True,
+    "1": True,
+    "no": False,
+    "false": False,
+    "off": False,
+    "0": False,
+}
 
 
 def parse_frequency(text: str) -> float:
@@ -165,13 +198,15 @@ def parse_command(text: str) -> str:
 
 
 def redacted_command(command: str) -> str:
-    """Return the program of a command line; its arguments, which may be secret, are left out."""
+    """Return the program of a command line; its arguments, which may be secret, are
+    left out."""
     program, *arguments = shlex.split(command)
     return f"{program} ..." if arguments else program
 
 
 def split_address(text: str) -> tuple[str, int]:
-    """Host and port of ``HOST:PORT``, ``[::1]:PORT``, or ``:PORT``, which is every address of this machine."""
+    """Host and port of ``HOST:PORT``, ``[::1]:PORT``, or ``:PORT``, which is every
+    address of this machine."""
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*):([0-9]{1,5})", text)
     if match is None or not 0 < int(match[2]) < 65536:
         raise ValueError("not of the form HOST:PORT")
@@ -186,7 +221,8 @@ def parse_address(text: str) -> str:
 
 
 def split_clamd(text: str) -> str | tuple[str, int]:
-    """Return the path of ``unix:PATH``, or host and port of ``tcp://HOST:PORT``. Raises ValueError."""
+    """Return the path of ``unix:PATH``, or host and port of ``tcp://HOST:PORT``. Raises
+    ValueError."""
     if text.startswith("unix:/") and parse_text(text):
         return text.removeprefix("unix:")
     if text.startswith("tcp://"):
@@ -204,21 +240,31 @@ def parse_clamd(text: str) -> str:
 
 
 def parse_loopback(text: str) -> str:
-    """Return ``text`` if it is a ``HOST:PORT`` of the loopback interface or empty. Raises ValueError."""
-    if text and not re.fullmatch(r"localhost|127(\.[0-9]{1,3}){3}|::1", split_address(text)[0]):
-        raise ValueError("not an address of the loopback interface (127.0.0.1, [::1], localhost)")
+    """Return ``text`` if it is a ``HOST:PORT`` of the loopback interface or empty.
+    Raises ValueError."""
+    if text and not re.fullmatch(
+        r"localhost|127(\.[0-9]{1,3}){3}|::1", split_address(text)[0]
+    ):
+        raise ValueError(
+            "not an address of the loopback interface (127.0.0.1, [::1], localhost)"
+        )
     return text
 
 
 def parse_umask(text: str) -> str:
-    """Return ``text`` if it is an octal number of bits that leave the owner all rights. Raises ValueError."""
+    """Return ``text`` if it is an octal number of bits that leave the owner all rights.
+    Raises ValueError."""
     if not re.fullmatch("0{0,2}[0-7]{1,2}", text):
-        raise ValueError("not an octal number from 000 to 077 (the rights that group and others do not get)")
+        raise ValueError(
+            "not an octal number from 000 to 077 (the rights that group and others do "
+            "not get)"
+        )
     return text
 
 
 def parse_levels(text: str) -> str:
-    """``LOGGER=LEVEL`` with commas between; it stays one text, which ``logger_levels`` reads."""
+    """``LOGGER=LEVEL`` with commas between; it stays one text, which ``logger_levels``
+    reads."""
     logger_levels(text)
     return text
 
@@ -229,9 +275,14 @@ def logger_levels(text: str) -> dict[str, str]:
     for part in text.split(","):
         logger, equals, level = (word.strip() for word in part.partition("="))
         if not equals:
-            raise ValueError(f"not LOGGER=LEVEL with commas between ({part.strip()[:40]!r})")
+            raise ValueError(
+                f"not LOGGER=LEVEL with commas between ({part.strip()[:40]!r})"
+            )
         if logger not in LOGGERS:
-            raise ValueError(f"of an unknown logger ({logger[:40]!r}; known are {', '.join(LOGGERS)})")
+            raise ValueError(
+                f"of an unknown logger ({logger[:40]!r}; known are "
+                f"{', '.join(LOGGERS)})"
+            )
         if level not in LEVELS:
             raise ValueError(f"not one of {', '.join(LEVELS)} ({level[:40]!r})")
         found[logger] = level

@@ -1,7 +1,9 @@
-"""Connections of which the head of a request has not come whole: bounded bytes each, and known by age.
+"""Connections of which the head of a request has not come whole: bounded bytes each,
+and known by age.
 
-A server that keeps them here needs no thread for a client that says nothing, or drips (RFC 9112, section 2.2: a head
-ends with an empty line, and each of its lines with CRLF).
+A server that keeps them here needs no thread for a client that says nothing, or drips
+(RFC 9112, section 2.2: a head ends with an empty line, and each of its lines with
+CRLF).
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from typing import Generic, TypeVar
 
 MAX_HEAD = 32 * 1024  # bytes
 MAX_LINE = 8194  # bytes without an end of the line: a parser refuses them
-_END = re.compile(rb"\r\n\r\n|(?<!\r)\n")  # of a head, or of the patience of a parser: a bare LF is refused
+_END = re.compile(
+    rb"\r\n\r\n|(?<!\r)\n"
+)  # of a head, or of the patience of a parser: a bare LF is refused
 
 Connection = TypeVar("Connection")
 
@@ -37,7 +41,9 @@ class _PendingHead:
     def feed(self, data: bytes) -> HeadProgress:
         seen = max(0, len(self.data) - 3)
         self.data += data
-        is_whole = _END.search(self.data, seen) or (len(self.data) > MAX_LINE and self.data.find(b"\n", 2) < 0)
+        is_whole = _END.search(self.data, seen) or (
+            len(self.data) > MAX_LINE and self.data.find(b"\n", 2) < 0
+        )
         if is_whole:
             self.progress = HeadProgress.COMPLETE
         elif len(self.data) > MAX_HEAD:
@@ -46,7 +52,8 @@ class _PendingHead:
 
 
 class PendingHeads(Generic[Connection]):
-    """By connection, the oldest first. ``feed`` and ``take`` raise KeyError for an unknown one. Used by one thread."""
+    """By connection, the oldest first. ``feed`` and ``take`` raise KeyError for an
+    unknown one. Used by one thread."""
 
     def __init__(self) -> None:
         self._held: dict[Connection, _PendingHead] = {}
@@ -62,7 +69,8 @@ class PendingHeads(Generic[Connection]):
         return iter(self._held)
 
     def add(self, connection: Connection, until: float) -> None:
-        """Nothing has come of its next request, and it is due at ``until``, by any clock."""
+        """Nothing has come of its next request, and it is due at ``until``, by any
+        clock."""
         self._held[connection] = _PendingHead(until)
         self._next = min(self._next, until)
 
@@ -86,8 +94,13 @@ class PendingHeads(Generic[Connection]):
         """Those whose time is over."""
         if now < self._next:
             return []
-        self._next = min((head.until for head in self._held.values() if head.until > now), default=math.inf)
-        return [connection for connection, head in self._held.items() if head.until <= now]
+        self._next = min(
+            (head.until for head in self._held.values() if head.until > now),
+            default=math.inf,
+        )
+        return [
+            connection for connection, head in self._held.items() if head.until <= now
+        ]
 
     def next_timeout_s(self, now: float) -> float:
         """How long until the next one may be due; infinite if none is here."""
@@ -106,7 +119,8 @@ class PendingHeads(Generic[Connection]):
 
 
 def parse_target(head: bytes) -> tuple[str, str]:
-    """The method of a request, and its path without a query; empty texts for what is no request."""
+    """The method of a request, and its path without a query; empty texts for what is no
+    request."""
     line = head[:MAX_LINE].lstrip(b"\r\n").partition(b"\n")[0].rstrip(b"\r").split(b" ")
     if len(line) != 3:
         return "", ""

@@ -1,4 +1,5 @@
-"""System calls as ``os`` does not have them. Thread-safe; the interpreter's lock is free meanwhile."""
+"""System calls as ``os`` does not have them. Thread-safe; the interpreter's lock is
+free meanwhile."""
 
 from __future__ import annotations
 
@@ -16,10 +17,14 @@ _AT_FDCWD = -100  # openat(2)
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2), 64 bits
 
 
-def fallocate(descriptor: int, offset: int, size: int, *, keep_size: bool = False) -> None:
-    """Reserve the blocks of ``size`` bytes. Raises OSError, as ENOSYS where libc lacks the function.
+def fallocate(
+    descriptor: int, offset: int, size: int, *, keep_size: bool = False
+) -> None:
+    """Reserve the blocks of ``size`` bytes. Raises OSError, as ENOSYS where libc lacks
+    the function.
 
-    Unlike posix_fallocate(3), never by writing them one by one. ``keep_size``: the file gets no longer.
+    Unlike posix_fallocate(3), never by writing them one by one. ``keep_size``: the file
+    gets no longer.
     """
     function = getattr(_libc, "fallocate", None)
     if function is None:
@@ -31,31 +36,45 @@ def fallocate(descriptor: int, offset: int, size: int, *, keep_size: bool = Fals
             raise OSError(number, os.strerror(number))
 
 
-def rename_noreplace(source: str | os.PathLike[str], target: str | os.PathLike[str], dir_fd: int | None = None) -> None:
-    """Rename, unless something has the name ``target``: renameat2(2) with RENAME_NOREPLACE.
+def rename_noreplace(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    dir_fd: int | None = None,
+) -> None:
+    """Rename, unless something has the name ``target``: renameat2(2) with
+    RENAME_NOREPLACE.
 
-    Paths may be relative to ``dir_fd``. Raises FileExistsError; OSError, as EINVAL where the file system lacks the flag
-    and ENOSYS where libc lacks the function.
+    Paths may be relative to ``dir_fd``. Raises FileExistsError; OSError, as EINVAL
+    where the file system lacks the flag and ENOSYS where libc lacks the function.
     """
     function = getattr(_libc, "renameat2", None)
     if function is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     folder = _AT_FDCWD if dir_fd is None else dir_fd
-    while function(folder, os.fsencode(source), folder, os.fsencode(target), _NOREPLACE) != 0:
+    while (
+        function(folder, os.fsencode(source), folder, os.fsencode(target), _NOREPLACE)
+        != 0
+    ):
         number = ctypes.get_errno()
         if number != errno.EINTR:
-            raise OSError(number, os.strerror(number), os.fspath(source), None, os.fspath(target))
+            raise OSError(
+                number, os.strerror(number), os.fspath(source), None, os.fspath(target)
+            )
 
 
 def lock_byte(descriptor: int, offset: int, *, is_shared: bool = False) -> bool:
-    """Lock the byte at ``place`` of an open file without waiting; return False if another open file has its lock.
+    """Lock the byte at ``place`` of an open file without waiting; return False if
+    another open file has its lock.
 
-    The lock belongs to the open file description (F_OFD_SETLK, fcntl(2)): it ends when that is closed, at the latest
-    with the process. The byte need not exist. Raises OSError.
+    The lock belongs to the open file description (F_OFD_SETLK, fcntl(2)): it ends when
+    that is closed, at the latest with the process. The byte need not exist. Raises
+    OSError.
     """
     kind = fcntl.F_RDLCK if is_shared else fcntl.F_WRLCK
     try:
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, offset, 1, 0))
+        fcntl.fcntl(
+            descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, offset, 1, 0)
+        )
     except (BlockingIOError, PermissionError):  # fcntl(2) allows both
         return False
     return True

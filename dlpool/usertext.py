@@ -1,4 +1,5 @@
-"""Decoding of text files and pipes of users: encoding by the byte order mark, lines that end in LF, CRLF or CR.
+"""Decoding of text files and pipes of users: encoding by the byte order mark, lines
+that end in LF, CRLF or CR.
 
 And what may be shown to a user of text that others wrote.
 """
@@ -12,8 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 READ_BYTES = 64 * 1024
-# Control characters (C0, DEL, C1), marks that turn the direction of text, line separators, tags that nobody sees, and
-# halves of surrogate pairs: what a terminal obeys, or shows otherwise than it is. As of a character class of re.
+# Control characters (C0, DEL, C1), marks that turn the direction of text, line
+# separators, tags that nobody sees, and halves of surrogate pairs: what a terminal
+# obeys, or shows otherwise than it is. As of a character class of re.
 UNSAFE = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f"
 _UNSAFE = re.compile(f"[{UNSAFE}]")
 MAX_LINE = 1024 * 1024  # characters
@@ -27,14 +29,18 @@ _MARKS = (
 
 
 def escape_unsafe(text: str, *, keeps: str = "") -> str:
-    """Return ``text`` with each character escaped (``\\x1b``) that a terminal would obey, but those of ``keeps``."""
+    """Return ``text`` with each character escaped (``\\x1b``) that a terminal would
+    obey, but those of ``keeps``."""
     if text.isprintable():
         return text
-    return _UNSAFE.sub(lambda found: found[0] if found[0] in keeps else ascii(found[0])[1:-1], text)
+    return _UNSAFE.sub(
+        lambda found: found[0] if found[0] in keeps else ascii(found[0])[1:-1], text
+    )
 
 
 def split_byte_order_mark(data: bytes) -> tuple[str, bytes]:
-    """Return the encoding of the byte order mark that ``data`` begins with, "" without one, and the bytes after it."""
+    """Return the encoding of the byte order mark that ``data`` begins with, "" without
+    one, and the bytes after it."""
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             return encoding, data[len(mark) :]
@@ -48,16 +54,20 @@ class NotText(ValueError):
 class TextLines:
     """Splits bytes into the lines of a text, incrementally. Not thread-safe.
 
-    Without a byte order mark the text is UTF-8, and invalid bytes become surrogates (``surrogateescape``), as in file
-    names. With one, they are an error. A mark at the beginning of a later line, as in concatenated files, is dropped.
+    Without a byte order mark the text is UTF-8, and invalid bytes become surrogates
+    (``surrogateescape``), as in file names. With one, they are an error. A mark at the
+    beginning of a later line, as in concatenated files, is dropped.
     """
 
     def __init__(self, *, truncates: bool = False, allows_nul: bool = False) -> None:
-        """``cuts``: truncate a line longer than ``MAX_LINE``, else raise; ``keeps_nul``: allow NUL characters."""
+        """``cuts``: truncate a line longer than ``MAX_LINE``, else raise;
+        ``keeps_nul``: allow NUL characters."""
         self._keeps_nul = allows_nul
         self._cuts = truncates
         self._head: bytes | None = b""  # until the encoding is known
-        self._decoder: codecs.IncrementalDecoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._decoder: codecs.IncrementalDecoder = codecs.getincrementaldecoder(
+            "utf-8"
+        )("surrogateescape")
         self._newlines = io.IncrementalNewlineDecoder(None, translate=True)
         self._encoding = ""  # of the byte order mark
         self._pending: list[str] = []  # parts of the incomplete line
@@ -65,7 +75,8 @@ class TextLines:
         self._number = 0
 
     def feed(self, data: bytes, *, is_end: bool = False) -> Iterator[str]:
-        """Yield the lines that ``data`` completes; ``is_end``: it is the last. Raises NotText."""
+        """Yield the lines that ``data`` completes; ``is_end``: it is the last. Raises
+        NotText."""
         if self._head is not None:
             data = self._head + data
             self._head = None if is_end or not _may_be_mark(data) else data
@@ -80,7 +91,10 @@ class TextLines:
             self._pending.append(rest)
             self._pending_size += len(rest)
         elif not self._cuts:
-            raise NotText(f"line {self._number + 1}: it is longer than {MAX_LINE} characters: is it a text?")
+            raise NotText(
+                f"line {self._number + 1}: it is longer than {MAX_LINE} characters: is "
+                f"it a text?"
+            )
         if is_end and self._pending_size:
             yield self._checked("".join(self._pending))
 
@@ -96,20 +110,31 @@ class TextLines:
         try:
             text = self._decoder.decode(data, is_end)
         except UnicodeDecodeError as error:
-            raise NotText(f"line {self._number + 1}: not {self._encoding}: {error.reason}") from error
+            raise NotText(
+                f"line {self._number + 1}: not {self._encoding}: {error.reason}"
+            ) from error
         return str(self._newlines.decode(text, is_end))
 
     def _checked(self, line: str) -> str:
         self._number += 1
         if self._encoding and _has_surrogates(line):
-            raise NotText(f"line {self._number}: not {self._encoding}, as its byte order mark says")
+            raise NotText(
+                f"line {self._number}: not {self._encoding}, as its byte order mark "
+                f"says"
+            )
         if "\0" in line and not self._keeps_nul:
-            raise NotText(f"line {self._number}: it holds a NUL character: save the file as text in UTF-8")
+            raise NotText(
+                f"line {self._number}: it holds a NUL character: save the file as text "
+                f"in UTF-8"
+            )
         return line.removeprefix("\ufeff")
 
 
-def read_lines(read: Callable[[int], bytes], *, allows_nul: bool = False) -> Iterator[str]:
-    """Yield the lines of the bytes that ``read`` returns, each when it is complete. Raises NotText and its errors."""
+def read_lines(
+    read: Callable[[int], bytes], *, allows_nul: bool = False
+) -> Iterator[str]:
+    """Yield the lines of the bytes that ``read`` returns, each when it is complete.
+    Raises NotText and its errors."""
     lines = TextLines(allows_nul=allows_nul)
     while data := read(READ_BYTES):
         yield from lines.feed(data)
@@ -117,13 +142,18 @@ def read_lines(read: Callable[[int], bytes], *, allows_nul: bool = False) -> Ite
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file in UTF-8, or in the encoding of its byte order mark. Raises OSError, NotText.
+    """Return the text of a file in UTF-8, or in the encoding of its byte order mark.
+    Raises OSError, NotText.
 
-    A mark of UTF-16 or UTF-32 with nothing after it is no text: the rest of the file has been lost, or it is binary.
+    A mark of UTF-16 or UTF-32 with nothing after it is no text: the rest of the file
+    has been lost, or it is binary.
     """
     with path.open("rb") as file:
         lines = list(read_lines(file.read, allows_nul=True))
-        is_cut = not lines and file.tell() in (len(codecs.BOM_UTF16), len(codecs.BOM_UTF32))
+        is_cut = not lines and file.tell() in (
+            len(codecs.BOM_UTF16),
+            len(codecs.BOM_UTF32),
+        )
     if is_cut:
         raise NotText("line 1: a byte order mark, and nothing after it")
     for number, line in enumerate(lines, 1):

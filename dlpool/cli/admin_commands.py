@@ -1,4 +1,5 @@
-"""The commands that set a machine up: their options. Imports no library before one of them runs."""
+"""The commands that set a machine up: their options. Imports no library before one of
+them runs."""
 
 from __future__ import annotations
 
@@ -39,51 +40,90 @@ def add_admin_commands(commands: Any, exit_codes: str) -> None:
     from dlpool.cli.supervisor import add_service_options
 
     add_quarantine(commands, exit_codes)
-    parser = add_command(commands, "config", "check or show the settings", _CONFIG, exit_codes, _config)
-    parser.add_argument("action", metavar="check|show|convert", choices=("check", "show", "convert"))
-    parser.add_argument("file", metavar="FILE", nargs="?", help="with convert: the config.json of the Go upload server")
-    parser.add_argument(
-        "-o", "--output", metavar="FILE", help="with convert: write the INI file there (default: standard output)"
+    parser = add_command(
+        commands, "config", "check or show the settings", _CONFIG, exit_codes, _config
     )
-    parser.add_argument("--origin", action="store_true", help="with show: also say where each was said")
+    parser.add_argument(
+        "action", metavar="check|show|convert", choices=("check", "show", "convert")
+    )
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        nargs="?",
+        help="with convert: the config.json of the Go upload server",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="with convert: write the INI file there (default: standard output)",
+    )
+    parser.add_argument(
+        "--origin", action="store_true", help="with show: also say where each was said"
+    )
     add_service_options(parser)
     add_output_options(parser, "print one JSON object, of show a line for each setting")
-    parser = add_command(commands, "doctor", "try out what the service lives on", _DOCTOR, exit_codes, _doctor)
-    parser.add_argument("url", metavar="URL", nargs="?", help="http or https: also try out its server")
+    parser = add_command(
+        commands,
+        "doctor",
+        "try out what the service lives on",
+        _DOCTOR,
+        exit_codes,
+        _doctor,
+    )
     parser.add_argument(
-        "--folder", metavar="DIR", help="check the file system of DIR, not Redis or the configured folders"
+        "url", metavar="URL", nargs="?", help="http or https: also try out its server"
+    )
+    parser.add_argument(
+        "--folder",
+        metavar="DIR",
+        help="check the file system of DIR, not Redis or the configured folders",
     )
     add_service_options(parser)
     add_output_options(parser, "print one JSON object")
-    parser = add_command(commands, "setup", "install the service for systemd", _SETUP, exit_codes, _setup)
+    parser = add_command(
+        commands, "setup", "install the service for systemd", _SETUP, exit_codes, _setup
+    )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--print-unit", action="store_true", help="print the unit, and change nothing")
+    what.add_argument(
+        "--print-unit", action="store_true", help="print the unit, and change nothing"
+    )
     what.add_argument("--install", metavar="DIR", help="write the files below DIR")
     parser.add_argument(
         "--instance",
         metavar="NAME",
         type=_instance,
         help="with --install: an instance of its own, "
-        "dlpool-supervisor@NAME, with /etc/dlpool/NAME.ini; with --print-unit: its unit",
+        "dlpool-supervisor@NAME, with /etc/dlpool/NAME.ini; with --print-unit: its "
+        "unit",
     )
     parser.add_argument(
         "--network-allow",
         metavar="NETWORK,...",
         type=_networks,
-        help="with --install: private networks that jobs may connect to, as 10.0.0.0/8 (default: asked on a terminal)",
+        help="with --install: private networks that jobs may connect to, as 10.0.0.0/8 "
+        "(default: asked on a terminal)",
     )
 
 
 def add_quarantine(commands: Any, exit_codes: str) -> None:
     """Declare ``dlpool quarantine``."""
     summary = "list, release or delete infected files"
-    parser = add_command(commands, "quarantine", summary, _QUARANTINE, exit_codes, _quarantine)
+    parser = add_command(
+        commands, "quarantine", summary, _QUARANTINE, exit_codes, _quarantine
+    )
     verbs = ("list", "show", "release", "delete")
-    parser.add_argument("action", metavar="|".join(verbs), nargs="?", default="list", choices=verbs)
+    parser.add_argument(
+        "action", metavar="|".join(verbs), nargs="?", default="list", choices=verbs
+    )
     parser.add_argument("ids", metavar="ID", nargs="*", help="as the list shows them")
     parser.add_argument("--all", action="store_true", help="with delete: all files")
-    parser.add_argument("--to", metavar="PATH", help="with release of one file: the name that it gets")
-    parser.add_argument("-c", "--config", metavar="FILE", help="the INI file of the service")
+    parser.add_argument(
+        "--to", metavar="PATH", help="with release of one file: the name that it gets"
+    )
+    parser.add_argument(
+        "-c", "--config", metavar="FILE", help="the INI file of the service"
+    )
     add_output_options(parser, "print one JSON object a line")
 
 

@@ -24,7 +24,8 @@ WIDTHS = (24, 18, 12, 32, 24)  # of the columns while they are followed
 def run(arguments: argparse.Namespace) -> int:
     """Show events and return the exit code. Raises UsageError, QueueError.
 
-    With ``--follow`` it returns only when the reader closes the pipe (exit code 1), or ends by Ctrl-C or an error.
+    With ``--follow`` it returns only when the reader closes the pipe (exit code 1), or
+    ends by Ctrl-C or an error.
     """
     since = None if arguments.since is None else since_of(arguments.since, time.time())
     wanted = AuditFilter(arguments.actor, arguments.action, arguments.object, since)
@@ -43,18 +44,27 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def since_of(text: str, now: float) -> float:
-    """Return seconds since 1970, for RFC 3339, such seconds, or a duration before ``now``. Raises UsageError."""
+    """Return seconds since 1970, for RFC 3339, such seconds, or a duration before
+    ``now``. Raises UsageError."""
     with suppress(UsageError):
         return parse_time(text)
     with suppress(ValueError):
         return now - parse_duration(text)
-    raise UsageError(f"--since {text[:80]!r} is neither RFC 3339, nor seconds since 1970, nor a duration such as 2h")
+    raise UsageError(
+        f"--since {text[:80]!r} is neither RFC 3339, nor seconds since 1970, nor a "
+        f"duration such as 2h"
+    )
 
 
 def _follow(
-    trail: AuditReader, found: list[AuditEvent], position: str, wanted: AuditFilter, arguments: argparse.Namespace
+    trail: AuditReader,
+    found: list[AuditEvent],
+    position: str,
+    wanted: AuditFilter,
+    arguments: argparse.Namespace,
 ) -> NoReturn:
-    """Show events as they occur. Raises QueueError, and BrokenPipeError when the reader has closed the pipe."""
+    """Show events as they occur. Raises QueueError, and BrokenPipeError when the reader
+    has closed the pipe."""
     position = max(position, found[-1].id if found else position, key=_place)
     while True:
         _show_more(found, arguments)
@@ -88,4 +98,11 @@ def _row(event: AuditEvent) -> tuple[str, ...]:
     label, count = said.get("label"), said.get("count")
     result = said.get("result", "") + (f" ({label})" if label else "")
     name = said.get("object", "") + (f" and others, {count} in all" if count else "")
-    return event.at, said.get("action", ""), result, name, said.get("actor", ""), said.get("address", "")
+    return (
+        event.at,
+        said.get("action", ""),
+        result,
+        name,
+        said.get("actor", ""),
+        said.get("address", ""),
+    )

@@ -1,4 +1,5 @@
-"""Audit events of commands: which command changes what, and who runs it. Imports no library by itself."""
+"""Audit events of commands: which command changes what, and who runs it. Imports no
+library by itself."""
 
 from __future__ import annotations
 
@@ -15,7 +16,14 @@ from typing import TYPE_CHECKING
 from dlpool import __version__
 from dlpool.config import Settings
 from dlpool.errors import DlpoolError
-from dlpool.jobs.audit_events import DONE, LOCAL, AuditActor, AuditChange, event_fields, log_fields
+from dlpool.jobs.audit_events import (
+    DONE,
+    LOCAL,
+    AuditActor,
+    AuditChange,
+    event_fields,
+    log_fields,
+)
 
 if TYPE_CHECKING:
     import redis
@@ -23,9 +31,12 @@ if TYPE_CHECKING:
     from dlpool.jobs.keys import QueueKeys
 
 BATCH = 100  # events a round trip
-INTERRUPTED = "interrupted"  # the result of a command that ended by a signal or a defect
+INTERRUPTED = (
+    "interrupted"  # the result of a command that ended by a signal or a defect
+)
 READS = ""  # the action of what changes nothing
-# By command, or by command and action: each that works on the queue, uploads or the quarantine stands here.
+# By command, or by command and action: each that works on the queue, uploads or the
+# quarantine stands here.
 ACTIONS = {
     "push": "job.push",
     "jobs": READS,
@@ -62,32 +73,44 @@ ACTIONS = {
     "config convert": READS,
     "setup": READS,
     "fetch": READS,
-    "upload": READS,  # what they change is on other machines, or files of their own user
+    # what they change is on other machines, or files of their own user
+    "upload": READS,
 }
 
 
 def action_of(arguments: argparse.Namespace) -> str:
-    """Return the action of a command with these arguments, empty for one that changes nothing.
+    """Return the action of a command with these arguments, empty for one that changes
+    nothing.
 
     Raises KeyError for a command that has none: it was forgotten.
     """
     command: str = arguments.command
-    return ACTIONS[command] if command in ACTIONS else ACTIONS[f"{command} {arguments.action}"]
+    return (
+        ACTIONS[command]
+        if command in ACTIONS
+        else ACTIONS[f"{command} {arguments.action}"]
+    )
 
 
 def author() -> AuditActor:
-    """Return who runs this process: the name of the effective user, the host, and who is behind sudo."""
+    """Return who runs this process: the name of the effective user, the host, and who
+    is behind sudo."""
     name = str(os.geteuid())
     with suppress(KeyError):
         name = pwd.getpwuid(os.geteuid()).pw_name
     behind = os.environ.get("SUDO_USER", "") if os.geteuid() == 0 else ""
-    return AuditActor(f"user {name}@{socket.gethostname()}" + (f" (sudo {behind})" if behind else ""), LOCAL)
+    return AuditActor(
+        f"user {name}@{socket.gethostname()}" + (f" (sudo {behind})" if behind else ""),
+        LOCAL,
+    )
 
 
 class AuditRecorder:
-    """Writes the audit events of one command: to the stream of the queue, and to the service's log if it is here.
+    """Writes the audit events of one command: to the stream of the queue, and to the
+    service's log if it is here.
 
-    Never raises: what was changed is changed. Lost events are told on standard error. Not thread-safe.
+    Never raises: what was changed is changed. Lost events are told on standard error.
+    Not thread-safe.
     """
 
     def __init__(self, action: str, settings: Settings, *, is_quiet: bool) -> None:
@@ -103,8 +126,11 @@ class AuditRecorder:
 
     @classmethod
     def of(cls, arguments: argparse.Namespace, settings: Settings) -> AuditRecorder:
-        """Return the one of the command with these arguments. Raises KeyError for a command without an action."""
-        return cls(action_of(arguments), settings, is_quiet=getattr(arguments, "quiet", False))
+        """Return the one of the command with these arguments. Raises KeyError for a
+        command without an action."""
+        return cls(
+            action_of(arguments), settings, is_quiet=getattr(arguments, "quiet", False)
+        )
 
     def attach(self, client: redis.Redis, keys: QueueKeys) -> None:
         """Write to the stream of this queue."""
@@ -121,7 +147,8 @@ class AuditRecorder:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Write, when the block ends, what was noted; and what was not: how it ended."""
+        """Write, when the block ends, what was noted; and what was not: how it
+        ended."""
         result = INTERRUPTED
         try:
             yield
@@ -137,7 +164,10 @@ class AuditRecorder:
             self.note("", result)
         self._flush()
         if self._lost and result == DONE and not self._is_quiet:
-            print(f"dlpool: warning: Redis has not taken {self._lost} audit events", file=sys.stderr)
+            print(
+                f"dlpool: warning: Redis has not taken {self._lost} audit events",
+                file=sys.stderr,
+            )
 
     def _flush(self) -> None:
         changes, self._waiting = self._waiting, []
@@ -149,7 +179,9 @@ class AuditRecorder:
         from dlpool.jobs.audit_stream import AuditWriter
 
         try:
-            writer = AuditWriter(self._client, self._keys, self.settings.redis.audit_events)
+            writer = AuditWriter(
+                self._client, self._keys, self.settings.redis.audit_events
+            )
             writer.add([event_fields(change, self._author) for change in changes])
         except DlpoolError:
             self._lost += len(changes)
@@ -178,15 +210,20 @@ class AuditRecorder:
 
 
 @contextmanager
-def open_audit(arguments: argparse.Namespace, settings: Settings) -> Iterator[AuditRecorder]:
-    """The recorder of a command that needs no Redis: where none can be reached the log alone has its events."""
+def open_audit(
+    arguments: argparse.Namespace, settings: Settings
+) -> Iterator[AuditRecorder]:
+    """The recorder of a command that needs no Redis: where none can be reached the log
+    alone has its events."""
     from dlpool.jobs.connection import connect
     from dlpool.jobs.keys import QueueKeys
 
     recorder = AuditRecorder(action_of(arguments), settings, is_quiet=True)
     with ExitStack() as stack:
         with suppress(DlpoolError):
-            client = connect(settings.redis, Path(settings.paths.state_dir), name="dlpool-cli")
+            client = connect(
+                settings.redis, Path(settings.paths.state_dir), name="dlpool-cli"
+            )
             stack.callback(client.close)
             recorder.attach(client, QueueKeys(settings.redis.group))
         with recorder.recording():

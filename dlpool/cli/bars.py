@@ -64,20 +64,32 @@ class BarDisplay:
         speed = self._speeds[number].add(now, progress.done)
         share, left = percent(progress), eta_s(progress, speed)
         total = size_text(progress.size) if progress.size else "?"
-        at_work = f"{progress.connections} conn" if progress.connections else progress.phase
+        at_work = (
+            f"{progress.connections} conn" if progress.connections else progress.phase
+        )
         figures = (
-            f"{'' if share is None else f'{share:5.1f}%'} {size_text(progress.done)}/{total} {size_text(speed):>7}/s "
+            f"{'' if share is None else f'{share:5.1f}%'} "
+            f"{size_text(progress.done)}/{total} {size_text(speed):>7}/s "
             f"{'' if left is None else 'ETA ' + time_text(left)} {at_work}"
         )
         name = escape(clean(progress.path.name[-40:]) or progress.phase)
         self._bars.update(
-            self._tasks[number], description=name, completed=progress.done, total=progress.size, figures=figures
+            self._tasks[number],
+            description=name,
+            completed=progress.done,
+            total=progress.size,
+            figures=figures,
         )
         return speed
 
     def _draw_total(self, view: BatchProgress, speed: float) -> None:
         if self._total is None:
             self._total = self._bars.add_task("total", total=None, figures="")
-        done = view.completed_bytes + sum(progress.done for progress in view.active.values())
-        figures = f"{view.done} done, {view.failed} failed, {size_text(done)} {size_text(speed):>7}/s"
+        done = view.completed_bytes + sum(
+            progress.done for progress in view.active.values()
+        )
+        figures = (
+            f"{view.done} done, {view.failed} failed, {size_text(done)} "
+            f"{size_text(speed):>7}/s"
+        )
         self._bars.update(self._total, completed=view.done, total=None, figures=figures)

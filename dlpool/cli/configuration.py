@@ -1,4 +1,5 @@
-"""``dlpool config``: check the settings, show their values and origins, and convert other files to INI."""
+"""``dlpool config``: check the settings, show their values and origins, and convert
+other files to INI."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ HIDDEN = "..."
 
 @dataclass(frozen=True)
 class ConfigurationRow:
-    """A setting that holds. ``text`` as it is written, ``value`` as it is used; a secret is hidden in both."""
+    """A setting that holds. ``text`` as it is written, ``value`` as it is used; a
+    secret is hidden in both."""
 
     section: str
     key: str
@@ -45,15 +47,24 @@ class ConfigurationRow:
 
     def as_json(self) -> dict[str, Any]:
         """For programs: sizes in bytes, times in seconds."""
-        return {"section": self.section, "key": self.key, "value": self.value, "origin": self.origin}
+        return {
+            "section": self.section,
+            "key": self.key,
+            "value": self.value,
+            "origin": self.origin,
+        }
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """``dlpool config check``, ``show`` or ``convert``. Raises UsageError, ConfigurationError, LocalFault."""
+    """``dlpool config check``, ``show`` or ``convert``. Raises UsageError,
+    ConfigurationError, LocalFault."""
     if arguments.action == "convert":
         return convert(arguments)
     if arguments.file is not None or arguments.output is not None:
-        raise UsageError(f"dlpool config {arguments.action} takes its file with -c FILE, and has no --output")
+        raise UsageError(
+            f"dlpool config {arguments.action} takes its file with -c FILE, and has no "
+            f"--output"
+        )
     return _check(arguments) if arguments.action == "check" else _show(arguments)
 
 
@@ -61,32 +72,51 @@ def rows(found: EffectiveSettings) -> Iterator[ConfigurationRow]:
     """All settings, those of hosts as far as they are given, without secrets."""
     for section, kind in SECTIONS.items():
         for declared in fields(kind):
-            yield _row(found, section, declared.name, written_text(found.values, section, declared.name))
+            yield _row(
+                found,
+                section,
+                declared.name,
+                written_text(found.values, section, declared.name),
+            )
     for (section, name), given in found.values.items():
         if section.startswith(HOST):
             yield _row(found, section, name, given.text)
 
 
 def find_problems(found: EffectiveSettings) -> list[ConfigProblem]:
-    """What the service and dlpool-web would refuse at their start: files, programs, URLs, doors without a key.
+    """What the service and dlpool-web would refuse at their start: files, programs,
+    URLs, doors without a key.
 
     Nothing is changed.
     """
     settings, problems = found.settings, []
     checks: list[tuple[str, Callable[[], object]]] = [
-        ("network", HttpClient(settings.network, 1, HostHolds(lambda: 0.0), NetworkMonitor(lambda: 0.0)).check),
+        (
+            "network",
+            HttpClient(
+                settings.network, 1, HostHolds(lambda: 0.0), NetworkMonitor(lambda: 0.0)
+            ).check,
+        ),
         ("hooks", lambda: check_hooks(settings.hooks)),
         ("logging", lambda: check_archive_command(settings.logging)),
         ("otel", lambda: check_traces(settings.otel)),
         ("paths", lambda: check_owned_paths(settings)),
-        ("redis", lambda: connect(settings.redis, Path(settings.paths.state_dir).absolute()).close()),
+        (
+            "redis",
+            lambda: connect(
+                settings.redis, Path(settings.paths.state_dir).absolute()
+            ).close(),
+        ),
         ("web", lambda: check_web_access(settings.web)),
     ]
     for section, check in checks:
         try:
             check()
         except DlpoolError as error:
-            problems += [_placed(found, section, sentence) for sentence in str(error).splitlines()]
+            problems += [
+                _placed(found, section, sentence)
+                for sentence in str(error).splitlines()
+            ]
     return problems
 
 
@@ -98,25 +128,39 @@ def _placed(found: EffectiveSettings, section: str, sentence: str) -> ConfigProb
     given = found.values.get((section, name))
     if given is None:
         return ConfigProblem(sentence, settings=((section, name),))
-    return ConfigProblem(f"{given.origin}: {sentence}", given.origin, ((section, name),))
+    return ConfigProblem(
+        f"{given.origin}: {sentence}", given.origin, ((section, name),)
+    )
 
 
-def _row(found: EffectiveSettings, section: str, name: str, text: str) -> ConfigurationRow:
+def _row(
+    found: EffectiveSettings, section: str, name: str, text: str
+) -> ConfigurationRow:
     given = found.values.get((section, name))
     origin = "default" if given is None else given.origin
     if section.startswith(HOST):
         value = getattr(found.settings.hosts[section.removeprefix(HOST)], name)
     else:
         value = getattr(getattr(found.settings, section), name)
-    declared = next(one for one in fields(SECTIONS.get(section, LimitSettings)) if one.name == name)
+    declared = next(
+        one for one in fields(SECTIONS.get(section, LimitSettings)) if one.name == name
+    )
     if declared.metadata["is_secret"] and value is not None:
         return ConfigurationRow(section, name, HIDDEN, HIDDEN, origin)
     clean = shown_server if (section, name) == ("redis", "url") else without_secrets
-    return ConfigurationRow(section, name, clean(text), clean(value) if isinstance(value, str) else value, origin)
+    return ConfigurationRow(
+        section,
+        name,
+        clean(text),
+        clean(value) if isinstance(value, str) else value,
+        origin,
+    )
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    found, wrong = examine(arguments.config, sourced_service_options(arguments), for_service=True)
+    found, wrong = examine(
+        arguments.config, sourced_service_options(arguments), for_service=True
+    )
     known = concerned(wrong)
     wrong += [one for one in find_problems(found) if not one.concerns(known)]
     problems = [problem.text for problem in sort_problems(wrong, found.files)]
@@ -125,7 +169,9 @@ def _check(arguments: argparse.Namespace) -> int:
     return ConfigurationError.exit_code if problems else 0
 
 
-def _show_check(problems: list[str], found: EffectiveSettings, arguments: argparse.Namespace) -> None:
+def _show_check(
+    problems: list[str], found: EffectiveSettings, arguments: argparse.Namespace
+) -> None:
     if not arguments.quiet and not arguments.json:
         print_warnings(found.notes)
     if arguments.json:
@@ -133,14 +179,21 @@ def _show_check(problems: list[str], found: EffectiveSettings, arguments: argpar
         report |= {"warnings": found.notes} if found.notes else {}
         show_lines([jsontext.dumps(report).decode()])
     elif problems:
-        print(*(f"dlpool: {problem}" for problem in problems), sep="\n", file=sys.stderr)
+        print(
+            *(f"dlpool: {problem}" for problem in problems), sep="\n", file=sys.stderr
+        )
     elif not arguments.quiet:
-        show_lines([f"the settings can be used; read: {', '.join(found.files) or 'no file'}"])
+        show_lines(
+            [f"the settings can be used; read: {', '.join(found.files) or 'no file'}"]
+        )
 
 
 def _show(arguments: argparse.Namespace) -> int:
     found = load_settings(
-        arguments.config, sourced_service_options(arguments), is_quiet=arguments.quiet, of_service=True
+        arguments.config,
+        sourced_service_options(arguments),
+        is_quiet=arguments.quiet,
+        of_service=True,
     )
     shown = list(rows(found))
     if arguments.json:

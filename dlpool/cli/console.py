@@ -1,8 +1,10 @@
-"""The standard streams of every command: one that is closed, full, or has no reader fails no other operation.
+"""The standard streams of every command: one that is closed, full, or has no reader
+fails no other operation.
 
-A command's exit code reports the result of its task. Messages that cannot be written to standard error are dropped.
-Output that cannot be written to standard output is an error only if printing it was the command's only task.
-No text can do anything to a terminal: what is written is cleaned here, once for all commands.
+A command's exit code reports the result of its task. Messages that cannot be written to
+standard error are dropped. Output that cannot be written to standard output is an error
+only if printing it was the command's only task. No text can do anything to a terminal:
+what is written is cleaned here, once for all commands.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 
 
 class _Stream(io.RawIOBase):
-    """Writes to a descriptor. After the first error it accepts and drops all bytes, so that no later flush fails.
+    """Writes to a descriptor. After the first error it accepts and drops all bytes, so
+    that no later flush fails.
 
     The first error is raised if ``raises``, and kept in ``error``.
     """
@@ -50,7 +53,8 @@ class _Stream(io.RawIOBase):
         return os.isatty(self._descriptor)
 
     def write(self, data: object) -> int:
-        """Write bytes and return their number; wait if the descriptor is non-blocking and full."""
+        """Write bytes and return their number; wait if the descriptor is non-blocking
+        and full."""
         view = memoryview(data)  # type: ignore[arg-type]
         while self.error is None:
             try:
@@ -70,7 +74,8 @@ class _Stream(io.RawIOBase):
 
 
 class _CleanText(io.TextIOWrapper):
-    """Text of which no character does anything to a terminal but to end a line: whatever others wrote into it."""
+    """Text of which no character does anything to a terminal but to end a line:
+    whatever others wrote into it."""
 
     def write(self, text: str) -> int:
         """Write the text, with control characters and marks of direction escaped."""
@@ -78,7 +83,8 @@ class _CleanText(io.TextIOWrapper):
 
 
 class _Drawn:
-    """The same stream for a library that draws by control characters, and cleans what others wrote by itself."""
+    """The same stream for a library that draws by control characters, and cleans what
+    others wrote by itself."""
 
     def __init__(self, stream: _CleanText) -> None:
         self._stream = stream
@@ -92,7 +98,8 @@ class _Drawn:
 
 
 def stream_for_rich(stream: TextIO) -> IO[str]:
-    """Return a standard stream for rich, whose control characters must reach the terminal; its texts are ``clean``."""
+    """Return a standard stream for rich, whose control characters must reach the
+    terminal; its texts are ``clean``."""
     return cast("IO[str]", _Drawn(stream)) if isinstance(stream, _CleanText) else stream
 
 
@@ -106,7 +113,8 @@ class OutputLost(LocalFault):
 
 
 def run_program(name: str, run: Callable[[], int]) -> int:
-    """Run a program and return its exit code; print an error as one sentence on standard error, ``NAME: ...``.
+    """Run a program and return its exit code; print an error as one sentence on
+    standard error, ``NAME: ...``.
 
     Called once, at the start of the process, before any file is opened.
     """
@@ -114,15 +122,27 @@ def run_program(name: str, run: Callable[[], int]) -> int:
     try:
         code = run()
     except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+        code = (
+            ended.code
+            if isinstance(ended.code, int)
+            else 0
+            if ended.code is None
+            else 1
+        )
         raise SystemExit(_finished(name, stdout, code)) from None
     except DlpoolError as error:
         code = _failed(name, error)
     except KeyboardInterrupt:  # before the command had its own handlers
         code = INTERRUPTED
     except Exception as error:  # noqa: BLE001 - top of a process
-        is_output = isinstance(error, BrokenPipeError) or (stdout is not None and error is stdout.error)
-        code = 0 if is_output else _failed(name, _foreseen(error) or InternalError.of(error))
+        is_output = isinstance(error, BrokenPipeError) or (
+            stdout is not None and error is stdout.error
+        )
+        code = (
+            0
+            if is_output
+            else _failed(name, _foreseen(error) or InternalError.of(error))
+        )
     return _finished(name, stdout, code)
 
 
@@ -143,7 +163,8 @@ def show_lines(lines: Iterable[str]) -> None:
 
 @contextmanager
 def reporting_result() -> Iterator[None]:
-    """Print, in this block, the result of a command that has finished: output errors do not change the exit code.
+    """Print, in this block, the result of a command that has finished: output errors do
+    not change the exit code.
 
     An output error is reported as one sentence on standard error.
     """
@@ -152,24 +173,35 @@ def reporting_result() -> Iterator[None]:
     except BrokenPipeError:
         pass
     except OutputLost as error:
-        print(f"dlpool: {error}; the exit code tells how the command ended", file=sys.stderr)
+        print(
+            f"dlpool: {error}; the exit code tells how the command ended",
+            file=sys.stderr,
+        )
         if (stdout := _raw_of(sys.stdout)) is not None:
             stdout.is_told = True
 
 
 def _foreseen(error: Exception) -> DlpoolError | None:
-    """Return the error for a fault of this machine; None for any other, which is a defect of dlpool."""
+    """Return the error for a fault of this machine; None for any other, which is a
+    defect of dlpool."""
     if not isinstance(error, OSError):
         return None
     if is_out_of_descriptors(error):
-        return OutOfFiles("too many files are open: raise the limit (ulimit -n, LimitNOFILE of a unit)")
+        return OutOfFiles(
+            "too many files are open: raise the limit (ulimit -n, LimitNOFILE of a "
+            "unit)"
+        )
     if error.filename is not None and error.errno in FAULTS:
         return local_fault(f"use {os.fsdecode(error.filename)}", error)
     try:
         Path.cwd()
     except FileNotFoundError:
         is_ours = isinstance(error, FileNotFoundError) and error.filename is None
-        return LocalFault("the working directory has been deleted: change to another one") if is_ours else None
+        return (
+            LocalFault("the working directory has been deleted: change to another one")
+            if is_ours
+            else None
+        )
     return None
 
 
@@ -179,10 +211,16 @@ def _failed(name: str, error: DlpoolError) -> int:
 
 
 def _finished(name: str, stdout: _Stream | None, code: int) -> int:
-    """Flush standard output and return the exit code; lost output is an error if the command had no other."""
+    """Flush standard output and return the exit code; lost output is an error if the
+    command had no other."""
     with suppress(OSError, ValueError):
         sys.stdout.flush()
-    if stdout is None or stdout.error is None or stdout.is_told or isinstance(stdout.error, BrokenPipeError):
+    if (
+        stdout is None
+        or stdout.error is None
+        or stdout.is_told
+        or isinstance(stdout.error, BrokenPipeError)
+    ):
         return code
     if code:
         return code
@@ -190,9 +228,11 @@ def _finished(name: str, stdout: _Stream | None, code: int) -> int:
 
 
 def _prepare() -> _Stream | None:
-    """Replace the standard streams and return standard output's raw stream, None if it was already replaced.
+    """Replace the standard streams and return standard output's raw stream, None if it
+    was already replaced.
 
-    Open the null device for a closed one: else the next opened file would get the descriptor of standard output.
+    Open the null device for a closed one: else the next opened file would get the
+    descriptor of standard output.
     """
     with suppress(OSError):
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
@@ -208,14 +248,16 @@ def _prepare() -> _Stream | None:
 
 
 def _wrapped(descriptor: int, old: TextIO | None, *, raises: bool) -> TextIO:
-    """Return a text stream on the descriptor that escapes characters its encoding lacks."""
+    """Return a text stream on the descriptor that escapes characters its encoding
+    lacks."""
     if not isinstance(old, io.TextIOWrapper | None):
         return old
     return _CleanText(
         io.BufferedWriter(_Stream(descriptor, raises=raises)),
         encoding="utf-8" if old is None else old.encoding,
         errors="backslashreplace",
-        # Unbuffered Python (-u) has write_through alone, which here would leave the bytes in the BufferedWriter.
+        # Unbuffered Python (-u) has write_through alone, which here would leave the
+        # bytes in the BufferedWriter.
         line_buffering=old is not None and (old.line_buffering or old.write_through),
         write_through=old is not None and old.write_through,
     )

@@ -1,8 +1,10 @@
-"""The duties of process 1 of a container, for a program that is started as process 1.
+"""The duties of process 1 of a container, for a program that is started as process
+1.
 
-Process 1 inherits every process whose parent has ended, and must wait for it; else processes that hooks leave running
-become zombies. A program that waits for any child would take the exit codes of the children that its other code waits
-for. So process 1 forks, reaps all processes, and runs the program in its child; see tini(1), wait(2).
+Process 1 inherits every process whose parent has ended, and must wait for it; else
+processes that hooks leave running become zombies. A program that waits for any child
+would take the exit codes of the children that its other code waits for. So process 1
+forks, reaps all processes, and runs the program in its child; see tini(1), wait(2).
 """
 
 from __future__ import annotations
@@ -10,20 +12,34 @@ from __future__ import annotations
 import os
 import signal
 
-PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-SI_KERNEL = 0x80  # sent by the terminal, to the process group: the child has received it too
-SIGNAL_STATUS = 128  # plus the number: the exit code that a shell gives for a death by a signal
+PASSED_ON = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+SI_KERNEL = (
+    0x80  # sent by the terminal, to the process group: the child has received it too
+)
+SIGNAL_STATUS = (
+    128  # plus the number: the exit code that a shell gives for a death by a signal
+)
 
 
 def fork_if_init() -> None:
     """Fork if this is process 1, and return in the child; else return at once.
 
-    Process 1 itself forwards signals, reaps, and exits with the exit code of the child. Call it before threads start.
+    Process 1 itself forwards signals, reaps, and exits with the exit code of the child.
+    Call it before threads start.
     """
     if os.getpid() != 1:
         return
     awaited = {signal.SIGCHLD, *PASSED_ON}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)  # else a signal that arrives now would be lost
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, awaited
+    )  # else a signal that arrives now would be lost
     child = os.fork()
     if child == 0:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -32,7 +48,8 @@ def fork_if_init() -> None:
 
 
 def _serve(child: int, awaited: set[signal.Signals]) -> int:
-    """Forward signals to the child and reap other processes until the child exits. Return its exit code."""
+    """Forward signals to the child and reap other processes until the child exits.
+    Return its exit code."""
     while True:
         told = signal.sigwaitinfo(awaited)
         if told.si_signo != signal.SIGCHLD:
@@ -45,7 +62,8 @@ def _serve(child: int, awaited: set[signal.Signals]) -> int:
 
 
 def _reaped(child: int) -> int | None:
-    """Reap all processes that have exited. Return the exit code of ``child``, or minus its signal, None if it runs."""
+    """Reap all processes that have exited. Return the exit code of ``child``, or minus
+    its signal, None if it runs."""
     while True:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == child:

@@ -1,4 +1,5 @@
-"""``dlpool cancel`` and its like, ``failed``, ``purge``, ``queue``, ``nodes``: what operators do."""
+"""``dlpool cancel`` and its like, ``failed``, ``purge``, ``queue``, ``nodes``: what
+operators do."""
 
 from __future__ import annotations
 
@@ -27,7 +28,16 @@ from dlpool.jobs.replies import error_of_reply
 from dlpool.transfer.http.urls import display_url
 
 WORDS = {"OK": "done", "ASKED": "asked: its supervisor does it within two seconds"}
-NODE_FIELDS = ("host", "pid", "version", "slots", "busy", "free", "started_at", "seen_at")
+NODE_FIELDS = (
+    "host",
+    "pid",
+    "version",
+    "slots",
+    "busy",
+    "free",
+    "started_at",
+    "seen_at",
+)
 WORKER_FIELDS = ("pid", "state", "busy", "slots", "memory")
 
 
@@ -40,14 +50,24 @@ def steer(arguments: argparse.Namespace) -> int:
         controls = JobAdmin(queue.client, queue.keys)
 
         def reply_of(job_id: str) -> str:
-            return controls.execute(arguments.verb, job_id, priority=arguments.level, message=CANCELLED, at=time.time())
+            return controls.execute(
+                arguments.verb,
+                job_id,
+                priority=arguments.level,
+                message=CANCELLED,
+                at=time.time(),
+            )
 
-        replies = (_noted(queue.audit, arguments.verb, job_id, reply_of(job_id)) for job_id in arguments.ids)
+        replies = (
+            _noted(queue.audit, arguments.verb, job_id, reply_of(job_id))
+            for job_id in arguments.ids
+        )
         return _told(arguments, arguments.verb, replies, len(arguments.ids))
 
 
 def failed(arguments: argparse.Namespace) -> int:
-    """List, retry or remove failure records. Raises UsageError, QueueError, NotPossible."""
+    """List, retry or remove failure records. Raises UsageError, QueueError,
+    NotPossible."""
     if arguments.action == "list":
         return _list_failed(arguments)
     if bool(arguments.urls) == arguments.all:
@@ -56,7 +76,15 @@ def failed(arguments: argparse.Namespace) -> int:
         failures = FailureRecords(queue.client, queue.keys)
         act = failures.retry if arguments.action == "retry" else failures.remove
         replies = (
-            (display_url(url), _noted(queue.audit, arguments.action, _id(url, one), act(one) if one else "GONE")[1])
+            (
+                display_url(url),
+                _noted(
+                    queue.audit,
+                    arguments.action,
+                    _id(url, one),
+                    act(one) if one else "GONE",
+                )[1],
+            )
             for url, one in _chosen(failures, arguments.urls)
         )
         return _told(arguments, arguments.action, replies, len(arguments.urls) or 2)
@@ -65,9 +93,17 @@ def failed(arguments: argparse.Namespace) -> int:
 def purge(arguments: argparse.Namespace) -> int:
     """Forget ended jobs. Raises QueueError."""
     with open_queue(arguments) as queue:
-        keys = [queue.keys.done] if arguments.done else [queue.keys.dead, queue.keys.cancelled]
-        count = sum(QueueAdmin(queue.client, queue.keys).forget_ended(key) for key in keys)
-        queue.audit.note("done" if arguments.done else "dead", DONE if count else UNCHANGED, count)
+        keys = (
+            [queue.keys.done]
+            if arguments.done
+            else [queue.keys.dead, queue.keys.cancelled]
+        )
+        count = sum(
+            QueueAdmin(queue.client, queue.keys).forget_ended(key) for key in keys
+        )
+        queue.audit.note(
+            "done" if arguments.done else "dead", DONE if count else UNCHANGED, count
+        )
     with reporting_result():
         if arguments.json:
             show_lines([json.dumps({"forgotten": count})])
@@ -91,19 +127,30 @@ def queue(arguments: argparse.Namespace) -> int:
         if arguments.json:
             show_lines([json.dumps({"is_paused": is_paused})])
         elif not arguments.quiet:
-            paused = f"{'it is paused already: ' if was_paused else ''}no further job starts; running jobs continue"
+            paused = (
+                f"{'it is paused already: ' if was_paused else ''}no further job "
+                f"starts; "
+                f"running jobs continue"
+            )
             show_lines([paused if is_paused else "jobs start again"])
     return 0
 
 
 def nodes(arguments: argparse.Namespace) -> int:
-    """List nodes, or drain or forget one. Raises UsageError, QueueError, NoSuchNode, NotPossible."""
+    """List nodes, or drain or forget one. Raises UsageError, QueueError, NoSuchNode,
+    NotPossible."""
     if (arguments.node is None) != (arguments.action == "list"):
-        raise UsageError("nodes list needs no NODE" if arguments.node else f"nodes {arguments.action} needs a NODE")
+        raise UsageError(
+            "nodes list needs no NODE"
+            if arguments.node
+            else f"nodes {arguments.action} needs a NODE"
+        )
     with open_queue(arguments) as found:
         there = NodeAdmin(found.client, found.keys)
         if arguments.action != "list":
-            {"drain": there.drain, "resume": there.resume, "forget": there.forget}[arguments.action](arguments.node)
+            {"drain": there.drain, "resume": there.resume, "forget": there.forget}[
+                arguments.action
+            ](arguments.node)
             found.audit.note(arguments.node)
         rows = there.list_nodes()
     with nullcontext() if arguments.action == "list" else reporting_result():
@@ -111,14 +158,22 @@ def nodes(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _show_nodes(rows: Sequence[Mapping[str, Any]], arguments: argparse.Namespace) -> None:
+def _show_nodes(
+    rows: Sequence[Mapping[str, Any]], arguments: argparse.Namespace
+) -> None:
     if arguments.json:
         show_lines(json.dumps(row) for row in rows)
     elif not arguments.quiet:
-        show_table(("NODE", "STATE", *(name.upper() for name in NODE_FIELDS)), [_node_row(row) for row in rows])
+        show_table(
+            ("NODE", "STATE", *(name.upper() for name in NODE_FIELDS)),
+            [_node_row(row) for row in rows],
+        )
     if arguments.verbose and not (arguments.json or arguments.quiet):
         show_lines([""])
-        show_table(("NODE", *(f"WORKER_{name.upper()}" for name in WORKER_FIELDS)), list(_worker_rows(rows)))
+        show_table(
+            ("NODE", *(f"WORKER_{name.upper()}" for name in WORKER_FIELDS)),
+            list(_worker_rows(rows)),
+        )
 
 
 def _node_row(row: Mapping[str, Any]) -> list[object]:
@@ -146,17 +201,28 @@ def _list_failed(arguments: argparse.Namespace) -> int:
         return 0
     show_table(
         ("FAILED", "URL", "MESSAGE"),
-        [(one.failed_at, display_url(one.url.decode("utf-8", "replace")), one.message[:200]) for one in failures],
+        [
+            (
+                one.failed_at,
+                display_url(one.url.decode("utf-8", "replace")),
+                one.message[:200],
+            )
+            for one in failures
+        ],
     )
     return 0
 
 
-def _chosen(failures: FailureRecords, urls: Iterable[str]) -> Iterator[tuple[str, FailureRecord | None]]:
+def _chosen(
+    failures: FailureRecords, urls: Iterable[str]
+) -> Iterator[tuple[str, FailureRecord | None]]:
     """The records of the URLs; of none: all there are now."""
     if urls:
         yield from ((url, failures.get(url)) for url in urls)
     else:
-        yield from ((one.url.decode("utf-8", "replace"), one) for one in list(failures.all()))
+        yield from (
+            (one.url.decode("utf-8", "replace"), one) for one in list(failures.all())
+        )
 
 
 def _id(url: str, one: FailureRecord | None) -> str:
@@ -170,8 +236,14 @@ def _noted(audit: AuditRecorder, verb: str, name: str, reply: str) -> tuple[str,
     return name, reply
 
 
-def _told(arguments: argparse.Namespace, verb: str, replies: Iterable[tuple[str, str]], count: int) -> int:
-    """Say how each went. One that went wrong alone is an error; of several, the others are done (exit 14)."""
+def _told(
+    arguments: argparse.Namespace,
+    verb: str,
+    replies: Iterable[tuple[str, str]],
+    count: int,
+) -> int:
+    """Say how each went. One that went wrong alone is an error; of several, the others
+    are done (exit 14)."""
     problems: list[DlpoolError] = []
     for name, reply in replies:
         if problem := error_of_reply(verb, name, reply):

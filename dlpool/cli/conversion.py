@@ -1,4 +1,5 @@
-"""``dlpool config convert``: the ``config.json`` of the Go upload server as an INI file with the same settings."""
+"""``dlpool config convert``: the ``config.json`` of the Go upload server as an INI file
+with the same settings."""
 
 from __future__ import annotations
 
@@ -28,12 +29,15 @@ from dlpool.errors import ConfigurationError, TargetExists, UsageError
 def convert(arguments: argparse.Namespace) -> int:
     """Write the INI file and return the exit code.
 
-    Raises UsageError if no file is named, ConfigurationError for one that is not a JSON object or has invalid values,
-    TargetExists if the output exists, LocalFault.
+    Raises UsageError if no file is named, ConfigurationError for one that is not a JSON
+    object or has invalid values, TargetExists if the output exists, LocalFault.
     """
     source = arguments.file or arguments.config
     if source is None:
-        raise UsageError("dlpool config convert needs the file to read: dlpool config convert config.json")
+        raise UsageError(
+            "dlpool config convert needs the file to read: dlpool config convert "
+            "config.json"
+        )
     notes: list[str] = []
     lines = ini_lines(source, given_of(source, notes))
     if not arguments.quiet:
@@ -48,14 +52,19 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def given_of(source: str, notes: list[str]) -> Sequence[SourcedValue]:
-    """Return the settings of the file. Raises ConfigurationError, which names every invalid setting."""
+    """Return the settings of the file. Raises ConfigurationError, which names every
+    invalid setting."""
     text = text_of_file(source)
     if not is_json(text):
-        raise ConfigurationError(f"{source} is not JSON: it is already an INI file, or neither format")
+        raise ConfigurationError(
+            f"{source} is not JSON: it is already an INI file, or neither format"
+        )
     problems: list[ConfigProblem] = []
     given = checked(read_json(text, source, problems, notes), problems)
     if problems:
-        raise ConfigurationError("\n".join(one.text for one in sort_problems(problems, (source,))))
+        raise ConfigurationError(
+            "\n".join(one.text for one in sort_problems(problems, (source,)))
+        )
     return given
 
 
@@ -69,7 +78,8 @@ def ini_lines(source: str, given: Sequence[SourcedValue]) -> list[str]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a new file. Raises TargetExists, LocalFault; after an error ``path`` has not been created."""
+    """Write a new file. Raises TargetExists, LocalFault; after an error ``path`` has
+    not been created."""
     new = path.with_name(f".{path.name}.new")
     with translated(f"write {path}"):
         descriptor = create_exclusive(new, 0o600)  # it may hold the secret key
@@ -81,6 +91,9 @@ def _write(path: Path, data: bytes) -> None:
             publish_exclusive(new, path, identity=identity)
             sync_folder(path.parent)
         except FileExistsError:
-            raise TargetExists(f"{path} exists and was not overwritten: name another file, or move it away") from None
+            raise TargetExists(
+                f"{path} exists and was not overwritten: name another file, or move it "
+                f"away"
+            ) from None
         finally:
             remove_quietly(new)

@@ -1,4 +1,5 @@
-"""``dlpool doctor``: tries out all that the service lives on, and says what is wrong and what to do about it."""
+"""``dlpool doctor``: tries out all that the service lives on, and says what is wrong
+and what to do about it."""
 
 from __future__ import annotations
 
@@ -44,10 +45,13 @@ _CHECKS: tuple[Callable[[Settings], Iterator[DoctorFinding]], ...] = (
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print a line for each check, and the verdict; return the exit code. Raises UsageError for a URL that is none."""
+    """Print a line for each check, and the verdict; return the exit code. Raises
+    UsageError for a URL that is none."""
     if arguments.url is not None:
         split_credentials(arguments.url)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_SIGTERM_CODE))  # so that the temporary file goes
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(_SIGTERM_CODE)
+    )  # so that the temporary file goes
     found = list(examine(arguments))
     with reporting_result():
         _show(found, arguments)
@@ -56,12 +60,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _show(found: list[DoctorFinding], arguments: argparse.Namespace) -> None:
     if arguments.json:
-        report = {"verdict": verdict(found), "exit_code": exit_code(found), "checks": [one.as_json() for one in found]}
+        report = {
+            "verdict": verdict(found),
+            "exit_code": exit_code(found),
+            "checks": [one.as_json() for one in found],
+        }
         show_lines([jsontext.dumps(report).decode()])
     else:
-        shown = [one for one in found if one.state == FAILED] if arguments.quiet else found
+        shown = (
+            [one for one in found if one.state == FAILED] if arguments.quiet else found
+        )
         if shown:
-            show_table(COLUMNS, [(one.check, one.state, one.found, one.advice) for one in shown])
+            show_table(
+                COLUMNS,
+                [(one.check, one.state, one.found, one.advice) for one in shown],
+            )
         if not arguments.quiet:
             show_lines([f"verdict: {verdict(found)}"])
 
@@ -69,20 +82,30 @@ def _show(found: list[DoctorFinding], arguments: argparse.Namespace) -> None:
 def examine(arguments: argparse.Namespace) -> Iterator[DoctorFinding]:
     """Yield all findings; if the settings cannot be read, only that one.
 
-    With a folder only the settings, its file system and the URL are checked: that is all that ``dlpool fetch`` needs.
+    With a folder only the settings, its file system and the URL are checked: that is
+    all that ``dlpool fetch`` needs.
     """
     try:
         read = load_effective(
-            arguments.config, sourced_service_options(arguments), for_service=arguments.folder is None
+            arguments.config,
+            sourced_service_options(arguments),
+            for_service=arguments.folder is None,
         )
     except ConfigurationError as error:
         yield from _unusable(str(error).splitlines())
         return
     yield from (DoctorFinding(CONFIGURATION, WARNING, note) for note in read.notes)
-    settings, problems = read.settings, [one.text for one in sort_problems(find_problems(read), read.files)]
+    settings, problems = (
+        read.settings,
+        [one.text for one in sort_problems(find_problems(read), read.files)],
+    )
     yield from _unusable(problems)
     if not problems:
-        yield DoctorFinding(CONFIGURATION, OK, f"can be used; read: {', '.join(read.files) or 'no file'}")
+        yield DoctorFinding(
+            CONFIGURATION,
+            OK,
+            f"can be used; read: {', '.join(read.files) or 'no file'}",
+        )
     if arguments.folder is not None:
         yield from check_file_system(settings, Path(arguments.folder))
     for check in _CHECKS if arguments.folder is None else ():
@@ -103,7 +126,10 @@ def _check_origin(url: str, settings: Settings) -> Iterator[DoctorFinding]:
         seen = ServerInspection(url, settings.network).run(most)
     except DlpoolError as error:
         yield DoctorFinding(
-            "url", FAILED, f"{display_url(url)}: {error}", "dlpool fetch -v shows each try; see the exit codes"
+            "url",
+            FAILED,
+            f"{display_url(url)}: {error}",
+            "dlpool fetch -v shows each try; see the exit codes",
         )
         return
     yield from origin_findings(seen, settings)

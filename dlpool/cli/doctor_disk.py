@@ -1,4 +1,5 @@
-"""The checks of ``dlpool doctor`` on the file system of a folder: which of dlpool's guarantees hold there.
+"""The checks of ``dlpool doctor`` on the file system of a folder: which of dlpool's
+guarantees hold there.
 
 Each check uses the code of a real download, in a temporary folder that is removed.
 """
@@ -22,17 +23,28 @@ from dlpool.syscalls import MIN_FALLOC_BYTES, rename_noreplace
 from dlpool.transfer.target.file.partfile import PartFile
 
 
-def check_file_system(settings: Settings, folder: Path | None = None) -> Iterator[DoctorFinding]:
-    """Test the operations of a download on the file system of ``folder``, by default of ``download_dir``."""
-    advice = "free space there, or set another download_dir in [paths]" if folder is None else "see the path given"
+def check_file_system(
+    settings: Settings, folder: Path | None = None
+) -> Iterator[DoctorFinding]:
+    """Test the operations of a download on the file system of ``folder``, by default of
+    ``download_dir``."""
+    advice = (
+        "free space there, or set another download_dir in [paths]"
+        if folder is None
+        else "see the path given"
+    )
     folder = nearest((folder or Path(settings.paths.download_dir)).absolute())
     try:
         with disk.translated(f"use {folder}"):
             yield _space(folder, settings.supervisor.min_free)
         with disk.translated(f"make a temporary folder in {folder}"):
-            scratch = tempfile.TemporaryDirectory(prefix=".dlpool-doctor-", dir=folder, ignore_cleanup_errors=True)
+            scratch = tempfile.TemporaryDirectory(
+                prefix=".dlpool-doctor-", dir=folder, ignore_cleanup_errors=True
+            )
         with scratch, disk.translated(f"try out {folder}"):
-            yield from _download_like(Path(scratch.name) / "file", settings.transfer.preallocate)
+            yield from _download_like(
+                Path(scratch.name) / "file", settings.transfer.preallocate
+            )
             yield _folder_sync(Path(scratch.name))
             yield _exclusive_names(Path(scratch.name))
             yield _letter_case(Path(scratch.name))
@@ -43,14 +55,24 @@ def check_file_system(settings: Settings, folder: Path | None = None) -> Iterato
 def _space(folder: Path, min_free: int | None) -> DoctorFinding:
     space = disk.space_of(folder)
     if space is None:
-        return DoctorFinding("free space", OK, f"the file system of {folder} does not tell it: no limit is applied")
+        return DoctorFinding(
+            "free space",
+            OK,
+            f"the file system of {folder} does not tell it: no limit is applied",
+        )
     room = FileSystemSpace(str(folder), space.size, space.free, 0)
-    found = f"{size_text(room.free)} of {size_text(room.size)} free on that of {room.folder}"
+    found = (
+        f"{size_text(room.free)} of {size_text(room.size)} free on that of "
+        f"{room.folder}"
+    )
     if not room.is_low(min_free, was_low=False):
         return DoctorFinding("free space", OK, found)
     advice = "no job begins: free space, or lower min_free in [supervisor]"
     return DoctorFinding(
-        "free space", FAILED, f"{found}; {size_text(room.required_free(min_free))} must stay free", advice
+        "free space",
+        FAILED,
+        f"{found}; {size_text(room.required_free(min_free))} must stay free",
+        advice,
     )
 
 
@@ -69,7 +91,10 @@ def _download_like(target: Path, preallocate: str) -> Iterator[DoctorFinding]:
         part.locked_writer().write(0, memoryview(bytes(MIN_FALLOC_BYTES)))
         part.sync_data()
         yield DoctorFinding(
-            "sync", OK, f"{size_text(MIN_FALLOC_BYTES)} on disk in {(time.monotonic() - began) * 1000:.0f} ms"
+            "sync",
+            OK,
+            f"{size_text(MIN_FALLOC_BYTES)} on disk in "
+            f"{(time.monotonic() - began) * 1000:.0f} ms",
         )
         part.publish(overwrite=True)
         yield DoctorFinding("rename", OK, "in one step")
@@ -83,19 +108,36 @@ def _lock(part: PartFile, target: Path) -> DoctorFinding:
         PartFile(target, sync=False).close()
     except Locked:
         if part.has_lock_file:
-            advice = "nothing here; on several hosts a target whose host has died is free again after a minute"
-            return DoctorFinding("lock", WARNING, "flock(2) does not lock here: lock files are used instead", advice)
+            advice = (
+                "nothing here; on several hosts a target whose host has died is free "
+                "again "
+                "after a minute"
+            )
+            return DoctorFinding(
+                "lock",
+                WARNING,
+                "flock(2) does not lock here: lock files are used instead",
+                advice,
+            )
         return DoctorFinding("lock", OK, "flock(2) keeps a second writer out")
     return DoctorFinding(
-        "lock", FAILED, "a second writer is let in", "put the folder on a file system that can be locked"
+        "lock",
+        FAILED,
+        "a second writer is let in",
+        "put the folder on a file system that can be locked",
     )
 
 
 def _mark(part: PartFile) -> DoctorFinding:
     if part.is_marked:
-        return DoctorFinding("marks", OK, "part files of dlpool are known by an extended attribute")
+        return DoctorFinding(
+            "marks", OK, "part files of dlpool are known by an extended attribute"
+        )
     return DoctorFinding(
-        "marks", OK, "no extended attributes: part files of dlpool are known by the state file beside them"
+        "marks",
+        OK,
+        "no extended attributes: part files of dlpool are known by the state file "
+        "beside them",
     )
 
 
@@ -105,18 +147,26 @@ def _preallocation(how: str, *, has_blocks: bool) -> DoctorFinding:
     if how in ("truncate", "none"):
         return DoctorFinding("preallocation", OK, f"not wanted: preallocate = {how}")
     advice = "nothing is lost by it, but a full disk shows only in mid-download"
-    return DoctorFinding("preallocation", WARNING, "the file system cannot reserve blocks", advice)
+    return DoctorFinding(
+        "preallocation", WARNING, "the file system cannot reserve blocks", advice
+    )
 
 
 def _folder_sync(folder: Path) -> DoctorFinding:
     if disk.sync_folder(folder):
         return DoctorFinding("folder sync", OK, "names are made durable")
-    advice = "after a power failure a published file may be under the name of its part file: fetch it again"
-    return DoctorFinding("folder sync", WARNING, "the file system cannot sync folders", advice)
+    advice = (
+        "after a power failure a published file may be under the name of its part "
+        "file: fetch it again"
+    )
+    return DoctorFinding(
+        "folder sync", WARNING, "the file system cannot sync folders", advice
+    )
 
 
 def _exclusive_names(folder: Path) -> DoctorFinding:
-    """Check how a file is renamed without replacing another, which ``if_exists`` and uploads need."""
+    """Check how a file is renamed without replacing another, which ``if_exists`` and
+    uploads need."""
     first, second = folder / "first", folder / "second"
     first.write_bytes(b"")
     for attempt, how in ((rename_noreplace, "renameat2(2)"), (os.link, "hard links")):
@@ -126,15 +176,27 @@ def _exclusive_names(folder: Path) -> DoctorFinding:
             if error.errno not in disk.CANNOT_RENAME_NOREPLACE | disk.CANNOT_LINK:
                 raise
             continue
-        return DoctorFinding("exclusive names", OK, f"by {how}: no existing file can be replaced")
+        return DoctorFinding(
+            "exclusive names", OK, f"by {how}: no existing file can be replaced"
+        )
     advice = "do not let other programs write the same names"
-    found = "neither renameat2(2) with RENAME_NOREPLACE nor hard links: only dlpool's processes wait for each other"
+    found = (
+        "neither renameat2(2) with RENAME_NOREPLACE nor hard links: only dlpool's "
+        "processes wait for each other"
+    )
     return DoctorFinding("exclusive names", WARNING, found, advice)
 
 
 def _letter_case(folder: Path) -> DoctorFinding:
     (folder / "letter-case").write_bytes(b"")
     if not disk.exists(folder / "LETTER-CASE"):
-        return DoctorFinding("letter case", OK, "names that differ in case are different files")
-    advice = "two targets of a list that differ in case only are a collision, which is refused"
-    return DoctorFinding("letter case", WARNING, "names that differ in case are one file", advice)
+        return DoctorFinding(
+            "letter case", OK, "names that differ in case are different files"
+        )
+    advice = (
+        "two targets of a list that differ in case only are a collision, which is "
+        "refused"
+    )
+    return DoctorFinding(
+        "letter case", WARNING, "names that differ in case are one file", advice
+    )

@@ -20,13 +20,16 @@ SLOW_REDIS_S = 0.02  # each claim, beat and end of a job waits for it
 CLOCK_S = 2.0  # seconds that clocks may differ, for not_before and logs
 DATE_S = 5.0  # the same where whole seconds are told
 WRONG_CLOCK_S = 300.0  # certificates and Retry-After go wrong
-FILES_EACH = 3  # open files that a connection needs: socket, its duplicate, the part file
+FILES_EACH = (
+    3  # open files that a connection needs: socket, its duplicate, the part file
+)
 FILES_BESIDE = 64  # open files of a worker without jobs
 
 
 @dataclass(frozen=True)
 class DoctorFinding:
-    """One line: what was checked, how it is, what was found, and what to do about it."""
+    """One line: what was checked, how it is, what was found, and what to do about
+    it."""
 
     check: str
     state: str
@@ -65,46 +68,87 @@ def latency_finding(seconds: float) -> DoctorFinding:
     if seconds <= SLOW_REDIS_S:
         return DoctorFinding("redis latency", OK, found)
     return DoctorFinding(
-        "redis latency", WARNING, found, "see redis-cli --latency and SLOWLOG; jobs start and end slowly"
+        "redis latency",
+        WARNING,
+        found,
+        "see redis-cli --latency and SLOWLOG; jobs start and end slowly",
     )
 
 
-def clock_finding(check: str, offset_s: float, *, is_proof: bool = True) -> DoctorFinding:
-    """How much another clock goes ahead of ours; that of one foreign server is no proof that ours is wrong."""
+def clock_finding(
+    check: str, offset_s: float, *, is_proof: bool = True
+) -> DoctorFinding:
+    """How much another clock goes ahead of ours; that of one foreign server is no proof
+    that ours is wrong."""
     tolerance_s = CLOCK_S if is_proof else DATE_S
     if abs(offset_s) <= tolerance_s:
         return DoctorFinding(check, OK, f"within {tolerance_s:g} s of ours")
     found = f"{abs(offset_s):.1f} s {'ahead of' if offset_s > 0 else 'behind'} ours"
     state = FAILED if is_proof and abs(offset_s) > WRONG_CLOCK_S else WARNING
-    return DoctorFinding(check, state, found, "see timedatectl here, and the clock there")
+    return DoctorFinding(
+        check, state, found, "see timedatectl here, and the clock there"
+    )
 
 
 def files_needed(settings: Settings, cores: int) -> int:
-    """Open files that the busiest worker needs, with all slots and connections in use; ``cores`` of the machine."""
+    """Open files that the busiest worker needs, with all slots and connections in use;
+    ``cores`` of the machine."""
     service, transfer = settings.supervisor, settings.transfer
     slots = service.max_concurrent_downloads
     slots = service.max_slots if isinstance(slots, str) else slots
-    connections = transfer.max_connections if transfer.connections == AUTO else int(transfer.connections)
-    return FILES_BESIDE + FILES_EACH * connections * max(slots_of(slots, service.workers or cores))
+    connections = (
+        transfer.max_connections
+        if transfer.connections == AUTO
+        else int(transfer.connections)
+    )
+    return FILES_BESIDE + FILES_EACH * connections * max(
+        slots_of(slots, service.workers or cores)
+    )
 
 
 def open_files_finding(needed: int, hard: int | None) -> DoctorFinding:
-    """``hard``: what the system lets this user raise the limit to; None: without end."""
+    """``hard``: what the system lets this user raise the limit to; None: without
+    end."""
     if hard is None or hard >= needed:
-        return DoctorFinding("open files", OK, f"{'unlimited' if hard is None else hard}, {needed} needed for a worker")
-    found = f"{hard} at most, {needed} needed for a worker with all slots and connections in use"
-    return DoctorFinding("open files", FAILED, found, "raise ulimit -Hn (LimitNOFILE in a unit), or lower connections")
+        return DoctorFinding(
+            "open files",
+            OK,
+            f"{'unlimited' if hard is None else hard}, {needed} needed for a worker",
+        )
+    found = (
+        f"{hard} at most, {needed} needed for a worker with all slots and connections "
+        f"in use"
+    )
+    return DoctorFinding(
+        "open files",
+        FAILED,
+        found,
+        "raise ulimit -Hn (LimitNOFILE in a unit), or lower connections",
+    )
 
 
 def origin_findings(seen: InspectionReport, settings: Settings) -> list[DoctorFinding]:
     """What a server does, and what dlpool would do with it."""
-    found = [_head(seen, settings), _size(seen, settings), _ranges(seen), _validator(seen), _if_range(seen)]
+    found = [
+        _head(seen, settings),
+        _size(seen, settings),
+        _ranges(seen),
+        _validator(seen),
+        _if_range(seen),
+    ]
     found.append(_connections(seen))
     if seen.clock_offset_s is not None:
         found.append(clock_finding("origin clock", seen.clock_offset_s, is_proof=False))
-    speed = f"{size_text(seen.received / max(seen.seconds, 1e-3))}/s over one connection"
+    speed = (
+        f"{size_text(seen.received / max(seen.seconds, 1e-3))}/s over one connection"
+    )
     found.append(
-        DoctorFinding("speed", OK, f"{speed}, {size_text(seen.received)}, first answer in {seen.answer_s:.3f} s")
+        DoctorFinding(
+            "speed",
+            OK,
+            f"{speed}, {size_text(seen.received)}, first answer in {seen.answer_s:.3f} "
+            f"s",
+        )
     )
     return [*found, DoctorFinding("plan", OK, plan_of(seen, settings))]
 
@@ -113,14 +157,45 @@ def plan_of(seen: InspectionReport, settings: Settings) -> str:
     """What dlpool would do, as a sentence."""
     resource, transfer = seen.resource, settings.transfer
     if not seen.is_partial:
-        return "one connection, one stream, not resumable: it begins anew when it breaks"
-    most = transfer.max_connections if transfer.connections == AUTO else int(transfer.connections)
-    number = 1 if resource.refuses_ranges else max(1, min(most, (resource.size or 0) // transfer.min_split_size))
-    how = f"up to {number}, as many as it rewards" if transfer.connections == AUTO and number > 1 else str(number)
-    validator = "strong ETag" if resource.strong_etag else "Last-Modified" if resource.has_settled_date else ""
-    later = f"resumable in a later run, by its {validator}" if validator else "not resumable in a later run"
-    admitted = f" ({seen.connections} are admitted, the others' ranges go to them)" if seen.refusals else ""
-    return f"{how} connection{'s' * (number > 1)}{admitted}, ranges retried one by one, {later}"
+        return (
+            "one connection, one stream, not resumable: it begins anew when it breaks"
+        )
+    most = (
+        transfer.max_connections
+        if transfer.connections == AUTO
+        else int(transfer.connections)
+    )
+    number = (
+        1
+        if resource.refuses_ranges
+        else max(1, min(most, (resource.size or 0) // transfer.min_split_size))
+    )
+    how = (
+        f"up to {number}, as many as it rewards"
+        if transfer.connections == AUTO and number > 1
+        else str(number)
+    )
+    validator = (
+        "strong ETag"
+        if resource.strong_etag
+        else "Last-Modified"
+        if resource.has_settled_date
+        else ""
+    )
+    later = (
+        f"resumable in a later run, by its {validator}"
+        if validator
+        else "not resumable in a later run"
+    )
+    admitted = (
+        f" ({seen.connections} are admitted, the others' ranges go to them)"
+        if seen.refusals
+        else ""
+    )
+    return (
+        f"{how} connection{'s' * (number > 1)}{admitted}, ranges retried one by one, "
+        f"{later}"
+    )
 
 
 def _head(seen: InspectionReport, settings: Settings) -> DoctorFinding:
@@ -128,28 +203,51 @@ def _head(seen: InspectionReport, settings: Settings) -> DoctorFinding:
         return DoctorFinding("head", OK, f"answered {seen.head}")
     found = f"answered {seen.head}" if isinstance(seen.head, int) else seen.head
     if settings.transfer.probe == "head":
-        return DoctorFinding("head", WARNING, found, "probe = range in [transfer] saves this request")
+        return DoctorFinding(
+            "head", WARNING, found, "probe = range in [transfer] saves this request"
+        )
     return DoctorFinding("head", OK, f"{found}; dlpool does not need it")
 
 
 def _size(seen: InspectionReport, settings: Settings) -> DoctorFinding:
     size, most = seen.resource.size, settings.transfer.max_file_size
     if size is None:
-        return DoctorFinding("size", WARNING, "not told", "a checksum shows whether the file is whole")
+        return DoctorFinding(
+            "size", WARNING, "not told", "a checksum shows whether the file is whole"
+        )
     if most is not None and size > most:
         return DoctorFinding(
-            "size", FAILED, f"{size} bytes, max_file_size is {most}", "raise max_file_size in [transfer]"
+            "size",
+            FAILED,
+            f"{size} bytes, max_file_size is {most}",
+            "raise max_file_size in [transfer]",
         )
     if seen.resource.content_encoding:
-        advice = "content_encoding in [transfer] says whether it is decoded; decoding uses one connection"
-        return DoctorFinding("size", WARNING, f"{size} bytes, encoded as {seen.resource.content_encoding}", advice)
-    return DoctorFinding("size", OK, f"{size} bytes ({size_text(size)}), from {seen.host}")
+        advice = (
+            "content_encoding in [transfer] says whether it is decoded; decoding uses "
+            "one "
+            "connection"
+        )
+        return DoctorFinding(
+            "size",
+            WARNING,
+            f"{size} bytes, encoded as {seen.resource.content_encoding}",
+            advice,
+        )
+    return DoctorFinding(
+        "size", OK, f"{size} bytes ({size_text(size)}), from {seen.host}"
+    )
 
 
 def _ranges(seen: InspectionReport) -> DoctorFinding:
     if seen.is_partial:
         return DoctorFinding("ranges", OK, "served")
-    return DoctorFinding("ranges", WARNING, "not served", "nothing on this side; ask for another mirror if it is large")
+    return DoctorFinding(
+        "ranges",
+        WARNING,
+        "not served",
+        "nothing on this side; ask for another mirror if it is large",
+    )
 
 
 def _validator(seen: InspectionReport) -> DoctorFinding:
@@ -160,8 +258,14 @@ def _validator(seen: InspectionReport) -> DoctorFinding:
         return DoctorFinding("validator", OK, f"Last-Modified {resource.last_modified}")
     found = "only a weak ETag" if resource.etag else "none"
     if resource.last_modified:
-        found = f"Last-Modified {resource.last_modified!r}, which is invalid, or less than 60 s older than the answer"
-    return DoctorFinding("validator", WARNING, found, "give a checksum: only that lets a later run go on")
+        found = (
+            f"Last-Modified {resource.last_modified!r}, which is invalid, or less than "
+            f"60 "
+            f"s older than the answer"
+        )
+    return DoctorFinding(
+        "validator", WARNING, found, "give a checksum: only that lets a later run go on"
+    )
 
 
 def _if_range(seen: InspectionReport) -> DoctorFinding:
@@ -176,7 +280,12 @@ def _if_range(seen: InspectionReport) -> DoctorFinding:
 
 def _connections(seen: InspectionReport) -> DoctorFinding:
     if not seen.refusals:
-        return DoctorFinding("connections", OK, f"{seen.connections_tried} at once answered")
-    found = f"{seen.connections} of {seen.connections_tried} at once answered; else: {seen.refusals[0]}"
+        return DoctorFinding(
+            "connections", OK, f"{seen.connections_tried} at once answered"
+        )
+    found = (
+        f"{seen.connections} of {seen.connections_tried} at once answered; else: "
+        f"{seen.refusals[0]}"
+    )
     advice = f"set connections = auto, or {max(1, seen.connections)}, in [transfer]"
     return DoctorFinding("connections", WARNING, found, advice)

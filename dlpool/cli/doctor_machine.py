@@ -1,4 +1,5 @@
-"""The checks of ``dlpool doctor`` on this machine and its Redis. Nothing stays that they have made."""
+"""The checks of ``dlpool doctor`` on this machine and its Redis. Nothing stays that
+they have made."""
 
 from __future__ import annotations
 
@@ -26,33 +27,55 @@ from dlpool.config import Settings
 from dlpool.errors import QueueAway, QueueError
 from dlpool.jobs.connection import AUTO, EMBEDDED, auto_address, connect, translated
 from dlpool.jobs.embedded_socket import embedded_dir as embedded_folder
-from dlpool.jobs.server_check import ServerInfo, master_of_replica, read_server_info, warnings
+from dlpool.jobs.server_check import (
+    ServerInfo,
+    master_of_replica,
+    read_server_info,
+    warnings,
+)
 from dlpool.service.node.embedded_redis import find_redis_program
 
 PINGS = 20
-_CONSEQUENCE = {"redis_may_evict": "redis eviction", "redis_not_persistent": "redis persistence"}
+_CONSEQUENCE = {
+    "redis_may_evict": "redis eviction",
+    "redis_not_persistent": "redis persistence",
+}
 
 
 def check_redis(settings: Settings) -> Iterator[DoctorFinding]:
-    """Whether the queue's server is there and fit, how fast it answers, and its clock. Raises ConfigurationError."""
+    """Whether the queue's server is there and fit, how fast it answers, and its clock.
+    Raises ConfigurationError."""
     state_dir = Path(settings.paths.state_dir).absolute()
     is_auto = settings.redis.url == AUTO
     if settings.redis.url == EMBEDDED:
         find_redis_program()
         if not os.path.lexists(embedded_folder(state_dir)):
-            yield DoctorFinding("redis", OK, "embedded: the supervisor starts it, and has not yet")
+            yield DoctorFinding(
+                "redis", OK, "embedded: the supervisor starts it, and has not yet"
+            )
             return
     client = connect(settings.redis, state_dir, name="dlpool-cli")
     try:
         yield from _server(client)
     except QueueError as error:
-        is_ours = settings.redis.url == EMBEDDED or (is_auto and isinstance(error, QueueAway))
+        is_ours = settings.redis.url == EMBEDDED or (
+            is_auto and isinstance(error, QueueAway)
+        )
         if is_auto and is_ours and not os.path.lexists(embedded_folder(state_dir)):
             find_redis_program()
             where = auto_address(settings.redis)
-            yield DoctorFinding("redis", OK, f"auto: none answers at {where}; the supervisor will start a private one")
+            yield DoctorFinding(
+                "redis",
+                OK,
+                f"auto: none answers at {where}; the supervisor will start a private "
+                f"one",
+            )
             return
-        advice = "start dlpool-supervisor, which starts it" if is_ours else "see [redis], the server and the network"
+        advice = (
+            "start dlpool-supervisor, which starts it"
+            if is_ours
+            else "see [redis], the server and the network"
+        )
         yield DoctorFinding("redis", WARNING if is_ours else FAILED, str(error), advice)
     finally:
         client.close()
@@ -61,8 +84,16 @@ def check_redis(settings: Settings) -> Iterator[DoctorFinding]:
 def check_folders(settings: Settings) -> Iterator[DoctorFinding]:
     """Whether the service can write where it must."""
     paths = settings.paths
-    roots = [(f"allowed_roots {root}", root) for root in (paths.allowed_roots or "").split(":") if root]
-    named = [("download_dir", paths.download_dir), ("state_dir", paths.state_dir), ("log_dir", paths.log_dir)]
+    roots = [
+        (f"allowed_roots {root}", root)
+        for root in (paths.allowed_roots or "").split(":")
+        if root
+    ]
+    named = [
+        ("download_dir", paths.download_dir),
+        ("state_dir", paths.state_dir),
+        ("log_dir", paths.log_dir),
+    ]
     for name, folder in (*named, *roots):
         yield _folder(name.partition(" ")[0], Path(folder).absolute())
 
@@ -71,7 +102,8 @@ def check_limits(settings: Settings) -> Iterator[DoctorFinding]:
     """Whether a worker may open as many files as it may need."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     yield open_files_finding(
-        files_needed(settings, os.cpu_count() or 1), None if hard == resource.RLIM_INFINITY else hard
+        files_needed(settings, os.cpu_count() or 1),
+        None if hard == resource.RLIM_INFINITY else hard,
     )
 
 
@@ -79,7 +111,12 @@ def _server(client: redis.Redis) -> Iterator[DoctorFinding]:
     said = read_server_info(client)
     if master := master_of_replica(said.info or {}):
         found = f"version {_version(said)}, a read-only replica of {master}"
-        yield DoctorFinding("redis", FAILED, found, "name its master in [redis], or its Sentinels: redis+sentinel://")
+        yield DoctorFinding(
+            "redis",
+            FAILED,
+            found,
+            "name its master in [redis], or its Sentinels: redis+sentinel://",
+        )
     else:
         yield DoctorFinding("redis", OK, f"version {_version(said)}")
     yield from _risks(said)
@@ -100,19 +137,36 @@ def _version(said: ServerInfo) -> str:
     if said.info is None:
         return "not told"
     valkey = said.info.get("valkey_version")
-    return f"Valkey {valkey}" if valkey else str(said.info.get("redis_version", "not told"))
+    return (
+        f"Valkey {valkey}"
+        if valkey
+        else str(said.info.get("redis_version", "not told"))
+    )
 
 
 def _risks(said: ServerInfo) -> Iterator[DoctorFinding]:
     """Eviction and persistence."""
-    found = {} if said.info is None else {one.event: one.reason for one in warnings(said.info, said.save)}
-    is_told = {"redis_may_evict": said.info is not None, "redis_not_persistent": said.save is not None}
+    found = (
+        {}
+        if said.info is None
+        else {one.event: one.reason for one in warnings(said.info, said.save)}
+    )
+    is_told = {
+        "redis_may_evict": said.info is not None,
+        "redis_not_persistent": said.save is not None,
+    }
     for event, check in _CONSEQUENCE.items():
         if event in found:
             reason, _, advice = found[event].rpartition("; ")
             yield DoctorFinding(check, WARNING, reason, advice)
         else:
-            yield DoctorFinding(check, OK, "jobs are kept" if is_told[event] else "the server does not tell this user")
+            yield DoctorFinding(
+                check,
+                OK,
+                "jobs are kept"
+                if is_told[event]
+                else "the server does not tell this user",
+            )
 
 
 def _folder(name: str, folder: Path) -> DoctorFinding:
@@ -120,17 +174,41 @@ def _folder(name: str, folder: Path) -> DoctorFinding:
     try:
         owner, is_folder = there.stat().st_uid, there.is_dir()
     except OSError as error:
-        return DoctorFinding(name, FAILED, f"{there}: {error.strerror}", "see the path in [paths]")
+        return DoctorFinding(
+            name, FAILED, f"{there}: {error.strerror}", "see the path in [paths]"
+        )
     if not is_folder:
-        return DoctorFinding(name, FAILED, f"{there} is no folder", f"move it away, or set another {name} in [paths]")
+        return DoctorFinding(
+            name,
+            FAILED,
+            f"{there} is no folder",
+            f"move it away, or set another {name} in [paths]",
+        )
     if not os.access(there, os.W_OK | os.X_OK):
-        advice = f"make it writable for {_user(os.geteuid())}, who runs this, or mount it writable"
-        return DoctorFinding(name, FAILED, f"{there} cannot be written to; it is {_user(owner)}'s", advice)
+        advice = (
+            f"make it writable for {_user(os.geteuid())}, who runs this, or mount it "
+            f"writable"
+        )
+        return DoctorFinding(
+            name,
+            FAILED,
+            f"{there} cannot be written to; it is {_user(owner)}'s",
+            advice,
+        )
     if there != folder:
         return DoctorFinding(name, OK, f"{folder} is not there yet, and can be made")
     if owner != os.geteuid():
-        advice = f"if the service runs as {_user(owner)}: run doctor as that user, or it tells another's rights"
-        return DoctorFinding(name, WARNING, f"{folder} is {_user(owner)}'s, this runs as {_user(os.geteuid())}", advice)
+        advice = (
+            f"if the service runs as {_user(owner)}: run doctor as that user, or it "
+            f"tells "
+            f"another's rights"
+        )
+        return DoctorFinding(
+            name,
+            WARNING,
+            f"{folder} is {_user(owner)}'s, this runs as {_user(os.geteuid())}",
+            advice,
+        )
     return DoctorFinding(name, OK, f"{folder}, writable, {_user(owner)}'s")
 
 

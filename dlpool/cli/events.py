@@ -23,7 +23,8 @@ DETAIL_SHOWN = 200  # characters
 def show_events(arguments: argparse.Namespace) -> int:
     """Show events and return the exit code. Raises QueueError.
 
-    With ``--follow`` it returns only when the reader closes the pipe (exit code 1), or ends by Ctrl-C or an error.
+    With ``--follow`` it returns only when the reader closes the pipe (exit code 1), or
+    ends by Ctrl-C or an error.
     """
     with open_queue(arguments) as queue:
         events = EventReader(queue.client, queue.keys)
@@ -31,7 +32,11 @@ def show_events(arguments: argparse.Namespace) -> int:
         if not arguments.follow:
             _show(found, arguments)
             if len(found) == arguments.limit and not arguments.quiet:
-                print(f"dlpool: {len(found)} events are shown; there may be more (--since {position})", file=sys.stderr)
+                print(
+                    f"dlpool: {len(found)} events are shown; there may be more "
+                    f"(--since {position})",
+                    file=sys.stderr,
+                )
             return 0
         if not arguments.json:
             show_row(COLUMNS, WIDTHS)
@@ -40,21 +45,31 @@ def show_events(arguments: argparse.Namespace) -> int:
         return 1
 
 
-def _follow(events: EventReader, found: list[QueueEvent], position: str, arguments: argparse.Namespace) -> NoReturn:
-    """Show events as they occur. Raises QueueError, and BrokenPipeError when the reader has closed the pipe."""
+def _follow(
+    events: EventReader,
+    found: list[QueueEvent],
+    position: str,
+    arguments: argparse.Namespace,
+) -> NoReturn:
+    """Show events as they occur. Raises QueueError, and BrokenPipeError when the reader
+    has closed the pipe."""
     while True:
         _show_more(found, arguments)
         found = events.wait_after(position)
         position = found[-1].id if found else position
 
 
-def _first(events: EventReader, arguments: argparse.Namespace) -> tuple[list[QueueEvent], str]:
+def _first(
+    events: EventReader, arguments: argparse.Namespace
+) -> tuple[list[QueueEvent], str]:
     """What is there already and asked for, and the place from where on to follow."""
     if arguments.since is not None:
         found = list(_since(events, arguments.since, arguments.limit))
         return found, found[-1].id if found else arguments.since
     newest = events.last(max(1, arguments.last))
-    return newest[-arguments.last :] if arguments.last else [], newest[-1].id if newest else BEGIN
+    return newest[-arguments.last :] if arguments.last else [], newest[
+        -1
+    ].id if newest else BEGIN
 
 
 def _since(events: EventReader, position: str, limit: int) -> Iterator[QueueEvent]:
@@ -85,11 +100,21 @@ def _show_more(found: list[QueueEvent], arguments: argparse.Namespace) -> None:
 
 
 def _row(event: QueueEvent) -> tuple[str, ...]:
-    return event.id, event.at, event.name, event.job_id or event.upload_id, detail_text(event)
+    return (
+        event.id,
+        event.at,
+        event.name,
+        event.job_id or event.upload_id,
+        detail_text(event),
+    )
 
 
 def detail_text(event: QueueEvent) -> str:
     """What an event says beyond its name, in one line: why, or where the file is."""
-    said = [f"{name}={value}" for name, value in event.fields.items() if name not in _SHOWN_ELSEWHERE and value]
+    said = [
+        f"{name}={value}"
+        for name, value in event.fields.items()
+        if name not in _SHOWN_ELSEWHERE and value
+    ]
     reason = event.note.get("message") or event.note.get("path")
     return " ".join([*said, str(reason)] if reason else said)[:DETAIL_SHOWN]

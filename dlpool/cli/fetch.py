@@ -14,12 +14,24 @@ from pathlib import Path
 from dlpool.cli.fetch_report import FetchReport
 from dlpool.cli.foreground import DRAW_S, STOP_S, EventPrinter, Interruption
 from dlpool.cli.headers import read_headers
-from dlpool.cli.items import ItemDefaults, items_from_lines, parse_header, refuse_url, single_item
+from dlpool.cli.items import (
+    ItemDefaults,
+    items_from_lines,
+    parse_header,
+    refuse_url,
+    single_item,
+)
 from dlpool.cli.listfile import open_list, shown_list
 from dlpool.cli.options import JOBS, load_settings, sourced_options
 from dlpool.cli.progress import Display, make_display
 from dlpool.config import Settings, TransferSettings
-from dlpool.engine.batch import Batch, BatchItem, BatchProgress, BatchResult, ListUnreadable
+from dlpool.engine.batch import (
+    Batch,
+    BatchItem,
+    BatchProgress,
+    BatchResult,
+    ListUnreadable,
+)
 from dlpool.engine.batch_session import BatchSession
 from dlpool.engine.collisions import find_collisions
 from dlpool.engine.engine import DownloadEngine
@@ -32,7 +44,8 @@ _ADVICE = "give such lines a PATH of their own, or use --if-exists rename"
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fetch what the arguments say; returns the exit code. Raises UsageError, LocalFault or ConfigurationError."""
+    """Fetch what the arguments say; returns the exit code. Raises UsageError,
+    LocalFault or ConfigurationError."""
     settings = _settings(arguments)
     transfer, network = settings.transfer, settings.network
     is_list = arguments.input_file is not None
@@ -59,7 +72,9 @@ def run(arguments: argparse.Namespace) -> int:
         batch = Batch(engine, items, earlier)
         began = time.monotonic()
         shown = make_display(arguments.progress, quiet=arguments.quiet)
-        report = FetchReport(shown, is_list=is_list, quiet=arguments.quiet, keeps=arguments.json)
+        report = FetchReport(
+            shown, is_list=is_list, quiet=arguments.quiet, keeps=arguments.json
+        )
         try:
             _watch(batch, shown, report, events)
         finally:
@@ -70,7 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _refused(arguments: argparse.Namespace, results: list[BatchResult]) -> int:
     """Report why no download of a list was started, and return the exit code."""
     shown = make_display(arguments.progress, quiet=arguments.quiet)
-    report = FetchReport(shown, is_list=True, quiet=arguments.quiet, keeps=arguments.json)
+    report = FetchReport(
+        shown, is_list=True, quiet=arguments.quiet, keeps=arguments.json
+    )
     report.add(results)
     is_text = not any(isinstance(result.error, ListUnreadable) for result in results)
     shown.print_line(f"dlpool: nothing was begun{': ' + _ADVICE if is_text else ''}")
@@ -79,7 +96,10 @@ def _refused(arguments: argparse.Namespace, results: list[BatchResult]) -> int:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    options = [*sourced_options(arguments, "transfer"), *sourced_options(arguments, "network")]
+    options = [
+        *sourced_options(arguments, "transfer"),
+        *sourced_options(arguments, "network"),
+    ]
     return load_settings(arguments.config, options, is_quiet=arguments.quiet).settings
 
 
@@ -98,8 +118,11 @@ def _earlier(arguments: argparse.Namespace) -> Iterator[BatchSession | None]:
         done.close()
 
 
-def _watch(batch: Batch, shown: Display, report: FetchReport, events: EventPrinter) -> None:
-    """Draw and report until everything has ended; pass an interruption on, and wait no longer than a moment then."""
+def _watch(
+    batch: Batch, shown: Display, report: FetchReport, events: EventPrinter
+) -> None:
+    """Draw and report until everything has ended; pass an interruption on, and wait no
+    longer than a moment then."""
     interruption = Interruption()
     try:
         batch.start()
@@ -128,7 +151,9 @@ def _items(arguments: argparse.Namespace) -> Iterator[Iterator[BatchItem]]:
     if arguments.input_file is None:
         if arguments.url is None:
             raise UsageError("a URL is missing (or -i FILE for a list of them)")
-        yield iter([single_item(arguments.url, arguments.path, _common(arguments, Path()))])
+        yield iter(
+            [single_item(arguments.url, arguments.path, _common(arguments, Path()))]
+        )
         return
     if arguments.path is not None:
         raise UsageError("with -i, the one argument is the folder for the files")
@@ -137,11 +162,16 @@ def _items(arguments: argparse.Namespace) -> Iterator[Iterator[BatchItem]]:
         raise UsageError("with -i, checksums stand in the list, as JSON")
     common = _common(arguments, Path(arguments.url or ""))
     with open_list(arguments.input_file) as read:
-        yield items_from_lines(read_lines(read), common, shown_list(arguments.input_file))
+        yield items_from_lines(
+            read_lines(read), common, shown_list(arguments.input_file)
+        )
 
 
-def _collisions(arguments: argparse.Namespace, engine: DownloadEngine, transfer: TransferSettings) -> list[BatchResult]:
-    """Return failures of a list known before it starts: collisions, invalid text. Only for regular files."""
+def _collisions(
+    arguments: argparse.Namespace, engine: DownloadEngine, transfer: TransferSettings
+) -> list[BatchResult]:
+    """Return failures of a list known before it starts: collisions, invalid text. Only
+    for regular files."""
     name = arguments.input_file
     if name is None or not Path(name).is_file() or transfer.if_exists == "rename":
         return []
@@ -153,19 +183,23 @@ def _common(arguments: argparse.Namespace, folder: Path) -> ItemDefaults:
     headers = read_headers(arguments)
     if arguments.referer is not None:
         headers["Referer"] = parse_header(f"Referer: {arguments.referer}")[1]
-    checksum = Checksum.parse(arguments.checksum) if arguments.checksum is not None else None
+    checksum = (
+        Checksum.parse(arguments.checksum) if arguments.checksum is not None else None
+    )
     return ItemDefaults(folder, headers, _user(arguments), checksum)
 
 
 def _user(arguments: argparse.Namespace) -> tuple[str, str] | None:
-    """Name and password of ``--user``: from the environment or the terminal rather than the command line."""
+    """Name and password of ``--user``: from the environment or the terminal rather than
+    the command line."""
     if arguments.user is None:
         return None
     name, colon, password = arguments.user.partition(":")
     if colon:
         if not arguments.quiet:
             print(
-                "dlpool: warning: others on this machine can see a password on the command line; "
+                "dlpool: warning: others on this machine can see a password on the "
+                "command line; "
                 "use --user NAME with DLPOOL_PASSWORD, or --netrc",
                 file=sys.stderr,
             )
@@ -173,7 +207,9 @@ def _user(arguments: argparse.Namespace) -> tuple[str, str] | None:
     if "DLPOOL_PASSWORD" in os.environ:
         return name, os.environ["DLPOOL_PASSWORD"]
     if not sys.stdin.isatty():
-        raise UsageError(f"no password for user {name}: set DLPOOL_PASSWORD, or use --netrc")
+        raise UsageError(
+            f"no password for user {name}: set DLPOOL_PASSWORD, or use --netrc"
+        )
     try:
         return name, getpass.getpass(f"Password of {name}: ")
     except EOFError as error:

@@ -1,4 +1,5 @@
-"""How a run of ``dlpool fetch`` is told: a line for each file as it ends, a summary, the exit code, JSON."""
+"""How a run of ``dlpool fetch`` is told: a line for each file as it ends, a summary,
+the exit code, JSON."""
 
 from __future__ import annotations
 
@@ -20,11 +21,13 @@ SOME_FAILED = 14
 class FetchReport:
     """Collects how the files ended. Used by the main thread.
 
-    ``keeps``: every result is kept, for JSON; otherwise only what the exit code needs, however long the list.
-    ``signal`` is the one that interrupted the run.
+    ``keeps``: every result is kept, for JSON; otherwise only what the exit code needs,
+    however long the list. ``signal`` is the one that interrupted the run.
     """
 
-    def __init__(self, shown: Display, *, is_list: bool, quiet: bool, keeps: bool) -> None:
+    def __init__(
+        self, shown: Display, *, is_list: bool, quiet: bool, keeps: bool
+    ) -> None:
         self.signal: int | None = None
         self._shown = shown
         self._is_list = is_list
@@ -38,7 +41,9 @@ class FetchReport:
     def add(self, results: Iterable[BatchResult]) -> None:
         """Tell what has ended."""
         for result in results:
-            is_cancelled = result.error is not None and result.error.label == "cancelled"
+            is_cancelled = (
+                result.error is not None and result.error.label == "cancelled"
+            )
             self._done += result.error is None
             self._cancelled += is_cancelled
             is_failure = result.error is not None and not result.is_duplicate
@@ -50,16 +55,31 @@ class FetchReport:
             self._say(result, is_cancelled=is_cancelled)
 
     def end(self, view: BatchProgress, seconds: float) -> int:
-        """Say the summary, print the JSON, and return the exit code. ``view``: the last one."""
+        """Say the summary, print the JSON, and return the exit code. ``view``: the last
+        one."""
         code = self._exit_code()
         if not self._quiet and self.signal is not None and code == 128 + self.signal:
-            self._shown.print_line("dlpool: interrupted; run the same command again to go on")
+            self._shown.print_line(
+                "dlpool: interrupted; run the same command again to go on"
+            )
         elif not self._quiet and self._is_list:
             self._shown.print_line(self._summary(view, seconds))
         if self._keeps:
-            single = {**self._objects[0], "exit_code": code} if self._objects else {"exit_code": code}
+            single = (
+                {**self._objects[0], "exit_code": code}
+                if self._objects
+                else {"exit_code": code}
+            )
             with reporting_result():
-                show_lines([json.dumps(self._as_json(code, view, seconds) if self._is_list else single)])
+                show_lines(
+                    [
+                        json.dumps(
+                            self._as_json(code, view, seconds)
+                            if self._is_list
+                            else single
+                        )
+                    ]
+                )
         return code
 
     def _summary(self, view: BatchProgress, seconds: float) -> str:
@@ -67,11 +87,14 @@ class FetchReport:
         earlier = f", {view.earlier} in earlier runs" if view.earlier else ""
         size, speed = size_text(view.completed_bytes), size_text(_speed(view, seconds))
         return (
-            f"{self._done + view.earlier} of {total} files done{earlier}, {self._failed} failed: "
+            f"{self._done + view.earlier} of {total} files done{earlier}, "
+            f"{self._failed} failed: "
             f"{size} in {seconds:.1f} s ({speed}/s)"
         )
 
-    def _as_json(self, code: int, view: BatchProgress, seconds: float) -> dict[str, Any]:
+    def _as_json(
+        self, code: int, view: BatchProgress, seconds: float
+    ) -> dict[str, Any]:
         return {
             "exit_code": code,
             "done": self._done,
@@ -84,7 +107,9 @@ class FetchReport:
         }
 
     def _exit_code(self) -> int:
-        if self.signal is not None and (self._cancelled or self._is_list or self._done + self._failed == 0):
+        if self.signal is not None and (
+            self._cancelled or self._is_list or self._done + self._failed == 0
+        ):
             return 128 + self.signal
         if self._error is None:
             return 0
@@ -111,17 +136,32 @@ def success_text(outcome: TransferResult) -> str:
     """A finished file in one line."""
     if outcome.is_skipped:
         return f"{outcome.path}: exists already, skipped"
-    resumed = f", resumed from {size_text(outcome.resumed_from)}" if outcome.resumed_from else ""
-    verified = f", {outcome.checksum.partition(':')[0]} verified" if outcome.checksum else ""
-    speed = size_text(outcome.received / outcome.seconds if outcome.seconds > 0 else 0.0)
+    resumed = (
+        f", resumed from {size_text(outcome.resumed_from)}"
+        if outcome.resumed_from
+        else ""
+    )
+    verified = (
+        f", {outcome.checksum.partition(':')[0]} verified" if outcome.checksum else ""
+    )
+    speed = size_text(
+        outcome.received / outcome.seconds if outcome.seconds > 0 else 0.0
+    )
     took = f"{size_text(outcome.size)} in {outcome.seconds:.1f} s ({speed}/s)"
     return f"{outcome.path}: {took}{resumed}{verified}"
 
 
 def as_json(result: BatchResult) -> dict[str, Any]:
-    """A result for programs; the URL without its secrets, ``line`` where it stood in a list."""
+    """A result for programs; the URL without its secrets, ``line`` where it stood in a
+    list."""
     error, outcome, job = result.error, result.outcome, result.item.job
-    status = "done" if error is None else "interrupted" if error.label == "cancelled" else "failed"
+    status = (
+        "done"
+        if error is None
+        else "interrupted"
+        if error.label == "cancelled"
+        else "failed"
+    )
     if result.is_duplicate or (outcome is not None and outcome.is_skipped):
         status = "skipped"
     return {
@@ -130,5 +170,11 @@ def as_json(result: BatchResult) -> dict[str, Any]:
         "line": result.item.line or None,
         "path": str(job.target) if job else None,
         **(outcome.as_json() if outcome else {}),
-        "error": None if error is None else {"label": error.label, "message": str(error), "exit_code": error.exit_code},
+        "error": None
+        if error is None
+        else {
+            "label": error.label,
+            "message": str(error),
+            "exit_code": error.exit_code,
+        },
     }

@@ -1,4 +1,5 @@
-"""What commands that run for a while share: signals that end them, and events that -v tells."""
+"""What commands that run for a while share: signals that end them, and events that -v
+tells."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ STOP_S = 5.0  # after an interruption, for what cannot be interrupted, as a name
 
 
 class Interruption:
-    """The signal that asked us to stop. The handlers only note it; a second one ends the process at once."""
+    """The signal that asked us to stop. The handlers only note it; a second one ends
+    the process at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -23,7 +25,8 @@ class Interruption:
         signal.signal(signal.SIGTERM, self._note)
 
     def interrupt(self) -> None:
-        """Raise KeyboardInterrupt on signals from now on: the main thread downloads itself and cannot poll for them."""
+        """Raise KeyboardInterrupt on signals from now on: the main thread downloads
+        itself and cannot poll for them."""
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
@@ -33,22 +36,32 @@ class Interruption:
         self.signal = number
 
 
-_WAYS_OUT = {"no_threads": "threads: raise ulimit -u", "too_many_files": "open files: raise ulimit -n"}
+_WAYS_OUT = {
+    "no_threads": "threads: raise ulimit -u",
+    "too_many_files": "open files: raise ulimit -n",
+}
 
 
 def _limited(fields: Mapping[str, object]) -> str:
     way_out = _WAYS_OUT.get(str(fields["reason"]), fields["reason"])
-    return f"connections: {fields['connections']}, as this machine allows no more {way_out}"
+    return (
+        f"connections: {fields['connections']}, as this machine allows no more "
+        f"{way_out}"
+    )
 
 
 def _not_synced(fields: Mapping[str, object]) -> str:
     return (
-        f"cannot force the names in {fields['folder']} to disk ({fields['reason']}): files there are complete, but a "
+        f"cannot force the names in {fields['folder']} to disk ({fields['reason']}): "
+        f"files there are complete, but a "
         "power failure may take the newest names away"
     )
 
 
-_SENTENCES = {"connections_limited": _limited, "folder_not_synced": _not_synced}  # shown without -v
+_SENTENCES = {
+    "connections_limited": _limited,
+    "folder_not_synced": _not_synced,
+}  # shown without -v
 
 
 class EventPrinter:
@@ -70,7 +83,9 @@ class EventPrinter:
             if not self._is_wanted:
                 shown.print_line(f"dlpool: {_SENTENCES[event](fields)}")
                 continue
-            details = " ".join(f"{name}={_shown(value)}" for name, value in fields.items())
+            details = " ".join(
+                f"{name}={_shown(value)}" for name, value in fields.items()
+            )
             shown.print_line(f"{time.strftime('%H:%M:%S')} {event} {details}")
 
 

@@ -1,4 +1,5 @@
-"""The options ``-H`` and ``--header-file`` of all commands; ``headers`` reads what they name."""
+"""The options ``-H`` and ``--header-file`` of all commands; ``headers`` reads what they
+name."""
 
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ def add_header_options(group: Any, where: str = "") -> None:
         dest="header",
         action="append",
         type="@{}".format,
-        help="add the headers of a file, - for standard input: on each line NAME: VALUE; other users "
+        help="add the headers of a file, - for standard input: on each line NAME: "
+        "VALUE; other users "
         "of the machine can read what stands on a command line, not in a file",
     )

@@ -1,4 +1,5 @@
-"""The header fields that ``-H`` and ``--header-file`` name, on the command line or in files."""
+"""The header fields that ``-H`` and ``--header-file`` name, on the command line or in
+files."""
 
 from __future__ import annotations
 
@@ -15,18 +16,24 @@ MAX_FILE = 64 * 1024  # bytes: more than any server takes
 
 
 def read_headers(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return the header fields that the options name, in their order; of equal names the last one.
+    """Return the header fields that the options name, in their order; of equal names
+    the last one.
 
-    Files are read by the first call only: ``arguments`` then has their lines. No message has anything of a file but
-    the number of a line. Raises UsageError, LocalFault.
+    Files are read by the first call only: ``arguments`` then has their lines. No
+    message has anything of a file but the number of a line. Raises UsageError,
+    LocalFault.
     """
     lists = getattr(arguments, "input_file", None)
     if lists == "-" and "@-" in arguments.header:
         raise UsageError("standard input cannot be both the list and the headers")
     found = []
     for text in arguments.header:
-        found += list(_of_file(text[1:])) if text.startswith("@") else [parse_header(text)]
-    arguments.header = [f"{name}: {value}" for name, value in found]  # standard input can be read once
+        found += (
+            list(_of_file(text[1:])) if text.startswith("@") else [parse_header(text)]
+        )
+    arguments.header = [
+        f"{name}: {value}" for name, value in found
+    ]  # standard input can be read once
     return dict(found)
 
 
@@ -45,7 +52,9 @@ def _field(line: str, where: str) -> tuple[str, str]:
     try:
         return parse_header(line)
     except UsageError as error:
-        raise UsageError(f"{where}: not a header of the form 'Name: value' that may be given") from error
+        raise UsageError(
+            f"{where}: not a header of the form 'Name: value' that may be given"
+        ) from error
 
 
 def _content(name: str, shown: str) -> bytes:
@@ -61,7 +70,12 @@ def _content(name: str, shown: str) -> bytes:
             if descriptor != 0:
                 os.close(descriptor)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise LocalFault(f"cannot read the headers in {shown}: {getattr(error, 'strerror', error)}") from error
+        raise LocalFault(
+            f"cannot read the headers in {shown}: {getattr(error, 'strerror', error)}"
+        ) from error
     if size > MAX_FILE:
-        raise UsageError(f"{shown} is longer than {MAX_FILE} bytes: it should hold headers, a line each")
+        raise UsageError(
+            f"{shown} is longer than {MAX_FILE} bytes: it should hold headers, a line "
+            f"each"
+        )
     return b"".join(parts)

@@ -1,4 +1,5 @@
-"""``dlpool health``: asks a supervisor of this machine how it is, for scripts and containers."""
+"""``dlpool health``: asks a supervisor of this machine how it is, for scripts and
+containers."""
 
 from __future__ import annotations
 
@@ -19,21 +20,28 @@ class Unhealthy(DlpoolError):
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the checks, and return 0 if all hold. Raises Unhealthy, ConfigurationError."""
+    """Print the checks, and return 0 if all hold. Raises Unhealthy,
+    ConfigurationError."""
     listen = arguments.address or _listen_of(arguments.config)
-    status, text = request_health(listen, "/livez?verbose" if arguments.live else "/readyz?verbose")
+    status, text = request_health(
+        listen, "/livez?verbose" if arguments.live else "/readyz?verbose"
+    )
     if not text.endswith("ok\n"):
         raise Unhealthy(f"what answers at {listen} is no supervisor: it says {status}")
     if not arguments.quiet:
         with reporting_result():
             show_lines(text.splitlines())
     if status != http.client.OK:
-        raise Unhealthy(f"the supervisor at {listen} is not {'alive' if arguments.live else 'ready'}")
+        raise Unhealthy(
+            f"the supervisor at {listen} is not "
+            f"{'alive' if arguments.live else 'ready'}"
+        )
     return 0
 
 
 def request_health(listen: str, path: str) -> tuple[int, str]:
-    """Status and body of the answer of a supervisor that listens there. Raises Unhealthy."""
+    """Status and body of the answer of a supervisor that listens there. Raises
+    Unhealthy."""
     host, port = split_address(listen)
     if host in ("", "0.0.0.0", "::"):  # it listens at every address
         host = "localhost"
@@ -56,5 +64,8 @@ def _listen_of(config: str | None) -> str:
 
         settings = load(config)["metrics"]
     if not settings.listen:
-        raise ConfigurationError(f"{config}: [metrics] listen is empty, so that the supervisor cannot be asked")
+        raise ConfigurationError(
+            f"{config}: [metrics] listen is empty, so that the supervisor cannot be "
+            f"asked"
+        )
     return settings.listen

@@ -25,7 +25,8 @@ _JSON_FIELDS = {"url", "path", "checksum", "headers"}
 
 @dataclass(frozen=True)
 class ItemDefaults:
-    """What all items of a command share. ``folder`` is where relative paths and unnamed files go."""
+    """What all items of a command share. ``folder`` is where relative paths and unnamed
+    files go."""
 
     folder: Path
     headers: Mapping[str, str]
@@ -36,15 +37,21 @@ class ItemDefaults:
 def single_item(url: str, path: str | None, common: ItemDefaults) -> BatchItem:
     """The item of ``dlpool fetch URL [PATH]``. Raises UsageError."""
     if path == "-":
-        raise UsageError("dlpool writes files, not standard output: name a file instead of -")
+        raise UsageError(
+            "dlpool writes files, not standard output: name a file instead of -"
+        )
     refuse_url(path)
     return BatchItem(url, _job(url, path, common))
 
 
-def items_from_lines(lines: Iterable[str], common: ItemDefaults, name: str = "the list") -> Iterator[BatchItem]:
-    """Yield the items of a list, one per line, read when needed; skip empty lines and ``#`` comments.
+def items_from_lines(
+    lines: Iterable[str], common: ItemDefaults, name: str = "the list"
+) -> Iterator[BatchItem]:
+    """Yield the items of a list, one per line, read when needed; skip empty lines and
+    ``#`` comments.
 
-    ``name`` is that of the list. If it is not text, the last item has the error ListUnreadable.
+    ``name`` is that of the list. If it is not text, the last item has the error
+    ListUnreadable.
     """
     number = 0
     try:
@@ -54,13 +61,21 @@ def items_from_lines(lines: Iterable[str], common: ItemDefaults, name: str = "th
                 continue
             try:
                 url, path, own = _parsed(text, common)
-                yield BatchItem(url, _job(url, None if path is None else _in_utf8(path), own), line=number)
+                yield BatchItem(
+                    url,
+                    _job(url, None if path is None else _in_utf8(path), own),
+                    line=number,
+                )
             except NotText:
                 raise
             except DlpoolError as error:
-                yield BatchItem("", None, UsageError(f"line {number}: {error}"), line=number)
+                yield BatchItem(
+                    "", None, UsageError(f"line {number}: {error}"), line=number
+                )
     except NotText as error:
-        yield BatchItem("", None, ListUnreadable(f"cannot read {name}: {error}"), line=number + 1)
+        yield BatchItem(
+            "", None, ListUnreadable(f"cannot read {name}: {error}"), line=number + 1
+        )
 
 
 def parse_header(text: str) -> tuple[str, str]:
@@ -88,7 +103,9 @@ def _in_utf8(path: str) -> str:
     try:
         return encoded_in_utf8(path)
     except UnicodeEncodeError as error:
-        raise UsageError("the path has characters that no file name can contain") from error
+        raise UsageError(
+            "the path has characters that no file name can contain"
+        ) from error
 
 
 def _job(url: str, path: str | None, common: ItemDefaults) -> Job:
@@ -99,7 +116,9 @@ def _job(url: str, path: str | None, common: ItemDefaults) -> Job:
         if b"\0" in os.fsencode(target):
             raise UsageError("the path holds a NUL character")
     except UnicodeEncodeError as error:
-        raise UsageError("the path has characters that no file name can contain") from error
+        raise UsageError(
+            "the path has characters that no file name can contain"
+        ) from error
     return Job(url, target, is_folder, common.headers, common.user, common.checksum)
 
 
@@ -107,7 +126,10 @@ def _parsed(text: str, common: ItemDefaults) -> tuple[str, str | None, ItemDefau
     if not text.startswith("{"):
         url, *rest = re.split(f"[{_SPACE}]+", text, maxsplit=1)
         if not url.isascii() and any("\udc80" <= letter <= "\udcff" for letter in url):
-            raise UsageError("the URL is not UTF-8: save the list in that encoding, or percent-encode the bytes")
+            raise UsageError(
+                "the URL is not UTF-8: save the list in that encoding, or "
+                "percent-encode the bytes"
+            )
         path = rest[0] if rest else None
         refuse_url(path)
         return url, path, common
@@ -118,20 +140,30 @@ def _parsed(text: str, common: ItemDefaults) -> tuple[str, str | None, ItemDefau
     return _from_json(fields, common)
 
 
-def _from_json(fields: dict[str, Any], common: ItemDefaults) -> tuple[str, str | None, ItemDefaults]:
+def _from_json(
+    fields: dict[str, Any], common: ItemDefaults
+) -> tuple[str, str | None, ItemDefaults]:
     unknown = ", ".join(sorted(fields.keys() - _JSON_FIELDS))
     if unknown:
-        raise UsageError(f"unknown field {unknown}; known are {', '.join(sorted(_JSON_FIELDS))}")
+        raise UsageError(
+            f"unknown field {unknown}; known are {', '.join(sorted(_JSON_FIELDS))}"
+        )
     for name in ("url", "path", "checksum"):
         if not isinstance(fields.get(name), str | None):
             raise UsageError(f"{name} is not text")
     headers = {} if fields.get("headers") is None else fields["headers"]
-    if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
+    if not isinstance(headers, dict) or not all(
+        isinstance(value, str) for value in headers.values()
+    ):
         raise UsageError("headers is not an object of texts")
     if not fields.get("url"):
         raise UsageError("url is missing")
     own = dict(_header(name, value) for name, value in headers.items())
-    checksum = Checksum.parse(fields["checksum"]) if fields.get("checksum") is not None else common.checksum
+    checksum = (
+        Checksum.parse(fields["checksum"])
+        if fields.get("checksum") is not None
+        else common.checksum
+    )
     return (
         fields["url"],
         fields.get("path"),

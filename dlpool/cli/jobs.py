@@ -1,4 +1,5 @@
-"""``dlpool jobs``, ``dlpool job`` and ``dlpool stats``: the queue as a person sees it, or a program."""
+"""``dlpool jobs``, ``dlpool job`` and ``dlpool stats``: the queue as a person sees it,
+or a program."""
 
 from __future__ import annotations
 
@@ -15,7 +16,17 @@ from dlpool.jobs.job_view import JobView, time_text
 from dlpool.jobs.queue_views import DayView, QueueStats, QueueViews, SupervisorView
 from dlpool.transfer.http.urls import display_url
 
-COLUMNS = ("ID", "STATE", "PROGRESS", "ATTEMPTS", "TIME", "OWNER", "URL", "PATH", "NOTE")
+COLUMNS = (
+    "ID",
+    "STATE",
+    "PROGRESS",
+    "ATTEMPTS",
+    "TIME",
+    "OWNER",
+    "URL",
+    "PATH",
+    "NOTE",
+)
 SUPERVISOR_FIELDS = ("host", "pid", "version", "slots", "busy")
 COUNTERS = ("pushed", "succeeded", "failed", "retry", "release", "crash", "recovered")
 NOTE_SHOWN = 200  # characters
@@ -24,14 +35,18 @@ NOTE_SHOWN = 200  # characters
 def list_jobs(arguments: argparse.Namespace) -> int:
     """List jobs; returns the exit code. Raises QueueError."""
     with open_queue(arguments) as queue:
-        found = QueueViews(queue.client, queue.keys).jobs(arguments.state, arguments.limit)
+        found = QueueViews(queue.client, queue.keys).jobs(
+            arguments.state, arguments.limit
+        )
     if arguments.json:
         show_lines(json.dumps(view.as_json()) for view in found)
         return 0
     show_table(COLUMNS, [_row(view) for view in found])
     if len(found) == arguments.limit and not arguments.quiet:
         print(
-            f"dlpool: {arguments.limit} jobs are shown; there may be more (--limit N, --state STATE)", file=sys.stderr
+            f"dlpool: {arguments.limit} jobs are shown; there may be more (--limit N, "
+            f"--state STATE)",
+            file=sys.stderr,
         )
     return 0
 
@@ -63,7 +78,11 @@ def progress_text(view: JobView) -> str:
     done, size = view.progress.get("done"), view.progress.get("size")
     if not isinstance(done, int):
         return ""
-    return f"{100 * done / size:.0f}% of {size_text(size)}" if isinstance(size, int) and size > 0 else size_text(done)
+    return (
+        f"{100 * done / size:.0f}% of {size_text(size)}"
+        if isinstance(size, int) and size > 0
+        else size_text(done)
+    )
 
 
 def note_text(view: JobView) -> str:
@@ -71,11 +90,19 @@ def note_text(view: JobView) -> str:
     if view.problem or not view.note:
         return (view.problem or "")[:NOTE_SHOWN]
     message = view.note.get("message") or view.note.get("path")
-    return (message if isinstance(message, str) else json.dumps(view.note, ensure_ascii=False))[:NOTE_SHOWN]
+    return (
+        message
+        if isinstance(message, str)
+        else json.dumps(view.note, ensure_ascii=False)
+    )[:NOTE_SHOWN]
 
 
 def _row(view: JobView) -> tuple[object, ...]:
-    moments = {"running": view.started_at, "delayed": view.due_at, "queued": view.created_at}
+    moments = {
+        "running": view.started_at,
+        "delayed": view.due_at,
+        "queued": view.created_at,
+    }
     return (
         view.id or "-",
         view.state,
@@ -111,18 +138,29 @@ def _show_figures(stats: QueueStats) -> None:
     show_lines(host_lines(stats))
     show_lines([""])
     show_table(
-        ("SUPERVISOR", *(name.upper() for name in SUPERVISOR_FIELDS)), [_worker(one) for one in stats.supervisors]
+        ("SUPERVISOR", *(name.upper() for name in SUPERVISOR_FIELDS)),
+        [_worker(one) for one in stats.supervisors],
     )
     show_lines([""])
     others = {name for day in stats.days for name in day.counters} - set(COUNTERS)
     names = [*COUNTERS, *sorted(others)]
-    show_table(("DAY", *(name.upper() for name in names)), [_counted(day, names) for day in stats.days])
+    show_table(
+        ("DAY", *(name.upper() for name in names)),
+        [_counted(day, names) for day in stats.days],
+    )
 
 
 def host_lines(stats: QueueStats) -> list[str]:
-    """Which hosts are waited for: they have all jobs that they are allowed, or said to ask later."""
-    lines = [f"{count} jobs wait for a slot at {host}" for host, count in stats.waiting_hosts.items()]
-    return lines + [f"{host} is not asked for {seconds:.0f} s" for host, seconds in stats.held_hosts.items()]
+    """Which hosts are waited for: they have all jobs that they are allowed, or said to
+    ask later."""
+    lines = [
+        f"{count} jobs wait for a slot at {host}"
+        for host, count in stats.waiting_hosts.items()
+    ]
+    return lines + [
+        f"{host} is not asked for {seconds:.0f} s"
+        for host, seconds in stats.held_hosts.items()
+    ]
 
 
 def _worker(one: SupervisorView) -> tuple[object, ...]:

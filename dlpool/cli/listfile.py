@@ -18,7 +18,8 @@ def shown_list(name: str) -> str:
 
 @contextmanager
 def open_list(name: str) -> Iterator[Read]:
-    """Open a list and yield a function that reads at most ``size`` bytes of it; ``-`` is standard input.
+    """Open a list and yield a function that reads at most ``size`` bytes of it; ``-``
+    is standard input.
 
     Opening and reading raise LocalFault.
     """
@@ -28,12 +29,16 @@ def open_list(name: str) -> Iterator[Read]:
         try:
             return os.read(descriptor, size)
         except OSError as error:
-            raise LocalFault(f"cannot read the list {shown}: {error.strerror}") from error
+            raise LocalFault(
+                f"cannot read the list {shown}: {error.strerror}"
+            ) from error
 
     try:
         descriptor = 0 if name == "-" else os.open(name, os.O_RDONLY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise LocalFault(f"cannot read the list {shown}: {getattr(error, 'strerror', error)}") from error
+        raise LocalFault(
+            f"cannot read the list {shown}: {getattr(error, 'strerror', error)}"
+        ) from error
     try:
         yield read
     finally:

@@ -1,4 +1,5 @@
-"""The command line: ``dlpool COMMAND``. Imports no library before it knows what to do."""
+"""The command line: ``dlpool COMMAND``. Imports no library before it knows what to
+do."""
 
 from __future__ import annotations
 
@@ -29,15 +30,17 @@ exit codes:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one sentence, not a page of usage, and whose options may stand between arguments."""
+    """A parser whose errors are one sentence, not a page of usage, and whose options
+    may stand between arguments."""
 
     _is_mixing = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's, which cannot tell ``URL --option 1 PATH``: it takes PATH for one too many.
+        """As argparse's, which cannot tell ``URL --option 1 PATH``: it takes PATH for
+        one too many.
 
-        It has another method that can, which calls this one. That is not for parsers that have commands below them, and
-        forgets what ``--`` means.
+        It has another method that can, which calls this one. That is not for parsers
+        that have commands below them, and forgets what ``--`` means.
         """
         if self._is_mixing or self._subparsers is not None or "--" in (args or ()):
             return super().parse_known_args(args, namespace)
@@ -52,7 +55,8 @@ class Parser(argparse.ArgumentParser):
 
 
 class _CommandsFormatter(argparse.RawDescriptionHelpFormatter):
-    """Leaves room for the names of commands: argparse does not count that they are indented once more."""
+    """Leaves room for the names of commands: argparse does not count that they are
+    indented once more."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -60,16 +64,20 @@ class _CommandsFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; each sets ``run``, which takes the arguments and returns the exit code."""
+    """The parser of all commands; each sets ``run``, which takes the arguments and
+    returns the exit code."""
     parser = Parser(
         prog="dlpool",
-        description="Turns URLs into files: over several connections, resumable, exact.",
+        description="Turns URLs into files: over several connections, resumable, "
+        "exact.",
         epilog=EXIT_CODES,
         formatter_class=_CommandsFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"dlpool {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=Parser
+    )
     add_fetch(commands, _fetch, EXIT_CODES)
     add_upload(commands, _upload, EXIT_CODES)
     add_queue_commands(commands, EXIT_CODES)
@@ -94,7 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. No traceback reaches the user."""
 
     def run() -> int:
-        arguments = build_parser().parse_args(join_negative_values(sys.argv[1:] if argv is None else argv))
+        arguments = build_parser().parse_args(
+            join_negative_values(sys.argv[1:] if argv is None else argv)
+        )
         code: int = arguments.run(arguments)
         return code
 

@@ -12,7 +12,14 @@ from dataclasses import Field, fields
 from typing import Any
 
 from dlpool.cli.header_options import add_header_options
-from dlpool.config import SECTIONS, NetworkSettings, Settings, TransferSettings, option_names, parse_setting
+from dlpool.config import (
+    SECTIONS,
+    NetworkSettings,
+    Settings,
+    TransferSettings,
+    option_names,
+    parse_setting,
+)
 from dlpool.config.layers import EffectiveSettings, SourcedValue, load_effective
 from dlpool.kinds import parse_count
 
@@ -31,7 +38,9 @@ examples:
 """
 
 
-def add_fetch(commands: Any, run: Callable[[argparse.Namespace], int], exit_codes: str) -> None:
+def add_fetch(
+    commands: Any, run: Callable[[argparse.Namespace], int], exit_codes: str
+) -> None:
     """Declare ``dlpool fetch``."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "fetch",
@@ -42,15 +51,24 @@ def add_fetch(commands: Any, run: Callable[[argparse.Namespace], int], exit_code
         allow_abbrev=False,
     )
     parser.set_defaults(run=run, command="fetch")
-    parser.add_argument("url", metavar="URL", nargs="?", help="http or https; with -i: a folder for the files")
+    parser.add_argument(
+        "url",
+        metavar="URL",
+        nargs="?",
+        help="http or https; with -i: a folder for the files",
+    )
     parser.add_argument(
         "path",
         metavar="PATH",
         nargs="?",
-        help="a file, or a folder: what ends in / or is one already (default: the current folder)",
+        help="a file, or a folder: what ends in / or is one already (default: the "
+        "current folder)",
     )
     _add_job_options(parser.add_argument_group("what to fetch"))
-    for title, settings in (("transfer", TransferSettings), ("network", NetworkSettings)):
+    for title, settings in (
+        ("transfer", TransferSettings),
+        ("network", NetworkSettings),
+    ):
         group = parser.add_argument_group(title)
         for declared in fields(settings):
             add_setting(group, declared)
@@ -64,10 +82,18 @@ def add_setting(group: Any, declared: Field[Any]) -> None:
     if isinstance(declared.default, bool):
         help_text = f"do not {meta['help']}" if declared.default else meta["help"]
         group.add_argument(
-            *option_names(declared), action="store_const", const=not declared.default, help=help_text, **options
+            *option_names(declared),
+            action="store_const",
+            const=not declared.default,
+            help=help_text,
+            **options,
         )
         return
-    help_text = meta["help"] if meta["text"] is None else f"{meta['help']} (default: {meta['text']})"
+    help_text = (
+        meta["help"]
+        if meta["text"] is None
+        else f"{meta['help']} (default: {meta['text']})"
+    )
     group.add_argument(
         *option_names(declared),
         metavar=meta["kind"].metavar,
@@ -83,7 +109,13 @@ def sourced_options(
     """What the options say of a section; of ``names`` only, if they are given."""
     values = vars(arguments)
     return [
-        SourcedValue(section, one.name, _text(values[one.name]), f"option {option_names(one)[-1]}", values[one.name])
+        SourcedValue(
+            section,
+            one.name,
+            _text(values[one.name]),
+            f"option {option_names(one)[-1]}",
+            values[one.name],
+        )
         for one in fields(SECTIONS[section])
         if one.name in values and (names is None or one.name in names)
     ]
@@ -97,7 +129,8 @@ def load_settings(
     is_quiet: bool = False,
     of_service: bool = False,
 ) -> EffectiveSettings:
-    """Return the effective settings, of the service if so; print warnings about them to standard error.
+    """Return the effective settings, of the service if so; print warnings about them to
+    standard error.
 
     Raises ConfigurationError, which names all problems at once.
     """
@@ -108,7 +141,8 @@ def load_settings(
 
 
 def apply_umask(settings: Settings) -> None:
-    """Set the umask of this process, and so of those it starts, to that of ``[paths]``, whatever it was."""
+    """Set the umask of this process, and so of those it starts, to that of ``[paths]``,
+    whatever it was."""
     os.umask(int(settings.paths.umask, 8))
 
 
@@ -120,10 +154,16 @@ def print_warnings(notes: Iterable[str], program: str = "dlpool") -> None:
 
 
 def join_negative_values(argv: Sequence[str]) -> list[str]:
-    """``--option -5K`` as ``--option=-5K``, so that a negative value is called so and not taken for an option."""
+    """``--option -5K`` as ``--option=-5K``, so that a negative value is called so and
+    not taken for an option."""
     joined: list[str] = []
     for word in argv:
-        if re.match(r"-[0-9.]", word) and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+        if (
+            re.match(r"-[0-9.]", word)
+            and joined
+            and joined[-1].startswith("--")
+            and "=" not in joined[-1]
+        ):
             joined[-1] += f"={word}"
         else:
             joined.append(word)
@@ -138,19 +178,36 @@ def _add_job_options(group: Any) -> None:
         help="a list, - for standard input: on each line a URL, "
         'a URL and a PATH, or {"url": ..., "path": ..., "checksum": ..., "headers": {...}}',
     )
-    group.add_argument("-j", "--jobs", metavar="N", type=_jobs, help=f"files at once, with -i (default: {JOBS})")
     group.add_argument(
-        "--session", metavar="FILE", help="with -i: remembers what is done, so that the next run goes on"
+        "-j",
+        "--jobs",
+        metavar="N",
+        type=_jobs,
+        help=f"files at once, with -i (default: {JOBS})",
+    )
+    group.add_argument(
+        "--session",
+        metavar="FILE",
+        help="with -i: remembers what is done, so that the next run goes on",
     )
     add_header_options(group, ", for the URL's own origin")
     group.add_argument(
         "--user",
         metavar="NAME[:PASSWORD]",
-        help="HTTP user; without a password DLPOOL_PASSWORD holds it, or it is asked for",
+        help="HTTP user; without a password DLPOOL_PASSWORD holds it, or it is asked "
+        "for",
     )
     group.add_argument("--referer", metavar="URL", help="Referer header")
-    group.add_argument("--config", metavar="FILE", help="an INI file whose [transfer] and [network] are the defaults")
-    group.add_argument("--checksum", metavar="ALGO:HEX", help="md5, sha1, sha256, sha512 or blake2b of the file")
+    group.add_argument(
+        "--config",
+        metavar="FILE",
+        help="an INI file whose [transfer] and [network] are the defaults",
+    )
+    group.add_argument(
+        "--checksum",
+        metavar="ALGO:HEX",
+        help="md5, sha1, sha256, sha512 or blake2b of the file",
+    )
 
 
 def add_output_options(group: Any) -> None:
@@ -161,9 +218,15 @@ def add_output_options(group: Any) -> None:
         default="auto",
         help="on standard error (default: auto: bars on a terminal, else lines)",
     )
-    group.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+    group.add_argument(
+        "-q", "--quiet", action="store_true", help="say nothing but errors"
+    )
     group.add_argument("-v", "--verbose", action="store_true", help="say what happens")
-    group.add_argument("--json", action="store_true", help="print the result as one JSON object on standard output")
+    group.add_argument(
+        "--json",
+        action="store_true",
+        help="print the result as one JSON object on standard output",
+    )
 
 
 def _text(value: object) -> str:
@@ -178,8 +241,12 @@ def _checked(declared: Field[Any]) -> Callable[[str], Any]:
         try:
             return parse_setting(declared, text)
         except ValueError as error:
-            hint = " (for an INI: --config)" if declared.metadata["short"] == "-c" else ""
-            raise argparse.ArgumentTypeError(f"{text[:80]!r} is {error}{hint}") from error
+            hint = (
+                " (for an INI: --config)" if declared.metadata["short"] == "-c" else ""
+            )
+            raise argparse.ArgumentTypeError(
+                f"{text[:80]!r} is {error}{hint}"
+            ) from error
 
     return parse
 

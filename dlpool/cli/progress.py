@@ -1,4 +1,5 @@
-"""Progress on standard error: bars, plain lines, JSON lines or nothing. Drawn by the main thread alone."""
+"""Progress on standard error: bars, plain lines, JSON lines or nothing. Drawn by the
+main thread alone."""
 
 from __future__ import annotations
 
@@ -34,7 +35,11 @@ def time_text(seconds: float) -> str:
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
-    return f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return (
+        f"{whole // 60}m{whole % 60:02d}s"
+        if whole < 3600
+        else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    )
 
 
 def percent(progress: Progress) -> float | None:
@@ -44,17 +49,24 @@ def percent(progress: Progress) -> float | None:
 
 def eta_s(progress: Progress, speed: float) -> float | None:
     """Seconds left at this speed; None if it cannot be told."""
-    return (progress.size - progress.done) / speed if progress.size and speed > 0 else None
+    return (
+        (progress.size - progress.done) / speed if progress.size and speed > 0 else None
+    )
 
 
 def status_text(progress: Progress, speed: float) -> str:
     """One file in one line, less its name."""
     share, left = percent(progress), eta_s(progress, speed)
     parts = [f"{share:.0f}%"] if share is not None else []
-    parts.append(size_text(progress.done) + (f" of {size_text(progress.size)}" if progress.size else ""))
+    parts.append(
+        size_text(progress.done)
+        + (f" of {size_text(progress.size)}" if progress.size else "")
+    )
     parts.append(f"{size_text(speed)}/s")
     parts += [f"ETA {time_text(left)}"] if left is not None else []
-    at_work = f"{progress.connections} connection{'' if progress.connections == 1 else 's'}"
+    at_work = (
+        f"{progress.connections} connection{'' if progress.connections == 1 else 's'}"
+    )
     return ", ".join([*parts, at_work if progress.connections else progress.phase])
 
 
@@ -86,7 +98,10 @@ class PlainDisplay(SilentDisplay):
 
     def update(self, view: BatchProgress) -> None:
         now = time.monotonic()
-        rates = {n: self._speeds.setdefault(n, Speedometer()).add(now, p.done) for n, p in view.active.items()}
+        rates = {
+            n: self._speeds.setdefault(n, Speedometer()).add(now, p.done)
+            for n, p in view.active.items()
+        }
         self._speeds = {number: self._speeds[number] for number in rates}
         if now - self._shown_at >= self.every_s:
             self._shown_at = now
@@ -96,9 +111,13 @@ class PlainDisplay(SilentDisplay):
         """Print the moment."""
         if len(view.active) == 1 and not view.done + view.failed:
             number, progress = next(iter(view.active.items()))
-            self.print_line(f"{clean(progress.path.name)}: {status_text(progress, rates[number])}")
+            self.print_line(
+                f"{clean(progress.path.name)}: {status_text(progress, rates[number])}"
+            )
             return
-        done = view.completed_bytes + sum(progress.done for progress in view.active.values())
+        done = view.completed_bytes + sum(
+            progress.done for progress in view.active.values()
+        )
         self.print_line(
             f"{view.done} files done, {view.failed} failed, {len(view.active)} active, "
             f"{size_text(done)}, {size_text(sum(rates.values()))}/s"

@@ -1,4 +1,5 @@
-"""``dlpool push``: jobs into the queue, one or the lines of a list. Each is checked before anything of it is sent."""
+"""``dlpool push``: jobs into the queue, one or the lines of a list. Each is checked
+before anything of it is sent."""
 
 from __future__ import annotations
 
@@ -25,11 +26,15 @@ from dlpool.transfer.http.urls import split_credentials
 from dlpool.usertext import READ_BYTES, NotText, TextLines
 
 BATCH = 500  # jobs a round trip
-WORDS = {"DUP": "known already", "FOLLOWS": "the same as one that waits or runs already, and ends with it"}
+WORDS = {
+    "DUP": "known already",
+    "FOLLOWS": "the same as one that waits or runs already, and ends with it",
+}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Push what the arguments say; returns the exit code. Raises UsageError, QueueError, LocalFault."""
+    """Push what the arguments say; returns the exit code. Raises UsageError,
+    QueueError, LocalFault."""
     own = _own(arguments)
     if arguments.input_file is None:
         return _push_one(arguments, own)
@@ -37,12 +42,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("with -i, URLs and PATHs stand in the list")
     if arguments.checksum is not None or arguments.id is not None:
         raise UsageError("with -i, checksums and ids stand in the list, as JSON")
-    parse_valid_job(compose_job("http://localhost/", "options", **own))  # once, not for each line
+    parse_valid_job(
+        compose_job("http://localhost/", "options", **own)
+    )  # once, not for each line
     return _push_list(arguments, own)
 
 
 def job_of_line(line: bytes, own: dict[str, Any]) -> PushedJob | None:
-    """The job of a line, None for an empty one or a comment. ``own`` is for ``URL PATH``. Raises UsageError."""
+    """The job of a line, None for an empty one or a comment. ``own`` is for ``URL
+    PATH``. Raises UsageError."""
     if not line or line.startswith(b"#"):
         return None
     if line.startswith(b"{"):
@@ -56,9 +64,11 @@ def job_of_line(line: bytes, own: dict[str, Any]) -> PushedJob | None:
 
 
 def blocks_of_lines(read: Callable[[], bytes]) -> Iterator[list[bytes]]:
-    """Yield the lines that each ``read`` completes, in UTF-8, without waiting for further input.
+    """Yield the lines that each ``read`` completes, in UTF-8, without waiting for
+    further input.
 
-    A line longer than any job is truncated. Raises UsageError for input that is not text.
+    A line longer than any job is truncated. Raises UsageError for input that is not
+    text.
     """
     lines = TextLines(truncates=True)
     is_end = False
@@ -67,7 +77,10 @@ def blocks_of_lines(read: Callable[[], bytes]) -> Iterator[list[bytes]]:
         is_end = not data
         ready: list[bytes] = []
         try:
-            ready.extend(line.encode("utf-8", "surrogateescape") for line in lines.feed(data, is_end=is_end))
+            ready.extend(
+                line.encode("utf-8", "surrogateescape")
+                for line in lines.feed(data, is_end=is_end)
+            )
         except NotText as error:
             if ready:
                 yield ready
@@ -79,7 +92,14 @@ def blocks_of_lines(read: Callable[[], bytes]) -> Iterator[list[bytes]]:
 class ListPush:
     """Pushes the lines of a list, and counts."""
 
-    def __init__(self, transitions: Transitions, audit: AuditRecorder, own: dict[str, Any], *, is_json: bool) -> None:
+    def __init__(
+        self,
+        transitions: Transitions,
+        audit: AuditRecorder,
+        own: dict[str, Any],
+        *,
+        is_json: bool,
+    ) -> None:
         self._transitions = transitions
         self._audit = audit
         self._own = own
@@ -97,14 +117,20 @@ class ListPush:
         """Push these lines. Raises QueueError, LocalFault."""
         for start in range(0, len(lines), BATCH):
             batch = list(self._jobs(lines[start : start + BATCH]))
-            results = self._transitions.push([(job, job_id) for _, job, job_id in batch]) if batch else []
+            results = (
+                self._transitions.push([(job, job_id) for _, job, job_id in batch])
+                if batch
+                else []
+            )
             self._done = self._read
             for result in results:
                 self._results[result] += 1
             note_pushed(self._audit, [job_id for _, _, job_id in batch], results)
             with reporting_result():
                 show_lines(
-                    json.dumps({"line": line, "id": job_id, "result": result}) if self._is_json else job_id
+                    json.dumps({"line": line, "id": job_id, "result": result})
+                    if self._is_json
+                    else job_id
                     for (line, _, job_id), result in zip(batch, results, strict=True)
                 )
 
@@ -119,7 +145,11 @@ class ListPush:
 
     def stopped(self) -> str:
         """Where it stopped, so that a person can go on from there."""
-        doubt = f"; lines {self._done + 1} to {self._read} may be pushed or not" if self._read > self._done else ""
+        doubt = (
+            f"; lines {self._done + 1} to {self._read} may be pushed or not"
+            if self._read > self._done
+            else ""
+        )
         return f"stopped after line {self._done}: {self.summary()}{doubt}"
 
     def _jobs(self, lines: Sequence[bytes]) -> Iterator[tuple[int, PushedJob, str]]:
@@ -135,9 +165,16 @@ class ListPush:
                 yield self._read, job, job.id or new_id()
 
 
-def note_pushed(audit: AuditRecorder, job_ids: Sequence[str], results: Sequence[str]) -> None:
-    """Note a round trip of pushes as one change: those that were not known already, named by the first."""
-    there = [job_id for job_id, result in zip(job_ids, results, strict=True) if result != "DUP"]
+def note_pushed(
+    audit: AuditRecorder, job_ids: Sequence[str], results: Sequence[str]
+) -> None:
+    """Note a round trip of pushes as one change: those that were not known already,
+    named by the first."""
+    there = [
+        job_id
+        for job_id, result in zip(job_ids, results, strict=True)
+        if result != "DUP"
+    ]
     if there:
         audit.note(there[0], count=len(there))
     elif job_ids:
@@ -154,26 +191,41 @@ def _push_one(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
         raise UsageError(f"a {missing} is missing (or -i FILE for a list of jobs)")
     refuse_url(arguments.path)
     job = parse_valid_job(
-        compose_job(arguments.url, arguments.path, **own, checksum=arguments.checksum, id=arguments.id)
+        compose_job(
+            arguments.url,
+            arguments.path,
+            **own,
+            checksum=arguments.checksum,
+            id=arguments.id,
+        )
     )
     job_id = job.id or new_id()
     with open_queue(arguments) as queue:
         try:
             result = Transitions(queue.client, queue.keys).push([(job, job_id)])[0]
         except QueueAway as error:
-            raise QueueAway(f"{error} (if it is pushed nevertheless, it is job {job_id})") from error
+            raise QueueAway(
+                f"{error} (if it is pushed nevertheless, it is job {job_id})"
+            ) from error
         note_pushed(queue.audit, [job_id], [result])
     if result in WORDS and not arguments.quiet:
         print(f"dlpool: job {job_id} is {WORDS[result]}", file=sys.stderr)
     with reporting_result():
-        show_lines([json.dumps({"id": job_id, "result": result}) if arguments.json else job_id])
+        show_lines(
+            [json.dumps({"id": job_id, "result": result}) if arguments.json else job_id]
+        )
     return 0
 
 
 def _push_list(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
     name = arguments.input_file
     with open_list(name) as read, open_queue(arguments) as queue:
-        pushed = ListPush(Transitions(queue.client, queue.keys), queue.audit, own, is_json=arguments.json)
+        pushed = ListPush(
+            Transitions(queue.client, queue.keys),
+            queue.audit,
+            own,
+            is_json=arguments.json,
+        )
         try:
             for lines in blocks_of_lines(partial(read, READ_BYTES)):
                 pushed.add(lines)
@@ -189,7 +241,8 @@ def _push_list(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
 
 
 def _own(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the options ask for, as fields of a job; those that one job alone can have are left out."""
+    """What the options ask for, as fields of a job; those that one job alone can have
+    are left out."""
     priority = arguments.priority
     if priority is not None and re.fullmatch(r"[+-]?[0-9]{1,9}", priority):
         priority = int(priority)

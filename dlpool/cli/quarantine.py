@@ -1,4 +1,5 @@
-"""``dlpool quarantine``: list, show, release and delete the files that a scanner found infected."""
+"""``dlpool quarantine``: list, show, release and delete the files that a scanner found
+infected."""
 
 from __future__ import annotations
 
@@ -27,12 +28,17 @@ COLUMNS = ("ID", "AT", "SIZE", "SIGNATURE", "OWNER", "TARGET")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what is asked and return the exit code. Raises UsageError, NotFound, TargetExists, LocalFault."""
+    """Do what is asked and return the exit code. Raises UsageError, NotFound,
+    TargetExists, LocalFault."""
     _check(arguments)
     settings = load_settings(arguments.config, is_quiet=arguments.quiet).settings
-    quarantine = Quarantine(Path(settings.scan.quarantine_dir), settings.scan.quarantine_size)
+    quarantine = Quarantine(
+        Path(settings.scan.quarantine_dir), settings.scan.quarantine_size
+    )
     with translated(f"read {quarantine.folder}"):
-        found = quarantine.items() if arguments.action == "list" or arguments.all else []
+        found = (
+            quarantine.items() if arguments.action == "list" or arguments.all else []
+        )
         ids = [item.id for item in found] if arguments.all else arguments.ids
         if arguments.action == "list":
             _list(found, arguments)
@@ -51,7 +57,9 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.all and action != "delete":
         raise UsageError("--all is for quarantine delete")
     if action != "list" and bool(arguments.ids) == arguments.all:
-        raise UsageError(f"quarantine {action} needs IDs{', or --all' if action == 'delete' else ''}")
+        raise UsageError(
+            f"quarantine {action} needs IDs{', or --all' if action == 'delete' else ''}"
+        )
     if arguments.to is not None and (action != "release" or len(arguments.ids) != 1):
         raise UsageError("--to is for quarantine release of one ID")
 
@@ -60,7 +68,10 @@ def _list(items: Iterable[QuarantinedFile], arguments: argparse.Namespace) -> No
     if arguments.json:
         show_lines(json.dumps(item.as_json()) for item in items)
     else:
-        rows = [(i.id, i.at, i.size, i.finding.signature, i.finding.owner, i.finding.target) for i in items]
+        rows = [
+            (i.id, i.at, i.size, i.finding.signature, i.finding.owner, i.finding.target)
+            for i in items
+        ]
         show_table(COLUMNS, rows)
 
 
@@ -72,8 +83,14 @@ def _show(items: Iterable[QuarantinedFile], arguments: argparse.Namespace) -> No
             show_pairs(item.as_json().items())
 
 
-def _each(quarantine: Quarantine, ids: list[str], arguments: argparse.Namespace, settings: Settings) -> int:
-    """Release or delete each. One that fails alone is an error; of several, the others are done (exit 14)."""
+def _each(
+    quarantine: Quarantine,
+    ids: list[str],
+    arguments: argparse.Namespace,
+    settings: Settings,
+) -> int:
+    """Release or delete each. One that fails alone is an error; of several, the others
+    are done (exit 14)."""
     log = _log(settings)
     problems: list[DlpoolError] = []
     with open_audit(arguments, settings) as audit:
@@ -102,8 +119,11 @@ def _tell(said: str, item_id: str, arguments: argparse.Namespace) -> None:
             show_lines([said])
 
 
-def _done(quarantine: Quarantine, item_id: str, arguments: argparse.Namespace, log: Log) -> str:
-    """Release or delete one file, and log it. Returns what to say. Raises NotFound, TargetExists, LocalFault."""
+def _done(
+    quarantine: Quarantine, item_id: str, arguments: argparse.Namespace, log: Log
+) -> str:
+    """Release or delete one file, and log it. Returns what to say. Raises NotFound,
+    TargetExists, LocalFault."""
     path: Path | None = None
     with translated(f"{arguments.action} {item_id[:40]}"):
         if arguments.action == "release":
@@ -112,7 +132,12 @@ def _done(quarantine: Quarantine, item_id: str, arguments: argparse.Namespace, l
         else:
             item = quarantine.delete(item_id)
     logger, finding = log.logger("supervisor"), item.finding
-    fields = {"quarantine": item.id, "signature": finding.signature, "sha256": item.sha256, "user_name": _actor()}
+    fields = {
+        "quarantine": item.id,
+        "signature": finding.signature,
+        "sha256": item.sha256,
+        "user_name": _actor(),
+    }
     if path is None:
         logger.warning("quarantine_deleted", path=finding.target, **fields)
     else:
@@ -123,7 +148,14 @@ def _done(quarantine: Quarantine, item_id: str, arguments: argparse.Namespace, l
 def _log(settings: Settings) -> Log:
     """Return the service's log; what cannot be written there is lost."""
     folder, node = Path(settings.paths.log_dir), settings.supervisor.node_id or "cli"
-    return Log(folder, settings.logging, service="dlpool-cli", version=__version__, node_id=node, is_required=False)
+    return Log(
+        folder,
+        settings.logging,
+        service="dlpool-cli",
+        version=__version__,
+        node_id=node,
+        is_required=False,
+    )
 
 
 def _actor() -> str:

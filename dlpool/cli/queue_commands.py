@@ -1,4 +1,5 @@
-"""The commands that look at the queue and add to it: their options. Imports no library before one of them runs."""
+"""The commands that look at the queue and add to it: their options. Imports no library
+before one of them runs."""
 
 from __future__ import annotations
 
@@ -31,7 +32,10 @@ examples:
   dlpool push -i jobs.txt --group nightly
 
 """
-_JOBS = "List jobs: running ones first, then queued, delayed, paused, failed, cancelled and succeeded ones."
+_JOBS = (
+    "List jobs: running ones first, then queued, delayed, paused, failed, "
+    "cancelled and succeeded ones."
+)
 _STATS = """\
 Show how many jobs wait, run and have ended, who works on them, and the counters of the last seven days (UTC).
 """
@@ -54,10 +58,16 @@ on, until Ctrl-C. ACTION is as job.cancel; job alone stands for all actions on j
 
 
 def add_queue_commands(commands: Any, exit_codes: str) -> None:
-    """Declare ``dlpool push``, ``jobs``, ``job``, ``events``, ``audit``, ``health`` and ``stats``."""
+    """Declare ``dlpool push``, ``jobs``, ``job``, ``events``, ``audit``, ``health`` and
+    ``stats``."""
     _add_push(commands, exit_codes)
     parser = add_command(commands, "jobs", "list jobs", _JOBS, exit_codes, _jobs)
-    parser.add_argument("--state", choices=STATES, metavar="STATE", help=f"only those that are {', '.join(STATES)}")
+    parser.add_argument(
+        "--state",
+        choices=STATES,
+        metavar="STATE",
+        help=f"only those that are {', '.join(STATES)}",
+    )
     parser.add_argument(
         "--limit",
         metavar="N",
@@ -66,61 +76,122 @@ def add_queue_commands(commands: Any, exit_codes: str) -> None:
         help="at most so many (default: 50)",
     )
     add_queue_options_and_output(parser, "print one JSON object a line")
-    parser = add_command(commands, "job", "show one job", "Show all that is known of one job.", exit_codes, _job)
-    parser.add_argument("id", metavar="ID", help="the id that push printed, or that jobs shows")
+    parser = add_command(
+        commands,
+        "job",
+        "show one job",
+        "Show all that is known of one job.",
+        exit_codes,
+        _job,
+    )
+    parser.add_argument(
+        "id", metavar="ID", help="the id that push printed, or that jobs shows"
+    )
     add_queue_options_and_output(parser, "print one JSON object")
     _add_events(commands, exit_codes)
     _add_health(commands, exit_codes)
     _add_audit(commands, exit_codes)
-    parser = add_command(commands, "stats", "show the queue in figures", _STATS, exit_codes, _stats)
+    parser = add_command(
+        commands, "stats", "show the queue in figures", _STATS, exit_codes, _stats
+    )
     add_queue_options_and_output(parser, "print one JSON object")
 
 
 def _add_push(commands: Any, exit_codes: str) -> None:
-    parser = add_command(commands, "push", "queue a job, or a list of them", _PUSH, _PUSH_EXAMPLES + exit_codes, _push)
+    parser = add_command(
+        commands,
+        "push",
+        "queue a job, or a list of them",
+        _PUSH,
+        _PUSH_EXAMPLES + exit_codes,
+        _push,
+    )
     parser.add_argument("url", metavar="URL", nargs="?", help="http or https")
-    parser.add_argument("path", metavar="PATH", nargs="?", help="where the service puts the file")
+    parser.add_argument(
+        "path", metavar="PATH", nargs="?", help="where the service puts the file"
+    )
     group = parser.add_argument_group("the job")
-    group.add_argument("-i", "--input-file", metavar="FILE", help="a list of jobs, - for standard input")
     group.add_argument(
-        "--id", metavar="ID", help="its id; pushed again under the same one, nothing happens (default: made)"
+        "-i",
+        "--input-file",
+        metavar="FILE",
+        help="a list of jobs, - for standard input",
+    )
+    group.add_argument(
+        "--id",
+        metavar="ID",
+        help="its id; pushed again under the same one, nothing happens (default: made)",
     )
     group.add_argument(
         "--priority",
         metavar="high|normal|low|N",
-        help="which jobs go first; of integers, those below 0 are high, those above 0 low (default: normal)",
+        help="which jobs go first; of integers, those below 0 are high, those above 0 "
+        "low (default: normal)",
     )
-    group.add_argument("--not-before", metavar="TIME", help="when it may begin: RFC 3339, or seconds since 1970")
-    group.add_argument("--checksum", metavar="ALGO:HEX", help="md5, sha1, sha256, sha512 or blake2b of the file")
+    group.add_argument(
+        "--not-before",
+        metavar="TIME",
+        help="when it may begin: RFC 3339, or seconds since 1970",
+    )
+    group.add_argument(
+        "--checksum",
+        metavar="ALGO:HEX",
+        help="md5, sha1, sha256, sha512 or blake2b of the file",
+    )
     add_header_options(group, ", for the URL's own origin")
     group.add_argument(
         "--if-exists",
         choices=("overwrite", "skip", "fail", "rename"),
         help="when the target exists (default: the service's)",
     )
-    group.add_argument("--limit-rate", metavar="SIZE", help="bytes a second at most; takes K M G T")
+    group.add_argument(
+        "--limit-rate", metavar="SIZE", help="bytes a second at most; takes K M G T"
+    )
     group.add_argument(
         "--dedupe",
         action="store_true",
-        help="do not download twice what waits or runs already with the same URL and PATH",
+        help="do not download twice what waits or runs already with the same URL and "
+        "PATH",
     )
-    group.add_argument("--scan", action="store_true", help="check the file for malware before it gets its name")
-    add_queue_options_and_output(parser, "print a JSON object for each job: id, result (OK, DUP, FOLLOWS)")
+    group.add_argument(
+        "--scan",
+        action="store_true",
+        help="check the file for malware before it gets its name",
+    )
+    add_queue_options_and_output(
+        parser, "print a JSON object for each job: id, result (OK, DUP, FOLLOWS)"
+    )
 
 
 def _add_events(commands: Any, exit_codes: str) -> None:
-    parser = add_command(commands, "events", "show what happens to jobs", _EVENTS, exit_codes, _events)
-    parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens")
+    parser = add_command(
+        commands, "events", "show what happens to jobs", _EVENTS, exit_codes, _events
+    )
+    parser.add_argument(
+        "-f", "--follow", action="store_true", help="go on with what happens"
+    )
     begin = parser.add_mutually_exclusive_group()
-    begin.add_argument("--last", metavar="N", type=_last, default=20, help="begin with the last N (default: 20)")
-    begin.add_argument("--since", metavar="ID", type=_event_id, help="begin after that event")
+    begin.add_argument(
+        "--last",
+        metavar="N",
+        type=_last,
+        default=20,
+        help="begin with the last N (default: 20)",
+    )
+    begin.add_argument(
+        "--since", metavar="ID", type=_event_id, help="begin after that event"
+    )
     add_queue_options_and_output(parser, "print one JSON object a line")
     parser.set_defaults(limit=MAX_LIMIT)
 
 
 def _add_audit(commands: Any, exit_codes: str) -> None:
-    parser = add_command(commands, "audit", "show who changed what", _AUDIT, exit_codes, _audit)
-    parser.add_argument("--actor", metavar="ACTOR", help="only what this one did, as the list shows it")
+    parser = add_command(
+        commands, "audit", "show who changed what", _AUDIT, exit_codes, _audit
+    )
+    parser.add_argument(
+        "--actor", metavar="ACTOR", help="only what this one did, as the list shows it"
+    )
     parser.add_argument(
         "--action",
         metavar="ACTION",
@@ -128,35 +199,61 @@ def _add_audit(commands: Any, exit_codes: str) -> None:
         help=f"only that, as job.cancel, or all of one kind: {', '.join(KINDS)}",
     )
     parser.add_argument(
-        "--object", metavar="OBJECT", help="only what was done to it: the id of a job, upload, node ..."
+        "--object",
+        metavar="OBJECT",
+        help="only what was done to it: the id of a job, upload, node ...",
     )
     parser.add_argument(
         "--since",
         metavar="TIME",
-        help="only from then on: RFC 3339, seconds since 1970, or a duration before now, as 2h",
+        help="only from then on: RFC 3339, seconds since 1970, or a duration before "
+        "now, as 2h",
     )
     parser.add_argument(
-        "-n", "--limit", metavar="N", type=parse_limit, default=50, help="the last N of them (default: 50)"
+        "-n",
+        "--limit",
+        metavar="N",
+        type=parse_limit,
+        default=50,
+        help="the last N of them (default: 50)",
     )
-    parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens")
+    parser.add_argument(
+        "-f", "--follow", action="store_true", help="go on with what happens"
+    )
     add_queue_options_and_output(parser, "print one JSON object a line")
 
 
 def _add_health(commands: Any, exit_codes: str) -> None:
-    parser = add_command(commands, "health", "ask a supervisor how it is", _HEALTH, exit_codes, _health)
+    parser = add_command(
+        commands, "health", "ask a supervisor how it is", _HEALTH, exit_codes, _health
+    )
     parser.add_argument(
         "-c",
         "--config",
         metavar="FILE",
-        help="the INI file of the service, for its [metrics] listen (default: no file, and 127.0.0.1:9108)",
+        help="the INI file of the service, for its [metrics] listen (default: no file, "
+        "and 127.0.0.1:9108)",
     )
-    parser.add_argument("--address", metavar="HOST:PORT", type=_address, help="ask there")
-    parser.add_argument("--live", action="store_true", help="whether it is alive, whatever else is wrong")
-    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+    parser.add_argument(
+        "--address", metavar="HOST:PORT", type=_address, help="ask there"
+    )
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="whether it is alive, whatever else is wrong",
+    )
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="say nothing but errors"
+    )
 
 
 def add_command(
-    commands: Any, name: str, summary: str, text: str, epilog: str, run: Callable[[argparse.Namespace], int]
+    commands: Any,
+    name: str,
+    summary: str,
+    text: str,
+    epilog: str,
+    run: Callable[[argparse.Namespace], int],
 ) -> argparse.ArgumentParser:
     """Declare a command whose help ends with ``epilog``, and which ``run`` does."""
     parser: argparse.ArgumentParser = commands.add_parser(
@@ -171,7 +268,9 @@ def add_command(
     return parser
 
 
-def add_queue_options_and_output(parser: argparse.ArgumentParser, json_help: str) -> None:
+def add_queue_options_and_output(
+    parser: argparse.ArgumentParser, json_help: str
+) -> None:
     """Declare what all commands on the queue have."""
     add_queue_options(parser)
     add_output_options(parser, json_help)
@@ -183,7 +282,9 @@ def _last(text: str) -> int:
 
 def _event_id(text: str) -> str:
     if not re.fullmatch(r"[0-9]{1,18}(-[0-9]{1,18})?", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no id of an event, such as 1700000000000-0")
+        raise argparse.ArgumentTypeError(
+            f"{text[:80]!r} is no id of an event, such as 1700000000000-0"
+        )
     return text
 
 

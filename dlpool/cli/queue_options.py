@@ -1,4 +1,5 @@
-"""Which queue a command works on: its options over the INI file, and the connection. Imports no library by itself."""
+"""Which queue a command works on: its options over the INI file, and the connection.
+Imports no library by itself."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*):([0-9]{1,5})")
 
 @dataclass(frozen=True)
 class OpenQueue:
-    """A queue that answers: its client, the names of its keys, and where changes of it are noted."""
+    """A queue that answers: its client, the names of its keys, and where changes of it
+    are noted."""
 
     client: redis.Redis
     keys: QueueKeys
@@ -40,13 +42,15 @@ class OpenQueue:
 
 
 def add_queue_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that all commands on the queue share; what is not given is None."""
+    """Declare the options that all commands on the queue share; what is not given is
+    None."""
     group = parser.add_argument_group("queue")
     group.add_argument(
         "-c",
         "--config",
         metavar="FILE",
-        help="the INI file of the service (default: no file, and a Redis at localhost:6379)",
+        help="the INI file of the service (default: no file, and a Redis at "
+        "localhost:6379)",
     )
     place = group.add_mutually_exclusive_group()
     place.add_argument(
@@ -56,42 +60,64 @@ def add_queue_options(parser: argparse.ArgumentParser) -> None:
         help="redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// URL",
     )
     place.add_argument(
-        "--redis-addr", metavar="HOST:PORT", type=_address, help="the same as --redis-url redis://HOST:PORT"
+        "--redis-addr",
+        metavar="HOST:PORT",
+        type=_address,
+        help="the same as --redis-url redis://HOST:PORT",
     )
     group.add_argument(
         "--redis-password",
         metavar="TEXT",
-        help="password; others on this machine can see it here, better is password_file in the INI",
+        help="password; others on this machine can see it here, better is "
+        "password_file in the INI",
     )
-    group.add_argument("--group", metavar="NAME", type=_group, help="work on the list NAME:go_download_urls")
+    group.add_argument(
+        "--group",
+        metavar="NAME",
+        type=_group,
+        help="work on the list NAME:go_download_urls",
+    )
 
 
 def add_output_options(parser: argparse.ArgumentParser, json_help: str) -> None:
     """Declare how a command on the queue says what it has to say."""
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help=json_help)
-    group.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+    group.add_argument(
+        "-q", "--quiet", action="store_true", help="say nothing but errors"
+    )
 
 
 def queue_settings(arguments: argparse.Namespace) -> Settings:
     """Which queue, and where the service's folders are. Raises ConfigurationError."""
     return load_settings(
-        arguments.config, sourced_queue_options(arguments), is_quiet=getattr(arguments, "quiet", False)
+        arguments.config,
+        sourced_queue_options(arguments),
+        is_quiet=getattr(arguments, "quiet", False),
     ).settings
 
 
 def sourced_queue_options(arguments: argparse.Namespace) -> list[SourcedValue]:
-    """What the options say of ``[redis]``; warns of a password there, unless ``--quiet``."""
-    options = (("redis_url", "url"), ("redis_addr", "url"), ("group", "group"), ("redis_password", "password"))
+    """What the options say of ``[redis]``; warns of a password there, unless
+    ``--quiet``."""
+    options = (
+        ("redis_url", "url"),
+        ("redis_addr", "url"),
+        ("group", "group"),
+        ("redis_password", "password"),
+    )
     if arguments.redis_password is not None and not arguments.quiet:
         print(
-            "dlpool: warning: others on this machine can see a password on the command line; "
+            "dlpool: warning: others on this machine can see a password on the command "
+            "line; "
             "use password_file in the INI",
             file=sys.stderr,
         )
     given = [(option, name, getattr(arguments, option)) for option, name in options]
     return [
-        SourcedValue("redis", name, value, f"option --{option.replace('_', '-')}", value)
+        SourcedValue(
+            "redis", name, value, f"option --{option.replace('_', '-')}", value
+        )
         for option, name, value in given
         if value is not None
     ]
@@ -99,9 +125,11 @@ def sourced_queue_options(arguments: argparse.Namespace) -> list[SourcedValue]:
 
 @contextmanager
 def open_queue(arguments: argparse.Namespace) -> Iterator[OpenQueue]:
-    """The queue that the arguments name, once its Redis has answered. Raises QueueError, ConfigurationError.
+    """The queue that the arguments name, once its Redis has answered. Raises
+    QueueError, ConfigurationError.
 
-    A command that changes something leaves audit events: those that it notes, or one of its own.
+    A command that changes something leaves audit events: those that it notes, or one of
+    its own.
     """
     from dlpool.jobs.connection import AUTO, EMBEDDED, connect
     from dlpool.jobs.keys import QueueKeys
@@ -121,7 +149,8 @@ def open_queue(arguments: argparse.Namespace) -> Iterator[OpenQueue]:
                 raise
             start = _start_command(arguments.config)
             raise QueueAway(
-                f"{error}; nor does a supervisor run for {state_dir.absolute()}: start it with {start}"
+                f"{error}; nor does a supervisor run for {state_dir.absolute()}: start "
+                f"it with {start}"
             ) from error
         recorder.attach(client, QueueKeys(settings.group))
         with recorder.recording():
@@ -131,7 +160,8 @@ def open_queue(arguments: argparse.Namespace) -> Iterator[OpenQueue]:
 
 
 def _check_supervisor(state_dir: Path, config: str | None) -> None:
-    """See that the private server is there; it is the supervisor's, and never started here."""
+    """See that the private server is there; it is the supervisor's, and never started
+    here."""
     from dlpool.jobs.embedded_socket import socket_path
 
     try:
@@ -140,9 +170,14 @@ def _check_supervisor(state_dir: Path, config: str | None) -> None:
             probe.connect(str(socket_path(state_dir)))
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as error:
         start = _start_command(config)
-        raise QueueAway(f"no supervisor runs for {state_dir.absolute()}: start it with {start}") from error
+        raise QueueAway(
+            f"no supervisor runs for {state_dir.absolute()}: start it with {start}"
+        ) from error
     except OSError as error:
-        raise QueueAway(f"the embedded Redis of {state_dir.absolute()} cannot be reached: {error.strerror}") from error
+        raise QueueAway(
+            f"the embedded Redis of {state_dir.absolute()} cannot be reached: "
+            f"{error.strerror}"
+        ) from error
 
 
 def _start_command(config: str | None) -> str:

@@ -1,4 +1,5 @@
-"""The files of the project that are written from the settings' metadata, by their paths."""
+"""The files of the project that are written from the settings' metadata, by their
+paths."""
 
 from __future__ import annotations
 
@@ -16,9 +17,14 @@ _HEAD = "| key | value | default | reload | what it is |\n|---|---|---|---|---|\
 
 
 def generated(root: Path) -> dict[Path, str]:
-    """What the generated files of the project in ``root`` should hold; of the document the end, after ``MARK``."""
+    """What the generated files of the project in ``root`` should hold; of the document
+    the end, after ``MARK``."""
     document = root / "docs" / "configuration.md"
-    found = {document: document.read_text(encoding="utf-8").partition(MARK)[0] + MARK + tables()}
+    found = {
+        document: document.read_text(encoding="utf-8").partition(MARK)[0]
+        + MARK
+        + tables()
+    }
     found[root / "etc" / "dlpool.ini"] = default_ini()
     for name, text in files(PROGRAM, None).items():
         if not name.endswith(".ini"):
@@ -32,7 +38,7 @@ def tables() -> str:
 
 
 def _table(section: str, kind: type) -> str:
-    summary = (kind.__doc__ or "").partition(": ")[2].replace("\n", " ")
+    summary = " ".join((kind.__doc__ or "").partition(": ")[2].split())
     rows = "".join(_row(section, declared) for declared in fields(kind))
     return f"\n## [{section}]\n\n{summary[:1].upper()}{summary[1:]}\n\n{_HEAD}{rows}"
 
@@ -41,7 +47,9 @@ def _row(section: str, declared: Field[Any]) -> str:
     meta = declared.metadata
     option = f"; `{'`, `'.join(option_names(declared))}`" if section in _FETCHED else ""
     default = f"`{meta['text']}`" if meta["text"] is not None else ""
-    default += f"; of the service `{meta['service']}`" if meta["service"] is not None else ""
+    default += (
+        f"; of the service `{meta['service']}`" if meta["service"] is not None else ""
+    )
     cells = (
         f"`{declared.name}`",
         meta["kind"].metavar + bounds(declared, section),
@@ -55,4 +63,6 @@ def _row(section: str, declared: Field[Any]) -> str:
 def _others(meta: Any) -> str:
     """What must or must not be given beside it."""
     needs = f"; needs `{meta['needs']}`" if meta["needs"] else ""
-    return needs + (f"; instead of `{meta['instead_of']}`" if meta["instead_of"] else "")
+    return needs + (
+        f"; instead of `{meta['instead_of']}`" if meta["instead_of"] else ""
+    )

@@ -1,4 +1,5 @@
-"""``dlpool setup``: the service for systemd: its units, its user, its folders, its INI file."""
+"""``dlpool setup``: the service for systemd: its units, its user, its folders, its INI
+file."""
 
 from __future__ import annotations
 
@@ -22,7 +23,13 @@ PROGRAM = "/usr/bin/dlpool-supervisor"  # in the units as they are shipped
 UNIT = "dlpool-supervisor.service"
 TEMPLATE = "dlpool-supervisor@.service"
 WEB_UNIT = "dlpool-web.service"
-_HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # from the service, by ProtectHome and PrivateTmp
+_HIDDEN = (
+    "/home/",
+    "/root/",
+    "/run/user/",
+    "/tmp/",
+    "/var/tmp/",
+)  # from the service, by ProtectHome and PrivateTmp
 _NEXT = """\
 next, as root:
   systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload
@@ -31,47 +38,75 @@ next, as root:
 _QUESTION = """\
 Jobs may connect to public addresses only. Which other networks may they connect to?
 Addresses or networks with commas between, as 10.0.0.0/8,192.168.0.0/16 (Enter: none): """
-_NETWORK_ALLOW = next(one for one in fields(NetworkSettings) if one.name == "network_allow")
-_NEXT_WEB = "  systemctl enable --now dlpool-web   # with the extra web: uploads, job API, dashboard"
+_NETWORK_ALLOW = next(
+    one for one in fields(NetworkSettings) if one.name == "network_allow"
+)
+_NEXT_WEB = (
+    "  systemctl enable --now dlpool-web   # with the extra web: uploads, job API, "
+    "dashboard"
+)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a unit, or install. Raises LocalFault, TargetExists."""
     program = program_line()
     if arguments.print_unit:
-        show_lines([unit(program, is_template=arguments.instance is not None).removesuffix("\n")])
+        show_lines(
+            [
+                unit(program, is_template=arguments.instance is not None).removesuffix(
+                    "\n"
+                )
+            ]
+        )
         return 0
     root = Path(arguments.install)
-    allow = allowed_networks(root / ini_path(arguments.instance), arguments.network_allow)
+    allow = allowed_networks(
+        root / ini_path(arguments.instance), arguments.network_allow
+    )
     kept = install(root, files(program, arguments.instance, allow))
     if program.lstrip('"').startswith(_HIDDEN):
         print(
-            f"dlpool: warning: the service will not find {program}: its unit hides that folder from it; install "
+            f"dlpool: warning: the service will not find {program}: its unit hides "
+            f"that folder from it; install "
             "dlpool elsewhere, as below /opt",
             file=sys.stderr,
         )
     if kept:
         raise TargetExists(
             "\ndlpool: ".join(
-                f"{path} was changed, and is kept: move it away to have it written (of a unit, own settings belong "
+                f"{path} was changed, and is kept: move it away to have it written (of "
+                f"a unit, own settings belong "
                 "into a drop-in, see systemctl edit)"
                 for path in kept
             )
         )
-    name = UNIT if arguments.instance is None else TEMPLATE.replace("@", f"@{arguments.instance}")
+    name = (
+        UNIT
+        if arguments.instance is None
+        else TEMPLATE.replace("@", f"@{arguments.instance}")
+    )
     with reporting_result():
         show_lines(
-            [_NEXT.format(unit=name.removesuffix(".service")), *([_NEXT_WEB] if arguments.instance is None else [])]
+            [
+                _NEXT.format(unit=name.removesuffix(".service")),
+                *([_NEXT_WEB] if arguments.instance is None else []),
+            ]
         )
     return 0
 
 
 def allowed_networks(ini: Path, given: str | None) -> str:
-    """Return the private networks that jobs may reach: those given, those of the INI file that is there, or the answer.
+    """Return the private networks that jobs may reach: those given, those of the INI
+    file that is there, or the answer.
 
-    The question is put on a terminal only. An answer that is no list of networks is asked for again.
+    The question is put on a terminal only. An answer that is no list of networks is
+    asked for again.
     """
-    if given is not None or ini.exists() or not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if (
+        given is not None
+        or ini.exists()
+        or not (sys.stdin.isatty() and sys.stderr.isatty())
+    ):
         return _allowed_in(ini) if given is None else given
     while True:
         print(_QUESTION, end="", file=sys.stderr, flush=True)
@@ -83,9 +118,12 @@ def allowed_networks(ini: Path, given: str | None) -> str:
 
 
 def _allowed_in(ini: Path) -> str:
-    """Return what the INI file says, so that another run of setup finds it as it should be."""
+    """Return what the INI file says, so that another run of setup finds it as it should
+    be."""
     with suppress(OSError, UnicodeDecodeError):
-        if found := re.search(r"^network_allow *=(.*)$", ini.read_text(encoding="utf-8"), re.MULTILINE):
+        if found := re.search(
+            r"^network_allow *=(.*)$", ini.read_text(encoding="utf-8"), re.MULTILINE
+        ):
             return found[1].strip()
     return ""
 
@@ -95,8 +133,11 @@ def ini_path(instance: str | None) -> str:
     return f"etc/dlpool/{instance or 'dlpool'}.ini"
 
 
-def files(program: str, instance: str | None, network_allow: str = "") -> dict[str, str]:
-    """What an installation consists of, by path; with the INI file of the service, or that of an instance."""
+def files(
+    program: str, instance: str | None, network_allow: str = ""
+) -> dict[str, str]:
+    """What an installation consists of, by path; with the INI file of the service, or
+    that of an instance."""
     below = f"/{instance}" if instance else ""
     ini = default_ini(
         {
@@ -120,34 +161,50 @@ def files(program: str, instance: str | None, network_allow: str = "") -> dict[s
 
 
 def unit(program: str, *, is_template: bool) -> str:
-    """The unit of the service that starts ``program``, or that of its instances: each has an INI and folders."""
+    """The unit of the service that starts ``program``, or that of its instances: each
+    has an INI and folders."""
     text = _shipped(UNIT).replace(PROGRAM, program)
     if not is_template:
         return text
-    text = re.sub(r"^(WorkingDirectory|StateDirectory|LogsDirectory)=(\S+)$", r"\1=\2/%i", text, flags=re.MULTILINE)
+    text = re.sub(
+        r"^(WorkingDirectory|StateDirectory|LogsDirectory)=(\S+)$",
+        r"\1=\2/%i",
+        text,
+        flags=re.MULTILINE,
+    )
     return (
         text.replace("/dlpool.ini", "/%i.ini")
-        .replace("systemctl edit dlpool-supervisor", "systemctl edit dlpool-supervisor@NAME")
-        .replace("Description=dlpool download service", "Description=dlpool download service %i")
+        .replace(
+            "systemctl edit dlpool-supervisor", "systemctl edit dlpool-supervisor@NAME"
+        )
+        .replace(
+            "Description=dlpool download service",
+            "Description=dlpool download service %i",
+        )
     )
 
 
 def web_unit(program: str) -> str:
-    """The unit of the HTTP side of the installation whose service is started by ``program``."""
+    """The unit of the HTTP side of the installation whose service is started by
+    ``program``."""
     head, _, tail = program.rpartition("supervisor")
     return _shipped(WEB_UNIT).replace("/usr/bin/dlpool-web", f"{head}web{tail}")
 
 
 def program_line() -> str:
     """How to start the service of this installation."""
-    for found in (Path(sys.executable).with_name("dlpool-supervisor"), shutil.which("dlpool-supervisor")):
+    for found in (
+        Path(sys.executable).with_name("dlpool-supervisor"),
+        shutil.which("dlpool-supervisor"),
+    ):
         if found and os.access(found, os.X_OK):
             return _quoted(str(Path(found).absolute()))
     return f"{_quoted(sys.executable)} -m dlpool.cli.supervisor"
 
 
 def install(root: Path, wanted: dict[str, str]) -> list[Path]:
-    """Write the files below ``root``, each whole or not at all. Returns those that were there and say something else.
+    """Write the files below ``root``, each whole or not at all. Returns those that were
+    there and say something else.
 
     Raises LocalFault.
     """
@@ -190,4 +247,6 @@ def _quoted(path: str) -> str:
 
 
 def _shipped(name: str) -> str:
-    return (resources.files("dlpool.cli") / "systemd" / name).read_text(encoding="utf-8")
+    return (resources.files("dlpool.cli") / "systemd" / name).read_text(
+        encoding="utf-8"
+    )

@@ -22,21 +22,28 @@ from dlpool.config.layers import SourcedValue
 from dlpool.jobs.keys import node_of
 from dlpool.kinds import AUTO
 
-_NAMED = ("max_concurrent_downloads", "drain_timeout", "log_format")  # further settings with an option of their own
+_NAMED = (
+    "max_concurrent_downloads",
+    "drain_timeout",
+    "log_format",
+)  # further settings with an option of their own
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of the service; all else is in the INI file."""
     parser = Parser(
         prog="dlpool-supervisor",
-        description="Takes download jobs from Redis and turns them into files, until it is told to end.",
+        description="Takes download jobs from Redis and turns them into files, until "
+        "it is told to end.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"dlpool {__version__}")
     add_service_options(parser)
-    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="say nothing but errors"
+    )
     return parser
 
 
@@ -51,7 +58,11 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
 
 def sourced_service_options(arguments: argparse.Namespace) -> list[SourcedValue]:
     """What the options of a service say."""
-    own = [one for section in ("supervisor", "logging") for one in sourced_options(arguments, section, _NAMED)]
+    own = [
+        one
+        for section in ("supervisor", "logging")
+        for one in sourced_options(arguments, section, _NAMED)
+    ]
     return [*sourced_queue_options(arguments), *own]
 
 
@@ -66,11 +77,19 @@ def load_service_settings(arguments: argparse.Namespace) -> Settings:
     ).settings
 
 
-_STARTING = frozenset({"service_started", "service_ready", "embedded_redis_hidden", "embedded_data_unused"})
+_STARTING = frozenset(
+    {
+        "service_started",
+        "service_ready",
+        "embedded_redis_hidden",
+        "embedded_data_unused",
+    }
+)
 
 
 class StartPrinter:
-    """Prints on standard error, once each: the start summary, warnings about Redis, readiness, waiting for Redis.
+    """Prints on standard error, once each: the start summary, warnings about Redis,
+    readiness, waiting for Redis.
 
     Thread-safe.
     """
@@ -91,25 +110,42 @@ class StartPrinter:
             said = [f"warning: {fields['reason']}"]
         else:
             said = [f"{fields.get('error')}; it waits until Redis can be used"]
-        print(*(f"dlpool-supervisor: {line}" for line in said), sep="\n", file=sys.stderr, flush=True)
+        print(
+            *(f"dlpool-supervisor: {line}" for line in said),
+            sep="\n",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def start_lines(fields: Mapping[str, Any]) -> list[str]:
-    """Return the start summary of a service from the fields of its event ``service_started``. Pure."""
+    """Return the start summary of a service from the fields of its event
+    ``service_started``. Pure."""
     shown = fields["configuration"]
-    slots, most = (shown["supervisor"][name] for name in ("max_concurrent_downloads", "max_slots"))
-    at_once = f"up to {most} jobs at once, as many as pay" if slots == AUTO else f"{slots} jobs at once"
-    downloads, state, log = (Path(shown["paths"][name]).absolute() for name in ("download_dir", "state_dir", "log_dir"))
+    slots, most = (
+        shown["supervisor"][name] for name in ("max_concurrent_downloads", "max_slots")
+    )
+    at_once = (
+        f"up to {most} jobs at once, as many as pay"
+        if slots == AUTO
+        else f"{slots} jobs at once"
+    )
+    downloads, state, log = (
+        Path(shown["paths"][name]).absolute()
+        for name in ("download_dir", "state_dir", "log_dir")
+    )
     redis, clients = fields["redis"], fields["clients"]
     return [
         f"dlpool {__version__}, node {node_of(fields['sid'])}, {at_once}",
-        f"queue {fields['queue']} at {redis}{'' if clients == redis else f' (clients on this machine: {clients})'}",
+        f"queue {fields['queue']} at "
+        f"{redis}{'' if clients == redis else f' (clients on this machine: {clients})'}",
         f"downloads in {downloads}, state in {state}, log in {log}",
     ]
 
 
 def _queued_signals() -> deque[int]:
-    """Let signals that would end a process wait until the service can obey them; of SIGTERM that is what is meant."""
+    """Let signals that would end a process wait until the service can obey them; of
+    SIGTERM that is what is meant."""
     waiting: deque[int] = deque()
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda number, _: waiting.append(number))
@@ -131,9 +167,15 @@ def _run(argv: Sequence[str] | None) -> int:
     apply_umask(settings)
     herald = StartPrinter(is_quiet=arguments.quiet)
     if sys.stderr.isatty() and not arguments.quiet:
-        print(f"dlpool-supervisor: the log is {settings.paths.log_dir}/dlpool.log; Ctrl-C ends it", file=sys.stderr)
+        print(
+            f"dlpool-supervisor: the log is {settings.paths.log_dir}/dlpool.log; "
+            f"Ctrl-C ends it",
+            file=sys.stderr,
+        )
     arguments.quiet = True  # a reload need not warn again
-    serve(settings, lambda: load_service_settings(arguments), early, herald.handle_event)
+    serve(
+        settings, lambda: load_service_settings(arguments), early, herald.handle_event
+    )
     return 0
 
 

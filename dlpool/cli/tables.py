@@ -1,4 +1,5 @@
-"""What commands print on standard output: tables on a terminal, drawn with rich; elsewhere lines that stay the same."""
+"""What commands print on standard output: tables on a terminal, drawn with rich;
+elsewhere lines that stay the same."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ Cells = Sequence[object]
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Cells]) -> None:
-    """A table. Not on a terminal: a head line and a line for each row, with tabs between, no column left out."""
+    """A table. Not on a terminal: a head line and a line for each row, with tabs
+    between, no column left out."""
     texts = [[clean(cell) for cell in row] for row in rows]
     if not _is_terminal():
         show_lines("\t".join(cells) for cells in [list(columns), *texts])
@@ -23,7 +25,8 @@ def show_table(columns: Sequence[str], rows: Sequence[Cells]) -> None:
 
 
 def show_row(cells: Cells, widths: Sequence[int]) -> None:
-    """A row of a table whose end is not known: each cell but the last of its width; not on a terminal with tabs."""
+    """A row of a table whose end is not known: each cell but the last of its width; not
+    on a terminal with tabs."""
     texts = [clean(cell) for cell in cells]
     if _is_terminal():
         padded = [f"{text:{width}}" for text, width in zip(texts, widths, strict=False)]
@@ -37,7 +40,10 @@ def show_pairs(pairs: Iterable[tuple[str, object]]) -> None:
     texts = [(name, clean(value)) for name, value in pairs]
     width = max((len(name) for name, _ in texts), default=0)
     is_terminal = _is_terminal()
-    show_lines(f"{name:{width}}  {value}" if is_terminal else f"{name}\t{value}" for name, value in texts)
+    show_lines(
+        f"{name:{width}}  {value}" if is_terminal else f"{name}\t{value}"
+        for name, value in texts
+    )
 
 
 def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -46,10 +52,16 @@ def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    used = [number for number in range(len(columns)) if not rows or any(row[number] for row in rows)]
+    used = [
+        number
+        for number in range(len(columns))
+        if not rows or any(row[number] for row in rows)
+    ]
     table = Table(box=None, pad_edge=False)
     for number in used:
-        is_short = number == 0 or max((len(row[number]) for row in rows), default=0) <= SHORT
+        is_short = (
+            number == 0 or max((len(row[number]) for row in rows), default=0) <= SHORT
+        )
         table.add_column(columns[number], overflow="fold", no_wrap=is_short)
     for row in rows:
         table.add_row(*(Text(row[number]) for number in used))

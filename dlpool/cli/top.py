@@ -1,4 +1,5 @@
-"""``dlpool top``: the queue as it lives. Supervisors are asked for news at each look, so nothing here is old."""
+"""``dlpool top``: the queue as it lives. Supervisors are asked for news at each look,
+so nothing here is old."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ class JobRates:
                 continue
             before_at, before = self.seen.get(job_id, (at, done))
             seen[job_id] = (at, done)
-            now[job_id] = max(0, done - before) / (at - before_at) if at > before_at else 0.0
+            now[job_id] = (
+                max(0, done - before) / (at - before_at) if at > before_at else 0.0
+            )
         self.seen, self.now = seen, now
 
 
@@ -61,7 +64,8 @@ class QueueMonitor:
         self.drained: set[str] = set()
 
     def begin(self) -> None:
-        """Ask for news, and look when it is there: what was known before is of different ages, and makes no rates."""
+        """Ask for news, and look when it is there: what was known before is of
+        different ages, and makes no rates."""
         self.sample()
         time.sleep(NEWS_S)
         self._rates = JobRates()
@@ -77,7 +81,10 @@ class QueueMonitor:
 
     def as_json(self) -> dict[str, Any]:
         assert self.stats is not None
-        return {**self.stats.as_json(), "jobs": [view.as_json() for view in self.running]}
+        return {
+            **self.stats.as_json(),
+            "jobs": [view.as_json() for view in self.running],
+        }
 
     def jobs(self) -> list[tuple[object, ...]]:
         """The running jobs, as rows."""
@@ -99,10 +106,25 @@ class QueueMonitor:
         assert self.stats is not None
         rows: list[tuple[object, ...]] = []
         for row in node_rows(self.stats, self.drained):
-            state = f"lost since {row['seen_at']}" if row["state"] == "lost" else row["state"]
+            state = (
+                f"lost since {row['seen_at']}"
+                if row["state"] == "lost"
+                else row["state"]
+            )
             busy = f"{row.get('busy', '?')} of {row['slots']}" if "slots" in row else ""
-            rate = sum(self._rates.now.get(view.id or "", 0.0) for view in self.running if view.owner == row.get("sid"))
-            rows.append((row["node"] or row.get("sid"), state, busy, f"{size_text(round(rate))}/s" if busy else ""))
+            rate = sum(
+                self._rates.now.get(view.id or "", 0.0)
+                for view in self.running
+                if view.owner == row.get("sid")
+            )
+            rows.append(
+                (
+                    row["node"] or row.get("sid"),
+                    state,
+                    busy,
+                    f"{size_text(round(rate))}/s" if busy else "",
+                )
+            )
         return rows
 
     def headline(self) -> str:
@@ -112,10 +134,12 @@ class QueueMonitor:
         today = self.stats.days[0].counters if self.stats.days else {}
         rate = size_text(round(sum(self._rates.now.values())))
         return (
-            f"{'PAUSED  ' if self.stats.is_halted else ''}{self.stats.waiting} waiting  {figures['delayed']} delayed  "
+            f"{'PAUSED  ' if self.stats.is_halted else ''}{self.stats.waiting} waiting "
+            f" {figures['delayed']} delayed  "
             f"{figures['parked']} parked  "
             f"{figures['paused']} paused  {figures['running']} running  {rate}/s  "
-            f"today: {today.get('succeeded', 0)} succeeded, {today.get('failed', 0)} failed"
+            f"today: {today.get('succeeded', 0)} succeeded, {today.get('failed', 0)} "
+            f"failed"
         )
 
     def hosts(self) -> list[str]:
@@ -129,7 +153,8 @@ class QueueMonitor:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show the queue until Ctrl-C; once, where nobody looks at a terminal. Raises QueueError."""
+    """Show the queue until Ctrl-C; once, where nobody looks at a terminal. Raises
+    QueueError."""
     with open_queue(arguments) as queue:
         top = QueueMonitor(queue, arguments.limit)
         top.begin()
@@ -159,7 +184,10 @@ def _watch(top: QueueMonitor) -> int:
 
     def drawn() -> Group:
         tables: list[RenderableType] = []
-        for columns, rows in ((("NODE", "STATE", "BUSY", "RATE"), top.nodes()), (COLUMNS, top.jobs())):
+        for columns, rows in (
+            (("NODE", "STATE", "BUSY", "RATE"), top.nodes()),
+            (COLUMNS, top.jobs()),
+        ):
             table = Table(box=None, pad_edge=False)
             for column in columns:
                 table.add_column(column, no_wrap=True, overflow="ellipsis")
@@ -167,10 +195,21 @@ def _watch(top: QueueMonitor) -> int:
                 table.add_row(*(Text(clean(cell)) for cell in row))
             tables += [table, Text("")]
         hosts = [Text(clean(line), style="yellow") for line in top.hosts()]
-        return Group(Text(top.headline(), style="bold"), *hosts, Text(""), *tables, Text(clean(problem), style="red"))
+        return Group(
+            Text(top.headline(), style="bold"),
+            *hosts,
+            Text(""),
+            *tables,
+            Text(clean(problem), style="red"),
+        )
 
     problem = ""
-    with Live(drawn(), console=Console(file=stream_for_rich(sys.stdout)), screen=True, auto_refresh=False) as live:
+    with Live(
+        drawn(),
+        console=Console(file=stream_for_rich(sys.stdout)),
+        screen=True,
+        auto_refresh=False,
+    ) as live:
         while True:
             time.sleep(LOOK_S)
             try:

@@ -26,7 +26,8 @@ from dlpool.upload.values import FileUploadRequest, UploadResult
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Upload what the arguments say; returns the exit code. Raises UsageError, LocalFault or ConfigurationError."""
+    """Upload what the arguments say; returns the exit code. Raises UsageError,
+    LocalFault or ConfigurationError."""
     if len(arguments.files) > 1 and arguments.name is not None:
         raise UsageError("--name is for one file")
     found = load_upload_settings(arguments)
@@ -35,7 +36,12 @@ def run(arguments: argparse.Namespace) -> int:
         network = replace(network, netrc=False)  # the token is what was asked for
     raise_open_file_limit()
     connections = arguments.connections or MAX_CONNECTIONS
-    client = HttpClient(network, connections + 1, HostHolds(time.monotonic), NetworkMonitor(time.monotonic))
+    client = HttpClient(
+        network,
+        connections + 1,
+        HostHolds(time.monotonic),
+        NetworkMonitor(time.monotonic),
+    )
     client.check()
     server = UploadApiClient(client, arguments.url, headers)
     shown = make_display(arguments.progress, quiet=arguments.quiet)
@@ -61,13 +67,19 @@ class UploadRun:
     ) -> None:
         self._arguments = arguments
         self._found = found
-        self._own = {name for section, name in found.values if section == "transfer" and name in SETTINGS[section]}
+        self._own = {
+            name
+            for section, name in found.values
+            if section == "transfer" and name in SETTINGS[section]
+        }
         self._client = client
         self._server = server
         self._shown = shown
         self._events = EventPrinter(is_wanted=arguments.verbose)
         self._interruption = Interruption()
-        self._report = UploadReport(arguments.url, arguments.files, shown, quiet=arguments.quiet)
+        self._report = UploadReport(
+            arguments.url, arguments.files, shown, quiet=arguments.quiet
+        )
 
     def upload(self, path: Path) -> None:
         """Upload a file, unless a signal has come, and tell how it ended."""
@@ -75,9 +87,20 @@ class UploadRun:
             return
         arguments = self._arguments
         try:
-            wish = FileUploadRequest(path, arguments.connections, arguments.chunk_size, arguments.name, arguments.path)
+            wish = FileUploadRequest(
+                path,
+                arguments.connections,
+                arguments.chunk_size,
+                arguments.name,
+                arguments.path,
+            )
             upload = FileUpload(
-                wish, self._server, self._client, self._found.settings.transfer, self._events.note, self._own
+                wish,
+                self._server,
+                self._client,
+                self._found.settings.transfer,
+                self._events.note,
+                self._own,
             )
             attempt = UploadThread(upload)
             self._watch(attempt)
@@ -91,7 +114,8 @@ class UploadRun:
         return self._report.end(self._interruption.signal, as_json=self._arguments.json)
 
     def _watch(self, attempt: UploadThread) -> None:
-        """Draw until it has ended; pass an interruption on, and wait no longer than a moment then."""
+        """Draw until it has ended; pass an interruption on, and wait no longer than a
+        moment then."""
         try:
             attempt.thread.start()
         except NoThread:
@@ -105,11 +129,16 @@ class UploadRun:
                 attempt.upload.cancel()
             self._events.print_events(self._shown)
             moment = attempt.upload.progress()
-            self._shown.update(BatchProgress({report.ended: moment}, report.done, report.failed, report.size))
+            self._shown.update(
+                BatchProgress(
+                    {report.ended: moment}, report.done, report.failed, report.size
+                )
+            )
 
 
 class UploadThread:
-    """An upload on a thread of its own. ``result`` is cancelled until it has another end."""
+    """An upload on a thread of its own. ``result`` is cancelled until it has another
+    end."""
 
     def __init__(self, upload: FileUpload) -> None:
         self.upload = upload
@@ -117,7 +146,8 @@ class UploadThread:
         self.thread = threads.DaemonThread(self.run, "dlpool-run")
 
     def run(self) -> None:
-        """Upload, and keep the result; called by the thread, or by the caller if no thread can be started."""
+        """Upload, and keep the result; called by the thread, or by the caller if no
+        thread can be started."""
         try:
             self.result = self.upload.run()
         except DlpoolError as error:

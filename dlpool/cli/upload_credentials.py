@@ -12,24 +12,30 @@ from dlpool.usertext import NotText, read_text
 
 
 def access_headers(arguments: argparse.Namespace) -> dict[str, str]:
-    """The headers that the options say. Raises UsageError, also for what contradicts itself; LocalFault."""
+    """The headers that the options say. Raises UsageError, also for what contradicts
+    itself; LocalFault."""
     headers = read_headers(arguments)
     given = {name.lower() for name in headers}
     if arguments.token_file is not None:
         if "authorization" in given:
-            raise UsageError("--token-file and a header Authorization exclude each other")
+            raise UsageError(
+                "--token-file and a header Authorization exclude each other"
+            )
         if split_credentials(arguments.url.strip())[1] is not None:
             raise UsageError("--token-file and a user in the URL exclude each other")
         headers["Authorization"] = f"Bearer {_secret(arguments.token_file)}"
     if arguments.secret_key_file is not None:
         if "x-secret-key" in given:
-            raise UsageError("--secret-key-file and a header X-Secret-Key exclude each other")
+            raise UsageError(
+                "--secret-key-file and a header X-Secret-Key exclude each other"
+            )
         headers["X-Secret-Key"] = _secret(arguments.secret_key_file)
     return headers
 
 
 def _secret(path: str) -> str:
-    """What a file holds, less space around it. The message of an error has nothing of it."""
+    """What a file holds, less space around it. The message of an error has nothing of
+    it."""
     try:
         secret = read_text(Path(path)).strip()
         check_header("secret", secret)

@@ -8,14 +8,26 @@ from dataclasses import fields
 from typing import Any
 
 from dlpool.cli.header_options import add_header_options
-from dlpool.cli.options import add_output_options, add_setting, load_settings, sourced_options
+from dlpool.cli.options import (
+    add_output_options,
+    add_setting,
+    load_settings,
+    sourced_options,
+)
 from dlpool.config import SECTIONS
 from dlpool.config.layers import EffectiveSettings
 from dlpool.kinds import AUTO, parse_count, parse_size
 
 # The settings of downloads that uploads obey, too.
 SETTINGS = {
-    "transfer": ("retries", "retry_delay", "retry_max_delay", "max_retry_after", "network_wait", "limit_rate"),
+    "transfer": (
+        "retries",
+        "retry_delay",
+        "retry_max_delay",
+        "max_retry_after",
+        "network_wait",
+        "limit_rate",
+    ),
     "network": (
         "connect_timeout",
         "read_timeout",
@@ -38,19 +50,24 @@ examples:
 """
 
 
-def add_upload(commands: Any, run: Callable[[argparse.Namespace], int], exit_codes: str) -> None:
+def add_upload(
+    commands: Any, run: Callable[[argparse.Namespace], int], exit_codes: str
+) -> None:
     """Declare ``dlpool upload``."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "upload",
         help="send files to a dlpool-web, in chunks",
-        description="Send each FILE to the dlpool-web whose upload API is at URL; goes on where an earlier run ended.",
+        description="Send each FILE to the dlpool-web whose upload API is at URL; goes "
+        "on where an earlier run ended.",
         epilog=_EXAMPLES + exit_codes,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.set_defaults(run=run, command="upload")
     parser.add_argument("files", metavar="FILE", nargs="+", help="what to send")
-    parser.add_argument("url", metavar="URL", help="http or https, as http://host:18101/go-uploader")
+    parser.add_argument(
+        "url", metavar="URL", help="http or https, as http://host:18101/go-uploader"
+    )
     _add_own_options(parser.add_argument_group("what to send, and how"))
     for section, names in SETTINGS.items():
         group = parser.add_argument_group(section)
@@ -61,8 +78,13 @@ def add_upload(commands: Any, run: Callable[[argparse.Namespace], int], exit_cod
 
 
 def load_upload_settings(arguments: argparse.Namespace) -> EffectiveSettings:
-    """The settings that hold, and which of them somebody said. Raises ConfigurationError."""
-    options = [one for section, names in SETTINGS.items() for one in sourced_options(arguments, section, names)]
+    """The settings that hold, and which of them somebody said. Raises
+    ConfigurationError."""
+    options = [
+        one
+        for section, names in SETTINGS.items()
+        for one in sourced_options(arguments, section, names)
+    ]
     return load_settings(arguments.config, options, is_quiet=arguments.quiet)
 
 
@@ -73,21 +95,43 @@ def _add_own_options(group: Any) -> None:
         metavar="N",
         type=_connections,
         default=None,
-        help="chunks that are sent at once (default: as many as the server wants, else 4)",
+        help="chunks that are sent at once (default: as many as the server wants, else "
+        "4)",
     )
     group.add_argument(
         "--chunk-size",
         metavar="auto|SIZE",
         type=_chunk_size,
         default=None,
-        help="bytes of a chunk (default: auto: 8M or what the server takes; small and very large files have others)",
+        help="bytes of a chunk (default: auto: 8M or what the server takes; small and "
+        "very large files have others)",
     )
-    group.add_argument("--name", metavar="NAME", help="how the file is called at the server (default: as here)")
-    group.add_argument("--path", metavar="FOLDER", help="below which folder of the server's it goes (default: none)")
-    group.add_argument("--token-file", metavar="FILE", help="a file that holds a bearer token, to be let in")
-    group.add_argument("--secret-key-file", metavar="FILE", help="a file that holds the server's secret key, instead")
+    group.add_argument(
+        "--name",
+        metavar="NAME",
+        help="how the file is called at the server (default: as here)",
+    )
+    group.add_argument(
+        "--path",
+        metavar="FOLDER",
+        help="below which folder of the server's it goes (default: none)",
+    )
+    group.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="a file that holds a bearer token, to be let in",
+    )
+    group.add_argument(
+        "--secret-key-file",
+        metavar="FILE",
+        help="a file that holds the server's secret key, instead",
+    )
     add_header_options(group)
-    group.add_argument("--config", metavar="FILE", help="an INI file whose [transfer] and [network] are the defaults")
+    group.add_argument(
+        "--config",
+        metavar="FILE",
+        help="an INI file whose [transfer] and [network] are the defaults",
+    )
 
 
 def _connections(text: str) -> int:
@@ -95,10 +139,14 @@ def _connections(text: str) -> int:
 
 
 def _chunk_size(text: str) -> int | None:
-    return None if text == AUTO else _checked(text, parse_size, LEAST_CHUNK, 1 << 30, "1G")
+    return (
+        None if text == AUTO else _checked(text, parse_size, LEAST_CHUNK, 1 << 30, "1G")
+    )
 
 
-def _checked(text: str, parse: Callable[[str], int], low: int, high: int, shown: str) -> int:
+def _checked(
+    text: str, parse: Callable[[str], int], low: int, high: int, shown: str
+) -> int:
     try:
         value = parse(text)
     except ValueError as error:

@@ -1,4 +1,5 @@
-"""How ``dlpool upload`` is told: a line for each file as it ends, JSON, the exit code."""
+"""How ``dlpool upload`` is told: a line for each file as it ends, JSON, the exit
+code."""
 
 from __future__ import annotations
 
@@ -20,9 +21,12 @@ STATES = ("done", "failed", "interrupted", "not_begun")
 
 
 class UploadReport:
-    """Collects how the files ended. Used by the main thread. ``size``: bytes of those that are done."""
+    """Collects how the files ended. Used by the main thread. ``size``: bytes of those
+    that are done."""
 
-    def __init__(self, url: str, files: Sequence[str], shown: Display, *, quiet: bool) -> None:
+    def __init__(
+        self, url: str, files: Sequence[str], shown: Display, *, quiet: bool
+    ) -> None:
         self.size = 0
         self._url = display_url(url)
         self._files = files
@@ -66,16 +70,33 @@ class UploadReport:
         self._counts["not_begun"] += len(not_begun)
         if signal is not None and code > 128 and not self._quiet:
             left = f"; files not begun: {len(not_begun)}" if not_begun else ""
-            self._shown.print_line(f"dlpool: interrupted; run the same command again to go on{left}")
+            self._shown.print_line(
+                f"dlpool: interrupted; run the same command again to go on{left}"
+            )
         if not as_json:
             return code
         files = [
             *self._results,
-            *({"status": "not_begun", "url": self._url, "file": file, "error": None} for file in not_begun),
+            *(
+                {"status": "not_begun", "url": self._url, "file": file, "error": None}
+                for file in not_begun
+            ),
         ]
-        whole = {"exit_code": code, **{state: self._counts[state] for state in STATES}, "files": files}
+        whole = {
+            "exit_code": code,
+            **{state: self._counts[state] for state in STATES},
+            "files": files,
+        }
         with reporting_result():
-            show_lines([json.dumps(whole if len(self._files) > 1 else {**files[0], "exit_code": code})])
+            show_lines(
+                [
+                    json.dumps(
+                        whole
+                        if len(self._files) > 1
+                        else {**files[0], "exit_code": code}
+                    )
+                ]
+            )
         return code
 
     def _exit_code(self, signal: int | None) -> int:
@@ -96,14 +117,24 @@ def state_of(result: UploadResult | DlpoolError) -> str:
 def success_text(outcome: UploadResult) -> str:
     """A sent file in one line."""
     speed = size_text(outcome.sent / outcome.seconds if outcome.seconds > 0 else 0.0)
-    resumed = f", resumed from {size_text(outcome.resumed_from)}" if outcome.resumed_from else ""
+    resumed = (
+        f", resumed from {size_text(outcome.resumed_from)}"
+        if outcome.resumed_from
+        else ""
+    )
     took = f"{size_text(outcome.size)} in {outcome.seconds:.1f} s ({speed}/s)"
     return f"{outcome.file}: {took}{resumed}, md5 verified: {outcome.location}"
 
 
-def as_json(path: Path, url: str, state: str, result: UploadResult | DlpoolError) -> dict[str, Any]:
+def as_json(
+    path: Path, url: str, state: str, result: UploadResult | DlpoolError
+) -> dict[str, Any]:
     """How an upload ended, for programs."""
     if isinstance(result, UploadResult):
         return {"status": state, "url": url, **result.as_json(), "error": None}
-    error = {"label": result.label, "message": str(result), "exit_code": result.exit_code}
+    error = {
+        "label": result.label,
+        "message": str(result),
+        "exit_code": result.exit_code,
+    }
     return {"status": state, "url": url, "file": str(path), "error": error}

@@ -35,22 +35,28 @@ def build_parser() -> argparse.ArgumentParser:
     """The options of the HTTP side; all else is in the INI file."""
     parser = Parser(
         prog="dlpool-web",
-        description="Takes uploads over HTTP, and shows and steers the queue, until it is told to end.",
+        description="Takes uploads over HTTP, and shows and steers the queue, until it "
+        "is told to end.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"dlpool {__version__}")
     parser.add_argument(
-        "-c", "--config", metavar="FILE", help="INI file with the settings, or the config.json of the Go upload server"
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="INI file with the settings, or the config.json of the Go upload server",
     )
     return parser
 
 
 def application() -> Any:
-    """The application for another WSGI server, with the INI file that ``DLPOOL_INI`` names: it needs threads.
+    """The application for another WSGI server, with the INI file that ``DLPOOL_INI``
+    names: it needs threads.
 
-    Each worker process has to call this itself (with gunicorn: no ``--preload``). Raises DlpoolError.
+    Each worker process has to call this itself (with gunicorn: no ``--preload``).
+    Raises DlpoolError.
     """
     from dlpool.web.app import create_app
 
@@ -75,16 +81,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _unread() -> list[str]:
-    """Return a hint if a configuration of the Go upload server is in the working directory but not named."""
+    """Return a hint if a configuration of the Go upload server is in the working
+    directory but not named."""
     try:
         is_there = is_json(text_of_file(GO_CONFIG))
     except ConfigurationError:
         return []
-    return [f"{GO_CONFIG} in this folder is not read: dlpool-web -c {GO_CONFIG} does"] if is_there else []
+    return (
+        [f"{GO_CONFIG} in this folder is not read: dlpool-web -c {GO_CONFIG} does"]
+        if is_there
+        else []
+    )
 
 
 def _leave_deleted_folder(settings: Settings) -> None:
-    """Change to / if the working directory has been deleted, as gunicorn needs one. Raises LocalFault.
+    """Change to / if the working directory has been deleted, as gunicorn needs one.
+    Raises LocalFault.
 
     This is safe only if all configured paths are absolute.
     """
@@ -97,10 +109,15 @@ def _leave_deleted_folder(settings: Settings) -> None:
             "state_dir": settings.paths.state_dir,
             "log_dir": settings.paths.log_dir,
         }
-        relative = [f"{name} = {path}" for name, path in used.items() if not Path(path).is_absolute()]
+        relative = [
+            f"{name} = {path}"
+            for name, path in used.items()
+            if not Path(path).is_absolute()
+        ]
         if relative:
             raise LocalFault(
-                f"the working directory has been deleted, and {relative[0]} is relative to it: change to another one"
+                f"the working directory has been deleted, and {relative[0]} is "
+                f"relative to it: change to another one"
             ) from None
         os.chdir("/")
 
@@ -128,21 +145,27 @@ def _serve(settings: Settings) -> int:
     host, port = listener.getsockname()[:2]
     log.logger("web").info("web_started", listen=f"{_shown(host)}:{port}")
     address = f"http://{_shown(host)}:{port}{settings.web.prefix}"
-    print(f"{PROGRAM}: {address}; the log is {log.path}", file=sys.stderr, flush=True)  # else each fork prints it again
+    print(
+        f"{PROGRAM}: {address}; the log is {log.path}", file=sys.stderr, flush=True
+    )  # else each fork prints it again
 
     def load() -> tuple[Any, Callable[[int, str, str, str], None]]:
         parts = WebServices(settings, _keys_of(settings, keys, log))
         return make_app(parts), parts.count_rejected
 
-    server = GunicornServer(listener.detach(), settings.web, log, capacity.processes, load)
+    server = GunicornServer(
+        listener.detach(), settings.web, log, capacity.processes, load
+    )
     server.run()  # it ends by sys.exit
     return 0
 
 
 def _keys_of(settings: Settings, known: Authenticator, log: Log) -> Authenticator:
-    """Return the keys of a worker, read again; the ``known`` ones if they have become unusable since the start.
+    """Return the keys of a worker, read again; the ``known`` ones if they have become
+    unusable since the start.
 
-    Else a typing error in a file of keys would stop the service when a worker is replaced.
+    Else a typing error in a file of keys would stop the service when a worker is
+    replaced.
     """
     try:
         return type(known)(settings.web)
@@ -155,8 +178,12 @@ def _listener(settings: Settings) -> socket.socket:
     """The socket that all workers accept from. Raises LocalFault."""
     host, port = settings.web.bind, settings.upload.port
     with translated(f"listen at {_shown(host)}:{port}"):
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        listener = socket.create_server(found[0][4][:2], family=found[0][0], backlog=2048)
+        found = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        listener = socket.create_server(
+            found[0][4][:2], family=found[0][0], backlog=2048
+        )
     listener.set_inheritable(True)
     return listener
 

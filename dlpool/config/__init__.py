@@ -1,7 +1,8 @@
 """Settings: frozen dataclasses, one field in one place.
 
-Each field's metadata says its kind (how text becomes a value), its bounds, whether a reload may change it, its
-option and its help; the command line, the INI file, their checks and their documentation are derived from it.
+Each field's metadata says its kind (how text becomes a value), its bounds, whether a
+reload may change it, its option and its help; the command line, the INI file, their
+checks and their documentation are derived from it.
 """
 
 from dlpool.config.declaration import option_names, parse_setting, setting

@@ -1,4 +1,5 @@
-"""How a setting is declared: a field whose metadata says all that there is to know of it."""
+"""How a setting is declared: a field whose metadata says all that there is to know of
+it."""
 
 from __future__ import annotations
 
@@ -24,11 +25,13 @@ def setting(
     instead_of: str | None = None,
     service: str | None = None,
 ) -> Any:
-    """A field of a settings class; ``default`` is written as a user would write it, None means not set.
+    """A field of a settings class; ``default`` is written as a user would write it,
+    None means not set.
 
-    ``shipped`` is what the INI file that comes with dlpool says instead, ``service`` the default of the service, which
-    that file says too; a secret is never shown. Others of the section: ``not_below`` may not be larger, ``needs`` must
-    be set too, ``instead_of`` must not be.
+    ``shipped`` is what the INI file that comes with dlpool says instead, ``service``
+    the default of the service, which that file says too; a secret is never shown.
+    Others of the section: ``not_below`` may not be larger, ``needs`` must be set too,
+    ``instead_of`` must not be.
     """
     value = None if default is None else kind.parse(default)
     meta = {
@@ -50,7 +53,8 @@ def setting(
 
 
 def parse_setting(declared: Field[Any], text: str) -> Any:
-    """The value of a setting from its text; an empty one leaves unset what has no default.
+    """The value of a setting from its text; an empty one leaves unset what has no
+    default.
 
     Raises ValueError whose message continues "NAME is '...': it is ...".
     """
@@ -70,11 +74,16 @@ def parse_setting(declared: Field[Any], text: str) -> Any:
 
 def format_bound(declared: Field[Any], amount: float) -> str:
     """Return a bound of a setting as text for the user."""
-    return duration_text(amount) if declared.metadata["kind"] is DURATION else f"{amount:g}"
+    return (
+        duration_text(amount)
+        if declared.metadata["kind"] is DURATION
+        else f"{amount:g}"
+    )
 
 
 def option_names(declared: Field[Any]) -> list[str]:
-    """The command-line options of a setting; a switch that is on by default is turned off by ``--no-NAME``."""
+    """The command-line options of a setting; a switch that is on by default is turned
+    off by ``--no-NAME``."""
     name = declared.name.replace("_", "-")
     long = f"--no-{name}" if declared.default is True else f"--{name}"
     short = declared.metadata["short"]

@@ -1,7 +1,8 @@
 """The ``config.json`` of the Go upload server, read as settings of ``[upload]``.
 
-That server's keys are those of ``[upload]``. Its numbers have other units: a duration is a number of milliseconds, or
-of nanoseconds where a ``time.Duration`` of Go was written as JSON, or a text such as ``1h30m``; a size is in bytes.
+That server's keys are those of ``[upload]``. Its numbers have other units: a duration
+is a number of milliseconds, or of nanoseconds where a ``time.Duration`` of Go was
+written as JSON, or a text such as ``1h30m``; a size is in bytes.
 """
 
 from __future__ import annotations
@@ -24,8 +25,19 @@ from dlpool.kinds import COUNT, DURATION, RATIO, SIZE, SWITCH, duration_text
 SECTION = "upload"
 MAX_DEPTH = 8  # objects within objects
 _NS_A_MS = 1e6
-_GO_UNITS_MS = {"ns": 1e-6, "us": 1e-3, "µs": 1e-3, "μs": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4, "h": 3.6e6}
-_GO_PART = re.compile(r"([0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(ns|us|µs|μs|ms|s|m|h)")
+_GO_UNITS_MS = {
+    "ns": 1e-6,
+    "us": 1e-3,
+    "µs": 1e-3,
+    "μs": 1e-3,
+    "ms": 1.0,
+    "s": 1e3,
+    "m": 6e4,
+    "h": 3.6e6,
+}
+_GO_PART = re.compile(
+    r"([0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(ns|us|µs|μs|ms|s|m|h)"
+)
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\s]*):(?P<port>[0-9]+)")
 
 
@@ -35,13 +47,15 @@ class WrongValue(ValueError):
 
 @dataclass(frozen=True)
 class _Pairs:
-    """A JSON object as it is written: a repeated key, which ``dict`` would hide, is kept."""
+    """A JSON object as it is written: a repeated key, which ``dict`` would hide, is
+    kept."""
 
     members: Sequence[tuple[str, Any]]
 
 
 def is_json(text: str) -> bool:
-    """Return whether ``text`` is JSON or begins like it. An INI file never begins with a brace."""
+    """Return whether ``text`` is JSON or begins like it. An INI file never begins with
+    a brace."""
     start = text.lstrip()
     if start.startswith("{"):
         return True
@@ -52,8 +66,11 @@ def is_json(text: str) -> bool:
     return True
 
 
-def read_json(text: str, path: str, problems: list[ConfigProblem], notes: list[str]) -> list[SourcedValue]:
-    """Return the settings of the file. Append wrong types to ``problems`` and unknown keys to ``notes``, as sentences.
+def read_json(
+    text: str, path: str, problems: list[ConfigProblem], notes: list[str]
+) -> list[SourcedValue]:
+    """Return the settings of the file. Append wrong types to ``problems`` and unknown
+    keys to ``notes``, as sentences.
 
     Raises ConfigurationError if it is not a JSON object.
     """
@@ -67,20 +84,39 @@ def read_json(text: str, path: str, problems: list[ConfigProblem], notes: list[s
             continue
         setting = (SECTION, declared.name)
         if setting in found:
-            problems.append(ConfigProblem(f"{origin}: {shown}: {declared.name} is given twice", origin, (setting,)))
+            problems.append(
+                ConfigProblem(
+                    f"{origin}: {shown}: {declared.name} is given twice",
+                    origin,
+                    (setting,),
+                )
+            )
         elif value is not None:  # null leaves the default, as in Go
             try:
-                found[setting] = SourcedValue(*setting, _text_of(declared, value), origin)
+                found[setting] = SourcedValue(
+                    *setting, _text_of(declared, value), origin
+                )
             except UnicodeEncodeError:
                 problems.append(
-                    ConfigProblem(f"{origin}: {shown}: it is not text that UTF-8 can encode", origin, (setting,))
+                    ConfigProblem(
+                        f"{origin}: {shown}: it is not text that UTF-8 can encode",
+                        origin,
+                        (setting,),
+                    )
                 )
             except WrongValue as error:
                 problems.append(
-                    ConfigProblem(f"{origin}: {shown} = {_shown(value)}: it is {error}", origin, (setting,))
+                    ConfigProblem(
+                        f"{origin}: {shown} = {_shown(value)}: it is {error}",
+                        origin,
+                        (setting,),
+                    )
                 )
     if unknown:
-        notes.append(f"{path}: unknown keys are ignored: {', '.join(name[:80] for name in unknown)}")
+        notes.append(
+            f"{path}: unknown keys are ignored: "
+            f"{', '.join(name[:80] for name in unknown)}"
+        )
     return list(found.values())
 
 
@@ -89,12 +125,15 @@ def _parsed(text: str, path: str) -> _Pairs:
         value = json.loads(text, object_pairs_hook=_Pairs, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise ConfigurationError(
-            f"{path}:{error.lineno}: it begins like JSON, but is not valid JSON: {error.msg}"
+            f"{path}:{error.lineno}: it begins like JSON, but is not valid JSON: "
+            f"{error.msg}"
         ) from error
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, _Pairs):
-        raise ConfigurationError(f'{path} is JSON, but not an object with settings: {{"upload_dir": ...}}')
+        raise ConfigurationError(
+            f'{path} is JSON, but not an object with settings: {{"upload_dir": ...}}'
+        )
     return value
 
 
@@ -102,18 +141,25 @@ def _no_constant(name: str) -> None:
     raise WrongValue(f"{name} is not a number of JSON")
 
 
-def _leaves(value: _Pairs, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _leaves(
+    value: _Pairs, above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield each value that is not an object, with its keys, the outermost first."""
     for name, member in value.members:
         names = (*above, name)
-        if isinstance(member, _Pairs) and len(names) < MAX_DEPTH and _setting_of(names) is None:
+        if (
+            isinstance(member, _Pairs)
+            and len(names) < MAX_DEPTH
+            and _setting_of(names) is None
+        ):
             yield from _leaves(member, names)
         else:
             yield names, member
 
 
 def _setting_of(names: Sequence[str]) -> Field[Any] | None:
-    """Return the setting of a key: ``max_file_size``, ``maxFileSize``, or ``max_attempts`` within ``retry``."""
+    """Return the setting of a key: ``max_file_size``, ``maxFileSize``, or
+    ``max_attempts`` within ``retry``."""
     for begin in range(len(names)):
         if declared := _settings().get(_folded("".join(names[begin:]))):
             return declared
@@ -130,7 +176,8 @@ def _folded(name: str) -> str:
 
 
 def _text_of(declared: Field[Any], value: Any) -> str:
-    """Return ``value`` as it is written in an INI file. Raises WrongValue, UnicodeEncodeError."""
+    """Return ``value`` as it is written in an INI file. Raises WrongValue,
+    UnicodeEncodeError."""
     if isinstance(value, _Pairs):
         raise WrongValue("an object")
     if declared.name == "port":
@@ -168,13 +215,16 @@ def _ratio(value: Any) -> str:
 
 
 def _words(value: Any) -> str:
-    if isinstance(value, list) and all(isinstance(one, str) and "," not in one for one in value):
+    if isinstance(value, list) and all(
+        isinstance(one, str) and "," not in one for one in value
+    ):
         return ",".join(value)
     return _plain(value)
 
 
 def _size(value: Any) -> str:
-    """Return a size in bytes with the largest exact unit; a text, which may have a unit, is unchanged."""
+    """Return a size in bytes with the largest exact unit; a text, which may have a
+    unit, is unchanged."""
     if isinstance(value, str) and not value.strip().isdigit():
         return value
     left, unit = _whole(value), ""
@@ -186,13 +236,16 @@ def _size(value: Any) -> str:
 
 
 def _duration(value: Any, most_ms: float) -> str:
-    """Return a duration given in ms, in ns where that many ms exceed ``most_ms``, or as Go's ``Duration.String``."""
+    """Return a duration given in ms, in ns where that many ms exceed ``most_ms``, or as
+    Go's ``Duration.String``."""
     if isinstance(value, str) and not re.fullmatch(r"-?[0-9.]+", value.strip()):
         return duration_text(_go_duration_ms(value.strip()) / 1000)
     try:
         number = float(value) if isinstance(value, str) else value
     except ValueError:
-        raise WrongValue("not a duration, such as 2000 (milliseconds) or 1h30m") from None
+        raise WrongValue(
+            "not a duration, such as 2000 (milliseconds) or 1h30m"
+        ) from None
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise WrongValue("not a number of milliseconds")
     if not math.isfinite(number) or number < 0:
@@ -209,16 +262,21 @@ def _go_duration_ms(text: str) -> float:
 
 
 def _port(value: Any) -> str:
-    """Return the port of ``18101``, ``"18101"``, or an address of Go's ``net.Listen``: ``":18101"``."""
+    """Return the port of ``18101``, ``"18101"``, or an address of Go's ``net.Listen``:
+    ``":18101"``."""
     if isinstance(value, str) and (match := _ADDRESS.fullmatch(value.strip())):
         if match["host"]:
-            raise WrongValue("not a port alone: write the port here, and the address as bind in [web] of an INI file")
+            raise WrongValue(
+                "not a port alone: write the port here, and the address as bind in "
+                "[web] of an INI file"
+            )
         return match["port"]
     return str(_whole(value))
 
 
 def _whole(value: Any) -> int:
-    """Return an integer, also one that is written as a text or as ``1e9``. Raises WrongValue."""
+    """Return an integer, also one that is written as a text or as ``1e9``. Raises
+    WrongValue."""
     if isinstance(value, str) and re.fullmatch("[0-9]{1,18}", value.strip()):
         return int(value)
     if isinstance(value, float) and value.is_integer():
@@ -232,7 +290,11 @@ def _whole(value: Any) -> int:
 
 def _shown(value: Any) -> str:
     """Return a value for a message, at most 80 characters."""
-    text = "{...}" if isinstance(value, _Pairs) else json.dumps(value, default=lambda _: "{...}")
+    text = (
+        "{...}"
+        if isinstance(value, _Pairs)
+        else json.dumps(value, default=lambda _: "{...}")
+    )
     return text if len(text) <= 80 else text[:77] + "..."
 
 

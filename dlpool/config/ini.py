@@ -27,11 +27,15 @@ _HEAD = """\
 """
 
 
-_CONVERT = "all other sections have their defaults; `dlpool config convert` writes it as an INI file"
+_CONVERT = (
+    "all other sections have their defaults; `dlpool config convert` writes it as "
+    "an INI file"
+)
 
 
 class _Parser(configparser.ConfigParser):
-    """Notes the lines of sections and keys: its hook for names is called for each of them, in their order."""
+    """Notes the lines of sections and keys: its hook for names is called for each of
+    them, in their order."""
 
     def __init__(self) -> None:
         super().__init__(interpolation=None, default_section="")
@@ -43,7 +47,11 @@ class _Parser(configparser.ConfigParser):
         """Section, key, value and line of each setting. Raises configparser.Error."""
         self.read_file(self._counted(io.StringIO(text)), source)
         lines, self._noted = self._noted or [], None
-        found = [(name, key, value) for name in self.sections() for key, value in self[name].items()]
+        found = [
+            (name, key, value)
+            for name in self.sections()
+            for key, value in self[name].items()
+        ]
         return ((*one, line) for one, line in zip(found, lines, strict=True))
 
     def optionxform(self, optionstr: str) -> str:
@@ -59,7 +67,8 @@ class _Parser(configparser.ConfigParser):
 
 
 def load(path: str | None) -> dict[str, Any]:
-    """The settings of each section, by its name, from ``path`` and whatever goes over it; see ``layers``.
+    """The settings of each section, by its name, from ``path`` and whatever goes over
+    it; see ``layers``.
 
     ``hosts``: those of the sections ``[host:NAME]``, by NAME, over ``[limits]``.
 
@@ -68,27 +77,39 @@ def load(path: str | None) -> dict[str, Any]:
     return load_effective(path).sections()
 
 
-def read_settings_file(path: str, problems: list[ConfigProblem], notes: list[str] | None = None) -> list[SourcedValue]:
-    """Return the settings of an INI file, or of a ``config.json`` of the Go upload server, detected by content.
+def read_settings_file(
+    path: str, problems: list[ConfigProblem], notes: list[str] | None = None
+) -> list[SourcedValue]:
+    """Return the settings of an INI file, or of a ``config.json`` of the Go upload
+    server, detected by content.
 
-    Unknown sections go to ``problems``, what is worth a warning to ``notes``. Raises ConfigurationError for a file that
-    cannot be read, and for one that is neither.
+    Unknown sections go to ``problems``, what is worth a warning to ``notes``. Raises
+    ConfigurationError for a file that cannot be read, and for one that is neither.
     """
     text, notes = text_of_file(path), [] if notes is None else notes
     if go_config.is_json(text):
-        notes.append(f"{path} is read as the configuration of the Go upload server: {_CONVERT}")
+        notes.append(
+            f"{path} is read as the configuration of the Go upload server: {_CONVERT}"
+        )
         return go_config.read_json(text, path, problems, notes)
     parser = _Parser()
     try:
         found = list(parser.read_text(text, path))
     except configparser.Error as error:
-        raise ConfigurationError(f"{path} is no INI file: {_syntax_problem(error)}") from error
+        raise ConfigurationError(
+            f"{path} is no INI file: {_syntax_problem(error)}"
+        ) from error
     for name in parser.sections():
         if problem := _unknown(name):
             place = f"{path}:{parser.lines[name]}"
             problems.append(ConfigProblem(f"{place}: [{name}]: {problem}", place))
     return [
-        SourcedValue(HOST + _host(section) if section.startswith(HOST) else section, key, text, f"{path}:{line}")
+        SourcedValue(
+            HOST + _host(section) if section.startswith(HOST) else section,
+            key,
+            text,
+            f"{path}:{line}",
+        )
         for section, key, text, line in found
         if section in SECTIONS or section.startswith((HOST, GROUP))
     ]
@@ -97,21 +118,28 @@ def read_settings_file(path: str, problems: list[ConfigProblem], notes: list[str
 def _unknown(section: str) -> str:
     """What is wrong with the name of a section, "" for none."""
     if section.startswith(HOST):
-        return "" if re.fullmatch(r"[^\s/@{}]{1,255}", _host(section)) else "it names no host"
+        return (
+            ""
+            if re.fullmatch(r"[^\s/@{}]{1,255}", _host(section))
+            else "it names no host"
+        )
     if section.startswith(GROUP):
         return "" if section != GROUP else "it names no group"
     return "" if section in SECTIONS else "there is no such section"
 
 
 def text_of_file(path: str) -> str:
-    """Return the text of a configuration file in UTF-8, or in the encoding that its byte order mark names.
+    """Return the text of a configuration file in UTF-8, or in the encoding that its
+    byte order mark names.
 
     Raises ConfigurationError.
     """
     try:
         data = Path(path).read_bytes()
     except IsADirectoryError as error:
-        raise ConfigurationError(f"cannot read {path or '.'}: it is a folder, not a file with settings") from error
+        raise ConfigurationError(
+            f"cannot read {path or '.'}: it is a folder, not a file with settings"
+        ) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigurationError(f"cannot read {path}: {reason}") from error
@@ -120,12 +148,17 @@ def text_of_file(path: str) -> str:
         text = data.decode(encoding or "utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigurationError(f"{path} is no INI file: line {line}: not UTF-8: save it in that encoding") from error
+        raise ConfigurationError(
+            f"{path} is no INI file: line {line}: not UTF-8: save it in that encoding"
+        ) from error
     before, nul, _ = text.partition("\0")
     if nul:  # UTF-16 without a mark has many
         number, begin = before.count("\n") + 1, before.rpartition("\n")[2]
         place = f"line {number}: {_cut(begin)}"
-        raise ConfigurationError(f"{path} is no INI file: it has NUL characters ({place}): save it as text in UTF-8")
+        raise ConfigurationError(
+            f"{path} is no INI file: it has NUL characters ({place}): save it as text "
+            f"in UTF-8"
+        )
     return text
 
 
@@ -134,9 +167,15 @@ def _syntax_problem(error: configparser.Error) -> str:
     if isinstance(error, configparser.DuplicateOptionError):
         return f"line {error.lineno}: [{error.section}] {error.option} is given twice"
     if isinstance(error, configparser.DuplicateSectionError):
-        return f"line {error.lineno}: the section [{error.section}] is there twice: write all its keys in one place"
+        return (
+            f"line {error.lineno}: the section [{error.section}] is there twice: write "
+            f"all "
+            f"its keys in one place"
+        )
     if isinstance(error, configparser.MissingSectionHeaderError):
-        return f"line {error.lineno}: {_cut(error.line)} comes before the first [section]"
+        return (
+            f"line {error.lineno}: {_cut(error.line)} comes before the first [section]"
+        )
     if isinstance(error, configparser.ParsingError) and error.errors:
         line, text = error.errors[0]
         return f"line {line}: {_cut(text)} is neither a [section] nor NAME = VALUE"
@@ -150,22 +189,38 @@ def _cut(line: str) -> str:
     return repr(word if word == text else f"{word}...")
 
 
-def checked(layer: Sequence[SourcedValue], problems: list[ConfigProblem]) -> list[SourcedValue]:
-    """``layer`` with its values; what is wrong with it goes to ``problems``, and is left out."""
+def checked(
+    layer: Sequence[SourcedValue], problems: list[ConfigProblem]
+) -> list[SourcedValue]:
+    """``layer`` with its values; what is wrong with it goes to ``problems``, and is
+    left out."""
     right = []
-    for section, members in groupby(sorted(layer, key=lambda one: one.section), key=lambda one: one.section):
+    for section, members in groupby(
+        sorted(layer, key=lambda one: one.section), key=lambda one: one.section
+    ):
         given = {one.name: one for one in members}
-        values, wrong = _values(section, {name: one.text for name, one in given.items()})
-        right += [replace(one, value=values[one.name]) for one in given.values() if one.name in values]
+        values, wrong = _values(
+            section, {name: one.text for name, one in given.items()}
+        )
+        right += [
+            replace(one, value=values[one.name])
+            for one in given.values()
+            if one.name in values
+        ]
         problems += [
-            ConfigProblem(f"{given[name].origin}: [{section}] {sentence}", given[name].origin, ((section, name),))
+            ConfigProblem(
+                f"{given[name].origin}: [{section}] {sentence}",
+                given[name].origin,
+                ((section, name),),
+            )
             for name, sentence in wrong
         ]
     return right
 
 
 def default_ini(instead: Mapping[str, str] | None = None) -> str:
-    """An INI file that says every setting, its bounds and its default: what is shipped as ``etc/dlpool.ini``.
+    """An INI file that says every setting, its bounds and its default: what is shipped
+    as ``etc/dlpool.ini``.
 
     ``instead`` says other values, by key.
     """
@@ -174,12 +229,26 @@ def default_ini(instead: Mapping[str, str] | None = None) -> str:
         lines.append(f"[{name}]")
         for declared in fields(kind):
             usual = declared.metadata["text"]
-            text = (instead or {}).get(declared.name) or declared.metadata["shipped"] or usual
-            notice = f"; not the default, which is {usual}" if text != usual is not None else ""
-            said = f"{declared.metadata['kind'].metavar}{bounds(declared, name)}{notice}"
+            text = (
+                (instead or {}).get(declared.name)
+                or declared.metadata["shipped"]
+                or usual
+            )
+            notice = (
+                f"; not the default, which is {usual}"
+                if text != usual is not None
+                else ""
+            )
+            said = (
+                f"{declared.metadata['kind'].metavar}{bounds(declared, name)}{notice}"
+            )
             lines.append(f"# {declared.metadata['help']} ({said})")
             is_shown = text is not None and not is_profile_setting(name, declared.name)
-            lines.append(f"{declared.name} = {text}" if is_shown else f"#{declared.name} = {text or ''}".rstrip())
+            lines.append(
+                f"{declared.name} = {text}"
+                if is_shown
+                else f"#{declared.name} = {text or ''}".rstrip()
+            )
         if kind is TransferSettings:
             lines += [
                 "# other settings of [transfer] for the jobs of one group",
@@ -187,22 +256,32 @@ def default_ini(instead: Mapping[str, str] | None = None) -> str:
                 "#max_file_size = 1G",
             ]
         if kind is LimitSettings:
-            lines += ["# other limits for one host, or for one port of it", "#[host:example.org]", "#max_per_host = 2"]
+            lines += [
+                "# other limits for one host, or for one port of it",
+                "#[host:example.org]",
+                "#max_per_host = 2",
+            ]
         lines.append("")
     return "\n".join(lines)
 
 
 def section_class(section: str) -> type:
-    """Return the class of a section's settings: ``[host:NAME]`` has those of limits, ``[group:NAME]`` of transfers."""
-    return SECTIONS.get(section, TransferSettings if section.startswith(GROUP) else LimitSettings)
+    """Return the class of a section's settings: ``[host:NAME]`` has those of limits,
+    ``[group:NAME]`` of transfers."""
+    return SECTIONS.get(
+        section, TransferSettings if section.startswith(GROUP) else LimitSettings
+    )
 
 
 def _host(section: str) -> str:
     return section.removeprefix(HOST).strip().lower()
 
 
-def _values(section: str, texts: Mapping[str, str]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Return the values of a section, and what is wrong with the rest of it, by key: unknown keys come last."""
+def _values(
+    section: str, texts: Mapping[str, str]
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Return the values of a section, and what is wrong with the rest of it, by key:
+    unknown keys come last."""
     declared = {one.name: one for one in fields(section_class(section))}
     values: dict[str, Any] = {}
     wrong: list[tuple[str, str]] = []
@@ -211,12 +290,20 @@ def _values(section: str, texts: Mapping[str, str]) -> tuple[dict[str, Any], lis
             try:
                 values[key] = parse_setting(declared[key], texts[key])
             except ValueError as error:
-                wrong.append((key, f"{key} = {_shown(declared[key], texts[key])}: it is {error}"))
-    return values, wrong + [(key, f"{key}: there is no such key") for key in texts if key not in declared]
+                wrong.append(
+                    (key, f"{key} = {_shown(declared[key], texts[key])}: it is {error}")
+                )
+    return values, wrong + [
+        (key, f"{key}: there is no such key") for key in texts if key not in declared
+    ]
 
 
 def _shown(declared: Field[Any], text: str) -> str:
-    return "..." if declared.metadata["is_secret"] else without_secrets(text).replace("\n", " ")
+    return (
+        "..."
+        if declared.metadata["is_secret"]
+        else without_secrets(text).replace("\n", " ")
+    )
 
 
 def bounds(declared: Field[Any], section: str) -> str:

@@ -1,4 +1,5 @@
-"""The file of named keys (``keys_file``): a line a key, so that one can be added before another is removed."""
+"""The file of named keys (``keys_file``): a line a key, so that one can be added before
+another is removed."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ _MEMBERS = {"name", "scopes", "owner", "secret", "sha256"}
 
 @dataclass(frozen=True)
 class NamedKey:
-    """A key. ``digest``: SHA-256 of its secret. ``owner``: whose uploads it sees, None (of an admin key): all."""
+    """A key. ``digest``: SHA-256 of its secret. ``owner``: whose uploads it sees, None
+    (of an admin key): all."""
 
     name: str
     scopes: frozenset[str]
@@ -35,14 +37,16 @@ class NamedKey:
 
 @dataclass(frozen=True)
 class KeyList:
-    """The keys of a file, and a sentence for each line that is none; no sentence quotes a secret."""
+    """The keys of a file, and a sentence for each line that is none; no sentence quotes
+    a secret."""
 
     keys: tuple[NamedKey, ...] = ()
     problems: tuple[str, ...] = ()
 
 
 def read_keys(path: str) -> KeyList:
-    """Return the keys of the file ``path``. Raises ConfigurationError if it cannot be read or others may write it."""
+    """Return the keys of the file ``path``. Raises ConfigurationError if it cannot be
+    read or others may write it."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -53,16 +57,24 @@ def read_keys(path: str) -> KeyList:
             raise ConfigurationError(f"{path}: every user can write to it: chmod o-w")
         text = read_text(Path(path))
     except (OSError, NotText) as error:
-        raise ConfigurationError(f"{path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from error
+        raise ConfigurationError(
+            f"{path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}"
+        ) from error
     found = parse_keys(text)
-    if status.st_mode & stat.S_IROTH and any("secret" in members for _, members in _objects(text)):
-        problem = f"{path}: every user can read the secrets in it: chmod o-r, or give sha256 instead of secret"
+    if status.st_mode & stat.S_IROTH and any(
+        "secret" in members for _, members in _objects(text)
+    ):
+        problem = (
+            f"{path}: every user can read the secrets in it: chmod o-r, or give sha256 "
+            f"instead of secret"
+        )
         raise ConfigurationError(problem)
     return KeyList(found.keys, tuple(f"{path}:{problem}" for problem in found.problems))
 
 
 def parse_keys(text: str) -> KeyList:
-    """Return the keys of ``text``. Empty lines and lines that begin with ``#`` are skipped."""
+    """Return the keys of ``text``. Empty lines and lines that begin with ``#`` are
+    skipped."""
     keys: list[NamedKey] = []
     problems: list[str] = []
     for number, line in _lines(text):
@@ -79,7 +91,8 @@ def parse_keys(text: str) -> KeyList:
 
 
 def digest_of(secret: bytes) -> bytes:
-    """Return the SHA-256 of a secret. A secret is random, so that nothing slower is needed."""
+    """Return the SHA-256 of a secret. A secret is random, so that nothing slower is
+    needed."""
     return hashlib.sha256(secret).digest()
 
 
@@ -98,14 +111,17 @@ def _objects(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _members(line: str) -> dict[str, Any]:
-    """Return the JSON object of a line. Raises ValueError with a phrase that quotes nothing of it."""
+    """Return the JSON object of a line. Raises ValueError with a phrase that quotes
+    nothing of it."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
         found = None
     members: dict[str, Any] | None = found if isinstance(found, dict) else None
     if members is None:
-        raise ValueError('it is not a JSON object, as {"name": "backup", "scopes": ["read"], "sha256": "..."}')
+        raise ValueError(
+            'it is not a JSON object, as {"name": "backup", "scopes": ["read"], "sha256": "..."}'
+        )
     if members.keys() - _MEMBERS:
         raise ValueError(f"it has another member than {', '.join(sorted(_MEMBERS))}")
     return members
@@ -116,17 +132,27 @@ def _key(members: dict[str, Any]) -> NamedKey:
     name, owner = members.get("name"), members.get("owner")
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
         raise ValueError("name is not 1 to 64 of A-Z a-z 0-9 _ . -")
-    if owner is not None and not (isinstance(owner, str) and 0 < len(owner) <= MAX_OWNER and owner.isprintable()):
+    if owner is not None and not (
+        isinstance(owner, str) and 0 < len(owner) <= MAX_OWNER and owner.isprintable()
+    ):
         raise ValueError("owner is not a name of 1 to 255 printable characters")
     scopes = _scopes(members.get("scopes"))
     if ADMIN in scopes and owner is not None:
-        raise ValueError("a key with the scope admin has no owner: it sees the uploads of all")
-    return NamedKey(name, scopes, None if ADMIN in scopes else owner or name, _digest(members))
+        raise ValueError(
+            "a key with the scope admin has no owner: it sees the uploads of all"
+        )
+    return NamedKey(
+        name, scopes, None if ADMIN in scopes else owner or name, _digest(members)
+    )
 
 
 def _scopes(given: object) -> frozenset[str]:
     names = given.replace(",", " ").split() if isinstance(given, str) else given
-    if not isinstance(names, list) or not names or not all(isinstance(one, str) and one in SCOPES for one in names):
+    if (
+        not isinstance(names, list)
+        or not names
+        or not all(isinstance(one, str) and one in SCOPES for one in names)
+    ):
         raise ValueError(f"scopes is not a list of {', '.join(SCOPES)}")
     return frozenset(names)
 
@@ -140,7 +166,11 @@ def _digest(members: dict[str, Any]) -> bytes:
             raise ValueError("sha256 is not 64 hex digits")
         return bytes.fromhex(digest)
     if not isinstance(secret, str) or not re.fullmatch(r"[\x21-\x7e]+", secret):
-        raise ValueError("secret is not a text of printable ASCII characters without spaces")
+        raise ValueError(
+            "secret is not a text of printable ASCII characters without spaces"
+        )
     if len(secret) < LEAST_SECRET:
-        raise ValueError(f"secret has fewer than {LEAST_SECRET} characters: take a longer one")
+        raise ValueError(
+            f"secret has fewer than {LEAST_SECRET} characters: take a longer one"
+        )
     return digest_of(secret.encode())

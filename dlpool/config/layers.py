@@ -1,8 +1,9 @@
-"""The settings that hold, from all the places that may say them, and where each was said. A later place wins:
+"""The settings that hold, from all the places that may say them, and where each was
+said. A later place wins:
 
-defaults (those of the service, and of uploads those of their profile), the INI file, its ``conf.d/*.ini`` by name,
-systemd's credentials, the environment, options.
-Imports no library where nothing but options was given.
+defaults (those of the service, and of uploads those of their profile), the INI file,
+its ``conf.d/*.ini`` by name, systemd's credentials, the environment, options. Imports
+no library where nothing but options was given.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ _PREFIX = "DLPOOL_"
 
 @dataclass(frozen=True)
 class SourcedValue:
-    """A setting as one place says it; ``section`` may be ``host:NAME`` or ``group:NAME``.
+    """A setting as one place says it; ``section`` may be ``host:NAME`` or
+    ``group:NAME``.
 
     ``origin`` is that place, for people.
     """
@@ -43,7 +45,8 @@ class SourcedValue:
 
 @dataclass(frozen=True)
 class EffectiveSettings:
-    """The settings, the given values by (section, name), and the files that were read, in order.
+    """The settings, the given values by (section, name), and the files that were read,
+    in order.
 
     ``notes``: warnings for the user, a sentence each.
     """
@@ -65,7 +68,8 @@ def load_effective(
     *,
     for_service: bool = False,
 ) -> EffectiveSettings:
-    """The settings that hold. ``config``: the INI file, if there is one; ``options`` have their values already.
+    """The settings that hold. ``config``: the INI file, if there is one; ``options``
+    have their values already.
 
     ``of_service``: with the defaults of the service.
 
@@ -84,34 +88,64 @@ def examine(
     *,
     for_service: bool = False,
 ) -> tuple[EffectiveSettings, list[ConfigProblem]]:
-    """The settings that would hold without what is wrong, and all that is wrong, in the order of places and lines."""
+    """The settings that would hold without what is wrong, and all that is wrong, in the
+    order of places and lines."""
     notes: list[str] = []
-    files, read, problems = _read_files(config, notes) if config is not None else ((), [], [])
-    texts = [*read, credential_values(environment, problems), environment_values(environment)]
-    layers: list[Sequence[SourcedValue]] = [_checked(layer, problems) for layer in texts if layer]
+    files, read, problems = (
+        _read_files(config, notes) if config is not None else ((), [], [])
+    )
+    texts = [
+        *read,
+        credential_values(environment, problems),
+        environment_values(environment),
+    ]
+    layers: list[Sequence[SourcedValue]] = [
+        _checked(layer, problems) for layer in texts if layer
+    ]
     defaults = _service_defaults() if for_service else []
     group = _merged([*layers, options]).get(("redis", "group"))
     found = _merged([defaults, *(_of_group(layer, group) for layer in layers), options])
     found = _preset(found) | found
     settings, wrong = _settings(found, files), concerned(problems)
     problems += [
-        replace(one, origin=next((found[each].origin for each in one.settings if each in found), ""))
-        for one in find_conflicts(settings, lambda section, name: _described(found, section, name))
+        replace(
+            one,
+            origin=next(
+                (found[each].origin for each in one.settings if each in found), ""
+            ),
+        )
+        for one in find_conflicts(
+            settings, lambda section, name: _described(found, section, name)
+        )
         if not one.concerns(wrong)
     ]
-    return EffectiveSettings(settings, found, files, tuple(notes)), sort_problems(problems, files)
+    return EffectiveSettings(settings, found, files, tuple(notes)), sort_problems(
+        problems, files
+    )
 
 
-def written_text(given: Mapping[tuple[str, str], SourcedValue], section: str, name: str) -> str:
+def written_text(
+    given: Mapping[tuple[str, str], SourcedValue], section: str, name: str
+) -> str:
     """A setting as it was written; its default if it was not."""
     found = given.get((section, name))
-    return (_declared(section, name).metadata["text"] or "") if found is None else found.text
+    return (
+        (_declared(section, name).metadata["text"] or "")
+        if found is None
+        else found.text
+    )
 
 
 def environment_values(environment: Mapping[str, str]) -> list[SourcedValue]:
-    """What ``DLPOOL_SECTION_KEY`` says; variables of no section (as DLPOOL_PASSWORD) are others' business."""
+    """What ``DLPOOL_SECTION_KEY`` says; variables of no section (as DLPOOL_PASSWORD)
+    are others' business."""
     return [
-        SourcedValue(section, name.removeprefix(prefix).lower(), environment[name], f"environment {name}")
+        SourcedValue(
+            section,
+            name.removeprefix(prefix).lower(),
+            environment[name],
+            f"environment {name}",
+        )
         for section in SECTIONS
         for prefix in [f"{_PREFIX}{section.upper()}_"]
         for name in sorted(environment)
@@ -119,8 +153,11 @@ def environment_values(environment: Mapping[str, str]) -> list[SourcedValue]:
     ]
 
 
-def credential_values(environment: Mapping[str, str], problems: list[ConfigProblem]) -> list[SourcedValue]:
-    """The secrets in ``$CREDENTIALS_DIRECTORY``, each in a file ``SECTION_KEY``; see systemd.exec(5)."""
+def credential_values(
+    environment: Mapping[str, str], problems: list[ConfigProblem]
+) -> list[SourcedValue]:
+    """The secrets in ``$CREDENTIALS_DIRECTORY``, each in a file ``SECTION_KEY``; see
+    systemd.exec(5)."""
     folder = environment.get("CREDENTIALS_DIRECTORY")
     if not folder:
         return []
@@ -132,19 +169,29 @@ def credential_values(environment: Mapping[str, str], problems: list[ConfigProbl
                 continue
             try:
                 text = usertext.read_text(path).strip()
-                found.append(SourcedValue(section, declared.name, text, f"credential {path.name}"))
+                found.append(
+                    SourcedValue(
+                        section, declared.name, text, f"credential {path.name}"
+                    )
+                )
             except FileNotFoundError:
                 continue
             except (OSError, usertext.NotText) as error:
                 reason = getattr(error, "strerror", None) or "it is not UTF-8"
                 origin = f"credential {path.name}"
                 problems.append(
-                    ConfigProblem(f"{origin}: cannot read {path}: {reason}", origin, ((section, declared.name),))
+                    ConfigProblem(
+                        f"{origin}: cannot read {path}: {reason}",
+                        origin,
+                        ((section, declared.name),),
+                    )
                 )
     return found
 
 
-def _described(given: Mapping[tuple[str, str], SourcedValue], section: str, name: str) -> str:
+def _described(
+    given: Mapping[tuple[str, str], SourcedValue], section: str, name: str
+) -> str:
     """A setting and the place that says it; of a secret only that."""
     declared = _declared(section, name)
     origin = given[section, name].origin if (section, name) in given else "default"
@@ -155,7 +202,9 @@ def _declared(section: str, name: str) -> Field[Any]:
     return next(one for one in fields(SECTIONS[section]) if one.name == name)
 
 
-def _read_files(config: str, notes: list[str]) -> tuple[tuple[str, ...], list[list[SourcedValue]], list[ConfigProblem]]:
+def _read_files(
+    config: str, notes: list[str]
+) -> tuple[tuple[str, ...], list[list[SourcedValue]], list[ConfigProblem]]:
     """The INI file and those beside it, what they say, and why one cannot be read."""
     from dlpool.config.ini import read_settings_file
 
@@ -164,7 +213,11 @@ def _read_files(config: str, notes: list[str]) -> tuple[tuple[str, ...], list[li
     names = [config]
     try:
         found = sorted(os.listdir(folder)) if folder.exists() else []
-        names += [str(folder / name) for name in found if name.endswith(".ini") and not name.startswith(".")]
+        names += [
+            str(folder / name)
+            for name in found
+            if name.endswith(".ini") and not name.startswith(".")
+        ]
     except OSError as error:
         problems.append(ConfigProblem(f"cannot read {folder}: {error.strerror}"))
     layers = []
@@ -176,15 +229,20 @@ def _read_files(config: str, notes: list[str]) -> tuple[tuple[str, ...], list[li
     return tuple(names), layers, problems
 
 
-def _checked(layer: Sequence[SourcedValue], problems: list[ConfigProblem]) -> list[SourcedValue]:
+def _checked(
+    layer: Sequence[SourcedValue], problems: list[ConfigProblem]
+) -> list[SourcedValue]:
     """What a place says, with its values, less what is wrong."""
     from dlpool.config.ini import checked
 
     return checked(layer, problems)
 
 
-def _merged(layers: Iterable[Sequence[SourcedValue]]) -> dict[tuple[str, str], SourcedValue]:
-    """The last word on each setting. A password also replaces what an earlier place says of it in another way."""
+def _merged(
+    layers: Iterable[Sequence[SourcedValue]],
+) -> dict[tuple[str, str], SourcedValue]:
+    """The last word on each setting. A password also replaces what an earlier place
+    says of it in another way."""
     found: dict[tuple[str, str], SourcedValue] = {}
     for layer in layers:
         for given in layer:
@@ -197,41 +255,68 @@ def _merged(layers: Iterable[Sequence[SourcedValue]]) -> dict[tuple[str, str], S
 def _service_defaults() -> list[SourcedValue]:
     """The defaults of the service where they are not those of the other commands."""
     return [
-        SourcedValue(section, one.name, text, "default of the service", parse_setting(one, text))
+        SourcedValue(
+            section, one.name, text, "default of the service", parse_setting(one, text)
+        )
         for section, kind in SECTIONS.items()
         for one in fields(kind)
         if (text := one.metadata["service"]) is not None
     ]
 
 
-def _of_group(layer: Sequence[SourcedValue], group: SourcedValue | None) -> Sequence[SourcedValue]:
-    """What a place says, with what it says of this group in place of what it says of all."""
+def _of_group(
+    layer: Sequence[SourcedValue], group: SourcedValue | None
+) -> Sequence[SourcedValue]:
+    """What a place says, with what it says of this group in place of what it says of
+    all."""
     section = GROUP if group is None else GROUP + str(group.value)
-    return [*layer, *(replace(one, section="transfer") for one in layer if one.section == section)]
+    return [
+        *layer,
+        *(replace(one, section="transfer") for one in layer if one.section == section),
+    ]
 
 
-def _preset(given: Mapping[tuple[str, str], SourcedValue]) -> dict[tuple[str, str], SourcedValue]:
+def _preset(
+    given: Mapping[tuple[str, str], SourcedValue],
+) -> dict[tuple[str, str], SourcedValue]:
     """What the profile of uploads says instead of the defaults."""
     profile = given.get(("upload", "profile"))
     if profile is None:
         return {}
-    values = {name: parse_setting(_declared("upload", name), text) for name, text in PROFILES[profile.value].items()}
+    values = {
+        name: parse_setting(_declared("upload", name), text)
+        for name, text in PROFILES[profile.value].items()
+    }
     return {
-        ("upload", name): SourcedValue("upload", name, PROFILES[profile.value][name], f"profile {profile.text}", value)
+        ("upload", name): SourcedValue(
+            "upload",
+            name,
+            PROFILES[profile.value][name],
+            f"profile {profile.text}",
+            value,
+        )
         for name, value in values.items()
     }
 
 
-def _forget_rivals(found: dict[tuple[str, str], SourcedValue], given: SourcedValue) -> None:
+def _forget_rivals(
+    found: dict[tuple[str, str], SourcedValue], given: SourcedValue
+) -> None:
     for rival in mutually_exclusive(given.section, given.name):
         found.pop((given.section, rival), None)
     url = found.get(("redis", "url"))
-    if url is not None and given.section == "redis" and given.name in ("password", "password_file"):
+    if (
+        url is not None
+        and given.section == "redis"
+        and given.name in ("password", "password_file")
+    ):
         plain = without_password(url.value)
         found["redis", "url"] = replace(url, text=plain, value=plain)
 
 
-def _settings(found: Mapping[tuple[str, str], SourcedValue], files: tuple[str, ...]) -> Settings:
+def _settings(
+    found: Mapping[tuple[str, str], SourcedValue], files: tuple[str, ...]
+) -> Settings:
     values: dict[str, dict[str, Any]] = {}
     for (section, name), given in found.items():
         values.setdefault(section, {})[name] = given.value

@@ -1,8 +1,10 @@
-"""What dlpool owns, so that no job and no client of uploads may write there: one list, derived from the settings.
+"""What dlpool owns, so that no job and no client of uploads may write there: one list,
+derived from the settings.
 
-A path means a place, whatever it is called: links are followed, and folders are compared by device and inode number, so
-that a bind mount is the same place. So is another case of a name where the file system ignores case; of what does not
-exist yet the names are compared without regard to case.
+A path means a place, whatever it is called: links are followed, and folders are
+compared by device and inode number, so that a bind mount is the same place. So is
+another case of a name where the file system ignores case; of what does not exist yet
+the names are compared without regard to case.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ from dlpool.disk import Identity, identity_of
 from dlpool.errors import ConfigurationError
 from dlpool.kinds import COMMAND, PATH, redacted_command
 
-TARGETS = (("paths", "download_dir"), ("paths", "allowed_roots"))  # all other paths of the settings are owned
+TARGETS = (
+    ("paths", "download_dir"),
+    ("paths", "allowed_roots"),
+)  # all other paths of the settings are owned
 _HOOKS_RUN_IN = "/"  # what a relative argument of a command is relative to
 _NETRC = (".netrc", "_netrc")
 _PATH = re.compile(r"/[^\s'\"`;&|<>(){}$,:=]+")
@@ -46,7 +51,8 @@ class OwnedPath:
 class Location:
     """Where a path led when it was looked at.
 
-    ``identities``: of ``/`` and of each folder on the way as far as it exists; ``rest``: the folded names behind them.
+    ``identities``: of ``/`` and of each folder on the way as far as it exists;
+    ``rest``: the folded names behind them.
     """
 
     path: str
@@ -72,7 +78,9 @@ class Location:
         """Return whether ``other`` is this place or lies in it."""
         if is_under(other.path, self.path) or self._is_above(other):
             return True
-        return is_under(other.folded, self.folded) and is_under(_spelt(other.path), _spelt(self.path))
+        return is_under(other.folded, self.folded) and is_under(
+            _spelt(other.path), _spelt(self.path)
+        )
 
     def _is_above(self, other: Location) -> bool:
         """Return whether the identities say so."""
@@ -80,18 +88,27 @@ class Location:
             return False
         if not self.rest:
             return self.identities[-1] in other.identities
-        return self.identities[-1] == other.identities[-1] and other.rest[: len(self.rest)] == self.rest
+        return (
+            self.identities[-1] == other.identities[-1]
+            and other.rest[: len(self.rest)] == self.rest
+        )
 
 
 def folded(name: str) -> str:
     """Return a name or path as a file system compares it that ignores case."""
-    return name.casefold() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
+    return (
+        name.casefold()
+        if name.isascii()
+        else unicodedata.normalize("NFC", name).casefold()
+    )
 
 
 def _spelt(path: str) -> str:
-    """Return the path in the spelling of its folders; names that do not exist are folded, and told from those that do.
+    """Return the path in the spelling of its folders; names that do not exist are
+    folded, and told from those that do.
 
-    A file system in user space may give one file another inode number for each spelling of its name.
+    A file system in user space may give one file another inode number for each spelling
+    of its name.
     """
     found = ""
     for name in path.strip("/").split("/"):
@@ -106,7 +123,11 @@ def _listed(folder: str, name: str) -> str:
         names = os.listdir(folder)
     except OSError:
         return name
-    return name if name in names else next((one for one in names if folded(one) == folded(name)), name)
+    return (
+        name
+        if name in names
+        else next((one for one in names if folded(one) == folded(name)), name)
+    )
 
 
 def is_under(path: str, folder: str) -> bool:
@@ -115,7 +136,8 @@ def is_under(path: str, folder: str) -> bool:
 
 
 def resolved(path: str) -> str:
-    """Return the path with its links resolved, also if the working directory has been deleted."""
+    """Return the path with its links resolved, also if the working directory has been
+    deleted."""
     try:
         return os.path.realpath(path)
     except FileNotFoundError:
@@ -127,23 +149,34 @@ def target_roots(paths: PathSettings) -> list[OwnedPath]:
     given = [root for root in (paths.allowed_roots or "").split(":") if root]
     if given:
         return [OwnedPath(f"[paths] allowed_roots = {root}", root) for root in given]
-    return [OwnedPath(f"[paths] download_dir = {paths.download_dir}", paths.download_dir)]
+    return [
+        OwnedPath(f"[paths] download_dir = {paths.download_dir}", paths.download_dir)
+    ]
 
 
-def owned_paths(settings: Settings, environment: Mapping[str, str] = os.environ) -> tuple[OwnedPath, ...]:
+def owned_paths(
+    settings: Settings, environment: Mapping[str, str] = os.environ
+) -> tuple[OwnedPath, ...]:
     """Return everything that dlpool owns with these settings."""
-    found = [*_of_settings(settings), *_of_files(settings.files), *_of_environment(settings, environment), *_program()]
+    found = [
+        *_of_settings(settings),
+        *_of_files(settings.files),
+        *_of_environment(settings, environment),
+        *_program(),
+    ]
     return tuple({one.path: one for one in reversed(found)}.values())[::-1]
 
 
 def check_owned_paths(settings: Settings) -> None:
-    """Raise ConfigurationError, a line for each pair, if a place that others write to overlaps what dlpool owns."""
+    """Raise ConfigurationError, a line for each pair, if a place that others write to
+    overlaps what dlpool owns."""
     ours = [(one, Location.of(one.path)) for one in owned_paths(settings)]
     problems = []
     for root in target_roots(settings.paths):
         at = Location.of(root.path)
         problems += [
-            f"{root.what} and {one.what} overlap: keep them apart, or a job could replace what dlpool owns"
+            f"{root.what} and {one.what} overlap: keep them apart, or a job could "
+            f"replace what dlpool owns"
             for one, place in ours
             if at.holds(place) or place.holds(at)
         ]
@@ -152,12 +185,19 @@ def check_owned_paths(settings: Settings) -> None:
         raise ConfigurationError("\n".join(problems))
 
 
-def _of_uploads(settings: Settings, ours: list[tuple[OwnedPath, Location]]) -> list[str]:
-    """Clients name the files in merged_dir, and read them back: it may hold nothing else of ours, nor lie in chunks."""
-    merged, chunks = Location.of(settings.upload.merged_dir), Location.of(settings.upload.upload_dir)
+def _of_uploads(
+    settings: Settings, ours: list[tuple[OwnedPath, Location]]
+) -> list[str]:
+    """Clients name the files in merged_dir, and read them back: it may hold nothing
+    else of ours, nor lie in chunks."""
+    merged, chunks = (
+        Location.of(settings.upload.merged_dir),
+        Location.of(settings.upload.upload_dir),
+    )
     name = f"[upload] merged_dir = {settings.upload.merged_dir}"
     return [
-        f"{name} and {one.what} overlap: keep them apart, or a client could read and replace what dlpool owns"
+        f"{name} and {one.what} overlap: keep them apart, or a client could read and "
+        f"replace what dlpool owns"
         for one, place in ours
         if not one.what.startswith("[upload] merged_dir ")
         and (merged.holds(place) or (place == chunks and chunks.holds(merged)))
@@ -181,17 +221,21 @@ def _of_settings(settings: Settings) -> Iterator[OwnedPath]:
 
 
 def _files_of_command(command: str) -> Iterator[str]:
-    """Yield the program, and the files that arguments name: one of them may be the script that an interpreter runs.
+    """Yield the program, and the files that arguments name: one of them may be the
+    script that an interpreter runs.
 
-    Also those that are not there yet, as whoever makes one would say what is run; but not folders. In a longer text, as
-    the commands of a shell are, only files that are there are seen.
+    Also those that are not there yet, as whoever makes one would say what is run; but
+    not folders. In a longer text, as the commands of a shell are, only files that are
+    there are seen.
     """
     program, *arguments = shlex.split(command)
     yield shutil.which(program) or program
     for argument in arguments:
         for word in (argument, argument.partition("=")[2]):
             path = Path(_HOOKS_RUN_IN, word)
-            is_path = "/" in word and not any(map(str.isspace, word)) and not path.is_dir()
+            is_path = (
+                "/" in word and not any(map(str.isspace, word)) and not path.is_dir()
+            )
             if is_path or (word and path.is_file()):
                 yield str(path)
         yield from (word for word in _PATH.findall(argument) if Path(word).is_file())
@@ -205,13 +249,19 @@ def _of_files(files: tuple[str, ...]) -> Iterator[OwnedPath]:
         yield OwnedPath(f"the settings in {folder}", folder)
 
 
-def _of_environment(settings: Settings, environment: Mapping[str, str]) -> Iterator[OwnedPath]:
+def _of_environment(
+    settings: Settings, environment: Mapping[str, str]
+) -> Iterator[OwnedPath]:
     if folder := environment.get("CREDENTIALS_DIRECTORY"):
         yield OwnedPath(f"the credentials in {folder}", folder)
     if not settings.network.netrc:
         return
     home = environment.get("HOME") or "/"
-    named = [environment["NETRC"]] if environment.get("NETRC") else [f"{home}/{name}" for name in _NETRC]
+    named = (
+        [environment["NETRC"]]
+        if environment.get("NETRC")
+        else [f"{home}/{name}" for name in _NETRC]
+    )
     yield from (OwnedPath(f"the passwords in {path}", path) for path in named)
 
 

@@ -19,5 +19,6 @@ def allows(granted: Collection[str], scope: str) -> bool:
 
 
 def known_scopes(names: Collection[object]) -> frozenset[str]:
-    """Return those of ``names`` that are scopes of dlpool-web; a token may have others for other services."""
+    """Return those of ``names`` that are scopes of dlpool-web; a token may have others
+    for other services."""
     return frozenset(name for name in names if isinstance(name, str) and name in SCOPES)

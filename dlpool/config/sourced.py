@@ -1,4 +1,5 @@
-"""What is wrong with the settings, where that was said, and in which order people want to hear of it. Pure."""
+"""What is wrong with the settings, where that was said, and in which order people want
+to hear of it. Pure."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ConfigProblem:
-    """A sentence for people. ``origin``: where the cause was said, as far as it is known (``FILE:LINE`` of a file);
-    ``settings``: which ones are concerned, by (section, name).
+    """A sentence for people. ``origin``: where the cause was said, as far as it is
+    known (``FILE:LINE`` of a file); ``settings``: which ones are concerned, by
+    (section, name).
     """
 
     text: str
@@ -26,8 +28,11 @@ def concerned(problems: Iterable[ConfigProblem]) -> set[tuple[str, str]]:
     return {one for problem in problems for one in problem.settings}
 
 
-def sort_problems(problems: Iterable[ConfigProblem], files: Sequence[str]) -> list[ConfigProblem]:
-    """Those of the files as they are read, by their lines; then those of other places, then those of none."""
+def sort_problems(
+    problems: Iterable[ConfigProblem], files: Sequence[str]
+) -> list[ConfigProblem]:
+    """Those of the files as they are read, by their lines; then those of other places,
+    then those of none."""
 
     def place(problem: ConfigProblem) -> tuple[int, int]:
         file, _, line = problem.origin.rpartition(":")

@@ -74,10 +74,16 @@ def split_words(text: str | None) -> tuple[str, ...]:
 def _parse_content_types(text: str) -> str:
     for word in split_words(text):
         kind = word.removeprefix(REFUSED)
-        if kind != "executable" and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+_-]*/([A-Za-z0-9.+_-]+|\*)", kind):
-            raise ValueError(f"not a list of media types, TYPE/* or !executable ({word[:40]!r})")
+        if kind != "executable" and not re.fullmatch(
+            r"[A-Za-z0-9][A-Za-z0-9.+_-]*/([A-Za-z0-9.+_-]+|\*)", kind
+        ):
+            raise ValueError(
+                f"not a list of media types, TYPE/* or !executable ({word[:40]!r})"
+            )
         if word == "executable":
-            raise ValueError("executable without !: name the media types that are taken")
+            raise ValueError(
+                "executable without !: name the media types that are taken"
+            )
     return parse_text(text)
 
 
@@ -85,11 +91,15 @@ def _parse_networks(text: str) -> str:
     try:
         parse_networks(text)
     except ValueError:
-        raise ValueError("not a list of addresses or networks with commas between") from None
+        raise ValueError(
+            "not a list of addresses or networks with commas between"
+        ) from None
     return text
 
 
-def parse_networks(text: str | None) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+def parse_networks(
+    text: str | None,
+) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
     """The networks of a list with commas between. Raises ValueError."""
     return tuple(ipaddress.ip_network(word, strict=False) for word in split_words(text))
 
@@ -99,7 +109,10 @@ def _parse_algorithms(text: str) -> str:
         if word not in ALGORITHMS:
             raise ValueError(f"not a list of {', '.join(ALGORITHMS)}")
     if len({word[:2] for word in split_words(text)}) != 1:
-        raise ValueError("not of one kind: HS, RS or ES (a public key must not be taken for a shared secret)")
+        raise ValueError(
+            "not of one kind: HS, RS or ES (a public key must not be taken for a "
+            "shared secret)"
+        )
     return text
 
 
@@ -122,7 +135,10 @@ def _parse_jwks_url(text: str) -> str:
     if not is_good:
         raise ValueError("not an https URL with a host and, if any, a port")
     if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-        raise ValueError("http to another machine, where keys could be replaced on the way: take https")
+        raise ValueError(
+            "http to another machine, where keys could be replaced on the way: take "
+            "https"
+        )
     return text
 
 
@@ -135,19 +151,26 @@ def _parse_scopes(text: str) -> str:
 
 def _parse_claim(text: str) -> str:
     if not re.fullmatch(r"[\x21-\x7e]{1,200}", text):
-        raise ValueError("not the name of a claim: 1 to 200 ASCII characters without spaces")
+        raise ValueError(
+            "not the name of a claim: 1 to 200 ASCII characters without spaces"
+        )
     return text
 
 
 def _parse_prefix(text: str) -> str:
-    if not re.fullmatch(r"(/[A-Za-z0-9_.~-]+)+", text) or re.search(r"/\.\.?(/|$)", text):
+    if not re.fullmatch(r"(/[A-Za-z0-9_.~-]+)+", text) or re.search(
+        r"/\.\.?(/|$)", text
+    ):
         raise ValueError("not a path as /go-uploader")
     return text
 
 
 def _parse_own_prefix(text: str) -> str:
     if _parse_prefix(text).split("/")[1] in ("api", "files", "static"):
-        raise ValueError("not a path of its own: the job API, tus and the page are below /api, /files and /static")
+        raise ValueError(
+            "not a path of its own: the job API, tus and the page are below /api, "
+            "/files and /static"
+        )
     return text
 
 
@@ -171,16 +194,35 @@ HOST = Kind("HOST", _parse_bind)
 
 @dataclass(frozen=True)
 class UploadSettings:
-    """``[upload]``: files that clients send in chunks. Sizes in bytes, times in seconds."""
+    """``[upload]``: files that clients send in chunks. Sizes in bytes, times in
+    seconds."""
 
-    profile: str = setting(choice(*PROFILES), "default", "other defaults for the settings that say so", reload=False)
-    upload_dir: str = setting(PATH, "./upload", "where chunks wait for their merge", reload=False)
+    profile: str = setting(
+        choice(*PROFILES),
+        "default",
+        "other defaults for the settings that say so",
+        reload=False,
+    )
+    upload_dir: str = setting(
+        PATH, "./upload", "where chunks wait for their merge", reload=False
+    )
     merged_dir: str = setting(PATH, "./merged", "where whole files go", reload=False)
-    port: int = setting(COUNT, "18101", "TCP port of dlpool-web", low=1, high=65535, reload=False)
-    max_file_size: int = setting(SIZE, "10G", "larger files are refused", low=1, reload=False)
-    max_chunk_size: int = setting(SIZE, "100M", "larger chunks are refused", low=1, reload=False)
+    port: int = setting(
+        COUNT, "18101", "TCP port of dlpool-web", low=1, high=65535, reload=False
+    )
+    max_file_size: int = setting(
+        SIZE, "10G", "larger files are refused", low=1, reload=False
+    )
+    max_chunk_size: int = setting(
+        SIZE, "100M", "larger chunks are refused", low=1, reload=False
+    )
     cleanup_interval: float = setting(
-        DURATION, "1h", "between two removals of expired tasks", low=0.1, reload=False, high=30 * DAY_S
+        DURATION,
+        "1h",
+        "between two removals of expired tasks",
+        low=0.1,
+        reload=False,
+        high=30 * DAY_S,
     )
     task_expiry: float = setting(
         DURATION,
@@ -190,21 +232,43 @@ class UploadSettings:
         reload=False,
         high=366 * DAY_S,
     )
-    retry_max_attempts: int = setting(COUNT, "3", "attempts of a client to send a chunk", low=1, reload=False)
-    retry_initial_delay: float = setting(
-        DURATION, "1s", "a client's first backoff; it doubles", reload=False, high=5 * MINUTE_S
+    retry_max_attempts: int = setting(
+        COUNT, "3", "attempts of a client to send a chunk", low=1, reload=False
     )
-    concurrent_uploads: int = setting(COUNT, "5", "chunks that a client sends at once", low=1, high=64, reload=False)
-    enable_integrity_check: bool = setting(SWITCH, "yes", "compare the md5 that clients send", reload=False)
-    enable_atomic_operations: bool = setting(SWITCH, "yes", "wait until bytes are on the disk", reload=False)
-    disk_warn: float = setting(RATIO, "0.85", "from this use of a disk on its health is a warning", reload=False)
+    retry_initial_delay: float = setting(
+        DURATION,
+        "1s",
+        "a client's first backoff; it doubles",
+        reload=False,
+        high=5 * MINUTE_S,
+    )
+    concurrent_uploads: int = setting(
+        COUNT, "5", "chunks that a client sends at once", low=1, high=64, reload=False
+    )
+    enable_integrity_check: bool = setting(
+        SWITCH, "yes", "compare the md5 that clients send", reload=False
+    )
+    enable_atomic_operations: bool = setting(
+        SWITCH, "yes", "wait until bytes are on the disk", reload=False
+    )
+    disk_warn: float = setting(
+        RATIO,
+        "0.85",
+        "from this use of a disk on its health is a warning",
+        reload=False,
+    )
     disk_refuse: float = setting(
-        RATIO, "0.95", "from this use of a disk on no new tasks are taken", reload=False, not_below="disk_warn"
+        RATIO,
+        "0.95",
+        "from this use of a disk on no new tasks are taken",
+        reload=False,
+        not_below="disk_warn",
     )
     owner_tasks: int | None = setting(
         COUNT,
         None,
-        "uploads that one owner may have, with completed ones until they expire; all without a token, and those "
+        "uploads that one owner may have, with completed ones until they expire; all "
+        "without a token, and those "
         "of admins, count as one owner's (default: no limit)",
         low=1,
         reload=False,
@@ -212,7 +276,8 @@ class UploadSettings:
     owner_bytes: int | None = setting(
         SIZE,
         None,
-        "what one owner's uploads may have together, with what is announced; one that does not say its size counts as "
+        "what one owner's uploads may have together, with what is announced; one that "
+        "does not say its size counts as "
         "max_file_size (default: no limit)",
         low=1,
         reload=False,
@@ -220,83 +285,133 @@ class UploadSettings:
     owner_files: int | None = setting(
         COUNT,
         None,
-        "files (inodes) that one owner's uploads may have in upload_dir, one a chunk; one that does not say how many "
+        "files (inodes) that one owner's uploads may have in upload_dir, one a chunk; "
+        "one that does not say how many "
         "chunks it has counts in thousands (default: no limit)",
         low=1,
         reload=False,
     )
     allowed_extensions: str | None = setting(
-        WORDS, None, "endings of file names that are taken, as .zip,.bin (default: any)", reload=False
+        WORDS,
+        None,
+        "endings of file names that are taken, as .zip,.bin (default: any)",
+        reload=False,
     )
     allowed_content_types: str | None = setting(
         CONTENT_TYPES,
         None,
-        "kinds of content that are taken, as image/*,application/zip, or refused, as !executable, by the first bytes "
+        "kinds of content that are taken, as image/*,application/zip, or refused, as "
+        "!executable, by the first bytes "
         "(default: any)",
         reload=False,
     )
     merge_conflict: str = setting(
-        choice("refuse", "suffix"), "refuse", "when another task's file has that name: 409, or NAME-1", reload=False
+        choice("refuse", "suffix"),
+        "refuse",
+        "when another task's file has that name: 409, or NAME-1",
+        reload=False,
     )
     shared_files: str = setting(
         choice("no", "unowned", "yes"),
         "no",
         "which merged files are readable by everybody with a token: those that "
-        "were uploaded as shared, also those that were uploaded without a token, or all",
+        "were uploaded as shared, also those that were uploaded without a token, or "
+        "all",
         reload=False,
     )
 
 
 @dataclass(frozen=True)
 class WebSettings:
-    """``[web]``: how dlpool-web serves, whom, and how much of it. Sizes in bytes, times in seconds."""
+    """``[web]``: how dlpool-web serves, whom, and how much of it. Sizes in bytes, times
+    in seconds."""
 
-    bind: str = setting(HOST, "127.0.0.1", "address to listen at; any but loopback needs a key", reload=False)
-    prefix: str = setting(OWN_PREFIX, "/go-uploader", "where the upload API begins", reload=False)
-    processes: int | None = setting(
-        COUNT, None, "worker processes (default: one a core, 2 to 4)", low=1, high=64, reload=False
+    bind: str = setting(
+        HOST,
+        "127.0.0.1",
+        "address to listen at; any but loopback needs a key",
+        reload=False,
     )
-    threads: int = setting(COUNT, "32", "requests at once of each process", low=4, high=512, reload=False)
+    prefix: str = setting(
+        OWN_PREFIX, "/go-uploader", "where the upload API begins", reload=False
+    )
+    processes: int | None = setting(
+        COUNT,
+        None,
+        "worker processes (default: one a core, 2 to 4)",
+        low=1,
+        high=64,
+        reload=False,
+    )
+    threads: int = setting(
+        COUNT, "32", "requests at once of each process", low=4, high=512, reload=False
+    )
     auth: str = setting(
-        choice("auto", "on", "off"), "auto", "whether a token is asked for; auto: but not on loopback", reload=False
+        choice("auto", "on", "off"),
+        "auto",
+        "whether a token is asked for; auto: but not on loopback",
+        reload=False,
     )
     hosts: str | None = setting(
         WORDS,
         None,
-        "names under which it may be asked where nobody needs a key (default: addresses and localhost)",
+        "names under which it may be asked where nobody needs a key (default: "
+        "addresses and localhost)",
         reload=False,
     )
     jwt_key: str | None = setting(
         TEXT,
         None,
-        "the secret (HS) or public key (RS, ES) of JSON web tokens; better in jwt_key_file",
+        "the secret (HS) or public key (RS, ES) of JSON web tokens; better in "
+        "jwt_key_file",
         reload=False,
         is_secret=True,
     )
-    jwt_key_file: str | None = setting(PATH, None, "a file that holds it", reload=False, instead_of="jwt_key")
+    jwt_key_file: str | None = setting(
+        PATH, None, "a file that holds it", reload=False, instead_of="jwt_key"
+    )
     jwt_algorithms: str = setting(
-        ALGORITHM_LIST, "HS256", "algorithms of tokens that jwt_key is for: HS..., RS... or ES...", reload=False
+        ALGORITHM_LIST,
+        "HS256",
+        "algorithms of tokens that jwt_key is for: HS..., RS... or ES...",
+        reload=False,
     )
     jwks_url: str | None = setting(
         JWKS_URL,
         None,
-        "where the public keys of tokens (JWKS) are fetched from: https, or http on loopback",
+        "where the public keys of tokens (JWKS) are fetched from: https, or http on "
+        "loopback",
         reload=False,
         needs="jwt_audience",
     )
     jwt_audience: str | None = setting(
-        WORDS, None, "one of these must be in a token's aud (default: aud is not looked at)", reload=False
+        WORDS,
+        None,
+        "one of these must be in a token's aud (default: aud is not looked at)",
+        reload=False,
     )
     jwt_issuer: str | None = setting(
-        WORDS, None, "a token's iss must be one of these (default: iss is not looked at)", reload=False
+        WORDS,
+        None,
+        "a token's iss must be one of these (default: iss is not looked at)",
+        reload=False,
     )
     jwt_scope_claim: str = setting(
-        CLAIM, "scope", "the claim that says what a token may do: a text with spaces between, or a list", reload=False
+        CLAIM,
+        "scope",
+        "the claim that says what a token may do: a text with spaces between, or a "
+        "list",
+        reload=False,
     )
     jwt_default_scopes: str = setting(
-        SCOPE_LIST, ",".join(COMMON), "what a token without that claim may do", reload=False
+        SCOPE_LIST,
+        ",".join(COMMON),
+        "what a token without that claim may do",
+        reload=False,
     )
-    jwt_owner_claim: str = setting(CLAIM, "sub", "the claim that says whose uploads a token sees", reload=False)
+    jwt_owner_claim: str = setting(
+        CLAIM, "sub", "the claim that says whose uploads a token sees", reload=False
+    )
     secret_key: str | None = setting(
         TEXT,
         None,
@@ -304,34 +419,84 @@ class WebSettings:
         reload=False,
         is_secret=True,
     )
-    secret_key_file: str | None = setting(PATH, None, "a file that holds it", reload=False, instead_of="secret_key")
+    secret_key_file: str | None = setting(
+        PATH, None, "a file that holds it", reload=False, instead_of="secret_key"
+    )
     keys_file: str | None = setting(
-        PATH, None, "named keys for X-Secret-Key, a JSON object a line; read again when it has changed", reload=False
+        PATH,
+        None,
+        "named keys for X-Secret-Key, a JSON object a line; read again when it has "
+        "changed",
+        reload=False,
     )
     scrape_from: str = setting(
-        NETWORKS, "127.0.0.1,::1", "addresses or networks that /metrics needs no token from", reload=False
+        NETWORKS,
+        "127.0.0.1,::1",
+        "addresses or networks that /metrics needs no token from",
+        reload=False,
     )
     trusted_proxies: str = setting(
-        NETWORKS, "", "proxies: addresses or networks whose X-Forwarded-For is believed (default: none)", reload=False
+        NETWORKS,
+        "",
+        "proxies: addresses or networks whose X-Forwarded-For is believed (default: "
+        "none)",
+        reload=False,
     )
-    request_rate: float | None = setting(FREQUENCY, "100/s", "requests of one client", reload=False)
-    request_burst: int = setting(COUNT, "500", "how many of them may come at once", low=1, reload=False)
-    client_uploads: int = setting(COUNT, "32", "bodies that are received from one client at once", low=1, reload=False)
+    request_rate: float | None = setting(
+        FREQUENCY, "100/s", "requests of one client", reload=False
+    )
+    request_burst: int = setting(
+        COUNT, "500", "how many of them may come at once", low=1, reload=False
+    )
+    client_uploads: int = setting(
+        COUNT,
+        "32",
+        "bodies that are received from one client at once",
+        low=1,
+        reload=False,
+    )
     body_timeout: float = setting(
-        DURATION, "30s", "longest silence of a client within a body", low=0.1, reload=False, high=HOUR_S
+        DURATION,
+        "30s",
+        "longest silence of a client within a body",
+        low=0.1,
+        reload=False,
+        high=HOUR_S,
     )
-    body_rate: int = setting(RATE, "1K", "bytes a second below which a body is too slow; 0: never", reload=False)
+    body_rate: int = setting(
+        RATE,
+        "1K",
+        "bytes a second below which a body is too slow; 0: never",
+        reload=False,
+    )
     body_rate_time: float = setting(
-        DURATION, "30s", "for how long it may be that slow", low=0.1, reload=False, high=HOUR_S
+        DURATION,
+        "30s",
+        "for how long it may be that slow",
+        low=0.1,
+        reload=False,
+        high=HOUR_S,
     )
     head_timeout: float = setting(
-        DURATION, "10s", "for a client to send the head of a request", low=0.1, reload=False, high=10 * MINUTE_S
+        DURATION,
+        "10s",
+        "for a client to send the head of a request",
+        low=0.1,
+        reload=False,
+        high=10 * MINUTE_S,
     )
     field_size: int = setting(
-        SIZE, "64K", "fields of a form; a whole form or JSON: 4 times that, a batch: 16 times", low=KIB, reload=False
+        SIZE,
+        "64K",
+        "fields of a form; a whole form or JSON: 4 times that, a batch: 16 times",
+        low=KIB,
+        reload=False,
     )
     accel_prefix: str | None = setting(
-        PREFIX, None, "X-Accel-Redirect: nginx sends merged files from this internal location", reload=False
+        PREFIX,
+        None,
+        "X-Accel-Redirect: nginx sends merged files from this internal location",
+        reload=False,
     )
 
 

@@ -1,4 +1,5 @@
-"""Who may come in by dlpool-web: its keys, and whether it may start with these settings. Needs no library."""
+"""Who may come in by dlpool-web: its keys, and whether it may start with these
+settings. Needs no library."""
 
 from __future__ import annotations
 
@@ -10,7 +11,10 @@ from dlpool.config.web import is_loopback, split_words
 from dlpool.errors import ConfigurationError
 from dlpool.usertext import NotText, read_text
 
-LEAST_BYTES = {"secret_key": 16, "jwt_key": 32}  # the latter of HS256: RFC 7518, section 3.2
+LEAST_BYTES = {
+    "secret_key": 16,
+    "jwt_key": 32,
+}  # the latter of HS256: RFC 7518, section 3.2
 
 
 def check_web_access(web: WebSettings) -> None:
@@ -24,24 +28,43 @@ def check_web_access(web: WebSettings) -> None:
     ]
     problems += _file_problems(web.keys_file)
     is_open = not is_loopback(web.bind)
-    has_key = any((web.secret_key, web.secret_key_file, web.jwt_key, web.jwt_key_file, web.jwks_url, web.keys_file))
+    has_key = any(
+        (
+            web.secret_key,
+            web.secret_key_file,
+            web.jwt_key,
+            web.jwt_key_file,
+            web.jwks_url,
+            web.keys_file,
+        )
+    )
     if is_open and web.auth == "off":
-        problems.append(f"bind = {web.bind} can be reached by others, and auth = off: set auth = auto and a key")
+        problems.append(
+            f"bind = {web.bind} can be reached by others, and auth = off: set auth = "
+            f"auto and a key"
+        )
     elif (is_open or web.auth == "on") and not has_key:
-        reason = f"bind = {web.bind} can be reached by others" if is_open else "auth = on"
-        problems.append(f"{reason}, and no key is given: set jwt_key_file or secret_key_file")
+        reason = (
+            f"bind = {web.bind} can be reached by others" if is_open else "auth = on"
+        )
+        problems.append(
+            f"{reason}, and no key is given: set jwt_key_file or secret_key_file"
+        )
     if problems:
         raise ConfigurationError("\n".join(f"[web] {problem}" for problem in problems))
 
 
 def read_key(text: str | None, file: str | None) -> str | None:
-    """A key, from where it is given; None if it is not. Raises ConfigurationError for a file without one."""
+    """A key, from where it is given; None if it is not. Raises ConfigurationError for a
+    file without one."""
     if file is None:
         return text or None
     try:
         found = read_text(Path(file)).strip()
     except (OSError, NotText) as error:
-        raise ConfigurationError(f"{file}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from error
+        raise ConfigurationError(
+            f"{file}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}"
+        ) from error
     if not found:
         raise ConfigurationError(f"{file}: it is empty")
     return found
@@ -57,13 +80,19 @@ def _file_problems(path: str | None) -> list[str]:
         return [f"keys_file = {error}"]
 
 
-def _key_problems(name: str, text: str | None, file: str | None, algorithms: str = "HS256") -> list[str]:
+def _key_problems(
+    name: str, text: str | None, file: str | None, algorithms: str = "HS256"
+) -> list[str]:
     """What is wrong with a key; nothing if there is none."""
     shown = name if file is None else f"{name}_file"
     try:
         key = read_key(text, file)
     except ConfigurationError as error:
         return [f"{shown} = {error}"]
-    if key is None or not split_words(algorithms)[0].startswith("HS") or len(key.encode()) >= LEAST_BYTES[name]:
+    if (
+        key is None
+        or not split_words(algorithms)[0].startswith("HS")
+        or len(key.encode()) >= LEAST_BYTES[name]
+    ):
         return []
     return [f"{shown} has fewer than {LEAST_BYTES[name]} bytes: take a longer secret"]

@@ -9,4 +9,11 @@ from dlpool.engine.stats import DownloadStats
 from dlpool.engine.task import DownloadTask
 from dlpool.engine.task_queue import DownloadQueue
 
-__all__ = ["BatchSummary", "DownloadEngine", "DownloadQueue", "DownloadStats", "DownloadTask", "download_many"]
+__all__ = [
+    "BatchSummary",
+    "DownloadEngine",
+    "DownloadQueue",
+    "DownloadStats",
+    "DownloadTask",
+    "download_many",
+]

@@ -18,7 +18,8 @@ def job_of(
     headers: Mapping[str, str] | None,
     checksum: str | None,
 ) -> Job:
-    """Return the job for a file in the folder ``output_path``; an empty ``filename`` is none.
+    """Return the job for a file in the folder ``output_path``; an empty ``filename`` is
+    none.
 
     Raises UsageError, also for values of another type.
     """
@@ -35,7 +36,11 @@ def job_of(
         raise UsageError(f"filename {filename[:80]!r} is not the plain name of a file")
     target = folder if filename is None else folder / filename
     return Job(
-        url, target, filename is None, dict(headers or {}), checksum=Checksum.parse(checksum) if checksum else None
+        url,
+        target,
+        filename is None,
+        dict(headers or {}),
+        checksum=Checksum.parse(checksum) if checksum else None,
     )
 
 
@@ -48,4 +53,6 @@ def check_priority(priority: object) -> None:
 
 def _check(name: str, value: object, kinds: tuple[type, ...], wanted: str) -> None:
     if not isinstance(value, kinds):
-        raise UsageError(f"{name} is of the type {type(value).__name__}, and must be {wanted}")
+        raise UsageError(
+            f"{name} is of the type {type(value).__name__}, and must be {wanted}"
+        )

@@ -1,4 +1,5 @@
-"""Many downloads as one: fed to an engine a few at a time, however long the list; one failure stops no other."""
+"""Many downloads as one: fed to an engine a few at a time, however long the list; one
+failure stops no other."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class ListUnreadable(UsageError):
 
 @dataclass(frozen=True)
 class BatchItem:
-    """One thing to fetch, or what is wrong with its line. ``line`` is 0 where there is no list."""
+    """One thing to fetch, or what is wrong with its line. ``line`` is 0 where there is
+    no list."""
 
     url: str
     job: Job | None
@@ -40,13 +42,15 @@ class BatchResult:
 
     @property
     def is_duplicate(self) -> bool:
-        """Whether another item of the list fetches the same file, so that this one is skipped."""
+        """Whether another item of the list fetches the same file, so that this one is
+        skipped."""
         return isinstance(self.error, DuplicateItem)
 
 
 @dataclass(frozen=True)
 class BatchProgress:
-    """A moment of the whole batch. ``ended_bytes``: of files that are done; ``earlier``: done by other runs."""
+    """A moment of the whole batch. ``ended_bytes``: of files that are done;
+    ``earlier``: done by other runs."""
 
     active: dict[int, Progress] = field(default_factory=dict)
     done: int = 0
@@ -56,24 +60,38 @@ class BatchProgress:
 
 
 class Batch:
-    """What ``engine``, which is its own and keeps no ended task, takes from ``items``, each when a worker is free.
+    """What ``engine``, which is its own and keeps no ended task, takes from ``items``,
+    each when a worker is free.
 
     ``earlier``: what other runs have done. The lock guards everything below it.
     """
 
-    def __init__(self, engine: DownloadEngine, items: Iterator[BatchItem], earlier: BatchSession | None = None) -> None:
+    def __init__(
+        self,
+        engine: DownloadEngine,
+        items: Iterator[BatchItem],
+        earlier: BatchSession | None = None,
+    ) -> None:
         self._engine = engine
         self._items = items
-        self._items_lock = threading.Lock()  # reading the list may block; nothing else waits for it
+        self._items_lock = (
+            threading.Lock()
+        )  # reading the list may block; nothing else waits for it
         self._earlier = earlier
         self._lock = threading.Lock()
-        self._open: dict[str, tuple[int, BatchItem]] = {}  # numbered, by the ids of their tasks
+        self._open: dict[
+            str, tuple[int, BatchItem]
+        ] = {}  # numbered, by the ids of their tasks
         self._results: list[BatchResult] = []
         self._done = self._failed = self._ended_bytes = self._skipped = self._count = 0
-        self._unsettled = 0  # items that were read, and of which it is not known yet how they end
+        self._unsettled = (
+            0  # items that were read, and of which it is not known yet how they end
+        )
         self._is_read = self._is_cancelled = False
         self.finished = threading.Event()
-        self.stopped = threading.Event()  # after cancel: nothing runs any more, though a line may still be waited for
+        self.stopped = (
+            threading.Event()
+        )  # after cancel: nothing runs any more, though a line may still be waited for
 
     def __repr__(self) -> str:
         return f"<Batch {self.progress()}>"
@@ -83,11 +101,13 @@ class Batch:
         self._engine.pull_from(self._next, self._ended)
 
     def run_in_caller(self) -> None:
-        """Fetch all items on the calling thread, if ``start`` raised NoThread; return when all have ended."""
+        """Fetch all items on the calling thread, if ``start`` raised NoThread; return
+        when all have ended."""
         self._engine.run_in_caller()
 
     def cancel(self) -> None:
-        """Take no further item, and end those that run, resumably; does not wait for that."""
+        """Take no further item, and end those that run, resumably; does not wait for
+        that."""
         with self._lock:
             if self._is_cancelled:
                 return
@@ -102,11 +122,16 @@ class Batch:
         with self._lock:
             numbers = {task_id: number for task_id, (number, _) in self._open.items()}
             figures = (self._done, self._failed, self._ended_bytes, self._skipped)
-        active = {numbers[task.id]: task.moment() for task in self._engine.get_active_tasks() if task.id in numbers}
+        active = {
+            numbers[task.id]: task.moment()
+            for task in self._engine.get_active_tasks()
+            if task.id in numbers
+        }
         return BatchProgress(active, *figures)
 
     def take_results(self) -> list[BatchResult]:
-        """What has ended since the last call; nothing is kept, however long the list."""
+        """What has ended since the last call; nothing is kept, however long the
+        list."""
         with self._lock:
             results, self._results = self._results, []
         return results
@@ -150,7 +175,11 @@ class Batch:
         try:
             return next(self._items, None)
         except OSError as error:
-            return BatchItem("", None, LocalFault(f"the list cannot be read further: {error.strerror}"))
+            return BatchItem(
+                "",
+                None,
+                LocalFault(f"the list cannot be read further: {error.strerror}"),
+            )
         except LocalFault as failure:
             return BatchItem("", None, failure)
 
@@ -187,7 +216,9 @@ class Batch:
             stopped = [item for _, item in self._open.values()]
             self._open.clear()
         for item in stopped:
-            self._record(BatchResult(item, None, Cancelled("the download was cancelled")))
+            self._record(
+                BatchResult(item, None, Cancelled("the download was cancelled"))
+            )
         self.stopped.set()
         self._look_for_end()
 
@@ -202,7 +233,8 @@ class BatchFailure:
 
 @dataclass(frozen=True)
 class BatchSummary:
-    """How a batch ended. ``size`` in bytes of all files done, ``seconds`` of wall; ``earlier``: done by other runs."""
+    """How a batch ended. ``size`` in bytes of all files done, ``seconds`` of wall;
+    ``earlier``: done by other runs."""
 
     done: int
     failed: tuple[BatchFailure, ...]
@@ -216,7 +248,15 @@ class BatchSummary:
         return self.size / self.seconds if self.seconds > 0 else 0.0
 
 
-def make_summary(batch: Batch, began: float, failed: list[BatchFailure]) -> BatchSummary:
+def make_summary(
+    batch: Batch, began: float, failed: list[BatchFailure]
+) -> BatchSummary:
     """The summary of a batch that has ended; ``began`` by ``time.monotonic``."""
     view = batch.progress()
-    return BatchSummary(view.done, tuple(failed), view.completed_bytes, time.monotonic() - began, view.earlier)
+    return BatchSummary(
+        view.done,
+        tuple(failed),
+        view.completed_bytes,
+        time.monotonic() - began,
+        view.earlier,
+    )

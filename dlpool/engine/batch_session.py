@@ -1,6 +1,7 @@
 """Which items of a list are done: a file that a batch of any length can go on with.
 
-A line an item, in hex: the first 64 bits of a hash of URL and target. What a kill has cut off is done again.
+A line an item, in hex: the first 64 bits of a hash of URL and target. What a kill has
+cut off is done again.
 """
 
 from __future__ import annotations
@@ -22,16 +23,20 @@ DIGITS = 16
 
 
 class BatchSession:
-    """One batch's file; it holds LOCK_EX on it. Thread-safe: a line is one write, the lock guards the descriptor."""
+    """One batch's file; it holds LOCK_EX on it. Thread-safe: a line is one write, the
+    lock guards the descriptor."""
 
     def __init__(self, path: Path) -> None:
-        """Raises LocalFault, also for a file that another batch has, or that is something else."""
+        """Raises LocalFault, also for a file that another batch has, or that is
+        something else."""
         self._path = path
         self._lock = threading.Lock()
         self._held: FileLock | None = None
         with translated(f"use the session {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self._descriptor = os.open(
+                path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+            )
         try:
             with translated(f"use the session {path}"):
                 self._held = FileLock(self._descriptor, path)
@@ -73,11 +78,16 @@ class BatchSession:
                 return set()
             if head.startswith(ENGINE_HEAD):
                 raise LocalFault(
-                    f"{self._path} is the session of an engine, not of download_many or a list: name another"
+                    f"{self._path} is the session of an engine, not of download_many "
+                    f"or a list: name another"
                 )
             if head != HEAD:
                 raise LocalFault(f"{self._path} is no session of a batch")
-            done = {int(line, 16) for line in file if len(line) == DIGITS + 1 and line.endswith(b"\n")}
+            done = {
+                int(line, 16)
+                for line in file
+                if len(line) == DIGITS + 1 and line.endswith(b"\n")
+            }
             if file.tell() and not _ends_line(self._descriptor):
                 os.write(self._descriptor, b"\n")
             return done

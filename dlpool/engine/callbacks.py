@@ -19,10 +19,14 @@ _log = logging.getLogger("dlpool")
 
 
 class Callbacks:
-    """Thread-safe; the lock guards lists, count and thread, which starts with the first callback."""
+    """Thread-safe; the lock guards lists, count and thread, which starts with the first
+    callback."""
 
-    def __init__(self, active: Callable[[], list[DownloadTask]], interval_s: float) -> None:
-        """``active``: the tasks whose progress is told, every ``interval_s`` seconds at most."""
+    def __init__(
+        self, active: Callable[[], list[DownloadTask]], interval_s: float
+    ) -> None:
+        """``active``: the tasks whose progress is told, every ``interval_s`` seconds at
+        most."""
         self._active = active
         self._interval_s = interval_s
         self._lock = threading.Lock()

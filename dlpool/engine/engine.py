@@ -19,7 +19,14 @@ from dlpool.engine.engine_session import EngineSession
 from dlpool.engine.limits import EngineArguments
 from dlpool.engine.sampling import ProgressSampler, stop_at_exit
 from dlpool.engine.stats import DownloadStats
-from dlpool.engine.status import CANCELLED, COMPLETED, DOWNLOADING, FAILED, FINAL, PENDING
+from dlpool.engine.status import (
+    CANCELLED,
+    COMPLETED,
+    DOWNLOADING,
+    FAILED,
+    FINAL,
+    PENDING,
+)
 from dlpool.engine.task import DownloadTask
 from dlpool.engine.task_queue import DownloadQueue
 from dlpool.engine.transfers import TransferFactory, discard_partial_file
@@ -28,20 +35,22 @@ from dlpool.errors import DlpoolError, InternalError, NoThread, UsageError
 from dlpool.transfer.job import Job, Notify, TransferResult, ignore_event
 
 _log = logging.getLogger("dlpool")
-LEAVE_S = 5.0  # when the program exits, for calls that cannot be interrupted, such as a name look-up
+# when the program exits, for calls that cannot be interrupted, such as a name look-up
+LEAVE_S = 5.0
 
 
 class DownloadEngine:
     """Downloads files in this process. Thread-safe; make as many as you like.
 
-    It uses only threads: no signal handlers, no logging set-up, and nothing global except an exit handler. After a
-    fork the child must create a new engine.
-    ``max_workers`` files at once; ``retry_times`` attempts in a row without progress, the first after about
-    ``retry_delay`` seconds; ``timeout`` of connecting and ``progress_interval`` in seconds. ``chunk_size``:
-    the least bytes that one write collects, of what comes within 20 ms; less than 128 KiB means 128 KiB.
-    ``session``: a file that remembers unfinished tasks. ``transfer`` and ``network`` settle all else.
-    The lock guards the table of tasks.
-    Raises UsageError for values that make no sense, LocalFault if the session cannot be used.
+    It uses only threads: no signal handlers, no logging set-up, and nothing global
+    except an exit handler. After a fork the child must create a new engine.
+    ``max_workers`` files at once; ``retry_times`` attempts in a row without progress,
+    the first after about ``retry_delay`` seconds; ``timeout`` of connecting and
+    ``progress_interval`` in seconds. ``chunk_size``: the least bytes that one write
+    collects, of what comes within 20 ms; less than 128 KiB means 128 KiB. ``session``:
+    a file that remembers unfinished tasks. ``transfer`` and ``network`` settle all
+    else. The lock guards the table of tasks. Raises UsageError for values that make no
+    sense, LocalFault if the session cannot be used.
     """
 
     def __init__(
@@ -61,15 +70,28 @@ class DownloadEngine:
         keeps_ended: bool = True,
         notify: Notify = ignore_event,
     ) -> None:
-        """``keeps_ended``: ended tasks can still be looked up. ``notify`` hears what happens in all downloads."""
-        self._given = EngineArguments(max_workers, chunk_size, retry_times, retry_delay, timeout, progress_interval)
+        """``keeps_ended``: ended tasks can still be looked up. ``notify`` hears what
+        happens in all downloads."""
+        self._given = EngineArguments(
+            max_workers,
+            chunk_size,
+            retry_times,
+            retry_delay,
+            timeout,
+            progress_interval,
+        )
         self._given.check()
         self._keeps_ended = keeps_ended
         transfer = replace(
-            transfer or TransferSettings(), retries=retry_times, retry_delay=float(retry_delay), verify=verify_hash
+            transfer or TransferSettings(),
+            retries=retry_times,
+            retry_delay=float(retry_delay),
+            verify=verify_hash,
         )
         network = replace(network or NetworkSettings(), connect_timeout=float(timeout))
-        self._maker = TransferFactory(transfer, network, max_workers, chunk_size, notify, scan or ScanSettings())
+        self._maker = TransferFactory(
+            transfer, network, max_workers, chunk_size, notify, scan or ScanSettings()
+        )
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._tasks: dict[str, DownloadTask] = {}
@@ -91,23 +113,36 @@ class DownloadEngine:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.shutdown(wait=error is None)
 
     @classmethod
-    def from_config(cls, path: str | PathLike[str], *, session: str | PathLike[str] | None = None) -> DownloadEngine:
-        """An engine as an INI file says: ``[downloader]``; ``[transfer]``, ``[network]``, ``[scan]`` for all else.
+    def from_config(
+        cls, path: str | PathLike[str], *, session: str | PathLike[str] | None = None
+    ) -> DownloadEngine:
+        """An engine as an INI file says: ``[downloader]``; ``[transfer]``,
+        ``[network]``, ``[scan]`` for all else.
 
-        What ``conf.d/*.ini`` beside it and variables ``DLPOOL_SECTION_KEY`` say goes over that, as in the service.
-        Raises ConfigurationError that names everything wrong at once.
+        What ``conf.d/*.ini`` beside it and variables ``DLPOOL_SECTION_KEY`` say goes
+        over that, as in the service. Raises ConfigurationError that names everything
+        wrong at once.
         """
         found = load_effective(os.fspath(path))
         for note in found.notes:
             warnings.warn(note, stacklevel=2)
         settings = found.settings
         own = vars(settings.downloader)
-        return cls(**own, session=session, transfer=settings.transfer, network=settings.network, scan=settings.scan)
+        return cls(
+            **own,
+            session=session,
+            transfer=settings.transfer,
+            network=settings.network,
+            scan=settings.scan,
+        )
 
     # --- the arguments ---
 
@@ -154,16 +189,25 @@ class DownloadEngine:
         *,
         checksum: str | None = None,
     ) -> DownloadTask:
-        """Make a task and submit it: with a worker free it is downloading when this returns. Raises UsageError."""
-        return self.submit(DownloadTask(url, output_path, filename, headers, priority, checksum=checksum))
+        """Make a task and submit it: with a worker free it is downloading when this
+        returns. Raises UsageError."""
+        return self.submit(
+            DownloadTask(
+                url, output_path, filename, headers, priority, checksum=checksum
+            )
+        )
 
     def submit(self, task: DownloadTask) -> DownloadTask:
-        """Take a task over, also from an engine that is shut down; one that is ours, or has ended, stays as it is.
+        """Take a task over, also from an engine that is shut down; one that is ours, or
+        has ended, stays as it is.
 
-        Raises UsageError for a URL that is none, for another engine's task, and after ``shutdown``.
+        Raises UsageError for a URL that is none, for another engine's task, and after
+        ``shutdown``.
         """
         self._check_usable()
-        self._maker.create(task)  # now, as the caller wants to hear what is wrong with it
+        self._maker.create(
+            task
+        )  # now, as the caller wants to hear what is wrong with it
         if task.adopt(self):
             with self._lock:
                 is_late = self._is_closed
@@ -215,23 +259,26 @@ class DownloadEngine:
         return self._stats
 
     def register_progress_callback(self, callback: Callback) -> None:
-        """Call ``callback(task)`` while a task comes further, every ``progress_interval`` seconds at most.
+        """Call ``callback(task)`` while a task comes further, every
+        ``progress_interval`` seconds at most.
 
-        All callbacks are called on one thread of their own, in order, under no lock, so they may use the engine. What
-        one raises is logged by the logger ``dlpool``.
+        All callbacks are called on one thread of their own, in order, under no lock, so
+        they may use the engine. What one raises is logged by the logger ``dlpool``.
         """
         self._callbacks.add_progress_callback(callback)
 
     def register_completion_callback(self, callback: Callback) -> None:
-        """Call ``callback(task)`` once when a task is completed, failed or cancelled; where, as for progress."""
+        """Call ``callback(task)`` once when a task is completed, failed or cancelled;
+        where, as for progress."""
         self._callbacks.add_completion_callback(callback)
 
     def shutdown(self, wait: bool = True) -> None:
-        """End: when all tasks have ended (paused ones stay), or now, with what was fetched kept. May be repeated.
+        """End: when all tasks have ended (paused ones stay), or now, with what was
+        fetched kept. May be repeated.
 
-        Unfinished tasks are paused then; they resume when they are submitted again, or by the next engine with the
-        session. A program that exits without this call waits for its downloads, but not for paused ones; Ctrl-C ends
-        the wait.
+        Unfinished tasks are paused then; they resume when they are submitted again, or
+        by the next engine with the session. A program that exits without this call
+        waits for its downloads, but not for paused ones; Ctrl-C ends the wait.
         """
         if os.getpid() != self._pid:
             return  # the threads are the parent's
@@ -242,17 +289,25 @@ class DownloadEngine:
         self._end(None)
 
     def stop_at_exit(self) -> None:
-        """Stop when the program exits, resumably. A pulling engine is stopped by its command instead."""
+        """Stop when the program exits, resumably. A pulling engine is stopped by its
+        command instead."""
         if os.getpid() != self._pid or self._is_pulling or self._is_closed:
             return
         self._is_closed = True
-        unfinished = sum(task.status in (PENDING, DOWNLOADING) for task in self.get_all_tasks())
+        unfinished = sum(
+            task.status in (PENDING, DOWNLOADING) for task in self.get_all_tasks()
+        )
         if unfinished:
-            _log.warning("the program ended before %d of its downloads; downloaded again, they resume", unfinished)
+            _log.warning(
+                "the program ended before %d of its downloads; downloaded again, they "
+                "resume",
+                unfinished,
+            )
         self._end(LEAVE_S)
 
     def wait_at_exit(self) -> None:
-        """Wait at the end of the program until all that is pending or running has ended."""
+        """Wait at the end of the program until all that is pending or running has
+        ended."""
         if os.getpid() == self._pid:
             self._keeper.join()
 
@@ -269,14 +324,16 @@ class DownloadEngine:
             self._session.close()
 
     def look_up_target(self, job: Job) -> Path | None:
-        """Request the name of a job's file from the server without fetching it; return its path, None on failure."""
+        """Request the name of a job's file from the server without fetching it; return
+        its path, None on failure."""
         return self._maker.look_up_target(job)
 
     def pull_from(self, source: TaskSource, tell_end: Callback) -> None:
-        """Have all workers take tasks from ``source`` too; it may block, and gives None when there are no more.
+        """Have all workers take tasks from ``source`` too; it may block, and gives None
+        when there are no more.
 
-        ``tell_end`` is called with each task that has ended, by the thread that ran it, instead of the callbacks.
-        Raises NoThread; ``work_here`` does without.
+        ``tell_end`` is called with each task that has ended, by the thread that ran it,
+        instead of the callbacks. Raises NoThread; ``work_here`` does without.
         """
 
         def adopted() -> DownloadTask | None:
@@ -300,7 +357,10 @@ class DownloadEngine:
         self._note_pause(task, is_paused=False)
         stranded = self._workers.add(task)
         if stranded is not None:
-            failure = NoThread("cannot start a thread for the download: raise the limit of processes (ulimit -u)")
+            failure = NoThread(
+                "cannot start a thread for the download: raise the limit of processes "
+                "(ulimit -u)"
+            )
             if stranded.end_run(None, failure) in FINAL:
                 self._ended(stranded)
         if not self._is_pulling:
@@ -362,7 +422,8 @@ class DownloadEngine:
             self.task_ready(task)
 
     def _sample(self) -> bool:
-        """Sample the progress of all tasks; return whether tasks are active or callbacks are pending."""
+        """Sample the progress of all tasks; return whether tasks are active or
+        callbacks are pending."""
         active = self.get_active_tasks()
         for task in active:
             self._update(task)
@@ -379,4 +440,6 @@ class DownloadEngine:
         if self._is_closed:
             raise UsageError("the engine is shut down: make another one")
         if os.getpid() != self._pid:
-            raise UsageError("the engine belongs to the process that has forked: make another one")
+            raise UsageError(
+                "the engine belongs to the process that has forked: make another one"
+            )

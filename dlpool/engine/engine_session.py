@@ -1,7 +1,9 @@
-"""The file that remembers unfinished tasks: a line for each change, so that a kill at any moment loses none.
+"""The file that remembers unfinished tasks: a line for each change, so that a kill at
+any moment loses none.
 
-Lines are JSON: ``{"begin": {...}}``, ``{"end": ID}``, ``{"pause": ID}``, ``{"go": ID}``; a line that a kill has cut is
-passed over. The file is written anew, by temporary file and rename, when it is opened.
+Lines are JSON: ``{"begin": {...}}``, ``{"end": ID}``, ``{"pause": ID}``, ``{"go":
+ID}``; a line that a kill has cut is passed over. The file is written anew, by temporary
+file and rename, when it is opened.
 """
 
 from __future__ import annotations
@@ -22,13 +24,15 @@ from dlpool.filelock import FileLock, LockForeign, LockHeld, flock
 
 
 class EngineSession:
-    """One engine's file; it holds LOCK_EX on it. Thread-safe: each line is one write, the lock guards the descriptor.
+    """One engine's file; it holds LOCK_EX on it. Thread-safe: each line is one write,
+    the lock guards the descriptor.
 
     Nothing is synced but the names: a power failure may lose the last changes.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises LocalFault, also for a file that another engine has, or that is no session."""
+        """Raises LocalFault, also for a file that another engine has, or that is no
+        session."""
         self._path = path
         self._lock = threading.Lock()
         with translated(f"use the session {path}"):
@@ -48,8 +52,12 @@ class EngineSession:
         return f"<Session {self._path}>"
 
     def unfinished(self) -> list[tuple[DownloadTask, bool]]:
-        """The tasks that were unfinished when it was opened, and whether each was paused."""
-        return [(_task(fields), task_id in self._paused) for task_id, fields in self._open.items()]
+        """The tasks that were unfinished when it was opened, and whether each was
+        paused."""
+        return [
+            (_task(fields), task_id in self._paused)
+            for task_id, fields in self._open.items()
+        ]
 
     def add(self, task: DownloadTask) -> None:
         """A task was submitted. Raises LocalFault."""
@@ -85,7 +93,9 @@ class EngineSession:
             flock(descriptor)  # before the file is renamed
             disk.write_all(descriptor, b"".join([*begun, *paused]))
             os.fsync(descriptor)
-            disk.replace(temporary, self._path, identity=disk.identity_of(os.fstat(descriptor)))
+            disk.replace(
+                temporary, self._path, identity=disk.identity_of(os.fstat(descriptor))
+            )
             disk.sync_folder(self._path.parent)
         except OSError:
             disk.close_quietly(descriptor)
@@ -105,9 +115,13 @@ def _locked(path: Path) -> tuple[int, FileLock]:
         except BaseException:
             disk.close_quietly(descriptor)
             raise
-        if disk.is_name_of(os.path.realpath(path), disk.identity_of(os.fstat(descriptor))):
+        if disk.is_name_of(
+            os.path.realpath(path), disk.identity_of(os.fstat(descriptor))
+        ):
             return descriptor, held
-        disk.close_quietly(descriptor)  # replaced by another engine between open and lock
+        disk.close_quietly(
+            descriptor
+        )  # replaced by another engine between open and lock
         held.release()
 
 
@@ -118,7 +132,10 @@ def _read(descriptor: int, path: Path) -> tuple[dict[str, dict[str, Any]], set[s
     with os.fdopen(os.dup(descriptor), "rb") as file:
         content = file.read()
     if content.startswith(HEAD):
-        raise LocalFault(f"{path} is the session of download_many or a list, not of an engine: name another")
+        raise LocalFault(
+            f"{path} is the session of download_many or a list, not of an engine: name "
+            f"another"
+        )
     if content[: len(ENGINE_HEAD)] != ENGINE_HEAD[: len(content)]:
         raise LocalFault(f"{path} is no session")
     lines = content.decode(errors="replace").splitlines()
@@ -127,8 +144,12 @@ def _read(descriptor: int, path: Path) -> tuple[dict[str, dict[str, Any]], set[s
             ((verb, what),) = json.loads(line).items()
             task_id = str(what["id"] if verb == "begin" else what)
         except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
-            if number < len(lines) or content.endswith(b"\n"):  # not what a kill has cut
-                raise LocalFault(f"{path} is no session: line {number} is not understood") from None
+            if number < len(lines) or content.endswith(
+                b"\n"
+            ):  # not what a kill has cut
+                raise LocalFault(
+                    f"{path} is no session: line {number} is not understood"
+                ) from None
             continue
         if verb == "begin":
             open_tasks[task_id] = what
@@ -147,7 +168,9 @@ def _line(change: dict[str, Any]) -> bytes:
 
 def _fields(task: DownloadTask) -> dict[str, Any]:
     job = task.job
-    folder, filename = (job.target, None) if job.is_folder else (job.target.parent, job.target.name)
+    folder, filename = (
+        (job.target, None) if job.is_folder else (job.target.parent, job.target.name)
+    )
     return {
         "id": task.id,
         "url": task.url,
@@ -161,7 +184,14 @@ def _fields(task: DownloadTask) -> dict[str, Any]:
 
 def _task(fields: dict[str, Any]) -> DownloadTask:
     try:
-        job = job_of(*(fields[name] for name in ("url", "output_path", "filename", "headers", "checksum")))
-        return DownloadTask.of(job, priority=fields["priority"], task_id=str(fields["id"]))
+        job = job_of(
+            *(
+                fields[name]
+                for name in ("url", "output_path", "filename", "headers", "checksum")
+            )
+        )
+        return DownloadTask.of(
+            job, priority=fields["priority"], task_id=str(fields["id"])
+        )
     except (KeyError, TypeError, UsageError) as error:
         raise LocalFault(f"a task of the session cannot be used: {error}") from error

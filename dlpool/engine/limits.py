@@ -11,7 +11,8 @@ from dlpool.kinds import DURATION, duration_text
 
 @dataclass(frozen=True)
 class EngineArguments:
-    """The arguments of ``DownloadEngine`` that are numbers, under the names of their settings. Times in seconds."""
+    """The arguments of ``DownloadEngine`` that are numbers, under the names of their
+    settings. Times in seconds."""
 
     max_workers: int
     chunk_size: int
@@ -21,11 +22,16 @@ class EngineArguments:
     progress_interval: float
 
     def check(self) -> None:
-        """Raise UsageError for a value out of its bounds, such as a time in milliseconds."""
+        """Raise UsageError for a value out of its bounds, such as a time in
+        milliseconds."""
         for declared in fields(DownloaderSettings):
             if declared.name not in vars(self):
                 continue
-            name, value, meta = declared.name, getattr(self, declared.name), declared.metadata
+            name, value, meta = (
+                declared.name,
+                getattr(self, declared.name),
+                declared.metadata,
+            )
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise UsageError(f"{name} is {value!r:.80}, not a number")
             low, high = meta["low"] or 0, meta["high"]
@@ -33,6 +39,7 @@ class EngineArguments:
                 raise UsageError(f"{name} is {value}, less than {low:g}")
             if meta["kind"] is DURATION and high is not None and value > high:
                 raise UsageError(
-                    f"{name} is {value} s, more than {duration_text(high)}: its unit is seconds, and {value:g} ms are "
+                    f"{name} is {value} s, more than {duration_text(high)}: its unit "
+                    f"is seconds, and {value:g} ms are "
                     f"{value / 1000:g}"
                 )

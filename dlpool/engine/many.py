@@ -8,7 +8,14 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from dlpool.engine.batch import Batch, BatchFailure, BatchItem, BatchResult, BatchSummary, make_summary
+from dlpool.engine.batch import (
+    Batch,
+    BatchFailure,
+    BatchItem,
+    BatchResult,
+    BatchSummary,
+    make_summary,
+)
 from dlpool.engine.batch_session import BatchSession
 from dlpool.engine.engine import DownloadEngine
 from dlpool.transfer.job import Job
@@ -25,11 +32,13 @@ def download_many(
     on_result: Callable[[BatchResult], object] | None = None,
     **options: Any,
 ) -> BatchSummary:
-    """Download all ``urls`` into the folder ``output_path`` and return one summary; one failure stops no other.
+    """Download all ``urls`` into the folder ``output_path`` and return one summary; one
+    failure stops no other.
 
-    ``urls`` is read as it is needed. ``session``: a file that remembers what is done, so that the next call with it
-    goes on. ``on_result`` is called with each result, on the calling thread; what it raises ends the batch, resumably.
-    ``options`` are those of DownloadEngine. Raises UsageError, LocalFault, ConfigurationError.
+    ``urls`` is read as it is needed. ``session``: a file that remembers what is done,
+    so that the next call with it goes on. ``on_result`` is called with each result, on
+    the calling thread; what it raises ends the batch, resumably. ``options`` are those
+    of DownloadEngine. Raises UsageError, LocalFault, ConfigurationError.
     """
     folder = Path(fspath(output_path))
     done = BatchSession(Path(session)) if session is not None else None
@@ -42,7 +51,9 @@ def download_many(
             done.close()
 
 
-def _run(batch: Batch, on_result: Callable[[BatchResult], object] | None) -> BatchSummary:
+def _run(
+    batch: Batch, on_result: Callable[[BatchResult], object] | None
+) -> BatchSummary:
     began, failed = time.monotonic(), list[BatchFailure]()
 
     def collect() -> None:

@@ -25,10 +25,12 @@ class DuplicateItem(TargetExists):
 
 @dataclass(slots=True, eq=False)
 class _Name:
-    """A reserved file: its resolved path, a hash of its URL, its name in messages, and the number of its tasks.
+    """A reserved file: its resolved path, a hash of its URL, its name in messages, and
+    the number of its tasks.
 
-    A name without tasks belongs to a completed download. ``other``: the next one whose path differs only in what some
-    file systems ignore. Each file of a list has an instance, so it is small.
+    A name without tasks belongs to a completed download. ``other``: the next one whose
+    path differs only in what some file systems ignore. Each file of a list has an
+    instance, so it is small.
     """
 
     path: str
@@ -47,7 +49,8 @@ class _Name:
 
 @dataclass(frozen=True)
 class NameRequest:
-    """A task that requests a name. ``label``: its name in messages; ``is_of_list``: it is a line of a list."""
+    """A task that requests a name. ``label``: its name in messages; ``is_of_list``: it
+    is a line of a list."""
 
     task_id: str
     url: str
@@ -56,9 +59,11 @@ class NameRequest:
 
 
 class NameRegistry:
-    """Reserves names for the tasks of an engine, as the file system compares them. Thread-safe.
+    """Reserves names for the tasks of an engine, as the file system compares them.
+    Thread-safe.
 
-    The lock guards the table: the names by a hash of their path without the differences that some file systems ignore.
+    The lock guards the table: the names by a hash of their path without the differences
+    that some file systems ignore.
     """
 
     def __init__(self) -> None:
@@ -70,10 +75,12 @@ class NameRegistry:
         return f"<NameRegistry of {len(self._names)} names>"
 
     def reserve(self, path: Path, request: NameRequest) -> None:
-        """Reserve ``path`` for a task. Outside of lists, several tasks for the same URL may share it.
+        """Reserve ``path`` for a task. Outside of lists, several tasks for the same URL
+        may share it.
 
-        The lock of the part file excludes the others then. Raises Duplicate if a line of the same list fetches the same
-        URL, TargetExists if another task has the file, under this name or another name of the same file; LocalFault.
+        The lock of the part file excludes the others then. Raises Duplicate if a line
+        of the same list fetches the same URL, TargetExists if another task has the
+        file, under this name or another name of the same file; LocalFault.
         """
         with translated(f"use the path {str(path)[:200]}"):
             real = os.path.realpath(path)
@@ -82,28 +89,47 @@ class NameRegistry:
             with self._lock:
                 first = self._names.get(key)
                 seen = list(first.chain()) if first is not None else []
-            name = next((other for other in seen if other.path == real), None) or _Name(real, url, request.label)
+            name = next((other for other in seen if other.path == real), None) or _Name(
+                real, url, request.label
+            )
             if name.url != url:
-                raise TargetExists(f"{request.label} would overwrite {path}, the file of {name.label}")
-            if name in seen and request.is_of_list and not self._has(name, request.task_id):
-                raise DuplicateItem(f"{request.label} is the same as {name.label}, which fetches it")
-            self._check_others(path, real, [other for other in seen if other is not name], request.label)
+                raise TargetExists(
+                    f"{request.label} would overwrite {path}, the file of {name.label}"
+                )
+            if (
+                name in seen
+                and request.is_of_list
+                and not self._has(name, request.task_id)
+            ):
+                raise DuplicateItem(
+                    f"{request.label} is the same as {name.label}, which fetches it"
+                )
+            self._check_others(
+                path,
+                real,
+                [other for other in seen if other is not name],
+                request.label,
+            )
             if self._reserved(key, seen, name, request.task_id):
                 return
 
     def release(self, task_id: str, *, is_completed: bool) -> None:
-        """Release the names of a task that has ended; the name of a completed one stays reserved."""
+        """Release the names of a task that has ended; the name of a completed one stays
+        reserved."""
         with self._lock:
             for name in self._held.pop(task_id, ()):
                 name.tasks -= 1
                 if not is_completed and not name.tasks:
                     self._remove(name)
 
-    def _check_others(self, path: Path, real: str, others: list[_Name], label: str) -> None:
+    def _check_others(
+        self, path: Path, real: str, others: list[_Name], label: str
+    ) -> None:
         for other in others:
             if _is_same_file(other.path, real):
                 raise TargetExists(
-                    f"{label} would overwrite {path}: on this file system that is {other.path}, the file of "
+                    f"{label} would overwrite {path}: on this file system that is "
+                    f"{other.path}, the file of "
                     f"{other.label}"
                 )
 
@@ -111,8 +137,11 @@ class NameRegistry:
         with self._lock:
             return name in self._held.get(task_id, ())
 
-    def _reserved(self, key: bytes, seen: list[_Name], name: _Name, task_id: str) -> bool:
-        """Reserve the name, unless the table has changed since ``seen`` was read: then return False."""
+    def _reserved(
+        self, key: bytes, seen: list[_Name], name: _Name, task_id: str
+    ) -> bool:
+        """Reserve the name, unless the table has changed since ``seen`` was read: then
+        return False."""
         with self._lock:
             first = self._names.get(key)
             if (list(first.chain()) if first is not None else []) != seen:
@@ -129,7 +158,11 @@ class NameRegistry:
     def _remove(self, name: _Name) -> None:
         key = _hash(_folded(name.path))
         first = self._names.get(key)
-        left = [one for one in first.chain() if one is not name] if first is not None else []
+        left = (
+            [one for one in first.chain() if one is not name]
+            if first is not None
+            else []
+        )
         for one, other in zip(left, [*left[1:], None], strict=False):
             one.other = other
         if left:
@@ -139,14 +172,17 @@ class NameRegistry:
 
 
 def _hash(text: str) -> bytes:
-    return blake2b(text.encode(errors="surrogateescape"), digest_size=_HASH_BYTES).digest()
+    return blake2b(
+        text.encode(errors="surrogateescape"), digest_size=_HASH_BYTES
+    ).digest()
 
 
 def _folded(path: str) -> str:
-    """Return the path without what file systems ignore: case, Unicode composition, dots and spaces at the end.
+    """Return the path without what file systems ignore: case, Unicode composition, dots
+    and spaces at the end.
 
-    A path longer than ``MAX_PATH`` is returned as it is: to normalise accents takes a time that is quadratic in their
-    number.
+    A path longer than ``MAX_PATH`` is returned as it is: to normalise accents takes a
+    time that is quadratic in their number.
     """
     if len(path) > MAX_PATH:
         return path
@@ -155,11 +191,14 @@ def _folded(path: str) -> str:
 
 
 def _is_same_file(one: str, other: str) -> bool:
-    """Return whether two paths name one file, by creating a test file beside the first."""
+    """Return whether two paths name one file, by creating a test file beside the
+    first."""
     ending = f".{secrets.token_hex(4)}.tmp"
     with suppress(OSError):
         make_folders(Path(one).parent, sync=False)
-        descriptor = os.open(one + ending, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(
+            one + ending, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+        )
         try:
             return os.path.lexists(other + ending)
         finally:

@@ -13,10 +13,11 @@ SAMPLE_S = 0.1  # between two looks that count for the speed
 
 
 class TaskProgress:
-    """Looks at one transfer after another; what is done goes back only when a restart was announced.
+    """Looks at one transfer after another; what is done goes back only when a restart
+    was announced.
 
-    ``done`` and ``total`` in bytes, ``speed`` in bytes a second, ``path``: of the file, now or later; ``told`` is what
-    somebody said of it, from 0.0 to 1.0.
+    ``done`` and ``total`` in bytes, ``speed`` in bytes a second, ``path``: of the file,
+    now or later; ``told`` is what somebody said of it, from 0.0 to 1.0.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -31,12 +32,20 @@ class TaskProgress:
     @property
     def fraction(self) -> float:
         """From 0.0 to 1.0."""
-        return min(1.0, max(self.reported, self.done / self.total)) if self.total else self.reported
+        return (
+            min(1.0, max(self.reported, self.done / self.total))
+            if self.total
+            else self.reported
+        )
 
     @property
     def eta_s(self) -> int | None:
         """Seconds left; None if that cannot be told."""
-        return round((self.total - self.done) / self.speed) if self.total is not None and self.speed > 0 else None
+        return (
+            round((self.total - self.done) / self.speed)
+            if self.total is not None and self.speed > 0
+            else None
+        )
 
     def begin_attempt(self) -> None:
         """Another transfer: what is done stays, the speed is a new one."""

@@ -1,4 +1,5 @@
-"""A thread that runs while an engine has work: it samples speeds, and keeps the program from exiting."""
+"""A thread that runs while an engine has work: it samples speeds, and keeps the program
+from exiting."""
 
 from __future__ import annotations
 
@@ -25,12 +26,14 @@ class StopsAtExit(Protocol):
 class ProgressSampler:
     """Thread-safe; the lock guards the thread.
 
-    The thread is not a daemon: the interpreter waits for it before it exits (threading.Thread.daemon), and other
-    threads can still be started during that wait, unlike in ``atexit`` handlers.
+    The thread is not a daemon: the interpreter waits for it before it exits
+    (threading.Thread.daemon), and other threads can still be started during that wait,
+    unlike in ``atexit`` handlers.
     """
 
     def __init__(self, sample: Callable[[], bool]) -> None:
-        """``sample`` samples all running tasks, and returns whether any of them is to be waited for."""
+        """``sample`` samples all running tasks, and returns whether any of them is to
+        be waited for."""
         self._sample = sample
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -40,11 +43,14 @@ class ProgressSampler:
         return f"<Keeper {'at work' if self._thread is not None else 'idle'}>"
 
     def wake(self) -> None:
-        """Start the thread if it is not running. If no thread can be started, there are no samples."""
+        """Start the thread if it is not running. If no thread can be started, there are
+        no samples."""
         with self._lock:
             if self._thread is not None or self._stop.is_set():
                 return
-            thread = threading.Thread(target=self._keep, name="dlpool-keeper", daemon=False)
+            thread = threading.Thread(
+                target=self._keep, name="dlpool-keeper", daemon=False
+            )
             try:
                 thread.start()
             except (RuntimeError, MemoryError):
@@ -57,7 +63,8 @@ class ProgressSampler:
         self.join()
 
     def join(self) -> None:
-        """Wait until there is nothing left to wait for; a keeper's own thread returns at once."""
+        """Wait until there is nothing left to wait for; a keeper's own thread returns
+        at once."""
         with self._lock:
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
@@ -83,7 +90,8 @@ _engines: weakref.WeakSet[StopsAtExit] = weakref.WeakSet()
 
 
 def stop_at_exit(engine: StopsAtExit) -> None:
-    """Stop the engine when the program exits, so that unfinished downloads can be resumed, as after Ctrl-C."""
+    """Stop the engine when the program exits, so that unfinished downloads can be
+    resumed, as after Ctrl-C."""
     if not _engines:
         atexit.unregister(_stop_engines)
         atexit.register(_stop_engines)
@@ -96,9 +104,11 @@ def _stop_engines() -> None:
 
 
 def _wait_for_engines() -> None:
-    """Wait for the downloads at the end of the program. Ctrl-C, or a signal handler that exits, ends the wait.
+    """Wait for the downloads at the end of the program. Ctrl-C, or a signal handler
+    that exits, ends the wait.
 
-    Without this the interpreter waits for the keepers' threads itself, and prints a traceback when it is interrupted.
+    Without this the interpreter waits for the keepers' threads itself, and prints a
+    traceback when it is interrupted.
     """
     try:
         for engine in list(_engines):
@@ -107,8 +117,10 @@ def _wait_for_engines() -> None:
         _stop_engines()
 
 
-# Called before the interpreter waits for threads; the function that concurrent.futures uses. Where there is none, the
-# interpreter's own wait holds.
-_register_at_end: Callable[[Callable[[], None]], None] = getattr(threading, "_register_atexit", lambda _: None)
+# Called before the interpreter waits for threads; the function that concurrent.futures
+# uses. Where there is none, the interpreter's own wait holds.
+_register_at_end: Callable[[Callable[[], None]], None] = getattr(
+    threading, "_register_atexit", lambda _: None
+)
 with suppress(RuntimeError):  # imported while the interpreter ends
     _register_at_end(_wait_for_engines)

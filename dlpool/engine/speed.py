@@ -14,7 +14,8 @@ class Speedometer:
         self._samples: deque[tuple[float, int]] = deque()
 
     def add(self, now: float, total: int) -> float:
-        """Take a sample and return the speed; a total that went back (a restart) begins anew."""
+        """Take a sample and return the speed; a total that went back (a restart) begins
+        anew."""
         if self._samples and total < self._samples[-1][1]:
             self._samples.clear()
         self._samples.append((now, total))

@@ -18,7 +18,8 @@ class _Figures:
 class DownloadStats:
     """Bytes and speeds of tasks, by id. Thread-safe; the lock guards all of it.
 
-    Of completed tasks only the sums are kept. A failed one counts nowhere any more, but for its error.
+    Of completed tasks only the sums are kept. A failed one counts nowhere any more, but
+    for its error.
     """
 
     def __init__(self) -> None:
@@ -30,19 +31,29 @@ class DownloadStats:
         self.failed = 0
 
     def __repr__(self) -> str:
-        return f"<DownloadStats {len(self._active)} active, {self.completed} completed, {self.failed} failed>"
+        return (
+            f"<DownloadStats {len(self._active)} active, {self.completed} completed, "
+            f"{self.failed} failed>"
+        )
 
     def start_task(self, task_id: str) -> None:
         """A task begins, or goes on."""
         with self._lock:
             self._active.setdefault(task_id, _Figures())
 
-    def update_task_progress(self, task_id: str, bytes_downloaded: int, total_bytes: int | None, speed: float) -> None:
-        """Where a task is: bytes, bytes in all (None or 0: unknown), bytes a second. It need not have been started."""
+    def update_task_progress(
+        self, task_id: str, bytes_downloaded: int, total_bytes: int | None, speed: float
+    ) -> None:
+        """Where a task is: bytes, bytes in all (None or 0: unknown), bytes a second. It
+        need not have been started."""
         with self._lock:
-            self._active[task_id] = _Figures(bytes_downloaded, total_bytes or None, speed)
+            self._active[task_id] = _Figures(
+                bytes_downloaded, total_bytes or None, speed
+            )
 
-    def update_active_task(self, task_id: str, done: int, total: int | None, speed: float) -> None:
+    def update_active_task(
+        self, task_id: str, done: int, total: int | None, speed: float
+    ) -> None:
         """The same, unless it has ended meanwhile."""
         with self._lock:
             if task_id in self._active:
@@ -52,7 +63,9 @@ class DownloadStats:
         """All of it is there."""
         with self._lock:
             figures = self._active.pop(task_id, _Figures())
-            self._completed_bytes += figures.total if figures.total is not None else figures.done
+            self._completed_bytes += (
+                figures.total if figures.total is not None else figures.done
+            )
             self.completed += 1
 
     def fail_task(self, task_id: str, error: str) -> None:
@@ -86,7 +99,8 @@ class DownloadStats:
             return self._done()
 
     def get_total_bytes(self) -> int:
-        """Bytes that active and completed tasks will have, as far as it is known; of unknown ones what is there."""
+        """Bytes that active and completed tasks will have, as far as it is known; of
+        unknown ones what is there."""
         with self._lock:
             return self._total()
 
@@ -97,10 +111,14 @@ class DownloadStats:
         return min(1.0, done / total) if total else 0.0
 
     def _done(self) -> int:
-        return self._completed_bytes + sum(figures.done for figures in self._active.values())
+        return self._completed_bytes + sum(
+            figures.done for figures in self._active.values()
+        )
 
     def _total(self) -> int:
-        return self._completed_bytes + sum(_total(figures) for figures in self._active.values())
+        return self._completed_bytes + sum(
+            _total(figures) for figures in self._active.values()
+        )
 
 
 def _total(figures: _Figures) -> int:

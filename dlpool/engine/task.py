@@ -14,7 +14,16 @@ from pathlib import Path
 from dlpool.engine.arguments import check_priority, job_of
 from dlpool.engine.owner import TaskOwner
 from dlpool.engine.progress import TaskProgress
-from dlpool.engine.status import CANCELLED, COMPLETED, DOWNLOADING, FAILED, FINAL, MOVES, PAUSED, PENDING
+from dlpool.engine.status import (
+    CANCELLED,
+    COMPLETED,
+    DOWNLOADING,
+    FAILED,
+    FINAL,
+    MOVES,
+    PAUSED,
+    PENDING,
+)
 from dlpool.errors import Cancelled, DlpoolError, UsageError
 from dlpool.transfer.job import Job, Progress, TransferResult
 from dlpool.transfer.transfer import Transfer
@@ -23,9 +32,10 @@ from dlpool.transfer.transfer import Transfer
 class DownloadTask:
     """One URL to one file. Thread-safe; the lock guards all of it.
 
-    ``output_path`` is a folder, made if it is missing; without ``filename`` the server or the URL names the file.
-    ``headers`` go to the URL's origin only. A smaller ``priority`` is taken sooner. ``checksum`` is ``ALGO:HEX``.
-    Raises UsageError for what could never be downloaded.
+    ``output_path`` is a folder, made if it is missing; without ``filename`` the server
+    or the URL names the file. ``headers`` go to the URL's origin only. A smaller
+    ``priority`` is taken sooner. ``checksum`` is ``ALGO:HEX``. Raises UsageError for
+    what could never be downloaded.
     """
 
     def __init__(
@@ -38,12 +48,17 @@ class DownloadTask:
         *,
         checksum: str | None = None,
     ) -> None:
-        self._set_up(job_of(url, output_path, filename, headers, checksum), priority, "")
+        self._set_up(
+            job_of(url, output_path, filename, headers, checksum), priority, ""
+        )
         self._output_path = os.fspath(output_path)
 
     @classmethod
-    def of(cls, job: Job, *, priority: int = 0, label: str = "", task_id: str = "") -> DownloadTask:
-        """A task for a job as it stands; ``label`` names it in messages instead of its URL."""
+    def of(
+        cls, job: Job, *, priority: int = 0, label: str = "", task_id: str = ""
+    ) -> DownloadTask:
+        """A task for a job as it stands; ``label`` names it in messages instead of its
+        URL."""
         task = cls.__new__(cls)
         task._set_up(job, priority, label, task_id)
         return task
@@ -93,7 +108,8 @@ class DownloadTask:
 
     @property
     def progress(self) -> float:
-        """From 0.0 to 1.0; never backwards but after a restart, which the log of events announces."""
+        """From 0.0 to 1.0; never backwards but after a restart, which the log of events
+        announces."""
         with self._looking() as gauge:
             return 1.0 if self._status == COMPLETED else gauge.fraction
 
@@ -160,22 +176,32 @@ class DownloadTask:
     def figures(self) -> tuple[int, int | None, float]:
         """Bytes done, bytes in all, bytes a second."""
         with self._looking() as gauge:
-            return gauge.done, gauge.total, gauge.speed if self._status == DOWNLOADING else 0.0
+            return (
+                gauge.done,
+                gauge.total,
+                gauge.speed if self._status == DOWNLOADING else 0.0,
+            )
 
     def moment(self) -> Progress:
         """Where it is, as its transfer sees it."""
         with self._changed:
             transfer = self._transfer
-        return Progress(self.job.target, 0, None, 0, "connecting") if transfer is None else transfer.progress()
+        return (
+            Progress(self.job.target, 0, None, 0, "connecting")
+            if transfer is None
+            else transfer.progress()
+        )
 
     # --- asking ---
 
     def cancel(self) -> bool:
-        """End it for good, and remove what it has fetched. False if it has ended or is about to, or its engine has."""
+        """End it for good, and remove what it has fetched. False if it has ended or is
+        about to, or its engine has."""
         return self._stop(CANCELLED, "the download was cancelled")
 
     def pause(self) -> bool:
-        """Give its place to another; what it has fetched stays. False unless it is pending or downloading."""
+        """Give its place to another; what it has fetched stays. False unless it is
+        pending or downloading."""
         return self._stop(PAUSED, "the download was paused")
 
     def resume(self) -> bool:
@@ -185,13 +211,16 @@ class DownloadTask:
             if self._status != PAUSED or owner is None or self._is_abandoned:
                 return False
             self._move(PENDING)
-            is_idle = not self._is_running  # else its thread sees that when it has ended
+            is_idle = (
+                not self._is_running
+            )  # else its thread sees that when it has ended
         if is_idle:
             owner.task_ready(self)
         return True
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it has ended, for ``timeout`` seconds at most. False if it has not, or its engine is shut down."""
+        """Wait until it has ended, for ``timeout`` seconds at most. False if it has
+        not, or its engine is shut down."""
         with self._changed:
             self._changed.wait_for(lambda: self.is_over or self._is_abandoned, timeout)
             return self.is_over
@@ -210,7 +239,8 @@ class DownloadTask:
         raise self._failure or Cancelled("the download was cancelled")
 
     def update_progress(self, progress: float) -> None:
-        """Tell how much is done, from 0.0 to 1.0, of a task whose size nobody knows. Never backwards."""
+        """Tell how much is done, from 0.0 to 1.0, of a task whose size nobody knows.
+        Never backwards."""
         with self._changed:
             if progress > self._gauge.reported:  # not if it is no number
                 self._gauge.reported = min(1.0, progress)
@@ -223,7 +253,8 @@ class DownloadTask:
     # --- for the engine ---
 
     def adopt(self, owner: TaskOwner) -> bool:
-        """Become a task of an engine, also after another one was shut down; False if it is that engine's, or has ended.
+        """Become a task of an engine, also after another one was shut down; False if it
+        is that engine's, or has ended.
 
         Raises UsageError while it is another engine's.
         """
@@ -247,7 +278,8 @@ class DownloadTask:
             return True
 
     def run(self, make: Callable[[DownloadTask], Transfer]) -> TransferResult:
-        """Download; called by the thread that has begun it. Raises what ended it without a file."""
+        """Download; called by the thread that has begun it. Raises what ended it
+        without a file."""
         transfer = make(self)
         with self._changed:
             if self._status != DOWNLOADING:
@@ -255,8 +287,11 @@ class DownloadTask:
             self._transfer = transfer
         return transfer.run()
 
-    def end_run(self, outcome: TransferResult | None, failure: DlpoolError | None) -> str:
-        """The thread lets go of it; returns its status. What was stopped on demand has not failed."""
+    def end_run(
+        self, outcome: TransferResult | None, failure: DlpoolError | None
+    ) -> str:
+        """The thread lets go of it; returns its status. What was stopped on demand has
+        not failed."""
         with self._looking() as gauge:
             self._transfer, self._is_running = None, False
             if outcome is not None and self._move(COMPLETED):
@@ -271,7 +306,8 @@ class DownloadTask:
             return self._status
 
     def abandon(self, owner: TaskOwner) -> None:
-        """Its engine is shut down: what has not ended is paused, and nobody waits for it."""
+        """Its engine is shut down: what has not ended is paused, and nobody waits for
+        it."""
         if self._owner is not owner:
             return  # another one has taken it over
         self._stop(PAUSED, "the engine is shut down")
@@ -280,7 +316,8 @@ class DownloadTask:
             self._changed.notify_all()
 
     def permit(self) -> None:
-        """May the verified file be published? From now on it is too late to stop it. Raises Cancelled."""
+        """May the verified file be published? From now on it is too late to stop it.
+        Raises Cancelled."""
         with self._changed:
             if self._status != DOWNLOADING:
                 raise Cancelled("it was stopped before it was published")

@@ -12,9 +12,11 @@ if TYPE_CHECKING:
 
 
 class DownloadQueue:
-    """Tasks by priority, the smallest number first; first in, first out within a priority. Thread-safe.
+    """Tasks by priority, the smallest number first; first in, first out within a
+    priority. Thread-safe.
 
-    The lock guards heap and table. What was removed stays in the heap until it is met or outnumbers the rest.
+    The lock guards heap and table. What was removed stays in the heap until it is met
+    or outnumbers the rest.
     """
 
     def __init__(self) -> None:
@@ -30,7 +32,8 @@ class DownloadQueue:
         return len(self._numbers)
 
     def add_task(self, task: DownloadTask) -> None:
-        """Put a task behind those of its priority; one that is there already stays where it is."""
+        """Put a task behind those of its priority; one that is there already stays
+        where it is."""
         with self._lock:
             if task.id not in self._numbers:
                 number = self._numbers[task.id] = next(self._count)
@@ -59,7 +62,11 @@ class DownloadQueue:
     def get_all_tasks(self) -> list[DownloadTask]:
         """The tasks as they will be taken."""
         with self._lock:
-            return [entry[2] for entry in sorted(self._heap, key=lambda entry: entry[:2]) if self._is_in(entry)]
+            return [
+                entry[2]
+                for entry in sorted(self._heap, key=lambda entry: entry[:2])
+                if self._is_in(entry)
+            ]
 
     def clear(self) -> None:
         """Take all tasks out."""

@@ -1,4 +1,5 @@
-"""The threads of an engine: so many at most, started when there is work, ended when there is none."""
+"""The threads of an engine: so many at most, started when there is work, ended when
+there is none."""
 
 from __future__ import annotations
 
@@ -11,26 +12,35 @@ from dlpool.engine.task import DownloadTask
 from dlpool.engine.task_queue import DownloadQueue
 from dlpool.errors import NoThread
 
-DESCRIPTORS = 8  # of a download with one connection: part, lock, state and folder, the socket and its duplicate
+# of a download with one connection: part, lock, state and folder, the socket and its
+# duplicate
+DESCRIPTORS = 8
 
 TaskSource = Callable[[], "DownloadTask | None"]
 
 
 class EngineWorkers:
-    """Run the tasks of ``queue``, then those of a source. Thread-safe; the lock guards the numbers.
+    """Run the tasks of ``queue``, then those of a source. Thread-safe; the lock guards
+    the numbers.
 
-    A thread that has released its task may still tell of its end; it is not one of the ``most`` then.
+    A thread that has released its task may still tell of its end; it is not one of the
+    ``most`` then.
     """
 
     def __init__(self, max_threads: int, run: Callable[[DownloadTask], None]) -> None:
-        """``run`` runs one task, which is downloading already, calls ``release``, and raises nothing."""
+        """``run`` runs one task, which is downloading already, calls ``release``, and
+        raises nothing."""
         self.queue = DownloadQueue()
         self._most = max_threads
         self._run = run
         self._lock = threading.Condition()
-        self._threads = self._busy = self._pulling = 0  # those with a task, and those that wait for the source
+        self._threads = self._busy = self._pulling = (
+            0  # those with a task, and those that wait for the source
+        )
         self._source: TaskSource | None = None
-        self._begun: deque[DownloadTask] = deque()  # tasks for which no thread could be started
+        self._begun: deque[DownloadTask] = (
+            deque()
+        )  # tasks for which no thread could be started
         self._is_stopping = False
 
     def __repr__(self) -> str:
@@ -39,8 +49,9 @@ class EngineWorkers:
     def add(self, task: DownloadTask) -> DownloadTask | None:
         """Queue a task; if a thread is free, it is downloading when this returns.
 
-        Where this process may have no further thread, those that there are take it. Returns a task that was begun and
-        that no thread will ever run, as there is none at all.
+        Where this process may have no further thread, those that there are take it.
+        Returns a task that was begun and that no thread will ever run, as there is none
+        at all.
         """
         with self._lock:
             if self._is_stopping:
@@ -49,14 +60,22 @@ class EngineWorkers:
             if self._threads > 0 and not threads.has_free_descriptors(DESCRIPTORS):
                 return None
             first = self._next()
-            return None if first is None or self._spawned(first) else self._left_over(first)
+            return (
+                None
+                if first is None or self._spawned(first)
+                else self._left_over(first)
+            )
 
     def _has_room(self) -> bool:
-        """Return whether all threads are busy and descriptors are left for another one; True if there is no thread."""
-        return self._threads == 0 or threads.has_free_descriptors(DESCRIPTORS * (self._threads + 1))
+        """Return whether all threads are busy and descriptors are left for another one;
+        True if there is no thread."""
+        return self._threads == 0 or threads.has_free_descriptors(
+            DESCRIPTORS * (self._threads + 1)
+        )
 
     def _spawned(self, first: DownloadTask | None) -> bool:
-        """Start a thread that begins with ``first``; return False if that fails. Called under the lock."""
+        """Start a thread that begins with ``first``; return False if that fails. Called
+        under the lock."""
         self._threads += 1
         try:
             threads.start_thread(lambda: self._work(first), "dlpool-worker")
@@ -79,22 +98,27 @@ class EngineWorkers:
             self._busy -= 1
 
     def pull_from(self, source: TaskSource) -> None:
-        """Make all threads take tasks from ``source`` too; it may block, and returns None at the end.
+        """Make all threads take tasks from ``source`` too; it may block, and returns
+        None at the end.
 
-        There are fewer threads than ``most`` where this process may have no more, or too few descriptors for them.
-        Raises NoThread if it may have none.
+        There are fewer threads than ``most`` where this process may have no more, or
+        too few descriptors for them. Raises NoThread if it may have none.
         """
         with self._lock:
             self._source = source
-            while self._threads < self._most and self._has_room() and self._spawned(None):
+            while (
+                self._threads < self._most and self._has_room() and self._spawned(None)
+            ):
                 pass
             if self._threads == 0:
                 raise NoThread(
-                    "cannot start a thread for downloads: raise the limit of processes (ulimit -u, pids.max)"
+                    "cannot start a thread for downloads: raise the limit of processes "
+                    "(ulimit -u, pids.max)"
                 )
 
     def run_in_caller(self) -> None:
-        """Run tasks on the calling thread, after a ``pull`` that could start none; return when none is left."""
+        """Run tasks on the calling thread, after a ``pull`` that could start none;
+        return when none is left."""
         with self._lock:
             self._threads += 1
         self._work(None)
@@ -117,7 +141,8 @@ class EngineWorkers:
             self._lock.notify_all()
 
     def wait_until_stopped(self, timeout_s: float | None = None) -> None:
-        """Wait until no thread runs a task, or for ``timeout_s``; threads that wait for the source are ignored."""
+        """Wait until no thread runs a task, or for ``timeout_s``; threads that wait for
+        the source are ignored."""
         self.queue.clear()
         with self._lock:
             self._lock.wait_for(lambda: self._threads == self._pulling, timeout_s)
@@ -136,14 +161,19 @@ class EngineWorkers:
         if self._begun and not self._is_stopping and self._busy < self._most:
             self._busy += 1
             return self._begun.popleft()
-        while not self._is_stopping and self._busy < self._most and (task := self.queue.get_next_task()) is not None:
+        while (
+            not self._is_stopping
+            and self._busy < self._most
+            and (task := self.queue.get_next_task()) is not None
+        ):
             if task.begin():
                 self._busy += 1
                 return task
         return None
 
     def _pulled(self) -> DownloadTask | None:
-        """The same from the source; without one this thread is none of ours any more."""
+        """The same from the source; without one this thread is none of ours any
+        more."""
         while (source := self._begin_pull()) is not None:
             task = None
             try:

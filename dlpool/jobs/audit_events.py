@@ -1,7 +1,9 @@
-"""The audit trail: who changed what. Its vocabulary, and how one event is said. Imports no library.
+"""The audit trail: who changed what. Its vocabulary, and how one event is said. Imports
+no library.
 
-The changes of jobs, nodes, the queue, uploads and the quarantine are audit events, whoever makes them and by which
-way. They go to the log and to a capped stream of Redis, which ``trail`` writes and reads.
+The changes of jobs, nodes, the queue, uploads and the quarantine are audit events,
+whoever makes them and by which way. They go to the log and to a capped stream of Redis,
+which ``trail`` writes and reads.
 """
 
 from __future__ import annotations
@@ -43,9 +45,10 @@ MAX_TEXT = 1000  # characters of an object or actor
 class AuditChange:
     """One change, made or attempted.
 
-    ``action`` is one of ``ACTIONS``; ``object``: an id, empty where there is none or it is not known. ``result`` is
-    ``done``, ``unchanged`` (it was so already), ``refused`` (with the error's label in ``label``), or an error's label.
-    ``count``: how many such changes the event stands for, of which ``object`` is the first.
+    ``action`` is one of ``ACTIONS``; ``object``: an id, empty where there is none or it
+    is not known. ``result`` is ``done``, ``unchanged`` (it was so already), ``refused``
+    (with the error's label in ``label``), or an error's label. ``count``: how many such
+    changes the event stands for, of which ``object`` is the first.
     """
 
     action: str
@@ -67,7 +70,8 @@ SERVICE = AuditActor("service", LOCAL)  # of what it does by itself
 
 
 def event_fields(change: AuditChange, author: AuditActor) -> dict[str, str]:
-    """Return the fields of an event as texts that UTF-8 can encode, without empty ones."""
+    """Return the fields of an event as texts that UTF-8 can encode, without empty
+    ones."""
     fields = {
         "action": change.action,
         "object": change.object,
@@ -84,7 +88,11 @@ def log_fields(change: AuditChange, author: AuditActor) -> dict[str, object]:
     """Return the same as fields of a log's record."""
     fields: dict[str, object] = {**event_fields(change, author)}
     address = fields.pop("address", None)
-    return fields | ({"client": address} if address else {}) | ({"count": change.count} if change.count > 1 else {})
+    return (
+        fields
+        | ({"client": address} if address else {})
+        | ({"count": change.count} if change.count > 1 else {})
+    )
 
 
 def _bounded(text: str) -> str:

@@ -1,4 +1,5 @@
-"""The stream of audit events of a queue: written by whoever changes something, read by ``dlpool audit``."""
+"""The stream of audit events of a queue: written by whoever changes something, read by
+``dlpool audit``."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ MOST_READ = 1_000_000  # events that one listing looks at
 
 @dataclass(frozen=True)
 class AuditEvent:
-    """An event as it stands in the stream. ``id`` is its place there: ms since 1970, and a number."""
+    """An event as it stands in the stream. ``id`` is its place there: ms since 1970,
+    and a number."""
 
     id: str
     fields: Mapping[str, str]
@@ -31,7 +33,8 @@ class AuditEvent:
         return time_text_ms(int(self.id.partition("-")[0]) / 1000)
 
     def as_json(self) -> dict[str, Any]:
-        """The event as an object: ``id``, ``at``, and the fields, ``count`` as a number."""
+        """The event as an object: ``id``, ``at``, and the fields, ``count`` as a
+        number."""
         shown: dict[str, Any] = {"id": self.id, "at": self.at, **self.fields}
         count = self.fields.get("count", "")
         return shown | ({"count": to_int(count)} if to_int(count) > 0 else {})
@@ -39,7 +42,8 @@ class AuditEvent:
 
 @dataclass(frozen=True)
 class AuditFilter:
-    """Which events are asked for; None is any. ``action`` may be a kind: ``job`` stands for all actions on jobs.
+    """Which events are asked for; None is any. ``action`` may be a kind: ``job`` stands
+    for all actions on jobs.
 
     ``since``: seconds since 1970.
     """
@@ -70,11 +74,14 @@ class AuditWriter:
         self._kept = kept
 
     def add(self, entries: Sequence[Mapping[str, str]]) -> None:
-        """Add the entries in this order, in one round trip. Raises QueueError; they may have been added even then."""
+        """Add the entries in this order, in one round trip. Raises QueueError; they may
+        have been added even then."""
         with translated(self._client):
             pipeline = self._client.pipeline(transaction=False)
             for fields in entries:
-                pipeline.xadd(self._key, dict(fields), maxlen=self._kept, approximate=True)
+                pipeline.xadd(
+                    self._key, dict(fields), maxlen=self._kept, approximate=True
+                )
             pipeline.execute()
 
 
@@ -88,7 +95,9 @@ class AuditReader:
     def last(self, count: int, wanted: AuditFilter) -> list[AuditEvent]:
         """The newest ``count`` that are wanted, oldest first."""
         found: list[AuditEvent] = []
-        for event in self._newest_first("-" if wanted.since is None else str(max(0, round(wanted.since * 1000)))):
+        for event in self._newest_first(
+            "-" if wanted.since is None else str(max(0, round(wanted.since * 1000)))
+        ):
             if wanted.matches(event):
                 found.append(event)
                 if len(found) == count:
@@ -102,9 +111,12 @@ class AuditReader:
         return found[0][0].decode() if found else "0-0"
 
     def wait_after(self, event_id: str) -> list[AuditEvent]:
-        """Those that come after ``event_id``; the next one is waited for, a second at most."""
+        """Those that come after ``event_id``; the next one is waited for, a second at
+        most."""
         with translated(self._client):
-            reply = self._client.xread({self._key: event_id}, count=PAGE, block=round(BLOCK_S * 1000))
+            reply = self._client.xread(
+                {self._key: event_id}, count=PAGE, block=round(BLOCK_S * 1000)
+            )
         return [_event(*entry) for entry in reply[0][1]] if reply else []
 
     def _newest_first(self, begin: str) -> Iterator[AuditEvent]:

@@ -11,20 +11,25 @@ from functools import lru_cache
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.pushed_job import PushedJob
 
-CANCELLED = "the job was cancelled"  # the message of its record; control.lua notes the same
+CANCELLED = (
+    "the job was cancelled"  # the message of its record; control.lua notes the same
+)
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True)
 class ClientRecord:
-    """A record that clients see: its key, its text, and its field in a hash, or None for a string that expires."""
+    """A record that clients see: its key, its text, and its field in a hash, or None
+    for a string that expires."""
 
     key: str
     value: bytes
     field: str | None = None
 
 
-def success_record(keys: QueueKeys, job: PushedJob, size: int, seconds: float, at: float) -> ClientRecord:
+def success_record(
+    keys: QueueKeys, job: PushedJob, size: int, seconds: float, at: float
+) -> ClientRecord:
     """``size`` in bytes, ``seconds`` of work, ``at`` in seconds since 1970."""
     value = {
         "url": job.url,
@@ -36,10 +41,16 @@ def success_record(keys: QueueKeys, job: PushedJob, size: int, seconds: float, a
     return ClientRecord(keys.success(job.url), _to_json(value).encode())
 
 
-def failure_record(keys: QueueKeys, url: str, raw: bytes, message: str, at: float) -> ClientRecord:
+def failure_record(
+    keys: QueueKeys, url: str, raw: bytes, message: str, at: float
+) -> ClientRecord:
     """The job stands in it as it was pushed, byte by byte."""
     text = json.dumps(message).encode()
-    value = b'{"task_data":%b,"error_message":%b,"failed_at":"%b"}' % (raw, text, rfc3339(at).encode())
+    value = b'{"task_data":%b,"error_message":%b,"failed_at":"%b"}' % (
+        raw,
+        text,
+        rfc3339(at).encode(),
+    )
     return ClientRecord(keys.failed, value, url)
 
 
@@ -50,4 +61,6 @@ def rfc3339(at: float | None = None) -> str:
 
 @lru_cache(maxsize=16)
 def _rfc3339(second: int) -> str:
-    return datetime.fromtimestamp(second, timezone.utc).isoformat().replace("+00:00", "Z")
+    return (
+        datetime.fromtimestamp(second, timezone.utc).isoformat().replace("+00:00", "Z")
+    )

@@ -1,4 +1,5 @@
-"""Where a job's file may go: under the download folder, or another allowed root, after links are resolved."""
+"""Where a job's file may go: under the download folder, or another allowed root, after
+links are resolved."""
 
 from __future__ import annotations
 
@@ -21,20 +22,25 @@ MAX_PATH_BYTES = 4095  # of PATH_MAX, less its NUL
 
 @dataclass(frozen=True)
 class JobTarget:
-    """The resolved path of a job; ``is_folder``: the server or the URL names the file in it."""
+    """The resolved path of a job; ``is_folder``: the server or the URL names the file
+    in it."""
 
     path: Path
     is_folder: bool
 
 
 class Confinement:
-    """The rules for paths of one set of settings; the folders in them are resolved once. Immutable.
+    """The rules for paths of one set of settings; the folders in them are resolved
+    once. Immutable.
 
     Raises LocalFault for folders that cannot be resolved.
     """
 
-    def __init__(self, paths: PathSettings, owned: Iterable[OwnedPath] | None = None) -> None:
-        """``owned``: what no job may write to; by default what the default settings and these paths name."""
+    def __init__(
+        self, paths: PathSettings, owned: Iterable[OwnedPath] | None = None
+    ) -> None:
+        """``owned``: what no job may write to; by default what the default settings and
+        these paths name."""
         owned = owned_places(Settings(paths=paths)) if owned is None else owned
         with translated("resolve the folders in [paths]"):
             self._download_dir = resolved(paths.download_dir)
@@ -60,41 +66,66 @@ class Confinement:
         return any(is_under(real, root) for root in self._roots)
 
     def target(self, save_path: str) -> JobTarget:
-        """The target of a ``save_path``. Raises PolicyRefused for what leaves the roots, LocalFault."""
+        """The target of a ``save_path``. Raises PolicyRefused for what leaves the
+        roots, LocalFault."""
         shown = f"save_path {save_path[:200]!r}"
-        below = next((save_path[len(root) :] for root in self._roots if is_under(save_path, root)), save_path)
-        faults = (name_fault(part) for part in below.split("/") if part not in (".", ".."))
+        below = next(
+            (
+                save_path[len(root) :]
+                for root in self._roots
+                if is_under(save_path, root)
+            ),
+            save_path,
+        )
+        faults = (
+            name_fault(part) for part in below.split("/") if part not in (".", "..")
+        )
         if fault := next(filter(None, faults), ""):
-            raise PolicyRefused(f"{shown} has a name that {fault}: push the job with another one")
+            raise PolicyRefused(
+                f"{shown} has a name that {fault}: push the job with another one"
+            )
         save_path = encoded_in_utf8(save_path)
         joined = os.path.join(self._download_dir, save_path)
         if len(os.fsencode(joined)) > MAX_PATH_BYTES:
             raise PolicyRefused(f"{shown} is longer than {MAX_PATH_BYTES} bytes")
-        if any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in save_path.split("/")):
-            raise PolicyRefused(f"{shown} has a name longer than {MAX_NAME_BYTES} bytes")
+        if any(
+            len(os.fsencode(part)) > MAX_NAME_BYTES for part in save_path.split("/")
+        ):
+            raise PolicyRefused(
+                f"{shown} has a name longer than {MAX_NAME_BYTES} bytes"
+            )
         real, is_folder = self._checked(joined, shown)
         return JobTarget(Path(real), is_folder or save_path.endswith(("/", "/.")))
 
     def check_resolved_name(self, path: Path) -> None:
-        """The name that the server or the URL gave may be that of a link to elsewhere. Raises as ``target`` does."""
+        """The name that the server or the URL gave may be that of a link to elsewhere.
+        Raises as ``target`` does."""
         self._checked(str(path), f"the target {path.name!r}")
 
     def _checked(self, path: str, what: str) -> tuple[str, bool]:
-        """The path with its links resolved, if a job may write there, and whether it is a folder."""
+        """The path with its links resolved, if a job may write there, and whether it is
+        a folder."""
         with translated(f"resolve {what}"):
             walk = self._walked(path)
             if walk is None or not walk.is_plain:
                 path = os.path.realpath(path)
                 walk = self._walked(path)
             if walk is None:
-                raise PolicyRefused(f"{what} leads to {path}, which is outside of {' and '.join(self._roots)}")
+                raise PolicyRefused(
+                    f"{what} leads to {path}, which is outside of "
+                    f"{' and '.join(self._roots)}"
+                )
             own = self._own.conflict(walk)
         if own is not None:
-            raise PolicyRefused(f"{what} leads to {walk.path}, which dlpool keeps for itself ({own.setting})")
+            raise PolicyRefused(
+                f"{what} leads to {walk.path}, which dlpool keeps for itself "
+                f"({own.setting})"
+            )
         return walk.path, walk.is_folder
 
     def _walked(self, path: str) -> PathWalk | None:
-        """Look at what is between a root and the path, as realpath(3) does; None if it is outside of the roots."""
+        """Look at what is between a root and the path, as realpath(3) does; None if it
+        is outside of the roots."""
         root = next((one for one in self._roots if is_under(path, one)), None)
         if root is None:
             return None

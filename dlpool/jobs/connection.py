@@ -1,7 +1,9 @@
-"""Connections to Redis, and its errors as ours. The only module that knows how redis-py fails.
+"""Connections to Redis, and its errors as ours. The only module that knows how redis-py
+fails.
 
-redis-py's defaults repeat a command whose reply was lost, up to ten times: a push would be there several times. Here
-nothing is repeated below the transitions, which are idempotent, and whose callers decide when to try again.
+redis-py's defaults repeat a command whose reply was lost, up to ten times: a push would
+be there several times. Here nothing is repeated below the transitions, which are
+idempotent, and whose callers decide when to try again.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ from dlpool.usertext import NotText, read_text
 
 CONNECT_S = 3.0
 SOCKET_S = 5.0  # longest wait for a reply
-BLOCK_S = 1.0  # longest blocking pop; well below SOCKET_S, so that silence means that Redis is away
+# longest blocking pop; well below SOCKET_S, so that silence means that Redis is away
+BLOCK_S = 1.0
 EMBEDDED = "embedded"
 AUTO = "auto"
 DEFAULT_ADDRESS = "127.0.0.1:6379"
@@ -59,29 +62,36 @@ _UNABLE = (
     errors.MasterDownError,
     errors.AskError,  # MOVED is one, too
 )
-# Those that redis-py has no class for; Redis 6.2 puts them into the midst of a script's error.
+# Those that redis-py has no class for; Redis 6.2 puts them into the midst of a script's
+# error.
 _UNABLE_TEXT = re.compile(
     r"(?:^|-)(?:OOM|MISCONF|LOADING|BUSY|READONLY|MASTERDOWN|NOREPLICAS|UNBLOCKED)\b"
-    r"|attempted to access a non local key"  # the queue's slot moves to another node of a Cluster
+    # the queue's slot moves to another node of a Cluster
+    r"|attempted to access a non local key"
 )
 _UNTRUSTED_TEXT = "CERTIFICATE_VERIFY_FAILED] "
 _REFUSED_TEXT = re.compile(r"NOPERM|The user executing the script can't")
-_SCRIPT_SUFFIX = re.compile(r"\.? script: [0-9a-f]{40}, on @\w+:\d+\.?$")  # of Redis 7: which line of our script
+_SCRIPT_SUFFIX = re.compile(
+    r"\.? script: [0-9a-f]{40}, on @\w+:\d+\.?$"
+)  # of Redis 7: which line of our script
 _PIPELINE_PREFIX = re.compile(r"^Command # \d+ \(.*?\) of pipeline caused error: ")
 
 
 def effective_url(settings: RedisSettings, state_dir: Path) -> str:
-    """The URL of the settings; for ``embedded`` that of the private server in ``state_dir``. May raise LocalFault."""
+    """The URL of the settings; for ``embedded`` that of the private server in
+    ``state_dir``. May raise LocalFault."""
     return socket_url(state_dir) if settings.url == EMBEDDED else settings.url
 
 
 def auto_address(settings: RedisSettings) -> str:
-    """Return the HOST:PORT at which ``auto`` looks for a Redis, and at which a private one would listen."""
+    """Return the HOST:PORT at which ``auto`` looks for a Redis, and at which a private
+    one would listen."""
     return settings.embedded_listen or DEFAULT_ADDRESS
 
 
 def is_redis(client: redis.Redis) -> bool:
-    """Return whether a Redis answers, also one that is loading. Raises QueueRefused if it requires a password."""
+    """Return whether a Redis answers, also one that is loading. Raises QueueRefused if
+    it requires a password."""
     try:
         client.ping()
     except _REFUSED as error:
@@ -94,7 +104,8 @@ def is_redis(client: redis.Redis) -> bool:
 
 
 def shown_server(url: str) -> str:
-    """The URL for messages and logs: without user info, query, and whatever may be a piece of a password."""
+    """The URL for messages and logs: without user info, query, and whatever may be a
+    piece of a password."""
     scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
     authority, slash, path = re.split("[?#]", rest, maxsplit=1)[0].partition("/")
     if "@" in rest[len(authority) :]:
@@ -102,18 +113,22 @@ def shown_server(url: str) -> str:
     return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
 
 
-def connect(settings: RedisSettings, state_dir: Path, *, name: str = "dlpool") -> redis.Redis:
+def connect(
+    settings: RedisSettings, state_dir: Path, *, name: str = "dlpool"
+) -> redis.Redis:
     """A client that connects when it is first used. Thread-safe.
 
-    In a Cluster it is one of the node that has dlpool's own keys; ``cluster_of`` reaches the others.
-    Raises ConfigurationError for a URL, or a file with a password or certificates, that cannot be used.
+    In a Cluster it is one of the node that has dlpool's own keys; ``cluster_of``
+    reaches the others. Raises ConfigurationError for a URL, or a file with a password
+    or certificates, that cannot be used.
     """
     if settings.url == AUTO:
         return redis.Redis.from_pool(_auto_pool(settings, state_dir, name))
     url = effective_url(settings, state_dir)
     if url.partition("://")[0] not in SCHEMES:
         raise ConfigurationError(
-            f"[redis] url = {shown_server(url)}: it is none of redis://, rediss://, unix://, redis+sentinel://, "
+            f"[redis] url = {shown_server(url)}: it is none of redis://, rediss://, "
+            f"unix://, redis+sentinel://, "
             "redis+cluster://, embedded, auto"
         )
     options = _options(settings, url, name)
@@ -124,10 +139,13 @@ def connect(settings: RedisSettings, state_dir: Path, *, name: str = "dlpool") -
     except (ValueError, TypeError, errors.RedisError):
         # The cause may name a piece of a password, as a port that is not a number.
         raise ConfigurationError(
-            f"[redis] url = {shown_server(url)}: it cannot be used; special characters of a user or password "
+            f"[redis] url = {shown_server(url)}: it cannot be used; special characters "
+            f"of a user or password "
             "are written as %XX there, and only redis-py's own options may follow a ?"
         ) from None
-    return redis.Redis.from_pool(_routed(pool, address, settings) if address.hosts else pool)
+    return redis.Redis.from_pool(
+        _routed(pool, address, settings) if address.hosts else pool
+    )
 
 
 def cluster_of(client: redis.Redis) -> ClusterRoute | None:
@@ -155,23 +173,37 @@ def _options(settings: RedisSettings, url: str, name: str) -> dict[str, Any]:
     }
 
 
-def _auto_pool(settings: RedisSettings, state_dir: Path, name: str) -> redis.ConnectionPool:
-    """Return a pool whose connections try the private server first, then the one of ``auto_address``."""
+def _auto_pool(
+    settings: RedisSettings, state_dir: Path, name: str
+) -> redis.ConnectionPool:
+    """Return a pool whose connections try the private server first, then the one of
+    ``auto_address``."""
     host, port = split_address(auto_address(settings))
     options = _options(settings, "redis://", name)
     path = str(socket_path(state_dir))
-    return redis.ConnectionPool(connection_class=AutoConnection, path=path, host=host, port=port, **options)
+    return redis.ConnectionPool(
+        connection_class=AutoConnection, path=path, host=host, port=port, **options
+    )
 
 
-def _routed(pool: redis.ConnectionPool, address: RedisAddress, settings: RedisSettings) -> redis.ConnectionPool:
-    """A pool with the options of ``pool``, whose connections ask Sentinels or nodes for their way."""
-    options = {name: value for name, value in pool.connection_kwargs.items() if name not in ("host", "port")}
+def _routed(
+    pool: redis.ConnectionPool, address: RedisAddress, settings: RedisSettings
+) -> redis.ConnectionPool:
+    """A pool with the options of ``pool``, whose connections ask Sentinels or nodes for
+    their way."""
+    options = {
+        name: value
+        for name, value in pool.connection_kwargs.items()
+        if name not in ("host", "port")
+    }
     route: ServerRoute
     if address.kind == "cluster":
         dialer = Dialer(pool.connection_class, options)
         route = ClusterRoute(address.hosts, QueueKeys(settings.group).intake, dialer)
     else:
-        password = _password(settings.sentinel_password, settings.sentinel_password_file, "sentinel_")
+        password = _password(
+            settings.sentinel_password, settings.sentinel_password_file, "sentinel_"
+        )
         own = {"username": settings.sentinel_username, "password": password}
         dialer = Dialer(pool.connection_class, options | own)
         route = SentinelRoute(address.hosts, address.service, dialer)
@@ -187,13 +219,16 @@ def _tls(settings: RedisSettings) -> dict[str, Any]:
     try:
         context = ssl.create_default_context(cafile=settings.tls_cacert)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(f"[redis] tls_cacert = {settings.tls_cacert}: {_reason(error)}") from error
+        raise ConfigurationError(
+            f"[redis] tls_cacert = {settings.tls_cacert}: {_reason(error)}"
+        ) from error
     try:
         if settings.tls_cert:
             context.load_cert_chain(settings.tls_cert, settings.tls_key)
     except (OSError, ssl.SSLError) as error:
         raise ConfigurationError(
-            f"[redis] tls_cert = {settings.tls_cert}, tls_key = {settings.tls_key}: {_reason(error)}"
+            f"[redis] tls_cert = {settings.tls_cert}, tls_key = {settings.tls_key}: "
+            f"{_reason(error)}"
         ) from error
     return {
         "ssl_cert_reqs": "required",
@@ -206,7 +241,8 @@ def _tls(settings: RedisSettings) -> dict[str, Any]:
 
 @contextmanager
 def translated(client: redis.Redis) -> Iterator[None]:
-    """Turn redis-py's errors of the block into QueueAway, QueueRefused or QueueError, in one sentence."""
+    """Turn redis-py's errors of the block into QueueAway, QueueRefused or QueueError,
+    in one sentence."""
     try:
         yield
     except (errors.RedisError, OSError) as error:
@@ -218,24 +254,39 @@ def _as_ours(error: Exception, client: redis.Redis) -> QueueError:
     untrusted, is_openssl, _ = text.partition(_UNTRUSTED_TEXT)[2].partition(" (_ssl")
     if is_openssl:
         reason = untrusted.removeprefix("certificate verify failed: ").removesuffix(".")
-        return QueueRefused(f"Redis at {server} is not trusted: {reason} (its CA is tls_cacert in [redis])")
+        return QueueRefused(
+            f"Redis at {server} is not trusted: {reason} (its CA is tls_cacert in "
+            f"[redis])"
+        )
     if isinstance(error, _REFUSED) or _REFUSED_TEXT.search(text):
-        return QueueRefused(f"Redis at {server} refuses: {text} (user and password are in [redis])")
+        return QueueRefused(
+            f"Redis at {server} refuses: {text} (user and password are in [redis])"
+        )
     if isinstance(error, _UNABLE) or _UNABLE_TEXT.search(text):
         return QueueAway(f"Redis at {server} cannot serve now: {text}")
     if isinstance(error, errors.InvalidResponse):
-        return QueueAway(f"what answers at {server} does not speak Redis's protocol: check the address in [redis]")
+        return QueueAway(
+            f"what answers at {server} does not speak Redis's protocol: check the "
+            f"address in [redis]"
+        )
     if isinstance(error, _UNREACHED):
-        return QueueAway(f"Redis at {server} cannot be reached: {text}{_hint(client, text)}")
+        return QueueAway(
+            f"Redis at {server} cannot be reached: {text}{_hint(client, text)}"
+        )
     return QueueError(f"Redis at {server} refuses: {text}")
 
 
 def _hint(client: redis.Redis, text: str) -> str:
-    """A server that wants a client certificate often just hangs up, where its reason should come."""
+    """A server that wants a client certificate often just hangs up, where its reason
+    should come."""
     options = client.connection_pool.connection_kwargs
     has_none = "ssl_cert_reqs" in options and "ssl_certfile" not in options
     is_hung_up = re.search("CERTIFICATE_REQUIRED|EOF|closed|reset|Broken pipe", text)
-    return " (if it wants a client certificate: tls_cert and tls_key in [redis])" if has_none and is_hung_up else ""
+    return (
+        " (if it wants a client certificate: tls_cert and tls_key in [redis])"
+        if has_none and is_hung_up
+        else ""
+    )
 
 
 def _where(client: redis.Redis) -> str:
@@ -244,11 +295,16 @@ def _where(client: redis.Redis) -> str:
         return str(options["route"])
     if client.connection_pool.connection_class is AutoConnection:
         return f"{options['host']}:{options['port']}"  # nor is the private one there
-    return str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
+    return str(
+        options.get("path")
+        or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+    )
 
 
 def _reason(error: Exception) -> str:
-    text = _SCRIPT_SUFFIX.sub("", _PIPELINE_PREFIX.sub("", str(error).replace("\n", " ").strip())).rstrip(".")
+    text = _SCRIPT_SUFFIX.sub(
+        "", _PIPELINE_PREFIX.sub("", str(error).replace("\n", " ").strip())
+    ).rstrip(".")
     return text[:300] or type(error).__name__
 
 
@@ -259,4 +315,6 @@ def _password(password: str | None, file: str | None, prefix: str = "") -> str |
         return read_text(Path(file)).strip()
     except (OSError, NotText) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise ConfigurationError(f"[redis] {prefix}password_file = {file}: {reason}") from error
+        raise ConfigurationError(
+            f"[redis] {prefix}password_file = {file}: {reason}"
+        ) from error

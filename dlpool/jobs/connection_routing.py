@@ -1,7 +1,9 @@
-"""Connections that ask where their server is, anew each time they connect: Sentinels, or the nodes of a Cluster.
+"""Connections that ask where their server is, anew each time they connect: Sentinels,
+or the nodes of a Cluster.
 
-redis-py's own client of a Cluster repeats commands and sleeps; here as elsewhere nothing is repeated below the
-transitions. As dlpool's own keys share a slot, one node has them all, and a connection to it is like any other.
+redis-py's own client of a Cluster repeats commands and sleeps; here as elsewhere
+nothing is repeated below the transitions. As dlpool's own keys share a slot, one node
+has them all, and a connection to it is like any other.
 """
 
 from __future__ import annotations
@@ -18,13 +20,19 @@ from redis import exceptions as errors
 from redis.connection import Connection, SSLConnection
 from redis.crc import key_slot
 
-ANSWER_S = 2.0  # what is asked for where to go answers at once, or the next one is asked
+ANSWER_S = (
+    2.0  # what is asked for where to go answers at once, or the next one is asked
+)
 Host = tuple[str, int]
 
 _SILENT = (errors.ConnectionError, errors.TimeoutError)
-# A script's error has it in its midst. A master that lost its replicas may have lost its office, and not know it yet.
+# A script's error has it in its midst. A master that lost its replicas may have lost
+# its office, and not know it yet.
 _ELSEWHERE = re.compile(r"\b(?:READONLY|NOREPLICAS)\b")
-_REFUSED = (errors.AuthenticationError, errors.AuthorizationError)  # redis-py counts them as connection errors
+_REFUSED = (
+    errors.AuthenticationError,
+    errors.AuthorizationError,
+)  # redis-py counts them as connection errors
 
 
 class ServerRoute(Protocol):
@@ -35,7 +43,8 @@ class ServerRoute(Protocol):
 
 
 class AutoConnection(Connection):
-    """A connection to the private server of a supervisor if it runs, without a password, else over TCP."""
+    """A connection to the private server of a supervisor if it runs, without a
+    password, else over TCP."""
 
     def __init__(self, *, path: str, **options: Any) -> None:
         self._path = path
@@ -44,11 +53,14 @@ class AutoConnection(Connection):
 
     def _connect(self) -> Any:
         private = self._private()
-        self.username, self.password = (None, None) if private is not None else self._credentials
+        self.username, self.password = (
+            (None, None) if private is not None else self._credentials
+        )
         return private if private is not None else super()._connect()  # type: ignore[no-untyped-call]
 
     def _private(self) -> socket.socket | None:
-        """Return a connected socket, None where no server listens. Raises OSError for one that does not accept."""
+        """Return a connected socket, None where no server listens. Raises OSError for
+        one that does not accept."""
         sock = socket.socket(socket.AF_UNIX)
         try:
             sock.settimeout(self.socket_connect_timeout)
@@ -75,11 +87,14 @@ class RoutedConnection(Connection):
         return super()._connect()  # type: ignore[no-untyped-call]
 
     def read_response(self, *arguments: Any, **options: Any) -> Any:
-        """As redis-py's; after an answer that another server is (or may be) the right one, the next command asks."""
+        """As redis-py's; after an answer that another server is (or may be) the right
+        one, the next command asks."""
         try:
             return super().read_response(*arguments, **options)
         except errors.ResponseError as error:
-            if isinstance(error, errors.ReadOnlyError | errors.MovedError) or _ELSEWHERE.search(str(error)):
+            if isinstance(
+                error, errors.ReadOnlyError | errors.MovedError
+            ) or _ELSEWHERE.search(str(error)):
                 self.disconnect()  # type: ignore[no-untyped-call]
             raise
 
@@ -89,12 +104,19 @@ class RoutedTlsConnection(RoutedConnection, SSLConnection):
 
 
 class Dialer:
-    """Makes clients of any host with the options of one connection. Thread-safe: the lock guards those made."""
+    """Makes clients of any host with the options of one connection. Thread-safe: the
+    lock guards those made."""
 
-    def __init__(self, connection_class: type[Connection], options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, connection_class: type[Connection], options: Mapping[str, Any]
+    ) -> None:
         self._class = connection_class
         short = {"socket_connect_timeout": ANSWER_S, "socket_timeout": ANSWER_S}
-        self._options = {name: value for name, value in options.items() if name not in ("host", "port", "db")} | short
+        self._options = {
+            name: value
+            for name, value in options.items()
+            if name not in ("host", "port", "db")
+        } | short
         self._lock = threading.Lock()
         self._clients: dict[Host, Any] = {}
 
@@ -102,12 +124,18 @@ class Dialer:
         """The client of that host."""
         with self._lock:
             if host not in self._clients:
-                pool = redis.ConnectionPool(connection_class=self._class, host=host[0], port=host[1], **self._options)
+                pool = redis.ConnectionPool(
+                    connection_class=self._class,
+                    host=host[0],
+                    port=host[1],
+                    **self._options,
+                )
                 self._clients[host] = redis.Redis.from_pool(pool)
             return self._clients[host]
 
     def ask(self, hosts: Sequence[Host], *command: str) -> tuple[Host, Any]:
-        """Who answered first, in that order, with something, and what. Raises redis-py's errors if nobody did."""
+        """Who answered first, in that order, with something, and what. Raises
+        redis-py's errors if nobody did."""
         last: Exception | str = "they do not know it"
         for host in hosts:
             try:
@@ -119,7 +147,9 @@ class Dialer:
                 continue
             if answer:
                 return host, answer
-        raise errors.ConnectionError(f"none of {format_hosts(hosts)} says where it is: {last}")
+        raise errors.ConnectionError(
+            f"none of {format_hosts(hosts)} says where it is: {last}"
+        )
 
 
 class SentinelRoute:
@@ -141,7 +171,8 @@ class SentinelRoute:
 
 
 class ClusterRoute:
-    """The node of a Cluster that has the slot of ``key``, and clients of those that have others.
+    """The node of a Cluster that has the slot of ``key``, and clients of those that
+    have others.
 
     The lock guards the map of slots, and the nodes that were seen last.
     """
@@ -158,11 +189,13 @@ class ClusterRoute:
         return f"the Cluster of {format_hosts(self._seeds)}"
 
     def find(self) -> Host:
-        """The host and port of the node that has the key's slot now. Raises redis-py's errors."""
+        """The host and port of the node that has the key's slot now. Raises redis-py's
+        errors."""
         return self._owner(self._look(), self._key)
 
     def client_for(self, key: str) -> Any:
-        """A client of the node that has the slot of ``key``, by the map as it was last. Raises redis-py's errors."""
+        """A client of the node that has the slot of ``key``, by the map as it was last.
+        Raises redis-py's errors."""
         with self._lock:
             owners = self._owners
         return self._dialer.client(self._owner(owners or self._look(), key))
@@ -188,17 +221,23 @@ class ClusterRoute:
         owners = tuple((int(row[0]), int(row[1]), _node(row[2], asked)) for row in rows)
         with self._lock:
             self._owners = owners
-            self._known = {*self._seeds, *(_node(node, asked) for row in rows for node in row[2:])}
+            self._known = {
+                *self._seeds,
+                *(_node(node, asked) for row in rows for node in row[2:]),
+            }
         return owners
 
 
 def format_hosts(hosts: Sequence[Host]) -> str:
     """Hosts and ports for messages."""
-    return ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in hosts)
+    return ",".join(
+        f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in hosts
+    )
 
 
 def _node(row: Sequence[Any], asked: Host) -> Host:
-    """A node of CLUSTER SLOTS; one that does not know its own host is where it was asked."""
+    """A node of CLUSTER SLOTS; one that does not know its own host is where it was
+    asked."""
     return _text(row[0] or b"") or asked[0], int(row[1])
 
 

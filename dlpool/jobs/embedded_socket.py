@@ -1,4 +1,5 @@
-"""Where the private Redis of ``url = embedded`` lives: the same answer for the supervisor and for every client."""
+"""Where the private Redis of ``url = embedded`` lives: the same answer for the
+supervisor and for every client."""
 
 from __future__ import annotations
 
@@ -13,7 +14,11 @@ from dlpool.disk import translated
 from dlpool.errors import NotPermitted
 
 MAX_SOCKET_BYTES = 100  # the kernel takes 107; some systems and tools take less
-TEMPORARY = Path("/tmp")  # not TMPDIR: a service and a shell have different ones, and must find the same socket
+TEMPORARY = Path(
+    "/tmp"
+    # not TMPDIR: a service and a shell have different ones, and must find the same
+    # socket
+)
 
 
 def embedded_dir(state_dir: Path) -> Path:
@@ -22,10 +27,12 @@ def embedded_dir(state_dir: Path) -> Path:
 
 
 def socket_path(state_dir: Path) -> Path:
-    """The server's Unix socket, absolute: in its folder, or in a private temporary one when that path is too long.
+    """The server's Unix socket, absolute: in its folder, or in a private temporary one
+    when that path is too long.
 
-    The temporary folder is made when it is missing, by clients as well: where there is none, another user could
-    plant one in the instant before the connection, and be given our jobs. Raises LocalFault when it is not ours.
+    The temporary folder is made when it is missing, by clients as well: where there is
+    none, another user could plant one in the instant before the connection, and be
+    given our jobs. Raises LocalFault when it is not ours.
     """
     path = embedded_dir(state_dir) / "redis.sock"
     if len(os.fsencode(path)) <= MAX_SOCKET_BYTES:
@@ -42,12 +49,17 @@ def socket_url(state_dir: Path) -> str:
 
 
 def _claim(private: Path) -> None:
-    """Make the folder, or see that the one that is there lets nobody else in: anybody may plant one in /tmp."""
+    """Make the folder, or see that the one that is there lets nobody else in: anybody
+    may plant one in /tmp."""
     with translated(f"use {private} for the socket of the embedded Redis"):
         with suppress(FileExistsError):
             os.mkdir(private, 0o700)
         found = os.lstat(private)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o777 != 0o700:
+    if (
+        not stat.S_ISDIR(found.st_mode)
+        or found.st_uid != os.geteuid()
+        or found.st_mode & 0o777 != 0o700
+    ):
         raise NotPermitted(
             f"cannot use {private} for the socket of the embedded Redis: "
             "it is not a folder of this user that nobody else may enter"

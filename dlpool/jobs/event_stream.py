@@ -1,4 +1,5 @@
-"""The event stream, as other programs read it: the events of jobs and uploads in their order."""
+"""The event stream, as other programs read it: the events of jobs and uploads in their
+order."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ BEGIN = "0-0"  # before all of them
 class QueueEvent:
     """An event of a job, or of an upload, whose ``upload_id`` is among the fields.
 
-    ``id`` is its place in the stream: ms since 1970, and a number. ``job_id`` is empty for an upload.
+    ``id`` is its place in the stream: ms since 1970, and a number. ``job_id`` is empty
+    for an upload.
     """
 
     id: str
@@ -48,18 +50,23 @@ class QueueEvent:
     def as_json(self) -> dict[str, Any]:
         known: dict[str, Any] = {"id": self.id, "at": self.at, "event": self.name}
         known |= {} if self.upload_id else {"job_id": self.job_id}
-        return known | {**self.fields, **({"note": dict(self.note)} if "note" in self.fields else {})}
+        return known | {
+            **self.fields,
+            **({"note": dict(self.note)} if "note" in self.fields else {}),
+        }
 
 
 class EventWriter:
-    """Adds entries to the stream of one queue, which is capped as the transitions cap it."""
+    """Adds entries to the stream of one queue, which is capped as the transitions cap
+    it."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
         self._key = keys.events
 
     def add(self, entries: Sequence[Mapping[str, str]]) -> None:
-        """Add the entries in this order, in one round trip. Raises QueueError; they may have been added even then."""
+        """Add the entries in this order, in one round trip. Raises QueueError; they may
+        have been added even then."""
         with translated(self._client):
             pipeline = self._client.pipeline(transaction=False)
             for fields in entries:
@@ -68,7 +75,8 @@ class EventWriter:
 
 
 class EventReader:
-    """Reads the stream of one queue, a page of it in a call. Each method raises QueueError."""
+    """Reads the stream of one queue, a page of it in a call. Each method raises
+    QueueError."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
@@ -82,12 +90,17 @@ class EventReader:
     def after(self, event_id: str) -> list[QueueEvent]:
         """Those that come after ``event_id``."""
         with translated(self._client):
-            return _events(self._client.xrange(self._key, min=f"({event_id}", count=PAGE))
+            return _events(
+                self._client.xrange(self._key, min=f"({event_id}", count=PAGE)
+            )
 
     def wait_after(self, event_id: str) -> list[QueueEvent]:
-        """The same; where there is none yet, the next one is waited for, a second at most."""
+        """The same; where there is none yet, the next one is waited for, a second at
+        most."""
         with translated(self._client):
-            reply = self._client.xread({self._key: event_id}, count=PAGE, block=round(BLOCK_S * 1000))
+            reply = self._client.xread(
+                {self._key: event_id}, count=PAGE, block=round(BLOCK_S * 1000)
+            )
         return _events(reply[0][1]) if reply else []
 
 

@@ -1,4 +1,5 @@
-"""The failure records that clients see, also those that another service wrote: to list, to try again, to remove."""
+"""The failure records that clients see, also those that another service wrote: to list,
+to try again, to remove."""
 
 from __future__ import annotations
 
@@ -26,12 +27,15 @@ from dlpool.redaction import REDACTED
 AT_ONCE = 500  # records in one reply of HSCAN, about
 MAX_LOOKED = 100_000  # records that are put in order
 _HEAD = b'{"task_data":'
-_FAILED_AT = re.compile(rb'"failed_at": ?"([^"\\]{1,40})"')  # mostly at the end, and much cheaper than the whole record
+_FAILED_AT = re.compile(
+    rb'"failed_at": ?"([^"\\]{1,40})"'
+)  # mostly at the end, and much cheaper than the whole record
 
 
 @dataclass(frozen=True)
 class FailureRecord:
-    """A failure record. ``raw``: the job as it was pushed, None if the record does not hold one."""
+    """A failure record. ``raw``: the job as it was pushed, None if the record does not
+    hold one."""
 
     url: bytes
     value: bytes
@@ -58,15 +62,28 @@ class FailureRecord:
 
     @property
     def id(self) -> str:
-        """What names the record where its URL must not be shown: 32 hexadecimal digits of its SHA-256."""
+        """What names the record where its URL must not be shown: 32 hexadecimal digits
+        of its SHA-256."""
         return record_id(self.url)
 
     def as_json(self) -> dict[str, Any]:
-        """The record for people and programs; of the job's headers only the names, as their values may be secret."""
-        job = None if self.raw is None else json_object(self.raw.decode("utf-8", "replace"))
+        """The record for people and programs; of the job's headers only the names, as
+        their values may be secret."""
+        job = (
+            None
+            if self.raw is None
+            else json_object(self.raw.decode("utf-8", "replace"))
+        )
         own = job.get("dlpool") if job is not None else None
-        if job is not None and isinstance(own, dict) and isinstance(own.get("headers"), dict):
-            job = {**job, "dlpool": {**own, "headers": dict.fromkeys(own["headers"], REDACTED)}}
+        if (
+            job is not None
+            and isinstance(own, dict)
+            and isinstance(own.get("headers"), dict)
+        ):
+            job = {
+                **job,
+                "dlpool": {**own, "headers": dict.fromkeys(own["headers"], REDACTED)},
+            }
         return {
             "url": self.url.decode("utf-8", "replace"),
             "message": self.message,
@@ -76,7 +93,8 @@ class FailureRecord:
 
 
 class FailureRecords:
-    """The records of one group. Thread-safe, as the client is. Each method raises QueueError."""
+    """The records of one group. Thread-safe, as the client is. Each method raises
+    QueueError."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = records_client(client, keys)
@@ -84,18 +102,27 @@ class FailureRecords:
         self._controls = JobAdmin(client, keys)
 
     def all(self) -> Iterator[FailureRecord]:
-        """The records, in no order, a portion at a time. One that comes meanwhile may be missed."""
+        """The records, in no order, a portion at a time. One that comes meanwhile may
+        be missed."""
         yield from (FailureRecord.parse(url, value) for url, value in self._scanned())
 
-    def page(self, limit: int, after: str | None = None) -> tuple[list[FailureRecord], str | None]:
-        """The newest ``limit`` records behind the cursor ``after``, and the cursor behind them, or None at the end.
+    def page(
+        self, limit: int, after: str | None = None
+    ) -> tuple[list[FailureRecord], str | None]:
+        """The newest ``limit`` records behind the cursor ``after``, and the cursor
+        behind them, or None at the end.
 
-        They lie in no order, so all are looked at, but for those beyond ``MAX_LOOKED``. Raises UsageError.
+        They lie in no order, so all are looked at, but for those beyond ``MAX_LOOKED``.
+        Raises UsageError.
         """
         last = None if after is None else _cursor(after)
         once = _each_once(islice(self._scanned(), MAX_LOOKED))
         keyed = ((_order(url, value), url, value) for url, value in once)
-        found = nsmallest(limit + 1, (one for one in keyed if last is None or one[0] > last), key=itemgetter(0))
+        found = nsmallest(
+            limit + 1,
+            (one for one in keyed if last is None or one[0] > last),
+            key=itemgetter(0),
+        )
         rows = [FailureRecord.parse(url, value) for _, url, value in found[:limit]]
         if len(found) <= limit:
             return rows, None
@@ -118,9 +145,11 @@ class FailureRecords:
             yield from self._client.hscan_iter(self._keys.failed, count=AT_ONCE)
 
     def retry(self, failure: FailureRecord) -> str:
-        """Let its job run again: OK, GONE (the record has changed), or EMPTY (there is no job in it).
+        """Let its job run again: OK, GONE (the record has changed), or EMPTY (there is
+        no job in it).
 
-        A job that is known by its id goes on under that; any other is pushed anew, as clients do.
+        A job that is known by its id goes on under that; any other is pushed anew, as
+        clients do.
         """
         if failure.raw is None:
             return "EMPTY"
@@ -151,8 +180,11 @@ def record_id(url: bytes) -> str:
 
 
 def _order(url: bytes, value: bytes) -> tuple[int, str]:
-    """What puts the newest record first: the ms since 1970 at which it failed, turned around, and its id."""
-    found = _FAILED_AT.findall(value, max(0, len(value) - 100)) or _FAILED_AT.findall(value)
+    """What puts the newest record first: the ms since 1970 at which it failed, turned
+    around, and its id."""
+    found = _FAILED_AT.findall(value, max(0, len(value) - 100)) or _FAILED_AT.findall(
+        value
+    )
     at = 0.0
     with suppress(UsageError):
         at = parse_time(found[-1].decode("utf-8", "replace")) if found else 0.0

@@ -1,4 +1,5 @@
-"""What the figures of a queue were for a day: one sample each ten seconds, whoever takes it."""
+"""What the figures of a queue were for a day: one sample each ten seconds, whoever
+takes it."""
 
 from __future__ import annotations
 
@@ -34,21 +35,28 @@ class QueueHistory:
         self._transitions = Transitions(client, keys)
 
     def record_sample(self) -> bool:
-        """Note the figures of now, unless somebody has within the last ten seconds; whether that was done."""
+        """Note the figures of now, unless somebody has within the last ten seconds;
+        whether that was done."""
         if not self._transitions.take_turn(self._keys.sampled, SAMPLE_S):
             return False
         stats = self._views.stats(with_failure_records=False)
         failed = stats.days[0].counters.get("failed", 0)
         values = (stats.waiting, stats.running, stats.rate, failed)
-        self._transitions.add_sample(dict(zip(FIELDS, values, strict=True)), kept=KEPT, ttl_ms=TTL_MS)
+        self._transitions.add_sample(
+            dict(zip(FIELDS, values, strict=True)), kept=KEPT, ttl_ms=TTL_MS
+        )
         return True
 
     def since(self, ms: int = 0, most: int = MOST) -> list[Sample]:
-        """The samples since then (ms since 1970), oldest first; of more than ``most`` some, evenly."""
+        """The samples since then (ms since 1970), oldest first; of more than ``most``
+        some, evenly."""
         with translated(self._client):
             ahead_ms = parse_ahead_ms(self._client.hget(self._keys.clock, "ahead"))
             entries = self._client.xrange(self._keys.history, min=ms + ahead_ms)
-        return [_sample(entry_id, fields, ahead_ms) for entry_id, fields in thin(entries, most)]
+        return [
+            _sample(entry_id, fields, ahead_ms)
+            for entry_id, fields in thin(entries, most)
+        ]
 
 
 def thin(entries: list[Any], most: int) -> list[Any]:
@@ -61,4 +69,7 @@ def thin(entries: list[Any], most: int) -> list[Any]:
 
 def _sample(entry_id: bytes, fields: Mapping[bytes, bytes], ahead_ms: int) -> Sample:
     values = (number(to_text(fields.get(name.encode()))) for name in FIELDS[:3])
-    return [int(entry_id.partition(b"-")[0]) - ahead_ms, *(int(value or 0) for value in values)]
+    return [
+        int(entry_id.partition(b"-")[0]) - ahead_ms,
+        *(int(value or 0) for value in values),
+    ]

@@ -1,4 +1,5 @@
-"""What operators do with a job, or with a failure record. Thread-safe, as the client is; all raises QueueError."""
+"""What operators do with a job, or with a failure record. Thread-safe, as the client
+is; all raises QueueError."""
 
 from __future__ import annotations
 
@@ -18,18 +19,28 @@ COMMANDS = ("cancel", "pause", "resume", "retry", "promote", "priority")
 
 
 class JobAdmin:
-    """The verbs, on one queue. In a Cluster the records that clients see are not changed in the same step."""
+    """The verbs, on one queue. In a Cluster the records that clients see are not
+    changed in the same step."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
         self._keys = keys
         self._transitions = Transitions(client, keys)
 
-    def execute(self, command: str, job_id: str, *, priority: str = "", message: str = "", at: float = 0.0) -> str:
-        """Do one of ``VERBS`` with a job, or ``remove`` it once it has ended: OK, ASKED (its supervisor will), NONE, or
-        the state that does not allow it.
+    def execute(
+        self,
+        command: str,
+        job_id: str,
+        *,
+        priority: str = "",
+        message: str = "",
+        at: float = 0.0,
+    ) -> str:
+        """Do one of ``VERBS`` with a job, or ``remove`` it once it has ended: OK, ASKED
+        (its supervisor will), NONE, or the state that does not allow it.
 
-        ``message`` and ``at`` (seconds since 1970) are for the failure record of a cancelled job.
+        ``message`` and ``at`` (seconds since 1970) are for the failure record of a
+        cancelled job.
         """
         raw = self._raw(job_id) if command in ("cancel", "retry") else None
         record = None if raw is None else _failure(self._keys, raw, message, at)
@@ -42,7 +53,11 @@ class JobAdmin:
             visible = ["outbox", ticket, encode_entry(record)]
         key = self._keys.failed if outbox is None else self._keys.outbox
         arguments = [self._keys.prefix, job_id, command, priority, *visible]
-        reply = to_text(self._transitions.run_script("control", [([self._keys.intake, key], arguments)])[0])
+        reply = to_text(
+            self._transitions.run_script(
+                "control", [([self._keys.intake, key], arguments)]
+            )[0]
+        )
         if outbox is not None and record is not None and reply == "OK":
             if command == "cancel":
                 outbox.deliver([ticket])
@@ -51,13 +66,17 @@ class JobAdmin:
         return reply
 
     def requeue(self, url: bytes, record: bytes, raw: bytes) -> str:
-        """Make a failure record a job again: OK, or GONE where it is another one by now.
+        """Make a failure record a job again: OK, or GONE where it is another one by
+        now.
 
-        In a Cluster it may become a job twice, if this process ends between the two steps.
+        In a Cluster it may become a job twice, if this process ends between the two
+        steps.
         """
         if cluster_of(self._client) is None:
             keys = [self._keys.intake, self._keys.failed]
-            reply = self._transitions.run_script("requeue", [(keys, [self._keys.prefix, url, record, raw])])
+            reply = self._transitions.run_script(
+                "requeue", [(keys, [self._keys.prefix, url, record, raw])]
+            )
             return to_text(reply[0])
         records = records_client(self._client, self._keys)
         with translated(records):
@@ -75,7 +94,8 @@ class JobAdmin:
         return raw
 
     def _forget(self, record: ClientRecord, raw: bytes) -> None:
-        """What clients see of the failure goes, unless it is of another job with that URL."""
+        """What clients see of the failure goes, unless it is of another job with that
+        URL."""
         records = records_client(self._client, self._keys)
         with translated(records):
             seen = records.hget(record.key, record.field)
@@ -84,7 +104,8 @@ class JobAdmin:
 
 
 def records_client(client: redis.Redis, keys: QueueKeys) -> Any:
-    """A client that reaches the failure records: in a Cluster they are in a slot of their own."""
+    """A client that reaches the failure records: in a Cluster they are in a slot of
+    their own."""
     cluster = cluster_of(client)
     if cluster is None:
         return client
@@ -92,7 +113,9 @@ def records_client(client: redis.Redis, keys: QueueKeys) -> Any:
         return cluster.client_for(keys.failed)
 
 
-def _failure(keys: QueueKeys, raw: bytes, message: str, at: float) -> ClientRecord | None:
+def _failure(
+    keys: QueueKeys, raw: bytes, message: str, at: float
+) -> ClientRecord | None:
     """The record that a job has failed; None for one whose URL cannot be told."""
     try:
         url = PushedJob.parse(raw).url

@@ -1,4 +1,5 @@
-"""Lists of jobs, a page at a time. Nothing here scans: each page is bounded, whatever lies in Redis."""
+"""Lists of jobs, a page at a time. Nothing here scans: each page is bounded, whatever
+lies in Redis."""
 
 from __future__ import annotations
 
@@ -16,7 +17,15 @@ from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.queue_clock import parse_ahead_ms
 from dlpool.jobs.redis_values import is_job_id, to_int, to_ms, to_text
 
-STATES = ("running", "queued", "delayed", "paused", "failed", "cancelled", "succeeded")  # as they are listed
+STATES = (
+    "running",
+    "queued",
+    "delayed",
+    "paused",
+    "failed",
+    "cancelled",
+    "succeeded",
+)  # as they are listed
 MAX_SUPERVISORS = 1000
 MAX_RUNNING = 10_000  # that are put in order
 ROUNDS = 12  # looks for one page, when much of what lies there is not to be listed
@@ -24,7 +33,10 @@ AT_ONCE = 1000  # jobs in one look
 
 _FORM = r"[0-9]{1,17}-[A-Za-z0-9_.-]{1,64}"
 _PLACE = re.compile(f"({_FORM})?")
-_PLACES = {"queued": re.compile("[0-9]{0,15}"), "delayed": re.compile(f"([pd]({_FORM})?)?")}
+_PLACES = {
+    "queued": re.compile("[0-9]{0,15}"),
+    "delayed": re.compile(f"([pd]({_FORM})?)?"),
+}
 
 _FIRST, _LAST = "-", "z" * 64  # of all ids
 
@@ -43,27 +55,39 @@ class JobPage:
 class JobListing:
     """The lists of one queue. Thread-safe, as the client is.
 
-    Running jobs stand as they began, queued ones as they will be taken, delayed ones by when they are due, ended ones
-    newest first. Jobs that only wait for the end of an equal one are not listed.
+    Running jobs stand as they began, queued ones as they will be taken, delayed ones by
+    when they are due, ended ones newest first. Jobs that only wait for the end of an
+    equal one are not listed.
 
-    Cursors name a job, so that a list may change meanwhile; but that of queued ones is a place, and what moves past it
-    may be listed twice, or not.
+    Cursors name a job, so that a list may change meanwhile; but that of queued ones is
+    a place, and what moves past it may be listed twice, or not.
     """
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
         self._keys = keys
-        ended = {"failed": keys.dead, "cancelled": keys.cancelled, "succeeded": keys.done}
-        self._readers: dict[str, Callable[[int, str], tuple[list[JobView], str | None]]] = {
+        ended = {
+            "failed": keys.dead,
+            "cancelled": keys.cancelled,
+            "succeeded": keys.done,
+        }
+        self._readers: dict[
+            str, Callable[[int, str], tuple[list[JobView], str | None]]
+        ] = {
             "running": self._running,
             "queued": self._queued,
             "delayed": self._delayed,
-            "paused": lambda limit, place: self._timed(keys.paused, "paused", limit, place),
+            "paused": lambda limit, place: self._timed(
+                keys.paused, "paused", limit, place
+            ),
             **{state: self._newest(key, state) for state, key in ended.items()},
         }
 
-    def page(self, state: str | None = None, limit: int = 50, after: str | None = None) -> JobPage:
-        """At most ``limit`` jobs of a state, or of all, behind the cursor ``after``. Raises UsageError, QueueError."""
+    def page(
+        self, state: str | None = None, limit: int = 50, after: str | None = None
+    ) -> JobPage:
+        """At most ``limit`` jobs of a state, or of all, behind the cursor ``after``.
+        Raises UsageError, QueueError."""
         states = STATES if state is None else (state,)
         begin, place = _read(after, states)
         found: list[JobView] = []
@@ -73,13 +97,19 @@ class JobListing:
                 if len(found) >= limit:
                     return JobPage(tuple(found), f"{name}.")
                 rows, left = self._readers[name](limit - len(found), place)
-                found += [view for view in rows if view.id is None or _is_first(view.id, shown)]
+                found += [
+                    view
+                    for view in rows
+                    if view.id is None or _is_first(view.id, shown)
+                ]
                 if left is not None:
                     return JobPage(tuple(found), f"{name}.{left}")
                 place = ""
         return JobPage(tuple(found), None)
 
-    def _newest(self, key: str, state: str) -> Callable[[int, str], tuple[list[JobView], str | None]]:
+    def _newest(
+        self, key: str, state: str
+    ) -> Callable[[int, str], tuple[list[JobView], str | None]]:
         return lambda limit, place: self._timed(key, state, limit, place, desc=True)
 
     def _timed(
@@ -100,10 +130,15 @@ class JobListing:
                 break
         return found, _text(last, desc=desc)
 
-    def _behind(self, key: str, last: Place | None, count: int, *, desc: bool) -> list[Place]:
-        """The next members of a sorted set; those with the same score stand in the order of their ids."""
+    def _behind(
+        self, key: str, last: Place | None, count: int, *, desc: bool
+    ) -> list[Place]:
+        """The next members of a sorted set; those with the same score stand in the
+        order of their ids."""
         if last is None:
-            return _members(self._client.zrange(key, 0, count - 1, desc=desc, withscores=True))
+            return _members(
+                self._client.zrange(key, 0, count - 1, desc=desc, withscores=True)
+            )
         found: list[Place] = []
         offset = 0
         while len(found) < count:
@@ -117,7 +152,9 @@ class JobListing:
                 offset=offset,
                 num=count + AT_ONCE,
             )
-            found += [one for one in _members(rows) if (one < last if desc else one > last)]
+            found += [
+                one for one in _members(rows) if (one < last if desc else one > last)
+            ]
             offset += len(rows)
             if len(rows) < count + AT_ONCE:
                 break
@@ -133,7 +170,10 @@ class JobListing:
             if len(found) >= limit:
                 return found, "d"
         more, left = self._timed(
-            self._keys.delayed, "delayed", limit - len(found), place[1:] if place[:1] == "d" else ""
+            self._keys.delayed,
+            "delayed",
+            limit - len(found),
+            place[1:] if place[:1] == "d" else "",
         )
         return found + more, None if left is None else f"d{left}"
 
@@ -145,12 +185,19 @@ class JobListing:
             pipeline.hget(self._keys.job(job_id), "started")
         began = [to_ms(to_int(one)) for one in (pipeline.execute() if ids else ())]
         last = _place(place)
-        order = [one for one in sorted(zip(began, ids, strict=True)) if last is None or one > last]
+        order = [
+            one
+            for one in sorted(zip(began, ids, strict=True))
+            if last is None or one > last
+        ]
         rows = self._rows([job_id for _, job_id in order[:limit]], "running")
-        return [view for view in rows if view is not None], _text(order[limit - 1]) if len(order) > limit else None
+        return [view for view in rows if view is not None], _text(
+            order[limit - 1]
+        ) if len(order) > limit else None
 
     def _rows(self, ids: Sequence[str], state: str, at: str | None = None) -> Rows:
-        """The job of each id; None for one that is forgotten, not in that state, or whose list is not ``at``."""
+        """The job of each id; None for one that is forgotten, not in that state, or
+        whose list is not ``at``."""
         pipeline = self._client.pipeline(transaction=False)
         for job_id in ids:
             pipeline.hgetall(self._keys.job(job_id))
@@ -158,8 +205,14 @@ class JobListing:
         *hashes, ahead = pipeline.execute() if ids else (None,)
         found: Rows = []
         for job_id, fields in zip(ids, hashes, strict=True):
-            is_there = fields and (at is None or fields.get(b"at", at.encode()) == at.encode())
-            view = JobView.from_hash(job_id, fields, parse_ahead_ms(ahead)) if is_there else None
+            is_there = fields and (
+                at is None or fields.get(b"at", at.encode()) == at.encode()
+            )
+            view = (
+                JobView.from_hash(job_id, fields, parse_ahead_ms(ahead))
+                if is_there
+                else None
+            )
             found.append(view if view is not None and view.state == state else None)
         return found
 
@@ -181,9 +234,11 @@ class JobListing:
         return found, str(passed) if passed < total else None
 
     def _lists(self) -> list[tuple[str, int]]:
-        """The lists in which jobs wait, in the order in which they are taken, and how long they are.
+        """The lists in which jobs wait, in the order in which they are taken, and how
+        long they are.
 
-        What supervisors have reserved comes first; also of those that are gone, until it is given back.
+        What supervisors have reserved comes first; also of those that are gone, until
+        it is given back.
         """
         keys = self._keys
         sids = self._client.zrange(keys.supervisors, 0, MAX_SUPERVISORS - 1, desc=True)
@@ -200,15 +255,20 @@ class JobListing:
             pipeline.llen(name)
         return list(zip(names, pipeline.execute(), strict=True))
 
-    def _at_places(self, lists: Sequence[tuple[str, int]], passed: int, count: int) -> Rows:
-        """What is at the next ``count`` places; None where nothing is that waits there."""
+    def _at_places(
+        self, lists: Sequence[tuple[str, int]], passed: int, count: int
+    ) -> Rows:
+        """What is at the next ``count`` places; None where nothing is that waits
+        there."""
         found: Rows = []
         for name, length in lists:
             here = min(count - len(found), length - passed)
             if here > 0:
                 members = self._client.lrange(name, -passed - here, -passed - 1)[::-1]
                 views = self._waiting(name, members)
-                found += views + [None] * (here - len(views))  # some were taken just now
+                found += views + [None] * (
+                    here - len(views)
+                )  # some were taken just now
             passed = max(0, passed - length)
         return found
 
@@ -216,7 +276,9 @@ class JobListing:
         prefix = self._keys.ready("")
         if not name.startswith(prefix):
             return [JobView.from_raw(raw) for raw in members]
-        return self._rows([to_text(member) for member in members], "queued", name.removeprefix(prefix))
+        return self._rows(
+            [to_text(member) for member in members], "queued", name.removeprefix(prefix)
+        )
 
 
 def _read(cursor: str | None, states: Sequence[str]) -> tuple[str, str]:
@@ -235,7 +297,8 @@ def _place(text: str) -> Place | None:
 
 
 def _text(place: Place | None, *, desc: bool = False) -> str | None:
-    """The cursor of a place; where the name is none of a job's, that of all others of the same moment."""
+    """The cursor of a place; where the name is none of a job's, that of all others of
+    the same moment."""
     if place is None or is_job_id(place[1]):
         return None if place is None else f"{place[0]}-{place[1]}"
     if not desc:

@@ -19,8 +19,9 @@ _LAST_SECOND = 253_402_300_799  # of the year 9999: RFC 3339 has no later ones
 class JobView:
     """One job as it stands in Redis. Times in seconds since 1970.
 
-    ``id``: None while it lies in the intake. ``asked``: what the client pushed, None if it cannot be run; then
-    ``problem`` says why. ``leader``: the job that does the same, and with which this one ends.
+    ``id``: None while it lies in the intake. ``asked``: what the client pushed, None if
+    it cannot be run; then ``problem`` says why. ``leader``: the job that does the same,
+    and with which this one ends.
     """
 
     id: str | None
@@ -51,12 +52,19 @@ class JobView:
         return cls(None, "queued", **_asked(raw))
 
     @classmethod
-    def from_hash(cls, job_id: str, fields: Mapping[bytes, bytes], ahead_ms: int = 0) -> JobView:
-        """Return the view of a job from its hash; missing or invalid fields have their defaults.
+    def from_hash(
+        cls, job_id: str, fields: Mapping[bytes, bytes], ahead_ms: int = 0
+    ) -> JobView:
+        """Return the view of a job from its hash; missing or invalid fields have their
+        defaults.
 
-        ``ahead_ms``: how far the queue's time, in which the hash tells its times, is ahead of the clock.
+        ``ahead_ms``: how far the queue's time, in which the hash tells its times, is
+        ahead of the clock.
         """
-        texts = {name.decode("ascii", "replace"): value.decode("utf-8", "replace") for name, value in fields.items()}
+        texts = {
+            name.decode("ascii", "replace"): value.decode("utf-8", "replace")
+            for name, value in fields.items()
+        }
         known: dict[str, Any] = _asked(fields.get(b"raw", b""))
         known["priority"] = texts.get("priority") or known["priority"]
         for name in ("fence", "attempts", "crashes", "takeovers"):
@@ -67,7 +75,12 @@ class JobView:
             known[name] = json_object(texts.get(name))
         for name in ("owner", "flag", "leader"):
             known[name] = texts.get(name)
-        return cls(job_id, texts.get("state", "unknown"), is_lease_expired="suspect" in texts, **known)
+        return cls(
+            job_id,
+            texts.get("state", "unknown"),
+            is_lease_expired="suspect" in texts,
+            **known,
+        )
 
     @property
     def size(self) -> int | None:
@@ -76,7 +89,8 @@ class JobView:
         return next((size for size in sizes if isinstance(size, int)), None)
 
     def as_json(self) -> dict[str, Any]:
-        """For programs: the URL as it was pushed, times as RFC 3339, of the headers only their names."""
+        """For programs: the URL as it was pushed, times as RFC 3339, of the headers
+        only their names."""
         return {
             "id": self.id,
             "state": self.state,
@@ -123,11 +137,17 @@ def _asked(raw: bytes) -> dict[str, Any]:
         return {"url": error.url, "problem": str(error), "priority": "normal"}
     except Malformed as error:
         return {"problem": str(error), "priority": "normal"}
-    return {"url": job.url, "save_path": job.save_path, "priority": job.priority, "asked": job}
+    return {
+        "url": job.url,
+        "save_path": job.save_path,
+        "priority": job.priority,
+        "asked": job,
+    }
 
 
 def _wishes(job: PushedJob | None) -> dict[str, Any]:
-    """What the client asked for beyond URL and path; of the headers only their names."""
+    """What the client asked for beyond URL and path; of the headers only their
+    names."""
     job = job or PushedJob(b"", "", "")
     return {
         "not_before": time_text(job.not_before),
@@ -145,7 +165,11 @@ def _wishes(job: PushedJob | None) -> dict[str, Any]:
 
 def number(text: str | None) -> float | None:
     """A number from Redis, None if it is none."""
-    return float(text) if text and re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]+)?", text) else None
+    return (
+        float(text)
+        if text and re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]+)?", text)
+        else None
+    )
 
 
 def _seconds(text: str | None, ahead_ms: int) -> float | None:

@@ -1,4 +1,5 @@
-"""The names of all Redis keys. dlpool's own carry the intake list as hash tag, and so share its Cluster slot."""
+"""The names of all Redis keys. dlpool's own carry the intake list as hash tag, and so
+share its Cluster slot."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ SUCCESS_TTL_S = 86_400
 
 @dataclass(frozen=True)
 class QueueKeys:
-    """The keys of one queue; ``group`` is the part that a deployment shares its Redis by, or None."""
+    """The keys of one queue; ``group`` is the part that a deployment shares its Redis
+    by, or None."""
 
     group: str | None = None
 
@@ -52,7 +54,8 @@ class QueueKeys:
 
     @property
     def leases(self) -> str:
-        """Sorted set: ids of running jobs by the time (ms) at which their lease passes."""
+        """Sorted set: ids of running jobs by the time (ms) at which their lease
+        passes."""
         return f"{self.prefix}leases"
 
     def held_by(self, sid: str) -> str:
@@ -65,7 +68,8 @@ class QueueKeys:
 
     @property
     def supervisors(self) -> str:
-        """Sorted set: supervisors by the time (ms) at which their registration passes."""
+        """Sorted set: supervisors by the time (ms) at which their registration
+        passes."""
         return f"{self.prefix}supervisors"
 
     def supervisor(self, sid: str) -> str:
@@ -89,7 +93,8 @@ class QueueKeys:
 
     @property
     def stale(self) -> str:
-        """Hash: of each list of ready jobs how many places in it are those of jobs that were moved or stopped."""
+        """Hash: of each list of ready jobs how many places in it are those of jobs that
+        were moved or stopped."""
         return f"{self.prefix}stale"
 
     def stats(self, day: int) -> str:
@@ -108,7 +113,8 @@ class QueueKeys:
 
     @property
     def clock(self) -> str:
-        """Hash: the last recorded queue time (``seen``), and its lead over the clock (``ahead``), in ms."""
+        """Hash: the last recorded queue time (``seen``), and its lead over the clock
+        (``ahead``), in ms."""
         return f"{self.prefix}looked:clock"
 
     @property
@@ -117,20 +123,43 @@ class QueueKeys:
         return f"{self.prefix}outbox"
 
     def key_types(self, day: int) -> dict[str, str]:
-        """Return the type that each key has that is there once (TYPE of Redis); ``day``: of the counters."""
-        zsets = ("delayed", "leases", "supervisors", "done", "dead", "cancelled", "paused", "parked", "holds")
+        """Return the type that each key has that is there once (TYPE of Redis);
+        ``day``: of the counters."""
+        zsets = (
+            "delayed",
+            "leases",
+            "supervisors",
+            "done",
+            "dead",
+            "cancelled",
+            "paused",
+            "parked",
+            "holds",
+        )
         large = ("large:done", "large:dead", "large:cancelled", "failures")
         texts = ("fence", "looked", "recoverer", "sampled", "watched", "halted")
         own = {
             **dict.fromkeys((*zsets, *large), "zset"),
             **dict.fromkeys(texts, "string"),
             **{f"ready:{priority}": "list" for priority in READY},
-            **dict.fromkeys(("stale", "looked:clock", "outbox", f"stats:{day}", "bytes", "failures:bytes"), "hash"),
+            **dict.fromkeys(
+                (
+                    "stale",
+                    "looked:clock",
+                    "outbox",
+                    f"stats:{day}",
+                    "bytes",
+                    "failures:bytes",
+                ),
+                "hash",
+            ),
             **dict.fromkeys(("events", "history", "audit"), "stream"),
             "wake": "list",
             "drained": "set",
         }
-        return {self.intake: "list"} | {self.prefix + name: kind for name, kind in own.items()}
+        return {self.intake: "list"} | {
+            self.prefix + name: kind for name, kind in own.items()
+        }
 
     def mail(self, sid: str) -> str:
         """List: verbs for a supervisor."""
@@ -138,7 +167,8 @@ class QueueKeys:
 
     @property
     def wake(self) -> str:
-        """List of one token at most: a job became ready elsewhere than in the intake."""
+        """List of one token at most: a job became ready elsewhere than in the
+        intake."""
         return f"{self.prefix}wake"
 
     @property
@@ -148,7 +178,8 @@ class QueueKeys:
 
     @property
     def throttled(self) -> str:
-        """Sorted set: ids of jobs that wait until their host may be asked, by the time (ms) at which they try again."""
+        """Sorted set: ids of jobs that wait until their host may be asked, by the time
+        (ms) at which they try again."""
         return f"{self.prefix}parked"
 
     @property
@@ -158,12 +189,14 @@ class QueueKeys:
 
     @property
     def halted(self) -> str:
-        """String: while it is there, nobody gets new jobs; since when, in ms since 1970."""
+        """String: while it is there, nobody gets new jobs; since when, in ms since
+        1970."""
         return f"{self.prefix}halted"
 
     @property
     def watched(self) -> str:
-        """String: until when (ms) supervisors are not asked for news again, for the status page."""
+        """String: until when (ms) supervisors are not asked for news again, for the
+        status page."""
         return f"{self.prefix}watched"
 
     @property
@@ -183,11 +216,13 @@ class QueueKeys:
 
 
 def node_of(sid: str) -> str | None:
-    """The node of a supervisor: its sid is the node's id, a hyphen and eight digits; None for what is no such sid."""
+    """The node of a supervisor: its sid is the node's id, a hyphen and eight digits;
+    None for what is no such sid."""
     match = re.fullmatch(r"(.+)-[0-9a-f]{8}", sid)
     return match[1] if match else None
 
 
 def host_slot_keys(host: str) -> list[str]:
-    """Of an origin host, shared by all queues of a Redis: its slots, and when the next job may begin there."""
+    """Of an origin host, shared by all queues of a Redis: its slots, and when the next
+    job may begin there."""
     return [f"dlpool:limit:{{{host}}}", f"dlpool:limit:{{{host}}}:next"]

@@ -1,7 +1,9 @@
-"""In a Cluster: the way of a record from the end of its job, which is in one slot, to where clients look, in another.
+"""In a Cluster: the way of a record from the end of its job, which is in one slot, to
+where clients look, in another.
 
-The end of a job puts its record into the outbox, in one step. Who ended the job then writes it for clients, and takes
-it out. What a killed one leaves, or could not write, any supervisor writes later. Written twice it says the same.
+The end of a job puts its record into the outbox, in one step. Who ended the job then
+writes it for clients, and takes it out. What a killed one leaves, or could not write,
+any supervisor writes later. Written twice it says the same.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ LATE_S = 10.0  # who ended the job has written its record by then, or does not a
 
 @dataclass(frozen=True)
 class Delivery:
-    """How many records clients see now, how many wait and why, and those (by ticket) that Redis will never take."""
+    """How many records clients see now, how many wait and why, and those (by ticket)
+    that Redis will never take."""
 
     written: int = 0
     waiting: int = 0
@@ -37,9 +40,12 @@ class Delivery:
 
 
 class Outbox:
-    """Of one group. Thread-safe. Each method raises QueueError when the outbox itself is away."""
+    """Of one group. Thread-safe. Each method raises QueueError when the outbox itself
+    is away."""
 
-    def __init__(self, client: redis.Redis, keys: QueueKeys, cluster: ClusterRoute) -> None:
+    def __init__(
+        self, client: redis.Redis, keys: QueueKeys, cluster: ClusterRoute
+    ) -> None:
         self._client: Any = client
         self._keys = keys
         self._key = keys.outbox
@@ -51,18 +57,33 @@ class Outbox:
             return Delivery()
         with translated(self._client):
             found = self._client.hmget(self._key, tickets)
-        records = ((ticket, _record(entry or b"")) for ticket, entry in zip(tickets, found, strict=True))
-        return self._write([(ticket, record, SUCCESS_TTL_S) for ticket, record in records if record is not None])
+        records = (
+            (ticket, _record(entry or b""))
+            for ticket, entry in zip(tickets, found, strict=True)
+        )
+        return self._write(
+            [
+                (ticket, record, SUCCESS_TTL_S)
+                for ticket, record in records
+                if record is not None
+            ]
+        )
 
     def replay(self) -> Delivery:
-        """Write some of the records that lie there for long; one that has expired, or is overtaken, is dropped."""
+        """Write some of the records that lie there for long; one that has expired, or
+        is overtaken, is dropped."""
         with translated(self._client):
             members = self._client.hrandfield(self._key, AT_ONCE, withvalues=True) or []
-            now_s = queue_time(self._client, self._keys).now_ms // 1000 if members else 0
+            now_s = (
+                queue_time(self._client, self._keys).now_ms // 1000 if members else 0
+            )
         late: list[tuple[str, ClientRecord, int]] = []
         foreign: list[bytes] = []
         for ticket, entry in zip(members[::2], members[1::2], strict=True):
-            record, age_s = _record(entry), now_s - to_int(entry.partition(b" ")[0]) // 1000
+            record, age_s = (
+                _record(entry),
+                now_s - to_int(entry.partition(b" ")[0]) // 1000,
+            )
             if record is None:
                 foreign.append(ticket)
             elif age_s >= LATE_S:
@@ -76,8 +97,11 @@ class Outbox:
             with translated(self._client):
                 self._client.hdel(self._key, *tickets)
 
-    def _write(self, entries: Sequence[tuple[str, ClientRecord, int]], *, is_late: bool = False) -> Delivery:
-        """Write (ticket, record, seconds to live); what a node does not take now stays, the others' are not kept."""
+    def _write(
+        self, entries: Sequence[tuple[str, ClientRecord, int]], *, is_late: bool = False
+    ) -> Delivery:
+        """Write (ticket, record, seconds to live); what a node does not take now stays,
+        the others' are not kept."""
         written: list[str] = []
         refused: list[tuple[str, str]] = []
         away: dict[Any, str] = {}
@@ -106,7 +130,8 @@ class Outbox:
 
 
 def encode_entry(record: ClientRecord) -> bytes:
-    """A record as the outbox holds it, after the time (ms) and a space; its text stays byte by byte."""
+    """A record as the outbox holds it, after the time (ms) and a space; its text stays
+    byte by byte."""
     return jsontext.dumps([record.key, record.field]) + b"\n" + record.value
 
 
@@ -133,7 +158,11 @@ def _set(client: Any, record: ClientRecord, ttl_s: int, *, is_late: bool) -> Non
 
 def _is_overtaken(client: Any, record: ClientRecord) -> bool:
     """Whether clients see a record there that is as new already."""
-    seen = client.get(record.key) if record.field is None else client.hget(record.key, record.field)
+    seen = (
+        client.get(record.key)
+        if record.field is None
+        else client.hget(record.key, record.field)
+    )
     return seen is not None and _time(seen) >= _time(record.value)
 
 

@@ -1,4 +1,5 @@
-"""Find out whether a job's path leads to what dlpool owns: by a link, a bind mount, another case or a hard link."""
+"""Find out whether a job's path leads to what dlpool owns: by a link, a bind mount,
+another case or a hard link."""
 
 from __future__ import annotations
 
@@ -14,9 +15,11 @@ from dlpool.disk import Identity, identity_of
 
 @dataclass(frozen=True)
 class PathWalk:
-    """A path below a root, as it was found. ``identities``: of the root and of each of ``names`` that exists.
+    """A path below a root, as it was found. ``identities``: of the root and of each of
+    ``names`` that exists.
 
-    ``mode`` and ``links``: of the path itself, 0 if it does not exist. ``is_plain``: no link, no error on the way.
+    ``mode`` and ``links``: of the path itself, 0 if it does not exist. ``is_plain``: no
+    link, no error on the way.
     """
 
     path: str
@@ -33,7 +36,8 @@ class PathWalk:
 
 
 def walk_down(root: str, names: list[str]) -> PathWalk:
-    """Look at ``root`` and at each of ``names`` below it, up to the first that does not exist, or is a link."""
+    """Look at ``root`` and at each of ``names`` below it, up to the first that does not
+    exist, or is a link."""
     identities: list[Identity] = []
     mode = links = 0
     is_plain = True
@@ -60,13 +64,16 @@ def walk_down(root: str, names: list[str]) -> PathWalk:
 class OwnedPathIndex:
     """The places of what dlpool owns, looked at once. Immutable.
 
-    A job's path is compared by its name and by the identities that its walk has found anyway; only if these make it
-    suspect, both places are looked at again: an inode number may have been given to another file meanwhile.
+    A job's path is compared by its name and by the identities that its walk has found
+    anyway; only if these make it suspect, both places are looked at again: an inode
+    number may have been given to another file meanwhile.
     """
 
     def __init__(self, owned: Iterable[OwnedPath]) -> None:
         self._places = [(one, Location.of(one.path)) for one in owned]
-        self._anchors: dict[Identity, list[tuple[tuple[str, ...], OwnedPath]]] = defaultdict(list)
+        self._anchors: dict[Identity, list[tuple[tuple[str, ...], OwnedPath]]] = (
+            defaultdict(list)
+        )
         for one, place in self._places:
             if place.identities:
                 self._anchors[place.identities[-1]].append((place.rest, one))
@@ -79,7 +86,9 @@ class OwnedPathIndex:
         if not suspects:
             return None
         target = Location.of(walk.path)
-        return next((one for one in suspects if Location.of(one.path).holds(target)), None)
+        return next(
+            (one for one in suspects if Location.of(one.path).holds(target)), None
+        )
 
     def _suspects(self, walk: PathWalk) -> Iterator[OwnedPath]:
         """Yield what may be meant by another name."""
@@ -88,5 +97,8 @@ class OwnedPathIndex:
             return
         for position, identity in enumerate(walk.identities):
             for rest, one in self._anchors.get(identity, ()):
-                if tuple(map(folded, walk.names[position : position + len(rest)])) == rest:
+                if (
+                    tuple(map(folded, walk.names[position : position + len(rest)]))
+                    == rest
+                ):
                     yield one

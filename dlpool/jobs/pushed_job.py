@@ -19,7 +19,8 @@ from dlpool.transfer.http.urls import check_header, split_credentials
 from dlpool.transfer.job import Checksum
 
 MAX_JOB_BYTES = 1024 * 1024
-# As ASCII JSON, which is how a job travels to its worker: together they stay below the 64 KiB of a frame.
+# As ASCII JSON, which is how a job travels to its worker: together they stay below the
+# 64 KiB of a frame.
 MAX_URL = 16 * 1024
 MAX_PATH = 8 * 1024
 MAX_HEADERS = 16 * 1024  # all of them
@@ -46,7 +47,8 @@ class Malformed(UsageError):
 
 
 class BadJob(UsageError):
-    """A job of a known URL that cannot be run as it stands: it fails, with its record."""
+    """A job of a known URL that cannot be run as it stands: it fails, with its
+    record."""
 
     def __init__(self, message: str, url: str) -> None:
         super().__init__(message)
@@ -57,7 +59,8 @@ class BadJob(UsageError):
 class PushedJob:
     """What a client asks for. ``not_before`` in seconds since 1970, None is now.
 
-    ``limit_rate`` in bytes/s. ``raw`` is the text as it was pushed; it goes into the failure record unchanged.
+    ``limit_rate`` in bytes/s. ``raw`` is the text as it was pushed; it goes into the
+    failure record unchanged.
     """
 
     raw: bytes
@@ -78,7 +81,8 @@ class PushedJob:
 
     @property
     def digest(self) -> str:
-        """What jobs with the same URL and path share; one that is to be scanned joins none that may not be."""
+        """What jobs with the same URL and path share; one that is to be scanned joins
+        none that may not be."""
         same = [self.url, self.save_path, *(["scan"] if self.scan else [])]
         return hashlib.sha256(json.dumps(same).encode()).hexdigest()
 
@@ -92,7 +96,12 @@ class PushedJob:
             if not isinstance(own, dict):
                 raise UsageError("dlpool is not an object")
             _check_url(url)
-            return cls(raw=raw, url=url, save_path=_required(fields, "save_path", MAX_PATH), **_own(own))
+            return cls(
+                raw=raw,
+                url=url,
+                save_path=_required(fields, "save_path", MAX_PATH),
+                **_own(own),
+            )
         except UsageError as error:
             raise BadJob(f"the job cannot be run: {error}", url) from error
 
@@ -108,7 +117,8 @@ def parse_valid_job(raw: bytes) -> PushedJob:
 
 
 def compose_job(url: str, save_path: str, **own: Any) -> bytes:
-    """The text of a job, with those of dlpool's own fields that are not None. Raises UsageError."""
+    """The text of a job, with those of dlpool's own fields that are not None. Raises
+    UsageError."""
     given = {name: value for name, value in own.items() if value is not None}
     job: dict[str, Any] = {"url": url, "save_path": save_path}
     if given:
@@ -148,14 +158,18 @@ def _required(fields: Mapping[str, Any], name: str, most: int) -> str:
     if not isinstance(value, str) or not value:
         raise Malformed(f"{name} is {'missing' if value is None else 'not a text'}")
     if len(json.dumps(value)) - 2 > most:
-        raise Malformed(f"{name} is longer than {most} characters (other than ASCII counts as 6 or 12)")
+        raise Malformed(
+            f"{name} is longer than {most} characters (other than ASCII counts as 6 or "
+            f"12)"
+        )
     if re.search("[\ud800-\udfff]", value):
         raise Malformed(f"{name} is not Unicode text")
     return value
 
 
 def _check_url(url: str) -> None:
-    """See that it has parts at all; everything that looks for a host in it relies on that."""
+    """See that it has parts at all; everything that looks for a host in it relies on
+    that."""
     try:
         urlsplit(url)
     except ValueError as error:
@@ -164,7 +178,11 @@ def _check_url(url: str) -> None:
 
 def _own(given: Mapping[str, Any]) -> dict[str, Any]:
     """The fields under "dlpool" that are known, each checked."""
-    return {name: _CHECKS[name](given[name]) for name in FIELDS if given.get(name) is not None}
+    return {
+        name: _CHECKS[name](given[name])
+        for name in FIELDS
+        if given.get(name) is not None
+    }
 
 
 def _id(value: object) -> str:
@@ -184,23 +202,39 @@ def parse_priority(value: object) -> str:
 
 def parse_time(value: object) -> float:
     """Seconds since 1970, from RFC 3339 or epoch seconds. Raises UsageError."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**40:
+    if (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and 0 <= value < 2**40
+    ):
         return float(value)
     text = str(value)
     if re.fullmatch(r"[0-9]{1,12}(\.[0-9]+)?", text):
         return float(text)
-    match = re.fullmatch(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(\.\d+)?([Zz]|[+-]\d\d:\d\d)", text, re.ASCII)
+    match = re.fullmatch(
+        r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(\.\d+)?([Zz]|[+-]\d\d:\d\d)",
+        text,
+        re.ASCII,
+    )
     try:
         if match is None:
             raise ValueError(text)
         zone = "+00:00" if match[4] in "Zz" else match[4]
-        return datetime.fromisoformat(f"{match[1]}T{match[2]}{zone}").timestamp() + float(match[3] or 0)
+        return datetime.fromisoformat(
+            f"{match[1]}T{match[2]}{zone}"
+        ).timestamp() + float(match[3] or 0)
     except (ValueError, OverflowError):
-        raise UsageError("dlpool.not_before is neither RFC 3339 nor epoch seconds") from None
+        raise UsageError(
+            "dlpool.not_before is neither RFC 3339 nor epoch seconds"
+        ) from None
 
 
 def _attempts(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1_000_000:
+    if (
+        not isinstance(value, int)
+        or isinstance(value, bool)
+        or not 1 <= value <= 1_000_000
+    ):
         raise UsageError("dlpool.max_attempts is not a whole number from 1 on")
     return value
 
@@ -212,7 +246,9 @@ def _checksum(value: object) -> Checksum:
 
 
 def _headers(value: object) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+    if not isinstance(value, dict) or not all(
+        isinstance(text, str) for text in value.values()
+    ):
         raise UsageError("dlpool.headers is not an object of texts")
     if len(json.dumps(value)) > MAX_HEADERS:
         raise UsageError(f"dlpool.headers is longer than {MAX_HEADERS} characters")
@@ -228,8 +264,12 @@ def _if_exists(value: object) -> str:
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,200}", value):
-        raise UsageError("dlpool.user_id or dlpool.trace_id is not a text of 1 to 200 characters")
+    if not isinstance(value, str) or not re.fullmatch(
+        r"[^\x00-\x1f\x7f\ud800-\udfff]{1,200}", value
+    ):
+        raise UsageError(
+            "dlpool.user_id or dlpool.trace_id is not a text of 1 to 200 characters"
+        )
     return value
 
 
@@ -250,7 +290,9 @@ def _rate(value: object) -> int:
     except ValueError:
         rate = None
     if not isinstance(rate, int) or isinstance(rate, bool) or not KIB <= rate < 2**63:
-        raise UsageError('dlpool.limit_rate is not bytes a second from 1024 on: a whole number, or a text as "1.5M"')
+        raise UsageError(
+            'dlpool.limit_rate is not bytes a second from 1024 on: a whole number, or a text as "1.5M"'
+        )
     return rate
 
 

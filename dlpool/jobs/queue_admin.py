@@ -1,4 +1,5 @@
-"""What operators do with a whole queue, or with its nodes. Thread-safe, as the client is; all raises QueueError."""
+"""What operators do with a whole queue, or with its nodes. Thread-safe, as the client
+is; all raises QueueError."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ LOOK_TTL_MS = 60_000
 
 
 class QueueAdmin:
-    """The switches of one queue. They stay until they are turned back, whoever restarts."""
+    """The switches of one queue. They stay until they are turned back, whoever
+    restarts."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
@@ -26,9 +28,16 @@ class QueueAdmin:
         self._controls = JobAdmin(client, keys)
 
     def pause(self) -> bool:
-        """Let nobody begin another job; running ones go on. Returns False if that was so already."""
+        """Let nobody begin another job; running ones go on. Returns False if that was
+        so already."""
         with translated(self._client):
-            return bool(self._client.set(self._keys.halted, queue_time(self._client, self._keys).now_ms, nx=True))
+            return bool(
+                self._client.set(
+                    self._keys.halted,
+                    queue_time(self._client, self._keys).now_ms,
+                    nx=True,
+                )
+            )
 
     def resume(self) -> None:
         """Let jobs begin again."""
@@ -54,12 +63,17 @@ class QueueAdmin:
         return was_drained
 
     def forget_ended(self, key: str) -> int:
-        """Remove the remembered jobs of ``keys.done``, ``keys.dead`` or ``keys.cancelled``; returns how many."""
+        """Remove the remembered jobs of ``keys.done``, ``keys.dead`` or
+        ``keys.cancelled``; returns how many."""
         count = 0
         with translated(self._client):
             while ids := self._client.zrange(key, 0, AT_ONCE - 1):
-                replies = [self._controls.execute("remove", to_text(job_id)) for job_id in ids]
-                self._client.zrem(key, *ids)  # of what runs again, or is not known any more
+                replies = [
+                    self._controls.execute("remove", to_text(job_id)) for job_id in ids
+                ]
+                self._client.zrem(
+                    key, *ids
+                )  # of what runs again, or is not known any more
                 count += replies.count("OK")
         return count
 
@@ -69,10 +83,14 @@ class QueueAdmin:
             pipeline = self._client.pipeline(transaction=False)
             for one in supervisors:
                 mail = self._keys.mail(one.sid)
-                pipeline.rpush(mail, "look").ltrim(mail, -100, -1).pexpire(mail, LOOK_TTL_MS)
+                pipeline.rpush(mail, "look").ltrim(mail, -100, -1).pexpire(
+                    mail, LOOK_TTL_MS
+                )
             pipeline.execute()
 
     def _wake(self) -> None:
         """Those that wait look again at once."""
         with translated(self._client):
-            self._client.pipeline(transaction=False).lpush(self._keys.wake, 1).ltrim(self._keys.wake, 0, 0).execute()
+            self._client.pipeline(transaction=False).lpush(self._keys.wake, 1).ltrim(
+                self._keys.wake, 0, 0
+            ).execute()

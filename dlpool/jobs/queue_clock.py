@@ -1,6 +1,8 @@
-"""The queue's time: the clock of Redis, but never set back. The transitions keep it (``queue_time`` in shared.lua).
+"""The queue's time: the clock of Redis, but never set back. The transitions keep it
+(``queue_time`` in shared.lua).
 
-All times in dlpool's own keys are queue times. For display they are converted to the present clock of Redis.
+All times in dlpool's own keys are queue times. For display they are converted to the
+present clock of Redis.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from dlpool.jobs.redis_values import to_int
 
 @dataclass(frozen=True)
 class QueueTime:
-    """A moment. ``now_ms``: in the queue's time; ``ahead_ms``: by how much that is ahead of the clock of Redis."""
+    """A moment. ``now_ms``: in the queue's time; ``ahead_ms``: by how much that is
+    ahead of the clock of Redis."""
 
     now_ms: int
     ahead_ms: int
@@ -28,8 +31,11 @@ class QueueTime:
         return self.now_ms - self.ahead_ms
 
     @classmethod
-    def of(cls, clock: tuple[int, int], noted: tuple[bytes | None, bytes | None]) -> QueueTime:
-        """Return the queue time of the replies to ``TIME`` and ``HMGET clock seen ahead``. Pure."""
+    def of(
+        cls, clock: tuple[int, int], noted: tuple[bytes | None, bytes | None]
+    ) -> QueueTime:
+        """Return the queue time of the replies to ``TIME`` and ``HMGET clock seen
+        ahead``. Pure."""
         clock_ms = clock[0] * 1000 + clock[1] // 1000
         seen_ms, ahead_ms = (to_int(one) for one in noted)
         now_ms = max(clock_ms + ahead_ms, seen_ms)
@@ -37,7 +43,8 @@ class QueueTime:
 
 
 def queue_time(client: redis.Redis, keys: QueueKeys) -> QueueTime:
-    """Return the queue's time, read in one round trip; writes nothing. Raises QueueError."""
+    """Return the queue's time, read in one round trip; writes nothing. Raises
+    QueueError."""
     pipeline: Any = client.pipeline(transaction=False)
     with translated(client):
         clock, noted = pipeline.time().hmget(keys.clock, "seen", "ahead").execute()
@@ -45,5 +52,6 @@ def queue_time(client: redis.Redis, keys: QueueKeys) -> QueueTime:
 
 
 def parse_ahead_ms(reply: bytes | None) -> int:
-    """Return by how many ms the queue's time is ahead of the clock, from the reply to ``HGET clock ahead``. Pure."""
+    """Return by how many ms the queue's time is ahead of the clock, from the reply to
+    ``HGET clock ahead``. Pure."""
     return to_int(reply)

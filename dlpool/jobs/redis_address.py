@@ -1,11 +1,20 @@
-"""The URL of a queue's server: one server, the master that Sentinels name, or a Cluster. Pure."""
+"""The URL of a queue's server: one server, the master that Sentinels name, or a
+Cluster. Pure."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
+SCHEMES = (
+    "redis",
+    "rediss",
+    "unix",
+    "redis+sentinel",
+    "rediss+sentinel",
+    "redis+cluster",
+    "rediss+cluster",
+)
 PORTS = {"sentinel": 26379, "cluster": 6379}
 
 _MANY = re.compile(
@@ -19,8 +28,9 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 class RedisAddress:
     """Where to ask. ``kind``: server, sentinel or cluster.
 
-    ``plain``: the URL of a server as redis-py reads it, for its options. ``hosts`` are (host, port) of the Sentinels
-    or nodes; ``service`` is the name by which Sentinels know the master.
+    ``plain``: the URL of a server as redis-py reads it, for its options. ``hosts`` are
+    (host, port) of the Sentinels or nodes; ``service`` is the name by which Sentinels
+    know the master.
     """
 
     kind: str
@@ -30,7 +40,8 @@ class RedisAddress:
 
     @classmethod
     def parse(cls, url: str) -> RedisAddress:
-        """Raises ValueError for a URL that cannot be used, as far as it is ours to see; its text may be secret."""
+        """Raises ValueError for a URL that cannot be used, as far as it is ours to see;
+        its text may be secret."""
         if "#" in url:
             raise ValueError("redis-py would ignore the rest")
         if "+" not in url.partition("://")[0]:
@@ -40,8 +51,12 @@ class RedisAddress:
             raise ValueError("not of the form SCHEME://HOST:PORT,HOST:PORT/...")
         kind, path = match["kind"], match["path"] or ""
         service, _, db = path.partition("/") if kind == "sentinel" else ("", "", path)
-        if (kind == "sentinel") != bool(service) or not re.fullmatch("[0-9]*" if kind == "sentinel" else "0?", db):
-            raise ValueError("a Sentinel's is /SERVICE[/DB], a Cluster has one database")
+        if (kind == "sentinel") != bool(service) or not re.fullmatch(
+            "[0-9]*" if kind == "sentinel" else "0?", db
+        ):
+            raise ValueError(
+                "a Sentinel's is /SERVICE[/DB], a Cluster has one database"
+            )
         hosts = tuple(_host(text, PORTS[kind]) for text in match["hosts"].split(","))
         plain = f"{match['scheme']}://{match['user'] or ''}localhost/{db}{match['query'] or ''}"
         return cls(kind, plain, hosts, service)

@@ -1,4 +1,5 @@
-"""Texts and numbers out of Redis, where other programs may have written anything. Pure, and raises nothing."""
+"""Texts and numbers out of Redis, where other programs may have written anything. Pure,
+and raises nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ MOST_MS = 10**16  # of a moment: later ones are none, and cannot be said in a cu
 
 
 def to_text(value: bytes | None) -> str:
-    """Return the text of a reply; empty for none, with U+FFFD for bytes that are not UTF-8."""
+    """Return the text of a reply; empty for none, with U+FFFD for bytes that are not
+    UTF-8."""
     return (value or b"").decode("utf-8", "replace")
 
 
@@ -21,7 +23,8 @@ def to_int(value: bytes | str | int | None) -> int:
 
 
 def to_ms(score: float) -> int:
-    """Return the score of a sorted set as a moment (ms since 1970), from 0 to ``MOST_MS``."""
+    """Return the score of a sorted set as a moment (ms since 1970), from 0 to
+    ``MOST_MS``."""
     return int(min(max(score, 0), MOST_MS))
 
 

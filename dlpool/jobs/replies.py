@@ -22,11 +22,15 @@ class NoSuchNode(DlpoolError, label="no_such_node"):
 
 def unknown_job_error(job_id: str) -> NoSuchJob:
     """What to raise for a job that Redis does not know."""
-    return NoSuchJob(f"no job {job_id[:80]!r} is known: it ended long ago, or still lies in the intake list")
+    return NoSuchJob(
+        f"no job {job_id[:80]!r} is known: it ended long ago, or still lies in the "
+        f"intake list"
+    )
 
 
 def error_of_reply(verb: str, name: str, reply: str) -> DlpoolError | None:
-    """What to raise for the answer to ``verb`` on the job or record ``name``; None if it is done."""
+    """What to raise for the answer to ``verb`` on the job or record ``name``; None if
+    it is done."""
     if reply in DONE:
         return None
     if reply == "NONE":

@@ -1,4 +1,5 @@
-"""A record for people's eyes instead of machines: ``TIME [level] event [logger] key=value ...``, a stack below it."""
+"""A record for people's eyes instead of machines: ``TIME [level] event [logger]
+key=value ...``, a stack below it."""
 
 from __future__ import annotations
 
@@ -7,7 +8,12 @@ from structlog.typing import EventDict
 
 from dlpool.observe.processors import MAX_LINE, shortened
 
-_NAMES = {"@timestamp": "timestamp", "log.level": "level", "message": "event", "log.logger": "logger"}
+_NAMES = {
+    "@timestamp": "timestamp",
+    "log.level": "level",
+    "message": "event",
+    "log.logger": "logger",
+}
 _STACK = "error.stack_trace"
 _LEFT_OUT = {
     "event.action",
@@ -26,19 +32,31 @@ _render = ConsoleRenderer(colors=False, sort_keys=False)
 def to_text(logger: object, level: str, record: EventDict) -> bytes:
     """One record as text, at most 64 KiB long."""
     shown = _rendered(logger, level, record)
-    return shown if len(shown) <= MAX_LINE else _rendered(logger, level, shortened(record))
+    return (
+        shown if len(shown) <= MAX_LINE else _rendered(logger, level, shortened(record))
+    )
 
 
 def _rendered(logger: object, level: str, record: EventDict) -> bytes:
     fields = {
-        _NAMES.get(key) or _printable(key): _printable(value) if isinstance(value, str) else value
+        _NAMES.get(key) or _printable(key): _printable(value)
+        if isinstance(value, str)
+        else value
         for key, value in record.items()
         if key not in _LEFT_OUT
     }
-    lines = [str(_render(logger, level, fields)), *str(record.get(_STACK, "")).splitlines()]
+    lines = [
+        str(_render(logger, level, fields)),
+        *str(record.get(_STACK, "")).splitlines(),
+    ]
     return "\n".join(map(_printable, lines)).encode() + b"\n"
 
 
 def _printable(text: str) -> str:
-    """``text`` with each character escaped that ends a line or does something to a terminal."""
-    return text if text.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+    """``text`` with each character escaped that ends a line or does something to a
+    terminal."""
+    return (
+        text
+        if text.isprintable()
+        else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+    )

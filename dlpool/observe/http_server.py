@@ -1,8 +1,10 @@
-"""A small HTTP server for probes and metrics that no client can make the process hang or grow with.
+"""A small HTTP server for probes and metrics that no client can make the process hang
+or grow with.
 
-One thread receives the heads of requests from a bounded number of connections, the oldest of which makes room for the
-next one, and answers probes. What takes longer has a thread for each of a few clients, and is refused to others. What
-is asked is parsed by the standard library's handler; here are only the bounds.
+One thread receives the heads of requests from a bounded number of connections, the
+oldest of which makes room for the next one, and answers probes. What takes longer has a
+thread for each of a few clients, and is refused to others. What is asked is parsed by
+the standard library's handler; here are only the bounds.
 """
 
 from __future__ import annotations
@@ -25,15 +27,22 @@ from dlpool.observe.log import Logger
 from dlpool.request_heads import HeadProgress, PendingHeads
 from dlpool.threads import is_out_of_descriptors
 
-NO_SNIFF = ("X-Content-Type-Options", "nosniff")  # of all answers: the body is what its type says (Fetch standard)
+NO_SNIFF = (
+    "X-Content-Type-Options",
+    "nosniff",
+)  # of all answers: the body is what its type says (Fetch standard)
 MAX_CONNECTIONS = 64  # whose request has not come
 MAX_SLOW = 2  # answers at once that take longer
-REQUEST_S = 3.0  # for a client to send its request, and as long again to take the answer
+REQUEST_S = (
+    3.0  # for a client to send its request, and as long again to take the answer
+)
 RETRY_S = 5.0  # until the next try to listen
 TURN_S = 0.5
 _BACKLOG = 128
 _ONE_READ = 8192  # bytes
-_LEFT = 64 * 1024  # bytes that are read and dropped, so that an answer is not lost by a reset
+_LEFT = (
+    64 * 1024
+)  # bytes that are read and dropped, so that an answer is not lost by a reset
 
 
 @dataclass(frozen=True)
@@ -57,15 +66,22 @@ Route = Callable[[ProbeRequest], ProbeResponse]
 
 
 class MonitoringServer:
-    """Listens at ``address`` as long as that is possible: where it is not, it warns once, and tries again.
+    """Listens at ``address`` as long as that is possible: where it is not, it warns
+    once, and tries again.
 
     ``serve`` is a thread; ``address`` may be set at any time, empty means nowhere.
     """
 
     def __init__(
-        self, address: str, routes: Mapping[str, Route], log: Logger, *, slow: frozenset[str] = frozenset({"/metrics"})
+        self,
+        address: str,
+        routes: Mapping[str, Route],
+        log: Logger,
+        *,
+        slow: frozenset[str] = frozenset({"/metrics"}),
     ) -> None:
-        """``slow``: paths whose answers are made in threads of their own; all others must not wait for anything."""
+        """``slow``: paths whose answers are made in threads of their own; all others
+        must not wait for anything."""
         self.address = address
         self._routes = routes
         self._slow = slow
@@ -74,7 +90,10 @@ class MonitoringServer:
         self._complaint = ""
 
     def __repr__(self) -> str:
-        return f"<Listener {self.address or 'off'}{': ' + self._complaint if self._complaint else ''}>"
+        return (
+            f"<Listener "
+            f"{self.address or 'off'}{': ' + self._complaint if self._complaint else ''}>"
+        )
 
     def serve(self) -> None:
         """Until ``stop``. Never raises."""
@@ -108,23 +127,36 @@ class MonitoringServer:
         if reason != self._complaint:
             self._complaint = reason
             self._log.warning(
-                "metrics_unheard", listen=self.address, reason=f"cannot listen there: {reason}", delay_s=RETRY_S
+                "metrics_unheard",
+                listen=self.address,
+                reason=f"cannot listen there: {reason}",
+                delay_s=RETRY_S,
             )
 
 
 class _Server:
     """A context; ``turn`` by one thread."""
 
-    def __init__(self, address: str, routes: Mapping[str, Route], slow: frozenset[str], log: Logger) -> None:
+    def __init__(
+        self,
+        address: str,
+        routes: Mapping[str, Route],
+        slow: frozenset[str],
+        log: Logger,
+    ) -> None:
         self._routes = routes
         self._slow = slow
         self._log = log
         self._heads: PendingHeads[socket.socket] = PendingHeads()
         self._places = threading.BoundedSemaphore(MAX_SLOW)
         host, port = split_address(address)
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
         family, *_, where = found[0]
-        self._listener = socket.create_server((str(where[0]), int(where[1])), family=family, backlog=_BACKLOG)
+        self._listener = socket.create_server(
+            (str(where[0]), int(where[1])), family=family, backlog=_BACKLOG
+        )
         self._listener.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
@@ -140,7 +172,9 @@ class _Server:
 
     def turn(self) -> None:
         """Serve whoever is there, or wait a moment."""
-        for key, _ in self._selector.select(min(TURN_S, self._heads.next_timeout_s(time.monotonic()))):
+        for key, _ in self._selector.select(
+            min(TURN_S, self._heads.next_timeout_s(time.monotonic()))
+        ):
             if key.fileobj is self._listener:
                 self._accept()
             elif isinstance(key.fileobj, socket.socket) and key.fileobj in self._heads:
@@ -169,7 +203,11 @@ class _Server:
             return
         except OSError:
             data = b""
-        progress = self._heads.feed(sock, data, time.monotonic() + REQUEST_S) if data else HeadProgress.TOO_LONG
+        progress = (
+            self._heads.feed(sock, data, time.monotonic() + REQUEST_S)
+            if data
+            else HeadProgress.TOO_LONG
+        )
         if progress is HeadProgress.TOO_LONG:
             self._drop(sock)
         elif progress is HeadProgress.COMPLETE:
@@ -189,17 +227,22 @@ class _Server:
 
     def _serve(self, sock: socket.socket, head: bytes) -> None:
         try:
-            self._answer(sock, head, {**self._routes, **dict.fromkeys(self._slow, _take_longer)})
+            self._answer(
+                sock, head, {**self._routes, **dict.fromkeys(self._slow, _take_longer)}
+            )
         except _TakesLonger:
             if not self._start(sock, head):
                 self._answer(sock, head, dict.fromkeys(self._slow, _crowded))
 
     def _start(self, sock: socket.socket, head: bytes) -> bool:
-        """Answer in a thread, which ends by itself within its seconds; False if there is none for it."""
+        """Answer in a thread, which ends by itself within its seconds; False if there
+        is none for it."""
         if not self._places.acquire(blocking=False):
             return False
         try:
-            threading.Thread(target=self._answer_slowly, args=(sock, head), daemon=True).start()
+            threading.Thread(
+                target=self._answer_slowly, args=(sock, head), daemon=True
+            ).start()
         except RuntimeError:  # no more threads
             self._places.release()
             return False
@@ -212,8 +255,11 @@ class _Server:
         finally:
             self._places.release()
 
-    def _answer(self, sock: socket.socket, head: bytes, routes: Mapping[str, Route]) -> None:
-        """Send one answer; a client that went away, or takes none, is no news. Raises _TakesLonger."""
+    def _answer(
+        self, sock: socket.socket, head: bytes, routes: Mapping[str, Route]
+    ) -> None:
+        """Send one answer; a client that went away, or takes none, is no news. Raises
+        _TakesLonger."""
         said = b""
         try:
             said = _Handler(head, routes).wfile.getvalue()
@@ -237,7 +283,10 @@ def _take_longer(_: ProbeRequest) -> ProbeResponse:
 
 
 def _crowded(_: ProbeRequest) -> ProbeResponse:
-    return ProbeResponse(b"too many ask for this just now, try again\n", status=HTTPStatus.SERVICE_UNAVAILABLE)
+    return ProbeResponse(
+        b"too many ask for this just now, try again\n",
+        status=HTTPStatus.SERVICE_UNAVAILABLE,
+    )
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -247,7 +296,8 @@ class _Handler(BaseHTTPRequestHandler):
     wfile: io.BytesIO
     server_version = f"dlpool/{__version__}"
     sys_version = ""
-    default_request_version = "HTTP/1.0"  # else what cannot be read gets an answer without a head, as of HTTP/0.9
+    # else what cannot be read gets an answer without a head, as of HTTP/0.9
+    default_request_version = "HTTP/1.0"
 
     def __init__(self, head: bytes, routes: Mapping[str, Route]) -> None:
         self._routes = routes
@@ -260,7 +310,10 @@ class _Handler(BaseHTTPRequestHandler):
         route = self._routes.get(path)
         if route is None:
             paths = " ".join(sorted(self._routes))
-            reply = ProbeResponse(f"there is nothing here; there are {paths}\n".encode(), status=HTTPStatus.NOT_FOUND)
+            reply = ProbeResponse(
+                f"there is nothing here; there are {paths}\n".encode(),
+                status=HTTPStatus.NOT_FOUND,
+            )
         else:
             options = frozenset(option.partition("=")[0] for option in query.split("&"))
             reply = route(ProbeRequest(options, self.headers.get("Accept", "")))

@@ -40,13 +40,16 @@ def _threshold(logger: str, settings: LoggingSettings) -> int:
 
 
 class RecordSink:
-    """Where records go. ``heard`` is told of each, whatever its level. The lock guards the count of lost ones."""
+    """Where records go. ``heard`` is told of each, whatever its level. The lock guards
+    the count of lost ones."""
 
     def __init__(self, file: LogFile, heard: OnEvent) -> None:
         self.file = file
         self.heard = heard
         self.dropped = 0
-        self._lock = threading.RLock()  # a signal handler may log while its own thread counts
+        self._lock = (
+            threading.RLock()
+        )  # a signal handler may log while its own thread counts
 
     def count_lost(self) -> None:
         """One more record could not be written."""
@@ -63,7 +66,8 @@ class LoggerChannel:
 
 
 class Logger(BoundLoggerBase):
-    """Logs events, with the fields that are bound to it. Its methods raise nothing; ``event`` is no field's name."""
+    """Logs events, with the fields that are bound to it. Its methods raise nothing;
+    ``event`` is no field's name."""
 
     _logger: LoggerChannel
 
@@ -104,11 +108,14 @@ class Logger(BoundLoggerBase):
 
 
 class Log:
-    """A process's log ``FOLDER/dlpool.log``, which any number of processes may share. Thread-safe.
+    """A process's log ``FOLDER/dlpool.log``, which any number of processes may share.
+    Thread-safe.
 
-    Every process calls ``tend_writer`` about once a second, and one of them all ``tend`` as well. Raises LocalFault if
-    the log cannot be opened and is ``is_required``; from then on nothing here raises, and ``dropped`` counts the
-    records that were lost. ``heard`` is told of each event on the thread where it happens, and may not raise.
+    Every process calls ``tend_writer`` about once a second, and one of them all
+    ``tend`` as well. Raises LocalFault if the log cannot be opened and is
+    ``is_required``; from then on nothing here raises, and ``dropped`` counts the
+    records that were lost. ``heard`` is told of each event on the thread where it
+    happens, and may not raise.
     """
 
     def __init__(
@@ -144,7 +151,9 @@ class Log:
 
     def logger(self, name: str, /, **bound: object) -> Logger:
         """A logger whose records say ``name`` and the ``bound`` fields."""
-        channel = self._channels.setdefault(name, LoggerChannel(self._sink, _threshold(name, self._settings)))
+        channel = self._channels.setdefault(
+            name, LoggerChannel(self._sink, _threshold(name, self._settings))
+        )
         return Logger(channel, self._chain, {"logger": name, **bound})
 
     def apply(self, settings: LoggingSettings) -> None:
@@ -154,8 +163,11 @@ class Log:
             channel.threshold = _threshold(name, settings)
 
     def reopen(self) -> None:
-        """Go over to the file that has the log's name now, as others have renamed or removed ours."""
-        with suppress(OSError):  # the next record tries again, and is written to the old file until then
+        """Go over to the file that has the log's name now, as others have renamed or
+        removed ours."""
+        with suppress(
+            OSError
+        ):  # the next record tries again, and is written to the old file until then
             self._sink.file.follow()
 
     def follow_rename(self) -> None:
@@ -163,7 +175,8 @@ class Log:
         self.reopen()
 
     def maintain(self) -> None:
-        """Rotate if that is due; then compress and remove old logs, on a thread of its own."""
+        """Rotate if that is due; then compress and remove old logs, on a thread of its
+        own."""
         if time.monotonic() < self._tend_after or not self._is_open:
             return
         try:
@@ -172,7 +185,9 @@ class Log:
                 self.reopen()
             is_busy = self._tidier is not None and self._tidier.is_alive()
             if not is_busy and not self._rotation.is_cleaned_up(self._settings, now):
-                self._tidier = threading.Thread(target=self._tidy, name="log-tidier", daemon=True)
+                self._tidier = threading.Thread(
+                    target=self._tidy, name="log-tidier", daemon=True
+                )
                 self._tidier.start()
         except (OSError, RuntimeError) as error:  # RuntimeError: no more threads
             self._complain(error)
@@ -187,7 +202,9 @@ class Log:
 
     def _tidy(self) -> None:
         try:
-            self._rotation.clean_up(self._settings, self._clock(), lambda: self._is_open)
+            self._rotation.clean_up(
+                self._settings, self._clock(), lambda: self._is_open
+            )
         except Exception as error:  # noqa: BLE001 - the top of a thread
             self._complain(error)
 

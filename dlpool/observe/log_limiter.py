@@ -1,4 +1,5 @@
-"""Lines of the log that strangers can cause at will: the first few are written, the others are counted."""
+"""Lines of the log that strangers can cause at will: the first few are written, the
+others are counted."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ PERIOD_S = 60.0
 
 @dataclass
 class _Period:
-    """From the first event of a key on. ``seen`` events have been written, ``left_out`` ones counted."""
+    """From the first event of a key on. ``seen`` events have been written, ``left_out``
+    ones counted."""
 
     ends_at: float
     seen: int = 0
@@ -20,9 +22,11 @@ class _Period:
 
 
 class LogLimiter:
-    """Decides which of many like events are written: ``burst`` of each key a minute. Thread-safe.
+    """Decides which of many like events are written: ``burst`` of each key a minute.
+    Thread-safe.
 
-    Keys are of a small set, such as a status and a label: what a stranger wrote is none.
+    Keys are of a small set, such as a status and a label: what a stranger wrote is
+    none.
     """
 
     def __init__(self, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -42,8 +46,15 @@ class LogLimiter:
             return False
 
     def pop_counts(self, *, now: bool = False) -> list[tuple[Hashable, int]]:
-        """Return the numbers of events that were left out, of the periods that are over; ``now``: of all."""
+        """Return the numbers of events that were left out, of the periods that are
+        over; ``now``: of all."""
         with self._lock:
-            over = [key for key, period in self._periods.items() if now or self._clock() >= period.ends_at]
+            over = [
+                key
+                for key, period in self._periods.items()
+                if now or self._clock() >= period.ends_at
+            ]
             periods = {key: self._periods.pop(key) for key in over}
-        return [(key, period.left_out) for key, period in periods.items() if period.left_out]
+        return [
+            (key, period.left_out) for key, period in periods.items() if period.left_out
+        ]

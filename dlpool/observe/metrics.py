@@ -1,6 +1,8 @@
-"""Every metric of a supervisor, and how Prometheus reads them. The only module that knows prometheus-client.
+"""Every metric of a supervisor, and how Prometheus reads them. The only module that
+knows prometheus-client.
 
-No label is a URL, a path that a job names, or a job's id: the number of series does not grow with the work.
+No label is a URL, a path that a job names, or a job's id: the number of series does not
+grow with the work.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from dlpool.scan.guard import OUTCOMES
 MIB = 1024 * 1024
 _SECONDS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0, 7200.0)
 _CALL_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
-_SPEEDS = tuple(float(MIB * step) for step in (0.1, 0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1000))
+_SPEEDS = tuple(
+    float(MIB * step) for step in (0.1, 0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1000)
+)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the time at which a counter began: another series for each, that nobody asks for
 
@@ -41,43 +45,70 @@ class Metrics:
         """``range_bounds_s``: the upper bounds within which workers count ranges."""
         self._registry = CollectorRegistry()
         self._ranges = MergedHistogram(
-            "dlpool_range_seconds", "Time of a range, from its request to its last byte.", range_bounds_s
+            "dlpool_range_seconds",
+            "Time of a range, from its request to its last byte.",
+            range_bounds_s,
         )
         self._registry.register(self._ranges)
         ProcessCollector(registry=self._registry)
-        self._gauge("build_info", "Always 1.", "version", "python").labels(__version__, platform.python_version()).set(
-            1
-        )
+        self._gauge("build_info", "Always 1.", "version", "python").labels(
+            __version__, platform.python_version()
+        ).set(1)
         self._declare_work()
         self._declare_node()
         self._declare_queue()
 
     def _declare_work(self) -> None:
-        self.jobs = self._counter("jobs", "Jobs that ended for good on this node.", "outcome", "label")
+        self.jobs = self._counter(
+            "jobs", "Jobs that ended for good on this node.", "outcome", "label"
+        )
         self.requeued = self._counter(
             "requeued_jobs",
-            "Runs and claims of jobs that ended otherwise: the job went back to the queue, or is another node's.",
+            "Runs and claims of jobs that ended otherwise: the job went back to the "
+            "queue, or is another node's.",
             "outcome",
             "label",
         )
         self.job_seconds = self._histogram(
-            "job_seconds", "Time of a job in a worker, by how that run ended.", _SECONDS, "ending"
+            "job_seconds",
+            "Time of a job in a worker, by how that run ended.",
+            _SECONDS,
+            "ending",
         )
         self.job_speed = self._histogram(
-            "job_speed_bytes_per_second", "Speed of jobs that succeeded and received 1 MiB or more.", _SPEEDS
+            "job_speed_bytes_per_second",
+            "Speed of jobs that succeeded and received 1 MiB or more.",
+            _SPEEDS,
         )
-        self.received = self._counter("received_bytes", "Bytes of files that came over the network.")
-        self.retries = self._counter("range_retries", "Ranges that were asked for again.", "reason")
+        self.received = self._counter(
+            "received_bytes", "Bytes of files that came over the network."
+        )
+        self.retries = self._counter(
+            "range_retries", "Ranges that were asked for again.", "reason"
+        )
         self.scans = self._counter(
-            "scans", "Files that were checked for malware before they were published.", "outcome"
+            "scans",
+            "Files that were checked for malware before they were published.",
+            "outcome",
         )
         self.redis_seconds = self._histogram(
-            "redis_call_seconds", "Time of a call of a script in Redis, until its answer.", _CALL_SECONDS, "call"
+            "redis_call_seconds",
+            "Time of a call of a script in Redis, until its answer.",
+            _CALL_SECONDS,
+            "call",
         )
-        self.redis_errors = self._counter("redis_errors", "Calls of Redis that failed.", "kind")
-        self.worker_starts = self._counter("worker_starts", "Worker processes that were started.")
-        self.worker_exits = self._counter("worker_exits", "Worker processes that have ended.", "how")
-        self.log_dropped = self._counter("log_dropped_records", "Log records that could not be written.")
+        self.redis_errors = self._counter(
+            "redis_errors", "Calls of Redis that failed.", "kind"
+        )
+        self.worker_starts = self._counter(
+            "worker_starts", "Worker processes that were started."
+        )
+        self.worker_exits = self._counter(
+            "worker_exits", "Worker processes that have ended.", "how"
+        )
+        self.log_dropped = self._counter(
+            "log_dropped_records", "Log records that could not be written."
+        )
         self.jobs.labels("success", "")  # so that the first one is an increase
         for label in {"poison", *(kind.label for kind in FailJob.__subclasses__())}:
             self.jobs.labels("failed", label)
@@ -89,31 +120,62 @@ class Metrics:
             self.redis_errors.labels(kind)
 
     def _declare_node(self) -> None:
-        self.ready = self._gauge("ready", "1 while this node takes jobs, as /readyz says.")
+        self.ready = self._gauge(
+            "ready", "1 while this node takes jobs, as /readyz says."
+        )
         self.redis_up = self._gauge("redis_up", "1 while Redis answers.")
-        self.low_on_space = self._gauge("low_on_space", "1 while jobs wait for disk space (min_free).")
-        self.node_fault = self._gauge("node_fault", "1 while no jobs are taken because of a full or broken disk.")
+        self.low_on_space = self._gauge(
+            "low_on_space", "1 while jobs wait for disk space (min_free)."
+        )
+        self.node_fault = self._gauge(
+            "node_fault", "1 while no jobs are taken because of a full or broken disk."
+        )
         self.slots = self._gauge("slots", "Jobs that the workers can run at once.")
         self.limited_hosts = self._gauge(
-            "limited_hosts", "Origin hosts that get fewer jobs at once, as they turned some away."
+            "limited_hosts",
+            "Origin hosts that get fewer jobs at once, as they turned some away.",
         )
-        self.connections = self._gauge("connections", "Connections of all running jobs to their servers.")
+        self.connections = self._gauge(
+            "connections", "Connections of all running jobs to their servers."
+        )
         self.in_flight = self._gauge("held_jobs", "Jobs of this node.", "state")
         self.workers = self._gauge("workers", "Worker processes.", "state")
-        self.worker_memory = self._gauge("workers_resident_bytes", "Resident memory of all workers together.")
-        self.worker_memory_max = self._gauge("worker_resident_bytes_max", "Resident memory of the largest worker.")
-        self.disk_free = self._gauge("disk_free_bytes", "What this user may still write there.", "folder")
-        self.disk_size = self._gauge("disk_size_bytes", "Size of the file system.", "folder")
-        self.spooled = self._gauge("spooled_outcomes", "Ends of jobs on disk that Redis was not told yet.")
+        self.worker_memory = self._gauge(
+            "workers_resident_bytes", "Resident memory of all workers together."
+        )
+        self.worker_memory_max = self._gauge(
+            "worker_resident_bytes_max", "Resident memory of the largest worker."
+        )
+        self.disk_free = self._gauge(
+            "disk_free_bytes", "What this user may still write there.", "folder"
+        )
+        self.disk_size = self._gauge(
+            "disk_size_bytes", "Size of the file system.", "folder"
+        )
+        self.spooled = self._gauge(
+            "spooled_outcomes", "Ends of jobs on disk that Redis was not told yet."
+        )
 
     def _declare_queue(self) -> None:
-        self.queue_jobs = self._gauge("queue_jobs", "Jobs of the whole queue, by where they are.", "state")
-        self.queue_oldest = self._gauge(
-            "queue_oldest_seconds", "Age of the job that waits longest; of the intake list: at least.", "list"
+        self.queue_jobs = self._gauge(
+            "queue_jobs", "Jobs of the whole queue, by where they are.", "state"
         )
-        self.queue_hosts = self._gauge("queue_hosts", "Origin hosts that jobs wait for, or nobody may ask.", "state")
-        self.queue_records = self._gauge("queue_failure_records", "Failure records that clients see.")
-        self.queue_supervisors = self._gauge("queue_supervisors", "Supervisors that live.")
+        self.queue_oldest = self._gauge(
+            "queue_oldest_seconds",
+            "Age of the job that waits longest; of the intake list: at least.",
+            "list",
+        )
+        self.queue_hosts = self._gauge(
+            "queue_hosts",
+            "Origin hosts that jobs wait for, or nobody may ask.",
+            "state",
+        )
+        self.queue_records = self._gauge(
+            "queue_failure_records", "Failure records that clients see."
+        )
+        self.queue_supervisors = self._gauge(
+            "queue_supervisors", "Supervisors that live."
+        )
         self.queue_halted = self._gauge("queue_halted", "1 while the queue is paused.")
         self.clear_queue()
 
@@ -126,18 +188,21 @@ class Metrics:
         self.redis_errors.labels(kind).inc()
 
     def clear_queue(self) -> None:
-        """Nothing is known of the queue now: NaN, and no series where there are labels."""
+        """Nothing is known of the queue now: NaN, and no series where there are
+        labels."""
         for labelled in (self.queue_jobs, self.queue_oldest, self.queue_hosts):
             labelled.clear()
         for single in (self.queue_records, self.queue_supervisors, self.queue_halted):
             single.set(math.nan)
 
     def add_ranges(self, counts: Sequence[float], seconds: float) -> None:
-        """More ranges have come: how many within each bound, and how long they took together."""
+        """More ranges have come: how many within each bound, and how long they took
+        together."""
         self._ranges.add(counts, seconds)
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
-        """All metrics as text in the form that the header ``Accept`` asks for, and its content type."""
+        """All metrics as text in the form that the header ``Accept`` asks for, and its
+        content type."""
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
 
@@ -147,8 +212,12 @@ class Metrics:
     def _gauge(self, name: str, help: str, *labels: str) -> Gauge:
         return Gauge(f"dlpool_{name}", help, labels, registry=self._registry)
 
-    def _histogram(self, name: str, help: str, bounds: Sequence[float], *labels: str) -> Histogram:
-        return Histogram(f"dlpool_{name}", help, labels, buckets=bounds, registry=self._registry)
+    def _histogram(
+        self, name: str, help: str, bounds: Sequence[float], *labels: str
+    ) -> Histogram:
+        return Histogram(
+            f"dlpool_{name}", help, labels, buckets=bounds, registry=self._registry
+        )
 
 
 def set_each(gauge: Gauge, values: Mapping[str, float]) -> None:
@@ -158,7 +227,8 @@ def set_each(gauge: Gauge, values: Mapping[str, float]) -> None:
 
 
 class MergedHistogram(Collector):
-    """A histogram that is counted elsewhere, and added up here. Thread-safe; the lock guards the counts."""
+    """A histogram that is counted elsewhere, and added up here. Thread-safe; the lock
+    guards the counts."""
 
     def __init__(self, name: str, help: str, bounds: Sequence[float]) -> None:
         self._name = name
@@ -171,12 +241,19 @@ class MergedHistogram(Collector):
     def add(self, counts: Sequence[float], total: float) -> None:
         """So many more within each bound, and after the last."""
         with self._lock:
-            self._counts = [mine + more for mine, more in zip(self._counts, counts, strict=True)]
+            self._counts = [
+                mine + more for mine, more in zip(self._counts, counts, strict=True)
+            ]
             self._sum += total
 
     def collect(self) -> Iterable[Metric]:
         """What prometheus-client asks for: counts up to each bound."""
         with self._lock:
             counts, total = self._counts, self._sum
-        buckets = [(bound, sum(counts[: index + 1])) for index, bound in enumerate(self._bounds)]
-        yield HistogramMetricFamily(self._name, self._help, buckets=buckets, sum_value=total)
+        buckets = [
+            (bound, sum(counts[: index + 1]))
+            for index, bound in enumerate(self._bounds)
+        ]
+        yield HistogramMetricFamily(
+            self._name, self._help, buckets=buckets, sum_value=total
+        )

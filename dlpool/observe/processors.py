@@ -1,4 +1,5 @@
-"""From the fields of a log call to its line: ECS names, who and when, JSON. Processors in structlog's sense, pure."""
+"""From the fields of a log call to its line: ECS names, who and when, JSON. Processors
+in structlog's sense, pure."""
 
 from __future__ import annotations
 
@@ -17,7 +18,15 @@ import orjson
 from structlog.typing import EventDict, Processor
 
 from dlpool.errors import DlpoolError
-from dlpool.observe.values import CUT, MAX_TEXT, Json, may_quote_input, safe_key, safe_text, to_json
+from dlpool.observe.values import (
+    CUT,
+    MAX_TEXT,
+    Json,
+    may_quote_input,
+    safe_key,
+    safe_text,
+    to_json,
+)
 from dlpool.redaction import REDACTED, is_secret, without_secrets
 from dlpool.transfer.http.urls import display_url
 
@@ -41,9 +50,16 @@ _RENAMED = {
     "sha256": "file.hash.sha256",
     "user_name": "user.name",
 }
-_OUTCOMES = {"success": "success", "succeeded": "success", "done": "success", "failure": "failure", "failed": "failure"}
+_OUTCOMES = {
+    "success": "success",
+    "succeeded": "success",
+    "done": "success",
+    "failure": "failure",
+    "failed": "failure",
+}
 _WITH_STACK = {"error", "critical"}
-_CAUSED = "\nThe above exception was the direct cause of the following exception:\n\n"  # as Python says it
+# as Python says it
+_CAUSED = "\nThe above exception was the direct cause of the following exception:\n\n"
 _DURING = "\nDuring handling of the above exception, another exception occurred:\n\n"
 
 _encode = json.JSONEncoder(
@@ -72,8 +88,11 @@ class Origin:
         }
 
 
-def processors(origin: Origin, clock: Callable[[], datetime], log_format: str = "json") -> list[Processor]:
-    """The chain whose result is one record, as bytes with their newline. ``clock`` gives the time in UTC."""
+def processors(
+    origin: Origin, clock: Callable[[], datetime], log_format: str = "json"
+) -> list[Processor]:
+    """The chain whose result is one record, as bytes with their newline. ``clock``
+    gives the time in UTC."""
     if log_format == "console":
         from dlpool.observe.console import to_text
 
@@ -82,7 +101,8 @@ def processors(origin: Origin, clock: Callable[[], datetime], log_format: str = 
 
 
 def to_ecs(_logger: object, level: str, fields: EventDict) -> EventDict:
-    """Rename and convert the fields of a call; what ECS has no name for becomes ``dlpool.NAME``."""
+    """Rename and convert the fields of a call; what ECS has no name for becomes
+    ``dlpool.NAME``."""
     event = str(to_json(fields.pop("event", None)))
     record: dict[str, Any] = {"message": event, "event.action": event}
     for key, value in fields.items():
@@ -111,8 +131,9 @@ def to_line(_logger: object, _level: str, record: EventDict) -> bytes:
 def _stamp(origin: Origin, clock: Callable[[], datetime]) -> Processor:
     """Prepend the fields of the process to a record.
 
-    ``@timestamp`` comes first, as rotation reads it, and then the logger: a shipper that knows files by their first 64
-    bytes tells the log of dlpool-web from that of the service even if both begin within one millisecond.
+    ``@timestamp`` comes first, as rotation reads it, and then the logger: a shipper
+    that knows files by their first 64 bytes tells the log of dlpool-web from that of
+    the service even if both begin within one millisecond.
     """
     known = origin.as_ecs()
 
@@ -132,7 +153,8 @@ def _stamp(origin: Origin, clock: Callable[[], datetime]) -> Processor:
 
 
 def shortened(record: EventDict) -> EventDict:
-    """The record with long values cut, and without its last fields where it has far too many."""
+    """The record with long values cut, and without its last fields where it has far too
+    many."""
     shown: dict[str, Any] = {}
     left = MAX_LINE // 2
     for key, value in record.items():
@@ -145,7 +167,8 @@ def shortened(record: EventDict) -> EventDict:
     return {**shown, "dlpool.is_cut": True}
 
 
-# --- fields that become several, or another kind of value ---------------------------------------------------------
+# --- fields that become several, or another kind of value
+# ---------------------------------------------------------
 
 
 def _url(value: object, _level: str) -> dict[str, Json]:
@@ -172,7 +195,11 @@ def _outcome(value: object, _level: str) -> dict[str, Json]:
     """ECS knows three outcomes; another is kept under a name of our own."""
     said = to_json(value)
     known = _OUTCOMES.get(said) if isinstance(said, str) else None
-    return {"event.outcome": known} if known else {"event.outcome": "unknown", "dlpool.outcome": said}
+    return (
+        {"event.outcome": known}
+        if known
+        else {"event.outcome": "unknown", "dlpool.outcome": said}
+    )
 
 
 def _error(value: object, level: str) -> dict[str, Json]:
@@ -180,7 +207,10 @@ def _error(value: object, level: str) -> dict[str, Json]:
         return {}
     if not isinstance(value, BaseException):
         return {"error.message": to_json(value)}
-    fields: dict[str, Json] = {"error.type": type(value).__name__, "error.message": _message(value)}
+    fields: dict[str, Json] = {
+        "error.type": type(value).__name__,
+        "error.message": _message(value),
+    }
     if isinstance(value, DlpoolError):
         fields["error.code"] = value.label
     if level in _WITH_STACK and value.__traceback__ is not None:
@@ -189,7 +219,8 @@ def _error(value: object, level: str) -> dict[str, Json]:
 
 
 def _told_stack(value: object, _level: str) -> dict[str, Json]:
-    """Return the field for the stack of an error in another process, as ``stack_of`` made it there."""
+    """Return the field for the stack of an error in another process, as ``stack_of``
+    made it there."""
     return {"error.stack_trace": to_json(value)} if value else {}
 
 
@@ -203,21 +234,32 @@ def _message(error: BaseException) -> str:
 
 
 def stack_of(error: BaseException, frames: int | None = None) -> str:
-    """Return the stack without secrets, causes first; of a long one the end, which shows where it was raised.
+    """Return the stack without secrets, causes first; of a long one the end, which
+    shows where it was raised.
 
-    ``frames``: only the innermost ones of each cause, so that the first cause is not cut off.
+    ``frames``: only the innermost ones of each cause, so that the first cause is not
+    cut off.
     """
-    lines = without_secrets("".join(_stacks(error, None if frames is None else -frames)[-_MAX_FRAMES:]))
-    return safe_text(lines if len(lines) <= MAX_TEXT else CUT + lines[-MAX_TEXT + len(CUT) :])
+    lines = without_secrets(
+        "".join(_stacks(error, None if frames is None else -frames)[-_MAX_FRAMES:])
+    )
+    return safe_text(
+        lines if len(lines) <= MAX_TEXT else CUT + lines[-MAX_TEXT + len(CUT) :]
+    )
 
 
 def _class_of(error: BaseException) -> str:
     kind = type(error)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
 
 
 def _stacks(error: BaseException, limit: int | None) -> list[str]:
-    """Return the lines of the stack of each cause, the first cause first; parse errors are told by their class."""
+    """Return the lines of the stack of each cause, the first cause first; parse errors
+    are told by their class."""
     found: list[str] = []
     seen: set[int] = set()
     one: BaseException | None = error
@@ -225,12 +267,28 @@ def _stacks(error: BaseException, limit: int | None) -> list[str]:
         seen.add(id(one))
         frames = traceback.format_tb(one.__traceback__, limit)
         head = ["Traceback (most recent call last):\n"] if frames else []
-        last = [f"{_class_of(one)}\n"] if may_quote_input(one) else traceback.format_exception_only(one)
+        last = (
+            [f"{_class_of(one)}\n"]
+            if may_quote_input(one)
+            else traceback.format_exception_only(one)
+        )
         following = None if one.__suppress_context__ else one.__context__
         link = _CAUSED if one.__cause__ is not None else _DURING
         one = one.__cause__ or following
-        found = [*([link] if one is not None and id(one) not in seen else []), *head, *frames, *last, *found]
+        found = [
+            *([link] if one is not None and id(one) not in seen else []),
+            *head,
+            *frames,
+            *last,
+            *found,
+        ]
     return found
 
 
-_EXPANDED = {"url": _url, "seconds": _duration, "outcome": _outcome, "error": _error, "stack": _told_stack}
+_EXPANDED = {
+    "url": _url,
+    "seconds": _duration,
+    "outcome": _outcome,
+    "error": _error,
+    "stack": _told_stack,
+}

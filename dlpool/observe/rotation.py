@@ -1,6 +1,8 @@
-"""Rotating, compressing and removing logs: what is due is decided by pure functions, ``Rotation`` does it.
+"""Rotating, compressing and removing logs: what is due is decided by pure functions,
+``Rotation`` does it.
 
-``dlpool.log`` becomes ``dlpool.log.20240506T070809.123Z`` and then ``dlpool.log.20240506T070809.123Z.gz``.
+``dlpool.log`` becomes ``dlpool.log.20240506T070809.123Z`` and then
+``dlpool.log.20240506T070809.123Z.gz``.
 """
 
 from __future__ import annotations
@@ -38,8 +40,13 @@ class RotatedLog:
 
     @classmethod
     def of(cls, live: str, path: Path, size: int) -> RotatedLog | None:
-        """What ``path`` is, if its name is one that a rotation of the log named ``live`` gives."""
-        match = _SUFFIX.fullmatch(path.name.removeprefix(live)) if path.name.startswith(live) else None
+        """What ``path`` is, if its name is one that a rotation of the log named
+        ``live`` gives."""
+        match = (
+            _SUFFIX.fullmatch(path.name.removeprefix(live))
+            if path.name.startswith(live)
+            else None
+        )
         if match is None:
             return None
         try:
@@ -52,17 +59,23 @@ class RotatedLog:
 
 
 def is_due(size: int, begun: date, today: date, settings: LoggingSettings) -> bool:
-    """Whether a live log of ``size`` bytes, whose first record is of the day ``begun``, is to be rotated."""
-    return size > settings.rotate_size or (size > 0 and settings.rotate_daily and begun < today)
+    """Whether a live log of ``size`` bytes, whose first record is of the day ``begun``,
+    is to be rotated."""
+    return size > settings.rotate_size or (
+        size > 0 and settings.rotate_daily and begun < today
+    )
 
 
 def rotated_name(live: Path, now: datetime) -> Path:
     """The name for a log that is rotated at ``now``."""
-    return live.with_name(f"{live.name}.{now.strftime(_STAMP)}.{now.microsecond // 1000:03d}Z")
+    return live.with_name(
+        f"{live.name}.{now.strftime(_STAMP)}.{now.microsecond // 1000:03d}Z"
+    )
 
 
 def first_day(start: bytes, changed_at: float) -> date:
-    """The day of a log's first record, from its first bytes; where they say nothing, of its last change."""
+    """The day of a log's first record, from its first bytes; where they say nothing, of
+    its last change."""
     match = _FIRST_DAY.match(start)
     try:
         return date.fromisoformat(match[1].decode()) if match else _day(changed_at)
@@ -77,25 +90,36 @@ def _day(seconds: float) -> date:
 def expired_logs(
     logs: Iterable[RotatedLog], live_size: int, now: datetime, settings: LoggingSettings
 ) -> list[RotatedLog]:
-    """The old logs to remove: those past ``keep_days``, and the oldest above ``keep_files`` or ``keep_size`` in all."""
+    """The old logs to remove: those past ``keep_days``, and the oldest above
+    ``keep_files`` or ``keep_size`` in all."""
     found, total = [], live_size
-    for number, log in enumerate(sorted(logs, key=lambda log: log.ended_at, reverse=True), 1):
+    for number, log in enumerate(
+        sorted(logs, key=lambda log: log.ended_at, reverse=True), 1
+    ):
         total += log.size
-        is_one_too_many = settings.keep_files is not None and number > settings.keep_files
+        is_one_too_many = (
+            settings.keep_files is not None and number > settings.keep_files
+        )
         is_old = now - log.ended_at > timedelta(days=settings.keep_days)
         if is_one_too_many or is_old or total > settings.keep_size:
             found.append(log)
     return found
 
 
-def is_compression_due(log: RotatedLog, now: datetime, settings: LoggingSettings) -> bool:
-    """Whether an old log is compressed by now: readers who follow it by its inode had time to come to its end."""
+def is_compression_due(
+    log: RotatedLog, now: datetime, settings: LoggingSettings
+) -> bool:
+    """Whether an old log is compressed by now: readers who follow it by its inode had
+    time to come to its end."""
     age = now - log.ended_at
-    return not log.is_compressed and not timedelta(0) <= age < timedelta(seconds=settings.compress_after)
+    return not log.is_compressed and not timedelta(0) <= age < timedelta(
+        seconds=settings.compress_after
+    )
 
 
 class Rotation:
-    """Rotates one log. For one process only, and in it for one thread at a time a method. Methods raise OSError."""
+    """Rotates one log. For one process only, and in it for one thread at a time a
+    method. Methods raise OSError."""
 
     def __init__(self, live: Path) -> None:
         self._live = live
@@ -107,7 +131,9 @@ class Rotation:
                 info, start = os.fstat(file.fileno()), file.read(64)
         except FileNotFoundError:
             return False
-        if not is_due(info.st_size, first_day(start, info.st_mtime), now.date(), settings):
+        if not is_due(
+            info.st_size, first_day(start, info.st_mtime), now.date(), settings
+        ):
             return False
         while _is_taken(old := rotated_name(self._live, now)):
             now += timedelta(milliseconds=1)
@@ -117,15 +143,27 @@ class Rotation:
     def is_cleaned_up(self, settings: LoggingSettings, now: datetime) -> bool:
         """Whether nothing is to be compressed or removed."""
         logs = self._old_logs()
-        is_work = any(log.is_unfinished or is_compression_due(log, now, settings) for log in logs)
+        is_work = any(
+            log.is_unfinished or is_compression_due(log, now, settings) for log in logs
+        )
         return not is_work and not self._surplus(settings, now)
 
     def compressed_logs(self) -> list[Path]:
         """The compressed logs, oldest first: nobody changes them any more."""
-        return [log.path for log in self._old_logs() if log.is_compressed and not log.is_unfinished]
+        return [
+            log.path
+            for log in self._old_logs()
+            if log.is_compressed and not log.is_unfinished
+        ]
 
-    def clean_up(self, settings: LoggingSettings, now: datetime, is_wanted: Callable[[], bool] = lambda: True) -> None:
-        """Compress the old logs that all writers have left, and remove the surplus, until not ``is_wanted``."""
+    def clean_up(
+        self,
+        settings: LoggingSettings,
+        now: datetime,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Compress the old logs that all writers have left, and remove the surplus,
+        until not ``is_wanted``."""
         try:
             for log in self._old_logs():
                 if log.is_unfinished:
@@ -145,7 +183,11 @@ class Rotation:
         with os.scandir(self._live.parent) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):  # another thread tidies up
-                    log = RotatedLog.of(self._live.name, Path(entry.path), entry.stat(follow_symlinks=False).st_size)
+                    log = RotatedLog.of(
+                        self._live.name,
+                        Path(entry.path),
+                        entry.stat(follow_symlinks=False).st_size,
+                    )
                     found += [log] if log else []
         return sorted(found, key=lambda log: log.ended_at)
 
@@ -156,10 +198,13 @@ def _is_taken(old: Path) -> bool:
 
 @contextmanager
 def _left(path: Path) -> Iterator[BinaryIO | None]:
-    """The old log, locked against its writers; None if one of them has not left it yet."""
+    """The old log, locked against its writers; None if one of them has not left it
+    yet."""
     with open(path, "r+b") as file:
         try:
-            flock(file.fileno())  # without flock, the age of the log shows that no process writes to it
+            flock(
+                file.fileno()
+            )  # without flock, the age of the log shows that no process writes to it
         except BlockingIOError:
             yield None
             return
@@ -175,8 +220,9 @@ def _remove(old: Path) -> None:
 def compress(old: Path, is_wanted: Callable[[], bool] = lambda: True) -> None:
     """Put ``old`` into ``old.gz``, unless it has a writer still.
 
-    ``old.gz`` has its name only when it is whole and on disk, and ``old`` is removed last. When it is killed anywhere
-    before, the next run finds ``old`` complete and does all again.
+    ``old.gz`` has its name only when it is whole and on disk, and ``old`` is removed
+    last. When it is killed anywhere before, the next run finds ``old`` complete and
+    does all again.
     """
     with _left(old) as file:
         if file is None or not _pack(file, Path(f"{old}.gz"), is_wanted):
@@ -186,7 +232,8 @@ def compress(old: Path, is_wanted: Callable[[], bool] = lambda: True) -> None:
 
 
 def _pack(file: BinaryIO, whole: Path, is_wanted: Callable[[], bool]) -> bool:
-    """Make ``whole`` from ``file``, compressed and synced; False if that is no longer wanted."""
+    """Make ``whole`` from ``file``, compressed and synced; False if that is no longer
+    wanted."""
     unfinished = Path(f"{whole}.tmp")
     try:
         with open(unfinished, "wb") as out:

@@ -1,5 +1,6 @@
-"""Spans of jobs and of their ranges, sent over OTLP/HTTP by a thread of the process; the only module that knows
-OpenTelemetry. Names are those of its semantic conventions, our own begin with ``dlpool.``.
+"""Spans of jobs and of their ranges, sent over OTLP/HTTP by a thread of the process;
+the only module that knows OpenTelemetry. Names are those of its semantic conventions,
+our own begin with ``dlpool.``.
 """
 
 from __future__ import annotations
@@ -20,10 +21,21 @@ from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import (
+    BatchSpanProcessor,
+    SpanExporter,
+    SpanExportResult,
+)
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace import (
+    Span,
+    SpanKind,
+    Status,
+    StatusCode,
+    Tracer,
+    set_span_in_context,
+)
 
 from dlpool import __version__, threads
 from dlpool.config import OtelSettings
@@ -49,7 +61,8 @@ _TRACE_ID = re.compile(r"(?!0{32})[0-9a-fA-F]{32}")
 
 
 class Traces:
-    """The traces of this process. ``begin`` by any thread, and never waits; the lock guards the two counts."""
+    """The traces of this process. ``begin`` by any thread, and never waits; the lock
+    guards the two counts."""
 
     def __init__(self, settings: OtelSettings, node_id: str, log: Logger) -> None:
         _silence()
@@ -79,9 +92,16 @@ class Traces:
         self._tracer = self._provider.get_tracer("dlpool", __version__)
 
     def start_job_span(
-        self, trace_id: str, span_id: str, url: str, job_id: str, user_id: str | None, attempt: int
+        self,
+        trace_id: str,
+        span_id: str,
+        url: str,
+        job_id: str,
+        user_id: str | None,
+        attempt: int,
     ) -> JobSpan:
-        """The span of one run of a job, on the thread that runs it; ``span_id`` in hex digits."""
+        """The span of one run of a job, on the thread that runs it; ``span_id`` in hex
+        digits."""
         self._ids.next = (trace_id_number(trace_id), int(span_id, 16))
         known: dict[str, Any] = {
             "url.full": safe_text(display_url(url)),
@@ -94,13 +114,20 @@ class Traces:
         return JobSpan(self._tracer, span, known["url.full"])
 
     def close(self, left_s: float) -> None:
-        """Send what waits, for at most ``left_s`` and ``FLUSH_S`` seconds; what is left then is lost, and said so."""
+        """Send what waits, for at most ``left_s`` and ``FLUSH_S`` seconds; what is left
+        then is lost, and said so."""
         with suppress(NoThread):
-            threads.start_thread(self._provider.shutdown, "traces").join(max(0.1, min(left_s, FLUSH_S)))
+            threads.start_thread(self._provider.shutdown, "traces").join(
+                max(0.1, min(left_s, FLUSH_S))
+            )
         with self._lock:
             lost = self._ended - self._sent
         if lost:
-            self._log.warning("traces_lost", error="the collector did not take them in time", spans=lost)
+            self._log.warning(
+                "traces_lost",
+                error="the collector did not take them in time",
+                spans=lost,
+            )
 
     def note_ended(self) -> None:
         """A span waits to be sent."""
@@ -116,7 +143,8 @@ class Traces:
         if is_news:
             self._log.warning(
                 "traces_lost",
-                error="the collector of [otel] endpoint is away or refuses spans: downloads go on without",
+                error="the collector of [otel] endpoint is away or refuses spans: "
+                "downloads go on without",
                 spans=spans,
             )
 
@@ -131,10 +159,14 @@ class JobSpan:
         with suppress(ValueError):
             parts = urlsplit(url)
             port = parts.port or (443 if parts.scheme == "https" else 80)
-            self._request |= {"server.address": parts.hostname or "", "server.port": port}
+            self._request |= {
+                "server.address": parts.hostname or "",
+                "server.port": port,
+            }
 
     def add_range(self, fields: Mapping[str, Any]) -> None:
-        """A request has ended. Of ``range_fetched`` or ``range_retry`` the fields: seconds, bytes, status or error."""
+        """A request has ended. Of ``range_fetched`` or ``range_retry`` the fields:
+        seconds, bytes, status or error."""
         now = time.time_ns()
         end = fields["end"]
         known = self._request | {"dlpool.range.start": fields["start"]}
@@ -143,7 +175,10 @@ class JobSpan:
         if "status" in fields:
             known["http.response.status_code"] = fields["status"]
         if "label" in fields:
-            known |= {"error.type": fields["label"], "dlpool.range.attempt": fields["attempt"]}
+            known |= {
+                "error.type": fields["label"],
+                "dlpool.range.attempt": fields["attempt"],
+            }
         span = self._tracer.start_span(
             "GET",
             set_span_in_context(self._span, Context()),
@@ -155,7 +190,14 @@ class JobSpan:
             span.set_status(Status(StatusCode.ERROR, safe_text(fields["error"])))
         span.end(now)
 
-    def end(self, ending: str, path: str | None, result: Mapping[str, Any], label: str, message: str) -> None:
+    def end(
+        self,
+        ending: str,
+        path: str | None,
+        result: Mapping[str, Any],
+        label: str,
+        message: str,
+    ) -> None:
         """The run has ended, as its ``EndedFrame`` says."""
         self._span.set_attribute("dlpool.ending", ending)
         if path is not None:
@@ -170,14 +212,18 @@ class JobSpan:
 
 
 def trace_id_number(trace_id: str) -> int:
-    """A job's trace id as OpenTelemetry has it; of one that is not 32 hex digits a number that follows from it."""
+    """A job's trace id as OpenTelemetry has it; of one that is not 32 hex digits a
+    number that follows from it."""
     if _TRACE_ID.fullmatch(trace_id) is None:
-        trace_id = hashlib.sha256(trace_id.encode(errors="surrogatepass")).hexdigest()[:32]
+        trace_id = hashlib.sha256(trace_id.encode(errors="surrogatepass")).hexdigest()[
+            :32
+        ]
     return int(trace_id, 16)
 
 
 class _Ids(RandomIdGenerator):
-    """Random ids, but for the next span without a parent that a thread begins: its are in ``next``."""
+    """Random ids, but for the next span without a parent that a thread begins: its are
+    in ``next``."""
 
     def __init__(self) -> None:
         self._local = threading.local()
@@ -228,7 +274,8 @@ class _Exporter(SpanExporter):
 
 
 def _silence() -> None:
-    """What the library says of its failures would go to standard error; our log says it once."""
+    """What the library says of its failures would go to standard error; our log says it
+    once."""
     logger = logging.getLogger("opentelemetry")
     logger.addHandler(logging.NullHandler())
     logger.propagate = False

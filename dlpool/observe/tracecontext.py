@@ -1,4 +1,5 @@
-"""The header ``traceparent`` of a request, as W3C Trace Context (level 1 and 2) defines it. Pure."""
+"""The header ``traceparent`` of a request, as W3C Trace Context (level 1 and 2) defines
+it. Pure."""
 
 from __future__ import annotations
 
@@ -11,10 +12,12 @@ _FORM = re.compile(
 
 
 def trace_id_of(header: str | None) -> str | None:
-    """Return the trace id that ``header`` names; None if it is absent or invalid, and must be ignored.
+    """Return the trace id that ``header`` names; None if it is absent or invalid, and
+    must be ignored.
 
-    Invalid are a version of ff, upper case, an id of zeros only, further fields in version 00, and several headers,
-    which a server joins with commas (sections 3.2 and 4.3).
+    Invalid are a version of ff, upper case, an id of zeros only, further fields in
+    version 00, and several headers, which a server joins with commas (sections 3.2 and
+    4.3).
     """
     match = None if header is None else _FORM.fullmatch(header.strip(" \t"))
     if match is None or (match["rest"] and match["version"] == "00"):

@@ -1,4 +1,5 @@
-"""Whether there are traces: without an endpoint nothing of OpenTelemetry is imported."""
+"""Whether there are traces: without an endpoint nothing of OpenTelemetry is
+imported."""
 
 from __future__ import annotations
 
@@ -16,14 +17,18 @@ _NEEDED = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
 
 
 def check_traces(settings: OtelSettings) -> None:
-    """Raise ConfigurationError where traces are wanted and the extra that sends them is not installed."""
+    """Raise ConfigurationError where traces are wanted and the extra that sends them is
+    not installed."""
     try:
-        is_installed = not settings.endpoint or all(find_spec(name) is not None for name in _NEEDED)
+        is_installed = not settings.endpoint or all(
+            find_spec(name) is not None for name in _NEEDED
+        )
     except ModuleNotFoundError:  # of a package above it
         is_installed = False
     if not is_installed:
         raise ConfigurationError(
-            "[otel] endpoint is set, but OpenTelemetry is not installed: pip install 'dlpool[otel]', or leave it empty"
+            "[otel] endpoint is set, but OpenTelemetry is not installed: pip install "
+            "'dlpool[otel]', or leave it empty"
         )
 
 

@@ -25,7 +25,8 @@ Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | Non
 
 
 def safe_text(value: str, limit: int = MAX_TEXT) -> str:
-    """``value`` without secrets, without lone surrogates (strict readers refuse them), at most ``limit`` long."""
+    """``value`` without secrets, without lone surrogates (strict readers refuse them),
+    at most ``limit`` long."""
     shown = without_secrets(value)
     if not shown.isascii():
         shown = shown.encode("utf-8", "backslashreplace").decode()
@@ -38,7 +39,8 @@ def safe_key(value: object) -> str:
 
 
 def to_json(value: object) -> Json:
-    """``value`` as JSON's types. Raises nothing: what cannot be shown is said to be so."""
+    """``value`` as JSON's types. Raises nothing: what cannot be shown is said to be
+    so."""
     if value is None:
         return None
     if convert := _COMMON.get(type(value)):
@@ -47,7 +49,8 @@ def to_json(value: object) -> Json:
 
 
 class _Walk:
-    """One walk through a value; it ends, however deep, wide or recursive the value is."""
+    """One walk through a value; it ends, however deep, wide or recursive the value
+    is."""
 
     def __init__(self) -> None:
         self._left = _MAX_NODES
@@ -71,7 +74,11 @@ class _Walk:
             return self._object(value.items(), depth)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return self._object(
-                ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value)), depth
+                (
+                    (field.name, getattr(value, field.name))
+                    for field in dataclasses.fields(value)
+                ),
+                depth,
             )
         if isinstance(value, list | tuple | set | frozenset):
             return self._array(list(islice(value, _MAX_ITEMS)), depth)
@@ -81,11 +88,17 @@ class _Walk:
         shown: dict[str, Json] = {}
         for key, value in islice(items, _MAX_ITEMS):
             said = _key(key)
-            shown[safe_key(said)] = REDACTED if is_secret(said) else self.plain(value, depth + 1)
+            shown[safe_key(said)] = (
+                REDACTED if is_secret(said) else self.plain(value, depth + 1)
+            )
         return shown
 
     def _array(self, items: list[object], depth: int) -> Json:
-        if len(items) == 2 and isinstance(items[0], str | bytes) and is_secret(_key(items[0])):
+        if (
+            len(items) == 2
+            and isinstance(items[0], str | bytes)
+            and is_secret(_key(items[0]))
+        ):
             return [safe_key(items[0]), REDACTED]  # a header as a pair
         return [self.plain(item, depth + 1) for item in items]
 
@@ -95,7 +108,8 @@ def _key(value: object) -> str:
 
 
 def _integer(value: int) -> Json:
-    """Stores keep 64 bits; int() is for the subclasses, and a longer number has no decimal form that is cheap."""
+    """Stores keep 64 bits; int() is for the subclasses, and a longer number has no
+    decimal form that is cheap."""
     return int(value) if -(2**63) <= value < 2**63 else safe_text(hex(value))
 
 
@@ -108,12 +122,17 @@ def _bytes(value: bytes | bytearray | memoryview) -> Json:
 
 
 def may_quote_input(error: BaseException) -> bool:
-    """Return whether it is of a parser, whose message may quote any piece of what was parsed: of a URL its password."""
+    """Return whether it is of a parser, whose message may quote any piece of what was
+    parsed: of a URL its password."""
     return isinstance(error, ValueError) and not isinstance(error, DlpoolError)
 
 
 def _error(value: BaseException) -> Json:
-    return type(value).__name__ if may_quote_input(value) else safe_text(f"{type(value).__name__}: {value}")
+    return (
+        type(value).__name__
+        if may_quote_input(value)
+        else safe_text(f"{type(value).__name__}: {value}")
+    )
 
 
 _SCALARS: tuple[tuple[Any, Callable[[Any], Json]], ...] = (
@@ -128,4 +147,9 @@ _SCALARS: tuple[tuple[Any, Callable[[Any], Json]], ...] = (
     (timedelta, timedelta.total_seconds),
     (date, date.isoformat),
 )
-_COMMON: dict[type, Callable[[Any], Json]] = {str: safe_text, bool: bool, int: _integer, float: _float}
+_COMMON: dict[type, Callable[[Any], Json]] = {
+    str: safe_text,
+    bool: bool,
+    int: _integer,
+    float: _float,
+}

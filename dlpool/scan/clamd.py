@@ -16,7 +16,11 @@ from dlpool.scan.deadline import ScanDeadline, ScanTimedOut
 from dlpool.scan.result import UNAVAILABLE, ScanResult, printable_line, read_answer
 from dlpool.scan.scannedfile import ScannedFile
 
-BLOCK = 256 * 1024  # bytes of a chunk; a chunk may not be longer than StreamMaxLength, which is 25M or more
+BLOCK = (
+    256 * 1024
+    # bytes of a chunk; a chunk may not be longer than StreamMaxLength, which is 25M or
+    # more
+)
 MAX_ANSWER = 4096
 _CONNECTING = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EINTR})
 _CONNECTED = frozenset({0, errno.EISCONN})
@@ -28,25 +32,32 @@ class _Lost(Exception):
 
 @dataclass(frozen=True)
 class ClamdScanner:
-    """Thread-safe: each scan has a connection of its own. ``address``: ``unix:PATH`` or ``tcp://HOST:PORT``."""
+    """Thread-safe: each scan has a connection of its own. ``address``: ``unix:PATH`` or
+    ``tcp://HOST:PORT``."""
 
     address: str
 
     def scan(self, suspect: ScannedFile, deadline: ScanDeadline) -> ScanResult:
-        """Send the file and return the answer. Raises OSError if the file cannot be read, and what ends the scan."""
+        """Send the file and return the answer. Raises OSError if the file cannot be
+        read, and what ends the scan."""
         try:
             with closing(self._connect(deadline)) as connection:
                 return _exchange(connection, suspect, deadline)
         except ScanTimedOut:
-            return ScanResult(UNAVAILABLE, f"it did not answer within {deadline.timeout_s:g} s")
+            return ScanResult(
+                UNAVAILABLE, f"it did not answer within {deadline.timeout_s:g} s"
+            )
         except _Lost as error:
             return ScanResult(UNAVAILABLE, str(error))
 
     def _connect(self, deadline: ScanDeadline) -> socket.socket:
-        """Return a connection that does not block. Raises _Lost, TooSlow, and what ends the scan."""
+        """Return a connection that does not block. Raises _Lost, TooSlow, and what ends
+        the scan."""
         failure = "its host has no address"
         for family, target in self._targets():
-            connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+            connection = socket.socket(
+                family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+            )
             try:
                 code = _connected(connection, target, deadline)
             except BaseException:
@@ -70,8 +81,11 @@ class ClamdScanner:
         yield from ((family, target) for family, _, _, _, target in found)
 
 
-def _connected(connection: socket.socket, target: object, deadline: ScanDeadline) -> int:
-    """Connect, and return the errno of the result. Raises TooSlow, and what ends the scan."""
+def _connected(
+    connection: socket.socket, target: object, deadline: ScanDeadline
+) -> int:
+    """Connect, and return the errno of the result. Raises TooSlow, and what ends the
+    scan."""
     waiting = select.poll()
     waiting.register(connection, select.POLLOUT)
     while True:
@@ -87,7 +101,9 @@ def _connected(connection: socket.socket, target: object, deadline: ScanDeadline
             return code
 
 
-def _exchange(connection: socket.socket, suspect: ScannedFile, deadline: ScanDeadline) -> ScanResult:
+def _exchange(
+    connection: socket.socket, suspect: ScannedFile, deadline: ScanDeadline
+) -> ScanResult:
     waiting = select.poll()
     waiting.register(connection, select.POLLIN | select.POLLOUT)
     for block in _request(suspect):
@@ -97,7 +113,8 @@ def _exchange(connection: socket.socket, suspect: ScannedFile, deadline: ScanDea
 
 
 def _request(suspect: ScannedFile) -> Iterator[bytes]:
-    """Yield the command, the chunks with their lengths, and the end. Raises OSError if the file cannot be read."""
+    """Yield the command, the chunks with their lengths, and the end. Raises OSError if
+    the file cannot be read."""
     yield b"zINSTREAM\0"
     for block in suspect.blocks(BLOCK):
         yield struct.pack(">I", len(block))
@@ -105,8 +122,11 @@ def _request(suspect: ScannedFile) -> Iterator[bytes]:
     yield struct.pack(">I", 0)
 
 
-def _sent(connection: socket.socket, data: bytes, waiting: select.poll, deadline: ScanDeadline) -> bool:
-    """Send all of ``data``; return False if the scanner answered or closed the connection before that."""
+def _sent(
+    connection: socket.socket, data: bytes, waiting: select.poll, deadline: ScanDeadline
+) -> bool:
+    """Send all of ``data``; return False if the scanner answered or closed the
+    connection before that."""
     left = memoryview(data)
     while left:
         if deadline.wait(waiting) & (select.POLLIN | select.POLLHUP | select.POLLERR):
@@ -116,12 +136,15 @@ def _sent(connection: socket.socket, data: bytes, waiting: select.poll, deadline
         except BlockingIOError:
             continue
         except OSError:
-            return False  # what it said before it closed the connection can still be read
+            return (
+                False  # what it said before it closed the connection can still be read
+            )
     return True
 
 
 def _answer(connection: socket.socket, deadline: ScanDeadline) -> bytes:
-    """Return what the scanner says until its NUL, until it closes the connection, or until it has said too much."""
+    """Return what the scanner says until its NUL, until it closes the connection, or
+    until it has said too much."""
     waiting = select.poll()
     waiting.register(connection, select.POLLIN)
     answer = b""
@@ -132,7 +155,10 @@ def _answer(connection: socket.socket, deadline: ScanDeadline) -> bytes:
         except BlockingIOError:
             continue
         except OSError as error:
-            raise _Lost(f"it broke the connection: {printable_line(error.strerror or str(error))}") from error
+            raise _Lost(
+                f"it broke the connection: "
+                f"{printable_line(error.strerror or str(error))}"
+            ) from error
         if not data:
             break
         answer += data

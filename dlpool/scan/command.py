@@ -1,6 +1,8 @@
-"""A scanner that is a command of the operator's: it gets the path of the file as its last argument.
+"""A scanner that is a command of the operator's: it gets the path of the file as its
+last argument.
 
-Exit codes are those of clamscan(1): 0 for a clean file, 1 for an infected one; all others mean that it could not tell.
+Exit codes are those of clamscan(1): 0 for a clean file, 1 for an infected one; all
+others mean that it could not tell.
 """
 
 from __future__ import annotations
@@ -14,12 +16,28 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from dlpool.scan.deadline import ScanDeadline, ScanTimedOut
-from dlpool.scan.result import CLEAN, UNAVAILABLE, ScanResult, infected_result, printable_line
+from dlpool.scan.result import (
+    CLEAN,
+    UNAVAILABLE,
+    ScanResult,
+    infected_result,
+    printable_line,
+)
 from dlpool.scan.scannedfile import ScannedFile
 
 _FOUND = " FOUND"
 _READ, _KEPT = 64 * 1024, 16 * 1024
-_ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ", "USER")
+_ENVIRONMENT = (
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "LOGNAME",
+    "PATH",
+    "SHELL",
+    "TMPDIR",
+    "TZ",
+    "USER",
+)
 
 
 @dataclass(frozen=True)
@@ -33,18 +51,24 @@ class CommandScanner:
         try:
             process = self._start(suspect)
         except (OSError, ValueError) as error:
-            return ScanResult(UNAVAILABLE, f"it cannot be started: {getattr(error, 'strerror', None) or error}")
+            return ScanResult(
+                UNAVAILABLE,
+                f"it cannot be started: {getattr(error, 'strerror', None) or error}",
+            )
         try:
             said = _output(process, deadline)
             code = _code(process, deadline)
         except ScanTimedOut:
-            return ScanResult(UNAVAILABLE, f"it did not end within {deadline.timeout_s:g} s")
+            return ScanResult(
+                UNAVAILABLE, f"it did not end within {deadline.timeout_s:g} s"
+            )
         finally:
             _end(process)
         return result_of(code, said.decode("utf-8", "replace"))
 
     def _start(self, suspect: ScannedFile) -> subprocess.Popen[bytes]:
-        """Start it in ``/``, with nothing of our environment that may be secret. Raises OSError, ValueError."""
+        """Start it in ``/``, with nothing of our environment that may be secret. Raises
+        OSError, ValueError."""
         return subprocess.Popen(
             [*shlex.split(self.command), suspect.absolute_path()],
             stdin=subprocess.DEVNULL,
@@ -66,11 +90,15 @@ def result_of(code: int, said: str) -> ScanResult:
         line = named[0] if named else (lines or [""])[0]
         return infected_result(line.removesuffix(_FOUND).rpartition(": ")[2])
     how = f"exit code {code}" if code > 0 else f"signal {-code}"
-    return ScanResult(UNAVAILABLE, f"it ended with {how}{': ' + printable_line(lines[-1]) if lines else ''}")
+    return ScanResult(
+        UNAVAILABLE,
+        f"it ended with {how}{': ' + printable_line(lines[-1]) if lines else ''}",
+    )
 
 
 def _output(process: subprocess.Popen[bytes], deadline: ScanDeadline) -> bytes:
-    """Return the beginning of what it writes, once it has closed its output. Raises TooSlow, what ends the scan."""
+    """Return the beginning of what it writes, once it has closed its output. Raises
+    TooSlow, what ends the scan."""
     assert process.stdout is not None
     descriptor, said = process.stdout.fileno(), b""
     waiting = select.poll()

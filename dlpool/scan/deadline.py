@@ -20,14 +20,16 @@ def never_abort() -> None:
 
 @dataclass(frozen=True)
 class ScanDeadline:
-    """The end of one scan. ``check`` raises what ends it earlier; it is called several times a second."""
+    """The end of one scan. ``check`` raises what ends it earlier; it is called several
+    times a second."""
 
     timeout_s: float
     check: Callable[[], None] = never_abort
     began: float = field(default_factory=time.monotonic)
 
     def left_s(self) -> float:
-        """Return the seconds that one wait may take. Raises TooSlow, and what ``check`` raises."""
+        """Return the seconds that one wait may take. Raises TooSlow, and what ``check``
+        raises."""
         self.check()
         left = self.began + self.timeout_s - time.monotonic()
         if left <= 0:
@@ -35,7 +37,8 @@ class ScanDeadline:
         return min(left, POLL_S)
 
     def wait(self, waiting: select.poll) -> int:
-        """Wait until a descriptor of ``waiting`` is ready, and return its events. Raises as ``left_s``."""
+        """Wait until a descriptor of ``waiting`` is ready, and return its events.
+        Raises as ``left_s``."""
         while True:
             ready = waiting.poll(self.left_s() * 1000)
             if ready:

@@ -1,4 +1,5 @@
-"""Decide what a scan leads to: nothing, the quarantine, or a refusal because the file could not be checked."""
+"""Decide what a scan leads to: nothing, the quarantine, or a refusal because the file
+could not be checked."""
 
 from __future__ import annotations
 
@@ -25,11 +26,13 @@ class Scanner(Protocol):
     """Something that checks a file."""
 
     def scan(self, suspect: ScannedFile, deadline: ScanDeadline) -> ScanResult:
-        """Return what it finds. Raises what ``deadline`` raises, OSError if the file cannot be read."""
+        """Return what it finds. Raises what ``deadline`` raises, OSError if the file
+        cannot be read."""
 
 
 class ReportScan(Protocol):
-    """Called once for each scan, with one of OUTCOMES and fields for the log. Neither blocks nor raises."""
+    """Called once for each scan, with one of OUTCOMES and fields for the log. Neither
+    blocks nor raises."""
 
     def __call__(self, outcome: str, /, **fields: object) -> object:
         """Count and log it."""
@@ -41,7 +44,8 @@ def ignore_report(_outcome: str, /, **_fields: object) -> None:
 
 @dataclass(frozen=True)
 class Guard:
-    """Checks files as ``[scan]`` says. Thread-safe: nothing is shared between two scans."""
+    """Checks files as ``[scan]`` says. Thread-safe: nothing is shared between two
+    scans."""
 
     settings: ScanSettings
     scanner: Scanner
@@ -55,20 +59,25 @@ class Guard:
         before_quarantine: Callable[[], None] = never_abort,
         report: ReportScan = ignore_report,
     ) -> None:
-        """Return if the file may get its name. It takes up to ``timeout`` seconds, and holds no lock.
+        """Return if the file may get its name. It takes up to ``timeout`` seconds, and
+        holds no lock.
 
-        ``finding`` says where the file comes from, without a signature. ``check`` is called several times a second and
-        raises what ends the scan; ``before_move`` is called before an infected file loses its temporary name.
+        ``finding`` says where the file comes from, without a signature. ``check`` is
+        called several times a second and raises what ends the scan; ``before_move`` is
+        called before an infected file loses its temporary name.
 
-        Raises Infected, and then the file has no name outside the quarantine; NotScanned or ScannerAway if it could
-        not be checked and ``on_unavailable`` is ``refuse``; OSError if it cannot be read.
+        Raises Infected, and then the file has no name outside the quarantine;
+        NotScanned or ScannerAway if it could not be checked and ``on_unavailable`` is
+        ``refuse``; OSError if it cannot be read.
         """
         verdict = self._verdict(suspect, check_abort)
         if verdict.outcome == CLEAN:
             report("clean")
         elif verdict.outcome == INFECTED:
             before_quarantine()
-            raise self._infected(suspect, replace(finding, signature=verdict.detail), report)
+            raise self._infected(
+                suspect, replace(finding, signature=verdict.detail), report
+            )
         elif self.settings.on_unavailable == "pass":
             report("passed", reason=verdict.detail)
         else:
@@ -78,23 +87,41 @@ class Guard:
     def _verdict(self, suspect: ScannedFile, check: Callable[[], None]) -> ScanResult:
         most = self.settings.max_size
         if suspect.size > most:
-            return ScanResult(TOO_LARGE, f"it has {suspect.size} bytes, more than max_size of [scan] ({most})")
+            return ScanResult(
+                TOO_LARGE,
+                f"it has {suspect.size} bytes, more than max_size of [scan] ({most})",
+            )
         return self.scanner.scan(suspect, ScanDeadline(self.settings.timeout, check))
 
-    def _infected(self, suspect: ScannedFile, finding: ScanFinding, tell: ReportScan) -> Infected:
+    def _infected(
+        self, suspect: ScannedFile, finding: ScanFinding, tell: ReportScan
+    ) -> Infected:
         """Move the file to the quarantine, or remove it if that fails."""
         text = f"the file is infected: {finding.signature}"
-        quarantine = Quarantine(Path(self.settings.quarantine_dir), self.settings.quarantine_size)
+        quarantine = Quarantine(
+            Path(self.settings.quarantine_dir), self.settings.quarantine_size
+        )
         try:
             item = quarantine.add(suspect, finding)
         except OSError as error:
             suspect.remove()
             reason = fault_of(error).reason
             tell("infected", signature=finding.signature, reason=reason)
-            text = f"{text}; it was removed, as it could not be moved to quarantine: {reason}"
+            text = (
+                f"{text}; it was removed, as it could not be moved to quarantine: "
+                f"{reason}"
+            )
             return Infected(text, finding.signature)
-        tell("infected", signature=finding.signature, quarantine=item.id, sha256=item.sha256, size=item.size)
-        return Infected(f"{text}; it is in quarantine as {item.id}", finding.signature, item.id)
+        tell(
+            "infected",
+            signature=finding.signature,
+            quarantine=item.id,
+            sha256=item.sha256,
+            size=item.size,
+        )
+        return Infected(
+            f"{text}; it is in quarantine as {item.id}", finding.signature, item.id
+        )
 
 
 def open_guard(settings: ScanSettings) -> Guard | None:
@@ -109,5 +136,8 @@ def open_guard(settings: ScanSettings) -> Guard | None:
 def _unchecked(verdict: ScanResult) -> NotScanned | ScannerAway:
     if verdict.outcome == TOO_LARGE:
         return NotScanned(f"the file was not checked for malware: {verdict.detail}")
-    text = f"the file was not checked for malware: the scanner is not available, {verdict.detail}"
+    text = (
+        f"the file was not checked for malware: the scanner is not available, "
+        f"{verdict.detail}"
+    )
     return ScannerAway(text, retry_after_s=RETRY_S)

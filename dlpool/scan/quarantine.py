@@ -1,4 +1,5 @@
-"""Where infected files are kept: ``quarantine_dir/ID``, mode 0600, with a record ``ID.json`` beside each.
+"""Where infected files are kept: ``quarantine_dir/ID``, mode 0600, with a record
+``ID.json`` beside each.
 
 | killed | left behind | then |
 |---|---|---|
@@ -27,7 +28,9 @@ from dlpool.scan.scannedfile import OWNER_ATTRIBUTE, ScannedFile
 
 COPYING, RECORD = ".copying", ".json"
 STALE_S = 86400.0  # what is older and has no file is left by a killed process
-ENTRY_BYTES = 8192  # bytes that an item counts at least, for its record and its folder entries
+ENTRY_BYTES = (
+    8192  # bytes that an item counts at least, for its record and its folder entries
+)
 _ID = re.compile(r"[0-9a-f]{16}")
 
 
@@ -35,8 +38,9 @@ _ID = re.compile(r"[0-9a-f]{16}")
 class ScanFinding:
     """What was found and where it came from. Texts are for people, without secrets.
 
-    ``kind``: ``download`` or ``upload``; ``source``: the URL, or the id of the upload; ``target``: the path that the
-    file was to get; ``owner``: of the upload or job, None if nobody is known; ``job_id``: of a job of the queue.
+    ``kind``: ``download`` or ``upload``; ``source``: the URL, or the id of the upload;
+    ``target``: the path that the file was to get; ``owner``: of the upload or job, None
+    if nobody is known; ``job_id``: of a job of the queue.
     """
 
     signature: str
@@ -59,24 +63,39 @@ class QuarantinedFile:
 
     def as_json(self) -> dict[str, Any]:
         """Return the record."""
-        return {"id": self.id, "at": self.at, "size": self.size, "sha256": self.sha256, **asdict(self.finding)}
+        return {
+            "id": self.id,
+            "at": self.at,
+            "size": self.size,
+            "sha256": self.sha256,
+            **asdict(self.finding),
+        }
 
 
 @dataclass(frozen=True)
 class Quarantine:
-    """``most``: bytes that all files may have together; the oldest make room. Processes may share the folder."""
+    """``most``: bytes that all files may have together; the oldest make room. Processes
+    may share the folder."""
 
     folder: Path
     max_bytes: int
 
     def add(self, suspect: ScannedFile, finding: ScanFinding) -> QuarantinedFile:
-        """Move a file here. Raises OSError, and then the file still has its name, or nothing has."""
+        """Move a file here. Raises OSError, and then the file still has its name, or
+        nothing has."""
         if suspect.size + ENTRY_BYTES > self.max_bytes:
-            raise OSError(errno.E2BIG, f"it is larger than quarantine_size ({self.max_bytes} bytes)")
+            raise OSError(
+                errno.E2BIG,
+                f"it is larger than quarantine_size ({self.max_bytes} bytes)",
+            )
         self._make_folder()
         self._make_room(suspect.size)
-        item = QuarantinedFile(secrets.token_hex(8), _now(), suspect.size, suspect.sha256(), finding)
-        disk.atomic_write(self._record(item.id), jsontext.dumps(item.as_json()), sync=True, mode=0o600)
+        item = QuarantinedFile(
+            secrets.token_hex(8), _now(), suspect.size, suspect.sha256(), finding
+        )
+        disk.atomic_write(
+            self._record(item.id), jsontext.dumps(item.as_json()), sync=True, mode=0o600
+        )
         try:
             self._move(suspect, self.folder / item.id)
         except OSError:
@@ -86,14 +105,19 @@ class Quarantine:
 
     def items(self) -> list[QuarantinedFile]:
         """Return what is here, oldest first. Raises OSError."""
-        found = [item for item_id in self._ids() if (item := self._item(item_id)) is not None]
+        found = [
+            item for item_id in self._ids() if (item := self._item(item_id)) is not None
+        ]
         return sorted(found, key=lambda item: (item.at, item.id))
 
     def item(self, item_id: str) -> QuarantinedFile:
         """Return one item. Raises NotFound, OSError."""
         found = self._item(item_id) if _ID.fullmatch(item_id) else None
         if found is None:
-            raise NotFound(f"nothing in quarantine has the id {item_id[:40]!r}: dlpool quarantine list shows the ids")
+            raise NotFound(
+                f"nothing in quarantine has the id {item_id[:40]!r}: dlpool quarantine "
+                f"list shows the ids"
+            )
         return found
 
     def delete(self, item_id: str) -> QuarantinedFile:
@@ -103,8 +127,11 @@ class Quarantine:
         disk.remove(self._record(item.id))
         return item
 
-    def release(self, item_id: str, target: Path | None = None) -> tuple[QuarantinedFile, Path]:
-        """Give a file the name that it was to get, or ``target``; never in place of another file.
+    def release(
+        self, item_id: str, target: Path | None = None
+    ) -> tuple[QuarantinedFile, Path]:
+        """Give a file the name that it was to get, or ``target``; never in place of
+        another file.
 
         Raises NotFound, TargetExists, OSError.
         """
@@ -115,7 +142,9 @@ class Quarantine:
         temporary = path.with_name(f".dlpool-{item.id}.released")
         try:
             _copied(source, temporary)
-            disk.publish_exclusive(temporary, path, identity=disk.identity_of(os.stat(temporary)))
+            disk.publish_exclusive(
+                temporary, path, identity=disk.identity_of(os.stat(temporary))
+            )
         except FileExistsError as error:
             disk.remove_quietly(temporary)
             raise TargetExists(f"{path} exists already: name another PATH") from error
@@ -132,7 +161,8 @@ class Quarantine:
             os.mkdir(self.folder, 0o700)
 
     def _make_room(self, size: int) -> None:
-        """Remove the oldest items until ``size`` bytes more are allowed, and what killed processes left."""
+        """Remove the oldest items until ``size`` bytes more are allowed, and what
+        killed processes left."""
         items = self.items()
         total = sum(item.size + ENTRY_BYTES for item in items) + size + ENTRY_BYTES
         for item in items:
@@ -151,7 +181,8 @@ class Quarantine:
             disk.remove_quietly(path)
 
     def _move(self, suspect: ScannedFile, place: Path) -> None:
-        """Give the suspect its name here: by a rename, or by a copy from another file system. Raises OSError."""
+        """Give the suspect its name here: by a rename, or by a copy from another file
+        system. Raises OSError."""
         os.fchmod(suspect.descriptor, 0o600)
         if suspect.is_named() and _renamed(suspect, place):
             os.fsync(suspect.descriptor)
@@ -169,7 +200,8 @@ class Quarantine:
             return []
 
     def _item(self, item_id: str) -> QuarantinedFile | None:
-        """Return an item, with what is known where its record is damaged; None if it has no file. Raises OSError."""
+        """Return an item, with what is known where its record is damaged; None if it
+        has no file. Raises OSError."""
         try:
             status = os.lstat(self.folder / item_id)
         except FileNotFoundError:
@@ -177,11 +209,22 @@ class Quarantine:
         with suppress(OSError, ValueError, TypeError, KeyError):
             record = jsontext.loads(self._record(item_id).read_bytes())
             at, sha256 = str(record["at"]), str(record["sha256"])
-            texts = {name: record.get(name) for name in ScanFinding.__dataclass_fields__}
-            if all(isinstance(texts[name], str) for name in ("signature", "kind", "source", "target")):
-                return QuarantinedFile(item_id, at, status.st_size, sha256, ScanFinding(**texts))
+            texts = {
+                name: record.get(name) for name in ScanFinding.__dataclass_fields__
+            }
+            if all(
+                isinstance(texts[name], str)
+                for name in ("signature", "kind", "source", "target")
+            ):
+                return QuarantinedFile(
+                    item_id, at, status.st_size, sha256, ScanFinding(**texts)
+                )
         return QuarantinedFile(
-            item_id, _at(status.st_mtime), status.st_size, "", ScanFinding("unknown", "unknown", "", "")
+            item_id,
+            _at(status.st_mtime),
+            status.st_size,
+            "",
+            ScanFinding("unknown", "unknown", "", ""),
         )
 
     def _record(self, item_id: str) -> Path:
@@ -189,7 +232,8 @@ class Quarantine:
 
 
 def _renamed(suspect: ScannedFile, place: Path) -> bool:
-    """Rename the suspect to ``place``; return False if that is on another file system. Raises OSError."""
+    """Rename the suspect to ``place``; return False if that is on another file system.
+    Raises OSError."""
     try:
         os.rename(suspect.path, place, src_dir_fd=suspect.dir_fd)
     except OSError as error:
@@ -200,7 +244,8 @@ def _renamed(suspect: ScannedFile, place: Path) -> bool:
 
 
 def _copied(source: Path, target: Path) -> None:
-    """Copy a file durably to a new name, with the permissions of a new file. Raises OSError."""
+    """Copy a file durably to a new name, with the permissions of a new file. Raises
+    OSError."""
     descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         suspect = ScannedFile(descriptor, source, os.fstat(descriptor).st_size)
@@ -210,14 +255,21 @@ def _copied(source: Path, target: Path) -> None:
 
 
 def _write(suspect: ScannedFile, path: Path, mode: int) -> None:
-    """Copy a file durably to a new one, with the note of its owner. Raises OSError; then the name does not exist."""
+    """Copy a file durably to a new one, with the note of its owner. Raises OSError;
+    then the name does not exist."""
     descriptor = disk.create_exclusive(path, mode)
     try:
         try:
             for block in suspect.blocks(1024 * 1024):
                 disk.write_all(descriptor, block)
-            with suppress(OSError):  # most files have none, and not every file system takes one
-                os.setxattr(descriptor, OWNER_ATTRIBUTE, os.getxattr(suspect.descriptor, OWNER_ATTRIBUTE))
+            with suppress(
+                OSError
+            ):  # most files have none, and not every file system takes one
+                os.setxattr(
+                    descriptor,
+                    OWNER_ATTRIBUTE,
+                    os.getxattr(suspect.descriptor, OWNER_ATTRIBUTE),
+                )
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -227,9 +279,14 @@ def _write(suspect: ScannedFile, path: Path, mode: int) -> None:
 
 
 def _is_stale(entry: os.DirEntry[str], known: set[str]) -> bool:
-    """Return whether it is a record without a file, or an unfinished copy, that nobody works on any more."""
+    """Return whether it is a record without a file, or an unfinished copy, that nobody
+    works on any more."""
     name, _, ending = entry.name.partition(".")
-    if not _ID.fullmatch(name) or (ending == RECORD[1:] and name in known) or not ending:
+    if (
+        not _ID.fullmatch(name)
+        or (ending == RECORD[1:] and name in known)
+        or not ending
+    ):
         return False
     try:
         return time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_S
@@ -242,4 +299,8 @@ def _now() -> str:
 
 
 def _at(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return (
+        datetime.fromtimestamp(seconds, timezone.utc)
+        .isoformat(timespec="microseconds")
+        .replace("+00:00", "Z")
+    )

@@ -7,24 +7,28 @@ from dataclasses import dataclass
 MAX_DETAIL = 200  # characters of a signature or reason
 CLEAN, INFECTED = "clean", "infected"
 TOO_LARGE = "too_large"  # the scanner does not check a file of this size, now or later
-UNAVAILABLE = "unavailable"  # the scanner gave no answer that can be used; another try may get one
-LIMITS = "Heuristics.Limits.Exceeded"  # not malware: clamd with AlertExceedsMax has not looked at all of the file
+# the scanner gave no answer that can be used; another try may get one
+UNAVAILABLE = "unavailable"
+# not malware: clamd with AlertExceedsMax has not looked at all of the file
+LIMITS = "Heuristics.Limits.Exceeded"
 _FOUND, _ERROR = " FOUND", " ERROR"
 
 
 @dataclass(frozen=True)
 class ScanResult:
-    """``outcome`` is one of the constants; ``detail`` the signature of an infected file, else the reason in words."""
+    """``outcome`` is one of the constants; ``detail`` the signature of an infected
+    file, else the reason in words."""
 
     outcome: str
     detail: str = ""
 
 
 def read_answer(answer: bytes, *, is_complete: bool) -> ScanResult:
-    """Return what clamd's answer to INSTREAM means (clamd(8)): an answer in any other form is none.
+    """Return what clamd's answer to INSTREAM means (clamd(8)): an answer in any other
+    form is none.
 
-    ``is_complete``: the scanner had received all of the file when it answered. Before that it cannot know that the
-    file is clean.
+    ``is_complete``: the scanner had received all of the file when it answered. Before
+    that it cannot know that the file is clean.
     """
     text = answer.decode("utf-8", "replace")
     if not text.endswith("\0") or "\0" in text[:-1]:
@@ -55,4 +59,9 @@ def printable_line(text: str) -> str:
 
 def _unusable(text: str) -> ScanResult:
     said = printable_line(text)
-    return ScanResult(UNAVAILABLE, f"it answered {said!r}" if said else "it closed the connection without an answer")
+    return ScanResult(
+        UNAVAILABLE,
+        f"it answered {said!r}"
+        if said
+        else "it closed the connection without an answer",
+    )

@@ -13,12 +13,15 @@ from dlpool import disk
 
 _BUFFER = 1024 * 1024
 
-OWNER_ATTRIBUTE = "user.dlpool.owner"  # the extended attribute that says whose an uploaded file is
+OWNER_ATTRIBUTE = (
+    "user.dlpool.owner"  # the extended attribute that says whose an uploaded file is
+)
 
 
 @dataclass(frozen=True)
 class ScannedFile:
-    """``descriptor`` is open for reading; nobody writes to the file. ``path`` is its temporary name.
+    """``descriptor`` is open for reading; nobody writes to the file. ``path`` is its
+    temporary name.
 
     ``path`` may be relative to ``dir_fd``, the descriptor of an open folder.
     """
@@ -29,7 +32,8 @@ class ScannedFile:
     dir_fd: int | None = None
 
     def blocks(self, size: int) -> Iterator[bytes]:
-        """Yield the content in blocks of ``size`` bytes at most. Raises OSError, also for a file that has changed."""
+        """Yield the content in blocks of ``size`` bytes at most. Raises OSError, also
+        for a file that has changed."""
         position = 0
         while position < self.size:
             data = os.pread(self.descriptor, min(size, self.size - position), position)
@@ -61,7 +65,8 @@ class ScannedFile:
         return str(Path(os.readlink(f"/proc/self/fd/{self.dir_fd}"), self.path))
 
     def remove(self) -> None:
-        """Remove the temporary name, if it still means this file; errors are ignored."""
+        """Remove the temporary name, if it still means this file; errors are
+        ignored."""
         try:
             if self.is_named():
                 disk.remove_quietly(self.path, dir_fd=self.dir_fd)

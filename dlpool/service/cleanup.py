@@ -1,4 +1,5 @@
-"""What ended jobs kept beside their targets for a next run goes when Redis knows how they ended."""
+"""What ended jobs kept beside their targets for a next run goes when Redis knows how
+they ended."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ CLEAN_CHARACTERS = 8192  # of one frame
 
 
 class CleanupDispatcher:
-    """Used by the main thread only. What is not done when this process ends is on the trail."""
+    """Used by the main thread only. What is not done when this process ends is on the
+    trail."""
 
     def __init__(self, pool: WorkerPool, trail: CleanupJournal, log: Logger) -> None:
         self._pool = pool
@@ -33,10 +35,13 @@ class CleanupDispatcher:
         try:
             self._trail.add(job)
         except LocalFault as error:
-            self._log.warning("trail_not_kept", job_id=job.job_id, trace_id=job.trace_id, error=error)
+            self._log.warning(
+                "trail_not_kept", job_id=job.job_id, trace_id=job.trace_id, error=error
+            )
 
     def enqueue(self, ended: Iterable[CleanupEntry], pid: int = 0) -> None:
-        """These jobs have ended, and Redis knows; ``pid`` is the worker that ran them, if it is known."""
+        """These jobs have ended, and Redis knows; ``pid`` is the worker that ran them,
+        if it is known."""
         self._leftovers.setdefault(pid, []).extend(ended)
 
     def forget(self, ended: Iterable[CleanupEntry]) -> None:
@@ -47,7 +52,8 @@ class CleanupDispatcher:
             self._log.warning("trail_not_kept", error=error)
 
     def send_requests(self, *, now: bool = False) -> None:
-        """Have workers remove what is left: a few at a time, the worker that ran them."""
+        """Have workers remove what is left: a few at a time, the worker that ran
+        them."""
         ready = [one for one in self._pool.workers.values() if one.is_accepting]
         if not ready or not (now or time.monotonic() - self._cleaned >= CLEAN_S):
             return
@@ -61,7 +67,13 @@ class CleanupDispatcher:
 
     def confirm(self, handle: WorkerHandle, job_ids: Sequence[str]) -> None:
         """A worker has done it."""
-        self.forget([handle.cleanup_requests.pop(job_id) for job_id in job_ids if job_id in handle.cleanup_requests])
+        self.forget(
+            [
+                handle.cleanup_requests.pop(job_id)
+                for job_id in job_ids
+                if job_id in handle.cleanup_requests
+            ]
+        )
 
     def reassign(self, handle: WorkerHandle) -> None:
         """A worker has died: what it has not done is another's to do."""
@@ -76,7 +88,12 @@ class CleanupDispatcher:
             try:
                 remove_stale_files(ended, paths)
             except DlpoolError as error:
-                self._log.warning("leftover_not_removed", job_id=ended.job_id, trace_id=ended.trace_id, error=error)
+                self._log.warning(
+                    "leftover_not_removed",
+                    job_id=ended.job_id,
+                    trace_id=ended.trace_id,
+                    error=error,
+                )
         self.forget(rest)
         try:
             self._trail.compact()
@@ -84,7 +101,9 @@ class CleanupDispatcher:
             self._log.warning("trail_not_kept", error=error)
 
 
-def split_into_frames(leftovers: Sequence[CleanupEntry]) -> Iterator[list[CleanupEntry]]:
+def split_into_frames(
+    leftovers: Sequence[CleanupEntry],
+) -> Iterator[list[CleanupEntry]]:
     """As many of them as fit into one frame each."""
     portion: list[CleanupEntry] = []
     size = 0

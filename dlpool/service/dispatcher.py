@@ -1,4 +1,5 @@
-"""The jobs of a supervisor on their way through its workers: the part of the main thread that moves them."""
+"""The jobs of a supervisor on their way through its workers: the part of the main
+thread that moves them."""
 
 from __future__ import annotations
 
@@ -16,7 +17,13 @@ from dlpool.service.disposition import DispositionPolicy
 from dlpool.service.hooks.runner import HookRunner
 from dlpool.service.host_admission import HostAdmission
 from dlpool.service.host_limits import authority_of
-from dlpool.service.inflight import InFlightJob, InFlightTable, cleanup_entry, is_path_implied, job_frame
+from dlpool.service.inflight import (
+    InFlightJob,
+    InFlightTable,
+    cleanup_entry,
+    is_path_implied,
+    job_frame,
+)
 from dlpool.service.job_log import DISOWNED, log_disposition, log_fields, trace_id_of
 from dlpool.service.monitor.metrics_collector import MetricsCollector
 from dlpool.service.pool import WorkerPool
@@ -40,11 +47,13 @@ from dlpool.service.wire.frames import (
 from dlpool.service.worker_handle import WorkerHandle
 
 ENDS = ("success", "failed", "cancelled")
-MALFORMED = 20  # of what is no job that are logged in a minute: whoever pushes it must not fill the log
+# of what is no job that are logged in a minute: whoever pushes it must not fill the log
+MALFORMED = 20
 
 
 class JobDispatcher:
-    """Ledger, workers and recorder as one. Used by the main thread only; each step may be repeated."""
+    """Ledger, workers and recorder as one. Used by the main thread only; each step may
+    be repeated."""
 
     def __init__(
         self,
@@ -77,7 +86,9 @@ class JobDispatcher:
 
     def accept(self, claimed: ClaimedJob, leased_until: float) -> None:
         """A job was claimed: run it, or say why not."""
-        held = InFlightJob(claimed, leased_until, trace_id=trace_id_of(claimed.lease.job_id, None))
+        held = InFlightJob(
+            claimed, leased_until, trace_id=trace_id_of(claimed.lease.job_id, None)
+        )
         with self._each_alone(held):
             held.job, instead = self.policy.admit(claimed)
             held.trace_id = trace_id_of(claimed.lease.job_id, held.job)
@@ -88,20 +99,30 @@ class JobDispatcher:
                 self._end(held, instead)
             else:
                 self._bring_to_door(held)
-        self.needs_reconcile = self.needs_reconcile or claimed.crashes > 0  # it may want a worker of its own
+        self.needs_reconcile = (
+            self.needs_reconcile or claimed.crashes > 0
+        )  # it may want a worker of its own
 
     @contextmanager
     def _each_alone(self, held: InFlightJob) -> Iterator[None]:
-        """What nobody foresaw while a job is taken in fails that job, and nothing else."""
+        """What nobody foresaw while a job is taken in fails that job, and nothing
+        else."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - the service would end with it, and the next one again
             self._log.error("job_broke", error=error, **log_fields(held))
-            if not self._ledger.add(held) and self._ledger.get(str(held.lease)) is not held:
+            if (
+                not self._ledger.add(held)
+                and self._ledger.get(str(held.lease)) is not held
+            ):
                 return  # it runs already, and ends by itself
             self._ledger.mark_ending(held)
-            ending = self.policy.for_internal_error(held.claimed, InternalError.of(error))
-            self._recorder.record(replace(ending, host=held.slot_host, trace_id=held.trace_id))
+            ending = self.policy.for_internal_error(
+                held.claimed, InternalError.of(error)
+            )
+            self._recorder.record(
+                replace(ending, host=held.slot_host, trace_id=held.trace_id)
+            )
 
     def _bring_to_door(self, held: InFlightJob) -> None:
         assert held.job is not None
@@ -110,15 +131,21 @@ class JobDispatcher:
             self._end(held, instead)
 
     def summarize(self, *, now: bool = False) -> None:
-        """Log how many malformed jobs had no line of their own, of each minute that is over; ``now``: of all."""
+        """Log how many malformed jobs had no line of their own, of each minute that is
+        over; ``now``: of all."""
         for _, count in self._malformed.pop_counts(now=now):
             self._log.warning("jobs_malformed", count=count)
 
     def assign_waiting(self) -> None:
         """Give waiting jobs to workers with free slots."""
         self.summarize()
-        waiting = [one for one in self._ledger.all() if one.worker_pid is None and one.is_idle]
-        wanted = [WaitingJob(str(one.lease), self.policy.is_quarantined(one.claimed)) for one in waiting]
+        waiting = [
+            one for one in self._ledger.all() if one.worker_pid is None and one.is_idle
+        ]
+        wanted = [
+            WaitingJob(str(one.lease), self.policy.is_quarantined(one.claimed))
+            for one in waiting
+        ]
         for ticket, pid in assign(wanted, self._pool.worker_slots()) if wanted else ():
             held, handle = self._ledger.get(ticket), self._pool.workers[pid]
             assert held is not None and held.job is not None
@@ -126,16 +153,24 @@ class JobDispatcher:
                 handle.send(job_frame(held, held.job))
             except InternalError:
                 message = "the job's URL, path and headers are too long together"
-                self._end(held, self.policy.failure(held.claimed, held.job.url, "bad_job", message))
+                self._end(
+                    held,
+                    self.policy.failure(held.claimed, held.job.url, "bad_job", message),
+                )
                 continue
-            self._cleaner.record_start(cleanup_entry(held, held.job, None, has_failed=True))
+            self._cleaner.record_start(
+                cleanup_entry(held, held.job, None, has_failed=True)
+            )
             held.worker_pid, held.assigned_at = pid, time.monotonic()
             handle.jobs.add(ticket)
             self._pool.count_assigned(handle)
 
     def count_quarantined(self) -> int:
         """How many jobs that must run alone are held."""
-        return sum(not one.is_ending and self.policy.is_quarantined(one.claimed) for one in self._ledger.all())
+        return sum(
+            not one.is_ending and self.policy.is_quarantined(one.claimed)
+            for one in self._ledger.all()
+        )
 
     # --- from workers ---
 
@@ -156,7 +191,9 @@ class JobDispatcher:
             elif handle.hung_job not in (None, ticket):
                 self._end(held, self.policy.for_bystander(held.claimed, how))
             elif held.job is not None:
-                self._end(held, self.policy.for_worker_death(held.claimed, held.job.url, how))
+                self._end(
+                    held, self.policy.for_worker_death(held.claimed, held.job.url, how)
+                )
         handle.jobs.clear()
         handle.finishing.clear()
         self._cleaner.reassign(handle)
@@ -203,25 +240,40 @@ class JobDispatcher:
         if held is None or held.job is None or held.is_ending:
             return
         self._meter.observe_run(frame, time.monotonic() - held.assigned_at)
-        if frame.path is not None and not is_path_implied(frame.path, held.job.save_path):
-            self._cleaner.record_start(cleanup_entry(held, held.job, frame.path, has_failed=True))
+        if frame.path is not None and not is_path_implied(
+            frame.path, held.job.save_path
+        ):
+            self._cleaner.record_start(
+                cleanup_entry(held, held.job, frame.path, has_failed=True)
+            )
         if is_refusal(frame):
             self._doorman.record_refusal(held, self._ledger.all)
         ending = (
             None
             if held.is_lost
-            else self.policy.for_attempt(held.claimed, held.job, frame, held.requested_action, held.yield_reason)
+            else self.policy.for_attempt(
+                held.claimed, held.job, frame, held.requested_action, held.yield_reason
+            )
         )
         if frame.attempt_result == "node_fault":
             self._on_fault()
             self.needs_reconcile = True
-            self._log.warning("node_fault", label=frame.label, reason=frame.message, **log_fields(held))
+            self._log.warning(
+                "node_fault",
+                label=frame.label,
+                reason=frame.message,
+                **log_fields(held),
+            )
         if ending is None:
             self._log.warning("job_lost", **log_fields(held))
             self._meter.count_lost()
             self._ledger.remove(frame.lease_id)
             return
-        held.path, held.needs_cleanup, held.stack = frame.path, frame.needs_cleanup, frame.stack
+        held.path, held.needs_cleanup, held.stack = (
+            frame.path,
+            frame.needs_cleanup,
+            frame.stack,
+        )
         self._end(held, ending)
 
     def _end(self, held: InFlightJob, ending: FinishRequest) -> None:
@@ -231,7 +283,8 @@ class JobDispatcher:
         self._recorder.record(ending)
 
     def _left(self, held: InFlightJob) -> str:
-        """The host that has room again; how the job ended stands, whatever goes wrong with that."""
+        """The host that has room again; how the job ended stands, whatever goes wrong
+        with that."""
         try:
             return self._doorman.released_host(held)
         except Exception as error:  # noqa: BLE001 - as above
@@ -268,7 +321,8 @@ class JobDispatcher:
             handle.send(LostFrame(ticket))
 
     def request_stop(self, ticket: str, action: str) -> None:
-        """An operator wants a job cancelled or paused; may be called again and again."""
+        """An operator wants a job cancelled or paused; may be called again and
+        again."""
         held = self._ledger.get(ticket)
         if (
             held is None
@@ -283,10 +337,13 @@ class JobDispatcher:
         if handle is not None:
             handle.send(CancelFrame(ticket, f"an operator asked to {action} it"))
         elif held.worker_pid is None:
-            self._end(held, self.policy.for_stop_request(held.claimed, held.job.url, action))
+            self._end(
+                held, self.policy.for_stop_request(held.claimed, held.job.url, action)
+            )
 
     def yield_slot(self, ticket: str, reason: str) -> None:
-        """A job is to give its slot to others: it is checkpointed and goes back to the queue."""
+        """A job is to give its slot to others: it is checkpointed and goes back to the
+        queue."""
         held, handle = self._ledger.get(ticket), self._worker_of(ticket)
         if (
             held is None
@@ -318,8 +375,14 @@ class JobDispatcher:
             log_disposition(self._log, held, ending, message.reply)
         if message.reply not in DISOWNED:
             self._hooks.schedule(held, ending)
-        if held.job is not None and ending.disposition in ENDS and message.reply != "FENCED":
-            ended = cleanup_entry(held, held.job, held.path, has_failed=ending.disposition != "success")
+        if (
+            held.job is not None
+            and ending.disposition in ENDS
+            and message.reply != "FENCED"
+        ):
+            ended = cleanup_entry(
+                held, held.job, held.path, has_failed=ending.disposition != "success"
+            )
             if held.needs_cleanup or ended.has_failed:
                 self._cleaner.enqueue([ended], held.worker_pid or 0)
             else:
@@ -331,7 +394,14 @@ class JobDispatcher:
         """Give back what no worker has begun."""
         for held in self._ledger.all():
             if held.worker_pid is None and not held.is_ending:
-                self._end(held, FinishRequest(held.lease, "release", note={"label": "released", "message": reason}))
+                self._end(
+                    held,
+                    FinishRequest(
+                        held.lease,
+                        "release",
+                        note={"label": "released", "message": reason},
+                    ),
+                )
 
     def cancel_running(self, reason: str) -> None:
         """Have running jobs checkpointed and given back."""

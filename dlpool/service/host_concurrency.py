@@ -1,7 +1,9 @@
-"""How many jobs at once each origin host bears on this node, where slots are found by trying.
+"""How many jobs at once each origin host bears on this node, where slots are found by
+trying.
 
-A host that turns many of its jobs away gets half as many, and then one more at a time until it has as many as there
-are slots (AIMD, as RFC 5681); all other hosts keep theirs.
+A host that turns many of its jobs away gets half as many, and then one more at a time
+until it has as many as there are slots (AIMD, as RFC 5681); all other hosts keep
+theirs.
 """
 
 from __future__ import annotations
@@ -11,14 +13,17 @@ from dataclasses import dataclass
 
 from dlpool.observe.log import Logger
 
-REFUSED_PART = 4  # a quarter of the jobs that run at once, turned away within a while, is a bad sign
-WHILE_S = 6.0  # for so long refusals add up; and what was begun before a step back counts no more
+# a quarter of the jobs that run at once, turned away within a while, is a bad sign
+REFUSED_PART = 4
+# for so long refusals add up; and what was begun before a step back counts no more
+WHILE_S = 6.0
 STEP_S = 10.0  # one more job at once after so long without a bad sign
 
 
 @dataclass
 class _Host:
-    """``level`` is None as long as there is no limit; the others are about its refusals, by the clock."""
+    """``level`` is None as long as there is no limit; the others are about its
+    refusals, by the clock."""
 
     since: float
     refused: int = 0
@@ -28,9 +33,12 @@ class _Host:
 
 
 class HostConcurrency:
-    """Used by the main thread; others read ``limited``, the number of hosts with fewer jobs than there are slots."""
+    """Used by the main thread; others read ``limited``, the number of hosts with fewer
+    jobs than there are slots."""
 
-    def __init__(self, most: int, *, is_auto: bool, log: Logger, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, most: int, *, is_auto: bool, log: Logger, clock: Callable[[], float]
+    ) -> None:
         self.limited = 0
         self._most = most
         self._is_auto = is_auto
@@ -39,7 +47,10 @@ class HostConcurrency:
         self._hosts: dict[str, _Host] = {}
 
     def __repr__(self) -> str:
-        return f"<HostConcurrency { ({name: one.level for name, one in self._hosts.items()}) }>"
+        return (
+            f"<HostConcurrency "
+            f"{ ({name: one.level for name, one in self._hosts.items()}) }>"
+        )
 
     def record_refusal(self, name: str, count: Callable[[], int]) -> None:
         """A host has turned a job away; ``count`` says of how many at once."""
@@ -78,10 +89,16 @@ class HostConcurrency:
         self._hosts = {
             name: one
             for name, one in self._hosts.items()
-            if (one.level is not None and now - one.changed < self._most * STEP_S) or now - one.since < WHILE_S
+            if (one.level is not None and now - one.changed < self._most * STEP_S)
+            or now - one.since < WHILE_S
         }
         self.limited = sum(one.level is not None for one in self._hosts.values())
 
     def _set(self, name: str, host: _Host, level: int, reason: str) -> None:
-        host.level, host.changed = (level if level < self._most else None), self._clock()
-        self._log.info("host_jobs_changed", host=name, jobs=min(level, self._most), reason=reason)
+        host.level, host.changed = (
+            (level if level < self._most else None),
+            self._clock(),
+        )
+        self._log.info(
+            "host_jobs_changed", host=name, jobs=min(level, self._most), reason=reason
+        )

@@ -1,4 +1,5 @@
-"""What is known of origin hosts: what each is spared, and until when it does not want to be asked."""
+"""What is known of origin hosts: what each is spared, and until when it does not want
+to be asked."""
 
 from __future__ import annotations
 
@@ -20,24 +21,31 @@ class HostLimits:
         self.apply(settings)
 
     def __repr__(self) -> str:
-        return f"<Hosts {len(self._overrides)} with limits of their own, held: {sorted(self._holds)}>"
+        return (
+            f"<Hosts {len(self._overrides)} with limits of their own, held: "
+            f"{sorted(self._holds)}>"
+        )
 
     def apply(self, settings: Settings) -> None:
         """Use the limits of these settings from now on."""
         self._limits, self._overrides = settings.limits, settings.hosts
         self._is_limited = any(
-            one.max_per_host or one.rate_per_host for one in (self._limits, *self._overrides.values())
+            one.max_per_host or one.rate_per_host
+            for one in (self._limits, *self._overrides.values())
         )
 
     def limit(self, url: str) -> HostLimit | None:
-        """What the host of a URL is spared, None if nothing. One limit of a host counts for all its ports."""
+        """What the host of a URL is spared, None if nothing. One limit of a host counts
+        for all its ports."""
         if not self._is_limited:
             return None
         host, authority = _hostname(url), authority_of(url)
         if not host:
             return None
         name = authority if authority in self._overrides else host
-        limits = self._overrides.get(authority) or self._overrides.get(host) or self._limits
+        limits = (
+            self._overrides.get(authority) or self._overrides.get(host) or self._limits
+        )
         if limits.max_per_host is None and limits.rate_per_host is None:
             return None
         return HostLimit(name, limits.max_per_host, limits.rate_per_host)
@@ -45,7 +53,9 @@ class HostLimits:
     def hold(self, authority: str, seconds: float) -> bool:
         """Nobody asks it for that long. Returns whether that is news."""
         now = self._clock()
-        self._holds = {name: until for name, until in self._holds.items() if until > now}
+        self._holds = {
+            name: until for name, until in self._holds.items() if until > now
+        }
         authority = authority.lower()
         if now + seconds <= self._holds.get(authority, now) + NEWS_S:
             return False

@@ -17,9 +17,9 @@ from dlpool.transfer.target.state import url_digest
 class InFlightJob:
     """A job of ours.
 
-    ``authority``: host and port in its URL. ``worker`` is the pid it runs in, None while it waits for a slot;
-    ``is_ending``: it has left its worker, and Redis does not know yet. ``leased_until``: by ``lease_clock``, of the
-    lease that its claim brought.
+    ``authority``: host and port in its URL. ``worker`` is the pid it runs in, None
+    while it waits for a slot; ``is_ending``: it has left its worker, and Redis does not
+    know yet. ``leased_until``: by ``lease_clock``, of the lease that its claim brought.
     """
 
     claimed: ClaimedJob
@@ -35,12 +35,17 @@ class InFlightJob:
     progress: dict[str, Any] = field(default_factory=dict)
     missing_bytes: int = 0  # bytes that it will yet take of its disk
     is_resumable: bool = True  # its next run can go on where this one ends
-    yield_reason: str | None = None  # why it gives its slot to others, once it was told so
-    path: str | None = None  # where it went, and whether something is to be removed there
+    yield_reason: str | None = (
+        None  # why it gives its slot to others, once it was told so
+    )
+    path: str | None = (
+        None  # where it went, and whether something is to be removed there
+    )
     needs_cleanup: bool = True
     stack: str = ""  # of the error that ended it, for the log
     requested_action: str | None = None  # what an operator wants: cancel, pause
-    slot_host: str = ""  # of which it has, or wants, a slot; is_at_door: it is not known yet whether it has
+    # of which it has, or wants, a slot; is_at_door: it is not known yet whether it has
+    slot_host: str = ""
     is_at_door: bool = False
 
     @property
@@ -59,15 +64,19 @@ class InFlightJob:
 
 
 class InFlightTable:
-    """What is held, and how many more may be. The lock guards the table and the capacity.
+    """What is held, and how many more may be. The lock guards the table and the
+    capacity.
 
     The main thread alone changes what is held; the fetch and beat threads read.
     """
 
     def __init__(self, host_part: float = 1.0) -> None:
-        """``host_part``: of the capacity, what one host gets while jobs of others wait; 1 is all of it."""
+        """``host_part``: of the capacity, what one host gets while jobs of others wait;
+        1 is all of it."""
         self.host_share = host_part
-        self.slow_hosts: tuple[str, ...] = ()  # all together they get slow_part_of the slots
+        self.slow_hosts: tuple[
+            str, ...
+        ] = ()  # all together they get slow_part_of the slots
         self._lock = threading.Lock()
         self._held: dict[str, InFlightJob] = {}
         self._capacity = 0
@@ -98,7 +107,8 @@ class InFlightTable:
             self._count(held.occupies_slot - before, held.authority)
 
     def mark_ending(self, held: InFlightJob, *, is_ending: bool = True) -> None:
-        """It has left its worker, and its place is free, although Redis does not know yet; or it goes on after all."""
+        """It has left its worker, and its place is free, although Redis does not know
+        yet; or it goes on after all."""
         with self._lock:
             before, held.is_ending = held.occupies_slot, is_ending
             self._count(held.occupies_slot - before, held.authority)
@@ -113,7 +123,8 @@ class InFlightTable:
 
     @property
     def is_full(self) -> bool:
-        """Whether each slot has a job, and no job is without: then one that ends makes room for another."""
+        """Whether each slot has a job, and no job is without: then one that ends makes
+        room for another."""
         with self._lock:
             return self._busy == self._capacity > 0
 
@@ -146,16 +157,25 @@ class InFlightTable:
             return max(0, self._capacity - self._busy)
 
     def host_shares(self) -> HostSlotShares | None:
-        """How slots are shared out while jobs of several hosts wait, for the next claim; None: all to anybody."""
+        """How slots are shared out while jobs of several hosts wait, for the next
+        claim; None: all to anybody."""
         with self._lock:
             slow = self.slow_hosts
             if self.host_share >= 1 and not slow:
                 return None
             most = host_quota(self._capacity, self.host_share)
             close = most - (self._capacity - self._busy)
-            held = {host: count for host, count in self._of_hosts.items() if host and count >= close}
-            slow_held = sum(self._of_hosts[host] for host in slow if host in self._of_hosts)
-            return HostSlotShares(most, held, slow, slow_hosts_quota(self._capacity, most), slow_held)
+            held = {
+                host: count
+                for host, count in self._of_hosts.items()
+                if host and count >= close
+            }
+            slow_held = sum(
+                self._of_hosts[host] for host in slow if host in self._of_hosts
+            )
+            return HostSlotShares(
+                most, held, slow, slow_hosts_quota(self._capacity, most), slow_held
+            )
 
     def leases(self) -> list[JobLease]:
         return [held.lease for held in self.all()]
@@ -173,7 +193,8 @@ class InFlightTable:
 
 
 def slow_hosts_quota(slots: int, most: int) -> int:
-    """How many of the slots all slow hosts get together: a quarter, of what one host, with ``most``, does not get."""
+    """How many of the slots all slow hosts get together: a quarter, of what one host,
+    with ``most``, does not get."""
     return max(0, min(slots - most, max(1, slots // 4)))
 
 
@@ -182,10 +203,19 @@ def host_quota(slots: int, part: float) -> int:
     return max(1, int(slots * part))
 
 
-def cleanup_entry(held: InFlightJob, job: PushedJob, path: str | None, *, has_failed: bool) -> CleanupEntry:
-    """What a run of the job may leave behind; ``path``: where it went, if that is not as it was told."""
+def cleanup_entry(
+    held: InFlightJob, job: PushedJob, path: str | None, *, has_failed: bool
+) -> CleanupEntry:
+    """What a run of the job may leave behind; ``path``: where it went, if that is not
+    as it was told."""
     return CleanupEntry(
-        held.lease.job_id, url_digest(job.url), job.save_path, path, has_failed, held.lease.fence, held.trace_id
+        held.lease.job_id,
+        url_digest(job.url),
+        job.save_path,
+        path,
+        has_failed,
+        held.lease.fence,
+        held.trace_id,
     )
 
 
@@ -212,5 +242,9 @@ def job_frame(held: InFlightJob, job: PushedJob) -> JobFrame:
 
 
 def is_path_implied(path: str, save_path: str) -> bool:
-    """Whether the save_path alone tells the path: its name is not the server's, nor made to be a free one."""
-    return not save_path.endswith("/") and path.rpartition("/")[2] == save_path.rpartition("/")[2]
+    """Whether the save_path alone tells the path: its name is not the server's, nor
+    made to be a free one."""
+    return (
+        not save_path.endswith("/")
+        and path.rpartition("/")[2] == save_path.rpartition("/")[2]
+    )

@@ -13,9 +13,15 @@ from dlpool.service.inflight import InFlightJob
 DISOWNED = ("FENCED", "GONE")
 
 
-def log_disposition(log: Logger, held: InFlightJob, ending: FinishRequest, reply: str) -> None:
+def log_disposition(
+    log: Logger, held: InFlightJob, ending: FinishRequest, reply: str
+) -> None:
     """The one summary line of a job's run."""
-    fields = log_fields(held) | {name: value for name, value in ending.note.items() if name not in ("message", "path")}
+    fields = log_fields(held) | {
+        name: value
+        for name, value in ending.note.items()
+        if name not in ("message", "path")
+    }
     reason = ending.note.get("message")
     if reply in DISOWNED:
         log.warning("job_disowned", result=ending.disposition, reply=reply, **fields)
@@ -24,14 +30,25 @@ def log_disposition(log: Logger, held: InFlightJob, ending: FinishRequest, reply
     elif ending.disposition == "failed":
         if held.stack:
             fields["stack"] = held.stack
-        log.error("job_failed" if held.job is not None else "job_malformed", outcome="failure", error=reason, **fields)
+        log.error(
+            "job_failed" if held.job is not None else "job_malformed",
+            outcome="failure",
+            error=reason,
+            **fields,
+        )
     elif ending.disposition in ("cancelled", "pause"):
-        log.info("job_cancelled" if ending.disposition == "cancelled" else "job_paused", reply=reply, **fields)
+        log.info(
+            "job_cancelled" if ending.disposition == "cancelled" else "job_paused",
+            reply=reply,
+            **fields,
+        )
     elif ending.disposition in ("retry", "crash"):
         fields["delay_s"] = ending.delay_s
         log.warning("job_retried", result=ending.disposition, reason=reason, **fields)
     elif ending.disposition == "yield":
-        log.info("job_yielded", reason=reason, reply=reply, delay_s=ending.delay_s, **fields)
+        log.info(
+            "job_yielded", reason=reason, reply=reply, delay_s=ending.delay_s, **fields
+        )
     else:
         fields["delay_s"] = ending.delay_s
         log.info(
@@ -44,7 +61,8 @@ def log_disposition(log: Logger, held: InFlightJob, ending: FinishRequest, reply
 
 
 def trace_id_of(job_id: str, job: PushedJob | None) -> str:
-    """The trace id that the client gave, else one that follows from the id: the same in each run."""
+    """The trace id that the client gave, else one that follows from the id: the same in
+    each run."""
     given = job.trace_id if job is not None else None
     return given or hashlib.sha256(job_id.encode()).hexdigest()[:32]
 
@@ -52,7 +70,11 @@ def trace_id_of(job_id: str, job: PushedJob | None) -> str:
 def log_fields(held: InFlightJob) -> dict[str, Any]:
     """Which job a line of the log is about."""
     job, claimed = held.job, held.claimed
-    fields: dict[str, Any] = {"job_id": claimed.lease.job_id, "attempt": claimed.attempts, "trace_id": held.trace_id}
+    fields: dict[str, Any] = {
+        "job_id": claimed.lease.job_id,
+        "attempt": claimed.attempts,
+        "trace_id": held.trace_id,
+    }
     if job is not None:
         fields |= {"url": job.url, "path": job.save_path}
         if job.user_id is not None:

@@ -1,7 +1,9 @@
-"""The jobs that this node has begun, on disk, until what they kept beside their targets is removed.
+"""The jobs that this node has begun, on disk, until what they kept beside their targets
+is removed.
 
-A kill at any moment must not leave the part file or the record of a finished job behind for good: neither between the
-record in Redis and the removal, nor where another node has finished the job meanwhile.
+A kill at any moment must not leave the part file or the record of a finished job behind
+for good: neither between the record in Redis and the removal, nor where another node
+has finished the job meanwhile.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ TIDY_LINES = 1000  # more than that, most of them of no use any more, are writte
 
 
 class CleanupJournal:
-    """The file ``STATE_DIR/trail``: a line a job, the last one counts. Thread-safe; the lock guards file and table.
+    """The file ``STATE_DIR/trail``: a line a job, the last one counts. Thread-safe; the
+    lock guards file and table.
 
-    Nothing is synced: after a power failure at worst a file is left over. Its methods raise LocalFault.
+    Nothing is synced: after a power failure at worst a file is left over. Its methods
+    raise LocalFault.
     """
 
     def __init__(self, state_dir: Path) -> None:
@@ -31,7 +35,11 @@ class CleanupJournal:
         self._descriptor = -1
         with translated(f"read {self._path}"):
             text = self._path.read_bytes() if self._path.exists() else b""
-        self._open = {ended.job_id: ended for ended in map(_parsed, text.splitlines()) if ended is not None}
+        self._open = {
+            ended.job_id: ended
+            for ended in map(_parsed, text.splitlines())
+            if ended is not None
+        }
         self._rewrite()
 
     def __repr__(self) -> str:
@@ -45,7 +53,8 @@ class CleanupJournal:
             disk.write_all(self._descriptor, _line(ended))
 
     def remove(self, ended: Iterable[CleanupEntry]) -> None:
-        """Nothing of them is left. One that was retried and has begun again meanwhile stays."""
+        """Nothing of them is left. One that was retried and has begun again meanwhile
+        stays."""
         with self._lock:
             for one in ended:
                 known = self._open.get(one.job_id)
@@ -70,7 +79,11 @@ class CleanupJournal:
             descriptor = disk.create_exclusive(temporary, 0o600, flags=os.O_APPEND)
             try:
                 disk.write_all(descriptor, b"".join(map(_line, self._open.values())))
-                disk.replace(temporary, self._path, identity=disk.identity_of(os.fstat(descriptor)))
+                disk.replace(
+                    temporary,
+                    self._path,
+                    identity=disk.identity_of(os.fstat(descriptor)),
+                )
             except OSError:
                 disk.close_quietly(descriptor)
                 raise
@@ -84,12 +97,21 @@ def _line(ended: CleanupEntry) -> bytes:
 
 
 def _parsed(line: bytes) -> CleanupEntry | None:
-    """The job of a line; None for one that a kill has cut off. Earlier versions wrote the URL itself."""
+    """The job of a line; None for one that a kill has cut off. Earlier versions wrote
+    the URL itself."""
     try:
         fields = [*jsontext.loads(line), 0, ""]  # older lines have fewer
         job_id, url, save_path, path, has_failed, fence, trace_id = fields[:7]
         digest = url_digest(url) if "://" in url else str(url)
         where = path if path is None else str(path)
-        return CleanupEntry(str(job_id), digest, str(save_path), where, bool(has_failed), int(fence), str(trace_id))
+        return CleanupEntry(
+            str(job_id),
+            digest,
+            str(save_path),
+            where,
+            bool(has_failed),
+            int(fence),
+            str(trace_id),
+        )
     except (ValueError, TypeError):
         return None

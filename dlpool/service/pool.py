@@ -1,4 +1,5 @@
-"""The worker processes: wanted and actual. Level-triggered: ``tend`` may be called at any time, any number of times."""
+"""The worker processes: wanted and actual. Level-triggered: ``tend`` may be called at
+any time, any number of times."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ SHARE_S = 1.0
 MAX_FAILED_STARTS = 3
 STOP_S = 6.0  # a worker ends within 5
 MAX_SHOWN = 64  # workers that a supervisor tells of
-FROZEN_S = 2.0  # between two turns: then it was we who did not run, and the workers' silence says nothing
+# between two turns: then it was we who did not run, and the workers' silence says
+# nothing
+FROZEN_S = 2.0
 
 
 class WorkerStartFailed(DlpoolError):
@@ -56,38 +59,62 @@ class WorkerPool:
         self._metrics = metrics
         self._context = multiprocessing.get_context("spawn")
         slots = max_slots(settings)
-        self._shares = slots_of(slots, settings.workers or min(os.cpu_count() or 1, slots))
+        self._shares = slots_of(
+            slots, settings.workers or min(os.cpu_count() or 1, slots)
+        )
         self._respawn = RespawnBackoff()
         self._has_come_up = False
         self._pinged = self._weighed = self._shared = 0.0
         self._looked = time.monotonic()
         self.workers: dict[int, WorkerHandle] = {}
-        self.summaries: tuple[dict[str, object], ...] = ()  # what others may see of them; any thread may read it
+        self.summaries: tuple[
+            dict[str, object], ...
+        ] = ()  # what others may see of them; any thread may read it
         self.over_memory = 0  # workers that were, since the start
 
     def __repr__(self) -> str:
         busy = sum(len(handle.jobs) for handle in self.workers.values())
-        return f"<WorkerPool {len(self._shares)} wanted: {len(self.workers)} there, {busy} jobs>"
+        return (
+            f"<WorkerPool {len(self._shares)} wanted: {len(self.workers)} there, "
+            f"{busy} "
+            f"jobs>"
+        )
 
     def worker_slots(self) -> list[WorkerSlots]:
         """Where jobs may go."""
         most = self.settings.max_jobs_per_worker or sys.maxsize
         return [
-            WorkerSlots(one.pid, min(one.free_slots, most - one.assigned_count), len(one.jobs), one.is_quarantine)
+            WorkerSlots(
+                one.pid,
+                min(one.free_slots, most - one.assigned_count),
+                len(one.jobs),
+                one.is_quarantine,
+            )
             for one in self.workers.values()
         ]
 
     def capacity(self) -> int:
         """How many jobs the workers that are there can have at once."""
-        ordinary = [one for one in self.workers.values() if not one.is_quarantine and one.is_ready]
-        return sum(one.slots for one in ordinary if not one.is_retiring and not one.kill_reason)
+        ordinary = [
+            one
+            for one in self.workers.values()
+            if not one.is_quarantine and one.is_ready
+        ]
+        return sum(
+            one.slots for one in ordinary if not one.is_retiring and not one.kill_reason
+        )
 
     def received(self) -> dict[int, int]:
         """Bytes that each worker has received, by its pid, as of its last report."""
-        return {one.pid: int(one.counters.last(RECEIVED)) for one in self.workers.values()}
+        return {
+            one.pid: int(one.counters.last(RECEIVED)) for one in self.workers.values()
+        }
 
-    def reconcile(self, suspects: int, on_death: Callable[[WorkerHandle, str], None]) -> None:
-        """Compare wanted with actual. ``suspects``: jobs that must run alone. Raises WorkerStartFailed."""
+    def reconcile(
+        self, suspects: int, on_death: Callable[[WorkerHandle, str], None]
+    ) -> None:
+        """Compare wanted with actual. ``suspects``: jobs that must run alone. Raises
+        WorkerStartFailed."""
         now = time.monotonic()
         for handle in [one for one in self.workers.values() if one.has_exited]:
             self._lose(handle, on_death)
@@ -99,7 +126,9 @@ class WorkerPool:
         if now - self._pinged >= PING_S:
             self._pinged = now
             self.broadcast(PingFrame())
-            self.summaries = tuple(handle.as_json() for handle in islice(self.workers.values(), MAX_SHOWN))
+            self.summaries = tuple(
+                handle.as_json() for handle in islice(self.workers.values(), MAX_SHOWN)
+            )
         for handle in self.workers.values():
             handle.flush()
 
@@ -138,8 +167,11 @@ class WorkerPool:
                 handle.kill("it did not end")
             self._bury(handle, on_death)
 
-    def _lose(self, handle: WorkerHandle, on_death: Callable[[WorkerHandle, str], None]) -> None:
-        """A worker has ended in the midst of the service: is another one worth a try, and when?"""
+    def _lose(
+        self, handle: WorkerHandle, on_death: Callable[[WorkerHandle, str], None]
+    ) -> None:
+        """A worker has ended in the midst of the service: is another one worth a try,
+        and when?"""
         self._selector.unregister(handle.channel)
         how = self._bury(handle, on_death)
         if not (handle.is_retiring and handle.is_ready):
@@ -148,8 +180,11 @@ class WorkerPool:
         if not self._has_come_up and self._respawn.failures >= MAX_FAILED_STARTS:
             raise WorkerStartFailed(f"no worker could be started; the last one: {how}")
 
-    def _bury(self, handle: WorkerHandle, on_death: Callable[[WorkerHandle, str], None]) -> str:
-        """A worker has ended: hear its last words, then give back what it had. Returns how it ended."""
+    def _bury(
+        self, handle: WorkerHandle, on_death: Callable[[WorkerHandle, str], None]
+    ) -> str:
+        """A worker has ended: hear its last words, then give back what it had. Returns
+        how it ended."""
         self._selector.unregister(handle.process.sentinel)
         del self.workers[handle.pid]
         how = self._describe(handle)
@@ -165,11 +200,21 @@ class WorkerPool:
         if stacks and not handle.is_ready:
             how += f": {stacks.splitlines()[0]}"
         if code != 0 or handle.kill_reason:
-            self._metrics.worker_exits.labels("killed" if handle.kill_reason else "died").inc()
-            self._log.warning("worker_died", worker_pid=handle.pid, how=how, running=len(handle.jobs), stacks=stacks)
+            self._metrics.worker_exits.labels(
+                "killed" if handle.kill_reason else "died"
+            ).inc()
+            self._log.warning(
+                "worker_died",
+                worker_pid=handle.pid,
+                how=how,
+                running=len(handle.jobs),
+                stacks=stacks,
+            )
         else:
             self._metrics.worker_exits.labels("ended").inc()
-            self._log.info("worker_ended", worker_pid=handle.pid, running=len(handle.jobs))
+            self._log.info(
+                "worker_ended", worker_pid=handle.pid, running=len(handle.jobs)
+            )
         return how
 
     def _look_for_hung(self, now: float) -> None:
@@ -179,8 +224,15 @@ class WorkerPool:
                 handle.mark_heard(now)
             if handle.kill_at is not None and now >= handle.kill_at:
                 handle.kill("it did not end")
-            elif handle.kill_reason is None and now - handle.last_heard_at > self.settings.worker_timeout:
-                self._log.warning("worker_hung", worker_pid=handle.pid, silent_s=round(now - handle.last_heard_at, 1))
+            elif (
+                handle.kill_reason is None
+                and now - handle.last_heard_at > self.settings.worker_timeout
+            ):
+                self._log.warning(
+                    "worker_hung",
+                    worker_pid=handle.pid,
+                    silent_s=round(now - handle.last_heard_at, 1),
+                )
                 handle.abort(f"it was silent for {self.settings.worker_timeout:g} s")
             elif now - handle.last_heard_at > self.settings.worker_timeout / 2:
                 handle.sample_threads()
@@ -191,13 +243,25 @@ class WorkerPool:
         self._weighed = now
         soft, hard = self.settings.worker_memory_soft, self.settings.worker_memory_hard
         for handle in self.workers.values():
-            handle.resident_bytes = size = handle.measure_memory() if handle.kill_reason is None else 0
+            handle.resident_bytes = size = (
+                handle.measure_memory() if handle.kill_reason is None else 0
+            )
             if hard is not None and size > hard:
                 self.over_memory += 1
-                handle.kill(f"it used {size} bytes of memory, more than worker_memory_hard")
-            elif soft is not None and size > soft and handle.assigned_count and not handle.is_retiring:
+                handle.kill(
+                    f"it used {size} bytes of memory, more than worker_memory_hard"
+                )
+            elif (
+                soft is not None
+                and size > soft
+                and handle.assigned_count
+                and not handle.is_retiring
+            ):
                 self.over_memory += 1
-                self._retire(handle, f"it used {size} bytes of memory, more than worker_memory_soft")
+                self._retire(
+                    handle,
+                    f"it used {size} bytes of memory, more than worker_memory_soft",
+                )
 
     def _retire(self, handle: WorkerHandle, reason: str) -> None:
         """It ends after its jobs; a replacement is wanted at once."""
@@ -211,7 +275,9 @@ class WorkerPool:
         for handle in serving:
             if not handle.is_quarantine and handle.slots in shares:
                 shares.remove(handle.slots)
-        alone = min(suspects, len(self._shares)) - sum(handle.is_quarantine for handle in serving)
+        alone = min(suspects, len(self._shares)) - sum(
+            handle.is_quarantine for handle in serving
+        )
         if now < self._respawn.not_before:
             return
         wanted = [(slots, False) for slots in shares] + [(1, True)] * alone
@@ -229,11 +295,18 @@ class WorkerPool:
         """
         self._log.warning("worker_not_started", error=error)
         self._respawn = self._respawn.after_death(0.0, now)
-        if not self.workers and not self._has_come_up and self._respawn.failures >= MAX_FAILED_STARTS:
-            raise WorkerStartFailed(f"no worker could be started: {error.strerror} (ulimit -u, ulimit -n)") from error
+        if (
+            not self.workers
+            and not self._has_come_up
+            and self._respawn.failures >= MAX_FAILED_STARTS
+        ):
+            raise WorkerStartFailed(
+                f"no worker could be started: {error.strerror} (ulimit -u, ulimit -n)"
+            ) from error
 
     def _share_rate(self, now: float) -> None:
-        """Deal the node's rate over the workers: once a second, and at once when one of them has no share yet."""
+        """Deal the node's rate over the workers: once a second, and at once when one of
+        them has no share yet."""
         rate, handles = self.settings.node_rate, list(self.workers.values())
         is_new = rate is not None and any(one.rate is None for one in handles)
         if not handles or not (is_new or now - self._shared >= SHARE_S):
@@ -246,7 +319,13 @@ class WorkerPool:
 
     def _retire_idle_quarantine(self, suspects: int) -> None:
         for handle in self.workers.values():
-            if handle.is_quarantine and handle.is_ready and not suspects and not handle.jobs and not handle.is_retiring:
+            if (
+                handle.is_quarantine
+                and handle.is_ready
+                and not suspects
+                and not handle.jobs
+                and not handle.is_retiring
+            ):
                 self._retire(handle, "no suspect job is left")
 
     def _spawn(self, slots: int, *, is_alone: bool) -> None:
@@ -254,7 +333,10 @@ class WorkerPool:
         cpu = choose_cpu(len(self._shares), [one.cpu for one in self.workers.values()])
         given = replace(self.worker_settings, slots=slots, cpu=cpu)
         process = self._context.Process(
-            target=worker.main, args=(theirs, os.getpid(), given), daemon=True, name="dlpool-worker"
+            target=worker.main,
+            args=(theirs, os.getpid(), given),
+            daemon=True,
+            name="dlpool-worker",
         )
         try:
             process.start()
@@ -267,4 +349,6 @@ class WorkerPool:
         handle = WorkerHandle(process, channel, slots, is_alone=is_alone, cpu=cpu)
         self.workers[handle.pid] = handle
         self._selector.register(channel, selectors.EVENT_READ, handle)
-        self._selector.register(process.sentinel, selectors.EVENT_READ, handle.mark_exited)
+        self._selector.register(
+            process.sentinel, selectors.EVENT_READ, handle.mark_exited
+        )

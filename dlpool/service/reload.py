@@ -15,8 +15,11 @@ from dlpool.service.hooks.runner import check_hooks
 SettingsLoader = Callable[[], Settings]
 
 
-def reload_settings(present: Settings, load: SettingsLoader) -> tuple[Settings | None, list[str]]:
-    """The new settings, None if they cannot be used; and what is wrong, or waits for a restart."""
+def reload_settings(
+    present: Settings, load: SettingsLoader
+) -> tuple[Settings | None, list[str]]:
+    """The new settings, None if they cannot be used; and what is wrong, or waits for a
+    restart."""
     try:
         wanted = load()
         check_hooks(wanted.hooks)
@@ -30,7 +33,8 @@ def reload_settings(present: Settings, load: SettingsLoader) -> tuple[Settings |
 
 
 def _mixed(present: Settings, wanted: Settings) -> tuple[Settings, list[str]]:
-    """Return the wanted settings as far as a reload may change them, and what waits for a restart."""
+    """Return the wanted settings as far as a reload may change them, and what waits for
+    a restart."""
     new: dict[str, Any] = {}
     waiting = []
     for section in fields(Settings):
@@ -43,6 +47,8 @@ def _mixed(present: Settings, wanted: Settings) -> tuple[Settings, list[str]]:
             before, after = getattr(old, declared.name), getattr(given, declared.name)
             if before != after and not declared.metadata["reload"]:
                 kept[declared.name] = before
-                waiting.append(f"[{section.name}] {declared.name} takes effect at the next start")
+                waiting.append(
+                    f"[{section.name}] {declared.name} takes effect at the next start"
+                )
         new[section.name] = replace(given, **kept)
     return Settings(**new), waiting

@@ -1,4 +1,5 @@
-"""Which worker gets which job, how many workers there should be, and when one may start. Pure."""
+"""Which worker gets which job, how many workers there should be, and when one may
+start. Pure."""
 
 from __future__ import annotations
 
@@ -29,8 +30,11 @@ class WaitingJob:
     is_suspect: bool
 
 
-def assign(waiting: Sequence[WaitingJob], seats: Sequence[WorkerSlots]) -> list[tuple[str, int]]:
-    """Ticket and pid for each job that has a place now: to the worker with the most free slots, suspects alone."""
+def assign(
+    waiting: Sequence[WaitingJob], seats: Sequence[WorkerSlots]
+) -> list[tuple[str, int]]:
+    """Ticket and pid for each job that has a place now: to the worker with the most
+    free slots, suspects alone."""
     places = {seat.pid: seat for seat in seats}
     dealt: list[tuple[str, int]] = []
     for job in waiting:
@@ -44,7 +48,11 @@ def assign(waiting: Sequence[WaitingJob], seats: Sequence[WorkerSlots]) -> list[
 
 
 def _fits(seat: WorkerSlots, job: WaitingJob) -> bool:
-    return seat.free > 0 and seat.is_alone == job.is_suspect and not (seat.is_alone and seat.busy)
+    return (
+        seat.free > 0
+        and seat.is_alone == job.is_suspect
+        and not (seat.is_alone and seat.busy)
+    )
 
 
 def slots_of(slots: int, workers: int) -> list[int]:
@@ -54,7 +62,8 @@ def slots_of(slots: int, workers: int) -> list[int]:
 
 
 def shares_of(rate: int, demands: Sequence[int]) -> list[int]:
-    """``rate`` dealt over workers in proportion to their jobs; those without any get a little, to begin with."""
+    """``rate`` dealt over workers in proportion to their jobs; those without any get a
+    little, to begin with."""
     total, idle = sum(demands), max(1, rate // (IDLE_PART * max(1, len(demands))))
     if total == 0:
         return [rate // len(demands) for _ in demands]
@@ -64,7 +73,8 @@ def shares_of(rate: int, demands: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class RespawnBackoff:
-    """When the next worker may be started: at once after one that had lived, later and later after failed starts."""
+    """When the next worker may be started: at once after one that had lived, later and
+    later after failed starts."""
 
     failures: int = 0
     not_before: float = 0.0
@@ -73,5 +83,9 @@ class RespawnBackoff:
         """A worker has died."""
         if lived_s >= HEALTHY_S:
             return RespawnBackoff()
-        delay = 0.0 if self.failures == 0 else min(RESPAWN_MAX_S, RESPAWN_FIRST_S * 2.0**self.failures)
+        delay = (
+            0.0
+            if self.failures == 0
+            else min(RESPAWN_MAX_S, RESPAWN_FIRST_S * 2.0**self.failures)
+        )
         return RespawnBackoff(self.failures + 1, now + delay)

@@ -31,19 +31,27 @@ OLD_WORKERS_S = 6.0  # those of a killed supervisor end within 5
 
 
 def serve(
-    settings: Settings, load: SettingsLoader, early: Iterable[int] = (), heard: OnEvent = lambda *_: None
+    settings: Settings,
+    load: SettingsLoader,
+    early: Iterable[int] = (),
+    heard: OnEvent = lambda *_: None,
 ) -> None:
-    """Run the service until it is told to end. Raises DlpoolError for what keeps it from working.
+    """Run the service until it is told to end. Raises DlpoolError for what keeps it
+    from working.
 
-    ``load`` reads the settings anew for a reload; ``early`` are signals that came before; ``heard`` is told of
-    each event of the log. Call it on the main thread.
+    ``load`` reads the settings anew for a reload; ``early`` are signals that came
+    before; ``heard`` is told of each event of the log. Call it on the main thread.
     """
-    HttpClient(settings.network, 1, HostHolds(lambda: 0.0), NetworkMonitor(lambda: 0.0)).check()
+    HttpClient(
+        settings.network, 1, HostHolds(lambda: 0.0), NetworkMonitor(lambda: 0.0)
+    ).check()
     check_owned_paths(settings)
     check_hooks(settings.hooks)
     check_archive_command(settings.logging)
     check_traces(settings.otel)
-    node = Node.open(Path(settings.paths.state_dir).absolute(), settings.supervisor.node_id)
+    node = Node.open(
+        Path(settings.paths.state_dir).absolute(), settings.supervisor.node_id
+    )
     try:
         log = Log(
             Path(settings.paths.log_dir),
@@ -66,16 +74,25 @@ def serve(
         node.close()
 
 
-def _serve(settings: Settings, load: SettingsLoader, early: Iterable[int], node: Node, log: Log) -> None:
+def _serve(
+    settings: Settings, load: SettingsLoader, early: Iterable[int], node: Node, log: Log
+) -> None:
     logger = log.logger("supervisor")
     for warning in node.warnings:
         logger.warning("state_damaged", reason=warning)
     if not node.wait_for_old_workers(OLD_WORKERS_S):
-        logger.warning("old_workers_live", reason="their jobs wait until they let go of their files")
+        logger.warning(
+            "old_workers_live",
+            reason="their jobs wait until they let go of their files",
+        )
     remove_old_stacks(node.state_dir)
     parts = SupervisorComponents(settings, node, log)
     queue, server = QueueKeys(settings.redis.group).intake, parts.server
-    shown = {"redis": server.display_url, "clients": server.client_url, "configuration": shown_settings(settings)}
+    shown = {
+        "redis": server.display_url,
+        "clients": server.client_url,
+        "configuration": shown_settings(settings),
+    }
     logger.info("service_started", sid=parts.sid, queue=queue, **shown)
     tune_garbage_collector()
     Supervisor(settings, load, node, log, parts).run(early)
@@ -83,7 +100,11 @@ def _serve(settings: Settings, load: SettingsLoader, early: Iterable[int], node:
 
 def shown_settings(settings: Settings) -> dict[str, Any]:
     """The effective configuration for the log, without secrets."""
-    shown = {name: value for name, value in asdict(settings).items() if name in SECTIONS or name == "hosts"}
+    shown = {
+        name: value
+        for name, value in asdict(settings).items()
+        if name in SECTIONS or name == "hosts"
+    }
     for section in SECTIONS:
         for declared in fields(getattr(settings, section)):
             value = shown[section][declared.name]

@@ -1,4 +1,5 @@
-"""How many jobs a node takes at once: a fixed number, or one that is found by trying."""
+"""How many jobs a node takes at once: a fixed number, or one that is found by
+trying."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ from dlpool.service.wire.frames import EndedFrame
 from dlpool.transfer.aimd import Aimd, ControlParameters
 
 START = 5  # jobs: the default of a fixed number
-TEMPO = ControlParameters(settle_s=2.0, measure_s=4.0, rest_s=20.0, most_rest_s=300.0)  # workers report once a second
+TEMPO = ControlParameters(
+    settle_s=2.0, measure_s=4.0, rest_s=20.0, most_rest_s=300.0
+)  # workers report once a second
 _REFUSALS = {"server_busy", "connection", "unreachable", "timeout", "too_slow"}
 
 
@@ -22,14 +25,17 @@ def max_slots(settings: SupervisorSettings) -> int:
 
 
 def is_refusal(frame: EndedFrame) -> bool:
-    """Whether a job ended because its server, or the way there, may have too much to do."""
+    """Whether a job ended because its server, or the way there, may have too much to
+    do."""
     return frame.attempt_result == "retry" and frame.label in _REFUSALS
 
 
 class SlotLimit:
     """Used by the main thread; others read ``level``, the number of jobs at once."""
 
-    def __init__(self, settings: SupervisorSettings, log: Logger, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, settings: SupervisorSettings, log: Logger, clock: Callable[[], float]
+    ) -> None:
         self.level = max_slots(settings)
         self._log = log
         self._clock = clock
@@ -38,7 +44,9 @@ class SlotLimit:
             self._control = Aimd(1, settings.max_slots, START, TEMPO)
             self.level = self._control.level
         is_auto = self._control is not None
-        self.hosts = HostConcurrency(max_slots(settings), is_auto=is_auto, log=log, clock=clock)
+        self.hosts = HostConcurrency(
+            max_slots(settings), is_auto=is_auto, log=log, clock=clock
+        )
         self._received = 0  # bytes
         self._counted: dict[int, int] = {}  # of them, by worker
         self._over_memory = 0
@@ -46,7 +54,9 @@ class SlotLimit:
     def __repr__(self) -> str:
         return f"<Slots {self._control or self.level}>"
 
-    def sample(self, received: Mapping[int, int], busy: int, *, over_memory: int) -> None:
+    def sample(
+        self, received: Mapping[int, int], busy: int, *, over_memory: int
+    ) -> None:
         """Once a second: bytes received by each worker, by pid, and how many jobs run.
 
         Workers ``over_memory`` are counted since the start.
@@ -62,11 +72,18 @@ class SlotLimit:
         if self._control.level != self.level:
             self.level = self._control.level
             self._log.info(
-                "slots_changed", slots=self.level, reason=self._control.reason, rate=round(self._control.rate)
+                "slots_changed",
+                slots=self.level,
+                reason=self._control.reason,
+                rate=round(self._control.rate),
             )
 
     def _count(self, received: Mapping[int, int]) -> None:
         """Add up; a counter that has fallen behind itself says nothing new."""
-        counted = {pid: max(size, self._counted.get(pid, 0)) for pid, size in received.items()}
-        self._received += sum(size - self._counted.get(pid, 0) for pid, size in counted.items())
+        counted = {
+            pid: max(size, self._counted.get(pid, 0)) for pid, size in received.items()
+        }
+        self._received += sum(
+            size - self._counted.get(pid, 0) for pid, size in counted.items()
+        )
         self._counted = counted

@@ -1,7 +1,8 @@
 """The supervisor of a node: an event loop over workers, threads and signals.
 
-Level-triggered: each turn compares wanted with actual, and each step is safe to take again. The main thread talks to
-workers and starts them; only its threads talk to Redis. Signal handlers only queue.
+Level-triggered: each turn compares wanted with actual, and each step is safe to take
+again. The main thread talks to workers and starts them; only its threads talk to Redis.
+Signal handlers only queue.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ from dlpool.service.worker_handle import WorkerHandle
 TURN_S = 0.5  # the longest sleep of the loop
 TEND_S = 1.0
 COMPARE_S = 0.05
-MORE_S = 60.0  # a service manager must not end us for the absence of Redis, nor for jobs that may finish
+# a service manager must not end us for the absence of Redis, nor for jobs that may
+# finish
+MORE_S = 60.0
 FLUSH_S = 5.0  # after a drain, for Redis to hear of the last jobs
 CANCEL_S = 10.0  # after a drain's end, for workers to checkpoint
 OBEYED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -52,7 +55,12 @@ class Supervisor:
     """One run of the service: ``run`` is called once, on the main thread."""
 
     def __init__(
-        self, settings: Settings, load: SettingsLoader, node: Node, log: Log, parts: SupervisorComponents
+        self,
+        settings: Settings,
+        load: SettingsLoader,
+        node: Node,
+        log: Log,
+        parts: SupervisorComponents,
     ) -> None:
         """``load`` reads the settings anew for a reload."""
         self._settings = settings
@@ -61,7 +69,11 @@ class Supervisor:
         self._log = log
         self._logger = log.logger("supervisor")
         self._parts = parts
-        self._ledger, self._pool, self._crew = parts.in_flight, parts.pool, parts.dispatcher
+        self._ledger, self._pool, self._crew = (
+            parts.in_flight,
+            parts.pool,
+            parts.dispatcher,
+        )
         self._manager = SystemdNotifier()
         self._watchdog = parts.watchdog(self._manager)
         self._archiver = LogArchiver(settings.logging, log.path, log.logger("log"))
@@ -73,11 +85,17 @@ class Supervisor:
         crew = self._crew
         self._takers: dict[type, Callable[[Any], object]] = {
             JobsClaimed: self._claimed,
-            WaitingHosts: lambda said: parts.yield_controller.handle_waiting(said.hosts),
+            WaitingHosts: lambda said: parts.yield_controller.handle_waiting(
+                said.hosts
+            ),
             ResultRecorded: crew.handle_recorded,
-            FenceChecked: lambda said: crew.handle_fence_check(said.ticket, is_ours=said.is_ours),
+            FenceChecked: lambda said: crew.handle_fence_check(
+                said.ticket, is_ours=said.is_ours
+            ),
             HostSlotDecided: crew.handle_host_slot,
-            HostHeld: lambda said: parts.host_admission.hold(said.host, said.seconds, is_ours=False),
+            HostHeld: lambda said: parts.host_admission.hold(
+                said.host, said.seconds, is_ours=False
+            ),
             LeaseLost: lambda said: crew.fence_off(said.ticket),
             StopRequested: lambda said: crew.request_stop(said.ticket, said.verb),
             JobsTakenBack: lambda said: node.forget_sids(said.sids),
@@ -126,7 +144,8 @@ class Supervisor:
             self._compare()
 
     def _compare(self) -> None:
-        """Wanted with actual: not in each of the many turns of small jobs, but at once when there is news."""
+        """Wanted with actual: not in each of the many turns of small jobs, but at once
+        when there is news."""
         self._crew.needs_reconcile = False
         self._compared = time.monotonic()
         self._pool.reconcile(self._crew.count_quarantined(), self._crew.reap)
@@ -157,7 +176,9 @@ class Supervisor:
             return
         self._tended = now
         self._parts.check_threads()
-        self._parts.slots.sample(self._pool.received(), self._ledger.busy, over_memory=self._pool.over_memory)
+        self._parts.slots.sample(
+            self._pool.received(), self._ledger.busy, over_memory=self._pool.over_memory
+        )
         self._parts.slots.hosts.forget_idle()
         self._parts.yield_controller.tick()
         self._pool.set_disk_space(self._parts.space.frame)
@@ -171,24 +192,44 @@ class Supervisor:
         self._watchdog.check()
 
     def _look_whether_ready(self) -> None:
-        """Workers are there, and Redis knows us; until then a service manager is asked for more time."""
-        if not self._is_ready and self._pool.capacity() and self._parts.link.registered.is_set():
+        """Workers are there, and Redis knows us; until then a service manager is asked
+        for more time."""
+        if (
+            not self._is_ready
+            and self._pool.capacity()
+            and self._parts.link.registered.is_set()
+        ):
             self._is_ready = True
             self._manager.ready()
             self._show()
-            self._logger.info("service_ready", slots=min(self._pool.capacity(), self._parts.slots.level))
+            self._logger.info(
+                "service_ready",
+                slots=min(self._pool.capacity(), self._parts.slots.level),
+            )
 
     def _show(self) -> None:
         """Tell who watches us how things are."""
         space = self._parts.space
         slots = min(self._pool.capacity(), self._parts.slots.level)
         limited = self._parts.slots.hosts.limited
-        seen = NodeStatus(self._drain_until is not None, space.fault_s, space.low_folders, slots, limited)
+        seen = NodeStatus(
+            self._drain_until is not None,
+            space.fault_s,
+            space.low_folders,
+            slots,
+            limited,
+        )
         self._parts.monitor.sample(seen)
 
     def _status(self) -> str:
         error = self._parts.link.error
-        state = "draining" if self._drain_until is not None else "waiting for Redis" if error else "working"
+        state = (
+            "draining"
+            if self._drain_until is not None
+            else "waiting for Redis"
+            if error
+            else "working"
+        )
         if state == "working" and self._parts.space.low_folders:
             state = "waiting for disk space"
         return f"{state}: {len(self._ledger)} jobs, {len(self._pool.workers)} workers"
@@ -218,18 +259,24 @@ class Supervisor:
             "limits": repr(self._parts.slots),
             "workers": [repr(one) for one in self._pool.workers.values()],
             "held": [
-                {"id": one.lease.job_id, "worker": one.worker_pid, **one.progress} for one in self._ledger.all()[:100]
+                {"id": one.lease.job_id, "worker": one.worker_pid, **one.progress}
+                for one in self._ledger.all()[:100]
             ],
         }
 
     def _reload(self) -> None:
         """All or nothing: a file that cannot be used changes nothing."""
-        is_told = self._is_ready and self._drain_until is None  # else the manager waits for another word than "ready"
+        is_told = (
+            self._is_ready and self._drain_until is None
+        )  # else the manager waits for another word than "ready"
         if is_told:
             self._manager.reloading(time.monotonic_ns() // 1000)
         new, problems = reload_settings(self._settings, self._load)
         for problem in problems:
-            self._logger.warning("reload_incomplete" if new is not None else "reload_refused", reason=problem)
+            self._logger.warning(
+                "reload_incomplete" if new is not None else "reload_refused",
+                reason=problem,
+            )
         if new is not None:
             self._settings = new
             self._parts.apply(new)
@@ -252,7 +299,8 @@ class Supervisor:
     # --- the end ---
 
     def _begin_drain(self) -> None:
-        """No more jobs; running ones may go on for a while. Told again: not any longer."""
+        """No more jobs; running ones may go on for a while. Told again: not any
+        longer."""
         now = time.monotonic()
         if self._drain_until is not None:
             self._drain_until = min(self._drain_until, now)
@@ -262,7 +310,11 @@ class Supervisor:
         self._parts.fetcher.stop()
         self._crew.release_waiting("the supervisor ends")
         self._manager.stopping(MORE_S)
-        self._logger.info("drain_started", running=len(self._ledger), seconds=self._settings.supervisor.drain_timeout)
+        self._logger.info(
+            "drain_started",
+            running=len(self._ledger),
+            seconds=self._settings.supervisor.drain_timeout,
+        )
 
     def _drain(self) -> None:
         assert self._drain_until is not None
@@ -272,14 +324,17 @@ class Supervisor:
             self._crew.cancel_running("the supervisor ends")
 
     def _is_drained(self) -> bool:
-        """Whether nothing is held any more; what Redis cannot be told now, the next start gives back."""
+        """Whether nothing is held any more; what Redis cannot be told now, the next
+        start gives back."""
         if self._drain_until is None:
             return False
         if len(self._ledger) == 0:
             return True
         late = time.monotonic() - self._drain_until
         running = any(handle.jobs for handle in self._pool.workers.values())
-        return late > (CANCEL_S if running else FLUSH_S if self._parts.link.error else CANCEL_S)
+        return late > (
+            CANCEL_S if running else FLUSH_S if self._parts.link.error else CANCEL_S
+        )
 
     def _end(self) -> None:
         held = len(self._ledger)

@@ -59,7 +59,8 @@ class SupervisorComponents:
     """Made, started and ended on the main thread."""
 
     def __init__(self, settings: Settings, node: Node, log: Log) -> None:
-        """Raises ConfigurationError, LocalFault, or what the embedded server raises at its start."""
+        """Raises ConfigurationError, LocalFault, or what the embedded server raises at
+        its start."""
         self._log = log.logger("supervisor")
         self._started_at, self._state_dir = rfc3339(), node.state_dir
         earlier = tuple(node.earlier_sids())
@@ -70,26 +71,58 @@ class SupervisorComponents:
         self.selector.register(self.mailbox, selectors.EVENT_READ, None)
         metrics = Metrics(RANGE_BOUNDS_S)
         self.link = RedisState(
-            log.logger("redis"), lambda: self.mailbox.post(StateChanged()), metrics.count_redis_failure
+            log.logger("redis"),
+            lambda: self.mailbox.post(StateChanged()),
+            metrics.count_redis_failure,
         )
         self.in_flight = InFlightTable(settings.supervisor.host_share)
-        self.space = DiskGuard(settings, self.in_flight, self._log, lambda: self.mailbox.post(StateChanged()))
+        self.space = DiskGuard(
+            settings,
+            self.in_flight,
+            self._log,
+            lambda: self.mailbox.post(StateChanged()),
+        )
         self.slots = SlotLimit(settings.supervisor, self._log, time.monotonic)
         client = connect(settings.redis, node.state_dir, name=f"dlpool-{self.sid}")
-        self._transitions = Transitions(client, QueueKeys(settings.redis.group), metrics.observe_redis_call)
-        self.pool = WorkerPool(settings.supervisor, _worker_settings(settings, node), self.selector, self._log, metrics)
-        spool, trail, lease_s = Spool(node.state_dir), CleanupJournal(node.state_dir), settings.supervisor.lease
+        self._transitions = Transitions(
+            client, QueueKeys(settings.redis.group), metrics.observe_redis_call
+        )
+        self.pool = WorkerPool(
+            settings.supervisor,
+            _worker_settings(settings, node),
+            self.selector,
+            self._log,
+            metrics,
+        )
+        spool, trail, lease_s = (
+            Spool(node.state_dir),
+            CleanupJournal(node.state_dir),
+            settings.supervisor.lease,
+        )
         self.cleanup = CleanupDispatcher(self.pool, trail, self._log)
         self._recorder = ResultRecorder(
-            self._transitions, self.sid, lease_s, spool, self.link, self._log, self.mailbox.post
+            self._transitions,
+            self.sid,
+            lease_s,
+            spool,
+            self.link,
+            self._log,
+            self.mailbox.post,
         )
         self.hooks = HookRunner(settings.hooks, self.node_id, log.logger("hooks"))
         self.host_admission = HostAdmission(
-            HostLimits(settings, time.monotonic), self.slots.hosts, self._recorder, self.pool, self._log
+            HostLimits(settings, time.monotonic),
+            self.slots.hosts,
+            self._recorder,
+            self.pool,
+            self._log,
         )
         self.monitor = self._make_monitor(log, metrics)
         self.dispatcher = self._make_crew(
-            DispositionPolicy(self._transitions.keys, settings.supervisor, time.time, random.random), log
+            DispositionPolicy(
+                self._transitions.keys, settings.supervisor, time.time, random.random
+            ),
+            log,
         )
         self.fetcher = self._make_fetcher()
         self.yield_controller = YieldController(
@@ -134,7 +167,9 @@ class SupervisorComponents:
             PARKED_A_SLOT * max_slots(self._settings.supervisor),
         )
 
-    def _make_beater(self, spool: Spool, trail: CleanupJournal, earlier: tuple[str, ...]) -> Heartbeat:
+    def _make_beater(
+        self, spool: Spool, trail: CleanupJournal, earlier: tuple[str, ...]
+    ) -> Heartbeat:
         return Heartbeat(
             self._transitions,
             self._client("beat"),
@@ -150,7 +185,9 @@ class SupervisorComponents:
             info=self._info,
             post=self.mailbox.post,
             earlier=earlier,
-            sweeper=StaleFileSweeper(self._transitions, trail, self.in_flight, self.mailbox.post),
+            sweeper=StaleFileSweeper(
+                self._transitions, trail, self.in_flight, self.mailbox.post
+            ),
         )
 
     def _make_crew(self, judge: DispositionPolicy, log: Log) -> JobDispatcher:
@@ -171,12 +208,16 @@ class SupervisorComponents:
         """Start the threads."""
         for thread in self._threads:
             thread.start()
-        self._thread("space", lambda: self.space.serve(self.link.stopping)).start()  # a dead mount may hold it for good
+        self._thread(
+            "space", lambda: self.space.serve(self.link.stopping)
+        ).start()  # a dead mount may hold it for good
         self.monitor.start()
 
     def apply(self, settings: Settings) -> None:
         """Use reloaded settings."""
-        settings = self._settings = replace(settings, redis=replace(self.server.settings, order=settings.redis.order))
+        settings = self._settings = replace(
+            settings, redis=replace(self.server.settings, order=settings.redis.order)
+        )
         self.pool.settings = settings.supervisor
         self.in_flight.host_share = settings.supervisor.host_share
         self.hooks.settings = settings.hooks
@@ -189,9 +230,12 @@ class SupervisorComponents:
         )
 
     def check_threads(self) -> None:
-        """Raise what ended a thread; start the embedded server again if it has ended."""
+        """Raise what ended a thread; start the embedded server again if it has
+        ended."""
         if self._failure is not None:
-            raise InternalError(f"a thread of the supervisor ended: {self._failure}") from self._failure
+            raise InternalError(
+                f"a thread of the supervisor ended: {self._failure}"
+            ) from self._failure
         self.server.restart_if_exited()
 
     def watchdog(self, manager: SystemdNotifier) -> Watchdog:
@@ -199,7 +243,8 @@ class SupervisorComponents:
         return Watchdog(manager, self.link.liveness, self._threads, self._log)
 
     def stop(self, *, is_empty: bool) -> bool:
-        """End the threads; if nothing is held any more, also sign off. Returns whether that is known to Redis."""
+        """End the threads; if nothing is held any more, also sign off. Returns whether
+        that is known to Redis."""
         self.link.stopping.set()
         self.monitor.stop()
         self._end_waits()
@@ -210,14 +255,16 @@ class SupervisorComponents:
         return is_clean
 
     def _end_waits(self) -> None:
-        """The threads that wait in Redis need not do so any longer; where that fails, they wait a second."""
+        """The threads that wait in Redis need not do so any longer; where that fails,
+        they wait a second."""
         if self.link.error is None:
             with suppress(QueueError):
                 self.fetcher.wake()
                 self._beater.wake()
 
     def _sign_off(self) -> bool:
-        """What was reserved goes back to the intake, and nobody waits for our leases."""
+        """What was reserved goes back to the intake, and nobody waits for our
+        leases."""
         try:
             self._transitions.requeue_jobs_of(self.sid, [self.sid], order=self._order())
         except QueueError as error:
@@ -226,7 +273,9 @@ class SupervisorComponents:
         return True
 
     def _client(self, name: str) -> Any:
-        return connect(self._settings.redis, self._state_dir, name=f"dlpool-{name}-{self.sid}")
+        return connect(
+            self._settings.redis, self._state_dir, name=f"dlpool-{name}-{self.sid}"
+        )
 
     def _order(self) -> str:
         return self._settings.redis.order

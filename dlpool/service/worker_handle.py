@@ -16,7 +16,13 @@ import psutil
 from dlpool.service.node.hung_jobs import ThreadTicks, find_hung_job, thread_ticks
 from dlpool.service.wire.channel import FrameChannel
 from dlpool.service.wire.counters import CounterDeltas
-from dlpool.service.wire.frames import CleanupEntry, Frame, RateFrame, SpaceFrame, encode
+from dlpool.service.wire.frames import (
+    CleanupEntry,
+    Frame,
+    RateFrame,
+    SpaceFrame,
+    encode,
+)
 from dlpool.service.worker.process import stacks_file
 
 MAX_STACKS = 32 * 1024  # bytes of a dump that go into the log
@@ -30,10 +36,17 @@ def remove_old_stacks(state_dir: Path) -> None:
 
 
 class WorkerHandle:
-    """Used by the main thread only. ``is_alone``: it runs one suspect job at a time, and nothing else."""
+    """Used by the main thread only. ``is_alone``: it runs one suspect job at a time,
+    and nothing else."""
 
     def __init__(
-        self, process: SpawnProcess, channel: FrameChannel, slots: int, *, is_alone: bool, cpu: int | None
+        self,
+        process: SpawnProcess,
+        channel: FrameChannel,
+        slots: int,
+        *,
+        is_alone: bool,
+        cpu: int | None,
     ) -> None:
         self.process = process
         self.channel = channel
@@ -43,7 +56,9 @@ class WorkerHandle:
         self.pid = process.pid or 0
         self.jobs: set[str] = set()
         self.finishing: set[str] = set()  # those whose slot is as good as free
-        self.cleanup_requests: dict[str, CleanupEntry] = {}  # by job: what it was told to remove
+        self.cleanup_requests: dict[
+            str, CleanupEntry
+        ] = {}  # by job: what it was told to remove
         self.assigned_count = 0  # jobs in all
         self.started_at = self.last_heard_at = time.monotonic()
         self.is_ready = False
@@ -52,8 +67,13 @@ class WorkerHandle:
         self.is_retiring = False
         self.kill_reason: str | None = None
         self.kill_at: float | None = None
-        self.hung_job: str | None = None  # the job that had the interpreter's lock when it hung, if that can be told
-        self._usage: ThreadTicks | None = None  # of its threads, when its silence was first noticed
+        self.hung_job: str | None = (
+            # the job that had the interpreter's lock when it hung, if that can be told
+            None
+        )
+        self._usage: ThreadTicks | None = (
+            None  # of its threads, when its silence was first noticed
+        )
         self.counters = CounterDeltas()
         self.rate: int | None = None  # its share of the node's, as it was told
         self.space: SpaceFrame | None = None  # as it was told
@@ -68,7 +88,9 @@ class WorkerHandle:
         """What it is there for just now."""
         if self.is_retiring:
             return "retiring"
-        return "alone" if self.is_quarantine else "ready" if self.is_ready else "starting"
+        return (
+            "alone" if self.is_quarantine else "ready" if self.is_ready else "starting"
+        )
 
     def as_json(self) -> dict[str, object]:
         """What is shown of it; ``memory`` in bytes, when it was weighed last."""
@@ -108,7 +130,8 @@ class WorkerHandle:
             self.send(frame)
 
     def send(self, frame: Frame) -> None:
-        """Send it now, or as soon as the worker reads again; order is kept. Raises InternalError if it is too large."""
+        """Send it now, or as soon as the worker reads again; order is kept. Raises
+        InternalError if it is too large."""
         self._unsent.append(encode(frame))
         self.flush()
 
@@ -122,7 +145,8 @@ class WorkerHandle:
             self._unsent.popleft()
 
     def frames(self) -> Iterator[Frame]:
-        """What it has sent. Stops at the end of data; the process's own end is seen by its sentinel."""
+        """What it has sent. Stops at the end of data; the process's own end is seen by
+        its sentinel."""
         with suppress(BlockingIOError):
             while (frame := self.channel.receive()) is not None:
                 self.mark_heard(time.monotonic())
@@ -140,17 +164,23 @@ class WorkerHandle:
         self.last_heard_at, self._usage = now, None
 
     def sample_threads(self) -> None:
-        """Look at its threads when it has been silent for a while; what they do from now on tells the culprit."""
+        """Look at its threads when it has been silent for a while; what they do from
+        now on tells the culprit."""
         self._usage = thread_ticks(self.pid) if self._usage is None else self._usage
 
     def abort(self, reason: str) -> None:
-        """Have it dump its stacks and die, also if it is stopped; a second later it is killed."""
+        """Have it dump its stacks and die, also if it is stopped; a second later it is
+        killed."""
         if self._usage is not None:
-            self.hung_job = find_hung_job(self._usage, thread_ticks(self.pid), self.jobs)
+            self.hung_job = find_hung_job(
+                self._usage, thread_ticks(self.pid), self.jobs
+            )
         self.kill_reason = reason
         self.kill_at = time.monotonic() + 1.0
         self._signal(signal.SIGABRT)
-        self._signal(signal.SIGCONT)  # SIGABRT comes first: a stopped process takes no other step before it
+        self._signal(
+            signal.SIGCONT
+        )  # SIGABRT comes first: a stopped process takes no other step before it
 
     def kill(self, reason: str) -> None:
         """End it at once."""
@@ -160,7 +190,11 @@ class WorkerHandle:
     def describe_exit(self) -> str:
         """How the process, which has ended, did so."""
         code = self.process.exitcode or 0
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        how = (
+            f"killed by {signal.Signals(-code).name}"
+            if code < 0
+            else f"exit code {code}"
+        )
         return f"{self.kill_reason} ({how})" if self.kill_reason else how
 
     def take_stacks(self, state_dir: Path) -> str:

@@ -1,7 +1,8 @@
 """Which running transfers give their slots to jobs that wait. Pure.
 
-A transfer that yields is checkpointed and goes back to the queue, behind what waits. Each time it has twice as long
-before it may yield again: so it comes to its end, also if its origin sends it from the beginning each time.
+A transfer that yields is checkpointed and goes back to the queue, behind what waits.
+Each time it has twice as long before it may yield again: so it comes to its end, also
+if its origin sends it from the beginning each time.
 """
 
 from __future__ import annotations
@@ -15,17 +16,23 @@ HOST_SHARE, FAR_BELOW, SLOW = "host_share", "far_below", "slow"  # reasons
 SHARE_S = 2.0  # a transfer of a host with more than its part has so long at least
 FAR = 10  # times slower than the median is far below it
 LEAST_PEERS = 3  # below which a median says nothing
-SOON = 0.5  # of the time before it may yield: a transfer that ends so soon is left alone
-LIMITED = 0.5  # of a limit of ours: a transfer that reaches that is not slow, it is limited
+SOON = (
+    0.5  # of the time before it may yield: a transfer that ends so soon is left alone
+)
+LIMITED = (
+    0.5  # of a limit of ours: a transfer that reaches that is not slow, it is limited
+)
 MOST_DOUBLINGS = 30
 
 
 @dataclass(frozen=True)
 class RunningTransfer:
-    """A transfer: ``rate`` in bytes/s, smoothed; ``age_s`` since it got its slot; ``left`` in bytes, None if unknown.
+    """A transfer: ``rate`` in bytes/s, smoothed; ``age_s`` since it got its slot;
+    ``left`` in bytes, None if unknown.
 
-    ``yields``: how often it has yielded. ``cap``: the bytes/s that our own limits leave to it. ``is_kept``: what it has
-    fetched is of use to its next run. ``is_moving``: it waits for its host, and not for our disk or a scanner.
+    ``yields``: how often it has yielded. ``cap``: the bytes/s that our own limits leave
+    to it. ``is_kept``: what it has fetched is of use to its next run. ``is_moving``: it
+    waits for its host, and not for our disk or a scanner.
     """
 
     lease_id: str
@@ -41,10 +48,11 @@ class RunningTransfer:
 
 @dataclass(frozen=True)
 class YieldRules:
-    """``after_s``: how long a transfer has at least; ``least``: bytes/s, below which it is slow whatever others have.
+    """``after_s``: how long a transfer has at least; ``least``: bytes/s, below which it
+    is slow whatever others have.
 
-    ``part``: how many slots one host gets while jobs of others wait; ``slow_part``: how many the ``slow`` hosts get
-    together.
+    ``part``: how many slots one host gets while jobs of others wait; ``slow_part``: how
+    many the ``slow`` hosts get together.
     """
 
     after_s: float
@@ -75,18 +83,29 @@ def choose_yields(
     recent: Sequence[float] = (),
     pending: int = 0,
 ) -> list[YieldDecision]:
-    """The transfers that yield now, where no slot is free: never more than there are jobs that wait.
+    """The transfers that yield now, where no slot is free: never more than there are
+    jobs that wait.
 
-    ``waiting``: jobs by host; a slot is for one of another host, or for any if its transfer is far below others of its
-    own host. ``recent``: rates of transfers that ended lately. ``pending``: transfers that were told so before, and are
-    not among ``running``.
+    ``waiting``: jobs by host; a slot is for one of another host, or for any if its
+    transfer is far below others of its own host. ``recent``: rates of transfers that
+    ended lately. ``pending``: transfers that were told so before, and are not among
+    ``running``.
     """
     total = sum(waiting.values())
-    wanted: list[tuple[YieldDecision, int]] = []  # with the number of jobs for which it would be
+    wanted: list[
+        tuple[YieldDecision, int]
+    ] = []  # with the number of jobs for which it would be
     for one, reason in _over(running, rules):
-        wanted.append((YieldDecision(one.lease_id, reason), total - waiting.get(one.host, 0)))
+        wanted.append(
+            (YieldDecision(one.lease_id, reason), total - waiting.get(one.host, 0))
+        )
     for one, reason, is_for_own in _slow(running, rules, recent):
-        wanted.append((YieldDecision(one.lease_id, reason), total - (0 if is_for_own else waiting.get(one.host, 0))))
+        wanted.append(
+            (
+                YieldDecision(one.lease_id, reason),
+                total - (0 if is_for_own else waiting.get(one.host, 0)),
+            )
+        )
     result: dict[str, YieldDecision] = {}
     for candidate, most in wanted:
         if candidate.lease_id not in result and len(result) + pending < most:
@@ -95,20 +114,32 @@ def choose_yields(
 
 
 def is_fast_enough(
-    one: RunningTransfer, running: Sequence[RunningTransfer], rules: YieldRules, recent: Sequence[float] = ()
+    one: RunningTransfer,
+    running: Sequence[RunningTransfer],
+    rules: YieldRules,
+    recent: Sequence[float] = (),
 ) -> bool:
-    """Whether a transfer is neither below the fixed rate nor far below what is usual."""
+    """Whether a transfer is neither below the fixed rate nor far below what is
+    usual."""
     usual = _usual([*(other.rate for other in running), *recent])
     return one.rate >= max(rules.least, usual / FAR)
 
 
-def may_yield(running: Sequence[RunningTransfer], rules: YieldRules, *, recent: Sequence[float] = ()) -> bool:
+def may_yield(
+    running: Sequence[RunningTransfer],
+    rules: YieldRules,
+    *,
+    recent: Sequence[float] = (),
+) -> bool:
     """Whether any transfer would yield, if enough jobs waited."""
     return bool(choose_yields(running, {"": len(running) + 1}, rules, recent=recent))
 
 
-def _over(running: Sequence[RunningTransfer], rules: YieldRules) -> list[tuple[RunningTransfer, str]]:
-    """The slowest transfers of hosts, and of all slow hosts, with more than their part, as many as are too many."""
+def _over(
+    running: Sequence[RunningTransfer], rules: YieldRules
+) -> list[tuple[RunningTransfer, str]]:
+    """The slowest transfers of hosts, and of all slow hosts, with more than their part,
+    as many as are too many."""
     counts = Counter(one.host for one in running)
     slow = sum(one.host in rules.slow for one in running)
     found: list[tuple[RunningTransfer, str]] = []
@@ -126,11 +157,14 @@ def _over(running: Sequence[RunningTransfer], rules: YieldRules) -> list[tuple[R
 def _slow(
     running: Sequence[RunningTransfer], rules: YieldRules, recent: Sequence[float]
 ) -> list[tuple[RunningTransfer, str, bool]]:
-    """Slow transfers: those of the host with most slots first, of them the slowest; and whether any job may follow."""
+    """Slow transfers: those of the host with most slots first, of them the slowest; and
+    whether any job may follow."""
     counts = Counter(one.host for one in running)
     usual = _usual([*(one.rate for one in running), *recent])
     found = []
-    for one in sorted(running, key=lambda one: (-counts[one.host], one.rate, one.lease_id)):
+    for one in sorted(
+        running, key=lambda one: (-counts[one.host], one.rate, one.lease_id)
+    ):
         if not _has_had(one, rules.after_s, rules) or (
             one.rate_limit is not None and one.rate >= one.rate_limit * LIMITED
         ):

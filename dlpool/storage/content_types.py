@@ -15,41 +15,64 @@ _TEXT = "text/plain"
 
 def check_extension(settings: UploadSettings, filename: str) -> None:
     """Raise Refusal (415) for an ending that is not on the list."""
-    endings = tuple(f".{word.lower().lstrip('.')}" for word in split_words(settings.allowed_extensions))
+    endings = tuple(
+        f".{word.lower().lstrip('.')}"
+        for word in split_words(settings.allowed_extensions)
+    )
     if endings and not filename.lower().endswith(endings):
-        raise UploadError(415, "extension_not_allowed", f"only files that end in {', '.join(endings)} are taken")
+        raise UploadError(
+            415,
+            "extension_not_allowed",
+            f"only files that end in {', '.join(endings)} are taken",
+        )
 
 
 def check_content(settings: UploadSettings, head: bytes) -> None:
-    """Raise Refusal (415) for first bytes of a kind that is refused, or is not on the list."""
+    """Raise Refusal (415) for first bytes of a kind that is refused, or is not on the
+    list."""
     listed = [word.lower() for word in split_words(settings.allowed_content_types)]
     if not listed:
         return
     refused = {_plain(word[1:]) for word in listed if word.startswith(REFUSED)}
     allowed = {_plain(word) for word in listed if not word.startswith(REFUSED)}
     programs = executable_types(head)
-    for kind in sorted(programs | (_all_kinds(head) if refused - {EXECUTABLE} else frozenset())):
+    for kind in sorted(
+        programs | (_all_kinds(head) if refused - {EXECUTABLE} else frozenset())
+    ):
         if _is_listed(kind, refused) or (kind in programs and EXECUTABLE in refused):
-            raise UploadError(415, "content_not_allowed", f"the content is {kind}, which is not taken")
-    if allowed and not any(_is_listed(kind, allowed) for kind in detect_types(head) | programs):
+            raise UploadError(
+                415, "content_not_allowed", f"the content is {kind}, which is not taken"
+            )
+    if allowed and not any(
+        _is_listed(kind, allowed) for kind in detect_types(head) | programs
+    ):
         names = ", ".join(word for word in listed if not word.startswith(REFUSED))
-        raise UploadError(415, "content_not_allowed", f"the content is of another kind than what is taken: {names}")
+        raise UploadError(
+            415,
+            "content_not_allowed",
+            f"the content is of another kind than what is taken: {names}",
+        )
 
 
 def detect_types(head: bytes) -> frozenset[str]:
-    """The media types that the first bytes of a file tell; several where their signatures are equal."""
+    """The media types that the first bytes of a file tell; several where their
+    signatures are equal."""
     matches = _matches(head)
     best = max((confidence for _, confidence in matches), default=0.0)
-    return frozenset(kind for kind, confidence in matches if confidence == best) or _without_signature(head)
+    return frozenset(
+        kind for kind, confidence in matches if confidence == best
+    ) or _without_signature(head)
 
 
 def _all_kinds(head: bytes) -> frozenset[str]:
-    """The media types that the first bytes may be of, however weak the signature is: a file may have several."""
+    """The media types that the first bytes may be of, however weak the signature is: a
+    file may have several."""
     return frozenset(kind for kind, _ in _matches(head)) or _without_signature(head)
 
 
 def _matches(head: bytes) -> list[tuple[str, float]]:
-    """The media types whose signatures the first bytes have, and how certain each is."""
+    """The media types whose signatures the first bytes have, and how certain each
+    is."""
     import puremagic  # only who sets a list needs it
 
     try:
@@ -80,5 +103,6 @@ def _is_text(head: bytes) -> bool:
 
 
 def _plain(kind: str) -> str:
-    """Without what tells a registered type from an older name of the same: application/x-gzip, application/gzip."""
+    """Without what tells a registered type from an older name of the same:
+    application/x-gzip, application/gzip."""
     return kind.lower().replace("/x-", "/")

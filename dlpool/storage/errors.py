@@ -7,13 +7,21 @@ from typing import Any
 
 
 class UploadError(Exception):
-    """A request that is refused: the status, a stable label, and a sentence for people.
+    """A request that is refused: the status, a stable label, and a sentence for
+    people.
 
-    ``extra`` stands in the answer's JSON beside ``error`` and ``code``; ``headers`` go along with it.
+    ``extra`` stands in the answer's JSON beside ``error`` and ``code``; ``headers`` go
+    along with it.
     """
 
     def __init__(
-        self, status: int, code: str, text: str, *, headers: Mapping[str, str] | None = None, **extra: Any
+        self,
+        status: int,
+        code: str,
+        text: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        **extra: Any,
     ) -> None:
         super().__init__(text)
         self.status = status

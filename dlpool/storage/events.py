@@ -1,4 +1,5 @@
-"""Events of uploads for other programs, announced under the task's lock, so that they are in the order of changes."""
+"""Events of uploads for other programs, announced under the task's lock, so that they
+are in the order of changes."""
 
 from __future__ import annotations
 
@@ -13,10 +14,12 @@ DELETED, EXPIRED = "upload_deleted", "upload_expired"
 
 @dataclass(frozen=True)
 class UploadEvent:
-    """A change of one upload. ``size`` in bytes, -1 while it is unknown; ``note`` has details.
+    """A change of one upload. ``size`` in bytes, -1 while it is unknown; ``note`` has
+    details.
 
-    ``note`` of a completed one: ``path`` below merged_dir, ``size``, ``md5``, ``seconds`` of the merge; of a failed one
-    ``label`` and ``message``; of a deleted one ``status``, its last state.
+    ``note`` of a completed one: ``path`` below merged_dir, ``size``, ``md5``,
+    ``seconds`` of the merge; of a failed one ``label`` and ``message``; of a deleted
+    one ``status``, its last state.
     """
 
     name: str

@@ -8,7 +8,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ChunkResult:
-    """A chunk that is stored. ``size`` in bytes; ``md5_checked``: one was sent and compared."""
+    """A chunk that is stored. ``size`` in bytes; ``md5_checked``: one was sent and
+    compared."""
 
     chunk_index: int
     md5_checked: bool

@@ -26,7 +26,8 @@ _WHY = {
 
 
 def effective_state(recorded: str, *, has_chunks: bool, is_merging: bool) -> str:
-    """The state that a record means, given what the disk says: a killed process records nothing.
+    """The state that a record means, given what the disk says: a killed process records
+    nothing.
 
     ``is_merging``: a living process merges it.
     """
@@ -51,11 +52,19 @@ def state_after_chunk(state: str) -> str:
 
 def wrong_state(state: str) -> UploadError:
     """That a task's state does not allow what is asked for."""
-    return UploadError(409, f"task_{state}", f"the task does not allow that: {_WHY[state]}", task_status=state)
+    return UploadError(
+        409,
+        f"task_{state}",
+        f"the task does not allow that: {_WHY[state]}",
+        task_status=state,
+    )
 
 
-def completion_rate(state: str, chunks: int, total_chunks: int, size: int, file_size: int) -> float:
-    """Percent of the chunks, or else of the bytes, that are there: 0 to 100 whatever is known."""
+def completion_rate(
+    state: str, chunks: int, total_chunks: int, size: int, file_size: int
+) -> float:
+    """Percent of the chunks, or else of the bytes, that are there: 0 to 100 whatever is
+    known."""
     if state == COMPLETED:
         return 100.0
     have, of = (chunks, total_chunks) if total_chunks else (size, file_size)

@@ -23,7 +23,9 @@ NOT_FOUND: dict[str, Any] = {
 }
 
 
-def status_view(identity: TaskIdentity, record: TaskRecord, chunks: Chunks) -> dict[str, Any]:
+def status_view(
+    identity: TaskIdentity, record: TaskRecord, chunks: Chunks
+) -> dict[str, Any]:
     """What ``/upload_status`` says."""
     size = sum(chunk.size for chunk in chunks.values())
     wanted = sum(index < record.total_chunks for index in chunks)
@@ -34,7 +36,9 @@ def status_view(identity: TaskIdentity, record: TaskRecord, chunks: Chunks) -> d
         "status": record.status,
         "created_at": rfc3339(identity.created_at),
         "updated_at": rfc3339(record.updated_at),
-        "completion_rate": completion_rate(record.status, wanted, record.total_chunks, size, record.file_size),
+        "completion_rate": completion_rate(
+            record.status, wanted, record.total_chunks, size, record.file_size
+        ),
     }
 
 
@@ -56,7 +60,9 @@ def summary_view(summary: TaskSummary) -> dict[str, Any]:
     }
 
 
-def detail_view(identity: TaskIdentity, record: TaskRecord, chunks: Chunks) -> dict[str, Any]:
+def detail_view(
+    identity: TaskIdentity, record: TaskRecord, chunks: Chunks
+) -> dict[str, Any]:
     """What ``/tasks/ID`` says."""
     return {
         **summary_view(TaskSummary.of(identity, record, chunks)),
@@ -68,7 +74,8 @@ def detail_view(identity: TaskIdentity, record: TaskRecord, chunks: Chunks) -> d
 
 
 def _chunk_view(chunk: StoredChunk, record: TaskRecord) -> dict[str, Any]:
-    """``retry_count``: how often it came again after the first time, or came with a wrong md5."""
+    """``retry_count``: how often it came again after the first time, or came with a
+    wrong md5."""
     return {
         "index": chunk.index,
         "size": chunk.size,
@@ -80,7 +87,8 @@ def _chunk_view(chunk: StoredChunk, record: TaskRecord) -> dict[str, Any]:
 
 
 def rfc3339(seconds: float) -> str:
-    """A time as RFC 3339 has it, UTC, to the millisecond; empty for one that is not within the years 1 to 9999."""
+    """A time as RFC 3339 has it, UTC, to the millisecond; empty for one that is not
+    within the years 1 to 9999."""
     try:
         moment = datetime.fromtimestamp(seconds, timezone.utc)
     except (OSError, OverflowError, ValueError):

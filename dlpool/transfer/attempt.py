@@ -1,8 +1,10 @@
-"""One round of a download: from its first request to the published file, or to the error that ends it.
+"""One round of a download: from its first request to the published file, or to the
+error that ends it.
 
-The thread that calls ``run`` makes the first request and fetches what is small; for anything larger it hands over to
-connection threads (``Lane``), commits checkpoints meanwhile, and in the end verifies and publishes. ``stop`` ends them
-from outside by breaking their sockets.
+The thread that calls ``run`` makes the first request and fetches what is small; for
+anything larger it hands over to connection threads (``Lane``), commits checkpoints
+meanwhile, and in the end verifies and publishes. ``stop`` ends them from outside by
+breaking their sockets.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ from dlpool.transfer.target.file.output import FileOutput, TargetPresent
 from dlpool.transfer.worker import ConnectionWorker
 from dlpool.transfer.workers import ConnectionWorkers
 
-SMALL_FILE_BYTES = 1024 * 1024  # bytes: what is smaller is fetched on the calling thread
+SMALL_FILE_BYTES = (
+    1024 * 1024
+)  # bytes: what is smaller is fetched on the calling thread
 CHECKPOINT_POLL_S = 0.25  # between two looks whether a checkpoint is due
 CHECKPOINT_S = 2.0
 CHECKPOINT_BYTES = 64 * 1024 * 1024
@@ -42,17 +46,23 @@ STOP_TIMEOUT_S = 0.9  # given to connection threads to notice the end
 
 @dataclass
 class Checkpoint:
-    """What the last checkpoint covered, and when it was (in seconds of the round's clock)."""
+    """What the last checkpoint covered, and when it was (in seconds of the round's
+    clock)."""
 
     at: float
     written: int = 0
     ended_chunks: int = 0
 
     def is_next_due(self, written: int, ended_chunks: int, now: float) -> bool:
-        """Return whether to commit again: after time, bytes, or ended chunks; never without a new byte."""
+        """Return whether to commit again: after time, bytes, or ended chunks; never
+        without a new byte."""
         fresh, age = written - self.written, now - self.at
         has_ended = ended_chunks > self.ended_chunks
-        is_due = age >= CHECKPOINT_S or fresh >= CHECKPOINT_BYTES or (has_ended and age >= COALESCE_S)
+        is_due = (
+            age >= CHECKPOINT_S
+            or fresh >= CHECKPOINT_BYTES
+            or (has_ended and age >= COALESCE_S)
+        )
         return is_due and fresh > 0
 
 
@@ -90,7 +100,8 @@ class TransferAttempt:
         return self.workers.received + (check.received if check is not None else 0)
 
     def run(self) -> DownloadPlan:
-        """Download, verify and publish. Raises what ended it, after committing what is worth it."""
+        """Download, verify and publish. Raises what ended it, after committing what is
+        worth it."""
         try:
             with self._context.client.timer.calling(self._tick) as is_ticking:
                 self._ticks_itself = not is_ticking
@@ -105,7 +116,9 @@ class TransferAttempt:
             failure = InternalError.of(error)
             self._end(failure)
             raise failure from error
-        except BaseException:  # KeyboardInterrupt in a caller's main thread: nobody may write any more
+        except (
+            BaseException
+        ):  # KeyboardInterrupt in a caller's main thread: nobody may write any more
             self._end(Cancelled("the download was interrupted"))
             raise
         return plan
@@ -120,7 +133,8 @@ class TransferAttempt:
         most = self._most_connections(plan)
         connections = min(most, self._context.initial_connections()) if most > 1 else 1
         is_small = (
-            connections == 1 and (plan.resource.size or SMALL_FILE_BYTES) < SMALL_FILE_BYTES
+            connections == 1
+            and (plan.resource.size or SMALL_FILE_BYTES) < SMALL_FILE_BYTES
         )  # not worth a thread
         if is_small or not self.workers.start_first(first, lambda: first.run(opened)):
             connections = most = 1
@@ -168,7 +182,9 @@ class TransferAttempt:
         )
         wanted = context.expected_checksum(plan.resource)
         if wanted is not None:
-            self._follower = FollowingHash(wanted.algorithm, context.scheduler, plan.place.part.writer)
+            self._follower = FollowingHash(
+                wanted.algorithm, context.scheduler, plan.place.part.writer
+            )
 
     def _most_connections(self, plan: DownloadPlan) -> int:
         """How many the file is worth."""
@@ -180,7 +196,9 @@ class TransferAttempt:
         """Called several times a second, from another thread."""
         try:
             if self._deadline is not None and self._context.clock() >= self._deadline:
-                self.stop(DeadlineExceeded("the download took longer than its deadline"))
+                self.stop(
+                    DeadlineExceeded("the download took longer than its deadline")
+                )
             self._watch.check(self.workers.all)
             if self.plan is not None and self.phase == "downloading":
                 self.workers.add_second(self.plan)
@@ -193,7 +211,9 @@ class TransferAttempt:
         if not plan.has_ranges:
             return
         board = self._context.scheduler
-        if self._committed.is_next_due(board.written(), board.finished_chunks, self._context.clock()):
+        if self._committed.is_next_due(
+            board.written(), board.finished_chunks, self._context.clock()
+        ):
             self._checkpoint(plan)
 
     def _checkpoint(self, plan: DownloadPlan, error: DlpoolError | None = None) -> None:
@@ -203,7 +223,9 @@ class TransferAttempt:
             plan.place.checkpoint(snapshot, error)
         except LocalFault as fault:
             if isinstance(fault, OutOfFiles) and error is None:
-                self._committed.at = self._context.clock()  # other downloads may have closed files by the next commit
+                self._committed.at = (
+                    self._context.clock()
+                )  # other downloads may have closed files by the next commit
             else:
                 self.stop(fault)
             return
@@ -226,7 +248,8 @@ class TransferAttempt:
         plan.place.publish(plan.resource, context.scheduler.snapshot())
 
     def _scan(self, plan: DownloadPlan) -> None:
-        """Check the file for malware. It may take minutes: a run after a kill continues with the scan."""
+        """Check the file for malware. It may take minutes: a run after a kill continues
+        with the scan."""
         self.phase = "scanning"
         if plan.has_ranges and self._context.scheduler.written() >= SMALL_FILE_BYTES:
             self._checkpoint(plan)
@@ -240,23 +263,31 @@ class TransferAttempt:
         wanted = self._context.expected_checksum(plan.resource)
         if wanted is None or self._follower is None:
             return
-        if self._context.job.checksum is None and self._context.evidence.has_wrong_digest:
+        if (
+            self._context.job.checksum is None
+            and self._context.evidence.has_wrong_digest
+        ):
             return
         digest = self._follower.digest()
         if digest != wanted.digest:
-            raise ChecksumMismatch(f"the {wanted.algorithm} of the file is {digest}, wanted is {wanted.digest}")
+            raise ChecksumMismatch(
+                f"the {wanted.algorithm} of the file is {digest}, wanted is "
+                f"{wanted.digest}"
+            )
         self.verified_checksum = wanted
         self._context.notify("checksum_verified", checksum=str(wanted))
 
     def _check_end(self, plan: DownloadPlan) -> None:
-        """Compare samples with the server, if no validator shows that all bytes are of one version."""
+        """Compare samples with the server, if no validator shows that all bytes are of
+        one version."""
         check = SampleCheck(self._context, plan)
         if check.is_needed:
             self._end_check = check
             check.run()
 
     def _end(self, error: DlpoolError) -> None:
-        """Commit what a later run can use; the error that ends the round stays the one that is reported."""
+        """Commit what a later run can use; the error that ends the round stays the one
+        that is reported."""
         self.stop(error)
         self.workers.join(STOP_TIMEOUT_S)
         self._context.scheduler.wait_for_writes(STOP_TIMEOUT_S)

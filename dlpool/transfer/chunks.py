@@ -1,8 +1,10 @@
-"""Which bytes are fetched, by whom, and which are missing: plan, take, steal, give back. Pure.
+"""Which bytes are fetched, by whom, and which are missing: plan, take, steal, give
+back. Pure.
 
-A ``ChunkMap`` tiles the file. For each chunk ``start <= position <= claimed <= end``: bytes below ``position`` are
-written, bytes below ``claimed`` are being written. Only its owner moves the two; a thief may lower ``end``, down to
-``claimed``. Nothing here locks, waits or looks at a clock: ``Board`` does, and calls this under its lock.
+A ``ChunkMap`` tiles the file. For each chunk ``start <= position <= claimed <= end``:
+bytes below ``position`` are written, bytes below ``claimed`` are being written. Only
+its owner moves the two; a thief may lower ``end``, down to ``claimed``. Nothing here
+locks, waits or looks at a clock: ``Board`` does, and calls this under its lock.
 """
 
 from __future__ import annotations
@@ -15,15 +17,19 @@ from dlpool.transfer.http.answer import ByteRange
 
 UNKNOWN_END = 2**63 - 1  # end of a chunk whose file has no known size
 MIN_STEAL_BYTES = 64 * 1024  # bytes: less is not worth a request
-LEAST_STEAL_S = 0.5  # seconds: an owner that needs less than this to finish is left alone
-SLOW_S = 2.0  # seconds: from an owner that needs longer, less than LEAST_STEAL is stolen, down to
+LEAST_STEAL_S = (
+    0.5  # seconds: an owner that needs less than this to finish is left alone
+)
+# seconds: from an owner that needs longer, less than LEAST_STEAL is stolen, down to
+SLOW_S = 2.0
 MIN_TAIL_BYTES = 1024  # bytes
 FASTER = 2.0  # a thief this many times as fast as its victim gets more than half
 
 
 @dataclass(eq=False)
 class Chunk:
-    """A range in the works. ``rate`` is its owner's speed in bytes/s, 0 while unknown."""
+    """A range in the works. ``rate`` is its owner's speed in bytes/s, 0 while
+    unknown."""
 
     start: int
     end: int
@@ -59,7 +65,8 @@ class Chunk:
 
     @property
     def unstealable(self) -> int:
-        """Bytes from ``position`` on that the next thief would leave: to read more at once could be in vain."""
+        """Bytes from ``position`` on that the next thief would leave: to read more at
+        once could be in vain."""
         left = self.end - self.position
         return left if left // 2 < MIN_STEAL_BYTES else (left + 1) // 2
 
@@ -72,12 +79,16 @@ class Chunk:
 class ChunkMap:
     """The chunks of one file, sorted, tiling ``0..size``.
 
-    With ``piece`` set, work is dealt from the front in pieces of that many bytes, so that a hash can follow;
-    otherwise a free chunk is dealt whole.
+    With ``piece`` set, work is dealt from the front in pieces of that many bytes, so
+    that a hash can follow; otherwise a free chunk is dealt whole.
     """
 
     def __init__(
-        self, chunks: Iterable[Chunk], *, piece: int | None = None, least_split: int = MIN_STEAL_BYTES
+        self,
+        chunks: Iterable[Chunk],
+        *,
+        piece: int | None = None,
+        least_split: int = MIN_STEAL_BYTES,
     ) -> None:
         self.chunks = list(chunks)
         self.piece = piece
@@ -85,31 +96,47 @@ class ChunkMap:
 
     def __repr__(self) -> str:
         owned = sum(chunk.owner is not None for chunk in self.chunks)
-        return f"<ChunkMap {len(self.chunks)} chunks: {owned} owned, {self.written()} bytes written>"
+        return (
+            f"<ChunkMap {len(self.chunks)} chunks: {owned} owned, {self.written()} "
+            f"bytes "
+            f"written>"
+        )
 
     def take(self, owner: object, now: float) -> Chunk | None:
         """Give the first free chunk that may be asked for at ``now`` to ``owner``."""
         for index, chunk in enumerate(self.chunks):
             if chunk.owner is None and not chunk.is_done and chunk.ready_at <= now:
                 self._carve(index)
-                chunk.owner, chunk.rate, chunk.taken_position = owner, 0.0, chunk.position
+                chunk.owner, chunk.rate, chunk.taken_position = (
+                    owner,
+                    0.0,
+                    chunk.position,
+                )
                 return chunk
         return None
 
     def steal(self, owner: object, rate: float = 0.0) -> Chunk | None:
-        """Split the chunk that would finish last; its upper part goes to ``owner``. Return None if not worth it.
+        """Split the chunk that would finish last; its upper part goes to ``owner``.
+        Return None if not worth it.
 
-        ``rate``: bytes/s that ``owner`` has brought before, 0 if unknown. Each gets a share by its speed, the thief
-        half at least.
+        ``rate``: bytes/s that ``owner`` has brought before, 0 if unknown. Each gets a
+        share by its speed, the thief half at least.
         """
         return self._split(owner, rate, self._is_worth_stealing)
 
     def steal_tail(self, owner: object, rate: float = 0.0) -> Chunk | None:
-        """Split a chunk smaller than ``LEAST_STEAL`` whose owner would need longer than ``SLOW_S``."""
+        """Split a chunk smaller than ``LEAST_STEAL`` whose owner would need longer than
+        ``SLOW_S``."""
         return self._split(owner, rate, _is_slow_tail)
 
-    def _split(self, owner: object, rate: float, is_worth_it: Callable[[Chunk], bool]) -> Chunk | None:
-        victims = [chunk for chunk in self.chunks if chunk.owner is not None and is_worth_it(chunk)]
+    def _split(
+        self, owner: object, rate: float, is_worth_it: Callable[[Chunk], bool]
+    ) -> Chunk | None:
+        victims = [
+            chunk
+            for chunk in self.chunks
+            if chunk.owner is not None and is_worth_it(chunk)
+        ]
         if not victims:
             return None
         victim = max(victims, key=lambda chunk: (chunk.eta_s, chunk.remaining))
@@ -121,7 +148,8 @@ class ChunkMap:
         return stolen
 
     def release(self, chunk: Chunk, ready_at: float) -> None:
-        """The owner lets go; whoever is free at ``ready_at`` goes on from ``position``."""
+        """The owner lets go; whoever is free at ``ready_at`` goes on from
+        ``position``."""
         chunk.owner = None
         chunk.write_end = chunk.position
         chunk.ready_at = ready_at
@@ -130,7 +158,14 @@ class ChunkMap:
 
     def next_ready_at(self) -> float | None:
         """When the next free chunk may be asked for; None if none is free."""
-        return min((chunk.ready_at for chunk in self.chunks if chunk.owner is None and not chunk.is_done), default=None)
+        return min(
+            (
+                chunk.ready_at
+                for chunk in self.chunks
+                if chunk.owner is None and not chunk.is_done
+            ),
+            default=None,
+        )
 
     def is_done(self) -> bool:
         return all(chunk.is_done for chunk in self.chunks)
@@ -148,16 +183,26 @@ class ChunkMap:
 
     def first_missing(self) -> ByteRange | None:
         """The lowest range that is not in the file."""
-        return next((ByteRange(chunk.position, chunk.end) for chunk in self.chunks if not chunk.is_done), None)
+        return next(
+            (
+                ByteRange(chunk.position, chunk.end)
+                for chunk in self.chunks
+                if not chunk.is_done
+            ),
+            None,
+        )
 
     def _is_worth_stealing(self, chunk: Chunk) -> bool:
         half = chunk.remaining // 2
         if chunk.end == UNKNOWN_END or half < MIN_STEAL_BYTES:
             return False
-        return half >= self.min_split if chunk.rate <= 0 else chunk.eta_s >= LEAST_STEAL_S
+        return (
+            half >= self.min_split if chunk.rate <= 0 else chunk.eta_s >= LEAST_STEAL_S
+        )
 
     def _carve(self, index: int) -> None:
-        """Cut the chunk at ``index`` down to one piece; the rest stays free behind it."""
+        """Cut the chunk at ``index`` down to one piece; the rest stays free behind
+        it."""
         chunk = self.chunks[index]
         if self.piece is None or chunk.end - chunk.position <= self.piece:
             return
@@ -167,20 +212,30 @@ class ChunkMap:
         self.chunks.insert(index + 1, rest)
 
     def _absorb(self, index: int) -> None:
-        """Join a done chunk with settled neighbours, so that the number of chunks stays small whatever the size."""
+        """Join a done chunk with settled neighbours, so that the number of chunks stays
+        small whatever the size."""
         low = index - 1 if index > 0 and self.chunks[index - 1].is_finished else index
-        high = index + 1 if index + 1 < len(self.chunks) and self.chunks[index + 1].is_finished else index
+        high = (
+            index + 1
+            if index + 1 < len(self.chunks) and self.chunks[index + 1].is_finished
+            else index
+        )
         end = self.chunks[high].end
         self.chunks[low : high + 1] = [Chunk(self.chunks[low].start, end, end, end)]
 
 
 def _is_slow_tail(chunk: Chunk) -> bool:
     half = chunk.remaining // 2
-    return MIN_TAIL_BYTES <= half < MIN_STEAL_BYTES and chunk.rate > 0 and chunk.eta_s >= SLOW_S
+    return (
+        MIN_TAIL_BYTES <= half < MIN_STEAL_BYTES
+        and chunk.rate > 0
+        and chunk.eta_s >= SLOW_S
+    )
 
 
 def _kept(victim: Chunk, rate: float) -> int:
-    """Return how many bytes beyond ``claimed`` a victim keeps from a thief of ``rate`` bytes/s."""
+    """Return how many bytes beyond ``claimed`` a victim keeps from a thief of ``rate``
+    bytes/s."""
     half = (victim.remaining + 1) // 2
     if victim.rate <= 0 or rate < FASTER * victim.rate:
         return half
@@ -189,16 +244,24 @@ def _kept(victim: Chunk, rate: float) -> int:
 
 
 def plan_chunks(
-    missing: Sequence[ByteRange], size: int, connections: int, min_split: int, piece: int | None = None
+    missing: Sequence[ByteRange],
+    size: int,
+    connections: int,
+    min_split: int,
+    piece: int | None = None,
 ) -> ChunkMap:
-    """The chunks of a file of ``size`` bytes of which the sorted ranges ``missing`` are to be fetched.
+    """The chunks of a file of ``size`` bytes of which the sorted ranges ``missing`` are
+    to be fetched.
 
-    The missing ranges are divided so that ``connections`` of about equal length exist, none under ``min_split``
-    unless it was so before. What lies between them counts as written.
+    The missing ranges are divided so that ``connections`` of about equal length exist,
+    none under ``min_split`` unless it was so before. What lies between them counts as
+    written.
     """
     chunks: list[Chunk] = []
     written_to = 0
-    for span, parts in zip(missing, _shares(missing, connections, min_split, piece), strict=True):
+    for span, parts in zip(
+        missing, _shares(missing, connections, min_split, piece), strict=True
+    ):
         if written_to < span.start:
             chunks.append(Chunk(written_to, span.start, span.start, span.start))
         chunks += [Chunk.missing(part) for part in _divided(span, parts)]
@@ -214,8 +277,11 @@ def single_chunk(size: int | None) -> ChunkMap:
     return ChunkMap([Chunk.missing(ByteRange(0, end))], least_split=UNKNOWN_END)
 
 
-def _shares(missing: Sequence[ByteRange], connections: int, min_split: int, piece: int | None) -> list[int]:
-    """Into how many parts each range goes: the one with the largest parts gets one more, while any may."""
+def _shares(
+    missing: Sequence[ByteRange], connections: int, min_split: int, piece: int | None
+) -> list[int]:
+    """Into how many parts each range goes: the one with the largest parts gets one
+    more, while any may."""
     parts = [1] * len(missing)
     lengths = [span.end - span.start for span in missing]
     while piece is None and missing and sum(parts) < connections:

@@ -1,4 +1,5 @@
-"""What all parts of one download are given, and the plan that its first request leads to. Values only."""
+"""What all parts of one download are given, and the plan that its first request leads
+to. Values only."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ class TransferContext:
     authorize_publish: Callable[[], None]
     clock: Callable[[], float] = time.monotonic
     jitter: Callable[[], float] = random.random
-    previous_resource: RemoteResource | None = None  # the resource that the previous round found
+    previous_resource: RemoteResource | None = (
+        None  # the resource that the previous round found
+    )
     evidence: Evidence = field(default_factory=Evidence)
     guard: Guard | None = None  # checks the file for malware, if ``scan`` is set
     space: SpaceRules = ENTIRE_DISK
@@ -53,7 +56,8 @@ class TransferContext:
         return how == "auto" or (how == "falloc" and self.space.is_monitored)
 
     def max_bytes(self, *, is_stream: bool) -> int | None:
-        """Return at how many bytes the file is refused, None for no limit; ``is_stream``: its length is unknown."""
+        """Return at how many bytes the file is refused, None for no limit;
+        ``is_stream``: its length is unknown."""
         limit = self.settings.max_file_size
         return self.space.stream_limit if limit is None and is_stream else limit
 
@@ -76,22 +80,33 @@ class TransferContext:
         fixed = self.settings.connections
         if isinstance(fixed, int):
             return self.client.host_connections.max_connections(self.host, fixed)
-        return self.client.host_connections.level(self.host, self.settings.max_connections)
+        return self.client.host_connections.level(
+            self.host, self.settings.max_connections
+        )
 
     def report_limit(self, reason: str, connections: int) -> None:
-        """Report, once per process, that this machine allows only ``connections`` connections."""
+        """Report, once per process, that this machine allows only ``connections``
+        connections."""
         if reason not in self.client.reported_limits:
             self.client.reported_limits.add(reason)
             self.notify("connections_limited", connections=connections, reason=reason)
 
     def new_exchange(self, before: ExchangeStats) -> Exchange:
-        """A new request whose waits end with the download, and whose figures go on from ``before``."""
+        """A new request whose waits end with the download, and whose figures go on from
+        ``before``."""
         return Exchange(self.clock, self.scheduler.sleep, before)
 
     def judge(self, reply: Reply, asked: ByteRange | None) -> Answer:
-        """What the reply is worth; a Retry-After holds back every thread that would ask the same host."""
+        """What the reply is worth; a Retry-After holds back every thread that would ask
+        the same host."""
         try:
-            return read_answer(reply.status, reply.headers, asked, datetime.now(timezone.utc), host_of(reply))
+            return read_answer(
+                reply.status,
+                reply.headers,
+                asked,
+                datetime.now(timezone.utc),
+                host_of(reply),
+            )
         except ServerTrouble as error:
             wait = error.retry_after_s
             if wait and wait <= self.settings.max_retry_after:
@@ -99,15 +114,19 @@ class TransferContext:
             raise
 
     def expected_checksum(self, resource: RemoteResource) -> Checksum | None:
-        """Return the checksum to verify: the job's, else the server's; None if the user disabled verification."""
+        """Return the checksum to verify: the job's, else the server's; None if the user
+        disabled verification."""
         if not self.settings.verify:
             return None
-        return self.job.checksum or (Checksum(*resource.digest) if resource.digest else None)
+        return self.job.checksum or (
+            Checksum(*resource.digest) if resource.digest else None
+        )
 
 
 @dataclass(frozen=True)
 class DownloadPlan:
-    """What the first answer showed: the file, where it goes, and whether it can be fetched in ranges."""
+    """What the first answer showed: the file, where it goes, and whether it can be
+    fetched in ranges."""
 
     resource: RemoteResource
     place: FileOutput
@@ -116,12 +135,14 @@ class DownloadPlan:
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes that were still to be fetched when it was made; 0 if the size is not known."""
+        """Bytes that were still to be fetched when it was made; 0 if the size is not
+        known."""
         return (self.resource.size or 0) - self.resumed_from
 
 
 class NetworkOutage:
-    """Measures for how long our own network has been away, by the failures of one thread. Used by that thread."""
+    """Measures for how long our own network has been away, by the failures of one
+    thread. Used by that thread."""
 
     def __init__(self, context: TransferContext) -> None:
         self._context = context
@@ -132,9 +153,12 @@ class NetworkOutage:
         self._since = None
 
     def is_tolerated(self, error: RetryRange) -> bool:
-        """Return whether ``error`` means that our own network is away, and for less than ``network_wait``."""
+        """Return whether ``error`` means that our own network is away, and for less
+        than ``network_wait``."""
         context = self._context
-        if not error.is_own_network or not context.client.network_monitor.is_away(context.source.host):
+        if not error.is_own_network or not context.client.network_monitor.is_away(
+            context.source.host
+        ):
             self._since = None
             return False
         now = context.clock()

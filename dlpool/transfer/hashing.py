@@ -1,6 +1,8 @@
-"""The digest of a file that is being written, computed behind the download front on a separate thread.
+"""The digest of a file that is being written, computed behind the download front on a
+separate thread.
 
-Where this process may have no further thread or descriptor the file is hashed when it is complete.
+Where this process may have no further thread or descriptor the file is hashed when it
+is complete.
 """
 
 from __future__ import annotations
@@ -19,10 +21,17 @@ POLL_S = 1.0  # how often a waiting hash looks whether it is still wanted
 
 
 class FollowingHash:
-    """Hashes all bytes below the front, those of an earlier run too. Ends with the download."""
+    """Hashes all bytes below the front, those of an earlier run too. Ends with the
+    download."""
 
-    def __init__(self, algorithm: str, board: ChunkScheduler, open_reader: Callable[[], PartWriter]) -> None:
-        """``open_reader`` returns a descriptor of the file that the follower may close."""
+    def __init__(
+        self,
+        algorithm: str,
+        board: ChunkScheduler,
+        open_reader: Callable[[], PartWriter],
+    ) -> None:
+        """``open_reader`` returns a descriptor of the file that the follower may
+        close."""
         self._hash = hashlib.new(algorithm)
         self._board = board
         self._open_reader = open_reader
@@ -34,7 +43,8 @@ class FollowingHash:
     def digest(self) -> str:
         """Wait for the end and return the digest in hex.
 
-        Raises LocalFault if the file could not be read, and what stopped the download meanwhile.
+        Raises LocalFault if the file could not be read, and what stopped the download
+        meanwhile.
         """
         if self._thread is not None:
             self._thread.join()
@@ -56,8 +66,12 @@ class FollowingHash:
         position = 0
         board = self._board
         try:
-            while not (board.is_over and (board.error or position >= board.contiguous_end())):
-                position = self._hash_up_to(reader, board.wait_for_contiguous(position, POLL_S), position)
+            while not (
+                board.is_over and (board.error or position >= board.contiguous_end())
+            ):
+                position = self._hash_up_to(
+                    reader, board.wait_for_contiguous(position, POLL_S), position
+                )
         except DlpoolError as error:
             self._error = error
         finally:

@@ -10,12 +10,19 @@ from typing import Any, Protocol
 
 from dlpool.errors import UsageError
 
-ALGORITHMS = {"md5": 32, "sha1": 40, "sha256": 64, "sha512": 128, "blake2b": 128}  # name: hex digits
+ALGORITHMS = {
+    "md5": 32,
+    "sha1": 40,
+    "sha256": 64,
+    "sha512": 128,
+    "blake2b": 128,
+}  # name: hex digits
 
 
 @dataclass(frozen=True)
 class Checksum:
-    """A digest of the whole file; ``algorithm`` as hashlib knows it, ``digest`` in lower-case hex."""
+    """A digest of the whole file; ``algorithm`` as hashlib knows it, ``digest`` in
+    lower-case hex."""
 
     algorithm: str
     digest: str
@@ -26,9 +33,15 @@ class Checksum:
         algorithm, _, digest = text.strip().partition(":")
         digits = ALGORITHMS.get(algorithm.lower())
         if digits is None:
-            raise UsageError(f"checksum {text[:80]!r} does not begin with one of {', '.join(ALGORITHMS)} and a colon")
+            raise UsageError(
+                f"checksum {text[:80]!r} does not begin with one of "
+                f"{', '.join(ALGORITHMS)} and a colon"
+            )
         if not re.fullmatch(rf"[0-9a-fA-F]{{{digits}}}", digest):
-            raise UsageError(f"checksum {text[:80]!r} has not the {digits} hexadecimal digits of {algorithm.lower()}")
+            raise UsageError(
+                f"checksum {text[:80]!r} has not the {digits} hexadecimal digits of "
+                f"{algorithm.lower()}"
+            )
         return cls(algorithm.lower(), digest.lower())
 
     def __str__(self) -> str:
@@ -39,11 +52,12 @@ class Checksum:
 class Job:
     """One URL to one file.
 
-    ``target`` is the file, or with ``is_folder`` the folder in which the server or the URL names it. ``headers`` are
-    sent to the URL's origin only; ``user`` is name and password. ``id`` and ``fence`` are those of a queue's job: what
-    was published for it is recorded until the queue knows, so that a later run of the same job finds it. ``owner``: the
-    user who pushed that job, for records. ``claim``: the random id of the job's first claim, as an ``id`` may be given
-    to another job later.
+    ``target`` is the file, or with ``is_folder`` the folder in which the server or the
+    URL names it. ``headers`` are sent to the URL's origin only; ``user`` is name and
+    password. ``id`` and ``fence`` are those of a queue's job: what was published for it
+    is recorded until the queue knows, so that a later run of the same job finds it.
+    ``owner``: the user who pushed that job, for records. ``claim``: the random id of
+    the job's first claim, as an ``id`` may be given to another job later.
     """
 
     url: str
@@ -62,8 +76,9 @@ class Job:
 class TransferResult:
     """A download that ended well. Sizes in bytes.
 
-    ``received`` came over the network in this run, ``resumed_from`` was there before; ``checksum`` is the one that
-    was verified. ``is_skipped``: the target existed and was left alone.
+    ``received`` came over the network in this run, ``resumed_from`` was there before;
+    ``checksum`` is the one that was verified. ``is_skipped``: the target existed and
+    was left alone.
     """
 
     path: Path
@@ -83,10 +98,12 @@ class TransferResult:
 
 @dataclass(frozen=True)
 class Progress:
-    """A moment of a download. ``done`` and ``size`` in bytes, ``size`` None while unknown.
+    """A moment of a download. ``done`` and ``size`` in bytes, ``size`` None while
+    unknown.
 
-    ``missing``: bytes that are counted as taken on the disk for it in advance: the number received so far, limited to
-    what is still to come, less what is reserved on the disk already. ``is_kept``: a later run can go on from here.
+    ``missing``: bytes that are counted as taken on the disk for it in advance: the
+    number received so far, limited to what is still to come, less what is reserved on
+    the disk already. ``is_kept``: a later run can go on from here.
     """
 
     path: Path
@@ -99,7 +116,8 @@ class Progress:
 
 
 class Notify(Protocol):
-    """Hears what happens in a download, from any of its threads: a fixed phrase and its figures. Must not block."""
+    """Hears what happens in a download, from any of its threads: a fixed phrase and its
+    figures. Must not block."""
 
     def __call__(self, event: str, /, **fields: object) -> None: ...
 

@@ -1,6 +1,8 @@
-"""The first request of a download: it proves or disproves ranges, brings size, validators and the first bytes.
+"""The first request of a download: it proves or disproves ranges, brings size,
+validators and the first bytes.
 
-A 206 with a right ``Content-Range`` is the only proof of ranges, a 200 the only disproof; the body of either is used.
+A 206 with a right ``Content-Range`` is the only proof of ranges, a 200 the only
+disproof; the body of either is used.
 """
 
 from __future__ import annotations
@@ -10,7 +12,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from enum import Enum
 
-from dlpool.errors import BadAnswer, ContradictoryAnswer, FailJob, PolicyRefused, RetryRange
+from dlpool.errors import (
+    BadAnswer,
+    ContradictoryAnswer,
+    FailJob,
+    PolicyRefused,
+    RetryRange,
+)
 from dlpool.transfer.chunks import ChunkMap, plan_chunks, single_chunk
 from dlpool.transfer.context import DownloadPlan, TransferContext
 from dlpool.transfer.evidence import choose_samples
@@ -25,7 +33,12 @@ from dlpool.transfer.http.answer import (
     is_empty_file,
     refuses_ranges,
 )
-from dlpool.transfer.http.decoding import CodingAction, DecodedReply, coding_action, decode_reply
+from dlpool.transfer.http.decoding import (
+    CodingAction,
+    DecodedReply,
+    coding_action,
+    decode_reply,
+)
 from dlpool.transfer.http.exchange import Exchange
 from dlpool.transfer.http.remote_resource import RemoteResource, ValidatorMatch
 from dlpool.transfer.http.source import Reply
@@ -67,11 +80,13 @@ def resume_step(
     has_other_query: bool = False,
     allows_change: bool = False,
 ) -> ResumeStep:
-    """Whether saved bytes belong to what the server has now. ``is_whole``: no range was asked for.
+    """Whether saved bytes belong to what the server has now. ``is_whole``: no range was
+    asked for.
 
-    ``is_proven``: whether it is shown that it has the same version; None: as the validators alone show it. Raises
-    BadAnswer where the answer lacks the validator that could tell (what another query of the URL brings needs none: it
-    may well be another file), and UnexpectedContent where it may not replace what was saved.
+    ``is_proven``: whether it is shown that it has the same version; None: as the
+    validators alone show it. Raises BadAnswer where the answer lacks the validator that
+    could tell (what another query of the URL brings needs none: it may well be another
+    file), and UnexpectedContent where it may not replace what was saved.
     """
     if saved.proves_same(answer.resource) if is_proven is None else is_proven:
         if answer.is_partial:
@@ -84,10 +99,11 @@ def resume_step(
 
 
 class Probe:
-    """Makes the first request until it leads to a plan. Used by the first connection thread.
+    """Makes the first request until it leads to a plan. Used by the first connection
+    thread.
 
-    ``place`` is None while the name of the file is still to be learnt; ``choose_place`` opens it then. ``is_single``
-    asks for one body instead of ranges.
+    ``place`` is None while the name of the file is still to be learnt; ``choose_place``
+    opens it then. ``is_single`` asks for one body instead of ranges.
     """
 
     def __init__(
@@ -108,7 +124,10 @@ class Probe:
         self._least_size = 0  # what a part had that did not tell the total
         self._distrusts_if_range = False
         self._is_contradicted = False
-        self._agrees: bool | None = None  # whether samples of the saved bytes match the server; None: not requested
+        self._agrees: bool | None = (
+            # whether samples of the saved bytes match the server; None: not requested
+            None
+        )
 
     def run(self, exchange: Exchange) -> ProbeResult:
         """One try. Raises what the network, the server or the disk brings."""
@@ -135,8 +154,11 @@ class Probe:
                 self._ask_head(exchange)
         raise BadAnswer("the server's answers contradict each other")
 
-    def _step(self, reply: Reply, asked: ByteRange | None, if_range: str | None) -> ProbeResult | None:
-        """Take the answer as the beginning, or note what to ask instead and return None."""
+    def _step(
+        self, reply: Reply, asked: ByteRange | None, if_range: str | None
+    ) -> ProbeResult | None:
+        """Take the answer as the beginning, or note what to ask instead and return
+        None."""
         is_refusal = asked is not None and self._is_refusal(reply)
         if is_refusal and not is_empty_file(reply.status, reply.headers):
             self._is_whole = True
@@ -144,13 +166,21 @@ class Probe:
         answer = self._judged(reply, asked)
         if answer is None:
             return None
-        place = self._place = self._place or self._choose_place(self._name(answer.resource, reply))
+        place = self._place = self._place or self._choose_place(
+            self._name(answer.resource, reply)
+        )
         if place.unverifiable is not None and not self._context.settings.allow_change:
             check_family(place.unverifiable, answer.resource, ALLOW_CHANGE)
-        if place.saved is not None and is_refusal:  # "empty" needs a validator to be believed against what is there
+        if (
+            place.saved is not None and is_refusal
+        ):  # "empty" needs a validator to be believed against what is there
             self._is_whole = True
             return None
-        resumed = answer if place.saved is None else self._resumed(place, place.saved, answer, asked, if_range)
+        resumed = (
+            answer
+            if place.saved is None
+            else self._resumed(place, place.saved, answer, asked, if_range)
+        )
         if resumed is None:
             return None
         answer = resumed
@@ -162,9 +192,15 @@ class Probe:
         return self._planned(place, reply, answer)
 
     def _resumed(
-        self, place: FileOutput, saved: SavedState, answer: Answer, asked: ByteRange | None, if_range: str | None
+        self,
+        place: FileOutput,
+        saved: SavedState,
+        answer: Answer,
+        asked: ByteRange | None,
+        if_range: str | None,
     ) -> Answer | None:
-        """Return the answer if it continues or replaces the saved bytes; else set the next request and return None."""
+        """Return the answer if it continues or replaces the saved bytes; else set the
+        next request and return None."""
         if self._needs_samples(saved):  # the output was found only now
             return None
         next_step = resume_step(
@@ -179,7 +215,9 @@ class Probe:
             self._distrusts_if_range = True
             return None
         if next_step is not ResumeStep.USE:
-            place.restart("the remote file has changed, or the server stopped serving ranges")
+            place.restart(
+                "the remote file has changed, or the server stopped serving ranges"
+            )
             self._is_whole = next_step is ResumeStep.PLAIN_RANGE
         if next_step in (ResumeStep.RESTART, ResumeStep.PLAIN_RANGE):
             return None
@@ -190,15 +228,20 @@ class Probe:
         )
 
     def _judged(self, reply: Reply, asked: ByteRange | None) -> Answer | None:
-        """Return the answer, if it may be the file; None if it contradicts itself, and a plain GET must follow."""
+        """Return the answer, if it may be the file; None if it contradicts itself, and
+        a plain GET must follow."""
         if is_empty_file(reply.status, reply.headers):
-            return Answer(RemoteResource.from_headers(reply.headers, 0), 0, 0, is_partial=True)
+            return Answer(
+                RemoteResource.from_headers(reply.headers, 0), 0, 0, is_partial=True
+            )
         try:
             answer = self._context.judge(reply, asked)
             self._check_earlier(answer)
         except ContradictoryAnswer as error:
             if self._is_contradicted:
-                raise ContradictoryAnswer(f"{error}, also without a range", is_final=True) from error
+                raise ContradictoryAnswer(
+                    f"{error}, also without a range", is_final=True
+                ) from error
             self._is_contradicted = self._is_whole = True
             return None
         if self._context.settings.html_guard:
@@ -206,27 +249,45 @@ class Probe:
         return answer
 
     def _check_earlier(self, answer: Answer) -> None:
-        """Raise BadAnswer if the answer cannot be the complete file of the previous round."""
+        """Raise BadAnswer if the answer cannot be the complete file of the previous
+        round."""
         earlier, resource = self._context.previous_resource, answer.resource
         if earlier is None:
             return
         if not self._context.settings.allow_change:
             check_family(earlier, resource)
-        is_same = earlier.strong_etag is not None and earlier.strong_etag == resource.strong_etag
-        if is_same and not answer.is_partial and resource.size is not None and resource.size < (earlier.size or 0):
-            said = f"the server sent {resource.size} bytes as the whole of a file of {earlier.size} bytes"
+        is_same = (
+            earlier.strong_etag is not None
+            and earlier.strong_etag == resource.strong_etag
+        )
+        if (
+            is_same
+            and not answer.is_partial
+            and resource.size is not None
+            and resource.size < (earlier.size or 0)
+        ):
+            said = (
+                f"the server sent {resource.size} bytes as the whole of a file of "
+                f"{earlier.size} bytes"
+            )
             raise ContradictoryAnswer(said)
 
-    def _is_proven(self, saved: SavedState, answer: Answer, if_range: str | None) -> bool:
+    def _is_proven(
+        self, saved: SavedState, answer: Answer, if_range: str | None
+    ) -> bool:
         """Return whether the saved bytes are of the version of the answer.
 
-        Bytes that came by another query of the same URL may be of another file beside it, which has been written in the
-        same second and has the same size. So there a date proves only together with samples.
+        Bytes that came by another query of the same URL may be of another file beside
+        it, which has been written in the same second and has the same size. So there a
+        date proves only together with samples.
         """
         assert self._place is not None
         known, resource, job = saved.resource, answer.resource, self._context.job
         is_confirmed = if_range is not None and answer.is_partial
-        if known.compare(resource, is_confirmed=is_confirmed) is not ValidatorMatch.SAME:
+        if (
+            known.compare(resource, is_confirmed=is_confirmed)
+            is not ValidatorMatch.SAME
+        ):
             return False
         has_other_query = self._place.has_other_query
         is_verified = job.checksum is not None and self._context.settings.verify
@@ -244,15 +305,21 @@ class Probe:
         return self._agrees is None and self._place.has_other_query and is_date_alone
 
     def _has_samples_of(self, exchange: Exchange, saved: SavedState) -> bool:
-        """Request samples of the saved bytes, and return whether the server sends the same."""
+        """Request samples of the saved bytes, and return whether the server sends the
+        same."""
         assert self._place is not None
         reader = self._place.part.writer()
         try:
-            return all(self._is_sample(exchange, saved, span, reader) for span in choose_samples(saved.written_spans))
+            return all(
+                self._is_sample(exchange, saved, span, reader)
+                for span in choose_samples(saved.written_spans)
+            )
         finally:
             reader.close()
 
-    def _is_sample(self, exchange: Exchange, saved: SavedState, span: ByteRange, reader: PartWriter) -> bool:
+    def _is_sample(
+        self, exchange: Exchange, saved: SavedState, span: ByteRange, reader: PartWriter
+    ) -> bool:
         reply = self._context.source.get(exchange, span)
         try:
             if self._is_refusal(reply):
@@ -260,7 +327,11 @@ class Probe:
             answer = self._context.judge(reply, span)
             if saved.resource.compare(answer.resource) is ValidatorMatch.SAME:
                 return answer.is_partial and is_same_span(reply, answer, span, reader)
-            check_replacement(saved.resource, answer.resource, allows_change=self._context.settings.allow_change)
+            check_replacement(
+                saved.resource,
+                answer.resource,
+                allows_change=self._context.settings.allow_change,
+            )
             return False
         finally:
             reply.close()
@@ -270,22 +341,28 @@ class Probe:
         return refuses_ranges(reply.status, reply.headers, datetime.now(timezone.utc))
 
     def _size_by_head(self, answer: Answer) -> int | None:
-        """The size of a file of which a 206 did not tell it (``bytes 0-9/*``); None: ask HEAD, or for the whole."""
+        """The size of a file of which a 206 did not tell it (``bytes 0-9/*``); None:
+        ask HEAD, or for the whole."""
         end = answer.start + (answer.length or 1)
         if not self._asked_head:
             self._wants_head, self._least_size = True, end
             return None
         head, least = self._head, max(end, self._least_size)
         is_same = (
-            head is not None and answer.resource.has_validator and answer.resource.compare(head) is ValidatorMatch.SAME
+            head is not None
+            and answer.resource.has_validator
+            and answer.resource.compare(head) is ValidatorMatch.SAME
         )
-        if is_same and head is not None and head.size and head.size >= least:  # else HEAD contradicts the part
+        if (
+            is_same and head is not None and head.size and head.size >= least
+        ):  # else HEAD contradicts the part
             return head.size
         self._is_whole = True
         return None
 
     def _first_span(self, saved: SavedState | None) -> ByteRange | None:
-        """The range to begin with: the first that is missing, or as much as a small file has; None: everything."""
+        """The range to begin with: the first that is missing, or as much as a small
+        file has; None: everything."""
         settings = self._context.settings
         if self._is_whole or (self._head is not None and self._head.refuses_ranges):
             return None
@@ -299,19 +376,27 @@ class Probe:
         """Learn what HEAD tells; it is a hint only, and no answer to it is an error."""
         self._asked_head, self._wants_head = True, False
         try:
-            self._head = self._context.judge(self._context.source.head(exchange), None).resource
+            self._head = self._context.judge(
+                self._context.source.head(exchange), None
+            ).resource
         except PolicyRefused:
             raise
         except (RetryRange, FailJob):
             exchange.check()
 
     def _name(self, resource: RemoteResource, reply: Reply) -> str:
-        """The server's name for the file, else the URL's: the user's, unless its path ends in nothing."""
+        """The server's name for the file, else the URL's: the user's, unless its path
+        ends in nothing."""
         first = self._context.source.url
-        return file_name(resource.server_name, reply.url if first.endswith("/") else first)
+        return file_name(
+            resource.server_name, reply.url if first.endswith("/") else first
+        )
 
-    def _planned(self, place: FileOutput, reply: Reply, answer: Answer) -> ProbeResult | None:
-        """Return the plan; None for a range of an encoded file, which must be requested as one body instead."""
+    def _planned(
+        self, place: FileOutput, reply: Reply, answer: Answer
+    ) -> ProbeResult | None:
+        """Return the plan; None for a range of an encoded file, which must be requested
+        as one body instead."""
         if self._is_decoded(place, reply, answer):
             if answer.is_partial:
                 self._is_whole = True
@@ -320,7 +405,9 @@ class Probe:
         settings, resource = self._context.settings, answer.resource
         limit = settings.max_file_size
         if limit is not None and resource.size is not None and resource.size > limit:
-            raise PolicyRefused(f"the file has {resource.size} bytes, max_file_size is {limit}")
+            raise PolicyRefused(
+                f"the file has {resource.size} bytes, max_file_size is {limit}"
+            )
         place.drop_unverifiable()
         self._tell_coding(place, resource, is_decoded=isinstance(reply, DecodedReply))
         if answer.is_partial:
@@ -330,27 +417,62 @@ class Probe:
             chunks = single_chunk(resource.size)
         resumed = chunks.written()
         if resource.size is not None:
-            place.part.preallocate(resource.size, settings.preallocate, self._context.space)
-        return ProbeResult(DownloadPlan(resource, place, answer.is_partial, resumed), chunks, reply, answer)
+            place.part.preallocate(
+                resource.size, settings.preallocate, self._context.space
+            )
+        return ProbeResult(
+            DownloadPlan(resource, place, answer.is_partial, resumed),
+            chunks,
+            reply,
+            answer,
+        )
 
-    def _tell_coding(self, place: FileOutput, resource: RemoteResource, *, is_decoded: bool) -> None:
+    def _tell_coding(
+        self, place: FileOutput, resource: RemoteResource, *, is_decoded: bool
+    ) -> None:
         if resource.content_encoding and is_decoded:
-            self._context.notify("content_decoded", encoding=resource.content_encoding, path=str(place.target))
+            self._context.notify(
+                "content_decoded",
+                encoding=resource.content_encoding,
+                path=str(place.target),
+            )
         elif resource.content_encoding:
-            self._context.notify("content_encoded", encoding=resource.content_encoding, path=str(place.target))
+            self._context.notify(
+                "content_encoded",
+                encoding=resource.content_encoding,
+                path=str(place.target),
+            )
 
     def _is_decoded(self, place: FileOutput, reply: Reply, answer: Answer) -> bool:
-        """Return whether to decode the body. Raises PolicyRefused or ProtocolBroken for an unaccepted coding."""
+        """Return whether to decode the body. Raises PolicyRefused or ProtocolBroken for
+        an unaccepted coding."""
         if not answer.resource.content_encoding or answer.length == 0:
             return False
         urls = (self._context.source.url, reply.url)
         wish = self._context.settings.content_encoding
-        return coding_action(wish, answer.resource, urls, place.target.name) is CodingAction.DECODE
+        return (
+            coding_action(wish, answer.resource, urls, place.target.name)
+            is CodingAction.DECODE
+        )
 
     def _ranges(self, place: FileOutput, resource: RemoteResource) -> ChunkMap:
         assert resource.size is not None
         settings = self._context.settings
         wants_hash = self._context.expected_checksum(resource) is not None
-        missing = place.saved.missing_spans if place.saved else [ByteRange(0, resource.size)] if resource.size else []
-        connections = 1 if resource.refuses_ranges else self._context.initial_connections()
-        return plan_chunks(missing, resource.size, connections, settings.min_split_size, PIECE if wants_hash else None)
+        missing = (
+            place.saved.missing_spans
+            if place.saved
+            else [ByteRange(0, resource.size)]
+            if resource.size
+            else []
+        )
+        connections = (
+            1 if resource.refuses_ranges else self._context.initial_connections()
+        )
+        return plan_chunks(
+            missing,
+            resource.size,
+            connections,
+            settings.min_split_size,
+            PIECE if wants_hash else None,
+        )

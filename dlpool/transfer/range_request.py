@@ -1,4 +1,5 @@
-"""Requests after the first one of a download, whose responses must be of the known version."""
+"""Requests after the first one of a download, whose responses must be of the known
+version."""
 
 from __future__ import annotations
 
@@ -6,7 +7,13 @@ from collections.abc import Callable
 
 from dlpool.errors import BadAnswer, RemoteChanged
 from dlpool.transfer.context import TransferContext, host_of
-from dlpool.transfer.http.answer import Answer, ByteRange, check_same_version, check_unsatisfied, is_empty_file
+from dlpool.transfer.http.answer import (
+    Answer,
+    ByteRange,
+    check_same_version,
+    check_unsatisfied,
+    is_empty_file,
+)
 from dlpool.transfer.http.exchange import Exchange
 from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.http.source import Reply
@@ -26,10 +33,12 @@ def request_range(
     *,
     judge: Judge | None = None,
 ) -> tuple[Reply, Answer]:
-    """Request ``asked`` (None: the complete file) and return the reply, its body unread, and its answer.
+    """Request ``asked`` (None: the complete file) and return the reply, its body
+    unread, and its answer.
 
-    ``judge``: reads the answer from the reply, by default ``Context.judge``. Raises RemoteChanged, RetryRange or
-    FailJob; the reply is closed then, and the next request begins at the first URL.
+    ``judge``: reads the answer from the reply, by default ``Context.judge``. Raises
+    RemoteChanged, RetryRange or FailJob; the reply is closed then, and the next request
+    begins at the first URL.
     """
     judge = judge or context.judge
     reply = context.source.get(exchange, asked, if_range)
@@ -50,10 +59,16 @@ def request_range(
 
 
 def _check_version(
-    context: TransferContext, known: RemoteResource, answer: Answer, *, is_conditional: bool = False
+    context: TransferContext,
+    known: RemoteResource,
+    answer: Answer,
+    *,
+    is_conditional: bool = False,
 ) -> None:
     allows_change = context.settings.allow_change
-    check_same_version(known, answer, is_conditional=is_conditional, allows_change=allows_change)
+    check_same_version(
+        known, answer, is_conditional=is_conditional, allows_change=allows_change
+    )
 
 
 def _tells_other_size(reply: Reply, known: RemoteResource) -> bool:
@@ -64,10 +79,14 @@ def _tells_other_size(reply: Reply, known: RemoteResource) -> bool:
     return False
 
 
-def _check_refusal(context: TransferContext, reply: Reply, known: RemoteResource) -> None:
-    """Raise the error for a 416 that tells another size, by the response to a request of the first byte.
+def _check_refusal(
+    context: TransferContext, reply: Reply, known: RemoteResource
+) -> None:
+    """Raise the error for a 416 that tells another size, by the response to a request
+    of the first byte.
 
-    A 416 does not show which content refused the range: an error page in place of the file refuses it too.
+    A 416 does not show which content refused the range: an error page in place of the
+    file refuses it too.
     """
     if is_empty_file(reply.status, reply.headers):
         if context.settings.allow_change or known.host in (None, host_of(reply)):
@@ -75,4 +94,7 @@ def _check_refusal(context: TransferContext, reply: Reply, known: RemoteResource
         raise BadAnswer(f"{host_of(reply)} has an empty file where there was another")
     if reply.status != 416:
         _check_version(context, known, context.judge(reply, FIRST_BYTE))
-    raise BadAnswer("the server refused a range of the file (416), although the file has not changed")
+    raise BadAnswer(
+        "the server refused a range of the file (416), although the file has not "
+        "changed"
+    )

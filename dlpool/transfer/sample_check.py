@@ -1,6 +1,8 @@
-"""The final check of a file without a validator: samples are requested again and compared.
+"""The final check of a file without a validator: samples are requested again and
+compared.
 
-It runs after all bytes are written and before they are published, only if the file was received in several responses.
+It runs after all bytes are written and before they are published, only if the file was
+received in several responses.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from dlpool.transfer.target.file.partfile import PartWriter
 
 NETWORK_POLL_S = 2.0
 MAX_STALE = 16  # idle connections in a row that the server had closed
-ANSWERS = 2.0  # times the sum of connect and read timeout: the limit of a request for one sample
+# times the sum of connect and read timeout: the limit of a request for one sample
+ANSWERS = 2.0
 
 
 class SampleCheck:
-    """Requests samples again. One thread calls ``run``; other threads may use ``exchange`` and ``look``."""
+    """Requests samples again. One thread calls ``run``; other threads may use
+    ``exchange`` and ``look``."""
 
     def __init__(self, context: TransferContext, plan: DownloadPlan) -> None:
         self.exchange: Exchange | None = None
@@ -32,7 +36,8 @@ class SampleCheck:
 
     @property
     def is_needed(self) -> bool:
-        """True if several responses were joined and no validator shows that they are of one version."""
+        """True if several responses were joined and no validator shows that they are of
+        one version."""
         plan = self._plan
         is_joined = plan.has_ranges and len(self._context.evidence.spans()) > 1
         return is_joined and not plan.resource.has_validator
@@ -43,7 +48,8 @@ class SampleCheck:
         return self._latest.received if self._latest is not None else 0
 
     def run(self) -> None:
-        """Request and compare the samples. Raises RemoteChanged for a difference, or the error that ends the job."""
+        """Request and compare the samples. Raises RemoteChanged for a difference, or
+        the error that ends the job."""
         spans = choose_samples(self._context.evidence.spans())
         self._context.notify("end_checked", path=str(self._plan.place.target))
         reader = self._plan.place.part.writer()
@@ -55,12 +61,19 @@ class SampleCheck:
             reader.close()
 
     def abort_if_overdue(self) -> None:
-        """Abort a request that takes too long; called several times a second, by another thread."""
+        """Abort a request that takes too long; called several times a second, by
+        another thread."""
         exchange, network = self.exchange, self._context.client.settings
         if exchange is None or exchange.sent_at is None:
             return
-        if self._context.clock() - exchange.sent_at >= ANSWERS * (network.connect_timeout + network.read_timeout):
-            exchange.cancel(TimedOut("the server did not complete its answer within the time limits"))
+        if self._context.clock() - exchange.sent_at >= ANSWERS * (
+            network.connect_timeout + network.read_timeout
+        ):
+            exchange.cancel(
+                TimedOut(
+                    "the server did not complete its answer within the time limits"
+                )
+            )
 
     def _check(self, span: ByteRange, reader: PartWriter) -> None:
         failures = stale = 0
@@ -81,10 +94,14 @@ class SampleCheck:
             reply, answer = request_range(context, exchange, span, known)
         try:
             if not answer.is_partial:
-                raise RemoteChanged("the server stopped serving ranges: the bytes may be of different versions")
+                raise RemoteChanged(
+                    "the server stopped serving ranges: the bytes may be of different "
+                    "versions"
+                )
             if not is_same_span(reply, answer, span, reader):
                 raise RemoteChanged(
-                    "the remote file changed during the download: bytes received earlier are different now"
+                    "the remote file changed during the download: bytes received "
+                    "earlier are different now"
                 )
         finally:
             reply.close()
@@ -92,12 +109,16 @@ class SampleCheck:
     def _new_exchange(self) -> Exchange:
         context, latest = self._context, self._latest
         before = latest.stats() if latest is not None else ExchangeStats(0, 0.0)
-        self.exchange = self._latest = Exchange(context.clock, context.scheduler.sleep_unless_failed, before)
-        context.scheduler.check()  # the download may have been stopped before the exchange was visible
+        self.exchange = self._latest = Exchange(
+            context.clock, context.scheduler.sleep_unless_failed, before
+        )
+        # the download may have been stopped before the exchange was visible
+        context.scheduler.check()
         return self.exchange
 
     def _rest_s(self, span: ByteRange, error: RetryRange, failures: int) -> float:
-        """Return the seconds until the next attempt. Raises the error that ends the job after too many failures."""
+        """Return the seconds until the next attempt. Raises the error that ends the job
+        after too many failures."""
         context = self._context
         if self._network.is_tolerated(error):
             context.notify("network_away", error=str(error))
@@ -105,7 +126,11 @@ class SampleCheck:
         final: DlpoolError | None = context.policy.final_error(error, failures)
         if final is not None:
             raise final from error
-        rest_s = max(context.policy.next_delay(error, FailureCount(failures, 0), failures, context.jitter()))
+        rest_s = max(
+            context.policy.next_delay(
+                error, FailureCount(failures, 0), failures, context.jitter()
+            )
+        )
         context.notify(
             "range_retry",
             label=error.label,
@@ -119,8 +144,11 @@ class SampleCheck:
         return rest_s
 
 
-def is_same_span(reply: Reply, answer: Answer, span: ByteRange, reader: PartWriter) -> bool:
-    """Return whether the body equals the bytes of the part file in ``span``, or a prefix of them if it ends early."""
+def is_same_span(
+    reply: Reply, answer: Answer, span: ByteRange, reader: PartWriter
+) -> bool:
+    """Return whether the body equals the bytes of the part file in ``span``, or a
+    prefix of them if it ends early."""
     ahead = span.start - answer.start
     left = span.end - span.start + ahead
     if answer.length is not None:

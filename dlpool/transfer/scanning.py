@@ -22,11 +22,14 @@ def check_configured(settings: TransferSettings, guard: Guard | None) -> None:
 def scan_output(context: TransferContext, plan: DownloadPlan) -> None:
     """Return if the file may be published. The part file stays locked meanwhile.
 
-    Raises Infected, NotScanned, ScannerAway, LocalFault if the file cannot be read, and what ended the download.
+    Raises Infected, NotScanned, ScannerAway, LocalFault if the file cannot be read, and
+    what ended the download.
     """
     guard, place, job = context.guard, plan.place, context.job
     assert guard is not None, "check_configured was called before the first request"
-    finding = ScanFinding("", "download", display_url(job.url), str(place.target), job.owner, job.id)
+    finding = ScanFinding(
+        "", "download", display_url(job.url), str(place.target), job.owner, job.id
+    )
 
     def tell(outcome: str, /, **fields: object) -> None:
         path = str(place.target)

@@ -11,12 +11,16 @@ from dlpool.transfer.chunks import Chunk, ChunkMap, single_chunk
 from dlpool.transfer.retry import FailureCount, RangeAttempt
 
 RECENT_S = 5.0  # bytes written less long ago show that a file is moving
-MAX_CRUMBS = 32  # complete responses in a row with very few bytes, before they count as failed attempts
-MAX_REPLACED = 8  # comparisons after which a chunk's failed attempts count: its backoff is at its maximum then
+# complete responses in a row with very few bytes, before they count as failed attempts
+MAX_CRUMBS = 32
+# comparisons after which a chunk's failed attempts count: its backoff is at its maximum
+# then
+MAX_REPLACED = 8
 
 
 class ChunkSnapshot(NamedTuple):
-    """Copies of the chunks, whose positions are all in the file, and the bytes that they hold."""
+    """Copies of the chunks, whose positions are all in the file, and the bytes that
+    they hold."""
 
     chunks: list[Chunk]
     written: int
@@ -29,7 +33,8 @@ class ChunkScheduler:
     """
 
     def __init__(self, clock: Callable[[], float], min_rate: int = 0) -> None:
-        """``least_rate``: bytes/s below which a connection makes no progress; 0: any byte is progress."""
+        """``least_rate``: bytes/s below which a connection makes no progress; 0: any
+        byte is progress."""
         self._clock = clock
         self._least_rate = min_rate
         self._changed = threading.Condition()
@@ -39,23 +44,35 @@ class ChunkScheduler:
         self._is_sealed = False
         self._writing = 0
         self._dismissed: set[object] = set()
-        self._rates: dict[object, float] = {}  # last speed of each owner's connection, in bytes/s
+        self._rates: dict[
+            object, float
+        ] = {}  # last speed of each owner's connection, in bytes/s
         self._waiting = 0  # idle threads
-        self._receiving: set[object] = set()  # owners whose connection is receiving a body
-        self._received_at: dict[object, float] = {}  # by owner, when its last body began or ended
+        self._receiving: set[object] = (
+            set()
+        )  # owners whose connection is receiving a body
+        self._received_at: dict[
+            object, float
+        ] = {}  # by owner, when its last body began or ended
         self.is_crowded = False  # whether the server has refused a further connection
         self._written_at = -RECENT_S
-        self._brisk_at = -RECENT_S  # when a connection that was fast enough released its chunk
+        self._brisk_at = (
+            -RECENT_S
+        )  # when a connection that was fast enough released its chunk
         self.retries = 0
         self.finished_chunks = 0
 
     def __repr__(self) -> str:
-        return f"<Board {self._map!r}{' over' if self._is_over else ''} {self._error or ''}>"
+        return (
+            f"<Board {self._map!r}{' over' if self._is_over else ''} "
+            f"{self._error or ''}>"
+        )
 
     # --- for the thread that plans ---
 
     def load_plan(self, chunk_map: ChunkMap, owner: object) -> Chunk | None:
-        """Replace the plan; ``owner`` gets its first chunk, None if nothing is missing."""
+        """Replace the plan; ``owner`` gets its first chunk, None if nothing is
+        missing."""
         with self._changed:
             self._map = chunk_map
             self._is_over = self._is_over or chunk_map.is_done()
@@ -88,12 +105,18 @@ class ChunkScheduler:
         with self._changed:
             while not self._is_over and owner not in self._dismissed:
                 rate = self._rates.get(owner, 0.0)
-                chunk = self._take(owner) or self._map.steal(owner, rate) or self._map.steal_tail(owner, rate)
+                chunk = (
+                    self._take(owner)
+                    or self._map.steal(owner, rate)
+                    or self._map.steal_tail(owner, rate)
+                )
                 if chunk is not None:
                     return chunk
                 ready_at = self._map.next_ready_at()
                 self._waiting += 1
-                self._changed.wait(None if ready_at is None else max(0.001, ready_at - self._clock()))
+                self._changed.wait(
+                    None if ready_at is None else max(0.001, ready_at - self._clock())
+                )
                 self._waiting -= 1
             return None
 
@@ -111,7 +134,8 @@ class ChunkScheduler:
                 self._received_at[owner] = self._clock()
 
     def others_receiving(self, owner: object) -> int:
-        """Return how many other owners receive a body while the server refuses ``owner``."""
+        """Return how many other owners receive a body while the server refuses
+        ``owner``."""
         with self._changed:
             others = self._others_receiving(owner)
             self.is_crowded = self.is_crowded or others > 0
@@ -121,10 +145,15 @@ class ChunkScheduler:
         """Return whether another owner received a body less than ``RECENT_S`` ago."""
         with self._changed:
             since = self._clock() - RECENT_S
-            return any(at > since for other, at in self._received_at.items() if other is not owner)
+            return any(
+                at > since
+                for other, at in self._received_at.items()
+                if other is not owner
+            )
 
     def retire_if_redundant(self, owner: object) -> bool:
-        """Retire ``owner`` if another owner receives a body; return whether it was retired."""
+        """Retire ``owner`` if another owner receives a body; return whether it was
+        retired."""
         with self._changed:
             if not self._others_receiving(owner):
                 return False
@@ -132,7 +161,8 @@ class ChunkScheduler:
             return True
 
     def begin_write(self, chunk: Chunk, size: int) -> int:
-        """Announce a write at ``position``; returns how much of ``size`` may be written. Raises when it is over."""
+        """Announce a write at ``position``; returns how much of ``size`` may be
+        written. Raises when it is over."""
         with self._changed:
             if self._is_over:
                 raise self._error or AssertionError("a write after the end")
@@ -152,7 +182,8 @@ class ChunkScheduler:
                 self._changed.notify_all()
 
     def release_chunk(self, chunk: Chunk, delay_s: float = 0.0) -> None:
-        """The owner is done with the chunk, or lets another go on with it after ``delay_s``."""
+        """The owner is done with the chunk, or lets another go on with it after
+        ``delay_s``."""
         with self._changed:
             self.finished_chunks += chunk.is_done
             if self._is_brisk(chunk):
@@ -162,17 +193,22 @@ class ChunkScheduler:
                 self._is_over = True
             self._changed.notify_all()
 
-    def count_failure(self, chunk: Chunk, error: RetryRange, attempt: RangeAttempt) -> FailureCount:
+    def count_failure(
+        self, chunk: Chunk, error: RetryRange, attempt: RangeAttempt
+    ) -> FailureCount:
         """Record a failed attempt.
 
-        It counts unless it brought bytes at the minimum speed (``Attempt.is_progress``). It does not count where the
-        server may just admit no further connection while another connection of this file makes progress, nor where
-        our own comparison with siblings ended it, up to ``MAX_REPLACED`` times, nor where the server refuses a further
-        connection.
+        It counts unless it brought bytes at the minimum speed
+        (``Attempt.is_progress``). It does not count where the server may just admit no
+        further connection while another connection of this file makes progress, nor
+        where our own comparison with siblings ended it, up to ``MAX_REPLACED`` times,
+        nor where the server refuses a further connection.
         """
         with self._changed:
             self.retries += 1
-            is_excused = (error.is_comparison and chunk.replacements <= MAX_REPLACED) or isinstance(error, NotAdmitted)
+            is_excused = (
+                error.is_comparison and chunk.replacements <= MAX_REPLACED
+            ) or isinstance(error, NotAdmitted)
             if attempt.is_progress(self._least_rate):
                 chunk.failures = chunk.slow_bytes = 0
             elif not is_excused and not (error.is_capacity and self._is_moving(chunk)):
@@ -181,7 +217,8 @@ class ChunkScheduler:
             return FailureCount(chunk.failures, attempt.received, chunk.slow_bytes)
 
     def count_short_answer(self, chunk: Chunk, attempt: RangeAttempt) -> bool:
-        """Record an answer that ended before its chunk did; return False after too many tiny ones."""
+        """Record an answer that ended before its chunk did; return False after too many
+        tiny ones."""
         with self._changed:
             if attempt.is_progress(self._least_rate):
                 chunk.failures = chunk.slow_bytes = chunk.short_answers = 0
@@ -199,7 +236,8 @@ class ChunkScheduler:
                 raise self._error
 
     def sleep_unless_failed(self, seconds: float) -> None:
-        """Sleep, also when all chunks are done. Raises the error if the download ends with one."""
+        """Sleep, also when all chunks are done. Raises the error if the download ends
+        with one."""
         with self._changed:
             self._changed.wait_for(lambda: self._error is not None, seconds)
         self.check()
@@ -207,14 +245,16 @@ class ChunkScheduler:
     # --- for everyone ---
 
     def stop(self, error: DlpoolError) -> None:
-        """End the download: nobody writes from now on. The first error stands, and none after ``seal``."""
+        """End the download: nobody writes from now on. The first error stands, and none
+        after ``seal``."""
         with self._changed:
             if not self._is_sealed:
                 self._error, self._is_over = self._error or error, True
             self._changed.notify_all()
 
     def seal(self) -> None:
-        """The file is complete and verified: from now on nothing stops it. Raises what did so before."""
+        """The file is complete and verified: from now on nothing stops it. Raises what
+        did so before."""
         with self._changed:
             if self._error is not None:
                 raise self._error
@@ -236,9 +276,12 @@ class ChunkScheduler:
             self._changed.wait_for(lambda: self._writing == 0, seconds)
 
     def wait_for_contiguous(self, beyond: int, seconds: float) -> int:
-        """Wait until more than ``beyond`` bytes stand in the file without a gap, or it is over; returns how many."""
+        """Wait until more than ``beyond`` bytes stand in the file without a gap, or it
+        is over; returns how many."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_over or self._map.contiguous_end() > beyond, seconds)
+            self._changed.wait_for(
+                lambda: self._is_over or self._map.contiguous_end() > beyond, seconds
+            )
             return self._map.contiguous_end()
 
     @property
@@ -261,7 +304,8 @@ class ChunkScheduler:
             return self._map.written()
 
     def snapshot(self) -> ChunkSnapshot:
-        """The chunks as they are, for a checkpoint; adjacent ones of which nothing is written are joined."""
+        """The chunks as they are, for a checkpoint; adjacent ones of which nothing is
+        written are joined."""
         with self._changed:
             joined: list[Chunk] = []
             for chunk in self._map.chunks:
@@ -269,11 +313,14 @@ class ChunkScheduler:
                 if is_empty and joined and joined[-1].position == joined[-1].start:
                     joined[-1].end = chunk.end
                 else:
-                    joined.append(Chunk(chunk.start, chunk.end, chunk.position, chunk.position))
+                    joined.append(
+                        Chunk(chunk.start, chunk.end, chunk.position, chunk.position)
+                    )
             return ChunkSnapshot(joined, self._map.written())
 
     def set_rate(self, chunk: Chunk, rate: float) -> None:
-        """Record the speed of the owner's connection, in bytes/s; idle threads check again for a chunk to steal."""
+        """Record the speed of the owner's connection, in bytes/s; idle threads check
+        again for a chunk to steal."""
         with self._changed:
             chunk.rate = rate
             if chunk.owner is not None and rate > 0:
@@ -281,7 +328,8 @@ class ChunkScheduler:
             self._changed.notify_all()
 
     def record_rate(self, owner: object, rate: float) -> None:
-        """Record the speed of the connection of ``owner`` over a finished chunk, in bytes/s."""
+        """Record the speed of the connection of ``owner`` over a finished chunk, in
+        bytes/s."""
         with self._changed:
             self._rates[owner] = rate
 
@@ -291,9 +339,14 @@ class ChunkScheduler:
         return self._waiting > 0
 
     def slowest_s(self) -> float:
-        """Return the seconds that the slowest owner of known speed needs for the rest of its chunk."""
+        """Return the seconds that the slowest owner of known speed needs for the rest
+        of its chunk."""
         with self._changed:
-            known = (chunk for chunk in self._map.chunks if chunk.owner is not None and chunk.rate > 0)
+            known = (
+                chunk
+                for chunk in self._map.chunks
+                if chunk.owner is not None and chunk.rate > 0
+            )
             return max((chunk.eta_s for chunk in known), default=0.0)
 
     def end_stream(self, chunk: Chunk) -> None:
@@ -302,20 +355,32 @@ class ChunkScheduler:
             chunk.end = chunk.position
 
     def _is_brisk(self, chunk: Chunk) -> bool:
-        """Return whether its owner is at least as fast as the minimum speed; a speed of 0 is still unknown."""
+        """Return whether its owner is at least as fast as the minimum speed; a speed of
+        0 is still unknown."""
         brought = chunk.position - chunk.taken_position
-        return brought > 0 and brought >= self._least_rate and not 0 < chunk.rate < self._least_rate
+        return (
+            brought > 0
+            and brought >= self._least_rate
+            and not 0 < chunk.rate < self._least_rate
+        )
 
     def _others_receiving(self, owner: object) -> int:
         return len(self._receiving - self._dismissed - {owner})
 
     def _is_moving(self, failed: Chunk) -> bool:
-        """Return whether connections other than that of the ``failed`` chunk make progress."""
+        """Return whether connections other than that of the ``failed`` chunk make
+        progress."""
         now = self._clock()
         if now - self._written_at >= RECENT_S:
             return False
-        others = (chunk for chunk in self._map.chunks if chunk is not failed and chunk.owner is not None)
-        return now - self._brisk_at < RECENT_S or any(self._is_brisk(chunk) for chunk in others)
+        others = (
+            chunk
+            for chunk in self._map.chunks
+            if chunk is not failed and chunk.owner is not None
+        )
+        return now - self._brisk_at < RECENT_S or any(
+            self._is_brisk(chunk) for chunk in others
+        )
 
     def _take(self, owner: object) -> Chunk | None:
         return self._map.take(owner, self._clock())

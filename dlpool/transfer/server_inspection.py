@@ -1,6 +1,8 @@
-"""Trying out a server: what it says of a file, and what it really does. Nothing is written to disk.
+"""Trying out a server: what it says of a file, and what it really does. Nothing is
+written to disk.
 
-Makes requests as a download does; how many connections are admitted is found by holding several answers at once.
+Makes requests as a download does; how many connections are admitted is found by holding
+several answers at once.
 """
 
 from __future__ import annotations
@@ -18,7 +20,13 @@ from functools import partial
 from dlpool import threads
 from dlpool.config import NetworkSettings
 from dlpool.errors import DlpoolError, NoThread, RetryRange, TimedOut
-from dlpool.transfer.http.answer import RANGE_REFUSALS, Answer, ByteRange, is_empty_file, read_answer
+from dlpool.transfer.http.answer import (
+    RANGE_REFUSALS,
+    Answer,
+    ByteRange,
+    is_empty_file,
+    read_answer,
+)
 from dlpool.transfer.http.client import HttpClient
 from dlpool.transfer.http.exchange import Exchange, ExchangeStats
 from dlpool.transfer.http.headers import http_date
@@ -31,8 +39,13 @@ SAMPLE = 4 * MIB  # bytes that the speed is measured by
 SAMPLE_S = 5.0  # for how long at most
 LIMIT_S = 10.0  # of one request with what is read of its body
 MAX_CONNECTIONS = 8  # that are tried at once
-SETTLE_S = 0.5  # until a server has seen that we closed a connection, and counts it no more
-_OTHER_VERSION = {True: '"not-the-version-of-this-file"', False: "Thu, 01 Jan 1970 00:00:00 GMT"}  # ETag, or date
+SETTLE_S = (
+    0.5  # until a server has seen that we closed a connection, and counts it no more
+)
+_OTHER_VERSION = {
+    True: '"not-the-version-of-this-file"',
+    False: "Thu, 01 Jan 1970 00:00:00 GMT",
+}  # ETag, or date
 
 
 class IfRange(Enum):
@@ -46,9 +59,11 @@ class IfRange(Enum):
 
 @dataclass(frozen=True)
 class InspectionReport:
-    """What was found. ``head``: the status of HEAD, or why there is none; ``refusals``: of connections, by reason.
+    """What was found. ``head``: the status of HEAD, or why there is none; ``refusals``:
+    of connections, by reason.
 
-    ``clock_offset_s``: the server's clock less ours, if it tells. Speed is ``received`` bytes in ``seconds``.
+    ``clock_offset_s``: the server's clock less ours, if it tells. Speed is ``received``
+    bytes in ``seconds``.
     """
 
     head: int | str
@@ -73,17 +88,28 @@ class ServerInspection:
     """Used by one thread, which starts others."""
 
     def __init__(self, url: str, network: NetworkSettings) -> None:
-        """Raises UsageError for a URL that is none, ConfigurationError for a proxy that is none."""
-        self._client = HttpClient(network, MAX_CONNECTIONS, HostHolds(time.monotonic), NetworkMonitor(time.monotonic))
+        """Raises UsageError for a URL that is none, ConfigurationError for a proxy that
+        is none."""
+        self._client = HttpClient(
+            network,
+            MAX_CONNECTIONS,
+            HostHolds(time.monotonic),
+            NetworkMonitor(time.monotonic),
+        )
         self._source = Source(self._client, url, {})
 
     def run(self, connections: int) -> InspectionReport:
-        """Try all; ``connections``: how many a download would have. Raises RetryRange, FailJob."""
+        """Try all; ``connections``: how many a download would have. Raises RetryRange,
+        FailJob."""
         try:
             head = self._head()
             first, answer_s, received, seconds, offset = self._sample()
             if_range, size = self._if_range(first), first.resource.size or 0
-            tried = max(1, min(connections, MAX_CONNECTIONS, size // MIB)) if first.is_partial else 1
+            tried = (
+                max(1, min(connections, MAX_CONNECTIONS, size // MIB))
+                if first.is_partial
+                else 1
+            )
             refusals: tuple[str, ...] = ()
             if tried > 1:
                 time.sleep(SETTLE_S)
@@ -112,10 +138,15 @@ class ServerInspection:
             return str(error)
 
     def _sample(self) -> tuple[Answer, float, int, float, float | None]:
-        """The first answer, seconds until it came, bytes and seconds of its body, and how much the clocks differ."""
+        """The first answer, seconds until it came, bytes and seconds of its body, and
+        how much the clocks differ."""
         for asked in (ByteRange(0, SAMPLE), None):
             with self._asked(asked) as (reply, exchange):
-                if asked and reply.status in RANGE_REFUSALS and not is_empty_file(reply.status, reply.headers):
+                if (
+                    asked
+                    and reply.status in RANGE_REFUSALS
+                    and not is_empty_file(reply.status, reply.headers)
+                ):
                     continue
                 answer = _judged(reply, asked)
                 offset = clock_offset_s(reply.headers, datetime.now(timezone.utc))
@@ -138,7 +169,8 @@ class ServerInspection:
             return _judged(reply, ByteRange(0, 1)).is_partial
 
     def _refusals(self, number: int, share: int) -> tuple[str, ...]:
-        """Why some of so many connections, all open at once, got no part; their bodies are not read."""
+        """Why some of so many connections, all open at once, got no part; their bodies
+        are not read."""
         results: queue.SimpleQueue[str] = queue.SimpleQueue()
         all_answered = threading.Event()
 
@@ -146,16 +178,24 @@ class ServerInspection:
             try:
                 with self._asked(span) as (reply, _):
                     is_part = _judged(reply, span).is_partial
-                    results.put("" if is_part else f"the server answered {reply.status} to a range")
+                    results.put(
+                        ""
+                        if is_part
+                        else f"the server answered {reply.status} to a range"
+                    )
                     all_answered.wait(LIMIT_S)
             except DlpoolError as error:
                 results.put(str(error))
 
-        spans = [ByteRange(share * index, share * (index + 1)) for index in range(number)]
+        spans = [
+            ByteRange(share * index, share * (index + 1)) for index in range(number)
+        ]
         started: list[threads.DaemonThread] = []
         with suppress(NoThread):  # with fewer threads fewer connections are tried
             for span in spans:
-                started.append(threads.start_thread(partial(hold, span), "dlpool-probe"))
+                started.append(
+                    threads.start_thread(partial(hold, span), "dlpool-probe")
+                )
         found = [_next(results) for _ in started]
         all_answered.set()
         for thread in started:
@@ -163,7 +203,9 @@ class ServerInspection:
         return tuple(reason for reason in found if reason)
 
     @contextmanager
-    def _asked(self, asked: ByteRange | None, if_range: str | None = None) -> Iterator[tuple[Reply, Exchange]]:
+    def _asked(
+        self, asked: ByteRange | None, if_range: str | None = None
+    ) -> Iterator[tuple[Reply, Exchange]]:
         with _limited() as exchange:
             reply = self._source.get(exchange, asked, if_range)
             try:
@@ -173,12 +215,17 @@ class ServerInspection:
 
 
 def clock_offset_s(headers: Mapping[str, str], now: datetime) -> float | None:
-    """The clock of the server less ``now``; an answer from a cache is as old as its ``Age`` (RFC 9111 section 5.1)."""
+    """The clock of the server less ``now``; an answer from a cache is as old as its
+    ``Age`` (RFC 9111 section 5.1)."""
     sent = http_date(headers.get("Date"))
     age = headers.get("Age", "").strip()
     if sent is None:
         return None
-    return (sent + timedelta(seconds=int(age) if age.isdecimal() and len(age) < 10 else 0) - now).total_seconds()
+    return (
+        sent
+        + timedelta(seconds=int(age) if age.isdecimal() and len(age) < 10 else 0)
+        - now
+    ).total_seconds()
 
 
 @contextmanager
@@ -205,7 +252,9 @@ def _next(results: queue.SimpleQueue[str]) -> str:
 
 def _judged(reply: Reply, asked: ByteRange | None) -> Answer:
     if is_empty_file(reply.status, reply.headers):
-        return Answer(RemoteResource.from_headers(reply.headers, 0), 0, 0, is_partial=True)
+        return Answer(
+            RemoteResource.from_headers(reply.headers, 0), 0, 0, is_partial=True
+        )
     return read_answer(reply.status, reply.headers, asked, datetime.now(timezone.utc))
 
 

@@ -1,7 +1,9 @@
-"""How much of its disk a download may take: judged before its first byte, and again while bytes arrive.
+"""How much of its disk a download may take: judged before its first byte, and again
+while bytes arrive.
 
-What a server says of a size reserves nothing. Blocks are reserved ahead of a connection for no more bytes than it has
-brought already, so that a server which promises much and sends little keeps nothing from others.
+What a server says of a size reserves nothing. Blocks are reserved ahead of a connection
+for no more bytes than it has brought already, so that a server which promises much and
+sends little keeps nothing from others.
 """
 
 from __future__ import annotations
@@ -16,18 +18,24 @@ from dlpool.errors import NoRoom, TooLarge
 from dlpool.syscalls import MIN_FALLOC_BYTES
 from dlpool.transfer.chunks import UNKNOWN_END, Chunk
 
-SPACE_RESERVE = 1024 * 1024  # bytes that stay free for the state file and the file system's own needs
-MAX_AHEAD = 64 * 1024 * 1024  # bytes between two looks at the free space, and most that is reserved ahead
+SPACE_RESERVE = (
+    1024 * 1024
+)  # bytes that stay free for the state file and the file system's own needs
+MAX_AHEAD = (
+    64 * 1024 * 1024
+)  # bytes between two looks at the free space, and most that is reserved ahead
 MIN_AHEAD = 64 * 1024  # bytes
 _BLOCK = 512  # bytes: the unit of st_blocks, see stat(2)
-SPARE_PART = 8  # the part of the spare bytes after which they are looked at again: others write, too
+# the part of the spare bytes after which they are looked at again: others write, too
+SPARE_PART = 8
 
 
 class SpaceRules:
-    """All of a disk may be taken, as by a download of its own user. Immutable; a service has other rules.
+    """All of a disk may be taken, as by a download of its own user. Immutable; a
+    service has other rules.
 
-    ``is_watched``: whether the free space is looked at while bytes arrive. ``stream_limit``: bytes at which a body of
-    unknown length stops, None for no limit.
+    ``is_watched``: whether the free space is looked at while bytes arrive.
+    ``stream_limit``: bytes at which a body of unknown length stops, None for no limit.
     """
 
     is_monitored = False
@@ -38,13 +46,15 @@ class SpaceRules:
         return 0
 
     def committed_bytes(self, device: int) -> int:  # noqa: ARG002
-        """Return how many free bytes of a file system, by its device number, running downloads will take."""
+        """Return how many free bytes of a file system, by its device number, running
+        downloads will take."""
         return 0
 
     def check(self, descriptor: int, folder: Path, size: int) -> None:
         """Judge a file of ``size`` bytes, of which the open file has some already.
 
-        Raises TooLarge if it can never fit into the file system, NoRoom if it does not fit now, LocalFault.
+        Raises TooLarge if it can never fit into the file system, NoRoom if it does not
+        fit now, LocalFault.
         """
         if size < MIN_FALLOC_BYTES:
             return  # its first write tells as soon
@@ -57,11 +67,15 @@ class SpaceRules:
         kept = self.reserved_bytes(space)
         if size + SPACE_RESERVE > space.usable - kept:
             raise TooLarge(
-                f"a file of {size} bytes can never fit into {folder}, which holds {space.usable} bytes{_less(kept)}"
+                f"a file of {size} bytes can never fit into {folder}, which holds "
+                f"{space.usable} bytes{_less(kept)}"
             )
         kept += self.committed_bytes(status.st_dev)
         if needed + SPACE_RESERVE > space.free - kept:
-            raise NoRoom(f"{folder} has {space.free} bytes free{_less(kept)}, {needed + SPACE_RESERVE} are needed")
+            raise NoRoom(
+                f"{folder} has {space.free} bytes free{_less(kept)}, "
+                f"{needed + SPACE_RESERVE} are needed"
+            )
 
 
 ENTIRE_DISK = SpaceRules()
@@ -75,14 +89,17 @@ class Reserver(Protocol):
         ...
 
     def reserve(self, position: int, size: int) -> bool:
-        """Reserve blocks without a change of the file's length; return whether that was possible."""
+        """Reserve blocks without a change of the file's length; return whether that was
+        possible."""
         ...
 
 
 class WriteBudget:
-    """How many bytes one connection may write before the disk is looked at again. Used by the connection's thread.
+    """How many bytes one connection may write before the disk is looked at again. Used
+    by the connection's thread.
 
-    ``reserved_to``: the end of the last blocks that were reserved for it; others read it.
+    ``reserved_to``: the end of the last blocks that were reserved for it; others read
+    it.
     """
 
     def __init__(self, rules: SpaceRules, *, reserves: bool) -> None:
@@ -93,7 +110,8 @@ class WriteBudget:
         self._budget = MIN_FALLOC_BYTES
 
     def spend(self, writer: Reserver, chunk: Chunk, size: int) -> None:
-        """Look whether ``size`` more bytes fit, if it is time to. Raises TooLarge, NoRoom."""
+        """Look whether ``size`` more bytes fit, if it is time to. Raises TooLarge,
+        NoRoom."""
         if size > self._budget:
             self._budget = max(size, self._look(writer, chunk, size))
         self._budget -= size
@@ -102,7 +120,9 @@ class WriteBudget:
     def _look(self, writer: Reserver, chunk: Chunk, size: int) -> int:
         step = min(max(self._brought, MIN_FALLOC_BYTES), MAX_AHEAD)
         if self._rules.is_monitored and (space := writer.space()) is not None:
-            step = min(step, max(self._spare(space, chunk, size) // SPARE_PART, MIN_AHEAD))
+            step = min(
+                step, max(self._spare(space, chunk, size) // SPARE_PART, MIN_AHEAD)
+            )
         ahead = min(step, self._brought, chunk.end - chunk.position)
         if self._reserves and chunk.end != UNKNOWN_END and ahead >= MIN_FALLOC_BYTES:
             if writer.reserve(chunk.position, ahead):
@@ -116,9 +136,13 @@ class WriteBudget:
         spare = space.free - kept - SPACE_RESERVE
         if size <= spare:
             return spare
-        if chunk.end == UNKNOWN_END and chunk.position + size + SPACE_RESERVE > space.usable - kept:
+        if (
+            chunk.end == UNKNOWN_END
+            and chunk.position + size + SPACE_RESERVE > space.usable - kept
+        ):
             raise TooLarge(
-                f"the file does not end before the disk is full, which holds {space.usable} bytes{_less(kept)}"
+                f"the file does not end before the disk is full, which holds "
+                f"{space.usable} bytes{_less(kept)}"
             )
         raise NoRoom(f"the disk is full: {space.free} bytes are free{_less(kept)}")
 

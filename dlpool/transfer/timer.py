@@ -1,4 +1,5 @@
-"""A clock for all downloads of a process: calls what is registered several times a second."""
+"""A clock for all downloads of a process: calls what is registered several times a
+second."""
 
 from __future__ import annotations
 
@@ -14,9 +15,11 @@ IDLE_TICKS = 20  # without a callback, after which the thread ends
 
 
 class TimerThread:
-    """One daemon thread, there while it is needed. The lock guards the callbacks, which run without it.
+    """One daemon thread, there while it is needed. The lock guards the callbacks, which
+    run without it.
 
-    A callback must neither block nor raise; it may still be called once while its block ends.
+    A callback must neither block nor raise; it may still be called once while its block
+    ends.
     """
 
     def __init__(self) -> None:
@@ -28,7 +31,8 @@ class TimerThread:
     def calling(self, callback: Callable[[], None]) -> Iterator[bool]:
         """Call ``callback`` every ``TICK_S`` seconds during the block.
 
-        Yields whether it is called: where this process may have no further thread it is not.
+        Yields whether it is called: where this process may have no further thread it is
+        not.
         """
         key = object()
         with self._lock:

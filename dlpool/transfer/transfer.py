@@ -1,4 +1,5 @@
-"""One URL becomes one file: rounds until the file is published, or an error is final."""
+"""One URL becomes one file: rounds until the file is published, or an error is
+final."""
 
 from __future__ import annotations
 
@@ -42,8 +43,8 @@ class TransferCounters:
 class Transfer:
     """A download. ``run`` is called once; ``cancel`` and ``progress`` by any thread.
 
-    ``client`` is shared by the transfers of a process. The lock guards the present round, whether the tally has it, and
-    the wish to cancel.
+    ``client`` is shared by the transfers of a process. The lock guards the present
+    round, whether the tally has it, and the wish to cancel.
     """
 
     def __init__(
@@ -57,11 +58,13 @@ class Transfer:
         guard: Guard | None = None,
         space: SpaceRules = ENTIRE_DISK,
     ) -> None:
-        """``admit`` is called for each target that is tried, and may refuse it. Raises UsageError for a bad URL.
+        """``admit`` is called for each target that is tried, and may refuse it. Raises
+        UsageError for a bad URL.
 
-        ``permit`` is called when the file is verified and locked, before it is published: it may take its time, and
-        raises what forbids it. ``guard`` checks the file before that, if ``scan`` is set.
-        ``space``: how much of its disk it may take.
+        ``permit`` is called when the file is verified and locked, before it is
+        published: it may take its time, and raises what forbids it. ``guard`` checks
+        the file before that, if ``scan`` is set. ``space``: how much of its disk it may
+        take.
         """
         self._job = job
         self._settings = settings
@@ -72,13 +75,17 @@ class Transfer:
         self._guard = guard
         self._space = space
         self._source = Source(client, job.url, job.headers, job.user)
-        self._rate = RateLimits(RateLimit(settings.limit_rate, time.monotonic), client.rate_limit)
+        self._rate = RateLimits(
+            RateLimit(settings.limit_rate, time.monotonic), client.rate_limit
+        )
         self._tally = TransferCounters()
         self._lock = threading.Lock()
         self._cancelled: DlpoolError | None = None
         self._place: FileOutput | None = None
         self._round: TransferAttempt | None = None
-        self._earlier: RemoteResource | None = None  # the resource that the last round found
+        self._earlier: RemoteResource | None = (
+            None  # the resource that the last round found
+        )
         self._is_counted = False  # the present round, in the tally
         self._board = ChunkScheduler(time.monotonic)
         self._began = time.monotonic()
@@ -89,8 +96,9 @@ class Transfer:
     def run(self) -> TransferResult:
         """Download, verify, publish.
 
-        Raises Cancelled, FailJob, LocalFault, or the RetryRange or RestartFile that outlasted its retries. What was
-        fetched is committed then, for the next run to go on from, unless it is known to be wrong.
+        Raises Cancelled, FailJob, LocalFault, or the RetryRange or RestartFile that
+        outlasted its retries. What was fetched is committed then, for the next run to
+        go on from, unless it is known to be wrong.
         """
         self._began = time.monotonic()
         check_configured(self._settings, self._guard)
@@ -99,18 +107,25 @@ class Transfer:
                 self._choose_place("")
             return self._run_rounds()
         except TargetPresent as there:
-            self._notify("target_skipped", path=str(there.path), is_published=there.is_published)
+            self._notify(
+                "target_skipped", path=str(there.path), is_published=there.is_published
+            )
             with translated(f"look at {there.path}"):
                 size = there.path.stat().st_size
-            return TransferResult(there.path, size, resumed_from=size, is_skipped=not there.is_published)
+            return TransferResult(
+                there.path, size, resumed_from=size, is_skipped=not there.is_published
+            )
         finally:
             if self._place is not None:
                 self._place.close()
 
     def cancel(self, error: DlpoolError | None = None) -> None:
-        """End it within a second, committed so that the next run goes on; ``run`` raises Cancelled, or ``error``."""
+        """End it within a second, committed so that the next run goes on; ``run``
+        raises Cancelled, or ``error``."""
         with self._lock:
-            self._cancelled = self._cancelled or error or Cancelled("the download was cancelled")
+            self._cancelled = (
+                self._cancelled or error or Cancelled("the download was cancelled")
+            )
             current = self._round
         if current is not None:
             current.stop(self._cancelled)
@@ -125,12 +140,23 @@ class Transfer:
         plan, done = current.plan, self._board.written()
         size = plan.resource.size if plan else None
         has_blocks = plan is None or plan.place.part.is_preallocated
-        missing = 0 if has_blocks or size is None else self._missing(current, size, done)
-        return Progress(path, done, size, active, current.phase, missing, plan is None or plan.has_ranges)
+        missing = (
+            0 if has_blocks or size is None else self._missing(current, size, done)
+        )
+        return Progress(
+            path,
+            done,
+            size,
+            active,
+            current.phase,
+            missing,
+            plan is None or plan.has_ranges,
+        )
 
     @staticmethod
     def _missing(current: TransferAttempt, size: int, done: int) -> int:
-        """Return how many bytes of the disk count as taken for it: no more than it has brought already."""
+        """Return how many bytes of the disk count as taken for it: no more than it has
+        brought already."""
         reserved = sum(lane.reserved for lane in current.workers.all)
         return max(0, min(size - done, done) - reserved)
 
@@ -139,7 +165,9 @@ class Transfer:
         """Bytes of body that came over the network until now, in all rounds."""
         with self._lock:
             current = None if self._is_counted else self._round
-            return self._tally.received + (current.received if current is not None else 0)
+            return self._tally.received + (
+                current.received if current is not None else 0
+            )
 
     @property
     def may_leave_state(self) -> bool:
@@ -194,8 +222,9 @@ class Transfer:
     def _prepare_restart(self, error: RestartFile) -> float:
         """Forget the bytes, and return the seconds to wait before beginning anew.
 
-        A changed file may restart so often, a broken stream as often as a range may be retried. The last restart asks
-        for one body instead of ranges: that can only be one version.
+        A changed file may restart so often, a broken stream as often as a range may be
+        retried. The last restart asks for one body instead of ranges: that can only be
+        one version.
         """
         tally, delay_s = self._tally, 0.0
         if isinstance(error, StreamBroken):
@@ -244,7 +273,9 @@ class Transfer:
             retries=tally.retries + tally.broken_streams,
             restarts=tally.restarts + tally.broken_streams,
             connections=current.workers.most_at_once,
-            checksum=str(current.verified_checksum) if current.verified_checksum else None,
+            checksum=str(current.verified_checksum)
+            if current.verified_checksum
+            else None,
         )
         self._notify("job_succeeded", **vars(outcome))
         return outcome

@@ -1,4 +1,5 @@
-"""One connection thread of a download: take a chunk, ask for it, copy what comes; again, until none is left."""
+"""One connection thread of a download: take a chunk, ask for it, copy what comes;
+again, until none is left."""
 
 from __future__ import annotations
 
@@ -28,25 +29,35 @@ from dlpool.transfer.retry import RangeAttempt, RetryDelay
 from dlpool.transfer.space_rules import WriteBudget
 from dlpool.transfer.target.file.partfile import PartWriter
 
-BUFFER = 256 * 1024  # bytes, made once a lane: new ones of that size would be faulted in at each read
-MAX_SKIP = 1024 * 1024  # bytes before the asked range that are read and dropped rather than asked for again
+BUFFER = (
+    256 * 1024
+)  # bytes, made once a lane: new ones of that size would be faulted in at each read
+MAX_SKIP = (
+    1024 * 1024
+)  # bytes before the asked range that are read and dropped rather than asked for again
 NETWORK_POLL_S = 2.0
 LEAST_SPAN_S = 0.05  # of waiting, to compute a speed
-YIELD_S = 0.1  # seconds for which a thread whose connection was too slow leaves its chunk to an idle one
+# seconds for which a thread whose connection was too slow leaves its chunk to an idle
+# one
+YIELD_S = 0.1
 MAX_STALE = 16  # idle connections in a row that had died
-ROOM_LOOKS = 8  # at a disk that has become full, before a file that could be continued gives its bytes back
+# at a disk that has become full, before a file that could be continued gives its bytes
+# back
+ROOM_LOOKS = 8
 ROOM_LOOK_S = 0.25
 
 
 class ConnectionWorker:
-    """A thread's way through a download. All its attributes are its own, but for ``exchange`` and ``chunk``, which
-    others read.
+    """A thread's way through a download. All its attributes are its own, but for
+    ``exchange`` and ``chunk``, which others read.
 
-    The first lane has no ``plan`` yet and finds it by ``open``. ``after_write`` is called where no other thread could
-    look whether a checkpoint is due.
+    The first lane has no ``plan`` yet and finds it by ``open``. ``after_write`` is
+    called where no other thread could look whether a checkpoint is due.
     """
 
-    def __init__(self, context: TransferContext, plan: DownloadPlan | None = None) -> None:
+    def __init__(
+        self, context: TransferContext, plan: DownloadPlan | None = None
+    ) -> None:
         self.exchange: Exchange | None = None
         self.chunk: Chunk | None = None
         self.after_write: Callable[[], None] | None = None
@@ -55,7 +66,9 @@ class ConnectionWorker:
         self._writer: PartWriter | None = None
         self._latest: Exchange | None = None
         self._admission = ConnectionAdmission(context, self)
-        self._base = RangeAttempt(0, 0.0)  # position, and seconds waited in all, when the present attempt began
+        self._base = RangeAttempt(
+            0, 0.0
+        )  # position, and seconds waited in all, when the present attempt began
         self._misses = 0  # failures in a row that say "no further connection"
         self._stale = 0
         self._network = NetworkOutage(context)
@@ -65,9 +78,14 @@ class ConnectionWorker:
 
     @property
     def reserved(self) -> int:
-        """Bytes that are reserved on the disk for this connection, and not written yet."""
+        """Bytes that are reserved on the disk for this connection, and not written
+        yet."""
         chunk = self.chunk
-        return 0 if chunk is None else max(0, min(self._ahead.reserved_to, chunk.end) - chunk.position)
+        return (
+            0
+            if chunk is None
+            else max(0, min(self._ahead.reserved_to, chunk.end) - chunk.position)
+        )
 
     def stats(self) -> ExchangeStats:
         """What this lane has received and waited, over all its exchanges."""
@@ -102,8 +120,11 @@ class ConnectionWorker:
             board.sleep(rest.worker_s)
         raise board.error or AssertionError("over before it began")
 
-    def run(self, opened: ProbeResult | None = None, writer: PartWriter | None = None) -> None:
-        """Work until it is over, beginning with the body that ``open`` left. Every error ends up on the board.
+    def run(
+        self, opened: ProbeResult | None = None, writer: PartWriter | None = None
+    ) -> None:
+        """Work until it is over, beginning with the body that ``open`` left. Every
+        error ends up on the board.
 
         ``writer``: what to write with, instead of a descriptor of its own.
         """
@@ -129,7 +150,8 @@ class ConnectionWorker:
                 self._context.scheduler.stop(error)
 
     def _serve(self, chunk: Chunk | None, opened: ProbeResult | None = None) -> float:
-        """One request for ``chunk``, or the rest of the first one; returns for how long this thread should rest."""
+        """One request for ``chunk``, or the rest of the first one; returns for how long
+        this thread should rest."""
         self.chunk = chunk
         self._begin_attempt(chunk)
         rest = RetryDelay(0.0, 0.0)
@@ -160,7 +182,8 @@ class ConnectionWorker:
 
     def _new_exchange(self) -> Exchange:
         self.exchange = self._latest = self._context.new_exchange(self.stats())
-        self._context.scheduler.check()  # a stop that came before the exchange could be seen
+        # a stop that came before the exchange could be seen
+        self._context.scheduler.check()
         return self.exchange
 
     def _asked(self, chunk: Chunk | None) -> tuple[Reply, Answer]:
@@ -174,23 +197,33 @@ class ConnectionWorker:
         asked = ByteRange(chunk.position, chunk.end) if plan.has_ranges else None
         if_range = None if self._distrusts_if_range else plan.resource.if_range
         judge = self._admission.judge
-        reply, answer = request_range(context, exchange, asked, plan.resource, if_range, judge=judge)
+        reply, answer = request_range(
+            context, exchange, asked, plan.resource, if_range, judge=judge
+        )
         if context.is_adaptive and exchange.answer_s is not None:
             context.client.host_connections.answered(context.host, exchange.answer_s)
         if asked is None or answer.is_partial:
             return reply, answer
         reply.close()
         if if_range is None:
-            raise BadAnswer("the server sent the whole file although a range was asked for")
-        self._distrusts_if_range = True  # the version is the same: this server does not know If-Range
+            raise BadAnswer(
+                "the server sent the whole file although a range was asked for"
+            )
+        self._distrusts_if_range = (
+            True  # the version is the same: this server does not know If-Range
+        )
         return self._ask(exchange, chunk)
 
     def _copy(self, reply: Reply, answer: Answer, chunk: Chunk) -> None:
-        """Copy the body to its place, at most up to the end of the chunk, whatever the server sends."""
+        """Copy the body to its place, at most up to the end of the chunk, whatever the
+        server sends."""
         ahead = chunk.position - answer.start
         left = UNKNOWN_END if answer.length is None else answer.length - ahead
         if left <= 0 or ahead > MAX_SKIP:
-            raise BadAnswer(f"the server sent bytes from {answer.start} on, asked was for {chunk.position}")
+            raise BadAnswer(
+                f"the server sent bytes from {answer.start} on, asked was for "
+                f"{chunk.position}"
+            )
         context, begin = self._context, chunk.position
         context.scheduler.begin_body(self)
         self._skip(reply, ahead)
@@ -204,29 +237,48 @@ class ConnectionWorker:
             self._write(chunk, self._view[:size])
             left -= size
             context.scheduler.sleep(context.rate.spend(size))
-        if left <= 0 and not chunk.is_done and not context.scheduler.count_short_answer(chunk, self._attempt(chunk)):
+        if (
+            left <= 0
+            and not chunk.is_done
+            and not context.scheduler.count_short_answer(chunk, self._attempt(chunk))
+        ):
             asked = chunk.end - begin
-            raise BadAnswer(f"the server keeps answering with {chunk.position - begin} of {asked} bytes asked for")
+            raise BadAnswer(
+                f"the server keeps answering with {chunk.position - begin} of {asked} "
+                f"bytes asked for"
+            )
         self._note_rate(chunk)
         self._misses = self._stale = 0
         self._network.end()
         if self._latest is not None and self._latest.sent_at is not None:
             context.notify(
-                "range_fetched", seconds=self._asked_s(), start=begin, end=chunk.position, status=reply.status
+                "range_fetched",
+                seconds=self._asked_s(),
+                start=begin,
+                end=chunk.position,
+                status=reply.status,
             )
 
     def _begin_attempt(self, chunk: Chunk | None) -> None:
-        self._base = RangeAttempt(chunk.position if chunk is not None else 0, self.stats().waited_s)
+        self._base = RangeAttempt(
+            chunk.position if chunk is not None else 0, self.stats().waited_s
+        )
 
     def _attempt(self, chunk: Chunk) -> RangeAttempt:
         """Return what the present request has received so far."""
-        return RangeAttempt(chunk.position - self._base.received, self.stats().waited_s - self._base.waited_s)
+        return RangeAttempt(
+            chunk.position - self._base.received,
+            self.stats().waited_s - self._base.waited_s,
+        )
 
     def _note_rate(self, chunk: Chunk) -> None:
-        """Report a lower bound of this connection's speed to the board, for its next steal."""
+        """Report a lower bound of this connection's speed to the board, for its next
+        steal."""
         attempt = self._attempt(chunk)
         if attempt.received > 0:
-            self._context.scheduler.record_rate(self, attempt.received / max(attempt.waited_s, LEAST_SPAN_S))
+            self._context.scheduler.record_rate(
+                self, attempt.received / max(attempt.waited_s, LEAST_SPAN_S)
+            )
 
     def _asked_s(self) -> float:
         """Seconds since the latest request was sent; 0 if it never was."""
@@ -241,8 +293,14 @@ class ConnectionWorker:
             size -= skipped
 
     def _space(self, size: int) -> memoryview:
-        """Room for one read: as much as is wanted, up to a buffer, and to what the rate limits allow."""
-        size = min(size, self._context.rate.max_read(max(BUFFER, self._context.client.min_read_bytes)))
+        """Room for one read: as much as is wanted, up to a buffer, and to what the rate
+        limits allow."""
+        size = min(
+            size,
+            self._context.rate.max_read(
+                max(BUFFER, self._context.client.min_read_bytes)
+            ),
+        )
         if len(self._view) < size:
             self._view = memoryview(bytearray(size))
         return self._view[:size]
@@ -267,7 +325,8 @@ class ConnectionWorker:
             self.after_write()
 
     def _make_room(self, chunk: Chunk, size: int) -> None:
-        """Look at the disk, if it is time to. A file whose size is known waits a little for others to give way.
+        """Look at the disk, if it is time to. A file whose size is known waits a little
+        for others to give way.
 
         Raises TooLarge, NoRoom.
         """
@@ -284,7 +343,8 @@ class ConnectionWorker:
     def _rest(self, chunk: Chunk, error: RetryRange) -> RetryDelay:
         """How long the chunk and this thread rest after a failed attempt.
 
-        Raises what ends the job: the error after too many attempts, or StreamBroken where nothing can go on.
+        Raises what ends the job: the error after too many attempts, or StreamBroken
+        where nothing can go on.
         """
         context, plan = self._context, self._plan
         if plan is not None and not plan.has_ranges:
@@ -322,12 +382,14 @@ class ConnectionWorker:
         return rest
 
     def _is_sign(self, error: RetryRange) -> bool:
-        """Whether the server may want fewer connections; a mere comparison says so if there was no answer at all."""
+        """Whether the server may want fewer connections; a mere comparison says so if
+        there was no answer at all."""
         return not error.is_comparison or self.latest_answer_s() is None
 
 
 def _writer(plan: DownloadPlan) -> PartWriter:
-    """Return a descriptor to write with. Raises LocalFault, and OutOfDescriptors, which is temporary."""
+    """Return a descriptor to write with. Raises LocalFault, and OutOfDescriptors, which
+    is temporary."""
     try:
         return plan.place.part.writer()
     except OutOfFiles as fault:
@@ -335,6 +397,7 @@ def _writer(plan: DownloadPlan) -> PartWriter:
 
 
 def is_outside_chunk(answer: Answer, chunk: Chunk) -> bool:
-    """Whether the first answer is of bytes that an earlier run had fetched, so that the chunk is asked for itself."""
+    """Whether the first answer is of bytes that an earlier run had fetched, so that the
+    chunk is asked for itself."""
     end = chunk.end if answer.length is None else answer.start + answer.length
     return not answer.start <= chunk.position < end

@@ -12,14 +12,17 @@ from dlpool.transfer.http.host_connections import ConnectionShare
 from dlpool.transfer.worker import ConnectionWorker
 
 HELP_S = 10.0  # seconds
-DESCRIPTORS = 3  # of a connection: the socket, its duplicate (Breaker), and one to write with
+DESCRIPTORS = (
+    3  # of a connection: the socket, its duplicate (Breaker), and one to write with
+)
 RESERVE = 12  # descriptors left for the state file, folders, name look-ups and the log
 
 
 class ConnectionWorkers:
     """Used by the thread that runs the round; others read ``all`` and ``received``.
 
-    A thread that has ended stays in ``all``, as what it received counts, unless it was dismissed.
+    A thread that has ended stays in ``all``, as what it received counts, unless it was
+    dismissed.
     """
 
     def __init__(self, context: TransferContext) -> None:
@@ -42,7 +45,8 @@ class ConnectionWorkers:
         return lane
 
     def start_first(self, lane: ConnectionWorker, work: Callable[[], None]) -> bool:
-        """Run the first lane on a thread; return False if this machine allows no further thread or descriptors.
+        """Run the first lane on a thread; return False if this machine allows no
+        further thread or descriptors.
 
         The calling thread does it then.
         """
@@ -65,7 +69,8 @@ class ConnectionWorkers:
         self.most_at_once = max(self.most_at_once, len(self._serving()))
 
     def start(self, plan: DownloadPlan, connections: int, most: int) -> None:
-        """Add lanes until there are so many; where their number is found by trying, it changes from now on.
+        """Add lanes until there are so many; where their number is found by trying, it
+        changes from now on.
 
         ``most``: connections that the file is worth.
         """
@@ -82,12 +87,22 @@ class ConnectionWorkers:
     def add_second(self, plan: DownloadPlan) -> None:
         """Add a second connection if the only one will need longer than ``HELP_S``.
 
-        A file that is worth one connection by its size may have got a slow one. Called by the ticker's thread; the one
-        that runs the round adds none meanwhile, as the file is worth no more.
+        A file that is worth one connection by its size may have got a slow one. Called
+        by the ticker's thread; the one that runs the round adds none meanwhile, as the
+        file is worth no more.
         """
         context = self._context
-        is_alone = len(self.all) == 1 and self._share is None and plan.has_ranges and not plan.resource.refuses_ranges
-        if is_alone and context.scheduler.slowest_s() >= HELP_S and context.initial_connections() > 1:
+        is_alone = (
+            len(self.all) == 1
+            and self._share is None
+            and plan.has_ranges
+            and not plan.resource.refuses_ranges
+        )
+        if (
+            is_alone
+            and context.scheduler.slowest_s() >= HELP_S
+            and context.initial_connections() > 1
+        ):
             self._grow(plan, 2)
 
     def adapt(self, plan: DownloadPlan) -> None:
@@ -96,11 +111,18 @@ class ConnectionWorkers:
         if share is None:
             return
         self._reap()
-        reason = share.report(self.received, sum(lane.exchange is not None for lane in self._serving()))
+        reason = share.report(
+            self.received, sum(lane.exchange is not None for lane in self._serving())
+        )
         wanted = share.wanted
         if wanted != self._shown:
             self._shown = wanted
-            self._context.notify("connections_changed", host=share.host, connections=wanted, reason=reason)
+            self._context.notify(
+                "connections_changed",
+                host=share.host,
+                connections=wanted,
+                reason=reason,
+            )
         self._grow(plan, wanted)
         for lane in self._least(len(self._serving()) - wanted):
             self._context.scheduler.retire(lane)
@@ -142,7 +164,8 @@ class ConnectionWorkers:
         return [lane for lane in self.all if not lane.is_retired]
 
     def _least(self, count: int) -> list[ConnectionWorker]:
-        """Those of whose connections the least is lost: first who has none, then the youngest."""
+        """Those of whose connections the least is lost: first who has none, then the
+        youngest."""
         oldest_first = sorted(self._serving(), key=lambda lane: lane.exchange is None)
         return oldest_first[len(oldest_first) - max(0, count) :]
 

@@ -1,4 +1,5 @@
-"""One task at the server: ask what it has, send the rest, merge; again, until the whole file is there."""
+"""One task at the server: ask what it has, send the rest, merge; again, until the whole
+file is there."""
 
 from __future__ import annotations
 
@@ -36,9 +37,17 @@ MAX_CONFLICTS = 3  # merges that were refused for another that had ended by then
 class UploadAttempt:
     """``run`` by one thread, once; ``board`` and ``phase`` are for any."""
 
-    def __init__(self, context: UploadContext, plan: UploadPlan, target: UploadTarget, connections: int) -> None:
+    def __init__(
+        self,
+        context: UploadContext,
+        plan: UploadPlan,
+        target: UploadTarget,
+        connections: int,
+    ) -> None:
         self.connections = min(connections, plan.count)
-        self.scheduler = UploadScheduler(plan, context.scope, time.monotonic, self.connections)
+        self.scheduler = UploadScheduler(
+            plan, context.scope, time.monotonic, self.connections
+        )
         self.task = ServerTask(context, plan, target, self.scheduler)
         self.phase = "connecting"
         self.resumed_from = 0
@@ -47,7 +56,8 @@ class UploadAttempt:
         self._repairs = self._conflicts = 0
 
     def run(self) -> MergedFile:
-        """Upload the file. Raises MergedGone and ChunkTooLarge where it is to begin anew, and what ends it."""
+        """Upload the file. Raises MergedGone and ChunkTooLarge where it is to begin
+        anew, and what ends it."""
         context, whole = self._context, None
         try:
             was_completed = self._begin()
@@ -58,7 +68,11 @@ class UploadAttempt:
                 self._look_for(merged)
             return merged
         except BaseException as error:
-            context.scope.cancel(error if isinstance(error, DlpoolError) else Cancelled("the upload was interrupted"))
+            context.scope.cancel(
+                error
+                if isinstance(error, DlpoolError)
+                else Cancelled("the upload was interrupted")
+            )
             raise
         finally:
             if whole is not None:
@@ -67,14 +81,23 @@ class UploadAttempt:
     def _begin(self) -> bool:
         """Learn what the server has; returns whether that is the whole file."""
         context, plan, target = self._context, self.task.plan, self.task.target
-        status = self._asker.request(lambda exchange: context.server.status(exchange, target))
+        status = self._asker.request(
+            lambda exchange: context.server.status(exchange, target)
+        )
         if status.state == "paused":
-            raise Conflict(f"the upload is paused at the server: resume its task {target.file_id} there")
+            raise Conflict(
+                f"the upload is paused at the server: resume its task {target.file_id} "
+                f"there"
+            )
         is_closed = status.state in ("merging", "completed")  # the merge tells
         self.scheduler.reset(range(plan.count) if is_closed else status.chunks)
         self.resumed_from = self.scheduler.stored_bytes
         context.notify(
-            "upload_started", file_id=target.file_id, size=plan.size, chunks=plan.count, resumed_from=self.resumed_from
+            "upload_started",
+            file_id=target.file_id,
+            size=plan.size,
+            chunks=plan.count,
+            resumed_from=self.resumed_from,
         )
         return status.state == "completed"
 
@@ -90,7 +113,8 @@ class UploadAttempt:
         self._context.scope.raise_if_cancelled()
 
     def _merged(self, whole: FileHashThread) -> MergedFile:
-        """The file at the server. Chunks that turn out to be bad or missing are sent again."""
+        """The file at the server. Chunks that turn out to be bad or missing are sent
+        again."""
         context, size = self._context, self.task.plan.size
         while True:
             self.phase = "hashing"
@@ -100,20 +124,30 @@ class UploadAttempt:
             answer = self._merge(md5)
             if isinstance(answer, MergedFile):
                 if (answer.size, answer.md5) != (size, md5):
-                    raise ChecksumMismatch(f"the file at the server has md5 {answer.md5}, the one here {md5}")
+                    raise ChecksumMismatch(
+                        f"the file at the server has md5 {answer.md5}, the one here "
+                        f"{md5}"
+                    )
                 return answer
             missing = self.scheduler.reset(answer.chunks)
             context.notify("chunks_missing", chunks=missing)
             self._repairs += 1
             if not missing:
-                raise ChecksumMismatch(f"the server cannot make the file, although it has all of its chunks ({md5})")
+                raise ChecksumMismatch(
+                    f"the server cannot make the file, although it has all of its "
+                    f"chunks ({md5})"
+                )
             if self._repairs > MAX_REPAIRS:
                 raise answer.reason
             self._send()
 
     def _merge(self, md5: str) -> MergedFile | IncompleteUpload:
         """Ask for the merge, and wait where another request is at it already."""
-        server, target, count = self._context.server, self.task.target, self.task.plan.count
+        server, target, count = (
+            self._context.server,
+            self.task.target,
+            self.task.plan.count,
+        )
         while True:
             try:
                 return self._asker.request(
@@ -129,9 +163,12 @@ class UploadAttempt:
                     raise
 
     def _may_merge_again(self, error: Conflict) -> bool:
-        """Wait a moment while another request is at it. When none is any more, one more merge gives its result."""
+        """Wait a moment while another request is at it. When none is any more, one more
+        merge gives its result."""
         context = self._context
-        status = self._asker.request(lambda exchange: context.server.status(exchange, self.task.target))
+        status = self._asker.request(
+            lambda exchange: context.server.status(exchange, self.task.target)
+        )
         if status.state == "merging":
             context.scope.sleep(MERGE_POLL_S)
             return True
@@ -142,24 +179,34 @@ class UploadAttempt:
         """Those of the server's chunks that have the md5 of what is in the file."""
         context, plan, buffer, right = self._context, self.task.plan, new_buffer(), []
         try:
-            md5s = self._asker.request(lambda exchange: context.server.chunk_md5s(exchange, self.task.target))
+            md5s = self._asker.request(
+                lambda exchange: context.server.chunk_md5s(exchange, self.task.target)
+            )
         except NoTask:
             return ()
         for index in range(plan.count):
             digest = new_md5()
-            context.file.hash(digest, plan.span(index), buffer, context.scope.raise_if_cancelled)
+            context.file.hash(
+                digest, plan.span(index), buffer, context.scope.raise_if_cancelled
+            )
             if md5s.get(index) == digest.hexdigest():
                 right.append(index)
         return tuple(right)
 
     def _look_for(self, merged: MergedFile) -> None:
-        """Nothing was sent: see whether what an earlier run has sent is still there. Raises MergedGone."""
+        """Nothing was sent: see whether what an earlier run has sent is still there.
+        Raises MergedGone."""
         try:
-            length = self._asker.request(lambda exchange: self._context.server.merged_size(exchange, merged))
+            length = self._asker.request(
+                lambda exchange: self._context.server.merged_size(exchange, merged)
+            )
         except NotFound:
             length = -1
         if length not in (None, merged.size):
-            raise MergedGone(f"the server calls the upload complete, but its file is not at {merged.location}")
+            raise MergedGone(
+                f"the server calls the upload complete, but its file is not at "
+                f"{merged.location}"
+            )
 
 
 def _started(lanes: Sequence[UploadWorker]) -> list[threads.DaemonThread]:

@@ -1,4 +1,5 @@
-"""Whether an upload is over, and why: what all its threads look at, and what ends whatever they wait for."""
+"""Whether an upload is over, and why: what all its threads look at, and what ends
+whatever they wait for."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from dlpool.transfer.http.exchange import Exchange, ExchangeStats
 
 
 class UploadCancelScope:
-    """Thread-safe. ``changed`` guards the error and the exchanges, and what others (``Board``) keep under it.
+    """Thread-safe. ``changed`` guards the error and the exchanges, and what others
+    (``Board``) keep under it.
 
     No I/O happens under it.
     """

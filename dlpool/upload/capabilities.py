@@ -15,7 +15,8 @@ MAX_DELAY_S = 86_400.0
 
 @dataclass(frozen=True)
 class ServerCapabilities:
-    """What ``GET /client`` says; None where it does not. Sizes in bytes, the delay in seconds."""
+    """What ``GET /client`` says; None where it does not. Sizes in bytes, the delay in
+    seconds."""
 
     max_file_size: int | None = None
     max_chunk_size: int | None = None
@@ -39,8 +40,11 @@ class ServerCapabilities:
         """Chunks at once."""
         return min(self.concurrent_uploads or CONNECTIONS, MAX_CONNECTIONS)
 
-    def apply_to(self, settings: TransferSettings, own: Collection[str]) -> TransferSettings:
-        """The settings of an upload: what the server wants, but for what the user said, ``own``."""
+    def apply_to(
+        self, settings: TransferSettings, own: Collection[str]
+    ) -> TransferSettings:
+        """The settings of an upload: what the server wants, but for what the user said,
+        ``own``."""
         retries, delay = settings.retries, settings.retry_delay
         if self.retry_max_attempts is not None and "retries" not in own:
             retries = self.retry_max_attempts - 1  # the first attempt is no repetition
@@ -51,7 +55,11 @@ class ServerCapabilities:
 
 def _count(said: Mapping[str, Any], name: str) -> int | None:
     value = said.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    return (
+        value
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0
+        else None
+    )
 
 
 def _seconds(said: Mapping[str, Any], name: str) -> float | None:

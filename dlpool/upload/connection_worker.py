@@ -1,4 +1,5 @@
-"""One connection thread of an upload: take a chunk, hash it, send it; again, until none is left."""
+"""One connection thread of an upload: take a chunk, hash it, send it; again, until none
+is left."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class UploadWorker:
         """One attempt at a chunk, and the rest after a failure."""
         try:
             self._send(index)
-        except TaskClosed as error:  # somebody else sends the same file, and was faster: the merge tells
+        # somebody else sends the same file, and was faster: the merge tells
+        except TaskClosed as error:
             self._context.notify("task_closed", error=str(error))
             self._board.close()
             self._board.retry_later(index)
@@ -50,26 +52,54 @@ class UploadWorker:
             self._patience.reset()
 
     def _rest(self, index: int, error: RetryRange) -> RetryDelay:
-        """How long to rest after a failed attempt. Where others are at work it may be that fewer get more done."""
-        if error.is_capacity and not error.is_stale and self._board.reduce_connections():
-            self._context.notify("fewer_connections", label=error.label, error=str(error))
+        """How long to rest after a failed attempt. Where others are at work it may be
+        that fewer get more done."""
+        if (
+            error.is_capacity
+            and not error.is_stale
+            and self._board.reduce_connections()
+        ):
+            self._context.notify(
+                "fewer_connections", label=error.label, error=str(error)
+            )
             return NO_BACKOFF
-        return self._patience.backoff_after(error, partial(self._board.count_failure, index))
+        return self._patience.backoff_after(
+            error, partial(self._board.count_failure, index)
+        )
 
     def _send(self, index: int) -> None:
         context, plan, target = self._context, self._task.plan, self._task.target
         span, digest = plan.span(index), new_md5()
         context.file.hash(digest, span, self._buffer, context.scope.raise_if_cancelled)
-        fields = {"chunk_index": index, "md5": digest.hexdigest(), "total_chunks": plan.count, "file_size": plan.size}
+        fields = {
+            "chunk_index": index,
+            "md5": digest.hexdigest(),
+            "total_chunks": plan.count,
+            "file_size": plan.size,
+        }
         with context.scope.open_exchange() as exchange:
-            context.server.send_chunk(exchange, target, fields, self._blocks(index, span), span.end - span.start)
+            context.server.send_chunk(
+                exchange,
+                target,
+                fields,
+                self._blocks(index, span),
+                span.end - span.start,
+            )
         context.file.check_unchanged()
-        context.notify("chunk_sent", index=index, size=span.end - span.start, md5=digest.hexdigest())
+        context.notify(
+            "chunk_sent",
+            index=index,
+            size=span.end - span.start,
+            md5=digest.hexdigest(),
+        )
 
     def _blocks(self, index: int, span: ByteRange) -> Iterator[memoryview]:
-        """The chunk, as fast as the limit allows. What was hashed may have changed since: then that is the error."""
+        """The chunk, as fast as the limit allows. What was hashed may have changed
+        since: then that is the error."""
         context = self._context
-        for block in context.file.blocks(span, self._buffer[: context.rate.max_read(len(self._buffer))]):
+        for block in context.file.blocks(
+            span, self._buffer[: context.rate.max_read(len(self._buffer))]
+        ):
             yield block
             self._board.add_sent(index, len(block))
             context.scope.sleep(context.rate.spend(len(block)))

@@ -20,7 +20,8 @@ from dlpool.upload.scheduler import UploadScheduler
 
 @dataclass(frozen=True)
 class UploadContext:
-    """The surroundings of one round (from a beginning to an end, or to where it begins anew)."""
+    """The surroundings of one round (from a beginning to an end, or to where it begins
+    anew)."""
 
     file: LocalFile
     settings: TransferSettings
@@ -35,7 +36,8 @@ class UploadContext:
 
 @dataclass(frozen=True)
 class ServerTask:
-    """One task at the server: how the file is cut, how the task is called, and how far it is."""
+    """One task at the server: how the file is cut, how the task is called, and how far
+    it is."""
 
     context: UploadContext
     plan: UploadPlan

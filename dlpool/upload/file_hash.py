@@ -1,6 +1,8 @@
-"""The md5 of the complete file, computed by a thread that follows the lanes, so that it reads cached pages.
+"""The md5 of the complete file, computed by a thread that follows the lanes, so that it
+reads cached pages.
 
-Where this process may have no further thread, it is computed when all chunks have been sent.
+Where this process may have no further thread, it is computed when all chunks have been
+sent.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ class FileHashThread:
             self._thread = threads.start_thread(self._run, "dlpool-md5")
 
     def hexdigest(self) -> str:
-        """The md5 in hex, when all chunks have been begun. Raises what ended the upload."""
+        """The md5 in hex, when all chunks have been begun. Raises what ended the
+        upload."""
         self.join()
         if self._thread is None:
             self._md5 = new_md5()  # it may be requested more than once
@@ -33,7 +36,8 @@ class FileHashThread:
         return str(self._md5.hexdigest())
 
     def join(self) -> None:
-        """Wait until it reads no more: at the end, or soon after the upload was stopped."""
+        """Wait until it reads no more: at the end, or soon after the upload was
+        stopped."""
         if self._thread is not None:
             self._thread.join()
 
@@ -43,7 +47,9 @@ class FileHashThread:
         try:
             for index in range(task.plan.count):
                 task.scheduler.wait_until_begun(index)
-                file.hash(self._md5, task.plan.span(index), buffer, ending.raise_if_cancelled)
+                file.hash(
+                    self._md5, task.plan.span(index), buffer, ending.raise_if_cancelled
+                )
         except DlpoolError as error:
             ending.cancel(error)
         except Exception as error:  # noqa: BLE001 - top of a thread

@@ -29,7 +29,8 @@ class LocalFileIdentity:
 
 @dataclass(frozen=True)
 class UploadPlan:
-    """``size`` bytes in chunks of ``chunk_size``, the last one shorter; an empty file is one empty chunk."""
+    """``size`` bytes in chunks of ``chunk_size``, the last one shorter; an empty file
+    is one empty chunk."""
 
     size: int
     chunk_size: int
@@ -51,17 +52,20 @@ class UploadPlan:
 
 
 def make_plan(size: int, chunk_size: int) -> UploadPlan:
-    """The plan for a file. Raises UsageError for more chunks than a server should keep."""
+    """The plan for a file. Raises UsageError for more chunks than a server should
+    keep."""
     made = UploadPlan(size, chunk_size)
     if made.count > MAX_CHUNKS:
         raise UsageError(
-            f"{size} bytes would be {made.count} chunks, more than {MAX_CHUNKS}: use a larger --chunk-size"
+            f"{size} bytes would be {made.count} chunks, more than {MAX_CHUNKS}: use a "
+            f"larger --chunk-size"
         )
     return made
 
 
 def auto_chunk_size(size: int, most: int | None = None) -> int:
-    """8 MiB; less for a small file, so that connections share it, more for a large one; never above ``most``.
+    """8 MiB; less for a small file, so that connections share it, more for a large one;
+    never above ``most``.
 
     By the size alone: the next run must cut alike.
     """
@@ -70,13 +74,27 @@ def auto_chunk_size(size: int, most: int | None = None) -> int:
 
 
 def smaller_chunk_size(refused: int, most: int | None = None) -> int | None:
-    """What to try where chunks of that size are too large; None: there is no smaller one."""
+    """What to try where chunks of that size are too large; None: there is no smaller
+    one."""
     wanted = most if most is not None and most < refused else max(LEAST, refused // 2)
     return wanted if wanted < refused else None
 
 
-def file_id(identity: LocalFileIdentity, chunk_size: int, name: str, relative_path: str | None) -> str:
-    """The id of an upload: the same for the same file, cut alike, to the same place; another one if it has changed."""
-    known = (identity.path, identity.size, identity.mtime_ns, identity.inode, chunk_size, name, relative_path)
-    digest = blake2b(repr(known).encode(errors="surrogateescape"), digest_size=16).hexdigest()
+def file_id(
+    identity: LocalFileIdentity, chunk_size: int, name: str, relative_path: str | None
+) -> str:
+    """The id of an upload: the same for the same file, cut alike, to the same place;
+    another one if it has changed."""
+    known = (
+        identity.path,
+        identity.size,
+        identity.mtime_ns,
+        identity.inode,
+        chunk_size,
+        name,
+        relative_path,
+    )
+    digest = blake2b(
+        repr(known).encode(errors="surrogateescape"), digest_size=16
+    ).hexdigest()
     return f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)[:40]}-{digest}"

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 
 class ServerAvailability:
-    """Thread-safe: its two attributes are only ever replaced, and no decision needs both at once."""
+    """Thread-safe: its two attributes are only ever replaced, and no decision needs
+    both at once."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -18,7 +19,8 @@ class ServerAvailability:
         self._was_there, self._missed_since = True, None
 
     def unavailable_s(self) -> float | None:
-        """Seconds since it was first missed, 0 for the first time; None: it never was there, so far as we know."""
+        """Seconds since it was first missed, 0 for the first time; None: it never was
+        there, so far as we know."""
         if not self._was_there:
             return None
         now, since = self._clock(), self._missed_since

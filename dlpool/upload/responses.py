@@ -1,4 +1,5 @@
-"""What the answers of a dlpool-web mean: their JSON, and the error that a refusal is."""
+"""What the answers of a dlpool-web mean: their JSON, and the error that a refusal
+is."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ from dlpool.transfer.http.source import Reply
 
 MAX_ANSWER = 16 * 1024 * 1024  # bytes: the chunks of a task in a list
 _BY_CODE: dict[str, type[DlpoolError]] = {
-    # The server has other bytes than it was sent, in a chunk, or in what it made of them.
+    # The server has other bytes than it was sent, in a chunk, or in what it made of
+    # them.
     "md5_mismatch": Garbled,
     "file_md5_mismatch": Garbled,
     "size_mismatch": Garbled,
@@ -45,11 +47,15 @@ _BY_STATUS: dict[int, type[DlpoolError]] = {
     415: PolicyRefused,
     507: RemoteFull,
 }
-_NOT_OWNER = "somebody else has begun to send this file there: use their token, or another --name or --path"
+_NOT_OWNER = (
+    "somebody else has begun to send this file there: use their token, or another "
+    "--name or --path"
+)
 
 
 def read_json(reply: Reply) -> dict[str, Any]:
-    """The JSON object of an answer, whose body is read to its end; of an error page nothing."""
+    """The JSON object of an answer, whose body is read to its end; of an error page
+    nothing."""
     data = bytearray()
     view = memoryview(bytearray(64 * 1024))
     try:
@@ -64,7 +70,9 @@ def read_json(reply: Reply) -> dict[str, Any]:
     if isinstance(said, dict):
         return said
     if reply.status < 300:
-        raise BadAnswer(f"the answer of {reply.url.partition('?')[0]} is not that of a dlpool-web")
+        raise BadAnswer(
+            f"the answer of {reply.url.partition('?')[0]} is not that of a dlpool-web"
+        )
     return {}
 
 
@@ -74,7 +82,9 @@ def raise_for_error(reply: Reply, said: Mapping[str, Any]) -> None:
         raise error_of(reply.status, reply.headers, said)
 
 
-def error_of(status: int, headers: Mapping[str, str], said: Mapping[str, Any]) -> DlpoolError:
+def error_of(
+    status: int, headers: Mapping[str, str], said: Mapping[str, Any]
+) -> DlpoolError:
     """The error of an answer other than 200, with the server's own sentence."""
     text, code = f"the server answered {status}", said.get("code")
     if isinstance(said.get("error"), str):
@@ -86,10 +96,15 @@ def error_of(status: int, headers: Mapping[str, str], said: Mapping[str, Any]) -
     if kind is not None:
         return kind(text)
     if 300 <= status < 400:
-        return ProtocolBroken(f"{text}, to {headers.get('Location', '')[:300]!r}: uploads need the URL itself")
+        return ProtocolBroken(
+            f"{text}, to {headers.get('Location', '')[:300]!r}: uploads need the URL "
+            f"itself"
+        )
     known = error_for_status(status, headers, datetime.now(timezone.utc))
     if isinstance(known, RetryRange):
-        return type(known)(text, retry_after_s=known.retry_after_s, is_away=known.is_away)
+        return type(known)(
+            text, retry_after_s=known.retry_after_s, is_away=known.is_away
+        )
     return type(known)(text)
 
 
@@ -104,6 +119,8 @@ def required_text(said: Mapping[str, Any], name: str) -> str:
 def required_indexes(said: Mapping[str, Any], name: str) -> tuple[int, ...]:
     """The numbers of a list that must be there. Raises BadAnswer."""
     value = said.get(name)
-    if not isinstance(value, list) or not all(isinstance(index, int) for index in value):
+    if not isinstance(value, list) or not all(
+        isinstance(index, int) for index in value
+    ):
         raise BadAnswer(f"the server's answer has no {name}")
     return tuple(value)

@@ -1,4 +1,5 @@
-"""How a thread meets failures, and how it asks the server by as many attempts as it takes."""
+"""How a thread meets failures, and how it asks the server by as many attempts as it
+takes."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ T = TypeVar("T")
 
 
 class UploadRetryBudget:
-    """By the rules of downloads (``RetryPolicy``), but that a server that is away costs time and no attempts:
+    """By the rules of downloads (``RetryPolicy``), but that a server that is away costs
+    time and no attempts:
 
     until it has been for ``network_wait``, if it was ever there. Used by one thread.
     """
@@ -33,7 +35,8 @@ class UploadRetryBudget:
         self._stale = self._misses = 0
 
     def backoff_after(self, error: RetryRange, fail: Callable[[], int]) -> RetryDelay:
-        """How long to rest after ``error``; ``fail`` adds an attempt and returns how many in a row came to nothing.
+        """How long to rest after ``error``; ``fail`` adds an attempt and returns how
+        many in a row came to nothing.
 
         Raises the error that ends the upload.
         """
@@ -49,16 +52,29 @@ class UploadRetryBudget:
         if error.retry_after_s:
             context.client.host_holds.hold(context.server.host, error.retry_after_s)
         self._misses += 1
-        rest = self._policy.next_delay(error, FailureCount(attempts, 0), self._misses, context.chance())
+        rest = self._policy.next_delay(
+            error, FailureCount(attempts, 0), self._misses, context.chance()
+        )
         if is_waited_for:
             rest = RetryDelay(0.0, min(max(rest), AWAY_POLL_S))
-        context.notify("retry", label=error.label, error=str(error), attempt=attempts, delay_s=round(max(rest), 3))
+        context.notify(
+            "retry",
+            label=error.label,
+            error=str(error),
+            attempt=attempts,
+            delay_s=round(max(rest), 3),
+        )
         return rest
 
     def _is_waited_for(self, error: RetryRange) -> bool:
-        """Whether the server is away, and may be back. Raises the error when it has been for too long."""
+        """Whether the server is away, and may be back. Raises the error when it has
+        been for too long."""
         wait_s = self._context.settings.network_wait
-        missed_s = self._context.server.availability.unavailable_s() if error.is_away and wait_s > 0 else None
+        missed_s = (
+            self._context.server.availability.unavailable_s()
+            if error.is_away and wait_s > 0
+            else None
+        )
         if missed_s is not None and missed_s >= wait_s:
             raise error
         return missed_s is not None
@@ -72,7 +88,9 @@ class RequestRetrier:
         self._patience = UploadRetryBudget(context)
 
     def request(
-        self, question: Callable[[Exchange], T], is_final: Callable[[RetryRange], bool] = lambda _error: False
+        self,
+        question: Callable[[Exchange], T],
+        is_final: Callable[[RetryRange], bool] = lambda _error: False,
     ) -> T:
         """What the server says. Raises what ends it, and errors that are final."""
         ending, attempts = self._context.scope, count(1)
@@ -83,7 +101,9 @@ class RequestRetrier:
             except RetryRange as error:
                 if is_final(error):
                     raise
-                ending.sleep(max(self._patience.backoff_after(error, lambda: next(attempts))))
+                ending.sleep(
+                    max(self._patience.backoff_after(error, lambda: next(attempts)))
+                )
             else:
                 self._patience.reset()
                 return answer

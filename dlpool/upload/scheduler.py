@@ -1,4 +1,5 @@
-"""What the threads of one upload share: which chunks are yet to be sent, and how many may be sent at once."""
+"""What the threads of one upload share: which chunks are yet to be sent, and how many
+may be sent at once."""
 
 from __future__ import annotations
 
@@ -9,19 +10,26 @@ from dlpool.transfer.retry import RetryDelay
 from dlpool.upload.cancel_scope import UploadCancelScope
 from dlpool.upload.plan import UploadPlan
 
-GROWTH = 8  # chunks that are stored before one more is sent at once, after the server had admitted fewer
+# chunks that are stored before one more is sent at once, after the server had admitted
+# fewer
+GROWTH = 8
 NO_BACKOFF = RetryDelay(0.0, 0.0)
 
 
 class UploadScheduler:
-    """Of each chunk: stored at the server, being sent, resting after a failure, or fresh.
+    """Of each chunk: stored at the server, being sent, resting after a failure, or
+    fresh.
 
-    At most ``lanes`` are sent at once, and fewer where the server admits fewer. ``changed`` of the ending guards all
-    of it.
+    At most ``lanes`` are sent at once, and fewer where the server admits fewer.
+    ``changed`` of the ending guards all of it.
     """
 
     def __init__(
-        self, plan: UploadPlan, ending: UploadCancelScope, clock: Callable[[], float], max_connections: int
+        self,
+        plan: UploadPlan,
+        ending: UploadCancelScope,
+        clock: Callable[[], float],
+        max_connections: int,
     ) -> None:
         self._plan = plan
         self._ending = ending
@@ -44,11 +52,14 @@ class UploadScheduler:
         return f"<Board {chunks}, {len(self._sending)} of {self._limit} being sent>"
 
     def reset(self, stored: Collection[int]) -> int:
-        """The server has these chunks; returns how many are yet to be sent. Nothing is being sent meanwhile."""
+        """The server has these chunks; returns how many are yet to be sent. Nothing is
+        being sent meanwhile."""
         with self._changed:
             self._stored = {index for index in stored if 0 <= index < self._plan.count}
             self._stored_bytes = sum(self._plan.length(index) for index in self._stored)
-            self._fresh = deque(index for index in range(self._plan.count) if index not in self._stored)
+            self._fresh = deque(
+                index for index in range(self._plan.count) if index not in self._stored
+            )
             self._failures.clear()
             self._is_closed = False
             self._changed.notify_all()
@@ -59,7 +70,9 @@ class UploadScheduler:
     def next_chunk(self) -> int | None:
         """Wait for a chunk that may be sent; None: all are stored, or it is over."""
         with self._changed:
-            while self._ending.error is None and (self._fresh or self._resting or self._sending):
+            while self._ending.error is None and (
+                self._fresh or self._resting or self._sending
+            ):
                 has_room = len(self._sending) + self._asleep < self._limit
                 now = self._clock()
                 index = self._ready(now) if has_room else None
@@ -68,8 +81,12 @@ class UploadScheduler:
                     self._front = max(self._front, index + 1)
                     self._changed.notify_all()
                     return index
-                ready_at = min(self._resting.values(), default=None) if has_room else None
-                self._changed.wait(None if ready_at is None else max(0.001, ready_at - now))
+                ready_at = (
+                    min(self._resting.values(), default=None) if has_room else None
+                )
+                self._changed.wait(
+                    None if ready_at is None else max(0.001, ready_at - now)
+                )
             return None
 
     def add_sent(self, index: int, size: int) -> None:
@@ -79,7 +96,8 @@ class UploadScheduler:
             self._sending[index] += size
 
     def mark_stored(self, index: int) -> None:
-        """The server has the chunk: who rests looks again, and after some chunks one more is sent at once."""
+        """The server has the chunk: who rests looks again, and after some chunks one
+        more is sent at once."""
         with self._changed:
             self._accepted += self._sending.pop(index)
             self._stored.add(index)
@@ -91,10 +109,11 @@ class UploadScheduler:
             self._changed.notify_all()
 
     def retry_later(self, index: int, rest: RetryDelay = NO_BACKOFF) -> None:
-        """Another attempt, by any lane, after ``rest.chunk_s``. This thread sleeps for ``rest.thread_s``:
+        """Another attempt, by any lane, after ``rest.chunk_s``. This thread sleeps for
+        ``rest.thread_s``:
 
-        it keeps its place meanwhile, and goes on when a chunk is stored, as the server is there then. Raises when it
-        is over.
+        it keeps its place meanwhile, and goes on when a chunk is stored, as the server
+        is there then. Raises when it is over.
         """
         with self._changed:
             self.retries += 1
@@ -105,13 +124,16 @@ class UploadScheduler:
             self._asleep += is_asleep
             self._changed.notify_all()
             if is_asleep:
-                self._changed.wait_for(lambda: self._is_over() or len(self._stored) > before, rest.worker_s)
+                self._changed.wait_for(
+                    lambda: self._is_over() or len(self._stored) > before, rest.worker_s
+                )
                 self._asleep -= 1
                 self._changed.notify_all()
         self._ending.raise_if_cancelled()
 
     def reduce_connections(self) -> bool:
-        """The server may admit no further connection: fewer from now on; returns whether others are at work."""
+        """The server may admit no further connection: fewer from now on; returns
+        whether others are at work."""
         with self._changed:
             others = len(self._sending) - 1
             if others < 1:
@@ -136,9 +158,12 @@ class UploadScheduler:
     # --- for everyone ---
 
     def wait_until_begun(self, index: int) -> None:
-        """Wait until a lane has begun with the chunk, or none will. Raises when it is over."""
+        """Wait until a lane has begun with the chunk, or none will. Raises when it is
+        over."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_over() or self._front > index or index in self._stored)
+            self._changed.wait_for(
+                lambda: self._is_over() or self._front > index or index in self._stored
+            )
         self._ending.raise_if_cancelled()
 
     @property

@@ -1,4 +1,5 @@
-"""One upload: a file, and the task at the server that it becomes; anew, where the server wants it otherwise."""
+"""One upload: a file, and the task at the server that it becomes; anew, where the
+server wants it otherwise."""
 
 from __future__ import annotations
 
@@ -24,11 +25,14 @@ from dlpool.upload.retrying import RequestRetrier
 from dlpool.upload.values import FileUploadRequest, UploadResult
 from dlpool.upload.watch import UploadSpeedMonitor
 
-LEAST_RATE = 16 * 1024  # bytes a second of one connection: more of them would only take turns
+LEAST_RATE = (
+    16 * 1024
+)  # bytes a second of one connection: more of them would only take turns
 
 
 class FileUpload:
-    """``run`` by one thread, once; ``cancel`` and ``moment`` by any. The lock guards the ending and the cancelling."""
+    """``run`` by one thread, once; ``cancel`` and ``moment`` by any. The lock guards
+    the ending and the cancelling."""
 
     def __init__(
         self,
@@ -47,7 +51,9 @@ class FileUpload:
         self._settings = settings
         self._notify = notify
         self._own = own
-        self._rate = RateLimits(RateLimit(settings.limit_rate, time.monotonic), client.rate_limit)
+        self._rate = RateLimits(
+            RateLimit(settings.limit_rate, time.monotonic), client.rate_limit
+        )
         self._watch = UploadSpeedMonitor(client.settings, time.monotonic)
         self._lock = threading.Lock()
         self._cancelled: Cancelled | None = None
@@ -69,7 +75,11 @@ class FileUpload:
         current = self._rounds[-1]
         self._most_done = max(self._most_done, current.scheduler.done_bytes)
         return Progress(
-            self._wish.file, self._most_done, current.task.plan.size, current.scheduler.sending_count, current.phase
+            self._wish.file,
+            self._most_done,
+            current.task.plan.size,
+            current.scheduler.sending_count,
+            current.phase,
         )
 
     def run(self) -> UploadResult:
@@ -94,10 +104,17 @@ class FileUpload:
         )
 
     def _run(self, context: UploadContext) -> MergedFile:
-        """Rounds, until one ends well: a task whose file is gone is begun anew once, chunks become smaller."""
-        advice, size = RequestRetrier(context).request(self._server.capabilities), context.file.identity.size
+        """Rounds, until one ends well: a task whose file is gone is begun anew once,
+        chunks become smaller."""
+        advice, size = (
+            RequestRetrier(context).request(self._server.capabilities),
+            context.file.identity.size,
+        )
         if advice.max_file_size is not None and size > advice.max_file_size:
-            text = f"the file has {size} bytes, and the server takes at most {advice.max_file_size}"
+            text = (
+                f"the file has {size} bytes, and the server takes at most "
+                f"{advice.max_file_size}"
+            )
             raise PolicyRefused(text)
         context = replace(context, settings=advice.apply_to(self._settings, self._own))
         chunk_size, has_begun_anew = self._first_chunk_size(size, advice), False
@@ -107,7 +124,9 @@ class FileUpload:
                 return current.run()
             except ChunkTooLarge as error:
                 chunk_size = self._next_chunk_size(error, min(chunk_size, size), advice)
-                self._notify("chunk_size_reduced", error=str(error), chunk_size=chunk_size)
+                self._notify(
+                    "chunk_size_reduced", error=str(error), chunk_size=chunk_size
+                )
             except MergedGone as error:
                 if has_begun_anew:
                     raise
@@ -116,10 +135,16 @@ class FileUpload:
             context = replace(context, scope=self._next_ending())
             self._forget(current.task.target, context)
 
-    def _round(self, context: UploadContext, chunk_size: int, advice: ServerCapabilities) -> UploadAttempt:
+    def _round(
+        self, context: UploadContext, chunk_size: int, advice: ServerCapabilities
+    ) -> UploadAttempt:
         identity, limit = context.file.identity, self._settings.limit_rate
         cut = make_plan(identity.size, chunk_size)
-        target = UploadTarget(file_id(identity, chunk_size, self._name, self._path), self._name, self._path)
+        target = UploadTarget(
+            file_id(identity, chunk_size, self._name, self._path),
+            self._name,
+            self._path,
+        )
         connections = self._wish.connections or advice.connections
         if limit is not None:
             connections = max(1, min(connections, limit // LEAST_RATE))
@@ -132,11 +157,17 @@ class FileUpload:
         if wanted is None:
             return auto_chunk_size(size, most)
         if most is not None and min(wanted, size) > most:
-            raise PolicyRefused(f"the server takes chunks of at most {most} bytes: use a smaller --chunk-size")
+            raise PolicyRefused(
+                f"the server takes chunks of at most {most} bytes: use a smaller "
+                f"--chunk-size"
+            )
         return wanted
 
-    def _next_chunk_size(self, error: ChunkTooLarge, refused: int, advice: ServerCapabilities) -> int:
-        """What to try after chunks were too large. Raises the error where nothing is left to try."""
+    def _next_chunk_size(
+        self, error: ChunkTooLarge, refused: int, advice: ServerCapabilities
+    ) -> int:
+        """What to try after chunks were too large. Raises the error where nothing is
+        left to try."""
         if self._wish.chunk_size is not None:
             raise ChunkTooLarge(f"{error}: use a smaller --chunk-size") from error
         smaller = smaller_chunk_size(refused, advice.max_chunk_size)
@@ -145,13 +176,22 @@ class FileUpload:
         return smaller
 
     def _forget(self, target: UploadTarget, context: UploadContext) -> None:
-        """Have the server forget a task. It may not have it, or not let us: the next round tells."""
+        """Have the server forget a task. It may not have it, or not let us: the next
+        round tells."""
         with suppress(FailJob):
-            RequestRetrier(context).request(lambda exchange: self._server.delete(exchange, target))
+            RequestRetrier(context).request(
+                lambda exchange: self._server.delete(exchange, target)
+            )
 
     def _context(self, file: LocalFile) -> UploadContext:
         return UploadContext(
-            file, self._settings, self._client, self._server, self._next_ending(), self._rate, self._notify
+            file,
+            self._settings,
+            self._client,
+            self._server,
+            self._next_ending(),
+            self._rate,
+            self._notify,
         )
 
     def _next_ending(self) -> UploadCancelScope:

@@ -11,7 +11,8 @@ from dlpool.errors import UsageError
 
 @dataclass(frozen=True)
 class FileUploadRequest:
-    """What to upload, and as what. None: ``connections`` as the server wants, ``chunk_size`` auto, ``name`` the file's.
+    """What to upload, and as what. None: ``connections`` as the server wants,
+    ``chunk_size`` auto, ``name`` the file's.
 
     ``relative_path`` is a folder below the server's folder of files.
     """
@@ -29,7 +30,10 @@ class FileUploadRequest:
         if self.name == "":
             raise UsageError("--name is empty: say how the file is to be called")
         if not is_utf8(name):
-            raise UsageError(f"{name!a} is not text in UTF-8: say how the file is to be called with --name")
+            raise UsageError(
+                f"{name!a} is not text in UTF-8: say how the file is to be called with "
+                f"--name"
+            )
         if not is_utf8(path):
             raise UsageError(f"--path {path!a} is not text in UTF-8")
         return name, path or None
@@ -37,9 +41,11 @@ class FileUploadRequest:
 
 @dataclass(frozen=True)
 class UploadResult:
-    """An upload that ended well. Sizes in bytes: ``sent`` by this run, ``resumed_from`` were there before.
+    """An upload that ended well. Sizes in bytes: ``sent`` by this run, ``resumed_from``
+    were there before.
 
-    ``path`` is below the server's folder of files, ``location`` the URL to fetch it from.
+    ``path`` is below the server's folder of files, ``location`` the URL to fetch it
+    from.
     """
 
     file: Path

@@ -1,4 +1,5 @@
-"""Which requests of an upload are to be ended because they take for ever: the rules of downloads, for both ways."""
+"""Which requests of an upload are to be ended because they take for ever: the rules of
+downloads, for both ways."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ class UploadSpeedMonitor:
 
     def sample(self, exchanges: Iterable[Exchange]) -> None:
         """Take a sample of each request in flight, and abort what is hopeless."""
-        self._gauges = {exchange: self._gauges.get(exchange) or SpeedSamples() for exchange in exchanges}
+        self._gauges = {
+            exchange: self._gauges.get(exchange) or SpeedSamples()
+            for exchange in exchanges
+        }
         for exchange, gauge in self._gauges.items():
             gauge.add(exchange.stats())
             error = self._hopeless(exchange, gauge)
@@ -31,5 +35,9 @@ class UploadSpeedMonitor:
         """A body that hardly moves, or an answer whose header does not come."""
         settings, asked_at = self._settings, exchange.sent_at
         if asked_at is not None and exchange.answered_at is None:
-            return header_timed_out(self._clock() - asked_at, settings.connect_timeout, settings.read_timeout)
+            return header_timed_out(
+                self._clock() - asked_at,
+                settings.connect_timeout,
+                settings.read_timeout,
+            )
         return below_minimum(gauge, settings.low_speed_limit, settings.low_speed_time)

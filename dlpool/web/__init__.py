@@ -1,1 +1,2 @@
-"""The HTTP side: chunked uploads, tus, the job API and the dashboard, as one WSGI application (extra ``web``)."""
+"""The HTTP side: chunked uploads, tus, the job API and the dashboard, as one WSGI
+application (extra ``web``)."""

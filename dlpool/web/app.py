@@ -17,9 +17,11 @@ from dlpool.web.wiring import WebServices
 
 
 class WebResponse(falcon.Response):
-    """A response as falcon makes it for every request, errors included, with the header fields that all have.
+    """A response as falcon makes it for every request, errors included, with the header
+    fields that all have.
 
-    ``nosniff`` (Fetch standard, X-Content-Type-Options): a browser takes the body for what its type says.
+    ``nosniff`` (Fetch standard, X-Content-Type-Options): a browser takes the body for
+    what its type says.
     """
 
     __slots__ = ()
@@ -30,10 +32,11 @@ class WebResponse(falcon.Response):
 
 
 def create_app(settings: Settings) -> falcon.App[Any, Any]:
-    """The application with these settings; any WSGI server with threads can serve it, in several processes.
+    """The application with these settings; any WSGI server with threads can serve it,
+    in several processes.
 
-    Each process makes its own: it has threads and locks, which no fork takes along. Raises ConfigurationError,
-    LocalFault.
+    Each process makes its own: it has threads and locks, which no fork takes along.
+    Raises ConfigurationError, LocalFault.
     """
     check_owned_paths(settings)
     return make_app(WebServices(settings))
@@ -42,7 +45,9 @@ def create_app(settings: Settings) -> falcon.App[Any, Any]:
 def make_app(parts: WebServices) -> falcon.App[Any, Any]:
     """The application over these parts. Raises ConfigurationError, LocalFault."""
     gate = AccessMiddleware(parts)
-    app: falcon.App[Any, Any] = falcon.App(middleware=[gate, tus.TusMiddleware()], response_type=WebResponse)
+    app: falcon.App[Any, Any] = falcon.App(
+        middleware=[gate, tus.TusMiddleware()], response_type=WebResponse
+    )
     add_error_handlers(app, parts.log)
     for part in (monitoring, uploads, files, tus, jobs_api, dashboard):
         part.add_routes(app, parts)

@@ -1,8 +1,10 @@
-"""Audit events of requests: what a request changed, or tried to, by whom. The gate writes them when it is answered.
+"""Audit events of requests: what a request changed, or tried to, by whom. The gate
+writes them when it is answered.
 
-A resource that knows a changing method says in ``actions`` what the method does, or has ``change_of``. What it notes of
-its changes during the request (``note``), and what the store announces, is written as it is; without that the request
-is one change, of the object in its path.
+A resource that knows a changing method says in ``actions`` what the method does, or has
+``change_of``. What it notes of its changes during the request (``note``), and what the
+store announces, is written as it is; without that the request is one change, of the
+object in its path.
 """
 
 from __future__ import annotations
@@ -47,9 +49,16 @@ _ANNOUNCED = {
 _BY_EVENTS = frozenset(
     (*_ANNOUNCED.values(), "upload.write", "upload.control", "upload.cleanup")
 )  # without an event nothing changed
-_RESULTS = {"OK": DONE, "ASKED": DONE, "FOLLOWS": DONE, "DUP": UNCHANGED}  # of the queue
+_RESULTS = {
+    "OK": DONE,
+    "ASKED": DONE,
+    "FOLLOWS": DONE,
+    "DUP": UNCHANGED,
+}  # of the queue
 
-_changes: ContextVar[list[AuditChange] | None] = ContextVar("_changes", default=None)  # of the request of this thread
+_changes: ContextVar[list[AuditChange] | None] = ContextVar(
+    "_changes", default=None
+)  # of the request of this thread
 
 
 def start_request(req: falcon.Request) -> None:
@@ -59,16 +68,24 @@ def start_request(req: falcon.Request) -> None:
     _changes.set(None if req.method == "GET" else req.context.changes)
 
 
-def plan_change(req: falcon.Request, resource: object, params: Mapping[str, Any]) -> None:
-    """Note what the request would change: the change that is written if it fails, or notes no other."""
-    if resource is None or req.method not in CHANGING or not hasattr(resource, f"on_{req.method.lower()}"):
+def plan_change(
+    req: falcon.Request, resource: object, params: Mapping[str, Any]
+) -> None:
+    """Note what the request would change: the change that is written if it fails, or
+    notes no other."""
+    if (
+        resource is None
+        or req.method not in CHANGING
+        or not hasattr(resource, f"on_{req.method.lower()}")
+    ):
         return
     action, name = change_of(resource, req.method, params)
     req.context.change = AuditChange(action, name)
 
 
 def change_of(resource: Any, method: str, params: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the action of a method of a resource, and the object in the path. Raises KeyError if it has none."""
+    """Return the action of a method of a resource, and the object in the path. Raises
+    KeyError if it has none."""
     own = getattr(resource, "change_of", None)
     if own is not None:
         return cast("tuple[str, str]", own(method, **params))
@@ -82,28 +99,43 @@ def set_object(req: falcon.Request, name: str) -> None:
 
 
 def add_changes(req: falcon.Request, action: str, answer: Any) -> None:
-    """Note the changes that an answer of the queue or of a batch tells of, one by one.
+    """Note the changes that an answer of the queue or of a batch tells of, one by
+    one.
 
-    Entries of ``results``, or the answer itself, have an ``id`` and a ``result``, ``status`` or ``code``.
+    Entries of ``results``, or the answer itself, have an ``id`` and a ``result``,
+    ``status`` or ``code``.
     """
     known = isinstance(answer, Mapping)
-    entries = answer["results"] if known and "results" in answer else [answer] if known and "id" in answer else []
+    entries = (
+        answer["results"]
+        if known and "results" in answer
+        else [answer]
+        if known and "id" in answer
+        else []
+    )
     for entry in entries:
         result = entry.get("code") or _RESULTS.get(str(entry.get("result")), DONE)
-        req.context.changes.append(AuditChange(action, str(entry.get("id", "")), result))
+        req.context.changes.append(
+            AuditChange(action, str(entry.get("id", "")), result)
+        )
 
 
 class AuditLog(StreamPublisher):
-    """Writes audit events to the log, and to the stream of the queue if Redis takes them. Thread-safe."""
+    """Writes audit events to the log, and to the stream of the queue if Redis takes
+    them. Thread-safe."""
 
-    what = "audit"
-    most = 10_000
+    label = "audit"
+    capacity = 10_000
 
-    def __init__(self, writer: AuditWriter, figures: SharedCounters, log: Logger) -> None:
+    def __init__(
+        self, writer: AuditWriter, figures: SharedCounters, log: Logger
+    ) -> None:
         super().__init__(writer, figures, log)
         self._refused = LogLimiter(REFUSALS)
 
-    def write(self, change: AuditChange, author: AuditActor, trace_id: str | None = None) -> None:
+    def write(
+        self, change: AuditChange, author: AuditActor, trace_id: str | None = None
+    ) -> None:
         """Write one event."""
         trace = {"trace_id": trace_id} if trace_id else {}
         self._log.info("audit", **log_fields(change, author), **trace)
@@ -114,7 +146,8 @@ class AuditLog(StreamPublisher):
         self._log.warning("audit_events_lost", error=error)
 
     def record_upload_event(self, event: UploadEvent) -> None:
-        """The store announces a change of an upload: one of the request of this thread, or of the service itself.
+        """The store announces a change of an upload: one of the request of this thread,
+        or of the service itself.
 
         The service ends the merges of those who were killed, whoever asks.
         """
@@ -137,21 +170,39 @@ class AuditLog(StreamPublisher):
             return
         if status in _DENIED:
             if self._refused.allow((tried.action, label)):
-                self.write(AuditChange(tried.action, tried.object, REFUSED, label), author, req.context.trace_id)
+                self.write(
+                    AuditChange(tried.action, tried.object, REFUSED, label),
+                    author,
+                    req.context.trace_id,
+                )
         elif status >= 400:
             if req.context.is_admitted and tried.action != "upload.write":
-                self.write(AuditChange(tried.action, tried.object, label or "error"), author, req.context.trace_id)
+                self.write(
+                    AuditChange(tried.action, tried.object, label or "error"),
+                    author,
+                    req.context.trace_id,
+                )
         elif not req.context.changes and tried.action not in _BY_EVENTS:
             self.write(tried, author, req.context.trace_id)
 
     def summarise(self, *, now: bool = False) -> None:
-        """Write how many refused attempts have no event of their own, about once a minute; ``now``: at the end."""
+        """Write how many refused attempts have no event of their own, about once a
+        minute; ``now``: at the end."""
         for key, count in self._refused.pop_counts(now=now):
             action, label = cast("tuple[str, str]", key)
-            self.write(AuditChange(action, "", REFUSED, label, count), AuditActor("", ""))
+            self.write(
+                AuditChange(action, "", REFUSED, label, count), AuditActor("", "")
+            )
 
 
 def open_audit(settings: Settings, figures: SharedCounters, log: Logger) -> AuditLog:
-    """Return the audit of this process, for the queue of ``[redis]``. Raises ConfigurationError."""
+    """Return the audit of this process, for the queue of ``[redis]``. Raises
+    ConfigurationError."""
     client = connect(settings.redis, Path(settings.paths.state_dir), name="dlpool-web")
-    return AuditLog(AuditWriter(client, QueueKeys(settings.redis.group), settings.redis.audit_events), figures, log)
+    return AuditLog(
+        AuditWriter(
+            client, QueueKeys(settings.redis.group), settings.redis.audit_events
+        ),
+        figures,
+        log,
+    )

@@ -1,6 +1,7 @@
 """Authenticates clients.
 
-JSON web tokens (RFC 7519) come in ``Authorization: Bearer`` (RFC 6750), the secret and named keys in ``X-Secret-Key``.
+JSON web tokens (RFC 7519) come in ``Authorization: Bearer`` (RFC 6750), the secret and
+named keys in ``X-Secret-Key``.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from dlpool.web.tokens import TokenVerifier
 
 
 class Authenticator:
-    """What tokens and keys are checked with. ``is_required``: whether anybody is asked for one.
+    """What tokens and keys are checked with. ``is_required``: whether anybody is asked
+    for one.
 
-    Raises ConfigurationError for keys that cannot be used, and where some are needed and none is there. Thread-safe.
+    Raises ConfigurationError for keys that cannot be used, and where some are needed
+    and none is there. Thread-safe.
     """
 
     def __init__(self, settings: WebSettings) -> None:
@@ -32,12 +35,21 @@ class Authenticator:
         static = _static_key(settings)
         self._source = JwksSource(settings.jwks_url) if settings.jwks_url else None
         has_token_key = static is not None or self._source is not None
-        self._tokens = TokenVerifier(settings, static, self._source) if has_token_key else None
-        has_key = any(one is not None for one in (self._tokens, self._secret, self._ring))
-        self.is_required = settings.auth == "on" or (settings.auth == "auto" and has_key)
+        self._tokens = (
+            TokenVerifier(settings, static, self._source) if has_token_key else None
+        )
+        has_key = any(
+            one is not None for one in (self._tokens, self._secret, self._ring)
+        )
+        self.is_required = settings.auth == "on" or (
+            settings.auth == "auto" and has_key
+        )
 
-    def set_listeners(self, problem: Callable[[str], None], fetched: Callable[[str | None, int], None]) -> None:
-        """Have ``problem`` called for each bad line of a changed ``keys_file``, and ``fetched`` for ``jwks_url``.
+    def set_listeners(
+        self, problem: Callable[[str], None], fetched: Callable[[str | None, int], None]
+    ) -> None:
+        """Have ``problem`` called for each bad line of a changed ``keys_file``, and
+        ``fetched`` for ``jwks_url``.
 
         For their arguments see ``KeyRing`` and ``JwksSource``.
         """
@@ -58,19 +70,31 @@ class Authenticator:
         return self._tokens.verify(token.strip())
 
     def _with_secret(self, secret: bytes) -> Principal:
-        is_secret = self._secret is not None and hmac.compare_digest(secret, self._secret)
+        is_secret = self._secret is not None and hmac.compare_digest(
+            secret, self._secret
+        )
         key = self._ring.find(secret) if self._ring is not None else None
         if is_secret:
             return WITH_SECRET
         if key is None:
             raise unauthorized("X-Secret-Key is not the secret")
-        return Principal(f"key {key.name}", key.scopes, key.owner, key.owner or key.name)
+        return Principal(
+            f"key {key.name}", key.scopes, key.owner, key.owner or key.name
+        )
 
     def _wanted(self) -> str:
         has_secret = self._secret is not None or self._ring is not None
-        ways = ["a token is needed: Authorization: Bearer TOKEN"] if self._tokens is not None else []
+        ways = (
+            ["a token is needed: Authorization: Bearer TOKEN"]
+            if self._tokens is not None
+            else []
+        )
         ways += ["X-Secret-Key"] if has_secret else []
-        return ", or ".join(ways) if self._tokens is not None else "a key is needed: X-Secret-Key"
+        return (
+            ", or ".join(ways)
+            if self._tokens is not None
+            else "a key is needed: X-Secret-Key"
+        )
 
 
 def _static_key(settings: WebSettings) -> TokenKey | None:
@@ -78,4 +102,8 @@ def _static_key(settings: WebSettings) -> TokenKey | None:
     algorithms = split_words(settings.jwt_algorithms)
     if text is None:
         return None
-    return TokenKey(text, frozenset(algorithms)) if algorithms[0].startswith("HS") else load_pem_key(text, algorithms)
+    return (
+        TokenKey(text, frozenset(algorithms))
+        if algorithms[0].startswith("HS")
+        else load_pem_key(text, algorithms)
+    )

@@ -11,7 +11,9 @@ from dlpool.web.body_slots import BodySlot
 
 BLOCK_SIZE = (
     120 * 1024
-)  # bytes at once: with larger writes the page cache takes larger folios, and more often fresh memory
+    # bytes at once: with larger writes the page cache takes larger folios, and more
+    # often fresh memory
+)
 
 
 class BrokenBody(Exception):
@@ -39,12 +41,20 @@ class ByteStream(Protocol):
 
 
 class RequestBody:
-    """A body of at most ``limit`` bytes; ``length`` is what the client says, None for a chunked one.
+    """A body of at most ``limit`` bytes; ``length`` is what the client says, None for a
+    chunked one.
 
-    Raises Refusal (413) at once if it says more, and as soon as more comes. Used by one thread.
+    Raises Refusal (413) at once if it says more, and as soon as more comes. Used by one
+    thread.
     """
 
-    def __init__(self, stream: ByteStream, length: int | None, limit: int, what: str = "the request") -> None:
+    def __init__(
+        self,
+        stream: ByteStream,
+        length: int | None,
+        limit: int,
+        what: str = "the request",
+    ) -> None:
         self._stream = stream
         self.length = length
         self._limit = limit
@@ -57,7 +67,8 @@ class RequestBody:
     def blocks(self, most: int = BLOCK_SIZE) -> Iterator[bytes]:
         """All of it, at ``most`` so many bytes at once.
 
-        Raises BrokenBody if fewer bytes come than the client said, TooSlow (Yielded), Refusal.
+        Raises BrokenBody if fewer bytes come than the client said, TooSlow (Yielded),
+        Refusal.
         """
         while self.length is None or self.size < self.length:
             want = most if self.length is None else min(most, self.length - self.size)
@@ -77,11 +88,14 @@ class RequestBody:
     def use_slot(self, place: BodySlot) -> None:
         """It is received on this place, until that has to be given up."""
         self._place = place
-        place.start_receiving(lambda: getattr(self._stream, "received", self.size), time.monotonic())
+        place.start_receiving(
+            lambda: getattr(self._stream, "received", self.size), time.monotonic()
+        )
         self.while_waiting(self._check)
 
     def while_waiting(self, ask: Callable[[], None]) -> None:
-        """Call ``ask`` again and again while little comes, where the server can do that; what it raises ends it."""
+        """Call ``ask`` again and again while little comes, where the server can do
+        that; what it raises ends it."""
         begin = getattr(self._stream, "while_waiting", None)
 
         def ask_all() -> None:
@@ -97,8 +111,14 @@ class RequestBody:
 
     def _check(self) -> None:
         """Raise Yielded if its place is wanted, unless it is here."""
-        if self._place is not None and self._place.is_revoked and self.size != self.length:
+        if (
+            self._place is not None
+            and self._place.is_revoked
+            and self.size != self.length
+        ):
             raise SlotRevoked("others wait for its place")
 
     def _too_large(self) -> UploadError:
-        return UploadError(413, "too_large", f"{self._what} is larger than {self._limit} bytes")
+        return UploadError(
+            413, "too_large", f"{self._what} is larger than {self._limit} bytes"
+        )

@@ -1,8 +1,10 @@
-"""The places of a process for bodies: who waits for one gets that of a body that comes slowly.
+"""The places of a process for bodies: who waits for one gets that of a body that comes
+slowly.
 
-A body holds a thread for as long as it takes. While places are free, nobody minds. When there is none, those who come
-wait for a moment, a few at once, the others are sent away with 503 and ``Retry-After``; and for each of them a body
-that comes far slower than the others yields: its request ends in the same way. A quarter of the places stays with the
+A body holds a thread for as long as it takes. While places are free, nobody minds. When
+there is none, those who come wait for a moment, a few at once, the others are sent away
+with 503 and ``Retry-After``; and for each of them a body that comes far slower than the
+others yields: its request ends in the same way. A quarter of the places stays with the
 oldest of the slow ones, so that these get through, too.
 """
 
@@ -15,7 +17,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-FLOOR = 64 * 1024  # bytes a second: what is faster yields to nobody who is not much faster
+FLOOR = (
+    64 * 1024
+)  # bytes a second: what is faster yields to nobody who is not much faster
 CEILING = 1024 * 1024  # bytes a second: what is faster yields to nobody
 PROBATION_S = 1.0  # of a body, until it may be asked to yield
 SHORT_S = 0.25  # the same, of a client that was asked before
@@ -29,7 +33,8 @@ _MOST_CLIENTS = 10_000  # that are remembered
 
 @dataclass(eq=False)
 class BodySlot:
-    """One of the places. ``receiving`` and ``done`` by its holder, ``must_yield`` is read by it."""
+    """One of the places. ``receiving`` and ``done`` by its holder, ``must_yield`` is
+    read by it."""
 
     client: str
     started_at: float
@@ -48,7 +53,9 @@ class BodySlot:
     def finish_receiving(self, now: float) -> None:
         """It is here: what is left to do is not the client's fault."""
         if self._received is not None:
-            self.was_fast = self._received() - self._mark[1] >= FLOOR * (now - self._mark[0])
+            self.was_fast = self._received() - self._mark[1] >= FLOOR * (
+                now - self._mark[0]
+            )
         self._received = None
 
     def rate(self, now: float) -> float | None:
@@ -77,7 +84,9 @@ class BodySlots:
     ``most`` places, of which ``waiting`` requests may wait for one, each in its thread.
     """
 
-    def __init__(self, slots: int, max_waiting: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, slots: int, max_waiting: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._free = slots
         self._kept = max(1, slots // 4)  # for slow ones
         self._most_waiting = max_waiting
@@ -86,10 +95,13 @@ class BodySlots:
         self._held: set[BodySlot] = set()
         self._waiters: list[_Waiter] = []
         self._missed: deque[float] = deque(maxlen=slots)  # when others were sent away
-        self._slow: dict[str, float] = {}  # clients that were asked to yield, and until when that counts
+        self._slow: dict[
+            str, float
+        ] = {}  # clients that were asked to yield, and until when that counts
 
     def acquire(self, client: str, *, timeout_s: float = PATIENCE_S) -> BodySlot | None:
-        """A place, None if there is none in time. It is to be given back by ``release``."""
+        """A place, None if there is none in time. It is to be given back by
+        ``release``."""
         with self._lock:
             if self._free and self._may_have(client):
                 return self._give(client)
@@ -114,18 +126,23 @@ class BodySlots:
             self._deal()
 
     def revoke_slow(self) -> None:
-        """Ask as many slow bodies to yield as others wait, and were sent away of late."""
+        """Ask as many slow bodies to yield as others wait, and were sent away of
+        late."""
         with self._lock:
             self._deal()
             now = self._clock()
             asked = sum(place.is_revoked for place in self._held)
-            for place in self._slowest(now)[: max(0, self._wanted(now) - asked - self._free)]:
+            for place in self._slowest(now)[
+                : max(0, self._wanted(now) - asked - self._free)
+            ]:
                 place.is_revoked = True
                 self._remember(place.client, now)
 
     def _deal(self) -> None:
         """Give what is free to those that wait."""
-        while self._free and (able := [one for one in self._waiters if self._may_have(one.client)]):
+        while self._free and (
+            able := [one for one in self._waiters if self._may_have(one.client)]
+        ):
             held = self._count()
             waiter = min(able, key=lambda one: (one.is_slow, held[one.client]))
             self._waiters.remove(waiter)
@@ -139,7 +156,8 @@ class BodySlots:
         return sum(not waiter.is_slow for waiter in self._waiters) + len(self._missed)
 
     def _may_have(self, client: str) -> bool:
-        """Whether it may have a place that is free; a slow one has some of a quarter of them while others want one."""
+        """Whether it may have a place that is free; a slow one has some of a quarter of
+        them while others want one."""
         if not self._is_slow(client) or not self._wanted(self._clock()):
             return True
         return sum(self._is_slow(place.client) for place in self._held) < self._kept
@@ -151,7 +169,8 @@ class BodySlots:
         return place
 
     def _queue(self, client: str) -> _Waiter | None:
-        """Wait; if too many do, instead of one that was slow, or whose client has more places."""
+        """Wait; if too many do, instead of one that was slow, or whose client has more
+        places."""
         waiter = _Waiter(client, self._is_slow(client))
         if len(self._waiters) >= self._most_waiting:
             held = self._count()
@@ -172,13 +191,20 @@ class BodySlots:
         return self._slow.get(client, 0.0) > self._clock()
 
     def _slowest(self, now: float) -> list[BodySlot]:
-        """Those that may be asked, in that order: of the client that has the most of them, the youngest first."""
-        rates = {place: rate for place in self._held if (rate := place.rate(now)) is not None and not place.is_revoked}
+        """Those that may be asked, in that order: of the client that has the most of
+        them, the youngest first."""
+        rates = {
+            place: rate
+            for place in self._held
+            if (rate := place.rate(now)) is not None and not place.is_revoked
+        }
         floor = _floor(rates.values())
         slow = [
             place
             for place, rate in rates.items()
-            if rate < floor and now - place.started_at >= (SHORT_S if self._is_slow(place.client) else PROBATION_S)
+            if rate < floor
+            and now - place.started_at
+            >= (SHORT_S if self._is_slow(place.client) else PROBATION_S)
         ]
         count = Counter(place.client for place in slow)
         slow.sort(key=lambda place: (-count[place.client], -place.started_at))
@@ -186,7 +212,9 @@ class BodySlots:
 
     def _remember(self, client: str, now: float) -> None:
         if len(self._slow) >= _MOST_CLIENTS:
-            self._slow = {name: until for name, until in self._slow.items() if until > now}
+            self._slow = {
+                name: until for name, until in self._slow.items() if until > now
+            }
         if len(self._slow) < _MOST_CLIENTS:
             self._slow[client] = now + MEMORY_S
 

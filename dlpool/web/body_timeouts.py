@@ -15,7 +15,8 @@ TURN_S = 0.25  # between two questions, whether to wait on, at the most
 
 
 class BodyTimeouts:
-    """How slow a client may be: ``timeout_s`` of silence; ``rate`` bytes a second over each ``window_s`` of waiting.
+    """How slow a client may be: ``timeout_s`` of silence; ``rate`` bytes a second over
+    each ``window_s`` of waiting.
 
     Only the time in which we wait for the client counts. Used by one thread.
     """
@@ -29,7 +30,11 @@ class BodyTimeouts:
 
     def next_wait_s(self) -> float:
         """How long to wait for the next bytes."""
-        return min(self._timeout_s, max(0.001, self._window_s - self._waited_s)) if self._rate else self._timeout_s
+        return (
+            min(self._timeout_s, max(0.001, self._window_s - self._waited_s))
+            if self._rate
+            else self._timeout_s
+        )
 
     def record(self, got: int, waited_s: float) -> None:
         """So many bytes came after so long, 0 for none. Raises TooSlow."""
@@ -39,12 +44,16 @@ class BodyTimeouts:
             raise BodyTooSlow(f"nothing came for {self._timeout_s:g} s")
         if self._rate and self._waited_s >= self._window_s:
             if self._got < self._rate * self._window_s:
-                raise BodyTooSlow(f"fewer than {self._rate} bytes a second came for {self._window_s:g} s")
+                raise BodyTooSlow(
+                    f"fewer than {self._rate} bytes a second came for "
+                    f"{self._window_s:g} s"
+                )
             self._waited_s, self._got = 0.0, 0
 
 
 class TimedSocket:
-    """What gunicorn reads a connection from; while a body is expected, ``sock`` has a timeout. One thread at a time."""
+    """What gunicorn reads a connection from; while a body is expected, ``sock`` has a
+    timeout. One thread at a time."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -65,7 +74,8 @@ class TimedSocket:
         self._pace, self._ask = pace, None
 
     def while_waiting(self, ask: Callable[[], None]) -> None:
-        """Call ``ask`` again and again while one waits for the body; what it raises ends the waiting."""
+        """Call ``ask`` again and again while one waits for the body; what it raises
+        ends the waiting."""
         self._ask = ask
 
     def recv(self, size: int) -> bytes:
@@ -76,7 +86,9 @@ class TimedSocket:
         waited_s = 0.0
         while True:
             try:
-                data = os.read(self._sock.fileno(), size)  # past the socket's timeout, which costs a poll(2) each time
+                data = os.read(
+                    self._sock.fileno(), size
+                )  # past the socket's timeout, which costs a poll(2) each time
             except BlockingIOError:
                 waited_s += self._await_body(self._pace)
                 continue
@@ -85,9 +97,12 @@ class TimedSocket:
             return data
 
     def _await_body(self, pace: BodyTimeouts) -> float:
-        """Wait until more comes; for how many seconds that was since the last ones were counted."""
+        """Wait until more comes; for how many seconds that was since the last ones were
+        counted."""
         begun = time.monotonic()
-        if self._ask is not None and begun - self._asked_at > TURN_S:  # each wait may be short
+        if (
+            self._ask is not None and begun - self._asked_at > TURN_S
+        ):  # each wait may be short
             self._asked_at = begun
             self._ask()
         while not self._poll(pace.next_wait_s()):
@@ -99,7 +114,10 @@ class TimedSocket:
         """Whether something comes in time."""
         poll, deadline = select.poll(), time.monotonic() + patience_s
         poll.register(self._sock, select.POLLIN)
-        while self._ask is not None and (patience_s := deadline - time.monotonic()) > TURN_S:
+        while (
+            self._ask is not None
+            and (patience_s := deadline - time.monotonic()) > TURN_S
+        ):
             if poll.poll(TURN_S * 1000):
                 return True
             self._ask()

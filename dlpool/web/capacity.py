@@ -1,4 +1,5 @@
-"""The number of processes and threads of dlpool-web: fewer than the settings say if a limit of the system is low."""
+"""The number of processes and threads of dlpool-web: fewer than the settings say if a
+limit of the system is low."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ from dlpool.config import Settings
 from dlpool.errors import LocalFault
 
 LEAST_THREADS = 4  # of a process: the lower bound of the setting
-HELPERS = 6  # threads of a process besides those for requests: keeper, lingering, events, log, two for probes
+# threads of a process besides those for requests: keeper, lingering, events, log, two
+# for probes
+HELPERS = 6
 BASE_FILES = 32  # open in a process that does nothing
 FILES_A_THREAD = 12  # open at once: the connection, a chunk, locks, the log, Redis
 LEAST_FILES_A_THREAD = 6  # enough for most requests
@@ -19,7 +22,8 @@ LEAST_FILES_A_THREAD = 6  # enough for most requests
 
 @dataclass(frozen=True)
 class ServerCapacity:
-    """The allowed numbers. ``notes``: a sentence for each reason why they are lower than the settings."""
+    """The allowed numbers. ``notes``: a sentence for each reason why they are lower
+    than the settings."""
 
     processes: int
     threads: int
@@ -27,10 +31,12 @@ class ServerCapacity:
 
 
 def fit_to_limits(settings: Settings) -> tuple[Settings, ServerCapacity]:
-    """Return the settings with the number of threads that this machine allows, and the capacity found.
+    """Return the settings with the number of threads that this machine allows, and the
+    capacity found.
 
-    The limit is measured by starting the threads: Linux refuses a thread beyond RLIMIT_NPROC, ``pids.max`` of a
-    cgroup, or ``threads-max`` (pthread_create(3)), and none of these can be read reliably.
+    The limit is measured by starting the threads: Linux refuses a thread beyond
+    RLIMIT_NPROC, ``pids.max`` of a cgroup, or ``threads-max`` (pthread_create(3)), and
+    none of these can be read reliably.
 
     Raises LocalFault if the limits do not allow one process with ``LEAST_THREADS``.
     """
@@ -43,14 +49,16 @@ def fit_to_limits(settings: Settings) -> tuple[Settings, ServerCapacity]:
 
 
 def by_threads(processes: int, threads: int, spare: int) -> ServerCapacity:
-    """Divide ``spare`` threads, main threads included, among the processes. Pure. Raises LocalFault."""
+    """Divide ``spare`` threads, main threads included, among the processes. Pure.
+    Raises LocalFault."""
     own = 1 + HELPERS
     if spare >= processes * (own + threads):
         return ServerCapacity(processes, threads)
     least = own + LEAST_THREADS
     if spare < least:
         raise LocalFault(
-            f"cannot start dlpool-web: only {spare} more threads are allowed, and it needs {least}: raise the limit of "
+            f"cannot start dlpool-web: only {spare} more threads are allowed, and it "
+            f"needs {least}: raise the limit of "
             "processes (ulimit -u, TasksMax of the unit, pids.max of the container)"
         )
     fewer = max(1, min(processes, spare // (own + min(threads, 2 * LEAST_THREADS))))
@@ -63,24 +71,33 @@ def by_threads(processes: int, threads: int, spare: int) -> ServerCapacity:
 
 
 def by_files(threads: int, limit: int) -> ServerCapacity:
-    """Return the number of threads for a process that may open ``limit`` files. Pure. Raises LocalFault."""
-    if limit == resource.RLIM_INFINITY or limit >= BASE_FILES + FILES_A_THREAD * threads:
+    """Return the number of threads for a process that may open ``limit`` files. Pure.
+    Raises LocalFault."""
+    if (
+        limit == resource.RLIM_INFINITY
+        or limit >= BASE_FILES + FILES_A_THREAD * threads
+    ):
         return ServerCapacity(1, threads)
     least = BASE_FILES + LEAST_FILES_A_THREAD * LEAST_THREADS
     if limit < least:
         raise LocalFault(
-            f"cannot start dlpool-web: a process may open only {limit} files, and it needs {least}: raise the limit "
+            f"cannot start dlpool-web: a process may open only {limit} files, and it "
+            f"needs {least}: raise the limit "
             "(ulimit -n, LimitNOFILE of the unit)"
         )
     fewer = max(LEAST_THREADS, (limit - BASE_FILES) // FILES_A_THREAD)
     if fewer >= threads:
         return ServerCapacity(1, threads)
-    note = f"a process may open only {limit} files (ulimit -n, LimitNOFILE): {fewer} threads each instead of {threads}"
+    note = (
+        f"a process may open only {limit} files (ulimit -n, LimitNOFILE): {fewer} "
+        f"threads each instead of {threads}"
+    )
     return ServerCapacity(1, fewer, (note,))
 
 
 def spare_threads(wanted: int) -> int:
-    """Return how many of ``wanted`` threads this process can start now, by starting and joining them."""
+    """Return how many of ``wanted`` threads this process can start now, by starting and
+    joining them."""
     release, started = threading.Event(), []
     try:
         for _ in range(wanted):

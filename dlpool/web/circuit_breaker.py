@@ -1,4 +1,5 @@
-"""A Redis that does not answer must not keep all threads waiting for it, one request after the other."""
+"""A Redis that does not answer must not keep all threads waiting for it, one request
+after the other."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ TRIES_S = 1.0  # between two of those that try whether it answers again
 
 
 class CircuitBreaker:
-    """While it is known that Redis does not answer, one request at a time tries, and the others fail at once.
+    """While it is known that Redis does not answer, one request at a time tries, and
+    the others fail at once.
 
     Thread-safe; the lock guards all of the state.
     """
@@ -29,7 +31,8 @@ class CircuitBreaker:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Ask Redis within it. Raises QueueAway without asking, and what the block raises."""
+        """Ask Redis within it. Raises QueueAway without asking, and what the block
+        raises."""
         is_try, begun = self._begin(), self._clock()
         try:
             yield

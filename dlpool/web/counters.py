@@ -1,8 +1,8 @@
 """Counters that outlive a worker process and are the same whichever worker is asked.
 
-Each process has a row, a file that it alone writes, about once a second and before it tells the sums. A new process
-goes on with the row of a dead one, so that sums never fall and rows do not pile up; a killed one loses the counts of
-its last second.
+Each process has a row, a file that it alone writes, about once a second and before it
+tells the sums. A new process goes on with the row of a dead one, so that sums never
+fall and rows do not pile up; a killed one loses the counts of its last second.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ BUCKETS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0)  # seconds
 
 
 class SharedCounters:
-    """Where ``folder`` cannot be written the counts are the process's own. Thread-safe.
+    """Where ``folder`` cannot be written the counts are the process's own.
+    Thread-safe.
 
-    ``_lock`` guards the counts; ``_writing`` is held by the one thread that writes the row.
+    ``_lock`` guards the counts; ``_writing`` is held by the one thread that writes the
+    row.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,7 +39,9 @@ class SharedCounters:
         with suppress(OSError):
             make_folders(folder, sync=False)
             self._claim()
-        self._counts: dict[str, float] = _read(self._row) if self._row is not None else {}
+        self._counts: dict[str, float] = (
+            _read(self._row) if self._row is not None else {}
+        )
 
     def add(self, key: str, amount: float = 1) -> None:
         """Count. ``key``: ``chunks``, ``bytes``, ``error LABEL``, ..."""
@@ -46,7 +50,8 @@ class SharedCounters:
             self._is_changed = True
 
     def count_request(self, seconds: float, label: str) -> None:
-        """A request was answered, after so long; ``label``: its error, if it was one."""
+        """A request was answered, after so long; ``label``: its error, if it was
+        one."""
         bucket = next((str(bound) for bound in BUCKETS if seconds <= bound), "+Inf")
         self.add(f"took {bucket}")
         self.add("seconds", seconds)
@@ -71,7 +76,8 @@ class SharedCounters:
             return True
 
     def totals(self) -> dict[str, float]:
-        """The counts of all processes, as their rows say: what one of them has told, no other one takes back."""
+        """The counts of all processes, as their rows say: what one of them has told, no
+        other one takes back."""
         is_told = self.flush()
         with self._lock:
             found = {} if is_told else dict(self._counts)
@@ -81,9 +87,14 @@ class SharedCounters:
         return found
 
     def _claim(self) -> None:
-        """Take the first row that nobody has; it is ours until this process ends. Raises OSError."""
+        """Take the first row that nobody has; it is ours until this process ends.
+        Raises OSError."""
         for number in range(MAX_ROWS):
-            guard = os.open(self._folder / f"{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            guard = os.open(
+                self._folder / f"{number}.lock",
+                os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
+                0o600,
+            )
             try:
                 self._held = FileLock(guard, self._folder / f"{number}.lock")
             except (LockHeld, LockForeign):

@@ -1,4 +1,5 @@
-"""The dashboard: a page and its parts, out of the package. No data is in them; the page asks the API for it."""
+"""The dashboard: a page and its parts, out of the package. No data is in them; the page
+asks the API for it."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ TYPES = {
 }
 # No script or style but our own files, no other site in or around the page.
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 PREFIX = b'data-uploads="/go-uploader"'  # in the page; it may be set otherwise
@@ -53,12 +55,21 @@ class Asset:
 def assets() -> dict[str, bytes]:
     """The files of the page, by name."""
     folder = resources.files("dlpool.web") / "static"
-    return {one.name: one.read_bytes() for one in folder.iterdir() if one.name.rpartition(".")[2] in TYPES}
+    return {
+        one.name: one.read_bytes()
+        for one in folder.iterdir()
+        if one.name.rpartition(".")[2] in TYPES
+    }
 
 
 def add_routes(app: falcon.App[Any, Any], parts: WebServices) -> None:
-    """Add ``/`` and ``/static/NAME``. Both are open: without a token the page shows nothing but a form for it."""
+    """Add ``/`` and ``/static/NAME``. Both are open: without a token the page shows
+    nothing but a form for it."""
     for name, data in assets().items():
         if name == "index.html":
-            data = data.replace(PREFIX, f'data-uploads="{parts.settings.web.prefix}"'.encode())
-        app.add_route("/" if name == "index.html" else f"/static/{name}", Asset(name, data))
+            data = data.replace(
+                PREFIX, f'data-uploads="{parts.settings.web.prefix}"'.encode()
+            )
+        app.add_route(
+            "/" if name == "index.html" else f"/static/{name}", Asset(name, data)
+        )

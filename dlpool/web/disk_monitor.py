@@ -1,4 +1,5 @@
-"""Logs when a disk of uploads fills up or a folder becomes unusable, and when it recovers.
+"""Logs when a disk of uploads fills up or a folder becomes unusable, and when it
+recovers.
 
 Each change is logged once by all processes together.
 """
@@ -15,7 +16,14 @@ from dlpool import jsontext
 from dlpool.config import UploadSettings
 from dlpool.disk import atomic_write
 from dlpool.observe.log import Logger
-from dlpool.storage.disk.capacity import HEALTHY, UNHEALTHY, WARNING, VolumeCapacity, capacity_of, device_of
+from dlpool.storage.disk.capacity import (
+    HEALTHY,
+    UNHEALTHY,
+    WARNING,
+    VolumeCapacity,
+    capacity_of,
+    device_of,
+)
 from dlpool.web.monitoring import folder_check
 
 LOOK_S = 5.0  # between two checks of the disks
@@ -24,10 +32,11 @@ _ORDER = (HEALTHY, WARNING, UNHEALTHY)
 
 
 def next_health(before: str, used: float, settings: UploadSettings) -> str:
-    """Return the health of a disk whose share ``used`` is in use, and whose health was ``before``. Pure.
+    """Return the health of a disk whose share ``used`` is in use, and whose health was
+    ``before``. Pure.
 
-    It gets worse at ``disk_warn`` and ``disk_refuse``, and better only ``MARGIN`` below them, so that a disk whose use
-    varies around a threshold is logged once.
+    It gets worse at ``disk_warn`` and ``disk_refuse``, and better only ``MARGIN`` below
+    them, so that a disk whose use varies around a threshold is logged once.
     """
     reached = _level(used, settings)
     held = min(before, _level(used + MARGIN, settings), key=_ORDER.index)
@@ -41,17 +50,25 @@ def _level(used: float, settings: UploadSettings) -> str:
 
 
 class DiskMonitor:
-    """Checks ``upload_dir``, ``merged_dir`` and their disks; only one thread of one process at a time calls ``look``.
+    """Checks ``upload_dir``, ``merged_dir`` and their disks; only one thread of one
+    process at a time calls ``look``.
 
-    The logged state is kept in a file in ``folder``, so that other processes and later starts do not log it again; in
-    memory if the file cannot be written.
+    The logged state is kept in a file in ``folder``, so that other processes and later
+    starts do not log it again; in memory if the file cannot be written.
     """
 
     def __init__(
-        self, settings: UploadSettings, folder: Path, log: Logger, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: UploadSettings,
+        folder: Path,
+        log: Logger,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
-        self._folders = (("upload_dir", settings.upload_dir), ("merged_dir", settings.merged_dir))
+        self._folders = (
+            ("upload_dir", settings.upload_dir),
+            ("merged_dir", settings.merged_dir),
+        )
         self._path = folder / "disks.json"
         self._log = log
         self._clock = clock
@@ -59,7 +76,8 @@ class DiskMonitor:
         self._told: dict[str, str] = {}
 
     def check(self) -> None:
-        """Log each disk and folder whose health has changed, if the last check is ``LOOK_S`` ago. Raises nothing."""
+        """Log each disk and folder whose health has changed, if the last check is
+        ``LOOK_S`` ago. Raises nothing."""
         if self._clock() < self._next_look:
             return
         self._next_look = self._clock() + LOOK_S
@@ -78,11 +96,16 @@ class DiskMonitor:
         self._write(told)
 
     def _judge_use(self, folder: str, before: str) -> str:
-        """Return the health of one folder: whether it can be written to. Log a change."""
+        """Return the health of one folder: whether it can be written to. Log a
+        change."""
         check = folder_check(folder)
-        health = UNHEALTHY if check["status"] == UNHEALTHY else HEALTHY  # a missing folder is created when needed
+        health = (
+            UNHEALTHY if check["status"] == UNHEALTHY else HEALTHY
+        )  # a missing folder is created when needed
         if health == UNHEALTHY != before:
-            self._log.warning("upload_folder_unusable", folder=folder, reason=check["message"])
+            self._log.warning(
+                "upload_folder_unusable", folder=folder, reason=check["message"]
+            )
         elif health != before:
             self._log.info("upload_folder_back", folder=folder)
         return health

@@ -33,15 +33,27 @@ _LABELS = {
     507: "no_space",
 }
 
-_TEXTS = {404: "there is nothing at this address", 405: "this address does not know that method"}
+_TEXTS = {
+    404: "there is nothing at this address",
+    405: "this address does not know that method",
+}
 
 
 def add_error_handlers(app: falcon.App[Any, Any], log: Logger) -> None:
     """Let everything that is raised end in that shape."""
 
-    def unexpected(req: falcon.Request, resp: falcon.Response, error: Exception, _params: object) -> None:
-        bind_trace(log, req).error("request_broke", error=error, method=req.method, location=req.path)
-        answer(resp, UploadError(500, "internal", "something went wrong on the server; its log says what"))
+    def unexpected(
+        req: falcon.Request, resp: falcon.Response, error: Exception, _params: object
+    ) -> None:
+        bind_trace(log, req).error(
+            "request_broke", error=error, method=req.method, location=req.path
+        )
+        answer(
+            resp,
+            UploadError(
+                500, "internal", "something went wrong on the server; its log says what"
+            ),
+        )
 
     app.add_error_handler(Exception, unexpected)
     app.add_error_handler(falcon.HTTPError, _http_error)
@@ -65,27 +77,55 @@ def answer(resp: falcon.Response, refusal: UploadError) -> None:
     resp.context.code = refusal.code
 
 
-def _refused(_req: falcon.Request, resp: falcon.Response, error: UploadError, _params: object) -> None:
+def _refused(
+    _req: falcon.Request, resp: falcon.Response, error: UploadError, _params: object
+) -> None:
     answer(resp, error)
 
 
-def _too_slow(_req: falcon.Request, resp: falcon.Response, error: BodyTooSlow, _params: object) -> None:
+def _too_slow(
+    _req: falcon.Request, resp: falcon.Response, error: BodyTooSlow, _params: object
+) -> None:
     answer(resp, UploadError(408, "too_slow", f"the request came too slowly: {error}"))
 
 
-def _yielded(_req: falcon.Request, resp: falcon.Response, _error: SlotRevoked, _params: object) -> None:
+def _yielded(
+    _req: falcon.Request, resp: falcon.Response, _error: SlotRevoked, _params: object
+) -> None:
     text = "others wait for a place, and this body came slowly: send it again"
     answer(resp, UploadError(503, "busy", text, headers={"Retry-After": "1"}))
 
 
-def _broken(_req: falcon.Request, resp: falcon.Response, error: BrokenBody, _params: object) -> None:
+def _broken(
+    _req: falcon.Request, resp: falcon.Response, error: BrokenBody, _params: object
+) -> None:
     if isinstance(error, BadFraming):
-        answer(resp, UploadError(400, "bad_framing", f"the body is not framed as HTTP says: {error}"))
+        answer(
+            resp,
+            UploadError(
+                400, "bad_framing", f"the body is not framed as HTTP says: {error}"
+            ),
+        )
     else:
-        answer(resp, UploadError(400, "truncated", f"the body did not come whole: {error}"))
+        answer(
+            resp, UploadError(400, "truncated", f"the body did not come whole: {error}")
+        )
 
 
-def _http_error(_req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, _params: object) -> None:
+def _http_error(
+    _req: falcon.Request,
+    resp: falcon.Response,
+    error: falcon.HTTPError,
+    _params: object,
+) -> None:
     status = http_status_to_code(error.status)
     text = error.description or _TEXTS.get(status) or error.title
-    answer(resp, UploadError(status, _LABELS.get(status, "error"), text, headers=dict(error.headers or {})))
+    answer(
+        resp,
+        UploadError(
+            status,
+            _LABELS.get(status, "error"),
+            text,
+            headers=dict(error.headers or {}),
+        ),
+    )

@@ -1,4 +1,5 @@
-"""Publishes events of uploads in a stream of the queue, on a separate thread: no upload waits for Redis."""
+"""Publishes events of uploads in a stream of the queue, on a separate thread: no upload
+waits for Redis."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ BATCH = 100  # entries per round trip
 PAUSE_S = 1.0  # after a failure
 END_S = 1.0  # for the waiting entries when the process exits
 
-current_trace: ContextVar[str | None] = ContextVar("current_trace", default=None)  # of the request of this thread
+current_trace: ContextVar[str | None] = ContextVar(
+    "current_trace", default=None
+)  # of the request of this thread
 
 
 class StreamWriter(Protocol):
@@ -36,16 +39,20 @@ class StreamWriter(Protocol):
 
 
 class StreamPublisher:
-    """Queues entries for one stream of Redis. Thread-safe; calls neither block nor raise.
+    """Queues entries for one stream of Redis. Thread-safe; calls neither block nor
+    raise.
 
-    Subclasses say what the entries are. Entries that Redis does not accept, or that come while ``most`` wait, are lost
-    and counted; the first loss is logged. The first entry starts the thread.
+    Subclasses say what the entries are. Entries that Redis does not accept, or that
+    come while ``most`` wait, are lost and counted; the first loss is logged. The first
+    entry starts the thread.
     """
 
     label: ClassVar[str]  # the figures are ``WHAT told`` and ``WHAT lost``
     capacity: ClassVar[int] = MOST  # entries that wait
 
-    def __init__(self, writer: StreamWriter, figures: SharedCounters, log: Logger) -> None:
+    def __init__(
+        self, writer: StreamWriter, figures: SharedCounters, log: Logger
+    ) -> None:
         self._writer = writer
         self._figures = figures
         self._log = log
@@ -78,7 +85,9 @@ class StreamPublisher:
             return
         with self._starting:
             if self._thread is None:
-                thread = threading.Thread(target=self._run, name=f"{self.label}-teller", daemon=True)
+                thread = threading.Thread(
+                    target=self._run, name=f"{self.label}-teller", daemon=True
+                )
                 thread.start()
                 self._thread = thread
                 atexit.register(self.close)
@@ -93,7 +102,8 @@ class StreamPublisher:
                 self._ending.wait(PAUSE_S)
 
     def _next_batch(self) -> list[dict[str, str] | None]:
-        """Wait for an entry, and return it with the queued ones; the last is None when the process exits."""
+        """Wait for an entry, and return it with the queued ones; the last is None when
+        the process exits."""
         batch = [self._waiting.get()]
         while batch[-1] is not None and len(batch) < BATCH:
             try:
@@ -129,7 +139,7 @@ class StreamPublisher:
 class UploadEventPublisher(StreamPublisher):
     """Queues each event of an upload for the stream of events."""
 
-    what = "events"
+    label = "events"
 
     def __call__(self, event: UploadEvent) -> None:
         """Queue the event."""
@@ -140,14 +150,20 @@ class UploadEventPublisher(StreamPublisher):
         self._log.warning("upload_events_lost", error=error)
 
 
-def open_event_publisher(settings: Settings, figures: SharedCounters, log: Logger) -> UploadEventPublisher:
-    """Return the announcer of this process, for the queue of ``[redis]``. Raises ConfigurationError."""
+def open_event_publisher(
+    settings: Settings, figures: SharedCounters, log: Logger
+) -> UploadEventPublisher:
+    """Return the announcer of this process, for the queue of ``[redis]``. Raises
+    ConfigurationError."""
     client = connect(settings.redis, Path(settings.paths.state_dir), name="dlpool-web")
-    return UploadEventPublisher(EventWriter(client, QueueKeys(settings.redis.group)), figures, log)
+    return UploadEventPublisher(
+        EventWriter(client, QueueKeys(settings.redis.group)), figures, log
+    )
 
 
 def event_fields(event: UploadEvent, trace_id: str | None) -> dict[str, str]:
-    """Return the fields of an entry of the stream, as texts, without those that are unknown."""
+    """Return the fields of an entry of the stream, as texts, without those that are
+    unknown."""
     fields = {
         "event": event.name,
         "upload_id": event.upload_id,

@@ -1,4 +1,5 @@
-"""The metrics of the HTTP side in Prometheus' text format; docs/metrics.md lists them."""
+"""The metrics of the HTTP side in Prometheus' text format; docs/metrics.md lists
+them."""
 
 from __future__ import annotations
 
@@ -7,7 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
@@ -16,14 +22,18 @@ from dlpool.storage.disk.capacity import HEALTHY, UNHEALTHY, WARNING
 from dlpool.web.counters import BUCKETS
 
 _HEALTHS = (HEALTHY, WARNING, UNHEALTHY)
-_HEALTH = "0 healthy, 1 above disk_warn, 2 above disk_refuse or not to be written to: no new uploads"
+_HEALTH = (
+    "0 healthy, 1 above disk_warn, 2 above disk_refuse or not to be written to: no "
+    "new uploads"
+)
 
 
 @dataclass(frozen=True)
 class MetricsSnapshot:
     """The figures of one moment.
 
-    ``counts``: see ``figures``; ``memory`` in bytes by pid; ``disks`` and ``health`` by setting.
+    ``counts``: see ``figures``; ``memory`` in bytes by pid; ``disks`` and ``health`` by
+    setting.
     """
 
     counts: Mapping[str, float]
@@ -42,41 +52,71 @@ class _Collector(Collector):
     def collect(self) -> Iterator[Metric]:
         """All families."""
         found, counts = self._found, self._found.counts
-        tasks = GaugeMetricFamily("dlpool_upload_tasks", "Upload tasks by state", labels=["state"])
+        tasks = GaugeMetricFamily(
+            "dlpool_upload_tasks", "Upload tasks by state", labels=["state"]
+        )
         for state, number in found.tasks.items():
             tasks.add_metric([state], number)
         yield tasks
-        yield GaugeMetricFamily("dlpool_upload_chunks_stored", "Chunks that are on the disk", found.chunks)
-        yield CounterMetricFamily("dlpool_upload_chunks", "Chunks received", counts.get("chunks", 0))
-        yield CounterMetricFamily("dlpool_upload_bytes", "Bytes of chunks received", counts.get("bytes", 0))
-        events = CounterMetricFamily("dlpool_upload_events", "Events of uploads, told or lost", labels=["outcome"])
+        yield GaugeMetricFamily(
+            "dlpool_upload_chunks_stored", "Chunks that are on the disk", found.chunks
+        )
+        yield CounterMetricFamily(
+            "dlpool_upload_chunks", "Chunks received", counts.get("chunks", 0)
+        )
+        yield CounterMetricFamily(
+            "dlpool_upload_bytes", "Bytes of chunks received", counts.get("bytes", 0)
+        )
+        events = CounterMetricFamily(
+            "dlpool_upload_events",
+            "Events of uploads, told or lost",
+            labels=["outcome"],
+        )
         for outcome in ("told", "lost"):
             events.add_metric([outcome], counts.get(f"events {outcome}", 0))
         yield events
         audit = CounterMetricFamily(
-            "dlpool_web_audit_events", "Audit events, told to Redis or lost", labels=["outcome"]
+            "dlpool_web_audit_events",
+            "Audit events, told to Redis or lost",
+            labels=["outcome"],
         )
         for outcome in ("told", "lost"):
             audit.add_metric([outcome], counts.get(f"audit {outcome}", 0))
         yield audit
-        scans = CounterMetricFamily("dlpool_upload_scans", "Files that were checked for malware", labels=["outcome"])
+        scans = CounterMetricFamily(
+            "dlpool_upload_scans",
+            "Files that were checked for malware",
+            labels=["outcome"],
+        )
         for outcome in OUTCOMES:
             scans.add_metric([outcome], counts.get(f"scan {outcome}", 0))
         yield scans
-        errors = CounterMetricFamily("dlpool_web_errors", "Requests refused or failed", labels=["code"])
+        errors = CounterMetricFamily(
+            "dlpool_web_errors", "Requests refused or failed", labels=["code"]
+        )
         for key in sorted(counts):
             if key.startswith("error "):
                 errors.add_metric([key.removeprefix("error ")], counts[key])
         yield errors
         yield self._durations()
-        yield GaugeMetricFamily("dlpool_web_memory_bytes", "Resident memory of all workers", sum(found.memory.values()))
-        yield GaugeMetricFamily("dlpool_web_workers", "Worker processes", len(found.memory))
+        yield GaugeMetricFamily(
+            "dlpool_web_memory_bytes",
+            "Resident memory of all workers",
+            sum(found.memory.values()),
+        )
+        yield GaugeMetricFamily(
+            "dlpool_web_workers", "Worker processes", len(found.memory)
+        )
         for name in ("free", "total"):
-            disk = GaugeMetricFamily(f"dlpool_web_disk_{name}_bytes", f"Disk: {name}", labels=["folder"])
+            disk = GaugeMetricFamily(
+                f"dlpool_web_disk_{name}_bytes", f"Disk: {name}", labels=["folder"]
+            )
             for folder, room in found.disks.items():
                 disk.add_metric([folder], room[name])
             yield disk
-        health = GaugeMetricFamily("dlpool_web_disk_health", f"Disk: {_HEALTH}", labels=["folder"])
+        health = GaugeMetricFamily(
+            "dlpool_web_disk_health", f"Disk: {_HEALTH}", labels=["folder"]
+        )
         for folder, said in found.health.items():
             health.add_metric([folder], _HEALTHS.index(said))
         yield health
@@ -86,7 +126,9 @@ class _Collector(Collector):
         for bound in (*map(str, BUCKETS), "+Inf"):
             sum_so_far += counts.get(f"took {bound}", 0)
             buckets.append((bound, sum_so_far))
-        durations = HistogramMetricFamily("dlpool_web_request_duration_seconds", "Until a request is answered")
+        durations = HistogramMetricFamily(
+            "dlpool_web_request_duration_seconds", "Until a request is answered"
+        )
         durations.add_metric([], buckets, counts.get("seconds", 0))
         return durations
 

@@ -1,4 +1,5 @@
-"""Merged files, sent back: ranges (RFC 9110, section 14), validators, and nginx's ``X-Accel-Redirect``."""
+"""Merged files, sent back: ranges (RFC 9110, section 14), validators, and nginx's
+``X-Accel-Redirect``."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 
 
 class FileResource:
-    """``GET /files/PATH`` of a merged file, for who may read it: its owner, the scope admin, or everybody."""
+    """``GET /files/PATH`` of a merged file, for who may read it: its owner, the scope
+    admin, or everybody."""
 
     scopes = READ_SCOPES
 
@@ -36,7 +38,9 @@ class FileResource:
         """What a GET would say of it."""
         self._answer(req, resp, path, is_sent=False)
 
-    def _answer(self, req: falcon.Request, resp: falcon.Response, path: str, *, is_sent: bool) -> None:
+    def _answer(
+        self, req: falcon.Request, resp: falcon.Response, path: str, *, is_sent: bool
+    ) -> None:
         with ExitStack() as stack:
             descriptor = self._parts.store.open_merged(path, request_owner(req))
             stack.callback(os.close, descriptor)
@@ -48,9 +52,13 @@ class FileResource:
                 return
             etag, modified = etag_of(status), formatdate(status.st_mtime, usegmt=True)
             if is_another(req, etag, status.st_mtime):
-                raise UploadError(412, "changed", "the file is not the one that was asked for")
+                raise UploadError(
+                    412, "changed", "the file is not the one that was asked for"
+                )
             self._name(resp, path)
-            resp.set_headers({"Accept-Ranges": "bytes", "ETag": etag, "Last-Modified": modified})
+            resp.set_headers(
+                {"Accept-Ranges": "bytes", "ETag": etag, "Last-Modified": modified}
+            )
             if is_unchanged(req.get_header("If-None-Match"), etag):
                 resp.status = 304
                 return
@@ -66,10 +74,15 @@ class FileResource:
         """A file of a stranger is not to be shown as a page of ours."""
         name = path.rpartition("/")[2]
         resp.content_type = "application/octet-stream"
-        resp.set_header("Content-Disposition", f"attachment; filename*=UTF-8''{quote(name, safe='')}")
+        resp.set_header(
+            "Content-Disposition",
+            f"attachment; filename*=UTF-8''{quote(name, safe='')}",
+        )
 
     @staticmethod
-    def _part(req: falcon.Request, resp: falcon.Response, size: int, etag: str, modified: str) -> tuple[int, int]:
+    def _part(
+        req: falcon.Request, resp: falcon.Response, size: int, etag: str, modified: str
+    ) -> tuple[int, int]:
         condition = req.get_header("If-Range")
         if condition is not None and condition not in (etag, modified):
             return 0, size
@@ -79,7 +92,10 @@ class FileResource:
             for name in ("ETag", "Last-Modified", "Content-Disposition"):
                 resp.delete_header(name)
             raise UploadError(
-                416, "bad_range", f"the file has {size} bytes", headers={"Content-Range": f"bytes */{size}"}
+                416,
+                "bad_range",
+                f"the file has {size} bytes",
+                headers={"Content-Range": f"bytes */{size}"},
             ) from error
         if found is None:
             return 0, size
@@ -89,7 +105,8 @@ class FileResource:
 
 
 class _Sent(io.FileIO):
-    """What is left to send of a file; with its end the place of the client is free again."""
+    """What is left to send of a file; with its end the place of the client is free
+    again."""
 
     def __init__(self, descriptor: int, size: int, stack: ExitStack) -> None:
         super().__init__(descriptor, "rb", closefd=False)
@@ -111,11 +128,14 @@ class _Sent(io.FileIO):
 
 def add_routes(app: falcon.App[Any, Any], parts: WebServices) -> None:
     """Below the prefix."""
-    app.add_route(f"{parts.settings.web.prefix}/files/{{path:path}}", FileResource(parts))
+    app.add_route(
+        f"{parts.settings.web.prefix}/files/{{path:path}}", FileResource(parts)
+    )
 
 
 def etag_of(status: os.stat_result) -> str:
-    """A strong validator: merged files are published whole and never written to again."""
+    """A strong validator: merged files are published whole and never written to
+    again."""
     return f'"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"'
 
 
@@ -126,18 +146,25 @@ def is_unchanged(header: str | None, etag: str) -> bool:
 
 
 def is_another(req: falcon.Request, etag: str, modified: float) -> bool:
-    """Whether ``If-Match``, or else ``If-Unmodified-Since``, is not met (RFC 9110, section 13.2.2)."""
+    """Whether ``If-Match``, or else ``If-Unmodified-Since``, is not met (RFC 9110,
+    section 13.2.2)."""
     wanted = req.get_header("If-Match")
     if wanted is not None:
         return not {etag, "*"} & {tag.strip() for tag in wanted.split(",")}
     try:
-        return int(modified) > parsedate_to_datetime(req.get_header("If-Unmodified-Since") or "").timestamp()
+        return (
+            int(modified)
+            > parsedate_to_datetime(
+                req.get_header("If-Unmodified-Since") or ""
+            ).timestamp()
+        )
     except (ValueError, OverflowError):
         return False
 
 
 def range_of(header: str | None, size: int) -> tuple[int, int] | None:
-    """Begin and exclusive end of a single range; None where the whole file is to be sent.
+    """Begin and exclusive end of a single range; None where the whole file is to be
+    sent.
 
     Raises ValueError for a range that begins behind the file.
     """

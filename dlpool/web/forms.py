@@ -1,4 +1,5 @@
-"""Forms: multipart/form-data (RFC 7578) as it comes, urlencoded ones and JSON, with bounds on all that is in them."""
+"""Forms: multipart/form-data (RFC 7578) as it comes, urlencoded ones and JSON, with
+bounds on all that is in them."""
 
 from __future__ import annotations
 
@@ -30,18 +31,33 @@ class FileSink(Protocol):
 
 
 SWITCHES = ("shared",)  # fields that JSON may say by true or false
-_SWITCHES = {"true": True, "1": True, "yes": True, "": False, "false": False, "0": False, "no": False}
+_SWITCHES = {
+    "true": True,
+    "1": True,
+    "yes": True,
+    "": False,
+    "false": False,
+    "0": False,
+    "no": False,
+}
 OpenFile = Callable[[dict[str, str]], FileSink]
 
 
 class MultipartForm:
-    """Reads a form with one file in it, whose bytes go to what ``open_file`` gives for the fields before it.
+    """Reads a form with one file in it, whose bytes go to what ``open_file`` gives for
+    the fields before it.
 
-    Its fields have at most ``field_size`` bytes in all. Raises Refusal (400) for what is no such form, and for one
-    that ends before its last boundary. Used by one thread.
+    Its fields have at most ``field_size`` bytes in all. Raises Refusal (400) for what
+    is no such form, and for one that ends before its last boundary. Used by one thread.
     """
 
-    def __init__(self, content_type: str, field_size: int, file_name: str | None, open_file: OpenFile) -> None:
+    def __init__(
+        self,
+        content_type: str,
+        field_size: int,
+        file_name: str | None,
+        open_file: OpenFile,
+    ) -> None:
         self.fields: dict[str, str] = {}
         self.has_file = False
         self._left = field_size
@@ -54,7 +70,10 @@ class MultipartForm:
         if not 1 <= len(boundary) <= 70:  # RFC 2046, section 5.1.1
             raise _bad("the Content-Type says no boundary of 1 to 70 characters")
         self._parser = multipart.PushMultipartParser(
-            boundary, max_header_size=MAX_HEADER, max_header_count=MAX_HEADERS, max_segment_count=MAX_PARTS
+            boundary,
+            max_header_size=MAX_HEADER,
+            max_header_count=MAX_HEADERS,
+            max_segment_count=MAX_PARTS,
         )
 
     def read(self, body: RequestBody) -> dict[str, str]:
@@ -64,15 +83,23 @@ class MultipartForm:
                 self._take(event)
             self._parser.close()
         except multipart.MultipartError as error:
-            raise _bad(str(error.args[0]) if error.args else "it is no multipart/form-data") from error
+            raise _bad(
+                str(error.args[0]) if error.args else "it is no multipart/form-data"
+            ) from error
         return self.fields
 
-    def _events(self, body: RequestBody) -> Iterator[multipart.MultipartSegment | bytes | bytearray | None]:
+    def _events(
+        self, body: RequestBody
+    ) -> Iterator[multipart.MultipartSegment | bytes | bytearray | None]:
         for data in body.blocks():
-            if not self._parser.closed:  # what follows the last boundary is of no account
+            if (
+                not self._parser.closed
+            ):  # what follows the last boundary is of no account
                 yield from self._parser.parse(data)
 
-    def _take(self, event: multipart.MultipartSegment | bytes | bytearray | None) -> None:
+    def _take(
+        self, event: multipart.MultipartSegment | bytes | bytearray | None
+    ) -> None:
         if isinstance(event, multipart.MultipartSegment):
             self._begin(event.name)
         elif event is None:
@@ -82,7 +109,9 @@ class MultipartForm:
         else:
             self._left -= len(event)
             if self._left < 0:
-                raise UploadError(413, "form_too_large", "the fields of the form are too long")
+                raise UploadError(
+                    413, "form_too_large", "the fields of the form are too long"
+                )
             self._text += event
 
     def _begin(self, name: str) -> None:
@@ -100,8 +129,11 @@ class MultipartForm:
         self._text.clear()
 
 
-def read_fields(body: RequestBody, content_type: str, field_size: int) -> dict[str, str]:
-    """The fields of a form without files, in any of the three formats. Raises Refusal (400, 415), BrokenBody."""
+def read_fields(
+    body: RequestBody, content_type: str, field_size: int
+) -> dict[str, str]:
+    """The fields of a form without files, in any of the three formats. Raises Refusal
+    (400, 415), BrokenBody."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == MULTIPART:
         return MultipartForm(content_type, field_size, None, _no_file).read(body)
@@ -110,14 +142,20 @@ def read_fields(body: RequestBody, content_type: str, field_size: int) -> dict[s
         return json_fields(data)
     if kind in (URLENCODED, ""):
         return urlencoded_fields(_decoded(data, "the form"))
-    raise UploadError(415, "unsupported_type", f"the Content-Type is to be {JSON}, {URLENCODED} or {MULTIPART}")
+    raise UploadError(
+        415,
+        "unsupported_type",
+        f"the Content-Type is to be {JSON}, {URLENCODED} or {MULTIPART}",
+    )
 
 
 def urlencoded_fields(text: str) -> dict[str, str]:
     """The fields of a query or form. Raises Refusal (400)."""
     fields: dict[str, str] = {}
     try:
-        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=2 * MAX_PARTS)
+        pairs = parse_qsl(
+            text, keep_blank_values=True, errors="strict", max_num_fields=2 * MAX_PARTS
+        )
     except UnicodeDecodeError as error:
         raise _bad("it is not UTF-8") from error
     except ValueError as error:
@@ -130,19 +168,28 @@ def urlencoded_fields(text: str) -> dict[str, str]:
 
 
 def json_fields(data: bytes) -> dict[str, str]:
-    """The texts, numbers and switches of a JSON object, all as texts; a null is not there. Raises Refusal (400)."""
+    """The texts, numbers and switches of a JSON object, all as texts; a null is not
+    there. Raises Refusal (400)."""
     fields = {}
     given = json_object(data)
     if len(given) > 2 * MAX_PARTS:
-        raise UploadError(400, "bad_json", f"the body has more than {2 * MAX_PARTS} fields")
+        raise UploadError(
+            400, "bad_json", f"the body has more than {2 * MAX_PARTS} fields"
+        )
     for name, value in given.items():
         if isinstance(value, bool) and name in SWITCHES:
             fields[name] = str(value).lower()
             continue
         if isinstance(value, bool) or not isinstance(value, str | int | float | None):
-            raise UploadError(400, "bad_field", f"{name[:100]!r} is neither a text nor a number")
+            raise UploadError(
+                400, "bad_field", f"{name[:100]!r} is neither a text nor a number"
+            )
         if isinstance(value, float) and abs(value) >= 2**53:  # its digits are lost
-            raise UploadError(400, "bad_field", f"{name[:100]!r} is too large a number: send it as a text")
+            raise UploadError(
+                400,
+                "bad_field",
+                f"{name[:100]!r} is too large a number: send it as a text",
+            )
         if value is not None:
             fields[name] = str(value)
     return fields
@@ -155,7 +202,9 @@ def json_object(data: bytes) -> dict[str, Any]:
         found = jsontext.loads(data)
         json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise UploadError(400, "bad_json", "the body has half a surrogate pair in a text") from error
+        raise UploadError(
+            400, "bad_json", "the body has half a surrogate pair in a text"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise UploadError(400, "bad_json", f"the body is no JSON: {error}") from error
     if not isinstance(found, dict):
@@ -176,18 +225,25 @@ def optional_number(fields: dict[str, str], name: str) -> int | None:
     if not text:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise UploadError(400, "bad_field", f"{name} is {text[:40]!r}: it is to be a whole number, 0 or more")
+        raise UploadError(
+            400,
+            "bad_field",
+            f"{name} is {text[:40]!r}: it is to be a whole number, 0 or more",
+        )
     return int(text)
 
 
 def parse_switch(fields: Mapping[str, str], name: str) -> bool:
-    """Whether a switch is on: ``true``, ``1`` or ``yes``; absent, empty, ``false``, ``0`` or ``no``: it is not.
+    """Whether a switch is on: ``true``, ``1`` or ``yes``; absent, empty, ``false``,
+    ``0`` or ``no``: it is not.
 
     Raises Refusal (400).
     """
     text = fields.get(name, "").strip().lower()
     if text not in _SWITCHES:
-        raise UploadError(400, "bad_field", f"{name} is {text[:40]!r}: it is to be true or false")
+        raise UploadError(
+            400, "bad_field", f"{name} is {text[:40]!r}: it is to be true or false"
+        )
     return _SWITCHES[text]
 
 

@@ -1,8 +1,10 @@
-"""A worker of gunicorn that receives the heads of requests without threads, and keeps places for probes.
+"""A worker of gunicorn that receives the heads of requests without threads, and keeps
+places for probes.
 
-The main loop holds each connection until the head of its request is whole (``dlpool.request_heads``); only then one of the
-threads gets it. A client that says nothing, or drips, costs a descriptor and some bytes, and the oldest of them makes
-room for the next one.
+The main loop holds each connection until the head of its request is whole
+(``dlpool.request_heads``); only then one of the threads gets it. A client that says
+nothing, or drips, costs a descriptor and some bytes, and the oldest of them makes room
+for the next one.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ from dlpool.web.body import BLOCK_SIZE, BadFraming, BodyTooSlow, BrokenBody
 from dlpool.web.body_timeouts import BodyTimeouts, TimedSocket
 from dlpool.web.lingering_close import LingeringCloser
 
-CROWDED_S = 0.1  # until another connection is taken, where there are too many files open and all are in use
+# until another connection is taken, where there are too many files open and all are in
+# use
+CROWDED_S = 0.1
 FREED = 8  # silent connections that are closed where there are too many files open
 RESERVED = 256  # connections of a process for probes, and for heads that may be of some
 BUSY_S = 1  # seconds; Retry-After of who is turned away
@@ -58,7 +62,8 @@ _REASONS = {
 
 @dataclass
 class RequestPool:
-    """Threads for some of the requests, and how many these may have, with those that wait. By the main loop only."""
+    """Threads for some of the requests, and how many these may have, with those that
+    wait. By the main loop only."""
 
     pool: ThreadPoolExecutor
     limit: int
@@ -68,8 +73,9 @@ class RequestPool:
 class GunicornBody:
     """gunicorn's body of a request, whose errors are ``BrokenBody`` and ``TooSlow``.
 
-    ``100 Continue`` is sent with the first read, so that a request which is refused before sends no body. ``is_left``:
-    not all of it was read. ``while_waiting``: see ``TimedSocket``.
+    ``100 Continue`` is sent with the first read, so that a request which is refused
+    before sends no body. ``is_left``: not all of it was read. ``while_waiting``: see
+    ``TimedSocket``.
     """
 
     def __init__(self, req: Any, sock: socket.socket, paced: TimedSocket) -> None:
@@ -91,7 +97,8 @@ class GunicornBody:
 
     @property
     def is_left(self) -> bool:
-        """Whether the connection cannot be used again: it is not known where the next request begins."""
+        """Whether the connection cannot be used again: it is not known where the next
+        request begins."""
         return self._left > 0
 
     def read(self, size: int | None = None) -> bytes:
@@ -111,7 +118,8 @@ class GunicornBody:
             raise BrokenBody(error.strerror or "the connection broke") from error
 
     def _known(self, size: int) -> bytes:
-        """Of a body of known length, past gunicorn's buffers, where it is copied over and over."""
+        """Of a body of known length, past gunicorn's buffers, where it is copied over
+        and over."""
         if self._held:  # it came with the head
             data, self._held = self._held[:size], self._held[size:]
         else:
@@ -136,7 +144,8 @@ def _taken(unreader: Any, length: int) -> bytes:
 
 
 class _ElasticPool(ThreadPoolExecutor):
-    """A pool that continues with its existing threads if no further one can be started; work waits for them."""
+    """A pool that continues with its existing threads if no further one can be started;
+    work waits for them."""
 
     def _adjust_thread_count(self) -> None:
         try:
@@ -147,11 +156,19 @@ class _ElasticPool(ThreadPoolExecutor):
 
 
 class ClientConnection(TConn):  # type: ignore[misc]
-    """gunicorn's, of which a thread gets the head with the first read; ``lane`` is whose thread that is."""
+    """gunicorn's, of which a thread gets the head with the first read; ``lane`` is
+    whose thread that is."""
 
     pool: RequestPool
 
-    def __init__(self, sock: socket.socket, client: Any, server: Any, cfg: Any, lingering: LingeringCloser) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        client: Any,
+        server: Any,
+        cfg: Any,
+        lingering: LingeringCloser,
+    ) -> None:
         super().__init__(cfg, sock, client, server)
         self._lingering = lingering
         self.data_ready = True
@@ -168,7 +185,8 @@ class ClientConnection(TConn):  # type: ignore[misc]
         self.head = b""
 
     def close(self, graceful: bool = False) -> None:
-        """Instead of gunicorn's, which keeps the main loop waiting for clients that go on sending."""
+        """Instead of gunicorn's, which keeps the main loop waiting for clients that go
+        on sending."""
         if graceful:
             self._lingering.close(self.sock)
         else:
@@ -181,11 +199,14 @@ class ClientConnection(TConn):  # type: ignore[misc]
 
 
 class WebWorker(ThreadWorker):  # type: ignore[misc]
-    """A worker process whose threads no client can keep. ``probes``: the paths of each kind of probe."""
+    """A worker process whose threads no client can keep. ``probes``: the paths of each
+    kind of probe."""
 
     settings = WebSettings()
     probes: tuple[frozenset[str], ...] = ()
-    refused: Callable[[int, str, str, str], None] | None = None  # status, label, client, reason
+    refused: Callable[[int, str, str, str], None] | None = (
+        None  # status, label, client, reason
+    )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -222,23 +243,38 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
                 raise
             return
         self.nr_conns += 1
-        connection = ClientConnection(sock, client, listener.getsockname(), self.cfg, self._lingering)
+        connection = ClientConnection(
+            sock, client, listener.getsockname(), self.cfg, self._lingering
+        )
         self._hold(connection, b"", self.settings.head_timeout)
-        while self.nr_conns >= self.worker_connections and (oldest := self._heads.oldest()) is not None:
+        while (
+            self.nr_conns >= self.worker_connections
+            and (oldest := self._heads.oldest()) is not None
+        ):
             self._drop(oldest)
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """As gunicorn's, and no longer than until the next head is due."""
-        super().wait_for_and_dispatch_events(min(timeout, self._heads.next_timeout_s(time.monotonic())))
+        super().wait_for_and_dispatch_events(
+            min(timeout, self._heads.next_timeout_s(time.monotonic()))
+        )
 
     def murder_keepalived(self, force: bool = False) -> None:
-        """End the connections whose head did not come in time; ``force``: all that wait for one."""
-        for connection in list(self._heads) if force else self._heads.expired(time.monotonic()):
+        """End the connections whose head did not come in time; ``force``: all that wait
+        for one."""
+        for connection in (
+            list(self._heads) if force else self._heads.expired(time.monotonic())
+        ):
             if force or self._heads.is_empty(connection):
                 self._drop(connection)
             else:
                 self._forget(connection)
-                self._turn_away(connection, _LATE, "TooSlow", "the head of the request did not come in time")
+                self._turn_away(
+                    connection,
+                    _LATE,
+                    "TooSlow",
+                    "the head of the request did not come in time",
+                )
 
     def _cap_keepalive(self, deadline: float) -> None:
         self._heads.cap_deadlines(deadline)
@@ -246,14 +282,18 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
     def enqueue_req(self, conn: ClientConnection) -> None:
         """Give a thread a connection of which a whole head has come."""
         future = conn.pool.pool.submit(self.handle, conn)
-        future.add_done_callback(lambda done: self.method_queue.defer(self.finish_request, conn, done))
+        future.add_done_callback(
+            lambda done: self.method_queue.defer(self.finish_request, conn, done)
+        )
 
     def finish_request(self, conn: ClientConnection, fs: Future[Any]) -> None:
         """A thread is done with it; the next head may have come with the body."""
         conn.pool.in_use -= 1
         try:
             if not fs.cancelled() and fs.result():
-                patience_s = self.cfg.keepalive if self.alive else min(self.cfg.keepalive, 1)
+                patience_s = (
+                    self.cfg.keepalive if self.alive else min(self.cfg.keepalive, 1)
+                )
                 self._hold(conn, conn.parser.unreader.take_buffered(), patience_s)
                 return
         except Exception:  # noqa: BLE001 - as gunicorn does: this connection ends, not the loop
@@ -263,10 +303,15 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
             self.nr_conns -= 1
             conn.close(graceful=True)
 
-    def _hold(self, connection: ClientConnection, data: bytes, patience_s: float) -> None:
-        """Wait for a head, of which ``data`` is here. Raises OSError, ValueError for a connection that is closed."""
+    def _hold(
+        self, connection: ClientConnection, data: bytes, patience_s: float
+    ) -> None:
+        """Wait for a head, of which ``data`` is here. Raises OSError, ValueError for a
+        connection that is closed."""
         connection.sock.setblocking(False)
-        self.poller.register(connection.sock, selectors.EVENT_READ, partial(self._receive, connection))
+        self.poller.register(
+            connection.sock, selectors.EVENT_READ, partial(self._receive, connection)
+        )
         self._heads.add(connection, time.monotonic() + patience_s)
         if data:
             self._advance(connection, data)
@@ -287,26 +332,45 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
             self._drop(connection)
 
     def _advance(self, connection: ClientConnection, data: bytes) -> None:
-        progress = self._heads.feed(connection, data, time.monotonic() + self.settings.head_timeout)
+        progress = self._heads.feed(
+            connection, data, time.monotonic() + self.settings.head_timeout
+        )
         if progress is HeadProgress.PARTIAL:
             return
         head = self._forget(connection)
         if progress is HeadProgress.TOO_LONG:
             text = f"its head is longer than {MAX_HEAD} bytes"
             self._turn_away(
-                connection, _TOO_LONG, "LimitRequestHeaders", f"this is no request that can be read: {text}"
+                connection,
+                _TOO_LONG,
+                "LimitRequestHeaders",
+                f"this is no request that can be read: {text}",
             )
             return
         method, path = parse_target(head)
-        lane = self._reserved.get(path.rstrip("/"), self._lane) if method in ("GET", "HEAD") else self._lane
+        lane = (
+            self._reserved.get(path.rstrip("/"), self._lane)
+            if method in ("GET", "HEAD")
+            else self._lane
+        )
         if lane.in_use >= lane.limit:
-            self._turn_away(connection, _CROWDED, "Crowded", "too much is going on just now, try again")
+            self._turn_away(
+                connection,
+                _CROWDED,
+                "Crowded",
+                "too much is going on just now, try again",
+            )
             return
         connection.head, connection.pool = head, lane
         try:
             self.enqueue_req(connection)
         except RuntimeError:  # the system allows not even one thread
-            self._turn_away(connection, _CROWDED, "NoThread", "no thread can be started just now, try again")
+            self._turn_away(
+                connection,
+                _CROWDED,
+                "NoThread",
+                "no thread can be started just now, try again",
+            )
         else:
             lane.in_use += 1
 
@@ -322,15 +386,23 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
         connection.close()
 
     def _make_room(self) -> None:
-        """There are too many files open; new connections wait in the kernel if none can be spared."""
+        """There are too many files open; new connections wait in the kernel if none can
+        be spared."""
         spared = list(self._heads)[:FREED]
         for connection in spared:
             self._drop(connection)
         if not spared:
             time.sleep(CROWDED_S)
 
-    def _turn_away(self, connection: ClientConnection, answer: tuple[int, str, str], reason: str, text: str) -> None:
-        """Answer from the main loop, which waits for nobody: a client that takes no answer gets none."""
+    def _turn_away(
+        self,
+        connection: ClientConnection,
+        answer: tuple[int, str, str],
+        reason: str,
+        text: str,
+    ) -> None:
+        """Answer from the main loop, which waits for nobody: a client that takes no
+        answer gets none."""
         status, _, code = answer
         if self.refused is not None:
             self.refused(status, code, connection.address, reason)
@@ -340,18 +412,25 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
         connection.close(graceful=True)
 
     def handle_request(self, req: Any, conn: Any) -> Any:
-        """As gunicorn's, but the body must come at its pace, and the client must take its answer."""
+        """As gunicorn's, but the body must come at its pace, and the client must take
+        its answer."""
         web = self.settings
         conn.sock.settimeout(web.body_timeout)
         paced = conn.parser.unreader.sock
-        paced.expect_body(BodyTimeouts(web.body_timeout, web.body_rate, web.body_rate_time))
+        paced.start_body(
+            BodyTimeouts(web.body_timeout, web.body_rate, web.body_rate_time)
+        )
         body = req.body = GunicornBody(req, conn.sock, paced)
         req._expected_100_continue = False
         should_close = req.should_close
-        req.should_close = lambda: should_close() or body.is_left  # rather than to wait for the rest
+        req.should_close = lambda: (
+            should_close() or body.is_left
+        )  # rather than to wait for the rest
         return super().handle_request(req, conn)
 
-    def handle_error(self, _req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+    def handle_error(
+        self, _req: Any, client: Any, addr: Any, exc: BaseException
+    ) -> None:
         """Answer what is no HTTP in the one shape of all errors."""
         if not isinstance(exc, (http.errors.ParseException, BodyTooSlow)):
             self.log.exception("error in a request")
@@ -363,11 +442,14 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
         text = _REASONS.get(type(exc).__name__, str(exc))
         with suppress(OSError):  # the client is gone
             client.settimeout(self.settings.body_timeout)
-            client.sendall(_refusal(answer, f"this is no request that can be read: {text}"))
+            client.sendall(
+                _refusal(answer, f"this is no request that can be read: {text}")
+            )
 
 
 def _started_lane(most: int) -> RequestPool | None:
-    """One thread, which runs; None if the system allows no more: the others serve what it would."""
+    """One thread, which runs; None if the system allows no more: the others serve what
+    it would."""
     pool = _ElasticPool(max_workers=1)
     try:
         pool.submit(int)
@@ -382,7 +464,8 @@ def _refusal(answer: tuple[int, str, str], text: str) -> bytes:
     body = jsontext.dumps({"error": text, "code": code})
     again = f"Retry-After: {BUSY_S}\r\n" if status == _CROWDED[0] else ""
     head = (
-        f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/json\r\n{again}"
+        f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: "
+        f"application/json\r\n{again}"
         f"Content-Length: {len(body)}\r\n{': '.join(NO_SNIFF)}\r\n\r\n"
     )
     return head.encode() + body

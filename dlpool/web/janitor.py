@@ -1,4 +1,5 @@
-"""Periodic work: removal of expired tasks and leftovers, shared counts, rotation of the log, disk checks."""
+"""Periodic work: removal of expired tasks and leftovers, shared counts, rotation of the
+log, disk checks."""
 
 from __future__ import annotations
 
@@ -18,14 +19,17 @@ TURN_S = 1.0
 
 
 class Janitor:
-    """A thread in each worker process; a flock lets one of them at a time tidy up, and another one if that dies."""
+    """A thread in each worker process; a flock lets one of them at a time tidy up, and
+    another one if that dies."""
 
     def __init__(self, parts: WebServices) -> None:
         self._parts = parts
         self._interval_s = parts.settings.upload.cleanup_interval
         self._turn_s = min(TURN_S, self._interval_s)
         self._disks = DiskMonitor(parts.settings.upload, parts.folder, parts.log)
-        self._swept_at = float("-inf")  # by the wall clock, where the file with the time cannot be written
+        self._swept_at = float(
+            "-inf"
+        )  # by the wall clock, where the file with the time cannot be written
 
     def start(self) -> None:
         """Begin; it ends with the process."""
@@ -33,7 +37,8 @@ class Janitor:
         atexit.register(self._parts.log_summaries, now=True)
         try:
             threading.Thread(target=self._run, name="keeper", daemon=True).start()
-        except RuntimeError as error:  # no thread can be started: another process or the next start cleans up
+        # no thread can be started: another process or the next start cleans up
+        except RuntimeError as error:
             self._parts.log.warning("cleanup_failed", error=error)
 
     def _run(self) -> None:
@@ -46,7 +51,8 @@ class Janitor:
             time.sleep(self._turn_s)
 
     def _turn(self, is_first: bool) -> bool:
-        """Whether it was this process's turn to tidy up; else another one is just at it."""
+        """Whether it was this process's turn to tidy up; else another one is just at
+        it."""
         self._parts.counters.flush()
         self._parts.log_summaries()
         self._parts.log_file.follow_rename()
@@ -61,12 +67,18 @@ class Janitor:
     def _alone(self) -> Iterator[bool]:
         """Whether no other process tidies up; none does as long as this lasts."""
         try:
-            descriptor = os.open(self._parts.folder / "keeper", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(
+                self._parts.folder / "keeper",
+                os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
+                0o600,
+            )
         except OSError:  # what is done twice harms nothing
             yield True
             return
         try:
-            flock(descriptor)  # without flock several processes may clean up, which is harmless
+            flock(
+                descriptor
+            )  # without flock several processes may clean up, which is harmless
         except OSError:
             yield False
             return
@@ -76,7 +88,8 @@ class Janitor:
             os.close(descriptor)
 
     def _sweep(self, is_first: bool) -> None:
-        """If it is time, or a process has just begun: what a dead one left goes at once."""
+        """If it is time, or a process has just begun: what a dead one left goes at
+        once."""
         stamp = self._parts.folder / "swept"
         swept_at = self._swept_at
         with suppress(OSError):

@@ -1,4 +1,5 @@
-"""The job API as routes of the application: checks, calls, ETags; all else is in ``operations`` and ``desk``."""
+"""The job API as routes of the application: checks, calls, ETags; all else is in
+``operations`` and ``desk``."""
 
 from __future__ import annotations
 
@@ -29,13 +30,19 @@ class JobApiResource:
     """One path of the API, with its methods."""
 
     def __init__(
-        self, parts: WebServices, desk: QueueService, outage: CircuitBreaker, operations: Iterable[Operation]
+        self,
+        parts: WebServices,
+        desk: QueueService,
+        outage: CircuitBreaker,
+        operations: Iterable[Operation],
     ) -> None:
         self.actions = {one.method: one.action for one in operations if one.action}
         self.scopes: dict[str, tuple[str, ...]] = {}
         for one in operations:
             self.scopes[one.method] = (one.scope,)
-            setattr(self, f"on_{one.method.lower()}", _responder(parts, desk, outage, one))
+            setattr(
+                self, f"on_{one.method.lower()}", _responder(parts, desk, outage, one)
+            )
             if one.method == "GET":
                 self.scopes["HEAD"] = (one.scope,)
                 self.on_head = _responder(parts, desk, outage, one)
@@ -60,13 +67,23 @@ def add_routes(app: falcon.App[Any, Any], parts: WebServices) -> None:
     """Add the job API and its document. Raises ConfigurationError, LocalFault."""
     desk, outage = QueueService(parts.settings), CircuitBreaker()
     for path in sorted({one.path for one in OPERATIONS}):
-        app.add_route(BASE + path, JobApiResource(parts, desk, outage, [one for one in OPERATIONS if one.path == path]))
-    made = document(OPERATIONS, parts.settings.web.prefix, is_authenticated=parts.authenticator.is_required)
+        app.add_route(
+            BASE + path,
+            JobApiResource(
+                parts, desk, outage, [one for one in OPERATIONS if one.path == path]
+            ),
+        )
+    made = document(
+        OPERATIONS,
+        parts.settings.web.prefix,
+        is_authenticated=parts.authenticator.is_required,
+    )
     app.add_route(f"{BASE}/openapi.json", OpenApiResource(made))
 
 
 def answer_json(req: falcon.Request, resp: falcon.Response, value: Any) -> None:
-    """Answer with ``value``. What differs by the time at which it was asked for (``now``) alone is no news."""
+    """Answer with ``value``. What differs by the time at which it was asked for
+    (``now``) alone is no news."""
     data = jsontext.dumps(value)
     resp.set_header("Cache-Control", "no-cache")
     is_timed = isinstance(value, dict) and "now" in value
@@ -77,8 +94,11 @@ def answer_json(req: falcon.Request, resp: falcon.Response, value: Any) -> None:
     resp.data = data
 
 
-def set_etag(req: falcon.Request, resp: falcon.Response, data: bytes, *, is_weak: bool = False) -> bool:
-    """Set the ETag of ``data``; whether the client names it, and 304 is the answer (RFC 9110, 13.1.2)."""
+def set_etag(
+    req: falcon.Request, resp: falcon.Response, data: bytes, *, is_weak: bool = False
+) -> bool:
+    """Set the ETag of ``data``; whether the client names it, and 304 is the answer (RFC
+    9110, 13.1.2)."""
     tag = falcon.ETag(hashlib.blake2b(data, digest_size=12).hexdigest())
     tag.is_weak = is_weak
     resp.etag = tag.dumps()
@@ -88,13 +108,22 @@ def set_etag(req: falcon.Request, resp: falcon.Response, data: bytes, *, is_weak
     return is_same
 
 
-def _responder(parts: WebServices, desk: QueueService, outage: CircuitBreaker, operation: Operation) -> Any:
+def _responder(
+    parts: WebServices, desk: QueueService, outage: CircuitBreaker, operation: Operation
+) -> Any:
     def respond(req: falcon.Request, resp: falcon.Response, **names: str) -> None:
         try:
             body = _body(req, parts, operation)
             is_heavy = len(body) > HEAVY
-            with parts.client_limits.heavy_slot(req.context.client) if is_heavy else nullcontext():
-                call = replace(operation.parse(names, req.params, body), trace_id=request_trace_id(req))
+            with (
+                parts.client_limits.heavy_slot(req.context.client)
+                if is_heavy
+                else nullcontext()
+            ):
+                call = replace(
+                    operation.parse(names, req.params, body),
+                    trace_id=request_trace_id(req),
+                )
                 with outage.guard():
                     found = operation.handler(desk, call)
             if operation.action:
@@ -110,6 +139,10 @@ def _body(req: falcon.Request, parts: WebServices, operation: Operation) -> byte
     if operation.body is None:
         return b""
     if (req.content_type or "").partition(";")[0].strip().lower() != "application/json":
-        raise UploadError(415, "unsupported_type", "the body must be application/json ({} where nothing is to be said)")
+        raise UploadError(
+            415,
+            "unsupported_type",
+            "the body must be application/json ({} where nothing is to be said)",
+        )
     with parts.open_body(req, MAX_BODY) as body:
         return body.read_all()

@@ -1,9 +1,11 @@
-"""Public keys of a provider of tokens: its key set (JWKS, RFC 7517), from one URL of the settings.
+"""Public keys of a provider of tokens: its key set (JWKS, RFC 7517), from one URL of
+the settings.
 
-Keys are kept for as long as ``Cache-Control`` says. An id that is not known has the set fetched again, not more often
-than every ``AGAIN_S`` seconds; while the URL cannot be reached the keys that are known stay valid for ``STALE_S``
-seconds. A request never waits for more than ``WAIT_S`` seconds, and few do at once, so that neither a slow provider nor
-forged ids hold the threads of the server.
+Keys are kept for as long as ``Cache-Control`` says. An id that is not known has the set
+fetched again, not more often than every ``AGAIN_S`` seconds; while the URL cannot be
+reached the keys that are known stay valid for ``STALE_S`` seconds. A request never
+waits for more than ``WAIT_S`` seconds, and few do at once, so that neither a slow
+provider nor forged ids hold the threads of the server.
 """
 
 from __future__ import annotations
@@ -57,10 +59,12 @@ class _Set:
 
 
 class JwksSource:
-    """The keys of one URL. Thread-safe. Fetches in threads of its own, the first time when a key is asked for.
+    """The keys of one URL. Thread-safe. Fetches in threads of its own, the first time
+    when a key is asked for.
 
-    ``tell`` is called with ``(None, n)`` when a set with other ids was fetched, ``n`` of them, and with ``(reason, 0)``
-    when fetching begins to fail or fails for another reason.
+    ``tell`` is called with ``(None, n)`` when a set with other ids was fetched, ``n``
+    of them, and with ``(reason, 0)`` when fetching begins to fail or fails for another
+    reason.
     """
 
     def __init__(
@@ -83,7 +87,8 @@ class JwksSource:
     def keys(self, kid: str) -> tuple[TokenKey, ...]:
         """Return the keys with that id, none if the provider has no such key.
 
-        Raises Refusal (503) while that cannot be told: no set could be fetched yet, or not again.
+        Raises Refusal (503) while that cannot be told: no set could be fetched yet, or
+        not again.
         """
         found, underway = self._look(kid)
         if found or underway is None:
@@ -108,21 +113,28 @@ class JwksSource:
             return found, self._underway
 
     def _known(self, kid: str) -> tuple[TokenKey, ...]:
-        return self._set.keys.get(kid, ()) if self._clock() < self._set.valid_until else ()
+        return (
+            self._set.keys.get(kid, ()) if self._clock() < self._set.valid_until else ()
+        )
 
     def _none(self, *, is_open: bool = False) -> tuple[TokenKey, ...]:
-        """Return no keys if the set is known to have none of that id. Raises Refusal (503)."""
+        """Return no keys if the set is known to have none of that id. Raises Refusal
+        (503)."""
         with self._lock:
             is_known = self._failure is None and self._clock() < self._set.valid_until
         if is_known and not is_open:
             return ()
         text = "the keys of tokens cannot be fetched from their provider, try again"
-        raise UploadError(503, "keys_unavailable", text, headers={"Retry-After": str(round(RETRY_S))})
+        raise UploadError(
+            503, "keys_unavailable", text, headers={"Retry-After": str(round(RETRY_S))}
+        )
 
     def _begin(self) -> None:
         """Start to fetch the set; the lock is held."""
         self._underway = threading.Event()
-        thread = threading.Thread(target=self._run, args=(self._underway,), name="jwks", daemon=True)
+        thread = threading.Thread(
+            target=self._run, args=(self._underway,), name="jwks", daemon=True
+        )
         try:
             thread.start()
         except RuntimeError:  # no further thread can be started
@@ -142,7 +154,11 @@ class JwksSource:
             failure = f"a defect: {type(error).__name__}"
         with self._lock:
             now = self._clock()
-            is_news = failure != self._failure if failure is not None else keys.keys() != self._set.keys.keys()
+            is_news = (
+                failure != self._failure
+                if failure is not None
+                else keys.keys() != self._set.keys.keys()
+            )
             self._failure = failure
             self._next_at = now + (AGAIN_S if failure is None else RETRY_S)
             if failure is None:
@@ -157,9 +173,11 @@ class JwksSource:
 
 
 def parse_key_set(data: bytes) -> KeysById:
-    """Return the keys of a key set by their ids; a key without an id, or of another kind, is passed over.
+    """Return the keys of a key set by their ids; a key without an id, or of another
+    kind, is passed over.
 
-    Raises JwksFailed for what is no key set, is too large, or has no key that can be used.
+    Raises JwksFailed for what is no key set, is too large, or has no key that can be
+    used.
     """
     try:
         jsontext.check_bounds(data, depth=_MAX_DEPTH, values=_MAX_VALUES)
@@ -181,32 +199,52 @@ def parse_key_set(data: bytes) -> KeysById:
 
 
 def fetch(url: str) -> tuple[bytes, float]:
-    """Return the body of the URL and for how many seconds it may be kept. No redirect is followed, no proxy is used.
+    """Return the body of the URL and for how many seconds it may be kept. No redirect
+    is followed, no proxy is used.
 
-    Raises JwksFailed. Takes about ``TOTAL_S`` seconds at most, beside the resolver's time.
+    Raises JwksFailed. Takes about ``TOTAL_S`` seconds at most, beside the resolver's
+    time.
     """
     parts = urlsplit(url)
-    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    host, port = (
+        parts.hostname or "",
+        parts.port or (443 if parts.scheme == "https" else 80),
+    )
     try:
-        with socket.create_connection((host, port), SILENCE_S) as plain, _secured(plain, parts.scheme, host) as sock:
+        with (
+            socket.create_connection((host, port), SILENCE_S) as plain,
+            _secured(plain, parts.scheme, host) as sock,
+        ):
             timer = threading.Timer(TOTAL_S, _cut, (sock,))
             timer.daemon = True
             timer.start()
             try:
-                return _exchange(sock, host, port, f"{parts.path or '/'}{parts.query and '?' + parts.query}")
+                return _exchange(
+                    sock,
+                    host,
+                    port,
+                    f"{parts.path or '/'}{parts.query and '?' + parts.query}",
+                )
             finally:
                 timer.cancel()
     except (OSError, http.client.HTTPException, ValueError, RuntimeError) as error:
-        reason = getattr(error, "verify_message", None) or getattr(error, "strerror", None) or type(error).__name__
+        reason = (
+            getattr(error, "verify_message", None)
+            or getattr(error, "strerror", None)
+            or type(error).__name__
+        )
         raise JwksFailed(f"it cannot be fetched: {reason}") from error
 
 
 def _secured(plain: socket.socket, scheme: str, host: str) -> socket.socket:
-    """Return the socket to talk over; with https a TLS socket whose handshake is still to be made."""
+    """Return the socket to talk over; with https a TLS socket whose handshake is still
+    to be made."""
     if scheme != "https":
         return plain
     context = ssl.create_default_context()
-    return context.wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False)
+    return context.wrap_socket(
+        plain, server_hostname=host, do_handshake_on_connect=False
+    )
 
 
 def _cut(sock: socket.socket) -> None:
@@ -220,7 +258,11 @@ def _exchange(sock: Any, host: str, port: int, target: str) -> tuple[bytes, floa
         sock.do_handshake()
     connection = http.client.HTTPConnection(host, port)
     connection.sock = sock
-    headers = {"Accept": "application/json", "User-Agent": f"dlpool/{__version__}", "Connection": "close"}
+    headers = {
+        "Accept": "application/json",
+        "User-Agent": f"dlpool/{__version__}",
+        "Connection": "close",
+    }
     connection.request("GET", target, headers=headers)
     with connection.getresponse() as answer:
         if answer.status != 200:
@@ -234,7 +276,8 @@ def _exchange(sock: Any, host: str, port: int, target: str) -> tuple[bytes, floa
 
 
 def parse_max_age(header: str | None) -> float:
-    """Return for how many seconds an answer may be kept (RFC 9111, section 5.2.2), between a minute and a day."""
+    """Return for how many seconds an answer may be kept (RFC 9111, section 5.2.2),
+    between a minute and a day."""
     wanted = DEFAULT_AGE_S
     for one in (header or "")[:1000].lower().split(","):
         name, _, value = one.strip().partition("=")

@@ -19,11 +19,14 @@ _Identity = tuple[int, ...]
 class KeyRing:
     """The keys of one file. Thread-safe, and usable after a fork.
 
-    The file is looked at once a second at most, when a key is asked for. A line that is no key is left out, and a file
-    that cannot be read holds none: ``on_problem`` is called with a sentence, once for each change of the file.
+    The file is looked at once a second at most, when a key is asked for. A line that is
+    no key is left out, and a file that cannot be read holds none: ``on_problem`` is
+    called with a sentence, once for each change of the file.
     """
 
-    def __init__(self, path: str, on_problem: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, path: str, on_problem: Callable[[str], None] = lambda _: None
+    ) -> None:
         """Raises ConfigurationError unless each line is a key."""
         self.path = path
         self.on_problem = on_problem
@@ -37,7 +40,8 @@ class KeyRing:
         self._problems: tuple[str, ...] = ()
 
     def find(self, secret: bytes) -> NamedKey | None:
-        """Return the key with that secret. The time that it takes tells nothing of the secrets."""
+        """Return the key with that secret. The time that it takes tells nothing of the
+        secrets."""
         self._refresh()
         digest, found = digest_of(secret), None
         for key in self._keys:
@@ -46,7 +50,9 @@ class KeyRing:
         return found
 
     def _refresh(self) -> None:
-        if time.monotonic() - self._checked_at < CHECK_S or not self._lock.acquire(blocking=False):
+        if time.monotonic() - self._checked_at < CHECK_S or not self._lock.acquire(
+            blocking=False
+        ):
             return
         try:
             identity = self._look()
@@ -71,11 +77,19 @@ class KeyRing:
             self.on_problem(problem)
 
     def _look(self) -> _Identity | None:
-        """Return what changes with the file; None while it may change again without being seen."""
+        """Return what changes with the file; None while it may change again without
+        being seen."""
         try:
             status = os.stat(self.path)
         except OSError:
             return None
         if abs(time.time() - status.st_mtime) < SETTLED_S:
             return None
-        return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_mode)
+        return (
+            status.st_dev,
+            status.st_ino,
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+            status.st_mode,
+        )

@@ -1,7 +1,8 @@
-"""Connections whose client has its answer and may still be sending (RFC 9112, section 9.6).
+"""Connections whose client has its answer and may still be sending (RFC 9112, section
+9.6).
 
-A socket that is closed with bytes unread is reset, which may take the answer from the client. So what comes is read and
-dropped for a moment, by one thread for all of them.
+A socket that is closed with bytes unread is reset, which may take the answer from the
+client. So what comes is read and dropped for a moment, by one thread for all of them.
 """
 
 from __future__ import annotations

@@ -17,7 +17,13 @@ from dlpool import __version__, jsontext
 from dlpool.config import SECTIONS, UploadSettings
 from dlpool.disk import CANNOT_STATVFS
 from dlpool.observe.health import HealthCheck, format_checks
-from dlpool.storage.disk.capacity import HEALTHY, UNHEALTHY, WARNING, capacity_of, health_of
+from dlpool.storage.disk.capacity import (
+    HEALTHY,
+    UNHEALTHY,
+    WARNING,
+    capacity_of,
+    health_of,
+)
 from dlpool.web import exposition
 from dlpool.web.principal import OPERATE_SCOPES, READ_SCOPES, RESUME_SCOPES
 from dlpool.web.schemas import ADVICE
@@ -39,7 +45,9 @@ class HealthResource:
         checks = health_checks(self._settings)
         status = max((check["status"] for check in checks.values()), key=_WORST.index)
         resp.status = 503 if status == UNHEALTHY else 200
-        resp.data = jsontext.dumps({"status": status, "timestamp": _now(), "checks": checks})
+        resp.data = jsontext.dumps(
+            {"status": status, "timestamp": _now(), "checks": checks}
+        )
         resp.content_type = "application/json"
 
     on_head = on_get
@@ -51,14 +59,16 @@ class LiveResource:
     access = "probe"
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
-        """Nothing is looked at: a disk or a folder that is away does not come back by a restart."""
+        """Nothing is looked at: a disk or a folder that is away does not come back by a
+        restart."""
         _say((), resp, is_verbose=False)
 
     on_head = on_get
 
 
 class ReadyResource:
-    """``GET /readyz``: what ``/health`` finds, by its status; ``?verbose`` names what is in order, too."""
+    """``GET /readyz``: what ``/health`` finds, by its status; ``?verbose`` names what
+    is in order, too."""
 
     access = "probe"
 
@@ -68,7 +78,12 @@ class ReadyResource:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """503 only if it is unhealthy."""
         checks = [
-            HealthCheck(name, str(check.get("message") or "there is too little space") if _is_bad(check) else "")
+            HealthCheck(
+                name,
+                str(check.get("message") or "there is too little space")
+                if _is_bad(check)
+                else "",
+            )
             for name, check in health_checks(self._settings).items()
         ]
         _say(checks, resp, is_verbose=req.has_param("verbose"))
@@ -82,7 +97,12 @@ class ClientResource:
     scopes = RESUME_SCOPES
 
     def __init__(self, parts: WebServices) -> None:
-        self._advice = jsontext.dumps({name: getattr(parts.settings.upload, name) for name in ADVICE["properties"]})
+        self._advice = jsontext.dumps(
+            {
+                name: getattr(parts.settings.upload, name)
+                for name in ADVICE["properties"]
+            }
+        )
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
         """The settings that concern clients."""
@@ -107,7 +127,10 @@ class SystemResource:
                 "version": __version__,
                 "timestamp": _now(),
                 "memory": memory(),
-                "threads": {"this_process": threading.active_count(), "limit": self._parts.settings.web.threads},
+                "threads": {
+                    "this_process": threading.active_count(),
+                    "limit": self._parts.settings.web.threads,
+                },
                 "configuration": shown_configuration(self._parts.settings),
                 "tasks": task_figures(self._parts)["states"],
                 "disk": disks(self._parts.settings.upload),
@@ -140,7 +163,10 @@ class MetricsResource:
             folder_health(self._parts.settings.upload),
         )
         if "application/json" in req.accept and "text/plain" not in req.accept:
-            resp.data, resp.content_type = jsontext.dumps(asdict(found)), "application/json"
+            resp.data, resp.content_type = (
+                jsontext.dumps(asdict(found)),
+                "application/json",
+            )
         else:
             resp.data, resp.content_type = exposition.render(found)
 
@@ -159,9 +185,15 @@ def disk_check(settings: UploadSettings, folders: Iterable[str]) -> dict[str, An
     try:
         rooms = [room for room in map(capacity_of, folders) if room is not None]
     except OSError as error:
-        return {"status": UNHEALTHY, "message": f"cannot look at the disk: {error.strerror}"}
+        return {
+            "status": UNHEALTHY,
+            "message": f"cannot look at the disk: {error.strerror}",
+        }
     if not rooms:
-        return {"status": HEALTHY, "message": "the file system does not report its free space"}
+        return {
+            "status": HEALTHY,
+            "message": "the file system does not report its free space",
+        }
     room = max(rooms, key=lambda one: one.used_share)
     return {
         "status": health_of(room, settings),
@@ -172,14 +204,21 @@ def disk_check(settings: UploadSettings, folders: Iterable[str]) -> dict[str, An
 
 
 def folder_check(folder: str) -> dict[str, Any]:
-    """Whether files can be written there. A missing folder is made when it is needed."""
+    """Whether files can be written there. A missing folder is made when it is
+    needed."""
     try:
         is_readonly = bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
     except FileNotFoundError:
-        return {"status": WARNING, "message": "the folder is missing: it is made when it is needed"}
+        return {
+            "status": WARNING,
+            "message": "the folder is missing: it is made when it is needed",
+        }
     except OSError as error:
         if error.errno not in CANNOT_STATVFS:
-            return {"status": UNHEALTHY, "message": f"cannot look at the folder: {error.strerror}"}
+            return {
+                "status": UNHEALTHY,
+                "message": f"cannot look at the folder: {error.strerror}",
+            }
         is_readonly = False
     if is_readonly or not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
         return {"status": UNHEALTHY, "message": "the folder cannot be written to"}
@@ -187,7 +226,8 @@ def folder_check(folder: str) -> dict[str, Any]:
 
 
 def memory() -> dict[str, int]:
-    """Resident bytes of the worker processes by pid: of this one, and of those that were forked with it."""
+    """Resident bytes of the worker processes by pid: of this one, and of those that
+    were forked with it."""
     own, found = psutil.Process(), {}
     try:
         command, siblings = own.cmdline(), psutil.Process(own.ppid()).children()
@@ -203,23 +243,37 @@ def memory() -> dict[str, int]:
 def disks(settings: UploadSettings) -> dict[str, dict[str, Any]]:
     """Return total and free bytes of the folders' file systems, if they report them."""
     found: dict[str, dict[str, Any]] = {}
-    for name, folder in (("merged_dir", settings.merged_dir), ("upload_dir", settings.upload_dir)):
+    for name, folder in (
+        ("merged_dir", settings.merged_dir),
+        ("upload_dir", settings.upload_dir),
+    ):
         try:
             room = capacity_of(folder)
         except OSError:
             continue
         if room is None:
             continue
-        found[name] = {"total": room.total, "free": room.free, "used_percent": round(100 * room.used_share, 1)}
+        found[name] = {
+            "total": room.total,
+            "free": room.free,
+            "used_percent": round(100 * room.used_share, 1),
+        }
         found[name]["health"] = health_of(room, settings)
     return found
 
 
 def folder_health(settings: UploadSettings) -> dict[str, str]:
-    """Return the health of both folders: the worse of their disk's level and of whether they are writable."""
+    """Return the health of both folders: the worse of their disk's level and of whether
+    they are writable."""
     found = {}
-    for name, folder in (("merged_dir", settings.merged_dir), ("upload_dir", settings.upload_dir)):
-        disk, use = disk_check(settings, [folder])["status"], folder_check(folder)["status"]
+    for name, folder in (
+        ("merged_dir", settings.merged_dir),
+        ("upload_dir", settings.upload_dir),
+    ):
+        disk, use = (
+            disk_check(settings, [folder])["status"],
+            folder_check(folder)["status"],
+        )
         found[name] = max(disk, use if use == UNHEALTHY else HEALTHY, key=_WORST.index)
     return found
 
@@ -238,7 +292,9 @@ def shown_configuration(settings: Any) -> dict[str, dict[str, Any]]:
     """The settings of the HTTP side that are given; of a secret only that it is set."""
     return {
         section: {
-            one.name: "set" if one.metadata["is_secret"] else getattr(getattr(settings, section), one.name)
+            one.name: "set"
+            if one.metadata["is_secret"]
+            else getattr(getattr(settings, section), one.name)
             for one in fields(SECTIONS[section])
             if getattr(getattr(settings, section), one.name) is not None
         }
@@ -247,8 +303,11 @@ def shown_configuration(settings: Any) -> dict[str, dict[str, Any]]:
 
 
 def probe_paths(prefix: str) -> tuple[frozenset[str], frozenset[str]]:
-    """The paths of the probes: those that look at nothing, and those that look at disks, which may hang."""
-    return frozenset({"/livez", f"{prefix}/livez"}), frozenset({"/readyz", f"{prefix}/readyz", f"{prefix}/health"})
+    """The paths of the probes: those that look at nothing, and those that look at
+    disks, which may hang."""
+    return frozenset({"/livez", f"{prefix}/livez"}), frozenset(
+        {"/readyz", f"{prefix}/readyz", f"{prefix}/health"}
+    )
 
 
 def add_routes(app: falcon.App[Any, Any], parts: WebServices) -> None:
@@ -267,7 +326,9 @@ def _is_bad(check: dict[str, Any]) -> bool:
     return bool(check["status"] == UNHEALTHY)
 
 
-def _say(checks: Sequence[HealthCheck], resp: falcon.Response, *, is_verbose: bool) -> None:
+def _say(
+    checks: Sequence[HealthCheck], resp: falcon.Response, *, is_verbose: bool
+) -> None:
     """Answer a probe as a supervisor does."""
     is_good, text = format_checks(checks, is_verbose=is_verbose)
     resp.status = 200 if is_good else 503
@@ -276,4 +337,8 @@ def _say(checks: Sequence[HealthCheck], resp: falcon.Response, *, is_verbose: bo
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return (
+        datetime.now(timezone.utc)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )

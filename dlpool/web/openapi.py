@@ -27,7 +27,16 @@ REFUSALS = {
 }
 _FOLLOWERS = {
     "listJobs": (
-        ("showJob", "pauseJob", "resumeJob", "promoteJob", "setPriority", "changePriority", "cancelJob", "retryJob"),
+        (
+            "showJob",
+            "pauseJob",
+            "resumeJob",
+            "promoteJob",
+            "setPriority",
+            "changePriority",
+            "cancelJob",
+            "retryJob",
+        ),
         "id",
         "/jobs/0/id",
     ),
@@ -37,7 +46,9 @@ _FOLLOWERS = {
 _ALWAYS = (400, 401, 403, 429, 503)
 
 
-def document(operations: Sequence[Operation], upload_prefix: str, *, is_authenticated: bool) -> dict[str, Any]:
+def document(
+    operations: Sequence[Operation], upload_prefix: str, *, is_authenticated: bool
+) -> dict[str, Any]:
     """The whole document."""
     paths: dict[str, dict[str, Any]] = {}
     for one in operations:
@@ -46,18 +57,28 @@ def document(operations: Sequence[Operation], upload_prefix: str, *, is_authenti
     add_scopes(paths, operations, upload_prefix, is_authenticated=is_authenticated)
     made: dict[str, Any] = {
         "openapi": "3.1.0",
-        "info": {"title": "dlpool", "version": __version__, "description": _DESCRIPTION},
+        "info": {
+            "title": "dlpool",
+            "version": __version__,
+            "description": _DESCRIPTION,
+        },
         "paths": paths,
         "components": {"schemas": dict(NAMED), "securitySchemes": SCHEMES},
     }
-    return made | ({"security": [{name: []} for name in SCHEMES]} if is_authenticated else {})
+    return made | (
+        {"security": [{name: []} for name in SCHEMES]} if is_authenticated else {}
+    )
 
 
 _DESCRIPTION = (
-    "Every error has the shape of Error: a sentence and a stable code. POST and PUT of the job API need "
-    "Content-Type: application/json, with {} where nothing is to be said. GET answers carry an ETag, and HEAD "
-    "is answered where GET is. A job that has ended is forgotten after a day (succeeded) or a week (failed, "
-    "cancelled). A token with the scope admin may do everything; without a scope that an operation needs the answer is "
+    "Every error has the shape of Error: a sentence and a stable code. POST and PUT of "
+    "the job API need "
+    "Content-Type: application/json, with {} where nothing is to be said. GET answers "
+    "carry an ETag, and HEAD "
+    "is answered where GET is. A job that has ended is forgotten after a day "
+    "(succeeded) or a week (failed, "
+    "cancelled). A token with the scope admin may do everything; without a scope that "
+    "an operation needs the answer is "
     "403 with the code insufficient_scope."
 )
 
@@ -68,7 +89,11 @@ def _operation(one: Operation) -> dict[str, Any]:
         "operationId": one.name,
         "summary": one.summary,
         "responses": {
-            "200": {"description": "Done", "content": _json(one.response), **_links(one.name)},
+            "200": {
+                "description": "Done",
+                "content": _json(one.response),
+                **_links(one.name),
+            },
             **{str(status): _refusal(status) for status in sorted(statuses)},
         },
     }
@@ -85,7 +110,13 @@ def _links(name: str) -> dict[str, Any]:
         return {}
     followers, parameter, place = _FOLLOWERS[name]
     return {
-        "links": {one: {"operationId": one, "parameters": {parameter: f"$response.body#{place}"}} for one in followers}
+        "links": {
+            one: {
+                "operationId": one,
+                "parameters": {parameter: f"$response.body#{place}"},
+            }
+            for one in followers
+        }
     }
 
 
@@ -100,11 +131,17 @@ def _names(path: str) -> list[dict[str, Any]]:
 
 
 def _options(one: Operation) -> list[dict[str, Any]]:
-    return [{"name": name, "in": "query", "schema": schema} for name, schema in one.query.items()]
+    return [
+        {"name": name, "in": "query", "schema": schema}
+        for name, schema in one.query.items()
+    ]
 
 
 def _refusal(status: int) -> dict[str, Any]:
-    made: dict[str, Any] = {"description": REFUSALS[status], "content": _json(ref("Error"))}
+    made: dict[str, Any] = {
+        "description": REFUSALS[status],
+        "content": _json(ref("Error")),
+    }
     if status in (429, 503):
         made["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
     return made

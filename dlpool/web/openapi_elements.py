@@ -1,4 +1,5 @@
-"""How operations that are no part of the job API are described in the OpenAPI document. Pure."""
+"""How operations that are no part of the job API are described in the OpenAPI document.
+Pure."""
 
 from __future__ import annotations
 
@@ -12,16 +13,24 @@ JSON = "application/json"
 
 
 def operation_object(
-    name: str, summary: str, responses: dict[int, dict[str, Any]], *, refusals: Collection[int] = (), **more: Any
+    name: str,
+    summary: str,
+    responses: dict[int, dict[str, Any]],
+    *,
+    refusals: Collection[int] = (),
+    **more: Any,
 ) -> dict[str, Any]:
-    """An operation; ``refusals``: statuses, beside those that the gate gives, that are answered with an Error."""
+    """An operation; ``refusals``: statuses, beside those that the gate gives, that are
+    answered with an Error."""
     error = {"description": "Refused", **content_object(JSON, ref("Error"))}
     errors = dict.fromkeys((*ALWAYS, *refusals), error)
     return {
         "operationId": name,
         "summary": summary,
         **more,
-        "responses": {str(status): one for status, one in sorted({**errors, **responses}.items())},
+        "responses": {
+            str(status): one for status, one in sorted({**errors, **responses}.items())
+        },
     }
 
 
@@ -30,7 +39,9 @@ def ok_response(schema: Schema) -> dict[int, dict[str, Any]]:
     return {200: {"description": "Done", **content_object(JSON, schema)}}
 
 
-def parameter_object(name: str, place: str, schema: Schema, *, required: bool = True) -> dict[str, Any]:
+def parameter_object(
+    name: str, place: str, schema: Schema, *, required: bool = True
+) -> dict[str, Any]:
     """One parameter; ``place``: path, query or header."""
     return {"name": name, "in": place, "required": required, "schema": schema}
 

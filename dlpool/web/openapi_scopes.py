@@ -16,9 +16,14 @@ SCHEMES: dict[str, dict[str, str]] = {
 
 
 def add_scopes(
-    paths: dict[str, dict[str, Any]], operations: Iterable[Operation], prefix: str, *, is_authenticated: bool
+    paths: dict[str, dict[str, Any]],
+    operations: Iterable[Operation],
+    prefix: str,
+    *,
+    is_authenticated: bool,
 ) -> None:
-    """Add to each operation of a document which scopes it needs; one that is open to everybody says so already.
+    """Add to each operation of a document which scopes it needs; one that is open to
+    everybody says so already.
 
     ``security`` is left out where nobody is asked for a key.
     """
@@ -27,14 +32,17 @@ def add_scopes(
         for method, operation in methods.items():
             if operation.get("security") == []:
                 continue
-            needs = of_jobs.get((path, method.upper())) or _of_resource(path, method.upper(), prefix)
+            needs = of_jobs.get((path, method.upper())) or _of_resource(
+                path, method.upper(), prefix
+            )
             operation["description"] = f"Needs the scope {' or '.join(needs)}."
             if is_authenticated:
                 operation["security"] = _security(needs)
 
 
 def _security(needs: Collection[str]) -> list[dict[str, list[str]]]:
-    """OpenAPI 3.1, Security Requirement Object: one of them is enough; roles, where a scheme is not OAuth 2."""
+    """OpenAPI 3.1, Security Requirement Object: one of them is enough; roles, where a
+    scheme is not OAuth 2."""
     return [{scheme: [scope]} for scheme in SCHEMES for scope in needs]
 
 
@@ -51,4 +59,6 @@ def _of_resource(path: str, method: str, prefix: str) -> tuple[str, ...]:
         "system": monitoring.SystemResource.scopes,
         "metrics": monitoring.MetricsResource.scopes,
     }
-    return places.get(path.removeprefix(f"{prefix}/"), uploads.TaskResource.scopes)[method]
+    return places.get(path.removeprefix(f"{prefix}/"), uploads.TaskResource.scopes)[
+        method
+    ]

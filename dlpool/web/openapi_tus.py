@@ -4,20 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlpool.web.openapi_elements import content_object, header_object, operation_object, parameter_object
+from dlpool.web.openapi_elements import (
+    content_object,
+    header_object,
+    operation_object,
+    parameter_object,
+)
 from dlpool.web.schemas import COUNT, TEXT, Schema, ref
 from dlpool.web.tus import BODY_TYPE, VERSION
 from dlpool.web.tus_headers import ROOT
 
 _BYTES: Schema = {"type": "string", "format": "binary"}
-_NAME = parameter_object("id", "path", {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "^[0-9a-f]+$"})
-_VERSION = parameter_object("Tus-Resumable", "header", {"type": "string", "enum": [VERSION]})
+_NAME = parameter_object(
+    "id",
+    "path",
+    {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "^[0-9a-f]+$"},
+)
+_VERSION = parameter_object(
+    "Tus-Resumable", "header", {"type": "string", "enum": [VERSION]}
+)
 _SAYS_VERSION = {"Tus-Resumable": header_object(TEXT)}
 _OFFSET = {"Upload-Offset": header_object(COUNT)}
 _EXPIRES = {"Upload-Expires": header_object(TEXT, required=False)}
 _BODY = {"required": False, **content_object(BODY_TYPE, _BYTES)}
 _CHECKSUM = parameter_object("Upload-Checksum", "header", TEXT, required=False)
-_OF_BODY = (parameter_object("Upload-Length", "header", COUNT, required=False), _CHECKSUM)
+_OF_BODY = (
+    parameter_object("Upload-Length", "header", COUNT, required=False),
+    _CHECKSUM,
+)
 _OF_PATCH = (400, 404, 408, 409, 410, 412, 413, 415, 423, 503, 507)
 _OF_DELETE = (400, 404, 409, 410, 412, 423, 503)
 
@@ -27,13 +41,22 @@ def tus_paths() -> dict[str, Any]:
     return {
         ROOT: {"options": _options("tusOptions"), "post": _create()},
         f"{ROOT}/{{id}}": {
-            "options": _options("tusOptionsOfOne", parameters=[parameter_object("id", "path", TEXT)]),
+            "options": _options(
+                "tusOptionsOfOne", parameters=[parameter_object("id", "path", TEXT)]
+            ),
             "head": _offset(),
             "patch": _known(
                 "tusAppend",
                 "The next bytes",
-                {204: _answer("They are there", {**_OFFSET, **_EXPIRES}), 460: _mismatch()},
-                parameters=[_NAME, parameter_object("Upload-Offset", "header", COUNT), *_OF_BODY],
+                {
+                    204: _answer("They are there", {**_OFFSET, **_EXPIRES}),
+                    460: _mismatch(),
+                },
+                parameters=[
+                    _NAME,
+                    parameter_object("Upload-Offset", "header", COUNT),
+                    *_OF_BODY,
+                ],
                 refusals=_OF_PATCH,
                 requestBody=_BODY,
             ),
@@ -48,13 +71,21 @@ def tus_paths() -> dict[str, Any]:
                 "tusOverride",
                 "PATCH or DELETE, for clients that can send nothing but POST",
                 {
-                    204: _answer("Done", {"Upload-Offset": header_object(COUNT, required=False), **_EXPIRES}),
+                    204: _answer(
+                        "Done",
+                        {
+                            "Upload-Offset": header_object(COUNT, required=False),
+                            **_EXPIRES,
+                        },
+                    ),
                     460: _mismatch(),
                 },
                 parameters=[
                     _NAME,
                     parameter_object(
-                        "X-HTTP-Method-Override", "header", {"type": "string", "enum": ["DELETE", "PATCH"]}
+                        "X-HTTP-Method-Override",
+                        "header",
+                        {"type": "string", "enum": ["DELETE", "PATCH"]},
                     ),
                     *_OF_BODY,
                 ],
@@ -94,12 +125,19 @@ def _create() -> dict[str, Any]:
         {
             201: _answer(
                 "It has begun",
-                {"Location": header_object(TEXT), "Upload-Offset": header_object(COUNT, required=False), **_EXPIRES},
+                {
+                    "Location": header_object(TEXT),
+                    "Upload-Offset": header_object(COUNT, required=False),
+                    **_EXPIRES,
+                },
             ),
             460: _mismatch(),
         },
         parameters=[
-            *(parameter_object(one, "header", schema, required=False) for one, schema in options.items()),
+            *(
+                parameter_object(one, "header", schema, required=False)
+                for one, schema in options.items()
+            ),
             _CHECKSUM,
         ],
         refusals=(400, 404, 408, 409, 410, 412, 413, 415, 423, 503, 507),
@@ -115,12 +153,23 @@ def _options(name: str, **more: Any) -> dict[str, Any]:
         "Tus-Checksum-Algorithm": header_object(TEXT),
     }
     return operation_object(
-        name, "What the server can do", {200: _answer("It can do this", headers)}, security=[], **more
+        name,
+        "What the server can do",
+        {200: _answer("It can do this", headers)},
+        security=[],
+        **more,
     )
 
 
-def _known(name: str, summary: str, responses: dict[int, Any], **more: Any) -> dict[str, Any]:
-    return operation_object(name, summary, responses, **{**more, "parameters": [_VERSION, *more.get("parameters", ())]})
+def _known(
+    name: str, summary: str, responses: dict[int, Any], **more: Any
+) -> dict[str, Any]:
+    return operation_object(
+        name,
+        summary,
+        responses,
+        **{**more, "parameters": [_VERSION, *more.get("parameters", ())]},
+    )
 
 
 def _answer(description: str, headers: dict[str, Any]) -> dict[str, Any]:
@@ -128,4 +177,7 @@ def _answer(description: str, headers: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mismatch() -> dict[str, Any]:
-    return {"description": "The body has another checksum", **content_object("application/json", ref("Error"))}
+    return {
+        "description": "The body has another checksum",
+        **content_object("application/json", ref("Error")),
+    }

@@ -1,4 +1,5 @@
-"""The part of the OpenAPI document about chunked uploads, files, health and metrics. Pure."""
+"""The part of the OpenAPI document about chunked uploads, files, health and metrics.
+Pure."""
 
 from __future__ import annotations
 
@@ -17,16 +18,36 @@ from dlpool.web.openapi_elements import (
     operation_object,
     parameter_object,
 )
-from dlpool.web.schemas import BOOLEAN, COUNT, DATE_TIME, TEXT, Schema, array_of, object_schema, ref
+from dlpool.web.schemas import (
+    BOOLEAN,
+    COUNT,
+    DATE_TIME,
+    TEXT,
+    Schema,
+    array_of,
+    object_schema,
+    ref,
+)
 from dlpool.web.uploads import MAX_BATCH
 
-# As regular expressions everywhere write it: without surrogates and what is beyond U+FFFF.
-_NOT_IN_NAMES = ascii(HIDDEN)[1:-1].replace(r"\ud800-\udfff", "").replace(r"\U000e0000-\U000e007f", "") + r"/\\"
+# As regular expressions everywhere write it: without surrogates and what is beyond
+# U+FFFF.
+_NOT_IN_NAMES = (
+    ascii(HIDDEN)[1:-1]
+    .replace(r"\ud800-\udfff", "")
+    .replace(r"\U000e0000-\U000e007f", "")
+    + r"/\\"
+)
 _NAME = f"^[^{_NOT_IN_NAMES}]*[^{_NOT_IN_NAMES}. ]$"
 _FILE_NAME: Schema = {"type": "string", "pattern": _NAME}
 _MD5: Schema = {"type": "string", "pattern": "^[0-9a-fA-F]{32}$"}
 _RATE: Schema = {"type": "number", "minimum": 0, "maximum": 100}
-_FILE_ID: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES, "pattern": r"^[^\x00-\x1f\x7f]+$"}
+_FILE_ID: Schema = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": MAX_ID_BYTES,
+    "pattern": r"^[^\x00-\x1f\x7f]+$",
+}
 _INDEX: Schema = {"type": "integer", "minimum": 0, "maximum": MAX_CHUNKS - 1}
 _TOTAL: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_CHUNKS}
 _CHUNK_FIELDS: dict[str, Schema] = {
@@ -40,11 +61,19 @@ _CHUNK_FIELDS: dict[str, Schema] = {
 }
 _BYTES: Schema = {"type": "string", "format": "binary"}
 _CHUNK = object_schema(
-    {name: _CHUNK_FIELDS[name] for name in ("file_id", "chunk_index")} | {"chunk": _BYTES},
-    {name: schema for name, schema in _CHUNK_FIELDS.items() if name not in ("file_id", "chunk_index")},
+    {name: _CHUNK_FIELDS[name] for name in ("file_id", "chunk_index")}
+    | {"chunk": _BYTES},
+    {
+        name: schema
+        for name, schema in _CHUNK_FIELDS.items()
+        if name not in ("file_id", "chunk_index")
+    },
     closed=False,
 )
-_SHARED: Schema = {"type": "boolean", "description": "whether everybody with a token may read the file"}
+_SHARED: Schema = {
+    "type": "boolean",
+    "description": "whether everybody with a token may read the file",
+}
 _MERGE = object_schema(
     {"file_id": _FILE_ID, "filename": _FILE_NAME, "total_chunks": _TOTAL},
     {"relative_path": TEXT, "expected_md5": _MD5, "shared": _SHARED},
@@ -68,12 +97,27 @@ _TASK_FIELDS: dict[str, Schema] = {
     "retry_count": COUNT,
 }
 _PAGE: dict[str, Schema] = {
-    "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": MAX_PAGE},
+    "limit": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": MAX_PAGE,
+        "default": MAX_PAGE,
+    },
     "cursor": TEXT,
-    "status": {"type": "string", "description": f"states with commas between: {', '.join(STATES)}"},
+    "status": {
+        "type": "string",
+        "description": f"states with commas between: {', '.join(STATES)}",
+    },
 }
 _CHUNK_VIEW = object_schema(
-    {"index": COUNT, "size": COUNT, "md5": TEXT, "status": TEXT, "uploaded_at": DATE_TIME, "retry_count": COUNT}
+    {
+        "index": COUNT,
+        "size": COUNT,
+        "md5": TEXT,
+        "status": TEXT,
+        "uploaded_at": DATE_TIME,
+        "retry_count": COUNT,
+    }
 )
 _SAID = {"status": TEXT}
 _DONE = object_schema({**_SAID, "message": TEXT, "task_id": TEXT})
@@ -97,7 +141,11 @@ def upload_paths(prefix: str) -> dict[str, Any]:
             "get": operation_object(
                 "uploadStatus",
                 "Which chunks of a file are there",
-                ok_response(object_schema({"uploaded_chunks": array_of(COUNT), **_STATUS_FIELDS})),
+                ok_response(
+                    object_schema(
+                        {"uploaded_chunks": array_of(COUNT), **_STATUS_FIELDS}
+                    )
+                ),
                 parameters=[parameter_object("file_id", "query", _FILE_ID)],
                 refusals=(400,),
             )
@@ -147,9 +195,13 @@ def _list() -> dict[str, Any]:
     tasks = array_of(object_schema({**_TASK_FIELDS, "uploaded_chunks": COUNT}))
     return operation_object(
         "listUploads",
-        "The client's uploads, by id; next is the cursor of the next page, if there is one",
+        "The client's uploads, by id; next is the cursor of the next page, if there is "
+        "one",
         ok_response(object_schema({"tasks": tasks, "total": COUNT}, {"next": TEXT})),
-        parameters=[parameter_object(name, "query", schema, required=False) for name, schema in _PAGE.items()],
+        parameters=[
+            parameter_object(name, "query", schema, required=False)
+            for name, schema in _PAGE.items()
+        ],
         refusals=(400, 503, 507),
     )
 
@@ -163,10 +215,20 @@ def _steer() -> dict[str, Any]:
         "steerUploads",
         "Pause, resume or delete uploads",
         ok_response(
-            object_schema({**_SAID, "results": array_of(object_schema({"id": TEXT, "status": TEXT}, closed=False))})
+            object_schema(
+                {
+                    **_SAID,
+                    "results": array_of(
+                        object_schema({"id": TEXT, "status": TEXT}, closed=False)
+                    ),
+                }
+            )
         ),
         refusals=(400, 413),
-        requestBody={"required": True, **content_object(JSON, object_schema(fields, closed=False))},
+        requestBody={
+            "required": True,
+            **content_object(JSON, object_schema(fields, closed=False)),
+        },
     )
 
 
@@ -176,8 +238,15 @@ def _clean() -> dict[str, Any]:
         "Remove old uploads",
         ok_response(object_schema({**_SAID, "message": TEXT, "cleaned_count": COUNT})),
         parameters=[
-            parameter_object("status", "query", {"type": "string", "enum": list(STATES)}, required=False),
-            parameter_object("older_than", "query", {"type": "number", "minimum": 0}, required=False),
+            parameter_object(
+                "status",
+                "query",
+                {"type": "string", "enum": list(STATES)},
+                required=False,
+            ),
+            parameter_object(
+                "older_than", "query", {"type": "number", "minimum": 0}, required=False
+            ),
         ],
         refusals=(400, 413, 415),
     )
@@ -229,28 +298,53 @@ def _operator_paths(prefix: str) -> dict[str, Any]:
             },
         }
     }
-    said = {"description": "Lines of text, the last one ok or not ok", "content": {"text/plain": {"schema": TEXT}}}
-    live, ready = "Whether this process answers", "Whether uploads can be taken, for probes"
+    said = {
+        "description": "Lines of text, the last one ok or not ok",
+        "content": {"text/plain": {"schema": TEXT}},
+    }
+    live, ready = (
+        "Whether this process answers",
+        "Whether uploads can be taken, for probes",
+    )
     return {
         "/livez": {"get": operation_object("live", live, {200: said}, **_OPEN)},
-        "/readyz": {"get": operation_object("ready", ready, {200: said, 503: said}, **_OPEN)},
-        f"{prefix}/livez": {"get": operation_object("liveBelow", live, {200: said}, **_OPEN)},
-        f"{prefix}/readyz": {"get": operation_object("readyBelow", ready, {200: said, 503: said}, **_OPEN)},
+        "/readyz": {
+            "get": operation_object("ready", ready, {200: said, 503: said}, **_OPEN)
+        },
+        f"{prefix}/livez": {
+            "get": operation_object("liveBelow", live, {200: said}, **_OPEN)
+        },
+        f"{prefix}/readyz": {
+            "get": operation_object(
+                "readyBelow", ready, {200: said, 503: said}, **_OPEN
+            )
+        },
         f"{prefix}/health": {
             "get": operation_object(
                 "health",
                 "Whether uploads can be taken",
-                {**ok_response(health), 503: {"description": "Unhealthy", **content_object(JSON, health)}},
+                {
+                    **ok_response(health),
+                    503: {"description": "Unhealthy", **content_object(JSON, health)},
+                },
                 **_OPEN,
             )
         },
         f"{prefix}/client": {
-            "get": operation_object("clientAdvice", "What a client should keep to", ok_response(ref("Advice")))
+            "get": operation_object(
+                "clientAdvice",
+                "What a client should keep to",
+                ok_response(ref("Advice")),
+            )
         },
         f"{prefix}/system": {
-            "get": operation_object("system", "Memory, configuration, tasks and disks", ok_response(system))
+            "get": operation_object(
+                "system", "Memory, configuration, tasks and disks", ok_response(system)
+            )
         },
-        f"{prefix}/metrics": {"get": operation_object("metrics", "The figures of all processes", figures)},
+        f"{prefix}/metrics": {
+            "get": operation_object("metrics", "The figures of all processes", figures)
+        },
     }
 
 
@@ -260,7 +354,13 @@ def _counts() -> Schema:
 
 def _chunk() -> dict[str, Any]:
     answer = object_schema(
-        {**_SAID, "chunk_index": COUNT, "md5_checked": BOOLEAN, "relative_path": TEXT, "size": COUNT}
+        {
+            **_SAID,
+            "chunk_index": COUNT,
+            "md5_checked": BOOLEAN,
+            "relative_path": TEXT,
+            "size": COUNT,
+        }
     )
     body = {
         "required": True,
@@ -269,7 +369,10 @@ def _chunk() -> dict[str, Any]:
             "application/octet-stream": {"schema": _BYTES},
         },
     }
-    options = [parameter_object(name, "query", schema, required=False) for name, schema in _CHUNK_FIELDS.items()]
+    options = [
+        parameter_object(name, "query", schema, required=False)
+        for name, schema in _CHUNK_FIELDS.items()
+    ]
     return operation_object(
         "uploadChunk",
         "Send one chunk; with application/octet-stream its fields stand in the query",
@@ -282,24 +385,44 @@ def _chunk() -> dict[str, Any]:
 
 def _merge() -> dict[str, Any]:
     answer = object_schema(
-        {**_SAID, "filePath": TEXT, "md5": _MD5, "relative_path": TEXT, "size": COUNT, "merge_time": COUNT}
+        {
+            **_SAID,
+            "filePath": TEXT,
+            "md5": _MD5,
+            "relative_path": TEXT,
+            "size": COUNT,
+            "merge_time": COUNT,
+        }
     )
     kinds = (JSON, "application/x-www-form-urlencoded", "multipart/form-data")
     return operation_object(
         "mergeChunks",
         "Make the file out of its chunks; may be repeated",
         ok_response(answer),
-        requestBody={"required": True, "content": {kind: {"schema": _MERGE} for kind in kinds}},
+        requestBody={
+            "required": True,
+            "content": {kind: {"schema": _MERGE} for kind in kinds},
+        },
         refusals=(400, 404, 409, 413, 415, 503, 507),
     )
 
 
 def _file(name: str, summary: str) -> dict[str, Any]:
-    known = {"ETag": header_object(TEXT), "Last-Modified": header_object(TEXT), "Accept-Ranges": header_object(TEXT)}
+    known = {
+        "ETag": header_object(TEXT),
+        "Last-Modified": header_object(TEXT),
+        "Accept-Ranges": header_object(TEXT),
+    }
     whole = {"headers": known, **content_object("application/octet-stream", _BYTES)}
     options = [
         parameter_object(one, "header", TEXT, required=False)
-        for one in ("Range", "If-Range", "If-Match", "If-None-Match", "If-Unmodified-Since")
+        for one in (
+            "Range",
+            "If-Range",
+            "If-Match",
+            "If-None-Match",
+            "If-Unmodified-Since",
+        )
     ]
     responses = {
         200: {"description": "The whole file", **whole},

@@ -1,4 +1,5 @@
-"""The operations of the job API: one table, out of which routes, checks and the document are made."""
+"""The operations of the job API: one table, out of which routes, checks and the
+document are made."""
 
 from __future__ import annotations
 
@@ -32,10 +33,12 @@ class ApiRequest:
 
 @dataclass(frozen=True)
 class Operation:
-    """One method of one path. ``name`` is its operationId, ``refusals`` are statuses beside those that all have.
+    """One method of one path. ``name`` is its operationId, ``refusals`` are statuses
+    beside those that all have.
 
-    ``scope``: what a token needs for it. ``body``: the schema of what must be sent, None where nothing may be.
-    ``action``: of the audit event, for methods that change something.
+    ``scope``: what a token needs for it. ``body``: the schema of what must be sent,
+    None where nothing may be. ``action``: of the audit event, for methods that change
+    something.
     """
 
     method: str
@@ -51,14 +54,23 @@ class Operation:
     action: str = ""
 
     def __post_init__(self) -> None:
-        if bool(self.action) != (self.method in CHANGING) or (self.action and self.action not in ACTIONS):
-            raise ValueError(f"{self.name}: the action {self.action!r} is none of an audit event")
+        if bool(self.action) != (self.method in CHANGING) or (
+            self.action and self.action not in ACTIONS
+        ):
+            raise ValueError(
+                f"{self.name}: the action {self.action!r} is none of an audit event"
+            )
 
     def audit_action(self, call: ApiRequest) -> str:
-        """The action of an audit event: where a body says which of several is asked for, that one."""
-        return f"job.{call.body['verb']}" if self.action == "job.control" else self.action
+        """The action of an audit event: where a body says which of several is asked
+        for, that one."""
+        return (
+            f"job.{call.body['verb']}" if self.action == "job.control" else self.action
+        )
 
-    def parse(self, names: Mapping[str, str], options: Mapping[str, Any], body: bytes) -> ApiRequest:
+    def parse(
+        self, names: Mapping[str, str], options: Mapping[str, Any], body: bytes
+    ) -> ApiRequest:
         """What a request asks for. Raises UsageError."""
         found = parse_query(self.query, options)
         if self.body is None:
@@ -69,20 +81,31 @@ class Operation:
 
 
 def _alternative(schema: Schema, value: Any) -> Schema:
-    """Of a choice the one that is meant, so that an error tells of that one; and what a reference means."""
+    """Of a choice the one that is meant, so that an error tells of that one; and what a
+    reference means."""
     if "oneOf" not in schema:
-        return schemas.NAMED[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+        return (
+            schemas.NAMED[schema["$ref"].rpartition("/")[2]]
+            if "$ref" in schema
+            else schema
+        )
     is_many = isinstance(value, dict) and "jobs" in value
     return schemas.BATCH if is_many else schemas.JOB
 
 
-def _get(path: str, name: str, summary: str, ask: Ask, answer: Schema, **more: Any) -> Operation:
+def _get(
+    path: str, name: str, summary: str, ask: Ask, answer: Schema, **more: Any
+) -> Operation:
     return Operation("GET", path, name, READ, summary, ask, answer, **more)
 
 
-def _post(path: str, name: str, summary: str, ask: Ask, answer: Schema, **more: Any) -> Operation:
+def _post(
+    path: str, name: str, summary: str, ask: Ask, answer: Schema, **more: Any
+) -> Operation:
     made = {"body": schemas.EMPTY, "scope": OPERATE, **more}
-    return Operation("POST", path, name, summary=summary, handler=ask, response=answer, **made)
+    return Operation(
+        "POST", path, name, summary=summary, handler=ask, response=answer, **made
+    )
 
 
 def _push(desk: QueueService, call: ApiRequest) -> Any:
@@ -110,7 +133,9 @@ def _priority(method: str) -> Operation:
         "setPriority" if method == "PUT" else "changePriority",
         OPERATE,
         "Change the priority of a job",
-        lambda desk, call: desk.control("priority", call.path_params["id"], call.body["priority"]),
+        lambda desk, call: desk.control(
+            "priority", call.path_params["id"], call.body["priority"]
+        ),
         ref("Done"),
         body=object_schema({"priority": schemas.PRIORITY}),
         error_statuses=(404, 409),
@@ -162,7 +187,10 @@ _PAGE = {"limit": schemas.LIMIT, "after": schemas.CURSOR}
 _ONE_OR_MANY: Schema = {"oneOf": [ref("Job"), ref("Batch")]}
 _RESULTS = object_schema({"results": array_of({"anyOf": [ref("Done"), ref("Error")]})})
 _ANSWERS: Schema = {
-    "anyOf": [ref("Pushed"), object_schema({"results": array_of({"anyOf": [ref("Pushed"), ref("Error")]})})]
+    "anyOf": [
+        ref("Pushed"),
+        object_schema({"results": array_of({"anyOf": [ref("Pushed"), ref("Error")]})}),
+    ]
 }
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -177,7 +205,8 @@ OPERATIONS: tuple[Operation, ...] = (
     _post(
         "/jobs",
         "push",
-        "Queue a job, or up to 500: in a batch those that cannot be run are named, and the others queued",
+        "Queue a job, or up to 500: in a batch those that cannot be run are named, and "
+        "the others queued",
         _push,
         _ANSWERS,
         scope=PUSH,
@@ -187,16 +216,20 @@ OPERATIONS: tuple[Operation, ...] = (
     _get(
         "/jobs",
         "listJobs",
-        "List jobs: running ones first, then queued, delayed, paused, failed, cancelled, "
+        "List jobs: running ones first, then queued, delayed, paused, failed, "
+        "cancelled, "
         "succeeded; next is the cursor behind them, null at the end",
-        lambda desk, call: desk.list_jobs(call.query.get("state"), call.query["limit"], call.query.get("after")),
+        lambda desk, call: desk.list_jobs(
+            call.query.get("state"), call.query["limit"], call.query.get("after")
+        ),
         _JOBS,
         query={"state": schemas.STATE, **_PAGE},
     ),
     _post(
         "/jobs/batch",
         "controlJobs",
-        "Retry, cancel or remove (forget, once they have ended) up to 500 jobs; each has its result, in the same order",
+        "Retry, cancel or remove (forget, once they have ended) up to 500 jobs; each "
+        "has its result, in the same order",
         lambda desk, call: desk.control_many(call.body["verb"], call.body["ids"]),
         _RESULTS,
         body=ref("Control"),
@@ -210,17 +243,25 @@ OPERATIONS: tuple[Operation, ...] = (
         ref("View"),
         error_statuses=(404,),
     ),
-    _control("cancel", "End a job for good, with a failure record; a running one stops within two seconds"),
+    _control(
+        "cancel",
+        "End a job for good, with a failure record; a running one stops within two "
+        "seconds",
+    ),
     _control("pause", "Stop a job until it is resumed; it keeps what it has fetched"),
     _control("resume", "Let a paused job go on"),
-    _control("retry", "Run a failed or cancelled job again from the beginning, or a delayed one now"),
+    _control(
+        "retry",
+        "Run a failed or cancelled job again from the beginning, or a delayed one now",
+    ),
     _control("promote", "Let a waiting job run before all others"),
     _priority("PUT"),
     _priority("POST"),
     _get(
         "/history",
         "history",
-        "What waited, ran and came in within the last day: [ms since 1970, waiting, running, "
+        "What waited, ran and came in within the last day: [ms since 1970, waiting, "
+        "running, "
         "bytes a second], oldest first, 720 at most",
         lambda desk, call: desk.history(call.query["since"]),
         ref("History"),
@@ -234,12 +275,22 @@ OPERATIONS: tuple[Operation, ...] = (
         ref("Stats"),
     ),
     _get(
-        "/nodes", "listNodes", "The nodes that work on the queue", lambda desk, _: {"nodes": desk.list_nodes()}, _NODES
+        "/nodes",
+        "listNodes",
+        "The nodes that work on the queue",
+        lambda desk, _: {"nodes": desk.list_nodes()},
+        _NODES,
     ),
     _node("drain", "Let a node end its jobs and begin no others"),
     _node("resume", "Let a drained node begin jobs again"),
     _node("forget", "Strike off a node that was lost, or that is drained and away"),
-    _get("/queue", "showQueue", "Whether jobs begin", lambda desk, _: desk.control_queue(), _QUEUE),
+    _get(
+        "/queue",
+        "showQueue",
+        "Whether jobs begin",
+        lambda desk, _: desk.control_queue(),
+        _QUEUE,
+    ),
     _queue("pause", "Let nobody begin another job; running ones go on"),
     _queue("resume", "Let jobs begin again"),
     _get(
@@ -252,8 +303,11 @@ OPERATIONS: tuple[Operation, ...] = (
     _get(
         "/failures",
         "listFailures",
-        "The failure records that clients see, newest first; of more than 100,000 some are not listed",
-        lambda desk, call: desk.list_failures(call.query["limit"], call.query.get("after")),
+        "The failure records that clients see, newest first; of more than 100,000 some "
+        "are not listed",
+        lambda desk, call: desk.list_failures(
+            call.query["limit"], call.query.get("after")
+        ),
         _FAILURES,
         query=_PAGE,
     ),

@@ -1,7 +1,8 @@
-"""Public keys of JSON web tokens and the algorithms that fit each: from PEM, and from JSON web keys (RFC 7517).
+"""Public keys of JSON web tokens and the algorithms that fit each: from PEM, and from
+JSON web keys (RFC 7517).
 
-A key is used with the algorithms of its own kind only, whatever a token says, so that a public key is never taken for
-the secret of an HS algorithm.
+A key is used with the algorithms of its own kind only, whatever a token says, so that a
+public key is never taken for the secret of an HS algorithm.
 """
 
 from __future__ import annotations
@@ -23,48 +24,71 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from dlpool.errors import ConfigurationError
 
-LEAST_BITS, MOST_BITS = 2048, 8192  # of RSA: RFC 7518, section 3.3; a longer one takes too much time
+LEAST_BITS, MOST_BITS = (
+    2048,
+    8192,
+)  # of RSA: RFC 7518, section 3.3; a longer one takes too much time
 RSA_ALGORITHMS = ("RS256", "RS384", "RS512")
 _OF_CURVE = {"secp256r1": ("ES256",), "secp384r1": ("ES384",)}  # RFC 7518, section 3.4
 
 
 @dataclass(frozen=True)
 class TokenKey:
-    """What the signature of a token is checked with. ``algorithms``: with which it may be."""
+    """What the signature of a token is checked with. ``algorithms``: with which it may
+    be."""
 
     key: str | RSAPublicKey | EllipticCurvePublicKey
     algorithms: frozenset[str]
 
 
-ALGORITHMS = frozenset((*RSA_ALGORITHMS, *(one for of in _OF_CURVE.values() for one in of)))
+ALGORITHMS = frozenset(
+    (*RSA_ALGORITHMS, *(one for of in _OF_CURVE.values() for one in of))
+)
 
 
 def algorithms_of(key: object) -> tuple[str, ...]:
-    """Return the algorithms that a public key fits; none for a kind that is not supported."""
+    """Return the algorithms that a public key fits; none for a kind that is not
+    supported."""
     if isinstance(key, RSAPublicKey):
         return RSA_ALGORITHMS
-    return _OF_CURVE.get(key.curve.name, ()) if isinstance(key, EllipticCurvePublicKey) else ()
+    return (
+        _OF_CURVE.get(key.curve.name, ())
+        if isinstance(key, EllipticCurvePublicKey)
+        else ()
+    )
 
 
 def load_pem_key(text: str, algorithms: tuple[str, ...]) -> TokenKey:
-    """Return the public key in PEM. Raises ConfigurationError if it is none, or fits none of ``algorithms``."""
+    """Return the public key in PEM. Raises ConfigurationError if it is none, or fits
+    none of ``algorithms``."""
     kind = algorithms[0][:2]
     try:
         key = load_pem_public_key(text.encode())
     except ValueError as error:
-        raise ConfigurationError(f"[web] jwt_key is no public key in PEM, which {kind} algorithms need") from error
+        raise ConfigurationError(
+            f"[web] jwt_key is no public key in PEM, which {kind} algorithms need"
+        ) from error
     fitting = frozenset(algorithms).intersection(algorithms_of(key))
     if not fitting or not isinstance(key, RSAPublicKey | EllipticCurvePublicKey):
-        wanted = {"RS": "RSA", "ES": "EC"}[kind] + (" key on its curve" if kind == "ES" else " key")
-        raise ConfigurationError(f"[web] jwt_key is no {wanted}, which {', '.join(algorithms)} need")
+        wanted = {"RS": "RSA", "ES": "EC"}[kind] + (
+            " key on its curve" if kind == "ES" else " key"
+        )
+        raise ConfigurationError(
+            f"[web] jwt_key is no {wanted}, which {', '.join(algorithms)} need"
+        )
     return TokenKey(key, fitting)
 
 
 def load_jwk(members: Mapping[str, Any]) -> TokenKey | None:
-    """Return the public key of a JSON web key (RFC 7518, section 6), None for one that is not for signatures or that is
-    of a kind that is not supported: only RSA of 2048 to 8192 bits, and EC on P-256 and P-384.
+    """Return the public key of a JSON web key (RFC 7518, section 6), None for one that
+    is not for signatures or that is of a kind that is not supported: only RSA of 2048
+    to 8192 bits, and EC on P-256 and P-384.
     """
-    usage, operations, algorithm = members.get("use"), members.get("key_ops"), members.get("alg")
+    usage, operations, algorithm = (
+        members.get("use"),
+        members.get("key_ops"),
+        members.get("alg"),
+    )
     if usage not in (None, "sig") or not (
         operations is None or (isinstance(operations, list) and "verify" in operations)
     ):
@@ -75,25 +99,35 @@ def load_jwk(members: Mapping[str, Any]) -> TokenKey | None:
         return None
     fitting = frozenset(algorithms_of(key))
     if algorithm is not None:
-        fitting = fitting.intersection([algorithm] if isinstance(algorithm, str) else [])
+        fitting = fitting.intersection(
+            [algorithm] if isinstance(algorithm, str) else []
+        )
     return TokenKey(key, fitting) if fitting else None
 
 
 def _made(members: Mapping[str, Any]) -> RSAPublicKey | EllipticCurvePublicKey:
-    """Return the key of these numbers; private ones are not looked at. Raises ValueError, also for a bad point."""
+    """Return the key of these numbers; private ones are not looked at. Raises
+    ValueError, also for a bad point."""
     if members.get("kty") == "RSA":
         modulus, exponent = _number(members.get("n")), _number(members.get("e"))
-        if not LEAST_BITS <= modulus.bit_length() <= MOST_BITS or exponent.bit_length() > 32:
+        if (
+            not LEAST_BITS <= modulus.bit_length() <= MOST_BITS
+            or exponent.bit_length() > 32
+        ):
             raise ValueError("not of a size that is supported")
         return RSAPublicNumbers(exponent, modulus).public_key()
     curve = {"P-256": SECP256R1, "P-384": SECP384R1}.get(str(members.get("crv")))
     if members.get("kty") != "EC" or curve is None:
         raise ValueError("not of a kind that is supported")
-    return EllipticCurvePublicNumbers(_number(members.get("x")), _number(members.get("y")), curve()).public_key()
+    return EllipticCurvePublicNumbers(
+        _number(members.get("x")), _number(members.get("y")), curve()
+    ).public_key()
 
 
 def _number(text: object) -> int:
     """Return a Base64urlUInt. Raises ValueError."""
     if not isinstance(text, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,2048}", text):
         raise ValueError("not a number")
-    return int.from_bytes(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), "big")
+    return int.from_bytes(
+        base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), "big"
+    )

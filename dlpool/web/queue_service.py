@@ -1,4 +1,5 @@
-"""What can be asked of the queue over HTTP, as values of JSON. Knows neither HTTP nor a framework."""
+"""What can be asked of the queue over HTTP, as values of JSON. Knows neither HTTP nor a
+framework."""
 
 from __future__ import annotations
 
@@ -37,11 +38,14 @@ RETRY_S = 2
 
 
 class QueueService:
-    """One queue. Thread-safe, and usable after a fork. Methods raise QueueError, and others as they say."""
+    """One queue. Thread-safe, and usable after a fork. Methods raise QueueError, and
+    others as they say."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises ConfigurationError, LocalFault."""
-        client = connect(settings.redis, Path(settings.paths.state_dir), name="dlpool-web")
+        client = connect(
+            settings.redis, Path(settings.paths.state_dir), name="dlpool-web"
+        )
         keys = QueueKeys(settings.redis.group)
         self._settings = settings
         self._client: Any = client
@@ -55,16 +59,25 @@ class QueueService:
         self._confinement = Confinement.of(settings)
 
     def push(self, job: dict[str, Any], trace_id: str | None = None) -> dict[str, Any]:
-        """Queue a job; ``trace_id`` is used if the job has none. Raises UsageError, PolicyRefused."""
+        """Queue a job; ``trace_id`` is used if the job has none. Raises UsageError,
+        PolicyRefused."""
         found = self._checked(_traced(job, trace_id))
         job_id = found.id or new_id()
         try:
-            return {"id": job_id, "result": self._transitions.push([(found, job_id)])[0]}
+            return {
+                "id": job_id,
+                "result": self._transitions.push([(found, job_id)])[0],
+            }
         except QueueAway as error:
-            raise QueueAway(f"{error} (if it is pushed nevertheless, it is job {job_id})") from error
+            raise QueueAway(
+                f"{error} (if it is pushed nevertheless, it is job {job_id})"
+            ) from error
 
-    def push_many(self, jobs: Sequence[dict[str, Any]], trace_id: str | None = None) -> dict[str, Any]:
-        """Queue those of the jobs that can be run; each has its answer, in the same order."""
+    def push_many(
+        self, jobs: Sequence[dict[str, Any]], trace_id: str | None = None
+    ) -> dict[str, Any]:
+        """Queue those of the jobs that can be run; each has its answer, in the same
+        order."""
         answers: list[dict[str, Any]] = []
         good: list[tuple[PushedJob, str]] = []
         for job in jobs:
@@ -79,11 +92,22 @@ class QueueService:
         try:
             results = iter(self._transitions.push(good) if good else [])
         except QueueAway as error:
-            raise QueueAway(f"{error} (some of the jobs may be queued: what has an id can be pushed again)") from error
-        return {"results": [one | {"result": next(results)} if "id" in one else one for one in answers]}
+            raise QueueAway(
+                f"{error} (some of the jobs may be queued: what has an id can be "
+                f"pushed again)"
+            ) from error
+        return {
+            "results": [
+                one | {"result": next(results)} if "id" in one else one
+                for one in answers
+            ]
+        }
 
-    def list_jobs(self, state: str | None, limit: int, after: str | None = None) -> dict[str, Any]:
-        """Jobs, as ``dlpool jobs`` lists them, behind a cursor; ``next`` is the one behind these. Raises UsageError."""
+    def list_jobs(
+        self, state: str | None, limit: int, after: str | None = None
+    ) -> dict[str, Any]:
+        """Jobs, as ``dlpool jobs`` lists them, behind a cursor; ``next`` is the one
+        behind these. Raises UsageError."""
         page = self._views.listing.page(state, limit, after)
         return {"jobs": [_shown(view) for view in page.jobs], "next": page.after}
 
@@ -92,8 +116,11 @@ class QueueService:
         return _shown(self._views.job(job_id))
 
     def control(self, verb: str, job_id: str, priority: str = "") -> dict[str, Any]:
-        """Cancel, pause, resume, retry or promote a job, or change its priority. Raises NoSuchJob, NotPossible."""
-        reply = self._controls.execute(verb, job_id, priority=priority, message=CANCELLED, at=time.time())
+        """Cancel, pause, resume, retry or promote a job, or change its priority. Raises
+        NoSuchJob, NotPossible."""
+        reply = self._controls.execute(
+            verb, job_id, priority=priority, message=CANCELLED, at=time.time()
+        )
         if problem := error_of_reply(verb, job_id, reply):
             raise problem
         return {"id": job_id, "result": reply}
@@ -113,7 +140,8 @@ class QueueService:
         return self._views.stats().as_json()
 
     def overview(self, state: str) -> dict[str, Any]:
-        """All that a page shows, in one answer: also jobs of ``state``. Supervisors are asked for news."""
+        """All that a page shows, in one answer: also jobs of ``state``. Supervisors are
+        asked for news."""
         stats = self._views.stats()
         if self._is_time():
             self._steering.request_status(stats.supervisors)
@@ -136,7 +164,8 @@ class QueueService:
         return [_shown(view) for view in self._views.jobs(state, LISTED)]
 
     def history(self, since_ms: int) -> dict[str, Any]:
-        """What waited, ran and came in since then: ``[ms, waiting, running, bytes a second]`` each, oldest first."""
+        """What waited, ran and came in since then: ``[ms, waiting, running, bytes a
+        second]`` each, oldest first."""
         return {"samples": self._history.since(since_ms)}
 
     def list_nodes(self) -> list[dict[str, Any]]:
@@ -145,16 +174,25 @@ class QueueService:
 
     def control_node(self, verb: str, node: str) -> list[dict[str, Any]]:
         """Drain a node, let it go on, or forget it. Raises NoSuchNode, NotPossible."""
-        {"drain": self._nodes.drain, "resume": self._nodes.resume, "forget": self._nodes.forget}[verb](node)
+        {
+            "drain": self._nodes.drain,
+            "resume": self._nodes.resume,
+            "forget": self._nodes.forget,
+        }[verb](node)
         return self.list_nodes()
 
     def control_queue(self, verb: str | None = None) -> dict[str, Any]:
-        """Whether jobs begin; after they were made to stop (pause) or go on (resume). Raises NotPossible."""
+        """Whether jobs begin; after they were made to stop (pause) or go on (resume).
+        Raises NotPossible."""
         if verb == "pause" and not self._steering.pause():
             raise NotPossible("the queue is paused already")
         if verb == "resume":
             self._steering.resume()
-        return {"is_halted": self._views.stats().is_halted if verb is None else verb == "pause"}
+        return {
+            "is_halted": self._views.stats().is_halted
+            if verb is None
+            else verb == "pause"
+        }
 
     def limits(self) -> dict[str, Any]:
         """What hosts are spared, by these settings, and which are waited for."""
@@ -168,12 +206,14 @@ class QueueService:
         }
 
     def list_failures(self, limit: int, after: str | None = None) -> dict[str, Any]:
-        """The failure records that clients see, newest first, behind a cursor. Raises UsageError."""
+        """The failure records that clients see, newest first, behind a cursor. Raises
+        UsageError."""
         found, behind = self._failures().page(limit, after)
         return {"failures": [_record(one) for one in found], "next": behind}
 
     def resolve_failure(self, verb: str, record_id: str) -> dict[str, Any]:
-        """Run a record's job again (retry), or remove the record. Raises NoSuchJob, NotPossible."""
+        """Run a record's job again (retry), or remove the record. Raises NoSuchJob,
+        NotPossible."""
         failures = self._failures()
         found = failures.by_id(record_id)
         if found is None:
@@ -188,7 +228,9 @@ class QueueService:
 
     def _checked(self, job: dict[str, Any]) -> PushedJob:
         """Raises UsageError, PolicyRefused, LocalFault."""
-        found = parse_valid_job(json.dumps(job, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        found = parse_valid_job(
+            json.dumps(job, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        )
         self._confinement.target(found.save_path)
         return found
 
@@ -212,13 +254,18 @@ def refusal_of(error: DlpoolError) -> UploadError:
     if isinstance(error, NotPossible):
         return UploadError(409, error.label, str(error))
     if error.label == "redis":
-        return UploadError(503, error.label, str(error), headers={"Retry-After": str(RETRY_S)})
+        return UploadError(
+            503, error.label, str(error), headers={"Retry-After": str(RETRY_S)}
+        )
     return UploadError(400, error.label, str(error))
 
 
 def _shown(view: JobView) -> dict[str, Any]:
     """A job for whoever may look: of its URL neither user info nor query."""
-    return {**view.as_json(), "url": None if view.url is None else display_url(view.url)}
+    return {
+        **view.as_json(),
+        "url": None if view.url is None else display_url(view.url),
+    }
 
 
 def _record(one: FailureRecord) -> dict[str, Any]:

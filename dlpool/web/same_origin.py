@@ -1,4 +1,5 @@
-"""Whether a request was made by a page of another site: cross-site request forgery, DNS rebinding. Pure."""
+"""Whether a request was made by a page of another site: cross-site request forgery, DNS
+rebinding. Pure."""
 
 from __future__ import annotations
 
@@ -11,8 +12,11 @@ SAFE = ("GET", "HEAD", "OPTIONS")
 _OWN = ("same-origin", "none")  # none: a person typed it, or it is no page
 
 
-def is_cross_site(method: str, host: str | None, origin: str | None, fetch_site: str | None) -> bool:
-    """By Sec-Fetch-Site (W3C Fetch Metadata) where browsers send it, else by Origin against Host.
+def is_cross_site(
+    method: str, host: str | None, origin: str | None, fetch_site: str | None
+) -> bool:
+    """By Sec-Fetch-Site (W3C Fetch Metadata) where browsers send it, else by Origin
+    against Host.
 
     Programs that are no browsers send neither, and are no page of anybody.
     """
@@ -29,9 +33,11 @@ def is_cross_site(method: str, host: str | None, origin: str | None, fetch_site:
 
 
 def is_rebinding(host: str | None, names: Collection[str]) -> bool:
-    """Whether ``HostState`` is a name that we are not asked by: a page of another site that points its name to us.
+    """Whether ``HostState`` is a name that we are not asked by: a page of another site
+    that points its name to us.
 
-    An address cannot be made to point elsewhere, nor can localhost. Where there is no Host there is no browser.
+    An address cannot be made to point elsewhere, nor can localhost. Where there is no
+    Host there is no browser.
     """
     if not host:
         return False

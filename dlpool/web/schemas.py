@@ -1,4 +1,5 @@
-"""JSON Schemas of what the job API takes and answers, in its document and for its own checks. Pure."""
+"""JSON Schemas of what the job API takes and answers, in its document and for its own
+checks. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +18,10 @@ MAX_LIMIT = 1000
 
 
 def object_schema(
-    required: Mapping[str, Schema], optional: Mapping[str, Schema] | None = None, *, closed: bool = True
+    required: Mapping[str, Schema],
+    optional: Mapping[str, Schema] | None = None,
+    *,
+    closed: bool = True,
 ) -> Schema:
     """An object with these properties; ``closed``: and no others."""
     return {
@@ -30,7 +34,9 @@ def object_schema(
 
 def array_of(schema: Schema, most: int | None = None) -> Schema:
     """A list of such values."""
-    return {"type": "array", "items": schema} | ({"minItems": 1, "maxItems": most} if most else {})
+    return {"type": "array", "items": schema} | (
+        {"minItems": 1, "maxItems": most} if most else {}
+    )
 
 
 def ref(name: str) -> Schema:
@@ -51,8 +57,16 @@ TEXT: Schema = {"type": "string"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 BOOLEAN: Schema = {"type": "boolean"}
 DATE_TIME: Schema = {"type": "string", "format": "date-time"}
-ID: Schema = {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$", "x-says": "not 1 to 64 of A-Z a-z 0-9 _ . -"}
-RECORD_ID: Schema = {"type": "string", "pattern": "^[0-9a-f]{32}$", "x-says": "no id of a failure record"}
+ID: Schema = {
+    "type": "string",
+    "pattern": "^[A-Za-z0-9_.-]{1,64}$",
+    "x-says": "not 1 to 64 of A-Z a-z 0-9 _ . -",
+}
+RECORD_ID: Schema = {
+    "type": "string",
+    "pattern": "^[0-9a-f]{32}$",
+    "x-says": "no id of a failure record",
+}
 NODE: Schema = {"type": "string", "minLength": 1, "maxLength": 200}
 STATE: Schema = {"type": "string", "enum": list(STATES)}
 CURSOR: Schema = {
@@ -61,14 +75,24 @@ CURSOR: Schema = {
     "x-says": "no cursor of a list",
     "description": "next of the answer before",
 }
-NEXT: Schema = {"type": ["string", "null"], "description": "what after shall be for the next answer; null at the end"}
-SINCE: Schema = {"type": "integer", "minimum": 0, "maximum": 10**14, "default": 0, "description": "ms since 1970"}
+NEXT: Schema = {
+    "type": ["string", "null"],
+    "description": "what after shall be for the next answer; null at the end",
+}
+SINCE: Schema = {
+    "type": "integer",
+    "minimum": 0,
+    "maximum": 10**14,
+    "default": 0,
+    "description": "ms since 1970",
+}
 LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": 50}
 EMPTY: Schema = object_schema({})
 PRIORITY: Schema = {"type": "string", "enum": list(PRIORITIES)}
 
 _MOMENT_FORM = (
-    "^([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
+    "^([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt "
+    "][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
     "|[0-9]{1,12}([.][0-9]{1,9})?)$"
 )
 OWN = object_schema(
@@ -95,19 +119,31 @@ OWN = object_schema(
             "x-says": "not of the form ALGO:HEX",
             "description": "md5, sha1, sha256, sha512 or blake2b",
         },
-        "headers": {**_values(TEXT), "maxProperties": 500, "description": "for the URL's own origin"},
+        "headers": {
+            **_values(TEXT),
+            "maxProperties": 500,
+            "description": "for the URL's own origin",
+        },
         "if_exists": {"type": "string", "enum": list(IF_EXISTS)},
         "limit_rate": {
-            "anyOf": [{"type": "integer", "minimum": 1024}, {"type": "string", "pattern": "^[0-9.]+[A-Za-z]*$"}],
+            "anyOf": [
+                {"type": "integer", "minimum": 1024},
+                {"type": "string", "pattern": "^[0-9.]+[A-Za-z]*$"},
+            ],
             "description": 'bytes a second, or a text as "1.5M"',
             "x-says": 'not bytes a second from 1024 on: a whole number, or a text as "1.5M"',
         },
         "user_id": {"type": "string", "minLength": 1, "maxLength": 200},
         "trace_id": {"type": "string", "minLength": 1, "maxLength": 200},
-        "dedupe": {**BOOLEAN, "description": "join a job with the same url and save_path that waits or runs"},
+        "dedupe": {
+            **BOOLEAN,
+            "description": "join a job with the same url and save_path that waits or "
+            "runs",
+        },
         "scan": {
             **BOOLEAN,
-            "description": "check the file for malware before it is published, whatever the service says",
+            "description": "check the file for malware before it is published, "
+            "whatever the service says",
         },
     },
 )
@@ -124,21 +160,32 @@ JOB = object_schema(
             "type": "string",
             "minLength": 1,
             "maxLength": MAX_PATH,
-            "description": "relative to download_dir; one that ends in / is named by the server or the URL",
+            "description": "relative to download_dir; one that ends in / is named by "
+            "the server or the URL",
         },
     },
     {"dlpool": OWN},
 )
 BATCH = object_schema(
     {
-        "jobs": {**array_of({"type": "object"}, MAX_BATCH), "description": "each a Job; one that is none is named"},
+        "jobs": {
+            **array_of({"type": "object"}, MAX_BATCH),
+            "description": "each a Job; one that is none is named",
+        },
     }
 )
 CONTROL = object_schema(
-    {"verb": {"type": "string", "enum": ["retry", "cancel", "remove"]}, "ids": array_of(ID, MAX_BATCH)}
+    {
+        "verb": {"type": "string", "enum": ["retry", "cancel", "remove"]},
+        "ids": array_of(ID, MAX_BATCH),
+    }
 )
-PUSHED = object_schema({"id": ID, "result": {"type": "string", "enum": ["OK", "DUP", "FOLLOWS"]}})
-DONE = object_schema({"id": TEXT, "result": {"type": "string", "enum": ["OK", "ASKED"]}})
+PUSHED = object_schema(
+    {"id": ID, "result": {"type": "string", "enum": ["OK", "DUP", "FOLLOWS"]}}
+)
+DONE = object_schema(
+    {"id": TEXT, "result": {"type": "string", "enum": ["OK", "ASKED"]}}
+)
 ERROR = object_schema({"error": TEXT, "code": TEXT}, closed=False)
 _NUMBERS = ("fence", "attempts", "crashes", "takeovers")
 _TEXTS = (
@@ -199,19 +246,52 @@ STATS = object_schema(
         **_SWITCHED,
         **_HOSTS,
         "supervisors": array_of({"type": "object"}),
-        "days": array_of({"type": "object", "properties": {"day": {"type": "string", "format": "date"}}}),
+        "days": array_of(
+            {
+                "type": "object",
+                "properties": {"day": {"type": "string", "format": "date"}},
+            }
+        ),
     }
 )
-WORKER = object_schema({"pid": COUNT, "busy": COUNT, "slots": COUNT, "memory": COUNT, "state": TEXT}, closed=False)
-NODE_ROW = object_schema(
-    {"node": nullable(TEXT), "is_drained": BOOLEAN, "state": {"type": "string", "enum": list(NODE_STATES)}},
-    {"seen_at": {**DATE_TIME, "description": "of a lost one"}, "workers_info": array_of(WORKER)},
+WORKER = object_schema(
+    {"pid": COUNT, "busy": COUNT, "slots": COUNT, "memory": COUNT, "state": TEXT},
     closed=False,
 )
-HISTORY = object_schema({"samples": array_of({"type": "array", "items": COUNT, "minItems": 4, "maxItems": 4})})
-HOST_LIMIT = object_schema({"max_per_host": nullable(COUNT), "rate_per_host": nullable({"type": "number"})})
-LIMITS = object_schema({"all": HOST_LIMIT, "hosts": _values(HOST_LIMIT), "parked": COUNT, **_HOSTS})
-FAILURE = object_schema({"id": RECORD_ID, "url": TEXT, "message": TEXT, "failed_at": TEXT, "job_id": nullable(TEXT)})
+NODE_ROW = object_schema(
+    {
+        "node": nullable(TEXT),
+        "is_drained": BOOLEAN,
+        "state": {"type": "string", "enum": list(NODE_STATES)},
+    },
+    {
+        "seen_at": {**DATE_TIME, "description": "of a lost one"},
+        "workers_info": array_of(WORKER),
+    },
+    closed=False,
+)
+HISTORY = object_schema(
+    {
+        "samples": array_of(
+            {"type": "array", "items": COUNT, "minItems": 4, "maxItems": 4}
+        )
+    }
+)
+HOST_LIMIT = object_schema(
+    {"max_per_host": nullable(COUNT), "rate_per_host": nullable({"type": "number"})}
+)
+LIMITS = object_schema(
+    {"all": HOST_LIMIT, "hosts": _values(HOST_LIMIT), "parked": COUNT, **_HOSTS}
+)
+FAILURE = object_schema(
+    {
+        "id": RECORD_ID,
+        "url": TEXT,
+        "message": TEXT,
+        "failed_at": TEXT,
+        "job_id": nullable(TEXT),
+    }
+)
 OVERVIEW = object_schema(
     {
         "now": DATE_TIME,
@@ -228,7 +308,15 @@ OVERVIEW = object_schema(
 )
 ADVICE = object_schema(
     {
-        **dict.fromkeys(("max_file_size", "max_chunk_size", "concurrent_uploads", "retry_max_attempts"), COUNT),
+        **dict.fromkeys(
+            (
+                "max_file_size",
+                "max_chunk_size",
+                "concurrent_uploads",
+                "retry_max_attempts",
+            ),
+            COUNT,
+        ),
         "retry_initial_delay": {"type": "number", "minimum": 0},
         "enable_integrity_check": BOOLEAN,
     }

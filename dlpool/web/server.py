@@ -1,4 +1,5 @@
-"""gunicorn, set by our settings: its log is ours, and its workers are those of ``worker``."""
+"""gunicorn, set by our settings: its log is ours, and its workers are those of
+``worker``."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ class GunicornLog(GunicornLogger):  # type: ignore[misc]
     def exception(self, msg: str, *args: Any, **_kwargs: Any) -> None:
         """The same, with what was raised."""
         error = sys.exc_info()[1]
-        if not isinstance(error, OSError):  # else a client that does not take its answer
+        if not isinstance(
+            error, OSError
+        ):  # else a client that does not take its answer
             self._fail(_text(msg, args), error)
 
     def warning(self, msg: str, *args: Any, **_kwargs: Any) -> None:
@@ -75,7 +78,8 @@ class GunicornLog(GunicornLogger):  # type: ignore[misc]
 class GunicornServer(BaseApplication):  # type: ignore[misc]
     """gunicorn, set by our settings, at a listening descriptor.
 
-    ``load`` makes the application, in each worker, and what is called for requests that it never sees.
+    ``load`` makes the application, in each worker, and what is called for requests that
+    it never sees.
     """
 
     def __init__(
@@ -87,7 +91,11 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
         load: Callable[[], tuple[Any, Callable[[int, str, str, str], None]]],
     ) -> None:
         self._load = load
-        self._worker: Any = type("Worker", (WebWorker,), {"settings": settings, "probes": probe_paths(settings.prefix)})
+        self._worker: Any = type(
+            "Worker",
+            (WebWorker,),
+            {"settings": settings, "probes": probe_paths(settings.prefix)},
+        )
         self._options = {
             "bind": f"fd://{listener}",
             "workers": processes,
@@ -118,7 +126,8 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
 
 
 def _connections(threads: int) -> int:
-    """How many connections a process may have, so that there are files left for what it does."""
+    """How many connections a process may have, so that there are files left for what it
+    does."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(2 * threads, min(1000 + threads, soft - FILES_A_THREAD * threads))
 

@@ -1,7 +1,8 @@
-"""Checks JSON web tokens (RFC 7519): bounds before anything is parsed, signature, claims.
+"""Checks JSON web tokens (RFC 7519): bounds before anything is parsed, signature,
+claims.
 
-Follows RFC 8725: the algorithms are those of the key, never the token's choice; no key is fetched from where a token
-says (``jku``, ``x5u``, ``jwk``).
+Follows RFC 8725: the algorithms are those of the key, never the token's choice; no key
+is fetched from where a token says (``jku``, ``x5u``, ``jwk``).
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class KeySource(Protocol):
     """Where keys with an id come from."""
 
     def keys(self, kid: str) -> tuple[TokenKey, ...]:
-        """Return the keys of that id. Raises Refusal (503) while they cannot be known."""
+        """Return the keys of that id. Raises Refusal (503) while they cannot be
+        known."""
 
 
 class InvalidToken(Exception):
@@ -49,7 +51,8 @@ class _TokenHeader:
 
 
 class TokenVerifier:
-    """What tokens must be. ``static``: the key of the settings, ``source``: keys by their ids. Thread-safe."""
+    """What tokens must be. ``static``: the key of the settings, ``source``: keys by
+    their ids. Thread-safe."""
 
     def __init__(
         self,
@@ -69,7 +72,8 @@ class TokenVerifier:
         self._default = known_scopes(split_words(settings.jwt_default_scopes))
 
     def verify(self, token: str) -> Principal:
-        """Return who has sent a token. Raises Refusal: 401 for one that is not valid, 503 while keys are missing."""
+        """Return who has sent a token. Raises Refusal: 401 for one that is not valid,
+        503 while keys are missing."""
         try:
             claims = _object(self._payload(token), "payload")
             self._check_times(claims)
@@ -78,15 +82,21 @@ class TokenVerifier:
             subject = _name(claims, "sub") if "sub" in claims else owner
             scopes = self._scopes(claims)
         except InvalidToken as error:
-            raise unauthorized(f"the token is not good: {error}", is_token=True) from error
-        return Principal(f"token {subject}", scopes, None if ADMIN in scopes else owner, owner)
+            raise unauthorized(
+                f"the token is not good: {error}", is_token=True
+            ) from error
+        return Principal(
+            f"token {subject}", scopes, None if ADMIN in scopes else owner, owner
+        )
 
     def _payload(self, token: str) -> bytes:
         """Return the payload, once the signature has been found to be right."""
         head = _head(token)
         for key in self._candidates(head):
             try:
-                found = jwt.PyJWS().decode_complete(token, key.key, algorithms=[head.algorithm])
+                found = jwt.PyJWS().decode_complete(
+                    token, key.key, algorithms=[head.algorithm]
+                )
             except (jwt.PyJWTError, ValueError, TypeError, OverflowError):
                 continue
             payload: bytes = found["payload"]
@@ -94,11 +104,20 @@ class TokenVerifier:
         raise InvalidToken("no key of ours has signed it")
 
     def _candidates(self, head: _TokenHeader) -> Iterator[TokenKey]:
-        """Yield the keys that may have signed it; those of the source are asked for last, as that may take a while."""
+        """Yield the keys that may have signed it; those of the source are asked for
+        last, as that may take a while."""
         if self._static is not None and head.algorithm in self._static.algorithms:
             yield self._static
-        if self._source is not None and head.kid is not None and head.algorithm in ALGORITHMS:
-            yield from (key for key in self._source.keys(head.kid) if head.algorithm in key.algorithms)
+        if (
+            self._source is not None
+            and head.kid is not None
+            and head.algorithm in ALGORITHMS
+        ):
+            yield from (
+                key
+                for key in self._source.keys(head.kid)
+                if head.algorithm in key.algorithms
+            )
 
     def _check_times(self, claims: dict[str, Any]) -> None:
         now = self._clock()
@@ -116,23 +135,29 @@ class TokenVerifier:
         if self._issuers and not (isinstance(issuer, str) and issuer in self._issuers):
             raise InvalidToken("its iss is not one of jwt_issuer")
         given = audience if isinstance(audience, list) else [audience]
-        if self._audiences and not any(isinstance(one, str) and one in self._audiences for one in given):
+        if self._audiences and not any(
+            isinstance(one, str) and one in self._audiences for one in given
+        ):
             raise InvalidToken("its aud is not one of jwt_audience")
 
     def _scopes(self, claims: dict[str, Any]) -> frozenset[str]:
-        """Return the scopes of a token: a text with spaces between (RFC 8693, section 4.2) or a list of texts."""
+        """Return the scopes of a token: a text with spaces between (RFC 8693, section
+        4.2) or a list of texts."""
         if self._scope_claim not in claims:
             return self._default
         given = claims[self._scope_claim]
         if isinstance(given, str):
             given = given.split(" ")
-        if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
+        if not isinstance(given, list) or not all(
+            isinstance(one, str) for one in given
+        ):
             raise InvalidToken("its scopes are neither a text nor a list of texts")
         return known_scopes(given)
 
 
 def _head(token: str) -> _TokenHeader:
-    """Return what the header says. Raises InvalidToken; what is large or deeply nested is not parsed."""
+    """Return what the header says. Raises InvalidToken; what is large or deeply nested
+    is not parsed."""
     if len(token) > MAX_TOKEN:
         raise InvalidToken(f"it has more than {MAX_TOKEN} characters")
     pieces = token.split(".")
@@ -141,9 +166,13 @@ def _head(token: str) -> _TokenHeader:
     found = _object(_decoded(pieces[0]), "header")
     _object(_decoded(pieces[1]), "payload")
     algorithm, kid = found.get("alg"), found.get("kid")
-    if not isinstance(algorithm, str) or not (kid is None or (isinstance(kid, str) and len(kid) <= MAX_NAME)):
+    if not isinstance(algorithm, str) or not (
+        kid is None or (isinstance(kid, str) and len(kid) <= MAX_NAME)
+    ):
         raise InvalidToken("its alg or kid is no text")
-    if "crit" in found or "b64" in found:  # RFC 7515, section 4.1.11: none of them is understood
+    if (
+        "crit" in found or "b64" in found
+    ):  # RFC 7515, section 4.1.11: none of them is understood
         raise InvalidToken("its header asks for extensions")
     return _TokenHeader(algorithm, kid)
 
@@ -167,15 +196,27 @@ def _object(data: bytes, what: str) -> dict[str, Any]:
 
 
 def _time(claims: dict[str, Any], name: str) -> float:
-    """Return seconds since 1970. Raises InvalidToken, also for NaN and for what is beyond any time."""
+    """Return seconds since 1970. Raises InvalidToken, also for NaN and for what is
+    beyond any time."""
     value = claims[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MAX_TIME:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not abs(value) <= _MAX_TIME
+    ):
         raise InvalidToken(f"its {name} is no time")
     return float(value)
 
 
 def _name(claims: dict[str, Any], name: str) -> str:
     value = claims.get(name)
-    if not isinstance(value, str) or not value or len(value) > MAX_NAME or not value.isprintable():
-        raise InvalidToken(f"its {'sub' if name == 'sub' else 'owner claim'} is no name")
+    if (
+        not isinstance(value, str)
+        or not value
+        or len(value) > MAX_NAME
+        or not value.isprintable()
+    ):
+        raise InvalidToken(
+            f"its {'sub' if name == 'sub' else 'owner claim'} is no name"
+        )
     return value

@@ -1,8 +1,10 @@
-"""tus 1.0 (https://tus.io/protocols/resumable-upload), at ``/files``: uploads that any client of that protocol resumes.
+"""tus 1.0 (https://tus.io/protocols/resumable-upload), at ``/files``: uploads that any
+client of that protocol resumes.
 
-Core, and the extensions creation, creation-with-upload, creation-defer-length, checksum, expiration, termination and
-concatenation. What was received of a body that was cut off counts, unless it came with a checksum. Who comes back over
-another connection takes the upload over from the one that hangs.
+Core, and the extensions creation, creation-with-upload, creation-defer-length,
+checksum, expiration, termination and concatenation. What was received of a body that
+was cut off counts, unless it came with a checksum. Who comes back over another
+connection takes the upload over from the one that hangs.
 """
 
 from __future__ import annotations
@@ -47,7 +49,12 @@ VERSION = "1.0.0"
 BODY_TYPE = "application/offset+octet-stream"
 EXTENSIONS = "creation,creation-with-upload,creation-defer-length,checksum,expiration,termination,concatenation"
 OVERRIDE = "X-HTTP-Method-Override"
-_OVERRIDES = ("DELETE", "OPTIONS", "PATCH", "POST")  # an answer to HEAD has no body, and one to POST has
+_OVERRIDES = (
+    "DELETE",
+    "OPTIONS",
+    "PATCH",
+    "POST",
+)  # an answer to HEAD has no body, and one to POST has
 _MISMATCH = 460
 TURN_S = 5.0  # for a turn to merge
 _PIECE = 32 * 1024  # bytes: no more than this is lost when a client is cut off
@@ -62,8 +69,8 @@ def add_routes(app: falcon.App[Any, Any], parts: WebServices) -> None:
 class TusMiddleware:
     """Falcon's middleware for what holds at every address of tus.
 
-    Every answer names the version, whoever gave it. A POST may stand for another method, for clients that can send
-    nothing else.
+    Every answer names the version, whoever gave it. A POST may stand for another
+    method, for clients that can send nothing else.
     """
 
     def process_request(self, req: falcon.Request, _resp: falcon.Response) -> None:
@@ -76,7 +83,11 @@ class TusMiddleware:
         req.method = wanted.upper()
 
     def process_response(
-        self, req: falcon.Request, resp: falcon.Response, _resource: object, _req_succeeded: bool
+        self,
+        req: falcon.Request,
+        resp: falcon.Response,
+        _resource: object,
+        _req_succeeded: bool,
     ) -> None:
         """It is answered."""
         if _is_ours(req):
@@ -92,7 +103,9 @@ class _TusResource:
         self._growing = parts.store.tus
         self._max_size = parts.settings.upload.max_file_size
 
-    def on_options(self, _req: falcon.Request, resp: falcon.Response, **_params: str) -> None:
+    def on_options(
+        self, _req: falcon.Request, resp: falcon.Response, **_params: str
+    ) -> None:
         """What this server can do."""
         resp.status = 200
         resp.set_header("Allow", self.methods)
@@ -101,10 +114,15 @@ class _TusResource:
         resp.set_header("Tus-Max-Size", str(self._max_size))
         resp.set_header("Tus-Checksum-Algorithm", ",".join(ALGORITHMS))
 
-    def append(self, req: falcon.Request, resp: falcon.Response, file_id: str, offset: int) -> None:
-        """Receive the body of a request at ``offset``, merge the upload if it is whole, and say how far it is."""
+    def append(
+        self, req: falcon.Request, resp: falcon.Response, file_id: str, offset: int
+    ) -> None:
+        """Receive the body of a request at ``offset``, merge the upload if it is whole,
+        and say how far it is."""
         try:
-            with self._parts.open_body(req, max(self._max_size, req.content_length or 0), "the upload") as body:
+            with self._parts.open_body(
+                req, max(self._max_size, req.content_length or 0), "the upload"
+            ) as body:
                 appending = self._append(req, body, file_id, offset)
         except AlreadyComplete as completed:
             if completed.offset != offset:
@@ -120,7 +138,8 @@ class _TusResource:
         resp.set_header("Upload-Offset", str(offset))
 
     def finish(self, req: falcon.Request, file_id: str) -> None:
-        """Make the file of an upload that is whole. Raises Refusal: 423 if that has to wait.
+        """Make the file of an upload that is whole. Raises Refusal: 423 if that has to
+        wait.
 
         After a HEAD that is refused otherwise clients begin anew.
         """
@@ -133,13 +152,26 @@ class _TusResource:
             with self._parts.client_limits.merge_slot(file_id, patience_s=TURN_S):
                 yield
         except UploadError as refusal:
-            raise (upload_locked() if refusal.code in ("busy", "task_merging") else refusal) from None
+            raise (
+                upload_locked() if refusal.code in ("busy", "task_merging") else refusal
+            ) from None
 
-    def _append(self, req: falcon.Request, body: RequestBody, file_id: str, offset: int) -> AppendSession:
+    def _append(
+        self, req: falcon.Request, body: RequestBody, file_id: str, offset: int
+    ) -> AppendSession:
         wanted = parse_checksum(req.get_header("Upload-Checksum"))
-        length = parse_number(req.get_header, "Upload-Length") if req.method == "PATCH" else None
+        length = (
+            parse_number(req.get_header, "Upload-Length")
+            if req.method == "PATCH"
+            else None
+        )
         begun = self._growing.append(
-            file_id, request_owner(req), offset, size=req.content_length, length=length, is_checked=wanted is not None
+            file_id,
+            request_owner(req),
+            offset,
+            size=req.content_length,
+            length=length,
+            is_checked=wanted is not None,
         )
         try:
             with begun as appending:
@@ -148,10 +180,17 @@ class _TusResource:
             raise offset_mismatch(appending.position.offset) from error
         except BodyTooSlow as error:  # clients give up after 408
             text = f"the body came too slowly: {error}"
-            raise UploadError(503, "too_slow", text, headers={"Retry-After": "1"}) from error
+            raise UploadError(
+                503, "too_slow", text, headers={"Retry-After": "1"}
+            ) from error
         return appending
 
-    def _receive(self, body: RequestBody, appending: AppendSession, wanted: ExpectedChecksum | None) -> None:
+    def _receive(
+        self,
+        body: RequestBody,
+        appending: AppendSession,
+        wanted: ExpectedChecksum | None,
+    ) -> None:
         """Take a body. Raises Refusal, Superseded, TooSlow, BrokenBody."""
         found = hashlib.new(wanted.algorithm, usedforsecurity=False) if wanted else None
         body.while_waiting(appending.check)
@@ -160,7 +199,11 @@ class _TusResource:
             if found is not None:
                 found.update(data)
         if wanted is not None and found is not None and found.digest() != wanted.digest:
-            raise UploadError(_MISMATCH, "checksum_mismatch", "the body has another checksum: send it again")
+            raise UploadError(
+                _MISMATCH,
+                "checksum_mismatch",
+                "the body has another checksum: send it again",
+            )
         self._parts.counters.add("bytes", body.size)
         appending.commit()
 
@@ -174,10 +217,20 @@ class TusUploadsResource(_TusResource):
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Begin an upload, with its first bytes if the request has some."""
         _check_version(req)
-        concat, length, has_body = parse_concat(req.get_header), parse_length(req.get_header), _has_body(req)
+        concat, length, has_body = (
+            parse_concat(req.get_header),
+            parse_length(req.get_header),
+            _has_body(req),
+        )
         if has_body and concat.startswith(FINAL):
-            raise UploadError(403, "final", "a final upload is made of others: no bytes can come with it")
-        if has_body:  # what would be refused with it is refused before there is an upload
+            raise UploadError(
+                403,
+                "final",
+                "a final upload is made of others: no bytes can come with it",
+            )
+        if (
+            has_body
+        ):  # what would be refused with it is refused before there is an upload
             parse_checksum(req.get_header("Upload-Checksum"))
             if length is not None and (req.content_length or 0) > length:
                 raise too_large(0, length)
@@ -187,8 +240,12 @@ class TusUploadsResource(_TusResource):
         if has_body:
             self.append(req, resp, file_id, 0)
         else:
-            with suppress(UploadError):  # the upload exists already: this only adds the time of its expiry
-                _say_expiry(resp, self._growing.state(file_id, request_owner(req)).expires_at)
+            with suppress(
+                UploadError
+            ):  # the upload exists already: this only adds the time of its expiry
+                _say_expiry(
+                    resp, self._growing.state(file_id, request_owner(req)).expires_at
+                )
 
     def _create(self, req: falcon.Request, concat: str, length: int | None) -> str:
         note = req.get_header("Upload-Metadata") or ""
@@ -235,31 +292,42 @@ class TusUploadResource(_TusResource):
             resp.set_header("Upload-Concat", growth.concat)
         _say_expiry(resp, growth.expires_at)
 
-    def on_patch(self, req: falcon.Request, resp: falcon.Response, file_id: str) -> None:
+    def on_patch(
+        self, req: falcon.Request, resp: falcon.Response, file_id: str
+    ) -> None:
         """The next bytes."""
         _check_version(req)
         if not _has_body(req):
-            raise UploadError(415, "unsupported_type", f"the Content-Type is to be {BODY_TYPE}")
+            raise UploadError(
+                415, "unsupported_type", f"the Content-Type is to be {BODY_TYPE}"
+            )
         offset = parse_number(req.get_header, "Upload-Offset")
         if offset is None:
-            raise UploadError(400, "missing_field", "the header Upload-Offset is missing")
+            raise UploadError(
+                400, "missing_field", "the header Upload-Offset is missing"
+            )
         with self._saying_offset(req, file_id):
             self.append(req, resp, file_id, offset)
         resp.status = 204
 
-    def on_delete(self, req: falcon.Request, resp: falcon.Response, file_id: str) -> None:
+    def on_delete(
+        self, req: falcon.Request, resp: falcon.Response, file_id: str
+    ) -> None:
         """Forget it; a file that was published stays."""
         _check_version(req)
         self._growing.state(file_id, request_owner(req))
         try:
             self._parts.store.delete(file_id, request_owner(req))
         except UploadError as refusal:
-            raise (upload_locked() if refusal.code == "task_merging" else refusal) from None
+            raise (
+                upload_locked() if refusal.code == "task_merging" else refusal
+            ) from None
         resp.status = 204
 
     @contextmanager
     def _saying_offset(self, req: falcon.Request, file_id: str) -> Iterator[None]:
-        """An answer that the upload's state forbids something says how far it is, whatever the reason."""
+        """An answer that the upload's state forbids something says how far it is,
+        whatever the reason."""
         try:
             yield
         except UploadError as refusal:
@@ -281,7 +349,10 @@ def _has_body(req: falcon.Request) -> bool:
 def _check_version(req: falcon.Request) -> None:
     if req.get_header("Tus-Resumable") != VERSION:
         raise UploadError(
-            412, "bad_version", f"the header Tus-Resumable is to be {VERSION}", headers={"Tus-Version": VERSION}
+            412,
+            "bad_version",
+            f"the header Tus-Resumable is to be {VERSION}",
+            headers={"Tus-Version": VERSION},
         )
 
 

@@ -31,14 +31,23 @@ class ExpectedChecksum:
 
 
 def parse_metadata(header: str) -> dict[str, str]:
-    """What ``Upload-Metadata`` says: keys, and values in Base64; an empty one says nothing. Raises Refusal (400)."""
+    """What ``Upload-Metadata`` says: keys, and values in Base64; an empty one says
+    nothing. Raises Refusal (400)."""
     found: dict[str, str] = {}
     if len(header) > MAX_METADATA:
-        raise UploadError(400, "bad_metadata", f"Upload-Metadata is longer than {MAX_METADATA} characters")
+        raise UploadError(
+            400,
+            "bad_metadata",
+            f"Upload-Metadata is longer than {MAX_METADATA} characters",
+        )
     for pair in header.split(",") if header.strip() else ():
         key, _, value = pair.strip().partition(" ")
         if not key or key in found:
-            raise UploadError(400, "bad_metadata", "Upload-Metadata has a key that is empty or there twice")
+            raise UploadError(
+                400,
+                "bad_metadata",
+                "Upload-Metadata has a key that is empty or there twice",
+            )
         found[key] = _decoded(value.strip(), "Upload-Metadata").decode(errors="replace")
     return found
 
@@ -50,32 +59,49 @@ def parse_checksum(header: str | None) -> ExpectedChecksum | None:
     algorithm, _, value = header.strip().partition(" ")
     digest = _decoded(value.strip(), "Upload-Checksum")
     if algorithm not in ALGORITHMS:
-        raise UploadError(400, "bad_checksum", f"checksums are of {', '.join(ALGORITHMS)}, not {algorithm[:40]!r}")
+        raise UploadError(
+            400,
+            "bad_checksum",
+            f"checksums are of {', '.join(ALGORITHMS)}, not {algorithm[:40]!r}",
+        )
     if len(digest) != hashlib.new(algorithm, usedforsecurity=False).digest_size:
-        raise UploadError(400, "bad_checksum", f"the checksum has not the length of {algorithm}")
+        raise UploadError(
+            400, "bad_checksum", f"the checksum has not the length of {algorithm}"
+        )
     return ExpectedChecksum(algorithm, digest)
 
 
 def parse_length(get: GetHeader) -> int | None:
-    """The length of a new upload; None if it is said later, or follows from its parts. Raises Refusal."""
+    """The length of a new upload; None if it is said later, or follows from its parts.
+    Raises Refusal."""
     length, later = parse_number(get, "Upload-Length"), get("Upload-Defer-Length")
     wanted = 0 if parse_concat(get).startswith(FINAL) else 1
     if later not in (None, "1") or [length, later].count(None) != 2 - wanted:
-        text = "either Upload-Length or Upload-Defer-Length: 1 is to be given, and neither with final"
+        text = (
+            "either Upload-Length or Upload-Defer-Length: 1 is to be given, and "
+            "neither "
+            "with final"
+        )
         raise UploadError(400, "bad_length", text)
     return length
 
 
 def parse_concat(get: GetHeader) -> str:
-    """What ``Upload-Concat`` says: nothing, PARTIAL, or FINAL with parts. Raises Refusal (400)."""
+    """What ``Upload-Concat`` says: nothing, PARTIAL, or FINAL with parts. Raises
+    Refusal (400)."""
     concat = (get("Upload-Concat") or "").strip()
     if concat not in ("", PARTIAL) and not concat.startswith(f"{FINAL};"):
-        raise UploadError(400, "bad_concat", f"Upload-Concat is to be {PARTIAL}, or {FINAL}; and the URLs of the parts")
+        raise UploadError(
+            400,
+            "bad_concat",
+            f"Upload-Concat is to be {PARTIAL}, or {FINAL}; and the URLs of the parts",
+        )
     return concat
 
 
 def parse_parts(concat: str) -> list[str]:
-    """The ids in ``final;URL URL``: paths, or whole URLs, as ``Location`` gave them. Raises Refusal (400)."""
+    """The ids in ``final;URL URL``: paths, or whole URLs, as ``Location`` gave them.
+    Raises Refusal (400)."""
     urls = concat.partition(";")[2].split()
     parts = [_id_of(url) for url in urls]
     check_parts(parts)
@@ -88,8 +114,17 @@ def _id_of(url: str) -> str:
     except ValueError:
         parts = urlsplit("")
     match = _ID.fullmatch(parts.path)
-    if match is None or parts.query or parts.fragment or parts.scheme not in ("", "http", "https"):
-        raise UploadError(400, "bad_concat", f"{url[:100]!r} is no upload here: give URLs, with spaces between")
+    if (
+        match is None
+        or parts.query
+        or parts.fragment
+        or parts.scheme not in ("", "http", "https")
+    ):
+        raise UploadError(
+            400,
+            "bad_concat",
+            f"{url[:100]!r} is no upload here: give URLs, with spaces between",
+        )
     return match[1]
 
 
@@ -99,7 +134,11 @@ def parse_number(get: GetHeader, name: str) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit()):
-        raise UploadError(400, "bad_field", f"{name} is {text[:40]!r}: it is to be a whole number, 0 or more")
+        raise UploadError(
+            400,
+            "bad_field",
+            f"{name} is {text[:40]!r}: it is to be a whole number, 0 or more",
+        )
     digits = text.lstrip("0") or "0"
     return int(digits) if len(digits) <= 18 else _HUGE
 
@@ -108,4 +147,6 @@ def _decoded(text: str, what: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise UploadError(400, "bad_base64", f"{what} has a value that is no Base64") from error
+        raise UploadError(
+            400, "bad_base64", f"{what} has a value that is no Base64"
+        ) from error

@@ -66,10 +66,16 @@ class ChunkResource(_UploadApiResource):
         """Receive a chunk, and store it when it has proved to be whole."""
         kind = (req.content_type or "").partition(";")[0].strip().lower()
         if kind not in (MULTIPART, OCTETS):
-            raise UploadError(415, "unsupported_type", f"the Content-Type is to be {MULTIPART} or {OCTETS}")
+            raise UploadError(
+                415,
+                "unsupported_type",
+                f"the Content-Type is to be {MULTIPART} or {OCTETS}",
+            )
         settings = self._settings
         room = settings.web.field_size if kind == MULTIPART else 0
-        with self._parts.open_body(req, settings.upload.max_chunk_size + room, "the chunk") as body:
+        with self._parts.open_body(
+            req, settings.upload.max_chunk_size + room, "the chunk"
+        ) as body:
             receive = self._from_form if kind == MULTIPART else self._from_octets
             result = receive(req, body)
         self._parts.counters.add("chunks")
@@ -80,7 +86,11 @@ class ChunkResource(_UploadApiResource):
         fields = urlencoded_fields(req.query_string)
         wish = _chunk_wish(fields, request_owner(req))
         if req.content_length is None and req.get_header("Transfer-Encoding") is None:
-            raise UploadError(411, "length_required", "a chunk has a Content-Length, 0 for an empty one, or is chunked")
+            raise UploadError(
+                411,
+                "length_required",
+                "a chunk has a Content-Length, 0 for an empty one, or is chunked",
+            )
         with self._store.stage_chunk() as reception:
             reception.task_lock = self._store.check_chunk(**wish)
             reception.reserve(body.length or 0)
@@ -103,8 +113,11 @@ class ChunkResource(_UploadApiResource):
                 raise UploadError(400, "missing_field", "the file chunk is missing")
             return self._store.commit_chunk(reception, **_chunk_wish(fields, owner))
 
-    def _begun(self, reception: StagedChunk, fields: dict[str, str], owner: str | None) -> StagedChunk:
-        """The chunk begins: what will be refused anyway is refused now. Fields may come after it."""
+    def _begun(
+        self, reception: StagedChunk, fields: dict[str, str], owner: str | None
+    ) -> StagedChunk:
+        """The chunk begins: what will be refused anyway is refused now. Fields may come
+        after it."""
         if fields.get("file_id") and fields.get("chunk_index"):
             reception.task_lock = self._store.check_chunk(**_chunk_wish(fields, owner))
         return reception
@@ -129,8 +142,15 @@ class MergeResource(_UploadApiResource):
             "is_shared": parse_switch(fields, "shared"),
         }
         set_object(req, wish["file_id"])
-        is_quick = self._store.status(wish["file_id"], wish["owner"])["status"] not in _MERGEABLE
-        with nullcontext() if is_quick else self._parts.client_limits.merge_slot(_key(wish)):
+        is_quick = (
+            self._store.status(wish["file_id"], wish["owner"])["status"]
+            not in _MERGEABLE
+        )
+        with (
+            nullcontext()
+            if is_quick
+            else self._parts.client_limits.merge_slot(_key(wish))
+        ):
             result = self._store.merge(**wish)
         say(resp, result.as_json())
 
@@ -143,7 +163,10 @@ class StatusResource(_UploadApiResource):
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Which chunks are there."""
         fields = urlencoded_fields(req.query_string)
-        say(resp, self._store.status(required_text(fields, "file_id"), request_owner(req)))
+        say(
+            resp,
+            self._store.status(required_text(fields, "file_id"), request_owner(req)),
+        )
 
     on_head = on_get
 
@@ -162,21 +185,31 @@ class TasksResource(_UploadApiResource):
             split_words(fields.get("status")),
         )
         limit = MAX_PAGE if limit is None else limit
-        say(resp, self._store.tasks(request_owner(req), limit=limit, cursor=cursor, status=status))
+        say(
+            resp,
+            self._store.tasks(
+                request_owner(req), limit=limit, cursor=cursor, status=status
+            ),
+        )
 
     on_head = on_get
 
 
 class TaskResource(_UploadApiResource):
-    """``/tasks/ID``, ``/tasks/ID/pause`` and so on, ``/tasks/cleanup``, ``/tasks/batch``. An id may have slashes."""
+    """``/tasks/ID``, ``/tasks/ID/pause`` and so on, ``/tasks/cleanup``,
+    ``/tasks/batch``. An id may have slashes."""
 
     scopes = RESUME_SCOPES | UPLOAD_SCOPES
 
-    def on_options(self, _req: falcon.Request, resp: falcon.Response, rest: str) -> None:
+    def on_options(
+        self, _req: falcon.Request, resp: falcon.Response, rest: str
+    ) -> None:
         """What can be asked there."""
         resp.set_header(
             "Allow",
-            "OPTIONS, POST" if rest in ("cleanup", "batch") or rest.endswith(_STEPS) else "DELETE, GET, HEAD, OPTIONS",
+            "OPTIONS, POST"
+            if rest in ("cleanup", "batch") or rest.endswith(_STEPS)
+            else "DELETE, GET, HEAD, OPTIONS",
         )
 
     def change_of(self, method: str, rest: str) -> tuple[str, str]:
@@ -186,7 +219,11 @@ class TaskResource(_UploadApiResource):
             return "upload.delete", rest
         if rest == "cleanup":
             return "upload.cleanup", ""
-        return (f"upload.{verb}", file_id) if file_id and f"/{verb}" in _STEPS else ("upload.control", "")
+        return (
+            (f"upload.{verb}", file_id)
+            if file_id and f"/{verb}" in _STEPS
+            else ("upload.control", "")
+        )
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, rest: str) -> None:
         """The task with its chunks."""
@@ -209,34 +246,66 @@ class TaskResource(_UploadApiResource):
             self._batch(req, resp)
         elif file_id and verb in verbs:
             verbs[verb](file_id, request_owner(req))
-            say(resp, {"status": "ok", "message": f"the task is {verb}d", "task_id": file_id})
+            say(
+                resp,
+                {"status": "ok", "message": f"the task is {verb}d", "task_id": file_id},
+            )
         else:
-            raise UploadError(404, "not_found", "a task can be told to pause and to resume: POST /tasks/ID/pause")
+            raise UploadError(
+                404,
+                "not_found",
+                "a task can be told to pause and to resume: POST /tasks/ID/pause",
+            )
 
     def _clean_up(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Remove the tasks of a status that are so many days old."""
         fields = urlencoded_fields(req.query_string) or self.fields(req)
         unknown = sorted(fields.keys() - {"status", "older_than"})
         if unknown:
-            raise UploadError(400, "bad_field", f"there is no field {unknown[0][:100]!r}: only status and older_than")
+            raise UploadError(
+                400,
+                "bad_field",
+                f"there is no field {unknown[0][:100]!r}: only status and older_than",
+            )
         days = _days_of(fields)
         wanted: dict[str, Any] = {} if days is None else {"older_than_days": days}
         if fields.get("status"):
             wanted["status"] = split_words(fields["status"])
         count = self._store.cleanup(request_owner(req), **wanted)
-        say(resp, {"status": "ok", "message": f"tasks removed: {count}", "cleaned_count": count})
+        say(
+            resp,
+            {
+                "status": "ok",
+                "message": f"tasks removed: {count}",
+                "cleaned_count": count,
+            },
+        )
 
     def _batch(self, req: falcon.Request, resp: falcon.Response) -> None:
         """One action for many tasks: what becomes of each."""
-        with self._parts.open_body(req, 16 * self._settings.web.field_size, "the batch") as body:
+        with self._parts.open_body(
+            req, 16 * self._settings.web.field_size, "the batch"
+        ) as body:
             wanted = json_object(body.read_all())
         action, ids = wanted.get("action"), wanted.get("ids")
         if not isinstance(action, str):
-            raise UploadError(400, "bad_field", "action is to be pause, resume or delete")
-        if not isinstance(ids, list) or len(ids) > MAX_BATCH or not all(isinstance(one, str) for one in ids):
-            raise UploadError(400, "bad_field", f"ids is to be a list of at most {MAX_BATCH} texts")
+            raise UploadError(
+                400, "bad_field", "action is to be pause, resume or delete"
+            )
+        if (
+            not isinstance(ids, list)
+            or len(ids) > MAX_BATCH
+            or not all(isinstance(one, str) for one in ids)
+        ):
+            raise UploadError(
+                400, "bad_field", f"ids is to be a list of at most {MAX_BATCH} texts"
+            )
         results = self._store.batch(action, ids, request_owner(req))
-        add_changes(req, f"upload.{action}", {"results": [one for one in results if "code" in one]})
+        add_changes(
+            req,
+            f"upload.{action}",
+            {"results": [one for one in results if "code" in one]},
+        )
         say(resp, {"status": "ok", "results": results})
 
 
@@ -272,5 +341,9 @@ def _chunk_wish(fields: dict[str, str], owner: str | None) -> dict[str, Any]:
 def _days_of(fields: dict[str, str]) -> float | None:
     text = fields.get("older_than", "").strip()
     if text and not _DAYS.fullmatch(text):
-        raise UploadError(400, "bad_field", f"older_than is {text[:40]!r}: it is to be a number of days, 0 or more")
+        raise UploadError(
+            400,
+            "bad_field",
+            f"older_than is {text[:40]!r}: it is to be a number of days, 0 or more",
+        )
     return float(text) if text else None

@@ -1,4 +1,5 @@
-"""Values from requests against the schemas that the API's document shows. Pure; the only user of jsonschema."""
+"""Values from requests against the schemas that the API's document shows. Pure; the
+only user of jsonschema."""
 
 from __future__ import annotations
 
@@ -20,16 +21,20 @@ MAX_ERRORS = 10  # that are looked at, to tell the one that says most
 
 
 def validate(schema: Schema, value: Any, what: str = "the body") -> None:
-    """Raise UsageError, which says in a sentence what is wrong and where, unless ``value`` is as ``schema`` says."""
+    """Raise UsageError, which says in a sentence what is wrong and where, unless
+    ``value`` is as ``schema`` says."""
     _check_counts(schema, value, what)
     found = islice(_validator(json.dumps(schema)).iter_errors(value), MAX_ERRORS)
-    error = best_match([min(errors, key=lambda one: len(one.path))] if (errors := list(found)) else [])
+    error = best_match(
+        [min(errors, key=lambda one: len(one.path))] if (errors := list(found)) else []
+    )
     if error is not None:
         raise UsageError(_sentence(error, what))
 
 
 def parse_body(data: bytes) -> Any:
-    """The JSON of a body. Raises UsageError, before it is parsed if it has too many values or is nested too deeply."""
+    """The JSON of a body. Raises UsageError, before it is parsed if it has too many
+    values or is nested too deeply."""
     try:
         jsontext.check_bounds(data)
     except ValueError as error:
@@ -40,28 +45,44 @@ def parse_body(data: bytes) -> Any:
         raise UsageError("the body is not JSON in UTF-8") from error
 
 
-def parse_query(declared: Mapping[str, Schema], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a request, each of its type. Raises UsageError for unknown, repeated and wrong ones."""
-    found = {name: schema["default"] for name, schema in declared.items() if "default" in schema}
+def parse_query(
+    declared: Mapping[str, Schema], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The options of a request, each of its type. Raises UsageError for unknown,
+    repeated and wrong ones."""
+    found = {
+        name: schema["default"]
+        for name, schema in declared.items()
+        if "default" in schema
+    }
     for name, text in given.items():
         if name not in declared:
-            raise UsageError(f"unknown option {name[:80]!r}; known are {', '.join(declared) or 'none here'}")
+            raise UsageError(
+                f"unknown option {name[:80]!r}; known are "
+                f"{', '.join(declared) or 'none here'}"
+            )
         if not isinstance(text, str):
             raise UsageError(f"{name} is given more than once")
-        is_number = declared[name].get("type") == "integer" and re.fullmatch(r"-?[0-9]{1,15}", text, re.ASCII)
+        is_number = declared[name].get("type") == "integer" and re.fullmatch(
+            r"-?[0-9]{1,15}", text, re.ASCII
+        )
         found[name] = int(text) if is_number else text
         validate(declared[name], found[name], name)
     return found
 
 
 def _check_counts(schema: Schema, value: Any, what: str) -> None:
-    """Raise UsageError for a list or an object that has too many members, before any of them is looked at."""
+    """Raise UsageError for a list or an object that has too many members, before any of
+    them is looked at."""
     most = schema.get("maxItems" if isinstance(value, list) else "maxProperties")
     if most is not None and isinstance(value, list | dict) and len(value) > most:
         raise UsageError(f"{what} is longer than {most}")
     if isinstance(value, dict):
         known = schema.get("properties", {})
-        if schema.get("additionalProperties") is False and len(value) > len(known) + MAX_ERRORS:
+        if (
+            schema.get("additionalProperties") is False
+            and len(value) > len(known) + MAX_ERRORS
+        ):
             unknown = next(name for name in value if name not in known)
             raise UsageError(f"unknown field {unknown[:80]!r} in {what}")
         for name, one in known.items():
@@ -80,7 +101,10 @@ def _no_constant(name: str) -> None:
 
 def _sentence(error: ValidationError, what: str) -> str:
     """What is wrong, without the value itself, which may be long or secret."""
-    place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path)[:200]
+    place = "".join(
+        f"[{step}]" if isinstance(step, int) else f".{step}"
+        for step in error.absolute_path
+    )[:200]
     place = place.lstrip(".") or what
     value: Any = error.instance
     wanted: Any = error.validator_value
@@ -105,11 +129,15 @@ def _sentence(error: ValidationError, what: str) -> str:
         "maxLength": f"longer than {wanted} characters",
         "pattern": "not of the form that the document of the API names",
     }
-    return f"{place} is {texts.get(str(error.validator)) or 'not as the document of the API says'}"
+    return (
+        f"{place} is "
+        f"{texts.get(str(error.validator)) or 'not as the document of the API says'}"
+    )
 
 
 def _schemas(error: ValidationError) -> Iterator[Mapping[str, Any]]:
-    """The schema that is broken, and that of the choice which it is a part of; each about the same value."""
+    """The schema that is broken, and that of the choice which it is a part of; each
+    about the same value."""
     found: Any = error
     while found is not None and found.absolute_path == error.absolute_path:
         if isinstance(found.schema, dict) and found.validator in ("pattern", "anyOf"):

@@ -40,7 +40,8 @@ def open_log(settings: Settings) -> Log:
 
 
 class WebServices:
-    """Made once a process, with ``keys`` if they are made already. Raises ConfigurationError, LocalFault."""
+    """Made once a process, with ``keys`` if they are made already. Raises
+    ConfigurationError, LocalFault."""
 
     def __init__(self, settings: Settings, keys: Authenticator | None = None) -> None:
         self.settings = settings
@@ -54,8 +55,12 @@ class WebServices:
         self._unreadable, self._refused = LogLimiter(1), LogLimiter(REFUSALS)
         self.event_publisher = open_event_publisher(settings, self.counters, self.log)
         screening = UploadScanner(open_guard(settings.scan), self._scanned)
-        self.audit = auditing.open_audit(settings, self.counters, self.log_file.logger("audit"))
-        self.store = DiskBackend(settings.upload, self._announce, self._unsynced, screening)
+        self.audit = auditing.open_audit(
+            settings, self.counters, self.log_file.logger("audit")
+        )
+        self.store = DiskBackend(
+            settings.upload, self._announce, self._unsynced, screening
+        )
 
     def _announce(self, event: UploadEvent) -> None:
         """Tell of a change of an upload."""
@@ -74,8 +79,11 @@ class WebServices:
             self.log.warning("jwks_failed", reason=failure)
 
     def _unsynced(self, folder: str, error: OSError) -> None:
-        """Log that a file system cannot sync folders: a power failure may lose names in it, but corrupts no file."""
-        self.log.warning("folder_not_synced", folder=folder, reason=error.strerror or str(error))
+        """Log that a file system cannot sync folders: a power failure may lose names in
+        it, but corrupts no file."""
+        self.log.warning(
+            "folder_not_synced", folder=folder, reason=error.strerror or str(error)
+        )
 
     def _scanned(self, outcome: str, /, **fields: object) -> None:
         """Count and log a file that was checked for malware."""
@@ -86,32 +94,52 @@ class WebServices:
             self.log.warning("file_unscanned", verdict=outcome, **fields)
 
     def count_rejected(self, status: int, label: str, client: str, reason: str) -> None:
-        """The server itself refused what is no request that can be read, or had no place for it (503)."""
+        """The server itself refused what is no request that can be read, or had no
+        place for it (503)."""
         self.counters.count_request(0.0, label)
         if status < 500 and self._unreadable.allow((status, label)):
-            self.log.info("request_unreadable", status=status, label=label, client=client, reason=reason)
+            self.log.info(
+                "request_unreadable",
+                status=status,
+                label=label,
+                client=client,
+                reason=reason,
+            )
 
     def admits_log_line(self, status: int, label: str) -> bool:
-        """Return whether a request of which it is not known who asks gets a line of its own in the log."""
+        """Return whether a request of which it is not known who asks gets a line of its
+        own in the log."""
         return self._refused.allow((status, label))
 
     def log_summaries(self, *, now: bool = False) -> None:
-        """Log how many requests of strangers got no line of their own, about once a minute; ``now``: at the end."""
+        """Log how many requests of strangers got no line of their own, about once a
+        minute; ``now``: at the end."""
         self.audit.summarise(now=now)
         for summary in (self._unreadable, self._refused):
             for key, count in summary.pop_counts(now=now):
                 status, label = cast("tuple[int, str]", key)
-                self.log.info("requests_refused", status=status, label=label, count=count)
+                self.log.info(
+                    "requests_refused", status=status, label=label, count=count
+                )
 
     @contextmanager
-    def open_body(self, req: falcon.Request, limit: int, what: str = "the request") -> Iterator[RequestBody]:
-        """The body of a request, of at most ``limit`` bytes. Raises Refusal (400, 413, 429, 503)."""
+    def open_body(
+        self, req: falcon.Request, limit: int, what: str = "the request"
+    ) -> Iterator[RequestBody]:
+        """The body of a request, of at most ``limit`` bytes. Raises Refusal (400, 413,
+        429, 503)."""
         coding = req.get_header("Transfer-Encoding")
         if coding and req.get_header("Content-Length"):
-            raise UploadError(400, "bad_request", "Content-Length and Transfer-Encoding exclude each other")
+            raise UploadError(
+                400,
+                "bad_request",
+                "Content-Length and Transfer-Encoding exclude each other",
+            )
         if coding and coding.strip().lower() != "chunked":
             raise UploadError(
-                501, "unsupported_coding", f"the Transfer-Encoding is {coding[:40]!r}: only chunked is known"
+                501,
+                "unsupported_coding",
+                f"the Transfer-Encoding is {coding[:40]!r}: only chunked is known",
             )
         body = RequestBody(req.stream, req.content_length, limit, what)
         with self.client_limits.body_slot(req.context.client) as place:

@@ -6,6 +6,8 @@ from dlpool import DownloadEngine
 
 with DownloadEngine() as engine:
     engine.register_progress_callback(lambda t: print(t.id, t.progress))
-    engine.register_completion_callback(lambda t: print(t.id, t.status, t.file_path or t.error))
+    engine.register_completion_callback(
+        lambda t: print(t.id, t.status, t.file_path or t.error)
+    )
     for url in sys.argv[1:]:
         engine.download(url, "./downloads")

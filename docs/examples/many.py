@@ -13,4 +13,6 @@ with DownloadEngine(max_workers=3) as engine:
         print(sum(t.status == "completed" for t in tasks), "of", len(tasks))
         time.sleep(1)
     stats = engine.stats
-    print(f"{stats.completed} completed, {stats.failed} failed, {stats.get_completed_bytes()} bytes")
+    print(
+        f"{stats.completed} completed, {stats.failed} failed, {stats.get_completed_bytes()} bytes"
+    )

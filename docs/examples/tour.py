@@ -10,12 +10,16 @@ URL, URLS = sys.argv[1], sys.argv[1:]
 engine = DownloadEngine(max_workers=3)
 task = engine.download(url=URL, output_path="./downloads", filename="my-download.zip")
 while task.status == "downloading":
-    print(f"{task.progress:.1%} {task.speed / 1048576:.2f} MB/s {task.downloaded_size / 1048576:.2f} MB")
+    print(
+        f"{task.progress:.1%} {task.speed / 1048576:.2f} MB/s {task.downloaded_size / 1048576:.2f} MB"
+    )
     time.sleep(1)
 print(task.file_path if task.status == "completed" else task.error)
 
 engine.register_progress_callback(lambda t: print(t.id, t.progress))
-engine.register_completion_callback(lambda t: print(t.id, t.status, t.file_path or t.error))
+engine.register_completion_callback(
+    lambda t: print(t.id, t.status, t.file_path or t.error)
+)
 
 tasks = [engine.download(u, "./downloads") for u in URLS]
 while any(t.status in ("pending", "downloading") for t in tasks):

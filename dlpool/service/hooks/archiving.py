@@ -1,7 +1,9 @@
-"""The operator's ``archive_command``: it stores each rotated, compressed log elsewhere, one at a time, in nobody's way.
+"""The operator's ``archive_command``: it stores each rotated, compressed log elsewhere,
+one at a time, in nobody's way.
 
-At least once: what has been stored is noted in ``dlpool.log.archived`` afterwards; who is killed between the two, or
-finds the disk full, stores that log again. Nothing waits for it: ``keep_days`` and its like remove logs, stored or not.
+At least once: what has been stored is noted in ``dlpool.log.archived`` afterwards; who
+is killed between the two, or finds the disk full, stores that log again. Nothing waits
+for it: ``keep_days`` and its like remove logs, stored or not.
 """
 
 from __future__ import annotations
@@ -29,14 +31,17 @@ def check_archive_command(settings: LoggingSettings) -> None:
     command = settings.archive_command
     if command is not None and shutil.which(shlex.split(command)[0]) is None:
         raise ConfigurationError(
-            f"[logging] archive_command: there is no program {shlex.split(command)[0]!r} that can be run"
+            f"[logging] archive_command: there is no program "
+            f"{shlex.split(command)[0]!r} that can be run"
         )
 
 
 class LogArchiver:
-    """``tend`` and ``stop`` by the main thread, neither raises; ``settings`` may be replaced at any time.
+    """``tend`` and ``stop`` by the main thread, neither raises; ``settings`` may be
+    replaced at any time.
 
-    A thread of its own looks for logs, runs the command, and ends when it has seen them all or one has failed.
+    A thread of its own looks for logs, runs the command, and ends when it has seen them
+    all or one has failed.
     """
 
     def __init__(self, settings: LoggingSettings, live: Path, log: Logger) -> None:
@@ -52,18 +57,25 @@ class LogArchiver:
     def archive_new_logs(self) -> None:
         """Have new logs archived; called about once a second."""
         is_idle = self._thread is None or not self._thread.is_alive()
-        if self.settings.archive_command is None or not is_idle or time.monotonic() < self._retry_at:
+        if (
+            self.settings.archive_command is None
+            or not is_idle
+            or time.monotonic() < self._retry_at
+        ):
             return
         try:
             packed = self._rotation.compressed_logs()
             if packed and packed != self._seen:
-                self._thread = threading.Thread(target=self._serve, args=(packed,), name="archive", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._serve, args=(packed,), name="archive", daemon=True
+                )
                 self._thread.start()
         except (OSError, RuntimeError) as error:  # RuntimeError: no more threads
             self._failed(error=error)
 
     def stop(self) -> None:
-        """Give a command that runs ``STOP_S`` more, then end it; the next start archives what is left."""
+        """Give a command that runs ``STOP_S`` more, then end it; the next start
+        archives what is left."""
         self._stop_at = time.monotonic() + STOP_S
         if self._thread is not None:
             self._thread.join(STOP_S + process.END_S + 1.0)
@@ -90,10 +102,18 @@ class LogArchiver:
     def _run(self, path: Path) -> bool:
         """Whether the log was archived, or nobody can any more."""
         settings, began = self.settings, time.monotonic()
-        if settings.archive_command is None or began >= self._stop_at or not path.exists():
+        if (
+            settings.archive_command is None
+            or began >= self._stop_at
+            or not path.exists()
+        ):
             return not path.exists()
         program, *arguments = shlex.split(settings.archive_command)
-        command = [str(Path(shutil.which(program) or program).absolute()), *arguments, str(path.absolute())]
+        command = [
+            str(Path(shutil.which(program) or program).absolute()),
+            *arguments,
+            str(path.absolute()),
+        ]
 
         def must_end() -> str:
             if time.monotonic() - began >= settings.archive_timeout:
@@ -103,7 +123,9 @@ class LogArchiver:
         result = process.run_command(command, b"", command_environment(), must_end)
         seconds = round(time.monotonic() - began, 3)
         if result.failure:
-            self._failed(path=path, reason=result.failure, stderr=result.stderr, seconds=seconds)
+            self._failed(
+                path=path, reason=result.failure, stderr=result.stderr, seconds=seconds
+            )
             return False
         self._log.info("log_archived", path=path, seconds=seconds)
         return True
@@ -118,5 +140,10 @@ class LogArchiver:
         return set()
 
     def _note(self, names: set[str]) -> None:
-        """Raises OSError. After a power cut an older state may be there, which is safe."""
-        atomic_write(self._noted, "".join(f"{name}\n" for name in sorted(names)).encode(), sync=False)
+        """Raises OSError. After a power cut an older state may be there, which is
+        safe."""
+        atomic_write(
+            self._noted,
+            "".join(f"{name}\n" for name in sorted(names)).encode(),
+            sync=False,
+        )

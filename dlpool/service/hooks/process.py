@@ -1,4 +1,5 @@
-"""One run of a hook: a process in a session of its own, which is never waited for longer than it may take."""
+"""One run of a hook: a process in a session of its own, which is never waited for
+longer than it may take."""
 
 from __future__ import annotations
 
@@ -19,14 +20,16 @@ END_S = 2.0  # between SIGTERM and SIGKILL
 
 @dataclass(frozen=True)
 class CommandResult:
-    """``failure`` says why it failed, empty if it did not; ``said`` is the end of its standard error."""
+    """``failure`` says why it failed, empty if it did not; ``said`` is the end of its
+    standard error."""
 
     failure: str
     stderr: str = ""
 
 
 class _Tail:
-    """The end of what a process writes. Of much, it reads a pipe's worth at a time, so that nobody is kept busy."""
+    """The end of what a process writes. Of much, it reads a pipe's worth at a time, so
+    that nobody is kept busy."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._descriptor = pipe.fileno()
@@ -44,12 +47,17 @@ class _Tail:
 
 
 def run_command(
-    command: Sequence[str], given: bytes, environment: Mapping[str, str], must_end: Callable[[], str]
+    command: Sequence[str],
+    given: bytes,
+    environment: Mapping[str, str],
+    must_end: Callable[[], str],
 ) -> CommandResult:
-    """Run ``command`` in ``/`` with ``given`` on its standard input. Blocks until it has ended.
+    """Run ``command`` in ``/`` with ``given`` on its standard input. Blocks until it
+    has ended.
 
-    ``must_end`` is asked again and again: a reason, or empty while it may go on. Then its process group gets SIGTERM,
-    and SIGKILL after ``END_S``. Its input is a file in memory: it is all there at once, whether it is read or not.
+    ``must_end`` is asked again and again: a reason, or empty while it may go on. Then
+    its process group gets SIGTERM, and SIGKILL after ``END_S``. Its input is a file in
+    memory: it is all there at once, whether it is read or not.
     """
     try:
         process = _start(command, given, environment)
@@ -66,7 +74,9 @@ def run_command(
     return CommandResult(reason or _failure(code), tail.text())
 
 
-def _start(command: Sequence[str], given: bytes, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _start(
+    command: Sequence[str], given: bytes, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
     with open(os.memfd_create("hook"), "w+b", buffering=0) as file:
         file.write(given)
         file.seek(0)
@@ -81,7 +91,9 @@ def _start(command: Sequence[str], given: bytes, environment: Mapping[str, str])
         )
 
 
-def _wait(process: subprocess.Popen[bytes], tail: _Tail, must_end: Callable[[], str]) -> str:
+def _wait(
+    process: subprocess.Popen[bytes], tail: _Tail, must_end: Callable[[], str]
+) -> str:
     """Until it has ended by itself (empty), or must end."""
     nap_s = FIRST_NAP_S
     while not _has_ended(process):
@@ -98,12 +110,17 @@ def _end(process: subprocess.Popen[bytes], tail: _Tail) -> None:
     killed_at = time.monotonic() + END_S
     _signal(process, signal.SIGTERM)
     _wait(process, tail, lambda: "kill" if time.monotonic() >= killed_at else "")
-    _signal(process, signal.SIGKILL)  # not reaped yet, so that its group is still its own
+    _signal(
+        process, signal.SIGKILL
+    )  # not reaped yet, so that its group is still its own
 
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:
     """Whether it has, without reaping it."""
-    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    return (
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        is not None
+    )
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -1,7 +1,9 @@
-"""The operator's commands that run when a job has ended: a few at a time, on threads, in nobody's way.
+"""The operator's commands that run when a job has ended: a few at a time, on threads,
+in nobody's way.
 
-At most once: who dies between the record of a job and its hook takes the hook along. A hook that runs when its
-supervisor is killed goes on by itself: it has all of its input, and half of its work would be worth less than all.
+At most once: who dies between the record of a job and its hook takes the hook along. A
+hook that runs when its supervisor is killed goes on by itself: it has all of its input,
+and half of its work would be worth less than all.
 """
 
 from __future__ import annotations
@@ -26,15 +28,27 @@ from dlpool.service.inflight import InFlightJob
 MAX_WAITING = 1000
 STOP_S = 5.0  # for hooks, when the supervisor ends
 REPORT_S = 10.0  # between two lines about dropped ones
-ENVIRONMENT = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ")  # what a hook gets of ours
+ENVIRONMENT = (
+    "PATH",
+    "HOME",
+    "USER",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "TZ",
+)  # what a hook gets of ours
 OUTCOMES = {"success": "success", "failed": "failure"}
 
 
 def check_hooks(settings: HookSettings) -> None:
     """See that the programs of the hooks are there. Raises ConfigurationError."""
     problems = [
-        f"[hooks] {name}: there is no program {shlex.split(command)[0]!r} that can be run"
-        for name, command in (("on_success", settings.on_success), ("on_failure", settings.on_failure))
+        f"[hooks] {name}: there is no program {shlex.split(command)[0]!r} that can be "
+        f"run"
+        for name, command in (
+            ("on_success", settings.on_success),
+            ("on_failure", settings.on_failure),
+        )
         if command is not None and shutil.which(shlex.split(command)[0]) is None
     ]
     if problems:
@@ -63,14 +77,18 @@ class HookCall:
 
     def environment(self) -> dict[str, str]:
         """What the command finds in its environment: nothing that may be secret."""
-        return command_environment() | {"DLPOOL_JOB_ID": self.job_id, "DLPOOL_OUTCOME": self.outcome}
+        return command_environment() | {
+            "DLPOOL_JOB_ID": self.job_id,
+            "DLPOOL_OUTCOME": self.outcome,
+        }
 
 
 class HookRunner:
-    """``ended`` and ``stop`` by the main thread; ``settings`` may be replaced at any time.
+    """``ended`` and ``stop`` by the main thread; ``settings`` may be replaced at any
+    time.
 
-    A thread lives as long as there is something to run. The lock guards the line, the number of threads, and that of
-    dropped hooks.
+    A thread lives as long as there is something to run. The lock guards the line, the
+    number of threads, and that of dropped hooks.
     """
 
     def __init__(self, settings: HookSettings, node_id: str, log: Logger) -> None:
@@ -85,24 +103,35 @@ class HookRunner:
         self._stop_at = float("inf")
 
     def __repr__(self) -> str:
-        return f"<Hooks {self._threads} of {self.settings.max_running} running, {len(self._line)} waiting>"
+        return (
+            f"<Hooks {self._threads} of {self.settings.max_running} running, "
+            f"{len(self._line)} waiting>"
+        )
 
     def schedule(self, held: InFlightJob, ending: FinishRequest) -> None:
-        """Redis knows how a job ended: run the command for that, if there is one. Never waits, never raises."""
+        """Redis knows how a job ended: run the command for that, if there is one. Never
+        waits, never raises."""
         outcome = OUTCOMES.get(ending.disposition)
         if outcome is None:
             return
-        command = self.settings.on_success if outcome == "success" else self.settings.on_failure
+        command = (
+            self.settings.on_success
+            if outcome == "success"
+            else self.settings.on_failure
+        )
         if command is None:
             return
         given = hook_payload(held, ending, outcome, self._node_id)
         self._add(HookCall(command, held.lease.job_id, held.trace_id, outcome, given))
 
     def stop(self) -> None:
-        """Give hooks ``STOP_S`` more, then end those that run and drop the others. Returns when that is done."""
+        """Give hooks ``STOP_S`` more, then end those that run and drop the others.
+        Returns when that is done."""
         with self._lock:
             self._stop_at = time.monotonic() + STOP_S
-            self._lock.wait_for(lambda: self._threads == 0, STOP_S + process.END_S + 1.0)
+            self._lock.wait_for(
+                lambda: self._threads == 0, STOP_S + process.END_S + 1.0
+            )
             self._dropped += len(self._line)
             self._line.clear()
         self._report(now=True)
@@ -124,7 +153,9 @@ class HookRunner:
     def _start_thread(self) -> None:
         try:
             threading.Thread(target=self._serve, name="hook", daemon=True).start()
-        except RuntimeError as error:  # no more threads: the next one may start, and takes what waits
+        except (
+            RuntimeError
+        ) as error:  # no more threads: the next one may start, and takes what waits
             self._log.warning("hook_not_started", error=error)
             with self._lock:
                 self._threads -= 1
@@ -135,13 +166,20 @@ class HookRunner:
                 self._run(call)
             except Exception as error:  # noqa: BLE001 - top of a thread
                 self._log.warning(
-                    "hook_failed", job_id=call.job_id, trace_id=call.trace_id, reason="a defect", error=error
+                    "hook_failed",
+                    job_id=call.job_id,
+                    trace_id=call.trace_id,
+                    reason="a defect",
+                    error=error,
                 )
 
     def _next(self) -> HookCall | None:
         """What to run now; None ends the thread."""
         with self._lock:
-            is_wanted = self._threads <= self.settings.max_running and time.monotonic() < self._stop_at
+            is_wanted = (
+                self._threads <= self.settings.max_running
+                and time.monotonic() < self._stop_at
+            )
             if self._line and is_wanted:
                 return self._line.popleft()
             self._threads -= 1
@@ -158,7 +196,9 @@ class HookRunner:
                 return f"it took longer than {timeout_s:g} s"
             return "the supervisor ends" if now >= self._stop_at else ""
 
-        result = process.run_command(call.words(), call.given, call.environment(), must_end)
+        result = process.run_command(
+            call.words(), call.given, call.environment(), must_end
+        )
         about = {
             "job_id": call.job_id,
             "trace_id": call.trace_id,
@@ -166,14 +206,18 @@ class HookRunner:
             "seconds": round(time.monotonic() - began, 3),
         }
         if result.failure:
-            self._log.warning("hook_failed", reason=result.failure, stderr=result.stderr, **about)
+            self._log.warning(
+                "hook_failed", reason=result.failure, stderr=result.stderr, **about
+            )
         else:
             self._log.debug("hook_done", **about)
 
     def _report(self, *, now: bool = False) -> None:
         """Say how many were dropped, now and then."""
         with self._lock:
-            is_due = self._dropped > 0 and (now or time.monotonic() - self._reported >= REPORT_S)
+            is_due = self._dropped > 0 and (
+                now or time.monotonic() - self._reported >= REPORT_S
+            )
             count = self._dropped if is_due else 0
             if is_due:
                 self._dropped, self._reported = 0, time.monotonic()
@@ -181,10 +225,18 @@ class HookRunner:
             self._log.warning("hooks_dropped", dropped=count)
 
 
-def hook_payload(held: InFlightJob, ending: FinishRequest, outcome: str, node_id: str) -> bytes:
+def hook_payload(
+    held: InFlightJob, ending: FinishRequest, outcome: str, node_id: str
+) -> bytes:
     """The job as a hook reads it. The URL is as it was pushed; headers are left out."""
     job, note = held.job, ending.note
-    url = job.url if job is not None else ending.record.field if ending.record is not None else None
+    url = (
+        job.url
+        if job is not None
+        else ending.record.field
+        if ending.record is not None
+        else None
+    )
     return (
         jsontext.dumps(
             {

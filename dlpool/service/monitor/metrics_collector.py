@@ -1,4 +1,5 @@
-"""Counts what happens to jobs and in workers, as the main thread of a supervisor hears of it."""
+"""Counts what happens to jobs and in workers, as the main thread of a supervisor hears
+of it."""
 
 from __future__ import annotations
 
@@ -10,7 +11,14 @@ from dlpool.jobs.transitions import FinishRequest
 from dlpool.observe.metrics import MIB, Metrics
 from dlpool.service.job_log import DISOWNED
 from dlpool.service.queue.spool import FINAL_OUTCOMES
-from dlpool.service.wire.counters import LOG_DROPPED, RANGE_SECONDS, RECEIVED, ranges_of, retries_of, scans_of
+from dlpool.service.wire.counters import (
+    LOG_DROPPED,
+    RANGE_SECONDS,
+    RECEIVED,
+    ranges_of,
+    retries_of,
+    scans_of,
+)
 from dlpool.service.wire.frames import EndedFrame
 
 SPEED_S = 10.0
@@ -26,7 +34,8 @@ class ByteRate:
         self._seen: deque[tuple[float, int]] = deque()
 
     def update(self, total: int) -> int:
-        """The speed, now that ``total`` bytes have come; 0 when it is asked for the first time."""
+        """The speed, now that ``total`` bytes have come; 0 when it is asked for the
+        first time."""
         now = self._clock()
         self._seen.append((now, total))
         while len(self._seen) > 2 and self._seen[1][0] <= now - SPEED_S:
@@ -36,12 +45,15 @@ class ByteRate:
 
 
 class MetricsCollector:
-    """Used by the main thread only. A job is counted when Redis has answered to its end, and so once."""
+    """Used by the main thread only. A job is counted when Redis has answered to its
+    end, and so once."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._log_dropped = 0
-        self.received_bytes = 0  # bytes of body, since the start; other threads may read it
+        self.received_bytes = (
+            0  # bytes of body, since the start; other threads may read it
+        )
         self._speed = ByteRate(time.monotonic)
         self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
 
@@ -66,14 +78,18 @@ class MetricsCollector:
     def observe_run(self, frame: EndedFrame, seconds: float) -> None:
         """A job has left its worker, which had it for so long."""
         self._metrics.job_seconds.labels(frame.attempt_result).observe(seconds)
-        received, took_s = frame.statistics.get("received", 0), frame.statistics.get("seconds", 0.0)
+        received, took_s = (
+            frame.statistics.get("received", 0),
+            frame.statistics.get("seconds", 0.0),
+        )
         if received >= TELLING and took_s > 0:
             self._recent.append((time.monotonic(), received / took_s))
         if received >= MIB and took_s > 0:
             self._metrics.job_speed.observe(received / took_s)
 
     def recent_speeds(self) -> list[float]:
-        """The speeds of the last downloads, in bytes a second, of those that ended within ten minutes."""
+        """The speeds of the last downloads, in bytes a second, of those that ended
+        within ten minutes."""
         return [speed for at, speed in self._recent if at > time.monotonic() - RECENT_S]
 
     def add_worker_counters(self, new: Mapping[str, float]) -> None:

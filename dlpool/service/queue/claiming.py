@@ -1,4 +1,5 @@
-"""The fetch thread: claims jobs for free slots, and waits for work where there is none."""
+"""The fetch thread: claims jobs for free slots, and waits for work where there is
+none."""
 
 from __future__ import annotations
 
@@ -16,9 +17,12 @@ from dlpool.service.queue.messages import JobsClaimed, Message, WaitingHosts
 from dlpool.service.queue.redis_state import Backoff, CallSpacing, RedisState
 from dlpool.service.wire.frames import lease_clock
 
-APART_S = 0.002  # two claims, so that one brings jobs for all slots that have become free
+APART_S = (
+    0.002  # two claims, so that one brings jobs for all slots that have become free
+)
 PAUSE_S = 0.5  # between looks where nothing may be claimed
-LOOK_S = 0.00005  # of rest for each job that a claim passed over: Redis looks at one in a fifth of that
+# of rest for each job that a claim passed over: Redis looks at one in a fifth of that
+LOOK_S = 0.00005
 ALONE_S = 1.0  # for so long no job of another host is looked for, after none was found
 
 
@@ -64,9 +68,13 @@ class JobClaimer:
     def serve(self) -> None:
         """Until all stop."""
         while self._link.keep_running():
-            if not self._link.registered.wait(PAUSE_S) or not self._handed_over.wait(PAUSE_S):
+            if not self._link.registered.wait(PAUSE_S) or not self._handed_over.wait(
+                PAUSE_S
+            ):
                 continue
-            has_work = self._has_strays.is_set() or self._ledger.has_free_slot.wait(PAUSE_S)
+            has_work = self._has_strays.is_set() or self._ledger.has_free_slot.wait(
+                PAUSE_S
+            )
             try:
                 if has_work:
                     self._turn()
@@ -81,15 +89,18 @@ class JobClaimer:
                 self._backoff.wait()
 
     def request_reconcile(self) -> None:
-        """Redis holds jobs for us that we do not know: the next claim hands them over."""
+        """Redis holds jobs for us that we do not know: the next claim hands them
+        over."""
         self._has_strays.set()
 
     def request_waiting_hosts(self) -> None:
-        """Find out which jobs wait as long as there is no room for them; the answer comes as Waiting."""
+        """Find out which jobs wait as long as there is no room for them; the answer
+        comes as Waiting."""
         self._is_asked = True
 
     def resume(self) -> None:
-        """The main thread has taken in what was claimed last: the next claim may name it."""
+        """The main thread has taken in what was claimed last: the next claim may name
+        it."""
         self._handed_over.set()
 
     def stop(self) -> None:
@@ -97,7 +108,8 @@ class JobClaimer:
         self._is_stopped = True
 
     def wake(self) -> None:
-        """A job became ready elsewhere than in the intake: end the wait there. Any thread; raises QueueError."""
+        """A job became ready elsewhere than in the intake: end the wait there. Any
+        thread; raises QueueError."""
         self._looked.set()
         waiting = self._waiting_id
         if waiting is not None:
@@ -108,10 +120,13 @@ class JobClaimer:
         self._pace.wait()
         known = None
         if self._has_strays.is_set():
-            self._has_strays.clear()  # first: what is set from now on is for the next turn
+            # first: what is set from now on is for the next turn
+            self._has_strays.clear()
             known = self._ledger.leases()
         room = 0 if self._is_stopped else self._ledger.free_slots()
-        leased_until = lease_clock() + self._lease_s  # from before the call: Redis counts from later on
+        leased_until = (
+            lease_clock() + self._lease_s
+        )  # from before the call: Redis counts from later on
         claim = self._transitions.claim(
             self._sid,
             known,
@@ -119,7 +134,9 @@ class JobClaimer:
             lease_s=self._lease_s,
             order=self._order(),
             max_throttled=self._most_parked,
-            shares=self._ledger.host_shares() if time.monotonic() >= self._alone_until else None,
+            shares=self._ledger.host_shares()
+            if time.monotonic() >= self._alone_until
+            else None,
         )
         if claim is not None and claim.is_share_exceeded:
             self._alone_until = time.monotonic() + ALONE_S
@@ -132,7 +149,11 @@ class JobClaimer:
             self._handed_over.clear()
             self._post(JobsClaimed(claim.jobs, leased_until))
         elif room:
-            wait_s = BLOCK_S if claim.next_due_s is None else min(BLOCK_S, claim.next_due_s + 0.001)
+            wait_s = (
+                BLOCK_S
+                if claim.next_due_s is None
+                else min(BLOCK_S, claim.next_due_s + 0.001)
+            )
             if claim.is_paused or claim.is_throttle_full:
                 self._looked.wait(wait_s)
                 self._looked.clear()
@@ -141,22 +162,36 @@ class JobClaimer:
 
     def _look_who_waits(self) -> None:
         self._is_asked = False
-        self._post(WaitingHosts(self._transitions.waiting_hosts(self._sid, order=self._order())))
+        self._post(
+            WaitingHosts(
+                self._transitions.waiting_hosts(self._sid, order=self._order())
+            )
+        )
 
     def _wait(self, seconds: float) -> None:
-        """Until the intake has a job: it moves to our inbox, where the next claim finds it, reply or not."""
+        """Until the intake has a job: it moves to our inbox, where the next claim finds
+        it, reply or not."""
         keys = self._transitions.keys
         source = "LEFT" if self._order() == "lifo" else "RIGHT"
         try:
             with translated(self._blocking):
                 self._waiting_id = self._blocking.client_id()
                 self._blocking.execute_command(  # type: ignore[no-untyped-call]
-                    "BLMOVE", keys.intake, keys.inbox(self._sid), source, "LEFT", seconds
+                    "BLMOVE",
+                    keys.intake,
+                    keys.inbox(self._sid),
+                    source,
+                    "LEFT",
+                    seconds,
                 )
         except (QueueAway, QueueRefused):
             raise
         except QueueError as error:
-            self._transitions.check_keys(error)  # which says so if the list is another program's
+            self._transitions.check_keys(
+                error
+            )  # which says so if the list is another program's
             raise
         finally:
-            self._waiting_id = None  # after a restart of Redis that id is somebody else's
+            self._waiting_id = (
+                None  # after a restart of Redis that id is somebody else's
+            )

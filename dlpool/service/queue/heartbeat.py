@@ -1,4 +1,5 @@
-"""The beat thread: leases and registration, what is mailed to this supervisor, and the jobs of those that are gone."""
+"""The beat thread: leases and registration, what is mailed to this supervisor, and the
+jobs of those that are gone."""
 
 from __future__ import annotations
 
@@ -19,7 +20,14 @@ from dlpool.jobs.transitions import Transitions
 from dlpool.observe.log import Logger
 from dlpool.service.inflight import InFlightTable
 from dlpool.service.queue.claiming import JobClaimer
-from dlpool.service.queue.messages import HostHeld, JobsTakenBack, LeaseLost, Message, ResultRecorded, StopRequested
+from dlpool.service.queue.messages import (
+    HostHeld,
+    JobsTakenBack,
+    LeaseLost,
+    Message,
+    ResultRecorded,
+    StopRequested,
+)
 from dlpool.service.queue.recording import finish_jobs, log_refused_records
 from dlpool.service.queue.redis_state import BACKOFF_MAX_S, Backoff, RedisState
 from dlpool.service.queue.spool import Spool
@@ -32,7 +40,8 @@ MAIL_TTL_MS = 60_000
 
 
 class Heartbeat:
-    """``serve`` is the thread. ``blocking`` is a client of its own that waits for mail."""
+    """``serve`` is the thread. ``blocking`` is a client of its own that waits for
+    mail."""
 
     def __init__(
         self,
@@ -69,7 +78,9 @@ class Heartbeat:
         self._post = post
         self._earlier = earlier
         self._sweeper = sweeper
-        self._backoff = Backoff(link.stopping, min(BACKOFF_MAX_S, grace_s / 3))  # back before others take our jobs
+        self._backoff = Backoff(
+            link.stopping, min(BACKOFF_MAX_S, grace_s / 3)
+        )  # back before others take our jobs
         self._beat_at = 0.0
         self._recover_at = self._sweep_at = self._sample_at = 0.0
         self._history = QueueHistory(transitions.client, transitions.keys)
@@ -97,7 +108,8 @@ class Heartbeat:
             client.pexpire(mail, MAIL_TTL_MS)
 
     def _begin(self) -> None:
-        """Record what an earlier start spooled, then give back the jobs that it held."""
+        """Record what an earlier start spooled, then give back the jobs that it
+        held."""
         self._check()
         for sid, ending in self._spool.stored():
             reply = finish_jobs(self._transitions, sid, [ending], self._log)[0]
@@ -111,7 +123,9 @@ class Heartbeat:
                 reply=reply,
             )
             self._post(ResultRecorded(ending, reply))
-        given_back = self._transitions.requeue_jobs_of(self._sid, self._earlier, order=self._order())
+        given_back = self._transitions.requeue_jobs_of(
+            self._sid, self._earlier, order=self._order()
+        )
         if given_back:
             self._log.info("jobs_taken_back", jobs=len(given_back), sids=self._earlier)
         self._has_begun.set()
@@ -119,7 +133,8 @@ class Heartbeat:
             self._post(JobsTakenBack(self._earlier))
 
     def _check(self) -> None:
-        """Look once whether this is a server to work with, and warn of what may cost jobs there."""
+        """Look once whether this is a server to work with, and warn of what may cost
+        jobs there."""
         if self._is_checked:
             return
         for warned in check_server(self._transitions.client):
@@ -146,10 +161,17 @@ class Heartbeat:
         if self._link.error is not None:
             self._transitions.check_keys()
         held = [one for one in self._ledger.all() if not one.is_lost]
-        jobs = [(one.lease, jsontext.dumps(one.progress).decode() if one.progress else "") for one in held]
-        beat = self._transitions.heartbeat(self._sid, jobs, lease_s=self._lease_s, info=self._info())
+        jobs = [
+            (one.lease, jsontext.dumps(one.progress).decode() if one.progress else "")
+            for one in held
+        ]
+        beat = self._transitions.heartbeat(
+            self._sid, jobs, lease_s=self._lease_s, info=self._info()
+        )
         slots = [
-            (one.slot_host, one.lease.job_id) for one in held if one.slot_host and not (one.is_at_door or one.is_ending)
+            (one.slot_host, one.lease.job_id)
+            for one in held
+            if one.slot_host and not (one.is_at_door or one.is_ending)
         ]
         self._slots.renew(slots, lease_s=self._lease_s)
         self._link.report_heartbeat()
@@ -158,24 +180,37 @@ class Heartbeat:
         for one, verdict in zip(held, beat.replies, strict=True):
             if one.is_ending or verdict == "OK":
                 continue
-            self._post(LeaseLost(str(one.lease)) if verdict == "LOST" else StopRequested(str(one.lease), verdict))
+            self._post(
+                LeaseLost(str(one.lease))
+                if verdict == "LOST"
+                else StopRequested(str(one.lease), verdict)
+            )
         if beat.orphans > 0:
             self._fetcher.request_reconcile()
 
     def _recover(self) -> None:
-        found = self._transitions.recover(self._sid, grace_s=self._grace_s, order=self._order())
+        found = self._transitions.recover(
+            self._sid, grace_s=self._grace_s, order=self._order()
+        )
         if found.expired:
             self._log.warning("leases_passed", jobs=found.expired)
         if found.requeued:
-            self._log.warning("jobs_recovered", jobs=len(found.requeued), job_ids=list(found.requeued)[:20])
+            self._log.warning(
+                "jobs_recovered",
+                jobs=len(found.requeued),
+                job_ids=list(found.requeued)[:20],
+            )
 
     def _sample(self) -> float:
-        """Note figures for charts, if it is time; seconds until the next try. They are worth no trouble."""
+        """Note figures for charts, if it is time; seconds until the next try. They are
+        worth no trouble."""
         try:
             return SAMPLE_S if self._history.record_sample() else SAMPLE_AGAIN_S
         except Exception as error:  # noqa: BLE001 - the service can do without
             if isinstance(error, QueueAway) and not isinstance(error, QueueUnusable):
-                return SAMPLE_AGAIN_S  # the next beat says so, but not of a foreign key: beats do not use this one
+                # the next beat says so, but not of a foreign key: beats do not use this
+                # one
+                return SAMPLE_AGAIN_S
             self._log.warning("sample_failed", error=error)
             return SAMPLE_FAILED_S
 
@@ -185,16 +220,21 @@ class Heartbeat:
             delivery = self._transitions.outbox.replay()
             log_refused_records(delivery, self._log)
             if delivery.waiting:
-                self._log.warning("records_wait", records=delivery.waiting, reason=delivery.reason)
+                self._log.warning(
+                    "records_wait", records=delivery.waiting, reason=delivery.reason
+                )
             if delivery.written:
                 self._log.info("records_replayed", records=delivery.written)
 
     def _read_mail(self, seconds: float) -> None:
         keys = self._transitions.keys
         with translated(self._blocking):
-            mail = self._blocking.blpop([keys.mail(self._sid), keys.wake], timeout=seconds)
+            mail = self._blocking.blpop(
+                [keys.mail(self._sid), keys.wake], timeout=seconds
+            )
             if mail is not None and mail[0] == keys.mail(self._sid).encode():
                 self._blocking.delete(keys.mail(self._sid))
-                self._beat_at = 0.0  # whose answer says what is wanted: it cannot be lost, nor come too late
+                # whose answer says what is wanted: it cannot be lost, nor come too late
+                self._beat_at = 0.0
         if mail is not None:
             self._fetcher.wake()

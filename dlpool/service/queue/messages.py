@@ -1,4 +1,5 @@
-"""What the threads of a supervisor tell its main thread, and what that wants of them."""
+"""What the threads of a supervisor tell its main thread, and what that wants of
+them."""
 
 from __future__ import annotations
 
@@ -22,14 +23,16 @@ class JobsClaimed:
 
 @dataclass(frozen=True)
 class WaitingHosts:
-    """How many jobs of which hosts wait for a slot: the answer to ``JobClaimer.ask_who_waits``."""
+    """How many jobs of which hosts wait for a slot: the answer to
+    ``JobClaimer.ask_who_waits``."""
 
     hosts: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class ResultRecorded:
-    """Redis has answered to the end of a job: OK, DUP, FENCED, GONE, FOLLOWS or LEADS."""
+    """Redis has answered to the end of a job: OK, DUP, FENCED, GONE, FOLLOWS or
+    LEADS."""
 
     finish: FinishRequest
     reply: str
@@ -77,7 +80,8 @@ class LeaseLost:
 
 @dataclass(frozen=True)
 class StopRequested:
-    """A beat said that an operator wants a job cancelled or paused; ``verb`` is that."""
+    """A beat said that an operator wants a job cancelled or paused; ``verb`` is
+    that."""
 
     lease_id: str
     action: str
@@ -97,7 +101,8 @@ class JobsTakenBack:
 
 @dataclass(frozen=True)
 class StaleFilesFound:
-    """Jobs that were begun here have ended, here or elsewhere: what they kept for a next run can go."""
+    """Jobs that were begun here have ended, here or elsewhere: what they kept for a
+    next run can go."""
 
     jobs: tuple[CleanupEntry, ...]
 

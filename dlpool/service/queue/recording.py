@@ -1,6 +1,8 @@
-"""The record thread: tells Redis how jobs ended, asks whether fences stand, and for slots of hosts. Nothing is lost.
+"""The record thread: tells Redis how jobs ended, asks whether fences stand, and for
+slots of hosts. Nothing is lost.
 
-While Redis is away final outcomes are spooled; what cannot be told stays in line, in order.
+While Redis is away final outcomes are spooled; what cannot be told stays in line, in
+order.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ Told = FinishRequest | JobLease | HostSlotRequest | HostHeld
 
 
 class ResultRecorder:
-    """``end``, ``ask``, ``wish`` and ``hold`` from the main thread, ``serve`` is the thread."""
+    """``end``, ``ask``, ``wish`` and ``hold`` from the main thread, ``serve`` is the
+    thread."""
 
     def __init__(
         self,
@@ -102,7 +105,8 @@ class ResultRecorder:
         return taken
 
     def _tell(self, pending: list[Told]) -> None:
-        """Empty ``pending``, as far as Redis answers. Questions first: they hold a finished file back."""
+        """Empty ``pending``, as far as Redis answers. Questions first: they hold a
+        finished file back."""
         pending.sort(key=lambda one: isinstance(one, FinishRequest))
         while pending:
             told = pending[:AT_ONCE]
@@ -114,23 +118,34 @@ class ResultRecorder:
         for one in pending:
             if isinstance(one, HostSlotRequest):
                 place = self._slots.acquire(
-                    one.limit, one.lease.job_id, lease_s=self._lease_s, is_start_reserved=one.has_start_token
+                    one.limit,
+                    one.lease.job_id,
+                    lease_s=self._lease_s,
+                    is_start_reserved=one.has_start_token,
                 )
                 self._post(HostSlotDecided(str(one.lease), place))
             elif isinstance(one, HostHeld):
                 self._transitions.hold_host(one.host, one.duration_s)
         tickets = [one for one in pending if isinstance(one, JobLease)]
         if tickets:
-            beat = self._transitions.heartbeat(self._sid, [(ticket, "") for ticket in tickets], lease_s=self._lease_s)
+            beat = self._transitions.heartbeat(
+                self._sid, [(ticket, "") for ticket in tickets], lease_s=self._lease_s
+            )
             for ticket, verdict in zip(tickets, beat.replies, strict=True):
                 self._post(FenceChecked(str(ticket), verdict != "LOST"))
         endings = [one for one in pending if isinstance(one, FinishRequest)]
         if not endings:
             return
         for ending in endings:
-            if ending.host and ending.disposition != "park":  # before the end, which lets the next one go on
+            if (
+                ending.host and ending.disposition != "park"
+            ):  # before the end, which lets the next one go on
                 self._slots.release(ending.host, ending.lease.job_id)
-        for ending, reply in zip(endings, finish_jobs(self._transitions, self._sid, endings, self._log), strict=True):
+        for ending, reply in zip(
+            endings,
+            finish_jobs(self._transitions, self._sid, endings, self._log),
+            strict=True,
+        ):
             self._spool.remove(ending.lease)
             self._post(ResultRecorded(ending, reply))
 
@@ -143,25 +158,37 @@ class ResultRecorder:
                 self._spool.store(self._sid, ending)
             except LocalFault as error:
                 self._log.error(
-                    "outcome_not_spooled", job_id=ending.lease.job_id, trace_id=ending.trace_id, error=error
+                    "outcome_not_spooled",
+                    job_id=ending.lease.job_id,
+                    trace_id=ending.trace_id,
+                    error=error,
                 )
 
 
-def finish_jobs(transitions: Transitions, sid: str, endings: Sequence[FinishRequest], logger: Logger) -> list[str]:
-    """What Redis answers to these endings, once clients can see their records. Raises QueueAway, QueueRefused.
+def finish_jobs(
+    transitions: Transitions, sid: str, endings: Sequence[FinishRequest], logger: Logger
+) -> list[str]:
+    """What Redis answers to these endings, once clients can see their records. Raises
+    QueueAway, QueueRefused.
 
-    A record that Redis does not take (its key holds another type) does not keep the others waiting; in a Cluster also
-    one whose node is away does not, it is in the outbox.
+    A record that Redis does not take (its key holds another type) does not keep the
+    others waiting; in a Cluster also one whose node is away does not, it is in the
+    outbox.
     """
     try:
         replies = transitions.finish(sid, endings)
     except (QueueAway, QueueRefused):
         raise
     except QueueError:
-        replies = [_finished_alone(transitions, sid, ending, logger) for ending in endings]
+        replies = [
+            _finished_alone(transitions, sid, ending, logger) for ending in endings
+        ]
     if transitions.outbox is not None:
         log_refused_records(
-            transitions.outbox.deliver([str(ending.lease) for ending in endings if ending.record]), logger
+            transitions.outbox.deliver(
+                [str(ending.lease) for ending in endings if ending.record]
+            ),
+            logger,
         )
     return replies
 
@@ -172,12 +199,19 @@ def log_refused_records(delivery: Delivery, logger: Logger) -> None:
         logger.error("record_refused", job_id=ticket.rpartition(".")[0], error=reason)
 
 
-def _finished_alone(transitions: Transitions, sid: str, ending: FinishRequest, logger: Logger) -> str:
+def _finished_alone(
+    transitions: Transitions, sid: str, ending: FinishRequest, logger: Logger
+) -> str:
     try:
         return transitions.finish(sid, [ending])[0]
     except (QueueAway, QueueRefused):
         raise
     except QueueError as error:
-        logger.error("record_refused", job_id=ending.lease.job_id, trace_id=ending.trace_id, error=error)  # noqa: TRY400 - its stack says nothing
+        logger.error(  # noqa: TRY400 - the stack trace does not help
+            "record_refused",
+            job_id=ending.lease.job_id,
+            trace_id=ending.trace_id,
+            error=error,
+        )
         note = ending.note | {"record_refused": str(error)}
         return transitions.finish(sid, [replace(ending, record=None, note=note)])[0]

@@ -15,12 +15,16 @@ BACKOFF_MAX_S = 5.0
 
 
 class RedisState:
-    """Thread-safe; the lock guards whether Redis is away and whether we are registered.
+    """Thread-safe; the lock guards whether Redis is away and whether we are
+    registered.
 
-    After an absence everybody waits for the first beat: it renews the leases before anything else is done.
+    After an absence everybody waits for the first beat: it renews the leases before
+    anything else is done.
     """
 
-    def __init__(self, log: Logger, on_change: Callable[[], None], failed: Callable[[str], None]) -> None:
+    def __init__(
+        self, log: Logger, on_change: Callable[[], None], failed: Callable[[str], None]
+    ) -> None:
         """``failed`` hears of each call that failed: away, refused or other."""
         self._log = log
         self._on_change = on_change
@@ -40,7 +44,8 @@ class RedisState:
         return self._error
 
     def keep_running(self) -> bool:
-        """Whether the calling thread shall go round once more, which is its sign of life."""
+        """Whether the calling thread shall go round once more, which is its sign of
+        life."""
         self.liveness.mark_alive()
         return not self.stopping.is_set()
 
@@ -57,7 +62,11 @@ class RedisState:
     def count_failure(self, error: QueueError) -> None:
         """The same, where it says nothing about the others."""
         self._failed(
-            "away" if isinstance(error, QueueAway) else "refused" if isinstance(error, QueueRefused) else "other"
+            "away"
+            if isinstance(error, QueueAway)
+            else "refused"
+            if isinstance(error, QueueRefused)
+            else "other"
         )
 
     def report_heartbeat(self) -> None:
@@ -71,7 +80,8 @@ class RedisState:
 
 
 class CallSpacing:
-    """Keeps the calls of one thread apart when there are many, so that each does more; the first is not late."""
+    """Keeps the calls of one thread apart when there are many, so that each does more;
+    the first is not late."""
 
     def __init__(self, apart_s: float) -> None:
         self._apart_s = apart_s
@@ -86,7 +96,8 @@ class CallSpacing:
 
 
 class Backoff:
-    """Waits between tries of one thread, longer and longer, until something succeeds or all stop."""
+    """Waits between tries of one thread, longer and longer, until something succeeds or
+    all stop."""
 
     def __init__(self, stopping: threading.Event, max_s: float = BACKOFF_MAX_S) -> None:
         self._stopping = stopping

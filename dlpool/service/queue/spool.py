@@ -1,4 +1,5 @@
-"""Outcomes that Redis could not be told yet, on disk: a file each, committed by temporary file and rename."""
+"""Outcomes that Redis could not be told yet, on disk: a file each, committed by
+temporary file and rename."""
 
 from __future__ import annotations
 
@@ -17,13 +18,16 @@ FINAL_OUTCOMES = ("success", "failed", "cancelled")
 
 
 class Spool:
-    """The folder ``STATE_DIR/spool``. Used by the record thread only. A name is the ticket, so a file is never two."""
+    """The folder ``STATE_DIR/spool``. Used by the record thread only. A name is the
+    ticket, so a file is never two."""
 
     def __init__(self, state_dir: Path) -> None:
         self.folder = state_dir / "spool"
         with translated(f"make {self.folder}"):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for unfinished in self.folder.glob("*.tmp"):  # a kill came before its rename: its job is still in Redis
+            for unfinished in self.folder.glob(
+                "*.tmp"
+            ):  # a kill came before its rename: its job is still in Redis
                 unfinished.unlink()
         self._kept: set[JobLease] = set()
 
@@ -50,14 +54,19 @@ class Spool:
             self._kept.discard(ticket)
 
     def stored(self) -> Iterator[tuple[str, FinishRequest]]:
-        """What an earlier start left: sid and outcome. Damaged files are set aside under another name."""
+        """What an earlier start left: sid and outcome. Damaged files are set aside
+        under another name."""
         for path in sorted(self.folder.glob("*.json")):
             try:
                 fields = json.loads(path.read_text(encoding="utf-8"))
                 record = fields["record"]
                 if record is not None:
-                    record = ClientRecord(record["key"], record["value"].encode(), record["field"])
-                ticket = JobLease(str(fields["ticket"]["id"]), int(fields["ticket"]["fence"]))
+                    record = ClientRecord(
+                        record["key"], record["value"].encode(), record["field"]
+                    )
+                ticket = JobLease(
+                    str(fields["ticket"]["id"]), int(fields["ticket"]["fence"])
+                )
                 self._kept.add(ticket)
                 yield (
                     str(fields["sid"]),

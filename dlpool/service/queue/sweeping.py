@@ -1,4 +1,5 @@
-"""What is left of jobs that ended while this node was not there, or that others have taken and ended."""
+"""What is left of jobs that ended while this node was not there, or that others have
+taken and ended."""
 
 from __future__ import annotations
 
@@ -18,7 +19,11 @@ class StaleFileSweeper:
     """Used by the beat thread."""
 
     def __init__(
-        self, transitions: Transitions, trail: CleanupJournal, ledger: InFlightTable, post: Callable[[Message], None]
+        self,
+        transitions: Transitions,
+        trail: CleanupJournal,
+        ledger: InFlightTable,
+        post: Callable[[Message], None],
     ) -> None:
         self._transitions = transitions
         self._trail = trail
@@ -27,17 +32,24 @@ class StaleFileSweeper:
         self._last = ""
 
     def sweep(self) -> None:
-        """Find jobs on the trail that have ended, some at each call, and have removed what they kept.
+        """Find jobs on the trail that have ended, some at each call, and have removed
+        what they kept.
 
         Raises QueueError.
         """
         jobs = self._trail.entries()
         for ticket in self._ledger.leases():
             jobs.pop(ticket.job_id, None)  # their ends come by themselves
-        later = [job_id for job_id in sorted(jobs) if job_id > self._last] or sorted(jobs)
+        later = [job_id for job_id in sorted(jobs) if job_id > self._last] or sorted(
+            jobs
+        )
         chosen = later[:AT_ONCE]
         self._last = chosen[-1] if chosen else ""
-        ended = [job_id for job_id, state in zip(chosen, self._states(chosen), strict=True) if state not in OPEN]
+        ended = [
+            job_id
+            for job_id, state in zip(chosen, self._states(chosen), strict=True)
+            if state not in OPEN
+        ]
         if ended:
             self._post(StaleFilesFound(tuple(jobs[job_id] for job_id in ended)))
 

@@ -1,5 +1,5 @@
 """Frames between the supervisor and its workers.
 
-Read in this order: frames (what is sent), channel (how), endings (how an error ends a job), tally (counters of a
-worker that travel with frames).
+Read in this order: frames (what is sent), channel (how), endings (how an error ends a
+job), tally (counters of a worker that travel with frames).
 """

@@ -1,4 +1,5 @@
-"""One end of the private socket pair between supervisor and worker: whole frames or nothing."""
+"""One end of the private socket pair between supervisor and worker: whole frames or
+nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from dlpool.service.wire.frames import MAX_FRAME, Frame, decode, encode
 
 
 class FrameChannel:
-    """Sends and receives frames. Sending is thread-safe: the kernel keeps a frame of ``SOCK_SEQPACKET`` whole.
+    """Sends and receives frames. Sending is thread-safe: the kernel keeps a frame of
+    ``SOCK_SEQPACKET`` whole.
 
     See unix(7).
     """
@@ -26,11 +28,21 @@ class FrameChannel:
         return cls(mine), theirs
 
     @classmethod
-    def of_worker(cls, sock: socket.socket, *, receive_s: float, send_s: float) -> FrameChannel:
-        """The worker's end: it waits, so long at most, and in the kernel (no poll before each call)."""
+    def of_worker(
+        cls, sock: socket.socket, *, receive_s: float, send_s: float
+    ) -> FrameChannel:
+        """The worker's end: it waits, so long at most, and in the kernel (no poll
+        before each call)."""
         sock.setblocking(True)
-        for option, seconds in ((socket.SO_RCVTIMEO, receive_s), (socket.SO_SNDTIMEO, send_s)):
-            sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", int(seconds), round(seconds % 1 * 1e6)))
+        for option, seconds in (
+            (socket.SO_RCVTIMEO, receive_s),
+            (socket.SO_SNDTIMEO, send_s),
+        ):
+            sock.setsockopt(
+                socket.SOL_SOCKET,
+                option,
+                struct.pack("@ll", int(seconds), round(seconds % 1 * 1e6)),
+            )
         return cls(sock)
 
     def fileno(self) -> int:
@@ -38,14 +50,17 @@ class FrameChannel:
         return self.socket.fileno()
 
     def send(self, frame: Frame) -> bool:
-        """Send it; False if the other end is gone or does not read (a stopped process): nothing was sent then."""
+        """Send it; False if the other end is gone or does not read (a stopped process):
+        nothing was sent then."""
         return self.send_encoded(encode(frame))
 
     def send_encoded(self, data: bytes) -> bool:
         """The same for a frame that is encoded already."""
         try:
             self.socket.send(data)
-        except OSError:  # BlockingIOError, TimeoutError, BrokenPipeError, ConnectionResetError
+        except (
+            OSError
+        ):  # BlockingIOError, TimeoutError, BrokenPipeError, ConnectionResetError
             return False
         return True
 

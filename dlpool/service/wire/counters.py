@@ -1,6 +1,8 @@
-"""What a worker has counted since its start: it travels with each heartbeat, and the supervisor adds up what is new.
+"""What a worker has counted since its start: it travels with each heartbeat, and the
+supervisor adds up what is new.
 
-Cumulative, so that a heartbeat that is lost takes nothing along, and one that comes twice counts once.
+Cumulative, so that a heartbeat that is lost takes nothing along, and one that comes
+twice counts once.
 """
 
 from __future__ import annotations
@@ -10,7 +12,17 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
 
-RANGE_BOUNDS_S = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0, 1800.0)  # upper ones; what takes longer comes after
+RANGE_BOUNDS_S = (
+    0.005,
+    0.02,
+    0.1,
+    0.5,
+    2.0,
+    10.0,
+    60.0,
+    300.0,
+    1800.0,
+)  # upper ones; what takes longer comes after
 RECEIVED, RANGE_SECONDS, LOG_DROPPED = "received", "range_seconds", "log_dropped"
 _RETRY, _RANGE, _SCAN = "retry.", "range.", "scan."
 
@@ -58,7 +70,8 @@ class CounterDeltas:
         return self._known.get(name, 0.0)
 
     def update(self, counts: Mapping[str, float]) -> dict[str, float]:
-        """What a heartbeat counts that is not known yet; two may come in the wrong order."""
+        """What a heartbeat counts that is not known yet; two may come in the wrong
+        order."""
         new = {name: count - self._known.get(name, 0) for name, count in counts.items()}
         new = {name: amount for name, amount in new.items() if amount > 0}
         self._known |= {name: counts[name] for name in new}
@@ -67,14 +80,25 @@ class CounterDeltas:
 
 def retries_of(counts: Mapping[str, float]) -> dict[str, float]:
     """Ranges that were asked for again, by reason."""
-    return {name.removeprefix(_RETRY): count for name, count in counts.items() if name.startswith(_RETRY)}
+    return {
+        name.removeprefix(_RETRY): count
+        for name, count in counts.items()
+        if name.startswith(_RETRY)
+    }
 
 
 def scans_of(counts: Mapping[str, float]) -> dict[str, float]:
     """Return how many files were checked for malware, by outcome."""
-    return {name.removeprefix(_SCAN): count for name, count in counts.items() if name.startswith(_SCAN)}
+    return {
+        name.removeprefix(_SCAN): count
+        for name, count in counts.items()
+        if name.startswith(_SCAN)
+    }
 
 
 def ranges_of(counts: Mapping[str, float]) -> list[float]:
-    """Ranges that have come: how many within each of ``RANGE_BOUNDS_S``, and how many after the last."""
-    return [counts.get(f"{_RANGE}{index}", 0) for index in range(len(RANGE_BOUNDS_S) + 1)]
+    """Ranges that have come: how many within each of ``RANGE_BOUNDS_S``, and how many
+    after the last."""
+    return [
+        counts.get(f"{_RANGE}{index}", 0) for index in range(len(RANGE_BOUNDS_S) + 1)
+    ]

@@ -16,7 +16,8 @@ MAX_FRAME = 64 * 1024 - 1  # bytes
 
 
 def lease_clock() -> float:
-    """Seconds since this machine has started, also those in which it slept: one clock for all of its processes."""
+    """Seconds since this machine has started, also those in which it slept: one clock
+    for all of its processes."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -32,10 +33,11 @@ class Frame:
 
 @dataclass(frozen=True)
 class JobFrame(Frame):
-    """Run this job. ``ticket`` is its id and fence; ``user_id`` and ``trace_id`` go into its log lines.
+    """Run this job. ``ticket`` is its id and fence; ``user_id`` and ``trace_id`` go
+    into its log lines.
 
-    Until ``leased_until`` (``lease_clock``) it is certainly ours: nobody takes a job before its lease has passed.
-    ``claim``: the random id of the job's first claim.
+    Until ``leased_until`` (``lease_clock``) it is certainly ours: nobody takes a job
+    before its lease has passed. ``claim``: the random id of the job's first claim.
     """
 
     kind = "job"
@@ -83,16 +85,19 @@ class LostFrame(Frame):
 
 @dataclass(frozen=True)
 class CleanFrame(Frame):
-    """The queue knows how these jobs ended: remove what they kept for a next run; each is an ``CleanupEntry`` as a list."""
+    """The queue knows how these jobs ended: remove what they kept for a next run; each
+    is an ``CleanupEntry`` as a list."""
 
     kind = "clean"
     jobs: list[list[Any]]
 
 
 class CleanupEntry(NamedTuple):
-    """A job that has ended. ``path`` is where it went, None if that was never known; ``fence`` tells its runs apart.
+    """A job that has ended. ``path`` is where it went, None if that was never known;
+    ``fence`` tells its runs apart.
 
-    ``trace_id`` is for the log. Of the URL only its digest is kept, as it may hold a password.
+    ``trace_id`` is for the log. Of the URL only its digest is kept, as it may hold a
+    password.
     """
 
     job_id: str
@@ -106,7 +111,8 @@ class CleanupEntry(NamedTuple):
 
 @dataclass(frozen=True)
 class ConfigFrame(Frame):
-    """Settings for the jobs that come from now on, as the dicts of their dataclasses."""
+    """Settings for the jobs that come from now on, as the dicts of their
+    dataclasses."""
 
     kind = "config"
     transfer: dict[str, Any]
@@ -118,7 +124,8 @@ class ConfigFrame(Frame):
 
 @dataclass(frozen=True)
 class HoldFrame(Frame):
-    """A host does not want to be asked for so many seconds: a worker was told so, or hears of it."""
+    """A host does not want to be asked for so many seconds: a worker was told so, or
+    hears of it."""
 
     kind = "hold"
     host: str
@@ -127,7 +134,8 @@ class HoldFrame(Frame):
 
 @dataclass(frozen=True)
 class RateFrame(Frame):
-    """The worker's share of the node's rate, in bytes/s; None is no limit. Running jobs obey it too."""
+    """The worker's share of the node's rate, in bytes/s; None is no limit. Running jobs
+    obey it too."""
 
     kind = "rate"
     rate: int | None
@@ -135,7 +143,8 @@ class RateFrame(Frame):
 
 @dataclass(frozen=True)
 class SpaceFrame(Frame):
-    """How many bytes stay free on each disk (the setting ``min_free``), and how many running jobs will take.
+    """How many bytes stay free on each disk (the setting ``min_free``), and how many
+    running jobs will take.
 
     ``taken`` is by device number, in decimal digits.
     """
@@ -172,10 +181,12 @@ class HelloFrame(Frame):
 
 @dataclass(frozen=True)
 class StatusFrame(Frame):
-    """The heartbeat, once a second: progress of running jobs by ticket, and a ``Tally`` since the start.
+    """The heartbeat, once a second: progress of running jobs by ticket, and a ``Tally``
+    since the start.
 
-    ``missing``: bytes that jobs will yet take of their disks, of those jobs where that is not 0. ``whole``: jobs whose
-    next run has to begin anew, as their servers send no ranges.
+    ``missing``: bytes that jobs will yet take of their disks, of those jobs where that
+    is not 0. ``whole``: jobs whose next run has to begin anew, as their servers send no
+    ranges.
     """
 
     kind = "status"
@@ -187,7 +198,8 @@ class StatusFrame(Frame):
 
 @dataclass(frozen=True)
 class FinishingFrame(Frame):
-    """All bytes of a small file are there, only the disk is waited for: the slot is as good as free."""
+    """All bytes of a small file are there, only the disk is waited for: the slot is as
+    good as free."""
 
     kind = "finishing"
     lease_id: str
@@ -205,10 +217,11 @@ class VerifiedFrame(Frame):
 class EndedFrame(Frame):
     """A job has left its slot.
 
-    ``ending``: succeeded, retry, failed, node_fault, no_room, locked, released, lost. ``result`` are the figures of a
-    success, else ``label`` and ``message`` say why. ``retry_after_s``: how long the server asked us to wait.
-    ``leaves_state``:
-    there is something to clean up when the queue knows. ``stack``: of an error with a cause, for the log.
+    ``ending``: succeeded, retry, failed, node_fault, no_room, locked, released, lost.
+    ``result`` are the figures of a success, else ``label`` and ``message`` say why.
+    ``retry_after_s``: how long the server asked us to wait. ``leaves_state``: there is
+    something to clean up when the queue knows. ``stack``: of an error with a cause, for
+    the log.
     """
 
     kind = "ended"
@@ -259,7 +272,9 @@ def encode(frame: Frame) -> bytes:
     """The frame as it is sent. Raises InternalError if it is too large."""
     data = jsontext.dumps({"kind": frame.kind, **vars(frame)})
     if len(data) > MAX_FRAME:
-        raise InternalError(f"a {frame.kind} frame of {len(data)} bytes is longer than {MAX_FRAME}")
+        raise InternalError(
+            f"a {frame.kind} frame of {len(data)} bytes is longer than {MAX_FRAME}"
+        )
     return data
 
 

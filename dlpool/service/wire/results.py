@@ -1,4 +1,5 @@
-"""How a job ends in its worker, by the error it ended with. Workers import it: it needs no Redis client."""
+"""How a job ends in its worker, by the error it ended with. Workers import it: it needs
+no Redis client."""
 
 from __future__ import annotations
 
@@ -30,5 +31,6 @@ _ENDINGS: tuple[tuple[type[DlpoolError], str], ...] = (
 
 
 def attempt_result_of(error: DlpoolError) -> str:
-    """Return the ending of a job that ended with ``error`` in its worker: see EndedFrame."""
+    """Return the ending of a job that ended with ``error`` in its worker: see
+    EndedFrame."""
     return next(ending for kind, ending in _ENDINGS if isinstance(error, kind))

@@ -33,7 +33,10 @@ from dlpool.service.worker.affinity import Affinity
 from dlpool.service.worker.traceparent import span_id
 from dlpool.transfer.http.client import HttpClient
 from dlpool.transfer.job import Checksum, Job
-from dlpool.transfer.target.file.cleanup import remove_part_files_by_digest, remove_published_state
+from dlpool.transfer.target.file.cleanup import (
+    remove_part_files_by_digest,
+    remove_published_state,
+)
 from dlpool.transfer.transfer import Transfer
 
 if TYPE_CHECKING:
@@ -54,16 +57,25 @@ _LEVELS: Mapping[str, str] = {
     "target_skipped": "info",
     "job_succeeded": "debug",
 }
-_SCANNED = {"file_scanned": "clean", "file_infected": "infected", "file_unscanned": ""}  # outcomes; "": its own
+_SCANNED = {
+    "file_scanned": "clean",
+    "file_infected": "infected",
+    "file_unscanned": "",
+}  # outcomes; "": its own
 
 MAX_STACK = 8 * 1024  # bytes of a frame
-STACK_FRAMES = 3  # of each cause: a refused connection has six of them, through the libraries
-SMALL = 1024 * 1024  # bytes: fetched by one thread, and to make them durable takes no time that matters
+STACK_FRAMES = (
+    3  # of each cause: a refused connection has six of them, through the libraries
+)
+SMALL = (
+    1024 * 1024
+)  # bytes: fetched by one thread, and to make them durable takes no time that matters
 
 
 @dataclass(frozen=True)
 class JobRunContext:
-    """What a worker gives to the run of a job. A reload of the settings does not change it."""
+    """What a worker gives to the run of a job. A reload of the settings does not change
+    it."""
 
     transfer: TransferSettings
     paths: Confinement
@@ -78,9 +90,11 @@ class JobRunContext:
 
 
 class JobRun:
-    """A job from its frame to its end. ``run`` by the slot's thread, all else by any.
+    """A job from its frame to its end. ``run`` by the slot's thread, all else by
+    any.
 
-    The lock guards the transfer and the error that shall end it, which may come before the transfer is made.
+    The lock guards the transfer and the error that shall end it, which may come before
+    the transfer is made.
     """
 
     def __init__(self, frame: JobFrame, context: JobRunContext) -> None:
@@ -90,7 +104,11 @@ class JobRun:
         self._span: JobSpan | None = None
         user = {"user_id": frame.user_id} if frame.user_id is not None else {}
         self._log = context.log.bind(
-            job_id=frame.job_id, trace_id=frame.trace_id, **user, attempt=frame.attempt, url=frame.url
+            job_id=frame.job_id,
+            trace_id=frame.trace_id,
+            **user,
+            attempt=frame.attempt,
+            url=frame.url,
         )
         self._lock = threading.Lock()
         self._transfer: Transfer | None = None
@@ -107,11 +125,22 @@ class JobRun:
         hung_jobs.name_thread(frame.lease_id)
         if (traces := self._context.traces) is not None:
             self._span = traces.start_job_span(
-                frame.trace_id, span_id(frame), frame.url, frame.job_id, frame.user_id, frame.attempt
+                frame.trace_id,
+                span_id(frame),
+                frame.url,
+                frame.job_id,
+                frame.user_id,
+                frame.attempt,
             )
         ended = self._run()
         if self._span is not None:
-            self._span.end(ended.attempt_result, ended.path, ended.statistics, ended.label, ended.message)
+            self._span.end(
+                ended.attempt_result,
+                ended.path,
+                ended.statistics,
+                ended.label,
+                ended.message,
+            )
         hung_jobs.unname_thread()
         return ended
 
@@ -154,7 +183,12 @@ class JobRun:
         if transfer is None:
             return {"done": 0, "size": None, "phase": "connecting"}
         now = transfer.progress()
-        return {"done": now.done, "size": now.size, "phase": now.phase, "connections": now.connections}
+        return {
+            "done": now.done,
+            "size": now.size,
+            "phase": now.phase,
+            "connections": now.connections,
+        }
 
     @property
     def missing_bytes(self) -> int:
@@ -192,9 +226,18 @@ class JobRun:
             owner=frame.user_id,
             claim=frame.claim,
         )
-        admit: Callable[[Path], None] = context.paths.check_resolved_name if target.is_folder else lambda _: None
+        admit: Callable[[Path], None] = (
+            context.paths.check_resolved_name if target.is_folder else lambda _: None
+        )
         transfer = Transfer(
-            job, self._settings, context.client, self._notify, admit, self._permit, context.guard, context.space
+            job,
+            self._settings,
+            context.client,
+            self._notify,
+            admit,
+            self._permit,
+            context.guard,
+            context.space,
         )
         with self._lock:
             if self._error is not None:
@@ -203,9 +246,11 @@ class JobRun:
         return transfer
 
     def _permit(self) -> None:
-        """Wait until it is known that the job is still ours; the part file stays locked meanwhile.
+        """Wait until it is known that the job is still ours; the part file stays locked
+        meanwhile.
 
-        Within the lease that came with the claim it is. Later Redis is asked, by way of the supervisor.
+        Within the lease that came with the claim it is. Later Redis is asked, by way of
+        the supervisor.
         """
         if lease_clock() < self.frame.leased_until:
             return
@@ -236,12 +281,15 @@ class JobRun:
         getattr(self._log, _LEVELS.get(event, "info"))(event, **fields)
 
     def _ending(self, error: DlpoolError) -> str:
-        """Return how the job ends: a fault of the disk is the job's own, unless it is confirmed for all."""
+        """Return how the job ends: a fault of the disk is the job's own, unless it is
+        confirmed for all."""
         transfer = self._transfer
         if transfer is None or not isinstance(error, LocalFault):
             return attempt_result_of(error)
         now = transfer.progress()
-        run = EndedRun(self.frame.url, now.path, now.size, now.done, self._context.paths.roots)
+        run = EndedRun(
+            self.frame.url, now.path, now.size, now.done, self._context.paths.roots
+        )
         return classify_disk_error(error, run)
 
     def _ended(self, error: DlpoolError) -> EndedFrame:
@@ -260,14 +308,21 @@ class JobRun:
 
 def _stack(error: DlpoolError) -> str:
     """Return the end of the stack of an error and its causes, for the log."""
-    return stack_of(error, STACK_FRAMES).encode("utf-8", "backslashreplace")[-MAX_STACK:].decode("utf-8", "ignore")
+    return (
+        stack_of(error, STACK_FRAMES)
+        .encode("utf-8", "backslashreplace")[-MAX_STACK:]
+        .decode("utf-8", "ignore")
+    )
 
 
 def settings_for_job(transfer: TransferSettings, frame: JobFrame) -> TransferSettings:
-    """The settings with what the job asks for: of two rate limits the lower one, and a scan if either wants one."""
+    """The settings with what the job asks for: of two rate limits the lower one, and a
+    scan if either wants one."""
     if frame.if_exists is None and frame.limit_rate is None and not frame.scan:
         return transfer
-    rates = [rate for rate in (transfer.limit_rate, frame.limit_rate) if rate is not None]
+    rates = [
+        rate for rate in (transfer.limit_rate, frame.limit_rate) if rate is not None
+    ]
     return replace(
         transfer,
         if_exists=frame.if_exists or transfer.if_exists,

@@ -1,7 +1,9 @@
-"""A worker process: slots that run jobs, a main thread that listens, a thread that reports.
+"""A worker process: slots that run jobs, a main thread that listens, a thread that
+reports.
 
-It ends when its supervisor does (the end of the socket, silence, or the kernel's signal): its jobs are checkpointed and
-their files unlocked within seconds, whatever state the supervisor is in.
+It ends when its supervisor does (the end of the socket, silence, or the kernel's
+signal): its jobs are checkpointed and their files unlocked within seconds, whatever
+state the supervisor is in.
 """
 
 from __future__ import annotations
@@ -17,7 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dlpool import __version__, threads
-from dlpool.config import LoggingSettings, NetworkSettings, OtelSettings, PathSettings, ScanSettings, TransferSettings
+from dlpool.config import (
+    LoggingSettings,
+    NetworkSettings,
+    OtelSettings,
+    PathSettings,
+    ScanSettings,
+    TransferSettings,
+)
 from dlpool.config.owned_paths import OwnedPath
 from dlpool.errors import Cancelled, DlpoolError, Locked, NoThread, PolicyRefused
 from dlpool.jobs.confinement import Confinement
@@ -50,7 +59,12 @@ from dlpool.service.wire.frames import (
     StatusFrame,
 )
 from dlpool.service.worker.affinity import Affinity
-from dlpool.service.worker.job_run import JobRun, JobRunContext, lost_job_error, remove_stale_files
+from dlpool.service.worker.job_run import (
+    JobRun,
+    JobRunContext,
+    lost_job_error,
+    remove_stale_files,
+)
 from dlpool.service.worker.traceparent import with_traceparent
 from dlpool.transfer.files import raise_open_file_limit
 from dlpool.transfer.http.client import HttpClient
@@ -91,23 +105,31 @@ def stacks_file(state_dir: Path, pid: int) -> Path:
 
 def main(sock: socket.socket, parent_pid: int, settings: WorkerSettings) -> None:
     """The process: called in a fresh interpreter."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the supervisor decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a terminal sends it to all: the supervisor decides
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     affinity = Affinity(settings.cpu)
     affinity.pin()  # before there are threads
-    with stacks_file(settings.state_dir, os.getpid()).open("w", encoding="utf-8") as stacks:
+    with stacks_file(settings.state_dir, os.getpid()).open(
+        "w", encoding="utf-8"
+    ) as stacks:
         faulthandler.enable(stacks)
         try:
             worker = WorkerProcess(sock, settings, affinity)
-            signal.signal(signal.SIGTERM, lambda *_: worker.ask_to_stop("it was told to end"))
+            signal.signal(
+                signal.SIGTERM, lambda *_: worker.ask_to_stop("it was told to end")
+            )
             die_with_parent(parent_pid)
             raise_open_file_limit()
             hold_worker_lock(settings.state_dir)
             tune_garbage_collector()
             worker.serve()
         except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=stacks, flush=True)  # for the supervisor's log
+            print(
+                f"{type(error).__name__}: {error}", file=stacks, flush=True
+            )  # for the supervisor's log
             if isinstance(error, NoThread):
                 os._exit(error.exit_code)
             raise
@@ -116,9 +138,12 @@ def main(sock: socket.socket, parent_pid: int, settings: WorkerSettings) -> None
 
 
 class WorkerProcess:
-    """The process's state. The main thread listens; the lock guards the table of runs."""
+    """The process's state. The main thread listens; the lock guards the table of
+    runs."""
 
-    def __init__(self, sock: socket.socket, settings: WorkerSettings, affinity: Affinity) -> None:
+    def __init__(
+        self, sock: socket.socket, settings: WorkerSettings, affinity: Affinity
+    ) -> None:
         self._settings = settings
         self._affinity = affinity
         self._paths = Confinement(settings.paths, settings.owned)
@@ -138,7 +163,9 @@ class WorkerProcess:
         self._logger = self._log.logger("worker")
         self._traces = open_traces(settings.otel, settings.node_id, self._logger)
         self._space = NodeSpaceRules(settings.min_free)
-        self._rate = RateLimit(None, time.monotonic)  # until the supervisor tells our share of the node's
+        self._rate = RateLimit(
+            None, time.monotonic
+        )  # until the supervisor tells our share of the node's
         self._client = self._make_client(settings.network)
         self._lock = threading.Lock()
         self._runs: dict[str, JobRun] = {}
@@ -151,7 +178,9 @@ class WorkerProcess:
         self._is_retiring = False
 
     def __repr__(self) -> str:
-        return f"<Worker {os.getpid()} {len(self._runs)} of {self._settings.slots} slots>"
+        return (
+            f"<Worker {os.getpid()} {len(self._runs)} of {self._settings.slots} slots>"
+        )
 
     def ask_to_stop(self, reason: str) -> None:
         """End soon; safe in a signal handler."""
@@ -183,7 +212,8 @@ class WorkerProcess:
         self._end()
 
     def _start_slots(self) -> None:
-        """Start a thread for each slot; if some cannot be started, jobs wait for one. Raises NoThread if none can."""
+        """Start a thread for each slot; if some cannot be started, jobs wait for one.
+        Raises NoThread if none can."""
         for number in range(self._settings.slots):
             try:
                 threads.start_thread(self._slot, f"slot-{number}")
@@ -211,14 +241,21 @@ class WorkerProcess:
             if isinstance(frame, PublishFrame):
                 run.publish()
             else:
-                run.cancel(lost_job_error() if isinstance(frame, LostFrame) else Cancelled(frame.reason))
+                run.cancel(
+                    lost_job_error()
+                    if isinstance(frame, LostFrame)
+                    else Cancelled(frame.reason)
+                )
 
     def _learn(self, frame: RateFrame | SpaceFrame | HoldFrame) -> None:
         """Heed what concerns all jobs, also the running ones."""
         if isinstance(frame, RateFrame):
             self._rate.rate = frame.rate
         elif isinstance(frame, SpaceFrame):
-            self._space.update(frame.min_free, {int(device): size for device, size in frame.reserved.items()})
+            self._space.update(
+                frame.min_free,
+                {int(device): size for device, size in frame.reserved.items()},
+            )
         else:
             self._client.host_holds.record(frame.host, frame.seconds)
 
@@ -252,15 +289,21 @@ class WorkerProcess:
                 self._tally.add(RECEIVED, run.received_bytes)
 
     def _send(self, frame: Frame) -> bool:
-        """What a job says; that its slot is as good as free is no news while another one is."""
+        """What a job says; that its slot is as good as free is no news while another
+        one is."""
         if isinstance(frame, FinishingFrame) and len(self._runs) < self._settings.slots:
             return True
         return self._channel.send(frame)
 
     def _say(self, ended: EndedFrame, job: JobFrame) -> None:
-        if not self._channel.send(ended):  # nobody listens: the next claim of the job finds what we left on disk
+        if not self._channel.send(
+            ended
+        ):  # nobody listens: the next claim of the job finds what we left on disk
             self._logger.warning(
-                "outcome_unheard", job_id=job.job_id, trace_id=job.trace_id, ending=ended.attempt_result
+                "outcome_unheard",
+                job_id=job.job_id,
+                trace_id=job.trace_id,
+                ending=ended.attempt_result,
             )
 
     def _report(self) -> None:
@@ -277,16 +320,29 @@ class WorkerProcess:
 
     def _tell_status(self) -> list[JobRun]:
         """Send the progress of all jobs, and what was counted; returns those jobs."""
-        with self._lock:  # together: what a job has received counts once, as it runs or as it ends
+        with (
+            self._lock
+        ):  # together: what a job has received counts once, as it runs or as it ends
             runs = list(self._runs.items())
             counters = self._tally.snapshot()
-        counters[RECEIVED] = counters.get(RECEIVED, 0) + sum(run.received_bytes for _, run in runs)
+        counters[RECEIVED] = counters.get(RECEIVED, 0) + sum(
+            run.received_bytes for _, run in runs
+        )
         counters[LOG_DROPPED] = self._log.dropped
         for start in range(0, max(1, len(runs)), STATUS_JOBS):
             some = runs[start : start + STATUS_JOBS]
-            missing = {ticket: size for ticket, run in some if (size := run.missing_bytes)}
+            missing = {
+                ticket: size for ticket, run in some if (size := run.missing_bytes)
+            }
             whole = [ticket for ticket, run in some if run.is_unresumable]
-            self._channel.send(StatusFrame({ticket: run.progress() for ticket, run in some}, counters, missing, whole))
+            self._channel.send(
+                StatusFrame(
+                    {ticket: run.progress() for ticket, run in some},
+                    counters,
+                    missing,
+                    whole,
+                )
+            )
         return [run for _, run in runs]
 
     def _keep_clean(self) -> None:
@@ -301,12 +357,19 @@ class WorkerProcess:
         except (Locked, PolicyRefused):
             pass  # another job writes there already, or none ever could
         except DlpoolError as error:
-            self._logger.warning("leftover_not_removed", job_id=ended.job_id, trace_id=ended.trace_id, error=error)
+            self._logger.warning(
+                "leftover_not_removed",
+                job_id=ended.job_id,
+                trace_id=ended.trace_id,
+                error=error,
+            )
 
     def _configure(self, frame: ConfigFrame) -> None:
         """For the jobs to come; running ones keep their snapshot."""
         self._transfer = TransferSettings(**frame.transfer)
-        self._paths = Confinement(PathSettings(**frame.paths), [OwnedPath(**one) for one in frame.owned])
+        self._paths = Confinement(
+            PathSettings(**frame.paths), [OwnedPath(**one) for one in frame.owned]
+        )
         self._logging = LoggingSettings(**frame.logging)
         self._log.apply(self._logging)
         network = NetworkSettings(**frame.network)
@@ -315,17 +378,25 @@ class WorkerProcess:
 
     def _make_client(self, network: NetworkSettings) -> HttpClient:
         connections = self._transfer.pool_size(self._settings.slots)
-        gate = HostHolds(time.monotonic, lambda host, seconds: self._channel.send(HoldFrame(host, seconds)))
-        return HttpClient(network, connections, gate, NetworkMonitor(time.monotonic), self._rate)
+        gate = HostHolds(
+            time.monotonic,
+            lambda host, seconds: self._channel.send(HoldFrame(host, seconds)),
+        )
+        return HttpClient(
+            network, connections, gate, NetworkMonitor(time.monotonic), self._rate
+        )
 
     def _end(self) -> None:
-        """Checkpoint and unlock within ``STOP_S``; the alarm ends what cannot be ended otherwise."""
+        """Checkpoint and unlock within ``STOP_S``; the alarm ends what cannot be ended
+        otherwise."""
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(ALARM_S)
         with self._lock:
             runs = list(self._runs.values())
         if runs:
-            self._logger.info("worker_stopping", reason=self._stop_reason, running=len(runs))
+            self._logger.info(
+                "worker_stopping", reason=self._stop_reason, running=len(runs)
+            )
         for run in runs:
             run.cancel(Cancelled(f"the worker ends: {self._stop_reason}"))
         deadline = time.monotonic() + STOP_S

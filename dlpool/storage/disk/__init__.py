@@ -1,4 +1,5 @@
-"""Uploads on the disk: chunks, tasks and merges, for several processes at once. No HTTP here."""
+"""Uploads on the disk: chunks, tasks and merges, for several processes at once. No HTTP
+here."""
 
 from __future__ import annotations
 
@@ -16,7 +17,11 @@ from dlpool.storage.disk.catalog import MAX_PAGE, TaskCounts
 from dlpool.storage.disk.concatenation import check_parts
 from dlpool.storage.disk.scanning import UploadScanner
 from dlpool.storage.disk.staged_chunk import StagedChunk
-from dlpool.storage.disk.tus_uploads import TusUploadRequest, TusUploadState, upload_locked
+from dlpool.storage.disk.tus_uploads import (
+    TusUploadRequest,
+    TusUploadState,
+    upload_locked,
+)
 from dlpool.storage.events import UploadEvent, UploadEventListener
 from dlpool.storage.results import ChunkResult, MergeResult
 

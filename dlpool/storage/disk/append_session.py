@@ -1,11 +1,14 @@
-"""An upload that grows at its end, as tus has it: each body becomes one more chunk of its task.
+"""An upload that grows at its end, as tus has it: each body becomes one more chunk of
+its task.
 
-A body goes to ``patch-OFFSET.tmp`` in the task's folder, and ``patch.lock`` is held as long as it is received, so that
-there is one at a time. Who wants to append meanwhile asks the holder for the end, by the lock file's time: a client
-that comes back over another network does not wait until its old connection is given up. What a killed writer left
-there counts: whoever has that lock next makes it a chunk. A body with a checksum goes to ``patch.tmp``, which counts
-for nothing as long as nobody has compared. When a body has ended and before its trailer is written, its file is renamed
-to ``patch-OFFSET-SIZE.tmp``, so that no part of a trailer is taken for a part of the body.
+A body goes to ``patch-OFFSET.tmp`` in the task's folder, and ``patch.lock`` is held as
+long as it is received, so that there is one at a time. Who wants to append meanwhile
+asks the holder for the end, by the lock file's time: a client that comes back over
+another network does not wait until its old connection is given up. What a killed writer
+left there counts: whoever has that lock next makes it a chunk. A body with a checksum
+goes to ``patch.tmp``, which counts for nothing as long as nobody has compared. When a
+body has ended and before its trailer is written, its file is renamed to
+``patch-OFFSET-SIZE.tmp``, so that no part of a trailer is taken for a part of the body.
 """
 
 from __future__ import annotations
@@ -40,7 +43,9 @@ from dlpool.storage.upload_requests import MAX_CHUNKS
 PARTIAL, FINAL = "partial", "final"
 _BODY = re.compile(r"patch-([0-9]+)(?:-([0-9]+))?\.tmp")
 _CHECKED = "patch.tmp"
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FLAGS = (
+    os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+)
 
 
 class UnlockRequested(Exception):
@@ -55,7 +60,8 @@ class AppendPosition(NamedTuple):
 
 
 def contiguous_chunks(chunks: Mapping[int, StoredChunk]) -> list[StoredChunk]:
-    """The chunks from the first one on without a gap: what has come of an upload that grows at its end."""
+    """The chunks from the first one on without a gap: what has come of an upload that
+    grows at its end."""
     found: list[StoredChunk] = []
     while len(found) in chunks:
         found.append(chunks[len(found)])
@@ -84,21 +90,33 @@ class AlreadyComplete(UploadError):
 
     def __init__(self, offset: int) -> None:
         refusal = offset_mismatch(offset)
-        super().__init__(refusal.status, refusal.code, refusal.text, headers=refusal.headers, **refusal.details)
+        super().__init__(
+            refusal.status,
+            refusal.code,
+            refusal.text,
+            headers=refusal.headers,
+            **refusal.details,
+        )
         self.offset = offset
 
 
 def append_files(folder: Path) -> list[Path]:
-    """What is being received, or was by one who was killed, in the order of offsets; nothing if the folder is gone."""
+    """What is being received, or was by one who was killed, in the order of offsets;
+    nothing if the folder is gone."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
-    return sorted(folder / name for name in names if name.startswith("patch") and name.endswith(".tmp"))
+    return sorted(
+        folder / name
+        for name in names
+        if name.startswith("patch") and name.endswith(".tmp")
+    )
 
 
 def received_size(folder: Path, offset: int) -> int:
-    """Bytes that have come of a body that begins at ``offset`` and counts, as far as it goes. Raises OSError."""
+    """Bytes that have come of a body that begins at ``offset`` and counts, as far as it
+    goes. Raises OSError."""
     for path in append_files(folder):
         match = _BODY.fullmatch(path.name)
         if match is not None and int(match[1]) == offset:
@@ -118,7 +136,8 @@ class UploadTail:
     owner: str | None
 
     def reclaim(self, task: TaskFolder) -> None:
-        """Make a chunk of what a killed writer left; what cannot be one goes. Raises Refusal of the disk, OSError."""
+        """Make a chunk of what a killed writer left; what cannot be one goes. Raises
+        Refusal of the disk, OSError."""
         with translate_os_errors("go on with the upload"):
             left = append_files(task.folder)
             if not left:
@@ -130,12 +149,21 @@ class UploadTail:
                     at = self._adopt_one(path, at, int(match[2]) if match[2] else None)
                 path.unlink(missing_ok=True)
 
-    def _adopt_one(self, path: Path, at: AppendPosition, size: int | None) -> AppendPosition:
+    def _adopt_one(
+        self, path: Path, at: AppendPosition, size: int | None
+    ) -> AppendPosition:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = os.open(
+                path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            )
         except FileNotFoundError as error:
             raise task_removed() from error
-        with StagedChunk(path, descriptor, max_size=self.settings.max_file_size, sync=self.layout.sync) as reception:
+        with StagedChunk(
+            path,
+            descriptor,
+            max_size=self.settings.max_file_size,
+            sync=self.layout.sync,
+        ) as reception:
             try:
                 reception.load(size)
                 self.commit(reception, at, None)
@@ -144,10 +172,13 @@ class UploadTail:
                     reception.close()
                     raise
                 return at  # of a kind that is not taken, say: as if it had never come
-            return AppendPosition(at.chunks + bool(reception.size), at.offset + reception.size)
+            return AppendPosition(
+                at.chunks + bool(reception.size), at.offset + reception.size
+            )
 
     def drop_unreachable(self, task: TaskFolder) -> AppendPosition:
-        """Where the upload goes on. Chunks behind one that was lost go, and one that was cut. Raises OSError."""
+        """Where the upload goes on. Chunks behind one that was lost go, and one that
+        was cut. Raises OSError."""
         at = append_position(list_chunks(task.folder))
         for name in os.listdir(task.folder):
             index = index_of(name)
@@ -159,16 +190,26 @@ class UploadTail:
         """Somewhere to write a body that begins at ``offset``. Raises OSError."""
         path = task.folder / (_CHECKED if is_checked else f"patch-{offset}.tmp")
         descriptor = os.open(path, _FLAGS, 0o666)
-        return StagedChunk(path, descriptor, max_size=self.settings.max_file_size, sync=self.layout.sync)
+        return StagedChunk(
+            path,
+            descriptor,
+            max_size=self.settings.max_file_size,
+            sync=self.layout.sync,
+        )
 
-    def commit(self, reception: StagedChunk, at: AppendPosition, length: int | None) -> TaskRecord:
-        """Make a chunk of what has come; ``length`` of the whole, where that is known only now. Raises Refusal."""
+    def commit(
+        self, reception: StagedChunk, at: AppendPosition, length: int | None
+    ) -> TaskRecord:
+        """Make a chunk of what has come; ``length`` of the whole, where that is known
+        only now. Raises Refusal."""
         if reception.size:
             self._seal(reception, at)
         with self.layout.lock_id(self.file_id) as task:
             task.owned_identity(self.owner, TUS)
             record = recover(self.settings, task)
-            if record.status != states.PAUSED:  # what was under way when it was paused counts
+            if (
+                record.status != states.PAUSED
+            ):  # what was under way when it was paused counts
                 states.state_after_chunk(record.status)
             record = self._place(task, record, reception, at, length)
         if self.layout.sync and reception.size:
@@ -178,27 +219,62 @@ class UploadTail:
     def _seal(self, reception: StagedChunk, at: AppendPosition) -> None:
         with self.layout.lock_id(self.file_id) as task:
             task.owned_identity(self.owner, TUS)  # 404 if it was removed meanwhile
-            reception.rename(reception.path.with_name(f"patch-{at.offset}-{reception.size}.tmp"))
+            reception.rename(
+                reception.path.with_name(f"patch-{at.offset}-{reception.size}.tmp")
+            )
         reception.seal()
 
     def _place(
-        self, task: TaskFolder, record: TaskRecord, reception: StagedChunk, at: AppendPosition, length: int | None
+        self,
+        task: TaskFolder,
+        record: TaskRecord,
+        reception: StagedChunk,
+        at: AppendPosition,
+        length: int | None,
     ) -> TaskRecord:
         """The chunk gets its name; its bytes and the length are noted in one step."""
-        end, file_size = at.offset + reception.size, record.file_size if length is None else length
-        if at.chunks >= MAX_CHUNKS or end > (file_size if file_size >= 0 else self.settings.max_file_size):
-            raise UploadError(413, "too_large", "the upload is longer than it was to be, or is sent in too many pieces")
+        end, file_size = (
+            at.offset + reception.size,
+            record.file_size if length is None else length,
+        )
+        if at.chunks >= MAX_CHUNKS or end > (
+            file_size if file_size >= 0 else self.settings.max_file_size
+        ):
+            raise UploadError(
+                413,
+                "too_large",
+                "the upload is longer than it was to be, or is sent in too many pieces",
+            )
         if reception.size == 0:
-            return record if file_size == record.file_size else task.save(record, file_size=file_size)
-        if at.offset == 0 and reception.size >= HEAD_SIZE and record.tus.get("concat") != PARTIAL:
+            return (
+                record
+                if file_size == record.file_size
+                else task.save(record, file_size=file_size)
+            )
+        if (
+            at.offset == 0
+            and reception.size >= HEAD_SIZE
+            and record.tus.get("concat") != PARTIAL
+        ):
             check_content(self.settings, reception.head)  # of less the merge does
         self._check_end(task, at)
         reception.publish(task.chunk_path(at.chunks))
-        status = record.status if record.status == states.PAUSED else states.state_after_chunk(record.status)
-        return task.save(record, sync=NO_SYNC if at.chunks else None, status=status, received=end, file_size=file_size)
+        status = (
+            record.status
+            if record.status == states.PAUSED
+            else states.state_after_chunk(record.status)
+        )
+        return task.save(
+            record,
+            sync=NO_SYNC if at.chunks else None,
+            status=status,
+            received=end,
+            file_size=file_size,
+        )
 
     def _check_end(self, task: TaskFolder, at: AppendPosition) -> None:
-        """Raise Refusal if the end of the file has changed: the lock excludes writers, but files can be lost.
+        """Raise Refusal if the end of the file has changed: the lock excludes writers,
+        but files can be lost.
 
         Raises OSError.
         """
@@ -208,9 +284,11 @@ class UploadTail:
 
 
 class AppendSession:
-    """Takes one body. A context manager: when it ends by an error, what has come counts, unless it was checked.
+    """Takes one body. A context manager: when it ends by an error, what has come
+    counts, unless it was checked.
 
-    ``record`` is that of the upload, as it was and as it is after ``commit``; ``at``: where the upload goes on.
+    ``record`` is that of the upload, as it was and as it is after ``commit``; ``at``:
+    where the upload goes on.
     """
 
     def __init__(
@@ -237,16 +315,22 @@ class AppendSession:
     @property
     def is_complete(self) -> bool:
         """Whether all bytes are there, and its file is to be made of them."""
-        return self.position.offset == self.record.file_size and self.record.tus.get("concat") != PARTIAL
+        return (
+            self.position.offset == self.record.file_size
+            and self.record.tus.get("concat") != PARTIAL
+        )
 
     @property
     def remaining(self) -> int:
         """How many bytes the upload may still get."""
         length = self._length if self._length is not None else self.record.file_size
-        return (length if length >= 0 else self._end.settings.max_file_size) - self.position.offset
+        return (
+            length if length >= 0 else self._end.settings.max_file_size
+        ) - self.position.offset
 
     def check(self) -> None:
-        """Raise Superseded if another request wants to append, Refusal (404) if the upload is gone. Cheap."""
+        """Raise Superseded if another request wants to append, Refusal (404) if the
+        upload is gone. Cheap."""
         with translate_os_errors("receive the bytes"):
             status = os.fstat(self._hold)
         if status.st_nlink == 0:
@@ -266,11 +350,13 @@ class AppendSession:
         self._reception.write(data)
 
     def commit(self) -> TaskRecord:
-        """Let what has come count, and the length; once. Raises Refusal: where that passes, the next one does it."""
+        """Let what has come count, and the length; once. Raises Refusal: where that
+        passes, the next one does it."""
         try:
             self.record = self._end.commit(self._reception, self.position, self._length)
             self.position = AppendPosition(
-                self.position.chunks + bool(self._reception.size), self.position.offset + self._reception.size
+                self.position.chunks + bool(self._reception.size),
+                self.position.offset + self._reception.size,
             )
         except UploadError as refusal:
             if is_transient(refusal):
@@ -284,10 +370,18 @@ class AppendSession:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        _trace: TracebackType | None,
     ) -> None:
         try:
-            if kind is not None and not self._is_checked and not _is_untrue(error) and self._reception.is_open:
+            if (
+                kind is not None
+                and not self._is_checked
+                and not _is_untrue(error)
+                and self._reception.is_open
+            ):
                 with suppress(UploadError, OSError):
                     self._reception.truncate_to_size()
                     self.commit()
@@ -298,7 +392,10 @@ class AppendSession:
 
 def too_large(offset: int, room: int) -> UploadError:
     """That more bytes come than the upload may have."""
-    text = f"the upload may have {offset + room} bytes: no more than {room} can follow the first {offset}"
+    text = (
+        f"the upload may have {offset + room} bytes: no more than {room} can follow "
+        f"the first {offset}"
+    )
     return UploadError(413, "too_large", text)
 
 
@@ -316,5 +413,6 @@ def _is_file(path: Path) -> bool:
 
 
 def _is_untrue(error: BaseException | None) -> bool:
-    """Whether the bytes cannot be those that were announced: there are too many of them."""
+    """Whether the bytes cannot be those that were announced: there are too many of
+    them."""
     return isinstance(error, UploadError) and error.status == 413

@@ -1,8 +1,10 @@
-"""Chunks become one file: the bytes are copied by the kernel while they are hashed beside it.
+"""Chunks become one file: the bytes are copied by the kernel while they are hashed
+beside it.
 
-The whole file's md5 needs a thread that goes through all bytes in their order; it takes longer than the copy, which
-runs meanwhile. Where the client said what the md5 is to be and it is, the chunks are right, too; otherwise each
-is compared with its own, by another thread.
+The whole file's md5 needs a thread that goes through all bytes in their order; it takes
+longer than the copy, which runs meanwhile. Where the client said what the md5 is to be
+and it is, the chunks are right, too; otherwise each is compared with its own, by
+another thread.
 """
 
 from __future__ import annotations
@@ -40,9 +42,11 @@ class ChunkAssembly:
     chunks: Sequence[StoredChunk]
 
     def write(self, target: int, *, expected_md5: str | None, is_checked: bool) -> str:
-        """Copy all to the open file ``target`` and return their md5. Raises CorruptChunks, OSError.
+        """Copy all to the open file ``target`` and return their md5. Raises
+        CorruptChunks, OSError.
 
-        ``is_checked``: unless the md5 is the expected one, each chunk is compared with its own.
+        ``is_checked``: unless the md5 is the expected one, each chunk is compared with
+        its own.
         """
         proof = expected_md5 or (self.chunks[0].md5 if len(self.chunks) == 1 else None)
         with ThreadPoolExecutor(2) as pool:
@@ -108,7 +112,8 @@ class ChunkAssembly:
 
 
 def _begun(pool: ThreadPoolExecutor, work: Callable[[], T]) -> Callable[[], T]:
-    """Start ``work`` on a thread of the pool, and return a function that waits for its result.
+    """Start ``work`` on a thread of the pool, and return a function that waits for its
+    result.
 
     If no thread can be started, that function does the work.
     """
@@ -119,7 +124,8 @@ def _begun(pool: ThreadPoolExecutor, work: Callable[[], T]) -> Callable[[], T]:
 
 
 def _copy_bytes(source: int, target: int, chunk: StoredChunk) -> None:
-    """Append a chunk's bytes to the target, by copy_file_range(2) where the file systems can."""
+    """Append a chunk's bytes to the target, by copy_file_range(2) where the file
+    systems can."""
     left = chunk.size
     while left:
         try:

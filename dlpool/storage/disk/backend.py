@@ -36,11 +36,12 @@ from dlpool.storage.views import NOT_FOUND, detail_view, status_view, summary_vi
 
 
 class DiskBackend:
-    """Uploads in ``upload_dir`` and ``merged_dir``. All methods raise Refusal, and nothing else for what may happen.
+    """Uploads in ``upload_dir`` and ``merged_dir``. All methods raise Refusal, and
+    nothing else for what may happen.
 
-    The folders are the truth, and what is kept in memory is compared with them: threads and processes may each have
-    their own, or share one. ``owner``: who asks; None
-    where nobody is asked who he is, who then sees all tasks.
+    The folders are the truth, and what is kept in memory is compared with them: threads
+    and processes may each have their own, or share one. ``owner``: who asks; None where
+    nobody is asked who he is, who then sees all tasks.
     """
 
     def __init__(
@@ -50,10 +51,11 @@ class DiskBackend:
         on_unsynced: OnUnsynced | None = None,
         screening: UploadScanner = NO_SCANNER,
     ) -> None:
-        """``announce`` is called with each change of an upload; it must neither block nor raise.
+        """``announce`` is called with each change of an upload; it must neither block
+        nor raise.
 
-        ``on_unsynced`` is called once in a process for each file system that cannot sync a folder. ``screening`` checks
-        each merged file before it gets its name.
+        ``on_unsynced`` is called once in a process for each file system that cannot
+        sync a folder. ``screening`` checks each merged file before it gets its name.
         """
         self.settings = settings
         syncing = Durability(settings.enable_atomic_operations, on_unsynced)
@@ -64,13 +66,16 @@ class DiskBackend:
         self._quota = OwnerQuota(self.layout, settings, self.listing)
         self.tus = DiskTusUploads(self.layout, settings, self._merger, self._quota)
         self._cleaner = TaskRemover(self.layout, settings, self.listing)
-        self.concatenator = DiskConcatenator(self.layout, settings, self.tus, self._cleaner)
+        self.concatenator = DiskConcatenator(
+            self.layout, settings, self.tus, self._cleaner
+        )
 
     def __repr__(self) -> str:
         return f"<DiskBackend {self.layout.root} -> {self.settings.merged_dir}>"
 
     def stage_chunk(self) -> StagedChunk:
-        """Somewhere to write a chunk to; it holds no lock that another request wants."""
+        """Somewhere to write a chunk to; it holds no lock that another request
+        wants."""
         return self.layout.stage_chunk(self.settings.max_chunk_size)
 
     def check_chunk(
@@ -85,11 +90,14 @@ class DiskBackend:
         relative_path: str | None = None,
         filename: str | None = None,
     ) -> SharedTaskLock | None:
-        """Refuse what ``commit_chunk`` would refuse anyway, where the fields are known before the body.
+        """Refuse what ``commit_chunk`` would refuse anyway, where the fields are known
+        before the body.
 
         A visit to the task that is there, for ``StagedChunk.visit``; else to be ended.
         """
-        wish = ChunkRequest(file_id, index, owner, md5, total_chunks, file_size, relative_path, filename)
+        wish = ChunkRequest(
+            file_id, index, owner, md5, total_chunks, file_size, relative_path, filename
+        )
         return chunk_receiver.check_chunk(self.layout, self.settings, self._quota, wish)
 
     def commit_chunk(
@@ -105,9 +113,14 @@ class DiskBackend:
         relative_path: str | None = None,
         filename: str | None = None,
     ) -> ChunkResult:
-        """Store what was received as a chunk; the first one makes the task. When refused, an earlier one stays."""
-        wish = ChunkRequest(file_id, index, owner, md5, total_chunks, file_size, relative_path, filename)
-        return chunk_receiver.commit_chunk(self.layout, self.settings, self._quota, reception, wish)
+        """Store what was received as a chunk; the first one makes the task. When
+        refused, an earlier one stays."""
+        wish = ChunkRequest(
+            file_id, index, owner, md5, total_chunks, file_size, relative_path, filename
+        )
+        return chunk_receiver.commit_chunk(
+            self.layout, self.settings, self._quota, reception, wish
+        )
 
     def merge(
         self,
@@ -120,11 +133,20 @@ class DiskBackend:
         expected_md5: str | None = None,
         is_shared: bool = False,
     ) -> MergeResult:
-        """Publish the file; again: the same answer. ``relative_path``: folders below merged_dir.
+        """Publish the file; again: the same answer. ``relative_path``: folders below
+        merged_dir.
 
         ``is_shared``: everybody may read it, not only its owner.
         """
-        wish = MergeRequest(file_id, filename, total_chunks, owner, relative_path, expected_md5, is_shared=is_shared)
+        wish = MergeRequest(
+            file_id,
+            filename,
+            total_chunks,
+            owner,
+            relative_path,
+            expected_md5,
+            is_shared=is_shared,
+        )
         return self._merger.merge(wish)
 
     def status(self, file_id: str, owner: str | None) -> dict[str, Any]:
@@ -141,27 +163,45 @@ class DiskBackend:
             return detail_view(task.owned_identity(owner), task.record(), task.chunks())
 
     def tasks(
-        self, owner: str | None, *, limit: int = MAX_PAGE, cursor: str = "", status: Iterable[str] = ()
+        self,
+        owner: str | None,
+        *,
+        limit: int = MAX_PAGE,
+        cursor: str = "",
+        status: Iterable[str] = (),
     ) -> dict[str, Any]:
-        """What ``/tasks`` says: at most ``limit`` tasks by id, from ``cursor`` on. ``status``: in these states only.
+        """What ``/tasks`` says: at most ``limit`` tasks by id, from ``cursor`` on.
+        ``status``: in these states only.
 
-        ``total`` counts the tasks of all pages; ``next`` is the cursor of the next page, absent in the last one. A task
-        that exists during all requests is in exactly one page.
+        ``total`` counts the tasks of all pages; ``next`` is the cursor of the next
+        page, absent in the last one. A task that exists during all requests is in
+        exactly one page.
         """
         wanted = frozenset(status) or frozenset(states.STATES)
         if not wanted <= set(states.STATES):
-            raise UploadError(400, "bad_field", f"status is to be of {', '.join(states.STATES)}")
+            raise UploadError(
+                400, "bad_field", f"status is to be of {', '.join(states.STATES)}"
+            )
         if not 1 <= limit <= MAX_PAGE:
             raise UploadError(400, "bad_field", f"limit is to be 1 to {MAX_PAGE}")
         after = read_cursor(cursor)
         page = self.listing.current().page(owner, wanted, after, limit)
         more = {"next": make_cursor(page.last_key)} if page.last_key else {}
-        return {"tasks": [summary_view(one) for one in page.tasks], "total": page.total, **more}
+        return {
+            "tasks": [summary_view(one) for one in page.tasks],
+            "total": page.total,
+            **more,
+        }
 
     def counts(self, owner: str | None, *, max_age_s: float = 0.0) -> TaskCounts:
-        """Return what the tasks of the owner take, as it was at most ``max_age_s`` ago; None: those of all owners."""
+        """Return what the tasks of the owner take, as it was at most ``max_age_s`` ago;
+        None: those of all owners."""
         catalog = self.listing.current(max_age_s=max_age_s)
-        return TaskCounts.sum_of(catalog.counts().values()) if owner is None else catalog.counts_of(owner)
+        return (
+            TaskCounts.sum_of(catalog.counts().values())
+            if owner is None
+            else catalog.counts_of(owner)
+        )
 
     def counts_by_state(self) -> dict[str, TaskCounts]:
         """Return what the tasks of all owners take, by state."""
@@ -180,7 +220,9 @@ class DiskBackend:
             identity = task.owned_identity(owner)
             record = recover(self.settings, task)
             was_paused = record.status == states.PAUSED
-            record = task.save(record, status=states.check_transition(record.status, wanted))
+            record = task.save(
+                record, status=states.check_transition(record.status, wanted)
+            )
             if was_paused != (record.status == states.PAUSED):
                 task.emit_event(RESUMED if was_paused else PAUSED, record, identity)
             return detail_view(identity, record, task.chunks())
@@ -189,12 +231,21 @@ class DiskBackend:
         """Remove a task and its chunks, not the merged file."""
         self._cleaner.delete(file_id, owner)
 
-    def batch(self, action: str, file_ids: Sequence[str], owner: str | None) -> list[dict[str, Any]]:
+    def batch(
+        self, action: str, file_ids: Sequence[str], owner: str | None
+    ) -> list[dict[str, Any]]:
         """``pause``, ``resume`` or ``delete`` each; one result an id, by id."""
         verbs = {"pause": self.pause, "resume": self.resume, "delete": self.delete}
         if action not in verbs:
-            raise UploadError(400, "bad_action", f"the action is {action[:40]!r}: it is to be pause, resume or delete")
-        return [self._one(verbs[action], file_id, owner) for file_id in sorted(set(file_ids))]
+            raise UploadError(
+                400,
+                "bad_action",
+                f"the action is {action[:40]!r}: it is to be pause, resume or delete",
+            )
+        return [
+            self._one(verbs[action], file_id, owner)
+            for file_id in sorted(set(file_ids))
+        ]
 
     def _one(self, verb: Any, file_id: str, owner: str | None) -> dict[str, Any]:
         try:
@@ -204,15 +255,23 @@ class DiskBackend:
         return {"id": file_id, "status": "ok"}
 
     def cleanup(
-        self, owner: str | None, status: Sequence[str] = (states.FAILED, states.PAUSED), older_than_days: float = 7
+        self,
+        owner: str | None,
+        status: Sequence[str] = (states.FAILED, states.PAUSED),
+        older_than_days: float = 7,
     ) -> int:
-        """Remove tasks in these states that nothing happened to for so many days; how many."""
+        """Remove tasks in these states that nothing happened to for so many days; how
+        many."""
         unknown = set(status) - set(states.STATES)
         if unknown or not (math.isfinite(older_than_days) and older_than_days >= 0):
             raise UploadError(
-                400, "bad_cleanup", f"status is of {', '.join(states.STATES)}, older_than a number of days"
+                400,
+                "bad_cleanup",
+                f"status is of {', '.join(states.STATES)}, older_than a number of days",
             )
-        return self._cleaner.remove_old(owner, frozenset(status), older_than_days * DAY_S)
+        return self._cleaner.remove_old(
+            owner, frozenset(status), older_than_days * DAY_S
+        )
 
     def sweep(self) -> SweepResult:
         """Remove what the dead left and what has expired, end what they began."""
@@ -220,7 +279,9 @@ class DiskBackend:
         swept = self._cleaner.sweep()
         self._owners.sweep(self.settings.merged_dir, time.time() - DAY_S)
         removed = swept.removed
-        for summary in self.listing.rescan(patience_s=SWEEP_TIMEOUT_S).summaries.values():
+        for summary in self.listing.rescan(
+            patience_s=SWEEP_TIMEOUT_S
+        ).summaries.values():
             if summary is not None and summary.is_unfinished:
                 with suppress(UploadError):  # it may be of the other protocol, too
                     removed += self.concatenator.recover(summary.file_id)
@@ -228,9 +289,11 @@ class DiskBackend:
         return swept._replace(removed=removed)
 
     def open_merged(self, path: str, reader: str | None) -> int:
-        """A descriptor, for reading, of the file at ``path`` below merged_dir; the caller closes it.
+        """A descriptor, for reading, of the file at ``path`` below merged_dir; the
+        caller closes it.
 
-        A file that ``reader`` may not read is refused as one that is not there; None may read all.
+        A file that ``reader`` may not read is refused as one that is not there; None
+        may read all.
         """
         with translate_os_errors("read the file"):
             descriptor = self._open_merged(path, reader)
@@ -245,7 +308,11 @@ class DiskBackend:
         try:
             return names.open_file_below(self.settings.merged_dir, path)
         except UploadError:
-            names.split_folders(path.rpartition("/")[0])  # a path that could lead out is told to everybody
+            names.split_folders(
+                path.rpartition("/")[0]
+            )  # a path that could lead out is told to everybody
             if reader is None:
                 raise
-            raise names.file_not_found(path) from None  # that a file is no folder tells that it is there
+            raise names.file_not_found(
+                path
+            ) from None  # that a file is no folder tells that it is there

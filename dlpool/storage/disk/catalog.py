@@ -1,4 +1,5 @@
-"""An index of all tasks: by owner and state, with counters. Immutable; made from an earlier one and the changes."""
+"""An index of all tasks: by owner and state, with counters. Immutable; made from an
+earlier one and the changes."""
 
 from __future__ import annotations
 
@@ -20,12 +21,14 @@ from dlpool.storage.states import COMPLETED, STATES
 class TaskCounts(NamedTuple):
     """What tasks take.
 
-    - ``bytes``: of their chunks, and of the files that were merged from them, which stay when the task is removed
+    - ``bytes``: of their chunks, and of the files that were merged from them, which
+      stay when the task is removed
     - ``files``: entries in the folders of tasks, with the folders
     - ``chunks``, ``file_size``: the sums of those of the summaries
-    - ``announced``: bytes that the tasks are to have, or have if they are completed; ``unsized``: tasks of which that
-      is not known; ``places``: chunks that the tasks are to have, in thousands where they do not say it. Of a final
-      tus upload the parts count instead.
+    - ``announced``: bytes that the tasks are to have, or have if they are completed;
+      ``unsized``: tasks of which that is not known; ``places``: chunks that the tasks
+      are to have, in thousands where they do not say it. Of a final tus upload the
+      parts count instead.
     """
 
     tasks: int = 0
@@ -49,9 +52,13 @@ class TaskCounts(NamedTuple):
             size,
             size if is_completed or not summary.is_final else 0,
             int(has_places and summary.file_size < 0),
-            (summary.total_chunks or assumed_chunks(summary.chunks)) if has_places else 0,
+            (summary.total_chunks or assumed_chunks(summary.chunks))
+            if has_places
+            else 0,
         )
-        return TaskCounts(*(have + sign * more for have, more in zip(self, own, strict=True)))
+        return TaskCounts(
+            *(have + sign * more for have, more in zip(self, own, strict=True))
+        )
 
     @classmethod
     def sum_of(cls, counts: Iterable[TaskCounts]) -> TaskCounts:
@@ -67,7 +74,8 @@ NOTHING = TaskCounts()
 
 
 class TaskPage(NamedTuple):
-    """Some tasks, by id. ``total``: of all pages. ``last``: the place of the last one, empty if none follows."""
+    """Some tasks, by id. ``total``: of all pages. ``last``: the place of the last one,
+    empty if none follows."""
 
     tasks: list[TaskSummary]
     total: int
@@ -88,8 +96,11 @@ class TaskCatalog:
     def __repr__(self) -> str:
         return f"<Catalog of {len(self.summaries)} tasks>"
 
-    def with_changes(self, changes: Mapping[str, TaskSummary | None], gone: Iterable[str] = ()) -> TaskCatalog:
-        """Return the catalog after ``changes``, by the name of the folder, and without the folders in ``gone``."""
+    def with_changes(
+        self, changes: Mapping[str, TaskSummary | None], gone: Iterable[str] = ()
+    ) -> TaskCatalog:
+        """Return the catalog after ``changes``, by the name of the folder, and without
+        the folders in ``gone``."""
         summaries, counts = dict(self.summaries), dict(self._counts)
         removed: dict[_Key, set[str]] = defaultdict(set)
         added: dict[_Key, list[str]] = defaultdict(list)
@@ -109,23 +120,35 @@ class TaskCatalog:
                 del ids[key], counts[key]
         return TaskCatalog(summaries, ids, counts)
 
-    def page(self, owner: str | None, wanted: Iterable[str], after: str, limit: int) -> TaskPage:
-        """Return at most ``limit`` tasks of the owner in the ``wanted`` states behind the place ``after``."""
+    def page(
+        self, owner: str | None, wanted: Iterable[str], after: str, limit: int
+    ) -> TaskPage:
+        """Return at most ``limit`` tasks of the owner in the ``wanted`` states behind
+        the place ``after``."""
         whose = _EVERYBODY if owner is None else owner
         lists = [self._ids.get((whose, state), ()) for state in sorted(set(wanted))]
         parts = [_following(ids, after, limit + 1) for ids in lists]
         found = list(heapq.merge(*parts))[: limit + 1]
         names = [place.partition("\0")[2] for place in found[:limit]]
-        tasks = [summary for name in names if (summary := self.summaries[name]) is not None]
-        return TaskPage(tasks, sum(map(len, lists)), found[limit - 1] if len(found) > limit else "")
+        tasks = [
+            summary for name in names if (summary := self.summaries[name]) is not None
+        ]
+        return TaskPage(
+            tasks, sum(map(len, lists)), found[limit - 1] if len(found) > limit else ""
+        )
 
     def counts(self) -> dict[str, TaskCounts]:
         """Return what all tasks take, by state."""
-        return {state: self._counts.get((_EVERYBODY, state), NOTHING) for state in STATES}
+        return {
+            state: self._counts.get((_EVERYBODY, state), NOTHING) for state in STATES
+        }
 
     def counts_of(self, owner: str | None) -> TaskCounts:
-        """Return what the tasks of the owner take; None: what those take that nobody owns."""
-        return TaskCounts.sum_of(self._counts.get((owner, state), NOTHING) for state in STATES)
+        """Return what the tasks of the owner take; None: what those take that nobody
+        owns."""
+        return TaskCounts.sum_of(
+            self._counts.get((owner, state), NOTHING) for state in STATES
+        )
 
 
 def _merged(ids: Sequence[str], removed: set[str], added: list[str]) -> Sequence[str]:
@@ -153,21 +176,26 @@ def _keyed(summary: TaskSummary | None) -> Iterator[tuple[_Key, TaskSummary]]:
 
 
 def sort_key(summary: TaskSummary, name: str) -> str:
-    """Return what tasks are sorted by: the id, and for the same id of several owners the name of the folder."""
+    """Return what tasks are sorted by: the id, and for the same id of several owners
+    the name of the folder."""
     return f"{summary.file_id}\0{name}"
 
 
 def make_cursor(place: str) -> str:
-    """Return the cursor of the page that begins behind the task there, whether or not it exists by then."""
+    """Return the cursor of the page that begins behind the task there, whether or not
+    it exists by then."""
     return base64.urlsafe_b64encode(b"1" + place.encode()).decode().rstrip("=")
 
 
 def read_cursor(cursor: str) -> str:
-    """Return the place behind which the page of a cursor begins, empty for the first page. Raises Refusal (400)."""
+    """Return the place behind which the page of a cursor begins, empty for the first
+    page. Raises Refusal (400)."""
     if not cursor:
         return ""
     try:
-        place = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True)[1:].decode()
+        place = base64.b64decode(
+            cursor + "=" * (-len(cursor) % 4), b"-_", validate=True
+        )[1:].decode()
         file_id, _, name = place.partition("\0")
         folder_name(file_id)
     except (UploadError, ValueError) as error:
@@ -178,4 +206,8 @@ def read_cursor(cursor: str) -> str:
 
 
 def _bad_cursor() -> UploadError:
-    return UploadError(400, "bad_cursor", "the cursor is not one of this list: begin again without a cursor")
+    return UploadError(
+        400,
+        "bad_cursor",
+        "the cursor is not one of this list: begin again without a cursor",
+    )

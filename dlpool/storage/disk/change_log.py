@@ -1,10 +1,13 @@
-"""Notes of which tasks have changed, from all processes of a store: so that nobody has to look at all folders for it.
+"""Notes of which tasks have changed, from all processes of a store: so that nobody has
+to look at all folders for it.
 
-The journal is a file to which each section under a task's lock appends the name of the task's folder, 32 bytes, before
-the lock is released. A reader remembers how far it has read. A journal that grows too large is removed, and made again
-by the next note; its first 32 bytes are random, so that readers do not take one for another. Nothing depends on the
-journal being complete: a process that is killed between a change and its note has not answered its client yet, and a
-note that cannot be written removes the journal, without which all folders are compared.
+The journal is a file to which each section under a task's lock appends the name of the
+task's folder, 32 bytes, before the lock is released. A reader remembers how far it has
+read. A journal that grows too large is removed, and made again by the next note; its
+first 32 bytes are random, so that readers do not take one for another. Nothing depends
+on the journal being complete: a process that is killed between a change and its note
+has not answered its client yet, and a note that cannot be written removes the journal,
+without which all folders are compared.
 """
 
 from __future__ import annotations
@@ -22,11 +25,19 @@ MAX_BYTES = 1 << 20
 _SIZE = 32  # of a note
 _TRIES = 3
 _write = os.write
-_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_APPEND = (
+    os.O_WRONLY
+    | os.O_APPEND
+    | os.O_CREAT
+    | os.O_NOFOLLOW
+    | os.O_NONBLOCK
+    | os.O_CLOEXEC
+)
 
 
 def create_change_log(path: Path) -> None:
-    """Make the journal if it does not exist. Raises nothing: without one all folders are compared."""
+    """Make the journal if it does not exist. Raises nothing: without one all folders
+    are compared."""
     with suppress(OSError):
         _append(path, b"")
 
@@ -43,7 +54,8 @@ def append_change(path: Path, name: str) -> None:
 
 
 def _append(path: Path, data: bytes) -> bool:
-    """Append a note; return False if it may not be found, as the journal was removed. Raises OSError."""
+    """Append a note; return False if it may not be found, as the journal was removed.
+    Raises OSError."""
     descriptor = os.open(path, _APPEND, 0o666)
     try:
         status = os.fstat(descriptor)
@@ -66,13 +78,15 @@ class ChangeLogReader:
     """Reads the notes of a journal. For one thread at a time."""
 
     def __init__(self, path: Callable[[], Path]) -> None:
-        """``path`` returns where the journal is, which may not exist, or raises OSError."""
+        """``path`` returns where the journal is, which may not exist, or raises
+        OSError."""
         self._path = path
         self._identity = b""
         self._offset = 0
 
     def read_changes(self) -> frozenset[str] | None:
-        """Return the folders that were noted since the last call; None if they are not known: compare all folders.
+        """Return the folders that were noted since the last call; None if they are not
+        known: compare all folders.
 
         Raises nothing.
         """
@@ -94,7 +108,11 @@ class ChangeLogReader:
         if not stat.S_ISREG(status.st_mode):
             return None
         identity, earlier = os.pread(descriptor, _SIZE, 0), self._identity
-        if len(identity) == _SIZE and identity == earlier and status.st_size >= self._offset:
+        if (
+            len(identity) == _SIZE
+            and identity == earlier
+            and status.st_size >= self._offset
+        ):
             return self._read(descriptor)
         self._identity = identity if len(identity) == _SIZE else b""
         self._offset = status.st_size - status.st_size % _SIZE
@@ -107,5 +125,8 @@ class ChangeLogReader:
             if not data:
                 break
             self._offset += len(data)
-            found.update(data[begin : begin + _SIZE].hex() for begin in range(0, len(data), _SIZE))
+            found.update(
+                data[begin : begin + _SIZE].hex()
+                for begin in range(0, len(data), _SIZE)
+            )
         return frozenset(found)

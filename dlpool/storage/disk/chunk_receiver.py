@@ -16,11 +16,27 @@ from dlpool.storage.disk.durability import NO_SYNC
 from dlpool.storage.disk.layout import StoreLayout
 from dlpool.storage.disk.merge_output import check_name_free
 from dlpool.storage.disk.os_errors import translate_os_errors
-from dlpool.storage.disk.quota import OwnerQuota, QuotaRequest, more_chunks_request, new_task_request
+from dlpool.storage.disk.quota import (
+    OwnerQuota,
+    QuotaRequest,
+    more_chunks_request,
+    new_task_request,
+)
 from dlpool.storage.disk.recovery import recover
 from dlpool.storage.disk.staged_chunk import StagedChunk
-from dlpool.storage.disk.task_folder import SharedTaskLock, TaskFolder, check_owner, sync_task, task_removed
-from dlpool.storage.disk.task_record import CHUNKED, TaskIdentity, TaskRecord, load_record
+from dlpool.storage.disk.task_folder import (
+    SharedTaskLock,
+    TaskFolder,
+    check_owner,
+    sync_task,
+    task_removed,
+)
+from dlpool.storage.disk.task_record import (
+    CHUNKED,
+    TaskIdentity,
+    TaskRecord,
+    load_record,
+)
 from dlpool.storage.errors import UploadError
 from dlpool.storage.names import split_folders
 from dlpool.storage.results import ChunkResult
@@ -30,7 +46,8 @@ from dlpool.storage.upload_requests import ChunkRequest, check_size
 def check_chunk(
     layout: StoreLayout, settings: UploadSettings, quota: OwnerQuota, wish: ChunkRequest
 ) -> SharedTaskLock | None:
-    """Raise the Refusal that a chunk will meet anyway, before it is received; else a visit to its task, if it is there.
+    """Raise the Refusal that a chunk will meet anyway, before it is received; else a
+    visit to its task, if it is there.
 
     Who receives it ends the visit.
     """
@@ -41,14 +58,21 @@ def check_chunk(
             quota.check(wanted)
     with layout.read_owned(wish.file_id, wish.owner) as task:
         identity = task.identity()
-        _agreed(task, settings, wish, identity, None if identity is None else task.record())
+        _agreed(
+            task, settings, wish, identity, None if identity is None else task.record()
+        )
         return task.lock_shared()
 
 
 def commit_chunk(
-    layout: StoreLayout, settings: UploadSettings, quota: OwnerQuota, reception: StagedChunk, wish: ChunkRequest
+    layout: StoreLayout,
+    settings: UploadSettings,
+    quota: OwnerQuota,
+    reception: StagedChunk,
+    wish: ChunkRequest,
 ) -> ChunkResult:
-    """Store a chunk in place of an earlier one. Raises Refusal, and then the earlier one stays."""
+    """Store a chunk in place of an earlier one. Raises Refusal, and then the earlier
+    one stays."""
     wish.check(settings)
     is_checked = wish.md5 is not None and settings.enable_integrity_check
     if is_checked and wish.md5 is not None and wish.md5.lower() != reception.md5:
@@ -63,15 +87,28 @@ def commit_chunk(
     if wish.index == 0:
         check_content(settings, reception.head)
     reception.seal()
-    with _admitted(layout, settings, quota, wish) as may_begin, layout.lock_owned(wish.file_id, wish.owner) as task:
-        if reception.task_lock is not None and reception.task_lock.is_stale(task.folder):
+    with (
+        _admitted(layout, settings, quota, wish) as may_begin,
+        layout.lock_owned(wish.file_id, wish.owner) as task,
+    ):
+        if reception.task_lock is not None and reception.task_lock.is_stale(
+            task.folder
+        ):
             raise task_removed()
         identity = task.identity()
-        record = _agreed(task, settings, wish, identity, None if identity is None else recover(settings, task))
+        record = _agreed(
+            task,
+            settings,
+            wish,
+            identity,
+            None if identity is None else recover(settings, task),
+        )
         if identity is None:
             if not may_begin:  # it was there a moment ago
                 raise task_removed()
-            record = layout.create_task(task, TaskIdentity(wish.file_id, wish.owner, time.time()), record)
+            record = layout.create_task(
+                task, TaskIdentity(wish.file_id, wish.owner, time.time()), record
+            )
         record = _placed(task, settings, record, reception, wish)
     if layout.sync:
         sync_task(task)
@@ -79,8 +116,11 @@ def commit_chunk(
 
 
 @contextmanager
-def _admitted(layout: StoreLayout, settings: UploadSettings, quota: OwnerQuota, wish: ChunkRequest) -> Iterator[bool]:
-    """Whether the chunk may begin a task in the block: in its owner's turn, if there is none. Raises Refusal (507)."""
+def _admitted(
+    layout: StoreLayout, settings: UploadSettings, quota: OwnerQuota, wish: ChunkRequest
+) -> Iterator[bool]:
+    """Whether the chunk may begin a task in the block: in its owner's turn, if there is
+    none. Raises Refusal (507)."""
     if not quota.is_set:
         yield True
         return
@@ -89,25 +129,36 @@ def _admitted(layout: StoreLayout, settings: UploadSettings, quota: OwnerQuota, 
         yield is_missing
 
 
-def _wanted(layout: StoreLayout, settings: UploadSettings, wish: ChunkRequest) -> tuple[QuotaRequest | None, bool]:
-    """What a chunk adds to what its owner has, beside itself; and whether there is no task yet. Raises Refusal."""
+def _wanted(
+    layout: StoreLayout, settings: UploadSettings, wish: ChunkRequest
+) -> tuple[QuotaRequest | None, bool]:
+    """What a chunk adds to what its owner has, beside itself; and whether there is no
+    task yet. Raises Refusal."""
     with translate_os_errors("read the upload folder"):
         task = layout.resolve(wish.file_id, wish.owner)
         identity, record = task.identity(), load_record(task.folder)
     if identity is None:
         if settings.owner_files is not None:
             _check_said(wish)
-        return new_task_request(settings, wish.owner, _size_of_file(wish), wish.total_chunks), True
+        return new_task_request(
+            settings, wish.owner, _size_of_file(wish), wish.total_chunks
+        ), True
     if settings.owner_files is not None and (record is None or not record.total_chunks):
         if wish.total_chunks:
-            return more_chunks_request(identity.owner, wish.total_chunks - CHUNK_COUNT_STEP), False
+            return more_chunks_request(
+                identity.owner, wish.total_chunks - CHUNK_COUNT_STEP
+            ), False
         _check_said(wish)
     return None, False
 
 
 def _check_said(wish: ChunkRequest) -> None:
     if wish.index >= CHUNK_COUNT_STEP and not wish.total_chunks:
-        text = f"chunk_index is {wish.index}: from {CHUNK_COUNT_STEP} on total_chunks is to be said, as owners have limits here"
+        text = (
+            f"chunk_index is {wish.index}: from {CHUNK_COUNT_STEP} on total_chunks is "
+            f"to "
+            f"be said, as owners have limits here"
+        )
         raise UploadError(400, "bad_index", text)
 
 
@@ -122,36 +173,54 @@ def _agreed(
     identity: TaskIdentity | None,
     record: TaskRecord | None,
 ) -> TaskRecord:
-    """The record as the chunk makes it, of a task that may not be there yet. Raises Refusal."""
+    """The record as the chunk makes it, of a task that may not be there yet. Raises
+    Refusal."""
     if identity is None or record is None:
         check_capacity_for_task(settings, _size_of_file(wish), wish.total_chunks or 1)
         if wish.filename is not None:
-            check_name_free(settings, split_folders(wish.relative_path or ""), wish.filename)
+            check_name_free(
+                settings, split_folders(wish.relative_path or ""), wish.filename
+            )
         return wish.merged_into(TaskRecord(), {})
     check_owner(identity, wish.owner, CHUNKED)
     states.state_after_chunk(record.status)
-    return wish.merged_into(record, list_chunks(task.folder) if wish.adds_totals(record) else {})
+    return wish.merged_into(
+        record, list_chunks(task.folder) if wish.adds_totals(record) else {}
+    )
 
 
 def _placed(
-    task: TaskFolder, settings: UploadSettings, record: TaskRecord, reception: StagedChunk, wish: ChunkRequest
+    task: TaskFolder,
+    settings: UploadSettings,
+    record: TaskRecord,
+    reception: StagedChunk,
+    wish: ChunkRequest,
 ) -> TaskRecord:
     """Give the chunk its name and note it; a failure to note it loses nothing."""
     path, key = task.chunk_path(wish.index), str(wish.index)
     earlier = _size_of(path)
     received = record.received + reception.size - (earlier or 0)
-    if received > (settings.max_file_size if record.file_size < 0 else record.file_size):
-        received = _counted(task, wish.index) + reception.size  # the record is only a cache
+    if received > (
+        settings.max_file_size if record.file_size < 0 else record.file_size
+    ):
+        received = (
+            _counted(task, wish.index) + reception.size
+        )  # the record is only a cache
         check_size(settings, received)
         if 0 <= record.file_size < received:
             raise UploadError(
                 400,
                 "size_mismatch",
-                f"with this chunk there would be {received} bytes of a file of {record.file_size}",
+                f"with this chunk there would be {received} bytes of a file of "
+                f"{record.file_size}",
                 size=received,
                 file_size=record.file_size,
             )
-    retries = {**record.retries, key: record.retries.get(key, 0) + 1} if earlier is not None else record.retries
+    retries = (
+        {**record.retries, key: record.retries.get(key, 0) + 1}
+        if earlier is not None
+        else record.retries
+    )
     sent = {index: md5 for index, md5 in record.sent.items() if index != key}
     if wish.md5 and not settings.enable_integrity_check:
         sent[key] = wish.md5.lower()
@@ -170,11 +239,18 @@ def _placed(
 
 def _counted(task: TaskFolder, index: int) -> int:
     """The bytes of all chunks but that one."""
-    return sum(chunk.size for chunk in list_chunks(task.folder).values() if chunk.index != index)
+    return sum(
+        chunk.size
+        for chunk in list_chunks(task.folder).values()
+        if chunk.index != index
+    )
 
 
-def _note_mismatch(layout: StoreLayout, settings: UploadSettings, wish: ChunkRequest) -> None:
-    """Count a chunk that is refused for its md5, where there is a task that takes it. Raises Refusal if it does not."""
+def _note_mismatch(
+    layout: StoreLayout, settings: UploadSettings, wish: ChunkRequest
+) -> None:
+    """Count a chunk that is refused for its md5, where there is a task that takes it.
+    Raises Refusal if it does not."""
     key = str(wish.index)
     with layout.lock_owned(wish.file_id, wish.owner) as task:
         identity = task.identity()
@@ -182,7 +258,11 @@ def _note_mismatch(layout: StoreLayout, settings: UploadSettings, wish: ChunkReq
             return
         record = task.record()
         _agreed(task, settings, wish, identity, record)
-        task.save(record, sync=NO_SYNC, retries={**record.retries, key: record.retries.get(key, 0) + 1})
+        task.save(
+            record,
+            sync=NO_SYNC,
+            retries={**record.retries, key: record.retries.get(key, 0) + 1},
+        )
 
 
 def _size_of(path: Path) -> int | None:

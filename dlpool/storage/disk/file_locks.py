@@ -1,9 +1,11 @@
-"""Locks between processes and threads of one machine: flock(2) on files; the kernel releases those of ended processes.
+"""Locks between processes and threads of one machine: flock(2) on files; the kernel
+releases those of ended processes.
 
-Some file systems refuse flock(2), and some grant it to every process, so each process tries it once for each file
-system. Where it does not lock, a byte of a file in the folder for temporary files is locked instead (``lock_byte``),
-whose place follows from device and inode number: processes on one machine still exclude each other. A lock lasts until
-its descriptor is given to ``release``.
+Some file systems refuse flock(2), and some grant it to every process, so each process
+tries it once for each file system. Where it does not lock, a byte of a file in the
+folder for temporary files is locked instead (``lock_byte``), whose place follows from
+device and inode number: processes on one machine still exclude each other. A lock lasts
+until its descriptor is given to ``release``.
 """
 
 from __future__ import annotations
@@ -28,15 +30,20 @@ LOCK_TIMEOUT_S = 30.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.001, 0.02
 _FLAGS = READ_FLAGS | os.O_CREAT
 
-_locks: dict[int, bool] = {}  # by device: whether its flock(2) locks; missing: not tested yet
-_substitutes: dict[int, int] = {}  # the descriptor whose byte is locked, by the descriptor that it replaces
+_locks: dict[
+    int, bool
+] = {}  # by device: whether its flock(2) locks; missing: not tested yet
+_substitutes: dict[
+    int, int
+] = {}  # the descriptor whose byte is locked, by the descriptor that it replaces
 
 
 @contextmanager
 def hold_lock(path: Path, *, patience_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
     """Hold the lock file ``path``, which is never removed.
 
-    Raises Refusal (503) if another process or thread holds it for ``patience_s``: work under it takes milliseconds.
+    Raises Refusal (503) if another process or thread holds it for ``patience_s``: work
+    under it takes milliseconds.
     """
     descriptor = os.open(path, _FLAGS, 0o666)
     try:
@@ -46,17 +53,31 @@ def hold_lock(path: Path, *, patience_s: float = LOCK_TIMEOUT_S) -> Iterator[Non
         release(descriptor)
 
 
-def _wait_for(descriptor: int, path: Path, *, is_shared: bool = False, patience_s: float = LOCK_TIMEOUT_S) -> None:
+def _wait_for(
+    descriptor: int,
+    path: Path,
+    *,
+    is_shared: bool = False,
+    patience_s: float = LOCK_TIMEOUT_S,
+) -> None:
     deadline, wait_s = time.monotonic() + patience_s, _FIRST_WAIT_S
     while not try_lock_descriptor(descriptor, path, is_shared=is_shared):
         if time.monotonic() > deadline:
-            raise UploadError(503, "busy", "the task is busy: try again later", headers={"Retry-After": "5"})
+            raise UploadError(
+                503,
+                "busy",
+                "the task is busy: try again later",
+                headers={"Retry-After": "5"},
+            )
         time.sleep(wait_s)
         wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
 
-def try_lock_descriptor(descriptor: int, path: Path, *, is_shared: bool = False) -> bool:
-    """Lock the open file at ``path`` unless another process or descriptor has it; return whether it is locked now.
+def try_lock_descriptor(
+    descriptor: int, path: Path, *, is_shared: bool = False
+) -> bool:
+    """Lock the open file at ``path`` unless another process or descriptor has it;
+    return whether it is locked now.
 
     Raises OSError.
     """
@@ -78,14 +99,17 @@ def try_lock_descriptor(descriptor: int, path: Path, *, is_shared: bool = False)
 
 def _flock(descriptor: int, *, is_shared: bool = False) -> bool:
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(
+            descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
+        )
     except BlockingIOError:
         return False
     return True
 
 
 def _try_flock(path: Path, device: int) -> None:
-    """Test whether two descriptors of a file beside ``path`` exclude each other; undecided if the test fails."""
+    """Test whether two descriptors of a file beside ``path`` exclude each other;
+    undecided if the test fails."""
     probe = path.with_name(f".dlpool-{secrets.token_hex(8)}.probe")
     descriptors: list[int] = []
     with suppress(OSError):
@@ -106,9 +130,13 @@ def _try_flock(path: Path, device: int) -> None:
 def _lock_substitute(descriptor: int, *, is_shared: bool) -> bool:
     """Lock the byte that represents the open file. Raises OSError."""
     status = os.fstat(descriptor)
-    digest = hashlib.blake2b(f"{status.st_dev}:{status.st_ino}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(
+        f"{status.st_dev}:{status.st_ino}".encode(), digest_size=8
+    ).digest()
     place = int.from_bytes(digest, "big") >> 2
-    substitute = os.open(_substitute_path(), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    substitute = os.open(
+        _substitute_path(), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+    )
     with released_on_error(substitute):
         os.utime(substitute)  # so that cleaners of temporary files do not remove it
         if lock_byte(substitute, place, is_shared=is_shared):
@@ -125,8 +153,9 @@ def _substitute_path() -> str:
 def release(descriptor: int) -> None:
     """Close a descriptor, and release its lock.
 
-    For descriptors that nothing was written through, or whose bytes were synced (``Durability.data``): what close(2)
-    reports concerns no byte of ours, and the descriptor is closed all the same.
+    For descriptors that nothing was written through, or whose bytes were synced
+    (``Durability.data``): what close(2) reports concerns no byte of ours, and the
+    descriptor is closed all the same.
     """
     substitute = _substitutes.pop(descriptor, None)
     if substitute is not None:
@@ -145,7 +174,8 @@ def released_on_error(descriptor: int) -> Iterator[None]:
 
 
 def try_lock(path: Path) -> int | None:
-    """Return a descriptor of ``path`` that holds its lock until it is released; None if it is locked."""
+    """Return a descriptor of ``path`` that holds its lock until it is released; None if
+    it is locked."""
     descriptor = os.open(path, _FLAGS, 0o666)
     with released_on_error(descriptor):
         if try_lock_descriptor(descriptor, path):
@@ -155,7 +185,8 @@ def try_lock(path: Path) -> int | None:
 
 
 def lock_shared(path: Path) -> int | None:
-    """Return a descriptor that holds a shared lock of ``path`` until it is released; None if the file does not exist.
+    """Return a descriptor that holds a shared lock of ``path`` until it is released;
+    None if the file does not exist.
 
     Raises Refusal (503) like ``locked``: exclusive holders keep it only for a check.
     """
@@ -169,7 +200,8 @@ def lock_shared(path: Path) -> int | None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process has the lock of ``path``; ask under the lock under which it is taken."""
+    """Whether a living process has the lock of ``path``; ask under the lock under which
+    it is taken."""
     try:
         descriptor = os.open(path, READ_FLAGS)
     except FileNotFoundError:

@@ -1,7 +1,9 @@
-"""Where things are below upload_dir: ``tasks/NAME/``, ``tmp/`` for what is not whole yet or no more, ``locks/``.
+"""Where things are below upload_dir: ``tasks/NAME/``, ``tmp/`` for what is not whole
+yet or no more, ``locks/``.
 
-A task's folder comes and goes by one rename. Locks are a fixed number of files that are never removed, each for many
-tasks, so that nobody can wait for a lock that is about to vanish.
+A task's folder comes and goes by one rename. Locks are a fixed number of files that are
+never removed, each for many tasks, so that nobody can wait for a lock that is about to
+vanish.
 """
 
 from __future__ import annotations
@@ -19,23 +21,47 @@ from dlpool import disk
 from dlpool.storage.disk import staged_chunk
 from dlpool.storage.disk.change_log import append_change, create_change_log
 from dlpool.storage.disk.durability import Durability
-from dlpool.storage.disk.file_locks import LOCK_TIMEOUT_S, hold_lock, release, released_on_error, try_lock_descriptor
+from dlpool.storage.disk.file_locks import (
+    LOCK_TIMEOUT_S,
+    hold_lock,
+    release,
+    released_on_error,
+    try_lock_descriptor,
+)
 from dlpool.storage.disk.os_errors import translate_os_errors
 from dlpool.storage.disk.safe_open import READ_FLAGS, refuse_symlink
 from dlpool.storage.disk.task_folder import TaskFolder
-from dlpool.storage.disk.task_record import TaskIdentity, TaskRecord, save_identity, save_record
+from dlpool.storage.disk.task_record import (
+    TaskIdentity,
+    TaskRecord,
+    save_identity,
+    save_record,
+)
 from dlpool.storage.events import STARTED, UploadEventListener, ignore_event
-from dlpool.storage.names import folder_name, is_folder_name, is_same_id, owner_folder_name
+from dlpool.storage.names import (
+    folder_name,
+    is_folder_name,
+    is_same_id,
+    owner_folder_name,
+)
 
 _TASKS, _TMP, _LOCKS = "tasks", "tmp", "locks"
 _JOURNAL = "changed"
 
 
 class StoreLayout:
-    """The folders of one store. Immutable; processes and threads share what is on the disk."""
+    """The folders of one store. Immutable; processes and threads share what is on the
+    disk."""
 
-    def __init__(self, root: str, *, sync: Durability, announce: UploadEventListener = ignore_event) -> None:
-        """``announce`` is called with each change of a task, on the thread that makes it."""
+    def __init__(
+        self,
+        root: str,
+        *,
+        sync: Durability,
+        announce: UploadEventListener = ignore_event,
+    ) -> None:
+        """``announce`` is called with each change of a task, on the thread that makes
+        it."""
         self.root = Path(root).absolute()
         self.sync = sync
         self._announce = announce
@@ -55,14 +81,19 @@ class StoreLayout:
         """Somewhere to receive a chunk. Raises Refusal."""
         with translate_os_errors("begin a chunk"):
             try:
-                return staged_chunk.create_staged_chunk(self._own(_TMP), max_size=max_size, sync=self.sync)
+                return staged_chunk.create_staged_chunk(
+                    self._own(_TMP), max_size=max_size, sync=self.sync
+                )
             except FileNotFoundError:  # somebody removed the folder
                 self.create_folders()
-                return staged_chunk.create_staged_chunk(self._own(_TMP), max_size=max_size, sync=self.sync)
+                return staged_chunk.create_staged_chunk(
+                    self._own(_TMP), max_size=max_size, sync=self.sync
+                )
 
     @contextmanager
     def lock_id(self, file_id: str) -> Iterator[TaskFolder]:
-        """The task of an id that dlpool made, which may not be there, with its lock held.
+        """The task of an id that dlpool made, which may not be there, with its lock
+        held.
 
         Raises Refusal, OSError becomes one.
         """
@@ -83,7 +114,8 @@ class StoreLayout:
 
     @contextmanager
     def lock_name(self, name: str) -> Iterator[None]:
-        """Hold the lock of that name, which is no task's: one of a fixed number, too. Raises Refusal."""
+        """Hold the lock of that name, which is no task's: one of a fixed number, too.
+        Raises Refusal."""
         with translate_os_errors("write to the upload folder"):
             if not self._own(_LOCKS).is_dir():
                 self.create_folders()
@@ -92,9 +124,11 @@ class StoreLayout:
 
     @contextmanager
     def lock_owned(self, file_id: str, owner: str | None) -> Iterator[TaskFolder]:
-        """The task that an id means to ``owner``, which may not be there, with its lock held: never another owner's.
+        """The task that an id means to ``owner``, which may not be there, with its lock
+        held: never another owner's.
 
-        To None, who may have all tasks, an id means his own task, else the only one of that id. Raises Refusal.
+        To None, who may have all tasks, an id means his own task, else the only one of
+        that id. Raises Refusal.
         """
         while True:
             with translate_os_errors("read the upload folder"):
@@ -106,45 +140,66 @@ class StoreLayout:
 
     @contextmanager
     def read_owned(self, file_id: str, owner: str | None) -> Iterator[TaskFolder]:
-        """The same for a look only: without the lock where nobody ever took it, so that it can be read-only."""
+        """The same for a look only: without the lock where nobody ever took it, so that
+        it can be read-only."""
         with self.read_folder(folder_name(file_id)):
             yield self.resolve(file_id, owner)
 
     def resolve(self, file_id: str, owner: str | None) -> TaskFolder:
-        """The task that an id means to ``owner``, without its lock. Raises Refusal, OSError."""
-        own, plain = self.task_at(owner_folder_name(file_id, owner)), self.task_at(folder_name(file_id))
+        """The task that an id means to ``owner``, without its lock. Raises Refusal,
+        OSError."""
+        own, plain = (
+            self.task_at(owner_folder_name(file_id, owner)),
+            self.task_at(folder_name(file_id)),
+        )
         if disk.exists(own.folder):
             return own
         if owner is None:
             others = self._named_like(plain.folder.name)
             return self.task_at(others[0]) if len(others) == 1 else plain
-        identity = plain.identity()  # of tus, or from before tasks were named by their owner
+        identity = (
+            plain.identity()
+        )  # of tus, or from before tasks were named by their owner
         return plain if identity is not None and identity.owner == owner else own
 
     def _named_like(self, plain: str) -> list[str]:
         try:
-            return [name for name in os.listdir(self.tasks_path()) if is_same_id(name, plain) and is_folder_name(name)]
+            return [
+                name
+                for name in os.listdir(self.tasks_path())
+                if is_same_id(name, plain) and is_folder_name(name)
+            ]
         except FileNotFoundError:
             return []
 
     @contextmanager
-    def read_folder(self, name: str, *, patience_s: float = LOCK_TIMEOUT_S) -> Iterator[TaskFolder]:
-        """The same, by the name of its folder. Raises Refusal: 503 if its lock is not released for ``patience_s``."""
+    def read_folder(
+        self, name: str, *, patience_s: float = LOCK_TIMEOUT_S
+    ) -> Iterator[TaskFolder]:
+        """The same, by the name of its folder. Raises Refusal: 503 if its lock is not
+        released for ``patience_s``."""
         with translate_os_errors("read the upload folder"):
             lock = self._own(_LOCKS) / name[:2]
-            with hold_lock(lock, patience_s=patience_s) if lock.exists() else nullcontext():
+            with (
+                hold_lock(lock, patience_s=patience_s)
+                if lock.exists()
+                else nullcontext()
+            ):
                 yield self.task_at(name)
 
     def task_by_id(self, file_id: str) -> TaskFolder:
-        """The same without its lock: for what changes by one rename, and while another task's lock is held."""
+        """The same without its lock: for what changes by one rename, and while another
+        task's lock is held."""
         return self.task_at(folder_name(file_id))
 
     def task_at(self, name: str) -> TaskFolder:
-        """Return the task in that folder, which may not exist, without its lock. Raises OSError."""
+        """Return the task in that folder, which may not exist, without its lock. Raises
+        OSError."""
         return TaskFolder(self._folder(name), self.sync, self._announce)
 
     def tasks_path(self) -> Path:
-        """Return the folder that has the folders of all tasks; it may not exist. Raises OSError."""
+        """Return the folder that has the folders of all tasks; it may not exist. Raises
+        OSError."""
         return self._own(_TASKS)
 
     def lock_path(self, name: str) -> Path:
@@ -155,8 +210,11 @@ class StoreLayout:
         """Return where the tasks that have changed are noted. Raises OSError."""
         return self.lock_path(_JOURNAL)
 
-    def create_task(self, task: TaskFolder, identity: TaskIdentity, record: TaskRecord) -> TaskRecord:
-        """Make the folder of a task whose lock is held, with identity and record in it, by one rename. Raises OSError.
+    def create_task(
+        self, task: TaskFolder, identity: TaskIdentity, record: TaskRecord
+    ) -> TaskRecord:
+        """Make the folder of a task whose lock is held, with identity and record in it,
+        by one rename. Raises OSError.
 
         Returns the record as it is noted.
         """
@@ -178,7 +236,8 @@ class StoreLayout:
         return record
 
     def _fresh_folder(self) -> tuple[Path, int]:
-        """A new folder, and a descriptor that has it locked, so that no sweep takes it. Raises OSError."""
+        """A new folder, and a descriptor that has it locked, so that no sweep takes it.
+        Raises OSError."""
         while True:
             path = self._own(_TMP) / f"{secrets.token_hex(16)}.new"
             os.mkdir(path)
@@ -188,7 +247,8 @@ class StoreLayout:
                     return path, descriptor
 
     def trash(self, task: TaskFolder) -> Path:
-        """Take the folder out of the tasks by one rename; ``empty`` removes it, later or never. Raises OSError."""
+        """Take the folder out of the tasks by one rename; ``empty`` removes it, later
+        or never. Raises OSError."""
         place = self._own(_TMP) / f"{secrets.token_hex(16)}.trash"
         os.replace(task.folder, place)
         return place
@@ -221,7 +281,8 @@ def _locked_folder(path: Path) -> int | None:
 
 
 def remove_abandoned(path: Path) -> bool:
-    """Remove a file or folder that no living process has locked, or a link, which is none of ours; whether it did."""
+    """Remove a file or folder that no living process has locked, or a link, which is
+    none of ours; whether it did."""
     if os.path.islink(path):
         with suppress(OSError):
             os.unlink(path)

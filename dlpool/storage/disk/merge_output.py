@@ -34,14 +34,16 @@ _BUFFER = 256 * 1024
 
 @dataclass(frozen=True)
 class MergeOutput:
-    """An open folder below merged_dir, and the temporary name that one task has in it."""
+    """An open folder below merged_dir, and the temporary name that one task has in
+    it."""
 
     descriptor: int
     parts: tuple[str, ...]
     temporary: str
 
     def create(self) -> int:
-        """A new, empty temporary file; what an earlier merge left goes. Raises OSError."""
+        """A new, empty temporary file; what an earlier merge left goes. Raises
+        OSError."""
         self.remove_temporary()
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(self.temporary, flags, 0o666, dir_fd=self.descriptor)
@@ -72,29 +74,41 @@ class MergeOutput:
         ``identity`` is that of the temporary file.
         """
         try:
-            publish_exclusive(self.temporary, name, identity=identity, dir_fd=self.descriptor)
+            publish_exclusive(
+                self.temporary, name, identity=identity, dir_fd=self.descriptor
+            )
         except FileExistsError:
             return False
         return True
 
     def withdraw(self, publishing: PendingPublish) -> None:
-        """Remove the name of the published file, if it still has it, as it is not durable. Raises OSError."""
+        """Remove the name of the published file, if it still has it, as it is not
+        durable. Raises OSError."""
         status = self.status_of(publishing.name)
         if status is not None and _is_recorded(status, publishing):
             os.unlink(publishing.name, dir_fd=self.descriptor)
 
     def has_published(self, publishing: PendingPublish) -> bool:
-        """Return whether the recorded file has its name, by its inode number. Raises OSError.
+        """Return whether the recorded file has its name, by its inode number. Raises
+        OSError.
 
-        Some file systems give a file another number when they are mounted again (exFAT, others in user space). So a
-        file counts as well that has the recorded size and md5, if the temporary one is gone.
+        Some file systems give a file another number when they are mounted again (exFAT,
+        others in user space). So a file counts as well that has the recorded size and
+        md5, if the temporary one is gone.
         """
         status = self.status_of(publishing.name)
-        if status is None or status.st_size != publishing.size or not stat.S_ISREG(status.st_mode):
+        if (
+            status is None
+            or status.st_size != publishing.size
+            or not stat.S_ISREG(status.st_mode)
+        ):
             return False
         if _is_recorded(status, publishing):
             return True
-        return not self.has(self.temporary) and self._md5_of(publishing.name) == publishing.md5
+        return (
+            not self.has(self.temporary)
+            and self._md5_of(publishing.name) == publishing.md5
+        )
 
     def _md5_of(self, name: str) -> str:
         found = hashlib.md5(usedforsecurity=False)
@@ -116,24 +130,36 @@ def _is_recorded(status: os.stat_result, publishing: PendingPublish) -> bool:
 
 
 def open_merge_output(
-    merged_dir: str, parts: tuple[str, ...], task_name: str, *, make: bool, sync: Durability = NO_SYNC
+    merged_dir: str,
+    parts: tuple[str, ...],
+    task_name: str,
+    *,
+    make: bool,
+    sync: Durability = NO_SYNC,
 ) -> MergeOutput:
-    """The folder ``parts`` below merged_dir. Raises Refusal, FileNotFoundError, OSError."""
+    """The folder ``parts`` below merged_dir. Raises Refusal, FileNotFoundError,
+    OSError."""
     return MergeOutput(
-        open_below(merged_dir, parts, make=make, sync=sync), parts, f"{RESERVED}{task_name[:32]}.merging"
+        open_below(merged_dir, parts, make=make, sync=sync),
+        parts,
+        f"{RESERVED}{task_name[:32]}.merging",
     )
 
 
 def name_candidates(name: str, *, has_suffix: bool) -> list[str]:
-    """Names for the file, in the order in which they are tried: ``NAME``, ``NAME-1`` before the ending, and so on."""
+    """Names for the file, in the order in which they are tried: ``NAME``, ``NAME-1``
+    before the ending, and so on."""
     if not has_suffix:
         return [name]
     stem, ending = PurePath(name).stem, PurePath(name).suffix
     return [name, *(f"{stem}-{number}{ending}" for number in range(1, _MAX_SUFFIX + 1))]
 
 
-def check_name_free(settings: UploadSettings, parts: tuple[str, ...], name: str) -> None:
-    """Raise Refusal (409) for a name that another file has by now, unless it would get a suffix. Raises OSError."""
+def check_name_free(
+    settings: UploadSettings, parts: tuple[str, ...], name: str
+) -> None:
+    """Raise Refusal (409) for a name that another file has by now, unless it would get
+    a suffix. Raises OSError."""
     if settings.merge_conflict == "suffix":
         return
     try:
@@ -149,4 +175,8 @@ def check_name_free(settings: UploadSettings, parts: tuple[str, ...], name: str)
 
 def name_taken(name: str) -> UploadError:
     """That another file has the name."""
-    return UploadError(409, "file_exists", f"a file {name[:MAX_NAME_BYTES]!r} is there already: choose another name")
+    return UploadError(
+        409,
+        "file_exists",
+        f"a file {name[:MAX_NAME_BYTES]!r} is there already: choose another name",
+    )

@@ -1,4 +1,5 @@
-"""Translate errors of the file system into a ``UploadError``, by the table in ``dlpool/disk.py``."""
+"""Translate errors of the file system into a ``UploadError``, by the table in
+``dlpool/disk.py``."""
 
 from __future__ import annotations
 
@@ -9,14 +10,18 @@ _ANSWERS = {
     "no_space": (507, "no_space", None),
     "read_only": (507, "read_only", None),
     "permission": (507, "permission", "the service may not write there"),
-    "symbolic_link": (507, "symbolic_link", "there is a symbolic link among the service's own files: remove it"),
+    "symbolic_link": (
+        507,
+        "symbolic_link",
+        "there is a symbolic link among the service's own files: remove it",
+    ),
     "too_large": (413, "too_large", None),
     "bad_name": (400, "bad_filename", None),
     "too_many_files": (503, "too_many_files", None),
 }
 _OTHER = (507, "storage", None)
-"""Status, code and reason by ``Fault.kind``; None: the reason of the fault. Other kinds are errors of the disk (507),
-not of the client."""
+"""Status, code and reason by ``Fault.kind``; None: the reason of the fault. Other kinds
+are errors of the disk (507), not of the client."""
 
 
 class translate_os_errors:
@@ -28,7 +33,9 @@ class translate_os_errors:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+    def __exit__(
+        self, _kind: object, error: BaseException | None, _trace: object
+    ) -> None:
         if isinstance(error, OSError):
             raise upload_error_of(self._doing, error) from error
 
@@ -38,4 +45,6 @@ def upload_error_of(doing: str, error: OSError) -> UploadError:
     fault = fault_of(error)
     status, code, reason = _ANSWERS.get(fault.kind, _OTHER)
     headers = {"Retry-After": "10"} if status == 503 else None
-    return UploadError(status, code, f"cannot {doing}: {reason or fault.reason}", headers=headers)
+    return UploadError(
+        status, code, f"cannot {doing}: {reason or fault.reason}", headers=headers
+    )

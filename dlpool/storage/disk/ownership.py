@@ -1,9 +1,12 @@
-"""Whose a merged file is, and who may read it: noted with the file before it gets its name.
+"""Whose a merged file is, and who may read it: noted with the file before it gets its
+name.
 
-The note is an extended attribute of the file, which goes with it when it is renamed and ends with it. A file system
-without them (or without room for one) has the note in a file of ``owners`` in upload_dir, which is named by the digest
-of the path, size and modification time: a file that takes the place of another one has not its owner. Both are written
-and durable before the file gets its name, so that nobody who is killed leaves a file under its name without its owner.
+The note is an extended attribute of the file, which goes with it when it is renamed and
+ends with it. A file system without them (or without room for one) has the note in a
+file of ``owners`` in upload_dir, which is named by the digest of the path, size and
+modification time: a file that takes the place of another one has not its owner. Both
+are written and durable before the file gets its name, so that nobody who is killed
+leaves a file under its name without its owner.
 """
 
 from __future__ import annotations
@@ -27,19 +30,28 @@ from dlpool.storage.names import open_file_below
 FOLDER = "owners"
 NO, UNOWNED, YES = "no", "unowned", "yes"  # values of shared_files
 _MOST = 64 * 1024  # bytes of a note
-_NONE = (errno.ENODATA, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES)  # no such attribute, or none at all
-_SPAN_NS = 2_000_000_000  # of modification times that are the same: FAT has them in steps of two seconds
+_NONE = (
+    errno.ENODATA,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EPERM,
+    errno.EACCES,
+)  # no such attribute, or none at all
+# of modification times that are the same: FAT has them in steps of two seconds
+_SPAN_NS = 2_000_000_000
 
 
 @dataclass(frozen=True)
 class FileOwnership:
-    """Whose a file is: ``owner`` None where it was uploaded without a token; ``is_shared``: everybody may read it."""
+    """Whose a file is: ``owner`` None where it was uploaded without a token;
+    ``is_shared``: everybody may read it."""
 
     owner: str | None = None
     is_shared: bool = False
 
     def is_readable(self, reader: str | None, shared_files: str) -> bool:
-        """Return whether ``reader`` may read the file; None: who knows the secret, or where nobody is asked.
+        """Return whether ``reader`` may read the file; None: who knows the secret, or
+        where nobody is asked.
 
         ``shared_files`` is the setting.
         """
@@ -57,13 +69,18 @@ UNREADABLE = FileOwnership("")  # no token has that name
 
 
 def parse(note: bytes) -> FileOwnership:
-    """Return what a note says; for one that is damaged an ownership that no token has."""
+    """Return what a note says; for one that is damaged an ownership that no token
+    has."""
     try:
         found = jsontext.loads(note)
         owner, is_shared = found["owner"], found["shared"]
     except (ValueError, TypeError, KeyError, RecursionError):
         return UNREADABLE
-    return FileOwnership(owner, is_shared is True) if isinstance(owner, str | None) else UNREADABLE
+    return (
+        FileOwnership(owner, is_shared is True)
+        if isinstance(owner, str | None)
+        else UNREADABLE
+    )
 
 
 @dataclass(frozen=True)
@@ -84,14 +101,21 @@ class OwnershipStore:
             return False
         return True
 
-    def write_file(self, path: str, status: os.stat_result, ownership: FileOwnership) -> None:
-        """Note it durably in upload_dir, for a file that is about to get the name ``path`` below merged_dir.
+    def write_file(
+        self, path: str, status: os.stat_result, ownership: FileOwnership
+    ) -> None:
+        """Note it durably in upload_dir, for a file that is about to get the name
+        ``path`` below merged_dir.
 
-        The caller holds ``turn``: of two that want the same name the one that does not get it leaves no note.
+        The caller holds ``turn``: of two that want the same name the one that does not
+        get it leaves no note.
         """
         place = self._place(path, status)
         place.parent.mkdir(parents=True, exist_ok=True)
-        self.sync.write(place, jsontext.dumps({"path": path, **jsontext.loads(ownership.as_bytes())}))
+        self.sync.write(
+            place,
+            jsontext.dumps({"path": path, **jsontext.loads(ownership.as_bytes())}),
+        )
 
     @contextmanager
     def hold_lock(self) -> Iterator[None]:
@@ -112,11 +136,14 @@ class OwnershipStore:
             return NO_OWNER
 
     def sweep(self, merged_dir: str, latest: float) -> int:
-        """Remove the notes, older than ``latest``, of files that are not there any more; return how many."""
+        """Remove the notes, older than ``latest``, of files that are not there any
+        more; return how many."""
         count = 0
         for place in list((self.root / FOLDER).glob("*.json")):
             with suppress(OSError):
-                if place.lstat().st_mtime < latest and not self._is_used(place, merged_dir):
+                if place.lstat().st_mtime < latest and not self._is_used(
+                    place, merged_dir
+                ):
                     place.unlink()
                     count += 1
         return count

@@ -1,7 +1,8 @@
 """How much one owner's uploads may take: counted whenever a task is about to begin.
 
-The counters of the catalog follow what is on the disk, so that nothing is counted that a killed process could leave
-wrong. Tasks of one owner begin one after the other, also in several processes: each is counted by the next one.
+The counters of the catalog follow what is on the disk, so that nothing is counted that
+a killed process could leave wrong. Tasks of one owner begin one after the other, also
+in several processes: each is counted by the next one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from dlpool.storage.errors import UploadError
 
 
 class QuotaUsage(NamedTuple):
-    """What uploads take. ``bytes``: those that are announced, or that completed ones have; ``files``: inodes."""
+    """What uploads take. ``bytes``: those that are announced, or that completed ones
+    have; ``files``: inodes."""
 
     tasks: int = 0
     bytes: int = 0
@@ -28,22 +30,35 @@ class QuotaUsage(NamedTuple):
 
 @dataclass(frozen=True)
 class QuotaRequest:
-    """What an owner's uploads are to take more than they do; ``hint``: what would make that less."""
+    """What an owner's uploads are to take more than they do; ``hint``: what would make
+    that less."""
 
     owner: str | None
     added: QuotaUsage
     hint: str = ""
 
 
-def new_task_request(settings: UploadSettings, owner: str | None, size: int, chunks: int | None) -> QuotaRequest:
-    """One more task, of ``size`` bytes (-1: unknown), in so many chunks (None: unknown)."""
-    unsaid = [name for name, is_unsaid in (("file_size", size < 0), ("total_chunks", chunks is None)) if is_unsaid]
+def new_task_request(
+    settings: UploadSettings, owner: str | None, size: int, chunks: int | None
+) -> QuotaRequest:
+    """One more task, of ``size`` bytes (-1: unknown), in so many chunks (None:
+    unknown)."""
+    unsaid = [
+        name
+        for name, is_unsaid in (
+            ("file_size", size < 0),
+            ("total_chunks", chunks is None),
+        )
+        if is_unsaid
+    ]
     taken = QuotaUsage(
         1,
         size if size >= 0 else settings.max_file_size,
         FILES_PER_TASK + (assumed_chunks(0) if chunks is None else chunks),
     )
-    return QuotaRequest(owner, taken, f"say {' and '.join(unsaid)}, or " if unsaid else "")
+    return QuotaRequest(
+        owner, taken, f"say {' and '.join(unsaid)}, or " if unsaid else ""
+    )
 
 
 def more_chunks_request(owner: str | None, chunks: int) -> QuotaRequest:
@@ -53,9 +68,11 @@ def more_chunks_request(owner: str | None, chunks: int) -> QuotaRequest:
 
 @dataclass(frozen=True)
 class OwnerQuota:
-    """The limits ``owner_tasks``, ``owner_bytes`` and ``owner_files`` of one store. Thread-safe, and between processes.
+    """The limits ``owner_tasks``, ``owner_bytes`` and ``owner_files`` of one store.
+    Thread-safe, and between processes.
 
-    Tasks that nobody owns (begun by an admin, or where nobody is asked who he is) count together, as one owner's.
+    Tasks that nobody owns (begun by an admin, or where nobody is asked who he is) count
+    together, as one owner's.
     """
 
     layout: StoreLayout
@@ -68,7 +85,11 @@ class OwnerQuota:
         return any(limit is not None for limit in self._limits())
 
     def _limits(self) -> tuple[int | None, int | None, int | None]:
-        return self.settings.owner_tasks, self.settings.owner_bytes, self.settings.owner_files
+        return (
+            self.settings.owner_tasks,
+            self.settings.owner_bytes,
+            self.settings.owner_files,
+        )
 
     @contextmanager
     def reserve(self, wanted: QuotaRequest) -> Iterator[None]:
@@ -88,18 +109,37 @@ class OwnerQuota:
         if not self.is_set:
             return
         taken = self.usage(wanted.owner)
-        for what, limit, used, more in zip(QuotaUsage._fields, self._limits(), taken, wanted.added, strict=True):
+        for what, limit, used, more in zip(
+            QuotaUsage._fields, self._limits(), taken, wanted.added, strict=True
+        ):
             if limit is not None and more > 0 and used + more > limit:
-                text = f"your uploads may have {limit} {what} together, have {used}, and {more} more are wanted"
+                text = (
+                    f"your uploads may have {limit} {what} together, have {used}, and "
+                    f"{more} more "
+                    f"are wanted"
+                )
                 text = f"{text}: {wanted.hint}remove some, or wait until they expire"
-                raise UploadError(507, "over_quota", text, quota=f"owner_{what}", limit=limit, used=used, wanted=more)
+                raise UploadError(
+                    507,
+                    "over_quota",
+                    text,
+                    quota=f"owner_{what}",
+                    limit=limit,
+                    used=used,
+                    wanted=more,
+                )
 
     def usage(self, owner: str | None) -> QuotaUsage:
-        """Return what the owner has, with every change that was made before the call. Raises Refusal (503, 507).
+        """Return what the owner has, with every change that was made before the call.
+        Raises Refusal (503, 507).
 
-        An upload whose size is not known counts as the largest one, and a final one of tus that is being made only as
-        a task: its parts count.
+        An upload whose size is not known counts as the largest one, and a final one of
+        tus that is being made only as a task: its parts count.
         """
         counts = self.listing.current(is_exact=True).counts_of(owner)
-        size = counts.declared_bytes + counts.unknown_sizes * self.settings.max_file_size
-        return QuotaUsage(counts.tasks, size, counts.tasks * FILES_PER_TASK + counts.expected_chunks)
+        size = (
+            counts.declared_bytes + counts.unknown_sizes * self.settings.max_file_size
+        )
+        return QuotaUsage(
+            counts.tasks, size, counts.tasks * FILES_PER_TASK + counts.expected_chunks
+        )

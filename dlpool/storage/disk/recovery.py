@@ -1,4 +1,5 @@
-"""What a merge left is brought to its end: by itself, or by whoever comes after one that was killed."""
+"""What a merge left is brought to its end: by itself, or by whoever comes after one
+that was killed."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from dlpool.storage.results import MergeResult
 
 
 def recover(settings: UploadSettings, task: TaskFolder) -> TaskRecord:
-    """The record of a task whose lock is held, after what a dead or failed merge left is done or removed.
+    """The record of a task whose lock is held, after what a dead or failed merge left
+    is done or removed.
 
     Raises OSError.
     """
@@ -35,7 +37,9 @@ def recover(settings: UploadSettings, task: TaskFolder) -> TaskRecord:
     try:
         if noted.publishing is not None and place.has_published(noted.publishing):
             task.sync.sync_folder(place.descriptor)
-            complete_merge(settings, task, noted, place, list_chunks(task.folder).values())
+            complete_merge(
+                settings, task, noted, place, list_chunks(task.folder).values()
+            )
             return task.record()
         place.remove_temporary()
     finally:
@@ -45,11 +49,16 @@ def recover(settings: UploadSettings, task: TaskFolder) -> TaskRecord:
 
 
 def complete_merge(
-    settings: UploadSettings, task: TaskFolder, record: TaskRecord, place: MergeOutput, chunks: Iterable[StoredChunk]
+    settings: UploadSettings,
+    task: TaskFolder,
+    record: TaskRecord,
+    place: MergeOutput,
+    chunks: Iterable[StoredChunk],
 ) -> None:
     """Record durably that the file has been published, then remove its sources.
 
-    Raises OSError if it cannot be recorded; the earlier record, with the file to be published, stays then.
+    Raises OSError if it cannot be recorded; the earlier record, with the file to be
+    published, stays then.
     """
     published = record.publishing
     assert published is not None
@@ -71,16 +80,28 @@ def complete_merge(
 
 
 def _figures(published: PendingPublish) -> dict[str, Any]:
-    """Return the note of a completed upload's event; its path is relative to merged_dir."""
+    """Return the note of a completed upload's event; its path is relative to
+    merged_dir."""
     path = "/".join((*published.folder, published.name))
     seconds = round(published.merge_time / 1e9, 6)
-    return {"path": path, "size": published.size, "md5": published.md5, "seconds": seconds}
+    return {
+        "path": path,
+        "size": published.size,
+        "md5": published.md5,
+        "seconds": seconds,
+    }
 
 
 def merge_result(settings: UploadSettings, published: PendingPublish) -> MergeResult:
     """Return the answer of a merge whose file has been published."""
     path = os.path.join(settings.merged_dir, *published.folder, published.name)
-    return MergeResult(path, published.md5, "/".join(published.folder), published.size, published.merge_time)
+    return MergeResult(
+        path,
+        published.md5,
+        "/".join(published.folder),
+        published.size,
+        published.merge_time,
+    )
 
 
 def _remove_chunks(task: TaskFolder, record: TaskRecord) -> None:
@@ -90,9 +111,14 @@ def _remove_chunks(task: TaskFolder, record: TaskRecord) -> None:
                 os.unlink(chunk_path(task.folder, index))
 
 
-def _place_of(settings: UploadSettings, task: TaskFolder, record: TaskRecord) -> MergeOutput | None:
-    """Where a merge may have left its temporary file; None if that is not there any more."""
+def _place_of(
+    settings: UploadSettings, task: TaskFolder, record: TaskRecord
+) -> MergeOutput | None:
+    """Where a merge may have left its temporary file; None if that is not there any
+    more."""
     try:
-        return open_merge_output(settings.merged_dir, record.temporary or (), task.folder.name, make=False)
+        return open_merge_output(
+            settings.merged_dir, record.temporary or (), task.folder.name, make=False
+        )
     except (FileNotFoundError, UploadError):
         return None

@@ -1,4 +1,5 @@
-"""What goes: tasks that are deleted, old or expired, and what killed processes left. Several processes may clean."""
+"""What goes: tasks that are deleted, old or expired, and what killed processes left.
+Several processes may clean."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ SWEEP_TIMEOUT_S = 300.0  # for the turn to look at all folders
 
 
 class SweepResult(NamedTuple):
-    """How many files and tasks went, and what could not be looked at, a sentence each."""
+    """How many files and tasks went, and what could not be looked at, a sentence
+    each."""
 
     removed: int
     failures: tuple[str, ...] = ()
@@ -45,7 +47,8 @@ class TaskRemover:
             self.remove_parts(file_id)
 
     def _deleted(self, file_id: str, owner: str | None) -> bool:
-        """Remove a task, unless it is completed and its parts are to be removed first; whether it did."""
+        """Remove a task, unless it is completed and its parts are to be removed first;
+        whether it did."""
         with self.layout.lock_owned(file_id, owner) as task:
             task.owned_identity(owner)
             record = recover(self.settings, task)
@@ -58,7 +61,8 @@ class TaskRemover:
         return True
 
     def remove_parts(self, file_id: str) -> int:
-        """Remove the parts of a final upload that is completed; how many. Raises Refusal.
+        """Remove the parts of a final upload that is completed; how many. Raises
+        Refusal.
 
         No lock of the final one is held meanwhile: it may be that of a part, too.
         """
@@ -76,22 +80,38 @@ class TaskRemover:
 
     def _consume_part(self, part: str, final: str) -> bool:
         with self.layout.lock_id(part) as task:
-            if task.identity() is None or claimant_of(self.layout, task.record()) != final:
+            if (
+                task.identity() is None
+                or claimant_of(self.layout, task.record()) != final
+            ):
                 return False
             place = self._removed(task, task.record(), DELETED)
         return remove_abandoned(place)
 
-    def remove_old(self, owner: str | None, wanted: frozenset[str], age_s: float) -> int:
-        """Remove tasks in one of these states that nothing happened to for so long; how many. Raises Refusal."""
+    def remove_old(
+        self, owner: str | None, wanted: frozenset[str], age_s: float
+    ) -> int:
+        """Remove tasks in one of these states that nothing happened to for so long; how
+        many. Raises Refusal."""
         known, latest = self.listing.current().summaries.items(), time.time() - age_s
-        old = [name for name, one in known if one is not None and one.is_of(owner) and one.used_at <= latest]
+        old = [
+            name
+            for name, one in known
+            if one is not None and one.is_of(owner) and one.used_at <= latest
+        ]
         return sum(self._remove_if(name, owner, wanted, age_s) for name in old)
 
-    def _remove_if(self, name: str, owner: str | None, wanted: frozenset[str], age_s: float) -> bool:
+    def _remove_if(
+        self, name: str, owner: str | None, wanted: frozenset[str], age_s: float
+    ) -> bool:
         try:
             with self.layout.lock_folder(name) as task:
                 identity = task.identity()
-                if identity is None or not identity.is_of(owner) or not self._is_old(task, wanted, age_s):
+                if (
+                    identity is None
+                    or not identity.is_of(owner)
+                    or not self._is_old(task, wanted, age_s)
+                ):
                     return False
                 place = self._removed(task, recover(self.settings, task), DELETED)
         except UploadError:  # what cannot be read hides no other
@@ -99,11 +119,18 @@ class TaskRemover:
         return remove_abandoned(place)
 
     def sweep(self) -> SweepResult:
-        """Remove temporaries of the dead and expired tasks, end what dead merges began. Raises Refusal."""
+        """Remove temporaries of the dead and expired tasks, end what dead merges began.
+        Raises Refusal."""
         count, failures = self.layout.sweep(), []
         latest = time.time() - self.settings.task_expiry
-        for name, summary in self.listing.rescan(patience_s=SWEEP_TIMEOUT_S).summaries.items():
-            if summary is not None and not summary.is_unfinished and summary.used_at > latest:
+        for name, summary in self.listing.rescan(
+            patience_s=SWEEP_TIMEOUT_S
+        ).summaries.items():
+            if (
+                summary is not None
+                and not summary.is_unfinished
+                and summary.used_at > latest
+            ):
                 continue
             try:
                 count += self._tend(name)
@@ -116,17 +143,23 @@ class TaskRemover:
             if not os.path.lexists(task.folder):  # it was removed meanwhile
                 return False
             if task.identity() is None:  # of no use to anybody: no id leads there
-                is_over = time.time() - task.folder.stat().st_mtime >= self.settings.task_expiry
+                is_over = (
+                    time.time() - task.folder.stat().st_mtime
+                    >= self.settings.task_expiry
+                )
             else:
                 recover(self.settings, task)
-                is_over = self._is_old(task, frozenset(states.STATES), self.settings.task_expiry)
+                is_over = self._is_old(
+                    task, frozenset(states.STATES), self.settings.task_expiry
+                )
             if not is_over:
                 return False
             place = self._removed(task, task.record(), EXPIRED)
         return remove_abandoned(place)
 
     def _removed(self, task: TaskFolder, record: TaskRecord, event: str) -> Path:
-        """Remove a task from its place, announce it, and return the new path of its folder. Raises OSError."""
+        """Remove a task from its place, announce it, and return the new path of its
+        folder. Raises OSError."""
         identity = task.identity()
         place = self.layout.trash(task)
         if identity is not None:
@@ -135,11 +168,14 @@ class TaskRemover:
 
     def _is_old(self, task: TaskFolder, wanted: frozenset[str], age_s: float) -> bool:
         record = task.record()
-        is_busy = record.status == states.MERGING or task.is_receiving() or _has_parts(record)
+        is_busy = (
+            record.status == states.MERGING or task.is_receiving() or _has_parts(record)
+        )
         last = max(record.updated_at, task.folder.stat().st_mtime)
         return record.status in wanted and not is_busy and time.time() - last >= age_s
 
 
 def _has_parts(record: TaskRecord) -> bool:
-    """Whether it is a completed final upload whose parts may still be there: they go first."""
+    """Whether it is a completed final upload whose parts may still be there: they go
+    first."""
     return record.status == states.COMPLETED and bool(claimed_parts(record))

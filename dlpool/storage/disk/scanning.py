@@ -1,4 +1,5 @@
-"""Check merged files for malware, and translate what the guard raises into a ``UploadError``."""
+"""Check merged files for malware, and translate what the guard raises into a
+``UploadError``."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class ScannedUpload:
 
 
 class InfectedUpload(UploadError):
-    """The file is malware: it is in quarantine or removed, and its chunks are of no use."""
+    """The file is malware: it is in quarantine or removed, and its chunks are of no
+    use."""
 
 
 @dataclass(frozen=True)
@@ -33,25 +35,36 @@ class UploadScanner:
     tell: ReportScan = ignore_report
 
     def check(self, suspect: ScannedFile, upload: ScannedUpload) -> None:
-        """Return if the file may be published. Raises Refusal (422, 413, 503), OSError if it cannot be read."""
+        """Return if the file may be published. Raises Refusal (422, 413, 503), OSError
+        if it cannot be read."""
         if self.guard is None:
             return
         finding = ScanFinding("", "upload", upload.file_id, upload.target, upload.owner)
 
         def tell(outcome: str, /, **fields: object) -> None:
-            self.tell(outcome, upload=upload.file_id, user_id=upload.owner, path=upload.target, **fields)
+            self.tell(
+                outcome,
+                upload=upload.file_id,
+                user_id=upload.owner,
+                path=upload.target,
+                **fields,
+            )
 
         try:
             self.guard.check(suspect, finding, report=tell)
         except Infected as error:
             extra: dict[str, Any] = {"signature": error.signature}
-            extra |= {} if error.quarantine is None else {"quarantine": error.quarantine}
+            extra |= (
+                {} if error.quarantine is None else {"quarantine": error.quarantine}
+            )
             raise InfectedUpload(422, error.label, str(error), **extra) from error
         except NotScanned as error:
             raise UploadError(413, error.label, str(error)) from error
         except ScannerAway as error:
             headers = {"Retry-After": f"{error.retry_after_s:.0f}"}
-            raise UploadError(503, error.label, f"{error}: merge again later", headers=headers) from error
+            raise UploadError(
+                503, error.label, f"{error}: merge again later", headers=headers
+            ) from error
 
 
 NO_SCANNER = UploadScanner()

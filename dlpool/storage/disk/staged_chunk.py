@@ -1,7 +1,7 @@
 """A body that is being received: a temporary file, hashed as it comes.
 
-The file is locked by its writer for as long as it lives, so that a sweep takes only what the dead left. That lock is on
-nothing that another request wants.
+The file is locked by its writer for as long as it lives, so that a sweep takes only
+what the dead left. That lock is on nothing that another request wants.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from types import TracebackType
 from dlpool import disk
 from dlpool.storage.disk.chunk_file import TRAILER_SIZE, trailer
 from dlpool.storage.disk.durability import Durability
-from dlpool.storage.disk.file_locks import release, released_on_error, try_lock_descriptor
+from dlpool.storage.disk.file_locks import (
+    release,
+    released_on_error,
+    try_lock_descriptor,
+)
 from dlpool.storage.disk.os_errors import translate_os_errors, upload_error_of
 from dlpool.storage.disk.task_folder import SharedTaskLock
 from dlpool.storage.errors import UploadError
@@ -29,13 +33,18 @@ _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class StagedChunk:
-    """Takes the bytes of one chunk; as a context manager it discards what has not been stored. One thread owns it.
+    """Takes the bytes of one chunk; as a context manager it discards what has not been
+    stored. One thread owns it.
 
-    ``is_open``: neither stored nor discarded yet. ``visit``: to the task that it is for, where that is known and there.
+    ``is_open``: neither stored nor discarded yet. ``visit``: to the task that it is
+    for, where that is known and there.
     """
 
-    def __init__(self, path: Path, descriptor: int, *, max_size: int, sync: Durability) -> None:
-        """``path`` is the open, locked and empty file ``descriptor``; more than ``max_size`` bytes are refused."""
+    def __init__(
+        self, path: Path, descriptor: int, *, max_size: int, sync: Durability
+    ) -> None:
+        """``path`` is the open, locked and empty file ``descriptor``; more than
+        ``max_size`` bytes are refused."""
         self.path = path
         self.size = 0
         self.head = b""
@@ -56,11 +65,13 @@ class StagedChunk:
         return self._hash.hexdigest()
 
     def reserve(self, size: int) -> None:
-        """About so many bytes will come: their blocks may be reserved, which makes writing cheaper."""
+        """About so many bytes will come: their blocks may be reserved, which makes
+        writing cheaper."""
         self._expected = min(size, self._max_size) + TRAILER_SIZE
 
     def write(self, data: bytes) -> None:
-        """Take the next bytes. Raises Refusal: 413 for more than a chunk may have, 507 for a full disk."""
+        """Take the next bytes. Raises Refusal: 413 for more than a chunk may have, 507
+        for a full disk."""
         end = self.size + len(data)
         if end > self._max_size:
             raise UploadError(
@@ -78,9 +89,14 @@ class StagedChunk:
         self._count(data)
 
     def _reserve(self) -> None:
-        """As many blocks again as were filled: who only promises bytes takes hardly more of the disk than he sent."""
-        more = min(max(MIN_FALLOC_BYTES, self._reserved), self._expected - self._reserved)
-        if more >= MIN_FALLOC_BYTES and disk.reserve(self._descriptor, self._reserved, more, keep_size=True):
+        """As many blocks again as were filled: who only promises bytes takes hardly
+        more of the disk than he sent."""
+        more = min(
+            max(MIN_FALLOC_BYTES, self._reserved), self._expected - self._reserved
+        )
+        if more >= MIN_FALLOC_BYTES and disk.reserve(
+            self._descriptor, self._reserved, more, keep_size=True
+        ):
             self._reserved += more
         else:
             self._expected = 0  # no more of this
@@ -92,7 +108,8 @@ class StagedChunk:
         self._hash.update(data)
 
     def load(self, size: int | None) -> None:
-        """Take what is in the file already, of which ``size`` bytes count, or all. Raises OSError, Refusal."""
+        """Take what is in the file already, of which ``size`` bytes count, or all.
+        Raises OSError, Refusal."""
         if size is not None and size < os.fstat(self._descriptor).st_size:
             os.ftruncate(self._descriptor, size)
         while data := os.read(self._descriptor, _BUFFER):
@@ -105,20 +122,28 @@ class StagedChunk:
 
     def rename(self, path: Path) -> None:
         """Give the temporary file another name. Raises OSError."""
-        disk.replace(self.path, path, identity=disk.identity_of(os.fstat(self._descriptor)))
+        disk.replace(
+            self.path, path, identity=disk.identity_of(os.fstat(self._descriptor))
+        )
         self.path = path
 
     def seal(self) -> None:
-        """Write size and md5 behind the bytes and wait until all is on the disk. Raises Refusal."""
+        """Write size and md5 behind the bytes and wait until all is on the disk. Raises
+        Refusal."""
         with translate_os_errors(_STORING):
             disk.write_all(self._descriptor, trailer(self.size, self._hash.digest()))
             if self._reserved > self.size + TRAILER_SIZE:
-                os.ftruncate(self._descriptor, self.size + TRAILER_SIZE)  # ftruncate(2) frees what is behind it
+                os.ftruncate(
+                    self._descriptor, self.size + TRAILER_SIZE
+                )  # ftruncate(2) frees what is behind it
             self._sync.sync_data(self._descriptor)
 
     def publish(self, target: Path) -> None:
-        """Give the sealed file its name, in place of an earlier one, and end. Raises OSError."""
-        disk.replace(self.path, target, identity=disk.identity_of(os.fstat(self._descriptor)))
+        """Give the sealed file its name, in place of an earlier one, and end. Raises
+        OSError."""
+        disk.replace(
+            self.path, target, identity=disk.identity_of(os.fstat(self._descriptor))
+        )
         self._close()
 
     def discard(self) -> None:
@@ -136,7 +161,10 @@ class StagedChunk:
         return self
 
     def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
     ) -> None:
         self.discard()
 
@@ -148,7 +176,9 @@ class StagedChunk:
                 self.task_lock.release()
 
 
-def create_staged_chunk(folder: Path, *, max_size: int, sync: Durability) -> StagedChunk:
+def create_staged_chunk(
+    folder: Path, *, max_size: int, sync: Durability
+) -> StagedChunk:
     """A reception in ``folder``. Raises OSError."""
     while True:
         path = folder / f"{secrets.token_hex(16)}.tmp"

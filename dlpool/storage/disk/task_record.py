@@ -1,4 +1,5 @@
-"""What is noted of a task: its ``Identity``, once, with the folder; its ``Record``, a cache beside the chunks.
+"""What is noted of a task: its ``Identity``, once, with the folder; its ``Record``, a
+cache beside the chunks.
 
 Both are JSON, written to a temporary file that is renamed, under the task's lock.
 """
@@ -26,7 +27,8 @@ CHUNKED, TUS = "chunked", "tus"
 
 @dataclass(frozen=True)
 class TaskIdentity:
-    """What of a task never changes. ``owner``: None if it was begun without a token, by the secret or by anybody."""
+    """What of a task never changes. ``owner``: None if it was begun without a token, by
+    the secret or by anybody."""
 
     file_id: str
     owner: str | None
@@ -40,7 +42,8 @@ class TaskIdentity:
 
 @dataclass(frozen=True)
 class PendingPublish:
-    """The file that was about to get its name: where, and what the file system says of it."""
+    """The file that was about to get its name: where, and what the file system says of
+    it."""
 
     folder: tuple[str, ...]
     name: str
@@ -53,10 +56,12 @@ class PendingPublish:
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """What changes. ``retries``: how often a chunk came again, or was refused for its md5, by index.
+    """What changes. ``retries``: how often a chunk came again, or was refused for its
+    md5, by index.
 
-    ``temporary``: folders below merged_dir, where a merge may have left its file; ``chunks`` are those of a completed
-    task, ``[index, size, md5, stored_at]``; ``sent``: md5s that were sent and not compared, by index.
+    ``temporary``: folders below merged_dir, where a merge may have left its file;
+    ``chunks`` are those of a completed task, ``[index, size, md5, stored_at]``;
+    ``sent``: md5s that were sent and not compared, by index.
     """
 
     status: str = PENDING
@@ -76,12 +81,16 @@ class TaskRecord:
     chunks: tuple[tuple[int, int, str, float], ...] = ()
     tus: dict[str, Any] = field(default_factory=dict)
 
-    def with_details(self, total_chunks: int | None, file_size: int | None, relative_path: str | None) -> TaskRecord:
+    def with_details(
+        self, total_chunks: int | None, file_size: int | None, relative_path: str | None
+    ) -> TaskRecord:
         """With what was not known yet; None: not said."""
         return replace(
             self,
             total_chunks=self.total_chunks or total_chunks or 0,
-            file_size=self.file_size if self.file_size >= 0 or file_size is None else file_size,
+            file_size=self.file_size
+            if self.file_size >= 0 or file_size is None
+            else file_size,
             relative_path=self.relative_path or relative_path or "",
         )
 
@@ -92,13 +101,16 @@ def load_identity(folder: Path) -> TaskIdentity | None:
     if found is None or not _has_types(found, _IDENTITY_TYPES):
         return None
     try:
-        return TaskIdentity(**{name: value for name, value in found.items() if name in _IDENTITY_TYPES})
+        return TaskIdentity(
+            **{name: value for name, value in found.items() if name in _IDENTITY_TYPES}
+        )
     except TypeError:
         return None
 
 
 def load_record(folder: Path) -> TaskRecord | None:
-    """None where there is none that can be read: the chunks tell enough to go on. Raises OSError."""
+    """None where there is none that can be read: the chunks tell enough to go on.
+    Raises OSError."""
     found = _read(folder / RECORD)
     try:
         return _record(found) if found is not None else None
@@ -117,12 +129,20 @@ def _record(found: dict[str, Any]) -> TaskRecord:
         values["result"] = MergeResult(**values["result"])
     if values.get("temporary") is not None:
         values["temporary"] = tuple(values["temporary"])
-    values["chunks"] = tuple((int(i), int(size), str(md5), float(at)) for i, size, md5, at in values.get("chunks", ()))
+    values["chunks"] = tuple(
+        (int(i), int(size), str(md5), float(at))
+        for i, size, md5, at in values.get("chunks", ())
+    )
     return TaskRecord(**values)
 
 
 _NUMBER = (int, float)
-_IDENTITY_TYPES: Mapping[str, Any] = {"file_id": str, "owner": (str, NoneType), "created_at": _NUMBER, "protocol": str}
+_IDENTITY_TYPES: Mapping[str, Any] = {
+    "file_id": str,
+    "owner": (str, NoneType),
+    "created_at": _NUMBER,
+    "protocol": str,
+}
 _RECORD_TYPES: Mapping[str, Any] = {
     "status": str,
     "updated_at": _NUMBER,
@@ -144,7 +164,11 @@ _RECORD_TYPES: Mapping[str, Any] = {
 
 
 def _has_types(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    return all(isinstance(value, wanted[name]) for name, value in found.items() if name in wanted)
+    return all(
+        isinstance(value, wanted[name])
+        for name, value in found.items()
+        if name in wanted
+    )
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -156,7 +180,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _bytes_of(path: Path) -> bytes:
-    """What is in the file; nothing of a FIFO or device. Raises OSError, also for a folder."""
+    """What is in the file; nothing of a FIFO or device. Raises OSError, also for a
+    folder."""
     descriptor = os.open(path, READ_FLAGS)
     try:
         status = os.fstat(descriptor)
@@ -172,5 +197,6 @@ def save_identity(folder: Path, identity: TaskIdentity, *, sync: Durability) -> 
 
 
 def save_record(folder: Path, record: TaskRecord, *, sync: Durability) -> None:
-    """Replace the record; who is killed leaves the old one or the new one. Raises OSError."""
+    """Replace the record; who is killed leaves the old one or the new one. Raises
+    OSError."""
     sync.write(folder / RECORD, jsontext.dumps(record))

@@ -1,4 +1,5 @@
-"""Summaries of tasks: what a list, the figures and the sweep need of a task, as read from its folder once."""
+"""Summaries of tasks: what a list, the figures and the sweep need of a task, as read
+from its folder once."""
 
 from __future__ import annotations
 
@@ -22,11 +23,13 @@ from dlpool.storage.names import folder_name, owner_folder_name
 class TaskSummary:
     """One task. Times are in seconds since the epoch, sizes in bytes.
 
-    ``file_size`` is -1 while it is unknown. ``chunks`` and ``stored`` are the number and bytes of the complete chunks;
-    those of a completed task are the ones that were merged. ``used_at`` is the time of the last change, by the record
-    and the folder. ``files`` counts the entries of the folder. ``is_unfinished``: the next sweep has something to do
-    here, whatever its age: a merge that may have been interrupted, or a tus upload that is complete or has bytes that
-    no chunk holds. ``is_final``: a tus upload that is made of parts.
+    ``file_size`` is -1 while it is unknown. ``chunks`` and ``stored`` are the number
+    and bytes of the complete chunks; those of a completed task are the ones that were
+    merged. ``used_at`` is the time of the last change, by the record and the folder.
+    ``files`` counts the entries of the folder. ``is_unfinished``: the next sweep has
+    something to do here, whatever its age: a merge that may have been interrupted, or a
+    tus upload that is complete or has bytes that no chunk holds. ``is_final``: a tus
+    upload that is made of parts.
     """
 
     file_id: str
@@ -48,8 +51,14 @@ class TaskSummary:
     is_final: bool = False
 
     @classmethod
-    def of(cls, identity: TaskIdentity, record: TaskRecord, chunks: Mapping[int, StoredChunk]) -> TaskSummary:
-        """Summarise a task by what was read of it. ``record`` has the state that chunks and locks say it has."""
+    def of(
+        cls,
+        identity: TaskIdentity,
+        record: TaskRecord,
+        chunks: Mapping[int, StoredChunk],
+    ) -> TaskSummary:
+        """Summarise a task by what was read of it. ``record`` has the state that chunks
+        and locks say it has."""
         size = sum(chunk.size for chunk in chunks.values())
         wanted = sum(index < record.total_chunks for index in chunks)
         return cls(
@@ -64,7 +73,9 @@ class TaskSummary:
             file_size=record.file_size,
             chunks=len(chunks),
             stored=size,
-            completion_rate=states.completion_rate(record.status, wanted, record.total_chunks, size, record.file_size),
+            completion_rate=states.completion_rate(
+                record.status, wanted, record.total_chunks, size, record.file_size
+            ),
             failed_merges=record.failed_merges,
             is_final=identity.protocol == TUS and is_final(record),
         )
@@ -80,9 +91,11 @@ def is_final(record: TaskRecord) -> bool:
 
 
 class TaskReading(NamedTuple):
-    """What was read of a task's folder. ``summary`` is None if no id leads to the folder.
+    """What was read of a task's folder. ``summary`` is None if no id leads to the
+    folder.
 
-    ``is_lasting``: the summary depends on nothing but what the folder contains, not on locks.
+    ``is_lasting``: the summary depends on nothing but what the folder contains, not on
+    locks.
     """
 
     summary: TaskSummary | None
@@ -92,38 +105,51 @@ class TaskReading(NamedTuple):
 def read_task(task: TaskFolder, *, is_locked: bool = False) -> TaskReading:
     """Read the summary of a task. Raises OSError.
 
-    Without the task's lock (``is_locked`` False) a task that is being merged is shown as such, although its process may
-    have been killed.
+    Without the task's lock (``is_locked`` False) a task that is being merged is shown
+    as such, although its process may have been killed.
     """
     identity = task.identity()
     if identity is None or not _leads_to(task, identity):
         return TaskReading(None)
     noted = load_record(task.folder)
     is_merging = noted is not None and noted.status == states.MERGING
-    record = noted if is_merging and noted is not None and not is_locked else task.effective(noted)
+    record = (
+        noted
+        if is_merging and noted is not None and not is_locked
+        else task.effective(noted)
+    )
     chunks = task.chunks_of(record)
     names = os.listdir(task.folder)
     summary = TaskSummary.of(identity, record, chunks)
-    has_bodies = any(name.startswith("patch") and name.endswith(".tmp") for name in names)
+    has_bodies = any(
+        name.startswith("patch") and name.endswith(".tmp") for name in names
+    )
     summary = replace(
         summary,
         used_at=max(record.updated_at, os.stat(task.folder).st_mtime),
         files=len(names),
-        is_unfinished=record.temporary is not None or _is_left(identity, record, summary.stored, has_bodies),
+        is_unfinished=record.temporary is not None
+        or _is_left(identity, record, summary.stored, has_bodies),
     )
     return TaskReading(summary, is_stable=not is_merging)
 
 
 def _leads_to(task: TaskFolder, identity: TaskIdentity) -> bool:
     try:
-        names = folder_name(identity.file_id), owner_folder_name(identity.file_id, identity.owner)
+        names = (
+            folder_name(identity.file_id),
+            owner_folder_name(identity.file_id, identity.owner),
+        )
     except UploadError:
         return False
     return task.folder.name in names
 
 
-def _is_left(identity: TaskIdentity, record: TaskRecord, stored: int, has_bodies: bool) -> bool:
-    """Return whether a tus upload needs a sweep: not merged though it is complete, or a process was killed at it."""
+def _is_left(
+    identity: TaskIdentity, record: TaskRecord, stored: int, has_bodies: bool
+) -> bool:
+    """Return whether a tus upload needs a sweep: not merged though it is complete, or a
+    process was killed at it."""
     if identity.protocol != TUS:
         return False
     if record.status == states.COMPLETED:

@@ -1,4 +1,5 @@
-"""Uploads that grow at their end: begun, appended to, and merged by themselves when they are whole."""
+"""Uploads that grow at their end: begun, appended to, and merged by themselves when
+they are whole."""
 
 from __future__ import annotations
 
@@ -48,10 +49,12 @@ _SHARED = "shared"  # in what is noted of an upload
 
 @dataclass(frozen=True)
 class TusUploadRequest:
-    """An upload that is to begin. ``length`` in bytes, None: said later; ``note`` is kept for the client.
+    """An upload that is to begin. ``length`` in bytes, None: said later; ``note`` is
+    kept for the client.
 
-    ``filename``: "" for the id of the upload. ``concat``: PARTIAL if it is only to be a part of others; a text that
-    begins with FINAL if it is made of them. ``is_shared``: everybody may read its file.
+    ``filename``: "" for the id of the upload. ``concat``: PARTIAL if it is only to be a
+    part of others; a text that begins with FINAL if it is made of them. ``is_shared``:
+    everybody may read its file.
     """
 
     owner: str | None
@@ -73,9 +76,11 @@ class TusUploadRequest:
 
 @dataclass(frozen=True)
 class TusUploadState:
-    """How far an upload is. ``length``: in bytes, -1 if it is not known; ``expires_at``: None when it is completed.
+    """How far an upload is. ``length``: in bytes, -1 if it is not known;
+    ``expires_at``: None when it is completed.
 
-    ``is_whole``: all bytes are there, and its file is yet to be made (``DiskTusUploads.finish``).
+    ``is_whole``: all bytes are there, and its file is yet to be made
+    (``DiskTusUploads.finish``).
     """
 
     offset: int
@@ -89,7 +94,13 @@ class TusUploadState:
 class DiskTusUploads:
     """The uploads of one store that grow. Immutable; all methods raise Refusal."""
 
-    def __init__(self, layout: StoreLayout, settings: UploadSettings, merger: Merger, quota: OwnerQuota) -> None:
+    def __init__(
+        self,
+        layout: StoreLayout,
+        settings: UploadSettings,
+        merger: Merger,
+        quota: OwnerQuota,
+    ) -> None:
         self._layout = layout
         self._settings = settings
         self._merger = merger
@@ -104,8 +115,11 @@ class DiskTusUploads:
         return file_id
 
     @contextmanager
-    def creating(self, wish: TusUploadRequest, parts: Sequence[str] = ()) -> Iterator[tuple[str, TaskFolder]]:
-        """Begin an upload; its id, and its task with the lock held. ``parts``: ids of what a final one is made of."""
+    def creating(
+        self, wish: TusUploadRequest, parts: Sequence[str] = ()
+    ) -> Iterator[tuple[str, TaskFolder]]:
+        """Begin an upload; its id, and its task with the lock held. ``parts``: ids of
+        what a final one is made of."""
         wish.check(self._settings)
         file_id = secrets.token_hex(16)
         tus: dict[str, Any] = {"note": wish.metadata, "concat": wish.concat}
@@ -115,28 +129,41 @@ class DiskTusUploads:
             tus[PARTS] = list(parts)
         if wish.filename and wish.concat != PARTIAL:
             with translate_os_errors("begin the upload"):
-                check_name_free(self._settings, split_folders(wish.relative_path), wish.filename)
+                check_name_free(
+                    self._settings, split_folders(wish.relative_path), wish.filename
+                )
         length = -1 if wish.length is None else wish.length
         with self._admitted(wish, length, parts), self._layout.lock_id(file_id) as task:
             check_capacity_for_task(self._settings, length)
             record = TaskRecord(
-                filename=wish.filename or file_id, relative_path=wish.relative_path, file_size=length, tus=tus
+                filename=wish.filename or file_id,
+                relative_path=wish.relative_path,
+                file_size=length,
+                tus=tus,
             )
-            self._layout.create_task(task, TaskIdentity(file_id, wish.owner, time.time(), TUS), record)
+            self._layout.create_task(
+                task, TaskIdentity(file_id, wish.owner, time.time(), TUS), record
+            )
             yield file_id, task
 
-    def _admitted(self, wish: TusUploadRequest, length: int, parts: Sequence[str]) -> AbstractContextManager[None]:
-        """The owner's turn to begin one more task; what is made of parts takes no more than they do."""
+    def _admitted(
+        self, wish: TusUploadRequest, length: int, parts: Sequence[str]
+    ) -> AbstractContextManager[None]:
+        """The owner's turn to begin one more task; what is made of parts takes no more
+        than they do."""
         wanted = new_task_request(self._settings, wish.owner, length, None)
         return nullcontext() if parts else self._quota.reserve(wanted)
 
     def recover(self, file_id: str, owner: str | None) -> TusUploadState:
-        """How far it is, with what is being received just now; 423 while it is merged, which may fail."""
+        """How far it is, with what is being received just now; 423 while it is merged,
+        which may fail."""
         with self._layout.lock_id(file_id) as task:
             record = self.unexpired_record(task, owner)
             if record.status == states.MERGING:
                 raise upload_locked()
-            has_bodies = record.status != states.COMPLETED and bool(append_files(task.folder))
+            has_bodies = record.status != states.COMPLETED and bool(
+                append_files(task.folder)
+            )
             hold = task.try_lock_append() if has_bodies else None
         if hold is not None:  # else nobody was killed
             try:
@@ -146,7 +173,8 @@ class DiskTusUploads:
         return self.state(file_id, owner)
 
     def recover_idle(self, file_id: str) -> None:
-        """Do for an upload that nobody has asked for in a while what the next one to ask would do."""
+        """Do for an upload that nobody has asked for in a while what the next one to
+        ask would do."""
         with self._layout.lock_id(file_id) as task:
             record = self.unexpired_record(task, None)
             was_tried = record.status not in (states.PENDING, states.UPLOADING)
@@ -156,13 +184,18 @@ class DiskTusUploads:
             self.finish(file_id, None)
 
     def state(self, file_id: str, owner: str | None) -> TusUploadState:
-        """How far it is, as it stands: what a killed writer left does not become a chunk for that."""
+        """How far it is, as it stands: what a killed writer left does not become a
+        chunk for that."""
         with self._layout.lock_id(file_id) as task:
             record = self.unexpired_record(task, owner)
             have = record.file_size
             if record.status != states.COMPLETED:
                 have = append_position(list_chunks(task.folder)).offset
-            coming = 0 if record.status == states.COMPLETED else received_size(task.folder, have)
+            coming = (
+                0
+                if record.status == states.COMPLETED
+                else received_size(task.folder, have)
+            )
             return TusUploadState(
                 have + coming,
                 record.file_size,
@@ -173,8 +206,13 @@ class DiskTusUploads:
             )
 
     def expires_at(self, record: TaskRecord) -> float | None:
-        """When an upload with this record goes, in seconds since the epoch; None for a completed one."""
-        return None if record.status == states.COMPLETED else record.updated_at + self._settings.task_expiry
+        """When an upload with this record goes, in seconds since the epoch; None for a
+        completed one."""
+        return (
+            None
+            if record.status == states.COMPLETED
+            else record.updated_at + self._settings.task_expiry
+        )
 
     @contextmanager
     def append(
@@ -187,9 +225,11 @@ class DiskTusUploads:
         length: int | None = None,
         is_checked: bool = False,
     ) -> Iterator[AppendSession]:
-        """Somewhere to write a body of ``size`` bytes (None: not known) to that begins at ``offset``.
+        """Somewhere to write a body of ``size`` bytes (None: not known) to that begins
+        at ``offset``.
 
-        ``length`` of the whole, where that was not known. Who appends meanwhile is asked to end; 423 if he does not.
+        ``length`` of the whole, where that was not known. Who appends meanwhile is
+        asked to end; 423 if he does not.
         """
         task, hold, held_since = self._hold_end(file_id, owner)
         try:
@@ -204,7 +244,14 @@ class DiskTusUploads:
                 self._check_length(record, length, at.offset)
                 reception = end.stage(task, offset, is_checked=is_checked)
             appending = AppendSession(
-                end, reception, hold, held_since, at, record, length=length, is_checked=is_checked
+                end,
+                reception,
+                hold,
+                held_since,
+                at,
+                record,
+                length=length,
+                is_checked=is_checked,
             )
         except BaseException:
             release(hold)
@@ -214,7 +261,8 @@ class DiskTusUploads:
             yield session
 
     def _hold_end(self, file_id: str, owner: str | None) -> tuple[TaskFolder, int, int]:
-        """An upload that can be appended to, the lock of its end, and the time of that: another one means go."""
+        """An upload that can be appended to, the lock of its end, and the time of that:
+        another one means go."""
         deadline, has_asked = time.monotonic() + LOCK_TIMEOUT_S, False
         while True:
             with self._layout.lock_id(file_id) as task:
@@ -230,11 +278,14 @@ class DiskTusUploads:
             time.sleep(_POLL_S)
 
     def finish(self, file_id: str, owner: str | None) -> MergeResult | None:
-        """Merge the upload if it is whole and no part of another one; None if it is not."""
+        """Merge the upload if it is whole and no part of another one; None if it is
+        not."""
         with self._layout.lock_id(file_id) as task:
             task.owned_identity(owner, TUS)
             record = task.record()
-            if record.status == states.MERGING:  # by another request, which may yet fail
+            if (
+                record.status == states.MERGING
+            ):  # by another request, which may yet fail
                 raise upload_locked()
             if not is_mergeable(record):
                 return None
@@ -244,7 +295,12 @@ class DiskTusUploads:
             if not at.chunks:
                 self._place_nothing(task)
         wish = MergeRequest(
-            file_id, record.filename, max(at.chunks, 1), owner, protocol=TUS, is_shared=record.tus.get(_SHARED) is True
+            file_id,
+            record.filename,
+            max(at.chunks, 1),
+            owner,
+            protocol=TUS,
+            is_shared=record.tus.get(_SHARED) is True,
         )
         try:
             return self._merger.merge(wish)
@@ -273,7 +329,9 @@ class DiskTusUploads:
     def _appendable(self, task: TaskFolder, owner: str | None) -> TaskRecord:
         record = self.unexpired_record(task, owner)
         if str(record.tus.get("concat", "")).startswith(FINAL):
-            raise UploadError(403, "final", "the upload is made of others: nothing can be added to it")
+            raise UploadError(
+                403, "final", "the upload is made of others: nothing can be added to it"
+            )
         if record.status == states.COMPLETED:
             raise AlreadyComplete(record.file_size)
         if record.status == states.MERGING:
@@ -282,9 +340,12 @@ class DiskTusUploads:
         return record
 
     def _check_chunks(self, task: TaskFolder, chunks: int) -> None:
-        """Raise Refusal (507) where an upload has the chunks that it counts for, and its owner may have no more."""
+        """Raise Refusal (507) where an upload has the chunks that it counts for, and
+        its owner may have no more."""
         if chunks and chunks % CHUNK_COUNT_STEP == 0:
-            self._quota.check(more_chunks_request(task.owned_identity(None).owner, CHUNK_COUNT_STEP))
+            self._quota.check(
+                more_chunks_request(task.owned_identity(None).owner, CHUNK_COUNT_STEP)
+            )
 
     def _check_length(self, record: TaskRecord, length: int | None, have: int) -> None:
         if length is None or length == record.file_size:
@@ -295,14 +356,19 @@ class DiskTusUploads:
 
 
 def _time_of(hold: int) -> int:
-    """Return the modification time of a lock file in nanoseconds. Raises OSError, after releasing the lock."""
+    """Return the modification time of a lock file in nanoseconds. Raises OSError, after
+    releasing the lock."""
     with released_on_error(hold):
         return os.fstat(hold).st_mtime_ns
 
 
 def is_mergeable(record: TaskRecord) -> bool:
     """Whether its file is to be made as soon as all bytes are there."""
-    return record.tus.get("concat") != PARTIAL and record.status in (states.UPLOADING, states.FAILED, states.PENDING)
+    return record.tus.get("concat") != PARTIAL and record.status in (
+        states.UPLOADING,
+        states.FAILED,
+        states.PENDING,
+    )
 
 
 def upload_locked() -> UploadError:

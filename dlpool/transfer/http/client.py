@@ -25,7 +25,12 @@ from dlpool.transfer.http.idle_connections import IdleCloser
 from dlpool.transfer.http.limits import HostHolds, NetworkMonitor, RateLimit
 from dlpool.transfer.http.policy import NetworkPolicy, origin
 from dlpool.transfer.http.response import StrictResponse
-from dlpool.transfer.http.urls import basic_auth, display_url, request_target, split_credentials
+from dlpool.transfer.http.urls import (
+    basic_auth,
+    display_url,
+    request_target,
+    split_credentials,
+)
 from dlpool.transfer.timer import TimerThread
 
 ENOUGH = 128 * 1024  # bytes that one read collects
@@ -35,7 +40,8 @@ MAX_HOSTS = 64  # whose idle connections are kept
 class HttpClient:
     """The connections of a process. Thread-safe; pass one to all downloads.
 
-    ``pool_size``: connections to one host that are kept for reuse. ``rate``: a limit of all downloads together.
+    ``pool_size``: connections to one host that are kept for reuse. ``rate``: a limit of
+    all downloads together.
     """
 
     def __init__(
@@ -48,9 +54,11 @@ class HttpClient:
         min_read_bytes: int = 0,
         max_idle_s: float | None = None,
     ) -> None:
-        """``collect``: the least that one read collects of what comes without delay, if more than usual.
+        """``collect``: the least that one read collects of what comes without delay, if
+        more than usual.
 
-        ``max_idle_s``: after which idle connections are closed, in seconds; by default ``MAX_IDLE_S``.
+        ``max_idle_s``: after which idle connections are closed, in seconds; by default
+        ``MAX_IDLE_S``.
         """
         self.settings = settings
         self.host_holds = host_holds
@@ -61,15 +69,20 @@ class HttpClient:
         self.session = requests.Session()
         self._idle_closer = IdleCloser(max_idle_s)
         self._adapter = _Adapter(settings, pool_size, self._idle_closer)
-        self._timeout = urllib3.Timeout(connect=settings.connect_timeout, read=settings.read_timeout)
+        self._timeout = urllib3.Timeout(
+            connect=settings.connect_timeout, read=settings.read_timeout
+        )
         self.session.mount("http://", self._adapter)
         self.session.mount("https://", self._adapter)
         self.timer = TimerThread()
-        self.reported_limits: set[str] = set()  # limits of this machine that were reported
+        self.reported_limits: set[str] = (
+            set()
+        )  # limits of this machine that were reported
         self._proxies: dict[tuple[str, str, int | None], Mapping[str, str]] = {}
 
     def proxies(self, url: str) -> Mapping[str, str]:
-        """The proxies for a URL, by scheme: the configured one, else the environment's."""
+        """The proxies for a URL, by scheme: the configured one, else the
+        environment's."""
         if self.settings.proxy:
             return {"http": self.settings.proxy, "https": self.settings.proxy}
         found = self._proxies.get(origin(url))
@@ -81,11 +94,17 @@ class HttpClient:
         return found
 
     def send(
-        self, method: str, url: str, headers: Mapping[str, str], body: OutgoingBody | None = None
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: OutgoingBody | None = None,
     ) -> StrictResponse:
-        """Send a request and return the answer with its body unread. Raises what requests and urllib3 raise.
+        """Send a request and return the answer with its body unread. Raises what
+        requests and urllib3 raise.
 
-        By requests' adapter and its pools, but past its ``send``, whose wrapping costs as much as a small file.
+        By requests' adapter and its pools, but past its ``send``, whose wrapping costs
+        as much as a small file.
         """
         pool, request = self._adapter.route(url, self.proxies(url))
         raw: Any = pool.urlopen(
@@ -103,7 +122,8 @@ class HttpClient:
         return cast(StrictResponse, raw)
 
     def check(self) -> None:
-        """Raise ConfigurationError now if the proxy or the certificates of the settings cannot be used."""
+        """Raise ConfigurationError now if the proxy or the certificates of the settings
+        cannot be used."""
         if self.settings.proxy:
             _check_proxy(self.settings.proxy)
         if self.settings.key and not self.settings.cert:
@@ -118,16 +138,20 @@ class HttpClient:
 
 
 class RequestTarget(NamedTuple):
-    """``route``: the URL by which urllib3 chooses tunnels; ``target``: the request target (RFC 9112, 3.2)."""
+    """``route``: the URL by which urllib3 chooses tunnels; ``target``: the request
+    target (RFC 9112, 3.2)."""
 
     route: str
     target: str
 
 
 class _Adapter(HTTPAdapter):
-    """requests' adapter over our connections, with one TLS context, loaded when the first https URL comes."""
+    """requests' adapter over our connections, with one TLS context, loaded when the
+    first https URL comes."""
 
-    def __init__(self, settings: NetworkSettings, pool_size: int, idle_closer: IdleCloser) -> None:
+    def __init__(
+        self, settings: NetworkSettings, pool_size: int, idle_closer: IdleCloser
+    ) -> None:
         self._settings = settings
         self._pool_classes = pool_classes(NetworkPolicy.of(settings), idle_closer)
         self._lock = threading.Lock()
@@ -135,43 +159,56 @@ class _Adapter(HTTPAdapter):
         self._pools: dict[tuple[str, str, int | None], urllib3.HTTPConnectionPool] = {}
         super().__init__(pool_connections=MAX_HOSTS, pool_maxsize=pool_size)
 
-    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any) -> None:
+    def init_poolmanager(
+        self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any
+    ) -> None:
         super().init_poolmanager(connections, maxsize, block, **pool_kwargs)
         self.poolmanager.pool_classes_by_scheme = self._pool_classes
 
     def close(self) -> None:
         super().close()
         pools, self._pools = self._pools, {}
-        for pool in pools.values():  # urllib3 closes only connections without references
+        for (
+            pool
+        ) in pools.values():  # urllib3 closes only connections without references
             pool.close()
 
     def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:
         if proxy.lower().startswith("https:") and proxy not in self.proxy_manager:
             # The client certificate and ``insecure`` apply to the origin only.
-            context = tls_context(replace(self._settings, cert=None, key=None, insecure=False))
+            context = tls_context(
+                replace(self._settings, cert=None, key=None, insecure=False)
+            )
             proxy_kwargs = {"proxy_ssl_context": context, **proxy_kwargs}
         manager = super().proxy_manager_for(proxy, **proxy_kwargs)
         manager.pool_classes_by_scheme = self._pool_classes
         return manager
 
     def proxy_headers(self, proxy: str) -> dict[str, str]:
-        """Return the credentials for a proxy, in UTF-8, with an empty password if it has none, as for a URL."""
+        """Return the credentials for a proxy, in UTF-8, with an empty password if it
+        has none, as for a URL."""
         user = split_credentials(f"{proxy.rstrip('/')}/")[1]
         return {} if user is None else {"Proxy-Authorization": basic_auth(*user)}
 
-    def route(self, url: str, proxies: Mapping[str, str]) -> tuple[urllib3.HTTPConnectionPool, RequestTarget]:
-        """Return the pool for the host of a URL, or for its proxy, and the request target."""
+    def route(
+        self, url: str, proxies: Mapping[str, str]
+    ) -> tuple[urllib3.HTTPConnectionPool, RequestTarget]:
+        """Return the pool for the host of a URL, or for its proxy, and the request
+        target."""
         prepared = requests.PreparedRequest()
         prepared.url = url
         if not proxies:
             return self._direct(prepared), RequestTarget("/", request_target(url))
-        pool = self.get_connection_with_tls_context(prepared, verify=True, proxies=dict(proxies))
+        pool = self.get_connection_with_tls_context(
+            prepared, verify=True, proxies=dict(proxies)
+        )
         if url.startswith("https:") or select_proxy(url, dict(proxies)) is None:
             return pool, RequestTarget("/", request_target(url))
         return pool, RequestTarget(url[: -len(request_target(url))] + "/", url)
 
     def _direct(self, request: requests.PreparedRequest) -> urllib3.HTTPConnectionPool:
-        """The pool of the request's own host. Looking one up costs urllib3 as much as all else that a request is."""
+        """The pool of the request's own host. Looking one up costs urllib3 as much as
+        all else that a request is."""
         key = origin(request.url or "")
         pool = self._pools.get(key)
         if pool is None or pool.pool is None:  # closed when many other hosts were asked
@@ -203,30 +240,45 @@ def _check_proxy(proxy: str) -> None:
     """Raise ConfigurationError for what is no proxy, without telling its password."""
     try:
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_usable = (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and parts.port != 0
+        )
     except ValueError:
         is_usable = False
     if not is_usable:
-        raise ConfigurationError(f"proxy {display_url(proxy)!r} is not the http or https URL of a proxy")
+        raise ConfigurationError(
+            f"proxy {display_url(proxy)!r} is not the http or https URL of a proxy"
+        )
 
 
 def tls_context(settings: NetworkSettings) -> ssl.SSLContext:
-    """A context that trusts the given CA bundle, else the system's, else requests' own.
+    """A context that trusts the given CA bundle, else the system's, else requests'
+    own.
 
-    It reports a connection that ends without close_notify, which Python ignores by default.
-    Raises ConfigurationError for files that cannot be used.
+    It reports a connection that ends without close_notify, which Python ignores by
+    default. Raises ConfigurationError for files that cannot be used.
     """
     try:
         context = ssl.create_default_context(cafile=settings.cacert)
     except OSError as error:
-        raise ConfigurationError(f"cacert {settings.cacert} cannot be used: {error}") from error
+        raise ConfigurationError(
+            f"cacert {settings.cacert} cannot be used: {error}"
+        ) from error
     context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     try:
         if settings.cert:
             context.load_cert_chain(settings.cert, settings.key)
     except OSError as error:
-        raise ConfigurationError(f"cert {settings.cert} (key {settings.key}) cannot be used: {error}") from error
-    if settings.cacert is None and not context.cert_store_stats()["x509_ca"] and not _has_ca_folder():
+        raise ConfigurationError(
+            f"cert {settings.cert} (key {settings.key}) cannot be used: {error}"
+        ) from error
+    if (
+        settings.cacert is None
+        and not context.cert_store_stats()["x509_ca"]
+        and not _has_ca_folder()
+    ):
         context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
     if settings.insecure:
         context.check_hostname = False
@@ -236,6 +288,7 @@ def tls_context(settings: NetworkSettings) -> ssl.SSLContext:
 
 
 def _has_ca_folder() -> bool:
-    """Whether OpenSSL finds CA certificates one by one, which a context does not count."""
+    """Whether OpenSSL finds CA certificates one by one, which a context does not
+    count."""
     folder = ssl.get_default_verify_paths().capath
     return bool(folder and Path(folder).is_dir() and any(Path(folder).iterdir()))

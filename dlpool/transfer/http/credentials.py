@@ -1,8 +1,10 @@
-"""User and password from a ``.netrc`` file, parsed as curl does; a malformed line is an error.
+"""User and password from a ``.netrc`` file, parsed as curl does; a malformed line is an
+error.
 
-The format is that of netrc(5): ``machine NAME`` or ``default``, each followed by ``login``, ``password`` and
-``account`` with a value; values may be quoted. ``macdef`` begins a macro that ends at an empty line. ``#`` begins a
-comment where a keyword is expected.
+The format is that of netrc(5): ``machine NAME`` or ``default``, each followed by
+``login``, ``password`` and ``account`` with a value; values may be quoted. ``macdef``
+begins a macro that ends at an empty line. ``#`` begins a comment where a keyword is
+expected.
 """
 
 from __future__ import annotations
@@ -17,7 +19,13 @@ from urllib.parse import urlsplit
 from dlpool.errors import ConfigurationError
 
 _NAMES = (".netrc", "_netrc")  # in the home folder, the first that exists
-_FIELDS = {"login": "login", "user": "login", "password": "password", "passwd": "password", "account": "account"}
+_FIELDS = {
+    "login": "login",
+    "user": "login",
+    "password": "password",
+    "passwd": "password",
+    "account": "account",
+}
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"(?=\s|$)')
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
 
@@ -39,43 +47,61 @@ class _BrokenLine(Exception):
 
 
 def netrc_user(url: str, login: str | None = None) -> tuple[str, str] | None:
-    """Return user and password for the host of ``url`` from ``$NETRC`` or ``~/.netrc``; None if it has none.
+    """Return user and password for the host of ``url`` from ``$NETRC`` or ``~/.netrc``;
+    None if it has none.
 
-    ``login``: only an entry of this user is used. A ``machine`` with the URL's port is preferred to one without.
-    Raises ConfigurationError, which names file and line, for a file that cannot be read or parsed.
+    ``login``: only an entry of this user is used. A ``machine`` with the URL's port is
+    preferred to one without. Raises ConfigurationError, which names file and line, for
+    a file that cannot be read or parsed.
     """
     try:
         path, text = _file()
         entries = parse_netrc(text)
     except _BrokenLine as error:
-        raise ConfigurationError(f"{path}, {error}: correct the line, or switch netrc off") from error
+        raise ConfigurationError(
+            f"{path}, {error}: correct the line, or switch netrc off"
+        ) from error
     parts = urlsplit(url)
     host = parts.hostname or ""
-    names = [f"{host}:{parts.port}", host, None] if parts.port is not None else [host, None]
+    names = (
+        [f"{host}:{parts.port}", host, None] if parts.port is not None else [host, None]
+    )
     for name in names:
         for entry in entries:
-            if entry.machine == name and login in (None, entry.login) and (entry.login or entry.password):
+            if (
+                entry.machine == name
+                and login in (None, entry.login)
+                and (entry.login or entry.password)
+            ):
                 return entry.login or "", entry.password or ""
     return None
 
 
 def _file() -> tuple[Path, str]:
-    """Return the path and the text of the file; the text is empty if the file does not exist."""
+    """Return the path and the text of the file; the text is empty if the file does not
+    exist."""
     given = os.environ.get("NETRC")
     names = [given] if given is not None else [f"~/{name}" for name in _NAMES]
     for name in names:
         try:
             path = Path(name).expanduser()
             return path, path.read_text("utf-8", "surrogateescape")
-        except (FileNotFoundError, NotADirectoryError, RuntimeError):  # RuntimeError: the home folder is unknown
+        except (
+            FileNotFoundError,
+            NotADirectoryError,
+            RuntimeError,
+        ):  # RuntimeError: the home folder is unknown
             continue
         except (OSError, ValueError) as error:
-            raise ConfigurationError(f"the netrc file {name} cannot be read: {error}") from error
+            raise ConfigurationError(
+                f"the netrc file {name} cannot be read: {error}"
+            ) from error
     return Path(names[0]), ""
 
 
 def parse_netrc(text: str) -> list[Entry]:
-    """Return the entries of a file, in its order. Raises _BrokenLine for a malformed line."""
+    """Return the entries of a file, in its order. Raises _BrokenLine for a malformed
+    line."""
     entries: list[Entry] = []
     fields: dict[str, str] = {}
     machine: str | None = None
@@ -84,14 +110,24 @@ def parse_netrc(text: str) -> list[Entry]:
     for word in map(str.lower, words):
         if word in ("machine", "default"):
             entries += [_entry(machine, fields)] if is_inside else []
-            machine, fields, is_inside = words.value(word).lower() if word == "machine" else None, {}, True
+            machine, fields, is_inside = (
+                words.value(word).lower() if word == "machine" else None,
+                {},
+                True,
+            )
         elif word == "macdef":
             words.skip_macro()
         elif word in _FIELDS and is_inside:
             fields[_FIELDS[word]] = words.value(word)
         else:
-            reason = "stands before any machine" if word in _FIELDS else "is not machine, default, login or password"
-            raise _BrokenLine(words.line, f"a word {reason}")  # without the word: it may be a part of a password
+            reason = (
+                "stands before any machine"
+                if word in _FIELDS
+                else "is not machine, default, login or password"
+            )
+            raise _BrokenLine(
+                words.line, f"a word {reason}"
+            )  # without the word: it may be a part of a password
     return entries + ([_entry(machine, fields)] if is_inside else [])
 
 
@@ -100,7 +136,8 @@ def _entry(machine: str | None, fields: Mapping[str, str]) -> Entry:
 
 
 class _Words:
-    """The words of a file, line by line; ``line`` is the number of the line read last."""
+    """The words of a file, line by line; ``line`` is the number of the line read
+    last."""
 
     def __init__(self, text: str) -> None:
         self.line = 0
@@ -115,16 +152,21 @@ class _Words:
                 yield word
 
     def value(self, keyword: str) -> str:
-        """Return the word after a keyword, on its line or a later one. Raises _BrokenLine if there is none."""
+        """Return the word after a keyword, on its line or a later one. Raises
+        _BrokenLine if there is none."""
         line = self.line
         self._rest = self._rest.lstrip()
         if quoted := _QUOTED.match(self._rest):
             self._rest = self._rest[quoted.end() :]
-            return re.sub(r"\\(.)", lambda found: _ESCAPES.get(found[1], found[1]), quoted[1])
+            return re.sub(
+                r"\\(.)", lambda found: _ESCAPES.get(found[1], found[1]), quoted[1]
+            )
         if self._rest.startswith('"'):
             raise _BrokenLine(line, f"the quoted value of {keyword} does not end")
         word = self._next()
-        if word is None or (self.line != line and word in {*_FIELDS, "machine", "default", "macdef"}):
+        if word is None or (
+            self.line != line and word in {*_FIELDS, "machine", "default", "macdef"}
+        ):
             raise _BrokenLine(line, f"{keyword} has no value")
         return word
 

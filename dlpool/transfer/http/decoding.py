@@ -1,8 +1,10 @@
-"""Content codings (RFC 9110 section 8.4.1): the decision whether to decode a body, and decoding while it is received.
+"""Content codings (RFC 9110 section 8.4.1): the decision whether to decode a body, and
+decoding while it is received.
 
-Every request asks for ``identity``. A server that applies a coding nevertheless does not send the bytes of the file; so
-a body that is received as one stream is decoded, in blocks, with bounded memory. If the name or the media type shows
-that the encoded file itself is meant, as with ``backup.tar.gz``, the body is kept.
+Every request asks for ``identity``. A server that applies a coding nevertheless does
+not send the bytes of the file; so a body that is received as one stream is decoded, in
+blocks, with bounded memory. If the name or the media type shows that the encoded file
+itself is meant, as with ``backup.tar.gz``, the body is kept.
 """
 
 from __future__ import annotations
@@ -72,34 +74,50 @@ class CodingAction(Enum):
 
 
 def codings(value: str | None) -> tuple[str, ...]:
-    """Return the codings that a ``Content-Encoding`` names, in the order in which they were applied."""
+    """Return the codings that a ``Content-Encoding`` names, in the order in which they
+    were applied."""
     names = (value or "").lower().split(",")
     known = (_ALIASES.get(name.strip(), name.strip()) for name in names)
     return tuple(name for name in known if name not in _NO_CODINGS)
 
 
-def coding_action(wish: str, resource: RemoteResource, urls: Iterable[str], file_name: str) -> CodingAction:
-    """Return how to store a body of ``resource``; ``wish`` is the value of the setting ``content_encoding``.
+def coding_action(
+    wish: str, resource: RemoteResource, urls: Iterable[str], file_name: str
+) -> CodingAction:
+    """Return how to store a body of ``resource``; ``wish`` is the value of the setting
+    ``content_encoding``.
 
-    ``urls``: the requested one and its redirects; ``file_name``: the name under which it is saved. Raises PolicyRefused
-    if the setting refuses encoded bodies, and ProtocolBroken for a coding that cannot be decoded.
+    ``urls``: the requested one and its redirects; ``file_name``: the name under which
+    it is saved. Raises PolicyRefused if the setting refuses encoded bodies, and
+    ProtocolBroken for a coding that cannot be decoded.
     """
     applied = codings(resource.content_encoding)
     if not applied or wish == "keep":
         return CodingAction.KEEP
-    said = f"the server sent the file encoded as {', '.join(applied)[:80]} although it was asked not to"
+    said = (
+        f"the server sent the file encoded as {', '.join(applied)[:80]} although it "
+        f"was asked not to"
+    )
     if wish == "refuse":
-        raise PolicyRefused(f"{said}: content_encoding = refuse forbids that, auto would decode it")
+        raise PolicyRefused(
+            f"{said}: content_encoding = refuse forbids that, auto would decode it"
+        )
     names = [unquote(urlsplit(url).path) for url in urls]
     if is_encoded_file(applied[-1], resource, [*names, file_name]):
         return CodingAction.KEEP
     if len(applied) > MAX_CODINGS or not all(name in _STAGES for name in applied):
-        raise ProtocolBroken(f"{said}, which dlpool cannot decode: content_encoding = keep stores it encoded")
+        raise ProtocolBroken(
+            f"{said}, which dlpool cannot decode: content_encoding = keep stores it "
+            f"encoded"
+        )
     return CodingAction.DECODE
 
 
-def is_encoded_file(coding: str, resource: RemoteResource, names: Iterable[str]) -> bool:
-    """Return whether the name or media type shows that the encoded file itself is meant."""
+def is_encoded_file(
+    coding: str, resource: RemoteResource, names: Iterable[str]
+) -> bool:
+    """Return whether the name or media type shows that the encoded file itself is
+    meant."""
     if resource.content_type in _TYPES.get(coding, ()):
         return True
     given = [*names, resource.server_name or ""]
@@ -113,7 +131,9 @@ class DecodedReply(Reply):
         """Wrap a reply for which ``treatment`` returned DECODE."""
         self.status, self.headers, self.url = reply.status, reply.headers, reply.url
         self._reply = reply
-        self._has_end = "Content-Length" in reply.headers or "Transfer-Encoding" in reply.headers
+        self._has_end = (
+            "Content-Length" in reply.headers or "Transfer-Encoding" in reply.headers
+        )
         self._block = memoryview(bytearray(BLOCK))
         read: Read = self._pull
         for name in reversed(codings(reply.headers.get("Content-Encoding"))):
@@ -123,7 +143,8 @@ class DecodedReply(Reply):
     def read(self, view: memoryview) -> int:
         """Fill ``view`` with decoded bytes; 0 at the end of the body.
 
-        Raises ShortBody if the encoded data ends early, BadAnswer if it is invalid, and the errors of ``Reply.read``.
+        Raises ShortBody if the encoded data ends early, BadAnswer if it is invalid, and
+        the errors of ``Reply.read``.
         """
         data = self._read(len(view))
         view[: len(data)] = data
@@ -142,7 +163,8 @@ class DecodedReply(Reply):
 
 
 def decode_reply(reply: Reply, answer: Answer) -> tuple[Reply, Answer]:
-    """Return the reply with its body decoded, and its answer without length, digest and ranges.
+    """Return the reply with its body decoded, and its answer without length, digest and
+    ranges.
 
     The server's values are those of the encoded body.
     """
@@ -154,7 +176,8 @@ Read = Callable[[int], bytes]  # (size) -> at most size bytes; none at the end
 
 
 class _Stage:
-    """Decodes the bytes that ``pull`` returns with zlib; holds at most one block of input and one of output."""
+    """Decodes the bytes that ``pull`` returns with zlib; holds at most one block of
+    input and one of output."""
 
     coding = ""
 
@@ -187,14 +210,22 @@ class _Stage:
         try:
             data = self._inflater.decompress(self._input, most)
         except zlib.error as error:
-            raise BadAnswer(f"the {self.coding} coding of the body is broken ({error})") from error
-        self._input = self._inflater.unused_data if self._inflater.eof else self._inflater.unconsumed_tail
+            raise BadAnswer(
+                f"the {self.coding} coding of the body is broken ({error})"
+            ) from error
+        self._input = (
+            self._inflater.unused_data
+            if self._inflater.eof
+            else self._inflater.unconsumed_tail
+        )
         self._may_hold_more = len(data) == most and not self._inflater.eof
         return data
 
     def _begin_again(self) -> None:
         """Handle bytes after the end of the encoded data. Raises BadAnswer."""
-        raise BadAnswer(f"the {self.coding} coding of the body ended, and more bytes followed")
+        raise BadAnswer(
+            f"the {self.coding} coding of the body ended, and more bytes followed"
+        )
 
     def _new_inflater(self) -> zlib._Decompress:
         raise NotImplementedError
@@ -213,7 +244,8 @@ class _Gzip(_Stage):
 
 
 class _Deflate(_Stage):
-    """deflate: the zlib format (RFC 1950), or the raw format that some servers send (RFC 1951)."""
+    """deflate: the zlib format (RFC 1950), or the raw format that some servers send
+    (RFC 1951)."""
 
     coding = "deflate"
 
@@ -227,8 +259,13 @@ class _Deflate(_Stage):
 
 
 def _is_zlib(data: bytes) -> bool:
-    """Return whether data begins with a header of the zlib format (RFC 1950 section 2.2), as far as it was received."""
-    return data[0] & 0x0F == 8 and data[0] >> 4 <= 7 and (len(data) < 2 or (data[0] << 8 | data[1]) % 31 == 0)
+    """Return whether data begins with a header of the zlib format (RFC 1950 section
+    2.2), as far as it was received."""
+    return (
+        data[0] & 0x0F == 8
+        and data[0] >> 4 <= 7
+        and (len(data) < 2 or (data[0] << 8 | data[1]) % 31 == 0)
+    )
 
 
 _STAGES: dict[str, type[_Stage]] = {"gzip": _Gzip, "deflate": _Deflate}

@@ -1,4 +1,5 @@
-"""The digests of a file that servers send in header fields, and which bytes each of them covers. Pure.
+"""The digests of a file that servers send in header fields, and which bytes each of
+them covers. Pure.
 
 =========================  ===========================================================================================
 field                      covers
@@ -24,8 +25,19 @@ from collections.abc import Iterable, Iterator, Mapping
 
 Digest = tuple[str, str]  # a name of hashlib, and the digest in hexadecimal digits
 
-_SIZES = {"sha512": 64, "sha256": 32, "sha1": 20, "md5": 16}  # bytes of a digest, strongest first
-_NAMES = {"sha-512": "sha512", "sha-256": "sha256", "sha": "sha1", "sha-1": "sha1", "md5": "md5"}
+_SIZES = {
+    "sha512": 64,
+    "sha256": 32,
+    "sha1": 20,
+    "md5": 16,
+}  # bytes of a digest, strongest first
+_NAMES = {
+    "sha-512": "sha512",
+    "sha-256": "sha256",
+    "sha": "sha1",
+    "sha-1": "sha1",
+    "md5": "md5",
+}
 _AMAZON = tuple((f"x-amz-checksum-{name}", name) for name in _SIZES)
 _FIELDS = {
     "repr-digest",
@@ -40,11 +52,14 @@ _MEMBER = re.compile(r"([a-z0-9-]+)=:([A-Za-z0-9+/=]*):")
 
 
 def file_digest(headers: Mapping[str, str], *, is_complete: bool) -> Digest | None:
-    """Return the strongest digest in the header fields that covers the complete file as it is sent.
+    """Return the strongest digest in the header fields that covers the complete file as
+    it is sent.
 
     ``is_whole``: the message has all bytes of the file. A malformed value is ignored.
     """
-    if _FIELDS.isdisjoint(map(str.lower, headers)):  # the usual case, and this runs for each response
+    if _FIELDS.isdisjoint(
+        map(str.lower, headers)
+    ):  # the usual case, and this runs for each response
         return None
     return strongest(_found(headers, is_whole=is_complete))
 
@@ -66,25 +81,32 @@ def strongest(digests: Iterable[Digest]) -> Digest | None:
     found: dict[str, str] = {}
     for algorithm, digest in digests:
         found.setdefault(algorithm, digest)
-    return next(((algorithm, found[algorithm]) for algorithm in _SIZES if algorithm in found), None)
+    return next(
+        ((algorithm, found[algorithm]) for algorithm in _SIZES if algorithm in found),
+        None,
+    )
 
 
 def structured(value: str | None) -> Iterator[Digest]:
-    """Yield the digests of a dictionary of byte sequences (RFC 9530): ``sha-256=:BASE64:, sha-512=:BASE64:``."""
+    """Yield the digests of a dictionary of byte sequences (RFC 9530):
+    ``sha-256=:BASE64:, sha-512=:BASE64:``."""
     for member in re.split(r"[\s,]", value or ""):
         if match := _MEMBER.match(member):
             yield from _single(_NAMES.get(match[1]), match[2])
 
 
 def _listed(value: str | None) -> Iterator[Digest]:
-    """Yield the digests of ``SHA-256=BASE64,MD5=BASE64``; names ignore case (RFC 3230 section 4.3.2)."""
+    """Yield the digests of ``SHA-256=BASE64,MD5=BASE64``; names ignore case (RFC 3230
+    section 4.3.2)."""
     for member in (value or "").split(","):
         name, _, text = member.strip().partition("=")
         yield from _single(_NAMES.get(name.strip().lower()), text)
 
 
 def _amazon(headers: Mapping[str, str]) -> Iterator[Digest]:
-    is_of_parts = (headers.get("x-amz-checksum-type") or "").strip().upper() == "COMPOSITE"
+    is_of_parts = (
+        headers.get("x-amz-checksum-type") or ""
+    ).strip().upper() == "COMPOSITE"
     if is_of_parts or headers.get("x-amz-mp-parts-count"):
         return
     for field, algorithm in _AMAZON:
@@ -104,7 +126,10 @@ def _single(algorithm: str | None, text: str | None) -> Iterator[Digest]:
 
 
 def _is_as_stored(headers: Mapping[str, str]) -> bool:
-    """Return whether Google Cloud Storage sent the stored bytes, without decompressing them ("transcoding")."""
-    stored = (headers.get("x-goog-stored-content-encoding") or "identity").strip().lower()
+    """Return whether Google Cloud Storage sent the stored bytes, without decompressing
+    them ("transcoding")."""
+    stored = (
+        (headers.get("x-goog-stored-content-encoding") or "identity").strip().lower()
+    )
     sent = (headers.get("Content-Encoding") or "identity").strip().lower()
     return stored == sent

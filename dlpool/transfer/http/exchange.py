@@ -1,7 +1,8 @@
 """One request and its answer, so that other threads can watch it and end it.
 
-A blocked read is ended with ``shutdown(2)`` on a duplicate of the connection's socket. Not with urllib3's
-``shutdown()``: on TLS that unwraps the connection first, and the next read returns ciphertext as body.
+A blocked read is ended with ``shutdown(2)`` on a duplicate of the connection's socket.
+Not with urllib3's ``shutdown()``: on TLS that unwraps the connection first, and the
+next read returns ciphertext as body.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ class ExchangeStats(NamedTuple):
 
 @dataclass(frozen=True)
 class OutgoingBody:
-    """What a request carries: ``size`` bytes in blocks, each sent before the next is asked for.
+    """What a request carries: ``size`` bytes in blocks, each sent before the next is
+    asked for.
 
-    ``timeout_s``: for how long nothing more of it may be sent. What ``blocks`` raises ends the request.
+    ``timeout_s``: for how long nothing more of it may be sent. What ``blocks`` raises
+    ends the request.
     """
 
     blocks: Iterable[bytes | memoryview]
@@ -41,8 +44,9 @@ class OutgoingBody:
 class SocketShutdown:
     """Ends whatever a thread waits for on a socket.
 
-    Held by the connection, and by the exchange that uses it: http.client closes a connection while its last body is
-    still being read. The lock guards that a closed descriptor is never used.
+    Held by the connection, and by the exchange that uses it: http.client closes a
+    connection while its last body is still being read. The lock guards that a closed
+    descriptor is never used.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -51,7 +55,8 @@ class SocketShutdown:
         self._socket: socket.socket | None = sock.dup()
 
     def shut_down(self) -> None:
-        """End connecting, the TLS handshake, reads and writes, in whichever thread they are."""
+        """End connecting, the TLS handshake, reads and writes, in whichever thread they
+        are."""
         with self._lock, suppress(OSError):
             if self._socket is not None:
                 self._socket.shutdown(socket.SHUT_RDWR)
@@ -71,14 +76,21 @@ class SocketShutdown:
 
 
 class Exchange:
-    """A request in flight. Entered by the thread that makes it; ``abort`` and the figures are for all others.
+    """A request in flight. Entered by the thread that makes it; ``abort`` and the
+    figures are for all others.
 
-    ``figures`` go on from ``before``, those of the exchange before this one: only the server's time counts, not ours
-    at the disk or in a rate limit. ``asked_at``: when the request had been sent, None while its body is.
-    The lock guards ``verdict`` and the breaker.
+    ``figures`` go on from ``before``, those of the exchange before this one: only the
+    server's time counts, not ours at the disk or in a rate limit. ``asked_at``: when
+    the request had been sent, None while its body is. The lock guards ``verdict`` and
+    the breaker.
     """
 
-    def __init__(self, clock: Callable[[], float], pause: Callable[[float], None], before: ExchangeStats) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        pause: Callable[[float], None],
+        before: ExchangeStats,
+    ) -> None:
         self.clock = clock
         self.sleep = pause
         self.sent_at: float | None = None
@@ -95,14 +107,18 @@ class Exchange:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         _running.exchange = None
         if error is not None:
             self.detach()
 
     def cancel(self, error: DlpoolError) -> None:
-        """Make the thread inside raise ``error`` as soon as it wakes; the first error stands."""
+        """Make the thread inside raise ``error`` as soon as it wakes; the first error
+        stands."""
         with self._lock:
             self.cancel_error = self.cancel_error or error
             breaker = self._breaker
@@ -118,7 +134,8 @@ class Exchange:
         self.check()
 
     def detach(self) -> None:
-        """The connection goes back to its pool: an abort that comes late must not hit its next user."""
+        """The connection goes back to its pool: an abort that comes late must not hit
+        its next user."""
         with self._lock:
             breaker, self._breaker = self._breaker, None
         if breaker is not None:
@@ -143,7 +160,10 @@ class Exchange:
     def stats(self) -> ExchangeStats:
         """Bytes and seconds so far, the present wait included."""
         since = self.reading_since
-        return ExchangeStats(self.received, self.read_s + (self.clock() - since if since is not None else 0.0))
+        return ExchangeStats(
+            self.received,
+            self.read_s + (self.clock() - since if since is not None else 0.0),
+        )
 
     @property
     def answer_s(self) -> float | None:

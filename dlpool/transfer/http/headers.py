@@ -1,4 +1,5 @@
-"""Parsers of the header fields that a download depends on. Pure; what cannot be parsed is ``None``."""
+"""Parsers of the header fields that a download depends on. Pure; what cannot be parsed
+is ``None``."""
 
 from __future__ import annotations
 
@@ -29,13 +30,15 @@ class ContentRange:
 
 
 _CONTENT_RANGE = re.compile(
-    rf"bytes[ \t]+(?:([0-9]{{1,{MAX_DIGITS}}})-([0-9]{{1,{MAX_DIGITS}}})|\*)/(?:([0-9]{{1,{MAX_DIGITS}}})|\*)",
+    rf"bytes[ "
+    rf"\t]+(?:([0-9]{{1,{MAX_DIGITS}}})-([0-9]{{1,{MAX_DIGITS}}})|\*)/(?:([0-9]{{1,{MAX_DIGITS}}})|\*)",
     re.IGNORECASE,
 )
 
 
 def content_range(value: str) -> ContentRange | None:
-    """Parse a ``Content-Range``; None if invalid, inverted, beyond its total, or not in bytes."""
+    """Parse a ``Content-Range``; None if invalid, inverted, beyond its total, or not in
+    bytes."""
     match = _CONTENT_RANGE.fullmatch(value.strip())
     if match is None:
         return None
@@ -48,7 +51,8 @@ def content_range(value: str) -> ContentRange | None:
 
 
 def content_length(value: str | None) -> int | None:
-    """Parse a ``Content-Length``; repeated equal values count once (RFC 9110 section 8.6).
+    """Parse a ``Content-Length``; repeated equal values count once (RFC 9110 section
+    8.6).
 
     Raises ValueError for different or malformed values.
     """
@@ -67,32 +71,41 @@ def http_date(value: str | None) -> datetime | None:
         return None
     try:
         moment = parsedate_to_datetime(value)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).astimezone(timezone.utc)
+        return (
+            moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+        ).astimezone(timezone.utc)
     except (TypeError, ValueError, IndexError, OverflowError):
         return None
 
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _HTTP_DATES = re.compile(
-    r"[A-Z][a-z]{2}, [0-9]{1,2} [A-Z][a-z]{2} [1-9][0-9]{3} [0-9]{2}:[0-9]{2}:[0-9]{2} (?:GMT|UTC|[+-]0000)"
+    r"[A-Z][a-z]{2}, [0-9]{1,2} [A-Z][a-z]{2} [1-9][0-9]{3} [0-9]{2}:[0-9]{2}:[0-9]{2} "
+    r"(?:GMT|UTC|[+-]0000)"
     r"|[A-Z][a-z]{5,8}, [0-9]{2}-[A-Z][a-z]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT"
     r"|[A-Z][a-z]{2} [A-Z][a-z]{2} [ 0-9][0-9] [0-9]{2}:[0-9]{2}:[0-9]{2} [1-9][0-9]{3}"
 )
 
 
 def exact_date(value: str | None) -> datetime | None:
-    """Parse an HTTP-date that has one of the three forms of RFC 9110 section 5.6.7, and no other; in UTC.
+    """Parse an HTTP-date that has one of the three forms of RFC 9110 section 5.6.7, and
+    no other; in UTC.
 
-    None for the year 1, too, which Go sends for a time that is not set and the parser of e-mail takes for 2001, and
-    where the day of the week is another.
+    None for the year 1, too, which Go sends for a time that is not set and the parser
+    of e-mail takes for 2001, and where the day of the week is another.
     """
     text = (value or "").strip()
     moment = http_date(text) if _HTTP_DATES.fullmatch(text) else None
-    return moment if moment is not None and text.startswith(_DAYS[moment.weekday()]) else None
+    return (
+        moment
+        if moment is not None and text.startswith(_DAYS[moment.weekday()])
+        else None
+    )
 
 
 def retry_after_s(value: str | None, now: datetime) -> float | None:
-    """Parse ``Retry-After`` (RFC 9110 section 10.2.3): seconds to wait from ``now``; a past date is 0."""
+    """Parse ``Retry-After`` (RFC 9110 section 10.2.3): seconds to wait from ``now``; a
+    past date is 0."""
     if not value:
         return None
     text = value.strip()
@@ -111,22 +124,28 @@ def strong_etag(value: str | None) -> str | None:
 
 
 def repr_digest(value: str | None) -> Digest | None:
-    """Parse ``Repr-Digest`` or ``Content-Digest`` (RFC 9530): the strongest digest, as (hashlib name, hex)."""
+    """Parse ``Repr-Digest`` or ``Content-Digest`` (RFC 9530): the strongest digest, as
+    (hashlib name, hex)."""
     return strongest(structured(value))
 
 
 def content_disposition_name(value: str | None) -> str | None:
-    """The file name of a ``Content-Disposition`` (RFC 6266), ``filename*`` (RFC 8187) before ``filename``.
+    """The file name of a ``Content-Disposition`` (RFC 6266), ``filename*`` (RFC 8187)
+    before ``filename``.
 
     The name is as the server sent it: make it safe before use.
     """
     if not value:
         return None
     parameters = _parameters(value)
-    return _extended_value(parameters.get("filename*")) or _plain_value(parameters.get("filename"))
+    return _extended_value(parameters.get("filename*")) or _plain_value(
+        parameters.get("filename")
+    )
 
 
-_PARAMETER = re.compile(r';\s*([A-Za-z0-9!#$&+.^_`|~*-]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;"]*)', re.DOTALL)
+_PARAMETER = re.compile(
+    r';\s*([A-Za-z0-9!#$&+.^_`|~*-]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;"]*)', re.DOTALL
+)
 
 
 def _parameters(value: str) -> Mapping[str, str]:

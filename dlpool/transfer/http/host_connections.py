@@ -1,4 +1,5 @@
-"""The connections to each host, where their number is found by trying: shared by all downloads of a process."""
+"""The connections to each host, where their number is found by trying: shared by all
+downloads of a process."""
 
 from __future__ import annotations
 
@@ -8,16 +9,20 @@ from dataclasses import dataclass
 
 from dlpool.transfer.aimd import Aimd, ControlParameters
 
-START = 4  # connections: the default of a fixed number, so that trying is never slower for long
+# connections: the default of a fixed number, so that trying is never slower for long
+START = 4
 TEMPO = ControlParameters(settle_s=0.25, measure_s=0.75, rest_s=5.0, most_rest_s=60.0)
 MEMORY_S = 600.0  # for how long a host is remembered that nobody asks
 
 
 def distribute(level: int, most: Sequence[int]) -> list[int]:
-    """``level`` connections dealt over downloads that can use so many each: evenly, and at least one to each."""
+    """``level`` connections dealt over downloads that can use so many each: evenly, and
+    at least one to each."""
     shares = [1] * len(most)
     spare = level - len(most)
-    while spare > 0 and (hungry := [index for index, share in enumerate(shares) if share < most[index]]):
+    while spare > 0 and (
+        hungry := [index for index, share in enumerate(shares) if share < most[index]]
+    ):
         for index in hungry[:spare]:
             shares[index] += 1
         spare -= len(hungry)
@@ -26,7 +31,8 @@ def distribute(level: int, most: Sequence[int]) -> list[int]:
 
 @dataclass(eq=False)
 class ShareMember:
-    """A download at a host: what it can use and has, what it has received and how many of its connections work."""
+    """A download at a host: what it can use and has, what it has received and how many
+    of its connections work."""
 
     most: int
     share: int = 1
@@ -48,13 +54,17 @@ class HostState:
         """Give each download its share of the level."""
         self._dealt = self.control.level
         for member, share in zip(
-            self.members, distribute(self._dealt, [one.most for one in self.members]), strict=True
+            self.members,
+            distribute(self._dealt, [one.most for one in self.members]),
+            strict=True,
         ):
             member.share = share
 
     def sample(self, now: float) -> None:
         """Take a sample, and deal anew where the level has changed."""
-        self.control.sample(now, self.received, sum(member.busy for member in self.members))
+        self.control.sample(
+            now, self.received, sum(member.busy for member in self.members)
+        )
         if self.control.level != self._dealt:
             self.distribute()
 
@@ -76,7 +86,8 @@ class ConnectionShare:
         return self._member.share
 
     def report(self, received: int, busy: int) -> str:
-        """Say what it has received in all (bytes), and how many connections work. Returns why it has its share."""
+        """Say what it has received in all (bytes), and how many connections work.
+        Returns why it has its share."""
         return self._shares.report(self, self._member, received, busy)
 
     def leave(self) -> None:
@@ -85,30 +96,43 @@ class ConnectionShare:
 
 
 class HostConnections:
-    """All hosts of a process. Thread-safe; the lock guards the table and everything in it."""
+    """All hosts of a process. Thread-safe; the lock guards the table and everything in
+    it."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._hosts: dict[str, HostState] = {}
-        self._admitted: dict[str, tuple[int, float]] = {}  # connections to one file, and the time of that observation
+        self._admitted: dict[
+            str, tuple[int, float]
+        ] = {}  # connections to one file, and the time of that observation
 
     def record_limit(self, host: str, connections: int) -> None:
-        """Remember for ``MEMORY_S`` that ``host`` refused more than this number of connections."""
+        """Remember for ``MEMORY_S`` that ``host`` refused more than this number of
+        connections."""
         with self._lock:
             now = self._clock()
-            self._admitted = {name: one for name, one in self._admitted.items() if now - one[1] < MEMORY_S}
-            self._admitted[host] = min(connections, self._admitted.get(host, (connections, now))[0]), now
+            self._admitted = {
+                name: one
+                for name, one in self._admitted.items()
+                if now - one[1] < MEMORY_S
+            }
+            self._admitted[host] = (
+                min(connections, self._admitted.get(host, (connections, now))[0]),
+                now,
+            )
 
     def raise_limit(self, host: str, connections: int) -> None:
-        """Raise the limit recorded by ``admits``: ``host`` sends a file over this number of connections."""
+        """Raise the limit recorded by ``admits``: ``host`` sends a file over this
+        number of connections."""
         with self._lock:
             known, at = self._admitted.get(host, (connections, 0.0))
             if known < connections:
                 self._admitted[host] = connections, at
 
     def max_connections(self, host: str, wanted: int) -> int:
-        """Return how many of ``wanted`` connections to a file ``host`` is known to admit."""
+        """Return how many of ``wanted`` connections to a file ``host`` is known to
+        admit."""
         known = self._admitted.get(host)
         if known is None or self._clock() - known[1] >= MEMORY_S:
             return wanted
@@ -121,7 +145,8 @@ class HostConnections:
             return min(most, known.control.level if known else START)
 
     def join(self, host: str, most: int, *, limit: int) -> ConnectionShare:
-        """One more download, that can use ``most`` connections; ``limit``: of all to this host, when it is new."""
+        """One more download, that can use ``most`` connections; ``limit``: of all to
+        this host, when it is new."""
         with self._lock:
             now = self._clock()
             self._forget(now)
@@ -145,7 +170,9 @@ class HostConnections:
             if (known := self._hosts.get(host)) is not None and known.members:
                 known.control.record_latency(self._clock(), seconds)
 
-    def report(self, share: ConnectionShare, member: ShareMember, received: int, busy: int) -> str:
+    def report(
+        self, share: ConnectionShare, member: ShareMember, received: int, busy: int
+    ) -> str:
         """See ``ConnectionShare.report``."""
         with self._lock:
             known = self._hosts[share.host]
@@ -165,5 +192,7 @@ class HostConnections:
     def _forget(self, now: float) -> None:
         """Hosts that nobody has asked for long."""
         self._hosts = {
-            name: host for name, host in self._hosts.items() if host.members or now - host.left_at < MEMORY_S
+            name: host
+            for name, host in self._hosts.items()
+            if host.members or now - host.left_at < MEMORY_S
         }

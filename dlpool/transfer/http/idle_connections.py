@@ -14,13 +14,16 @@ class IdlePool(Protocol):
     """Connections to one host."""
 
     def close_idle(self, max_idle_s: float) -> float | None:
-        """Close connections idle for ``max_idle_s``; return seconds until the next is due, None if none is idle."""
+        """Close connections idle for ``max_idle_s``; return seconds until the next is
+        due, None if none is idle."""
 
 
 class IdleCloser:
-    """A daemon thread that runs while a connection is idle. Thread-safe; the lock guards the pools and the thread.
+    """A daemon thread that runs while a connection is idle. Thread-safe; the lock
+    guards the pools and the thread.
 
-    ``max_idle_s``: how long a connection may be idle, in seconds; by default ``MAX_IDLE_S``.
+    ``max_idle_s``: how long a connection may be idle, in seconds; by default
+    ``MAX_IDLE_S``.
     """
 
     def __init__(self, max_idle_s: float | None = None) -> None:
@@ -49,10 +52,14 @@ class IdleCloser:
             self._woken.set()
 
     def _begin(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="dlpool-idle", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, name="dlpool-idle", daemon=True
+        )
         try:
             self._thread.start()
-        except RuntimeError:  # no thread can be started: the next request closes idle connections
+        except (
+            RuntimeError
+        ):  # no thread can be started: the next request closes idle connections
             self._thread = None
             self._pools.clear()
 
@@ -61,7 +68,11 @@ class IdleCloser:
         while True:
             self._woken.wait(wait_s)
             self._woken.clear()
-            waits = [pool_s for pool in self._taken() if (pool_s := self._close_idle(pool)) is not None]
+            waits = [
+                pool_s
+                for pool in self._taken()
+                if (pool_s := self._close_idle(pool)) is not None
+            ]
             with self._lock:
                 if not self._pools:
                     self._thread = None
@@ -69,7 +80,8 @@ class IdleCloser:
             wait_s = max(LEAST_WAIT_S, min(waits, default=self.max_idle_s))
 
     def _taken(self) -> list[IdlePool]:
-        """Remove all pools and return them; ``watch`` adds a pool again when a connection is returned to it."""
+        """Remove all pools and return them; ``watch`` adds a pool again when a
+        connection is returned to it."""
         with self._lock:
             pools = list(self._pools)
             self._pools.clear()

@@ -1,4 +1,5 @@
-"""Limits that several threads share: bytes a second, a host's Retry-After, and whether our network is there."""
+"""Limits that several threads share: bytes a second, a host's Retry-After, and whether
+our network is there."""
 
 from __future__ import annotations
 
@@ -33,12 +34,15 @@ class RateLimit:
             self._fill()
             if rate is None or self._rate is None:
                 self._level = 0.0
-            elif rate < self._rate:  # nobody waits longer for what was read at the old rate
+            elif (
+                rate < self._rate
+            ):  # nobody waits longer for what was read at the old rate
                 self._level *= rate / self._rate
             self._rate = rate
 
     def spend(self, size: int) -> float:
-        """Take ``size`` bytes out and return the seconds to wait before the next read; the level may go negative."""
+        """Take ``size`` bytes out and return the seconds to wait before the next read;
+        the level may go negative."""
         if self._rate is None:
             return 0.0
         with self._lock:
@@ -51,12 +55,15 @@ class RateLimit:
     def _fill(self) -> None:
         now = self._clock()
         if self._rate is not None:
-            self._level = min(self._rate * BURST_S, self._level + (now - self._at) * self._rate)
+            self._level = min(
+                self._rate * BURST_S, self._level + (now - self._at) * self._rate
+            )
         self._at = now
 
 
 class RateLimits:
-    """The buckets that a download's bytes are taken out of: its own, and one that it shares. Thread-safe."""
+    """The buckets that a download's bytes are taken out of: its own, and one that it
+    shares. Thread-safe."""
 
     def __init__(self, *limits: RateLimit) -> None:
         self._limits = limits
@@ -67,24 +74,32 @@ class RateLimits:
         return max(LEAST_READ, min(size, min(rates) // 10)) if rates else size
 
     def spend(self, size: int) -> float:
-        """Take ``size`` bytes out of each and return the seconds to wait before the next read."""
+        """Take ``size`` bytes out of each and return the seconds to wait before the
+        next read."""
         return max(limit.spend(size) for limit in self._limits)
 
 
 class HostHolds:
-    """When each host may be asked again, for all downloads of a process. Thread-safe; the lock guards the holds.
+    """When each host may be asked again, for all downloads of a process. Thread-safe;
+    the lock guards the holds.
 
-    ``tell`` is called with what a server has said, so that other processes may hold too.
+    ``tell`` is called with what a server has said, so that other processes may hold
+    too.
     """
 
-    def __init__(self, clock: Callable[[], float], notify: Callable[[str, float], object] = lambda *_: None) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        notify: Callable[[str, float], object] = lambda *_: None,
+    ) -> None:
         self._clock = clock
         self._tell = notify
         self._lock = threading.Lock()
         self._holds: dict[str, float] = {}
 
     def hold(self, host: str, seconds: float) -> None:
-        """The server said so: nobody asks ``host`` for that long; a longer hold that stands already stays."""
+        """The server said so: nobody asks ``host`` for that long; a longer hold that
+        stands already stays."""
         self.record(host, seconds)
         self._tell(host, seconds)
 
@@ -92,20 +107,28 @@ class HostHolds:
         """The same, heard from another process."""
         with self._lock:
             now = self._clock()
-            self._holds = {name: until for name, until in self._holds.items() if until > now}
+            self._holds = {
+                name: until for name, until in self._holds.items() if until > now
+            }
             self._holds[host] = max(self._holds.get(host, 0.0), now + seconds)
 
     def wait_s(self, host: str) -> float:
         """Seconds until ``host`` may be asked; 0 is now."""
-        until = self._holds.get(host)  # without the lock: ``learn`` replaces the table by one that has all valid holds
+        until = self._holds.get(
+            host
+            # without the lock: ``learn`` replaces the table by one that has all valid
+            # holds
+        )
         return 0.0 if until is None else max(0.0, until - self._clock())
 
 
 class NetworkMonitor:
-    """Tells "that server is away" from "our own network is away". Thread-safe; the lock guards the two tables.
+    """Tells "that server is away" from "our own network is away". Thread-safe; the lock
+    guards the two tables.
 
-    The network counts as away when two hosts or more cannot be resolved or reached and none has answered since, or
-    when a host that had answered this process can no longer be resolved or routed to.
+    The network counts as away when two hosts or more cannot be resolved or reached and
+    none has answered since, or when a host that had answered this process can no longer
+    be resolved or routed to.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -130,5 +153,9 @@ class NetworkMonitor:
     def is_away(self, host: str) -> bool:
         """Whether a failure to reach ``host`` should be put down to our own network."""
         with self._lock:
-            recent = {name for name, at in self._failed.items() if self._clock() - at < NETWORK_MEMORY_S}
+            recent = {
+                name
+                for name, at in self._failed.items()
+                if self._clock() - at < NETWORK_MEMORY_S
+            }
             return host in recent and (len(recent) > 1 or host in self._answered)

@@ -1,7 +1,7 @@
 """Families of media types, and the family that a URL's file name implies. Pure.
 
-Only its media type distinguishes a login page, a captive portal or an error document from the file, as servers send
-these with status 200 and with validators.
+Only its media type distinguishes a login page, a captive portal or an error document
+from the file, as servers send these with status 200 and with validators.
 """
 
 from __future__ import annotations
@@ -13,32 +13,44 @@ _DOCUMENTS = {"page", "json", "xml", "text"}  # families of error documents
 # File name extensions whose content is never an HTML page.
 _BINARY_NAMES = (
     # archives and compressed files
-    "7z ace ar arj br bz2 cab cpio gz lha lrz lz lz4 lzh lzma lzo rar sit sitx sz tar tbz tbz2 tgz tlz txz "
+    "7z ace ar arj br bz2 cab cpio gz lha lrz lz lz4 lzh lzma lzo rar sit sitx sz tar "
+    "tbz tbz2 tgz tlz txz "
     "tzst xz z zip zipx zst zstd",
     # packages, programs and their parts
-    "aab apk appimage appx appxbundle bin conda crx deb dll drpm dylib egg elf exe flatpak gem ipa jar jmod ko "
-    "msi msix msixbundle msp msu nupkg o pkg pyc rpm run snap so sys udeb vsix war wasm whl xpi",
+    "aab apk appimage appx appxbundle bin conda crx deb dll drpm dylib egg elf exe "
+    "flatpak gem ipa jar jmod ko "
+    "msi msix msixbundle msp msu nupkg o pkg pyc rpm run snap so sys udeb vsix war "
+    "wasm whl xpi",
     # disk images, firmware, virtual machines
-    "box dmg dsk efi fd hex img iso nrg ova ovf qcow qcow2 raw rom toast vdi vhd vhdx vmdk wim",
+    "box dmg dsk efi fd hex img iso nrg ova ovf qcow qcow2 raw rom toast vdi vhd vhdx "
+    "vmdk wim",
     # models and arrays of numbers
-    "arrow avro bag caffemodel ckpt ctranslate2 dat ddf feather fits fts gguf ggml h5 hdf hdf5 joblib keras "
-    "lmdb mat mlmodel msgpack nc nc4 npy npz onnx orc parquet pb pickle pkl pt pte pth rdata rds safetensors "
+    "arrow avro bag caffemodel ckpt ctranslate2 dat ddf feather fits fts gguf ggml h5 "
+    "hdf hdf5 joblib keras "
+    "lmdb mat mlmodel msgpack nc nc4 npy npz onnx orc parquet pb pickle pkl pt pte pth "
+    "rdata rds safetensors "
     "tfevents tflite tfrecord torchscript zarr",
     # databases, genomes, maps, meshes
-    "accdb bam bcf bcl blend bw cram db dcm dwg fbx fast5 fgb frm glb gpkg grb grb2 grib grib2 hic las laz ldb "
-    "mbtiles mdb mrc nd2 nii pbf pmtiles pod5 sav shp sqlite sqlite3 stl tbi twobit 2bit ply czi",
+    "accdb bam bcf bcl blend bw cram db dcm dwg fbx fast5 fgb frm glb gpkg grb grb2 "
+    "grib grib2 hic las laz ldb "
+    "mbtiles mdb mrc nd2 nii pbf pmtiles pod5 sav shp sqlite sqlite3 stl tbi twobit "
+    "2bit ply czi",
     # documents
     "doc docx epub mobi azw azw3 odg odp ods odt pdf ppt pptx ps xls xlsb xlsx djvu",
     # images
-    "avif bmp cr2 cr3 dng exr gif heic heif ico icns j2k jp2 jpe jpeg jpg jxl nef orf png pnm ppm psd tga tif "
+    "avif bmp cr2 cr3 dng exr gif heic heif ico icns j2k jp2 jpe jpeg jpg jxl nef orf "
+    "png pnm ppm psd tga tif "
     "tiff webp xcf",
     # sound and film
-    "3gp aac ac3 aif aiff alac amr ape asf avi caf dts f4v flac flv m2ts m4a m4b m4s m4v mid midi mka mkv mov "
+    "3gp aac ac3 aif aiff alac amr ape asf avi caf dts f4v flac flv m2ts m4a m4b m4s "
+    "m4v mid midi mka mkv mov "
     "mp2 mp3 mp4 mpeg mpg mxf oga ogg ogv opus ra rm swf vob wav webm wma wmv",
     # fonts, keys
     "eot otf ttc ttf woff woff2 der p12 pfx gpg sig",
 )
-_BINARY_EXTENSIONS = frozenset(name for names in _BINARY_NAMES for name in names.split())
+_BINARY_EXTENSIONS = frozenset(
+    name for names in _BINARY_NAMES for name in names.split()
+)
 
 
 def is_page(content_type: str | None) -> bool:
@@ -47,16 +59,21 @@ def is_page(content_type: str | None) -> bool:
 
 
 def is_same_family(one: str | None, other: str | None) -> bool:
-    """Return whether two media types, lower case and without parameters, may be of two versions of one file.
+    """Return whether two media types, lower case and without parameters, may be of two
+    versions of one file.
 
-    A missing type matches any (RFC 9110 section 8.3) except those of error documents: HTML, JSON, XML or plain text.
+    A missing type matches any (RFC 9110 section 8.3) except those of error documents:
+    HTML, JSON, XML or plain text.
     """
     first, second = _family(one), _family(other)
-    return first == second or (None in (one, other) and not {first, second} & _DOCUMENTS)
+    return first == second or (
+        None in (one, other) and not {first, second} & _DOCUMENTS
+    )
 
 
 def names_binary(url: str) -> bool:
-    """Return whether the last segment of the URL's path has the file name extension of a binary file."""
+    """Return whether the last segment of the URL's path has the file name extension of
+    a binary file."""
     name = unquote(urlsplit(url).path).rpartition("/")[2].lower()
     return "." in name and name.rpartition(".")[2] in _BINARY_EXTENSIONS
 

@@ -1,4 +1,5 @@
-"""The errors of requests, urllib3, http.client, ssl and sockets, translated once into ours. Pure."""
+"""The errors of requests, urllib3, http.client, ssl and sockets, translated once into
+ours. Pure."""
 
 from __future__ import annotations
 
@@ -23,11 +24,13 @@ from dlpool.errors import (
 )
 
 
-def network_error(error: Exception, is_reused: bool = False, *, is_answered: bool = False) -> DlpoolError:
+def network_error(
+    error: Exception, is_reused: bool = False, *, is_answered: bool = False
+) -> DlpoolError:
     """Our error for a foreign one.
 
-    ``is_reused``: the connection had served an earlier request. ``is_answered``: the body had begun, so that no
-    failure can be the handshake's.
+    ``is_reused``: the connection had served an earlier request. ``is_answered``: the
+    body had begun, so that no failure can be the handshake's.
     """
     causes = list(_causes(error))
     for cause in causes:
@@ -44,7 +47,9 @@ def _certain(cause: BaseException) -> DlpoolError | None:
     if isinstance(cause, DlpoolError):
         return cause
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return TlsFailed(f"the server's certificate was refused: {cause.verify_message or cause}")
+        return TlsFailed(
+            f"the server's certificate was refused: {cause.verify_message or cause}"
+        )
     if isinstance(cause, OSError) and str(cause).startswith("Tunnel connection failed"):
         return _tunnel_error(str(cause))
     return None
@@ -52,22 +57,44 @@ def _certain(cause: BaseException) -> DlpoolError | None:
 
 def _broken(cause: BaseException, is_reused: bool, is_answered: bool) -> DlpoolError:
     if is_answered and isinstance(cause, ssl.SSLEOFError):
-        return ShortBody("the TLS connection ended without close_notify, so the body may have been cut")
-    return ConnectionBroken(f"the connection broke ({cause})", is_stale=is_reused and not is_answered)
+        return ShortBody(
+            "the TLS connection ended without close_notify, so the body may have been "
+            "cut"
+        )
+    return ConnectionBroken(
+        f"the connection broke ({cause})", is_stale=is_reused and not is_answered
+    )
 
 
 def _tls(cause: BaseException, _is_reused: bool, is_answered: bool) -> DlpoolError:
     reason = getattr(cause, "reason", None) or cause
-    return ConnectionBroken(f"TLS broke ({reason})") if is_answered else TlsFailed(f"TLS failed ({reason})")
+    return (
+        ConnectionBroken(f"TLS broke ({reason})")
+        if is_answered
+        else TlsFailed(f"TLS failed ({reason})")
+    )
 
 
-def _malformed(cause: BaseException, _is_reused: bool, _is_answered: bool) -> DlpoolError:
-    return BadAnswer(f"the server's answer is malformed ({str(cause)[:200] or type(cause).__name__})")
+def _malformed(
+    cause: BaseException, _is_reused: bool, _is_answered: bool
+) -> DlpoolError:
+    return BadAnswer(
+        f"the server's answer is malformed ({str(cause)[:200] or type(cause).__name__})"
+    )
 
 
 # Looked through in this order; the first whose kind is anywhere among the causes tells.
-_RULES: tuple[tuple[tuple[type[BaseException], ...], Callable[[BaseException, bool, bool], DlpoolError]], ...] = (
-    ((exceptions.LocationValueError,), lambda cause, *_: UsageError(f"the URL cannot be used: {cause}")),
+_RULES: tuple[
+    tuple[
+        tuple[type[BaseException], ...],
+        Callable[[BaseException, bool, bool], DlpoolError],
+    ],
+    ...,
+] = (
+    (
+        (exceptions.LocationValueError,),
+        lambda cause, *_: UsageError(f"the URL cannot be used: {cause}"),
+    ),
     (
         (TimeoutError, exceptions.TimeoutError),
         lambda *_: TimedOut("the server sent nothing for longer than the read timeout"),
@@ -76,7 +103,15 @@ _RULES: tuple[tuple[tuple[type[BaseException], ...], Callable[[BaseException, bo
         (http.client.IncompleteRead, exceptions.IncompleteRead),
         lambda *_: ShortBody("the connection ended before the body did"),
     ),
-    ((ConnectionError, http.client.RemoteDisconnected, ssl.SSLEOFError, ssl.SSLZeroReturnError), _broken),
+    (
+        (
+            ConnectionError,
+            http.client.RemoteDisconnected,
+            ssl.SSLEOFError,
+            ssl.SSLZeroReturnError,
+        ),
+        _broken,
+    ),
     ((ssl.SSLError,), _tls),
     ((http.client.HTTPException, exceptions.InvalidHeader, ValueError), _malformed),
 )
@@ -92,7 +127,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(cause))
         yield cause
-        wrapped = [getattr(cause, "reason", None), getattr(cause, "original_error", None), *cause.args]
+        wrapped = [
+            getattr(cause, "reason", None),
+            getattr(cause, "original_error", None),
+            *cause.args,
+        ]
         pending += [item for item in wrapped if isinstance(item, BaseException)]
         pending += [cause.__cause__, cause.__context__]
 
@@ -103,4 +142,8 @@ def _tunnel_error(message: str) -> DlpoolError:
     said = f"the proxy answered {status} to CONNECT"
     if status in (401, 403, 407):
         return AccessDenied(said)
-    return ServerTrouble(said, is_away=status in (502, 503, 504)) if status >= 500 else HttpRefused(said)
+    return (
+        ServerTrouble(said, is_away=status in (502, 503, 504))
+        if status >= 500
+        else HttpRefused(said)
+    )

@@ -1,7 +1,8 @@
 """Which addresses may be connected to, and which headers may go where. Pure.
 
-The networks are listed here, as in the IANA registries of special-purpose addresses (RFC 6890): what Python's
-``ipaddress`` calls global differs from version to version, and it does not see that an IPv6 address stands for IPv4.
+The networks are listed here, as in the IANA registries of special-purpose addresses
+(RFC 6890): what Python's ``ipaddress`` calls global differs from version to version,
+and it does not see that an IPv6 address stands for IPv4.
 """
 
 from __future__ import annotations
@@ -19,20 +20,27 @@ from dlpool.errors import PolicyRefused
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# Services that give credentials to every client inside a cloud, and link-local addresses, where most of them are.
+# Services that give credentials to every client inside a cloud, and link-local
+# addresses, where most of them are.
 _METADATA = parse_networks(
-    "100.100.100.200, 168.63.129.16, 192.0.0.192, fd00:ec2::/32, fd20:ce::/64, fd00:42::/32, fd00:c1::/32, "
+    "100.100.100.200, 168.63.129.16, 192.0.0.192, fd00:ec2::/32, fd20:ce::/64, "
+    "fd00:42::/32, fd00:c1::/32, "
     "fd00:a9fe:a9fe::/48, 169.254.0.0/16, fe80::/10"
 )
 _NOT_PUBLIC_V4 = parse_networks(
-    "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.0.0.0/24, 192.0.2.0/24, "
-    "192.88.99.0/24, 192.168.0.0/16, 198.18.0.0/15, 198.51.100.0/24, 203.0.113.0/24, 224.0.0.0/4, 240.0.0.0/4"
+    "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, "
+    "192.0.0.0/24, 192.0.2.0/24, "
+    "192.88.99.0/24, 192.168.0.0/16, 198.18.0.0/15, 198.51.100.0/24, 203.0.113.0/24, "
+    "224.0.0.0/4, 240.0.0.0/4"
 )
-_PUBLIC_V6 = ipaddress.IPv6Network("2000::/3")  # all that has been assigned as global unicast
+_PUBLIC_V6 = ipaddress.IPv6Network(
+    "2000::/3"
+)  # all that has been assigned as global unicast
 _NOT_PUBLIC_V6 = parse_networks("2001::/23, 2001:db8::/32, 3fff::/20")
 
-# IPv6 networks whose addresses stand for IPv4 ones, and the number of bits behind those: IPv4-compatible and mapped
-# (RFC 4291), translated (RFC 2765), NAT64 (RFC 6052), 6to4 (RFC 3056).
+# IPv6 networks whose addresses stand for IPv4 ones, and the number of bits behind
+# those: IPv4-compatible and mapped (RFC 4291), translated (RFC 2765), NAT64 (RFC 6052),
+# 6to4 (RFC 3056).
 _CARRIERS = tuple(
     (ipaddress.IPv6Network(text), shift)
     for text, shift in (
@@ -45,7 +53,10 @@ _CARRIERS = tuple(
 )
 _TEREDO = ipaddress.IPv6Network("2001::/32")  # RFC 4380
 _LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")  # RFC 8215
-_ISATAP, _ISATAP_MASK = 0x00005EFE, 0xFDFFFFFF  # RFC 5214: the upper half of an interface id, but for its universal bit
+_ISATAP, _ISATAP_MASK = (
+    0x00005EFE,
+    0xFDFFFFFF,
+)  # RFC 5214: the upper half of an interface id, but for its universal bit
 
 # Of the headers that a user adds, only these follow a redirect to another origin.
 _HARMLESS = {"accept", "accept-language", "cache-control", "pragma", "user-agent"}
@@ -53,7 +64,8 @@ _HARMLESS = {"accept", "accept-language", "cache-control", "pragma", "user-agent
 
 @dataclass(frozen=True)
 class NetworkPolicy:
-    """``name``: ``any``, ``no-metadata`` or ``public-only``; ``allow``: networks that may be connected to besides."""
+    """``name``: ``any``, ``no-metadata`` or ``public-only``; ``allow``: networks that
+    may be connected to besides."""
 
     name: str
     allow: tuple[Network, ...] = ()
@@ -64,33 +76,47 @@ class NetworkPolicy:
         return _policy(settings.network, settings.network_allow)
 
     def check(self, text: str) -> None:
-        """Raise PolicyRefused for an address that may not be connected to, ValueError for text that is no address."""
+        """Raise PolicyRefused for an address that may not be connected to, ValueError
+        for text that is no address."""
         address = ipaddress.ip_address(text.partition("%")[0])
         if self.name == "any":
             return
         judged = tuple(_judged(address))
-        if any(_special(one) and not self._allows(one) for one in (*judged, *_hidden(address))):
+        if any(
+            _special(one) and not self._allows(one)
+            for one in (*judged, *_hidden(address))
+        ):
             raise PolicyRefused(
-                f"{text} is a link-local or cloud metadata address, which network = {self.name} refuses"
+                f"{text} is a link-local or cloud metadata address, which network = "
+                f"{self.name} refuses"
             )
-        if self.name == "public-only" and not all(_is_public(one) or self._allows(one) for one in judged):
+        if self.name == "public-only" and not all(
+            _is_public(one) or self._allows(one) for one in judged
+        ):
             raise PolicyRefused(
-                f"{text} is not a public address, and network = public-only: name its network in network_allow "
+                f"{text} is not a public address, and network = public-only: name its "
+                f"network in network_allow "
                 "if it may be connected to"
             )
 
     def _allows(self, address: Address) -> bool:
-        """Whether a network in ``allow`` names it: a metadata address only one that holds nothing but such ones."""
+        """Whether a network in ``allow`` names it: a metadata address only one that
+        holds nothing but such ones."""
         named = [network for network in self.allow if address in network]
         special = _special(address)
-        return bool(named) if special is None else any(_is_within(one, special) for one in named)
+        return (
+            bool(named)
+            if special is None
+            else any(_is_within(one, special) for one in named)
+        )
 
 
 ANY_NETWORK = NetworkPolicy("any")
 
 
 def check_address(text: str, policy: str, allow: tuple[Network, ...] = ()) -> None:
-    """Raise PolicyRefused if the network policy forbids this address, ValueError for text that is no address."""
+    """Raise PolicyRefused if the network policy forbids this address, ValueError for
+    text that is no address."""
     NetworkPolicy(policy, allow).check(text)
 
 
@@ -101,20 +127,29 @@ def _policy(name: str, allow: str | None) -> NetworkPolicy:
 
 @lru_cache(maxsize=256)
 def origin(url: str) -> tuple[str, str, int | None]:
-    """Scheme, host and port of a URL (RFC 6454), with the scheme's default port filled in."""
+    """Scheme, host and port of a URL (RFC 6454), with the scheme's default port filled
+    in."""
     parts = urlsplit(url)
-    return parts.scheme, (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return (
+        parts.scheme,
+        (parts.hostname or "").lower(),
+        parts.port or {"http": 80, "https": 443}.get(parts.scheme),
+    )
 
 
-def headers_for_origin(url: str, first_url: str, headers: Mapping[str, str]) -> dict[str, str]:
-    """The user's headers that may be sent to ``url``: all to the origin they were meant for, else harmless ones."""
+def headers_for_origin(
+    url: str, first_url: str, headers: Mapping[str, str]
+) -> dict[str, str]:
+    """The user's headers that may be sent to ``url``: all to the origin they were meant
+    for, else harmless ones."""
     if origin(url) == origin(first_url):
         return dict(headers)
     return {name: value for name, value in headers.items() if name.lower() in _HARMLESS}
 
 
 def _judged(address: Address) -> Iterator[Address]:
-    """Yield where the packets go: to the address, or to the IPv4 one that it stands for; with ISATAP to both."""
+    """Yield where the packets go: to the address, or to the IPv4 one that it stands
+    for; with ISATAP to both."""
     if isinstance(address, ipaddress.IPv6Address):
         number = int(address)
         for network, shift in _CARRIERS:
@@ -127,14 +162,19 @@ def _judged(address: Address) -> Iterator[Address]:
 
 
 def _hidden(address: Address) -> Iterator[Address]:
-    """Yield the IPv4 addresses that may be meant by an address which is not public itself."""
+    """Yield the IPv4 addresses that may be meant by an address which is not public
+    itself."""
     if not isinstance(address, ipaddress.IPv6Address):
         return
     number = int(address)
     if address in _TEREDO:  # the server, and the client behind its NAT
         yield _v4(number >> 64)
         yield _v4(~number)
-    elif address in _LOCAL_NAT64:  # RFC 6052 section 2.2: prefixes of 96, 64, 56 and 48 bits, around the bits 64 to 71
+    elif (
+        address in _LOCAL_NAT64
+        # RFC 6052 section 2.2: prefixes of 96, 64, 56 and 48 bits, around the bits 64
+        # to 71
+    ):
         yield _v4(number)
         yield _v4(number >> 24)
         yield _v4((number >> 64 & 0xFF) << 24 | number >> 32 & 0xFFFFFF)
@@ -146,14 +186,17 @@ def _v4(number: int) -> ipaddress.IPv4Address:
 
 
 def _special(address: Address) -> Network | None:
-    """Return the network of metadata services, or of link-local addresses, that it is in."""
+    """Return the network of metadata services, or of link-local addresses, that it is
+    in."""
     return next((network for network in _METADATA if address in network), None)
 
 
 def _is_public(address: Address) -> bool:
     if isinstance(address, ipaddress.IPv4Address):
         return not any(address in network for network in _NOT_PUBLIC_V4)
-    return address in _PUBLIC_V6 and not any(address in network for network in _NOT_PUBLIC_V6)
+    return address in _PUBLIC_V6 and not any(
+        address in network for network in _NOT_PUBLIC_V6
+    )
 
 
 def _is_within(network: Network, outer: Network) -> bool:

@@ -9,11 +9,18 @@ from datetime import datetime, timedelta, timezone
 from enum import Enum
 
 from dlpool.transfer.http.digests import file_digest
-from dlpool.transfer.http.headers import content_disposition_name, exact_date, http_date, strong_etag
+from dlpool.transfer.http.headers import (
+    content_disposition_name,
+    exact_date,
+    http_date,
+    strong_etag,
+)
 
-# RFC 9110 section 8.8.2.2: a file may change twice within the resolution of its date, or be dated by another clock.
+# RFC 9110 section 8.8.2.2: a file may change twice within the resolution of its date,
+# or be dated by another clock.
 MIN_DATE_AGE = timedelta(seconds=60)
-# Build systems and archives set a constant date from before HTTP: it is the same in all versions.
+# Build systems and archives set a constant date from before HTTP: it is the same in all
+# versions.
 FIRST_DATE = datetime(1990, 1, 1, tzinfo=timezone.utc)
 
 
@@ -27,9 +34,11 @@ class ValidatorMatch(Enum):
 
 @dataclass(frozen=True)
 class RemoteResource:
-    """One version of a remote file as an answer described it. ``size`` in bytes; None means unknown.
+    """One version of a remote file as an answer described it. ``size`` in bytes; None
+    means unknown.
 
-    ``host``: host and port that answered, after redirects. ``seen_at``: by our clock, when it answered.
+    ``host``: host and port that answered, after redirects. ``seen_at``: by our clock,
+    when it answered.
     """
 
     size: int | None = None
@@ -54,9 +63,11 @@ class RemoteResource:
         host: str | None = None,
         seen_at: datetime | None = None,
     ) -> RemoteResource:
-        """Read the representation's metadata (RFC 9110 section 8) of an answer whose total ``size`` is known.
+        """Read the representation's metadata (RFC 9110 section 8) of an answer whose
+        total ``size`` is known.
 
-        ``is_whole``: the answer has all bytes of the file, so that a digest of its content is one of the file.
+        ``is_whole``: the answer has all bytes of the file, so that a digest of its
+        content is one of the file.
         """
         return cls(
             size=size,
@@ -67,23 +78,27 @@ class RemoteResource:
             content_encoding=_encoding(headers.get("Content-Encoding")),
             server_name=content_disposition_name(headers.get("Content-Disposition")),
             digest=file_digest(headers, is_complete=is_complete),
-            refuses_ranges=(headers.get("Accept-Ranges") or "").strip().lower() == "none",
+            refuses_ranges=(headers.get("Accept-Ranges") or "").strip().lower()
+            == "none",
             host=host,
             seen_at=seen_at,
         )
 
     @property
     def strong_etag(self) -> str | None:
-        """The entity tag, if byte ranges may be joined by it; an empty one is of a server that has none."""
+        """The entity tag, if byte ranges may be joined by it; an empty one is of a
+        server that has none."""
         tag = strong_etag(self.etag)
         return tag if tag != '""' else None
 
     @property
     def has_settled_date(self) -> bool:
-        """True if the modification date is valid and so old that no second version can have it.
+        """True if the modification date is valid and so old that no second version can
+        have it.
 
-        That is at least 60 s before the answer's ``Date`` (RFC 9110 section 8.8.2.2), and before now. Any other date
-        may contradict, as another one is another version, but proves nothing.
+        That is at least 60 s before the answer's ``Date`` (RFC 9110 section 8.8.2.2),
+        and before now. Any other date may contradict, as another one is another
+        version, but proves nothing.
         """
         modified, sent = exact_date(self.last_modified), http_date(self.date)
         if modified is None or sent is None:
@@ -98,7 +113,8 @@ class RemoteResource:
 
     @property
     def if_range(self) -> str | None:
-        """The validator for ``If-Range`` (RFC 9110 section 13.1.5): never a weak one."""
+        """The validator for ``If-Range`` (RFC 9110 section 13.1.5): never a weak
+        one."""
         if self.etag is not None:
             return self.strong_etag
         modified, sent = exact_date(self.last_modified), http_date(self.date)
@@ -106,42 +122,64 @@ class RemoteResource:
             return None
         return self.last_modified
 
-    def compare(self, other: RemoteResource, *, is_confirmed: bool = False) -> ValidatorMatch:
+    def compare(
+        self, other: RemoteResource, *, is_confirmed: bool = False
+    ) -> ValidatorMatch:
         """Whether ``other``, seen later, is the version of ``self``.
 
-        A strong entity tag decides; else any other tag, digest, date or size is another version. One that vanished
-        proves nothing, unless ``is_confirmed``: the answer is a 206 to ``If-Range``, by which the server itself has
-        compared (RFC 9110 section 15.3.7). SAME is no proof: that is ``proves_same``.
+        A strong entity tag decides; else any other tag, digest, date or size is another
+        version. One that vanished proves nothing, unless ``is_confirmed``: the answer
+        is a 206 to ``If-Range``, by which the server itself has compared (RFC 9110
+        section 15.3.7). SAME is no proof: that is ``proves_same``.
         """
         mine, theirs = self.strong_etag, other.strong_etag
         if mine and theirs:
             return _verdict(mine == theirs and self._fits_size(other))
-        if self.etag and other.etag and _opaque(self.etag) != _opaque(other.etag):  # weak comparison, section 8.8.3.2
+        if (
+            self.etag and other.etag and _opaque(self.etag) != _opaque(other.etag)
+        ):  # weak comparison, section 8.8.3.2
             return ValidatorMatch.CHANGED
-        has_other_date = None not in (self.last_modified, other.last_modified) and not self._has_date_of(other)
+        has_other_date = None not in (
+            self.last_modified,
+            other.last_modified,
+        ) and not self._has_date_of(other)
         has_digest = self.has_digest_of(other)
         if has_digest is not None and not has_other_date:
             return _verdict(has_digest and self._fits_size(other))
         if not is_confirmed and self._misses_validator_in(other):
             return ValidatorMatch.UNKNOWN
-        is_other_type = None not in (self.content_type, other.content_type) and self.content_type != other.content_type
-        if is_other_type and not has_other_date and not is_confirmed and not self.has_settled_date:
+        is_other_type = (
+            None not in (self.content_type, other.content_type)
+            and self.content_type != other.content_type
+        )
+        if (
+            is_other_type
+            and not has_other_date
+            and not is_confirmed
+            and not self.has_settled_date
+        ):
             return ValidatorMatch.UNKNOWN
         return _verdict(not has_other_date and self._fits_size(other))
 
     def proves_same(self, other: RemoteResource) -> bool:
         """Return whether ``other``, seen later, is certainly the same version.
 
-        By a strong entity tag, by a digest, or by a settled date together with the size.
+        By a strong entity tag, by a digest, or by a settled date together with the
+        size.
         """
         if self.compare(other) is not ValidatorMatch.SAME:
             return False
         if self.strong_etag or self.has_digest_of(other):
             return True
-        return self.has_settled_date and self._has_date_of(other) and None is not self.size == other.size
+        return (
+            self.has_settled_date
+            and self._has_date_of(other)
+            and None is not self.size == other.size
+        )
 
     def completed_by(self, known: RemoteResource) -> RemoteResource:
-        """Return a copy whose unknown fields are those of ``known``, which is proven to be the same version."""
+        """Return a copy whose unknown fields are those of ``known``, which is proven to
+        be the same version."""
         is_dated = self.last_modified is not None
         return replace(
             self,
@@ -155,7 +193,8 @@ class RemoteResource:
         )
 
     def _misses_validator_in(self, other: RemoteResource) -> bool:
-        """Return whether ``other`` lacks the validators of ``self``, so that the two cannot be compared."""
+        """Return whether ``other`` lacks the validators of ``self``, so that the two
+        cannot be compared."""
         if self.strong_etag:
             return True  # with strong tags on both sides the tags would have decided
         if exact_date(self.last_modified) is not None:
@@ -163,13 +202,20 @@ class RemoteResource:
         return self.etag is not None and other.etag is None
 
     def has_digest_of(self, other: RemoteResource) -> bool | None:
-        """Return whether both have the same digest; None if they have none of the same algorithm."""
-        if self.digest is None or other.digest is None or self.digest[0] != other.digest[0]:
+        """Return whether both have the same digest; None if they have none of the same
+        algorithm."""
+        if (
+            self.digest is None
+            or other.digest is None
+            or self.digest[0] != other.digest[0]
+        ):
             return None
         return self.digest == other.digest
 
     def _has_date_of(self, other: RemoteResource) -> bool:
-        return self.last_modified is not None and self.last_modified == other.last_modified
+        return (
+            self.last_modified is not None and self.last_modified == other.last_modified
+        )
 
     def _fits_size(self, other: RemoteResource) -> bool:
         return None in (self.size, other.size) or self.size == other.size
@@ -185,7 +231,8 @@ def _opaque(etag: str) -> str:
 
 
 def _media_type(value: str | None) -> str | None:
-    """The media type without its parameters; the first one, where a proxy has added another."""
+    """The media type without its parameters; the first one, where a proxy has added
+    another."""
     return re.split("[;,]", value or "", maxsplit=1)[0].strip().lower() or None
 
 

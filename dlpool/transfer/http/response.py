@@ -1,9 +1,11 @@
 """http.client's answer, read strictly and past its slow parts.
 
-Strictly: every 1xx but 101 is skipped (http.client returns a 103 as the final answer), and all header fields
-together stay under ``MAX_HEADER_BYTES``. Its parser of header fields is that of e-mail, and urllib3 wraps an answer in
-another one; together they cost as much as the rest of a small file. So the header that any sane server sends is taken
-apart here, what is odd goes to http.client, and the answer goes back to its pool by itself.
+Strictly: every 1xx but 101 is skipped (http.client returns a 103 as the final answer),
+and all header fields together stay under ``MAX_HEADER_BYTES``. Its parser of header
+fields is that of e-mail, and urllib3 wraps an answer in another one; together they cost
+as much as the rest of a small file. So the header that any sane server sends is taken
+apart here, what is odd goes to http.client, and the answer goes back to its pool by
+itself.
 """
 
 from __future__ import annotations
@@ -20,11 +22,16 @@ MAX_FIELDS = 100
 MAX_CHUNK_LINE = 4 * 1024  # bytes of a chunk's size with its extensions
 MAX_INFORMATIONAL = 32  # 1xx answers before the final one
 
-_STATUS = re.compile(rb"HTTP/1\.([01]) ([2-9][0-9]{2})(?: ([^\r\n]*))?\r\n")  # RFC 9112 section 4
-# Section 5. The spaces around a value are stripped afterwards: to match them here takes quadratic time.
+_STATUS = re.compile(
+    rb"HTTP/1\.([01]) ([2-9][0-9]{2})(?: ([^\r\n]*))?\r\n"
+)  # RFC 9112 section 4
+# Section 5. The spaces around a value are stripped afterwards: to match them here takes
+# quadratic time.
 _FIELD = re.compile(r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n]*)\r?\n", re.MULTILINE)
 # The same, with spaces before the colon, which section 5.1 has a recipient remove.
-_LENIENT_FIELD = re.compile(r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*:([^\r\n]*)\r?\n", re.MULTILINE)
+_LENIENT_FIELD = re.compile(
+    r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*:([^\r\n]*)\r?\n", re.MULTILINE
+)
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\n]*)?\r?\n")  # section 7.1
 _SINGLE = {
     "content-length",
@@ -42,9 +49,11 @@ _BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 
 class HeaderFields(Mapping[str, str]):
-    """Header fields, whatever the case of their names; repeated ones as one list (RFC 9110 section 5.3).
+    """Header fields, whatever the case of their names; repeated ones as one list (RFC
+    9110 section 5.3).
 
-    A field of ``_SINGLE`` is no list: where a proxy has repeated it with an equal value, that counts once.
+    A field of ``_SINGLE`` is no list: where a proxy has repeated it with an equal
+    value, that counts once.
     """
 
     def __init__(self, fields: Iterable[tuple[str, str]]) -> None:
@@ -63,7 +72,13 @@ class HeaderFields(Mapping[str, str]):
 
     def get(self, name: str, default: Any = None) -> Any:
         values = self._values.get(name.lower())
-        return default if values is None else values[0] if len(values) == 1 else _joined(name.lower(), values)
+        return (
+            default
+            if values is None
+            else values[0]
+            if len(values) == 1
+            else _joined(name.lower(), values)
+        )
 
     def get_all(self, name: str, default: Any = None) -> Any:
         """Each value by itself: cookies are no list."""
@@ -75,7 +90,8 @@ def _joined(name: str, values: list[str]) -> str:
 
 
 class StrictResponse(http.client.HTTPResponse):
-    """http.client's answer with a bound on its header and all informational answers skipped.
+    """http.client's answer with a bound on its header and all informational answers
+    skipped.
 
     It is also what urllib3's pools know of an answer.
     """
@@ -104,16 +120,21 @@ class StrictResponse(http.client.HTTPResponse):
         coding = (self.headers.get("Transfer-Encoding") or "").lower()
         self.chunked = coding == "chunked"
         self.chunk_left = None
-        is_none = coding in ("", "identity") and "Content-Length" in self.headers  # RFC 2616 section 3.6
+        is_none = (
+            coding in ("", "identity") and "Content-Length" in self.headers
+        )  # RFC 2616 section 3.6
         if "Transfer-Encoding" in self.headers and not (
             self.chunked or is_none
         ):  # http.client would hand out the framing as body
             raise http.client.HTTPException(f"Transfer-Encoding is {coding[:80]!r}")
         self.length = self._body_length()
-        self.will_close = self._check_close() or (not self.chunked and self.length is None)
+        self.will_close = self._check_close() or (
+            not self.chunked and self.length is None
+        )
 
     def readinto1(self, buffer: Any) -> int:
-        """Read what has arrived into ``buffer``, past http.client's way over new bytes; 0 at the end of the body."""
+        """Read what has arrived into ``buffer``, past http.client's way over new bytes;
+        0 at the end of the body."""
         view = memoryview(buffer)
         if self.chunked or self.fp is None:
             data = self.read1(len(view))
@@ -139,7 +160,8 @@ class StrictResponse(http.client.HTTPResponse):
             connection.close()
 
     def _read_usual(self) -> bool:
-        """The header, if it has come as a whole and has nothing odd; else nothing is read."""
+        """The header, if it has come as a whole and has nothing odd; else nothing is
+        read."""
         data = self.fp.peek(1)
         status, end = _STATUS.match(data), data.find(b"\r\n\r\n")
         if status is None or end < 0:
@@ -171,7 +193,11 @@ class StrictResponse(http.client.HTTPResponse):
 
     def _body_length(self) -> int | None:
         """Bytes of the body, None where its end is the connection's, or a chunk's."""
-        if self.status in _BODILESS or 100 <= self.status < 200 or self._method == "HEAD":  # type: ignore[attr-defined]
+        if (
+            self.status in _BODILESS
+            or 100 <= self.status < 200
+            or self._method == "HEAD"  # type: ignore[attr-defined]
+        ):
             return 0
         length = self.headers.get("Content-Length")
         if length is None or self.chunked:
@@ -183,14 +209,20 @@ class StrictResponse(http.client.HTTPResponse):
         return size if size >= 0 else None
 
     def _get_chunk_left(self) -> int | None:
-        """Return the remaining bytes of the chunk, None after the last chunk (RFC 9112 section 7.1).
+        """Return the remaining bytes of the chunk, None after the last chunk (RFC 9112
+        section 7.1).
 
-        Stricter than http.client, which takes a size line that was cut for a smaller size, even for the final 0.
+        Stricter than http.client, which takes a size line that was cut for a smaller
+        size, even for the final 0.
         """
         if self.chunk_left:
             return self.chunk_left
         if self.chunk_left is not None and (ending := self.fp.read(2)) != b"\r\n":
-            raise http.client.HTTPException("a chunk is too long") if ending[1:] else http.client.IncompleteRead(b"")
+            raise (
+                http.client.HTTPException("a chunk is too long")
+                if ending[1:]
+                else http.client.IncompleteRead(b"")
+            )
         line = self.fp.readline(MAX_CHUNK_LINE)
         size = _CHUNK_SIZE.fullmatch(line)
         if size is None and line.endswith(b"\n"):
@@ -204,11 +236,14 @@ class StrictResponse(http.client.HTTPResponse):
         return self.chunk_left
 
     def _pass_trailer(self) -> None:
-        """Read what follows the last chunk, which is of no use; http.client would do so without an end."""
+        """Read what follows the last chunk, which is of no use; http.client would do so
+        without an end."""
         for _ in range(MAX_FIELDS + 1):
             if self.fp.readline(MAX_HEADER_BYTES + 1) in (b"\r\n", b"\n", b""):
                 return
-        raise http.client.HTTPException(f"the trailer has more than {MAX_FIELDS} fields")
+        raise http.client.HTTPException(
+            f"the trailer has more than {MAX_FIELDS} fields"
+        )
 
     def _read_status(self) -> tuple[str, int, str]:
         for _ in range(MAX_INFORMATIONAL):
@@ -230,8 +265,12 @@ class _HeaderReader:
         line = self._lines.readline(limit)
         self._left -= len(line)
         if self._left < 0:
-            raise http.client.HTTPException(f"the header is larger than {MAX_HEADER_BYTES} bytes")
-        if line and not line.endswith(b"\n"):  # the missing part may be a Content-Length
+            raise http.client.HTTPException(
+                f"the header is larger than {MAX_HEADER_BYTES} bytes"
+            )
+        if line and not line.endswith(
+            b"\n"
+        ):  # the missing part may be a Content-Length
             raise http.client.RemoteDisconnected(_CUT_HEADER)
         return line
 
@@ -245,9 +284,10 @@ class _HeaderReader:
 def read_fields(lines: BinaryIO, *, is_lenient: bool = False) -> HeaderFields:
     """Read the header fields up to the empty line, line by line.
 
-    The parser of e-mail treats the first line that is not a field as the end of the header. ``is_lenient``: ignore
-    such a line, as browsers do, since a length or a coding may follow it, without which a truncated body looks
-    complete. Raises HTTPException for too many fields, or for a truncated header.
+    The parser of e-mail treats the first line that is not a field as the end of the
+    header. ``is_lenient``: ignore such a line, as browsers do, since a length or a
+    coding may follow it, without which a truncated body looks complete. Raises
+    HTTPException for too many fields, or for a truncated header.
     """
     read: list[bytes] = []
     while (line := lines.readline(MAX_HEADER_BYTES + 1)) not in (b"\r\n", b"\n"):
@@ -255,13 +295,18 @@ def read_fields(lines: BinaryIO, *, is_lenient: bool = False) -> HeaderFields:
             raise http.client.RemoteDisconnected(_CUT_HEADER)
         read.append(line)
         if len(read) > MAX_FIELDS:
-            raise http.client.HTTPException(f"the header has more than {MAX_FIELDS} fields")
+            raise http.client.HTTPException(
+                f"the header has more than {MAX_FIELDS} fields"
+            )
     text = b"".join(read).decode("iso-8859-1")
     fields = _found(_FIELD, text)
     if len(fields) != len(read):  # folded, without a name, with a stray CR
         parser = email.parser.Parser(_class=http.client.HTTPMessage)
         parsed = parser.parsestr(text, headersonly=True)
-        fields = [(name, _FOLD.sub(" ", value).rstrip(" \t")) for name, value in parsed.items()]
+        fields = [
+            (name, _FOLD.sub(" ", value).rstrip(" \t"))
+            for name, value in parsed.items()
+        ]
         if is_lenient:
             fields += _found(_LENIENT_FIELD, str(parsed.get_payload()))
     return HeaderFields(fields)

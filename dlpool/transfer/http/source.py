@@ -1,7 +1,9 @@
-"""Where a file comes from: requests, redirects, credentials, and the errors of the network.
+"""Where a file comes from: requests, redirects, credentials, and the errors of the
+network.
 
-With ``client``, ``connection`` and ``neterrors`` the only user of requests and urllib3. A ``HttpClient`` belongs to a
-process and keeps connections alive over files; a ``TaskSource`` belongs to one download.
+With ``client``, ``connection`` and ``neterrors`` the only user of requests and urllib3.
+A ``HttpClient`` belongs to a process and keeps connections alive over files; a
+``TaskSource`` belongs to one download.
 """
 
 from __future__ import annotations
@@ -16,7 +18,11 @@ from urllib.parse import urlsplit
 
 import requests
 import urllib3
-from requests.cookies import RequestsCookieJar, extract_cookies_to_jar, get_cookie_header
+from requests.cookies import (
+    RequestsCookieJar,
+    extract_cookies_to_jar,
+    get_cookie_header,
+)
 
 from dlpool.errors import (
     DlpoolError,
@@ -43,7 +49,9 @@ from dlpool.transfer.http.urls import (
 )
 
 MAX_REDIRECTS = 10
-MAX_COOKIE = 8 * 1024  # characters of one with its attributes; browsers take 4096 (RFC 6265 section 6.1)
+MAX_COOKIE = (
+    8 * 1024
+)  # characters of one with its attributes; browsers take 4096 (RFC 6265 section 6.1)
 MAX_COOKIES = 200  # that a server may have us keep
 COLLECT_S = 0.02  # for so long one read collects
 _REDIRECTS = {301, 302, 303, 307, 308}
@@ -52,7 +60,9 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 class Reply:
     """An answer whose body is still to come. Used by one thread."""
 
-    def __init__(self, body: StrictResponse, url: str, exchange: Exchange, enough: int) -> None:
+    def __init__(
+        self, body: StrictResponse, url: str, exchange: Exchange, enough: int
+    ) -> None:
         self.status = body.status
         self.headers = cast("Mapping[str, str]", body.headers)
         self.url = url
@@ -62,10 +72,11 @@ class Reply:
         self._failure: DlpoolError | None = None
 
     def read(self, view: memoryview) -> int:
-        """Fill ``view`` with what has arrived, as sent; 0 at the end of the body. Raises RetryRange or the verdict.
+        """Fill ``view`` with what has arrived, as sent; 0 at the end of the body.
+        Raises RetryRange or the verdict.
 
-        TLS brings 16 KiB at a time: several are collected while they come without delay. What came before a failure
-        is returned first.
+        TLS brings 16 KiB at a time: several are collected while they come without
+        delay. What came before a failure is returned first.
         """
         exchange = self._exchange
         began = exchange.clock()
@@ -102,14 +113,20 @@ class Reply:
 
 
 class Source:
-    """One URL with its headers and credentials. Used by all connection threads of a download.
+    """One URL with its headers and credentials. Used by all connection threads of a
+    download.
 
-    After a redirect the place that it led to is asked directly, until it fails: then the first URL is asked again,
-    so that an expired signed URL costs one request. The lock guards the cookies and the users of other origins.
+    After a redirect the place that it led to is asked directly, until it fails: then
+    the first URL is asked again, so that an expired signed URL costs one request. The
+    lock guards the cookies and the users of other origins.
     """
 
     def __init__(
-        self, client: HttpClient, url: str, headers: Mapping[str, str], user: tuple[str, str] | None = None
+        self,
+        client: HttpClient,
+        url: str,
+        headers: Mapping[str, str],
+        user: tuple[str, str] | None = None,
     ) -> None:
         """Raises UsageError for a URL that is none."""
         self._client = client
@@ -120,10 +137,16 @@ class Source:
         if client.settings.netrc and not (is_given or (user and user[1])):
             user = netrc_user(self.url, user[0] if user else None) or user
         if user is not None:
-            self._headers = {name: value for name, value in self._headers.items() if name.lower() != "authorization"}
+            self._headers = {
+                name: value
+                for name, value in self._headers.items()
+                if name.lower() != "authorization"
+            }
             self._headers["Authorization"] = basic_auth(*user)
         self._location = self.url
-        self._users: dict[tuple[str, str, int | None], dict[str, str]] = {}  # from redirect targets, by origin
+        self._users: dict[
+            tuple[str, str, int | None], dict[str, str]
+        ] = {}  # from redirect targets, by origin
         self._cookies = RequestsCookieJar()
         self._lock = threading.Lock()
 
@@ -132,8 +155,11 @@ class Source:
         """The host that is asked at present."""
         return urlsplit(self._location).netloc
 
-    def get(self, exchange: Exchange, asked: ByteRange | None, if_range: str | None = None) -> Reply:
-        """GET a range, or everything. Raises RetryRange, FailJob, or the exchange's verdict."""
+    def get(
+        self, exchange: Exchange, asked: ByteRange | None, if_range: str | None = None
+    ) -> Reply:
+        """GET a range, or everything. Raises RetryRange, FailJob, or the exchange's
+        verdict."""
         headers = {"Range": f"bytes={asked.start}-{asked.end - 1}"} if asked else {}
         if asked and if_range:
             headers["If-Range"] = if_range
@@ -146,7 +172,12 @@ class Source:
         return reply
 
     def send(
-        self, exchange: Exchange, method: str, url: str, headers: Mapping[str, str], body: OutgoingBody | None = None
+        self,
+        exchange: Exchange,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: OutgoingBody | None = None,
     ) -> Reply:
         """Ask another ``url`` of the same origin; redirects are answers like others."""
         return self._send(method, url, exchange, headers, body)
@@ -155,7 +186,9 @@ class Source:
         """What a redirect led to is of no use any more: ask the first URL again."""
         self._location = self.url
 
-    def _ask(self, method: str, exchange: Exchange, headers: Mapping[str, str]) -> Reply:
+    def _ask(
+        self, method: str, exchange: Exchange, headers: Mapping[str, str]
+    ) -> Reply:
         asked_first = self._location
         try:
             reply = self._follow(method, exchange, headers, asked_first)
@@ -168,7 +201,9 @@ class Source:
         self._location = reply.url if reply.status < 400 else self.url
         return reply
 
-    def _follow(self, method: str, exchange: Exchange, headers: Mapping[str, str], url: str) -> Reply:
+    def _follow(
+        self, method: str, exchange: Exchange, headers: Mapping[str, str], url: str
+    ) -> Reply:
         for _ in range(MAX_REDIRECTS + 1):
             reply = self._send(method, url, exchange, headers)
             if reply.status not in _REDIRECTS:
@@ -178,24 +213,37 @@ class Source:
         raise ProtocolBroken(f"the server redirected more than {MAX_REDIRECTS} times")
 
     def _target(self, reply: Reply) -> str:
-        """Where a redirect leads (RFC 9110 section 15.4). Raises PolicyRefused for what is not followed."""
+        """Where a redirect leads (RFC 9110 section 15.4). Raises PolicyRefused for what
+        is not followed."""
         location = reply.headers.get("Location")
         if not location:
-            raise ProtocolBroken(f"the server answered {reply.status} without a Location")
+            raise ProtocolBroken(
+                f"the server answered {reply.status} without a Location"
+            )
         try:
             url, user = split_credentials(resolve_location(reply.url, location))
         except (UsageError, ValueError) as error:
-            raise PolicyRefused("the server redirected to what is not an http or https URL") from error
+            raise PolicyRefused(
+                "the server redirected to what is not an http or https URL"
+            ) from error
         is_downgrade = reply.url.startswith("https:") and url.startswith("http:")
         if is_downgrade and not self._client.settings.allow_downgrade:
-            raise PolicyRefused("the server redirected from https to http (allow_downgrade would follow)")
+            raise PolicyRefused(
+                "the server redirected from https to http (allow_downgrade would "
+                "follow)"
+            )
         if user is not None:
             with self._lock:
                 self._users[origin(url)] = {"Authorization": basic_auth(*user)}
         return url
 
     def _send(
-        self, method: str, url: str, exchange: Exchange, headers: Mapping[str, str], body: OutgoingBody | None = None
+        self,
+        method: str,
+        url: str,
+        exchange: Exchange,
+        headers: Mapping[str, str],
+        body: OutgoingBody | None = None,
     ) -> Reply:
         client, host = self._client, urlsplit(url).netloc
         while (wait := client.host_holds.wait_s(host)) > 0:
@@ -207,8 +255,15 @@ class Source:
         exchange.sent_at, exchange.answered_at = exchange.clock(), None
         try:
             raw = client.send(method, url, sent, body)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise exchange.cancel_error or network_error(error, exchange.is_reused) from error
+        except (
+            requests.RequestException,
+            urllib3.exceptions.HTTPError,
+            OSError,
+            ValueError,
+        ) as error:
+            raise exchange.cancel_error or network_error(
+                error, exchange.is_reused
+            ) from error
         except RetryRange as error:
             if error.is_own_network:
                 client.network_monitor.failed(host)
@@ -221,9 +276,11 @@ class Source:
         return Reply(raw, url, exchange, client.min_read_bytes)
 
     def _headers_for(self, url: str, headers: Mapping[str, str]) -> dict[str, str]:
-        """Return the headers for ``url``, whose origin may differ from the one that the headers are for.
+        """Return the headers for ``url``, whose origin may differ from the one that the
+        headers are for.
 
-        Cookies of the user go with those that servers have set: a redirect that sets one expects it back.
+        Cookies of the user go with those that servers have set: a redirect that sets
+        one expects it back.
         """
         sent = headers_for_origin(url, self.url, self._headers)
         sent.update(headers)
@@ -244,15 +301,23 @@ class Source:
         given = raw.headers.get_all("Set-Cookie") or ()
         with self._lock:
             if len(self._cookies) < MAX_COOKIES:
-                extract_cookies_to_jar(self._cookies, _asked_by_cookies(url), _set_cookies(given))
+                extract_cookies_to_jar(
+                    self._cookies, _asked_by_cookies(url), _set_cookies(given)
+                )
 
 
 def _set_cookies(values: Sequence[str]) -> Any:
-    """Return a response for the cookie jar that has these ``Set-Cookie`` fields, as far as browsers take them.
+    """Return a response for the cookie jar that has these ``Set-Cookie`` fields, as far
+    as browsers take them.
 
-    And no ``Set-Cookie2``, which is obsolete (RFC 6265 section 9.4) and which http.cookiejar parses in quadratic time.
+    And no ``Set-Cookie2``, which is obsolete (RFC 6265 section 9.4) and which
+    http.cookiejar parses in quadratic time.
     """
-    kept = [("Set-Cookie", value) for value in values[:MAX_COOKIES] if len(value) <= MAX_COOKIE]
+    kept = [
+        ("Set-Cookie", value)
+        for value in values[:MAX_COOKIES]
+        if len(value) <= MAX_COOKIE
+    ]
     return SimpleNamespace(_original_response=SimpleNamespace(msg=HeaderFields(kept)))
 
 
@@ -262,5 +327,6 @@ def _asked_by_cookies(url: str) -> Any:
 
 
 def may_be_expired(status: int) -> bool:
-    """Whether a status of a redirect's target may mean that only the way there is stale, as a signed URL's 403."""
+    """Whether a status of a redirect's target may mean that only the way there is
+    stale, as a signed URL's 403."""
     return 400 <= status < 500 and status not in (408, 416, 425, 429)

@@ -20,34 +20,54 @@ from dlpool.redaction import split_user_info
 from dlpool.transfer.http.policy import NetworkPolicy
 
 # Header fields on which a right answer depends.
-_OWN_HEADERS = {"range", "if-range", "accept-encoding", "content-length", "transfer-encoding", "connection"}
+_OWN_HEADERS = {
+    "range",
+    "if-range",
+    "accept-encoding",
+    "content-length",
+    "transfer-encoding",
+    "connection",
+}
 # A URL that needs no rewriting.
-_PLAIN_URL = re.compile(r"https?://[a-z0-9.-]+(?::(?:[0-9]{1,4}|[1-5][0-9]{4}))?/[!\x22$-~]*")
-_URL = re.compile(r"(https?)://([^/?#]*)(/[^?#]*)?(\?[^#]*)?(?:#.*)?", re.IGNORECASE | re.DOTALL)
-# Bytes that a request line cannot contain (RFC 9112 section 3); all others are sent unchanged.
+_PLAIN_URL = re.compile(
+    r"https?://[a-z0-9.-]+(?::(?:[0-9]{1,4}|[1-5][0-9]{4}))?/[!\x22$-~]*"
+)
+_URL = re.compile(
+    r"(https?)://([^/?#]*)(/[^?#]*)?(\?[^#]*)?(?:#.*)?", re.IGNORECASE | re.DOTALL
+)
+# Bytes that a request line cannot contain (RFC 9112 section 3); all others are sent
+# unchanged.
 _UNSENDABLE = re.compile(rb"[^!-~]")
 _NOT_IN_HOST = re.compile(r"[\x00-\x20\x7f\\]")
-# Characters of host and port: a name has at most 253 (RFC 1035 section 2.3.4). To normalise what is not ASCII, as
-# urlsplit and IDNA do, takes a time that is quadratic in its length.
+# Characters of host and port: a name has at most 253 (RFC 1035 section 2.3.4). To
+# normalise what is not ASCII, as urlsplit and IDNA do, takes a time that is quadratic
+# in its length.
 MAX_AUTHORITY = 512
 _SITE = re.compile(r"[^/?#]*//")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 def display_url(url: str) -> str:
-    """A URL for messages: no user info, no query, and not longer than a line can be. Takes any text."""
+    """A URL for messages: no user info, no query, and not longer than a line can be.
+    Takes any text."""
     match = _SITE.match(url.strip())
-    scheme, rest = (match[0], match.string[match.end() :]) if match is not None else ("", url.strip())
+    scheme, rest = (
+        (match[0], match.string[match.end() :])
+        if match is not None
+        else ("", url.strip())
+    )
     shown = scheme + re.split(r"[?#]", split_user_info(rest)[1], maxsplit=1)[0]
     return shown if len(shown) <= 300 else f"{shown[:297]}..."
 
 
 def split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
-    """Return a URL as it is sent, without user info and fragment, and the user info. Raises UsageError.
+    """Return a URL as it is sent, without user info and fragment, and the user info.
+    Raises UsageError.
 
-    Path and query stay byte for byte as they are, but for controls, spaces and bytes above 0x7e, which are
-    percent-encoded. No segment, escape or empty query is rewritten: a signature may cover each of them. Only scheme
-    and host are normalised, an IDN to its ASCII form. Without a password the user has an empty one, as in curl.
+    Path and query stay byte for byte as they are, but for controls, spaces and bytes
+    above 0x7e, which are percent-encoded. No segment, escape or empty query is
+    rewritten: a signature may cover each of them. Only scheme and host are normalised,
+    an IDN to its ASCII form. Without a password the user has an empty one, as in curl.
     """
     if _PLAIN_URL.fullmatch(url):
         return url, None
@@ -57,23 +77,37 @@ def split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
     scheme, authority, path, query = match.groups(default="")
     info, _, place = authority.rpartition("@")
     try:
-        if len(place) > MAX_AUTHORITY or (len(info) > MAX_AUTHORITY and not info.isascii()):
-            raise ValueError("the host, or a user's name that is not ASCII, is too long")
+        if len(place) > MAX_AUTHORITY or (
+            len(info) > MAX_AUTHORITY and not info.isascii()
+        ):
+            raise ValueError(
+                "the host, or a user's name that is not ASCII, is too long"
+            )
         urlsplit(url)  # as it was given: others read it, too
         if "\\" in info or _NOT_IN_HOST.search(place):
-            raise ValueError("a host has an invalid character (URL parsers disagree on a backslash)")
+            raise ValueError(
+                "a host has an invalid character (URL parsers disagree on a backslash)"
+            )
         return f"{_site(scheme, place)}{_sendable((path or '/') + query)}", _user(info)
-    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
+    except (
+        requests.RequestException,
+        urllib3.exceptions.HTTPError,
+        ValueError,
+    ) as error:
         raise UsageError(f"{display_url(url)!r} is not a URL") from error
 
 
 def resolve_location(base: str, location: str) -> str:
-    """Resolve ``location``, as http.client decoded it, of a response from ``base``, and return the URL.
+    """Resolve ``location``, as http.client decoded it, of a response from ``base``, and
+    return the URL.
 
-    RFC 3986 section 5.2, except that dot segments are removed only where ``location`` is a relative path: what is
-    complete by itself stays byte for byte as the server sent it. Raises UsageError for a base that is no URL.
+    RFC 3986 section 5.2, except that dot segments are removed only where ``location``
+    is a relative path: what is complete by itself stays byte for byte as the server
+    sent it. Raises UsageError for a base that is no URL.
     """
-    location = location.encode("latin-1").decode("utf-8", "surrogateescape").partition("#")[0]
+    location = (
+        location.encode("latin-1").decode("utf-8", "surrogateescape").partition("#")[0]
+    )
     match = _URL.fullmatch(base)
     if match is None:
         raise UsageError(f"{display_url(base)!r} is not an http or https URL")
@@ -88,11 +122,14 @@ def resolve_location(base: str, location: str) -> str:
     if location.startswith("?"):
         return site + path + location
     relative, mark, asked = location.partition("?")
-    return site + (_resolved(path, relative) + mark + asked if relative else path + query)
+    return site + (
+        _resolved(path, relative) + mark + asked if relative else path + query
+    )
 
 
 def _resolved(path: str, relative: str) -> str:
-    """Resolve a relative path against ``path``; dot segments of the base stay, unless ``..`` removes them."""
+    """Resolve a relative path against ``path``; dot segments of the base stay, unless
+    ``..`` removes them."""
     names = path.rpartition("/")[0].split("/")
     segments = relative.split("/")
     if ".." in segments:
@@ -117,7 +154,8 @@ def _site(scheme: str, place: str) -> str:
 
 
 def _sendable(target: str) -> str:
-    """Return path and query for a request line; invalid UTF-8 is percent-encoded byte by byte."""
+    """Return path and query for a request line; invalid UTF-8 is percent-encoded byte
+    by byte."""
     data = target.encode("utf-8", "surrogateescape")
     return _UNSENDABLE.sub(lambda found: b"%%%02X" % found[0][0], data).decode("ascii")
 
@@ -127,7 +165,9 @@ def _user(info: str) -> tuple[str, str] | None:
     name, _, password = info.partition(":")
     if not info:
         return None
-    return unquote(name, errors="surrogateescape"), unquote(password, errors="surrogateescape")
+    return unquote(name, errors="surrogateescape"), unquote(
+        password, errors="surrogateescape"
+    )
 
 
 def check_header(name: str, value: str) -> None:
@@ -138,41 +178,59 @@ def check_header(name: str, value: str) -> None:
         check_header_validity((name, value))
         value.encode("latin-1")
     except (requests.exceptions.InvalidHeader, UnicodeError) as error:
-        raise UsageError(f"header {name[:80]!r} has characters that no header can have") from error
+        raise UsageError(
+            f"header {name[:80]!r} has characters that no header can have"
+        ) from error
 
 
 def basic_auth(name: str, password: str) -> str:
     """The value of Authorization (RFC 7617), in UTF-8. Raises UsageError."""
     try:
-        return "Basic " + b64encode(f"{name}:{password}".encode(errors="surrogateescape")).decode("ascii")
+        return "Basic " + b64encode(
+            f"{name}:{password}".encode(errors="surrogateescape")
+        ).decode("ascii")
     except UnicodeEncodeError as error:
-        raise UsageError("the user name or password has characters that cannot be sent") from error
+        raise UsageError(
+            "the user name or password has characters that cannot be sent"
+        ) from error
 
 
-def request_headers(settings: NetworkSettings, given: Mapping[str, str]) -> dict[str, str]:
-    """Our header fields and the user's, which replace ours. Raises UsageError for what cannot be sent."""
+def request_headers(
+    settings: NetworkSettings, given: Mapping[str, str]
+) -> dict[str, str]:
+    """Our header fields and the user's, which replace ours. Raises UsageError for what
+    cannot be sent."""
     agent = settings.user_agent or f"dlpool/{__version__}"
     fields = {"User-Agent": agent, "Accept": "*/*", "Accept-Encoding": "identity"}
     names = {name.lower() for name in given}
     for name, value in (*given.items(), ("User-Agent", agent)):
         check_header(name, value)
-    return {name: value for name, value in fields.items() if name.lower() not in names} | dict(given)
+    return {
+        name: value for name, value in fields.items() if name.lower() not in names
+    } | dict(given)
 
 
 def request_target(url: str) -> str:
-    """Return the request target of a URL from ``without_user`` (origin-form, RFC 9112 section 3.2.1)."""
+    """Return the request target of a URL from ``without_user`` (origin-form, RFC 9112
+    section 3.2.1)."""
     return url[url.index("/", url.index("//") + 2) :]
 
 
 def merge_cookies(given: str | None, stored: str | None) -> str | None:
-    """Return the ``Cookie`` value of the user's and the server's cookies; the server's replace the same name.
+    """Return the ``Cookie`` value of the user's and the server's cookies; the server's
+    replace the same name.
 
-    As in RFC 6265 section 4.2: pairs, with semicolons between them. None if there are no cookies.
+    As in RFC 6265 section 4.2: pairs, with semicolons between them. None if there are
+    no cookies.
     """
     if not given or not stored:
         return given or stored
     names = {_cookie_name(pair) for pair in stored.split(";")}
-    kept = [pair.strip() for pair in given.split(";") if pair.strip() and _cookie_name(pair) not in names]
+    kept = [
+        pair.strip()
+        for pair in given.split(";")
+        if pair.strip() and _cookie_name(pair) not in names
+    ]
     return "; ".join((*kept, stored))
 
 
@@ -181,7 +239,8 @@ def _cookie_name(pair: str) -> str:
 
 
 def check_proxied_host(url: str, settings: NetworkSettings) -> None:
-    """Behind a proxy the address is not ours to see, unless the URL names it, in whichever spelling.
+    """Behind a proxy the address is not ours to see, unless the URL names it, in
+    whichever spelling.
 
     ``localhost`` is such a name (RFC 6761 section 6.3). Raises PolicyRefused.
     """

@@ -1,10 +1,13 @@
-"""The chunk state of an unfinished download: ``PATH.part.meta``, JSON, committed by temporary file and rename.
+"""The chunk state of an unfinished download: ``PATH.part.meta``, JSON, committed by
+temporary file and rename.
 
-The file never claims a byte that is not on disk: whoever commits has synced the data first. What is read back is
-believed only if every field has its type and range and the chunks tile the file; else ``StateUnusable`` says why,
-and the download begins anew. It holds no secrets: user info and query are left out of ``url``, ``url_sha256`` tells
-whether it is the same one. What was fetched belongs to the resource, not to the query of a signed URL: the same
-``url`` with another query resumes if the validators show that it is the same file.
+The file never claims a byte that is not on disk: whoever commits has synced the data
+first. What is read back is believed only if every field has its type and range and the
+chunks tile the file; else ``StateUnusable`` says why, and the download begins anew. It
+holds no secrets: user info and query are left out of ``url``, ``url_sha256`` tells
+whether it is the same one. What was fetched belongs to the resource, not to the query
+of a signed URL: the same ``url`` with another query resumes if the validators show that
+it is the same file.
 """
 
 from __future__ import annotations
@@ -36,10 +39,22 @@ MAX_SIZE = 2**62  # bytes
 MAX_INODE = 2**64
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 MAX_STATE_BYTES = 16 * 1024 * 1024
-_ABSENT = ("date", "content_type", "host", "digest", "checksum")  # fields that are omitted if they are None
-_BEGINNING = b'{"version":'  # of every state file, also of one truncated by a power failure
+_ABSENT = (
+    "date",
+    "content_type",
+    "host",
+    "digest",
+    "checksum",
+)  # fields that are omitted if they are None
+_BEGINNING = (
+    b'{"version":'  # of every state file, also of one truncated by a power failure
+)
 _PLACEHOLDER = b'{"version":1,"placeholder":true}'
-_NOT_READ = {"disk_failed", "permission", "too_many_files"}  # kinds of faults in which the content is unknown
+_NOT_READ = {
+    "disk_failed",
+    "permission",
+    "too_many_files",
+}  # kinds of faults in which the content is unknown
 
 
 class StateUnusable(Exception):
@@ -48,7 +63,8 @@ class StateUnusable(Exception):
 
 @dataclass(frozen=True)
 class SavedChunk:
-    """Bytes ``start..end`` (exclusive) of which those below ``position`` are on disk."""
+    """Bytes ``start..end`` (exclusive) of which those below ``position`` are on
+    disk."""
 
     start: int
     end: int
@@ -58,9 +74,11 @@ class SavedChunk:
 
 @dataclass(frozen=True)
 class PublishRecord:
-    """The part file with this inode number and size was about to be renamed to its target.
+    """The part file with this inode number and size was about to be renamed to its
+    target.
 
-    ``job``, ``fence`` and ``claim``: of a queue's job and the random id of its first claim, None without a queue.
+    ``job``, ``fence`` and ``claim``: of a queue's job and the random id of its first
+    claim, None without a queue.
     """
 
     inode: int
@@ -74,8 +92,9 @@ class PublishRecord:
 class SavedState:
     """All that the next run needs to resume. Times are RFC 3339, UTC.
 
-    ``date`` is the answer's, and there only if it makes ``last_modified`` a proof. ``digest`` is what the server said
-    of the whole file, ``checksum`` what the job demands of it, both as ``ALGO:HEX``.
+    ``date`` is the answer's, and there only if it makes ``last_modified`` a proof.
+    ``digest`` is what the server said of the whole file, ``checksum`` what the job
+    demands of it, both as ``ALGO:HEX``.
     """
 
     url: str
@@ -97,7 +116,8 @@ class SavedState:
 
     @classmethod
     def initial(cls, job: Job, resource: RemoteResource, now: str) -> SavedState:
-        """Return the state of a download of which nothing has been written. The size must be known."""
+        """Return the state of a download of which nothing has been written. The size
+        must be known."""
         assert resource.size is not None
         return cls(
             url=url_without_secrets(job.url),
@@ -133,30 +153,59 @@ class SavedState:
     @property
     def written_spans(self) -> list[ByteRange]:
         """The spans on disk, sorted."""
-        return [ByteRange(chunk.start, chunk.position) for chunk in self.chunks if chunk.start < chunk.position]
+        return [
+            ByteRange(chunk.start, chunk.position)
+            for chunk in self.chunks
+            if chunk.start < chunk.position
+        ]
 
     @property
     def missing_spans(self) -> list[ByteRange]:
         """What is not on disk, sorted."""
-        return [ByteRange(chunk.position, chunk.end) for chunk in self.chunks if chunk.position < chunk.end]
+        return [
+            ByteRange(chunk.position, chunk.end)
+            for chunk in self.chunks
+            if chunk.position < chunk.end
+        ]
 
-    def with_chunks(self, chunks: Iterable[Chunk], now: str, last_error: str | None) -> SavedState:
+    def with_chunks(
+        self, chunks: Iterable[Chunk], now: str, last_error: str | None
+    ) -> SavedState:
         """The state after more was written."""
-        saved = tuple(SavedChunk(chunk.start, chunk.end, chunk.position, chunk.is_done) for chunk in chunks)
+        saved = tuple(
+            SavedChunk(chunk.start, chunk.end, chunk.position, chunk.is_done)
+            for chunk in chunks
+        )
         return replace(self, chunks=saved, updated_at=now, last_error=last_error)
 
     @classmethod
-    def for_published(cls, job: Job, resource: RemoteResource, record: PublishRecord, now: str) -> SavedState:
+    def for_published(
+        cls, job: Job, resource: RemoteResource, record: PublishRecord, now: str
+    ) -> SavedState:
         """The state of a download that needed none until it was complete."""
         chunks = (SavedChunk(0, record.size, record.size, True),) if record.size else ()
         begun = cls.initial(job, replace(resource, size=record.size), now)
         return replace(begun, attempts=1, chunks=chunks, publishing=record)
 
     def as_json(self) -> str:
-        fields = {"version": VERSION, **vars(self), "chunks": [vars(chunk) for chunk in self.chunks]}
+        fields = {
+            "version": VERSION,
+            **vars(self),
+            "chunks": [vars(chunk) for chunk in self.chunks],
+        }
         if self.publishing is not None:
-            fields["publishing"] = {name: value for name, value in vars(self.publishing).items() if value is not None}
-        return _to_json({name: value for name, value in fields.items() if name not in _ABSENT or value is not None})
+            fields["publishing"] = {
+                name: value
+                for name, value in vars(self.publishing).items()
+                if value is not None
+            }
+        return _to_json(
+            {
+                name: value
+                for name, value in fields.items()
+                if name not in _ABSENT or value is not None
+            }
+        )
 
     @classmethod
     def from_json(cls, text: str | bytes) -> SavedState:
@@ -168,7 +217,9 @@ class SavedState:
         if not isinstance(fields, dict):
             raise StateUnusable("it is not a JSON object")
         if fields.get("version") != VERSION or isinstance(fields["version"], bool):
-            raise StateUnusable(f"its version is {fields.get('version')!r}, not {VERSION}")
+            raise StateUnusable(
+                f"its version is {fields.get('version')!r}, not {VERSION}"
+            )
         state = cls(
             url=_text(fields, "url"),
             url_sha256=_text(fields, "url_sha256"),
@@ -190,21 +241,29 @@ class SavedState:
 def url_without_secrets(url: str) -> str:
     """The URL less user info, query and fragment."""
     parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    return parts._replace(
+        netloc=parts.netloc.rpartition("@")[2], query="", fragment=""
+    ).geturl()
 
 
 def url_digest(url: str) -> str:
     """SHA-256 of the URL without its fragment, as hex."""
-    return hashlib.sha256(urlsplit(url)._replace(fragment="").geturl().encode(errors="surrogatepass")).hexdigest()
+    return hashlib.sha256(
+        urlsplit(url)._replace(fragment="").geturl().encode(errors="surrogatepass")
+    ).hexdigest()
 
 
 class StateFile:
-    """The state file of one part file. Used by the thread that holds the part file's lock.
+    """The state file of one part file. Used by the thread that holds the part file's
+    lock.
 
-    ``exists``: the name exists. ``is_placeholder``: the file only marks the part file beside it as dlpool's.
+    ``exists``: the name exists. ``is_placeholder``: the file only marks the part file
+    beside it as dlpool's.
     """
 
-    def __init__(self, path: Path, *, sync: bool, notify: Notify = ignore_event) -> None:
+    def __init__(
+        self, path: Path, *, sync: bool, notify: Notify = ignore_event
+    ) -> None:
         """Check whether the state file exists. Raises LocalFault."""
         self.path = path
         self._temporary: Path | None = None
@@ -215,9 +274,13 @@ class StateFile:
             self.exists = disk.exists(path)
 
     @classmethod
-    def for_target(cls, target: Path, *, sync: bool, notify: Notify = ignore_event) -> StateFile:
+    def for_target(
+        cls, target: Path, *, sync: bool, notify: Notify = ignore_event
+    ) -> StateFile:
         """Return the state file of a target. Raises LocalFault."""
-        return cls(target.with_name(target.name + STATE_SUFFIX), sync=sync, notify=notify)
+        return cls(
+            target.with_name(target.name + STATE_SUFFIX), sync=sync, notify=notify
+        )
 
     @property
     def holds_progress(self) -> bool:
@@ -232,7 +295,8 @@ class StateFile:
             return False
 
     def load(self) -> SavedState | None:
-        """Return the committed state, None if there is none. Raises StateUnusable, LocalFault."""
+        """Return the committed state, None if there is none. Raises StateUnusable,
+        LocalFault."""
         if not self.exists:
             return None
         text = self._content(MAX_STATE_BYTES + 1)
@@ -242,15 +306,18 @@ class StateFile:
         return None if self.is_placeholder else SavedState.from_json(text)
 
     def commit(self, state: SavedState, *, is_durable: bool = True) -> None:
-        """Replace the state atomically and durably; readers see the old or the new one. Raises LocalFault.
+        """Replace the state atomically and durably; readers see the old or the new one.
+        Raises LocalFault.
 
-        Not durably is enough for what only a killed process needs: after a power failure it may be absent or empty.
+        Not durably is enough for what only a killed process needs: after a power
+        failure it may be absent or empty.
         """
         self._write(state.as_json().encode(), sync=self._sync and is_durable)
         self.is_placeholder = False
 
     def write_placeholder(self) -> None:
-        """Write a placeholder, unless a state exists or is committed meanwhile. Raises LocalFault.
+        """Write a placeholder, unless a state exists or is committed meanwhile. Raises
+        LocalFault.
 
         It may be called without the part file's lock.
         """
@@ -277,14 +344,16 @@ class StateFile:
             self.exists = self.is_placeholder = False
 
     def reset(self) -> None:
-        """Replace the state by a placeholder, durably: the part file remains marked as dlpool's. Raises LocalFault."""
+        """Replace the state by a placeholder, durably: the part file remains marked as
+        dlpool's. Raises LocalFault."""
         if not self.is_placeholder:
             self._write(_PLACEHOLDER, sync=self._sync)
             self.is_placeholder = True
 
     @property
     def has_stale_temporary(self) -> bool:
-        """Return whether a run that was killed during a commit left its temporary file. Raises LocalFault."""
+        """Return whether a run that was killed during a commit left its temporary file.
+        Raises LocalFault."""
         temporary = self._usual_temporary
         with translated(f"look at {temporary}"):
             return disk.exists(temporary) and _is_leftover(temporary)
@@ -295,7 +364,8 @@ class StateFile:
             disk.remove(self._usual_temporary)
 
     def remove(self) -> None:
-        """Remove the state, durably, as it would be wrong for the bytes written next. Raises LocalFault."""
+        """Remove the state, durably, as it would be wrong for the bytes written next.
+        Raises LocalFault."""
         if not self.exists:
             return
         with translated(f"remove {self.path}"):
@@ -305,7 +375,8 @@ class StateFile:
                 disk.sync_folder(self.path.parent, on_unsynced=self._on_unsynced)
 
     def remove_published(self) -> None:
-        """Remove the state of a published file; errors are ignored, as the next run detects that it is unused."""
+        """Remove the state of a published file; errors are ignored, as the next run
+        detects that it is unused."""
         for _ in range(2):
             if self.exists:
                 with suppress(LocalFault):
@@ -315,7 +386,9 @@ class StateFile:
         """Return the first ``most`` bytes. Raises StateUnusable, LocalFault."""
         try:
             with open(self.path, "rb", opener=_open_itself) as file:
-                size = os.fstat(file.fileno()).st_size  # read(most) would allocate that many bytes
+                size = os.fstat(
+                    file.fileno()
+                ).st_size  # read(most) would allocate that many bytes
                 return file.read(min(size, most))
         except OSError as error:
             if disk.fault_of(error).kind in _NOT_READ:
@@ -325,7 +398,12 @@ class StateFile:
     def _write(self, data: bytes, *, sync: bool) -> None:
         with translated(f"write {self.path}"):
             disk.atomic_write(
-                self.path, data, sync=sync, mode=MODE, temporary=self._free_temporary(), on_unsynced=self._on_unsynced
+                self.path,
+                data,
+                sync=sync,
+                mode=MODE,
+                temporary=self._free_temporary(),
+                on_unsynced=self._on_unsynced,
             )
         self.exists = True
 
@@ -334,7 +412,8 @@ class StateFile:
         return self.path.with_name(f"{self.path.name}.tmp")
 
     def _free_temporary(self) -> Path:
-        """Return the name to write to: not the usual one if a foreign file has it. Raises OSError."""
+        """Return the name to write to: not the usual one if a foreign file has it.
+        Raises OSError."""
         if self._temporary is None:
             self._temporary = self._free(self._usual_temporary.name)
         return self._temporary
@@ -347,11 +426,14 @@ class StateFile:
         return path
 
     def _on_unsynced(self, folder: str, error: OSError) -> None:
-        self._notify("folder_not_synced", folder=folder, reason=error.strerror or str(error))
+        self._notify(
+            "folder_not_synced", folder=folder, reason=error.strerror or str(error)
+        )
 
 
 def _is_leftover(temporary: Path) -> bool:
-    """Return whether a temporary file is of a killed run: a state, or the beginning of one. Raises OSError."""
+    """Return whether a temporary file is of a killed run: a state, or the beginning of
+    one. Raises OSError."""
     try:
         with open(temporary, "rb", opener=_open_itself) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -372,7 +454,11 @@ def _open_itself(path: str, flags: int) -> int:
 def _check_tiling(state: SavedState) -> None:
     expected = 0
     for chunk in state.chunks:
-        if chunk.start != expected or not chunk.start <= chunk.position <= chunk.end or chunk.start == chunk.end:
+        if (
+            chunk.start != expected
+            or not chunk.start <= chunk.position <= chunk.end
+            or chunk.start == chunk.end
+        ):
             raise StateUnusable("its chunks do not tile the file")
         if chunk.done != (chunk.position == chunk.end):
             raise StateUnusable("a chunk is done and not done")
@@ -384,7 +470,12 @@ def _check_tiling(state: SavedState) -> None:
 def _chunk(item: object) -> SavedChunk:
     if not isinstance(item, dict) or not isinstance(item.get("done"), bool):
         raise StateUnusable("a chunk is malformed")
-    return SavedChunk(_integer(item, "start"), _integer(item, "end"), _integer(item, "position"), item["done"])
+    return SavedChunk(
+        _integer(item, "start"),
+        _integer(item, "end"),
+        _integer(item, "position"),
+        item["done"],
+    )
 
 
 def _publishing(item: object) -> PublishRecord | None:

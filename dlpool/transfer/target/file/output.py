@@ -1,4 +1,5 @@
-"""Where a file goes: its target, part file and state, opened together and ended together.
+"""Where a file goes: its target, part file and state, opened together and ended
+together.
 
 The order of writes, and what a run that begins after a kill sees:
 
@@ -46,7 +47,8 @@ from dlpool.transfer.target.state import (
 
 
 class TargetPresent(Exception):
-    """Nothing is to be fetched: the target is there. ``is_published``: by an earlier run of this download."""
+    """Nothing is to be fetched: the target is there. ``is_published``: by an earlier
+    run of this download."""
 
     def __init__(self, path: Path, *, is_published: bool) -> None:
         super().__init__(str(path))
@@ -68,9 +70,11 @@ class FileOutput:
         notify: Notify,
         admit: Callable[[Path], None] = lambda _: None,
     ) -> None:
-        """Choose and lock the output. ``admit`` is called for each name that is tried, and may refuse it.
+        """Choose and lock the output. ``admit`` is called for each name that is tried,
+        and may refuse it.
 
-        Raises TargetPresent, TargetExists, ForeignFile, Locked, PolicyRefused, LocalFault, or what ``admit`` raises.
+        Raises TargetPresent, TargetExists, ForeignFile, Locked, PolicyRefused,
+        LocalFault, or what ``admit`` raises.
         """
         self._job = job
         self._if_exists = if_exists
@@ -79,17 +83,29 @@ class FileOutput:
         self._notify = notify
         self._admit = admit
         given, exists = resolve_target(target)
-        self.target, self.part = self._first_free(given) if if_exists == "rename" else self._opened(given, exists)
+        self.target, self.part = (
+            self._first_free(given)
+            if if_exists == "rename"
+            else self._opened(given, exists)
+        )
         self._is_published = False
         self.has_failed = False  # a sync or commit failed
-        self.has_other_query = False  # the saved bytes are from another query or user of the same URL
-        self.unverifiable: RemoteResource | None = None  # of the saved bytes, where no validator can prove the version
+        self.has_other_query = (
+            False  # the saved bytes are from another query or user of the same URL
+        )
+        self.unverifiable: RemoteResource | None = (
+            None  # of the saved bytes, where no validator can prove the version
+        )
         self._resource: RemoteResource | None = None
         self._state: SavedState | None = None
         try:
-            self._state_file = StateFile.for_target(self.target, sync=sync, notify=notify)
+            self._state_file = StateFile.for_target(
+                self.target, sync=sync, notify=notify
+            )
             self._check_state_ours()
-            if (self._state_file.exists or not self.part.was_empty) and self._state_file.has_stale_temporary:
+            if (
+                self._state_file.exists or not self.part.was_empty
+            ) and self._state_file.has_stale_temporary:
                 self._state_file.remove_stale_temporary()
             self.saved = self._load() if resume and not self.part.was_expired else None
             if self.saved is None and self.unverifiable is None:
@@ -104,7 +120,8 @@ class FileOutput:
         return f"<Place {self.target}{' resumable' if self.saved else ''}>"
 
     def restart(self, reason: str) -> None:
-        """Forget all bytes; the state goes first, so that it never speaks of a part file that is not its own."""
+        """Forget all bytes; the state goes first, so that it never speaks of a part
+        file that is not its own."""
         self._notify("download_restarted", reason=reason, path=str(self.target))
         self.part.check_ownership()
         self._forget_state()
@@ -114,7 +131,8 @@ class FileOutput:
         self.saved = self._state = self.unverifiable = None
 
     def drop_unverifiable(self) -> None:
-        """Forget what the part file holds where it could not be used, now that there is an answer to replace it."""
+        """Forget what the part file holds where it could not be used, now that there is
+        an answer to replace it."""
         if self.unverifiable is not None:
             self._empty()
             self.unverifiable = None
@@ -123,17 +141,22 @@ class FileOutput:
         """Let checkpoints be committed, for a remote that can be fetched in ranges."""
         self._resource = resource
 
-    def checkpoint(self, snapshot: ChunkSnapshot, last_error: DlpoolError | None = None) -> None:
-        """Make the snapshot's bytes durable, then say so in the state; in this order.
+    def checkpoint(
+        self, snapshot: ChunkSnapshot, last_error: DlpoolError | None = None
+    ) -> None:
+        """Make the snapshot's bytes durable, then say so in the state; in this
+        order.
 
-        After one failure there is no other try: the kernel may have dropped the pages that it could not write.
+        After one failure there is no other try: the kernel may have dropped the pages
+        that it could not write.
         """
         with self._noting_breakage():
             self.part.sync_data()
             self._commit(snapshot, last_error, None)
 
     def prepare(self, resource: RemoteResource, *, remote_time: bool) -> None:
-        """Make the complete part file durable, before it is published. No thread may write to it afterwards."""
+        """Make the complete part file durable, before it is published. No thread may
+        write to it afterwards."""
         modified = http_date(resource.last_modified) if remote_time else None
         with self._noting_breakage():
             self.part.close_writers()
@@ -147,8 +170,9 @@ class FileOutput:
     def publish(self, resource: RemoteResource, snapshot: ChunkSnapshot) -> None:
         """Rename what was prepared to the target, and forget the state.
 
-        ``publishing`` is recorded first where a state is on disk, so that a kill behind the rename costs no byte. For a
-        queue's job it is always: as a mark of the file, or in a state that stays until ``forget_published``.
+        ``publishing`` is recorded first where a state is on disk, so that a kill behind
+        the rename costs no byte. For a queue's job it is always: as a mark of the file,
+        or in a state that stays until ``forget_published``.
         """
         job = self._job
         with self._noting_breakage():
@@ -156,7 +180,9 @@ class FileOutput:
                 self._commit(snapshot, None, self._publishing())
             elif job.id is not None and not self.part.mark_published(job):
                 self.part.check_ownership()
-                state = SavedState.for_published(job, resource, self._publishing(), _now())
+                state = SavedState.for_published(
+                    job, resource, self._publishing(), _now()
+                )
                 self._state_file.commit(state, is_durable=False)
         self._rename()
         self._is_published = True
@@ -169,9 +195,11 @@ class FileOutput:
         return self._state_file.exists
 
     def close(self) -> None:
-        """Release the lock. Remove a part file without usable bytes first, while the lock is held.
+        """Release the lock. Remove a part file without usable bytes first, while the
+        lock is held.
 
-        Raises nothing, so that the error that ended the download stays the one that is reported.
+        Raises nothing, so that the error that ended the download stays the one that is
+        reported.
         """
         try:
             if not self._is_published and not self._state_file.holds_progress:
@@ -191,7 +219,8 @@ class FileOutput:
         return self._if_exists == "overwrite"
 
     def _abandon(self, part: PartFile) -> None:
-        """Release the lock after a failed opening, and remove a part file that was created for it."""
+        """Release the lock after a failed opening, and remove a part file that was
+        created for it."""
         try:
             if part.is_new:
                 with suppress(LocalFault):
@@ -200,11 +229,17 @@ class FileOutput:
             part.close()
 
     def _check_state_ours(self) -> None:
-        """Raise ForeignFile if a file of another program has the name of the state file."""
+        """Raise ForeignFile if a file of another program has the name of the state
+        file."""
         is_ours = self.part.is_marked and not self.part.is_new
-        if self._state_file.exists and not is_ours and not self._state_file.is_recognized():
+        if (
+            self._state_file.exists
+            and not is_ours
+            and not self._state_file.is_recognized()
+        ):
             raise ForeignFile(
-                f"{self._state_file.path} was not made by dlpool: move it away, or choose another name for the download"
+                f"{self._state_file.path} was not made by dlpool: move it away, or "
+                f"choose another name for the download"
             )
 
     def _forget_state(self) -> None:
@@ -239,17 +274,25 @@ class FileOutput:
     def _check_part(self, saved: SavedState) -> None:
         length = self.part.length
         if saved.publishing is not None and not self._is_complete(saved.publishing):
-            raise StateUnusable("the part file is not the one that was about to be published")
+            raise StateUnusable(
+                "the part file is not the one that was about to be published"
+            )
         if length > saved.size:
             raise StateUnusable("the part file is longer than the file")
-        if length < max((chunk.position for chunk in saved.chunks if chunk.position > chunk.start), default=0):
+        if length < max(
+            (chunk.position for chunk in saved.chunks if chunk.position > chunk.start),
+            default=0,
+        ):
             raise StateUnusable("the part file is shorter than it says")
         if not (saved.resource.has_validator or saved.digest or self._job.checksum):
             self.unverifiable = saved.resource
-            raise StateUnusable("the server gave no validator that could show that the file is the same")
+            raise StateUnusable(
+                "the server gave no validator that could show that the file is the same"
+            )
 
     def _chosen(self, target: Path) -> Path:
-        """The name to publish under, by ``if_exists``; raises TargetPresent for what an earlier run had published."""
+        """The name to publish under, by ``if_exists``; raises TargetPresent for what an
+        earlier run had published."""
         self._check_unpublished(target)
         if self._if_exists == "overwrite" or not _is_there(target):
             return target
@@ -260,14 +303,18 @@ class FileOutput:
         return next(self._unused(target))
 
     def _unused(self, target: Path) -> Iterator[Path]:
-        """Return the unused names of the series of ``target``. Raises TargetPresent like ``_chosen``."""
+        """Return the unused names of the series of ``target``. Raises TargetPresent
+        like ``_chosen``."""
         for other in numbered_paths(target):
             self._check_unpublished(other)
             if other != target:
                 self._check_unpublished(other, part_of=target)
             if not _is_there(other):
                 yield other
-        raise TargetExists(f"{target} exists already, and so do {MAX_NUMBERED_NAMES} other names for it")
+        raise TargetExists(
+            f"{target} exists already, and so do {MAX_NUMBERED_NAMES} other names for "
+            f"it"
+        )
 
     def _opened(self, target: Path, exists: bool) -> tuple[Path, PartFile]:
         """Lock the requested name."""
@@ -276,9 +323,11 @@ class FileOutput:
         return chosen, PartFile(chosen, sync=self._sync, notify=self._notify)
 
     def _first_free(self, target: Path) -> tuple[Path, PartFile]:
-        """Lock the first name of the series that no file, download or program uses; the lock reserves it.
+        """Lock the first name of the series that no file, download or program uses; the
+        lock reserves it.
 
-        The part file that an earlier run left for the same URL is preferred, and that of another URL is left alone.
+        The part file that an earlier run left for the same URL is preferred, and that
+        of another URL is left alone.
         """
         begun: list[Path] = []
         unused = self._unused(target)
@@ -287,7 +336,11 @@ class FileOutput:
                 break
             begun.append(free)
         ours = [other for other in begun if self._is_of_url(other)]
-        rest = [other for other in begun if other not in ours and not self._is_of_other_url(other)]
+        rest = [
+            other
+            for other in begun
+            if other not in ours and not self._is_of_other_url(other)
+        ]
         candidates = chain(ours, rest, [free], unused)  # which ends with an error
         other = next(candidates)
         while (part := self._locked(other)) is None:
@@ -295,7 +348,8 @@ class FileOutput:
         return other, part
 
     def _locked(self, target: Path) -> PartFile | None:
-        """Return the locked part file of an unused name, None if another download has taken the name meanwhile."""
+        """Return the locked part file of an unused name, None if another download has
+        taken the name meanwhile."""
         try:
             self._admit(target)
             part = PartFile(target, sync=self._sync, notify=self._notify)
@@ -303,7 +357,9 @@ class FileOutput:
             return None
         is_free = False
         try:
-            is_free = not _is_there(target)  # it may have been published before we had the lock
+            is_free = not _is_there(
+                target
+            )  # it may have been published before we had the lock
         finally:
             if not is_free:
                 self._abandon(part)
@@ -323,9 +379,11 @@ class FileOutput:
         return None
 
     def _check_unpublished(self, target: Path, part_of: Path | None = None) -> None:
-        """Finish what a run left that was killed between its rename to ``target`` and the end.
+        """Finish what a run left that was killed between its rename to ``target`` and
+        the end.
 
-        ``part_of``: whose part file it was, where the target was renamed because that name was taken meanwhile.
+        ``part_of``: whose part file it was, where the target was renamed because that
+        name was taken meanwhile.
         """
         if not self._resume:
             return
@@ -334,7 +392,11 @@ class FileOutput:
         state_file = StateFile.for_target(part_of or target, sync=self._sync)
         if not state_file.exists:
             return
-        with suppress(StateUnusable), translated(f"look at {target}"), suppress(FileNotFoundError):
+        with (
+            suppress(StateUnusable),
+            translated(f"look at {target}"),
+            suppress(FileNotFoundError),
+        ):
             saved, status = state_file.load(), os.stat(target)
             if saved is None or not self._is_ours(saved, status):
                 return
@@ -348,22 +410,36 @@ class FileOutput:
             raise TargetPresent(target, is_published=True)
 
     def _is_ours(self, saved: SavedState, status: os.stat_result) -> bool:
-        """Whether the target of that status is what an earlier run of the same job published."""
+        """Whether the target of that status is what an earlier run of the same job
+        published."""
         record, job = saved.publishing, self._job
         if record is None or saved.url_sha256 != url_digest(job.url):
             return False
         is_of_claim = job.id is None or (
-            bool(job.claim) and saved.checksum == (str(job.checksum) if job.checksum else None)
+            bool(job.claim)
+            and saved.checksum == (str(job.checksum) if job.checksum else None)
         )
         wanted = (status.st_ino, status.st_size, job.id, job.claim)
-        return is_of_claim and (record.inode, record.size, record.job, record.claim) == wanted
+        return (
+            is_of_claim
+            and (record.inode, record.size, record.job, record.claim) == wanted
+        )
 
     def _publishing(self) -> PublishRecord:
-        return PublishRecord(self.part.inode, self.part.length, self._job.id, self._job.fence, self._job.claim)
+        return PublishRecord(
+            self.part.inode,
+            self.part.length,
+            self._job.id,
+            self._job.fence,
+            self._job.claim,
+        )
 
     def _is_complete(self, publishing: PublishRecord) -> bool:
         """Whether the part file is the one that an earlier run was about to rename."""
-        return (self.part.inode, self.part.length) == (publishing.inode, publishing.size)
+        return (self.part.inode, self.part.length) == (
+            publishing.inode,
+            publishing.size,
+        )
 
     def _empty(self) -> None:
         self._forget_state()
@@ -372,19 +448,33 @@ class FileOutput:
         elif not self.part.was_empty:
             self.part.truncate()
 
-    def _commit(self, snapshot: ChunkSnapshot, error: DlpoolError | None, publishing: PublishRecord | None) -> None:
+    def _commit(
+        self,
+        snapshot: ChunkSnapshot,
+        error: DlpoolError | None,
+        publishing: PublishRecord | None,
+    ) -> None:
         self.part.check_ownership()  # the state beside it would be another's
         state = self._state or self._first_state()
         last_error = f"{error.label}: {error}" if error else None
-        self._state = replace(state.with_chunks(snapshot.chunks, _now(), last_error), publishing=publishing)
+        self._state = replace(
+            state.with_chunks(snapshot.chunks, _now(), last_error),
+            publishing=publishing,
+        )
         self._state_file.commit(self._state)
 
     def _first_state(self) -> SavedState:
-        """The state of the earlier run, or a new one; made late, as most files need none."""
+        """The state of the earlier run, or a new one; made late, as most files need
+        none."""
         assert self._resource is not None
         state = self.saved or SavedState.initial(self._job, self._resource, _now())
         checksum = str(self._job.checksum) if self._job.checksum else None
-        return replace(state, attempts=state.attempts + 1, url_sha256=url_digest(self._job.url), checksum=checksum)
+        return replace(
+            state,
+            attempts=state.attempts + 1,
+            url_sha256=url_digest(self._job.url),
+            checksum=checksum,
+        )
 
     def _rename(self) -> None:
         while True:
@@ -408,4 +498,6 @@ def _is_there(target: Path) -> bool:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return (
+        datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
+    )

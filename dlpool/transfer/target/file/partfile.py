@@ -1,8 +1,10 @@
-"""The file under construction, ``PATH.part``: lock, length, bounded writes, sync, publishing by rename.
+"""The file under construction, ``PATH.part``: lock, length, bounded writes, sync,
+publishing by rename.
 
-One process at a time works on a part file: it holds its lock (``filelock.py``), and the file that it locked is the one
-that the name means (after a publish it is not: then the name is opened again). Every writer has a descriptor of its
-own, where ``/proc`` is there or the name still means the file.
+One process at a time works on a part file: it holds its lock (``filelock.py``), and the
+file that it locked is the one that the name means (after a publish it is not: then the
+name is opened again). Every writer has a descriptor of its own, where ``/proc`` is
+there or the name still means the file.
 """
 
 from __future__ import annotations
@@ -34,19 +36,27 @@ _ACL = "system.posix_acl_access"
 
 
 class PartFile:
-    """A locked part file. One thread owns it; ``writer()`` gives others what they need."""
+    """A locked part file. One thread owns it; ``writer()`` gives others what they
+    need."""
 
-    def __init__(self, target: Path, *, sync: bool, notify: Notify = ignore_event) -> None:
-        """Open or create, and lock, ``TARGET.part``; missing parent folders are made.
+    def __init__(
+        self, target: Path, *, sync: bool, notify: Notify = ignore_event
+    ) -> None:
+        """Open or create, and lock, ``TARGET.part``; missing parent folders are
+        made.
 
-        Raises Locked if another download has it, ForeignFile for a file that is not dlpool's, LocalFault for what the
-        file system refuses.
+        Raises Locked if another download has it, ForeignFile for a file that is not
+        dlpool's, LocalFault for what the file system refuses.
         """
         self.target = target
         self._opener = PartOpener(target, sync=sync, notify=notify)
         self._sync = sync
-        self._writers: list[PartWriter] = []  # the open ones; threads only append, which is atomic
-        self._final_mode: int | None = None  # set when the file is published; None: unchanged
+        self._writers: list[
+            PartWriter
+        ] = []  # the open ones; threads only append, which is atomic
+        self._final_mode: int | None = (
+            None  # set when the file is published; None: unchanged
+        )
         self.is_preallocated = False  # whether its whole length is reserved on the disk
         self._opened = self._opener.open()
         self.path = self._opener.path
@@ -61,12 +71,14 @@ class PartFile:
 
     @property
     def is_marked(self) -> bool:
-        """True if the file has dlpool's mark, so that no state file is needed to identify it."""
+        """True if the file has dlpool's mark, so that no state file is needed to
+        identify it."""
         return self._opened.is_marked
 
     @property
     def has_lock_file(self) -> bool:
-        """True if it is locked by a lock file, as ``flock`` does not work on its file system."""
+        """True if it is locked by a lock file, as ``flock`` does not work on its file
+        system."""
         return self._opened.lock.uses_lock_file
 
     @property
@@ -76,7 +88,8 @@ class PartFile:
 
     @property
     def was_expired(self) -> bool:
-        """True if another process may still write to it: its lock expired without proof that the process has ended."""
+        """True if another process may still write to it: its lock expired without proof
+        that the process has ended."""
         return self._opened.lock.was_expired
 
     @property
@@ -90,30 +103,41 @@ class PartFile:
             return os.fstat(self._descriptor).st_size
 
     def is_named(self) -> bool:
-        """Return whether the part file's name still names the locked file. Raises LocalFault."""
+        """Return whether the part file's name still names the locked file. Raises
+        LocalFault."""
         with translated(f"look at {self.path}"):
             return disk.is_name_of(self.path, self._identity)
 
     def check_ownership(self) -> None:
-        """Raise LocalFault if the name, and so what is beside it, is another download's by now."""
+        """Raise LocalFault if the name, and so what is beside it, is another download's
+        by now."""
         with translated(f"look at the lock of {self.path}"):
             if not self._opened.lock.is_held():
                 raise LocalFault(
-                    f"cannot continue with {self.target}: another download has taken over its lock file, which this "
+                    f"cannot continue with {self.target}: another download has taken "
+                    f"over its lock file, which this "
                     "process had not renewed for too long"
                 )
         if self.is_named():
             return
         if not self.path.parent.is_dir():
-            raise LocalFault(f"cannot continue with {self.target}: the folder {self.path.parent} was removed")
-        raise LocalFault(f"cannot continue with {self.target}: another program removed or replaced {self.path}")
+            raise LocalFault(
+                f"cannot continue with {self.target}: the folder {self.path.parent} "
+                f"was removed"
+            )
+        raise LocalFault(
+            f"cannot continue with {self.target}: another program removed or replaced "
+            f"{self.path}"
+        )
 
     def mark_published(self, job: Job) -> bool:
-        """Note in the file itself that it is published for a job of a queue; False where that is not possible."""
+        """Note in the file itself that it is published for a job of a queue; False
+        where that is not possible."""
         return set_mark(self._descriptor, job)
 
     def restart(self) -> None:
-        """Replace the file by a new, empty, locked one of the same name; late writers reach only the old one.
+        """Replace the file by a new, empty, locked one of the same name; late writers
+        reach only the old one.
 
         Raises Locked if another download took the name in between, LocalFault.
         """
@@ -125,15 +149,18 @@ class PartFile:
         self.is_preallocated = False
 
     def truncate(self) -> None:
-        """Drop the content; for a file that nobody has written to since it was locked."""
+        """Drop the content; for a file that nobody has written to since it was
+        locked."""
         with translated(f"empty {self.path}"):
             os.ftruncate(self._descriptor, 0)
 
     def copy_permissions(self) -> None:
-        """Give the file the mode of the target that it will replace, and owner and group as far as permitted.
+        """Give the file the mode of the target that it will replace, and owner and
+        group as far as permitted.
 
-        The owner of a file under construction may always read and write it. New targets get what the umask leaves.
-        Raises LocalFault; also where the mode cannot be set and others would be allowed more than before.
+        The owner of a file under construction may always read and write it. New targets
+        get what the umask leaves. Raises LocalFault; also where the mode cannot be set
+        and others would be allowed more than before.
         """
         with translated(f"set the permissions of {self.path}"):
             try:
@@ -147,11 +174,15 @@ class PartFile:
             self._keep_acl()
             self._keep_mode(old.st_mode & _RIGHTS)
 
-    def preallocate(self, size: int, mode: str, rules: SpaceRules = ENTIRE_DISK) -> None:
-        """See that the file fits, and give it its length; ``how`` is a value of the setting ``preallocate``.
+    def preallocate(
+        self, size: int, mode: str, rules: SpaceRules = ENTIRE_DISK
+    ) -> None:
+        """See that the file fits, and give it its length; ``how`` is a value of the
+        setting ``preallocate``.
 
-        Blocks are reserved here for ``falloc`` only, and not by a service: ``auto`` reserves them as bytes arrive.
-        Raises TooLarge for a file that can never fit there, NoRoom when what is missing, and a reserve, does not now.
+        Blocks are reserved here for ``falloc`` only, and not by a service: ``auto``
+        reserves them as bytes arrive. Raises TooLarge for a file that can never fit
+        there, NoRoom when what is missing, and a reserve, does not now.
         """
         rules.check(self._descriptor, self.target.parent, size)
         try:
@@ -165,16 +196,22 @@ class PartFile:
             raise NoRoom(str(error)) from error
 
     def writer(self) -> PartWriter:
-        """Return a separate descriptor of the same file, for one thread. Raises LocalFault."""
+        """Return a separate descriptor of the same file, for one thread. Raises
+        LocalFault."""
         with translated(f"open {self.path}"):
             descriptor = self._second()
             is_shared = descriptor is None
-            writer = PartWriter(os.dup(self._descriptor) if descriptor is None else descriptor, self.path, is_shared)
+            writer = PartWriter(
+                os.dup(self._descriptor) if descriptor is None else descriptor,
+                self.path,
+                is_shared,
+            )
         self._writers.append(writer)
         return writer
 
     def locked_writer(self) -> PartWriter:
-        """Return the locked descriptor itself, for the thread that owns the part file and writes before it closes."""
+        """Return the locked descriptor itself, for the thread that owns the part file
+        and writes before it closes."""
         return PartWriter(self._descriptor, self.path, closes=False)
 
     def as_scanned_file(self) -> ScannedFile:
@@ -182,7 +219,8 @@ class PartFile:
         return ScannedFile(self._descriptor, self.path, self.length)
 
     def close_writers(self) -> None:
-        """Close all writers after their last write: network file systems report failed writes only then.
+        """Close all writers after their last write: network file systems report failed
+        writes only then.
 
         Raises LocalFault, the first.
         """
@@ -197,15 +235,18 @@ class PartFile:
             raise first
 
     def sync_data(self) -> None:
-        """Return when all written bytes are on disk. A failure is final: the kernel may have dropped the pages."""
+        """Return when all written bytes are on disk. A failure is final: the kernel may
+        have dropped the pages."""
         if self._sync:
             with translated(f"write {self.path} to disk"):
                 os.fdatasync(self._descriptor)
 
     def report_delayed_errors(self) -> None:
-        """Make the file system report the errors that it delays until close(2). Raises LocalFault.
+        """Make the file system report the errors that it delays until close(2). Raises
+        LocalFault.
 
-        If no descriptor is left for that, fdatasync(2) reports the same errors, as it waits for all writes.
+        If no descriptor is left for that, fdatasync(2) reports the same errors, as it
+        waits for all writes.
         """
         with translated(f"close {self.path}"):
             try:
@@ -215,10 +256,13 @@ class PartFile:
                     raise
                 os.fdatasync(self._descriptor)
                 return
-            os.close(second)  # the descriptor itself holds the lock until the file is published
+            os.close(
+                second
+            )  # the descriptor itself holds the lock until the file is published
 
     def set_modified(self, seconds: float) -> None:
-        """Set the modification time, seconds since the epoch, if the file system can keep it. Raises LocalFault."""
+        """Set the modification time, seconds since the epoch, if the file system can
+        keep it. Raises LocalFault."""
         with translated(f"set the time of {self.path}"):
             try:
                 os.utime(self._descriptor, (seconds, seconds))
@@ -227,10 +271,11 @@ class PartFile:
                     raise
 
     def publish(self, *, overwrite: bool) -> None:
-        """Let the target's name mean this file, at once and durably; the data must be synced already.
+        """Let the target's name mean this file, at once and durably; the data must be
+        synced already.
 
-        Raises TargetExists, without ``overwrite``, if the target is there; LocalFault, and then the target is not
-        there, or as it was.
+        Raises TargetExists, without ``overwrite``, if the target is there; LocalFault,
+        and then the target is not there, or as it was.
         """
         self.check_ownership()
         with translated(f"publish {self.target}"):
@@ -259,7 +304,8 @@ class PartFile:
                 disk.remove(self.path)
 
     def close(self) -> None:
-        """Release the lock. Raises nothing: delayed errors were requested before the file was published."""
+        """Release the lock. Raises nothing: delayed errors were requested before the
+        file was published."""
         disk.close_quietly(self._descriptor)
         self._opened.lock.release()
 
@@ -291,10 +337,12 @@ class PartFile:
             return False
 
     def _private_name(self) -> Path:
-        """Return the name to publish from. With a lock file, which can be lost at any moment, it is a private name.
+        """Return the name to publish from. With a lock file, which can be lost at any
+        moment, it is a private name.
 
-        Else the part file's name could mean the file of the next holder by now. Where there are no hard links or no
-        /proc, the name that was looked at just before has to do.
+        Else the part file's name could mean the file of the next holder by now. Where
+        there are no hard links or no /proc, the name that was looked at just before has
+        to do.
         """
         if not self.has_lock_file:
             return self.path
@@ -303,7 +351,9 @@ class PartFile:
             source = f"/proc/self/fd/{self._descriptor}"
             os.link(source, private, src_dir_fd=self._descriptor, follow_symlinks=True)
         except OSError:
-            disk.remove_quietly(private)  # the call may have been performed and reported as failed
+            disk.remove_quietly(
+                private
+            )  # the call may have been performed and reported as failed
             return self.path
         return private
 
@@ -325,7 +375,8 @@ class PartFile:
             self._opener.on_unsynced(str(self.target.parent), error)
 
     def _has_one_name(self) -> bool:
-        """Remove the part file's name after publication by a link; return whether only the target's name is left."""
+        """Remove the part file's name after publication by a link; return whether only
+        the target's name is left."""
         for _ in range(2):
             with suppress(OSError):
                 if os.fstat(self._descriptor).st_nlink == 1:
@@ -363,18 +414,28 @@ class PartFile:
 
 
 class PartWriter:
-    """One thread's descriptor on a part file, whose offset is 0 at first; ``close`` may be called by another thread.
+    """One thread's descriptor on a part file, whose offset is 0 at first; ``close`` may
+    be called by another thread.
 
     ``is_shared``: its offset is shared with other descriptors, and is not used.
     """
 
-    def __init__(self, descriptor: int, path: Path, is_shared: bool = False, *, closes: bool = True) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        path: Path,
+        is_shared: bool = False,
+        *,
+        closes: bool = True,
+    ) -> None:
         self._descriptor = descriptor
         self._path = path
         self._is_shared = is_shared
         self._closes = closes
         self._position = 0
-        self._lock = threading.Lock()  # held while writing: the number of a closed descriptor may be another file's
+        self._lock = (
+            threading.Lock()
+        )  # held while writing: the number of a closed descriptor may be another file's
         self._failure: LocalFault | None = None
 
     def write(self, position: int, data: memoryview) -> None:
@@ -410,13 +471,15 @@ class PartWriter:
             return disk.space_or_none(self._descriptor)
 
     def reserve(self, position: int, size: int) -> bool:
-        """Reserve blocks without a change of the file's length; return whether that was possible."""
+        """Reserve blocks without a change of the file's length; return whether that was
+        possible."""
         with self._lock, suppress(OSError):
             return disk.reserve(self._descriptor, position, size, keep_size=True)
         return False
 
     def close(self) -> None:
-        """Close the descriptor, once. Raises LocalFault, on each call, if close(2) reports a failed write."""
+        """Close the descriptor, once. Raises LocalFault, on each call, if close(2)
+        reports a failed write."""
         with self._lock:
             descriptor, self._descriptor = self._descriptor, _CLOSED
             if descriptor >= 0 and self._closes:

@@ -1,12 +1,14 @@
 """Find or create the part file of a target: locked, and known to be dlpool's.
 
-Other programs use the suffix ``.part``, too. A file of that name is dlpool's if it has the extended attribute ``MARK``,
-or if a state file of dlpool is beside it; any other file is refused and not changed, also an empty one.
+Other programs use the suffix ``.part``, too. A file of that name is dlpool's if it has
+the extended attribute ``MARK``, or if a state file of dlpool is beside it; any other
+file is refused and not changed, also an empty one.
 
-So that a kill never leaves a part file that the next run would refuse, it is created without a name
-(O_TMPFILE), locked and marked, and only then linked to its name. Where the file system cannot do that, or has no
-extended attributes, a placeholder of the state file is written before the part file is created; it stays as long as
-there is no mark and no state. See open(2), xattr(7).
+So that a kill never leaves a part file that the next run would refuse, it is created
+without a name (O_TMPFILE), locked and marked, and only then linked to its name. Where
+the file system cannot do that, or has no extended attributes, a placeholder of the
+state file is written before the part file is created; it stays as long as there is no
+mark and no state. See open(2), xattr(7).
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ class OpenPart:
 
 
 class PartOpener:
-    """Opens the part file of one target, initially and after each restart. Used by one thread.
+    """Opens the part file of one target, initially and after each restart. Used by one
+    thread.
 
     ``path`` may change to another spelling of the name, see ``_is_spelt_so``.
     """
@@ -57,7 +60,8 @@ class PartOpener:
     def open(self) -> OpenPart:
         """Open or create the part file, and create missing parent folders.
 
-        Raises Locked if another download holds its lock, ForeignFile for a file that is not dlpool's, LocalFault.
+        Raises Locked if another download holds its lock, ForeignFile for a file that is
+        not dlpool's, LocalFault.
         """
         for _ in range(MAX_OPEN_ATTEMPTS):
             with disk.translated(f"open {self.path}"):
@@ -81,10 +85,13 @@ class PartOpener:
 
     def on_unsynced(self, folder: str, error: OSError) -> None:
         """Report a folder whose names could not be made durable."""
-        self._notify("folder_not_synced", folder=folder, reason=error.strerror or str(error))
+        self._notify(
+            "folder_not_synced", folder=folder, reason=error.strerror or str(error)
+        )
 
     def _existing(self) -> OpenPart | None:
-        """Return the existing part file; None if there is none or it was replaced meanwhile. Raises OSError."""
+        """Return the existing part file; None if there is none or it was replaced
+        meanwhile. Raises OSError."""
         try:
             descriptor = os.open(self.path, _FLAGS)
         except FileNotFoundError:
@@ -112,18 +119,23 @@ class PartOpener:
         return None
 
     def _was_published(self, status: os.stat_result) -> bool:
-        """Return whether the file is the target, as after a kill between link and removal; remove its name then."""
-        if status.st_nlink == 1 or not disk.is_name_of(self._target, disk.identity_of(status)):
+        """Return whether the file is the target, as after a kill between link and
+        removal; remove its name then."""
+        if status.st_nlink == 1 or not disk.is_name_of(
+            self._target, disk.identity_of(status)
+        ):
             return False
         disk.remove(self.path)
         return True
 
     def _is_spelt_so(self) -> bool:
-        """Return whether the folder has the exact name; else set ``path`` to the folder's spelling. Raises OSError.
+        """Return whether the folder has the exact name; else set ``path`` to the
+        folder's spelling. Raises OSError.
 
-        A case-insensitive file system in user space may show one file with a different inode number for each spelling
-        of its name, and a lock by one spelling does not exclude one by another. The known ones of these file systems
-        have no extended attributes.
+        A case-insensitive file system in user space may show one file with a different
+        inode number for each spelling of its name, and a lock by one spelling does not
+        exclude one by another. The known ones of these file systems have no extended
+        attributes.
         """
         wanted, found = self.path.name, None
         with os.scandir(self.path.parent) as entries:
@@ -138,19 +150,25 @@ class PartOpener:
         return False
 
     def _is_usable(self, descriptor: int, status: os.stat_result) -> bool | None:
-        """Return whether the file has the mark; None if the file must be opened again. Raises ForeignFile, OSError."""
+        """Return whether the file has the mark; None if the file must be opened again.
+        Raises ForeignFile, OSError."""
         if self._was_published(status):
             return None
         if _has_mark(descriptor):
             return True
         if not disk.is_name_of(self.path, disk.identity_of(status)):
-            return None  # another download removed its mark and published it since it was opened
+            # another download removed its mark and published it since it was opened
+            return None
         if StateFile.for_target(self._target, sync=False).is_recognized():
             return _mark(descriptor) or (None if not self._is_spelt_so() else False)
-        raise ForeignFile(f"{self.path} was not made by dlpool: move it away, or choose another name for the download")
+        raise ForeignFile(
+            f"{self.path} was not made by dlpool: move it away, or choose another name "
+            f"for the download"
+        )
 
     def _created(self, held: FileLock | None = None) -> OpenPart | None:
-        """Create a part file; None if another process created one meanwhile. Raises OSError.
+        """Create a part file; None if another process created one meanwhile. Raises
+        OSError.
 
         ``held``: a lock file that this process holds already.
         """
@@ -162,7 +180,8 @@ class PartOpener:
         return opened or self._named(held)
 
     def _linked(self, descriptor: int, held: FileLock | None) -> OpenPart | None:
-        """Lock and mark an unnamed file, and link it to its name; None if that is not supported.
+        """Lock and mark an unnamed file, and link it to its name; None if that is not
+        supported.
 
         Raises FileExistsError if another file has the name, OSError.
         """
@@ -173,7 +192,9 @@ class PartOpener:
             if not is_marked:
                 StateFile.for_target(self._target, sync=False).write_placeholder()
             if self._has_linked(descriptor):
-                return OpenPart(descriptor, os.fstat(descriptor), lock, is_marked, is_new=True)
+                return OpenPart(
+                    descriptor, os.fstat(descriptor), lock, is_marked, is_new=True
+                )
         except BaseException:
             _abandon(descriptor, None if held else lock)
             raise
@@ -181,12 +202,18 @@ class PartOpener:
         return None
 
     def _has_linked(self, descriptor: int) -> bool:
-        """Link an unnamed file to the part file's name, and return whether it has the name, even if link(2) failed.
+        """Link an unnamed file to the part file's name, and return whether it has the
+        name, even if link(2) failed.
 
         Raises FileExistsError if another file has the name, OSError.
         """
         try:
-            os.link(f"/proc/self/fd/{descriptor}", self.path, src_dir_fd=descriptor, follow_symlinks=True)
+            os.link(
+                f"/proc/self/fd/{descriptor}",
+                self.path,
+                src_dir_fd=descriptor,
+                follow_symlinks=True,
+            )
         except OSError as error:
             if disk.is_name_of(self.path, disk.identity_of(os.fstat(descriptor))):
                 return True
@@ -196,18 +223,24 @@ class PartOpener:
         return True
 
     def _unnamed(self) -> int | None:
-        """Return a descriptor of a new unnamed file; None if that is not supported. Raises OSError."""
+        """Return a descriptor of a new unnamed file; None if that is not supported.
+        Raises OSError."""
         for _ in range(2):
             try:
-                return os.open(self.path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, _MODE)
+                return os.open(
+                    self.path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, _MODE
+                )
             except OSError:
                 if self.path.parent.is_dir():
                     break  # creating the file by its name reports any other problem
-            disk.make_folders(self.path.parent, sync=self._sync, on_unsynced=self.on_unsynced)
+            disk.make_folders(
+                self.path.parent, sync=self._sync, on_unsynced=self.on_unsynced
+            )
         return None
 
     def _named(self, held: FileLock | None) -> OpenPart | None:
-        """Create the part file by its name, after a placeholder of the state file. Raises OSError."""
+        """Create the part file by its name, after a placeholder of the state file.
+        Raises OSError."""
         state_file = StateFile.for_target(self._target, sync=False)
         state_file.write_placeholder()
         try:
@@ -225,13 +258,16 @@ class PartOpener:
             lock = held or self._locked(descriptor)
             if is_marked:
                 state_file.remove_placeholder()
-            return OpenPart(descriptor, os.fstat(descriptor), lock, is_marked, is_new=True)
+            return OpenPart(
+                descriptor, os.fstat(descriptor), lock, is_marked, is_new=True
+            )
         except BaseException:
             _abandon(descriptor, None if held else lock)
             raise
 
     def _withdraw(self, state_file: StateFile) -> None:
-        """Remove an unused placeholder, unless the part file of the other download may need it."""
+        """Remove an unused placeholder, unless the part file of the other download may
+        need it."""
         is_needed = False
         with suppress(OSError):
             descriptor = os.open(self.path, _FLAGS)
@@ -246,9 +282,13 @@ class PartOpener:
             return FileLock(descriptor, self.path, reopen_path=again)
         except LockHeld as error:
             holder = f" ({error})" if str(error) else ""
-            raise Locked(f"another download is writing to {self._target}{holder}") from error
+            raise Locked(
+                f"another download is writing to {self._target}{holder}"
+            ) from error
         except LockForeign as error:
-            raise ForeignFile(f"{error} was not made by dlpool: move it away") from error
+            raise ForeignFile(
+                f"{error} was not made by dlpool: move it away"
+            ) from error
 
 
 def _folded(name: str) -> str:
@@ -282,6 +322,7 @@ def _has_mark(descriptor: int) -> bool:
 
 
 def remove_mark(descriptor: int) -> None:
-    """Remove the mark of a published file; errors are ignored, as a mark that stays is harmless."""
+    """Remove the mark of a published file; errors are ignored, as a mark that stays is
+    harmless."""
     with suppress(OSError):
         os.removexattr(descriptor, MARK)

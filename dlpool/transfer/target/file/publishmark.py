@@ -1,8 +1,10 @@
-"""The mark that a file was published for a job of a queue: an extended attribute, where the file system has them.
+"""The mark that a file was published for a job of a queue: an extended attribute, where
+the file system has them.
 
-It travels with the file through its rename, and costs neither a file beside it nor a place in the folder. It stays,
-also when the job is forgotten and its id is given to another one: so it names the claim, the URL and the checksum, and
-counts only where all of them are the same. See xattr(7).
+It travels with the file through its rename, and costs neither a file beside it nor a
+place in the folder. It stays, also when the job is forgotten and its id is given to
+another one: so it names the claim, the URL and the checksum, and counts only where all
+of them are the same. See xattr(7).
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ MARK_NAME = "user.dlpool.job"
 
 
 def published_mark(job: Job) -> str | None:
-    """Return the text of the mark for a job, None for a download that is none: id, claim, URL digest, checksum."""
+    """Return the text of the mark for a job, None for a download that is none: id,
+    claim, URL digest, checksum."""
     if job.id is None or not job.claim:
         return None
     return f"{job.id} {job.claim} {url_digest(job.url)} {job.checksum or '-'}"

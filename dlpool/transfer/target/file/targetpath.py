@@ -24,7 +24,9 @@ def resolve_target(target: Path) -> tuple[Path, bool]:
             _check_name(real)
             status = _status(real)
             if status is None:
-                raise LocalFault(f"{target} is a symbolic link to {real}, which does not exist")
+                raise LocalFault(
+                    f"{target} is a symbolic link to {real}, which does not exist"
+                )
     if status is None:
         return target, False
     if stat.S_ISDIR(status.st_mode):
@@ -36,9 +38,14 @@ def resolve_target(target: Path) -> tuple[Path, bool]:
 
 def _check_name(path: Path) -> None:
     if path.name.endswith(RESERVED_SUFFIXES):
-        raise PolicyRefused(f"{path} ends in .part, .part.meta or .part.lock, which dlpool keeps for unfinished files")
+        raise PolicyRefused(
+            f"{path} ends in .part, .part.meta or .part.lock, which dlpool keeps for "
+            f"unfinished files"
+        )
     if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
-        raise LocalFault(f"the name {path.name[:40]}... is longer than {MAX_NAME_BYTES} bytes")
+        raise LocalFault(
+            f"the name {path.name[:40]}... is longer than {MAX_NAME_BYTES} bytes"
+        )
 
 
 def _status(path: Path) -> os.stat_result | None:
