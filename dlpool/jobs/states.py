@@ -1,0 +1,53 @@
+"""The states of a job, and what the end of an attempt leads to. The values stand in
+Redis and in JSON.
+
+A job goes queued -> running -> succeeded, failed or cancelled. A running job can return
+to queued, or become delayed (a retry, or ``not_before``) or paused; these two become
+queued again.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class JobState(str, Enum):
+    """The field ``state`` of a job. Formats as its value."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DELAYED = "delayed"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    __str__ = str.__str__
+
+
+class Disposition(str, Enum):
+    """What happens to a job when its supervisor finishes an attempt: argument of
+    ``finish.lua``. Formats as its value.
+
+    SUCCEED, FAIL and CANCEL end the job. RETRY delays it. RELEASE, YIELD, PAUSE and
+    THROTTLE return it to the queue, and the attempt does not count. CRASH returns it to
+    the front and counts a crash. FOLLOW lets it wait for an equal job.
+    """
+
+    SUCCEED = "success"
+    FAIL = "failed"
+    CANCEL = "cancelled"
+    RETRY = "retry"
+    RELEASE = "release"
+    YIELD = "yield"
+    PAUSE = "pause"
+    THROTTLE = "park"
+    CRASH = "crash"
+    FOLLOW = "follow"
+
+    __str__ = str.__str__
+
+
+TERMINAL_DISPOSITIONS = frozenset(
+    {Disposition.SUCCEED, Disposition.FAIL, Disposition.CANCEL}
+)
