@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dlpool.version import __version__
+
 if TYPE_CHECKING:
     from dlpool.engine import (
         BatchSummary,
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
         download_many,
     )
 
-__version__ = "0.1.0"
 __all__ = [
     "BatchSummary",
     "DownloadEngine",

@@ -42,7 +42,7 @@ def package(dist: Path) -> None:
         install = ("install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile", "--target", site)
         _run("pip", *install, "--require-hashes", "-r", ROOT / "scripts" / "requirements-base.txt")
         _run("pip", *install, "--no-index", wheel)
-        options = ("--compressed", "--reproducible", "-p", PYTHON, "-e", "dlpool.cli.single:main")
+        options = ("--compressed", "--reproducible", "-p", PYTHON, "-e", "dlpool.cli.main:single_file_main")
         _run("shiv", *options, "--site-packages", site, "-o", built / "dlpool.pyz")
         dist.mkdir(parents=True, exist_ok=True)
         for path in sorted(built.iterdir()):

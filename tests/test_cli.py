@@ -436,7 +436,9 @@ def test_a_list_that_cannot_be_read_is_exit_3(tmp_path: Path) -> None:
 
 def test_plain_progress_is_a_line_now_and_then(serve: Serve, tmp_path: Path) -> None:
     origin = serve(slow(0.01))
-    code = "import dlpool.cli.progress as p, sys; p.Plain.every_s = 0.2; from dlpool.cli.main import main; main()"
+    code = (
+        "import dlpool.cli.progress as p, sys; p.PlainDisplay.every_s = 0.2; from dlpool.cli.main import main; main()"
+    )
     command = [sys.executable, "-c", code, "fetch", f"{origin.url}/f", str(tmp_path / "f"), "-c", "1"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     lines = [line for line in ended.stderr.splitlines() if line.startswith("f: ")]

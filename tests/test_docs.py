@@ -13,7 +13,8 @@ import pytest
 
 from dlpool import errors
 from dlpool.cli.control_commands import VERBS
-from dlpool.cli.main import EXIT_CODES, build_parser
+from dlpool.cli.main import build_parser
+from dlpool.cli.parser import EXIT_CODES
 from dlpool.cli.reference import generated
 from dlpool.web.openapi_uploads import _CHUNK, _MERGE
 from scripts.api_doc import render

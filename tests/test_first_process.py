@@ -90,8 +90,8 @@ def test_what_hooks_leave_is_reaped_and_their_exit_codes_and_the_workers_are_hea
 
 PROBE = """
 import os, signal, sys, time
-from dlpool.cli.container_init import work_in_a_child
-work_in_a_child()
+from dlpool.cli.container_init import fork_if_init
+fork_if_init()
 if sys.argv[1] == "exit":
     sys.exit(int(sys.argv[2]))
 if sys.argv[1] == "die":
@@ -133,8 +133,8 @@ def test_signals_reach_the_child(number: signal.Signals) -> None:
 
 def test_any_other_process_stays_one() -> None:
     code = (
-        "import os; from dlpool.cli.container_init import work_in_a_child;"
-        "before = os.getpid(); work_in_a_child(); print(before == os.getpid())"
+        "import os; from dlpool.cli.container_init import fork_if_init;"
+        "before = os.getpid(); fork_if_init(); print(before == os.getpid())"
     )
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert said.stdout == "True\n"

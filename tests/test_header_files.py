@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dlpool.cli.header_options import add_header_options
 from dlpool.cli.headers import MAX_FILE, read_headers
+from dlpool.cli.options import add_header_options
 from dlpool.errors import LocalFault, UsageError
 from tests.origin import File, Origin
 from tests.processes import run

@@ -134,8 +134,8 @@ def test_all_that_dlpool_web_leaves(folder: Path) -> None:
 def test_the_setting_says_who_may_read(umask: str, folders: int, files: int, folder: Path) -> None:
     """In both programs, and in what they start: what a hook makes is made by a child of the supervisor."""
     code = (
-        "import os, sys; from dlpool.cli.options import limit_rights, settings_told\n"
-        "limit_rights(settings_told(sys.argv[1]).settings)\n"
+        "import os, sys; from dlpool.cli.options import apply_umask, load_settings\n"
+        "apply_umask(load_settings(sys.argv[1]).settings)\n"
         "os.mkdir('made'); os.close(os.open('made/file', os.O_CREAT, 0o666))"
     )
     (folder / "dlpool.ini").write_text(f"[paths]\numask = {umask}\n")

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dlpool.cli.progress import eta_s, percent, status_text, time_text
-from dlpool.cli.tables import size_text
+from dlpool.cli.units import eta_s, percent, size_text, status_text, time_text
 from dlpool.engine.speed import WINDOW_S, Speedometer
 from dlpool.transfer.job import Progress
 

@@ -11,8 +11,8 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
 from dlpool.cli.console import stream_for_rich
-from dlpool.cli.progress import eta_s, percent, time_text
-from dlpool.cli.tables import clean, size_text
+from dlpool.cli.tables import clean
+from dlpool.cli.units import eta_s, percent, size_text, time_text
 from dlpool.engine.batch import BatchProgress
 from dlpool.engine.speed import Speedometer
 from dlpool.transfer.job import Progress

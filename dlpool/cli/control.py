@@ -16,7 +16,8 @@ from dlpool.cli.console import reporting_result, show_lines
 from dlpool.cli.fetch_report import SOME_FAILED
 from dlpool.cli.jobs import show_stats
 from dlpool.cli.queue_options import open_queue
-from dlpool.cli.tables import show_table, size_text
+from dlpool.cli.tables import show_table
+from dlpool.cli.units import size_text
 from dlpool.errors import DlpoolError, UsageError
 from dlpool.jobs.audit_events import DONE, UNCHANGED
 from dlpool.jobs.client_records import CANCELLED

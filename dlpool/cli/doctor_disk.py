@@ -15,7 +15,7 @@ from pathlib import Path
 from dlpool import disk
 from dlpool.cli.doctor_findings import FAILED, OK, WARNING, DoctorFinding
 from dlpool.cli.doctor_machine import nearest
-from dlpool.cli.tables import size_text
+from dlpool.cli.units import size_text
 from dlpool.config import Settings
 from dlpool.errors import LocalFault, Locked
 from dlpool.service.node.disk_guard import FileSystemSpace

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dlpool.cli.tables import size_text
+from dlpool.cli.units import size_text
 from dlpool.config import Settings
 from dlpool.errors import ConfigurationError
 from dlpool.kinds import AUTO

@@ -9,7 +9,7 @@ from typing import Any
 
 from dlpool.cli.console import reporting_result, show_lines
 from dlpool.cli.progress import Display
-from dlpool.cli.tables import size_text
+from dlpool.cli.units import size_text
 from dlpool.engine.batch import BatchProgress, BatchResult, ListUnreadable
 from dlpool.errors import DlpoolError
 from dlpool.transfer.http.urls import display_url

@@ -11,7 +11,8 @@ from typing import Any
 
 from dlpool.cli.console import show_lines
 from dlpool.cli.queue_options import open_queue
-from dlpool.cli.tables import show_pairs, show_table, size_text
+from dlpool.cli.tables import show_pairs, show_table
+from dlpool.cli.units import size_text
 from dlpool.jobs.job_view import JobView, time_text
 from dlpool.jobs.queue_views import DayView, QueueStats, QueueViews, SupervisorView
 from dlpool.transfer.http.urls import display_url

@@ -6,52 +6,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any
 
 from dlpool import __version__
 from dlpool.cli.admin_commands import add_admin_commands
 from dlpool.cli.console import run_program
 from dlpool.cli.control_commands import add_control_commands
 from dlpool.cli.options import add_fetch, join_negative_values
+from dlpool.cli.parser import EXIT_CODES, Parser
 from dlpool.cli.queue_commands import add_queue_commands
 from dlpool.cli.upload_options import add_upload
-
-EXIT_CODES = """\
-exit codes:
-  0 done                      8 server failed or refused  15 remote keeps changing
-  1 unclassified              9 no space                  20 Redis unreachable
-  2 usage                    10 not found (404, 410)      21 no such job
-  3 local file I/O, port     11 checksum mismatch         75 try again later
-  4 network, DNS, timeout    12 refused by policy         78 configuration
-  5 TLS                      13 target exists, or locked 130 interrupted: run it again to go on
-  6 401, 403, 407            14 some of many failed      143 terminated: run it again to go on
-  7 server broke HTTP        16 infected (quarantine)
-"""
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one sentence, not a page of usage, and whose options
-    may stand between arguments."""
-
-    _is_mixing = False
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's, which cannot tell ``URL --option 1 PATH``: it takes PATH for
-        one too many.
-
-        It has another method that can, which calls this one. That is not for parsers
-        that have commands below them, and forgets what ``--`` means.
-        """
-        if self._is_mixing or self._subparsers is not None or "--" in (args or ()):
-            return super().parse_known_args(args, namespace)
-        self._is_mixing = True
-        try:
-            return self.parse_known_intermixed_args(args, namespace)
-        finally:
-            self._is_mixing = False
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"dlpool: {message} (see {self.prog} --help)\n")
 
 
 class _CommandsFormatter(argparse.RawDescriptionHelpFormatter):
@@ -109,3 +74,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
     return run_program("dlpool", run)
+
+
+def single_file_main() -> int:
+    """Run ``dlpool``, or ``dlpool-supervisor`` if the executable has that name.
+
+    This is the entry point of the single-file executable. Returns the exit code.
+    """
+    if not Path(sys.argv[0]).name.startswith("dlpool-supervisor"):
+        return main()
+    from dlpool.cli.supervisor import main as supervisor
+
+    return supervisor()

@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import Field, fields
 from typing import Any
 
-from dlpool.cli.header_options import add_header_options
 from dlpool.config import (
     SECTIONS,
     NetworkSettings,
@@ -207,6 +206,28 @@ def _add_job_options(group: Any) -> None:
         "--checksum",
         metavar="ALGO:HEX",
         help="md5, sha1, sha256, sha512 or blake2b of the file",
+    )
+
+
+def add_header_options(group: Any, where: str = "") -> None:
+    """Declare the options; ``where``: to whom the fields are sent."""
+    group.add_argument(
+        "-H",
+        "--header",
+        metavar="'NAME: VALUE'",
+        action="append",
+        default=[],
+        help=f"add a header{where}; @FILE: those of a file; may be repeated",
+    )
+    group.add_argument(
+        "--header-file",
+        metavar="FILE",
+        dest="header",
+        action="append",
+        type="@{}".format,
+        help="add the headers of a file, - for standard input: on each line NAME: "
+        "VALUE; other users "
+        "of the machine can read what stands on a command line, not in a file",
     )
 
 

@@ -8,10 +8,10 @@ import sys
 import time
 from typing import Any, Protocol, TextIO
 
-from dlpool.cli.tables import clean, size_text
+from dlpool.cli.tables import clean
+from dlpool.cli.units import eta_s, percent, size_text, status_text
 from dlpool.engine.batch import BatchProgress
 from dlpool.engine.speed import Speedometer
-from dlpool.transfer.job import Progress
 
 PLAIN_EVERY_S = 10.0
 JSON_EVERY_S = 1.0
@@ -28,46 +28,6 @@ class Display(Protocol):
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-
-
-def time_text(seconds: float) -> str:
-    """Seconds for people: 7s, 3m20s, 2h05m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    return (
-        f"{whole // 60}m{whole % 60:02d}s"
-        if whole < 3600
-        else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    )
-
-
-def percent(progress: Progress) -> float | None:
-    """Per cent done; None while the size is unknown."""
-    return 100.0 * progress.done / progress.size if progress.size else None
-
-
-def eta_s(progress: Progress, speed: float) -> float | None:
-    """Seconds left at this speed; None if it cannot be told."""
-    return (
-        (progress.size - progress.done) / speed if progress.size and speed > 0 else None
-    )
-
-
-def status_text(progress: Progress, speed: float) -> str:
-    """One file in one line, less its name."""
-    share, left = percent(progress), eta_s(progress, speed)
-    parts = [f"{share:.0f}%"] if share is not None else []
-    parts.append(
-        size_text(progress.done)
-        + (f" of {size_text(progress.size)}" if progress.size else "")
-    )
-    parts.append(f"{size_text(speed)}/s")
-    parts += [f"ETA {time_text(left)}"] if left is not None else []
-    at_work = (
-        f"{progress.connections} connection{'' if progress.connections == 1 else 's'}"
-    )
-    return ", ".join([*parts, at_work if progress.connections else progress.phase])
 
 
 class SilentDisplay:

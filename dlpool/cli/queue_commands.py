@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from dlpool.cli.header_options import add_header_options
+from dlpool.cli.options import add_header_options
 from dlpool.cli.queue_options import add_output_options, add_queue_options
 from dlpool.jobs.audit_events import ACTIONS, KINDS
 from dlpool.kinds import parse_count, split_address

@@ -14,8 +14,8 @@ from typing import Any
 from dlpool import __version__
 from dlpool.cli.console import run_program
 from dlpool.cli.container_init import fork_if_init
-from dlpool.cli.main import EXIT_CODES, Parser
 from dlpool.cli.options import add_setting, apply_umask, load_settings, sourced_options
+from dlpool.cli.parser import EXIT_CODES, Parser
 from dlpool.cli.queue_options import add_queue_options, sourced_queue_options
 from dlpool.config import LoggingSettings, Settings, SupervisorSettings
 from dlpool.config.layers import SourcedValue

@@ -74,16 +74,5 @@ def clean(value: object) -> str:
     return escape_unsafe(text)
 
 
-def size_text(size: float) -> str:
-    """Return a number of bytes for people: 512B, 1.5K, 200.0M (powers of 1024)."""
-    if size < 1023.5:
-        return f"{size:.0f}B"
-    for unit in ("K", "M", "G"):
-        size /= 1024
-        if size < 1023.95:  # what would be rounded up to 1024.0 is one of the next unit
-            return f"{size:.1f}{unit}"
-    return f"{size / 1024:.1f}T"
-
-
 def _is_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()

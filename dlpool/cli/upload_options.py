@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from dlpool.cli.header_options import add_header_options
 from dlpool.cli.options import (
+    add_header_options,
     add_output_options,
     add_setting,
     load_settings,

@@ -12,7 +12,7 @@ from typing import Any
 from dlpool.cli.console import reporting_result, show_lines
 from dlpool.cli.fetch_report import SOME_FAILED
 from dlpool.cli.progress import Display
-from dlpool.cli.tables import size_text
+from dlpool.cli.units import size_text
 from dlpool.errors import DlpoolError
 from dlpool.transfer.http.urls import display_url
 from dlpool.upload.values import UploadResult

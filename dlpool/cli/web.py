@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from dlpool import __version__
 from dlpool.cli.console import run_program
-from dlpool.cli.main import EXIT_CODES, Parser
 from dlpool.cli.options import apply_umask, load_settings, print_warnings
+from dlpool.cli.parser import EXIT_CODES, Parser
 from dlpool.config import Settings
 from dlpool.config.go_config import is_json
 from dlpool.config.ini import text_of_file

@@ -13,11 +13,11 @@ import requests
 import urllib3
 from requests.utils import check_header_validity
 
-from dlpool import __version__
 from dlpool.config import NetworkSettings
 from dlpool.errors import UsageError
 from dlpool.redaction import split_user_info
 from dlpool.transfer.http.policy import NetworkPolicy
+from dlpool.version import __version__
 
 # Header fields on which a right answer depends.
 _OWN_HEADERS = {

@@ -1,0 +1,44 @@
+"""The argument parser and the exit codes that the three programs share.
+
+Imports no third-party library.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+EXIT_CODES = """\
+exit codes:
+  0 done                      8 server failed or refused  15 remote keeps changing
+  1 unclassified              9 no space                  20 Redis unreachable
+  2 usage                    10 not found (404, 410)      21 no such job
+  3 local file I/O, port     11 checksum mismatch         75 try again later
+  4 network, DNS, timeout    12 refused by policy         78 configuration
+  5 TLS                      13 target exists, or locked 130 interrupted: run it again to go on
+  6 401, 403, 407            14 some of many failed      143 terminated: run it again to go on
+  7 server broke HTTP        16 infected (quarantine)
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Report errors in one sentence, and accept options between positional arguments."""
+
+    _is_intermixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse options between positional arguments, as in ``URL --option 1 PATH``.
+
+        ``parse_known_intermixed_args`` does that and calls this method. It supports
+        neither subcommands nor ``--``: for these the plain method is used.
+        """
+        if self._is_intermixing or self._subparsers is not None or "--" in (args or ()):
+            return super().parse_known_args(args, namespace)
+        self._is_intermixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_intermixing = False
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"dlpool: {message} (see {self.prog} --help)\n")

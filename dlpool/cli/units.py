@@ -1,0 +1,56 @@
+"""Sizes, times and progress as text for people. Pure."""
+
+from __future__ import annotations
+
+from dlpool.transfer.job import Progress
+
+
+def size_text(size: float) -> str:
+    """Return a number of bytes for people: 512B, 1.5K, 200.0M (powers of 1024)."""
+    if size < 1023.5:
+        return f"{size:.0f}B"
+    for unit in ("K", "M", "G"):
+        size /= 1024
+        if size < 1023.95:  # what would be rounded up to 1024.0 is one of the next unit
+            return f"{size:.1f}{unit}"
+    return f"{size / 1024:.1f}T"
+
+
+def time_text(seconds: float) -> str:
+    """Seconds for people: 7s, 3m20s, 2h05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    return (
+        f"{whole // 60}m{whole % 60:02d}s"
+        if whole < 3600
+        else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    )
+
+
+def percent(progress: Progress) -> float | None:
+    """Per cent done; None while the size is unknown."""
+    return 100.0 * progress.done / progress.size if progress.size else None
+
+
+def eta_s(progress: Progress, speed: float) -> float | None:
+    """Seconds left at this speed; None if it cannot be told."""
+    return (
+        (progress.size - progress.done) / speed if progress.size and speed > 0 else None
+    )
+
+
+def status_text(progress: Progress, speed: float) -> str:
+    """One file in one line, less its name."""
+    share, left = percent(progress), eta_s(progress, speed)
+    parts = [f"{share:.0f}%"] if share is not None else []
+    parts.append(
+        size_text(progress.done)
+        + (f" of {size_text(progress.size)}" if progress.size else "")
+    )
+    parts.append(f"{size_text(speed)}/s")
+    parts += [f"ETA {time_text(left)}"] if left is not None else []
+    at_work = (
+        f"{progress.connections} connection{'' if progress.connections == 1 else 's'}"
+    )
+    return ", ".join([*parts, at_work if progress.connections else progress.phase])
