@@ -18,6 +18,7 @@ from dlpool.cli.parser import EXIT_CODES
 from dlpool.cli.reference import generated
 from dlpool.web.openapi_uploads import _CHUNK, _MERGE
 from scripts.api_doc import render
+from scripts.picture import with_picture
 from tests.conftest import free_port, wait_until
 from tests.documents import DOCUMENTS, TEXT, commands
 from tests.origin import File, Origin
@@ -136,8 +137,8 @@ def test_the_exit_codes_of_readme_help_and_errors_agree() -> None:
 
 
 def test_what_is_generated_is_up_to_date() -> None:
-    found = generated(ROOT)
-    assert {path.name for path in found} >= {"configuration.md", "dlpool.ini", "dlpool-supervisor@.service"}
+    found = {**generated(ROOT), **with_picture(ROOT)}
+    assert {path.name for path in found} >= {"configuration.md", "internals.md", "dlpool.ini", "dlpool-supervisor@.service"}
     for path, text in found.items():
         assert path.read_text() == text, f"{path.name} is old: run scripts/generate"
 
