@@ -138,7 +138,12 @@ def test_the_exit_codes_of_readme_help_and_errors_agree() -> None:
 
 def test_what_is_generated_is_up_to_date() -> None:
     found = {**generated(ROOT), **with_picture(ROOT)}
-    assert {path.name for path in found} >= {"configuration.md", "internals.md", "dlpool.ini", "dlpool-supervisor@.service"}
+    assert {path.name for path in found} >= {
+        "configuration.md",
+        "internals.md",
+        "dlpool.ini",
+        "dlpool-supervisor@.service",
+    }
     for path, text in found.items():
         assert path.read_text() == text, f"{path.name} is old: run scripts/generate"
 
