@@ -108,7 +108,12 @@ def test_a_transition(copy: Path, redis_server: RedisServer) -> None:
 def test_a_metric(copy: Path) -> None:
     path = copy / "dlpool" / "observe" / "metrics.py"
     insert(path, behind_docstring(path, "def _declare_node"), block("A metric"))
-    program = "from dlpool.observe.metrics import Metrics; m = Metrics([1.0]); m.idle_seconds.inc(3); print(m.exposition('')[0].decode())"
+    program = (
+        "from dlpool.observe.metrics import Metrics\n"
+        "metrics = Metrics([1.0])\n"
+        "metrics.idle_seconds.inc(3)\n"
+        "print(metrics.exposition('')[0].decode())\n"
+    )
     assert "dlpool_idle_seconds_total 3.0" in python(copy, "-c", program)
 
 
