@@ -1,0 +1,81 @@
+"""Cancel work that several threads share."""
+
+from __future__ import annotations
+
+import threading
+from typing import Protocol
+
+from dlpool.errors import DlpoolError
+
+
+class Cancellable(Protocol):
+    """Work that another thread can cancel: a request in flight, or a scope."""
+
+    def cancel(self, error: DlpoolError) -> None:
+        """Make the work raise ``error``; the first error stands."""
+
+
+class CancelScope:
+    """Cancels work that several threads share. Thread-safe.
+
+    ``cancel`` wakes the threads that sleep in the scope, and cancels its members.
+    ``changed`` guards the error and the members; the owner of a scope may use it to
+    guard its own state too. No I/O happens while it is held.
+
+    ``error``: the error with which the work was cancelled. Only the scope sets it.
+    """
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.error: DlpoolError | None = None
+        self._is_sealed = False
+        self._members: set[Cancellable] = set()
+
+    def __repr__(self) -> str:
+        return f"<CancelScope {len(self._members)} members {self.error or ''}>"
+
+    def cancel(self, error: DlpoolError) -> None:
+        """Cancel the work; the first error stands. Has no effect after ``seal``."""
+        with self.changed:
+            if self._is_sealed:
+                return
+            self.error = final = self.error or error
+            members = tuple(self._members)
+            self.changed.notify_all()
+        for member in members:
+            member.cancel(final)
+
+    def seal(self) -> None:
+        """Make the work immune to ``cancel``. Raises the error of an earlier one."""
+        with self.changed:
+            self.raise_if_cancelled()
+            self._is_sealed = True
+
+    def raise_if_cancelled(self) -> None:
+        """Raise the error if the work has been cancelled."""
+        if self.error is not None:
+            raise self.error
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep for ``seconds``. Raises the error when the work is cancelled."""
+        if seconds <= 0:
+            return
+        with self.changed:
+            self.changed.wait_for(lambda: self.error is not None, seconds)
+        self.raise_if_cancelled()
+
+    def add(self, member: Cancellable) -> None:
+        """Add a member. Raises the error if the work has been cancelled."""
+        with self.changed:
+            self.raise_if_cancelled()
+            self._members.add(member)
+
+    def discard(self, member: Cancellable) -> None:
+        """Remove a member, if it is one."""
+        with self.changed:
+            self._members.discard(member)
+
+    def members(self) -> tuple[Cancellable, ...]:
+        """Return the present members."""
+        with self.changed:
+            return tuple(self._members)
