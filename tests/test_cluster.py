@@ -18,7 +18,7 @@ from dlpool.jobs.failure_records import FailureRecords
 from dlpool.jobs.host_slots import HostLimit, HostSlots
 from dlpool.jobs.job_admin import JobAdmin
 from dlpool.jobs.keys import QueueKeys, host_slot_keys
-from dlpool.jobs.outbox import AT_ONCE, Outbox
+from dlpool.jobs.outbox import BATCH, Outbox
 from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.jobs.queue_views import QueueViews
 from dlpool.jobs.server_check import check_server
@@ -266,12 +266,12 @@ def test_no_job_ends_while_the_outbox_is_full(one: Cluster, tmp_path: Path) -> N
 def test_many_records_are_replayed_some_at_a_time(one: Cluster, tmp_path: Path) -> None:
     queue, client = queue_of(one, tmp_path), one.client()
     head = json.dumps([KEYS.failed, None])
-    for number in range(AT_ONCE + 10):
+    for number in range(BATCH + 10):
         head = json.dumps([KEYS.failed, f"http://h/{number}"])
         client.hset(KEYS.outbox, f"job-{number}.1", f"1000 {head}\n{{}}")
-    assert outbox_of(queue).replay().written == AT_ONCE
+    assert outbox_of(queue).replay().written == BATCH
     assert outbox_of(queue).replay().written == 10
-    assert client.hlen(KEYS.failed) == AT_ONCE + 10
+    assert client.hlen(KEYS.failed) == BATCH + 10
 
 
 # --- the client ---------------------------------------------------------------------------------------------------

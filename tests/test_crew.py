@@ -121,7 +121,12 @@ def test_a_job_of_a_host_that_does_not_want_to_be_asked_is_parked(bench: Bench) 
     bench.hosts.hold("host", 30.0)
     bench.crew.accept(job_of(is_paid=True), 0.0)
     ending = bench.last()
-    assert (ending.disposition, ending.host, ending.delay_s, ending.is_start_reserved) == ("park", "host", 30.0, True)
+    assert (ending.disposition, ending.host, ending.delay_s, ending.is_start_reserved) == (
+        "throttle",
+        "host",
+        30.0,
+        True,
+    )
     assert ending.trace_id == trace_id_of("a", None)
     bench.worker()
     bench.crew.assign_waiting()
@@ -147,7 +152,7 @@ def test_a_host_with_fewer_places_gets_no_more_jobs_than_it_bears(bench: Bench, 
     bench.held("a", is_paid=True)
     assert len(bench.told.ended) == is_parked
     for ending in bench.told.ended:
-        assert (ending.disposition, ending.host, ending.delay_s) == ("park", "host", 5.0)
+        assert (ending.disposition, ending.host, ending.delay_s) == ("throttle", "host", 5.0)
         assert ending.waits_for_slot and ending.is_start_reserved
 
 
@@ -518,7 +523,7 @@ def test_a_job_whose_host_has_no_slot_is_parked(
     bench.crew.handle_host_slot(HostSlotDecided("gone.1", place))
     bench.crew.handle_host_slot(HostSlotDecided("a.1", place))
     ending = bench.last()
-    assert (ending.disposition, ending.host, ending.delay_s) == ("park", "host", delay_s)
+    assert (ending.disposition, ending.host, ending.delay_s) == ("throttle", "host", delay_s)
     assert (ending.is_start_reserved, ending.waits_for_slot) == (is_paid, is_for_slot)
     assert ending.note == {"label": "host_limit", "message": "host has to be asked later"}
     assert held.slot_host == "" and not held.is_at_door
@@ -537,7 +542,7 @@ def test_a_host_whose_slots_cannot_be_told_is_named(bench: Bench) -> None:
     bench.held("a")
     bench.crew.handle_host_slot(HostSlotDecided("a.1", SlotReply(None, problem="away")))
     assert bench.lines.kept == [("warning", "host_slot_unknown", {"host": "host", "reason": "away"})]
-    assert bench.last().disposition == "park"
+    assert bench.last().disposition == "throttle"
 
 
 # --- recorded ---
@@ -612,7 +617,7 @@ def test_the_first_of_equal_jobs_runs_after_all(bench: Bench, is_held_back: bool
     bench.crew.handle_recorded(ResultRecorded(replace(ending, lease=JobLease("gone", 1)), "LEADS"))
     bench.crew.assign_waiting()
     assert [type(frame) for frame in worker.heard()] == ([] if is_held_back else [JobFrame])
-    assert bench.last().disposition == ("park" if is_held_back else "follow")
+    assert bench.last().disposition == ("throttle" if is_held_back else "follow")
     assert bench.ledger.busy == (0 if is_held_back else 1) and bench.lines.kept == []
 
 

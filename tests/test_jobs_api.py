@@ -444,7 +444,7 @@ def test_where_nobody_needs_a_key_only_known_names_are_answered(tmp_path: Path) 
         (
             JOB,
             {"url": URL, "save_path": "a", "dlpool": {"limit_rate": 5}},
-            "limit_rate is not bytes a second from 1024",
+            "limit_rate is not at least 1024 bytes per second",
         ),
         (
             JOB,

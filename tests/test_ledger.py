@@ -171,7 +171,7 @@ ENDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "retry": ("warning", "job_retried", {"result": "retry", "reason": "m", "delay_s": 2.0}),
     "crash": ("warning", "job_retried", {"result": "crash", "reason": "m", "delay_s": 2.0}),
     "yield": ("info", "job_yielded", {"reason": "m", "reply": "OK", "delay_s": 2.0}),
-    "park": ("info", "job_parked", {"result": "park", "reason": "m", "reply": "OK", "delay_s": 2.0}),
+    "throttle": ("info", "job_parked", {"result": "throttle", "reason": "m", "reply": "OK", "delay_s": 2.0}),
     "release": ("info", "job_released", {"result": "release", "reason": "m", "reply": "OK", "delay_s": 2.0}),
     "follow": ("info", "job_released", {"result": "follow", "reason": "m", "reply": "OK", "delay_s": 2.0}),
 }

@@ -19,7 +19,7 @@ from requests.cookies import RequestsCookieJar, extract_cookies_to_jar
 from dlpool.cli import items
 from dlpool.engine import names as engine_names
 from dlpool.errors import DlpoolError
-from dlpool.jobs import job_listing, job_view
+from dlpool.jobs import job_listing, redis_values
 from dlpool.jobs.pushed_job import PushedJob
 from dlpool.kinds import parse_duration, parse_size
 from dlpool.observe import tracecontext, values
@@ -314,7 +314,7 @@ TABLE: Mapping[str, tuple[Parser, list[str]]] = {
     "duration": (parse_duration, [*DIGITS, filled("1", " ", "!")]),
     "line of a list": (lambda text: items._parsed(text, cast(Any, SimpleNamespace(headers={}))), LINES),
     "header of a list": (items.parse_header, [*SPACES, filled("A:", "b")]),
-    "number of a record": (job_view.number, DIGITS),
+    "number of a record": (redis_values.to_number, DIGITS),
     "cursor": (
         lambda text: job_listing._read(text, job_listing.STATES),
         [filled("failed.1-", "a"), filled("delayed.d", "1")],

@@ -48,7 +48,7 @@ def serve(request: Request, connection: Connection) -> None:
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Watched, Client]]:
     """A supervisor that nobody harms."""
-    folder = tmp_path_factory.mktemp("watched")
+    folder = tmp_path_factory.mktemp("status_turn")
     with RedisServer(folder / "redis") as server, Watched(folder / "node", server.url, ONE) as service:
         yield service, Client(server.client())
 
@@ -86,7 +86,7 @@ def test_the_state_of_the_node_is_shown(watched: tuple[Watched, Client]) -> None
     assert service.value("dlpool_worker_resident_bytes_max") == service.value("dlpool_workers_resident_bytes")
     assert service.value("dlpool_ready") == service.value("dlpool_redis_up") == 1
     service.wait_for("dlpool_slots", 2)
-    assert service.value("dlpool_redis_call_seconds_count", call="beat") >= 1
+    assert service.value("dlpool_redis_call_seconds_count", call="heartbeat") >= 1
     assert (
         0
         < service.value("dlpool_disk_free_bytes", folder=str(service.out))

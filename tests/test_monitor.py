@@ -470,7 +470,7 @@ def test_the_figures_of_the_queue_are_shown(metrics: Metrics) -> None:
     queue.survey.sample()
     queue.clock.now += 5
     queue.survey.sample()
-    states = ("intake", "reserved", "ready_high", "ready_low", "delayed", "parked", "paused", "running")
+    states = ("intake", "reserved", "ready_high", "ready_low", "delayed", "throttled", "paused", "running")
     assert [value(metrics, "queue_jobs", state=state) for state in states] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert value(metrics, "queue_oldest_seconds", list="intake") == 5
     assert value(metrics, "queue_oldest_seconds", list="ready") == 8
@@ -535,4 +535,4 @@ def test_a_survey_that_is_stopped_before_it_began_looks_at_nothing() -> None:
     stopping = threading.Event()
     stopping.set()
     log: Any = Lines()
-    SurveyThread(lambda: pytest.fail("looked"), lambda: True, stopping, log).serve()
+    SurveyThread(lambda: pytest.fail("last_recovery"), lambda: True, stopping, log).serve()

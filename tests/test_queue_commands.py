@@ -465,7 +465,7 @@ def test_an_ended_job_is_shown_with_its_reason_or_its_file(call: Dlpool, redis_s
 def test_no_such_job_is_exit_21_and_a_sentence(job_id: str, call: Dlpool) -> None:
     ended = call("job", job_id)
     assert (ended.code, ended.out) == (21, "")
-    assert ended.err == f"dlpool: no job {job_id!r} is known: it ended long ago, or still lies in the intake list\n"
+    assert ended.err == f"dlpool: no job {job_id!r} is known: it ended long ago, or is still in the intake list\n"
 
 
 def test_stats_are_figures_for_people_and_programs(call: Dlpool, redis_server: RedisServer) -> None:

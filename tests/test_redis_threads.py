@@ -148,11 +148,11 @@ class Desk:
             sweeper=sweeper,
         )
         made._slots = Slots(self.slots)  # type: ignore[assignment]
-        made._history = SimpleNamespace(sample=lambda: self.redis.sample_())  # type: ignore[assignment]
+        made._history = SimpleNamespace(record_sample=lambda: self.redis.sample_())  # type: ignore[assignment]
         self.redis.answers |= {
-            "beat": HeartbeatResult(0, ()),
+            "heartbeat": HeartbeatResult(0, ()),
             "recover": RecoveryResult(0, ()),
-            "take_back": (),
+            "requeue_jobs_of": (),
             "sample_": True,
         }
         return made
@@ -452,11 +452,11 @@ def spooled(desk: Desk) -> list[str]:
 def test_questions_are_asked_before_ends_are_told(desk: Desk) -> None:
     recorder = desk.recorder()
     desk.redis.answers |= {
-        "beat": HeartbeatResult(0, ("OK", "LOST", "cancel")),
+        "heartbeat": HeartbeatResult(0, ("OK", "LOST", "cancel")),
         "finish": lambda _sid, ends: ["OK"] * len(ends),
     }
     wish = HostSlotRequest(JobLease("w", 1), HostLimit("host", 1), has_start_token=True)
-    ends = [end("a", host="host"), end("b", "park", host="host"), end("c")]
+    ends = [end("a", host="host"), end("b", "throttle", host="host"), end("c")]
     recorder.record(ends[0])
     recorder.check_fence(JobLease("x", 1))
     recorder.record(ends[1])
@@ -472,8 +472,8 @@ def test_questions_are_asked_before_ends_are_told(desk: Desk) -> None:
     assert desk.slots == [("take", "host", "w", LEASE_S, True), ("free", "host", "a")]
     tickets = [(JobLease(name, 1), "") for name in "xyz"]
     assert desk.redis.calls == [
-        ("hold", "host", 9.0),
-        ("beat", "s", tickets, ("lease_s", LEASE_S)),
+        ("hold_host", "host", 9.0),
+        ("heartbeat", "s", tickets, ("lease_s", LEASE_S)),
         ("finish", "s", ends),
     ]
     assert desk.posted == [
@@ -502,7 +502,7 @@ def test_nothing_to_ask_asks_nothing(desk: Desk) -> None:
     recorder._tell([end()])
     assert desk.redis.names() == ["finish"]
     recorder._tell([HostHeld("h", 1.0)])
-    assert desk.redis.names() == ["finish", "hold"]
+    assert desk.redis.names() == ["finish", "hold_host"]
 
 
 def test_a_taker_waits_for_the_first_only(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -535,7 +535,7 @@ def test_ends_that_cannot_be_told_are_spooled_and_told_later(desk: Desk, monkeyp
         desk.link.stopping.set()
         return HeartbeatResult(0, ("OK",))
 
-    desk.redis.answers |= {"beat": beat, "finish": lambda _sid, ends: ["OK"] * len(ends)}
+    desk.redis.answers |= {"heartbeat": beat, "finish": lambda _sid, ends: ["OK"] * len(ends)}
     recorder.serve()
     assert kept == [[], ["a.1.json"], ["a.1.json"]] and spooled(desk) == []
     assert waits == ["wait", "wait", "reset"] and desk.failed == ["away", "refused"]
@@ -649,10 +649,10 @@ def test_a_beat_renews_leases_and_slots_and_tells_what_redis_says(desk: Desk) ->
     held[1].is_lost = True
     held[2].is_ending, held[2].slot_host = True, "host"
     held[3].is_at_door, held[3].slot_host = True, "host"
-    desk.redis.answers["beat"] = HeartbeatResult(0, ("OK", "LOST", "LOST", "cancel", "pause", "OK"), (("h", 9.0),))
+    desk.redis.answers["heartbeat"] = HeartbeatResult(0, ("OK", "LOST", "LOST", "cancel", "pause", "OK"), (("h", 9.0),))
     beater._beat()
     named = [(JobLease(name, 1), '{"done":1}' if name == "0" else "") for name in "023456"]
-    assert desk.redis.called("beat") == [("s", named, ("lease_s", LEASE_S), ("info", {"i": 1}))]
+    assert desk.redis.called("heartbeat") == [("s", named, ("lease_s", LEASE_S), ("info", {"i": 1}))]
     assert desk.slots == [("keep", [("host", "0")], LEASE_S)]
     assert desk.posted == [
         HostHeld("h", 9.0),
@@ -666,7 +666,7 @@ def test_a_beat_renews_leases_and_slots_and_tells_what_redis_says(desk: Desk) ->
 @pytest.mark.parametrize(("strays", "is_news"), [(0, False), (1, True), (2, True)])
 def test_jobs_that_redis_holds_for_us_are_asked_for(desk: Desk, strays: int, is_news: bool) -> None:
     beater = desk.beater()
-    desk.redis.answers["beat"] = HeartbeatResult(strays, ())
+    desk.redis.answers["heartbeat"] = HeartbeatResult(strays, ())
     beater._beat()
     assert desk.fetched == (["reconcile"] if is_news else [])
 
@@ -690,7 +690,7 @@ def test_each_work_has_its_time(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(beating, "SAMPLE_S", 8.0)
     beater = desk.beater()
     done = due(desk, beater, 31)
-    assert done["beat"] == [0, 10, 20, 30]
+    assert done["heartbeat"] == [0, 10, 20, 30]
     assert done["recover"] == [0, 5, 10, 15, 20, 25, 30]
     assert done["sweep"] == [0, 30]
     assert done["sample_"] == [0, 8, 16, 24]
@@ -727,7 +727,7 @@ def test_a_supervisor_that_is_not_registered_beats_at_once(desk: Desk) -> None:
     desk.link.registered.clear()
     beater._turn()
     beater._turn()
-    assert len(desk.redis.called("beat")) == 2
+    assert len(desk.redis.called("heartbeat")) == 2
 
 
 def test_mail_is_read_and_means_a_beat_and_a_look(desk: Desk) -> None:
@@ -806,11 +806,11 @@ def test_a_start_records_what_an_earlier_one_spooled_and_gives_its_jobs_back(
     one = end("a", trace_id="t")
     desk.spool.store("old", one)
     beater = desk.beater(earlier=("old",))
-    desk.redis.answers |= {"finish": [["OK"]], "take_back": ("b", "c")}
+    desk.redis.answers |= {"finish": [["OK"]], "requeue_jobs_of": ("b", "c")}
     beater._begin()
     assert spooled(desk) == [] and len(desk.signs) == 1
     assert desk.redis.called("finish") == [("old", [one])]
-    assert desk.redis.called("take_back") == [("s", ("old",), ("order", "fifo"))]
+    assert desk.redis.called("requeue_jobs_of") == [(("old",), ("order", "fifo"))]
     assert desk.posted == [ResultRecorded(one, "OK"), JobsTakenBack(("old",))]
     assert desk.lines.kept == [
         ("warning", "odd", {"reason": "why"}),

@@ -293,7 +293,7 @@ def test_a_redis_that_was_emptied_serves_new_jobs(redis_server: RedisServer, tmp
         gate.open()
         client.wait_for(*urls)
         wait_until(lambda: len(service.events("job_lost") + service.events("job_disowned")) == 5)
-        wait_until(lambda: not any(client.redis.scard(key) for key in client.redis.keys("*:own:*")))
+        wait_until(lambda: not any(client.redis.scard(key) for key in client.redis.keys("*:held:*")))
         assert service.stop() == 0, service.said()
     assert_ended_once(client, *ids)
     assert {job_id for _, job_id in heard(client)} == set(ids)

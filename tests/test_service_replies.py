@@ -51,7 +51,7 @@ def call_of(client: Client, transition: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("transition", "silent"), [("claim", False), ("finish", False), ("finish", True), ("beat", False)]
+    ("transition", "silent"), [("claim", False), ("finish", False), ("finish", True), ("heartbeat", False)]
 )
 def test_a_reply_of_redis_on_the_way_to_a_supervisor_is_lost(
     proxy: Proxy, redis_server: RedisServer, tmp_path: Path, transition: str, silent: bool

@@ -206,7 +206,7 @@ OWN = errors.ConnectionBroken("no route", is_own_network=True)
 
 
 @pytest.mark.parametrize(
-    ("error", "raised", "watched"),
+    ("error", "raised", "status_turn"),
     [
         (requests.ConnectionError("broken"), errors.ConnectionBroken, []),
         (requests.Timeout("late"), errors.RetryRange, []),

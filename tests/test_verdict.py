@@ -125,7 +125,7 @@ def test_a_poisonous_job_is_taken_from_supervisor_to_supervisor_only_so_often(
                 "priority": "normal",
                 "created": 1,
                 "takeovers": takeovers,
-                "at": "normal",
+                "list": "normal",
             }
             client.redis.hset(client.keys.job(job_id), mapping=fields)
             client.redis.lpush(client.keys.ready("normal"), job_id)

@@ -277,7 +277,7 @@ class JobDispatcher:
         self._end(held, ending)
 
     def _end(self, held: InFlightJob, ending: FinishRequest) -> None:
-        host = ending.host if ending.disposition == "park" else self._left(held)
+        host = ending.host if ending.disposition == "throttle" else self._left(held)
         ending = replace(ending, host=host, trace_id=held.trace_id)
         self._ledger.mark_ending(held)
         self._recorder.record(ending)

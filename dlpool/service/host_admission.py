@@ -135,7 +135,7 @@ def throttled(
     note = {"label": "host_limit", "message": f"{host} has to be asked later"}
     return FinishRequest(
         held.lease,
-        "park",
+        "throttle",
         note=note,
         delay_s=max(0.001, delay_s),
         host=host,

@@ -52,7 +52,7 @@ def log_disposition(
     else:
         fields["delay_s"] = ending.delay_s
         log.info(
-            "job_parked" if ending.disposition == "park" else "job_released",
+            "job_parked" if ending.disposition == "throttle" else "job_released",
             result=ending.disposition,
             reason=reason,
             reply=reply,

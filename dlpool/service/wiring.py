@@ -266,7 +266,7 @@ class SupervisorComponents:
         """What was reserved goes back to the intake, and nobody waits for our
         leases."""
         try:
-            self._transitions.requeue_jobs_of(self.sid, [self.sid], order=self._order())
+            self._transitions.requeue_jobs_of([self.sid], order=self._order())
         except QueueError as error:
             self._log.warning("sign_off_failed", error=error)
             return False

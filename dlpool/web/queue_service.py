@@ -17,14 +17,13 @@ from dlpool.jobs.confinement import Confinement
 from dlpool.jobs.connection import connect
 from dlpool.jobs.failure_records import FailureRecord, FailureRecords
 from dlpool.jobs.history import QueueHistory
-from dlpool.jobs.job_admin import JobAdmin
+from dlpool.jobs.job_admin import JobAdmin, NoSuchNode, NotPossible, error_of_reply
 from dlpool.jobs.job_view import JobView, time_text, time_text_ms
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.nodes import NodeAdmin, node_rows
 from dlpool.jobs.pushed_job import PushedJob, parse_valid_job
 from dlpool.jobs.queue_admin import QueueAdmin
 from dlpool.jobs.queue_views import QueueViews
-from dlpool.jobs.replies import NoSuchNode, NotPossible, error_of_reply
 from dlpool.jobs.transitions import Transitions, new_id
 from dlpool.observe.tracecontext import HEADER
 from dlpool.storage.errors import UploadError
@@ -200,7 +199,7 @@ class QueueService:
         return {
             "all": asdict(settings.limits),
             "hosts": {name: asdict(one) for name, one in settings.hosts.items()},
-            "parked": stats.throttled,
+            "throttled": stats.throttled,
             "waiting_hosts": dict(stats.waiting_hosts),
             "held_hosts": dict(stats.held_hosts),
         }
@@ -235,7 +234,7 @@ class QueueService:
         return found
 
     def _is_time(self) -> bool:
-        return self._transitions.take_turn(self._keys.watched, NEWS_S)
+        return self._transitions.take_turn(self._keys.status_turn, NEWS_S)
 
 
 def _traced(job: dict[str, Any], trace_id: str | None) -> dict[str, Any]:

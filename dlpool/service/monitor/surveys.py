@@ -124,7 +124,7 @@ class QueueSurvey:
                 "reserved": stats.reserved,
                 **ready,
                 "delayed": stats.delayed,
-                "parked": stats.throttled,
+                "throttled": stats.throttled,
                 "paused": stats.paused,
                 "running": stats.running,
             },

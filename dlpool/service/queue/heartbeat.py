@@ -124,7 +124,7 @@ class Heartbeat:
             )
             self._post(ResultRecorded(ending, reply))
         given_back = self._transitions.requeue_jobs_of(
-            self._sid, self._earlier, order=self._order()
+            self._earlier, order=self._order()
         )
         if given_back:
             self._log.info("jobs_taken_back", jobs=len(given_back), sids=self._earlier)
@@ -189,9 +189,7 @@ class Heartbeat:
             self._fetcher.request_reconcile()
 
     def _recover(self) -> None:
-        found = self._transitions.recover(
-            self._sid, grace_s=self._grace_s, order=self._order()
-        )
+        found = self._transitions.recover(grace_s=self._grace_s, order=self._order())
         if found.expired:
             self._log.warning("leases_passed", jobs=found.expired)
         if found.requeued:

@@ -138,7 +138,7 @@ class ResultRecorder:
             return
         for ending in endings:
             if (
-                ending.host and ending.disposition != "park"
+                ending.host and ending.disposition != "throttle"
             ):  # before the end, which lets the next one go on
                 self._slots.release(ending.host, ending.lease.job_id)
         for ending, reply in zip(
