@@ -107,8 +107,8 @@ def test_what_needs_no_key_does_not_fill_the_log(
 
 def test_what_is_no_job_does_not_fill_the_log_of_the_service() -> None:
     lines, ended, ledger = Lines(), list[FinishRequest](), InFlightTable()
-    anything: Any = SimpleNamespace(ended=lambda *_: None)
-    recorder: Any = SimpleNamespace(end=ended.append)
+    anything: Any = SimpleNamespace(count_result=lambda *_: None)
+    recorder: Any = SimpleNamespace(record=ended.append)
     log: Any = lines
     none: Any = None
     crew = JobDispatcher(ledger, none, recorder, judge(), none, log, anything, _doorman(), anything, none)

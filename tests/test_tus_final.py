@@ -129,7 +129,9 @@ def test_where_chunks_have_to_be_copied_there_is_room_for_all_of_them(
 ) -> None:
     parts = [part(store, data) for data in SENT]
     monkeypatch.setattr(os, "link", fails(OSError(errno.EPERM, "no links")))
-    monkeypatch.setattr("dlpool.storage.disk.capacity.room_of", lambda folder: VolumeCapacity(folder, 1000, free, 0.5))
+    monkeypatch.setattr(
+        "dlpool.storage.disk.capacity.capacity_of", lambda folder: VolumeCapacity(folder, 1000, free, 0.5)
+    )
     if status:
         with refused(507, "no_space"):
             join(store, parts)

@@ -136,7 +136,7 @@ def test_a_file_system_without_figures_is_neither_low_nor_full(tmp_path: Path) -
 
 def test_between_two_looks_the_disk_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[str] = []
-    monkeypatch.setattr("dlpool.web.disk_monitor.room_of", looks.append)
+    monkeypatch.setattr("dlpool.web.disk_monitor.capacity_of", looks.append)
     watched = Watched(tmp_path, tmp_path)
     watch = watched.watch()
     for _ in range(50):

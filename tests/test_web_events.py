@@ -335,7 +335,7 @@ def test_a_merge_that_a_killed_process_had_published_is_told_by_the_next(
     store = DiskBackend(store_in(tmp_path).settings, heard.append)
     send(store, 0, b"abcdef")
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(merger, "complete", interrupted)
+        patched.setattr(merger, "complete_merge", interrupted)
         merge(store, 1)
     assert [one.name for one in heard] == [events.STARTED]
     store.sweep()

@@ -121,7 +121,7 @@ import os, socket, sys, time, uuid
 from pathlib import Path
 from dlpool.config import LoggingSettings, WebSettings
 from dlpool.observe.log import Log
-from dlpool.web.server import Server
+from dlpool.web.server import GunicornServer
 def app(environ, start_response):
     if not environ["PATH_INFO"].endswith("z"):
         Path({str(serving)!r}, uuid.uuid4().hex).touch()
@@ -133,7 +133,7 @@ listener = socket.create_server(("127.0.0.1", 0))
 listener.set_inheritable(True)
 print(listener.getsockname()[1], flush=True)
 log = Log(Path({str(tmp_path / "log")!r}), LoggingSettings(), service="test", version="0", node_id="n")
-Server(listener.detach(), WebSettings(threads=4), log, 1, lambda: (app, lambda *_: None)).run()
+GunicornServer(listener.detach(), WebSettings(threads=4), log, 1, lambda: (app, lambda *_: None)).run()
 """
     command = ["prlimit", "--nofile=80:80", sys.executable, "-c", script]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)

@@ -26,14 +26,16 @@ def keys() -> Any:
     def caller(*_: object) -> None:
         raise UploadError(401, "unauthorized", "no token")
 
-    return SimpleNamespace(is_required=True, caller=caller)
+    return SimpleNamespace(is_required=True, authenticate=caller)
 
 
 def asked(peer: str, headers: dict[str, str], **settings: str) -> tuple[str, bool]:
     """The address that a request counts for, and whether it may read the metrics without a token."""
     web = WebSettings(**settings)  # type: ignore[arg-type]
     parts: Any = SimpleNamespace(
-        settings=SimpleNamespace(web=web), keys=keys(), admission=SimpleNamespace(count=ADMITTED.append)
+        settings=SimpleNamespace(web=web),
+        authenticator=keys(),
+        client_limits=SimpleNamespace(check_rate=ADMITTED.append),
     )
     gate, req = (
         AccessMiddleware(parts),

@@ -141,7 +141,7 @@ class AuditLog(StreamPublisher):
         self._log.info("audit", **log_fields(change, author), **trace)
         self.put({**event_fields(change, author), **trace})
 
-    def complain(self, error: Exception) -> None:
+    def log_loss(self, error: Exception) -> None:
         """Log that events begin to be missing in Redis."""
         self._log.warning("audit_events_lost", error=error)
 

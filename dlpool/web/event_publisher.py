@@ -145,7 +145,7 @@ class UploadEventPublisher(StreamPublisher):
         """Queue the event."""
         self.put(event_fields(event, current_trace.get()))
 
-    def complain(self, error: Exception) -> None:
+    def log_loss(self, error: Exception) -> None:
         """Log that events begin to be lost."""
         self._log.warning("upload_events_lost", error=error)
 
