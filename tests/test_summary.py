@@ -107,7 +107,7 @@ def test_what_needs_no_key_does_not_fill_the_log(
 
 def test_what_is_no_job_does_not_fill_the_log_of_the_service() -> None:
     lines, ended, ledger = Lines(), list[FinishRequest](), InFlightTable()
-    anything: Any = SimpleNamespace(count_result=lambda *_: None)
+    anything: Any = SimpleNamespace(count_result=lambda *_: None, schedule=lambda *_: None)
     recorder: Any = SimpleNamespace(record=ended.append)
     log: Any = lines
     none: Any = None
