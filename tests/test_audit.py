@@ -34,7 +34,7 @@ from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.jobs.transitions import Transitions
 from dlpool.observe.log import Log
 from dlpool.scan.quarantine import Quarantine
-from dlpool.storage.disk import UploadEvent
+from dlpool.storage.values import UploadEvent
 from dlpool.web.app import create_app
 from dlpool.web.auditing import CHANGING, REFUSALS, AuditLog, change_of, start_request
 from dlpool.web.counters import SharedCounters
@@ -151,7 +151,7 @@ def site(_site: Site) -> Site:
 
 
 JOB = {"url": f"{URL}?token=hunter2", "save_path": "a.bin"}
-NOBODY = "0" * 32
+NO_OWNER = "0" * 32
 REQUESTS: list[tuple[str, str, Any, list[Seen]]] = [
     ("POST", "/jobs", {**JOB, "dlpool": {"id": "j1"}}, [("job.push", "j1", "done")]),
     ("POST", "/jobs", {**JOB, "dlpool": {"id": "j1"}}, [("job.push", "j1", "unchanged")]),
@@ -179,7 +179,7 @@ REQUESTS: list[tuple[str, str, Any, list[Seen]]] = [
     ("POST", "/queue/resume", {}, [("queue.resume", "", "done")]),
     *[("POST", f"/nodes/n/{verb}", {}, [(f"node.{verb}", "n", "no_such_node")]) for verb in ("drain", "resume")],
     ("POST", "/nodes/n/forget", {}, [("node.forget", "n", "no_such_node")]),
-    ("POST", f"/failures/{NOBODY}/retry", {}, [("failure.retry", NOBODY, "no_such_job")]),
+    ("POST", f"/failures/{NO_OWNER}/retry", {}, [("failure.retry", NO_OWNER, "no_such_job")]),
     ("POST", "/failures/OLD/remove", {}, [("failure.remove", "OLD", "done")]),
 ]
 

@@ -24,12 +24,12 @@ from dlpool.jobs.pushed_job import PushedJob
 from dlpool.kinds import parse_duration, parse_size
 from dlpool.observe import tracecontext, values
 from dlpool.redaction import is_secret, without_password, without_secrets
-from dlpool.storage.errors import UploadError
 from dlpool.transfer.http import credentials, digests, headers, media_types, policy, source, urls
 from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.http.response import HeaderFields, StrictResponse, read_fields
 from dlpool.transfer.target import names
 from dlpool.web import files, forms, same_origin, tus_headers
+from dlpool.web.errors import HttpError
 from tests.backtracking import Counted, TooManySteps
 from tests.metering import Metering
 from tests.test_response import Wire
@@ -364,7 +364,7 @@ def metering() -> Iterator[Metering]:
 @pytest.mark.parametrize(("name", "number"), CASES)
 def test_a_parser_takes_linear_time(name: str, number: int, metering: Metering) -> None:
     parse, texts = TABLE[name]
-    refusals = (DlpoolError, UploadError, ValueError, OSError, http.client.HTTPException)
+    refusals = (DlpoolError, HttpError, ValueError, OSError, http.client.HTTPException)
     with metering.at_most(STEPS_A_CHARACTER * SIZE), suppress(*refusals):
         parse(texts[number])
 

@@ -16,8 +16,8 @@ import pytest
 import requests
 
 from dlpool.config import WebSettings
-from dlpool.storage.errors import UploadError
 from dlpool.web.client_limits import ClientLimits
+from dlpool.web.errors import HttpError
 from tests.conftest import wait_until
 from tests.web import RawClient, WebServer
 
@@ -73,7 +73,7 @@ def test_half_of_the_places_are_never_taken_by_downloads(tmp_path: Path) -> None
     with ExitStack() as stack:
         for _ in range(3):
             admission.enter_send("client", stack)
-        with pytest.raises(UploadError, match="too much is going on"), ExitStack() as further:
+        with pytest.raises(HttpError, match="too much is going on"), ExitStack() as further:
             admission.enter_send("another", further)
         for _ in range(3):
             stack.enter_context(admission.body_slot("client"))
@@ -86,7 +86,7 @@ def refusal_of(wanted: AbstractContextManager[object]) -> tuple[int, str] | None
     try:
         with wanted:
             return None
-    except UploadError as refusal:
+    except HttpError as refusal:
         return refusal.status, refusal.code
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import requests
 
-from dlpool.storage.disk import MAX_PAGE
 from dlpool.storage.disk.catalog import make_cursor
+from dlpool.storage.values import MAX_PAGE
 from tests.listings import make_tasks
 from tests.web import WebServer
 

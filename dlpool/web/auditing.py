@@ -32,7 +32,7 @@ from dlpool.jobs.connection import connect
 from dlpool.jobs.keys import QueueKeys
 from dlpool.observe.log import Logger
 from dlpool.observe.log_limiter import LogLimiter
-from dlpool.storage.disk import UploadEvent
+from dlpool.storage.values import UploadEvent
 from dlpool.web.counters import SharedCounters
 from dlpool.web.event_publisher import StreamPublisher
 

@@ -18,7 +18,7 @@ from dlpool.jobs.connection import connect
 from dlpool.jobs.event_stream import EventWriter
 from dlpool.jobs.keys import QueueKeys
 from dlpool.observe.log import Logger
-from dlpool.storage.disk import UploadEvent
+from dlpool.storage.values import UploadEvent
 from dlpool.web.counters import SharedCounters
 
 MOST = 1000  # entries that wait for Redis; further ones are lost

@@ -26,8 +26,8 @@ from dlpool.jobs.queue_admin import QueueAdmin
 from dlpool.jobs.queue_views import QueueViews
 from dlpool.jobs.transitions import Transitions, new_id
 from dlpool.observe.tracecontext import HEADER
-from dlpool.storage.errors import UploadError
 from dlpool.transfer.http.urls import display_url
+from dlpool.web.errors import HttpError
 from dlpool.web.schemas import JOB
 from dlpool.web.validation import validate
 
@@ -246,17 +246,17 @@ def _traced(job: dict[str, Any], trace_id: str | None) -> dict[str, Any]:
     return {**job, "dlpool": {**own, "trace_id": trace_id}}
 
 
-def refusal_of(error: DlpoolError) -> UploadError:
+def refusal_of(error: DlpoolError) -> HttpError:
     """How an error of the queue is answered."""
     if isinstance(error, NoSuchJob | NoSuchNode):
-        return UploadError(404, error.label, str(error))
+        return HttpError(404, error.label, str(error))
     if isinstance(error, NotPossible):
-        return UploadError(409, error.label, str(error))
+        return HttpError(409, error.label, str(error))
     if error.label == "redis":
-        return UploadError(
+        return HttpError(
             503, error.label, str(error), headers={"Retry-After": str(RETRY_S)}
         )
-    return UploadError(400, error.label, str(error))
+    return HttpError(400, error.label, str(error))
 
 
 def _shown(view: JobView) -> dict[str, Any]:
