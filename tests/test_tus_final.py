@@ -266,7 +266,7 @@ def test_who_wants_a_part_ends_what_a_killed_process_began_with_it(
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert len(ids(store)) == 3
-    if method == "consume":
+    if method == "remove_parts":
         with refused(404, "no_such_task"):
             join(store, parts, name="second")
         assert published(store) == {"whole": b"onetwo2"}

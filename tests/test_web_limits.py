@@ -16,8 +16,9 @@ import pytest
 import requests
 
 from dlpool.config import WebSettings
+from dlpool.storage.errors import UploadError
 from dlpool.web.client_limits import ClientLimits
-from dlpool.web.errors import HttpError
+from dlpool.web.errors import HttpError, http_error
 from tests.conftest import wait_until
 from tests.web import RawClient, WebServer
 
@@ -86,8 +87,10 @@ def refusal_of(wanted: AbstractContextManager[object]) -> tuple[int, str] | None
     try:
         with wanted:
             return None
-    except HttpError as refusal:
-        return refusal.status, refusal.code
+    except HttpError as error:
+        return error.status, error.code
+    except UploadError as error:
+        return http_error(error).status, error.code
 
 
 def test_with_too_many_connections_open_a_worker_waits_and_lives(tmp_path: Path) -> None:
