@@ -320,14 +320,14 @@ class Part:
 def test_only_a_lack_of_descriptors_is_tried_again(bench: Bench, fault: OSError, kind: type[Exception]) -> None:
     place: Any = Part(fault)
     with pytest.raises(kind) as raised:
-        _writer(replace(bench.plan, place=place))
+        _writer(replace(bench.plan, target=place))
     assert type(raised.value) is kind
     assert str(raised.value) == "open f.part"
 
 
 def test_a_lane_opens_its_own_descriptor(bench: Bench) -> None:
     place: Any = Part(None, bench.file)
-    bench.lane._plan = replace(bench.plan, place=place)
+    bench.lane._plan = replace(bench.plan, target=place)
     bench.lane._writer = None
     bench.copy(Pieces(b"x" * 100), 0, 100)
     assert bytes(bench.file.data) == b"x" * 100

@@ -316,8 +316,8 @@ def test_a_new_file_is_planned_by_its_first_answers(
     assert opened.plan.resumed_from == 0
     assert DATA.startswith(opener.body)
     assert len(opener.body) == (SIZE if not has_ranges else opened.answer.length)
-    assert opened.plan.place is opener.place
-    assert not opened.plan.place.has_state, "nothing has been committed yet"
+    assert opened.plan.target is opener.place
+    assert not opened.plan.target.has_state, "nothing has been committed yet"
 
 
 def test_a_part_without_a_byte_and_a_total_may_be_of_a_file_of_one_byte(opener: Opener) -> None:
@@ -354,7 +354,7 @@ def test_a_file_of_unknown_size_is_one_open_chunk(opener: Opener) -> None:
     opener.script, opener.settings = [handle], {"max_file_size": 10}
     opened = opener.open()
     assert (opened.plan.resource.size, opened.plan.has_ranges, opener.body) == (None, False, DATA)
-    assert opened.plan.place.part.length == 0
+    assert opened.plan.target.part.length == 0
 
 
 def test_a_server_that_refuses_ranges_gets_one_connection(opener: Opener) -> None:
@@ -379,7 +379,7 @@ def test_a_file_that_is_hashed_is_dealt_in_pieces(checksum: Checksum | None, ver
 @pytest.mark.parametrize("preallocate", ["truncate", "none"])
 def test_the_part_file_gets_the_length_of_the_file(preallocate: str, opener: Opener) -> None:
     opener.script, opener.settings = [FILE], {"preallocate": preallocate}
-    assert opener.open().plan.place.part.length == (SIZE if preallocate == "truncate" else 0)
+    assert opener.open().plan.target.part.length == (SIZE if preallocate == "truncate" else 0)
 
 
 @pytest.mark.parametrize(("limit", "is_refused"), [(SIZE, False), (SIZE - 1, True), (None, False)])
@@ -522,7 +522,7 @@ def test_in_a_folder_a_file_is_named_by_the_server_or_the_url(
     url_path: str, script: Script, name: str, opener: Opener
 ) -> None:
     opener.url_path, opener.script, opener.is_folder = url_path, script, True
-    assert opener.open().plan.place.target == opener.folder / name
+    assert opener.open().plan.target.path == opener.folder / name
     assert opener.names == [name]
 
 
@@ -653,7 +653,7 @@ def test_bytes_without_a_validator_are_not_thrown_away_for_a_page(allow_change: 
     opener.begun(RemoteResource(size=SIZE, content_type="a/b"))
     opener.script, opener.settings = [says(200, PAGE, b"<p>")], {"allow_change": allow_change}
     if allow_change:
-        assert opener.open().plan.place.part.length == 0
+        assert opener.open().plan.target.part.length == 0
     else:
         with pytest.raises(errors.UnexpectedContent, match="allow-change fetches the new one"):
             opener.open()
@@ -665,8 +665,8 @@ def test_bytes_without_a_validator_are_replaced_by_a_file(opener: Opener) -> Non
     opener.begun(RemoteResource(size=SIZE))
     opener.script = [FILE]
     opened = opener.open()
-    assert (opener.asked, opened.plan.resumed_from, opened.plan.place.unverifiable) == (["0-999"], 0, None)
-    assert opened.plan.place.part.length == 0
+    assert (opener.asked, opened.plan.resumed_from, opened.plan.target.unverifiable) == (["0-999"], 0, None)
+    assert opened.plan.target.part.length == 0
 
 
 # --- what proves saved bytes ---

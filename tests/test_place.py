@@ -21,7 +21,7 @@ from dlpool.transfer.target.file import output as places
 from dlpool.transfer.target.file.output import FileOutput, TargetPresent
 from dlpool.transfer.target.file.partfile import PartFile
 from dlpool.transfer.target.file.partopen import MARK
-from dlpool.transfer.target.file.publishmark import has_mark, set_mark
+from dlpool.transfer.target.file.publish import has_mark, set_mark
 from dlpool.transfer.target.state import PublishRecord, SavedState, StateFile
 
 URL = "http://h/f"
@@ -572,8 +572,8 @@ def test_a_target_that_appears_meanwhile_is_treated_as_asked(
     place.close()
     assert made.files == files
     assert (made.folder / "f").read_bytes() == (b"x" * 100 if if_exists == "overwrite" else b"mine")
-    assert place.target.name == ("f.1" if if_exists == "rename" else "f")
-    assert place.target.read_bytes() == (b"x" * 100 if raised is None else b"mine")
+    assert place.path.name == ("f.1" if if_exists == "rename" else "f")
+    assert place.path.read_bytes() == (b"x" * 100 if raised is None else b"mine")
 
 
 # --- names that are taken ---
@@ -594,7 +594,7 @@ def test_a_target_that_exists_is_treated_as_asked(exists: bool, if_exists: str, 
         assert made.files == ["f"]
         return
     place = made(if_exists=if_exists)
-    assert place.target.name == ("f.1" if exists and if_exists == "rename" else "f")
+    assert place.path.name == ("f.1" if exists and if_exists == "rename" else "f")
     has_mode = place.part.path.stat().st_mode & 0o777 == 0o600
     assert has_mode is (exists and if_exists == "overwrite")
     place.close()
@@ -609,7 +609,7 @@ def test_each_name_that_is_tried_must_be_admitted(made: Made) -> None:
             raise errors.TargetExists("taken in this list")
 
     place = made(if_exists="rename", admit=admit)
-    assert (place.target.name, tried) == ("f.2", ["f", "f.1", "f.2"])
+    assert (place.path.name, tried) == ("f.2", ["f", "f.1", "f.2"])
     place.close()
     with pytest.raises(errors.TargetExists, match="taken in this list"):
         made(admit=admit)
@@ -640,7 +640,7 @@ def test_rename_prefers_the_unfinished_file_of_the_same_url(
         if url is None:
             (made.folder / f"{name}.part.meta").unlink()
     place = made(if_exists="rename")
-    assert place.target.name == wanted
+    assert place.path.name == wanted
     assert (place.saved is not None) is (begun.get(wanted) is not None)
     place.close()
 
@@ -648,7 +648,7 @@ def test_rename_prefers_the_unfinished_file_of_the_same_url(
 def test_rename_passes_over_what_another_download_has(made: Made) -> None:
     first = made(if_exists="rename")
     second = made(if_exists="rename")
-    assert (first.target.name, second.target.name) == ("f", "f.1")
+    assert (first.path.name, second.path.name) == ("f", "f.1")
     first.close()
     second.close()
     assert made.files == []
@@ -666,7 +666,7 @@ def test_a_name_that_was_published_before_it_was_locked_is_passed_over(
 
     monkeypatch.setattr(places, "PartFile", late)
     place = made(if_exists="rename")
-    assert (place.target.name, made.files) == ("f.1", ["f", "f.1.part"])
+    assert (place.path.name, made.files) == ("f.1", ["f", "f.1.part"])
     place.close()
     assert open_descriptors() == before
 
@@ -693,7 +693,7 @@ def test_the_series_of_names_has_an_end(made: Made, monkeypatch: pytest.MonkeyPa
         made(if_exists="rename")
     (made.folder / "f.2").unlink()
     place = made(if_exists="rename")
-    assert place.target.name == "f.2"
+    assert place.path.name == "f.2"
     place.close()
 
 

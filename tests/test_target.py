@@ -12,7 +12,7 @@ import pytest
 
 from dlpool import errors
 from dlpool.transfer.job import Job
-from dlpool.transfer.target.file.publishmark import has_mark, set_mark
+from dlpool.transfer.target.file.publish import has_mark, set_mark
 from dlpool.transfer.target.file.targetpath import resolve_target
 from dlpool.transfer.target.names import MAX_NAME_BYTES
 

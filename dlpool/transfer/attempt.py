@@ -139,7 +139,7 @@ class TransferAttempt:
         if is_small or not self.workers.start_first(first, lambda: first.run(opened)):
             connections = most = 1
             first.after_write = lambda: self._turn(plan)
-            first.run(opened, plan.place.part.locked_writer())
+            first.run(opened, plan.target.part.locked_writer())
         try:
             self.workers.start(plan, connections, most)
             while not board.wait_until_over(CHECKPOINT_POLL_S):
@@ -175,7 +175,7 @@ class TransferAttempt:
         self._committed.written = plan.resumed_from
         context.notify(
             "job_started",
-            path=str(plan.place.target),
+            path=str(plan.target.path),
             size=plan.resource.size,
             has_ranges=plan.has_ranges,
             resumed_from=plan.resumed_from,
@@ -183,7 +183,7 @@ class TransferAttempt:
         wanted = context.expected_checksum(plan.resource)
         if wanted is not None:
             self._follower = FollowingHash(
-                wanted.algorithm, context.scheduler, plan.place.part.writer
+                wanted.algorithm, context.scheduler, plan.target.part.writer
             )
 
     def _most_connections(self, plan: DownloadPlan) -> int:
@@ -220,7 +220,7 @@ class TransferAttempt:
         board = self._context.scheduler
         ended, snapshot = board.finished_chunks, board.snapshot()
         try:
-            plan.place.checkpoint(snapshot, error)
+            plan.target.checkpoint(snapshot, error)
         except LocalFault as fault:
             if isinstance(fault, OutOfFiles) and error is None:
                 self._committed.at = (
@@ -239,13 +239,13 @@ class TransferAttempt:
         context.scheduler.wait_for_writes(STOP_TIMEOUT_S)
         if self.verified_checksum is None:
             self._check_end(plan)
-        plan.place.prepare(plan.resource, remote_time=context.settings.remote_time)
+        plan.target.prepare(plan.resource, remote_time=context.settings.remote_time)
         if context.settings.scan:
             self._scan(plan)
         self.phase = "publishing"
         context.authorize_publish()
         context.scheduler.seal()
-        plan.place.publish(plan.resource, context.scheduler.snapshot())
+        plan.target.publish(plan.resource, context.scheduler.snapshot())
 
     def _scan(self, plan: DownloadPlan) -> None:
         """Check the file for malware. It may take minutes: a run after a kill continues
@@ -257,7 +257,7 @@ class TransferAttempt:
 
     def _verify(self, plan: DownloadPlan) -> None:
         written = self._context.scheduler.written()
-        length = plan.place.part.length
+        length = plan.target.part.length
         if plan.resource.size not in (None, written) or length != written:
             raise InternalError(f"{length} bytes in the part file, {written} written")
         wanted = self._context.expected_checksum(plan.resource)
@@ -295,8 +295,8 @@ class TransferAttempt:
         if plan is None or isinstance(error, RestartFile):
             return
         if isinstance(error, ChecksumMismatch | Infected):
-            plan.place.discard()
-        elif plan.has_ranges and not plan.place.has_failed and self._has_fresh_bytes():
+            plan.target.discard()
+        elif plan.has_ranges and not plan.target.has_failed and self._has_fresh_bytes():
             self._checkpoint(plan, error)
 
     def _has_fresh_bytes(self) -> bool:

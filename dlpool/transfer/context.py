@@ -129,7 +129,7 @@ class DownloadPlan:
     fetched in ranges."""
 
     resource: RemoteResource
-    place: FileOutput
+    target: FileOutput
     has_ranges: bool
     resumed_from: int
 

@@ -434,13 +434,13 @@ class Probe:
             self._context.notify(
                 "content_decoded",
                 encoding=resource.content_encoding,
-                path=str(place.target),
+                path=str(place.path),
             )
         elif resource.content_encoding:
             self._context.notify(
                 "content_encoded",
                 encoding=resource.content_encoding,
-                path=str(place.target),
+                path=str(place.path),
             )
 
     def _is_decoded(self, place: FileOutput, reply: Reply, answer: Answer) -> bool:
@@ -451,7 +451,7 @@ class Probe:
         urls = (self._context.source.url, reply.url)
         wish = self._context.settings.content_encoding
         return (
-            coding_action(wish, answer.resource, urls, place.target.name)
+            coding_action(wish, answer.resource, urls, place.path.name)
             is CodingAction.DECODE
         )
 

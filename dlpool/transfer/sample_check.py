@@ -51,8 +51,8 @@ class SampleCheck:
         """Request and compare the samples. Raises RemoteChanged for a difference, or
         the error that ends the job."""
         spans = choose_samples(self._context.evidence.spans())
-        self._context.notify("end_checked", path=str(self._plan.place.target))
-        reader = self._plan.place.part.writer()
+        self._context.notify("end_checked", path=str(self._plan.target.path))
+        reader = self._plan.target.part.writer()
         try:
             for span in spans:
                 self._check(span, reader)

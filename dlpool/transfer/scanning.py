@@ -25,14 +25,14 @@ def scan_output(context: TransferContext, plan: DownloadPlan) -> None:
     Raises Infected, NotScanned, ScannerAway, LocalFault if the file cannot be read, and
     what ended the download.
     """
-    guard, place, job = context.guard, plan.place, context.job
+    guard, place, job = context.guard, plan.target, context.job
     assert guard is not None, "check_configured was called before the first request"
     finding = ScanFinding(
-        "", "download", display_url(job.url), str(place.target), job.owner, job.id
+        "", "download", display_url(job.url), str(place.path), job.owner, job.id
     )
 
     def tell(outcome: str, /, **fields: object) -> None:
-        path = str(place.target)
+        path = str(place.path)
         if outcome == "clean":
             context.notify("file_scanned", path=path)
         elif outcome == "infected":

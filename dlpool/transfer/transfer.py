@@ -133,13 +133,13 @@ class Transfer:
     def progress(self) -> Progress:
         """Where it is now."""
         current, place = self._round, self._place
-        path = place.target if place else self._job.target
+        path = place.path if place else self._job.target
         if current is None:
             return Progress(path, 0, None, 0, "connecting")
         active = sum(lane.exchange is not None for lane in current.workers.all)
         plan, done = current.plan, self._board.written()
         size = plan.resource.size if plan else None
-        has_blocks = plan is None or plan.place.part.is_preallocated
+        has_blocks = plan is None or plan.target.part.is_preallocated
         missing = (
             0 if has_blocks or size is None else self._missing(current, size, done)
         )
@@ -265,7 +265,7 @@ class Transfer:
     def _outcome(self, plan: DownloadPlan, current: TransferAttempt) -> TransferResult:
         tally = self._tally
         outcome = TransferResult(
-            path=plan.place.target,
+            path=plan.target.path,
             size=self._board.written(),
             received=tally.received,
             resumed_from=plan.resumed_from,

@@ -391,7 +391,7 @@ def _writer(plan: DownloadPlan) -> PartWriter:
     """Return a descriptor to write with. Raises LocalFault, and OutOfDescriptors, which
     is temporary."""
     try:
-        return plan.place.part.writer()
+        return plan.target.part.writer()
     except OutOfFiles as fault:
         raise OutOfDescriptors(str(fault)) from fault
 

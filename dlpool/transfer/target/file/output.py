@@ -33,7 +33,7 @@ from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.job import Job, Notify
 from dlpool.transfer.scheduler import ChunkSnapshot
 from dlpool.transfer.target.file.partfile import PartFile
-from dlpool.transfer.target.file.publishmark import has_mark
+from dlpool.transfer.target.file.publish import has_mark
 from dlpool.transfer.target.file.targetpath import resolve_target
 from dlpool.transfer.target.names import MAX_NUMBERED_NAMES, PART_SUFFIX, numbered_paths
 from dlpool.transfer.target.state import (
@@ -83,7 +83,7 @@ class FileOutput:
         self._notify = notify
         self._admit = admit
         given, exists = resolve_target(target)
-        self.target, self.part = (
+        self.path, self.part = (
             self._first_free(given)
             if if_exists == "rename"
             else self._opened(given, exists)
@@ -100,7 +100,7 @@ class FileOutput:
         self._state: SavedState | None = None
         try:
             self._state_file = StateFile.for_target(
-                self.target, sync=sync, notify=notify
+                self.path, sync=sync, notify=notify
             )
             self._check_state_ours()
             if (
@@ -117,12 +117,12 @@ class FileOutput:
             raise
 
     def __repr__(self) -> str:
-        return f"<Place {self.target}{' resumable' if self.saved else ''}>"
+        return f"<Place {self.path}{' resumable' if self.saved else ''}>"
 
     def restart(self, reason: str) -> None:
         """Forget all bytes; the state goes first, so that it never speaks of a part
         file that is not its own."""
-        self._notify("download_restarted", reason=reason, path=str(self.target))
+        self._notify("download_restarted", reason=reason, path=str(self.path))
         self.part.check_ownership()
         self._forget_state()
         self.part.restart()
@@ -268,7 +268,7 @@ class FileOutput:
             self.has_other_query = saved.url_sha256 != url_digest(self._job.url)
             return saved
         except StateUnusable as error:
-            self._notify("state_unusable", reason=str(error), path=str(self.target))
+            self._notify("state_unusable", reason=str(error), path=str(self.path))
             return None
 
     def _check_part(self, saved: SavedState) -> None:
@@ -484,11 +484,11 @@ class FileOutput:
             except TargetExists:
                 if self._if_exists == "skip":
                     self.discard()
-                    raise TargetPresent(self.target, is_published=False) from None
+                    raise TargetPresent(self.path, is_published=False) from None
                 if self._if_exists != "rename":
                     raise
-                self.target = self._chosen(self.target)
-                self.part.retarget(self.target)
+                self.path = self._chosen(self.path)
+                self.part.retarget(self.path)
 
 
 def _is_there(target: Path) -> bool:

@@ -24,7 +24,7 @@ from dlpool.threads import is_out_of_descriptors
 from dlpool.transfer.job import Job, Notify, ignore_event
 from dlpool.transfer.space_rules import ENTIRE_DISK, SpaceRules
 from dlpool.transfer.target.file.partopen import PartOpener, remove_mark
-from dlpool.transfer.target.file.publishmark import set_mark
+from dlpool.transfer.target.file.publish import set_mark
 
 _OWNER = 0o600
 _RIGHTS = 0o777  # without setuid and setgid: the content comes from the network
