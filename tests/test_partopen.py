@@ -16,7 +16,7 @@ from dlpool.filelock import FileLock, LockHeld
 from dlpool.transfer.target.file import partopen
 from dlpool.transfer.target.file.partfile import PartFile
 from dlpool.transfer.target.file.partopen import MARK, PartOpener
-from dlpool.transfer.target.state import StateFile
+from dlpool.transfer.target.file.statefile import StateFile
 from tests.fakes import Events
 
 LACKS = ["nothing", "names", "marks", "links", "names and marks", "links and marks"]

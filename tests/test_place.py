@@ -17,12 +17,14 @@ from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.job import Checksum, Job
 from dlpool.transfer.scheduler import ChunkSnapshot
 from dlpool.transfer.target import names
-from dlpool.transfer.target.file import output as places
-from dlpool.transfer.target.file.output import FileOutput, TargetPresent
+from dlpool.transfer.target.file import selection
+from dlpool.transfer.target.file.output import FileOutput
 from dlpool.transfer.target.file.partfile import PartFile
 from dlpool.transfer.target.file.partopen import MARK
 from dlpool.transfer.target.file.publish import has_mark, set_mark
-from dlpool.transfer.target.state import PublishRecord, SavedState, StateFile
+from dlpool.transfer.target.file.statefile import StateFile
+from dlpool.transfer.target.protocol import TargetOptions, TargetPresent
+from dlpool.transfer.target.state import PublishRecord, SavedState
 
 URL = "http://h/f"
 RESOURCE = RemoteResource(size=100, etag='"v"')
@@ -46,7 +48,8 @@ class Made:
         asked = {key: options.pop(key) for key in ("id", "fence", "checksum") & options.keys()}
         job = Job(url, self.folder / name, claim=claim, **asked)
         given: dict[str, Any] = {"if_exists": "overwrite", "resume": True, "sync": False} | options
-        return FileOutput(job, job.target, notify=self._note, **given)
+        options_given = TargetOptions(*(given.pop(key) for key in ("if_exists", "resume", "sync")))
+        return FileOutput(job, job.target, options_given, notify=self._note, **given)
 
     def begun(self, name: str = "f", *, chunks: list[Chunk] | None = None, length: int = 40, **options: Any) -> None:
         """Leave a download of 100 bytes that was stopped after 40."""
@@ -603,16 +606,16 @@ def test_a_target_that_exists_is_treated_as_asked(exists: bool, if_exists: str, 
 def test_each_name_that_is_tried_must_be_admitted(made: Made) -> None:
     tried: list[str] = []
 
-    def admit(path: Path) -> None:
+    def check_target(path: Path) -> None:
         tried.append(path.name)
         if path.name in ("f", "f.1"):
             raise errors.TargetExists("taken in this list")
 
-    place = made(if_exists="rename", admit=admit)
+    place = made(if_exists="rename", check_target=check_target)
     assert (place.path.name, tried) == ("f.2", ["f", "f.1", "f.2"])
     place.close()
     with pytest.raises(errors.TargetExists, match="taken in this list"):
-        made(admit=admit)
+        made(check_target=check_target)
     assert made.files == []
 
 
@@ -664,7 +667,7 @@ def test_a_name_that_was_published_before_it_was_locked_is_passed_over(
             target.write_bytes(b"mine")
         return PartFile(target, **options)
 
-    monkeypatch.setattr(places, "PartFile", late)
+    monkeypatch.setattr(selection, "PartFile", late)
     place = made(if_exists="rename")
     assert (place.path.name, made.files) == ("f.1", ["f", "f.1.part"])
     place.close()
@@ -672,7 +675,7 @@ def test_a_name_that_was_published_before_it_was_locked_is_passed_over(
 
 
 def test_an_error_after_the_lock_leaves_neither_part_file_nor_lock(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, real = open_descriptors(), places._is_there
+    before, real = open_descriptors(), selection._exists
 
     def is_there(path: Path) -> bool:
         if (made.folder / "f.part").exists() and path.name == "f":
@@ -680,13 +683,13 @@ def test_an_error_after_the_lock_leaves_neither_part_file_nor_lock(made: Made, m
         return real(path)
 
     with monkeypatch.context() as patch, pytest.raises(errors.DiskFailed):
-        patch.setattr(places, "_is_there", is_there)
+        patch.setattr(selection, "_exists", is_there)
         made(if_exists="rename")
     assert (made.files, open_descriptors()) == ([], before)
 
 
 def test_the_series_of_names_has_an_end(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(names, "MAX_NAMES", 3)
+    monkeypatch.setattr(names, "MAX_NUMBERED_NAMES", 3)
     for name in ("f", "f.1", "f.2"):
         (made.folder / name).touch()
     with pytest.raises(errors.TargetExists, match="exists already, and so do"):

@@ -18,7 +18,7 @@ from dlpool.transfer.attempt import CHECKPOINT_BYTES, CHECKPOINT_S, COALESCE_S, 
 from dlpool.transfer.scheduler import ChunkSnapshot
 from dlpool.transfer.speed_monitor import SpeedMonitor
 from dlpool.transfer.target.file.output import FileOutput
-from dlpool.transfer.target.state import StateFile
+from dlpool.transfer.target.file.statefile import StateFile
 from dlpool.transfer.transfer import Transfer
 from tests.conftest import Fetcher, make_data, sha256, wait_until
 from tests.origin import Connection, File, Origin, Request

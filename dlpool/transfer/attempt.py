@@ -30,7 +30,7 @@ from dlpool.transfer.probe import Probe
 from dlpool.transfer.sample_check import SampleCheck
 from dlpool.transfer.scanning import scan_output
 from dlpool.transfer.speed_monitor import SpeedMonitor
-from dlpool.transfer.target.file.output import FileOutput, TargetPresent
+from dlpool.transfer.target.protocol import Target, TargetPresent
 from dlpool.transfer.worker import ConnectionWorker
 from dlpool.transfer.workers import ConnectionWorkers
 
@@ -72,8 +72,8 @@ class TransferAttempt:
     def __init__(
         self,
         context: TransferContext,
-        place: FileOutput | None,
-        choose_place: Callable[[str], FileOutput],
+        target: Target | None,
+        open_target: Callable[[str], Target],
         *,
         deadline: float | None,
         is_single: bool,
@@ -91,7 +91,7 @@ class TransferAttempt:
         self._end_check: SampleCheck | None = None
         self._ticks_itself = False  # no thread could be started for the ticker
         self._committed = Checkpoint(context.clock())
-        self._opening = Probe(context, place, choose_place, is_single=is_single)
+        self._opening = Probe(context, target, open_target, is_single=is_single)
 
     @property
     def received(self) -> int:
@@ -139,7 +139,7 @@ class TransferAttempt:
         if is_small or not self.workers.start_first(first, lambda: first.run(opened)):
             connections = most = 1
             first.after_write = lambda: self._turn(plan)
-            first.run(opened, plan.target.part.locked_writer())
+            first.run(opened, plan.target.main_writer())
         try:
             self.workers.start(plan, connections, most)
             while not board.wait_until_over(CHECKPOINT_POLL_S):
@@ -183,7 +183,7 @@ class TransferAttempt:
         wanted = context.expected_checksum(plan.resource)
         if wanted is not None:
             self._follower = FollowingHash(
-                wanted.algorithm, context.scheduler, plan.target.part.writer
+                wanted.algorithm, context.scheduler, plan.target.reader
             )
 
     def _most_connections(self, plan: DownloadPlan) -> int:
@@ -257,7 +257,7 @@ class TransferAttempt:
 
     def _verify(self, plan: DownloadPlan) -> None:
         written = self._context.scheduler.written()
-        length = plan.target.part.length
+        length = plan.target.length
         if plan.resource.size not in (None, written) or length != written:
             raise InternalError(f"{length} bytes in the part file, {written} written")
         wanted = self._context.expected_checksum(plan.resource)

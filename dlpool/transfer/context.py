@@ -25,7 +25,7 @@ from dlpool.transfer.job import Checksum, Job, Notify
 from dlpool.transfer.retry import RetryPolicy
 from dlpool.transfer.scheduler import ChunkScheduler
 from dlpool.transfer.space_rules import ENTIRE_DISK, SpaceRules
-from dlpool.transfer.target.file.output import FileOutput
+from dlpool.transfer.target.protocol import Target
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class DownloadPlan:
     fetched in ranges."""
 
     resource: RemoteResource
-    target: FileOutput
+    target: Target
     has_ranges: bool
     resumed_from: int
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dlpool import threads
 from dlpool.errors import DlpoolError, LocalFault, NoThread
 from dlpool.transfer.scheduler import ChunkScheduler
-from dlpool.transfer.target.file.partfile import PartWriter
+from dlpool.transfer.target.protocol import RangeReader
 
 READ_SIZE = 256 * 1024
 POLL_S = 1.0  # how often a waiting hash looks whether it is still wanted
@@ -28,7 +28,7 @@ class FollowingHash:
         self,
         algorithm: str,
         board: ChunkScheduler,
-        open_reader: Callable[[], PartWriter],
+        open_reader: Callable[[], RangeReader],
     ) -> None:
         """``open_reader`` returns a descriptor of the file that the follower may
         close."""
@@ -55,14 +55,14 @@ class FollowingHash:
             raise self._error
         return self._hash.hexdigest()
 
-    def _started(self, reader: PartWriter) -> threads.DaemonThread:
+    def _started(self, reader: RangeReader) -> threads.DaemonThread:
         try:
             return threads.start_thread(lambda: self._run(reader), "dlpool-hash")
         except NoThread:
             reader.close()
             raise
 
-    def _run(self, reader: PartWriter) -> None:
+    def _run(self, reader: RangeReader) -> None:
         position = 0
         board = self._board
         try:
@@ -78,7 +78,7 @@ class FollowingHash:
             with suppress(LocalFault):  # nothing was written by it
                 reader.close()
 
-    def _hash_up_to(self, reader: PartWriter, front: int, position: int) -> int:
+    def _hash_up_to(self, reader: RangeReader, front: int, position: int) -> int:
         while position < front and self._board.error is None:
             data = reader.read(position, min(READ_SIZE, front - position))
             if not data:

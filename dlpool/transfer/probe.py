@@ -43,9 +43,8 @@ from dlpool.transfer.http.exchange import Exchange
 from dlpool.transfer.http.remote_resource import RemoteResource, ValidatorMatch
 from dlpool.transfer.http.source import Reply
 from dlpool.transfer.sample_check import is_same_span
-from dlpool.transfer.target.file.output import FileOutput
-from dlpool.transfer.target.file.partfile import PartWriter
 from dlpool.transfer.target.names import file_name
+from dlpool.transfer.target.protocol import RangeReader, Target
 from dlpool.transfer.target.state import SavedState
 
 MAX_STEPS = 8  # of asking otherwise, before the first answer is taken
@@ -102,21 +101,21 @@ class Probe:
     """Makes the first request until it leads to a plan. Used by the first connection
     thread.
 
-    ``place`` is None while the name of the file is still to be learnt; ``choose_place``
+    ``target`` is None while the name of the file is still to be learnt; ``open_target``
     opens it then. ``is_single`` asks for one body instead of ranges.
     """
 
     def __init__(
         self,
         context: TransferContext,
-        place: FileOutput | None,
-        choose_place: Callable[[str], FileOutput],
+        target: Target | None,
+        open_target: Callable[[str], Target],
         *,
         is_single: bool,
     ) -> None:
         self._context = context
-        self._place = place
-        self._choose_place = choose_place
+        self._target = target
+        self._open_target = open_target
         self._is_whole = is_single
         self._head: RemoteResource | None = None
         self._asked_head = False
@@ -134,7 +133,7 @@ class Probe:
         if self._context.settings.probe == "head" and not self._asked_head:
             self._ask_head(exchange)
         for _ in range(MAX_STEPS):
-            saved = self._place.saved if self._place else None
+            saved = self._target.saved if self._target else None
             if saved is not None and self._needs_samples(saved):
                 self._agrees = self._has_samples_of(exchange, saved)
             asked = self._first_span(saved)
@@ -166,20 +165,20 @@ class Probe:
         answer = self._judged(reply, asked)
         if answer is None:
             return None
-        place = self._place = self._place or self._choose_place(
+        target = self._target = self._target or self._open_target(
             self._name(answer.resource, reply)
         )
-        if place.unverifiable is not None and not self._context.settings.allow_change:
-            check_family(place.unverifiable, answer.resource, ALLOW_CHANGE)
+        if target.unverifiable is not None and not self._context.settings.allow_change:
+            check_family(target.unverifiable, answer.resource, ALLOW_CHANGE)
         if (
-            place.saved is not None and is_refusal
+            target.saved is not None and is_refusal
         ):  # "empty" needs a validator to be believed against what is there
             self._is_whole = True
             return None
         resumed = (
             answer
-            if place.saved is None
-            else self._resumed(place, place.saved, answer, asked, if_range)
+            if target.saved is None
+            else self._resumed(target, target.saved, answer, asked, if_range)
         )
         if resumed is None:
             return None
@@ -189,11 +188,11 @@ class Probe:
             if size is None:
                 return None
             answer = replace(answer, resource=replace(answer.resource, size=size))
-        return self._planned(place, reply, answer)
+        return self._planned(target, reply, answer)
 
     def _resumed(
         self,
-        place: FileOutput,
+        target: Target,
         saved: SavedState,
         answer: Answer,
         asked: ByteRange | None,
@@ -208,14 +207,14 @@ class Probe:
             answer,
             is_complete=asked is None,
             is_proven=self._is_proven(saved, answer, if_range),
-            has_other_query=place.has_other_query,
+            has_other_query=target.has_other_query,
             allows_change=self._context.settings.allow_change,
         )
         if next_step is ResumeStep.PLAIN_RANGE and not self._distrusts_if_range:
             self._distrusts_if_range = True
             return None
         if next_step is not ResumeStep.USE:
-            place.restart(
+            target.restart(
                 "the remote file has changed, or the server stopped serving ranges"
             )
             self._is_whole = next_step is ResumeStep.PLAIN_RANGE
@@ -281,7 +280,7 @@ class Probe:
         it, which has been written in the same second and has the same size. So there a
         date proves only together with samples.
         """
-        assert self._place is not None
+        assert self._target is not None
         known, resource, job = saved.resource, answer.resource, self._context.job
         is_confirmed = if_range is not None and answer.is_partial
         if (
@@ -289,7 +288,7 @@ class Probe:
             is not ValidatorMatch.SAME
         ):
             return False
-        has_other_query = self._place.has_other_query
+        has_other_query = self._target.has_other_query
         is_verified = job.checksum is not None and self._context.settings.verify
         if is_verified and (not has_other_query or saved.checksum == str(job.checksum)):
             return True
@@ -299,16 +298,16 @@ class Probe:
         return not (has_other_query and is_date_alone) or self._agrees is True
 
     def _needs_samples(self, saved: SavedState) -> bool:
-        assert self._place is not None
+        assert self._target is not None
         known = saved.resource
         is_date_alone = known.has_settled_date and known.strong_etag is None
-        return self._agrees is None and self._place.has_other_query and is_date_alone
+        return self._agrees is None and self._target.has_other_query and is_date_alone
 
     def _has_samples_of(self, exchange: Exchange, saved: SavedState) -> bool:
         """Request samples of the saved bytes, and return whether the server sends the
         same."""
-        assert self._place is not None
-        reader = self._place.part.writer()
+        assert self._target is not None
+        reader = self._target.reader()
         try:
             return all(
                 self._is_sample(exchange, saved, span, reader)
@@ -318,7 +317,11 @@ class Probe:
             reader.close()
 
     def _is_sample(
-        self, exchange: Exchange, saved: SavedState, span: ByteRange, reader: PartWriter
+        self,
+        exchange: Exchange,
+        saved: SavedState,
+        span: ByteRange,
+        reader: RangeReader,
     ) -> bool:
         reply = self._context.source.get(exchange, span)
         try:
@@ -393,11 +396,11 @@ class Probe:
         )
 
     def _planned(
-        self, place: FileOutput, reply: Reply, answer: Answer
+        self, target: Target, reply: Reply, answer: Answer
     ) -> ProbeResult | None:
         """Return the plan; None for a range of an encoded file, which must be requested
         as one body instead."""
-        if self._is_decoded(place, reply, answer):
+        if self._is_decoded(target, reply, answer):
             if answer.is_partial:
                 self._is_whole = True
                 return None
@@ -408,42 +411,40 @@ class Probe:
             raise PolicyRefused(
                 f"the file has {resource.size} bytes, max_file_size is {limit}"
             )
-        place.drop_unverifiable()
-        self._tell_coding(place, resource, is_decoded=isinstance(reply, DecodedReply))
+        target.drop_unverifiable()
+        self._tell_coding(target, resource, is_decoded=isinstance(reply, DecodedReply))
         if answer.is_partial:
-            chunks = self._ranges(place, resource)
-            place.enable_checkpoints(resource)
+            chunks = self._ranges(target, resource)
+            target.enable_checkpoints(resource)
         else:
             chunks = single_chunk(resource.size)
         resumed = chunks.written()
         if resource.size is not None:
-            place.part.preallocate(
-                resource.size, settings.preallocate, self._context.space
-            )
+            target.preallocate(resource.size, settings.preallocate, self._context.space)
         return ProbeResult(
-            DownloadPlan(resource, place, answer.is_partial, resumed),
+            DownloadPlan(resource, target, answer.is_partial, resumed),
             chunks,
             reply,
             answer,
         )
 
     def _tell_coding(
-        self, place: FileOutput, resource: RemoteResource, *, is_decoded: bool
+        self, target: Target, resource: RemoteResource, *, is_decoded: bool
     ) -> None:
         if resource.content_encoding and is_decoded:
             self._context.notify(
                 "content_decoded",
                 encoding=resource.content_encoding,
-                path=str(place.path),
+                path=str(target.path),
             )
         elif resource.content_encoding:
             self._context.notify(
                 "content_encoded",
                 encoding=resource.content_encoding,
-                path=str(place.path),
+                path=str(target.path),
             )
 
-    def _is_decoded(self, place: FileOutput, reply: Reply, answer: Answer) -> bool:
+    def _is_decoded(self, target: Target, reply: Reply, answer: Answer) -> bool:
         """Return whether to decode the body. Raises PolicyRefused or ProtocolBroken for
         an unaccepted coding."""
         if not answer.resource.content_encoding or answer.length == 0:
@@ -451,17 +452,17 @@ class Probe:
         urls = (self._context.source.url, reply.url)
         wish = self._context.settings.content_encoding
         return (
-            coding_action(wish, answer.resource, urls, place.path.name)
+            coding_action(wish, answer.resource, urls, target.path.name)
             is CodingAction.DECODE
         )
 
-    def _ranges(self, place: FileOutput, resource: RemoteResource) -> ChunkMap:
+    def _ranges(self, target: Target, resource: RemoteResource) -> ChunkMap:
         assert resource.size is not None
         settings = self._context.settings
         wants_hash = self._context.expected_checksum(resource) is not None
         missing = (
-            place.saved.missing_spans
-            if place.saved
+            target.saved.missing_spans
+            if target.saved
             else [ByteRange(0, resource.size)]
             if resource.size
             else []

@@ -15,7 +15,7 @@ from dlpool.transfer.http.exchange import Exchange, ExchangeStats
 from dlpool.transfer.http.source import Reply
 from dlpool.transfer.range_request import request_range
 from dlpool.transfer.retry import FailureCount
-from dlpool.transfer.target.file.partfile import PartWriter
+from dlpool.transfer.target.protocol import RangeReader
 
 NETWORK_POLL_S = 2.0
 MAX_STALE = 16  # idle connections in a row that the server had closed
@@ -52,7 +52,7 @@ class SampleCheck:
         the error that ends the job."""
         spans = choose_samples(self._context.evidence.spans())
         self._context.notify("end_checked", path=str(self._plan.target.path))
-        reader = self._plan.target.part.writer()
+        reader = self._plan.target.reader()
         try:
             for span in spans:
                 self._check(span, reader)
@@ -75,7 +75,7 @@ class SampleCheck:
                 )
             )
 
-    def _check(self, span: ByteRange, reader: PartWriter) -> None:
+    def _check(self, span: ByteRange, reader: RangeReader) -> None:
         failures = stale = 0
         while True:
             try:
@@ -88,7 +88,7 @@ class SampleCheck:
                 rest_s = self._rest_s(span, error, failures := failures + 1)
             self._context.scheduler.sleep_unless_failed(rest_s)
 
-    def _compare(self, span: ByteRange, reader: PartWriter) -> None:
+    def _compare(self, span: ByteRange, reader: RangeReader) -> None:
         context, known = self._context, self._plan.resource
         with self._new_exchange() as exchange:
             reply, answer = request_range(context, exchange, span, known)
@@ -145,7 +145,7 @@ class SampleCheck:
 
 
 def is_same_span(
-    reply: Reply, answer: Answer, span: ByteRange, reader: PartWriter
+    reply: Reply, answer: Answer, span: ByteRange, reader: RangeReader
 ) -> bool:
     """Return whether the body equals the bytes of the part file in ``span``, or a
     prefix of them if it ends early."""

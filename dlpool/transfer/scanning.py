@@ -25,14 +25,14 @@ def scan_output(context: TransferContext, plan: DownloadPlan) -> None:
     Raises Infected, NotScanned, ScannerAway, LocalFault if the file cannot be read, and
     what ended the download.
     """
-    guard, place, job = context.guard, plan.target, context.job
+    guard, target, job = context.guard, plan.target, context.job
     assert guard is not None, "check_configured was called before the first request"
     finding = ScanFinding(
-        "", "download", display_url(job.url), str(place.path), job.owner, job.id
+        "", "download", display_url(job.url), str(target.path), job.owner, job.id
     )
 
     def tell(outcome: str, /, **fields: object) -> None:
-        path = str(place.path)
+        path = str(target.path)
         if outcome == "clean":
             context.notify("file_scanned", path=path)
         elif outcome == "infected":
@@ -40,11 +40,12 @@ def scan_output(context: TransferContext, plan: DownloadPlan) -> None:
         else:
             context.notify("file_unscanned", path=path, verdict=outcome, **fields)
 
-    with translated(f"check {place.part.path} for malware"):
+    scanned = target.scanned_file()
+    with translated(f"check {scanned.path} for malware"):
         guard.check(
-            place.part.as_scanned_file(),
+            scanned,
             finding,
             check_abort=context.scheduler.check,
-            before_quarantine=place.discard,
+            before_quarantine=target.discard,
             report=tell,
         )

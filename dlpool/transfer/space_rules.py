@@ -81,7 +81,7 @@ class SpaceRules:
 ENTIRE_DISK = SpaceRules()
 
 
-class Reserver(Protocol):
+class BlockReserver(Protocol):
     """What ``WriteBudget`` asks of the writer of a part file."""
 
     def space(self) -> Space | None:
@@ -109,7 +109,7 @@ class WriteBudget:
         self._brought = 0
         self._budget = MIN_FALLOC_BYTES
 
-    def spend(self, writer: Reserver, chunk: Chunk, size: int) -> None:
+    def spend(self, writer: BlockReserver, chunk: Chunk, size: int) -> None:
         """Look whether ``size`` more bytes fit, if it is time to. Raises TooLarge,
         NoRoom."""
         if size > self._budget:
@@ -117,7 +117,7 @@ class WriteBudget:
         self._budget -= size
         self._brought += size
 
-    def _look(self, writer: Reserver, chunk: Chunk, size: int) -> int:
+    def _look(self, writer: BlockReserver, chunk: Chunk, size: int) -> int:
         step = min(max(self._brought, MIN_FALLOC_BYTES), MAX_AHEAD)
         if self._rules.is_monitored and (space := writer.space()) is not None:
             step = min(

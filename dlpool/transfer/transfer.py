@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlpool.config import TransferSettings
-from dlpool.disk import translated
 from dlpool.errors import Cancelled, DlpoolError, RestartFile, StreamBroken
 from dlpool.scan.guard import Guard
 from dlpool.transfer.attempt import TransferAttempt
@@ -25,7 +24,8 @@ from dlpool.transfer.retry import RetryPolicy
 from dlpool.transfer.scanning import check_configured
 from dlpool.transfer.scheduler import ChunkScheduler
 from dlpool.transfer.space_rules import ENTIRE_DISK, SpaceRules
-from dlpool.transfer.target.file.output import FileOutput, TargetPresent
+from dlpool.transfer.target.file.output import FileOutput
+from dlpool.transfer.target.protocol import Target, TargetOptions, TargetPresent
 
 MAX_RESTARTS = 3
 
@@ -81,7 +81,7 @@ class Transfer:
         self._tally = TransferCounters()
         self._lock = threading.Lock()
         self._cancelled: DlpoolError | None = None
-        self._place: FileOutput | None = None
+        self._target: Target | None = None
         self._round: TransferAttempt | None = None
         self._earlier: RemoteResource | None = (
             None  # the resource that the last round found
@@ -104,20 +104,21 @@ class Transfer:
         check_configured(self._settings, self._guard)
         try:
             if not self._job.is_folder:
-                self._choose_place("")
+                self._open_target("")
             return self._run_rounds()
         except TargetPresent as there:
             self._notify(
                 "target_skipped", path=str(there.path), is_published=there.is_published
             )
-            with translated(f"look at {there.path}"):
-                size = there.path.stat().st_size
             return TransferResult(
-                there.path, size, resumed_from=size, is_skipped=not there.is_published
+                there.path,
+                there.size,
+                resumed_from=there.size,
+                is_skipped=not there.is_published,
             )
         finally:
-            if self._place is not None:
-                self._place.close()
+            if self._target is not None:
+                self._target.close()
 
     def cancel(self, error: DlpoolError | None = None) -> None:
         """End it within a second, committed so that the next run goes on; ``run``
@@ -132,14 +133,14 @@ class Transfer:
 
     def progress(self) -> Progress:
         """Where it is now."""
-        current, place = self._round, self._place
-        path = place.path if place else self._job.target
+        current, target = self._round, self._target
+        path = target.path if target else self._job.target
         if current is None:
             return Progress(path, 0, None, 0, "connecting")
         active = sum(lane.exchange is not None for lane in current.workers.all)
         plan, done = current.plan, self._board.written()
         size = plan.resource.size if plan else None
-        has_blocks = plan is None or plan.target.part.is_preallocated
+        has_blocks = plan is None or plan.target.is_preallocated
         missing = (
             0 if has_blocks or size is None else self._missing(current, size, done)
         )
@@ -172,7 +173,7 @@ class Transfer:
     @property
     def may_leave_state(self) -> bool:
         """Whether a state may be left beside the target. After the end of ``run``."""
-        return self._place is None or self._place.has_state
+        return self._target is None or self._target.has_state
 
     def _run_rounds(self) -> TransferResult:
         delay_s = 0.0
@@ -207,8 +208,8 @@ class Transfer:
         limit = self._settings.deadline
         current = TransferAttempt(
             context,
-            self._place,
-            self._choose_place,
+            self._target,
+            self._open_target,
             deadline=None if limit is None else self._began + limit,
             is_single=self._tally.restarts >= MAX_RESTARTS,
             delay_s=delay_s,
@@ -238,23 +239,18 @@ class Transfer:
             raise error
         else:
             tally.restarts += 1
-        if self._place is not None:
-            self._place.restart(str(error))
+        if self._target is not None:
+            self._target.restart(str(error))
         return delay_s
 
-    def _choose_place(self, name: str) -> FileOutput:
+    def _open_target(self, name: str) -> Target:
         target = self._job.target / name if self._job.is_folder else self._job.target
         settings = self._settings
-        self._place = FileOutput(
-            self._job,
-            target,
-            if_exists=settings.if_exists,
-            resume=settings.resume,
-            sync=settings.sync,
-            notify=self._notify,
-            admit=self._admit,
+        options = TargetOptions(settings.if_exists, settings.resume, settings.sync)
+        self._target = FileOutput(
+            self._job, target, options, notify=self._notify, check_target=self._admit
         )
-        return self._place
+        return self._target
 
     def _count(self, current: TransferAttempt) -> None:
         with self._lock:

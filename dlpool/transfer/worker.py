@@ -27,7 +27,7 @@ from dlpool.transfer.probe import Probe, ProbeResult
 from dlpool.transfer.range_request import request_range
 from dlpool.transfer.retry import RangeAttempt, RetryDelay
 from dlpool.transfer.space_rules import WriteBudget
-from dlpool.transfer.target.file.partfile import PartWriter
+from dlpool.transfer.target.protocol import RangeWriter
 
 BUFFER = (
     256 * 1024
@@ -63,7 +63,7 @@ class ConnectionWorker:
         self.after_write: Callable[[], None] | None = None
         self._context = context
         self._plan = plan
-        self._writer: PartWriter | None = None
+        self._writer: RangeWriter | None = None
         self._latest: Exchange | None = None
         self._admission = ConnectionAdmission(context, self)
         self._base = RangeAttempt(
@@ -121,7 +121,7 @@ class ConnectionWorker:
         raise board.error or AssertionError("over before it began")
 
     def run(
-        self, opened: ProbeResult | None = None, writer: PartWriter | None = None
+        self, opened: ProbeResult | None = None, writer: RangeWriter | None = None
     ) -> None:
         """Work until it is over, beginning with the body that ``open`` left. Every
         error ends up on the board.
@@ -387,11 +387,11 @@ class ConnectionWorker:
         return not error.is_comparison or self.latest_answer_s() is None
 
 
-def _writer(plan: DownloadPlan) -> PartWriter:
+def _writer(plan: DownloadPlan) -> RangeWriter:
     """Return a descriptor to write with. Raises LocalFault, and OutOfDescriptors, which
     is temporary."""
     try:
-        return plan.target.part.writer()
+        return plan.target.writer()
     except OutOfFiles as fault:
         raise OutOfDescriptors(str(fault)) from fault
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from dlpool.errors import ForeignFile
 from dlpool.transfer.target.file.partfile import PartFile
+from dlpool.transfer.target.file.statefile import StateFile
 from dlpool.transfer.target.names import PART_SUFFIX
-from dlpool.transfer.target.state import StateFile, StateUnusable, url_digest
+from dlpool.transfer.target.state import StateUnusable, url_digest
 
 
 def remove_published_state(target: Path, job_id: str) -> None:

@@ -24,8 +24,8 @@ from dlpool import disk
 from dlpool.errors import ForeignFile, LocalFault, Locked
 from dlpool.filelock import FileLock, LockForeign, LockHeld
 from dlpool.transfer.job import Notify
+from dlpool.transfer.target.file.statefile import StateFile
 from dlpool.transfer.target.names import PART_SUFFIX
-from dlpool.transfer.target.state import StateFile
 
 MARK = "user.dlpool.part"
 MAX_OPEN_ATTEMPTS = 100

@@ -9,6 +9,7 @@ from pathlib import Path
 from dlpool.disk import translated
 from dlpool.errors import LocalFault, PolicyRefused
 from dlpool.transfer.target.names import MAX_NAME_BYTES, RESERVED_SUFFIXES
+from dlpool.transfer.target.protocol import TargetPresent
 
 
 def resolve_target(target: Path) -> tuple[Path, bool]:
@@ -34,6 +35,13 @@ def resolve_target(target: Path) -> tuple[Path, bool]:
     if not stat.S_ISREG(status.st_mode):
         raise LocalFault(f"{target} exists and is not a regular file")
     return real, True
+
+
+def target_present(path: Path, *, is_published: bool) -> TargetPresent:
+    """Return the exception for a target that exists; ``is_published``: by an earlier
+    run. Raises LocalFault."""
+    with translated(f"look at {path}"):
+        return TargetPresent(path, path.stat().st_size, is_published=is_published)
 
 
 def _check_name(path: Path) -> None:

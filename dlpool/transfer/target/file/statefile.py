@@ -1,0 +1,232 @@
+"""The state file beside a part file, ``PATH.part.meta``: committed by a temporary file
+and a rename.
+
+The file never lists a byte that is not on disk: data is synced before a commit. Until
+the first commit it may be a placeholder, which only marks the part file beside it as
+dlpool's.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from dlpool import disk
+from dlpool.disk import translated
+from dlpool.errors import LocalFault
+from dlpool.transfer.job import Notify, ignore_event
+from dlpool.transfer.target.names import STATE_SUFFIX
+from dlpool.transfer.target.state import SavedState, StateUnusable
+
+MODE = 0o600  # readable by its owner only: it names hosts and files
+MAX_STATE_BYTES = 16 * 1024 * 1024
+_BEGINNING = (
+    b'{"version":'  # of every state file, also of one truncated by a power failure
+)
+_PLACEHOLDER = b'{"version":1,"placeholder":true}'
+_NOT_READ = {
+    "disk_failed",
+    "permission",
+    "too_many_files",
+}  # kinds of faults in which the content is unknown
+
+
+class StateFile:
+    """The state file of one part file. Used by the thread that holds the part file's
+    lock.
+
+    ``exists``: the name exists. ``is_placeholder``: the file only marks the part file
+    beside it as dlpool's.
+    """
+
+    def __init__(
+        self, path: Path, *, sync: bool, notify: Notify = ignore_event
+    ) -> None:
+        """Check whether the state file exists. Raises LocalFault."""
+        self.path = path
+        self._temporary: Path | None = None
+        self._sync = sync
+        self._notify = notify
+        self.is_placeholder = False
+        with translated(f"look at {path}"):
+            self.exists = disk.exists(path)
+
+    @classmethod
+    def for_target(
+        cls, target: Path, *, sync: bool, notify: Notify = ignore_event
+    ) -> StateFile:
+        """Return the state file of a target. Raises LocalFault."""
+        return cls(
+            target.with_name(target.name + STATE_SUFFIX), sync=sync, notify=notify
+        )
+
+    @property
+    def holds_progress(self) -> bool:
+        """True if it is not a placeholder."""
+        return self.exists and not self.is_placeholder
+
+    def is_recognized(self) -> bool:
+        """Return whether the existing file was written by dlpool. Raises LocalFault."""
+        try:
+            return self.exists and self._content(len(_BEGINNING)).startswith(_BEGINNING)
+        except StateUnusable:
+            return False
+
+    def load(self) -> SavedState | None:
+        """Return the committed state, None if there is none. Raises StateUnusable,
+        LocalFault."""
+        if not self.exists:
+            return None
+        text = self._content(MAX_STATE_BYTES + 1)
+        if len(text) > MAX_STATE_BYTES:
+            raise StateUnusable("it is too large")
+        self.is_placeholder = text == _PLACEHOLDER
+        return None if self.is_placeholder else SavedState.from_json(text)
+
+    def commit(self, state: SavedState, *, is_durable: bool = True) -> None:
+        """Replace the state atomically and durably; readers see the old or the new one.
+        Raises LocalFault.
+
+        Not durably is enough for what only a killed process needs: after a power
+        failure it may be absent or empty.
+        """
+        self._write(state.as_json().encode(), sync=self._sync and is_durable)
+        self.is_placeholder = False
+
+    def write_placeholder(self) -> None:
+        """Write a placeholder, unless a state exists or is committed meanwhile. Raises
+        LocalFault.
+
+        It may be called without the part file's lock.
+        """
+        if self.exists:
+            return
+        with translated(f"write {self.path}"):
+            temporary = self._free(f"{self.path.name}.new")
+            descriptor = disk.create_exclusive(temporary, MODE)
+            try:
+                identity = disk.write_and_close(descriptor, _PLACEHOLDER, sync=False)
+                disk.publish_exclusive(temporary, self.path, identity=identity)
+                self.is_placeholder = True
+            except FileExistsError:
+                disk.remove_quietly(temporary)  # another process created it first
+            except OSError:
+                disk.remove_quietly(temporary)
+                raise
+        self.exists = True
+
+    def remove_placeholder(self) -> None:
+        """Remove the placeholder, if this object has written or read one."""
+        if self.is_placeholder:
+            disk.remove_quietly(self.path)
+            self.exists = self.is_placeholder = False
+
+    def reset(self) -> None:
+        """Replace the state by a placeholder, durably: the part file remains marked as
+        dlpool's. Raises LocalFault."""
+        if not self.is_placeholder:
+            self._write(_PLACEHOLDER, sync=self._sync)
+            self.is_placeholder = True
+
+    @property
+    def has_stale_temporary(self) -> bool:
+        """Return whether a run that was killed during a commit left its temporary file.
+        Raises LocalFault."""
+        temporary = self._usual_temporary
+        with translated(f"look at {temporary}"):
+            return disk.exists(temporary) and _is_leftover(temporary)
+
+    def remove_stale_temporary(self) -> None:
+        """Remove the temporary file of a killed run. Raises LocalFault."""
+        with translated(f"remove {self._usual_temporary}"):
+            disk.remove(self._usual_temporary)
+
+    def remove(self) -> None:
+        """Remove the state, durably, as it would be wrong for the bytes written next.
+        Raises LocalFault."""
+        if not self.exists:
+            return
+        with translated(f"remove {self.path}"):
+            disk.remove(self.path)
+            self.exists = self.is_placeholder = False
+            if self._sync:
+                disk.sync_folder(self.path.parent, on_unsynced=self._on_unsynced)
+
+    def remove_published(self) -> None:
+        """Remove the state of a published file; errors are ignored, as the next run
+        detects that it is unused."""
+        for _ in range(2):
+            if self.exists:
+                with suppress(LocalFault):
+                    self.remove()
+
+    def _content(self, most: int) -> bytes:
+        """Return the first ``most`` bytes. Raises StateUnusable, LocalFault."""
+        try:
+            with open(self.path, "rb", opener=_open_itself) as file:
+                size = os.fstat(
+                    file.fileno()
+                ).st_size  # read(most) would allocate that many bytes
+                return file.read(min(size, most))
+        except OSError as error:
+            if disk.fault_of(error).kind in _NOT_READ:
+                raise disk.local_fault(f"read {self.path}", error) from error
+            raise StateUnusable(f"it cannot be read ({error.strerror})") from error
+
+    def _write(self, data: bytes, *, sync: bool) -> None:
+        with translated(f"write {self.path}"):
+            disk.atomic_write(
+                self.path,
+                data,
+                sync=sync,
+                mode=MODE,
+                temporary=self._free_temporary(),
+                on_unsynced=self._on_unsynced,
+            )
+        self.exists = True
+
+    @property
+    def _usual_temporary(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.tmp")
+
+    def _free_temporary(self) -> Path:
+        """Return the name to write to: not the usual one if a foreign file has it.
+        Raises OSError."""
+        if self._temporary is None:
+            self._temporary = self._free(self._usual_temporary.name)
+        return self._temporary
+
+    def _free(self, name: str) -> Path:
+        """Return the name, or a random one if a foreign file has it. Raises OSError."""
+        path = self.path.with_name(name)
+        if disk.exists(path) and not _is_leftover(path):
+            return self.path.with_name(f".dlpool-{secrets.token_hex(8)}.tmp")
+        return path
+
+    def _on_unsynced(self, folder: str, error: OSError) -> None:
+        self._notify(
+            "folder_not_synced", folder=folder, reason=error.strerror or str(error)
+        )
+
+
+def _is_leftover(temporary: Path) -> bool:
+    """Return whether a temporary file is of a killed run: a state, or the beginning of
+    one. Raises OSError."""
+    try:
+        with open(temporary, "rb", opener=_open_itself) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return False  # an empty pipe would look like the beginning of a state
+            beginning = file.read(len(_BEGINNING))
+    except OSError as error:
+        if disk.fault_of(error).kind in _NOT_READ:
+            raise
+        return False  # a link or a folder
+    return _BEGINNING.startswith(beginning)
+
+
+def _open_itself(path: str, flags: int) -> int:
+    """Open a file, without following a link or blocking on a pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
