@@ -1,15 +1,15 @@
 """Durable files: what an errno means, atomic replacement, publishing without replacing,
-folder sync, free space.
+folder sync.
 
 Every module that must survive a kill or a power failure writes its files through this
-one. ``FAULTS`` is the one table of errnos; the ``CANNOT_...`` sets name, for each
+one. ``FAULTS`` is the only table of errnos; the ``CANNOT_...`` sets name, for each
 operation, the errnos of a file system that lacks it. A network file system may report
 failure of a call that it has performed, because the reply to the first transmission was
-lost (RFC 1813 section 4.5): ``replace``, ``publish_exclusive`` and ``remove`` look at
-the names before they believe it.
+lost (RFC 1813 section 4.5): after an error ``replace``, ``publish_exclusive`` and
+``remove`` check the names first.
 
-Paths may be relative to ``dir_fd``, the descriptor of an open folder. All functions are
-thread-safe.
+Where a function takes ``dir_fd``, its paths may be relative to that open folder. All
+functions are thread-safe.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from dlpool.errors import (
@@ -32,7 +32,7 @@ from dlpool.errors import (
     OutOfFiles,
     ReadOnly,
 )
-from dlpool.syscalls import fallocate, rename_noreplace
+from dlpool.syscalls import rename_noreplace
 
 # to lock a folder, 2 ms apart; another process that publishes there takes microseconds
 FOLDER_LOCK_ATTEMPTS = 2500
@@ -219,7 +219,6 @@ def atomic_write(
     *,
     sync: bool,
     mode: int = 0o666,
-    dir_fd: int | None = None,
     temporary: Name | None = None,
     on_unsynced: OnUnsynced | None = None,
 ) -> None:
@@ -233,16 +232,43 @@ def atomic_write(
     then the old content is still there unless the error came from the sync of the
     folder.
     """
-    temporary = temporary or f"{os.fspath(path)}.tmp"
-    descriptor = create_exclusive(temporary, mode, dir_fd=dir_fd)
-    try:
-        identity = write_and_close(descriptor, data, sync=sync)
-        replace(temporary, path, identity=identity, dir_fd=dir_fd)
-    except OSError:
-        remove_quietly(temporary, dir_fd=dir_fd)
-        raise
+    with _written(
+        temporary or f"{os.fspath(path)}.tmp", data, sync=sync, mode=mode
+    ) as (source, identity):
+        replace(source, path, identity=identity)
     if sync:
-        _sync_parent(path, dir_fd, on_unsynced)
+        _sync_parent(path, on_unsynced)
+
+
+def atomic_create(
+    path: Name,
+    data: bytes,
+    *,
+    sync: bool,
+    mode: int = 0o666,
+    temporary: Name | None = None,
+) -> None:
+    """Create ``path`` with this content, like ``atomic_write``. Raises FileExistsError
+    if the name exists, OSError."""
+    with _written(
+        temporary or f"{os.fspath(path)}.tmp", data, sync=sync, mode=mode
+    ) as (source, identity):
+        publish_exclusive(source, path, identity=identity)
+    if sync:
+        _sync_parent(path, None)
+
+
+@contextmanager
+def _written(
+    temporary: Name, data: bytes, *, sync: bool, mode: int
+) -> Iterator[tuple[Name, Identity]]:
+    """Write a temporary file for the block to rename; remove it if the block fails."""
+    descriptor = create_exclusive(temporary, mode)
+    try:
+        yield temporary, write_and_close(descriptor, data, sync=sync)
+    except BaseException:
+        remove_quietly(temporary)
+        raise
 
 
 def write_and_close(descriptor: int, data: bytes, *, sync: bool) -> Identity:
@@ -263,9 +289,9 @@ def write_and_close(descriptor: int, data: bytes, *, sync: bool) -> Identity:
 def create_exclusive(
     path: Name, mode: int = 0o666, *, dir_fd: int | None = None, flags: int = 0
 ) -> int:
-    """Return a descriptor of a new, empty file, open for writing; remove a file that
-    has the name. Raises OSError."""
-    flags |= os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    """Return a descriptor of a new, empty file, and remove a file that has the name
+    first. Raises OSError."""
+    flags |= os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         return os.open(path, flags, mode, dir_fd=dir_fd)
     except FileExistsError:
@@ -278,27 +304,19 @@ def create_exclusive(
     return os.open(path, flags, mode, dir_fd=dir_fd)
 
 
-def replace(
-    source: Name,
-    target: Name,
-    *,
-    identity: Identity | None = None,
-    dir_fd: int | None = None,
-) -> None:
-    """Rename ``source`` to ``target``, and replace a file that has that name. Raises
-    OSError.
+def replace(source: Name, target: Name, *, identity: Identity | None = None) -> None:
+    """Rename a file or folder to ``target``, and replace a file that has that name.
+    Raises OSError.
 
     ``identity``: of the source, if the caller knows it. Then an error is ignored if the
     target is that file.
     """
     try:
-        os.replace(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        os.replace(source, target)
     except OSError as error:
-        if not _is_done(target, identity, dir_fd):
+        if not _is_done(target, identity, None):
             raise error from None
-        remove_quietly(
-            source, dir_fd=dir_fd
-        )  # rename(2) of two names of one file does nothing
+        remove_quietly(source)  # rename(2) of two names of one file does nothing
 
 
 def publish_exclusive(
@@ -448,20 +466,8 @@ def sync_folder(folder: Name | int, *, on_unsynced: OnUnsynced | None = None) ->
     return True
 
 
-def _sync_parent(
-    path: Name, dir_fd: int | None, on_unsynced: OnUnsynced | None
-) -> None:
-    folder = os.path.dirname(path)  # noqa: PTH120 - relative to dir_fd
-    if dir_fd is None:
-        sync_folder(folder or ".", on_unsynced=on_unsynced)
-    elif not folder:
-        sync_folder(dir_fd, on_unsynced=on_unsynced)
-    else:
-        descriptor = _open_folder(folder, dir_fd)
-        try:
-            sync_folder(descriptor, on_unsynced=on_unsynced)
-        finally:
-            close_quietly(descriptor)
+def _sync_parent(path: Name, on_unsynced: OnUnsynced | None) -> None:
+    sync_folder(os.path.dirname(path) or ".", on_unsynced=on_unsynced)  # noqa: PTH120 - any kind of path
 
 
 def _open_folder(folder: Name, dir_fd: int | None = None) -> int:
@@ -510,71 +516,3 @@ def make_folders(
                 raise
         if sync:
             sync_folder(new.parent, on_unsynced=on_unsynced)
-
-
-# --- free space ---
-
-
-@dataclass(frozen=True)
-class Space:
-    """The size of a file system, and how much of it this user may still write. In
-    bytes.
-
-    ``kept``: free bytes that are reserved for root. ``files``: how many files this user
-    could make; None: unlimited.
-    """
-
-    size: int
-    free: int
-    root_reserve: int = field(default=0, compare=False)
-    files: int | None = field(default=None, compare=False)
-
-    @property
-    def usable(self) -> int:
-        """How much this user could write if the file system were empty."""
-        return self.size - self.root_reserve
-
-
-def space_of(where: Name | int) -> Space | None:
-    """Return the space of the file system of a path or descriptor; None where it is
-    unknown. Raises OSError.
-
-    No blocks are reported by ramfs and some in user space, which are not full; no
-    inodes by btrfs and FAT.
-    """
-    status = os.statvfs(where)
-    if status.f_blocks == 0:
-        return None
-    unit, files = status.f_frsize, status.f_favail if status.f_files else None
-    return Space(
-        status.f_blocks * unit,
-        status.f_bavail * unit,
-        (status.f_bfree - status.f_bavail) * unit,
-        files,
-    )
-
-
-def space_or_none(where: Name | int) -> Space | None:
-    """Return the space of the file system of a path or descriptor; None where it is
-    unknown. Raises nothing.
-
-    Callers treat None as no limit: on a full file system the write fails.
-    """
-    try:
-        return space_of(where)
-    except OSError:
-        return None
-
-
-def reserve(
-    descriptor: int, offset: int, size: int, *, keep_size: bool = False
-) -> bool:
-    """Reserve blocks, see ``fallocate``; False where the file system cannot. Raises
-    OSError if the disk is full."""
-    try:
-        fallocate(descriptor, offset, size, keep_size=keep_size)
-    except OSError as error:
-        if fault_of(error).raised is NoSpace:
-            raise
-        return False
-    return True

@@ -64,15 +64,18 @@ class LockForeign(Exception):
     message."""
 
 
-def flock(descriptor: int, *, is_shared: bool = False) -> bool:
-    """Lock an open file by flock(2) without waiting; return False where the file system
-    does not offer it.
+def flock(descriptor: int, *, is_shared: bool = False, waits: bool = False) -> bool:
+    """Lock an open file by flock(2); return False if the file system does not support
+    it.
 
-    Raises BlockingIOError if another process holds it, OSError.
+    Without ``waits``, raises BlockingIOError if another open file holds the lock.
+    Raises OSError.
     """
     try:
         fcntl.flock(
-            descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
+            descriptor,
+            (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX)
+            | (0 if waits else fcntl.LOCK_NB),
         )
     except OSError as error:
         if error.errno in disk.CANNOT_LOCK:

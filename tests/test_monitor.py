@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from dlpool.config import MetricsSettings, PathSettings, Settings
-from dlpool.disk import Space
 from dlpool.errors import QueueAway
+from dlpool.freespace import Space
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.transitions import FinishRequest, JobLease, OldestWaiting
 from dlpool.observe.health import Health, HealthCheck

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dlpool import disk, errors, filelock
-from dlpool.disk import Space
+from dlpool.freespace import Space
 from dlpool.syscalls import MIN_FALLOC_BYTES
 from dlpool.transfer.space_rules import SPACE_RESERVE
 from dlpool.transfer.target.file.partfile import PartFile, PartWriter

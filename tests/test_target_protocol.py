@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dlpool import errors
-from dlpool.disk import Space
+from dlpool.freespace import Space
 from dlpool.scan.scannedfile import ScannedFile
 from dlpool.transfer import transfer as transfers
 from dlpool.transfer.http.remote_resource import RemoteResource

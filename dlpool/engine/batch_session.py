@@ -76,7 +76,7 @@ class BatchSession:
         with os.fdopen(os.dup(self._descriptor), "rb") as file:
             head = file.readline()
             if not head:
-                os.write(self._descriptor, HEAD)
+                disk.write_all(self._descriptor, HEAD)
                 return set()
             if head.startswith(ENGINE_HEAD):
                 raise LocalFault(
@@ -91,7 +91,7 @@ class BatchSession:
                 if len(line) == DIGITS + 1 and line.endswith(b"\n")
             }
             if file.tell() and not _ends_with_newline(self._descriptor):
-                os.write(self._descriptor, b"\n")
+                disk.write_all(self._descriptor, b"\n")
             return done
 
 

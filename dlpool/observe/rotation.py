@@ -137,7 +137,7 @@ class Rotation:
             return False
         while _is_taken(old := rotated_name(self._live, now)):
             now += timedelta(milliseconds=1)
-        os.replace(self._live, old)
+        replace(self._live, old)
         return True
 
     def is_cleaned_up(self, settings: LoggingSettings, now: datetime) -> bool:

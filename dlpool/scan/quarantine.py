@@ -188,7 +188,7 @@ class Quarantine:
             os.fsync(suspect.descriptor)
         else:
             _write(suspect, place.with_name(place.name + COPYING), 0o600)
-            place.with_name(place.name + COPYING).rename(place)
+            disk.replace(place.with_name(place.name + COPYING), place)
         disk.sync_folder(self.folder)
         suspect.remove()
 

@@ -12,9 +12,10 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from dlpool import disk
-from dlpool.disk import Space, translated
+from dlpool import freespace
+from dlpool.disk import translated
 from dlpool.errors import NoRoom, TooLarge
+from dlpool.freespace import Space
 from dlpool.syscalls import MIN_FALLOC_BYTES
 from dlpool.transfer.chunks import UNKNOWN_END, Chunk
 
@@ -61,7 +62,7 @@ class SpaceRules:
         with translated(f"look at {folder}"):
             status = os.fstat(descriptor)
         needed = max(0, size - status.st_blocks * _BLOCK)
-        space = disk.space_or_none(descriptor)
+        space = freespace.space_or_none(descriptor)
         if not needed or space is None:
             return
         kept = self.reserved_bytes(space)

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from dlpool.disk import space_of
 from dlpool.errors import QueueError
+from dlpool.freespace import space_of
 from dlpool.jobs.queue_views import QueueViews
 from dlpool.jobs.transitions import OldestWaiting, Transitions
 from dlpool.observe.log import Logger

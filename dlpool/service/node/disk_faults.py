@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlpool.disk import space_or_none
 from dlpool.errors import (
     DlpoolError,
     LocalFault,
@@ -23,6 +22,7 @@ from dlpool.errors import (
     NotPermitted,
     TooLarge,
 )
+from dlpool.freespace import space_or_none
 from dlpool.service.node.disk_rules import can_write
 from dlpool.service.wire.results import attempt_result_of
 from dlpool.transfer.space_rules import SPACE_RESERVE

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dlpool import disk
-from dlpool.disk import Space
+from dlpool.freespace import Space
 from dlpool.transfer.space_rules import SpaceRules
 
 GIB = 1 << 30

@@ -27,7 +27,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, RedisError
 from redis.retry import Retry
 
-from dlpool.disk import translated
+from dlpool.disk import replace, translated
 from dlpool.errors import AlreadyRunning, ConfigurationError, QueueAway, QueueError
 from dlpool.jobs.embedded_socket import embedded_dir, socket_path, socket_url
 from dlpool.kinds import split_address
@@ -227,7 +227,7 @@ class EmbeddedRedis:
         data = embedded_dir(state_dir)
         log = data / "redis.log"
         if log.exists() and log.stat().st_size > MAX_LOG_SIZE:
-            os.replace(log, data / "redis.log.1")
+            replace(log, data / "redis.log.1")
         settings = server_arguments(data, socket_path(state_dir), log, listen)
         command = [
             sys.executable,

@@ -8,13 +8,12 @@ ended. Lock files are never removed: a waiter may have one open.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from dlpool.disk import CANNOT_LOCK, make_folders, sync_folder
+from dlpool.disk import make_folders, sync_folder
 from dlpool.filelock import flock
 
 POLL_S = 0.02
@@ -60,11 +59,7 @@ def lock_within(descriptor: int, timeout_s: float) -> bool:
 def share_lock(descriptor: int) -> None:
     """Take a shared lock of the open file, and wait for an exclusive holder. Raises
     OSError."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-    except OSError as error:
-        if error.errno not in CANNOT_LOCK:
-            raise
+    flock(descriptor, is_shared=True, waits=True)
 
 
 def write_holder(descriptor: int, pid: int) -> None:

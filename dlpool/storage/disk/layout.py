@@ -264,7 +264,7 @@ class StoreLayout:
         Raises OSError.
         """
         target = self._subfolder(_TMP) / f"{secrets.token_hex(16)}.trash"
-        os.replace(task.folder, target)
+        disk.replace(task.folder, target)
         return target
 
     def sweep(self) -> int:

@@ -21,7 +21,13 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from dlpool.config import UploadSettings
-from dlpool.disk import Identity, exists, publish_exclusive, remove_quietly
+from dlpool.disk import (
+    Identity,
+    create_exclusive,
+    exists,
+    publish_exclusive,
+    remove_quietly,
+)
 from dlpool.storage.disk.durability import NO_SYNC, Durability
 from dlpool.storage.disk.file_locks import release
 from dlpool.storage.disk.safe_open import READ_FLAGS, open_below
@@ -45,9 +51,7 @@ class MergeOutput:
     def create(self) -> int:
         """Create the temporary file, in place of one that an earlier merge left. Raises
         OSError."""
-        self.remove_temporary()
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        return os.open(self.temporary, flags, 0o666, dir_fd=self.descriptor)
+        return create_exclusive(self.temporary, dir_fd=self.descriptor)
 
     def remove_temporary(self) -> None:
         """Remove the temporary file if it exists. Raises OSError."""

@@ -10,7 +10,6 @@ its owner.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlpool import jsontext
+from dlpool.disk import HAS_NO_XATTR
 from dlpool.scan.scannedfile import OWNER_ATTRIBUTE
 from dlpool.storage.disk.durability import Durability
 from dlpool.storage.disk.file_locks import hold_lock, release
@@ -28,13 +28,6 @@ from dlpool.storage.errors import UploadError
 FOLDER = "owners"
 NO, UNOWNED, YES = "no", "unowned", "yes"  # values of the setting shared_files
 _MAX_BYTES = 64 * 1024  # of an ownership file
-_NO_ATTRIBUTE = (
-    errno.ENODATA,
-    errno.EOPNOTSUPP,
-    errno.ENOSYS,
-    errno.EPERM,
-    errno.EACCES,
-)
 _TIME_STEP_NS = 2_000_000_000  # FAT stores modification times in steps of two seconds
 
 
@@ -133,7 +126,7 @@ class OwnershipStore:
         try:
             return parse(os.getxattr(descriptor, OWNER_ATTRIBUTE))
         except OSError as error:
-            if error.errno not in _NO_ATTRIBUTE:
+            if error.errno not in HAS_NO_XATTR:
                 raise
         try:
             return parse(_read(self._path_of(path, os.fstat(descriptor))))

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from dlpool import disk
+from dlpool import disk, freespace
 from dlpool.storage.disk.chunk_file import TRAILER_SIZE, trailer
 from dlpool.storage.disk.durability import Durability, check_close
 from dlpool.storage.disk.file_locks import (
@@ -92,7 +92,7 @@ class StagedChunkFile:
         size = min(
             max(MIN_FALLOC_BYTES, self._reserved), self._expected - self._reserved
         )
-        if size >= MIN_FALLOC_BYTES and disk.reserve(
+        if size >= MIN_FALLOC_BYTES and freespace.reserve(
             self._descriptor, self._reserved, size, keep_size=True
         ):
             self._reserved += size

@@ -16,9 +16,10 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from dlpool import disk
-from dlpool.disk import Space, local_fault, translated
+from dlpool import disk, freespace
+from dlpool.disk import local_fault, translated
 from dlpool.errors import LocalFault, NoRoom, NoSpace, TargetExists
+from dlpool.freespace import Space
 from dlpool.scan.scannedfile import ScannedFile
 from dlpool.threads import is_out_of_descriptors
 from dlpool.transfer.job import Job, Notify, ignore_event
@@ -468,13 +469,13 @@ class PartWriter:
     def space(self) -> Space | None:
         """Return the space of the file system, None where it is unknown."""
         with self._lock:
-            return disk.space_or_none(self._descriptor)
+            return freespace.space_or_none(self._descriptor)
 
     def reserve(self, position: int, size: int) -> bool:
         """Reserve blocks without a change of the file's length; return whether that was
         possible."""
         with self._lock, suppress(OSError):
-            return disk.reserve(self._descriptor, position, size, keep_size=True)
+            return freespace.reserve(self._descriptor, position, size, keep_size=True)
         return False
 
     def close(self) -> None:

@@ -106,16 +106,11 @@ class StateFile:
             return
         with translated(f"write {self.path}"):
             temporary = self._free(f"{self.path.name}.new")
-            descriptor = disk.create_exclusive(temporary, MODE)
-            try:
-                identity = disk.write_and_close(descriptor, _PLACEHOLDER, sync=False)
-                disk.publish_exclusive(temporary, self.path, identity=identity)
+            with suppress(FileExistsError):  # another process created it first
+                disk.atomic_create(
+                    self.path, _PLACEHOLDER, sync=False, mode=MODE, temporary=temporary
+                )
                 self.is_placeholder = True
-            except FileExistsError:
-                disk.remove_quietly(temporary)  # another process created it first
-            except OSError:
-                disk.remove_quietly(temporary)
-                raise
         self.exists = True
 
     def remove_placeholder(self) -> None:
