@@ -66,7 +66,7 @@ from dlpool.service.worker.job_run import (
     remove_stale_files,
 )
 from dlpool.service.worker.traceparent import with_traceparent
-from dlpool.transfer.files import raise_open_file_limit
+from dlpool.threads import raise_open_file_limit
 from dlpool.transfer.http.client import HttpClient
 from dlpool.transfer.http.limits import HostHolds, NetworkMonitor, RateLimit
 
