@@ -267,7 +267,7 @@ def test_of_two_that_publish_one_name_one_wins(kind_of_file_system: str, tmp_pat
 def test_a_folder_that_another_program_keeps_locked_is_waited_for_and_then_used(
     fails: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "FOLDER_TRIES", 3)
+    monkeypatch.setattr(disk, "FOLDER_LOCK_ATTEMPTS", 3)
     fails("rename_noreplace", errno.EINVAL)
     fails("link", errno.EPERM)
     path, identity = source(tmp_path)

@@ -169,7 +169,7 @@ def test_a_small_write_needs_no_unnamed_files(ending: int, tmp_path: Path, monke
 def test_a_file_that_never_fits_fails_and_one_that_may_fit_waits(
     space: freespace.Space | None, size: int, ending: str, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dlpool.service.node.disk_faults.known_space", lambda _folder: space)
+    monkeypatch.setattr("dlpool.service.node.disk_faults.space_or_none", lambda _folder: space)
     assert ended(fault(errno.ENOSPC), target, size=size) == ending
 
 

@@ -98,7 +98,7 @@ def test_without_a_thread_the_file_is_hashed_when_it_is_complete(why: str, monke
         def no_thread(_work: Callable[[], object], _name: str) -> threads.DaemonThread:
             raise errors.NoThread("cannot start a thread")
 
-        monkeypatch.setattr(threads, "start", no_thread)
+        monkeypatch.setattr(threads, "start_thread", no_thread)
         following = follower(board, first, second)
         assert first.closed.is_set()
     else:

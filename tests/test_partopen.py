@@ -306,7 +306,7 @@ def test_a_file_that_is_created_meanwhile_is_looked_at(
         return is_done
 
     lacking(monkeypatch, what)
-    monkeypatch.setattr(StateFile, "reserve", reserve)
+    monkeypatch.setattr(StateFile, "write_placeholder", reserve)
     monkeypatch.setattr(partopen, "_mark", mark)
     if what == "nothing" and not is_marked:
         with pytest.raises(errors.ForeignFile):
@@ -342,7 +342,7 @@ def test_a_name_that_is_never_free_and_never_there_is_an_error(
     has_flock: bool, leaves_no_descriptor: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries: list[int] = []
-    monkeypatch.setattr(partopen, "MAX_OPENS", 3)
+    monkeypatch.setattr(partopen, "MAX_OPEN_ATTEMPTS", 3)
 
     def link(*_: object, **__: object) -> None:
         tries.append(1)

@@ -452,13 +452,13 @@ def test_before_it_is_published_a_file_is_complete_on_disk(
     modified: str | None, remote_time: bool, if_exists: str, made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, order = made(if_exists=if_exists), list[object]()
-    for name in ("close_writers", "keep_permissions", "sync_data", "check_close"):
+    for name in ("close_writers", "copy_permissions", "sync_data", "report_delayed_errors"):
         monkeypatch.setattr(place.part, name, lambda name=name: order.append(name))
     monkeypatch.setattr(place.part, "set_modified", order.append)
     place.prepare(RemoteResource(size=1, last_modified=modified), remote_time=remote_time)
-    permissions = ["keep_permissions"] if if_exists == "overwrite" else []
+    permissions = ["copy_permissions"] if if_exists == "overwrite" else []
     time = [1727776800.0] if remote_time and modified else []
-    assert order == ["close_writers", *permissions, *time, "sync_data", "check_close"]
+    assert order == ["close_writers", *permissions, *time, "sync_data", "report_delayed_errors"]
     place.close()
 
 
@@ -487,7 +487,7 @@ def test_what_is_published_is_recorded_first_where_a_later_run_needs_it(
     place = complete(made, has_state=has_state, id=job, fence=7 if job else None)
     monkeypatch.setattr(place, "_rename", failing_with(Killed()))
     if not can_mark:
-        monkeypatch.setattr(place.part, "mark", lambda _: False)
+        monkeypatch.setattr(place.part, "mark_published", lambda _: False)
     with pytest.raises(Killed):
         place.publish(RESOURCE, DONE)
     saved = StateFile.for_target(made.folder / "f", sync=False).load()
@@ -524,7 +524,7 @@ def test_a_record_for_want_of_a_mark_need_not_outlive_the_loss_of_power(
 ) -> None:
     place = complete(made, has_state=False, id="j1", sync=True)
     synced: list[int] = []
-    monkeypatch.setattr(place.part, "mark", lambda _: False)
+    monkeypatch.setattr(place.part, "mark_published", lambda _: False)
     monkeypatch.setattr(place, "_rename", failing_with(Killed()))
     monkeypatch.setattr(os, "fsync", synced.append)
     with pytest.raises(Killed):
@@ -535,7 +535,7 @@ def test_a_record_for_want_of_a_mark_need_not_outlive_the_loss_of_power(
 
 def test_no_record_is_written_beside_the_part_file_of_another(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     place = complete(made, has_state=False, id="j1")
-    monkeypatch.setattr(place.part, "mark", lambda _: False)
+    monkeypatch.setattr(place.part, "mark_published", lambda _: False)
     (made.folder / "f.part").unlink()
     with pytest.raises(errors.LocalFault, match="another program removed or replaced"):
         place.publish(RESOURCE, DONE)

@@ -457,8 +457,8 @@ def test_cleaning_removes_a_failed_jobs_part_and_a_published_ones_state(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr(run_module, "forget_published", lambda *a: calls.append(("forget", *a)))
-    monkeypatch.setattr(run_module, "discard_digest", lambda *a: calls.append(("discard", *a)))
+    monkeypatch.setattr(run_module, "remove_published_state", lambda *a: calls.append(("forget", *a)))
+    monkeypatch.setattr(run_module, "remove_part_files_by_digest", lambda *a: calls.append(("discard", *a)))
     paths, data = Confinement(bench.paths), Path(bench.paths.download_dir)
     remove_stale_files(left(bench, "a"), paths)
     remove_stale_files(left(bench, "b", path="/x/b", has_failed=False), paths)
@@ -786,7 +786,7 @@ def test_a_stream_that_filled_the_disk_is_removed_and_no_fault_of_the_node(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, done: int
 ) -> None:
     discarded: list[Any] = []
-    monkeypatch.setattr(disk_faults, "discard_unfinished", lambda *given: discarded.append(given))
+    monkeypatch.setattr(disk_faults, "remove_part_files", lambda *given: discarded.append(given))
     answers = iter([False, True])
     monkeypatch.setattr(disk_faults.EndedRun, "is_node_writable", property(lambda _: next(answers)))
 
