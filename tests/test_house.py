@@ -26,7 +26,7 @@ FLOORS = [
     {"scan"},
     {"config"},
     {"filelock", "request_heads"},
-    {"threads", "cancel"},
+    {"freespace", "threads", "cancel"},
     {"disk", "filenames"},
     {"errors", "jsontext", "syscalls", "usertext"},
     {"kinds", "redaction", "version"},
