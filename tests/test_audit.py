@@ -33,6 +33,7 @@ from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.jobs.transitions import Transitions
 from dlpool.observe.log import Log
+from dlpool.observe.processors import LogOrigin
 from dlpool.scan.quarantine import Quarantine
 from dlpool.storage.values import UploadEvent
 from dlpool.web.app import create_app
@@ -288,7 +289,7 @@ class Kept:
 
 def test_what_the_service_does_by_itself_and_what_was_left_out_are_told(tmp_path: Path) -> None:
     """A merge of a process that was killed is ended by a look at it; of refused attempts the rest is one event."""
-    log = Log(tmp_path / "log", LoggingSettings(), service="dlpool-web", version="1", node_id="n")
+    log = Log(tmp_path / "log", LoggingSettings(), LogOrigin("dlpool-web", "n", version="1"))
     kept = Kept()
     audit = AuditLog(cast("Any", kept), SharedCounters(tmp_path / "figures"), log.logger("audit"))
     for method in ("GET", "POST"):

@@ -133,7 +133,7 @@ def test_jobs_end_with_records_that_are_on_another_node(cluster: Cluster, tmp_pa
         stats = processes.run("stats", "--json", "-c", service.ini).json
         assert (stats["succeeded"], stats["failed"], stats["failure_records"]) == (21, 1, 1)
         assert processes.run("jobs", "-c", service.ini).out.count("succeeded") == 21
-        assert service.events("redis_away") == []
+        assert service.events("redis_unavailable") == []
         assert service.stop() == 0, service.said()
     assert_ended_once(client, *ids, "job-bad")
     assert 0 < client.redis.ttl(KEYS.success(urls[0])) <= 86_400
@@ -154,7 +154,7 @@ def test_a_record_whose_node_is_away_keeps_no_job_from_its_end_and_comes_later(
         gate.open()
         wait_until(lambda: queue.redis.hlen(KEYS.outbox) == 3)
         assert_ended_once(queue, *(f"job-{number}" for number in range(3)))
-        wait_until(lambda: service.events("records_wait") != [])
+        wait_until(lambda: service.events("records_pending") != [])
         assert spooled(service) == 0
         records_node.start()
         cluster.wait_until_ok()
@@ -174,7 +174,7 @@ def test_a_replica_that_takes_over_goes_on_with_the_queue(tmp_path: Path) -> Non
             wait_until(lambda: len(origin.requests) >= 5)
             wait_until(lambda: int(before.client().wait(1, 1000)) == 1)
             before.kill()
-            wait_until(lambda: service.events("redis_away") != [])
+            wait_until(lambda: service.events("redis_unavailable") != [])
             after.client().execute_command("CLUSTER FAILOVER", "TAKEOVER")  # type: ignore[no-untyped-call]
             gate.open()
             client = Client(after.client())

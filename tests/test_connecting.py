@@ -154,7 +154,7 @@ def test_why_a_name_has_no_address(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     resolved(monkeypatch, error)
-    monkeypatch.setattr(connection, "has_room", lambda number: has_room or number > 1)
+    monkeypatch.setattr(connection, "has_free_descriptors", lambda number: has_room or number > 1)
     with pytest.raises(errors.RetryRange) as raised:
         connect(HOST, 80, None, ANY_NETWORK, ignore)
     found = raised.value

@@ -12,7 +12,7 @@ from dlpool.config import LimitSettings
 from dlpool.jobs.host_slots import SlotReply
 from dlpool.jobs.transitions import FinishRequest, JobLease
 from dlpool.service.job_log import trace_id_of
-from dlpool.service.queue.messages import HostHeld, HostSlotDecided, ResultRecorded
+from dlpool.service.queue.messages import HostHeld, HostSlotAnswered, ResultRecorded
 from dlpool.service.wire import frames as frames_module
 from dlpool.service.wire.frames import (
     CancelFrame,
@@ -101,7 +101,7 @@ def test_a_defect_while_a_job_is_taken_in_fails_it_and_is_logged(
     bench.crew.accept(job_of(), 0.0)
     (ending,) = bench.told.ended
     assert (ending.disposition, ending.note["label"], ending.trace_id) == ("failed", "internal", trace_id_of("a", None))
-    (line,) = bench.lines.named("job_broke")
+    (line,) = bench.lines.named("job_internal_error")
     assert line.level == "error" and isinstance(line.fields["error"], ZeroDivisionError)
     held = bench.ledger.get("a.1")
     assert held is not None and held.is_ending and bench.ledger.busy == 0
@@ -114,7 +114,7 @@ def test_a_defect_at_the_second_claim_of_a_job_does_not_end_its_run(
     monkeypatch.setattr(type(bench.crew.policy), "admit", broken)
     bench.crew.accept(job_of(), 0.0)
     assert bench.told.ended == [] and not held.is_ending and bench.ledger.get("a.1") is held
-    assert bench.lines.events == ["job_broke"]
+    assert bench.lines.events == ["job_internal_error"]
 
 
 def test_a_job_of_a_host_that_does_not_want_to_be_asked_is_parked(bench: Bench) -> None:
@@ -381,7 +381,7 @@ def test_a_defect_in_leaving_a_host_does_not_change_how_a_job_ends(
     worker.say(ended())
     bench.crew.read_frames(worker.handle)
     assert (bench.last().disposition, bench.last().host) == ("success", "host")
-    assert [(line.level, line.event) for line in bench.lines.kept] == [("error", "job_broke")]
+    assert [(line.level, line.event) for line in bench.lines.kept] == [("error", "job_internal_error")]
 
 
 def test_what_was_aboard_a_dead_worker_goes_back_at_once(bench: Bench) -> None:
@@ -500,8 +500,8 @@ def test_a_job_at_the_door_begins_when_its_host_has_a_slot(bench: Bench) -> None
     assert held.is_at_door and held.slot_host == "host"
     bench.crew.assign_waiting()
     assert worker.heard() == []
-    bench.crew.handle_host_slot(HostSlotDecided("a.1", SlotReply(0)))
-    bench.crew.handle_host_slot(HostSlotDecided("a.1", SlotReply(None)))  # an answer that comes twice
+    bench.crew.handle_host_slot(HostSlotAnswered("a.1", SlotReply(0)))
+    bench.crew.handle_host_slot(HostSlotAnswered("a.1", SlotReply(None)))  # an answer that comes twice
     bench.crew.assign_waiting()
     assert [type(frame) for frame in worker.heard()] == [JobFrame]
     assert bench.told.ended == [] and bench.lines.kept == []
@@ -520,8 +520,8 @@ def test_a_job_whose_host_has_no_slot_is_parked(
 ) -> None:
     bench.hosts.apply(replace(bench.settings, limits=LimitSettings(max_per_host=1)))
     held = bench.held("a")
-    bench.crew.handle_host_slot(HostSlotDecided("gone.1", place))
-    bench.crew.handle_host_slot(HostSlotDecided("a.1", place))
+    bench.crew.handle_host_slot(HostSlotAnswered("gone.1", place))
+    bench.crew.handle_host_slot(HostSlotAnswered("a.1", place))
     ending = bench.last()
     assert (ending.disposition, ending.host, ending.delay_s) == ("throttle", "host", delay_s)
     assert (ending.is_start_reserved, ending.waits_for_slot) == (is_paid, is_for_slot)
@@ -533,14 +533,14 @@ def test_an_answer_for_a_job_that_has_ended_at_the_door_changes_nothing(bench: B
     bench.hosts.apply(replace(bench.settings, limits=LimitSettings(max_per_host=1)))
     held = bench.held("a")
     bench.crew.request_stop("a.1", "cancel")
-    bench.crew.handle_host_slot(HostSlotDecided("a.1", SlotReply(None)))
+    bench.crew.handle_host_slot(HostSlotAnswered("a.1", SlotReply(None)))
     assert [one.disposition for one in bench.told.ended] == ["cancelled"] and held.slot_host == "host"
 
 
 def test_a_host_whose_slots_cannot_be_told_is_named(bench: Bench) -> None:
     bench.hosts.apply(replace(bench.settings, limits=LimitSettings(max_per_host=1)))
     bench.held("a")
-    bench.crew.handle_host_slot(HostSlotDecided("a.1", SlotReply(None, problem="away")))
+    bench.crew.handle_host_slot(HostSlotAnswered("a.1", SlotReply(None, problem="away")))
     assert bench.lines.kept == [("warning", "host_slot_unknown", {"host": "host", "reason": "away"})]
     assert bench.last().disposition == "throttle"
 

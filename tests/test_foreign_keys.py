@@ -283,14 +283,14 @@ def test_a_supervisor_waits_until_all_keys_are_its_own_again(redis_server: Redis
         gate.open()
         origin.handler = File(DATA)
         for number, name in enumerate([QueueKeys().intake, "leases", "ready:normal", "events", "fence", "done"]):
-            key, seen = key_of(name), len(service.events("redis_away"))
+            key, seen = key_of(name), len(service.events("redis_unavailable"))
             if client.redis.exists(key):
                 client.redis.rename(key, "aside")
             foreign(client.redis, key, KINDS[key])
             if key != QueueKeys().intake:
                 client.push(f"{origin.url}/{number}", f"{number}.bin")
-            wait_until(lambda seen=seen: len(service.events("redis_away")) > seen)  # type: ignore[misc]
-            away = service.events("redis_away")[-1]["error.message"]
+            wait_until(lambda seen=seen: len(service.events("redis_unavailable")) > seen)  # type: ignore[misc]
+            away = service.events("redis_unavailable")[-1]["error.message"]
             assert key in away and "rename or delete it" in away
             client.redis.delete(key)
             if client.redis.exists("aside"):

@@ -79,7 +79,7 @@ def test_a_service_samples_and_goes_on_when_it_cannot(tmp_path: Path) -> None:
         wait_until(lambda: client.redis.xlen(client.keys.history) == 1)
         client.redis.delete(client.keys.history, client.keys.sample_turn)
         client.redis.set(client.keys.history, "of another type")
-        wait_until(lambda: service.events("sample_failed") != [], 20)
+        wait_until(lambda: service.events("history_sample_failed") != [], 20)
         client.wait_for(desk.push())
         client.redis.delete(client.keys.history)
         assert service.stop() == 0

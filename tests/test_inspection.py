@@ -323,7 +323,7 @@ def test_with_fewer_threads_fewer_connections_are_tried(
         names.append(name)
         return start(work, name)
 
-    monkeypatch.setattr(threads, "start", starts)
+    monkeypatch.setattr(threads, "start_thread", starts)
     assert inspect._refusals(4, 10) == ()
     assert (len(source.asked), names) == (2, ["dlpool-probe"] * 2)
 

@@ -459,7 +459,7 @@ def test_tokens_that_cannot_be_checked_do_not_fill_the_log(provider: Provider, t
         )
     )
     lines = Lines()
-    parts.log = lines  # type: ignore[assignment]
+    parts.log = lines
     client = falcon.testing.TestClient(make_app(parts))
     for number in range(REFUSALS + 30):
         headers = {"Authorization": f"Bearer {token(OTHER, 'ES256', f'forged {number}')}"}

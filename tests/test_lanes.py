@@ -124,9 +124,9 @@ def test_what_this_machine_does_not_allow_is_done_by_the_caller(
 ) -> None:
     bench = make()
     if reason == "no_threads":
-        monkeypatch.setattr(threads, "start", no_thread)
+        monkeypatch.setattr(threads, "start_thread", no_thread)
     else:
-        monkeypatch.setattr(threads, "has_room", lambda _number: False)
+        monkeypatch.setattr(threads, "has_free_descriptors", lambda _number: False)
     assert not bench.lanes.start_first(bench.first, lambda: None)
     assert bench.lanes._threads == {}
     assert bench.events.named("connections_limited") == [{"connections": 1, "reason": reason}]
@@ -138,7 +138,7 @@ def test_what_this_machine_does_not_allow_is_done_by_the_caller(
 def test_further_connections_may_lack_descriptors(make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
     bench = make()
     bench.begin(2, 3)
-    monkeypatch.setattr(threads, "has_room", lambda _number: False)
+    monkeypatch.setattr(threads, "has_free_descriptors", lambda _number: False)
     bench.lanes.start(bench.plan, 3, 3)
     assert len(bench.lanes.all) == 2
     assert bench.events.named("connections_limited") == [{"connections": 2, "reason": "too_many_files"}]
@@ -148,7 +148,7 @@ def test_a_connection_is_added_only_if_files_can_be_opened_besides(
     make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(threads, "has_room", lambda number: not asked.append(number))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(threads, "has_free_descriptors", lambda number: not asked.append(number))  # type: ignore[func-returns-value]
     make().begin(2, 2)
     assert asked == [DESCRIPTORS + RESERVE] * 2
 
@@ -158,7 +158,7 @@ def test_the_limit_of_this_machine_lowers_what_a_host_is_worth(
 ) -> None:
     bench = make("auto")
     assert bench.lanes.start_first(bench.first, lambda: None)
-    monkeypatch.setattr(threads, "start", no_thread)
+    monkeypatch.setattr(threads, "start_thread", no_thread)
     bench.lanes.start(bench.plan, 4, 8)
     assert (bench.lanes.all, bench.hosts.level("h.test", 16)) == ((bench.first,), 2)
 

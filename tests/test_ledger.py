@@ -128,7 +128,7 @@ def a_ledger() -> InFlightTable:
 
 
 def a_link() -> RedisState:
-    return RedisState(Lines(), lambda: None, lambda _: None)  # type: ignore[arg-type]
+    return RedisState(Lines(), lambda: None, lambda _: None)
 
 
 LOCKED: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
@@ -168,12 +168,12 @@ ENDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "failed": ("error", "job_failed", {"outcome": "failure", "error": "m"}),
     "cancelled": ("info", "job_cancelled", {"reply": "OK"}),
     "pause": ("info", "job_paused", {"reply": "OK"}),
-    "retry": ("warning", "job_retried", {"result": "retry", "reason": "m", "delay_s": 2.0}),
-    "crash": ("warning", "job_retried", {"result": "crash", "reason": "m", "delay_s": 2.0}),
+    "retry": ("warning", "job_retried", {"disposition": "retry", "reason": "m", "delay_s": 2.0}),
+    "crash": ("warning", "job_retried", {"disposition": "crash", "reason": "m", "delay_s": 2.0}),
     "yield": ("info", "job_yielded", {"reason": "m", "reply": "OK", "delay_s": 2.0}),
-    "throttle": ("info", "job_parked", {"result": "throttle", "reason": "m", "reply": "OK", "delay_s": 2.0}),
-    "release": ("info", "job_released", {"result": "release", "reason": "m", "reply": "OK", "delay_s": 2.0}),
-    "follow": ("info", "job_released", {"result": "follow", "reason": "m", "reply": "OK", "delay_s": 2.0}),
+    "throttle": ("info", "job_throttled", {"disposition": "throttle", "reason": "m", "reply": "OK", "delay_s": 2.0}),
+    "release": ("info", "job_released", {"disposition": "release", "reason": "m", "reply": "OK", "delay_s": 2.0}),
+    "follow": ("info", "job_released", {"disposition": "follow", "reason": "m", "reply": "OK", "delay_s": 2.0}),
 }
 
 
@@ -184,7 +184,7 @@ def test_a_run_has_one_summary_line(tmp_path: Path, outcome: str, has_stack: boo
     one = bench.held(user_id="u")
     one.stack = "s" if has_stack else ""
     ending = FinishRequest(one.lease, outcome, note={"message": "m", "path": "p", "label": "l", "size": 3}, delay_s=2.0)
-    log_disposition(bench.lines, one, ending, "OK")  # type: ignore[arg-type]
+    log_disposition(bench.lines, one, ending, "OK")
     level, event, fields = ENDS[outcome]
     always = {"job_id": "a", "attempt": 1, "trace_id": one.trace_id, "url": URL, "path": "/data/a", "user_id": "u"}
     stack = {"stack": "s"} if has_stack and outcome == "failed" else {}
@@ -195,9 +195,9 @@ def test_a_run_has_one_summary_line(tmp_path: Path, outcome: str, has_stack: boo
 def test_a_run_whose_job_was_taken_is_logged_as_such(tmp_path: Path, reply: str) -> None:
     bench = Bench(tmp_path)
     one = bench.held()
-    log_disposition(bench.lines, one, FinishRequest(one.lease, "success"), reply)  # type: ignore[arg-type]
+    log_disposition(bench.lines, one, FinishRequest(one.lease, "success"), reply)
     ((level, event, fields),) = bench.lines.kept
-    assert (level, event, fields["reply"], fields["result"]) == ("warning", "job_disowned", reply, "success")
+    assert (level, event, fields["reply"], fields["disposition"]) == ("warning", "job_fenced", reply, "success")
     assert "user_id" not in fields
 
 
@@ -371,7 +371,7 @@ def test_when_all_workers_have_ended_the_supervisor_cleans_itself(tmp_path: Path
     bench.cleaner.clean_up_here(paths)
     assert not part.exists()
     (line,) = bench.lines.kept
-    assert (line.level, line.event, line.fields["job_id"]) == ("warning", "leftover_not_removed", "out")
+    assert (line.level, line.event, line.fields["job_id"]) == ("warning", "stale_file_not_removed", "out")
     assert set(bench.trail.entries()) == {"b"} and len(lines_of(tmp_path)) == 1
 
 
@@ -388,5 +388,5 @@ def test_a_trail_that_cannot_be_written_is_logged_and_costs_no_job(
     bench.cleaner.record_start(job("a"))
     bench.cleaner.forget([job("a")])
     bench.cleaner.clean_up_here(Confinement(PathSettings(download_dir=str(tmp_path))))
-    assert [(line.level, line.event) for line in bench.lines.kept] == [("warning", "trail_not_kept")] * 4
+    assert [(line.level, line.event) for line in bench.lines.kept] == [("warning", "journal_write_failed")] * 4
     assert bench.lines.kept[0].fields["job_id"] == "a"

@@ -22,7 +22,7 @@ from dlpool.errors import DlpoolError
 from dlpool.jobs import job_listing, redis_values
 from dlpool.jobs.pushed_job import PushedJob
 from dlpool.kinds import parse_duration, parse_size
-from dlpool.observe import tracecontext, values
+from dlpool.observe import tracing, values
 from dlpool.redaction import is_secret, without_password, without_secrets
 from dlpool.transfer.http import credentials, digests, headers, media_types, policy, source, urls
 from dlpool.transfer.http.remote_resource import RemoteResource
@@ -321,7 +321,7 @@ TABLE: Mapping[str, tuple[Parser, list[str]]] = {
     ),
     "netrc": (credentials._QUOTED.match, [filled('"', "\\"), filled('"', 'a" "'), filled('"', "a")]),
     "traceparent": (
-        tracecontext.trace_id_of,
+        tracing.parse_traceparent,
         [filled("00-", "0"), filled("01-" + "a" * 32 + "-" + "b" * 16 + "-00-", "-")],
     ),
     "Upload-Metadata": (tus_headers.parse_metadata, [LISTS[0], filled("a ", "A")]),

@@ -87,7 +87,7 @@ def test_a_service_that_gets_them_lives_and_does_the_next_job(tmp_path: Path) ->
         for url in UNREADABLE:
             assert "cannot be read as a URL" in desk.client.wait_for_failure(url)["error_message"]
         assert desk.service.process is not None and desk.service.process.poll() is None
-        assert not desk.service.events("job_broke")
+        assert not desk.service.events("job_internal_error")
         assert desk.service.stop() == 0
 
 

@@ -184,8 +184,8 @@ def test_a_dead_worker_is_replaced(bench: Pooled, is_hello: bool) -> None:
     assert len(registered) == 4 and first not in registered
     assert first.channel.fileno() == -1
     (line,) = bench.lines.named("worker_died")
-    assert line.level == "warning" and line.fields["how"] == "killed by SIGKILL" and line.fields["running"] == 0
-    assert bench.value("dlpool_worker_exits_total", how="died") == 1
+    assert line.level == "warning" and line.fields["exit_reason"] == "killed by SIGKILL" and line.fields["running"] == 0
+    assert bench.value("dlpool_worker_exits_total", reason="died") == 1
 
 
 def test_workers_that_die_young_are_replaced_later_and_later(bench: Pooled) -> None:
@@ -213,8 +213,8 @@ def test_a_worker_that_was_retired_and_ends_is_no_failure(bench: Pooled) -> None
         bench.end(handle, 0)
     bench.tend()
     assert bench.pool._respawn == RespawnBackoff()
-    assert [(line.level, line.fields["running"]) for line in bench.lines.named("worker_ended")] == [("info", 0)] * 2
-    assert bench.value("dlpool_worker_exits_total", how="ended") == 2
+    assert [(line.level, line.fields["running"]) for line in bench.lines.named("worker_exited")] == [("info", 0)] * 2
+    assert bench.value("dlpool_worker_exits_total", reason="exited") == 2
 
 
 def test_a_retired_worker_that_never_came_up_is_a_failure(bench: Pooled) -> None:
@@ -530,7 +530,7 @@ def test_a_silent_worker_dumps_its_stacks_and_is_killed_a_second_later(bench: Po
     bench.end(worker.handle)
     bench.tend()
     assert bench.died == [(pid, f"it was silent for {LIMIT_S:g} s (killed by SIGKILL)")]
-    assert bench.value("dlpool_worker_exits_total", how="killed") == 1
+    assert bench.value("dlpool_worker_exits_total", reason="killed") == 1
 
 
 def test_a_frame_is_a_sign_of_life(bench: Pooled) -> None:
@@ -677,7 +677,7 @@ def test_how_a_worker_ended(bench: Pooled, code: int | None, killed_for: str | N
 
 
 @pytest.mark.parametrize(
-    ("code", "killed_for", "event"), [(0, None, "worker_ended"), (0, "x", "worker_died"), (1, None, "worker_died")]
+    ("code", "killed_for", "event"), [(0, None, "worker_exited"), (0, "x", "worker_died"), (1, None, "worker_died")]
 )
 def test_only_an_end_in_order_is_no_warning(bench: Pooled, code: int, killed_for: str | None, event: str) -> None:
     handle = bench.worker().handle
@@ -686,8 +686,8 @@ def test_only_an_end_in_order_is_no_warning(bench: Pooled, code: int, killed_for
     bench.end(handle, code)
     bench.tend()
     assert event in bench.lines.events and bench.lines.named(event)[0].fields["running"] == 1
-    how = "ended" if event == "worker_ended" else "killed" if killed_for else "died"
-    assert bench.value("dlpool_worker_exits_total", how=how) == 1
+    how = "ended" if event == "worker_exited" else "killed" if killed_for else "died"
+    assert bench.value("dlpool_worker_exits_total", reason=how) == 1
 
 
 @pytest.mark.parametrize("is_ready", [True, False])
@@ -699,7 +699,7 @@ def test_the_stacks_of_a_dead_worker_go_into_the_log_and_its_file_goes(bench: Po
     bench.tend()
     (line,) = bench.lines.named("worker_died")
     assert line.fields["stacks"].startswith("first\nxx") and len(line.fields["stacks"]) == MAX_STACKS
-    assert line.fields["how"] == "killed by SIGKILL" + ("" if is_ready else ": first")
+    assert line.fields["exit_reason"] == "killed by SIGKILL" + ("" if is_ready else ": first")
     assert not path.exists()
     assert handle.take_stacks(bench.folder) == ""
     assert None in handle.process.joined  # type: ignore[attr-defined]

@@ -589,7 +589,7 @@ def test_an_attempt_without_the_scope_is_audited_with_the_name_of_the_key(tmp_pa
     rewrite(tmp_path / "keys", line("reader", "the secret of reader"))
     settings = settings_of(tmp_path, keys_file=str(tmp_path / "keys"))
     parts, lines = WebServices(settings), Lines()
-    parts.audit._log = lines  # type: ignore[assignment]
+    parts.audit._log = lines
     client = falcon.testing.TestClient(make_app(parts))
     said = client.simulate_post(f"{BASE}/queue/pause", headers={"X-Secret-Key": "the secret of reader"})
     assert (said.status_code, said.json["code"]) == (403, "insufficient_scope")

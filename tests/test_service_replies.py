@@ -161,7 +161,7 @@ def test_a_network_that_is_gone_for_longer_than_lease_and_grace_costs_nothing(
         ids, urls = push_numbered(client, origin, 13)  # three more than there are slots
         wait_until(lambda: len(origin.requests) == 10)
         getattr(proxy, fault)()
-        wait_until(lambda: all(one.events("redis_away") for one in both))
+        wait_until(lambda: all(one.events("redis_unavailable") for one in both))
         let_pass(3.0)
         gate.open()
         proxy.pass_on()

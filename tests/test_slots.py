@@ -12,6 +12,7 @@ import pytest
 
 from dlpool.config import LoggingSettings, SupervisorSettings
 from dlpool.observe.log import Log
+from dlpool.observe.processors import LogOrigin
 from dlpool.service.host_concurrency import STEP_S, WHILE_S, HostConcurrency
 from dlpool.service.slots import START, TEMPO, SlotLimit, is_refusal
 from dlpool.service.wire.frames import EndedFrame
@@ -43,7 +44,7 @@ class Node:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[Log]:
-    made = Log(tmp_path, LoggingSettings(), service="dlpool", version="0", node_id="n")
+    made = Log(tmp_path, LoggingSettings(), LogOrigin("dlpool", "n", version="0"))
     yield made
     made.close()
 

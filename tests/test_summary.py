@@ -21,7 +21,6 @@ from dlpool.service.queue.messages import ResultRecorded
 from dlpool.web.app import make_app
 from dlpool.web.wiring import REFUSALS, WebServices
 from tests.fakes import Lines
-from tests.test_odd_urls import Doorman
 from tests.test_verdict import judge
 
 
@@ -46,7 +45,7 @@ def parts(tmp_path: Path) -> WebServices:
     paths = replace(settings.paths, state_dir=str(tmp_path / "state"), log_dir=str(tmp_path / "log"))
     upload = replace(settings.upload, upload_dir=str(tmp_path / "up"), merged_dir=str(tmp_path / "merged"))
     made = WebServices(replace(settings, web=web, paths=paths, upload=upload))
-    made.log = Lines()  # type: ignore[assignment]
+    made.log = Lines()
     return made
 
 
@@ -107,7 +106,7 @@ def test_what_needs_no_key_does_not_fill_the_log(
 
 def test_what_is_no_job_does_not_fill_the_log_of_the_service() -> None:
     lines, ended, ledger = Lines(), list[FinishRequest](), InFlightTable()
-    anything: Any = SimpleNamespace(count_result=lambda *_: None, schedule=lambda *_: None)
+    anything: Any = SimpleNamespace(schedule=lambda *_: None, count_result=lambda *_: None)
     recorder: Any = SimpleNamespace(record=ended.append)
     log: Any = lines
     none: Any = None
@@ -121,4 +120,4 @@ def test_what_is_no_job_does_not_fill_the_log_of_the_service() -> None:
 
 
 def _doorman() -> Any:
-    return Doorman("nowhere")
+    return SimpleNamespace(admit=lambda *_: None, released_host=lambda *_: "")

@@ -19,7 +19,7 @@ from dlpool.service.monitor.monitor import NodeStatus
 from dlpool.service.queue.messages import (
     FenceChecked,
     HostHeld,
-    HostSlotDecided,
+    HostSlotAnswered,
     JobsClaimed,
     JobsTakenBack,
     LeaseLost,
@@ -89,7 +89,7 @@ class Room(Pooled):
             hooks=Calls(self.calls, "hooks"),
             fetcher=Calls(self.calls, "fetcher"),
             yielder=Calls(self.calls, "yielder"),
-            mailbox=SimpleNamespace(read=self._read, ring=lambda: self.calls.append(("ring",))),
+            mailbox=SimpleNamespace(read=self._read, wake=lambda: self.calls.append(("wake",))),
             selector=SimpleNamespace(select=self._select),
             watchdog=lambda manager: Calls(self.calls, "watchdog"),
             stop=lambda *, is_empty: self.calls.append(("parts.stop", is_empty)) or self.is_clean,  # type: ignore[func-returns-value]
@@ -238,7 +238,7 @@ def test_other_signals_reopen_the_log_and_dump_the_state(room: Room) -> None:
 def test_signals_are_queued_and_obeyed_in_the_next_turn(room: Room) -> None:
     room.supervisor._note(signal.SIGUSR1, None)
     room.supervisor._note(signal.SIGUSR2, None)
-    assert room.called("ring") == [(), ()] and room.lines.kept == []
+    assert room.called("wake") == [(), ()] and room.lines.kept == []
     room.supervisor._compared = room.clock.now
     room.crew.needs_reconcile = False
     room.turn()
@@ -282,7 +282,7 @@ def test_each_message_has_its_taker(room: Room) -> None:
         room.supervisor._take(message)
     assert taken == [("a.1", True), "b.1", ("c.1", "cancel")]
     assert room.calls == [("node.forget", ("old",)), ("cleaner.leave", ()), ("parts.check_threads",)]
-    assert {ResultRecorded, HostSlotDecided} <= set(room.supervisor._takers)
+    assert {ResultRecorded, HostSlotAnswered} <= set(room.supervisor._takers)
 
 
 def test_wanted_and_actual_are_compared_now_and_then_and_at_once_with_news(room: Room) -> None:
@@ -356,7 +356,7 @@ def test_once_a_second_all_parts_are_tended(room: Room) -> None:
         "slots.look",
         "of_hosts.tend",
         "yielder.tend",
-        "log.tend_writer",
+        "log.reopen",
         "log.tend",
         "monitor.look",
         "archiver.tend",
@@ -458,7 +458,7 @@ def test_the_end_stops_every_part_and_forgets_a_clean_start(room: Room, is_clean
     assert room.called("cleaner.clean") == [(("now", True),)] and room.called("parts.stop") == [(not is_held,)]
     assert room.called("pool.stop") == [(room.crew.reap,)]
     assert room.called("node.forget") == ([(["s"],)] if is_clean else [])
-    assert room.lines.kept == [("info", "service_ended", {"left": int(is_held)})]
+    assert room.lines.kept == [("info", "service_stopped", {"left": int(is_held)})]
 
 
 @pytest.mark.parametrize("is_broken", [True, False])

@@ -74,7 +74,7 @@ def test_without_a_thread_it_is_said_that_nothing_is_called(monkeypatch: pytest.
     def refuse(*_: object) -> Any:
         raise NoThread("no thread")
 
-    monkeypatch.setattr(threads, "start", refuse)
+    monkeypatch.setattr(threads, "start_thread", refuse)
     with TimerThread().calling(lambda: None) as is_called:
         assert is_called is False
 

@@ -16,6 +16,7 @@ import requests
 
 from dlpool.config import LoggingSettings, UploadSettings
 from dlpool.observe.log import Log
+from dlpool.observe.processors import LogOrigin
 from dlpool.storage.disk import capacity
 from dlpool.storage.values import HEALTHY, UNHEALTHY, WARNING
 from dlpool.web.disk_monitor import CHECK_INTERVAL_S, DiskMonitor, next_health
@@ -26,7 +27,7 @@ from tests.processes import ROOT
 from tests.web import WebServer
 
 PROMETHEUS = ROOT / "etc" / "prometheus"
-NAMES = ("upload_disk_low", "upload_disk_back")
+NAMES = ("upload_disk_low", "upload_disk_available")
 MIB = 1024 * 1024
 
 
@@ -70,7 +71,7 @@ class Watched:
         self.disk = disk
         self.folder = folder
         self.now = 0.0
-        self.log = Log(folder / "log", LoggingSettings(), service="dlpool-web", version="1", node_id="n")
+        self.log = Log(folder / "log", LoggingSettings(), LogOrigin("dlpool-web", "n", version="1"))
         (folder / "state").mkdir()
         self.settings = UploadSettings(upload_dir=str(disk / "u"), merged_dir=str(disk / "m"))
         self.turns = itertools.cycle([self.watch(), self.watch()])
@@ -101,8 +102,8 @@ def test_each_change_is_told_once_by_whichever_process_sees_it(tmp_path: Path) -
         assert watched.told() == [
             ("upload_disk_low", WARNING),
             ("upload_disk_low", UNHEALTHY),
-            ("upload_disk_back", WARNING),
-            ("upload_disk_back", HEALTHY),
+            ("upload_disk_available", WARNING),
+            ("upload_disk_available", HEALTHY),
         ]
 
 
@@ -160,7 +161,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_once_and_that_it_is_back(tmp
                 next(watched.turns).check()
         found = re.findall(r'"message":"(upload_folder_\w+)".*?"dlpool\.folder":"(\S+?)"', watched.log.path.read_text())
         both = [str(disk / "u"), str(disk / "m")]
-        assert found == [(name, one) for name in ("upload_folder_unusable", "upload_folder_back") for one in both]
+        assert found == [(name, one) for name in ("upload_folder_unusable", "upload_folder_available") for one in both]
 
 
 @needs_root
@@ -179,7 +180,7 @@ def test_health_and_metric_agree_on_a_folder_that_cannot_be_written_to(tmp_path:
                 wait_until(lambda: bool(server.events("upload_folder_unusable")))
             finally:
                 remount(disk, "rw")
-            wait_until(lambda: bool(server.events("upload_folder_back")))
+            wait_until(lambda: bool(server.events("upload_folder_available")))
             assert len(server.events("upload_folder_unusable")) == 1
 
 
@@ -223,7 +224,7 @@ def test_a_real_server_tells_it_shows_it_and_answers_health(tmp_path: Path) -> N
             for _ in range(20):
                 assert requests.get(f"{server.url}/health", timeout=10).json()["status"] == WARNING
             (disk / "filler").unlink()
-            wait_until(lambda: len(server.events("upload_disk_back")) == 1)
+            wait_until(lambda: len(server.events("upload_disk_available")) == 1)
             assert 'dlpool_web_disk_health{folder="upload_dir"} 0.0' in metrics(server)
             assert len(server.events("upload_disk_low")) == 1
 

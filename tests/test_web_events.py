@@ -20,6 +20,7 @@ from dlpool.errors import QueueAway
 from dlpool.jobs.event_stream import KEPT, EventReader, EventWriter
 from dlpool.jobs.keys import QueueKeys
 from dlpool.observe.log import Log
+from dlpool.observe.processors import LogOrigin
 from dlpool.storage import values
 from dlpool.storage.disk import merger
 from dlpool.storage.disk.backend import DiskBackend
@@ -245,7 +246,7 @@ class Writer:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Log:
-    return Log(tmp_path / "log", LoggingSettings(), service="dlpool-web", version="1", node_id="n")
+    return Log(tmp_path / "log", LoggingSettings(), LogOrigin("dlpool-web", "n", version="1"))
 
 
 def event(number: int = 0) -> UploadEvent:

@@ -106,7 +106,7 @@ def test_with_too_many_connections_open_a_worker_waits_and_lives(tmp_path: Path)
         stack.close()
         wait_until(lambda: _is_healthy(server))
         assert [one.pid for one in server.workers()] == [worker.pid]
-        assert not server.events("server_failed"), server.said()
+        assert not server.events("gunicorn_error"), server.said()
 
 
 def _is_healthy(server: WebServer) -> bool:

@@ -88,7 +88,7 @@ class Bench:
         )
         self.worker = WorkerProcess(theirs, self.settings, Affinity(None))
         self.lines = Lines()
-        self.worker._logger = self.lines  # type: ignore[assignment]
+        self.worker._logger = self.lines
 
     def heard(self) -> list[Frame]:
         return received(self.channel)
@@ -153,7 +153,7 @@ def test_a_worker_runs_a_job_says_how_it_ended_and_ends_when_it_is_retired(
 ) -> None:
     bench = Bench(tmp_path)
     closed: list[float] = []
-    bench.worker._traces = SimpleNamespace(close=closed.append, begin=lambda *_: None)  # type: ignore[assignment]
+    bench.worker._traces = SimpleNamespace(close=closed.append, start_job_span=lambda *_: None)  # type: ignore[assignment]
     with Origin(File(b"abc")) as origin:
         frame = job(url=f"{origin.url}/x")
         assert bench.channel.send(frame)
@@ -229,7 +229,7 @@ def test_a_silent_supervisor_is_left_unless_it_was_the_worker_that_did_not_run(
 ) -> None:
     clock = Waits(waits)
     monkeypatch.setattr(worker_module, "time", clock)
-    monkeypatch.setattr("dlpool.service.worker.process.threads.start", lambda *_: None)
+    monkeypatch.setattr("dlpool.service.worker.process.threads.start_thread", lambda *_: None)
     monkeypatch.setattr(bench.worker._channel, "receive", clock.receive)
     ended: list[str | None] = []
     monkeypatch.setattr(bench.worker, "_end", lambda: ended.append(bench.worker._stop_reason))
@@ -252,7 +252,7 @@ def test_each_frame_is_a_sign_of_life(bench: Bench, monkeypatch: pytest.MonkeyPa
         return clock.receive()
 
     monkeypatch.setattr(worker_module, "time", clock)
-    monkeypatch.setattr("dlpool.service.worker.process.threads.start", lambda *_: None)
+    monkeypatch.setattr("dlpool.service.worker.process.threads.start_thread", lambda *_: None)
     monkeypatch.setattr(bench.worker._channel, "receive", receive)
     clock.waits = iter([SILENCE_S / 8] * 12)
     with pytest.raises(Over):
@@ -272,7 +272,7 @@ def test_a_worker_with_one_slot_or_more_works_with_those_that_it_can_start(
             raise NoThread("no more")
         started.append(name)
 
-    monkeypatch.setattr("dlpool.service.worker.process.threads.start", start)
+    monkeypatch.setattr("dlpool.service.worker.process.threads.start_thread", start)
     if allowed == 0:
         with pytest.raises(NoThread):
             bench.worker._start_slots()
@@ -359,8 +359,8 @@ def test_a_run_leaves_its_slot_with_its_outcome_and_its_bytes(bench: Bench, monk
 def test_an_outcome_that_nobody_hears_is_logged(bench: Bench) -> None:
     bench.channel.close()
     bench.worker._say(EndedFrame("a.1", "failed"), job())
-    fields = {"job_id": "a", "trace_id": "t" * 32, "ending": "failed"}
-    assert bench.lines.kept == [("warning", "outcome_unheard", fields)]
+    fields = {"job_id": "a", "trace_id": "t" * 32, "attempt_result": "failed"}
+    assert bench.lines.kept == [("warning", "result_not_delivered", fields)]
 
 
 @pytest.mark.parametrize(("runs", "is_said"), [(1, False), (2, True), (3, True)])
@@ -377,7 +377,7 @@ def test_a_slot_that_is_as_good_as_free_is_news_while_all_are_taken(bench: Bench
 @pytest.mark.parametrize("number", [0, 1, STATUS_JOBS, STATUS_JOBS + 1])
 def test_a_heartbeat_tells_of_all_jobs_and_counts_in_frames_that_fit(bench: Bench, number: int) -> None:
     bench.worker._tally.add(RECEIVED, 5)
-    bench.worker._log._sink.dropped = 3
+    bench.worker._log._sinks["worker"].dropped = 3
     for index in range(number):
         bench.worker._runs[f"{index}.1"] = Run(received=2, missing=index % 2, is_whole=index % 3 == 0)  # type: ignore[assignment]
     runs = bench.worker._tell_status()
@@ -410,7 +410,7 @@ def test_progress_is_logged_now_and_then_and_the_log_is_tended(tmp_path: Path, m
 
     monkeypatch.setattr(clock, "sleep", sleep)
     monkeypatch.setattr(worker_module, "time", clock)
-    monkeypatch.setattr(bench.worker._log, "tend_writer", lambda: tended.append(1))
+    monkeypatch.setattr(bench.worker._log, "reopen", lambda: tended.append(1))
     run: Any = Run()
     bench.worker._runs["a.1"] = run
     with pytest.raises(Over):
@@ -450,7 +450,7 @@ def test_what_is_to_be_removed_is_removed_by_a_thread_which_says_so(
     bench.worker._keep_clean()
     assert cleaned == list("abcde") and bench.heard() == [CleanedFrame(list("abcde"))]
     ((level, event, fields),) = bench.lines.kept
-    assert (level, event, fields["job_id"]) == ("warning", "leftover_not_removed", "d")
+    assert (level, event, fields["job_id"]) == ("warning", "stale_file_not_removed", "d")
 
 
 def test_cleaning_removes_a_failed_jobs_part_and_a_published_ones_state(
@@ -608,7 +608,7 @@ def test_a_run_has_its_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         calls.append(given)
         return span
 
-    traces = SimpleNamespace(begin=begin)
+    traces = SimpleNamespace(start_job_span=begin)
     stage = Stage(tmp_path, job(user_id="u"), traces)
 
     def does(transfer: Transfer) -> TransferResult:

@@ -36,7 +36,10 @@ class CleanupDispatcher:
             self._trail.add(job)
         except LocalFault as error:
             self._log.warning(
-                "trail_not_kept", job_id=job.job_id, trace_id=job.trace_id, error=error
+                "journal_write_failed",
+                job_id=job.job_id,
+                trace_id=job.trace_id,
+                error=error,
             )
 
     def enqueue(self, ended: Iterable[CleanupEntry], pid: int = 0) -> None:
@@ -49,7 +52,7 @@ class CleanupDispatcher:
         try:
             self._trail.remove(ended)
         except LocalFault as error:
-            self._log.warning("trail_not_kept", error=error)
+            self._log.warning("journal_write_failed", error=error)
 
     def send_requests(self, *, now: bool = False) -> None:
         """Have workers remove what is left: a few at a time, the worker that ran
@@ -89,7 +92,7 @@ class CleanupDispatcher:
                 remove_stale_files(ended, paths)
             except DlpoolError as error:
                 self._log.warning(
-                    "leftover_not_removed",
+                    "stale_file_not_removed",
                     job_id=ended.job_id,
                     trace_id=ended.trace_id,
                     error=error,
@@ -98,7 +101,7 @@ class CleanupDispatcher:
         try:
             self._trail.compact()
         except LocalFault as error:
-            self._log.warning("trail_not_kept", error=error)
+            self._log.warning("journal_write_failed", error=error)
 
 
 def split_into_frames(

@@ -27,7 +27,7 @@ from dlpool.service.inflight import (
 from dlpool.service.job_log import DISOWNED, log_disposition, log_fields, trace_id_of
 from dlpool.service.monitor.metrics_collector import MetricsCollector
 from dlpool.service.pool import WorkerPool
-from dlpool.service.queue.messages import HostSlotDecided, ResultRecorded
+from dlpool.service.queue.messages import HostSlotAnswered, ResultRecorded
 from dlpool.service.queue.recording import ResultRecorder
 from dlpool.service.scheduling import WaitingJob, assign
 from dlpool.service.slots import is_refusal
@@ -110,7 +110,7 @@ class JobDispatcher:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - the service would end with it, and the next one again
-            self._log.error("job_broke", error=error, **log_fields(held))
+            self._log.error("job_internal_error", error=error, **log_fields(held))
             if (
                 not self._ledger.add(held)
                 and self._ledger.get(str(held.lease)) is not held
@@ -288,7 +288,7 @@ class JobDispatcher:
         try:
             return self._doorman.released_host(held)
         except Exception as error:  # noqa: BLE001 - as above
-            self._log.error("job_broke", error=error, **log_fields(held))
+            self._log.error("job_internal_error", error=error, **log_fields(held))
             return held.slot_host
 
     # --- from Redis ---
@@ -300,11 +300,11 @@ class JobDispatcher:
         elif (handle := self._worker_of(ticket)) is not None:
             handle.send(PublishFrame(ticket))
 
-    def handle_host_slot(self, message: HostSlotDecided) -> None:
+    def handle_host_slot(self, message: HostSlotAnswered) -> None:
         """Redis has said whether the host of a job has a slot for it."""
         held = self._ledger.get(message.lease_id)
         if held is not None and held.is_at_door and not held.is_ending:
-            instead = self._doorman.handle_answer(held, message.decision)
+            instead = self._doorman.handle_answer(held, message.answer)
             if instead is not None:
                 self._end(held, instead)
 
@@ -360,7 +360,7 @@ class JobDispatcher:
 
     def handle_recorded(self, message: ResultRecorded) -> None:
         """Redis knows how a job ended."""
-        ending, ticket = message.finish, str(message.finish.lease)
+        ending, ticket = message.request, str(message.request.lease)
         held = self._ledger.get(ticket)
         if held is not None and message.reply == "LEADS":
             self._ledger.mark_ending(held, is_ending=False)

@@ -24,7 +24,7 @@ def log_disposition(
     }
     reason = ending.note.get("message")
     if reply in DISOWNED:
-        log.warning("job_disowned", result=ending.disposition, reply=reply, **fields)
+        log.warning("job_fenced", disposition=ending.disposition, reply=reply, **fields)
     elif ending.disposition == "success":
         log.info("job_succeeded", outcome="success", **fields)
     elif ending.disposition == "failed":
@@ -44,7 +44,9 @@ def log_disposition(
         )
     elif ending.disposition in ("retry", "crash"):
         fields["delay_s"] = ending.delay_s
-        log.warning("job_retried", result=ending.disposition, reason=reason, **fields)
+        log.warning(
+            "job_retried", disposition=ending.disposition, reason=reason, **fields
+        )
     elif ending.disposition == "yield":
         log.info(
             "job_yielded", reason=reason, reply=reply, delay_s=ending.delay_s, **fields
@@ -52,8 +54,8 @@ def log_disposition(
     else:
         fields["delay_s"] = ending.delay_s
         log.info(
-            "job_parked" if ending.disposition == "throttle" else "job_released",
-            result=ending.disposition,
+            "job_throttled" if ending.disposition == "throttle" else "job_released",
+            disposition=ending.disposition,
             reason=reason,
             reply=reply,
             **fields,

@@ -206,14 +206,14 @@ class WorkerPool:
             self._log.warning(
                 "worker_died",
                 worker_pid=handle.pid,
-                how=how,
+                exit_reason=how,
                 running=len(handle.jobs),
                 stacks=stacks,
             )
         else:
-            self._metrics.worker_exits.labels("ended").inc()
+            self._metrics.worker_exits.labels("exited").inc()
             self._log.info(
-                "worker_ended", worker_pid=handle.pid, running=len(handle.jobs)
+                "worker_exited", worker_pid=handle.pid, running=len(handle.jobs)
             )
         return how
 

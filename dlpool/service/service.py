@@ -7,7 +7,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from dlpool import __version__
 from dlpool.config import SECTIONS, Settings
 from dlpool.config.owned_paths import check_owned_paths
 from dlpool.errors import DlpoolError, InternalError
@@ -15,10 +14,11 @@ from dlpool.jobs.connection import shown_server
 from dlpool.jobs.keys import QueueKeys
 from dlpool.kinds import COMMAND, redacted_command
 from dlpool.observe.log import Log, OnEvent
+from dlpool.observe.processors import LogOrigin
 from dlpool.observe.tracing import check_traces
 from dlpool.service.hooks.archiving import check_archive_command
 from dlpool.service.hooks.runner import check_hooks
-from dlpool.service.node.collector import tune_garbage_collector
+from dlpool.service.node.launch import tune_garbage_collector
 from dlpool.service.node.node import Node
 from dlpool.service.reload import SettingsLoader
 from dlpool.service.supervisor import Supervisor
@@ -56,10 +56,8 @@ def serve(
         log = Log(
             Path(settings.paths.log_dir),
             settings.logging,
-            service="dlpool-supervisor",
-            version=__version__,
-            node_id=node.node_id,
-            heard=heard,
+            LogOrigin("dlpool-supervisor", node.node_id),
+            on_event=heard,
         )
         try:
             _serve(settings, load, early, node, log)
@@ -82,7 +80,7 @@ def _serve(
         logger.warning("state_damaged", reason=warning)
     if not node.wait_for_old_workers(OLD_WORKERS_S):
         logger.warning(
-            "old_workers_live",
+            "old_workers_running",
             reason="their jobs wait until they let go of their files",
         )
     remove_old_stacks(node.state_dir)
@@ -90,7 +88,7 @@ def _serve(
     queue, server = QueueKeys(settings.redis.group).intake, parts.server
     shown = {
         "redis": server.display_url,
-        "clients": server.client_url,
+        "client_url": server.client_url,
         "configuration": shown_settings(settings),
     }
     logger.info("service_started", sid=parts.sid, queue=queue, **shown)

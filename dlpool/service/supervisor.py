@@ -25,7 +25,7 @@ from dlpool.service.node.systemd import SystemdNotifier
 from dlpool.service.queue.messages import (
     FenceChecked,
     HostHeld,
-    HostSlotDecided,
+    HostSlotAnswered,
     JobsClaimed,
     JobsTakenBack,
     LeaseLost,
@@ -90,16 +90,16 @@ class Supervisor:
             ),
             ResultRecorded: crew.handle_recorded,
             FenceChecked: lambda said: crew.handle_fence_check(
-                said.ticket, is_ours=said.is_ours
+                said.lease_id, is_ours=said.is_ours
             ),
-            HostSlotDecided: crew.handle_host_slot,
+            HostSlotAnswered: crew.handle_host_slot,
             HostHeld: lambda said: parts.host_admission.hold(
-                said.host, said.seconds, is_ours=False
+                said.host, said.duration_s, is_ours=False
             ),
-            LeaseLost: lambda said: crew.fence_off(said.ticket),
-            StopRequested: lambda said: crew.request_stop(said.ticket, said.verb),
+            LeaseLost: lambda said: crew.fence_off(said.lease_id),
+            StopRequested: lambda said: crew.request_stop(said.lease_id, said.action),
             JobsTakenBack: lambda said: node.forget_sids(said.sids),
-            StaleFilesFound: lambda said: parts.cleanup.enqueue(said.leftovers),
+            StaleFilesFound: lambda said: parts.cleanup.enqueue(said.jobs),
             StateChanged: lambda _: parts.check_threads(),
         }
 
@@ -182,7 +182,7 @@ class Supervisor:
         self._parts.slots.hosts.forget_idle()
         self._parts.yield_controller.tick()
         self._pool.set_disk_space(self._parts.space.frame)
-        self._log.follow_rename()
+        self._log.reopen()
         self._log.maintain()
         self._show()
         self._archiver.archive_new_logs()
@@ -252,13 +252,13 @@ class Supervisor:
         """The state for people, into the log."""
         return {
             "supervisor": repr(self),
-            "link": repr(self._parts.link),
+            "redis_state": repr(self._parts.link),
             "hooks": repr(self._parts.hooks),
             "monitor": repr(self._parts.monitor),
-            "space": repr(self._parts.space),
+            "disk_guard": repr(self._parts.space),
             "limits": repr(self._parts.slots),
             "workers": [repr(one) for one in self._pool.workers.values()],
-            "held": [
+            "in_flight": [
                 {"id": one.lease.job_id, "worker": one.worker_pid, **one.progress}
                 for one in self._ledger.all()[:100]
             ],
@@ -347,4 +347,4 @@ class Supervisor:
         if is_clean:
             self._node.forget_sids([self._parts.sid])
         self._crew.summarize(now=True)
-        self._logger.info("service_ended", left=held)
+        self._logger.info("service_stopped", unfinished=held)

@@ -32,7 +32,7 @@ from dlpool.service.host_admission import HostAdmission
 from dlpool.service.host_limits import HostLimits
 from dlpool.service.inflight import InFlightTable
 from dlpool.service.journal import CleanupJournal
-from dlpool.service.monitor.monitor import Monitor
+from dlpool.service.monitor.monitor import Monitor, MonitoredNode
 from dlpool.service.node.disk_guard import DiskGuard
 from dlpool.service.node.node import Node
 from dlpool.service.node.redis_server import RedisServer
@@ -43,7 +43,7 @@ from dlpool.service.queue.claiming import JobClaimer
 from dlpool.service.queue.heartbeat import Heartbeat
 from dlpool.service.queue.messages import Mailbox, StateChanged
 from dlpool.service.queue.recording import ResultRecorder
-from dlpool.service.queue.redis_state import RedisState
+from dlpool.service.queue.redis_state import QueueContext, RedisState
 from dlpool.service.queue.spool import Spool
 from dlpool.service.queue.sweeping import StaleFileSweeper
 from dlpool.service.slots import SlotLimit, max_slots
@@ -94,21 +94,10 @@ class SupervisorComponents:
             self._log,
             metrics,
         )
-        spool, trail, lease_s = (
-            Spool(node.state_dir),
-            CleanupJournal(node.state_dir),
-            settings.supervisor.lease,
-        )
+        spool, trail = Spool(node.state_dir), CleanupJournal(node.state_dir)
         self.cleanup = CleanupDispatcher(self.pool, trail, self._log)
-        self._recorder = ResultRecorder(
-            self._transitions,
-            self.sid,
-            lease_s,
-            spool,
-            self.link,
-            self._log,
-            self.mailbox.post,
-        )
+        self._queue = self._make_queue_context()
+        self._recorder = ResultRecorder(self._queue, spool)
         self.hooks = HookRunner(settings.hooks, self.node_id, log.logger("hooks"))
         self.host_admission = HostAdmission(
             HostLimits(settings, time.monotonic),
@@ -135,14 +124,13 @@ class SupervisorComponents:
         self._beater = self._make_beater(spool, trail, earlier)
         self._failure: BaseException | None = None
         self._threads = [
-            self._thread("fetch", self.fetcher.serve),
-            self._thread("beat", self._beater.serve),
+            self._thread("claim", self.fetcher.serve),
+            self._thread("heartbeat", self._beater.serve),
             self._thread("record", self._recorder.serve),
         ]
 
     def _make_monitor(self, log: Log, metrics: Metrics) -> Monitor:
-        return Monitor(
-            self._settings,
+        node = MonitoredNode(
             self.node_id,
             self._state_dir,
             log,
@@ -153,17 +141,25 @@ class SupervisorComponents:
             self._transitions,
             self._order,
         )
+        return Monitor(self._settings, node)
 
-    def _make_fetcher(self) -> JobClaimer:
-        return JobClaimer(
+    def _make_queue_context(self) -> QueueContext:
+        return QueueContext(
             self._transitions,
-            self._client("fetch"),
             self.sid,
             self.in_flight,
             self.link,
+            self._log,
             self._settings.supervisor.lease,
+            self._settings.supervisor.grace,
             self._order,
             self.mailbox.post,
+        )
+
+    def _make_fetcher(self) -> JobClaimer:
+        return JobClaimer(
+            self._queue,
+            self._client("claim"),
             PARKED_A_SLOT * max_slots(self._settings.supervisor),
         )
 
@@ -171,23 +167,13 @@ class SupervisorComponents:
         self, spool: Spool, trail: CleanupJournal, earlier: tuple[str, ...]
     ) -> Heartbeat:
         return Heartbeat(
-            self._transitions,
-            self._client("beat"),
-            self.sid,
-            self.in_flight,
-            self.link,
+            self._queue,
+            self._client("heartbeat"),
             spool,
             self.fetcher,
-            self._log,
-            lease_s=self._settings.supervisor.lease,
-            grace_s=self._settings.supervisor.grace,
-            order=self._order,
+            StaleFileSweeper(self._queue, trail),
             info=self._info,
-            post=self.mailbox.post,
             earlier=earlier,
-            sweeper=StaleFileSweeper(
-                self._transitions, trail, self.in_flight, self.mailbox.post
-            ),
         )
 
     def _make_crew(self, judge: DispositionPolicy, log: Log) -> JobDispatcher:
@@ -268,7 +254,7 @@ class SupervisorComponents:
         try:
             self._transitions.requeue_jobs_of([self.sid], order=self._order())
         except QueueError as error:
-            self._log.warning("sign_off_failed", error=error)
+            self._log.warning("deregistration_failed", error=error)
             return False
         return True
 

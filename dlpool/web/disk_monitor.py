@@ -94,7 +94,7 @@ class DiskMonitor:
                 "upload_folder_unusable", folder=volume.folder, reason=volume.message
             )
         elif health != before:
-            self._log.info("upload_folder_back", folder=volume.folder)
+            self._log.info("upload_folder_available", folder=volume.folder)
         return health
 
     def _check_space(self, volume: Volume, before: str) -> str:
@@ -112,7 +112,7 @@ class DiskMonitor:
         if _ORDER.index(health) > _ORDER.index(before):
             self._log.warning("upload_disk_low", **fields)
         elif health != before:
-            self._log.info("upload_disk_back", **fields)
+            self._log.info("upload_disk_available", **fields)
         return health
 
     def _read(self) -> dict[str, str]:

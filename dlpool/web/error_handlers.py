@@ -47,7 +47,7 @@ def add_error_handlers(app: falcon.App[Any, Any], log: Logger) -> None:
         req: falcon.Request, resp: falcon.Response, error: Exception, _params: object
     ) -> None:
         bind_trace(log, req).error(
-            "request_broke", error=error, method=req.method, location=req.path
+            "request_internal_error", error=error, method=req.method, location=req.path
         )
         answer(
             resp,

@@ -57,7 +57,7 @@ class Janitor:
         it."""
         self._parts.counters.flush()
         self._parts.log_summaries()
-        self._parts.log_file.follow_rename()
+        self._parts.log_file.reopen()
         with self._alone() as is_alone:
             if is_alone:
                 self._parts.log_file.maintain()

@@ -13,7 +13,7 @@ import falcon
 from dlpool.config.scopes import ADMIN
 from dlpool.config.web import parse_networks, split_words
 from dlpool.observe.log import Logger
-from dlpool.observe.tracecontext import HEADER, trace_id_of
+from dlpool.observe.tracing import TRACEPARENT, parse_traceparent
 from dlpool.web import auditing
 from dlpool.web.errors import HttpError
 from dlpool.web.event_publisher import current_trace
@@ -60,7 +60,7 @@ class AccessMiddleware:
         req.context.client = req.context.address = self._address(req)
         self._know(req, UNAUTHENTICATED)
         req.context.is_admitted = False
-        req.context.trace_id = trace_id_of(req.get_header(HEADER))
+        req.context.trace_id = parse_traceparent(req.get_header(TRACEPARENT))
         current_trace.set(
             req.context.trace_id
         )  # for this thread, until its next request

@@ -25,7 +25,7 @@ from dlpool.jobs.pushed_job import PushedJob, parse_valid_job
 from dlpool.jobs.queue_admin import QueueAdmin
 from dlpool.jobs.queue_views import QueueViews
 from dlpool.jobs.transitions import Transitions, new_id
-from dlpool.observe.tracecontext import HEADER
+from dlpool.observe.tracing import TRACEPARENT
 from dlpool.transfer.http.urls import display_url
 from dlpool.web.errors import HttpError
 from dlpool.web.schemas import JOB
@@ -240,7 +240,7 @@ class QueueService:
 def _traced(job: dict[str, Any], trace_id: str | None) -> dict[str, Any]:
     """Return the job with the trace id of its request, unless the job has one."""
     own = job.get("dlpool", {})
-    has_header = any(name.lower() == HEADER for name in own.get("headers", {}))
+    has_header = any(name.lower() == TRACEPARENT for name in own.get("headers", {}))
     if trace_id is None or "trace_id" in own or has_header:
         return job
     return {**job, "dlpool": {**own, "trace_id": trace_id}}

@@ -9,10 +9,10 @@ from typing import cast
 
 import falcon
 
-from dlpool import __version__
 from dlpool.config import Settings
 from dlpool.observe.log import Log
 from dlpool.observe.log_limiter import LogLimiter
+from dlpool.observe.processors import LogOrigin
 from dlpool.scan.guard import open_guard
 from dlpool.storage.opening import open_backend
 from dlpool.storage.values import UploadEvent
@@ -34,9 +34,7 @@ def open_log(settings: Settings) -> Log:
     return Log(
         Path(settings.paths.log_dir) / LOG_FOLDER,
         settings.logging,
-        service="dlpool-web",
-        version=__version__,
-        node_id=settings.supervisor.node_id or "web",
+        LogOrigin("dlpool-web", settings.supervisor.node_id or "web"),
     )
 
 

@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlpool import __version__, threads
+from dlpool import threads
 from dlpool.config import (
     LoggingSettings,
     NetworkSettings,
@@ -31,11 +31,11 @@ from dlpool.config.owned_paths import OwnedPath
 from dlpool.errors import Cancelled, DlpoolError, Locked, NoThread, PolicyRefused
 from dlpool.jobs.confinement import Confinement
 from dlpool.observe.log import Log
+from dlpool.observe.processors import LogOrigin
 from dlpool.observe.tracing import open_traces
 from dlpool.scan.guard import open_guard
-from dlpool.service.node.collector import tune_garbage_collector
 from dlpool.service.node.disk_rules import NodeSpaceRules
-from dlpool.service.node.launch import die_with_parent
+from dlpool.service.node.launch import die_with_parent, tune_garbage_collector
 from dlpool.service.node.node import hold_worker_lock
 from dlpool.service.wire.channel import FrameChannel
 from dlpool.service.wire.counters import LOG_DROPPED, RECEIVED, WorkerCounters
@@ -155,9 +155,7 @@ class WorkerProcess:
         self._log = Log(
             settings.log_dir,
             settings.logging,
-            service="dlpool-worker",
-            version=__version__,
-            node_id=settings.node_id,
+            LogOrigin("dlpool-worker", settings.node_id),
             is_required=False,
         )
         self._logger = self._log.logger("worker")
@@ -300,10 +298,10 @@ class WorkerProcess:
             ended
         ):  # nobody listens: the next claim of the job finds what we left on disk
             self._logger.warning(
-                "outcome_unheard",
+                "result_not_delivered",
                 job_id=job.job_id,
                 trace_id=job.trace_id,
-                ending=ended.attempt_result,
+                attempt_result=ended.attempt_result,
             )
 
     def _report(self) -> None:
@@ -315,7 +313,7 @@ class WorkerProcess:
                 logged = time.monotonic()
                 for run in runs:
                     run.log_progress()
-            self._log.follow_rename()
+            self._log.reopen()
             time.sleep(STATUS_S)
 
     def _tell_status(self) -> list[JobRun]:
@@ -358,7 +356,7 @@ class WorkerProcess:
             pass  # another job writes there already, or none ever could
         except DlpoolError as error:
             self._logger.warning(
-                "leftover_not_removed",
+                "stale_file_not_removed",
                 job_id=ended.job_id,
                 trace_id=ended.trace_id,
                 error=error,
