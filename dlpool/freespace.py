@@ -12,11 +12,10 @@ from dlpool.syscalls import fallocate
 
 @dataclass(frozen=True)
 class Space:
-    """The size of a file system, and how much of it this user may still write. In
-    bytes.
+    """Size and free space of a file system for this user, in bytes.
 
-    ``kept``: free bytes that are reserved for root. ``files``: how many files this user
-    could make; None: unlimited.
+    ``root_reserve``: free bytes that only root may use. ``files``: how many files this
+    user may create; None: unlimited.
     """
 
     size: int
@@ -26,16 +25,17 @@ class Space:
 
     @property
     def usable(self) -> int:
-        """How much this user could write if the file system were empty."""
+        """The number of bytes that this user could write if the file system were
+        empty."""
         return self.size - self.root_reserve
 
 
 def space_of(where: Name | int) -> Space | None:
-    """Return the space of the file system of a path or descriptor; None where it is
+    """Return the space of the file system of a path or descriptor; None if it is
     unknown. Raises OSError.
 
-    No blocks are reported by ramfs and some in user space, which are not full; no
-    inodes by btrfs and FAT.
+    ramfs and some file systems in user space report no blocks, although they are not
+    full; btrfs and FAT report no inodes.
     """
     status = os.statvfs(where)
     if status.f_blocks == 0:
@@ -50,8 +50,8 @@ def space_of(where: Name | int) -> Space | None:
 
 
 def space_or_none(where: Name | int) -> Space | None:
-    """Return the space of the file system of a path or descriptor; None where it is
-    unknown. Raises nothing.
+    """Return the space of the file system of a path or descriptor; None if it is
+    unknown, also after an error.
 
     Callers treat None as no limit: on a full file system the write fails.
     """
@@ -64,7 +64,7 @@ def space_or_none(where: Name | int) -> Space | None:
 def reserve(
     descriptor: int, offset: int, size: int, *, keep_size: bool = False
 ) -> bool:
-    """Reserve blocks, see ``fallocate``; False where the file system cannot. Raises
+    """Reserve blocks, see ``fallocate``; return False if the file system cannot. Raises
     OSError if the disk is full."""
     try:
         fallocate(descriptor, offset, size, keep_size=keep_size)

@@ -367,7 +367,7 @@ def test_a_removal_that_failed_is_an_error(tmp_path: Path, fails: Callable[..., 
 def test_a_folder_that_cannot_be_synced_is_told_once(
     call: str, number: int, tmp_path: Path, fails: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "_told", set())
+    monkeypatch.setattr(disk, "_reported", set())
     told: list[tuple[str, int | None]] = []
     assert fails(call, number) == []
     for _ in range(3):

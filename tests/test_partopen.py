@@ -224,14 +224,14 @@ def test_a_name_may_be_spelt_otherwise_in_the_folder(names: list[str], is_so: bo
     opener.path = tmp_path / "f.PART"
     for name in names:
         (tmp_path / name).touch()
-    assert opener._is_spelt_so() is is_so
+    assert opener._has_exact_name() is is_so
     assert opener.path.name == found
 
 
 def test_composed_and_decomposed_letters_are_one_spelling(tmp_path: Path) -> None:
     opener = PartOpener(tmp_path / "\u00e9", sync=False, notify=lambda *_, **__: None)
     (tmp_path / "e\u0301.part").touch()
-    assert not opener._is_spelt_so()
+    assert not opener._has_exact_name()
     assert opener.path.name == "e\u0301.part"
 
 

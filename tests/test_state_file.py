@@ -376,7 +376,7 @@ def test_a_file_that_cannot_be_read_now_is_neither_unusable_nor_foreign(
     StateFile.for_target(tmp_path / "f", sync=False).commit(STATE)
     (tmp_path / "f.part.meta.tmp").write_bytes(b"x")
     file = StateFile.for_target(tmp_path / "f", sync=False)
-    monkeypatch.setattr("dlpool.transfer.target.file.statefile._open_itself", failing(number))
+    monkeypatch.setattr("dlpool.transfer.target.file.statefile._open_no_follow", failing(number))
     for step in (file.load, file.is_recognized, lambda: file.has_stale_temporary, lambda: file.commit(LATER)):
         with pytest.raises(LocalFault):
             step()

@@ -115,7 +115,7 @@ def test_a_mark_that_cannot_be_read_or_set(
     monkeypatch.setattr(os, "setxattr", fail)
     assert set_mark(0, ASKED) is False
     if is_raised:
-        with pytest.raises(errors.LocalFault, match="cannot look at"):
+        with pytest.raises(errors.LocalFault, match="cannot access"):
             has_mark(tmp_path / "f", ASKED)
     else:
         assert has_mark(tmp_path / "f", ASKED) is False

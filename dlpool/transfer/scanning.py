@@ -1,4 +1,4 @@
-"""Check a complete download for malware before it is published."""
+"""Scan a complete download for malware before it is published."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _NO_SCANNER = "the file cannot be checked for malware: set clamd or command in [
 
 
 def check_configured(settings: TransferSettings, guard: Guard | None) -> None:
-    """Raise NotScanned if a file is to be checked and no scanner is configured."""
+    """Raise NotScanned if the settings require a scan and no scanner is configured."""
     if settings.scan and guard is None:
         raise NotScanned(_NO_SCANNER)
 
 
 def scan_output(context: TransferContext, plan: DownloadPlan) -> None:
-    """Return if the file may be published. The part file stays locked meanwhile.
+    """Scan the file; return if it may be published. Its lock is held meanwhile.
 
     Raises Infected, NotScanned, ScannerAway, LocalFault if the file cannot be read, and
-    what ended the download.
+    the error that ended the download.
     """
     guard, target, job = context.guard, plan.target, context.job
     assert guard is not None, "check_configured was called before the first request"

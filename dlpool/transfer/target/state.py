@@ -1,13 +1,11 @@
-"""The chunk state of an unfinished download: ``PATH.part.meta``, JSON, committed by
-temporary file and rename.
+"""The saved state of an unfinished download, as JSON.
 
-The file never claims a byte that is not on disk: whoever commits has synced the data
-first. What is read back is believed only if every field has its type and range and the
-chunks tile the file; else ``StateUnusable`` says why, and the download begins anew. It
-holds no secrets: user info and query are left out of ``url``, ``url_sha256`` tells
-whether it is the same one. What was fetched belongs to the resource, not to the query
-of a signed URL: the same ``url`` with another query resumes if the validators show that
-it is the same file.
+A state is used only if every field has its type and range and the chunks tile the file;
+otherwise ``StateUnusable`` gives the reason, and the download starts at the beginning.
+It contains no secrets: ``url`` lacks user info and query, and ``url_sha256`` identifies
+the complete URL. The saved bytes belong to the resource, not to the query of a signed
+URL: the same ``url`` with another query resumes if the validators prove that it is the
+same file.
 """
 
 from __future__ import annotations
@@ -28,17 +26,18 @@ VERSION = 1
 MAX_SIZE = 2**62  # bytes
 MAX_INODE = 2**64
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
+# fields that are omitted if they are None
 _ABSENT = (
     "date",
     "content_type",
     "host",
     "digest",
     "checksum",
-)  # fields that are omitted if they are None
+)
 
 
 class StateUnusable(Exception):
-    """The state file cannot be trusted; the message says why."""
+    """The state cannot be trusted; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ class SavedChunk:
 
 @dataclass(frozen=True)
 class PublishRecord:
-    """The part file with this inode number and size was about to be renamed to its
-    target.
+    """The identity of the part file that is about to be renamed to its target: inode
+    number and size.
 
     ``job``, ``fence`` and ``claim``: of a queue's job and the random id of its first
     claim, None without a queue.
@@ -70,11 +69,11 @@ class PublishRecord:
 
 @dataclass(frozen=True)
 class SavedState:
-    """All that the next run needs to resume. Times are RFC 3339, UTC.
+    """Everything that the next run needs to resume. Times are RFC 3339, UTC.
 
-    ``date`` is the answer's, and there only if it makes ``last_modified`` a proof.
-    ``digest`` is what the server said of the whole file, ``checksum`` what the job
-    demands of it, both as ``ALGO:HEX``.
+    ``date`` is that of the response, saved only if it makes ``last_modified`` a strong
+    validator. ``digest`` is the server's digest of the complete file, ``checksum`` the
+    job's, both as ``ALGO:HEX``.
     """
 
     url: str
@@ -96,8 +95,7 @@ class SavedState:
 
     @classmethod
     def initial(cls, job: Job, resource: RemoteResource, now: str) -> SavedState:
-        """Return the state of a download of which nothing has been written. The size
-        must be known."""
+        """Return the state of a download without any bytes. The size must be known."""
         assert resource.size is not None
         return cls(
             url=url_without_secrets(job.url),
@@ -119,6 +117,7 @@ class SavedState:
 
     @property
     def resource(self) -> RemoteResource:
+        """The remote resource that the saved bytes belong to."""
         algorithm, _, digest = (self.digest or "").partition(":")
         return RemoteResource(
             size=self.size,
@@ -132,7 +131,7 @@ class SavedState:
 
     @property
     def written_spans(self) -> list[ByteRange]:
-        """The spans on disk, sorted."""
+        """The ranges on disk, sorted."""
         return [
             ByteRange(chunk.start, chunk.position)
             for chunk in self.chunks
@@ -141,7 +140,7 @@ class SavedState:
 
     @property
     def missing_spans(self) -> list[ByteRange]:
-        """What is not on disk, sorted."""
+        """The ranges that are not on disk, sorted."""
         return [
             ByteRange(chunk.position, chunk.end)
             for chunk in self.chunks
@@ -151,7 +150,7 @@ class SavedState:
     def with_chunks(
         self, chunks: Iterable[Chunk], now: str, last_error: str | None
     ) -> SavedState:
-        """The state after more was written."""
+        """Return the state after more bytes were written."""
         saved = tuple(
             SavedChunk(chunk.start, chunk.end, chunk.position, chunk.is_done)
             for chunk in chunks
@@ -162,12 +161,14 @@ class SavedState:
     def for_published(
         cls, job: Job, resource: RemoteResource, record: PublishRecord, now: str
     ) -> SavedState:
-        """The state of a download that needed none until it was complete."""
+        """Return the state of a complete download that has committed no state
+        before."""
         chunks = (SavedChunk(0, record.size, record.size, True),) if record.size else ()
         begun = cls.initial(job, replace(resource, size=record.size), now)
         return replace(begun, attempts=1, chunks=chunks, publishing=record)
 
     def as_json(self) -> str:
+        """Return the state as JSON text."""
         fields = {
             "version": VERSION,
             **vars(self),
@@ -189,7 +190,7 @@ class SavedState:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> SavedState:
-        """Parse and check a state. Raises StateUnusable."""
+        """Parse and validate a state. Raises StateUnusable."""
         try:
             fields = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -219,7 +220,7 @@ class SavedState:
 
 
 def url_without_secrets(url: str) -> str:
-    """The URL less user info, query and fragment."""
+    """Return the URL without user info, query and fragment."""
     parts = urlsplit(url)
     return parts._replace(
         netloc=parts.netloc.rpartition("@")[2], query="", fragment=""
@@ -227,7 +228,7 @@ def url_without_secrets(url: str) -> str:
 
 
 def url_digest(url: str) -> str:
-    """SHA-256 of the URL without its fragment, as hex."""
+    """Return the SHA-256 of the URL without its fragment, in hexadecimal digits."""
     return hashlib.sha256(
         urlsplit(url)._replace(fragment="").geturl().encode(errors="surrogatepass")
     ).hexdigest()

@@ -28,15 +28,15 @@ MARK_NAME = "user.dlpool.job"
 
 
 def published_mark(job: Job) -> str | None:
-    """Return the text of the mark for a job, None for a download that is none: id,
-    claim, URL digest, checksum."""
+    """Return the value of the attribute for a job: id, claim, URL digest, checksum.
+    None for a download without a queue."""
     if job.id is None or not job.claim:
         return None
     return f"{job.id} {job.claim} {url_digest(job.url)} {job.checksum or '-'}"
 
 
 def set_mark(descriptor: int, job: Job) -> bool:
-    """Mark the open file; False where that is not possible."""
+    """Set the attribute of an open file; return False if that is not possible."""
     mark = published_mark(job)
     if mark is None:
         return False
@@ -48,14 +48,14 @@ def set_mark(descriptor: int, job: Job) -> bool:
 
 
 def has_mark(target: Path, job: Job) -> bool:
-    """Return whether the file was published for that job. Raises LocalFault."""
+    """Return whether the file was published for this job. Raises LocalFault."""
     mark = published_mark(job)
     return mark is not None and read_mark(target) == mark
 
 
 def read_mark(target: Path) -> str:
-    """Return the mark of a file, "" if it has none. Raises LocalFault."""
-    with translated(f"look at {target}"):
+    """Return the attribute of a file, ``""`` if it has none. Raises LocalFault."""
+    with translated(f"access {target}"):
         try:
             return os.getxattr(target, MARK_NAME).decode("utf-8", "replace")
         except OSError as error:
@@ -81,7 +81,7 @@ def check_unpublished(
         return
     with (
         suppress(StateUnusable),
-        translated(f"look at {path}"),
+        translated(f"access {path}"),
         suppress(FileNotFoundError),
     ):
         saved, status = state_file.load(), os.stat(path)

@@ -112,9 +112,8 @@ class PathSelection:
             return None
         is_free = False
         try:
-            is_free = not _exists(
-                path
-            )  # it may have been published before the lock was taken
+            # it may have been published before the lock was taken
+            is_free = not _exists(path)
         finally:
             if not is_free:
                 abandon(part)
@@ -148,5 +147,5 @@ def _state_of(path: Path) -> SavedState | None:
 
 def _exists(path: Path) -> bool:
     """Return whether the name exists. Raises LocalFault."""
-    with translated(f"look at {path}"):
+    with translated(f"access {path}"):
         return disk.exists(path)

@@ -23,23 +23,22 @@ from dlpool.transfer.target.state import SavedState, StateUnusable
 
 MODE = 0o600  # readable by its owner only: it names hosts and files
 MAX_STATE_BYTES = 16 * 1024 * 1024
-_BEGINNING = (
-    b'{"version":'  # of every state file, also of one truncated by a power failure
-)
+# of every state file, also of one truncated by a power failure
+_BEGINNING = b'{"version":'
 _PLACEHOLDER = b'{"version":1,"placeholder":true}'
+# kinds of faults in which the content is unknown
 _NOT_READ = {
     "disk_failed",
     "permission",
     "too_many_files",
-}  # kinds of faults in which the content is unknown
+}
 
 
 class StateFile:
     """The state file of one part file. Used by the thread that holds the part file's
     lock.
 
-    ``exists``: the name exists. ``is_placeholder``: the file only marks the part file
-    beside it as dlpool's.
+    ``exists``: the name exists. ``is_placeholder``: the file contains no state.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class StateFile:
         self._sync = sync
         self._notify = notify
         self.is_placeholder = False
-        with translated(f"look at {path}"):
+        with translated(f"access {path}"):
             self.exists = disk.exists(path)
 
     @classmethod
@@ -65,7 +64,7 @@ class StateFile:
 
     @property
     def holds_progress(self) -> bool:
-        """True if it is not a placeholder."""
+        """True if the file exists and contains a state."""
         return self.exists and not self.is_placeholder
 
     def is_recognized(self) -> bool:
@@ -87,20 +86,20 @@ class StateFile:
         return None if self.is_placeholder else SavedState.from_json(text)
 
     def commit(self, state: SavedState, *, is_durable: bool = True) -> None:
-        """Replace the state atomically and durably; readers see the old or the new one.
-        Raises LocalFault.
+        """Replace the state atomically; readers see the old or the new one. Raises
+        LocalFault.
 
-        Not durably is enough for what only a killed process needs: after a power
-        failure it may be absent or empty.
+        ``is_durable`` may be False for a state that is needed only after a kill: after
+        a power failure the file may be empty.
         """
         self._write(state.as_json().encode(), sync=self._sync and is_durable)
         self.is_placeholder = False
 
     def write_placeholder(self) -> None:
-        """Write a placeholder, unless a state exists or is committed meanwhile. Raises
-        LocalFault.
+        """Write a placeholder, unless a state exists or another process commits one
+        first. Raises LocalFault.
 
-        It may be called without the part file's lock.
+        The part file's lock is not required.
         """
         if self.exists:
             return
@@ -120,8 +119,8 @@ class StateFile:
             self.exists = self.is_placeholder = False
 
     def reset(self) -> None:
-        """Replace the state by a placeholder, durably: the part file remains marked as
-        dlpool's. Raises LocalFault."""
+        """Replace the state by a placeholder, durably, so that the part file is still
+        recognized as dlpool's. Raises LocalFault."""
         if not self.is_placeholder:
             self._write(_PLACEHOLDER, sync=self._sync)
             self.is_placeholder = True
@@ -130,17 +129,17 @@ class StateFile:
     def has_stale_temporary(self) -> bool:
         """Return whether a run that was killed during a commit left its temporary file.
         Raises LocalFault."""
-        temporary = self._usual_temporary
-        with translated(f"look at {temporary}"):
-            return disk.exists(temporary) and _is_leftover(temporary)
+        temporary = self._default_temporary
+        with translated(f"access {temporary}"):
+            return disk.exists(temporary) and _is_stale_temporary(temporary)
 
     def remove_stale_temporary(self) -> None:
         """Remove the temporary file of a killed run. Raises LocalFault."""
-        with translated(f"remove {self._usual_temporary}"):
-            disk.remove(self._usual_temporary)
+        with translated(f"remove {self._default_temporary}"):
+            disk.remove(self._default_temporary)
 
     def remove(self) -> None:
-        """Remove the state, durably, as it would be wrong for the bytes written next.
+        """Remove the state durably, before other bytes are written to the part file.
         Raises LocalFault."""
         if not self.exists:
             return
@@ -152,20 +151,20 @@ class StateFile:
 
     def remove_published(self) -> None:
         """Remove the state of a published file; errors are ignored, as the next run
-        detects that it is unused."""
+        detects that it is obsolete."""
         for _ in range(2):
             if self.exists:
                 with suppress(LocalFault):
                     self.remove()
 
-    def _content(self, most: int) -> bytes:
-        """Return the first ``most`` bytes. Raises StateUnusable, LocalFault."""
+    def _content(self, max_bytes: int) -> bytes:
+        """Return at most the first ``max_bytes`` bytes. Raises StateUnusable,
+        LocalFault."""
         try:
-            with open(self.path, "rb", opener=_open_itself) as file:
-                size = os.fstat(
-                    file.fileno()
-                ).st_size  # read(most) would allocate that many bytes
-                return file.read(min(size, most))
+            with open(self.path, "rb", opener=_open_no_follow) as file:
+                # read(max_bytes) would allocate that many bytes
+                size = os.fstat(file.fileno()).st_size
+                return file.read(min(size, max_bytes))
         except OSError as error:
             if disk.fault_of(error).kind in _NOT_READ:
                 raise disk.local_fault(f"read {self.path}", error) from error
@@ -184,20 +183,21 @@ class StateFile:
         self.exists = True
 
     @property
-    def _usual_temporary(self) -> Path:
+    def _default_temporary(self) -> Path:
         return self.path.with_name(f"{self.path.name}.tmp")
 
     def _free_temporary(self) -> Path:
-        """Return the name to write to: not the usual one if a foreign file has it.
-        Raises OSError."""
+        """Return the name of the temporary file: a random one if a foreign file has the
+        default name. Raises OSError."""
         if self._temporary is None:
-            self._temporary = self._free(self._usual_temporary.name)
+            self._temporary = self._free(self._default_temporary.name)
         return self._temporary
 
     def _free(self, name: str) -> Path:
-        """Return the name, or a random one if a foreign file has it. Raises OSError."""
+        """Return the path of ``name``, or of a random name if a foreign file has that
+        name. Raises OSError."""
         path = self.path.with_name(name)
-        if disk.exists(path) and not _is_leftover(path):
+        if disk.exists(path) and not _is_stale_temporary(path):
             return self.path.with_name(f".dlpool-{secrets.token_hex(8)}.tmp")
         return path
 
@@ -207,11 +207,11 @@ class StateFile:
         )
 
 
-def _is_leftover(temporary: Path) -> bool:
-    """Return whether a temporary file is of a killed run: a state, or the beginning of
-    one. Raises OSError."""
+def _is_stale_temporary(temporary: Path) -> bool:
+    """Return whether a temporary file was left by a killed run: it is a state or the
+    beginning of one. Raises OSError."""
     try:
-        with open(temporary, "rb", opener=_open_itself) as file:
+        with open(temporary, "rb", opener=_open_no_follow) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return False  # an empty pipe would look like the beginning of a state
             beginning = file.read(len(_BEGINNING))
@@ -222,6 +222,6 @@ def _is_leftover(temporary: Path) -> bool:
     return _BEGINNING.startswith(beginning)
 
 
-def _open_itself(path: str, flags: int) -> int:
-    """Open a file, without following a link or blocking on a pipe."""
+def _open_no_follow(path: str, flags: int) -> int:
+    """Open a file without following a symbolic link or blocking on a pipe."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -1,4 +1,4 @@
-"""What may be the target of a download: a regular file, or a free name for one."""
+"""Check the path of a target: it must be a regular file, or a free name for one."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from dlpool.transfer.target.protocol import TargetPresent
 
 
 def resolve_target(target: Path) -> tuple[Path, bool]:
-    """The path that will be renamed to, and whether it exists: links followed.
+    """Return the path that the part file will be renamed to, with symbolic links
+    resolved, and whether it exists.
 
-    Raises PolicyRefused, LocalFault for what cannot be a target.
+    Raises PolicyRefused for a reserved name, LocalFault for a path that cannot be a
+    target.
     """
     with translated(f"use the path {str(target)[:200]}"):
         _check_name(target)
@@ -40,7 +42,7 @@ def resolve_target(target: Path) -> tuple[Path, bool]:
 def target_present(path: Path, *, is_published: bool) -> TargetPresent:
     """Return the exception for a target that exists; ``is_published``: by an earlier
     run. Raises LocalFault."""
-    with translated(f"look at {path}"):
+    with translated(f"access {path}"):
         return TargetPresent(path, path.stat().st_size, is_published=is_published)
 
 
