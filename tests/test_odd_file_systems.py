@@ -115,7 +115,7 @@ def test_it_is_told_once_for_a_file_system(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(disk, "_told", set())
+    monkeypatch.setattr(disk, "_reported", set())
     for number in range(3):
         fetch(f"{origin.url}/f", tmp_path / str(number), sync=True)
     told = fetch.named("folder_not_synced")

@@ -636,7 +636,7 @@ def test_the_name_is_forced_to_disk_if_that_is_asked(
         if number is not None:
             raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(disk, "_told", set())
+    monkeypatch.setattr(disk, "_reported", set())
     monkeypatch.setattr(os, "fsync", fsync)
     opened.publish(overwrite=True)
     opened.close()

@@ -111,7 +111,7 @@ def _looking(folder: Path, call: Callable[..., Any], seen: list[list[str]]) -> A
 def test_the_folders_are_made_durable_if_that_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = Events()
 
-    monkeypatch.setattr(disk, "_told", set())
+    monkeypatch.setattr(disk, "_reported", set())
     monkeypatch.setattr(os, "fsync", failing(errno.EOPNOTSUPP))
     PartFile(tmp_path / "a" / "f", sync=False, notify=told).close()
     assert told == []

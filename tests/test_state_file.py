@@ -254,7 +254,7 @@ def test_a_folder_that_cannot_be_synced_is_told(
         if os.path.isdir(descriptor):
             raise error
 
-    monkeypatch.setattr(disk, "_told", set())
+    monkeypatch.setattr(disk, "_reported", set())
     monkeypatch.setattr(os, "fsync", fsync)
     StateFile.for_target(tmp_path / "f", sync=True, notify=events).commit(STATE)
     assert events == [("folder_not_synced", {"folder": str(tmp_path), "reason": reason})]
