@@ -17,6 +17,7 @@ from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.jobs.queue_admin import QueueAdmin
 from dlpool.jobs.queue_clock import QueueTime, queue_time
 from dlpool.jobs.queue_views import QueueViews
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import SCRIPTS, ClaimedJob, FinishRequest, JobLease, Transitions
 from tests.clocks import ShiftedRedis
 from tests.conftest import wait_until
@@ -73,7 +74,7 @@ class Queue:
         return claimed.lease
 
     def finish(self, ticket: JobLease, outcome: str, **how: Any) -> None:
-        assert self.does.finish(A, [FinishRequest(ticket, outcome, **how)]) == ["OK"]
+        assert self.does.finish(A, [FinishRequest(ticket, Disposition(outcome), **how)]) == ["OK"]
 
     def control(self, verb: str, job_id: str) -> str:
         arguments = [self.keys.prefix, job_id, verb, "", "", "", ""]
@@ -284,7 +285,7 @@ def test_nobody_loses_a_job_because_the_clock_was_changed(queue: Queue, steps: t
         assert beat.replies == ("OK",) * 20
         queue.client.delete(f"{queue.keys.prefix}recovery_turn")
         assert queue.does.recover(grace_s=15, order="fifo").expired == 0
-    assert queue.does.finish(A, [FinishRequest(ticket, "success") for ticket in tickets]) == ["OK"] * 20
+    assert queue.does.finish(A, [FinishRequest(ticket, Disposition.SUCCEED) for ticket in tickets]) == ["OK"] * 20
 
 
 @pytest.mark.parametrize("steps", SHIFTS.values(), ids=SHIFTS)
@@ -294,7 +295,7 @@ def test_people_are_told_times_by_the_clock_as_it_is_now(queue: Queue, steps: tu
     queue.push("after", not_before=queue.clock_s() + 2 * NEVER_S)
     queue.push("ended")
     ended = queue.claim(slots=5)
-    queue.does.finish(A, [FinishRequest(one.lease, "failed") for one in ended])
+    queue.does.finish(A, [FinishRequest(one.lease, Disposition.FAIL) for one in ended])
     assert QueueAdmin(queue.client, queue.keys).pause()
     now_s = queue.clock_s()
     stats = queue.views.stats()

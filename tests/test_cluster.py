@@ -22,6 +22,7 @@ from dlpool.jobs.outbox import BATCH, Outbox
 from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.jobs.queue_views import QueueViews
 from dlpool.jobs.server_check import check_server
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import FinishRequest, Transitions
 from tests import processes
 from tests.fleet import Client, Supervisor
@@ -77,7 +78,7 @@ def end_one(queue: Transitions, record: ClientRecord, job_id: str = "job-1") -> 
     queue.heartbeat("s", [], lease_s=30, info={})
     claim = queue.claim("s", [], 1, lease_s=30, order="fifo")
     assert claim is not None
-    ending = FinishRequest(claim.jobs[0].lease, "failed" if record.field else "success", record)
+    ending = FinishRequest(claim.jobs[0].lease, Disposition.FAIL if record.field else Disposition.SUCCEED, record)
     assert queue.finish("s", [ending]) == ["OK"]
     return ending
 
@@ -218,7 +219,9 @@ def test_a_late_record_does_not_replace_a_newer_one(one: Cluster, tmp_path: Path
     queue, client = queue_of(one, tmp_path), one.client()
     for record, newer in ((success(), success(NOW + 5)), (failure(), failure(NOW + 5))):
         end_one(queue, record, job_id=f"job-{record.field is None}")
-        end = FinishRequest(end_one(queue, newer, job_id=f"newer-{record.field is None}").lease, "success", newer)
+        end = FinishRequest(
+            end_one(queue, newer, job_id=f"newer-{record.field is None}").lease, Disposition.SUCCEED, newer
+        )
         outbox_of(queue).deliver([str(end.lease)])
         grow_old(queue, 100)
         outbox_of(queue).replay()

@@ -11,7 +11,7 @@ import pytest
 
 from dlpool.jobs.pushed_job import compose_job
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease
-from dlpool.service.dispatcher import JobDispatcher
+from dlpool.service.dispatcher import DispatcherServices, JobDispatcher
 from dlpool.service.inflight import InFlightTable
 from dlpool.service.node.hung_jobs import MIN_TICKS, _name, find_hung_job, thread_ticks
 from tests.conftest import wait_until
@@ -95,7 +95,8 @@ def test_a_death_counts_against_the_job_that_caused_it(told: str | None, outcome
     cleaner: Any = SimpleNamespace(reassign=lambda _: None)
     recorder: Any = SimpleNamespace(record=ended.append)
     none: Any = None
-    crew = JobDispatcher(ledger, none, recorder, judge(max_crashes=3), cleaner, quiet, none, _doorman(), none, none)
+    services = DispatcherServices(ledger, none, recorder, cleaner, none, _doorman(), none, quiet, none)
+    crew = JobDispatcher(services, judge(max_crashes=3))
     for name in outcomes:
         raw = compose_job("http://host/file", "/data/file")
         crew.accept(ClaimedJob(JobLease(name, 1), raw, len(raw), 1, 2 if name == "poor" else 0, 0, 0, "normal"), 0.0)

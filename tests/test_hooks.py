@@ -22,6 +22,7 @@ from dlpool.config import HookSettings, LoggingSettings
 from dlpool.config.ini import load
 from dlpool.errors import ConfigurationError
 from dlpool.jobs.pushed_job import PushedJob, compose_job
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease
 from dlpool.observe.log import Log
 from dlpool.observe.processors import LogOrigin
@@ -69,7 +70,7 @@ def ended(job_id: str = "a", outcome: str = "success", **note: Any) -> tuple[InF
     job = PushedJob.parse(compose_job("http://h/ü", "f"))
     ticket = JobLease(job_id, 1)
     return InFlightJob(ClaimedJob(ticket, job.raw, len(job.raw), 2, 0, 0, 0, "normal"), 0.0, job, "t"), FinishRequest(
-        ticket, outcome, note={"path": "/x/f", "size": 3, **note}
+        ticket, Disposition(outcome), note={"path": "/x/f", "size": 3, **note}
     )
 
 

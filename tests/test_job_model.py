@@ -20,6 +20,7 @@ from dlpool.jobs.client_records import ClientRecord, failure_record, success_rec
 from dlpool.jobs.job_admin import COMMANDS, JobAdmin
 from dlpool.jobs.keys import PRIORITIES, READY, QueueKeys
 from dlpool.jobs.pushed_job import PushedJob, compose_job
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease, Transitions
 from tests.redis_server import RedisServer
 
@@ -229,7 +230,7 @@ class Fleet:
         delay_s, priority = (60.0 if self.happens() else 0), ("low" if self.happens() else "")
         ending = FinishRequest(
             ticket,
-            outcome,
+            Disposition(outcome),
             self.record(ticket, outcome),
             delay_s=delay_s,
             priority=priority,
@@ -273,7 +274,7 @@ class Fleet:
             raw = self.raws[ticket.job_id]
             if b'"dedupe": true' not in raw:
                 continue
-            reply = self.end(one.sid, FinishRequest(ticket, "follow", digest=PushedJob.parse(raw).digest))
+            reply = self.end(one.sid, FinishRequest(ticket, Disposition.FOLLOW, digest=PushedJob.parse(raw).digest))
             if reply != "LEADS" and not self.happens():
                 del one.held[ticket.job_id]
 
@@ -345,7 +346,7 @@ class Fleet:
             assert verdict == "LOST" or ticket not in self.spent
         else:
             host = "h1" if outcome == "throttle" else ""
-            self.end(sid, FinishRequest(ticket, outcome, self.record(ticket, outcome), host=host))
+            self.end(sid, FinishRequest(ticket, Disposition(outcome), self.record(ticket, outcome), host=host))
 
     def let_delays_pass(self) -> None:
         for job_id in self.see().members("delayed"):
@@ -466,7 +467,8 @@ class Fleet:
             self.take(last, list(claim.jobs))
             for job in claim.jobs:
                 assert (
-                    self.end(last.sid, FinishRequest(job.lease, "success", self.record(job.lease, "success"))) == "OK"
+                    self.end(last.sid, FinishRequest(job.lease, Disposition.SUCCEED, self.record(job.lease, "success")))
+                    == "OK"
                 )
         self.everything_is_where_it_belongs()
         self.nothing_is_left_over()

@@ -20,6 +20,7 @@ import requests
 
 from dlpool.errors import UsageError
 from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import FinishRequest, Transitions
 from dlpool.web.openapi import document
 from dlpool.web.operations import BASE, OPERATIONS
@@ -207,7 +208,7 @@ def test_an_overview_has_all_that_a_page_shows_and_an_etag(api: Api) -> None:
         failing = transitions.claim("s1", None, 1, lease_s=60, order="fifo")
         assert failing is not None
         note = {"label": "not_found", "message": "404"}
-        transitions.finish("s1", [FinishRequest(failing.jobs[0].lease, "failed", note=note)])
+        transitions.finish("s1", [FinishRequest(failing.jobs[0].lease, Disposition.FAIL, note=note)])
         api.push("waits.bin", id="waits")
         first = api.ask("GET", "/overview")
         seen = first.json()

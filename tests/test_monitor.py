@@ -18,10 +18,12 @@ from dlpool.config import MetricsSettings, PathSettings, Settings
 from dlpool.errors import QueueAway
 from dlpool.freespace import Space
 from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import FinishRequest, JobLease, OldestWaiting
 from dlpool.observe.health import Health, HealthCheck
 from dlpool.observe.http_server import ProbeRequest
 from dlpool.observe.metrics import MIB, Metrics
+from dlpool.service.inflight import InFlightPhase
 from dlpool.service.monitor import surveys
 from dlpool.service.monitor.metrics_collector import ByteRate, MetricsCollector
 from dlpool.service.monitor.monitor import (
@@ -36,6 +38,7 @@ from dlpool.service.monitor.surveys import DiskSurvey, IntakeAge, QueueSurvey, S
 from dlpool.service.queue.redis_state import RedisState
 from dlpool.service.wire.counters import LOG_DROPPED, RANGE_BOUNDS_S, RANGE_SECONDS, RECEIVED
 from dlpool.service.wire.frames import EndedFrame
+from dlpool.service.wire.results import AttemptResult
 from tests.bench import Bench
 from tests.fakes import Clock, Lines
 
@@ -74,7 +77,7 @@ def meter(metrics: Metrics) -> MetricsCollector:
 def test_each_end_of_a_job_is_counted_once_by_its_outcome_and_label(
     outcome: str, reply: str, counter: str, labels: dict[str, str], meter: MetricsCollector, metrics: Metrics
 ) -> None:
-    meter.count_result(FinishRequest(JobLease("a", 1), outcome, note={"label": "why"}), reply)
+    meter.count_result(FinishRequest(JobLease("a", 1), Disposition(outcome), note={"label": "why"}), reply)
     assert value(metrics, counter, **labels) == 1
     counted = [
         sample
@@ -86,7 +89,7 @@ def test_each_end_of_a_job_is_counted_once_by_its_outcome_and_label(
 
 
 def test_an_end_without_a_label_and_a_job_that_was_lost_are_counted(meter: MetricsCollector, metrics: Metrics) -> None:
-    meter.count_result(FinishRequest(JobLease("a", 1), "success"), "OK")
+    meter.count_result(FinishRequest(JobLease("a", 1), Disposition.SUCCEED), "OK")
     meter.count_lost()
     assert value(metrics, "jobs_total", outcome="success", label="") == 1
     assert value(metrics, "requeued_jobs_total", disposition="lost", label="") == 1
@@ -105,7 +108,7 @@ def test_an_end_without_a_label_and_a_job_that_was_lost_are_counted(meter: Metri
 def test_the_speed_of_a_job_counts_from_a_mebibyte_on(
     result: dict[str, Any], count: int, total: float, meter: MetricsCollector, metrics: Metrics
 ) -> None:
-    meter.observe_run(EndedFrame("a.1", "succeeded", None, result), 3.0)
+    meter.observe_run(EndedFrame("a.1", AttemptResult.SUCCEEDED, None, result), 3.0)
     assert value(metrics, "job_seconds_sum", attempt_result="succeeded") == 3.0
     assert value(metrics, "job_seconds_count", attempt_result="succeeded") == 1
     assert value(metrics, "job_speed_bytes_per_second_count") == count
@@ -191,7 +194,7 @@ class Watched:
                 folder,
                 log,
                 self.bench.metrics,
-                self.bench.ledger,
+                self.bench.in_flight,
                 self.bench.pool,
                 self.link,
                 transitions,
@@ -270,7 +273,7 @@ def test_workers_jobs_and_connections_are_counted_by_state(watched: Watched) -> 
     bench.held("waits").progress = {"connections": 100}
     ending = bench.held("ends", first)
     ending.progress = {"connections": 100}
-    bench.ledger.mark_ending(ending)
+    bench.in_flight.set_phase(ending, InFlightPhase.RECORDING)
     for size, handle in enumerate(bench.pool.workers.values(), 1):
         handle.resident_bytes = size * 10
     watched.log.dropped = 7
@@ -311,11 +314,11 @@ def test_the_state_of_a_worker(fields: dict[str, Any], state: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("is_ending", "worker", "state"),
+    ("is_recording", "worker", "state"),
     [(False, None, "waiting"), (False, 5, "running"), (True, 5, "recording"), (True, None, "recording")],
 )
-def test_the_state_of_a_job(is_ending: bool, worker: int | None, state: str) -> None:
-    held: Any = SimpleNamespace(is_ending=is_ending, worker_pid=worker)
+def test_the_state_of_a_job(is_recording: bool, worker: int | None, state: str) -> None:
+    held: Any = SimpleNamespace(is_recording=is_recording, worker_pid=worker)
     assert in_flight_state(held) == state
 
 

@@ -17,6 +17,7 @@ from dlpool.jobs.job_admin import JobAdmin
 from dlpool.jobs.pushed_job import compose_job
 from dlpool.jobs.queue_admin import MAIL_TTL_MS, QueueAdmin
 from dlpool.jobs.queue_views import DAY_S
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import FinishRequest, Transitions
 from tests.redis_server import RedisServer
 from tests.test_listing import ended, read
@@ -336,7 +337,7 @@ def test_parked_jobs_of_hosts_are_counted_by_host(queue: Queue) -> None:
         queue.push(f"j{number}", priority="high")
         (claimed,) = queue.claim()
         host = "a" if number < 2 else "b"
-        queue.transitions.finish("s1", [FinishRequest(claimed.lease, "throttle", host=host, delay_s=60)])
+        queue.transitions.finish("s1", [FinishRequest(claimed.lease, Disposition.THROTTLE, host=host, delay_s=60)])
     stats: Any = queue.views.stats()
     assert (stats.throttled, list(stats.waiting_hosts.items())) == (3, [("a", 2), ("b", 1)])
     queue.client.zadd(queue.keys.holds, {"past": now_ms(queue) - 60_000, "held": now_ms(queue) + 90_000})

@@ -21,8 +21,9 @@ from dlpool.jobs.host_slots import HostLimit, SlotReply
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.outbox import Delivery
 from dlpool.jobs.server_check import ServerWarning
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import ClaimResult, FinishRequest, HeartbeatResult, JobLease, RecoveryResult
-from dlpool.service.inflight import InFlightJob, InFlightTable
+from dlpool.service.inflight import InFlightJob, InFlightPhase, InFlightTable
 from dlpool.service.journal import CleanupJournal
 from dlpool.service.queue import claiming as fetching
 from dlpool.service.queue import heartbeat as beating
@@ -435,7 +436,7 @@ def test_the_fetch_thread_claims_only_when_that_can_help(
 
 
 def end(name: str = "a", outcome: str = "success", **fields: Any) -> FinishRequest:
-    return FinishRequest(JobLease(name, 1), outcome, **fields)
+    return FinishRequest(JobLease(name, 1), Disposition(outcome), **fields)
 
 
 def spooled(desk: Desk) -> list[str]:
@@ -639,9 +640,9 @@ def test_a_beat_renews_leases_and_slots_and_tells_what_redis_says(desk: Desk) ->
         desk.hold(str(number))
     held = desk.ledger.all()
     held[0].progress, held[0].slot_host = {"done": 1}, "host"
-    held[1].is_lost = True
-    held[2].is_ending, held[2].slot_host = True, "host"
-    held[3].is_at_door, held[3].slot_host = True, "host"
+    held[1].phase = InFlightPhase.FENCED_OFF
+    held[2].phase, held[2].slot_host = InFlightPhase.RECORDING, "host"
+    held[3].phase, held[3].slot_host = InFlightPhase.AWAITING_HOST_SLOT, "host"
     desk.redis.answers["heartbeat"] = HeartbeatResult(0, ("OK", "LOST", "LOST", "cancel", "pause", "OK"), (("h", 9.0),))
     beater._beat()
     named = [(JobLease(name, 1), '{"done":1}' if name == "0" else "") for name in "023456"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import FinishRequest, JobLease
 from dlpool.service.queue.spool import Spool
 from tests.conftest import free_port
@@ -145,7 +146,7 @@ def test_outcomes_on_disk_outlive_the_supervisor_and_are_recorded_once(server: R
 
 def test_an_outcome_that_a_kill_cut_off_is_not_kept_for_good(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
-    spool.store("node-00000000", FinishRequest(JobLease("job-a", 1), "failed"))
+    spool.store("node-00000000", FinishRequest(JobLease("job-a", 1), Disposition.FAIL))
     (spool.folder / "job-b.2.tmp").write_text('{"half of')
     again = Spool(tmp_path)
     assert [path.name for path in again.folder.iterdir()] == ["job-a.1.json"]

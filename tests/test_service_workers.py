@@ -190,7 +190,7 @@ def test_a_poison_job_among_seven_good_ones_fails_alone_with_its_reason(
             client.push(f"{origin.url}/{name}", name, id=name)
         record = client.wait_for_failure(f"{origin.url}/poison")
         client.wait_for(*(f"{origin.url}/{name}" for name in names))
-        assert "aboard 3 workers when they died" in record["error_message"]
+        assert "running in 3 workers that died" in record["error_message"]
         assert "SIGKILL" in record["error_message"]
         assert len(set(poison.killed)) == 3
         assert [client.ends(name) for name in ["poison", *names]] == [1] * 8

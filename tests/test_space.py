@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dlpool.config import PathSettings, Settings, SupervisorSettings
 from dlpool.errors import LocalFault
 from dlpool.jobs.pushed_job import PushedJob, compose_job
-from dlpool.service.inflight import InFlightJob, InFlightTable
+from dlpool.service.inflight import InFlightJob, InFlightPhase, InFlightTable
 from dlpool.service.node import disk_guard
 from dlpool.service.node.disk_guard import HYSTERESIS, DiskGuard, FileSystemSpace, nearest_folder
 from dlpool.service.node.disk_rules import GIB
@@ -76,9 +76,9 @@ class Guarded:
         self.folder, self.free = folder, 200
         settings = Settings(supervisor=SupervisorSettings(min_free=100), paths=PathSettings(download_dir=str(folder)))
         patch.setattr("dlpool.service.node.disk_guard._measure", self._room)
-        self.ledger, self.lines, self.told = InFlightTable(), Lines(), 0
+        self.in_flight, self.lines, self.told = InFlightTable(), Lines(), 0
         log: Any = self.lines
-        self.guard = DiskGuard(settings, self.ledger, log, self._tell)
+        self.guard = DiskGuard(settings, self.in_flight, log, self._tell)
 
     def _room(self, folder: str, reserved: int) -> FileSystemSpace | None:
         return None if self.free < 0 else FileSystemSpace(folder, 1000, self.free, reserved)
@@ -98,7 +98,7 @@ class Guarded:
         held.worker_pid, held.missing_bytes = 1, missing
         for field, value in fields.items():
             setattr(held, field, value)
-        self.ledger.add(held)
+        self.in_flight.add(held)
         return held
 
 
@@ -136,7 +136,7 @@ def test_what_running_jobs_will_take_is_reserved(watched: Guarded) -> None:
     watched.job("too", 30)
     watched.job("waits", 1000, worker_pid=None)
     watched.job("none", 1000, job=None)
-    watched.job("ending", 1000, is_ending=True)
+    watched.job("ending", 1000, phase=InFlightPhase.RECORDING)
     assert watched.look(190) == (False, 0, []) and watched.guard.free_after_jobs == 100
     assert watched.look(189) == (True, 1, ["disk_space_low"])
     assert watched.lines.kept[0].fields["reserved"] == 90

@@ -15,7 +15,7 @@ import pytest
 from dlpool.config import Settings
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease
 from dlpool.observe.log_limiter import PERIOD_S, LogLimiter
-from dlpool.service.dispatcher import MALFORMED, JobDispatcher
+from dlpool.service.dispatcher import MALFORMED_PER_MINUTE, DispatcherServices, JobDispatcher
 from dlpool.service.inflight import InFlightTable
 from dlpool.service.queue.messages import ResultRecorded
 from dlpool.web.app import make_app
@@ -110,12 +110,13 @@ def test_what_is_no_job_does_not_fill_the_log_of_the_service() -> None:
     recorder: Any = SimpleNamespace(record=ended.append)
     log: Any = lines
     none: Any = None
-    crew = JobDispatcher(ledger, none, recorder, judge(), none, log, anything, _doorman(), anything, none)
-    for number in range(MALFORMED + 80):
+    services = DispatcherServices(ledger, none, recorder, none, anything, _doorman(), anything, log, none)
+    crew = JobDispatcher(services, judge())
+    for number in range(MALFORMED_PER_MINUTE + 80):
         crew.accept(ClaimedJob(JobLease(f"j{number}", 1), b"no job", 6, 1, 0, 0, 0, "normal"), 0.0)
     for ending in ended:
         crew.handle_recorded(ResultRecorded(ending, "OK"))
-    assert Counter(lines.events) == {"job_malformed": MALFORMED}
+    assert Counter(lines.events) == {"job_malformed": MALFORMED_PER_MINUTE}
     assert crew._malformed.pop_counts(now=True) == [("malformed", 80)]
 
 

@@ -216,11 +216,8 @@ CASES = {
     "DownloadStats: complete and look": Case(
         some_stats, lambda stats: stats.complete_task("a"), lambda stats: stats.get_total_bytes(), in_stats
     ),
-    "DownloadStats: update and complete": Case(
-        some_stats,
-        lambda stats: stats.update_active_task("a", 60, 100, 1.0),
-        lambda stats: stats.complete_task("a"),
-        in_stats,
+    "DownloadStats: note and complete": Case(
+        some_stats, lambda stats: stats.note("a", 60, 100, 1.0), lambda stats: stats.complete_task("a"), in_stats
     ),
     "Board: take and take": Case(a_board, taken("bob"), taken("cid"), in_board, "_changed"),
     "Board: write and steal": Case(

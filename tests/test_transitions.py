@@ -16,6 +16,7 @@ from dlpool.jobs.keys import PRIORITIES, QueueKeys
 from dlpool.jobs.nodes import deregister
 from dlpool.jobs.pushed_job import MAX_JOB_BYTES, PushedJob, compose_job
 from dlpool.jobs.queue_admin import QueueAdmin
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest, HeartbeatResult, JobLease, Transitions
 from tests.redis_server import RedisServer
 
@@ -72,7 +73,7 @@ class Queue:
         return self.does.heartbeat(sid, [(ticket, "") for ticket in tickets], lease_s=LEASE_S, info={})
 
     def finish(self, ticket: JobLease, outcome: str, sid: str = A, **options: Any) -> str:
-        return self.does.finish(sid, [FinishRequest(ticket, outcome, **options)])[0]
+        return self.does.finish(sid, [FinishRequest(ticket, Disposition(outcome), **options)])[0]
 
     def recover(self, sid: str = B) -> tuple[int, tuple[str, ...]]:
         """Look, as one whose turn it is."""
@@ -684,10 +685,10 @@ def test_many_endings_are_answered_in_turn(queue: Queue) -> None:
     queue.push(*"12")
     one, two = (claimed.lease for claimed in queue.claim(2))
     endings = [
-        FinishRequest(one, "success"),
-        FinishRequest(JobLease("none", 1), "success"),
-        FinishRequest(two, "crash"),
-        FinishRequest(one, "success"),
+        FinishRequest(one, Disposition.SUCCEED),
+        FinishRequest(JobLease("none", 1), Disposition.SUCCEED),
+        FinishRequest(two, Disposition.CRASH),
+        FinishRequest(one, Disposition.SUCCEED),
     ]
     assert queue.does.finish(A, endings) == ["OK", "GONE", "OK", "DUP"]
 
@@ -986,7 +987,10 @@ def test_scripts_that_the_server_forgot_are_loaded_again(queue: Queue) -> None:
     forget()
     assert queue.beat(one, two).replies == ("OK", "OK")
     forget()
-    assert queue.does.finish(A, [FinishRequest(one, "success"), FinishRequest(two, "failed")]) == ["OK", "OK"]
+    assert queue.does.finish(A, [FinishRequest(one, Disposition.SUCCEED), FinishRequest(two, Disposition.FAIL)]) == [
+        "OK",
+        "OK",
+    ]
     forget()
     assert queue.recover() == (0, ())
 

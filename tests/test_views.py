@@ -18,6 +18,7 @@ from dlpool.jobs.job_view import JobView
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.jobs.queue_views import QueueViews
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest, Transitions
 from tests.redis_server import RedisServer
 
@@ -47,7 +48,7 @@ class Queue:
     def end(self, job_id: str, outcome: str = "success", **options: Any) -> None:
         self.push(job_id, priority="high")
         (claimed,) = self.claim()
-        assert self.transitions.finish("s1", [FinishRequest(claimed.lease, outcome, **options)]) == ["OK"]
+        assert self.transitions.finish("s1", [FinishRequest(claimed.lease, Disposition(outcome), **options)]) == ["OK"]
 
     def ids(self, state: str | None = None, limit: int = 50) -> list[str | None]:
         return [view.id for view in self.views.jobs(state, limit)]

@@ -1,4 +1,4 @@
-"""Calls the callbacks of a program: on one thread, in order, without a lock."""
+"""Calls what a program has registered: on one thread, in order, under no lock."""
 
 from __future__ import annotations
 
@@ -19,17 +19,14 @@ _log = logging.getLogger("dlpool")
 
 
 class Callbacks:
-    """Registered callbacks and the thread that calls them. Thread-safe.
-
-    The thread starts with the first callback. The lock guards the lists, the counter
-    and the thread.
-    """
+    """Thread-safe; the lock guards lists, count and thread, which starts with the first
+    callback."""
 
     def __init__(
         self, active: Callable[[], list[DownloadTask]], interval_s: float
     ) -> None:
-        """``active`` returns the running tasks; their progress is reported at most
-        every ``interval_s`` seconds."""
+        """``active``: the tasks whose progress is told, every ``interval_s`` seconds at
+        most."""
         self._active = active
         self._interval_s = interval_s
         self._lock = threading.Lock()
@@ -38,35 +35,34 @@ class Callbacks:
         self._ended: queue.SimpleQueue[DownloadTask | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._is_closed = False
-        self._pending = 0  # completions whose callbacks have not returned
+        self._owed = 0  # completions whose callbacks have not returned
 
     def add_progress_callback(self, callback: Callback) -> None:
-        """Call ``callback`` with each running task that has made progress. Raises
-        NoThread."""
+        """Call it with each active task that has made progress. Raises NoThread."""
         with self._lock:
             self._progress.append(callback)
             self._start()
 
     def add_completion_callback(self, callback: Callback) -> None:
-        """Call ``callback`` once with each task that ends from now on. Raises NoThread."""
+        """Call it once with each task that ends later. Raises NoThread."""
         with self._lock:
             self._completion.append(callback)
             self._start()
 
     def notify_completion(self, task: DownloadTask) -> None:
-        """Report a task that is completed, failed or cancelled."""
+        """A task is completed, failed or cancelled."""
         with self._lock:
             if self._thread is not None and not self._is_closed:
-                self._pending += 1
+                self._owed += 1
                 self._ended.put(task)
 
     @property
     def has_pending(self) -> bool:
         """Whether a completion callback is pending or running."""
-        return self._pending > 0
+        return self._owed > 0
 
     def close(self) -> None:
-        """Call the pending callbacks and stop the thread. It does not wait for itself."""
+        """Call what is due, and end; does not wait for itself."""
         with self._lock:
             thread, self._is_closed = self._thread, True
         self._ended.put(None)
@@ -78,40 +74,39 @@ class Callbacks:
             self._thread = threads.start_thread(self._serve, "dlpool-callbacks")
 
     def _serve(self) -> None:
-        reported: dict[str, int] = {}
+        told: dict[str, int] = {}
         due = time.monotonic() + self._interval_s
         while True:
             try:
                 task = self._ended.get(timeout=max(0.0, due - time.monotonic()))
                 if task is None:
                     return
-                reported.pop(task.id, None)
+                told.pop(task.id, None)
                 self._call(self._completion, task)
                 with self._lock:
-                    self._pending -= 1
+                    self._owed -= 1
             except queue.Empty:
                 pass
             if time.monotonic() >= due:
-                reported = self._report_progress(reported)
+                told = self._tell_progress(told)
                 due = time.monotonic() + self._interval_s
 
-    def _report_progress(self, reported: dict[str, int]) -> dict[str, int]:
-        """Report the tasks whose downloaded bytes differ from ``reported``; return the new
-        table."""
+    def _tell_progress(self, told: dict[str, int]) -> dict[str, int]:
+        """``told``: bytes of each task when it was told of last; returns it anew."""
         if not self._progress:
-            return reported
-        current: dict[str, int] = {}
+            return told
+        now: dict[str, int] = {}
         for task in self._active():
-            current[task.id] = task.downloaded_size
-            if current[task.id] != reported.get(task.id):
+            now[task.id] = task.downloaded_size
+            if now[task.id] != told.get(task.id):
                 self._call(self._progress, task)
-        return current
+        return now
 
     def _call(self, callbacks: list[Callback], task: DownloadTask) -> None:
         with self._lock:
-            registered = list(callbacks)
-        for callback in registered:
+            present = list(callbacks)
+        for callback in present:
             try:
                 callback(task)
-            except BaseException:  # noqa: BLE001 - it is the program's own code that fails; the others are still to be reported
-                _log.exception("a callback of dlpool has raised an exception")
+            except BaseException:  # noqa: BLE001 - it is the program's own code that fails; the others are still to be told
+                _log.exception("a callback of dlpool has raised")

@@ -1,15 +1,15 @@
-"""Creates the transfers of an engine, with its settings and its HTTP client."""
+"""Makes the transfers of an engine: with its settings, over its connections."""
 
 from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from dlpool.config import NetworkSettings, ScanSettings, TransferSettings
 from dlpool.engine.names import NameRegistry, NameRequest
-from dlpool.engine.task import DownloadTask, TaskExecution
+from dlpool.engine.task import DownloadTask
 from dlpool.errors import DlpoolError, TargetExists
 from dlpool.scan.guard import open_guard
 from dlpool.transfer.http.client import HttpClient
@@ -20,81 +20,68 @@ from dlpool.transfer.target.file.cleanup import remove_part_files
 from dlpool.transfer.transfer import Transfer
 
 
-@dataclass(frozen=True)
-class EngineSettings:
-    """The settings of an engine and of all its transfers.
-
-    ``chunk_size`` is the minimum number of bytes of one write. ``notify`` receives the
-    events of all transfers. With ``keeps_ended`` ended tasks stay in the table.
-    """
-
-    transfer: TransferSettings
-    network: NetworkSettings
-    scan: ScanSettings
-    max_workers: int
-    chunk_size: int
-    progress_interval_s: float
-    keeps_ended: bool
-    notify: Notify
-
-
 class TransferFactory:
-    """Creates transfers. Thread-safe."""
+    """Thread-safe."""
 
-    def __init__(self, settings: EngineSettings) -> None:
-        """Raises ConfigurationError."""
-        self._settings = settings.transfer
+    def __init__(
+        self,
+        transfer: TransferSettings,
+        network: NetworkSettings,
+        max_workers: int,
+        chunk_size: int,
+        notify: Notify,
+        scan: ScanSettings,
+    ) -> None:
+        """``notify`` hears what happens in all of them. Raises ConfigurationError."""
+        self._settings = transfer
+        gate, watch = HostHolds(time.monotonic), NetworkMonitor(time.monotonic)
         self._client = HttpClient(
-            settings.network,
-            settings.transfer.pool_size(settings.max_workers),
-            HostHolds(time.monotonic),
-            NetworkMonitor(time.monotonic),
-            min_read_bytes=settings.chunk_size,
+            network,
+            transfer.pool_size(max_workers),
+            gate,
+            watch,
+            min_read_bytes=chunk_size,
         )
         self._client.check()
-        self._notify = settings.notify
-        self._guard = open_guard(settings.scan)
+        self._notify = notify
+        self._guard = open_guard(scan)
         self._names = NameRegistry()
 
-    def create(self, task: TaskExecution) -> Transfer:
-        """Return a transfer for a task.
-
-        Raises UsageError for a URL or headers that cannot be sent.
-        """
+    def create(self, task: DownloadTask) -> Transfer:
+        """A transfer for a task. Raises UsageError for a URL or headers that cannot be
+        sent."""
         job = task.job if self._settings.verify else replace(task.job, checksum=None)
-        url = task.job.url
 
         def notify(event: str, /, **fields: object) -> None:
-            task.handle_event(event, **fields)
+            task.hear(event, **fields)
             self._notify(event, **fields)
 
-        def reserve(path: Path) -> None:
-            name = task.label or display_url(url)
-            self._names.reserve(path, NameRequest(task.id, url, name, bool(task.label)))
+        def admit(path: Path) -> None:
+            self._names.reserve(
+                path,
+                NameRequest(
+                    task.id,
+                    task.url,
+                    task.label or display_url(task.url),
+                    bool(task.label),
+                ),
+            )
 
         return Transfer(
-            job,
-            self._settings,
-            self._client,
-            notify,
-            reserve,
-            task.authorize_publish,
-            self._guard,
+            job, self._settings, self._client, notify, admit, task.permit, self._guard
         )
 
     def release_name(self, task: DownloadTask, *, is_completed: bool) -> None:
-        """Release the file name of an ended task, unless it has completed the file."""
+        """Release the file name of a task that has ended without the file."""
         self._names.release(task.id, is_completed=is_completed)
 
     def look_up_target(self, job: Job) -> Path | None:
-        """Request the file name of a job from the server, without a body.
+        """Request a job's file name from the server, without a body, and return its
+        path; None on failure."""
+        learnt: list[Path] = []
 
-        Returns the path of the file, None if the request fails.
-        """
-        found: list[Path] = []
-
-        def stop(path: Path) -> None:
-            found.append(path)
+        def admit(path: Path) -> None:
+            learnt.append(path)
             raise TargetExists("its name is known")
 
         settings = replace(
@@ -105,8 +92,8 @@ class TransferFactory:
             scan=False,
         )
         with suppress(DlpoolError):
-            Transfer(job, settings, self._client, check_target=stop).run()
-        return found[0] if found else None
+            Transfer(job, settings, self._client, check_target=admit).run()
+        return learnt[0] if learnt else None
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -114,11 +101,8 @@ class TransferFactory:
 
 
 def discard_partial_file(task: DownloadTask) -> None:
-    """Delete the partial file of a cancelled task.
-
-    Errors are ignored: another process may download to the same path, or the folder
-    may have been deleted.
-    """
+    """What a cancelled task has fetched goes, unless somebody else works on it, or its
+    folder is gone."""
     path = task.file_path
     if path is not None:
         with suppress(DlpoolError):

@@ -25,6 +25,7 @@ from dlpool.jobs.keys import SUCCESS_TTL_S, QueueKeys
 from dlpool.jobs.outbox import Outbox, encode_entry
 from dlpool.jobs.pushed_job import MAX_JOB_BYTES, PushedJob
 from dlpool.jobs.redis_values import to_int, to_ms, to_text
+from dlpool.jobs.states import Disposition
 from dlpool.kinds import DAY_S
 
 
@@ -139,7 +140,7 @@ class FinishRequest:
     """
 
     lease: JobLease
-    disposition: str
+    disposition: Disposition
     record: ClientRecord | None = None
     note: dict[str, Any] = field(default_factory=dict)
     delay_s: float = 0.0

@@ -203,7 +203,7 @@ def in_flight_state(job: InFlightJob) -> str:
     until Redis has the result."""
     return (
         "recording"
-        if job.is_ending
+        if job.is_recording
         else "running"
         if job.worker_pid is not None
         else "waiting"

@@ -25,7 +25,7 @@ from dlpool.errors import (
 )
 from dlpool.freespace import space_or_none
 from dlpool.service.node.disk_rules import can_write
-from dlpool.service.wire.results import attempt_result_of
+from dlpool.service.wire.results import AttemptResult, attempt_result_of
 from dlpool.transfer.space_rules import SPACE_RESERVE
 from dlpool.transfer.target.file.cleanup import remove_part_files
 
@@ -73,20 +73,20 @@ class EndedRun:
         return True
 
 
-def classify_disk_error(error: LocalFault, run: EndedRun) -> str:
+def classify_disk_error(error: LocalFault, run: EndedRun) -> AttemptResult:
     """Return the attempt result (see EndedFrame) of a job that failed with
     ``error``."""
     if isinstance(error, TooLarge | NoThread):
         return attempt_result_of(error)
     if isinstance(error, NoRoom):
         run.discard_large_part()
-        return "no_room"
+        return AttemptResult.NO_ROOM
     if type(error) is NoSpace:
         return _classify_full_disk(run)
     return _classify_other(error, run)
 
 
-def _classify_other(error: LocalFault, run: EndedRun) -> str:
+def _classify_other(error: LocalFault, run: EndedRun) -> AttemptResult:
     """Return the attempt result for any other error: it concerns the node only if a
     small write fails, too."""
     is_gone = type(error) is LocalFault and (
@@ -96,14 +96,14 @@ def _classify_other(error: LocalFault, run: EndedRun) -> str:
     if not is_gone and not isinstance(error, NodeFault | NotPermitted):
         return attempt_result_of(error)
     if not run.is_node_writable:
-        return "node_fault"
+        return AttemptResult.NODE_FAULT
     is_forbidden = isinstance(error, NotPermitted) and not os.access(
         run.target.parent, _USABLE
     )
-    return attempt_result_of(error) if is_forbidden else "retry"
+    return attempt_result_of(error) if is_forbidden else AttemptResult.RETRY
 
 
-def _classify_full_disk(run: EndedRun) -> str:
+def _classify_full_disk(run: EndedRun) -> AttemptResult:
     """Return the attempt result of a job without disk space: it fails if its file is
     larger than the disk.
 
@@ -111,7 +111,7 @@ def _classify_full_disk(run: EndedRun) -> str:
     """
     space = space_or_none(run.target.parent)
     if run.size is not None and space is not None and run.size > space.usable:
-        return "failed"
+        return AttemptResult.FAILED
     if run.is_node_writable or (run.discard_large_part() and run.is_node_writable):
-        return "no_room"
-    return "node_fault"
+        return AttemptResult.NO_ROOM
+    return AttemptResult.NODE_FAULT

@@ -197,7 +197,7 @@ class DiskGuard:
         """Return the bytes that running jobs will still write, by device."""
         reserved: Counter[int] = Counter()
         for one in self._in_flight.all():
-            if one.worker_pid is None or one.job is None or one.is_ending:
+            if one.worker_pid is None or one.job is None or one.is_recording:
                 continue
             folder = nearest_folder(
                 os.path.join(self._paths.download_dir, one.job.save_path)

@@ -153,7 +153,7 @@ class Heartbeat:
         if self._redis.error is not None:
             self._transitions.check_keys()
         lease_s = self._context.lease_s
-        held = [one for one in self._in_flight.all() if not one.is_lost]
+        held = [one for one in self._in_flight.all() if not one.is_fenced_off]
         jobs = [
             (one.lease, jsontext.dumps(one.progress).decode() if one.progress else "")
             for one in held
@@ -162,16 +162,14 @@ class Heartbeat:
             self._sid, jobs, lease_s=lease_s, info=self._info()
         )
         slots = [
-            (one.slot_host, one.lease.job_id)
-            for one in held
-            if one.slot_host and not (one.is_at_door or one.is_ending)
+            (one.slot_host, one.lease.job_id) for one in held if one.holds_host_slot
         ]
         self._slots.renew(slots, lease_s=lease_s)
         self._redis.report_heartbeat()
         for host, duration_s in result.held_hosts:
             self._post(HostHeld(host, duration_s))
         for one, reply in zip(held, result.replies, strict=True):
-            if one.is_ending or reply == "OK":
+            if one.is_recording or reply == "OK":
                 continue
             self._post(
                 LeaseLost(str(one.lease))

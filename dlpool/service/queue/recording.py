@@ -16,6 +16,7 @@ from typing import Any
 from dlpool.errors import LocalFault, QueueAway, QueueError, QueueRefused
 from dlpool.jobs.host_slots import HostSlots
 from dlpool.jobs.outbox import Delivery
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import FinishRequest, JobLease, Transitions
 from dlpool.observe.log import Logger
 from dlpool.service.queue.messages import (
@@ -147,7 +148,7 @@ class ResultRecorder:
     def _finish(self, requests: Sequence[FinishRequest]) -> None:
         for one in requests:
             if (
-                one.host and one.disposition != "throttle"
+                one.host and one.disposition != Disposition.THROTTLE
             ):  # before the result, which lets the next job start
                 self._slots.release(one.host, one.lease.job_id)
         replies = finish_jobs(self._transitions, self._sid, requests, self._log)
