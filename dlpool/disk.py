@@ -1,15 +1,15 @@
 """Durable files: what an errno means, atomic replacement, publishing without replacing,
-folder sync.
+folder sync, free space.
 
 Every module that must survive a kill or a power failure writes its files through this
-one. ``FAULTS`` is the only table of errnos; the ``CANNOT_...`` sets name, for each
+one. ``FAULTS`` is the one table of errnos; the ``CANNOT_...`` sets name, for each
 operation, the errnos of a file system that lacks it. A network file system may report
 failure of a call that it has performed, because the reply to the first transmission was
-lost (RFC 1813 section 4.5): after an error ``replace``, ``publish_exclusive`` and
-``remove`` check the names first.
+lost (RFC 1813 section 4.5): ``replace``, ``publish_exclusive`` and ``remove`` look at
+the names before they believe it.
 
-Where a function takes ``dir_fd``, its paths may be relative to that open folder. All
-functions are thread-safe.
+Paths may be relative to ``dir_fd``, the descriptor of an open folder. All functions are
+thread-safe.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dlpool.errors import (
@@ -32,19 +32,20 @@ from dlpool.errors import (
     OutOfFiles,
     ReadOnly,
 )
-from dlpool.syscalls import rename_noreplace
+from dlpool.syscalls import fallocate, rename_noreplace
 
-# attempts to lock a folder, 2 ms apart; a publish holds its lock for microseconds
+# to lock a folder, 2 ms apart; another process that publishes there takes microseconds
 FOLDER_LOCK_ATTEMPTS = 2500
 Name = str | os.PathLike[str]
 Identity = tuple[int, int]  # device and inode number
-# called with the folder and the error, see sync_folder
-OnUnsynced = Callable[[str, OSError], None]
+OnUnsynced = Callable[
+    [str, OSError], None
+]  # called with the folder and the error, see sync_folder
 
 
 @dataclass(frozen=True)
 class Fault:
-    """The meaning of an errno of a file operation.
+    """What an errno of a file operation means.
 
     ``kind`` is a stable name, which the upload API maps to a status; ``raised`` is the
     error of a download; ``reason`` completes the sentence "cannot do X: ...".
@@ -118,15 +119,15 @@ FAULTS: dict[int, Fault] = {
 _ENOTSUPP = 524  # internal to the Linux kernel; NFS clients return it to programs
 _LACKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, _ENOTSUPP})
 CANNOT_SYNC_FOLDER = _LACKS | {errno.EBADF, errno.EACCES, errno.EPERM}
-# EPERM: a seccomp filter that is older than the call
-CANNOT_RENAME_NOREPLACE = _LACKS | {errno.EPERM}
+CANNOT_RENAME_NOREPLACE = _LACKS | {
+    errno.EPERM
+}  # EPERM: a seccomp filter that is older than the call
 CANNOT_LINK = _LACKS | {errno.EPERM, errno.EMLINK, errno.EXDEV}
 CANNOT_STATVFS = _LACKS  # some file systems in user space do not implement it
-# EBADF: NFS requires a writable descriptor
 CANNOT_LOCK = _LACKS | {
     errno.ENOLCK,
     errno.EBADF,
-}
+}  # EBADF: NFS requires a writable descriptor
 CANNOT_CREATE_UNNAMED = _LACKS | {errno.EISDIR, errno.ENOENT, errno.EPERM, errno.EACCES}
 CANNOT_COPY_RANGE = _LACKS | {errno.EXDEV, errno.EBADF, errno.ETXTBSY, errno.EPERM}
 HAS_NO_XATTR = _LACKS | {
@@ -140,8 +141,8 @@ HAS_NO_XATTR = _LACKS | {
 
 
 def fault_of(error: OSError) -> Fault:
-    """Return the meaning of ``error``; an errno outside the table is of kind
-    ``storage`` and keeps its own text."""
+    """Return the meaning of ``error``; of kind ``storage``, with the error's own text,
+    outside the table."""
     known = FAULTS.get(error.errno or 0)
     return known or Fault(
         "storage", LocalFault, error.strerror or str(error) or type(error).__name__
@@ -149,8 +150,8 @@ def fault_of(error: OSError) -> Fault:
 
 
 class translated:
-    """Translate an OSError of the block into its LocalFault, with the message "cannot
-    DOING: REASON"."""
+    """Raise an OSError of the block as its LocalFault, with the message "cannot DOING:
+    why"."""
 
     def __init__(self, doing: str) -> None:
         self._doing = doing
@@ -179,8 +180,8 @@ def identity_of(status: os.stat_result) -> Identity:
 
 
 def is_name_of(name: Name, identity: Identity, dir_fd: int | None = None) -> bool:
-    """Return whether ``name`` refers to the file with that identity, not by a symbolic
-    link. Raises OSError."""
+    """Tell whether ``name`` means the file with that identity; a symbolic link does
+    not. Raises OSError."""
     try:
         return (
             identity_of(os.stat(name, dir_fd=dir_fd, follow_symlinks=False)) == identity
@@ -192,11 +193,11 @@ def is_name_of(name: Name, identity: Identity, dir_fd: int | None = None) -> boo
 def write_all(
     descriptor: int, data: bytes | memoryview, offset: int | None = None
 ) -> None:
-    """Write all of ``data``, at ``offset`` or at the current position of the
-    descriptor. Raises OSError.
+    """Write all of ``data``, at ``offset`` or at the descriptor's own position. Raises
+    OSError.
 
-    write(2) may write less: after a signal, or on a nearly full disk, where the next
-    call fails.
+    One write(2) may write less: after a signal, or on a nearly full disk, where the
+    next call fails.
     """
     view = memoryview(data)
     written = 0
@@ -218,6 +219,7 @@ def atomic_write(
     *,
     sync: bool,
     mode: int = 0o666,
+    dir_fd: int | None = None,
     temporary: Name | None = None,
     on_unsynced: OnUnsynced | None = None,
 ) -> None:
@@ -231,52 +233,21 @@ def atomic_write(
     then the old content is still there unless the error came from the sync of the
     folder.
     """
-    with _written(
-        temporary or f"{os.fspath(path)}.tmp", data, sync=sync, mode=mode
-    ) as (source, identity):
-        replace(source, path, identity=identity)
-    if sync:
-        _sync_parent(path, on_unsynced)
-
-
-def atomic_create(
-    path: Name,
-    data: bytes,
-    *,
-    sync: bool,
-    mode: int = 0o666,
-    temporary: Name | None = None,
-) -> None:
-    """Create ``path`` with this content, like ``atomic_write``. Raises FileExistsError
-    if the name exists, OSError."""
-    with _written(
-        temporary or f"{os.fspath(path)}.tmp", data, sync=sync, mode=mode
-    ) as (source, identity):
-        publish_exclusive(source, path, identity=identity)
-    if sync:
-        _sync_parent(path, None)
-
-
-@contextmanager
-def _written(
-    temporary: Name, data: bytes, *, sync: bool, mode: int
-) -> Iterator[tuple[Name, Identity]]:
-    """Yield the name and identity of a written temporary file, for the block to rename;
-    remove it if the block fails."""
-    descriptor = create_exclusive(temporary, mode)
+    temporary = temporary or f"{os.fspath(path)}.tmp"
+    descriptor = create_exclusive(temporary, mode, dir_fd=dir_fd)
     try:
-        yield temporary, write_and_close(descriptor, data, sync=sync)
-    except BaseException:
-        remove_quietly(temporary)
+        identity = write_and_close(descriptor, data, sync=sync)
+        replace(temporary, path, identity=identity, dir_fd=dir_fd)
+    except OSError:
+        remove_quietly(temporary, dir_fd=dir_fd)
         raise
+    if sync:
+        _sync_parent(path, dir_fd, on_unsynced)
 
 
 def write_and_close(descriptor: int, data: bytes, *, sync: bool) -> Identity:
-    """Write all of ``data``, sync if asked to, and close. Raises the first OSError,
-    also of close(2).
-
-    A network file system may report a failed write only when the file is closed.
-    """
+    """Write all and close: a network file system may report a failed write only then.
+    Raises OSError, the first."""
     try:
         write_all(descriptor, data)
         if sync:
@@ -292,50 +263,59 @@ def write_and_close(descriptor: int, data: bytes, *, sync: bool) -> Identity:
 def create_exclusive(
     path: Name, mode: int = 0o666, *, dir_fd: int | None = None, flags: int = 0
 ) -> int:
-    """Return a descriptor of a new, empty file, after removing a file of that name.
-    Raises OSError."""
-    flags |= os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    """Return a descriptor of a new, empty file, open for writing; remove a file that
+    has the name. Raises OSError."""
+    flags |= os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         return os.open(path, flags, mode, dir_fd=dir_fd)
     except FileExistsError:
         os.unlink(path, dir_fd=dir_fd)
     except OSError:
-        # the call may have created it and reported failure
-        remove_quietly(path, dir_fd=dir_fd)
+        remove_quietly(
+            path, dir_fd=dir_fd
+        )  # the call may have created it and reported failure
         raise
     return os.open(path, flags, mode, dir_fd=dir_fd)
 
 
-def replace(source: Name, target: Name, *, identity: Identity | None = None) -> None:
-    """Rename a file or folder to ``target``, and replace a file that has that name.
-    Raises OSError.
+def replace(
+    source: Name,
+    target: Name,
+    *,
+    identity: Identity | None = None,
+    dir_fd: int | None = None,
+) -> None:
+    """Rename ``source`` to ``target``, and replace a file that has that name. Raises
+    OSError.
 
     ``identity``: of the source, if the caller knows it. Then an error is ignored if the
     target is that file.
     """
     try:
-        os.replace(source, target)
+        os.replace(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     except OSError as error:
-        if not _is_done(target, identity, None):
+        if not _is_done(target, identity, dir_fd):
             raise error from None
-        remove_quietly(source)  # rename(2) of two names of one file does nothing
+        remove_quietly(
+            source, dir_fd=dir_fd
+        )  # rename(2) of two names of one file does nothing
 
 
 def publish_exclusive(
     source: Name, target: Name, *, identity: Identity, dir_fd: int | None = None
 ) -> None:
-    """Rename ``source`` to ``target`` unless that name exists. Raises FileExistsError,
-    OSError.
+    """Rename ``source`` to ``target`` unless something has that name. Raises
+    FileExistsError, OSError.
 
-    Uses renameat2(2) with RENAME_NOREPLACE. Where the file system refuses the flag
-    (FUSE, 9p and NFS answer EINVAL), uses a hard link, which never replaces a file, and
-    removes ``source``. Where hard links are not supported either (exFAT), checks the
-    name and renames, under ``flock`` of the folder if it can be locked: processes that
-    use this function exclude each other, but another program that creates the target in
+    By renameat2(2) with RENAME_NOREPLACE. Where the file system refuses the flag (FUSE,
+    9p and NFS answer EINVAL), by a hard link, which never replaces a file, and removal
+    of ``source``. Where there are no hard links either (exFAT), by a check and a
+    rename, under ``flock`` of the folder if it can be locked: processes that publish by
+    this function wait for each other, but another program that creates the target in
     between loses its file. ``identity`` is the source's: an error is ignored if the
     target is that file.
     """
-    for publish in (_rename_noreplace, _link, _check_and_rename):
+    for publish in (_rename_noreplace, _link, _look_and_rename):
         try:
             publish(source, target, dir_fd)
             return
@@ -356,7 +336,7 @@ def _link(source: Name, target: Name, dir_fd: int | None) -> None:
     remove_quietly(source, dir_fd=dir_fd)
 
 
-def _check_and_rename(source: Name, target: Name, dir_fd: int | None) -> None:
+def _look_and_rename(source: Name, target: Name, dir_fd: int | None) -> None:
     with _locked_folder(target, dir_fd):
         if exists(target, dir_fd=dir_fd):
             raise FileExistsError(
@@ -370,8 +350,8 @@ _CANNOT_PUBLISH = {_rename_noreplace: CANNOT_RENAME_NOREPLACE, _link: CANNOT_LIN
 
 @contextmanager
 def _locked_folder(name: Name, dir_fd: int | None) -> Iterator[None]:
-    """Hold ``flock`` on the folder of ``name``, unless it cannot be locked or another
-    program does not release it."""
+    """Hold ``flock`` on the folder of ``name``, if it can be locked and is not kept by
+    another program."""
     folder = _open_folder(os.path.dirname(name) or ".", dir_fd)  # noqa: PTH120 - relative to dir_fd
     try:
         for _ in range(FOLDER_LOCK_ATTEMPTS):
@@ -388,7 +368,7 @@ def _locked_folder(name: Name, dir_fd: int | None) -> Iterator[None]:
 
 
 def exists(name: Name, *, dir_fd: int | None = None) -> bool:
-    """Return whether the name exists, also as a dangling symbolic link. Raises
+    """Tell whether the name exists, also as a dangling symbolic link. Raises
     OSError."""
     try:
         os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
@@ -398,7 +378,8 @@ def exists(name: Name, *, dir_fd: int | None = None) -> bool:
 
 
 def remove(name: Name, *, dir_fd: int | None = None) -> None:
-    """Remove a file; a missing file is no error. Raises OSError."""
+    """Remove the name of a file; a name that does not exist is no error. Raises
+    OSError."""
     try:
         os.unlink(name, dir_fd=dir_fd)
     except FileNotFoundError:
@@ -411,7 +392,7 @@ def remove(name: Name, *, dir_fd: int | None = None) -> None:
 
 
 def remove_quietly(name: Name, *, dir_fd: int | None = None) -> None:
-    """Remove a temporary file; errors are ignored, as a file that remains is
+    """Remove the name of an unused file; errors are ignored, as a file that stays is
     harmless."""
     with suppress(OSError):
         os.unlink(name, dir_fd=dir_fd)
@@ -425,7 +406,7 @@ def close_quietly(descriptor: int) -> None:
 
 
 def _is_done(target: Name, identity: Identity | None, dir_fd: int | None) -> bool:
-    """Return whether the target is the file although the call reported an error."""
+    """Tell whether the target is the file although the call reported an error."""
     if identity is None:
         return False
     with suppress(OSError):
@@ -435,10 +416,12 @@ def _is_done(target: Name, identity: Identity | None, dir_fd: int | None) -> boo
 
 # --- folders ---
 
-_reported_lock = threading.Lock()
-# devices of file systems that cannot sync folders and were reported; guarded by
-# _reported_lock
-_reported: set[int] = set()
+_told_lock = threading.Lock()
+_told: set[int] = (
+    set()
+    # devices of file systems that cannot sync folders and were reported; guarded by
+    # _told_lock
+)
 
 
 def sync_folder(folder: Name | int, *, on_unsynced: OnUnsynced | None = None) -> bool:
@@ -460,20 +443,32 @@ def sync_folder(folder: Name | int, *, on_unsynced: OnUnsynced | None = None) ->
     except OSError as error:  # EACCES, EPERM: the folder is writable, but not readable
         if error.errno not in CANNOT_SYNC_FOLDER:
             raise
-        _report_unsynced(folder, error, on_unsynced)
+        _tell_unsynced(folder, error, on_unsynced)
         return False
     return True
 
 
-def _sync_parent(path: Name, on_unsynced: OnUnsynced | None) -> None:
-    sync_folder(os.path.dirname(path) or ".", on_unsynced=on_unsynced)  # noqa: PTH120 - any kind of path
+def _sync_parent(
+    path: Name, dir_fd: int | None, on_unsynced: OnUnsynced | None
+) -> None:
+    folder = os.path.dirname(path)  # noqa: PTH120 - relative to dir_fd
+    if dir_fd is None:
+        sync_folder(folder or ".", on_unsynced=on_unsynced)
+    elif not folder:
+        sync_folder(dir_fd, on_unsynced=on_unsynced)
+    else:
+        descriptor = _open_folder(folder, dir_fd)
+        try:
+            sync_folder(descriptor, on_unsynced=on_unsynced)
+        finally:
+            close_quietly(descriptor)
 
 
 def _open_folder(folder: Name, dir_fd: int | None = None) -> int:
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
 
 
-def _report_unsynced(
+def _tell_unsynced(
     folder: Name | int, error: OSError, on_unsynced: OnUnsynced | None
 ) -> None:
     if on_unsynced is None:
@@ -481,10 +476,10 @@ def _report_unsynced(
     device = -1
     with suppress(OSError):
         device = os.stat(folder).st_dev
-    with _reported_lock:
-        is_reported = device in _reported
-        _reported.add(device)
-    if not is_reported:
+    with _told_lock:
+        is_told = device in _told
+        _told.add(device)
+    if not is_told:
         on_unsynced(
             _path_of(folder) if isinstance(folder, int) else os.fspath(folder), error
         )
@@ -499,7 +494,7 @@ def _path_of(descriptor: int) -> str:
 def make_folders(
     folder: Path, *, sync: bool, on_unsynced: OnUnsynced | None = None
 ) -> None:
-    """Create ``folder`` and its missing parents; with ``sync``, durably. Raises
+    """Make ``folder`` and its missing parents, durably with ``sync``. Raises
     OSError."""
     missing = []
     while not folder.exists():
@@ -509,8 +504,77 @@ def make_folders(
         try:
             os.mkdir(new)
         except OSError:
-            # otherwise another program created it, or the call succeeded
+            # else another program made it, or the call was performed and reported as
+            # failed
             if not new.is_dir():
                 raise
         if sync:
             sync_folder(new.parent, on_unsynced=on_unsynced)
+
+
+# --- free space ---
+
+
+@dataclass(frozen=True)
+class Space:
+    """The size of a file system, and how much of it this user may still write. In
+    bytes.
+
+    ``kept``: free bytes that are reserved for root. ``files``: how many files this user
+    could make; None: unlimited.
+    """
+
+    size: int
+    free: int
+    root_reserve: int = field(default=0, compare=False)
+    files: int | None = field(default=None, compare=False)
+
+    @property
+    def usable(self) -> int:
+        """How much this user could write if the file system were empty."""
+        return self.size - self.root_reserve
+
+
+def space_of(where: Name | int) -> Space | None:
+    """Return the space of the file system of a path or descriptor; None where it is
+    unknown. Raises OSError.
+
+    No blocks are reported by ramfs and some in user space, which are not full; no
+    inodes by btrfs and FAT.
+    """
+    status = os.statvfs(where)
+    if status.f_blocks == 0:
+        return None
+    unit, files = status.f_frsize, status.f_favail if status.f_files else None
+    return Space(
+        status.f_blocks * unit,
+        status.f_bavail * unit,
+        (status.f_bfree - status.f_bavail) * unit,
+        files,
+    )
+
+
+def space_or_none(where: Name | int) -> Space | None:
+    """Return the space of the file system of a path or descriptor; None where it is
+    unknown. Raises nothing.
+
+    Callers treat None as no limit: on a full file system the write fails.
+    """
+    try:
+        return space_of(where)
+    except OSError:
+        return None
+
+
+def reserve(
+    descriptor: int, offset: int, size: int, *, keep_size: bool = False
+) -> bool:
+    """Reserve blocks, see ``fallocate``; False where the file system cannot. Raises
+    OSError if the disk is full."""
+    try:
+        fallocate(descriptor, offset, size, keep_size=keep_size)
+    except OSError as error:
+        if fault_of(error).raised is NoSpace:
+            raise
+        return False
+    return True

@@ -1,9 +1,9 @@
-"""The errors of dlpool, by what the caller must do; each has a label and an exit code.
+"""Every error of dlpool: what the caller does about it, its label, its exit code.
 
-The base classes say what happens next: retry the range, restart the file, fail the job,
-repair the machine. The leaves have a stable ``label`` for logs, metrics and records,
-and the exit code of the command line. Errors of libraries are translated once, in the
-module that calls the library, with their cause.
+A *class* of the tree says what happens next (retry this range, begin the file anew,
+fail the job, repair this machine); a *leaf* carries a stable ``label`` for logs,
+metrics and records, and the exit code of the command line. Foreign exceptions are
+translated once, in the module that touches the foreign library, with the cause kept.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ class DlpoolError(Exception):
     def __init_subclass__(
         cls, label: str | None = None, exit_code: int | None = None
     ) -> None:
-        """Set label and exit code of a class; the default is the parent's."""
+        """Name a leaf; what is not given is the parent's."""
         cls.label = label or cls.label
         cls.exit_code = exit_code or cls.exit_code
 
 
 class UsageError(DlpoolError, label="usage", exit_code=2):
-    """The arguments of the caller are invalid or contradict each other."""
+    """The caller asked for something that has no meaning."""
 
 
 class ConfigurationError(DlpoolError, label="configuration", exit_code=78):
-    """The settings are invalid; the message has a line with section, key and reason for
-    each error."""
+    """The settings cannot be used; the message names section, key and reason, a line
+    each."""
 
 
 class InternalError(DlpoolError, label="internal"):
@@ -41,38 +41,36 @@ class InternalError(DlpoolError, label="internal"):
 
     @classmethod
     def of(cls, error: Exception) -> InternalError:
-        """Return the InternalError for an unexpected exception, with ``error`` as its
-        cause."""
+        """The defect that shows as ``error``, which nothing foresaw."""
         defect = cls(f"unexpected {type(error).__name__}: {error}")
         defect.__cause__ = error
         return defect
 
 
 class Cancelled(DlpoolError, label="cancelled", exit_code=130):
-    """The caller cancelled the download; part file and state file are kept for the next
-    run."""
+    """The caller ended the download; its part file and state stay for the next run."""
 
 
 class LostJob(Cancelled, label="lost"):
-    """Another supervisor has claimed the job: the file is not published and no record
-    is written."""
+    """Another supervisor has the job by now: nothing is published, no record is
+    written."""
 
 
-# --- retry the range; the other ranges continue ---
+# --- this range again, from its position, after a backoff; the others go on
+# ---------------------------------------
 
 
 class RetryRange(DlpoolError, label="network", exit_code=4):
-    """The range may be requested again, from its current position, after a backoff.
+    """This range may be asked for again.
 
-    ``retry_after_s``: seconds that the server asked to wait.
-    ``is_capacity``: the server may accept no further connection, so it is no failure
-    while another connection of the file makes progress.
-    ``is_stale``: an idle connection was closed by the server before it was reused.
-    ``is_own_network``: the local network may be down.
-    ``is_away``: the server or the path to it is unavailable: waiting helps, an
-    immediate retry does not.
-    ``is_comparison``: dlpool aborted the connection because others were faster.
-    ``is_final``: all useful retries have been made.
+    ``retry_after_s``: how long the server asked us to wait, in seconds.
+    ``is_capacity``: the server seems to admit no further connection, so a sibling that
+    still makes progress shows that the file is not lost. ``is_stale``: an idle
+    connection had died before we used it, which says nothing about the server.
+    ``is_own_network``: it may be our own network that is away. ``is_away``: the server,
+    or the way to it, is not there just now, or has no time: waiting helps, not trying.
+    ``is_comparison``: only our own impatience ended it, as siblings did better.
+    ``is_final``: every useful retry has been made already.
     """
 
     is_capacity: ClassVar[bool] = False
@@ -97,7 +95,7 @@ class RetryRange(DlpoolError, label="network", exit_code=4):
         self.is_final = is_final
 
     def explained(self, advice: str) -> RetryRange:
-        """Return a copy of the error with ``advice`` appended to its message."""
+        """Return a copy of the error with ``advice`` added to its message."""
         told = copy.copy(self)
         told.args = (f"{self}; {advice}",)
         told.__cause__ = self.__cause__
@@ -105,25 +103,25 @@ class RetryRange(DlpoolError, label="network", exit_code=4):
 
 
 class TimedOut(RetryRange, label="timeout"):
-    """The server did not answer within the connect or read timeout."""
+    """Nothing came within the connect or read time limit."""
 
     is_capacity = True
 
 
 class ConnectionBroken(RetryRange, label="connection"):
-    """The connection was reset or closed before a response."""
+    """Reset, EPIPE, or closed before an answer."""
 
     is_capacity = True
 
 
 class Unreachable(RetryRange, label="unreachable"):
-    """The connection was refused, or there is no route to the host."""
+    """Refused, or no route to the host."""
 
     is_capacity = True
 
 
 class NameNotResolved(RetryRange, label="dns"):
-    """The host name has no address, or the name server did not answer."""
+    """The host name has no address, or its name server did not answer."""
 
 
 class ShortBody(RetryRange, label="short_body"):
@@ -131,46 +129,48 @@ class ShortBody(RetryRange, label="short_body"):
 
 
 class TooSlow(RetryRange, label="too_slow"):
-    """The connection was slower than the minimum speed, or much slower than others of
-    the same file."""
+    """The connection stayed below the minimum speed, or far below that of its
+    siblings."""
 
     is_capacity = True
 
 
 class OutOfDescriptors(RetryRange, label="too_many_files", exit_code=3):
-    """No file or socket can be opened because of a limit; retried, as other downloads
-    close theirs."""
+    """This process or machine can open no further file or socket now; retried, as
+    others will be closed."""
 
     is_capacity = True
 
 
 class BadAnswer(RetryRange, label="protocol", exit_code=7):
-    """The server violated HTTP; another response may be correct."""
+    """The server broke HTTP in a way that another answer may not."""
 
 
 class ContradictoryAnswer(BadAnswer):
-    """The response contradicts itself, such as a 200 with a Content-Range."""
+    """A response that contradicts itself about its bytes, such as a 200 with the
+    Content-Range of a part."""
 
 
 class UnexpectedContent(BadAnswer, label="unexpected_content"):
-    """The content is not the file, such as an error page. Bytes that were fetched
+    """Content that is not the file, such as a page or an error document. Bytes fetched
     before are kept."""
 
 
 class ScannerAway(RetryRange, label="scanner_away", exit_code=75):
-    """The file is complete, but the malware scanner is not available."""
+    """The file is complete, and the scanner for malware cannot be asked now."""
 
 
 class Garbled(RetryRange, label="md5_mismatch", exit_code=11):
-    """The server received a chunk of an upload with a wrong checksum."""
+    """A chunk of an upload reached the server with other bytes than it was sent
+    with."""
 
 
 class ServerTrouble(RetryRange, label="server_error", exit_code=8):
-    """A temporary error status: 408, 425, 500, 502, 504, 511, 520 to 524."""
+    """A status that promises to pass: 408, 425, 500, 502, 504, 511, 520 to 524."""
 
 
 class ServerBusy(ServerTrouble, label="server_busy"):
-    """A 429 or 503: the server asks for fewer requests."""
+    """429 or 503: the server wants fewer requests."""
 
     is_capacity = True
 
@@ -180,21 +180,21 @@ class NotAdmitted(ServerBusy):
     others."""
 
 
-# --- restart the file ---
+# --- all threads stop, the file begins anew
+# -----------------------------------------------------------------------
 
 
 class RestartFile(DlpoolError, label="restart", exit_code=15):
-    """The bytes fetched so far cannot become the file: all threads stop and the file is
-    fetched from its beginning."""
+    """What was fetched so far cannot become the file."""
 
 
 class RemoteChanged(RestartFile, label="remote_changed"):
-    """The remote file is not the version that the download began with."""
+    """The remote is another version than the one begun with."""
 
 
 class StreamBroken(RestartFile, label="stream_broken", exit_code=4):
-    """A download without ranges was interrupted and must start again; ``cause`` is the
-    error that interrupted it."""
+    """A download without ranges broke off and can only begin again; ``cause`` says how
+    it broke."""
 
     def __init__(self, cause: RetryRange) -> None:
         super().__init__(str(cause))
@@ -202,64 +202,65 @@ class StreamBroken(RestartFile, label="stream_broken", exit_code=4):
 
 
 class MergedGone(RestartFile, label="merged_gone"):
-    """The server reports an upload as complete, but its merged file has been
-    removed."""
+    """A server calls an upload complete, and the file that it made is not there any
+    more."""
 
 
-# --- fail the job ---
+# --- no retry in this run
+# -----------------------------------------------------------------------------------------
 
 
 class FailJob(DlpoolError, label="failed"):
-    """The job has failed, and a retry would fail in the same way."""
+    """Another try would end the same way."""
 
 
 class HttpRefused(FailJob, label="http_status", exit_code=8):
-    """A final status without a class of its own, such as 400 or 451."""
+    """A final status without a class of its own, as 400 or 451."""
 
 
 class NotFound(FailJob, label="not_found", exit_code=10):
-    """The server answered 404 or 410."""
+    """404 or 410."""
 
 
 class NoTask(NotFound):
-    """The server does not know the upload, or has forgotten it."""
+    """A server does not know an upload, or not any more."""
 
 
 class AccessDenied(FailJob, label="access_denied", exit_code=6):
-    """The server answered 401, 403 or 407."""
+    """401, 403 or 407."""
 
 
 class TlsFailed(FailJob, label="tls", exit_code=5):
-    """The certificate of the peer was rejected, or the TLS handshake failed."""
+    """The peer's certificate or the handshake was refused."""
 
 
 class ProtocolBroken(FailJob, label="protocol", exit_code=7):
-    """A response that is meaningless for a download: 204, 304, a redirect loop."""
+    """An answer that has no meaning for a download: 204, 304, endless redirects."""
 
 
 class ChecksumMismatch(FailJob, label="checksum", exit_code=11):
-    """The file is complete, but its checksum is wrong."""
+    """All bytes came, and they are not the right ones."""
 
 
 class PolicyRefused(FailJob, label="policy", exit_code=12):
-    """A rule forbids it: a local one (network, redirect, size, path), or one of an
-    upload server (413, 415)."""
+    """Rules forbid it: our own (network, redirect, size, path), or those of a server
+    that takes uploads (413, 415)."""
 
 
 class NotScanned(PolicyRefused, label="not_scanned"):
-    """The malware scanner does not accept a file of this size, or no scanner is
+    """The scanner for malware does not check a file of this size, or none is
     configured."""
 
 
 class ChunkTooLarge(PolicyRefused):
-    """The server accepts the file, but not chunks of this size."""
+    """A server takes the file, but not in pieces of that size."""
 
 
 class Infected(FailJob, label="infected", exit_code=16):
-    """The scanner found malware; the file is in quarantine, or removed.
+    """The scanner has found malware in the file, which is in quarantine, or removed.
 
-    ``signature``: the name of the malware; ``quarantine``: the id of the quarantined
-    file, None if it was removed.
+    ``signature``: the name of what was found; ``quarantine``: the id there, None if the
+    file was removed.
     """
 
     def __init__(
@@ -271,36 +272,35 @@ class Infected(FailJob, label="infected", exit_code=16):
 
 
 class TargetExists(FailJob, label="target_exists", exit_code=13):
-    """The target exists and ``if_exists`` is ``fail``."""
+    """The target is there and ``if_exists`` is ``fail``."""
 
 
 class ForeignFile(FailJob, label="foreign_file", exit_code=13):
-    """A file with the name of the part file or state file was not created by dlpool."""
+    """A file that is not dlpool's has the name of a part or state file."""
 
 
 class Conflict(FailJob, label="conflict", exit_code=13):
-    """The server answered 409: the state of the upload forbids the request, or another
-    file has its name."""
+    """409: the state of an upload forbids it, or another file has its name."""
 
 
 class TaskClosed(Conflict):
-    """The upload accepts no more data, as its file is being merged or has been
-    merged."""
+    """An upload takes nothing more, as its file is being made, or has been."""
 
 
 class RemoteFull(FailJob, label="remote_no_space", exit_code=9):
-    """The server answered 507: its disk is full."""
+    """507: the server's disk is full."""
 
 
 class DeadlineExceeded(FailJob, label="deadline", exit_code=4):
-    """The time limit of the job has passed; part file and state file are kept."""
+    """The job's own time limit passed; part and state stay."""
 
 
 class WaitTooLong(FailJob, label="retry_after", exit_code=8):
-    """The server asked for a wait longer than ``max_retry_after``."""
+    """The server asked for a longer wait than ``max_retry_after``."""
 
 
-# --- repair the machine; nothing is lost ---
+# --- no retry, nothing lost: this machine is at fault
+# -------------------------------------------------------------
 
 
 class LocalFault(DlpoolError, label="local_io", exit_code=3):
@@ -308,16 +308,16 @@ class LocalFault(DlpoolError, label="local_io", exit_code=3):
 
 
 class FileChanged(LocalFault, label="file_changed"):
-    """A file changed while it was uploaded."""
+    """A file changed while it was sent."""
 
 
 class NodeFault(LocalFault):
-    """The machine or file system is at fault, not the job: any other job on it would
-    fail in the same way."""
+    """The whole file system is at fault, not the job: any other job here would meet the
+    same."""
 
 
 class NoSpace(NodeFault, label="no_space", exit_code=9):
-    """The disk is full, or a quota is used up."""
+    """The disk or the quota is full."""
 
 
 class TooLarge(NoSpace):
@@ -325,7 +325,7 @@ class TooLarge(NoSpace):
 
 
 class NoRoom(NoSpace):
-    """The file does not fit at present; smaller files may."""
+    """The file does not fit now; smaller files may."""
 
 
 class ReadOnly(NodeFault, label="read_only"):
@@ -333,48 +333,51 @@ class ReadOnly(NodeFault, label="read_only"):
 
 
 class DiskFailed(NodeFault, label="disk_failed"):
-    """The disk reported an I/O error, or a network file system lost its server."""
+    """The disk gave an I/O error, or a network file system lost its server."""
 
 
 class OutOfFiles(NodeFault, label="too_many_files"):
-    """No file can be opened: a limit of this process or machine is reached."""
+    """No further file can be opened: this process, or this machine, has too many
+    open."""
 
 
 class NoThread(NodeFault, label="no_threads"):
-    """No thread can be started: a limit of this process or machine is reached."""
+    """This process can start no further thread, and needs one."""
 
 
 class NotPermitted(LocalFault, label="permission"):
-    """The operating system denied permission."""
+    """Permission denied."""
 
 
 class Locked(LocalFault, label="locked", exit_code=13):
     """Another download writes to the same target."""
 
 
-# --- the queue ---
+# --- the queue
+# ----------------------------------------------------------------------------------------------------
 
 
 class QueueError(DlpoolError, label="redis", exit_code=20):
-    """A Redis command failed."""
+    """Redis did not do what it was asked to."""
 
 
 class QueueAway(QueueError):
-    """Redis is unreachable, loading, or a replica: a later attempt may succeed."""
+    """Redis cannot be reached, is loading, or is only a replica: it may be back
+    soon."""
 
 
 class QueueUnusable(QueueAway):
-    """A key of the queue holds data that is not dlpool's: the queue works again when
-    the key is removed."""
+    """A key of the queue holds something else than dlpool's: it is the queue's again
+    when that has been removed."""
 
 
 class QueueRefused(QueueError):
-    """Redis rejects the password, or forbids the command."""
+    """Redis wants another password, or forbids it."""
 
 
 class NoSuchJob(DlpoolError, label="no_such_job", exit_code=21):
-    """No job has that id, or its record has expired."""
+    """No job has that id, or it ended so long ago that it is forgotten."""
 
 
 class AlreadyRunning(DlpoolError, label="already_running", exit_code=75):
-    """Another supervisor uses the same state folder."""
+    """Another supervisor works with the same state folder."""

@@ -17,7 +17,7 @@ COUNTED = (
     "ready_normal",
     "ready_low",
     "delayed",
-    "throttled",
+    "parked",
     "paused",
     "running",
     "succeeded",

@@ -10,7 +10,7 @@ import pytest
 from falcon.testing import create_req
 
 from dlpool.config import WebSettings
-from dlpool.web.errors import HttpError
+from dlpool.storage.errors import UploadError
 from dlpool.web.middleware import AccessMiddleware
 
 ADMITTED: list[str] = []
@@ -24,18 +24,16 @@ class Scraped:
 
 def keys() -> Any:
     def caller(*_: object) -> None:
-        raise HttpError(401, "unauthorized", "no token")
+        raise UploadError(401, "unauthorized", "no token")
 
-    return SimpleNamespace(is_required=True, authenticate=caller)
+    return SimpleNamespace(is_required=True, caller=caller)
 
 
 def asked(peer: str, headers: dict[str, str], **settings: str) -> tuple[str, bool]:
     """The address that a request counts for, and whether it may read the metrics without a token."""
     web = WebSettings(**settings)  # type: ignore[arg-type]
     parts: Any = SimpleNamespace(
-        settings=SimpleNamespace(web=web),
-        authenticator=keys(),
-        client_limits=SimpleNamespace(check_rate=ADMITTED.append),
+        settings=SimpleNamespace(web=web), keys=keys(), admission=SimpleNamespace(count=ADMITTED.append)
     )
     gate, req = (
         AccessMiddleware(parts),
@@ -44,7 +42,7 @@ def asked(peer: str, headers: dict[str, str], **settings: str) -> tuple[str, boo
     gate.process_request(req, falcon.Response())
     try:
         gate.process_resource(req, falcon.Response(), Scraped(), {})
-    except HttpError:
+    except UploadError:
         return req.context.address, False
     return req.context.address, True
 

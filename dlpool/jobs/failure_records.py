@@ -1,5 +1,5 @@
-"""List, retry and remove the failure records that clients see, including records of
-other services."""
+"""The failure records that clients see, also those that another service wrote: to list,
+to try again, to remove."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ import redis
 from dlpool.errors import UsageError
 from dlpool.jobs.connection import translated
 from dlpool.jobs.job_admin import JobAdmin, records_client
+from dlpool.jobs.job_view import json_object
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.pushed_job import parse_time
-from dlpool.jobs.redis_values import to_object
 from dlpool.redaction import REDACTED
 
-BATCH = 500  # records of one reply to HSCAN, approximately
-MAX_SORTED = 100_000  # records that a page is selected from
+AT_ONCE = 500  # records in one reply of HSCAN, about
+MAX_LOOKED = 100_000  # records that are put in order
 _HEAD = b'{"task_data":'
 _FAILED_AT = re.compile(
     rb'"failed_at": ?"([^"\\]{1,40})"'
-)  # usually at the end, and much faster than decoding the record
+)  # mostly at the end, and much cheaper than the whole record
 
 
 @dataclass(frozen=True)
 class FailureRecord:
-    """A failure record. ``raw``: the job as pushed; None if the record has none."""
+    """A failure record. ``raw``: the job as it was pushed, None if the record does not
+    hold one."""
 
     url: bytes
     value: bytes
@@ -45,9 +46,8 @@ class FailureRecord:
 
     @classmethod
     def parse(cls, url: bytes, value: bytes) -> FailureRecord:
-        """Parse a record. An invalid one has neither job nor message; nothing is
-        raised."""
-        fields = to_object(value.decode("utf-8", "replace"))
+        """Never raises: what is no record has neither job nor message."""
+        fields = json_object(value.decode("utf-8", "replace"))
         task = fields.get("task_data")
         own = task.get("dlpool") if isinstance(task, dict) else None
         job_id = own.get("id") if isinstance(own, dict) else None
@@ -62,14 +62,17 @@ class FailureRecord:
 
     @property
     def id(self) -> str:
-        """Id of the record for uses where its URL must not be shown: 32 hexadecimal
-        digits of the URL's SHA-256."""
+        """What names the record where its URL must not be shown: 32 hexadecimal digits
+        of its SHA-256."""
         return record_id(self.url)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the record as an object. Values of the job's headers are redacted."""
+        """The record for people and programs; of the job's headers only the names, as
+        their values may be secret."""
         job = (
-            None if self.raw is None else to_object(self.raw.decode("utf-8", "replace"))
+            None
+            if self.raw is None
+            else json_object(self.raw.decode("utf-8", "replace"))
         )
         own = job.get("dlpool") if job is not None else None
         if (
@@ -90,30 +93,30 @@ class FailureRecord:
 
 
 class FailureRecords:
-    """The failure records of one group. Thread-safe, as the client is. Methods raise
+    """The records of one group. Thread-safe, as the client is. Each method raises
     QueueError."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = records_client(client, keys)
         self._keys = keys
-        self._jobs = JobAdmin(client, keys)
+        self._controls = JobAdmin(client, keys)
 
     def all(self) -> Iterator[FailureRecord]:
-        """Yield the records, unordered. A record that is added during the call may be
-        missed."""
+        """The records, in no order, a portion at a time. One that comes meanwhile may
+        be missed."""
         yield from (FailureRecord.parse(url, value) for url, value in self._scanned())
 
     def page(
         self, limit: int, after: str | None = None
     ) -> tuple[list[FailureRecord], str | None]:
-        """Return the newest ``limit`` records after a cursor, and the next cursor, or
-        None at the end.
+        """The newest ``limit`` records behind the cursor ``after``, and the cursor
+        behind them, or None at the end.
 
-        The hash is unordered, so up to ``MAX_SORTED`` records are read. Raises
-        UsageError for an invalid cursor.
+        They lie in no order, so all are looked at, but for those beyond ``MAX_LOOKED``.
+        Raises UsageError.
         """
         last = None if after is None else _cursor(after)
-        once = _each_once(islice(self._scanned(), MAX_SORTED))
+        once = _each_once(islice(self._scanned(), MAX_LOOKED))
         keyed = ((_order(url, value), url, value) for url, value in once)
         found = nsmallest(
             limit + 1,
@@ -127,41 +130,42 @@ class FailureRecords:
         return rows, f"{-age}-{name}"
 
     def get(self, url: str) -> FailureRecord | None:
-        """Return the record of a URL."""
+        """The record of a URL."""
         field = url.encode("utf-8", "surrogateescape")
         with translated(self._client):
             value = self._client.hget(self._keys.failed, field)
         return None if value is None else FailureRecord.parse(field, value)
 
     def by_id(self, record_id: str) -> FailureRecord | None:
-        """Return the record with an id. Reads all records."""
+        """The record of that id; all are looked through."""
         return next((one for one in self.all() if one.id == record_id), None)
 
     def _scanned(self) -> Iterator[tuple[bytes, bytes]]:
         with translated(self._client):
-            yield from self._client.hscan_iter(self._keys.failed, count=BATCH)
+            yield from self._client.hscan_iter(self._keys.failed, count=AT_ONCE)
 
     def retry(self, failure: FailureRecord) -> str:
-        """Run the job of a record again. Return OK, GONE (the record has changed), or
-        EMPTY (it has no job).
+        """Let its job run again: OK, GONE (the record has changed), or EMPTY (there is
+        no job in it).
 
-        A job whose id is known keeps it. Any other job is pushed again, as clients do.
+        A job that is known by its id goes on under that; any other is pushed anew, as
+        clients do.
         """
         if failure.raw is None:
             return "EMPTY"
-        if failure.job_id and self._jobs.execute("retry", failure.job_id) == "OK":
+        if failure.job_id and self._controls.execute("retry", failure.job_id) == "OK":
             self.remove(failure)
             return "OK"
-        return self._jobs.requeue(failure.url, failure.value, failure.raw)
+        return self._controls.requeue(failure.url, failure.value, failure.raw)
 
     def remove(self, failure: FailureRecord) -> str:
-        """Delete the record. Return OK, or GONE if it does not exist."""
+        """Remove the record: OK, or GONE."""
         with translated(self._client):
             return "OK" if self._client.hdel(self._keys.failed, failure.url) else "GONE"
 
 
 def _each_once(records: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield each record once. HSCAN may return a field more than once."""
+    """HSCAN may give a field more than once."""
     seen = set()
     for url, value in records:
         name = record_id(url)
@@ -171,13 +175,13 @@ def _each_once(records: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, 
 
 
 def record_id(url: bytes) -> str:
-    """Return the id that the record of a URL has, or would have."""
+    """Return the id of the record of a URL, whether there is one or not."""
     return hashlib.sha256(url).hexdigest()[:32]
 
 
 def _order(url: bytes, value: bytes) -> tuple[int, str]:
-    """Return a sort key that puts the newest record first: the negated time of the
-    failure in ms, and the id."""
+    """What puts the newest record first: the ms since 1970 at which it failed, turned
+    around, and its id."""
     found = _FAILED_AT.findall(value, max(0, len(value) - 100)) or _FAILED_AT.findall(
         value
     )
@@ -190,17 +194,16 @@ def _order(url: bytes, value: bytes) -> tuple[int, str]:
 def _cursor(text: str) -> tuple[int, str]:
     match = re.fullmatch("([0-9]{1,17})-([0-9a-f]{32})", text)
     if match is None:
-        raise UsageError("the cursor does not belong to this list")
+        raise UsageError("this cursor is not one of that list")
     return -int(match[1]), match[2]
 
 
 def _job_in(value: bytes, task: object) -> bytes | None:
-    """Return the job of a record, byte by byte as it was pushed if dlpool has written
-    the record; else encoded again."""
+    """The job, byte by byte as it was pushed where the record begins as ours do."""
     if not isinstance(task, dict):
         return None
     if value.startswith(_HEAD):
-        with suppress(ValueError):  # a record of another service may differ further on
+        with suppress(ValueError):  # another service puts spaces between
             text = value.decode("utf-8")
             _, end = json.JSONDecoder().raw_decode(text, len(_HEAD))
             return text[len(_HEAD) : end].encode()

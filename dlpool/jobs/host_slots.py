@@ -1,5 +1,5 @@
-"""The slots of origin hosts, shared by all supervisors of a Redis: how many jobs
-contact a host, and how often one starts."""
+"""The slots of origin hosts, which all supervisors of a Redis share: how many jobs ask
+a host at once, and how soon."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dlpool.jobs.transitions import Transitions
 
 @dataclass(frozen=True)
 class HostLimit:
-    """The limits of a host: ``most`` jobs at once, ``rate`` starts of jobs per second;
+    """What a host is spared: ``most`` jobs at once, ``rate`` starts of jobs a second;
     None is no limit."""
 
     host: str
@@ -26,11 +26,10 @@ class HostLimit:
 
 @dataclass(frozen=True)
 class SlotReply:
-    """The reply to ``acquire``.
+    """The answer to a take. ``wait_s``: 0, it has a slot; None, all are taken; else its
+    start is ``is_paid`` then.
 
-    ``wait_s``: 0: the job has a slot; None: no slot is free; else seconds until its
-    start, which is reserved if ``is_start_reserved``. ``problem``: why the answer is
-    not known.
+    ``problem``: why that is not known.
     """
 
     wait_s: float | None
@@ -39,12 +38,11 @@ class SlotReply:
 
 
 class HostSlots:
-    """Acquires and releases slots for jobs. Thread-safe, as ``transitions`` is. Methods
-    do not raise.
+    """Thread-safe, as ``transitions`` is. A slot is of a job, whoever runs it.
 
-    In a Cluster a host's keys are on another node than the queue. While that node is
-    away, no job gets a slot, and slots that are not renewed or released expire with
-    their leases; the queue itself continues.
+    Nothing here raises. In a Cluster a host's keys are on another node than the
+    queue's, which goes on without it: then nobody gets a slot, and slots that are not
+    kept or given back end with their leases.
     """
 
     def __init__(self, transitions: Transitions) -> None:
@@ -55,54 +53,49 @@ class HostSlots:
     def acquire(
         self, limit: HostLimit, job_id: str, *, lease_s: float, is_start_reserved: bool
     ) -> SlotReply:
-        """Acquire a slot for a job, for ``lease_s`` unless it is renewed.
-        ``is_start_reserved``: by an earlier call."""
+        """A slot for a job, for ``lease_s`` if it is not kept. ``is_paid``: its start
+        is reserved."""
         apart_ms = 1000 / limit.rate if limit.rate else 0
-        more = (limit.most or 0, apart_ms, int(is_start_reserved))
         try:
-            reply = self._run("acquire", limit.host, [job_id], lease_s, *more)
+            reply = self._run(
+                "take",
+                limit.host,
+                [job_id],
+                lease_s,
+                limit.most or 0,
+                apart_ms,
+                int(is_start_reserved),
+            )
         except QueueError as error:
             return SlotReply(None, is_start_reserved, str(error))
-        wait_ms, reserved = reply[0]
-        return SlotReply(None if wait_ms < 0 else wait_ms / 1000, bool(reserved))
+        wait_ms, paid = reply[0]
+        return SlotReply(None if wait_ms < 0 else wait_ms / 1000, bool(paid))
 
     def renew(self, held: Iterable[tuple[str, str]], *, lease_s: float) -> None:
-        """Renew the slots of jobs, given as (host, job id). One round trip per host,
-        whose node alone may be away."""
+        """Renew the slots of jobs: pairs of host and id; one round trip a host, whose
+        node may be away by itself."""
         of_hosts: dict[str, list[str]] = {}
         for host, job_id in held:
             of_hosts.setdefault(host, []).append(job_id)
         for host, job_ids in of_hosts.items():
             with suppress(QueueError):
-                self._run("renew", host, job_ids, lease_s)
+                self._run("keep", host, job_ids, lease_s)
 
     def release(self, host: str, job_id: str) -> None:
-        """Release the slot of a job."""
+        """Give a slot back."""
         with suppress(QueueError):
-            self._run("release", host, [job_id], 0)
+            self._run("free", host, [job_id], 0)
 
     def _run(
-        self,
-        action: str,
-        host: str,
-        job_ids: Sequence[str],
-        lease_s: float,
-        *more: float,
+        self, verb: str, host: str, job_ids: Sequence[str], lease_s: float, *more: float
     ) -> list[Any]:
         keys, lease_ms = host_slot_keys(host), round(lease_s * 1000)
-        # the stored clock of these keys must outlive the slots, like the time of the
-        # next start
+        # the clock of these keys outlives the slots, like the time of the next start
         prefix = f"{keys[1]}:"
         calls = [
             (
                 keys,
-                [
-                    prefix,
-                    action,
-                    f"{self._group} {one}",
-                    lease_ms,
-                    *(more or (0, 0, 0)),
-                ],
+                [prefix, verb, f"{self._group} {one}", lease_ms, *(more or (0, 0, 0))],
             )
             for one in job_ids
         ]

@@ -1,5 +1,5 @@
-"""Parse the URL of a queue's server: a single server, the master that Sentinels name,
-or a Cluster. Pure."""
+"""The URL of a queue's server: one server, the master that Sentinels name, or a
+Cluster. Pure."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 
 @dataclass(frozen=True)
 class RedisAddress:
-    """A parsed URL. ``kind``: server, sentinel or cluster.
+    """Where to ask. ``kind``: server, sentinel or cluster.
 
-    ``server_url``: URL of a server in the syntax of redis-py, which has the options of
-    all connections. ``hosts``: (host, port) of the Sentinels or Cluster nodes.
-    ``service``: the master's name at the Sentinels.
+    ``plain``: the URL of a server as redis-py reads it, for its options. ``hosts`` are
+    (host, port) of the Sentinels or nodes; ``service`` is the name by which Sentinels
+    know the master.
     """
 
     kind: str
@@ -40,8 +40,8 @@ class RedisAddress:
 
     @classmethod
     def parse(cls, url: str) -> RedisAddress:
-        """Parse a URL. Raises ValueError for an invalid one; the message may contain a
-        secret. redis-py checks the rest."""
+        """Raises ValueError for a URL that cannot be used, as far as it is ours to see;
+        its text may be secret."""
         if "#" in url:
             raise ValueError("redis-py would ignore the rest")
         if "+" not in url.partition("://")[0]:
@@ -58,8 +58,8 @@ class RedisAddress:
                 "a Sentinel's is /SERVICE[/DB], a Cluster has one database"
             )
         hosts = tuple(_host(text, PORTS[kind]) for text in match["hosts"].split(","))
-        server_url = f"{match['scheme']}://{match['user'] or ''}localhost/{db}{match['query'] or ''}"
-        return cls(kind, server_url, hosts, service)
+        plain = f"{match['scheme']}://{match['user'] or ''}localhost/{db}{match['query'] or ''}"
+        return cls(kind, plain, hosts, service)
 
 
 def _host(text: str, port: int) -> tuple[str, int]:

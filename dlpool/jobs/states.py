@@ -41,7 +41,7 @@ class Disposition(str, Enum):
     RELEASE = "release"
     YIELD = "yield"
     PAUSE = "pause"
-    THROTTLE = "throttle"
+    THROTTLE = "park"
     CRASH = "crash"
     FOLLOW = "follow"
 

@@ -1,4 +1,5 @@
-"""Liveness and readiness of a service, as probes and people see them."""
+"""Whether a service lives, and whether it can do its work: what probes and people are
+told."""
 
 from __future__ import annotations
 
@@ -6,14 +7,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-# without a turn of the main loop, which turns every second: then it counts as stuck
-SILENCE_S = 30.0
+SILENCE_S = (
+    30.0  # of the main loop, after which it is taken for stuck; it turns every second
+)
 
 
 @dataclass(frozen=True)
 class HealthCheck:
-    """One condition of readiness. ``problem`` is the reason why it fails, empty if it
-    holds."""
+    """One condition of being ready; ``problem`` says why it does not hold, empty if it
+    does."""
 
     name: str
     problem: str = ""
@@ -27,12 +29,11 @@ class HealthCheck:
 
 
 class Health:
-    """The health of a service. The main loop calls ``update``; any thread may call the
-    other methods."""
+    """``beat`` by the main loop, all else by any thread."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._updated_at = clock()
+        self._beat_at = clock()
         self._checks: tuple[HealthCheck, ...] = (
             HealthCheck("started", "the service is starting"),
         )
@@ -41,29 +42,29 @@ class Health:
         return f"<Health {'; '.join(map(str, self._checks))}>"
 
     def update(self, checks: Sequence[HealthCheck]) -> None:
-        """Record a turn of the main loop, and the results of its checks."""
+        """The main loop has turned, and found this."""
         self._checks = tuple(checks)
-        self._updated_at = self._clock()
+        self._beat_at = self._clock()
 
     def liveness(self) -> HealthCheck:
-        """Check whether the main loop turns. Redis and disks do not matter: a restart
-        would not repair them."""
-        silent_s = self._clock() - self._updated_at
+        """Whether the process does anything at all. What else is away (Redis, a disk)
+        does not matter: a restart would not bring it back."""
+        silent_s = self._clock() - self._beat_at
         return HealthCheck(
             "loop",
             f"it has not turned for {silent_s:.0f} s" if silent_s > SILENCE_S else "",
         )
 
     def readiness(self) -> tuple[HealthCheck, ...]:
-        """Return all checks that must hold for the service to take jobs."""
+        """All conditions of taking jobs."""
         return (self.liveness(), *self._checks)
 
 
 def format_checks(
     checks: Sequence[HealthCheck], *, is_verbose: bool
 ) -> tuple[bool, str]:
-    """Return whether all checks hold, and a line for each; without ``is_verbose`` only
-    for those that fail."""
+    """Whether all hold, and a line each; without ``is_verbose`` only of those that do
+    not."""
     is_good = not any(check.problem for check in checks)
     shown = [str(check) for check in checks if is_verbose or check.problem]
     return is_good, "\n".join([*shown, "ok" if is_good else "not ok"]) + "\n"

@@ -1,5 +1,5 @@
-"""Configured limits and current holds of origin hosts. A hold is a time in which no
-request goes to a host."""
+"""What is known of origin hosts: what each is spared, and until when it does not want
+to be asked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from dlpool.config import Settings
 from dlpool.jobs.host_slots import HostLimit
 
-MIN_EXTENSION_S = 1.0  # a hold that is extended by less is not reported again
+NEWS_S = 1.0  # a hold that is longer by less says nothing new
 
 
 class HostLimits:
@@ -17,17 +17,17 @@ class HostLimits:
 
     def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._holds: dict[str, float] = {}  # when each ends, by authority
+        self._holds: dict[str, float] = {}
         self.apply(settings)
 
     def __repr__(self) -> str:
         return (
-            f"<HostLimits {len(self._overrides)} overrides, held: "
+            f"<Hosts {len(self._overrides)} with limits of their own, held: "
             f"{sorted(self._holds)}>"
         )
 
     def apply(self, settings: Settings) -> None:
-        """Use the limits of reloaded settings."""
+        """Use the limits of these settings from now on."""
         self._limits, self._overrides = settings.limits, settings.hosts
         self._is_limited = any(
             one.max_per_host or one.rate_per_host
@@ -35,8 +35,8 @@ class HostLimits:
         )
 
     def limit(self, url: str) -> HostLimit | None:
-        """Return the limits of the host of a URL, or None. A limit that names no port
-        is shared by all ports."""
+        """What the host of a URL is spared, None if nothing. One limit of a host counts
+        for all its ports."""
         if not self._is_limited:
             return None
         host, authority = _hostname(url), authority_of(url)
@@ -51,28 +51,26 @@ class HostLimits:
         return HostLimit(name, limits.max_per_host, limits.rate_per_host)
 
     def hold(self, authority: str, seconds: float) -> bool:
-        """Hold a host for ``seconds`` from now. Return False if it is held for about
-        that long already."""
+        """Nobody asks it for that long. Returns whether that is news."""
         now = self._clock()
         self._holds = {
             name: until for name, until in self._holds.items() if until > now
         }
         authority = authority.lower()
-        if now + seconds <= self._holds.get(authority, now) + MIN_EXTENSION_S:
+        if now + seconds <= self._holds.get(authority, now) + NEWS_S:
             return False
         self._holds[authority] = now + seconds
         return True
 
     def hold_remaining_s(self, url: str) -> float:
-        """Return the seconds until requests may be sent to the host of a URL; 0 if it
-        is not held."""
+        """Seconds until the host of a URL may be asked; 0 is now."""
         if not self._holds:
             return 0.0
         return max(0.0, self._holds.get(authority_of(url), 0.0) - self._clock())
 
 
 def authority_of(url: str) -> str:
-    """Return host and port as written in a URL, in lower case; '' if it has none."""
+    """Host and port as a URL names them; '' for a text that names none."""
     try:
         return urlsplit(url).netloc.rpartition("@")[2].lower()
     except ValueError:

@@ -1,5 +1,5 @@
-"""Scheduling: which worker gets which job, how slots and rate are divided, and when a
-worker may be started. Pure."""
+"""Which worker gets which job, how many workers there should be, and when one may
+start. Pure."""
 
 from __future__ import annotations
 
@@ -8,70 +8,62 @@ from dataclasses import dataclass, replace
 
 RESPAWN_FIRST_S = 0.1
 RESPAWN_MAX_S = 10.0
-IDLE_PART = 10  # all workers without a job together get at most 1/10 of the node's rate
-HEALTHY_S = 10.0  # the death of a worker that has lived this long is not a failed start
+IDLE_PART = 10  # workers without a job have at most a tenth of the node's rate together
+HEALTHY_S = 10.0  # a worker that lived so long was no failed start
 
 
 @dataclass(frozen=True)
 class WorkerSlots:
-    """The free slots of one worker. A quarantine worker runs one quarantined job at a
-    time and no other job."""
+    """A worker: its pid, free slots and jobs; ``is_alone``: for one suspect job."""
 
     pid: int
     free: int
     busy: int
-    is_quarantine: bool
+    is_alone: bool
 
 
 @dataclass(frozen=True)
 class WaitingJob:
-    """A job that has no worker yet."""
+    """A job that waits for a worker."""
 
     lease_id: str
-    is_quarantined: bool
+    is_suspect: bool
 
 
 def assign(
-    waiting: Sequence[WaitingJob], workers: Sequence[WorkerSlots]
+    waiting: Sequence[WaitingJob], seats: Sequence[WorkerSlots]
 ) -> list[tuple[str, int]]:
-    """Return lease id and pid for each job that can start now.
-
-    A job goes to the worker with the most free slots. Quarantined jobs go to quarantine
-    workers only.
-    """
-    slots = {worker.pid: worker for worker in workers}
-    assigned: list[tuple[str, int]] = []
+    """Ticket and pid for each job that has a place now: to the worker with the most
+    free slots, suspects alone."""
+    places = {seat.pid: seat for seat in seats}
+    dealt: list[tuple[str, int]] = []
     for job in waiting:
-        fitting = [worker for worker in slots.values() if _fits(worker, job)]
+        fitting = [seat for seat in places.values() if _fits(seat, job)]
         if not fitting:
             continue
-        best = max(fitting, key=lambda worker: worker.free)
-        slots[best.pid] = replace(best, free=best.free - 1, busy=best.busy + 1)
-        assigned.append((job.lease_id, best.pid))
-    return assigned
+        best = max(fitting, key=lambda seat: seat.free)
+        places[best.pid] = replace(best, free=best.free - 1, busy=best.busy + 1)
+        dealt.append((job.lease_id, best.pid))
+    return dealt
 
 
-def _fits(worker: WorkerSlots, job: WaitingJob) -> bool:
+def _fits(seat: WorkerSlots, job: WaitingJob) -> bool:
     return (
-        worker.free > 0
-        and worker.is_quarantine == job.is_quarantined
-        and not (worker.is_quarantine and worker.busy)
+        seat.free > 0
+        and seat.is_alone == job.is_suspect
+        and not (seat.is_alone and seat.busy)
     )
 
 
-def divide_slots(slots: int, workers: int) -> list[int]:
-    """Return the slots of each worker, as even as possible. No worker is left without a
-    slot."""
+def slots_of(slots: int, workers: int) -> list[int]:
+    """``slots`` dealt over ``workers``, as evenly as possible, none without any."""
     workers = min(workers, slots)
     return [slots // workers + (number < slots % workers) for number in range(workers)]
 
 
-def divide_rate(rate: int, demands: Sequence[int]) -> list[int]:
-    """Return each worker's share of ``rate`` in bytes/s, in proportion to its demand in
-    jobs.
-
-    A worker without demand gets a small share, so that its first job can begin.
-    """
+def shares_of(rate: int, demands: Sequence[int]) -> list[int]:
+    """``rate`` dealt over workers in proportion to their jobs; those without any get a
+    little, to begin with."""
     total, idle = sum(demands), max(1, rate // (IDLE_PART * max(1, len(demands))))
     if total == 0:
         return [rate // len(demands) for _ in demands]
@@ -81,14 +73,14 @@ def divide_rate(rate: int, demands: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class RespawnBackoff:
-    """When the next worker may be started: at once after a healthy worker, with growing
-    delay after failed starts."""
+    """When the next worker may be started: at once after one that had lived, later and
+    later after failed starts."""
 
     failures: int = 0
-    not_before: float = 0.0  # by the monotonic clock
+    not_before: float = 0.0
 
     def after_death(self, lived_s: float, now: float) -> RespawnBackoff:
-        """Return the backoff after a worker has died that lived ``lived_s`` seconds."""
+        """A worker has died."""
         if lived_s >= HEALTHY_S:
             return RespawnBackoff()
         delay = (

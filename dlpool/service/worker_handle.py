@@ -1,4 +1,4 @@
-"""The worker handle: a worker process as its supervisor sees it."""
+"""A worker process as its supervisor sees it."""
 
 from __future__ import annotations
 
@@ -25,20 +25,19 @@ from dlpool.service.wire.frames import (
 )
 from dlpool.service.worker.process import stacks_file
 
-ABORT_S = 1.0  # from SIGABRT to SIGKILL
-MAX_STACKS = 32 * 1024  # bytes of a stack dump that are logged
+MAX_STACKS = 32 * 1024  # bytes of a dump that go into the log
 
 
 def remove_old_stacks(state_dir: Path) -> None:
-    """Remove the stack dumps of workers whose supervisor was killed."""
+    """Remove what workers of a killed supervisor left that could not end in order."""
     for path in state_dir.glob("stacks-*"):
         with suppress(OSError):
             path.unlink()
 
 
 class WorkerHandle:
-    """Used by the main thread only. A quarantine worker runs one quarantined job at a
-    time and no other job."""
+    """Used by the main thread only. ``is_alone``: it runs one suspect job at a time,
+    and nothing else."""
 
     def __init__(
         self,
@@ -46,44 +45,39 @@ class WorkerHandle:
         channel: FrameChannel,
         slots: int,
         *,
-        is_quarantine: bool,
+        is_alone: bool,
         cpu: int | None,
     ) -> None:
         self.process = process
         self.channel = channel
         self.slots = slots
-        self.is_quarantine = is_quarantine
-        self.cpu = cpu  # the CPU that small jobs run on
+        self.is_quarantine = is_alone
+        self.cpu = cpu
         self.pid = process.pid or 0
-        self.jobs: set[str] = set()  # lease ids
-        self.finishing: set[str] = (
-            set()
-        )  # lease ids of jobs that only wait for the disk: their slots count as free
+        self.jobs: set[str] = set()
+        self.finishing: set[str] = set()  # those whose slot is as good as free
         self.cleanup_requests: dict[
             str, CleanupEntry
-        ] = {}  # sent and not confirmed, by job id
-        self.assigned_count = 0  # jobs since the start
+        ] = {}  # by job: what it was told to remove
+        self.assigned_count = 0  # jobs in all
         self.started_at = self.last_heard_at = time.monotonic()
         self.is_ready = False
         self.has_exited = False
-        self.resident_bytes = 0  # memory at the last measurement
+        self.resident_bytes = 0  # bytes, when it was weighed last
         self.is_retiring = False
         self.kill_reason: str | None = None
         self.kill_at: float | None = None
         self.hung_job: str | None = (
-            # lease id of the job whose thread held the GIL when the worker hung, if
-            # known
+            # the job that had the interpreter's lock when it hung, if that can be told
             None
         )
+        self._usage: ThreadTicks | None = (
+            None  # of its threads, when its silence was first noticed
+        )
         self.counters = CounterDeltas()
-        self.rate: int | None = None  # bytes/s that the worker has been told
-        self.space: SpaceFrame | None = None  # the last one sent
-        self._ticks: ThreadTicks | None = (
-            None  # taken when the worker was first seen silent
-        )
-        self._counted_demand = (
-            0  # of ``assigned_count``, at the last call of ``demand``
-        )
+        self.rate: int | None = None  # its share of the node's, as it was told
+        self.space: SpaceFrame | None = None  # as it was told
+        self._seen = 0  # of the jobs taken, when its demand was asked for
         self._unsent: deque[bytes] = deque()
 
     def __repr__(self) -> str:
@@ -91,19 +85,15 @@ class WorkerHandle:
 
     @property
     def state(self) -> str:
-        """The state for people: retiring, quarantine, ready or starting."""
+        """What it is there for just now."""
         if self.is_retiring:
             return "retiring"
         return (
-            "quarantine"
-            if self.is_quarantine
-            else "ready"
-            if self.is_ready
-            else "starting"
+            "alone" if self.is_quarantine else "ready" if self.is_ready else "starting"
         )
 
     def as_json(self) -> dict[str, object]:
-        """Return the worker's entry in the node's status; ``memory`` in bytes."""
+        """What is shown of it; ``memory`` in bytes, when it was weighed last."""
         return {
             "pid": self.pid,
             "busy": len(self.jobs),
@@ -114,97 +104,91 @@ class WorkerHandle:
 
     @property
     def free_slots(self) -> int:
-        """How many more jobs may be assigned."""
+        """How many more jobs it may be given."""
         return self.slots - len(self.jobs - self.finishing) if self.is_accepting else 0
 
     @property
     def is_accepting(self) -> bool:
-        """Whether the worker is ready and has not been told to stop."""
+        """Whether it is up, and nobody has told it to end."""
         return self.is_ready and not self.is_retiring and not self.kill_reason
 
     def demand(self) -> int:
-        """Return how many jobs the worker has, or has been assigned since the last call
-        if that is more."""
-        new, self._counted_demand = (
-            self.assigned_count - self._counted_demand,
-            self.assigned_count,
-        )
-        return max(len(self.jobs), min(new, self.slots))
+        """How many jobs it has, or has got since the last call."""
+        fresh, self._seen = self.assigned_count - self._seen, self.assigned_count
+        return max(len(self.jobs), min(fresh, self.slots))
 
     def set_rate(self, rate: int | None) -> None:
-        """Send the worker its share of the node's rate in bytes/s, if the share has
-        changed. None is no limit."""
+        """Tell it its share of the node's rate, if that is another one."""
         if rate != self.rate:
             self.rate = rate
             self.send(RateFrame(rate))
 
     def set_disk_space(self, frame: SpaceFrame) -> None:
-        """Send the worker the disk space that is reserved for running jobs, if it has
-        changed."""
+        """Tell it what jobs leave to each other on the disks, if that has changed."""
         if frame != self.space:
             self.space = frame
             self.send(frame)
 
     def send(self, frame: Frame) -> None:
-        """Send a frame, or queue it until the worker reads again. Raises InternalError
-        if it is too large."""
+        """Send it now, or as soon as the worker reads again; order is kept. Raises
+        InternalError if it is too large."""
         self._unsent.append(encode(frame))
         self.flush()
 
+    def mark_exited(self) -> None:
+        """Its sentinel says that the process has ended."""
+        self.has_exited = True
+
     def flush(self) -> None:
-        """Send queued frames in order, as far as the worker reads."""
+        """Send what could not be sent before."""
         while self._unsent and self.channel.send_encoded(self._unsent[0]):
             self._unsent.popleft()
 
     def frames(self) -> Iterator[Frame]:
-        """Yield the frames that the worker has sent, until there are no more or the
-        socket is closed."""
+        """What it has sent. Stops at the end of data; the process's own end is seen by
+        its sentinel."""
         with suppress(BlockingIOError):
             while (frame := self.channel.receive()) is not None:
                 self.mark_heard(time.monotonic())
                 yield frame
 
-    def mark_exited(self) -> None:
-        """Record that the process has exited, as its sentinel says."""
-        self.has_exited = True
-
-    def mark_heard(self, now: float) -> None:
-        """Restart the count of the worker's silence."""
-        self.last_heard_at, self._ticks = now, None
-
-    def sample_threads(self) -> None:
-        """Record the CPU time of a silent worker's threads, so that ``abort`` can tell
-        which one ran since."""
-        self._ticks = thread_ticks(self.pid) if self._ticks is None else self._ticks
-
     def measure_memory(self) -> int:
-        """Return the resident memory in bytes, 0 if the process has exited."""
+        """Resident memory in bytes, 0 if it is gone."""
         try:
             return int(psutil.Process(self.pid).memory_info().rss)
         except psutil.Error:
             return 0
 
+    def mark_heard(self, now: float) -> None:
+        """It has said something, or could not be heard."""
+        self.last_heard_at, self._usage = now, None
+
+    def sample_threads(self) -> None:
+        """Look at its threads when it has been silent for a while; what they do from
+        now on tells the culprit."""
+        self._usage = thread_ticks(self.pid) if self._usage is None else self._usage
+
     def abort(self, reason: str) -> None:
-        """Have the worker dump its stacks and exit, even if it is stopped. It is killed
-        ``ABORT_S`` seconds later."""
-        if self._ticks is not None:
+        """Have it dump its stacks and die, also if it is stopped; a second later it is
+        killed."""
+        if self._usage is not None:
             self.hung_job = find_hung_job(
-                self._ticks, thread_ticks(self.pid), self.jobs
+                self._usage, thread_ticks(self.pid), self.jobs
             )
         self.kill_reason = reason
-        self.kill_at = time.monotonic() + ABORT_S
+        self.kill_at = time.monotonic() + 1.0
         self._signal(signal.SIGABRT)
         self._signal(
             signal.SIGCONT
-        )  # after SIGABRT: a stopped process then handles SIGABRT first
+        )  # SIGABRT comes first: a stopped process takes no other step before it
 
     def kill(self, reason: str) -> None:
-        """Kill the worker with SIGKILL."""
+        """End it at once."""
         self.kill_reason = self.kill_reason or reason
         self._signal(signal.SIGKILL)
 
     def describe_exit(self) -> str:
-        """Return how the process exited, for the log."""
+        """How the process, which has ended, did so."""
         code = self.process.exitcode or 0
         how = (
             f"killed by {signal.Signals(-code).name}"
@@ -214,8 +198,7 @@ class WorkerHandle:
         return f"{self.kill_reason} ({how})" if self.kill_reason else how
 
     def take_stacks(self, state_dir: Path) -> str:
-        """Return the stacks that the worker dumped when it died, and remove the file;
-        '' if there is none."""
+        """The stacks that it dumped when it died, if any; the file goes."""
         path = stacks_file(state_dir, self.pid)
         with suppress(OSError):
             text = path.read_text(encoding="utf-8", errors="replace")

@@ -1,7 +1,5 @@
-"""One attempt at an upload: ask the server for its chunks, send the rest, merge.
-
-Missing or damaged chunks are sent again until the file at the server is complete.
-"""
+"""One task at the server: ask what it has, send the rest, merge; again, until the whole
+file is there."""
 
 from __future__ import annotations
 
@@ -32,15 +30,12 @@ from dlpool.upload.retrying import RequestRetrier
 from dlpool.upload.scheduler import UploadScheduler
 
 MERGE_POLL_S = 1.0
-MAX_REPAIRS = 5  # merges that found chunks missing or damaged
-MAX_CONFLICTS = 3  # merges refused because of another merge that has ended since
+MAX_REPAIRS = 5  # merges that found chunks missing or wrong
+MAX_CONFLICTS = 3  # merges that were refused for another that had ended by then
 
 
 class UploadAttempt:
-    """One attempt with one chunk size. ``run`` is called once, by one thread.
-
-    Other threads may read ``scheduler`` and ``phase``.
-    """
+    """``run`` by one thread, once; ``board`` and ``phase`` are for any."""
 
     def __init__(
         self,
@@ -57,23 +52,20 @@ class UploadAttempt:
         self.phase = "connecting"
         self.resumed_from = 0
         self._context = context
-        self._retrier = RequestRetrier(context)
+        self._asker = RequestRetrier(context)
         self._repairs = self._conflicts = 0
 
     def run(self) -> MergedFile:
-        """Upload the file.
-
-        Raises ChunkTooLarge and MergedGone if another attempt is necessary, and other
-        errors if the upload has failed. An error cancels the scope of the attempt.
-        """
-        context, file_hash = self._context, None
+        """Upload the file. Raises MergedGone and ChunkTooLarge where it is to begin
+        anew, and what ends it."""
+        context, whole = self._context, None
         try:
             was_completed = self._begin()
-            file_hash = FileHashThread(self.task)
+            whole = FileHashThread(self.task)
             self._send()
-            merged = self._complete(file_hash)
+            merged = self._merged(whole)
             if was_completed and not self.scheduler.accepted_bytes:
-                self._check_merged_file(merged)
+                self._look_for(merged)
             return merged
         except BaseException as error:
             context.scope.cancel(
@@ -83,13 +75,13 @@ class UploadAttempt:
             )
             raise
         finally:
-            if file_hash is not None:
-                file_hash.join()  # it reads the file, too
+            if whole is not None:
+                whole.join()  # it reads the file, too
 
     def _begin(self) -> bool:
-        """Ask the server for its chunks; return whether it has the complete file."""
+        """Learn what the server has; returns whether that is the whole file."""
         context, plan, target = self._context, self.task.plan, self.task.target
-        status = self._retrier.request(
+        status = self._asker.request(
             lambda exchange: context.server.status(exchange, target)
         )
         if status.state == "paused":
@@ -97,7 +89,7 @@ class UploadAttempt:
                 f"the upload is paused at the server: resume its task {target.file_id} "
                 f"there"
             )
-        is_closed = status.state in ("merging", "completed")  # the merge has the result
+        is_closed = status.state in ("merging", "completed")  # the merge tells
         self.scheduler.reset(range(plan.count) if is_closed else status.chunks)
         self.resumed_from = self.scheduler.stored_bytes
         context.notify(
@@ -110,22 +102,23 @@ class UploadAttempt:
         return status.state == "completed"
 
     def _send(self) -> None:
-        """Send the missing chunks over all connections."""
+        """Send what is missing, over all lanes."""
         self.phase = "uploading"
-        workers = [UploadWorker(self.task) for _ in range(self.connections)]
-        started = _start_threads(workers)
+        lanes = [UploadWorker(self.task) for _ in range(self.connections)]
+        started = _started(lanes)
         if not started:
-            workers[0].run()
+            lanes[0].run()
         for thread in started:
             thread.join()
         self._context.scope.raise_if_cancelled()
 
-    def _complete(self, file_hash: FileHashThread) -> MergedFile:
-        """Merge the chunks; send missing and damaged chunks again."""
+    def _merged(self, whole: FileHashThread) -> MergedFile:
+        """The file at the server. Chunks that turn out to be bad or missing are sent
+        again."""
         context, size = self._context, self.task.plan.size
         while True:
             self.phase = "hashing"
-            md5 = file_hash.hexdigest()
+            md5 = whole.hexdigest()
             context.file.check_unchanged()
             self.phase = "merging"
             answer = self._merge(md5)
@@ -141,7 +134,7 @@ class UploadAttempt:
             self._repairs += 1
             if not missing:
                 raise ChecksumMismatch(
-                    f"the server cannot merge the file, although it has all of its "
+                    f"the server cannot make the file, although it has all of its "
                     f"chunks ({md5})"
                 )
             if self._repairs > MAX_REPAIRS:
@@ -149,17 +142,20 @@ class UploadAttempt:
             self._send()
 
     def _merge(self, md5: str) -> MergedFile | IncompleteUpload:
-        """Request the merge; wait while another client's merge is running."""
-        server, target = self._context.server, self.task.target
-        count = self.task.plan.count
+        """Ask for the merge, and wait where another request is at it already."""
+        server, target, count = (
+            self._context.server,
+            self.task.target,
+            self.task.plan.count,
+        )
         while True:
             try:
-                return self._retrier.request(
+                return self._asker.request(
                     lambda exchange: server.merge(exchange, target, count, md5),
                     is_final=lambda error: isinstance(error, Garbled),
                 )
             except Garbled as error:
-                return IncompleteUpload(self._intact_chunks(), error)
+                return IncompleteUpload(self._right_chunks(), error)
             except NoTask as error:
                 return IncompleteUpload((), error)
             except Conflict as error:
@@ -167,12 +163,10 @@ class UploadAttempt:
                     raise
 
     def _may_merge_again(self, error: Conflict) -> bool:
-        """Wait while another merge is running; return whether to request it again.
-
-        After the other merge has ended, another request returns its result.
-        """
+        """Wait a moment while another request is at it. When none is any more, one more
+        merge gives its result."""
         context = self._context
-        status = self._retrier.request(
+        status = self._asker.request(
             lambda exchange: context.server.status(exchange, self.task.target)
         )
         if status.state == "merging":
@@ -181,11 +175,11 @@ class UploadAttempt:
         self._conflicts += 1
         return isinstance(error, TaskClosed) and self._conflicts <= MAX_CONFLICTS
 
-    def _intact_chunks(self) -> tuple[int, ...]:
-        """Return the server's chunks whose MD5 is that of the local file."""
-        context, plan, buffer, intact = self._context, self.task.plan, new_buffer(), []
+    def _right_chunks(self) -> tuple[int, ...]:
+        """Those of the server's chunks that have the md5 of what is in the file."""
+        context, plan, buffer, right = self._context, self.task.plan, new_buffer(), []
         try:
-            md5s = self._retrier.request(
+            md5s = self._asker.request(
                 lambda exchange: context.server.chunk_md5s(exchange, self.task.target)
             )
         except NoTask:
@@ -196,28 +190,29 @@ class UploadAttempt:
                 digest, plan.span(index), buffer, context.scope.raise_if_cancelled
             )
             if md5s.get(index) == digest.hexdigest():
-                intact.append(index)
-        return tuple(intact)
+                right.append(index)
+        return tuple(right)
 
-    def _check_merged_file(self, merged: MergedFile) -> None:
-        """Check that a file of an earlier run still exists. Raises MergedGone."""
+    def _look_for(self, merged: MergedFile) -> None:
+        """Nothing was sent: see whether what an earlier run has sent is still there.
+        Raises MergedGone."""
         try:
-            size = self._retrier.request(
+            length = self._asker.request(
                 lambda exchange: self._context.server.merged_size(exchange, merged)
             )
         except NotFound:
-            size = -1
-        if size not in (None, merged.size):
+            length = -1
+        if length not in (None, merged.size):
             raise MergedGone(
                 f"the server calls the upload complete, but its file is not at "
                 f"{merged.location}"
             )
 
 
-def _start_threads(workers: Sequence[UploadWorker]) -> list[threads.DaemonThread]:
-    """Start a thread for each worker, up to the limit of threads; return them."""
+def _started(lanes: Sequence[UploadWorker]) -> list[threads.DaemonThread]:
+    """Start a thread for each lane, up to the limit of threads; return them."""
     started: list[threads.DaemonThread] = []
     with suppress(NoThread):
-        for worker in workers:
-            started.append(threads.start_thread(worker.run, "dlpool-upload"))
+        for lane in lanes:
+            started.append(threads.start_thread(lane.run, "dlpool-upload"))
     return started

@@ -1,4 +1,4 @@
-"""The local file: read in place, and checked for changes."""
+"""The file that is sent: read in place, and watched for changes."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ BLOCK = 256 * 1024  # bytes of one read
 
 
 class LocalFile:
-    """An open file, as a context manager. Thread-safe: each read names its position.
-
-    Methods raise LocalFault.
-    """
+    """An open file; a context. Thread-safe: reads name their place, and nothing else
+    changes. Raises LocalFault."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         with translated("read the file"):
-            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO must not block
-            self._descriptor = os.open(path, flags)
+            self._descriptor = os.open(
+                path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+            )  # a FIFO must not block
             found = os.fstat(self._descriptor)
         self.identity = LocalFileIdentity(
             os.path.realpath(path), found.st_size, found.st_mtime_ns, found.st_ino
         )
-        # Files in /proc have the size 0.
-        if not stat.S_ISREG(found.st_mode) or (not found.st_size and self._has_more()):
+        if not stat.S_ISREG(found.st_mode) or (
+            not found.st_size and self._has_more()
+        ):  # as those of /proc
             self.close()
             raise UsageError(
-                "this is not a regular file with a size, and only such can be uploaded"
+                "this is not a file with a length, and only such can be uploaded"
             )
 
     def __enter__(self) -> LocalFile:
@@ -46,12 +46,8 @@ class LocalFile:
         self.close()
 
     def blocks(self, span: ByteRange, buffer: memoryview) -> Iterator[memoryview]:
-        """Yield the bytes of ``span`` in blocks; each block is valid until the next
-        one.
-
-        Blocks are read into ``buffer``. Raises FileChanged if the file has become
-        shorter.
-        """
+        """The bytes of ``span``, each block in ``buffer``, where the next one replaces
+        it. Raises FileChanged."""
         position = span.start
         while position < span.end:
             with translated("read the file"):
@@ -72,16 +68,14 @@ class LocalFile:
         buffer: memoryview,
         check: Callable[[], None],
     ) -> None:
-        """Update ``digest`` with the bytes of ``span``.
-
-        ``check`` is called after each block and may raise to stop.
-        """
+        """Take the bytes of ``span`` into ``digest``; ``check`` is called between
+        blocks, to raise what ends it."""
         for block in self.blocks(span, buffer):
             digest.update(block)
             check()
 
     def check_unchanged(self) -> None:
-        """Raise FileChanged if the file was modified since it was opened."""
+        """Raise FileChanged if the file was written to since it was opened."""
         with translated("read the file"):
             found = os.fstat(self._descriptor)
         is_same = (found.st_size, found.st_mtime_ns) == (
@@ -95,20 +89,22 @@ class LocalFile:
             )
 
     def close(self) -> None:
-        """Close the file. No thread may read it any longer."""
+        """Close it; nobody may read any more."""
         os.close(self._descriptor)
 
     def _has_more(self) -> bool:
-        """Return whether bytes follow its end, as some file systems report no size."""
+        """Whether there are bytes behind its end: some file systems do not tell the
+        size that a file has."""
         with translated("read the file"):
             return bool(os.pread(self._descriptor, 1, self.identity.size))
 
 
 def new_md5() -> Any:
-    """Return an MD5 hash against transfer errors, which FIPS mode permits."""
+    """A hash for telling transfer errors, which is allowed where MD5 is forbidden for
+    security."""
     return md5(usedforsecurity=False)
 
 
 def new_buffer() -> memoryview:
-    """Return a buffer for one block."""
+    """Room for one block."""
     return memoryview(bytearray(BLOCK))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dlpool.config.scopes import ADMIN, OPERATE, READ, SCOPES, UPLOAD, allows
-from dlpool.web.errors import HttpError
+from dlpool.storage.errors import UploadError
 
 REALM = 'Bearer realm="dlpool"'
 # What the methods of a resource need: one of these scopes.
@@ -49,7 +49,7 @@ class Principal:
             f"has {has}"
         )
         challenge = f'{REALM}, error="insufficient_scope", scope="{" ".join(needed)}"'
-        raise HttpError(
+        raise UploadError(
             403, "insufficient_scope", text, headers={"WWW-Authenticate": challenge}
         )
 
@@ -61,7 +61,7 @@ UNAUTHENTICATED = Principal(
 WITH_SECRET = Principal("secret", frozenset((ADMIN,)))
 
 
-def unauthorized(text: str, *, is_token: bool = False) -> HttpError:
+def unauthorized(text: str, *, is_token: bool = False) -> UploadError:
     """Return the refusal (401) of a request without a valid key; ``is_token``: a token
     was sent, and is not valid.
 
@@ -72,4 +72,6 @@ def unauthorized(text: str, *, is_token: bool = False) -> HttpError:
         if is_token
         else REALM
     )
-    return HttpError(401, "unauthorized", text, headers={"WWW-Authenticate": challenge})
+    return UploadError(
+        401, "unauthorized", text, headers={"WWW-Authenticate": challenge}
+    )

@@ -1,5 +1,5 @@
-"""The messages of a supervisor's threads to its main thread, its requests to them, and
-the mailbox between."""
+"""What the threads of a supervisor tell its main thread, and what that wants of
+them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from dlpool.service.wire.frames import CleanupEntry
 
 @dataclass(frozen=True)
 class JobsClaimed:
-    """Jobs were claimed. ``leased_until`` is the end of their leases by
-    ``lease_clock``."""
+    """Jobs that were claimed; ``leased_until`` by ``lease_clock``."""
 
     jobs: tuple[ClaimedJob, ...]
     leased_until: float
@@ -24,24 +23,24 @@ class JobsClaimed:
 
 @dataclass(frozen=True)
 class WaitingHosts:
-    """The number of jobs that wait for a slot, by host: the answer to
-    ``JobClaimer.request_waiting_hosts``."""
+    """How many jobs of which hosts wait for a slot: the answer to
+    ``JobClaimer.ask_who_waits``."""
 
     hosts: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class ResultRecorded:
-    """Redis has answered to the result of a job: OK, DUP, FENCED, GONE, FOLLOWS or
+    """Redis has answered to the end of a job: OK, DUP, FENCED, GONE, FOLLOWS or
     LEADS."""
 
-    request: FinishRequest
+    finish: FinishRequest
     reply: str
 
 
 @dataclass(frozen=True)
 class FenceChecked:
-    """Whether this supervisor still holds the lease of a verified job."""
+    """Whether the fence of a verified job still stands."""
 
     lease_id: str
     is_ours: bool
@@ -49,25 +48,24 @@ class FenceChecked:
 
 @dataclass(frozen=True)
 class HostSlotRequest:
-    """A job requests a slot of its host; the answer is HostSlotAnswered.
-    ``is_start_reserved``: its start token is."""
+    """A job wants a slot of its host; the answer is Placed."""
 
     lease: JobLease
     limit: HostLimit
-    is_start_reserved: bool
+    has_start_token: bool
 
 
 @dataclass(frozen=True)
-class HostSlotAnswered:
-    """The answer to a request for a slot of a host."""
+class HostSlotDecided:
+    """Whether there is one."""
 
     lease_id: str
-    answer: SlotReply
+    decision: SlotReply
 
 
 @dataclass(frozen=True)
 class HostHeld:
-    """A host wants no requests for ``duration_s`` seconds."""
+    """A host does not want to be asked for so long."""
 
     host: str
     duration_s: float
@@ -75,15 +73,15 @@ class HostHeld:
 
 @dataclass(frozen=True)
 class LeaseLost:
-    """A heartbeat showed that another supervisor has the job."""
+    """A beat said that a job is another's by now."""
 
     lease_id: str
 
 
 @dataclass(frozen=True)
 class StopRequested:
-    """A heartbeat showed that an operator wants a job stopped. ``action`` is cancel or
-    pause."""
+    """A beat said that an operator wants a job cancelled or paused; ``verb`` is
+    that."""
 
     lease_id: str
     action: str
@@ -91,22 +89,20 @@ class StopRequested:
 
 @dataclass(frozen=True)
 class StateChanged:
-    """The main thread must check its state: Redis became available or unavailable, or a
-    thread has failed."""
+    """Look again: Redis is away or back, a signal came, a thread has ended."""
 
 
 @dataclass(frozen=True)
 class JobsTakenBack:
-    """The jobs of earlier starts were returned to the queue; the ids of those starts
-    may be forgotten."""
+    """The jobs of earlier starts are given back; those sids may be forgotten."""
 
     sids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class StaleFilesFound:
-    """Jobs that started on this node have ended elsewhere: their part and state files
-    can be removed."""
+    """Jobs that were begun here have ended, here or elsewhere: what they kept for a
+    next run can go."""
 
     jobs: tuple[CleanupEntry, ...]
 
@@ -116,7 +112,7 @@ Message = (
     | WaitingHosts
     | ResultRecorded
     | FenceChecked
-    | HostSlotAnswered
+    | HostSlotDecided
     | HostHeld
     | LeaseLost
     | StopRequested
@@ -127,19 +123,18 @@ Message = (
 
 
 class Mailbox:
-    """Messages from any thread or signal handler to the thread that selects on
-    ``fileno``."""
+    """From any thread, or a signal handler, to the one that selects on ``fileno``."""
 
     def __init__(self) -> None:
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def fileno(self) -> int:
-        """Return the descriptor to select on."""
+        """For selectors."""
         return self._wake
 
     def post(self, message: Message) -> None:
-        """Add a message and wake the reader."""
+        """Leave a message."""
         self._messages.put(message)
         self.wake()
 
@@ -148,7 +143,7 @@ class Mailbox:
         os.eventfd_write(self._wake, 1)
 
     def read(self) -> Iterator[Message]:
-        """Return the messages that have arrived."""
+        """What was left until now."""
         try:
             os.eventfd_read(self._wake)
         except BlockingIOError:

@@ -1,43 +1,34 @@
-"""Whether Redis can be used, as all threads of a supervisor see it, and what the
-threads that use it share."""
+"""Whether Redis is there, as all threads of a supervisor see it."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from dlpool.errors import QueueAway, QueueError, QueueRefused
-from dlpool.jobs.transitions import Transitions
 from dlpool.observe.log import Logger
-from dlpool.service.inflight import InFlightTable
 from dlpool.service.node.watchdog import ThreadLiveness
-from dlpool.service.queue.messages import Message
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
 
 
 class RedisState:
-    """The state of the connection to Redis. Thread-safe; the lock guards the error and
-    ``registered``.
+    """Thread-safe; the lock guards whether Redis is away and whether we are
+    registered.
 
-    After an outage all threads wait for the first heartbeat, which renews the leases
-    before anything else is done.
+    After an absence everybody waits for the first beat: it renews the leases before
+    anything else is done.
     """
 
     def __init__(
-        self,
-        log: Logger,
-        on_change: Callable[[], None],
-        on_failure: Callable[[str], None],
+        self, log: Logger, on_change: Callable[[], None], failed: Callable[[str], None]
     ) -> None:
-        """``on_failure`` is called with the kind of each failed call: unavailable,
-        refused or other."""
+        """``failed`` hears of each call that failed: away, refused or other."""
         self._log = log
         self._on_change = on_change
-        self._on_failure = on_failure
+        self._failed = failed
         self._lock = threading.Lock()
         self._error: str | None = None
         self.registered = threading.Event()
@@ -45,90 +36,68 @@ class RedisState:
         self.liveness = ThreadLiveness()
 
     def __repr__(self) -> str:
-        return (
-            f"<RedisState "
-            f"{'unavailable: ' + self._error if self._error else 'available'}>"
-        )
+        return f"<Link {'away: ' + self._error if self._error else 'there'}>"
 
     @property
     def error(self) -> str | None:
-        """Return why Redis cannot be used, None if it can."""
+        """Why Redis cannot be used now, None if it can."""
         return self._error
 
     def keep_running(self) -> bool:
-        """Mark the calling thread as alive, and return whether it shall continue."""
+        """Whether the calling thread shall go round once more, which is its sign of
+        life."""
         self.liveness.mark_alive()
         return not self.stopping.is_set()
 
     def report_failure(self, error: QueueError) -> None:
-        """Report a failed call: the other threads wait until a heartbeat succeeds."""
+        """A call has failed."""
         self.count_failure(error)
         with self._lock:
-            is_first, self._error = self._error is None, str(error)
+            is_news, self._error = self._error is None, str(error)
             self.registered.clear()
-        if is_first:
-            self._log.warning("redis_unavailable", error=error)
+        if is_news:
+            self._log.warning("redis_away", error=error)
             self._on_change()
 
     def count_failure(self, error: QueueError) -> None:
-        """Count a failed call that does not concern the other threads."""
-        is_away, is_refused = (
-            isinstance(error, QueueAway),
-            isinstance(error, QueueRefused),
-        )
-        self._on_failure(
-            "unavailable" if is_away else "refused" if is_refused else "other"
+        """The same, where it says nothing about the others."""
+        self._failed(
+            "away"
+            if isinstance(error, QueueAway)
+            else "refused"
+            if isinstance(error, QueueRefused)
+            else "other"
         )
 
     def report_heartbeat(self) -> None:
-        """Report a successful heartbeat: the supervisor is registered, and its leases
-        are renewed."""
+        """A beat has come through: we are registered, our leases are renewed."""
         with self._lock:
             was_away, self._error = self._error is not None, None
             self.registered.set()
         if was_away:
-            self._log.info("redis_available")
+            self._log.info("redis_back")
             self._on_change()
 
 
-@dataclass(frozen=True)
-class QueueContext:
-    """What the threads that talk to Redis share.
-
-    ``lease_s`` and ``grace_s`` are settings, in seconds; ``order`` returns the setting
-    ``order``, which a reload may change; ``post`` sends a message to the main thread.
-    """
-
-    transitions: Transitions
-    sid: str
-    in_flight: InFlightTable
-    redis: RedisState
-    log: Logger
-    lease_s: float
-    grace_s: float
-    order: Callable[[], str]
-    post: Callable[[Message], None]
-
-
 class CallSpacing:
-    """Spaces the calls of one thread, so that each can do more work. The first call of
-    a burst is not delayed."""
+    """Keeps the calls of one thread apart when there are many, so that each does more;
+    the first is not late."""
 
-    def __init__(self, interval_s: float) -> None:
-        self._interval_s = interval_s
+    def __init__(self, apart_s: float) -> None:
+        self._apart_s = apart_s
         self._last = 0.0
 
     def wait(self) -> None:
-        """Wait until the interval since the last call has passed."""
-        early_s = self._last + self._interval_s - time.monotonic()
+        """Wait until the next call may be made."""
+        early_s = self._last + self._apart_s - time.monotonic()
         if early_s > 0:
             time.sleep(early_s)
         self._last = time.monotonic()
 
 
 class Backoff:
-    """Doubles the delay between failed attempts of one thread, up to ``max_s``.
-    ``stopping`` ends a delay early."""
+    """Waits between tries of one thread, longer and longer, until something succeeds or
+    all stop."""
 
     def __init__(self, stopping: threading.Event, max_s: float = BACKOFF_MAX_S) -> None:
         self._stopping = stopping
@@ -136,10 +105,10 @@ class Backoff:
         self._delay_s = BACKOFF_FIRST_S
 
     def wait(self) -> None:
-        """Wait before the next attempt."""
+        """Wait for the next try."""
         self._stopping.wait(self._delay_s)
         self._delay_s = min(self._max_s, self._delay_s * 2)
 
     def reset(self) -> None:
-        """Start again with the shortest delay, after a success."""
+        """The try succeeded."""
         self._delay_s = BACKOFF_FIRST_S

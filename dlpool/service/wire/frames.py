@@ -1,5 +1,4 @@
-"""Frames between the supervisor and its workers: frozen dataclasses, sent as JSON of
-less than 64 KiB."""
+"""What supervisor and worker say to each other: values, as JSON frames below 64 KiB."""
 
 from __future__ import annotations
 
@@ -12,34 +11,33 @@ from dlpool import jsontext
 from dlpool.config import Settings
 from dlpool.config.owned_paths import owned_paths
 from dlpool.errors import InternalError
-from dlpool.service.wire.results import AttemptResult
 
 MAX_FRAME = 64 * 1024 - 1  # bytes
 
 
 def lease_clock() -> float:
-    """Return the seconds since this machine was booted, suspended time included: the
-    same in all of its processes."""
+    """Seconds since this machine has started, also those in which it slept: one clock
+    for all of its processes."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Base of all frames; ``kind`` names the class on the wire."""
+    """Base of all frames; ``kind`` names it on the wire."""
 
     kind: ClassVar[str]
 
 
-# --- from the supervisor to a worker ---
+# --- down: to the worker ---
 
 
 @dataclass(frozen=True)
 class JobFrame(Frame):
-    """Run this job.
+    """Run this job. ``ticket`` is its id and fence; ``user_id`` and ``trace_id`` go
+    into its log lines.
 
-    ``lease_id``: job id and fencing token. ``leased_until``: until then, by
-    ``lease_clock``, no other supervisor can hold the lease. ``claim_id``: the random id
-    of the job's first claim. ``trace_id`` and ``user_id``: for log lines.
+    Until ``leased_until`` (``lease_clock``) it is certainly ours: nobody takes a job
+    before its lease has passed. ``claim``: the random id of the job's first claim.
     """
 
     kind = "job"
@@ -57,12 +55,12 @@ class JobFrame(Frame):
     if_exists: str | None = None
     limit_rate: int | None = None
     scan: bool = False
-    claim_id: str = ""
+    claim: str = ""
 
 
 @dataclass(frozen=True)
 class CancelFrame(Frame):
-    """Checkpoint this job and stop it; ``reason`` is logged."""
+    """Checkpoint this job and give it back; ``reason`` for the log."""
 
     kind = "cancel"
     lease_id: str
@@ -71,7 +69,7 @@ class CancelFrame(Frame):
 
 @dataclass(frozen=True)
 class PublishFrame(Frame):
-    """Publish the file of this job: the supervisor still holds the lease."""
+    """The fence stands: publish."""
 
     kind = "publish"
     lease_id: str
@@ -79,7 +77,7 @@ class PublishFrame(Frame):
 
 @dataclass(frozen=True)
 class LostFrame(Frame):
-    """Stop this job and publish nothing: another supervisor holds the lease."""
+    """The job is another's by now: stop, and publish nothing."""
 
     kind = "lost"
     lease_id: str
@@ -87,19 +85,19 @@ class LostFrame(Frame):
 
 @dataclass(frozen=True)
 class CleanFrame(Frame):
-    """Remove the stale files of these jobs, whose results Redis has recorded. Each is a
-    ``CleanupEntry`` as a list."""
+    """The queue knows how these jobs ended: remove what they kept for a next run; each
+    is an ``CleanupEntry`` as a list."""
 
     kind = "clean"
     jobs: list[list[Any]]
 
 
 class CleanupEntry(NamedTuple):
-    """The files that a job may leave behind.
+    """A job that has ended. ``path`` is where it went, None if that was never known;
+    ``fence`` tells its runs apart.
 
-    ``path``: the target file, None where ``save_path`` names it. ``fence`` tells
-    attempts apart. The URL may contain a password, so only its digest is kept.
-    ``trace_id``: for log lines.
+    ``trace_id`` is for the log. Of the URL only its digest is kept, as it may hold a
+    password.
     """
 
     job_id: str
@@ -113,7 +111,8 @@ class CleanupEntry(NamedTuple):
 
 @dataclass(frozen=True)
 class ConfigFrame(Frame):
-    """Use these settings for new jobs. Each is the dict of its dataclass."""
+    """Settings for the jobs that come from now on, as the dicts of their
+    dataclasses."""
 
     kind = "config"
     transfer: dict[str, Any]
@@ -125,8 +124,8 @@ class ConfigFrame(Frame):
 
 @dataclass(frozen=True)
 class HoldFrame(Frame):
-    """Send no requests to ``host`` for ``seconds``. Sent in both directions: a worker
-    also reports a new hold."""
+    """A host does not want to be asked for so many seconds: a worker was told so, or
+    hears of it."""
 
     kind = "hold"
     host: str
@@ -135,8 +134,8 @@ class HoldFrame(Frame):
 
 @dataclass(frozen=True)
 class RateFrame(Frame):
-    """Limit all jobs together to ``rate`` bytes/s, None for no limit. Running jobs obey
-    it too."""
+    """The worker's share of the node's rate, in bytes/s; None is no limit. Running jobs
+    obey it too."""
 
     kind = "rate"
     rate: int | None
@@ -144,10 +143,10 @@ class RateFrame(Frame):
 
 @dataclass(frozen=True)
 class SpaceFrame(Frame):
-    """Disk space that jobs must leave free, in bytes.
+    """How many bytes stay free on each disk (the setting ``min_free``), and how many
+    running jobs will take.
 
-    ``min_free``: the setting. ``reserved``: what running jobs have yet to allocate, by
-    device number in decimal.
+    ``taken`` is by device number, in decimal digits.
     """
 
     kind = "space"
@@ -157,24 +156,24 @@ class SpaceFrame(Frame):
 
 @dataclass(frozen=True)
 class PingFrame(Frame):
-    """The supervisor is alive. Sent every second."""
+    """The supervisor lives."""
 
     kind = "ping"
 
 
 @dataclass(frozen=True)
 class RetireFrame(Frame):
-    """Exit after the present jobs."""
+    """End when the present jobs have ended."""
 
     kind = "retire"
 
 
-# --- from a worker to the supervisor ---
+# --- up: to the supervisor ---
 
 
 @dataclass(frozen=True)
 class HelloFrame(Frame):
-    """The worker is ready for jobs."""
+    """The worker is ready."""
 
     kind = "hello"
     pid: int
@@ -182,12 +181,12 @@ class HelloFrame(Frame):
 
 @dataclass(frozen=True)
 class StatusFrame(Frame):
-    """The worker's heartbeat, sent every second: progress of its jobs by lease id, and
-    its ``WorkerCounters``.
+    """The heartbeat, once a second: progress of running jobs by ticket, and a ``Tally``
+    since the start.
 
-    ``missing_bytes``: what jobs have yet to allocate on their disks, where that is not
-    0. ``unresumable``: jobs whose next attempt must start from the beginning, since
-    their servers do not support ranges.
+    ``missing``: bytes that jobs will yet take of their disks, of those jobs where that
+    is not 0. ``whole``: jobs whose next run has to begin anew, as their servers send no
+    ranges.
     """
 
     kind = "status"
@@ -199,8 +198,8 @@ class StatusFrame(Frame):
 
 @dataclass(frozen=True)
 class FinishingFrame(Frame):
-    """All bytes of a small file have been received and are being synced. The job's slot
-    counts as free."""
+    """All bytes of a small file are there, only the disk is waited for: the slot is as
+    good as free."""
 
     kind = "finishing"
     lease_id: str
@@ -208,8 +207,7 @@ class FinishingFrame(Frame):
 
 @dataclass(frozen=True)
 class VerifiedFrame(Frame):
-    """The file is complete and verified, and its lock is held. The worker waits for
-    PublishFrame or LostFrame."""
+    """The file is complete and right, its lock is held: may it be published?"""
 
     kind = "verified"
     lease_id: str
@@ -217,17 +215,18 @@ class VerifiedFrame(Frame):
 
 @dataclass(frozen=True)
 class EndedFrame(Frame):
-    """An attempt has ended.
+    """A job has left its slot.
 
-    ``statistics``: of a success; else ``label`` and ``message`` describe the error.
-    ``retry_after_s``: the delay that the server asked for. ``needs_cleanup``: files
-    must be removed once Redis has recorded the result. ``stack``: of the error, for the
-    log.
+    ``ending``: succeeded, retry, failed, node_fault, no_room, locked, released, lost.
+    ``result`` are the figures of a success, else ``label`` and ``message`` say why.
+    ``retry_after_s``: how long the server asked us to wait. ``leaves_state``: there is
+    something to clean up when the queue knows. ``stack``: of an error with a cause, for
+    the log.
     """
 
     kind = "ended"
     lease_id: str
-    attempt_result: AttemptResult
+    attempt_result: str
     path: str | None = None
     statistics: dict[str, Any] = field(default_factory=dict)
     label: str = ""
@@ -236,15 +235,10 @@ class EndedFrame(Frame):
     needs_cleanup: bool = True
     stack: str = ""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "attempt_result", AttemptResult(self.attempt_result)
-        )  # a str after decoding
-
 
 @dataclass(frozen=True)
 class CleanedFrame(Frame):
-    """The stale files of these jobs have been removed, or cannot be."""
+    """What was kept for these jobs is gone, or cannot be removed."""
 
     kind = "cleaned"
     job_ids: list[str]
@@ -275,7 +269,7 @@ FRAMES: Mapping[str, type[Frame]] = {
 
 
 def encode(frame: Frame) -> bytes:
-    """Return a frame as JSON. Raises InternalError if it is too large."""
+    """The frame as it is sent. Raises InternalError if it is too large."""
     data = jsontext.dumps({"kind": frame.kind, **vars(frame)})
     if len(data) > MAX_FRAME:
         raise InternalError(
@@ -285,13 +279,13 @@ def encode(frame: Frame) -> bytes:
 
 
 def decode(data: bytes) -> Frame:
-    """Return the frame that ``encode`` has encoded."""
+    """The frame that was sent."""
     fields = jsontext.loads(data)
     return FRAMES[fields.pop("kind")](**fields)
 
 
 def config_frame(settings: Settings) -> ConfigFrame:
-    """Return the reloaded settings that workers need."""
+    """Return what workers need of reloaded settings."""
     return ConfigFrame(
         asdict(settings.transfer),
         asdict(settings.network),

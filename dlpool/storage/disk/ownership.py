@@ -1,15 +1,17 @@
-"""The owner of each merged file, recorded before the file gets its name.
+"""Whose a merged file is, and who may read it: noted with the file before it gets its
+name.
 
-It is an extended attribute of the file, which follows renames and disappears with the
-file. Where the file system supports none (or has no space for one), it is a file in the
-folder ``owners`` of upload_dir, named by the digest of path, size and modification
-time, so that a file that replaces another one does not inherit its owner. Both are
-durable before the file gets its name: a killed process leaves no published file without
-its owner.
+The note is an extended attribute of the file, which goes with it when it is renamed and
+ends with it. A file system without them (or without room for one) has the note in a
+file of ``owners`` in upload_dir, which is named by the digest of the path, size and
+modification time: a file that takes the place of another one has not its owner. Both
+are written and durable before the file gets its name, so that nobody who is killed
+leaves a file under its name without its owner.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -18,52 +20,59 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlpool import jsontext
-from dlpool.disk import HAS_NO_XATTR
 from dlpool.scan.scannedfile import OWNER_ATTRIBUTE
 from dlpool.storage.disk.durability import Durability
 from dlpool.storage.disk.file_locks import hold_lock, release
-from dlpool.storage.disk.safe_open import READ_FLAGS, open_file_below
+from dlpool.storage.disk.safe_open import READ_FLAGS
 from dlpool.storage.errors import UploadError
+from dlpool.storage.names import open_file_below
 
 FOLDER = "owners"
-NO, UNOWNED, YES = "no", "unowned", "yes"  # values of the setting shared_files
-_MAX_BYTES = 64 * 1024  # of an ownership file
-_TIME_STEP_NS = 2_000_000_000  # FAT stores modification times in steps of two seconds
+NO, UNOWNED, YES = "no", "unowned", "yes"  # values of shared_files
+_MOST = 64 * 1024  # bytes of a note
+_NONE = (
+    errno.ENODATA,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EPERM,
+    errno.EACCES,
+)  # no such attribute, or none at all
+# of modification times that are the same: FAT has them in steps of two seconds
+_SPAN_NS = 2_000_000_000
 
 
 @dataclass(frozen=True)
 class FileOwnership:
-    """``owner``: None if the file was uploaded without a user. ``is_shared``: every
-    user may read the file."""
+    """Whose a file is: ``owner`` None where it was uploaded without a token;
+    ``is_shared``: everybody may read it."""
 
     owner: str | None = None
     is_shared: bool = False
 
     def is_readable(self, reader: str | None, shared_files: str) -> bool:
-        """Return whether ``reader`` may read the file under the setting
-        ``shared_files``.
+        """Return whether ``reader`` may read the file; None: who knows the secret, or
+        where nobody is asked.
 
-        None is a reader with the secret, or any client where authentication is off: it
-        may read all files.
+        ``shared_files`` is the setting.
         """
         if reader is None or self.is_shared or shared_files == YES:
             return True
         return self.owner == reader or (self.owner is None and shared_files == UNOWNED)
 
     def as_bytes(self) -> bytes:
-        """Return the ownership as JSON."""
+        """Return the note."""
         return jsontext.dumps({"owner": self.owner, "shared": self.is_shared})
 
 
 NO_OWNER = FileOwnership()
-UNREADABLE = FileOwnership("")  # no user has the empty name
+UNREADABLE = FileOwnership("")  # no token has that name
 
 
-def parse(data: bytes) -> FileOwnership:
-    """Parse the JSON of an ownership; damaged JSON gives an ownership that no user
+def parse(note: bytes) -> FileOwnership:
+    """Return what a note says; for one that is damaged an ownership that no token
     has."""
     try:
-        found = jsontext.loads(data)
+        found = jsontext.loads(note)
         owner, is_shared = found["owner"], found["shared"]
     except (ValueError, TypeError, KeyError, RecursionError):
         return UNREADABLE
@@ -76,89 +85,83 @@ def parse(data: bytes) -> FileOwnership:
 
 @dataclass(frozen=True)
 class OwnershipStore:
-    """Records and reads the owners of the files of one backend. Methods raise
-    OSError."""
+    """The notes of the files of one store. Methods raise OSError."""
 
     root: Path  # upload_dir
-    durability: Durability
+    sync: Durability
 
     def set_attribute(self, descriptor: int, ownership: FileOwnership) -> bool:
-        """Record the ownership in an attribute of an open file; return whether that was
-        possible.
+        """Note it with an open file, which has no name yet; whether that was possible.
 
-        It is durable when the file is synced with its metadata
-        (``Durability.sync_file``).
+        It is durable when the file is synced with its metadata (``Durability.whole``).
         """
         try:
             os.setxattr(descriptor, OWNER_ATTRIBUTE, ownership.as_bytes())
-        except (
-            OSError
-        ):  # the file system does not support attributes, or has no space for one
+        except OSError:  # not known to the file system, no room, a limit
             return False
         return True
 
     def write_file(
         self, path: str, status: os.stat_result, ownership: FileOwnership
     ) -> None:
-        """Record the ownership durably in upload_dir, for a file that is about to get
-        the name ``path``.
+        """Note it durably in upload_dir, for a file that is about to get the name
+        ``path`` below merged_dir.
 
-        The caller holds ``hold_lock``: of two merges that want the same name, the loser
-        leaves no ownership file.
+        The caller holds ``turn``: of two that want the same name the one that does not
+        get it leaves no note.
         """
-        target = self._path_of(path, status)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self.durability.write(
-            target,
+        place = self._place(path, status)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        self.sync.write(
+            place,
             jsontext.dumps({"path": path, **jsontext.loads(ownership.as_bytes())}),
         )
 
     @contextmanager
     def hold_lock(self) -> Iterator[None]:
-        """Hold the lock of all that write ownership files. Raises UploadError
-        (busy)."""
+        """Hold the lock of all who write a note. Raises Refusal: 503."""
         with hold_lock(self.root / "locks" / FOLDER):
             yield
 
     def read(self, descriptor: int, path: str) -> FileOwnership:
-        """Return the ownership of an open file whose name below merged_dir is
-        ``path``."""
+        """Return whose an open file is that has the name ``path`` below merged_dir."""
         try:
             return parse(os.getxattr(descriptor, OWNER_ATTRIBUTE))
         except OSError as error:
-            if error.errno not in HAS_NO_XATTR:
+            if error.errno not in _NONE:
                 raise
         try:
-            return parse(_read(self._path_of(path, os.fstat(descriptor))))
+            return parse(_read(self._place(path, os.fstat(descriptor))))
         except (FileNotFoundError, NotADirectoryError):
             return NO_OWNER
 
     def sweep(self, merged_dir: str, latest: float) -> int:
-        """Remove ownership files older than ``latest`` whose file no longer exists;
-        return their number."""
+        """Remove the notes, older than ``latest``, of files that are not there any
+        more; return how many."""
         count = 0
-        for path in list((self.root / FOLDER).glob("*.json")):
+        for place in list((self.root / FOLDER).glob("*.json")):
             with suppress(OSError):
-                if path.lstat().st_mtime < latest and not self._is_used(
-                    path, merged_dir
+                if place.lstat().st_mtime < latest and not self._is_used(
+                    place, merged_dir
                 ):
-                    path.unlink()
+                    place.unlink()
                     count += 1
         return count
 
-    def _is_used(self, ownership_path: Path, merged_dir: str) -> bool:
+    def _is_used(self, place: Path, merged_dir: str) -> bool:
+        """Whether the file of a note is there."""
         try:
-            path = str(jsontext.loads(_read(ownership_path))["path"])
+            path = str(jsontext.loads(_read(place))["path"])
             descriptor = open_file_below(merged_dir, path)
         except (ValueError, KeyError, TypeError, UploadError):
             return False
         try:
-            return self._path_of(path, os.fstat(descriptor)) == ownership_path
+            return self._place(path, os.fstat(descriptor)) == place
         finally:
             release(descriptor)
 
-    def _path_of(self, path: str, status: os.stat_result) -> Path:
-        text = f"{path}\0{status.st_size}\0{status.st_mtime_ns // _TIME_STEP_NS}"
+    def _place(self, path: str, status: os.stat_result) -> Path:
+        text = f"{path}\0{status.st_size}\0{status.st_mtime_ns // _SPAN_NS}"
         digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
         return self.root / FOLDER / f"{digest}.json"
 
@@ -166,6 +169,6 @@ class OwnershipStore:
 def _read(path: Path) -> bytes:
     descriptor = os.open(path, READ_FLAGS)
     try:
-        return os.read(descriptor, _MAX_BYTES)
+        return os.read(descriptor, _MOST)
     finally:
         release(descriptor)

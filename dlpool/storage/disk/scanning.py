@@ -1,4 +1,4 @@
-"""Scans merged files for malware, and translates the errors of the scan guard into
+"""Check merged files for malware, and translate what the guard raises into a
 ``UploadError``."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dlpool.storage.errors import UploadError
 
 @dataclass(frozen=True)
 class ScannedUpload:
-    """The upload that a file belongs to, and the path that it is to get."""
+    """Whose file it is, and the path that it is to get."""
 
     file_id: str
     owner: str | None
@@ -23,8 +23,8 @@ class ScannedUpload:
 
 
 class InfectedUpload(UploadError):
-    """The file is malware. It has been quarantined or removed, and its chunks are
-    useless."""
+    """The file is malware: it is in quarantine or removed, and its chunks are of no
+    use."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,17 @@ class UploadScanner:
     """``guard``: None if no scanner is configured. Thread-safe."""
 
     guard: Guard | None = None
-    report: ReportScan = ignore_report
+    tell: ReportScan = ignore_report
 
-    def check(self, file: ScannedFile, upload: ScannedUpload) -> None:
-        """Return if the file may be published.
-
-        Raises UploadError: infected, not_scanned, scanner_away; OSError if the file
-        cannot be read.
-        """
+    def check(self, suspect: ScannedFile, upload: ScannedUpload) -> None:
+        """Return if the file may be published. Raises Refusal (422, 413, 503), OSError
+        if it cannot be read."""
         if self.guard is None:
             return
         finding = ScanFinding("", "upload", upload.file_id, upload.target, upload.owner)
 
-        def report(outcome: str, /, **fields: object) -> None:
-            self.report(
+        def tell(outcome: str, /, **fields: object) -> None:
+            self.tell(
                 outcome,
                 upload=upload.file_id,
                 user_id=upload.owner,
@@ -54,21 +51,19 @@ class UploadScanner:
             )
 
         try:
-            self.guard.check(file, finding, report=report)
+            self.guard.check(suspect, finding, report=tell)
         except Infected as error:
-            details: dict[str, Any] = {"signature": error.signature}
-            details |= (
+            extra: dict[str, Any] = {"signature": error.signature}
+            extra |= (
                 {} if error.quarantine is None else {"quarantine": error.quarantine}
             )
-            raise InfectedUpload("infected", str(error), **details) from error
+            raise InfectedUpload(422, error.label, str(error), **extra) from error
         except NotScanned as error:
-            raise UploadError("not_scanned", str(error)) from error
+            raise UploadError(413, error.label, str(error)) from error
         except ScannerAway as error:
-            retry_after_s = round(error.retry_after_s or 0)
+            headers = {"Retry-After": f"{error.retry_after_s:.0f}"}
             raise UploadError(
-                "scanner_away",
-                f"{error}: merge again later",
-                retry_after_s=retry_after_s,
+                503, error.label, f"{error}: merge again later", headers=headers
             ) from error
 
 
