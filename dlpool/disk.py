@@ -1,15 +1,15 @@
 """Durable files: what an errno means, atomic replacement, publishing without replacing,
-folder sync, free space.
+folder sync.
 
 Every module that must survive a kill or a power failure writes its files through this
-one. ``FAULTS`` is the one table of errnos; the ``CANNOT_...`` sets name, for each
+one. ``FAULTS`` is the only table of errnos; the ``CANNOT_...`` sets name, for each
 operation, the errnos of a file system that lacks it. A network file system may report
 failure of a call that it has performed, because the reply to the first transmission was
-lost (RFC 1813 section 4.5): ``replace``, ``publish_exclusive`` and ``remove`` look at
-the names before they believe it.
+lost (RFC 1813 section 4.5): after an error ``replace``, ``publish_exclusive`` and
+``remove`` check the names first.
 
-Paths may be relative to ``dir_fd``, the descriptor of an open folder. All functions are
-thread-safe.
+Where a function takes ``dir_fd``, its paths may be relative to that open folder. All
+functions are thread-safe.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from dlpool.errors import (
@@ -32,20 +32,19 @@ from dlpool.errors import (
     OutOfFiles,
     ReadOnly,
 )
-from dlpool.syscalls import fallocate, rename_noreplace
+from dlpool.syscalls import rename_noreplace
 
-# to lock a folder, 2 ms apart; another process that publishes there takes microseconds
+# attempts to lock a folder, 2 ms apart; a publish holds its lock for microseconds
 FOLDER_LOCK_ATTEMPTS = 2500
 Name = str | os.PathLike[str]
 Identity = tuple[int, int]  # device and inode number
-OnUnsynced = Callable[
-    [str, OSError], None
-]  # called with the folder and the error, see sync_folder
+# called with the folder and the error, see sync_folder
+OnUnsynced = Callable[[str, OSError], None]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What an errno of a file operation means.
+    """The meaning of an errno of a file operation.
 
     ``kind`` is a stable name, which the upload API maps to a status; ``raised`` is the
     error of a download; ``reason`` completes the sentence "cannot do X: ...".
@@ -119,15 +118,15 @@ FAULTS: dict[int, Fault] = {
 _ENOTSUPP = 524  # internal to the Linux kernel; NFS clients return it to programs
 _LACKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, _ENOTSUPP})
 CANNOT_SYNC_FOLDER = _LACKS | {errno.EBADF, errno.EACCES, errno.EPERM}
-CANNOT_RENAME_NOREPLACE = _LACKS | {
-    errno.EPERM
-}  # EPERM: a seccomp filter that is older than the call
+# EPERM: a seccomp filter that is older than the call
+CANNOT_RENAME_NOREPLACE = _LACKS | {errno.EPERM}
 CANNOT_LINK = _LACKS | {errno.EPERM, errno.EMLINK, errno.EXDEV}
 CANNOT_STATVFS = _LACKS  # some file systems in user space do not implement it
+# EBADF: NFS requires a writable descriptor
 CANNOT_LOCK = _LACKS | {
     errno.ENOLCK,
     errno.EBADF,
-}  # EBADF: NFS requires a writable descriptor
+}
 CANNOT_CREATE_UNNAMED = _LACKS | {errno.EISDIR, errno.ENOENT, errno.EPERM, errno.EACCES}
 CANNOT_COPY_RANGE = _LACKS | {errno.EXDEV, errno.EBADF, errno.ETXTBSY, errno.EPERM}
 HAS_NO_XATTR = _LACKS | {
@@ -141,8 +140,8 @@ HAS_NO_XATTR = _LACKS | {
 
 
 def fault_of(error: OSError) -> Fault:
-    """Return the meaning of ``error``; of kind ``storage``, with the error's own text,
-    outside the table."""
+    """Return the meaning of ``error``; an errno outside the table is of kind
+    ``storage`` and keeps its own text."""
     known = FAULTS.get(error.errno or 0)
     return known or Fault(
         "storage", LocalFault, error.strerror or str(error) or type(error).__name__
@@ -150,8 +149,8 @@ def fault_of(error: OSError) -> Fault:
 
 
 class translated:
-    """Raise an OSError of the block as its LocalFault, with the message "cannot DOING:
-    why"."""
+    """Translate an OSError of the block into its LocalFault, with the message "cannot
+    DOING: REASON"."""
 
     def __init__(self, doing: str) -> None:
         self._doing = doing
@@ -180,8 +179,8 @@ def identity_of(status: os.stat_result) -> Identity:
 
 
 def is_name_of(name: Name, identity: Identity, dir_fd: int | None = None) -> bool:
-    """Tell whether ``name`` means the file with that identity; a symbolic link does
-    not. Raises OSError."""
+    """Return whether ``name`` refers to the file with that identity, not by a symbolic
+    link. Raises OSError."""
     try:
         return (
             identity_of(os.stat(name, dir_fd=dir_fd, follow_symlinks=False)) == identity
@@ -193,11 +192,11 @@ def is_name_of(name: Name, identity: Identity, dir_fd: int | None = None) -> boo
 def write_all(
     descriptor: int, data: bytes | memoryview, offset: int | None = None
 ) -> None:
-    """Write all of ``data``, at ``offset`` or at the descriptor's own position. Raises
-    OSError.
+    """Write all of ``data``, at ``offset`` or at the current position of the
+    descriptor. Raises OSError.
 
-    One write(2) may write less: after a signal, or on a nearly full disk, where the
-    next call fails.
+    write(2) may write less: after a signal, or on a nearly full disk, where the next
+    call fails.
     """
     view = memoryview(data)
     written = 0
@@ -219,7 +218,6 @@ def atomic_write(
     *,
     sync: bool,
     mode: int = 0o666,
-    dir_fd: int | None = None,
     temporary: Name | None = None,
     on_unsynced: OnUnsynced | None = None,
 ) -> None:
@@ -233,21 +231,52 @@ def atomic_write(
     then the old content is still there unless the error came from the sync of the
     folder.
     """
-    temporary = temporary or f"{os.fspath(path)}.tmp"
-    descriptor = create_exclusive(temporary, mode, dir_fd=dir_fd)
-    try:
-        identity = write_and_close(descriptor, data, sync=sync)
-        replace(temporary, path, identity=identity, dir_fd=dir_fd)
-    except OSError:
-        remove_quietly(temporary, dir_fd=dir_fd)
-        raise
+    with _written(
+        temporary or f"{os.fspath(path)}.tmp", data, sync=sync, mode=mode
+    ) as (source, identity):
+        replace(source, path, identity=identity)
     if sync:
-        _sync_parent(path, dir_fd, on_unsynced)
+        _sync_parent(path, on_unsynced)
+
+
+def atomic_create(
+    path: Name,
+    data: bytes,
+    *,
+    sync: bool,
+    mode: int = 0o666,
+    temporary: Name | None = None,
+) -> None:
+    """Create ``path`` with this content, like ``atomic_write``. Raises FileExistsError
+    if the name exists, OSError."""
+    with _written(
+        temporary or f"{os.fspath(path)}.tmp", data, sync=sync, mode=mode
+    ) as (source, identity):
+        publish_exclusive(source, path, identity=identity)
+    if sync:
+        _sync_parent(path, None)
+
+
+@contextmanager
+def _written(
+    temporary: Name, data: bytes, *, sync: bool, mode: int
+) -> Iterator[tuple[Name, Identity]]:
+    """Yield the name and identity of a written temporary file, for the block to rename;
+    remove it if the block fails."""
+    descriptor = create_exclusive(temporary, mode)
+    try:
+        yield temporary, write_and_close(descriptor, data, sync=sync)
+    except BaseException:
+        remove_quietly(temporary)
+        raise
 
 
 def write_and_close(descriptor: int, data: bytes, *, sync: bool) -> Identity:
-    """Write all and close: a network file system may report a failed write only then.
-    Raises OSError, the first."""
+    """Write all of ``data``, sync if asked to, and close. Raises the first OSError,
+    also of close(2).
+
+    A network file system may report a failed write only when the file is closed.
+    """
     try:
         write_all(descriptor, data)
         if sync:
@@ -263,59 +292,50 @@ def write_and_close(descriptor: int, data: bytes, *, sync: bool) -> Identity:
 def create_exclusive(
     path: Name, mode: int = 0o666, *, dir_fd: int | None = None, flags: int = 0
 ) -> int:
-    """Return a descriptor of a new, empty file, open for writing; remove a file that
-    has the name. Raises OSError."""
-    flags |= os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    """Return a descriptor of a new, empty file, after removing a file of that name.
+    Raises OSError."""
+    flags |= os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         return os.open(path, flags, mode, dir_fd=dir_fd)
     except FileExistsError:
         os.unlink(path, dir_fd=dir_fd)
     except OSError:
-        remove_quietly(
-            path, dir_fd=dir_fd
-        )  # the call may have created it and reported failure
+        # the call may have created it and reported failure
+        remove_quietly(path, dir_fd=dir_fd)
         raise
     return os.open(path, flags, mode, dir_fd=dir_fd)
 
 
-def replace(
-    source: Name,
-    target: Name,
-    *,
-    identity: Identity | None = None,
-    dir_fd: int | None = None,
-) -> None:
-    """Rename ``source`` to ``target``, and replace a file that has that name. Raises
-    OSError.
+def replace(source: Name, target: Name, *, identity: Identity | None = None) -> None:
+    """Rename a file or folder to ``target``, and replace a file that has that name.
+    Raises OSError.
 
     ``identity``: of the source, if the caller knows it. Then an error is ignored if the
     target is that file.
     """
     try:
-        os.replace(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        os.replace(source, target)
     except OSError as error:
-        if not _is_done(target, identity, dir_fd):
+        if not _is_done(target, identity, None):
             raise error from None
-        remove_quietly(
-            source, dir_fd=dir_fd
-        )  # rename(2) of two names of one file does nothing
+        remove_quietly(source)  # rename(2) of two names of one file does nothing
 
 
 def publish_exclusive(
     source: Name, target: Name, *, identity: Identity, dir_fd: int | None = None
 ) -> None:
-    """Rename ``source`` to ``target`` unless something has that name. Raises
-    FileExistsError, OSError.
+    """Rename ``source`` to ``target`` unless that name exists. Raises FileExistsError,
+    OSError.
 
-    By renameat2(2) with RENAME_NOREPLACE. Where the file system refuses the flag (FUSE,
-    9p and NFS answer EINVAL), by a hard link, which never replaces a file, and removal
-    of ``source``. Where there are no hard links either (exFAT), by a check and a
-    rename, under ``flock`` of the folder if it can be locked: processes that publish by
-    this function wait for each other, but another program that creates the target in
+    Uses renameat2(2) with RENAME_NOREPLACE. Where the file system refuses the flag
+    (FUSE, 9p and NFS answer EINVAL), uses a hard link, which never replaces a file, and
+    removes ``source``. Where hard links are not supported either (exFAT), checks the
+    name and renames, under ``flock`` of the folder if it can be locked: processes that
+    use this function exclude each other, but another program that creates the target in
     between loses its file. ``identity`` is the source's: an error is ignored if the
     target is that file.
     """
-    for publish in (_rename_noreplace, _link, _look_and_rename):
+    for publish in (_rename_noreplace, _link, _check_and_rename):
         try:
             publish(source, target, dir_fd)
             return
@@ -336,7 +356,7 @@ def _link(source: Name, target: Name, dir_fd: int | None) -> None:
     remove_quietly(source, dir_fd=dir_fd)
 
 
-def _look_and_rename(source: Name, target: Name, dir_fd: int | None) -> None:
+def _check_and_rename(source: Name, target: Name, dir_fd: int | None) -> None:
     with _locked_folder(target, dir_fd):
         if exists(target, dir_fd=dir_fd):
             raise FileExistsError(
@@ -350,8 +370,8 @@ _CANNOT_PUBLISH = {_rename_noreplace: CANNOT_RENAME_NOREPLACE, _link: CANNOT_LIN
 
 @contextmanager
 def _locked_folder(name: Name, dir_fd: int | None) -> Iterator[None]:
-    """Hold ``flock`` on the folder of ``name``, if it can be locked and is not kept by
-    another program."""
+    """Hold ``flock`` on the folder of ``name``, unless it cannot be locked or another
+    program does not release it."""
     folder = _open_folder(os.path.dirname(name) or ".", dir_fd)  # noqa: PTH120 - relative to dir_fd
     try:
         for _ in range(FOLDER_LOCK_ATTEMPTS):
@@ -368,7 +388,7 @@ def _locked_folder(name: Name, dir_fd: int | None) -> Iterator[None]:
 
 
 def exists(name: Name, *, dir_fd: int | None = None) -> bool:
-    """Tell whether the name exists, also as a dangling symbolic link. Raises
+    """Return whether the name exists, also as a dangling symbolic link. Raises
     OSError."""
     try:
         os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
@@ -378,8 +398,7 @@ def exists(name: Name, *, dir_fd: int | None = None) -> bool:
 
 
 def remove(name: Name, *, dir_fd: int | None = None) -> None:
-    """Remove the name of a file; a name that does not exist is no error. Raises
-    OSError."""
+    """Remove a file; a missing file is no error. Raises OSError."""
     try:
         os.unlink(name, dir_fd=dir_fd)
     except FileNotFoundError:
@@ -392,7 +411,7 @@ def remove(name: Name, *, dir_fd: int | None = None) -> None:
 
 
 def remove_quietly(name: Name, *, dir_fd: int | None = None) -> None:
-    """Remove the name of an unused file; errors are ignored, as a file that stays is
+    """Remove a temporary file; errors are ignored, as a file that remains is
     harmless."""
     with suppress(OSError):
         os.unlink(name, dir_fd=dir_fd)
@@ -406,7 +425,7 @@ def close_quietly(descriptor: int) -> None:
 
 
 def _is_done(target: Name, identity: Identity | None, dir_fd: int | None) -> bool:
-    """Tell whether the target is the file although the call reported an error."""
+    """Return whether the target is the file although the call reported an error."""
     if identity is None:
         return False
     with suppress(OSError):
@@ -416,12 +435,10 @@ def _is_done(target: Name, identity: Identity | None, dir_fd: int | None) -> boo
 
 # --- folders ---
 
-_told_lock = threading.Lock()
-_told: set[int] = (
-    set()
-    # devices of file systems that cannot sync folders and were reported; guarded by
-    # _told_lock
-)
+_reported_lock = threading.Lock()
+# devices of file systems that cannot sync folders and were reported; guarded by
+# _reported_lock
+_reported: set[int] = set()
 
 
 def sync_folder(folder: Name | int, *, on_unsynced: OnUnsynced | None = None) -> bool:
@@ -443,32 +460,20 @@ def sync_folder(folder: Name | int, *, on_unsynced: OnUnsynced | None = None) ->
     except OSError as error:  # EACCES, EPERM: the folder is writable, but not readable
         if error.errno not in CANNOT_SYNC_FOLDER:
             raise
-        _tell_unsynced(folder, error, on_unsynced)
+        _report_unsynced(folder, error, on_unsynced)
         return False
     return True
 
 
-def _sync_parent(
-    path: Name, dir_fd: int | None, on_unsynced: OnUnsynced | None
-) -> None:
-    folder = os.path.dirname(path)  # noqa: PTH120 - relative to dir_fd
-    if dir_fd is None:
-        sync_folder(folder or ".", on_unsynced=on_unsynced)
-    elif not folder:
-        sync_folder(dir_fd, on_unsynced=on_unsynced)
-    else:
-        descriptor = _open_folder(folder, dir_fd)
-        try:
-            sync_folder(descriptor, on_unsynced=on_unsynced)
-        finally:
-            close_quietly(descriptor)
+def _sync_parent(path: Name, on_unsynced: OnUnsynced | None) -> None:
+    sync_folder(os.path.dirname(path) or ".", on_unsynced=on_unsynced)  # noqa: PTH120 - any kind of path
 
 
 def _open_folder(folder: Name, dir_fd: int | None = None) -> int:
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
 
 
-def _tell_unsynced(
+def _report_unsynced(
     folder: Name | int, error: OSError, on_unsynced: OnUnsynced | None
 ) -> None:
     if on_unsynced is None:
@@ -476,10 +481,10 @@ def _tell_unsynced(
     device = -1
     with suppress(OSError):
         device = os.stat(folder).st_dev
-    with _told_lock:
-        is_told = device in _told
-        _told.add(device)
-    if not is_told:
+    with _reported_lock:
+        is_reported = device in _reported
+        _reported.add(device)
+    if not is_reported:
         on_unsynced(
             _path_of(folder) if isinstance(folder, int) else os.fspath(folder), error
         )
@@ -494,7 +499,7 @@ def _path_of(descriptor: int) -> str:
 def make_folders(
     folder: Path, *, sync: bool, on_unsynced: OnUnsynced | None = None
 ) -> None:
-    """Make ``folder`` and its missing parents, durably with ``sync``. Raises
+    """Create ``folder`` and its missing parents; with ``sync``, durably. Raises
     OSError."""
     missing = []
     while not folder.exists():
@@ -504,77 +509,8 @@ def make_folders(
         try:
             os.mkdir(new)
         except OSError:
-            # else another program made it, or the call was performed and reported as
-            # failed
+            # otherwise another program created it, or the call succeeded
             if not new.is_dir():
                 raise
         if sync:
             sync_folder(new.parent, on_unsynced=on_unsynced)
-
-
-# --- free space ---
-
-
-@dataclass(frozen=True)
-class Space:
-    """The size of a file system, and how much of it this user may still write. In
-    bytes.
-
-    ``kept``: free bytes that are reserved for root. ``files``: how many files this user
-    could make; None: unlimited.
-    """
-
-    size: int
-    free: int
-    root_reserve: int = field(default=0, compare=False)
-    files: int | None = field(default=None, compare=False)
-
-    @property
-    def usable(self) -> int:
-        """How much this user could write if the file system were empty."""
-        return self.size - self.root_reserve
-
-
-def space_of(where: Name | int) -> Space | None:
-    """Return the space of the file system of a path or descriptor; None where it is
-    unknown. Raises OSError.
-
-    No blocks are reported by ramfs and some in user space, which are not full; no
-    inodes by btrfs and FAT.
-    """
-    status = os.statvfs(where)
-    if status.f_blocks == 0:
-        return None
-    unit, files = status.f_frsize, status.f_favail if status.f_files else None
-    return Space(
-        status.f_blocks * unit,
-        status.f_bavail * unit,
-        (status.f_bfree - status.f_bavail) * unit,
-        files,
-    )
-
-
-def space_or_none(where: Name | int) -> Space | None:
-    """Return the space of the file system of a path or descriptor; None where it is
-    unknown. Raises nothing.
-
-    Callers treat None as no limit: on a full file system the write fails.
-    """
-    try:
-        return space_of(where)
-    except OSError:
-        return None
-
-
-def reserve(
-    descriptor: int, offset: int, size: int, *, keep_size: bool = False
-) -> bool:
-    """Reserve blocks, see ``fallocate``; False where the file system cannot. Raises
-    OSError if the disk is full."""
-    try:
-        fallocate(descriptor, offset, size, keep_size=keep_size)
-    except OSError as error:
-        if fault_of(error).raised is NoSpace:
-            raise
-        return False
-    return True

@@ -1,9 +1,9 @@
-"""Every error of dlpool: what the caller does about it, its label, its exit code.
+"""The errors of dlpool, by what the caller must do; each has a label and an exit code.
 
-A *class* of the tree says what happens next (retry this range, begin the file anew,
-fail the job, repair this machine); a *leaf* carries a stable ``label`` for logs,
-metrics and records, and the exit code of the command line. Foreign exceptions are
-translated once, in the module that touches the foreign library, with the cause kept.
+The base classes say what happens next: retry the range, restart the file, fail the job,
+repair the machine. The leaves have a stable ``label`` for logs, metrics and records,
+and the exit code of the command line. Errors of libraries are translated once, in the
+module that calls the library, with their cause.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ class DlpoolError(Exception):
     def __init_subclass__(
         cls, label: str | None = None, exit_code: int | None = None
     ) -> None:
-        """Name a leaf; what is not given is the parent's."""
+        """Set label and exit code of a class; the default is the parent's."""
         cls.label = label or cls.label
         cls.exit_code = exit_code or cls.exit_code
 
 
 class UsageError(DlpoolError, label="usage", exit_code=2):
-    """The caller asked for something that has no meaning."""
+    """The arguments of the caller are invalid or contradict each other."""
 
 
 class ConfigurationError(DlpoolError, label="configuration", exit_code=78):
-    """The settings cannot be used; the message names section, key and reason, a line
-    each."""
+    """The settings are invalid; the message has a line with section, key and reason for
+    each error."""
 
 
 class InternalError(DlpoolError, label="internal"):
@@ -41,36 +41,38 @@ class InternalError(DlpoolError, label="internal"):
 
     @classmethod
     def of(cls, error: Exception) -> InternalError:
-        """The defect that shows as ``error``, which nothing foresaw."""
+        """Return the InternalError for an unexpected exception, with ``error`` as its
+        cause."""
         defect = cls(f"unexpected {type(error).__name__}: {error}")
         defect.__cause__ = error
         return defect
 
 
 class Cancelled(DlpoolError, label="cancelled", exit_code=130):
-    """The caller ended the download; its part file and state stay for the next run."""
+    """The caller cancelled the download; part file and state file are kept for the next
+    run."""
 
 
 class LostJob(Cancelled, label="lost"):
-    """Another supervisor has the job by now: nothing is published, no record is
-    written."""
+    """Another supervisor has claimed the job: the file is not published and no record
+    is written."""
 
 
-# --- this range again, from its position, after a backoff; the others go on
-# ---------------------------------------
+# --- retry the range; the other ranges continue ---
 
 
 class RetryRange(DlpoolError, label="network", exit_code=4):
-    """This range may be asked for again.
+    """The range may be requested again, from its current position, after a backoff.
 
-    ``retry_after_s``: how long the server asked us to wait, in seconds.
-    ``is_capacity``: the server seems to admit no further connection, so a sibling that
-    still makes progress shows that the file is not lost. ``is_stale``: an idle
-    connection had died before we used it, which says nothing about the server.
-    ``is_own_network``: it may be our own network that is away. ``is_away``: the server,
-    or the way to it, is not there just now, or has no time: waiting helps, not trying.
-    ``is_comparison``: only our own impatience ended it, as siblings did better.
-    ``is_final``: every useful retry has been made already.
+    ``retry_after_s``: seconds that the server asked to wait.
+    ``is_capacity``: the server may accept no further connection, so it is no failure
+    while another connection of the file makes progress.
+    ``is_stale``: an idle connection was closed by the server before it was reused.
+    ``is_own_network``: the local network may be down.
+    ``is_away``: the server or the path to it is unavailable: waiting helps, an
+    immediate retry does not.
+    ``is_comparison``: dlpool aborted the connection because others were faster.
+    ``is_final``: all useful retries have been made.
     """
 
     is_capacity: ClassVar[bool] = False
@@ -95,7 +97,7 @@ class RetryRange(DlpoolError, label="network", exit_code=4):
         self.is_final = is_final
 
     def explained(self, advice: str) -> RetryRange:
-        """Return a copy of the error with ``advice`` added to its message."""
+        """Return a copy of the error with ``advice`` appended to its message."""
         told = copy.copy(self)
         told.args = (f"{self}; {advice}",)
         told.__cause__ = self.__cause__
@@ -103,25 +105,25 @@ class RetryRange(DlpoolError, label="network", exit_code=4):
 
 
 class TimedOut(RetryRange, label="timeout"):
-    """Nothing came within the connect or read time limit."""
+    """The server did not answer within the connect or read timeout."""
 
     is_capacity = True
 
 
 class ConnectionBroken(RetryRange, label="connection"):
-    """Reset, EPIPE, or closed before an answer."""
+    """The connection was reset or closed before a response."""
 
     is_capacity = True
 
 
 class Unreachable(RetryRange, label="unreachable"):
-    """Refused, or no route to the host."""
+    """The connection was refused, or there is no route to the host."""
 
     is_capacity = True
 
 
 class NameNotResolved(RetryRange, label="dns"):
-    """The host name has no address, or its name server did not answer."""
+    """The host name has no address, or the name server did not answer."""
 
 
 class ShortBody(RetryRange, label="short_body"):
@@ -129,48 +131,46 @@ class ShortBody(RetryRange, label="short_body"):
 
 
 class TooSlow(RetryRange, label="too_slow"):
-    """The connection stayed below the minimum speed, or far below that of its
-    siblings."""
+    """The connection was slower than the minimum speed, or much slower than others of
+    the same file."""
 
     is_capacity = True
 
 
 class OutOfDescriptors(RetryRange, label="too_many_files", exit_code=3):
-    """This process or machine can open no further file or socket now; retried, as
-    others will be closed."""
+    """No file or socket can be opened because of a limit; retried, as other downloads
+    close theirs."""
 
     is_capacity = True
 
 
 class BadAnswer(RetryRange, label="protocol", exit_code=7):
-    """The server broke HTTP in a way that another answer may not."""
+    """The server violated HTTP; another response may be correct."""
 
 
 class ContradictoryAnswer(BadAnswer):
-    """A response that contradicts itself about its bytes, such as a 200 with the
-    Content-Range of a part."""
+    """The response contradicts itself, such as a 200 with a Content-Range."""
 
 
 class UnexpectedContent(BadAnswer, label="unexpected_content"):
-    """Content that is not the file, such as a page or an error document. Bytes fetched
+    """The content is not the file, such as an error page. Bytes that were fetched
     before are kept."""
 
 
 class ScannerAway(RetryRange, label="scanner_away", exit_code=75):
-    """The file is complete, and the scanner for malware cannot be asked now."""
+    """The file is complete, but the malware scanner is not available."""
 
 
 class Garbled(RetryRange, label="md5_mismatch", exit_code=11):
-    """A chunk of an upload reached the server with other bytes than it was sent
-    with."""
+    """The server received a chunk of an upload with a wrong checksum."""
 
 
 class ServerTrouble(RetryRange, label="server_error", exit_code=8):
-    """A status that promises to pass: 408, 425, 500, 502, 504, 511, 520 to 524."""
+    """A temporary error status: 408, 425, 500, 502, 504, 511, 520 to 524."""
 
 
 class ServerBusy(ServerTrouble, label="server_busy"):
-    """429 or 503: the server wants fewer requests."""
+    """A 429 or 503: the server asks for fewer requests."""
 
     is_capacity = True
 
@@ -180,21 +180,21 @@ class NotAdmitted(ServerBusy):
     others."""
 
 
-# --- all threads stop, the file begins anew
-# -----------------------------------------------------------------------
+# --- restart the file ---
 
 
 class RestartFile(DlpoolError, label="restart", exit_code=15):
-    """What was fetched so far cannot become the file."""
+    """The bytes fetched so far cannot become the file: all threads stop and the file is
+    fetched from its beginning."""
 
 
 class RemoteChanged(RestartFile, label="remote_changed"):
-    """The remote is another version than the one begun with."""
+    """The remote file is not the version that the download began with."""
 
 
 class StreamBroken(RestartFile, label="stream_broken", exit_code=4):
-    """A download without ranges broke off and can only begin again; ``cause`` says how
-    it broke."""
+    """A download without ranges was interrupted and must start again; ``cause`` is the
+    error that interrupted it."""
 
     def __init__(self, cause: RetryRange) -> None:
         super().__init__(str(cause))
@@ -202,65 +202,64 @@ class StreamBroken(RestartFile, label="stream_broken", exit_code=4):
 
 
 class MergedGone(RestartFile, label="merged_gone"):
-    """A server calls an upload complete, and the file that it made is not there any
-    more."""
+    """The server reports an upload as complete, but its merged file has been
+    removed."""
 
 
-# --- no retry in this run
-# -----------------------------------------------------------------------------------------
+# --- fail the job ---
 
 
 class FailJob(DlpoolError, label="failed"):
-    """Another try would end the same way."""
+    """The job has failed, and a retry would fail in the same way."""
 
 
 class HttpRefused(FailJob, label="http_status", exit_code=8):
-    """A final status without a class of its own, as 400 or 451."""
+    """A final status without a class of its own, such as 400 or 451."""
 
 
 class NotFound(FailJob, label="not_found", exit_code=10):
-    """404 or 410."""
+    """The server answered 404 or 410."""
 
 
 class NoTask(NotFound):
-    """A server does not know an upload, or not any more."""
+    """The server does not know the upload, or has forgotten it."""
 
 
 class AccessDenied(FailJob, label="access_denied", exit_code=6):
-    """401, 403 or 407."""
+    """The server answered 401, 403 or 407."""
 
 
 class TlsFailed(FailJob, label="tls", exit_code=5):
-    """The peer's certificate or the handshake was refused."""
+    """The certificate of the peer was rejected, or the TLS handshake failed."""
 
 
 class ProtocolBroken(FailJob, label="protocol", exit_code=7):
-    """An answer that has no meaning for a download: 204, 304, endless redirects."""
+    """A response that is meaningless for a download: 204, 304, a redirect loop."""
 
 
 class ChecksumMismatch(FailJob, label="checksum", exit_code=11):
-    """All bytes came, and they are not the right ones."""
+    """The file is complete, but its checksum is wrong."""
 
 
 class PolicyRefused(FailJob, label="policy", exit_code=12):
-    """Rules forbid it: our own (network, redirect, size, path), or those of a server
-    that takes uploads (413, 415)."""
+    """A rule forbids it: a local one (network, redirect, size, path), or one of an
+    upload server (413, 415)."""
 
 
 class NotScanned(PolicyRefused, label="not_scanned"):
-    """The scanner for malware does not check a file of this size, or none is
+    """The malware scanner does not accept a file of this size, or no scanner is
     configured."""
 
 
 class ChunkTooLarge(PolicyRefused):
-    """A server takes the file, but not in pieces of that size."""
+    """The server accepts the file, but not chunks of this size."""
 
 
 class Infected(FailJob, label="infected", exit_code=16):
-    """The scanner has found malware in the file, which is in quarantine, or removed.
+    """The scanner found malware; the file is in quarantine, or removed.
 
-    ``signature``: the name of what was found; ``quarantine``: the id there, None if the
-    file was removed.
+    ``signature``: the name of the malware; ``quarantine``: the id of the quarantined
+    file, None if it was removed.
     """
 
     def __init__(
@@ -272,35 +271,36 @@ class Infected(FailJob, label="infected", exit_code=16):
 
 
 class TargetExists(FailJob, label="target_exists", exit_code=13):
-    """The target is there and ``if_exists`` is ``fail``."""
+    """The target exists and ``if_exists`` is ``fail``."""
 
 
 class ForeignFile(FailJob, label="foreign_file", exit_code=13):
-    """A file that is not dlpool's has the name of a part or state file."""
+    """A file with the name of the part file or state file was not created by dlpool."""
 
 
 class Conflict(FailJob, label="conflict", exit_code=13):
-    """409: the state of an upload forbids it, or another file has its name."""
+    """The server answered 409: the state of the upload forbids the request, or another
+    file has its name."""
 
 
 class TaskClosed(Conflict):
-    """An upload takes nothing more, as its file is being made, or has been."""
+    """The upload accepts no more data, as its file is being merged or has been
+    merged."""
 
 
 class RemoteFull(FailJob, label="remote_no_space", exit_code=9):
-    """507: the server's disk is full."""
+    """The server answered 507: its disk is full."""
 
 
 class DeadlineExceeded(FailJob, label="deadline", exit_code=4):
-    """The job's own time limit passed; part and state stay."""
+    """The time limit of the job has passed; part file and state file are kept."""
 
 
 class WaitTooLong(FailJob, label="retry_after", exit_code=8):
-    """The server asked for a longer wait than ``max_retry_after``."""
+    """The server asked for a wait longer than ``max_retry_after``."""
 
 
-# --- no retry, nothing lost: this machine is at fault
-# -------------------------------------------------------------
+# --- repair the machine; nothing is lost ---
 
 
 class LocalFault(DlpoolError, label="local_io", exit_code=3):
@@ -308,16 +308,16 @@ class LocalFault(DlpoolError, label="local_io", exit_code=3):
 
 
 class FileChanged(LocalFault, label="file_changed"):
-    """A file changed while it was sent."""
+    """A file changed while it was uploaded."""
 
 
 class NodeFault(LocalFault):
-    """The whole file system is at fault, not the job: any other job here would meet the
-    same."""
+    """The machine or file system is at fault, not the job: any other job on it would
+    fail in the same way."""
 
 
 class NoSpace(NodeFault, label="no_space", exit_code=9):
-    """The disk or the quota is full."""
+    """The disk is full, or a quota is used up."""
 
 
 class TooLarge(NoSpace):
@@ -325,7 +325,7 @@ class TooLarge(NoSpace):
 
 
 class NoRoom(NoSpace):
-    """The file does not fit now; smaller files may."""
+    """The file does not fit at present; smaller files may."""
 
 
 class ReadOnly(NodeFault, label="read_only"):
@@ -333,51 +333,48 @@ class ReadOnly(NodeFault, label="read_only"):
 
 
 class DiskFailed(NodeFault, label="disk_failed"):
-    """The disk gave an I/O error, or a network file system lost its server."""
+    """The disk reported an I/O error, or a network file system lost its server."""
 
 
 class OutOfFiles(NodeFault, label="too_many_files"):
-    """No further file can be opened: this process, or this machine, has too many
-    open."""
+    """No file can be opened: a limit of this process or machine is reached."""
 
 
 class NoThread(NodeFault, label="no_threads"):
-    """This process can start no further thread, and needs one."""
+    """No thread can be started: a limit of this process or machine is reached."""
 
 
 class NotPermitted(LocalFault, label="permission"):
-    """Permission denied."""
+    """The operating system denied permission."""
 
 
 class Locked(LocalFault, label="locked", exit_code=13):
     """Another download writes to the same target."""
 
 
-# --- the queue
-# ----------------------------------------------------------------------------------------------------
+# --- the queue ---
 
 
 class QueueError(DlpoolError, label="redis", exit_code=20):
-    """Redis did not do what it was asked to."""
+    """A Redis command failed."""
 
 
 class QueueAway(QueueError):
-    """Redis cannot be reached, is loading, or is only a replica: it may be back
-    soon."""
+    """Redis is unreachable, loading, or a replica: a later attempt may succeed."""
 
 
 class QueueUnusable(QueueAway):
-    """A key of the queue holds something else than dlpool's: it is the queue's again
-    when that has been removed."""
+    """A key of the queue holds data that is not dlpool's: the queue works again when
+    the key is removed."""
 
 
 class QueueRefused(QueueError):
-    """Redis wants another password, or forbids it."""
+    """Redis rejects the password, or forbids the command."""
 
 
 class NoSuchJob(DlpoolError, label="no_such_job", exit_code=21):
-    """No job has that id, or it ended so long ago that it is forgotten."""
+    """No job has that id, or its record has expired."""
 
 
 class AlreadyRunning(DlpoolError, label="already_running", exit_code=75):
-    """Another supervisor works with the same state folder."""
+    """Another supervisor uses the same state folder."""

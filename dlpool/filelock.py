@@ -1,18 +1,18 @@
-"""Exclusive locks of files between processes and hosts: ``flock``, verified, and a lock
+"""Exclusive locks of files between processes and hosts: verified ``flock``, or a lock
 file where that does not work.
 
-Some file systems refuse flock(2) (ENOSYS, ENOLCK, EOPNOTSUPP), and some cluster file
-systems are mounted so that it succeeds and locks nothing. A lock is verified by a
-second descriptor of the same file, which must be refused. Where ``flock`` cannot be
-relied on, the lock is a file beside the locked one, ``PATH.lock``:
+Some file systems refuse flock(2) (ENOSYS, ENOLCK, EOPNOTSUPP), and on some cluster file
+systems it succeeds without locking anything. A lock is verified by a second descriptor
+of the same file, which must be refused. Where ``flock`` cannot be relied on, the lock
+is a file beside the locked one, ``PATH.lock``:
 
-- it is created with O_EXCL, and says which host, boot, process and start time hold it,
-  and a random token;
+- it is created with O_EXCL, and contains the host, boot, process and start time of its
+  holder, and a random token;
 - a thread renews its modification time every ``HEARTBEAT_S`` seconds, by the clock of
-  the file server, and so does each ``is_held``;
+  the file server, and so does each call of ``is_held``;
 - a lock is stale when its process has ended (known only on the same host, boot and PID
   namespace), or when it has not been renewed for ``STALE_S`` seconds, compared with the
-  time that the server gives a file of our own;
+  time that the server gives a new file;
 - a stale lock is replaced by a rename of ``PATH.lock.tmp``, whose O_EXCL creation
   admits one process at a time;
 - a holder whose lock file was replaced (it was suspended for that long) learns it from
@@ -42,37 +42,36 @@ HEARTBEAT_S = 10.0
 STALE_S = 60.0
 SUFFIX = ".lock"
 _MAX_BYTES = 4096
-_ATTEMPTS = 20
+_MAX_ATTEMPTS = 20
 
-_no_flock: set[int] = (
-    set()
-    # devices whose flock(2) was found to be refused or without effect; only ever added
-    # to
-)
-_own_tokens: set[str] = (
-    set()
-)  # of the lock files that this process holds; each operation on it is atomic
+# devices on which flock(2) is refused or has no effect; entries are only added
+_no_flock: set[int] = set()
+# tokens of the lock files that this process holds; each operation on the set is atomic
+_own_tokens: set[str] = set()
 
 
 class LockHeld(Exception):
-    """Another process holds the lock; the message says which, as "process 123 on host",
+    """Another process holds the lock; the message names it, as "process 123 on host",
     or is empty."""
 
 
 class LockForeign(Exception):
-    """A file that is not a lock of ours has the name of the lock file, which is the
-    message."""
+    """A file that dlpool did not create has the name of the lock file; the message is
+    its path."""
 
 
-def flock(descriptor: int, *, is_shared: bool = False) -> bool:
-    """Lock an open file by flock(2) without waiting; return False where the file system
-    does not offer it.
+def flock(descriptor: int, *, is_shared: bool = False, waits: bool = False) -> bool:
+    """Lock an open file by flock(2); return False if the file system does not support
+    it.
 
-    Raises BlockingIOError if another process holds it, OSError.
+    Without ``waits``, raises BlockingIOError if another open file holds the lock.
+    Raises OSError.
     """
     try:
         fcntl.flock(
-            descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
+            descriptor,
+            (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX)
+            | (0 if waits else fcntl.LOCK_NB),
         )
     except OSError as error:
         if error.errno in disk.CANNOT_LOCK:
@@ -82,21 +81,21 @@ def flock(descriptor: int, *, is_shared: bool = False) -> bool:
 
 
 class FileLock:
-    """An exclusive lock of the open file ``path``, until ``release`` or the end of the
-    process.
+    """An exclusive lock of the open file ``path``, held until ``release`` or the end of
+    the process.
 
-    ``is_file``: it is a lock file. ``was_expired``: the lease of the earlier holder has
-    expired, but its process may still run and write to the same file. Thread-safe.
+    ``was_expired``: the lease of the earlier holder has expired, but its process may
+    still run and write to the same file. Thread-safe.
     """
 
     def __init__(
         self, descriptor: int, path: Path, *, reopen_path: Path | None = None
     ) -> None:
-        """Lock. ``descriptor`` is one of ``path``, open for writing, and stays the
-        caller's.
+        """Lock the file. ``descriptor`` is one of ``path``, open for writing, and is
+        not closed by the lock.
 
-        ``again``: another path by which the file can be opened, for one that has no
-        name yet. Raises LockHeld, LockForeign, OSError.
+        ``reopen_path``: another path by which the file can be opened, for a file
+        without a name. Raises LockHeld, LockForeign, OSError.
         """
         self.was_expired = False
         self._lock_file: _LockFile | None = None
@@ -107,11 +106,12 @@ class FileLock:
 
     @property
     def uses_lock_file(self) -> bool:
+        """True if the lock is a lock file instead of ``flock``."""
         return self._lock_file is not None
 
     def is_held(self) -> bool:
-        """Tell whether this process still holds the lock, and renew it; always true for
-        ``flock``. Raises OSError."""
+        """Return whether this process still holds the lock, and renew it; always true
+        for ``flock``. Raises OSError."""
         if self._lock_file is None:
             return True
         if not self._lock_file.is_named():
@@ -120,14 +120,14 @@ class FileLock:
         return True
 
     def release(self) -> None:
-        """Remove the lock file, if there is one; ``flock`` ends with the descriptor.
-        Safe to call twice."""
+        """Remove the lock file, if there is one; ``flock`` is released with the
+        descriptor. May be called twice."""
         if self._lock_file is not None:
             self._lock_file.release()
 
 
 def _has_flock(descriptor: int, path: Path) -> bool:
-    """Lock by flock(2) and verify the lock; return False where it has no effect. Raises
+    """Lock by flock(2) and verify the lock; return False if it has no effect. Raises
     LockHeld, OSError."""
     status = os.fstat(descriptor)
     if status.st_dev in _no_flock:
@@ -136,13 +136,13 @@ def _has_flock(descriptor: int, path: Path) -> bool:
         has_locked = flock(descriptor)
     except BlockingIOError as error:
         raise LockHeld(_flock_holder(status)) from error
-    if has_locked and _refuses_second(path, disk.identity_of(status)):
+    if has_locked and _excludes_second(path, disk.identity_of(status)):
         return True
     _no_flock.add(status.st_dev)
     return False
 
 
-def _refuses_second(path: Path, identity: disk.Identity) -> bool:
+def _excludes_second(path: Path, identity: disk.Identity) -> bool:
     """Return whether a second descriptor of the file cannot lock it; True if the file
     cannot be opened again."""
     try:
@@ -185,8 +185,8 @@ def _flock_holder(status: os.stat_result) -> str:
 
 @dataclass(frozen=True)
 class LockHolder:
-    """The holder of a lock file. ``started`` is in clock ticks since boot, 0 where it
-    is unknown."""
+    """The holder of a lock file. ``started`` is in clock ticks since boot, 0 if
+    unknown."""
 
     host: str
     boot: str
@@ -210,15 +210,15 @@ class LockHolder:
 
     @classmethod
     def from_json(cls, data: bytes) -> LockHolder | None:
-        """Read the content of a lock file; None if it is not one."""
+        """Parse the content of a lock file; return None if it is not one."""
         try:
             fields: dict[str, Any] = json.loads(data)["dlpool_lock"]
-            owner = cls(**fields)
+            holder = cls(**fields)
         except (ValueError, TypeError, LookupError, RecursionError):
             return None
         return (
-            owner
-            if isinstance(owner.pid, int) and isinstance(owner.host, str)
+            holder
+            if isinstance(holder.pid, int) and isinstance(holder.host, str)
             else None
         )
 
@@ -226,8 +226,8 @@ class LockHolder:
         return json.dumps({"dlpool_lock": vars(self)}).encode()
 
     def has_ended(self) -> bool:
-        """Tell whether the process is known to have ended: only for one of this host,
-        boot and PID namespace."""
+        """Return whether the process is known to have ended, which only a process of
+        the same host, boot and PID namespace can be."""
         if not self.boot or (self.boot, self.namespace) != (
             _boot_id(),
             _pid_namespace(),
@@ -252,12 +252,12 @@ class _LockFile:
     """A lock file that this process created. Its descriptor stays open, so that the
     inode number is not reused."""
 
-    def __init__(self, path: Path, made: _Made, *, was_expired: bool) -> None:
+    def __init__(self, path: Path, created: _CreatedLock, *, was_expired: bool) -> None:
         self.path = path
-        self._token = made.token
+        self._token = created.token
         self.was_expired = was_expired
-        self._descriptor = made.descriptor
-        self._identity = made.identity
+        self._descriptor = created.descriptor
+        self._identity = created.identity
         self._lock = threading.Lock()  # guards the descriptor
         _heartbeat.add(self)
 
@@ -265,13 +265,13 @@ class _LockFile:
     def acquired(cls, path: Path) -> _LockFile:
         """Create the lock file, or replace a stale one. Raises LockHeld, LockForeign,
         OSError."""
-        for _ in range(_ATTEMPTS):
+        for _ in range(_MAX_ATTEMPTS):
             try:
-                return cls(path, _Made.create(path), was_expired=False)
+                return cls(path, _CreatedLock.create(path), was_expired=False)
             except FileExistsError:
-                found = _take_over(path)
-            if found is not None:
-                return found
+                stale = _take_over(path)
+            if stale is not None:
+                return stale
         raise LockHeld("")
 
     def is_named(self) -> bool:
@@ -289,7 +289,7 @@ class _LockFile:
             disk.close_quietly(named)
 
     def renew(self) -> None:
-        """Set the modification time to the server's current time. A failure is ignored:
+        """Set the modification time to the server's current time. Errors are ignored:
         the lock becomes stale then."""
         with self._lock, suppress(OSError):
             if self._descriptor >= 0:
@@ -311,11 +311,11 @@ class _LockFile:
 
 
 class _Heartbeat:
-    """Renews the lock files of this process on a daemon thread, which ends with the
+    """Renews the lock files of this process on a daemon thread, which exits with the
     last of them.
 
-    Where this process may not have another thread, a lock is renewed when its holder
-    asks whether it is still held.
+    If this process may not start a thread, a lock is renewed only when ``is_held`` is
+    called.
     """
 
     def __init__(self) -> None:
@@ -354,7 +354,7 @@ _heartbeat = _Heartbeat()
 
 
 @dataclass(frozen=True)
-class _Made:
+class _CreatedLock:
     """A lock file that this process has created."""
 
     descriptor: int
@@ -362,10 +362,10 @@ class _Made:
     token: str
 
     @classmethod
-    def create(cls, path: Path) -> _Made:
-        """Create the file and write its owner into it. Raises FileExistsError,
+    def create(cls, path: Path) -> _CreatedLock:
+        """Create the file and write its holder into it. Raises FileExistsError,
         OSError."""
-        owner = LockHolder.this_process()
+        holder = LockHolder.this_process()
         try:
             descriptor = os.open(
                 path,
@@ -382,11 +382,11 @@ class _Made:
             )
             raise
         try:
-            _own_tokens.add(owner.token)
-            disk.write_all(descriptor, owner.as_json())
-            return cls(descriptor, disk.identity_of(os.fstat(descriptor)), owner.token)
+            _own_tokens.add(holder.token)
+            disk.write_all(descriptor, holder.as_json())
+            return cls(descriptor, disk.identity_of(os.fstat(descriptor)), holder.token)
         except OSError:
-            _own_tokens.discard(owner.token)
+            _own_tokens.discard(holder.token)
             disk.remove_quietly(path)
             disk.close_quietly(descriptor)
             raise
@@ -411,37 +411,35 @@ def _take_over(path: Path) -> _LockFile | None:
     LockHeld, LockForeign, OSError."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        made = _Made.create(temporary)
+        created = _CreatedLock.create(temporary)
     except FileExistsError:
-        if _judged(
-            temporary, now=None
-        ):  # left by a process that was killed in this function
+        # left by a process that was killed in this function
+        if _find_stale(temporary, now=None):
             disk.remove(temporary)
         return None
     try:
-        found = _judged(path, now=os.fstat(made.descriptor).st_mtime)
-        if found is not None:
-            disk.replace(temporary, path, identity=made.identity)
-            if disk.is_name_of(
-                path, made.identity
-            ):  # else another process removed our temporary file as stale
-                return _LockFile(path, made, was_expired=not found.has_ended)
+        stale = _find_stale(path, now=os.fstat(created.descriptor).st_mtime)
+        if stale is not None:
+            disk.replace(temporary, path, identity=created.identity)
+            # else another process removed our temporary file as stale
+            if disk.is_name_of(path, created.identity):
+                return _LockFile(path, created, was_expired=not stale.has_ended)
     except BaseException:
-        made.remove(temporary)
+        created.remove(temporary)
         raise
-    made.remove(temporary)
+    created.remove(temporary)
     return None
 
 
 @dataclass(frozen=True)
-class _Stale:
+class _StaleLock:
     """A stale lock; ``has_ended``: its process is known to have ended."""
 
     has_ended: bool
 
 
-def _judged(path: Path, now: float | None) -> _Stale | None:
-    """Return why the lock is stale, None if it does not exist. ``now``: the server's
+def _find_stale(path: Path, now: float | None) -> _StaleLock | None:
+    """Return the lock if it is stale, None if it does not exist. ``now``: the server's
     time, None to ask for it.
 
     Raises LockHeld for a lock that is in use, LockForeign, OSError.
@@ -461,19 +459,19 @@ def _judged(path: Path, now: float | None) -> _Stale | None:
         data = os.read(descriptor, _MAX_BYTES)
     finally:
         disk.close_quietly(descriptor)
-    owner = LockHolder.from_json(data)
-    if owner is None and data:
+    holder = LockHolder.from_json(data)
+    if holder is None and data:
         raise LockForeign(str(path))
-    if owner is not None and owner.has_ended():
-        return _Stale(has_ended=True)
+    if holder is not None and holder.has_ended():
+        return _StaleLock(has_ended=True)
     if (_server_time(path.parent) if now is None else now) - status.st_mtime <= STALE_S:
-        raise LockHeld("" if owner is None else str(owner))
-    return _Stale(has_ended=False)
+        raise LockHeld("" if holder is None else str(holder))
+    return _StaleLock(has_ended=False)
 
 
 def _check_regular(path: Path, status: os.stat_result) -> None:
     """Raise LockForeign for a link, a folder, a pipe or a socket: none of them is a
-    lock that was left."""
+    stale lock."""
     if not stat.S_ISREG(status.st_mode):
         raise LockForeign(str(path))
 

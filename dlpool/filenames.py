@@ -1,10 +1,10 @@
-"""The one policy of file names that others choose: origins, job pushers, clients of
-uploads. Pure.
+"""The rules for file names that come from outside: origin servers, pushed jobs, upload
+clients. Pure.
 
-A name must be what it looks like on every system that a file may get to. Names that
-dlpool derives from what a server or a URL says are made so by ``clean_file_name``;
-names that a job or an upload gives are refused by ``name_fault``; names on a user's own
-command line and in a user's own list are taken as they are.
+A name must look like what it is on every system that a file may be copied to. A name
+derived from a server's header or a URL is cleaned by ``clean_file_name``; a name in a
+job or upload is checked by ``name_fault`` and rejected. Names in a user's own command
+line or list are used unchanged.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import re
 from dlpool.usertext import UNSAFE
 
 MAX_BYTES = 255  # of one name, in UTF-8: NAME_MAX of Linux file systems
-# Characters that nobody sees (Unicode: Default_Ignorable_Code_Point), but for those
-# that writing systems and emoji need: joiners (U+200C, U+200D) and variation selectors.
+# Invisible characters (Unicode: Default_Ignorable_Code_Point), except those that writing
+# systems and emoji need: joiners (U+200C, U+200D) and variation selectors.
 _INVISIBLE = "\xad\u034f\u115f\u1160\u17b4\u17b5\u180e\u200b\u2060-\u2065\u3164\ufeff\uffa0\ufff0-\ufff8"
-HIDDEN = UNSAFE + _INVISIBLE  # as of a character class of re
+HIDDEN = UNSAFE + _INVISIBLE  # for a character class of re
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _HIDDEN = re.compile(f"[{HIDDEN}]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# Devices of Windows, with any ending (Naming Files, Paths, and Namespaces; the
-# superscript digits count there, too).
+# Device names of Windows, with any suffix (Naming Files, Paths, and Namespaces; the
+# superscript digits are device numbers, too).
 _DEVICE = re.compile(
     r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[0-9\xb9\xb2\xb3]) *(\..*)?",
     re.IGNORECASE | re.DOTALL,
@@ -30,11 +30,11 @@ _DEVICE = re.compile(
 
 
 def name_fault(name: str) -> str:
-    """Return what is wrong with one name, as a phrase that continues "it ...", "" if
-    nothing is.
+    """Return what is wrong with a file name, as a phrase that continues "it ...", or
+    ``""``.
 
-    Surrogates, as in names that are not UTF-8, are no fault here; nor are separators,
-    ``.`` and ``..``.
+    Surrogates, as in names that are not UTF-8, are accepted; separators, ``.`` and
+    ``..`` are not checked.
     """
     if _CONTROL.search(name):
         return "has control characters"
@@ -50,7 +50,7 @@ def name_fault(name: str) -> str:
 
 
 def clean_file_name(name: str) -> str:
-    """Return ``name`` without what ``name_fault`` finds, and without surrogates. It may
-    be empty, or too long."""
+    """Return ``name`` without surrogates and without what ``name_fault`` rejects. The
+    result may be empty or too long."""
     base = _HIDDEN.sub("", name).rstrip(". ")
     return f"_{base}" if _DEVICE.fullmatch(base) else base

@@ -1,5 +1,4 @@
-"""JSON between our own processes and in our own records, by orjson: a queue of small
-jobs is half made of it. Pure."""
+"""JSON between dlpool's processes and in its records, by orjson for speed. Pure."""
 
 from __future__ import annotations
 
@@ -9,19 +8,18 @@ from typing import Any
 
 import orjson
 
-MAX_DEPTH = 32  # of objects and arrays in each other, in what others send
+MAX_DEPTH = 32  # levels of nested objects and arrays in data of others
 MAX_VALUES = 50_000
-_OTHERS = bytes(
-    set(range(256)) - set(b'"[]{},')
-)  # all bytes that have no part in the structure
+# all bytes that do not belong to the structure
+_OTHERS = bytes(set(range(256)) - set(b'"[]{},'))
 
 
 def dumps(value: Any) -> bytes:
-    """``value`` as JSON, a dataclass as its fields. Raises TypeError for what JSON does
-    not know."""
+    """Return ``value`` as JSON; a dataclass becomes an object of its fields. Raises
+    TypeError for other types."""
     try:
         return orjson.dumps(value)
-    # half a surrogate pair, which JSON can say and UTF-8 cannot; an integer above 64
+    # an unpaired surrogate, which is not UTF-8; an integer above 64
     # bits
     except TypeError:
         return json.dumps(value, default=_fields).encode()
@@ -34,10 +32,10 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def loads(data: bytes | str) -> Any:
-    """What ``data`` says. Raises ValueError if it is no JSON; in another encoding than
-    UTF-8 it is none.
+    """Parse JSON. Raises ValueError for anything else, and for an encoding other than
+    UTF-8.
 
-    RFC 8259, section 8.1; a byte order mark of UTF-8 is passed over.
+    A UTF-8 byte order mark is ignored. See RFC 8259, section 8.1.
     """
     try:
         return orjson.loads(data)
@@ -48,17 +46,16 @@ def loads(data: bytes | str) -> Any:
 def check_bounds(
     data: bytes, *, depth: int = MAX_DEPTH, values: int = MAX_VALUES
 ) -> None:
-    """Raise ValueError, before anything is parsed, if ``data`` is nested deeper or has
-    more values than that.
+    """Raise ValueError if ``data`` is nested deeper than ``depth`` or has more than
+    ``values`` values.
 
-    Takes less time than to parse it, and no memory for its values. Of what is no JSON
-    it may say anything.
+    Call it before parsing: it is faster than a parser and allocates nothing for the
+    values. The result for data that is not JSON is unspecified.
     """
     if b"\\" in data:
         data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
-    structure = b"".join(
-        data.translate(None, _OTHERS).split(b'"')[::2]
-    )  # without what texts contain
+    # without the content of strings
+    structure = b"".join(data.translate(None, _OTHERS).split(b'"')[::2])
     opened = structure.count(b"[") + structure.count(b"{")
     if opened + structure.count(b",") >= values:
         raise ValueError(f"it has more than {values} values")

@@ -1,4 +1,4 @@
-"""Kinds of settings: how text becomes a value. Pure."""
+"""The types of settings: how text becomes a value. Pure."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ LOGGERS = (
 
 @dataclass(frozen=True)
 class Kind:
-    """How a setting is written. ``parse`` raises ValueError with a phrase that
-    continues "it is ..."."""
+    """The type of a setting. ``parse`` raises ValueError with a phrase that continues
+    "it is ..."."""
 
     metavar: str
     parse: Callable[[str], Any]
@@ -69,12 +69,13 @@ _DURATION_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def parse_size(text: str) -> int:
-    """Bytes from ``512``, ``64K``, ``1.5M``, ``2G`` (powers of 1024)."""
+    """Return bytes from ``512``, ``64K``, ``1.5M``, ``2G`` (powers of 1024)."""
     return int(_number(text, _SIZE_UNITS, "K, M, G, T"))
 
 
 def parse_duration(text: str) -> float:
-    """Seconds from ``500ms``, ``30s``, ``5m``, ``2h``; no unit means seconds."""
+    """Return seconds from ``500ms``, ``30s``, ``5m``, ``2h``; a number without a unit
+    is in seconds."""
     seconds = _number(text, _DURATION_UNITS, "ms, s, m, h")
     if seconds > MAX_DURATION_S:
         raise ValueError(f"longer than a year{unit_hint(text)}")
@@ -82,8 +83,7 @@ def parse_duration(text: str) -> float:
 
 
 def unit_hint(text: str) -> str:
-    """Return a hint for a duration that is too long: a number without a unit is in
-    seconds."""
+    """Return a hint for a duration that is too long because its unit is missing."""
     number = text.strip()
     return (
         f" (without a unit it is in seconds; milliseconds are {number}ms)"
@@ -102,7 +102,7 @@ def duration_text(seconds: float) -> str:
 
 
 def parse_count(text: str) -> int:
-    """A whole number, zero or more."""
+    """Return an integer of zero or more."""
     if not re.fullmatch(r"-?[0-9]{1,18}", text.strip()):
         raise ValueError("not a whole number")
     if text.strip().startswith("-"):
@@ -111,7 +111,7 @@ def parse_count(text: str) -> int:
 
 
 def parse_count_or_auto(text: str) -> int | str:
-    """A whole number, or ``auto``: it is found by trying."""
+    """Return an integer of zero or more, or ``auto``."""
     if text.strip() == AUTO:
         return AUTO
     if not re.search("[0-9]", text):
@@ -132,7 +132,7 @@ _SWITCH = {
 
 
 def parse_frequency(text: str) -> float:
-    """Times a second from ``10``, ``10/s``, ``100/m``, ``5/h``."""
+    """Return a rate per second from ``10``, ``10/s``, ``100/m``, ``5/h``."""
     count, _, unit = text.strip().partition("/")
     seconds = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}.get(unit.strip().lower())
     if seconds is None:
@@ -144,7 +144,7 @@ def parse_frequency(text: str) -> float:
 
 
 def parse_switch(text: str) -> bool:
-    """``yes`` or ``no`` (also true, on, 1, false, off, 0)."""
+    """Return a boolean from ``yes`` or ``no`` (or true, on, 1, false, off, 0)."""
     try:
         return _SWITCH[text.strip().lower()]
     except KeyError:
@@ -152,42 +152,44 @@ def parse_switch(text: str) -> bool:
 
 
 def parse_text(text: str) -> str:
-    """Text as it stands, without control characters."""
+    """Return ``text`` if it has no control characters."""
     if re.search(r"[\x00-\x1f\x7f]", text):
         raise ValueError("text with control characters")
     return text
 
 
 def parse_ratio(text: str) -> float:
-    """A number from 0 to 1."""
+    """Return a number from 0 to 1."""
     if not re.fullmatch(r"0|1|[01]?\.[0-9]{1,9}", text) or float(text) > 1:
         raise ValueError("not a number from 0 to 1")
     return float(text)
 
 
 def parse_base_url(text: str) -> str:
-    """An http or https URL without user info, query and fragment, or nothing."""
+    """Return ``text`` if it is an http or https URL without user info, query and
+    fragment, or empty."""
     if text and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text):
         raise ValueError("not an http or https URL without user, query and fragment")
     return text
 
 
 def parse_name(text: str) -> str:
-    """1 to 64 of ``A-Za-z0-9_.-``."""
+    """Return ``text`` if it is 1 to 64 characters of ``A-Za-z0-9_.-``."""
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", text):
         raise ValueError("not 1 to 64 of A-Z a-z 0-9 _ . -")
     return text
 
 
 def parse_group(text: str) -> str:
-    """A part of Redis keys: text that does not end their hash tag."""
+    """Return ``text`` if it can be part of a Redis key: without braces, which would end
+    the hash tag."""
     if not re.fullmatch(r"[^\x00-\x20\x7f{}]{1,200}", text):
         raise ValueError("not 1 to 200 characters without spaces and braces")
     return text
 
 
 def parse_command(text: str) -> str:
-    """A command line that ``shlex`` can split; it stays one text."""
+    """Return ``text`` if ``shlex`` can split it into a command line."""
     try:
         words = shlex.split(parse_text(text))
     except ValueError as error:
@@ -198,15 +200,15 @@ def parse_command(text: str) -> str:
 
 
 def redacted_command(command: str) -> str:
-    """Return the program of a command line; its arguments, which may be secret, are
-    left out."""
+    """Return the program of a command line; its arguments may be secret and are left
+    out."""
     program, *arguments = shlex.split(command)
     return f"{program} ..." if arguments else program
 
 
 def split_address(text: str) -> tuple[str, int]:
-    """Host and port of ``HOST:PORT``, ``[::1]:PORT``, or ``:PORT``, which is every
-    address of this machine."""
+    """Return host and port of ``HOST:PORT``, ``[::1]:PORT``, or ``:PORT`` (all
+    addresses of this machine)."""
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*):([0-9]{1,5})", text)
     if match is None or not 0 < int(match[2]) < 65536:
         raise ValueError("not of the form HOST:PORT")
@@ -214,7 +216,7 @@ def split_address(text: str) -> tuple[str, int]:
 
 
 def parse_address(text: str) -> str:
-    """``HOST:PORT`` as it stands, or nothing."""
+    """Return ``text`` if it is ``HOST:PORT`` or empty."""
     if text:
         split_address(text)
     return text
@@ -263,14 +265,15 @@ def parse_umask(text: str) -> str:
 
 
 def parse_levels(text: str) -> str:
-    """``LOGGER=LEVEL`` with commas between; it stays one text, which ``logger_levels``
-    reads."""
+    """Return ``text`` if it is a comma-separated list of ``LOGGER=LEVEL``, see
+    ``logger_levels``."""
     logger_levels(text)
     return text
 
 
 def logger_levels(text: str) -> dict[str, str]:
-    """The level of each logger that ``text`` names. Raises ValueError."""
+    """Return the level of each logger in a list of ``LOGGER=LEVEL``. Raises
+    ValueError."""
     found: dict[str, str] = {}
     for part in text.split(","):
         logger, equals, level = (word.strip() for word in part.partition("="))
@@ -290,7 +293,7 @@ def logger_levels(text: str) -> dict[str, str]:
 
 
 def choice(*values: str) -> Kind:
-    """One of ``values``."""
+    """Return the type of a setting that has one of ``values``."""
 
     def parse(text: str) -> str:
         if text not in values:

@@ -1,4 +1,4 @@
-"""What no log may hold: secrets by their names, and those inside of URLs and header
+"""Remove secrets from text before it is logged: by field name, in URLs, and in header
 lines. Pure."""
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from functools import lru_cache
 REDACTED = "[redacted]"
 _RAW_CHARS = 64 * 1024
 
-# What the name of a secret field contains: of a header, of a setting, of a member of
-# JSON.
+# The name of a secret field contains one of these: a header, a setting, a JSON member.
 _SECRET_WORDS = (
     r"passw|passphrase|pwd|authori[sz]ation|cookie|token|secret|credential|signature"
     r"|(?:api|access|account|customer|functions?|master|private|shared|subscription)[-_ ]?key"
@@ -18,11 +17,9 @@ _SECRET_WORDS = (
 )
 _SECRET_NAME = re.compile(_SECRET_WORDS, re.IGNORECASE)
 _URL = re.compile(r"://(\S*)")
-_BARE_QUERY = re.compile(
-    r"(?<=\S)\?[^\s?=\"'<>]{1,200}=\S*"
-)  # urllib3 says "url: /path?query"
-# The header fields that are secret, where a text has one with its value: up to the end
-# of the line.
+# urllib3 messages contain "url: /path?query"
+_BARE_QUERY = re.compile(r"(?<=\S)\?[^\s?=\"'<>]{1,200}=\S*")
+# Secret header fields in a text, with their values up to the end of the line.
 _SECRET_FIELD = re.compile(
     r"(?<![\w./-])((?:proxy-|x-)?authorization|(?:set-)?cookie2?|api_?key"
     r"|(?:[a-z0-9]{1,20}-){1,8}(?:auth|credentials?|key|passphrase|password|secret|signature|token)(?:-[a-z0-9]{1,20}){0,3}"
@@ -44,16 +41,16 @@ _HINTS = (
 
 @lru_cache(maxsize=4096)
 def is_secret(name: str) -> bool:
-    """Whether what is called so must not be shown."""
+    """Return whether the value of a field named ``name`` must not be shown."""
     return _SECRET_NAME.search(name[:200]) is not None
 
 
 def without_secrets(text: str) -> str:
-    """``text`` less user info, query and fragment of each URL in it, and less the
-    values of secret headers.
+    """Return ``text`` without the user info, query and fragment of its URLs and without
+    the values of secret headers.
 
-    Only the first 64 KiB of it: an address that the end cuts is left out, as its user
-    info could not be told.
+    Text beyond the first 64 KiB is dropped, and so is a URL cut by that limit, as its
+    user info cannot be recognized.
     """
     if len(text) > _RAW_CHARS:
         text = _cut_before_url(text[:_RAW_CHARS])
@@ -68,7 +65,7 @@ def without_secrets(text: str) -> str:
 
 
 def without_password(url: str) -> str:
-    """The URL of a Redis less its password."""
+    """Return a Redis URL without its password."""
     url = re.sub(r"(?<=[?&])password=[^&#]*&?", "", url, flags=re.IGNORECASE)
     match = re.fullmatch(r"([a-z+]+://)(.*)", url, re.DOTALL | re.IGNORECASE)
     if match is None:
@@ -79,11 +76,10 @@ def without_password(url: str) -> str:
 
 
 def split_user_info(text: str) -> tuple[str, str]:
-    """Return the user info of a URL that has lost its scheme, and what follows it.
+    """Split a URL without its scheme into user info and the rest.
 
-    Also where a password has a slash, question mark or hash that ought to be
-    percent-encoded: then what ends the authority is no port, and the user info goes up
-    to the last ``@``.
+    A password may contain an unencoded slash, question mark or hash sign: if the text
+    before it does not end in a valid port, the user info extends to the last ``@``.
     """
     authority = re.split(r"[/?#]", text, maxsplit=1)[0]
     info, is_found, place = authority.rpartition("@")
@@ -105,7 +101,7 @@ def _is_port(text: str) -> bool:
 
 
 def _address(url: str) -> str:
-    """Host and path of a URL that has lost its scheme."""
+    """Return host and path of a URL without its scheme."""
     return re.split(r"[?#]", split_user_info(url)[1], maxsplit=1)[0]
 
 

@@ -1,5 +1,5 @@
-"""System calls as ``os`` does not have them. Thread-safe; the interpreter's lock is
-free meanwhile."""
+"""System calls that ``os`` lacks, by ctypes. Thread-safe: the interpreter lock is
+released during each call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import fcntl
 import os
 import struct
 
-MIN_FALLOC_BYTES = 1024 * 1024  # bytes: to reserve fewer gains nothing
+MIN_FALLOC_BYTES = 1024 * 1024  # a smaller reservation gains nothing
 _libc = ctypes.CDLL(None, use_errno=True)
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE, fallocate(2)
 _NOREPLACE = 1  # RENAME_NOREPLACE, renameat2(2)
@@ -20,11 +20,11 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2), 64 bits
 def fallocate(
     descriptor: int, offset: int, size: int, *, keep_size: bool = False
 ) -> None:
-    """Reserve the blocks of ``size`` bytes. Raises OSError, as ENOSYS where libc lacks
-    the function.
+    """Reserve the blocks of ``size`` bytes at ``offset``. Raises OSError, with ENOSYS
+    where libc lacks the function.
 
-    Unlike posix_fallocate(3), never by writing them one by one. ``keep_size``: the file
-    gets no longer.
+    Unlike posix_fallocate(3), it never falls back to writing zeros. ``keep_size``: do
+    not extend the file.
     """
     function = getattr(_libc, "fallocate", None)
     if function is None:
@@ -41,10 +41,10 @@ def rename_noreplace(
     target: str | os.PathLike[str],
     dir_fd: int | None = None,
 ) -> None:
-    """Rename, unless something has the name ``target``: renameat2(2) with
+    """Rename a file unless the name ``target`` exists: renameat2(2) with
     RENAME_NOREPLACE.
 
-    Paths may be relative to ``dir_fd``. Raises FileExistsError; OSError, as EINVAL
+    Paths may be relative to ``dir_fd``. Raises FileExistsError; OSError, with EINVAL
     where the file system lacks the flag and ENOSYS where libc lacks the function.
     """
     function = getattr(_libc, "renameat2", None)
@@ -63,12 +63,12 @@ def rename_noreplace(
 
 
 def lock_byte(descriptor: int, offset: int, *, is_shared: bool = False) -> bool:
-    """Lock the byte at ``place`` of an open file without waiting; return False if
-    another open file has its lock.
+    """Lock the byte at ``offset`` of an open file without waiting; return False if
+    another open file holds its lock.
 
-    The lock belongs to the open file description (F_OFD_SETLK, fcntl(2)): it ends when
-    that is closed, at the latest with the process. The byte need not exist. Raises
-    OSError.
+    The lock belongs to the open file description (F_OFD_SETLK, fcntl(2)) and is
+    released when that is closed, at the latest when the process exits. The byte need
+    not exist. Raises OSError.
     """
     kind = fcntl.F_RDLCK if is_shared else fcntl.F_WRLCK
     try:

@@ -14,6 +14,7 @@ import resource
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from dlpool.disk import fault_of
 from dlpool.errors import NoThread, OutOfFiles
@@ -71,6 +72,13 @@ def start_thread(work: Callable[[], object], name: str) -> DaemonThread:
     thread = DaemonThread(work, name)
     thread.start()
     return thread
+
+
+def raise_open_file_limit() -> None:
+    """Raise the soft limit of open files to the hard limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
 
 
 def has_free_descriptors(descriptors: int) -> bool:

@@ -1,7 +1,7 @@
-"""Decoding of text files and pipes of users: encoding by the byte order mark, lines
-that end in LF, CRLF or CR.
+"""Decode text files and pipes of users, and escape foreign text before it is shown to a
+user.
 
-And what may be shown to a user of text that others wrote.
+The encoding is that of the byte order mark, or UTF-8. Lines end in LF, CRLF or CR.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 READ_BYTES = 64 * 1024
-# Control characters (C0, DEL, C1), marks that turn the direction of text, line
-# separators, tags that nobody sees, and halves of surrogate pairs: what a terminal
-# obeys, or shows otherwise than it is. As of a character class of re.
+# Characters that control a terminal, or that it shows as something else: C0, DEL, C1,
+# marks of text direction, line separators, invisible tags, unpaired surrogates. For a
+# character class of re.
 UNSAFE = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f"
 _UNSAFE = re.compile(f"[{UNSAFE}]")
 MAX_LINE = 1024 * 1024  # characters
@@ -29,8 +29,8 @@ _MARKS = (
 
 
 def escape_unsafe(text: str, *, keeps: str = "") -> str:
-    """Return ``text`` with each character escaped (``\\x1b``) that a terminal would
-    obey, but those of ``keeps``."""
+    r"""Return ``text`` with unsafe characters escaped (``\x1b``), except those of
+    ``keeps``. See ``UNSAFE``."""
     if text.isprintable():
         return text
     return _UNSAFE.sub(
@@ -39,8 +39,8 @@ def escape_unsafe(text: str, *, keeps: str = "") -> str:
 
 
 def split_byte_order_mark(data: bytes) -> tuple[str, bytes]:
-    """Return the encoding of the byte order mark that ``data`` begins with, "" without
-    one, and the bytes after it."""
+    """Return the encoding of the byte order mark at the beginning of ``data``, and the
+    rest; ``""`` if there is no mark."""
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             return encoding, data[len(mark) :]
@@ -48,20 +48,20 @@ def split_byte_order_mark(data: bytes) -> tuple[str, bytes]:
 
 
 class NotText(ValueError):
-    """The input is not text; the message has the number of the line and the reason."""
+    """The input is not text; the message contains the line number and the reason."""
 
 
 class TextLines:
-    """Splits bytes into the lines of a text, incrementally. Not thread-safe.
+    """Split bytes into lines of text, incrementally. Not thread-safe.
 
     Without a byte order mark the text is UTF-8, and invalid bytes become surrogates
-    (``surrogateescape``), as in file names. With one, they are an error. A mark at the
-    beginning of a later line, as in concatenated files, is dropped.
+    (``surrogateescape``), as in file names. With a mark, invalid bytes are an error. A
+    mark at the beginning of a later line, as in concatenated files, is dropped.
     """
 
     def __init__(self, *, truncates: bool = False, allows_nul: bool = False) -> None:
-        """``cuts``: truncate a line longer than ``MAX_LINE``, else raise;
-        ``keeps_nul``: allow NUL characters."""
+        """``truncates``: cut lines longer than ``MAX_LINE`` instead of raising;
+        ``allows_nul``: accept NUL characters."""
         self._keeps_nul = allows_nul
         self._cuts = truncates
         self._head: bytes | None = b""  # until the encoding is known
@@ -75,8 +75,8 @@ class TextLines:
         self._number = 0
 
     def feed(self, data: bytes, *, is_end: bool = False) -> Iterator[str]:
-        """Yield the lines that ``data`` completes; ``is_end``: it is the last. Raises
-        NotText."""
+        """Yield the lines that ``data`` completes; ``is_end``: no more data follows.
+        Raises NotText."""
         if self._head is not None:
             data = self._head + data
             self._head = None if is_end or not _may_be_mark(data) else data
@@ -133,7 +133,7 @@ class TextLines:
 def read_lines(
     read: Callable[[int], bytes], *, allows_nul: bool = False
 ) -> Iterator[str]:
-    """Yield the lines of the bytes that ``read`` returns, each when it is complete.
+    """Yield the lines of a stream as they are completed, reading blocks with ``read``.
     Raises NotText and its errors."""
     lines = TextLines(allows_nul=allows_nul)
     while data := read(READ_BYTES):
@@ -145,8 +145,8 @@ def read_text(path: Path) -> str:
     """Return the text of a file in UTF-8, or in the encoding of its byte order mark.
     Raises OSError, NotText.
 
-    A mark of UTF-16 or UTF-32 with nothing after it is no text: the rest of the file
-    has been lost, or it is binary.
+    A file that consists of a UTF-16 or UTF-32 mark alone is rejected: it was truncated,
+    or it is binary.
     """
     with path.open("rb") as file:
         lines = list(read_lines(file.read, allows_nul=True))
@@ -167,5 +167,5 @@ def _has_surrogates(line: str) -> bool:
 
 
 def _may_be_mark(data: bytes) -> bool:
-    """Return whether ``data`` may be the incomplete beginning of a byte order mark."""
+    """Return whether ``data`` is an incomplete byte order mark."""
     return any(mark.startswith(data) and mark != data for mark, _ in _MARKS)

@@ -17,12 +17,12 @@ from dlpool.jobs.pushed_job import compose_job
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease
 from dlpool.observe.metrics import Metrics
 from dlpool.service.cleanup import CleanupDispatcher
-from dlpool.service.dispatcher import JobDispatcher
+from dlpool.service.dispatcher import DispatcherServices, JobDispatcher
 from dlpool.service.disposition import DispositionPolicy
 from dlpool.service.host_admission import HostAdmission
 from dlpool.service.host_concurrency import HostConcurrency
 from dlpool.service.host_limits import HostLimits
-from dlpool.service.inflight import InFlightJob, InFlightTable
+from dlpool.service.inflight import InFlightJob, InFlightPhase, InFlightTable
 from dlpool.service.journal import CleanupJournal
 from dlpool.service.monitor.metrics_collector import MetricsCollector
 from dlpool.service.pool import WorkerPool
@@ -41,11 +41,11 @@ class Told:
 
     def __init__(self) -> None:
         self.ended: list[FinishRequest] = []
-        self.asked: list[JobLease] = []
-        self.wishes: list[Any] = []
+        self.checked: list[JobLease] = []
+        self.requests: list[Any] = []
         self.holds: list[Any] = []
-        self.end, self.ask = self.ended.append, self.asked.append
-        self.wish, self.hold = self.wishes.append, self.holds.append
+        self.record, self.check_fence = self.ended.append, self.checked.append
+        self.request_host_slot, self.hold_host = self.requests.append, self.holds.append
 
 
 class Process:
@@ -91,7 +91,7 @@ class Worker(NamedTuple):
 
 def job_of(name: str = "a", *, raw: bytes | None = None, url: str = URL, **fields: Any) -> ClaimedJob:
     """A job that was claimed; what is no field of ``ClaimedJob`` is one of the job's own."""
-    known = ("fence", "attempts", "crashes", "takeovers", "flag", "is_paid", "priority")
+    known = ("fence", "attempts", "crashes", "takeovers", "flag", "is_start_reserved", "priority")
     own = {key: value for key, value in fields.items() if key not in known}
     raw = compose_job(url, f"/data/{name}", **own) if raw is None else raw
     usual: dict[str, Any] = {"attempts": 1, "crashes": 0, "takeovers": 0, "created_ms": 0, "priority": "normal"}
@@ -110,39 +110,39 @@ class Bench:
         log: Any = self.lines
         recorder: Any = self.told
         self.metrics = Metrics(RANGE_BOUNDS_S)
-        self.ledger = InFlightTable()
+        self.in_flight = InFlightTable()
         self.selector = selectors.DefaultSelector()
         given: Any = SimpleNamespace(state_dir=folder)
         self.pool = WorkerPool(self.settings.supervisor, given, self.selector, log, self.metrics)
-        self.trail = CleanupJournal(folder)
-        self.cleaner = CleanupDispatcher(self.pool, self.trail, log)
-        self.of_hosts = HostConcurrency(16, is_auto=True, log=log, clock=self.clock)
+        self.journal = CleanupJournal(folder)
+        self.cleanup = CleanupDispatcher(self.pool, self.journal, log)
+        self.concurrency = HostConcurrency(16, is_auto=True, log=log, clock=self.clock)
         self.hosts = HostLimits(self.settings, self.clock)
-        self.doorman = HostAdmission(self.hosts, self.of_hosts, recorder, self.pool, log)
-        judge = DispositionPolicy(QueueKeys(), self.settings.supervisor, lambda: NOW, lambda: 1.0)
+        self.host_admission = HostAdmission(self.hosts, self.concurrency, recorder, self.pool, log)
+        policy = DispositionPolicy(QueueKeys(), self.settings.supervisor, lambda: NOW, lambda: 1.0)
         self.hooked: list[tuple[InFlightJob, FinishRequest]] = []
-        hooks: Any = SimpleNamespace(settings=HookSettings(), ended=lambda *ended: self.hooked.append(ended))
-        self.meter = MetricsCollector(self.metrics)
-        self.doubts: list[float] = []  # when a fault of the node was met
-        self.crew = JobDispatcher(
-            self.ledger,
+        hooks: Any = SimpleNamespace(settings=HookSettings(), schedule=lambda *ended: self.hooked.append(ended))
+        self.collector = MetricsCollector(self.metrics)
+        self.node_faults: list[float] = []  # when a fault of the node was met
+        services = DispatcherServices(
+            self.in_flight,
             self.pool,
             recorder,
-            judge,
-            self.cleaner,
-            log,
+            self.cleanup,
             hooks,
-            self.doorman,
-            self.meter,
-            lambda: self.doubts.append(self.clock.now),
+            self.host_admission,
+            self.collector,
+            log,
+            lambda: self.node_faults.append(self.clock.now),
         )
+        self.dispatcher = JobDispatcher(services, policy)
         self._pids = iter(range(2_000_000_001, 2_000_001_000))  # above every process's
 
-    def worker(self, slots: int = 2, *, is_alone: bool = False, is_ready: bool = True) -> Worker:
+    def worker(self, slots: int = 2, *, is_quarantine: bool = False, is_ready: bool = True) -> Worker:
         """One more worker."""
         channel, theirs = FrameChannel.pair()
         process: Any = Process(next(self._pids))
-        handle = WorkerHandle(process, channel, slots, is_alone=is_alone, cpu=None)
+        handle = WorkerHandle(process, channel, slots, is_quarantine=is_quarantine, cpu=None)
         handle.is_ready = is_ready
         self.pool.workers[handle.pid] = handle
         self.selector.register(channel, selectors.EVENT_READ, handle)
@@ -153,11 +153,11 @@ class Bench:
     def held(self, name: str = "a", worker: Worker | None = None, **fields: Any) -> InFlightJob:
         """A job that was taken in; it runs in ``worker``, if one is given."""
         claimed = job_of(name, **fields)
-        self.crew.accept(claimed, 0.0)
-        held = self.ledger.get(str(claimed.lease))
+        self.dispatcher.accept(claimed, 0.0)
+        held = self.in_flight.get(str(claimed.lease))
         assert held is not None
         if worker is not None:
-            held.worker_pid = worker.handle.pid
+            held.worker_pid, held.phase = worker.handle.pid, InFlightPhase.RUNNING
             worker.handle.jobs.add(str(claimed.lease))
         return held
 

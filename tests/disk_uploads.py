@@ -59,7 +59,7 @@ class Upload(Workload):
 
     def prepare(self, folder: Path) -> None:
         assert folder == self._run
-        file_locks._locks.clear()  # each run tries again whether flock(2) locks
+        file_locks._has_flock.clear()  # each run tries again whether flock(2) locks
 
     def ask(self, method: str, path: str, **options: Any) -> testing.Result:
         """Make a request. Raises Refused."""
@@ -87,7 +87,7 @@ class Upload(Workload):
             return "" if content is None else f"an error, and {'the' if content == DATA else 'a wrong'} file published"
         if content != DATA:
             return "success, and not the right file"
-        self._parts.store.sweep()
+        self._parts.backend.sweep()
         left = [path.name for path in (folder / "upload" / "tmp").iterdir()]
         left += [path.name for path in target.parent.iterdir() if path != target]
         return f"left {left}" if left else ""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from dlpool.transfer.target.file.publishmark import read_mark
+from dlpool.transfer.target.file.publish import read_mark
 from tests.conftest import wait_until
 from tests.fleet import Client, Supervisor
 from tests.origin import Connection, File, Origin, Request

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dlpool.storage.disk import DiskBackend
+from dlpool.storage.disk.backend import DiskBackend
 from dlpool.storage.names import folder_name
 from tests.processes import ROOT
-from tests.uploads import store_in
+from tests.uploads import list_of, store_in
 
 
 class Calls:
@@ -56,7 +56,7 @@ def make_tasks(folder: Path, count: int, *, owner: str | None = None, status: st
 
 def _lists(store: DiskBackend, count: int) -> list[int]:
     with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(lambda _: store.tasks(None)["total"], range(count)))
+        return list(pool.map(lambda _: list_of(store, None)["total"], range(count)))
 
 
 def main(folder: str, times: str, number: str) -> None:
@@ -66,19 +66,19 @@ def main(folder: str, times: str, number: str) -> None:
     """
     store = store_in(Path(folder))
     calls = Calls(store.layout.tasks_path())
-    store.tasks(None)
+    list_of(store, None)
     steps = [calls.since_last()]
     time.sleep(0.15)  # a tick of the clock of the file system
-    store.tasks(None)
+    list_of(store, None)
     steps.append(calls.since_last())
     totals = _lists(store, int(times))
     steps.append(calls.since_last())
-    store.resume(store.tasks(None, limit=10)["tasks"][int(number)]["task_id"], None)
+    store.resume(list_of(store, None, limit=10)["tasks"][int(number)]["task_id"], None)
     calls.since_last()
     totals += _lists(store, int(times))
     steps.append(calls.since_last())
     time.sleep(0.15)
-    store.tasks(None)
+    list_of(store, None)
     calls.since_last()
     store.sweep()
     steps.append(calls.since_last())

@@ -44,13 +44,13 @@ def logged() -> tuple[dict[str, set[str]], dict[str, set[str]], list[str]]:
     fields: dict[str, set[str]] = defaultdict(set)
     unknown = []
     for name, call, function in _calls():
-        if name not in {*LEVELS, "notify", "_notify", "Warned"} or function.name in {*LEVELS, "_note"}:
+        if name not in {*LEVELS, "notify", "_notify", "ServerWarning"} or function.name in {*LEVELS, "_note"}:
             continue
         events = _texts(call.args[0])
-        if not events and function.name != "_check":  # it logs what is Warned
+        if not events and function.name != "_check_server":  # it logs a ServerWarning
             unknown.append(f"{function.name}: {ast.unparse(call)}")
         for event in events - NOT_LOGGED:
             transfer_level = job_run._LEVELS.get(event, "info")
-            levels[event].add({"Warned": "warning"}.get(name, transfer_level if "notify" in name else name))
+            levels[event].add({"ServerWarning": "warning"}.get(name, transfer_level if "notify" in name else name))
             fields[event] |= {keyword.arg for keyword in call.keywords if keyword.arg}
     return levels, fields, unknown

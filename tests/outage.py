@@ -89,7 +89,7 @@ def assert_ended_once(client: Client, *ids: str, starts: int | None = 1) -> None
 def assert_nobody_was_robbed(*services: Supervisor) -> None:
     """No job was taken from a supervisor that lives."""
     for service in services:
-        assert service.events("jobs_recovered") == [] == service.events("job_lost") == service.events("job_disowned")
+        assert service.events("jobs_recovered") == [] == service.events("job_lost") == service.events("job_fenced")
 
 
 def let_pass(seconds: float) -> None:

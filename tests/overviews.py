@@ -17,7 +17,7 @@ COUNTED = (
     "ready_normal",
     "ready_low",
     "delayed",
-    "parked",
+    "throttled",
     "paused",
     "running",
     "succeeded",

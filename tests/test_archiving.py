@@ -127,7 +127,7 @@ def test_the_end_of_the_supervisor_ends_a_command(tmp_path: Path, log: Log, make
     archiver.stop()
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
     (failed,) = events(log.path.parent, "log_not_archived")
-    assert failed["dlpool.reason"] == "the supervisor ends"
+    assert failed["dlpool.reason"] == "the supervisor stops"
     assert not (log.path.parent / "dlpool.log.archived").exists()
 
 
@@ -168,7 +168,7 @@ def test_the_service_compresses_and_archives_while_jobs_run(tmp_path: Path) -> N
         client.wait_for(desk.push())
         assert service.stop() == 0
         (failed,) = service.events("log_not_archived")
-    assert failed["dlpool.reason"] == "the supervisor ends"
+    assert failed["dlpool.reason"] == "the supervisor stops"
     assert gzip.decompress((tmp_path / "cold.gz").read_bytes()) == b'{"@timestamp": "x"}\n'
 
 
@@ -178,7 +178,7 @@ def test_a_program_that_is_not_there_is_said_at_the_start(tmp_path: Path) -> Non
         service.configure(service.url, {"logging": {"archive_command": "no-such-program --to x"}})
         service.start(is_ready=False)
         assert service.wait() == 78
-        assert "[logging] archive_command: there is no program" in service.errors.read_text()
+        assert "[logging] archive_command: cannot find executable program" in service.errors.read_text()
 
 
 # --- one step at a time ---
@@ -190,7 +190,7 @@ class Stepped(LogArchiver):
     def __init__(self, live: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
         self.clock, self.lines = Clock(), Lines()
         monkeypatch.setattr(archiving, "time", self.clock)
-        monkeypatch.setattr(process, "run", self._ran)
+        monkeypatch.setattr(archiving, "run_command", self._ran)
         self.ran: list[tuple[Any, ...]] = []
         self.results: list[Any] = []
         self.takes_s: tuple[float, ...] = (0.0,)
@@ -242,7 +242,7 @@ def test_a_failure_is_tried_again_after_its_delay(tmp_path: Path, monkeypatch: p
     ("takes_s", "stop_s", "endings"),
     [
         ((29.5, 0.5), None, ["", "it took longer than 30 s"]),
-        ((4.5, 0.5), 5.0, ["", "the supervisor ends"]),
+        ((4.5, 0.5), 5.0, ["", "the supervisor stops"]),
         ((30.0,), 5.0, ["it took longer than 30 s"]),
     ],
 )
@@ -279,7 +279,7 @@ def test_a_stop_waits_for_the_command_until_it_must_have_ended(tmp_path: Path, m
     joined: list[float] = []
     one._thread = SimpleNamespace(join=joined.append)  # type: ignore[assignment]
     one.stop()
-    assert joined == [archiving.STOP_S + process.END_S + 1.0]
+    assert joined == [archiving.STOP_S + process.TERMINATE_S + 1.0]
     assert one._stop_at == one.clock.now + archiving.STOP_S
 
 
@@ -294,7 +294,7 @@ def test_what_keeps_a_look_from_beginning_is_told_and_tried_again(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(one._rotation, "packed", fail)
+        patch.setattr(one._rotation, "compressed_logs", fail)
         assert one.look() == 0
     assert one.lines.kept == [("warning", "log_not_archived", {"error": error})]
     assert one.look() == 0
@@ -307,5 +307,5 @@ def test_a_command_must_be_there(command: str | None, is_there: bool) -> None:
     if is_there:
         check_archive_command(LoggingSettings(archive_command=command))
         return
-    with pytest.raises(ConfigurationError, match=r"^\[logging\] archive_command.* no program"):
+    with pytest.raises(ConfigurationError, match=r"^\[logging\] archive_command.*cannot find executable program"):
         check_archive_command(LoggingSettings(archive_command=command))

@@ -33,8 +33,9 @@ from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.jobs.transitions import Transitions
 from dlpool.observe.log import Log
+from dlpool.observe.processors import LogOrigin
 from dlpool.scan.quarantine import Quarantine
-from dlpool.storage.disk import UploadEvent
+from dlpool.storage.values import UploadEvent
 from dlpool.web.app import create_app
 from dlpool.web.auditing import CHANGING, REFUSALS, AuditLog, change_of, start_request
 from dlpool.web.counters import SharedCounters
@@ -151,7 +152,7 @@ def site(_site: Site) -> Site:
 
 
 JOB = {"url": f"{URL}?token=hunter2", "save_path": "a.bin"}
-NOBODY = "0" * 32
+NO_OWNER = "0" * 32
 REQUESTS: list[tuple[str, str, Any, list[Seen]]] = [
     ("POST", "/jobs", {**JOB, "dlpool": {"id": "j1"}}, [("job.push", "j1", "done")]),
     ("POST", "/jobs", {**JOB, "dlpool": {"id": "j1"}}, [("job.push", "j1", "unchanged")]),
@@ -179,7 +180,7 @@ REQUESTS: list[tuple[str, str, Any, list[Seen]]] = [
     ("POST", "/queue/resume", {}, [("queue.resume", "", "done")]),
     *[("POST", f"/nodes/n/{verb}", {}, [(f"node.{verb}", "n", "no_such_node")]) for verb in ("drain", "resume")],
     ("POST", "/nodes/n/forget", {}, [("node.forget", "n", "no_such_node")]),
-    ("POST", f"/failures/{NOBODY}/retry", {}, [("failure.retry", NOBODY, "no_such_job")]),
+    ("POST", f"/failures/{NO_OWNER}/retry", {}, [("failure.retry", NO_OWNER, "no_such_job")]),
     ("POST", "/failures/OLD/remove", {}, [("failure.remove", "OLD", "done")]),
 ]
 
@@ -288,7 +289,7 @@ class Kept:
 
 def test_what_the_service_does_by_itself_and_what_was_left_out_are_told(tmp_path: Path) -> None:
     """A merge of a process that was killed is ended by a look at it; of refused attempts the rest is one event."""
-    log = Log(tmp_path / "log", LoggingSettings(), service="dlpool-web", version="1", node_id="n")
+    log = Log(tmp_path / "log", LoggingSettings(), LogOrigin("dlpool-web", "n", version="1"))
     kept = Kept()
     audit = AuditLog(cast("Any", kept), SharedCounters(tmp_path / "figures"), log.logger("audit"))
     for method in ("GET", "POST"):

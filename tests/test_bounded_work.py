@@ -16,9 +16,9 @@ from dlpool import jsontext
 from dlpool.config import WebSettings
 from dlpool.errors import UsageError
 from dlpool.jobs.pushed_job import MAX_VALUES, Malformed, PushedJob
-from dlpool.storage.errors import UploadError
 from dlpool.web import forms, schemas
 from dlpool.web.client_limits import ClientLimits
+from dlpool.web.errors import HttpError
 from dlpool.web.operations import MAX_BODY, OPERATIONS, Operation
 from dlpool.web.validation import validate
 from tests.backtracking import Meter, fault
@@ -91,7 +91,7 @@ def test_a_job_of_the_intake_takes_a_bounded_number_of_steps(body: str) -> None:
 
 @pytest.mark.parametrize("body", BODIES)
 def test_the_fields_of_an_upload_take_a_bounded_number_of_steps(body: str) -> None:
-    with counted_calls(MOST_CALLS), suppress(UploadError):
+    with counted_calls(MOST_CALLS), suppress(HttpError):
         forms.json_fields(BODIES[body])
 
 
@@ -169,7 +169,7 @@ def test_a_client_has_one_large_request_at_once_in_all_processes(tmp_path: Path)
     here, there = (ClientLimits(tmp_path, replace(WebSettings(), client_uploads=1)) for _ in range(2))
     with here.heavy_slot("one"):
         for admission in (here, there):
-            with pytest.raises(UploadError) as refused, admission.heavy_slot("one"):
+            with pytest.raises(HttpError) as refused, admission.heavy_slot("one"):
                 pass
             assert (refused.value.status, refused.value.code) == (429, "too_many")
             assert int(refused.value.headers["Retry-After"]) >= 1

@@ -15,7 +15,8 @@ import pytest
 
 from dlpool.cli.console import _CleanText, stream_for_rich
 from dlpool.cli.tables import clean
-from dlpool.observe.processors import Origin, processors
+from dlpool.observe.log import LogSink, processor_chain
+from dlpool.observe.processors import LogOrigin
 from dlpool.usertext import escape_unsafe
 
 UNSAFE = [
@@ -100,8 +101,9 @@ def test_no_command_prints_control_characters_of_others(arguments: list[str], tm
 @pytest.mark.parametrize("log_format", ["console", "json"])
 def test_a_line_of_the_log_has_no_control_characters(letter: str, log_format: str) -> None:
     text: Any = {"event": f"a{letter}b", f"k{letter}": f"v{letter}", "error": f"e{letter}", "path": f"/{letter}"}
-    for process in processors(Origin("s", "1", "n", "h"), lambda: datetime.now(timezone.utc), log_format):
-        text = process(None, "error", text)
+    sink = LogSink(None, 0)  # type: ignore[arg-type]
+    for process in processor_chain(LogOrigin("s", "n"), lambda: datetime.now(timezone.utc), log_format):
+        text = process(sink, "error", text)
     said = bytes(text).decode()
     assert said.endswith("\n") and said[:-1].isprintable()
     assert log_format == "console" or json.loads(said)["message"]

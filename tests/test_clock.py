@@ -17,6 +17,7 @@ from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.jobs.queue_admin import QueueAdmin
 from dlpool.jobs.queue_clock import QueueTime, queue_time
 from dlpool.jobs.queue_views import QueueViews
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import SCRIPTS, ClaimedJob, FinishRequest, JobLease, Transitions
 from tests.clocks import ShiftedRedis
 from tests.conftest import wait_until
@@ -73,11 +74,11 @@ class Queue:
         return claimed.lease
 
     def finish(self, ticket: JobLease, outcome: str, **how: Any) -> None:
-        assert self.does.finish(A, [FinishRequest(ticket, outcome, **how)]) == ["OK"]
+        assert self.does.finish(A, [FinishRequest(ticket, Disposition(outcome), **how)]) == ["OK"]
 
     def control(self, verb: str, job_id: str) -> str:
         arguments = [self.keys.prefix, job_id, verb, "", "", "", ""]
-        return str(self.does.run_script("control", [([self.keys.intake, self.keys.failed], arguments)])[0].decode())
+        return str(self.does.run_script("admin", [([self.keys.intake, self.keys.failed], arguments)])[0].decode())
 
     def clock_s(self) -> float:
         seconds, micros = self.client.time()
@@ -127,27 +128,27 @@ def a_paused_retry_that_is_resumed_later(queue: Queue) -> Callable[[], object]:
 
 def parked_until_its_start(queue: Queue) -> Callable[[], object]:
     queue.push("a")
-    queue.finish(queue.claim_one(), "park", delay_s=SOON_S, host="h")
+    queue.finish(queue.claim_one(), "throttle", delay_s=SOON_S, host="h")
     return queue.claim
 
 
 def parked_for_a_slot_that_was_never_given_back(queue: Queue) -> Callable[[], object]:
     queue.push("a")
-    queue.finish(queue.claim_one(), "park", delay_s=SOON_S, host="h", is_for_slot=True)
+    queue.finish(queue.claim_one(), "throttle", delay_s=SOON_S, host="h", waits_for_slot=True)
     return queue.claim
 
 
 def a_lease(queue: Queue) -> Callable[[], object]:
     queue.push("a")
     queue.claim_one(lease_s=SOON_S)
-    return lambda: queue.does.recover(B, grace_s=SOON_S, order="fifo").requeued
+    return lambda: queue.does.recover(grace_s=SOON_S, order="fifo").requeued
 
 
 def a_suspect_lease(queue: Queue) -> Callable[[], object]:
     queue.push("a")
     queue.claim_one(lease_s=0)
-    wait_until(lambda: queue.does.recover(B, grace_s=SOON_S, order="fifo").expired == 1)
-    return lambda: queue.does.recover(B, grace_s=SOON_S, order="fifo").requeued
+    wait_until(lambda: queue.does.recover(grace_s=SOON_S, order="fifo").expired == 1)
+    return lambda: queue.does.recover(grace_s=SOON_S, order="fifo").requeued
 
 
 def what_a_gone_supervisor_had_reserved(queue: Queue) -> Callable[[], object]:
@@ -155,7 +156,7 @@ def what_a_gone_supervisor_had_reserved(queue: Queue) -> Callable[[], object]:
     queue.client.lpush(queue.keys.inbox("gone-00000000"), "{}")
 
     def is_back() -> bool:
-        queue.does.recover(B, grace_s=SOON_S, order="fifo")
+        queue.does.recover(grace_s=SOON_S, order="fifo")
         return bool(queue.client.llen(queue.keys.intake))
 
     return is_back
@@ -188,10 +189,10 @@ def the_next_start_at_a_host(queue: Queue) -> Callable[[], object]:
 
 def a_record_in_the_outbox(queue: Queue) -> Callable[[], object]:
     class OneNode:
-        def client_of(self, _key: str) -> Any:
+        def client_for(self, _key: str) -> Any:
             return queue.client
 
-        def forget(self) -> None:
+        def invalidate(self) -> None:
             pass
 
     late_ms = queue_time(queue.client, queue.keys).now_ms - 9_000
@@ -202,17 +203,17 @@ def a_record_in_the_outbox(queue: Queue) -> Callable[[], object]:
 
 
 def the_turn_of_the_next_sample(queue: Queue) -> Callable[[], object]:
-    assert queue.does.take_turn(queue.keys.sampled, SOON_S)
-    return lambda: queue.does.take_turn(queue.keys.sampled, SOON_S)
+    assert queue.does.take_turn(queue.keys.sample_turn, SOON_S)
+    return lambda: queue.does.take_turn(queue.keys.sample_turn, SOON_S)
 
 
 def the_turn_of_the_next_who_looks(queue: Queue) -> Callable[[], object]:
-    queue.does.recover(A, grace_s=SOON_S, order="fifo")
-    turn = queue.keys.prefix + "recoverer"
+    queue.does.recover(grace_s=SOON_S, order="fifo")
+    turn = queue.keys.prefix + "recovery_turn"
     before = queue.client.get(turn)
 
     def has_looked() -> bool:
-        queue.does.recover(B, grace_s=SOON_S, order="fifo")
+        queue.does.recover(grace_s=SOON_S, order="fifo")
         return bool(queue.client.get(turn) != before)
 
     return has_looked
@@ -275,16 +276,16 @@ def test_nobody_loses_a_job_because_the_clock_was_changed(queue: Queue, steps: t
     for number in range(20):
         queue.push(f"{number}")
     tickets = [one.lease for one in queue.claim(slots=20)]
-    queue.does.recover(B, grace_s=15, order="fifo")
+    queue.does.recover(grace_s=15, order="fifo")
     for seconds in steps:
         queue.server.set_clock(seconds)
-        queue.client.delete(f"{queue.keys.prefix}recoverer")  # it is time again
-        assert queue.does.recover(B, grace_s=15, order="fifo").requeued == ()
+        queue.client.delete(f"{queue.keys.prefix}recovery_turn")  # it is time again
+        assert queue.does.recover(grace_s=15, order="fifo").requeued == ()
         beat = queue.does.heartbeat(A, [(ticket, "") for ticket in tickets], lease_s=30, info={})
         assert beat.replies == ("OK",) * 20
-        queue.client.delete(f"{queue.keys.prefix}recoverer")
-        assert queue.does.recover(B, grace_s=15, order="fifo").expired == 0
-    assert queue.does.finish(A, [FinishRequest(ticket, "success") for ticket in tickets]) == ["OK"] * 20
+        queue.client.delete(f"{queue.keys.prefix}recovery_turn")
+        assert queue.does.recover(grace_s=15, order="fifo").expired == 0
+    assert queue.does.finish(A, [FinishRequest(ticket, Disposition.SUCCEED) for ticket in tickets]) == ["OK"] * 20
 
 
 @pytest.mark.parametrize("steps", SHIFTS.values(), ids=SHIFTS)
@@ -294,7 +295,7 @@ def test_people_are_told_times_by_the_clock_as_it_is_now(queue: Queue, steps: tu
     queue.push("after", not_before=queue.clock_s() + 2 * NEVER_S)
     queue.push("ended")
     ended = queue.claim(slots=5)
-    queue.does.finish(A, [FinishRequest(one.lease, "failed") for one in ended])
+    queue.does.finish(A, [FinishRequest(one.lease, Disposition.FAIL) for one in ended])
     assert QueueAdmin(queue.client, queue.keys).pause()
     now_s = queue.clock_s()
     stats = queue.views.stats()
@@ -317,7 +318,7 @@ def test_the_history_goes_on_and_its_moments_are_apart(queue: Queue) -> None:
     history = QueueHistory(queue.client, queue.keys)
     for seconds in (0, -2 * HOURS, -4 * HOURS, 0):
         queue.shift(seconds)
-        queue.client.delete(queue.keys.sampled)  # ten seconds later
+        queue.client.delete(queue.keys.sample_turn)  # ten seconds later
         assert history.record_sample()
     moments = [sample[0] for sample in history.since()]
     assert len(set(moments)) == 4 and moments == sorted(moments)

@@ -18,10 +18,11 @@ from dlpool.jobs.failure_records import FailureRecords
 from dlpool.jobs.host_slots import HostLimit, HostSlots
 from dlpool.jobs.job_admin import JobAdmin
 from dlpool.jobs.keys import QueueKeys, host_slot_keys
-from dlpool.jobs.outbox import AT_ONCE, Outbox
+from dlpool.jobs.outbox import BATCH, Outbox
 from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.jobs.queue_views import QueueViews
 from dlpool.jobs.server_check import check_server
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import FinishRequest, Transitions
 from tests import processes
 from tests.fleet import Client, Supervisor
@@ -77,7 +78,7 @@ def end_one(queue: Transitions, record: ClientRecord, job_id: str = "job-1") -> 
     queue.heartbeat("s", [], lease_s=30, info={})
     claim = queue.claim("s", [], 1, lease_s=30, order="fifo")
     assert claim is not None
-    ending = FinishRequest(claim.jobs[0].lease, "failed" if record.field else "success", record)
+    ending = FinishRequest(claim.jobs[0].lease, Disposition.FAIL if record.field else Disposition.SUCCEED, record)
     assert queue.finish("s", [ending]) == ["OK"]
     return ending
 
@@ -133,7 +134,7 @@ def test_jobs_end_with_records_that_are_on_another_node(cluster: Cluster, tmp_pa
         stats = processes.run("stats", "--json", "-c", service.ini).json
         assert (stats["succeeded"], stats["failed"], stats["failure_records"]) == (21, 1, 1)
         assert processes.run("jobs", "-c", service.ini).out.count("succeeded") == 21
-        assert service.events("redis_away") == []
+        assert service.events("redis_unavailable") == []
         assert service.stop() == 0, service.said()
     assert_ended_once(client, *ids, "job-bad")
     assert 0 < client.redis.ttl(KEYS.success(urls[0])) <= 86_400
@@ -154,7 +155,7 @@ def test_a_record_whose_node_is_away_keeps_no_job_from_its_end_and_comes_later(
         gate.open()
         wait_until(lambda: queue.redis.hlen(KEYS.outbox) == 3)
         assert_ended_once(queue, *(f"job-{number}" for number in range(3)))
-        wait_until(lambda: service.events("records_wait") != [])
+        wait_until(lambda: service.events("records_pending") != [])
         assert spooled(service) == 0
         records_node.start()
         cluster.wait_until_ok()
@@ -174,7 +175,7 @@ def test_a_replica_that_takes_over_goes_on_with_the_queue(tmp_path: Path) -> Non
             wait_until(lambda: len(origin.requests) >= 5)
             wait_until(lambda: int(before.client().wait(1, 1000)) == 1)
             before.kill()
-            wait_until(lambda: service.events("redis_away") != [])
+            wait_until(lambda: service.events("redis_unavailable") != [])
             after.client().execute_command("CLUSTER FAILOVER", "TAKEOVER")  # type: ignore[no-untyped-call]
             gate.open()
             client = Client(after.client())
@@ -218,7 +219,9 @@ def test_a_late_record_does_not_replace_a_newer_one(one: Cluster, tmp_path: Path
     queue, client = queue_of(one, tmp_path), one.client()
     for record, newer in ((success(), success(NOW + 5)), (failure(), failure(NOW + 5))):
         end_one(queue, record, job_id=f"job-{record.field is None}")
-        end = FinishRequest(end_one(queue, newer, job_id=f"newer-{record.field is None}").lease, "success", newer)
+        end = FinishRequest(
+            end_one(queue, newer, job_id=f"newer-{record.field is None}").lease, Disposition.SUCCEED, newer
+        )
         outbox_of(queue).deliver([str(end.lease)])
         grow_old(queue, 100)
         outbox_of(queue).replay()
@@ -266,12 +269,12 @@ def test_no_job_ends_while_the_outbox_is_full(one: Cluster, tmp_path: Path) -> N
 def test_many_records_are_replayed_some_at_a_time(one: Cluster, tmp_path: Path) -> None:
     queue, client = queue_of(one, tmp_path), one.client()
     head = json.dumps([KEYS.failed, None])
-    for number in range(AT_ONCE + 10):
+    for number in range(BATCH + 10):
         head = json.dumps([KEYS.failed, f"http://h/{number}"])
         client.hset(KEYS.outbox, f"job-{number}.1", f"1000 {head}\n{{}}")
-    assert outbox_of(queue).replay().written == AT_ONCE
+    assert outbox_of(queue).replay().written == BATCH
     assert outbox_of(queue).replay().written == 10
-    assert client.hlen(KEYS.failed) == AT_ONCE + 10
+    assert client.hlen(KEYS.failed) == BATCH + 10
 
 
 # --- the client ---------------------------------------------------------------------------------------------------

@@ -367,7 +367,7 @@ def test_what_answers_and_is_no_redis_is_named_so(answer: bytes, tmp_path: Path)
         error = error_of(client_of(f"redis://{address}", tmp_path))
         assert is_redis(client_of(f"redis://{address}", tmp_path)) is False
     assert type(error) is QueueAway
-    assert str(error) == f"what answers at {address} does not speak Redis's protocol: check the address in [redis]"
+    assert str(error) == f"the server at {address} does not use the protocol of Redis: check the address in [redis]"
 
 
 # --- nothing is sent twice ----------------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ def test_of_several_jobs_those_that_cannot_are_named(call: Call, redis_server: R
     assert ended.code == 14
     results = [json.loads(line) for line in ended.out.splitlines()]
     assert [one["result"] for one in results] == ["OK", "NONE", "OK"]
-    assert ended.err == "dlpool: no job 'none' is known: it ended long ago, or still lies in the intake list\n"
+    assert ended.err == "dlpool: no job 'none' is known: it ended long ago, or is still in the intake list\n"
     assert call("resume", "none").code == 21
     assert call("resume", "a").code == 1
 

@@ -11,11 +11,10 @@ import pytest
 
 from dlpool.jobs.pushed_job import compose_job
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease
-from dlpool.service.dispatcher import JobDispatcher
+from dlpool.service.dispatcher import DispatcherServices, JobDispatcher
 from dlpool.service.inflight import InFlightTable
-from dlpool.service.node.hung_jobs import LEAST_TICKS, _name, find_hung_job, thread_ticks
+from dlpool.service.node.hung_jobs import MIN_TICKS, _name, find_hung_job, thread_ticks
 from tests.conftest import wait_until
-from tests.test_odd_urls import Doorman
 from tests.test_verdict import judge
 
 A, B = _name("a.1"), _name("b.1")
@@ -23,18 +22,18 @@ A, B = _name("a.1"), _name("b.1")
 HUNG = """
 import re, sys, threading, time
 from dlpool import threads
-from dlpool.service.node import culprit
+from dlpool.service.node import hung_jobs
 slow = re.compile(r"[ \\t]*([^\\r\\n]*?)[ \\t]*\\n")
 def job(ticket):
-    culprit.begin(ticket)
+    hung_jobs.name_thread(ticket)
     if ticket == sys.argv[1]:
         work = lambda: slow.match("a" + " " * 400_000 + "b")
-        threads.start(work, "lane") if sys.argv[2] == "lane" else work()
+        threads.start_thread(work, "lane") if sys.argv[2] == "lane" else work()
     time.sleep(600)
 for ticket in ("c.1", "b.1"):
-    threads.start(lambda ticket=ticket: job(ticket), "slot")
+    threads.start_thread(lambda ticket=ticket: job(ticket), "slot")
 print("up", flush=True)
-threads.start(lambda: job("a.1"), "slot")
+threads.start_thread(lambda: job("a.1"), "slot")
 time.sleep(600)
 """
 
@@ -46,7 +45,7 @@ def test_the_job_that_holds_the_lock_is_told_from_outside(thread: str) -> None:
         assert process.stdout is not None and process.stdout.readline() == b"up\n"
         wait_until(lambda: thread_ticks(process.pid).get(A, 0) > 0, 120)
         before = thread_ticks(process.pid)
-        wait_until(lambda: thread_ticks(process.pid)[A] >= before[A] + LEAST_TICKS, 120)
+        wait_until(lambda: thread_ticks(process.pid)[A] >= before[A] + MIN_TICKS, 120)
         assert find_hung_job(before, thread_ticks(process.pid), ["c.1", "b.1", "a.1"]) == "a.1"
     finally:
         process.kill()
@@ -58,8 +57,8 @@ def test_the_job_that_holds_the_lock_is_told_from_outside(thread: str) -> None:
     [
         ({}, {}, None),
         ({A: 5}, {A: 5}, None),
-        ({A: 5}, {A: 5 + LEAST_TICKS - 1}, None),
-        ({A: 5}, {A: 5 + LEAST_TICKS}, "a.1"),
+        ({A: 5}, {A: 5 + MIN_TICKS - 1}, None),
+        ({A: 5}, {A: 5 + MIN_TICKS}, "a.1"),
         ({A: 500}, {A: 500, B: 20}, "b.1"),
         ({}, {A: 20, B: 20}, None),
         ({}, {A: 21, B: 20}, "a.1"),
@@ -93,19 +92,20 @@ def test_a_death_counts_against_the_job_that_caused_it(told: str | None, outcome
     ended: list[FinishRequest] = []
     quiet: Any = SimpleNamespace(error=lambda *_, **__: None)
     ledger = InFlightTable()
-    cleaner: Any = SimpleNamespace(bury=lambda _: None)
-    recorder: Any = SimpleNamespace(end=ended.append)
+    cleaner: Any = SimpleNamespace(reassign=lambda _: None)
+    recorder: Any = SimpleNamespace(record=ended.append)
     none: Any = None
-    crew = JobDispatcher(ledger, none, recorder, judge(max_crashes=3), cleaner, quiet, none, _doorman(), none, none)
+    services = DispatcherServices(ledger, none, recorder, cleaner, none, _doorman(), none, quiet, none)
+    crew = JobDispatcher(services, judge(max_crashes=3))
     for name in outcomes:
         raw = compose_job("http://host/file", "/data/file")
         crew.accept(ClaimedJob(JobLease(name, 1), raw, len(raw), 1, 2 if name == "poor" else 0, 0, 0, "normal"), 0.0)
     tickets = {f"{name}.1" for name in outcomes}
     assert {str(held.lease) for held in ledger.all()} == tickets
-    handle: Any = SimpleNamespace(frames=lambda: (), jobs=tickets, finishing=set(), culprit=told)
+    handle: Any = SimpleNamespace(frames=lambda: (), jobs=tickets, finishing=set(), hung_job=told)
     crew.reap(handle, "it was silent")
     assert {one.lease.job_id: one.disposition for one in ended} == outcomes
 
 
 def _doorman() -> Any:
-    return Doorman("nowhere")
+    return SimpleNamespace(admit=lambda *_: None, released_host=lambda *_: "")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dlpool import disk, errors, syscalls
+from dlpool import disk, errors, freespace, syscalls
 from tests.disks import exfat, needs_root, ramfs, tmpfs
 
 MIB = 1024 * 1024
@@ -111,17 +111,45 @@ def test_a_write_of_nothing_is_an_error_and_no_endless_loop(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("sync", [False, True])
-@pytest.mark.parametrize("in_folder", [False, True])
-def test_a_write_replaces_the_content_at_once(tmp_path: Path, sync: bool, in_folder: bool) -> None:
+def test_a_write_replaces_the_content_at_once(tmp_path: Path, sync: bool) -> None:
     (tmp_path / "f").write_bytes(b"old")
     (tmp_path / "f.tmp").write_bytes(b"left by a kill, and longer")
-    folder = os.open(tmp_path, os.O_RDONLY)
-    try:
-        disk.atomic_write("f" if in_folder else tmp_path / "f", b"new", sync=sync, dir_fd=folder if in_folder else None)
-    finally:
-        os.close(folder)
+    disk.atomic_write(tmp_path / "f", b"new", sync=sync)
     assert (tmp_path / "f").read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["f"]
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_a_file_is_created_with_its_content_and_never_replaced(sync: bool, tmp_path: Path) -> None:
+    (tmp_path / "f.tmp").write_bytes(b"left by a kill, and longer")
+    disk.atomic_create(tmp_path / "f", b"new", sync=sync, mode=0o600)
+    with pytest.raises(FileExistsError):
+        disk.atomic_create(tmp_path / "f", b"newer", sync=sync)
+    assert (tmp_path / "f").read_bytes() == b"new"
+    assert (tmp_path / "f").stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path) == ["f"]
+
+
+@pytest.mark.parametrize("name", ["write", "fsync", "close", "rename_noreplace", "fstat"])
+def test_a_file_that_cannot_be_created_leaves_no_temporary_file(
+    name: str, tmp_path: Path, fails: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context():
+        calls = fails(name, errno.EIO, is_done=name == "close")
+        with pytest.raises(OSError, match="Input/output error"):
+            disk.atomic_create(tmp_path / "f", b"new", sync=True)
+        monkeypatch.undo()
+    assert calls and os.listdir(tmp_path) == []
+
+
+def test_an_interrupted_write_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        disk.atomic_write(tmp_path / "f", b"new", sync=False)
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["write", "fsync", "close", "replace", "fstat"])
@@ -239,7 +267,7 @@ def test_of_two_that_publish_one_name_one_wins(kind_of_file_system: str, tmp_pat
 def test_a_folder_that_another_program_keeps_locked_is_waited_for_and_then_used(
     fails: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "FOLDER_TRIES", 3)
+    monkeypatch.setattr(disk, "FOLDER_LOCK_ATTEMPTS", 3)
     fails("rename_noreplace", errno.EINVAL)
     fails("link", errno.EPERM)
     path, identity = source(tmp_path)
@@ -339,7 +367,7 @@ def test_a_removal_that_failed_is_an_error(tmp_path: Path, fails: Callable[..., 
 def test_a_folder_that_cannot_be_synced_is_told_once(
     call: str, number: int, tmp_path: Path, fails: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "_told", set())
+    monkeypatch.setattr(disk, "_reported", set())
     told: list[tuple[str, int | None]] = []
     assert fails(call, number) == []
     for _ in range(3):
@@ -400,19 +428,19 @@ def test_missing_folders_are_made_also_if_the_call_is_reported_as_failed(
 def test_a_file_system_without_figures_has_no_limit(tmp_path: Path) -> None:
     with ramfs(tmp_path / "disk") as folder:
         assert os.statvfs(folder).f_blocks == 0
-        assert disk.space_of(folder) is None
-        assert disk.space_or_none(folder) is None
+        assert freespace.space_of(folder) is None
+        assert freespace.space_or_none(folder) is None
 
 
 @needs_root
 def test_free_space_is_what_may_be_written(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "disk", "2m") as folder:
-        assert disk.space_or_none(folder) == disk.Space(2 * MIB, 2 * MIB)
+        assert freespace.space_or_none(folder) == freespace.Space(2 * MIB, 2 * MIB)
         (folder / "f").write_bytes(bytes(MIB))
-        assert disk.space_of(folder) == disk.Space(2 * MIB, MIB)
+        assert freespace.space_of(folder) == freespace.Space(2 * MIB, MIB)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EIO, errno.ESTALE, errno.EACCES])
 def test_a_file_system_that_cannot_say_it_has_no_limit(number: int, fails: Callable[..., list[str]]) -> None:
     fails("statvfs", number)
-    assert disk.space_or_none("/") is None
+    assert freespace.space_or_none("/") is None

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dlpool import disk
+from dlpool import disk, freespace
 from dlpool.errors import LocalFault, NoRoom, TooLarge
 from dlpool.service.node.disk_faults import EndedRun, classify_disk_error
 from dlpool.service.node.disk_rules import can_write
@@ -160,16 +160,16 @@ def test_a_small_write_needs_no_unnamed_files(ending: int, tmp_path: Path, monke
     ("space", "size", "ending"),
     [
         (None, 1000, "no_room"),
-        (disk.Space(1000, 10), 1000, "no_room"),
-        (disk.Space(1000, 10), 1001, "failed"),
-        (disk.Space(1000, 10, 5), 995, "no_room"),
-        (disk.Space(1000, 10, 5), 996, "failed"),
+        (freespace.Space(1000, 10), 1000, "no_room"),
+        (freespace.Space(1000, 10), 1001, "failed"),
+        (freespace.Space(1000, 10, 5), 995, "no_room"),
+        (freespace.Space(1000, 10, 5), 996, "failed"),
     ],
 )
 def test_a_file_that_never_fits_fails_and_one_that_may_fit_waits(
-    space: disk.Space | None, size: int, ending: str, target: Path, monkeypatch: pytest.MonkeyPatch
+    space: freespace.Space | None, size: int, ending: str, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dlpool.service.node.disk_faults.known_space", lambda _folder: space)
+    monkeypatch.setattr("dlpool.service.node.disk_faults.space_or_none", lambda _folder: space)
     assert ended(fault(errno.ENOSPC), target, size=size) == ending
 
 

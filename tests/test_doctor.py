@@ -128,7 +128,7 @@ def test_a_slow_redis_is_told() -> None:
     assert [latency_finding(seconds).state for seconds in (0.0001, 0.02, 0.021)] == [OK, OK, WARNING]
 
 
-def test_the_open_files_that_are_needed_follow_the_slots_of_the_busiest_worker() -> None:
+def test_the_open_files_that_are_needed_follow_the_divide_slots_the_busiest_worker() -> None:
     settings = Settings(supervisor=SupervisorSettings(max_concurrent_downloads=5), transfer=TransferSettings())
     auto = Settings(
         supervisor=SupervisorSettings(max_concurrent_downloads="auto", max_slots=64),

@@ -179,7 +179,7 @@ def test_the_error_of_a_server_that_ends_at_its_start_has_the_last_line_of_its_l
     start().stop()
     (manifest,) = (state_dir / "redis" / "appendonlydir").glob("*.manifest")
     manifest.write_text("nonsense\n")
-    with pytest.raises(QueueError, match=r"^the embedded Redis ended at its start: .*manifest.* \(its log: /.*\)$"):
+    with pytest.raises(QueueError, match=r"^the embedded Redis exited at its start: .*manifest.* \(its log: /.*\)$"):
         start()
 
 

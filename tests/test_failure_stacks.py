@@ -11,6 +11,7 @@ import pytest
 
 from dlpool.errors import ChecksumMismatch, DlpoolError, LocalFault, RetryRange
 from dlpool.service.wire.frames import MAX_FRAME, EndedFrame, decode, encode
+from dlpool.service.wire.results import AttemptResult
 from dlpool.service.worker.job_run import MAX_STACK, _stack
 from tests.conftest import free_port, wait_until
 from tests.desk import Desk, answer, desk_of, running
@@ -82,7 +83,7 @@ def caused(error: DlpoolError, cause: Exception) -> DlpoolError:
 def test_a_stack_of_any_text_fits_into_a_frame(kind: type[DlpoolError], text: str) -> None:
     stack = _stack(caused(kind("it failed"), OSError(text)))
     assert len(stack) > 1000 and len(stack.encode()) <= MAX_STACK
-    frame = EndedFrame("a.1", "failed", "/p" * 2000, label="x", message="m" * 2000, stack=stack)
+    frame = EndedFrame("a.1", AttemptResult.FAILED, "/p" * 2000, label="x", message="m" * 2000, stack=stack)
     assert len(encode(frame)) <= MAX_FRAME and decode(encode(frame)) == frame
 
 

@@ -22,6 +22,7 @@ from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.job import Job
 from dlpool.transfer.target.file.output import FileOutput
 from dlpool.transfer.target.file.partfile import PartFile
+from dlpool.transfer.target.protocol import TargetOptions
 from tests import disk_command
 from tests.conftest import make_data, wait_until
 from tests.disk_faults import ALWAYS, FAIL, PRETEND, Fault, build
@@ -358,7 +359,9 @@ def test_a_holder_that_lost_its_lock_file_knows_it_and_leaves_the_other_one(lock
 
 def place(folder: Path) -> FileOutput:
     job = Job("http://h/f", folder / "f")
-    return FileOutput(job, job.target, if_exists="overwrite", resume=True, sync=False, notify=lambda *_a, **_k: None)
+    return FileOutput(
+        job, job.target, TargetOptions("overwrite", resume=True, sync=False), notify=lambda *_a, **_k: None
+    )
 
 
 def test_a_download_that_lost_its_lock_file_publishes_nothing(no_flock: None, tmp_path: Path) -> None:

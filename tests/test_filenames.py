@@ -20,6 +20,7 @@ from dlpool.jobs.confinement import Confinement
 from dlpool.storage.errors import UploadError
 from dlpool.storage.names import check_new_names
 from dlpool.transfer.target.names import safe_name
+from dlpool.web.errors import http_error
 from tests.origin import File, Origin
 from tests.processes import run
 from tests.web import WebServer, multipart
@@ -186,7 +187,7 @@ def test_a_store_refuses_each(name: str) -> None:
     for filename, path, code in ((name, "", "bad_filename"), (None, f"a/{name}", "bad_path"), ("a", name, "bad_path")):
         with pytest.raises(UploadError) as raised:
             check_new_names(filename, path)
-        assert (raised.value.status, raised.value.code) == (400, code)
+        assert (http_error(raised.value).status, raised.value.code) == (400, code)
 
 
 # --- fetch ---

@@ -80,11 +80,11 @@ def test_what_hooks_leave_is_reaped_and_their_exit_codes_and_the_workers_are_hea
         workers = [one for one in supervisor.children() if "spawn_main" in " ".join(one.cmdline())]
         workers[0].kill()
         wait_until(lambda: len(node.events("worker_died")) == 1)
-        assert "SIGKILL" in node.events("worker_died")[0]["dlpool.how"]
+        assert "SIGKILL" in node.events("worker_died")[0]["dlpool.exit_reason"]
         wait_until(lambda: not [one for one in first.children() if one.pid != supervisor.pid])
         wait_until(lambda: zombies(first) == [])
         first.send_signal(signal.SIGTERM)
-        wait_until(lambda: node.events("service_ended") != [])
+        wait_until(lambda: node.events("service_stopped") != [])
         wait_until(lambda: not first.is_running())
 
 

@@ -15,11 +15,12 @@ from falcon import inspect
 
 from dlpool.config import Settings, UploadSettings, WebSettings
 from dlpool.config.sections import PathSettings
-from dlpool.storage.disk import PARTIAL, DiskBackend, TusUploadRequest
+from dlpool.storage.disk.backend import DiskBackend
 from dlpool.storage.disk.task_record import TaskIdentity, TaskRecord
 from dlpool.storage.names import folder_name, owner_folder_name
+from dlpool.storage.upload_requests import PARTIAL, TusUploadRequest
 from dlpool.web.app import create_app
-from tests.uploads import merge, refused, send, store_in, uploaded
+from tests.uploads import detail_of, list_of, merge, refused, send, status_of, store_in, uploaded
 from tests.web import WebServer
 
 KEY, SECRET = "k" * 32, "s" * 32
@@ -38,10 +39,10 @@ def test_owners_use_the_same_id_without_a_trace_of_each_other(tmp_path: Path) ->
     for owner, data in (("ann", b"ann"), ("bob", b"bobby"), (None, b"-")):
         send(store, 0, data, file_id="same", owner=owner, total_chunks=1)
     for owner, size in (("ann", 3), ("bob", 5), (None, 1)):
-        assert store.task("same", owner)["chunks"][0]["size"] == size
-    assert [one["total"] for one in map(store.tasks, ("ann", "bob", None))] == [1, 1, 3]
+        assert detail_of(store, "same", owner)["chunks"][0]["size"] == size
+    assert [store.tasks(owner).total for owner in ("ann", "bob", None)] == [1, 1, 3]
     store.pause("same", "ann")
-    assert [store.status("same", owner)["status"] for owner in ("ann", "bob", None)] == [
+    assert [status_of(store, "same", owner)["status"] for owner in ("ann", "bob", None)] == [
         "paused",
         "uploading",
         "uploading",
@@ -49,19 +50,19 @@ def test_owners_use_the_same_id_without_a_trace_of_each_other(tmp_path: Path) ->
     merge(store, 1, "bobs", file_id="same", owner="bob")
     assert (tmp_path / "merged" / "bobs").read_bytes() == b"bobby"
     store.delete("same", None)
-    assert store.status("same", "ann")["status"] == "paused"
+    assert status_of(store, "same", "ann")["status"] == "paused"
 
 
 def test_who_sees_all_means_his_own_task_or_the_only_one(tmp_path: Path) -> None:
     store = store_in(tmp_path)
     send(store, 0, b"x", file_id="same", owner="ann")
-    assert store.task("same", None)["uploaded_chunks"] == [0]
+    assert detail_of(store, "same", None)["uploaded_chunks"] == [0]
     send(store, 1, b"y", file_id="same", owner=None)
-    assert uploaded(store, "same") == [0, 1] and store.task("same", "ann")["uploaded_chunks"] == [0, 1]
+    assert uploaded(store, "same") == [0, 1] and detail_of(store, "same", "ann")["uploaded_chunks"] == [0, 1]
     send(store, 0, b"x", file_id="same", owner="bob")
     with refused(404, "no_such_task"):
-        store.task("same", None)
-    assert store.cleanup(None, ["uploading"], 0) == 2 and store.tasks(None)["total"] == 0
+        detail_of(store, "same", None)
+    assert store.cleanup(None, ["uploading"], 0) == 2 and list_of(store, None)["total"] == 0
 
 
 def test_a_task_from_before_is_still_its_owners(tmp_path: Path) -> None:
@@ -72,13 +73,13 @@ def test_a_task_from_before_is_still_its_owners(tmp_path: Path) -> None:
         store.layout.create_task(task, TaskIdentity("old", "ann", time.time()), TaskRecord(total_chunks=2))
     for owner in ("ann", "bob"):
         send(store, 0, owner.encode(), file_id="old", owner=owner, total_chunks=2)
-        assert store.task("old", owner)["uploaded_chunks"] == [0]
+        assert detail_of(store, "old", owner)["uploaded_chunks"] == [0]
     send(store, 1, b"!", file_id="old", owner="ann", total_chunks=2)
     merge(store, 2, "ann", file_id="old", owner="ann")
     assert (tmp_path / "merged" / "ann").read_bytes() == b"ann!"
-    assert store.status("old", "bob")["status"] == "uploading"
+    assert status_of(store, "old", "bob")["status"] == "uploading"
     store.sweep()
-    assert [one["total"] for one in map(store.tasks, ("ann", "bob", None))] == [1, 1, 2]
+    assert [store.tasks(owner).total for owner in ("ann", "bob", None)] == [1, 1, 2]
 
 
 def test_pages_have_each_task_of_an_id_once(tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_pages_have_each_task_of_an_id_once(tmp_path: Path) -> None:
         send(store, 0, b"x", file_id="same", owner=f"owner {number}")
     found, cursor = 0, ""
     while True:
-        page = store.tasks(None, limit=2, cursor=cursor)
+        page = list_of(store, None, limit=2, cursor=cursor)
         found += len(page["tasks"])
         if "next" not in page:
             break

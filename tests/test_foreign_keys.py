@@ -84,11 +84,11 @@ def end(queue: Queue) -> None:
 
 
 def recover(queue: Queue) -> None:
-    queue.does.recover(B, grace_s=GRACE_S, order="fifo")
+    queue.does.recover(grace_s=GRACE_S, order="fifo")
 
 
 def take_back(queue: Queue) -> None:
-    queue.does.requeue_jobs_of(B, [A], order="fifo")
+    queue.does.requeue_jobs_of([A], order="fifo")
 
 
 def push(queue: Queue) -> None:
@@ -169,7 +169,7 @@ def test_garbage_in_a_job_is_not_the_end_of_who_claims_it(field: str, value: str
 
 
 @pytest.mark.parametrize("value", GARBAGE)
-@pytest.mark.parametrize("name", ["fence", "looked", "recoverer", "watched", "sampled"])
+@pytest.mark.parametrize("name", ["fence", "last_recovery", "recovery_turn", "status_turn", "sample_turn"])
 def test_garbage_in_a_number_loses_no_job(name: str, value: str, queue: Queue) -> None:
     before = queue.client.get(key_of(name))
     queue.client.set(key_of(name), value)
@@ -283,14 +283,14 @@ def test_a_supervisor_waits_until_all_keys_are_its_own_again(redis_server: Redis
         gate.open()
         origin.handler = File(DATA)
         for number, name in enumerate([QueueKeys().intake, "leases", "ready:normal", "events", "fence", "done"]):
-            key, seen = key_of(name), len(service.events("redis_away"))
+            key, seen = key_of(name), len(service.events("redis_unavailable"))
             if client.redis.exists(key):
                 client.redis.rename(key, "aside")
             foreign(client.redis, key, KINDS[key])
             if key != QueueKeys().intake:
                 client.push(f"{origin.url}/{number}", f"{number}.bin")
-            wait_until(lambda seen=seen: len(service.events("redis_away")) > seen)  # type: ignore[misc]
-            away = service.events("redis_away")[-1]["error.message"]
+            wait_until(lambda seen=seen: len(service.events("redis_unavailable")) > seen)  # type: ignore[misc]
+            away = service.events("redis_unavailable")[-1]["error.message"]
             assert key in away and "rename or delete it" in away
             client.redis.delete(key)
             if client.redis.exists("aside"):

@@ -21,6 +21,7 @@ from dlpool.config import LoggingSettings, MetricsSettings, PathSettings, parse_
 from dlpool.observe.health import SILENCE_S, Health, HealthCheck, format_checks
 from dlpool.observe.http_server import MAX_CONNECTIONS, MAX_SLOW, MonitoringServer, ProbeResponse
 from dlpool.observe.log import Log
+from dlpool.observe.processors import LogOrigin
 from dlpool.request_heads import MAX_HEAD
 from dlpool.service.monitor.monitor import written_folders
 from tests.conftest import free_port, wait_until
@@ -47,7 +48,7 @@ PAGES = {"/good": lambda _: ProbeResponse(b"good\n"), "/broken": broken, "/metri
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[Log]:
-    log = Log(tmp_path / "log", LoggingSettings(), service="test", version="0", node_id="n")
+    log = Log(tmp_path / "log", LoggingSettings(), LogOrigin("test", "n", version="0"))
     yield log
     log.close()
 
@@ -90,7 +91,7 @@ def said(sock: socket.socket) -> bytes:
     [
         ("GET", "/good?x=1", 200, "good\n"),
         ("HEAD", "/good", 200, ""),
-        ("GET", "/", 404, "there is nothing here; there are /broken /good /metrics\n"),
+        ("GET", "/", 404, "no such path; available are /broken /good /metrics\n"),
         ("GET", "/broken", 0, ""),
     ],
 )
@@ -180,7 +181,7 @@ def test_whoever_takes_large_answers_slowly_probes_are_answered(listener: Monito
     with ExitStack() as stack:
         for _ in range(MAX_SLOW):
             stack.enter_context(connect(listener)).sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
-        wait_until(lambda: get(port_of(listener), "/metrics") == (503, "too many ask for this just now, try again\n"))
+        wait_until(lambda: get(port_of(listener), "/metrics") == (503, "too many requests at once, try again\n"))
         assert get(port_of(listener), "/good") == (200, "good\n")
     wait_until(lambda: get(port_of(listener), "/metrics")[0] == 200, PATIENCE_S)
 
@@ -253,12 +254,12 @@ def test_a_port_in_use_is_a_warning_and_another_one_comes_by_reload(redis_server
         with Watched(tmp_path, redis_server.url, {"metrics": {"listen": taken}}) as service:
             client.push(f"{origin.url}/f", "f")
             client.wait_for(f"{origin.url}/f")
-            [warned] = service.events("metrics_unheard")
+            [warned] = service.events("metrics_bind_failed")
             assert warned["log.level"] == "warning"
             service.configure(redis_server.url, {"metrics": {"listen": f"127.0.0.1:{service.port}"}})
             service.signal(signal.SIGHUP)
             wait_until(lambda: service.get("/readyz")[0] == 200, PATIENCE_S)
-            assert len(service.events("metrics_unheard")) == 1
+            assert len(service.events("metrics_bind_failed")) == 1
             status, text = service.get("/version")
             assert (status, json.loads(text)["version"]) == (200, __version__)
 

@@ -35,9 +35,9 @@ def test_of_many_who_would_one_takes_a_sample(client: Any) -> None:
     ((ms, *values),) = histories[0].since()
     assert values == [2, 0, 1500]
     assert abs(ms / 1000 - time.time()) < 60
-    assert 0 < client.pttl(keys.sampled) <= 10_000
+    assert 0 < client.pttl(keys.sample_turn) <= 10_000
     assert histories[0].since(ms + 1) == []
-    client.delete(keys.sampled)
+    client.delete(keys.sample_turn)
     assert histories[1].record_sample() and len(histories[2].since()) == 2
 
 
@@ -77,9 +77,9 @@ def test_speed_is_that_of_the_last_ten_seconds() -> None:
 def test_a_service_samples_and_goes_on_when_it_cannot(tmp_path: Path) -> None:
     with running(tmp_path) as (service, client), desk_of(service, client) as desk:
         wait_until(lambda: client.redis.xlen(client.keys.history) == 1)
-        client.redis.delete(client.keys.history, client.keys.sampled)
+        client.redis.delete(client.keys.history, client.keys.sample_turn)
         client.redis.set(client.keys.history, "of another type")
-        wait_until(lambda: service.events("sample_failed") != [], 20)
+        wait_until(lambda: service.events("history_sample_failed") != [], 20)
         client.wait_for(desk.push())
         client.redis.delete(client.keys.history)
         assert service.stop() == 0

@@ -22,8 +22,10 @@ from dlpool.config import HookSettings, LoggingSettings
 from dlpool.config.ini import load
 from dlpool.errors import ConfigurationError
 from dlpool.jobs.pushed_job import PushedJob, compose_job
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease
 from dlpool.observe.log import Log
+from dlpool.observe.processors import LogOrigin
 from dlpool.service.hooks import process, runner
 from dlpool.service.hooks.runner import HookRunner, check_hooks
 from dlpool.service.inflight import InFlightJob
@@ -68,7 +70,7 @@ def ended(job_id: str = "a", outcome: str = "success", **note: Any) -> tuple[InF
     job = PushedJob.parse(compose_job("http://h/ü", "f"))
     ticket = JobLease(job_id, 1)
     return InFlightJob(ClaimedJob(ticket, job.raw, len(job.raw), 2, 0, 0, 0, "normal"), 0.0, job, "t"), FinishRequest(
-        ticket, outcome, note={"path": "/x/f", "size": 3, **note}
+        ticket, Disposition(outcome), note={"path": "/x/f", "size": 3, **note}
     )
 
 
@@ -77,7 +79,7 @@ class Bench:
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder = folder / "log"
-        log = Log(self.folder, LoggingSettings(level="debug"), service="x", version="0", node_id="n")
+        log = Log(self.folder, LoggingSettings(level="debug"), LogOrigin("x", "n", version="0"))
         self.hooks = HookRunner(HookSettings(**settings), "n", log.logger("hooks"))
 
     def lines(self, event: str) -> list[dict[str, Any]]:
@@ -163,7 +165,7 @@ def test_a_hook_that_hangs_is_ended_at_shutdown(tmp_path: Path) -> None:
         assert one.service.stop() == 0
         assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
         [line] = one.service.events("hook_failed")
-        assert line["dlpool.reason"] == "the supervisor ends"
+        assert line["dlpool.reason"] == "the supervisor stops"
 
 
 def test_a_hook_goes_on_when_its_supervisor_is_killed(tmp_path: Path) -> None:
@@ -199,9 +201,9 @@ def test_a_reload_changes_the_hooks_and_refuses_a_program_that_is_not_there(tmp_
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
-        ("/nowhere/program", "there is no program '/nowhere/program' that can be run"),
-        ("no-such-program -x", "there is no program 'no-such-program' that can be run"),
-        ("/etc/passwd", "that can be run"),
+        ("/nowhere/program", "cannot find executable program '/nowhere/program'"),
+        ("no-such-program -x", "cannot find executable program 'no-such-program'"),
+        ("/etc/passwd", "cannot find executable program"),
         ("sh 'open", "it is not a command line"),
         ("''", "it is not a command line"),
     ],
@@ -245,7 +247,7 @@ def test_of_much_standard_error_the_end_is_kept(tmp_path: Path) -> None:
     bench.hooks.schedule(*ended())
     [line] = bench.wait_for("hook_failed")
     assert line["dlpool.stderr"].endswith("noise\nend")
-    assert len(line["dlpool.stderr"]) <= process.MAX_SAID
+    assert len(line["dlpool.stderr"]) <= process.MAX_STDERR
 
 
 def test_a_hook_over_its_time_is_ended_with_what_it_has_started(tmp_path: Path) -> None:
@@ -262,14 +264,14 @@ def test_a_hook_over_its_time_is_ended_with_what_it_has_started(tmp_path: Path) 
 def test_a_hook_need_not_read_its_input(command: str, tmp_path: Path) -> None:
     bench = Bench(tmp_path, on_success=command)
     bench.hooks.schedule(*ended(path="x" * 200_000))
-    bench.wait_for("hook_done")
+    bench.wait_for("hook_succeeded")
     assert bench.lines("hook_failed") == []
 
 
 def test_a_hook_that_leaves_something_running_is_done_when_it_ends_itself(tmp_path: Path) -> None:
     bench = Bench(tmp_path, on_success=f"/bin/sh -c 'sleep 1000 & echo $! > {tmp_path}/pid'")
     bench.hooks.schedule(*ended())
-    bench.wait_for("hook_done")
+    bench.wait_for("hook_succeeded")
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
@@ -286,7 +288,7 @@ def test_a_hook_has_a_clean_environment_a_session_and_no_descriptor_of_ours(
     with (tmp_path / "mine").open("w") as mine:
         os.set_inheritable(mine.fileno(), True)
         bench.hooks.schedule(*ended())
-        bench.wait_for("hook_done")
+        bench.wait_for("hook_succeeded")
     shown = {path.name: path.read_text() for path in (tmp_path / "shown").iterdir()}
     names = {line.partition("=")[0] for line in shown["env"].splitlines()}
     assert {"PATH", "DLPOOL_JOB_ID", "DLPOOL_OUTCOME"} <= names
@@ -308,12 +310,12 @@ def test_the_line_is_bounded_and_what_is_dropped_is_counted(tmp_path: Path, monk
     wait_until(lambda: "0 waiting" in repr(bench.hooks))
     for number in range(10):
         bench.hooks.schedule(*ended(str(number)))
-    assert repr(bench.hooks) == "<Hooks 2 of 2 running, 5 waiting>"
+    assert repr(bench.hooks) == "<HookRunner 2 of 2 running, 5 waiting>"
     gate.touch()
     bench.hooks.stop()
     assert (tmp_path / "count").read_text() == "x\n" * 7
     assert sum(line["dlpool.dropped"] for line in bench.lines("hooks_dropped")) == 5
-    assert repr(bench.hooks) == "<Hooks 0 of 2 running, 0 waiting>"
+    assert repr(bench.hooks) == "<HookRunner 0 of 2 running, 0 waiting>"
 
 
 def test_a_stop_ends_what_runs_and_drops_what_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,8 +325,8 @@ def test_a_stop_ends_what_runs_and_drops_what_waits(tmp_path: Path, monkeypatch:
         bench.hooks.schedule(*ended(str(number)))
     began = time.monotonic()
     bench.hooks.stop()
-    assert time.monotonic() - began < process.END_S  # SIGTERM was enough
-    assert [line["dlpool.reason"] for line in bench.lines("hook_failed")] == ["the supervisor ends"]
+    assert time.monotonic() - began < process.TERMINATE_S  # SIGTERM was enough
+    assert [line["dlpool.reason"] for line in bench.lines("hook_failed")] == ["the supervisor stops"]
     assert [line["dlpool.dropped"] for line in bench.lines("hooks_dropped")] == [2]
 
 
@@ -343,7 +345,7 @@ def test_words_are_split_as_a_shell_does_and_no_shell_sees_them(tmp_path: Path) 
     bench = Bench(tmp_path, on_success=settings.on_success)
     (tmp_path / "$HOME;x").parent.mkdir(exist_ok=True)
     bench.hooks.schedule(*ended())
-    bench.wait_for("hook_done")
+    bench.wait_for("hook_succeeded")
     assert {"a b", "$HOME;x"} <= {path.name for path in tmp_path.iterdir()}
 
 
@@ -365,7 +367,7 @@ class Stepped(HookRunner):
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
         self.clock, self.lines, self.started = Clock(), Lines(), 0
         monkeypatch.setattr(runner, "time", self.clock)
-        monkeypatch.setattr(process, "run", self._ran)
+        monkeypatch.setattr(runner, "run_command", self._ran)
         self.result = process.CommandResult("")
         self.ran: list[tuple[Any, ...]] = []
         self.error: Exception | None = None
@@ -405,10 +407,10 @@ def test_which_command_runs(
 ) -> None:
     one = Stepped(monkeypatch, **settings)
     one.schedule(*ended("a", outcome))
-    assert [call.command for call in one._line] == ([] if command is None else [command])
-    for call in one._line:
+    assert [call.command for call in one._waiting] == ([] if command is None else [command])
+    for call in one._waiting:
         assert (call.job_id, call.trace_id) == ("a", "t")
-        assert call.outcome == json.loads(call.given)["outcome"] == ("success" if command == "s" else "failure")
+        assert call.outcome == json.loads(call.stdin)["outcome"] == ("success" if command == "s" else "failure")
 
 
 def test_what_a_hook_reads_of_a_job() -> None:
@@ -448,12 +450,12 @@ def test_as_many_threads_as_allowed_and_each_ends_when_nothing_is_left(monkeypat
     one = Stepped(monkeypatch, on_success="/bin/x", max_running=2)
     for number in range(5):
         one.schedule(*ended(str(number)))
-    assert one.started == 2 and repr(one) == "<Hooks 2 of 2 running, 5 waiting>"
+    assert one.started == 2 and repr(one) == "<HookRunner 2 of 2 running, 5 waiting>"
     one._serve()
-    assert len(one.ran) == 5 and repr(one) == "<Hooks 1 of 2 running, 0 waiting>"
+    assert len(one.ran) == 5 and repr(one) == "<HookRunner 1 of 2 running, 0 waiting>"
     assert [json.loads(given)["id"] for _, given, _ in one.ran] == list("01234")
     one._serve()
-    assert repr(one) == "<Hooks 0 of 2 running, 0 waiting>"
+    assert repr(one) == "<HookRunner 0 of 2 running, 0 waiting>"
     one.schedule(*ended("late"))
     assert one.started == 3
 
@@ -464,7 +466,7 @@ def test_fewer_threads_after_a_reload(monkeypatch: pytest.MonkeyPatch) -> None:
         one.schedule(*ended(str(number)))
     one.settings = HookSettings(max_running=1)
     one._serve()
-    assert one.ran == [] and repr(one) == "<Hooks 1 of 1 running, 3 waiting>"
+    assert one.ran == [] and repr(one) == "<HookRunner 1 of 1 running, 3 waiting>"
     one._serve()
     assert len(one.ran) == 3
 
@@ -474,7 +476,7 @@ def test_nothing_begins_after_the_time_to_stop(monkeypatch: pytest.MonkeyPatch) 
     one.schedule(*ended())
     one._stop_at = one.clock.now
     one._serve()
-    assert one.ran == [] and repr(one) == "<Hooks 0 of 4 running, 1 waiting>"
+    assert one.ran == [] and repr(one) == "<HookRunner 0 of 4 running, 1 waiting>"
 
 
 def test_a_thread_that_cannot_start_leaves_its_work_to_the_next(
@@ -495,9 +497,9 @@ def test_a_thread_that_cannot_start_leaves_its_work_to_the_next(
         bench.hooks.schedule(*ended("a"))
     assert [(one["name"], one["daemon"]) for one in made] == [("hook", True)]
     assert len(bench.lines("hook_not_started")) == 1
-    assert repr(bench.hooks) == "<Hooks 0 of 4 running, 1 waiting>"
+    assert repr(bench.hooks) == "<HookRunner 0 of 4 running, 1 waiting>"
     bench.hooks.schedule(*ended("b"))
-    bench.wait_for("hook_done", 2)
+    bench.wait_for("hook_succeeded", 2)
 
 
 def test_a_stop_drops_what_no_thread_will_run_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -513,8 +515,8 @@ def test_a_stop_drops_what_no_thread_will_run_and_says_so_once(monkeypatch: pyte
     for number in range(3):
         one.schedule(*ended(str(number)))
     one.stop()
-    assert waited == [runner.STOP_S + process.END_S + 1.0] and one._stop_at == one.clock.now + runner.STOP_S
-    assert repr(one) == "<Hooks 1 of 1 running, 0 waiting>"
+    assert waited == [runner.STOP_S + process.TERMINATE_S + 1.0] and one._stop_at == one.clock.now + runner.STOP_S
+    assert repr(one) == "<HookRunner 1 of 1 running, 0 waiting>"
     one.stop()
     assert one.lines.kept == [("warning", "hooks_dropped", {"dropped": 3})]
 
@@ -536,7 +538,7 @@ def test_dropped_hooks_are_told_of_now_and_then(monkeypatch: pytest.MonkeyPatch)
     ("takes_s", "stop_s", "endings"),
     [
         ((29.5, 0.5), None, ["", "it took longer than 30 s"]),
-        ((4.5, 0.5, 1.0), 5.0, ["", "the supervisor ends", "the supervisor ends"]),
+        ((4.5, 0.5, 1.0), 5.0, ["", "the supervisor stops", "the supervisor stops"]),
         ((30.0,), 5.0, ["it took longer than 30 s"]),
     ],
 )
@@ -561,7 +563,7 @@ def test_how_a_hook_ended_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     one.schedule(*ended())
     one._serve()
     assert one.lines.kept == [
-        ("debug", "hook_done", about),
+        ("debug", "hook_succeeded", about),
         ("warning", "hook_failed", {"reason": "exit code 3", "stderr": "said", **about}),
     ]
     assert one.ran[0][0] == ["/bin/x", "y"]
@@ -608,7 +610,7 @@ def test_a_process_is_looked_at_often_at_first_and_killed_two_seconds_after_it_w
     assert naps[8:11] == [0.001, 0.002, 0.004]
     [(first, asked), (second, killed)] = signals
     assert (first, second) == (signal.SIGTERM, signal.SIGKILL)
-    assert process.END_S <= killed - asked < process.END_S + 0.06
+    assert process.TERMINATE_S <= killed - asked < process.TERMINATE_S + 0.06
 
 
 @pytest.mark.parametrize(

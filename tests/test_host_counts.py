@@ -9,7 +9,7 @@ import pytest
 
 from dlpool.config import LimitSettings, Settings
 from dlpool.jobs.host_slots import HostLimit
-from dlpool.service.host_concurrency import STEP_S, WHILE_S, HostConcurrency
+from dlpool.service.host_concurrency import STEP_S, WINDOW_S, HostConcurrency
 from dlpool.service.host_limits import HostLimits, authority_of
 from tests.fakes import Clock, Lines
 
@@ -49,18 +49,18 @@ def test_a_quarter_of_its_jobs_turned_away_halves_a_hosts_jobs(busy: int, times:
     assert node.lines.kept == said
 
 
-@pytest.mark.parametrize(("pause_s", "level"), [(0.0, 4), (WHILE_S, 4), (WHILE_S + 0.5, MOST)])
+@pytest.mark.parametrize(("pause_s", "level"), [(0.0, 4), (WINDOW_S, 4), (WINDOW_S + 0.5, MOST)])
 def test_refusals_add_up_for_a_while(pause_s: float, level: int, node: Node) -> None:
     node.refuse(busy=8)
     node.clock.now += pause_s
     node.refuse(busy=8)
     assert node.level() == level
-    node.clock.now += WHILE_S
+    node.clock.now += WINDOW_S
     node.refuse(busy=8)
     assert node.level() == 4 or level == 4
 
 
-@pytest.mark.parametrize(("pause_s", "level"), [(0.0, 4), (WHILE_S - 0.5, 4), (WHILE_S, 1)])
+@pytest.mark.parametrize(("pause_s", "level"), [(0.0, 4), (WINDOW_S - 0.5, 4), (WINDOW_S, 1)])
 def test_after_a_step_back_nothing_counts_for_a_while(pause_s: float, level: int, node: Node) -> None:
     node.refuse(busy=8, times=2)
     node.clock.now += pause_s
@@ -70,7 +70,7 @@ def test_after_a_step_back_nothing_counts_for_a_while(pause_s: float, level: int
 
 def test_refusals_of_before_a_step_back_count_no_more(node: Node) -> None:
     node.refuse(busy=8, times=2)
-    node.clock.now += WHILE_S
+    node.clock.now += WINDOW_S
     node.refuse(busy=12)
     assert node.level() == 4
 
@@ -94,19 +94,19 @@ def test_hosts_are_forgotten_when_they_have_been_good_for_long(node: Node) -> No
     node.refuse(busy=8, times=2)
     node.refuse(busy=8, name="once")
     node.jobs.forget_idle()
-    assert node.jobs.limited == 1 and set(node.jobs._hosts) == {"h", "once"}
-    node.clock.now += WHILE_S - 0.5
+    assert node.jobs.limited_hosts == 1 and set(node.jobs._hosts) == {"h", "once"}
+    node.clock.now += WINDOW_S - 0.5
     node.jobs.forget_idle()
     assert set(node.jobs._hosts) == {"h", "once"}
     node.clock.now += 0.5
     node.jobs.forget_idle()
     assert set(node.jobs._hosts) == {"h"}
-    node.clock.now += MOST * STEP_S - WHILE_S - 0.5
+    node.clock.now += MOST * STEP_S - WINDOW_S - 0.5
     node.jobs.forget_idle()
-    assert node.jobs.limited == 1
+    assert node.jobs.limited_hosts == 1
     node.clock.now += 0.5
     node.jobs.forget_idle()
-    assert node.jobs.limited == 0 and node.jobs._hosts == {} and not node.jobs.is_limited("h")
+    assert node.jobs.limited_hosts == 0 and node.jobs._hosts == {} and not node.jobs.is_limited("h")
 
 
 # --- holds ---

@@ -108,7 +108,9 @@ class Fleet:
 
         def left() -> list[str]:
             names = [name.decode() for name in self.connection.keys("*")]
-            return [one for one in names if "parked" in one or (one.startswith("dlpool:limit:") and "next" not in one)]
+            return [
+                one for one in names if "throttled" in one or (one.startswith("dlpool:limit:") and "next" not in one)
+            ]
 
         wait_until(lambda: not left(), LATE_S)
 

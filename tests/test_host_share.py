@@ -14,7 +14,7 @@ from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.jobs.transitions import HostSlotShares, Transitions
 from dlpool.service.host_limits import authority_of
-from dlpool.service.inflight import InFlightJob, InFlightTable
+from dlpool.service.inflight import InFlightJob, InFlightPhase, InFlightTable
 from tests.bench import job_of
 from tests.conftest import wait_until
 from tests.fleet import Client, Supervisor
@@ -238,10 +238,10 @@ def test_a_job_counts_for_its_host_as_long_as_it_takes_room() -> None:
     ledger = ledger_of(0.5, 4, "aaab")
     one, other, third, last = ledger.all()
     steps: tuple[tuple[Callable[[], object], dict[str, int]], ...] = (
-        (lambda: ledger.mark_finishing(one), {"a": 2, "b": 1}),
+        (lambda: ledger.set_phase(one, InFlightPhase.FINISHING), {"a": 2, "b": 1}),
         (lambda: ledger.remove(str(one.lease)), {"a": 2, "b": 1}),
-        (lambda: ledger.mark_ending(other), {"a": 1, "b": 1}),
-        (lambda: ledger.mark_ending(other, is_ending=False), {"a": 2, "b": 1}),
+        (lambda: ledger.set_phase(other, InFlightPhase.RECORDING), {"a": 1, "b": 1}),
+        (lambda: ledger.set_phase(other, InFlightPhase.WAITING), {"a": 2, "b": 1}),
         (lambda: ledger.remove(str(last.lease)), {"a": 2}),
         (lambda: ledger.remove(str(third.lease)), {"a": 1}),
     )

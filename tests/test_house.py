@@ -26,7 +26,7 @@ FLOORS = [
     {"scan"},
     {"config"},
     {"filelock", "request_heads"},
-    {"threads", "cancel"},
+    {"freespace", "threads", "cancel"},
     {"disk", "filenames"},
     {"errors", "jsontext", "syscalls", "usertext"},
     {"kinds", "redaction", "version"},
@@ -43,7 +43,7 @@ ONLY_IN = {
             "app",
             "auditing",
             "dashboard",
-            "errors",
+            "error_handlers",
             "files",
             "middleware",
             "jobs_api",
@@ -108,6 +108,19 @@ def test_imports_run_only_downwards(module: Path) -> None:
         if name.startswith("dlpool."):
             other = name.split(".")[1]
             assert other == room(module) or floor(other) > floor(room(module)), f"{relative(module)} imports {name}"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=relative)
+def test_only_one_module_selects_the_upload_backend(module: Path) -> None:
+    """Another backend can be put beside ``storage/disk/``: nothing else imports from inside of it."""
+    is_inside = relative(module).startswith("storage/disk/")
+    inner = {name for name in imports(module) if name.startswith("dlpool.storage.disk")}
+    assert is_inside or relative(module) == "storage/opening.py" or not inner
+
+
+@pytest.mark.parametrize("module", MODULES, ids=relative)
+def test_transfer_does_not_import_storage(module: Path) -> None:
+    assert room(module) != "transfer" or not any(name.startswith("dlpool.storage") for name in imports(module))
 
 
 @pytest.mark.parametrize("module", MODULES, ids=relative)

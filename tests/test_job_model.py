@@ -20,6 +20,7 @@ from dlpool.jobs.client_records import ClientRecord, failure_record, success_rec
 from dlpool.jobs.job_admin import COMMANDS, JobAdmin
 from dlpool.jobs.keys import PRIORITIES, READY, QueueKeys
 from dlpool.jobs.pushed_job import PushedJob, compose_job
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease, Transitions
 from tests.redis_server import RedisServer
 
@@ -42,7 +43,7 @@ WEIGHTS = {
     "control": 4,
 }
 NAMES = ["ann", "bob", "cid"]
-OUTCOMES = ["success", "failed", "cancelled", "retry", "release", "yield", "pause", "park", "crash"]
+OUTCOMES = ["success", "failed", "cancelled", "retry", "release", "yield", "pause", "throttle", "crash"]
 ENDED = {"succeeded": "done", "failed": "dead", "cancelled": "cancelled"}
 OPEN = {"queued", "delayed", "running", "paused"}
 ORDER = "fifo"
@@ -91,7 +92,7 @@ class Seen:
             one
             for place in (*PRIORITIES, "limited")
             for one in self.lists.get(f"ready:{place}", ())
-            if self.jobs[one]["state"] == "queued" and self.jobs[one]["at"] == place
+            if self.jobs[one]["state"] == "queued" and self.jobs[one]["list"] == place
         }
 
 
@@ -193,12 +194,12 @@ class Fleet:
         self.take(one, list(claim.jobs))
         seen = self.see()
         if known is not None:
-            assert set(seen.members(f"own:{one.sid}")) <= set(one.held), "a claim tells of all that we hold"
+            assert set(seen.members(f"held:{one.sid}")) <= set(one.held), "a claim tells of all that we hold"
         if len(claim.jobs) < slots:
             waiting = [*seen.members("intake"), *seen.ready(), *seen.members(f"inbox:{one.sid}")]
             assert claim.is_throttle_full or not waiting, "nothing waits while a slot is free"
             assert not seen.members("ready:limited"), "whose turn had come before does not wait"
-        assert claim.is_throttle_full or len(seen.lists.get("parked", ())) < MOST_PARKED
+        assert claim.is_throttle_full or len(seen.lists.get("throttled", ())) < MOST_PARKED
 
     def take(self, one: Supervisor, jobs: list[ClaimedJob]) -> None:
         for job in jobs:
@@ -216,7 +217,7 @@ class Fleet:
         beat = self.queue.heartbeat(one.sid, [(ticket, "{}") for ticket in tickets], lease_s=30, info={})
         lost = [ticket for ticket, verdict in zip(tickets, beat.replies, strict=True) if verdict == "LOST"]
         self.spent.update(lost)
-        own = set(self.see().members(f"own:{one.sid}"))
+        own = set(self.see().members(f"held:{one.sid}"))
         assert beat.orphans == len(own) - len(tickets) + len(lost)
         for ticket in [] if is_lost else lost:
             del one.held[ticket.job_id]
@@ -229,16 +230,16 @@ class Fleet:
         delay_s, priority = (60.0 if self.happens() else 0), ("low" if self.happens() else "")
         ending = FinishRequest(
             ticket,
-            outcome,
+            Disposition(outcome),
             self.record(ticket, outcome),
             delay_s=delay_s,
             priority=priority,
-            host=self.random.choice(HOSTS[1:] if outcome == "park" else HOSTS),
+            host=self.random.choice(HOSTS[1:] if outcome == "throttle" else HOSTS),
         )
-        ending = replace(ending, waits_for_slot=outcome == "park" and self.happens())
-        waited = self.see().lists.get(f"parked:{ending.host}")
-        if self.end(one.sid, ending) == "OK" and waited and outcome != "park":
-            assert waited[0] not in self.see().lists.get(f"parked:{ending.host}", ()), "the oldest one goes on"
+        ending = replace(ending, waits_for_slot=outcome == "throttle" and self.happens())
+        waited = self.see().lists.get(f"throttled:{ending.host}")
+        if self.end(one.sid, ending) == "OK" and waited and outcome != "throttle":
+            assert waited[0] not in self.see().lists.get(f"throttled:{ending.host}", ()), "the oldest one goes on"
         if not self.happens():
             del one.held[ticket.job_id]
 
@@ -273,7 +274,7 @@ class Fleet:
             raw = self.raws[ticket.job_id]
             if b'"dedupe": true' not in raw:
                 continue
-            reply = self.end(one.sid, FinishRequest(ticket, "follow", digest=PushedJob.parse(raw).digest))
+            reply = self.end(one.sid, FinishRequest(ticket, Disposition.FOLLOW, digest=PushedJob.parse(raw).digest))
             if reply != "LEADS" and not self.happens():
                 del one.held[ticket.job_id]
 
@@ -302,17 +303,17 @@ class Fleet:
 
     def let_pass(self, sid: str) -> None:
         """Its leases and its registration pass; it may go on as if nothing were."""
-        leases = dict.fromkeys(self.see().members(f"own:{sid}"), 1)
+        leases = dict.fromkeys(self.see().members(f"held:{sid}"), 1)
         if leases:
             self.client.zadd(self.keys.leases, leases)
         self.client.zadd(self.keys.supervisors, {sid: 1}, xx=True)
 
     def look(self) -> None:
         """Recover, as the one whose turn it is."""
-        self.client.delete(f"{self.keys.prefix}recoverer")
+        self.client.delete(f"{self.keys.prefix}recovery_turn")
         before = self.see().jobs
-        for job_id in self.queue.recover(self.one().sid, grace_s=15, order=ORDER).requeued:
-            assert "suspect" in before[job_id]
+        for job_id in self.queue.recover(grace_s=15, order=ORDER).requeued:
+            assert "lease_expired" in before[job_id]
             self.spent.add(JobLease(job_id, int(before[job_id]["fence"])))
 
     def be_taken_over(self) -> None:
@@ -326,11 +327,11 @@ class Fleet:
         gone = self.fleet[name].sid
         one = self.fleet[name] = Supervisor(f"{name}-{self.next_serial()}")
         self.sids.append(one.sid)
-        held = set(self.see().members(f"own:{gone}"))
-        given_back = self.queue.requeue_jobs_of(one.sid, [gone], order=ORDER)
+        held = set(self.see().members(f"held:{gone}"))
+        given_back = self.queue.requeue_jobs_of([gone], order=ORDER)
         assert set(given_back) == held
         if self.happens():
-            assert self.queue.requeue_jobs_of(one.sid, [gone], order=ORDER) == []
+            assert self.queue.requeue_jobs_of([gone], order=ORDER) == []
         self.spent.update(ticket for sid, ticket in self.old if sid == gone)
         self.beat_of(one)
 
@@ -344,13 +345,13 @@ class Fleet:
             (verdict,) = self.queue.heartbeat(sid, [(ticket, "")], lease_s=30).replies
             assert verdict == "LOST" or ticket not in self.spent
         else:
-            host = "h1" if outcome == "park" else ""
-            self.end(sid, FinishRequest(ticket, outcome, self.record(ticket, outcome), host=host))
+            host = "h1" if outcome == "throttle" else ""
+            self.end(sid, FinishRequest(ticket, Disposition(outcome), self.record(ticket, outcome), host=host))
 
     def let_delays_pass(self) -> None:
         for job_id in self.see().members("delayed"):
             self.client.zadd(self.keys.delayed, {job_id: 1})
-        for job_id in self.see().lists.get("parked", ()):
+        for job_id in self.see().lists.get("throttled", ()):
             self.client.zadd(self.keys.throttled, {job_id: 1})
 
     # --- what must hold -----------------------------------------------------------------------------------------------
@@ -363,9 +364,9 @@ class Fleet:
             name
             for name in names
             if name in ("leases", "delayed", "paused", "done", "dead", "cancelled", "supervisors")
-            or name.startswith("parked")
+            or name.startswith("throttled")
         ]
-        sets = [name for name in names if name.startswith("own:")]
+        sets = [name for name in names if name.startswith("held:")]
         lists = [name for name in names if name.startswith(("inbox:", "ready:", "followers:"))]
         strings = [name for name in names if name.startswith("dedupe:")]
         pipeline = self.client.pipeline(transaction=False)
@@ -407,18 +408,18 @@ class Fleet:
     def each_state_has_its_structures(self, seen: Seen) -> None:
         running = seen.in_state("running")
         assert sorted(seen.members("leases")) == running
-        owned = [(name[4:], one) for name, members in seen.lists.items() if name.startswith("own:") for one in members]
+        owned = [(name[5:], one) for name, members in seen.lists.items() if name.startswith("held:") for one in members]
         assert sorted(owned) == sorted((seen.jobs[one]["owner"], one) for one in running)
-        parked = seen.lists.get("parked", [])
+        parked = seen.lists.get("throttled", [])
         assert sorted([*seen.members("delayed"), *parked]) == seen.in_state("delayed")
-        assert set(seen.members("parked:")) <= set(parked)
+        assert set(seen.members("throttled:")) <= set(parked)
         assert sorted(seen.members("paused")) == seen.in_state("paused")
         assert seen.ready() | seen.following() == set(seen.in_state("queued"))
         assert not seen.ready() & seen.following()
         stale = {name.decode(): int(count) for name, count in self.client.hgetall(self.keys.stale).items()}
         for priority in READY:
             places = len(seen.lists.get(f"ready:{priority}", ()))
-            waiting = sum(job["state"] == "queued" and job.get("at") == priority for job in seen.jobs.values())
+            waiting = sum(job["state"] == "queued" and job.get("list") == priority for job in seen.jobs.values())
             assert places - waiting == stale.get(priority, 0), "each place that does not count is known"
         for name in set(ENDED.values()):
             assert sorted(seen.members(name)) == seen.in_state(*(state for state, at in ENDED.items() if at == name))
@@ -426,7 +427,7 @@ class Fleet:
         for job_id, job in seen.jobs.items():
             assert ("owner" in job) == (job["state"] == "running")
             assert ("host" in job) == (job_id in parked)
-            assert "suspect" not in job or job["state"] == "running"
+            assert "lease_expired" not in job or job["state"] == "running"
             assert "flag" not in job or job["state"] not in (*ENDED, "paused")
 
     def followers_wait_for_who_works(self, seen: Seen) -> None:
@@ -455,7 +456,7 @@ class Fleet:
     def drain(self) -> None:
         """Let one supervisor do all that is left; then nothing is left over."""
         last = Supervisor("last")
-        self.queue.requeue_jobs_of(last.sid, self.sids, order=ORDER)
+        self.queue.requeue_jobs_of(self.sids, order=ORDER)
         for job_id in self.see().in_state("paused"):
             assert self.controls.execute("resume", job_id) == "OK"
         self.let_delays_pass()
@@ -466,7 +467,8 @@ class Fleet:
             self.take(last, list(claim.jobs))
             for job in claim.jobs:
                 assert (
-                    self.end(last.sid, FinishRequest(job.lease, "success", self.record(job.lease, "success"))) == "OK"
+                    self.end(last.sid, FinishRequest(job.lease, Disposition.SUCCEED, self.record(job.lease, "success")))
+                    == "OK"
                 )
         self.everything_is_where_it_belongs()
         self.nothing_is_left_over()

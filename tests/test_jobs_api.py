@@ -20,6 +20,7 @@ import requests
 
 from dlpool.errors import UsageError
 from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import FinishRequest, Transitions
 from dlpool.web.openapi import document
 from dlpool.web.operations import BASE, OPERATIONS
@@ -207,7 +208,7 @@ def test_an_overview_has_all_that_a_page_shows_and_an_etag(api: Api) -> None:
         failing = transitions.claim("s1", None, 1, lease_s=60, order="fifo")
         assert failing is not None
         note = {"label": "not_found", "message": "404"}
-        transitions.finish("s1", [FinishRequest(failing.jobs[0].lease, "failed", note=note)])
+        transitions.finish("s1", [FinishRequest(failing.jobs[0].lease, Disposition.FAIL, note=note)])
         api.push("waits.bin", id="waits")
         first = api.ask("GET", "/overview")
         seen = first.json()
@@ -444,7 +445,7 @@ def test_where_nobody_needs_a_key_only_known_names_are_answered(tmp_path: Path) 
         (
             JOB,
             {"url": URL, "save_path": "a", "dlpool": {"limit_rate": 5}},
-            "limit_rate is not bytes a second from 1024",
+            "limit_rate is not at least 1024 bytes per second",
         ),
         (
             JOB,
@@ -576,7 +577,7 @@ def test_schemathesis_finds_nothing(api: Api, tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stdout[-16000:] + ended.stderr[-2000:]
     tested = re.search(r"(\d+) generated, (\d+) passed", ended.stdout)
     assert tested and tested[1] == tested[2] and int(tested[1]) > 1000, ended.stdout[-2000:]
-    assert not api.server.events("request_broke")
+    assert not api.server.events("request_internal_error")
 
 
 def test_the_curl_commands_of_the_documents_work(api: Api) -> None:

@@ -15,14 +15,15 @@ from dlpool.config import RedisSettings
 from dlpool.errors import ConfigurationError, NoSuchJob, QueueAway, QueueError, QueueRefused, UsageError
 from dlpool.jobs.connection import CONNECT_S, SOCKET_S, auto_address, connect, is_redis, translated
 from dlpool.jobs.failure_records import FailureRecord
-from dlpool.jobs.job_view import json_object, number, time_text, time_text_ms
+from dlpool.jobs.job_admin import NotPossible, error_of_reply
+from dlpool.jobs.job_view import time_text, time_text_ms
 from dlpool.jobs.keys import node_of
 from dlpool.jobs.nodes import node_rows
 from dlpool.jobs.pushed_job import MAX_HEADERS, MAX_PATH, MAX_URL, BadJob, Malformed, PushedJob, compose_job, parse_time
 from dlpool.jobs.queue_clock import QueueTime, parse_ahead_ms
 from dlpool.jobs.queue_views import QueueStats, SupervisorView
 from dlpool.jobs.redis_address import RedisAddress
-from dlpool.jobs.replies import NotPossible, error_of_reply
+from dlpool.jobs.redis_values import to_number, to_object
 from dlpool.jobs.server_check import incompatibility, warnings
 from tests.conftest import Authority
 
@@ -159,9 +160,9 @@ def test_an_exact_time_has_milliseconds(at: float, text: str) -> None:
 
 
 def test_numbers_and_objects_of_redis_are_read_or_nothing() -> None:
-    found = [number(text) for text in (None, "", "x", "1", "-1.5", "1e3", "9" * 18, "9" * 19, "1.")]
+    found = [to_number(text) for text in (None, "", "x", "1", "-1.5", "1e3", "9" * 18, "9" * 19, "1.")]
     assert found == [None, None, None, 1.0, -1.5, None, float("9" * 18), None, None]
-    assert [json_object(text) for text in (None, "", "[]", "{", '{"a": 1}', "[" * 100_000)] == [
+    assert [to_object(text) for text in (None, "", "[]", "{", '{"a": 1}', "[" * 100_000)] == [
         {},
         {},
         {},
@@ -191,7 +192,7 @@ def test_the_node_of_a_supervisor() -> None:
         ("ASKED", None, ""),
         ("NONE", NoSuchJob, "no job 'j' is known"),
         ("following", NotPossible, "cannot pause j: it ends with the job that does the same"),
-        ("GONE", NotPossible, "cannot pause j: the record is not there any more"),
+        ("GONE", NotPossible, "cannot pause j: the record has changed or was deleted"),
         ("EMPTY", NotPossible, "cannot pause j: the record holds no job"),
         ("succeeded", NotPossible, "cannot pause j: it is succeeded"),
     ],

@@ -25,10 +25,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from dlpool.config import Settings, WebSettings
 from dlpool.config.web import JWKS_URL
-from dlpool.storage.errors import UploadError
 from dlpool.web import jwks
 from dlpool.web.app import make_app
 from dlpool.web.auth import Authenticator
+from dlpool.web.errors import HttpError
 from dlpool.web.jwks import (
     AGAIN_S,
     MAX_AGE_S,
@@ -80,7 +80,7 @@ class Site:
         """How a token is answered, once a fetch that has begun is over."""
         try:
             self.check.verify(text)
-        except UploadError as refusal:
+        except HttpError as refusal:
             return refusal.status
         finally:
             wait_until(lambda: self.source._underway is None)
@@ -187,7 +187,7 @@ def test_while_the_provider_is_away_its_keys_stay_valid_for_a_day(provider: Prov
 
 def test_a_provider_that_was_never_there_is_503_with_retry_after(provider: Provider, site: Site) -> None:
     provider.answer = b""
-    with pytest.raises(UploadError) as caught:
+    with pytest.raises(HttpError) as caught:
         site.check.verify(token(EC, "ES256"))
     assert (caught.value.status, caught.value.code) == (503, "keys_unavailable")
     assert int(caught.value.headers["Retry-After"]) > 0
@@ -310,7 +310,7 @@ def test_a_slow_provider_holds_few_requests_and_not_for_long(
         begun = time.monotonic()
         try:
             site.check.verify(token(EC, "ES256"))
-        except UploadError as refusal:
+        except HttpError as refusal:
             return refusal.status
         finally:
             waited.append(time.monotonic() - begun)
@@ -349,7 +349,7 @@ def test_a_public_key_is_never_a_secret_and_no_token_says_where_its_key_is(provi
         def status(text: str) -> int:
             try:
                 keys.authenticate(f"Bearer {text}", None)
-            except UploadError as refusal:
+            except HttpError as refusal:
                 return refusal.status
             return 200
 
@@ -459,7 +459,7 @@ def test_tokens_that_cannot_be_checked_do_not_fill_the_log(provider: Provider, t
         )
     )
     lines = Lines()
-    parts.log = lines  # type: ignore[assignment]
+    parts.log = lines
     client = falcon.testing.TestClient(make_app(parts))
     for number in range(REFUSALS + 30):
         headers = {"Authorization": f"Bearer {token(OTHER, 'ES256', f'forged {number}')}"}

@@ -14,10 +14,11 @@ from dlpool.config import PathSettings
 from dlpool.errors import LocalFault, QueueAway
 from dlpool.jobs.confinement import Confinement
 from dlpool.jobs.pushed_job import PushedJob
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import FinishRequest
 from dlpool.service import journal as trail_module
-from dlpool.service.cleanup import CLEAN_CHARACTERS, CLEAN_S, split_into_frames
-from dlpool.service.inflight import InFlightJob, InFlightTable, is_path_implied, job_frame
+from dlpool.service.cleanup import MAX_FRAME_CHARACTERS, SEND_INTERVAL_S, split_into_frames
+from dlpool.service.inflight import InFlightJob, InFlightPhase, InFlightTable, is_path_implied, job_frame
 from dlpool.service.job_log import log_disposition, trace_id_of
 from dlpool.service.journal import CleanupJournal
 from dlpool.service.queue.redis_state import RedisState
@@ -72,13 +73,13 @@ def test_a_place_is_free_while_a_job_finishes_or_ends_and_counts_once() -> None:
     ledger = ledger_of(2, "a", "b")
     one, other = ledger.all()
     steps: list[tuple[Callable[[], object], int]] = [
-        (lambda: ledger.mark_finishing(one), 1),
-        (lambda: ledger.mark_finishing(one), 1),
-        (lambda: ledger.mark_ending(one), 1),
+        (lambda: ledger.set_phase(one, InFlightPhase.FINISHING), 1),
+        (lambda: ledger.set_phase(one, InFlightPhase.FINISHING), 1),
+        (lambda: ledger.set_phase(one, InFlightPhase.RECORDING), 1),
         (lambda: ledger.remove("a.1"), 1),
         (lambda: ledger.remove("a.1"), 1),
-        (lambda: ledger.mark_ending(other), 2),
-        (lambda: ledger.mark_ending(other, is_ending=False), 1),
+        (lambda: ledger.set_phase(other, InFlightPhase.RECORDING), 2),
+        (lambda: ledger.set_phase(other, InFlightPhase.WAITING), 1),
         (lambda: ledger.remove("b.1"), 2),
     ]
     for step, room in steps:
@@ -128,22 +129,22 @@ def a_ledger() -> InFlightTable:
 
 
 def a_link() -> RedisState:
-    return RedisState(Lines(), lambda: None, lambda _: None)  # type: ignore[arg-type]
+    return RedisState(Lines(), lambda: None, lambda _: None)
 
 
 LOCKED: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "add": (a_ledger, lambda ledger: ledger.add(held("c"))),
-    "mark_finishing": (a_ledger, lambda ledger: ledger.mark_finishing(ledger.get("a.1"))),
-    "mark_ending": (a_ledger, lambda ledger: ledger.mark_ending(ledger.get("a.1"))),
-    "drop": (a_ledger, lambda ledger: ledger.drop("a.1")),
+    "set_phase FINISHING": (a_ledger, lambda ledger: ledger.set_phase(ledger.get("a.1"), InFlightPhase.FINISHING)),
+    "set_phase RECORDING": (a_ledger, lambda ledger: ledger.set_phase(ledger.get("a.1"), InFlightPhase.RECORDING)),
+    "remove": (a_ledger, lambda ledger: ledger.remove("a.1")),
     "all": (a_ledger, lambda ledger: ledger.all()),
     "set_capacity": (a_ledger, lambda ledger: ledger.set_capacity(1)),
-    "room": (a_ledger, lambda ledger: ledger.room()),
-    "tally add": (WorkerCounters, lambda tally: tally.add("x", 1)),
-    "tally range": (WorkerCounters, lambda tally: tally.range_fetched(1.0)),
-    "tally counts": (WorkerCounters, lambda tally: tally.counts()),
-    "link lost": (a_link, lambda link: link.lost(QueueAway("away"))),
-    "link beat": (a_link, lambda link: link.beat()),
+    "free_slots": (a_ledger, lambda ledger: ledger.free_slots()),
+    "counters add": (WorkerCounters, lambda counters: counters.add("x", 1)),
+    "counters count_range": (WorkerCounters, lambda counters: counters.count_range(1.0)),
+    "counters snapshot": (WorkerCounters, lambda counters: counters.snapshot()),
+    "link lost": (a_link, lambda link: link.report_failure(QueueAway("away"))),
+    "link beat": (a_link, lambda link: link.report_heartbeat()),
 }
 
 
@@ -153,10 +154,10 @@ def test_an_operation_waits_for_another_one_of_another_thread(name: str) -> None
     wait_for_lock(make(), operation)
 
 
-@pytest.mark.parametrize("name", ["begin", "forget", "jobs", "tidy"])
+@pytest.mark.parametrize("name", ["add", "remove", "entries", "compact"])
 def test_an_operation_on_the_trail_waits_for_another_one(tmp_path: Path, name: str) -> None:
     job = CleanupEntry("a", url_digest(URL), "a", None, False)
-    arguments: dict[str, tuple[Any, ...]] = {"begin": (job,), "forget": ([job],)}
+    arguments: dict[str, tuple[Any, ...]] = {"add": (job,), "remove": ([job],)}
     wait_for_lock(CleanupJournal(tmp_path), lambda trail: getattr(trail, name)(*arguments.get(name, ())))
 
 
@@ -168,12 +169,12 @@ ENDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "failed": ("error", "job_failed", {"outcome": "failure", "error": "m"}),
     "cancelled": ("info", "job_cancelled", {"reply": "OK"}),
     "pause": ("info", "job_paused", {"reply": "OK"}),
-    "retry": ("warning", "job_retried", {"result": "retry", "reason": "m", "delay_s": 2.0}),
-    "crash": ("warning", "job_retried", {"result": "crash", "reason": "m", "delay_s": 2.0}),
-    "yield": ("info", "job_yielded", {"reason": "m", "reply": "OK", "delay_s": 2.0}),
-    "park": ("info", "job_parked", {"result": "park", "reason": "m", "reply": "OK", "delay_s": 2.0}),
-    "release": ("info", "job_released", {"result": "release", "reason": "m", "reply": "OK", "delay_s": 2.0}),
-    "follow": ("info", "job_released", {"result": "follow", "reason": "m", "reply": "OK", "delay_s": 2.0}),
+    "retry": ("warning", "job_retried", {"disposition": "retry", "reason": "m", "delay_s": 2.0}),
+    "crash": ("warning", "job_retried", {"disposition": "crash", "reason": "m", "delay_s": 2.0}),
+    "yield": ("info", "job_yielded", {"disposition": "yield", "reason": "m", "reply": "OK", "delay_s": 2.0}),
+    "throttle": ("info", "job_throttled", {"disposition": "throttle", "reason": "m", "reply": "OK", "delay_s": 2.0}),
+    "release": ("info", "job_released", {"disposition": "release", "reason": "m", "reply": "OK", "delay_s": 2.0}),
+    "follow": ("info", "job_released", {"disposition": "follow", "reason": "m", "reply": "OK", "delay_s": 2.0}),
 }
 
 
@@ -183,8 +184,10 @@ def test_a_run_has_one_summary_line(tmp_path: Path, outcome: str, has_stack: boo
     bench = Bench(tmp_path)
     one = bench.held(user_id="u")
     one.stack = "s" if has_stack else ""
-    ending = FinishRequest(one.lease, outcome, note={"message": "m", "path": "p", "label": "l", "size": 3}, delay_s=2.0)
-    log_disposition(bench.lines, one, ending, "OK")  # type: ignore[arg-type]
+    ending = FinishRequest(
+        one.lease, Disposition(outcome), note={"message": "m", "path": "p", "label": "l", "size": 3}, delay_s=2.0
+    )
+    log_disposition(bench.lines, one, ending, "OK")
     level, event, fields = ENDS[outcome]
     always = {"job_id": "a", "attempt": 1, "trace_id": one.trace_id, "url": URL, "path": "/data/a", "user_id": "u"}
     stack = {"stack": "s"} if has_stack and outcome == "failed" else {}
@@ -195,9 +198,9 @@ def test_a_run_has_one_summary_line(tmp_path: Path, outcome: str, has_stack: boo
 def test_a_run_whose_job_was_taken_is_logged_as_such(tmp_path: Path, reply: str) -> None:
     bench = Bench(tmp_path)
     one = bench.held()
-    log_disposition(bench.lines, one, FinishRequest(one.lease, "success"), reply)  # type: ignore[arg-type]
+    log_disposition(bench.lines, one, FinishRequest(one.lease, Disposition.SUCCEED), reply)
     ((level, event, fields),) = bench.lines.kept
-    assert (level, event, fields["reply"], fields["result"]) == ("warning", "job_disowned", reply, "success")
+    assert (level, event, fields["reply"], fields["disposition"]) == ("warning", "job_fenced", reply, "success")
     assert "user_id" not in fields
 
 
@@ -221,7 +224,7 @@ def job(name: str, fence: int = 1, **fields: Any) -> CleanupEntry:
 
 
 def lines_of(folder: Path) -> list[bytes]:
-    return (folder / "trail").read_bytes().splitlines()
+    return (folder / "journal").read_bytes().splitlines()
 
 
 def test_the_trail_survives_its_supervisor_and_cut_lines(tmp_path: Path) -> None:
@@ -229,21 +232,22 @@ def test_the_trail_survives_its_supervisor_and_cut_lines(tmp_path: Path) -> None
     trail.add(job("a", trace_id="t"))
     trail.add(job("b", path="/x", has_failed=False))
     trail.add(job("b", fence=2))
-    with (tmp_path / "trail").open("ab") as file:
-        file.write(b'["old","http://h/x","x",null,true]\n["cut","http')
+    with (tmp_path / "journal").open("ab") as file:
+        file.write(b'["cut","http')
     known = CleanupJournal(tmp_path).entries()
     assert known == {
         "a": job("a", trace_id="t"),
         "b": job("b", fence=2),
-        "old": CleanupEntry("old", url_digest("http://h/x"), "x", None, True),
     }
-    assert len(lines_of(tmp_path)) == 3  # each once
+    assert len(lines_of(tmp_path)) == 2  # each once
 
 
-@pytest.mark.parametrize("line", [b"[]", b"1", b'["a"]', b'["a","u","s",null,true,"x"]', b'["a","u","s",null,true,1]'])
+@pytest.mark.parametrize(
+    "line", [b"[]", b"1", b'["a"]', b'["a","u","s",null,true,"x"]', b'["a","u","s",null,true,1,""]']
+)
 def test_a_line_is_a_job_or_passed_over(tmp_path: Path, line: bytes) -> None:
-    (tmp_path / "trail").write_bytes(line + b"\n")
-    is_job = line.endswith(b"true,1]")
+    (tmp_path / "journal").write_bytes(line + b"\n")
+    is_job = line.endswith(b'true,1,""]')
     assert list(CleanupJournal(tmp_path).entries()) == (["a"] if is_job else [])
 
 
@@ -259,7 +263,7 @@ def test_only_runs_that_have_ended_leave_the_trail(tmp_path: Path) -> None:
 
 
 def test_a_trail_of_mostly_old_lines_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trail_module, "TIDY_LINES", 10)
+    monkeypatch.setattr(trail_module, "COMPACT_LINES", 10)
     trail = CleanupJournal(tmp_path)
     trail.add(job("stays"))
     for number in range(13):
@@ -297,7 +301,7 @@ def test_a_trail_keeps_one_file_open_also_when_it_cannot_be_replaced(
         raise PermissionError(13, "refused")
 
     monkeypatch.setattr("dlpool.service.journal.disk.replace", refuse)
-    with pytest.raises(Exception, match="trail"):
+    with pytest.raises(Exception, match="journal"):
         trail.compact()
     assert open_files(tmp_path) == 1
 
@@ -311,32 +315,32 @@ def test_ended_jobs_are_cleaned_by_the_worker_that_ran_them_now_and_then(
     bench = Bench(tmp_path)
     monkeypatch.setattr("dlpool.service.cleanup.time", bench.clock)
     one, other = bench.worker(), bench.worker()
-    bench.cleaner.enqueue([job("a")], other.handle.pid)
-    bench.cleaner.enqueue([job("b")])
-    bench.cleaner.send_requests()
+    bench.cleanup.enqueue([job("a")], other.handle.pid)
+    bench.cleanup.enqueue([job("b")])
+    bench.cleanup.send_requests()
     assert one.heard() == [CleanFrame([list(job("b"))])] and other.heard() == [CleanFrame([list(job("a"))])]
     assert set(one.handle.cleanup_requests) == {"b"} and set(other.handle.cleanup_requests) == {"a"}
-    bench.cleaner.enqueue([job("c")])
-    bench.clock.now += CLEAN_S / 2
-    bench.cleaner.send_requests()
+    bench.cleanup.enqueue([job("c")])
+    bench.clock.now += SEND_INTERVAL_S / 2
+    bench.cleanup.send_requests()
     assert one.heard() == []
-    bench.clock.now += CLEAN_S / 2
-    bench.cleaner.send_requests()
-    bench.clock.now += CLEAN_S
-    bench.cleaner.send_requests()
+    bench.clock.now += SEND_INTERVAL_S / 2
+    bench.cleanup.send_requests()
+    bench.clock.now += SEND_INTERVAL_S
+    bench.cleanup.send_requests()
     assert one.heard() == [CleanFrame([list(job("c"))])] and other.heard() == []
-    bench.cleaner.enqueue([job("d")])
-    bench.cleaner.send_requests(now=True)
+    bench.cleanup.enqueue([job("d")])
+    bench.cleanup.send_requests(now=True)
     assert one.heard() == [CleanFrame([list(job("d"))])]
 
 
 def test_what_no_worker_can_remove_waits_for_one(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.worker(is_ready=False)
-    bench.cleaner.enqueue([job("a")])
-    bench.cleaner.send_requests(now=True)
+    bench.cleanup.enqueue([job("a")])
+    bench.cleanup.send_requests(now=True)
     worker = bench.worker()
-    bench.cleaner.send_requests(now=True)
+    bench.cleanup.send_requests(now=True)
     assert worker.heard() == [CleanFrame([list(job("a"))])]
 
 
@@ -349,11 +353,11 @@ def sized(field: str, length: int) -> CleanupEntry:
 @pytest.mark.parametrize("field", ["url_sha256", "save_path", "path"])
 def test_leftovers_are_told_in_frames_that_are_not_too_large(field: str) -> None:
     short = sized(field, 0)
-    half, rest = CLEAN_CHARACTERS // 2, CLEAN_CHARACTERS - CLEAN_CHARACTERS // 2
-    lengths = [half, rest, half, half + 1, CLEAN_CHARACTERS + 1, 1, 1]
+    half, rest = MAX_FRAME_CHARACTERS // 2, MAX_FRAME_CHARACTERS - MAX_FRAME_CHARACTERS // 2
+    lengths = [half, rest, half, half + 1, MAX_FRAME_CHARACTERS + 1, 1, 1]
     told = list(split_into_frames([sized(field, length) for length in lengths]))
     sizes = [[len(getattr(one, field)) for one in portion] for portion in told]
-    assert sizes == [[half, rest], [half], [half + 1], [CLEAN_CHARACTERS + 1], [1, 1]]
+    assert sizes == [[half, rest], [half], [half + 1], [MAX_FRAME_CHARACTERS + 1], [1, 1]]
     assert list(split_into_frames([])) == []
     assert len(list(split_into_frames([short] * 1000))) == 1
 
@@ -363,16 +367,16 @@ def test_when_all_workers_have_ended_the_supervisor_cleans_itself(tmp_path: Path
     paths = Confinement(PathSettings(download_dir=str(tmp_path / "data")))
     (tmp_path / "data").mkdir()
     for name in ("a", "b"):
-        bench.cleaner.record_start(job(name))
-        bench.cleaner.record_start(job(name))
+        bench.cleanup.record_start(job(name))
+        bench.cleanup.record_start(job(name))
     part = tmp_path / "data" / "a.part"
-    bench.cleaner.enqueue([job("a"), job("out", save_path="/etc/x")])
-    bench.cleaner.clean_up_here(paths)
-    bench.cleaner.clean_up_here(paths)
+    bench.cleanup.enqueue([job("a"), job("out", save_path="/etc/x")])
+    bench.cleanup.clean_up_here(paths)
+    bench.cleanup.clean_up_here(paths)
     assert not part.exists()
     (line,) = bench.lines.kept
-    assert (line.level, line.event, line.fields["job_id"]) == ("warning", "leftover_not_removed", "out")
-    assert set(bench.trail.entries()) == {"b"} and len(lines_of(tmp_path)) == 1
+    assert (line.level, line.event, line.fields["job_id"]) == ("warning", "stale_file_not_removed", "out")
+    assert set(bench.journal.entries()) == {"b"} and len(lines_of(tmp_path)) == 1
 
 
 def test_a_trail_that_cannot_be_written_is_logged_and_costs_no_job(
@@ -383,10 +387,10 @@ def test_a_trail_that_cannot_be_written_is_logged_and_costs_no_job(
     def refuse(*_: object) -> None:
         raise LocalFault("no space")
 
-    for name in ("begin", "forget", "tidy"):
-        monkeypatch.setattr(bench.trail, name, refuse)
-    bench.cleaner.record_start(job("a"))
-    bench.cleaner.forget([job("a")])
-    bench.cleaner.clean_up_here(Confinement(PathSettings(download_dir=str(tmp_path))))
-    assert [(line.level, line.event) for line in bench.lines.kept] == [("warning", "trail_not_kept")] * 4
+    for name in ("add", "remove", "compact"):
+        monkeypatch.setattr(bench.journal, name, refuse)
+    bench.cleanup.record_start(job("a"))
+    bench.cleanup.forget([job("a")])
+    bench.cleanup.clean_up_here(Confinement(PathSettings(download_dir=str(tmp_path))))
+    assert [(line.level, line.event) for line in bench.lines.kept] == [("warning", "journal_write_failed")] * 4
     assert bench.lines.kept[0].fields["job_id"] == "a"

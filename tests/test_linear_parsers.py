@@ -19,17 +19,17 @@ from requests.cookies import RequestsCookieJar, extract_cookies_to_jar
 from dlpool.cli import items
 from dlpool.engine import names as engine_names
 from dlpool.errors import DlpoolError
-from dlpool.jobs import job_listing, job_view
+from dlpool.jobs import job_listing, redis_values
 from dlpool.jobs.pushed_job import PushedJob
 from dlpool.kinds import parse_duration, parse_size
-from dlpool.observe import tracecontext, values
+from dlpool.observe import tracing, values
 from dlpool.redaction import is_secret, without_password, without_secrets
-from dlpool.storage.errors import UploadError
 from dlpool.transfer.http import credentials, digests, headers, media_types, policy, source, urls
 from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.http.response import HeaderFields, StrictResponse, read_fields
 from dlpool.transfer.target import names
 from dlpool.web import files, forms, same_origin, tus_headers
+from dlpool.web.errors import HttpError
 from tests.backtracking import Counted, TooManySteps
 from tests.metering import Metering
 from tests.test_response import Wire
@@ -75,9 +75,9 @@ def _field(name: str) -> Callable[[str], object]:
 def _cookie(name: str) -> Callable[[str], object]:
     def read(text: str) -> None:
         fields = HeaderFields([("Set-Cookie", "a=b"), (name, text)])
-        given = source._cookie_response(fields.get_all("Set-Cookie"))
+        given = source._set_cookies(fields.get_all("Set-Cookie"))
         jar = RequestsCookieJar()
-        extract_cookies_to_jar(jar, source._cookie_request("https://a.example.org/"), given)
+        extract_cookies_to_jar(jar, source._asked_by_cookies("https://a.example.org/"), given)
 
     return read
 
@@ -314,14 +314,14 @@ TABLE: Mapping[str, tuple[Parser, list[str]]] = {
     "duration": (parse_duration, [*DIGITS, filled("1", " ", "!")]),
     "line of a list": (lambda text: items._parsed(text, cast(Any, SimpleNamespace(headers={}))), LINES),
     "header of a list": (items.parse_header, [*SPACES, filled("A:", "b")]),
-    "number of a record": (job_view.number, DIGITS),
+    "number of a record": (redis_values.to_number, DIGITS),
     "cursor": (
         lambda text: job_listing._read(text, job_listing.STATES),
         [filled("failed.1-", "a"), filled("delayed.d", "1")],
     ),
     "netrc": (credentials._QUOTED.match, [filled('"', "\\"), filled('"', 'a" "'), filled('"', "a")]),
     "traceparent": (
-        tracecontext.trace_id_of,
+        tracing.parse_traceparent,
         [filled("00-", "0"), filled("01-" + "a" * 32 + "-" + "b" * 16 + "-00-", "-")],
     ),
     "Upload-Metadata": (tus_headers.parse_metadata, [LISTS[0], filled("a ", "A")]),
@@ -364,7 +364,7 @@ def metering() -> Iterator[Metering]:
 @pytest.mark.parametrize(("name", "number"), CASES)
 def test_a_parser_takes_linear_time(name: str, number: int, metering: Metering) -> None:
     parse, texts = TABLE[name]
-    refusals = (DlpoolError, UploadError, ValueError, OSError, http.client.HTTPException)
+    refusals = (DlpoolError, HttpError, ValueError, OSError, http.client.HTTPException)
     with metering.at_most(STEPS_A_CHARACTER * SIZE), suppress(*refusals):
         parse(texts[number])
 

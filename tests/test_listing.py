@@ -11,6 +11,7 @@ from dlpool.jobs.failure_records import FailureRecords
 from dlpool.jobs.job_admin import JobAdmin
 from dlpool.jobs.job_listing import STATES
 from dlpool.jobs.pushed_job import compose_job
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import FinishRequest
 from tests.redis_server import RedisServer
 from tests.test_views import Queue
@@ -70,7 +71,7 @@ def test_all_states_are_read_one_after_the_other(limit: int, queue: Queue) -> No
     queue.end("off", "cancelled")
     queue.push("parks", priority="high")
     (claimed,) = queue.claim()
-    queue.transitions.finish("s1", [FinishRequest(claimed.lease, "park", host="h", delay_s=60)])
+    queue.transitions.finish("s1", [FinishRequest(claimed.lease, Disposition.THROTTLE, host="h", delay_s=60)])
     queue.push("later", not_before="2099-01-01T00:00:00Z")
     queue.push("runs", priority="high")
     queue.claim()

@@ -149,8 +149,8 @@ def test_what_a_service_says_is_as_the_tables_say(records: list[dict[str, Any]])
 def test_that_run_says_most_of_what_there_is_to_say(records: list[dict[str, Any]]) -> None:
     seen = {record["event.action"] for record in records}
     wanted = """job_started job_succeeded job_failed job_malformed job_retried target_skipped download_progress
-        hook_done hook_failed log_archived state_dumped configuration_reloaded worker_died worker_started worker_ended
-        service_started service_ready signal_received drain_started service_ended range_retry"""
+        hook_succeeded hook_failed log_archived state_dumped configuration_reloaded worker_died worker_started
+        worker_exited service_started service_ready signal_received drain_started service_stopped range_retry"""
     assert set(wanted.split()) <= seen
 
 

@@ -28,6 +28,7 @@ from dlpool.config import LoggingSettings
 from dlpool.errors import LocalFault
 from dlpool.observe.log import Log
 from dlpool.observe.logfile import LogFile
+from dlpool.observe.processors import LogOrigin
 from dlpool.observe.rotation import Rotation
 from tests.conftest import wait_until
 from tests.processes import ROOT
@@ -36,7 +37,7 @@ ALL = LoggingSettings(level="debug", compress_after=0)
 
 
 def make_log(folder: Path, settings: LoggingSettings = ALL, **options: Any) -> Log:
-    return Log(folder, settings, service="dlpool", version="1.0", node_id="n1", **options)
+    return Log(folder, settings, LogOrigin("dlpool", "n1", version="1.0"), **options)
 
 
 def lines_of(folder: Path) -> list[bytes]:
@@ -159,7 +160,7 @@ def test_a_log_that_is_not_required_is_opened_when_it_can_be(tmp_path: Path) -> 
     log.logger("a").info("lost")
     assert log.dropped == 1
     (tmp_path / "log").unlink()
-    log.follow_rename()
+    log.reopen()
     log.logger("a").info("kept")
     assert [record["message"] for record in records_of(tmp_path / "log")] == ["kept"]
     assert log.dropped == 1
@@ -186,7 +187,7 @@ def test_records_after_the_end_are_counted_and_write_nowhere(tmp_path: Path) -> 
     log.close()
     log.logger("a").info("late")
     log.maintain()
-    log.follow_rename()
+    log.reopen()
     assert log.dropped == 1
     assert lines_of(tmp_path) == []
 
@@ -213,7 +214,7 @@ def test_threads_lose_no_line_while_the_log_is_moved_away(tmp_path: Path) -> Non
 def test_a_deleted_log_is_made_anew(tmp_path: Path) -> None:
     log = make_log(tmp_path / "log")
     shutil.rmtree(tmp_path / "log")
-    log.follow_rename()
+    log.reopen()
     log.logger("a").info("still_here")
     assert [record["message"] for record in records_of(tmp_path / "log")] == ["still_here"]
 
@@ -314,7 +315,7 @@ def fill_disk(folder: Path) -> None:
         log.logger("a").info("filling", text="x" * 1000)
         written += 1
     log.maintain()
-    log.follow_rename()
+    log.reopen()
     ballast.unlink()
     log.logger("a").info("after")
     lines = log.path.read_bytes().decode().splitlines()
@@ -434,7 +435,7 @@ def obey(folder: Path, name: str) -> None:
     for line in sys.stdin:
         command, *count = line.split()
         if command == "tend":
-            log.follow_rename()
+            log.reopen()
         for _ in range(int(count[0]) if count else 0):
             logger.info("line_written", number=number, text="x" * (number % 100))
             number += 1

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from dlpool.config import LoggingSettings, RedisSettings
 from dlpool.errors import ChecksumMismatch, UsageError
 from dlpool.observe.log import Log
-from dlpool.observe.processors import MAX_LINE
+from dlpool.observe.processors import MAX_LINE, LogOrigin
 from dlpool.observe.values import MAX_TEXT, to_json
 from dlpool.redaction import is_secret, without_secrets
 
@@ -52,9 +52,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Log]:
     made = Log(
         tmp_path_factory.mktemp("log"),
         LoggingSettings(level="debug"),
-        service="dlpool-worker",
-        version="1.2",
-        node_id="node-7",
+        LogOrigin("dlpool-worker", "node-7", version="1.2"),
         clock=lambda: NOON,
     )
     yield made
@@ -109,7 +107,7 @@ def test_a_record_says_what_when_who_and_where(write: Write) -> None:
         ({"status": 503}, {"http.response.status_code": 503}),
         ({"label": "timeout"}, {"error.code": "timeout"}),
         ({"attempt": 2}, {"dlpool.attempt": 2}),
-        ({"self": 1, "level": 2, "method_name": 3}, {"dlpool.self": 1, "dlpool.level": 2, "dlpool.method_name": 3}),
+        ({"level": 2, "name": 3}, {"dlpool.level": 2, "dlpool.name": 3}),
         ({"seconds": 1.5}, {"event.duration": 1_500_000_000}),
         ({"seconds": 10**400}, {"dlpool.seconds": to_json(10**400)}),
         ({"seconds": float("nan")}, {"dlpool.seconds": "nan"}),
@@ -133,11 +131,11 @@ def test_fields_get_their_ecs_names(write: Write, fields: dict[str, Any], expect
 
 def test_bound_fields_are_in_every_record_and_calls_override_them(log: Log) -> None:
     before = log.path.stat().st_size
-    logger = log.logger("a", job_id="j1", attempt=1).bind(self="s", attempt=2)
+    logger = log.logger("a", job_id="j1", attempt=1).bind(level="s", attempt=2)
     logger.info("one")
     logger.bind(attempt=3).info("two", attempt=4)
     first, second = map(json.loads, log.path.read_bytes()[before:].splitlines())
-    assert (first["dlpool.job.id"], first["dlpool.attempt"], first["dlpool.self"]) == ("j1", 2, "s")
+    assert (first["dlpool.job.id"], first["dlpool.attempt"], first["dlpool.level"]) == ("j1", 2, "s")
     assert (second["dlpool.job.id"], second["dlpool.attempt"]) == ("j1", 4)
 
 
@@ -463,13 +461,14 @@ VALUES = st.recursive(
     ),
     max_leaves=20,
 )
+NO_FIELDS = ("event", "self", "method_name")  # parameters of structlog's methods
 NAMES = st.one_of(ANY_TEXT, st.sampled_from(["url", "seconds", "outcome", "error", "path", "size", "logger", "token"]))
 
 
 @settings(max_examples=150, deadline=None)
 @given(
     event=VALUES,
-    fields=st.dictionaries(NAMES.filter(lambda name: name != "event"), VALUES, max_size=8),
+    fields=st.dictionaries(NAMES.filter(lambda name: name not in NO_FIELDS), VALUES, max_size=8),
     level=st.sampled_from(["debug", "info", "warning", "error", "critical"]),
 )
 def test_no_log_call_raises_and_each_is_one_json_object(
@@ -487,9 +486,7 @@ def tell(tmp_path: Path) -> Callable[..., str]:
     log = Log(
         tmp_path,
         LoggingSettings(level="debug", log_format="console"),
-        service="s",
-        version="1",
-        node_id="n",
+        LogOrigin("s", "n", version="1"),
         clock=lambda: NOON,
     )
 
@@ -522,7 +519,7 @@ def test_a_stack_stands_below_its_line(tell: Callable[..., str]) -> None:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(event=VALUES, fields=st.dictionaries(NAMES.filter(lambda name: name != "event"), VALUES, max_size=4))
+@given(event=VALUES, fields=st.dictionaries(NAMES.filter(lambda name: name not in NO_FIELDS), VALUES, max_size=4))
 def test_nothing_ends_a_console_line_or_reaches_the_terminal(
     tell: Callable[..., str], event: object, fields: dict[str, object]
 ) -> None:

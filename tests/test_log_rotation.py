@@ -197,7 +197,7 @@ def test_an_old_log_that_is_still_written_is_not_removed(tmp_path: Path) -> None
     settings = LoggingSettings(keep_days=3)
     rotation.clean_up(settings, NOW)
     assert [record["message"] for record in records_of(tmp_path)] == ["held"]
-    log.follow_rename()
+    log.reopen()
     rotation.clean_up(settings, NOW)
     assert list(tmp_path.iterdir()) == [log.path]
 
@@ -212,7 +212,7 @@ def test_what_cannot_be_tidied_is_said_once_and_the_rest_is_done(tmp_path: Path)
     log.maintain()
     log.close()
     record = json.loads(log.path.read_bytes())
-    assert record["message"] == "log_not_tended"
+    assert record["message"] == "log_maintenance_failed"
     assert record["error.type"] == "IsADirectoryError"
     assert not past.exists()
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from dlpool.service.wire.frames import JobFrame
-from dlpool.service.worker.traceparent import with_traceparent
+from dlpool.service.worker.job_run import with_traceparent
 from tests.conftest import make_data, wait_until
 from tests.desk import Desk, desk_of, running
 from tests.disks import needs_root, tmpfs

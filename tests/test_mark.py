@@ -11,7 +11,7 @@ import pytest
 
 from dlpool.transfer.job import Checksum, Job
 from dlpool.transfer.target.file import partfile
-from dlpool.transfer.target.file.publishmark import MARK_NAME, has_mark, published_mark, read_mark
+from dlpool.transfer.target.file.publish import MARK_NAME, has_mark, published_mark, read_mark
 from dlpool.transfer.transfer import Transfer
 from tests.conftest import FAST, Fetcher, sha256
 from tests.origin import File, Origin

@@ -48,7 +48,7 @@ def serve(request: Request, connection: Connection) -> None:
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Watched, Client]]:
     """A supervisor that nobody harms."""
-    folder = tmp_path_factory.mktemp("watched")
+    folder = tmp_path_factory.mktemp("status_turn")
     with RedisServer(folder / "redis") as server, Watched(folder / "node", server.url, ONE) as service:
         yield service, Client(server.client())
 
@@ -60,7 +60,7 @@ def test_jobs_bytes_ranges_and_retries_are_counted_exactly(watched: tuple[Watche
         ("dlpool_jobs_total", {"outcome": "success"}, 2),
         ("dlpool_jobs_total", {"outcome": "failed", "label": "not_found"}, 1),
         ("dlpool_range_retries_total", {"reason": "server_busy"}, 1),
-        ("dlpool_job_seconds_count", {"ending": "succeeded"}, 2),
+        ("dlpool_job_seconds_count", {"attempt_result": "succeeded"}, 2),
         ("dlpool_job_speed_bytes_per_second_count", {}, 2),
     ]
     before = [service.value(name, **labels) for name, labels, _ in counted]
@@ -86,7 +86,7 @@ def test_the_state_of_the_node_is_shown(watched: tuple[Watched, Client]) -> None
     assert service.value("dlpool_worker_resident_bytes_max") == service.value("dlpool_workers_resident_bytes")
     assert service.value("dlpool_ready") == service.value("dlpool_redis_up") == 1
     service.wait_for("dlpool_slots", 2)
-    assert service.value("dlpool_redis_call_seconds_count", call="beat") >= 1
+    assert service.value("dlpool_redis_call_seconds_count", call="heartbeat") >= 1
     assert (
         0
         < service.value("dlpool_disk_free_bytes", folder=str(service.out))
@@ -121,8 +121,8 @@ def test_a_killed_worker_takes_nothing_along_and_nothing_counts_twice(
         service.wait_for("dlpool_received_bytes_total", len(DATA))
         service.wait_for("dlpool_jobs_total", 1, outcome="success")
         service.wait_for("dlpool_connections", 0)
-        assert service.value("dlpool_requeued_jobs_total", outcome="crash", label="worker_died") == 1
-        assert service.value("dlpool_worker_exits_total", how="died") == 1
+        assert service.value("dlpool_requeued_jobs_total", disposition="crash", label="worker_died") == 1
+        assert service.value("dlpool_worker_exits_total", reason="died") == 1
         assert service.value("dlpool_worker_starts_total") == 2
 
 
@@ -137,7 +137,7 @@ def test_while_redis_is_away_the_node_is_alive_and_not_ready_and_says_why(tmp_pa
         assert re.search(r"^\[-\]redis failed: .", text, re.MULTILINE)
         assert "[+]workers ok\n" in text
         assert service.value("dlpool_redis_up") == service.value("dlpool_ready") == 0
-        assert service.value("dlpool_redis_errors_total", kind="away") >= 1
+        assert service.value("dlpool_redis_errors_total", kind="unavailable") >= 1
         wait_until(lambda: math.isnan(service.value("dlpool_queue_supervisors")), PATIENCE_S)
         assert service.samples("dlpool_queue_jobs") == []
         server.start()
@@ -321,7 +321,7 @@ def test_outcomes_on_disk_are_counted_without_those_that_are_being_written(tmp_p
     metrics = Metrics(RANGE_BOUNDS_S)
     DiskSurvey(lambda: [str(tmp_path)], tmp_path, metrics).sample()
     text = metrics.exposition("text/plain")[0].decode()
-    assert samples(text, "dlpool_spooled_outcomes") == [2]
+    assert samples(text, "dlpool_spooled_results") == [2]
     assert samples(text, "dlpool_disk_size_bytes", folder=str(tmp_path)) == [size_and_free(tmp_path)[0]]
 
 

@@ -15,20 +15,30 @@ from typing import Any
 import pytest
 
 from dlpool.config import MetricsSettings, PathSettings, Settings
-from dlpool.disk import Space
 from dlpool.errors import QueueAway
+from dlpool.freespace import Space
 from dlpool.jobs.keys import QueueKeys
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import FinishRequest, JobLease, OldestWaiting
 from dlpool.observe.health import Health, HealthCheck
 from dlpool.observe.http_server import ProbeRequest
 from dlpool.observe.metrics import MIB, Metrics
+from dlpool.service.inflight import InFlightPhase
 from dlpool.service.monitor import surveys
 from dlpool.service.monitor.metrics_collector import ByteRate, MetricsCollector
-from dlpool.service.monitor.monitor import Monitor, NodeStatus, http_routes, in_flight_state, worker_state
+from dlpool.service.monitor.monitor import (
+    Monitor,
+    MonitoredNode,
+    NodeStatus,
+    http_routes,
+    in_flight_state,
+    worker_state,
+)
 from dlpool.service.monitor.surveys import DiskSurvey, IntakeAge, QueueSurvey, SurveyThread, size_and_free
 from dlpool.service.queue.redis_state import RedisState
 from dlpool.service.wire.counters import LOG_DROPPED, RANGE_BOUNDS_S, RANGE_SECONDS, RECEIVED
 from dlpool.service.wire.frames import EndedFrame
+from dlpool.service.wire.results import AttemptResult
 from tests.bench import Bench
 from tests.fakes import Clock, Lines
 
@@ -58,16 +68,16 @@ def meter(metrics: Metrics) -> MetricsCollector:
         ("success", "OK", "jobs_total", {"outcome": "success", "label": "why"}),
         ("failed", "OK", "jobs_total", {"outcome": "failed", "label": "why"}),
         ("cancelled", "OK", "jobs_total", {"outcome": "cancelled", "label": "why"}),
-        ("retry", "OK", "requeued_jobs_total", {"outcome": "retry", "label": "why"}),
-        ("release", "OK", "requeued_jobs_total", {"outcome": "release", "label": "why"}),
-        ("success", "FENCED", "requeued_jobs_total", {"outcome": "disowned", "label": ""}),
-        ("retry", "GONE", "requeued_jobs_total", {"outcome": "disowned", "label": ""}),
+        ("retry", "OK", "requeued_jobs_total", {"disposition": "retry", "label": "why"}),
+        ("release", "OK", "requeued_jobs_total", {"disposition": "release", "label": "why"}),
+        ("success", "FENCED", "requeued_jobs_total", {"disposition": "fenced", "label": ""}),
+        ("retry", "GONE", "requeued_jobs_total", {"disposition": "fenced", "label": ""}),
     ],
 )
 def test_each_end_of_a_job_is_counted_once_by_its_outcome_and_label(
     outcome: str, reply: str, counter: str, labels: dict[str, str], meter: MetricsCollector, metrics: Metrics
 ) -> None:
-    meter.count_result(FinishRequest(JobLease("a", 1), outcome, note={"label": "why"}), reply)
+    meter.count_result(FinishRequest(JobLease("a", 1), Disposition(outcome), note={"label": "why"}), reply)
     assert value(metrics, counter, **labels) == 1
     counted = [
         sample
@@ -79,10 +89,10 @@ def test_each_end_of_a_job_is_counted_once_by_its_outcome_and_label(
 
 
 def test_an_end_without_a_label_and_a_job_that_was_lost_are_counted(meter: MetricsCollector, metrics: Metrics) -> None:
-    meter.count_result(FinishRequest(JobLease("a", 1), "success"), "OK")
+    meter.count_result(FinishRequest(JobLease("a", 1), Disposition.SUCCEED), "OK")
     meter.count_lost()
     assert value(metrics, "jobs_total", outcome="success", label="") == 1
-    assert value(metrics, "requeued_jobs_total", outcome="lost", label="") == 1
+    assert value(metrics, "requeued_jobs_total", disposition="lost", label="") == 1
 
 
 @pytest.mark.parametrize(
@@ -98,9 +108,9 @@ def test_an_end_without_a_label_and_a_job_that_was_lost_are_counted(meter: Metri
 def test_the_speed_of_a_job_counts_from_a_mebibyte_on(
     result: dict[str, Any], count: int, total: float, meter: MetricsCollector, metrics: Metrics
 ) -> None:
-    meter.observe_run(EndedFrame("a.1", "succeeded", None, result), 3.0)
-    assert value(metrics, "job_seconds_sum", ending="succeeded") == 3.0
-    assert value(metrics, "job_seconds_count", ending="succeeded") == 1
+    meter.observe_run(EndedFrame("a.1", AttemptResult.SUCCEEDED, None, result), 3.0)
+    assert value(metrics, "job_seconds_sum", attempt_result="succeeded") == 3.0
+    assert value(metrics, "job_seconds_count", attempt_result="succeeded") == 1
     assert value(metrics, "job_speed_bytes_per_second_count") == count
     assert value(metrics, "job_speed_bytes_per_second_sum") == total
 
@@ -179,15 +189,17 @@ class Watched:
         transitions: Any = SimpleNamespace(client=None, keys=QueueKeys())
         self.monitor = Monitor(
             settings,
-            "n1",
-            folder,
-            log,
-            self.bench.metrics,
-            self.bench.ledger,
-            self.bench.pool,
-            self.link,
-            transitions,
-            lambda: "fifo",
+            MonitoredNode(
+                "n1",
+                folder,
+                log,
+                self.bench.metrics,
+                self.bench.in_flight,
+                self.bench.pool,
+                self.link,
+                transitions,
+                lambda: "fifo",
+            ),
         )
 
     def look(self, **seen: Any) -> dict[str, str]:
@@ -223,7 +235,7 @@ def test_a_node_that_takes_jobs_is_ready(watched: Watched) -> None:
     [
         ({"fault_s": 12.4}, "disk", "full or broken: no jobs until a write succeeds, tried in 12 s", "node_fault"),
         ({"low": ["/a", "/b"]}, "space", "less than min_free is left for /a, /b", "low_on_space"),
-        ({"is_draining": True}, "accepting", "the service ends", None),
+        ({"is_draining": True}, "accepting", "the service is stopping", None),
     ],
 )
 def test_why_a_node_is_not_ready_is_said(
@@ -247,7 +259,7 @@ def test_a_node_without_redis_or_its_place_there_is_not_ready(watched: Watched) 
 
 def test_a_node_without_workers_is_not_ready(watched: Watched) -> None:
     watched.bench.pool.workers.clear()
-    assert watched.look() == {"workers": "no worker process is up"}
+    assert watched.look() == {"workers": "no worker process is ready"}
     assert (watched.value("workers_resident_bytes"), watched.value("worker_resident_bytes_max")) == (0, 0)
 
 
@@ -261,18 +273,18 @@ def test_workers_jobs_and_connections_are_counted_by_state(watched: Watched) -> 
     bench.held("waits").progress = {"connections": 100}
     ending = bench.held("ends", first)
     ending.progress = {"connections": 100}
-    bench.ledger.mark_ending(ending)
+    bench.in_flight.set_phase(ending, InFlightPhase.RECORDING)
     for size, handle in enumerate(bench.pool.workers.values(), 1):
         handle.resident_bytes = size * 10
     watched.log.dropped = 7
     watched.look(slots=9, limited_hosts=2)
-    assert {state: watched.value("workers", state=state) for state in ("starting", "idle", "busy", "ending")} == {
+    assert {state: watched.value("workers", state=state) for state in ("starting", "idle", "busy", "exiting")} == {
         "starting": 1,
         "idle": 1,
         "busy": 1,
-        "ending": 0,
+        "exiting": 0,
     }
-    assert {state: watched.value("held_jobs", state=state) for state in ("waiting", "running", "recording")} == {
+    assert {state: watched.value("in_flight_jobs", state=state) for state in ("waiting", "running", "recording")} == {
         "waiting": 1,
         "running": 3,
         "recording": 1,
@@ -291,33 +303,33 @@ def test_workers_jobs_and_connections_are_counted_by_state(watched: Watched) -> 
         ({"jobs": {"a.1"}, "is_retiring": True}, "retiring"),
         ({"is_retiring": True}, "retiring"),
         ({"jobs": {"a.1"}, "is_ready": False}, "starting"),
-        ({"killed_for": "memory"}, "ending"),
-        ({"has_ended": True, "is_ready": False}, "ending"),
+        ({"kill_reason": "memory"}, "exiting"),
+        ({"has_exited": True, "is_ready": False}, "exiting"),
     ],
 )
 def test_the_state_of_a_worker(fields: dict[str, Any], state: str) -> None:
-    usual = {"killed_for": "", "has_ended": False, "is_ready": True, "is_retiring": False, "jobs": set()}
+    usual = {"kill_reason": "", "has_exited": False, "is_ready": True, "is_retiring": False, "jobs": set()}
     handle: Any = SimpleNamespace(**(usual | fields))
     assert worker_state(handle) == state
 
 
 @pytest.mark.parametrize(
-    ("is_ending", "worker", "state"),
+    ("is_recording", "worker", "state"),
     [(False, None, "waiting"), (False, 5, "running"), (True, 5, "recording"), (True, None, "recording")],
 )
-def test_the_state_of_a_job(is_ending: bool, worker: int | None, state: str) -> None:
-    held: Any = SimpleNamespace(is_ending=is_ending, worker=worker)
+def test_the_state_of_a_job(is_recording: bool, worker: int | None, state: str) -> None:
+    held: Any = SimpleNamespace(is_recording=is_recording, worker_pid=worker)
     assert in_flight_state(held) == state
 
 
 def test_reloaded_settings_change_the_address_and_the_folders(watched: Watched) -> None:
-    assert not watched.monitor._is_heard()
+    assert not watched.monitor._is_on()
     new = Settings(
         metrics=MetricsSettings(listen="127.0.0.1:1"),
         paths=PathSettings(download_dir="/d", state_dir="/s", log_dir="/l"),
     )
     watched.monitor.apply(new)
-    assert watched.monitor._is_heard() and watched.monitor._listener.address == "127.0.0.1:1"
+    assert watched.monitor._is_on() and watched.monitor._server.address == "127.0.0.1:1"
     assert watched.monitor._folders() == ["/d", "/l", "/s"]
 
 
@@ -424,7 +436,7 @@ def test_the_age_of_the_oldest_job_begins_when_it_is_first_seen(
 ) -> None:
     oldest = IntakeAge()
     for mark, length, now, age in looks:
-        seen: Any = SimpleNamespace(mark=mark, length=length, ready_s=0.0)
+        seen = OldestWaiting(length, mark, 0.0)
         assert oldest.sample(seen, now, is_fifo=is_fifo) == age
 
 
@@ -439,7 +451,7 @@ class Queue:
         self.clock = Clock()
         self.error: Exception | None = None
         self.oldest = OldestWaiting(1, "m", 8.0)
-        transitions: Any = SimpleNamespace(client=None, keys=QueueKeys(), oldest=self._oldest)
+        transitions: Any = SimpleNamespace(client=None, keys=QueueKeys(), oldest_waiting=self._oldest)
         self.survey = QueueSurvey(transitions, metrics, self.link, lambda: "fifo", self.clock)
         self.survey._views = SimpleNamespace(stats=self._stats)  # type: ignore[assignment]
 
@@ -454,7 +466,7 @@ class Queue:
             reserved=2,
             ready={"high": 3, "low": 4},
             delayed=5,
-            parked=6,
+            throttled=6,
             paused=7,
             running=8,
             waiting_hosts=["a"],
@@ -470,12 +482,12 @@ def test_the_figures_of_the_queue_are_shown(metrics: Metrics) -> None:
     queue.survey.sample()
     queue.clock.now += 5
     queue.survey.sample()
-    states = ("intake", "reserved", "ready_high", "ready_low", "delayed", "parked", "paused", "running")
+    states = ("intake", "reserved", "ready_high", "ready_low", "delayed", "throttled", "paused", "running")
     assert [value(metrics, "queue_jobs", state=state) for state in states] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert value(metrics, "queue_oldest_seconds", list="intake") == 5
     assert value(metrics, "queue_oldest_seconds", list="ready") == 8
-    assert [value(metrics, "queue_hosts", state=state) for state in ("waited_for", "held")] == [1, 2]
-    singles = ("queue_failure_records", "queue_supervisors", "queue_halted")
+    assert [value(metrics, "queue_hosts", state=state) for state in ("waiting", "held")] == [1, 2]
+    singles = ("queue_failure_records", "queue_supervisors", "queue_paused")
     assert [value(metrics, name) for name in singles] == [9, 10, 1]
 
 
@@ -490,8 +502,8 @@ def test_the_figures_of_a_queue_that_is_away_are_forgotten(is_known: bool, metri
         queue.error = QueueAway("away")
     queue.survey.sample()
     assert value(metrics, "queue_jobs", state="intake") is None
-    assert math.isnan(value(metrics, "queue_halted") or 0.0)
-    assert queue.failures == ([] if is_known else ["away"])
+    assert math.isnan(value(metrics, "queue_paused") or 0.0)
+    assert queue.failures == ([] if is_known else ["unavailable"])
     assert (queue.link.error is not None) == is_known, "others say that it is away"
 
 
@@ -528,11 +540,11 @@ def test_a_folder_that_cannot_be_asked_has_no_figures_and_a_missing_one_its_pare
     assert value(metrics, "disk_size_bytes", folder="/a/missing") == 10
     assert value(metrics, "disk_free_bytes", folder="/a/missing") == 5
     assert math.isnan(value(metrics, "disk_free_bytes", folder="/broken") or 0.0)
-    assert math.isnan(value(metrics, "spooled_outcomes") or 0.0)
+    assert math.isnan(value(metrics, "spooled_results") or 0.0)
 
 
 def test_a_survey_that_is_stopped_before_it_began_looks_at_nothing() -> None:
     stopping = threading.Event()
     stopping.set()
     log: Any = Lines()
-    SurveyThread(lambda: pytest.fail("looked"), lambda: True, stopping, log).serve()
+    SurveyThread(lambda: pytest.fail("last_recovery"), lambda: True, stopping, log).serve()

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from dlpool.jobs.job_admin import NoSuchNode, NotPossible
 from dlpool.jobs.keys import QueueKeys, node_of
 from dlpool.jobs.nodes import NodeAdmin
 from dlpool.jobs.queue_admin import QueueAdmin
-from dlpool.jobs.replies import NoSuchNode, NotPossible
 from dlpool.jobs.transitions import Transitions
 from tests.conftest import wait_until
 from tests.fleet import fleet
@@ -93,7 +93,7 @@ def test_a_lost_node_is_forgotten_and_what_it_held_goes_back(bench: Bench) -> No
     claim = bench.transitions.claim("a-00000000", [], 1, lease_s=30, order="fifo")
     assert claim is not None and claim.jobs
     bench.client.lpush(bench.keys.inbox("a-00000000"), "{}")
-    with pytest.raises(NotPossible, match="is there"):
+    with pytest.raises(NotPossible, match="is present"):
         bench.nodes.forget("a")
     bench.fall_silent("a-00000000", 5)
     bench.nodes.drain("a")

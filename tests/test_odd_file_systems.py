@@ -17,6 +17,7 @@ from dlpool import disk, errors
 from dlpool.transfer.job import Job
 from dlpool.transfer.target.file.output import FileOutput
 from dlpool.transfer.target.file.partfile import PartFile
+from dlpool.transfer.target.protocol import TargetOptions
 from tests import disk_command
 from tests.conftest import Fetcher, make_data
 from tests.disk_faults import ALWAYS, FAIL, Fault, build
@@ -114,7 +115,7 @@ def test_it_is_told_once_for_a_file_system(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(disk, "_told", set())
+    monkeypatch.setattr(disk, "_reported", set())
     for number in range(3):
         fetch(f"{origin.url}/f", tmp_path / str(number), sync=True)
     told = fetch.named("folder_not_synced")
@@ -152,7 +153,9 @@ def test_two_names_that_are_one_file_conflict(tmp_path: Path) -> None:
 
     def place(name: str, if_exists: str = "overwrite") -> FileOutput:
         job = Job(f"http://h/{name}", folder / name)
-        return FileOutput(job, job.target, if_exists=if_exists, resume=True, sync=False, notify=lambda *_a, **_k: None)
+        return FileOutput(
+            job, job.target, TargetOptions(if_exists, resume=True, sync=False), notify=lambda *_a, **_k: None
+        )
 
     with exfat(tmp_path / "disk", 16 << 20) as folder:
         first = place("A.bin")

@@ -19,7 +19,7 @@ from dlpool.errors import UsageError
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.pushed_job import BadJob, PushedJob, parse_valid_job
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease
-from dlpool.service.dispatcher import JobDispatcher
+from dlpool.service.dispatcher import DispatcherServices, JobDispatcher
 from dlpool.service.disposition import DispositionPolicy
 from dlpool.service.host_limits import HostLimits, authority_of
 from dlpool.service.inflight import InFlightTable
@@ -87,7 +87,7 @@ def test_a_service_that_gets_them_lives_and_does_the_next_job(tmp_path: Path) ->
         for url in UNREADABLE:
             assert "cannot be read as a URL" in desk.client.wait_for_failure(url)["error_message"]
         assert desk.service.process is not None and desk.service.process.poll() is None
-        assert not desk.service.events("job_broke")
+        assert not desk.service.events("job_internal_error")
         assert desk.service.stop() == 0
 
 
@@ -97,10 +97,10 @@ class Doorman:
     def __init__(self, at: str) -> None:
         self._at = at
 
-    def turned_away(self, *_: object) -> None:
+    def admit(self, *_: object) -> None:
         assert self._at != "door", "a defect"
 
-    def left(self, *_: object) -> str:
+    def released_host(self, *_: object) -> str:
         assert self._at != "leaving", "a defect"
         return ""
 
@@ -113,11 +113,12 @@ def ended() -> list[FinishRequest]:
 def crew(at: str, ended: list[FinishRequest], judge: Any = JUDGE) -> tuple[JobDispatcher, InFlightTable]:
     """A crew of which something breaks; what it wants recorded goes into ``ended``."""
     quiet: Any = SimpleNamespace(error=lambda *_, **__: None, info=lambda *_, **__: None)
-    recorder: Any = SimpleNamespace(end=ended.append)
+    recorder: Any = SimpleNamespace(record=ended.append)
     doorman: Any = Doorman(at)
     none: Any = None
     ledger = InFlightTable()
-    return JobDispatcher(ledger, none, recorder, judge, none, quiet, none, doorman, none, none), ledger
+    services = DispatcherServices(ledger, none, recorder, none, none, doorman, none, quiet, none)
+    return JobDispatcher(services, judge), ledger
 
 
 def test_a_defect_at_one_job_fails_that_job_and_no_more(ended: list[FinishRequest]) -> None:
@@ -126,14 +127,14 @@ def test_a_defect_at_one_job_fails_that_job_and_no_more(ended: list[FinishReques
     (ending,) = ended
     assert (ending.disposition, ending.note["label"]) == ("failed", "internal")
     assert ending.record is not None and ending.record.field == "http://h/x"
-    assert all(held.is_ending for held in ledger.all())
+    assert all(held.is_recording for held in ledger.all())
 
 
 def test_a_defect_while_a_job_is_judged_fails_it_too(ended: list[FinishRequest]) -> None:
     def broken(_claimed: ClaimedJob) -> Iterator[None]:
         raise ZeroDivisionError
 
-    judge: Any = SimpleNamespace(admit=broken, broken=JUDGE.for_internal_error)
+    judge: Any = SimpleNamespace(admit=broken, for_internal_error=JUDGE.for_internal_error)
     crew("", ended, judge)[0].accept(claimed(raw_job("http://h/x")), 0.0)
     assert [one.disposition for one in ended] == ["failed"]
 

@@ -16,7 +16,7 @@ from dlpool.jobs import outbox
 from dlpool.jobs.client_records import ClientRecord
 from dlpool.jobs.connection import translated
 from dlpool.jobs.keys import SUCCESS_TTL_S, QueueKeys
-from dlpool.jobs.outbox import AT_ONCE, LATE_S, Delivery, Outbox, encode_entry
+from dlpool.jobs.outbox import BATCH, LATE_S, Delivery, Outbox, encode_entry
 from dlpool.jobs.queue_clock import QueueTime
 from tests.redis_server import RedisServer
 
@@ -35,13 +35,13 @@ class Nodes:
         self.is_unknown = False
         self.outbox = Outbox(self.own, KEYS, self)  # type: ignore[arg-type]
 
-    def client_of(self, key: str) -> Any:
+    def client_for(self, key: str) -> Any:
         self.asked.append(key)
         if self.is_unknown:
             raise errors.ClusterDownError("no node has it")
         return self.nodes.get(key[0], self.own)
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         self.forgotten += 1
 
     def put(self, ticket: str, record: ClientRecord, age_s: float = 0.0) -> None:
@@ -173,10 +173,10 @@ def test_a_record_that_a_node_never_takes_is_named_and_dropped(nodes: Nodes) -> 
 
 def test_a_record_keeps_its_bytes_and_many_are_replayed_in_turns(nodes: Nodes) -> None:
     value = b'{"failed_at":"2026-01-01T00:00:00Z", "x": "\n \xc3\xbc"}'
-    for number in range(AT_ONCE + 3):
+    for number in range(BATCH + 3):
         nodes.put(f"{number}", ClientRecord("c", value, f"http://h/ {number}"), 100)
-    assert [nodes.outbox.replay().written for _ in range(3)] == [AT_ONCE, 3, 0]
+    assert [nodes.outbox.replay().written for _ in range(3)] == [BATCH, 3, 0]
     found = nodes.nodes["c"].hgetall("c")
-    assert len(found) == AT_ONCE + 3 and set(found.values()) == {value}
+    assert len(found) == BATCH + 3 and set(found.values()) == {value}
     with translated(nodes.own):
         assert not nodes.own.exists(KEYS.outbox)

@@ -344,7 +344,7 @@ FREE = ["etc/other", "etc/dlpool.ini.txt", "bin/hooks", "files/f", "state_dirs/f
 
 @pytest.mark.parametrize("path", OWN)
 def test_a_job_does_not_write_to_what_dlpool_owns(path: str, shop: Settings) -> None:
-    with pytest.raises(PolicyRefused, match="keeps for itself") as raised:
+    with pytest.raises(PolicyRefused, match="itself uses") as raised:
         Confinement.of(shop).target(path)
     assert raised.value.exit_code == 12
 
@@ -354,7 +354,7 @@ def test_nor_after_a_reload_has_told_the_workers(path: str, shop: Settings) -> N
     frame = decode(encode(config_frame(shop)))
     assert isinstance(frame, ConfigFrame)
     rules = Confinement(PathSettings(**frame.paths), [OwnedPath(**one) for one in frame.owned])
-    with pytest.raises(PolicyRefused, match="keeps for itself"):
+    with pytest.raises(PolicyRefused, match="itself uses"):
         rules.target(path)
 
 
@@ -365,7 +365,7 @@ def test_a_job_may_write_beside_it(path: str, shop: Settings, tmp_path: Path) ->
 
 @pytest.mark.parametrize("path", [path for path in OWN if not path.endswith("/")])
 def test_nor_does_a_file_that_the_server_names(path: str, shop: Settings, tmp_path: Path) -> None:
-    with pytest.raises(PolicyRefused, match="keeps for itself"):
+    with pytest.raises(PolicyRefused, match="itself uses"):
         Confinement.of(shop).check_resolved_name(tmp_path / path)
 
 
@@ -373,7 +373,7 @@ def test_nor_does_a_file_that_the_server_names(path: str, shop: Settings, tmp_pa
 @pytest.mark.parametrize("behind", ["/f", "/deeper/f", "/", ""])
 def test_no_link_leads_there(leads_to: str, behind: str, shop: Settings, tmp_path: Path) -> None:
     (tmp_path / "files" / "link").symlink_to(f"../{leads_to}")
-    with pytest.raises(PolicyRefused, match="keeps for itself"):
+    with pytest.raises(PolicyRefused, match="itself uses"):
         Confinement.of(shop).target(f"files/link{behind}")
 
 
@@ -381,13 +381,13 @@ def test_no_link_leads_there(leads_to: str, behind: str, shop: Settings, tmp_pat
 def test_no_hard_link_is_another_name_of_it(file: str, shop: Settings, tmp_path: Path) -> None:
     rules = Confinement.of(shop)
     os.link(tmp_path / file, tmp_path / "files" / "innocent")
-    with pytest.raises(PolicyRefused, match="keeps for itself"):
+    with pytest.raises(PolicyRefused, match="itself uses"):
         rules.target("files/innocent")
     new = tmp_path / "new"  # as an editor replaces a file
     new.write_text("ours, edited")
     new.rename(tmp_path / file)
     os.link(tmp_path / file, tmp_path / "files" / "later")
-    with pytest.raises(PolicyRefused, match="keeps for itself"):
+    with pytest.raises(PolicyRefused, match="itself uses"):
         rules.target("files/later")
     assert rules.target("files/innocent").path == tmp_path / "files" / "innocent"  # no longer
 
@@ -398,7 +398,7 @@ def test_no_bind_mount_is_another_way_to_it(
     own: str, shop: Settings, tmp_path: Path, mounted: Callable[[Path, Path], None]
 ) -> None:
     mounted(tmp_path / own, tmp_path / "files" / "mount")
-    with pytest.raises(PolicyRefused, match="keeps for itself"):
+    with pytest.raises(PolicyRefused, match="itself uses"):
         Confinement.of(shop).target(f"files/mount/{'conf.d/9.ini' if own == 'etc' else 'f'}")
 
 
@@ -429,12 +429,12 @@ def test_another_case_is_no_other_name_where_case_is_ignored(path: str, are_ther
         (caseless / "etc" / "dlpool.ini").write_text("ours")
     settings = settings_of(caseless, paths={"download_dir": str(caseless)})
     rules = Confinement.of(replace(settings, files=(f"{caseless}/etc/dlpool.ini",)))
-    with pytest.raises(PolicyRefused, match="keeps for itself"):
+    with pytest.raises(PolicyRefused, match="itself uses"):
         rules.target(path)
     if are_there:  # replaced, it is another file
         (caseless / "etc" / "dlpool.ini").unlink()
         (caseless / "etc" / "dlpool.ini").write_text("ours, edited")
-        with pytest.raises(PolicyRefused, match="keeps for itself"):
+        with pytest.raises(PolicyRefused, match="itself uses"):
             rules.target("etc/DLPOOL.INI")
 
 

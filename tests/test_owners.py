@@ -19,10 +19,13 @@ import requests
 from dlpool.disk import publish_exclusive
 from dlpool.scan.quarantine import Quarantine, ScanFinding
 from dlpool.scan.scannedfile import OWNER_ATTRIBUTE, ScannedFile
-from dlpool.storage.disk import DiskBackend, TusUploadRequest, merge_output
+from dlpool.storage.disk import merge_output
+from dlpool.storage.disk.backend import DiskBackend
 from dlpool.storage.disk.durability import NO_SYNC
 from dlpool.storage.disk.ownership import FOLDER, NO, UNOWNED, YES, FileOwnership, OwnershipStore, parse
 from dlpool.storage.errors import UploadError
+from dlpool.storage.upload_requests import TusUploadRequest
+from dlpool.web.errors import http_error
 from tests.uploads import merge, refused, send, store_in
 from tests.web import WebServer
 
@@ -51,12 +54,12 @@ def publish(store: DiskBackend, name: str, owner: str | None, data: bytes = b"ab
 
 def can_read(store: DiskBackend, path: str, reader: str | None) -> bool:
     try:
-        os.close(store.open_merged(path, reader))
+        store.open_merged(path, reader).close()
     except UploadError as refusal:
         with pytest.raises(UploadError) as other:
             store.open_merged(f"{path[:-1]}~", reader)
         unknown = other.value.text.replace(f"{path[:-1]}~", path)
-        assert (refusal.status, refusal.code, refusal.text) == (404, "not_found", unknown)
+        assert (http_error(refusal).status, refusal.code, refusal.text) == (404, "not_found", unknown)
         return False
     return True
 
@@ -155,7 +158,7 @@ def test_who_is_killed_leaves_no_file_without_its_owner(
     send(store, 0, b"abc", file_id="one", owner=ANN)
     with monkeypatch.context() as patched:
         patched.setattr(merge_output, "publish_exclusive", killed)
-        patched.setattr(merge_output.MergeOutput, "clean_up", lambda _: None)
+        patched.setattr(merge_output.MergeOutput, "discard", lambda _: None)
         with pytest.raises(Killed):
             merge(store, 1, "one", file_id="one", owner=ANN)
     assert readers(store, "one") == ([] if is_before else [ANN, ADMIN])
@@ -174,7 +177,7 @@ def test_what_cannot_be_noted_is_not_published(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "upload" / FOLDER).write_text("no folder")
     with pytest.raises(UploadError) as caught:
         merge(store, 1, "one", file_id="one", owner=ANN)
-    assert caught.value.status >= 500 and not (tmp_path / "merged" / "one").exists()
+    assert caught.value.is_transient and not (tmp_path / "merged" / "one").exists()
     (tmp_path / "upload" / FOLDER).unlink()
     merge(store, 1, "one", file_id="one", owner=ANN)
     assert readers(store, "one") == [ANN, ADMIN]
@@ -225,7 +228,7 @@ def test_an_error_of_the_disk_is_no_permission(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "getxattr", broken)
     with pytest.raises(UploadError) as caught:
         store.open_merged("one", BOB)
-    assert caught.value.status >= 500
+    assert caught.value.is_transient
 
 
 def test_a_switch_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from dlpool import disk, errors, filelock
-from dlpool.disk import Space
+from dlpool import disk, errors, filelock, freespace
+from dlpool.freespace import Space
 from dlpool.syscalls import MIN_FALLOC_BYTES
 from dlpool.transfer.space_rules import SPACE_RESERVE
 from dlpool.transfer.target.file.partfile import PartFile, PartWriter
@@ -340,7 +340,7 @@ def test_a_file_is_begun_if_what_is_missing_and_a_reserve_are_free(
     if allocated:
         os.posix_fallocate(part.locked_writer()._descriptor, 0, allocated)
         assert part.path.stat().st_blocks * 512 == allocated
-    monkeypatch.setattr(disk, "known_space", lambda _: Space(usable, free))
+    monkeypatch.setattr(freespace, "space_or_none", lambda _: Space(usable, free))
     if expected is None:
         part.preallocate(size, "none")
     else:
@@ -349,10 +349,10 @@ def test_a_file_is_begun_if_what_is_missing_and_a_reserve_are_free(
 
 
 def test_a_lack_of_room_is_said_in_bytes(part: PartFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "known_space", lambda _: Space(100 * MIB, 5))
+    monkeypatch.setattr(freespace, "space_or_none", lambda _: Space(100 * MIB, 5))
     with pytest.raises(errors.NoRoom, match=f"has 5 bytes free, {ENOUGH} are needed"):
         part.preallocate(10 * MIB, "none")
-    monkeypatch.setattr(disk, "known_space", lambda _: None)
+    monkeypatch.setattr(freespace, "space_or_none", lambda _: None)
     part.preallocate(10 * MIB, "none")
 
 
@@ -636,7 +636,7 @@ def test_the_name_is_forced_to_disk_if_that_is_asked(
         if number is not None:
             raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(disk, "_told", set())
+    monkeypatch.setattr(disk, "_reported", set())
     monkeypatch.setattr(os, "fsync", fsync)
     opened.publish(overwrite=True)
     opened.close()

@@ -16,7 +16,7 @@ from dlpool.filelock import FileLock, LockHeld
 from dlpool.transfer.target.file import partopen
 from dlpool.transfer.target.file.partfile import PartFile
 from dlpool.transfer.target.file.partopen import MARK, PartOpener
-from dlpool.transfer.target.state import StateFile
+from dlpool.transfer.target.file.statefile import StateFile
 from tests.fakes import Events
 
 LACKS = ["nothing", "names", "marks", "links", "names and marks", "links and marks"]
@@ -111,7 +111,7 @@ def _looking(folder: Path, call: Callable[..., Any], seen: list[list[str]]) -> A
 def test_the_folders_are_made_durable_if_that_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = Events()
 
-    monkeypatch.setattr(disk, "_told", set())
+    monkeypatch.setattr(disk, "_reported", set())
     monkeypatch.setattr(os, "fsync", failing(errno.EOPNOTSUPP))
     PartFile(tmp_path / "a" / "f", sync=False, notify=told).close()
     assert told == []
@@ -224,14 +224,14 @@ def test_a_name_may_be_spelt_otherwise_in_the_folder(names: list[str], is_so: bo
     opener.path = tmp_path / "f.PART"
     for name in names:
         (tmp_path / name).touch()
-    assert opener._is_spelt_so() is is_so
+    assert opener._has_exact_name() is is_so
     assert opener.path.name == found
 
 
 def test_composed_and_decomposed_letters_are_one_spelling(tmp_path: Path) -> None:
     opener = PartOpener(tmp_path / "\u00e9", sync=False, notify=lambda *_, **__: None)
     (tmp_path / "e\u0301.part").touch()
-    assert not opener._is_spelt_so()
+    assert not opener._has_exact_name()
     assert opener.path.name == "e\u0301.part"
 
 
@@ -306,7 +306,7 @@ def test_a_file_that_is_created_meanwhile_is_looked_at(
         return is_done
 
     lacking(monkeypatch, what)
-    monkeypatch.setattr(StateFile, "reserve", reserve)
+    monkeypatch.setattr(StateFile, "write_placeholder", reserve)
     monkeypatch.setattr(partopen, "_mark", mark)
     if what == "nothing" and not is_marked:
         with pytest.raises(errors.ForeignFile):
@@ -342,7 +342,7 @@ def test_a_name_that_is_never_free_and_never_there_is_an_error(
     has_flock: bool, leaves_no_descriptor: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries: list[int] = []
-    monkeypatch.setattr(partopen, "MAX_OPENS", 3)
+    monkeypatch.setattr(partopen, "MAX_OPEN_ATTEMPTS", 3)
 
     def link(*_: object, **__: object) -> None:
         tries.append(1)

@@ -17,12 +17,14 @@ from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.job import Checksum, Job
 from dlpool.transfer.scheduler import ChunkSnapshot
 from dlpool.transfer.target import names
-from dlpool.transfer.target.file import output as places
-from dlpool.transfer.target.file.output import FileOutput, TargetPresent
+from dlpool.transfer.target.file import selection
+from dlpool.transfer.target.file.output import FileOutput
 from dlpool.transfer.target.file.partfile import PartFile
 from dlpool.transfer.target.file.partopen import MARK
-from dlpool.transfer.target.file.publishmark import has_mark, set_mark
-from dlpool.transfer.target.state import PublishRecord, SavedState, StateFile
+from dlpool.transfer.target.file.publish import has_mark, set_mark
+from dlpool.transfer.target.file.statefile import StateFile
+from dlpool.transfer.target.protocol import TargetOptions, TargetPresent
+from dlpool.transfer.target.state import PublishRecord, SavedState
 
 URL = "http://h/f"
 RESOURCE = RemoteResource(size=100, etag='"v"')
@@ -46,7 +48,8 @@ class Made:
         asked = {key: options.pop(key) for key in ("id", "fence", "checksum") & options.keys()}
         job = Job(url, self.folder / name, claim=claim, **asked)
         given: dict[str, Any] = {"if_exists": "overwrite", "resume": True, "sync": False} | options
-        return FileOutput(job, job.target, notify=self._note, **given)
+        options_given = TargetOptions(*(given.pop(key) for key in ("if_exists", "resume", "sync")))
+        return FileOutput(job, job.target, options_given, notify=self._note, **given)
 
     def begun(self, name: str = "f", *, chunks: list[Chunk] | None = None, length: int = 40, **options: Any) -> None:
         """Leave a download of 100 bytes that was stopped after 40."""
@@ -449,13 +452,13 @@ def test_before_it_is_published_a_file_is_complete_on_disk(
     modified: str | None, remote_time: bool, if_exists: str, made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, order = made(if_exists=if_exists), list[object]()
-    for name in ("close_writers", "keep_permissions", "sync_data", "check_close"):
+    for name in ("close_writers", "copy_permissions", "sync_data", "report_delayed_errors"):
         monkeypatch.setattr(place.part, name, lambda name=name: order.append(name))
     monkeypatch.setattr(place.part, "set_modified", order.append)
     place.prepare(RemoteResource(size=1, last_modified=modified), remote_time=remote_time)
-    permissions = ["keep_permissions"] if if_exists == "overwrite" else []
+    permissions = ["copy_permissions"] if if_exists == "overwrite" else []
     time = [1727776800.0] if remote_time and modified else []
-    assert order == ["close_writers", *permissions, *time, "sync_data", "check_close"]
+    assert order == ["close_writers", *permissions, *time, "sync_data", "report_delayed_errors"]
     place.close()
 
 
@@ -484,7 +487,7 @@ def test_what_is_published_is_recorded_first_where_a_later_run_needs_it(
     place = complete(made, has_state=has_state, id=job, fence=7 if job else None)
     monkeypatch.setattr(place, "_rename", failing_with(Killed()))
     if not can_mark:
-        monkeypatch.setattr(place.part, "mark", lambda _: False)
+        monkeypatch.setattr(place.part, "mark_published", lambda _: False)
     with pytest.raises(Killed):
         place.publish(RESOURCE, DONE)
     saved = StateFile.for_target(made.folder / "f", sync=False).load()
@@ -521,7 +524,7 @@ def test_a_record_for_want_of_a_mark_need_not_outlive_the_loss_of_power(
 ) -> None:
     place = complete(made, has_state=False, id="j1", sync=True)
     synced: list[int] = []
-    monkeypatch.setattr(place.part, "mark", lambda _: False)
+    monkeypatch.setattr(place.part, "mark_published", lambda _: False)
     monkeypatch.setattr(place, "_rename", failing_with(Killed()))
     monkeypatch.setattr(os, "fsync", synced.append)
     with pytest.raises(Killed):
@@ -532,7 +535,7 @@ def test_a_record_for_want_of_a_mark_need_not_outlive_the_loss_of_power(
 
 def test_no_record_is_written_beside_the_part_file_of_another(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     place = complete(made, has_state=False, id="j1")
-    monkeypatch.setattr(place.part, "mark", lambda _: False)
+    monkeypatch.setattr(place.part, "mark_published", lambda _: False)
     (made.folder / "f.part").unlink()
     with pytest.raises(errors.LocalFault, match="another program removed or replaced"):
         place.publish(RESOURCE, DONE)
@@ -572,8 +575,8 @@ def test_a_target_that_appears_meanwhile_is_treated_as_asked(
     place.close()
     assert made.files == files
     assert (made.folder / "f").read_bytes() == (b"x" * 100 if if_exists == "overwrite" else b"mine")
-    assert place.target.name == ("f.1" if if_exists == "rename" else "f")
-    assert place.target.read_bytes() == (b"x" * 100 if raised is None else b"mine")
+    assert place.path.name == ("f.1" if if_exists == "rename" else "f")
+    assert place.path.read_bytes() == (b"x" * 100 if raised is None else b"mine")
 
 
 # --- names that are taken ---
@@ -594,7 +597,7 @@ def test_a_target_that_exists_is_treated_as_asked(exists: bool, if_exists: str, 
         assert made.files == ["f"]
         return
     place = made(if_exists=if_exists)
-    assert place.target.name == ("f.1" if exists and if_exists == "rename" else "f")
+    assert place.path.name == ("f.1" if exists and if_exists == "rename" else "f")
     has_mode = place.part.path.stat().st_mode & 0o777 == 0o600
     assert has_mode is (exists and if_exists == "overwrite")
     place.close()
@@ -603,16 +606,16 @@ def test_a_target_that_exists_is_treated_as_asked(exists: bool, if_exists: str, 
 def test_each_name_that_is_tried_must_be_admitted(made: Made) -> None:
     tried: list[str] = []
 
-    def admit(path: Path) -> None:
+    def check_target(path: Path) -> None:
         tried.append(path.name)
         if path.name in ("f", "f.1"):
             raise errors.TargetExists("taken in this list")
 
-    place = made(if_exists="rename", admit=admit)
-    assert (place.target.name, tried) == ("f.2", ["f", "f.1", "f.2"])
+    place = made(if_exists="rename", check_target=check_target)
+    assert (place.path.name, tried) == ("f.2", ["f", "f.1", "f.2"])
     place.close()
     with pytest.raises(errors.TargetExists, match="taken in this list"):
-        made(admit=admit)
+        made(check_target=check_target)
     assert made.files == []
 
 
@@ -640,7 +643,7 @@ def test_rename_prefers_the_unfinished_file_of_the_same_url(
         if url is None:
             (made.folder / f"{name}.part.meta").unlink()
     place = made(if_exists="rename")
-    assert place.target.name == wanted
+    assert place.path.name == wanted
     assert (place.saved is not None) is (begun.get(wanted) is not None)
     place.close()
 
@@ -648,7 +651,7 @@ def test_rename_prefers_the_unfinished_file_of_the_same_url(
 def test_rename_passes_over_what_another_download_has(made: Made) -> None:
     first = made(if_exists="rename")
     second = made(if_exists="rename")
-    assert (first.target.name, second.target.name) == ("f", "f.1")
+    assert (first.path.name, second.path.name) == ("f", "f.1")
     first.close()
     second.close()
     assert made.files == []
@@ -664,15 +667,15 @@ def test_a_name_that_was_published_before_it_was_locked_is_passed_over(
             target.write_bytes(b"mine")
         return PartFile(target, **options)
 
-    monkeypatch.setattr(places, "PartFile", late)
+    monkeypatch.setattr(selection, "PartFile", late)
     place = made(if_exists="rename")
-    assert (place.target.name, made.files) == ("f.1", ["f", "f.1.part"])
+    assert (place.path.name, made.files) == ("f.1", ["f", "f.1.part"])
     place.close()
     assert open_descriptors() == before
 
 
 def test_an_error_after_the_lock_leaves_neither_part_file_nor_lock(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, real = open_descriptors(), places._is_there
+    before, real = open_descriptors(), selection._exists
 
     def is_there(path: Path) -> bool:
         if (made.folder / "f.part").exists() and path.name == "f":
@@ -680,20 +683,20 @@ def test_an_error_after_the_lock_leaves_neither_part_file_nor_lock(made: Made, m
         return real(path)
 
     with monkeypatch.context() as patch, pytest.raises(errors.DiskFailed):
-        patch.setattr(places, "_is_there", is_there)
+        patch.setattr(selection, "_exists", is_there)
         made(if_exists="rename")
     assert (made.files, open_descriptors()) == ([], before)
 
 
 def test_the_series_of_names_has_an_end(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(names, "MAX_NAMES", 3)
+    monkeypatch.setattr(names, "MAX_NUMBERED_NAMES", 3)
     for name in ("f", "f.1", "f.2"):
         (made.folder / name).touch()
     with pytest.raises(errors.TargetExists, match="exists already, and so do"):
         made(if_exists="rename")
     (made.folder / "f.2").unlink()
     place = made(if_exists="rename")
-    assert place.target.name == "f.2"
+    assert place.path.name == "f.2"
     place.close()
 
 

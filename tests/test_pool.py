@@ -13,7 +13,7 @@ import pytest
 
 from dlpool.config import SupervisorSettings
 from dlpool.errors import InternalError
-from dlpool.service.pool import FROZEN_S, MAX_SHOWN, MEMORY_S, STOP_S, WorkerStartFailed
+from dlpool.service.pool import FROZEN_S, MAX_SUMMARIES, MEMORY_S, STOP_S, WorkerStartFailed
 from dlpool.service.scheduling import (
     HEALTHY_S,
     RESPAWN_MAX_S,
@@ -21,7 +21,7 @@ from dlpool.service.scheduling import (
     WaitingJob,
     WorkerSlots,
     assign,
-    slots_of,
+    divide_slots,
 )
 from dlpool.service.wire.channel import FrameChannel
 from dlpool.service.wire.frames import (
@@ -33,6 +33,7 @@ from dlpool.service.wire.frames import (
     RetireFrame,
     StatusFrame,
 )
+from dlpool.service.wire.results import AttemptResult
 from dlpool.service.worker import process as worker_module
 from dlpool.service.worker.process import stacks_file
 from dlpool.service.worker_handle import MAX_STACKS, WorkerHandle, remove_old_stacks
@@ -67,14 +68,14 @@ class Pooled(Bench):
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch, **supervisor: Any) -> None:
         super().__init__(folder, **supervisor)
         self.folder = folder
-        for module in ("pool", "handle"):
+        for module in ("pool", "worker_handle"):
             patch.setattr(f"dlpool.service.{module}.time", self.clock)
         patch.setattr("dlpool.service.pool.replace", lambda _given, **fields: fields)
         self.signals: list[tuple[int, int]] = []
         patch.setattr("dlpool.service.worker_handle.os.kill", lambda pid, number: self.signals.append((pid, number)))
         Spawned.made, Spawned.refused = [], None
         patch.setattr(self.pool._context, "Process", Spawned)
-        self.pool._looked = self.clock.now
+        self.pool._checked_at = self.clock.now
         self.died: list[tuple[int, str]] = []
 
     def tend(self, seconds: float = 0.0, suspects: int = 0) -> None:
@@ -82,7 +83,7 @@ class Pooled(Bench):
         while seconds > FROZEN_S:
             self.clock.now += FROZEN_S
             seconds -= FROZEN_S
-            self.pool._look_for_hung(self.clock.now)
+            self.pool._check_hung(self.clock.now)
         self.clock.now += seconds
         self.pool.reconcile(suspects, lambda handle, how: self.died.append((handle.pid, how)))
 
@@ -127,7 +128,11 @@ def test_workers_are_as_many_as_settings_or_cores_say_and_share_the_slots(
     monkeypatch.setattr("dlpool.service.pool.os.cpu_count", lambda: cpus)
     bench = make(workers=workers, max_concurrent_downloads=slots)
     bench.tend()
-    assert [handle.slots for handle in bench.pool.workers.values()] == expected == slots_of(slots, workers or cpus or 1)
+    assert (
+        [handle.slots for handle in bench.pool.workers.values()]
+        == expected
+        == divide_slots(slots, workers or cpus or 1)
+    )
     assert bench.value("dlpool_worker_starts_total") == len(expected)
 
 
@@ -165,7 +170,7 @@ def test_capacity_counts_ordinary_workers_that_are_up_and_stay(bench: Pooled) ->
     workers[1].handle.is_ready = False
     workers[2].handle.is_retiring = True
     workers[3].handle.kill_reason = "x"
-    bench.worker(1, is_alone=True)
+    bench.worker(1, is_quarantine=True)
     assert bench.pool.capacity() == 4
 
 
@@ -184,8 +189,8 @@ def test_a_dead_worker_is_replaced(bench: Pooled, is_hello: bool) -> None:
     assert len(registered) == 4 and first not in registered
     assert first.channel.fileno() == -1
     (line,) = bench.lines.named("worker_died")
-    assert line.level == "warning" and line.fields["how"] == "killed by SIGKILL" and line.fields["running"] == 0
-    assert bench.value("dlpool_worker_exits_total", how="died") == 1
+    assert line.level == "warning" and line.fields["exit_reason"] == "killed by SIGKILL" and line.fields["running"] == 0
+    assert bench.value("dlpool_worker_exits_total", reason="died") == 1
 
 
 def test_workers_that_die_young_are_replaced_later_and_later(bench: Pooled) -> None:
@@ -213,8 +218,8 @@ def test_a_worker_that_was_retired_and_ends_is_no_failure(bench: Pooled) -> None
         bench.end(handle, 0)
     bench.tend()
     assert bench.pool._respawn == RespawnBackoff()
-    assert [(line.level, line.fields["running"]) for line in bench.lines.named("worker_ended")] == [("info", 0)] * 2
-    assert bench.value("dlpool_worker_exits_total", how="ended") == 2
+    assert [(line.level, line.fields["running"]) for line in bench.lines.named("worker_exited")] == [("info", 0)] * 2
+    assert bench.value("dlpool_worker_exits_total", reason="exited") == 2
 
 
 def test_a_retired_worker_that_never_came_up_is_a_failure(bench: Pooled) -> None:
@@ -308,12 +313,12 @@ def test_suspect_jobs_get_workers_of_their_own_while_there_are_some(bench: Poole
     bench.tend(suspects=0)
     bench.tend(suspects=0)
     assert [handle.is_retiring for handle in alone] == [True, False]
-    assert [line.fields["reason"] for line in bench.lines.named("worker_retired")] == ["no suspect job is left"]
+    assert [line.fields["reason"] for line in bench.lines.named("worker_retired")] == ["no quarantined job is left"]
 
 
 def test_a_worker_for_suspects_takes_no_ordinary_workers_place(bench: Pooled) -> None:
-    bench.worker(2, is_alone=True)
-    bench.worker(1, is_alone=True)
+    bench.worker(2, is_quarantine=True)
+    bench.worker(1, is_quarantine=True)
     bench.tend(suspects=2)
     assert sorted((handle.slots, handle.is_quarantine) for handle in bench.pool.workers.values()) == [
         (1, False),
@@ -348,7 +353,7 @@ def test_jobs_are_dealt_to_the_freest_and_suspects_alone(waiting: str, seats: An
     ("slots", "workers", "expected"), [(5, 2, [3, 2]), (2, 5, [1, 1]), (6, 3, [2, 2, 2]), (7, 3, [3, 2, 2])]
 )
 def test_slots_are_dealt_evenly(slots: int, workers: int, expected: list[int]) -> None:
-    assert slots_of(slots, workers) == expected
+    assert divide_slots(slots, workers) == expected
 
 
 def test_the_wait_for_the_next_start_doubles_to_a_bound_and_ends_with_a_worker_that_lived() -> None:
@@ -381,9 +386,9 @@ def test_workers_are_pinged_and_shown_once_a_second(bench: Pooled) -> None:
 
 
 def test_not_more_workers_are_shown_than_fit(make: Callable[..., Pooled]) -> None:
-    bench = make(workers=MAX_SHOWN + 1, max_concurrent_downloads=MAX_SHOWN + 1)
+    bench = make(workers=MAX_SUMMARIES + 1, max_concurrent_downloads=MAX_SUMMARIES + 1)
     bench.tend()
-    assert len(bench.pool.summaries) == MAX_SHOWN
+    assert len(bench.pool.summaries) == MAX_SUMMARIES
 
 
 def test_frames_wait_in_order_for_a_worker_that_does_not_read(bench: Pooled) -> None:
@@ -411,7 +416,7 @@ def test_a_turn_sends_what_could_not_be_sent_before(bench: Pooled) -> None:
     for frame in frames:
         worker.handle.send(frame)
     heard = worker.heard()
-    bench.pool._pinged = bench.pool._shared = bench.clock.now
+    bench.pool._pinged_at = bench.pool._shared_at = bench.clock.now
     bench.tend()
     assert worker.heard()[:1] == [frames[len(heard)]]
 
@@ -449,11 +454,11 @@ def test_a_seat_has_no_more_places_than_jobs_that_a_worker_may_yet_take(make: Ca
     assert bench.pool.worker_slots() == [WorkerSlots(worker.handle.pid, 2, 2, False)]
 
 
-@pytest.mark.parametrize("field", ["is_ready", "is_retiring", "killed_for"])
+@pytest.mark.parametrize("field", ["is_ready", "is_retiring", "kill_reason"])
 def test_a_worker_that_does_not_stay_has_no_free_slots(bench: Pooled, field: str) -> None:
     worker = bench.worker()
     assert worker.handle.is_accepting and worker.handle.free_slots == 2
-    setattr(worker.handle, field, {"is_ready": False, "is_retiring": True, "killed_for": "x"}[field])
+    setattr(worker.handle, field, {"is_ready": False, "is_retiring": True, "kill_reason": "x"}[field])
     assert not worker.handle.is_accepting and worker.handle.free_slots == 0
 
 
@@ -530,7 +535,7 @@ def test_a_silent_worker_dumps_its_stacks_and_is_killed_a_second_later(bench: Po
     bench.end(worker.handle)
     bench.tend()
     assert bench.died == [(pid, f"it was silent for {LIMIT_S:g} s (killed by SIGKILL)")]
-    assert bench.value("dlpool_worker_exits_total", how="killed") == 1
+    assert bench.value("dlpool_worker_exits_total", reason="killed") == 1
 
 
 def test_a_frame_is_a_sign_of_life(bench: Pooled) -> None:
@@ -573,7 +578,7 @@ def test_a_worker_that_grows_is_retired_and_one_that_grows_more_is_killed(
     bench = make(**{"worker_memory_soft": 5 * MIB, "worker_memory_hard": 9 * MIB, **settings})
     worker = bench.worker()
     worker.handle.assigned_count = taken
-    monkeypatch.setattr(WorkerHandle, "memory", lambda handle: size if handle is worker.handle else 0)
+    monkeypatch.setattr(WorkerHandle, "measure_memory", lambda handle: size if handle is worker.handle else 0)
     bench.tend(MEMORY_S)
     assert worker.handle.resident_bytes == size
     bench.tend(MEMORY_S)
@@ -597,7 +602,7 @@ def test_workers_are_weighed_now_and_then(bench: Pooled, monkeypatch: pytest.Mon
         weighed.append(handle.pid)
         return 1
 
-    monkeypatch.setattr(WorkerHandle, "memory", memory)
+    monkeypatch.setattr(WorkerHandle, "measure_memory", memory)
     counts = []
     for seconds in (0.0, MEMORY_S / 2, MEMORY_S / 2, MEMORY_S / 2, MEMORY_S / 2):
         bench.tend(seconds)
@@ -618,7 +623,7 @@ def test_the_memory_of_a_process_is_its_resident_one_and_of_none_nothing(bench: 
 def test_received_bytes_are_those_of_the_last_report(bench: Pooled) -> None:
     one, other = bench.worker(), bench.worker()
     one.say(StatusFrame({}, {"received": 5}), StatusFrame({}, {"received": 7}))
-    bench.crew.read_frames(one.handle)
+    bench.dispatcher.read_frames(one.handle)
     assert bench.pool.received() == {one.handle.pid: 7, other.handle.pid: 0}
 
 
@@ -639,7 +644,7 @@ def test_all_workers_are_told_to_end_and_their_last_words_are_heard(
             heard.append((timeout, worker.heard(), list(bench.selector.get_map())))
             assert worker.channel.receive() is None, "the end of its socket"
             bench.clock.now += 4.0
-            worker.say(EndedFrame("a.1", "released"))
+            worker.say(EndedFrame("a.1", AttemptResult.RELEASED))
             worker.handle.process.exitcode = code  # type: ignore[misc]
 
         return joined
@@ -652,14 +657,14 @@ def test_all_workers_are_told_to_end_and_their_last_words_are_heard(
     assert [told for _, told, _ in heard[:3]] == [[RetireFrame()]] * 3
     assert [timeout for timeout, _, _ in heard[:3]] == [deadline - started, deadline - started - 4.0, 0.0]
     assert [pid for pid, _ in words] == [worker.handle.pid for worker in workers]
-    assert all(said[0] == EndedFrame("a.1", "released") for _, said in words)
+    assert all(said[0] == EndedFrame("a.1", AttemptResult.RELEASED) for _, said in words)
     assert bench.signals == [(workers[2].handle.pid, signal.SIGKILL)]
     assert bench.pool.workers == {} and list(bench.selector.get_map()) == []
-    assert workers[2].handle.kill_reason == "it did not end"
+    assert workers[2].handle.kill_reason == "it did not exit"
 
 
 @pytest.mark.parametrize(
-    ("code", "killed_for", "how"),
+    ("code", "kill_reason", "how"),
     [
         (0, None, "exit code 0"),
         (None, None, "exit code 0"),
@@ -669,25 +674,25 @@ def test_all_workers_are_told_to_end_and_their_last_words_are_heard(
         (0, "why", "why (exit code 0)"),
     ],
 )
-def test_how_a_worker_ended(bench: Pooled, code: int | None, killed_for: str | None, how: str) -> None:
+def test_how_a_worker_ended(bench: Pooled, code: int | None, kill_reason: str | None, how: str) -> None:
     handle = bench.worker().handle
     handle.process.exitcode = code  # type: ignore[misc]
-    handle.kill_reason = killed_for
+    handle.kill_reason = kill_reason
     assert handle.describe_exit() == how
 
 
 @pytest.mark.parametrize(
-    ("code", "killed_for", "event"), [(0, None, "worker_ended"), (0, "x", "worker_died"), (1, None, "worker_died")]
+    ("code", "kill_reason", "event"), [(0, None, "worker_exited"), (0, "x", "worker_died"), (1, None, "worker_died")]
 )
-def test_only_an_end_in_order_is_no_warning(bench: Pooled, code: int, killed_for: str | None, event: str) -> None:
+def test_only_an_end_in_order_is_no_warning(bench: Pooled, code: int, kill_reason: str | None, event: str) -> None:
     handle = bench.worker().handle
-    handle.kill_reason = killed_for
+    handle.kill_reason = kill_reason
     handle.jobs.add("a.1")
     bench.end(handle, code)
     bench.tend()
     assert event in bench.lines.events and bench.lines.named(event)[0].fields["running"] == 1
-    how = "ended" if event == "worker_ended" else "killed" if killed_for else "died"
-    assert bench.value("dlpool_worker_exits_total", how=how) == 1
+    how = "exited" if event == "worker_exited" else "killed" if kill_reason else "died"
+    assert bench.value("dlpool_worker_exits_total", reason=how) == 1
 
 
 @pytest.mark.parametrize("is_ready", [True, False])
@@ -699,7 +704,7 @@ def test_the_stacks_of_a_dead_worker_go_into_the_log_and_its_file_goes(bench: Po
     bench.tend()
     (line,) = bench.lines.named("worker_died")
     assert line.fields["stacks"].startswith("first\nxx") and len(line.fields["stacks"]) == MAX_STACKS
-    assert line.fields["how"] == "killed by SIGKILL" + ("" if is_ready else ": first")
+    assert line.fields["exit_reason"] == "killed by SIGKILL" + ("" if is_ready else ": first")
     assert not path.exists()
     assert handle.take_stacks(bench.folder) == ""
     assert None in handle.process.joined  # type: ignore[attr-defined]
@@ -725,8 +730,8 @@ def test_stacks_of_earlier_workers_are_removed(tmp_path: Path) -> None:
     [
         ({}, "starting"),
         ({"is_ready": True}, "ready"),
-        ({"is_ready": True, "is_alone": True}, "alone"),
-        ({"is_ready": True, "is_alone": True, "is_retiring": True}, "retiring"),
+        ({"is_ready": True, "is_quarantine": True}, "quarantine"),
+        ({"is_ready": True, "is_quarantine": True, "is_retiring": True}, "retiring"),
     ],
 )
 def test_a_worker_shows_what_it_is_there_for(bench: Pooled, fields: dict[str, Any], state: str) -> None:
@@ -742,6 +747,6 @@ def test_a_worker_that_says_hello_is_up(bench: Pooled) -> None:
     channel = Spawned.made[0].sock
     channel.setblocking(True)
     assert FrameChannel(channel).send(HelloFrame(1))
-    bench.crew.read_frames(handle)
+    bench.dispatcher.read_frames(handle)
     assert handle.is_ready and bench.pool.capacity() == 2
     assert bench.lines.kept[-1] == ("info", "worker_started", {"worker_pid": handle.pid, "slots": 2})

@@ -15,6 +15,7 @@ from dlpool import errors
 from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.job import Job
 from dlpool.transfer.target.file.output import FileOutput
+from dlpool.transfer.target.protocol import TargetOptions
 from tests.conftest import Fetcher, make_data
 from tests.origin import Connection, File, Origin, Request
 from tests.processes import ROOT, run
@@ -111,7 +112,7 @@ def test_no_state_is_committed_beside_the_part_file_of_another(tmp_path: Path) -
 
     def place() -> FileOutput:
         return FileOutput(
-            job, job.target, if_exists="overwrite", resume=True, sync=False, notify=lambda *_a, **_k: None
+            job, job.target, TargetOptions("overwrite", resume=True, sync=False), notify=lambda *_a, **_k: None
         )
 
     first = place()

@@ -125,7 +125,7 @@ def test_a_private_server_that_ended_is_started_again_and_ended_once(world: Worl
     world.started[0].lives = False
     server.restart_if_exited()
     assert len(world.started) == 2
-    assert world.lines.kept == [("error", "embedded_redis_ended", {"error": "it is started again"})]
+    assert world.lines.kept == [("error", "embedded_redis_exited", {"error": "it is started again"})]
     server.stop()
     assert [one.stops for one in world.started] == [0, 1]
 
@@ -134,6 +134,6 @@ def test_a_private_server_without_its_address_is_told_of(world: World) -> None:
     world.is_taken = True
     server = world.server(EMBEDDED)
     ((level, event, fields),) = world.lines.kept
-    assert (level, event) == ("warning", "embedded_redis_hidden")
+    assert (level, event) == ("warning", "embedded_listen_in_use")
     assert fields["reason"].startswith(f"{ADDRESS} is taken") and "unix:///s" in fields["reason"]
     assert server.client_url == server.display_url != f"redis://{ADDRESS}"

@@ -25,6 +25,7 @@ from dlpool.cli.queue_options import queue_settings
 from dlpool.jobs import job_listing
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.pushed_job import PushedJob, compose_job
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import FinishRequest, Transitions
 from tests.conftest import free_port
 from tests.processes import ROOT, Ended, finish, run, start
@@ -452,7 +453,7 @@ def test_an_ended_job_is_shown_with_its_reason_or_its_file(call: Dlpool, redis_s
         queue_job(redis_server, outcome)
         claim = transitions.claim("s1", [], 1, lease_s=300, order="fifo")
         assert claim is not None
-        transitions.finish("s1", [FinishRequest(claim.jobs[0].lease, outcome, note=note)])
+        transitions.finish("s1", [FinishRequest(claim.jobs[0].lease, Disposition(outcome), note=note)])
     rows = [line.split("\t") for line in call("jobs").out.splitlines()[1:]]
     assert [(row[0], row[1], row[8]) for row in rows] == [
         ("failed", "failed", "404 Not Found"),
@@ -465,7 +466,7 @@ def test_an_ended_job_is_shown_with_its_reason_or_its_file(call: Dlpool, redis_s
 def test_no_such_job_is_exit_21_and_a_sentence(job_id: str, call: Dlpool) -> None:
     ended = call("job", job_id)
     assert (ended.code, ended.out) == (21, "")
-    assert ended.err == f"dlpool: no job {job_id!r} is known: it ended long ago, or still lies in the intake list\n"
+    assert ended.err == f"dlpool: no job {job_id!r} is known: it ended long ago, or is still in the intake list\n"
 
 
 def test_stats_are_figures_for_people_and_programs(call: Dlpool, redis_server: RedisServer) -> None:

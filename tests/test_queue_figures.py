@@ -15,8 +15,9 @@ from dlpool.jobs.history import QueueHistory
 from dlpool.jobs.host_slots import HostLimit, HostSlots
 from dlpool.jobs.job_admin import JobAdmin
 from dlpool.jobs.pushed_job import compose_job
-from dlpool.jobs.queue_admin import LOOK_TTL_MS, QueueAdmin
+from dlpool.jobs.queue_admin import MAIL_TTL_MS, QueueAdmin
 from dlpool.jobs.queue_views import DAY_S
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import FinishRequest, Transitions
 from tests.redis_server import RedisServer
 from tests.test_listing import ended, read
@@ -44,7 +45,7 @@ def test_jobs_of_one_moment_are_read_page_by_page_in_however_many_looks(
     queue: Queue, monkeypatch: pytest.MonkeyPatch, limit: int, at_once: int
 ) -> None:
     """Thousands may wait for the same time."""
-    monkeypatch.setattr(job_listing, "AT_ONCE", at_once)
+    monkeypatch.setattr(job_listing, "BATCH", at_once)
     names = [f"j{number}" for number in range(9)]
     for key, state in ((queue.keys.dead, "failed"), (queue.keys.paused, "paused")):
         for name in names:
@@ -276,7 +277,7 @@ def test_a_look_asks_each_supervisor_and_is_forgotten_soon(queue: Queue) -> None
     for sid in ("s1", "s2"):
         mail = queue.keys.mail(sid)
         assert (queue.client.llen(mail), queue.client.lindex(mail, -1)) == (100, b"look")
-        assert 0 < queue.client.pttl(mail) <= LOOK_TTL_MS
+        assert 0 < queue.client.pttl(mail) <= MAIL_TTL_MS
 
 
 # --- slots of hosts, events, history ---
@@ -298,7 +299,7 @@ def test_each_call_that_was_answered_tells_how_long_it_took(queue: Queue) -> Non
     transitions = Transitions(queue.client, queue.keys, lambda name, seconds: told.append((name, seconds)))
     transitions.hold_host("h", 1.0)
     transitions.oldest_waiting()
-    assert [name for name, _ in told] == ["hold", "oldest"]
+    assert [name for name, _ in told] == ["hold_host", "oldest_waiting"]
     assert all(0 <= seconds < 60 for _, seconds in told)
 
 
@@ -336,9 +337,9 @@ def test_parked_jobs_of_hosts_are_counted_by_host(queue: Queue) -> None:
         queue.push(f"j{number}", priority="high")
         (claimed,) = queue.claim()
         host = "a" if number < 2 else "b"
-        queue.transitions.finish("s1", [FinishRequest(claimed.lease, "park", host=host, delay_s=60)])
+        queue.transitions.finish("s1", [FinishRequest(claimed.lease, Disposition.THROTTLE, host=host, delay_s=60)])
     stats: Any = queue.views.stats()
-    assert (stats.parked, list(stats.waiting_hosts.items())) == (3, [("a", 2), ("b", 1)])
+    assert (stats.throttled, list(stats.waiting_hosts.items())) == (3, [("a", 2), ("b", 1)])
     queue.client.zadd(queue.keys.holds, {"past": now_ms(queue) - 60_000, "held": now_ms(queue) + 90_000})
     held = queue.views.stats().held_hosts
     assert list(held) == ["held"] and 30 < held["held"] <= 90

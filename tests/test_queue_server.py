@@ -93,7 +93,7 @@ def test_a_plain_client_reaches_the_private_server(url: str, folder: Path, port:
     with Origin(File(DATA)) as origin, service_of(folder, url, port) as service:
         wait_for_file(service, origin, plain_client(port), "a")
         [started] = service.events("service_started")
-        assert started["dlpool.clients"] == f"redis://127.0.0.1:{port}"
+        assert started["dlpool.client_url"] == f"redis://127.0.0.1:{port}"
         assert started["dlpool.redis"] == f"unix://{socket_path(service.state_dir)}"
         assert len(private_servers(service)) == 1
         listed = processes.run("jobs", "--state", "succeeded", "--json", "-c", service.ini)
@@ -108,7 +108,7 @@ def test_the_private_server_listens_nowhere_if_that_is_wanted(folder: Path) -> N
         assert [one for one in server.net_connections() if one.status == psutil.CONN_LISTEN] == []
         client: Any = redis.Redis(unix_socket_path=str(socket_path(service.state_dir)))
         assert client.config_get("port") == {"port": "0"} or client.config_get("port") == {b"port": b"0"}
-        assert service.events("embedded_redis_hidden") == []
+        assert service.events("embedded_listen_in_use") == []
 
 
 def test_the_private_server_listens_at_the_loopback_interface_only(folder: Path, port: int) -> None:
@@ -166,7 +166,7 @@ def test_a_server_that_dies_listens_again_after_its_start(folder: Path, port: in
     with Origin(File(DATA)) as origin, service_of(folder, "auto", port) as service:
         [server] = private_servers(service)
         server.kill()
-        wait_until(lambda: service.events("redis_back") != [] or service.events("embedded_redis_ended") != [])
+        wait_until(lambda: service.events("redis_available") != [] or service.events("embedded_redis_exited") != [])
         wait_until(lambda: any(one.pid != server.pid for one in private_servers(service)))
 
         def answers() -> bool:
@@ -187,7 +187,7 @@ def test_of_two_supervisors_the_second_has_its_socket_only(folder: Path, port: i
         service_of(folder / "b", "embedded", port) as service,
         Origin(File(DATA)) as origin,
     ):
-        [warned] = service.events("embedded_redis_hidden")
+        [warned] = service.events("embedded_listen_in_use")
         assert warned["log.level"] == "warning" and f"127.0.0.1:{port} is taken" in warned["dlpool.reason"]
         assert "dlpool push" in warned["dlpool.reason"]
         pushed = processes.run("push", f"{origin.url}/a", "a", "-c", service.ini)
@@ -195,7 +195,7 @@ def test_of_two_supervisors_the_second_has_its_socket_only(folder: Path, port: i
         wait_until(lambda: (service.out / "a").exists())
 
 
-@pytest.mark.parametrize("event", ["embedded_redis_hidden", "embedded_data_unused"])
+@pytest.mark.parametrize("event", ["embedded_listen_in_use", "embedded_data_unused"])
 @pytest.mark.parametrize("is_quiet", [False, True])
 def test_what_clients_must_know_of_the_private_redis_is_said_at_the_start(
     event: str, is_quiet: bool, capsys: pytest.CaptureFixture[str]
@@ -209,7 +209,7 @@ def test_what_clients_must_know_of_the_private_redis_is_said_at_the_start(
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", None], ids=["http", "hangs up", "closed"])
 def test_what_listens_there_and_is_no_redis_is_left_alone(answer: bytes | None, folder: Path, port: int) -> None:
     with listening(port, answer), Origin(File(DATA)) as origin, service_of(folder, "auto", port) as service:
-        assert len(service.events("embedded_redis_hidden")) == 1
+        assert len(service.events("embedded_listen_in_use")) == 1
         pushed = processes.run("push", f"{origin.url}/a", "a", "-c", service.ini)
         assert pushed.code == 0, pushed.err
         wait_until(lambda: (service.out / "a").exists())
@@ -265,7 +265,7 @@ def test_the_server_of_a_killed_supervisor_is_not_taken_for_a_strangers(folder: 
             server.resume()
         wait_until(lambda: len(service.events("service_ready")) == 2, 40)
         assert service.events("service_started")[1]["dlpool.redis"].startswith("unix://")
-        assert len(private_servers(service)) == 1 and service.events("embedded_redis_hidden") == []
+        assert len(private_servers(service)) == 1 and service.events("embedded_listen_in_use") == []
         wait_for_file(service, origin, plain_client(port), "a")
 
 

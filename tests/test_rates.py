@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlpool.config import TransferSettings
-from dlpool.service.scheduling import shares_of
+from dlpool.service.scheduling import divide_rate
 from dlpool.service.wire.frames import JobFrame
 from dlpool.service.worker.job_run import settings_for_job
 from tests.conftest import make_data, sha256, wait_until
@@ -56,12 +56,12 @@ def check_rate(size: int, took_s: float, rate: int) -> None:
     ],
 )
 def test_a_rate_is_dealt_by_jobs(rate: int, demands: list[int], expected: list[int]) -> None:
-    assert shares_of(rate, demands) == expected
+    assert divide_rate(rate, demands) == expected
 
 
 @given(st.integers(64 * KIB, 2**62), st.lists(st.integers(0, 1024), min_size=1, max_size=256))
 def test_all_have_a_share_and_together_no_more_than_the_rate(rate: int, demands: list[int]) -> None:
-    shares = shares_of(rate, demands)
+    shares = divide_rate(rate, demands)
     assert len(shares) == len(demands)
     assert min(shares) >= 1
     assert sum(shares) <= rate + sum(share == 1 for share in shares)

@@ -141,7 +141,7 @@ def test_the_acl_user_of_the_documents_may_all_that_is_needed(guarded: RedisServ
         client.wait_for_failure(f"{origin.url}/missing")
         for command in (["stats"], ["jobs"], ["job", "job-1"]):
             assert processes.run(*command, "-c", first.ini).code == 0
-        assert first.events("redis_away") == [] == second.events("redis_away")
+        assert first.events("redis_unavailable") == [] == second.events("redis_unavailable")
         assert first.stop() == 0 == second.stop()
     assert_ended_once(client, *ids, "job-missing", starts=None)
     refused: Any = guarded.client().execute_command("ACL LOG")  # type: ignore[no-untyped-call]

@@ -116,17 +116,17 @@ def test_whether_there_are_jobs_in_it(sizes: dict[str, int], expected: bool, tmp
         ("of another server\nmine\n", 18, "mine"),
     ],
 )
-def test_the_last_words_of_a_server(text: str, start: int, words: str, tmp_path: Path) -> None:
+def test_the_last_log_line_of_a_server(text: str, start: int, words: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text(text)
-    assert server_of(log, start=start, code=7)._last_words() == words
+    assert server_of(log, start=start, code=7)._last_log_line() == words
 
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_of_a_long_log_the_end_is_read(more: int, tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("x" * 100 + "y" * (embedded_redis.MAX_LOG_TAIL + more))
-    assert server_of(log, code=7)._last_words() == "y" * embedded_redis.MAX_LOG_TAIL
+    assert server_of(log, code=7)._last_log_line() == "y" * embedded_redis.MAX_LOG_TAIL
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_start_gives_up_after_the_servers_silence_or_its_end(tmp_path: Path, m
     with pytest.raises(QueueAway, match=r"did not answer for 1 s \(its log: /.*/log\)$"):
         server_of(tmp_path / "log")._wait_until_ready(tmp_path / "s", 1.0)
     assert clock.now - began == pytest.approx(1.0, abs=POLL_S)
-    with pytest.raises(QueueError, match=r"ended at its start: odd \(its log: /.*/log\)$"):
+    with pytest.raises(QueueError, match=r"exited at its start: odd \(its log: /.*/log\)$"):
         server_of(tmp_path / "log", code=1)._wait_until_ready(tmp_path / "s", 1.0)
 
 
@@ -196,8 +196,8 @@ def test_a_start_without_its_address_only_where_another_program_took_it(
             assert timeout_s == 1.0
             ended.append(self.listen)
 
-    monkeypatch.setattr(embedded_redis, "find_server", lambda: "/program")
-    monkeypatch.setattr(embedded_redis, "is_free", lambda _address: next(asked))
+    monkeypatch.setattr(embedded_redis, "find_redis_program", lambda: "/program")
+    monkeypatch.setattr(embedded_redis, "is_address_free", lambda _address: next(asked))
     if error is not None and len(starts) == 1:
         with pytest.raises(type(error)):
             Fake.start(tmp_path, 1.0, listen)

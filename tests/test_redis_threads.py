@@ -21,8 +21,9 @@ from dlpool.jobs.host_slots import HostLimit, SlotReply
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.outbox import Delivery
 from dlpool.jobs.server_check import ServerWarning
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import ClaimResult, FinishRequest, HeartbeatResult, JobLease, RecoveryResult
-from dlpool.service.inflight import InFlightJob, InFlightTable
+from dlpool.service.inflight import InFlightJob, InFlightPhase, InFlightTable
 from dlpool.service.journal import CleanupJournal
 from dlpool.service.queue import claiming as fetching
 from dlpool.service.queue import heartbeat as beating
@@ -33,7 +34,7 @@ from dlpool.service.queue.heartbeat import Heartbeat
 from dlpool.service.queue.messages import (
     FenceChecked,
     HostHeld,
-    HostSlotDecided,
+    HostSlotAnswered,
     HostSlotRequest,
     JobsClaimed,
     JobsTakenBack,
@@ -43,10 +44,10 @@ from dlpool.service.queue.messages import (
     StopRequested,
     WaitingHosts,
 )
-from dlpool.service.queue.recording import AT_ONCE, ResultRecorder, finish_jobs
-from dlpool.service.queue.redis_state import Backoff, CallSpacing, RedisState
+from dlpool.service.queue.recording import BATCH, ResultRecorder, finish_jobs
+from dlpool.service.queue.redis_state import Backoff, CallSpacing, QueueContext, RedisState
 from dlpool.service.queue.spool import Spool
-from dlpool.service.queue.sweeping import AT_ONCE as SWEPT_AT_ONCE
+from dlpool.service.queue.sweeping import BATCH as SWEEP_BATCH
 from dlpool.service.queue.sweeping import StaleFileSweeper
 from dlpool.service.wire.frames import CleanupEntry
 from tests.bench import job_of
@@ -102,7 +103,7 @@ class Desk:
         log: Any = self.lines
         self.link = RedisState(log, lambda: self.changes.append(self.link.error), self.failed.append)
         self.signs: list[float] = []
-        patch.setattr(self.link.liveness, "sign", lambda: self.signs.append(self.clock.now))
+        patch.setattr(self.link.liveness, "mark_alive", lambda: self.signs.append(self.clock.now))
         self.ledger = InFlightTable()
         self.ledger.set_capacity(3)
         self.spool, self.trail = Spool(folder), CleanupJournal(folder)
@@ -110,49 +111,44 @@ class Desk:
         self.slots: list[tuple[Any, ...]] = []
         self.log = log
 
+    def context(self, order: str = "fifo", grace_s: float = GRACE_S) -> QueueContext:
+        redis: Any = self.redis
+        return QueueContext(
+            redis, "s", self.ledger, self.link, self.log, LEASE_S, grace_s, lambda: order, self.posted.append
+        )
+
     def fetcher(self, order: str = "fifo") -> JobClaimer:
-        given: Any = self.redis
         blocking: Any = self.blocking
-        return JobClaimer(given, blocking, "s", self.ledger, self.link, LEASE_S, lambda: order, self.posted.append, 20)
+        return JobClaimer(self.context(order), blocking, 20)
 
     def recorder(self) -> ResultRecorder:
-        given: Any = self.redis
-        made = ResultRecorder(given, "s", LEASE_S, self.spool, self.link, self.log, self.posted.append)
+        made = ResultRecorder(self.context(), self.spool)
         made._slots = Slots(self.slots)  # type: ignore[assignment]
         return made
 
     def beater(self, *, grace_s: float = GRACE_S, earlier: tuple[str, ...] = ()) -> Heartbeat:
-        given: Any = self.redis
         blocking: Any = self.blocking
         self.fetched: list[str] = []
         fetcher: Any = SimpleNamespace(
-            look=lambda: self.fetched.append("look"), reconcile=lambda: self.fetched.append("reconcile")
+            wake=lambda: self.fetched.append("wake"), request_reconcile=lambda: self.fetched.append("reconcile")
         )
         self.swept: list[float] = []
         sweeper: Any = SimpleNamespace(sweep=lambda: self.swept.append(self.clock.now))
         made = Heartbeat(
-            given,
+            self.context(grace_s=grace_s),
             blocking,
-            "s",
-            self.ledger,
-            self.link,
             self.spool,
             fetcher,
-            self.log,
-            lease_s=LEASE_S,
-            grace_s=grace_s,
-            order=lambda: "fifo",
+            sweeper,
             info=lambda: {"i": 1},
-            post=self.posted.append,
             earlier=earlier,
-            sweeper=sweeper,
         )
         made._slots = Slots(self.slots)  # type: ignore[assignment]
-        made._history = SimpleNamespace(sample=lambda: self.redis.sample_())  # type: ignore[assignment]
+        made._history = SimpleNamespace(record_sample=lambda: self.redis.sample_())  # type: ignore[assignment]
         self.redis.answers |= {
-            "beat": HeartbeatResult(0, ()),
+            "heartbeat": HeartbeatResult(0, ()),
             "recover": RecoveryResult(0, ()),
-            "take_back": (),
+            "requeue_jobs_of": (),
             "sample_": True,
         }
         return made
@@ -171,15 +167,15 @@ class Slots:
     def __init__(self, calls: list[tuple[Any, ...]]) -> None:
         self.calls = calls
 
-    def take(self, limit: HostLimit, job_id: str, *, lease_s: float, is_paid: bool) -> SlotReply:
-        self.calls.append(("take", limit.host, job_id, lease_s, is_paid))
+    def acquire(self, limit: HostLimit, job_id: str, *, lease_s: float, is_start_reserved: bool) -> SlotReply:
+        self.calls.append(("acquire", limit.host, job_id, lease_s, is_start_reserved))
         return SlotReply(0)
 
-    def free(self, host: str, job_id: str) -> None:
-        self.calls.append(("free", host, job_id))
+    def release(self, host: str, job_id: str) -> None:
+        self.calls.append(("release", host, job_id))
 
-    def keep(self, held: Any, *, lease_s: float) -> None:
-        self.calls.append(("keep", list(held), lease_s))
+    def renew(self, held: Any, *, lease_s: float) -> None:
+        self.calls.append(("renew", list(held), lease_s))
 
 
 @pytest.fixture
@@ -202,13 +198,13 @@ def test_an_absence_is_told_once_and_so_is_its_end(desk: Desk) -> None:
     for error in (QueueAway("one"), QueueRefused("two"), QueueError("three")):
         link.report_failure(error)
         assert not link.registered.is_set() and link.error == str(error)
-    assert desk.failed == ["away", "refused", "other"] and desk.changes == ["one"]
+    assert desk.failed == ["unavailable", "refused", "other"] and desk.changes == ["one"]
     assert [(line.level, line.event, str(line.fields["error"])) for line in desk.lines.kept] == [
-        ("warning", "redis_away", "one")
+        ("warning", "redis_unavailable", "one")
     ]
     link.report_heartbeat()
     assert link.error is None and link.registered.is_set() and desk.changes == ["one", None]
-    assert desk.lines.kept[1:] == [("info", "redis_back", {})]
+    assert desk.lines.kept[1:] == [("info", "redis_available", {})]
 
 
 def test_a_thread_signs_when_it_goes_round(desk: Desk) -> None:
@@ -246,21 +242,19 @@ def claim(desk: Desk, *jobs: Any, due_s: float | None = None, **fields: Any) -> 
     return made
 
 
-def test_jobs_are_claimed_for_the_room_that_there_is_and_handed_over(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jobs_are_claimed_for_free_slots_and_handed_over(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "lease_clock", lambda: 7.0)
     desk.hold()
     fetcher = desk.fetcher()
     claim(desk, job_of("b"))
     fetcher._turn()
     assert desk.redis.called("claim") == [
-        ("s", [JobLease("a", 1)], 2, ("lease_s", LEASE_S), ("order", "fifo"), ("most_parked", 20), ("parts", None))
+        ("s", [JobLease("a", 1)], 2, ("lease_s", LEASE_S), ("order", "fifo"), ("max_throttled", 20), ("shares", None))
     ]
     assert desk.posted == [JobsClaimed((job_of("b"),), 7.0 + LEASE_S)]
-    assert not fetcher._handed_over.is_set() and not fetcher._has_strays.is_set()
+    assert not fetcher._may_claim.is_set() and not fetcher._must_reconcile.is_set()
     fetcher.resume()
-    assert fetcher._handed_over.is_set()
+    assert fetcher._may_claim.is_set()
     claim(desk, job_of("c"))
     fetcher._turn()
     assert desk.redis.called("claim")[1][1] is None, "only new ones"
@@ -282,9 +276,9 @@ def test_jobs_of_other_hosts_are_not_looked_for_again_within_a_second_where_none
     parts = []
     for at, is_alone in ((100.0, False), (100.1, True), (100.2, False), (101.0, False), (101.2, False)):
         now[0] = at
-        claim(desk, job_of("b"), is_alone=is_alone, passed=500 if is_alone else 0)
+        claim(desk, job_of("b"), is_share_exceeded=is_alone, skipped=500 if is_alone else 0)
         fetcher._turn()
-        parts.append(dict(desk.redis.called("claim")[-1][3:])["parts"] is not None)
+        parts.append(dict(desk.redis.called("claim")[-1][3:])["shares"] is not None)
     assert parts == [True, True, False, False, True]
 
 
@@ -293,7 +287,7 @@ def test_a_supervisor_that_redis_does_not_know_registers_first(desk: Desk) -> No
     desk.link.report_heartbeat()
     desk.redis.answers["claim"] = [None]
     fetcher._turn()
-    assert fetcher._has_strays.is_set() and not desk.link.registered.is_set() and desk.posted == []
+    assert fetcher._must_reconcile.is_set() and not desk.link.registered.is_set() and desk.posted == []
 
 
 @pytest.mark.parametrize(("due_s", "wait_s"), [(None, BLOCK_S), (0.25, 0.251), (BLOCK_S, BLOCK_S), (99.0, BLOCK_S)])
@@ -319,12 +313,12 @@ def test_without_room_nothing_waits(desk: Desk) -> None:
     assert desk.blocking.calls == []
 
 
-@pytest.mark.parametrize("why", ["is_paused", "is_full", ""])
+@pytest.mark.parametrize("why", ["is_paused", "is_throttle_full", ""])
 def test_a_queue_that_gives_no_jobs_is_not_waited_for_in_its_list(desk: Desk, why: str) -> None:
     fetcher = desk.fetcher()
     waits: list[float] = []
     looked: Any = SimpleNamespace(wait=waits.append, clear=lambda: waits.append(-1), set=lambda: waits.append(-2))
-    fetcher._looked = looked
+    fetcher._woken = looked
     claim(desk, **({why: True} if why else {}))
     fetcher._turn()
     assert waits == ([BLOCK_S, -1] if why else [])
@@ -334,7 +328,7 @@ def test_a_queue_that_gives_no_jobs_is_not_waited_for_in_its_list(desk: Desk, wh
 def test_a_look_ends_the_wait(desk: Desk) -> None:
     fetcher = desk.fetcher()
     fetcher.wake()
-    assert desk.redis.calls == [] and fetcher._looked.is_set()
+    assert desk.redis.calls == [] and fetcher._woken.is_set()
     fetcher._waiting_id = 5
     fetcher.wake()
     assert desk.redis.called("client_unblock") == [(5,)]
@@ -344,7 +338,7 @@ def test_a_wait_that_fails_is_not_ended_by_its_old_id(desk: Desk) -> None:
     fetcher = desk.fetcher()
     desk.blocking.answers |= {"client_id": 5, "execute_command": away()}
     with pytest.raises(QueueAway):
-        fetcher._wait(1.0)
+        fetcher._wait_for_intake(1.0)
     assert fetcher._waiting_id is None
 
 
@@ -353,10 +347,10 @@ def test_a_wait_at_a_list_of_another_type_says_that_redis_cannot_be_used(desk: D
     desk.blocking.answers |= {"client_id": 5, "execute_command": QueueError("refuses: WRONGTYPE")}
     desk.redis.answers["check_keys"] = QueueUnusable("its key is a string")
     with pytest.raises(QueueUnusable, match="its key is a string"):
-        fetcher._wait(1.0)
+        fetcher._wait_for_intake(1.0)
     desk.redis.answers["check_keys"] = None
     with pytest.raises(QueueError, match="WRONGTYPE"):
-        fetcher._wait(1.0)
+        fetcher._wait_for_intake(1.0)
 
 
 def turns(desk: Desk, *steps: Any) -> Callable[..., Any]:
@@ -385,10 +379,10 @@ def test_the_fetch_thread_asks_for_everything_after_an_error(desk: Desk, monkeyp
 
     backoff: Any = SimpleNamespace(wait=wait, reset=lambda: waits.append("reset"))
     fetcher._backoff = backoff
-    fetcher._has_strays.clear()
+    fetcher._must_reconcile.clear()
     monkeypatch.setattr(fetcher, "_turn", turns(desk, None, away(), None))
     fetcher.serve()
-    assert waits == ["reset", "wait", "reset"] and fetcher._has_strays.is_set()
+    assert waits == ["reset", "wait", "reset"] and fetcher._must_reconcile.is_set()
     assert desk.link.error == "away" and len(desk.signs) == 4
 
 
@@ -399,13 +393,13 @@ def test_the_fetch_thread_finds_out_who_waits_when_it_is_asked_and_there_is_no_r
     fetcher = desk.fetcher()
     desk.link.report_heartbeat()
     desk.ledger.set_capacity(0)
-    desk.redis.answers["waiting"] = [{"h": 2}]
-    fetcher._has_strays.clear()
+    desk.redis.answers["waiting_hosts"] = [{"h": 2}]
+    fetcher._must_reconcile.clear()
     fetcher.request_waiting_hosts()
     monkeypatch.setattr(desk.ledger.has_free_slot, "wait", turns(desk, False, False, False))
     fetcher.serve()
     assert desk.posted == [WaitingHosts({"h": 2})] and desk.redis.called("claim") == []
-    assert desk.redis.called("waiting") == [("s", ("order", "fifo"))], "asked once, told once"
+    assert desk.redis.called("waiting_hosts") == [("s", ("order", "fifo"))], "asked once, told once"
 
 
 @pytest.mark.parametrize("missing", ["registered", "handed_over", "room", "strays"])
@@ -425,9 +419,9 @@ def test_the_fetch_thread_claims_only_when_that_can_help(
 
         return SimpleNamespace(wait=wait, is_set=lambda: is_set, set=lambda: None)
 
-    fetcher._has_strays = event("strays", missing == "strays")
+    fetcher._must_reconcile = event("strays", missing == "strays")
     desk.link.registered = event("registered", missing != "registered")
-    fetcher._handed_over = event("handed_over", missing != "handed_over")
+    fetcher._may_claim = event("handed_over", missing != "handed_over")
     desk.ledger.has_free_slot = event("room", missing != "room")
     monkeypatch.setattr(fetcher, "_turn", turns(desk, None))
     fetcher.serve()
@@ -442,7 +436,7 @@ def test_the_fetch_thread_claims_only_when_that_can_help(
 
 
 def end(name: str = "a", outcome: str = "success", **fields: Any) -> FinishRequest:
-    return FinishRequest(JobLease(name, 1), outcome, **fields)
+    return FinishRequest(JobLease(name, 1), Disposition(outcome), **fields)
 
 
 def spooled(desk: Desk) -> list[str]:
@@ -452,11 +446,11 @@ def spooled(desk: Desk) -> list[str]:
 def test_questions_are_asked_before_ends_are_told(desk: Desk) -> None:
     recorder = desk.recorder()
     desk.redis.answers |= {
-        "beat": HeartbeatResult(0, ("OK", "LOST", "cancel")),
+        "heartbeat": HeartbeatResult(0, ("OK", "LOST", "cancel")),
         "finish": lambda _sid, ends: ["OK"] * len(ends),
     }
-    wish = HostSlotRequest(JobLease("w", 1), HostLimit("host", 1), has_start_token=True)
-    ends = [end("a", host="host"), end("b", "park", host="host"), end("c")]
+    wish = HostSlotRequest(JobLease("w", 1), HostLimit("host", 1), is_start_reserved=True)
+    ends = [end("a", host="host"), end("b", "throttle", host="host"), end("c")]
     recorder.record(ends[0])
     recorder.check_fence(JobLease("x", 1))
     recorder.record(ends[1])
@@ -467,17 +461,17 @@ def test_questions_are_asked_before_ends_are_told(desk: Desk) -> None:
     recorder.record(ends[2])
     desk.spool.store("s", ends[0])
     pending = recorder._take(wait=True)
-    recorder._tell(pending)
+    recorder._send(pending)
     assert pending == [] and len(desk.signs) == 1
-    assert desk.slots == [("take", "host", "w", LEASE_S, True), ("free", "host", "a")]
+    assert desk.slots == [("acquire", "host", "w", LEASE_S, True), ("release", "host", "a")]
     tickets = [(JobLease(name, 1), "") for name in "xyz"]
     assert desk.redis.calls == [
-        ("hold", "host", 9.0),
-        ("beat", "s", tickets, ("lease_s", LEASE_S)),
+        ("hold_host", "host", 9.0),
+        ("heartbeat", "s", tickets, ("lease_s", LEASE_S)),
         ("finish", "s", ends),
     ]
     assert desk.posted == [
-        HostSlotDecided("w.1", SlotReply(0)),
+        HostSlotAnswered("w.1", SlotReply(0)),
         FenceChecked("x.1", True),
         FenceChecked("y.1", False),
         FenceChecked("z.1", True),
@@ -489,26 +483,26 @@ def test_questions_are_asked_before_ends_are_told(desk: Desk) -> None:
 def test_many_are_told_in_portions_each_with_a_sign_of_life(desk: Desk) -> None:
     recorder = desk.recorder()
     desk.redis.answers["finish"] = lambda _sid, ends: ["OK"] * len(ends)
-    ends = [end(str(number)) for number in range(AT_ONCE + 1)]
+    ends = [end(str(number)) for number in range(BATCH + 1)]
     pending: list[Any] = list(ends)
-    recorder._tell(pending)
-    assert [len(call[1]) for call in desk.redis.called("finish")] == [AT_ONCE, 1] and len(desk.signs) == 2
-    assert [one.ending for one in desk.posted] == ends
+    recorder._send(pending)
+    assert [len(call[1]) for call in desk.redis.called("finish")] == [BATCH, 1] and len(desk.signs) == 2
+    assert [one.request for one in desk.posted] == ends
 
 
 def test_nothing_to_ask_asks_nothing(desk: Desk) -> None:
     recorder = desk.recorder()
     desk.redis.answers["finish"] = [["DUP"]]
-    recorder._tell([end()])
+    recorder._send([end()])
     assert desk.redis.names() == ["finish"]
-    recorder._tell([HostHeld("h", 1.0)])
-    assert desk.redis.names() == ["finish", "hold"]
+    recorder._send([HostHeld("h", 1.0)])
+    assert desk.redis.names() == ["finish", "hold_host"]
 
 
 def test_a_taker_waits_for_the_first_only(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder, paced = desk.recorder(), []
-    recorder._pace = SimpleNamespace(wait=lambda: paced.append(1))  # type: ignore[assignment]
-    monkeypatch.setattr(recording, "LOOK_S", 0.001)
+    recorder._spacing = SimpleNamespace(wait=lambda: paced.append(1))  # type: ignore[assignment]
+    monkeypatch.setattr(recording, "WAIT_S", 0.001)
     assert recorder._take(wait=True) == [] == recorder._take(wait=False) and paced == []
     for name in "abc":
         recorder.record(end(name))
@@ -520,7 +514,7 @@ def test_ends_that_cannot_be_told_are_spooled_and_told_later(desk: Desk, monkeyp
     recorder = desk.recorder()
     waits: list[str] = []
     recorder._backoff = SimpleNamespace(wait=lambda: waits.append("wait"), reset=lambda: waits.append("reset"))  # type: ignore[assignment]
-    monkeypatch.setattr(recording, "LOOK_S", 0.001)
+    monkeypatch.setattr(recording, "WAIT_S", 0.001)
     recorder.record(end("a"))
     recorder.record(end("b", "retry"))
     recorder.check_fence(JobLease("x", 1))
@@ -535,10 +529,10 @@ def test_ends_that_cannot_be_told_are_spooled_and_told_later(desk: Desk, monkeyp
         desk.link.stopping.set()
         return HeartbeatResult(0, ("OK",))
 
-    desk.redis.answers |= {"beat": beat, "finish": lambda _sid, ends: ["OK"] * len(ends)}
+    desk.redis.answers |= {"heartbeat": beat, "finish": lambda _sid, ends: ["OK"] * len(ends)}
     recorder.serve()
     assert kept == [[], ["a.1.json"], ["a.1.json"]] and spooled(desk) == []
-    assert waits == ["wait", "wait", "reset"] and desk.failed == ["away", "refused"]
+    assert waits == ["wait", "wait", "reset"] and desk.failed == ["unavailable", "refused"]
     assert desk.posted == [
         FenceChecked("x.1", True),
         ResultRecorded(end("a"), "OK"),
@@ -561,10 +555,10 @@ def test_an_end_that_cannot_be_spooled_is_logged(desk: Desk, monkeypatch: pytest
     def refuse(*_: Any) -> None:
         raise LocalFault("full")
 
-    monkeypatch.setattr(desk.spool, "keep", refuse)
-    desk.recorder()._keep([end(trace_id="t")])
+    monkeypatch.setattr(desk.spool, "store", refuse)
+    desk.recorder()._spool_results([end(trace_id="t")])
     ((level, event, fields),) = desk.lines.kept
-    assert (level, event, fields["job_id"], fields["trace_id"]) == ("error", "outcome_not_spooled", "a", "t")
+    assert (level, event, fields["job_id"], fields["trace_id"]) == ("error", "result_not_spooled", "a", "t")
 
 
 @pytest.mark.parametrize("error", [QueueAway("x"), QueueRefused("x")])
@@ -646,14 +640,14 @@ def test_a_beat_renews_leases_and_slots_and_tells_what_redis_says(desk: Desk) ->
         desk.hold(str(number))
     held = desk.ledger.all()
     held[0].progress, held[0].slot_host = {"done": 1}, "host"
-    held[1].is_lost = True
-    held[2].is_ending, held[2].slot_host = True, "host"
-    held[3].is_at_door, held[3].slot_host = True, "host"
-    desk.redis.answers["beat"] = HeartbeatResult(0, ("OK", "LOST", "LOST", "cancel", "pause", "OK"), (("h", 9.0),))
+    held[1].phase = InFlightPhase.FENCED_OFF
+    held[2].phase, held[2].slot_host = InFlightPhase.RECORDING, "host"
+    held[3].phase, held[3].slot_host = InFlightPhase.AWAITING_HOST_SLOT, "host"
+    desk.redis.answers["heartbeat"] = HeartbeatResult(0, ("OK", "LOST", "LOST", "cancel", "pause", "OK"), (("h", 9.0),))
     beater._beat()
     named = [(JobLease(name, 1), '{"done":1}' if name == "0" else "") for name in "023456"]
-    assert desk.redis.called("beat") == [("s", named, ("lease_s", LEASE_S), ("info", {"i": 1}))]
-    assert desk.slots == [("keep", [("host", "0")], LEASE_S)]
+    assert desk.redis.called("heartbeat") == [("s", named, ("lease_s", LEASE_S), ("info", {"i": 1}))]
+    assert desk.slots == [("renew", [("host", "0")], LEASE_S)]
     assert desk.posted == [
         HostHeld("h", 9.0),
         LeaseLost("3.1"),
@@ -666,7 +660,7 @@ def test_a_beat_renews_leases_and_slots_and_tells_what_redis_says(desk: Desk) ->
 @pytest.mark.parametrize(("strays", "is_news"), [(0, False), (1, True), (2, True)])
 def test_jobs_that_redis_holds_for_us_are_asked_for(desk: Desk, strays: int, is_news: bool) -> None:
     beater = desk.beater()
-    desk.redis.answers["beat"] = HeartbeatResult(strays, ())
+    desk.redis.answers["heartbeat"] = HeartbeatResult(strays, ())
     beater._beat()
     assert desk.fetched == (["reconcile"] if is_news else [])
 
@@ -690,11 +684,11 @@ def test_each_work_has_its_time(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(beating, "SAMPLE_S", 8.0)
     beater = desk.beater()
     done = due(desk, beater, 31)
-    assert done["beat"] == [0, 10, 20, 30]
+    assert done["heartbeat"] == [0, 10, 20, 30]
     assert done["recover"] == [0, 5, 10, 15, 20, 25, 30]
     assert done["sweep"] == [0, 30]
     assert done["sample_"] == [0, 8, 16, 24]
-    assert desk.redis.called("recover")[0] == ("s", ("grace_s", GRACE_S), ("order", "fifo"))
+    assert desk.redis.called("recover")[0] == (("grace_s", GRACE_S), ("order", "fifo"))
     waits = [call[1][1] for call in desk.blocking.called("blpop")]
     assert waits[0] == BLOCK_S and desk.lines.kept == []
 
@@ -727,18 +721,18 @@ def test_a_supervisor_that_is_not_registered_beats_at_once(desk: Desk) -> None:
     desk.link.registered.clear()
     beater._turn()
     beater._turn()
-    assert len(desk.redis.called("beat")) == 2
+    assert len(desk.redis.called("heartbeat")) == 2
 
 
 def test_mail_is_read_and_means_a_beat_and_a_look(desk: Desk) -> None:
     beater, keys = desk.beater(), desk.redis.keys
     beater._turn()
     assert desk.fetched == [] and beater._beat_at > desk.clock.now
-    desk.blocking.answers["blpop"] = [(keys.wake.encode(), b"x"), (keys.mail("s").encode(), b"look")]
+    desk.blocking.answers["blpop"] = [(keys.wake.encode(), b"x"), (keys.mail("s").encode(), b"wake")]
     beater._read_mail(1.0)
-    assert desk.fetched == ["look"] and beater._beat_at > desk.clock.now and desk.blocking.called("delete") == []
+    assert desk.fetched == ["wake"] and beater._beat_at > desk.clock.now and desk.blocking.called("delete") == []
     beater._read_mail(1.0)
-    assert desk.fetched == ["look"] * 2 and beater._beat_at == 0.0
+    assert desk.fetched == ["wake"] * 2 and beater._beat_at == 0.0
     assert desk.blocking.called("delete") == [(keys.mail("s"),)]
     assert desk.blocking.called("blpop")[-1] == ([keys.mail("s"), keys.wake], ("timeout", 1.0))
 
@@ -746,7 +740,7 @@ def test_mail_is_read_and_means_a_beat_and_a_look(desk: Desk) -> None:
 def test_the_wait_for_mail_is_ended_by_mail_that_does_not_stay(desk: Desk) -> None:
     desk.beater().wake()
     mail = desk.redis.keys.mail("s")
-    assert desk.redis.calls[-2:] == [("rpush", mail, "look"), ("pexpire", mail, beating.MAIL_TTL_MS)]
+    assert desk.redis.calls[-2:] == [("rpush", mail, "wake"), ("pexpire", mail, beating.MAIL_TTL_MS)]
 
 
 @pytest.mark.parametrize(
@@ -758,7 +752,7 @@ def test_figures_for_charts_are_worth_no_trouble(desk: Desk, answer: Any, next_s
     desk.redis.answers["sample_"] = answer
     assert beater._sample() == next_s
     assert [(line.level, line.event) for line in desk.lines.kept] == (
-        [("warning", "sample_failed")] if is_logged else []
+        [("warning", "history_sample_failed")] if is_logged else []
     )
 
 
@@ -766,7 +760,7 @@ def test_figures_for_charts_are_worth_no_trouble(desk: Desk, answer: Any, next_s
     ("recovery", "expected"),
     [
         (RecoveryResult(0, ()), []),
-        (RecoveryResult(2, ()), [("leases_passed", {"jobs": 2})]),
+        (RecoveryResult(2, ()), [("leases_expired", {"jobs": 2})]),
         (RecoveryResult(0, ("a",)), [("jobs_recovered", {"jobs": 1, "job_ids": ["a"]})]),
         (
             RecoveryResult(0, tuple("abcdefghijklmnopqrstu")),
@@ -790,7 +784,7 @@ def test_what_was_left_in_an_outbox_is_shown(desk: Desk) -> None:
     beater._replay()
     assert desk.lines.kept == [
         ("error", "record_refused", {"job_id": "a", "error": "type"}),
-        ("warning", "records_wait", {"records": 3, "reason": "why"}),
+        ("warning", "records_pending", {"records": 3, "reason": "why"}),
         ("info", "records_replayed", {"records": 2}),
     ]
     desk.lines.kept.clear()
@@ -806,25 +800,25 @@ def test_a_start_records_what_an_earlier_one_spooled_and_gives_its_jobs_back(
     one = end("a", trace_id="t")
     desk.spool.store("old", one)
     beater = desk.beater(earlier=("old",))
-    desk.redis.answers |= {"finish": [["OK"]], "take_back": ("b", "c")}
-    beater._begin()
+    desk.redis.answers |= {"finish": [["OK"]], "requeue_jobs_of": ("b", "c")}
+    beater._recover_earlier_starts()
     assert spooled(desk) == [] and len(desk.signs) == 1
     assert desk.redis.called("finish") == [("old", [one])]
-    assert desk.redis.called("take_back") == [("s", ("old",), ("order", "fifo"))]
+    assert desk.redis.called("requeue_jobs_of") == [(("old",), ("order", "fifo"))]
     assert desk.posted == [ResultRecorded(one, "OK"), JobsTakenBack(("old",))]
     assert desk.lines.kept == [
         ("warning", "odd", {"reason": "why"}),
-        ("info", "spooled_outcome_recorded", {"job_id": "a", "trace_id": "t", "result": "success", "reply": "OK"}),
+        ("info", "spooled_result_recorded", {"job_id": "a", "trace_id": "t", "disposition": "success", "reply": "OK"}),
         ("info", "jobs_taken_back", {"jobs": 2, "sids": ("old",)}),
     ]
-    assert beater._has_begun.is_set()
-    beater._check()
+    assert beater._has_started
+    beater._check_server()
     assert len(desk.lines.kept) == 3, "once"
 
 
 def test_a_first_start_says_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(beating, "check_server", lambda _: ())
-    desk.beater()._begin()
+    desk.beater()._recover_earlier_starts()
     assert desk.posted == [] and desk.lines.kept == []
 
 
@@ -836,7 +830,7 @@ def test_the_beat_thread_begins_once_and_beats_first_after_an_absence(
     waits: list[str] = []
     beater._backoff = SimpleNamespace(wait=lambda: waits.append("wait"), reset=lambda: waits.append("reset"))  # type: ignore[assignment]
     begun: list[int] = []
-    begin = beater._begin
+    begin = beater._recover_earlier_starts
 
     def begins() -> None:
         begun.append(1)
@@ -845,7 +839,7 @@ def test_the_beat_thread_begins_once_and_beats_first_after_an_absence(
         begin()
 
     beater._beat_at = 5.0
-    monkeypatch.setattr(beater, "_begin", begins)
+    monkeypatch.setattr(beater, "_recover_earlier_starts", begins)
     monkeypatch.setattr(beater, "_turn", turns(desk, None, away(), None))
     beater.serve()
     assert len(begun) == 2 and waits == ["wait", "reset", "wait", "reset"]
@@ -872,8 +866,7 @@ def sweeper(desk: Desk, states: dict[str, str]) -> StaleFileSweeper:
         )
 
     desk.redis.answers["pipeline"] = pipeline
-    given: Any = desk.redis
-    return StaleFileSweeper(given, desk.trail, desk.ledger, desk.posted.append)
+    return StaleFileSweeper(desk.context(), desk.trail)
 
 
 def _state(states: dict[str, str], key: str) -> bytes | None:
@@ -901,16 +894,16 @@ def test_nothing_to_sweep_asks_nothing(desk: Desk) -> None:
 
 
 def test_a_sweep_goes_through_all_in_turn(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dlpool.service.queue.sweeping.AT_ONCE", 2)
+    monkeypatch.setattr("dlpool.service.queue.sweeping.BATCH", 2)
     for name in "abc":
         desk.trail.add(CleanupEntry(name, "u", name, None, True, 1))
     one = sweeper(desk, {})
     for _ in range(4):
         one.sweep()
-    assert [[ended.job_id for ended in swept.leftovers] for swept in desk.posted] == [
+    assert [[ended.job_id for ended in swept.jobs] for swept in desk.posted] == [
         ["a", "b"],
         ["c"],
         ["a", "b"],
         ["c"],
     ]
-    assert SWEPT_AT_ONCE == 500
+    assert SWEEP_BATCH == 500

@@ -148,5 +148,5 @@ def test_a_cluster_may_be_over_tls(tmp_path: Path, authority: Authority, port: i
             assert pushed.code == 0, pushed.err
             job = ("job", pushed.out.strip(), "--json", "-c", service.ini)
             wait_until(lambda: processes.run(*job).json["state"] == "succeeded")
-            assert service.events("redis_away") == []
+            assert service.events("redis_unavailable") == []
             assert service.stop() == 0, service.said()

@@ -49,13 +49,13 @@ def test_settings_that_stay_are_nothing_to_tell_of() -> None:
         (
             Settings(hooks=HookSettings(on_success="no-such a", on_failure="/no/such b")),
             [
-                "[hooks] on_success: there is no program 'no-such' that can be run",
-                "[hooks] on_failure: there is no program '/no/such' that can be run",
+                "[hooks] on_success: cannot find executable program 'no-such'",
+                "[hooks] on_failure: cannot find executable program '/no/such'",
             ],
         ),
         (
             Settings(logging=LoggingSettings(archive_command="no-such x")),
-            ["[logging] archive_command: there is no program 'no-such' that can be run"],
+            ["[logging] archive_command: cannot find executable program 'no-such'"],
         ),
     ],
 )

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlpool.disk import Space
 from dlpool.errors import Cancelled, DlpoolError, NoRoom, PolicyRefused, TooLarge
+from dlpool.freespace import Space
 from dlpool.service.node.disk_rules import STREAM_LIMIT, NodeSpaceRules
 from dlpool.transfer.chunks import UNKNOWN_END, Chunk
 from dlpool.transfer.job import Job

@@ -24,8 +24,11 @@ from dlpool.scan.quarantine import Quarantine, QuarantinedFile
 from dlpool.service.wire.frames import JobFrame
 from dlpool.service.worker.job_run import settings_for_job
 from dlpool.storage import executables
-from dlpool.storage.disk import FINAL, PARTIAL, DiskBackend, TusUploadRequest, UploadEvent, UploadScanner
+from dlpool.storage.disk.backend import DiskBackend
+from dlpool.storage.disk.scanning import UploadScanner
 from dlpool.storage.executables import executable_types
+from dlpool.storage.upload_requests import FINAL, PARTIAL, TusUploadRequest
+from dlpool.storage.values import UploadEvent
 from dlpool.transfer.job import Job
 from dlpool.transfer.transfer import Transfer
 from tests.clamd import CUSTOM, EICAR, MIB, Talk, clamd, guard, played
@@ -35,7 +38,19 @@ from tests.fakes import Events
 from tests.handlers import cut_after, first
 from tests.origin import File, Origin
 from tests.processes import ROOT
-from tests.uploads import files_below, leftovers, md5, merge, refused, send, send_all, state, store_in, uploaded
+from tests.uploads import (
+    files_below,
+    leftovers,
+    md5,
+    merge,
+    open_append,
+    refused,
+    send,
+    send_all,
+    state,
+    store_in,
+    uploaded,
+)
 
 CLEAN = make_data(2 * MIB + 17)
 BAD = CLEAN + CUSTOM
@@ -291,7 +306,7 @@ def by_parts(store: DiskBackend, data: bytes) -> None:
 
 def grown(store: DiskBackend, data: bytes, concat: str) -> str:
     file_id = store.tus.create(TusUploadRequest("alice", len(data), "" if concat else "file.bin", concat=concat))
-    with store.tus.append(file_id, "alice", 0, size=len(data)) as appending:
+    with open_append(store, file_id, "alice", 0, size=len(data)) as appending:
         appending.write(data)
         appending.commit()
     return file_id
@@ -311,7 +326,7 @@ def test_an_infected_upload_gets_no_name(
     assert (tmp_path / "quarantine" / item.id).read_bytes() == data
     assert (item.finding.kind, item.finding.owner) == ("upload", "alice")
     assert item.finding.target == str(tmp_path / "merged" / "file.bin")
-    assert refusal.extra == {"signature": item.finding.signature, "quarantine": item.id}
+    assert refusal.details == {"signature": item.finding.signature, "quarantine": item.id}
     assert [outcome for outcome, _ in told] == ["infected"]
 
 
@@ -326,7 +341,7 @@ def test_a_clean_upload_is_published(way: Callable[[DiskBackend, bytes], None], 
 def test_an_infected_upload_has_failed_and_fills_no_disk(address: str, tmp_path: Path) -> None:
     heard: list[UploadEvent] = []
     plain = store_in(tmp_path)
-    store = DiskBackend(plain.settings, heard.append, screening=screening(tmp_path, clamd=address))
+    store = DiskBackend(plain.settings, heard.append, scanner=screening(tmp_path, clamd=address))
     for _ in range(2):
         send_all(store, [EICAR[:20], EICAR[20:]])
         with refused(422, "infected"):

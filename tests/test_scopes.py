@@ -29,9 +29,9 @@ from dlpool.config.owned_paths import owned_paths
 from dlpool.config.scopes import ADMIN, COMMON, OPERATE, PUSH, READ, SCOPES, UPLOAD
 from dlpool.config.web_access import check_web_access
 from dlpool.errors import ConfigurationError
-from dlpool.storage.errors import UploadError
 from dlpool.web.app import make_app
 from dlpool.web.auth import Authenticator
+from dlpool.web.errors import HttpError
 from dlpool.web.keyring import KeyRing
 from dlpool.web.middleware import required_scopes
 from dlpool.web.operations import BASE, OPERATIONS
@@ -241,7 +241,7 @@ def test_scopes_are_those_of_the_claim_that_are_known(claims: dict[str, Any], wa
 
 @pytest.mark.parametrize("odd", [7, None, True, {"read": 1}, ["read", 7], [["read"]]])
 def test_a_scope_claim_of_another_type_is_no_token(odd: Any) -> None:
-    with pytest.raises(UploadError, match="scopes are neither"):
+    with pytest.raises(HttpError, match="scopes are neither"):
         caller(token(scope=odd))
 
 
@@ -252,7 +252,7 @@ def test_claims_and_defaults_are_settings() -> None:
     assert (found.scopes, found.owner, found.actor) == (frozenset({UPLOAD}), "acme", "token alice")
     assert caller(token(**tenant), **web).scopes == {READ}
     assert caller(token(), jwt_default_scopes="").scopes == frozenset()
-    with pytest.raises(UploadError, match="owner claim is no name"):
+    with pytest.raises(HttpError, match="owner claim is no name"):
         caller(token(), **web)
 
 
@@ -289,7 +289,7 @@ def test_aud_and_iss_are_checked_where_they_are_configured(
     if is_good:
         assert caller(text, **web).owner == "alice"
         return
-    with pytest.raises(UploadError) as caught:
+    with pytest.raises(HttpError) as caught:
         caller(text, **web)
     assert caught.value.status == 401 and 'error="invalid_token"' in caught.value.headers["WWW-Authenticate"]
 
@@ -411,7 +411,7 @@ def test_a_static_public_key_is_for_its_own_algorithms_only() -> None:
             signed(b'{"alg":"%s"}' % algorithm.encode(), b'{"sub":"m","exp":%d}' % SOON, text.encode()),
         ]
         for one in forged:
-            with pytest.raises(UploadError, match="the token is not good"):
+            with pytest.raises(HttpError, match="the token is not good"):
                 caller(one, **web)
 
 
@@ -468,10 +468,10 @@ def test_named_keys_have_their_own_scopes_and_owners(tmp_path: Path) -> None:
         ("secret", None, ["admin"]),
     ]
     for wrong in ("", "secret thre", "secret one ", "\u00fc", hashlib.sha256(b"secret one").hexdigest()):
-        with pytest.raises(UploadError) as caught:
+        with pytest.raises(HttpError) as caught:
             keys.authenticate(None, wrong)
         assert caught.value.status == 401
-    with pytest.raises(UploadError, match="a key is needed: X-Secret-Key"):
+    with pytest.raises(HttpError, match="a key is needed: X-Secret-Key"):
         keys.authenticate(f"Bearer {token()}", None)
 
 
@@ -589,7 +589,7 @@ def test_an_attempt_without_the_scope_is_audited_with_the_name_of_the_key(tmp_pa
     rewrite(tmp_path / "keys", line("reader", "the secret of reader"))
     settings = settings_of(tmp_path, keys_file=str(tmp_path / "keys"))
     parts, lines = WebServices(settings), Lines()
-    parts.audit._log = lines  # type: ignore[assignment]
+    parts.audit._log = lines
     client = falcon.testing.TestClient(make_app(parts))
     said = client.simulate_post(f"{BASE}/queue/pause", headers={"X-Secret-Key": "the secret of reader"})
     assert (said.status_code, said.json["code"]) == (403, "insufficient_scope")

@@ -213,18 +213,11 @@ def test_the_journal_holds_no_url(tmp_path: Path) -> None:
     raw = compose_job(URL, "a", headers={"Cookie": SECRET})
     held = InFlightJob(ClaimedJob(JobLease("j", 1), raw, len(raw), 1, 0, 0, 0, "normal"), 0.0, trace_id="t")
     ended = cleanup_entry(held, PushedJob.parse(raw), None, has_failed=True)
-    trail = CleanupJournal(tmp_path)
-    trail.add(ended)
-    assert SECRET.encode() not in (tmp_path / "trail").read_bytes()
+    journal = CleanupJournal(tmp_path)
+    journal.add(ended)
+    assert SECRET.encode() not in (tmp_path / "journal").read_bytes()
     assert CleanupJournal(tmp_path).entries() == {"j": ended}
     assert ended.url_sha256 == url_digest(URL)
-
-
-def test_a_journal_of_an_earlier_version_is_read_and_loses_its_urls(tmp_path: Path) -> None:
-    (tmp_path / "trail").write_text(json.dumps(["j", URL, "a", None, True, 3, "t"]) + "\n")
-    trail = CleanupJournal(tmp_path)
-    assert trail.entries()["j"].url_sha256 == url_digest(URL)
-    assert SECRET.encode() not in (tmp_path / "trail").read_bytes()
 
 
 def test_a_failure_record_is_shown_without_the_values_of_headers() -> None:

@@ -35,7 +35,7 @@ def test_a_master_that_dies_in_the_midst_of_work_costs_nothing_that_its_replica_
             wait_until(lambda: len(origin.requests) == 5)
             wait_until(redis.is_in_step)
             before.kill()
-            wait_until(lambda: service.events("redis_away") != [])
+            wait_until(lambda: service.events("redis_unavailable") != [])
             wait_until(lambda: redis.master() is after)
             gate.open()
             client = Client(after.client(retry=Retry(NoBackoff(), 3)))  # a Sentinel closes connections, too

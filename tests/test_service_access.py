@@ -62,7 +62,7 @@ def test_a_redis_that_wants_a_password_is_away_until_it_is_given(
         wait_until(lambda: service.events("worker_started") != [])
         assert service.process is not None and service.process.poll() is None, service.said()
         assert service.events("service_ready") == []
-        assert len(service.events("redis_away")) == 1
+        assert len(service.events("redis_unavailable")) == 1
         assert len(service.records()) < 20
         assert service.stop() == 0, service.said()
         said = everything_said(service)
@@ -81,7 +81,7 @@ def test_a_password_opens_the_queue_and_is_never_shown(guarded: RedisServer, tmp
         service.signal(signal.SIGUSR2)
         wait_until(lambda: service.events("state_dumped") != [])
         guarded.kill()
-        wait_until(lambda: service.events("redis_away") != [])
+        wait_until(lambda: service.events("redis_unavailable") != [])
         assert service.stop() == 0, service.said()
         assert PASSWORD not in everything_said(service)
         assert service.events("service_started") != []
@@ -94,7 +94,7 @@ def test_an_acl_user_needs_only_what_the_service_does(tmp_path: Path) -> None:
         admin.execute_command("ACL", "SETUSER", "dlpool", "on", f">{PASSWORD}", *ACL_RULES.split())
         with Supervisor(tmp_path, server.url, settings) as service:
             works(Client(admin), service)
-            assert service.events("redis_away") == []
+            assert service.events("redis_unavailable") == []
             assert service.stop() == 0, service.said()
             assert PASSWORD not in everything_said(service)
 
@@ -107,7 +107,7 @@ def test_an_acl_user_that_may_not_is_one_that_is_away(tmp_path: Path) -> None:
         with waiting(tmp_path, server.url, settings) as service:
             wait_until(lambda: refusals(server, "NOPERM") >= 5)
             assert service.events("service_ready") == []
-            assert len(service.events("redis_away")) == 1
+            assert len(service.events("redis_unavailable")) == 1
             admin.execute_command("ACL", "SETUSER", "dlpool", *ACL_RULES.split())
             works(Client(admin), service)
             wait_until(lambda: service.events("service_ready") != [])
@@ -172,9 +172,9 @@ def test_an_embedded_server_that_dies_is_started_again(folder: Path) -> None:
         before = server_of(service)
         assert before is not None
         before.kill()
-        wait_until(lambda: len(service.events("embedded_redis_ended")) == 1)
+        wait_until(lambda: len(service.events("embedded_redis_exited")) == 1)
         gate.open()
-        wait_until(lambda: service.events("redis_back") != [])
+        wait_until(lambda: service.events("redis_available") != [])
         client = client_of(service)
         client.wait_for(*urls)
         assert_ended_once(client, *ids)

@@ -55,7 +55,7 @@ REFUSED: dict[str, tuple[Path_, str]] = {
     "a device": (lambda desk, _: "/dev/null", "outside of"),
     "the state folder": (lambda desk, folders: f"{folders}/node/state/sids.json", "outside of"),
     "the log": (lambda desk, folders: f"{folders}/node/log/dlpool.log", "outside of"),
-    "a hard link to the settings": (lambda desk, _: f"{desk.name}/hard", "keeps for itself (the settings file"),
+    "a hard link to the settings": (lambda desk, _: f"{desk.name}/hard", "itself uses (the settings file"),
     "NUL": (lambda desk, _: f"{desk.name}/a\0b", "control characters"),
     "line end": (lambda desk, _: f"{desk.name}/a\nb", "control characters"),
     "escape": (lambda desk, _: f"{desk.name}/\x1b[2Jb", "control characters"),

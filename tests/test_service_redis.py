@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import FinishRequest, JobLease
 from dlpool.service.queue.spool import Spool
 from tests.conftest import free_port
@@ -136,7 +137,7 @@ def test_outcomes_on_disk_outlive_the_supervisor_and_are_recorded_once(server: R
         for url in urls:
             client.wait_for_failure(url)
         wait_until(lambda: spooled(service) == 0)
-        assert len(service.events("spooled_outcome_recorded")) == 3
+        assert len(service.events("spooled_result_recorded")) == 3
         assert service.stop() == 0
     assert_ended_once(client, *(f"job-{number}" for number in range(3)))
     assert len(origin.requests) == 3
@@ -145,7 +146,7 @@ def test_outcomes_on_disk_outlive_the_supervisor_and_are_recorded_once(server: R
 
 def test_an_outcome_that_a_kill_cut_off_is_not_kept_for_good(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
-    spool.store("node-00000000", FinishRequest(JobLease("job-a", 1), "failed"))
+    spool.store("node-00000000", FinishRequest(JobLease("job-a", 1), Disposition.FAIL))
     (spool.folder / "job-b.2.tmp").write_text('{"half of')
     again = Spool(tmp_path)
     assert [path.name for path in again.folder.iterdir()] == ["job-a.1.json"]
@@ -214,11 +215,11 @@ def test_a_supervisor_that_starts_while_redis_is_away_comes_up_with_it(server: R
     client = Client(server.client())
     server.stop()
     with Origin(File(DATA)) as origin, waiting(tmp_path, server.url) as service:
-        wait_until(lambda: len(service.events("worker_started")) > 0 and service.events("redis_away") != [])
+        wait_until(lambda: len(service.events("worker_started")) > 0 and service.events("redis_unavailable") != [])
         let_pass(3.0)  # several tries
         assert service.process is not None and service.process.poll() is None, service.said()
         assert service.events("service_ready") == []
-        assert len(service.events("redis_away")) == 1
+        assert len(service.events("redis_unavailable")) == 1
         server.start()
         client.push(f"{origin.url}/a", "a.bin")
         client.wait_for(f"{origin.url}/a")
@@ -227,7 +228,7 @@ def test_a_supervisor_that_starts_while_redis_is_away_comes_up_with_it(server: R
 
 def test_a_supervisor_that_waits_for_redis_still_ends_when_told_to(tmp_path: Path) -> None:
     with waiting(tmp_path, f"redis://127.0.0.1:{free_port()}") as service:
-        wait_until(lambda: service.events("redis_away") != [])
+        wait_until(lambda: service.events("redis_unavailable") != [])
         assert service.stop() == 0, service.said()
 
 
@@ -242,7 +243,7 @@ def test_scripts_that_redis_forgets_are_loaded_again(redis_server: RedisServer, 
         client.redis.script_flush()
         gate.open()
         client.wait_for(*urls)
-        assert service.events("redis_away") == []
+        assert service.events("redis_unavailable") == []
     assert_ended_once(client, *ids)
 
 
@@ -253,7 +254,7 @@ def test_a_redis_without_memory_is_waited_for(server: RedisServer, tmp_path: Pat
         wait_until(lambda: len(origin.requests) == 5 * 2)
         client.redis.config_set("maxmemory", 1)
         gate.open()
-        wait_until(lambda: all(one.events("redis_away") for one in both))
+        wait_until(lambda: all(one.events("redis_unavailable") for one in both))
         let_pass(3.0)  # longer than lease and grace
         client.redis.config_set("maxmemory", 0)
         more_ids, more_urls = push_numbered(client, origin, 3, start=10)
@@ -278,7 +279,7 @@ def test_a_failure_hash_of_a_wrong_type_ends_the_job_without_its_record(
         wait_until(lambda: len(client.redis.zrange(client.keys.done, 0, -1)) == 3)
         wait_until(lambda: client.redis.zrange(client.keys.dead, 0, -1) == [b"job-a"])
         assert client.success(f"{origin.url}/0") is not None
-        assert service.events("redis_away") == []
+        assert service.events("redis_unavailable") == []
     assert_ended_once(client, "job-a", *ids)
 
 
@@ -292,7 +293,7 @@ def test_a_redis_that_was_emptied_serves_new_jobs(redis_server: RedisServer, tmp
         ids, urls = push_numbered(client, origin, 6, start=100)
         gate.open()
         client.wait_for(*urls)
-        wait_until(lambda: len(service.events("job_lost") + service.events("job_disowned")) == 5)
+        wait_until(lambda: len(service.events("job_lost") + service.events("job_fenced")) == 5)
         wait_until(lambda: not any(client.redis.scard(key) for key in client.redis.keys("*:own:*")))
         assert service.stop() == 0, service.said()
     assert_ended_once(client, *ids)
@@ -318,11 +319,11 @@ def test_a_redis_that_blinks_again_and_again_costs_nothing(server: RedisServer, 
     with Origin(File(DATA, block=20_000, pause_s=0.05)) as origin, Supervisor(tmp_path, server.url) as service:
         ids, urls = push_numbered(client, origin, 20)
         for _ in range(4):
-            before = len(service.events("redis_back"))
+            before = len(service.events("redis_available"))
             server.kill()
-            wait_until(lambda: len(service.events("redis_away")) > before)  # noqa: B023 - called here
+            wait_until(lambda: len(service.events("redis_unavailable")) > before)  # noqa: B023 - called here
             server.start()
-            wait_until(lambda: len(service.events("redis_back")) > before)  # noqa: B023 - called here
+            wait_until(lambda: len(service.events("redis_available")) > before)  # noqa: B023 - called here
         client.wait_for(*urls)
         service.signal(signal.SIGTERM)
         assert service.wait() == 0

@@ -51,7 +51,7 @@ def call_of(client: Client, transition: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("transition", "silent"), [("claim", False), ("finish", False), ("finish", True), ("beat", False)]
+    ("transition", "silent"), [("claim", False), ("finish", False), ("finish", True), ("heartbeat", False)]
 )
 def test_a_reply_of_redis_on_the_way_to_a_supervisor_is_lost(
     proxy: Proxy, redis_server: RedisServer, tmp_path: Path, transition: str, silent: bool
@@ -161,7 +161,7 @@ def test_a_network_that_is_gone_for_longer_than_lease_and_grace_costs_nothing(
         ids, urls = push_numbered(client, origin, 13)  # three more than there are slots
         wait_until(lambda: len(origin.requests) == 10)
         getattr(proxy, fault)()
-        wait_until(lambda: all(one.events("redis_away") for one in both))
+        wait_until(lambda: all(one.events("redis_unavailable") for one in both))
         let_pass(3.0)
         gate.open()
         proxy.pass_on()

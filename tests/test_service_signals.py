@@ -136,7 +136,7 @@ def test_the_service_ends_while_redis_is_away_and_loses_nothing(tmp_path: Path) 
             urls = [desk.push(name) for name in range(5)]
             wait_until(lambda: gate.waiting == 2)
             server.stop()
-            wait_until(lambda: bool(service.events("redis_away")))
+            wait_until(lambda: bool(service.events("redis_unavailable")))
             assert end(service, signal.SIGTERM) == 0, service.said()
             gate.open()
             server.start()
@@ -303,7 +303,7 @@ def test_the_state_can_be_dumped_into_the_log(desk: Desk) -> None:
     dump = desk.service.events("state_dumped")[-1]
     assert "Supervisor" in dump["dlpool.supervisor"]
     assert len(dump["dlpool.workers"]) == len(desk.service.workers())
-    assert desk.name in json.dumps(dump["dlpool.held"])
+    assert desk.name in json.dumps(dump["dlpool.in_flight"])
     desk.client.wait_for(desk.url())
 
 
@@ -373,9 +373,9 @@ def test_standard_error_says_once_that_redis_is_waited_for_and_that_it_is_ready(
     with redis as server, Supervisor(tmp_path / "service", server.url) as service:
         assert service.errors.read_text().endswith("\ndlpool-supervisor: ready\n")
         redis.stop()
-        wait_until(lambda: service.events("redis_away") != [])
+        wait_until(lambda: service.events("redis_unavailable") != [])
         redis.start()
-        wait_until(lambda: service.events("redis_back") != [])
+        wait_until(lambda: service.events("redis_available") != [])
         assert service.stop() == 0
         ready, waits = service.errors.read_text().splitlines()[-2:]
     assert ready == "dlpool-supervisor: ready"

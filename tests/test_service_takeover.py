@@ -68,7 +68,7 @@ def named(events: list[tuple[int, str]]) -> list[str]:
 
 def has_let_go(service: Supervisor, job_id: str) -> bool:
     """Whether its log says that the job is another's."""
-    said = [*service.events("job_lost"), *service.events("job_disowned")]
+    said = [*service.events("job_lost"), *service.events("job_fenced")]
     return any(record["dlpool.job.id"] == job_id for record in said)
 
 

@@ -130,7 +130,7 @@ def test_a_stopped_worker_is_killed_with_its_stacks_logged_and_its_jobs_go_on(
         file.gate.set()
         client.wait_for(f"{origin.url}/a")
         died = next(record for record in service.events("worker_died") if record["dlpool.worker_pid"] == pid)
-        assert "silent for 4 s" in died["dlpool.how"]
+        assert "silent for 4 s" in died["dlpool.exit_reason"]
         assert "most recent call first" in died["dlpool.stacks"]
         assert client.ends("a") == 1
         check_folder(service.out, DATA, "a")
@@ -147,7 +147,7 @@ def test_an_aborted_worker_and_a_segfault_leave_their_stacks_in_the_log_and_the_
         file.gate.set()
         client.wait_for(f"{origin.url}/a")
         died = service.events("worker_died")
-        assert [name in record["dlpool.how"] for name, record in zip(("SIGABRT", "SIGSEGV"), died, strict=True)]
+        assert [name in record["dlpool.exit_reason"] for name, record in zip(("SIGABRT", "SIGSEGV"), died, strict=True)]
         assert all("most recent call first" in record["dlpool.stacks"] for record in died)
         assert client.ends("a") == 1
         assert service.stop() == 0, service.said()
@@ -190,7 +190,7 @@ def test_a_poison_job_among_seven_good_ones_fails_alone_with_its_reason(
             client.push(f"{origin.url}/{name}", name, id=name)
         record = client.wait_for_failure(f"{origin.url}/poison")
         client.wait_for(*(f"{origin.url}/{name}" for name in names))
-        assert "aboard 3 workers when they died" in record["error_message"]
+        assert "running in 3 workers that died" in record["error_message"]
         assert "SIGKILL" in record["error_message"]
         assert len(set(poison.killed)) == 3
         assert [client.ends(name) for name in ["poison", *names]] == [1] * 8
@@ -233,7 +233,7 @@ def test_workers_above_a_memory_limit_are_replaced_or_killed_and_no_job_is_lost(
         client.wait_for(f"{origin.url}/a", f"{origin.url}/b")
         retired, died = service.events("worker_retired"), service.events("worker_died")
         assert "worker_memory_soft" in retired[0]["dlpool.reason"]
-        assert "worker_memory_hard" in died[0]["dlpool.how"]
+        assert "worker_memory_hard" in died[0]["dlpool.exit_reason"]
         assert [client.ends(name) for name in "ab"] == [1, 1]
         assert service.stop() == 0, service.said()
         check_folder(service.out, DATA, "a", "b")

@@ -12,15 +12,17 @@ import pytest
 
 from dlpool.config import LoggingSettings, SupervisorSettings
 from dlpool.observe.log import Log
-from dlpool.service.host_concurrency import STEP_S, WHILE_S, HostConcurrency
-from dlpool.service.slots import START, TEMPO, SlotLimit, is_refusal
+from dlpool.observe.processors import LogOrigin
+from dlpool.service.host_concurrency import STEP_S, WINDOW_S, HostConcurrency
+from dlpool.service.slots import CONTROL, START, SlotLimit, is_refusal
 from dlpool.service.wire.frames import EndedFrame
+from dlpool.service.wire.results import AttemptResult
 from tests.conftest import make_data, sha256, wait_until
 from tests.desk import desk_of, running
 from tests.origin import Connection, File, Origin, Request
 
 KIB, MIB = 1024, 1024 * 1024
-MEASURE_S = int(TEMPO.settle_s + TEMPO.measure_s)
+MEASURE_S = int(CONTROL.settle_s + CONTROL.measure_s)
 
 
 class Node:
@@ -43,7 +45,7 @@ class Node:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[Log]:
-    made = Log(tmp_path, LoggingSettings(), service="dlpool", version="0", node_id="n")
+    made = Log(tmp_path, LoggingSettings(), LogOrigin("dlpool", "n", version="0"))
     yield made
     made.close()
 
@@ -96,7 +98,7 @@ def test_one_job_that_is_turned_away_is_no_sign_a_quarter_of_a_hosts_jobs_is(log
     crowd = Crowd(log)
     crowd.refuse("sick", 1, busy=8)
     assert crowd.level("sick") == 16
-    crowd.now += WHILE_S + 1
+    crowd.now += WINDOW_S + 1
     crowd.refuse("sick", 1, busy=8)
     assert crowd.level("sick") == 16, "long after one another they are no sign"
     crowd.refuse("sick", 1, busy=8)
@@ -104,7 +106,7 @@ def test_one_job_that_is_turned_away_is_no_sign_a_quarter_of_a_hosts_jobs_is(log
     crowd.refuse("sick", 4, busy=4)
     assert crowd.level("sick") == 4, "what was begun before says nothing new"
     crowd.jobs.forget_idle()
-    assert crowd.jobs.limited == 1
+    assert crowd.jobs.limited_hosts == 1
 
 
 def test_a_host_that_was_sick_gets_one_job_more_at_a_time(log: Log) -> None:
@@ -118,7 +120,7 @@ def test_a_host_that_was_sick_gets_one_job_more_at_a_time(log: Log) -> None:
     crowd.now += STEP_S
     assert crowd.level("h") == 16
     crowd.jobs.forget_idle()
-    assert crowd.jobs.limited == 0
+    assert crowd.jobs.limited_hosts == 0
 
 
 def test_a_fixed_number_of_jobs_is_every_hosts(log: Log) -> None:
@@ -189,7 +191,7 @@ def test_the_bytes_of_a_worker_that_died_are_not_lost_and_counters_that_fall_cou
     ],
 )
 def test_which_endings_mean_that_there_is_too_much_to_do(ending: str, label: str, expected: bool) -> None:
-    assert is_refusal(EndedFrame("a.1", ending, label=label)) == expected
+    assert is_refusal(EndedFrame("a.1", AttemptResult(ending), label=label)) == expected
 
 
 def test_a_node_with_a_backlog_takes_more_jobs_and_the_rest_stay_in_the_list(tmp_path: Path) -> None:

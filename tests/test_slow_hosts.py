@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest
 from tests.conftest import make_data, wait_until
 from tests.fleet import Client, Supervisor
@@ -172,7 +173,7 @@ def queue(redis_server: RedisServer) -> Queue:
 
 
 def yields(queue: Queue, claimed: ClaimedJob, delay_s: float = 60.0) -> None:
-    ending = FinishRequest(claimed.lease, "yield", note={"label": "slow"}, delay_s=delay_s)
+    ending = FinishRequest(claimed.lease, Disposition.YIELD, note={"label": "slow"}, delay_s=delay_s)
     assert queue.does.finish("a", [ending, ending]) == ["OK", "DUP"]
 
 

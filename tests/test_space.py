@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from dlpool.config import PathSettings, Settings, SupervisorSettings
 from dlpool.errors import LocalFault
 from dlpool.jobs.pushed_job import PushedJob, compose_job
-from dlpool.service.inflight import InFlightJob, InFlightTable
+from dlpool.service.inflight import InFlightJob, InFlightPhase, InFlightTable
 from dlpool.service.node import disk_guard
-from dlpool.service.node.disk_guard import RELIEF, DiskGuard, FileSystemSpace, nearest_folder
+from dlpool.service.node.disk_guard import HYSTERESIS, DiskGuard, FileSystemSpace, nearest_folder
 from dlpool.service.node.disk_rules import GIB
 from tests.bench import job_of
 from tests.conftest import make_data, sha256, wait_until
@@ -52,7 +52,7 @@ def test_what_running_jobs_will_take_is_not_free_and_a_little_more_ends_it(
 ) -> None:
     room = FileSystemSpace("/", 2**50, free, reserved)
     assert room.is_low(least, was_low=False) == (least > 0 and free < reserved + least)
-    assert room.is_low(least, was_low=True) == (least > 0 and free - reserved < least * RELIEF)
+    assert room.is_low(least, was_low=True) == (least > 0 and free - reserved < least * HYSTERESIS)
 
 
 def test_the_nearest_folder_that_is_there_tells_the_file_system(tmp_path: Path) -> None:
@@ -75,10 +75,10 @@ class Guarded:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder, self.free = folder, 200
         settings = Settings(supervisor=SupervisorSettings(min_free=100), paths=PathSettings(download_dir=str(folder)))
-        patch.setattr("dlpool.service.node.disk_guard._room", self._room)
-        self.ledger, self.lines, self.told = InFlightTable(), Lines(), 0
+        patch.setattr("dlpool.service.node.disk_guard._measure", self._room)
+        self.in_flight, self.lines, self.told = InFlightTable(), Lines(), 0
         log: Any = self.lines
-        self.guard = DiskGuard(settings, self.ledger, log, self._tell)
+        self.guard = DiskGuard(settings, self.in_flight, log, self._tell)
 
     def _room(self, folder: str, reserved: int) -> FileSystemSpace | None:
         return None if self.free < 0 else FileSystemSpace(folder, 1000, self.free, reserved)
@@ -98,7 +98,7 @@ class Guarded:
         held.worker_pid, held.missing_bytes = 1, missing
         for field, value in fields.items():
             setattr(held, field, value)
-        self.ledger.add(held)
+        self.in_flight.add(held)
         return held
 
 
@@ -121,22 +121,22 @@ def test_what_is_low_is_said_once_and_so_is_its_end(watched: Guarded) -> None:
     assert (level, fields) == ("warning", {"folder": folder, "free": 99, "reserved": 0, "min_free": 100})
     assert watched.guard.low_folders == [folder]
     assert watched.look(104) == (True, 0, [])
-    assert watched.look(105) == (False, 1, ["disk_space_back"])
-    assert watched.lines.kept == [("info", "disk_space_back", {"folder": folder, "free": 105})]
+    assert watched.look(105) == (False, 1, ["disk_space_available"])
+    assert watched.lines.kept == [("info", "disk_space_available", {"folder": folder, "free": 105})]
 
 
 def test_a_file_system_without_figures_keeps_nobody_waiting(watched: Guarded) -> None:
     watched.look(0)
-    assert watched.look(-1) == (False, 1, ["disk_space_back"]) and watched.guard.free_after_jobs is None
+    assert watched.look(-1) == (False, 1, ["disk_space_available"]) and watched.guard.free_after_jobs is None
 
 
 def test_what_running_jobs_will_take_is_reserved(watched: Guarded) -> None:
     watched.look(200)
     watched.job("runs", 60)
     watched.job("too", 30)
-    watched.job("waits", 1000, worker=None)
+    watched.job("waits", 1000, worker_pid=None)
     watched.job("none", 1000, job=None)
-    watched.job("ending", 1000, is_ending=True)
+    watched.job("ending", 1000, phase=InFlightPhase.RECORDING)
     assert watched.look(190) == (False, 0, []) and watched.guard.free_after_jobs == 100
     assert watched.look(189) == (True, 1, ["disk_space_low"])
     assert watched.lines.kept[0].fields["reserved"] == 90
@@ -251,8 +251,8 @@ def test_new_jobs_wait_for_space_and_those_that_find_none_give_way(guarded: tupl
     ballast.unlink()
     desk.client.wait_for(running_url, *waiting_urls)
     assert all(sha256((disk / desk.name / str(number)).read_bytes()) == sha256(data) for number in range(3))
-    wait_until(lambda: desk.service.events("disk_space_back") != [])
-    [low], [back] = desk.service.events("disk_space_low"), desk.service.events("disk_space_back")
+    wait_until(lambda: desk.service.events("disk_space_available") != [])
+    [low], [back] = desk.service.events("disk_space_low"), desk.service.events("disk_space_available")
     assert (low["log.level"], low["dlpool.folder"], low["dlpool.min_free"]) == ("warning", str(disk), 4 * MIB)
     assert back["dlpool.folder"] == str(disk)
     assert not desk.service.events("node_fault")

@@ -15,13 +15,8 @@ from hypothesis import strategies as st
 from dlpool.transfer.chunks import Chunk, plan_chunks
 from dlpool.transfer.http.answer import ByteRange
 from dlpool.transfer.http.remote_resource import RemoteResource
-from dlpool.transfer.target.state import (
-    PublishRecord,
-    SavedChunk,
-    SavedState,
-    StateFile,
-    StateUnusable,
-)
+from dlpool.transfer.target.file.statefile import StateFile
+from dlpool.transfer.target.state import PublishRecord, SavedChunk, SavedState, StateUnusable
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -17,12 +17,11 @@ from dlpool import disk
 from dlpool.errors import LocalFault
 from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.job import Checksum, Job
+from dlpool.transfer.target.file.statefile import MAX_STATE_BYTES, StateFile
 from dlpool.transfer.target.state import (
-    MAX_STATE_BYTES,
     PublishRecord,
     SavedChunk,
     SavedState,
-    StateFile,
     StateUnusable,
     url_digest,
     url_without_secrets,
@@ -255,7 +254,7 @@ def test_a_folder_that_cannot_be_synced_is_told(
         if os.path.isdir(descriptor):
             raise error
 
-    monkeypatch.setattr(disk, "_told", set())
+    monkeypatch.setattr(disk, "_reported", set())
     monkeypatch.setattr(os, "fsync", fsync)
     StateFile.for_target(tmp_path / "f", sync=True, notify=events).commit(STATE)
     assert events == [("folder_not_synced", {"folder": str(tmp_path), "reason": reason})]
@@ -377,7 +376,7 @@ def test_a_file_that_cannot_be_read_now_is_neither_unusable_nor_foreign(
     StateFile.for_target(tmp_path / "f", sync=False).commit(STATE)
     (tmp_path / "f.part.meta.tmp").write_bytes(b"x")
     file = StateFile.for_target(tmp_path / "f", sync=False)
-    monkeypatch.setattr("dlpool.transfer.target.state._open_itself", failing(number))
+    monkeypatch.setattr("dlpool.transfer.target.file.statefile._open_no_follow", failing(number))
     for step in (file.load, file.is_recognized, lambda: file.has_stale_temporary, lambda: file.commit(LATER)):
         with pytest.raises(LocalFault):
             step()

@@ -12,21 +12,15 @@ from typing import Any
 import pytest
 
 from dlpool import disk
-from dlpool.storage.disk import (
-    FINAL,
-    PARTIAL,
-    AppendSession,
-    DiskBackend,
-    TusUploadRequest,
-    UnlockRequested,
-    append_session,
-    tus_uploads,
-)
-from dlpool.storage.disk.append_session import AlreadyComplete, AppendPosition, is_transient
-from dlpool.storage.disk.staged_chunk import StagedChunk
+from dlpool.storage.disk import append_lock, append_session
+from dlpool.storage.disk.append_session import AppendPosition, DiskAppendSession, is_transient
+from dlpool.storage.disk.backend import DiskBackend
+from dlpool.storage.disk.staged_chunk import StagedChunkFile
 from dlpool.storage.disk.task_folder import TaskFolder
-from dlpool.storage.errors import UploadError
-from tests.uploads import refused, state, store_in
+from dlpool.storage.errors import AlreadyComplete, UnlockRequested, UploadError
+from dlpool.storage.upload_requests import FINAL, PARTIAL, TusUploadRequest
+from dlpool.web.errors import http_error
+from tests.uploads import detail_of, open_append, refused, state, store_in
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(6000)
 
@@ -40,8 +34,8 @@ def begin(store: DiskBackend, length: int | None = None, name: str = "file", con
     return store.tus.create(TusUploadRequest(None, length, name, concat=concat))
 
 
-def append(store: DiskBackend, file_id: str, offset: int, data: bytes, length: int | None = None) -> AppendSession:
-    with store.tus.append(file_id, None, offset, size=len(data), length=length) as session:
+def append(store: DiskBackend, file_id: str, offset: int, data: bytes, length: int | None = None) -> DiskAppendSession:
+    with open_append(store, file_id, None, offset, size=len(data), length=length) as session:
         session.write(data)
         session.commit()
     return session
@@ -57,7 +51,7 @@ def bodies_in(folder: Path) -> list[str]:
 
 
 def sizes(store: DiskBackend, file_id: str) -> list[int]:
-    return [chunk["size"] for chunk in store.task(file_id, None)["chunks"]]
+    return [chunk["size"] for chunk in detail_of(store, file_id, None)["chunks"]]
 
 
 # --- bodies that a killed writer left ---
@@ -181,16 +175,16 @@ def test_a_body_that_cannot_become_a_chunk_now_stays_for_later(
     """A full disk passes; a request that contradicts the upload does not."""
     file_id = begin(store)
     folder = folder_of(store, file_id)
-    error = OSError(errno.ENOSPC, "full") if is_kept else UploadError(400, "odd", "odd")
-    move = StagedChunk.publish
+    error = OSError(errno.ENOSPC, "full") if is_kept else UploadError("bad_length", "odd")
+    move = StagedChunkFile.publish
 
     def fail_once(*_arguments: object) -> None:
-        monkeypatch.setattr(StagedChunk, "move", move)
+        monkeypatch.setattr(StagedChunkFile, "publish", move)
         raise error
 
-    with pytest.raises(UploadError), store.tus.append(file_id, None, 0, size=3) as session:
+    with pytest.raises(UploadError), open_append(store, file_id, None, 0, size=3) as session:
         session.write(b"abc")
-        monkeypatch.setattr(StagedChunk, "move", fail_once)
+        monkeypatch.setattr(StagedChunkFile, "publish", fail_once)
         session.commit()
     assert bodies_in(folder) == (["patch-0-3.tmp"] if is_kept else [])
     assert store.tus.recover(file_id, None).offset == (3 if is_kept else 0)
@@ -206,9 +200,9 @@ def fails(error: Exception) -> Any:
 @pytest.mark.parametrize(
     ("error", "passes"),
     [
-        (UploadError(499, "x", "x"), False),
-        (UploadError(500, "x", "x"), True),
-        (UploadError(507, "x", "x"), True),
+        (UploadError("content_not_allowed", "x"), False),
+        (UploadError("storage", "x"), True),
+        (UploadError("no_space", "x"), True),
         (OSError(), True),
     ],
 )
@@ -227,7 +221,7 @@ def test_the_rest_of_a_write_that_failed_is_no_part_of_the_chunk(
         monkeypatch.setattr(disk, "write_all", write_all)
         raise OSError(errno.ENOSPC, "full")
 
-    with refused(507, "no_space"), store.tus.append(file_id, None, 0, size=None) as session:
+    with refused(507, "no_space"), open_append(store, file_id, None, 0, size=None) as session:
         session.write(b"abc")
         monkeypatch.setattr(disk, "write_all", half)
         session.write(b"defghi")
@@ -236,13 +230,13 @@ def test_the_rest_of_a_write_that_failed_is_no_part_of_the_chunk(
 
 @pytest.mark.parametrize(
     ("error", "have"),
-    [(UploadError(400, "cut", "cut"), 3), (UploadError(413, "long", "long"), 0), (ConnectionError(), 3)],
+    [(UploadError("busy", "cut"), 3), (UploadError("too_large", "long"), 0), (ConnectionError(), 3)],
 )
 def test_what_was_received_before_an_error_counts_unless_it_is_too_long(
     store: DiskBackend, error: Exception, have: int
 ) -> None:
     file_id = begin(store)
-    with pytest.raises(type(error)), store.tus.append(file_id, None, 0, size=None) as session:
+    with pytest.raises(type(error)), open_append(store, file_id, None, 0, size=None) as session:
         session.write(b"abc")
         raise error
     assert store.tus.state(file_id, None).offset == have
@@ -254,33 +248,33 @@ def test_what_was_received_before_an_error_counts_unless_it_is_too_long(
 def test_a_session_of_a_removed_upload_hears_so(store: DiskBackend) -> None:
     for is_empty in (True, False):
         file_id = begin(store)
-        with refused(404, "no_such_task"), store.tus.append(file_id, None, 0, size=None) as session:
+        with refused(404, "no_such_task"), open_append(store, file_id, None, 0, size=None) as session:
             if not is_empty:
                 session.write(b"abc")
             store.delete(file_id, None)
             session.commit()
         file_id = begin(store)
-        with refused(404, "no_such_task"), store.tus.append(file_id, None, 0, size=None) as session:
+        with refused(404, "no_such_task"), open_append(store, file_id, None, 0, size=None) as session:
             store.delete(file_id, None)
-            session.check()
+            session.lock.check()
 
 
 def test_a_session_that_is_asked_to_end_is_superseded(store: DiskBackend) -> None:
     file_id = begin(store)
-    with pytest.raises(UnlockRequested), store.tus.append(file_id, None, 0, size=None) as session:
-        session.check()
+    with pytest.raises(UnlockRequested), open_append(store, file_id, None, 0, size=None) as session:
+        session.lock.check()
         with store.layout.lock_id(file_id) as task:
             task.request_unlock()
-        session.check()
+        session.lock.check()
 
 
 def test_a_pause_lets_the_body_under_way_count_and_lasts(store: DiskBackend) -> None:
     file_id = begin(store, 5)
     append(store, file_id, 0, b"a")
-    with store.tus.append(file_id, None, 1, size=2) as session:
+    with open_append(store, file_id, None, 1, size=2) as session:
         session.write(b"bc")
         store.pause(file_id, None)
-        assert session.commit().status == "paused"
+        session.commit()
     assert (state(store, file_id), sizes(store, file_id)) == ("paused", [1, 2])
     with refused(409, "task_paused"):
         append(store, file_id, 3, b"d")
@@ -289,14 +283,14 @@ def test_a_pause_lets_the_body_under_way_count_and_lasts(store: DiskBackend) -> 
 def test_nothing_is_added_to_an_upload_that_was_completed_meanwhile(store: DiskBackend) -> None:
     file_id = begin(store, 3)
     append(store, file_id, 0, b"abc")
-    with refused(409, "task_completed"), store.tus.append(file_id, None, 3, size=0) as session:
+    with refused(409, "task_completed"), open_append(store, file_id, None, 3, size=0) as session:
         assert store.tus.finish(file_id, None) is not None
         session.commit()
     with pytest.raises(AlreadyComplete) as raised:
         append(store, file_id, 3, b"")
-    assert (raised.value.offset, raised.value.status, raised.value.code) == (3, 409, "wrong_offset")
-    assert (raised.value.headers, raised.value.details) == ({"Upload-Offset": "3"}, {"offset": 3})
-    assert "goes on at 3" in raised.value.text
+    assert (raised.value.offset, http_error(raised.value).status, raised.value.code) == (3, 409, "wrong_offset")
+    assert (http_error(raised.value).headers, raised.value.details) == ({"Upload-Offset": "3"}, {"offset": 3})
+    assert "continues at 3" in raised.value.text
 
 
 @pytest.mark.parametrize(("index", "offset"), [(0, 0), (1, 1), (2, 4)])
@@ -306,7 +300,7 @@ def test_a_chunk_that_is_lost_or_comes_meanwhile_is_a_conflict(store: DiskBacken
     append(store, file_id, 0, b"a")
     append(store, file_id, 1, b"bc")
     folder = folder_of(store, file_id)
-    with pytest.raises(UploadError) as raised, store.tus.append(file_id, None, 3, size=1) as session:
+    with pytest.raises(UploadError) as raised, open_append(store, file_id, None, 3, size=1) as session:
         session.write(b"d")
         if index == 2:
             (folder / "2.chunk").hardlink_to(folder / "0.chunk")
@@ -315,21 +309,25 @@ def test_a_chunk_that_is_lost_or_comes_meanwhile_is_a_conflict(store: DiskBacken
             if index == 0:
                 (folder / "0.chunk").unlink()
         session.commit()
-    assert (raised.value.status, raised.value.code, raised.value.details) == (409, "wrong_offset", {"offset": offset})
-    assert raised.value.headers == {"Upload-Offset": str(offset)}
+    assert (http_error(raised.value).status, raised.value.code, raised.value.details) == (
+        409,
+        "wrong_offset",
+        {"offset": offset},
+    )
+    assert http_error(raised.value).headers == {"Upload-Offset": str(offset)}
     assert store.tus.recover(file_id, None).offset == offset
 
 
 def test_the_first_chunk_needs_none_before_it(store: DiskBackend) -> None:
     file_id = begin(store)
     folder = folder_of(store, file_id)
-    with refused(409, "wrong_offset") as refusal, store.tus.append(file_id, None, 0, size=1) as session:
+    with refused(409, "wrong_offset") as refusal, open_append(store, file_id, None, 0, size=1) as session:
         session.write(b"d")
         other = begin(store, name="other")
         append(store, other, 0, b"xyz")
         (folder / "0.chunk").hardlink_to(folder_of(store, other) / "0.chunk")
         session.commit()
-    assert refusal.extra == {"offset": 3}
+    assert refusal.details == {"offset": 3}
 
 
 # --- what is refused ---
@@ -351,7 +349,7 @@ def test_a_body_with_more_than_there_is_room_for_says_how_much_there_is(
 ) -> None:
     file_id = begin(store, 5)
     append(store, file_id, 0, b"abc")
-    with refused(413, "too_large") as refusal, store.tus.append(file_id, None, 3, size=size) as session:
+    with refused(413, "too_large") as refusal, open_append(store, file_id, None, 3, size=size) as session:
         session.write(data)
     assert refusal.text == "the upload may have 5 bytes: no more than 2 can follow the first 3"
     assert append(store, file_id, 3, b"de").is_complete
@@ -446,17 +444,17 @@ def calls_of(monkeypatch: pytest.MonkeyPatch, kind: type, name: str) -> list[str
 
 def test_who_does_not_end_when_asked_keeps_the_upload(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other request waits, asks once, and does not spin."""
-    monkeypatch.setattr(tus_uploads, "PATIENCE_S", 0.3)
-    tries = calls_of(monkeypatch, TaskFolder, "hold_end")
-    asked = calls_of(monkeypatch, TaskFolder, "ask_for_end")
+    monkeypatch.setattr(append_lock, "LOCK_TIMEOUT_S", 0.3)
+    tries = calls_of(monkeypatch, TaskFolder, "try_lock_append")
+    asked = calls_of(monkeypatch, TaskFolder, "request_unlock")
     file_id = begin(store)
-    with pytest.raises(UnlockRequested), store.tus.append(file_id, None, 0, size=None) as session:
+    with pytest.raises(UnlockRequested), open_append(store, file_id, None, 0, size=None) as session:
         session.write(b"abc")
         tries.clear()
         with pytest.raises(UploadError) as raised:
             append(store, file_id, 3, b"d")
-        assert (raised.value.status, raised.value.code) == (423, "locked")
-        assert raised.value.headers == {"Retry-After": "1"}
+        assert (http_error(raised.value).status, raised.value.code) == (423, "locked")
+        assert http_error(raised.value).headers == {"Retry-After": "1"}
         assert 2 <= len(tries) <= 40 and len(asked) == 1
         assert store.tus.recover(file_id, None).offset == 3, "what is being received is no killed writer's"
         session.write(b"d")
@@ -470,11 +468,11 @@ def test_who_ends_when_asked_lets_the_other_on(store: DiskBackend) -> None:
 
     def hold() -> None:
         try:
-            with store.tus.append(file_id, None, 0, size=None) as session:
+            with open_append(store, file_id, None, 0, size=None) as session:
                 session.write(b"abc")
                 ready.set()
                 while True:
-                    session.check()
+                    session.lock.check()
         except UnlockRequested as error:
             ended.append(error)
 

@@ -11,10 +11,29 @@ import pytest
 
 from dlpool.storage import states
 from dlpool.storage.content_types import detect_types
-from dlpool.storage.disk import DiskBackend
+from dlpool.storage.disk.backend import DiskBackend
 from dlpool.storage.disk.chunk_file import TRAILER_SIZE
+from dlpool.web.errors import HttpError
+from dlpool.web.upload_json import chunk_result_json, merge_result_json
+from dlpool.web.uploads import apply_batch
 from tests.disks import needs_root, tmpfs
-from tests.uploads import ID, leftovers, md5, merge, refused, send, send_all, state, store_in, uploaded
+from tests.uploads import (
+    ID,
+    check_chunk,
+    commit_chunk,
+    detail_of,
+    leftovers,
+    list_of,
+    md5,
+    merge,
+    refused,
+    send,
+    send_all,
+    state,
+    status_of,
+    store_in,
+    uploaded,
+)
 
 MIB = 1024 * 1024
 DATA = [b"the first chunk", b"the second", b"the third one"]
@@ -33,7 +52,7 @@ def chunk_file(store: DiskBackend, index: int) -> Path:
 def test_chunks_in_any_order_become_the_file(store: DiskBackend) -> None:
     for index in (2, 0, 1):
         stored = send(store, index, DATA[index], md5=md5(DATA[index]).upper(), total_chunks=3, relative_path="a/b")
-        assert stored.as_json() == {
+        assert chunk_result_json(stored) == {
             "status": "ok",
             "chunk_index": index,
             "md5_checked": True,
@@ -42,7 +61,7 @@ def test_chunks_in_any_order_become_the_file(store: DiskBackend) -> None:
         }
     result = merge(store, 3, expected_md5=md5(b"".join(DATA)))
     assert Path(result.path).read_bytes() == b"".join(DATA)
-    assert result.as_json() == {
+    assert merge_result_json(result) == {
         "status": "ok",
         "filePath": f"{store.settings.merged_dir}/a/b/file.bin",
         "md5": md5(b"".join(DATA)),
@@ -59,16 +78,16 @@ def on_disk(path: Path) -> int:
 
 
 def test_who_announces_much_and_sends_little_takes_little_of_the_disk(store: DiskBackend) -> None:
-    with store.stage_chunk() as reception:
+    with store.chunks.stage() as reception:
         reception.reserve(90 * MIB)
         for size in [1, *8 * [MIB]]:
             reception.write(bytes(size))
             assert on_disk(reception.path) <= MIB + 2 * reception.size
         assert on_disk(reception.path) >= 16 * MIB
         assert reception.path.stat().st_size == 8 * MIB + 1
-        store.commit_chunk(reception, file_id=ID, index=0, owner=None)
+        commit_chunk(store, reception, file_id=ID, index=0, owner=None)
     assert on_disk(chunk_file(store, 0)) < 9 * MIB
-    assert store.status(ID, None)["uploaded_chunks"] == [0]
+    assert status_of(store, ID, None)["uploaded_chunks"] == [0]
     assert leftovers(store) == []
 
 
@@ -76,11 +95,11 @@ def test_who_announces_much_and_sends_little_takes_little_of_the_disk(store: Dis
 @pytest.mark.parametrize("more", [-1, 0, 700])
 def test_what_is_expected_changes_nothing_of_what_is_stored(store: DiskBackend, size: int, more: int) -> None:
     data = os.urandom(size)
-    with store.stage_chunk() as reception:
+    with store.chunks.stage() as reception:
         reception.reserve(size + more)
         for begin in range(0, size, 100_000):
             reception.write(data[begin : begin + 100_000])
-        store.commit_chunk(reception, file_id=ID, index=0, owner=None, md5=md5(data))
+        commit_chunk(store, reception, file_id=ID, index=0, owner=None, md5=md5(data))
     assert chunk_file(store, 0).stat().st_size == size + TRAILER_SIZE
     assert on_disk(chunk_file(store, 0)) <= size + TRAILER_SIZE + 8192
     assert Path(merge(store, 1).path).read_bytes() == data
@@ -90,7 +109,7 @@ def test_what_is_expected_changes_nothing_of_what_is_stored(store: DiskBackend, 
 def test_a_disk_on_which_nothing_can_be_reserved_is_full(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "small", "7M") as folder:
         store = store_in(folder, disk_refuse=1.0)
-        with store.stage_chunk() as reception:
+        with store.chunks.stage() as reception:
             reception.reserve(30 * MIB)
             with refused(507, "no_space"):
                 for _ in range(6):  # which would fit
@@ -99,7 +118,7 @@ def test_a_disk_on_which_nothing_can_be_reserved_is_full(tmp_path: Path) -> None
 
 
 def test_the_first_chunk_makes_the_task(store: DiskBackend) -> None:
-    assert store.status("new", None) == {
+    assert status_of(store, "new", None) == {
         "uploaded_chunks": [],
         "total_chunks": 0,
         "file_size": 0,
@@ -109,7 +128,7 @@ def test_the_first_chunk_makes_the_task(store: DiskBackend) -> None:
         "completion_rate": 0.0,
     }
     assert send(store, 1, DATA[1], total_chunks=4, file_size=100).md5_checked is False
-    status = store.status(ID, None)
+    status = status_of(store, ID, None)
     assert status["created_at"] <= status["updated_at"]
     del status["created_at"], status["updated_at"]
     assert status == {
@@ -124,12 +143,12 @@ def test_the_first_chunk_makes_the_task(store: DiskBackend) -> None:
 def test_what_the_lists_say(store: DiskBackend) -> None:
     send_all(store, DATA, file_id="b")
     send(store, 0, DATA[0], file_id="a")
-    listed = store.tasks(None)
+    listed = list_of(store, None)
     assert listed["total"] == 2
     assert [task["task_id"] for task in listed["tasks"]] == ["a", "b"]
     assert [task["uploaded_chunks"] for task in listed["tasks"]] == [1, 3]
     merge(store, 3, file_id="b")
-    task = store.task("b", None)
+    task = detail_of(store, "b", None)
     assert task["file_md5"] == md5(b"".join(DATA))
     assert [(chunk["index"], chunk["size"], chunk["md5"]) for chunk in task["chunks"]] == [
         (index, len(data), md5(data)) for index, data in enumerate(DATA)
@@ -137,7 +156,7 @@ def test_what_the_lists_say(store: DiskBackend) -> None:
     assert (task["status"], task["completion_rate"], task["filename"]) == ("completed", 100.0, "file.bin")
     assert not [value for value in (*task.values(), *task["chunks"][0].values()) if value is None]
     with refused(404, "no_such_task"):
-        store.task("c", None)
+        detail_of(store, "c", None)
 
 
 def test_a_chunk_with_a_wrong_md5_is_discarded_and_an_earlier_one_stays(store: DiskBackend) -> None:
@@ -145,8 +164,8 @@ def test_a_chunk_with_a_wrong_md5_is_discarded_and_an_earlier_one_stays(store: D
     for _ in range(2):
         with refused(400, "md5_mismatch") as refusal:
             send(store, 0, b"rubbish", md5=md5(DATA[0]))
-        assert refusal.extra == {"chunk_index": 0, "md5": md5(b"rubbish")}
-    [chunk] = store.task(ID, None)["chunks"]
+        assert refusal.details == {"chunk_index": 0, "md5": md5(b"rubbish")}
+    [chunk] = detail_of(store, ID, None)["chunks"]
     assert (chunk["md5"], chunk["retry_count"]) == (md5(DATA[0]), 2)
     assert leftovers(store) == []
     with refused(400, "md5_mismatch"):
@@ -157,14 +176,14 @@ def test_a_chunk_with_a_wrong_md5_is_discarded_and_an_earlier_one_stays(store: D
 def test_the_same_chunk_again_changes_nothing_but_its_count(store: DiskBackend) -> None:
     for _ in range(3):
         send(store, 0, DATA[0], total_chunks=1)
-    [chunk] = store.task(ID, None)["chunks"]
+    [chunk] = detail_of(store, ID, None)["chunks"]
     assert (chunk["size"], chunk["retry_count"]) == (len(DATA[0]), 2)
 
 
 def test_without_the_integrity_check_an_md5_is_only_recorded(tmp_path: Path) -> None:
     store = store_in(tmp_path, enable_integrity_check=False)
     assert send(store, 0, DATA[0], md5="0" * 32, total_chunks=1).md5_checked is False
-    assert store.task(ID, None)["chunks"][0]["md5"] == "0" * 32
+    assert detail_of(store, ID, None)["chunks"][0]["md5"] == "0" * 32
     assert merge(store, 1, expected_md5="1" * 32).md5 == md5(DATA[0])
 
 
@@ -191,11 +210,11 @@ def test_chunks_that_do_not_fit_are_refused_before_and_after_their_body(
 ) -> None:
     send(store, 0, DATA[0], total_chunks=3, file_size=38)
     with refused(status, code):
-        store.check_chunk(**{"file_id": ID, "owner": None, **fields})
+        check_chunk(store, **{"file_id": ID, "owner": None, **fields})
     with refused(status, code):
         send(store, fields.pop("index"), DATA[1], **fields)
-    assert store.task(ID, None)["chunks"][0]["md5"] == md5(DATA[0])
-    assert store.tasks(None)["total"] == 1
+    assert detail_of(store, ID, None)["chunks"][0]["md5"] == md5(DATA[0])
+    assert list_of(store, None)["total"] == 1
     assert leftovers(store) == []
 
 
@@ -204,12 +223,12 @@ def test_what_comes_late_may_not_contradict_what_is_there(store: DiskBackend) ->
     late: list[dict[str, Any]] = [{"total_chunks": 5}, {"file_size": 4}]
     for fields in late:
         with refused(409, "conflict"):
-            store.check_chunk(file_id=ID, index=0, owner=None, **fields)
+            check_chunk(store, file_id=ID, index=0, owner=None, **fields)
         with refused(409, "conflict"):
             send(store, 0, b"", **fields)
     send(store, 5, b"123")
     send(store, 0, b"4", total_chunks=6, file_size=4)
-    status = store.status(ID, None)
+    status = status_of(store, ID, None)
     assert (status["uploaded_chunks"], status["total_chunks"], status["file_size"]) == ([0, 5], 6, 4)
 
 
@@ -242,7 +261,7 @@ def test_all_chunks_go_to_one_folder_and_the_merge_decides(store: DiskBackend) -
     for path in ("a", "a/b/c"):
         with refused(409, "conflict") as refusal:
             send(store, 1, DATA[1], relative_path=path)
-        assert refusal.extra == {"relative_path": "a/b"}
+        assert refusal.details == {"relative_path": "a/b"}
     Path(store.settings.merged_dir, "other").mkdir(parents=True)
     Path(store.settings.merged_dir, "other/file.bin").touch()
     with refused(409, "file_exists"):
@@ -259,17 +278,17 @@ def test_an_id_is_never_a_path(store: DiskBackend, tmp_path: Path) -> None:
     ids = ["../../etc/passwd", "/etc/passwd", "a\\b", "..", ".", "a/b", "%2e%2e%2f", "über \N{SNOWMAN}", "A" * 1024]
     for file_id in ids:
         send(store, 0, file_id.encode(), file_id=file_id, total_chunks=1)
-    assert [task["task_id"] for task in store.tasks(None)["tasks"]] == sorted(ids)
+    assert [task["task_id"] for task in list_of(store, None)["tasks"]] == sorted(ids)
     assert {path.name for path in tmp_path.iterdir()} == {"upload"}
     assert all(len(path.name) == 64 for path in (tmp_path / "upload" / "tasks").iterdir())
 
 
 def test_too_large_chunks_are_refused_before_they_are_stored(tmp_path: Path) -> None:
     store = store_in(tmp_path, max_chunk_size=10)
-    with refused(413, "chunk_too_large") as refusal, store.stage_chunk() as reception:
+    with refused(413, "chunk_too_large") as refusal, store.chunks.stage() as reception:
         reception.write(b"x" * 10)
         reception.write(b"x")
-    assert refusal.extra == {"max_chunk_size": 10}
+    assert refusal.details == {"max_chunk_size": 10}
     assert leftovers(store) == []
 
 
@@ -285,14 +304,14 @@ def test_a_file_that_grows_too_large_is_refused(tmp_path: Path) -> None:
 
 def test_paused_completed_and_merging_tasks_take_no_chunks(store: DiskBackend) -> None:
     send_all(store, DATA)
-    assert store.pause(ID, None)["status"] == "paused"
+    assert store.pause(ID, None).summary.status == "paused"
     with refused(409, "task_paused"):
         send(store, 0, DATA[0])
     with refused(409, "task_paused"):
         merge(store, 3)
     with refused(409, "task_paused"):
         store.pause(ID, None)
-    assert store.resume(ID, None)["status"] == "uploading"
+    assert store.resume(ID, None).summary.status == "uploading"
     with refused(409, "task_uploading"):
         store.resume(ID, None)
     merge(store, 3)
@@ -304,11 +323,11 @@ def test_paused_completed_and_merging_tasks_take_no_chunks(store: DiskBackend) -
 
 def test_a_chunk_whose_task_is_paused_while_it_comes_is_refused(store: DiskBackend) -> None:
     send(store, 0, DATA[0], total_chunks=2)
-    with store.stage_chunk() as reception:
+    with store.chunks.stage() as reception:
         reception.write(DATA[1])
         store.pause(ID, None)
         with refused(409, "task_paused"):
-            store.commit_chunk(reception, file_id=ID, index=1, owner=None)
+            commit_chunk(store, reception, file_id=ID, index=1, owner=None)
     assert (uploaded(store), leftovers(store)) == ([0], [])
 
 
@@ -316,16 +335,16 @@ def test_a_task_without_an_owner_is_no_tokens(store: DiskBackend) -> None:
     send(store, 0, DATA[0], owner=None, total_chunks=1)
     with refused(404, "no_such_task"):
         store.delete(ID, "ann")
-    assert store.tasks("ann")["total"] == 0
+    assert list_of(store, "ann")["total"] == 0
     assert store.cleanup("ann", status=("uploading",), older_than_days=0) == 0
-    assert store.tasks(None)["total"] == 1
+    assert list_of(store, None)["total"] == 1
 
 
 def test_a_second_merge_is_the_same_merge_or_refused(store: DiskBackend) -> None:
     send(store, 0, DATA[0])
     first = merge(store, 1)
     assert merge(store, 1, expected_md5=first.md5.upper()) == first
-    assert store.task(ID, None)["file_size"] == len(DATA[0])
+    assert detail_of(store, ID, None)["file_size"] == len(DATA[0])
     with refused(409, "task_completed"):
         merge(store, 2)
     with refused(400, "file_md5_mismatch"):
@@ -335,17 +354,17 @@ def test_a_second_merge_is_the_same_merge_or_refused(store: DiskBackend) -> None
 def test_tasks_have_an_owner(store: DiskBackend) -> None:
     send(store, 0, DATA[0], owner="ann", total_chunks=1)
     for forbidden in (
-        lambda: store.task(ID, "bob"),
+        lambda: detail_of(store, ID, "bob"),
         lambda: store.pause(ID, "bob"),
         lambda: store.delete(ID, "bob"),
         lambda: merge(store, 1, owner="bob"),
     ):
         with refused(404, "no_such_task"):
             forbidden()
-    assert store.status(ID, "bob") == store.status("unknown", "bob")
-    assert store.tasks("bob") == {"tasks": [], "total": 0}
+    assert status_of(store, ID, "bob") == status_of(store, "unknown", "bob")
+    assert list_of(store, "bob") == {"tasks": [], "total": 0}
     assert store.cleanup("bob", states.STATES, 0) == 0
-    assert store.tasks("ann")["total"] == store.tasks(None)["total"] == 1
+    assert list_of(store, "ann")["total"] == list_of(store, None)["total"] == 1
     assert merge(store, 1, owner="ann").size == len(DATA[0])
 
 
@@ -365,7 +384,7 @@ def test_chunk_files_that_were_touched_behind_our_back_are_noticed(store: DiskBa
     assert uploaded(store) == [0, 2]
     with refused(400, "chunks_missing") as refusal:
         merge(store, 3)
-    assert refusal.extra == {"uploaded": 2, "total_required": 3, "uploaded_chunks": [0, 2]}
+    assert refusal.details == {"uploaded": 2, "total_required": 3, "uploaded_chunks": [0, 2]}
     assert state(store) == "uploading"
     if damage == "a folder":
         path.rmdir()
@@ -380,8 +399,8 @@ def test_chunks_whose_bytes_were_changed_are_found_by_the_merge(store: DiskBacke
     path.write_bytes(b"THE" + path.read_bytes()[3:])
     with refused(400, "chunks_missing") as refusal:
         merge(store, 3, expected_md5=expected)
-    assert refusal.extra["uploaded_chunks"] == [0, 1]
-    assert (state(store), leftovers(store), store.task(ID, None)["retry_count"]) == ("failed", [], 1)
+    assert refusal.details["uploaded_chunks"] == [0, 1]
+    assert (state(store), leftovers(store), detail_of(store, ID, None)["retry_count"]) == ("failed", [], 1)
     send(store, 2, DATA[2])
     assert state(store) == "uploading"
     assert merge(store, 3, expected_md5=expected).md5 == md5(b"".join(DATA))
@@ -403,7 +422,7 @@ def test_what_is_no_task_is_replaced_and_not_listed(store: DiskBackend) -> None:
     [identity] = Path(store.settings.upload_dir).rglob("identity.json")
     for text in ("", "[]", '{"file_id": 5}', '{"file_id": "x"}'):
         identity.write_text(text)
-        assert store.tasks(None)["total"] == 0
+        assert list_of(store, None)["total"] == 0
     send(store, 1, DATA[1])
     assert uploaded(store) == [1]
 
@@ -462,11 +481,12 @@ def test_states_follow_the_table() -> None:
 def test_batches_have_a_result_an_id(store: DiskBackend) -> None:
     for file_id in ("b", "a"):
         send(store, 0, DATA[0], file_id=file_id)
-    results = store.batch("pause", ["b", "a", "none", "a"], None)
+    results = apply_batch(store, "pause", ["b", "a", "none", "a"], None)
     assert [(one["id"], one["status"]) for one in results] == [("a", "ok"), ("b", "ok"), ("none", "error")]
     assert results[2]["code"] == "no_such_task"
-    assert {one["status"] for one in store.batch("delete", ["a", "b"], None)} == {"ok"}
-    assert store.tasks(None) == {"tasks": [], "total": 0}
+    assert {one["status"] for one in apply_batch(store, "delete", ["a", "b"], None)} == {"ok"}
+    assert list_of(store, None) == {"tasks": [], "total": 0}
     assert leftovers(store) == []
-    with refused(400, "bad_action"):
-        store.batch("explode", [], None)
+    with pytest.raises(HttpError) as raised:
+        apply_batch(store, "explode", [], None)
+    assert (raised.value.status, raised.value.code) == (400, "bad_action")

@@ -18,6 +18,7 @@ from dlpool.storage.disk.merge_output import open_merge_output
 from dlpool.storage.disk.os_errors import upload_error_of as translated
 from dlpool.storage.disk.task_record import PendingPublish
 from dlpool.web import monitoring
+from dlpool.web.errors import http_error
 from tests.disks import exfat, needs_root, ramfs
 from tests.uploads import ID, files_below, leftovers, md5, merge, refused, send, send_all, state, store_in
 from tests.web import WebServer
@@ -95,7 +96,7 @@ def test_a_file_system_that_does_not_answer_is_no_limit(tmp_path: Path, monkeypa
     assert capacity.capacity_of(str(tmp_path)) is None
     capacity.check_capacity_for_task(store.settings, 2**60)
     capacity.check_capacity_for_merge(store.settings, 2**60)
-    assert monitoring.disk_check(store.settings, [str(tmp_path)])["status"] == "healthy"
+    assert monitoring.disk_check(store.volumes(), store.settings)["status"] == "healthy"
 
 
 def test_a_published_file_is_known_by_its_content_where_numbers_change(tmp_path: Path) -> None:
@@ -153,14 +154,14 @@ def test_a_merge_that_was_published_and_not_recorded_is_completed_by_the_next_re
 )
 def test_the_answer_to_each_error_of_the_disk(number: int, status: int, code: str) -> None:
     refusal = translated("store it", OSError(number, os.strerror(number)))
-    assert (refusal.status, refusal.code) == (status, code)
+    assert (http_error(refusal).status, refusal.code) == (status, code)
     assert refusal.text.startswith("cannot store it: ")
     assert len(refusal.text) > len("cannot store it: ")
-    assert ("Retry-After" in refusal.headers) == (status == 503)
+    assert ("Retry-After" in http_error(refusal).headers) == (status == 503)
 
 
 def test_every_known_error_of_the_disk_has_an_answer() -> None:
-    statuses = {translated("x", OSError(number, "")).status for number in disk.FAULTS}
+    statuses = {http_error(translated("x", OSError(number, ""))).status for number in disk.FAULTS}
     assert statuses == {400, 413, 503, 507}
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from dlpool import disk
-from dlpool.storage.disk import FINAL, PARTIAL, DiskBackend, TusUploadRequest
+from dlpool.storage.disk.backend import DiskBackend
 from dlpool.storage.disk.durability import NO_SYNC, Durability
+from dlpool.storage.upload_requests import FINAL, PARTIAL, TusUploadRequest
 from tests.test_store_appending import append, begin, folder_of
-from tests.uploads import ID, merge, refused, send, store_in
+from tests.uploads import ID, list_of, merge, open_append, refused, send, store_in
 
 RANDOM = re.compile("[0-9a-f]{32,64}")
 
@@ -90,7 +91,7 @@ def test_the_pieces_of_an_upload_are_durable(store: DiskBackend, synced: list[st
 def test_a_body_with_a_checksum_is_durable(store: DiskBackend, synced: list[str]) -> None:
     file_id = begin(store)
     taken(synced)
-    with store.tus.append(file_id, None, 0, size=3, is_checked=True) as session:
+    with open_append(store, file_id, None, 0, size=3, has_checksum=True) as session:
         session.write(b"one")
         assert (folder_of(store, file_id) / "patch.tmp").exists()
         session.commit()
@@ -116,7 +117,7 @@ def test_a_published_file_that_a_killed_process_left_is_durable_before_its_chunk
     send(store, 0, b"one", total_chunks=1)
     folder = folder_of(store, ID)
     with monkeypatch.context() as patch:
-        patch.setattr("dlpool.storage.disk.merger._Merge._published", lambda *_arguments: killed())
+        patch.setattr("dlpool.storage.disk.merger._MergeRun._complete", lambda *_arguments: killed())
         with pytest.raises(KeyboardInterrupt):
             merge(store, 1)
     taken(synced)
@@ -134,7 +135,7 @@ def test_what_removes_or_only_counts_is_not_synced(store: DiskBackend, synced: l
     taken(synced)
     store.delete(ID, None)
     store.sweep()
-    store.tasks(None)
+    list_of(store, None)
     assert taken(synced) == []
 
 
@@ -155,7 +156,7 @@ def test_without_atomic_operations_nothing_is_synced(tmp_path: Path, synced: lis
     store.concatenator.concatenate(TusUploadRequest(None, None, "whole", concat=f"{FINAL};"), parts)
     store.sweep()
     assert taken(synced) == []
-    assert not store.layout.sync and not NO_SYNC and Durability(True)
+    assert not store.layout.durability and not NO_SYNC and Durability(True)
 
 
 @pytest.mark.parametrize("is_wanted", [True, False])
@@ -210,13 +211,13 @@ def no_umask() -> Iterator[None]:
 def test_the_umask_alone_decides_who_may_read(tmp_path: Path, no_umask: None) -> None:
     store = store_in(tmp_path)
     file_id = begin(store)
-    with store.stage_chunk() as reception:
+    with store.chunks.stage() as reception:
         reception.write(b"abc")
-        with store.tus.append(file_id, None, 0, size=None) as session:
+        with open_append(store, file_id, None, 0, size=None) as session:
             session.write(b"abc")
             send(store, 0, b"one", total_chunks=1)
             assert_modes(tmp_path, 10)
-        with pytest.raises(ZeroDivisionError), store.tus.append(file_id, None, 0, size=1, is_checked=True):
+        with pytest.raises(ZeroDivisionError), open_append(store, file_id, None, 0, size=1, has_checksum=True):
             assert_modes(tmp_path, 10)
             raise ZeroDivisionError
     merge(store, 1, relative_path="a/b")

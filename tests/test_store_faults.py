@@ -10,11 +10,27 @@ import pytest
 
 from dlpool.disk import identity_of
 from dlpool.storage import states
-from dlpool.storage.disk import DiskBackend, capacity
+from dlpool.storage.disk import capacity
+from dlpool.storage.disk.backend import DiskBackend
 from dlpool.storage.disk.merge_output import open_merge_output
-from dlpool.storage.names import open_below
+from dlpool.storage.disk.safe_open import open_below
+from dlpool.storage.values import UNHEALTHY, health_of
 from tests.disks import needs_root, remount, tmpfs
-from tests.uploads import ID, files_below, leftovers, md5, merge, refused, send, send_all, state, store_in, uploaded
+from tests.uploads import (
+    ID,
+    check_chunk,
+    files_below,
+    leftovers,
+    list_of,
+    md5,
+    merge,
+    refused,
+    send,
+    send_all,
+    state,
+    store_in,
+    uploaded,
+)
 
 MIB = 1024 * 1024
 DATA = [b"one" * 100, b"two" * 100]
@@ -88,7 +104,7 @@ def test_a_read_only_disk_can_still_be_asked(tmp_path: Path) -> None:
             store.delete(ID, None)
         assert uploaded(store) == [0, 1]
         assert state(store, "unknown") == "not_found"
-        assert store.tasks(None)["total"] == 1
+        assert list_of(store, None)["total"] == 1
         remount(folder, "rw")
         assert merge(store, 2).size == 600
 
@@ -99,13 +115,13 @@ def test_no_new_task_begins_on_a_disk_above_the_threshold(tmp_path: Path) -> Non
         store = store_in(folder, disk_warn=0.3, disk_refuse=0.5)
         send(store, 0, b"a" * 3 * MIB, total_chunks=2)
         (folder / "ballast").write_bytes(bytes(2 * MIB))
-        assert capacity.health_of(capacity.capacity_of(str(folder)), store.settings) == capacity.UNHEALTHY
+        assert health_of(capacity.capacity_of(str(folder)), store.settings) == UNHEALTHY
         with refused(507, "disk_full"):
-            store.check_chunk(file_id="new", index=0, owner=None)
+            check_chunk(store, file_id="new", index=0, owner=None)
         with refused(507, "disk_full"):
             send(store, 0, b"a", file_id="new")
         assert send(store, 1, b"a").size == 1  # what has begun goes on
-        assert store.tasks(None)["total"] == 1
+        assert list_of(store, None)["total"] == 1
 
 
 @needs_root
@@ -114,7 +130,7 @@ def test_the_levels_of_a_disk(tmp_path: Path) -> None:
         settings = store_in(folder, disk_warn=0.3, disk_refuse=0.6).settings
         levels = []
         for _ in range(3):
-            levels.append(capacity.health_of(capacity.capacity_of(str(folder / "not" / "yet")), settings))
+            levels.append(health_of(capacity.capacity_of(str(folder / "not" / "yet")), settings))
             (folder / f"{len(levels)}").write_bytes(bytes(5 * MIB // 2))
         assert levels == ["healthy", "warning", "unhealthy"]
 
@@ -122,7 +138,7 @@ def test_the_levels_of_a_disk(tmp_path: Path) -> None:
 def test_a_file_that_cannot_fit_is_refused_before_its_first_chunk(tmp_path: Path) -> None:
     store = store_in(tmp_path, max_file_size=2**62)
     with refused(507, "no_space"):
-        store.check_chunk(file_id=ID, index=0, owner=None, file_size=2**61)
+        check_chunk(store, file_id=ID, index=0, owner=None, file_size=2**61)
 
 
 def test_folders_that_vanish_are_made_again(store: DiskBackend) -> None:
@@ -130,7 +146,7 @@ def test_folders_that_vanish_are_made_again(store: DiskBackend) -> None:
     for path in sorted(Path(store.settings.upload_dir).rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     Path(store.settings.upload_dir).rmdir()
-    assert (state(store), store.tasks(None)["total"], store.sweep().removed) == ("not_found", 0, 0)
+    assert (state(store), list_of(store, None)["total"], store.sweep().removed) == ("not_found", 0, 0)
     send_all(store, DATA)
     assert merge(store, 2).size == 600
 
@@ -171,9 +187,9 @@ def test_harmless_names_stay_as_they_are(store: DiskBackend, name: str, tmp_path
     send(store, 0, b"x", total_chunks=1, relative_path=f"{name}/{name}/")
     assert merge(store, 1, name).size == 1
     assert files_below(tmp_path / "merged") == [f"{name}/{name}/{name}"]
-    descriptor = store.open_merged(f"{name}/{name}/{name}", None)
-    assert os.read(descriptor, 10) == b"x"
-    os.close(descriptor)
+    file = store.open_merged(f"{name}/{name}/{name}", None)
+    assert file.read_range(0, 1, lambda: None).read() == b"x"
+    file.close()
 
 
 def test_a_planted_link_leads_nowhere(store: DiskBackend, tmp_path: Path) -> None:
@@ -266,14 +282,14 @@ def test_a_whole_file_with_another_md5_is_not_published(store: DiskBackend, tmp_
     send_all(store, DATA)
     with refused(400, "file_md5_mismatch") as refusal:
         merge(store, 2, expected_md5="0" * 32)
-    assert refusal.extra == {"md5": md5(b"".join(DATA))}
+    assert refusal.details == {"md5": md5(b"".join(DATA))}
     assert (files_below(tmp_path / "merged"), uploaded(store), state(store)) == ([], [0, 1], "failed")
     assert merge(store, 2, expected_md5=md5(b"".join(DATA)).upper()).size == 600
 
 
 def test_an_empty_file(store: DiskBackend) -> None:
     send(store, 0, b"", total_chunks=1, file_size=0, md5=md5(b""))
-    assert merge(store, 1).as_json()["md5"] == md5(b"")
+    assert merge(store, 1).md5 == md5(b"")
 
 
 @needs_root
@@ -310,7 +326,11 @@ def test_cleanup_takes_old_tasks_in_these_states_only(store: DiskBackend, tmp_pa
     for file_id in ("old paused", "old uploading", "old completed"):
         age(store, 8, file_id)
     assert store.cleanup(None) == 1
-    assert [task["task_id"] for task in store.tasks(None)["tasks"]] == ["new paused", "old completed", "old uploading"]
+    assert [task["task_id"] for task in list_of(store, None)["tasks"]] == [
+        "new paused",
+        "old completed",
+        "old uploading",
+    ]
     assert store.cleanup(None, ("completed", "uploading"), 9) == 0
     assert store.cleanup(None, ("completed", "uploading"), 8) == 2
     assert files_below(tmp_path / "merged") == ["file.bin"]
@@ -327,4 +347,4 @@ def test_expired_tasks_go_with_a_sweep(tmp_path: Path) -> None:
     age(store, 4, "failed")
     assert store.sweep().removed == 1
     assert state(store, "failed") == "not_found"
-    assert store.tasks(None)["total"] == 5
+    assert list_of(store, None)["total"] == 5

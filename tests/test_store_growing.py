@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from dlpool.storage.disk import FINAL, PARTIAL, AppendSession, DiskBackend, TusUploadRequest, UnlockRequested
-from dlpool.storage.disk.append_session import append_files
-from dlpool.storage.errors import UploadError
+from dlpool.storage.disk.append_session import DiskAppendSession, append_files
+from dlpool.storage.disk.backend import DiskBackend
+from dlpool.storage.errors import UnlockRequested, UploadError
+from dlpool.storage.upload_requests import FINAL, PARTIAL, TusUploadRequest
 from tests.disks import needs_root, tmpfs
-from tests.uploads import files_below, refused, state, store_in
+from tests.uploads import detail_of, files_below, list_of, open_append, refused, state, store_in
 
 MIB = 1024 * 1024
 
@@ -27,7 +28,7 @@ def begin(store: DiskBackend, length: int | None, name: str = "", concat: str = 
 
 
 def append(store: DiskBackend, file_id: str, offset: int, data: bytes) -> None:
-    with store.tus.append(file_id, None, offset, size=len(data)) as appending:
+    with open_append(store, file_id, None, offset, size=len(data)) as appending:
         appending.write(data)
         appending.commit()
 
@@ -52,7 +53,7 @@ def test_a_merge_that_failed_is_not_tried_again_by_sweeps(store: DiskBackend, tm
     for _ in range(2):
         os.utime(folder_of(store, file_id), (0, 0))
         store.sweep()
-    task = store.task(file_id, None)
+    task = detail_of(store, file_id, None)
     assert (task["status"], task["retry_count"]) == ("failed", 1)
 
 
@@ -64,7 +65,7 @@ def test_what_was_received_outlives_a_disk_that_is_full(is_ended: bool, tmp_path
         store = store_in(disk, disk_refuse=1)
         file_id = begin(store, None)
         if is_ended:
-            with pytest.raises(ConnectionError), store.tus.append(file_id, None, 0, size=None) as appending:
+            with pytest.raises(ConnectionError), open_append(store, file_id, None, 0, size=None) as appending:
                 appending.write(b"x" * MIB)
                 fill(disk)
                 raise ConnectionError
@@ -103,12 +104,12 @@ def test_uploads_are_joined_where_there_is_room_for_the_file_alone(tmp_path: Pat
         filler.write_bytes(bytes(6 * MIB))
         with refused(507, "no_space"):
             store.concatenator.concatenate(TusUploadRequest(None, None, "whole", concat=f"{FINAL};"), parts)
-        assert store.tasks(None)["total"] == 2
+        assert list_of(store, None)["total"] == 2
         filler.write_bytes(bytes(3 * MIB))
         store.concatenator.concatenate(TusUploadRequest(None, None, "whole", concat=f"{FINAL};"), parts)
         assert (disk / "merged" / "whole").stat().st_size == 4 * MIB
         assert files_below(disk / "merged") == ["whole"]
-        assert store.tasks(None)["total"] == 1
+        assert list_of(store, None)["total"] == 1
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -170,13 +171,15 @@ def test_a_refused_body_leaves_neither_a_file_nor_a_descriptor(
     store = store_in(tmp_path)
     file_id = store.tus.create(TusUploadRequest(None, 100, "file.bin"))
     if sent:
-        with store.tus.append(file_id, None, 0, size=sent) as appending:
+        with open_append(store, file_id, None, 0, size=sent) as appending:
             appending.write(b"x" * sent)
             appending.commit()
     size = 101 if how == "too-long" else 20
     with (
         pytest.raises((UploadError, UnlockRequested, ZeroDivisionError)),
-        store.tus.append(file_id, None, sent + (how == "wrong-offset"), size=size, is_checked=is_checked) as appending,
+        open_append(
+            store, file_id, None, sent + (how == "wrong-offset"), size=size, has_checksum=is_checked
+        ) as appending,
     ):
         refuse(store, appending, how, file_id)
     assert open_below(tmp_path) == []
@@ -187,13 +190,13 @@ def test_a_refused_body_leaves_neither_a_file_nor_a_descriptor(
     assert [name for name in names if "patch" in name and not name.endswith("patch.lock")] == []
     offset = store.tus.recover(file_id, None).offset
     assert offset == sent + (7 if how in ("broken", "superseded") and not is_checked else 0)
-    with store.tus.append(file_id, None, offset, size=100 - offset) as appending:
+    with open_append(store, file_id, None, offset, size=100 - offset) as appending:
         appending.write(b"y" * (100 - offset))
         appending.commit()
     assert open_below(tmp_path) == []
 
 
-def refuse(store: DiskBackend, appending: AppendSession, how: str, file_id: str) -> None:
+def refuse(store: DiskBackend, appending: DiskAppendSession, how: str, file_id: str) -> None:
     """Send seven bytes, then something goes wrong."""
     appending.write(b"1234567")
     if how == "longer-than-said":
@@ -221,11 +224,11 @@ def test_an_upload_of_exactly_the_largest_size_is_taken_and_one_byte_more_is_not
         return
     file_id = store.tus.create(TusUploadRequest(None, 600 if is_said else None, "file.bin"))
     if more:
-        with refused(413, "too_large"), store.tus.append(file_id, None, 0, size=None) as appending:
+        with refused(413, "too_large"), open_append(store, file_id, None, 0, size=None) as appending:
             appending.write(b"a" * 601)
-        with refused(413, "too_large"), store.tus.append(file_id, None, 0, size=601):
+        with refused(413, "too_large"), open_append(store, file_id, None, 0, size=601):
             pass
-    with store.tus.append(file_id, None, 0, size=600, length=600) as appending:
+    with open_append(store, file_id, None, 0, size=600, length=600) as appending:
         appending.write(b"a" * 600)
         appending.commit()
     result = store.tus.finish(file_id, None)

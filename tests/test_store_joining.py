@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from dlpool.storage.disk import DiskBackend
 from dlpool.storage.disk.assembly import ChunkAssembly
-from dlpool.storage.disk.chunk_file import StoredChunk
+from dlpool.storage.disk.backend import DiskBackend
 from dlpool.storage.errors import UploadError
+from dlpool.storage.values import StoredChunk
 from tests.test_store_merging import DATA, WHOLE, fails
 from tests.uploads import md5, merge, refused, send_all, store_in, uploaded
 
@@ -57,7 +57,7 @@ def test_a_chunk_that_is_cut_while_it_is_read_is_missing(
     monkeypatch.setattr(os, name, lambda *_arguments: 0)
     with refused(400, "chunks_missing") as refusal:
         merge(store, 3)
-    assert len(refusal.extra["uploaded_chunks"]) < 3
+    assert len(refusal.details["uploaded_chunks"]) < 3
 
 
 @pytest.mark.parametrize("is_checked", [True, False])
@@ -68,13 +68,13 @@ def test_each_chunk_is_compared_with_its_own_md5_only_where_nothing_else_proves_
     store = store_in(tmp_path, enable_integrity_check=is_checked)
     send_all(store, DATA)
     compared: list[int] = []
-    is_right = ChunkAssembly._is_right
+    is_right = ChunkAssembly._is_correct
 
     def note(joint: ChunkAssembly, chunk: StoredChunk) -> bool:
         compared.append(chunk.index)
         return is_right(joint, chunk)
 
-    monkeypatch.setattr(ChunkAssembly, "_is_right", note)
+    monkeypatch.setattr(ChunkAssembly, "_is_correct", note)
     try:
         merge(store, 3, expected_md5=expected)
     except UploadError:

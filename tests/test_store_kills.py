@@ -12,7 +12,7 @@ import pytest
 
 from tests.processes import ROOT
 from tests.upload_kills import SCENARIOS
-from tests.uploads import ID, leftovers, send, store_in, uploaded
+from tests.uploads import ID, commit_chunk, leftovers, send, store_in, uploaded
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 LEAST, LEAST_DISKS = 30, 2  # with fewer, the killing itself is broken
@@ -20,8 +20,8 @@ RECEIVE = """
 import sys
 from pathlib import Path
 from tests.uploads import store_in
-reception = store_in(Path(sys.argv[1])).begin()
-reception.write(b"half a chunk")
+staged = store_in(Path(sys.argv[1])).chunks.stage()
+staged.write(b"half a chunk")
 print(flush=True)
 sys.stdin.read()
 """
@@ -41,12 +41,12 @@ def test_a_sweep_takes_what_a_killed_writer_left_and_nothing_of_a_living_one(tmp
     command = [sys.executable, "-c", RECEIVE, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT) as writer:
         assert writer.stdout is not None and writer.stdout.readline() == b"\n"
-        with store.stage_chunk() as reception:
-            reception.write(b"mine")
+        with store.chunks.stage() as staged:
+            staged.write(b"mine")
             assert (store.sweep().removed, len(leftovers(store))) == (0, 2)
             writer.send_signal(signal.SIGKILL)
             writer.wait(20)
             assert (store.sweep().removed, len(leftovers(store))) == (1, 1)
-            store.commit_chunk(reception, file_id=ID, index=0, owner=None)
+            commit_chunk(store, staged, file_id=ID, index=0, owner=None)
     assert (uploaded(store), leftovers(store)) == ([0], [])
     send(store, 1, b"more")

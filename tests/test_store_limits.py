@@ -15,20 +15,15 @@ import pytest
 from dlpool.storage import states
 from dlpool.storage.content_types import check_content, check_extension, detect_types
 from dlpool.storage.disk import capacity
-from dlpool.storage.disk.capacity import (
-    VolumeCapacity,
-    capacity_of,
-    check_capacity_for_merge,
-    check_capacity_for_task,
-    health_of,
-)
+from dlpool.storage.disk.capacity import capacity_of, check_capacity_for_merge, check_capacity_for_task
 from dlpool.storage.disk.chunk_file import TRAILER_SIZE, index_of
-from dlpool.storage.disk.task_record import TaskRecord
 from dlpool.storage.executables import HEAD_SIZE
 from dlpool.storage.names import check_file_name, folder_name, split_folders
+from dlpool.storage.upload_requests import ChunkRequest
+from dlpool.storage.values import TaskTotals, VolumeCapacity, health_of
 from tests.disks import mounted_image, needs_root
 from tests.test_store_growing import open_below
-from tests.uploads import ID, merge, refused, send, state, store_in, uploaded
+from tests.uploads import ID, check_chunk, detail_of, list_of, merge, refused, send, state, store_in, uploaded
 
 # --- names ---
 
@@ -70,9 +65,9 @@ def test_a_file_with_a_longer_name_than_uploads_get_can_be_read(tmp_path: Path) 
     (tmp_path / "merged" / "a" / ("x" * 255)).write_bytes(b"data")
     os.mkfifo(tmp_path / "merged" / "fifo")
     (tmp_path / "merged" / "link").symlink_to("a")
-    descriptor = store.open_merged(f"a/{'x' * 255}", None)
-    assert os.read(descriptor, 10) == b"data"
-    os.close(descriptor)
+    file = store.open_merged(f"a/{'x' * 255}", None)
+    assert file.read_range(0, 4, lambda: None).read() == b"data"
+    file.close()
     for path, code in (("fifo", 404), ("link", 404), ("a", 404), ("a/none", 404), ("none/x", 404), ("x" * 256, 400)):
         with refused(code, "not_found" if code == 404 else "bad_filename"):
             store.open_merged(path, None)
@@ -104,9 +99,9 @@ def test_which_files_are_chunks(name: str, index: int | None) -> None:
 @pytest.mark.parametrize(
     ("known", "fields", "text"),
     [
-        (None, {"index": 3, "total_chunks": 3}, "chunk_index is 3: it is to be from 0 to 2"),
-        (None, {"index": 100_000}, "chunk_index is 100000: it is to be from 0 to 99999"),
-        (3, {"index": 3}, "chunk_index is 3: it is to be from 0 to 2"),
+        (None, {"index": 3, "total_chunks": 3}, "chunk_index is 3: it must be 0 to 2"),
+        (None, {"index": 100_000}, "chunk_index is 100000: it must be 0 to 99999"),
+        (3, {"index": 3}, "chunk_index is 3: it must be 0 to 2"),
     ],
 )
 def test_an_index_beyond_the_last_is_refused_with_the_last_one(
@@ -115,9 +110,9 @@ def test_an_index_beyond_the_last_is_refused_with_the_last_one(
     store = store_in(tmp_path)
     send(store, 0, b"x", total_chunks=known)
     with refused(400, "bad_index") as refusal:
-        store.check_chunk(file_id=ID, owner=None, **fields)
+        check_chunk(store, file_id=ID, owner=None, **fields)
     assert refusal.text == text
-    visit = store.check_chunk(file_id=ID, owner=None, **{**fields, "index": fields["index"] - 1})
+    visit = check_chunk(store, file_id=ID, owner=None, **{**fields, "index": fields["index"] - 1})
     assert visit is not None
     visit.release()
     assert open_below(tmp_path) == []
@@ -143,7 +138,7 @@ def test_a_size_that_comes_late_may_be_that_of_what_is_there(tmp_path: Path, siz
         send(store, 1, b"", file_size=size)
         with refused(400, "size_mismatch") as refusal:
             send(store, 2, b"x")
-        assert refusal.extra == {"size": 4, "file_size": 3}
+        assert refusal.details == {"size": 4, "file_size": 3}
 
 
 def test_a_wrong_md5_is_counted_only_for_a_task_that_is_there(tmp_path: Path) -> None:
@@ -155,7 +150,7 @@ def test_a_wrong_md5_is_counted_only_for_a_task_that_is_there(tmp_path: Path) ->
             send(store, 1, b"x", md5="0" * 32)
     with refused(400, "md5_mismatch"):
         send(store, 0, b"x", md5="0" * 32, file_id="none")
-    assert [chunk["retry_count"] for chunk in store.task(ID, None)["chunks"]] == [0, 2]
+    assert [chunk["retry_count"] for chunk in detail_of(store, ID, None)["chunks"]] == [0, 2]
     assert (uploaded(store), state(store, "none")) == ([0, 1], "not_found")
 
 
@@ -165,7 +160,7 @@ def test_a_wrong_md5_is_counted_only_for_a_task_that_is_there(tmp_path: Path) ->
 @pytest.mark.parametrize("pieces", [[4095, 1, 10], [4096, 1], [5000], [1, 4094, 5000], [10]])
 def test_the_first_bytes_are_kept_however_they_come(tmp_path: Path, pieces: list[int]) -> None:
     store, data = store_in(tmp_path), os.urandom(sum(pieces))
-    with store.stage_chunk() as reception:
+    with store.chunks.stage() as reception:
         at = 0
         for piece in pieces:
             reception.write(data[at : at + piece])
@@ -177,7 +172,7 @@ def test_the_first_bytes_are_kept_however_they_come(tmp_path: Path, pieces: list
 @pytest.mark.parametrize(("size", "kept"), [(None, 10), (10, 10), (11, 10), (4, 4), (0, 0)])
 def test_of_a_body_that_is_taken_over_only_what_counts_is_kept(tmp_path: Path, size: int | None, kept: int) -> None:
     store = store_in(tmp_path)
-    with store.stage_chunk() as reception:
+    with store.chunks.stage() as reception:
         reception.path.write_bytes(b"0123456789")
         reception.load(size)
         assert (reception.size, reception.head) == (kept, b"0123456789"[:kept])
@@ -227,7 +222,7 @@ def test_a_disk_is_at_a_level_from_its_threshold_on(
     settings = store_in(tmp_path, disk_warn=0.3, disk_refuse=0.6).settings
     full = VolumeCapacity("x", 100, 50, used)
     assert (health_of(full, settings), health_of(None, settings)) == (found, "healthy")
-    monkeypatch.setattr(capacity, "room_of", lambda _folder: full)
+    monkeypatch.setattr(capacity, "capacity_of", lambda _folder: full)
     if found == "unhealthy":
         with refused(507, "disk_full"):
             check_capacity_for_task(settings, -1)
@@ -274,7 +269,7 @@ def test_a_file_needs_room_for_its_chunks_and_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, free: int, is_one_disk: bool, fits: bool
 ) -> None:
     settings = store_in(tmp_path).settings
-    monkeypatch.setattr(capacity, "room_of", lambda folder: VolumeCapacity(folder, 1000, free, 0.1))
+    monkeypatch.setattr(capacity, "capacity_of", lambda folder: VolumeCapacity(folder, 1000, free, 0.1))
     monkeypatch.setattr(capacity, "device_of", lambda folder: 1 if is_one_disk else hash(folder))
     if fits:
         check_capacity_for_task(settings, size)
@@ -307,7 +302,7 @@ def test_a_file_needs_an_inode_for_each_chunk(
 ) -> None:
     store = store_in(tmp_path)
     files = {store.settings.upload_dir: upload, store.settings.merged_dir: merged}
-    monkeypatch.setattr(capacity, "room_of", lambda folder: VolumeCapacity(folder, 1000, 1000, 0.1, files[folder]))
+    monkeypatch.setattr(capacity, "capacity_of", lambda folder: VolumeCapacity(folder, 1000, 1000, 0.1, files[folder]))
     monkeypatch.setattr(capacity, "device_of", lambda folder: 1 if is_one_disk else hash(folder))
     if fits:
         send(store, 0, b"x", total_chunks=chunks)
@@ -315,7 +310,7 @@ def test_a_file_needs_an_inode_for_each_chunk(
         with refused(507, "no_space") as refusal:
             send(store, 0, b"x", total_chunks=chunks)
         assert "inodes" in refusal.text
-        assert store.tasks(None)["total"] == 0
+        assert list_of(store, None)["total"] == 0
 
 
 @needs_root
@@ -339,7 +334,7 @@ def test_a_merge_needs_room_for_the_file(
 ) -> None:
     settings = store_in(tmp_path).settings
     monkeypatch.setattr(
-        capacity, "room_of", lambda folder: None if free is None else VolumeCapacity(folder, 1000, free, 0.1)
+        capacity, "capacity_of", lambda folder: None if free is None else VolumeCapacity(folder, 1000, free, 0.1)
     )
     if fits:
         check_capacity_for_merge(settings, 100)
@@ -353,7 +348,7 @@ def test_a_disk_without_figures_limits_nothing_and_the_other_one_does(
 ) -> None:
     settings = store_in(tmp_path).settings
     full = {settings.upload_dir: None, settings.merged_dir: VolumeCapacity("m", 100, 0, 1.0)}
-    monkeypatch.setattr(capacity, "room_of", lambda folder: full[folder])
+    monkeypatch.setattr(capacity, "capacity_of", lambda folder: full[folder])
     with refused(507, "disk_full"):
         check_capacity_for_task(settings, -1)
 
@@ -387,6 +382,9 @@ def test_a_task_goes_when_it_is_as_old_as_that(
     assert open_below(tmp_path) == []
 
 
-@pytest.mark.parametrize(("known", "said", "size"), [(-1, 7, 7), (0, 7, 0), (5, 7, 5), (-1, None, -1), (-1, 0, 0)])
+@pytest.mark.parametrize(
+    ("known", "said", "size"), [(-1, 7, 7), (0, 0, 0), (5, 5, 5), (5, None, 5), (-1, None, -1), (-1, 0, 0)]
+)
 def test_a_size_that_is_known_stays(known: int, said: int | None, size: int) -> None:
-    assert TaskRecord(file_size=known).with_details(None, said, None).file_size == size
+    request = ChunkRequest(ID, 0, None, file_size=said)
+    assert request.merged_into(TaskTotals(file_size=known), {}).file_size == size

@@ -18,21 +18,38 @@ from typing import Any
 import pytest
 
 from dlpool import disk
-from dlpool.storage.disk import DiskBackend, TaskCounts, TusUploadRequest, change_log, layout, task_index
+from dlpool.storage.disk import change_log, layout, task_index
+from dlpool.storage.disk.backend import DiskBackend
 from dlpool.storage.disk.capacity import CHUNK_COUNT_STEP
-from dlpool.storage.disk.catalog import MAX_PAGE, TaskCatalog, make_cursor, read_cursor
+from dlpool.storage.disk.catalog import TaskCatalog, make_cursor, read_cursor
 from dlpool.storage.disk.change_log import ChangeLogReader, append_change
 from dlpool.storage.disk.file_locks import release, try_lock
 from dlpool.storage.disk.layout import StoreLayout
 from dlpool.storage.disk.task_folder import TaskFolder
 from dlpool.storage.disk.task_record import load_record, save_record
-from dlpool.storage.disk.task_summary import TaskReading, TaskSummary, read_task
+from dlpool.storage.disk.task_summary import TaskReading, read_task
 from dlpool.storage.errors import UploadError
 from dlpool.storage.names import folder_name, owner_folder_name
 from dlpool.storage.states import STATES
+from dlpool.storage.upload_requests import TusUploadRequest
+from dlpool.storage.values import MAX_PAGE, TaskCounts, TaskSummary
+from dlpool.web.errors import http_error
 from tests.conftest import wait_until
 from tests.listings import begin, make_tasks
-from tests.uploads import ID, md5, merge, refused, send, send_all, store_in
+from tests.uploads import (
+    ID,
+    counts_of,
+    detail_of,
+    list_of,
+    md5,
+    merge,
+    open_append,
+    refused,
+    send,
+    send_all,
+    status_of,
+    store_in,
+)
 
 TICK_S = 0.12
 
@@ -43,7 +60,7 @@ def store(tmp_path: Path) -> DiskBackend:
 
 
 def ids(store: DiskBackend, **options: Any) -> list[str]:
-    return [task["task_id"] for task in store.tasks(None, **options)["tasks"]]
+    return [task["task_id"] for task in list_of(store, None, **options)["tasks"]]
 
 
 def folder_of(store: DiskBackend, file_id: str = ID, owner: str | None = None) -> Path:
@@ -72,7 +89,7 @@ def test_lists_read_what_has_changed_and_not_what_was_asked_for(tmp_path: Path) 
 def test_threads_that_wait_share_one_scan(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     send(store, 0, b"x")
     is_reading, goes_on, scans = threading.Event(), threading.Event(), []
-    original = task_index._stamped
+    original = task_index._stamps_of
 
     def slow(tasks: Path, *names: Any) -> Any:
         scans.append(time.monotonic())
@@ -80,13 +97,13 @@ def test_threads_that_wait_share_one_scan(store: DiskBackend, monkeypatch: pytes
         assert goes_on.wait(10)
         return original(tasks, *names)
 
-    monkeypatch.setattr(task_index, "_stamped", slow)
-    monkeypatch.setattr(task_index, "WAITING", 100)
+    monkeypatch.setattr(task_index, "_stamps_of", slow)
+    monkeypatch.setattr(task_index, "MAX_WAITING", 100)
     with ThreadPoolExecutor(12) as pool:
-        first = pool.submit(store.listing.rescan)
+        first = pool.submit(store.index.rescan)
         assert is_reading.wait(10)
-        others = [pool.submit(store.listing.rescan) for _ in range(11)]
-        wait_until(lambda: store.listing._waiting == 11)
+        others = [pool.submit(store.index.rescan) for _ in range(11)]
+        wait_until(lambda: store.index._waiting == 11)
         goes_on.set()
         assert {len(one.result().summaries) for one in (first, *others)} == {1}
     assert len(scans) == 2  # those who came while the first one was under way may not have its result
@@ -94,27 +111,27 @@ def test_threads_that_wait_share_one_scan(store: DiskBackend, monkeypatch: pytes
 
 def test_few_threads_wait_for_long(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     goes_on = threading.Event()
-    monkeypatch.setattr(task_index, "_stamped", lambda _tasks: {} if goes_on.wait(10) else None)
-    monkeypatch.setattr(task_index, "SHORT_PATIENCE_S", 0.05)
+    monkeypatch.setattr(task_index, "_stamps_of", lambda _tasks: {} if goes_on.wait(10) else None)
+    monkeypatch.setattr(task_index, "SHORT_TIMEOUT_S", 0.05)
     with ThreadPoolExecutor(6) as pool:
-        asked = [pool.submit(store.listing.current) for _ in range(6)]
-        wait_until(lambda: store.listing._waiting == task_index.WAITING and sum(one.done() for one in asked) == 1)
+        asked = [pool.submit(store.index.current) for _ in range(6)]
+        wait_until(lambda: store.index._waiting == task_index.MAX_WAITING and sum(one.done() for one in asked) == 1)
         goes_on.set()
         failed = [one.exception() for one in asked if one.exception() is not None]
     [refusal] = failed
     assert isinstance(refusal, UploadError)
-    assert (refusal.status, refusal.code, "Retry-After" in refusal.headers) == (503, "busy", True)
+    assert (http_error(refusal).status, refusal.code, refusal.retry_after_s is not None) == (503, "busy", True)
 
 
 def test_two_scans_run_at_once_in_all_processes(store: DiskBackend, tmp_path: Path) -> None:
     send(store, 0, b"x")
-    earlier = store.listing.current()
+    earlier = store.index.current()
     other = store_in(tmp_path)
     places = [try_lock(store.layout.lock_path(f"scan-{number}")) for number in range(task_index.SCANS)]
     assert None not in places
     with refused(503, "busy"):
-        other.listing.current(patience_s=0.05)
-    assert store.listing.rescan(patience_s=0.05) is earlier
+        other.index.current(timeout_s=0.05)
+    assert store.index.rescan(timeout_s=0.05) is earlier
     release(places[1] or 0)
     send(store, 0, b"x", file_id="another")
     assert ids(other) == ids(store) == [ID, "another"]
@@ -124,7 +141,7 @@ def test_two_scans_run_at_once_in_all_processes(store: DiskBackend, tmp_path: Pa
 def test_a_scan_keeps_its_place_until_it_has_ended(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     send(store, 0, b"x")
     free: list[int] = []
-    original = task_index._stamped
+    original = task_index._stamps_of
 
     def probing(tasks: Path, *names: Any) -> Any:
         places = [try_lock(store.layout.lock_path(f"scan-{number}")) for number in range(task_index.SCANS)]
@@ -134,8 +151,8 @@ def test_a_scan_keeps_its_place_until_it_has_ended(store: DiskBackend, monkeypat
                 release(place)
         return original(tasks, *names)
 
-    monkeypatch.setattr(task_index, "_stamped", probing)
-    assert len(store.listing.rescan().summaries) == len(store.listing.rescan().summaries) == 1
+    monkeypatch.setattr(task_index, "_stamps_of", probing)
+    assert len(store.index.rescan().summaries) == len(store.index.rescan().summaries) == 1
     assert free == [task_index.SCANS - 1] * 2
 
 
@@ -146,10 +163,10 @@ def test_a_scan_that_fails_leaves_its_turn_to_the_next(store: DiskBackend, monke
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(task_index, "_stamped", fails)
+        patch.setattr(task_index, "_stamps_of", fails)
         for _ in range(2):
             with refused(507, "storage"):
-                store.tasks(None)
+                list_of(store, None)
     assert ids(store) == [ID]
 
 
@@ -160,17 +177,17 @@ def test_a_store_that_cannot_be_written_is_listed(store: DiskBackend, monkeypatc
     def fails(_path: Path) -> int:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(task_index, "held", fails)
+    monkeypatch.setattr(task_index, "try_lock", fails)
     assert ids(reader) == [ID]
 
 
 def test_a_catalog_that_is_new_enough_is_not_made_again(store: DiskBackend) -> None:
     send(store, 0, b"x")
-    earlier = store.listing.current()
+    earlier = store.index.current()
     send(store, 0, b"x", file_id="another")
-    assert store.listing.current(max_age_s=60) is earlier
-    assert store.counts(None, max_age_s=60).tasks == 1
-    assert store.counts(None).tasks == 2
+    assert store.index.current(max_age_s=60) is earlier
+    assert counts_of(store, None, max_age_s=60).tasks == 1
+    assert counts_of(store, None).tasks == 2
 
 
 def test_a_catalog_takes_little_memory() -> None:
@@ -195,7 +212,7 @@ def begun(store: DiskBackend) -> None:
 
 def appended(store: DiskBackend) -> None:
     [file_id] = [one for one in ids(store) if len(one) == 32]
-    with store.tus.append(file_id, "ann", 0, size=4) as session:
+    with open_append(store, file_id, "ann", 0, size=4) as session:
         session.write(b"1234")
         session.commit()
 
@@ -232,15 +249,15 @@ FOREIGN: list[Callable[[DiskBackend], object]] = [
 
 
 def said(store: DiskBackend) -> dict[str, Any]:
-    lists = {f"{owner}": store.tasks(owner) for owner in (None, "ann", "bob", "")}
-    counts = {f"counts of {owner}": store.counts(owner) for owner in (None, "ann", "bob")}
+    lists = {f"{owner}": list_of(store, owner) for owner in (None, "ann", "bob", "")}
+    counts = {f"counts of {owner}": counts_of(store, owner) for owner in (None, "ann", "bob")}
     return {**lists, **counts, "states": store.counts_by_state()}
 
 
 @pytest.fixture
 def no_scans(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is seen is seen by the journal."""
-    monkeypatch.setattr(task_index, "SCAN_S", 1000.0)
+    monkeypatch.setattr(task_index, "SCAN_INTERVAL_S", 1000.0)
 
 
 @pytest.mark.usefixtures("no_scans")
@@ -252,15 +269,15 @@ def test_each_change_is_seen_at_once_by_each_process(tmp_path: Path, pause_s: fl
         change(writer)
         fresh = store_in(tmp_path)
         assert said(writer) == said(reader) == said(fresh)
-        for task in fresh.tasks(None)["tasks"]:
-            one = fresh.task(task["task_id"], None)
+        for task in list_of(fresh, None)["tasks"]:
+            one = detail_of(fresh, task["task_id"], None)
             assert {**one, "uploaded_chunks": len(one["uploaded_chunks"])}.items() >= task.items()
         time.sleep(pause_s)
     assert len(ids(reader)) == 2
 
 
 def test_what_another_program_changes_is_seen_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task_index, "SCAN_S", 0.05)
+    monkeypatch.setattr(task_index, "SCAN_INTERVAL_S", 0.05)
     writer, reader = store_in(tmp_path), store_in(tmp_path)
     send(writer, 0, b"x", file_id="of ann", owner="ann")
     for change in FOREIGN:
@@ -275,7 +292,7 @@ def test_counters_follow_any_order_of_changes(tmp_path: Path, seed: int) -> None
     for _ in range(60):
         with suppress(UploadError, OSError, ValueError):
             chosen.choice(CHANGES + FOREIGN)(writer)
-            reader.listing.rescan()
+            reader.index.rescan()
         if chosen.random() < 0.3:
             assert said(reader) == said(store_in(tmp_path))
 
@@ -298,16 +315,16 @@ def test_a_change_in_the_same_tick_of_a_coarse_clock_is_seen(
 
     monkeypatch.setattr(task_index, "_stamp_of", coarse)
     monkeypatch.setattr(task_index, "_COARSE_TICK_S", 0.4)
-    monkeypatch.setattr(task_index, "look_at", noted)
+    monkeypatch.setattr(task_index, "read_task", noted)
     send(store, 0, b"x", total_chunks=5)
     begun_at = time.monotonic()
     for index in range(1, 4):
         send(store, index, b"x")
         store.layout.change_log_path().unlink()
-        assert store.tasks(None)["tasks"][0]["uploaded_chunks"] == index + 1
-    wait_until(lambda: bool(store.listing.rescan()) and time.monotonic() > begun_at + 1)
+        assert list_of(store, None)["tasks"][0]["uploaded_chunks"] == index + 1
+    wait_until(lambda: bool(store.index.rescan()) and time.monotonic() > begun_at + 1)
     reads.clear()
-    assert store.listing.rescan().counts()["uploading"].chunks == 4
+    assert store.index.rescan().counts()["uploading"].chunks == 4
     assert reads == []
 
 
@@ -315,13 +332,13 @@ def test_times_that_are_set_back_hide_no_change(store: DiskBackend) -> None:
     send(store, 0, b"x")
     folder = folder_of(store)
     before = folder.stat()
-    store.listing.rescan()
+    store.index.rescan()
     time.sleep(TICK_S)
-    store.listing.rescan()
+    store.index.rescan()
     (folder / "record.json").unlink()
     (folder / "0.chunk").unlink()
     os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert store.listing.rescan().counts()["uploading"].chunks == 0
+    assert store.index.rescan().counts()["uploading"].chunks == 0
 
 
 def test_a_merge_whose_process_was_killed_is_shown_as_it_is(store: DiskBackend) -> None:
@@ -330,21 +347,21 @@ def test_a_merge_whose_process_was_killed_is_shown_as_it_is(store: DiskBackend) 
         hold = task.try_lock_merge()
         assert hold is not None
         task.save(task.record(), status="merging", temporary=())
-    assert [store.tasks(None, status=["merging"])["total"], store.counts_by_state()["merging"].tasks] == [1, 1]
+    assert [list_of(store, None, status=["merging"])["total"], store.counts_by_state()["merging"].tasks] == [1, 1]
     time.sleep(TICK_S)
-    assert store.tasks(None, status=["merging"])["total"] == 1
+    assert list_of(store, None, status=["merging"])["total"] == 1
     release(hold)
-    assert store.tasks(None, status=["uploading"])["total"] == 1
+    assert list_of(store, None, status=["uploading"])["total"] == 1
     assert store.counts_by_state()["merging"] == TaskCounts()
 
 
 def test_a_task_whose_lock_is_held_does_not_stop_a_list(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task_index, "_LOCK_S", 0.05)
+    monkeypatch.setattr(task_index, "_LOCK_TIMEOUT_S", 0.05)
     send_all(store, [b"x"])
     with store.layout.lock_id(ID) as task:
         task.save(task.record(), status="merging", temporary=())
-        assert store.tasks(None)["tasks"][0]["status"] == "merging"
-    assert store.tasks(None)["tasks"][0]["status"] == "uploading"
+        assert list_of(store, None)["tasks"][0]["status"] == "merging"
+    assert list_of(store, None)["tasks"][0]["status"] == "uploading"
 
 
 # --- the journal ---
@@ -376,7 +393,7 @@ def test_a_journal_that_is_full_begins_again(tmp_path: Path, monkeypatch: pytest
     writer, reader = store_in(tmp_path), store_in(tmp_path)
     for number in range(20):
         send(writer, number, b"x")
-        assert reader.tasks(None)["tasks"][0]["uploaded_chunks"] == number + 1
+        assert list_of(reader, None)["tasks"][0]["uploaded_chunks"] == number + 1
         with suppress(FileNotFoundError):
             assert writer.layout.change_log_path().stat().st_size < 3 * 32
 
@@ -438,15 +455,15 @@ def test_trouble_with_the_journal_hides_no_change(
 ) -> None:
     writer, reader = store_in(tmp_path), store_in(tmp_path)
     send(writer, 0, b"x", total_chunks=9)
-    assert reader.tasks(None)["tasks"][0]["uploaded_chunks"] == 1
+    assert list_of(reader, None)["tasks"][0]["uploaded_chunks"] == 1
     trouble(writer.layout.change_log_path(), monkeypatch)
     for index in (1, 2):
         send(writer, index, b"x")
-        assert reader.tasks(None)["tasks"][0]["uploaded_chunks"] == index + 1
+        assert list_of(reader, None)["tasks"][0]["uploaded_chunks"] == index + 1
     monkeypatch.undo()
-    monkeypatch.setattr(task_index, "SCAN_S", 1000.0)
+    monkeypatch.setattr(task_index, "SCAN_INTERVAL_S", 1000.0)
     send(writer, 3, b"x")
-    assert reader.tasks(None)["tasks"][0]["uploaded_chunks"] == 4
+    assert list_of(reader, None)["tasks"][0]["uploaded_chunks"] == 4
 
 
 # --- what is broken or foreign ---
@@ -503,10 +520,10 @@ def test_what_is_broken_or_foreign_hides_nothing(store: DiskBackend, kind: str, 
     if is_known:
         assert ids(store) == [ID, "good"]
     break_it(folder_of(store), kind)
-    store.listing.rescan()
+    store.index.rescan()
     for _ in range(2):
         assert ids(store) == ["good"]
-        assert store.counts(None).tasks == 1
+        assert counts_of(store, None).tasks == 1
     store.sweep()
     store.cleanup(None, list(STATES), 0)
     assert ids(store) == []
@@ -518,7 +535,7 @@ def test_what_is_broken_or_foreign_hides_nothing(store: DiskBackend, kind: str, 
 def test_a_time_beyond_the_calendar_is_empty(store: DiskBackend, text: str) -> None:
     send(store, 0, b"x")
     (folder_of(store) / "record.json").write_text(text)
-    assert (store.tasks(None)["tasks"][0]["updated_at"], store.status(ID, None)["updated_at"]) == ("", "")
+    assert (list_of(store, None)["tasks"][0]["updated_at"], status_of(store, ID, None)["updated_at"]) == ("", "")
 
 
 # --- counts ---
@@ -544,57 +561,57 @@ def test_counts_of_an_owner(store: DiskBackend) -> None:
         expected_chunks=2,
     )
     bob = TaskCounts(1, 5, entries["c"], chunks=1, file_size=10, declared_bytes=10, expected_chunks=CHUNK_COUNT_STEP)
-    assert (store.counts("ann"), store.counts("bob"), store.counts("nobody")) == (ann, bob, TaskCounts())
+    assert (counts_of(store, "ann"), counts_of(store, "bob"), counts_of(store, "nobody")) == (ann, bob, TaskCounts())
     nobody = TaskCounts(1, 8, entries["d"], chunks=1, unknown_sizes=1, expected_chunks=CHUNK_COUNT_STEP)
-    assert store.listing.current().counts_of(None) == nobody
-    assert store.counts(None) == TaskCounts.sum_of([ann, bob, nobody])
+    assert store.index.current().counts_of(None) == nobody
+    assert counts_of(store, None) == TaskCounts.sum_of([ann, bob, nobody])
     store.delete("a", "ann")
-    assert store.counts("ann") == TaskCounts(1, 6, entries["b"], chunks=1, file_size=6, declared_bytes=6)
+    assert counts_of(store, "ann") == TaskCounts(1, 6, entries["b"], chunks=1, file_size=6, declared_bytes=6)
 
 
 def test_a_count_that_has_to_be_exact_is_refused_rather_than_old(
     store: DiskBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send(store, 0, b"x")
-    store.listing.current()
+    store.index.current()
     places = [try_lock(store.layout.lock_path(f"scan-{number}")) for number in range(task_index.SCANS)]
     store.layout.change_log_path().unlink()
-    monkeypatch.setattr(task_index, "PATIENCE_S", 0.05)
-    assert store.listing.current(patience_s=0.05).counts_of(None).tasks == 1
+    monkeypatch.setattr(task_index, "TIMEOUT_S", 0.05)
+    assert store.index.current(timeout_s=0.05).counts_of(None).tasks == 1
     with refused(503, "busy"):
-        store.listing.current(patience_s=0.05, is_exact=True)
+        store.index.current(timeout_s=0.05, is_exact=True)
     for place in places:
         release(place or 0)
-    assert store.listing.current(is_exact=True).counts_of(None).tasks == 1
+    assert store.index.current(is_exact=True).counts_of(None).tasks == 1
 
 
 def test_an_owner_with_limits_begins_uploads_without_a_look_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_tasks(tmp_path, 300, owner="ann")
-    monkeypatch.setattr(task_index, "SCAN_S", 1000.0)
+    monkeypatch.setattr(task_index, "SCAN_INTERVAL_S", 1000.0)
     store = store_in(tmp_path, owner_tasks=310, owner_bytes=1 << 60, owner_files=1 << 40)
     store.layout.create_folders()
-    store.counts("ann")
+    counts_of(store, "ann")
     looks: list[str] = []
 
     def noted(task: TaskFolder, **options: Any) -> TaskReading:
         looks.append(task.folder.name)
         return read_task(task, **options)
 
-    monkeypatch.setattr(task_index, "look_at", noted)
+    monkeypatch.setattr(task_index, "read_task", noted)
     for number in range(10):
         send(store, 0, b"x", file_id=f"{number}", owner="ann")
     with refused(507, "over_quota"):
         send(store, 0, b"x", file_id="one more", owner="ann")
-    assert store.counts("ann").tasks == 310
+    assert counts_of(store, "ann").tasks == 310
     assert len(looks) <= 2 * 11
 
 
 def test_a_task_of_a_process_that_was_killed_before_it_told_is_counted(
     store: DiskBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(task_index, "SCAN_S", 1000.0)
+    monkeypatch.setattr(task_index, "SCAN_INTERVAL_S", 1000.0)
     send(store, 0, b"x")
     seen: list[int] = []
     reader = store_in(Path(store.settings.upload_dir).parent)
@@ -602,14 +619,14 @@ def test_a_task_of_a_process_that_was_killed_before_it_told_is_counted(
 
     def killed(source: Any, target: Any, **options: Any) -> None:
         if Path(target).parent.name == "tasks":
-            seen.append(reader.counts(None).tasks)
-            monkeypatch.setattr(layout, "note", lambda *_arguments: None)
+            seen.append(counts_of(reader, None).tasks)
+            monkeypatch.setattr(layout, "append_change", lambda *_arguments: None)
         original(source, target, **options)
 
     monkeypatch.setattr(disk, "replace", killed)
-    reader.counts(None)
+    counts_of(reader, None)
     send(store, 0, b"x", file_id="another")
-    assert (seen, reader.counts(None).tasks) == ([1], 2)
+    assert (seen, counts_of(reader, None).tasks) == ([1], 2)
 
 
 # --- the sweep ---
@@ -624,7 +641,9 @@ def test_a_sweep_touches_only_what_is_due(store: DiskBackend, monkeypatch: pytes
     (folder_of(store, "lost") / "identity.json").unlink()
     record = load_record(folder_of(store, "old"))
     assert record is not None
-    save_record(folder_of(store, "old"), type(record)(status="paused", updated_at=1), sync=store.layout.sync)
+    save_record(
+        folder_of(store, "old"), type(record)(status="paused", updated_at=1), durability=store.layout.durability
+    )
     os.utime(folder_of(store, "old"), (1, 1))
     tended: list[str] = []
     original = type(store.layout).lock_folder
@@ -633,7 +652,7 @@ def test_a_sweep_touches_only_what_is_due(store: DiskBackend, monkeypatch: pytes
         tended.append(name)
         return original(layout, name)
 
-    monkeypatch.setattr(type(store.layout), "named", noted)
+    monkeypatch.setattr(type(store.layout), "lock_folder", noted)
     assert store.sweep().removed == 1
     assert set(tended) == {folder_name(name) for name in ("old", "left", "lost")}
     assert ids(store) == ["left", "new"]
@@ -664,10 +683,10 @@ def test_pages_together_are_the_whole_list(limit: int, owner: str | None, wanted
         page = catalog.page(owner, wanted, after, limit)
         assert len(page.tasks) <= limit
         found += [one.file_id for one in page.tasks]
-        if not page.last_key:
+        if not page.next_cursor:
             break
-        after = read_cursor(make_cursor(page.last_key))
-    right = sorted(one.file_id for one in tasks if one.status in wanted and one.is_of(owner))
+        after = read_cursor(page.next_cursor)
+    right = sorted(one.file_id for one in tasks if one.status in wanted and one.is_visible_to(owner))
     assert found == right
     assert page.total == len(right)
 
@@ -685,7 +704,7 @@ def test_a_task_that_comes_or_goes_between_pages_moves_no_other(store: DiskBacke
         lambda: store.delete(found[-1], None),
     ]
     while True:
-        page = store.tasks(None, limit=3, cursor=cursor)
+        page = list_of(store, None, limit=3, cursor=cursor)
         found += [task["task_id"] for task in page["tasks"]]
         if "next" not in page:
             break
@@ -720,7 +739,7 @@ def test_a_task_that_comes_or_goes_between_pages_moves_no_other(store: DiskBacke
 )
 def test_a_cursor_that_was_not_given_out_is_refused(store: DiskBackend, cursor: str) -> None:
     with refused(400, "bad_cursor"):
-        store.tasks(None, cursor=cursor)
+        list_of(store, None, cursor=cursor)
 
 
 @pytest.mark.parametrize(
@@ -729,4 +748,4 @@ def test_a_cursor_that_was_not_given_out_is_refused(store: DiskBackend, cursor: 
 )
 def test_what_no_page_can_have_is_refused(store: DiskBackend, options: dict[str, Any]) -> None:
     with refused(400, "bad_field"):
-        store.tasks(None, **options)
+        list_of(store, None, **options)

@@ -15,9 +15,11 @@ from types import SimpleNamespace
 import pytest
 
 from dlpool import disk
-from dlpool.storage.disk import DiskBackend, file_locks, layout, staged_chunk
+from dlpool.storage.disk import file_locks, layout, staged_chunk
+from dlpool.storage.disk.backend import DiskBackend
+from dlpool.storage.errors import UploadError
 from tests.test_store_growing import open_below
-from tests.uploads import ID, files_below, leftovers, refused, send, store_in
+from tests.uploads import ID, files_below, leftovers, list_of, refused, send, store_in
 
 Flock = Callable[[int, int], None]
 HOW = ["locks", "pretends", "refuses", "refuses later"]
@@ -44,7 +46,7 @@ real_flock = fcntl.flock
 def untested(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No file system was tested yet, and the substitute has a folder of its own."""
     (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(file_locks, "_locks", {})
+    monkeypatch.setattr(file_locks, "_has_flock", {})
     monkeypatch.setattr(file_locks, "_substitutes", {})
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
 
@@ -108,7 +110,7 @@ def test_a_file_system_is_tested_once(tmp_path: Path, monkeypatch: pytest.Monkey
         with file_locks.hold_lock(tmp_path / name):
             pass
     assert len(tried) == 2 and len(set(tried)) == 1
-    assert file_locks._locks == {tmp_path.stat().st_dev: True}
+    assert file_locks._has_flock == {tmp_path.stat().st_dev: True}
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,7 @@ def test_a_test_that_fails_decides_only_what_it_tells(
     monkeypatch.setattr(os, "open", opened)
     with file_locks.hold_lock(lock):
         assert file_locks.is_locked(lock)
-    assert set(file_locks._locks.values()) == known
+    assert set(file_locks._has_flock.values()) == known
     assert files_below(tmp_path) == ["lock"] + ([f"tmp/dlpool-locks-{os.getuid()}"] if known else [])
     assert open_below(tmp_path) == []
 
@@ -218,10 +220,9 @@ def test_a_lock_that_is_held_is_waited_for_with_growing_pauses(tmp_path: Path, m
     # Of that module alone: threads that other tests have left sleep, too.
     clock = SimpleNamespace(sleep=pause, monotonic=lambda: now)
     monkeypatch.setattr(file_locks, "time", clock)
-    with pytest.raises(Exception, match="busy") as raised, file_locks.hold_lock(path):
+    with pytest.raises(UploadError, match="busy") as raised, file_locks.hold_lock(path):
         pass
-    assert (raised.value.status, raised.value.code) == (503, "busy")  # type: ignore[attr-defined]
-    assert raised.value.headers == {"Retry-After": "5"}  # type: ignore[attr-defined]
+    assert (raised.value.code, raised.value.retry_after_s) == ("busy", 5)
     assert pauses[:7] == [0.001, 0.002, 0.004, 0.008, 0.016, 0.02, 0.02]
     assert max(pauses) == 0.02 and 29.9 < sum(pauses) < 30.1
     with refused(503, "busy"):
@@ -256,7 +257,7 @@ def test_a_body_that_a_sweep_took_before_its_lock_is_begun_again(
     store = store_in(tmp_path)
     store.sweep()
     seen = swept(monkeypatch, staged_chunk, comes)
-    with store.stage_chunk() as body:
+    with store.chunks.stage() as body:
         assert [path.exists() for path in seen] == [comes == "holds", True]
         assert body.path == seen[1]
         assert open_below(tmp_path) == [str(body.path)]
@@ -272,7 +273,7 @@ def swept(monkeypatch: pytest.MonkeyPatch, module: object, comes: str) -> list[P
             path.rmdir() if path.is_dir() else path.unlink()
         return (len(seen) > 1 or comes == "removes") and file_locks.try_lock_descriptor(descriptor, path)
 
-    monkeypatch.setattr(module, "has_locked", has_locked)
+    monkeypatch.setattr(module, "try_lock_descriptor", has_locked)
     return seen
 
 
@@ -283,7 +284,7 @@ def test_a_task_whose_folder_a_sweep_took_is_begun_again(
     store = store_in(tmp_path)
     store.sweep()
     seen = swept(monkeypatch, layout, comes)
-    path, descriptor = store.layout._fresh_folder()
+    path, descriptor = store.layout._create_temporary_folder()
     assert [one.exists() for one in seen] == [comes == "holds", True]
     assert path == seen[1] and path.suffix == ".new"
     assert open_below(tmp_path) == [str(path)]
@@ -343,5 +344,5 @@ def test_a_task_is_deleted_whatever_fails_when_its_folder_is_removed(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fstat", fstat)
         store.delete(ID, None)
-    assert store.tasks(None)["total"] == 0
+    assert list_of(store, None)["total"] == 0
     assert (store.sweep().removed, open_below(tmp_path)) == (1, [])

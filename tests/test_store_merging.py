@@ -13,16 +13,31 @@ import pytest
 
 from dlpool.disk import Identity
 from dlpool.storage import states
-from dlpool.storage.disk import DiskBackend, UploadEvent, capacity, merger
+from dlpool.storage.disk import capacity, merger
 from dlpool.storage.disk.assembly import ChunkAssembly
-from dlpool.storage.disk.capacity import VolumeCapacity
+from dlpool.storage.disk.backend import DiskBackend
 from dlpool.storage.disk.durability import Durability
 from dlpool.storage.disk.merge_output import MergeOutput, check_name_free, name_candidates, open_merge_output
 from dlpool.storage.disk.task_folder import TaskFolder
 from dlpool.storage.disk.task_record import PendingPublish
 from dlpool.storage.errors import UploadError
+from dlpool.storage.values import UploadEvent, VolumeCapacity
+from dlpool.web.errors import http_error
 from tests.test_store_growing import open_below
-from tests.uploads import ID, files_below, leftovers, md5, merge, refused, send, send_all, state, store_in, uploaded
+from tests.uploads import (
+    ID,
+    detail_of,
+    files_below,
+    leftovers,
+    md5,
+    merge,
+    refused,
+    send,
+    send_all,
+    state,
+    store_in,
+    uploaded,
+)
 
 DATA = [b"one", b"two2", b"three"]
 WHOLE = b"".join(DATA)
@@ -83,7 +98,7 @@ def test_a_merge_is_of_as_many_chunks_as_there_are(
         return
     with refused(status, code) as refusal:
         merge(store, total)
-    assert refusal.extra == extra
+    assert refusal.details == extra
     assert state(store) == "uploading"
 
 
@@ -93,7 +108,7 @@ def test_what_is_missing_is_counted(store: DiskBackend) -> None:
     with refused(400, "chunks_missing") as refusal:
         merge(store, 5)
     assert refusal.text == "3 of 5 chunks are missing: send them"
-    assert refusal.extra == {"uploaded": 2, "total_required": 5, "uploaded_chunks": [0, 2]}
+    assert refusal.details == {"uploaded": 2, "total_required": 5, "uploaded_chunks": [0, 2]}
     for path in task_of(store).folder.glob("*.chunk"):
         path.unlink()
     with refused(400, "chunks_missing"):
@@ -111,7 +126,7 @@ def test_a_file_has_the_size_that_was_announced(store: DiskBackend, file_size: i
         return
     with refused(400, "size_mismatch") as refusal:
         merge(store, 3)
-    assert refusal.extra == {"size": len(WHOLE), "file_size": file_size}
+    assert refusal.details == {"size": len(WHOLE), "file_size": file_size}
 
 
 @pytest.mark.parametrize("more", [0, 1])
@@ -121,7 +136,7 @@ def test_a_file_has_at_most_the_largest_size(tmp_path: Path, more: int) -> None:
     if more:
         with refused(413, "file_too_large") as refusal:
             merge(store, 3)
-        assert refusal.extra == {"max_file_size": len(WHOLE) - 1}
+        assert refusal.details == {"max_file_size": len(WHOLE) - 1}
     else:
         assert merge(store, 3).size == len(WHOLE)
 
@@ -151,7 +166,7 @@ def test_a_merge_that_makes_no_sense_is_refused(tmp_path: Path, fields: dict[str
     if "file_id" not in fields and "owner" not in fields:
         with pytest.raises(UploadError) as raised:
             merge(store, fields.pop("total", 0), file_id="completed", **fields)
-        assert raised.value.status in (status, 400)
+        assert http_error(raised.value).status in (status, 400)
 
 
 @pytest.mark.parametrize("is_recorded", [True, False])
@@ -164,7 +179,7 @@ def test_a_merge_that_another_process_does_is_not_done_twice(store: DiskBackend,
         task.save(task.record(), status=states.MERGING)
     with refused(409, "task_merging") as refusal:
         merge(store, 3)
-    assert refusal.extra == {"task_status": "merging"}
+    assert refusal.details == {"task_status": "merging"}
     os.close(hold)
     assert merge(store, 3).size == len(WHOLE)
 
@@ -183,7 +198,7 @@ def test_the_result_of_an_earlier_merge_is_for_the_same_file(tmp_path: Path) -> 
             merge(store, fields.pop("total", 3), **fields)
     with refused(400, "file_md5_mismatch") as refusal:
         merge(store, 3, expected_md5="0" * 32)
-    assert refusal.extra == {"md5": md5(WHOLE)}
+    assert refusal.details == {"md5": md5(WHOLE)}
     unchecked = store_in(tmp_path, enable_integrity_check=False)
     assert merge(unchecked, 3, expected_md5="0" * 32) == first
 
@@ -217,7 +232,7 @@ def test_a_published_file_is_told_with_its_figures(tmp_path: Path) -> None:
     assert merge(heard.store, 3, owner="ann") == result
     heard.store.sweep()
     assert heard.names() == []
-    task = heard.store.task(ID, "ann")
+    task = detail_of(heard.store, ID, "ann")
     assert (task["file_size"], task["relative_path"], task["failure"]) == (len(WHOLE), "a/b", "")
 
 
@@ -269,7 +284,11 @@ def test_after_a_race_for_the_name_the_record_has_no_file_that_is_about_to_be_pu
     with refused(409, "file_exists"):
         merge(store, 3)
     assert task_of(store).record().publishing is None
-    assert (state(store), store.task(ID, None)["retry_count"], files_below(tmp_path / "merged")) == ("failed", 1, [])
+    assert (state(store), detail_of(store, ID, None)["retry_count"], files_below(tmp_path / "merged")) == (
+        "failed",
+        1,
+        [],
+    )
 
 
 @pytest.mark.parametrize("is_free", [True, False])
@@ -327,10 +346,10 @@ def test_a_merge_that_fails_leaves_its_chunks_and_says_why(
         place: dict[str, tuple[Any, str, Any]] = {
             "create": (MergeOutput, "create", fails(error)),
             "write": (ChunkAssembly, "write", fails(error)),
-            "head": (merger, "check_head", fails(UploadError(415, "content_not_allowed", "no"))),
-            "sync": (Durability, "data", fails(error)),
+            "head": (merger, "check_content", fails(UploadError("content_not_allowed", "no"))),
+            "sync": (Durability, "sync_data", fails(error)),
             "publish": (MergeOutput, "publish", fails(error)),
-            "folder": (Durability, "folder", fails(error)),
+            "folder": (Durability, "sync_folder", fails(error)),
             "save": (TaskFolder, "save", fails(error)),
         }
         patch.setattr(*place[where])
@@ -341,13 +360,13 @@ def test_a_merge_that_fails_leaves_its_chunks_and_says_why(
     assert files_below(tmp_path / "merged") == []
     if where not in ("save", "publish"):
         assert state(store) == "failed"
-        task = store.task(ID, None)
+        task = detail_of(store, ID, None)
         assert (task["retry_count"], task["failure"]) == (1, refusal.text)
         [event] = heard.events
         code = "content_not_allowed" if where == "head" else "storage"
         assert (event.name, event.details) == ("upload_failed", {"label": code, "message": refusal.text})
     assert merge(store, 3).md5 == md5(WHOLE)
-    assert store.task(ID, None)["failure"] == ""
+    assert detail_of(store, ID, None)["failure"] == ""
 
 
 @pytest.mark.parametrize("wrong", ["", "0" * 32, "X"])
@@ -359,7 +378,7 @@ def test_a_file_that_is_not_what_was_expected_fails(tmp_path: Path, is_checked: 
     if is_checked and wrong.startswith("0"):
         with refused(400, "file_md5_mismatch") as refusal:
             merge(store, 3, expected_md5=expected)
-        assert refusal.extra == {"md5": md5(WHOLE)}
+        assert refusal.details == {"md5": md5(WHOLE)}
     else:
         assert merge(store, 3, expected_md5=expected).md5 == md5(WHOLE)
 
@@ -385,7 +404,7 @@ def test_a_disk_with_too_little_room_is_not_written_to(
 ) -> None:
     send_all(store, DATA)
     for free in (len(WHOLE) - 1, len(WHOLE)):
-        monkeypatch.setattr(capacity, "room_of", lambda folder, free=free: VolumeCapacity(folder, 1000, free, 0.5))
+        monkeypatch.setattr(capacity, "capacity_of", lambda folder, free=free: VolumeCapacity(folder, 1000, free, 0.5))
         if free < len(WHOLE):
             with refused(507, "no_space"):
                 merge(store, 3)
@@ -424,7 +443,7 @@ def test_chunks_that_were_changed_are_removed_and_named_as_missing(tmp_path: Pat
     with refused(400, "chunks_missing") as refusal:
         merge(heard.store, 3)
     assert refusal.text == "2 of 3 chunks are missing: send them"
-    assert refusal.extra == {"uploaded": 1, "total_required": 3, "uploaded_chunks": [1]}
+    assert refusal.details == {"uploaded": 1, "total_required": 3, "uploaded_chunks": [1]}
     assert files_below(folder) == ["1.chunk", "identity.json", "merge.lock", "record.json"]
     assert heard.names() == ["upload_failed"]
     assert open_below(tmp_path) == []

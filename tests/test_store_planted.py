@@ -8,10 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from dlpool.storage.disk import DiskBackend
+from dlpool.storage.disk.backend import DiskBackend
 from dlpool.storage.errors import UploadError
 from dlpool.storage.names import folder_name
-from tests.uploads import ID, files_below, leftovers, merge, refused, send, state, store_in, uploaded
+from dlpool.web.errors import http_error
+from tests.uploads import (
+    ID,
+    detail_of,
+    files_below,
+    leftovers,
+    list_of,
+    merge,
+    refused,
+    send,
+    state,
+    status_of,
+    store_in,
+    uploaded,
+)
 
 FILES = ("identity.json", "record.json", "record.json.tmp", "merge.lock", "0.chunk", "1.chunk")
 
@@ -41,9 +55,9 @@ def use_all(store: DiskBackend) -> set[int]:
     """Whatever a client can do; the statuses of what was refused."""
     statuses = set()
     for use in (
-        lambda: store.status(ID, None),
-        lambda: store.task(ID, None),
-        lambda: store.tasks(None),
+        lambda: status_of(store, ID, None),
+        lambda: detail_of(store, ID, None),
+        lambda: list_of(store, None),
         lambda: send(store, 1, b"one"),
         lambda: merge(store, 2),
         lambda: store.pause(ID, None),
@@ -55,7 +69,7 @@ def use_all(store: DiskBackend) -> set[int]:
         try:
             use()
         except UploadError as refusal:
-            statuses.add(refusal.status)
+            statuses.add(http_error(refusal).status)
     return statuses
 
 
@@ -85,7 +99,7 @@ def test_a_link_in_place_of_the_lock_of_a_merge_keeps_nobody_from_deleting(store
     with refused(507, "symbolic_link"):
         merge(store, 2)
     store.delete(ID, None)
-    assert (store.tasks(None)["total"], (outside / "secret").read_bytes()) == (0, b"secret")
+    assert (list_of(store, None)["total"], (outside / "secret").read_bytes()) == (0, b"secret")
 
 
 def test_a_link_in_place_of_a_task_is_refused_and_hides_no_other(store: DiskBackend, outside: Path) -> None:
@@ -96,7 +110,7 @@ def test_a_link_in_place_of_a_task_is_refused_and_hides_no_other(store: DiskBack
     folder.symlink_to(outside / "moved")
     assert use_all(store) == {507}
     assert files_below(outside) == before
-    assert [task["task_id"] for task in store.tasks(None)["tasks"]] == ["other"]
+    assert [task["task_id"] for task in list_of(store, None)["tasks"]] == ["other"]
     folder.unlink()
     shutil.move(outside / "moved", folder)
     assert uploaded(store) == [0]

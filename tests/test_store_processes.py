@@ -12,7 +12,7 @@ from typing import Any
 from dlpool.storage import states
 from dlpool.storage.errors import UploadError
 from tests.conftest import make_data
-from tests.uploads import ID, files_below, leftovers, md5, merge, send, send_all, state, store_in, uploaded
+from tests.uploads import ID, detail_of, files_below, leftovers, md5, merge, send, send_all, state, store_in, uploaded
 
 PROCESSES, THREADS = 4, 4
 SIZE = 300_000
@@ -65,7 +65,7 @@ def at_once(work: Callable[[Path, int], str], folder: Path) -> list[str]:
 def test_sixteen_equal_chunks_at_once_leave_one_of_them_whole(tmp_path: Path) -> None:
     assert at_once(_send_one, tmp_path) == [str(SIZE)] * 16
     store = store_in(tmp_path)
-    [chunk] = store.task(ID, None)["chunks"]
+    [chunk] = detail_of(store, ID, None)["chunks"]
     assert (chunk["size"], chunk["retry_count"]) == (SIZE, 15)
     data = Path(merge(store, 1).path).read_bytes()
     assert data == chunk_of(data[0])
@@ -80,7 +80,7 @@ def test_of_many_merges_at_once_one_works_and_the_others_hear_so(tmp_path: Path)
     assert md5(b"".join(chunks)) in heard
     assert files_below(tmp_path / "merged") == ["file.bin"]
     assert merge(store, 2).md5 == md5((tmp_path / "merged" / "file.bin").read_bytes())
-    assert store.task(ID, None)["retry_count"] == 0
+    assert detail_of(store, ID, None)["retry_count"] == 0
 
 
 def test_cleaning_while_others_upload_takes_nothing_of_theirs(tmp_path: Path) -> None:

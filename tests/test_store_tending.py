@@ -10,10 +10,25 @@ from typing import Any
 
 import pytest
 
-from dlpool.storage.disk import DiskBackend
+from dlpool.storage.disk.backend import DiskBackend
 from dlpool.storage.errors import UploadError
 from tests.disks import needs_root, tmpfs
-from tests.uploads import ID, files_below, leftovers, merge, refused, send, send_all, state, store_in, uploaded
+from tests.uploads import (
+    ID,
+    check_chunk,
+    commit_chunk,
+    detail_of,
+    files_below,
+    leftovers,
+    list_of,
+    merge,
+    refused,
+    send,
+    send_all,
+    state,
+    store_in,
+    uploaded,
+)
 
 MIB = 1024 * 1024
 DATA = [b"one", b"two"]
@@ -44,13 +59,13 @@ def grow_old(store: DiskBackend, file_id: str = ID) -> None:
 
 def test_a_task_does_not_expire_while_a_chunk_comes(store: DiskBackend) -> None:
     send(store, 0, DATA[0])
-    with store.stage_chunk() as reception:
-        reception.task_lock = store.check_chunk(file_id=ID, index=1, owner=None)
+    with store.chunks.stage() as reception:
+        reception.task_lock = check_chunk(store, file_id=ID, index=1, owner=None)
         grow_old(store)
         assert store.sweep().removed == 0
         assert store.cleanup(None, ("uploading",), 0) == 0
         reception.write(DATA[1])
-        store.commit_chunk(reception, file_id=ID, index=1, owner=None)
+        commit_chunk(store, reception, file_id=ID, index=1, owner=None)
     assert uploaded(store) == [0, 1]
     grow_old(store)
     assert store.sweep().removed == 1
@@ -60,14 +75,14 @@ def test_a_task_does_not_expire_while_a_chunk_comes(store: DiskBackend) -> None:
 @pytest.mark.parametrize("is_begun_anew", [False, True])
 def test_a_chunk_does_not_bring_back_a_task_that_was_deleted_meanwhile(store: DiskBackend, is_begun_anew: bool) -> None:
     send(store, 0, DATA[0])
-    with store.stage_chunk() as reception:
-        reception.task_lock = store.check_chunk(file_id=ID, index=1, owner=None)
+    with store.chunks.stage() as reception:
+        reception.task_lock = check_chunk(store, file_id=ID, index=1, owner=None)
         reception.write(DATA[1])
         store.delete(ID, None)
         if is_begun_anew:
             send(store, 5, b"another file")
         with refused(404, "no_such_task"):
-            store.commit_chunk(reception, file_id=ID, index=1, owner=None)
+            commit_chunk(store, reception, file_id=ID, index=1, owner=None)
     assert uploaded(store) == ([5] if is_begun_anew else [])
     assert leftovers(store) == []
 
@@ -79,14 +94,14 @@ def test_a_wrong_md5_is_no_way_round_what_a_task_allows(store: DiskBackend) -> N
     merge(store, 1)
     with refused(409, "task_completed"):
         send(store, 0, DATA[1], md5="0" * 32)
-    assert store.task(ID, None)["chunks"][0]["retry_count"] == 0
+    assert detail_of(store, ID, None)["chunks"][0]["retry_count"] == 0
 
 
 def test_an_md5_that_was_only_recorded_goes_with_its_chunk(tmp_path: Path) -> None:
     store = store_in(tmp_path, enable_integrity_check=False)
     send(store, 0, DATA[0], md5="0" * 32)
     send(store, 0, DATA[1])
-    assert store.task(ID, None)["chunks"][0]["md5"] != "0" * 32
+    assert detail_of(store, ID, None)["chunks"][0]["md5"] != "0" * 32
 
 
 def test_a_name_that_comes_with_a_chunk_is_looked_at_at_once(tmp_path: Path) -> None:
@@ -100,7 +115,7 @@ def test_a_name_that_comes_with_a_chunk_is_looked_at_at_once(tmp_path: Path) -> 
     ]
     for fields, status, code in refusals:
         with refused(status, code):
-            store.check_chunk(file_id="new", index=0, owner=None, **fields)
+            check_chunk(store, file_id="new", index=0, owner=None, **fields)
         with refused(status, code):
             send(store, 0, DATA[0], file_id="new", **fields)
     assert state(store, "new") == "not_found"
@@ -151,7 +166,7 @@ def damage(store: DiskBackend, kind: str) -> None:
 def test_a_record_of_wrong_types_is_made_anew(store: DiskBackend, text: str) -> None:
     send_all(store, DATA)
     damage(store, text)
-    assert (uploaded(store), state(store), store.tasks(None)["total"]) == ([0, 1], "uploading", 1)
+    assert (uploaded(store), state(store), list_of(store, None)["total"]) == ([0, 1], "uploading", 1)
     assert merge(store, 2).size == 6
 
 
@@ -160,13 +175,13 @@ def test_one_task_that_cannot_be_read_hides_no_other(store: DiskBackend) -> None
         send(store, 0, DATA[0], file_id=file_id)
     damage(store, "a folder")
     grow_old(store, "z")
-    assert [task["task_id"] for task in store.tasks(None)["tasks"]] == ["a", "z"]
+    assert [task["task_id"] for task in list_of(store, None)["tasks"]] == ["a", "z"]
     swept = store.sweep()
     assert swept.removed == 1
     assert [str(folder_of(store)) in failure for failure in swept.failures] == [True]
     grow_old(store, "a")
     assert store.cleanup(None, ("uploading",), 0) == 1
-    assert store.tasks(None)["total"] == 0
+    assert list_of(store, None)["total"] == 0
 
 
 def test_a_task_that_goes_while_a_sweep_is_at_it_is_no_failure(
@@ -174,8 +189,8 @@ def test_a_task_that_goes_while_a_sweep_is_at_it_is_no_failure(
 ) -> None:
     send(store, 0, DATA[0])
     grow_old(store)
-    listed = store.listing.current()
-    monkeypatch.setattr(store.listing, "current", lambda **_options: listed)
+    listed = store.index.current()
+    monkeypatch.setattr(store.index, "current", lambda **_options: listed)
     store.delete(ID, None)
     swept = store.sweep()
     assert (swept.removed, swept.failures) == (0, ())

@@ -12,22 +12,16 @@ from typing import Any
 import pytest
 
 from dlpool.storage import states
-from dlpool.storage.disk import (
-    FINAL,
-    PARTIAL,
-    DiskBackend,
-    TusUploadRequest,
-    capacity,
-    concatenation,
-    merger,
-    tus_uploads,
-)
-from dlpool.storage.disk.capacity import VolumeCapacity
+from dlpool.storage.disk import capacity, concatenation, merger, tus_uploads
+from dlpool.storage.disk.backend import DiskBackend
 from dlpool.storage.disk.task_folder import TaskFolder
 from dlpool.storage.errors import UploadError
+from dlpool.storage.upload_requests import FINAL, PARTIAL, TusUploadRequest
+from dlpool.storage.values import VolumeCapacity
+from dlpool.web.errors import http_error
 from tests.test_store_appending import append, begin, bodies_in, fails, folder_of, sizes
 from tests.test_store_growing import open_below
-from tests.uploads import files_below, refused, send, state, store_in
+from tests.uploads import detail_of, files_below, list_of, open_append, refused, send, state, store_in
 
 DATA = [b"one", b"two2"]
 
@@ -75,11 +69,11 @@ def test_what_an_upload_can_begin_with(tmp_path: Path, wish: TusUploadRequest, s
     if status:
         with refused(status, code):
             store.tus.create(wish)
-        assert store.tasks(None)["total"] == 0
+        assert list_of(store, None)["total"] == 0
         return
     file_id = store.tus.create(wish)
     assert re.fullmatch("[0-9a-f]{32}", file_id)
-    [task] = store.tasks(None)["tasks"]
+    [task] = list_of(store, None)["tasks"]
     assert (task["filename"], task["relative_path"]) == (wish.filename or file_id, wish.relative_path)
 
 
@@ -172,7 +166,7 @@ def test_an_upload_is_its_owners(store: DiskBackend, owner: str | None) -> None:
         else:
             ask()
     if owner == "bob":
-        with refused(404, "no_such_task"), store.tus.append(file_id, owner, 0, size=1):
+        with refused(404, "no_such_task"), open_append(store, file_id, owner, 0, size=1):
             pass
 
 
@@ -200,7 +194,7 @@ def test_an_upload_expires_unless_it_is_completed_or_received(tmp_path: Path) ->
         append(store, old, 0, b"a")
     assert store.tus.recover(fresh, None).offset == 0
     assert store.tus.recover(done, None).offset == 3
-    with store.tus.append(fresh, None, 0, size=3) as session:
+    with open_append(store, fresh, None, 0, size=3) as session:
         age(store, fresh, 1001)
         assert store.tus.recover(fresh, None).offset == 0
         session.write(b"abc")
@@ -308,7 +302,7 @@ def parts_of(store: DiskBackend, *data: bytes, owner: str | None = None) -> list
     found = []
     for one in data:
         found.append(store.tus.create(TusUploadRequest(owner, len(one), concat=PARTIAL)))
-        with store.tus.append(found[-1], owner, 0, size=len(one)) as session:
+        with open_append(store, found[-1], owner, 0, size=len(one)) as session:
             for at in range(len(one)):
                 session.write(one[at : at + 1])
             session.commit()
@@ -325,9 +319,9 @@ def test_parts_become_one_file_and_go(store: DiskBackend, tmp_path: Path) -> Non
     append(store, longer, 0, b"", length=0)
     file_id = join(store, [parts[1], parts[0], longer])
     assert (tmp_path / "merged" / "whole").read_bytes() == b"two2one"
-    task = store.task(file_id, None)
+    task = detail_of(store, file_id, None)
     assert (task["status"], task["file_size"], task["filename"]) == ("completed", 7, "whole")
-    assert [entry["task_id"] for entry in store.tasks(None)["tasks"]] == [file_id]
+    assert [entry["task_id"] for entry in list_of(store, None)["tasks"]] == [file_id]
     assert not list((tmp_path / "upload").rglob("*.chunk"))
 
 
@@ -361,10 +355,10 @@ def test_what_cannot_be_joined_is_refused_and_leaves_nothing(tmp_path: Path, kin
         (tmp_path / "merged").mkdir()
         (tmp_path / "merged" / "whole").touch()
         status, code = 409, "file_exists"
-    before = store.tasks(None)["total"]
+    before = list_of(store, None)["total"]
     with refused(status, code):
         join(store, parts, "bob" if kind == "not its own" else None)
-    assert store.tasks(None)["total"] == before
+    assert list_of(store, None)["total"] == before
     if kind in ("too large", "taken"):
         assert join(store, parts[:2], name="ten")
         assert (tmp_path / "merged" / "ten").read_bytes() == b"1234567890"
@@ -382,13 +376,13 @@ def test_what_cannot_be_joined_is_not_even_begun(
     )
     parts = parts_of(store, *DATA)
     if kind == "full":
-        monkeypatch.setattr(capacity, "room_of", lambda folder: VolumeCapacity(folder, 1000, 6, 0.5))
+        monkeypatch.setattr(capacity, "capacity_of", lambda folder: VolumeCapacity(folder, 1000, 6, 0.5))
     if kind == "held":
-        monkeypatch.setattr(TaskFolder, "hold_end", lambda _task: None)
+        monkeypatch.setattr(TaskFolder, "try_lock_append", lambda _task: None)
     events.clear()
     with pytest.raises(UploadError) as raised:
         join(store, parts)
-    assert raised.value.status == status
+    assert http_error(raised.value).status == status
     assert events == (["upload_started", "upload_deleted"] if kind == "held" else [])
 
 
@@ -408,12 +402,12 @@ def test_a_part_that_goes_while_it_is_joined_is_said(
         (folder_of(store, parts[1]) / "0.chunk").unlink()
         return begun(wish, of)
 
-    monkeypatch.setattr(type(store.tus), "begun", begin_late)
+    monkeypatch.setattr(type(store.tus), "creating", begin_late)
     if kind == "shorter":
         monkeypatch.setattr(concatenation.DiskConcatenator, "_fill", lambda *_arguments: None)
     with refused(409, "part_gone"):
         join(store, parts)
-    assert store.tasks(None)["total"] == 2
+    assert list_of(store, None)["total"] == 2
 
 
 @pytest.mark.parametrize(("number", "status"), [(errno.EPERM, 0), (errno.EMLINK, 0), (errno.EIO, 507)])
@@ -460,9 +454,9 @@ def test_only_final_uploads_that_a_killed_process_left_are_removed(
             holds.append(task.try_lock_merge())
             record = task.folder / "record.json"
             record.write_text(record.read_text().replace('"pending"', '"merging"'))
-    before = store.tasks(None)["total"]
+    before = list_of(store, None)["total"]
     assert store.concatenator.recover(file_id) == is_removed
-    assert store.tasks(None)["total"] == before - is_removed
+    assert list_of(store, None)["total"] == before - is_removed
     for hold in filter(None, holds):
         os.close(hold)
     assert [name for name in files_below(tmp_path / "merged") if name != "whole"] == []

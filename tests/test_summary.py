@@ -15,13 +15,12 @@ import pytest
 from dlpool.config import Settings
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease
 from dlpool.observe.log_limiter import PERIOD_S, LogLimiter
-from dlpool.service.dispatcher import MALFORMED, JobDispatcher
+from dlpool.service.dispatcher import MALFORMED_PER_MINUTE, DispatcherServices, JobDispatcher
 from dlpool.service.inflight import InFlightTable
 from dlpool.service.queue.messages import ResultRecorded
 from dlpool.web.app import make_app
 from dlpool.web.wiring import REFUSALS, WebServices
 from tests.fakes import Lines
-from tests.test_odd_urls import Doorman
 from tests.test_verdict import judge
 
 
@@ -46,7 +45,7 @@ def parts(tmp_path: Path) -> WebServices:
     paths = replace(settings.paths, state_dir=str(tmp_path / "state"), log_dir=str(tmp_path / "log"))
     upload = replace(settings.upload, upload_dir=str(tmp_path / "up"), merged_dir=str(tmp_path / "merged"))
     made = WebServices(replace(settings, web=web, paths=paths, upload=upload))
-    made.log = Lines()  # type: ignore[assignment]
+    made.log = Lines()
     return made
 
 
@@ -107,18 +106,19 @@ def test_what_needs_no_key_does_not_fill_the_log(
 
 def test_what_is_no_job_does_not_fill_the_log_of_the_service() -> None:
     lines, ended, ledger = Lines(), list[FinishRequest](), InFlightTable()
-    anything: Any = SimpleNamespace(ended=lambda *_: None)
-    recorder: Any = SimpleNamespace(end=ended.append)
+    anything: Any = SimpleNamespace(schedule=lambda *_: None, count_result=lambda *_: None)
+    recorder: Any = SimpleNamespace(record=ended.append)
     log: Any = lines
     none: Any = None
-    crew = JobDispatcher(ledger, none, recorder, judge(), none, log, anything, _doorman(), anything, none)
-    for number in range(MALFORMED + 80):
+    services = DispatcherServices(ledger, none, recorder, none, anything, _doorman(), anything, log, none)
+    crew = JobDispatcher(services, judge())
+    for number in range(MALFORMED_PER_MINUTE + 80):
         crew.accept(ClaimedJob(JobLease(f"j{number}", 1), b"no job", 6, 1, 0, 0, 0, "normal"), 0.0)
     for ending in ended:
         crew.handle_recorded(ResultRecorded(ending, "OK"))
-    assert Counter(lines.events) == {"job_malformed": MALFORMED}
+    assert Counter(lines.events) == {"job_malformed": MALFORMED_PER_MINUTE}
     assert crew._malformed.pop_counts(now=True) == [("malformed", 80)]
 
 
 def _doorman() -> Any:
-    return Doorman("nowhere")
+    return SimpleNamespace(admit=lambda *_: None, released_host=lambda *_: "")

@@ -19,7 +19,7 @@ from dlpool.service.monitor.monitor import NodeStatus
 from dlpool.service.queue.messages import (
     FenceChecked,
     HostHeld,
-    HostSlotDecided,
+    HostSlotAnswered,
     JobsClaimed,
     JobsTakenBack,
     LeaseLost,
@@ -28,7 +28,7 @@ from dlpool.service.queue.messages import (
     StateChanged,
     StopRequested,
 )
-from dlpool.service.supervisor import CANCEL_S, COMPARE_S, FLUSH_S, MORE_S, TEND_S, TURN_S, Supervisor
+from dlpool.service.supervisor import CANCEL_S, EXTEND_S, FLUSH_S, RECONCILE_S, TICK_S, TURN_S, Supervisor
 from dlpool.service.wire.frames import ConfigFrame, SpaceFrame
 from tests.bench import Worker, job_of
 from tests.fakes import Clock, Lines
@@ -57,7 +57,7 @@ class Room(Pooled):
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch, **supervisor: Any) -> None:
         super().__init__(folder, patch, **{"workers": 1, "max_concurrent_downloads": 2, **supervisor})
-        for module in ("supervisor", "crew"):
+        for module in ("supervisor", "dispatcher"):
             patch.setattr(f"dlpool.service.{module}.time", self.clock)
         self.clock.monotonic_ns = lambda: 5_000_000  # type: ignore[attr-defined]
         patch.setattr(supervisor_module, "replace", lambda _given, **fields: fields)
@@ -68,36 +68,38 @@ class Room(Pooled):
         self.messages: list[Any] = []
         self.is_clean = True
         registered = SimpleNamespace(is_set=lambda: self.is_registered)
-        self.link = SimpleNamespace(error=None, registered=registered)
-        self.space: Any = Calls(self.calls, "space", is_low=False, low=[], fault_s=None, frame=SpaceFrame(0, {}))
-        of_hosts = Calls(self.calls, "of_hosts", limited=3)
-        self.slots: Any = Calls(self.calls, "slots", level=2, of_hosts=of_hosts)
+        self.redis_state = SimpleNamespace(error=None, registered=registered)
+        self.disk_guard: Any = Calls(
+            self.calls, "disk_guard", is_low=False, low_folders=[], fault_s=None, frame=SpaceFrame(0, {})
+        )
+        hosts = Calls(self.calls, "hosts", limited_hosts=3)
+        self.slots: Any = Calls(self.calls, "slots", level=2, hosts=hosts)
         self.ready: list[Any] = []
-        parts: Any = Calls(
+        components: Any = Calls(
             self.calls,
-            "parts",
-            ledger=self.ledger,
+            "components",
+            in_flight=self.in_flight,
             pool=self.pool,
-            crew=self.crew,
+            dispatcher=self.dispatcher,
             sid="s",
-            link=self.link,
-            space=self.space,
+            redis_state=self.redis_state,
+            disk_guard=self.disk_guard,
             slots=self.slots,
-            doorman=self.doorman,
-            cleaner=Calls(self.calls, "cleaner"),
+            host_admission=self.host_admission,
+            cleanup=Calls(self.calls, "cleanup"),
             monitor=Calls(self.calls, "monitor"),
             hooks=Calls(self.calls, "hooks"),
-            fetcher=Calls(self.calls, "fetcher"),
-            yielder=Calls(self.calls, "yielder"),
-            mailbox=SimpleNamespace(read=self._read, ring=lambda: self.calls.append(("ring",))),
+            claimer=Calls(self.calls, "claimer"),
+            yield_controller=Calls(self.calls, "yield_controller"),
+            mailbox=SimpleNamespace(read=self._read, wake=lambda: self.calls.append(("wake",))),
             selector=SimpleNamespace(select=self._select),
-            watchdog=lambda manager: Calls(self.calls, "watchdog"),
-            stop=lambda *, is_empty: self.calls.append(("parts.stop", is_empty)) or self.is_clean,  # type: ignore[func-returns-value]
+            make_watchdog=lambda _: Calls(self.calls, "watchdog"),
+            stop=lambda *, is_empty: self.calls.append(("components.stop", is_empty)) or self.is_clean,  # type: ignore[func-returns-value]
         )
         log: Any = Calls(self.calls, "log", path=folder / "dlpool.log", logger=lambda _name: self.lines)
         node: Any = Calls(self.calls, "node")
-        self.supervisor = Supervisor(self.settings, self._load, node, log, parts)
-        self.manager = self.supervisor._manager = Calls(self.calls, "manager")  # type: ignore[assignment]
+        self.supervisor = Supervisor(self.settings, self._load, node, log, components)
+        self.notifier = self.supervisor._notifier = Calls(self.calls, "notifier")  # type: ignore[assignment]
         self.supervisor._archiver = Calls(self.calls, "archiver", settings=None)  # type: ignore[assignment]
 
     def _load(self) -> Settings:
@@ -125,7 +127,7 @@ class Room(Pooled):
         self.clock.now += seconds
         for handle in self.pool.workers.values():
             handle.last_heard_at = self.clock.now
-        self.pool._looked = self.clock.now
+        self.pool._checked_at = self.clock.now
         self.supervisor._turn()
 
     def up_worker(self) -> Worker:
@@ -154,9 +156,9 @@ def test_a_reload_is_told_to_the_service_manager_from_its_begin_to_its_end(
 ) -> None:
     room.supervisor._is_ready = is_ready
     room.supervisor._drain_until = 9.0 if is_draining else None
-    room.supervisor._obey(signal.SIGHUP)
-    told = [call for call in room.calls if call[0].startswith("manager.")]
-    assert told == ([("manager.reloading", 5000), ("manager.ready",)] if is_told else [])
+    room.supervisor._handle_signal(signal.SIGHUP)
+    told = [call for call in room.calls if call[0].startswith("notifier.")]
+    assert told == ([("notifier.reloading", 5000), ("notifier.ready",)] if is_told else [])
     assert room.lines.events == ["signal_received", "configuration_reloaded"]
 
 
@@ -166,10 +168,10 @@ def test_reloaded_settings_reach_every_part(room: Room) -> None:
     logging = LoggingSettings(level="debug")
     paths = PathSettings(download_dir="/x")
     room.loaded = replace(room.settings, transfer=transfer, logging=logging, paths=paths)
-    room.supervisor._obey(signal.SIGHUP)
+    room.supervisor._handle_signal(signal.SIGHUP)
     supervisor = room.supervisor
     assert supervisor._settings.transfer.retries == 9
-    assert room.called("parts.apply") == [(supervisor._settings,)]
+    assert room.called("components.apply") == [(supervisor._settings,)]
     assert room.called("log.apply") == [(supervisor._settings.logging,)]
     assert supervisor._archiver.settings == supervisor._settings.logging
     (frame,) = worker.heard()
@@ -183,20 +185,20 @@ def test_a_file_that_cannot_be_used_changes_nothing(room: Room) -> None:
     worker = room.up_worker()
     before = room.supervisor._settings
     room.loaded = ConfigurationError("one\ntwo")
-    room.supervisor._obey(signal.SIGHUP)
+    room.supervisor._handle_signal(signal.SIGHUP)
     assert room.supervisor._settings is before and worker.heard() == []
     assert [(line.level, line.event, line.fields.get("reason")) for line in room.lines.kept] == [
         ("info", "signal_received", None),
         ("warning", "reload_refused", "one"),
         ("warning", "reload_refused", "two"),
     ]
-    assert room.called("parts.apply") == []
+    assert room.called("components.apply") == []
 
 
 def test_what_waits_for_a_restart_is_said(room: Room) -> None:
     supervisor = replace(room.settings.supervisor, lease=99.0)
     room.loaded = replace(room.settings, supervisor=supervisor)
-    room.supervisor._obey(signal.SIGHUP)
+    room.supervisor._handle_signal(signal.SIGHUP)
     reasons = [(line.level, line.fields["reason"]) for line in room.lines.named("reload_incomplete")]
     assert reasons == [("warning", "[supervisor] lease takes effect at the next start")]
 
@@ -206,44 +208,44 @@ def test_what_waits_for_a_restart_is_said(room: Room) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_drain_takes_no_more_jobs_and_gives_back_what_waits(room: Room, number: int) -> None:
-    room.ledger.set_capacity(2)
+    room.in_flight.set_capacity(2)
     room.held("a")
-    room.supervisor._obey(number)
+    room.supervisor._handle_signal(number)
     assert room.supervisor._drain_until == room.clock.now + 30.0
-    assert room.ledger.free_slots() == 0 and room.last().disposition == "release"
-    assert room.called("fetcher.stop") == [()] and room.called("manager.stopping") == [(MORE_S,)]
+    assert room.in_flight.free_slots() == 0 and room.last().disposition == "release"
+    assert room.called("claimer.stop") == [()] and room.called("notifier.stopping") == [(EXTEND_S,)]
     assert room.lines.named("drain_started") == [("info", "drain_started", {"running": 1, "seconds": 30.0})]
     room.clock.now += 10
-    room.supervisor._obey(number)
+    room.supervisor._handle_signal(number)
     assert room.supervisor._drain_until == room.clock.now, "told again: not any longer"
     assert len(room.lines.named("drain_started")) == 1
     room.clock.now += 10
-    room.supervisor._obey(number)
+    room.supervisor._handle_signal(number)
     assert room.supervisor._drain_until == room.clock.now - 10
 
 
 def test_other_signals_reopen_the_log_and_dump_the_state(room: Room) -> None:
-    room.supervisor._obey(signal.SIGUSR1)
+    room.supervisor._handle_signal(signal.SIGUSR1)
     assert room.called("log.reopen") == [()] and room.lines.events == ["signal_received"]
     held = room.held("a")
     held.progress = {"done": 1}
     worker = room.up_worker()
-    room.supervisor._obey(signal.SIGUSR2)
+    room.supervisor._handle_signal(signal.SIGUSR2)
     (line,) = room.lines.named("state_dumped")
-    assert line.fields["held"] == [{"id": "a", "worker": None, "done": 1}]
+    assert line.fields["in_flight"] == [{"id": "a", "worker": None, "done": 1}]
     assert line.fields["workers"] == [repr(worker.handle)]
     assert room.called("log.reopen") == [()]
 
 
 def test_signals_are_queued_and_obeyed_in_the_next_turn(room: Room) -> None:
-    room.supervisor._note(signal.SIGUSR1, None)
-    room.supervisor._note(signal.SIGUSR2, None)
-    assert room.called("ring") == [(), ()] and room.lines.kept == []
-    room.supervisor._compared = room.clock.now
-    room.crew.needs_reconcile = False
+    room.supervisor._queue_signal(signal.SIGUSR1, None)
+    room.supervisor._queue_signal(signal.SIGUSR2, None)
+    assert room.called("wake") == [(), ()] and room.lines.kept == []
+    room.supervisor._reconciled_at = room.clock.now
+    room.dispatcher.needs_reconcile = False
     room.turn()
     assert [line.fields["signal"] for line in room.lines.named("signal_received")] == ["SIGUSR1", "SIGUSR2"]
-    assert room.supervisor._compared == room.clock.now and not room.crew.needs_reconcile
+    assert room.supervisor._reconciled_at == room.clock.now and not room.dispatcher.needs_reconcile
 
 
 # --- a turn ---
@@ -252,22 +254,22 @@ def test_signals_are_queued_and_obeyed_in_the_next_turn(room: Room) -> None:
 def test_a_turn_hears_workers_and_obeys_messages(room: Room) -> None:
     worker = room.up_worker()
     heard: list[Any] = []
-    room.crew.read_frames = heard.append  # type: ignore[assignment,method-assign]
+    room.dispatcher.read_frames = heard.append  # type: ignore[assignment,method-assign]
     noted: list[int] = []
     room.ready = [None, worker.handle, lambda: noted.append(1)]
     room.messages = [JobsClaimed((job_of("a"), job_of("b")), 5.0), HostHeld("h", 9.0)]
     room.turn()
     assert heard == [worker.handle] and noted == [1]
-    assert room.called("select") == [(TURN_S,)] and room.called("fetcher.handed_over") == [()]
+    assert room.called("select") == [(TURN_S,)] and room.called("claimer.resume") == [()]
     assert worker.handle.jobs == {"a.1", "b.1"} and room.told.holds == []
     assert room.hosts.hold_remaining_s("http://h/x") == 9.0
-    assert room.called("cleaner.clean") == [()]
+    assert room.called("cleanup.send_requests") == [()]
 
 
 def test_each_message_has_its_taker(room: Room) -> None:
-    crew = room.crew
+    crew = room.dispatcher
     taken: list[Any] = []
-    crew.handle_fence_check = lambda ticket, *, is_ours: taken.append((ticket, is_ours))  # type: ignore[method-assign]
+    crew.handle_fence_check = lambda lease_id, *, is_ours: taken.append((lease_id, is_ours))  # type: ignore[method-assign]
     crew.fence_off = taken.append  # type: ignore[assignment,method-assign]
     crew.request_stop = lambda *given: taken.append(given)  # type: ignore[method-assign]
     messages = (
@@ -279,51 +281,51 @@ def test_each_message_has_its_taker(room: Room) -> None:
         StateChanged(),
     )
     for message in messages:
-        room.supervisor._take(message)
+        room.supervisor._message_handlers[type(message)](message)
     assert taken == [("a.1", True), "b.1", ("c.1", "cancel")]
-    assert room.calls == [("node.forget", ("old",)), ("cleaner.leave", ()), ("parts.check_threads",)]
-    assert {ResultRecorded, HostSlotDecided} <= set(room.supervisor._takers)
+    assert room.calls == [("node.forget_sids", ("old",)), ("cleanup.enqueue", ()), ("components.check_threads",)]
+    assert {ResultRecorded, HostSlotAnswered} <= set(room.supervisor._message_handlers)
 
 
 def test_wanted_and_actual_are_compared_now_and_then_and_at_once_with_news(room: Room) -> None:
     compared: list[float] = []
     supervisor = room.supervisor
     room.clock.now = 0.0
-    supervisor._compare = lambda: compared.append(room.clock.now)  # type: ignore[method-assign]
-    supervisor._compared = room.clock.now
-    room.crew.needs_reconcile = False
-    room.turn(COMPARE_S / 2)
+    supervisor._reconcile = lambda: compared.append(room.clock.now)  # type: ignore[method-assign]
+    supervisor._reconciled_at = room.clock.now
+    room.dispatcher.needs_reconcile = False
+    room.turn(RECONCILE_S / 2)
     assert compared == []
-    room.turn(COMPARE_S / 2)
+    room.turn(RECONCILE_S / 2)
     assert len(compared) == 1
-    supervisor._compared = room.clock.now
+    supervisor._reconciled_at = room.clock.now
     room.turn()
     assert len(compared) == 1
-    room.crew.needs_reconcile = True
+    room.dispatcher.needs_reconcile = True
     room.turn()
     assert len(compared) == 2
 
 
 def test_the_end_of_a_process_is_news(room: Room) -> None:
-    room.supervisor._compare = lambda: None  # type: ignore[method-assign]
-    room.crew.needs_reconcile = False
+    room.supervisor._reconcile = lambda: None  # type: ignore[method-assign]
+    room.dispatcher.needs_reconcile = False
     room.ready = [lambda: None]
     room.turn()
-    assert room.crew.needs_reconcile
+    assert room.dispatcher.needs_reconcile
 
 
 def test_a_comparison_sets_the_capacity_and_says_when_the_service_is_ready(room: Room) -> None:
     room.turn()
-    assert room.ledger.free_slots() == 0 and room.called("manager.ready") == []
-    assert room.called("manager.need_time") == [(MORE_S,)]
+    assert room.in_flight.free_slots() == 0 and room.called("notifier.ready") == []
+    assert room.called("notifier.extend_timeout") == [(EXTEND_S,)]
     room.up()
     room.is_registered = False
-    room.turn(2 * COMPARE_S)
-    assert room.ledger.free_slots() == 2 and room.called("manager.ready") == []
+    room.turn(2 * RECONCILE_S)
+    assert room.in_flight.free_slots() == 2 and room.called("notifier.ready") == []
     room.is_registered = True
     for _ in range(2):
-        room.turn(TEND_S)
-    assert room.called("manager.ready") == [()] and len(room.called("manager.need_time")) == 1
+        room.turn(TICK_S)
+    assert room.called("notifier.ready") == [()] and len(room.called("notifier.extend_timeout")) == 1
     assert room.lines.named("service_ready") == [("info", "service_ready", {"slots": 2})]
 
 
@@ -342,8 +344,8 @@ def test_a_comparison_sets_the_capacity_and_says_when_the_service_is_ready(room:
 def test_the_capacity_follows_what_the_node_can_do(room: Room, fields: dict[str, Any], capacity: int) -> None:
     room.up_worker()
     room.slots.level = fields.get("level", 2)
-    room.space.fault_s = fields.get("fault_s")
-    room.space.is_low = fields.get("is_low", False)
+    room.disk_guard.fault_s = fields.get("fault_s")
+    room.disk_guard.is_low = fields.get("is_low", False)
     room.supervisor._drain_until = fields.get("drain")
     assert room.supervisor._capacity() == capacity
 
@@ -352,39 +354,39 @@ def test_once_a_second_all_parts_are_tended(room: Room) -> None:
     room.up_worker()
     room.supervisor._is_ready = True
     tended = (
-        "parts.check_threads",
-        "slots.look",
-        "of_hosts.tend",
-        "yielder.tend",
-        "log.tend_writer",
-        "log.tend",
-        "monitor.look",
-        "archiver.tend",
-        "manager.status",
-        "watchdog.tend",
+        "components.check_threads",
+        "slots.sample",
+        "hosts.forget_idle",
+        "yield_controller.tick",
+        "log.reopen",
+        "log.maintain",
+        "monitor.sample",
+        "archiver.archive_new_logs",
+        "notifier.status",
+        "watchdog.check",
     )
     counts = []
-    for seconds in (0.0, TEND_S / 2, TEND_S / 2):
+    for seconds in (0.0, TICK_S / 2, TICK_S / 2):
         room.turn(seconds)
         counts.append([len(room.called(name)) for name in tended])
     assert counts == [[1] * len(tended), [1] * len(tended), [2] * len(tended)]
-    assert room.called("manager.need_time") == []
-    (received, busy, over) = room.called("slots.look")[0]
+    assert room.called("notifier.extend_timeout") == []
+    (received, busy, over) = room.called("slots.sample")[0]
     assert (list(received.values()), busy, over) == ([0], 0, ("over_memory", 0))
     room.supervisor._drain_until = room.clock.now + 99
-    room.turn(TEND_S)
-    assert room.called("manager.need_time") == [(MORE_S,)]
+    room.turn(TICK_S)
+    assert room.called("notifier.extend_timeout") == [(EXTEND_S,)]
 
 
 @pytest.mark.parametrize("is_draining", [True, False])
 def test_who_watches_sees_how_things_are(room: Room, is_draining: bool) -> None:
     room.up_worker()
     room.slots.level = 1
-    room.space.low = ["/x"]
-    room.space.fault_s = 7.0 if is_draining else None
+    room.disk_guard.low_folders = ["/x"]
+    room.disk_guard.fault_s = 7.0 if is_draining else None
     room.supervisor._drain_until = 9.0 if is_draining else None
-    room.supervisor._show()
-    assert room.called("monitor.look") == [(NodeStatus(is_draining, 7.0 if is_draining else None, ["/x"], 1, 3),)]
+    room.supervisor._report()
+    assert room.called("monitor.sample") == [(NodeStatus(is_draining, 7.0 if is_draining else None, ["/x"], 1, 3),)]
 
 
 @pytest.mark.parametrize(
@@ -399,7 +401,7 @@ def test_who_watches_sees_how_things_are(room: Room, is_draining: bool) -> None:
 def test_the_status_is_one_sentence(
     room: Room, drain: float | None, error: str | None, low: list[str], state: str
 ) -> None:
-    room.supervisor._drain_until, room.link.error, room.space.low = drain, error, low
+    room.supervisor._drain_until, room.redis_state.error, room.disk_guard.low_folders = drain, error, low
     assert room.supervisor._status() == f"{state}: 0 jobs, 0 workers"
 
 
@@ -409,7 +411,7 @@ def test_the_status_is_one_sentence(
 def test_a_drain_cancels_what_runs_when_its_time_is_over_once(room: Room) -> None:
     worker = room.worker(1)
     room.held("a", worker)
-    room.supervisor._obey(signal.SIGTERM)
+    room.supervisor._handle_signal(signal.SIGTERM)
     room.turn(29.9)
     room.held("b")
     assert [type(frame).__name__ for frame in worker.heard()].count("CancelFrame") == 0
@@ -440,7 +442,7 @@ def test_a_drain_ends_when_nothing_is_held_or_no_more_can_be_done(
     worker = room.up_worker()
     if is_held:
         room.held("a", worker if is_running else None)
-    room.link.error = "away" if is_away else None
+    room.redis_state.error = "away" if is_away else None
     room.supervisor._drain_until = room.clock.now - late_s
     assert room.supervisor._is_drained() == is_drained
 
@@ -452,13 +454,22 @@ def test_the_end_stops_every_part_and_forgets_a_clean_start(room: Room, is_clean
     if is_held:
         room.held("a")
     room.pool.stop = lambda on_death: room.calls.append(("pool.stop", on_death))  # type: ignore[method-assign]
-    room.supervisor._end()
-    names = ["cleaner.clean", "pool.stop", "cleaner.clean_here", "archiver.stop", "hooks.stop", "parts.stop"]
-    assert room.names() == names + (["node.forget"] if is_clean else [])
-    assert room.called("cleaner.clean") == [(("now", True),)] and room.called("parts.stop") == [(not is_held,)]
-    assert room.called("pool.stop") == [(room.crew.reap,)]
-    assert room.called("node.forget") == ([(["s"],)] if is_clean else [])
-    assert room.lines.kept == [("info", "service_ended", {"left": int(is_held)})]
+    room.supervisor._shut_down()
+    names = [
+        "cleanup.send_requests",
+        "pool.stop",
+        "cleanup.clean_up_here",
+        "archiver.stop",
+        "hooks.stop",
+        "components.stop",
+    ]
+    assert room.names() == names + (["node.forget_sids"] if is_clean else [])
+    assert room.called("cleanup.send_requests") == [(("now", True),)] and room.called("components.stop") == [
+        (not is_held,)
+    ]
+    assert room.called("pool.stop") == [(room.dispatcher.reap,)]
+    assert room.called("node.forget_sids") == ([(["s"],)] if is_clean else [])
+    assert room.lines.kept == [("info", "service_stopped", {"unfinished": int(is_held)})]
 
 
 @pytest.mark.parametrize("is_broken", [True, False])
@@ -474,19 +485,19 @@ def test_a_run_goes_round_until_it_is_drained_and_ends_in_order(room: Room, is_b
             supervisor._drain_until = room.clock.now
 
     supervisor._turn = turn  # type: ignore[method-assign]
-    supervisor._end = lambda: room.calls.append(("end",))  # type: ignore[method-assign]
+    supervisor._shut_down = lambda: room.calls.append(("end",))  # type: ignore[method-assign]
     if is_broken:
         with pytest.raises(KeyError):
             supervisor.run()
     else:
         supervisor.run([signal.SIGHUP])
         assert len(turned) == 3 and list(supervisor._signals) == [signal.SIGHUP]
-    assert [call[1] for call in room.calls if call[0] == "signal"] == list(supervisor_module.OBEYED)
-    assert room.names()[len(supervisor_module.OBEYED) :] == ["parts.start", "manager.stopping", "end"]
-    assert room.called("manager.stopping") == [(MORE_S,)]
+    assert [call[1] for call in room.calls if call[0] == "signal"] == list(supervisor_module.SIGNALS)
+    assert room.names()[len(supervisor_module.SIGNALS) :] == ["components.start", "notifier.stopping", "end"]
+    assert room.called("notifier.stopping") == [(EXTEND_S,)]
 
 
 def test_a_new_supervisor_has_done_nothing_yet(room: Room) -> None:
     supervisor = room.supervisor
     assert (supervisor._is_ready, supervisor._has_cancelled, supervisor._drain_until) == (False, False, None)
-    assert isinstance(room.ledger, InFlightTable) and isinstance(room.clock, Clock) and isinstance(room.lines, Lines)
+    assert isinstance(room.in_flight, InFlightTable) and isinstance(room.clock, Clock) and isinstance(room.lines, Lines)

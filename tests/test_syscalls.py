@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dlpool.disk import reserve
+from dlpool.freespace import reserve
 from dlpool.syscalls import rename_noreplace
 from tests.disks import needs_root, tmpfs
 

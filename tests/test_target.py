@@ -12,7 +12,7 @@ import pytest
 
 from dlpool import errors
 from dlpool.transfer.job import Job
-from dlpool.transfer.target.file.publishmark import has_mark, set_mark
+from dlpool.transfer.target.file.publish import has_mark, set_mark
 from dlpool.transfer.target.file.targetpath import resolve_target
 from dlpool.transfer.target.names import MAX_NAME_BYTES
 
@@ -115,7 +115,7 @@ def test_a_mark_that_cannot_be_read_or_set(
     monkeypatch.setattr(os, "setxattr", fail)
     assert set_mark(0, ASKED) is False
     if is_raised:
-        with pytest.raises(errors.LocalFault, match="cannot look at"):
+        with pytest.raises(errors.LocalFault, match="cannot access"):
             has_mark(tmp_path / "f", ASKED)
     else:
         assert has_mark(tmp_path / "f", ASKED) is False

@@ -208,7 +208,7 @@ def test_what_can_never_fit_is_told_from_what_does_not_fit_now(
 
 
 def test_what_the_file_system_keeps_for_root_does_not_count(tmp_path: Path) -> None:
-    from dlpool.disk import space_of
+    from dlpool.freespace import space_of
 
     with mounted_image("ext4", tmp_path / "disk", 64 * MIB) as disk:
         space = space_of(disk)

@@ -59,7 +59,7 @@ def test_a_job_is_one_trace_with_a_span_for_each_range(traced: Both) -> None:
     assert known["url.full"] == url
     assert "hidden" not in str(server.trace(trace_id))
     assert known["dlpool.job.id"] == f"{desk.name}-job"
-    assert (known["user.id"], known["dlpool.attempt"], known["dlpool.ending"]) == ("u1", 1, "succeeded")
+    assert (known["user.id"], known["dlpool.attempt"], known["dlpool.attempt_result"]) == ("u1", 1, "succeeded")
     assert (known["file.size"], known["file.path"]) == (len(data), str(desk.folder / "f"))
     assert ranges
     assert sum(

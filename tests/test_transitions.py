@@ -16,6 +16,7 @@ from dlpool.jobs.keys import PRIORITIES, QueueKeys
 from dlpool.jobs.nodes import deregister
 from dlpool.jobs.pushed_job import MAX_JOB_BYTES, PushedJob, compose_job
 from dlpool.jobs.queue_admin import QueueAdmin
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest, HeartbeatResult, JobLease, Transitions
 from tests.redis_server import RedisServer
 
@@ -72,12 +73,12 @@ class Queue:
         return self.does.heartbeat(sid, [(ticket, "") for ticket in tickets], lease_s=LEASE_S, info={})
 
     def finish(self, ticket: JobLease, outcome: str, sid: str = A, **options: Any) -> str:
-        return self.does.finish(sid, [FinishRequest(ticket, outcome, **options)])[0]
+        return self.does.finish(sid, [FinishRequest(ticket, Disposition(outcome), **options)])[0]
 
     def recover(self, sid: str = B) -> tuple[int, tuple[str, ...]]:
         """Look, as one whose turn it is."""
-        self.client.delete(f"{self.keys.prefix}recoverer")
-        recovery = self.does.recover(sid, grace_s=GRACE_S, order="fifo")
+        self.client.delete(f"{self.keys.prefix}recovery_turn")
+        recovery = self.does.recover(grace_s=GRACE_S, order="fifo")
         return recovery.expired, recovery.requeued
 
     def pass_leases(self) -> None:
@@ -242,7 +243,7 @@ def test_a_claimed_job_is_running_under_a_lease(queue: Queue) -> None:
     assert before + 30_000 <= expiry <= queue.now_ms() + 30_000
     raw = job("1").raw
     made = int(found["created"])
-    assert claimed == ClaimedJob(claimed.lease, raw, len(raw), 1, 0, 0, made, "normal", claim_id=found["claim"])
+    assert claimed == ClaimedJob(claimed.lease, raw, len(raw), 1, 0, 0, made, "normal", claim_id=found["claim_id"])
     assert [event[b"owner"] for event in queue.events("job_started")] == [A.encode()]
 
 
@@ -263,7 +264,7 @@ def test_a_job_keeps_its_claim_id_and_another_one_of_that_name_has_another(is_pu
         one = claimed()
         kept.append(one.claim_id)
         queue.finish(one.lease, outcome)
-    assert set(kept) == {queue.job("x")["claim"]} and len(kept[0]) == 32
+    assert set(kept) == {queue.job("x")["claim_id"]} and len(kept[0]) == 32
     queue.controls.execute("retry", "x")
     others = [claimed().claim_id]
     queue.client.delete(queue.keys.job("x"), queue.keys.held_by(A))
@@ -659,7 +660,7 @@ def test_an_old_fence_ends_nothing(queue: Queue, outcome: str) -> None:
     queue.register(B)
     queue.push("1")
     old = queue.claim_one()
-    queue.does.requeue_jobs_of(B, [A], order="fifo")
+    queue.does.requeue_jobs_of([A], order="fifo")
     queue.claim_one(B)
     before = queue.job("1")
     assert queue.finish(old, outcome, record=success("1"), digest="d") == "FENCED"
@@ -670,7 +671,7 @@ def test_an_old_fence_ends_nothing(queue: Queue, outcome: str) -> None:
 def test_a_fence_is_old_as_soon_as_the_job_is_given_back(queue: Queue) -> None:
     queue.push("1")
     old = queue.claim_one()
-    queue.does.requeue_jobs_of(B, [A], order="fifo")
+    queue.does.requeue_jobs_of([A], order="fifo")
     assert queue.finish(old, "success", record=success("1")) == "FENCED"
     assert (queue.state("1"), queue.ready()) == ("queued", ["1"])
 
@@ -684,10 +685,10 @@ def test_many_endings_are_answered_in_turn(queue: Queue) -> None:
     queue.push(*"12")
     one, two = (claimed.lease for claimed in queue.claim(2))
     endings = [
-        FinishRequest(one, "success"),
-        FinishRequest(JobLease("none", 1), "success"),
-        FinishRequest(two, "crash"),
-        FinishRequest(one, "success"),
+        FinishRequest(one, Disposition.SUCCEED),
+        FinishRequest(JobLease("none", 1), Disposition.SUCCEED),
+        FinishRequest(two, Disposition.CRASH),
+        FinishRequest(one, Disposition.SUCCEED),
     ]
     assert queue.does.finish(A, endings) == ["OK", "GONE", "OK", "DUP"]
 
@@ -850,7 +851,7 @@ def test_suspicion_from_before_a_silence_is_worth_nothing(queue: Queue) -> None:
     queue.pass_leases()
     assert queue.recover() == (1, ())
     queue.pass_leases()
-    queue.client.set(f"{queue.keys.prefix}looked", queue.now_ms() - 60_000)  # Redis was away
+    queue.client.set(f"{queue.keys.prefix}last_recovery", queue.now_ms() - 60_000)  # Redis was away
     assert queue.recover() == (1, ())
     assert queue.beat(ticket).replies == ("OK",)
 
@@ -858,7 +859,7 @@ def test_suspicion_from_before_a_silence_is_worth_nothing(queue: Queue) -> None:
 def test_who_does_not_come_back_after_a_silence_loses_its_jobs(queue: Queue) -> None:
     queue.push("1")
     queue.claim_one()
-    queue.client.set(f"{queue.keys.prefix}looked", 1)
+    queue.client.set(f"{queue.keys.prefix}last_recovery", 1)
     found = []
     for _ in range(2):
         queue.pass_leases()
@@ -870,10 +871,10 @@ def test_one_supervisor_at_a_time_looks(queue: Queue) -> None:
     queue.push("1")
     queue.claim_one()
     queue.pass_leases()
-    assert queue.does.recover(B, grace_s=GRACE_S, order="fifo").expired == 1
+    assert queue.does.recover(grace_s=GRACE_S, order="fifo").expired == 1
     queue.pass_leases()
-    assert queue.does.recover(C, grace_s=GRACE_S, order="fifo").requeued == ()
-    assert 0 < queue.client.pttl(f"{queue.keys.prefix}recoverer") <= 4000
+    assert queue.does.recover(grace_s=GRACE_S, order="fifo").requeued == ()
+    assert 0 < queue.client.pttl(f"{queue.keys.prefix}recovery_turn") <= 4000
 
 
 def test_a_lease_of_a_job_that_does_not_run_is_removed(queue: Queue) -> None:
@@ -918,10 +919,10 @@ def test_an_inbox_goes_back_to_where_it_came_from(
     for _ in range(3):
         queue.client.lmove(queue.keys.intake, queue.keys.inbox(A), *end)
     if is_known:
-        queue.does.requeue_jobs_of(B, [A], order=order)
+        queue.does.requeue_jobs_of([A], order=order)
     else:
         queue.pass_leases()
-        queue.does.recover(B, grace_s=GRACE_S, order=order)
+        queue.does.recover(grace_s=GRACE_S, order=order)
     assert queue.client.lrange(queue.keys.intake, 0, -1) == before
     assert not queue.client.exists(queue.keys.inbox(A))
 
@@ -938,7 +939,7 @@ def test_take_back_gives_back_at_once_and_forgets_the_supervisor(queue: Queue) -
     queue.claim(2, A)
     queue.claim(1, B)
     kept = queue.claim_one(C)
-    assert sorted(queue.does.requeue_jobs_of(C, [A, B], order="fifo")) == ["1", "2", "3"]
+    assert sorted(queue.does.requeue_jobs_of([A, B], order="fifo")) == ["1", "2", "3"]
     assert queue.zset(queue.keys.supervisors) == {C}
     assert queue.zset(queue.keys.leases) == {kept.job_id}
     assert not queue.client.exists(queue.keys.supervisor(A), queue.keys.mail(A), queue.keys.held_by(A))
@@ -948,15 +949,15 @@ def test_take_back_gives_back_at_once_and_forgets_the_supervisor(queue: Queue) -
 def test_take_back_is_repeated_without_effect(queue: Queue) -> None:
     queue.push("1")
     queue.claim_one()
-    assert queue.does.requeue_jobs_of(B, [A], order="fifo") == ["1"]
-    assert queue.does.requeue_jobs_of(B, [A], order="fifo") == []
+    assert queue.does.requeue_jobs_of([A], order="fifo") == ["1"]
+    assert queue.does.requeue_jobs_of([A], order="fifo") == []
     assert queue.job("1")["takeovers"] == "1"
 
 
 def test_take_back_of_nobody_takes_nothing(queue: Queue) -> None:
     queue.push("1")
     queue.claim_one()
-    assert queue.does.requeue_jobs_of(B, [], order="fifo") == []
+    assert queue.does.requeue_jobs_of([], order="fifo") == []
     assert queue.state("1") == "running"
 
 
@@ -967,7 +968,7 @@ def test_take_back_leaves_nothing_however_much_there_is(queue: Queue) -> None:
     for _ in range(500):
         queue.client.lmove(queue.keys.intake, queue.keys.inbox(A), "RIGHT", "LEFT")
     queue.client.sadd(queue.keys.held_by(A), *(f"stale{number}" for number in range(500)))
-    assert sorted(queue.does.requeue_jobs_of(B, [A], order="fifo")) == sorted(claimed)
+    assert sorted(queue.does.requeue_jobs_of([A], order="fifo")) == sorted(claimed)
     assert queue.client.lrange(queue.keys.intake, 0, -1) == before
     assert not queue.client.exists(queue.keys.inbox(A), queue.keys.held_by(A))
 
@@ -986,7 +987,10 @@ def test_scripts_that_the_server_forgot_are_loaded_again(queue: Queue) -> None:
     forget()
     assert queue.beat(one, two).replies == ("OK", "OK")
     forget()
-    assert queue.does.finish(A, [FinishRequest(one, "success"), FinishRequest(two, "failed")]) == ["OK", "OK"]
+    assert queue.does.finish(A, [FinishRequest(one, Disposition.SUCCEED), FinishRequest(two, Disposition.FAIL)]) == [
+        "OK",
+        "OK",
+    ]
     forget()
     assert queue.recover() == (0, ())
 
@@ -997,7 +1001,7 @@ def test_what_happens_is_counted_by_the_day(queue: Queue) -> None:
         queue.finish(queue.claim_one(), outcome, delay_s=60)
     queue.push("6")
     queue.claim_one()
-    queue.does.requeue_jobs_of(B, [A], order="fifo")
+    queue.does.requeue_jobs_of([A], order="fifo")
     assert queue.counted() == {
         "pushed": 6,
         "succeeded": 1,
@@ -1016,7 +1020,7 @@ def test_what_happens_is_told(queue: Queue) -> None:
     queue.push("1")
     queue.finish(queue.claim_one(), "retry")
     queue.claim_one()
-    queue.does.requeue_jobs_of(B, [A], order="fifo")
+    queue.does.requeue_jobs_of([A], order="fifo")
     queue.register(A)
     queue.finish(queue.claim_one(), "failed", note={"error": "x"})
     told = [fields[b"event"].decode() for _, fields in queue.client.xrange(queue.keys.events)]
@@ -1147,7 +1151,7 @@ def test_a_cancel_outlives_the_death_of_its_supervisor(queue: Queue) -> None:
     assert queue.controls.execute("pause", "1") == "ASKED"
     assert flag(queue, "1") == "cancel"
     queue.register(B)
-    queue.does.requeue_jobs_of(B, [A], order="fifo")
+    queue.does.requeue_jobs_of([A], order="fifo")
     (claimed,) = queue.claim(1, B)
     assert claimed.flag == "cancel"
 
@@ -1276,6 +1280,6 @@ def test_of_many_silent_supervisors_the_last_hundred_are_remembered_and_all_that
     queue.client.sadd(queue.keys.held_by("gone-000"), "x")
     queue.client.hset(queue.keys.job("x"), mapping={"owner": "gone-000", "state": "running"})
     queue.register(B)
-    queue.does.recover(B, grace_s=GRACE_S, order="fifo")
+    queue.does.recover(grace_s=GRACE_S, order="fifo")
     left = {sid for sid in queue.zset(queue.keys.supervisors) if sid.startswith("gone")}
     assert left == {"gone-000", *(f"gone-{number:03d}" for number in range(50, 150))}

@@ -15,17 +15,20 @@ from typing import Any
 import pytest
 import requests
 
-from dlpool.storage.disk import FINAL, PARTIAL, DiskBackend, TusUploadRequest, concatenation
-from dlpool.storage.disk.capacity import VolumeCapacity
+from dlpool.storage.disk import concatenation
+from dlpool.storage.disk.backend import DiskBackend
 from dlpool.storage.disk.merger import Merger
 from dlpool.storage.disk.part_claims import with_claim
 from dlpool.storage.disk.removal import TaskRemover
 from dlpool.storage.disk.tus_uploads import DiskTusUploads
 from dlpool.storage.errors import UploadError
+from dlpool.storage.upload_requests import FINAL, PARTIAL, TusUploadRequest
+from dlpool.storage.values import VolumeCapacity
+from dlpool.web.errors import http_error
 from tests.test_store_appending import fails
 from tests.test_tus import ask, begin, patch
 from tests.test_web_access import KEY, token
-from tests.uploads import files_below, leftovers, refused, store_in
+from tests.uploads import commit_chunk, detail_of, files_below, leftovers, list_of, open_append, refused, store_in
 from tests.web import WebServer
 
 SENT = [b"one", b"two2"]
@@ -41,7 +44,7 @@ def part(store: DiskBackend, *pieces: bytes, owner: str | None = None) -> str:
     file_id = store.tus.create(TusUploadRequest(owner, sum(map(len, pieces)), concat=PARTIAL))
     offset = 0
     for piece in pieces:
-        with store.tus.append(file_id, owner, offset, size=len(piece)) as appending:
+        with open_append(store, file_id, owner, offset, size=len(piece)) as appending:
             appending.write(piece)
             appending.commit()
         offset += len(piece)
@@ -53,7 +56,7 @@ def join(store: DiskBackend, parts: list[str], owner: str | None = None, name: s
 
 
 def ids(store: DiskBackend) -> list[str]:
-    return [task["task_id"] for task in store.tasks(None)["tasks"]]
+    return [task["task_id"] for task in list_of(store, None)["tasks"]]
 
 
 def published(store: DiskBackend) -> dict[str, bytes]:
@@ -101,14 +104,15 @@ def test_nothing_is_made_of_parts_that_are_refused(
 def test_a_foreign_part_cannot_be_told_from_an_unknown_one(store: DiskBackend) -> None:
     own, foreign, unknown = part(store, b"1", owner="bob"), part(store, b"2", owner="ann"), "0" * 32
     chunked = "a task of chunks"
-    with store.stage_chunk() as reception:
+    with store.chunks.stage() as reception:
         reception.write(b"x")
-        store.commit_chunk(reception, file_id=chunked, index=0, owner="ann")
+        commit_chunk(store, reception, file_id=chunked, index=0, owner="ann")
     answers = set()
     for other in (foreign, unknown, chunked):
         with pytest.raises(UploadError) as raised:
             join(store, [own, other], "bob")
-        said = {**raised.value.as_json(), "status": raised.value.status, "headers": str(raised.value.headers)}
+        error = http_error(raised.value)
+        said = {**error.as_json(), "status": error.status, "headers": str(error.headers)}
         answers.add(str(said).replace(other, "ID"))
     assert len(answers) == 1
 
@@ -118,9 +122,9 @@ def test_who_sees_all_joins_the_parts_of_one_owner_for_that_owner(store: DiskBac
     with refused(400, "bad_part"):
         join(store, parts)
     file_id = join(store, parts[:2])
-    assert store.task(file_id, "ann")["status"] == "completed"
+    assert detail_of(store, file_id, "ann")["status"] == "completed"
     with refused(404, "no_such_task"):
-        store.task(file_id, "bob")
+        detail_of(store, file_id, "bob")
 
 
 @pytest.mark.parametrize(("free", "status"), [(13, 507), (14, 0)])
@@ -129,7 +133,9 @@ def test_where_chunks_have_to_be_copied_there_is_room_for_all_of_them(
 ) -> None:
     parts = [part(store, data) for data in SENT]
     monkeypatch.setattr(os, "link", fails(OSError(errno.EPERM, "no links")))
-    monkeypatch.setattr("dlpool.storage.disk.capacity.room_of", lambda folder: VolumeCapacity(folder, 1000, free, 0.5))
+    monkeypatch.setattr(
+        "dlpool.storage.disk.capacity.capacity_of", lambda folder: VolumeCapacity(folder, 1000, free, 0.5)
+    )
     if status:
         with refused(507, "no_space"):
             join(store, parts)
@@ -175,7 +181,7 @@ def test_a_part_in_work_is_refused_to_another_final_upload_and_then_is_gone(
         store.sweep()
         assert store.concatenator.recover(parts[0]) == 0
         go_on.set()
-        assert store.task(first.result(), None)["status"] == "completed"
+        assert detail_of(store, first.result(), None)["status"] == "completed"
     for wanted in ([parts[0]], [other, parts[1]]):
         with refused(404, "no_such_task"):
             join(store, wanted, name="second")
@@ -191,7 +197,7 @@ def test_parts_of_a_final_upload_that_fails_can_be_joined_again(
 ) -> None:
     parts = [part(store, data) for data in SENT]
     with monkeypatch.context() as context:
-        context.setattr(Merger, "merge", fails(UploadError(507, "no_space", "the disk is full")))
+        context.setattr(Merger, "merge", fails(UploadError("no_space", "the disk is full")))
         with refused(507, "no_space"):
             join(store, parts)
     assert sorted(ids(store)) == sorted(parts)
@@ -206,7 +212,7 @@ def test_parts_whose_file_is_there_are_consumed_though_an_error_came_after_it(
 
     def fail_late(merger: Merger, wish: object) -> None:
         merge(merger, wish)  # type: ignore[arg-type]  # of whatever kind it is
-        raise UploadError(507, "storage", "the answer is lost")
+        raise UploadError("storage", "the answer is lost")
 
     monkeypatch.setattr(Merger, "merge", fail_late)
     file_id = join(store, parts)
@@ -220,7 +226,7 @@ def test_a_part_that_could_not_be_removed_never_comes_back(
     """Its final upload is not forgotten before it."""
     parts = [part(store, data) for data in SENT]
     with monkeypatch.context() as context:
-        context.setattr(TaskRemover, "_removed", fails(OSError(errno.EIO, "the disk")))
+        context.setattr(TaskRemover, "_trash", fails(OSError(errno.EIO, "the disk")))
         file_id = join(store, parts)
     assert len(ids(store)) == 3
     for gone in parts:
@@ -248,7 +254,7 @@ def test_a_claim_of_a_final_upload_that_is_gone_holds_nobody_up(store: DiskBacke
     assert published(store) == {"whole": b"one"}
 
 
-@pytest.mark.parametrize(("owner", "method"), [(DiskTusUploads, "finish"), (TaskRemover, "consume")])
+@pytest.mark.parametrize(("owner", "method"), [(DiskTusUploads, "finish"), (TaskRemover, "remove_parts")])
 def test_who_wants_a_part_ends_what_a_killed_process_began_with_it(
     store: DiskBackend, owner: type, method: str
 ) -> None:
@@ -260,7 +266,7 @@ def test_who_wants_a_part_ends_what_a_killed_process_began_with_it(
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert len(ids(store)) == 3
-    if method == "consume":
+    if method == "remove_parts":
         with refused(404, "no_such_task"):
             join(store, parts, name="second")
         assert published(store) == {"whole": b"onetwo2"}

@@ -11,15 +11,17 @@ from pathlib import Path
 import pytest
 import requests
 
-from dlpool.storage.disk import FINAL, PARTIAL, DiskBackend, TusUploadRequest, capacity, tus_uploads
+from dlpool.storage.disk import capacity, tus_uploads
+from dlpool.storage.disk.backend import DiskBackend
 from dlpool.storage.disk.capacity import FILES_PER_TASK
 from dlpool.storage.disk.layout import StoreLayout
 from dlpool.storage.disk.task_folder import SharedTaskLock
 from dlpool.storage.errors import UploadError
+from dlpool.storage.upload_requests import FINAL, PARTIAL, TusUploadRequest
 from tests.test_tus import ask
 from tests.test_tus_final import part
 from tests.test_web_access import KEY, bearer, token
-from tests.uploads import merge, refused, send, send_all, store_in
+from tests.uploads import check_chunk, list_of, merge, open_append, refused, send, send_all, store_in
 from tests.web import WebServer
 
 MOST = 1000
@@ -31,7 +33,7 @@ def by_chunk(store: DiskBackend, size: int | None, owner: str | None, number: in
 
 def by_foresight(store: DiskBackend, size: int | None, owner: str | None, number: int) -> None:
     """A chunk is refused before its bytes come; where it is not, it is sent."""
-    visit = store.check_chunk(file_id=f"{owner} {number}", index=0, owner=owner, file_size=size)
+    visit = check_chunk(store, file_id=f"{owner} {number}", index=0, owner=owner, file_size=size)
     assert visit is None
     by_chunk(store, size, owner, number)
 
@@ -56,11 +58,11 @@ def test_an_owner_has_so_many_tasks(tmp_path: Path, way: Way, owner: str | None)
         way(store, 10, owner, number)
     with refused(507, "over_quota") as refusal:
         way(store, 10, owner, 2)
-    assert refusal.extra == {"quota": "owner_tasks", "limit": 2, "used": 2, "wanted": 1}
+    assert refusal.details == {"quota": "owner_tasks", "limit": 2, "used": 2, "wanted": 1}
     assert "2" in refusal.text
     way(store, 10, "bob", 0)  # another one's do not count
-    store.delete(store.tasks(owner)["tasks"][0]["task_id"], None)
-    assert store.tasks(owner)["total"] == 1 + (owner is None)
+    store.delete(list_of(store, owner)["tasks"][0]["task_id"], None)
+    assert list_of(store, owner)["total"] == 1 + (owner is None)
     if owner is not None:
         way(store, 10, owner, 3)
 
@@ -88,8 +90,8 @@ def test_an_owner_has_so_many_bytes_and_what_is_announced_counts(
         return
     with refused(507, "over_quota") as refusal:
         way(store, second, "ann", 1)
-    assert refusal.extra == {"quota": "owner_bytes", "limit": MOST, "used": used, "wanted": wanted}
-    assert (str(MOST) in refusal.text, store.tasks(None)["total"]) == (True, 1)
+    assert refusal.details == {"quota": "owner_bytes", "limit": MOST, "used": used, "wanted": wanted}
+    assert (str(MOST) in refusal.text, list_of(store, None)["total"]) == (True, 1)
 
 
 def test_a_size_that_becomes_known_frees_the_rest(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_a_size_that_becomes_known_frees_the_rest(tmp_path: Path) -> None:
     file_id = store.tus.create(TusUploadRequest("ann", None))
     with refused(507, "over_quota"):
         by_tus(store, 1, "ann", 0)
-    with store.tus.append(file_id, "ann", 0, size=3, length=400) as appending:
+    with open_append(store, file_id, "ann", 0, size=3, length=400) as appending:
         appending.write(b"abc")
         appending.commit()
     by_tus(store, 600, "ann", 0)
@@ -121,7 +123,7 @@ def test_chunks_of_a_task_that_is_there_are_not_asked_for_room(tmp_path: Path) -
     send(store_in(tmp_path), 0, b"x", owner="ann", total_chunks=2)
     by_tus(store_in(tmp_path), 5, "ann", 0)
     store = store_in(tmp_path, owner_tasks=1, owner_bytes=1)
-    visit = store.check_chunk(file_id="a file", index=1, owner="ann", total_chunks=2)
+    visit = check_chunk(store, file_id="a file", index=1, owner="ann", total_chunks=2)
     assert visit is not None
     visit.release()
     send(store, 1, b"x", owner="ann", total_chunks=2)
@@ -136,15 +138,15 @@ def test_a_task_that_is_removed_before_its_chunk_has_come_is_not_begun_without_a
     task_of = StoreLayout.lock_owned
 
     def task_after_removal(layout: StoreLayout, file_id: str, owner: str | None) -> object:
-        monkeypatch.setattr(StoreLayout, "task_of", task_of)
+        monkeypatch.setattr(StoreLayout, "lock_owned", task_of)
         store.delete("ann 0", None)
         by_chunk(store, 5, "ann", 1)
         return task_of(layout, file_id, owner)
 
-    monkeypatch.setattr(StoreLayout, "task_of", task_after_removal)
+    monkeypatch.setattr(StoreLayout, "lock_owned", task_after_removal)
     with refused(404, "no_such_task"):
         by_chunk(store, 5, "ann", 0)
-    assert [entry["task_id"] for entry in store.tasks(None)["tasks"]] == ["ann 1"]
+    assert [entry["task_id"] for entry in list_of(store, None)["tasks"]] == ["ann 1"]
 
 
 @pytest.mark.parametrize("owner", ["ann", None])
@@ -157,7 +159,7 @@ def test_a_final_upload_takes_what_its_parts_took(tmp_path: Path, owner: str | N
     file_id = store.concatenator.concatenate(TusUploadRequest(owner, None, "whole", concat=f"{FINAL};"), parts)
     with refused(507, "over_quota") as refusal:
         by_tus(store, 1, owner, 0)
-    assert (refusal.extra["quota"], refusal.extra["used"]) == ("owner_bytes", 1000)
+    assert (refusal.details["quota"], refusal.details["used"]) == ("owner_bytes", 1000)
     store.delete(file_id, owner)
     by_tus(store, 1000, owner, 0)
 
@@ -208,11 +210,11 @@ def test_an_owner_has_so_many_files(
         return
     for ask_for in (
         lambda: send(store, 0, b"x", file_id=last, owner="ann", total_chunks=total),
-        lambda: store.check_chunk(file_id=last, index=0, owner="ann", total_chunks=total),
+        lambda: check_chunk(store, file_id=last, index=0, owner="ann", total_chunks=total),
     ):
         with refused(507, "over_quota") as said:
             ask_for()
-        assert said.extra == {"quota": "owner_files", "limit": limit, "used": refusal[0], "wanted": refusal[1]}
+        assert said.details == {"quota": "owner_files", "limit": limit, "used": refusal[0], "wanted": refusal[1]}
 
 
 @pytest.mark.parametrize(
@@ -225,7 +227,7 @@ def test_many_chunks_are_announced_where_files_are_limited(
     for file_id in ("new", "begun"):
         if file_id == "begun":
             send(store, 0, b"x", file_id=file_id, owner="ann")
-        for ask_for in (store.check_chunk, partial(send, store, data=b"x")):
+        for ask_for in (partial(check_chunk, store), partial(send, store, data=b"x")):
             if status:
                 with refused(status, code):
                     ask_for(index=1000, file_id=file_id, owner="ann", total_chunks=total)
@@ -233,32 +235,32 @@ def test_many_chunks_are_announced_where_files_are_limited(
             visit = ask_for(index=1000, file_id=file_id, owner="ann", total_chunks=total)
             if isinstance(visit, SharedTaskLock):
                 visit.release()
-        if store.tasks("ann")["total"]:
+        if list_of(store, "ann")["total"]:
             store.delete(file_id, "ann")
 
 
 def test_the_uploads_of_another_owner_count_for_nobody_else(tmp_path: Path) -> None:
     store = store_in(tmp_path, owner_files=FILES + 1000)
     send(store, 0, b"x", file_id="hers", owner="ann")
-    for ask_for in (store.check_chunk, partial(send, store, data=b"x")):
+    for ask_for in (partial(check_chunk, store), partial(send, store, data=b"x")):
         for file_id in ("hers", "nobodys"):
             with refused(507, "over_quota") as caught:
                 ask_for(index=1, file_id=file_id, owner="bob", total_chunks=100_000)
-            assert caught.extra["used"] == 0
+            assert caught.details["used"] == 0
 
 
 def test_an_upload_in_many_pieces_counts_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (capacity, tus_uploads):
-        monkeypatch.setattr(module, "STEP", 3)
+        monkeypatch.setattr(module, "CHUNK_COUNT_STEP", 3)
     store = store_in(tmp_path, owner_files=FILES + 6)
     file_id = store.tus.create(TusUploadRequest("ann", 100))
     for offset in range(6):
-        with store.tus.append(file_id, "ann", offset, size=1) as appending:
+        with open_append(store, file_id, "ann", offset, size=1) as appending:
             appending.write(b"x")
             appending.commit()
-    with refused(507, "over_quota") as refusal, store.tus.append(file_id, "ann", 6, size=1):
+    with refused(507, "over_quota") as refusal, open_append(store, file_id, "ann", 6, size=1):
         pass
-    assert refusal.extra == {"quota": "owner_files", "limit": FILES + 6, "used": FILES + 6, "wanted": 3}
+    assert refusal.details == {"quota": "owner_files", "limit": FILES + 6, "used": FILES + 6, "wanted": 3}
     assert store.tus.recover(file_id, "ann").offset == 6
 
 
@@ -291,7 +293,7 @@ def test_processes_that_begin_at_once_keep_to_the_limit(tmp_path: Path, is_kille
     os.close(end)  # they all begin
     ended = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     assert sorted(ended) == [0] * MAY + [3] * (RACE - MAY)
-    assert store.tasks("ann")["total"] == MAY
+    assert list_of(store, "ann")["total"] == MAY
 
 
 def _beginning(store: DiskBackend, number: int, together: tuple[int, int]) -> int:

@@ -379,7 +379,7 @@ def test_a_task_of_somebody_else_is_told_as_that(origin: UploadOrigin, file: Pat
     origin.fault = at("status", EVER, said(403, "not_owner"))
     ended = upload(file, origin.api)
     assert ended.code == 6
-    assert "somebody else has begun to send this file" in ended.err
+    assert "another user has begun to upload this file" in ended.err
 
 
 # --- chunks that do not fit ---

@@ -31,7 +31,7 @@ from dlpool.jobs.pushed_job import MAX_JOB_BYTES, PushedJob, compose_job
 from dlpool.jobs.transitions import ClaimedJob, JobLease
 from dlpool.service.disposition import DispositionPolicy
 from dlpool.service.wire.frames import EndedFrame
-from dlpool.service.wire.results import attempt_result_of
+from dlpool.service.wire.results import AttemptResult, attempt_result_of
 from tests.conftest import wait_until
 from tests.fleet import Client, Supervisor
 from tests.origin import File, Origin
@@ -52,7 +52,7 @@ def claimed(raw: bytes | None = None, **fields: Any) -> ClaimedJob:
 
 
 def said(ending: str, **fields: Any) -> EndedFrame:
-    return EndedFrame("a.7", ending, label="why", message="because", **fields)
+    return EndedFrame("a.7", AttemptResult(ending), label="why", message="because", **fields)
 
 
 # --- poison: a job that is aboard when workers or supervisors die ---
@@ -81,7 +81,7 @@ def test_a_job_that_was_taken_from_too_many_supervisors_is_poison(most: int, tak
     assert instead is not None and instead.disposition == "failed" and instead.note["label"] == "poison"
     assert instead.record is not None and instead.record.field == URL
     message = json.loads(instead.record.value)["error_message"]
-    assert message == f"the job was aboard {takeovers} supervisors and 0 workers when they died"
+    assert message == f"the job was running in {takeovers} supervisors and 0 workers that died"
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EROFS, errno.EIO, errno.ESTALE])
@@ -125,13 +125,13 @@ def test_a_poisonous_job_is_taken_from_supervisor_to_supervisor_only_so_often(
                 "priority": "normal",
                 "created": 1,
                 "takeovers": takeovers,
-                "at": "normal",
+                "list": "normal",
             }
             client.redis.hset(client.keys.job(job_id), mapping=fields)
             client.redis.lpush(client.keys.ready("normal"), job_id)
         client.wait_for(f"{origin.url}/fit")
         record = client.wait_for_failure(f"{origin.url}/poison")
-        assert record["error_message"] == "the job was aboard 3 supervisors and 0 workers when they died"
+        assert record["error_message"] == "the job was running in 3 supervisors and 0 workers that died"
         assert [request.path for request in origin.requests] == ["/fit"]
         wait_until(lambda: client.ends("poison") == 1)
 
@@ -219,7 +219,7 @@ def test_what_an_ending_leads_to(ending: str, verb: str | None, outcome: str, de
 def test_a_job_that_is_anothers_gets_no_transition_and_a_finished_one_is_never_cancelled() -> None:
     job = PushedJob.parse(compose_job(URL, "/f"))
     assert judge().for_attempt(claimed(), job, said("lost"), "cancel") is None
-    done = EndedFrame("a.7", "succeeded", "/f", {"size": 1, "seconds": 0.1})
+    done = EndedFrame("a.7", AttemptResult.SUCCEEDED, "/f", {"size": 1, "seconds": 0.1})
     ending = judge().for_attempt(claimed(), job, done, "cancel")
     assert ending is not None and ending.disposition == "success"
 
@@ -290,7 +290,9 @@ def test_how_a_job_ends_that_ended_with_an_error(error: DlpoolError, ending: str
 def test_the_figures_of_a_success_are_noted() -> None:
     job = PushedJob.parse(compose_job(URL, "/f"))
     figures = {"size": 7, "seconds": 0.5, "received": 5, "resumed_from": 2, "retries": 1}
-    ending = judge().for_attempt(claimed(), job, EndedFrame("a.7", "succeeded", "/f", {**figures, "other": 1}))
+    ending = judge().for_attempt(
+        claimed(), job, EndedFrame("a.7", AttemptResult.SUCCEEDED, "/f", {**figures, "other": 1})
+    )
     assert ending is not None and ending.note == {"path": "/f", **figures} and ending.record is not None
 
 
@@ -327,7 +329,7 @@ def test_what_an_operator_stops_is_noted_and_only_a_cancelled_job_has_a_record()
 
 def test_the_deaths_of_workers_are_told() -> None:
     condemned = judge(max_crashes=3).for_worker_death(claimed(crashes=2), URL, "killed by SIGSEGV")
-    assert condemned.note["message"] == "the job was aboard 3 workers when they died: killed by SIGSEGV"
+    assert condemned.note["message"] == "the job was running in 3 workers that died: killed by SIGSEGV"
     again = judge(max_crashes=3).for_worker_death(claimed(crashes=1), URL, "killed by SIGSEGV")
     assert again.note["message"] == "killed by SIGSEGV"
 

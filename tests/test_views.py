@@ -18,6 +18,7 @@ from dlpool.jobs.job_view import JobView
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.jobs.queue_views import QueueViews
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest, Transitions
 from tests.redis_server import RedisServer
 
@@ -47,7 +48,7 @@ class Queue:
     def end(self, job_id: str, outcome: str = "success", **options: Any) -> None:
         self.push(job_id, priority="high")
         (claimed,) = self.claim()
-        assert self.transitions.finish("s1", [FinishRequest(claimed.lease, outcome, **options)]) == ["OK"]
+        assert self.transitions.finish("s1", [FinishRequest(claimed.lease, Disposition(outcome), **options)]) == ["OK"]
 
     def ids(self, state: str | None = None, limit: int = 50) -> list[str | None]:
         return [view.id for view in self.views.jobs(state, limit)]
@@ -238,7 +239,7 @@ def test_the_figures_count_every_place(queue: Queue) -> None:
         "ready_low": 1,
         "ready_limited": 0,
         "delayed": 1,
-        "parked": 0,
+        "throttled": 0,
         "paused": 0,
         "running": 1,
         "succeeded": 1,
@@ -251,8 +252,8 @@ def test_the_figures_count_every_place(queue: Queue) -> None:
 
 
 def test_hosts_that_are_waited_for_are_counted(queue: Queue) -> None:
-    for job_id, host, own in (("a", "h1", {"is_for_slot": True}), ("b", "h1", {}), ("c", "h2", {})):
-        queue.end(job_id, "park", host=host, delay_s=60, **own)
+    for job_id, host, own in (("a", "h1", {"waits_for_slot": True}), ("b", "h1", {}), ("c", "h2", {})):
+        queue.end(job_id, "throttle", host=host, delay_s=60, **own)
     queue.transitions.hold_host("h2:81", 30.0)
     stats = queue.views.stats()
     assert (stats.throttled, stats.waiting_hosts) == (3, {"h1": 2, "h2": 1})
@@ -325,8 +326,8 @@ def test_a_full_page_of_waiting_jobs_looks_no_further(queue: Queue, monkeypatch:
 def test_hosts_are_counted_of_a_bounded_number_of_parked_jobs(
     queue: Queue, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr(views, "MAX_PARKED", most)
+    monkeypatch.setattr(views, "MAX_COUNTED", most)
     for host in ("a", "b", "c", "d", "e", "f"):
-        queue.end(host, "park", host=host, delay_s=60)
+        queue.end(host, "throttle", host=host, delay_s=60)
     stats = queue.views.stats()
     assert (stats.throttled, len(stats.waiting_hosts)) == (6, most)

@@ -169,7 +169,7 @@ def test_no_ping_while_a_thread_of_the_service_waits_for_a_reply_that_never_ends
             proxy.trickle_next(b"BLPOP")
             wait_until(lambda: bool(service.events("thread_hung")))
             line, before = service.events("thread_hung")[0], pings()
-            assert line["dlpool.thread"] == "beat"
+            assert line["dlpool.thread"] == "heartbeat"
             assert "_read_mail" in line["dlpool.stacks"]
             client = Client(server.client())
             for number in range(3):  # the others work on

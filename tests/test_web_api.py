@@ -34,7 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
     settings: Any = {"web": {"threads": 24}, "upload": {"allowed_extensions": ".bin,.txt"}}
     with WebServer(tmp_path_factory.mktemp("web"), settings) as server:
         yield server
-        assert not server.events("server_failed") and not server.events("request_broke"), server.said()
+        assert not server.events("gunicorn_error") and not server.events("request_internal_error"), server.said()
 
 
 class Api:

@@ -45,7 +45,7 @@ def nothing_stays(server: WebServer) -> Iterator[None]:
     yield
     assert requests.get(f"{server.url}/tasks", timeout=10).json() == {"tasks": [], "total": 0}
     wait_until(lambda: not [path for path in server.upload_dir.rglob("*.tmp") if path.is_file()])
-    assert not server.events("server_failed") and not server.events("request_broke"), server.said()
+    assert not server.events("gunicorn_error") and not server.events("request_internal_error"), server.said()
 
 
 def test_a_body_that_ends_too_early_is_no_chunk(client: RawClient) -> None:

@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import requests
 
 from dlpool.config import LoggingSettings, UploadSettings
 from dlpool.observe.log import Log
-from dlpool.storage.disk.capacity import HEALTHY, UNHEALTHY, WARNING
-from dlpool.web.disk_monitor import LOOK_S, DiskMonitor, next_health
-from dlpool.web.monitoring import folder_check
+from dlpool.observe.processors import LogOrigin
+from dlpool.storage.disk import capacity
+from dlpool.storage.values import HEALTHY, UNHEALTHY, WARNING
+from dlpool.web.disk_monitor import CHECK_INTERVAL_S, DiskMonitor, next_health
 from tests.conftest import wait_until
 from tests.disks import needs_root, ramfs, remount, tmpfs
 from tests.log_docs import EVENTS
@@ -25,7 +27,7 @@ from tests.processes import ROOT
 from tests.web import WebServer
 
 PROMETHEUS = ROOT / "etc" / "prometheus"
-NAMES = ("upload_disk_low", "upload_disk_back")
+NAMES = ("upload_disk_low", "upload_disk_available")
 MIB = 1024 * 1024
 
 
@@ -69,20 +71,21 @@ class Watched:
         self.disk = disk
         self.folder = folder
         self.now = 0.0
-        self.log = Log(folder / "log", LoggingSettings(), service="dlpool-web", version="1", node_id="n")
+        self.log = Log(folder / "log", LoggingSettings(), LogOrigin("dlpool-web", "n", version="1"))
         (folder / "state").mkdir()
         self.settings = UploadSettings(upload_dir=str(disk / "u"), merged_dir=str(disk / "m"))
         self.turns = itertools.cycle([self.watch(), self.watch()])
 
     def watch(self) -> DiskMonitor:
-        return DiskMonitor(self.settings, self.folder / "state", self.log.logger("web"), lambda: self.now)
+        volumes = partial(capacity.list_volumes, self.settings)
+        return DiskMonitor(self.settings, volumes, self.folder / "state", self.log.logger("web"), lambda: self.now)
 
     def use(self, mebibytes: float) -> None:
         """Have that much of it in use, and let both look."""
         with (self.disk / "filler").open("wb") as file:
             file.write(b"x" * round(mebibytes * MIB))
         for _ in range(2):
-            self.now += LOOK_S
+            self.now += CHECK_INTERVAL_S
             next(self.turns).check()
 
     def told(self) -> list[tuple[str, str]]:
@@ -99,8 +102,8 @@ def test_each_change_is_told_once_by_whichever_process_sees_it(tmp_path: Path) -
         assert watched.told() == [
             ("upload_disk_low", WARNING),
             ("upload_disk_low", UNHEALTHY),
-            ("upload_disk_back", WARNING),
-            ("upload_disk_back", HEALTHY),
+            ("upload_disk_available", WARNING),
+            ("upload_disk_available", HEALTHY),
         ]
 
 
@@ -136,11 +139,11 @@ def test_a_file_system_without_figures_is_neither_low_nor_full(tmp_path: Path) -
 
 def test_between_two_looks_the_disk_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[str] = []
-    monkeypatch.setattr("dlpool.web.disk_monitor.room_of", looks.append)
+    monkeypatch.setattr(capacity, "capacity_of", looks.append)
     watched = Watched(tmp_path, tmp_path)
     watch = watched.watch()
     for _ in range(50):
-        watched.now += LOOK_S / 10
+        watched.now += CHECK_INTERVAL_S / 10
         watch.check()
     assert 2 <= len(looks) <= 2 * 6
 
@@ -154,11 +157,11 @@ def test_a_folder_that_cannot_be_written_to_is_told_once_and_that_it_is_back(tmp
         for mode in ("ro", "ro", "rw", "rw"):
             remount(disk, mode)
             for _ in range(2):
-                watched.now += LOOK_S
+                watched.now += CHECK_INTERVAL_S
                 next(watched.turns).check()
         found = re.findall(r'"message":"(upload_folder_\w+)".*?"dlpool\.folder":"(\S+?)"', watched.log.path.read_text())
         both = [str(disk / "u"), str(disk / "m")]
-        assert found == [(name, one) for name in ("upload_folder_unusable", "upload_folder_back") for one in both]
+        assert found == [(name, one) for name in ("upload_folder_unusable", "upload_folder_available") for one in both]
 
 
 @needs_root
@@ -177,7 +180,7 @@ def test_health_and_metric_agree_on_a_folder_that_cannot_be_written_to(tmp_path:
                 wait_until(lambda: bool(server.events("upload_folder_unusable")))
             finally:
                 remount(disk, "rw")
-            wait_until(lambda: bool(server.events("upload_folder_back")))
+            wait_until(lambda: bool(server.events("upload_folder_available")))
             assert len(server.events("upload_folder_unusable")) == 1
 
 
@@ -199,7 +202,7 @@ def test_a_file_system_that_knows_no_statvfs_is_healthy_and_a_broken_one_is_not(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("os.statvfs", fail)
-    assert folder_check(str(tmp_path))["status"] == status
+    assert capacity.check_folder(str(tmp_path))[0] == status
 
 
 @needs_root
@@ -221,7 +224,7 @@ def test_a_real_server_tells_it_shows_it_and_answers_health(tmp_path: Path) -> N
             for _ in range(20):
                 assert requests.get(f"{server.url}/health", timeout=10).json()["status"] == WARNING
             (disk / "filler").unlink()
-            wait_until(lambda: len(server.events("upload_disk_back")) == 1)
+            wait_until(lambda: len(server.events("upload_disk_available")) == 1)
             assert 'dlpool_web_disk_health{folder="upload_dir"} 0.0' in metrics(server)
             assert len(server.events("upload_disk_low")) == 1
 

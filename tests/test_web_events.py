@@ -20,8 +20,11 @@ from dlpool.errors import QueueAway
 from dlpool.jobs.event_stream import KEPT, EventReader, EventWriter
 from dlpool.jobs.keys import QueueKeys
 from dlpool.observe.log import Log
-from dlpool.storage import events
-from dlpool.storage.disk import DiskBackend, UploadEvent, merger
+from dlpool.observe.processors import LogOrigin
+from dlpool.storage import values
+from dlpool.storage.disk import merger
+from dlpool.storage.disk.backend import DiskBackend
+from dlpool.storage.values import UploadEvent
 from dlpool.web import event_publisher
 from dlpool.web.counters import SharedCounters
 from dlpool.web.event_publisher import MOST, UploadEventPublisher, event_fields
@@ -243,7 +246,7 @@ class Writer:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Log:
-    return Log(tmp_path / "log", LoggingSettings(), service="dlpool-web", version="1", node_id="n")
+    return Log(tmp_path / "log", LoggingSettings(), LogOrigin("dlpool-web", "n", version="1"))
 
 
 def event(number: int = 0) -> UploadEvent:
@@ -335,12 +338,12 @@ def test_a_merge_that_a_killed_process_had_published_is_told_by_the_next(
     store = DiskBackend(store_in(tmp_path).settings, heard.append)
     send(store, 0, b"abcdef")
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(merger, "complete", interrupted)
+        patched.setattr(merger, "complete_merge", interrupted)
         merge(store, 1)
-    assert [one.name for one in heard] == [events.STARTED]
+    assert [one.name for one in heard] == [values.STARTED_EVENT]
     store.sweep()
     merge(store, 1)
-    assert [one.name for one in heard] == [events.STARTED, events.COMPLETED]
+    assert [one.name for one in heard] == [values.STARTED_EVENT, values.COMPLETED_EVENT]
     assert heard[1].details["path"] == "file.bin"
 
 
@@ -350,7 +353,7 @@ def interrupted(*_: object, **__: object) -> None:
 
 def test_the_document_names_all_events_and_fields() -> None:
     page = (ROOT / "docs" / "queue.md").read_text()
-    names = [value for value in vars(events).values() if isinstance(value, str) and value.startswith("upload_")]
+    names = [value for value in vars(values).values() if isinstance(value, str) and value.startswith("upload_")]
     assert len(names) == 7
     for name in names:
         assert f"`{name}`" in page

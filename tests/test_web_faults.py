@@ -117,7 +117,7 @@ def test_a_full_disk_is_507_and_what_is_there_stays(tmp_path: Path) -> None:
             assert requests.get(f"{server.url}/upload_status?file_id=f", timeout=10).json()["uploaded_chunks"] == [0]
             (disk / "filler").unlink()
             assert post(server, "merge_chunks", json=merge)[0] == 200
-            assert not server.events("request_broke"), server.said()
+            assert not server.events("request_internal_error"), server.said()
 
 
 @needs_root
@@ -164,7 +164,7 @@ def test_a_record_that_finds_no_room_loses_no_chunk(tmp_path: Path) -> None:
             merge = {"file_id": "f", "filename": "f", "total_chunks": 12}
             assert post(server, "merge_chunks", json=merge)[0] == 200
             assert (server.merged_dir / "f").read_bytes() == b"".join(b"%d" % index for index in range(12))
-            assert not server.events("request_broke"), server.said()
+            assert not server.events("request_internal_error"), server.said()
 
 
 @needs_root
@@ -237,7 +237,7 @@ def test_a_read_only_folder_is_no_500(tmp_path: Path) -> None:
             assert requests.get(f"{server.url}/health", timeout=10).status_code == 503
             remount(disk, "rw")
             assert post(server, "merge_chunks", json={"file_id": "f", "filename": "f", "total_chunks": 1})[0] == 200
-            assert not server.events("request_broke"), server.said()
+            assert not server.events("request_internal_error"), server.said()
 
 
 def test_expired_tasks_go_and_uploads_under_way_stay(tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_its_end_lets_requests_finish(tmp_path: Path) -> None:
         wait_until(lambda: len(list(server.upload_dir.rglob("*.tmp"))) == 1)
         with ThreadPoolExecutor(1) as pool:
             ending = pool.submit(server.stop)
-            wait_until(lambda: any("term" in said["dlpool.reason"] for said in server.events("server_said")))
+            wait_until(lambda: any("term" in said["dlpool.reason"] for said in server.events("gunicorn_message")))
             assert slow.say(b"67890").answer()[0] == 200
             assert ending.result() == 0
         assert server.errors.read_text().count("\n") == 1, server.said()

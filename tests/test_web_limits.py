@@ -18,6 +18,7 @@ import requests
 from dlpool.config import WebSettings
 from dlpool.storage.errors import UploadError
 from dlpool.web.client_limits import ClientLimits
+from dlpool.web.errors import HttpError, http_error
 from tests.conftest import wait_until
 from tests.web import RawClient, WebServer
 
@@ -73,7 +74,7 @@ def test_half_of_the_places_are_never_taken_by_downloads(tmp_path: Path) -> None
     with ExitStack() as stack:
         for _ in range(3):
             admission.enter_send("client", stack)
-        with pytest.raises(UploadError, match="too much is going on"), ExitStack() as further:
+        with pytest.raises(HttpError, match="too much is going on"), ExitStack() as further:
             admission.enter_send("another", further)
         for _ in range(3):
             stack.enter_context(admission.body_slot("client"))
@@ -86,8 +87,10 @@ def refusal_of(wanted: AbstractContextManager[object]) -> tuple[int, str] | None
     try:
         with wanted:
             return None
-    except UploadError as refusal:
-        return refusal.status, refusal.code
+    except HttpError as error:
+        return error.status, error.code
+    except UploadError as error:
+        return http_error(error).status, error.code
 
 
 def test_with_too_many_connections_open_a_worker_waits_and_lives(tmp_path: Path) -> None:
@@ -103,7 +106,7 @@ def test_with_too_many_connections_open_a_worker_waits_and_lives(tmp_path: Path)
         stack.close()
         wait_until(lambda: _is_healthy(server))
         assert [one.pid for one in server.workers()] == [worker.pid]
-        assert not server.events("server_failed"), server.said()
+        assert not server.events("gunicorn_error"), server.said()
 
 
 def _is_healthy(server: WebServer) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import requests
 
-from dlpool.storage.disk import MAX_PAGE
 from dlpool.storage.disk.catalog import make_cursor
+from dlpool.storage.values import MAX_PAGE
 from tests.listings import make_tasks
 from tests.web import WebServer
 
@@ -23,7 +23,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
     make_tasks(folder, COUNT)
     with WebServer(folder, {"web": {"threads": 16}}) as server:
         yield server
-        assert not server.events("server_failed") and not server.events("request_broke"), server.said()
+        assert not server.events("gunicorn_error") and not server.events("request_internal_error"), server.said()
 
 
 def ask(server: WebServer, method: str, path: str, **options: Any) -> tuple[int, dict[str, Any]]:

@@ -344,7 +344,7 @@ def test_honest_uploads_get_through_beside_dripping_bodies(server: WebServer) ->
         assert drips.refused
         before = drips.sent[:]
         wait_until(lambda: sum(now > then + 1200 for now, then in zip(drips.sent, before, strict=True)) >= 24)
-    assert not server.events("server_failed") and not server.events("request_broke"), server.said()
+    assert not server.events("gunicorn_error") and not server.events("request_internal_error"), server.said()
 
 
 def sizes_in(folder: Path) -> list[int]:

@@ -121,7 +121,8 @@ import os, socket, sys, time, uuid
 from pathlib import Path
 from dlpool.config import LoggingSettings, WebSettings
 from dlpool.observe.log import Log
-from dlpool.web.server import Server
+from dlpool.observe.processors import LogOrigin
+from dlpool.web.server import GunicornServer
 def app(environ, start_response):
     if not environ["PATH_INFO"].endswith("z"):
         Path({str(serving)!r}, uuid.uuid4().hex).touch()
@@ -132,8 +133,8 @@ def app(environ, start_response):
 listener = socket.create_server(("127.0.0.1", 0))
 listener.set_inheritable(True)
 print(listener.getsockname()[1], flush=True)
-log = Log(Path({str(tmp_path / "log")!r}), LoggingSettings(), service="test", version="0", node_id="n")
-Server(listener.detach(), WebSettings(threads=4), log, 1, lambda: (app, lambda *_: None)).run()
+log = Log(Path({str(tmp_path / "log")!r}), LoggingSettings(), LogOrigin("test", "n", version="0"))
+GunicornServer(listener.detach(), WebSettings(threads=4), log, 1, lambda: (app, lambda *_: None)).run()
 """
     command = ["prlimit", "--nofile=80:80", sys.executable, "-c", script]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -236,4 +237,4 @@ def test_the_end_does_not_wait_for_who_says_nothing(tmp_path: Path) -> None:
             stack.enter_context(RawClient(server.port))
         assert requests.get(f"{server.root}/livez", timeout=20).ok
         assert server.stop() == 0
-        assert not server.events("server_failed"), server.said()
+        assert not server.events("gunicorn_error"), server.said()

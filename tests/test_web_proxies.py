@@ -10,7 +10,7 @@ import pytest
 from falcon.testing import create_req
 
 from dlpool.config import WebSettings
-from dlpool.storage.errors import UploadError
+from dlpool.web.errors import HttpError
 from dlpool.web.middleware import AccessMiddleware
 
 ADMITTED: list[str] = []
@@ -24,16 +24,18 @@ class Scraped:
 
 def keys() -> Any:
     def caller(*_: object) -> None:
-        raise UploadError(401, "unauthorized", "no token")
+        raise HttpError(401, "unauthorized", "no token")
 
-    return SimpleNamespace(is_required=True, caller=caller)
+    return SimpleNamespace(is_required=True, authenticate=caller)
 
 
 def asked(peer: str, headers: dict[str, str], **settings: str) -> tuple[str, bool]:
     """The address that a request counts for, and whether it may read the metrics without a token."""
     web = WebSettings(**settings)  # type: ignore[arg-type]
     parts: Any = SimpleNamespace(
-        settings=SimpleNamespace(web=web), keys=keys(), admission=SimpleNamespace(count=ADMITTED.append)
+        settings=SimpleNamespace(web=web),
+        authenticator=keys(),
+        client_limits=SimpleNamespace(check_rate=ADMITTED.append),
     )
     gate, req = (
         AccessMiddleware(parts),
@@ -42,7 +44,7 @@ def asked(peer: str, headers: dict[str, str], **settings: str) -> tuple[str, boo
     gate.process_request(req, falcon.Response())
     try:
         gate.process_resource(req, falcon.Response(), Scraped(), {})
-    except UploadError:
+    except HttpError:
         return req.context.address, False
     return req.context.address, True
 

@@ -167,7 +167,7 @@ def test_with_few_threads_or_files_it_serves_and_says_so(limits: list[str], said
         server.kill()
     assert server.errors.read_text().count("warning: ") == 1
     assert said in server.events("web_limited")[0]["dlpool.reason"]
-    assert not server.events("server_failed")
+    assert not server.events("gunicorn_error")
 
 
 def healthy(server: WebServer) -> bool:

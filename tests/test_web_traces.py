@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from dlpool.jobs.keys import QueueKeys
-from dlpool.observe.tracecontext import trace_id_of
+from dlpool.observe.tracing import parse_traceparent
 from dlpool.web.middleware import AccessMiddleware
 from tests.conftest import wait_until
 from tests.redis_server import RedisServer
@@ -71,12 +71,12 @@ INVALID = [
     ],
 )
 def test_a_valid_header_names_its_trace(header: str) -> None:
-    assert trace_id_of(header) == TRACE
+    assert parse_traceparent(header) == TRACE
 
 
 @pytest.mark.parametrize("header", [None, *INVALID])
 def test_an_invalid_header_is_ignored(header: str | None) -> None:
-    assert trace_id_of(header) is None
+    assert parse_traceparent(header) is None
 
 
 @dataclass(frozen=True)
@@ -204,5 +204,5 @@ def test_a_defect_that_shows_in_a_request_has_its_trace(tmp_path: Path, monkeypa
     client = TestClient(create_app(Settings(paths=paths, upload=upload)))
     assert client.simulate_get("/go-uploader/tasks", headers={"traceparent": GOOD}).status_code == 500
     lines = (tmp_path / "log" / "web" / "dlpool.log").read_text().splitlines()
-    broke = [one for one in map(json.loads, lines) if one["event.action"] == "request_broke"]
+    broke = [one for one in map(json.loads, lines) if one["event.action"] == "request_internal_error"]
     assert [one["trace.id"] for one in broke] == [TRACE]

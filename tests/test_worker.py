@@ -52,6 +52,7 @@ from dlpool.service.wire.frames import (
     config_frame,
     lease_clock,
 )
+from dlpool.service.wire.results import AttemptResult
 from dlpool.service.worker import job_run as run_module
 from dlpool.service.worker import process as worker_module
 from dlpool.service.worker.affinity import Affinity
@@ -88,7 +89,7 @@ class Bench:
         )
         self.worker = WorkerProcess(theirs, self.settings, Affinity(None))
         self.lines = Lines()
-        self.worker._logger = self.lines  # type: ignore[assignment]
+        self.worker._logger = self.lines
 
     def heard(self) -> list[Frame]:
         return received(self.channel)
@@ -130,19 +131,21 @@ def job(name: str = "a", url: str = "http://h/x", **fields: Any) -> JobFrame:
 class Run:
     """A run of a job in the place of a real one."""
 
-    def __init__(self, ticket: str = "a.1", *, received: int = 0, missing: int = 0, is_whole: bool = False) -> None:
+    def __init__(
+        self, ticket: str = "a.1", *, received: int = 0, missing: int = 0, is_unresumable: bool = False
+    ) -> None:
         self.frame = job(ticket.partition(".")[0])
-        self.received, self.missing, self.is_whole = received, missing, is_whole
+        self.received_bytes, self.missing_bytes, self.is_unresumable = received, missing, is_unresumable
         self.said: list[Any] = []
         self.publish = lambda: self.said.append("publish")
         self.cancel: Callable[[DlpoolError], object] = self.said.append
         self.log_progress = lambda: self.said.append("progress")
 
     def progress(self) -> dict[str, Any]:
-        return {"done": self.received}
+        return {"done": self.received_bytes}
 
     def run(self) -> EndedFrame:
-        return EndedFrame(self.frame.lease_id, "succeeded")
+        return EndedFrame(self.frame.lease_id, AttemptResult.SUCCEEDED)
 
 
 # --- what it does when it is told ---
@@ -153,7 +156,7 @@ def test_a_worker_runs_a_job_says_how_it_ended_and_ends_when_it_is_retired(
 ) -> None:
     bench = Bench(tmp_path)
     closed: list[float] = []
-    bench.worker._traces = SimpleNamespace(close=closed.append, begin=lambda *_: None)  # type: ignore[assignment]
+    bench.worker._traces = SimpleNamespace(close=closed.append, start_job_span=lambda *_: None)  # type: ignore[assignment]
     with Origin(File(b"abc")) as origin:
         frame = job(url=f"{origin.url}/x")
         assert bench.channel.send(frame)
@@ -182,20 +185,20 @@ def test_a_worker_runs_a_job_says_how_it_ended_and_ends_when_it_is_retired(
     assert bench.lines.named("worker_stopping") == []
     (left_s,) = closed
     assert 0 < left_s <= STOP_S
-    assert not bench.worker._cleaner.is_alive()
+    assert not bench.worker._cleanup_thread.is_alive()
 
 
 def test_a_worker_says_hello_and_ends_with_its_supervisor(bench: Bench, alarms: list[tuple[str, Any]]) -> None:
     names: list[str] = []
-    bench.worker._slot = lambda: names.append(threading.current_thread().name)  # type: ignore[method-assign]
+    bench.worker._run_jobs = lambda: names.append(threading.current_thread().name)  # type: ignore[method-assign]
     bench.channel.socket.shutdown(1)
     bench.worker.serve()
     wait_until(lambda: len(names) == 2)
     assert sorted(names) == ["slot-0", "slot-1"]
     assert bench.says(HelloFrame) == HelloFrame(os.getpid())
-    assert bench.worker._stop_reason == "the supervisor has ended"
-    bench.worker.ask_to_stop("later")
-    assert bench.worker._stop_reason == "the supervisor has ended"
+    assert bench.worker._stop_reason == "the supervisor has exited"
+    bench.worker.request_stop("later")
+    assert bench.worker._stop_reason == "the supervisor has exited"
 
 
 class Waits(Clock):
@@ -229,17 +232,17 @@ def test_a_silent_supervisor_is_left_unless_it_was_the_worker_that_did_not_run(
 ) -> None:
     clock = Waits(waits)
     monkeypatch.setattr(worker_module, "time", clock)
-    monkeypatch.setattr("dlpool.service.worker.process.threads.start", lambda *_: None)
+    monkeypatch.setattr("dlpool.service.worker.process.threads.start_thread", lambda *_: None)
     monkeypatch.setattr(bench.worker._channel, "receive", clock.receive)
     ended: list[str | None] = []
-    monkeypatch.setattr(bench.worker, "_end", lambda: ended.append(bench.worker._stop_reason))
+    monkeypatch.setattr(bench.worker, "_shut_down", lambda: ended.append(bench.worker._stop_reason))
     if is_over:
         bench.worker.serve()
         assert ended == [f"the supervisor was silent for {SILENCE_S:g} s"]
     else:
         with pytest.raises(Over):
             bench.worker.serve()
-    bench.worker._leftovers.put([])
+    bench.worker._cleanup.put([])
 
 
 def test_each_frame_is_a_sign_of_life(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,12 +255,12 @@ def test_each_frame_is_a_sign_of_life(bench: Bench, monkeypatch: pytest.MonkeyPa
         return clock.receive()
 
     monkeypatch.setattr(worker_module, "time", clock)
-    monkeypatch.setattr("dlpool.service.worker.process.threads.start", lambda *_: None)
+    monkeypatch.setattr("dlpool.service.worker.process.threads.start_thread", lambda *_: None)
     monkeypatch.setattr(bench.worker._channel, "receive", receive)
     clock.waits = iter([SILENCE_S / 8] * 12)
     with pytest.raises(Over):
         bench.worker.serve()
-    bench.worker._leftovers.put([])
+    bench.worker._cleanup.put([])
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 2, 3])
@@ -272,7 +275,7 @@ def test_a_worker_with_one_slot_or_more_works_with_those_that_it_can_start(
             raise NoThread("no more")
         started.append(name)
 
-    monkeypatch.setattr("dlpool.service.worker.process.threads.start", start)
+    monkeypatch.setattr("dlpool.service.worker.process.threads.start_thread", start)
     if allowed == 0:
         with pytest.raises(NoThread):
             bench.worker._start_slots()
@@ -289,32 +292,32 @@ def test_a_worker_with_one_slot_or_more_works_with_those_that_it_can_start(
 def test_a_run_hears_what_its_worker_is_told(bench: Bench, frame: Frame) -> None:
     run: Any = Run()
     bench.worker._runs["a.1"] = run
-    bench.worker._obey(frame)
+    bench.worker._handle_frame(frame)
     said = [one if isinstance(one, str) else (type(one), str(one)) for one in run.said]
     if isinstance(frame, PublishFrame):
         assert said == (["publish"] if frame.lease_id == "a.1" else [])
     elif isinstance(frame, LostFrame):
-        assert said == [(LostJob, "the job is another supervisor's by now")]
+        assert said == [(LostJob, "another supervisor has taken over the job")]
     else:
         assert said == [(Cancelled, "why")]
 
 
 def test_a_worker_learns_its_rate_and_which_hosts_to_spare(bench: Bench) -> None:
-    bench.worker._obey(RateFrame(500))
-    assert bench.worker._rate.rate == 500
-    bench.worker._obey(HoldFrame("host", 50.0))
+    bench.worker._handle_frame(RateFrame(500))
+    assert bench.worker._rate_limit.rate == 500
+    bench.worker._handle_frame(HoldFrame("host", 50.0))
     assert bench.worker._client.host_holds.wait_s("host") > 40
     assert bench.heard() == [], "what it heard is not said again"
     bench.worker._client.host_holds.hold("other", 9.0)
     assert bench.heard() == [HoldFrame("other", 9.0)]
-    bench.worker._obey(RetireFrame())
+    bench.worker._handle_frame(RetireFrame())
     assert bench.worker._is_retiring
 
 
 @pytest.mark.parametrize("is_wanted", [True, False])
 def test_a_job_that_begins_waits_for_a_slot_with_its_trace(tmp_path: Path, is_wanted: bool) -> None:
     bench = Bench(tmp_path, traceparent=is_wanted)
-    bench.worker._obey(job(trace_id="1" * 32))
+    bench.worker._handle_frame(job(trace_id="1" * 32))
     run = bench.worker._runs["a.1"]
     assert bench.worker._waiting.get_nowait() is run
     assert ("traceparent" in run.frame.headers) == is_wanted
@@ -325,12 +328,12 @@ def test_new_settings_are_those_of_jobs_to_come(bench: Bench, tmp_path: Path) ->
     transfer, logging = replace(FAST, retries=7), LoggingSettings(level="debug", progress_interval=7.0)
     paths = replace(bench.paths, download_dir=str(tmp_path))
     settings = Settings(transfer=transfer, network=PATIENT, paths=paths, logging=logging)
-    bench.worker._obey(config_frame(settings))
+    bench.worker._handle_frame(config_frame(settings))
     assert bench.worker._client is before and bench.worker._transfer == transfer
     assert bench.worker._paths.roots == [str(tmp_path)] and bench.worker._logging == logging
     assert bench.worker._log._settings == logging
     network = replace(PATIENT, read_timeout=3.0)
-    bench.worker._obey(config_frame(replace(settings, network=network)))
+    bench.worker._handle_frame(config_frame(replace(settings, network=network)))
     assert bench.worker._client is not before and bench.worker._client.settings == network
     assert bench.worker._client.rate_limit is before.rate_limit
 
@@ -351,16 +354,16 @@ def test_a_run_leaves_its_slot_with_its_outcome_and_its_bytes(bench: Bench, monk
 
     bench.worker._waiting = SimpleNamespace(get=get)  # type: ignore[assignment]
     with pytest.raises(Over):
-        bench.worker._slot()
-    assert bench.heard() == [EndedFrame("a.1", "succeeded")] and bench.worker._runs == {}
-    assert bench.worker._tally.snapshot() == {RECEIVED: 7} and bench.lines.kept == []
+        bench.worker._run_jobs()
+    assert bench.heard() == [EndedFrame("a.1", AttemptResult.SUCCEEDED)] and bench.worker._runs == {}
+    assert bench.worker._counters.snapshot() == {RECEIVED: 7} and bench.lines.kept == []
 
 
 def test_an_outcome_that_nobody_hears_is_logged(bench: Bench) -> None:
     bench.channel.close()
-    bench.worker._say(EndedFrame("a.1", "failed"), job())
-    fields = {"job_id": "a", "trace_id": "t" * 32, "ending": "failed"}
-    assert bench.lines.kept == [("warning", "outcome_unheard", fields)]
+    bench.worker._send_result(EndedFrame("a.1", AttemptResult.FAILED), job())
+    fields = {"job_id": "a", "trace_id": "t" * 32, "attempt_result": "failed"}
+    assert bench.lines.kept == [("warning", "result_not_delivered", fields)]
 
 
 @pytest.mark.parametrize(("runs", "is_said"), [(1, False), (2, True), (3, True)])
@@ -376,11 +379,11 @@ def test_a_slot_that_is_as_good_as_free_is_news_while_all_are_taken(bench: Bench
 
 @pytest.mark.parametrize("number", [0, 1, STATUS_JOBS, STATUS_JOBS + 1])
 def test_a_heartbeat_tells_of_all_jobs_and_counts_in_frames_that_fit(bench: Bench, number: int) -> None:
-    bench.worker._tally.add(RECEIVED, 5)
-    bench.worker._log._sink.dropped = 3
+    bench.worker._counters.add(RECEIVED, 5)
+    bench.worker._log._sinks["worker"].dropped = 3
     for index in range(number):
-        bench.worker._runs[f"{index}.1"] = Run(received=2, missing=index % 2, is_whole=index % 3 == 0)  # type: ignore[assignment]
-    runs = bench.worker._tell_status()
+        bench.worker._runs[f"{index}.1"] = Run(received=2, missing=index % 2, is_unresumable=index % 3 == 0)  # type: ignore[assignment]
+    runs = bench.worker._send_status()
     assert runs == list(bench.worker._runs.values())
     frames = bench.heard()
     assert len(frames) == (2 if number > STATUS_JOBS else 1)
@@ -410,7 +413,7 @@ def test_progress_is_logged_now_and_then_and_the_log_is_tended(tmp_path: Path, m
 
     monkeypatch.setattr(clock, "sleep", sleep)
     monkeypatch.setattr(worker_module, "time", clock)
-    monkeypatch.setattr(bench.worker._log, "tend_writer", lambda: tended.append(1))
+    monkeypatch.setattr(bench.worker._log, "reopen", lambda: tended.append(1))
     run: Any = Run()
     bench.worker._runs["a.1"] = run
     with pytest.raises(Over):
@@ -444,21 +447,21 @@ def test_what_is_to_be_removed_is_removed_by_a_thread_which_says_so(
             raise errors[ended.job_id]
 
     errors: dict[str, DlpoolError] = {"b": Locked("locked"), "c": PolicyRefused("no"), "d": NoSpace("full")}
-    monkeypatch.setattr(worker_module, "clean", clean_)
-    bench.worker._obey(CleanFrame([list(left(bench, name)) for name in "abcde"]))
-    bench.worker._leftovers.put([])
-    bench.worker._keep_clean()
+    monkeypatch.setattr(worker_module, "remove_stale_files", clean_)
+    bench.worker._handle_frame(CleanFrame([list(left(bench, name)) for name in "abcde"]))
+    bench.worker._cleanup.put([])
+    bench.worker._clean_up()
     assert cleaned == list("abcde") and bench.heard() == [CleanedFrame(list("abcde"))]
     ((level, event, fields),) = bench.lines.kept
-    assert (level, event, fields["job_id"]) == ("warning", "leftover_not_removed", "d")
+    assert (level, event, fields["job_id"]) == ("warning", "stale_file_not_removed", "d")
 
 
 def test_cleaning_removes_a_failed_jobs_part_and_a_published_ones_state(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr(run_module, "forget_published", lambda *a: calls.append(("forget", *a)))
-    monkeypatch.setattr(run_module, "discard_digest", lambda *a: calls.append(("discard", *a)))
+    monkeypatch.setattr(run_module, "remove_published_state", lambda *a: calls.append(("forget", *a)))
+    monkeypatch.setattr(run_module, "remove_part_files_by_digest", lambda *a: calls.append(("discard", *a)))
     paths, data = Confinement(bench.paths), Path(bench.paths.download_dir)
     remove_stale_files(left(bench, "a"), paths)
     remove_stale_files(left(bench, "b", path="/x/b", has_failed=False), paths)
@@ -479,8 +482,8 @@ def test_a_worker_that_ends_checkpoints_its_runs_and_waits_for_them_a_while(
     clock = Clock()
     monkeypatch.setattr(worker_module, "time", clock)
     joined: list[float | None] = []
-    bench.worker._cleaner.start()
-    monkeypatch.setattr(bench.worker._cleaner, "join", joined.append)
+    bench.worker._cleanup_thread.start()
+    monkeypatch.setattr(bench.worker._cleanup_thread, "join", joined.append)
     run: Any = Run(received=4)
     ends_at = clock.now + (99 if is_stuck else 1.0)
     bench.worker._runs["a.1"] = run
@@ -496,10 +499,10 @@ def test_a_worker_that_ends_checkpoints_its_runs_and_waits_for_them_a_while(
     closed: list[str] = []
     monkeypatch.setattr(bench.worker._log, "close", lambda: closed.append("log"))
     bench.worker._traces = SimpleNamespace(close=lambda s: closed.append(round(s, 1)))  # type: ignore[assignment]
-    bench.worker.ask_to_stop("why")
-    bench.worker._end()
+    bench.worker.request_stop("why")
+    bench.worker._shut_down()
     (error,) = run.said
-    assert isinstance(error, Cancelled) and str(error) == "the worker ends: why"
+    assert isinstance(error, Cancelled) and str(error) == "the worker stops: why"
     assert bench.lines.kept == [("info", "worker_stopping", {"reason": "why", "running": 1})]
     assert sum(slept) == pytest.approx(STOP_S if is_stuck else 1.0, abs=0.02)
     assert joined == [STOP_S] and closed == [0.0 if is_stuck else 3.0, "log"]
@@ -512,7 +515,7 @@ def test_a_worker_that_ends_checkpoints_its_runs_and_waits_for_them_a_while(
 class Transfer:
     """A download in the place of a real one: what it does is told by the test."""
 
-    leaves_state = False
+    may_leave_state = False
 
     def __init__(self, *given: Any) -> None:
         self.job, self.settings, self.client, self.notify, self.admit, self.permit, self.guard, self.space = given
@@ -538,7 +541,7 @@ class Play:
 class Affine:
     def __init__(self) -> None:
         self.said: list[str] = []
-        self.settle, self.spread = lambda: self.said.append("settle"), lambda: self.said.append("spread")
+        self.pin, self.unpin = lambda: self.said.append("pin"), lambda: self.said.append("unpin")
 
 
 class Stage:
@@ -581,12 +584,12 @@ def success(transfer: Transfer) -> TransferResult:
 def test_a_run_that_succeeds(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(run_module, "time", clock)
-    stage.run._began = clock.now - 1.23456
+    stage.run._started_at = clock.now - 1.23456
     ended = stage.play(success)
     path = stage.paths.roots[0] + "/a"
     assert (ended.lease_id, ended.attempt_result, ended.path, ended.needs_cleanup) == ("a.1", "succeeded", path, False)
     assert (ended.statistics["size"], ended.statistics["seconds"], ended.statistics["path"]) == (9, 1.235, path)
-    assert stage.affinity.said == ["settle"] and stage.lines.kept == []
+    assert stage.affinity.said == ["pin"] and stage.lines.kept == []
     transfer = stage.run._transfer
     assert isinstance(transfer, Transfer) and transfer.job.id == "a" and transfer.job.fence == 1
     assert transfer.job.checksum is None
@@ -608,7 +611,7 @@ def test_a_run_has_its_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         calls.append(given)
         return span
 
-    traces = SimpleNamespace(begin=begin)
+    traces = SimpleNamespace(start_job_span=begin)
     stage = Stage(tmp_path, job(user_id="u"), traces)
 
     def does(transfer: Transfer) -> TransferResult:
@@ -697,7 +700,7 @@ def test_a_run_publishes_within_its_lease_and_asks_later(stage: Stage, is_asked:
 def test_a_lease_that_ends_now_has_ended(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "lease_clock", lambda: stage.run.frame.leased_until)
     stage.run.publish()
-    stage.run._permit()
+    stage.run._authorize_publish()
     assert stage.sent == [VerifiedFrame("a.1")]
 
 
@@ -713,7 +716,7 @@ def test_a_run_tells_where_it_is(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize(
-    ("event", "fields", "sent", "spread", "counts", "level"),
+    ("event", "fields", "sent", "is_unpinned", "counts", "level"),
     [
         ("job_started", {"size": None}, False, True, {}, "info"),
         ("job_started", {"size": SMALL}, False, True, {}, "info"),
@@ -729,11 +732,11 @@ def test_a_run_tells_where_it_is(stage: Stage) -> None:
     ],
 )
 def test_what_happens_in_a_download_is_counted_and_logged(
-    stage: Stage, event: str, fields: dict[str, Any], sent: bool, spread: bool, counts: Any, level: str | None
+    stage: Stage, event: str, fields: dict[str, Any], sent: bool, is_unpinned: bool, counts: Any, level: str | None
 ) -> None:
     stage.run._notify(event, **fields)
     assert stage.sent == ([FinishingFrame("a.1")] if sent else [])
-    assert stage.affinity.said == (["spread"] if spread else [])
+    assert stage.affinity.said == (["unpin"] if is_unpinned else [])
     assert stage.tally.snapshot() == counts
     assert stage.lines.kept == ([] if level is None else [(level, event, fields)])
 
@@ -744,8 +747,8 @@ def test_what_ends_a_run_is_noted_under_its_lock(stage: Stage, name: str) -> Non
     stage.run.publish()
     operations: dict[str, Callable[[JobRun], object]] = {
         "cancel": lambda run: run.cancel(Cancelled("x")),
-        "make": JobRun._make,
-        "permit": JobRun._permit,
+        "make": JobRun._make_transfer,
+        "permit": JobRun._authorize_publish,
     }
     wait_for_lock(stage.run, operations[name])
 
@@ -757,13 +760,13 @@ def test_the_table_of_runs_is_used_under_its_lock(
     run: Any = Run()
     bench.worker._runs["a.1"] = run
     bench.worker._waiting.put(run)
-    bench.worker._cleaner.start()
+    bench.worker._cleanup_thread.start()
     run.cancel = lambda _: bench.worker._runs.clear()
     operations: dict[str, Callable[[WorkerProcess], object]] = {
-        "begin": lambda worker: worker._begin(job("b")),
-        "slot": lambda worker: worker._slot(),
-        "status": lambda worker: worker._tell_status(),
-        "end": lambda worker: worker._end(),
+        "begin": lambda worker: worker._handle_job(job("b")),
+        "slot": lambda worker: worker._run_jobs(),
+        "status": lambda worker: worker._send_status(),
+        "end": lambda worker: worker._shut_down(),
     }
     if name == "slot":
         bench.worker._waiting = SimpleNamespace(get=iter([run]).__next__)  # type: ignore[assignment]
@@ -786,7 +789,7 @@ def test_a_stream_that_filled_the_disk_is_removed_and_no_fault_of_the_node(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, done: int
 ) -> None:
     discarded: list[Any] = []
-    monkeypatch.setattr(disk_faults, "discard_unfinished", lambda *given: discarded.append(given))
+    monkeypatch.setattr(disk_faults, "remove_part_files", lambda *given: discarded.append(given))
     answers = iter([False, True])
     monkeypatch.setattr(disk_faults.EndedRun, "is_node_writable", property(lambda _: next(answers)))
 

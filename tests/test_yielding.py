@@ -13,16 +13,18 @@ from hypothesis import strategies as st
 
 from dlpool.config import Settings
 from dlpool.jobs.pushed_job import PushedJob
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import FinishRequest
 from dlpool.observe.metrics import Metrics
-from dlpool.service.inflight import InFlightJob, InFlightTable
+from dlpool.service.inflight import InFlightJob, InFlightPhase, InFlightTable
 from dlpool.service.monitor.metrics_collector import RECENT, RECENT_S, MetricsCollector
 from dlpool.service.wire.frames import CancelFrame, EndedFrame, StatusFrame
-from dlpool.service.yield_control import MOST_SLOW, NEWS_S, SLOW_S, YieldController
+from dlpool.service.wire.results import AttemptResult
+from dlpool.service.yield_control import ANSWER_VALID_S, MAX_SLOW_HOSTS, SLOW_S, YieldController
 from dlpool.service.yield_policy import (
     FAR_BELOW,
     HOST_SHARE,
-    SHARE_S,
+    SHARE_MIN_RUNTIME_S,
     SLOW,
     RunningTransfer,
     YieldDecision,
@@ -35,7 +37,7 @@ from dlpool.service.yield_policy import (
 from tests.bench import URL, Bench, Worker, job_of
 from tests.fakes import Clock
 
-RULES = YieldRules(after_s=20, least=8000, part=3)
+RULES = YieldRules(min_runtime_s=20, min_rate=8000, host_quota=3)
 OTHERS = {"w": 9}
 
 
@@ -92,13 +94,13 @@ def test_slow_transfers_yield_while_others_wait(case: str) -> None:
     ("fields", "expected"),
     [
         ({}, "s0"),
-        ({"left": 15_000}, ""),  # done in ten seconds
-        ({"left": 16_000}, "s0"),
-        ({"left": 0}, ""),
-        ({"cap": 2000.0}, ""),  # a limit of ours
-        ({"cap": 3200.0}, "s0"),
+        ({"remaining": 15_000}, ""),  # done in ten seconds
+        ({"remaining": 16_000}, "s0"),
+        ({"remaining": 0}, ""),
+        ({"rate_limit": 2000.0}, ""),  # a limit of ours
+        ({"rate_limit": 3200.0}, "s0"),
         ({"is_moving": False}, ""),
-        ({"is_kept": False}, "s0"),
+        ({"is_resumable": False}, "s0"),
         ({"yields": 1}, ""),
         ({"yields": 1, "age_s": 40.0}, "s0"),
         ({"yields": 5, "age_s": 639.0}, ""),
@@ -106,7 +108,7 @@ def test_slow_transfers_yield_while_others_wait(case: str) -> None:
         ({"yields": 10**9, "age_s": 10.0**9}, ""),
         ({"age_s": 19.9}, ""),
         ({"rate": 8000.0}, ""),
-        ({"rate": 0.0, "left": 5}, "s0"),
+        ({"rate": 0.0, "remaining": 5}, "s0"),
     ],
 )
 def test_a_slow_transfer_yields_unless(fields: dict[str, Any], expected: str) -> None:
@@ -118,10 +120,10 @@ def test_a_slow_transfer_yields_unless(fields: dict[str, Any], expected: str) ->
     ("fields", "expected"),
     [
         ({}, "h0"),
-        ({"is_kept": False}, ""),
+        ({"is_resumable": False}, ""),
         ({"age_s": 1.9}, ""),
         ({"age_s": 2.0}, "h0"),
-        ({"cap": 9.0}, "h0"),
+        ({"rate_limit": 9.0}, "h0"),
         ({"yields": 2}, ""),
         ({"yields": 2, "age_s": 8.0}, "h0"),
     ],
@@ -143,8 +145,8 @@ def test_a_fast_transfer_yields_the_part_of_others_unless(fields: dict[str, Any]
     ],
 )
 def test_slow_hosts_together_have_a_part(running: str, expected: str) -> None:
-    rules = replace(RULES, slow={"s", "t"}, slow_part=1)
-    young = [replace(one, age_s=2.0 if one.host in rules.slow else 25.0) for one in transfers(running)]
+    rules = replace(RULES, slow_hosts={"s", "t"}, slow_quota=1)
+    young = [replace(one, age_s=2.0 if one.host in rules.slow_hosts else 25.0) for one in transfers(running)]
     assert told(choose_yields(young, OTHERS, rules)) == expected
     assert choose_yields([replace(one, age_s=1.9) for one in young], OTHERS, rules) == []
 
@@ -172,21 +174,23 @@ HOSTS = st.sampled_from("abcd")
 RUNNING = st.lists(
     st.builds(
         RunningTransfer,
-        ticket=st.uuids().map(str),
+        lease_id=st.uuids().map(str),
         host=HOSTS,
         rate=RATES,
         age_s=st.floats(0, 1e5),
-        left=st.none() | st.integers(0, 10**12),
+        remaining=st.none() | st.integers(0, 10**12),
         yields=st.integers(0, 40),
-        cap=st.none() | st.floats(1, 1e6),
-        is_kept=st.booleans(),
+        rate_limit=st.none() | st.floats(1, 1e6),
+        is_resumable=st.booleans(),
         is_moving=st.booleans(),
     ),
     max_size=12,
     unique_by=lambda one: one.lease_id,
 )
 WAITING = st.dictionaries(HOSTS, st.integers(0, 20))
-SOME_RULES = st.builds(YieldRules, after_s=st.floats(0.1, 1000), least=st.floats(0, 1e5), part=st.integers(1, 12))
+SOME_RULES = st.builds(
+    YieldRules, min_runtime_s=st.floats(0.1, 1000), min_rate=st.floats(0, 1e5), host_quota=st.integers(1, 12)
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -201,13 +205,15 @@ def test_the_choice_is_bounded_and_does_not_depend_on_order(
     counts = Counter(one.host for one in running)
     for one in (of[found_one.lease_id] for found_one in found):
         assert (
-            one.age_s >= min_runtime_s(min(SHARE_S, rules.after_s), one.yields) and one.is_moving and one.remaining != 0
+            one.age_s >= min_runtime_s(min(SHARE_MIN_RUNTIME_S, rules.min_runtime_s), one.yields)
+            and one.is_moving
+            and one.remaining != 0
         )
     for reason in (FAR_BELOW, SLOW):
         for one in (of[found_one.lease_id] for found_one in found if found_one.reason == reason):
-            assert one.age_s >= min_runtime_s(rules.after_s, one.yields)
+            assert one.age_s >= min_runtime_s(rules.min_runtime_s, one.yields)
     over = Counter(of[one.lease_id].host for one in found if one.reason == HOST_SHARE)
-    assert all(counts[host] - left >= rules.part for host, left in over.items()), "its part stays"
+    assert all(counts[host] - left >= rules.host_quota for host, left in over.items()), "its part stays"
     assert not found or may_yield(running, rules, recent=recent)
 
 
@@ -218,7 +224,7 @@ def test_the_fastest_stays_unless_its_host_has_more_than_its_part(
 ) -> None:
     found = {one.lease_id: one.reason for one in choose_yields(running, waiting, rules)}
     for one in running:
-        if one.rate >= max(rules.least, *(other.rate for other in running)):
+        if one.rate >= max(rules.min_rate, *(other.rate for other in running)):
             assert found.get(one.lease_id) in (None, HOST_SHARE)
 
 
@@ -227,8 +233,8 @@ def test_a_job_that_begins_anew_each_time_ends_after_few_runs(needed_s: int) -> 
     """It yields as soon as it may, however many wait, and keeps nothing."""
     yields, spent_s = 0, 0.0
     one = RunningTransfer("0", "a", 1500.0, 0.0, remaining=1500 * needed_s, is_resumable=False)
-    while min_runtime_s(RULES.after_s, yields) < needed_s:
-        age_s = min_runtime_s(RULES.after_s, yields)
+    while min_runtime_s(RULES.min_runtime_s, yields) < needed_s:
+        age_s = min_runtime_s(RULES.min_runtime_s, yields)
         left = int(1500 * (needed_s - age_s))
         if not choose_yields([replace(one, age_s=age_s, yields=yields, remaining=left)], {"w": 10**6}, RULES):
             break
@@ -247,17 +253,17 @@ class Desk:
         given = Settings()
         supervisor = {"host_share": 1.0, "yield_after": 20.0, **supervisor}
         self.settings = replace(given, supervisor=replace(given.supervisor, **supervisor))
-        self.clock, self.ledger, self.meter = Clock(1000.0), InFlightTable(0.75), MetricsCollector(Metrics((1.0,)))
-        self.ledger.set_capacity(capacity)
+        self.clock, self.in_flight, self.meter = Clock(1000.0), InFlightTable(0.75), MetricsCollector(Metrics((1.0,)))
+        self.in_flight.set_capacity(capacity)
         self.asked = 0
         self.told: list[tuple[str, str]] = []
-        self.yielder = YieldController(self.settings, self.ledger, self.meter, self._tell, self._ask, self.clock)
+        self.yielder = YieldController(self.settings, self.in_flight, self.meter, self._tell, self._ask, self.clock)
 
     def _ask(self) -> None:
         self.asked += 1
 
     def _tell(self, ticket: str, reason: str) -> None:
-        held = self.ledger.get(ticket)
+        held = self.in_flight.get(ticket)
         assert held is not None
         held.yield_reason = reason
         self.told.append((ticket, reason))
@@ -268,7 +274,8 @@ class Desk:
             claimed = job_of(name, **fields)
             job = PushedJob.parse(claimed.raw)
             held = InFlightJob(claimed, 0.0, job, authority=host, worker_pid=7, assigned_at=self.clock.now)
-            assert self.ledger.add(held)
+            held.phase = InFlightPhase.RUNNING
+            assert self.in_flight.add(held)
             made.append(held)
         return made
 
@@ -277,7 +284,7 @@ class Desk:
         for _ in range(seconds):
             self.clock.now += 1.0
             for name, rate in rates.items():
-                held = self.ledger.get(f"{name}.1")
+                held = self.in_flight.get(f"{name}.1")
                 assert held is not None
                 done = held.progress.get("done", 0) + rate
                 held.progress = {"done": done, "size": 10**9, "phase": "downloading", "connections": 1}
@@ -299,7 +306,7 @@ def test_who_waits_is_asked_for_when_a_transfer_may_yield_and_the_answer_is_used
     desk.yielder.handle_waiting({"w": 1})
     desk.pass_time(1, rates)
     assert len(desk.told) == 1, "that one was told, and has not gone yet"
-    desk.ledger.mark_ending(one)
+    desk.in_flight.set_phase(one, InFlightPhase.RECORDING)
     desk.yielder.handle_waiting({"w": 1})
     desk.pass_time(1, rates)
     assert len(desk.told) == 1, "there is room"
@@ -308,8 +315,8 @@ def test_who_waits_is_asked_for_when_a_transfer_may_yield_and_the_answer_is_used
 def test_an_old_answer_is_not_used() -> None:
     desk = Desk()
     desk.run("a", "b", "c")
-    desk.yielder._waiting, desk.yielder._heard_at = {"w": 9}, desk.clock.now
-    desk.clock.now += NEWS_S + 20
+    desk.yielder._waiting, desk.yielder._answered_at = {"w": 9}, desk.clock.now
+    desk.clock.now += ANSWER_VALID_S + 20
     desk.pass_time(3, {"a": 1, "b": 1, "c": 1})
     assert desk.asked and not desk.told
 
@@ -357,34 +364,37 @@ def test_a_host_counts_as_slow_for_a_while_after_a_transfer_of_it_had_to_yield()
     desk.run("b", host="fast")
     rates = {"a": 1500, "b": 10**6}
     desk.pass_time(25, rates)
-    assert list(desk.ledger.slow_hosts) == []
+    assert list(desk.in_flight.slow_hosts) == []
     desk.yielder.handle_waiting({"w": 1})
-    assert desk.told == [("a.1", "slow")] and list(desk.ledger.slow_hosts) == ["slow"]
-    desk.ledger.remove("a.1")
+    assert desk.told == [("a.1", "slow")] and list(desk.in_flight.slow_hosts) == ["slow"]
+    desk.in_flight.remove("a.1")
     desk.run("c", host="slower")
     desk.pass_time(25, {"b": 10**6, "c": 1500})
     desk.yielder.handle_waiting({"slow": 9})
     assert len(desk.told) == 1, "none yields to jobs of hosts that are slow themselves"
     desk.yielder.handle_waiting({"slow": 9, "w": 1})
-    assert desk.told[1:] == [("c.1", "slow")] and list(desk.ledger.slow_hosts) == ["slow", "slower"]
-    desk.ledger.remove("c.1")
+    assert desk.told[1:] == [("c.1", "slow")] and list(desk.in_flight.slow_hosts) == ["slow", "slower"]
+    desk.in_flight.remove("c.1")
     desk.run("d", host="slower")
     desk.pass_time(5, {"d": 10**6})
-    assert list(desk.ledger.slow_hosts) == ["slow", "slower"], "a burst says nothing"
+    assert list(desk.in_flight.slow_hosts) == ["slow", "slower"], "a burst says nothing"
     desk.pass_time(1, {"d": 10**6})
-    assert list(desk.ledger.slow_hosts) == ["slow"], "it is no longer"
+    assert list(desk.in_flight.slow_hosts) == ["slow"], "it is no longer"
     desk.clock.now += SLOW_S
     desk.yielder.tick()
-    assert list(desk.ledger.slow_hosts) == []
+    assert list(desk.in_flight.slow_hosts) == []
 
 
 def test_no_more_slow_hosts_are_remembered_than_a_claim_can_name() -> None:
     desk = Desk()
-    for number in range(MOST_SLOW + 5):
-        desk.yielder._note_slow(f"h{number}")
-    desk.yielder._note_slow("h6")
-    assert len(desk.ledger.slow_hosts) == MOST_SLOW and desk.ledger.slow_hosts[-2:] == (f"h{MOST_SLOW + 4}", "h6")
-    assert "h4" not in desk.ledger.slow_hosts
+    for number in range(MAX_SLOW_HOSTS + 5):
+        desk.yielder._mark_slow(f"h{number}")
+    desk.yielder._mark_slow("h6")
+    assert len(desk.in_flight.slow_hosts) == MAX_SLOW_HOSTS and desk.in_flight.slow_hosts[-2:] == (
+        f"h{MAX_SLOW_HOSTS + 4}",
+        "h6",
+    )
+    assert "h4" not in desk.in_flight.slow_hosts
 
 
 @pytest.mark.parametrize(("rate", "is_so"), [(7999, False), (8000, True), (89_000, True)])
@@ -418,10 +428,14 @@ def test_the_speeds_of_the_last_downloads_are_kept_for_a_while(monkeypatch: pyte
     monkeypatch.setattr("dlpool.service.monitor.metrics_collector.time.monotonic", lambda: now[0])
     meter = MetricsCollector(Metrics((1.0,)))
     for received in (1000, 65536, 131072):
-        meter.observe_run(EndedFrame("a.1", "succeeded", statistics={"received": received, "seconds": 2.0}), 2.0)
+        meter.observe_run(
+            EndedFrame("a.1", AttemptResult.SUCCEEDED, statistics={"received": received, "seconds": 2.0}), 2.0
+        )
     assert meter.recent_speeds() == [32768, 65536]
     for _ in range(RECENT):
-        meter.observe_run(EndedFrame("a.1", "succeeded", statistics={"received": 200_000, "seconds": 2.0}), 2.0)
+        meter.observe_run(
+            EndedFrame("a.1", AttemptResult.SUCCEEDED, statistics={"received": 200_000, "seconds": 2.0}), 2.0
+        )
     assert meter.recent_speeds() == [100_000] * RECENT
     now[0] += RECENT_S
     assert meter.recent_speeds() == []
@@ -438,22 +452,22 @@ def bench(tmp_path: Path) -> Bench:
 def yielding(bench: Bench, **fields: Any) -> tuple[InFlightJob, Worker]:
     worker = bench.worker()
     held = bench.held("a", worker, **fields)
-    bench.crew.yield_slot("a.1", "slow")
-    bench.crew.yield_slot("a.1", "far_below")
-    assert worker.heard() == [CancelFrame("a.1", "jobs of others wait for its slot")], "it is told once"
+    bench.dispatcher.yield_slot("a.1", "slow")
+    bench.dispatcher.yield_slot("a.1", "far_below")
+    assert worker.heard() == [CancelFrame("a.1", "the job yields its slot to waiting jobs")], "it is told once"
     return held, worker
 
 
 ENDINGS: dict[str, tuple[EndedFrame, str, str]] = {
-    "released": (EndedFrame("a.1", "released", label="cancelled", message="m"), "yield", "slow"),
+    "released": (EndedFrame("a.1", AttemptResult.RELEASED, label="cancelled", message="m"), "yield", "slow"),
     "had succeeded": (
-        EndedFrame("a.1", "succeeded", "/data/a", {"size": 1, "seconds": 1.0, "received": 1}),
+        EndedFrame("a.1", AttemptResult.SUCCEEDED, "/data/a", {"size": 1, "seconds": 1.0, "received": 1}),
         "success",
         "",
     ),
-    "had failed": (EndedFrame("a.1", "failed", label="http", message="m"), "failed", "http"),
-    "has to be tried again": (EndedFrame("a.1", "retry", label="reset", message="m"), "retry", "reset"),
-    "met a fault": (EndedFrame("a.1", "node_fault", label="disk", message="m"), "release", "disk"),
+    "had failed": (EndedFrame("a.1", AttemptResult.FAILED, label="http", message="m"), "failed", "http"),
+    "has to be tried again": (EndedFrame("a.1", AttemptResult.RETRY, label="reset", message="m"), "retry", "reset"),
+    "met a fault": (EndedFrame("a.1", AttemptResult.NODE_FAULT, label="disk", message="m"), "release", "disk"),
 }
 
 
@@ -462,7 +476,7 @@ def test_a_job_that_was_told_to_yield_ends_as_it_ends(bench: Bench, case: str) -
     _, worker = yielding(bench)
     frame, outcome, label = ENDINGS[case]
     worker.say(frame)
-    bench.crew.read_frames(worker.handle)
+    bench.dispatcher.read_frames(worker.handle)
     assert (bench.last().disposition, bench.last().note.get("label", "")) == (outcome, label)
 
 
@@ -470,32 +484,32 @@ def test_a_job_that_was_told_to_yield_ends_as_it_ends(bench: Bench, case: str) -
 def test_a_job_that_yields_waits_longer_each_time(bench: Bench, yields: int, delay_s: float) -> None:
     held, worker = yielding(bench)
     held.claimed = replace(held.claimed, yields=yields)
-    worker.say(EndedFrame("a.1", "released", label="cancelled", message="m"))
-    bench.crew.read_frames(worker.handle)
+    worker.say(EndedFrame("a.1", AttemptResult.RELEASED, label="cancelled", message="m"))
+    bench.dispatcher.read_frames(worker.handle)
     assert bench.last() == FinishRequest(
-        held.lease, "yield", note={"label": "slow", "message": "m"}, delay_s=delay_s, trace_id=held.trace_id
+        held.lease, Disposition.YIELD, note={"label": "slow", "message": "m"}, delay_s=delay_s, trace_id=held.trace_id
     )
 
 
 @pytest.mark.parametrize("verb", ["pause", "cancel"])
 def test_an_operator_goes_before_those_that_wait(bench: Bench, verb: str) -> None:
     _, worker = yielding(bench)
-    bench.crew.request_stop("a.1", verb)
-    worker.say(EndedFrame("a.1", "released", label="cancelled", message="m"))
-    bench.crew.read_frames(worker.handle)
+    bench.dispatcher.request_stop("a.1", verb)
+    worker.say(EndedFrame("a.1", AttemptResult.RELEASED, label="cancelled", message="m"))
+    bench.dispatcher.read_frames(worker.handle)
     assert bench.last().disposition == {"pause": "pause", "cancel": "cancelled"}[verb]
 
 
 def test_nobody_is_told_to_yield_who_has_no_slot(bench: Bench) -> None:
     held = bench.held("a")
-    bench.crew.yield_slot("a.1", "slow")
-    bench.crew.yield_slot("nobody.1", "slow")
+    bench.dispatcher.yield_slot("a.1", "slow")
+    bench.dispatcher.yield_slot("nobody.1", "slow")
     assert held.yield_reason is None and bench.told.ended == []
 
 
 def test_the_death_of_its_worker_counts_although_it_was_told_to_yield(bench: Bench) -> None:
     _, worker = yielding(bench)
-    bench.crew.reap(worker.handle, "killed")
+    bench.dispatcher.reap(worker.handle, "killed")
     assert bench.last().disposition == "crash"
 
 
@@ -504,5 +518,5 @@ def test_a_worker_says_which_jobs_would_begin_anew(bench: Bench) -> None:
     one, other = bench.held("a", worker), bench.held("b", worker, url=URL)
     progress = {"done": 1, "size": 2, "phase": "downloading", "connections": 1}
     worker.say(StatusFrame({"a.1": progress, "b.1": progress}, {}, unresumable=["b.1"]))
-    bench.crew.read_frames(worker.handle)
+    bench.dispatcher.read_frames(worker.handle)
     assert (one.is_resumable, other.is_resumable) == (True, False)

@@ -20,13 +20,29 @@ from types import FrameType
 from typing import Any
 
 import dlpool.storage.disk
-from dlpool.storage.disk import FINAL, PARTIAL, DiskBackend, TusUploadRequest
+from dlpool.storage.disk.backend import DiskBackend
 from dlpool.storage.errors import UploadError
-from tests.uploads import ID, files_below, leftovers, md5, merge, send, send_all, state, store_in, uploaded
+from dlpool.storage.upload_requests import FINAL, PARTIAL, TusUploadRequest
+from dlpool.web.errors import http_error
+from tests.uploads import (
+    ID,
+    detail_of,
+    files_below,
+    leftovers,
+    list_of,
+    md5,
+    merge,
+    open_append,
+    send,
+    send_all,
+    state,
+    store_in,
+    uploaded,
+)
 
 STORE = str(Path(dlpool.storage.disk.__file__).parent)
 # Where nothing is done to the disk, a kill is no other than one at the next line.
-PURE = tuple(f"{STORE}/{name}.py" for name in ("content", "faults", "results", "states", "views", "wishes"))
+PURE = (f"{STORE}/os_errors.py",)
 OLD = [b"old" * 50, b"second" * 30]
 NEW = b"new bytes" * 40
 
@@ -67,7 +83,7 @@ def sweep_is_clean(store: DiskBackend) -> None:
 
 def chunk_is_whole(store: DiskBackend) -> None:
     """A chunk was sent in place of an earlier one."""
-    [first, *_] = store.task(ID, None)["chunks"]
+    [first, *_] = detail_of(store, ID, None)["chunks"]
     assert first["md5"] in (md5(OLD[0]), md5(NEW))
     assert uploaded(store) == [0, 1]
     sweep_is_clean(store)
@@ -117,7 +133,7 @@ def merge_holds(store: DiskBackend) -> None:
 def task_is_there_or_not(store: DiskBackend) -> None:
     """A task was deleted."""
     assert uploaded(store) in ([0, 1], [])
-    assert store.tasks(None)["total"] == (1 if uploaded(store) else 0)
+    assert list_of(store, None)["total"] == (1 if uploaded(store) else 0)
     sweep_is_clean(store)
     send_all(store, OLD)
     assert merge(store, 2).md5 == md5(b"".join(OLD))
@@ -135,7 +151,7 @@ def bad_merge_is_over(store: DiskBackend) -> None:
 
 def append_goes_on(store: DiskBackend) -> None:
     """An upload got its first bytes, its second ones, and was merged."""
-    [file_id] = [task["task_id"] for task in store.tasks(None)["tasks"]]
+    [file_id] = [task["task_id"] for task in list_of(store, None)["tasks"]]
     store.sweep()
     growth = store.tus.recover(file_id, None)
     data = b"".join(OLD)
@@ -143,7 +159,7 @@ def append_goes_on(store: DiskBackend) -> None:
     assert growth.length == len(data)
     assert growth.is_ready_to_merge == (growth.offset == len(data) and state(store, file_id) != "completed")
     if growth.offset < len(data):
-        with store.tus.append(file_id, None, growth.offset, size=None) as appending:
+        with open_append(store, file_id, None, growth.offset, size=None) as appending:
             appending.write(data[growth.offset :])
             appending.commit()
         assert (appending.position.offset, appending.is_complete) == (len(data), True)
@@ -160,10 +176,10 @@ def _create(store: DiskBackend) -> None:
 
 
 def _append(store: DiskBackend) -> None:
-    [task] = store.tasks(None)["tasks"]
+    [task] = list_of(store, None)["tasks"]
     file_id, offset = task["task_id"], 0
     for pieces in ([OLD[0][:10], OLD[0][10:20], OLD[0][20:]], [OLD[1]]):
-        with store.tus.append(file_id, None, offset, size=None) as appending:
+        with open_append(store, file_id, None, offset, size=None) as appending:
             for piece in pieces:
                 appending.write(piece)
             appending.commit()
@@ -175,7 +191,7 @@ def _make_parts(store: DiskBackend) -> None:
     for data in OLD:
         file_id = store.tus.create(TusUploadRequest(None, len(data), concat=PARTIAL))
         (Path(store.settings.upload_dir) / f"{OLD.index(data)}.part").write_text(file_id)
-        with store.tus.append(file_id, None, 0, size=len(data)) as appending:
+        with open_append(store, file_id, None, 0, size=len(data)) as appending:
             appending.write(data)
             appending.commit()
 
@@ -191,7 +207,7 @@ def _join(store: DiskBackend, name: str = "file.bin") -> None:
 def join_is_swept(store: DiskBackend) -> None:
     """Two parts were made one file: the next start has it without the parts, or the parts without it."""
     sweep_is_clean(store)
-    tasks = store.tasks(None)["tasks"]
+    tasks = list_of(store, None)["tasks"]
     is_done = files_below(Path(store.settings.merged_dir)) == ["file.bin"]
     assert [task["status"] for task in tasks] == (["completed"] if is_done else ["uploading"] * 2), tasks
     assert len(list(Path(store.settings.upload_dir).rglob("*.chunk"))) == (0 if is_done else 2)
@@ -203,7 +219,7 @@ def join_is_asked_again(store: DiskBackend) -> None:
     try:
         _join(store, "again.bin")
     except UploadError as refusal:
-        assert (refusal.status, refusal.code) == (404, "no_such_task"), refusal.text
+        assert (http_error(refusal).status, refusal.code) == (404, "no_such_task"), refusal.text
         name = "file.bin"
     else:
         name = "again.bin"
@@ -212,17 +228,17 @@ def join_is_asked_again(store: DiskBackend) -> None:
     sweep_is_clean(store)
     assert files_below(Path(store.settings.merged_dir)) == [name]
     assert (Path(store.settings.merged_dir) / name).read_bytes() == b"".join(OLD)
-    assert [task["status"] for task in store.tasks(None)["tasks"]] == ["completed"]
+    assert [task["status"] for task in list_of(store, None)["tasks"]] == ["completed"]
     assert not list(Path(store.settings.upload_dir).rglob("*.chunk"))
 
 
 def join_is_forgotten(store: DiskBackend) -> None:
     """Every task is deleted: no part comes back that is in a file."""
-    for task in store.tasks(None)["tasks"]:
+    for task in list_of(store, None)["tasks"]:
         if task["task_id"] not in _parts(store):
             store.delete(task["task_id"], None)
     is_done = files_below(Path(store.settings.merged_dir)) == ["file.bin"]
-    assert len(store.tasks(None)["tasks"]) == (0 if is_done else 2)
+    assert len(list_of(store, None)["tasks"]) == (0 if is_done else 2)
     join_is_asked_again(store) if not is_done else sweep_is_clean(store)
 
 
@@ -266,7 +282,7 @@ def _ignoring_refusals(step: Step, store: DiskBackend) -> None:
     try:
         step(store)
     except UploadError as refusal:
-        assert refusal.status == 400, refusal.text
+        assert http_error(refusal).status == 400, refusal.text
 
 
 def _left(folder: Path) -> list[tuple[str, bytes]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,16 @@ from typing import Any
 import pytest
 
 from dlpool.config import UploadSettings
-from dlpool.storage.disk import ChunkResult, DiskBackend, MergeResult, UploadScanner
+from dlpool.storage.disk.append_session import DiskAppendSession
+from dlpool.storage.disk.backend import DiskBackend
+from dlpool.storage.disk.scanning import UploadScanner
+from dlpool.storage.disk.staged_chunk import StagedChunkFile
+from dlpool.storage.disk.task_folder import SharedTaskLock
 from dlpool.storage.errors import UploadError
+from dlpool.storage.upload_requests import AppendRequest, ChunkRequest, MergeRequest
+from dlpool.storage.values import ChunkResult, MergeResult, TaskCounts
+from dlpool.web.errors import http_error
+from dlpool.web.upload_json import detail_json, page_json, status_json
 
 ID = "a file"
 
@@ -20,21 +30,31 @@ def md5(data: bytes) -> str:
     return hashlib.md5(data).hexdigest()
 
 
-def store_in(folder: Path, screening: UploadScanner | None = None, **settings: Any) -> DiskBackend:
-    """A store over ``upload`` and ``merged`` in a folder, without waiting for the disk."""
+def store_in(folder: Path, scanner: UploadScanner | None = None, **settings: Any) -> DiskBackend:
+    """Return a backend over ``upload`` and ``merged`` in a folder, without syncing."""
     options = {"enable_atomic_operations": False, **settings}
     folders = {"upload_dir": str(folder / "upload"), "merged_dir": str(folder / "merged")}
     own = replace(UploadSettings(), **{**folders, **options})
-    return DiskBackend(own, screening=screening or UploadScanner())
+    return DiskBackend(own, scanner=scanner or UploadScanner())
 
 
 def send(
     store: DiskBackend, index: int, data: bytes, *, file_id: str = ID, owner: str | None = None, **fields: Any
 ) -> ChunkResult:
     """Send one chunk."""
-    with store.stage_chunk() as reception:
-        reception.write(data)
-        return store.commit_chunk(reception, file_id=file_id, index=index, owner=owner, **fields)
+    with store.chunks.stage() as staged:
+        staged.write(data)
+        return commit_chunk(store, staged, file_id=file_id, index=index, owner=owner, **fields)
+
+
+def commit_chunk(store: DiskBackend, staged: StagedChunkFile, **fields: Any) -> ChunkResult:
+    """Commit a chunk whose request has these fields."""
+    return store.chunks.commit(staged, ChunkRequest(**fields))
+
+
+def check_chunk(store: DiskBackend, **fields: Any) -> SharedTaskLock | None:
+    """Check a request with these fields; the lock is of its task."""
+    return store.chunks.check_request(ChunkRequest(**fields))
 
 
 def send_all(store: DiskBackend, chunks: list[bytes], **fields: Any) -> None:
@@ -51,16 +71,47 @@ def merge(
     owner: str | None = None,
     **fields: Any,
 ) -> MergeResult:
-    return store.merge(file_id=file_id, filename=name, total_chunks=total, owner=owner, **fields)
+    return store.merge(MergeRequest(file_id, name, total, owner, **fields))
+
+
+@contextmanager
+def open_append(
+    store: DiskBackend, file_id: str, owner: str | None, offset: int, **options: Any
+) -> Iterator[DiskAppendSession]:
+    """Append to a tus upload under its lock."""
+    request = AppendRequest(file_id, owner, offset, **options)
+    with store.locker.lock(file_id, owner) as lock, store.tus.append(lock, request) as session:
+        yield session
+
+
+def status_of(store: DiskBackend, file_id: str, owner: str | None) -> dict[str, Any]:
+    """Return the answer of ``GET /upload_status``."""
+    return status_json(store.find_task(file_id, owner))
+
+
+def detail_of(store: DiskBackend, file_id: str, owner: str | None) -> dict[str, Any]:
+    """Return the answer of ``GET /tasks/ID``."""
+    return detail_json(store.task(file_id, owner))
+
+
+def list_of(store: DiskBackend, owner: str | None, **options: Any) -> dict[str, Any]:
+    """Return the answer of ``GET /tasks``."""
+    return page_json(store.tasks(owner, **options))
+
+
+def counts_of(store: DiskBackend, owner: str | None, max_age_s: float = 0.0) -> TaskCounts:
+    """Return what the tasks of an owner use, and for None those of all owners."""
+    catalog = store.index.current(max_age_s=max_age_s)
+    return TaskCounts.sum_of(catalog.counts().values()) if owner is None else catalog.counts_of(owner)
 
 
 def uploaded(store: DiskBackend, file_id: str = ID) -> list[int]:
-    found: list[int] = store.status(file_id, None)["uploaded_chunks"]
+    found: list[int] = status_of(store, file_id, None)["uploaded_chunks"]
     return found
 
 
 def state(store: DiskBackend, file_id: str = ID) -> str:
-    return str(store.status(file_id, None)["status"])
+    return str(status_of(store, file_id, None)["status"])
 
 
 def files_below(folder: Path) -> list[str]:
@@ -74,12 +125,12 @@ def leftovers(store: DiskBackend) -> list[str]:
 
 
 class refused:
-    """``with refused(409, "conflict") as refusal:`` the block is refused just so."""
+    """``with refused(409, "conflict") as refusal:`` the block raises that UploadError, which HTTP answers so."""
 
     def __init__(self, status: int, code: str) -> None:
         self._wanted = (status, code)
         self._raises = pytest.raises(UploadError)
-        self.extra: dict[str, Any] = {}
+        self.details: dict[str, Any] = {}
         self.text = ""
 
     def __enter__(self) -> refused:
@@ -89,7 +140,7 @@ class refused:
     def __exit__(self, *error: Any) -> bool:
         was_raised = self._raises.__exit__(*error)
         refusal = self._info.value
-        assert (refusal.status, refusal.code) == self._wanted, refusal.text
+        assert (http_error(refusal).status, refusal.code) == self._wanted, refusal.text
         assert refusal.text and not refusal.text.endswith(".")
-        self.extra, self.text = refusal.details, refusal.text
+        self.details, self.text = refusal.details, refusal.text
         return was_raised

@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dlpool import __version__
 from dlpool.config import Settings
 from dlpool.errors import DlpoolError
 from dlpool.jobs.audit_events import (
@@ -192,15 +191,14 @@ class AuditRecorder:
         if not os.access(folder / "dlpool.log", os.W_OK):
             return
         from dlpool.observe.log import Log
+        from dlpool.observe.processors import LogOrigin
 
         node = self.settings.supervisor.node_id or "cli"
         with suppress(DlpoolError):
             log = Log(
                 folder,
                 self.settings.logging,
-                service="dlpool-cli",
-                version=__version__,
-                node_id=node,
+                LogOrigin("dlpool-cli", node),
                 is_required=False,
             )
             logger = log.logger("audit")

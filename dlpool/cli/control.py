@@ -22,10 +22,9 @@ from dlpool.errors import DlpoolError, UsageError
 from dlpool.jobs.audit_events import DONE, UNCHANGED
 from dlpool.jobs.client_records import CANCELLED
 from dlpool.jobs.failure_records import FailureRecord, FailureRecords, record_id
-from dlpool.jobs.job_admin import JobAdmin
+from dlpool.jobs.job_admin import JobAdmin, error_of_reply
 from dlpool.jobs.nodes import NodeAdmin
 from dlpool.jobs.queue_admin import QueueAdmin
-from dlpool.jobs.replies import error_of_reply
 from dlpool.transfer.http.urls import display_url
 
 WORDS = {"OK": "done", "ASKED": "asked: its supervisor does it within two seconds"}

@@ -4,7 +4,6 @@ with the same settings."""
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,15 +13,7 @@ from dlpool.config.go_config import SECTION, is_json, read_json
 from dlpool.config.ini import checked, text_of_file
 from dlpool.config.layers import SourcedValue
 from dlpool.config.sourced import ConfigProblem, sort_problems
-from dlpool.disk import (
-    create_exclusive,
-    identity_of,
-    publish_exclusive,
-    remove_quietly,
-    sync_folder,
-    translated,
-    write_all,
-)
+from dlpool.disk import atomic_create, translated
 from dlpool.errors import ConfigurationError, TargetExists, UsageError
 
 
@@ -82,18 +73,12 @@ def _write(path: Path, data: bytes) -> None:
     not been created."""
     new = path.with_name(f".{path.name}.new")
     with translated(f"write {path}"):
-        descriptor = create_exclusive(new, 0o600)  # it may hold the secret key
         try:
-            with open(descriptor, "wb", buffering=0) as file:
-                write_all(descriptor, data)
-                os.fsync(file)
-                identity = identity_of(os.fstat(descriptor))
-            publish_exclusive(new, path, identity=identity)
-            sync_folder(path.parent)
+            atomic_create(
+                path, data, sync=True, mode=0o600, temporary=new
+            )  # it may contain the secret key
         except FileExistsError:
             raise TargetExists(
                 f"{path} exists and was not overwritten: name another file, or move it "
                 f"away"
             ) from None
-        finally:
-            remove_quietly(new)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dlpool import disk
+from dlpool import disk, freespace
 from dlpool.cli.doctor_findings import FAILED, OK, WARNING, DoctorFinding
 from dlpool.cli.doctor_machine import nearest
 from dlpool.cli.units import size_text
@@ -53,7 +53,7 @@ def check_file_system(
 
 
 def _space(folder: Path, min_free: int | None) -> DoctorFinding:
-    space = disk.space_of(folder)
+    space = freespace.space_of(folder)
     if space is None:
         return DoctorFinding(
             "free space",

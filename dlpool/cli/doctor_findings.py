@@ -11,7 +11,7 @@ from dlpool.config import Settings
 from dlpool.errors import ConfigurationError
 from dlpool.kinds import AUTO
 from dlpool.redaction import without_secrets
-from dlpool.service.scheduling import slots_of
+from dlpool.service.scheduling import divide_slots
 from dlpool.transfer.server_inspection import IfRange, InspectionReport
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
@@ -102,7 +102,7 @@ def files_needed(settings: Settings, cores: int) -> int:
         else int(transfer.connections)
     )
     return FILES_BESIDE + FILES_EACH * connections * max(
-        slots_of(slots, service.workers or cores)
+        divide_slots(slots, service.workers or cores)
     )
 
 

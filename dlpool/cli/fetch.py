@@ -36,7 +36,7 @@ from dlpool.engine.batch_session import BatchSession
 from dlpool.engine.collisions import find_collisions
 from dlpool.engine.engine import DownloadEngine
 from dlpool.errors import NoThread, UsageError
-from dlpool.transfer.files import raise_open_file_limit
+from dlpool.threads import raise_open_file_limit
 from dlpool.transfer.job import Checksum
 from dlpool.usertext import read_lines
 

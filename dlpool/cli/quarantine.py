@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from dlpool import __version__
 from dlpool.cli.audit_recorder import open_audit
 from dlpool.cli.console import reporting_result, show_lines
 from dlpool.cli.fetch_report import SOME_FAILED
@@ -22,6 +21,7 @@ from dlpool.config import Settings
 from dlpool.disk import translated
 from dlpool.errors import DlpoolError, UsageError
 from dlpool.observe.log import Log
+from dlpool.observe.processors import LogOrigin
 from dlpool.scan.quarantine import Quarantine, QuarantinedFile
 
 COLUMNS = ("ID", "AT", "SIZE", "SIGNATURE", "OWNER", "TARGET")
@@ -151,9 +151,7 @@ def _log(settings: Settings) -> Log:
     return Log(
         folder,
         settings.logging,
-        service="dlpool-cli",
-        version=__version__,
-        node_id=node,
+        LogOrigin("dlpool-cli", node),
         is_required=False,
     )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from dlpool.cli.console import reporting_result, show_lines
 from dlpool.config import NetworkSettings, parse_setting
 from dlpool.config.ini import default_ini
-from dlpool.disk import make_folders, sync_folder, translated
+from dlpool.disk import atomic_write, make_folders, translated
 from dlpool.errors import TargetExists
 
 PROGRAM = "/usr/bin/dlpool-supervisor"  # in the units as they are shipped
@@ -228,16 +228,8 @@ def install(root: Path, wanted: dict[str, str]) -> list[Path]:
 def _write(path: Path, text: str) -> None:
     make_folders(path.parent, sync=True)
     new = path.with_name(f".{path.name}.new")
-    try:
-        with new.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        new.chmod(0o644)
-        new.rename(path)
-    finally:
-        new.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    atomic_write(path, text.encode(), sync=True, mode=0o644, temporary=new)
+    path.chmod(0o644)  # whatever the umask is
 
 
 def _quoted(path: str) -> str:

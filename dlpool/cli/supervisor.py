@@ -81,7 +81,7 @@ _STARTING = frozenset(
     {
         "service_started",
         "service_ready",
-        "embedded_redis_hidden",
+        "embedded_listen_in_use",
         "embedded_data_unused",
     }
 )
@@ -95,7 +95,7 @@ class StartPrinter:
     """
 
     def __init__(self, *, is_quiet: bool) -> None:
-        self._left = {"redis_away", *(() if is_quiet else _STARTING)}
+        self._left = {"redis_unavailable", *(() if is_quiet else _STARTING)}
 
     def handle_event(self, event: str, fields: Mapping[str, Any]) -> None:
         """Told of each event of the log."""
@@ -134,7 +134,7 @@ def start_lines(fields: Mapping[str, Any]) -> list[str]:
         Path(shown["paths"][name]).absolute()
         for name in ("download_dir", "state_dir", "log_dir")
     )
-    redis, clients = fields["redis"], fields["clients"]
+    redis, clients = fields["redis"], fields["client_url"]
     return [
         f"dlpool {__version__}, node {node_of(fields['sid'])}, {at_once}",
         f"queue {fields['queue']} at "

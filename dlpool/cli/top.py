@@ -137,7 +137,7 @@ class QueueMonitor:
         return (
             f"{'PAUSED  ' if self.stats.is_halted else ''}{self.stats.waiting} waiting "
             f" {figures['delayed']} delayed  "
-            f"{figures['parked']} parked  "
+            f"{figures['throttled']} throttled  "
             f"{figures['paused']} paused  {figures['running']} running  {rate}/s  "
             f"today: {today.get('succeeded', 0)} succeeded, {today.get('failed', 0)} "
             f"failed"

@@ -16,7 +16,7 @@ from dlpool.cli.upload_report import UploadReport
 from dlpool.config.layers import EffectiveSettings
 from dlpool.engine.batch import BatchProgress
 from dlpool.errors import Cancelled, DlpoolError, InternalError, NoThread, UsageError
-from dlpool.transfer.files import raise_open_file_limit
+from dlpool.threads import raise_open_file_limit
 from dlpool.transfer.http.client import HttpClient
 from dlpool.transfer.http.limits import HostHolds, NetworkMonitor
 from dlpool.upload.api_client import UploadApiClient

@@ -20,7 +20,7 @@ from dlpool.config.ini import text_of_file
 from dlpool.config.owned_paths import check_owned_paths
 from dlpool.disk import make_folders, translated
 from dlpool.errors import ConfigurationError, LocalFault
-from dlpool.transfer.files import raise_open_file_limit
+from dlpool.threads import raise_open_file_limit
 
 if TYPE_CHECKING:
     from dlpool.observe.log import Log

@@ -1,7 +1,7 @@
-"""Which items of a list are done: a file that a batch of any length can go on with.
+"""The session file of a batch: it records which items are done.
 
-A line an item, in hex: the first 64 bits of a hash of URL and target. What a kill has
-cut off is done again.
+One line per item, in hexadecimal: the first 64 bits of a hash of URL and target. An
+item whose line was truncated by a crash is downloaded again.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from dlpool.filelock import FileLock, LockForeign, LockHeld
 from dlpool.transfer.job import Job
 
 HEAD = b"dlpool batch 1\n"
-ENGINE_HEAD = b'{"begin": '  # how the session of an engine begins
+ENGINE_HEAD = b'{"begin": '  # the first bytes of an engine session
 DIGITS = 16
 
 
 class BatchSession:
-    """One batch's file; it holds LOCK_EX on it. Thread-safe: a line is one write, the
-    lock guards the descriptor."""
+    """The locked session file of one batch. Thread-safe.
+
+    Each line is one write. The lock guards the descriptor.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Raises LocalFault, also for a file that another batch has, or that is
-        something else."""
+        """Open and lock the file. Raises LocalFault, also if another batch holds it or
+        it is not a batch session."""
         self._path = path
         self._lock = threading.Lock()
-        self._held: FileLock | None = None
+        self._file_lock: FileLock | None = None
         with translated(f"use the session {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(
@@ -39,11 +41,11 @@ class BatchSession:
             )
         try:
             with translated(f"use the session {path}"):
-                self._held = FileLock(self._descriptor, path)
+                self._file_lock = FileLock(self._descriptor, path)
                 self._done = self._read()
         except (LockHeld, LockForeign):
             self.close()
-            raise LocalFault(f"the session {path} is another batch's") from None
+            raise LocalFault(f"the session {path} is used by another batch") from None
         except LocalFault:
             self.close()
             raise
@@ -52,29 +54,29 @@ class BatchSession:
         return f"<BatchSession {self._path}: {len(self._done)}>"
 
     def is_done(self, job: Job) -> bool:
-        """Whether an earlier run has done it."""
+        """Return whether an earlier run completed this job."""
         return _key(job) in self._done
 
     def mark_done(self, job: Job) -> None:
-        """It is done. Raises LocalFault."""
+        """Record a completed job. Raises LocalFault."""
         with self._lock, translated(f"write the session {self._path}"):
             if self._descriptor >= 0:
                 disk.write_all(self._descriptor, b"%016x\n" % _key(job))
 
     def close(self) -> None:
-        """Let another batch have it."""
+        """Release the lock and close the file."""
         with self._lock:
             if self._descriptor >= 0:
                 self._descriptor, descriptor = -1, self._descriptor
                 disk.close_quietly(descriptor)
-            if self._held is not None:
-                self._held.release()
+            if self._file_lock is not None:
+                self._file_lock.release()
 
     def _read(self) -> set[int]:
         with os.fdopen(os.dup(self._descriptor), "rb") as file:
             head = file.readline()
             if not head:
-                os.write(self._descriptor, HEAD)
+                disk.write_all(self._descriptor, HEAD)
                 return set()
             if head.startswith(ENGINE_HEAD):
                 raise LocalFault(
@@ -82,18 +84,18 @@ class BatchSession:
                     f"or a list: name another"
                 )
             if head != HEAD:
-                raise LocalFault(f"{self._path} is no session of a batch")
+                raise LocalFault(f"{self._path} is not the session of a batch")
             done = {
                 int(line, 16)
                 for line in file
                 if len(line) == DIGITS + 1 and line.endswith(b"\n")
             }
-            if file.tell() and not _ends_line(self._descriptor):
-                os.write(self._descriptor, b"\n")
+            if file.tell() and not _ends_with_newline(self._descriptor):
+                disk.write_all(self._descriptor, b"\n")
             return done
 
 
-def _ends_line(descriptor: int) -> bool:
+def _ends_with_newline(descriptor: int) -> bool:
     return os.pread(descriptor, 1, os.fstat(descriptor).st_size - 1) == b"\n"
 
 

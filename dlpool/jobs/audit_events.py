@@ -1,9 +1,8 @@
-"""The audit trail: who changed what. Its vocabulary, and how one event is said. Imports
-no library.
+"""The actions and fields of audit events. Imports no library.
 
-The changes of jobs, nodes, the queue, uploads and the quarantine are audit events,
-whoever makes them and by which way. They go to the log and to a capped stream of Redis,
-which ``trail`` writes and reads.
+Each change of jobs, nodes, the queue, uploads and the quarantine is an audit event,
+whether the API, the page or a command makes it. It goes to the log, and to a bounded
+stream in Redis (``audit_stream``).
 """
 
 from __future__ import annotations
@@ -37,18 +36,18 @@ ACTIONS: tuple[str, ...] = (
 KINDS = tuple(dict.fromkeys(action.partition(".")[0] for action in ACTIONS))
 
 DONE, UNCHANGED, REFUSED = "done", "unchanged", "refused"
-LOCAL = "local"  # the address of who is on this machine
+LOCAL = "local"  # address of an actor on this machine
 MAX_TEXT = 1000  # characters of an object or actor
 
 
 @dataclass(frozen=True)
 class AuditChange:
-    """One change, made or attempted.
+    """A change or an attempted change.
 
-    ``action`` is one of ``ACTIONS``; ``object``: an id, empty where there is none or it
-    is not known. ``result`` is ``done``, ``unchanged`` (it was so already), ``refused``
-    (with the error's label in ``label``), or an error's label. ``count``: how many such
-    changes the event stands for, of which ``object`` is the first.
+    ``action``: one of ``ACTIONS``. ``object``: an id, empty if there is none or it is
+    unknown. ``result``: ``done``, ``unchanged``, ``refused`` (with the error's label in
+    ``label``), or the label of another error. ``count``: number of changes that the
+    event stands for; ``object`` is the first.
     """
 
     action: str
@@ -60,18 +59,19 @@ class AuditChange:
 
 @dataclass(frozen=True)
 class AuditActor:
-    """Who makes changes, and from where: a client's address, or ``local``."""
+    """The author of changes. ``address``: a client's, or ``local``."""
 
     actor: str
     address: str
 
 
-SERVICE = AuditActor("service", LOCAL)  # of what it does by itself
+SERVICE = AuditActor(
+    "service", LOCAL
+)  # for changes that the service makes automatically
 
 
 def event_fields(change: AuditChange, author: AuditActor) -> dict[str, str]:
-    """Return the fields of an event as texts that UTF-8 can encode, without empty
-    ones."""
+    """Return the non-empty fields of an event, as texts that UTF-8 can encode."""
     fields = {
         "action": change.action,
         "object": change.object,
@@ -85,7 +85,7 @@ def event_fields(change: AuditChange, author: AuditActor) -> dict[str, str]:
 
 
 def log_fields(change: AuditChange, author: AuditActor) -> dict[str, object]:
-    """Return the same as fields of a log's record."""
+    """Return the fields of an event for a log record."""
     fields: dict[str, object] = {**event_fields(change, author)}
     address = fields.pop("address", None)
     return (

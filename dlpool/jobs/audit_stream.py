@@ -1,4 +1,4 @@
-"""The stream of audit events of a queue: written by whoever changes something, read by
+"""The audit stream of a queue: written by each program that changes something, read by
 ``dlpool audit``."""
 
 from __future__ import annotations
@@ -15,34 +15,35 @@ from dlpool.jobs.job_view import time_text_ms
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.redis_values import to_int, to_text
 
-PAGE = 500  # events a round trip
-MOST_READ = 1_000_000  # events that one listing looks at
+PAGE = 500  # events per round trip
+MOST_READ = 1_000_000  # events that one listing reads
 
 
 @dataclass(frozen=True)
 class AuditEvent:
-    """An event as it stands in the stream. ``id`` is its place there: ms since 1970,
-    and a number."""
+    """An event of the stream. ``id``: its position there: ms since 1970, and a
+    number."""
 
     id: str
     fields: Mapping[str, str]
 
     @property
     def at(self) -> str:
-        """When, as RFC 3339 with milliseconds, by the clock of Redis."""
+        """The time of the event by the clock of Redis, as RFC 3339 with
+        milliseconds."""
         return time_text_ms(int(self.id.partition("-")[0]) / 1000)
 
     def as_json(self) -> dict[str, Any]:
-        """The event as an object: ``id``, ``at``, and the fields, ``count`` as a
+        """Return the event as an object: ``id``, ``at``, and the fields, ``count`` as a
         number."""
         shown: dict[str, Any] = {"id": self.id, "at": self.at, **self.fields}
-        count = self.fields.get("count", "")
-        return shown | ({"count": to_int(count)} if to_int(count) > 0 else {})
+        count = to_int(self.fields.get("count", ""))
+        return shown | ({"count": count} if count > 0 else {})
 
 
 @dataclass(frozen=True)
 class AuditFilter:
-    """Which events are asked for; None is any. ``action`` may be a kind: ``job`` stands
+    """Selects events; None selects any value. ``action`` may be a kind: ``job`` stands
     for all actions on jobs.
 
     ``since``: seconds since 1970.
@@ -54,7 +55,7 @@ class AuditFilter:
     since: float | None = None
 
     def matches(self, event: AuditEvent) -> bool:
-        """Return whether the event is asked for, whatever its time."""
+        """Return whether the filter selects the event, regardless of its time."""
         action = event.fields.get("action", "")
         named = action.partition(".")[0] if self.action in KINDS else action
         pairs = (
@@ -62,11 +63,11 @@ class AuditFilter:
             (self.action, named),
             (self.object, event.fields.get("object", "")),
         )
-        return all(wanted is None or wanted == said for wanted, said in pairs)
+        return all(wanted is None or wanted == found for wanted, found in pairs)
 
 
 class AuditWriter:
-    """Adds events to the stream, which keeps about ``kept`` of them. Thread-safe."""
+    """Adds events to the stream, which keeps about ``kept`` events. Thread-safe."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys, kept: int) -> None:
         self._client: Any = client
@@ -74,8 +75,8 @@ class AuditWriter:
         self._kept = kept
 
     def add(self, entries: Sequence[Mapping[str, str]]) -> None:
-        """Add the entries in this order, in one round trip. Raises QueueError; they may
-        have been added even then."""
+        """Add entries in this order, in one round trip. Raises QueueError; the entries
+        may have been added even then."""
         with translated(self._client):
             pipeline = self._client.pipeline(transaction=False)
             for fields in entries:
@@ -86,14 +87,14 @@ class AuditWriter:
 
 
 class AuditReader:
-    """Reads the stream of one queue. Each method raises QueueError."""
+    """Reads the stream of one queue. Methods raise QueueError."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
         self._key = keys.audit
 
     def last(self, count: int, wanted: AuditFilter) -> list[AuditEvent]:
-        """The newest ``count`` that are wanted, oldest first."""
+        """Return the newest ``count`` selected events, oldest first."""
         found: list[AuditEvent] = []
         for event in self._newest_first(
             "-" if wanted.since is None else str(max(0, round(wanted.since * 1000)))
@@ -105,14 +106,14 @@ class AuditReader:
         return found[::-1]
 
     def newest_id(self) -> str:
-        """The place of the newest event; ``0-0`` where there is none."""
+        """Return the id of the newest event; ``0-0`` if there is none."""
         with translated(self._client):
             found = self._client.xrevrange(self._key, count=1)
         return found[0][0].decode() if found else "0-0"
 
     def wait_after(self, event_id: str) -> list[AuditEvent]:
-        """Those that come after ``event_id``; the next one is waited for, a second at
-        most."""
+        """Return the events after ``event_id``. If there are none, wait for the next
+        one, at most a second."""
         with translated(self._client):
             reply = self._client.xread(
                 {self._key: event_id}, count=PAGE, block=round(BLOCK_S * 1000)

@@ -1,4 +1,5 @@
-"""The records that clients of the service read, to the letter. Pure."""
+"""The success and failure records that clients read, in the exact form of the Go
+service. Pure."""
 
 from __future__ import annotations
 
@@ -12,15 +13,15 @@ from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.pushed_job import PushedJob
 
 CANCELLED = (
-    "the job was cancelled"  # the message of its record; control.lua notes the same
+    "the job was cancelled"  # message of its record; admin.lua writes the same note
 )
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True)
 class ClientRecord:
-    """A record that clients see: its key, its text, and its field in a hash, or None
-    for a string that expires."""
+    """A record: its key, its text, and its field if the key is a hash; None if it is a
+    string that expires."""
 
     key: str
     value: bytes
@@ -30,7 +31,8 @@ class ClientRecord:
 def success_record(
     keys: QueueKeys, job: PushedJob, size: int, seconds: float, at: float
 ) -> ClientRecord:
-    """``size`` in bytes, ``seconds`` of work, ``at`` in seconds since 1970."""
+    """Return a success record. ``size`` in bytes, ``seconds`` of work, ``at`` in
+    seconds since 1970."""
     value = {
         "url": job.url,
         "save_path": job.save_path,
@@ -44,7 +46,7 @@ def success_record(
 def failure_record(
     keys: QueueKeys, url: str, raw: bytes, message: str, at: float
 ) -> ClientRecord:
-    """The job stands in it as it was pushed, byte by byte."""
+    """Return a failure record, with the job byte by byte as it was pushed."""
     text = json.dumps(message).encode()
     value = b'{"task_data":%b,"error_message":%b,"failed_at":"%b"}' % (
         raw,
@@ -55,7 +57,8 @@ def failure_record(
 
 
 def rfc3339(at: float | None = None) -> str:
-    """A moment (seconds since 1970, or now) as RFC 3339, UTC, cut to the second."""
+    """Return a time (seconds since 1970, or the present) as RFC 3339 in UTC, truncated
+    to the second."""
     return _rfc3339(int(time.time() if at is None else at))
 
 

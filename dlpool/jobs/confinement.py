@@ -1,4 +1,4 @@
-"""Where a job's file may go: under the download folder, or another allowed root, after
+"""Confine the paths of jobs to the download folder and the other allowed roots, after
 links are resolved."""
 
 from __future__ import annotations
@@ -9,20 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlpool.config import PathSettings, Settings
-from dlpool.config.owned_paths import OwnedPath, is_under, resolved, target_roots
-from dlpool.config.owned_paths import owned_paths as owned_places
+from dlpool.config.owned_paths import (
+    OwnedPath,
+    is_under,
+    owned_paths,
+    resolved,
+    target_roots,
+)
 from dlpool.disk import translated
 from dlpool.errors import PolicyRefused
 from dlpool.filenames import name_fault
 from dlpool.jobs.path_walk import OwnedPathIndex, PathWalk, walk_down
 from dlpool.transfer.target.names import MAX_NAME_BYTES, encoded_in_utf8
 
-MAX_PATH_BYTES = 4095  # of PATH_MAX, less its NUL
+MAX_PATH_BYTES = 4095  # PATH_MAX without the terminating NUL
 
 
 @dataclass(frozen=True)
 class JobTarget:
-    """The resolved path of a job; ``is_folder``: the server or the URL names the file
+    """The resolved path of a job. ``is_folder``: the server or the URL names the file
     in it."""
 
     path: Path
@@ -30,8 +35,7 @@ class JobTarget:
 
 
 class Confinement:
-    """The rules for paths of one set of settings; the folders in them are resolved
-    once. Immutable.
+    """The path rules of one set of settings, with the folders resolved once. Immutable.
 
     Raises LocalFault for folders that cannot be resolved.
     """
@@ -39,9 +43,9 @@ class Confinement:
     def __init__(
         self, paths: PathSettings, owned: Iterable[OwnedPath] | None = None
     ) -> None:
-        """``owned``: what no job may write to; by default what the default settings and
-        these paths name."""
-        owned = owned_places(Settings(paths=paths)) if owned is None else owned
+        """``owned``: paths that no job may write to; by default those of the default
+        settings with these paths."""
+        owned = owned_paths(Settings(paths=paths)) if owned is None else owned
         with translated("resolve the folders in [paths]"):
             self._download_dir = resolved(paths.download_dir)
             self._roots = [resolved(root.path) for root in target_roots(paths)]
@@ -49,25 +53,25 @@ class Confinement:
 
     @classmethod
     def of(cls, settings: Settings) -> Confinement:
-        """Return the rules of these settings."""
-        return cls(settings.paths, owned_places(settings))
+        """Return the rules of ``settings``."""
+        return cls(settings.paths, owned_paths(settings))
 
     def __repr__(self) -> str:
         return f"<Confinement to {':'.join(self._roots)}>"
 
     @property
     def roots(self) -> list[str]:
-        """The folders that files may go to, resolved."""
+        """The resolved folders that jobs may write to."""
         return list(self._roots)
 
     def contains(self, folder: str) -> bool:
-        """Whether a folder that is there lies in one of them."""
+        """Return whether an existing folder lies in one of the roots."""
         real = os.path.realpath(folder)
         return any(is_under(real, root) for root in self._roots)
 
     def target(self, save_path: str) -> JobTarget:
-        """The target of a ``save_path``. Raises PolicyRefused for what leaves the
-        roots, LocalFault."""
+        """Resolve a ``save_path``. Raises PolicyRefused for an invalid name or a path
+        outside of the roots, LocalFault."""
         shown = f"save_path {save_path[:200]!r}"
         below = next(
             (
@@ -98,13 +102,13 @@ class Confinement:
         return JobTarget(Path(real), is_folder or save_path.endswith(("/", "/.")))
 
     def check_resolved_name(self, path: Path) -> None:
-        """The name that the server or the URL gave may be that of a link to elsewhere.
-        Raises as ``target`` does."""
+        """Check a path whose name the server or the URL gave: it may be a link to
+        elsewhere. Raises PolicyRefused, LocalFault."""
         self._checked(str(path), f"the target {path.name!r}")
 
     def _checked(self, path: str, what: str) -> tuple[str, bool]:
-        """The path with its links resolved, if a job may write there, and whether it is
-        a folder."""
+        """Return the resolved path, and whether it is a folder. Raises PolicyRefused if
+        a job may not write there."""
         with translated(f"resolve {what}"):
             walk = self._walked(path)
             if walk is None or not walk.is_plain:
@@ -118,14 +122,13 @@ class Confinement:
             own = self._own.conflict(walk)
         if own is not None:
             raise PolicyRefused(
-                f"{what} leads to {walk.path}, which dlpool keeps for itself "
-                f"({own.setting})"
+                f"{what} leads to {walk.path}, which dlpool itself uses ({own.setting})"
             )
         return walk.path, walk.is_folder
 
     def _walked(self, path: str) -> PathWalk | None:
-        """Look at what is between a root and the path, as realpath(3) does; None if it
-        is outside of the roots."""
+        """Return the walk from the root to the path; None if the path is outside of the
+        roots."""
         root = next((one for one in self._roots if is_under(path, one)), None)
         if root is None:
             return None

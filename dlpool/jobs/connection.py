@@ -1,9 +1,9 @@
-"""Connections to Redis, and its errors as ours. The only module that knows how redis-py
-fails.
+"""Connect to Redis, and translate the errors of redis-py. No other module knows how
+redis-py fails.
 
-redis-py's defaults repeat a command whose reply was lost, up to ten times: a push would
-be there several times. Here nothing is repeated below the transitions, which are
-idempotent, and whose callers decide when to try again.
+By default redis-py repeats a command whose reply was lost up to ten times, which would
+push a job several times. Here no command is repeated: the transitions are idempotent,
+and their callers decide when to try again.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ from dlpool.kinds import split_address
 from dlpool.usertext import NotText, read_text
 
 CONNECT_S = 3.0
-SOCKET_S = 5.0  # longest wait for a reply
-# longest blocking pop; well below SOCKET_S, so that silence means that Redis is away
+SOCKET_S = 5.0  # timeout of a reply
+# timeout of a blocking command: well below SOCKET_S, so that a longer silence means
+# that Redis is away
 BLOCK_S = 1.0
 EMBEDDED = "embedded"
 AUTO = "auto"
@@ -60,9 +61,9 @@ _UNABLE = (
     errors.TryAgainError,
     errors.ClusterDownError,
     errors.MasterDownError,
-    errors.AskError,  # MOVED is one, too
+    errors.AskError,  # also the base class of MovedError
 )
-# Those that redis-py has no class for; Redis 6.2 puts them into the midst of a script's
+# Errors without a class in redis-py. Redis 6.2 has them in the middle of a script's
 # error.
 _UNABLE_TEXT = re.compile(
     r"(?:^|-)(?:OOM|MISCONF|LOADING|BUSY|READONLY|MASTERDOWN|NOREPLICAS|UNBLOCKED)\b"
@@ -73,29 +74,29 @@ _UNTRUSTED_TEXT = "CERTIFICATE_VERIFY_FAILED] "
 _REFUSED_TEXT = re.compile(r"NOPERM|The user executing the script can't")
 _SCRIPT_SUFFIX = re.compile(
     r"\.? script: [0-9a-f]{40}, on @\w+:\d+\.?$"
-)  # of Redis 7: which line of our script
+)  # Redis 7 appends the line of the script
 _PIPELINE_PREFIX = re.compile(r"^Command # \d+ \(.*?\) of pipeline caused error: ")
 
 
 def effective_url(settings: RedisSettings, state_dir: Path) -> str:
-    """The URL of the settings; for ``embedded`` that of the private server in
-    ``state_dir``. May raise LocalFault."""
+    """Return the URL of the settings; for ``embedded`` that of the private server's
+    socket. May raise LocalFault."""
     return socket_url(state_dir) if settings.url == EMBEDDED else settings.url
 
 
 def auto_address(settings: RedisSettings) -> str:
-    """Return the HOST:PORT at which ``auto`` looks for a Redis, and at which a private
-    one would listen."""
+    """Return the HOST:PORT at which ``auto`` expects a Redis, and at which a private
+    server would listen."""
     return settings.embedded_listen or DEFAULT_ADDRESS
 
 
 def is_redis(client: redis.Redis) -> bool:
-    """Return whether a Redis answers, also one that is loading. Raises QueueRefused if
-    it requires a password."""
+    """Return whether a Redis answers, even if it is still loading. Raises QueueRefused
+    if it requires a password."""
     try:
         client.ping()
     except _REFUSED as error:
-        raise _as_ours(error, client) from error
+        raise _translate(error, client) from error
     except _UNABLE:
         return True
     except (errors.RedisError, OSError):
@@ -104,8 +105,8 @@ def is_redis(client: redis.Redis) -> bool:
 
 
 def shown_server(url: str) -> str:
-    """The URL for messages and logs: without user info, query, and whatever may be a
-    piece of a password."""
+    """Return a URL for messages and logs, without user info, query, and anything that
+    may be part of a password."""
     scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
     authority, slash, path = re.split("[?#]", rest, maxsplit=1)[0].partition("/")
     if "@" in rest[len(authority) :]:
@@ -116,11 +117,11 @@ def shown_server(url: str) -> str:
 def connect(
     settings: RedisSettings, state_dir: Path, *, name: str = "dlpool"
 ) -> redis.Redis:
-    """A client that connects when it is first used. Thread-safe.
+    """Return a client that connects on first use. Thread-safe.
 
-    In a Cluster it is one of the node that has dlpool's own keys; ``cluster_of``
-    reaches the others. Raises ConfigurationError for a URL, or a file with a password
-    or certificates, that cannot be used.
+    In a Cluster it connects to the node with dlpool's own keys; ``cluster_of`` leads to
+    the others. Raises ConfigurationError for an invalid URL, and for an unusable file
+    with a password or certificates.
     """
     if settings.url == AUTO:
         return redis.Redis.from_pool(_auto_pool(settings, state_dir, name))
@@ -135,9 +136,11 @@ def connect(
     try:
         address = RedisAddress.parse(url)
         pool = redis.ConnectionPool.from_url(address.server_url, **options)
-        pool.connection_class(**pool.connection_kwargs)  # knows its options
+        pool.connection_class(
+            **pool.connection_kwargs
+        )  # raises TypeError for an unknown option
     except (ValueError, TypeError, errors.RedisError):
-        # The cause may name a piece of a password, as a port that is not a number.
+        # The cause may quote part of a password, for example as an invalid port.
         raise ConfigurationError(
             f"[redis] url = {shown_server(url)}: it cannot be used; special characters "
             f"of a user or password "
@@ -149,7 +152,8 @@ def connect(
 
 
 def cluster_of(client: redis.Redis) -> ClusterRoute | None:
-    """The Cluster that the client's server is a node of, by its URL."""
+    """Return the Cluster of the client's server; None if its URL does not name a
+    Cluster."""
     route = client.connection_pool.connection_kwargs.get("route")
     return route if isinstance(route, ClusterRoute) else None
 
@@ -176,7 +180,7 @@ def _options(settings: RedisSettings, url: str, name: str) -> dict[str, Any]:
 def _auto_pool(
     settings: RedisSettings, state_dir: Path, name: str
 ) -> redis.ConnectionPool:
-    """Return a pool whose connections try the private server first, then the one of
+    """Return a pool whose connections try the private server first, then
     ``auto_address``."""
     host, port = split_address(auto_address(settings))
     options = _options(settings, "redis://", name)
@@ -189,8 +193,8 @@ def _auto_pool(
 def _routed(
     pool: redis.ConnectionPool, address: RedisAddress, settings: RedisSettings
 ) -> redis.ConnectionPool:
-    """A pool with the options of ``pool``, whose connections ask Sentinels or nodes for
-    their way."""
+    """Return a pool with the options of ``pool``, whose connections ask Sentinels or
+    Cluster nodes for the server."""
     options = {
         name: value
         for name, value in pool.connection_kwargs.items()
@@ -213,7 +217,8 @@ def _routed(
 
 
 def _tls(settings: RedisSettings) -> dict[str, Any]:
-    """What redis-py needs for TLS, once the files have proved to be of use."""
+    """Return the options of redis-py for TLS. Raises ConfigurationError for unusable
+    files."""
     if settings.tls_key and not settings.tls_cert:
         raise ConfigurationError("[redis] tls_key is given without tls_cert")
     try:
@@ -241,15 +246,15 @@ def _tls(settings: RedisSettings) -> dict[str, Any]:
 
 @contextmanager
 def translated(client: redis.Redis) -> Iterator[None]:
-    """Turn redis-py's errors of the block into QueueAway, QueueRefused or QueueError,
+    """Raise errors of redis-py in the block as QueueAway, QueueRefused or QueueError,
     in one sentence."""
     try:
         yield
     except (errors.RedisError, OSError) as error:
-        raise _as_ours(error, client) from error
+        raise _translate(error, client) from error
 
 
-def _as_ours(error: Exception, client: redis.Redis) -> QueueError:
+def _translate(error: Exception, client: redis.Redis) -> QueueError:
     server, text = _where(client), _reason(error)
     untrusted, is_openssl, _ = text.partition(_UNTRUSTED_TEXT)[2].partition(" (_ssl")
     if is_openssl:
@@ -266,7 +271,7 @@ def _as_ours(error: Exception, client: redis.Redis) -> QueueError:
         return QueueAway(f"Redis at {server} cannot serve now: {text}")
     if isinstance(error, errors.InvalidResponse):
         return QueueAway(
-            f"what answers at {server} does not speak Redis's protocol: check the "
+            f"the server at {server} does not use the protocol of Redis: check the "
             f"address in [redis]"
         )
     if isinstance(error, _UNREACHED):
@@ -277,14 +282,14 @@ def _as_ours(error: Exception, client: redis.Redis) -> QueueError:
 
 
 def _hint(client: redis.Redis, text: str) -> str:
-    """A server that wants a client certificate often just hangs up, where its reason
-    should come."""
+    """Return a hint on client certificates. A server that requires one often closes the
+    connection without a reason."""
     options = client.connection_pool.connection_kwargs
-    has_none = "ssl_cert_reqs" in options and "ssl_certfile" not in options
-    is_hung_up = re.search("CERTIFICATE_REQUIRED|EOF|closed|reset|Broken pipe", text)
+    lacks_certificate = "ssl_cert_reqs" in options and "ssl_certfile" not in options
+    is_closed = re.search("CERTIFICATE_REQUIRED|EOF|closed|reset|Broken pipe", text)
     return (
         " (if it wants a client certificate: tls_cert and tls_key in [redis])"
-        if has_none and is_hung_up
+        if lacks_certificate and is_closed
         else ""
     )
 
@@ -294,7 +299,9 @@ def _where(client: redis.Redis) -> str:
     if "route" in options:
         return str(options["route"])
     if client.connection_pool.connection_class is AutoConnection:
-        return f"{options['host']}:{options['port']}"  # nor is the private one there
+        return (
+            f"{options['host']}:{options['port']}"  # the private server was tried first
+        )
     return str(
         options.get("path")
         or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"

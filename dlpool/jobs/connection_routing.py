@@ -1,9 +1,9 @@
-"""Connections that ask where their server is, anew each time they connect: Sentinels,
-or the nodes of a Cluster.
+"""Connections that find their server each time they connect: by Sentinels, by Cluster
+nodes, or the private server.
 
-redis-py's own client of a Cluster repeats commands and sleeps; here as elsewhere
-nothing is repeated below the transitions. As dlpool's own keys share a slot, one node
-has them all, and a connection to it is like any other.
+redis-py's own Cluster client repeats commands and sleeps, which would repeat a push.
+dlpool's own keys share a slot, so an ordinary connection to the node with that slot
+suffices.
 """
 
 from __future__ import annotations
@@ -20,31 +20,30 @@ from redis import exceptions as errors
 from redis.connection import Connection, SSLConnection
 from redis.crc import key_slot
 
-ANSWER_S = (
-    2.0  # what is asked for where to go answers at once, or the next one is asked
-)
+ANSWER_S = 2.0  # timeout of a Sentinel or node before the next one is asked
 Host = tuple[str, int]
 
 _SILENT = (errors.ConnectionError, errors.TimeoutError)
-# A script's error has it in its midst. A master that lost its replicas may have lost
-# its office, and not know it yet.
-_ELSEWHERE = re.compile(r"\b(?:READONLY|NOREPLICAS)\b")
+# Found in the middle of a script's error. A master without replicas may have been
+# replaced without knowing it.
+_WRONG_SERVER = re.compile(r"\b(?:READONLY|NOREPLICAS)\b")
 _REFUSED = (
     errors.AuthenticationError,
     errors.AuthorizationError,
-)  # redis-py counts them as connection errors
+)  # subclasses of ConnectionError in redis-py
 
 
 class ServerRoute(Protocol):
-    """Knows where a server is now; its text says so for messages. Thread-safe."""
+    """Finds the present address of a server. Its text names the server in messages.
+    Thread-safe."""
 
     def find(self) -> Host:
-        """The server's host and port. Raises redis-py's errors."""
+        """Return the server's host and port. Raises errors of redis-py."""
 
 
 class AutoConnection(Connection):
-    """A connection to the private server of a supervisor if it runs, without a
-    password, else over TCP."""
+    """A connection to the supervisor's private server, without a password, if it runs;
+    else over TCP."""
 
     def __init__(self, *, path: str, **options: Any) -> None:
         self._path = path
@@ -59,8 +58,8 @@ class AutoConnection(Connection):
         return private if private is not None else super()._connect()  # type: ignore[no-untyped-call]
 
     def _private(self) -> socket.socket | None:
-        """Return a connected socket, None where no server listens. Raises OSError for
-        one that does not accept."""
+        """Return a connected socket; None if no server listens. Raises OSError if a
+        server does not accept."""
         sock = socket.socket(socket.AF_UNIX)
         try:
             sock.settimeout(self.socket_connect_timeout)
@@ -76,7 +75,7 @@ class AutoConnection(Connection):
 
 
 class RoutedConnection(Connection):
-    """A connection over TCP to whatever server its route finds."""
+    """A connection over TCP to the server that its route finds."""
 
     def __init__(self, *, route: ServerRoute, **options: Any) -> None:
         self._route = route
@@ -87,25 +86,26 @@ class RoutedConnection(Connection):
         return super()._connect()  # type: ignore[no-untyped-call]
 
     def read_response(self, *arguments: Any, **options: Any) -> Any:
-        """As redis-py's; after an answer that another server is (or may be) the right
-        one, the next command asks."""
+        """Read a response. Disconnect after an error that names another server, so that
+        the next command finds it."""
         try:
             return super().read_response(*arguments, **options)
         except errors.ResponseError as error:
             if isinstance(
                 error, errors.ReadOnlyError | errors.MovedError
-            ) or _ELSEWHERE.search(str(error)):
+            ) or _WRONG_SERVER.search(str(error)):
                 self.disconnect()  # type: ignore[no-untyped-call]
             raise
 
 
 class RoutedTlsConnection(RoutedConnection, SSLConnection):
-    """The same over TLS; the certificate must be for the host that the route names."""
+    """A connection over TLS to the server that its route finds; the certificate must be
+    for that host."""
 
 
 class Dialer:
-    """Makes clients of any host with the options of one connection. Thread-safe: the
-    lock guards those made."""
+    """Creates clients of hosts with the same connection options. Thread-safe: the lock
+    guards the clients."""
 
     def __init__(
         self, connection_class: type[Connection], options: Mapping[str, Any]
@@ -121,7 +121,7 @@ class Dialer:
         self._clients: dict[Host, Any] = {}
 
     def client(self, host: Host) -> Any:
-        """The client of that host."""
+        """Return the client of a host, created on first use."""
         with self._lock:
             if host not in self._clients:
                 pool = redis.ConnectionPool(
@@ -134,8 +134,8 @@ class Dialer:
             return self._clients[host]
 
     def ask(self, hosts: Sequence[Host], *command: str) -> tuple[Host, Any]:
-        """Who answered first, in that order, with something, and what. Raises
-        redis-py's errors if nobody did."""
+        """Return the first host with a non-empty answer, and the answer. Raises errors
+        of redis-py if there is none."""
         last: Exception | str = "they do not know it"
         for host in hosts:
             try:
@@ -153,7 +153,7 @@ class Dialer:
 
 
 class SentinelRoute:
-    """The master of a service, by the first Sentinel that knows it."""
+    """Finds the master of a service by the first Sentinel that knows it."""
 
     def __init__(self, sentinels: Sequence[Host], service: str, dialer: Dialer) -> None:
         self._sentinels = sentinels
@@ -164,17 +164,17 @@ class SentinelRoute:
         return f"{self._service} of the Sentinels {format_hosts(self._sentinels)}"
 
     def find(self) -> Host:
-        """The master's host and port. Raises redis-py's errors."""
+        """Return the master's host and port. Raises errors of redis-py."""
         command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
         _, (host, port) = self._dialer.ask(self._sentinels, *command)
         return _text(host), int(port)
 
 
 class ClusterRoute:
-    """The node of a Cluster that has the slot of ``key``, and clients of those that
-    have others.
+    """Finds the Cluster node with the slot of ``key``, and clients of the nodes with
+    other slots.
 
-    The lock guards the map of slots, and the nodes that were seen last.
+    The lock guards the slot map and the known nodes.
     """
 
     def __init__(self, nodes: Sequence[Host], key: str, dialer: Dialer) -> None:
@@ -189,19 +189,19 @@ class ClusterRoute:
         return f"the Cluster of {format_hosts(self._seeds)}"
 
     def find(self) -> Host:
-        """The host and port of the node that has the key's slot now. Raises redis-py's
-        errors."""
-        return self._owner(self._look(), self._key)
+        """Return the host and port of the node with the key's slot, by a new slot map.
+        Raises errors of redis-py."""
+        return self._owner(self._read_slots(), self._key)
 
     def client_for(self, key: str) -> Any:
-        """A client of the node that has the slot of ``key``, by the map as it was last.
-        Raises redis-py's errors."""
+        """Return a client of the node with the slot of ``key``, by the last slot map.
+        Raises errors of redis-py."""
         with self._lock:
             owners = self._owners
-        return self._dialer.client(self._owner(owners or self._look(), key))
+        return self._dialer.client(self._owner(owners or self._read_slots(), key))
 
     def invalidate(self) -> None:
-        """The map is wrong: the next call looks."""
+        """Discard the slot map; the next call reads it again."""
         with self._lock:
             self._owners = ()
 
@@ -213,10 +213,10 @@ class ClusterRoute:
         self.invalidate()
         raise errors.ClusterDownError(f"no node has slot {slot}")
 
-    def _look(self) -> tuple[tuple[int, int, Host], ...]:
+    def _read_slots(self) -> tuple[tuple[int, int, Host], ...]:
         with self._lock:
             nodes = list(self._known)
-        random.shuffle(nodes)  # one that is cut off need not be asked again and again
+        random.shuffle(nodes)  # so that an unreachable node is not always asked first
         asked, rows = self._dialer.ask(nodes, "CLUSTER", "SLOTS")
         owners = tuple((int(row[0]), int(row[1]), _node(row[2], asked)) for row in rows)
         with self._lock:
@@ -229,15 +229,15 @@ class ClusterRoute:
 
 
 def format_hosts(hosts: Sequence[Host]) -> str:
-    """Hosts and ports for messages."""
+    """Return hosts and ports as text for messages."""
     return ",".join(
         f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in hosts
     )
 
 
 def _node(row: Sequence[Any], asked: Host) -> Host:
-    """A node of CLUSTER SLOTS; one that does not know its own host is where it was
-    asked."""
+    """Return a node of CLUSTER SLOTS. A node that does not know its own host has the
+    host that was asked."""
     return _text(row[0] or b"") or asked[0], int(row[1])
 
 

@@ -1,5 +1,5 @@
-"""Where the private Redis of ``url = embedded`` lives: the same answer for the
-supervisor and for every client."""
+"""The Unix socket of the private Redis (``url = embedded``): the same path for the
+supervisor and all clients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import quote
 from dlpool.disk import translated
 from dlpool.errors import NotPermitted
 
-MAX_SOCKET_BYTES = 100  # the kernel takes 107; some systems and tools take less
+MAX_SOCKET_BYTES = 100  # the kernel allows 107; some systems and tools allow less
 TEMPORARY = Path(
     "/tmp"
     # not TMPDIR: a service and a shell have different ones, and must find the same
@@ -22,35 +22,35 @@ TEMPORARY = Path(
 
 
 def embedded_dir(state_dir: Path) -> Path:
-    """The folder of the server's data, log and lock, absolute."""
+    """Return the absolute path of the folder with the server's data, log and lock."""
     return Path(os.path.realpath(state_dir)) / "redis"
 
 
 def socket_path(state_dir: Path) -> Path:
-    """The server's Unix socket, absolute: in its folder, or in a private temporary one
-    when that path is too long.
+    """Return the absolute path of the server's socket: in its folder, or in /tmp if
+    that path is too long.
 
-    The temporary folder is made when it is missing, by clients as well: where there is
-    none, another user could plant one in the instant before the connection, and be
-    given our jobs. Raises LocalFault when it is not ours.
+    Create the private folder in /tmp if it is missing, also for clients: otherwise
+    another user could create it just before the connection and receive our jobs. Raises
+    LocalFault if the folder belongs to another user.
     """
     path = embedded_dir(state_dir) / "redis.sock"
     if len(os.fsencode(path)) <= MAX_SOCKET_BYTES:
         return path
     digest = hashlib.sha256(os.fsencode(path.parent.parent)).hexdigest()[:16]
     private = TEMPORARY / f"dlpool-{os.geteuid()}-{digest}"
-    _claim(private)
+    _make_private(private)
     return private / path.name
 
 
 def socket_url(state_dir: Path) -> str:
-    """``socket_path`` as a URL for redis-py."""
+    """Return ``socket_path`` as a URL for redis-py."""
     return f"unix://{quote(os.fsencode(socket_path(state_dir)))}"
 
 
-def _claim(private: Path) -> None:
-    """Make the folder, or see that the one that is there lets nobody else in: anybody
-    may plant one in /tmp."""
+def _make_private(private: Path) -> None:
+    """Create a folder, or check that only this user can enter the existing one. Raises
+    LocalFault."""
     with translated(f"use {private} for the socket of the embedded Redis"):
         with suppress(FileExistsError):
             os.mkdir(private, 0o700)
@@ -62,5 +62,5 @@ def _claim(private: Path) -> None:
     ):
         raise NotPermitted(
             f"cannot use {private} for the socket of the embedded Redis: "
-            "it is not a folder of this user that nobody else may enter"
+            "it is not a folder of this user that only this user may enter: remove it"
         )

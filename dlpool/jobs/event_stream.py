@@ -1,5 +1,5 @@
-"""The event stream, as other programs read it: the events of jobs and uploads in their
-order."""
+"""The event stream of a queue, which other programs read: changes of jobs and uploads
+in their order."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 import redis
 
 from dlpool.jobs.connection import BLOCK_S, translated
-from dlpool.jobs.job_view import json_object, time_text_ms
+from dlpool.jobs.job_view import time_text_ms
 from dlpool.jobs.keys import QueueKeys
-from dlpool.jobs.redis_values import to_text
+from dlpool.jobs.redis_values import to_object, to_text
 
-PAGE = 1000  # events a round trip
-KEPT = 10_000  # entries, about; as in shared.lua
-BEGIN = "0-0"  # before all of them
+PAGE = 1000  # events per round trip
+KEPT = 10_000  # entries, approximately; as in shared.lua
+BEGIN = "0-0"  # before the first event
 
 
 @dataclass(frozen=True)
 class QueueEvent:
     """An event of a job, or of an upload, whose ``upload_id`` is among the fields.
 
-    ``id`` is its place in the stream: ms since 1970, and a number. ``job_id`` is empty
+    ``id``: its position in the stream: ms since 1970, and a number. ``job_id``: empty
     for an upload.
     """
 
@@ -34,13 +34,14 @@ class QueueEvent:
 
     @property
     def at(self) -> str:
-        """When, as RFC 3339 with milliseconds, by the clock of Redis."""
+        """The time of the event by the clock of Redis, as RFC 3339 with
+        milliseconds."""
         return time_text_ms(int(self.id.partition("-")[0]) / 1000)
 
     @property
     def note(self) -> Mapping[str, Any]:
-        """What was noted: ``label`` and ``message``, or the figures of a success."""
-        return json_object(self.fields.get("note"))
+        """The note: ``label`` and ``message``, or the figures of a success."""
+        return to_object(self.fields.get("note"))
 
     @property
     def upload_id(self) -> str:
@@ -48,6 +49,7 @@ class QueueEvent:
         return self.fields.get("upload_id", "")
 
     def as_json(self) -> dict[str, Any]:
+        """Return the event with its fields as an object."""
         known: dict[str, Any] = {"id": self.id, "at": self.at, "event": self.name}
         known |= {} if self.upload_id else {"job_id": self.job_id}
         return known | {
@@ -57,16 +59,16 @@ class QueueEvent:
 
 
 class EventWriter:
-    """Adds entries to the stream of one queue, which is capped as the transitions cap
-    it."""
+    """Adds entries to the stream of one queue, with the same bound as the
+    transitions."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
         self._key = keys.events
 
     def add(self, entries: Sequence[Mapping[str, str]]) -> None:
-        """Add the entries in this order, in one round trip. Raises QueueError; they may
-        have been added even then."""
+        """Add entries in this order, in one round trip. Raises QueueError; the entries
+        may have been added even then."""
         with translated(self._client):
             pipeline = self._client.pipeline(transaction=False)
             for fields in entries:
@@ -75,7 +77,7 @@ class EventWriter:
 
 
 class EventReader:
-    """Reads the stream of one queue, a page of it in a call. Each method raises
+    """Reads the stream of one queue, at most ``PAGE`` events per call. Methods raise
     QueueError."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
@@ -83,20 +85,20 @@ class EventReader:
         self._key = keys.events
 
     def last(self, count: int) -> list[QueueEvent]:
-        """The newest ``count``, oldest first."""
+        """Return the newest ``count`` events, oldest first."""
         with translated(self._client):
             return _events(self._client.xrevrange(self._key, count=count))[::-1]
 
     def after(self, event_id: str) -> list[QueueEvent]:
-        """Those that come after ``event_id``."""
+        """Return the events after ``event_id``."""
         with translated(self._client):
             return _events(
                 self._client.xrange(self._key, min=f"({event_id}", count=PAGE)
             )
 
     def wait_after(self, event_id: str) -> list[QueueEvent]:
-        """The same; where there is none yet, the next one is waited for, a second at
-        most."""
+        """Return the events after ``event_id``. If there are none, wait for the next
+        one, at most a second."""
         with translated(self._client):
             reply = self._client.xread(
                 {self._key: event_id}, count=PAGE, block=round(BLOCK_S * 1000)

@@ -1,5 +1,5 @@
-"""The failure records that clients see, also those that another service wrote: to list,
-to try again, to remove."""
+"""List, retry and remove the failure records that clients see, including records of
+other services."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ import redis
 from dlpool.errors import UsageError
 from dlpool.jobs.connection import translated
 from dlpool.jobs.job_admin import JobAdmin, records_client
-from dlpool.jobs.job_view import json_object
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.pushed_job import parse_time
+from dlpool.jobs.redis_values import to_object
 from dlpool.redaction import REDACTED
 
-AT_ONCE = 500  # records in one reply of HSCAN, about
-MAX_LOOKED = 100_000  # records that are put in order
+BATCH = 500  # records of one reply to HSCAN, approximately
+MAX_SORTED = 100_000  # records that a page is selected from
 _HEAD = b'{"task_data":'
 _FAILED_AT = re.compile(
     rb'"failed_at": ?"([^"\\]{1,40})"'
-)  # mostly at the end, and much cheaper than the whole record
+)  # usually at the end, and much faster than decoding the record
 
 
 @dataclass(frozen=True)
 class FailureRecord:
-    """A failure record. ``raw``: the job as it was pushed, None if the record does not
-    hold one."""
+    """A failure record. ``raw``: the job as pushed; None if the record has none."""
 
     url: bytes
     value: bytes
@@ -46,8 +45,9 @@ class FailureRecord:
 
     @classmethod
     def parse(cls, url: bytes, value: bytes) -> FailureRecord:
-        """Never raises: what is no record has neither job nor message."""
-        fields = json_object(value.decode("utf-8", "replace"))
+        """Parse a record. An invalid one has neither job nor message; nothing is
+        raised."""
+        fields = to_object(value.decode("utf-8", "replace"))
         task = fields.get("task_data")
         own = task.get("dlpool") if isinstance(task, dict) else None
         job_id = own.get("id") if isinstance(own, dict) else None
@@ -62,17 +62,14 @@ class FailureRecord:
 
     @property
     def id(self) -> str:
-        """What names the record where its URL must not be shown: 32 hexadecimal digits
-        of its SHA-256."""
+        """Id of the record for uses where its URL must not be shown: 32 hexadecimal
+        digits of the URL's SHA-256."""
         return record_id(self.url)
 
     def as_json(self) -> dict[str, Any]:
-        """The record for people and programs; of the job's headers only the names, as
-        their values may be secret."""
+        """Return the record as an object. Values of the job's headers are redacted."""
         job = (
-            None
-            if self.raw is None
-            else json_object(self.raw.decode("utf-8", "replace"))
+            None if self.raw is None else to_object(self.raw.decode("utf-8", "replace"))
         )
         own = job.get("dlpool") if job is not None else None
         if (
@@ -93,30 +90,30 @@ class FailureRecord:
 
 
 class FailureRecords:
-    """The records of one group. Thread-safe, as the client is. Each method raises
+    """The failure records of one group. Thread-safe, as the client is. Methods raise
     QueueError."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = records_client(client, keys)
         self._keys = keys
-        self._controls = JobAdmin(client, keys)
+        self._jobs = JobAdmin(client, keys)
 
     def all(self) -> Iterator[FailureRecord]:
-        """The records, in no order, a portion at a time. One that comes meanwhile may
-        be missed."""
+        """Yield the records, unordered. A record that is added during the call may be
+        missed."""
         yield from (FailureRecord.parse(url, value) for url, value in self._scanned())
 
     def page(
         self, limit: int, after: str | None = None
     ) -> tuple[list[FailureRecord], str | None]:
-        """The newest ``limit`` records behind the cursor ``after``, and the cursor
-        behind them, or None at the end.
+        """Return the newest ``limit`` records after a cursor, and the next cursor, or
+        None at the end.
 
-        They lie in no order, so all are looked at, but for those beyond ``MAX_LOOKED``.
-        Raises UsageError.
+        The hash is unordered, so up to ``MAX_SORTED`` records are read. Raises
+        UsageError for an invalid cursor.
         """
         last = None if after is None else _cursor(after)
-        once = _each_once(islice(self._scanned(), MAX_LOOKED))
+        once = _each_once(islice(self._scanned(), MAX_SORTED))
         keyed = ((_order(url, value), url, value) for url, value in once)
         found = nsmallest(
             limit + 1,
@@ -130,42 +127,41 @@ class FailureRecords:
         return rows, f"{-age}-{name}"
 
     def get(self, url: str) -> FailureRecord | None:
-        """The record of a URL."""
+        """Return the record of a URL."""
         field = url.encode("utf-8", "surrogateescape")
         with translated(self._client):
             value = self._client.hget(self._keys.failed, field)
         return None if value is None else FailureRecord.parse(field, value)
 
     def by_id(self, record_id: str) -> FailureRecord | None:
-        """The record of that id; all are looked through."""
+        """Return the record with an id. Reads all records."""
         return next((one for one in self.all() if one.id == record_id), None)
 
     def _scanned(self) -> Iterator[tuple[bytes, bytes]]:
         with translated(self._client):
-            yield from self._client.hscan_iter(self._keys.failed, count=AT_ONCE)
+            yield from self._client.hscan_iter(self._keys.failed, count=BATCH)
 
     def retry(self, failure: FailureRecord) -> str:
-        """Let its job run again: OK, GONE (the record has changed), or EMPTY (there is
-        no job in it).
+        """Run the job of a record again. Return OK, GONE (the record has changed), or
+        EMPTY (it has no job).
 
-        A job that is known by its id goes on under that; any other is pushed anew, as
-        clients do.
+        A job whose id is known keeps it. Any other job is pushed again, as clients do.
         """
         if failure.raw is None:
             return "EMPTY"
-        if failure.job_id and self._controls.execute("retry", failure.job_id) == "OK":
+        if failure.job_id and self._jobs.execute("retry", failure.job_id) == "OK":
             self.remove(failure)
             return "OK"
-        return self._controls.requeue(failure.url, failure.value, failure.raw)
+        return self._jobs.requeue(failure.url, failure.value, failure.raw)
 
     def remove(self, failure: FailureRecord) -> str:
-        """Remove the record: OK, or GONE."""
+        """Delete the record. Return OK, or GONE if it does not exist."""
         with translated(self._client):
             return "OK" if self._client.hdel(self._keys.failed, failure.url) else "GONE"
 
 
 def _each_once(records: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
-    """HSCAN may give a field more than once."""
+    """Yield each record once. HSCAN may return a field more than once."""
     seen = set()
     for url, value in records:
         name = record_id(url)
@@ -175,13 +171,13 @@ def _each_once(records: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, 
 
 
 def record_id(url: bytes) -> str:
-    """Return the id of the record of a URL, whether there is one or not."""
+    """Return the id that the record of a URL has, or would have."""
     return hashlib.sha256(url).hexdigest()[:32]
 
 
 def _order(url: bytes, value: bytes) -> tuple[int, str]:
-    """What puts the newest record first: the ms since 1970 at which it failed, turned
-    around, and its id."""
+    """Return a sort key that puts the newest record first: the negated time of the
+    failure in ms, and the id."""
     found = _FAILED_AT.findall(value, max(0, len(value) - 100)) or _FAILED_AT.findall(
         value
     )
@@ -194,16 +190,17 @@ def _order(url: bytes, value: bytes) -> tuple[int, str]:
 def _cursor(text: str) -> tuple[int, str]:
     match = re.fullmatch("([0-9]{1,17})-([0-9a-f]{32})", text)
     if match is None:
-        raise UsageError("this cursor is not one of that list")
+        raise UsageError("the cursor does not belong to this list")
     return -int(match[1]), match[2]
 
 
 def _job_in(value: bytes, task: object) -> bytes | None:
-    """The job, byte by byte as it was pushed where the record begins as ours do."""
+    """Return the job of a record, byte by byte as it was pushed if dlpool has written
+    the record; else encoded again."""
     if not isinstance(task, dict):
         return None
     if value.startswith(_HEAD):
-        with suppress(ValueError):  # another service puts spaces between
+        with suppress(ValueError):  # a record of another service may differ further on
             text = value.decode("utf-8")
             _, end = json.JSONDecoder().raw_decode(text, len(_HEAD))
             return text[len(_HEAD) : end].encode()

@@ -1,5 +1,4 @@
-"""What the figures of a queue were for a day: one sample each ten seconds, whoever
-takes it."""
+"""The history of a queue: one sample of its figures each ten seconds, for a day."""
 
 from __future__ import annotations
 
@@ -9,24 +8,23 @@ from typing import Any
 import redis
 
 from dlpool.jobs.connection import translated
-from dlpool.jobs.job_view import number
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.queue_clock import parse_ahead_ms
 from dlpool.jobs.queue_views import QueueViews
-from dlpool.jobs.redis_values import to_text
+from dlpool.jobs.redis_values import to_number, to_text
 from dlpool.jobs.transitions import Transitions
 
 SAMPLE_S = 10
-KEPT = 8640  # samples: a day of them
-MOST = 720  # samples of one answer
-TTL_MS = 2 * 86_400_000  # of a queue that nobody works on any more
+KEPT = 8640  # samples: one day
+MOST = 720  # samples of one reply
+TTL_MS = 2 * 86_400_000  # after the last sample of an unused queue
 FIELDS = ("waiting", "running", "rate", "failed")
 
-Sample = list[int]  # ms since 1970, jobs that wait, jobs that run, bytes a second
+Sample = list[int]  # ms since 1970, waiting jobs, running jobs, bytes per second
 
 
 class QueueHistory:
-    """Of one queue. Each method raises QueueError."""
+    """The history of one queue. Methods raise QueueError."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
@@ -35,9 +33,9 @@ class QueueHistory:
         self._transitions = Transitions(client, keys)
 
     def record_sample(self) -> bool:
-        """Note the figures of now, unless somebody has within the last ten seconds;
-        whether that was done."""
-        if not self._transitions.take_turn(self._keys.sampled, SAMPLE_S):
+        """Record the present figures. Return False if another caller has done so within
+        the last ten seconds."""
+        if not self._transitions.take_turn(self._keys.sample_turn, SAMPLE_S):
             return False
         stats = self._views.stats(with_failure_records=False)
         failed = stats.days[0].counters.get("failed", 0)
@@ -48,8 +46,8 @@ class QueueHistory:
         return True
 
     def since(self, ms: int = 0, most: int = MOST) -> list[Sample]:
-        """The samples since then (ms since 1970), oldest first; of more than ``most``
-        some, evenly."""
+        """Return the samples since ``ms`` (ms since 1970), oldest first, evenly thinned
+        to ``most``."""
         with translated(self._client):
             ahead_ms = parse_ahead_ms(self._client.hget(self._keys.clock, "ahead"))
             entries = self._client.xrange(self._keys.history, min=ms + ahead_ms)
@@ -60,7 +58,8 @@ class QueueHistory:
 
 
 def thin(entries: list[Any], most: int) -> list[Any]:
-    """At most ``most`` of them, evenly, always with the first and the last. Pure."""
+    """Return at most ``most`` entries, evenly spaced, including the first and the last.
+    Pure."""
     count = len(entries)
     if count <= most:
         return entries
@@ -68,7 +67,7 @@ def thin(entries: list[Any], most: int) -> list[Any]:
 
 
 def _sample(entry_id: bytes, fields: Mapping[bytes, bytes], ahead_ms: int) -> Sample:
-    values = (number(to_text(fields.get(name.encode()))) for name in FIELDS[:3])
+    values = (to_number(to_text(fields.get(name.encode()))) for name in FIELDS[:3])
     return [
         int(entry_id.partition(b"-")[0]) - ahead_ms,
         *(int(value or 0) for value in values),

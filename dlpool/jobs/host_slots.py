@@ -1,5 +1,5 @@
-"""The slots of origin hosts, which all supervisors of a Redis share: how many jobs ask
-a host at once, and how soon."""
+"""The slots of origin hosts, shared by all supervisors of a Redis: how many jobs
+contact a host, and how often one starts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dlpool.jobs.transitions import Transitions
 
 @dataclass(frozen=True)
 class HostLimit:
-    """What a host is spared: ``most`` jobs at once, ``rate`` starts of jobs a second;
+    """The limits of a host: ``most`` jobs at once, ``rate`` starts of jobs per second;
     None is no limit."""
 
     host: str
@@ -26,10 +26,11 @@ class HostLimit:
 
 @dataclass(frozen=True)
 class SlotReply:
-    """The answer to a take. ``wait_s``: 0, it has a slot; None, all are taken; else its
-    start is ``is_paid`` then.
+    """The reply to ``acquire``.
 
-    ``problem``: why that is not known.
+    ``wait_s``: 0: the job has a slot; None: no slot is free; else seconds until its
+    start, which is reserved if ``is_start_reserved``. ``problem``: why the answer is
+    not known.
     """
 
     wait_s: float | None
@@ -38,11 +39,12 @@ class SlotReply:
 
 
 class HostSlots:
-    """Thread-safe, as ``transitions`` is. A slot is of a job, whoever runs it.
+    """Acquires and releases slots for jobs. Thread-safe, as ``transitions`` is. Methods
+    do not raise.
 
-    Nothing here raises. In a Cluster a host's keys are on another node than the
-    queue's, which goes on without it: then nobody gets a slot, and slots that are not
-    kept or given back end with their leases.
+    In a Cluster a host's keys are on another node than the queue. While that node is
+    away, no job gets a slot, and slots that are not renewed or released expire with
+    their leases; the queue itself continues.
     """
 
     def __init__(self, transitions: Transitions) -> None:
@@ -53,49 +55,54 @@ class HostSlots:
     def acquire(
         self, limit: HostLimit, job_id: str, *, lease_s: float, is_start_reserved: bool
     ) -> SlotReply:
-        """A slot for a job, for ``lease_s`` if it is not kept. ``is_paid``: its start
-        is reserved."""
+        """Acquire a slot for a job, for ``lease_s`` unless it is renewed.
+        ``is_start_reserved``: by an earlier call."""
         apart_ms = 1000 / limit.rate if limit.rate else 0
+        more = (limit.most or 0, apart_ms, int(is_start_reserved))
         try:
-            reply = self._run(
-                "take",
-                limit.host,
-                [job_id],
-                lease_s,
-                limit.most or 0,
-                apart_ms,
-                int(is_start_reserved),
-            )
+            reply = self._run("acquire", limit.host, [job_id], lease_s, *more)
         except QueueError as error:
             return SlotReply(None, is_start_reserved, str(error))
-        wait_ms, paid = reply[0]
-        return SlotReply(None if wait_ms < 0 else wait_ms / 1000, bool(paid))
+        wait_ms, reserved = reply[0]
+        return SlotReply(None if wait_ms < 0 else wait_ms / 1000, bool(reserved))
 
     def renew(self, held: Iterable[tuple[str, str]], *, lease_s: float) -> None:
-        """Renew the slots of jobs: pairs of host and id; one round trip a host, whose
-        node may be away by itself."""
+        """Renew the slots of jobs, given as (host, job id). One round trip per host,
+        whose node alone may be away."""
         of_hosts: dict[str, list[str]] = {}
         for host, job_id in held:
             of_hosts.setdefault(host, []).append(job_id)
         for host, job_ids in of_hosts.items():
             with suppress(QueueError):
-                self._run("keep", host, job_ids, lease_s)
+                self._run("renew", host, job_ids, lease_s)
 
     def release(self, host: str, job_id: str) -> None:
-        """Give a slot back."""
+        """Release the slot of a job."""
         with suppress(QueueError):
-            self._run("free", host, [job_id], 0)
+            self._run("release", host, [job_id], 0)
 
     def _run(
-        self, verb: str, host: str, job_ids: Sequence[str], lease_s: float, *more: float
+        self,
+        action: str,
+        host: str,
+        job_ids: Sequence[str],
+        lease_s: float,
+        *more: float,
     ) -> list[Any]:
         keys, lease_ms = host_slot_keys(host), round(lease_s * 1000)
-        # the clock of these keys outlives the slots, like the time of the next start
+        # the stored clock of these keys must outlive the slots, like the time of the
+        # next start
         prefix = f"{keys[1]}:"
         calls = [
             (
                 keys,
-                [prefix, verb, f"{self._group} {one}", lease_ms, *(more or (0, 0, 0))],
+                [
+                    prefix,
+                    action,
+                    f"{self._group} {one}",
+                    lease_ms,
+                    *(more or (0, 0, 0)),
+                ],
             )
             for one in job_ids
         ]

@@ -1,5 +1,7 @@
-"""What operators do with a job, or with a failure record. Thread-safe, as the client
-is; all raises QueueError."""
+"""Admin commands on single jobs and failure records, and the errors for their replies.
+
+Thread-safe, as the client is. Methods raise QueueError.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from typing import Any
 
 import redis
 
+from dlpool.errors import DlpoolError, NoSuchJob
 from dlpool.jobs.client_records import ClientRecord, failure_record
 from dlpool.jobs.connection import cluster_of, translated
 from dlpool.jobs.keys import QueueKeys
@@ -16,11 +19,45 @@ from dlpool.jobs.redis_values import to_text
 from dlpool.jobs.transitions import Transitions
 
 COMMANDS = ("cancel", "pause", "resume", "retry", "promote", "priority")
+ACCEPTED = ("OK", "ASKED")  # ASKED: the job's supervisor does it within two seconds
+REASONS = {
+    "following": "it ends with the job that does the same",
+    "GONE": "the record has changed or was deleted",
+    "EMPTY": "the record holds no job that could be run",
+}
+
+
+class NotPossible(DlpoolError, label="not_possible"):
+    """The state of the job, record or node does not allow the command."""
+
+
+class NoSuchNode(DlpoolError, label="no_such_node"):
+    """No node with that id is known."""
+
+
+def unknown_job_error(job_id: str) -> NoSuchJob:
+    """Return the error for a job that Redis does not know."""
+    return NoSuchJob(
+        f"no job {job_id[:80]!r} is known: it ended long ago, or is still in the "
+        f"intake list"
+    )
+
+
+def error_of_reply(command: str, name: str, reply: str) -> DlpoolError | None:
+    """Return the error for the reply to ``command`` on the job or record ``name``; None
+    if it was accepted."""
+    if reply in ACCEPTED:
+        return None
+    if reply == "NONE":
+        return unknown_job_error(name)
+    return NotPossible(
+        f"cannot {command} {name}: {REASONS.get(reply) or f'it is {reply}'}"
+    )
 
 
 class JobAdmin:
-    """The verbs, on one queue. In a Cluster the records that clients see are not
-    changed in the same step."""
+    """Executes commands on the jobs of one queue. In a Cluster, client records are
+    changed in a second step."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
@@ -36,46 +73,46 @@ class JobAdmin:
         message: str = "",
         at: float = 0.0,
     ) -> str:
-        """Do one of ``VERBS`` with a job, or ``remove`` it once it has ended: OK, ASKED
-        (its supervisor will), NONE, or the state that does not allow it.
+        """Execute one of ``COMMANDS``, or ``remove``, which deletes an ended job.
 
         ``message`` and ``at`` (seconds since 1970) are for the failure record of a
-        cancelled job.
+        cancelled job. Return OK, ASKED (the job's supervisor will do it), NONE (unknown
+        job), or the state that does not allow it.
         """
         raw = self._raw(job_id) if command in ("cancel", "retry") else None
-        record = None if raw is None else _failure(self._keys, raw, message, at)
+        record = None if raw is None else _cancel_record(self._keys, raw, message, at)
         outbox = self._transitions.outbox
-        ticket = f"{job_id}.cancel"
+        lease = f"{job_id}.cancel"
         visible: list[Any] = ["", "", ""]
         if record is not None and outbox is None:
             visible = ["hash", record.field, record.value]
         elif record is not None and command == "cancel":
-            visible = ["outbox", ticket, encode_entry(record)]
+            visible = ["outbox", lease, encode_entry(record)]
         key = self._keys.failed if outbox is None else self._keys.outbox
         arguments = [self._keys.prefix, job_id, command, priority, *visible]
         reply = to_text(
             self._transitions.run_script(
-                "control", [([self._keys.intake, key], arguments)]
+                "admin", [([self._keys.intake, key], arguments)]
             )[0]
         )
         if outbox is not None and record is not None and reply == "OK":
             if command == "cancel":
-                outbox.deliver([ticket])
+                outbox.deliver([lease])
             else:
-                self._forget(record, raw or b"")
+                self._delete_record(record, raw or b"")
         return reply
 
     def requeue(self, url: bytes, record: bytes, raw: bytes) -> str:
-        """Make a failure record a job again: OK, or GONE where it is another one by
-        now.
+        """Push the job ``raw`` of a failure record again and delete the record. Return
+        OK, or GONE if it has changed.
 
-        In a Cluster it may become a job twice, if this process ends between the two
-        steps.
+        In a Cluster the job is pushed twice if this process is killed between the two
+        steps and the call is repeated.
         """
         if cluster_of(self._client) is None:
             keys = [self._keys.intake, self._keys.failed]
             reply = self._transitions.run_script(
-                "requeue", [(keys, [self._keys.prefix, url, record, raw])]
+                "requeue_failure", [(keys, [self._keys.prefix, url, record, raw])]
             )
             return to_text(reply[0])
         records = records_client(self._client, self._keys)
@@ -93,9 +130,9 @@ class JobAdmin:
             raw: bytes | None = self._client.hget(self._keys.job(job_id), "raw")
         return raw
 
-    def _forget(self, record: ClientRecord, raw: bytes) -> None:
-        """What clients see of the failure goes, unless it is of another job with that
-        URL."""
+    def _delete_record(self, record: ClientRecord, raw: bytes) -> None:
+        """Delete the failure record that clients see, unless it belongs to another job
+        with that URL."""
         records = records_client(self._client, self._keys)
         with translated(records):
             seen = records.hget(record.key, record.field)
@@ -104,8 +141,8 @@ class JobAdmin:
 
 
 def records_client(client: redis.Redis, keys: QueueKeys) -> Any:
-    """A client that reaches the failure records: in a Cluster they are in a slot of
-    their own."""
+    """Return a client for the failure records, which are in another slot of a
+    Cluster."""
     cluster = cluster_of(client)
     if cluster is None:
         return client
@@ -113,10 +150,10 @@ def records_client(client: redis.Redis, keys: QueueKeys) -> Any:
         return cluster.client_for(keys.failed)
 
 
-def _failure(
+def _cancel_record(
     keys: QueueKeys, raw: bytes, message: str, at: float
 ) -> ClientRecord | None:
-    """The record that a job has failed; None for one whose URL cannot be told."""
+    """Return the failure record of a job; None if its URL is unknown."""
     try:
         url = PushedJob.parse(raw).url
     except BadJob as error:

@@ -1,5 +1,5 @@
-"""Lists of jobs, a page at a time. Nothing here scans: each page is bounded, whatever
-lies in Redis."""
+"""Lists of jobs, one page per call. No list scans: the work of a page is bounded,
+whatever is in Redis."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from dlpool.jobs.job_view import JobView
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.queue_clock import parse_ahead_ms
 from dlpool.jobs.redis_values import is_job_id, to_int, to_ms, to_text
+from dlpool.jobs.states import JobState
 
-STATES = (
-    "running",
-    "queued",
-    "delayed",
-    "paused",
-    "failed",
-    "cancelled",
-    "succeeded",
-)  # as they are listed
+STATES = (  # in the order of the complete list
+    JobState.RUNNING,
+    JobState.QUEUED,
+    JobState.DELAYED,
+    JobState.PAUSED,
+    JobState.FAILED,
+    JobState.CANCELLED,
+    JobState.SUCCEEDED,
+)
 MAX_SUPERVISORS = 1000
-MAX_RUNNING = 10_000  # that are put in order
-ROUNDS = 12  # looks for one page, when much of what lies there is not to be listed
-AT_ONCE = 1000  # jobs in one look
+MAX_RUNNING = 10_000  # running jobs that are sorted
+MAX_READS = 12  # reads for one page, if many entries are not listed
+BATCH = 1000  # entries of one read
 
 _FORM = r"[0-9]{1,17}-[A-Za-z0-9_.-]{1,64}"
 _PLACE = re.compile(f"({_FORM})?")
@@ -38,15 +39,15 @@ _PLACES = {
     "delayed": re.compile(f"([pd]({_FORM})?)?"),
 }
 
-_FIRST, _LAST = "-", "z" * 64  # of all ids
+_FIRST, _LAST = "-", "z" * 64  # before and after all ids
 
 Rows = list[JobView | None]
-Place = tuple[int, str]  # the score of a job in its sorted set, and its id
+Place = tuple[int, str]  # score of a job in its sorted set, and its id
 
 
 @dataclass(frozen=True)
 class JobPage:
-    """Some jobs, and the cursor behind which the list goes on; None at its end."""
+    """A part of a list, and the cursor of the next part; None at the end."""
 
     jobs: tuple[JobView, ...]
     after: str | None
@@ -55,30 +56,30 @@ class JobPage:
 class JobListing:
     """The lists of one queue. Thread-safe, as the client is.
 
-    Running jobs stand as they began, queued ones as they will be taken, delayed ones by
-    when they are due, ended ones newest first. Jobs that only wait for the end of an
-    equal one are not listed.
+    Order: running jobs by their start, queued ones as they will be taken, delayed ones
+    by the time at which they are due, ended ones newest first. Jobs that wait for the
+    end of an equal job are not listed.
 
-    Cursors name a job, so that a list may change meanwhile; but that of queued ones is
-    a place, and what moves past it may be listed twice, or not.
+    A cursor names a job, so a list may change between pages. The cursor of queued jobs
+    is a position: a job that moves past it may be listed twice or not at all.
     """
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
         self._keys = keys
         ended = {
-            "failed": keys.dead,
-            "cancelled": keys.cancelled,
-            "succeeded": keys.done,
+            JobState.FAILED: keys.dead,
+            JobState.CANCELLED: keys.cancelled,
+            JobState.SUCCEEDED: keys.done,
         }
         self._readers: dict[
             str, Callable[[int, str], tuple[list[JobView], str | None]]
         ] = {
-            "running": self._running,
-            "queued": self._queued,
-            "delayed": self._delayed,
-            "paused": lambda limit, place: self._timed(
-                keys.paused, "paused", limit, place
+            JobState.RUNNING: self._running,
+            JobState.QUEUED: self._queued,
+            JobState.DELAYED: self._delayed,
+            JobState.PAUSED: lambda limit, place: self._timed(
+                keys.paused, JobState.PAUSED, limit, place
             ),
             **{state: self._newest(key, state) for state, key in ended.items()},
         }
@@ -86,12 +87,14 @@ class JobListing:
     def page(
         self, state: str | None = None, limit: int = 50, after: str | None = None
     ) -> JobPage:
-        """At most ``limit`` jobs of a state, or of all, behind the cursor ``after``.
-        Raises UsageError, QueueError."""
+        """Return at most ``limit`` jobs of a state, or of all states, after a cursor.
+
+        Raises UsageError for an invalid cursor, QueueError.
+        """
         states = STATES if state is None else (state,)
         begin, place = _read(after, states)
         found: list[JobView] = []
-        shown: set[str] = set()  # one may have moved from one list to the next
+        shown: set[str] = set()  # a job may move to the next list between two reads
         with translated(self._client):
             for name in states[states.index(begin) :]:
                 if len(found) >= limit:
@@ -115,10 +118,11 @@ class JobListing:
     def _timed(
         self, key: str, state: str, limit: int, place: str, *, desc: bool = False
     ) -> tuple[list[JobView], str | None]:
-        """Jobs of a sorted set that are (still) in that state."""
+        """Read the jobs of a sorted set that are still in ``state``, and the cursor
+        position behind them."""
         found: list[JobView] = []
         last = _place(place)
-        for _ in range(ROUNDS):
+        for _ in range(MAX_READS):
             count = limit - len(found)
             members = self._behind(key, last, count + 1, desc=desc)
             rows = self._rows([job_id for _, job_id in members[:count]], state)
@@ -133,8 +137,8 @@ class JobListing:
     def _behind(
         self, key: str, last: Place | None, count: int, *, desc: bool
     ) -> list[Place]:
-        """The next members of a sorted set; those with the same score stand in the
-        order of their ids."""
+        """Return the next members of a sorted set. Members with equal scores are
+        ordered by id."""
         if last is None:
             return _members(
                 self._client.zrange(key, 0, count - 1, desc=desc, withscores=True)
@@ -150,28 +154,30 @@ class JobListing:
                 byscore=True,
                 withscores=True,
                 offset=offset,
-                num=count + AT_ONCE,
+                num=count + BATCH,
             )
             found += [
                 one for one in _members(rows) if (one < last if desc else one > last)
             ]
             offset += len(rows)
-            if len(rows) < count + AT_ONCE:
+            if len(rows) < count + BATCH:
                 break
         return found[:count]
 
     def _delayed(self, limit: int, place: str) -> tuple[list[JobView], str | None]:
-        """First those that wait for their host, then the others."""
+        """Read the throttled jobs, then the other delayed ones."""
         found: list[JobView] = []
         if not place.startswith("d"):
-            found, left = self._timed(self._keys.throttled, "delayed", limit, place[1:])
+            found, left = self._timed(
+                self._keys.throttled, JobState.DELAYED, limit, place[1:]
+            )
             if left is not None:
                 return found, f"p{left}"
             if len(found) >= limit:
                 return found, "d"
         more, left = self._timed(
             self._keys.delayed,
-            "delayed",
+            JobState.DELAYED,
             limit - len(found),
             place[1:] if place[:1] == "d" else "",
         )
@@ -190,14 +196,13 @@ class JobListing:
             for one in sorted(zip(began, ids, strict=True))
             if last is None or one > last
         ]
-        rows = self._rows([job_id for _, job_id in order[:limit]], "running")
-        return [view for view in rows if view is not None], _text(
-            order[limit - 1]
-        ) if len(order) > limit else None
+        rows = self._rows([job_id for _, job_id in order[:limit]], JobState.RUNNING)
+        left = _text(order[limit - 1]) if len(order) > limit else None
+        return [view for view in rows if view is not None], left
 
-    def _rows(self, ids: Sequence[str], state: str, at: str | None = None) -> Rows:
-        """The job of each id; None for one that is forgotten, not in that state, or
-        whose list is not ``at``."""
+    def _rows(self, ids: Sequence[str], state: str, in_list: str | None = None) -> Rows:
+        """Return the job of each id; None if it is deleted, in another state, or counts
+        in another list than ``in_list``."""
         pipeline = self._client.pipeline(transaction=False)
         for job_id in ids:
             pipeline.hgetall(self._keys.job(job_id))
@@ -206,7 +211,8 @@ class JobListing:
         found: Rows = []
         for job_id, fields in zip(ids, hashes, strict=True):
             is_there = fields and (
-                at is None or fields.get(b"at", at.encode()) == at.encode()
+                in_list is None
+                or fields.get(b"list", in_list.encode()) == in_list.encode()
             )
             view = (
                 JobView.from_hash(job_id, fields, parse_ahead_ms(ahead))
@@ -217,12 +223,13 @@ class JobListing:
         return found
 
     def _queued(self, limit: int, place: str) -> tuple[list[JobView], str | None]:
-        """What waits, list after list; ``place`` counts all places in them."""
+        """Read the waiting jobs, list after list. ``place`` is the position across all
+        lists."""
         lists = self._lists()
         passed, total = int(place or 0), sum(length for _, length in lists)
         found: list[JobView] = []
         step = limit
-        for _ in range(ROUNDS):
+        for _ in range(MAX_READS):
             for view in self._at_places(lists, passed, step):
                 if len(found) >= limit:
                     break
@@ -230,15 +237,15 @@ class JobListing:
                 found += [] if view is None else [view]
             if passed >= total or len(found) >= limit:
                 break
-            step = min(AT_ONCE, 4 * step)
+            step = min(BATCH, 4 * step)
         return found, str(passed) if passed < total else None
 
     def _lists(self) -> list[tuple[str, int]]:
-        """The lists in which jobs wait, in the order in which they are taken, and how
-        long they are.
+        """Return the lists of waiting jobs in the order in which they are taken, with
+        their lengths.
 
-        What supervisors have reserved comes first; also of those that are gone, until
-        it is given back.
+        The inboxes of supervisors come first, also of those that are gone, until
+        recovery empties them.
         """
         keys = self._keys
         sids = self._client.zrange(keys.supervisors, 0, MAX_SUPERVISORS - 1, desc=True)
@@ -258,8 +265,8 @@ class JobListing:
     def _at_places(
         self, lists: Sequence[tuple[str, int]], passed: int, count: int
     ) -> Rows:
-        """What is at the next ``count`` places; None where nothing is that waits
-        there."""
+        """Return the entries at the next ``count`` positions; None for an entry whose
+        job does not wait."""
         found: Rows = []
         for name, length in lists:
             here = min(count - len(found), length - passed)
@@ -268,7 +275,7 @@ class JobListing:
                 views = self._waiting(name, members)
                 found += views + [None] * (
                     here - len(views)
-                )  # some were taken just now
+                )  # entries that were taken meanwhile
             passed = max(0, passed - length)
         return found
 
@@ -277,17 +284,19 @@ class JobListing:
         if not name.startswith(prefix):
             return [JobView.from_raw(raw) for raw in members]
         return self._rows(
-            [to_text(member) for member in members], "queued", name.removeprefix(prefix)
+            [to_text(member) for member in members],
+            JobState.QUEUED,
+            name.removeprefix(prefix),
         )
 
 
 def _read(cursor: str | None, states: Sequence[str]) -> tuple[str, str]:
-    """The state and the place that a cursor names. Raises UsageError."""
+    """Return the state and the position of a cursor. Raises UsageError."""
     if cursor is None:
         return states[0], ""
     state, _, place = cursor.partition(".")
     if state not in states or not _PLACES.get(state, _PLACE).fullmatch(place):
-        raise UsageError("this cursor is not one of that list")
+        raise UsageError("the cursor does not belong to this list")
     return state, place
 
 
@@ -297,8 +306,8 @@ def _place(text: str) -> Place | None:
 
 
 def _text(place: Place | None, *, desc: bool = False) -> str | None:
-    """The cursor of a place; where the name is none of a job's, that of all others of
-    the same moment."""
+    """Return the cursor position behind a job. If its name is not a job id, skip all
+    members with the same score."""
     if place is None or is_job_id(place[1]):
         return None if place is None else f"{place[0]}-{place[1]}"
     if not desc:
@@ -311,7 +320,7 @@ def _members(rows: Sequence[tuple[bytes, float]]) -> list[Place]:
 
 
 def _is_first(job_id: str, shown: set[str]) -> bool:
-    """Whether it is not among those yet; then it is from now on."""
+    """Add an id to those that were listed. Return whether it was new."""
     is_first = job_id not in shown
     shown.add(job_id)
     return is_first

@@ -1,9 +1,7 @@
-"""One job as it stands in Redis, for people and programs. Pure."""
+"""One job as it is stored in Redis, for people and programs. Pure."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,17 +9,21 @@ from typing import Any
 from dlpool.jobs.client_records import rfc3339
 from dlpool.jobs.keys import node_of
 from dlpool.jobs.pushed_job import BadJob, Malformed, PushedJob
+from dlpool.jobs.redis_values import to_number, to_object
+from dlpool.jobs.states import JobState
 
-_LAST_SECOND = 253_402_300_799  # of the year 9999: RFC 3339 has no later ones
+_LAST_SECOND = 253_402_300_799  # of the year 9999, the last of RFC 3339
 
 
 @dataclass(frozen=True)
 class JobView:
-    """One job as it stands in Redis. Times in seconds since 1970.
+    """One job. Times in seconds since 1970. ``state`` is a value of ``JobState``, or
+    "unknown".
 
-    ``id``: None while it lies in the intake. ``asked``: what the client pushed, None if
-    it cannot be run; then ``problem`` says why. ``leader``: the job that does the same,
-    and with which this one ends.
+    ``id``: None while the job is in the intake list or an inbox. ``pushed``: the job as
+    pushed; None if it is invalid, and then ``problem`` says why. ``leader``: id of the
+    equal job with which this one ends. ``flag``: "cancel" or "pause" if an operator has
+    asked for it.
     """
 
     id: str | None
@@ -44,53 +46,53 @@ class JobView:
     leader: str | None = None
     is_lease_expired: bool = False
     problem: str | None = None
-    asked: PushedJob | None = field(default=None, repr=False)
+    pushed: PushedJob | None = field(default=None, repr=False)
 
     @classmethod
     def from_raw(cls, raw: bytes) -> JobView:
-        """A job of the intake, or of an inbox."""
-        return cls(None, "queued", **_asked(raw))
+        """Return the view of a job in the intake list or an inbox."""
+        return cls(None, JobState.QUEUED, **_fields_of(raw))
 
     @classmethod
     def from_hash(
         cls, job_id: str, fields: Mapping[bytes, bytes], ahead_ms: int = 0
     ) -> JobView:
-        """Return the view of a job from its hash; missing or invalid fields have their
+        """Return the view of a job from its hash. Missing or invalid fields get their
         defaults.
 
-        ``ahead_ms``: how far the queue's time, in which the hash tells its times, is
-        ahead of the clock.
+        ``ahead_ms``: lead of the queue's time, in which the hash has its times, over
+        the clock of Redis.
         """
         texts = {
             name.decode("ascii", "replace"): value.decode("utf-8", "replace")
             for name, value in fields.items()
         }
-        known: dict[str, Any] = _asked(fields.get(b"raw", b""))
+        known: dict[str, Any] = _fields_of(fields.get(b"raw", b""))
         known["priority"] = texts.get("priority") or known["priority"]
         for name in ("fence", "attempts", "crashes", "takeovers"):
-            known[name] = int(number(texts.get(name)) or 0)
+            known[name] = int(to_number(texts.get(name)) or 0)
         for name in ("created", "started", "ended", "due"):
             known[f"{name}_at"] = _seconds(texts.get(name), ahead_ms)
         for name in ("progress", "note"):
-            known[name] = json_object(texts.get(name))
+            known[name] = to_object(texts.get(name))
         for name in ("owner", "flag", "leader"):
             known[name] = texts.get(name)
         return cls(
             job_id,
             texts.get("state", "unknown"),
-            is_lease_expired="suspect" in texts,
+            is_lease_expired="lease_expired" in texts,
             **known,
         )
 
     @property
     def size(self) -> int | None:
-        """Of the file, in bytes; None while it is not known."""
+        """Size of the file in bytes; None while it is unknown."""
         sizes = (self.note.get("size"), self.progress.get("size"))
         return next((size for size in sizes if isinstance(size, int)), None)
 
     def as_json(self) -> dict[str, Any]:
-        """For programs: the URL as it was pushed, times as RFC 3339, of the headers
-        only their names."""
+        """Return the job for programs: the URL as pushed, times as RFC 3339, of the
+        headers only their names."""
         return {
             "id": self.id,
             "state": self.state,
@@ -108,29 +110,29 @@ class JobView:
             "problem": self.problem,
             "flag": self.flag,
             "leader": self.leader,
-            "is_suspect": self.is_lease_expired,
+            "is_lease_expired": self.is_lease_expired,
             "size": self.size,
             "created_at": time_text(self.created_at),
             "started_at": time_text(self.started_at),
             "ended_at": time_text(self.ended_at),
             "due_at": time_text(self.due_at),
-            **_wishes(self.asked),
+            **_options(self.pushed),
         }
 
 
 def time_text(at: float | None) -> str | None:
-    """A moment (seconds since 1970) as RFC 3339."""
+    """Return a time (seconds since 1970) as RFC 3339; None for None."""
     return None if at is None else rfc3339(min(max(at, 0), _LAST_SECOND))
 
 
 def time_text_ms(at: float) -> str:
-    """The same, with milliseconds."""
+    """Return a time (seconds since 1970) as RFC 3339 with milliseconds."""
     ms = round(at * 1000)
     return f"{str(time_text(ms // 1000))[:-1]}.{ms % 1000:03d}Z"
 
 
-def _asked(raw: bytes) -> dict[str, Any]:
-    """What the pushed text says, as fields of a JobView."""
+def _fields_of(raw: bytes) -> dict[str, Any]:
+    """Return the fields of a JobView that the pushed text gives."""
     try:
         job = PushedJob.parse(raw)
     except BadJob as error:
@@ -141,13 +143,12 @@ def _asked(raw: bytes) -> dict[str, Any]:
         "url": job.url,
         "save_path": job.save_path,
         "priority": job.priority,
-        "asked": job,
+        "pushed": job,
     }
 
 
-def _wishes(job: PushedJob | None) -> dict[str, Any]:
-    """What the client asked for beyond URL and path; of the headers only their
-    names."""
+def _options(job: PushedJob | None) -> dict[str, Any]:
+    """Return the client's options of a job; of the headers only their names."""
     job = job or PushedJob(b"", "", "")
     return {
         "not_before": time_text(job.not_before),
@@ -163,24 +164,6 @@ def _wishes(job: PushedJob | None) -> dict[str, Any]:
     }
 
 
-def number(text: str | None) -> float | None:
-    """A number from Redis, None if it is none."""
-    return (
-        float(text)
-        if text and re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]+)?", text)
-        else None
-    )
-
-
 def _seconds(text: str | None, ahead_ms: int) -> float | None:
-    ms = number(text)
+    ms = to_number(text)
     return None if ms is None else (ms - ahead_ms) / 1000
-
-
-def json_object(text: str | None) -> dict[str, Any]:
-    """A JSON object from Redis, empty if it is none."""
-    try:
-        value = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -1,4 +1,4 @@
-"""The nodes that work on a queue, and whether they may begin jobs. Thread-safe, as the
+"""List the nodes of a queue, and drain, resume or forget them. Thread-safe, as the
 client is."""
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from typing import Any
 
 import redis
 
+from dlpool.jobs.job_admin import NoSuchNode, NotPossible
 from dlpool.jobs.job_view import time_text
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.queue_admin import QueueAdmin
 from dlpool.jobs.queue_views import QueueStats, QueueViews, SupervisorView
-from dlpool.jobs.replies import NoSuchNode, NotPossible
 from dlpool.jobs.transitions import Transitions
 
 NODE_STATES = (
@@ -21,67 +21,64 @@ NODE_STATES = (
     "halted",
     "drained",
     "lost",
-)  # in the order in which they are listed
-FORGET_AFTER_S = 5.0  # after its lease: so long a node may take to come back with Redis
+)  # in the order of the list
+# after the end of its lease a node may need this long to reconnect after an outage of
+# Redis
+FORGET_AFTER_S = 5.0
 _LASTING = (
     "host",
     "pid",
     "version",
     "started_at",
-)  # what is still true of a node that was lost
+)  # status fields that remain true of a lost node
 
 
 class NodeAdmin:
-    """Lists and steers the nodes of one queue. Each method raises QueueError, those for
-    one node NoSuchNode."""
+    """The nodes of one queue. Methods raise QueueError; those for one node also
+    NoSuchNode."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._views = QueueViews(client, keys)
-        self._steering = QueueAdmin(client, keys)
+        self._queue = QueueAdmin(client, keys)
         self._transitions = Transitions(client, keys)
 
     def list_nodes(self) -> list[dict[str, Any]]:
-        """A row for each node that is there, that was lost, or that is drained and
-        away."""
-        return node_rows(self._views.stats(), self._steering.drained_nodes())
+        """Return a row for each node that is present, lost, or drained and absent."""
+        return node_rows(self._views.stats(), self._queue.drained_nodes())
 
     def drain(self, node: str) -> None:
-        """Let a node end its jobs, and begin no others."""
+        """Give a node no new jobs; its running jobs continue."""
         self._known(node)
-        self._steering.drain(node)
+        self._queue.drain(node)
 
     def resume(self, node: str) -> None:
-        """Let it begin jobs again. Raises NotPossible if it was not drained."""
+        """Give a drained node jobs again. Raises NotPossible if it was not drained."""
         self._known(node)
-        if not self._steering.undrain(node):
+        if not self._queue.undrain(node):
             raise NotPossible(f"the node {node[:80]!r} was not drained")
 
     def forget(self, node: str) -> None:
-        """Strike off a node that was lost, or that is drained and away. Raises
-        NotPossible while it is there.
+        """Remove a lost node, or an absent drained one, and requeue its jobs at once.
 
-        What it still held goes back at once: whoever strikes it off knows that it is
-        gone.
+        Raises NotPossible while the node is present.
         """
         stats = self._known(node)
         if node in {one.node for one in stats.supervisors}:
             raise NotPossible(
-                f"the node {node[:80]!r} is there: it would be listed again at once"
+                f"the node {node[:80]!r} is present: it would be listed again at once"
             )
         sids = [one.sid for one in stats.lost if one.node == node]
-        # Others have emptied its inbox long ago; if they have not, the order of a few
-        # jobs is all that this decides.
         if not deregister(self._transitions, sids, grace_s=FORGET_AFTER_S):
             raise NotPossible(
-                f"the node {node[:80]!r} was there a moment ago: try again when it "
+                f"the node {node[:80]!r} was present a moment ago: try again when it "
                 f"stays away"
             )
-        self._steering.undrain(node)
+        self._queue.undrain(node)
 
     def _known(self, node: str) -> QueueStats:
         stats = self._views.stats()
         if node not in {
-            row["node"] for row in node_rows(stats, self._steering.drained_nodes())
+            row["node"] for row in node_rows(stats, self._queue.drained_nodes())
         }:
             raise NoSuchNode(
                 f"no node {node[:80]!r} is known (dlpool nodes lists them)"
@@ -92,26 +89,30 @@ class NodeAdmin:
 def deregister(
     transitions: Transitions, sids: Sequence[str], *, grace_s: float
 ) -> bool:
-    """Give back what supervisors have that somebody only believes to be gone.
+    """Requeue the jobs of supervisors that an operator believes to be gone, and remove
+    their registrations.
 
-    False, and nothing is done, if the lease of one passed less than ``grace_s`` ago, or
-    has not. Raises QueueError.
+    Return False, and change nothing, if the lease of one has not been expired for
+    ``grace_s``. Raises QueueError. Which end of the intake list gets the reserved jobs
+    ("fifo") does not matter: recovery has emptied the inboxes.
     """
     keys = transitions.keys
     while sids:
-        arguments = [keys.prefix, "", round(grace_s * 1000), "fifo", *sids]
-        [(left, *_)] = transitions.run_script("recover", [([keys.intake], arguments)])
+        arguments = [keys.prefix, round(grace_s * 1000), "fifo", *sids]
+        [(left, *_)] = transitions.run_script(
+            "requeue_jobs", [([keys.intake], arguments)]
+        )
         if left <= 0:
             return bool(left == 0)
     return True
 
 
 def node_rows(stats: QueueStats, drained: Collection[str]) -> list[dict[str, Any]]:
-    """What nodes say of themselves, with ``node``, ``state`` and ``is_drained``, in an
-    order that lasts. Pure.
+    """Return the status of each node with ``node``, ``state`` and ``is_drained``, in a
+    stable order. Pure.
 
-    Also those that are drained and away, and those that were lost, with ``seen_at``; a
-    node that is there again is not.
+    Includes absent drained nodes, and lost ones with ``seen_at``. A node that has
+    returned is not listed as lost.
     """
     rows = [
         {
@@ -145,7 +146,7 @@ def node_rows(stats: QueueStats, drained: Collection[str]) -> list[dict[str, Any
 
 
 def _state(info: Mapping[str, Any], *, is_drained: bool, is_halted: bool) -> str:
-    """What a node that is there does, by what it says of itself."""
+    """Return the state of a present node from its status."""
     if is_drained:
         return "drained"
     if is_halted and not info.get("busy"):

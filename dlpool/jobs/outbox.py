@@ -1,9 +1,10 @@
-"""In a Cluster: the way of a record from the end of its job, which is in one slot, to
-where clients look, in another.
+"""The outbox of a Cluster: records of ended jobs on their way to the slot where clients
+read them.
 
-The end of a job puts its record into the outbox, in one step. Who ended the job then
-writes it for clients, and takes it out. What a killed one leaves, or could not write,
-any supervisor writes later. Written twice it says the same.
+``finish`` puts the record of a job into the outbox, which is in the queue's slot, in
+the same step that ends the job. The caller then writes it for clients and removes it
+from the outbox. Records that a killed caller has left are written later by any
+supervisor. A record that is written twice does no harm.
 """
 
 from __future__ import annotations
@@ -24,14 +25,18 @@ from dlpool.jobs.keys import SUCCESS_TTL_S, QueueKeys
 from dlpool.jobs.queue_clock import queue_time
 from dlpool.jobs.redis_values import to_int, to_text
 
-AT_ONCE = 64
-LATE_S = 10.0  # who ended the job has written its record by then, or does not any more
+BATCH = 64  # records of one replay
+LATE_S = 10.0  # age at which a record is replayed: its caller has failed to deliver it
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """How many records clients see now, how many wait and why, and those (by ticket)
-    that Redis will never take."""
+    """``written``: records that clients can read now. ``waiting``: records that stay in
+    the outbox, with the ``reason``.
+
+    ``refused``: records that Redis will never accept, as (lease, error); they are
+    removed.
+    """
 
     written: int = 0
     waiting: int = 0
@@ -40,8 +45,8 @@ class Delivery:
 
 
 class Outbox:
-    """Of one group. Thread-safe. Each method raises QueueError when the outbox itself
-    is away."""
+    """The outbox of one group. Thread-safe. Methods raise QueueError if the outbox
+    itself cannot be reached."""
 
     def __init__(
         self, client: redis.Redis, keys: QueueKeys, cluster: ClusterRoute
@@ -51,99 +56,99 @@ class Outbox:
         self._key = keys.outbox
         self._cluster = cluster
 
-    def deliver(self, tickets: Sequence[str]) -> Delivery:
-        """Write the records of these tickets, as far as they are still there."""
-        if not tickets:
+    def deliver(self, leases: Sequence[str]) -> Delivery:
+        """Write the records of these leases that are still in the outbox."""
+        if not leases:
             return Delivery()
         with translated(self._client):
-            found = self._client.hmget(self._key, tickets)
+            found = self._client.hmget(self._key, leases)
         records = (
-            (ticket, _record(entry or b""))
-            for ticket, entry in zip(tickets, found, strict=True)
+            (lease, _record(entry or b""))
+            for lease, entry in zip(leases, found, strict=True)
         )
         return self._write(
             [
-                (ticket, record, SUCCESS_TTL_S)
-                for ticket, record in records
+                (lease, record, SUCCESS_TTL_S)
+                for lease, record in records
                 if record is not None
             ]
         )
 
     def replay(self) -> Delivery:
-        """Write some of the records that lie there for long; one that has expired, or
-        is overtaken, is dropped."""
+        """Write some of the records older than ``LATE_S``. Drop those that have expired
+        or were overtaken."""
         with translated(self._client):
-            members = self._client.hrandfield(self._key, AT_ONCE, withvalues=True) or []
+            members = self._client.hrandfield(self._key, BATCH, withvalues=True) or []
             now_s = (
                 queue_time(self._client, self._keys).now_ms // 1000 if members else 0
             )
         late: list[tuple[str, ClientRecord, int]] = []
         foreign: list[bytes] = []
-        for ticket, entry in zip(members[::2], members[1::2], strict=True):
+        for lease, entry in zip(members[::2], members[1::2], strict=True):
             record, age_s = (
                 _record(entry),
                 now_s - to_int(entry.partition(b" ")[0]) // 1000,
             )
             if record is None:
-                foreign.append(ticket)
+                foreign.append(lease)
             elif age_s >= LATE_S:
-                late.append((to_text(ticket), record, SUCCESS_TTL_S - age_s))
+                late.append((to_text(lease), record, SUCCESS_TTL_S - age_s))
         self.drop(foreign)
         return self._write(late, is_late=True)
 
-    def drop(self, tickets: Sequence[str | bytes]) -> None:
-        """Take out records that shall not be written."""
-        if tickets:
+    def drop(self, leases: Sequence[str | bytes]) -> None:
+        """Remove records without writing them."""
+        if leases:
             with translated(self._client):
-                self._client.hdel(self._key, *tickets)
+                self._client.hdel(self._key, *leases)
 
     def _write(
         self, entries: Sequence[tuple[str, ClientRecord, int]], *, is_late: bool = False
     ) -> Delivery:
-        """Write (ticket, record, seconds to live); what a node does not take now stays,
-        the others' are not kept."""
+        """Write (lease, record, seconds to live). Records stay if their node is away;
+        other nodes are still tried."""
         written: list[str] = []
         refused: list[tuple[str, str]] = []
         away: dict[Any, str] = {}
-        for ticket, record, ttl_s in entries:
+        for lease, record, ttl_s in entries:
             client = None
             try:
-                client = self._client_of(record.key)
+                client = self._client_for(record.key)
                 if client in away:
                     continue
                 _set(client, record, ttl_s, is_late=is_late)
-                written.append(ticket)
+                written.append(lease)
             except (QueueAway, QueueRefused) as error:
                 away[client] = str(error)
                 self._cluster.invalidate()
                 if client is None:
                     break
             except QueueError as error:
-                refused.append((ticket, str(error)))
-        self.drop([*written, *(ticket for ticket, _ in refused)])
+                refused.append((lease, str(error)))
+        self.drop([*written, *(lease for lease, _ in refused)])
         waiting = len(entries) - len(written) - len(refused)
         return Delivery(len(written), waiting, "; ".join(away.values()), tuple(refused))
 
-    def _client_of(self, key: str) -> Any:
+    def _client_for(self, key: str) -> Any:
         with translated(self._client):
             return self._cluster.client_for(key)
 
 
 def encode_entry(record: ClientRecord) -> bytes:
-    """A record as the outbox holds it, after the time (ms) and a space; its text stays
-    byte by byte."""
+    """Return a record as the outbox holds it after the time (ms) and a space. Its text
+    stays unchanged."""
     return jsontext.dumps([record.key, record.field]) + b"\n" + record.value
 
 
 def _record(entry: bytes) -> ClientRecord | None:
-    """The record of an entry; None for what is no entry of ours."""
+    """Return the record of an entry; None for an invalid one."""
     head, _, value = entry.partition(b" ")[2].partition(b"\n")
     try:
         key, field = jsontext.loads(head)
     except (ValueError, TypeError, RecursionError):
         return None
-    is_one = isinstance(key, str) and isinstance(field, str | bytes | None)
-    return ClientRecord(key, value, field) if is_one else None
+    is_valid = isinstance(key, str) and isinstance(field, str | bytes | None)
+    return ClientRecord(key, value, field) if is_valid else None
 
 
 def _set(client: Any, record: ClientRecord, ttl_s: int, *, is_late: bool) -> None:
@@ -157,19 +162,19 @@ def _set(client: Any, record: ClientRecord, ttl_s: int, *, is_late: bool) -> Non
 
 
 def _is_overtaken(client: Any, record: ClientRecord) -> bool:
-    """Whether clients see a record there that is as new already."""
+    """Return whether clients already see a record that is at least as new."""
     seen = (
         client.get(record.key)
         if record.field is None
         else client.hget(record.key, record.field)
     )
-    return seen is not None and _time(seen) >= _time(record.value)
+    return seen is not None and _ended_at(seen) >= _ended_at(record.value)
 
 
-def _time(value: bytes) -> str:
-    """When a record says that its job ended; '' if it says nothing."""
+def _ended_at(value: bytes) -> str:
+    """Return when a record says that its job ended; '' if it does not say it."""
     try:
-        said = json.loads(value)
-        return str(said.get("finished_at") or said.get("failed_at") or "")
+        fields = json.loads(value)
+        return str(fields.get("finished_at") or fields.get("failed_at") or "")
     except (ValueError, AttributeError):
         return ""

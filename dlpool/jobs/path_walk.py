@@ -1,5 +1,5 @@
-"""Find out whether a job's path leads to what dlpool owns: by a link, a bind mount,
-another case or a hard link."""
+"""Detect that a job's path leads to a file or folder that dlpool owns: by a link, a
+bind mount, another case of a name, or a hard link."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dlpool.disk import Identity, identity_of
 
 @dataclass(frozen=True)
 class PathWalk:
-    """A path below a root, as it was found. ``identities``: of the root and of each of
-    ``names`` that exists.
+    """The result of a walk from a root down to a path.
 
-    ``mode`` and ``links``: of the path itself, 0 if it does not exist. ``is_plain``: no
-    link, no error on the way.
+    ``identities``: of the root and of each existing one of ``names``. ``mode`` and
+    ``links``: of the path itself, 0 if it does not exist. ``is_plain``: the walk met no
+    link and no error.
     """
 
     path: str
@@ -36,13 +36,13 @@ class PathWalk:
 
 
 def walk_down(root: str, names: list[str]) -> PathWalk:
-    """Look at ``root`` and at each of ``names`` below it, up to the first that does not
-    exist, or is a link."""
+    """Examine ``root`` and each of ``names`` below it, up to the first that does not
+    exist or is a link."""
     identities: list[Identity] = []
     mode = links = 0
     is_plain = True
     path = root.rstrip("/")
-    whole = "/".join([path, *names]) or "/"
+    full_path = "/".join([path, *names]) or "/"
     for position, name in enumerate(["", *names]):
         path = f"{path}/{name}" if name else path
         mode = links = 0
@@ -58,15 +58,15 @@ def walk_down(root: str, names: list[str]) -> PathWalk:
             break
         identities.append(identity_of(found))
         mode, links = found.st_mode, found.st_nlink
-    return PathWalk(whole, tuple(names), tuple(identities), mode, links, is_plain)
+    return PathWalk(full_path, tuple(names), tuple(identities), mode, links, is_plain)
 
 
 class OwnedPathIndex:
-    """The places of what dlpool owns, looked at once. Immutable.
+    """The files and folders that dlpool owns, examined once. Immutable.
 
-    A job's path is compared by its name and by the identities that its walk has found
-    anyway; only if these make it suspect, both places are looked at again: an inode
-    number may have been given to another file meanwhile.
+    A job's path is compared by name and by the identities that its walk has found
+    anyway. Only if these match, both paths are examined again: an inode number may have
+    been reused since.
     """
 
     def __init__(self, owned: Iterable[OwnedPath]) -> None:
@@ -79,19 +79,22 @@ class OwnedPathIndex:
                 self._anchors[place.identities[-1]].append((place.rest, one))
 
     def conflict(self, walk: PathWalk) -> OwnedPath | None:
-        """Return what is at the path or holds it; None if a job may write there."""
+        """Return the owned path that is the walk's path or contains it; None if a job
+        may write there."""
         path = folded(walk.path)
-        suspects = [one for one, place in self._places if is_under(path, place.folded)]
-        suspects += self._suspects(walk)
-        if not suspects:
+        candidates = [
+            one for one, place in self._places if is_under(path, place.folded)
+        ]
+        candidates += self._candidates(walk)
+        if not candidates:
             return None
         target = Location.of(walk.path)
         return next(
-            (one for one in suspects if Location.of(one.path).holds(target)), None
+            (one for one in candidates if Location.of(one.path).holds(target)), None
         )
 
-    def _suspects(self, walk: PathWalk) -> Iterator[OwnedPath]:
-        """Yield what may be meant by another name."""
+    def _candidates(self, walk: PathWalk) -> Iterator[OwnedPath]:
+        """Yield the owned paths that the walk may have reached by another name."""
         if stat.S_ISREG(walk.mode) and walk.links > 1:
             yield from (one for one, _ in self._places)
             return

@@ -1,4 +1,4 @@
-"""A job as it is pushed: JSON text, checked field by field. Pure."""
+"""Parse and validate jobs as clients push them: JSON texts. Pure."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from dlpool.transfer.http.urls import check_header, split_credentials
 from dlpool.transfer.job import Checksum
 
 MAX_JOB_BYTES = 1024 * 1024
-# As ASCII JSON, which is how a job travels to its worker: together they stay below the
-# 64 KiB of a frame.
+# Lengths as ASCII JSON, the form in which a job is sent to its worker. Together they
+# stay below the 64 KiB of a frame.
 MAX_URL = 16 * 1024
 MAX_PATH = 8 * 1024
-MAX_HEADERS = 16 * 1024  # all of them
-MAX_VALUES = 10_000  # of its JSON, those of unknown fields included
+MAX_HEADERS = 16 * 1024  # of all headers together
+MAX_VALUES = 10_000  # JSON values of a job, including unknown fields
 IF_EXISTS = ("overwrite", "skip", "fail", "rename")
 FIELDS = (
     "id",
@@ -43,12 +43,12 @@ FIELDS = (
 
 
 class Malformed(UsageError):
-    """No job: not even its URL can be told. It gets no record that clients see."""
+    """The job is not valid JSON, or its URL is unknown. It gets no record that clients
+    see."""
 
 
 class BadJob(UsageError):
-    """A job of a known URL that cannot be run as it stands: it fails, with its
-    record."""
+    """The URL of the job is known, but the job cannot run. It fails, with a record."""
 
     def __init__(self, message: str, url: str) -> None:
         super().__init__(message)
@@ -57,10 +57,10 @@ class BadJob(UsageError):
 
 @dataclass(frozen=True)
 class PushedJob:
-    """What a client asks for. ``not_before`` in seconds since 1970, None is now.
+    """A valid job. ``not_before`` in seconds since 1970, None for now; ``limit_rate``
+    in bytes per second.
 
-    ``limit_rate`` in bytes/s. ``raw`` is the text as it was pushed; it goes into the
-    failure record unchanged.
+    ``raw``: the text as it was pushed, which goes into the failure record unchanged.
     """
 
     raw: bytes
@@ -81,14 +81,14 @@ class PushedJob:
 
     @property
     def digest(self) -> str:
-        """What jobs with the same URL and path share; one that is to be scanned joins
-        none that may not be."""
+        """Digest that equal jobs share: same URL, path and ``scan``. A job that must be
+        scanned does not join one that need not be."""
         same = [self.url, self.save_path, *(["scan"] if self.scan else [])]
         return hashlib.sha256(json.dumps(same).encode()).hexdigest()
 
     @classmethod
     def parse(cls, raw: bytes) -> PushedJob:
-        """Check a job. Raises Malformed, or BadJob where the URL is known."""
+        """Parse and validate a job. Raises Malformed, or BadJob if the URL is known."""
         fields = _object(raw)
         url = _required(fields, "url", MAX_URL)
         try:
@@ -107,7 +107,8 @@ class PushedJob:
 
 
 def parse_valid_job(raw: bytes) -> PushedJob:
-    """The job of a text. Raises UsageError for one that the service would refuse."""
+    """Parse a job that is about to be pushed. Raises UsageError if the service would
+    refuse it."""
     try:
         job = PushedJob.parse(raw)
     except BadJob as error:
@@ -117,8 +118,8 @@ def parse_valid_job(raw: bytes) -> PushedJob:
 
 
 def compose_job(url: str, save_path: str, **own: Any) -> bytes:
-    """The text of a job, with those of dlpool's own fields that are not None. Raises
-    UsageError."""
+    """Return the text of a job, with dlpool's own fields that are not None. Raises
+    UsageError for text that is not Unicode."""
     given = {name: value for name, value in own.items() if value is not None}
     job: dict[str, Any] = {"url": url, "save_path": save_path}
     if given:
@@ -168,8 +169,7 @@ def _required(fields: Mapping[str, Any], name: str, most: int) -> str:
 
 
 def _check_url(url: str) -> None:
-    """See that it has parts at all; everything that looks for a host in it relies on
-    that."""
+    """Check that ``urlsplit`` accepts the URL, which all later code relies on."""
     try:
         urlsplit(url)
     except ValueError as error:
@@ -177,9 +177,9 @@ def _check_url(url: str) -> None:
 
 
 def _own(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields under "dlpool" that are known, each checked."""
+    """Validate the known fields under "dlpool"."""
     return {
-        name: _CHECKS[name](given[name])
+        name: _VALIDATORS[name](given[name])
         for name in FIELDS
         if given.get(name) is not None
     }
@@ -192,7 +192,7 @@ def _id(value: object) -> str:
 
 
 def parse_priority(value: object) -> str:
-    """high, normal or low, also from an integer. Raises UsageError."""
+    """Return high, normal or low, also from an integer. Raises UsageError."""
     if isinstance(value, int) and not isinstance(value, bool):
         return "high" if value < 0 else "low" if value > 0 else "normal"
     if value not in PRIORITIES:
@@ -201,7 +201,7 @@ def parse_priority(value: object) -> str:
 
 
 def parse_time(value: object) -> float:
-    """Seconds since 1970, from RFC 3339 or epoch seconds. Raises UsageError."""
+    """Return seconds since 1970 from RFC 3339 or epoch seconds. Raises UsageError."""
     if (
         isinstance(value, int | float)
         and not isinstance(value, bool)
@@ -235,7 +235,7 @@ def _attempts(value: object) -> int:
         or isinstance(value, bool)
         or not 1 <= value <= 1_000_000
     ):
-        raise UsageError("dlpool.max_attempts is not a whole number from 1 on")
+        raise UsageError("dlpool.max_attempts is not a whole number from 1 to 1000000")
     return value
 
 
@@ -274,7 +274,7 @@ def _text(value: object) -> str:
 
 
 def _switch(name: str) -> Callable[[object], bool]:
-    """Return the check of a field that is true or false."""
+    """Return the validator of a boolean field."""
 
     def check(value: object) -> bool:
         if not isinstance(value, bool):
@@ -291,12 +291,12 @@ def _rate(value: object) -> int:
         rate = None
     if not isinstance(rate, int) or isinstance(rate, bool) or not KIB <= rate < 2**63:
         raise UsageError(
-            'dlpool.limit_rate is not bytes a second from 1024 on: a whole number, or a text as "1.5M"'
+            'dlpool.limit_rate is not at least 1024 bytes per second: a whole number, or a text such as "1.5M"'
         )
     return rate
 
 
-_CHECKS = {
+_VALIDATORS = {
     "id": _id,
     "priority": parse_priority,
     "not_before": parse_time,

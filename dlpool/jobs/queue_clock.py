@@ -1,4 +1,4 @@
-"""The queue's time: the clock of Redis, but never set back. The transitions keep it
+"""The queue's time: the clock of Redis, but never set back. The transitions store it
 (``queue_time`` in shared.lua).
 
 All times in dlpool's own keys are queue times. For display they are converted to the
@@ -19,39 +19,37 @@ from dlpool.jobs.redis_values import to_int
 
 @dataclass(frozen=True)
 class QueueTime:
-    """A moment. ``now_ms``: in the queue's time; ``ahead_ms``: by how much that is
-    ahead of the clock of Redis."""
+    """``now_ms``: the queue's time; ``ahead_ms``: its lead over the clock of Redis."""
 
     now_ms: int
     ahead_ms: int
 
     @property
     def clock_ms(self) -> int:
-        """The time of the clock of Redis, in ms since 1970."""
+        """The clock of Redis, in ms since 1970."""
         return self.now_ms - self.ahead_ms
 
     @classmethod
     def of(
-        cls, clock: tuple[int, int], noted: tuple[bytes | None, bytes | None]
+        cls, clock: tuple[int, int], stored: tuple[bytes | None, bytes | None]
     ) -> QueueTime:
-        """Return the queue time of the replies to ``TIME`` and ``HMGET clock seen
+        """Return the queue's time from the replies to ``TIME`` and ``HMGET clock seen
         ahead``. Pure."""
         clock_ms = clock[0] * 1000 + clock[1] // 1000
-        seen_ms, ahead_ms = (to_int(one) for one in noted)
+        seen_ms, ahead_ms = (to_int(one) for one in stored)
         now_ms = max(clock_ms + ahead_ms, seen_ms)
         return cls(now_ms, now_ms - clock_ms)
 
 
 def queue_time(client: redis.Redis, keys: QueueKeys) -> QueueTime:
-    """Return the queue's time, read in one round trip; writes nothing. Raises
-    QueueError."""
+    """Return the queue's time in one round trip; writes nothing. Raises QueueError."""
     pipeline: Any = client.pipeline(transaction=False)
     with translated(client):
-        clock, noted = pipeline.time().hmget(keys.clock, "seen", "ahead").execute()
-    return QueueTime.of(clock, noted)
+        clock, stored = pipeline.time().hmget(keys.clock, "seen", "ahead").execute()
+    return QueueTime.of(clock, stored)
 
 
 def parse_ahead_ms(reply: bytes | None) -> int:
-    """Return by how many ms the queue's time is ahead of the clock, from the reply to
-    ``HGET clock ahead``. Pure."""
+    """Return the lead of the queue's time in ms from the reply to ``HGET clock ahead``.
+    Pure."""
     return to_int(reply)

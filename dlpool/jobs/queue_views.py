@@ -1,9 +1,8 @@
-"""Read-only views of the queue, for people and programs. Nothing here scans: every look
-is bounded."""
+"""Read-only views of the queue, for people and programs. No view scans: the work of
+each call is bounded."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,30 +13,34 @@ import redis
 
 from dlpool.jobs.client_records import rfc3339
 from dlpool.jobs.connection import translated
-from dlpool.jobs.job_admin import records_client
-from dlpool.jobs.job_listing import AT_ONCE, MAX_SUPERVISORS, JobListing, JobPage
-from dlpool.jobs.job_view import JobView, json_object, number, time_text
+from dlpool.jobs.job_admin import records_client, unknown_job_error
+from dlpool.jobs.job_listing import BATCH, MAX_SUPERVISORS, JobListing, JobPage
+from dlpool.jobs.job_view import JobView, time_text
 from dlpool.jobs.keys import READY, QueueKeys, node_of
 from dlpool.jobs.queue_clock import QueueTime, parse_ahead_ms, queue_time
-from dlpool.jobs.redis_values import to_int, to_ms, to_text
-from dlpool.jobs.replies import unknown_job_error
+from dlpool.jobs.redis_values import (
+    is_job_id,
+    to_int,
+    to_ms,
+    to_number,
+    to_object,
+    to_text,
+)
 
 DAYS = 7
 DAY_S = 86_400
-DONE_KEPT_S, DEAD_KEPT_S, LOST_S = (
-    DAY_S,
-    7 * DAY_S,
-    DAY_S,
-)  # as in shared.lua: what is older is forgotten
-MAX_PARKED = 1000  # that are counted by host
+# As in shared.lua. Older entries are ignored.
+DONE_KEPT_S = LOST_S = DAY_S
+DEAD_KEPT_S = 7 * DAY_S
+MAX_COUNTED = 1000  # throttled jobs that are counted by host
+MAX_EMPTY = 8  # pages without jobs after which a listing ends
 
 
 @dataclass(frozen=True)
 class SupervisorView:
-    """A supervisor; ``info`` is what it says of itself: node, host, pid, version,
-    slots, busy.
+    """A supervisor. ``info``: its status: node, host, pid, version, slots, busy.
 
-    ``seen_at``: of one that has fallen silent, when it was heard of last (seconds since
+    ``seen_at``: of a silent supervisor, the time of its last heartbeat (seconds since
     1970).
     """
 
@@ -47,7 +50,7 @@ class SupervisorView:
 
     @property
     def node(self) -> str | None:
-        """The id of its node, if that can be told."""
+        """The id of its node; None if it is unknown."""
         said = self.info.get("node")
         return said if isinstance(said, str) else node_of(self.sid)
 
@@ -57,7 +60,7 @@ class SupervisorView:
 
 @dataclass(frozen=True)
 class DayView:
-    """What was counted on a day (``2026-11-22``, UTC)."""
+    """The counters of a day (``2026-11-22``, UTC)."""
 
     day: str
     counters: Mapping[str, int]
@@ -68,16 +71,16 @@ class DayView:
 
 @dataclass(frozen=True)
 class QueueStats:
-    """The queue in figures.
+    """The figures of a queue.
 
-    ``now``: by the clock of Redis, seconds since 1970. ``backlog``: in the list that
-    clients push to. ``reserved``: in supervisors' hands, not yet begun. ``ready`` by
-    priority. ``succeeded``, ``failed``, ``cancelled``: that are remembered.
-    ``failure_records``: that clients see. ``supervisors``: that live; ``lost`` ones
-    have fallen silent within a day. ``days``: today first. ``is_halted``: nobody gets
-    new jobs, since ``halted_at``. ``parked``: that wait until their hosts may be asked
-    (``waiting_hosts`` counts the first ones of them by host); ``held_hosts``: for how
-    many seconds nobody asks them.
+    ``now``: the clock of Redis in seconds since 1970. ``backlog``: jobs in the intake
+    list. ``reserved``: jobs in supervisors' inboxes. ``ready``: by priority.
+    ``succeeded``, ``failed``, ``cancelled``: ended jobs that are kept.
+    ``failure_records``: those that clients see. ``supervisors``: present ones;
+    ``lost``: silent for up to a day. ``days``: today first. ``is_halted``: the queue is
+    paused, since ``halted_at``. ``throttled``: jobs that wait for their hosts;
+    ``waiting_hosts`` counts the first of them by host. ``held_hosts``: hosts that must
+    not be contacted, with the remaining seconds.
     """
 
     now: float
@@ -102,17 +105,17 @@ class QueueStats:
 
     @property
     def waiting(self) -> int:
-        """How many jobs begin as soon as there is a slot for them."""
+        """Number of jobs that start as soon as a slot is free."""
         return self.backlog + self.reserved + sum(self.ready.values())
 
     @property
     def rate(self) -> int:
-        """Bytes a second that all nodes receive, as far as they have said."""
+        """Bytes per second that all nodes receive, by their last heartbeats."""
         rates = (one.info.get("rate") for one in self.supervisors)
         return sum(rate for rate in rates if isinstance(rate, int))
 
     def counts(self) -> dict[str, int]:
-        """All that is one number, by its name."""
+        """Return all figures that are one number, by name."""
         ready = {f"ready_{name}": count for name, count in self.ready.items()}
         return {
             "waiting": self.waiting,
@@ -120,7 +123,7 @@ class QueueStats:
             "reserved": self.reserved,
             **ready,
             "delayed": self.delayed,
-            "parked": self.throttled,
+            "throttled": self.throttled,
             "paused": self.paused,
             "running": self.running,
             "succeeded": self.succeeded,
@@ -141,12 +144,9 @@ class QueueStats:
         }
 
 
-MAX_EMPTY = 8  # pages of places that jobs have left, after which a look gives up
-
-
 class QueueViews:
-    """Looks at the queue of one group. Thread-safe, as the client is. Each method
-    raises QueueError."""
+    """Reads the queue of one group. Thread-safe, as the client is. Methods raise
+    QueueError."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
@@ -154,17 +154,15 @@ class QueueViews:
         self.listing = JobListing(client, keys)
 
     def __repr__(self) -> str:
-        return f"<Views of {self._keys.intake}>"
+        return f"<QueueViews of {self._keys.intake}>"
 
     def jobs(self, state: str | None = None, limit: int = 50) -> list[JobView]:
-        """The first ``limit`` jobs of a state, or of all, running ones first; see
-        Listing for their order."""
+        """Return the first ``limit`` jobs of a state, or of all states, running ones
+        first. For the order see ``JobListing``."""
         found: list[JobView] = []
         page, rounds = JobPage((), None), 0
         while len(found) < limit and rounds < MAX_EMPTY + len(found):
-            page = self.listing.page(
-                state, min(limit - len(found), AT_ONCE), page.after
-            )
+            page = self.listing.page(state, min(limit - len(found), BATCH), page.after)
             found += page.jobs
             rounds += 1
             if page.after is None:
@@ -172,9 +170,9 @@ class QueueViews:
         return found
 
     def job(self, job_id: str) -> JobView:
-        """One job. Raises NoSuchJob for one that is not known, or not any more."""
+        """Return one job. Raises NoSuchJob if it is unknown or deleted."""
         fields, ahead = {}, None
-        if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", job_id):
+        if is_job_id(job_id):
             with translated(self._client):
                 pipeline = self._client.pipeline(transaction=False)
                 fields, ahead = (
@@ -187,11 +185,11 @@ class QueueViews:
         return JobView.from_hash(job_id, fields, parse_ahead_ms(ahead))
 
     def stats(self, *, with_failure_records: bool = True) -> QueueStats:
-        """The figures of now, by the clock of Redis, and the counters of the last
-        days.
+        """Return the present figures, by the clock of Redis, and the counters of the
+        last days.
 
-        ``is_whole``: also the number of failure records, for which another node of a
-        Cluster may be asked.
+        ``with_failure_records``: count the failure records, which may be on another
+        node of a Cluster; else 0.
         """
         keys = self._keys
         with translated(self._client):
@@ -230,7 +228,7 @@ class QueueViews:
                 else 0
             )
             reserved, supervisors, lost = self._supervisors(time)
-            parked, waiting_hosts, held_hosts = self._hosts(time.now_ms)
+            throttled, waiting_hosts, held_hosts = self._hosts(time.now_ms)
         ready, counted = rest[: len(READY)], rest[len(READY) :]
         places = zip(READY, ready, stale, strict=True)
         return QueueStats(
@@ -252,19 +250,19 @@ class QueueViews:
             ),
             is_halted=halted is not None,
             halted_at=_since(halted, time),
-            throttled=parked,
+            throttled=throttled,
             waiting_hosts=waiting_hosts,
             held_hosts=held_hosts,
         )
 
     def _hosts(self, now_ms: int) -> tuple[int, dict[str, int], dict[str, float]]:
-        """How many jobs are parked, for which hosts, and which hosts are held for how
-        long."""
+        """Return the number of throttled jobs, their number by host, and the held hosts
+        with the remaining seconds."""
         keys = self._keys
         pipeline = self._client.pipeline(transaction=False)
-        pipeline.zcard(keys.throttled).zrange(keys.throttled, 0, MAX_PARKED - 1)
+        pipeline.zcard(keys.throttled).zrange(keys.throttled, 0, MAX_COUNTED - 1)
         pipeline.zrange(keys.holds, now_ms, "+inf", byscore=True, withscores=True)
-        parked, ids, holds = pipeline.execute()
+        throttled, ids, holds = pipeline.execute()
         for job_id in ids:
             pipeline.hget(keys.job(to_text(job_id)), "host")
         waiting = Counter(
@@ -274,45 +272,45 @@ class QueueViews:
             to_text(host): round((to_ms(until) - now_ms) / 1000, 3)
             for host, until in holds
         }
-        return parked, dict(waiting.most_common()), held
+        return throttled, dict(waiting.most_common()), held
 
     def _supervisors(
         self, time: QueueTime
     ) -> tuple[int, tuple[SupervisorView, ...], tuple[SupervisorView, ...]]:
-        """How many jobs they have reserved, those that live, and those that have fallen
-        silent within a day."""
+        """Return the number of reserved jobs, the present supervisors, and those silent
+        for up to a day."""
         rows = self._client.zrange(
             self._keys.supervisors, 0, MAX_SUPERVISORS - 1, desc=True, withscores=True
         )
         sids = [
-            (to_text(sid), (to_ms(passes_ms) - time.ahead_ms) / 1000)
-            for sid, passes_ms in rows
+            (to_text(sid), (to_ms(expires_ms) - time.ahead_ms) / 1000)
+            for sid, expires_ms in rows
         ]
         pipeline = self._client.pipeline(transaction=False)
         for sid, _ in sids:
             pipeline.llen(self._keys.inbox(sid)).get(self._keys.supervisor(sid))
         replies = pipeline.execute() if sids else []
-        living, lost, now_s = [], [], time.clock_ms / 1000
-        for (sid, passes_at), said in zip(sids, replies[1::2], strict=True):
-            info = json_object(to_text(said))
-            if passes_at > now_s:
-                living.append(SupervisorView(sid, info))
-            elif passes_at > now_s - LOST_S:
+        present, lost, now_s = [], [], time.clock_ms / 1000
+        for (sid, expires_at), said in zip(sids, replies[1::2], strict=True):
+            info = to_object(to_text(said))
+            if expires_at > now_s:
+                present.append(SupervisorView(sid, info))
+            elif expires_at > now_s - LOST_S:
                 lost.append(
                     SupervisorView(
-                        sid, info, passes_at - (number(str(info.get("lease"))) or 0)
+                        sid, info, expires_at - (to_number(str(info.get("lease"))) or 0)
                     )
                 )
         return (
             sum(replies[::2]),
-            tuple(sorted(living, key=attrgetter("sid"))),
+            tuple(sorted(present, key=attrgetter("sid"))),
             tuple(lost),
         )
 
 
 def _since(halted: bytes | None, time: QueueTime) -> float | None:
-    """Since when the queue is paused, if that was noted."""
-    at = number(to_text(halted))
+    """Return the time of the pause in seconds since 1970; None if it is unknown."""
+    at = to_number(to_text(halted))
     return (at - time.ahead_ms) / 1000 if at and at > 1 else None
 
 

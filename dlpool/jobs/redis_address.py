@@ -1,5 +1,5 @@
-"""The URL of a queue's server: one server, the master that Sentinels name, or a
-Cluster. Pure."""
+"""Parse the URL of a queue's server: a single server, the master that Sentinels name,
+or a Cluster. Pure."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 
 @dataclass(frozen=True)
 class RedisAddress:
-    """Where to ask. ``kind``: server, sentinel or cluster.
+    """A parsed URL. ``kind``: server, sentinel or cluster.
 
-    ``plain``: the URL of a server as redis-py reads it, for its options. ``hosts`` are
-    (host, port) of the Sentinels or nodes; ``service`` is the name by which Sentinels
-    know the master.
+    ``server_url``: URL of a server in the syntax of redis-py, which has the options of
+    all connections. ``hosts``: (host, port) of the Sentinels or Cluster nodes.
+    ``service``: the master's name at the Sentinels.
     """
 
     kind: str
@@ -40,8 +40,8 @@ class RedisAddress:
 
     @classmethod
     def parse(cls, url: str) -> RedisAddress:
-        """Raises ValueError for a URL that cannot be used, as far as it is ours to see;
-        its text may be secret."""
+        """Parse a URL. Raises ValueError for an invalid one; the message may contain a
+        secret. redis-py checks the rest."""
         if "#" in url:
             raise ValueError("redis-py would ignore the rest")
         if "+" not in url.partition("://")[0]:
@@ -58,8 +58,8 @@ class RedisAddress:
                 "a Sentinel's is /SERVICE[/DB], a Cluster has one database"
             )
         hosts = tuple(_host(text, PORTS[kind]) for text in match["hosts"].split(","))
-        plain = f"{match['scheme']}://{match['user'] or ''}localhost/{db}{match['query'] or ''}"
-        return cls(kind, plain, hosts, service)
+        server_url = f"{match['scheme']}://{match['user'] or ''}localhost/{db}{match['query'] or ''}"
+        return cls(kind, server_url, hosts, service)
 
 
 def _host(text: str, port: int) -> tuple[str, int]:

@@ -1,21 +1,23 @@
-"""Texts and numbers out of Redis, where other programs may have written anything. Pure,
-and raises nothing."""
+"""Conversions of values from Redis, where other programs may have written anything.
+Pure; nothing here raises."""
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
-MOST_MS = 10**16  # of a moment: later ones are none, and cannot be said in a cursor
+MAX_MS = 10**16  # a later time is invalid, and does not fit into a cursor
 
 
 def to_text(value: bytes | None) -> str:
-    """Return the text of a reply; empty for none, with U+FFFD for bytes that are not
+    """Return a reply as text: empty for None, with U+FFFD for bytes that are not
     UTF-8."""
     return (value or b"").decode("utf-8", "replace")
 
 
 def to_int(value: bytes | str | int | None) -> int:
-    """Return a whole number of up to 18 digits; 0 for whatever is none."""
+    """Return an integer of up to 18 digits; 0 for anything else."""
     if isinstance(value, int):
         return value
     said = to_text(value) if isinstance(value, bytes) else value or ""
@@ -23,11 +25,29 @@ def to_int(value: bytes | str | int | None) -> int:
 
 
 def to_ms(score: float) -> int:
-    """Return the score of a sorted set as a moment (ms since 1970), from 0 to
-    ``MOST_MS``."""
-    return int(min(max(score, 0), MOST_MS))
+    """Return the score of a sorted set as ms since 1970, bounded to 0 and
+    ``MAX_MS``."""
+    return int(min(max(score, 0), MAX_MS))
+
+
+def to_number(value: str | None) -> float | None:
+    """Return a decimal number; None for anything else."""
+    return (
+        float(value)
+        if value and re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]+)?", value)
+        else None
+    )
+
+
+def to_object(value: str | None) -> dict[str, Any]:
+    """Return a JSON object; an empty one for anything else."""
+    try:
+        found = json.loads(value or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def is_job_id(name: str) -> bool:
-    """Return whether a job can have that id."""
+    """Return whether ``name`` is valid as the id of a job."""
     return re.fullmatch("[A-Za-z0-9_.-]{1,64}", name) is not None

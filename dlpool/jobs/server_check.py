@@ -1,5 +1,4 @@
-"""What a server says of itself: whether dlpool can work with it, and what may cost jobs
-there."""
+"""Check a Redis server: its version, and its settings that may lose jobs."""
 
 from __future__ import annotations
 
@@ -13,12 +12,12 @@ import redis
 from dlpool.errors import QueueAway, QueueError, QueueRefused
 from dlpool.jobs.connection import cluster_of, translated
 
-OLDEST = (6, 2)
+MIN_VERSION = (6, 2)
 
 
 @dataclass(frozen=True)
 class ServerWarning:
-    """Something that may cost jobs: ``event`` is its name in logs, ``reason`` a
+    """A setting that may lose jobs. ``event``: its name in logs; ``reason``: a
     sentence."""
 
     event: str
@@ -27,40 +26,41 @@ class ServerWarning:
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """What a server says: ``INFO``, and when it writes its data to disk; None where it
-    does not tell us."""
+    """The reply to ``INFO``, and the setting ``save``; None if the server refuses to
+    tell."""
 
     info: Mapping[str, Any] | None
     save: str | None = None
 
 
 def read_server_info(client: redis.Redis) -> ServerInfo:
-    """What the server says of itself. Raises QueueRefused if dlpool cannot work with
-    it, or QueueError."""
-    info = _asked(client, lambda: client.info())
+    """Read the server's information. Raises QueueRefused for an incompatible server,
+    QueueError."""
+    info = _ask(client, lambda: client.info())
     if info is None:
         return ServerInfo(None)
     if reason := incompatibility(info, is_cluster=cluster_of(client) is not None):
         raise QueueRefused(reason)
-    saving = _asked(client, lambda: client.config_get("save"))
+    saving = _ask(client, lambda: client.config_get("save"))
     return ServerInfo(info, None if saving is None else str(saving.get("save", "")))
 
 
 def check_server(client: redis.Redis) -> tuple[ServerWarning, ...]:
-    """What may cost jobs on this server. Raises QueueRefused if dlpool cannot work with
-    it, or QueueError.
+    """Return warnings on the server's settings. Raises QueueRefused for an incompatible
+    server, QueueError.
 
-    What the server does not let us see (a managed one, an ACL) is taken for good.
+    Settings that the server does not show (a managed server, an ACL) are assumed to be
+    safe.
     """
-    said = read_server_info(client)
-    return () if said.info is None else warnings(said.info, said.save)
+    found = read_server_info(client)
+    return () if found.info is None else warnings(found.info, found.save)
 
 
 def incompatibility(info: Mapping[str, Any], *, is_cluster: bool) -> str:
-    """Why dlpool cannot work with a server that says ``info``; '' if it can. Pure."""
+    """Return why dlpool cannot work with a server; '' if it can. Pure."""
     version = str(info.get("redis_version", ""))
     match = re.match(r"(\d+)\.(\d+)", version)
-    if match and (int(match[1]), int(match[2])) < OLDEST:
+    if match and (int(match[1]), int(match[2])) < MIN_VERSION:
         return f"Redis {version} is too old: dlpool needs 6.2 or newer, or Valkey"
     if info.get("cluster_enabled") and not is_cluster:
         return (
@@ -79,8 +79,8 @@ def master_of_replica(info: Mapping[str, Any]) -> str:
 
 
 def warnings(info: Mapping[str, Any], save: str | None) -> tuple[ServerWarning, ...]:
-    """What may cost jobs. ``save``: when the server writes its data to disk, '' never,
-    None: not known. Pure."""
+    """Return warnings on settings that may lose jobs. ``save``: the setting, '' for
+    never, None if unknown. Pure."""
     found = []
     policy = info.get("maxmemory_policy", "noeviction")
     if info.get("maxmemory") and policy != "noeviction":
@@ -100,9 +100,9 @@ def warnings(info: Mapping[str, Any], save: str | None) -> tuple[ServerWarning, 
     return tuple(found)
 
 
-def _asked(client: redis.Redis, ask: Any) -> Any:
-    """The answer; None if the server does not tell us. Raises QueueAway, and
-    QueueRefused to whom nothing is told."""
+def _ask(client: redis.Redis, ask: Any) -> Any:
+    """Return the answer; None if the server refuses this command. Raises QueueError if
+    it refuses all commands."""
     try:
         with translated(client):
             return ask()

@@ -41,7 +41,7 @@ class Disposition(str, Enum):
     RELEASE = "release"
     YIELD = "yield"
     PAUSE = "pause"
-    THROTTLE = "park"
+    THROTTLE = "throttle"
     CRASH = "crash"
     FOLLOW = "follow"
 

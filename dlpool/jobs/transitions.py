@@ -1,9 +1,8 @@
-"""The transitions of a job, one Lua script each: push, claim, beat, finish, recover,
-control; and hold, for a host.
+"""The transitions of a job, one Lua script each in ``lua/``: push, claim, heartbeat,
+finish, recover and the others.
 
-States: queued -> running -> succeeded | failed | cancelled, with delayed (a retry, or
-not before its time) and paused beside queued. Each transition is one atomic step in
-Redis, by the clock of Redis, and safe to call again when its reply was lost.
+Each is one atomic step in Redis and uses the clock of Redis. Each may be repeated when
+its reply was lost. The head of a script documents its keys, arguments and returns.
 """
 
 from __future__ import annotations
@@ -26,12 +25,14 @@ from dlpool.jobs.keys import SUCCESS_TTL_S, QueueKeys
 from dlpool.jobs.outbox import Outbox, encode_entry
 from dlpool.jobs.pushed_job import MAX_JOB_BYTES, PushedJob
 from dlpool.jobs.redis_values import to_int, to_ms, to_text
+from dlpool.jobs.states import Disposition
 from dlpool.kinds import DAY_S
 
 
 @dataclass(frozen=True)
 class JobLease:
-    """The right to work on a job: its id, and the fence that the claim raised."""
+    """The right to work on a job: its id, and the fencing token of the claim. The text
+    is ``ID.FENCE``."""
 
     job_id: str
     fence: int
@@ -42,13 +43,13 @@ class JobLease:
 
 @dataclass(frozen=True)
 class ClaimedJob:
-    """A job that a supervisor holds. ``size`` of the pushed text in bytes; ``raw`` may
-    be cut.
+    """A job that a supervisor holds.
 
-    ``flag``: cancel or pause, when an operator has asked for that. ``is_paid``: its
-    start at its host is reserved. ``claim``: the random id of the job's first claim,
-    which no other job ever has, whatever its id. ``yields``: how often it has given its
-    slot to others.
+    ``raw``: the pushed text, cut if it is longer than allowed; ``size``: its length in
+    bytes before the cut. ``flag``: "cancel" or "pause" if an operator has asked for it,
+    else None. ``is_start_reserved``: a start at the job's host is reserved.
+    ``claim_id``: random id of the job's first claim. No other job ever has it, even
+    with the same job id. ``yields``: number of times that the job has yielded its slot.
     """
 
     lease: JobLease
@@ -67,13 +68,13 @@ class ClaimedJob:
 
 @dataclass(frozen=True)
 class ClaimResult:
-    """What a claim brought. ``next_due_s``: seconds until a delayed job may run, None
-    if none waits.
+    """The jobs of a claim.
 
-    ``is_paused``: there will be no new jobs until an operator says so. ``is_full``: nor
-    while so many are parked. ``is_alone``: a host got more than its part, as no job of
-    another one was seen to wait. ``passed``: jobs that were looked at and passed over,
-    as their hosts have their part.
+    ``next_due_s``: seconds until a delayed job may run, None if there is none.
+    ``is_paused``: the queue is paused or the node drained. ``is_throttle_full``: the
+    maximum of throttled jobs is reached. ``is_share_exceeded``: a host got more than
+    its share, because no job of another host was found. ``skipped``: number of jobs
+    that were skipped because their hosts have their share.
     """
 
     jobs: tuple[ClaimedJob, ...]
@@ -86,11 +87,11 @@ class ClaimResult:
 
 @dataclass(frozen=True)
 class HostSlotShares:
-    """How slots are shared out while jobs of several hosts wait: ``most`` to one host,
-    which has ``held`` of them.
+    """Bounds on the slots of a host while jobs of other hosts wait.
 
-    ``slow`` hosts have ``slow_held`` of them, and get ``slow_most`` together. A host is
-    named as in URLs: in lower case, with its port, if that is given.
+    ``limit``: slots for each host; ``held``: slots that each host has. The ``slow``
+    hosts together have ``slow_held`` slots and get at most ``slow_limit``. Hosts are
+    written as in URLs, in lower case, with the port if it is given.
     """
 
     limit: int
@@ -100,23 +101,24 @@ class HostSlotShares:
     slow_held: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        """What the claim is told of it."""
+        """Return the use of the slots as ``claim.lua`` reads it."""
         if not self.slow:
             return {"held": self.held}
         return {
             "held": self.held,
             "slow": self.slow,
-            "slow_most": self.slow_limit,
+            "slow_limit": self.slow_limit,
             "slow_held": self.slow_held,
         }
 
 
 @dataclass(frozen=True)
 class HeartbeatResult:
-    """What a beat brought: how many jobs are ours that we did not name, and for each
-    named one OK, LOST or a flag.
+    """The reply to a heartbeat.
 
-    ``holds``: hosts that nobody may ask, and for how many seconds.
+    ``orphans``: number of jobs that Redis assigns to the caller and that it did not
+    name. ``replies``: for each named job OK, LOST, or its flag (cancel, pause).
+    ``held_hosts``: hosts that must not be contacted, with the remaining seconds.
     """
 
     orphans: int
@@ -126,18 +128,19 @@ class HeartbeatResult:
 
 @dataclass(frozen=True)
 class FinishRequest:
-    """How a job leaves its supervisor.
+    """How a job leaves its supervisor. ``disposition`` is a value of
+    ``Disposition``.
 
-    ``outcome``: success, failed, cancelled, retry, release, yield, pause, park, crash,
-    follow. ``note`` says why. ``delay_s`` for retry, release, yield and park. ``host``:
-    where it had a slot, or has to wait for one; ``is_paid``: its start there is
-    reserved; ``is_for_slot``: parked until somebody gives one back, or ``delay_s`` has
-    passed. ``priority``: to go on with, at its back. ``digest``: with follow, what
-    equal jobs share. ``trace_id``: for the log.
+    ``note``: reason or figures, for people. ``delay_s``: of retry, release, yield and
+    throttle. ``priority``: the job is queued at the end of this priority. ``digest``:
+    of follow, shared by equal jobs. ``host``: where the job had a slot, or which
+    throttles it. ``is_start_reserved``: a start at the host is reserved.
+    ``waits_for_slot``: throttled until a slot of the host becomes free, at most for
+    ``delay_s``. ``trace_id``: for the log.
     """
 
     lease: JobLease
-    disposition: str
+    disposition: Disposition
     record: ClientRecord | None = None
     note: dict[str, Any] = field(default_factory=dict)
     delay_s: float = 0.0
@@ -151,7 +154,8 @@ class FinishRequest:
 
 @dataclass(frozen=True)
 class RecoveryResult:
-    """Jobs that became suspect, and those that were given back."""
+    """``expired``: number of leases that have expired and get a grace; ``requeued``:
+    ids of the jobs that were taken."""
 
     expired: int
     requeued: tuple[str, ...]
@@ -159,10 +163,10 @@ class RecoveryResult:
 
 @dataclass(frozen=True)
 class OldestWaiting:
-    """What waits longest.
+    """The oldest waiting jobs.
 
-    ``length`` of the intake; ``mark`` tells its oldest job from others, empty if there
-    is none. ``ready_s``: how long the longest waits of those that are next in the ready
+    ``backlog``: length of the intake list. ``fingerprint``: digest of its oldest job,
+    '' if it is empty. ``ready_age_s``: longest wait among the next jobs of the ready
     lists.
     """
 
@@ -172,7 +176,7 @@ class OldestWaiting:
 
 
 def new_id() -> str:
-    """An id for a job: 128 random bits."""
+    """Return a job id of 128 random bits."""
     return uuid.uuid4().hex
 
 
@@ -187,26 +191,27 @@ def _source(name: str) -> str:
 SCRIPTS = (
     "push",
     "claim",
-    "beat",
+    "heartbeat",
     "finish",
     "recover",
-    "control",
-    "requeue",
-    "hold",
+    "requeue_jobs",
+    "admin",
+    "requeue_failure",
+    "hold_host",
     "host_slot",
-    "oldest",
-    "turn",
-    "sample",
-    "waiting",
+    "oldest_waiting",
+    "waiting_hosts",
+    "take_turn",
+    "add_sample",
 )
 
 
 class Transitions:
-    """The queue of one group. Thread-safe, as the client is. Each method raises
+    """The queue of one group. As thread-safe as the client. Methods raise
     QueueError.
 
-    ``outbox``: in a Cluster, where ``finish`` puts the records of clients; None where
-    it writes them itself.
+    ``outbox``: in a Cluster, where ``finish`` puts the records of clients; elsewhere
+    None: it writes them itself.
     """
 
     def __init__(
@@ -215,7 +220,8 @@ class Transitions:
         keys: QueueKeys,
         timed: Callable[[str, float], None] = lambda _name, _seconds: None,
     ) -> None:
-        """``timed`` hears how long each call took that was answered."""
+        """``timed`` is called with the script's name and the seconds of each call that
+        was answered."""
         self.client = client
         self.keys = keys
         self._timed = timed
@@ -229,8 +235,8 @@ class Transitions:
         return f"<Transitions of {self.keys.intake}>"
 
     def push(self, jobs: Sequence[tuple[PushedJob, str]]) -> list[str]:
-        """Queue jobs under the given ids, with one round trip; OK, DUP (that id again)
-        or FOLLOWS for each in turn."""
+        """Queue jobs under the given ids in one round trip. Return OK, DUP (known id)
+        or FOLLOWS for each job."""
         calls = [
             [
                 self.keys.prefix,
@@ -260,16 +266,18 @@ class Transitions:
         max_throttled: int = 1000,
         shares: HostSlotShares | None = None,
     ) -> ClaimResult | None:
-        """Jobs for ``slots`` free slots, after those that are ours already and not
-        ``known``; None: only new ones.
+        """Claim jobs for ``slots`` free slots, after held jobs that are not ``known``;
+        with None only new jobs.
 
-        What a call has claimed whose reply was lost comes with the next one that says
-        what is known. Returns None: the supervisor ``sid`` is not registered, ``beat``
-        comes first. With ``parts`` a job of a host that has its part is only taken
-        where there is no other among the next and the last 500 of each list.
+        Jobs of a claim whose reply was lost are returned by the next claim that says
+        what is known. With ``shares``, a job of a host that has its share is taken only
+        if the next and the last 500 jobs of each list have no other.
+
+        Return None if the supervisor ``sid`` is not registered: call ``heartbeat``
+        first.
         """
         unused = new_id()
-        fresh = [f"{unused[:-4]}{number:04x}" for number in range(slots)]
+        ids = [f"{unused[:-4]}{number:04x}" for number in range(slots)]
         reply = self._run(
             "claim",
             [
@@ -284,20 +292,21 @@ class Transitions:
                 shares.limit if shares else 0,
                 jsontext.dumps(shares.as_json() if shares else {}),
                 *map(str, known or ()),
-                *fresh,
+                *ids,
             ],
         )
         if reply is None:
             return None
-        due_ms, gate, alone, passed, *rows = reply
+        due_ms, gate, exceeded, skipped, *rows = reply
         next_due_s = None if due_ms < 0 else due_ms / 1000
+        jobs = tuple(_claimed(row) for row in rows)
         return ClaimResult(
-            tuple(_claimed(row) for row in rows),
+            jobs,
             next_due_s,
             gate == b"paused",
             gate == b"full",
-            bool(alone),
-            passed,
+            bool(exceeded),
+            skipped,
         )
 
     def heartbeat(
@@ -308,10 +317,10 @@ class Transitions:
         lease_s: float,
         info: dict[str, Any] | None = None,
     ) -> HeartbeatResult:
-        """Renew the leases of ``jobs`` (with their progress, JSON or empty); with
-        ``info`` also the registration.
+        """Renew the leases of ``jobs`` (with their progress, JSON or empty), and with
+        ``info`` the registration.
 
-        Without ``info`` it is the question whether the fences still stand.
+        Without ``info`` it only checks that the fences are still valid.
         """
         arguments: list[Any] = [
             self.keys.prefix,
@@ -319,135 +328,98 @@ class Transitions:
             _ms(lease_s),
             jsontext.dumps(info) if info is not None else "",
         ]
-        for ticket, progress in jobs:
-            arguments += [ticket.job_id, ticket.fence, progress]
-        strays, held, *verdicts = self._run("beat", arguments)
-        holds = tuple(
-            (to_text(host), to_ms(to_int(ms)) / 1000)
-            for host, ms in zip(held[::2], held[1::2], strict=True)
+        for lease, progress in jobs:
+            arguments += [lease.job_id, lease.fence, progress]
+        orphans, holds, *replies = self._run("heartbeat", arguments)
+        hosts = zip(holds[::2], holds[1::2], strict=True)
+        held_hosts = tuple(
+            (to_text(host), to_ms(to_int(ms)) / 1000) for host, ms in hosts
         )
-        return HeartbeatResult(int(strays), tuple(map(to_text, verdicts)), holds)
+        return HeartbeatResult(int(orphans), tuple(map(to_text, replies)), held_hosts)
+
+    def finish(self, sid: str, requests: Sequence[FinishRequest]) -> list[str]:
+        """End or requeue jobs in one round trip. Return OK, DUP, FENCED, GONE, FOLLOWS
+        or LEADS for each request."""
+        return [
+            to_text(reply)
+            for reply in self.run_script(
+                "finish", [self._finish_call(sid, one) for one in requests]
+            )
+        ]
+
+    def recover(self, *, grace_s: float, order: str) -> RecoveryResult:
+        """Requeue jobs whose leases and grace have expired. Calls within 4 s of another
+        supervisor's do nothing."""
+        expired, *ids = self._run("recover", [self.keys.prefix, _ms(grace_s), order])
+        return RecoveryResult(int(expired), tuple(map(to_text, ids)))
+
+    def requeue_jobs_of(self, gone: Sequence[str], *, order: str) -> list[str]:
+        """Requeue at once all jobs of supervisors that have exited. Return the ids of
+        the jobs."""
+        requeued: list[str] = []
+        while gone:
+            left, *found = self._run(
+                "requeue_jobs", [self.keys.prefix, "", order, *gone]
+            )
+            requeued += map(to_text, found)
+            if not left:
+                break
+        return requeued
 
     def hold_host(self, host: str, seconds: float) -> None:
-        """Have no supervisor ask ``host`` for that long; all hear of it at once."""
-        self._run("hold", [self.keys.prefix, host, _ms(seconds)])
-
-    def take_turn(self, key: str, seconds: float) -> bool:
-        """Return whether it is this caller's turn: ``key`` records that no other had
-        one within ``seconds``."""
-        reply = self._run(
-            "turn", [self.keys.prefix, key.removeprefix(self.keys.prefix), _ms(seconds)]
-        )
-        return reply is not None
-
-    def add_sample(self, figures: Mapping[str, int], *, kept: int, ttl_ms: int) -> None:
-        """Add a sample to the history, which keeps the last ``kept`` samples, for
-        ``ttl_ms`` after the last one."""
-        pairs = [text for pair in figures.items() for text in pair]
-        self._run("sample", [self.keys.prefix, kept, ttl_ms, *pairs])
+        """Stop requests of all supervisors to ``host`` for ``seconds``, and notify
+        them."""
+        self._run("hold_host", [self.keys.prefix, host, _ms(seconds)])
 
     def oldest_waiting(self) -> OldestWaiting:
-        """What waits longest, for figures."""
-        length, mark, waited_ms = self._run("oldest", [self.keys.prefix])
-        return OldestWaiting(int(length), to_text(mark), max(0, int(waited_ms)) / 1000)
+        """Return how long jobs have waited, for metrics."""
+        length, fingerprint, waited_ms = self._run("oldest_waiting", [self.keys.prefix])
+        return OldestWaiting(
+            int(length), to_text(fingerprint), max(0, int(waited_ms)) / 1000
+        )
 
     def waiting_hosts(self, sid: str, *, order: str, most: int = 500) -> dict[str, int]:
-        """How many jobs of which hosts wait for a slot; of each list the next and the
-        last ``most`` are looked at.
+        """Return the number of waiting jobs by host, among the next and the last
+        ``most`` jobs of each list.
 
-        Hosts as in ``HostSlotShares``; '' is that of jobs whose text does not tell it.
-        Empty while ``sid`` is to take none.
+        Hosts as in ``HostSlotShares``; '' if a job's text does not show it. Empty while
+        ``sid`` may not take jobs.
         """
-        found = self._run("waiting", [self.keys.prefix, sid, order, most])
+        found = self._run("waiting_hosts", [self.keys.prefix, sid, order, most])
         return {
             to_text(host): int(count)
             for host, count in zip(found[::2], found[1::2], strict=True)
         }
 
-    def finish(self, sid: str, requests: Sequence[FinishRequest]) -> list[str]:
-        """End or give back jobs with one round trip; OK, DUP, FENCED, GONE, FOLLOWS or
-        LEADS for each in turn."""
-        return [
-            to_text(reply)
-            for reply in self.run_script(
-                "finish", [self._ending(sid, one) for one in requests]
-            )
-        ]
-
-    def recover(self, sid: str, *, grace_s: float, order: str) -> RecoveryResult:
-        """Look for leases that have passed; by one supervisor at a time, another's call
-        does nothing."""
-        return _recovery(
-            self._run("recover", [self.keys.prefix, sid, _ms(grace_s), order])
+    def take_turn(self, key: str, seconds: float) -> bool:
+        """Return whether the caller is the first within ``seconds`` to do the work that
+        ``key`` stands for."""
+        reply = self._run(
+            "take_turn",
+            [self.keys.prefix, key.removeprefix(self.keys.prefix), _ms(seconds)],
         )
+        return reply is not None
 
-    def requeue_jobs_of(
-        self, sid: str, gone: Sequence[str], *, order: str
-    ) -> list[str]:
-        """Give back at once all jobs of supervisors that are known to be gone; their
-        ids."""
-        given_back: list[str] = []
-        while gone:
-            left, *found = self._run(
-                "recover", [self.keys.prefix, sid, 0, order, *gone]
-            )
-            given_back += map(to_text, found)
-            if not left:
-                break
-        return given_back
+    def add_sample(self, figures: Mapping[str, int], *, kept: int, ttl_ms: int) -> None:
+        """Add a sample to the history, which keeps the last ``kept`` and expires
+        ``ttl_ms`` after the last one."""
+        pairs = [text for pair in figures.items() for text in pair]
+        self._run("add_sample", [self.keys.prefix, kept, ttl_ms, *pairs])
 
     def check_keys(self, cause: QueueError | None = None) -> None:
-        """Raise QueueUnusable if a key of the queue is of another type, as another
-        program left it."""
-        kinds = self.keys.key_types(int(time.time() // DAY_S))
+        """Raise QueueUnusable if a key of the queue has another type, because another
+        program wrote it."""
+        types = self.keys.key_types(int(time.time() // DAY_S))
         with translated(self.client):
             pipeline = self.client.pipeline(transaction=False)
-            for key in kinds:
+            for key in types:
                 pipeline.type(key)
             found = [to_text(kind) for kind in pipeline.execute()]
-        for (key, wanted), kind in zip(kinds.items(), found, strict=True):
+        for (key, wanted), kind in zip(types.items(), found, strict=True):
             if kind not in (wanted, "none"):
                 raise unusable_error(
                     f"its key {key} is a {kind}, not a {wanted}"
                 ) from cause
-
-    def _ending(self, sid: str, ending: FinishRequest) -> tuple[list[str], list[Any]]:
-        key, *visible = self._visible(ending)
-        note = jsontext.dumps(ending.note) if ending.note else ""
-        return [self.keys.intake, key], [
-            self.keys.prefix,
-            sid,
-            ending.lease.job_id,
-            ending.lease.fence,
-            ending.disposition,
-            _ms(ending.delay_s),
-            note,
-            ending.priority,
-            ending.digest,
-            *visible,
-            ending.host,
-            int(ending.is_start_reserved),
-            int(ending.waits_for_slot),
-        ]
-
-    def _visible(self, ending: FinishRequest) -> list[Any]:
-        """Where the record goes: key, kind, time to live, field, value."""
-        record = ending.record
-        if record is None:
-            return [self.keys.intake, "", 0, "", ""]
-        if self.outbox is not None:
-            return [
-                self.keys.outbox,
-                "outbox",
-                0,
-                str(ending.lease),
-                encode_entry(record),
-            ]
-        kind = "string" if record.field is None else "hash"
-        return [record.key, kind, SUCCESS_TTL_S, record.field or "", record.value]
-
-    def _run(self, name: str, arguments: Sequence[Any]) -> Any:
-        return self.run_script(name, [([self.keys.intake], arguments)])[0]
 
     def run_script(
         self,
@@ -455,10 +427,10 @@ class Transitions:
         calls: Sequence[tuple[list[str], Sequence[Any]]],
         client: Any = None,
     ) -> list[Any]:
-        """The script once for each of ``calls`` (keys and arguments), in one round
-        trip; loaded if need be.
+        """Run a script once for each of ``calls`` (keys and arguments) in one round
+        trip. Load it if necessary.
 
-        ``client``: of the node of a Cluster that has these keys, if they are not the
+        ``client``: of the Cluster node that has these keys, if they are not the
         queue's.
         """
         script, client = self._scripts[name], client or self.client
@@ -478,9 +450,50 @@ class Transitions:
         self._timed(name, time.monotonic() - began)
         return replies
 
+    def _run(self, name: str, arguments: Sequence[Any]) -> Any:
+        return self.run_script(name, [([self.keys.intake], arguments)])[0]
+
+    def _finish_call(
+        self, sid: str, request: FinishRequest
+    ) -> tuple[list[str], list[Any]]:
+        """Return keys and arguments of ``finish.lua``."""
+        key, *visible = self._record_arguments(request)
+        note = jsontext.dumps(request.note) if request.note else ""
+        return [self.keys.intake, key], [
+            self.keys.prefix,
+            sid,
+            request.lease.job_id,
+            request.lease.fence,
+            str(request.disposition),
+            _ms(request.delay_s),
+            note,
+            request.priority,
+            request.digest,
+            *visible,
+            request.host,
+            int(request.is_start_reserved),
+            int(request.waits_for_slot),
+        ]
+
+    def _record_arguments(self, request: FinishRequest) -> list[Any]:
+        """Return key, kind, seconds to live, field and value of the record."""
+        record = request.record
+        if record is None:
+            return [self.keys.intake, "", 0, "", ""]
+        if self.outbox is not None:
+            return [
+                self.keys.outbox,
+                "outbox",
+                0,
+                str(request.lease),
+                encode_entry(record),
+            ]
+        kind = "string" if record.field is None else "hash"
+        return [record.key, kind, SUCCESS_TTL_S, record.field or "", record.value]
+
 
 def unusable_error(reason: str) -> QueueUnusable:
-    """Return the error that a key with foreign content is."""
+    """Return the error for a key that another program has written."""
     return QueueUnusable(
         f"Redis cannot be used: {reason}: another program wrote it; rename or delete it"
     )
@@ -514,8 +527,8 @@ def _claimed(row: Sequence[Any]) -> ClaimedJob:
         created,
         priority,
         flag,
-        paid,
-        claim,
+        reserved,
+        claim_id,
         yields,
     ) = row
     return ClaimedJob(
@@ -528,17 +541,12 @@ def _claimed(row: Sequence[Any]) -> ClaimedJob:
         _count(created),
         to_text(priority or b"normal"),
         to_text(flag) if flag else None,
-        bool(paid),
-        to_text(claim),
+        bool(reserved),
+        to_text(claim_id),
         _count(yields),
     )
 
 
 def _count(value: bytes | int | None) -> int:
-    """Return a count from Redis; 0 for what is none."""
+    """Return a count from Redis; 0 for an invalid one."""
     return max(0, to_int(value))
-
-
-def _recovery(reply: Sequence[Any]) -> RecoveryResult:
-    suspects, *ids = reply
-    return RecoveryResult(int(suspects), tuple(map(to_text, ids)))

@@ -1,1 +1,12 @@
-"""What the service shows of itself: its log."""
+"""Observability: the log, metrics, health checks and traces of every process.
+
+Read in this order: log (loggers, and the file that they write), processors and console
+(from the fields of a call to one line), values (any value as JSON, without secrets),
+logfile and rotation (the file on disk), log_limiter (bursts of equal lines); metrics
+(what Prometheus reads), health and http_server (probes, and the server for them);
+tracing and spans (OpenTelemetry).
+
+Every process has its own ``Log``; loggers may be used by any thread. The supervisor
+runs the HTTP server in the thread ``http`` and cleans up rotated logs in
+``log-cleanup``; each worker exports spans in a thread of OpenTelemetry.
+"""

@@ -1,5 +1,5 @@
-"""A record for people's eyes instead of machines: ``TIME [level] event [logger]
-key=value ...``, a stack below it."""
+"""A record as text for people: ``TIME [level] event [logger] key=value ...``, and a
+stack below it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAMES = {
     "log.logger": "logger",
 }
 _STACK = "error.stack_trace"
-_LEFT_OUT = {
+_OMITTED = {
     "event.action",
     "event.dataset",
     "ecs.version",
@@ -30,7 +30,7 @@ _render = ConsoleRenderer(colors=False, sort_keys=False)
 
 
 def to_text(logger: object, level: str, record: EventDict) -> bytes:
-    """One record as text, at most 64 KiB long."""
+    """Return the record as text, at most 64 KiB long."""
     shown = _rendered(logger, level, record)
     return (
         shown if len(shown) <= MAX_LINE else _rendered(logger, level, shortened(record))
@@ -43,7 +43,7 @@ def _rendered(logger: object, level: str, record: EventDict) -> bytes:
         if isinstance(value, str)
         else value
         for key, value in record.items()
-        if key not in _LEFT_OUT
+        if key not in _OMITTED
     }
     lines = [
         str(_render(logger, level, fields)),
@@ -53,7 +53,7 @@ def _rendered(logger: object, level: str, record: EventDict) -> bytes:
 
 
 def _printable(text: str) -> str:
-    """``text`` with each character escaped that ends a line or does something to a
+    """Return ``text`` with each character escaped that ends a line or controls a
     terminal."""
     return (
         text

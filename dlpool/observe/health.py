@@ -1,5 +1,4 @@
-"""Whether a service lives, and whether it can do its work: what probes and people are
-told."""
+"""Liveness and readiness of a service, as probes and people see them."""
 
 from __future__ import annotations
 
@@ -7,15 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-SILENCE_S = (
-    30.0  # of the main loop, after which it is taken for stuck; it turns every second
-)
+# without a turn of the main loop, which turns every second: then it counts as stuck
+SILENCE_S = 30.0
 
 
 @dataclass(frozen=True)
 class HealthCheck:
-    """One condition of being ready; ``problem`` says why it does not hold, empty if it
-    does."""
+    """One condition of readiness. ``problem`` is the reason why it fails, empty if it
+    holds."""
 
     name: str
     problem: str = ""
@@ -29,11 +27,12 @@ class HealthCheck:
 
 
 class Health:
-    """``beat`` by the main loop, all else by any thread."""
+    """The health of a service. The main loop calls ``update``; any thread may call the
+    other methods."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._beat_at = clock()
+        self._updated_at = clock()
         self._checks: tuple[HealthCheck, ...] = (
             HealthCheck("started", "the service is starting"),
         )
@@ -42,29 +41,29 @@ class Health:
         return f"<Health {'; '.join(map(str, self._checks))}>"
 
     def update(self, checks: Sequence[HealthCheck]) -> None:
-        """The main loop has turned, and found this."""
+        """Record a turn of the main loop, and the results of its checks."""
         self._checks = tuple(checks)
-        self._beat_at = self._clock()
+        self._updated_at = self._clock()
 
     def liveness(self) -> HealthCheck:
-        """Whether the process does anything at all. What else is away (Redis, a disk)
-        does not matter: a restart would not bring it back."""
-        silent_s = self._clock() - self._beat_at
+        """Check whether the main loop turns. Redis and disks do not matter: a restart
+        would not repair them."""
+        silent_s = self._clock() - self._updated_at
         return HealthCheck(
             "loop",
             f"it has not turned for {silent_s:.0f} s" if silent_s > SILENCE_S else "",
         )
 
     def readiness(self) -> tuple[HealthCheck, ...]:
-        """All conditions of taking jobs."""
+        """Return all checks that must hold for the service to take jobs."""
         return (self.liveness(), *self._checks)
 
 
 def format_checks(
     checks: Sequence[HealthCheck], *, is_verbose: bool
 ) -> tuple[bool, str]:
-    """Whether all hold, and a line each; without ``is_verbose`` only of those that do
-    not."""
+    """Return whether all checks hold, and a line for each; without ``is_verbose`` only
+    for those that fail."""
     is_good = not any(check.problem for check in checks)
     shown = [str(check) for check in checks if is_verbose or check.problem]
     return is_good, "\n".join([*shown, "ok" if is_good else "not ok"]) + "\n"

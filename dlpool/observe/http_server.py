@@ -1,10 +1,10 @@
-"""A small HTTP server for probes and metrics that no client can make the process hang
-or grow with.
+"""A small HTTP server for probes and metrics, with bounded memory, threads and time for
+each client.
 
-One thread receives the heads of requests from a bounded number of connections, the
-oldest of which makes room for the next one, and answers probes. What takes longer has a
-thread for each of a few clients, and is refused to others. What is asked is parsed by
-the standard library's handler; here are only the bounds.
+One thread receives the heads of requests and answers probes. If too many connections
+are open, it closes the oldest. Slow answers, such as metrics, each take a thread for
+one of a few clients; others get 503. The standard library's handler parses the
+requests.
 """
 
 from __future__ import annotations
@@ -21,33 +21,32 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from dlpool import __version__
 from dlpool.kinds import split_address
 from dlpool.observe.log import Logger
 from dlpool.request_heads import HeadProgress, PendingHeads
 from dlpool.threads import is_out_of_descriptors
+from dlpool.version import __version__
 
 NO_SNIFF = (
     "X-Content-Type-Options",
     "nosniff",
-)  # of all answers: the body is what its type says (Fetch standard)
-MAX_CONNECTIONS = 64  # whose request has not come
-MAX_SLOW = 2  # answers at once that take longer
-REQUEST_S = (
-    3.0  # for a client to send its request, and as long again to take the answer
-)
-RETRY_S = 5.0  # until the next try to listen
+)  # clients must not guess another type of the body (Fetch standard)
+MAX_CONNECTIONS = 64  # that have not sent their request
+MAX_SLOW = 2  # slow answers at once
+REQUEST_S = 3.0  # for a client to send its request, and again to receive a slow answer
+RETRY_S = 5.0  # until the next attempt to bind the address
 TURN_S = 0.5
 _BACKLOG = 128
 _ONE_READ = 8192  # bytes
-_LEFT = (
+_UNREAD = (
     64 * 1024
-)  # bytes that are read and dropped, so that an answer is not lost by a reset
+)  # bytes to read and drop after an answer, which a reset would destroy
 
 
 @dataclass(frozen=True)
 class ProbeRequest:
-    """What is asked. ``options``: the names in the query."""
+    """A request. ``options`` are the names in the query; ``accept`` is the header
+    ``Accept``."""
 
     options: frozenset[str]
     accept: str
@@ -55,7 +54,7 @@ class ProbeRequest:
 
 @dataclass(frozen=True)
 class ProbeResponse:
-    """What is answered."""
+    """A response to a request."""
 
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
@@ -66,10 +65,11 @@ Route = Callable[[ProbeRequest], ProbeResponse]
 
 
 class MonitoringServer:
-    """Listens at ``address`` as long as that is possible: where it is not, it warns
-    once, and tries again.
+    """Serves HTTP at ``address``. If the address cannot be bound, it logs that once and
+    retries.
 
-    ``serve`` is a thread; ``address`` may be set at any time, empty means nowhere.
+    One thread runs ``serve``; any thread may set ``address``, where an empty one
+    switches the server off.
     """
 
     def __init__(
@@ -80,23 +80,23 @@ class MonitoringServer:
         *,
         slow: frozenset[str] = frozenset({"/metrics"}),
     ) -> None:
-        """``slow``: paths whose answers are made in threads of their own; all others
-        must not wait for anything."""
+        """``slow``: the paths that are answered in threads of their own; all other
+        routes must not block."""
         self.address = address
         self._routes = routes
         self._slow = slow
         self._log = log
         self._stopping = threading.Event()
-        self._complaint = ""
+        self._problem = ""
 
     def __repr__(self) -> str:
         return (
-            f"<Listener "
-            f"{self.address or 'off'}{': ' + self._complaint if self._complaint else ''}>"
+            f"<MonitoringServer "
+            f"{self.address or 'off'}{': ' + self._problem if self._problem else ''}>"
         )
 
     def serve(self) -> None:
-        """Until ``stop``. Never raises."""
+        """Serve requests until ``stop`` is called. Never raises."""
         while not self._stopping.is_set():
             try:
                 self._serve_at(self.address)
@@ -105,37 +105,39 @@ class MonitoringServer:
                 reason = getattr(error, "strerror", None) or str(error)
             except Exception as error:  # noqa: BLE001 - top of a thread that the service can do without
                 reason = f"unexpected {type(error).__name__}: {error}"
-            self._complain(reason)
+            self._log_problem(reason)
             self._stopping.wait(RETRY_S)
 
     def stop(self) -> None:
-        """End the thread soon."""
+        """Let ``serve`` return within half a second."""
         self._stopping.set()
 
     def _serve_at(self, address: str) -> None:
-        """Until that is not the address any more. Raises OSError."""
+        """Serve requests until another address is set. Raises OSError if this one
+        cannot be bound."""
         if not address:
             self._stopping.wait(TURN_S)
             return
-        with _Server(address, self._routes, self._slow, self._log) as server:
-            self._complaint = ""
+        with _ProbeServer(address, self._routes, self._slow, self._log) as server:
+            self._problem = ""
             self._log.info("metrics_listening", listen=address)
             while self.address == address and not self._stopping.is_set():
                 server.turn()
 
-    def _complain(self, reason: str) -> None:
-        if reason != self._complaint:
-            self._complaint = reason
+    def _log_problem(self, reason: str) -> None:
+        if reason != self._problem:
+            self._problem = reason
             self._log.warning(
-                "metrics_unheard",
+                "metrics_bind_failed",
                 listen=self.address,
                 reason=f"cannot listen there: {reason}",
                 delay_s=RETRY_S,
             )
 
 
-class _Server:
-    """A context; ``turn`` by one thread."""
+class _ProbeServer:
+    """The listening socket and its connections, as a context manager. One thread calls
+    ``turn``."""
 
     def __init__(
         self,
@@ -148,7 +150,7 @@ class _Server:
         self._slow = slow
         self._log = log
         self._heads: PendingHeads[socket.socket] = PendingHeads()
-        self._places = threading.BoundedSemaphore(MAX_SLOW)
+        self._slow_slots = threading.BoundedSemaphore(MAX_SLOW)
         host, port = split_address(address)
         found = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -161,7 +163,7 @@ class _Server:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
 
-    def __enter__(self) -> _Server:
+    def __enter__(self) -> _ProbeServer:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -171,7 +173,7 @@ class _Server:
         self._listener.close()
 
     def turn(self) -> None:
-        """Serve whoever is there, or wait a moment."""
+        """Wait up to half a second for connections and data, and serve them."""
         for key, _ in self._selector.select(
             min(TURN_S, self._heads.next_timeout_s(time.monotonic()))
         ):
@@ -183,12 +185,13 @@ class _Server:
             self._drop(sock)
 
     def _accept(self) -> None:
-        """Take a connection; the oldest of those that are silent makes room."""
+        """Accept a connection, and close the oldest pending one if there are too
+        many."""
         try:
             sock, _ = self._listener.accept()
         except OSError as error:
             if is_out_of_descriptors(error) and not self._drop_oldest():
-                time.sleep(TURN_S)  # it would be tried again at once, and again
+                time.sleep(TURN_S)  # the socket stays readable: do not spin
             return
         sock.setblocking(False)
         self._selector.register(sock, selectors.EVENT_READ)
@@ -232,71 +235,71 @@ class _Server:
             )
         except _TakesLonger:
             if not self._start(sock, head):
-                self._answer(sock, head, dict.fromkeys(self._slow, _crowded))
+                self._answer(sock, head, dict.fromkeys(self._slow, _too_busy))
 
     def _start(self, sock: socket.socket, head: bytes) -> bool:
-        """Answer in a thread, which ends by itself within its seconds; False if there
-        is none for it."""
-        if not self._places.acquire(blocking=False):
+        """Start a thread for a slow answer, which has a time limit; return False if
+        none is free."""
+        if not self._slow_slots.acquire(blocking=False):
             return False
         try:
             threading.Thread(
                 target=self._answer_slowly, args=(sock, head), daemon=True
             ).start()
         except RuntimeError:  # no more threads
-            self._places.release()
+            self._slow_slots.release()
             return False
         return True
 
     def _answer_slowly(self, sock: socket.socket, head: bytes) -> None:
         try:
-            sock.settimeout(REQUEST_S)  # of sendall: limits the whole of it
+            sock.settimeout(REQUEST_S)  # for all of sendall
             self._answer(sock, head, self._routes)
         finally:
-            self._places.release()
+            self._slow_slots.release()
 
     def _answer(
         self, sock: socket.socket, head: bytes, routes: Mapping[str, Route]
     ) -> None:
-        """Send one answer; a client that went away, or takes none, is no news. Raises
+        """Send one answer; ignore a client that has disconnected. Raises
         _TakesLonger."""
-        said = b""
+        answer = b""
         try:
-            said = _Handler(head, routes).wfile.getvalue()
+            answer = _ProbeHandler(head, routes).wfile.getvalue()
         except _TakesLonger:
             raise
-        except Exception as error:  # noqa: BLE001 - a defect of one page
+        except Exception as error:  # noqa: BLE001 - a defect of one route
             self._log.error("metrics_failed", error=error)
         with sock, suppress(OSError):
-            sock.sendall(said)
+            sock.sendall(answer)
             sock.shutdown(socket.SHUT_WR)
             sock.setblocking(False)
-            sock.recv(_LEFT)
+            sock.recv(_UNREAD)
 
 
 class _TakesLonger(Exception):
-    """What is asked for has a thread of its own."""
+    """The route needs a thread of its own."""
 
 
 def _take_longer(_: ProbeRequest) -> ProbeResponse:
     raise _TakesLonger
 
 
-def _crowded(_: ProbeRequest) -> ProbeResponse:
+def _too_busy(_: ProbeRequest) -> ProbeResponse:
     return ProbeResponse(
-        b"too many ask for this just now, try again\n",
-        status=HTTPStatus.SERVICE_UNAVAILABLE,
+        b"too many requests at once, try again\n", status=HTTPStatus.SERVICE_UNAVAILABLE
     )
 
 
-class _Handler(BaseHTTPRequestHandler):
-    """One request, in memory; HTTP/1.0, so that the connection ends with it."""
+class _ProbeHandler(BaseHTTPRequestHandler):
+    """Handles one request in memory. HTTP/1.0: the connection is closed after the
+    answer."""
 
     rfile: io.BytesIO
     wfile: io.BytesIO
     server_version = f"dlpool/{__version__}"
     sys_version = ""
-    # else what cannot be read gets an answer without a head, as of HTTP/0.9
+    # otherwise a malformed request gets an answer of HTTP/0.9, without a head
     default_request_version = "HTTP/1.0"
 
     def __init__(self, head: bytes, routes: Mapping[str, Route]) -> None:
@@ -310,27 +313,27 @@ class _Handler(BaseHTTPRequestHandler):
         route = self._routes.get(path)
         if route is None:
             paths = " ".join(sorted(self._routes))
-            reply = ProbeResponse(
-                f"there is nothing here; there are {paths}\n".encode(),
+            response = ProbeResponse(
+                f"no such path; available are {paths}\n".encode(),
                 status=HTTPStatus.NOT_FOUND,
             )
         else:
             options = frozenset(option.partition("=")[0] for option in query.split("&"))
-            reply = route(ProbeRequest(options, self.headers.get("Accept", "")))
-        self.send_response(reply.status)
-        self.send_header("Content-Type", reply.content_type)
-        self.send_header("Content-Length", str(len(reply.body)))
+            response = route(ProbeRequest(options, self.headers.get("Accept", "")))
+        self.send_response(response.status)
+        self.send_header("Content-Type", response.content_type)
+        self.send_header("Content-Length", str(len(response.body)))
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(reply.body)
+            self.wfile.write(response.body)
 
     do_HEAD = do_GET
 
     def end_headers(self) -> None:
-        """Of the library's own answers, too."""
+        """Add a header to all answers, also to those of the library."""
         self.send_header(*NO_SNIFF)
         super().end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Probes are no news."""
+        """Do not log requests."""

@@ -1,37 +1,40 @@
-"""A process's JSON log: what the rest of the program sees of it."""
+"""The log of a process: loggers of structlog, whose lines are appended to one file that
+processes share."""
 
 from __future__ import annotations
 
-import socket
+import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any, TypeAlias
 
-from structlog import BoundLoggerBase
+from structlog import DropEvent, make_filtering_bound_logger, wrap_logger
+from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
 from dlpool.config import LoggingSettings
 from dlpool.disk import translated
 from dlpool.kinds import LEVELS, logger_levels
+from dlpool.observe.console import to_text
 from dlpool.observe.logfile import LogFile
-from dlpool.observe.processors import Origin, processors
+from dlpool.observe.processors import LogOrigin, add_process_fields, to_ecs, to_line
 from dlpool.observe.rotation import Rotation
 
 LOG_NAME = "dlpool.log"
 _LEVELS = {level: 10 * number for number, level in enumerate(LEVELS, 1)}
-_PAUSE_S = 60.0
-OnEvent = Callable[[str, Mapping[str, object]], object]
+_RETRY_S = 60.0
+Logger: TypeAlias = FilteringBoundLogger
+OnEvent: TypeAlias = Callable[[str, Mapping[str, object]], object]
+_BoundLogger = make_filtering_bound_logger(
+    logging.DEBUG
+)  # levels change at run time: see ``filter_by_level``
 
 
 def _utc_now() -> datetime:
     return datetime.now(timezone.utc)
-
-
-def _deaf(_event: str, _fields: Mapping[str, object], /) -> None:
-    pass
 
 
 def _threshold(logger: str, settings: LoggingSettings) -> int:
@@ -39,175 +42,196 @@ def _threshold(logger: str, settings: LoggingSettings) -> int:
     return _LEVELS[own.get(logger, settings.level)]
 
 
-class RecordSink:
-    """Where records go. ``heard`` is told of each, whatever its level. The lock guards
-    the count of lost ones."""
+class LogSink:
+    """Appends the lines of one logger to the log file. Thread-safe; no method
+    raises.
 
-    def __init__(self, file: LogFile, heard: OnEvent) -> None:
-        self.file = file
-        self.heard = heard
+    ``threshold`` is the lowest level that is written. The lock guards the number of
+    dropped records.
+    """
+
+    def __init__(self, file: LogFile, threshold: int) -> None:
+        self.threshold = threshold
         self.dropped = 0
+        self._file = file
         self._lock = (
             threading.RLock()
         )  # a signal handler may log while its own thread counts
 
-    def count_lost(self) -> None:
-        """One more record could not be written."""
+    def write(self, line: bytes) -> None:
+        """Append one line, newline included; count it as dropped if that fails."""
+        try:
+            self._file.append(line)
+        except Exception:  # noqa: BLE001 - a failing log must not stop the work
+            self.count_dropped()
+
+    debug = info = warning = error = critical = write
+
+    def count_dropped(self) -> None:
+        """Count one more record that could not be written."""
         with self._lock:
             self.dropped += 1
 
 
-@dataclass
-class LoggerChannel:
-    """What the loggers of one name share: where they write, and from which level on."""
+def filter_by_level(sink: LogSink, level: str, fields: EventDict) -> EventDict:
+    """Drop an event below the threshold of its logger, which a reload may change."""
+    if _LEVELS[level] < sink.threshold:
+        raise DropEvent
+    return fields
 
-    sink: RecordSink
-    threshold: int
+
+def processor_chain(
+    origin: LogOrigin,
+    clock: Callable[[], datetime],
+    log_format: str = "json",
+    on_event: OnEvent | None = None,
+) -> list[Processor]:
+    """Return the processors that make one line of bytes of an event. ``clock`` returns
+    the time in UTC."""
+    observers = [] if on_event is None else [_observed_by(on_event)]
+    render = to_text if log_format == "console" else to_line
+    return [
+        *observers,
+        filter_by_level,
+        to_ecs,
+        add_process_fields(origin, clock),
+        render,
+    ]
 
 
-class Logger(BoundLoggerBase):
-    """Logs events, with the fields that are bound to it. Its methods raise nothing;
-    ``event`` is no field's name."""
+def _observed_by(on_event: OnEvent) -> Processor:
+    def observe(_sink: LogSink, _level: str, fields: EventDict) -> EventDict:
+        on_event(fields["event"], fields)
+        return fields
 
-    _logger: LoggerChannel
+    return observe
 
-    def bind(self, /, **fields: object) -> Logger:
-        """A logger with more fields."""
-        return Logger(self._logger, self._processors, {**self._context, **fields})
 
-    def debug(self, event: str, /, **fields: object) -> None:
-        """What only a developer wants to know."""
-        self._record("debug", event, fields)
+def _never_raising(processors: Sequence[Processor]) -> Processor:
+    """Return a processor that runs others, and drops and counts an event at which one
+    of them fails."""
 
-    def info(self, event: str, /, **fields: object) -> None:
-        """The course of things."""
-        self._record("info", event, fields)
-
-    def warning(self, event: str, /, **fields: object) -> None:
-        """What will be tried again."""
-        self._record("warning", event, fields)
-
-    def error(self, event: str, /, **fields: object) -> None:
-        """What has failed for good; an ``error`` comes with its stack from here up."""
-        self._record("error", event, fields)
-
-    def critical(self, event: str, /, **fields: object) -> None:
-        """What ends the service."""
-        self._record("critical", event, fields)
-
-    def _record(self, level: str, event: str, fields: dict[str, object]) -> None:
-        channel = self._logger
+    def process(sink: LogSink, level: str, fields: EventDict) -> Any:
         try:
-            channel.sink.heard(event, fields)
-            if _LEVELS[level] < channel.threshold:
-                return
-            (line,), _ = self._process_event(level, event, fields)
-            channel.sink.file.append(line)
-        except Exception:  # noqa: BLE001 - whatever is wrong with a log, the work goes on
-            channel.sink.count_lost()
+            for processor in processors:
+                fields = processor(sink, level, fields)  # type: ignore[assignment]  # the last one returns bytes
+        except Exception:  # noqa: BLE001 - the code of a logged value may fail in any way
+            sink.count_dropped()
+            raise DropEvent from None
+        return fields
+
+    return process
 
 
 class Log:
-    """A process's log ``FOLDER/dlpool.log``, which any number of processes may share.
-    Thread-safe.
+    """The log ``FOLDER/dlpool.log`` of a process; other processes may write to the same
+    file. Thread-safe.
 
-    Every process calls ``tend_writer`` about once a second, and one of them all
-    ``tend`` as well. Raises LocalFault if the log cannot be opened and is
-    ``is_required``; from then on nothing here raises, and ``dropped`` counts the
-    records that were lost. ``heard`` is told of each event on the thread where it
-    happens, and may not raise.
+    Every process calls ``reopen`` about once a second; one of them all calls
+    ``maintain`` as well. No method raises; ``dropped`` counts the records that were
+    lost.
     """
 
     def __init__(
         self,
         folder: Path,
         settings: LoggingSettings,
+        origin: LogOrigin,
         *,
-        service: str,
-        version: str,
-        node_id: str,
         clock: Callable[[], datetime] = _utc_now,
         is_required: bool = True,
-        heard: OnEvent = _deaf,
+        on_event: OnEvent | None = None,
     ) -> None:
+        """Open the file. Raises LocalFault if that fails and the file
+        ``is_required``.
+
+        ``on_event`` is called with each event and its fields, whatever its level, by
+        the thread that logs; it must not raise.
+        """
         self.path = folder / LOG_NAME
         self._settings = settings
         self._clock = clock
         with translated(f"open the log {self.path}"):
-            self._sink = RecordSink(LogFile(self.path, is_required=is_required), heard)
-        self._channels: dict[str, LoggerChannel] = {}
-        origin = Origin(service, version, node_id, socket.gethostname())
-        self._chain = processors(origin, clock, settings.log_format)
+            self._file = LogFile(self.path, is_required=is_required)
+        self._sinks: dict[str, LogSink] = {}
+        self._processors = [
+            _never_raising(
+                processor_chain(origin, clock, settings.log_format, on_event)
+            )
+        ]
         self._own = self.logger("log")
         self._rotation = Rotation(self.path)
-        self._tidier: threading.Thread | None = None
+        self._cleanup: threading.Thread | None = None
         self._is_open = True
-        self._tend_after = 0.0
+        self._maintain_after = 0.0
 
     @property
     def dropped(self) -> int:
-        """How many records could not be written."""
-        return self._sink.dropped
+        """Return the number of records that could not be written."""
+        return sum(sink.dropped for sink in list(self._sinks.values()))
 
     def logger(self, name: str, /, **bound: object) -> Logger:
-        """A logger whose records say ``name`` and the ``bound`` fields."""
-        channel = self._channels.setdefault(
-            name, LoggerChannel(self._sink, _threshold(name, self._settings))
+        """Return a logger whose records have ``name`` as ``log.logger``, and the
+        ``bound`` fields.
+
+        ``event``, ``self`` and ``method_name`` cannot be names of fields.
+        """
+        sink = self._sinks.setdefault(
+            name, LogSink(self._file, _threshold(name, self._settings))
         )
-        return Logger(channel, self._chain, {"logger": name, **bound})
+        wrapped = wrap_logger(
+            sink, self._processors, wrapper_class=_BoundLogger, context_class=dict
+        )
+        logger: Logger = wrapped.bind(logger=name, **bound)
+        return logger
 
     def apply(self, settings: LoggingSettings) -> None:
-        """Use other settings from now on; loggers that exist already follow."""
+        """Use other settings from now on, also for loggers that exist already."""
         self._settings = settings
-        for name, channel in list(self._channels.items()):
-            channel.threshold = _threshold(name, settings)
+        for name, sink in list(self._sinks.items()):
+            sink.threshold = _threshold(name, settings)
 
     def reopen(self) -> None:
-        """Go over to the file that has the log's name now, as others have renamed or
-        removed ours."""
+        """Open the file that has the log's name now, if another process has renamed or
+        removed the open one."""
         with suppress(
             OSError
         ):  # the next record tries again, and is written to the old file until then
-            self._sink.file.follow()
-
-    def follow_rename(self) -> None:
-        """Let go of a renamed log even if there is nothing to write."""
-        self.reopen()
+            self._file.follow()
 
     def maintain(self) -> None:
-        """Rotate if that is due; then compress and remove old logs, on a thread of its
-        own."""
-        if time.monotonic() < self._tend_after or not self._is_open:
+        """Rotate the log if that is due; compress and remove old logs in a thread."""
+        if time.monotonic() < self._maintain_after or not self._is_open:
             return
         try:
             now = self._clock()
             if self._rotation.rotate_if_due(self._settings, now):
                 self.reopen()
-            is_busy = self._tidier is not None and self._tidier.is_alive()
+            is_busy = self._cleanup is not None and self._cleanup.is_alive()
             if not is_busy and not self._rotation.is_cleaned_up(self._settings, now):
-                self._tidier = threading.Thread(
-                    target=self._tidy, name="log-tidier", daemon=True
+                self._cleanup = threading.Thread(
+                    target=self._clean_up, name="log-cleanup", daemon=True
                 )
-                self._tidier.start()
+                self._cleanup.start()
         except (OSError, RuntimeError) as error:  # RuntimeError: no more threads
-            self._complain(error)
+            self._retry_later(error)
 
     def close(self) -> None:
-        """Leave the file; records that come later are counted as dropped."""
+        """Close the file. Later records are counted as dropped."""
         self._is_open = False
-        if self._tidier is not None:
-            self._tidier.join()
+        if self._cleanup is not None:
+            self._cleanup.join()
         with suppress(OSError):
-            self._sink.file.close()
+            self._file.close()
 
-    def _tidy(self) -> None:
+    def _clean_up(self) -> None:
         try:
             self._rotation.clean_up(
                 self._settings, self._clock(), lambda: self._is_open
             )
         except Exception as error:  # noqa: BLE001 - the top of a thread
-            self._complain(error)
+            self._retry_later(error)
 
-    def _complain(self, error: Exception) -> None:
-        self._own.warning("log_not_tended", error=error)
-        self._tend_after = time.monotonic() + _PAUSE_S
+    def _retry_later(self, error: Exception) -> None:
+        self._own.warning("log_maintenance_failed", error=error)
+        self._maintain_after = time.monotonic() + _RETRY_S

@@ -1,4 +1,4 @@
-"""Lines of the log that strangers can cause at will: the first few are written, the
+"""A limit on log lines that clients can cause at will: the first ones are written, the
 others are counted."""
 
 from __future__ import annotations
@@ -13,41 +13,41 @@ PERIOD_S = 60.0
 
 @dataclass
 class _Period:
-    """From the first event of a key on. ``seen`` events have been written, ``left_out``
-    ones counted."""
+    """The counts of one key since its first event: ``written`` and ``left_out``
+    ones."""
 
     ends_at: float
-    seen: int = 0
+    written: int = 0
     left_out: int = 0
 
 
 class LogLimiter:
-    """Decides which of many like events are written: ``burst`` of each key a minute.
+    """Decides which of many equal events are written: ``burst`` of each key a minute.
     Thread-safe.
 
-    Keys are of a small set, such as a status and a label: what a stranger wrote is
-    none.
+    The lock guards the table. Use keys from a small set, such as a status and a label,
+    never text from a client.
     """
 
     def __init__(self, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._burst = burst
         self._clock = clock
-        self._lock = threading.Lock()  # guards the table
+        self._lock = threading.Lock()
         self._periods: dict[Hashable, _Period] = {}
 
     def allow(self, key: Hashable) -> bool:
-        """Return whether the event is to be written; else it is counted."""
+        """Return whether to write the event; if not, count it as left out."""
         with self._lock:
             period = self._periods.setdefault(key, _Period(self._clock() + PERIOD_S))
-            if period.seen < self._burst:
-                period.seen += 1
+            if period.written < self._burst:
+                period.written += 1
                 return True
             period.left_out += 1
             return False
 
     def pop_counts(self, *, now: bool = False) -> list[tuple[Hashable, int]]:
-        """Return the numbers of events that were left out, of the periods that are
-        over; ``now``: of all."""
+        """Remove the periods that are over, or all with ``now``, and return how many
+        events each left out."""
         with self._lock:
             over = [
                 key

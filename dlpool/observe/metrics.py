@@ -1,8 +1,8 @@
-"""Every metric of a supervisor, and how Prometheus reads them. The only module that
-knows prometheus-client.
+"""Every metric of a supervisor, and their text for Prometheus. No other module of it
+imports prometheus-client.
 
-No label is a URL, a path that a job names, or a job's id: the number of series does not
-grow with the work.
+No label is a URL, a path in a job or a job's id: the number of series does not grow
+with the number of jobs.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from dlpool import __version__
 from dlpool.errors import FailJob
 from dlpool.scan.guard import OUTCOMES
+from dlpool.version import __version__
 
 MIB = 1024 * 1024
 _SECONDS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0, 7200.0)
@@ -35,14 +35,16 @@ _SPEEDS = tuple(
     float(MIB * step) for step in (0.1, 0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1000)
 )
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # the time at which a counter began: another series for each, that nobody asks for
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the start times of counters: one more series for each
 
 
 class Metrics:
-    """Attributes are the metrics, as prometheus-client's objects: thread-safe."""
+    """The metrics of a supervisor, as attributes. They are objects of
+    prometheus-client, and so thread-safe."""
 
     def __init__(self, range_bounds_s: Sequence[float]) -> None:
-        """``range_bounds_s``: the upper bounds within which workers count ranges."""
+        """``range_bounds_s``: the upper bounds of the buckets in which workers count
+        ranges, in seconds."""
         self._registry = CollectorRegistry()
         self._ranges = MergedHistogram(
             "dlpool_range_seconds",
@@ -60,63 +62,60 @@ class Metrics:
 
     def _declare_work(self) -> None:
         self.jobs = self._counter(
-            "jobs", "Jobs that ended for good on this node.", "outcome", "label"
+            "jobs", "Jobs that ended on this node.", "outcome", "label"
         )
         self.requeued = self._counter(
             "requeued_jobs",
-            "Runs and claims of jobs that ended otherwise: the job went back to the "
-            "queue, or is another node's.",
-            "outcome",
+            "Runs and claims that did not end the job.",
+            "disposition",
             "label",
         )
         self.job_seconds = self._histogram(
-            "job_seconds",
-            "Time of a job in a worker, by how that run ended.",
-            _SECONDS,
-            "ending",
+            "job_seconds", "Time of a job in a worker.", _SECONDS, "attempt_result"
         )
         self.job_speed = self._histogram(
             "job_speed_bytes_per_second",
-            "Speed of jobs that succeeded and received 1 MiB or more.",
+            "Speed of successful jobs that received at least 1 MiB.",
             _SPEEDS,
         )
         self.received = self._counter(
-            "received_bytes", "Bytes of files that came over the network."
+            "received_bytes", "Bytes of files received from the network."
         )
         self.retries = self._counter(
-            "range_retries", "Ranges that were asked for again.", "reason"
+            "range_retries", "Ranges that were requested again.", "reason"
         )
         self.scans = self._counter(
-            "scans",
-            "Files that were checked for malware before they were published.",
-            "outcome",
+            "scans", "Files scanned for malware before publishing.", "outcome"
         )
         self.redis_seconds = self._histogram(
             "redis_call_seconds",
-            "Time of a call of a script in Redis, until its answer.",
+            "Time of a script call in Redis.",
             _CALL_SECONDS,
             "call",
         )
         self.redis_errors = self._counter(
-            "redis_errors", "Calls of Redis that failed.", "kind"
+            "redis_errors", "Failed calls of Redis.", "kind"
         )
-        self.worker_starts = self._counter(
-            "worker_starts", "Worker processes that were started."
-        )
+        self.worker_starts = self._counter("worker_starts", "Worker processes started.")
         self.worker_exits = self._counter(
-            "worker_exits", "Worker processes that have ended.", "how"
+            "worker_exits", "Worker processes that exited.", "reason"
         )
         self.log_dropped = self._counter(
             "log_dropped_records", "Log records that could not be written."
         )
-        self.jobs.labels("success", "")  # so that the first one is an increase
+        self._create_expected_series()
+
+    def _create_expected_series(self) -> None:
+        """Create counters at 0, so that their first event is an increase for
+        Prometheus."""
+        self.jobs.labels("success", "")
         for label in {"poison", *(kind.label for kind in FailJob.__subclasses__())}:
             self.jobs.labels("failed", label)
         for outcome in OUTCOMES:
             self.scans.labels(outcome)
-        for how in ("ended", "died", "killed"):
-            self.worker_exits.labels(how)
-        for kind in ("away", "refused", "other"):
+        for reason in ("exited", "died", "killed"):
+            self.worker_exits.labels(reason)
+        for kind in ("unavailable", "refused", "other"):
             self.redis_errors.labels(kind)
 
     def _declare_node(self) -> None:
@@ -133,75 +132,76 @@ class Metrics:
         self.slots = self._gauge("slots", "Jobs that the workers can run at once.")
         self.limited_hosts = self._gauge(
             "limited_hosts",
-            "Origin hosts that get fewer jobs at once, as they turned some away.",
+            "Origin hosts that get fewer jobs at once after refusing some.",
         )
         self.connections = self._gauge(
-            "connections", "Connections of all running jobs to their servers."
+            "connections", "Connections of running jobs to their servers."
         )
-        self.in_flight = self._gauge("held_jobs", "Jobs of this node.", "state")
+        self.in_flight = self._gauge("in_flight_jobs", "Jobs of this node.", "state")
         self.workers = self._gauge("workers", "Worker processes.", "state")
         self.worker_memory = self._gauge(
-            "workers_resident_bytes", "Resident memory of all workers together."
+            "workers_resident_bytes", "Resident memory of all workers."
         )
         self.worker_memory_max = self._gauge(
             "worker_resident_bytes_max", "Resident memory of the largest worker."
         )
         self.disk_free = self._gauge(
-            "disk_free_bytes", "What this user may still write there.", "folder"
+            "disk_free_bytes", "Bytes that this user may still write.", "folder"
         )
         self.disk_size = self._gauge(
             "disk_size_bytes", "Size of the file system.", "folder"
         )
         self.spooled = self._gauge(
-            "spooled_outcomes", "Ends of jobs on disk that Redis was not told yet."
+            "spooled_results", "Job results on disk that Redis does not have yet."
         )
 
     def _declare_queue(self) -> None:
         self.queue_jobs = self._gauge(
-            "queue_jobs", "Jobs of the whole queue, by where they are.", "state"
+            "queue_jobs", "Jobs of the complete queue.", "state"
         )
         self.queue_oldest = self._gauge(
             "queue_oldest_seconds",
-            "Age of the job that waits longest; of the intake list: at least.",
+            "Age of the job that has waited longest; a lower bound for the intake "
+            "list.",
             "list",
         )
         self.queue_hosts = self._gauge(
             "queue_hosts",
-            "Origin hosts that jobs wait for, or nobody may ask.",
+            "Origin hosts that jobs wait for, or that asked for a pause.",
             "state",
         )
         self.queue_records = self._gauge(
             "queue_failure_records", "Failure records that clients see."
         )
         self.queue_supervisors = self._gauge(
-            "queue_supervisors", "Supervisors that live."
+            "queue_supervisors", "Running supervisors."
         )
-        self.queue_halted = self._gauge("queue_halted", "1 while the queue is paused.")
+        self.queue_paused = self._gauge("queue_paused", "1 while the queue is paused.")
         self.clear_queue()
 
     def observe_redis_call(self, call: str, seconds: float) -> None:
-        """Redis has answered to a script."""
+        """Record the duration of a script call in Redis."""
         self.redis_seconds.labels(call).observe(seconds)
 
     def count_redis_failure(self, kind: str) -> None:
-        """A call of Redis has failed: away, refused or other."""
+        """Count a failed call of Redis; ``kind`` is unavailable, refused or other."""
         self.redis_errors.labels(kind).inc()
 
     def clear_queue(self) -> None:
-        """Nothing is known of the queue now: NaN, and no series where there are
+        """Mark the state of the queue as unknown: NaN, or no series for metrics with
         labels."""
         for labelled in (self.queue_jobs, self.queue_oldest, self.queue_hosts):
             labelled.clear()
-        for single in (self.queue_records, self.queue_supervisors, self.queue_halted):
+        for single in (self.queue_records, self.queue_supervisors, self.queue_paused):
             single.set(math.nan)
 
     def add_ranges(self, counts: Sequence[float], seconds: float) -> None:
-        """More ranges have come: how many within each bound, and how long they took
-        together."""
+        """Add ranges to the histogram: their number in each bucket, and their total
+        time."""
         self._ranges.add(counts, seconds)
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
-        """All metrics as text in the form that the header ``Accept`` asks for, and its
+        """Return all metrics in the format that the header ``Accept`` asks for, and its
         content type."""
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
@@ -221,13 +221,13 @@ class Metrics:
 
 
 def set_each(gauge: Gauge, values: Mapping[str, float]) -> None:
-    """Set a gauge that has one label, by its values."""
+    """Set a gauge that has one label to a value for each label."""
     for label, value in values.items():
         gauge.labels(label).set(value)
 
 
 class MergedHistogram(Collector):
-    """A histogram that is counted elsewhere, and added up here. Thread-safe; the lock
+    """A histogram that sums up counts from other processes. Thread-safe; the lock
     guards the counts."""
 
     def __init__(self, name: str, help: str, bounds: Sequence[float]) -> None:
@@ -239,7 +239,8 @@ class MergedHistogram(Collector):
         self._sum = 0.0
 
     def add(self, counts: Sequence[float], total: float) -> None:
-        """So many more within each bound, and after the last."""
+        """Add a number to each bucket, the last of which has no upper bound, and
+        ``total`` to the sum."""
         with self._lock:
             self._counts = [
                 mine + more for mine, more in zip(self._counts, counts, strict=True)
@@ -247,7 +248,7 @@ class MergedHistogram(Collector):
             self._sum += total
 
     def collect(self) -> Iterable[Metric]:
-        """What prometheus-client asks for: counts up to each bound."""
+        """Return the cumulative buckets; prometheus-client calls this."""
         with self._lock:
             counts, total = self._counts, self._sum
         buckets = [

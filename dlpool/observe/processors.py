@@ -1,14 +1,15 @@
-"""From the fields of a log call to its line: ECS names, who and when, JSON. Processors
-in structlog's sense, pure."""
+"""Processors of the log, in structlog's sense: from the fields of a call to one line of
+JSON with ECS names. Pure."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -29,6 +30,7 @@ from dlpool.observe.values import (
 )
 from dlpool.redaction import REDACTED, is_secret, without_secrets
 from dlpool.transfer.http.urls import display_url
+from dlpool.version import __version__
 
 ECS_VERSION = "8.11.0"
 MAX_LINE = 64 * 1024
@@ -36,7 +38,6 @@ _MAX_SHORTENED = 256
 _MAX_FRAMES = 100
 
 _RENAMED = {
-    "logger": "log.logger",
     "job_id": "dlpool.job.id",
     "path": "file.path",
     "size": "file.size",
@@ -58,26 +59,30 @@ _OUTCOMES = {
     "failed": "failure",
 }
 _WITH_STACK = {"error", "critical"}
-# as Python says it
+# the words of Python
 _CAUSED = "\nThe above exception was the direct cause of the following exception:\n\n"
 _DURING = "\nDuring handling of the above exception, another exception occurred:\n\n"
 
 _encode = json.JSONEncoder(
     check_circular=False, allow_nan=False, separators=(",", ":")
-).encode  # ASCII: no odd line end
+).encode  # ASCII: no line separators of Unicode
+_constant_text = lru_cache(maxsize=1024)(
+    safe_text
+)  # of names that the program itself gives
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Whose log it is."""
+class LogOrigin:
+    """The process that writes a log: the name of its program, its node, its version and
+    its machine."""
 
     service: str
-    version: str
     node_id: str
-    host: str
+    version: str = __version__
+    host: str = field(default_factory=socket.gethostname)
 
     def as_ecs(self) -> dict[str, Json]:
-        """What every record of the process says."""
+        """Return the fields that are the same in every record of the process."""
         return {
             "event.dataset": "dlpool",
             "ecs.version": ECS_VERSION,
@@ -88,22 +93,11 @@ class Origin:
         }
 
 
-def processors(
-    origin: Origin, clock: Callable[[], datetime], log_format: str = "json"
-) -> list[Processor]:
-    """The chain whose result is one record, as bytes with their newline. ``clock``
-    gives the time in UTC."""
-    if log_format == "console":
-        from dlpool.observe.console import to_text
-
-        return [to_ecs, _stamp(origin, clock), to_text]
-    return [to_ecs, _stamp(origin, clock), to_line]
-
-
 def to_ecs(_logger: object, level: str, fields: EventDict) -> EventDict:
-    """Rename and convert the fields of a call; what ECS has no name for becomes
-    ``dlpool.NAME``."""
-    event = str(to_json(fields.pop("event", None)))
+    """Rename the fields of a call to ECS names, or to ``dlpool.NAME``, and convert
+    their values to JSON types."""
+    event = fields.pop("event", None)
+    event = _constant_text(event) if type(event) is str else str(to_json(event))
     record: dict[str, Any] = {"message": event, "event.action": event}
     for key, value in fields.items():
         if key in _EXPANDED:
@@ -119,7 +113,7 @@ def _ecs_name(key: str) -> str:
 
 
 def to_line(_logger: object, _level: str, record: EventDict) -> bytes:
-    """One line of JSON, at most 64 KiB long."""
+    """Return the record as one line of JSON in ASCII, at most 64 KiB long."""
     line = orjson.dumps(record)
     if not line.isascii() or b"\x7f" in line:
         line = _encode(record).encode("ascii").replace(b"\x7f", b"\\u007f")
@@ -128,16 +122,17 @@ def to_line(_logger: object, _level: str, record: EventDict) -> bytes:
     return line + b"\n"
 
 
-def _stamp(origin: Origin, clock: Callable[[], datetime]) -> Processor:
-    """Prepend the fields of the process to a record.
+def add_process_fields(origin: LogOrigin, clock: Callable[[], datetime]) -> Processor:
+    """Return a processor that prepends the fields of the process to a record.
 
-    ``@timestamp`` comes first, as rotation reads it, and then the logger: a shipper
-    that knows files by their first 64 bytes tells the log of dlpool-web from that of
-    the service even if both begin within one millisecond.
+    ``@timestamp`` is the first field, because rotation reads it there, and
+    ``log.logger`` the second: a shipper that identifies files by their first 64 bytes
+    can then tell the log of dlpool-web from that of the service, even if both begin
+    within one millisecond.
     """
     known = origin.as_ecs()
 
-    def stamped(_logger: object, level: str, record: EventDict) -> EventDict:
+    def add(_logger: object, level: str, record: EventDict) -> EventDict:
         return {
             "@timestamp": clock().isoformat(timespec="milliseconds")[:-6] + "Z",
             "log.logger": record.get("log.logger"),
@@ -145,21 +140,23 @@ def _stamp(origin: Origin, clock: Callable[[], datetime]) -> Processor:
             "message": record["message"],
             **known,
             "process.pid": os.getpid(),
-            "process.thread.name": safe_text(threading.current_thread().name),
+            "process.thread.name": _constant_text(threading.current_thread().name),
             **record,
         }
 
-    return stamped
+    return add
 
 
 def shortened(record: EventDict) -> EventDict:
-    """The record with long values cut, and without its last fields where it has far too
+    """Return the record with long values cut, and without its last fields if it has too
     many."""
     shown: dict[str, Any] = {}
     left = MAX_LINE // 2
     for key, value in record.items():
-        said = value if isinstance(value, str) else _encode(value)
-        value = value if len(said) <= _MAX_SHORTENED else said[:_MAX_SHORTENED] + CUT
+        encoded = value if isinstance(value, str) else _encode(value)
+        value = (
+            value if len(encoded) <= _MAX_SHORTENED else encoded[:_MAX_SHORTENED] + CUT
+        )
         left -= len(_encode(key)) + len(_encode(value))
         if left < 0:
             break
@@ -167,8 +164,14 @@ def shortened(record: EventDict) -> EventDict:
     return {**shown, "dlpool.is_cut": True}
 
 
-# --- fields that become several, or another kind of value
-# ---------------------------------------------------------
+# --- fields that become several fields, or values of another kind
+# -------------------------------------------------
+
+
+def _logger_name(value: object, _level: str) -> dict[str, Json]:
+    return {
+        "log.logger": _constant_text(value) if type(value) is str else to_json(value)
+    }
 
 
 def _url(value: object, _level: str) -> dict[str, Json]:
@@ -192,13 +195,13 @@ def _duration(value: object, _level: str) -> dict[str, Json]:
 
 
 def _outcome(value: object, _level: str) -> dict[str, Json]:
-    """ECS knows three outcomes; another is kept under a name of our own."""
-    said = to_json(value)
-    known = _OUTCOMES.get(said) if isinstance(said, str) else None
+    """Return an outcome of ECS; any other value goes into ``dlpool.outcome``."""
+    outcome = to_json(value)
+    known = _OUTCOMES.get(outcome) if isinstance(outcome, str) else None
     return (
         {"event.outcome": known}
         if known
-        else {"event.outcome": "unknown", "dlpool.outcome": said}
+        else {"event.outcome": "unknown", "dlpool.outcome": outcome}
     )
 
 
@@ -218,9 +221,8 @@ def _error(value: object, level: str) -> dict[str, Json]:
     return fields
 
 
-def _told_stack(value: object, _level: str) -> dict[str, Json]:
-    """Return the field for the stack of an error in another process, as ``stack_of``
-    made it there."""
+def _stack_text(value: object, _level: str) -> dict[str, Json]:
+    """Return the field of a stack that ``stack_of`` made in another process."""
     return {"error.stack_trace": to_json(value)} if value else {}
 
 
@@ -229,7 +231,7 @@ def _message(error: BaseException) -> str:
         return type(error).__name__
     try:
         return safe_text(str(error))
-    except Exception:  # noqa: BLE001 - the foreign __str__ fails
+    except Exception:  # noqa: BLE001 - the error's own __str__ fails
         return "<unprintable>"
 
 
@@ -258,8 +260,8 @@ def _class_of(error: BaseException) -> str:
 
 
 def _stacks(error: BaseException, limit: int | None) -> list[str]:
-    """Return the lines of the stack of each cause, the first cause first; parse errors
-    are told by their class."""
+    """Return the lines of the stack of each cause, the first cause first; of parse
+    errors only the class is shown."""
     found: list[str] = []
     seen: set[int] = set()
     one: BaseException | None = error
@@ -286,9 +288,10 @@ def _stacks(error: BaseException, limit: int | None) -> list[str]:
 
 
 _EXPANDED = {
+    "logger": _logger_name,
     "url": _url,
     "seconds": _duration,
     "outcome": _outcome,
     "error": _error,
-    "stack": _told_stack,
+    "stack": _stack_text,
 }

@@ -1,4 +1,4 @@
-"""Rotating, compressing and removing logs: what is due is decided by pure functions,
+"""Rotation, compression and removal of logs. Pure functions decide what is due,
 ``Rotation`` does it.
 
 ``dlpool.log`` becomes ``dlpool.log.20240506T070809.123Z`` and then
@@ -30,7 +30,8 @@ _BLOCK = 1024 * 1024
 
 @dataclass(frozen=True)
 class RotatedLog:
-    """A rotated log. ``size`` in bytes."""
+    """A rotated log. ``size`` is in bytes; ``is_unfinished`` means that its compression
+    was interrupted."""
 
     path: Path
     ended_at: datetime
@@ -40,8 +41,8 @@ class RotatedLog:
 
     @classmethod
     def of(cls, live: str, path: Path, size: int) -> RotatedLog | None:
-        """What ``path`` is, if its name is one that a rotation of the log named
-        ``live`` gives."""
+        """Parse the name of a file; None if it is not a rotated log of the log named
+        ``live``."""
         match = (
             _SUFFIX.fullmatch(path.name.removeprefix(live))
             if path.name.startswith(live)
@@ -59,23 +60,23 @@ class RotatedLog:
 
 
 def is_due(size: int, begun: date, today: date, settings: LoggingSettings) -> bool:
-    """Whether a live log of ``size`` bytes, whose first record is of the day ``begun``,
-    is to be rotated."""
+    """Return whether to rotate a live log of ``size`` bytes whose first record is of
+    the day ``begun``."""
     return size > settings.rotate_size or (
         size > 0 and settings.rotate_daily and begun < today
     )
 
 
 def rotated_name(live: Path, now: datetime) -> Path:
-    """The name for a log that is rotated at ``now``."""
+    """Return the name for a log that is rotated at ``now``."""
     return live.with_name(
         f"{live.name}.{now.strftime(_STAMP)}.{now.microsecond // 1000:03d}Z"
     )
 
 
 def first_day(start: bytes, changed_at: float) -> date:
-    """The day of a log's first record, from its first bytes; where they say nothing, of
-    its last change."""
+    """Return the day of a log's first record, from its first bytes ``start``, else from
+    the time of its last change."""
     match = _FIRST_DAY.match(start)
     try:
         return date.fromisoformat(match[1].decode()) if match else _day(changed_at)
@@ -90,9 +91,9 @@ def _day(seconds: float) -> date:
 def expired_logs(
     logs: Iterable[RotatedLog], live_size: int, now: datetime, settings: LoggingSettings
 ) -> list[RotatedLog]:
-    """The old logs to remove: those past ``keep_days``, and the oldest above
-    ``keep_files`` or ``keep_size`` in all."""
-    found, total = [], live_size
+    """Return the logs to remove: those past ``keep_days``, and the oldest above
+    ``keep_files`` or ``keep_size``."""
+    expired, total = [], live_size
     for number, log in enumerate(
         sorted(logs, key=lambda log: log.ended_at, reverse=True), 1
     ):
@@ -102,15 +103,15 @@ def expired_logs(
         )
         is_old = now - log.ended_at > timedelta(days=settings.keep_days)
         if is_one_too_many or is_old or total > settings.keep_size:
-            found.append(log)
-    return found
+            expired.append(log)
+    return expired
 
 
 def is_compression_due(
     log: RotatedLog, now: datetime, settings: LoggingSettings
 ) -> bool:
-    """Whether an old log is compressed by now: readers who follow it by its inode had
-    time to come to its end."""
+    """Return whether to compress a log: its readers have had ``compress_after`` seconds
+    to reach its end."""
     age = now - log.ended_at
     return not log.is_compressed and not timedelta(0) <= age < timedelta(
         seconds=settings.compress_after
@@ -118,14 +119,15 @@ def is_compression_due(
 
 
 class Rotation:
-    """Rotates one log. For one process only, and in it for one thread at a time a
-    method. Methods raise OSError."""
+    """Rotates one log. One process may use it, and one thread at a time each method.
+    Methods raise OSError."""
 
     def __init__(self, live: Path) -> None:
         self._live = live
 
     def rotate_if_due(self, settings: LoggingSettings, now: datetime) -> bool:
-        """Rename the live log if it is due; the next writer makes a new one."""
+        """Rename the live log if that is due, and return whether it was. The next
+        writer creates a new one."""
         try:
             with open(self._live, "rb") as file:
                 info, start = os.fstat(file.fileno()), file.read(64)
@@ -137,22 +139,23 @@ class Rotation:
             return False
         while _is_taken(old := rotated_name(self._live, now)):
             now += timedelta(milliseconds=1)
-        os.replace(self._live, old)
+        replace(self._live, old)
         return True
 
     def is_cleaned_up(self, settings: LoggingSettings, now: datetime) -> bool:
-        """Whether nothing is to be compressed or removed."""
-        logs = self._old_logs()
+        """Return whether there is no log to compress or remove."""
+        logs = self._rotated_logs()
         is_work = any(
             log.is_unfinished or is_compression_due(log, now, settings) for log in logs
         )
-        return not is_work and not self._surplus(settings, now)
+        return not is_work and not self._expired(settings, now)
 
     def compressed_logs(self) -> list[Path]:
-        """The compressed logs, oldest first: nobody changes them any more."""
+        """Return the paths of the compressed logs, oldest first. They do not change any
+        further."""
         return [
             log.path
-            for log in self._old_logs()
+            for log in self._rotated_logs()
             if log.is_compressed and not log.is_unfinished
         ]
 
@@ -162,27 +165,27 @@ class Rotation:
         now: datetime,
         is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Compress the old logs that all writers have left, and remove the surplus,
-        until not ``is_wanted``."""
+        """Compress the logs that all writers have closed and remove expired ones, while
+        ``is_wanted`` returns true."""
         try:
-            for log in self._old_logs():
+            for log in self._rotated_logs():
                 if log.is_unfinished:
                     log.path.unlink(missing_ok=True)
                 elif is_compression_due(log, now, settings):
                     compress(log.path, is_wanted)
-        finally:  # a full disk hinders the first, and is helped by the second
-            for log in self._surplus(settings, now):
+        finally:  # on a full disk compression fails, and removal helps
+            for log in self._expired(settings, now):
                 _remove(log.path)
 
-    def _surplus(self, settings: LoggingSettings, now: datetime) -> list[RotatedLog]:
+    def _expired(self, settings: LoggingSettings, now: datetime) -> list[RotatedLog]:
         live_size = self._live.stat().st_size if self._live.exists() else 0
-        return expired_logs(self._old_logs(), live_size, now, settings)
+        return expired_logs(self._rotated_logs(), live_size, now, settings)
 
-    def _old_logs(self) -> list[RotatedLog]:
+    def _rotated_logs(self) -> list[RotatedLog]:
         found = []
         with os.scandir(self._live.parent) as entries:
             for entry in entries:
-                with suppress(FileNotFoundError):  # another thread tidies up
+                with suppress(FileNotFoundError):  # another thread cleans up
                     log = RotatedLog.of(
                         self._live.name,
                         Path(entry.path),
@@ -197,14 +200,14 @@ def _is_taken(old: Path) -> bool:
 
 
 @contextmanager
-def _left(path: Path) -> Iterator[BinaryIO | None]:
-    """The old log, locked against its writers; None if one of them has not left it
-    yet."""
+def _closed_by_writers(path: Path) -> Iterator[BinaryIO | None]:
+    """Open a log and lock it against its writers; yield None if one of them still has
+    it open."""
     with open(path, "r+b") as file:
         try:
             flock(
                 file.fileno()
-            )  # without flock, the age of the log shows that no process writes to it
+            )  # without flock, its age shows that no process writes to it
         except BlockingIOError:
             yield None
             return
@@ -212,44 +215,46 @@ def _left(path: Path) -> Iterator[BinaryIO | None]:
 
 
 def _remove(old: Path) -> None:
-    with _left(old) as file:
+    with _closed_by_writers(old) as file:
         if file is not None:
             old.unlink()
 
 
 def compress(old: Path, is_wanted: Callable[[], bool] = lambda: True) -> None:
-    """Put ``old`` into ``old.gz``, unless it has a writer still.
+    """Compress ``old`` to ``old.gz``, unless a process still writes to it.
 
-    ``old.gz`` has its name only when it is whole and on disk, and ``old`` is removed
-    last. When it is killed anywhere before, the next run finds ``old`` complete and
-    does all again.
+    ``old.gz`` gets its name when it is complete and on disk, and ``old`` is removed
+    last. If the process is killed before that, ``old`` is complete, and the next run
+    starts again.
     """
-    with _left(old) as file:
-        if file is None or not _pack(file, Path(f"{old}.gz"), is_wanted):
+    with _closed_by_writers(old) as file:
+        if file is None or not _compress_to(file, Path(f"{old}.gz"), is_wanted):
             return
         sync_folder(old.parent)
         old.unlink()
 
 
-def _pack(file: BinaryIO, whole: Path, is_wanted: Callable[[], bool]) -> bool:
-    """Make ``whole`` from ``file``, compressed and synced; False if that is no longer
-    wanted."""
-    unfinished = Path(f"{whole}.tmp")
+def _compress_to(file: BinaryIO, target: Path, is_wanted: Callable[[], bool]) -> bool:
+    """Compress ``file`` to ``target`` and sync it; return False if ``is_wanted`` became
+    false."""
+    unfinished = Path(f"{target}.tmp")
     try:
         with open(unfinished, "wb") as out:
             os.fchmod(out.fileno(), stat.S_IMODE(os.fstat(file.fileno()).st_mode))
-            if not _squeeze(file, out, is_wanted):
+            if not _copy_compressed(file, out, is_wanted):
                 return False
             out.flush()
             os.fsync(out.fileno())
             identity = identity_of(os.fstat(out.fileno()))
-        replace(unfinished, whole, identity=identity)
+        replace(unfinished, target, identity=identity)
         return True
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def _squeeze(file: BinaryIO, out: BinaryIO, is_wanted: Callable[[], bool]) -> bool:
+def _copy_compressed(
+    file: BinaryIO, out: BinaryIO, is_wanted: Callable[[], bool]
+) -> bool:
     with gzip.GzipFile("", "wb", 6, out) as packed:
         while block := file.read(_BLOCK):
             if not is_wanted():

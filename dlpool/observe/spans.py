@@ -1,6 +1,8 @@
-"""Spans of jobs and of their ranges, sent over OTLP/HTTP by a thread of the process;
-the only module that knows OpenTelemetry. Names are those of its semantic conventions,
-our own begin with ``dlpool.``.
+"""Spans of jobs and of their ranges, exported over OTLP/HTTP by a thread of
+OpenTelemetry.
+
+No other module imports OpenTelemetry. Attributes have the names of its semantic
+conventions; dlpool's own names begin with ``dlpool.``.
 """
 
 from __future__ import annotations
@@ -37,20 +39,21 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from dlpool import __version__, threads
+from dlpool import threads
 from dlpool.config import OtelSettings
 from dlpool.errors import NoThread
 from dlpool.observe.log import Logger
 from dlpool.observe.values import safe_text
 from dlpool.transfer.http.urls import display_url
+from dlpool.version import __version__
 
-QUEUE = 2048  # spans that wait; later ones are dropped
+QUEUE = 2048  # spans that wait to be sent
 BATCH = 512
 DELAY_S = 1.0  # between two batches
-TIMEOUT_S = 3.0  # of sending one, its retries included
-FLUSH_S = 1.5  # at the end of the process
-_FAILED = ("failed", "retry", "node_fault")  # other endings are no fault of the job
-_FIGURES = {
+TIMEOUT_S = 3.0  # to send one batch, including retries
+FLUSH_S = 1.5  # to send the rest when the process exits
+_FAILED = ("failed", "retry", "node_fault")  # other results are no errors
+_STATISTICS = {
     "size": "file.size",
     "received": "dlpool.received",
     "resumed_from": "dlpool.resumed_from",
@@ -61,16 +64,16 @@ _TRACE_ID = re.compile(r"(?!0{32})[0-9a-fA-F]{32}")
 
 
 class Traces:
-    """The traces of this process. ``begin`` by any thread, and never waits; the lock
+    """Exports the traces of a process. Thread-safe; only ``close`` waits. The lock
     guards the two counts."""
 
     def __init__(self, settings: OtelSettings, node_id: str, log: Logger) -> None:
-        _silence()
+        _silence_library()
         self._log = log
         self._lock = threading.Lock()
         self._ended = self._sent = 0
         self._has_failed = False
-        self._ids = _Ids()
+        self._ids = _SpanIds()
         resource = Resource(
             {
                 "service.name": settings.service_name,
@@ -87,8 +90,8 @@ class Traces:
             id_generator=self._ids,
         )
         url = settings.endpoint.rstrip("/") + "/v1/traces"
-        exporter = _Exporter(OTLPSpanExporter(url, timeout=TIMEOUT_S), self)
-        self._provider.add_span_processor(_Processor(exporter, self))
+        exporter = _CountingExporter(OTLPSpanExporter(url, timeout=TIMEOUT_S), self)
+        self._provider.add_span_processor(_CountingProcessor(exporter, self))
         self._tracer = self._provider.get_tracer("dlpool", __version__)
 
     def start_job_span(
@@ -100,8 +103,8 @@ class Traces:
         user_id: str | None,
         attempt: int,
     ) -> JobSpan:
-        """The span of one run of a job, on the thread that runs it; ``span_id`` in hex
-        digits."""
+        """Start the span of one run of a job. Called by the thread that runs it;
+        ``span_id`` is 16 hex digits."""
         self._ids.next = (trace_id_number(trace_id), int(span_id, 16))
         known: dict[str, Any] = {
             "url.full": safe_text(display_url(url)),
@@ -114,8 +117,8 @@ class Traces:
         return JobSpan(self._tracer, span, known["url.full"])
 
     def close(self, left_s: float) -> None:
-        """Send what waits, for at most ``left_s`` and ``FLUSH_S`` seconds; what is left
-        then is lost, and said so."""
+        """Send the queued spans for at most ``left_s`` and ``FLUSH_S`` seconds, and log
+        how many were lost."""
         with suppress(NoThread):
             threads.start_thread(self._provider.shutdown, "traces").join(
                 max(0.1, min(left_s, FLUSH_S))
@@ -130,27 +133,27 @@ class Traces:
             )
 
     def note_ended(self) -> None:
-        """A span waits to be sent."""
+        """Count a span that was queued."""
         with self._lock:
             self._ended += 1
 
     def note_export(self, spans: int, *, is_sent: bool) -> None:
-        """A batch was sent, or could not be."""
+        """Count the spans of a batch if it was sent; log the first failure."""
         with self._lock:
             self._sent += spans if is_sent else 0
-            is_news = not is_sent and not self._has_failed
+            is_first_failure = not is_sent and not self._has_failed
             self._has_failed = self._has_failed or not is_sent
-        if is_news:
+        if is_first_failure:
             self._log.warning(
                 "traces_lost",
-                error="the collector of [otel] endpoint is away or refuses spans: "
-                "downloads go on without",
+                error="the collector of [otel] endpoint is unavailable or refuses "
+                "spans: downloads continue",
                 spans=spans,
             )
 
 
 class JobSpan:
-    """The span of a run of a job. ``add_range`` by any thread."""
+    """The span of one run of a job. Any thread may call ``add_range``."""
 
     def __init__(self, tracer: Tracer, span: Span, url: str) -> None:
         self._tracer = tracer
@@ -165,8 +168,8 @@ class JobSpan:
             }
 
     def add_range(self, fields: Mapping[str, Any]) -> None:
-        """A request has ended. Of ``range_fetched`` or ``range_retry`` the fields:
-        seconds, bytes, status or error."""
+        """Add a span for a request, from the fields of the event ``range_fetched`` or
+        ``range_retry``."""
         now = time.time_ns()
         end = fields["end"]
         known = self._request | {"dlpool.range.start": fields["start"]}
@@ -192,28 +195,28 @@ class JobSpan:
 
     def end(
         self,
-        ending: str,
+        attempt_result: str,
         path: str | None,
-        result: Mapping[str, Any],
+        statistics: Mapping[str, Any],
         label: str,
         message: str,
     ) -> None:
-        """The run has ended, as its ``EndedFrame`` says."""
-        self._span.set_attribute("dlpool.ending", ending)
+        """End the span of the run, with the values of its ``EndedFrame``."""
+        self._span.set_attribute("dlpool.attempt_result", attempt_result)
         if path is not None:
             self._span.set_attribute("file.path", safe_text(path))
-        for key, name in _FIGURES.items():
-            if result.get(key) is not None:
-                self._span.set_attribute(name, result[key])
-        if ending in _FAILED:
+        for key, name in _STATISTICS.items():
+            if statistics.get(key) is not None:
+                self._span.set_attribute(name, statistics[key])
+        if attempt_result in _FAILED:
             self._span.set_attribute("error.type", label)
             self._span.set_status(Status(StatusCode.ERROR, safe_text(message)))
         self._span.end()
 
 
 def trace_id_number(trace_id: str) -> int:
-    """A job's trace id as OpenTelemetry has it; of one that is not 32 hex digits a
-    number that follows from it."""
+    """Return a trace id as the number that OpenTelemetry uses; one that is not 32 hex
+    digits is hashed."""
     if _TRACE_ID.fullmatch(trace_id) is None:
         trace_id = hashlib.sha256(trace_id.encode(errors="surrogatepass")).hexdigest()[
             :32
@@ -221,16 +224,16 @@ def trace_id_number(trace_id: str) -> int:
     return int(trace_id, 16)
 
 
-class _Ids(RandomIdGenerator):
-    """Random ids, but for the next span without a parent that a thread begins: its are
-    in ``next``."""
+class _SpanIds(RandomIdGenerator):
+    """Random ids, except for the next root span that a thread starts: its ids are in
+    ``next``."""
 
     def __init__(self) -> None:
         self._local = threading.local()
 
     @property
     def next(self) -> tuple[int, int] | None:
-        """Trace id and span id."""
+        """Return the trace id and span id for the next root span of this thread."""
         return getattr(self._local, "next", None)
 
     @next.setter
@@ -245,8 +248,8 @@ class _Ids(RandomIdGenerator):
         return ids[1] if ids is not None else super().generate_span_id()
 
 
-class _Processor(BatchSpanProcessor):
-    """Batches that are counted: the queue drops the oldest span without a word."""
+class _CountingProcessor(BatchSpanProcessor):
+    """Counts the spans that end, because the queue drops the oldest one silently."""
 
     def __init__(self, exporter: SpanExporter, traces: Traces) -> None:
         super().__init__(exporter, QUEUE, DELAY_S * 1000, BATCH, TIMEOUT_S * 1000)
@@ -257,8 +260,8 @@ class _Processor(BatchSpanProcessor):
         super().on_end(span)
 
 
-class _Exporter(SpanExporter):
-    """The library's, with a word to ``Traces`` about each batch."""
+class _CountingExporter(SpanExporter):
+    """Exports with the library's exporter, and reports each batch to ``Traces``."""
 
     def __init__(self, exporter: OTLPSpanExporter, traces: Traces) -> None:
         self._exporter = exporter
@@ -273,9 +276,8 @@ class _Exporter(SpanExporter):
         self._exporter.shutdown()  # type: ignore[no-untyped-call]
 
 
-def _silence() -> None:
-    """What the library says of its failures would go to standard error; our log says it
-    once."""
+def _silence_library() -> None:
+    """Keep the library's log off standard error: dlpool's log reports failures once."""
     logger = logging.getLogger("opentelemetry")
     logger.addHandler(logging.NullHandler())
     logger.propagate = False

@@ -1,4 +1,4 @@
-"""Any value as JSON can say it: bounded, without secrets, whatever it is. Pure."""
+"""Conversion of any value to JSON types: bounded in size and without secrets. Pure."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | Non
 
 
 def safe_text(value: str, limit: int = MAX_TEXT) -> str:
-    """``value`` without secrets, without lone surrogates (strict readers refuse them),
-    at most ``limit`` long."""
+    """Return ``value`` without secrets and lone surrogates, which strict readers
+    refuse, cut to ``limit`` characters."""
     shown = without_secrets(value)
     if not shown.isascii():
         shown = shown.encode("utf-8", "backslashreplace").decode()
@@ -34,34 +34,34 @@ def safe_text(value: str, limit: int = MAX_TEXT) -> str:
 
 
 def safe_key(value: object) -> str:
-    """A key of an object."""
+    """Return the key of an object as JSON allows it, at most 100 characters long."""
     return safe_text(value if type(value) is str else str(to_json(value)), _MAX_NAME)
 
 
 def to_json(value: object) -> Json:
-    """``value`` as JSON's types. Raises nothing: what cannot be shown is said to be
-    so."""
+    """Return ``value`` in JSON types. Raises nothing: a value that cannot be shown
+    becomes ``<unprintable CLASS>``."""
     if value is None:
         return None
     if convert := _COMMON.get(type(value)):
         return convert(value)
-    return _Walk().plain(value, 0)
+    return _ValueWalk().convert(value, 0)
 
 
-class _Walk:
-    """One walk through a value; it ends, however deep, wide or recursive the value
-    is."""
+class _ValueWalk:
+    """One walk through a value, bounded in depth and number of nodes: the value may be
+    recursive."""
 
     def __init__(self) -> None:
         self._left = _MAX_NODES
 
-    def plain(self, value: object, depth: int) -> Json:
+    def convert(self, value: object, depth: int) -> Json:
         self._left -= 1
         if depth > _MAX_DEPTH or self._left < 0:
             return CUT
         try:
             return self._converted(value, depth)
-        except Exception:  # noqa: BLE001 - it is the value's own code that fails
+        except Exception:  # noqa: BLE001 - the code of the value itself fails
             return f"<unprintable {type(value).__name__}>"
 
     def _converted(self, value: object, depth: int) -> Json:
@@ -87,9 +87,9 @@ class _Walk:
     def _object(self, items: Iterable[tuple[object, object]], depth: int) -> Json:
         shown: dict[str, Json] = {}
         for key, value in islice(items, _MAX_ITEMS):
-            said = _key(key)
-            shown[safe_key(said)] = (
-                REDACTED if is_secret(said) else self.plain(value, depth + 1)
+            shown_key = _key(key)
+            shown[safe_key(shown_key)] = (
+                REDACTED if is_secret(shown_key) else self.convert(value, depth + 1)
             )
         return shown
 
@@ -100,7 +100,7 @@ class _Walk:
             and is_secret(_key(items[0]))
         ):
             return [safe_key(items[0]), REDACTED]  # a header as a pair
-        return [self.plain(item, depth + 1) for item in items]
+        return [self.convert(item, depth + 1) for item in items]
 
 
 def _key(value: object) -> str:
@@ -108,8 +108,11 @@ def _key(value: object) -> str:
 
 
 def _integer(value: int) -> Json:
-    """Stores keep 64 bits; int() is for the subclasses, and a longer number has no
-    decimal form that is cheap."""
+    """Return a number of up to 64 bits, which stores keep; longer ones in hex, because
+    decimal digits are slow.
+
+    ``int()`` converts subclasses.
+    """
     return int(value) if -(2**63) <= value < 2**63 else safe_text(hex(value))
 
 
@@ -122,8 +125,8 @@ def _bytes(value: bytes | bytearray | memoryview) -> Json:
 
 
 def may_quote_input(error: BaseException) -> bool:
-    """Return whether it is of a parser, whose message may quote any piece of what was
-    parsed: of a URL its password."""
+    """Return whether the message of an error may quote its input, such as the password
+    of a URL: a parser raised it."""
     return isinstance(error, ValueError) and not isinstance(error, DlpoolError)
 
 

@@ -1,4 +1,4 @@
-"""How long a scan may wait, and what ends it earlier."""
+"""The time limit of a scan, and how the caller aborts it."""
 
 from __future__ import annotations
 
@@ -7,43 +7,43 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-POLL_S = 0.2  # between two questions whether the caller wants to end
+POLL_S = 0.2  # between two calls of check_abort
 
 
 class ScanTimedOut(Exception):
-    """The scanner needs longer than it may."""
+    """The scanner did not finish within the time limit."""
 
 
 def never_abort() -> None:
-    """Nothing ends the scan before its time."""
+    """Do nothing: the default callback of a scan."""
 
 
 @dataclass(frozen=True)
 class ScanDeadline:
-    """The end of one scan. ``check`` raises what ends it earlier; it is called several
-    times a second."""
+    """The deadline of one scan. ``check_abort`` is called several times a second, and
+    raises to abort the scan."""
 
     timeout_s: float
-    check: Callable[[], None] = never_abort
-    began: float = field(default_factory=time.monotonic)
+    check_abort: Callable[[], None] = never_abort
+    started_at: float = field(default_factory=time.monotonic)
 
     def left_s(self) -> float:
-        """Return the seconds that one wait may take. Raises TooSlow, and what ``check``
-        raises."""
-        self.check()
-        left = self.began + self.timeout_s - time.monotonic()
-        if left <= 0:
+        """Return the seconds that the next wait may take. Raises ScanTimedOut, and what
+        ``check_abort`` raises."""
+        self.check_abort()
+        remaining = self.started_at + self.timeout_s - time.monotonic()
+        if remaining <= 0:
             raise ScanTimedOut
-        return min(left, POLL_S)
+        return min(remaining, POLL_S)
 
-    def wait(self, waiting: select.poll) -> int:
-        """Wait until a descriptor of ``waiting`` is ready, and return its events.
-        Raises as ``left_s``."""
+    def wait(self, poller: select.poll) -> int:
+        """Wait until a descriptor of ``poller`` is ready, and return its events. Raises
+        like ``left_s``."""
         while True:
-            ready = waiting.poll(self.left_s() * 1000)
+            ready = poller.poll(self.left_s() * 1000)
             if ready:
                 return ready[0][1]
 
     def pause(self) -> None:
-        """Sleep for a moment. Raises as ``left_s``."""
+        """Sleep for a twentieth of a second at most. Raises like ``left_s``."""
         time.sleep(min(self.left_s(), 0.05))

@@ -1,5 +1,5 @@
-"""Decide what a scan leads to: nothing, the quarantine, or a refusal because the file
-could not be checked."""
+"""Scan a file and act on the result: accept the file, quarantine it, or refuse it
+because it could not be scanned."""
 
 from __future__ import annotations
 
@@ -18,101 +18,102 @@ from dlpool.scan.quarantine import Quarantine, ScanFinding
 from dlpool.scan.result import CLEAN, INFECTED, TOO_LARGE, ScanResult
 from dlpool.scan.scannedfile import ScannedFile
 
-RETRY_S = 30.0  # after which a scanner that was away is tried again, at the earliest
+RETRY_S = 30.0  # minimum delay before an unavailable scanner is tried again
 OUTCOMES = ("clean", "infected", "passed", "refused")
 
 
 class Scanner(Protocol):
-    """Something that checks a file."""
+    """A malware scanner."""
 
-    def scan(self, suspect: ScannedFile, deadline: ScanDeadline) -> ScanResult:
-        """Return what it finds. Raises what ``deadline`` raises, OSError if the file
-        cannot be read."""
+    def scan(self, file: ScannedFile, deadline: ScanDeadline) -> ScanResult:
+        """Return the result of a scan. Raises what ``deadline`` raises, OSError if the
+        file cannot be read."""
 
 
 class ReportScan(Protocol):
-    """Called once for each scan, with one of OUTCOMES and fields for the log. Neither
-    blocks nor raises."""
+    """A callback that counts and logs each scan, with one of OUTCOMES and log fields.
+    It neither blocks nor raises."""
 
     def __call__(self, outcome: str, /, **fields: object) -> object:
-        """Count and log it."""
+        """Count and log one scan."""
 
 
 def ignore_report(_outcome: str, /, **_fields: object) -> None:
-    """Ignore it."""
+    """Ignore the outcome of a scan."""
 
 
 @dataclass(frozen=True)
 class Guard:
-    """Checks files as ``[scan]`` says. Thread-safe: nothing is shared between two
-    scans."""
+    """Scans files as the section ``[scan]`` says. Thread-safe: scans share nothing."""
 
     settings: ScanSettings
     scanner: Scanner
 
     def check(
         self,
-        suspect: ScannedFile,
+        file: ScannedFile,
         finding: ScanFinding,
         *,
         check_abort: Callable[[], None] = never_abort,
         before_quarantine: Callable[[], None] = never_abort,
         report: ReportScan = ignore_report,
     ) -> None:
-        """Return if the file may get its name. It takes up to ``timeout`` seconds, and
-        holds no lock.
+        """Scan a file; return if it may be published. Takes up to ``timeout`` seconds,
+        and holds no lock.
 
-        ``finding`` says where the file comes from, without a signature. ``check`` is
-        called several times a second and raises what ends the scan; ``before_move`` is
-        called before an infected file loses its temporary name.
+        ``finding`` describes where the file comes from, without a signature.
+        ``check_abort`` is called several times a second and raises to abort the scan;
+        ``before_quarantine`` is called before an infected file loses its temporary
+        name.
 
-        Raises Infected, and then the file has no name outside the quarantine;
-        NotScanned or ScannerAway if it could not be checked and ``on_unavailable`` is
+        Raises Infected, and then the file exists only in quarantine, if at all;
+        NotScanned or ScannerAway if it could not be scanned and ``on_unavailable`` is
         ``refuse``; OSError if it cannot be read.
         """
-        verdict = self._verdict(suspect, check_abort)
-        if verdict.outcome == CLEAN:
+        result = self._scan(file, check_abort)
+        if result.outcome == CLEAN:
             report("clean")
-        elif verdict.outcome == INFECTED:
+        elif result.outcome == INFECTED:
             before_quarantine()
             raise self._infected(
-                suspect, replace(finding, signature=verdict.detail), report
+                file, replace(finding, signature=result.detail), report
             )
         elif self.settings.on_unavailable == "pass":
-            report("passed", reason=verdict.detail)
+            report("passed", reason=result.detail)
         else:
-            report("refused", reason=verdict.detail)
-            raise _unchecked(verdict)
+            report("refused", reason=result.detail)
+            raise _not_scanned(result)
 
-    def _verdict(self, suspect: ScannedFile, check: Callable[[], None]) -> ScanResult:
-        most = self.settings.max_size
-        if suspect.size > most:
+    def _scan(self, file: ScannedFile, check_abort: Callable[[], None]) -> ScanResult:
+        max_size = self.settings.max_size
+        if file.size > max_size:
             return ScanResult(
                 TOO_LARGE,
-                f"it has {suspect.size} bytes, more than max_size of [scan] ({most})",
+                f"it has {file.size} bytes, more than max_size of [scan] ({max_size})",
             )
-        return self.scanner.scan(suspect, ScanDeadline(self.settings.timeout, check))
+        return self.scanner.scan(file, ScanDeadline(self.settings.timeout, check_abort))
 
     def _infected(
-        self, suspect: ScannedFile, finding: ScanFinding, tell: ReportScan
+        self, file: ScannedFile, finding: ScanFinding, report: ReportScan
     ) -> Infected:
-        """Move the file to the quarantine, or remove it if that fails."""
+        """Move the file to quarantine, or remove it if that fails; return the error to
+        raise."""
         text = f"the file is infected: {finding.signature}"
         quarantine = Quarantine(
             Path(self.settings.quarantine_dir), self.settings.quarantine_size
         )
         try:
-            item = quarantine.add(suspect, finding)
+            item = quarantine.add(file, finding)
         except OSError as error:
-            suspect.remove()
+            file.remove()
             reason = fault_of(error).reason
-            tell("infected", signature=finding.signature, reason=reason)
+            report("infected", signature=finding.signature, reason=reason)
             text = (
                 f"{text}; it was removed, as it could not be moved to quarantine: "
                 f"{reason}"
             )
             return Infected(text, finding.signature)
-        tell(
+        report(
             "infected",
             signature=finding.signature,
             quarantine=item.id,
@@ -125,7 +126,7 @@ class Guard:
 
 
 def open_guard(settings: ScanSettings) -> Guard | None:
-    """Return the guard of a process; None where no scanner is configured."""
+    """Return the guard of this process; None if no scanner is configured."""
     if settings.clamd is not None:
         return Guard(settings, ClamdScanner(settings.clamd))
     if settings.command is not None:
@@ -133,11 +134,11 @@ def open_guard(settings: ScanSettings) -> Guard | None:
     return None
 
 
-def _unchecked(verdict: ScanResult) -> NotScanned | ScannerAway:
-    if verdict.outcome == TOO_LARGE:
-        return NotScanned(f"the file was not checked for malware: {verdict.detail}")
+def _not_scanned(result: ScanResult) -> NotScanned | ScannerAway:
+    if result.outcome == TOO_LARGE:
+        return NotScanned(f"the file was not checked for malware: {result.detail}")
     text = (
         f"the file was not checked for malware: the scanner is not available, "
-        f"{verdict.detail}"
+        f"{result.detail}"
     )
     return ScannerAway(text, retry_after_s=RETRY_S)

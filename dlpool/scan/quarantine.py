@@ -1,12 +1,12 @@
-"""Where infected files are kept: ``quarantine_dir/ID``, mode 0600, with a record
+"""The quarantine of infected files: ``quarantine_dir/ID``, mode 0600, with a record
 ``ID.json`` beside each.
 
-| killed | left behind | then |
+| killed | left behind | recovery |
 |---|---|---|
-| before the file is moved | a record without a file | it is not listed; the next ``add`` after a day removes it |
-| while it is copied from another file system | ``ID.copying`` and the record | the same; the source is still complete |
-| after that | file and record, perhaps also the source | it is listed; the source is scanned again |
-| while it is released | a record without a file, or both files | the same as above; or it is released again |
+| before the file is moved | a record without a file | it is not listed; ``add`` removes it after a day |
+| during a copy from another file system | ``ID.copying`` and the record | the same; the source is still complete |
+| after the move | file and record, perhaps also the source | it is listed; the source is scanned again |
+| during a release | a record without a file, or both files | as above; or it can be released again |
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from dlpool.errors import NotFound, TargetExists
 from dlpool.scan.scannedfile import OWNER_ATTRIBUTE, ScannedFile
 
 COPYING, RECORD = ".copying", ".json"
-STALE_S = 86400.0  # what is older and has no file is left by a killed process
-ENTRY_BYTES = (
-    8192  # bytes that an item counts at least, for its record and its folder entries
-)
+# age after which a record without a file was left by a killed process
+STALE_S = 86400.0
+# minimum bytes that a file counts, for its record and its folder entries
+ENTRY_BYTES = 8192
 _ID = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
 class ScanFinding:
-    """What was found and where it came from. Texts are for people, without secrets.
+    """What was found and where the file came from. Texts are for people, without
+    secrets.
 
     ``kind``: ``download`` or ``upload``; ``source``: the URL, or the id of the upload;
-    ``target``: the path that the file was to get; ``owner``: of the upload or job, None
-    if nobody is known; ``job_id``: of a job of the queue.
+    ``target``: the path that the file would have been published to; ``owner``: of the
+    upload or job, None if unknown; ``job_id``: of a job of the queue.
     """
 
     signature: str
@@ -53,7 +54,7 @@ class ScanFinding:
 
 @dataclass(frozen=True)
 class QuarantinedFile:
-    """A file in quarantine. ``at``: when it came, RFC 3339; ``size`` in bytes."""
+    """A file in quarantine. ``at``: when it was added, RFC 3339; ``size`` in bytes."""
 
     id: str
     at: str
@@ -74,44 +75,47 @@ class QuarantinedFile:
 
 @dataclass(frozen=True)
 class Quarantine:
-    """``most``: bytes that all files may have together; the oldest make room. Processes
-    may share the folder."""
+    """The quarantine folder. ``max_bytes``: limit of all files together; the oldest are
+    removed first.
+
+    Several processes may use the same folder.
+    """
 
     folder: Path
     max_bytes: int
 
-    def add(self, suspect: ScannedFile, finding: ScanFinding) -> QuarantinedFile:
-        """Move a file here. Raises OSError, and then the file still has its name, or
-        nothing has."""
-        if suspect.size + ENTRY_BYTES > self.max_bytes:
+    def add(self, file: ScannedFile, finding: ScanFinding) -> QuarantinedFile:
+        """Move a file into quarantine. Raises OSError; then the file keeps its name, or
+        has been removed from it."""
+        if file.size + ENTRY_BYTES > self.max_bytes:
             raise OSError(
                 errno.E2BIG,
                 f"it is larger than quarantine_size ({self.max_bytes} bytes)",
             )
         self._make_folder()
-        self._make_room(suspect.size)
+        self._evict(file.size)
         item = QuarantinedFile(
-            secrets.token_hex(8), _now(), suspect.size, suspect.sha256(), finding
+            secrets.token_hex(8), _now(), file.size, file.sha256(), finding
         )
         disk.atomic_write(
             self._record(item.id), jsontext.dumps(item.as_json()), sync=True, mode=0o600
         )
         try:
-            self._move(suspect, self.folder / item.id)
+            self._move(file, self.folder / item.id)
         except OSError:
             disk.remove_quietly(self._record(item.id))
             raise
         return item
 
     def items(self) -> list[QuarantinedFile]:
-        """Return what is here, oldest first. Raises OSError."""
+        """Return the quarantined files, oldest first. Raises OSError."""
         found = [
             item for item_id in self._ids() if (item := self._item(item_id)) is not None
         ]
         return sorted(found, key=lambda item: (item.at, item.id))
 
     def item(self, item_id: str) -> QuarantinedFile:
-        """Return one item. Raises NotFound, OSError."""
+        """Return one quarantined file. Raises NotFound, OSError."""
         found = self._item(item_id) if _ID.fullmatch(item_id) else None
         if found is None:
             raise NotFound(
@@ -130,7 +134,7 @@ class Quarantine:
     def release(
         self, item_id: str, target: Path | None = None
     ) -> tuple[QuarantinedFile, Path]:
-        """Give a file the name that it was to get, or ``target``; never in place of
+        """Publish a file to its original path, or to ``target``, without replacing
         another file.
 
         Raises NotFound, TargetExists, OSError.
@@ -160,8 +164,8 @@ class Quarantine:
         with suppress(FileExistsError):
             os.mkdir(self.folder, 0o700)
 
-    def _make_room(self, size: int) -> None:
-        """Remove the oldest items until ``size`` bytes more are allowed, and what
+    def _evict(self, size: int) -> None:
+        """Remove the oldest files until ``size`` bytes more are allowed, and what
         killed processes left."""
         items = self.items()
         total = sum(item.size + ENTRY_BYTES for item in items) + size + ENTRY_BYTES
@@ -180,17 +184,17 @@ class Quarantine:
         for path in stale:
             disk.remove_quietly(path)
 
-    def _move(self, suspect: ScannedFile, place: Path) -> None:
-        """Give the suspect its name here: by a rename, or by a copy from another file
-        system. Raises OSError."""
-        os.fchmod(suspect.descriptor, 0o600)
-        if suspect.is_named() and _renamed(suspect, place):
-            os.fsync(suspect.descriptor)
+    def _move(self, file: ScannedFile, destination: Path) -> None:
+        """Give the file its name in quarantine, by a rename, or by a copy from another
+        file system. Raises OSError."""
+        os.fchmod(file.descriptor, 0o600)
+        if file.is_named() and _renamed(file, destination):
+            os.fsync(file.descriptor)
         else:
-            _write(suspect, place.with_name(place.name + COPYING), 0o600)
-            place.with_name(place.name + COPYING).rename(place)
+            _write(file, destination.with_name(destination.name + COPYING), 0o600)
+            disk.replace(destination.with_name(destination.name + COPYING), destination)
         disk.sync_folder(self.folder)
-        suspect.remove()
+        file.remove()
 
     def _ids(self) -> list[str]:
         """Return the ids of the files."""
@@ -200,8 +204,8 @@ class Quarantine:
             return []
 
     def _item(self, item_id: str) -> QuarantinedFile | None:
-        """Return an item, with what is known where its record is damaged; None if it
-        has no file. Raises OSError."""
+        """Return a quarantined file, with placeholders if its record is damaged; None
+        if the file is missing. Raises OSError."""
         try:
             status = os.lstat(self.folder / item_id)
         except FileNotFoundError:
@@ -231,11 +235,11 @@ class Quarantine:
         return self.folder / f"{item_id}{RECORD}"
 
 
-def _renamed(suspect: ScannedFile, place: Path) -> bool:
-    """Rename the suspect to ``place``; return False if that is on another file system.
-    Raises OSError."""
+def _renamed(file: ScannedFile, destination: Path) -> bool:
+    """Rename the file to ``destination``; return False if that is on another file
+    system. Raises OSError."""
     try:
-        os.rename(suspect.path, place, src_dir_fd=suspect.dir_fd)
+        os.rename(file.path, destination, src_dir_fd=file.dir_fd)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
@@ -244,31 +248,29 @@ def _renamed(suspect: ScannedFile, place: Path) -> bool:
 
 
 def _copied(source: Path, target: Path) -> None:
-    """Copy a file durably to a new name, with the permissions of a new file. Raises
-    OSError."""
+    """Copy a file durably to a new name, with default permissions. Raises OSError."""
     descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        suspect = ScannedFile(descriptor, source, os.fstat(descriptor).st_size)
-        _write(suspect, target, 0o666)
+        file = ScannedFile(descriptor, source, os.fstat(descriptor).st_size)
+        _write(file, target, 0o666)
     finally:
         disk.close_quietly(descriptor)
 
 
-def _write(suspect: ScannedFile, path: Path, mode: int) -> None:
-    """Copy a file durably to a new one, with the note of its owner. Raises OSError;
-    then the name does not exist."""
+def _write(file: ScannedFile, path: Path, mode: int) -> None:
+    """Copy a file durably to a new file, with its owner attribute. Raises OSError; then
+    the name does not exist."""
     descriptor = disk.create_exclusive(path, mode)
     try:
         try:
-            for block in suspect.blocks(1024 * 1024):
+            for block in file.blocks(1024 * 1024):
                 disk.write_all(descriptor, block)
-            with suppress(
-                OSError
-            ):  # most files have none, and not every file system takes one
+            # most files have none, and not every file system takes one
+            with suppress(OSError):
                 os.setxattr(
                     descriptor,
                     OWNER_ATTRIBUTE,
-                    os.getxattr(suspect.descriptor, OWNER_ATTRIBUTE),
+                    os.getxattr(file.descriptor, OWNER_ATTRIBUTE),
                 )
             os.fsync(descriptor)
         finally:
@@ -279,8 +281,8 @@ def _write(suspect: ScannedFile, path: Path, mode: int) -> None:
 
 
 def _is_stale(entry: os.DirEntry[str], known: set[str]) -> bool:
-    """Return whether it is a record without a file, or an unfinished copy, that nobody
-    works on any more."""
+    """Return whether it is a record without a file, or a copy, that a killed process
+    left more than a day ago."""
     name, _, ending = entry.name.partition(".")
     if (
         not _ID.fullmatch(name)

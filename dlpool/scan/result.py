@@ -1,4 +1,4 @@
-"""What a scanner says of a file. Pure."""
+"""The result of a scan, and how it is read from the answer of clamd. Pure."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ from dataclasses import dataclass
 
 MAX_DETAIL = 200  # characters of a signature or reason
 CLEAN, INFECTED = "clean", "infected"
-TOO_LARGE = "too_large"  # the scanner does not check a file of this size, now or later
-# the scanner gave no answer that can be used; another try may get one
+TOO_LARGE = "too_large"  # the scanner never accepts a file of this size
+# the scanner gave no usable answer; a retry may succeed
 UNAVAILABLE = "unavailable"
-# not malware: clamd with AlertExceedsMax has not looked at all of the file
+# not malware: clamd with AlertExceedsMax has not scanned the complete file
 LIMITS = "Heuristics.Limits.Exceeded"
 _FOUND, _ERROR = " FOUND", " ERROR"
 
 
 @dataclass(frozen=True)
 class ScanResult:
-    """``outcome`` is one of the constants; ``detail`` the signature of an infected
-    file, else the reason in words."""
+    """``outcome`` is one of the constants; ``detail`` is the signature of an infected
+    file, otherwise the reason."""
 
     outcome: str
     detail: str = ""
 
 
 def read_answer(answer: bytes, *, is_complete: bool) -> ScanResult:
-    """Return what clamd's answer to INSTREAM means (clamd(8)): an answer in any other
-    form is none.
+    """Return the result that clamd's answer to INSTREAM means (clamd(8)); an unknown
+    answer is ``UNAVAILABLE``.
 
-    ``is_complete``: the scanner had received all of the file when it answered. Before
-    that it cannot know that the file is clean.
+    ``is_complete``: the complete file was sent before the answer. Otherwise "OK" is not
+    trusted.
     """
     text = answer.decode("utf-8", "replace")
     if not text.endswith("\0") or "\0" in text[:-1]:
-        return _unusable(text.rstrip("\0"))
+        return _unavailable(text.rstrip("\0"))
     text = text[:-1]
     if text.startswith("stream: ") and text.endswith(_FOUND):
         return infected_result(text[len("stream: ") : -len(_FOUND)])
@@ -40,11 +40,11 @@ def read_answer(answer: bytes, *, is_complete: bool) -> ScanResult:
         return ScanResult(TOO_LARGE, "it is larger than the scanner's StreamMaxLength")
     if text == "stream: OK" and is_complete:
         return ScanResult(CLEAN)
-    return _unusable(text)
+    return _unavailable(text)
 
 
 def infected_result(signature: str) -> ScanResult:
-    """Return the verdict on a file that matches a signature."""
+    """Return the result for a file that matches a signature."""
     name = printable_line(signature) or "unnamed"
     if name.startswith(LIMITS):
         return ScanResult(TOO_LARGE, f"it is above a limit of the scanner ({name})")
@@ -52,16 +52,16 @@ def infected_result(signature: str) -> ScanResult:
 
 
 def printable_line(text: str) -> str:
-    """Return the text of a foreign program as one line of printable characters."""
-    head = " ".join(text[: 4 * MAX_DETAIL].split())[:MAX_DETAIL]
-    return "".join(letter if letter.isprintable() else "?" for letter in head)
+    """Return the output of another program as one line of printable characters."""
+    line = " ".join(text[: 4 * MAX_DETAIL].split())[:MAX_DETAIL]
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
-def _unusable(text: str) -> ScanResult:
-    said = printable_line(text)
+def _unavailable(text: str) -> ScanResult:
+    answer = printable_line(text)
     return ScanResult(
         UNAVAILABLE,
-        f"it answered {said!r}"
-        if said
+        f"it answered {answer!r}"
+        if answer
         else "it closed the connection without an answer",
     )

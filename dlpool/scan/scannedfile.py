@@ -1,4 +1,4 @@
-"""A file that is to be checked: open, complete, and without its final name."""
+"""The file under scan: open, complete, and without its final name."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from dlpool import disk
 
 _BUFFER = 1024 * 1024
 
-OWNER_ATTRIBUTE = (
-    "user.dlpool.owner"  # the extended attribute that says whose an uploaded file is
-)
+# the extended attribute that names the owner of an uploaded file
+OWNER_ATTRIBUTE = "user.dlpool.owner"
 
 
 @dataclass(frozen=True)
 class ScannedFile:
-    """``descriptor`` is open for reading; nobody writes to the file. ``path`` is its
+    """``descriptor`` is open for reading, and the file has no writers. ``path`` is its
     temporary name.
 
     ``path`` may be relative to ``dir_fd``, the descriptor of an open folder.
@@ -32,8 +31,8 @@ class ScannedFile:
     dir_fd: int | None = None
 
     def blocks(self, size: int) -> Iterator[bytes]:
-        """Yield the content in blocks of ``size`` bytes at most. Raises OSError, also
-        for a file that has changed."""
+        """Yield the content in blocks of at most ``size`` bytes. Raises OSError, also
+        if the file was truncated."""
         position = 0
         while position < self.size:
             data = os.pread(self.descriptor, min(size, self.size - position), position)
@@ -43,11 +42,11 @@ class ScannedFile:
             position += len(data)
 
     def sha256(self) -> str:
-        """Return the digest of the content in hexadecimal digits. Raises OSError."""
-        found = hashlib.sha256()
+        """Return the SHA-256 of the content in hexadecimal digits. Raises OSError."""
+        digest = hashlib.sha256()
         for block in self.blocks(_BUFFER):
-            found.update(block)
-        return found.hexdigest()
+            digest.update(block)
+        return digest.hexdigest()
 
     @property
     def identity(self) -> disk.Identity:
@@ -55,17 +54,18 @@ class ScannedFile:
         return disk.identity_of(os.fstat(self.descriptor))
 
     def is_named(self) -> bool:
-        """Return whether the temporary name still means this file. Raises OSError."""
+        """Return whether the temporary name still refers to this file. Raises
+        OSError."""
         return disk.is_name_of(self.path, self.identity, self.dir_fd)
 
     def absolute_path(self) -> str:
-        """Return the temporary name for another program."""
+        """Return the absolute path of the temporary name, for another program."""
         if self.dir_fd is None:
             return str(self.path.absolute())
         return str(Path(os.readlink(f"/proc/self/fd/{self.dir_fd}"), self.path))
 
     def remove(self) -> None:
-        """Remove the temporary name, if it still means this file; errors are
+        """Remove the temporary name if it still refers to this file; errors are
         ignored."""
         try:
             if self.is_named():

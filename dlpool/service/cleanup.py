@@ -1,5 +1,5 @@
-"""What ended jobs kept beside their targets for a next run goes when Redis knows how
-they ended."""
+"""Clean-up of stale part files: has workers remove the files that ended jobs kept for
+another attempt."""
 
 from __future__ import annotations
 
@@ -15,104 +15,114 @@ from dlpool.service.wire.frames import CleanFrame, CleanupEntry
 from dlpool.service.worker.job_run import remove_stale_files
 from dlpool.service.worker_handle import WorkerHandle
 
-CLEAN_S = 0.25
-CLEAN_CHARACTERS = 8192  # of one frame
+SEND_INTERVAL_S = 0.25
+MAX_FRAME_CHARACTERS = 8192  # of the paths in one frame
 
 
 class CleanupDispatcher:
-    """Used by the main thread only. What is not done when this process ends is on the
-    trail."""
+    """Used by the main thread only. Entries stay in the journal until the files are
+    removed."""
 
-    def __init__(self, pool: WorkerPool, trail: CleanupJournal, log: Logger) -> None:
+    def __init__(self, pool: WorkerPool, journal: CleanupJournal, log: Logger) -> None:
         self._pool = pool
-        self._trail = trail
+        self._journal = journal
         self._log = log
-        self._leftovers: dict[int, list[CleanupEntry]] = {}
-        self._cleaned = 0.0
+        self._pending: dict[
+            int, list[CleanupEntry]
+        ] = {}  # by pid of the worker that ran the job, 0 if unknown
+        self._sent_at = 0.0
 
-    def record_start(self, job: CleanupEntry) -> None:
-        """A job is begun, or its path has become known."""
+    def record_start(self, entry: CleanupEntry) -> None:
+        """Add the entry of a job that starts, or whose path has become known, to the
+        journal."""
         try:
-            self._trail.add(job)
+            self._journal.add(entry)
         except LocalFault as error:
             self._log.warning(
-                "trail_not_kept", job_id=job.job_id, trace_id=job.trace_id, error=error
+                "journal_write_failed",
+                job_id=entry.job_id,
+                trace_id=entry.trace_id,
+                error=error,
             )
 
-    def enqueue(self, ended: Iterable[CleanupEntry], pid: int = 0) -> None:
-        """These jobs have ended, and Redis knows; ``pid`` is the worker that ran them,
-        if it is known."""
-        self._leftovers.setdefault(pid, []).extend(ended)
+    def enqueue(self, entries: Iterable[CleanupEntry], pid: int = 0) -> None:
+        """Have the files of ended jobs removed; ``pid`` is the worker that ran them, if
+        known.
 
-    def forget(self, ended: Iterable[CleanupEntry]) -> None:
-        """Nothing of these jobs is left, but for later runs of them."""
+        Redis must have recorded how the jobs ended.
+        """
+        self._pending.setdefault(pid, []).extend(entries)
+
+    def forget(self, entries: Iterable[CleanupEntry]) -> None:
+        """Remove the entries of jobs that have left no files from the journal."""
         try:
-            self._trail.remove(ended)
+            self._journal.remove(entries)
         except LocalFault as error:
-            self._log.warning("trail_not_kept", error=error)
+            self._log.warning("journal_write_failed", error=error)
 
     def send_requests(self, *, now: bool = False) -> None:
-        """Have workers remove what is left: a few at a time, the worker that ran
-        them."""
+        """Send pending entries to the workers that ran the jobs, at most once in
+        ``SEND_INTERVAL_S`` unless ``now``."""
         ready = [one for one in self._pool.workers.values() if one.is_accepting]
-        if not ready or not (now or time.monotonic() - self._cleaned >= CLEAN_S):
+        if not ready or not (
+            now or time.monotonic() - self._sent_at >= SEND_INTERVAL_S
+        ):
             return
-        self._cleaned = time.monotonic()
-        for pid, leftovers in self._leftovers.items():
-            handle = next((one for one in ready if one.pid == pid), ready[0])
-            for part in split_into_frames(leftovers):
-                handle.cleanup_requests |= {one.job_id: one for one in part}
-                handle.send(CleanFrame([list(one) for one in part]))
-        self._leftovers.clear()
+        self._sent_at = time.monotonic()
+        for pid, entries in self._pending.items():
+            worker = next((one for one in ready if one.pid == pid), ready[0])
+            for part in split_into_frames(entries):
+                worker.cleanup_requests |= {one.job_id: one for one in part}
+                worker.send(CleanFrame([list(one) for one in part]))
+        self._pending.clear()
 
-    def confirm(self, handle: WorkerHandle, job_ids: Sequence[str]) -> None:
-        """A worker has done it."""
+    def confirm(self, worker: WorkerHandle, job_ids: Sequence[str]) -> None:
+        """Remove the entries from the journal that a worker has processed."""
         self.forget(
             [
-                handle.cleanup_requests.pop(job_id)
+                worker.cleanup_requests.pop(job_id)
                 for job_id in job_ids
-                if job_id in handle.cleanup_requests
+                if job_id in worker.cleanup_requests
             ]
         )
 
-    def reassign(self, handle: WorkerHandle) -> None:
-        """A worker has died: what it has not done is another's to do."""
-        self.enqueue(handle.cleanup_requests.values())
-        handle.cleanup_requests.clear()
+    def reassign(self, worker: WorkerHandle) -> None:
+        """Enqueue again what a worker that has died did not process."""
+        self.enqueue(worker.cleanup_requests.values())
+        worker.cleanup_requests.clear()
 
     def clean_up_here(self, paths: Confinement) -> None:
-        """All workers have ended: do here what they have not done."""
-        rest = [ended for leftovers in self._leftovers.values() for ended in leftovers]
-        self._leftovers.clear()
-        for ended in rest:
+        """Process the pending entries in this process, after all workers have exited,
+        and compact the journal."""
+        pending = [entry for entries in self._pending.values() for entry in entries]
+        self._pending.clear()
+        for entry in pending:
             try:
-                remove_stale_files(ended, paths)
+                remove_stale_files(entry, paths)
             except DlpoolError as error:
                 self._log.warning(
-                    "leftover_not_removed",
-                    job_id=ended.job_id,
-                    trace_id=ended.trace_id,
+                    "stale_file_not_removed",
+                    job_id=entry.job_id,
+                    trace_id=entry.trace_id,
                     error=error,
                 )
-        self.forget(rest)
+        self.forget(pending)
         try:
-            self._trail.compact()
+            self._journal.compact()
         except LocalFault as error:
-            self._log.warning("trail_not_kept", error=error)
+            self._log.warning("journal_write_failed", error=error)
 
 
-def split_into_frames(
-    leftovers: Sequence[CleanupEntry],
-) -> Iterator[list[CleanupEntry]]:
-    """As many of them as fit into one frame each."""
+def split_into_frames(entries: Sequence[CleanupEntry]) -> Iterator[list[CleanupEntry]]:
+    """Yield the entries in portions that fit into one frame each."""
     portion: list[CleanupEntry] = []
     size = 0
-    for one in leftovers:
-        length = len(one.url_sha256) + len(one.save_path) + len(one.path or "")
-        if portion and size + length > CLEAN_CHARACTERS:
+    for entry in entries:
+        length = len(entry.url_sha256) + len(entry.save_path) + len(entry.path or "")
+        if portion and size + length > MAX_FRAME_CHARACTERS:
             yield portion
             portion, size = [], 0
-        portion.append(one)
+        portion.append(entry)
         size += length
     if portion:
         yield portion

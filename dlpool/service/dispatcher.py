@@ -1,14 +1,16 @@
-"""The jobs of a supervisor on their way through its workers: the part of the main
-thread that moves them."""
+"""The dispatcher: moves jobs from their claim through a worker to the record of their
+result."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from dlpool.errors import InternalError
+from dlpool.jobs.states import TERMINAL_DISPOSITIONS, Disposition
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest
 from dlpool.observe.log import Logger
 from dlpool.observe.log_limiter import LogLimiter
@@ -19,6 +21,7 @@ from dlpool.service.host_admission import HostAdmission
 from dlpool.service.host_limits import authority_of
 from dlpool.service.inflight import (
     InFlightJob,
+    InFlightPhase,
     InFlightTable,
     cleanup_entry,
     is_path_implied,
@@ -27,7 +30,7 @@ from dlpool.service.inflight import (
 from dlpool.service.job_log import DISOWNED, log_disposition, log_fields, trace_id_of
 from dlpool.service.monitor.metrics_collector import MetricsCollector
 from dlpool.service.pool import WorkerPool
-from dlpool.service.queue.messages import HostSlotDecided, ResultRecorded
+from dlpool.service.queue.messages import HostSlotAnswered, ResultRecorded
 from dlpool.service.queue.recording import ResultRecorder
 from dlpool.service.scheduling import WaitingJob, assign
 from dlpool.service.slots import is_refusal
@@ -44,219 +47,227 @@ from dlpool.service.wire.frames import (
     StatusFrame,
     VerifiedFrame,
 )
+from dlpool.service.wire.results import AttemptResult
 from dlpool.service.worker_handle import WorkerHandle
 
-ENDS = ("success", "failed", "cancelled")
-# of what is no job that are logged in a minute: whoever pushes it must not fill the log
-MALFORMED = 20
+# log lines about malformed jobs: a client that pushes many of them must not fill the
+# log
+MALFORMED_PER_MINUTE = 20
+
+
+@dataclass(frozen=True)
+class DispatcherServices:
+    """What a dispatcher works with. ``on_node_fault`` is called when a job has met a
+    fault of the node."""
+
+    in_flight: InFlightTable
+    pool: WorkerPool
+    recorder: ResultRecorder
+    cleanup: CleanupDispatcher
+    hooks: HookRunner
+    host_admission: HostAdmission
+    collector: MetricsCollector
+    log: Logger
+    on_node_fault: Callable[[], None]
 
 
 class JobDispatcher:
-    """Ledger, workers and recorder as one. Used by the main thread only; each step may
-    be repeated."""
+    """Used by the main thread only. Each method may be called again for the same
+    job."""
 
-    def __init__(
-        self,
-        ledger: InFlightTable,
-        pool: WorkerPool,
-        recorder: ResultRecorder,
-        judge: DispositionPolicy,
-        cleaner: CleanupDispatcher,
-        log: Logger,
-        hooks: HookRunner,
-        doorman: HostAdmission,
-        meter: MetricsCollector,
-        on_fault: Callable[[], None],
-    ) -> None:
-        """``on_fault`` is called when a job has met a fault of the node."""
-        self.policy = judge
-        self.needs_reconcile = True  # something that pool and capacity depend on
-        self._ledger = ledger
-        self._pool = pool
-        self._recorder = recorder
-        self._log = log
-        self._cleaner = cleaner
-        self._hooks = hooks
-        self._doorman = doorman
-        self._meter = meter
-        self._malformed = LogLimiter(MALFORMED)
-        self._on_fault = on_fault
+    def __init__(self, services: DispatcherServices, policy: DispositionPolicy) -> None:
+        self.policy = policy
+        # something has changed that the worker pool and the capacity depend on
+        self.needs_reconcile = True
+        self._in_flight = services.in_flight
+        self._pool = services.pool
+        self._recorder = services.recorder
+        self._cleanup = services.cleanup
+        self._hooks = services.hooks
+        self._host_admission = services.host_admission
+        self._collector = services.collector
+        self._log = services.log
+        self._on_node_fault = services.on_node_fault
+        self._malformed = LogLimiter(MALFORMED_PER_MINUTE)
+        self._frame_handlers: Mapping[
+            type[Frame], Callable[[WorkerHandle, Any], None]
+        ] = {
+            HelloFrame: self._handle_hello,
+            StatusFrame: self._handle_status,
+            VerifiedFrame: self._handle_verified,
+            FinishingFrame: self._handle_finishing,
+            EndedFrame: self._handle_ended,
+            HoldFrame: self._handle_hold,
+            CleanedFrame: self._handle_cleaned,
+        }
 
-    # --- in ---
+    # --- claimed jobs ---
 
     def accept(self, claimed: ClaimedJob, leased_until: float) -> None:
-        """A job was claimed: run it, or say why not."""
+        """Add a claimed job to the in-flight table, or record at once why it does not
+        run."""
         held = InFlightJob(
             claimed, leased_until, trace_id=trace_id_of(claimed.lease.job_id, None)
         )
-        with self._each_alone(held):
-            held.job, instead = self.policy.admit(claimed)
+        with self._failing_only(held):
+            held.job, request = self.policy.admit(claimed)
             held.trace_id = trace_id_of(claimed.lease.job_id, held.job)
             held.authority = authority_of(held.job.url) if held.job is not None else ""
-            if not self._ledger.add(held):
+            if not self._in_flight.add(held):
                 return
-            if instead is not None:
-                self._end(held, instead)
+            if request is not None:
+                self._finish(held, request)
             else:
-                self._bring_to_door(held)
+                self._admit_at_host(held)
         self.needs_reconcile = (
             self.needs_reconcile or claimed.crashes > 0
-        )  # it may want a worker of its own
+        )  # it may need a quarantine worker
 
     @contextmanager
-    def _each_alone(self, held: InFlightJob) -> Iterator[None]:
-        """What nobody foresaw while a job is taken in fails that job, and nothing
-        else."""
+    def _failing_only(self, held: InFlightJob) -> Iterator[None]:
+        """Fail the job on an unexpected error, so that the error does not stop the
+        service."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - the service would end with it, and the next one again
-            self._log.error("job_broke", error=error, **log_fields(held))
+        except Exception as error:  # noqa: BLE001 - after a restart the same job would stop the service again
+            self._log.error("job_internal_error", error=error, **log_fields(held))
             if (
-                not self._ledger.add(held)
-                and self._ledger.get(str(held.lease)) is not held
+                not self._in_flight.add(held)
+                and self._in_flight.get(str(held.lease)) is not held
             ):
-                return  # it runs already, and ends by itself
-            self._ledger.mark_ending(held)
-            ending = self.policy.for_internal_error(
+                return  # an earlier claim of the job runs already and is not affected
+            self._in_flight.set_phase(held, InFlightPhase.RECORDING)
+            request = self.policy.for_internal_error(
                 held.claimed, InternalError.of(error)
             )
             self._recorder.record(
-                replace(ending, host=held.slot_host, trace_id=held.trace_id)
+                replace(request, host=held.slot_host, trace_id=held.trace_id)
             )
 
-    def _bring_to_door(self, held: InFlightJob) -> None:
+    def _admit_at_host(self, held: InFlightJob) -> None:
         assert held.job is not None
-        instead = self._doorman.admit(held, held.job, self._ledger.all)
-        if instead is not None:
-            self._end(held, instead)
+        request = self._host_admission.admit(held, held.job, self._in_flight.all)
+        if request is not None:
+            self._finish(held, request)
 
     def summarize(self, *, now: bool = False) -> None:
-        """Log how many malformed jobs had no line of their own, of each minute that is
-        over; ``now``: of all."""
+        """Log the number of malformed jobs without a line of their own, per minute.
+
+        ``now``: include the current minute.
+        """
         for _, count in self._malformed.pop_counts(now=now):
             self._log.warning("jobs_malformed", count=count)
 
     def assign_waiting(self) -> None:
-        """Give waiting jobs to workers with free slots."""
+        """Send waiting jobs to workers that have free slots."""
         self.summarize()
         waiting = [
-            one for one in self._ledger.all() if one.worker_pid is None and one.is_idle
-        ]
-        wanted = [
             WaitingJob(str(one.lease), self.policy.is_quarantined(one.claimed))
-            for one in waiting
+            for one in self._in_flight.all()
+            if one.phase is InFlightPhase.WAITING
         ]
-        for ticket, pid in assign(wanted, self._pool.worker_slots()) if wanted else ():
-            held, handle = self._ledger.get(ticket), self._pool.workers[pid]
+        for lease_id, pid in (
+            assign(waiting, self._pool.worker_slots()) if waiting else ()
+        ):
+            held, worker = self._in_flight.get(lease_id), self._pool.workers[pid]
             assert held is not None and held.job is not None
             try:
-                handle.send(job_frame(held, held.job))
+                worker.send(job_frame(held, held.job))
             except InternalError:
                 message = "the job's URL, path and headers are too long together"
-                self._end(
+                self._finish(
                     held,
                     self.policy.failure(held.claimed, held.job.url, "bad_job", message),
                 )
                 continue
-            self._cleaner.record_start(
+            self._cleanup.record_start(
                 cleanup_entry(held, held.job, None, has_failed=True)
             )
             held.worker_pid, held.assigned_at = pid, time.monotonic()
-            handle.jobs.add(ticket)
-            self._pool.count_assigned(handle)
+            self._in_flight.set_phase(held, InFlightPhase.RUNNING)
+            worker.jobs.add(lease_id)
+            self._pool.count_assigned(worker)
 
     def count_quarantined(self) -> int:
-        """How many jobs that must run alone are held."""
+        """Return how many quarantined jobs are waiting or running."""
         return sum(
-            not one.is_ending and self.policy.is_quarantined(one.claimed)
-            for one in self._ledger.all()
+            not one.is_recording and self.policy.is_quarantined(one.claimed)
+            for one in self._in_flight.all()
         )
 
-    # --- from workers ---
+    # --- frames from workers ---
 
-    def read_frames(self, handle: WorkerHandle) -> None:
-        """Take what a worker has sent."""
-        for frame in handle.frames():
-            self._heard(handle, frame)
+    def read_frames(self, worker: WorkerHandle) -> None:
+        """Read and handle all frames that a worker has sent."""
+        for frame in worker.frames():
+            self._frame_handlers[type(frame)](worker, frame)
 
-    def reap(self, handle: WorkerHandle, how: str) -> None:
-        """A worker has died: its last words first, then its jobs go back at once."""
-        self.read_frames(handle)
-        for ticket in sorted(handle.jobs):
-            held = self._ledger.get(ticket)
-            if held is None or held.is_ending:
+    def reap(self, worker: WorkerHandle, how: str) -> None:
+        """Handle the last frames of a worker that has died, then requeue or fail its
+        jobs. ``how``: how it died."""
+        self.read_frames(worker)
+        for lease_id in sorted(worker.jobs):
+            held = self._in_flight.get(lease_id)
+            if held is None or held.is_recording:
                 continue
-            if held.is_lost:
-                self._ledger.remove(ticket)
-            elif handle.hung_job not in (None, ticket):
-                self._end(held, self.policy.for_bystander(held.claimed, how))
+            if held.is_fenced_off:
+                self._in_flight.remove(lease_id)
+            elif worker.hung_job not in (None, lease_id):
+                self._finish(held, self.policy.for_bystander(held.claimed, how))
             elif held.job is not None:
-                self._end(
+                self._finish(
                     held, self.policy.for_worker_death(held.claimed, held.job.url, how)
                 )
-        handle.jobs.clear()
-        handle.finishing.clear()
-        self._cleaner.reassign(handle)
+        worker.jobs.clear()
+        worker.finishing.clear()
+        self._cleanup.reassign(worker)
 
-    def _heard(self, handle: WorkerHandle, frame: Frame) -> None:
-        if isinstance(frame, HelloFrame):
-            self._pool.mark_ready(handle)
-            self.needs_reconcile = True
-        elif isinstance(frame, StatusFrame):
-            self._meter.add_worker_counters(handle.counters.update(frame.counters))
-            for ticket, progress in frame.jobs.items():
-                if (held := self._ledger.get(ticket)) is not None:
-                    held.progress = progress
-                    held.missing_bytes = frame.missing_bytes.get(ticket, 0)
-                    held.is_resumable = ticket not in frame.unresumable
-        elif isinstance(frame, VerifiedFrame):
-            self._verified(handle, frame.lease_id)
-        elif isinstance(frame, EndedFrame):
-            handle.jobs.discard(frame.lease_id)
-            handle.finishing.discard(frame.lease_id)
-            self._ended(frame)
-        elif isinstance(frame, FinishingFrame):
-            self._finishing(handle, frame.lease_id)
-        elif isinstance(frame, HoldFrame):
-            self._doorman.hold(frame.host, frame.seconds, is_ours=True)
-        elif isinstance(frame, CleanedFrame):
-            self._cleaner.confirm(handle, frame.job_ids)
+    def _handle_hello(self, worker: WorkerHandle, _: HelloFrame) -> None:
+        self._pool.mark_ready(worker)
+        self.needs_reconcile = True
 
-    def _verified(self, handle: WorkerHandle, ticket: str) -> None:
-        held = self._ledger.get(ticket)
-        if held is None or held.is_lost:
-            handle.send(LostFrame(ticket))
+    def _handle_status(self, worker: WorkerHandle, frame: StatusFrame) -> None:
+        self._collector.add_worker_counters(worker.counters.update(frame.counters))
+        for lease_id, progress in frame.jobs.items():
+            if (held := self._in_flight.get(lease_id)) is not None:
+                held.progress = progress
+                held.missing_bytes = frame.missing_bytes.get(lease_id, 0)
+                held.is_resumable = lease_id not in frame.unresumable
+
+    def _handle_verified(self, worker: WorkerHandle, frame: VerifiedFrame) -> None:
+        held = self._in_flight.get(frame.lease_id)
+        if held is None or held.is_fenced_off:
+            worker.send(LostFrame(frame.lease_id))
         else:
             self._recorder.check_fence(held.lease)
 
-    def _finishing(self, handle: WorkerHandle, ticket: str) -> None:
-        held = self._ledger.get(ticket)
-        if held is not None and ticket in handle.jobs and not handle.is_quarantine:
-            handle.finishing.add(ticket)
-            self._ledger.mark_finishing(held)
+    def _handle_finishing(self, worker: WorkerHandle, frame: FinishingFrame) -> None:
+        held = self._in_flight.get(frame.lease_id)
+        if (
+            held is not None
+            and held.phase is InFlightPhase.RUNNING
+            and not worker.is_quarantine
+        ):
+            worker.finishing.add(frame.lease_id)
+            self._in_flight.set_phase(held, InFlightPhase.FINISHING)
 
-    def _ended(self, frame: EndedFrame) -> None:
-        held = self._ledger.get(frame.lease_id)
-        if held is None or held.job is None or held.is_ending:
+    def _handle_ended(self, worker: WorkerHandle, frame: EndedFrame) -> None:
+        worker.jobs.discard(frame.lease_id)
+        worker.finishing.discard(frame.lease_id)
+        held = self._in_flight.get(frame.lease_id)
+        if held is None or held.job is None or held.is_recording:
             return
-        self._meter.observe_run(frame, time.monotonic() - held.assigned_at)
+        self._collector.observe_run(frame, time.monotonic() - held.assigned_at)
         if frame.path is not None and not is_path_implied(
             frame.path, held.job.save_path
         ):
-            self._cleaner.record_start(
+            self._cleanup.record_start(
                 cleanup_entry(held, held.job, frame.path, has_failed=True)
             )
         if is_refusal(frame):
-            self._doorman.record_refusal(held, self._ledger.all)
-        ending = (
-            None
-            if held.is_lost
-            else self.policy.for_attempt(
-                held.claimed, held.job, frame, held.requested_action, held.yield_reason
-            )
-        )
-        if frame.attempt_result == "node_fault":
-            self._on_fault()
+            self._host_admission.record_refusal(held, self._in_flight.all)
+        if frame.attempt_result is AttemptResult.NODE_FAULT:
+            self._on_node_fault()
             self.needs_reconcile = True
             self._log.warning(
                 "node_fault",
@@ -264,155 +275,172 @@ class JobDispatcher:
                 reason=frame.message,
                 **log_fields(held),
             )
-        if ending is None:
+        self._decide(held, frame)
+
+    def _handle_hold(self, _: WorkerHandle, frame: HoldFrame) -> None:
+        self._host_admission.hold(frame.host, frame.seconds, is_ours=True)
+
+    def _handle_cleaned(self, worker: WorkerHandle, frame: CleanedFrame) -> None:
+        self._cleanup.confirm(worker, frame.job_ids)
+
+    def _decide(self, held: InFlightJob, frame: EndedFrame) -> None:
+        """Finish the job as the policy decides, or drop it if another supervisor holds
+        its lease."""
+        assert held.job is not None
+        request = None
+        if not held.is_fenced_off:
+            request = self.policy.for_attempt(
+                held.claimed, held.job, frame, held.requested_action, held.yield_reason
+            )
+        if request is None:
             self._log.warning("job_lost", **log_fields(held))
-            self._meter.count_lost()
-            self._ledger.remove(frame.lease_id)
+            self._collector.count_lost()
+            self._in_flight.remove(frame.lease_id)
             return
         held.path, held.needs_cleanup, held.stack = (
             frame.path,
             frame.needs_cleanup,
             frame.stack,
         )
-        self._end(held, ending)
+        self._finish(held, request)
 
-    def _end(self, held: InFlightJob, ending: FinishRequest) -> None:
-        host = ending.host if ending.disposition == "park" else self._left(held)
-        ending = replace(ending, host=host, trace_id=held.trace_id)
-        self._ledger.mark_ending(held)
-        self._recorder.record(ending)
+    def _finish(self, held: InFlightJob, request: FinishRequest) -> None:
+        """Free the slot of a job and have Redis record its disposition."""
+        is_throttled = request.disposition is Disposition.THROTTLE
+        host = request.host if is_throttled else self._released_host(held)
+        self._in_flight.set_phase(held, InFlightPhase.RECORDING)
+        self._recorder.record(replace(request, host=host, trace_id=held.trace_id))
 
-    def _left(self, held: InFlightJob) -> str:
-        """The host that has room again; how the job ended stands, whatever goes wrong
-        with that."""
+    def _released_host(self, held: InFlightJob) -> str:
+        """Return the host whose slot the job frees. An error here must not change the
+        disposition."""
         try:
-            return self._doorman.released_host(held)
-        except Exception as error:  # noqa: BLE001 - as above
-            self._log.error("job_broke", error=error, **log_fields(held))
+            return self._host_admission.released_host(held)
+        except Exception as error:  # noqa: BLE001 - see _failing_only
+            self._log.error("job_internal_error", error=error, **log_fields(held))
             return held.slot_host
 
-    # --- from Redis ---
+    # --- messages from the queue threads ---
 
-    def handle_fence_check(self, ticket: str, *, is_ours: bool) -> None:
-        """Redis has said whether a verified job may be published."""
+    def handle_fence_check(self, lease_id: str, *, is_ours: bool) -> None:
+        """Let a verified job publish its file if this supervisor still holds the lease;
+        fence it off otherwise."""
         if not is_ours:
-            self.fence_off(ticket)
-        elif (handle := self._worker_of(ticket)) is not None:
-            handle.send(PublishFrame(ticket))
+            self.fence_off(lease_id)
+        elif (worker := self._worker_of(lease_id)) is not None:
+            worker.send(PublishFrame(lease_id))
 
-    def handle_host_slot(self, message: HostSlotDecided) -> None:
-        """Redis has said whether the host of a job has a slot for it."""
-        held = self._ledger.get(message.lease_id)
-        if held is not None and held.is_at_door and not held.is_ending:
-            instead = self._doorman.handle_answer(held, message.decision)
-            if instead is not None:
-                self._end(held, instead)
+    def handle_host_slot(self, message: HostSlotAnswered) -> None:
+        """Let a job wait for a worker if it has got a slot of its host; throttle it
+        otherwise."""
+        held = self._in_flight.get(message.lease_id)
+        if held is not None and held.phase is InFlightPhase.AWAITING_HOST_SLOT:
+            request = self._host_admission.handle_answer(held, message.answer)
+            if request is not None:
+                self._finish(held, request)
 
-    def fence_off(self, ticket: str) -> None:
-        """The job is another's by now: it ends here without a record."""
-        held = self._ledger.get(ticket)
-        if held is None or held.is_ending or held.is_lost:
+    def fence_off(self, lease_id: str) -> None:
+        """Stop a job whose lease another supervisor holds. Its result is discarded."""
+        held = self._in_flight.get(lease_id)
+        if held is None or held.is_recording or held.is_fenced_off:
             return
-        held.is_lost = True
-        handle = self._worker_of(ticket)
-        if handle is None:
-            self._ledger.remove(ticket)
+        worker = self._worker_of(lease_id)
+        if worker is None:
+            self._in_flight.remove(lease_id)
         else:
-            handle.send(LostFrame(ticket))
+            self._in_flight.set_phase(held, InFlightPhase.FENCED_OFF)
+            worker.send(LostFrame(lease_id))
 
-    def request_stop(self, ticket: str, action: str) -> None:
-        """An operator wants a job cancelled or paused; may be called again and
-        again."""
-        held = self._ledger.get(ticket)
+    def request_stop(self, lease_id: str, action: str) -> None:
+        """Cancel or pause a job for an operator; ``action`` is ``cancel`` or ``pause``.
+        May be called repeatedly."""
+        held = self._in_flight.get(lease_id)
         if (
             held is None
-            or held.is_ending
-            or held.is_lost
-            or held.requested_action in (action, "cancel")
             or held.job is None
+            or held.requested_action in (action, "cancel")
         ):
             return
+        if held.is_recording or held.is_fenced_off:
+            return
         held.requested_action = action
-        handle = self._worker_of(ticket)
-        if handle is not None:
-            handle.send(CancelFrame(ticket, f"an operator asked to {action} it"))
+        worker = self._worker_of(lease_id)
+        if worker is not None:
+            worker.send(
+                CancelFrame(lease_id, f"an operator requested to {action} the job")
+            )
         elif held.worker_pid is None:
-            self._end(
+            self._finish(
                 held, self.policy.for_stop_request(held.claimed, held.job.url, action)
             )
 
-    def yield_slot(self, ticket: str, reason: str) -> None:
-        """A job is to give its slot to others: it is checkpointed and goes back to the
-        queue."""
-        held, handle = self._ledger.get(ticket), self._worker_of(ticket)
-        if (
-            held is None
-            or handle is None
-            or held.is_ending
-            or held.is_lost
-            or held.requested_action
-            or held.yield_reason
-        ):
+    def yield_slot(self, lease_id: str, reason: str) -> None:
+        """Have a running job checkpoint and return to the queue, so that other jobs get
+        its slot."""
+        held, worker = self._in_flight.get(lease_id), self._worker_of(lease_id)
+        if held is None or worker is None or held.requested_action or held.yield_reason:
+            return
+        if held.is_recording or held.is_fenced_off:
             return
         held.yield_reason = reason
         self._log.info("job_yielding", label=reason, **log_fields(held))
-        handle.send(CancelFrame(ticket, "jobs of others wait for its slot"))
+        worker.send(CancelFrame(lease_id, "the job yields its slot to waiting jobs"))
 
     def handle_recorded(self, message: ResultRecorded) -> None:
-        """Redis knows how a job ended."""
-        ending, ticket = message.finish, str(message.finish.lease)
-        held = self._ledger.get(ticket)
+        """Remove a job whose disposition Redis has recorded: log and count it, run its
+        hook, clean up its files.
+
+        The reply ``LEADS`` means that no equal job is queued: the job then runs after
+        all.
+        """
+        request, lease_id = message.request, str(message.request.lease)
+        held = self._in_flight.get(lease_id)
         if held is not None and message.reply == "LEADS":
-            self._ledger.mark_ending(held, is_ending=False)
-            with self._each_alone(held):
-                self._bring_to_door(held)
+            self._in_flight.set_phase(held, InFlightPhase.WAITING)
+            with self._failing_only(held):
+                self._admit_at_host(held)
             return
-        self._meter.count_result(ending, message.reply)
-        if held is None:  # an earlier start had spooled it
+        self._collector.count_result(request, message.reply)
+        if held is None:  # an earlier run of this supervisor had spooled it
             return
-        self._ledger.remove(ticket)
+        self._in_flight.remove(lease_id)
         if held.job is not None or self._malformed.allow("malformed"):
-            log_disposition(self._log, held, ending, message.reply)
+            log_disposition(self._log, held, request, message.reply)
         if message.reply not in DISOWNED:
-            self._hooks.schedule(held, ending)
+            self._hooks.schedule(held, request)
         if (
             held.job is not None
-            and ending.disposition in ENDS
+            and request.disposition in TERMINAL_DISPOSITIONS
             and message.reply != "FENCED"
         ):
-            ended = cleanup_entry(
-                held, held.job, held.path, has_failed=ending.disposition != "success"
-            )
-            if held.needs_cleanup or ended.has_failed:
-                self._cleaner.enqueue([ended], held.worker_pid or 0)
+            has_failed = request.disposition is not Disposition.SUCCEED
+            entry = cleanup_entry(held, held.job, held.path, has_failed=has_failed)
+            if held.needs_cleanup or has_failed:
+                self._cleanup.enqueue([entry], held.worker_pid or 0)
             else:
-                self._cleaner.forget([ended])
+                self._cleanup.forget([entry])
 
-    # --- the end ---
+    # --- drain ---
 
     def release_waiting(self, reason: str) -> None:
-        """Give back what no worker has begun."""
-        for held in self._ledger.all():
-            if held.worker_pid is None and not held.is_ending:
-                self._end(
-                    held,
-                    FinishRequest(
-                        held.lease,
-                        "release",
-                        note={"label": "released", "message": reason},
-                    ),
+        """Release the jobs that have no worker."""
+        for held in self._in_flight.all():
+            if held.worker_pid is None and not held.is_recording:
+                note = {"label": "released", "message": reason}
+                self._finish(
+                    held, FinishRequest(held.lease, Disposition.RELEASE, note=note)
                 )
 
     def cancel_running(self, reason: str) -> None:
-        """Have running jobs checkpointed and given back."""
-        for held in self._ledger.all():
-            handle = self._worker_of(str(held.lease))
-            if handle is not None and not held.is_ending:
-                handle.send(CancelFrame(str(held.lease), reason))
+        """Have running jobs checkpoint and stop; they are released."""
+        for held in self._in_flight.all():
+            worker = self._worker_of(str(held.lease))
+            if worker is not None and not held.is_recording:
+                worker.send(CancelFrame(str(held.lease), reason))
 
-    def _worker_of(self, ticket: str) -> WorkerHandle | None:
-        held = self._ledger.get(ticket)
+    def _worker_of(self, lease_id: str) -> WorkerHandle | None:
+        held = self._in_flight.get(lease_id)
         if held is None or held.worker_pid is None:
             return None
-        handle = self._pool.workers.get(held.worker_pid)
-        return handle if handle is not None and ticket in handle.jobs else None
+        worker = self._pool.workers.get(held.worker_pid)
+        return worker if worker is not None and lease_id in worker.jobs else None

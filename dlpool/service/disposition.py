@@ -1,4 +1,4 @@
-"""What becomes of a job that has left its worker. Pure."""
+"""The disposition policy: what a finished attempt of a job leads to. Pure."""
 
 from __future__ import annotations
 
@@ -12,14 +12,29 @@ from dlpool.errors import InternalError
 from dlpool.jobs.client_records import CANCELLED, failure_record, success_record
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.pushed_job import MAX_JOB_BYTES, BadJob, Malformed, PushedJob
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest
 from dlpool.service.wire.frames import EndedFrame
+from dlpool.service.wire.results import AttemptResult
+
+MAX_DOUBLINGS = 30
+_STATISTICS = (
+    "size",
+    "seconds",
+    "received",
+    "resumed_from",
+    "retries",
+)  # of a success, kept in its note
+_SURRENDERED = (AttemptResult.NODE_FAULT, AttemptResult.LOCKED, AttemptResult.RELEASED)
 
 
 @dataclass(frozen=True)
 class DispositionPolicy:
-    """Turns endings into transitions. ``now`` in seconds since 1970; ``chance`` gives
-    numbers from 0 to 1."""
+    """Decides how jobs leave the supervisor. Each method returns the request that
+    records the decision in Redis.
+
+    ``now`` returns seconds since 1970; ``random`` returns numbers from 0 to 1.
+    """
 
     keys: QueueKeys
     settings: SupervisorSettings
@@ -29,7 +44,8 @@ class DispositionPolicy:
     def admit(
         self, claimed: ClaimedJob
     ) -> tuple[PushedJob | None, FinishRequest | None]:
-        """The job, and the transition that comes instead of running it now, if any."""
+        """Parse a claimed job. Return it, and the request that replaces its attempt if
+        it must not run yet or at all."""
         try:
             if claimed.size > MAX_JOB_BYTES:
                 raise Malformed(
@@ -42,111 +58,70 @@ class DispositionPolicy:
             return None, self.failure(claimed, None, "malformed", str(error))
         if claimed.flag is not None:
             return job, self.for_stop_request(claimed, job.url, claimed.flag)
-        return job, self._refused(claimed, job) or self._put_off(claimed, job)
+        return job, self._reject_poison(claimed, job) or self._postpone(claimed, job)
 
-    def _put_off(self, claimed: ClaimedJob, job: PushedJob) -> FinishRequest | None:
-        """What a job from the intake asks for: another time, another priority, or to be
-        one with its equals."""
-        delay_s = (job.not_before or 0.0) - self.now()
-        if delay_s > 0:
-            return FinishRequest(
-                claimed.lease, "release", delay_s=delay_s, priority=job.priority
-            )
-        if job.priority == "low" != claimed.priority:
-            return FinishRequest(claimed.lease, "release", priority="low")
-        if job.dedupe:
-            return FinishRequest(claimed.lease, "follow", digest=job.digest)
-        return None
-
-    def for_stop_request(
-        self, claimed: ClaimedJob, url: str, action: str
-    ) -> FinishRequest:
-        """The transition for a job that an operator wants to ``cancel`` or
-        ``pause``."""
-        if action == "pause":
-            return FinishRequest(
-                claimed.lease,
-                "pause",
-                note={"label": "paused", "message": "the job was paused"},
-            )
-        record = failure_record(self.keys, url, claimed.raw, CANCELLED, self.now())
-        return FinishRequest(
-            claimed.lease,
-            "cancelled",
-            record,
-            note={"label": "cancelled", "message": CANCELLED},
-        )
+    def is_quarantined(self, claimed: ClaimedJob) -> bool:
+        """Return whether one more worker death would fail the job. Then it runs in a
+        worker without other jobs."""
+        return 0 < claimed.crashes >= self.settings.max_crashes - 1
 
     def for_attempt(
         self,
         claimed: ClaimedJob,
         job: PushedJob,
         frame: EndedFrame,
-        verb: str | None = None,
-        yielding: str | None = None,
+        requested_action: str | None = None,
+        yield_reason: str | None = None,
     ) -> FinishRequest | None:
-        """The transition for what a worker said; None where the job is another's.
+        """Return the request for the result of an attempt, or None if another
+        supervisor holds the lease.
 
-        ``verb``: what an operator wanted meanwhile; it comes too late for a file that
-        is there already. ``yielding``: why the job was to give its slot to others.
+        ``requested_action``: ``cancel`` or ``pause``, if an operator has requested it;
+        ignored for a complete file. ``yield_reason``: why the job was told to yield its
+        slot.
         """
-        note = {"label": frame.label, "message": frame.message}
-        ticket = claimed.lease
-        if frame.attempt_result == "succeeded":
-            size, seconds = (
-                int(frame.statistics["size"]),
-                float(frame.statistics["seconds"]),
-            )
-            record = success_record(self.keys, job, size, seconds, self.now())
-            return FinishRequest(
-                ticket,
-                "success",
-                record,
-                note={"path": frame.path, **_figures(frame.statistics)},
-            )
+        result = frame.attempt_result
+        if result is AttemptResult.SUCCEEDED:
+            return self._success(claimed, job, frame)
+        is_stopped = requested_action == "cancel" or result is AttemptResult.RELEASED
         if (
-            verb is not None
-            and frame.attempt_result != "lost"
-            and (verb == "cancel" or frame.attempt_result == "released")
+            requested_action is not None
+            and is_stopped
+            and result is not AttemptResult.LOST
         ):
-            return self.for_stop_request(claimed, job.url, verb)
-        if claimed.attempts < self._most_attempts(job, frame.attempt_result):
-            least_s = (
-                self._room_s(claimed.attempts)
-                if frame.attempt_result == "no_room"
-                else frame.retry_after_s or 0.0
-            )
-            return FinishRequest(
-                ticket,
-                "retry",
-                note=note,
-                delay_s=self._backoff_s(claimed.attempts, least_s),
-            )
-        if frame.attempt_result in ("node_fault", "locked", "released"):
-            return self._given_back(claimed, frame, yielding)
-        if frame.attempt_result == "lost":
+            return self.for_stop_request(claimed, job.url, requested_action)
+        if claimed.attempts < self._max_attempts(job, result):
+            return self._retry(claimed, frame)
+        if result in _SURRENDERED:
+            return self._release(claimed, frame, yield_reason)
+        if result is AttemptResult.LOST:
             return None
         return self.failure(claimed, job.url, frame.label, frame.message)
 
-    def failure(
-        self, claimed: ClaimedJob, url: str | None, label: str, message: str
+    def for_stop_request(
+        self, claimed: ClaimedJob, url: str, action: str
     ) -> FinishRequest:
-        """The final failure; without a URL there is no record that clients could
-        find."""
-        record = (
-            None
-            if url is None
-            else failure_record(self.keys, url, claimed.raw, message, self.now())
-        )
+        """Return the request for a job that an operator has cancelled or paused;
+        ``action`` is ``cancel`` or ``pause``."""
+        if action == "pause":
+            return FinishRequest(
+                claimed.lease,
+                Disposition.PAUSE,
+                note={"label": "paused", "message": "the job was paused"},
+            )
+        record = failure_record(self.keys, url, claimed.raw, CANCELLED, self.now())
         return FinishRequest(
-            claimed.lease, "failed", record, note={"label": label, "message": message}
+            claimed.lease,
+            Disposition.CANCEL,
+            record,
+            note={"label": "cancelled", "message": CANCELLED},
         )
 
     def for_internal_error(
         self, claimed: ClaimedJob, error: InternalError
     ) -> FinishRequest:
-        """The end of a job at which we broke ourselves; with its record, if its URL can
-        be told at all."""
+        """Return the failure of a job that met a defect of dlpool, with a record for
+        clients if its URL can be parsed."""
         url = None
         with suppress(Exception):
             try:
@@ -158,108 +133,176 @@ class DispositionPolicy:
     def for_worker_death(
         self, claimed: ClaimedJob, url: str, how: str
     ) -> FinishRequest:
-        """The transition for a job that was aboard when its worker died."""
+        """Return the request for a job that was running when its worker died: a retry,
+        or failure after ``max_crashes``."""
         deaths = claimed.crashes + 1
         if deaths >= self.settings.max_crashes:
             return self.failure(
                 claimed,
                 url,
                 "poison",
-                f"the job was aboard {deaths} workers when they died: {how}",
+                f"the job was running in {deaths} workers that died: {how}",
             )
         return FinishRequest(
-            claimed.lease, "crash", note={"label": "worker_died", "message": how}
+            claimed.lease,
+            Disposition.CRASH,
+            note={"label": "worker_died", "message": how},
         )
 
     def for_bystander(self, claimed: ClaimedJob, how: str) -> FinishRequest:
-        """The transition for a job whose worker was killed for what another job did: it
-        counts nothing."""
-        message = f"another job held up the worker: {how}"
+        """Return the release of a job whose worker was killed because of another job.
+        The attempt does not count."""
+        message = f"another job hung the worker: {how}"
         return FinishRequest(
-            claimed.lease, "release", note={"label": "released", "message": message}
+            claimed.lease,
+            Disposition.RELEASE,
+            note={"label": "released", "message": message},
         )
 
-    def _refused(self, claimed: ClaimedJob, job: PushedJob) -> FinishRequest | None:
-        """The end of a job that must not be run again."""
+    def failure(
+        self, claimed: ClaimedJob, url: str | None, label: str, message: str
+    ) -> FinishRequest:
+        """Return the final failure of a job. Without a URL there is no record for
+        clients."""
+        record = (
+            None
+            if url is None
+            else failure_record(self.keys, url, claimed.raw, message, self.now())
+        )
+        return FinishRequest(
+            claimed.lease,
+            Disposition.FAIL,
+            record,
+            note={"label": label, "message": message},
+        )
+
+    def _postpone(self, claimed: ClaimedJob, job: PushedJob) -> FinishRequest | None:
+        """Apply the ``not_before``, ``priority`` and ``dedupe`` of a job that comes
+        from the intake."""
+        delay_s = (job.not_before or 0.0) - self.now()
+        if delay_s > 0:
+            return FinishRequest(
+                claimed.lease,
+                Disposition.RELEASE,
+                delay_s=delay_s,
+                priority=job.priority,
+            )
+        if job.priority == "low" != claimed.priority:
+            return FinishRequest(claimed.lease, Disposition.RELEASE, priority="low")
+        if job.dedupe:
+            return FinishRequest(claimed.lease, Disposition.FOLLOW, digest=job.digest)
+        return None
+
+    def _reject_poison(
+        self, claimed: ClaimedJob, job: PushedJob
+    ) -> FinishRequest | None:
+        """Return the failure of a job that was running in too many supervisors or
+        workers that died, else None."""
         if (
             claimed.takeovers <= self.settings.max_takeovers
             and claimed.crashes < self.settings.max_crashes
         ):
             return None
         message = (
-            f"the job was aboard {claimed.takeovers} supervisors and {claimed.crashes} "
-            f"workers when they died"
+            f"the job was running in {claimed.takeovers} supervisors and "
+            f"{claimed.crashes} "
+            f"workers that died"
         )
         return self.failure(claimed, job.url, "poison", message)
 
-    def is_quarantined(self, claimed: ClaimedJob) -> bool:
-        """Whether one more death would condemn it: then nobody else shall be aboard."""
-        return 0 < claimed.crashes >= self.settings.max_crashes - 1
-
-    def _pause_s(self, ending: str) -> float:
-        """How long a job waits that could not run here and now."""
-        fault_s, locked_s = self.settings.fault_delay, self.settings.locked_delay
-        return {"node_fault": fault_s, "locked": locked_s}.get(ending, 0.0)
-
-    def _given_back(
-        self, claimed: ClaimedJob, frame: EndedFrame, yielding: str | None
+    def _success(
+        self, claimed: ClaimedJob, job: PushedJob, frame: EndedFrame
     ) -> FinishRequest:
-        """Return the transition for a job that did not end by itself: this run does not
+        statistics = frame.statistics
+        size, seconds = int(statistics["size"]), float(statistics["seconds"])
+        record = success_record(self.keys, job, size, seconds, self.now())
+        note: dict[str, Any] = {
+            name: statistics[name] for name in _STATISTICS if name in statistics
+        }
+        return FinishRequest(
+            claimed.lease,
+            Disposition.SUCCEED,
+            record,
+            note={"path": frame.path, **note},
+        )
+
+    def _retry(self, claimed: ClaimedJob, frame: EndedFrame) -> FinishRequest:
+        is_disk_full = frame.attempt_result is AttemptResult.NO_ROOM
+        least_s = (
+            self._disk_full_delay_s(claimed.attempts)
+            if is_disk_full
+            else frame.retry_after_s or 0.0
+        )
+        delay_s = self._backoff_s(claimed.attempts, least_s)
+        return FinishRequest(
+            claimed.lease, Disposition.RETRY, note=_note(frame), delay_s=delay_s
+        )
+
+    def _release(
+        self, claimed: ClaimedJob, frame: EndedFrame, yield_reason: str | None
+    ) -> FinishRequest:
+        """Return the release of a job that was interrupted. The attempt does not
         count.
 
-        One that gives its slot to others waits from ``job_retry_delay`` on, twice as
-        long each time.
+        A job that yields its slot waits ``job_retry_delay`` at first, and twice as long
+        each time.
         """
-        if yielding is None or frame.attempt_result != "released":
-            note = {"label": frame.label, "message": frame.message}
-            return FinishRequest(
-                claimed.lease,
-                "release",
-                note=note,
-                delay_s=self._pause_s(frame.attempt_result),
-            )
         settings = self.settings
+        if yield_reason is None or frame.attempt_result is not AttemptResult.RELEASED:
+            delays_s = {
+                AttemptResult.NODE_FAULT: settings.fault_delay,
+                AttemptResult.LOCKED: settings.locked_delay,
+            }
+            delay_s = delays_s.get(frame.attempt_result, 0.0)
+            return FinishRequest(
+                claimed.lease, Disposition.RELEASE, note=_note(frame), delay_s=delay_s
+            )
         delay_s = min(
             settings.job_retry_max_delay,
-            settings.job_retry_delay * 2.0 ** min(claimed.yields, 30),
+            _doubled(settings.job_retry_delay, claimed.yields),
         )
-        note = {"label": yielding, "message": frame.message}
+        note = {"label": yield_reason, "message": frame.message}
         return FinishRequest(
-            claimed.lease, "yield", note=note, delay_s=max(0.001, delay_s)
+            claimed.lease, Disposition.YIELD, note=note, delay_s=max(0.001, delay_s)
         )
 
-    def _most_attempts(self, job: PushedJob, ending: str) -> int:
-        """How many runs a job may have that ended so; 0 where no other one follows.
+    def _max_attempts(self, job: PushedJob, result: AttemptResult) -> int:
+        """Return how many attempts a job gets in all if the last one had this result; 0
+        if it is not retried.
 
-        A job may ask for more of them than the settings, but not of those that fill a
+        A job may raise the limit of the settings, but not for attempts that fill a
         disk.
         """
-        most = self.settings.max_attempts
-        own = job.max_attempts or most
-        return {"retry": own, "no_room": min(own, most)}.get(ending, 0)
+        limit = self.settings.max_attempts
+        chosen = job.max_attempts or limit
+        return {
+            AttemptResult.RETRY: chosen,
+            AttemptResult.NO_ROOM: min(chosen, limit),
+        }.get(result, 0)
 
-    def _room_s(self, attempts: int) -> float:
-        """How long a job waits at least that did not fit on its disk: doubling, from
-        ``fault_delay`` on."""
+    def _disk_full_delay_s(self, attempts: int) -> float:
+        """Return the least delay after the disk was full: ``fault_delay`` at first,
+        twice as long each time."""
         first_s, longest_s = (
             self.settings.fault_delay,
             self.settings.job_retry_max_delay,
         )
-        return max(first_s, min(longest_s, first_s * 2.0 ** min(attempts - 1, 30)))
+        return max(first_s, min(longest_s, _doubled(first_s, attempts - 1)))
 
     def _backoff_s(self, attempts: int, at_least_s: float) -> float:
-        """Doubling, with full jitter, and never earlier than the server asked for."""
+        """Return exponential backoff with full jitter, but not less than the delay the
+        server asked for."""
         settings = self.settings
-        longest = min(
+        longest_s = min(
             settings.job_retry_max_delay,
-            settings.job_retry_delay * 2.0 ** min(attempts - 1, 30),
+            _doubled(settings.job_retry_delay, attempts - 1),
         )
-        return max(at_least_s, self.random() * longest, 0.001)
+        return max(at_least_s, self.random() * longest_s, 0.001)
 
 
-def _figures(result: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: result[name]
-        for name in ("size", "seconds", "received", "resumed_from", "retries")
-        if name in result
-    }
+def _note(frame: EndedFrame) -> dict[str, Any]:
+    return {"label": frame.label, "message": frame.message}
+
+
+def _doubled(first_s: float, times: int) -> float:
+    return first_s * 2.0 ** min(times, MAX_DOUBLINGS)

@@ -1,5 +1,5 @@
-"""Lets jobs begin that their hosts have room for; the others are parked, and give their
-places to others."""
+"""Per-host admission: lets a job start when its origin host has capacity for it, and
+throttles it otherwise."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ from collections.abc import Callable, Iterable
 
 from dlpool.jobs.host_slots import SlotReply
 from dlpool.jobs.pushed_job import PushedJob
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import FinishRequest
 from dlpool.observe.log import Logger
 from dlpool.service.host_concurrency import HostConcurrency
 from dlpool.service.host_limits import HostLimits
-from dlpool.service.inflight import InFlightJob
+from dlpool.service.inflight import InFlightJob, InFlightPhase
 from dlpool.service.pool import WorkerPool
 from dlpool.service.queue.messages import HostHeld, HostSlotRequest
 from dlpool.service.queue.recording import ResultRecorder
 from dlpool.service.wire.frames import HoldFrame
 
-PATIENCE_S = 1.0  # a host that may be asked so soon is waited for
-# until a parked job tries again by itself: a slot may have become free with nobody to
-# say so
-FULL_S = 5.0
+MAX_HOLD_S = (
+    1.0  # a job is not throttled for a shorter hold of its host; its worker waits
+)
+NO_SLOT_DELAY_S = (
+    5.0  # until a throttled job tries again, even if Redis reports no free slot
+)
+
+AllJobs = Callable[[], Iterable[InFlightJob]]
 
 
 class HostAdmission:
@@ -28,86 +33,88 @@ class HostAdmission:
 
     def __init__(
         self,
-        hosts: HostLimits,
-        of_hosts: HostConcurrency,
+        limits: HostLimits,
+        concurrency: HostConcurrency,
         recorder: ResultRecorder,
         pool: WorkerPool,
         log: Logger,
     ) -> None:
-        self.hosts = hosts
-        self.concurrency = of_hosts
+        self.limits = limits
+        self.concurrency = concurrency
         self._recorder = recorder
         self._pool = pool
         self._log = log
 
     def admit(
-        self,
-        held: InFlightJob,
-        job: PushedJob,
-        all_held: Callable[[], Iterable[InFlightJob]],
+        self, held: InFlightJob, job: PushedJob, all_jobs: AllJobs
     ) -> FinishRequest | None:
-        """What becomes of a new job whose host does not want to be asked; else it may
-        have to wait for a slot."""
-        wait_s, host = self.hosts.hold_remaining_s(job.url), held.authority
-        if wait_s > PATIENCE_S:
-            return throttled(held, host, wait_s, is_paid=held.claimed.is_start_reserved)
-        if not self.concurrency.has_free_slot(host, lambda: _at(host, all_held()) - 1):
+        """Check a new job against the holds and limits of its host. Return the request
+        that throttles it, or None.
+
+        If the host has limits, Redis is asked for a slot, and ``handle_answer``
+        decides.
+        """
+        hold_s, host = self.limits.hold_remaining_s(job.url), held.authority
+        is_reserved = held.claimed.is_start_reserved
+        if hold_s > MAX_HOLD_S:
+            return throttled(held, host, hold_s, is_start_reserved=is_reserved)
+        if not self.concurrency.has_free_slot(
+            host, lambda: _count_at(host, all_jobs()) - 1
+        ):
             return throttled(
                 held,
                 host,
-                FULL_S,
-                is_paid=held.claimed.is_start_reserved,
-                is_for_slot=True,
+                NO_SLOT_DELAY_S,
+                is_start_reserved=is_reserved,
+                waits_for_slot=True,
             )
-        limit = self.hosts.limit(job.url)
+        limit = self.limits.limit(job.url)
         if limit is not None:
-            held.slot_host, held.is_at_door = limit.host, True
+            held.slot_host, held.phase = limit.host, InFlightPhase.AWAITING_HOST_SLOT
             self._recorder.request_host_slot(
-                HostSlotRequest(held.lease, limit, held.claimed.is_start_reserved)
+                HostSlotRequest(held.lease, limit, is_reserved)
             )
         return None
 
-    def record_refusal(
-        self, held: InFlightJob, all_held: Callable[[], Iterable[InFlightJob]]
-    ) -> None:
-        """A host has turned a job of ours away, or could not be reached."""
-        self.concurrency.record_refusal(
-            held.authority, lambda: _at(held.authority, all_held())
-        )
-
-    def released_host(self, held: InFlightJob) -> str:
-        """The host for which others may wait in vain no longer when this job has ended,
-        or ''."""
-        if held.slot_host or held.job is None:
-            return held.slot_host
-        return held.authority if self.concurrency.is_limited(held.authority) else ""
-
     def handle_answer(
-        self, held: InFlightJob, place: SlotReply
+        self, held: InFlightJob, answer: SlotReply
     ) -> FinishRequest | None:
-        """Redis has said whether there is a slot: None, or what becomes of the job
-        instead."""
-        held.is_at_door = False
-        if place.problem is not None:
+        """Let a job wait for a worker if it has got a slot of its host. Return the
+        request that throttles it otherwise."""
+        held.phase = InFlightPhase.WAITING
+        if answer.problem is not None:
             self._log.warning(
-                "host_slot_unknown", host=held.slot_host, reason=place.problem
+                "host_slot_unknown", host=held.slot_host, reason=answer.problem
             )
-        if place.wait_s == 0:
+        if answer.wait_s == 0:
             return None
         host, held.slot_host = held.slot_host, ""
-        delay_s = FULL_S if place.wait_s is None else place.wait_s
+        delay_s = NO_SLOT_DELAY_S if answer.wait_s is None else answer.wait_s
         return throttled(
             held,
             host,
             delay_s,
-            is_paid=place.is_start_reserved,
-            is_for_slot=place.wait_s is None,
+            is_start_reserved=answer.is_start_reserved,
+            waits_for_slot=answer.wait_s is None,
         )
 
+    def record_refusal(self, held: InFlightJob, all_jobs: AllJobs) -> None:
+        """Record that a host has refused a job or could not be reached."""
+        self.concurrency.record_refusal(
+            held.authority, lambda: _count_at(held.authority, all_jobs())
+        )
+
+    def released_host(self, held: InFlightJob) -> str:
+        """Return the host that has a free slot once this job has left, or '' if no job
+        can be waiting for one."""
+        if held.slot_host or held.job is None:
+            return held.slot_host
+        return held.authority if self.concurrency.is_limited(held.authority) else ""
+
     def hold(self, host: str, seconds: float, *, is_ours: bool) -> None:
-        """A host does not want to be asked for a while: all workers hear of it, and if
-        it is ours, all nodes."""
-        if not self.hosts.hold(host, seconds):
+        """Send no requests to a host for a time: tell all workers, and all nodes if the
+        hold ``is_ours``."""
+        if not self.limits.hold(host, seconds):
             return
         self._pool.broadcast(HoldFrame(host, seconds))
         if is_ours:
@@ -115,30 +122,29 @@ class HostAdmission:
         self._log.info("host_held", host=host, seconds=seconds, is_ours=is_ours)
 
 
-def _at(host: str, all_held: Iterable[InFlightJob]) -> int:
-    """How many jobs of a host are held and have not ended."""
-    return sum(
-        not one.is_ending and one.job is not None and one.authority == host
-        for one in all_held
-    )
-
-
 def throttled(
     held: InFlightJob,
     host: str,
     delay_s: float,
     *,
-    is_paid: bool,
-    is_for_slot: bool = False,
+    is_start_reserved: bool,
+    waits_for_slot: bool = False,
 ) -> FinishRequest:
-    """The transition for a job that has to wait for its host."""
-    note = {"label": "host_limit", "message": f"{host} has to be asked later"}
+    """Return the request for a job that waits for its host."""
     return FinishRequest(
         held.lease,
-        "park",
-        note=note,
+        Disposition.THROTTLE,
+        note={"label": "host_limit", "message": f"requests to {host} are limited"},
         delay_s=max(0.001, delay_s),
         host=host,
-        is_start_reserved=is_paid,
-        waits_for_slot=is_for_slot,
+        is_start_reserved=is_start_reserved,
+        waits_for_slot=waits_for_slot,
+    )
+
+
+def _count_at(host: str, jobs: Iterable[InFlightJob]) -> int:
+    """Return how many jobs of a host are waiting or running."""
+    return sum(
+        not one.is_recording and one.job is not None and one.authority == host
+        for one in jobs
     )

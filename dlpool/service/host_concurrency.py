@@ -1,9 +1,8 @@
-"""How many jobs at once each origin host bears on this node, where slots are found by
-trying.
+"""Adaptive concurrency per origin host (AIMD, as in RFC 5681), for nodes that find
+their number of slots themselves.
 
-A host that turns many of its jobs away gets half as many, and then one more at a time
-until it has as many as there are slots (AIMD, as RFC 5681); all other hosts keep
-theirs.
+A host that refuses many of its jobs gets half as many, then one more at a time, until
+it has as many as the node has slots. Other hosts are not affected.
 """
 
 from __future__ import annotations
@@ -13,92 +12,102 @@ from dataclasses import dataclass
 
 from dlpool.observe.log import Logger
 
-# a quarter of the jobs that run at once, turned away within a while, is a bad sign
+# the limit is halved when 1/4 of the jobs that run at once are refused within WINDOW_S
 REFUSED_PART = 4
-# for so long refusals add up; and what was begun before a step back counts no more
-WHILE_S = 6.0
-STEP_S = 10.0  # one more job at once after so long without a bad sign
+# refusals are counted for this long, and ignored for this long after the limit was
+# halved
+WINDOW_S = 6.0
+STEP_S = 10.0  # without a refusal, the limit rises by one this often
 
 
 @dataclass
-class _Host:
-    """``level`` is None as long as there is no limit; the others are about its
-    refusals, by the clock."""
+class _HostState:
+    """The refusals of one host; times by the clock. ``limit``: jobs at once, None for
+    no limit."""
 
-    since: float
+    window_start: float
     refused: int = 0
-    deaf_until: float = 0.0
-    level: int | None = None
-    changed: float = 0.0
+    ignore_until: float = 0.0
+    limit: int | None = None
+    changed_at: float = 0.0
 
 
 class HostConcurrency:
-    """Used by the main thread; others read ``limited``, the number of hosts with fewer
-    jobs than there are slots."""
+    """Used by the main thread; other threads may read ``limited_hosts``, the number of
+    hosts with a limit."""
 
     def __init__(
-        self, most: int, *, is_auto: bool, log: Logger, clock: Callable[[], float]
+        self, max_slots: int, *, is_auto: bool, log: Logger, clock: Callable[[], float]
     ) -> None:
-        self.limited = 0
-        self._most = most
+        """``is_auto``: False turns the limits off."""
+        self.limited_hosts = 0
+        self._max_slots = max_slots
         self._is_auto = is_auto
         self._log = log
         self._clock = clock
-        self._hosts: dict[str, _Host] = {}
+        self._hosts: dict[str, _HostState] = {}
 
     def __repr__(self) -> str:
         return (
             f"<HostConcurrency "
-            f"{ ({name: one.level for name, one in self._hosts.items()}) }>"
+            f"{ ({name: one.limit for name, one in self._hosts.items()}) }>"
         )
 
     def record_refusal(self, name: str, count: Callable[[], int]) -> None:
-        """A host has turned a job away; ``count`` says of how many at once."""
+        """Count a job that its host has refused; ``count`` returns how many jobs of the
+        host are in flight."""
         if not self._is_auto:
             return
         now = self._clock()
-        host = self._hosts.setdefault(name, _Host(now))
-        if now < host.deaf_until:
+        host = self._hosts.setdefault(name, _HostState(now))
+        if now < host.ignore_until:
             return
-        if now - host.since > WHILE_S:
-            host.since, host.refused = now, 0
+        if now - host.window_start > WINDOW_S:
+            host.window_start, host.refused = now, 0
         host.refused += 1
         busy = count()
         if host.refused * REFUSED_PART >= busy:
-            host.refused, host.deaf_until = 0, now + WHILE_S
+            host.refused, host.ignore_until = 0, now + WINDOW_S
             self._set(name, host, max(1, busy // 2), "refused")
 
     def is_limited(self, name: str) -> bool:
-        """Whether a host gets fewer jobs than there are slots."""
+        """Return whether a host gets fewer jobs than the node has slots."""
         host = self._hosts.get(name)
-        return host is not None and host.level is not None
+        return host is not None and host.limit is not None
 
     def has_free_slot(self, name: str, count: Callable[[], int]) -> bool:
-        """Whether a host may have one job more than those that ``count`` says."""
+        """Return whether a host may get one more job; ``count`` returns how many of its
+        jobs are in flight."""
         host = self._hosts.get(name)
-        if host is None or host.level is None:
+        if host is None or host.limit is None:
             return True
-        steps = int((self._clock() - host.changed) / STEP_S)
+        steps = int((self._clock() - host.changed_at) / STEP_S)
         if steps:
-            self._set(name, host, host.level + steps, "growth")
-        return host.level is None or count() < host.level
+            self._set(name, host, host.limit + steps, "growth")
+        return host.limit is None or count() < host.limit
 
     def forget_idle(self) -> None:
-        """Forget hosts that have been good for long."""
+        """Remove hosts without recent refusals."""
         now = self._clock()
         self._hosts = {
             name: one
             for name, one in self._hosts.items()
-            if (one.level is not None and now - one.changed < self._most * STEP_S)
-            or now - one.since < WHILE_S
+            if (
+                one.limit is not None
+                and now - one.changed_at < self._max_slots * STEP_S
+            )
+            or now - one.window_start < WINDOW_S
         }
-        self.limited = sum(one.level is not None for one in self._hosts.values())
+        self.limited_hosts = sum(one.limit is not None for one in self._hosts.values())
 
-    def _set(self, name: str, host: _Host, level: int, reason: str) -> None:
-        host.level, host.changed = (
-            (level if level < self._most else None),
+    def _set(self, name: str, host: _HostState, limit: int, reason: str) -> None:
+        host.limit, host.changed_at = (
+            (limit if limit < self._max_slots else None),
             self._clock(),
         )
         self._log.info(
-            "host_jobs_changed", host=name, jobs=min(level, self._most), reason=reason
+            "host_jobs_changed",
+            host=name,
+            jobs=min(limit, self._max_slots),
+            reason=reason,
         )

@@ -1,5 +1,5 @@
-"""What is known of origin hosts: what each is spared, and until when it does not want
-to be asked."""
+"""Configured limits and current holds of origin hosts. A hold is a time in which no
+request goes to a host."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from dlpool.config import Settings
 from dlpool.jobs.host_slots import HostLimit
 
-NEWS_S = 1.0  # a hold that is longer by less says nothing new
+MIN_EXTENSION_S = 1.0  # a hold that is extended by less is not reported again
 
 
 class HostLimits:
@@ -17,17 +17,17 @@ class HostLimits:
 
     def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._holds: dict[str, float] = {}
+        self._holds: dict[str, float] = {}  # when each ends, by authority
         self.apply(settings)
 
     def __repr__(self) -> str:
         return (
-            f"<Hosts {len(self._overrides)} with limits of their own, held: "
+            f"<HostLimits {len(self._overrides)} overrides, held: "
             f"{sorted(self._holds)}>"
         )
 
     def apply(self, settings: Settings) -> None:
-        """Use the limits of these settings from now on."""
+        """Use the limits of reloaded settings."""
         self._limits, self._overrides = settings.limits, settings.hosts
         self._is_limited = any(
             one.max_per_host or one.rate_per_host
@@ -35,8 +35,8 @@ class HostLimits:
         )
 
     def limit(self, url: str) -> HostLimit | None:
-        """What the host of a URL is spared, None if nothing. One limit of a host counts
-        for all its ports."""
+        """Return the limits of the host of a URL, or None. A limit that names no port
+        is shared by all ports."""
         if not self._is_limited:
             return None
         host, authority = _hostname(url), authority_of(url)
@@ -51,26 +51,28 @@ class HostLimits:
         return HostLimit(name, limits.max_per_host, limits.rate_per_host)
 
     def hold(self, authority: str, seconds: float) -> bool:
-        """Nobody asks it for that long. Returns whether that is news."""
+        """Hold a host for ``seconds`` from now. Return False if it is held for about
+        that long already."""
         now = self._clock()
         self._holds = {
             name: until for name, until in self._holds.items() if until > now
         }
         authority = authority.lower()
-        if now + seconds <= self._holds.get(authority, now) + NEWS_S:
+        if now + seconds <= self._holds.get(authority, now) + MIN_EXTENSION_S:
             return False
         self._holds[authority] = now + seconds
         return True
 
     def hold_remaining_s(self, url: str) -> float:
-        """Seconds until the host of a URL may be asked; 0 is now."""
+        """Return the seconds until requests may be sent to the host of a URL; 0 if it
+        is not held."""
         if not self._holds:
             return 0.0
         return max(0.0, self._holds.get(authority_of(url), 0.0) - self._clock())
 
 
 def authority_of(url: str) -> str:
-    """Host and port as a URL names them; '' for a text that names none."""
+    """Return host and port as written in a URL, in lower case; '' if it has none."""
     try:
         return urlsplit(url).netloc.rpartition("@")[2].lower()
     except ValueError:

@@ -1,10 +1,12 @@
-"""The jobs that a supervisor holds."""
+"""The in-flight table: the jobs that this supervisor holds a lease on, and how many
+more it may claim."""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from dlpool.jobs.pushed_job import PushedJob
@@ -13,13 +15,38 @@ from dlpool.service.wire.frames import CleanupEntry, JobFrame
 from dlpool.transfer.target.state import url_digest
 
 
+class InFlightPhase(Enum):
+    """Where a job is on its way through this supervisor."""
+
+    AWAITING_HOST_SLOT = "awaiting_host_slot"
+    """Redis has been asked for a slot of the job's origin host."""
+    WAITING = "waiting"
+    """No worker has been assigned yet."""
+    RUNNING = "running"
+    """A worker downloads the file."""
+    FINISHING = "finishing"
+    """All bytes have been received; the worker waits for the disk, so the slot counts
+    as free."""
+    FENCED_OFF = "fenced_off"
+    """Another supervisor holds the lease. The worker has been told to stop; the result
+    is discarded."""
+    RECORDING = "recording"
+    """The job has left its worker, and Redis has not confirmed its disposition yet."""
+
+
+_WITHOUT_SLOT = (InFlightPhase.FINISHING, InFlightPhase.RECORDING)
+
+
 @dataclass
 class InFlightJob:
-    """A job of ours.
+    """A claimed job. The main thread changes it; other threads only read.
 
-    ``authority``: host and port in its URL. ``worker`` is the pid it runs in, None
-    while it waits for a slot; ``is_ending``: it has left its worker, and Redis does not
-    know yet. ``leased_until``: by ``lease_clock``, of the lease that its claim brought.
+    ``leased_until``: when the lease of the claim expires, by ``lease_clock``.
+    ``authority``: host and port of the URL. ``worker_pid``: None until a worker is
+    assigned. ``slot_host``: the host whose slot the job holds or has asked for.
+    ``requested_action``: what an operator has requested, ``cancel`` or ``pause``.
+    ``yield_reason``: why the job has been told to yield its slot. ``path``: where the
+    worker wrote the file, if known.
     """
 
     claimed: ClaimedJob
@@ -27,187 +54,191 @@ class InFlightJob:
     job: PushedJob | None = None
     trace_id: str = ""
     authority: str = ""
+    phase: InFlightPhase = InFlightPhase.WAITING
     worker_pid: int | None = None
     assigned_at: float = 0.0  # by the monotonic clock
-    is_finishing: bool = False
-    is_ending: bool = False
-    is_lost: bool = False
     progress: dict[str, Any] = field(default_factory=dict)
-    missing_bytes: int = 0  # bytes that it will yet take of its disk
-    is_resumable: bool = True  # its next run can go on where this one ends
-    yield_reason: str | None = (
-        None  # why it gives its slot to others, once it was told so
-    )
-    path: str | None = (
-        None  # where it went, and whether something is to be removed there
-    )
-    needs_cleanup: bool = True
-    stack: str = ""  # of the error that ended it, for the log
-    requested_action: str | None = None  # what an operator wants: cancel, pause
-    # of which it has, or wants, a slot; is_at_door: it is not known yet whether it has
+    missing_bytes: int = 0  # bytes that the job has yet to allocate on its disk
+    is_resumable: bool = True  # the next attempt can continue where this one stops
+    yield_reason: str | None = None
+    requested_action: str | None = None
     slot_host: str = ""
-    is_at_door: bool = False
+    path: str | None = None
+    needs_cleanup: bool = True  # files may remain beside ``path``
+    stack: str = ""  # of the error that ended the attempt, for the log
 
     @property
     def lease(self) -> JobLease:
         return self.claimed.lease
 
     @property
-    def is_idle(self) -> bool:
-        """Whether it may be given to a worker, as far as it is concerned."""
-        return not (self.is_ending or self.is_lost or self.is_at_door)
+    def is_recording(self) -> bool:
+        """Return whether the job has left its worker, or will not get one."""
+        return self.phase is InFlightPhase.RECORDING
+
+    @property
+    def is_fenced_off(self) -> bool:
+        """Return whether another supervisor holds the lease."""
+        return self.phase is InFlightPhase.FENCED_OFF
+
+    @property
+    def holds_host_slot(self) -> bool:
+        """Return whether the job holds a slot of ``slot_host``."""
+        return bool(self.slot_host) and self.phase not in (
+            InFlightPhase.AWAITING_HOST_SLOT,
+            InFlightPhase.RECORDING,
+        )
 
     @property
     def occupies_slot(self) -> bool:
-        """Whether its place is not free for the next job."""
-        return not (self.is_ending or self.is_finishing)
+        """Return whether the job counts against the capacity."""
+        return self.phase not in _WITHOUT_SLOT
 
 
 class InFlightTable:
-    """What is held, and how many more may be. The lock guards the table and the
-    capacity.
+    """The jobs in flight and the capacity for them. The lock guards the table, the
+    counts and the capacity.
 
-    The main thread alone changes what is held; the fetch and beat threads read.
+    Only the main thread changes them. The claim and heartbeat threads read.
     """
 
-    def __init__(self, host_part: float = 1.0) -> None:
-        """``host_part``: of the capacity, what one host gets while jobs of others wait;
-        1 is all of it."""
-        self.host_share = host_part
+    def __init__(self, host_share: float = 1.0) -> None:
+        """``host_share``: the part of the capacity that one host gets while jobs of
+        others wait; 1 is all of it."""
+        self.host_share = host_share
         self.slow_hosts: tuple[
             str, ...
-        ] = ()  # all together they get slow_part_of the slots
+        ] = ()  # together they get ``slow_hosts_quota`` slots
         self._lock = threading.Lock()
-        self._held: dict[str, InFlightJob] = {}
+        self._jobs: dict[str, InFlightJob] = {}
         self._capacity = 0
-        self._busy = 0  # those that take room
-        self._of_hosts: Counter[str] = Counter()  # of them, by authority
+        self._busy = 0
+        self._busy_by_host: Counter[str] = Counter()  # by authority
         self.has_free_slot = threading.Event()
 
     def __repr__(self) -> str:
-        return f"<Ledger {len(self._held)} of {self._capacity}>"
+        return f"<InFlightTable {len(self._jobs)} of {self._capacity}>"
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._jobs)
 
-    def add(self, held: InFlightJob) -> bool:
-        """Take a job in; False if it is there already."""
+    def add(self, job: InFlightJob) -> bool:
+        """Add a job. Return False if its lease is in the table already."""
         with self._lock:
-            ticket = str(held.lease)
-            if ticket in self._held:
+            lease_id = str(job.lease)
+            if lease_id in self._jobs:
                 return False
-            self._held[ticket] = held
-            self._count(held.occupies_slot, held.authority)
+            self._jobs[lease_id] = job
+            self._count(job.occupies_slot, job.authority)
             return True
 
-    def mark_finishing(self, held: InFlightJob) -> None:
-        """Its place is as good as free: the next job may be claimed."""
+    def set_phase(self, job: InFlightJob, phase: InFlightPhase) -> None:
+        """Move a job to another phase, and free or occupy its slot accordingly."""
         with self._lock:
-            before, held.is_finishing = held.occupies_slot, True
-            self._count(held.occupies_slot - before, held.authority)
+            occupied, job.phase = job.occupies_slot, phase
+            if job.occupies_slot != occupied:
+                self._count(job.occupies_slot - occupied, job.authority)
 
-    def mark_ending(self, held: InFlightJob, *, is_ending: bool = True) -> None:
-        """It has left its worker, and its place is free, although Redis does not know
-        yet; or it goes on after all."""
+    def remove(self, lease_id: str) -> InFlightJob | None:
+        """Remove a job and return it, or None if it is not in the table."""
         with self._lock:
-            before, held.is_ending = held.occupies_slot, is_ending
-            self._count(held.occupies_slot - before, held.authority)
-
-    def remove(self, ticket: str) -> InFlightJob | None:
-        """The job is none of ours any more."""
-        with self._lock:
-            held = self._held.pop(ticket, None)
-            if held is not None:
-                self._count(-held.occupies_slot, held.authority)
-            return held
+            job = self._jobs.pop(lease_id, None)
+            if job is not None:
+                self._count(-job.occupies_slot, job.authority)
+            return job
 
     @property
     def is_full(self) -> bool:
-        """Whether each slot has a job, and no job is without: then one that ends makes
-        room for another."""
+        """Return whether the jobs occupy exactly all slots. Then a job can only start
+        when another one leaves."""
         with self._lock:
             return self._busy == self._capacity > 0
 
     @property
     def capacity(self) -> int:
-        """How many jobs may be held."""
+        """How many jobs may occupy a slot."""
         return self._capacity
 
     @property
     def busy(self) -> int:
-        """How many jobs take room."""
+        """How many jobs occupy a slot."""
         return self._busy
 
-    def get(self, ticket: str) -> InFlightJob | None:
-        return self._held.get(ticket)
+    def get(self, lease_id: str) -> InFlightJob | None:
+        return self._jobs.get(lease_id)
 
     def all(self) -> list[InFlightJob]:
         with self._lock:
-            return list(self._held.values())
+            return list(self._jobs.values())
 
     def set_capacity(self, jobs: int) -> None:
-        """How many jobs the workers can have at once."""
+        """Set how many jobs the workers can run at once."""
         with self._lock:
             self._capacity = jobs
             self._count(0, "")
 
     def free_slots(self) -> int:
-        """How many more jobs may be claimed."""
+        """Return how many more jobs may be claimed."""
         with self._lock:
             return max(0, self._capacity - self._busy)
 
     def host_shares(self) -> HostSlotShares | None:
-        """How slots are shared out while jobs of several hosts wait, for the next
-        claim; None: all to anybody."""
+        """Return how the next claim divides slots among hosts, or None for no limit.
+
+        The limits only apply while jobs of several hosts wait.
+        """
         with self._lock:
             slow = self.slow_hosts
             if self.host_share >= 1 and not slow:
                 return None
-            most = host_quota(self._capacity, self.host_share)
-            close = most - (self._capacity - self._busy)
+            quota = host_quota(self._capacity, self.host_share)
+            near_quota = quota - (self._capacity - self._busy)
             held = {
                 host: count
-                for host, count in self._of_hosts.items()
-                if host and count >= close
+                for host, count in self._busy_by_host.items()
+                if host and count >= near_quota
             }
             slow_held = sum(
-                self._of_hosts[host] for host in slow if host in self._of_hosts
+                self._busy_by_host[host] for host in slow if host in self._busy_by_host
             )
             return HostSlotShares(
-                most, held, slow, slow_hosts_quota(self._capacity, most), slow_held
+                quota, held, slow, slow_hosts_quota(self._capacity, quota), slow_held
             )
 
     def leases(self) -> list[JobLease]:
-        return [held.lease for held in self.all()]
+        return [job.lease for job in self.all()]
 
-    def _count(self, more: int, host: str) -> None:
-        self._busy += more
-        self._of_hosts[host] += more
-        if not self._of_hosts[host]:
-            del self._of_hosts[host]
-        has_room = self._busy < self._capacity
-        if has_room and not self.has_free_slot.is_set():
+    def _count(self, change: int, host: str) -> None:
+        self._busy += change
+        self._busy_by_host[host] += change
+        if not self._busy_by_host[host]:
+            del self._busy_by_host[host]
+        has_free_slot = self._busy < self._capacity
+        if has_free_slot and not self.has_free_slot.is_set():
             self.has_free_slot.set()
-        elif not has_room and self.has_free_slot.is_set():
+        elif not has_free_slot and self.has_free_slot.is_set():
             self.has_free_slot.clear()
 
 
-def slow_hosts_quota(slots: int, most: int) -> int:
-    """How many of the slots all slow hosts get together: a quarter, of what one host,
-    with ``most``, does not get."""
-    return max(0, min(slots - most, max(1, slots // 4)))
+def host_quota(slots: int, share: float) -> int:
+    """Return how many of ``slots`` one host gets while jobs of others wait: at least
+    one."""
+    return max(1, int(slots * share))
 
 
-def host_quota(slots: int, part: float) -> int:
-    """How many of ``slots`` one host gets while jobs of others wait: at least one."""
-    return max(1, int(slots * part))
+def slow_hosts_quota(slots: int, quota: int) -> int:
+    """Return how many of ``slots`` all slow hosts get together: a quarter, but no more
+    than ``quota`` leaves free."""
+    return max(0, min(slots - quota, max(1, slots // 4)))
 
 
 def cleanup_entry(
     held: InFlightJob, job: PushedJob, path: str | None, *, has_failed: bool
 ) -> CleanupEntry:
-    """What a run of the job may leave behind; ``path``: where it went, if that is not
-    as it was told."""
+    """Return the journal entry for the files that an attempt may leave behind.
+
+    ``path``: the target file, None where ``save_path`` names it.
+    """
     return CleanupEntry(
         held.lease.job_id,
         url_digest(job.url),
@@ -220,12 +251,12 @@ def cleanup_entry(
 
 
 def job_frame(held: InFlightJob, job: PushedJob) -> JobFrame:
-    """The job as its worker is told of it."""
-    ticket = held.lease
+    """Return the frame that assigns a job to a worker."""
+    lease = held.lease
     return JobFrame(
-        str(ticket),
-        ticket.job_id,
-        ticket.fence,
+        str(lease),
+        lease.job_id,
+        lease.fence,
         held.leased_until,
         held.claimed.attempts,
         job.url,
@@ -242,8 +273,11 @@ def job_frame(held: InFlightJob, job: PushedJob) -> JobFrame:
 
 
 def is_path_implied(path: str, save_path: str) -> bool:
-    """Whether the save_path alone tells the path: its name is not the server's, nor
-    made to be a free one."""
+    """Return whether ``save_path`` alone determines ``path``.
+
+    It does not where the server named the file, or where a number was added to find a
+    free name.
+    """
     return (
         not save_path.endswith("/")
         and path.rpartition("/")[2] == save_path.rpartition("/")[2]

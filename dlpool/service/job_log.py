@@ -1,4 +1,5 @@
-"""What the log says of a job in a supervisor."""
+"""Log lines of a supervisor about jobs: their fields, and the summary line of each
+attempt."""
 
 from __future__ import annotations
 
@@ -6,28 +7,33 @@ import hashlib
 from typing import Any
 
 from dlpool.jobs.pushed_job import PushedJob
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import FinishRequest
 from dlpool.observe.log import Logger
 from dlpool.service.inflight import InFlightJob
 
+# replies of Redis to a supervisor that has lost its lease
 DISOWNED = ("FENCED", "GONE")
 
 
 def log_disposition(
-    log: Logger, held: InFlightJob, ending: FinishRequest, reply: str
+    log: Logger, held: InFlightJob, request: FinishRequest, reply: str
 ) -> None:
-    """The one summary line of a job's run."""
+    """Write the summary line of an attempt.
+
+    ``reply`` is the answer of Redis to its disposition.
+    """
+    disposition, reason = request.disposition, request.note.get("message")
     fields = log_fields(held) | {
         name: value
-        for name, value in ending.note.items()
+        for name, value in request.note.items()
         if name not in ("message", "path")
     }
-    reason = ending.note.get("message")
     if reply in DISOWNED:
-        log.warning("job_disowned", result=ending.disposition, reply=reply, **fields)
-    elif ending.disposition == "success":
+        log.warning("job_fenced", disposition=disposition, reply=reply, **fields)
+    elif disposition is Disposition.SUCCEED:
         log.info("job_succeeded", outcome="success", **fields)
-    elif ending.disposition == "failed":
+    elif disposition is Disposition.FAIL:
         if held.stack:
             fields["stack"] = held.stack
         log.error(
@@ -36,39 +42,42 @@ def log_disposition(
             error=reason,
             **fields,
         )
-    elif ending.disposition in ("cancelled", "pause"):
-        log.info(
-            "job_cancelled" if ending.disposition == "cancelled" else "job_paused",
-            reply=reply,
-            **fields,
-        )
-    elif ending.disposition in ("retry", "crash"):
-        fields["delay_s"] = ending.delay_s
-        log.warning("job_retried", result=ending.disposition, reason=reason, **fields)
-    elif ending.disposition == "yield":
-        log.info(
-            "job_yielded", reason=reason, reply=reply, delay_s=ending.delay_s, **fields
-        )
+    elif disposition is Disposition.CANCEL:
+        log.info("job_cancelled", reply=reply, **fields)
+    elif disposition is Disposition.PAUSE:
+        log.info("job_paused", reply=reply, **fields)
     else:
-        fields["delay_s"] = ending.delay_s
-        log.info(
-            "job_parked" if ending.disposition == "park" else "job_released",
-            result=ending.disposition,
-            reason=reason,
-            reply=reply,
-            **fields,
-        )
+        _log_requeued(log, request, reply, fields)
+
+
+def _log_requeued(
+    log: Logger, request: FinishRequest, reply: str, fields: dict[str, Any]
+) -> None:
+    disposition = request.disposition
+    fields |= {
+        "disposition": disposition,
+        "reason": request.note.get("message"),
+        "delay_s": request.delay_s,
+    }
+    if disposition in (Disposition.RETRY, Disposition.CRASH):
+        log.warning("job_retried", **fields)
+    elif disposition is Disposition.YIELD:
+        log.info("job_yielded", reply=reply, **fields)
+    elif disposition is Disposition.THROTTLE:
+        log.info("job_throttled", reply=reply, **fields)
+    else:
+        log.info("job_released", reply=reply, **fields)
 
 
 def trace_id_of(job_id: str, job: PushedJob | None) -> str:
-    """The trace id that the client gave, else one that follows from the id: the same in
-    each run."""
-    given = job.trace_id if job is not None else None
-    return given or hashlib.sha256(job_id.encode()).hexdigest()[:32]
+    """Return the trace id that the client has set, or one derived from the job id,
+    which is the same in each attempt."""
+    chosen = job.trace_id if job is not None else None
+    return chosen or hashlib.sha256(job_id.encode()).hexdigest()[:32]
 
 
 def log_fields(held: InFlightJob) -> dict[str, Any]:
-    """Which job a line of the log is about."""
+    """Return the fields that identify a job in log lines."""
     job, claimed = held.job, held.claimed
     fields: dict[str, Any] = {
         "job_id": claimed.lease.job_id,

@@ -1,4 +1,4 @@
-"""Settings read anew while the service runs: all or nothing."""
+"""Reload of the settings while the service runs: all or nothing."""
 
 from __future__ import annotations
 
@@ -18,37 +18,42 @@ SettingsLoader = Callable[[], Settings]
 def reload_settings(
     present: Settings, load: SettingsLoader
 ) -> tuple[Settings | None, list[str]]:
-    """The new settings, None if they cannot be used; and what is wrong, or waits for a
-    restart."""
+    """Load and check new settings.
+
+    Return them, or None if they are invalid, and the problems: errors, or settings that
+    only change at a restart.
+    """
     try:
         wanted = load()
         check_hooks(wanted.hooks)
         check_archive_command(wanted.logging)
         check_owned_paths(wanted)
-        new, waiting = _mixed(present, wanted)
-        check_owned_paths(new)  # what waits for a restart is still owned where it is
+        new, deferred = _merge(present, wanted)
+        check_owned_paths(
+            new
+        )  # a path that changes at the restart is still owned at its present place
     except ConfigurationError as error:
         return None, str(error).splitlines()
-    return new, waiting
+    return new, deferred
 
 
-def _mixed(present: Settings, wanted: Settings) -> tuple[Settings, list[str]]:
-    """Return the wanted settings as far as a reload may change them, and what waits for
-    a restart."""
+def _merge(present: Settings, wanted: Settings) -> tuple[Settings, list[str]]:
+    """Return the wanted settings, with present values for those that need a restart,
+    and a message for each of these."""
     new: dict[str, Any] = {}
-    waiting = []
+    deferred = []
     for section in fields(Settings):
         if section.name not in SECTIONS:
             new[section.name] = getattr(wanted, section.name)
             continue
-        old, given = getattr(present, section.name), getattr(wanted, section.name)
+        old, loaded = getattr(present, section.name), getattr(wanted, section.name)
         kept: dict[str, Any] = {}
         for declared in fields(old):
-            before, after = getattr(old, declared.name), getattr(given, declared.name)
+            before, after = getattr(old, declared.name), getattr(loaded, declared.name)
             if before != after and not declared.metadata["reload"]:
                 kept[declared.name] = before
-                waiting.append(
+                deferred.append(
                     f"[{section.name}] {declared.name} takes effect at the next start"
                 )
-        new[section.name] = replace(given, **kept)
-    return Settings(**new), waiting
+        new[section.name] = replace(loaded, **kept)
+    return Settings(**new), deferred

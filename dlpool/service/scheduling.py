@@ -1,5 +1,5 @@
-"""Which worker gets which job, how many workers there should be, and when one may
-start. Pure."""
+"""Scheduling: which worker gets which job, how slots and rate are divided, and when a
+worker may be started. Pure."""
 
 from __future__ import annotations
 
@@ -8,62 +8,70 @@ from dataclasses import dataclass, replace
 
 RESPAWN_FIRST_S = 0.1
 RESPAWN_MAX_S = 10.0
-IDLE_PART = 10  # workers without a job have at most a tenth of the node's rate together
-HEALTHY_S = 10.0  # a worker that lived so long was no failed start
+IDLE_PART = 10  # all workers without a job together get at most 1/10 of the node's rate
+HEALTHY_S = 10.0  # the death of a worker that has lived this long is not a failed start
 
 
 @dataclass(frozen=True)
 class WorkerSlots:
-    """A worker: its pid, free slots and jobs; ``is_alone``: for one suspect job."""
+    """The free slots of one worker. A quarantine worker runs one quarantined job at a
+    time and no other job."""
 
     pid: int
     free: int
     busy: int
-    is_alone: bool
+    is_quarantine: bool
 
 
 @dataclass(frozen=True)
 class WaitingJob:
-    """A job that waits for a worker."""
+    """A job that has no worker yet."""
 
     lease_id: str
-    is_suspect: bool
+    is_quarantined: bool
 
 
 def assign(
-    waiting: Sequence[WaitingJob], seats: Sequence[WorkerSlots]
+    waiting: Sequence[WaitingJob], workers: Sequence[WorkerSlots]
 ) -> list[tuple[str, int]]:
-    """Ticket and pid for each job that has a place now: to the worker with the most
-    free slots, suspects alone."""
-    places = {seat.pid: seat for seat in seats}
-    dealt: list[tuple[str, int]] = []
+    """Return lease id and pid for each job that can start now.
+
+    A job goes to the worker with the most free slots. Quarantined jobs go to quarantine
+    workers only.
+    """
+    slots = {worker.pid: worker for worker in workers}
+    assigned: list[tuple[str, int]] = []
     for job in waiting:
-        fitting = [seat for seat in places.values() if _fits(seat, job)]
+        fitting = [worker for worker in slots.values() if _fits(worker, job)]
         if not fitting:
             continue
-        best = max(fitting, key=lambda seat: seat.free)
-        places[best.pid] = replace(best, free=best.free - 1, busy=best.busy + 1)
-        dealt.append((job.lease_id, best.pid))
-    return dealt
+        best = max(fitting, key=lambda worker: worker.free)
+        slots[best.pid] = replace(best, free=best.free - 1, busy=best.busy + 1)
+        assigned.append((job.lease_id, best.pid))
+    return assigned
 
 
-def _fits(seat: WorkerSlots, job: WaitingJob) -> bool:
+def _fits(worker: WorkerSlots, job: WaitingJob) -> bool:
     return (
-        seat.free > 0
-        and seat.is_alone == job.is_suspect
-        and not (seat.is_alone and seat.busy)
+        worker.free > 0
+        and worker.is_quarantine == job.is_quarantined
+        and not (worker.is_quarantine and worker.busy)
     )
 
 
-def slots_of(slots: int, workers: int) -> list[int]:
-    """``slots`` dealt over ``workers``, as evenly as possible, none without any."""
+def divide_slots(slots: int, workers: int) -> list[int]:
+    """Return the slots of each worker, as even as possible. No worker is left without a
+    slot."""
     workers = min(workers, slots)
     return [slots // workers + (number < slots % workers) for number in range(workers)]
 
 
-def shares_of(rate: int, demands: Sequence[int]) -> list[int]:
-    """``rate`` dealt over workers in proportion to their jobs; those without any get a
-    little, to begin with."""
+def divide_rate(rate: int, demands: Sequence[int]) -> list[int]:
+    """Return each worker's share of ``rate`` in bytes/s, in proportion to its demand in
+    jobs.
+
+    A worker without demand gets a small share, so that its first job can begin.
+    """
     total, idle = sum(demands), max(1, rate // (IDLE_PART * max(1, len(demands))))
     if total == 0:
         return [rate // len(demands) for _ in demands]
@@ -73,14 +81,14 @@ def shares_of(rate: int, demands: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class RespawnBackoff:
-    """When the next worker may be started: at once after one that had lived, later and
-    later after failed starts."""
+    """When the next worker may be started: at once after a healthy worker, with growing
+    delay after failed starts."""
 
     failures: int = 0
-    not_before: float = 0.0
+    not_before: float = 0.0  # by the monotonic clock
 
     def after_death(self, lived_s: float, now: float) -> RespawnBackoff:
-        """A worker has died."""
+        """Return the backoff after a worker has died that lived ``lived_s`` seconds."""
         if lived_s >= HEALTHY_S:
             return RespawnBackoff()
         delay = (

@@ -1,4 +1,5 @@
-"""The service from its start to its end: the node's folder, the log, the supervisor."""
+"""The entry point of the service: checks the settings, opens state directory and log,
+and runs the supervisor."""
 
 from __future__ import annotations
 
@@ -7,7 +8,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from dlpool import __version__
 from dlpool.config import SECTIONS, Settings
 from dlpool.config.owned_paths import check_owned_paths
 from dlpool.errors import DlpoolError, InternalError
@@ -15,10 +15,11 @@ from dlpool.jobs.connection import shown_server
 from dlpool.jobs.keys import QueueKeys
 from dlpool.kinds import COMMAND, redacted_command
 from dlpool.observe.log import Log, OnEvent
+from dlpool.observe.processors import LogOrigin
 from dlpool.observe.tracing import check_traces
 from dlpool.service.hooks.archiving import check_archive_command
 from dlpool.service.hooks.runner import check_hooks
-from dlpool.service.node.collector import tune_garbage_collector
+from dlpool.service.node.launch import tune_garbage_collector
 from dlpool.service.node.node import Node
 from dlpool.service.reload import SettingsLoader
 from dlpool.service.supervisor import Supervisor
@@ -27,20 +28,20 @@ from dlpool.service.worker_handle import remove_old_stacks
 from dlpool.transfer.http.client import HttpClient
 from dlpool.transfer.http.limits import HostHolds, NetworkMonitor
 
-OLD_WORKERS_S = 6.0  # those of a killed supervisor end within 5
+OLD_WORKERS_S = 6.0  # workers of a supervisor that was killed exit within 5 s
 
 
 def serve(
     settings: Settings,
     load: SettingsLoader,
     early: Iterable[int] = (),
-    heard: OnEvent = lambda *_: None,
+    on_event: OnEvent = lambda *_: None,
 ) -> None:
-    """Run the service until it is told to end. Raises DlpoolError for what keeps it
-    from working.
+    """Run the service until a signal stops it. Call it on the main thread.
 
-    ``load`` reads the settings anew for a reload; ``early`` are signals that came
-    before; ``heard`` is told of each event of the log. Call it on the main thread.
+    ``load`` reads the settings again for a reload. ``early`` are signals that were
+    received before the call. ``on_event`` is called for each log event. Raises
+    DlpoolError if the service cannot start or continue.
     """
     HttpClient(
         settings.network, 1, HostHolds(lambda: 0.0), NetworkMonitor(lambda: 0.0)
@@ -56,10 +57,8 @@ def serve(
         log = Log(
             Path(settings.paths.log_dir),
             settings.logging,
-            service="dlpool-supervisor",
-            version=__version__,
-            node_id=node.node_id,
-            heard=heard,
+            LogOrigin("dlpool-supervisor", node.node_id),
+            on_event=on_event,
         )
         try:
             _serve(settings, load, early, node, log)
@@ -82,24 +81,26 @@ def _serve(
         logger.warning("state_damaged", reason=warning)
     if not node.wait_for_old_workers(OLD_WORKERS_S):
         logger.warning(
-            "old_workers_live",
-            reason="their jobs wait until they let go of their files",
+            "old_workers_running",
+            reason="their jobs wait until these workers unlock their files",
         )
     remove_old_stacks(node.state_dir)
-    parts = SupervisorComponents(settings, node, log)
-    queue, server = QueueKeys(settings.redis.group).intake, parts.server
-    shown = {
-        "redis": server.display_url,
-        "clients": server.client_url,
-        "configuration": shown_settings(settings),
-    }
-    logger.info("service_started", sid=parts.sid, queue=queue, **shown)
+    components = SupervisorComponents(settings, node, log)
+    server = components.redis_server
+    logger.info(
+        "service_started",
+        sid=components.sid,
+        queue=QueueKeys(settings.redis.group).intake,
+        redis=server.display_url,
+        client_url=server.client_url,
+        configuration=shown_settings(settings),
+    )
     tune_garbage_collector()
-    Supervisor(settings, load, node, log, parts).run(early)
+    Supervisor(settings, load, node, log, components).run(early)
 
 
 def shown_settings(settings: Settings) -> dict[str, Any]:
-    """The effective configuration for the log, without secrets."""
+    """Return the effective settings for the log, without secrets."""
     shown = {
         name: value
         for name, value in asdict(settings).items()

@@ -1,8 +1,8 @@
 """The supervisor of a node: an event loop over workers, threads and signals.
 
-Level-triggered: each turn compares wanted with actual, and each step is safe to take
-again. The main thread talks to workers and starts them; only its threads talk to Redis.
-Signal handlers only queue.
+The loop is level-triggered: each turn compares the wanted state with the actual one,
+and each step may be repeated. The main thread starts workers and talks to them. Only
+its threads talk to Redis. Signal handlers only queue signals.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,10 +25,11 @@ from dlpool.service.node.systemd import SystemdNotifier
 from dlpool.service.queue.messages import (
     FenceChecked,
     HostHeld,
-    HostSlotDecided,
+    HostSlotAnswered,
     JobsClaimed,
     JobsTakenBack,
     LeaseLost,
+    Message,
     ResultRecorded,
     StaleFilesFound,
     StateChanged,
@@ -41,18 +42,18 @@ from dlpool.service.wiring import SupervisorComponents
 from dlpool.service.worker_handle import WorkerHandle
 
 TURN_S = 0.5  # the longest sleep of the loop
-TEND_S = 1.0
-COMPARE_S = 0.05
-# a service manager must not end us for the absence of Redis, nor for jobs that may
-# finish
-MORE_S = 60.0
-FLUSH_S = 5.0  # after a drain, for Redis to hear of the last jobs
-CANCEL_S = 10.0  # after a drain's end, for workers to checkpoint
-OBEYED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+TICK_S = 1.0  # between periodic tasks
+RECONCILE_S = 0.05  # at least, while jobs come and go
+# a service manager must not kill the service while Redis is unavailable or running jobs
+# may finish
+EXTEND_S = 60.0
+FLUSH_S = 5.0  # after a drain, to record the last results while Redis is unavailable
+CANCEL_S = 10.0  # after the end of a drain, for workers to checkpoint
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Supervisor:
-    """One run of the service: ``run`` is called once, on the main thread."""
+    """One run of the service. ``run`` is called once, on the main thread."""
 
     def __init__(
         self,
@@ -60,169 +61,182 @@ class Supervisor:
         load: SettingsLoader,
         node: Node,
         log: Log,
-        parts: SupervisorComponents,
+        components: SupervisorComponents,
     ) -> None:
-        """``load`` reads the settings anew for a reload."""
+        """``load`` reads the settings again for a reload."""
         self._settings = settings
         self._load = load
         self._node = node
         self._log = log
         self._logger = log.logger("supervisor")
-        self._parts = parts
-        self._ledger, self._pool, self._crew = (
-            parts.in_flight,
-            parts.pool,
-            parts.dispatcher,
-        )
-        self._manager = SystemdNotifier()
-        self._watchdog = parts.watchdog(self._manager)
+        self._components = components
+        self._in_flight, self._pool = components.in_flight, components.pool
+        self._dispatcher = components.dispatcher
+        self._notifier = SystemdNotifier()
+        self._watchdog = components.make_watchdog(self._notifier)
         self._archiver = LogArchiver(settings.logging, log.path, log.logger("log"))
         self._signals: deque[int] = deque()
         self._drain_until: float | None = None
         self._has_cancelled = False
         self._is_ready = False
-        self._compared = self._tended = 0.0
-        crew = self._crew
-        self._takers: dict[type, Callable[[Any], object]] = {
-            JobsClaimed: self._claimed,
-            WaitingHosts: lambda said: parts.yield_controller.handle_waiting(
-                said.hosts
-            ),
-            ResultRecorded: crew.handle_recorded,
-            FenceChecked: lambda said: crew.handle_fence_check(
-                said.ticket, is_ours=said.is_ours
-            ),
-            HostSlotDecided: crew.handle_host_slot,
-            HostHeld: lambda said: parts.host_admission.hold(
-                said.host, said.seconds, is_ours=False
-            ),
-            LeaseLost: lambda said: crew.fence_off(said.ticket),
-            StopRequested: lambda said: crew.request_stop(said.ticket, said.verb),
-            JobsTakenBack: lambda said: node.forget_sids(said.sids),
-            StaleFilesFound: lambda said: parts.cleanup.enqueue(said.leftovers),
-            StateChanged: lambda _: parts.check_threads(),
-        }
+        self._reconciled_at = self._ticked_at = 0.0
+        self._message_handlers = self._make_message_handlers()
 
     def __repr__(self) -> str:
-        return f"<Supervisor {self._parts.sid}: {self._ledger!r}, {self._pool!r}>"
+        return (
+            f"<Supervisor {self._components.sid}: {self._in_flight!r}, {self._pool!r}>"
+        )
+
+    def _make_message_handlers(self) -> Mapping[type[Message], Callable[[Any], object]]:
+        components, dispatcher = self._components, self._dispatcher
+        return {
+            JobsClaimed: self._handle_claimed,
+            WaitingHosts: lambda message: components.yield_controller.handle_waiting(
+                message.hosts
+            ),
+            ResultRecorded: dispatcher.handle_recorded,
+            FenceChecked: lambda message: dispatcher.handle_fence_check(
+                message.lease_id, is_ours=message.is_ours
+            ),
+            HostSlotAnswered: dispatcher.handle_host_slot,
+            HostHeld: lambda message: components.host_admission.hold(
+                message.host, message.duration_s, is_ours=False
+            ),
+            LeaseLost: lambda message: dispatcher.fence_off(message.lease_id),
+            StopRequested: lambda message: dispatcher.request_stop(
+                message.lease_id, message.action
+            ),
+            JobsTakenBack: lambda message: self._node.forget_sids(message.sids),
+            StaleFilesFound: lambda message: components.cleanup.enqueue(message.jobs),
+            StateChanged: lambda _: components.check_threads(),
+        }
 
     def run(self, early: Iterable[int] = ()) -> None:
-        """Work until told to end; ``early`` are signals that came before.
+        """Work until a signal stops the service; ``early`` are signals that were
+        received before the call.
 
-        Raises WorkerStartFailed, or what ended one of the threads.
+        Raises WorkerStartFailed, or the error that stopped one of the threads.
         """
-        for number in OBEYED:
-            signal.signal(number, self._note)
+        for number in SIGNALS:
+            signal.signal(number, self._queue_signal)
         self._signals.extend(early)
-        self._parts.start()
+        self._components.start()
         try:
             while not self._is_drained():
                 self._turn()
         finally:
-            self._manager.stopping(MORE_S)
-            self._end()
+            self._notifier.stopping(EXTEND_S)
+            self._shut_down()
 
-    def _note(self, number: int, _frame: object) -> None:
+    def _queue_signal(self, number: int, _frame: object) -> None:
         self._signals.append(number)
-        self._parts.mailbox.wake()
+        self._components.mailbox.wake()
 
     def _turn(self) -> None:
-        for key, _ in self._parts.selector.select(TURN_S):
+        for key, _ in self._components.selector.select(TURN_S):
             if isinstance(key.data, WorkerHandle):
-                self._crew.read_frames(key.data)
+                self._dispatcher.read_frames(key.data)
             elif key.data is not None:
                 key.data()
-                self._crew.needs_reconcile = True
+                self._dispatcher.needs_reconcile = True
         while self._signals:
-            self._crew.needs_reconcile = True
-            self._obey(self._signals.popleft())
-        for message in self._parts.mailbox.read():
-            self._take(message)
-        self._crew.assign_waiting()
-        self._parts.cleanup.send_requests()
-        if self._crew.needs_reconcile or time.monotonic() - self._compared >= COMPARE_S:
-            self._compare()
+            self._dispatcher.needs_reconcile = True
+            self._handle_signal(self._signals.popleft())
+        for message in self._components.mailbox.read():
+            self._message_handlers[type(message)](message)
+        self._dispatcher.assign_waiting()
+        self._components.cleanup.send_requests()
+        if (
+            self._dispatcher.needs_reconcile
+            or time.monotonic() - self._reconciled_at >= RECONCILE_S
+        ):
+            self._reconcile()
 
-    def _compare(self) -> None:
-        """Wanted with actual: not in each of the many turns of small jobs, but at once
-        when there is news."""
-        self._crew.needs_reconcile = False
-        self._compared = time.monotonic()
-        self._pool.reconcile(self._crew.count_quarantined(), self._crew.reap)
+    def _handle_claimed(self, message: JobsClaimed) -> None:
+        for claimed in message.jobs:
+            self._dispatcher.accept(claimed, message.leased_until)
+        self._components.claimer.resume()
+
+    def _reconcile(self) -> None:
+        """Compare wanted with actual workers and capacity.
+
+        Small jobs cause many turns; this is done at once after a change that matters,
+        and else every ``RECONCILE_S``.
+        """
+        self._dispatcher.needs_reconcile = False
+        self._reconciled_at = time.monotonic()
+        self._pool.reconcile(
+            self._dispatcher.count_quarantined(), self._dispatcher.reap
+        )
         if self._drain_until is not None:
-            self._drain()
-        self._ledger.set_capacity(self._capacity())
-        self._look_whether_ready()
-        self._tend()
+            self._continue_drain()
+        self._in_flight.set_capacity(self._capacity())
+        self._check_ready()
+        self._tick()
 
     def _capacity(self) -> int:
-        """How many jobs may be held: none while this node ends or cannot write."""
-        space = self._parts.space
-        if self._drain_until is not None or space.fault_s is not None or space.is_low:
+        """Return how many jobs may be in flight: none during a drain or while the node
+        cannot write."""
+        guard = self._components.disk_guard
+        if self._drain_until is not None or guard.fault_s is not None or guard.is_low:
             return 0
-        return min(self._pool.capacity(), self._parts.slots.level)
+        return min(self._pool.capacity(), self._components.slots.level)
 
-    def _take(self, message: Any) -> None:
-        self._takers[type(message)](message)
-
-    def _claimed(self, message: JobsClaimed) -> None:
-        for claimed in message.jobs:
-            self._crew.accept(claimed, message.leased_until)
-        self._parts.fetcher.resume()
-
-    def _tend(self) -> None:
+    def _tick(self) -> None:
+        """Run the periodic tasks, once in ``TICK_S``."""
         now = time.monotonic()
-        if now - self._tended < TEND_S:
+        if now - self._ticked_at < TICK_S:
             return
-        self._tended = now
-        self._parts.check_threads()
-        self._parts.slots.sample(
-            self._pool.received(), self._ledger.busy, over_memory=self._pool.over_memory
+        self._ticked_at = now
+        components = self._components
+        components.check_threads()
+        components.slots.sample(
+            self._pool.received(),
+            self._in_flight.busy,
+            over_memory=self._pool.over_memory,
         )
-        self._parts.slots.hosts.forget_idle()
-        self._parts.yield_controller.tick()
-        self._pool.set_disk_space(self._parts.space.frame)
-        self._log.follow_rename()
+        components.slots.hosts.forget_idle()
+        components.yield_controller.tick()
+        self._pool.set_disk_space(components.disk_guard.frame)
+        self._log.reopen()
         self._log.maintain()
-        self._show()
+        self._report()
         self._archiver.archive_new_logs()
         if not self._is_ready or self._drain_until is not None:
-            self._manager.extend_timeout(MORE_S)
-        self._manager.status(self._status())
+            self._notifier.extend_timeout(EXTEND_S)
+        self._notifier.status(self._status())
         self._watchdog.check()
 
-    def _look_whether_ready(self) -> None:
-        """Workers are there, and Redis knows us; until then a service manager is asked
-        for more time."""
+    def _check_ready(self) -> None:
+        """Report readiness once workers are ready and Redis has registered this
+        supervisor."""
         if (
             not self._is_ready
             and self._pool.capacity()
-            and self._parts.link.registered.is_set()
+            and self._components.redis_state.registered.is_set()
         ):
             self._is_ready = True
-            self._manager.ready()
-            self._show()
-            self._logger.info(
-                "service_ready",
-                slots=min(self._pool.capacity(), self._parts.slots.level),
-            )
+            self._notifier.ready()
+            self._report()
+            slots = min(self._pool.capacity(), self._components.slots.level)
+            self._logger.info("service_ready", slots=slots)
 
-    def _show(self) -> None:
-        """Tell who watches us how things are."""
-        space = self._parts.space
-        slots = min(self._pool.capacity(), self._parts.slots.level)
-        limited = self._parts.slots.hosts.limited
-        seen = NodeStatus(
-            self._drain_until is not None,
-            space.fault_s,
-            space.low_folders,
-            slots,
-            limited,
+    def _report(self) -> None:
+        """Update what health checks and metrics show."""
+        guard, slots = self._components.disk_guard, self._components.slots
+        self._components.monitor.sample(
+            NodeStatus(
+                self._drain_until is not None,
+                guard.fault_s,
+                guard.low_folders,
+                min(self._pool.capacity(), slots.level),
+                slots.hosts.limited_hosts,
+            )
         )
-        self._parts.monitor.sample(seen)
 
     def _status(self) -> str:
-        error = self._parts.link.error
+        """Return the status line for the service manager."""
+        error = self._components.redis_state.error
         state = (
             "draining"
             if self._drain_until is not None
@@ -230,13 +244,15 @@ class Supervisor:
             if error
             else "working"
         )
-        if state == "working" and self._parts.space.low_folders:
+        if state == "working" and self._components.disk_guard.low_folders:
             state = "waiting for disk space"
-        return f"{state}: {len(self._ledger)} jobs, {len(self._pool.workers)} workers"
+        return (
+            f"{state}: {len(self._in_flight)} jobs, {len(self._pool.workers)} workers"
+        )
 
     # --- signals ---
 
-    def _obey(self, number: int) -> None:
+    def _handle_signal(self, number: int) -> None:
         name = signal.Signals(number).name
         self._logger.info("signal_received", signal=name)
         if number in (signal.SIGTERM, signal.SIGINT):
@@ -249,28 +265,29 @@ class Supervisor:
             self._logger.info("state_dumped", **self.dump())
 
     def dump(self) -> dict[str, Any]:
-        """The state for people, into the log."""
+        """Return the state of the supervisor, for the log."""
+        components = self._components
         return {
             "supervisor": repr(self),
-            "link": repr(self._parts.link),
-            "hooks": repr(self._parts.hooks),
-            "monitor": repr(self._parts.monitor),
-            "space": repr(self._parts.space),
-            "limits": repr(self._parts.slots),
+            "redis_state": repr(components.redis_state),
+            "hooks": repr(components.hooks),
+            "monitor": repr(components.monitor),
+            "disk_guard": repr(components.disk_guard),
+            "limits": repr(components.slots),
             "workers": [repr(one) for one in self._pool.workers.values()],
-            "held": [
+            "in_flight": [
                 {"id": one.lease.job_id, "worker": one.worker_pid, **one.progress}
-                for one in self._ledger.all()[:100]
+                for one in self._in_flight.all()[:100]
             ],
         }
 
     def _reload(self) -> None:
-        """All or nothing: a file that cannot be used changes nothing."""
-        is_told = (
+        """Reload the settings. If they are invalid, nothing changes."""
+        is_notified = (
             self._is_ready and self._drain_until is None
-        )  # else the manager waits for another word than "ready"
-        if is_told:
-            self._manager.reloading(time.monotonic_ns() // 1000)
+        )  # else the service manager waits for another state
+        if is_notified:
+            self._notifier.reloading(time.monotonic_ns() // 1000)
         new, problems = reload_settings(self._settings, self._load)
         for problem in problems:
             self._logger.warning(
@@ -278,73 +295,84 @@ class Supervisor:
                 reason=problem,
             )
         if new is not None:
-            self._settings = new
-            self._parts.apply(new)
-            self._log.apply(new.logging)
-            self._archiver.settings = new.logging
-            self._pool.broadcast(config_frame(new))
-            self._pool.worker_settings = replace(
-                self._pool.worker_settings,
-                transfer=new.transfer,
-                network=new.network,
-                paths=new.paths,
-                logging=new.logging,
-                owned=owned_paths(new),
-                min_free=new.supervisor.min_free,
-            )
+            self._apply(new)
             self._logger.info("configuration_reloaded")
-        if is_told:
-            self._manager.ready()
+        if is_notified:
+            self._notifier.ready()
 
-    # --- the end ---
+    def _apply(self, new: Settings) -> None:
+        self._settings = new
+        self._components.apply(new)
+        self._log.apply(new.logging)
+        self._archiver.settings = new.logging
+        self._pool.broadcast(config_frame(new))
+        self._pool.worker_settings = replace(
+            self._pool.worker_settings,
+            transfer=new.transfer,
+            network=new.network,
+            paths=new.paths,
+            logging=new.logging,
+            owned=owned_paths(new),
+            min_free=new.supervisor.min_free,
+        )
+
+    # --- drain and shutdown ---
 
     def _begin_drain(self) -> None:
-        """No more jobs; running ones may go on for a while. Told again: not any
-        longer."""
+        """Stop claiming and let running jobs finish within ``drain_timeout``. A second
+        call ends the drain at once."""
         now = time.monotonic()
         if self._drain_until is not None:
             self._drain_until = min(self._drain_until, now)
             return
         self._drain_until = now + self._settings.supervisor.drain_timeout
-        self._ledger.set_capacity(0)
-        self._parts.fetcher.stop()
-        self._crew.release_waiting("the supervisor ends")
-        self._manager.stopping(MORE_S)
+        self._in_flight.set_capacity(0)
+        self._components.claimer.stop()
+        self._dispatcher.release_waiting("the supervisor stops")
+        self._notifier.stopping(EXTEND_S)
+        timeout_s = self._settings.supervisor.drain_timeout
         self._logger.info(
-            "drain_started",
-            running=len(self._ledger),
-            seconds=self._settings.supervisor.drain_timeout,
+            "drain_started", running=len(self._in_flight), seconds=timeout_s
         )
 
-    def _drain(self) -> None:
+    def _continue_drain(self) -> None:
         assert self._drain_until is not None
-        self._crew.release_waiting("the supervisor ends")
+        self._dispatcher.release_waiting("the supervisor stops")
         if time.monotonic() >= self._drain_until and not self._has_cancelled:
             self._has_cancelled = True
-            self._crew.cancel_running("the supervisor ends")
+            self._dispatcher.cancel_running("the supervisor stops")
 
     def _is_drained(self) -> bool:
-        """Whether nothing is held any more; what Redis cannot be told now, the next
-        start gives back."""
+        """Return whether the service may exit: no job is in flight, or the time for it
+        has passed.
+
+        Results that Redis has not recorded by then are in the spool, and the next start
+        gives back the jobs.
+        """
         if self._drain_until is None:
             return False
-        if len(self._ledger) == 0:
+        if len(self._in_flight) == 0:
             return True
-        late = time.monotonic() - self._drain_until
-        running = any(handle.jobs for handle in self._pool.workers.values())
-        return late > (
-            CANCEL_S if running else FLUSH_S if self._parts.link.error else CANCEL_S
+        late_s = time.monotonic() - self._drain_until
+        is_running = any(worker.jobs for worker in self._pool.workers.values())
+        return late_s > (
+            CANCEL_S
+            if is_running
+            else FLUSH_S
+            if self._components.redis_state.error
+            else CANCEL_S
         )
 
-    def _end(self) -> None:
-        held = len(self._ledger)
-        self._parts.cleanup.send_requests(now=True)
-        self._pool.stop(self._crew.reap)
-        self._parts.cleanup.clean_up_here(Confinement.of(self._settings))
+    def _shut_down(self) -> None:
+        in_flight = len(self._in_flight)
+        self._components.cleanup.send_requests(now=True)
+        self._pool.stop(self._dispatcher.reap)
+        self._components.cleanup.clean_up_here(Confinement.of(self._settings))
         self._archiver.stop()
-        self._parts.hooks.stop()  # while Redis is there: a hook may ask it
-        is_clean = self._parts.stop(is_empty=held == 0)
+        # before the embedded Redis stops: a hook may use it
+        self._components.hooks.stop()
+        is_clean = self._components.stop(is_empty=in_flight == 0)
         if is_clean:
-            self._node.forget_sids([self._parts.sid])
-        self._crew.summarize(now=True)
-        self._logger.info("service_ended", left=held)
+            self._node.forget_sids([self._components.sid])
+        self._dispatcher.summarize(now=True)
+        self._logger.info("service_stopped", unfinished=in_flight)

@@ -1,4 +1,5 @@
-"""What a supervisor is made of, and its threads."""
+"""Wiring (the composition root): makes the components of a supervisor, and starts and
+stops its threads."""
 
 from __future__ import annotations
 
@@ -25,14 +26,14 @@ from dlpool.jobs.transitions import Transitions
 from dlpool.observe.log import Log
 from dlpool.observe.metrics import Metrics
 from dlpool.service.cleanup import CleanupDispatcher
-from dlpool.service.dispatcher import JobDispatcher
+from dlpool.service.dispatcher import DispatcherServices, JobDispatcher
 from dlpool.service.disposition import DispositionPolicy
 from dlpool.service.hooks.runner import HookRunner
 from dlpool.service.host_admission import HostAdmission
 from dlpool.service.host_limits import HostLimits
 from dlpool.service.inflight import InFlightTable
 from dlpool.service.journal import CleanupJournal
-from dlpool.service.monitor.monitor import Monitor
+from dlpool.service.monitor.monitor import Monitor, MonitoredNode
 from dlpool.service.node.disk_guard import DiskGuard
 from dlpool.service.node.node import Node
 from dlpool.service.node.redis_server import RedisServer
@@ -43,7 +44,7 @@ from dlpool.service.queue.claiming import JobClaimer
 from dlpool.service.queue.heartbeat import Heartbeat
 from dlpool.service.queue.messages import Mailbox, StateChanged
 from dlpool.service.queue.recording import ResultRecorder
-from dlpool.service.queue.redis_state import RedisState
+from dlpool.service.queue.redis_state import QueueContext, RedisState
 from dlpool.service.queue.spool import Spool
 from dlpool.service.queue.sweeping import StaleFileSweeper
 from dlpool.service.slots import SlotLimit, max_slots
@@ -51,36 +52,30 @@ from dlpool.service.wire.counters import RANGE_BOUNDS_S
 from dlpool.service.worker.process import WorkerSettings
 from dlpool.service.yield_control import YieldController
 
-PARKED_A_SLOT = 4
-JOIN_S = 6.0  # the longest call of Redis ends before
+THROTTLED_PER_SLOT = 4  # no job is claimed while this many are throttled
+JOIN_S = 6.0  # longer than any call of Redis
 
 
 class SupervisorComponents:
-    """Made, started and ended on the main thread."""
+    """The components of a supervisor. Made, started and stopped on the main thread."""
 
     def __init__(self, settings: Settings, node: Node, log: Log) -> None:
-        """Raises ConfigurationError, LocalFault, or what the embedded server raises at
-        its start."""
+        """Raises ConfigurationError, LocalFault, or an error of the embedded Redis."""
         self._log = log.logger("supervisor")
         self._started_at, self._state_dir = rfc3339(), node.state_dir
         earlier = tuple(node.earlier_sids())
         self.node_id, self.sid = node.node_id, node.new_sid()
-        self.server = RedisServer(settings.redis, node.state_dir, self._log)
-        settings = self._settings = replace(settings, redis=self.server.settings)
+        self.redis_server = RedisServer(settings.redis, node.state_dir, self._log)
+        settings = self._settings = replace(settings, redis=self.redis_server.settings)
         self.mailbox, self.selector = Mailbox(), selectors.DefaultSelector()
         self.selector.register(self.mailbox, selectors.EVENT_READ, None)
         metrics = Metrics(RANGE_BOUNDS_S)
-        self.link = RedisState(
-            log.logger("redis"),
-            lambda: self.mailbox.post(StateChanged()),
-            metrics.count_redis_failure,
+        self.redis_state = RedisState(
+            log.logger("redis"), self._post_change, metrics.count_redis_failure
         )
         self.in_flight = InFlightTable(settings.supervisor.host_share)
-        self.space = DiskGuard(
-            settings,
-            self.in_flight,
-            self._log,
-            lambda: self.mailbox.post(StateChanged()),
+        self.disk_guard = DiskGuard(
+            settings, self.in_flight, self._log, self._post_change
         )
         self.slots = SlotLimit(settings.supervisor, self._log, time.monotonic)
         client = connect(settings.redis, node.state_dir, name=f"dlpool-{self.sid}")
@@ -94,21 +89,10 @@ class SupervisorComponents:
             self._log,
             metrics,
         )
-        spool, trail, lease_s = (
-            Spool(node.state_dir),
-            CleanupJournal(node.state_dir),
-            settings.supervisor.lease,
-        )
-        self.cleanup = CleanupDispatcher(self.pool, trail, self._log)
-        self._recorder = ResultRecorder(
-            self._transitions,
-            self.sid,
-            lease_s,
-            spool,
-            self.link,
-            self._log,
-            self.mailbox.post,
-        )
+        spool, journal = Spool(node.state_dir), CleanupJournal(node.state_dir)
+        self.cleanup = CleanupDispatcher(self.pool, journal, self._log)
+        self._queue = self._make_queue_context()
+        self._recorder = ResultRecorder(self._queue, spool)
         self.hooks = HookRunner(settings.hooks, self.node_id, log.logger("hooks"))
         self.host_admission = HostAdmission(
             HostLimits(settings, time.monotonic),
@@ -118,159 +102,165 @@ class SupervisorComponents:
             self._log,
         )
         self.monitor = self._make_monitor(log, metrics)
-        self.dispatcher = self._make_crew(
-            DispositionPolicy(
-                self._transitions.keys, settings.supervisor, time.time, random.random
-            ),
-            log,
-        )
-        self.fetcher = self._make_fetcher()
+        self.dispatcher = self._make_dispatcher(log)
+        self.claimer = self._make_claimer()
         self.yield_controller = YieldController(
             settings,
             self.in_flight,
             self.monitor.collector,
             self.dispatcher.yield_slot,
-            self.fetcher.request_waiting_hosts,
+            self.claimer.request_waiting_hosts,
         )
-        self._beater = self._make_beater(spool, trail, earlier)
+        self._heartbeat = self._make_heartbeat(spool, journal, earlier)
         self._failure: BaseException | None = None
         self._threads = [
-            self._thread("fetch", self.fetcher.serve),
-            self._thread("beat", self._beater.serve),
+            self._thread("claim", self.claimer.serve),
+            self._thread("heartbeat", self._heartbeat.serve),
             self._thread("record", self._recorder.serve),
         ]
 
     def _make_monitor(self, log: Log, metrics: Metrics) -> Monitor:
-        return Monitor(
-            self._settings,
+        node = MonitoredNode(
             self.node_id,
             self._state_dir,
             log,
             metrics,
             self.in_flight,
             self.pool,
-            self.link,
+            self.redis_state,
             self._transitions,
             self._order,
         )
+        return Monitor(self._settings, node)
 
-    def _make_fetcher(self) -> JobClaimer:
-        return JobClaimer(
+    def _make_queue_context(self) -> QueueContext:
+        return QueueContext(
             self._transitions,
-            self._client("fetch"),
             self.sid,
             self.in_flight,
-            self.link,
+            self.redis_state,
+            self._log,
             self._settings.supervisor.lease,
+            self._settings.supervisor.grace,
             self._order,
             self.mailbox.post,
-            PARKED_A_SLOT * max_slots(self._settings.supervisor),
         )
 
-    def _make_beater(
-        self, spool: Spool, trail: CleanupJournal, earlier: tuple[str, ...]
+    def _make_claimer(self) -> JobClaimer:
+        return JobClaimer(
+            self._queue,
+            self._client("claim"),
+            THROTTLED_PER_SLOT * max_slots(self._settings.supervisor),
+        )
+
+    def _make_heartbeat(
+        self, spool: Spool, journal: CleanupJournal, earlier: tuple[str, ...]
     ) -> Heartbeat:
         return Heartbeat(
-            self._transitions,
-            self._client("beat"),
-            self.sid,
-            self.in_flight,
-            self.link,
+            self._queue,
+            self._client("heartbeat"),
             spool,
-            self.fetcher,
-            self._log,
-            lease_s=self._settings.supervisor.lease,
-            grace_s=self._settings.supervisor.grace,
-            order=self._order,
+            self.claimer,
+            StaleFileSweeper(self._queue, journal),
             info=self._info,
-            post=self.mailbox.post,
             earlier=earlier,
-            sweeper=StaleFileSweeper(
-                self._transitions, trail, self.in_flight, self.mailbox.post
-            ),
         )
 
-    def _make_crew(self, judge: DispositionPolicy, log: Log) -> JobDispatcher:
-        return JobDispatcher(
-            self.in_flight,
-            self.pool,
-            self._recorder,
-            judge,
-            self.cleanup,
-            log.logger("jobs"),
-            self.hooks,
-            self.host_admission,
-            self.monitor.collector,
-            self.space.report_fault,
+    def _make_dispatcher(self, log: Log) -> JobDispatcher:
+        services = DispatcherServices(
+            in_flight=self.in_flight,
+            pool=self.pool,
+            recorder=self._recorder,
+            cleanup=self.cleanup,
+            hooks=self.hooks,
+            host_admission=self.host_admission,
+            collector=self.monitor.collector,
+            log=log.logger("jobs"),
+            on_node_fault=self.disk_guard.report_fault,
+        )
+        return JobDispatcher(services, self._make_policy())
+
+    def _make_policy(self) -> DispositionPolicy:
+        return DispositionPolicy(
+            self._transitions.keys,
+            self._settings.supervisor,
+            time.time,
+            random.random,
         )
 
     def start(self) -> None:
         """Start the threads."""
         for thread in self._threads:
             thread.start()
-        self._thread(
-            "space", lambda: self.space.serve(self.link.stopping)
-        ).start()  # a dead mount may hold it for good
+        # not joined: a file system that does not answer may block it forever
+        self._thread("space", self._watch_disks).start()
         self.monitor.start()
 
     def apply(self, settings: Settings) -> None:
         """Use reloaded settings."""
         settings = self._settings = replace(
-            settings, redis=replace(self.server.settings, order=settings.redis.order)
+            settings,
+            redis=replace(self.redis_server.settings, order=settings.redis.order),
         )
         self.pool.settings = settings.supervisor
         self.in_flight.host_share = settings.supervisor.host_share
         self.hooks.settings = settings.hooks
         self.monitor.apply(settings)
-        self.space.apply(settings)
-        self.host_admission.hosts.apply(settings)
+        self.disk_guard.apply(settings)
+        self.host_admission.limits.apply(settings)
         self.yield_controller.apply(settings)
-        self.dispatcher.policy = DispositionPolicy(
-            self._transitions.keys, settings.supervisor, time.time, random.random
-        )
+        self.dispatcher.policy = self._make_policy()
 
     def check_threads(self) -> None:
-        """Raise what ended a thread; start the embedded server again if it has
-        ended."""
+        """Raise InternalError if a thread has failed; restart the embedded Redis if it
+        has exited."""
         if self._failure is not None:
             raise InternalError(
-                f"a thread of the supervisor ended: {self._failure}"
+                f"a thread of the supervisor failed: {self._failure}"
             ) from self._failure
-        self.server.restart_if_exited()
+        self.redis_server.restart_if_exited()
 
-    def watchdog(self, manager: SystemdNotifier) -> Watchdog:
-        """The one that watches the threads."""
-        return Watchdog(manager, self.link.liveness, self._threads, self._log)
+    def make_watchdog(self, notifier: SystemdNotifier) -> Watchdog:
+        """Return the watchdog of the threads."""
+        return Watchdog(notifier, self.redis_state.liveness, self._threads, self._log)
 
     def stop(self, *, is_empty: bool) -> bool:
-        """End the threads; if nothing is held any more, also sign off. Returns whether
-        that is known to Redis."""
-        self.link.stopping.set()
+        """Stop the threads, and deregister from Redis if no job is in flight.
+
+        Return whether this supervisor is deregistered.
+        """
+        self.redis_state.stopping.set()
         self.monitor.stop()
-        self._end_waits()
+        self._wake_threads()
         for thread in self._threads:
             thread.join(JOIN_S)
-        is_clean = is_empty and self._sign_off()
-        self.server.stop()
+        is_clean = is_empty and self._deregister()
+        self.redis_server.stop()
         return is_clean
 
-    def _end_waits(self) -> None:
-        """The threads that wait in Redis need not do so any longer; where that fails,
-        they wait a second."""
-        if self.link.error is None:
+    def _wake_threads(self) -> None:
+        """End blocking calls of the threads in Redis. If this fails, they return within
+        a second."""
+        if self.redis_state.error is None:
             with suppress(QueueError):
-                self.fetcher.wake()
-                self._beater.wake()
+                self.claimer.wake()
+                self._heartbeat.wake()
 
-    def _sign_off(self) -> bool:
-        """What was reserved goes back to the intake, and nobody waits for our
-        leases."""
+    def _deregister(self) -> bool:
+        """Return reserved jobs to the intake, so that no supervisor has to wait for
+        leases to expire."""
         try:
-            self._transitions.requeue_jobs_of(self.sid, [self.sid], order=self._order())
+            self._transitions.requeue_jobs_of([self.sid], order=self._order())
         except QueueError as error:
-            self._log.warning("sign_off_failed", error=error)
+            self._log.warning("deregistration_failed", error=error)
             return False
         return True
+
+    def _post_change(self) -> None:
+        self.mailbox.post(StateChanged())
+
+    def _watch_disks(self) -> None:
+        self.disk_guard.serve(self.redis_state.stopping)
 
     def _client(self, name: str) -> Any:
         return connect(
@@ -281,7 +271,7 @@ class SupervisorComponents:
         return self._settings.redis.order
 
     def _info(self) -> dict[str, Any]:
-        """What is shown of this supervisor."""
+        """Return what the heartbeat publishes about this supervisor."""
         return {
             "node": self.node_id,
             "host": socket.gethostname(),
@@ -290,8 +280,8 @@ class SupervisorComponents:
             "slots": self.slots.level,
             "busy": len(self.in_flight),
             "started_at": self._started_at,
-            "free": self.space.free_after_jobs,
-            "is_low_on_space": bool(self.space.low_folders),
+            "free": self.disk_guard.free_after_jobs,
+            "is_low_on_space": bool(self.disk_guard.low_folders),
             "workers": len(self.pool.workers),
             "workers_info": self.pool.summaries,
             "received": self.monitor.collector.received_bytes,
@@ -303,7 +293,7 @@ class SupervisorComponents:
         def serve() -> None:
             try:
                 work()
-            except Exception as error:  # noqa: BLE001 - top of a thread: the service ends with it
+            except Exception as error:  # noqa: BLE001 - top of a thread: the service stops
                 self._log.critical("thread_failed", thread=name, error=error)
                 self._failure = error
                 self.mailbox.post(StateChanged())

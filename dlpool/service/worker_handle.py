@@ -1,4 +1,4 @@
-"""A worker process as its supervisor sees it."""
+"""The worker handle: a worker process as its supervisor sees it."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ from dlpool.service.wire.frames import (
 )
 from dlpool.service.worker.process import stacks_file
 
-MAX_STACKS = 32 * 1024  # bytes of a dump that go into the log
+ABORT_S = 1.0  # from SIGABRT to SIGKILL
+MAX_STACKS = 32 * 1024  # bytes of a stack dump that are logged
 
 
 def remove_old_stacks(state_dir: Path) -> None:
-    """Remove what workers of a killed supervisor left that could not end in order."""
+    """Remove the stack dumps of workers whose supervisor was killed."""
     for path in state_dir.glob("stacks-*"):
         with suppress(OSError):
             path.unlink()
 
 
 class WorkerHandle:
-    """Used by the main thread only. ``is_alone``: it runs one suspect job at a time,
-    and nothing else."""
+    """Used by the main thread only. A quarantine worker runs one quarantined job at a
+    time and no other job."""
 
     def __init__(
         self,
@@ -45,39 +46,44 @@ class WorkerHandle:
         channel: FrameChannel,
         slots: int,
         *,
-        is_alone: bool,
+        is_quarantine: bool,
         cpu: int | None,
     ) -> None:
         self.process = process
         self.channel = channel
         self.slots = slots
-        self.is_quarantine = is_alone
-        self.cpu = cpu
+        self.is_quarantine = is_quarantine
+        self.cpu = cpu  # the CPU that small jobs run on
         self.pid = process.pid or 0
-        self.jobs: set[str] = set()
-        self.finishing: set[str] = set()  # those whose slot is as good as free
+        self.jobs: set[str] = set()  # lease ids
+        self.finishing: set[str] = (
+            set()
+        )  # lease ids of jobs that only wait for the disk: their slots count as free
         self.cleanup_requests: dict[
             str, CleanupEntry
-        ] = {}  # by job: what it was told to remove
-        self.assigned_count = 0  # jobs in all
+        ] = {}  # sent and not confirmed, by job id
+        self.assigned_count = 0  # jobs since the start
         self.started_at = self.last_heard_at = time.monotonic()
         self.is_ready = False
         self.has_exited = False
-        self.resident_bytes = 0  # bytes, when it was weighed last
+        self.resident_bytes = 0  # memory at the last measurement
         self.is_retiring = False
         self.kill_reason: str | None = None
         self.kill_at: float | None = None
         self.hung_job: str | None = (
-            # the job that had the interpreter's lock when it hung, if that can be told
+            # lease id of the job whose thread held the GIL when the worker hung, if
+            # known
             None
         )
-        self._usage: ThreadTicks | None = (
-            None  # of its threads, when its silence was first noticed
-        )
         self.counters = CounterDeltas()
-        self.rate: int | None = None  # its share of the node's, as it was told
-        self.space: SpaceFrame | None = None  # as it was told
-        self._seen = 0  # of the jobs taken, when its demand was asked for
+        self.rate: int | None = None  # bytes/s that the worker has been told
+        self.space: SpaceFrame | None = None  # the last one sent
+        self._ticks: ThreadTicks | None = (
+            None  # taken when the worker was first seen silent
+        )
+        self._counted_demand = (
+            0  # of ``assigned_count``, at the last call of ``demand``
+        )
         self._unsent: deque[bytes] = deque()
 
     def __repr__(self) -> str:
@@ -85,15 +91,19 @@ class WorkerHandle:
 
     @property
     def state(self) -> str:
-        """What it is there for just now."""
+        """The state for people: retiring, quarantine, ready or starting."""
         if self.is_retiring:
             return "retiring"
         return (
-            "alone" if self.is_quarantine else "ready" if self.is_ready else "starting"
+            "quarantine"
+            if self.is_quarantine
+            else "ready"
+            if self.is_ready
+            else "starting"
         )
 
     def as_json(self) -> dict[str, object]:
-        """What is shown of it; ``memory`` in bytes, when it was weighed last."""
+        """Return the worker's entry in the node's status; ``memory`` in bytes."""
         return {
             "pid": self.pid,
             "busy": len(self.jobs),
@@ -104,91 +114,97 @@ class WorkerHandle:
 
     @property
     def free_slots(self) -> int:
-        """How many more jobs it may be given."""
+        """How many more jobs may be assigned."""
         return self.slots - len(self.jobs - self.finishing) if self.is_accepting else 0
 
     @property
     def is_accepting(self) -> bool:
-        """Whether it is up, and nobody has told it to end."""
+        """Whether the worker is ready and has not been told to stop."""
         return self.is_ready and not self.is_retiring and not self.kill_reason
 
     def demand(self) -> int:
-        """How many jobs it has, or has got since the last call."""
-        fresh, self._seen = self.assigned_count - self._seen, self.assigned_count
-        return max(len(self.jobs), min(fresh, self.slots))
+        """Return how many jobs the worker has, or has been assigned since the last call
+        if that is more."""
+        new, self._counted_demand = (
+            self.assigned_count - self._counted_demand,
+            self.assigned_count,
+        )
+        return max(len(self.jobs), min(new, self.slots))
 
     def set_rate(self, rate: int | None) -> None:
-        """Tell it its share of the node's rate, if that is another one."""
+        """Send the worker its share of the node's rate in bytes/s, if the share has
+        changed. None is no limit."""
         if rate != self.rate:
             self.rate = rate
             self.send(RateFrame(rate))
 
     def set_disk_space(self, frame: SpaceFrame) -> None:
-        """Tell it what jobs leave to each other on the disks, if that has changed."""
+        """Send the worker the disk space that is reserved for running jobs, if it has
+        changed."""
         if frame != self.space:
             self.space = frame
             self.send(frame)
 
     def send(self, frame: Frame) -> None:
-        """Send it now, or as soon as the worker reads again; order is kept. Raises
-        InternalError if it is too large."""
+        """Send a frame, or queue it until the worker reads again. Raises InternalError
+        if it is too large."""
         self._unsent.append(encode(frame))
         self.flush()
 
-    def mark_exited(self) -> None:
-        """Its sentinel says that the process has ended."""
-        self.has_exited = True
-
     def flush(self) -> None:
-        """Send what could not be sent before."""
+        """Send queued frames in order, as far as the worker reads."""
         while self._unsent and self.channel.send_encoded(self._unsent[0]):
             self._unsent.popleft()
 
     def frames(self) -> Iterator[Frame]:
-        """What it has sent. Stops at the end of data; the process's own end is seen by
-        its sentinel."""
+        """Yield the frames that the worker has sent, until there are no more or the
+        socket is closed."""
         with suppress(BlockingIOError):
             while (frame := self.channel.receive()) is not None:
                 self.mark_heard(time.monotonic())
                 yield frame
 
+    def mark_exited(self) -> None:
+        """Record that the process has exited, as its sentinel says."""
+        self.has_exited = True
+
+    def mark_heard(self, now: float) -> None:
+        """Restart the count of the worker's silence."""
+        self.last_heard_at, self._ticks = now, None
+
+    def sample_threads(self) -> None:
+        """Record the CPU time of a silent worker's threads, so that ``abort`` can tell
+        which one ran since."""
+        self._ticks = thread_ticks(self.pid) if self._ticks is None else self._ticks
+
     def measure_memory(self) -> int:
-        """Resident memory in bytes, 0 if it is gone."""
+        """Return the resident memory in bytes, 0 if the process has exited."""
         try:
             return int(psutil.Process(self.pid).memory_info().rss)
         except psutil.Error:
             return 0
 
-    def mark_heard(self, now: float) -> None:
-        """It has said something, or could not be heard."""
-        self.last_heard_at, self._usage = now, None
-
-    def sample_threads(self) -> None:
-        """Look at its threads when it has been silent for a while; what they do from
-        now on tells the culprit."""
-        self._usage = thread_ticks(self.pid) if self._usage is None else self._usage
-
     def abort(self, reason: str) -> None:
-        """Have it dump its stacks and die, also if it is stopped; a second later it is
-        killed."""
-        if self._usage is not None:
+        """Have the worker dump its stacks and exit, even if it is stopped. It is killed
+        ``ABORT_S`` seconds later."""
+        if self._ticks is not None:
             self.hung_job = find_hung_job(
-                self._usage, thread_ticks(self.pid), self.jobs
+                self._ticks, thread_ticks(self.pid), self.jobs
             )
         self.kill_reason = reason
-        self.kill_at = time.monotonic() + 1.0
+        self.kill_at = time.monotonic() + ABORT_S
         self._signal(signal.SIGABRT)
         self._signal(
             signal.SIGCONT
-        )  # SIGABRT comes first: a stopped process takes no other step before it
+        )  # after SIGABRT: a stopped process then handles SIGABRT first
 
     def kill(self, reason: str) -> None:
-        """End it at once."""
+        """Kill the worker with SIGKILL."""
         self.kill_reason = self.kill_reason or reason
         self._signal(signal.SIGKILL)
 
     def describe_exit(self) -> str:
-        """How the process, which has ended, did so."""
+        """Return how the process exited, for the log."""
         code = self.process.exitcode or 0
         how = (
             f"killed by {signal.Signals(-code).name}"
@@ -198,7 +214,8 @@ class WorkerHandle:
         return f"{self.kill_reason} ({how})" if self.kill_reason else how
 
     def take_stacks(self, state_dir: Path) -> str:
-        """The stacks that it dumped when it died, if any; the file goes."""
+        """Return the stacks that the worker dumped when it died, and remove the file;
+        '' if there is none."""
         path = stacks_file(state_dir, self.pid)
         with suppress(OSError):
             text = path.read_text(encoding="utf-8", errors="replace")

@@ -1,5 +1,5 @@
-"""Has transfers give their slots to jobs that wait: looks at them, asks who waits, and
-tells them."""
+"""Yield control: measures running transfers, asks which jobs wait, and has transfers
+yield their slots."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from dlpool.config import Settings
 from dlpool.service.inflight import (
     InFlightJob,
+    InFlightPhase,
     InFlightTable,
     host_quota,
     slow_hosts_quota,
@@ -24,16 +25,16 @@ from dlpool.service.yield_policy import (
     may_yield,
 )
 
-# for so long a host counts as slow after a transfer of it had to yield for that
+# a host counts as slow for this long after one of its transfers yielded for being slow
 SLOW_S = 300.0
-FAIR_S = 5.0  # for so long a transfer is measured before it clears its host of that
-MOST_SLOW = 200  # hosts that are remembered
-NEWS_S = 3.0  # for so long an answer about who waits is of use
+FAIR_S = 5.0  # a transfer must be measured for this long before it can clear its host
+MAX_SLOW_HOSTS = 200
+ANSWER_VALID_S = 3.0  # an answer about waiting jobs is used for this long
 
 
 @dataclass
 class _TransferSpeed:
-    """How fast a transfer is: ``rate`` in bytes/s, smoothed; measured ``since``."""
+    """The speed of a transfer: ``rate`` in bytes/s, smoothed, measured ``since``."""
 
     speed: ByteRate
     since: float
@@ -41,168 +42,167 @@ class _TransferSpeed:
 
 
 class YieldController:
-    """Used by the main thread only. ``ask`` has the answer come to ``heard``; ``tell``
-    takes a ticket and a reason."""
+    """Used by the main thread only."""
 
     def __init__(
         self,
         settings: Settings,
-        ledger: InFlightTable,
-        meter: MetricsCollector,
-        tell: Callable[[str, str], None],
-        ask: Callable[[], None],
+        in_flight: InFlightTable,
+        collector: MetricsCollector,
+        yield_slot: Callable[[str, str], None],
+        request_waiting_hosts: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``yield_slot`` takes a lease id and a reason; the answer to the request comes
+        to ``handle_waiting``."""
         self._settings = settings
-        self._ledger = ledger
-        self._meter = meter
-        self._ask = ask
-        self._tell = tell
+        self._in_flight = in_flight
+        self._collector = collector
+        self._yield_slot = yield_slot
+        self._request_waiting_hosts = request_waiting_hosts
         self._clock = clock
-        self._gauges: dict[str, _TransferSpeed] = {}  # by ticket
-        self._waiting: Mapping[str, int] = {}
-        self._heard_at = 0.0
-        self._slow: dict[str, float] = {}  # hosts, and until when they count as slow
+        self._speeds: dict[str, _TransferSpeed] = {}  # by lease id
+        self._waiting: Mapping[str, int] = {}  # jobs by host, from the last answer
+        self._answered_at = 0.0
+        self._slow_until: dict[str, float] = {}  # when each slow host is cleared
 
     def __repr__(self) -> str:
-        return f"<Yielder {dict(self._waiting)} wait>"
+        return f"<YieldController {dict(self._waiting)} wait>"
 
     def apply(self, settings: Settings) -> None:
-        """Use these settings from now on."""
+        """Use reloaded settings."""
         self._settings = settings
 
     def handle_waiting(self, waiting: Mapping[str, int]) -> None:
-        """So many jobs of these hosts wait: those that keep them waiting are told at
-        once."""
-        self._waiting, self._heard_at = waiting, self._clock()
-        self._look()
+        """Have transfers yield to the jobs that wait, given by number and host."""
+        self._waiting, self._answered_at = waiting, self._clock()
+        self._choose()
 
     def tick(self) -> None:
-        """Once a second: where no slot is free and a transfer may have to yield, ask
-        who waits.
+        """Measure transfers; if no slot is free and one of them may yield, request the
+        waiting jobs. Once a second.
 
-        An answer of Redis is used once, and none is used that is old: while Redis is
-        away everything goes on.
+        Each answer is used once, and an old one not at all: while Redis is unavailable
+        no transfer yields.
         """
         self._sample()
-        if self._look():
-            self._ask()
+        if self._choose():
+            self._request_waiting_hosts()
 
-    def _look(self) -> bool:
-        """Tell those to yield that keep others waiting. Returns whether any might, if
-        more waited."""
+    def _choose(self) -> bool:
+        """Have transfers yield to waiting jobs. Return whether any could yield if more
+        jobs waited."""
         held = [
-            one
-            for one in self._ledger.all()
-            if one.worker_pid is not None and one.occupies_slot and not one.is_lost
+            one for one in self._in_flight.all() if one.phase is InFlightPhase.RUNNING
         ]
         running = [
             self._as_running(one, len(held))
             for one in held
             if one.yield_reason is None and one.requested_action is None
         ]
-        supervisor = self._settings.supervisor
-        part = host_quota(self._ledger.capacity, supervisor.host_share)
+        settings = self._settings.supervisor
+        quota = host_quota(self._in_flight.capacity, settings.host_share)
         rules, recent = (
-            YieldRules(supervisor.yield_after, supervisor.slow_rate, part),
-            self._meter.recent_speeds(),
+            YieldRules(settings.yield_after, settings.slow_rate, quota),
+            self._collector.recent_speeds(),
         )
-        self._forget_slow(running, rules, recent)
-        rules = replace(
-            rules,
-            slow=self._slow,
-            slow_part=slow_hosts_quota(self._ledger.capacity, part),
+        self._clear_slow_hosts(running, rules, recent)
+        slow_quota = slow_hosts_quota(self._in_flight.capacity, quota)
+        rules = replace(rules, slow_hosts=self._slow_until, slow_quota=slow_quota)
+        waiting = (
+            self._waiting if self._clock() - self._answered_at <= ANSWER_VALID_S else {}
         )
-        waiting = self._waiting if self._clock() - self._heard_at <= NEWS_S else {}
         self._waiting = {}
-        if not supervisor.yield_after or not self._ledger.is_full:
+        if not settings.yield_after or not self._in_flight.is_full:
             return False
         waiting = {
-            host: count for host, count in waiting.items() if host not in self._slow
+            host: count
+            for host, count in waiting.items()
+            if host not in self._slow_until
         }
         hosts = {one.lease_id: one.host for one in running}
         for one in choose_yields(
             running, waiting, rules, recent=recent, pending=len(held) - len(running)
         ):
-            self._tell(one.lease_id, one.reason)
+            self._yield_slot(one.lease_id, one.reason)
             if one.reason != HOST_SHARE:
-                self._note_slow(hosts[one.lease_id])
+                self._mark_slow(hosts[one.lease_id])
         return may_yield(running, rules, recent=recent)
 
-    def _note_slow(self, host: str) -> None:
-        """Its jobs are not to take the slots that it has just left."""
-        self._slow.pop(host, None)
-        self._slow[host] = self._clock() + SLOW_S
-        while len(self._slow) > MOST_SLOW:
-            del self._slow[next(iter(self._slow))]
-        self._ledger.slow_hosts = tuple(self._slow)
+    def _mark_slow(self, host: str) -> None:
+        """Limit the slots of a host, so that its other jobs do not take the slot that
+        it has yielded."""
+        self._slow_until.pop(host, None)
+        self._slow_until[host] = self._clock() + SLOW_S
+        while len(self._slow_until) > MAX_SLOW_HOSTS:
+            del self._slow_until[next(iter(self._slow_until))]
+        self._in_flight.slow_hosts = tuple(self._slow_until)
 
-    def _forget_slow(
+    def _clear_slow_hosts(
         self, running: list[RunningTransfer], rules: YieldRules, recent: list[float]
     ) -> None:
-        """Hosts whose time has passed, or of which a transfer is as fast as others."""
-        if not self._slow:
+        """Clear hosts after ``SLOW_S``, or when one of their transfers is fast
+        enough."""
+        if not self._slow_until:
             return
         now = self._clock()
-        known = {
-            ticket
-            for ticket, gauge in self._gauges.items()
-            if now - gauge.since >= FAIR_S
+        measured = {
+            lease_id
+            for lease_id, speed in self._speeds.items()
+            if now - speed.since >= FAIR_S
         }
-        fair = {
+        cleared = {
             one.host
             for one in running
-            if one.lease_id in known and is_fast_enough(one, running, rules, recent)
+            if one.lease_id in measured and is_fast_enough(one, running, rules, recent)
         }
-        self._slow = {
+        self._slow_until = {
             host: until
-            for host, until in self._slow.items()
-            if until > now and host not in fair
+            for host, until in self._slow_until.items()
+            if until > now and host not in cleared
         }
-        self._ledger.slow_hosts = tuple(self._slow)
+        self._in_flight.slow_hosts = tuple(self._slow_until)
 
     def _sample(self) -> None:
-        """Measure how fast each job is."""
+        """Measure the speed of each transfer."""
         now = self._clock()
-        begun = [one for one in self._ledger.all() if _has_begun(one)]
-        self._gauges = {
-            str(one.lease): self._gauges.get(str(one.lease))
+        begun = [one for one in self._in_flight.all() if _has_begun(one)]
+        self._speeds = {
+            str(one.lease): self._speeds.get(str(one.lease))
             or _TransferSpeed(ByteRate(self._clock), now)
             for one in begun
         }
         for one in begun:
-            gauge = self._gauges[str(one.lease)]
-            gauge.rate = max(0, gauge.speed.update(one.progress.get("done") or 0))
+            speed = self._speeds[str(one.lease)]
+            speed.rate = max(0, speed.speed.update(one.progress.get("done") or 0))
 
     def _as_running(self, one: InFlightJob, running: int) -> RunningTransfer:
-        gauge = self._gauges.get(str(one.lease))
+        speed = self._speeds.get(str(one.lease))
         size, done = one.progress.get("size"), one.progress.get("done") or 0
         return RunningTransfer(
             str(one.lease),
             one.authority,
-            gauge.rate if gauge is not None else 0,
+            speed.rate if speed is not None else 0,
             age_s=self._clock() - one.assigned_at,
             remaining=None if size is None else max(0, size - done),
             yields=one.claimed.yields,
-            rate_limit=self._cap(one, running),
+            rate_limit=self._rate_limit(one, running),
             is_resumable=one.is_resumable,
             is_moving=not _has_begun(one) or one.progress["phase"] == "downloading",
         )
 
-    def _cap(self, one: InFlightJob, running: int) -> float | None:
-        """Bytes a second that our own limits leave to a job."""
-        node_rate, own = (
-            self._settings.supervisor.node_rate,
+    def _rate_limit(self, one: InFlightJob, running: int) -> float | None:
+        """Return the bytes/s that the limits of job, settings and node allow a
+        transfer, None for no limit."""
+        node_rate = self._settings.supervisor.node_rate
+        limits = (
             one.job.limit_rate if one.job is not None else None,
-        )
-        caps = (
-            own,
             self._settings.transfer.limit_rate,
             None if node_rate is None else node_rate / running,
         )
-        return min((cap for cap in caps if cap is not None), default=None)
+        return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _has_begun(one: InFlightJob) -> bool:
-    """Whether its server has answered."""
+    """Return whether the server has answered."""
     return one.progress.get("phase") not in (None, "connecting")

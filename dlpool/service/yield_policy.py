@@ -1,8 +1,8 @@
-"""Which running transfers give their slots to jobs that wait. Pure.
+"""The yield policy: which running transfers yield their slots to waiting jobs. Pure.
 
-A transfer that yields is checkpointed and goes back to the queue, behind what waits.
-Each time it has twice as long before it may yield again: so it comes to its end, also
-if its origin sends it from the beginning each time.
+A transfer that yields is checkpointed and returns to the queue, behind the jobs that
+wait. Each time it may run twice as long before it yields again. So every transfer
+completes, even if its server cannot resume.
 """
 
 from __future__ import annotations
@@ -13,26 +13,27 @@ from dataclasses import dataclass
 from statistics import median
 
 HOST_SHARE, FAR_BELOW, SLOW = "host_share", "far_below", "slow"  # reasons
-SHARE_S = 2.0  # a transfer of a host with more than its part has so long at least
-FAR = 10  # times slower than the median is far below it
-LEAST_PEERS = 3  # below which a median says nothing
-SOON = (
-    0.5  # of the time before it may yield: a transfer that ends so soon is left alone
+SHARE_MIN_RUNTIME_S = (
+    2.0  # a transfer of a host above its quota may run at least this long
 )
-LIMITED = (
-    0.5  # of a limit of ours: a transfer that reaches that is not slow, it is limited
+FAR_FACTOR = (
+    10  # a transfer that is this many times slower than the median is far below it
 )
-MOST_DOUBLINGS = 30
+MIN_SAMPLES = 3  # a median of fewer rates is not used
+# a transfer that needs less than this part of the minimum runtime more does not yield
+NEARLY_DONE = 0.5
+LIMITED = 0.5  # a transfer that reaches this part of its own rate limit is not slow
+MAX_DOUBLINGS = 30
 
 
 @dataclass(frozen=True)
 class RunningTransfer:
-    """A transfer: ``rate`` in bytes/s, smoothed; ``age_s`` since it got its slot;
-    ``left`` in bytes, None if unknown.
+    """A transfer: ``rate`` in bytes/s, smoothed; ``age_s`` since it got its slot.
 
-    ``yields``: how often it has yielded. ``cap``: the bytes/s that our own limits leave
-    to it. ``is_kept``: what it has fetched is of use to its next run. ``is_moving``: it
-    waits for its host, and not for our disk or a scanner.
+    ``remaining``: bytes, None if unknown. ``yields``: how often it has yielded.
+    ``rate_limit``: bytes/s that dlpool's own limits allow, None for no limit.
+    ``is_resumable``: the next attempt can continue where this one stops. ``is_moving``:
+    it waits for its server, and not for the disk or a malware scanner.
     """
 
     lease_id: str
@@ -48,31 +49,33 @@ class RunningTransfer:
 
 @dataclass(frozen=True)
 class YieldRules:
-    """``after_s``: how long a transfer has at least; ``least``: bytes/s, below which it
-    is slow whatever others have.
+    """When transfers yield.
 
-    ``part``: how many slots one host gets while jobs of others wait; ``slow_part``: how
-    many the ``slow`` hosts get together.
+    ``min_runtime_s``: how long a transfer may run before it yields for the first time.
+    ``min_rate``: bytes/s below which a transfer is always slow. ``host_quota``: the
+    slots that one host gets while jobs of others wait. ``slow_quota``: the slots that
+    all ``slow_hosts`` get together.
     """
 
-    after_s: float
-    least: float
-    part: int
-    slow: Collection[str] = ()
-    slow_part: int = 0
+    min_runtime_s: float
+    min_rate: float
+    host_quota: int
+    slow_hosts: Collection[str] = ()
+    slow_quota: int = 0
 
 
 @dataclass(frozen=True)
 class YieldDecision:
-    """A transfer that is to yield, and why: host_share, far_below or slow."""
+    """A transfer that yields now, and the reason: host_share, far_below or slow."""
 
     lease_id: str
     reason: str
 
 
 def min_runtime_s(first_s: float, yields: int) -> float:
-    """How long a transfer has before it may yield: twice as long each time."""
-    return first_s * 2.0 ** min(yields, MOST_DOUBLINGS)
+    """Return how many seconds a transfer may run before it yields: ``first_s``, doubled
+    for each earlier yield."""
+    return first_s * 2.0 ** min(yields, MAX_DOUBLINGS)
 
 
 def choose_yields(
@@ -83,34 +86,30 @@ def choose_yields(
     recent: Sequence[float] = (),
     pending: int = 0,
 ) -> list[YieldDecision]:
-    """The transfers that yield now, where no slot is free: never more than there are
-    jobs that wait.
+    """Return the transfers that yield now, given that no slot is free. There are never
+    more than waiting jobs.
 
-    ``waiting``: jobs by host; a slot is for one of another host, or for any if its
-    transfer is far below others of its own host. ``recent``: rates of transfers that
-    ended lately. ``pending``: transfers that were told so before, and are not among
-    ``running``.
+    ``waiting``: number of jobs by host. A slot goes to a job of another host; only a
+    transfer far below the others of its host may also yield to jobs of that host.
+    ``recent``: rates of transfers that ended lately. ``pending``: number of transfers
+    that are yielding already and are not in ``running``.
     """
     total = sum(waiting.values())
-    wanted: list[
+    candidates: list[
         tuple[YieldDecision, int]
-    ] = []  # with the number of jobs for which it would be
-    for one, reason in _over(running, rules):
-        wanted.append(
+    ] = []  # with the number of jobs that could use the slot
+    for one, reason in _above_quota(running, rules):
+        candidates.append(
             (YieldDecision(one.lease_id, reason), total - waiting.get(one.host, 0))
         )
-    for one, reason, is_for_own in _slow(running, rules, recent):
-        wanted.append(
-            (
-                YieldDecision(one.lease_id, reason),
-                total - (0 if is_for_own else waiting.get(one.host, 0)),
-            )
-        )
-    result: dict[str, YieldDecision] = {}
-    for candidate, most in wanted:
-        if candidate.lease_id not in result and len(result) + pending < most:
-            result[candidate.lease_id] = candidate
-    return list(result.values())
+    for one, reason, is_for_own_host in _slow(running, rules, recent):
+        own = 0 if is_for_own_host else waiting.get(one.host, 0)
+        candidates.append((YieldDecision(one.lease_id, reason), total - own))
+    chosen: dict[str, YieldDecision] = {}
+    for candidate, jobs in candidates:
+        if candidate.lease_id not in chosen and len(chosen) + pending < jobs:
+            chosen[candidate.lease_id] = candidate
+    return list(chosen.values())
 
 
 def is_fast_enough(
@@ -119,10 +118,10 @@ def is_fast_enough(
     rules: YieldRules,
     recent: Sequence[float] = (),
 ) -> bool:
-    """Whether a transfer is neither below the fixed rate nor far below what is
-    usual."""
-    usual = _usual([*(other.rate for other in running), *recent])
-    return one.rate >= max(rules.least, usual / FAR)
+    """Return whether a transfer is neither below the fixed rate nor far below the
+    median."""
+    usual = _median([*(other.rate for other in running), *recent])
+    return one.rate >= max(rules.min_rate, usual / FAR_FACTOR)
 
 
 def may_yield(
@@ -131,25 +130,27 @@ def may_yield(
     *,
     recent: Sequence[float] = (),
 ) -> bool:
-    """Whether any transfer would yield, if enough jobs waited."""
+    """Return whether any transfer would yield if enough jobs waited."""
     return bool(choose_yields(running, {"": len(running) + 1}, rules, recent=recent))
 
 
-def _over(
+def _above_quota(
     running: Sequence[RunningTransfer], rules: YieldRules
 ) -> list[tuple[RunningTransfer, str]]:
-    """The slowest transfers of hosts, and of all slow hosts, with more than their part,
-    as many as are too many."""
+    """Return the slowest transfers of each host above its quota, and of all slow hosts
+    if they are above theirs."""
     counts = Counter(one.host for one in running)
-    slow = sum(one.host in rules.slow for one in running)
+    slow = sum(one.host in rules.slow_hosts for one in running)
     found: list[tuple[RunningTransfer, str]] = []
     for one in sorted(running, key=lambda one: (one.rate, one.lease_id)):
-        is_slow = one.host in rules.slow and slow > rules.slow_part
-        if not (is_slow or counts[one.host] > rules.part):
+        is_slow = one.host in rules.slow_hosts and slow > rules.slow_quota
+        if not (is_slow or counts[one.host] > rules.host_quota):
             continue
-        if one.is_resumable and _has_had(one, min(SHARE_S, rules.after_s), rules):
+        if one.is_resumable and _has_run(
+            one, min(SHARE_MIN_RUNTIME_S, rules.min_runtime_s), rules
+        ):
             counts[one.host] -= 1
-            slow -= one.host in rules.slow
+            slow -= one.host in rules.slow_hosts
             found.append((one, SLOW if is_slow else HOST_SHARE))
     return found
 
@@ -157,35 +158,43 @@ def _over(
 def _slow(
     running: Sequence[RunningTransfer], rules: YieldRules, recent: Sequence[float]
 ) -> list[tuple[RunningTransfer, str, bool]]:
-    """Slow transfers: those of the host with most slots first, of them the slowest; and
-    whether any job may follow."""
+    """Return slow transfers, the reason, and whether a job of the same host may use the
+    slot.
+
+    Hosts with the most slots come first, and the slowest transfers of each.
+    """
     counts = Counter(one.host for one in running)
-    usual = _usual([*(one.rate for one in running), *recent])
+    usual = _median([*(one.rate for one in running), *recent])
     found = []
     for one in sorted(
         running, key=lambda one: (-counts[one.host], one.rate, one.lease_id)
     ):
-        if not _has_had(one, rules.after_s, rules) or (
-            one.rate_limit is not None and one.rate >= one.rate_limit * LIMITED
-        ):
+        is_limited = one.rate_limit is not None and one.rate >= one.rate_limit * LIMITED
+        if is_limited or not _has_run(one, rules.min_runtime_s, rules):
             continue
-        own = _usual([other.rate for other in running if other.host == one.host])
-        if one.rate * FAR < own:
+        usual_of_host = _median(
+            [other.rate for other in running if other.host == one.host]
+        )
+        if one.rate * FAR_FACTOR < usual_of_host:
             found.append((one, FAR_BELOW, True))
-        elif one.rate * FAR < usual:
+        elif one.rate * FAR_FACTOR < usual:
             found.append((one, FAR_BELOW, False))
-        elif one.rate < rules.least:
+        elif one.rate < rules.min_rate:
             found.append((one, SLOW, False))
     return found
 
 
-def _usual(rates: Sequence[float]) -> float:
-    """The median, or 0 where there are too few."""
-    return median(rates) if len(rates) >= LEAST_PEERS else 0.0
+def _median(rates: Sequence[float]) -> float:
+    """Return the median, or 0 for fewer than ``MIN_SAMPLES`` rates."""
+    return median(rates) if len(rates) >= MIN_SAMPLES else 0.0
 
 
-def _has_had(one: RunningTransfer, first_s: float, rules: YieldRules) -> bool:
-    """Whether a transfer has had its time, and needs more than a little."""
+def _has_run(one: RunningTransfer, first_s: float, rules: YieldRules) -> bool:
+    """Return whether a transfer has run for its minimum time and is not nearly
+    complete."""
     if not one.is_moving or one.age_s < min_runtime_s(first_s, one.yields):
         return False
-    return one.remaining is None or one.remaining > one.rate * rules.after_s * SOON
+    return (
+        one.remaining is None
+        or one.remaining > one.rate * rules.min_runtime_s * NEARLY_DONE
+    )

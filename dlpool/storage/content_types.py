@@ -1,4 +1,5 @@
-"""Which kinds of files are taken: by the ending of the name, and by the first bytes."""
+"""Which types of files are accepted: by the extension of the name and by the first
+bytes. Pure."""
 
 from __future__ import annotations
 
@@ -14,49 +15,48 @@ _TEXT = "text/plain"
 
 
 def check_extension(settings: UploadSettings, filename: str) -> None:
-    """Raise Refusal (415) for an ending that is not on the list."""
+    """Raise UploadError for a file name whose extension is not in
+    ``allowed_extensions``."""
     endings = tuple(
         f".{word.lower().lstrip('.')}"
         for word in split_words(settings.allowed_extensions)
     )
     if endings and not filename.lower().endswith(endings):
         raise UploadError(
-            415,
             "extension_not_allowed",
-            f"only files that end in {', '.join(endings)} are taken",
+            f"only files that end in {', '.join(endings)} are accepted",
         )
 
 
 def check_content(settings: UploadSettings, head: bytes) -> None:
-    """Raise Refusal (415) for first bytes of a kind that is refused, or is not on the
-    list."""
+    """Raise UploadError if the first bytes of a file have a type that
+    ``allowed_content_types`` does not allow."""
     listed = [word.lower() for word in split_words(settings.allowed_content_types)]
     if not listed:
         return
-    refused = {_plain(word[1:]) for word in listed if word.startswith(REFUSED)}
-    allowed = {_plain(word) for word in listed if not word.startswith(REFUSED)}
+    refused = {_normalized(word[1:]) for word in listed if word.startswith(REFUSED)}
+    allowed = {_normalized(word) for word in listed if not word.startswith(REFUSED)}
     programs = executable_types(head)
     for kind in sorted(
-        programs | (_all_kinds(head) if refused - {EXECUTABLE} else frozenset())
+        programs | (_all_types(head) if refused - {EXECUTABLE} else frozenset())
     ):
         if _is_listed(kind, refused) or (kind in programs and EXECUTABLE in refused):
             raise UploadError(
-                415, "content_not_allowed", f"the content is {kind}, which is not taken"
+                "content_not_allowed", f"the content is {kind}, which is not accepted"
             )
     if allowed and not any(
         _is_listed(kind, allowed) for kind in detect_types(head) | programs
     ):
         names = ", ".join(word for word in listed if not word.startswith(REFUSED))
         raise UploadError(
-            415,
             "content_not_allowed",
-            f"the content is of another kind than what is taken: {names}",
+            f"the content has none of the accepted types: {names}",
         )
 
 
 def detect_types(head: bytes) -> frozenset[str]:
-    """The media types that the first bytes of a file tell; several where their
-    signatures are equal."""
+    """Return the media types of a file with these first bytes; several if their
+    signatures match equally well."""
     matches = _matches(head)
     best = max((confidence for _, confidence in matches), default=0.0)
     return frozenset(
@@ -64,16 +64,15 @@ def detect_types(head: bytes) -> frozenset[str]:
     ) or _without_signature(head)
 
 
-def _all_kinds(head: bytes) -> frozenset[str]:
-    """The media types that the first bytes may be of, however weak the signature is: a
-    file may have several."""
+def _all_types(head: bytes) -> frozenset[str]:
+    """Return all media types whose signature matches, however weak: one file may have
+    several types."""
     return frozenset(kind for kind, _ in _matches(head)) or _without_signature(head)
 
 
 def _matches(head: bytes) -> list[tuple[str, float]]:
-    """The media types whose signatures the first bytes have, and how certain each
-    is."""
-    import puremagic  # only who sets a list needs it
+    """Return the media types whose signatures match, each with its confidence."""
+    import puremagic  # imported here because only servers with a list of types need it
 
     try:
         matches = puremagic.magic_string(head)
@@ -87,8 +86,9 @@ def _without_signature(head: bytes) -> frozenset[str]:
 
 
 def _is_listed(kind: str, listed: Set[str]) -> bool:
-    """Return whether a media type is on a list, by its name or as ``image/*``."""
-    name = _plain(kind)
+    """Return whether a media type is listed by its name or by a wildcard such as
+    ``image/*``."""
+    name = _normalized(kind)
     return name in listed or f"{name.partition('/')[0]}/*" in listed
 
 
@@ -96,13 +96,13 @@ def _is_text(head: bytes) -> bool:
     try:
         text = head.decode()
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # no character that the end has cut
+        if error.start < len(head) - 3:  # not a character that is cut off at the end
             return False
         text = head[: error.start].decode()
     return all(character.isprintable() or character in "\t\n\r\f" for character in text)
 
 
-def _plain(kind: str) -> str:
-    """Without what tells a registered type from an older name of the same:
-    application/x-gzip, application/gzip."""
+def _normalized(kind: str) -> str:
+    """Return a media type without the ``x-`` of its unregistered name:
+    application/x-gzip is application/gzip."""
     return kind.lower().replace("/x-", "/")

@@ -1,35 +1,161 @@
-"""What is answered to a request that cannot be granted."""
+"""The errors of upload storage. Each has a code and no HTTP status: ``web/errors.py``
+maps the codes to statuses."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
+
+ErrorCode = Literal[
+    "bad_cleanup",
+    "bad_concat",
+    "bad_cursor",
+    "bad_field",
+    "bad_file_id",
+    "bad_file_size",
+    "bad_filename",
+    "bad_index",
+    "bad_length",
+    "bad_md5",
+    "bad_part",
+    "bad_path",
+    "bad_total_chunks",
+    "busy",
+    "chunk_too_large",
+    "chunks_missing",
+    "conflict",
+    "content_not_allowed",
+    "disk_full",
+    "expired",
+    "extension_not_allowed",
+    "file_exists",
+    "file_md5_mismatch",
+    "file_too_large",
+    "final",
+    "infected",
+    "locked",
+    "md5_mismatch",
+    "no_space",
+    "no_such_task",
+    "not_found",
+    "not_scanned",
+    "other_protocol",
+    "over_quota",
+    "part_gone",
+    "part_taken",
+    "permission",
+    "read_only",
+    "repeated_part",
+    "scanner_away",
+    "size_mismatch",
+    "storage",
+    "symbolic_link",
+    "task_completed",
+    "task_failed",
+    "task_merging",
+    "task_paused",
+    "task_pending",
+    "task_uploading",
+    "too_large",
+    "too_many_files",
+    "wrong_offset",
+]
+
+TRANSIENT: frozenset[ErrorCode] = frozenset(
+    {
+        "busy",
+        "disk_full",
+        "no_space",
+        "over_quota",
+        "permission",
+        "read_only",
+        "scanner_away",
+        "storage",
+        "symbolic_link",
+        "too_many_files",
+    }
+)
+"""Codes of faults of the server: the same request may succeed later."""
+
+TOO_LARGE: frozenset[ErrorCode] = frozenset(
+    {"chunk_too_large", "file_too_large", "too_large"}
+)
+"""Codes of a body that has more bytes than were announced or are allowed."""
 
 
 class UploadError(Exception):
-    """A request that is refused: the status, a stable label, and a sentence for
-    people.
+    """A request that storage refuses.
 
-    ``extra`` stands in the answer's JSON beside ``error`` and ``code``; ``headers`` go
-    along with it.
+    ``code`` is stable. ``text`` says what happened to what, and what to do.
+    ``retry_after_s``: when the client may repeat the request, in seconds. ``details``
+    are values for the client's program, by name.
     """
 
     def __init__(
         self,
-        status: int,
-        code: str,
+        code: ErrorCode,
         text: str,
         *,
-        headers: Mapping[str, str] | None = None,
-        **extra: Any,
+        retry_after_s: int | None = None,
+        **details: Any,
     ) -> None:
         super().__init__(text)
-        self.status = status
-        self.code = code
+        self.code: ErrorCode = code
         self.text = text
-        self.headers = dict(headers or {})
-        self.details = extra
+        self.retry_after_s = retry_after_s
+        self.details = details
 
-    def as_json(self) -> dict[str, Any]:
-        """The body of the answer."""
-        return {"error": self.text, "code": self.code, **self.details}
+    @property
+    def is_transient(self) -> bool:
+        """Whether the same request may succeed later."""
+        return self.code in TRANSIENT
+
+
+class AlreadyComplete(UploadError):
+    """The upload has all its bytes. ``offset`` is its size."""
+
+    def __init__(self, offset: int) -> None:
+        error = offset_mismatch(offset)
+        super().__init__(error.code, error.text, **error.details)
+        self.offset = offset
+
+
+class UnlockRequested(Exception):
+    """Another request waits for the append lock: the lock holder has to stop."""
+
+
+def offset_mismatch(offset: int) -> UploadError:
+    """Return the error for a body that does not start at ``offset``, the end of the
+    upload."""
+    text = f"the upload continues at {offset}: ask for its offset and send from there"
+    return UploadError("wrong_offset", text, offset=offset)
+
+
+def too_large(offset: int, remaining: int) -> UploadError:
+    """Return the error for more bytes than the ``remaining`` ones that may follow
+    ``offset``."""
+    text = (
+        f"the upload may have {offset + remaining} bytes: no more than {remaining} can "
+        f"follow the first {offset}"
+    )
+    return UploadError("too_large", text)
+
+
+def upload_locked() -> UploadError:
+    """Return the error for an upload that another request is changing."""
+    return UploadError(
+        "locked",
+        "another request is changing the upload: try again later",
+        retry_after_s=1,
+    )
+
+
+def no_such_task() -> UploadError:
+    """Return the error for an id without a task, or whose task has another owner."""
+    return UploadError("no_such_task", "there is no such task: send its first chunk")
+
+
+def task_removed() -> UploadError:
+    """Return the error for a task that was removed during the request."""
+    return UploadError(
+        "no_such_task", "the task was removed meanwhile: send all its chunks again"
+    )

@@ -1,7 +1,7 @@
-"""Tell programs and scripts by the first bytes of a file. Pure.
+"""Detect programs and scripts by the first bytes of a file. Pure.
 
-A file may be meant for several readers, so that all formats that the bytes begin are
-named, and a doubt counts as a program: the names are for refusing.
+One file may be valid in several formats, so all formats that the bytes may start are
+returned. The result is used to refuse files: a doubtful case counts as a program.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
-EXECUTABLE = "executable"  # all of them
-HEAD_SIZE = 4096  # bytes that the kind of content is known by
+EXECUTABLE = "executable"  # in the settings: all these types
+HEAD_SIZE = 4096  # bytes from which the type is detected
 ELF, MACH_O = "application/x-elf", "application/x-mach-binary"
 PE, DOS = "application/vnd.microsoft.portable-executable", "application/x-dosexec"
 JAVA, DEX, WASM, SCRIPT = (
@@ -23,8 +23,7 @@ SHORTCUT = "application/x-ms-shortcut"
 
 _PREFIXES: Mapping[bytes, str] = {
     b"\x7fELF": ELF,
-    # mach-o/loader.h, both orders of bytes, of 32 and 64 bits
-    b"\xfe\xed\xfa\xce": MACH_O,
+    b"\xfe\xed\xfa\xce": MACH_O,  # mach-o/loader.h, both byte orders, 32 and 64 bits
     b"\xce\xfa\xed\xfe": MACH_O,
     b"\xfe\xed\xfa\xcf": MACH_O,
     b"\xcf\xfa\xed\xfe": MACH_O,
@@ -35,8 +34,8 @@ _PREFIXES: Mapping[bytes, str] = {
     b"\0asm": WASM,
     b"L\0\0\0\x01\x14\x02\0\0\0\0\0\xc0\0\0\0\0\0\0F": SHORTCUT,
 }
-_FAT = b"\xca\xfe\xba\xbe"  # of a Mach-O for several machines, and of a Java class
-_JAVA_MAJOR = 45  # the least version of a class; no Mach-O is for that many machines
+_FAT = b"\xca\xfe\xba\xbe"  # a Mach-O file for several machines, or a Java class
+_JAVA_MAJOR = 45  # the lowest class version; no Mach-O file is for that many machines
 _SCRIPTS = (
     b"#!",
     b"<?php",
@@ -54,8 +53,8 @@ _MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
 
 def executable_types(head: bytes) -> frozenset[str]:
-    """Return the names of the program formats that a file with these first bytes may
-    have; empty for other files."""
+    """Return the program types that a file with these first bytes may have, empty for
+    other files."""
     found = {kind for prefix, kind in _PREFIXES.items() if head.startswith(prefix)}
     if head.startswith(_FAT):
         count = int.from_bytes(head[4:8], "big")
@@ -68,8 +67,8 @@ def executable_types(head: bytes) -> frozenset[str]:
 
 
 def _has_pe_header(head: bytes) -> bool:
-    """Return whether the DOS header leads to a PE header; True if that is beyond the
-    first bytes."""
+    """Return whether the DOS header points to a PE header; True if it points beyond the
+    given bytes."""
     if len(head) < 64:
         return False
     (offset,) = struct.unpack_from("<I", head, 60)
@@ -77,16 +76,16 @@ def _has_pe_header(head: bytes) -> bool:
 
 
 def _is_short_text(head: bytes) -> bool:
-    """Return whether it is a complete text in ASCII: as the sizes in a DOS header, its
-    letters lead behind its end."""
+    """Return whether the bytes are a complete ASCII text: read as a DOS header, they
+    point beyond its end."""
     return len(head) < HEAD_SIZE and all(
         byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in head
     )
 
 
 def _is_script(head: bytes) -> bool:
-    """Return whether it begins as a script: after a byte order mark, spaces and empty
-    lines, in any case of letters."""
+    """Return whether the bytes start a script, after a byte order mark and white space,
+    ignoring case."""
     mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
     text = head[len(mark) :]
     if text[1:4:2] == b"\0\0" or text[0:3:2] == b"\0\0":  # UTF-16

@@ -1,8 +1,10 @@
-"""The states of an upload task, and which may follow which. Pure."""
+"""The states of an upload task and the transitions between them. Pure."""
 
 from __future__ import annotations
 
-from dlpool.storage.errors import UploadError
+from collections.abc import Mapping
+
+from dlpool.storage.errors import ErrorCode, UploadError
 
 PENDING, UPLOADING, PAUSED = "pending", "uploading", "paused"
 MERGING, COMPLETED, FAILED = "merging", "completed", "failed"
@@ -15,21 +17,24 @@ NEXT: dict[str, frozenset[str]] = {
     FAILED: frozenset({UPLOADING}),
     COMPLETED: frozenset(),
 }
-_WHY = {
-    PAUSED: "it is paused: resume it first",
-    MERGING: "it is being merged: wait for the merge",
-    COMPLETED: "it is completed: use another file_id for another file",
-    PENDING: "it has no chunks yet: send some",
-    FAILED: "its merge failed: send its chunks or merge it again",
-    UPLOADING: "it is being uploaded already",
+_ERRORS: Mapping[str, tuple[ErrorCode, str]] = {
+    PAUSED: ("task_paused", "it is paused: resume it first"),
+    MERGING: ("task_merging", "it is being merged: wait for the merge"),
+    COMPLETED: (
+        "task_completed",
+        "it is completed: use another file_id for another file",
+    ),
+    PENDING: ("task_pending", "it has no chunks yet: send some"),
+    FAILED: ("task_failed", "its merge failed: send its chunks or merge it again"),
+    UPLOADING: ("task_uploading", "it is being uploaded already"),
 }
 
 
 def effective_state(recorded: str, *, has_chunks: bool, is_merging: bool) -> str:
-    """The state that a record means, given what the disk says: a killed process records
-    nothing.
+    """Return the state that a record and the stored chunks mean together; a killed
+    process records nothing.
 
-    ``is_merging``: a living process merges it.
+    ``is_merging``: a running process merges the task.
     """
     if recorded == MERGING and not is_merging:
         return UPLOADING if has_chunks else PENDING
@@ -37,35 +42,34 @@ def effective_state(recorded: str, *, has_chunks: bool, is_merging: bool) -> str
 
 
 def check_transition(state: str, wanted: str) -> str:
-    """``wanted``, if it may follow ``state``. Raises Refusal (409)."""
+    """Return ``wanted`` if it may follow ``state``. Raises UploadError."""
     if wanted not in NEXT[state]:
         raise wrong_state(state)
     return wanted
 
 
 def state_after_chunk(state: str) -> str:
-    """The state after a chunk. Raises Refusal (409) where a task takes none."""
-    if state == PAUSED:  # only resuming ends that
+    """Return the state of a task that receives a chunk in ``state``. Raises UploadError
+    if it accepts none."""
+    if state == PAUSED:  # only resuming leaves this state
         raise wrong_state(state)
     return state if state == UPLOADING else check_transition(state, UPLOADING)
 
 
 def wrong_state(state: str) -> UploadError:
-    """That a task's state does not allow what is asked for."""
+    """Return the error for a request that the state of the task forbids."""
+    code, reason = _ERRORS[state]
     return UploadError(
-        409,
-        f"task_{state}",
-        f"the task does not allow that: {_WHY[state]}",
-        task_status=state,
+        code, f"the state of the task forbids this request: {reason}", task_status=state
     )
 
 
 def completion_rate(
     state: str, chunks: int, total_chunks: int, size: int, file_size: int
 ) -> float:
-    """Percent of the chunks, or else of the bytes, that are there: 0 to 100 whatever is
-    known."""
+    """Return the percentage of the chunks, or else of the bytes, that are stored: 0 to
+    100, also if unknown."""
     if state == COMPLETED:
         return 100.0
-    have, of = (chunks, total_chunks) if total_chunks else (size, file_size)
-    return round(min(100.0, 100.0 * have / of), 2) if of > 0 else 0.0
+    stored, total = (chunks, total_chunks) if total_chunks else (size, file_size)
+    return round(min(100.0, 100.0 * stored / total), 2) if total > 0 else 0.0

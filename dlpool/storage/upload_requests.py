@@ -1,28 +1,34 @@
-"""What a client asks for, checked as far as that needs no disk. Pure."""
+"""Requests of the upload API and of tus as frozen values. ``check`` validates what
+needs no stored state. Pure."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dlpool.config import UploadSettings
 from dlpool.storage.content_types import check_extension
-from dlpool.storage.disk.chunk_file import StoredChunk
-from dlpool.storage.disk.task_record import CHUNKED, TaskRecord
 from dlpool.storage.errors import UploadError
 from dlpool.storage.names import check_new_names, folder_name, split_folders
+from dlpool.storage.values import StoredChunk, TaskTotals
 
 MAX_CHUNKS = 100_000
+MAX_PARTS = 100  # of a final upload: their URLs have to fit into one header field
+CHUNKED, TUS = "chunked", "tus"  # protocols of a task
+PARTIAL, FINAL = (
+    "partial",
+    "final",
+)  # values of Upload-Concat; FINAL is followed by the URLs of the parts
 
 
 @dataclass(frozen=True)
 class ChunkRequest:
-    """A chunk that is to be stored. ``file_size``: in bytes; what is None was not
-    said.
+    """A chunk to store. Fields that the client did not send are None; ``file_size`` is
+    in bytes.
 
-    ``filename``: what the merge will ask for; said with a chunk it is refused before
-    all bytes have come.
+    ``filename`` is the name that the merge will use: if it is sent with a chunk, a bad
+    name is refused early.
     """
 
     file_id: str
@@ -35,117 +41,99 @@ class ChunkRequest:
     filename: str | None = None
 
     def check(self, settings: UploadSettings) -> None:
-        """Raise Refusal: 400 for what has no meaning, 413 for a file that is too large,
-        415 for a type not taken."""
+        """Raise UploadError for a field that is invalid, too large or not allowed by
+        the settings."""
         folder_name(self.file_id)
         check_new_names(self.filename, self.relative_path or "")
         if self.filename is not None:
             check_extension(settings, self.filename)
-        check_md5(self.md5)
-        check_total(self.total_chunks)
+        _check_md5(self.md5)
+        _check_total(self.total_chunks)
         if not 0 <= self.index < (self.total_chunks or MAX_CHUNKS):
-            most = (self.total_chunks or MAX_CHUNKS) - 1
-            raise UploadError(
-                400,
-                "bad_index",
-                f"chunk_index is {self.index}: it is to be from 0 to {most}",
-            )
+            raise _bad_index(self.index, self.total_chunks or MAX_CHUNKS)
         if self.file_size is not None and self.file_size < 0:
             raise UploadError(
-                400,
                 "bad_file_size",
-                "file_size is negative: say the bytes of the whole file",
+                "file_size is negative: send the size of the complete file in bytes",
             )
         check_size(settings, self.file_size or 0)
 
-    def adds_totals(self, record: TaskRecord) -> bool:
-        """Whether it says how much there is to be, and the record does not: then the
-        chunks that are there count."""
-        return bool(self.total_chunks and not record.total_chunks) or (
-            self.file_size is not None and record.file_size < 0
+    def adds_totals(self, known: TaskTotals) -> bool:
+        """Return whether the request states a total that the task does not know yet."""
+        return bool(self.total_chunks and not known.total_chunks) or (
+            self.file_size is not None and known.file_size < 0
         )
 
     def merged_into(
-        self, record: TaskRecord, chunks: Mapping[int, StoredChunk]
-    ) -> TaskRecord:
-        """The record with what the wish adds. ``chunks``: those that are there, if the
-        wish ``is_news``.
+        self, known: TaskTotals, chunks: Mapping[int, StoredChunk]
+    ) -> TaskTotals:
+        """Return the totals of the task with what this request adds.
 
-        Raises Refusal where they disagree: 409, or 400 for the index.
+        ``chunks``: the stored chunks, needed only if the request ``adds_totals``.
+        Raises UploadError for a contradiction.
         """
-        self._agrees(record)
-        if record.total_chunks and self.index >= record.total_chunks:
-            most = record.total_chunks - 1
-            raise UploadError(
-                400,
-                "bad_index",
-                f"chunk_index is {self.index}: it is to be from 0 to {most}",
-            )
+        self._check_agrees(known)
+        if known.total_chunks and self.index >= known.total_chunks:
+            raise _bad_index(self.index, known.total_chunks)
         if self.total_chunks and max(chunks, default=0) >= self.total_chunks:
-            raise UploadError(
-                409,
-                "conflict",
-                f"the task has a chunk {max(chunks)}: it cannot be of "
-                f"{self.total_chunks}",
+            text = (
+                f"the task has a chunk {max(chunks)}: its total_chunks cannot be "
+                f"{self.total_chunks}"
             )
-        there = sum(
+            raise UploadError("conflict", text)
+        stored = sum(
             chunk.size for chunk in chunks.values() if chunk.index != self.index
         )
-        if self.file_size is not None and there > self.file_size:
-            raise UploadError(
-                409,
-                "conflict",
-                f"the task has {there} bytes already: its file cannot be of "
-                f"{self.file_size}",
+        if self.file_size is not None and stored > self.file_size:
+            text = (
+                f"the task has {stored} bytes already: its file_size cannot be "
+                f"{self.file_size}"
             )
-        return record.with_details(
-            self.total_chunks, self.file_size, self.relative_path
+            raise UploadError("conflict", text)
+        return TaskTotals(
+            total_chunks=known.total_chunks or self.total_chunks or 0,
+            file_size=known.file_size
+            if known.file_size >= 0 or self.file_size is None
+            else self.file_size,
+            relative_path=known.relative_path or self.relative_path or "",
         )
 
-    def _agrees(self, record: TaskRecord) -> None:
-        """Raise Refusal where it says something else than was said before."""
+    def _check_agrees(self, known: TaskTotals) -> None:
+        """Raise UploadError if a field differs from what an earlier request stated."""
         if (
             self.total_chunks
-            and record.total_chunks
-            and self.total_chunks != record.total_chunks
+            and known.total_chunks
+            and self.total_chunks != known.total_chunks
         ):
-            raise UploadError(
-                409,
-                "conflict",
-                f"the task has {record.total_chunks} chunks, not {self.total_chunks}",
-                total_chunks=record.total_chunks,
-            )
+            text = f"the task has {known.total_chunks} chunks, not {self.total_chunks}"
+            raise UploadError("conflict", text, total_chunks=known.total_chunks)
         if (
             self.file_size is not None
-            and record.file_size >= 0
-            and self.file_size != record.file_size
+            and known.file_size >= 0
+            and self.file_size != known.file_size
         ):
-            raise UploadError(
-                409,
-                "conflict",
-                f"the task's file has {record.file_size} bytes, not {self.file_size}",
-                file_size=record.file_size,
-            )
-        path = record.relative_path
+            text = f"the task's file has {known.file_size} bytes, not {self.file_size}"
+            raise UploadError("conflict", text, file_size=known.file_size)
+        path = known.relative_path
         if (
             self.relative_path
             and path
             and split_folders(self.relative_path) != split_folders(path)
         ):
-            raise UploadError(
-                409,
-                "conflict",
+            text = (
                 f"the task's file goes to {path[:100]!r}: use another file_id for "
-                f"another one",
-                relative_path=path,
+                f"another "
+                f"folder"
             )
+            raise UploadError("conflict", text, relative_path=path)
 
 
 @dataclass(frozen=True)
 class MergeRequest:
-    """A merge that is to be done; ``relative_path`` None: what the chunks said.
+    """A merge of all chunks of a task. ``relative_path`` None: the path that came with
+    the chunks.
 
-    ``is_shared``: everybody may read the file.
+    ``is_shared``: every user may read the file, not only its owner.
     """
 
     file_id: str
@@ -158,37 +146,96 @@ class MergeRequest:
     is_shared: bool = False
 
     def check(self, settings: UploadSettings) -> None:
-        """Raise Refusal: 400 for what has no meaning, 415 for a type that is not
-        taken."""
+        """Raise UploadError for a field that is invalid or not allowed by the
+        settings."""
         folder_name(self.file_id)
         check_new_names(self.filename, self.relative_path or "")
-        check_md5(self.expected_md5)
-        check_total(self.total_chunks)
+        _check_md5(self.expected_md5)
+        _check_total(self.total_chunks)
         check_extension(settings, self.filename)
 
 
-def check_md5(text: str | None) -> None:
-    """Raise Refusal (400) for what is no md5."""
-    if text is not None and not re.fullmatch("[0-9a-fA-F]{32}", text):
-        raise UploadError(400, "bad_md5", "the md5 is not of 32 hexadecimal digits")
+@dataclass(frozen=True)
+class TusUploadRequest:
+    """A tus upload to create. ``length`` in bytes, None if it is deferred. ``metadata``
+    is kept for the client.
+
+    ``filename``: empty for the id of the upload. ``concat``: ``PARTIAL`` for a part of
+    a final upload, a text that starts with ``FINAL`` for a final upload, else empty.
+    ``is_shared``: every user may read the file.
+    """
+
+    owner: str | None
+    length: int | None
+    filename: str = ""
+    relative_path: str = ""
+    metadata: str = ""
+    concat: str = ""
+    is_shared: bool = False
+
+    def check(self, settings: UploadSettings) -> None:
+        """Raise UploadError for a field that is invalid, too large or not allowed by
+        the settings."""
+        check_new_names(self.filename or None, self.relative_path)
+        if self.concat != PARTIAL:
+            check_extension(settings, self.filename)
+        if self.length is not None:
+            check_size(settings, self.length)
 
 
-def check_total(total_chunks: int | None) -> None:
-    """Raise Refusal (400) for a number of chunks that no file has."""
-    if total_chunks is not None and not 1 <= total_chunks <= MAX_CHUNKS:
-        raise UploadError(
-            400,
-            "bad_total_chunks",
-            f"total_chunks is {total_chunks}: it is to be from 1 to {MAX_CHUNKS}",
-        )
+@dataclass(frozen=True)
+class AppendRequest:
+    """A body to append to a tus upload at ``offset``. ``size``: of the body in bytes,
+    None if it is unknown.
+
+    ``length``: the size of the upload, if it was deferred until now. ``has_checksum``:
+    bytes of an incomplete body are discarded, because the checksum covers the complete
+    body.
+    """
+
+    file_id: str
+    owner: str | None
+    offset: int
+    size: int | None = None
+    length: int | None = None
+    has_checksum: bool = False
 
 
 def check_size(settings: UploadSettings, size: int) -> None:
-    """Raise Refusal (413) for a file that is too large."""
-    if size > settings.max_file_size:
+    """Raise UploadError for a file larger than ``max_file_size``."""
+    limit = settings.max_file_size
+    if size > limit:
         raise UploadError(
-            413,
             "file_too_large",
-            f"a file has at most {settings.max_file_size} bytes",
-            max_file_size=settings.max_file_size,
+            f"a file may have at most {limit} bytes",
+            max_file_size=limit,
         )
+
+
+def check_parts(parts: Sequence[str]) -> None:
+    """Raise UploadError for a list of part ids that no final upload can have."""
+    if not 1 <= len(parts) <= MAX_PARTS:
+        raise UploadError("bad_concat", f"a final upload has 1 to {MAX_PARTS} parts")
+    if len(set(parts)) < len(parts):
+        raise UploadError(
+            "repeated_part", "the list has a part twice: a part goes into a file once"
+        )
+
+
+def _check_md5(text: str | None) -> None:
+    if text is not None and not re.fullmatch("[0-9a-fA-F]{32}", text):
+        raise UploadError("bad_md5", "the md5 does not have 32 hexadecimal digits")
+
+
+def _check_total(total_chunks: int | None) -> None:
+    if total_chunks is not None and not 1 <= total_chunks <= MAX_CHUNKS:
+        raise UploadError(
+            "bad_total_chunks",
+            f"total_chunks is {total_chunks}: it must be 1 to {MAX_CHUNKS}",
+        )
+
+
+def _bad_index(index: int, total_chunks: int) -> UploadError:
+    return UploadError(
+        "bad_index", f"chunk_index is {index}: it must be 0 to {total_chunks - 1}"
+    )

@@ -1,8 +1,6 @@
-"""The digest of a file that is being written, computed behind the download front on a
-separate thread.
+"""Compute the checksum of a file while it is downloaded, on a separate thread.
 
-Where this process may have no further thread or descriptor the file is hashed when it
-is complete.
+If no thread or descriptor is available, the file is hashed when it is complete.
 """
 
 from __future__ import annotations
@@ -14,74 +12,74 @@ from contextlib import suppress
 from dlpool import threads
 from dlpool.errors import DlpoolError, LocalFault, NoThread
 from dlpool.transfer.scheduler import ChunkScheduler
-from dlpool.transfer.target.file.partfile import PartWriter
+from dlpool.transfer.target.protocol import RangeReader
 
 READ_SIZE = 256 * 1024
-POLL_S = 1.0  # how often a waiting hash looks whether it is still wanted
+POLL_S = 1.0  # how often a waiting hash checks whether the download has ended
 
 
 class FollowingHash:
-    """Hashes all bytes below the front, those of an earlier run too. Ends with the
-    download."""
+    """Hashes the contiguous bytes from the beginning of the file, including those of an
+    earlier run."""
 
     def __init__(
         self,
         algorithm: str,
-        board: ChunkScheduler,
-        open_reader: Callable[[], PartWriter],
+        scheduler: ChunkScheduler,
+        open_reader: Callable[[], RangeReader],
     ) -> None:
-        """``open_reader`` returns a descriptor of the file that the follower may
+        """Start the thread. ``open_reader`` returns a reader that the hash may
         close."""
         self._hash = hashlib.new(algorithm)
-        self._board = board
+        self._scheduler = scheduler
         self._open_reader = open_reader
         self._error: DlpoolError | None = None
         self._thread: threads.DaemonThread | None = None
         with suppress(LocalFault):
-            self._thread = self._started(open_reader())
+            self._thread = self._start(open_reader())
 
     def digest(self) -> str:
-        """Wait for the end and return the digest in hex.
+        """Wait for the last byte and return the digest in hexadecimal digits.
 
-        Raises LocalFault if the file could not be read, and what stopped the download
-        meanwhile.
+        Raises LocalFault if the file cannot be read, and the error that ended the
+        download.
         """
         if self._thread is not None:
             self._thread.join()
-        self._board.scope.raise_if_cancelled()
+        self._scheduler.check()
         if self._thread is None:
             self._run(self._open_reader())
         if self._error is not None:
             raise self._error
         return self._hash.hexdigest()
 
-    def _started(self, reader: PartWriter) -> threads.DaemonThread:
+    def _start(self, reader: RangeReader) -> threads.DaemonThread:
         try:
             return threads.start_thread(lambda: self._run(reader), "dlpool-hash")
         except NoThread:
             reader.close()
             raise
 
-    def _run(self, reader: PartWriter) -> None:
+    def _run(self, reader: RangeReader) -> None:
         position = 0
-        board = self._board
+        scheduler = self._scheduler
         try:
             while not (
-                board.is_over
-                and (board.scope.error or position >= board.contiguous_end())
+                scheduler.is_over
+                and (scheduler.error or position >= scheduler.contiguous_end())
             ):
-                position = self._hash_up_to(
-                    reader, board.wait_for_contiguous(position, POLL_S), position
+                position = self._hash_to(
+                    reader, scheduler.wait_for_contiguous(position, POLL_S), position
                 )
         except DlpoolError as error:
             self._error = error
         finally:
-            with suppress(LocalFault):  # nothing was written by it
+            with suppress(LocalFault):  # a reader has written nothing
                 reader.close()
 
-    def _hash_up_to(self, reader: PartWriter, front: int, position: int) -> int:
-        while position < front and self._board.scope.error is None:
-            data = reader.read(position, min(READ_SIZE, front - position))
+    def _hash_to(self, reader: RangeReader, end: int, position: int) -> int:
+        while position < end and self._scheduler.error is None:
+            data = reader.read(position, min(READ_SIZE, end - position))
             if not data:
                 raise LocalFault("the part file became shorter while it was hashed")
             self._hash.update(data)

@@ -1,4 +1,4 @@
-"""Decide what is retried, and when. Pure: time and randomness are parameters."""
+"""What may be tried again, and when. Pure: clock and chance are passed in."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ from typing import NamedTuple
 from dlpool.config import TransferSettings
 from dlpool.errors import DlpoolError, RetryRange, TooSlow, WaitTooLong
 
-# bytes: a request that received this many is repeated without a delay
-WORTHWHILE = 64 * 1024
-# a shorter request must have received the bytes of this time at the minimum speed
-MIN_WAIT_S = 1.0
+WORTHWHILE = (
+    64 * 1024
+)  # bytes: an attempt that received this many is repeated without a pause
+# a shorter attempt must have received as many bytes as the minimum speed gives in this
+# time
+LEAST_WAIT_S = 1.0
 
 
 class RangeAttempt(NamedTuple):
-    """The result of one request: bytes received, and seconds of waiting."""
+    """The result of one request: bytes written, and seconds spent waiting for the
+    body."""
 
     received: int
     waited_s: float
 
-    def is_progress(self, min_rate: int) -> bool:
-        """Return whether it reached ``min_rate`` bytes per second.
+    def is_progress(self, least_rate: int) -> bool:
+        """Return whether it received bytes at ``least_rate`` bytes/s or faster.
 
-        A slower request counts as failed although it received bytes: otherwise a server
-        that sends a few bytes and closes the connection would be retried without end.
+        An attempt below that rate counts as failed although it brought something: a
+        server that trickles, and breaks off again and again, would otherwise be asked
+        for ever.
         """
-        return self.received > 0 and self.received >= min_rate * max(
-            self.waited_s, MIN_WAIT_S
+        return self.received > 0 and self.received >= least_rate * max(
+            self.waited_s, LEAST_WAIT_S
         )
 
 
 class FailureCount(NamedTuple):
-    """A failed request.
-
-    ``attempts``: consecutive failures without progress. ``progress``: bytes of this
-    request; ``slow_bytes``: of all of these.
-    """
+    """A failed attempt: number of failures in a row without progress, bytes it wrote,
+    and bytes the row wrote."""
 
     attempts: int
     progress: int
@@ -44,7 +45,8 @@ class FailureCount(NamedTuple):
 
 
 class RetryDelay(NamedTuple):
-    """Seconds until the chunk may be requested, and until the thread continues."""
+    """Seconds until a chunk may be asked for again, by anyone, and until the thread
+    that failed goes on."""
 
     chunk_s: float
     worker_s: float
@@ -54,8 +56,8 @@ class RetryDelay(NamedTuple):
 class RetryPolicy:
     """Exponential backoff with full jitter. All times in seconds.
 
-    ``retries``: consecutive requests without progress that are allowed.
-    ``max_retry_after``: the longest ``Retry-After`` that is honoured.
+    ``retries`` counts attempts in a row without progress; ``max_retry_after`` is the
+    longest ``Retry-After`` that is waited for.
     """
 
     retries: int
@@ -73,10 +75,8 @@ class RetryPolicy:
         )
 
     def backoff_s(self, failures: int, jitter: float) -> float:
-        """Return the seconds to wait after ``failures`` consecutive failures.
-
-        ``jitter`` is uniform in 0..1.
-        """
+        """How long to wait after so many failures in a row; ``chance`` is uniform in
+        0..1."""
         ceiling: float = (
             min(self.max_delay, self.delay * 2.0 ** min(failures - 1, 32))
             if failures > 0
@@ -85,11 +85,12 @@ class RetryPolicy:
         return ceiling * jitter
 
     def final_error(
-        self, error: RetryRange, failures: int, slow_bytes: int = 0
+        self, error: RetryRange, failures: int, trickled: int = 0
     ) -> DlpoolError | None:
-        """Return the error that ends the job after ``failures``; None: retry.
+        """Return the error that ends the job after ``failures`` attempts without
+        progress; None: try again.
 
-        ``slow_bytes``: bytes that these requests received.
+        ``trickled``: bytes that these attempts brought although they made no progress.
         """
         if (
             error.retry_after_s is not None
@@ -103,35 +104,29 @@ class RetryPolicy:
             return error
         if failures <= self.retries:
             return None
-        if slow_bytes or isinstance(error, TooSlow):
-            return error.explained(_low_speed_hint(failures, slow_bytes))
+        if trickled or isinstance(error, TooSlow):
+            return error.explained(_advice(failures, trickled))
         return error
 
     def next_delay(
-        self,
-        error: RetryRange,
-        failure: FailureCount,
-        capacity_failures: int,
-        jitter: float,
+        self, error: RetryRange, failure: FailureCount, misses: int, chance: float
     ) -> RetryDelay:
-        """Return how long to wait after a failed request that may be repeated.
+        """How long to rest after an attempt that may be repeated.
 
-        If the server may limit connections (``capacity_failures`` consecutive failures
-        of this thread say so), the thread pauses and others may take the chunk; else
-        the chunk waits. After a request that received bytes or was only slow, the next
-        one follows at once over a new connection.
+        Where the server may admit no further connection (``misses`` times in a row, for
+        this thread), the thread rests and others may take the chunk; else the chunk
+        rests. What brought bytes, or was merely slow, goes on at once over a new
+        connection.
         """
         if isinstance(error, TooSlow) or failure.progress >= WORTHWHILE:
             return RetryDelay(0.0, 0.0)
-        delay = self.backoff_s(max(1, failure.attempts, capacity_failures), jitter)
+        delay = self.backoff_s(max(1, failure.attempts, misses), chance)
         return RetryDelay(0.0, delay) if error.is_capacity else RetryDelay(delay, 0.0)
 
 
-def _low_speed_hint(failures: int, slow_bytes: int) -> str:
+def _advice(failures: int, trickled: int) -> str:
     brought = (
-        f" (the last {failures} attempts received {slow_bytes} bytes)"
-        if slow_bytes
-        else ""
+        f" (the last {failures} attempts received {trickled} bytes)" if trickled else ""
     )
     return (
         f"attempts slower than low_speed_limit are limited by retries{brought}: lower "

@@ -14,37 +14,38 @@ _NO_SCANNER = "the file cannot be checked for malware: set clamd or command in [
 
 
 def check_configured(settings: TransferSettings, guard: Guard | None) -> None:
-    """Raise NotScanned if ``scan`` is set and no scanner is configured."""
+    """Raise NotScanned if the settings require a scan and no scanner is configured."""
     if settings.scan and guard is None:
         raise NotScanned(_NO_SCANNER)
 
 
 def scan_output(context: TransferContext, plan: DownloadPlan) -> None:
-    """Scan the part file, which stays locked meanwhile; return if it may be published.
+    """Scan the file; return if it may be published. Its lock is held meanwhile.
 
-    Raises Infected, NotScanned, ScannerAway, LocalFault if the file cannot be read, or
-    the error that stopped the download.
+    Raises Infected, NotScanned, ScannerAway, LocalFault if the file cannot be read, and
+    the error that ended the download.
     """
-    guard, output, job = context.guard, plan.output, context.job
+    guard, target, job = context.guard, plan.target, context.job
     assert guard is not None, "check_configured was called before the first request"
     finding = ScanFinding(
-        "", "download", display_url(job.url), str(output.target), job.owner, job.id
+        "", "download", display_url(job.url), str(target.path), job.owner, job.id
     )
 
-    def report(verdict: str, /, **fields: object) -> None:
-        path = str(output.target)
-        if verdict == "clean":
+    def tell(outcome: str, /, **fields: object) -> None:
+        path = str(target.path)
+        if outcome == "clean":
             context.notify("file_scanned", path=path)
-        elif verdict == "infected":
+        elif outcome == "infected":
             context.notify("file_infected", path=path, **fields)
         else:
-            context.notify("file_unscanned", path=path, verdict=verdict, **fields)
+            context.notify("file_unscanned", path=path, verdict=outcome, **fields)
 
-    with translated(f"check {output.part.path} for malware"):
+    scanned = target.scanned_file()
+    with translated(f"check {scanned.path} for malware"):
         guard.check(
-            output.part.as_scanned_file(),
+            scanned,
             finding,
-            check_abort=context.scope.raise_if_cancelled,
-            before_quarantine=output.discard,
-            report=report,
+            check_abort=context.scheduler.check,
+            before_quarantine=target.discard,
+            report=tell,
         )

@@ -1,4 +1,5 @@
-"""Run the periodic callbacks of all downloads of a process on one thread."""
+"""A clock for all downloads of a process: calls what is registered several times a
+second."""
 
 from __future__ import annotations
 
@@ -10,14 +11,15 @@ from dlpool import threads
 from dlpool.errors import NoThread
 
 TICK_S = 0.25
-IDLE_TICKS = 20  # ticks without a callback after which the thread exits
+IDLE_TICKS = 20  # without a callback, after which the thread ends
 
 
 class TimerThread:
-    """A daemon thread that exists while callbacks are registered.
+    """One daemon thread, there while it is needed. The lock guards the callbacks, which
+    run without it.
 
-    The lock guards the callbacks, which run without it. A callback must neither block
-    nor raise; it may be called once more after its block has ended.
+    A callback must neither block nor raise; it may still be called once while its block
+    ends.
     """
 
     def __init__(self) -> None:
@@ -29,7 +31,8 @@ class TimerThread:
     def calling(self, callback: Callable[[], None]) -> Iterator[bool]:
         """Call ``callback`` every ``TICK_S`` seconds during the block.
 
-        Yields False if no thread could be started, so that it is not called.
+        Yields whether it is called: where this process may have no further thread it is
+        not.
         """
         key = object()
         with self._lock:

@@ -1,4 +1,5 @@
-"""Run one download to the published file or to its final error."""
+"""One URL becomes one file: rounds until the file is published, or an error is
+final."""
 
 from __future__ import annotations
 
@@ -9,9 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlpool.cancel import CancelScope
 from dlpool.config import TransferSettings
-from dlpool.disk import translated
 from dlpool.errors import Cancelled, DlpoolError, RestartFile, StreamBroken
 from dlpool.scan.guard import Guard
 from dlpool.transfer.attempt import TransferAttempt
@@ -25,14 +24,15 @@ from dlpool.transfer.retry import RetryPolicy
 from dlpool.transfer.scanning import check_configured
 from dlpool.transfer.scheduler import ChunkScheduler
 from dlpool.transfer.space_rules import ENTIRE_DISK, SpaceRules
-from dlpool.transfer.target.file.output import FileOutput, TargetPresent
+from dlpool.transfer.target.file.output import FileOutput
+from dlpool.transfer.target.protocol import Target, TargetOptions, TargetPresent
 
 MAX_RESTARTS = 3
 
 
 @dataclass
 class TransferCounters:
-    """Totals over the attempts of a download; ``received`` in bytes."""
+    """What the rounds of a download add up to."""
 
     received: int = 0
     retries: int = 0
@@ -41,11 +41,10 @@ class TransferCounters:
 
 
 class Transfer:
-    """One download.
+    """A download. ``run`` is called once; ``cancel`` and ``progress`` by any thread.
 
-    One thread calls ``run`` once; any thread may call ``cancel``, ``progress`` and
-    ``received``. The transfers of a process share ``client``. The lock guards the
-    current attempt and the counters.
+    ``client`` is shared by the transfers of a process. The lock guards the present
+    round, whether the tally has it, and the wish to cancel.
     """
 
     def __init__(
@@ -59,231 +58,220 @@ class Transfer:
         guard: Guard | None = None,
         space: SpaceRules = ENTIRE_DISK,
     ) -> None:
-        """``check_target`` is called with each target that is tried.
+        """``admit`` is called for each target that is tried, and may refuse it. Raises
+        UsageError for a bad URL.
 
-        It may raise to refuse it. ``authorize_publish`` is called when the file is
-        verified and locked, before it is published; it may block, and raises to forbid
-        publishing. ``guard`` scans the file before that, if ``scan`` is set. ``space``:
-        the disk space that the download may use. Raises UsageError for an invalid URL.
+        ``permit`` is called when the file is verified and locked, before it is
+        published: it may take its time, and raises what forbids it. ``guard`` checks
+        the file before that, if ``scan`` is set. ``space``: how much of its disk it may
+        take.
         """
         self._job = job
         self._settings = settings
         self._client = client
         self._notify = notify
-        self._check_target = check_target
-        self._authorize_publish = authorize_publish
+        self._admit = check_target
+        self._permit = authorize_publish
         self._guard = guard
         self._space = space
         self._source = Source(client, job.url, job.headers, job.user)
         self._rate = RateLimits(
             RateLimit(settings.limit_rate, time.monotonic), client.rate_limit
         )
-        self._counters = TransferCounters()
+        self._tally = TransferCounters()
         self._lock = threading.Lock()
-        self._scope = CancelScope()
-        self._output: FileOutput | None = None
-        self._attempt: TransferAttempt | None = None
-        # what the previous attempt found
-        self._previous_resource: RemoteResource | None = None
-        self._is_counted = False  # whether the counters include the current attempt
-        self._scheduler = ChunkScheduler(time.monotonic)
+        self._cancelled: DlpoolError | None = None
+        self._target: Target | None = None
+        self._round: TransferAttempt | None = None
+        self._earlier: RemoteResource | None = (
+            None  # the resource that the last round found
+        )
+        self._is_counted = False  # the present round, in the tally
+        self._board = ChunkScheduler(time.monotonic)
         self._began = time.monotonic()
 
     def __repr__(self) -> str:
-        return (
-            f"<Transfer {self._job.target} {self.progress().phase}: "
-            f"{self._scheduler!r}>"
-        )
+        return f"<Transfer {self._job.target} {self.progress().phase}: {self._board!r}>"
 
     def run(self) -> TransferResult:
-        """Download, verify and publish the file.
+        """Download, verify, publish.
 
         Raises Cancelled, FailJob, LocalFault, or the RetryRange or RestartFile that
-        exhausted its retries. Received bytes are committed first, so that the next run
-        resumes, unless they are known to be wrong.
+        outlasted its retries. What was fetched is committed then, for the next run to
+        go on from, unless it is known to be wrong.
         """
         self._began = time.monotonic()
         check_configured(self._settings, self._guard)
         try:
             if not self._job.is_folder:
-                self._open_output("")
-            return self._run_attempts()
+                self._open_target("")
+            return self._run_rounds()
         except TargetPresent as there:
             self._notify(
                 "target_skipped", path=str(there.path), is_published=there.is_published
             )
-            with translated(f"look at {there.path}"):
-                size = there.path.stat().st_size
             return TransferResult(
-                there.path, size, resumed_from=size, is_skipped=not there.is_published
+                there.path,
+                there.size,
+                resumed_from=there.size,
+                is_skipped=not there.is_published,
             )
         finally:
-            if self._output is not None:
-                self._output.close()
+            if self._target is not None:
+                self._target.close()
 
     def cancel(self, error: DlpoolError | None = None) -> None:
-        """Cancel the download and commit it for the next run.
-
-        ``run`` raises ``error``, by default Cancelled, within a second.
-        """
-        self._scope.cancel(error or Cancelled("the download was cancelled"))
+        """End it within a second, committed so that the next run goes on; ``run``
+        raises Cancelled, or ``error``."""
+        with self._lock:
+            self._cancelled = (
+                self._cancelled or error or Cancelled("the download was cancelled")
+            )
+            current = self._round
+        if current is not None:
+            current.stop(self._cancelled)
 
     def progress(self) -> Progress:
-        """Return the present progress."""
-        attempt, output = self._attempt, self._output
-        path = output.target if output else self._job.target
-        if attempt is None:
+        """Where it is now."""
+        current, target = self._round, self._target
+        path = target.path if target else self._job.target
+        if current is None:
             return Progress(path, 0, None, 0, "connecting")
-        active = sum(worker.exchange is not None for worker in attempt.workers.all)
-        plan, done = attempt.plan, self._scheduler.written()
+        active = sum(lane.exchange is not None for lane in current.workers.all)
+        plan, done = current.plan, self._board.written()
         size = plan.resource.size if plan else None
-        has_blocks = plan is None or plan.output.part.is_preallocated
+        has_blocks = plan is None or plan.target.is_preallocated
         missing = (
-            0
-            if has_blocks or size is None
-            else self._unreserved_bytes(attempt, size, done)
+            0 if has_blocks or size is None else self._missing(current, size, done)
         )
         return Progress(
             path,
             done,
             size,
             active,
-            attempt.phase,
+            current.phase,
             missing,
             plan is None or plan.has_ranges,
         )
 
     @staticmethod
-    def _unreserved_bytes(attempt: TransferAttempt, size: int, done: int) -> int:
-        """Return the bytes that count as taken on the disk in advance.
-
-        They are limited to the number of received bytes.
-        """
-        reserved = sum(worker.reserved for worker in attempt.workers.all)
+    def _missing(current: TransferAttempt, size: int, done: int) -> int:
+        """Return how many bytes of the disk count as taken for it: no more than it has
+        brought already."""
+        reserved = sum(lane.reserved for lane in current.workers.all)
         return max(0, min(size - done, done) - reserved)
 
     @property
     def received(self) -> int:
-        """Return the bytes of body received over the network, in all attempts."""
+        """Bytes of body that came over the network until now, in all rounds."""
         with self._lock:
-            attempt = None if self._is_counted else self._attempt
-            return self._counters.received + (
-                attempt.received if attempt is not None else 0
+            current = None if self._is_counted else self._round
+            return self._tally.received + (
+                current.received if current is not None else 0
             )
 
     @property
     def may_leave_state(self) -> bool:
-        """Return whether a state file may remain beside the target.
+        """Whether a state may be left beside the target. After the end of ``run``."""
+        return self._target is None or self._target.has_state
 
-        Valid after ``run`` has returned or raised.
-        """
-        return self._output is None or self._output.has_state
-
-    def _run_attempts(self) -> TransferResult:
+    def _run_rounds(self) -> TransferResult:
         delay_s = 0.0
         while True:
-            attempt = self._next_attempt(delay_s)
+            current = self._next_round(delay_s)
             try:
-                plan = attempt.run()
+                plan = current.run()
                 break
             except RestartFile as error:
-                self._add_to_counters(attempt)
-                if attempt.plan is not None:
-                    self._previous_resource = attempt.plan.resource
+                self._count(current)
+                if current.plan is not None:
+                    self._earlier = current.plan.resource
                 delay_s = self._prepare_restart(error)
-            finally:
-                self._scope.discard(attempt.scope)
-        self._add_to_counters(attempt)
-        return self._result(plan, attempt)
+        self._count(current)
+        return self._outcome(plan, current)
 
-    def _next_attempt(self, delay_s: float) -> TransferAttempt:
-        scheduler = ChunkScheduler(
-            time.monotonic, self._client.settings.low_speed_limit
-        )
+    def _next_round(self, delay_s: float) -> TransferAttempt:
+        board = ChunkScheduler(time.monotonic, self._client.settings.low_speed_limit)
         context = TransferContext(
             self._job,
             self._settings,
             self._client,
             self._source,
-            scheduler,
+            board,
             self._rate,
             self._notify,
-            self._authorize_publish,
-            previous_resource=self._previous_resource,
+            self._permit,
+            previous_resource=self._earlier,
             guard=self._guard,
             space=self._space,
         )
         limit = self._settings.deadline
-        attempt = TransferAttempt(
+        current = TransferAttempt(
             context,
-            self._output,
-            self._open_output,
+            self._target,
+            self._open_target,
             deadline=None if limit is None else self._began + limit,
-            is_single=self._counters.restarts >= MAX_RESTARTS,
+            is_single=self._tally.restarts >= MAX_RESTARTS,
             delay_s=delay_s,
         )
-        self._scope.add(attempt.scope)
         with self._lock:
-            self._scheduler, self._attempt, self._is_counted = scheduler, attempt, False
-        return attempt
+            if self._cancelled is not None:
+                raise self._cancelled
+            self._board, self._round, self._is_counted = board, current, False
+        return current
 
     def _prepare_restart(self, error: RestartFile) -> float:
-        """Discard the received bytes, and return the seconds until the next attempt.
+        """Forget the bytes, and return the seconds to wait before beginning anew.
 
-        A changed file restarts at most ``MAX_RESTARTS`` times; a broken stream restarts
-        as often as a range may be retried. The last restart requests one body instead
-        of ranges, which can contain only one version.
+        A changed file may restart so often, a broken stream as often as a range may be
+        retried. The last restart asks for one body instead of ranges: that can only be
+        one version.
         """
-        counters, delay_s = self._counters, 0.0
+        tally, delay_s = self._tally, 0.0
         if isinstance(error, StreamBroken):
-            counters.broken_streams += 1
+            tally.broken_streams += 1
             policy = RetryPolicy.of(self._settings)
-            final = policy.final_error(error.cause, counters.broken_streams)
+            final = policy.final_error(error.cause, tally.broken_streams)
             if final is not None:
                 raise final from error
-            delay_s = policy.backoff_s(counters.broken_streams, random.random())
-        elif counters.restarts >= MAX_RESTARTS:
+            delay_s = policy.backoff_s(tally.broken_streams, random.random())
+        elif tally.restarts >= MAX_RESTARTS:
             raise error
         else:
-            counters.restarts += 1
-        if self._output is not None:
-            self._output.restart(str(error))
+            tally.restarts += 1
+        if self._target is not None:
+            self._target.restart(str(error))
         return delay_s
 
-    def _open_output(self, name: str) -> FileOutput:
+    def _open_target(self, name: str) -> Target:
         target = self._job.target / name if self._job.is_folder else self._job.target
         settings = self._settings
-        self._output = FileOutput(
-            self._job,
-            target,
-            if_exists=settings.if_exists,
-            resume=settings.resume,
-            sync=settings.sync,
-            notify=self._notify,
-            admit=self._check_target,
+        options = TargetOptions(settings.if_exists, settings.resume, settings.sync)
+        self._target = FileOutput(
+            self._job, target, options, notify=self._notify, check_target=self._admit
         )
-        return self._output
+        return self._target
 
-    def _add_to_counters(self, attempt: TransferAttempt) -> None:
+    def _count(self, current: TransferAttempt) -> None:
         with self._lock:
-            self._counters.received += attempt.received
-            self._counters.retries += self._scheduler.retries
+            self._tally.received += current.received
+            self._tally.retries += self._board.retries
             self._is_counted = True
 
-    def _result(self, plan: DownloadPlan, attempt: TransferAttempt) -> TransferResult:
-        counters = self._counters
-        result = TransferResult(
-            path=plan.output.target,
-            size=self._scheduler.written(),
-            received=counters.received,
+    def _outcome(self, plan: DownloadPlan, current: TransferAttempt) -> TransferResult:
+        tally = self._tally
+        outcome = TransferResult(
+            path=plan.target.path,
+            size=self._board.written(),
+            received=tally.received,
             resumed_from=plan.resumed_from,
             seconds=round(time.monotonic() - self._began, 3),
-            retries=counters.retries + counters.broken_streams,
-            restarts=counters.restarts + counters.broken_streams,
-            connections=attempt.workers.most_at_once,
-            checksum=str(attempt.verified_checksum)
-            if attempt.verified_checksum
+            retries=tally.retries + tally.broken_streams,
+            restarts=tally.restarts + tally.broken_streams,
+            connections=current.workers.most_at_once,
+            checksum=str(current.verified_checksum)
+            if current.verified_checksum
             else None,
         )
-        self._notify("job_succeeded", **vars(result))
-        return result
+        self._notify("job_succeeded", **vars(outcome))
+        return outcome

@@ -1,4 +1,4 @@
-"""Start and retire the connection threads of one attempt, as many as are wanted."""
+"""The connection threads of a round: wanted and actual."""
 
 from __future__ import annotations
 
@@ -11,69 +11,68 @@ from dlpool.transfer.context import DownloadPlan, TransferContext
 from dlpool.transfer.http.host_connections import ConnectionShare
 from dlpool.transfer.worker import ConnectionWorker
 
-SLOW_DOWNLOAD_S = 10.0
-# per connection: the socket, its duplicate (SocketShutdown), and one to write with
-DESCRIPTORS = 3
-# descriptors left for the state file, folders, name look-ups and the log
-RESERVED_DESCRIPTORS = 12
+HELP_S = 10.0  # seconds
+DESCRIPTORS = (
+    3  # of a connection: the socket, its duplicate (Breaker), and one to write with
+)
+RESERVE = 12  # descriptors left for the state file, folders, name look-ups and the log
 
 
 class ConnectionWorkers:
-    """The connection workers of an attempt.
+    """Used by the thread that runs the round; others read ``all`` and ``received``.
 
-    The attempt's thread uses it; other threads read ``all`` and ``received``. A
-    finished worker stays in ``all``, so that its bytes count, unless it was retired.
+    A thread that has ended stays in ``all``, as what it received counts, unless it was
+    dismissed.
     """
 
     def __init__(self, context: TransferContext) -> None:
         self.all: tuple[ConnectionWorker, ...] = ()
-        self.most_at_once = 1
+        self.most_at_once = 1  # at once
         self._context = context
         self._threads: dict[ConnectionWorker, threading.Thread] = {}
-        self._received = 0  # by retired workers
+        self._received = 0  # by those that were dismissed
         self._share: ConnectionShare | None = None
-        self._reported = 0
+        self._shown = 0
 
     @property
     def received(self) -> int:
-        """Return the bytes of body received over the network."""
-        return self._received + sum(worker.stats().received for worker in self.all)
+        """Bytes of body that came over the network."""
+        return self._received + sum(lane.stats().received for lane in self.all)
 
-    def add(self, worker: ConnectionWorker) -> ConnectionWorker:
-        """Add a worker, which the caller starts."""
-        self.all = (*self.all, worker)
-        return worker
+    def add(self, lane: ConnectionWorker) -> ConnectionWorker:
+        """One more, whose work its caller begins."""
+        self.all = (*self.all, lane)
+        return lane
 
-    def start_first(self, worker: ConnectionWorker, work: Callable[[], None]) -> bool:
-        """Start the first worker on a thread.
+    def start_first(self, lane: ConnectionWorker, work: Callable[[], None]) -> bool:
+        """Run the first lane on a thread; return False if this machine allows no
+        further thread or descriptors.
 
-        Return False if this machine allows no further thread or descriptors. The caller
-        runs the worker itself then.
+        The calling thread does it then.
         """
-        if not threads.has_free_descriptors(DESCRIPTORS + RESERVED_DESCRIPTORS):
-            self._report_limit("too_many_files")
+        if not threads.has_free_descriptors(DESCRIPTORS + RESERVE):
+            self._limited("too_many_files")
             return False
         try:
-            self.spawn(worker, work)
+            self.spawn(lane, work)
         except NoThread:
-            self._report_limit("no_threads")
+            self._limited("no_threads")
             return False
         return True
 
-    def spawn(self, worker: ConnectionWorker, work: Callable[[], None]) -> None:
-        """Start a daemon thread for the worker: a name look-up cannot be interrupted.
+    def spawn(self, lane: ConnectionWorker, work: Callable[[], None]) -> None:
+        """Run the lane on a thread. Raises NoThread.
 
-        Raises NoThread.
+        They are daemons, because a name look-up cannot be broken.
         """
-        self._threads[worker] = threads.start_thread(
-            work, f"dlpool-lane-{len(self.all)}"
-        )
-        self.most_at_once = max(self.most_at_once, len(self._active()))
+        self._threads[lane] = threads.start_thread(work, f"dlpool-lane-{len(self.all)}")
+        self.most_at_once = max(self.most_at_once, len(self._serving()))
 
     def start(self, plan: DownloadPlan, connections: int, most: int) -> None:
-        """Add workers up to ``connections``, or to the adaptive share.
+        """Add lanes until there are so many; where their number is found by trying, it
+        changes from now on.
 
-        ``most``: connections that the size of the file justifies.
+        ``most``: connections that the file is worth.
         """
         if most > 1 and self._context.is_adaptive:
             context = self._context
@@ -83,42 +82,41 @@ class ConnectionWorkers:
             )
             connections = self._share.wanted
         self._grow(plan, connections)
-        self._reported = connections
+        self._shown = connections
 
     def add_second(self, plan: DownloadPlan) -> None:
-        """Add a second connection if the only one will need longer than
-        ``SLOW_DOWNLOAD_S``.
+        """Add a second connection if the only one will need longer than ``HELP_S``.
 
-        The size of a file may justify one connection only, which turns out to be slow.
-        The timer thread calls this; the attempt's thread adds no workers to such a
-        file.
+        A file that is worth one connection by its size may have got a slow one. Called
+        by the ticker's thread; the one that runs the round adds none meanwhile, as the
+        file is worth no more.
         """
         context = self._context
-        is_single = (
+        is_alone = (
             len(self.all) == 1
             and self._share is None
             and plan.has_ranges
             and not plan.resource.refuses_ranges
         )
         if (
-            is_single
-            and context.scheduler.slowest_s() >= SLOW_DOWNLOAD_S
+            is_alone
+            and context.scheduler.slowest_s() >= HELP_S
             and context.initial_connections() > 1
         ):
             self._grow(plan, 2)
 
     def adapt(self, plan: DownloadPlan) -> None:
-        """Adjust the number of workers to this download's share."""
+        """Compare wanted with actual; again and again, while it goes on."""
         share = self._share
         if share is None:
             return
         self._reap()
         reason = share.report(
-            self.received, sum(worker.exchange is not None for worker in self._active())
+            self.received, sum(lane.exchange is not None for lane in self._serving())
         )
         wanted = share.wanted
-        if wanted != self._reported:
-            self._reported = wanted
+        if wanted != self._shown:
+            self._shown = wanted
             self._context.notify(
                 "connections_changed",
                 host=share.host,
@@ -126,61 +124,57 @@ class ConnectionWorkers:
                 reason=reason,
             )
         self._grow(plan, wanted)
-        for worker in self._cheapest_to_retire(len(self._active()) - wanted):
-            self._context.scheduler.retire(worker)
+        for lane in self._least(len(self._serving()) - wanted):
+            self._context.scheduler.retire(lane)
 
     def release_share(self) -> None:
-        """Return this download's share of connections to its host."""
+        """Others may have our connections."""
         share, self._share = self._share, None
         if share is not None:
             share.leave()
 
     def join(self, seconds: float) -> None:
-        """Wait for the threads, at most ``seconds`` in total."""
+        """Wait for the threads, at most so long in all."""
         clock = self._context.clock
         until = clock() + seconds
         for thread in list(self._threads.values()):
             thread.join(max(0.0, until - clock()))
 
     def _grow(self, plan: DownloadPlan, wanted: int) -> None:
-        """Add workers up to ``wanted``, within the limits of this machine."""
-        while len(self._active()) < wanted:
-            if not threads.has_free_descriptors(DESCRIPTORS + RESERVED_DESCRIPTORS):
-                self._report_limit("too_many_files")
+        """Add lanes, as far as this machine allows threads and descriptors for them."""
+        while len(self._serving()) < wanted:
+            if not threads.has_free_descriptors(DESCRIPTORS + RESERVE):
+                self._limited("too_many_files")
                 return
-            worker = self.add(ConnectionWorker(self._context, plan))
+            lane = self.add(ConnectionWorker(self._context, plan))
             try:
-                self.spawn(worker, worker.run)
+                self.spawn(lane, lane.run)
             except NoThread:
-                self.all = tuple(one for one in self.all if one is not worker)
-                self._report_limit("no_threads")
+                self.all = tuple(one for one in self.all if one is not lane)
+                self._limited("no_threads")
                 return
 
-    def _report_limit(self, reason: str) -> None:
+    def _limited(self, reason: str) -> None:
         context = self._context
-        context.report_limit(reason, len(self._active()))
+        context.report_limit(reason, len(self._serving()))
         if self._share is not None:
             context.client.host_connections.refused(self._share.host, reason)
 
-    def _active(self) -> list[ConnectionWorker]:
-        return [worker for worker in self.all if not worker.is_retired]
+    def _serving(self) -> list[ConnectionWorker]:
+        return [lane for lane in self.all if not lane.is_retired]
 
-    def _cheapest_to_retire(self, count: int) -> list[ConnectionWorker]:
-        """Return the ``count`` workers that cost least to retire.
-
-        These are first those without a request, then the newest.
-        """
-        oldest_first = sorted(
-            self._active(), key=lambda worker: worker.exchange is None
-        )
+    def _least(self, count: int) -> list[ConnectionWorker]:
+        """Those of whose connections the least is lost: first who has none, then the
+        youngest."""
+        oldest_first = sorted(self._serving(), key=lambda lane: lane.exchange is None)
         return oldest_first[len(oldest_first) - max(0, count) :]
 
     def _reap(self) -> None:
-        """Remove retired workers whose threads have finished."""
-        for worker in self.all:
-            if worker.is_retired and not self._threads[worker].is_alive():
-                received = worker.stats().received
-                self.all = tuple(one for one in self.all if one is not worker)
+        """Forget the dismissed whose threads have ended."""
+        for lane in self.all:
+            if lane.is_retired and not self._threads[lane].is_alive():
+                received = lane.stats().received
+                self.all = tuple(one for one in self.all if one is not lane)
                 self._received += received
-                del self._threads[worker]
-                self._context.scheduler.remove_worker(worker)
+                del self._threads[lane]
+                self._context.scheduler.remove_worker(lane)

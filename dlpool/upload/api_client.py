@@ -1,10 +1,10 @@
-"""What a dlpool-web is asked, and what its answers mean: the upload API over HTTP."""
+"""The client side of the upload API of a dlpool-web, over HTTP."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +23,9 @@ from dlpool.errors import (
 from dlpool.transfer.http.client import HttpClient
 from dlpool.transfer.http.exchange import Exchange, OutgoingBody
 from dlpool.transfer.http.headers import content_length
-from dlpool.transfer.http.source import Reply, Source
+from dlpool.transfer.http.source import Source
 from dlpool.transfer.http.urls import display_url
 from dlpool.upload.capabilities import ServerCapabilities
-from dlpool.upload.presence import ServerAvailability
 from dlpool.upload.responses import (
     error_of,
     raise_for_error,
@@ -42,8 +41,7 @@ _EXAMPLE = "http://host:18101/go-uploader"
 
 @dataclass(frozen=True)
 class UploadTarget:
-    """Which upload it is: its id, how the file is called at the end, and below which
-    folder."""
+    """An upload at the server: its id, and the name and folder of the file."""
 
     file_id: str
     name: str
@@ -52,7 +50,7 @@ class UploadTarget:
 
 @dataclass(frozen=True)
 class ServerTaskStatus:
-    """What the server has of an upload; ``state`` is ``not_found`` if nothing."""
+    """The state and the stored chunks of an upload; ``not_found`` without a task."""
 
     state: str
     chunks: tuple[int, ...]
@@ -60,8 +58,11 @@ class ServerTaskStatus:
 
 @dataclass(frozen=True)
 class MergedFile:
-    """The whole file at the server: ``path`` below its folder of files, ``location`` to
-    fetch it from, md5 in hex."""
+    """The complete file at the server.
+
+    ``path`` is relative to its folder of files, ``location`` is the URL of the file,
+    ``md5`` is in hexadecimal.
+    """
 
     path: str
     location: str
@@ -71,22 +72,50 @@ class MergedFile:
 
 @dataclass(frozen=True)
 class IncompleteUpload:
-    """There is no whole file, and this is why: these are all the chunks that the server
-    has."""
+    """The answer to a merge that failed: the reason, and all stored chunks."""
 
     chunks: tuple[int, ...]
     reason: DlpoolError
 
 
+class ServerAvailability:
+    """How long a server has been unavailable.
+
+    Thread-safe: each attribute is replaced in one step, and no decision needs both.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._has_answered = False
+        self._away_since: float | None = None
+
+    def record_success(self) -> None:
+        """Record that the server has fulfilled a request."""
+        self._has_answered, self._away_since = True, None
+
+    def unavailable_s(self) -> float | None:
+        """Record a failure; return the seconds since the first one after a success.
+
+        Returns None if the server has never answered.
+        """
+        if not self._has_answered:
+            return None
+        now, since = self._clock(), self._away_since
+        if since is None:
+            self._away_since = since = now
+        return now - since
+
+
 class UploadApiClient:
-    """The upload API below one URL. Thread-safe. Raises RetryRange, FailJob, or the
-    exchange's verdict."""
+    """Sends requests to the upload API at one URL. Thread-safe.
+
+    All requests raise RetryRange, FailJob, or the error that cancelled the exchange.
+    """
 
     def __init__(
         self, client: HttpClient, url: str, headers: Mapping[str, str]
     ) -> None:
-        """Raises UsageError for a URL that is none, or that has a query or a
-        fragment."""
+        """Raises UsageError for a URL that is invalid or has a query or a fragment."""
         url = url.strip()
         if "?" in url or "#" in url:
             raise UsageError(
@@ -96,57 +125,56 @@ class UploadApiClient:
         self._source = Source(client, url, headers)
         self._url = self._source.url.rstrip("/")
         self._timeout_s = client.settings.read_timeout
-        self._advice: ServerCapabilities | None = None
+        self._capabilities: ServerCapabilities | None = None
         self.availability = ServerAvailability(time.monotonic)
 
     def __repr__(self) -> str:
-        return f"<Server {display_url(self._url)}>"
+        return f"<UploadApiClient {display_url(self._url)}>"
 
     @property
     def host(self) -> str:
-        """Host and port."""
+        """The host and port of the server."""
         return self._source.host
 
     def capabilities(self, exchange: Exchange) -> ServerCapabilities:
-        """What the server wants of clients, which is asked once; an older one says
-        nothing."""
-        if self._advice is None:
+        """Return the server's limits and defaults; they are requested once.
+
+        An older server reports none.
+        """
+        if self._capabilities is None:
             try:
-                self._advice = ServerCapabilities.from_json(
-                    self._ask(exchange, "client")
-                )
+                answer = self._request_json(exchange, "GET", "client")
+                self._capabilities = ServerCapabilities.from_json(answer)
             except AccessDenied:
                 raise
-            except (
-                FailJob
-            ):  # what comes next tells whether it is a server of ours at all
-                self._advice = ServerCapabilities()
-        return self._advice
+            except FailJob:  # the next request reports what is wrong, if anything
+                self._capabilities = ServerCapabilities()
+        return self._capabilities
 
     def status(self, exchange: Exchange, target: UploadTarget) -> ServerTaskStatus:
-        """What the server has."""
+        """Return the state and the stored chunks of an upload."""
+        query = {"file_id": target.file_id}
         try:
-            said = self._ask(exchange, "upload_status", {"file_id": target.file_id})
+            answer = self._request_json(exchange, "GET", "upload_status", query)
         except NotFound as error:
-            where = display_url(self._url)
             raise NotFound(
-                f"{where} is not where an upload API begins, as {_EXAMPLE} is ({error})"
+                f"{display_url(self._url)} is not where an upload API begins, as "
+                f"{_EXAMPLE} is ({error})"
             ) from error
         return ServerTaskStatus(
-            required_text(said, "status"), required_indexes(said, "uploaded_chunks")
+            required_text(answer, "status"), required_indexes(answer, "uploaded_chunks")
         )
 
     def delete(self, exchange: Exchange, target: UploadTarget) -> None:
-        """Have the task and its chunks forgotten; a merged file stays. Best done for a
-        task that is there."""
+        """Delete the task and its chunks; a merged file stays."""
         with suppress(NotFound):
-            self._ask(
-                exchange, f"tasks/{quote(target.file_id, safe='')}", method="DELETE"
-            )
+            self._request_json(exchange, "DELETE", _task_path(target))
 
     def merged_size(self, exchange: Exchange, merged: MergedFile) -> int | None:
-        """How many bytes the merged file has; None if the server does not tell. Raises
-        NotFound if it is gone."""
+        """Return the size of the merged file in bytes, None if the server hides it.
+
+        Raises NotFound if the file does not exist.
+        """
         reply = self._source.send(exchange, "HEAD", merged.location, {})
         reply.close()
         if reply.status == 200:
@@ -159,13 +187,13 @@ class UploadApiClient:
         return None
 
     def chunk_md5s(self, exchange: Exchange, target: UploadTarget) -> dict[int, str]:
-        """The md5 of each chunk that the server has."""
-        said = self._ask(exchange, f"tasks/{quote(target.file_id, safe='')}")
-        chunks = said.get("chunks")
+        """Return the MD5 of each stored chunk by its index."""
+        answer = self._request_json(exchange, "GET", _task_path(target))
+        chunks = answer.get("chunks")
         if not isinstance(chunks, list) or not all(
             isinstance(chunk, dict) for chunk in chunks
         ):
-            raise BadAnswer("the server's list of chunks is none")
+            raise BadAnswer("the server's list of chunks is not a list of objects")
         return {
             chunk["index"]: str(chunk.get("md5"))
             for chunk in chunks
@@ -180,113 +208,96 @@ class UploadApiClient:
         blocks: Iterable[memoryview],
         size: int,
     ) -> None:
-        """Send a chunk; ``fields`` are what the API calls chunk_index, md5,
-        total_chunks and file_size.
+        """Send a chunk of ``size`` bytes.
 
-        The name goes along, so that a server that would refuse it does so before it has
-        all.
+        ``fields`` are the API's ``chunk_index``, ``md5``, ``total_chunks`` and
+        ``file_size``. The file name is sent with each chunk, so that the server can
+        refuse it before it has all of them.
         """
         query = {
             "file_id": target.file_id,
             "filename": target.name,
             **fields,
-            **_path(target),
+            **_folder(target),
         }
-        reply = self._reply(
+        reply = self._source.send(
             exchange,
             "POST",
-            "upload_chunk",
-            query,
+            self._url_of("upload_chunk", query),
             _BYTES,
             OutgoingBody(blocks, size, self._timeout_s),
         )
-        said = read_json(reply)
-        if (
-            reply.status == 413 and said.get("code") != "file_too_large"
-        ):  # a proxy's has no code at all
-            raise ChunkTooLarge(str(error_of(reply.status, reply.headers, said)))
-        raise_for_error(reply, said)
+        answer = read_json(reply)
+        # A proxy that refuses the size of a chunk sends no code.
+        if reply.status == 413 and answer.get("code") != "file_too_large":
+            raise ChunkTooLarge(str(error_of(reply.status, reply.headers, answer)))
+        raise_for_error(reply, answer)
         self.availability.record_success()
-        if said.get("size") != size:
+        if answer.get("size") != size:
             raise BadAnswer(
-                f"the server says that it has {said.get('size')!r} bytes of a chunk of "
-                f"{size}"
+                f"the server says that it has {answer.get('size')!r} bytes of a chunk "
+                f"of {size}"
             )
 
     def merge(
         self, exchange: Exchange, target: UploadTarget, count: int, md5: str
     ) -> MergedFile | IncompleteUpload:
-        """Make the file out of its chunks; the same again once it is made."""
-        asked = {
+        """Merge ``count`` chunks into the file; a merged file is returned again."""
+        request = {
             "file_id": target.file_id,
             "filename": target.name,
             "total_chunks": count,
             "expected_md5": md5,
-            **_path(target),
+            **_folder(target),
         }
-        data = json.dumps(asked).encode()
-        reply = self._reply(
-            exchange,
-            "POST",
-            "merge_chunks",
-            {},
-            _JSON,
-            OutgoingBody([data], len(data), self._timeout_s),
-        )
-        said = read_json(reply)
-        if reply.status == 400 and isinstance(said.get("uploaded_chunks"), list):
+        data = json.dumps(request).encode()
+        body = OutgoingBody([data], len(data), self._timeout_s)
+        url = self._url_of("merge_chunks")
+        reply = self._source.send(exchange, "POST", url, _JSON, body)
+        answer = read_json(reply)
+        if reply.status == 400 and isinstance(answer.get("uploaded_chunks"), list):
             self.availability.record_success()
             return IncompleteUpload(
-                required_indexes(said, "uploaded_chunks"),
-                error_of(reply.status, reply.headers, said),
+                required_indexes(answer, "uploaded_chunks"),
+                error_of(reply.status, reply.headers, answer),
             )
-        raise_for_error(reply, said)
+        raise_for_error(reply, answer)
         self.availability.record_success()
-        if not isinstance(said.get("size"), int):
+        return self._merged_file(answer)
+
+    def _merged_file(self, answer: Mapping[str, Any]) -> MergedFile:
+        if not isinstance(answer.get("size"), int):
             raise BadAnswer("the server's answer to the merge has no size")
-        name = required_text(said, "filePath").rpartition("/")[
-            2
-        ]  # it may not be the one that was asked for
-        path = f"{required_text(said, 'relative_path')}/{name}".lstrip("/")
-        return MergedFile(
-            path,
-            f"{self._url}/files/{quote(path)}",
-            said["size"],
-            required_text(said, "md5"),
-        )
+        # The server may have chosen another name than the requested one.
+        name = required_text(answer, "filePath").rpartition("/")[2]
+        path = f"{required_text(answer, 'relative_path')}/{name}".lstrip("/")
+        location = f"{self._url}/files/{quote(path)}"
+        return MergedFile(path, location, answer["size"], required_text(answer, "md5"))
 
-    def _ask(
-        self,
-        exchange: Exchange,
-        path: str,
-        query: Mapping[str, object] | None = None,
-        headers: Mapping[str, str] | None = None,
-        body: OutgoingBody | None = None,
-        method: str | None = None,
-    ) -> dict[str, Any]:
-        method = method or ("GET" if body is None else "POST")
-        reply = self._reply(exchange, method, path, query or {}, headers or {}, body)
-        said = read_json(reply)
-        raise_for_error(reply, said)
-        self.availability.record_success()
-        return said
-
-    def _reply(
+    def _request_json(
         self,
         exchange: Exchange,
         method: str,
         path: str,
-        query: Mapping[str, object],
-        headers: Mapping[str, str],
-        body: OutgoingBody | None,
-    ) -> Reply:
-        asked = f"?{urlencode(query, quote_via=quote)}" if query else ""
-        return self._source.send(
-            exchange, method, f"{self._url}/{path}{asked}", headers, body
-        )
+        query: Mapping[str, object] | None = None,
+    ) -> dict[str, Any]:
+        """Send a request without a body and return the JSON object of the answer."""
+        reply = self._source.send(exchange, method, self._url_of(path, query or {}), {})
+        answer = read_json(reply)
+        raise_for_error(reply, answer)
+        self.availability.record_success()
+        return answer
+
+    def _url_of(self, path: str, query: Mapping[str, object] | None = None) -> str:
+        encoded = f"?{urlencode(query, quote_via=quote)}" if query else ""
+        return f"{self._url}/{path}{encoded}"
 
 
-def _path(target: UploadTarget) -> dict[str, str]:
-    return (
-        {} if target.relative_path is None else {"relative_path": target.relative_path}
-    )
+def _task_path(target: UploadTarget) -> str:
+    return f"tasks/{quote(target.file_id, safe='')}"
+
+
+def _folder(target: UploadTarget) -> dict[str, str]:
+    if target.relative_path is None:
+        return {}
+    return {"relative_path": target.relative_path}

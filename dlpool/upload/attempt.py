@@ -1,5 +1,7 @@
-"""One task at the server: ask what it has, send the rest, merge; again, until the whole
-file is there."""
+"""One attempt at an upload: ask the server for its chunks, send the rest, merge.
+
+Missing or damaged chunks are sent again until the file at the server is complete.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,15 @@ from dlpool.upload.retrying import RequestRetrier
 from dlpool.upload.scheduler import UploadScheduler
 
 MERGE_POLL_S = 1.0
-MAX_REPAIRS = 5  # merges that found chunks missing or wrong
-MAX_CONFLICTS = 3  # merges that were refused for another that had ended by then
+MAX_REPAIRS = 5  # merges that found chunks missing or damaged
+MAX_CONFLICTS = 3  # merges refused because of another merge that has ended since
 
 
 class UploadAttempt:
-    """``run`` by one thread, once; ``board`` and ``phase`` are for any."""
+    """One attempt with one chunk size. ``run`` is called once, by one thread.
+
+    Other threads may read ``scheduler`` and ``phase``.
+    """
 
     def __init__(
         self,
@@ -52,20 +57,23 @@ class UploadAttempt:
         self.phase = "connecting"
         self.resumed_from = 0
         self._context = context
-        self._asker = RequestRetrier(context)
+        self._retrier = RequestRetrier(context)
         self._repairs = self._conflicts = 0
 
     def run(self) -> MergedFile:
-        """Upload the file. Raises MergedGone and ChunkTooLarge where it is to begin
-        anew, and what ends it."""
-        context, whole = self._context, None
+        """Upload the file.
+
+        Raises ChunkTooLarge and MergedGone if another attempt is necessary, and other
+        errors if the upload has failed. An error cancels the scope of the attempt.
+        """
+        context, file_hash = self._context, None
         try:
             was_completed = self._begin()
-            whole = FileHashThread(self.task)
+            file_hash = FileHashThread(self.task)
             self._send()
-            merged = self._merged(whole)
+            merged = self._complete(file_hash)
             if was_completed and not self.scheduler.accepted_bytes:
-                self._look_for(merged)
+                self._check_merged_file(merged)
             return merged
         except BaseException as error:
             context.scope.cancel(
@@ -75,13 +83,13 @@ class UploadAttempt:
             )
             raise
         finally:
-            if whole is not None:
-                whole.join()  # it reads the file, too
+            if file_hash is not None:
+                file_hash.join()  # it reads the file, too
 
     def _begin(self) -> bool:
-        """Learn what the server has; returns whether that is the whole file."""
+        """Ask the server for its chunks; return whether it has the complete file."""
         context, plan, target = self._context, self.task.plan, self.task.target
-        status = self._asker.request(
+        status = self._retrier.request(
             lambda exchange: context.server.status(exchange, target)
         )
         if status.state == "paused":
@@ -89,7 +97,7 @@ class UploadAttempt:
                 f"the upload is paused at the server: resume its task {target.file_id} "
                 f"there"
             )
-        is_closed = status.state in ("merging", "completed")  # the merge tells
+        is_closed = status.state in ("merging", "completed")  # the merge has the result
         self.scheduler.reset(range(plan.count) if is_closed else status.chunks)
         self.resumed_from = self.scheduler.stored_bytes
         context.notify(
@@ -102,23 +110,22 @@ class UploadAttempt:
         return status.state == "completed"
 
     def _send(self) -> None:
-        """Send what is missing, over all lanes."""
+        """Send the missing chunks over all connections."""
         self.phase = "uploading"
-        lanes = [UploadWorker(self.task) for _ in range(self.connections)]
-        started = _started(lanes)
+        workers = [UploadWorker(self.task) for _ in range(self.connections)]
+        started = _start_threads(workers)
         if not started:
-            lanes[0].run()
+            workers[0].run()
         for thread in started:
             thread.join()
         self._context.scope.raise_if_cancelled()
 
-    def _merged(self, whole: FileHashThread) -> MergedFile:
-        """The file at the server. Chunks that turn out to be bad or missing are sent
-        again."""
+    def _complete(self, file_hash: FileHashThread) -> MergedFile:
+        """Merge the chunks; send missing and damaged chunks again."""
         context, size = self._context, self.task.plan.size
         while True:
             self.phase = "hashing"
-            md5 = whole.hexdigest()
+            md5 = file_hash.hexdigest()
             context.file.check_unchanged()
             self.phase = "merging"
             answer = self._merge(md5)
@@ -134,7 +141,7 @@ class UploadAttempt:
             self._repairs += 1
             if not missing:
                 raise ChecksumMismatch(
-                    f"the server cannot make the file, although it has all of its "
+                    f"the server cannot merge the file, although it has all of its "
                     f"chunks ({md5})"
                 )
             if self._repairs > MAX_REPAIRS:
@@ -142,20 +149,17 @@ class UploadAttempt:
             self._send()
 
     def _merge(self, md5: str) -> MergedFile | IncompleteUpload:
-        """Ask for the merge, and wait where another request is at it already."""
-        server, target, count = (
-            self._context.server,
-            self.task.target,
-            self.task.plan.count,
-        )
+        """Request the merge; wait while another client's merge is running."""
+        server, target = self._context.server, self.task.target
+        count = self.task.plan.count
         while True:
             try:
-                return self._asker.request(
+                return self._retrier.request(
                     lambda exchange: server.merge(exchange, target, count, md5),
                     is_final=lambda error: isinstance(error, Garbled),
                 )
             except Garbled as error:
-                return IncompleteUpload(self._right_chunks(), error)
+                return IncompleteUpload(self._intact_chunks(), error)
             except NoTask as error:
                 return IncompleteUpload((), error)
             except Conflict as error:
@@ -163,10 +167,12 @@ class UploadAttempt:
                     raise
 
     def _may_merge_again(self, error: Conflict) -> bool:
-        """Wait a moment while another request is at it. When none is any more, one more
-        merge gives its result."""
+        """Wait while another merge is running; return whether to request it again.
+
+        After the other merge has ended, another request returns its result.
+        """
         context = self._context
-        status = self._asker.request(
+        status = self._retrier.request(
             lambda exchange: context.server.status(exchange, self.task.target)
         )
         if status.state == "merging":
@@ -175,11 +181,11 @@ class UploadAttempt:
         self._conflicts += 1
         return isinstance(error, TaskClosed) and self._conflicts <= MAX_CONFLICTS
 
-    def _right_chunks(self) -> tuple[int, ...]:
-        """Those of the server's chunks that have the md5 of what is in the file."""
-        context, plan, buffer, right = self._context, self.task.plan, new_buffer(), []
+    def _intact_chunks(self) -> tuple[int, ...]:
+        """Return the server's chunks whose MD5 is that of the local file."""
+        context, plan, buffer, intact = self._context, self.task.plan, new_buffer(), []
         try:
-            md5s = self._asker.request(
+            md5s = self._retrier.request(
                 lambda exchange: context.server.chunk_md5s(exchange, self.task.target)
             )
         except NoTask:
@@ -190,29 +196,28 @@ class UploadAttempt:
                 digest, plan.span(index), buffer, context.scope.raise_if_cancelled
             )
             if md5s.get(index) == digest.hexdigest():
-                right.append(index)
-        return tuple(right)
+                intact.append(index)
+        return tuple(intact)
 
-    def _look_for(self, merged: MergedFile) -> None:
-        """Nothing was sent: see whether what an earlier run has sent is still there.
-        Raises MergedGone."""
+    def _check_merged_file(self, merged: MergedFile) -> None:
+        """Check that a file of an earlier run still exists. Raises MergedGone."""
         try:
-            length = self._asker.request(
+            size = self._retrier.request(
                 lambda exchange: self._context.server.merged_size(exchange, merged)
             )
         except NotFound:
-            length = -1
-        if length not in (None, merged.size):
+            size = -1
+        if size not in (None, merged.size):
             raise MergedGone(
                 f"the server calls the upload complete, but its file is not at "
                 f"{merged.location}"
             )
 
 
-def _started(lanes: Sequence[UploadWorker]) -> list[threads.DaemonThread]:
-    """Start a thread for each lane, up to the limit of threads; return them."""
+def _start_threads(workers: Sequence[UploadWorker]) -> list[threads.DaemonThread]:
+    """Start a thread for each worker, up to the limit of threads; return them."""
     started: list[threads.DaemonThread] = []
     with suppress(NoThread):
-        for lane in lanes:
-            started.append(threads.start_thread(lane.run, "dlpool-upload"))
+        for worker in workers:
+            started.append(threads.start_thread(worker.run, "dlpool-upload"))
     return started

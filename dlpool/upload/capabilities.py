@@ -1,4 +1,4 @@
-"""What a server wants of its clients, and what follows from that. Pure."""
+"""The limits and defaults of a server, and the settings that follow from them. Pure."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import Any
 
 from dlpool.config import TransferSettings
 
-CONNECTIONS = 4  # where neither the user nor the server says
+CONNECTIONS = 4  # the default without values of the user and the server
 MAX_CONNECTIONS = 64
 MAX_DELAY_S = 86_400.0
 
 
 @dataclass(frozen=True)
 class ServerCapabilities:
-    """What ``GET /client`` says; None where it does not. Sizes in bytes, the delay in
-    seconds."""
+    """The answer of ``GET /client``; None for what it does not contain.
+
+    Sizes are in bytes, the delay in seconds.
+    """
 
     max_file_size: int | None = None
     max_chunk_size: int | None = None
@@ -25,36 +27,38 @@ class ServerCapabilities:
     retry_initial_delay: float | None = None
 
     @classmethod
-    def from_json(cls, said: Mapping[str, Any]) -> ServerCapabilities:
-        """What of an answer can be followed."""
+    def from_json(cls, answer: Mapping[str, Any]) -> ServerCapabilities:
+        """Return the valid values of an answer; others are ignored."""
         return cls(
-            _count(said, "max_file_size"),
-            _count(said, "max_chunk_size"),
-            _count(said, "concurrent_uploads"),
-            _count(said, "retry_max_attempts"),
-            _seconds(said, "retry_initial_delay"),
+            _count(answer, "max_file_size"),
+            _count(answer, "max_chunk_size"),
+            _count(answer, "concurrent_uploads"),
+            _count(answer, "retry_max_attempts"),
+            _seconds(answer, "retry_initial_delay"),
         )
 
     @property
     def connections(self) -> int:
-        """Chunks at once."""
+        """The number of chunks to send at once."""
         return min(self.concurrent_uploads or CONNECTIONS, MAX_CONNECTIONS)
 
     def apply_to(
-        self, settings: TransferSettings, own: Collection[str]
+        self, settings: TransferSettings, user_settings: Collection[str]
     ) -> TransferSettings:
-        """The settings of an upload: what the server wants, but for what the user said,
-        ``own``."""
+        """Return the settings of an upload with the server's values.
+
+        Settings whose names are in ``user_settings`` stay as they are.
+        """
         retries, delay = settings.retries, settings.retry_delay
-        if self.retry_max_attempts is not None and "retries" not in own:
-            retries = self.retry_max_attempts - 1  # the first attempt is no repetition
-        if self.retry_initial_delay is not None and "retry_delay" not in own:
+        if self.retry_max_attempts is not None and "retries" not in user_settings:
+            retries = self.retry_max_attempts - 1  # the first attempt is not a retry
+        if self.retry_initial_delay is not None and "retry_delay" not in user_settings:
             delay = min(self.retry_initial_delay, settings.retry_max_delay)
         return replace(settings, retries=retries, retry_delay=delay)
 
 
-def _count(said: Mapping[str, Any], name: str) -> int | None:
-    value = said.get(name)
+def _count(answer: Mapping[str, Any], name: str) -> int | None:
+    value = answer.get(name)
     return (
         value
         if isinstance(value, int) and not isinstance(value, bool) and value > 0
@@ -62,8 +66,8 @@ def _count(said: Mapping[str, Any], name: str) -> int | None:
     )
 
 
-def _seconds(said: Mapping[str, Any], name: str) -> float | None:
-    value = said.get(name)
+def _seconds(answer: Mapping[str, Any], name: str) -> float | None:
+    value = answer.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if 0 <= value <= MAX_DELAY_S else None

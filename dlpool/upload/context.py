@@ -1,18 +1,20 @@
-"""What all parts of one upload are given. Values only."""
+"""The values that all parts of one upload share."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from dlpool.cancel import CancelScope
 from dlpool.config import TransferSettings
 from dlpool.transfer.http.client import HttpClient
+from dlpool.transfer.http.exchange import Exchange, ExchangeStats
 from dlpool.transfer.http.limits import RateLimits
 from dlpool.transfer.job import Notify
 from dlpool.upload.api_client import UploadApiClient, UploadTarget
-from dlpool.upload.cancel_scope import UploadCancelScope
 from dlpool.upload.localfile import LocalFile
 from dlpool.upload.plan import UploadPlan
 from dlpool.upload.scheduler import UploadScheduler
@@ -20,24 +22,33 @@ from dlpool.upload.scheduler import UploadScheduler
 
 @dataclass(frozen=True)
 class UploadContext:
-    """The surroundings of one round (from a beginning to an end, or to where it begins
-    anew)."""
+    """What one attempt works with. ``jitter`` returns random numbers below 1."""
 
     file: LocalFile
     settings: TransferSettings
     client: HttpClient
     server: UploadApiClient
-    scope: UploadCancelScope
+    scope: CancelScope
     rate: RateLimits
     notify: Notify
     clock: Callable[[], float] = time.monotonic
-    chance: Callable[[], float] = random.random
+    jitter: Callable[[], float] = random.random
+
+    @contextmanager
+    def open_exchange(self) -> Iterator[Exchange]:
+        """Enter a new request of the calling thread, which the scope can cancel."""
+        exchange = Exchange(self.clock, self.scope.sleep, ExchangeStats(0, 0.0))
+        self.scope.add(exchange)
+        try:
+            with exchange:
+                yield exchange
+        finally:
+            self.scope.discard(exchange)
 
 
 @dataclass(frozen=True)
 class ServerTask:
-    """One task at the server: how the file is cut, how the task is called, and how far
-    it is."""
+    """One task at the server: the chunks of the file, its id, and its progress."""
 
     context: UploadContext
     plan: UploadPlan

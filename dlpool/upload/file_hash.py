@@ -1,8 +1,7 @@
-"""The md5 of the complete file, computed by a thread that follows the lanes, so that it
-reads cached pages.
+"""Computes the MD5 of the complete file while its chunks are sent.
 
-Where this process may have no further thread, it is computed when all chunks have been
-sent.
+A thread follows the connection workers, so that it reads pages from the page cache. If
+no thread can be started, the file is hashed after all chunks have been sent.
 """
 
 from __future__ import annotations
@@ -16,7 +15,10 @@ from dlpool.upload.localfile import new_buffer, new_md5
 
 
 class FileHashThread:
-    """Begins at once. An error ends the upload."""
+    """The hash of the file, and the thread that computes it.
+
+    The thread starts at once. An error cancels the upload.
+    """
 
     def __init__(self, task: ServerTask) -> None:
         self._task = task
@@ -26,8 +28,10 @@ class FileHashThread:
             self._thread = threads.start_thread(self._run, "dlpool-md5")
 
     def hexdigest(self) -> str:
-        """The md5 in hex, when all chunks have been begun. Raises what ended the
-        upload."""
+        """Return the MD5 in hexadecimal, after all chunks have been begun.
+
+        Raises the error of the upload.
+        """
         self.join()
         if self._thread is None:
             self._md5 = new_md5()  # it may be requested more than once
@@ -36,21 +40,21 @@ class FileHashThread:
         return str(self._md5.hexdigest())
 
     def join(self) -> None:
-        """Wait until it reads no more: at the end, or soon after the upload was
-        stopped."""
+        """Wait until the thread has ended: after the last chunk, or after a
+        cancellation."""
         if self._thread is not None:
             self._thread.join()
 
     def _run(self) -> None:
         task, buffer = self._task, new_buffer()
-        ending, file = task.context.scope, task.context.file
+        scope, file = task.context.scope, task.context.file
         try:
             for index in range(task.plan.count):
                 task.scheduler.wait_until_begun(index)
                 file.hash(
-                    self._md5, task.plan.span(index), buffer, ending.raise_if_cancelled
+                    self._md5, task.plan.span(index), buffer, scope.raise_if_cancelled
                 )
         except DlpoolError as error:
-            ending.cancel(error)
+            scope.cancel(error)
         except Exception as error:  # noqa: BLE001 - top of a thread
-            ending.cancel(InternalError.of(error))
+            scope.cancel(InternalError.of(error))

@@ -1,4 +1,4 @@
-"""The file that is sent: read in place, and watched for changes."""
+"""The local file: read in place, and checked for changes."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ BLOCK = 256 * 1024  # bytes of one read
 
 
 class LocalFile:
-    """An open file; a context. Thread-safe: reads name their place, and nothing else
-    changes. Raises LocalFault."""
+    """An open file, as a context manager. Thread-safe: each read names its position.
+
+    Methods raise LocalFault.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         with translated("read the file"):
-            self._descriptor = os.open(
-                path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-            )  # a FIFO must not block
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO must not block
+            self._descriptor = os.open(path, flags)
             found = os.fstat(self._descriptor)
         self.identity = LocalFileIdentity(
             os.path.realpath(path), found.st_size, found.st_mtime_ns, found.st_ino
         )
-        if not stat.S_ISREG(found.st_mode) or (
-            not found.st_size and self._has_more()
-        ):  # as those of /proc
+        # Files in /proc have the size 0.
+        if not stat.S_ISREG(found.st_mode) or (not found.st_size and self._has_more()):
             self.close()
             raise UsageError(
-                "this is not a file with a length, and only such can be uploaded"
+                "this is not a regular file with a size, and only such can be uploaded"
             )
 
     def __enter__(self) -> LocalFile:
@@ -46,8 +46,12 @@ class LocalFile:
         self.close()
 
     def blocks(self, span: ByteRange, buffer: memoryview) -> Iterator[memoryview]:
-        """The bytes of ``span``, each block in ``buffer``, where the next one replaces
-        it. Raises FileChanged."""
+        """Yield the bytes of ``span`` in blocks; each block is valid until the next
+        one.
+
+        Blocks are read into ``buffer``. Raises FileChanged if the file has become
+        shorter.
+        """
         position = span.start
         while position < span.end:
             with translated("read the file"):
@@ -68,14 +72,16 @@ class LocalFile:
         buffer: memoryview,
         check: Callable[[], None],
     ) -> None:
-        """Take the bytes of ``span`` into ``digest``; ``check`` is called between
-        blocks, to raise what ends it."""
+        """Update ``digest`` with the bytes of ``span``.
+
+        ``check`` is called after each block and may raise to stop.
+        """
         for block in self.blocks(span, buffer):
             digest.update(block)
             check()
 
     def check_unchanged(self) -> None:
-        """Raise FileChanged if the file was written to since it was opened."""
+        """Raise FileChanged if the file was modified since it was opened."""
         with translated("read the file"):
             found = os.fstat(self._descriptor)
         is_same = (found.st_size, found.st_mtime_ns) == (
@@ -89,22 +95,20 @@ class LocalFile:
             )
 
     def close(self) -> None:
-        """Close it; nobody may read any more."""
+        """Close the file. No thread may read it any longer."""
         os.close(self._descriptor)
 
     def _has_more(self) -> bool:
-        """Whether there are bytes behind its end: some file systems do not tell the
-        size that a file has."""
+        """Return whether bytes follow its end, as some file systems report no size."""
         with translated("read the file"):
             return bool(os.pread(self._descriptor, 1, self.identity.size))
 
 
 def new_md5() -> Any:
-    """A hash for telling transfer errors, which is allowed where MD5 is forbidden for
-    security."""
+    """Return an MD5 hash against transfer errors, which FIPS mode permits."""
     return md5(usedforsecurity=False)
 
 
 def new_buffer() -> memoryview:
-    """Room for one block."""
+    """Return a buffer for one block."""
     return memoryview(bytearray(BLOCK))

@@ -1,4 +1,4 @@
-"""How a file is cut, and what its upload is called. Pure."""
+"""The chunks of a file, and the id of its upload. Pure."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from dlpool.errors import UsageError
 from dlpool.transfer.http.answer import ByteRange
 
 MIB = 1 << 20
-LEAST = 64 * 1024  # bytes of a chunk, but for the last
-USUAL = 8 * MIB
-MOST = 48 * MIB  # that auto chooses: what servers take by default is twice as much
+MIN_SIZE = 64 * 1024  # bytes of a chunk, except for the last one
+DEFAULT_SIZE = 8 * MIB
+MAX_AUTO = 48 * MIB  # half of the default limit of servers
 MAX_CHUNKS = 100_000
-_PARTS, _CHUNKS = 8, 1024  # that auto makes of a small file, and of a large one
+# The number of chunks of a small file and of a large one.
+_SMALL_FILE_CHUNKS, _LARGE_FILE_CHUNKS = 8, 1024
 
 
 @dataclass(frozen=True)
 class LocalFileIdentity:
-    """Which file it is, in which state. ``path`` is absolute, without links."""
+    """A file in one state. ``path`` is absolute and without symbolic links."""
 
     path: str
     size: int
@@ -29,63 +30,74 @@ class LocalFileIdentity:
 
 @dataclass(frozen=True)
 class UploadPlan:
-    """``size`` bytes in chunks of ``chunk_size``, the last one shorter; an empty file
-    is one empty chunk."""
+    """``size`` bytes in chunks of ``chunk_size``.
+
+    The last chunk may be shorter. An empty file is one empty chunk.
+    """
 
     size: int
     chunk_size: int
 
     @property
     def count(self) -> int:
-        """How many chunks."""
+        """The number of chunks."""
         return max(1, -(-self.size // self.chunk_size))
 
     def span(self, index: int) -> ByteRange:
-        """The bytes of one chunk."""
+        """Return the byte range of a chunk."""
         start = index * self.chunk_size
         return ByteRange(start, min(self.size, start + self.chunk_size))
 
     def length(self, index: int) -> int:
-        """Bytes of one chunk."""
+        """Return the number of bytes of a chunk."""
         start, end = self.span(index)
         return end - start
 
 
 def make_plan(size: int, chunk_size: int) -> UploadPlan:
-    """The plan for a file. Raises UsageError for more chunks than a server should
-    keep."""
-    made = UploadPlan(size, chunk_size)
-    if made.count > MAX_CHUNKS:
+    """Return the plan for a file. Raises UsageError for more than ``MAX_CHUNKS``
+    chunks."""
+    plan = UploadPlan(size, chunk_size)
+    if plan.count > MAX_CHUNKS:
         raise UsageError(
-            f"{size} bytes would be {made.count} chunks, more than {MAX_CHUNKS}: use a "
+            f"{size} bytes would be {plan.count} chunks, more than {MAX_CHUNKS}: use a "
             f"larger --chunk-size"
         )
-    return made
+    return plan
 
 
-def auto_chunk_size(size: int, most: int | None = None) -> int:
-    """8 MiB; less for a small file, so that connections share it, more for a large one;
-    never above ``most``.
+def auto_chunk_size(size: int, limit: int | None = None) -> int:
+    """Return the chunk size for a file, at most ``limit``.
 
-    By the size alone: the next run must cut alike.
+    It is 8 MiB, less for a small file, so that all connections have a chunk, and more
+    for a large one. It depends on the file size alone, as a later run must use the same
+    chunks.
     """
-    wanted = size // _PARTS if size < _PARTS * USUAL else max(USUAL, size // _CHUNKS)
-    return min(most or MOST, max(MIB, min(MOST, -(-wanted // MIB) * MIB)))
+    if size < _SMALL_FILE_CHUNKS * DEFAULT_SIZE:
+        chosen = size // _SMALL_FILE_CHUNKS
+    else:
+        chosen = max(DEFAULT_SIZE, size // _LARGE_FILE_CHUNKS)
+    rounded_up = -(-chosen // MIB) * MIB
+    return min(limit or MAX_AUTO, max(MIB, min(MAX_AUTO, rounded_up)))
 
 
-def smaller_chunk_size(refused: int, most: int | None = None) -> int | None:
-    """What to try where chunks of that size are too large; None: there is no smaller
-    one."""
-    wanted = most if most is not None and most < refused else max(LEAST, refused // 2)
-    return wanted if wanted < refused else None
+def smaller_chunk_size(refused: int, limit: int | None = None) -> int | None:
+    """Return the size to try after ``refused`` was too large; None if there is none."""
+    if limit is not None and limit < refused:
+        return limit
+    smaller = max(MIN_SIZE, refused // 2)
+    return smaller if smaller < refused else None
 
 
 def file_id(
     identity: LocalFileIdentity, chunk_size: int, name: str, relative_path: str | None
 ) -> str:
-    """The id of an upload: the same for the same file, cut alike, to the same place;
-    another one if it has changed."""
-    known = (
+    """Return the id of an upload.
+
+    It is the same for the same file, chunk size, name and folder, and differs if the
+    file has changed.
+    """
+    parts = (
         identity.path,
         identity.size,
         identity.mtime_ns,
@@ -95,6 +107,6 @@ def file_id(
         relative_path,
     )
     digest = blake2b(
-        repr(known).encode(errors="surrogateescape"), digest_size=16
+        repr(parts).encode(errors="surrogateescape"), digest_size=16
     ).hexdigest()
     return f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)[:40]}-{digest}"

@@ -1,5 +1,4 @@
-"""What the answers of a dlpool-web mean: their JSON, and the error that a refusal
-is."""
+"""Reads the responses of a dlpool-web: their JSON, and the errors they stand for."""
 
 from __future__ import annotations
 
@@ -27,10 +26,9 @@ from dlpool.errors import (
 from dlpool.transfer.http.answer import error_for_status
 from dlpool.transfer.http.source import Reply
 
-MAX_ANSWER = 16 * 1024 * 1024  # bytes: the chunks of a task in a list
+MAX_ANSWER = 16 * 1024 * 1024  # bytes; a task with all its chunks is the largest
 _BY_CODE: dict[str, type[DlpoolError]] = {
-    # The server has other bytes than it was sent, in a chunk, or in what it made of
-    # them.
+    # The server has received or merged other bytes than were sent.
     "md5_mismatch": Garbled,
     "file_md5_mismatch": Garbled,
     "size_mismatch": Garbled,
@@ -48,14 +46,17 @@ _BY_STATUS: dict[int, type[DlpoolError]] = {
     507: RemoteFull,
 }
 _NOT_OWNER = (
-    "somebody else has begun to send this file there: use their token, or another "
+    "another user has begun to upload this file there: use their token, or another "
     "--name or --path"
 )
 
 
 def read_json(reply: Reply) -> dict[str, Any]:
-    """The JSON object of an answer, whose body is read to its end; of an error page
-    nothing."""
+    """Read the body of a response and return its JSON object.
+
+    Returns an empty object for an error page. Raises BadAnswer if a successful response
+    is no JSON object.
+    """
     data = bytearray()
     view = memoryview(bytearray(64 * 1024))
     try:
@@ -64,11 +65,11 @@ def read_json(reply: Reply) -> dict[str, Any]:
     finally:
         reply.close()
     try:
-        said = json.loads(data)
+        answer = json.loads(data)
     except (ValueError, RecursionError):
-        said = None
-    if isinstance(said, dict):
-        return said
+        answer = None
+    if isinstance(answer, dict):
+        return answer
     if reply.status < 300:
         raise BadAnswer(
             f"the answer of {reply.url.partition('?')[0]} is not that of a dlpool-web"
@@ -76,19 +77,19 @@ def read_json(reply: Reply) -> dict[str, Any]:
     return {}
 
 
-def raise_for_error(reply: Reply, said: Mapping[str, Any]) -> None:
-    """Raise the error that an answer is."""
+def raise_for_error(reply: Reply, answer: Mapping[str, Any]) -> None:
+    """Raise the error of a response other than 200."""
     if reply.status != 200:
-        raise error_of(reply.status, reply.headers, said)
+        raise error_of(reply.status, reply.headers, answer)
 
 
 def error_of(
-    status: int, headers: Mapping[str, str], said: Mapping[str, Any]
+    status: int, headers: Mapping[str, str], answer: Mapping[str, Any]
 ) -> DlpoolError:
-    """The error of an answer other than 200, with the server's own sentence."""
-    text, code = f"the server answered {status}", said.get("code")
-    if isinstance(said.get("error"), str):
-        text += ": " + " ".join(said["error"].split())[:300]
+    """Return the error of a response other than 200, with the server's message."""
+    text, code = f"the server answered {status}", answer.get("code")
+    if isinstance(answer.get("error"), str):
+        text += ": " + " ".join(answer["error"].split())[:300]
     if code == "not_owner":
         return AccessDenied(f"the server answered {status}: {_NOT_OWNER}")
     kind = _BY_CODE.get(code) if isinstance(code, str) else None
@@ -108,17 +109,17 @@ def error_of(
     return type(known)(text)
 
 
-def required_text(said: Mapping[str, Any], name: str) -> str:
-    """A text that must be there. Raises BadAnswer."""
-    value = said.get(name)
+def required_text(answer: Mapping[str, Any], name: str) -> str:
+    """Return a text that the answer must contain. Raises BadAnswer."""
+    value = answer.get(name)
     if not isinstance(value, str):
         raise BadAnswer(f"the server's answer has no {name}")
     return value
 
 
-def required_indexes(said: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    """The numbers of a list that must be there. Raises BadAnswer."""
-    value = said.get(name)
+def required_indexes(answer: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    """Return a list of numbers that the answer must contain. Raises BadAnswer."""
+    value = answer.get(name)
     if not isinstance(value, list) or not all(
         isinstance(index, int) for index in value
     ):

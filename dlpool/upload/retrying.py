@@ -1,5 +1,4 @@
-"""How a thread meets failures, and how it asks the server by as many attempts as it
-takes."""
+"""Retries of the upload client, by the policy of downloads (``RetryPolicy``)."""
 
 from __future__ import annotations
 
@@ -13,16 +12,16 @@ from dlpool.transfer.retry import FailureCount, RetryDelay, RetryPolicy
 from dlpool.upload.context import UploadContext
 from dlpool.upload.scheduler import NO_BACKOFF
 
-AWAY_POLL_S = 2.0  # between looks at a server that is away
-MAX_STALE = 16  # idle connections in a row that had died
+AWAY_POLL_S = 2.0  # between attempts at a server that is unavailable
+MAX_STALE = 16  # dead idle connections in a row that count as no failure
 T = TypeVar("T")
 
 
 class UploadRetryBudget:
-    """By the rules of downloads (``RetryPolicy``), but that a server that is away costs
-    time and no attempts:
+    """Decides whether and when one thread retries. Used by that thread only.
 
-    until it has been for ``network_wait``, if it was ever there. Used by one thread.
+    While a server that has answered before is unavailable, failures count as no
+    attempts; they fail the upload after ``network_wait``.
     """
 
     def __init__(self, context: UploadContext) -> None:
@@ -31,79 +30,81 @@ class UploadRetryBudget:
         self._stale = self._misses = 0
 
     def reset(self) -> None:
-        """Something went well."""
+        """Start again with a full budget, after a success."""
         self._stale = self._misses = 0
 
     def backoff_after(self, error: RetryRange, fail: Callable[[], int]) -> RetryDelay:
-        """How long to rest after ``error``; ``fail`` adds an attempt and returns how
-        many in a row came to nothing.
+        """Return the delay before the next attempt.
 
-        Raises the error that ends the upload.
+        ``fail`` counts an attempt and returns the number of failed attempts in a row.
+        Raises the error that fails the upload.
         """
         context = self._context
         if error.is_stale and self._stale < MAX_STALE:
             self._stale += 1
             return NO_BACKOFF
-        is_waited_for = self._is_waited_for(error)
-        attempts = 0 if is_waited_for else fail()
+        is_away = self._is_away(error)
+        attempts = 0 if is_away else fail()
         final = self._policy.final_error(error, attempts)
         if final is not None:
             raise final from error
         if error.retry_after_s:
             context.client.host_holds.hold(context.server.host, error.retry_after_s)
         self._misses += 1
-        rest = self._policy.next_delay(
-            error, FailureCount(attempts, 0), self._misses, context.chance()
+        delay = self._policy.next_delay(
+            error, FailureCount(attempts, 0), self._misses, context.jitter()
         )
-        if is_waited_for:
-            rest = RetryDelay(0.0, min(max(rest), AWAY_POLL_S))
+        if is_away:
+            delay = RetryDelay(0.0, min(max(delay), AWAY_POLL_S))
         context.notify(
             "retry",
             label=error.label,
             error=str(error),
             attempt=attempts,
-            delay_s=round(max(rest), 3),
+            delay_s=round(max(delay), 3),
         )
-        return rest
+        return delay
 
-    def _is_waited_for(self, error: RetryRange) -> bool:
-        """Whether the server is away, and may be back. Raises the error when it has
-        been for too long."""
+    def _is_away(self, error: RetryRange) -> bool:
+        """Return whether the server is unavailable and may come back.
+
+        Raises the error if it has been unavailable for ``network_wait``.
+        """
         wait_s = self._context.settings.network_wait
-        missed_s = (
-            self._context.server.availability.unavailable_s()
-            if error.is_away and wait_s > 0
-            else None
-        )
-        if missed_s is not None and missed_s >= wait_s:
+        if not error.is_away or wait_s <= 0:
+            return False
+        away_s = self._context.server.availability.unavailable_s()
+        if away_s is not None and away_s >= wait_s:
             raise error
-        return missed_s is not None
+        return away_s is not None
 
 
 class RequestRetrier:
-    """What one thread asks besides sending chunks."""
+    """Sends requests other than chunks, with retries. Used by one thread."""
 
     def __init__(self, context: UploadContext) -> None:
         self._context = context
-        self._patience = UploadRetryBudget(context)
+        self._budget = UploadRetryBudget(context)
 
     def request(
         self,
-        question: Callable[[Exchange], T],
+        send: Callable[[Exchange], T],
         is_final: Callable[[RetryRange], bool] = lambda _error: False,
     ) -> T:
-        """What the server says. Raises what ends it, and errors that are final."""
-        ending, attempts = self._context.scope, count(1)
+        """Call ``send`` until it succeeds, and return its result.
+
+        Raises the error that fails the upload, and errors that are final.
+        """
+        attempts = count(1)
         while True:
             try:
-                with ending.open_exchange() as exchange:
-                    answer = question(exchange)
+                with self._context.open_exchange() as exchange:
+                    result = send(exchange)
             except RetryRange as error:
                 if is_final(error):
                     raise
-                ending.sleep(
-                    max(self._patience.backoff_after(error, lambda: next(attempts)))
-                )
+                delay = self._budget.backoff_after(error, lambda: next(attempts))
+                self._context.scope.sleep(max(delay))
             else:
-                self._patience.reset()
-                return answer
+                self._budget.reset()
+                return result

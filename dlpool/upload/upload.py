@@ -1,81 +1,96 @@
-"""One upload: a file, and the task at the server that it becomes; anew, where the
-server wants it otherwise."""
+"""The upload of one file, from the first request to the merged file.
+
+An attempt may end with another one: chunks become smaller if the server refuses their
+size, and a task whose merged file is missing is deleted and uploaded again.
+"""
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import replace
 
-from dlpool.config import TransferSettings
-from dlpool.errors import Cancelled, ChunkTooLarge, FailJob, MergedGone, PolicyRefused
+from dlpool.cancel import Cancellable, CancelScope
+from dlpool.config import NetworkSettings, TransferSettings
+from dlpool.errors import (
+    Cancelled,
+    ChunkTooLarge,
+    DlpoolError,
+    FailJob,
+    MergedGone,
+    PolicyRefused,
+)
 from dlpool.transfer.http.client import HttpClient
+from dlpool.transfer.http.exchange import Exchange
 from dlpool.transfer.http.limits import RateLimit, RateLimits
 from dlpool.transfer.job import Notify, Progress, ignore_event
+from dlpool.transfer.speed_monitor import (
+    SpeedSamples,
+    below_minimum,
+    header_timed_out,
+)
 from dlpool.upload.api_client import MergedFile, UploadApiClient, UploadTarget
 from dlpool.upload.attempt import UploadAttempt
-from dlpool.upload.cancel_scope import UploadCancelScope
 from dlpool.upload.capabilities import ServerCapabilities
 from dlpool.upload.context import UploadContext
 from dlpool.upload.localfile import LocalFile
 from dlpool.upload.plan import auto_chunk_size, file_id, make_plan, smaller_chunk_size
 from dlpool.upload.retrying import RequestRetrier
 from dlpool.upload.values import FileUploadRequest, UploadResult
-from dlpool.upload.watch import UploadSpeedMonitor
 
-LEAST_RATE = (
-    16 * 1024
-)  # bytes a second of one connection: more of them would only take turns
+# Bytes per second of one connection: with less, connections would only alternate.
+MIN_CONNECTION_RATE = 16 * 1024
 
 
 class FileUpload:
-    """``run`` by one thread, once; ``cancel`` and ``moment`` by any. The lock guards
-    the ending and the cancelling."""
+    """Uploads one file. ``run`` is called once, by one thread.
+
+    ``cancel`` and ``progress`` may be called by any thread. The scope of the running
+    attempt is a member of the scope of the upload.
+    """
 
     def __init__(
         self,
-        wish: FileUploadRequest,
+        request: FileUploadRequest,
         server: UploadApiClient,
         client: HttpClient,
         settings: TransferSettings,
         notify: Notify = ignore_event,
-        own: Collection[str] = (),
+        user_settings: Collection[str] = (),
     ) -> None:
-        """``own``: the settings that the server has no say in. Raises UsageError."""
-        self._wish = wish
-        self._name, self._path = wish.target()
+        """``user_settings`` names the settings that the server must not change.
+
+        Raises UsageError.
+        """
+        self._request = request
+        self._name, self._path = request.target()
         self._server = server
         self._client = client
         self._settings = settings
         self._notify = notify
-        self._own = own
+        self._user_settings = user_settings
         self._rate = RateLimits(
             RateLimit(settings.limit_rate, time.monotonic), client.rate_limit
         )
-        self._watch = UploadSpeedMonitor(client.settings, time.monotonic)
-        self._lock = threading.Lock()
-        self._cancelled: Cancelled | None = None
-        self._ending = UploadCancelScope(time.monotonic)
-        self._rounds: list[UploadAttempt] = []
+        self._monitor = UploadSpeedMonitor(client.settings, time.monotonic)
+        self._scope = CancelScope()
+        self._attempt_scope = CancelScope()
+        self._attempts: list[UploadAttempt] = []
         self._most_done = 0
 
     def cancel(self) -> None:
-        """End it; the same upload goes on another time."""
-        with self._lock:
-            self._cancelled = Cancelled("the upload was cancelled")
-            ending = self._ending
-        ending.cancel(self._cancelled)
+        """Cancel the upload. The same upload resumes in a later run."""
+        self._scope.cancel(Cancelled("the upload was cancelled"))
 
     def progress(self) -> Progress:
-        """Where it is. What is sent again after a failure does not count again."""
-        if not self._rounds:
-            return Progress(self._wish.file, 0, None, 0, "connecting")
-        current = self._rounds[-1]
+        """Return the progress. Bytes that are sent again do not reduce it."""
+        if not self._attempts:
+            return Progress(self._request.file, 0, None, 0, "connecting")
+        current = self._attempts[-1]
         self._most_done = max(self._most_done, current.scheduler.done_bytes)
         return Progress(
-            self._wish.file,
+            self._request.file,
             self._most_done,
             current.task.plan.size,
             current.scheduler.sending_count,
@@ -84,19 +99,19 @@ class FileUpload:
 
     def run(self) -> UploadResult:
         """Upload the file. Raises DlpoolError."""
-        began = time.monotonic()
-        with LocalFile(self._wish.file) as file, self._client.timer.calling(self._look):
-            merged = self._run(self._context(file))
-        last = self._rounds[-1]
+        began, file = time.monotonic(), self._request.file
+        with LocalFile(file) as opened, self._client.timer.calling(self._sample):
+            merged = self._run(self._context(opened))
+        last = self._attempts[-1]
         return UploadResult(
-            self._wish.file,
+            file,
             merged.path,
             merged.location,
             merged.size,
-            sum(each.scheduler.accepted_bytes for each in self._rounds),
+            sum(each.scheduler.accepted_bytes for each in self._attempts),
             last.resumed_from,
             time.monotonic() - began,
-            sum(each.scheduler.retries for each in self._rounds),
+            sum(each.scheduler.retries for each in self._attempts),
             last.connections,
             last.task.plan.chunk_size,
             merged.md5,
@@ -104,80 +119,82 @@ class FileUpload:
         )
 
     def _run(self, context: UploadContext) -> MergedFile:
-        """Rounds, until one ends well: a task whose file is gone is begun anew once,
-        chunks become smaller."""
-        advice, size = (
-            RequestRetrier(context).request(self._server.capabilities),
-            context.file.identity.size,
-        )
-        if advice.max_file_size is not None and size > advice.max_file_size:
-            text = (
+        """Make attempts until one succeeds.
+
+        A missing merged file leads to one more attempt, a refused chunk size to smaller
+        chunks.
+        """
+        server = RequestRetrier(context).request(self._server.capabilities)
+        size = context.file.identity.size
+        if server.max_file_size is not None and size > server.max_file_size:
+            raise PolicyRefused(
                 f"the file has {size} bytes, and the server takes at most "
-                f"{advice.max_file_size}"
+                f"{server.max_file_size}"
             )
-            raise PolicyRefused(text)
-        context = replace(context, settings=advice.apply_to(self._settings, self._own))
-        chunk_size, has_begun_anew = self._first_chunk_size(size, advice), False
+        settings = server.apply_to(self._settings, self._user_settings)
+        context = replace(context, settings=settings)
+        chunk_size, has_restarted = self._first_chunk_size(size, server), False
         while True:
-            current = self._round(context, chunk_size, advice)
+            attempt = self._new_attempt(context, chunk_size, server)
             try:
-                return current.run()
+                return attempt.run()
             except ChunkTooLarge as error:
-                chunk_size = self._next_chunk_size(error, min(chunk_size, size), advice)
+                chunk_size = self._next_chunk_size(error, min(chunk_size, size), server)
                 self._notify(
                     "chunk_size_reduced", error=str(error), chunk_size=chunk_size
                 )
             except MergedGone as error:
-                if has_begun_anew:
+                if has_restarted:
                     raise
-                has_begun_anew = True
-                self._notify("begun_anew", error=str(error))
-            context = replace(context, scope=self._next_ending())
-            self._forget(current.task.target, context)
+                has_restarted = True
+                self._notify("upload_restarted", error=str(error))
+            context = replace(context, scope=self._new_scope())
+            self._delete(attempt.task.target, context)
 
-    def _round(
-        self, context: UploadContext, chunk_size: int, advice: ServerCapabilities
+    def _new_attempt(
+        self, context: UploadContext, chunk_size: int, server: ServerCapabilities
     ) -> UploadAttempt:
         identity, limit = context.file.identity, self._settings.limit_rate
-        cut = make_plan(identity.size, chunk_size)
         target = UploadTarget(
             file_id(identity, chunk_size, self._name, self._path),
             self._name,
             self._path,
         )
-        connections = self._wish.connections or advice.connections
+        connections = self._request.connections or server.connections
         if limit is not None:
-            connections = max(1, min(connections, limit // LEAST_RATE))
-        current = UploadAttempt(context, cut, target, connections)
-        self._rounds.append(current)
-        return current
+            connections = max(1, min(connections, limit // MIN_CONNECTION_RATE))
+        plan = make_plan(identity.size, chunk_size)
+        attempt = UploadAttempt(context, plan, target, connections)
+        self._attempts.append(attempt)
+        return attempt
 
-    def _first_chunk_size(self, size: int, advice: ServerCapabilities) -> int:
-        wanted, most = self._wish.chunk_size, advice.max_chunk_size
-        if wanted is None:
-            return auto_chunk_size(size, most)
-        if most is not None and min(wanted, size) > most:
+    def _first_chunk_size(self, size: int, server: ServerCapabilities) -> int:
+        requested, limit = self._request.chunk_size, server.max_chunk_size
+        if requested is None:
+            return auto_chunk_size(size, limit)
+        if limit is not None and min(requested, size) > limit:
             raise PolicyRefused(
-                f"the server takes chunks of at most {most} bytes: use a smaller "
+                f"the server takes chunks of at most {limit} bytes: use a smaller "
                 f"--chunk-size"
             )
-        return wanted
+        return requested
 
     def _next_chunk_size(
-        self, error: ChunkTooLarge, refused: int, advice: ServerCapabilities
+        self, error: ChunkTooLarge, refused: int, server: ServerCapabilities
     ) -> int:
-        """What to try after chunks were too large. Raises the error where nothing is
-        left to try."""
-        if self._wish.chunk_size is not None:
+        """Return the size to try after ``refused``. Raises the error if none is left."""
+        if self._request.chunk_size is not None:
             raise ChunkTooLarge(f"{error}: use a smaller --chunk-size") from error
-        smaller = smaller_chunk_size(refused, advice.max_chunk_size)
+        smaller = smaller_chunk_size(refused, server.max_chunk_size)
         if smaller is None:
             raise error
         return smaller
 
-    def _forget(self, target: UploadTarget, context: UploadContext) -> None:
-        """Have the server forget a task. It may not have it, or not let us: the next
-        round tells."""
+    def _delete(self, target: UploadTarget, context: UploadContext) -> None:
+        """Delete the task of the last attempt.
+
+        A failure is ignored: the next attempt reports it, if it matters.
+        """
         with suppress(FailJob):
             RequestRetrier(context).request(
                 lambda exchange: self._server.delete(exchange, target)
@@ -189,18 +206,55 @@ class FileUpload:
             self._settings,
             self._client,
             self._server,
-            self._next_ending(),
+            self._new_scope(),
             self._rate,
             self._notify,
         )
 
-    def _next_ending(self) -> UploadCancelScope:
-        """What ends from now on; an end that was asked for stands."""
-        with self._lock:
-            self._ending = UploadCancelScope(time.monotonic)
-            if self._cancelled is not None:
-                raise self._cancelled
-            return self._ending
+    def _new_scope(self) -> CancelScope:
+        """Return the scope of the next attempt. Raises Cancelled after ``cancel``."""
+        self._scope.discard(self._attempt_scope)
+        self._attempt_scope = scope = CancelScope()
+        self._scope.add(scope)
+        return scope
 
-    def _look(self) -> None:
-        self._watch.sample(self._ending.exchanges())
+    def _sample(self) -> None:
+        """Check the requests in flight; called by the timer thread."""
+        self._monitor.sample(self._attempt_scope.members())
+
+
+class UploadSpeedMonitor:
+    """Cancels requests that are too slow, by the rules of downloads.
+
+    Used by the timer thread only.
+    """
+
+    def __init__(self, settings: NetworkSettings, clock: Callable[[], float]) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._samples: dict[Exchange, SpeedSamples] = {}
+
+    def sample(self, members: Iterable[Cancellable]) -> None:
+        """Sample each request in flight, and cancel those that are too slow."""
+        self._samples = {
+            exchange: self._samples.get(exchange) or SpeedSamples()
+            for exchange in members
+            if isinstance(exchange, Exchange)
+        }
+        for exchange, samples in self._samples.items():
+            samples.add(exchange.stats())
+            error = self._error_of(exchange, samples)
+            if error is not None:
+                exchange.cancel(error)
+
+    def _error_of(
+        self, exchange: Exchange, samples: SpeedSamples
+    ) -> DlpoolError | None:
+        """Return the error of a request whose body is slow or whose answer is late."""
+        settings, sent_at = self._settings, exchange.sent_at
+        if sent_at is not None and exchange.answered_at is None:
+            waited_s = self._clock() - sent_at
+            return header_timed_out(
+                waited_s, settings.connect_timeout, settings.read_timeout
+            )
+        return below_minimum(samples, settings.low_speed_limit, settings.low_speed_time)

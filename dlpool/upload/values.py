@@ -1,4 +1,4 @@
-"""What an upload is asked to do, and how it ended. Values only."""
+"""The request and the result of an upload. Values only."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from dlpool.errors import UsageError
 
 @dataclass(frozen=True)
 class FileUploadRequest:
-    """What to upload, and as what. None: ``connections`` as the server wants,
-    ``chunk_size`` auto, ``name`` the file's.
+    """A file to upload, and its name and folder at the server.
 
-    ``relative_path`` is a folder below the server's folder of files.
+    None means: ``connections`` as the server advises, ``chunk_size`` automatic,
+    ``name`` that of the file. ``relative_path`` is relative to the server's folder of
+    files.
     """
 
     file: Path
@@ -24,15 +25,14 @@ class FileUploadRequest:
     relative_path: str | None = None
 
     def target(self) -> tuple[str, str | None]:
-        """Name and folder at the server. Raises UsageError."""
+        """Return name and folder at the server. Raises UsageError."""
         name = self.file.name if self.name is None else self.name
         path = (self.relative_path or "").rstrip("/")
         if self.name == "":
-            raise UsageError("--name is empty: say how the file is to be called")
+            raise UsageError("--name is empty: give the file a name")
         if not is_utf8(name):
             raise UsageError(
-                f"{name!a} is not text in UTF-8: say how the file is to be called with "
-                f"--name"
+                f"{name!a} is not text in UTF-8: give the file another name with --name"
             )
         if not is_utf8(path):
             raise UsageError(f"--path {path!a} is not text in UTF-8")
@@ -41,11 +41,10 @@ class FileUploadRequest:
 
 @dataclass(frozen=True)
 class UploadResult:
-    """An upload that ended well. Sizes in bytes: ``sent`` by this run, ``resumed_from``
-    were there before.
+    """A successful upload. Sizes are in bytes.
 
-    ``path`` is below the server's folder of files, ``location`` the URL to fetch it
-    from.
+    ``sent`` was sent by this run, ``resumed_from`` was stored before. ``path`` is
+    relative to the server's folder of files, ``location`` is the URL of the file.
     """
 
     file: Path
@@ -62,9 +61,10 @@ class UploadResult:
     file_id: str
 
     def as_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
         return vars(self) | {"file": str(self.file)}
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text can be sent: names of files here may be any bytes."""
+    """Return whether a text can be encoded in UTF-8; a file name may be any bytes."""
     return not any(0xD800 <= ord(letter) < 0xE000 for letter in text)

@@ -10,7 +10,7 @@ from dlpool.config import Settings
 from dlpool.config.owned_paths import check_owned_paths
 from dlpool.observe.http_server import NO_SNIFF
 from dlpool.web import dashboard, files, jobs_api, monitoring, tus, uploads
-from dlpool.web.errors import add_error_handlers
+from dlpool.web.error_handlers import add_error_handlers
 from dlpool.web.janitor import Janitor
 from dlpool.web.middleware import AccessMiddleware
 from dlpool.web.wiring import WebServices

@@ -32,7 +32,7 @@ from dlpool.jobs.connection import connect
 from dlpool.jobs.keys import QueueKeys
 from dlpool.observe.log import Logger
 from dlpool.observe.log_limiter import LogLimiter
-from dlpool.storage.disk import UploadEvent
+from dlpool.storage.values import UploadEvent
 from dlpool.web.counters import SharedCounters
 from dlpool.web.event_publisher import StreamPublisher
 
@@ -141,7 +141,7 @@ class AuditLog(StreamPublisher):
         self._log.info("audit", **log_fields(change, author), **trace)
         self.put({**event_fields(change, author), **trace})
 
-    def complain(self, error: Exception) -> None:
+    def log_loss(self, error: Exception) -> None:
         """Log that events begin to be missing in Redis."""
         self._log.warning("audit_events_lost", error=error)
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from dlpool.storage.errors import UploadError
 from dlpool.web.body_slots import BodySlot
+from dlpool.web.errors import HttpError
 
 BLOCK_SIZE = (
     120 * 1024
@@ -118,7 +118,7 @@ class RequestBody:
         ):
             raise SlotRevoked("others wait for its place")
 
-    def _too_large(self) -> UploadError:
-        return UploadError(
+    def _too_large(self) -> HttpError:
+        return HttpError(
             413, "too_large", f"{self._what} is larger than {self._limit} bytes"
         )

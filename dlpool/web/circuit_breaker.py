@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dlpool.errors import NoSuchJob, QueueAway, QueueError
-from dlpool.jobs.replies import NoSuchNode, NotPossible
+from dlpool.jobs.job_admin import NoSuchNode, NotPossible
 
 LONG_S = 1.0  # who fails sooner keeps nobody waiting
 TRIES_S = 1.0  # between two of those that try whether it answers again

@@ -21,9 +21,9 @@ from pathlib import Path
 from dlpool.config import WebSettings
 from dlpool.disk import make_folders
 from dlpool.storage import states
-from dlpool.storage.errors import UploadError
 from dlpool.syscalls import lock_byte
 from dlpool.web.body_slots import BodySlot, BodySlots
+from dlpool.web.errors import HttpError
 
 _ROWS = 1 << 16  # of the table of rates; two clients in one row share their rate
 _SPREAD = 1 << 40  # of the clients over the file of places
@@ -213,8 +213,8 @@ def _number(client: str) -> int:
     )
 
 
-def _busy() -> UploadError:
-    return UploadError(
+def _busy() -> HttpError:
+    return HttpError(
         503,
         "busy",
         "too much is going on just now, try again",
@@ -222,7 +222,7 @@ def _busy() -> UploadError:
     )
 
 
-def _too_many(text: str, wait_s: float) -> UploadError:
-    return UploadError(
+def _too_many(text: str, wait_s: float) -> HttpError:
+    return HttpError(
         429, "too_many", text, headers={"Retry-After": str(math.ceil(wait_s))}
     )

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dlpool import jsontext
-from dlpool.disk import make_folders
+from dlpool.disk import atomic_write, make_folders
 from dlpool.filelock import FileLock, LockForeign, LockHeld
 
 MAX_ROWS = 256
@@ -67,9 +67,7 @@ class SharedCounters:
                 data = jsontext.dumps(self._counts)
                 self._is_changed = False
             try:
-                new = self._row.with_suffix(".new")
-                new.write_bytes(data)
-                new.rename(self._row)
+                atomic_write(self._row, data, sync=False)
             except OSError:
                 self._is_changed = True
                 return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,17 +16,9 @@ from dlpool import jsontext
 from dlpool.config import UploadSettings
 from dlpool.disk import atomic_write
 from dlpool.observe.log import Logger
-from dlpool.storage.disk.capacity import (
-    HEALTHY,
-    UNHEALTHY,
-    WARNING,
-    VolumeCapacity,
-    capacity_of,
-    device_of,
-)
-from dlpool.web.monitoring import folder_check
+from dlpool.storage.values import HEALTHY, UNHEALTHY, WARNING, Volume
 
-LOOK_S = 5.0  # between two checks of the disks
+CHECK_INTERVAL_S = 5.0
 MARGIN = 0.02  # a disk recovers only this share below the threshold that it had reached
 _ORDER = (HEALTHY, WARNING, UNHEALTHY)
 
@@ -50,8 +42,7 @@ def _level(used: float, settings: UploadSettings) -> str:
 
 
 class DiskMonitor:
-    """Checks ``upload_dir``, ``merged_dir`` and their disks; only one thread of one
-    process at a time calls ``look``.
+    """Checks the volumes of the upload backend, for one thread of one process at a time.
 
     The logged state is kept in a file in ``folder``, so that other processes and later
     starts do not log it again; in memory if the file cannot be written.
@@ -60,84 +51,81 @@ class DiskMonitor:
     def __init__(
         self,
         settings: UploadSettings,
+        volumes: Callable[[], Sequence[Volume]],
         folder: Path,
         log: Logger,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``volumes`` returns the current state of the volumes."""
         self._settings = settings
-        self._folders = (
-            ("upload_dir", settings.upload_dir),
-            ("merged_dir", settings.merged_dir),
-        )
+        self._volumes = volumes
         self._path = folder / "disks.json"
         self._log = log
         self._clock = clock
-        self._next_look = float("-inf")
-        self._told: dict[str, str] = {}
+        self._next_check = float("-inf")
+        self._logged: dict[str, str] = {}
 
     def check(self) -> None:
-        """Log each disk and folder whose health has changed, if the last check is
-        ``LOOK_S`` ago. Raises nothing."""
-        if self._clock() < self._next_look:
-            return
-        self._next_look = self._clock() + LOOK_S
-        told, seen = self._read(), set()
-        for name, folder in self._folders:
-            try:
-                room, device = capacity_of(folder), device_of(folder)
-            except OSError:  # the folder is reported below
-                continue
-            if device not in seen:
-                seen.add(device)
-                told[name] = self._judge(folder, room, told.get(name, HEALTHY))
-        for name, folder in self._folders:
-            key = f"{name} use"
-            told[key] = self._judge_use(folder, told.get(key, HEALTHY))
-        self._write(told)
+        """Log each disk and folder whose health has changed. Raises nothing.
 
-    def _judge_use(self, folder: str, before: str) -> str:
-        """Return the health of one folder: whether it can be written to. Log a
-        change."""
-        check = folder_check(folder)
-        health = (
-            UNHEALTHY if check["status"] == UNHEALTHY else HEALTHY
-        )  # a missing folder is created when needed
+        A call within ``CHECK_INTERVAL_S`` of the last check does nothing.
+        """
+        if self._clock() < self._next_check:
+            return
+        self._next_check = self._clock() + CHECK_INTERVAL_S
+        logged, seen = self._read(), set()
+        volumes = self._volumes()
+        for volume in volumes:
+            if volume.device is not None and volume.device not in seen:
+                seen.add(volume.device)
+                before = logged.get(volume.name, HEALTHY)
+                logged[volume.name] = self._check_space(volume, before)
+        for volume in volumes:
+            key = f"{volume.name} use"
+            logged[key] = self._check_folder(volume, logged.get(key, HEALTHY))
+        self._write(logged)
+
+    def _check_folder(self, volume: Volume, before: str) -> str:
+        """Return whether the folder of a volume is writable. Log a change."""
+        is_bad = volume.status == UNHEALTHY  # a missing folder is created when needed
+        health = UNHEALTHY if is_bad else HEALTHY
         if health == UNHEALTHY != before:
             self._log.warning(
-                "upload_folder_unusable", folder=folder, reason=check["message"]
+                "upload_folder_unusable", folder=volume.folder, reason=volume.message
             )
         elif health != before:
-            self._log.info("upload_folder_back", folder=folder)
+            self._log.info("upload_folder_available", folder=volume.folder)
         return health
 
-    def _judge(self, folder: str, room: VolumeCapacity | None, before: str) -> str:
-        """Return the health of one disk. Log a change."""
-        if room is None:  # a file system that does not report its size
+    def _check_space(self, volume: Volume, before: str) -> str:
+        """Return the health of the disk of a volume. Log a change."""
+        capacity = volume.capacity
+        if capacity is None:  # the file system does not report its size
             return HEALTHY
-        health = next_health(before, room.used_share, self._settings)
+        health = next_health(before, capacity.used_share, self._settings)
         fields = {
-            "folder": folder,
-            "free": room.free,
-            "used_percent": round(100 * room.used_share, 1),
+            "folder": volume.folder,
+            "free": capacity.free,
+            "used_percent": round(100 * capacity.used_share, 1),
             "health": health,
         }
         if _ORDER.index(health) > _ORDER.index(before):
             self._log.warning("upload_disk_low", **fields)
         elif health != before:
-            self._log.info("upload_disk_back", **fields)
+            self._log.info("upload_disk_available", **fields)
         return health
 
     def _read(self) -> dict[str, str]:
         try:
             found = json.loads(self._path.read_bytes())
         except (OSError, ValueError):
-            return dict(self._told)
+            return dict(self._logged)
         if not isinstance(found, dict):
             return {}
         return {name: health for name, health in found.items() if health in _ORDER}
 
-    def _write(self, told: dict[str, str]) -> None:
-        is_news, self._told = told != self._told, told
-        if is_news or not self._path.exists():
+    def _write(self, logged: dict[str, str]) -> None:
+        has_changed, self._logged = logged != self._logged, logged
+        if has_changed or not self._path.exists():
             with suppress(OSError):
-                atomic_write(self._path, jsontext.dumps(told), sync=False)
+                atomic_write(self._path, jsontext.dumps(logged), sync=False)

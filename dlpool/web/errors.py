@@ -1,131 +1,108 @@
-"""The one shape of errors: ``{"error": text, "code": label}``."""
+"""Errors of HTTP requests, and the one table from the codes of storage to statuses."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-import falcon
-from falcon.util import http_status_to_code
+from dlpool.storage.errors import ErrorCode, UploadError
 
-from dlpool import jsontext
-from dlpool.observe.log import Logger
-from dlpool.storage.errors import UploadError
-from dlpool.web.body import BadFraming, BodyTooSlow, BrokenBody, SlotRevoked
-from dlpool.web.middleware import bind_trace
-
-_LABELS = {
-    400: "bad_request",
-    401: "unauthorized",
-    403: "forbidden",
-    404: "not_found",
-    405: "method_not_allowed",
-    406: "not_acceptable",
-    408: "too_slow",
-    409: "conflict",
-    411: "length_required",
-    413: "too_large",
-    415: "unsupported_type",
-    416: "bad_range",
-    429: "too_many",
-    500: "internal",
-    501: "not_implemented",
-    503: "unavailable",
-    507: "no_space",
+STATUSES: Mapping[ErrorCode, int] = {
+    "bad_cleanup": 400,
+    "bad_concat": 400,
+    "bad_cursor": 400,
+    "bad_field": 400,
+    "bad_file_id": 400,
+    "bad_file_size": 400,
+    "bad_filename": 400,
+    "bad_index": 400,
+    "bad_length": 400,
+    "bad_md5": 400,
+    "bad_part": 400,
+    "bad_path": 400,
+    "bad_total_chunks": 400,
+    "busy": 503,
+    "chunk_too_large": 413,
+    "chunks_missing": 400,
+    "conflict": 409,
+    "content_not_allowed": 415,
+    "disk_full": 507,
+    "expired": 410,
+    "extension_not_allowed": 415,
+    "file_exists": 409,
+    "file_md5_mismatch": 400,
+    "file_too_large": 413,
+    "final": 403,
+    "infected": 422,
+    "locked": 423,
+    "md5_mismatch": 400,
+    "no_space": 507,
+    "no_such_task": 404,
+    "not_found": 404,
+    "not_scanned": 413,
+    "other_protocol": 409,
+    "over_quota": 507,
+    "part_gone": 409,
+    "part_taken": 409,
+    "permission": 507,
+    "read_only": 507,
+    "repeated_part": 400,
+    "scanner_away": 503,
+    "size_mismatch": 400,
+    "storage": 507,
+    "symbolic_link": 507,
+    "task_completed": 409,
+    "task_failed": 409,
+    "task_merging": 409,
+    "task_paused": 409,
+    "task_pending": 409,
+    "task_uploading": 409,
+    "too_large": 413,
+    "too_many_files": 503,
+    "wrong_offset": 409,
 }
-
-_TEXTS = {
-    404: "there is nothing at this address",
-    405: "this address does not know that method",
-}
+"""The HTTP status of each ``ErrorCode``."""
 
 
-def add_error_handlers(app: falcon.App[Any, Any], log: Logger) -> None:
-    """Let everything that is raised end in that shape."""
+class HttpError(Exception):
+    """A request that is refused with an HTTP status.
 
-    def unexpected(
-        req: falcon.Request, resp: falcon.Response, error: Exception, _params: object
+    ``code`` is a stable label and ``text`` a sentence for people. ``headers`` are header
+    fields of the response, ``details`` further fields of its JSON.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        text: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        **details: Any,
     ) -> None:
-        bind_trace(log, req).error(
-            "request_broke", error=error, method=req.method, location=req.path
-        )
-        answer(
-            resp,
-            UploadError(
-                500, "internal", "something went wrong on the server; its log says what"
-            ),
-        )
+        super().__init__(text)
+        self.status = status
+        self.code = code
+        self.text = text
+        self.headers = dict(headers or {})
+        self.details = details
 
-    app.add_error_handler(Exception, unexpected)
-    app.add_error_handler(falcon.HTTPError, _http_error)
-    app.add_error_handler(UploadError, _refused)
-    app.add_error_handler(BodyTooSlow, _too_slow)
-    app.add_error_handler(SlotRevoked, _yielded)
-    app.add_error_handler(BrokenBody, _broken)
+    def as_json(self) -> dict[str, Any]:
+        """Return the body of the response."""
+        return error_json(self)
 
 
-_REASONS = {460: "460 Checksum Mismatch"}  # of tus
+def http_error(error: UploadError) -> HttpError:
+    """Return the HTTP error for an error of storage."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
+    if error.code == "wrong_offset":
+        headers["Upload-Offset"] = str(error.details["offset"])
+    status = STATUSES[error.code]
+    return HttpError(status, error.code, error.text, headers=headers, **error.details)
 
 
-def answer(resp: falcon.Response, refusal: UploadError) -> None:
-    """Say it."""
-    resp.status = _REASONS.get(refusal.status, refusal.status)
-    resp.data = jsontext.dumps(refusal.as_json())
-    resp.content_type = "application/json"
-    resp.stream = None
-    for name, value in refusal.headers.items():
-        resp.set_header(name, value)
-    resp.context.code = refusal.code
-
-
-def _refused(
-    _req: falcon.Request, resp: falcon.Response, error: UploadError, _params: object
-) -> None:
-    answer(resp, error)
-
-
-def _too_slow(
-    _req: falcon.Request, resp: falcon.Response, error: BodyTooSlow, _params: object
-) -> None:
-    answer(resp, UploadError(408, "too_slow", f"the request came too slowly: {error}"))
-
-
-def _yielded(
-    _req: falcon.Request, resp: falcon.Response, _error: SlotRevoked, _params: object
-) -> None:
-    text = "others wait for a place, and this body came slowly: send it again"
-    answer(resp, UploadError(503, "busy", text, headers={"Retry-After": "1"}))
-
-
-def _broken(
-    _req: falcon.Request, resp: falcon.Response, error: BrokenBody, _params: object
-) -> None:
-    if isinstance(error, BadFraming):
-        answer(
-            resp,
-            UploadError(
-                400, "bad_framing", f"the body is not framed as HTTP says: {error}"
-            ),
-        )
-    else:
-        answer(
-            resp, UploadError(400, "truncated", f"the body did not come whole: {error}")
-        )
-
-
-def _http_error(
-    _req: falcon.Request,
-    resp: falcon.Response,
-    error: falcon.HTTPError,
-    _params: object,
-) -> None:
-    status = http_status_to_code(error.status)
-    text = error.description or _TEXTS.get(status) or error.title
-    answer(
-        resp,
-        UploadError(
-            status,
-            _LABELS.get(status, "error"),
-            text,
-            headers=dict(error.headers or {}),
-        ),
-    )
+def error_json(error: HttpError | UploadError) -> dict[str, Any]:
+    """Return the JSON of an error: ``error``, ``code`` and its details."""
+    return {"error": error.text, "code": error.code, **error.details}

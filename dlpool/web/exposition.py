@@ -18,7 +18,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from dlpool.scan.guard import OUTCOMES
-from dlpool.storage.disk.capacity import HEALTHY, UNHEALTHY, WARNING
+from dlpool.storage.values import HEALTHY, UNHEALTHY, WARNING
 from dlpool.web.counters import BUCKETS
 
 _HEALTHS = (HEALTHY, WARNING, UNHEALTHY)

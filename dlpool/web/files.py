@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import io
-import os
 import re
 from contextlib import ExitStack
 from email.utils import formatdate, parsedate_to_datetime
@@ -13,7 +11,7 @@ from urllib.parse import quote
 
 import falcon
 
-from dlpool.storage.errors import UploadError
+from dlpool.web.errors import HttpError
 from dlpool.web.middleware import request_owner
 from dlpool.web.principal import READ_SCOPES
 from dlpool.web.wiring import WebServices
@@ -27,8 +25,8 @@ class FileResource:
 
     scopes = READ_SCOPES
 
-    def __init__(self, parts: WebServices) -> None:
-        self._parts = parts
+    def __init__(self, services: WebServices) -> None:
+        self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, path: str) -> None:
         """The file, or a range of it."""
@@ -42,35 +40,33 @@ class FileResource:
         self, req: falcon.Request, resp: falcon.Response, path: str, *, is_sent: bool
     ) -> None:
         with ExitStack() as stack:
-            descriptor = self._parts.store.open_merged(path, request_owner(req))
-            stack.callback(os.close, descriptor)
-            status = os.fstat(descriptor)
-            accel = self._parts.settings.web.accel_prefix
-            if accel is not None:  # ranges, validators and conditions are nginx's
-                self._name(resp, path)
+            file = self._services.backend.open_merged(path, request_owner(req))
+            stack.callback(file.close)
+            accel = self._services.settings.web.accel_prefix
+            if accel is not None:  # nginx answers with ranges and validators
+                self._set_name(resp, path)
                 resp.set_header("X-Accel-Redirect", f"{accel}/{quote(path)}")
                 return
-            etag, modified = etag_of(status), formatdate(status.st_mtime, usegmt=True)
-            if is_another(req, etag, status.st_mtime):
-                raise UploadError(
-                    412, "changed", "the file is not the one that was asked for"
-                )
-            self._name(resp, path)
+            etag, modified = file.etag, formatdate(file.modified_at, usegmt=True)
+            if is_another(req, etag, file.modified_at):
+                text = "the file is not the one of the precondition"
+                raise HttpError(412, "changed", text)
+            self._set_name(resp, path)
             resp.set_headers(
                 {"Accept-Ranges": "bytes", "ETag": etag, "Last-Modified": modified}
             )
             if is_unchanged(req.get_header("If-None-Match"), etag):
                 resp.status = 304
                 return
-            start, end = self._part(req, resp, status.st_size, etag, modified)
+            start, end = self._select_range(req, resp, file.size, etag, modified)
             resp.set_header("Content-Length", str(end - start))
             if is_sent and end > start:
-                self._parts.client_limits.enter_send(req.context.client, stack)
-                os.lseek(descriptor, start, os.SEEK_SET)
-                resp.stream = _Sent(descriptor, end - start, stack.pop_all())
+                self._services.client_limits.enter_send(req.context.client, stack)
+                on_close = stack.pop_all().close
+                resp.stream = file.read_range(start, end - start, on_close)
 
     @staticmethod
-    def _name(resp: falcon.Response, path: str) -> None:
+    def _set_name(resp: falcon.Response, path: str) -> None:
         """A file of a stranger is not to be shown as a page of ours."""
         name = path.rpartition("/")[2]
         resp.content_type = "application/octet-stream"
@@ -80,7 +76,7 @@ class FileResource:
         )
 
     @staticmethod
-    def _part(
+    def _select_range(
         req: falcon.Request, resp: falcon.Response, size: int, etag: str, modified: str
     ) -> tuple[int, int]:
         condition = req.get_header("If-Range")
@@ -91,7 +87,7 @@ class FileResource:
         except ValueError as error:
             for name in ("ETag", "Last-Modified", "Content-Disposition"):
                 resp.delete_header(name)
-            raise UploadError(
+            raise HttpError(
                 416,
                 "bad_range",
                 f"the file has {size} bytes",
@@ -104,39 +100,11 @@ class FileResource:
         return found
 
 
-class _Sent(io.FileIO):
-    """What is left to send of a file; with its end the place of the client is free
-    again."""
-
-    def __init__(self, descriptor: int, size: int, stack: ExitStack) -> None:
-        super().__init__(descriptor, "rb", closefd=False)
-        self._left = size
-        self._stack = stack
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Up to ``size`` bytes, none at the end of the range."""
-        wanted = self._left if size is None or size < 0 else min(size, self._left)
-        data = super().read(wanted) or b""
-        self._left -= len(data)
-        return data
-
-    def close(self) -> None:
-        """The descriptor goes with the place."""
-        super().close()
-        self._stack.close()
-
-
 def add_routes(app: falcon.App[Any, Any], parts: WebServices) -> None:
     """Below the prefix."""
     app.add_route(
         f"{parts.settings.web.prefix}/files/{{path:path}}", FileResource(parts)
     )
-
-
-def etag_of(status: os.stat_result) -> str:
-    """A strong validator: merged files are published whole and never written to
-    again."""
-    return f'"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"'
 
 
 def is_unchanged(header: str | None, etag: str) -> bool:

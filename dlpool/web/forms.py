@@ -11,8 +11,8 @@ from urllib.parse import parse_qsl
 import multipart  # type: ignore[import-untyped]
 
 from dlpool import jsontext
-from dlpool.storage.errors import UploadError
 from dlpool.web.body import BrokenBody, RequestBody
+from dlpool.web.errors import HttpError
 
 MAX_PARTS = 16
 MAX_HEADERS = 8  # of a part
@@ -109,7 +109,7 @@ class MultipartForm:
         else:
             self._left -= len(event)
             if self._left < 0:
-                raise UploadError(
+                raise HttpError(
                     413, "form_too_large", "the fields of the form are too long"
                 )
             self._text += event
@@ -142,7 +142,7 @@ def read_fields(
         return json_fields(data)
     if kind in (URLENCODED, ""):
         return urlencoded_fields(_decoded(data, "the form"))
-    raise UploadError(
+    raise HttpError(
         415,
         "unsupported_type",
         f"the Content-Type is to be {JSON}, {URLENCODED} or {MULTIPART}",
@@ -173,7 +173,7 @@ def json_fields(data: bytes) -> dict[str, str]:
     fields = {}
     given = json_object(data)
     if len(given) > 2 * MAX_PARTS:
-        raise UploadError(
+        raise HttpError(
             400, "bad_json", f"the body has more than {2 * MAX_PARTS} fields"
         )
     for name, value in given.items():
@@ -181,11 +181,11 @@ def json_fields(data: bytes) -> dict[str, str]:
             fields[name] = str(value).lower()
             continue
         if isinstance(value, bool) or not isinstance(value, str | int | float | None):
-            raise UploadError(
+            raise HttpError(
                 400, "bad_field", f"{name[:100]!r} is neither a text nor a number"
             )
         if isinstance(value, float) and abs(value) >= 2**53:  # its digits are lost
-            raise UploadError(
+            raise HttpError(
                 400,
                 "bad_field",
                 f"{name[:100]!r} is too large a number: send it as a text",
@@ -202,20 +202,20 @@ def json_object(data: bytes) -> dict[str, Any]:
         found = jsontext.loads(data)
         json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise UploadError(
+        raise HttpError(
             400, "bad_json", "the body has half a surrogate pair in a text"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise UploadError(400, "bad_json", f"the body is no JSON: {error}") from error
+        raise HttpError(400, "bad_json", f"the body is no JSON: {error}") from error
     if not isinstance(found, dict):
-        raise UploadError(400, "bad_json", "the body is no JSON object")
+        raise HttpError(400, "bad_json", "the body is no JSON object")
     return found
 
 
 def required_text(fields: dict[str, str], name: str) -> str:
     """A field that has to be there. Raises Refusal (400)."""
     if not fields.get(name):
-        raise UploadError(400, "missing_field", f"the field {name} is missing")
+        raise HttpError(400, "missing_field", f"the field {name} is missing")
     return fields[name]
 
 
@@ -225,7 +225,7 @@ def optional_number(fields: dict[str, str], name: str) -> int | None:
     if not text:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise UploadError(
+        raise HttpError(
             400,
             "bad_field",
             f"{name} is {text[:40]!r}: it is to be a whole number, 0 or more",
@@ -241,7 +241,7 @@ def parse_switch(fields: Mapping[str, str], name: str) -> bool:
     """
     text = fields.get(name, "").strip().lower()
     if text not in _SWITCHES:
-        raise UploadError(
+        raise HttpError(
             400, "bad_field", f"{name} is {text[:40]!r}: it is to be true or false"
         )
     return _SWITCHES[text]
@@ -252,7 +252,7 @@ def required_number(fields: dict[str, str], name: str) -> int:
     required_text(fields, name)
     number = optional_number(fields, name)
     if number is None:
-        raise UploadError(400, "missing_field", f"the field {name} is missing")
+        raise HttpError(400, "missing_field", f"the field {name} is missing")
     return number
 
 
@@ -267,5 +267,5 @@ def _decoded(data: bytes, name: str) -> str:
         raise _bad(f"{name[:100]} is not UTF-8") from error
 
 
-def _bad(text: str) -> UploadError:
-    return UploadError(400, "bad_form", f"the form cannot be read: {text}")
+def _bad(text: str) -> HttpError:
+    return HttpError(400, "bad_form", f"the form cannot be read: {text}")

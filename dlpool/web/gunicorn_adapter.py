@@ -46,7 +46,7 @@ _CROWDED = (503, "Service Unavailable", "busy")
 _TOO_LONG = (431, "Request Header Fields Too Large", "bad_request")
 _LATE = (408, "Request Timeout", "too_slow")
 _STATUSES = {
-    "TooSlow": _LATE,
+    "BodyTooSlow": _LATE,
     "LimitRequestLine": (414, "URI Too Long", "bad_request"),
     "LimitRequestHeaders": _TOO_LONG,
     "ExpectationFailed": (417, "Expectation Failed", "bad_request"),

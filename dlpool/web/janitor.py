@@ -26,7 +26,9 @@ class Janitor:
         self._parts = parts
         self._interval_s = parts.settings.upload.cleanup_interval
         self._turn_s = min(TURN_S, self._interval_s)
-        self._disks = DiskMonitor(parts.settings.upload, parts.folder, parts.log)
+        self._disks = DiskMonitor(
+            parts.settings.upload, parts.backend.volumes, parts.folder, parts.log
+        )
         self._swept_at = float(
             "-inf"
         )  # by the wall clock, where the file with the time cannot be written
@@ -55,7 +57,7 @@ class Janitor:
         it."""
         self._parts.counters.flush()
         self._parts.log_summaries()
-        self._parts.log_file.follow_rename()
+        self._parts.log_file.reopen()
         with self._alone() as is_alone:
             if is_alone:
                 self._parts.log_file.maintain()
@@ -101,9 +103,9 @@ class Janitor:
         with suppress(OSError):
             stamp.touch()
         try:
-            swept = self._parts.store.sweep()
-        except UploadError as refusal:
-            self._parts.log.warning("cleanup_failed", error=refusal)
+            swept = self._parts.backend.sweep()
+        except UploadError as error:
+            self._parts.log.warning("cleanup_failed", error=error)
             return
         for failure in swept.failures:
             self._parts.log.warning("cleanup_failed", reason=failure)

@@ -14,9 +14,9 @@ import falcon
 from dlpool import jsontext
 from dlpool.config.scopes import COMMON
 from dlpool.errors import DlpoolError
-from dlpool.storage.errors import UploadError
 from dlpool.web import auditing
 from dlpool.web.circuit_breaker import CircuitBreaker
+from dlpool.web.errors import HttpError
 from dlpool.web.middleware import request_trace_id
 from dlpool.web.openapi import document
 from dlpool.web.operations import BASE, MAX_BODY, OPERATIONS, Operation
@@ -139,7 +139,7 @@ def _body(req: falcon.Request, parts: WebServices, operation: Operation) -> byte
     if operation.body is None:
         return b""
     if (req.content_type or "").partition(";")[0].strip().lower() != "application/json":
-        raise UploadError(
+        raise HttpError(
             415,
             "unsupported_type",
             "the body must be application/json ({} where nothing is to be said)",

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from dlpool import __version__, jsontext
 from dlpool.errors import DlpoolError
-from dlpool.storage.errors import UploadError
+from dlpool.web.errors import HttpError
 from dlpool.web.public_keys import TokenKey, load_jwk
 
 AGAIN_S = 10.0  # between two fetches, whatever ids tokens have
@@ -125,7 +125,7 @@ class JwksSource:
         if is_known and not is_open:
             return ()
         text = "the keys of tokens cannot be fetched from their provider, try again"
-        raise UploadError(
+        raise HttpError(
             503, "keys_unavailable", text, headers={"Retry-After": str(round(RETRY_S))}
         )
 

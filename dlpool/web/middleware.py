@@ -13,9 +13,9 @@ import falcon
 from dlpool.config.scopes import ADMIN
 from dlpool.config.web import parse_networks, split_words
 from dlpool.observe.log import Logger
-from dlpool.observe.tracecontext import HEADER, trace_id_of
-from dlpool.storage.errors import UploadError
+from dlpool.observe.tracing import TRACEPARENT, parse_traceparent
 from dlpool.web import auditing
+from dlpool.web.errors import HttpError
 from dlpool.web.event_publisher import current_trace
 from dlpool.web.principal import UNAUTHENTICATED, Principal
 from dlpool.web.same_origin import is_cross_site, is_rebinding
@@ -60,7 +60,7 @@ class AccessMiddleware:
         req.context.client = req.context.address = self._address(req)
         self._know(req, UNAUTHENTICATED)
         req.context.is_admitted = False
-        req.context.trace_id = trace_id_of(req.get_header(HEADER))
+        req.context.trace_id = parse_traceparent(req.get_header(TRACEPARENT))
         current_trace.set(
             req.context.trace_id
         )  # for this thread, until its next request
@@ -82,7 +82,7 @@ class AccessMiddleware:
             req.get_header("Origin"),
             req.get_header("Sec-Fetch-Site"),
         ):
-            raise UploadError(
+            raise HttpError(
                 403, "foreign_origin", "a page of another site asked for a change"
             )
         access = getattr(resource, "access", "token")
@@ -107,7 +107,7 @@ class AccessMiddleware:
                 "to hosts "
                 "in [web], or set a key"
             )
-            raise UploadError(403, "foreign_host", text)
+            raise HttpError(403, "foreign_host", text)
         self._parts.client_limits.check_rate(req.context.address)
         if access == "open" or (req.method == "OPTIONS" and resource is not None):
             return
@@ -130,7 +130,7 @@ class AccessMiddleware:
         """No resource has this address; who asks passes the gate all the same. Raises
         Refusal (401, 403, 404, 429)."""
         self.process_resource(req, resp, None, {})
-        raise UploadError(404, "not_found", "there is nothing at this address")
+        raise HttpError(404, "not_found", "there is nothing at this address")
 
     def process_response(
         self,

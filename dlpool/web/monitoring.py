@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
 from datetime import datetime, timezone
@@ -15,15 +14,8 @@ import psutil
 
 from dlpool import __version__, jsontext
 from dlpool.config import SECTIONS, UploadSettings
-from dlpool.disk import CANNOT_STATVFS
 from dlpool.observe.health import HealthCheck, format_checks
-from dlpool.storage.disk.capacity import (
-    HEALTHY,
-    UNHEALTHY,
-    WARNING,
-    capacity_of,
-    health_of,
-)
+from dlpool.storage.values import HEALTHY, UNHEALTHY, WARNING, Volume, health_of
 from dlpool.web import exposition
 from dlpool.web.principal import OPERATE_SCOPES, READ_SCOPES, RESUME_SCOPES
 from dlpool.web.schemas import ADVICE
@@ -37,12 +29,13 @@ class HealthResource:
 
     access = "probe"
 
-    def __init__(self, parts: WebServices) -> None:
-        self._settings = parts.settings.upload
+    def __init__(self, services: WebServices) -> None:
+        self._backend = services.backend
+        self._settings = services.settings.upload
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
         """503 only if it is unhealthy."""
-        checks = health_checks(self._settings)
+        checks = health_checks(self._backend.volumes(), self._settings)
         status = max((check["status"] for check in checks.values()), key=_WORST.index)
         resp.status = 503 if status == UNHEALTHY else 200
         resp.data = jsontext.dumps(
@@ -72,8 +65,9 @@ class ReadyResource:
 
     access = "probe"
 
-    def __init__(self, parts: WebServices) -> None:
-        self._settings = parts.settings.upload
+    def __init__(self, services: WebServices) -> None:
+        self._backend = services.backend
+        self._settings = services.settings.upload
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """503 only if it is unhealthy."""
@@ -84,7 +78,9 @@ class ReadyResource:
                 if _is_bad(check)
                 else "",
             )
-            for name, check in health_checks(self._settings).items()
+            for name, check in health_checks(
+                self._backend.volumes(), self._settings
+            ).items()
         ]
         _say(checks, resp, is_verbose=req.has_param("verbose"))
 
@@ -133,7 +129,9 @@ class SystemResource:
                 },
                 "configuration": shown_configuration(self._parts.settings),
                 "tasks": task_figures(self._parts)["states"],
-                "disk": disks(self._parts.settings.upload),
+                "disk": disks(
+                    self._parts.backend.volumes(), self._parts.settings.upload
+                ),
             }
         )
         resp.content_type = "application/json"
@@ -153,14 +151,15 @@ class MetricsResource:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """The figures of all processes; those of tasks are what the disk says now."""
         tasks = task_figures(self._parts)
+        settings, volumes = self._parts.settings.upload, self._parts.backend.volumes()
         found = exposition.MetricsSnapshot(
             self._parts.counters.totals(),
             tasks["states"],
             tasks["chunks"],
             tasks["size"],
             memory(),
-            disks(self._parts.settings.upload),
-            folder_health(self._parts.settings.upload),
+            disks(volumes, settings),
+            folder_health(volumes, settings),
         )
         if "application/json" in req.accept and "text/plain" not in req.accept:
             resp.data, resp.content_type = (
@@ -173,56 +172,37 @@ class MetricsResource:
     on_head = on_get
 
 
-def health_checks(settings: UploadSettings) -> dict[str, dict[str, Any]]:
-    """What uploads need, by name: ``status``, and what there is to say about it."""
-    folders = {"upload_dir": settings.upload_dir, "merged_dir": settings.merged_dir}
-    checks = {"disk_space": disk_check(settings, folders.values())}
-    return checks | {name: folder_check(folder) for name, folder in folders.items()}
+def health_checks(
+    volumes: Sequence[Volume], settings: UploadSettings
+) -> dict[str, dict[str, Any]]:
+    """Return ``status`` and details of everything that uploads need, by name."""
+    checks = {"disk_space": disk_check(volumes, settings)}
+    return checks | {volume.name: folder_check(volume) for volume in volumes}
 
 
-def disk_check(settings: UploadSettings, folders: Iterable[str]) -> dict[str, Any]:
-    """How full the disks of ``folders`` are, the worst of them."""
-    try:
-        rooms = [room for room in map(capacity_of, folders) if room is not None]
-    except OSError as error:
-        return {
-            "status": UNHEALTHY,
-            "message": f"cannot look at the disk: {error.strerror}",
-        }
-    if not rooms:
-        return {
-            "status": HEALTHY,
-            "message": "the file system does not report its free space",
-        }
-    room = max(rooms, key=lambda one: one.used_share)
+def disk_check(volumes: Sequence[Volume], settings: UploadSettings) -> dict[str, Any]:
+    """Return the health of the fullest disk of the volumes."""
+    for volume in volumes:
+        if volume.capacity_error:
+            return {"status": UNHEALTHY, "message": volume.capacity_error}
+    capacities = [one.capacity for one in volumes if one.capacity is not None]
+    if not capacities:
+        text = "the file system does not report its free space"
+        return {"status": HEALTHY, "message": text}
+    fullest = max(capacities, key=lambda capacity: capacity.used_share)
     return {
-        "status": health_of(room, settings),
-        "used_percent": round(100 * room.used_share, 1),
-        "free": room.free,
-        "total": room.total,
+        "status": health_of(fullest, settings),
+        "used_percent": round(100 * fullest.used_share, 1),
+        "free": fullest.free,
+        "total": fullest.total,
     }
 
 
-def folder_check(folder: str) -> dict[str, Any]:
-    """Whether files can be written there. A missing folder is made when it is
-    needed."""
-    try:
-        is_readonly = bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
-    except FileNotFoundError:
-        return {
-            "status": WARNING,
-            "message": "the folder is missing: it is made when it is needed",
-        }
-    except OSError as error:
-        if error.errno not in CANNOT_STATVFS:
-            return {
-                "status": UNHEALTHY,
-                "message": f"cannot look at the folder: {error.strerror}",
-            }
-        is_readonly = False
-    if is_readonly or not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-        return {"status": UNHEALTHY, "message": "the folder cannot be written to"}
-    return {"status": HEALTHY}
+def folder_check(volume: Volume) -> dict[str, Any]:
+    """Return whether files can be created in the folder of a volume."""
+    if volume.message:
+        return {"status": volume.status, "message": volume.message}
+    return {"status": volume.status}
 
 
 def memory() -> dict[str, int]:
@@ -240,47 +220,37 @@ def memory() -> dict[str, int]:
     return found
 
 
-def disks(settings: UploadSettings) -> dict[str, dict[str, Any]]:
-    """Return total and free bytes of the folders' file systems, if they report them."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, folder in (
-        ("merged_dir", settings.merged_dir),
-        ("upload_dir", settings.upload_dir),
-    ):
-        try:
-            room = capacity_of(folder)
-        except OSError:
-            continue
-        if room is None:
-            continue
-        found[name] = {
-            "total": room.total,
-            "free": room.free,
-            "used_percent": round(100 * room.used_share, 1),
+def disks(
+    volumes: Sequence[Volume], settings: UploadSettings
+) -> dict[str, dict[str, Any]]:
+    """Return the space of each volume that reports it, in bytes, by name."""
+    return {
+        volume.name: {
+            "total": volume.capacity.total,
+            "free": volume.capacity.free,
+            "used_percent": round(100 * volume.capacity.used_share, 1),
+            "health": health_of(volume.capacity, settings),
         }
-        found[name]["health"] = health_of(room, settings)
-    return found
+        for volume in sorted(volumes, key=lambda volume: volume.name)
+        if volume.capacity is not None
+    }
 
 
-def folder_health(settings: UploadSettings) -> dict[str, str]:
-    """Return the health of both folders: the worse of their disk's level and of whether
-    they are writable."""
+def folder_health(
+    volumes: Sequence[Volume], settings: UploadSettings
+) -> dict[str, str]:
+    """Return the health of each volume: the worse of its space and of its folder."""
     found = {}
-    for name, folder in (
-        ("merged_dir", settings.merged_dir),
-        ("upload_dir", settings.upload_dir),
-    ):
-        disk, use = (
-            disk_check(settings, [folder])["status"],
-            folder_check(folder)["status"],
-        )
-        found[name] = max(disk, use if use == UNHEALTHY else HEALTHY, key=_WORST.index)
+    for volume in sorted(volumes, key=lambda volume: volume.name):
+        use = volume.status if volume.status == UNHEALTHY else HEALTHY
+        space = disk_check([volume], settings)["status"]
+        found[volume.name] = max(space, use, key=_WORST.index)
     return found
 
 
 def task_figures(parts: WebServices) -> dict[str, Any]:
     """Tasks by state, and their chunks, as the disk says."""
-    counts = parts.store.counts_by_state()
+    counts = parts.backend.counts_by_state()
     return {
         "states": {state: own.tasks for state, own in counts.items()},
         "chunks": sum(own.chunks for own in counts.values()),

@@ -6,10 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 from dlpool.filenames import HIDDEN
-from dlpool.storage.disk.catalog import MAX_PAGE
 from dlpool.storage.names import MAX_ID_BYTES
 from dlpool.storage.states import STATES
 from dlpool.storage.upload_requests import MAX_CHUNKS
+from dlpool.storage.values import MAX_PAGE
 from dlpool.web.openapi_elements import (
     JSON,
     content_object,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dlpool.config.scopes import ADMIN, OPERATE, READ, SCOPES, UPLOAD, allows
-from dlpool.storage.errors import UploadError
+from dlpool.web.errors import HttpError
 
 REALM = 'Bearer realm="dlpool"'
 # What the methods of a resource need: one of these scopes.
@@ -49,7 +49,7 @@ class Principal:
             f"has {has}"
         )
         challenge = f'{REALM}, error="insufficient_scope", scope="{" ".join(needed)}"'
-        raise UploadError(
+        raise HttpError(
             403, "insufficient_scope", text, headers={"WWW-Authenticate": challenge}
         )
 
@@ -61,7 +61,7 @@ UNAUTHENTICATED = Principal(
 WITH_SECRET = Principal("secret", frozenset((ADMIN,)))
 
 
-def unauthorized(text: str, *, is_token: bool = False) -> UploadError:
+def unauthorized(text: str, *, is_token: bool = False) -> HttpError:
     """Return the refusal (401) of a request without a valid key; ``is_token``: a token
     was sent, and is not valid.
 
@@ -72,6 +72,4 @@ def unauthorized(text: str, *, is_token: bool = False) -> UploadError:
         if is_token
         else REALM
     )
-    return UploadError(
-        401, "unauthorized", text, headers={"WWW-Authenticate": challenge}
-    )
+    return HttpError(401, "unauthorized", text, headers={"WWW-Authenticate": challenge})

@@ -17,18 +17,17 @@ from dlpool.jobs.confinement import Confinement
 from dlpool.jobs.connection import connect
 from dlpool.jobs.failure_records import FailureRecord, FailureRecords
 from dlpool.jobs.history import QueueHistory
-from dlpool.jobs.job_admin import JobAdmin
+from dlpool.jobs.job_admin import JobAdmin, NoSuchNode, NotPossible, error_of_reply
 from dlpool.jobs.job_view import JobView, time_text, time_text_ms
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.nodes import NodeAdmin, node_rows
 from dlpool.jobs.pushed_job import PushedJob, parse_valid_job
 from dlpool.jobs.queue_admin import QueueAdmin
 from dlpool.jobs.queue_views import QueueViews
-from dlpool.jobs.replies import NoSuchNode, NotPossible, error_of_reply
 from dlpool.jobs.transitions import Transitions, new_id
-from dlpool.observe.tracecontext import HEADER
-from dlpool.storage.errors import UploadError
+from dlpool.observe.tracing import TRACEPARENT
 from dlpool.transfer.http.urls import display_url
+from dlpool.web.errors import HttpError
 from dlpool.web.schemas import JOB
 from dlpool.web.validation import validate
 
@@ -200,7 +199,7 @@ class QueueService:
         return {
             "all": asdict(settings.limits),
             "hosts": {name: asdict(one) for name, one in settings.hosts.items()},
-            "parked": stats.throttled,
+            "throttled": stats.throttled,
             "waiting_hosts": dict(stats.waiting_hosts),
             "held_hosts": dict(stats.held_hosts),
         }
@@ -235,29 +234,29 @@ class QueueService:
         return found
 
     def _is_time(self) -> bool:
-        return self._transitions.take_turn(self._keys.watched, NEWS_S)
+        return self._transitions.take_turn(self._keys.status_turn, NEWS_S)
 
 
 def _traced(job: dict[str, Any], trace_id: str | None) -> dict[str, Any]:
     """Return the job with the trace id of its request, unless the job has one."""
     own = job.get("dlpool", {})
-    has_header = any(name.lower() == HEADER for name in own.get("headers", {}))
+    has_header = any(name.lower() == TRACEPARENT for name in own.get("headers", {}))
     if trace_id is None or "trace_id" in own or has_header:
         return job
     return {**job, "dlpool": {**own, "trace_id": trace_id}}
 
 
-def refusal_of(error: DlpoolError) -> UploadError:
+def refusal_of(error: DlpoolError) -> HttpError:
     """How an error of the queue is answered."""
     if isinstance(error, NoSuchJob | NoSuchNode):
-        return UploadError(404, error.label, str(error))
+        return HttpError(404, error.label, str(error))
     if isinstance(error, NotPossible):
-        return UploadError(409, error.label, str(error))
+        return HttpError(409, error.label, str(error))
     if error.label == "redis":
-        return UploadError(
+        return HttpError(
             503, error.label, str(error), headers={"Retry-After": str(RETRY_S)}
         )
-    return UploadError(400, error.label, str(error))
+    return HttpError(400, error.label, str(error))
 
 
 def _shown(view: JobView) -> dict[str, Any]:

@@ -131,7 +131,7 @@ OWN = object_schema(
                 {"type": "string", "pattern": "^[0-9.]+[A-Za-z]*$"},
             ],
             "description": 'bytes a second, or a text as "1.5M"',
-            "x-says": 'not bytes a second from 1024 on: a whole number, or a text as "1.5M"',
+            "x-says": 'not at least 1024 bytes per second: a whole number, or a text such as "1.5M"',
         },
         "user_id": {"type": "string", "minLength": 1, "maxLength": 200},
         "trace_id": {"type": "string", "minLength": 1, "maxLength": 200},
@@ -207,7 +207,7 @@ VIEW = object_schema(
     {
         "state": TEXT,
         "priority": TEXT,
-        "is_suspect": BOOLEAN,
+        "is_lease_expired": BOOLEAN,
         "dedupe": BOOLEAN,
         "scan": BOOLEAN,
         "headers": array_of(TEXT),
@@ -228,7 +228,7 @@ FIGURES = dict.fromkeys(
         "reserved",
         *(f"ready_{name}" for name in READY),
         "delayed",
-        "parked",
+        "throttled",
         "paused",
         "running",
         "succeeded",
@@ -281,7 +281,7 @@ HOST_LIMIT = object_schema(
     {"max_per_host": nullable(COUNT), "rate_per_host": nullable({"type": "number"})}
 )
 LIMITS = object_schema(
-    {"all": HOST_LIMIT, "hosts": _values(HOST_LIMIT), "parked": COUNT, **_HOSTS}
+    {"all": HOST_LIMIT, "hosts": _values(HOST_LIMIT), "throttled": COUNT, **_HOSTS}
 )
 FAILURE = object_schema(
     {

@@ -56,13 +56,13 @@ class GunicornLog(GunicornLogger):  # type: ignore[misc]
         """Nothing."""
 
     def _fail(self, text: str, error: BaseException | None = None) -> None:
-        self._logger.error("server_failed", reason=text, error=error)
+        self._logger.error("gunicorn_error", reason=text, error=error)
 
     def _warn(self, text: str) -> None:
-        self._logger.warning("server_warned", reason=text)
+        self._logger.warning("gunicorn_warning", reason=text)
 
     def _say(self, text: str) -> None:
-        self._logger.debug("server_said", reason=text)
+        self._logger.debug("gunicorn_message", reason=text)
 
     def access(self, resp: Any, req: Any, environ: Any, request_time: Any) -> None:
         """Nothing: see ``gate``."""

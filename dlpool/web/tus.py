@@ -1,10 +1,9 @@
-"""tus 1.0 (https://tus.io/protocols/resumable-upload), at ``/files``: uploads that any
-client of that protocol resumes.
+"""Resumable uploads by tus 1.0 (https://tus.io/protocols/resumable-upload), at ``/files``.
 
 Core, and the extensions creation, creation-with-upload, creation-defer-length,
-checksum, expiration, termination and concatenation. What was received of a body that
-was cut off counts, unless it came with a checksum. Who comes back over another
-connection takes the upload over from the one that hangs.
+checksum, expiration, termination and concatenation. The received bytes of a body that
+was cut off are kept, unless it has a checksum. A client that reconnects takes the upload
+over from its old connection.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from typing import Any, ClassVar
 import falcon
 
 from dlpool.config.scopes import UPLOAD
-from dlpool.storage.disk import (
-    FINAL,
+from dlpool.storage.backend import AppendSession
+from dlpool.storage.errors import (
     AlreadyComplete,
-    AppendSession,
-    TusUploadRequest,
     UnlockRequested,
+    UploadError,
     offset_mismatch,
     too_large,
     upload_locked,
 )
-from dlpool.storage.errors import UploadError
+from dlpool.storage.upload_requests import FINAL, AppendRequest, TusUploadRequest
 from dlpool.web.body import BodyTooSlow, RequestBody
+from dlpool.web.errors import HttpError, http_error
 from dlpool.web.middleware import request_owner
 from dlpool.web.principal import UPLOAD_SCOPES
 from dlpool.web.tus_headers import (
@@ -47,34 +46,38 @@ from dlpool.web.wiring import WebServices
 
 VERSION = "1.0.0"
 BODY_TYPE = "application/offset+octet-stream"
-EXTENSIONS = "creation,creation-with-upload,creation-defer-length,checksum,expiration,termination,concatenation"
+EXTENSIONS = (
+    "creation",
+    "creation-with-upload",
+    "creation-defer-length",
+    "checksum",
+    "expiration",
+    "termination",
+)
+CONCATENATION = "concatenation"  # offered if the backend supports it
 OVERRIDE = "X-HTTP-Method-Override"
-_OVERRIDES = (
-    "DELETE",
-    "OPTIONS",
-    "PATCH",
-    "POST",
-)  # an answer to HEAD has no body, and one to POST has
+# Not HEAD: its response has no body, and the one to POST has.
+_OVERRIDES = ("DELETE", "OPTIONS", "PATCH", "POST")
 _MISMATCH = 460
-TURN_S = 5.0  # for a turn to merge
-_PIECE = 32 * 1024  # bytes: no more than this is lost when a client is cut off
+TURN_S = 5.0  # to wait for a merge slot
+_BLOCK_SIZE = 32 * 1024  # bytes; at most these are lost when a connection is cut off
 
 
-def add_routes(app: falcon.App[Any, Any], parts: WebServices) -> None:
-    """``/files`` and ``/files/ID``."""
-    app.add_route(ROOT, TusUploadsResource(parts))
-    app.add_route(f"{ROOT}/{{file_id}}", TusUploadResource(parts))
+def add_routes(app: falcon.App[Any, Any], services: WebServices) -> None:
+    """Add ``/files`` and ``/files/ID``."""
+    app.add_route(ROOT, TusUploadsResource(services))
+    app.add_route(f"{ROOT}/{{file_id}}", TusUploadResource(services))
 
 
 class TusMiddleware:
-    """Falcon's middleware for what holds at every address of tus.
+    """Adds the version to every response of tus, and supports X-HTTP-Method-Override.
 
-    Every answer names the version, whoever gave it. A POST may stand for another
-    method, for clients that can send nothing else.
+    With that header a POST stands for another method, for clients that can send only
+    GET and POST.
     """
 
     def process_request(self, req: falcon.Request, _resp: falcon.Response) -> None:
-        """A request has come. Raises HTTPMethodNotAllowed."""
+        """Apply the override of the method. Raises HTTPMethodNotAllowed."""
         wanted = req.get_header(OVERRIDE)
         if wanted is None or req.method != "POST" or not _is_ours(req):
             return
@@ -89,7 +92,7 @@ class TusMiddleware:
         _resource: object,
         _req_succeeded: bool,
     ) -> None:
-        """It is answered."""
+        """Add ``Tus-Resumable``."""
         if _is_ours(req):
             resp.set_header("Tus-Resumable", VERSION)
 
@@ -98,139 +101,137 @@ class _TusResource:
     methods: ClassVar[str]
     scopes = UPLOAD_SCOPES | {"HEAD": (UPLOAD,)}
 
-    def __init__(self, parts: WebServices) -> None:
-        self._parts = parts
-        self._growing = parts.store.tus
-        self._max_size = parts.settings.upload.max_file_size
+    def __init__(self, services: WebServices) -> None:
+        self._services = services
+        self._backend = services.backend
+        self._uploads = services.backend.tus
+        self._max_size = services.settings.upload.max_file_size
 
     def on_options(
         self, _req: falcon.Request, resp: falcon.Response, **_params: str
     ) -> None:
-        """What this server can do."""
+        """Answer with the capabilities of this server."""
+        has_concatenation = self._backend.concatenator is not None
+        extensions = [*EXTENSIONS, *([CONCATENATION] if has_concatenation else [])]
         resp.status = 200
         resp.set_header("Allow", self.methods)
         resp.set_header("Tus-Version", VERSION)
-        resp.set_header("Tus-Extension", EXTENSIONS)
+        resp.set_header("Tus-Extension", ",".join(extensions))
         resp.set_header("Tus-Max-Size", str(self._max_size))
         resp.set_header("Tus-Checksum-Algorithm", ",".join(ALGORITHMS))
 
     def append(
         self, req: falcon.Request, resp: falcon.Response, file_id: str, offset: int
     ) -> None:
-        """Receive the body of a request at ``offset``, merge the upload if it is whole,
-        and say how far it is."""
+        """Receive the body of a request at ``offset``, publish the upload if it is
+        complete, and answer with the new offset."""
+        limit = max(self._max_size, req.content_length or 0)
         try:
-            with self._parts.open_body(
-                req, max(self._max_size, req.content_length or 0), "the upload"
-            ) as body:
-                appending = self._append(req, body, file_id, offset)
+            with self._services.open_body(req, limit, "the upload") as body:
+                session = self._append(req, body, file_id, offset)
         except AlreadyComplete as completed:
             if completed.offset != offset:
                 raise
             if req.content_length != 0:
                 raise too_large(offset, 0) from completed
         else:
-            offset = appending.position.offset
-            if appending.is_complete:
+            offset = session.offset
+            if session.is_complete:
                 self.finish(req, file_id)
             else:
-                _say_expiry(resp, self._growing.expires_at(appending.record))
+                _set_expiry(resp, session.expires_at)
         resp.set_header("Upload-Offset", str(offset))
 
     def finish(self, req: falcon.Request, file_id: str) -> None:
-        """Make the file of an upload that is whole. Raises Refusal: 423 if that has to
-        wait.
+        """Publish a complete upload.
 
-        After a HEAD that is refused otherwise clients begin anew.
+        Raises UploadError, locked if this has to wait: after another error in the
+        answer to HEAD, clients start the upload again.
         """
-        with self._turn(file_id):
-            self._growing.finish(file_id, request_owner(req))
+        with self._merge_slot(file_id):
+            self._uploads.finish(file_id, request_owner(req))
 
     @contextmanager
-    def _turn(self, file_id: str) -> Iterator[None]:
+    def _merge_slot(self, key: str) -> Iterator[None]:
         try:
-            with self._parts.client_limits.merge_slot(file_id, patience_s=TURN_S):
+            with self._services.client_limits.merge_slot(key, patience_s=TURN_S):
                 yield
-        except UploadError as refusal:
-            raise (
-                upload_locked() if refusal.code in ("busy", "task_merging") else refusal
-            ) from None
+        except (HttpError, UploadError) as error:
+            if error.code in ("busy", "task_merging"):
+                raise upload_locked() from None
+            raise
 
     def _append(
         self, req: falcon.Request, body: RequestBody, file_id: str, offset: int
     ) -> AppendSession:
-        wanted = parse_checksum(req.get_header("Upload-Checksum"))
-        length = (
-            parse_number(req.get_header, "Upload-Length")
-            if req.method == "PATCH"
-            else None
-        )
-        begun = self._growing.append(
+        checksum = parse_checksum(req.get_header("Upload-Checksum"))
+        is_patch = req.method == "PATCH"
+        request = AppendRequest(
             file_id,
             request_owner(req),
             offset,
             size=req.content_length,
-            length=length,
-            is_checked=wanted is not None,
+            length=parse_number(req.get_header, "Upload-Length") if is_patch else None,
+            has_checksum=checksum is not None,
         )
         try:
-            with begun as appending:
-                self._receive(body, appending, wanted)
+            with (
+                self._backend.locker.lock(file_id, request.owner) as lock,
+                self._uploads.append(lock, request) as session,
+            ):
+                body.while_waiting(lock.check)
+                self._receive(body, session, checksum)
         except UnlockRequested as error:
-            raise offset_mismatch(appending.position.offset) from error
+            raise offset_mismatch(session.offset) from error
         except BodyTooSlow as error:  # clients give up after 408
             text = f"the body came too slowly: {error}"
-            raise UploadError(
-                503, "too_slow", text, headers={"Retry-After": "1"}
-            ) from error
-        return appending
+            headers = {"Retry-After": "1"}
+            raise HttpError(503, "too_slow", text, headers=headers) from error
+        return session
 
     def _receive(
         self,
         body: RequestBody,
-        appending: AppendSession,
-        wanted: ExpectedChecksum | None,
+        session: AppendSession,
+        checksum: ExpectedChecksum | None,
     ) -> None:
-        """Take a body. Raises Refusal, Superseded, TooSlow, BrokenBody."""
-        found = hashlib.new(wanted.algorithm, usedforsecurity=False) if wanted else None
-        body.while_waiting(appending.check)
-        for data in body.blocks(_PIECE):
-            appending.write(data)
-            if found is not None:
-                found.update(data)
-        if wanted is not None and found is not None and found.digest() != wanted.digest:
-            raise UploadError(
-                _MISMATCH,
-                "checksum_mismatch",
-                "the body has another checksum: send it again",
-            )
-        self._parts.counters.add("bytes", body.size)
-        appending.commit()
+        """Append the body and commit it.
+
+        Raises HttpError, UploadError, UnlockRequested, BodyTooSlow, BrokenBody.
+        """
+        digest = (
+            hashlib.new(checksum.algorithm, usedforsecurity=False) if checksum else None
+        )
+        try:
+            for block in body.blocks(_BLOCK_SIZE):
+                session.write(block)
+                if digest is not None:
+                    digest.update(block)
+            if checksum and digest and digest.digest() != checksum.digest:
+                text = "the body has another checksum: send it again"
+                raise HttpError(_MISMATCH, "checksum_mismatch", text)
+        except HttpError:  # the bytes are not what the client announced
+            session.discard()
+            raise
+        self._services.counters.add("bytes", body.size)
+        session.commit()
 
 
 class TusUploadsResource(_TusResource):
-    """``/files``: where uploads begin."""
+    """``/files``: creates uploads."""
 
     methods = "OPTIONS, POST"
     actions: ClassVar = {"POST": "upload.begin"}
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Begin an upload, with its first bytes if the request has some."""
+        """Create an upload, with its first bytes if the request has a body."""
         _check_version(req)
-        concat, length, has_body = (
-            parse_concat(req.get_header),
-            parse_length(req.get_header),
-            _has_body(req),
-        )
+        concat, length = parse_concat(req.get_header), parse_length(req.get_header)
+        has_body = _has_body(req)
         if has_body and concat.startswith(FINAL):
-            raise UploadError(
-                403,
-                "final",
-                "a final upload is made of others: no bytes can come with it",
-            )
-        if (
-            has_body
-        ):  # what would be refused with it is refused before there is an upload
+            text = "a final upload is made of its parts: its request has no body"
+            raise HttpError(403, "final", text)
+        if has_body:  # refused before the upload is created
             parse_checksum(req.get_header("Upload-Checksum"))
             if length is not None and (req.content_length or 0) > length:
                 raise too_large(0, length)
@@ -240,29 +241,31 @@ class TusUploadsResource(_TusResource):
         if has_body:
             self.append(req, resp, file_id, 0)
         else:
-            with suppress(
-                UploadError
-            ):  # the upload exists already: this only adds the time of its expiry
-                _say_expiry(
-                    resp, self._growing.state(file_id, request_owner(req)).expires_at
-                )
+            with suppress(UploadError):  # the upload exists, without Upload-Expires
+                state = self._uploads.state(file_id, request_owner(req))
+                _set_expiry(resp, state.expires_at)
 
     def _create(self, req: falcon.Request, concat: str, length: int | None) -> str:
-        note = req.get_header("Upload-Metadata") or ""
-        metadata = parse_metadata(note)
-        wish = TusUploadRequest(
-            request_owner(req),
-            length,
-            metadata.get("filename") or metadata.get("name") or "",
-            metadata.get("relative_path", ""),
-            note,
-            concat,
-            metadata.get("shared", "").strip().lower() in ("true", "1", "yes"),
+        header = req.get_header("Upload-Metadata") or ""
+        metadata = parse_metadata(header)
+        request = TusUploadRequest(
+            owner=request_owner(req),
+            length=length,
+            filename=metadata.get("filename") or metadata.get("name") or "",
+            relative_path=metadata.get("relative_path", ""),
+            metadata=header,
+            concat=concat,
+            is_shared=metadata.get("shared", "").strip().lower()
+            in ("true", "1", "yes"),
         )
         if not concat.startswith(FINAL):
-            return self._growing.create(wish)
-        with self._turn(concat):
-            return self._parts.store.concatenator.concatenate(wish, parse_parts(concat))
+            return self._uploads.create(request)
+        concatenator = self._backend.concatenator
+        if concatenator is None:
+            text = "this server does not concatenate uploads"
+            raise HttpError(501, "not_implemented", text)
+        with self._merge_slot(concat):
+            return concatenator.concatenate(request, parse_parts(concat))
 
 
 class TusUploadResource(_TusResource):
@@ -272,70 +275,69 @@ class TusUploadResource(_TusResource):
     actions: ClassVar = {"PATCH": "upload.write", "DELETE": "upload.delete"}
 
     def on_head(self, req: falcon.Request, resp: falcon.Response, file_id: str) -> None:
-        """How far it is."""
+        """Answer with the offset of the upload."""
         _check_version(req)
         resp.set_header("Cache-Control", "no-store")
-        with self._saying_offset(req, file_id):
-            growth = self._growing.recover(file_id, request_owner(req))
-            if growth.is_ready_to_merge:
+        with self._offset_in_conflicts(req, file_id):
+            state = self._uploads.recover(file_id, request_owner(req))
+            if state.is_ready_to_merge:
                 self.finish(req, file_id)
-                growth = self._growing.state(file_id, request_owner(req))
+                state = self._uploads.state(file_id, request_owner(req))
         resp.status = 200
-        resp.set_header("Upload-Offset", str(growth.offset))
-        if growth.length >= 0:
-            resp.set_header("Upload-Length", str(growth.length))
+        resp.set_header("Upload-Offset", str(state.offset))
+        if state.length >= 0:
+            resp.set_header("Upload-Length", str(state.length))
         else:
             resp.set_header("Upload-Defer-Length", "1")
-        if growth.metadata:
-            resp.set_header("Upload-Metadata", growth.metadata)
-        if growth.concat:
-            resp.set_header("Upload-Concat", growth.concat)
-        _say_expiry(resp, growth.expires_at)
+        if state.metadata:
+            resp.set_header("Upload-Metadata", state.metadata)
+        if state.concat:
+            resp.set_header("Upload-Concat", state.concat)
+        _set_expiry(resp, state.expires_at)
 
     def on_patch(
         self, req: falcon.Request, resp: falcon.Response, file_id: str
     ) -> None:
-        """The next bytes."""
+        """Append the body to the upload."""
         _check_version(req)
         if not _has_body(req):
-            raise UploadError(
-                415, "unsupported_type", f"the Content-Type is to be {BODY_TYPE}"
-            )
+            text = f"the Content-Type must be {BODY_TYPE}"
+            raise HttpError(415, "unsupported_type", text)
         offset = parse_number(req.get_header, "Upload-Offset")
         if offset is None:
-            raise UploadError(
-                400, "missing_field", "the header Upload-Offset is missing"
-            )
-        with self._saying_offset(req, file_id):
+            text = "the header Upload-Offset is missing"
+            raise HttpError(400, "missing_field", text)
+        with self._offset_in_conflicts(req, file_id):
             self.append(req, resp, file_id, offset)
         resp.status = 204
 
     def on_delete(
         self, req: falcon.Request, resp: falcon.Response, file_id: str
     ) -> None:
-        """Forget it; a file that was published stays."""
+        """Remove the upload, not its published file."""
         _check_version(req)
-        self._growing.state(file_id, request_owner(req))
+        self._uploads.state(file_id, request_owner(req))
         try:
-            self._parts.store.delete(file_id, request_owner(req))
-        except UploadError as refusal:
-            raise (
-                upload_locked() if refusal.code == "task_merging" else refusal
-            ) from None
+            self._backend.delete(file_id, request_owner(req))
+        except UploadError as error:
+            if error.code == "task_merging":
+                raise upload_locked() from None
+            raise
         resp.status = 204
 
     @contextmanager
-    def _saying_offset(self, req: falcon.Request, file_id: str) -> Iterator[None]:
-        """An answer that the upload's state forbids something says how far it is,
-        whatever the reason."""
+    def _offset_in_conflicts(self, req: falcon.Request, file_id: str) -> Iterator[None]:
+        """Add ``Upload-Offset`` to every 409 response, so that the client can resume
+        without another HEAD."""
         try:
             yield
-        except UploadError as refusal:
-            if refusal.status == 409:
+        except UploadError as error:
+            refused = http_error(error)
+            if refused.status == 409:
                 with suppress(UploadError):
-                    offset = self._growing.state(file_id, request_owner(req)).offset
-                    refusal.headers.setdefault("Upload-Offset", str(offset))
-            raise
+                    offset = self._uploads.state(file_id, request_owner(req)).offset
+                    refused.headers.setdefault("Upload-Offset", str(offset))
+            raise refused from error
 
 
 def _is_ours(req: falcon.Request) -> bool:
@@ -348,14 +350,14 @@ def _has_body(req: falcon.Request) -> bool:
 
 def _check_version(req: falcon.Request) -> None:
     if req.get_header("Tus-Resumable") != VERSION:
-        raise UploadError(
+        raise HttpError(
             412,
             "bad_version",
-            f"the header Tus-Resumable is to be {VERSION}",
+            f"the header Tus-Resumable must be {VERSION}",
             headers={"Tus-Version": VERSION},
         )
 
 
-def _say_expiry(resp: falcon.Response, expires_at: float | None) -> None:
+def _set_expiry(resp: falcon.Response, expires_at: float | None) -> None:
     if expires_at is not None:
         resp.set_header("Upload-Expires", formatdate(expires_at, usegmt=True))

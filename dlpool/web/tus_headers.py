@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from dlpool.storage.disk import FINAL, PARTIAL, check_parts
-from dlpool.storage.errors import UploadError
+from dlpool.storage.upload_requests import FINAL, PARTIAL, check_parts
+from dlpool.web.errors import HttpError
 
 ROOT = "/files"
 ALGORITHMS = ("sha1", "md5", "sha256")
@@ -35,7 +35,7 @@ def parse_metadata(header: str) -> dict[str, str]:
     nothing. Raises Refusal (400)."""
     found: dict[str, str] = {}
     if len(header) > MAX_METADATA:
-        raise UploadError(
+        raise HttpError(
             400,
             "bad_metadata",
             f"Upload-Metadata is longer than {MAX_METADATA} characters",
@@ -43,7 +43,7 @@ def parse_metadata(header: str) -> dict[str, str]:
     for pair in header.split(",") if header.strip() else ():
         key, _, value = pair.strip().partition(" ")
         if not key or key in found:
-            raise UploadError(
+            raise HttpError(
                 400,
                 "bad_metadata",
                 "Upload-Metadata has a key that is empty or there twice",
@@ -59,13 +59,13 @@ def parse_checksum(header: str | None) -> ExpectedChecksum | None:
     algorithm, _, value = header.strip().partition(" ")
     digest = _decoded(value.strip(), "Upload-Checksum")
     if algorithm not in ALGORITHMS:
-        raise UploadError(
+        raise HttpError(
             400,
             "bad_checksum",
             f"checksums are of {', '.join(ALGORITHMS)}, not {algorithm[:40]!r}",
         )
     if len(digest) != hashlib.new(algorithm, usedforsecurity=False).digest_size:
-        raise UploadError(
+        raise HttpError(
             400, "bad_checksum", f"the checksum has not the length of {algorithm}"
         )
     return ExpectedChecksum(algorithm, digest)
@@ -82,7 +82,7 @@ def parse_length(get: GetHeader) -> int | None:
             "neither "
             "with final"
         )
-        raise UploadError(400, "bad_length", text)
+        raise HttpError(400, "bad_length", text)
     return length
 
 
@@ -91,7 +91,7 @@ def parse_concat(get: GetHeader) -> str:
     Refusal (400)."""
     concat = (get("Upload-Concat") or "").strip()
     if concat not in ("", PARTIAL) and not concat.startswith(f"{FINAL};"):
-        raise UploadError(
+        raise HttpError(
             400,
             "bad_concat",
             f"Upload-Concat is to be {PARTIAL}, or {FINAL}; and the URLs of the parts",
@@ -120,7 +120,7 @@ def _id_of(url: str) -> str:
         or parts.fragment
         or parts.scheme not in ("", "http", "https")
     ):
-        raise UploadError(
+        raise HttpError(
             400,
             "bad_concat",
             f"{url[:100]!r} is no upload here: give URLs, with spaces between",
@@ -134,7 +134,7 @@ def parse_number(get: GetHeader, name: str) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit()):
-        raise UploadError(
+        raise HttpError(
             400,
             "bad_field",
             f"{name} is {text[:40]!r}: it is to be a whole number, 0 or more",
@@ -147,6 +147,6 @@ def _decoded(text: str, what: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise UploadError(
+        raise HttpError(
             400, "bad_base64", f"{what} has a value that is no Base64"
         ) from error

@@ -9,18 +9,19 @@ from typing import cast
 
 import falcon
 
-from dlpool import __version__
 from dlpool.config import Settings
 from dlpool.observe.log import Log
 from dlpool.observe.log_limiter import LogLimiter
+from dlpool.observe.processors import LogOrigin
 from dlpool.scan.guard import open_guard
-from dlpool.storage.disk import DiskBackend, UploadEvent, UploadScanner
-from dlpool.storage.errors import UploadError
+from dlpool.storage.opening import open_backend
+from dlpool.storage.values import UploadEvent
 from dlpool.web import auditing
 from dlpool.web.auth import Authenticator
 from dlpool.web.body import RequestBody
 from dlpool.web.client_limits import ClientLimits
 from dlpool.web.counters import SharedCounters
+from dlpool.web.errors import HttpError
 from dlpool.web.event_publisher import open_event_publisher
 
 LOG_FOLDER = "web"  # below log_dir: the supervisor rotates its own log, we ours
@@ -33,9 +34,7 @@ def open_log(settings: Settings) -> Log:
     return Log(
         Path(settings.paths.log_dir) / LOG_FOLDER,
         settings.logging,
-        service="dlpool-web",
-        version=__version__,
-        node_id=settings.supervisor.node_id or "web",
+        LogOrigin("dlpool-web", settings.supervisor.node_id or "web"),
     )
 
 
@@ -54,12 +53,15 @@ class WebServices:
         self.counters = SharedCounters(self.folder)
         self._unreadable, self._refused = LogLimiter(1), LogLimiter(REFUSALS)
         self.event_publisher = open_event_publisher(settings, self.counters, self.log)
-        screening = UploadScanner(open_guard(settings.scan), self._scanned)
         self.audit = auditing.open_audit(
             settings, self.counters, self.log_file.logger("audit")
         )
-        self.store = DiskBackend(
-            settings.upload, self._announce, self._unsynced, screening
+        self.backend = open_backend(
+            settings.upload,
+            self._announce,
+            on_unsynced=self._unsynced,
+            guard=open_guard(settings.scan),
+            report_scan=self._scanned,
         )
 
     def _announce(self, event: UploadEvent) -> None:
@@ -130,13 +132,13 @@ class WebServices:
         429, 503)."""
         coding = req.get_header("Transfer-Encoding")
         if coding and req.get_header("Content-Length"):
-            raise UploadError(
+            raise HttpError(
                 400,
                 "bad_request",
                 "Content-Length and Transfer-Encoding exclude each other",
             )
         if coding and coding.strip().lower() != "chunked":
-            raise UploadError(
+            raise HttpError(
                 501,
                 "unsupported_coding",
                 f"the Transfer-Encoding is {coding[:40]!r}: only chunked is known",

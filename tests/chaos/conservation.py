@@ -26,8 +26,8 @@ TOLERANCE_BYTES = 2 << 20  # scripts, and buffers that the server keeps for the 
 SHRINK_S = 15.0
 MAX_CRASHES, MAX_TAKEOVERS = 3, 10  # as shipped
 LINES = 60  # of the log, about one job
-STAYS = ("fence", "looked", "looked:clock", "wake", "recoverer")
-CLOCK_OF_HOST = re.compile(r"dlpool:limit:\{.*\}:next:looked:clock")  # expires a day after the last start
+STAYS = ("fence", "last_recovery", "clock", "wake", "recovery_turn")
+CLOCK_OF_HOST = re.compile(r"dlpool:limit:\{.*\}:next:clock")  # expires a day after the last start
 
 
 class Conservation:
@@ -202,7 +202,7 @@ class Conservation:
         sizes = {
             "inbox": self._redis.llen,
             "own": self._redis.scard,
-            "parked": self._redis.zcard,
+            "throttled": self._redis.zcard,
             "ready": self._redis.llen,
         }
         for kind, size in sizes.items():
@@ -229,7 +229,7 @@ class Conservation:
         """Without what is remembered, Redis is as empty as it was."""
         remembered = [KEYS.job(job_id) for job_id in self._hashes]
         remembered += [KEYS.success(job.url) for job in self._pushed] + [KEYS.failed, KEYS.done, KEYS.dead, KEYS.events]
-        remembered += [KEYS.cancelled, KEYS.history, KEYS.sampled]
+        remembered += [KEYS.cancelled, KEYS.history, KEYS.sample_turn]
         remembered += [KEYS.prefix + name for name in ("failures", "failures:bytes", "bytes")]
         remembered += [*self._redis.scan_iter(match=KEYS.prefix.replace("{", "\\{") + "stats:*")]
         for start in range(0, len(remembered), 1000):

@@ -47,8 +47,8 @@ def unclean_states(stage: Stage) -> Iterator[str]:
         folder = node.service.state_dir
         yield from (f"{path} is left" for path in (folder / "spool").iterdir())
         yield from (f"{path} is left" for path in folder.iterdir() if path.name.endswith(".tmp"))
-        if text := (folder / "trail").read_text():
-            yield f"the trail of {node.name} is not empty: {text[:1000]}"
+        if text := (folder / "journal").read_text():
+            yield f"the journal of {node.name} is not empty: {text[:1000]}"
         if (text := (folder / "sids.json").read_text()).strip() != "[]":
             yield f"the sids of {node.name} are not forgotten: {text}"
         said = ORPHANED.sub("", node.service.errors.read_text())

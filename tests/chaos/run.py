@@ -28,7 +28,7 @@ TURN_S = 0.05
 READY_S = 60.0
 CALM_S = 120.0  # without the end of a job
 TIDY_S = 40.0
-SWEEPS_S = (7.0, 20.0)  # two looks of a supervisor at its trail, or more on a busy machine
+SWEEPS_S = (7.0, 20.0)  # two sweeps of a supervisor, or more on a busy machine
 WARM = 20  # jobs that have ended before the first fault
 
 
@@ -164,7 +164,7 @@ def _all_stay(stage: Stage) -> bool:
 
 
 def _settle(stage: Stage) -> None:
-    """Let the supervisors tidy up, and end them. One whose trail still names jobs that others ended may try again."""
+    """Let the supervisors tidy up, and end them. One whose journal still names jobs that others ended may try again."""
     for seconds in SWEEPS_S:
         _wait(lambda: _all_stay(stage), READY_S)
         _wait(lambda: not leftover_files(stage.downloads), TIDY_S)

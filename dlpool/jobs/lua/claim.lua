@@ -1,32 +1,43 @@
--- Hand a supervisor jobs for its free slots; if it asks for that, first those that it holds without knowing.
--- A lost reply loses nothing: a call that says what is known returns what that one had claimed.
--- KEYS  1 intake
--- ARGV  1 prefix, 2 sid, 3 lease ms, 4 order (fifo, lifo), 5 free slots, 6 largest job in bytes,
---       7 number of known jobs, or -1 if only new ones are asked for, 8 most jobs that may be parked,
---       9 most jobs of one host there while jobs of others wait, or 0,
---       10 JSON: how many of each host it has (held), slow hosts (slow), how many of those it has (slow_held) and may
---         have together (slow_most),
---       then "id.fence" of each known job, then an unused random id for each free slot: of the job, if it has none, and
---       of its first claim
--- Returns false if the supervisor is not registered (beat registers it), else
---         {ms until the next delayed job is due or -1,
---         open, paused (queue or node), or full (too many are parked: only they go on),
---         whether a host got more than its part as nobody else was seen to wait: 1, else 0, and 0 where slow hosts are
---         known, how many were passed over for that,
---         {id, fence, raw, size, attempts, crashes, takeovers, created ms, priority, flag, paid, claim, yields}, ...}
+-- Give a supervisor jobs for its free slots, after those that it holds and does not know of (the reply of an earlier claim
+-- was lost).
+--
+-- KEYS[1] -> intake list
+-- ARGV[1] -> key prefix
+-- ARGV[2] -> supervisor id (sid)
+-- ARGV[3] -> lease in ms
+-- ARGV[4] -> order of the intake list: fifo or lifo
+-- ARGV[5] -> free slots
+-- ARGV[6] -> size of the largest valid job in bytes
+-- ARGV[7] -> number of jobs that the caller knows, or -1 to get only new ones
+-- ARGV[8] -> maximum of throttled jobs
+-- ARGV[9] -> slots that one host may use while jobs of other hosts wait, or 0
+-- ARGV[10] -> use of the slots by hosts (JSON): held (slots of each host), slow (slow hosts), slow_held (slots of the slow
+--   hosts together), slow_limit (slots that they may use together)
+-- then "id.fence" of each known job
+-- then for each free slot a random id: the id of a job that has none, and the id of its first claim
+--
+-- Returns false if the supervisor is not registered (heartbeat registers it), else
+--   {due, gate, exceeded, skipped, {id, fence, raw, size, attempts, crashes, takeovers, created ms, priority, flag,
+--   start_reserved, claim_id, yields}, ...}:
+--   due -> ms until the next delayed job may run, or -1
+--   gate -> open, paused (the queue is paused or the node drained), or full (ARGV[8] is reached: only throttled jobs start)
+--   exceeded -> 1 if a host got more than its share because no job of another host was found; 0 if slow hosts are known
+--   skipped -> jobs that were skipped because their hosts have their share
 local sid, lease, order = ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local slots, largest, known_count = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local FIELDS = { 'fence', 'raw', 'size', 'attempts', 'crashes', 'takeovers', 'created', 'priority', 'flag', 'paid', 'claim', 'yields' }
-local DUE_AT_ONCE = 200
-local PASSED_OVER = 200
+local FIELDS = {
+  'fence', 'raw', 'size', 'attempts', 'crashes', 'takeovers', 'created', 'priority', 'flag', 'start_reserved', 'claim_id', 'yields',
+}
+local RAW, START_RESERVED = 3, 11 -- places in a claimed row
+local DUE_MAX, STALE_MAX = 200, 200 -- jobs that become ready, and stale entries that are skipped, in one call
 
 if not redis.call('ZSCORE', prefix .. 'supervisors', sid) then return false end
 
 expect_own_types()
-redis.call('SCARD', prefix .. 'own:' .. sid)
+redis.call('SCARD', prefix .. 'held:' .. sid)
 local claimed = {}
 
-local function hand_over(id)
+local function add_row(id)
   local values = redis.pcall('HMGET', job_key(id), unpack(FIELDS))
   claimed[#claimed + 1] = { id, unpack(values) }
 end
@@ -36,64 +47,64 @@ local function own(id, ...)
   fence = redis.call('INCR', prefix .. 'fence')
   redis.call('HSET', job_key(id), 'state', 'running', 'owner', sid, 'fence', fence, 'started', now, ...)
   redis.call('ZADD', prefix .. 'leases', now + lease, id)
-  redis.call('SADD', prefix .. 'own:' .. sid, id)
-  tell('job_started', id, 'owner', sid)
+  redis.call('SADD', prefix .. 'held:' .. sid, id)
+  add_event('job_started', id, 'owner', sid)
 end
 
--- A job keeps the random id of its first claim: what was published for it is known by that, and not by an id that a
--- client may give to another job later.
-local fresh = 10 + math.max(0, known_count)
-local function unused()
-  fresh = fresh + 1
-  return ARGV[fresh]
+-- Return an unused random id. A job keeps the id of its first claim: it identifies the files published for this job, as a
+-- client may give the job's own id to another job later.
+local next_id = 10 + math.max(0, known_count)
+local function new_id()
+  next_id = next_id + 1
+  return ARGV[next_id]
 end
 
--- While jobs of other hosts wait, a host gets no more than its part of the slots; while jobs of slow hosts alone wait,
--- the others share what slow hosts do not get.
-local part, parts, is_alone, passed, is_slow = tonumber(ARGV[9]), cjson.decode(ARGV[10]), false, 0, {}
-for _, host in ipairs(parts.slow or {}) do is_slow[host] = true end
+-- While jobs of other hosts wait, a host gets no more than its share of the slots. While only jobs of slow hosts wait, the
+-- other hosts share the slots that slow hosts may not use.
+local share, use, is_exceeded, skipped, is_slow = tonumber(ARGV[9]), cjson.decode(ARGV[10]), false, 0, {}
+for _, host in ipairs(use.slow or {}) do is_slow[host] = true end
 
-local function has_its_part(host)
-  if host == '' or part == 0 then return false end
-  return parts.held[host] and parts.held[host] >= part or is_slow[host] and parts.slow_held >= parts.slow_most
+local function has_its_share(host)
+  if host == '' or share == 0 then return false end
+  return use.held[host] and use.held[host] >= share or is_slow[host] and use.slow_held >= use.slow_limit
 end
 
-local is_crowded = part > 0 and next(is_slow) ~= nil
-for host in pairs(parts.held or {}) do is_crowded = is_crowded or has_its_part(host) end
+local must_choose = share > 0 and next(is_slow) ~= nil
+for host in pairs(use.held or {}) do must_choose = must_choose or has_its_share(host) end
 
-local function note_host(raw)
-  if part == 0 then return end
+local function count_slot(raw)
+  if share == 0 then return end
   local host = host_of(raw or '')
-  parts.held[host] = (parts.held[host] or 0) + 1
-  if is_slow[host] then parts.slow_held = parts.slow_held + 1 end
-  is_crowded = is_crowded or has_its_part(host)
+  use.held[host] = (use.held[host] or 0) + 1
+  if is_slow[host] then use.slow_held = use.slow_held + 1 end
+  must_choose = must_choose or has_its_share(host)
 end
 
--- The first in a list for which is_wanted says so, from the end that is taken from. It leaves the list.
+-- Remove and return the first entry of a list that is_wanted accepts.
 local function pick(list, is_left, is_wanted)
   local found
-  look_through(list, is_left, SEEN, function(one, is_from_left)
-    if not is_wanted(one) then
-      passed = passed + 1
+  scan_list(list, is_left, SCAN_MAX, function(entry, is_from_left)
+    if not is_wanted(entry) then
+      skipped = skipped + 1
       return false
     end
-    redis.call('LREM', list, is_from_left and 1 or -1, one)
-    found = one
+    redis.call('LREM', list, is_from_left and 1 or -1, entry)
+    found = entry
     return true
   end)
   return found
 end
 
-local function take(id)
+local function claim_ready(id)
   own(id)
-  redis.call('HSETNX', job_key(id), 'claim', unused())
+  redis.call('HSETNX', job_key(id), 'claim_id', new_id())
   add_to(job_key(id), 'attempts', 1)
-  hand_over(id)
-  note_host(claimed[#claimed][3])
-  if claimed[#claimed][11] then redis.call('HDEL', job_key(id), 'paid') end
+  add_row(id)
+  count_slot(claimed[#claimed][RAW])
+  if claimed[#claimed][START_RESERVED] then redis.call('HDEL', job_key(id), 'start_reserved') end
 end
 
--- The id that the client gave in its job, if nobody has it. The payload is read, never written anew.
+-- Return the id that the client gave the job, if it is valid and unused. The job is decoded, but never encoded again.
 local function given_id(raw)
   if #raw > largest or not string.find(raw, '"dlpool"', 1, true) then return nil end
   local parsed, job = pcall(cjson.decode, raw)
@@ -102,53 +113,56 @@ local function given_id(raw)
   return redis.call('EXISTS', job_key(id)) == 0 and id or nil
 end
 
-local function adopt(raw)
-  local claim = unused()
-  local id = given_id(raw) or claim
+-- Claim a job that was taken from the intake list.
+local function claim_raw(raw)
+  local claim_id = new_id()
+  local id = given_id(raw) or claim_id
   local kept = #raw > largest and string.sub(raw, 1, 4096) or raw
-  own(id, 'raw', kept, 'size', #raw, 'priority', 'normal', 'created', now, 'attempts', 1, 'claim', claim)
-  claimed[#claimed + 1] = { id, fence, kept, #raw, 1, false, false, now, 'normal', false, false, claim, false }
-  note_host(raw)
+  own(id, 'raw', kept, 'size', #raw, 'priority', 'normal', 'created', now, 'attempts', 1, 'claim_id', claim_id)
+  claimed[#claimed + 1] = { id, fence, kept, #raw, 1, false, false, now, 'normal', false, false, claim_id, false }
+  count_slot(raw)
   return true
 end
 
-local function is_of_others(host) return not has_its_part(host) end
-local function is_of_fast(host) return not is_slow[host] end
+local function is_below_share(host) return not has_its_share(host) end
+local function is_fast(host) return not is_slow[host] end
 
+-- Each from_* function claims one job of its source and returns true, or false if there is none. `suits`, if given,
+-- accepts the job's host.
 local function from_intake(suits)
   if suits then
     local found = pick(KEYS[1], order == 'lifo', function(raw) return suits(host_of(raw)) end)
-    return found and adopt(found)
+    return found and claim_raw(found)
   end
   local raw = redis.call(order == 'lifo' and 'LPOP' or 'RPOP', KEYS[1])
-  return raw and adopt(raw)
+  return raw and claim_raw(raw)
 end
 
 local function from_inbox()
   local raw = redis.call('RPOP', prefix .. 'inbox:' .. sid)
-  return raw and adopt(raw)
+  return raw and claim_raw(raw)
 end
 
--- Ids whose job was cancelled, paused or moved meanwhile are passed over, a few at a time.
+-- Stale entries, of jobs that were cancelled, paused or moved since, are skipped.
 local is_cut_short = false
 local function from_ready(priority, suits)
   if suits then
     local found = pick(ready_key(priority), false, function(id)
-      local state, at, raw = unpack(redis.pcall('HMGET', job_key(id), 'state', 'at', 'raw'))
-      return state == 'queued' and (at or priority) == priority and suits(host_of(raw or ''))
+      local state, list, raw = unpack(redis.pcall('HMGET', job_key(id), 'state', 'list', 'raw'))
+      return state == 'queued' and (list or priority) == priority and suits(host_of(raw or ''))
     end)
-    if found then take(found) end
+    if found then claim_ready(found) end
     return found
   end
-  for _ = 1, PASSED_OVER do
+  for _ = 1, STALE_MAX do
     local id = redis.call('RPOP', ready_key(priority))
     if not id then return false end
-    local state, at = unpack(redis.pcall('HMGET', job_key(id), 'state', 'at'))
-    if state == 'queued' and (at or priority) == priority then
-      take(id)
+    local state, list = unpack(redis.pcall('HMGET', job_key(id), 'state', 'list'))
+    if state == 'queued' and (list or priority) == priority then
+      claim_ready(id)
       return true
     end
-    pass_place(priority)
+    skip_stale_entry(priority)
   end
   is_cut_short = true
   return false
@@ -159,18 +173,18 @@ local function from_high(suits) return from_ready('high', suits) end
 local function from_normal(suits) return from_ready('normal', suits) end
 local function from_low(suits) return from_ready('low', suits) end
 
+-- Of twenty jobs one is normal, one is low, and one is from the intake list, whatever else waits: nothing starves.
 local ONLY_LIMITED = { from_inbox, from_limited }
 local USUAL = { from_inbox, from_limited, from_high, from_normal, from_intake, from_low }
 local LOW_FIRST = { from_inbox, from_limited, from_low, from_high, from_normal, from_intake }
 local NORMAL_FIRST = { from_inbox, from_limited, from_normal, from_intake, from_high, from_low }
 local INTAKE_FIRST = { from_inbox, from_limited, from_intake, from_high, from_normal, from_low }
-local IN_TURN = { [4] = NORMAL_FIRST, [9] = LOW_FIRST, [19] = INTAKE_FIRST }
+local BY_FENCE = { [4] = NORMAL_FIRST, [9] = LOW_FIRST, [19] = INTAKE_FIRST }
 
--- One job in twenty is normal, one is low, and one is from the intake, whatever else waits.
 local is_empty, is_full = {}, false
-local choices = { { suits = is_of_others, without = {} }, { suits = is_of_fast, without = {} } }
+local choices = { { suits = is_below_share, without = {} }, { suits = is_fast, without = {} } }
 if next(is_slow) == nil then choices[2] = nil end
-local function take_from(sources, choice)
+local function claim_from(sources, choice)
   local without = choice and choice.without or is_empty
   for _, source in ipairs(sources) do
     if not without[source] and not is_empty[source] then
@@ -181,29 +195,29 @@ local function take_from(sources, choice)
   return false
 end
 
-local function take_next()
-  local sources = is_full and ONLY_LIMITED or IN_TURN[fence % 20] or USUAL
-  if not is_crowded or is_alone then return take_from(sources) end
+local function claim_next()
+  local sources = is_full and ONLY_LIMITED or BY_FENCE[fence % 20] or USUAL
+  if not must_choose or is_exceeded then return claim_from(sources) end
   for _, choice in ipairs(choices) do
-    if take_from(sources, choice) then return true end
+    if claim_from(sources, choice) then return true end
   end
-  is_alone = take_from(sources)
-  return is_alone
+  is_exceeded = claim_from(sources)
+  return is_exceeded
 end
 
 local function make_due_ready()
-  local due = redis.call('ZRANGEBYSCORE', prefix .. 'delayed', '-inf', now, 'LIMIT', 0, DUE_AT_ONCE)
+  local due = redis.call('ZRANGEBYSCORE', prefix .. 'delayed', '-inf', now, 'LIMIT', 0, DUE_MAX)
   for _, id in ipairs(due) do
     redis.call('ZREM', prefix .. 'delayed', id)
     local state, priority, yielded = unpack(redis.pcall('HMGET', job_key(id), 'state', 'priority', 'yielded'))
     if state == 'delayed' then
       if yielded then redis.call('HDEL', job_key(id), 'yielded') end
-      enqueue(id, yielded and 'low' or priority, false) -- what has yielded goes behind all that waits
+      enqueue(id, yielded and 'low' or priority, false) -- a job that has yielded goes behind all waiting jobs
     end
   end
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'parked', '-inf', now, 'LIMIT', 0, DUE_AT_ONCE)) do
-    redis.call('ZREM', prefix .. 'parked', id)
-    let_go_on(id)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'throttled', '-inf', now, 'LIMIT', 0, DUE_MAX)) do
+    redis.call('ZREM', prefix .. 'throttled', id)
+    release_throttled(id)
   end
 end
 
@@ -211,26 +225,31 @@ local function soonest(set) return tonumber(redis.call('ZRANGE', prefix .. set, 
 
 local known = {}
 for index = 11, 10 + known_count do known[ARGV[index]] = true end
-local ours = known_count >= 0 and redis.call('SMEMBERS', prefix .. 'own:' .. sid) or {}
-for _, id in ipairs(ours) do
+local held = known_count >= 0 and redis.call('SMEMBERS', prefix .. 'held:' .. sid) or {}
+for _, id in ipairs(held) do
   local owner, present = unpack(redis.pcall('HMGET', job_key(id), 'owner', 'fence'))
   if owner ~= sid then
-    redis.call('SREM', prefix .. 'own:' .. sid, id)
+    redis.call('SREM', prefix .. 'held:' .. sid, id)
   elseif not known[id .. '.' .. present] then
     redis.call('ZADD', prefix .. 'leases', now + lease, id)
-    redis.call('HDEL', job_key(id), 'suspect')
-    hand_over(id)
-    note_host(claimed[#claimed][3])
+    redis.call('HDEL', job_key(id), 'lease_expired')
+    add_row(id)
+    count_slot(claimed[#claimed][RAW])
     slots = slots - 1
   end
 end
-local node = string.sub(sid, 1, -10) -- a sid is its node's id, a hyphen and eight digits
-if redis.call('EXISTS', prefix .. 'halted') == 1 or redis.call('SISMEMBER', prefix .. 'drained', node) == 1 then
+if accepts_no_jobs(sid) then
   empty_inbox(sid, order)
   return { -1, 'paused', 0, 0, unpack(claimed) }
 end
 if slots > 0 then make_due_ready() end
-is_full = redis.call('ZCARD', prefix .. 'parked') + redis.call('LLEN', ready_key('limited')) >= tonumber(ARGV[8])
-while slots > 0 and take_next() do slots = slots - 1 end
-local due = is_cut_short and now or math.min(soonest('delayed'), soonest('parked'))
-return { due < math.huge and math.max(0, due - now) or -1, is_full and 'full' or 'open', is_alone and next(is_slow) == nil and 1 or 0, passed, unpack(claimed) }
+is_full = redis.call('ZCARD', prefix .. 'throttled') + redis.call('LLEN', ready_key('limited')) >= tonumber(ARGV[8])
+while slots > 0 and claim_next() do slots = slots - 1 end
+local due = is_cut_short and now or math.min(soonest('delayed'), soonest('throttled'))
+return {
+  due < math.huge and math.max(0, due - now) or -1,
+  is_full and 'full' or 'open',
+  is_exceeded and next(is_slow) == nil and 1 or 0,
+  skipped,
+  unpack(claimed),
+}

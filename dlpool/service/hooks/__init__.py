@@ -1,6 +1,9 @@
-"""Operators' commands that run when a job has ended, and files that are archived.
+"""Commands of the operator: hooks that run when a job has ended, and the archiving of
+logs.
 
-Read in this order: hooks (which commands run, in which thread of the supervisor),
-hookprocess (one command, in a process), archiving (compressed copies of what has
-ended).
+Read in this order: runner (which hooks run, in which threads), process (one command in
+a process of its own), archiving (compressed logs).
+
+The main thread of the supervisor schedules both. Each hook runs in one of a few threads
+``hook``, and the archive command in the thread ``archive``.
 """

@@ -1,9 +1,10 @@
-"""The operator's ``archive_command``: it stores each rotated, compressed log elsewhere,
-one at a time, in nobody's way.
+"""The operator's ``archive_command``, which stores each rotated, compressed log
+elsewhere, one at a time.
 
-At least once: what has been stored is noted in ``dlpool.log.archived`` afterwards; who
-is killed between the two, or finds the disk full, stores that log again. Nothing waits
-for it: ``keep_days`` and its like remove logs, stored or not.
+Each log is archived at least once: its name is added to ``dlpool.log.archived``
+afterwards, and after a crash between the two steps, or on a full disk, the log is
+archived again. ``keep_days`` and similar settings remove logs even if they were not
+archived.
 """
 
 from __future__ import annotations
@@ -20,42 +21,42 @@ from dlpool.disk import atomic_write
 from dlpool.errors import ConfigurationError
 from dlpool.observe.log import Logger
 from dlpool.observe.rotation import Rotation
-from dlpool.service.hooks import process
+from dlpool.service.hooks.process import TERMINATE_S, run_command
 from dlpool.service.hooks.runner import command_environment
 
-STOP_S = 2.0  # for a command that runs when the supervisor ends
+STOP_S = 2.0  # for a command that runs when the supervisor stops
 
 
 def check_archive_command(settings: LoggingSettings) -> None:
-    """See that the program is there. Raises ConfigurationError."""
+    """Raise ConfigurationError if the program of ``archive_command`` cannot be
+    found."""
     command = settings.archive_command
     if command is not None and shutil.which(shlex.split(command)[0]) is None:
         raise ConfigurationError(
-            f"[logging] archive_command: there is no program "
-            f"{shlex.split(command)[0]!r} that can be run"
+            f"[logging] archive_command: cannot find executable program "
+            f"{shlex.split(command)[0]!r}"
         )
 
 
 class LogArchiver:
-    """``tend`` and ``stop`` by the main thread, neither raises; ``settings`` may be
-    replaced at any time.
+    """Runs ``archive_command`` in a thread until all logs are archived or one failed.
+    The main thread uses it.
 
-    A thread of its own looks for logs, runs the command, and ends when it has seen them
-    all or one has failed.
+    No method raises. ``settings`` may be replaced at any time.
     """
 
     def __init__(self, settings: LoggingSettings, live: Path, log: Logger) -> None:
         self.settings = settings
         self._rotation = Rotation(live)
-        self._noted = live.with_name(f"{live.name}.archived")
+        self._list = live.with_name(f"{live.name}.archived")
         self._log = log
         self._thread: threading.Thread | None = None
-        self._seen: list[Path] = []
+        self._archived: list[Path] = []
         self._retry_at = float("-inf")
         self._stop_at = float("inf")
 
     def archive_new_logs(self) -> None:
-        """Have new logs archived; called about once a second."""
+        """Start to archive new logs, if there are any; called about once a second."""
         is_idle = self._thread is None or not self._thread.is_alive()
         if (
             self.settings.archive_command is None
@@ -64,47 +65,47 @@ class LogArchiver:
         ):
             return
         try:
-            packed = self._rotation.compressed_logs()
-            if packed and packed != self._seen:
+            logs = self._rotation.compressed_logs()
+            if logs and logs != self._archived:
                 self._thread = threading.Thread(
-                    target=self._serve, args=(packed,), name="archive", daemon=True
+                    target=self._serve, args=(logs,), name="archive", daemon=True
                 )
                 self._thread.start()
         except (OSError, RuntimeError) as error:  # RuntimeError: no more threads
             self._failed(error=error)
 
     def stop(self) -> None:
-        """Give a command that runs ``STOP_S`` more, then end it; the next start
-        archives what is left."""
+        """Wait ``STOP_S`` for a running command, then stop it. The next start archives
+        the rest."""
         self._stop_at = time.monotonic() + STOP_S
         if self._thread is not None:
-            self._thread.join(STOP_S + process.END_S + 1.0)
+            self._thread.join(STOP_S + TERMINATE_S + 1.0)
 
-    def _serve(self, packed: list[Path]) -> None:
+    def _serve(self, logs: list[Path]) -> None:
         try:
-            if self._archive(packed):
-                self._seen = packed
+            if self._archive(logs):
+                self._archived = logs
         except Exception as error:  # noqa: BLE001 - top of a thread
             self._failed(error=error)
 
-    def _archive(self, packed: list[Path]) -> bool:
-        """Whether all of them have been archived by now."""
-        archived = self._read() & {path.name for path in packed}
-        for path in packed:
+    def _archive(self, logs: list[Path]) -> bool:
+        """Archive the logs that are not archived yet, and return whether all are."""
+        archived = self._read_list() & {path.name for path in logs}
+        for path in logs:
             if path.name in archived:
                 continue
             if not self._run(path):
                 return False
             archived.add(path.name)
-            self._note(archived)
+            self._write_list(archived)
         return True
 
     def _run(self, path: Path) -> bool:
-        """Whether the log was archived, or nobody can any more."""
-        settings, began = self.settings, time.monotonic()
+        """Archive one log, and return whether it was archived or has been removed."""
+        settings, started_at = self.settings, time.monotonic()
         if (
             settings.archive_command is None
-            or began >= self._stop_at
+            or started_at >= self._stop_at
             or not path.exists()
         ):
             return not path.exists()
@@ -115,13 +116,13 @@ class LogArchiver:
             str(path.absolute()),
         ]
 
-        def must_end() -> str:
-            if time.monotonic() - began >= settings.archive_timeout:
+        def stop_reason() -> str:
+            if time.monotonic() - started_at >= settings.archive_timeout:
                 return f"it took longer than {settings.archive_timeout:g} s"
-            return "the supervisor ends" if time.monotonic() >= self._stop_at else ""
+            return "the supervisor stops" if time.monotonic() >= self._stop_at else ""
 
-        result = process.run_command(command, b"", command_environment(), must_end)
-        seconds = round(time.monotonic() - began, 3)
+        result = run_command(command, b"", command_environment(), stop_reason)
+        seconds = round(time.monotonic() - started_at, 3)
         if result.failure:
             self._failed(
                 path=path, reason=result.failure, stderr=result.stderr, seconds=seconds
@@ -134,16 +135,16 @@ class LogArchiver:
         self._retry_at = time.monotonic() + self.settings.archive_retry_delay
         self._log.warning("log_not_archived", **fields)
 
-    def _read(self) -> set[str]:
+    def _read_list(self) -> set[str]:
         with suppress(FileNotFoundError):
-            return set(self._noted.read_text(encoding="utf-8").splitlines())
+            return set(self._list.read_text(encoding="utf-8").splitlines())
         return set()
 
-    def _note(self, names: set[str]) -> None:
-        """Raises OSError. After a power cut an older state may be there, which is
-        safe."""
+    def _write_list(self, names: set[str]) -> None:
+        """Write the names of the archived logs. Raises OSError. It need not be durable:
+        an older list is safe."""
         atomic_write(
-            self._noted,
+            self._list,
             "".join(f"{name}\n" for name in sorted(names)).encode(),
             sync=False,
         )

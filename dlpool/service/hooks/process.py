@@ -1,5 +1,4 @@
-"""One run of a hook: a process in a session of its own, which is never waited for
-longer than it may take."""
+"""One run of a command: a process in a session of its own, with a time limit."""
 
 from __future__ import annotations
 
@@ -12,24 +11,24 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
 
-MAX_SAID = 2000  # bytes of its standard error that are kept, from the end
-READ = 64 * 1024  # what a pipe holds
-FIRST_NAP_S, NAP_S = 0.001, 0.05
-END_S = 2.0  # between SIGTERM and SIGKILL
+MAX_STDERR = 2000  # bytes of standard error that are kept, from the end
+READ_SIZE = 64 * 1024  # bytes: the size of a pipe
+FIRST_POLL_S, POLL_S = 0.001, 0.05
+TERMINATE_S = 2.0  # between SIGTERM and SIGKILL
 
 
 @dataclass(frozen=True)
 class CommandResult:
-    """``failure`` says why it failed, empty if it did not; ``said`` is the end of its
-    standard error."""
+    """The result of a command: ``failure`` is the reason, empty on success; ``stderr``
+    the end of standard error."""
 
     failure: str
     stderr: str = ""
 
 
-class _Tail:
-    """The end of what a process writes. Of much, it reads a pipe's worth at a time, so
-    that nobody is kept busy."""
+class _OutputTail:
+    """Keeps the end of the output of a process. Each read takes at most one full pipe,
+    so that it cannot block."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._descriptor = pipe.fileno()
@@ -37,48 +36,49 @@ class _Tail:
         os.set_blocking(self._descriptor, False)
 
     def read(self) -> None:
-        """Take what is there."""
+        """Read the output that is available."""
         with suppress(BlockingIOError):
-            self._end = (self._end + os.read(self._descriptor, READ))[-MAX_SAID:]
+            self._end = (self._end + os.read(self._descriptor, READ_SIZE))[-MAX_STDERR:]
 
     def text(self) -> str:
-        """What is kept."""
+        """Return the kept end of the output."""
         return self._end.decode("utf-8", "replace").strip()
 
 
 def run_command(
     command: Sequence[str],
-    given: bytes,
+    stdin: bytes,
     environment: Mapping[str, str],
-    must_end: Callable[[], str],
+    stop_reason: Callable[[], str],
 ) -> CommandResult:
-    """Run ``command`` in ``/`` with ``given`` on its standard input. Blocks until it
-    has ended.
+    """Run ``command`` in ``/`` with ``stdin`` as its standard input, and wait until it
+    exits.
 
-    ``must_end`` is asked again and again: a reason, or empty while it may go on. Then
-    its process group gets SIGTERM, and SIGKILL after ``END_S``. Its input is a file in
-    memory: it is all there at once, whether it is read or not.
+    ``stop_reason`` is called repeatedly and returns an empty text while the command may
+    continue. Otherwise the process group gets SIGTERM, and SIGKILL after
+    ``TERMINATE_S``. The input is a file in memory, so a command that does not read it
+    cannot block.
     """
     try:
-        process = _start(command, given, environment)
+        process = _start(command, stdin, environment)
     except OSError as error:
         return CommandResult(f"it cannot be started: {error.strerror}")
     assert process.stderr is not None
     with process.stderr:
-        tail = _Tail(process.stderr)
-        reason = _wait(process, tail, must_end)
+        tail = _OutputTail(process.stderr)
+        reason = _wait(process, tail, stop_reason)
         if reason:
-            _end(process, tail)
+            _terminate(process, tail)
         tail.read()
         code = process.wait()
     return CommandResult(reason or _failure(code), tail.text())
 
 
 def _start(
-    command: Sequence[str], given: bytes, environment: Mapping[str, str]
+    command: Sequence[str], stdin: bytes, environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
     with open(os.memfd_create("hook"), "w+b", buffering=0) as file:
-        file.write(given)
+        file.write(stdin)
         file.seek(0)
         return subprocess.Popen(
             command,
@@ -92,31 +92,32 @@ def _start(
 
 
 def _wait(
-    process: subprocess.Popen[bytes], tail: _Tail, must_end: Callable[[], str]
+    process: subprocess.Popen[bytes], tail: _OutputTail, stop_reason: Callable[[], str]
 ) -> str:
-    """Until it has ended by itself (empty), or must end."""
-    nap_s = FIRST_NAP_S
-    while not _has_ended(process):
-        if reason := must_end():
+    """Wait until the process exits, and return an empty text, or the reason why it must
+    be stopped."""
+    poll_s = FIRST_POLL_S
+    while not _has_exited(process):
+        if reason := stop_reason():
             return reason
-        time.sleep(nap_s)
-        nap_s = min(NAP_S, nap_s * 2)
+        time.sleep(poll_s)
+        poll_s = min(POLL_S, poll_s * 2)
         tail.read()
     return ""
 
 
-def _end(process: subprocess.Popen[bytes], tail: _Tail) -> None:
-    """End it and what it has started, as far as that stayed in its process group."""
-    killed_at = time.monotonic() + END_S
+def _terminate(process: subprocess.Popen[bytes], tail: _OutputTail) -> None:
+    """Stop the process and its children, if they have stayed in its process group."""
+    killed_at = time.monotonic() + TERMINATE_S
     _signal(process, signal.SIGTERM)
     _wait(process, tail, lambda: "kill" if time.monotonic() >= killed_at else "")
     _signal(
         process, signal.SIGKILL
-    )  # not reaped yet, so that its group is still its own
+    )  # before it is reaped, while its id cannot be reused
 
 
-def _has_ended(process: subprocess.Popen[bytes]) -> bool:
-    """Whether it has, without reaping it."""
+def _has_exited(process: subprocess.Popen[bytes]) -> bool:
+    """Return whether the process has exited, without reaping it."""
     return (
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         is not None

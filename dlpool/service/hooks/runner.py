@@ -1,9 +1,8 @@
-"""The operator's commands that run when a job has ended: a few at a time, on threads,
-in nobody's way.
+"""The operator's hooks, which run when a job has ended: a few at a time, in threads.
 
-At most once: who dies between the record of a job and its hook takes the hook along. A
-hook that runs when its supervisor is killed goes on by itself: it has all of its input,
-and half of its work would be worth less than all.
+Each hook runs at most once: if the supervisor is killed after a job was recorded and
+before its hook started, the hook does not run. A running hook is not killed with its
+supervisor, because it has all of its input and can complete.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from dlpool.config import HookSettings
 from dlpool.errors import ConfigurationError
 from dlpool.jobs.transitions import FinishRequest
 from dlpool.observe.log import Logger
-from dlpool.service.hooks import process
+from dlpool.service.hooks.process import TERMINATE_S, run_command
 from dlpool.service.inflight import InFlightJob
 
 MAX_WAITING = 1000
-STOP_S = 5.0  # for hooks, when the supervisor ends
-REPORT_S = 10.0  # between two lines about dropped ones
+STOP_S = 5.0  # for running hooks, when the supervisor stops
+REPORT_S = 10.0  # between two log lines about dropped hooks
 ENVIRONMENT = (
     "PATH",
     "HOME",
@@ -36,15 +35,14 @@ ENVIRONMENT = (
     "LC_ALL",
     "LC_CTYPE",
     "TZ",
-)  # what a hook gets of ours
+)  # passed on to commands
 OUTCOMES = {"success": "success", "failed": "failure"}
 
 
 def check_hooks(settings: HookSettings) -> None:
-    """See that the programs of the hooks are there. Raises ConfigurationError."""
+    """Raise ConfigurationError if the program of a hook cannot be found."""
     problems = [
-        f"[hooks] {name}: there is no program {shlex.split(command)[0]!r} that can be "
-        f"run"
+        f"[hooks] {name}: cannot find executable program {shlex.split(command)[0]!r}"
         for name, command in (
             ("on_success", settings.on_success),
             ("on_failure", settings.on_failure),
@@ -56,27 +54,27 @@ def check_hooks(settings: HookSettings) -> None:
 
 
 def command_environment() -> dict[str, str]:
-    """What a command of the operator's gets of our environment."""
+    """Return the variables of this process that commands of the operator get."""
     return {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
 
 
 @dataclass(frozen=True)
 class HookCall:
-    """A hook that is to run. ``given``: its standard input."""
+    """A hook that is to run; ``stdin`` is its standard input."""
 
     command: str
     job_id: str
     trace_id: str
     outcome: str
-    given: bytes
+    stdin: bytes
 
     def words(self) -> list[str]:
-        """The command line, its program by its whole path."""
+        """Return the command line, with the absolute path of its program."""
         program, *arguments = shlex.split(self.command)
         return [str(Path(shutil.which(program) or program).absolute()), *arguments]
 
     def environment(self) -> dict[str, str]:
-        """What the command finds in its environment: nothing that may be secret."""
+        """Return the environment of the command, without secrets."""
         return command_environment() | {
             "DLPOOL_JOB_ID": self.job_id,
             "DLPOOL_OUTCOME": self.outcome,
@@ -84,11 +82,11 @@ class HookCall:
 
 
 class HookRunner:
-    """``ended`` and ``stop`` by the main thread; ``settings`` may be replaced at any
-    time.
+    """Runs hooks in threads, which exit when none waits. The main thread calls
+    ``schedule`` and ``stop``.
 
-    A thread lives as long as there is something to run. The lock guards the line, the
-    number of threads, and that of dropped hooks.
+    ``settings`` may be replaced at any time. The lock guards the waiting hooks and the
+    numbers of threads and of dropped hooks.
     """
 
     def __init__(self, settings: HookSettings, node_id: str, log: Logger) -> None:
@@ -96,22 +94,22 @@ class HookRunner:
         self._node_id = node_id
         self._log = log
         self._lock = threading.Condition()
-        self._line: deque[HookCall] = deque()
+        self._waiting: deque[HookCall] = deque()
         self._threads = 0
-        self._dropped = 0  # since the last line about them
+        self._dropped = 0  # since the last log line about them
         self._reported = float("-inf")
         self._stop_at = float("inf")
 
     def __repr__(self) -> str:
         return (
-            f"<Hooks {self._threads} of {self.settings.max_running} running, "
-            f"{len(self._line)} waiting>"
+            f"<HookRunner {self._threads} of {self.settings.max_running} running, "
+            f"{len(self._waiting)} waiting>"
         )
 
-    def schedule(self, held: InFlightJob, ending: FinishRequest) -> None:
-        """Redis knows how a job ended: run the command for that, if there is one. Never
-        waits, never raises."""
-        outcome = OUTCOMES.get(ending.disposition)
+    def schedule(self, job: InFlightJob, request: FinishRequest) -> None:
+        """Schedule the hook for a recorded result, if there is one. Neither waits nor
+        raises."""
+        outcome = OUTCOMES.get(request.disposition)
         if outcome is None:
             return
         command = (
@@ -121,33 +119,30 @@ class HookRunner:
         )
         if command is None:
             return
-        given = hook_payload(held, ending, outcome, self._node_id)
-        self._add(HookCall(command, held.lease.job_id, held.trace_id, outcome, given))
+        stdin = hook_payload(job, request, outcome, self._node_id)
+        self._add(HookCall(command, job.lease.job_id, job.trace_id, outcome, stdin))
 
     def stop(self) -> None:
-        """Give hooks ``STOP_S`` more, then end those that run and drop the others.
-        Returns when that is done."""
+        """Wait ``STOP_S`` for running hooks, then stop them and drop the others."""
         with self._lock:
             self._stop_at = time.monotonic() + STOP_S
-            self._lock.wait_for(
-                lambda: self._threads == 0, STOP_S + process.END_S + 1.0
-            )
-            self._dropped += len(self._line)
-            self._line.clear()
+            self._lock.wait_for(lambda: self._threads == 0, STOP_S + TERMINATE_S + 1.0)
+            self._dropped += len(self._waiting)
+            self._waiting.clear()
         self._report(now=True)
 
     def _add(self, call: HookCall) -> None:
         with self._lock:
-            has_place = len(self._line) < MAX_WAITING
-            if has_place:
-                self._line.append(call)
+            is_accepted = len(self._waiting) < MAX_WAITING
+            if is_accepted:
+                self._waiting.append(call)
             else:
                 self._dropped += 1
-            is_wanted = self._threads < self.settings.max_running
-            self._threads += is_wanted
-        if is_wanted:
+            needs_thread = self._threads < self.settings.max_running
+            self._threads += needs_thread
+        if needs_thread:
             self._start_thread()
-        if not has_place:
+        if not is_accepted:
             self._report()
 
     def _start_thread(self) -> None:
@@ -155,7 +150,7 @@ class HookRunner:
             threading.Thread(target=self._serve, name="hook", daemon=True).start()
         except (
             RuntimeError
-        ) as error:  # no more threads: the next one may start, and takes what waits
+        ) as error:  # no more threads: a later one runs the waiting hooks
             self._log.warning("hook_not_started", error=error)
             with self._lock:
                 self._threads -= 1
@@ -174,46 +169,45 @@ class HookRunner:
                 )
 
     def _next(self) -> HookCall | None:
-        """What to run now; None ends the thread."""
+        """Return the next hook; None if the thread shall exit."""
         with self._lock:
-            is_wanted = (
+            may_run = (
                 self._threads <= self.settings.max_running
                 and time.monotonic() < self._stop_at
             )
-            if self._line and is_wanted:
-                return self._line.popleft()
+            if self._waiting and may_run:
+                return self._waiting.popleft()
             self._threads -= 1
             self._lock.notify_all()
             return None
 
     def _run(self, call: HookCall) -> None:
         timeout_s = self.settings.timeout
-        began = time.monotonic()
+        started_at = time.monotonic()
 
-        def must_end() -> str:
+        def stop_reason() -> str:
             now = time.monotonic()
-            if now - began >= timeout_s:
+            if now - started_at >= timeout_s:
                 return f"it took longer than {timeout_s:g} s"
-            return "the supervisor ends" if now >= self._stop_at else ""
+            return "the supervisor stops" if now >= self._stop_at else ""
 
-        result = process.run_command(
-            call.words(), call.given, call.environment(), must_end
-        )
+        result = run_command(call.words(), call.stdin, call.environment(), stop_reason)
         about = {
             "job_id": call.job_id,
             "trace_id": call.trace_id,
             "command": shlex.split(call.command)[0],
-            "seconds": round(time.monotonic() - began, 3),
+            "seconds": round(time.monotonic() - started_at, 3),
         }
         if result.failure:
             self._log.warning(
                 "hook_failed", reason=result.failure, stderr=result.stderr, **about
             )
         else:
-            self._log.debug("hook_done", **about)
+            self._log.debug("hook_succeeded", **about)
 
     def _report(self, *, now: bool = False) -> None:
-        """Say how many were dropped, now and then."""
+        """Log the number of dropped hooks, at most every ``REPORT_S`` seconds unless
+        ``now``."""
         with self._lock:
             is_due = self._dropped > 0 and (
                 now or time.monotonic() - self._reported >= REPORT_S
@@ -226,32 +220,33 @@ class HookRunner:
 
 
 def hook_payload(
-    held: InFlightJob, ending: FinishRequest, outcome: str, node_id: str
+    job: InFlightJob, request: FinishRequest, outcome: str, node_id: str
 ) -> bytes:
-    """The job as a hook reads it. The URL is as it was pushed; headers are left out."""
-    job, note = held.job, ending.note
+    """Return the job as JSON for a hook. The URL is as it was pushed; headers are left
+    out."""
+    pushed, note = job.job, request.note
     url = (
-        job.url
-        if job is not None
-        else ending.record.field
-        if ending.record is not None
+        pushed.url
+        if pushed is not None
+        else request.record.field
+        if request.record is not None
         else None
     )
     return (
         jsontext.dumps(
             {
-                "id": held.lease.job_id,
+                "id": job.lease.job_id,
                 "outcome": outcome,
                 "url": url,
-                "save_path": job.save_path if job is not None else None,
-                "path": note.get("path") or held.path,
+                "save_path": pushed.save_path if pushed is not None else None,
+                "path": note.get("path") or job.path,
                 "size": note.get("size"),
                 "seconds": note.get("seconds"),
                 "label": note.get("label"),
                 "message": note.get("message"),
-                "attempt": held.claimed.attempts,
-                "trace_id": held.trace_id,
-                "user_id": job.user_id if job is not None else None,
+                "attempt": job.claimed.attempts,
+                "trace_id": job.trace_id,
+                "user_id": pushed.user_id if pushed is not None else None,
                 "node": node_id,
             }
         )

@@ -1,6 +1,8 @@
-"""Metrics of a node: collected by the supervisor, served by the listener.
+"""Metrics and health of a supervisor.
 
-Read in this order: meter (counters of jobs and transfers), surveying (threads that look
-at the queue and at file systems), monitoring (what the main thread writes down, and the
-listener).
+Read in this order: monitor (what is sampled, and the HTTP server for it), surveys (slow
+measurements in threads), metrics_collector (counters of jobs and workers).
+
+The main thread samples its own state once a second. The threads ``http``,
+``survey-queue`` and ``survey-disk`` serve the metrics and measure what may block.
 """

@@ -1,5 +1,5 @@
-"""Counts what happens to jobs and in workers, as the main thread of a supervisor hears
-of it."""
+"""Counts what happens to jobs and in workers, from what the main thread of a supervisor
+learns."""
 
 from __future__ import annotations
 
@@ -21,79 +21,84 @@ from dlpool.service.wire.counters import (
 )
 from dlpool.service.wire.frames import EndedFrame
 
-SPEED_S = 10.0
-RECENT, RECENT_S = 20, 600.0  # downloads that tell what is usual here
-TELLING = 64 * 1024  # bytes: of a smaller file the speed says nothing
+RATE_WINDOW_S = 10.0
+RECENT, RECENT_S = (
+    20,
+    600.0,
+)  # downloads, and their age, that show the usual speed of this node
+MIN_RECENT_BYTES = 64 * 1024  # the speed of a smaller file says nothing
 
 
 class ByteRate:
-    """Bytes a second over the last ten seconds. Used by one thread."""
+    """The rate of a growing number of bytes over the last ten seconds. Used by one
+    thread."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._seen: deque[tuple[float, int]] = deque()
+        self._samples: deque[tuple[float, int]] = deque()
 
     def update(self, total: int) -> int:
-        """The speed, now that ``total`` bytes have come; 0 when it is asked for the
-        first time."""
+        """Add a sample of the total, and return the rate in bytes a second; 0 for the
+        first sample."""
         now = self._clock()
-        self._seen.append((now, total))
-        while len(self._seen) > 2 and self._seen[1][0] <= now - SPEED_S:
-            self._seen.popleft()
-        since, before = self._seen[0]
+        self._samples.append((now, total))
+        while len(self._samples) > 2 and self._samples[1][0] <= now - RATE_WINDOW_S:
+            self._samples.popleft()
+        since, before = self._samples[0]
         return round((total - before) / (now - since)) if now > since else 0
 
 
 class MetricsCollector:
-    """Used by the main thread only. A job is counted when Redis has answered to its
-    end, and so once."""
+    """Updates the metrics of jobs and workers. Used by the main thread.
+
+    A job is counted once, when Redis has answered to its result.
+    """
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._log_dropped = 0
-        self.received_bytes = (
-            0  # bytes of body, since the start; other threads may read it
-        )
-        self._speed = ByteRate(time.monotonic)
+        self.received_bytes = 0  # since the start; other threads may read it
+        self._rate = ByteRate(time.monotonic)
         self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
 
     def receive_rate(self) -> int:
-        """Bytes a second over the last ten seconds. For the beat thread alone."""
-        return self._speed.update(self.received_bytes)
+        """Return the bytes received a second, over the last ten seconds. Called by the
+        heartbeat thread only."""
+        return self._rate.update(self.received_bytes)
 
-    def count_result(self, ending: FinishRequest, reply: str) -> None:
-        """Redis knows how a job has left this node."""
-        label = str(ending.note.get("label", ""))
+    def count_result(self, request: FinishRequest, reply: str) -> None:
+        """Count the result of a job, with the reply of Redis."""
+        label = str(request.note.get("label", ""))
         if reply in DISOWNED:
-            self.count_lost("disowned")
-        elif ending.disposition in FINAL_OUTCOMES:
-            self._metrics.jobs.labels(ending.disposition, label).inc()
+            self.count_lost("fenced")
+        elif request.disposition in FINAL_OUTCOMES:
+            self._metrics.jobs.labels(request.disposition, label).inc()
         else:
-            self._metrics.requeued.labels(ending.disposition, label).inc()
+            self._metrics.requeued.labels(request.disposition, label).inc()
 
-    def count_lost(self, outcome: str = "lost") -> None:
-        """A job was another node's by now."""
-        self._metrics.requeued.labels(outcome, "").inc()
+    def count_lost(self, disposition: str = "lost") -> None:
+        """Count a job that another node has by now."""
+        self._metrics.requeued.labels(disposition, "").inc()
 
     def observe_run(self, frame: EndedFrame, seconds: float) -> None:
-        """A job has left its worker, which had it for so long."""
+        """Record a run that has left its worker after ``seconds``."""
         self._metrics.job_seconds.labels(frame.attempt_result).observe(seconds)
         received, took_s = (
             frame.statistics.get("received", 0),
             frame.statistics.get("seconds", 0.0),
         )
-        if received >= TELLING and took_s > 0:
+        if received >= MIN_RECENT_BYTES and took_s > 0:
             self._recent.append((time.monotonic(), received / took_s))
         if received >= MIB and took_s > 0:
             self._metrics.job_speed.observe(received / took_s)
 
     def recent_speeds(self) -> list[float]:
-        """The speeds of the last downloads, in bytes a second, of those that ended
-        within ten minutes."""
+        """Return the speeds of the last downloads that ended within ten minutes, in
+        bytes a second."""
         return [speed for at, speed in self._recent if at > time.monotonic() - RECENT_S]
 
     def add_worker_counters(self, new: Mapping[str, float]) -> None:
-        """A worker has counted so much more since its last heartbeat."""
+        """Add what a worker has counted since its last heartbeat."""
         metrics = self._metrics
         metrics.received.inc(new.get(RECEIVED, 0))
         self.received_bytes += int(new.get(RECEIVED, 0))
@@ -106,6 +111,7 @@ class MetricsCollector:
             metrics.add_ranges(ranges_of(new), new[RANGE_SECONDS])
 
     def set_log_dropped(self, total: int) -> None:
-        """So many records of the supervisor itself were lost until now."""
+        """Set the number of log records that the supervisor itself has lost since its
+        start."""
         self._metrics.log_dropped.inc(total - self._log_dropped)
         self._log_dropped = total

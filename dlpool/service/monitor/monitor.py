@@ -1,9 +1,7 @@
-"""What is shown of a supervisor to programs that watch it: metrics and health, over
-HTTP.
+"""The monitor of a supervisor: its metrics and health, served over HTTP.
 
-Once a second the main thread writes down what only it knows (``look``); threads of
-their own survey the queue and the disks, and answer who asks. None of them can end the
-service, nor make it wait.
+Once a second the main thread samples what only it knows. Threads survey the queue and
+the disks, and answer requests. None of them can stop or delay the service.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
-from dlpool import __version__, jsontext, threads
+from dlpool import jsontext, threads
 from dlpool.config import PathSettings, Settings
 from dlpool.jobs.transitions import Transitions
 from dlpool.observe.health import Health, HealthCheck, format_checks
@@ -34,15 +32,16 @@ from dlpool.service.monitor.surveys import DiskSurvey, QueueSurvey, SurveyThread
 from dlpool.service.pool import WorkerPool
 from dlpool.service.queue.redis_state import RedisState
 from dlpool.service.worker_handle import WorkerHandle
+from dlpool.version import __version__
 
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """What the main thread alone knows. ``fault_s``: seconds until a disk with a fault
-    is tried again, None without.
+    """What only the main thread knows.
 
-    ``low``: folders on file systems that have less left than ``min_free``. ``slots``:
-    how many jobs it would take. ``limited_hosts``: how many hosts get fewer.
+    ``fault_s``: seconds until a faulty disk is tried again, None without a fault.
+    ``low``: folders on file systems with less free space than ``min_free``. ``slots``:
+    jobs that the node can run at once. ``limited_hosts``: hosts that get fewer.
     """
 
     is_draining: bool
@@ -52,41 +51,48 @@ class NodeStatus:
     limited_hosts: int
 
 
-class Monitor:
-    """``look`` and ``apply`` by the main thread; ``start`` starts the threads."""
+@dataclass(frozen=True)
+class MonitoredNode:
+    """The parts of a supervisor that its monitor reads. ``order`` returns the setting
+    ``order``."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        node_id: str,
-        state_dir: Path,
-        log: Log,
-        metrics: Metrics,
-        ledger: InFlightTable,
-        pool: WorkerPool,
-        link: RedisState,
-        transitions: Transitions,
-        order: Callable[[], str],
-    ) -> None:
+    node_id: str
+    state_dir: Path
+    log: Log
+    metrics: Metrics
+    in_flight: InFlightTable
+    pool: WorkerPool
+    redis: RedisState
+    transitions: Transitions
+    order: Callable[[], str]
+
+
+class Monitor:
+    """Samples and serves the state of a node. The main thread calls its methods;
+    ``start`` starts its threads."""
+
+    def __init__(self, settings: Settings, node: MonitoredNode) -> None:
         self._settings = settings
-        self._log = log
-        self._metrics = metrics
-        self.collector = MetricsCollector(metrics)
-        self._ledger, self._pool, self._link = ledger, pool, link
+        self._node = node
+        self.collector = MetricsCollector(node.metrics)
         self.health = Health()
-        logger = log.logger("metrics")
-        self._listener = MonitoringServer(
-            settings.metrics.listen, http_routes(metrics, self.health, node_id), logger
+        logger = node.log.logger("metrics")
+        self._server = MonitoringServer(
+            settings.metrics.listen,
+            http_routes(node.metrics, self.health, node.node_id),
+            logger,
         )
         surveys = (
-            QueueSurvey(transitions, metrics, link, order, time.monotonic).sample,
-            DiskSurvey(self._folders, state_dir / "spool", metrics).sample,
+            QueueSurvey(
+                node.transitions, node.metrics, node.redis, node.order, time.monotonic
+            ).sample,
+            DiskSurvey(self._folders, node.state_dir / "spool", node.metrics).sample,
         )
-        surveyors = [
-            SurveyThread(look, self._is_heard, link.stopping, logger)
-            for look in surveys
+        survey_threads = [
+            SurveyThread(survey, self._is_on, node.redis.stopping, logger)
+            for survey in surveys
         ]
-        served = (self._listener.serve, *(one.serve for one in surveyors))
+        served = (self._server.serve, *(one.serve for one in survey_threads))
         self._threads = [
             threads.DaemonThread(serve, name)
             for name, serve in zip(
@@ -95,36 +101,36 @@ class Monitor:
         ]
 
     def __repr__(self) -> str:
-        return f"<Monitor {self._listener!r}, {self.health!r}>"
+        return f"<Monitor {self._server!r}, {self.health!r}>"
 
     def start(self) -> None:
-        """Answer who asks."""
+        """Start the threads."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Answer nobody any more, soon; nobody waits for that."""
-        self._listener.stop()
+        """Stop serving, without waiting for the threads."""
+        self._server.stop()
 
     def apply(self, settings: Settings) -> None:
         """Use reloaded settings."""
         self._settings = settings
-        self._listener.address = settings.metrics.listen
+        self._server.address = settings.metrics.listen
 
-    def sample(self, seen: NodeStatus) -> None:
-        """Write down how things are."""
-        checks = self._checks(seen)
+    def sample(self, status: NodeStatus) -> None:
+        """Update the metrics and health from the state of the node."""
+        node, metrics = self._node, self._node.metrics
+        checks = self._checks(status)
         self.health.update(checks)
-        metrics = self._metrics
         metrics.ready.set(not any(check.problem for check in checks))
         metrics.redis_up.set(
-            self._link.error is None and self._link.registered.is_set()
+            node.redis.error is None and node.redis.registered.is_set()
         )
-        metrics.node_fault.set(seen.fault_s is not None)
-        metrics.slots.set(seen.slots)
-        metrics.limited_hosts.set(seen.limited_hosts)
-        metrics.low_on_space.set(bool(seen.low))
-        workers = list(self._pool.workers.values())
+        metrics.node_fault.set(status.fault_s is not None)
+        metrics.slots.set(status.slots)
+        metrics.limited_hosts.set(status.limited_hosts)
+        metrics.low_on_space.set(bool(status.low))
+        workers = list(node.pool.workers.values())
         sizes = [one.resident_bytes for one in workers]
         metrics.worker_memory.set(sum(sizes))
         metrics.worker_memory_max.set(max(sizes, default=0))
@@ -132,82 +138,80 @@ class Monitor:
             metrics.workers,
             dict.fromkeys(WORKER_STATES, 0) | Counter(map(worker_state, workers)),
         )
-        held = self._ledger.all()
+        jobs = node.in_flight.all()
         set_each(
             metrics.in_flight,
-            dict.fromkeys(IN_FLIGHT_STATES, 0) | Counter(map(in_flight_state, held)),
+            dict.fromkeys(IN_FLIGHT_STATES, 0) | Counter(map(in_flight_state, jobs)),
         )
+        running = [one for one in jobs if in_flight_state(one) == "running"]
         metrics.connections.set(
-            sum(
-                one.progress.get("connections", 0)
-                for one in held
-                if in_flight_state(one) == "running"
-            )
+            sum(one.progress.get("connections", 0) for one in running)
         )
-        self.collector.set_log_dropped(self._log.dropped)
+        self.collector.set_log_dropped(node.log.dropped)
 
-    def _checks(self, seen: NodeStatus) -> list[HealthCheck]:
-        missing = (
-            ""
-            if self._link.registered.is_set()
-            else "this node is not registered there"
+    def _checks(self, status: NodeStatus) -> list[HealthCheck]:
+        redis, fault_s = self._node.redis, status.fault_s
+        unregistered = (
+            "" if redis.registered.is_set() else "this node is not registered there"
         )
-        is_well = seen.fault_s is None
         fault = (
             ""
-            if is_well
+            if fault_s is None
             else f"full or broken: no jobs until a write succeeds, tried in "
-            f"{seen.fault_s:.0f} s"
+            f"{fault_s:.0f} s"
         )
         return [
-            HealthCheck("redis", self._link.error or missing),
+            HealthCheck("redis", redis.error or unregistered),
             HealthCheck(
-                "workers", "" if self._pool.capacity() else "no worker process is up"
+                "workers",
+                "" if self._node.pool.capacity() else "no worker process is ready",
             ),
             HealthCheck("disk", fault),
             HealthCheck(
                 "space",
-                f"less than min_free is left for {', '.join(seen.low)}"
-                if seen.low
+                f"less than min_free is left for {', '.join(status.low)}"
+                if status.low
                 else "",
             ),
-            HealthCheck("accepting", "the service ends" if seen.is_draining else ""),
+            HealthCheck(
+                "accepting", "the service is stopping" if status.is_draining else ""
+            ),
         ]
 
-    def _is_heard(self) -> bool:
-        return self._listener.address != ""
+    def _is_on(self) -> bool:
+        return self._server.address != ""
 
     def _folders(self) -> list[str]:
         return written_folders(self._settings.paths)
 
 
-WORKER_STATES = ("starting", "idle", "busy", "retiring", "ending")
+WORKER_STATES = ("starting", "idle", "busy", "retiring", "exiting")
 IN_FLIGHT_STATES = ("waiting", "running", "recording")
 
 
 def worker_state(handle: WorkerHandle) -> str:
-    """One of ``WORKER_STATES``."""
+    """Return one of ``WORKER_STATES``."""
     if handle.kill_reason or handle.has_exited:
-        return "ending"
+        return "exiting"
     if not handle.is_ready:
         return "starting"
     return "retiring" if handle.is_retiring else "busy" if handle.jobs else "idle"
 
 
-def in_flight_state(held: InFlightJob) -> str:
-    """One of ``HELD_STATES``: for a worker or its host, in a worker, or until Redis
-    knows how it ended."""
+def in_flight_state(job: InFlightJob) -> str:
+    """Return one of ``IN_FLIGHT_STATES``: waiting for a worker or host, running, or
+    until Redis has the result."""
     return (
         "recording"
-        if held.is_ending
+        if job.is_recording
         else "running"
-        if held.worker_pid is not None
+        if job.worker_pid is not None
         else "waiting"
     )
 
 
 def written_folders(paths: PathSettings) -> list[str]:
-    """Where dlpool writes."""
+    """Return the folders in which dlpool writes."""
     roots = paths.allowed_roots.split(":") if paths.allowed_roots else []
     return sorted(
         {paths.download_dir, paths.state_dir, paths.log_dir, *filter(None, roots)}
@@ -215,7 +219,7 @@ def written_folders(paths: PathSettings) -> list[str]:
 
 
 def http_routes(metrics: Metrics, health: Health, node_id: str) -> dict[str, Route]:
-    """What is answered at each path."""
+    """Return the answer of each path."""
     version = {
         "version": __version__,
         "python": platform.python_version(),

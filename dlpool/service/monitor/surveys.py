@@ -1,8 +1,8 @@
-"""Threads that look now and then at what the main thread must not wait for: the queue
-in Redis, and file systems.
+"""Measurements that may block, each in a thread of its own: the queue in Redis, and the
+file systems.
 
-A survey that hangs (a network file system without its server) holds up nothing but
-itself.
+A survey that hangs, for instance in a network file system without its server, delays
+nothing else.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from dlpool.disk import space_of
 from dlpool.errors import QueueError
+from dlpool.freespace import space_of
 from dlpool.jobs.queue_views import QueueViews
 from dlpool.jobs.transitions import OldestWaiting, Transitions
 from dlpool.observe.log import Logger
@@ -26,82 +26,86 @@ SURVEY_S = 5.0
 
 
 class SurveyThread:
-    """``serve`` is a thread that calls ``look`` every few seconds while ``is_wanted``,
-    whatever it raises."""
+    """Calls ``survey`` every few seconds while ``is_wanted`` returns true. One thread
+    runs ``serve``."""
 
     def __init__(
         self,
-        look: Callable[[], None],
+        survey: Callable[[], None],
         is_wanted: Callable[[], bool],
         stopping: threading.Event,
         log: Logger,
     ) -> None:
-        self._look = look
+        self._survey = survey
         self._is_wanted = is_wanted
         self._stopping = stopping
         self._log = log
 
     def serve(self) -> None:
-        """Until all stop."""
+        """Run until the supervisor stops. An error of a survey is logged."""
         while not self._stopping.is_set():
             try:
                 if self._is_wanted():
-                    self._look()
-            except Exception as error:  # noqa: BLE001 - top of a thread that the service can do without
+                    self._survey()
+            except Exception as error:  # noqa: BLE001 - top of a thread; metrics must not stop the service
                 self._log.warning("survey_failed", error=error)
             self._stopping.wait(SURVEY_S)
 
 
 class IntakeAge:
-    """For how long, at least, the oldest job of the intake list has been there. Jobs of
-    the list carry no time, so it is the time for which the list's old end has been seen
-    to be the same job. Pure."""
+    """The least age of the oldest job in the intake list. Pure.
+
+    Jobs in the list carry no time, so the age is how long the same job has been seen at
+    the old end of the list.
+    """
 
     def __init__(self) -> None:
-        self._mark = ""
-        self._length = 0
+        self._fingerprint = ""
+        self._backlog = 0
         self._since = 0.0
 
-    def sample(self, seen: OldestWaiting, now: float, *, is_fifo: bool) -> float:
-        """Seconds until ``now``; 0 for an empty list. Of equal jobs it is told by the
-        length that one was taken."""
-        was_taken = is_fifo and seen.backlog < self._length
-        if seen.fingerprint != self._mark or was_taken:
+    def sample(self, oldest: OldestWaiting, now: float, *, is_fifo: bool) -> float:
+        """Return the age in seconds at the time ``now``; 0 for an empty list.
+
+        If the next job equals the last one, a shorter list shows that one was taken.
+        """
+        was_taken = is_fifo and oldest.backlog < self._backlog
+        if oldest.fingerprint != self._fingerprint or was_taken:
             self._since = now
-        self._mark, self._length = seen.fingerprint, seen.backlog
-        return now - self._since if seen.fingerprint else 0.0
+        self._fingerprint, self._backlog = oldest.fingerprint, oldest.backlog
+        return now - self._since if oldest.fingerprint else 0.0
 
 
 class QueueSurvey:
-    """``look`` reads the figures of the whole queue; they are forgotten while Redis is
-    away. Used by one thread."""
+    """Measures the complete queue. Used by one thread. The metrics are cleared while
+    Redis is unavailable."""
 
     def __init__(
         self,
         transitions: Transitions,
         metrics: Metrics,
-        link: RedisState,
+        redis: RedisState,
         order: Callable[[], str],
         clock: Callable[[], float],
     ) -> None:
         self._transitions = transitions
         self._views = QueueViews(transitions.client, transitions.keys)
         self._metrics = metrics
-        self._link = link
+        self._redis = redis
         self._order = order
         self._clock = clock
-        self._oldest = IntakeAge()
+        self._intake_age = IntakeAge()
 
     def sample(self) -> None:
-        """Once."""
+        """Update the metrics of the queue."""
         try:
-            if self._link.error is None:
+            if self._redis.error is None:
                 self._read()
                 return
         except QueueError as error:
-            self._link.count_failure(
+            self._redis.count_failure(
                 error
-            )  # what is away is for the others to say, who need it
+            )  # the threads that need Redis report the outage
         self._metrics.clear_queue()
 
     def _read(self) -> None:
@@ -110,11 +114,11 @@ class QueueSurvey:
             self._views.stats(),
             self._metrics,
         )
-        waited_s = self._oldest.sample(
+        intake_s = self._intake_age.sample(
             oldest, self._clock(), is_fifo=self._order() == "fifo"
         )
         set_each(
-            metrics.queue_oldest, {"intake": waited_s, "ready": oldest.ready_age_s}
+            metrics.queue_oldest, {"intake": intake_s, "ready": oldest.ready_age_s}
         )
         ready = {f"ready_{name}": count for name, count in stats.ready.items()}
         set_each(
@@ -124,23 +128,23 @@ class QueueSurvey:
                 "reserved": stats.reserved,
                 **ready,
                 "delayed": stats.delayed,
-                "parked": stats.throttled,
+                "throttled": stats.throttled,
                 "paused": stats.paused,
                 "running": stats.running,
             },
         )
         set_each(
             metrics.queue_hosts,
-            {"waited_for": len(stats.waiting_hosts), "held": len(stats.held_hosts)},
+            {"waiting": len(stats.waiting_hosts), "held": len(stats.held_hosts)},
         )
         metrics.queue_records.set(stats.failure_records)
         metrics.queue_supervisors.set(len(stats.supervisors))
-        metrics.queue_halted.set(stats.is_halted)
+        metrics.queue_paused.set(stats.is_halted)
 
 
 class DiskSurvey:
-    """``look`` sees how much room there is, and how many outcomes are spooled. Used by
-    one thread."""
+    """Measures the free space of folders and the number of spooled results. Used by one
+    thread."""
 
     def __init__(
         self, folders: Callable[[], Iterable[str]], spool: Path, metrics: Metrics
@@ -150,7 +154,7 @@ class DiskSurvey:
         self._metrics = metrics
 
     def sample(self) -> None:
-        """Once. What cannot be asked is NaN."""
+        """Update the metrics of the disks; a value that cannot be measured is NaN."""
         for folder in self._folders():
             size, free = size_and_free(Path(folder))
             self._metrics.disk_size.labels(folder).set(size)
@@ -162,8 +166,11 @@ class DiskSurvey:
 
 
 def size_and_free(folder: Path) -> tuple[float, float]:
-    """Bytes of its file system, and how many of them this user may still write; a
-    missing folder is its parent's."""
+    """Return the size of a file system and what this user may still write, in bytes; of
+    a missing folder its parent's.
+
+    Both are NaN if the file system does not report them.
+    """
     try:
         found = space_of(folder)
     except FileNotFoundError:

@@ -1,9 +1,12 @@
-"""This machine: its identity, lock, disks, embedded Redis, service manager and
+"""This machine: identity, locks, disks, the embedded Redis, the service manager and the
 watchdog.
 
-Read in this order: node (the id and its lock), locks, launch and redisserver (the
-embedded Redis), queueserver (which Redis is used), disks, space and diskfaults (free
-space, reservations, faults), notify and watchdog (systemd), collector (the garbage
-collector; workers use it, too), culprit (the job that holds the interpreter of a hung
-worker).
+Read in this order: node (the id of the node and its state folder), locks (lock files);
+redis_server (which Redis is used), embedded_redis (a private one), launch (processes
+that exit with their parent); disk_guard (free space for new jobs), disk_rules (what
+jobs leave free), disk_faults (errors of a job or of the node); systemd and watchdog
+(signs of life); hung_jobs (the job that blocks a worker).
+
+The main thread of the supervisor runs this, except for the thread ``space`` of the disk
+guard. Workers use launch, disk_rules, disk_faults and hung_jobs.
 """

@@ -1,7 +1,8 @@
-"""Classification of disk errors: whether one concerns the job alone, or all jobs of
-this node.
+"""Classifies disk errors of a job: does the error concern the job alone, or all jobs of
+this node?
 
-A fault is the job's own as long as a second, small write succeeds where all jobs write.
+An error is the job's own as long as a second, small write succeeds in the folder of all
+downloads.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlpool.disk import space_or_none
 from dlpool.errors import (
     DlpoolError,
     LocalFault,
@@ -23,8 +23,9 @@ from dlpool.errors import (
     NotPermitted,
     TooLarge,
 )
+from dlpool.freespace import space_or_none
 from dlpool.service.node.disk_rules import can_write
-from dlpool.service.wire.results import attempt_result_of
+from dlpool.service.wire.results import AttemptResult, attempt_result_of
 from dlpool.transfer.space_rules import SPACE_RESERVE
 from dlpool.transfer.target.file.cleanup import remove_part_files
 
@@ -33,11 +34,11 @@ _USABLE = os.W_OK | os.X_OK
 
 @dataclass(frozen=True)
 class EndedRun:
-    """A run that a fault of the disk has ended, after it has unlocked its files.
+    """A run that a disk error ended, after it released the locks of its files.
 
-    ``size`` and ``done`` in bytes, of the file (None: unknown) and of what was written;
-    ``roots``: the folders of all downloads; ``can_write`` tells whether a small write
-    in a folder succeeds.
+    ``size`` is the size of the file in bytes, None if unknown; ``written`` bytes are on
+    disk. ``roots`` are the folders of all downloads. ``can_write`` returns whether a
+    small write in a folder succeeds.
     """
 
     url: str
@@ -49,8 +50,8 @@ class EndedRun:
 
     @property
     def is_node_writable(self) -> bool:
-        """Whether a small write succeeds in the folder of all downloads that has the
-        target."""
+        """Return whether a small write succeeds in the folder of downloads that
+        contains the target."""
         folder = os.path.realpath(self.target)
         root = next(
             (
@@ -63,7 +64,7 @@ class EndedRun:
         return self.can_write(self.target.parent if root is None else root)
 
     def discard_large_part(self) -> bool:
-        """Remove what it has written, if that is much: it may be what fills the disk.
+        """Remove the part file if it is large, because it may be what fills the disk.
         Return whether it was."""
         if self.written < SPACE_RESERVE:
             return False
@@ -72,20 +73,21 @@ class EndedRun:
         return True
 
 
-def classify_disk_error(error: LocalFault, run: EndedRun) -> str:
-    """Return how a job ends (see EndedFrame) that met ``error``."""
+def classify_disk_error(error: LocalFault, run: EndedRun) -> AttemptResult:
+    """Return the attempt result (see EndedFrame) of a job that failed with
+    ``error``."""
     if isinstance(error, TooLarge | NoThread):
         return attempt_result_of(error)
     if isinstance(error, NoRoom):
         run.discard_large_part()
-        return "no_room"
+        return AttemptResult.NO_ROOM
     if type(error) is NoSpace:
-        return _full(run)
-    return _failed(error, run)
+        return _classify_full_disk(run)
+    return _classify_other(error, run)
 
 
-def _failed(error: LocalFault, run: EndedRun) -> str:
-    """Return how a job ends that met any other fault: it counts as the node's only if a
+def _classify_other(error: LocalFault, run: EndedRun) -> AttemptResult:
+    """Return the attempt result for any other error: it concerns the node only if a
     small write fails, too."""
     is_gone = type(error) is LocalFault and (
         isinstance(error.__cause__, FileNotFoundError)
@@ -94,19 +96,22 @@ def _failed(error: LocalFault, run: EndedRun) -> str:
     if not is_gone and not isinstance(error, NodeFault | NotPermitted):
         return attempt_result_of(error)
     if not run.is_node_writable:
-        return "node_fault"
+        return AttemptResult.NODE_FAULT
     is_forbidden = isinstance(error, NotPermitted) and not os.access(
         run.target.parent, _USABLE
     )
-    return attempt_result_of(error) if is_forbidden else "retry"
+    return attempt_result_of(error) if is_forbidden else AttemptResult.RETRY
 
 
-def _full(run: EndedRun) -> str:
-    """Return how a job ends for which there was no space: first the job is judged, and
-    then the disk without it."""
+def _classify_full_disk(run: EndedRun) -> AttemptResult:
+    """Return the attempt result of a job without disk space: it fails if its file is
+    larger than the disk.
+
+    Otherwise the disk is checked again without the part file of the job.
+    """
     space = space_or_none(run.target.parent)
     if run.size is not None and space is not None and run.size > space.usable:
-        return "failed"
+        return AttemptResult.FAILED
     if run.is_node_writable or (run.discard_large_part() and run.is_node_writable):
-        return "no_room"
-    return "node_fault"
+        return AttemptResult.NO_ROOM
+    return AttemptResult.NODE_FAULT

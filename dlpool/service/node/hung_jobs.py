@@ -1,8 +1,9 @@
-"""Which job of a hung worker holds the interpreter's lock: that whose threads use the
-processor while all others wait.
+"""Finds the job that blocks a hung worker: its threads use the processor while all
+others wait for the interpreter.
 
-Each thread of a job has a name of the job in the kernel (comm, proc(5)), so that the
-supervisor can tell them apart from outside, when the worker itself can answer nothing.
+Each thread of a job carries a name for the job in the kernel (comm, proc(5)), so that
+the supervisor can tell the threads apart from outside, when the worker itself does not
+answer.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ from pathlib import Path
 
 from dlpool import threads
 
-LEAST_TICKS = 10  # of processor time (100 a second) that say anything
+MIN_TICKS = 10  # of processor time (100 a second): fewer are no evidence
 _IDLE = "slot"
 
-ThreadTicks = Mapping[str, int]  # ticks of processor time, by the names of threads
+ThreadTicks = Mapping[str, int]  # processor time by the names of threads
 
 
-def name_thread(ticket: str) -> None:
-    """Name the calling thread after a job, and so the threads that it starts."""
-    threads.set_kernel_name(_name(ticket))
+def name_thread(lease_id: str) -> None:
+    """Name the calling thread, and the threads that it starts, after a job."""
+    threads.set_kernel_name(_name(lease_id))
 
 
 def unname_thread() -> None:
-    """Take the job's name from the calling thread."""
+    """Remove the job's name from the calling thread."""
     threads.set_kernel_name(_IDLE)
 
 
@@ -35,7 +36,9 @@ def thread_ticks(pid: int) -> ThreadTicks:
     cannot be read."""
     found: dict[str, int] = {}
     for path in Path(f"/proc/{pid}/task").glob("*/stat"):
-        with suppress(OSError, ValueError, IndexError):  # a thread has ended meanwhile
+        with suppress(
+            OSError, ValueError, IndexError
+        ):  # the thread has ended meanwhile
             head, _, tail = path.read_text(
                 encoding="utf-8", errors="replace"
             ).rpartition(")")
@@ -46,19 +49,19 @@ def thread_ticks(pid: int) -> ThreadTicks:
 
 
 def find_hung_job(
-    before: ThreadTicks, after: ThreadTicks, tickets: Iterable[str]
+    before: ThreadTicks, after: ThreadTicks, lease_ids: Iterable[str]
 ) -> str | None:
-    """Return the ticket of the job that has used most of the processor time between two
-    looks, None if none has."""
+    """Return the lease id of the job that used more than half of the processor time
+    between two samples, or None."""
     spent = {name: ticks - before.get(name, 0) for name, ticks in after.items()}
     total = sum(spent.values())
-    by_name = {_name(ticket): ticket for ticket in tickets}
+    by_name = {_name(lease_id): lease_id for lease_id in lease_ids}
     for name, ticks in spent.items():
-        if name in by_name and ticks >= LEAST_TICKS and 2 * ticks > total:
+        if name in by_name and ticks >= MIN_TICKS and 2 * ticks > total:
             return by_name[name]
     return None
 
 
-def _name(ticket: str) -> str:
-    """At most 15 bytes, which is what the kernel keeps."""
-    return "job-" + hashlib.blake2b(ticket.encode(), digest_size=5).hexdigest()
+def _name(lease_id: str) -> str:
+    """Return a name of at most 15 bytes, the limit of the kernel."""
+    return "job-" + hashlib.blake2b(lease_id.encode(), digest_size=5).hexdigest()

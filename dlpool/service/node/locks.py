@@ -1,27 +1,27 @@
-"""What the node's lock files share: a folder for nobody else, and ``flock`` with a time
-limit and a pid to name.
+"""Lock files of the node: a private folder for them, ``flock`` with a time limit, and
+the pid of the holder.
 
-A lock belongs to the open file, not to the process: who inherits the descriptor holds
-the lock as well, and the kernel frees it when the last holder has ended, however it
-ended. Lock files are never removed: a waiter may have one open.
+A lock belongs to the open file, not to the process: a process that inherits the
+descriptor holds the lock as well, and the kernel releases it when the last of them
+exits. Lock files are never removed, because another process may wait for one that it
+has open.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from dlpool.disk import CANNOT_LOCK, make_folders, sync_folder
+from dlpool.disk import make_folders, sync_folder
 from dlpool.filelock import flock
 
 POLL_S = 0.02
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make ``folder`` with mode 0700 and its missing parents; one that is there stays
+    """Create ``folder`` with mode 0700, and its missing parents; leave an existing one
     as it is. Raises OSError."""
     parent = folder.absolute().parent
     make_folders(parent, sync=True)
@@ -34,8 +34,11 @@ def make_private_folder(folder: Path) -> None:
 
 
 def open_lock(path: Path) -> int:
-    """A descriptor of the lock file at ``path``, which no child inherits; not locked
-    yet. Raises OSError."""
+    """Open or create a lock file without locking it, and return its descriptor, which
+    no child inherits.
+
+    Raises OSError.
+    """
     return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
 
@@ -43,8 +46,8 @@ def lock_within(descriptor: int, timeout_s: float) -> bool:
     """Lock the open file exclusively, and return whether that succeeded within
     ``timeout_s``. Raises OSError.
 
-    Also true where the file system has no flock(2): what this keeps apart is kept apart
-    by the lock of the folder, too, and workers by the locks of their part files.
+    Also true if the file system has no flock(2): the lock of the state folder and the
+    locks of part files protect the same things.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -58,25 +61,21 @@ def lock_within(descriptor: int, timeout_s: float) -> bool:
 
 
 def share_lock(descriptor: int) -> None:
-    """Take a shared lock of the open file, and wait for an exclusive holder. Raises
+    """Take a shared lock of the open file; wait while it is locked exclusively. Raises
     OSError."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-    except OSError as error:
-        if error.errno not in CANNOT_LOCK:
-            raise
+    flock(descriptor, is_shared=True, waits=True)
 
 
 def write_holder(descriptor: int, pid: int) -> None:
-    """Write into the locked file who holds it; it only serves a message, so a full disk
-    does not matter."""
+    """Write the pid of the holder into the locked file. It is only shown in messages,
+    so errors are ignored."""
     with suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{pid}\n".encode(), 0)
 
 
 def read_holder(descriptor: int) -> str:
-    """``pid N`` of who holds the lock, as far as it is written there. Raises
+    """Return ``pid N`` of the lock holder, as it is written in the file. Raises
     OSError."""
     pid = os.pread(descriptor, 32, 0).strip()
     return f"pid {pid.decode()}" if pid.isdigit() else "pid unknown"

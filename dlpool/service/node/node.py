@@ -1,8 +1,9 @@
-"""The node's own folder: one supervisor at a time, the node's name, and what earlier
-starts left in Redis.
+"""The state folder of a node: the lock of its one supervisor, the node id, and the
+supervisor ids of earlier starts.
 
-Every start works under a new supervisor id (``sid``). It is on disk before Redis hears
-of it, so that the next start knows whose jobs to take back, whatever killed this one.
+Every start has a new supervisor id (``sid``). It is written to disk before it is used
+in Redis, so that the next start knows whose jobs to return to the queue, even after a
+crash.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from dlpool.service.node.locks import (
 )
 
 MAX_NODE_ID = 40
-# of a node that starts and dies without end while Redis is away; the oldest leases end
-# by themselves
+# a node may restart in a loop while Redis is unavailable; the leases of the oldest
+# starts expire anyway
 MAX_SIDS = 1000
 WORKER_LOCK = "workers.lock"
 _NODE_ID = re.compile(rf"[A-Za-z0-9_.-]{{1,{MAX_NODE_ID}}}")
@@ -37,8 +38,8 @@ _SID = re.compile(r"[A-Za-z0-9_.-]{1,64}-[0-9a-f]{8}")
 
 
 def hold_worker_lock(state_dir: Path) -> int:
-    """Called in a worker: the descriptor that says "a worker lives" until the process
-    ends. Raises LocalFault."""
+    """Hold a shared lock while this worker lives, and return its descriptor. Raises
+    LocalFault."""
     with translated(f"lock {state_dir / WORKER_LOCK}"):
         descriptor = open_lock(state_dir / WORKER_LOCK)
         share_lock(descriptor)
@@ -52,12 +53,12 @@ class Node:
     def __init__(
         self, state_dir: Path, lock: int, held: FileLock, node_id: str | None
     ) -> None:
-        """Use ``Node.open``."""
+        """Use ``Node.open`` instead."""
         self.state_dir = state_dir
         self._held = held
         self.warnings: list[
             str
-        ] = []  # what was found damaged and is replaced: sentences for the log
+        ] = []  # sentences for the log about damaged files that were replaced
         self._lock: int | None = lock
         self.node_id = node_id or self._kept_node_id()
         self._earlier = self._recorded_sids()
@@ -71,10 +72,10 @@ class Node:
 
     @classmethod
     def open(cls, state_dir: Path, node_id: str | None = None) -> Node:
-        """Make the folder, lock it and learn the node's name. Raises AlreadyRunning,
-        LocalFault.
+        """Create and lock the state folder, and read the node id. Raises
+        AlreadyRunning, LocalFault.
 
-        The lock ends with this process, however it ends: no child inherits it.
+        The kernel releases the lock when this process exits: no child inherits it.
         """
         with translated(f"use the state folder {state_dir}"):
             make_private_folder(state_dir)
@@ -93,18 +94,19 @@ class Node:
                 raise
 
     def new_sid(self) -> str:
-        """A new supervisor id, on disk before it is returned."""
+        """Write a new supervisor id to disk, and return it."""
         sid = f"{self.node_id}-{secrets.token_hex(4)}"
         self._record(self._earlier, [*self._own, sid])
         return sid
 
     def earlier_sids(self) -> list[str]:
-        """The ids of earlier starts whose jobs are not taken back yet, oldest first."""
+        """Return the ids of earlier starts whose jobs may still be assigned to them,
+        oldest first."""
         return list(self._earlier)
 
     def forget_sids(self, sids: Iterable[str]) -> None:
-        """These hold no jobs any more: those of earlier starts, or our own at a clean
-        end."""
+        """Remove supervisor ids without jobs: those of earlier starts, or this one's at
+        a clean stop."""
         gone = set(sids)
         if gone & {*self._earlier, *self._own}:
             self._record(
@@ -113,10 +115,11 @@ class Node:
             )
 
     def wait_for_old_workers(self, timeout_s: float) -> bool:
-        """Whether no worker lives any more, after at most ``timeout_s``.
+        """Wait up to ``timeout_s`` seconds for the workers of a killed supervisor to
+        exit, and return whether they have.
 
-        Call it before the first worker is started: those of a killed supervisor may
-        still write to part files.
+        Call it before the first worker is started, because the old ones may still write
+        to part files.
         """
         with translated(f"lock {self.state_dir / WORKER_LOCK}"):
             descriptor = open_lock(self.state_dir / WORKER_LOCK)
@@ -126,7 +129,7 @@ class Node:
                 os.close(descriptor)
 
     def close(self) -> None:
-        """Let another supervisor have the folder. Safe to call twice."""
+        """Release the folder for another supervisor. May be called twice."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -141,9 +144,7 @@ class Node:
         made = make_node_id(socket.gethostname())
         _commit(path, f"{made}\n")
         if data is not None:
-            self.warnings.append(
-                f"{path} was damaged: this node is called {made} from now on"
-            )
+            self.warnings.append(f"{path} was damaged: this node is called {made} now")
         return made
 
     def _recorded_sids(self) -> list[str]:
@@ -152,8 +153,8 @@ class Node:
         sids = [] if data is None else parse_sids(data)
         if sids is None:
             self.warnings.append(
-                f"{path} was damaged: jobs of earlier starts come back when their "
-                f"leases end"
+                f"{path} was damaged: jobs of earlier starts return to the queue when "
+                f"their leases expire"
             )
         return sids or []
 
@@ -164,28 +165,29 @@ class Node:
 
 
 def _held(lock: int, state_dir: Path) -> FileLock:
-    """Lock the state folder. Raises AlreadyRunning, LocalFault, OSError."""
+    """Lock the state folder, or raise AlreadyRunning, LocalFault, OSError."""
     try:
         return FileLock(lock, state_dir / "lock")
     except LockHeld as error:
         raise AlreadyRunning(
-            f"another supervisor ({read_holder(lock)}) works with {state_dir}; "
-            "stop it, or give this one a state_dir of its own"
+            f"another supervisor ({read_holder(lock)}) uses {state_dir}; "
+            "stop it, or set another state_dir for this one"
         ) from error
     except LockForeign as error:
         raise LocalFault(f"{error} was not made by dlpool: move it away") from error
 
 
 def make_node_id(hostname: str) -> str:
-    """A name for this node: its host's, and something that tells two nodes on one host
-    apart."""
-    ending = f"-{secrets.token_hex(3)}"
-    host = re.sub(r"[^A-Za-z0-9_.-]", "-", hostname)[: MAX_NODE_ID - len(ending)]
-    return (host or "node") + ending
+    """Return a new node id: the host name, and random digits that distinguish two nodes
+    on one host."""
+    suffix = f"-{secrets.token_hex(3)}"
+    host = re.sub(r"[^A-Za-z0-9_.-]", "-", hostname)[: MAX_NODE_ID - len(suffix)]
+    return (host or "node") + suffix
 
 
 def parse_sids(data: bytes) -> list[str] | None:
-    """The supervisor ids in the content of ``sids.json``; None when it is damaged."""
+    """Return the supervisor ids in the content of ``sids.json``; None if it is
+    damaged."""
     try:
         sids = json.loads(data)
     except (ValueError, RecursionError):
@@ -198,7 +200,7 @@ def parse_sids(data: bytes) -> list[str] | None:
 
 
 def _read(path: Path) -> bytes | None:
-    """The content of the file, None when there is none."""
+    """Return the content of the file, None if it does not exist."""
     with translated(f"read {path}"):
         try:
             return path.read_bytes()
@@ -207,7 +209,6 @@ def _read(path: Path) -> bytes | None:
 
 
 def _commit(path: Path, text: str) -> None:
-    """Replace the file, durably: a reader and a crash see the old content or the
-    new."""
+    """Replace the file atomically and durably."""
     with translated(f"write {path}"):
         atomic_write(path, text.encode("ascii"), sync=True, mode=0o600)

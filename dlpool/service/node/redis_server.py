@@ -1,5 +1,5 @@
-"""The Redis of a supervisor: the server that its settings name, one that ``auto``
-finds, or a private one."""
+"""The Redis server that a supervisor uses: the configured one, one that ``auto`` finds,
+or a private one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 from dlpool.config import RedisSettings
 from dlpool.errors import QueueRefused
-from dlpool.jobs import embedded_socket
 from dlpool.jobs.connection import (
     AUTO,
     EMBEDDED,
@@ -18,6 +17,7 @@ from dlpool.jobs.connection import (
     is_redis,
     shown_server,
 )
+from dlpool.jobs.embedded_socket import embedded_dir
 from dlpool.observe.log import Logger
 from dlpool.service.node.embedded_redis import (
     EmbeddedRedis,
@@ -27,8 +27,10 @@ from dlpool.service.node.embedded_redis import (
 
 
 class RedisServer:
-    """The Redis of a supervisor. Used by the main thread. ``settings``: those to
-    connect with, never ``auto``."""
+    """The Redis server of a supervisor. Used by the main thread.
+
+    ``settings`` are those to connect with; their URL is never ``auto``.
+    """
 
     def __init__(self, settings: RedisSettings, state_dir: Path, log: Logger) -> None:
         """Start a private server if the settings ask for it, or if ``auto`` finds
@@ -51,13 +53,13 @@ class RedisServer:
 
     @property
     def display_url(self) -> str:
-        """The URL for messages, without a password."""
+        """Return the URL for messages, without a password."""
         return shown_server(effective_url(self.settings, self._state_dir))
 
     @property
     def client_url(self) -> str:
-        """The URL for clients on this machine: the TCP address of a private server, if
-        it listens at one."""
+        """Return the URL for clients on this machine: the TCP address of a private
+        server, if it has one."""
         own = self._embedded
         return (
             f"redis://{own.listen}"
@@ -68,11 +70,11 @@ class RedisServer:
     def restart_if_exited(self) -> None:
         """Restart the private server if it has exited."""
         if self._embedded is not None and not self._embedded.is_alive():
-            self._log.error("embedded_redis_ended", error="it is started again")
+            self._log.error("embedded_redis_exited", error="it is restarted")
             self._start()
 
     def stop(self) -> None:
-        """Stop a private server. Safe to call twice."""
+        """Stop a private server. May be called twice."""
         if self._embedded is not None:
             self._embedded.stop()
 
@@ -90,9 +92,7 @@ class RedisServer:
         )
         if is_server_running(
             self._state_dir
-            # by the server of a killed supervisor of this folder, which may listen
-            # there
-        ):
+        ):  # of a killed supervisor; it may listen at that address
             return private
         client = connect(found, self._state_dir)
         try:
@@ -100,17 +100,18 @@ class RedisServer:
                 return private
         except QueueRefused as error:
             raise QueueRefused(
-                f"{error}; url = auto found it: give them, or set url = embedded"
+                f"{error}; url = auto found this server: set a password, or url = "
+                f"embedded"
             ) from error
         finally:
             client.close()
         if has_data(self._state_dir):
             self._log.warning(
                 "embedded_data_unused",
-                reason=f"a Redis answers at {address}, and is used; what was queued in "
-                f"the private one is still in "
-                f"{embedded_socket.embedded_dir(self._state_dir)}: url = embedded in "
-                f"[redis] works on it",
+                reason=f"Redis at {address} is used; jobs queued in the private one "
+                f"are still in "
+                f"{embedded_dir(self._state_dir)}: set url = embedded in [redis] to "
+                f"run them",
             )
         return found
 
@@ -119,8 +120,8 @@ class RedisServer:
         self._embedded = EmbeddedRedis.start(self._state_dir, listen=wanted)
         if wanted and not self._embedded.listen:
             self._log.warning(
-                "embedded_redis_hidden",
-                reason=f"{wanted} is taken by another program: clients on this machine "
-                f"reach the queue by dlpool push, "
-                f"or by {self._embedded.url}; set embedded_listen to a free port",
+                "embedded_listen_in_use",
+                reason=f"another program uses {wanted}: clients on this machine reach "
+                f"the queue with dlpool push, "
+                f"or at {self._embedded.url}; set embedded_listen to a free port",
             )

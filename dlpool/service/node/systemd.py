@@ -1,4 +1,4 @@
-"""The protocol of sd_notify(3): datagrams to the service manager, if there is one."""
+"""The protocol of sd_notify(3): datagrams to the service manager."""
 
 from __future__ import annotations
 
@@ -8,38 +8,44 @@ from contextlib import suppress
 
 
 class SystemdNotifier:
-    """systemd, or whoever set ``NOTIFY_SOCKET``; without one nothing is sent. Never
-    raises."""
+    """Sends the state of the service to systemd, or to the program that set
+    ``NOTIFY_SOCKET``. Raises nothing.
+
+    Without that variable nothing is sent.
+    """
 
     def __init__(self, environment: dict[str, str] | None = None) -> None:
-        given = dict(os.environ) if environment is None else environment
-        address = given.get("NOTIFY_SOCKET", "")
+        variables = dict(os.environ) if environment is None else environment
+        address = variables.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
-        self.watchdog_s = _watchdog_s(given)
+        self.watchdog_s = _watchdog_s(variables)
         self._status = ""
 
     def ready(self) -> None:
-        """The service works from now on."""
+        """Report that the service has started, or has reloaded its configuration."""
         self._send("READY=1")
 
     def extend_timeout(self, more_s: float) -> None:
-        """It needs so much more time to start, or to end, from now on."""
+        """Extend the time limit of the start or stop: ``more_s`` seconds from now."""
         self._send(_extension(more_s))
 
     def stopping(self, more_s: float) -> None:
-        """It has begun to end, and needs so much time for that, from now on."""
+        """Report that the service is stopping, and set the time limit for that:
+        ``more_s`` seconds from now."""
         self._send(f"STOPPING=1\n{_extension(more_s)}")
 
     def reloading(self, monotonic_us: int) -> None:
-        """It reads its configuration anew; ``ready`` says when that is done."""
+        """Report that the service reloads its configuration, until ``ready`` is
+        called."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={monotonic_us}")
 
     def watchdog(self) -> None:
-        """It is not stuck."""
+        """Ping the watchdog."""
         self._send("WATCHDOG=1")
 
     def status(self, text: str) -> None:
-        """One line for ``systemctl status``; sent when it changes."""
+        """Set the line that ``systemctl status`` shows; send it only if it has
+        changed."""
         if text != self._status:
             self._status = text
             self._send(f"STATUS={text}")
@@ -59,11 +65,11 @@ def _extension(more_s: float) -> str:
     return f"EXTEND_TIMEOUT_USEC={round(more_s * 1_000_000)}"
 
 
-def _watchdog_s(given: dict[str, str]) -> float | None:
-    """Seconds between two signs of life: half of what is allowed; None where nobody
-    waits for them."""
-    if given.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+def _watchdog_s(variables: dict[str, str]) -> float | None:
+    """Return the seconds between two pings, half of the limit; None if the watchdog is
+    off for this process."""
+    if variables.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     with suppress(ValueError):
-        return int(given.get("WATCHDOG_USEC", "")) / 2_000_000
+        return int(variables.get("WATCHDOG_USEC", "")) / 2_000_000
     return None

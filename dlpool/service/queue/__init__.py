@@ -1,7 +1,10 @@
-"""The threads of a supervisor that talk to Redis.
+"""The threads of a supervisor that talk to Redis: claiming, heartbeats, recording.
 
-Read in this order: messages (what they post to the main thread), link (the state of the
-connection), claiming (the thread that claims jobs), heartbeat (leases, lost
-supervisors), recording (results), spool (results that are kept on disk while Redis is
-away), sweeping (orphaned jobs).
+Read in this order: messages (what the threads tell the main thread), redis_state
+(whether Redis can be used, and what the threads share), claiming (jobs for free slots),
+heartbeat (leases, jobs of dead supervisors), recording (results), spool (results on
+disk while Redis is unavailable), sweeping (files of jobs that ended elsewhere).
+
+Three threads of the supervisor run this: ``claim``, ``heartbeat`` and ``record``. The
+main thread reads the mailbox.
 """

@@ -1,176 +1,174 @@
-"""The fetch thread: claims jobs for free slots, and waits for work where there is
-none."""
+"""The thread that claims jobs for free slots, and waits in Redis while the queue is
+empty."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 
 import redis
 
 from dlpool.errors import QueueAway, QueueError, QueueRefused
 from dlpool.jobs.connection import BLOCK_S, translated
-from dlpool.jobs.transitions import Transitions
-from dlpool.service.inflight import InFlightTable
-from dlpool.service.queue.messages import JobsClaimed, Message, WaitingHosts
-from dlpool.service.queue.redis_state import Backoff, CallSpacing, RedisState
+from dlpool.service.queue.messages import JobsClaimed, WaitingHosts
+from dlpool.service.queue.redis_state import Backoff, CallSpacing, QueueContext
 from dlpool.service.wire.frames import lease_clock
 
-APART_S = (
-    0.002  # two claims, so that one brings jobs for all slots that have become free
+CLAIM_INTERVAL_S = (
+    0.002  # between two claims: one claim then fills all slots that became free
 )
-PAUSE_S = 0.5  # between looks where nothing may be claimed
-# of rest for each job that a claim passed over: Redis looks at one in a fifth of that
-LOOK_S = 0.00005
-ALONE_S = 1.0  # for so long no job of another host is looked for, after none was found
+PAUSE_S = 0.5  # between checks while nothing may be claimed
+# for each job that a claim skipped: five times as long as Redis takes for it
+SKIP_DELAY_S = 0.00005
+SHARE_RETRY_S = (
+    1.0  # until jobs of other hosts are looked for again, after a claim found none
+)
 
 
 class JobClaimer:
-    """``serve`` is the thread; ``look`` and ``reconcile`` by any.
+    """Claims jobs. One thread runs ``serve``; any thread may call the other methods.
 
-    ``blocking`` is a client of its own: it waits in Redis, and others end that wait.
+    ``blocking`` is a client of its own, because it waits in Redis; ``wake`` ends that
+    wait.
     """
 
     def __init__(
-        self,
-        transitions: Transitions,
-        blocking: redis.Redis,
-        sid: str,
-        ledger: InFlightTable,
-        link: RedisState,
-        lease_s: float,
-        order: Callable[[], str],
-        post: Callable[[Message], None],
-        most_parked: int,
+        self, context: QueueContext, blocking: redis.Redis, max_throttled: int
     ) -> None:
-        self._transitions = transitions
+        """``max_throttled``: with that many jobs waiting for their hosts, Redis hands
+        out no more."""
+        self._transitions = context.transitions
         self._blocking = blocking
-        self._sid = sid
-        self._ledger = ledger
-        self._link = link
-        self._lease_s = lease_s
-        self._order = order
-        self._post = post
-        self._most_parked = most_parked
-        self._has_strays = threading.Event()
-        self._has_strays.set()  # until Redis has told what is ours
-        self._handed_over = threading.Event()
-        self._handed_over.set()
-        self._looked = threading.Event()
+        self._sid = context.sid
+        self._in_flight = context.in_flight
+        self._redis = context.redis
+        self._lease_s = context.lease_s
+        self._order = context.order
+        self._post = context.post
+        self._max_throttled = max_throttled
+        self._must_reconcile = threading.Event()
+        # until Redis has returned the jobs that this supervisor holds
+        self._must_reconcile.set()
+        self._may_claim = threading.Event()
+        self._may_claim.set()
+        self._woken = threading.Event()
         self._is_stopped = False
-        self._is_asked = False  # who waits
-        self._alone_until = 0.0  # by the monotonic clock
+        self._wants_waiting_hosts = False
+        self._no_shares_until = 0.0  # by the monotonic clock
         self._waiting_id: int | None = None
-        self._backoff = Backoff(link.stopping)
-        self._pace = CallSpacing(APART_S)
+        self._backoff = Backoff(context.redis.stopping)
+        self._spacing = CallSpacing(CLAIM_INTERVAL_S)
 
     def serve(self) -> None:
-        """Until all stop."""
-        while self._link.keep_running():
-            if not self._link.registered.wait(PAUSE_S) or not self._handed_over.wait(
+        """Claim jobs until the supervisor stops."""
+        while self._redis.keep_running():
+            if not self._redis.registered.wait(PAUSE_S) or not self._may_claim.wait(
                 PAUSE_S
             ):
                 continue
-            has_work = self._has_strays.is_set() or self._ledger.has_free_slot.wait(
-                PAUSE_S
+            has_work = (
+                self._must_reconcile.is_set()
+                or self._in_flight.has_free_slot.wait(PAUSE_S)
             )
             try:
                 if has_work:
                     self._turn()
-                elif self._is_asked:
-                    self._look_who_waits()
+                elif self._wants_waiting_hosts:
+                    self._count_waiting_hosts()
                 else:
                     continue
                 self._backoff.reset()
             except QueueError as error:
-                self._has_strays.set()  # the reply may have brought jobs
-                self._link.report_failure(error)
+                self._must_reconcile.set()  # the lost reply may have held jobs
+                self._redis.report_failure(error)
                 self._backoff.wait()
 
     def request_reconcile(self) -> None:
-        """Redis holds jobs for us that we do not know: the next claim hands them
-        over."""
-        self._has_strays.set()
+        """Let the next claim return jobs that Redis has assigned to this supervisor,
+        but that it does not know."""
+        self._must_reconcile.set()
 
     def request_waiting_hosts(self) -> None:
-        """Find out which jobs wait as long as there is no room for them; the answer
-        comes as Waiting."""
-        self._is_asked = True
+        """Request the number of waiting jobs by host; the answer is posted as
+        WaitingHosts."""
+        self._wants_waiting_hosts = True
 
     def resume(self) -> None:
-        """The main thread has taken in what was claimed last: the next claim may name
-        it."""
-        self._handed_over.set()
+        """Allow the next claim: the main thread has taken over the jobs of the last
+        one."""
+        self._may_claim.set()
 
     def stop(self) -> None:
-        """Claim nothing more."""
+        """Claim no more jobs."""
         self._is_stopped = True
 
     def wake(self) -> None:
-        """A job became ready elsewhere than in the intake: end the wait there. Any
-        thread; raises QueueError."""
-        self._looked.set()
+        """End the wait for the intake list, because a job became ready elsewhere.
+        Raises QueueError."""
+        self._woken.set()
         waiting = self._waiting_id
         if waiting is not None:
             with translated(self._transitions.client):
                 self._transitions.client.client_unblock(waiting)
 
     def _turn(self) -> None:
-        self._pace.wait()
+        self._spacing.wait()
         known = None
-        if self._has_strays.is_set():
-            # first: what is set from now on is for the next turn
-            self._has_strays.clear()
-            known = self._ledger.leases()
-        room = 0 if self._is_stopped else self._ledger.free_slots()
+        if self._must_reconcile.is_set():
+            # before the call: what is set during it is for the next turn
+            self._must_reconcile.clear()
+            known = self._in_flight.leases()
+        free_slots = 0 if self._is_stopped else self._in_flight.free_slots()
         leased_until = (
             lease_clock() + self._lease_s
-        )  # from before the call: Redis counts from later on
+        )  # from before the call: in Redis the lease starts later
         claim = self._transitions.claim(
             self._sid,
             known,
-            room,
+            free_slots,
             lease_s=self._lease_s,
             order=self._order(),
-            max_throttled=self._most_parked,
-            shares=self._ledger.host_shares()
-            if time.monotonic() >= self._alone_until
+            max_throttled=self._max_throttled,
+            shares=self._in_flight.host_shares()
+            if time.monotonic() >= self._no_shares_until
             else None,
         )
         if claim is not None and claim.is_share_exceeded:
-            self._alone_until = time.monotonic() + ALONE_S
+            self._no_shares_until = time.monotonic() + SHARE_RETRY_S
         if claim is not None and claim.skipped:
-            self._link.stopping.wait(LOOK_S * claim.skipped)
+            self._redis.stopping.wait(SKIP_DELAY_S * claim.skipped)
         if claim is None:
-            self._has_strays.set()
-            self._link.registered.clear()
+            self._must_reconcile.set()
+            self._redis.registered.clear()
         elif claim.jobs:
-            self._handed_over.clear()
+            self._may_claim.clear()
             self._post(JobsClaimed(claim.jobs, leased_until))
-        elif room:
+        elif free_slots:
             wait_s = (
                 BLOCK_S
                 if claim.next_due_s is None
                 else min(BLOCK_S, claim.next_due_s + 0.001)
             )
             if claim.is_paused or claim.is_throttle_full:
-                self._looked.wait(wait_s)
-                self._looked.clear()
+                self._woken.wait(wait_s)
+                self._woken.clear()
             else:
-                self._wait(wait_s)
+                self._wait_for_intake(wait_s)
 
-    def _look_who_waits(self) -> None:
-        self._is_asked = False
+    def _count_waiting_hosts(self) -> None:
+        self._wants_waiting_hosts = False
         self._post(
             WaitingHosts(
                 self._transitions.waiting_hosts(self._sid, order=self._order())
             )
         )
 
-    def _wait(self, seconds: float) -> None:
-        """Until the intake has a job: it moves to our inbox, where the next claim finds
-        it, reply or not."""
+    def _wait_for_intake(self, timeout_s: float) -> None:
+        """Wait until the intake list has a job. Redis moves it to this supervisor's
+        inbox, even if the reply is lost.
+
+        The next claim takes it from there.
+        """
         keys = self._transitions.keys
         source = "LEFT" if self._order() == "lifo" else "RIGHT"
         try:
@@ -182,16 +180,16 @@ class JobClaimer:
                     keys.inbox(self._sid),
                     source,
                     "LEFT",
-                    seconds,
+                    timeout_s,
                 )
         except (QueueAway, QueueRefused):
             raise
         except QueueError as error:
             self._transitions.check_keys(
                 error
-            )  # which says so if the list is another program's
+            )  # raises a clear error if another program uses the key
             raise
         finally:
             self._waiting_id = (
-                None  # after a restart of Redis that id is somebody else's
+                None  # after a restart of Redis the id belongs to another client
             )

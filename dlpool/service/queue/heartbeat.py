@@ -1,9 +1,8 @@
-"""The beat thread: leases and registration, what is mailed to this supervisor, and the
-jobs of those that are gone."""
+"""The thread that renews leases, reads the mail of this supervisor, and requeues the
+jobs of dead supervisors."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,184 +15,177 @@ from dlpool.jobs.connection import BLOCK_S, translated
 from dlpool.jobs.history import SAMPLE_S, QueueHistory
 from dlpool.jobs.host_slots import HostSlots
 from dlpool.jobs.server_check import check_server
-from dlpool.jobs.transitions import Transitions
-from dlpool.observe.log import Logger
-from dlpool.service.inflight import InFlightTable
 from dlpool.service.queue.claiming import JobClaimer
 from dlpool.service.queue.messages import (
     HostHeld,
     JobsTakenBack,
     LeaseLost,
-    Message,
     ResultRecorded,
     StopRequested,
 )
 from dlpool.service.queue.recording import finish_jobs, log_refused_records
-from dlpool.service.queue.redis_state import BACKOFF_MAX_S, Backoff, RedisState
+from dlpool.service.queue.redis_state import BACKOFF_MAX_S, Backoff, QueueContext
 from dlpool.service.queue.spool import Spool
 from dlpool.service.queue.sweeping import StaleFileSweeper
 
 RECOVER_S = 5.0
-SAMPLE_AGAIN_S = 2.0  # another one was first
+SAMPLE_AGAIN_S = 2.0  # after another supervisor has added the sample
 SAMPLE_FAILED_S = 600.0
 MAIL_TTL_MS = 60_000
 
 
 class Heartbeat:
-    """``serve`` is the thread. ``blocking`` is a client of its own that waits for
-    mail."""
+    """Runs the periodic calls of Redis. One thread runs ``serve``; ``blocking`` is a
+    client of its own for the mail."""
 
     def __init__(
         self,
-        transitions: Transitions,
+        context: QueueContext,
         blocking: redis.Redis,
-        sid: str,
-        ledger: InFlightTable,
-        link: RedisState,
         spool: Spool,
-        fetcher: JobClaimer,
-        log: Logger,
-        *,
-        lease_s: float,
-        grace_s: float,
-        order: Callable[[], str],
-        info: Callable[[], dict[str, Any]],
-        post: Callable[[Message], None],
-        earlier: tuple[str, ...],
+        claimer: JobClaimer,
         sweeper: StaleFileSweeper,
+        *,
+        info: Callable[[], dict[str, Any]],
+        earlier: tuple[str, ...],
     ) -> None:
-        self._transitions = transitions
-        self._slots = HostSlots(transitions)
+        """``info`` returns what is shown of this supervisor; ``earlier`` are the ids of
+        its earlier starts."""
+        self._context = context
+        self._transitions = context.transitions
+        self._sid = context.sid
+        self._in_flight = context.in_flight
+        self._redis = context.redis
+        self._log = context.log
+        self._post = context.post
         self._blocking = blocking
-        self._sid = sid
-        self._ledger = ledger
-        self._link = link
         self._spool = spool
-        self._fetcher = fetcher
-        self._log = log
-        self._lease_s = lease_s
-        self._grace_s = grace_s
-        self._order = order
-        self._info = info
-        self._post = post
-        self._earlier = earlier
+        self._claimer = claimer
         self._sweeper = sweeper
-        self._backoff = Backoff(
-            link.stopping, min(BACKOFF_MAX_S, grace_s / 3)
-        )  # back before others take our jobs
+        self._info = info
+        self._earlier = earlier
+        self._slots = HostSlots(context.transitions)
+        max_delay_s = min(
+            BACKOFF_MAX_S, context.grace_s / 3
+        )  # so that others do not take over jobs meanwhile
+        self._backoff = Backoff(context.redis.stopping, max_delay_s)
         self._beat_at = 0.0
         self._recover_at = self._sweep_at = self._sample_at = 0.0
-        self._history = QueueHistory(transitions.client, transitions.keys)
+        self._history = QueueHistory(
+            context.transitions.client, context.transitions.keys
+        )
         self._is_checked = False
-        self._has_begun = threading.Event()
+        self._has_started = False
 
     def serve(self) -> None:
-        """Until all stop; first what an earlier start left."""
-        while self._link.keep_running():
+        """Run until the supervisor stops, after recovering what earlier starts left."""
+        while self._redis.keep_running():
             try:
-                if not self._has_begun.is_set():
-                    self._begin()
+                if not self._has_started:
+                    self._recover_earlier_starts()
                 self._turn()
                 self._backoff.reset()
             except QueueError as error:
-                self._link.report_failure(error)
-                self._beat_at = 0.0  # the first thing to do when Redis is back
+                self._redis.report_failure(error)
+                self._beat_at = 0.0  # the first call when Redis is available again
                 self._backoff.wait()
 
     def wake(self) -> None:
-        """End the wait for mail, by mail. Any thread; raises QueueError."""
+        """End the wait for mail, by a mail. Called by any thread; raises QueueError."""
         mail, client = self._transitions.keys.mail(self._sid), self._transitions.client
         with translated(client):
-            client.rpush(mail, "look")
+            client.rpush(mail, "wake")
             client.pexpire(mail, MAIL_TTL_MS)
 
-    def _begin(self) -> None:
-        """Record what an earlier start spooled, then give back the jobs that it
-        held."""
-        self._check()
-        for sid, ending in self._spool.stored():
-            reply = finish_jobs(self._transitions, sid, [ending], self._log)[0]
-            self._spool.remove(ending.lease)
-            self._link.liveness.mark_alive()
+    def _recover_earlier_starts(self) -> None:
+        """Record the results that earlier starts spooled, then return the jobs that
+        they held to the queue."""
+        self._check_server()
+        for sid, request in self._spool.stored():
+            reply = finish_jobs(self._transitions, sid, [request], self._log)[0]
+            self._spool.remove(request.lease)
+            self._redis.liveness.mark_alive()
             self._log.info(
-                "spooled_outcome_recorded",
-                job_id=ending.lease.job_id,
-                trace_id=ending.trace_id,
-                result=ending.disposition,
+                "spooled_result_recorded",
+                job_id=request.lease.job_id,
+                trace_id=request.trace_id,
+                disposition=request.disposition,
                 reply=reply,
             )
-            self._post(ResultRecorded(ending, reply))
-        given_back = self._transitions.requeue_jobs_of(
-            self._sid, self._earlier, order=self._order()
+            self._post(ResultRecorded(request, reply))
+        requeued = self._transitions.requeue_jobs_of(
+            self._earlier, order=self._context.order()
         )
-        if given_back:
-            self._log.info("jobs_taken_back", jobs=len(given_back), sids=self._earlier)
-        self._has_begun.set()
+        if requeued:
+            self._log.info("jobs_taken_back", jobs=len(requeued), sids=self._earlier)
+        self._has_started = True
         if self._earlier:
             self._post(JobsTakenBack(self._earlier))
 
-    def _check(self) -> None:
-        """Look once whether this is a server to work with, and warn of what may cost
-        jobs there."""
+    def _check_server(self) -> None:
+        """Check once that this server can be used, and log its settings that may lose
+        jobs."""
         if self._is_checked:
             return
-        for warned in check_server(self._transitions.client):
-            self._log.warning(warned.event, reason=warned.reason)
+        for warning in check_server(self._transitions.client):
+            self._log.warning(warning.event, reason=warning.reason)
         self._is_checked = True
 
     def _turn(self) -> None:
         now = time.monotonic()
-        if now >= self._beat_at or not self._link.registered.is_set():
+        if now >= self._beat_at or not self._redis.registered.is_set():
             self._beat()
-            self._beat_at = now + self._lease_s / 3
+            self._beat_at = now + self._context.lease_s / 3
         if now >= self._recover_at:
             self._recover()
             self._replay()
-            self._recover_at = now + min(RECOVER_S, self._grace_s)
+            self._recover_at = now + min(RECOVER_S, self._context.grace_s)
         if now >= self._sweep_at:
             self._sweeper.sweep()
-            self._sweep_at = now + self._lease_s
+            self._sweep_at = now + self._context.lease_s
         if now >= self._sample_at:
             self._sample_at = now + self._sample()
         self._read_mail(min(BLOCK_S, max(0.05, self._beat_at - time.monotonic())))
 
     def _beat(self) -> None:
-        if self._link.error is not None:
+        """Renew the leases of jobs and of host slots, and post what Redis answers for
+        each job."""
+        if self._redis.error is not None:
             self._transitions.check_keys()
-        held = [one for one in self._ledger.all() if not one.is_lost]
+        lease_s = self._context.lease_s
+        held = [one for one in self._in_flight.all() if not one.is_fenced_off]
         jobs = [
             (one.lease, jsontext.dumps(one.progress).decode() if one.progress else "")
             for one in held
         ]
-        beat = self._transitions.heartbeat(
-            self._sid, jobs, lease_s=self._lease_s, info=self._info()
+        result = self._transitions.heartbeat(
+            self._sid, jobs, lease_s=lease_s, info=self._info()
         )
         slots = [
-            (one.slot_host, one.lease.job_id)
-            for one in held
-            if one.slot_host and not (one.is_at_door or one.is_ending)
+            (one.slot_host, one.lease.job_id) for one in held if one.holds_host_slot
         ]
-        self._slots.renew(slots, lease_s=self._lease_s)
-        self._link.report_heartbeat()
-        for host, seconds in beat.held_hosts:
-            self._post(HostHeld(host, seconds))
-        for one, verdict in zip(held, beat.replies, strict=True):
-            if one.is_ending or verdict == "OK":
+        self._slots.renew(slots, lease_s=lease_s)
+        self._redis.report_heartbeat()
+        for host, duration_s in result.held_hosts:
+            self._post(HostHeld(host, duration_s))
+        for one, reply in zip(held, result.replies, strict=True):
+            if one.is_recording or reply == "OK":
                 continue
             self._post(
                 LeaseLost(str(one.lease))
-                if verdict == "LOST"
-                else StopRequested(str(one.lease), verdict)
+                if reply == "LOST"
+                else StopRequested(str(one.lease), reply)
             )
-        if beat.orphans > 0:
-            self._fetcher.request_reconcile()
+        if result.orphans > 0:
+            self._claimer.request_reconcile()
 
     def _recover(self) -> None:
+        """Requeue the jobs of supervisors whose leases and grace have expired."""
         found = self._transitions.recover(
-            self._sid, grace_s=self._grace_s, order=self._order()
+            grace_s=self._context.grace_s, order=self._context.order()
         )
         if found.expired:
-            self._log.warning("leases_passed", jobs=found.expired)
+            self._log.warning("leases_expired", jobs=found.expired)
         if found.requeued:
             self._log.warning(
                 "jobs_recovered",
@@ -202,39 +194,43 @@ class Heartbeat:
             )
 
     def _sample(self) -> float:
-        """Note figures for charts, if it is time; seconds until the next try. They are
-        worth no trouble."""
+        """Add a sample for charts if that is due, and return the seconds until the next
+        attempt.
+
+        Errors are logged and otherwise ignored: nothing else needs the samples.
+        """
         try:
             return SAMPLE_S if self._history.record_sample() else SAMPLE_AGAIN_S
-        except Exception as error:  # noqa: BLE001 - the service can do without
+        except Exception as error:  # noqa: BLE001 - charts must not stop the service
             if isinstance(error, QueueAway) and not isinstance(error, QueueUnusable):
-                # the next beat says so, but not of a foreign key: beats do not use this
-                # one
+                # the next heartbeat reports it; a key of another program it would not
+                # notice
                 return SAMPLE_AGAIN_S
-            self._log.warning("sample_failed", error=error)
+            self._log.warning("history_sample_failed", error=error)
             return SAMPLE_FAILED_S
 
     def _replay(self) -> None:
-        """Show clients what was left in the outbox of a Cluster, by whomever."""
+        """In a Cluster, write the client records that are left in the outbox."""
         if self._transitions.outbox is not None:
             delivery = self._transitions.outbox.replay()
             log_refused_records(delivery, self._log)
             if delivery.waiting:
                 self._log.warning(
-                    "records_wait", records=delivery.waiting, reason=delivery.reason
+                    "records_pending", records=delivery.waiting, reason=delivery.reason
                 )
             if delivery.written:
                 self._log.info("records_replayed", records=delivery.written)
 
-    def _read_mail(self, seconds: float) -> None:
+    def _read_mail(self, timeout_s: float) -> None:
+        """Wait for mail; on mail to this supervisor, send the next heartbeat at once:
+        its answer holds the request."""
         keys = self._transitions.keys
         with translated(self._blocking):
             mail = self._blocking.blpop(
-                [keys.mail(self._sid), keys.wake], timeout=seconds
+                [keys.mail(self._sid), keys.wake], timeout=timeout_s
             )
             if mail is not None and mail[0] == keys.mail(self._sid).encode():
                 self._blocking.delete(keys.mail(self._sid))
-                # whose answer says what is wanted: it cannot be lost, nor come too late
                 self._beat_at = 0.0
         if mail is not None:
-            self._fetcher.wake()
+            self._claimer.wake()

@@ -1,5 +1,5 @@
-"""What the threads of a supervisor tell its main thread, and what that wants of
-them."""
+"""The messages of a supervisor's threads to its main thread, its requests to them, and
+the mailbox between."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from dlpool.service.wire.frames import CleanupEntry
 
 @dataclass(frozen=True)
 class JobsClaimed:
-    """Jobs that were claimed; ``leased_until`` by ``lease_clock``."""
+    """Jobs were claimed. ``leased_until`` is the end of their leases by
+    ``lease_clock``."""
 
     jobs: tuple[ClaimedJob, ...]
     leased_until: float
@@ -23,24 +24,24 @@ class JobsClaimed:
 
 @dataclass(frozen=True)
 class WaitingHosts:
-    """How many jobs of which hosts wait for a slot: the answer to
-    ``JobClaimer.ask_who_waits``."""
+    """The number of jobs that wait for a slot, by host: the answer to
+    ``JobClaimer.request_waiting_hosts``."""
 
     hosts: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class ResultRecorded:
-    """Redis has answered to the end of a job: OK, DUP, FENCED, GONE, FOLLOWS or
+    """Redis has answered to the result of a job: OK, DUP, FENCED, GONE, FOLLOWS or
     LEADS."""
 
-    finish: FinishRequest
+    request: FinishRequest
     reply: str
 
 
 @dataclass(frozen=True)
 class FenceChecked:
-    """Whether the fence of a verified job still stands."""
+    """Whether this supervisor still holds the lease of a verified job."""
 
     lease_id: str
     is_ours: bool
@@ -48,24 +49,25 @@ class FenceChecked:
 
 @dataclass(frozen=True)
 class HostSlotRequest:
-    """A job wants a slot of its host; the answer is Placed."""
+    """A job requests a slot of its host; the answer is HostSlotAnswered.
+    ``is_start_reserved``: its start token is."""
 
     lease: JobLease
     limit: HostLimit
-    has_start_token: bool
+    is_start_reserved: bool
 
 
 @dataclass(frozen=True)
-class HostSlotDecided:
-    """Whether there is one."""
+class HostSlotAnswered:
+    """The answer to a request for a slot of a host."""
 
     lease_id: str
-    decision: SlotReply
+    answer: SlotReply
 
 
 @dataclass(frozen=True)
 class HostHeld:
-    """A host does not want to be asked for so long."""
+    """A host wants no requests for ``duration_s`` seconds."""
 
     host: str
     duration_s: float
@@ -73,15 +75,15 @@ class HostHeld:
 
 @dataclass(frozen=True)
 class LeaseLost:
-    """A beat said that a job is another's by now."""
+    """A heartbeat showed that another supervisor has the job."""
 
     lease_id: str
 
 
 @dataclass(frozen=True)
 class StopRequested:
-    """A beat said that an operator wants a job cancelled or paused; ``verb`` is
-    that."""
+    """A heartbeat showed that an operator wants a job stopped. ``action`` is cancel or
+    pause."""
 
     lease_id: str
     action: str
@@ -89,20 +91,22 @@ class StopRequested:
 
 @dataclass(frozen=True)
 class StateChanged:
-    """Look again: Redis is away or back, a signal came, a thread has ended."""
+    """The main thread must check its state: Redis became available or unavailable, or a
+    thread has failed."""
 
 
 @dataclass(frozen=True)
 class JobsTakenBack:
-    """The jobs of earlier starts are given back; those sids may be forgotten."""
+    """The jobs of earlier starts were returned to the queue; the ids of those starts
+    may be forgotten."""
 
     sids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class StaleFilesFound:
-    """Jobs that were begun here have ended, here or elsewhere: what they kept for a
-    next run can go."""
+    """Jobs that started on this node have ended elsewhere: their part and state files
+    can be removed."""
 
     jobs: tuple[CleanupEntry, ...]
 
@@ -112,7 +116,7 @@ Message = (
     | WaitingHosts
     | ResultRecorded
     | FenceChecked
-    | HostSlotDecided
+    | HostSlotAnswered
     | HostHeld
     | LeaseLost
     | StopRequested
@@ -123,18 +127,19 @@ Message = (
 
 
 class Mailbox:
-    """From any thread, or a signal handler, to the one that selects on ``fileno``."""
+    """Messages from any thread or signal handler to the thread that selects on
+    ``fileno``."""
 
     def __init__(self) -> None:
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def fileno(self) -> int:
-        """For selectors."""
+        """Return the descriptor to select on."""
         return self._wake
 
     def post(self, message: Message) -> None:
-        """Leave a message."""
+        """Add a message and wake the reader."""
         self._messages.put(message)
         self.wake()
 
@@ -143,7 +148,7 @@ class Mailbox:
         os.eventfd_write(self._wake, 1)
 
     def read(self) -> Iterator[Message]:
-        """What was left until now."""
+        """Return the messages that have arrived."""
         try:
             os.eventfd_read(self._wake)
         except BlockingIOError:

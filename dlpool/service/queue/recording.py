@@ -1,192 +1,202 @@
-"""The record thread: tells Redis how jobs ended, asks whether fences stand, and for
-slots of hosts. Nothing is lost.
+"""The thread that records the results of jobs in Redis, checks fences, and requests
+slots of hosts.
 
-While Redis is away final outcomes are spooled; what cannot be told stays in line, in
-order.
+While Redis is unavailable, final results are spooled to disk, and everything else waits
+in order.
 """
 
 from __future__ import annotations
 
 import queue
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from dlpool.errors import LocalFault, QueueAway, QueueError, QueueRefused
 from dlpool.jobs.host_slots import HostSlots
 from dlpool.jobs.outbox import Delivery
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import FinishRequest, JobLease, Transitions
 from dlpool.observe.log import Logger
 from dlpool.service.queue.messages import (
     FenceChecked,
     HostHeld,
-    HostSlotDecided,
+    HostSlotAnswered,
     HostSlotRequest,
-    Message,
     ResultRecorded,
 )
-from dlpool.service.queue.redis_state import Backoff, CallSpacing, RedisState
+from dlpool.service.queue.redis_state import Backoff, CallSpacing, QueueContext
 from dlpool.service.queue.spool import Spool
 
-AT_ONCE = 64  # in one round trip
-APART_S = 0.02  # two round trips, so that one tells of several jobs
-LOOK_S = 0.5
-RETRY_MAX_S = 1.0  # what comes meanwhile is not on disk yet
+BATCH = 64  # requests in one round trip
+BATCH_INTERVAL_S = 0.02  # between two round trips, so that one carries several results
+WAIT_S = 0.5
+RETRY_MAX_S = 1.0  # short, because results that arrive meanwhile are not on disk
 
 
-Told = FinishRequest | JobLease | HostSlotRequest | HostHeld
+Request = FinishRequest | JobLease | HostSlotRequest | HostHeld
 
 
 class ResultRecorder:
-    """``end``, ``ask``, ``wish`` and ``hold`` from the main thread, ``serve`` is the
-    thread."""
+    """Sends requests of the main thread to Redis. One thread runs ``serve``."""
 
-    def __init__(
-        self,
-        transitions: Transitions,
-        sid: str,
-        lease_s: float,
-        spool: Spool,
-        link: RedisState,
-        log: Logger,
-        post: Callable[[Message], None],
-    ) -> None:
-        self._transitions = transitions
-        self._sid = sid
-        self._lease_s = lease_s
+    def __init__(self, context: QueueContext, spool: Spool) -> None:
+        self._transitions = context.transitions
+        self._sid = context.sid
+        self._lease_s = context.lease_s
+        self._redis = context.redis
+        self._log = context.log
+        self._post = context.post
         self._spool = spool
-        self._link = link
-        self._log = log
-        self._post = post
-        self._slots = HostSlots(transitions)
-        self._line: queue.SimpleQueue[Told] = queue.SimpleQueue()
-        self._backoff = Backoff(link.stopping, RETRY_MAX_S)
-        self._pace = CallSpacing(APART_S)
+        self._slots = HostSlots(context.transitions)
+        self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self._backoff = Backoff(context.redis.stopping, RETRY_MAX_S)
+        self._spacing = CallSpacing(BATCH_INTERVAL_S)
+        self._handlers: dict[
+            type, Callable[[Sequence[Any]], None]
+        ] = {  # called in this order
+            HostSlotRequest: self._acquire_slots,
+            HostHeld: self._hold_hosts,
+            JobLease: self._check_fences,
+            FinishRequest: self._finish,
+        }
 
-    def record(self, ending: FinishRequest) -> None:
-        """Tell Redis; the answer comes as Recorded."""
-        self._line.put(ending)
+    def record(self, request: FinishRequest) -> None:
+        """Record the result of a job; the answer is posted as ResultRecorded."""
+        self._requests.put(request)
 
-    def check_fence(self, ticket: JobLease) -> None:
-        """Ask whether the job is still ours; the answer comes as Stands."""
-        self._line.put(ticket)
+    def check_fence(self, lease: JobLease) -> None:
+        """Check whether this supervisor still holds a lease; the answer is posted as
+        FenceChecked."""
+        self._requests.put(lease)
 
-    def request_host_slot(self, wish: HostSlotRequest) -> None:
-        """Ask for a slot of a host; the answer comes as Placed."""
-        self._line.put(wish)
+    def request_host_slot(self, request: HostSlotRequest) -> None:
+        """Request a slot of a host; the answer is posted as HostSlotAnswered."""
+        self._requests.put(request)
 
     def hold_host(self, hold: HostHeld) -> None:
-        """Tell the fleet that a host does not want to be asked."""
-        self._line.put(hold)
+        """Tell all supervisors that a host wants no requests for a time."""
+        self._requests.put(hold)
 
     def serve(self) -> None:
-        """Until all stop; what is in line then is spooled."""
-        pending: list[Told] = []
-        while self._link.keep_running():
+        """Send requests until the supervisor stops; then spool the results that are
+        left."""
+        pending: list[Request] = []
+        while self._redis.keep_running():
             pending += self._take(wait=not pending)
             try:
-                self._tell(pending)
+                self._send(pending)
                 self._backoff.reset()
             except QueueError as error:
-                self._link.report_failure(error)
-                self._keep(pending)
+                self._redis.report_failure(error)
+                self._spool_results(pending)
                 self._backoff.wait()
-        self._keep([*pending, *self._take(wait=False)])
+        self._spool_results([*pending, *self._take(wait=False)])
 
-    def _take(self, *, wait: bool) -> list[Told]:
-        taken: list[Told] = []
+    def _take(self, *, wait: bool) -> list[Request]:
+        taken: list[Request] = []
         try:
             if wait:
-                taken.append(self._line.get(timeout=LOOK_S))
-                self._pace.wait()
+                taken.append(self._requests.get(timeout=WAIT_S))
+                self._spacing.wait()
             while True:
-                taken.append(self._line.get_nowait())
+                taken.append(self._requests.get_nowait())
         except queue.Empty:
             pass
         return taken
 
-    def _tell(self, pending: list[Told]) -> None:
-        """Empty ``pending``, as far as Redis answers. Questions first: they hold a
-        finished file back."""
+    def _send(self, pending: list[Request]) -> None:
+        """Send ``pending`` and empty it. Results come last: a finished file waits for
+        the answers to the others."""
         pending.sort(key=lambda one: isinstance(one, FinishRequest))
         while pending:
-            told = pending[:AT_ONCE]
-            self._tell_some(told)
-            self._link.liveness.mark_alive()
-            del pending[: len(told)]
+            batch = pending[:BATCH]
+            self._send_batch(batch)
+            self._redis.liveness.mark_alive()
+            del pending[: len(batch)]
 
-    def _tell_some(self, pending: Sequence[Told]) -> None:
-        for one in pending:
-            if isinstance(one, HostSlotRequest):
-                place = self._slots.acquire(
-                    one.limit,
-                    one.lease.job_id,
-                    lease_s=self._lease_s,
-                    is_start_reserved=one.has_start_token,
-                )
-                self._post(HostSlotDecided(str(one.lease), place))
-            elif isinstance(one, HostHeld):
-                self._transitions.hold_host(one.host, one.duration_s)
-        tickets = [one for one in pending if isinstance(one, JobLease)]
-        if tickets:
-            beat = self._transitions.heartbeat(
-                self._sid, [(ticket, "") for ticket in tickets], lease_s=self._lease_s
+    def _send_batch(self, batch: Sequence[Request]) -> None:
+        by_type: dict[type, list[Request]] = defaultdict(list)
+        for request in batch:
+            by_type[type(request)].append(request)
+        for kind, handle in self._handlers.items():
+            if kind in by_type:
+                handle(by_type[kind])
+
+    def _acquire_slots(self, requests: Sequence[HostSlotRequest]) -> None:
+        for one in requests:
+            answer = self._slots.acquire(
+                one.limit,
+                one.lease.job_id,
+                lease_s=self._lease_s,
+                is_start_reserved=one.is_start_reserved,
             )
-            for ticket, verdict in zip(tickets, beat.replies, strict=True):
-                self._post(FenceChecked(str(ticket), verdict != "LOST"))
-        endings = [one for one in pending if isinstance(one, FinishRequest)]
-        if not endings:
-            return
-        for ending in endings:
-            if (
-                ending.host and ending.disposition != "park"
-            ):  # before the end, which lets the next one go on
-                self._slots.release(ending.host, ending.lease.job_id)
-        for ending, reply in zip(
-            endings,
-            finish_jobs(self._transitions, self._sid, endings, self._log),
-            strict=True,
-        ):
-            self._spool.remove(ending.lease)
-            self._post(ResultRecorded(ending, reply))
+            self._post(HostSlotAnswered(str(one.lease), answer))
 
-    def _keep(self, pending: Sequence[Told]) -> None:
-        for ending in pending:
-            if not isinstance(ending, FinishRequest):
+    def _hold_hosts(self, holds: Sequence[HostHeld]) -> None:
+        for one in holds:
+            self._transitions.hold_host(one.host, one.duration_s)
+
+    def _check_fences(self, leases: Sequence[JobLease]) -> None:
+        result = self._transitions.heartbeat(
+            self._sid, [(lease, "") for lease in leases], lease_s=self._lease_s
+        )
+        for lease, reply in zip(leases, result.replies, strict=True):
+            self._post(FenceChecked(str(lease), reply != "LOST"))
+
+    def _finish(self, requests: Sequence[FinishRequest]) -> None:
+        for one in requests:
+            if (
+                one.host and one.disposition != Disposition.THROTTLE
+            ):  # before the result, which lets the next job start
+                self._slots.release(one.host, one.lease.job_id)
+        replies = finish_jobs(self._transitions, self._sid, requests, self._log)
+        for one, reply in zip(requests, replies, strict=True):
+            self._spool.remove(one.lease)
+            self._post(ResultRecorded(one, reply))
+
+    def _spool_results(self, pending: Sequence[Request]) -> None:
+        for request in pending:
+            if not isinstance(request, FinishRequest):
                 continue
-            self._link.liveness.mark_alive()
+            self._redis.liveness.mark_alive()
             try:
-                self._spool.store(self._sid, ending)
+                self._spool.store(self._sid, request)
             except LocalFault as error:
                 self._log.error(
-                    "outcome_not_spooled",
-                    job_id=ending.lease.job_id,
-                    trace_id=ending.trace_id,
+                    "result_not_spooled",
+                    job_id=request.lease.job_id,
+                    trace_id=request.trace_id,
                     error=error,
                 )
 
 
 def finish_jobs(
-    transitions: Transitions, sid: str, endings: Sequence[FinishRequest], logger: Logger
+    transitions: Transitions,
+    sid: str,
+    requests: Sequence[FinishRequest],
+    logger: Logger,
 ) -> list[str]:
-    """What Redis answers to these endings, once clients can see their records. Raises
-    QueueAway, QueueRefused.
+    """Record results in Redis, and return its replies when clients can see the
+    records.
 
-    A record that Redis does not take (its key holds another type) does not keep the
-    others waiting; in a Cluster also one whose node is away does not, it is in the
-    outbox.
+    A record that Redis refuses, because its key has another type, does not delay the
+    others; nor does one in a Cluster whose node is unavailable, because it stays in the
+    outbox. Raises QueueAway, QueueRefused.
     """
     try:
-        replies = transitions.finish(sid, endings)
+        replies = transitions.finish(sid, requests)
     except (QueueAway, QueueRefused):
         raise
     except QueueError:
         replies = [
-            _finished_alone(transitions, sid, ending, logger) for ending in endings
+            _finish_job(transitions, sid, request, logger) for request in requests
         ]
     if transitions.outbox is not None:
         log_refused_records(
             transitions.outbox.deliver(
-                [str(ending.lease) for ending in endings if ending.record]
+                [str(request.lease) for request in requests if request.record]
             ),
             logger,
         )
@@ -194,24 +204,25 @@ def finish_jobs(
 
 
 def log_refused_records(delivery: Delivery, logger: Logger) -> None:
-    """A line for each record of an outbox that Redis will never take."""
-    for ticket, reason in delivery.refused:
-        logger.error("record_refused", job_id=ticket.rpartition(".")[0], error=reason)
+    """Log each record of an outbox that Redis refuses for good."""
+    for lease, reason in delivery.refused:
+        logger.error("record_refused", job_id=lease.rpartition(".")[0], error=reason)
 
 
-def _finished_alone(
-    transitions: Transitions, sid: str, ending: FinishRequest, logger: Logger
+def _finish_job(
+    transitions: Transitions, sid: str, request: FinishRequest, logger: Logger
 ) -> str:
+    """Record one result, without its client record if Redis refuses that."""
     try:
-        return transitions.finish(sid, [ending])[0]
+        return transitions.finish(sid, [request])[0]
     except (QueueAway, QueueRefused):
         raise
     except QueueError as error:
-        logger.error(  # noqa: TRY400 - the stack trace does not help
+        logger.error(  # noqa: TRY400 - its stack adds nothing
             "record_refused",
-            job_id=ending.lease.job_id,
-            trace_id=ending.trace_id,
+            job_id=request.lease.job_id,
+            trace_id=request.trace_id,
             error=error,
         )
-        note = ending.note | {"record_refused": str(error)}
-        return transitions.finish(sid, [replace(ending, record=None, note=note)])[0]
+        note = request.note | {"record_refused": str(error)}
+        return transitions.finish(sid, [replace(request, record=None, note=note)])[0]

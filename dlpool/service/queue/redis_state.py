@@ -1,34 +1,43 @@
-"""Whether Redis is there, as all threads of a supervisor see it."""
+"""Whether Redis can be used, as all threads of a supervisor see it, and what the
+threads that use it share."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from dlpool.errors import QueueAway, QueueError, QueueRefused
+from dlpool.jobs.transitions import Transitions
 from dlpool.observe.log import Logger
+from dlpool.service.inflight import InFlightTable
 from dlpool.service.node.watchdog import ThreadLiveness
+from dlpool.service.queue.messages import Message
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
 
 
 class RedisState:
-    """Thread-safe; the lock guards whether Redis is away and whether we are
-    registered.
+    """The state of the connection to Redis. Thread-safe; the lock guards the error and
+    ``registered``.
 
-    After an absence everybody waits for the first beat: it renews the leases before
-    anything else is done.
+    After an outage all threads wait for the first heartbeat, which renews the leases
+    before anything else is done.
     """
 
     def __init__(
-        self, log: Logger, on_change: Callable[[], None], failed: Callable[[str], None]
+        self,
+        log: Logger,
+        on_change: Callable[[], None],
+        on_failure: Callable[[str], None],
     ) -> None:
-        """``failed`` hears of each call that failed: away, refused or other."""
+        """``on_failure`` is called with the kind of each failed call: unavailable,
+        refused or other."""
         self._log = log
         self._on_change = on_change
-        self._failed = failed
+        self._on_failure = on_failure
         self._lock = threading.Lock()
         self._error: str | None = None
         self.registered = threading.Event()
@@ -36,68 +45,90 @@ class RedisState:
         self.liveness = ThreadLiveness()
 
     def __repr__(self) -> str:
-        return f"<Link {'away: ' + self._error if self._error else 'there'}>"
+        return (
+            f"<RedisState "
+            f"{'unavailable: ' + self._error if self._error else 'available'}>"
+        )
 
     @property
     def error(self) -> str | None:
-        """Why Redis cannot be used now, None if it can."""
+        """Return why Redis cannot be used, None if it can."""
         return self._error
 
     def keep_running(self) -> bool:
-        """Whether the calling thread shall go round once more, which is its sign of
-        life."""
+        """Mark the calling thread as alive, and return whether it shall continue."""
         self.liveness.mark_alive()
         return not self.stopping.is_set()
 
     def report_failure(self, error: QueueError) -> None:
-        """A call has failed."""
+        """Report a failed call: the other threads wait until a heartbeat succeeds."""
         self.count_failure(error)
         with self._lock:
-            is_news, self._error = self._error is None, str(error)
+            is_first, self._error = self._error is None, str(error)
             self.registered.clear()
-        if is_news:
-            self._log.warning("redis_away", error=error)
+        if is_first:
+            self._log.warning("redis_unavailable", error=error)
             self._on_change()
 
     def count_failure(self, error: QueueError) -> None:
-        """The same, where it says nothing about the others."""
-        self._failed(
-            "away"
-            if isinstance(error, QueueAway)
-            else "refused"
-            if isinstance(error, QueueRefused)
-            else "other"
+        """Count a failed call that does not concern the other threads."""
+        is_away, is_refused = (
+            isinstance(error, QueueAway),
+            isinstance(error, QueueRefused),
+        )
+        self._on_failure(
+            "unavailable" if is_away else "refused" if is_refused else "other"
         )
 
     def report_heartbeat(self) -> None:
-        """A beat has come through: we are registered, our leases are renewed."""
+        """Report a successful heartbeat: the supervisor is registered, and its leases
+        are renewed."""
         with self._lock:
             was_away, self._error = self._error is not None, None
             self.registered.set()
         if was_away:
-            self._log.info("redis_back")
+            self._log.info("redis_available")
             self._on_change()
 
 
-class CallSpacing:
-    """Keeps the calls of one thread apart when there are many, so that each does more;
-    the first is not late."""
+@dataclass(frozen=True)
+class QueueContext:
+    """What the threads that talk to Redis share.
 
-    def __init__(self, apart_s: float) -> None:
-        self._apart_s = apart_s
+    ``lease_s`` and ``grace_s`` are settings, in seconds; ``order`` returns the setting
+    ``order``, which a reload may change; ``post`` sends a message to the main thread.
+    """
+
+    transitions: Transitions
+    sid: str
+    in_flight: InFlightTable
+    redis: RedisState
+    log: Logger
+    lease_s: float
+    grace_s: float
+    order: Callable[[], str]
+    post: Callable[[Message], None]
+
+
+class CallSpacing:
+    """Spaces the calls of one thread, so that each can do more work. The first call of
+    a burst is not delayed."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
         self._last = 0.0
 
     def wait(self) -> None:
-        """Wait until the next call may be made."""
-        early_s = self._last + self._apart_s - time.monotonic()
+        """Wait until the interval since the last call has passed."""
+        early_s = self._last + self._interval_s - time.monotonic()
         if early_s > 0:
             time.sleep(early_s)
         self._last = time.monotonic()
 
 
 class Backoff:
-    """Waits between tries of one thread, longer and longer, until something succeeds or
-    all stop."""
+    """Doubles the delay between failed attempts of one thread, up to ``max_s``.
+    ``stopping`` ends a delay early."""
 
     def __init__(self, stopping: threading.Event, max_s: float = BACKOFF_MAX_S) -> None:
         self._stopping = stopping
@@ -105,10 +136,10 @@ class Backoff:
         self._delay_s = BACKOFF_FIRST_S
 
     def wait(self) -> None:
-        """Wait for the next try."""
+        """Wait before the next attempt."""
         self._stopping.wait(self._delay_s)
         self._delay_s = min(self._max_s, self._delay_s * 2)
 
     def reset(self) -> None:
-        """The try succeeded."""
+        """Start again with the shortest delay, after a success."""
         self._delay_s = BACKOFF_FIRST_S

@@ -1,5 +1,5 @@
-"""Outcomes that Redis could not be told yet, on disk: a file each, committed by
-temporary file and rename."""
+"""Results on disk that Redis does not have yet: one file for each, written to a
+temporary file and renamed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from dlpool.disk import atomic_write, translated
 from dlpool.jobs.client_records import ClientRecord
@@ -18,8 +19,8 @@ FINAL_OUTCOMES = ("success", "failed", "cancelled")
 
 
 class Spool:
-    """The folder ``STATE_DIR/spool``. Used by the record thread only. A name is the
-    ticket, so a file is never two."""
+    """The folder ``STATE_DIR/spool``. Used by the record thread. The lease is the file
+    name, so no job has two files."""
 
     def __init__(self, state_dir: Path) -> None:
         self.folder = state_dir / "spool"
@@ -27,60 +28,58 @@ class Spool:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for unfinished in self.folder.glob(
                 "*.tmp"
-            ):  # a kill came before its rename: its job is still in Redis
+            ):  # of a killed process: the job is still in Redis
                 unfinished.unlink()
-        self._kept: set[JobLease] = set()
+        self._stored: set[JobLease] = set()
 
     def __len__(self) -> int:
         return sum(1 for name in os.listdir(self.folder) if name.endswith(".json"))
 
-    def store(self, sid: str, ending: FinishRequest) -> None:
-        """Commit a final outcome of the supervisor ``sid``, once. Raises LocalFault."""
-        path = self._path(ending.lease)
-        if ending.disposition not in FINAL_OUTCOMES or ending.lease in self._kept:
+    def store(self, sid: str, request: FinishRequest) -> None:
+        """Write a final result of the supervisor ``sid`` durably, unless that was done
+        before. Raises LocalFault."""
+        path = self._path(request.lease)
+        if request.disposition not in FINAL_OUTCOMES or request.lease in self._stored:
             return
-        fields = asdict(ending) | {"sid": sid}
-        if ending.record is not None:
-            fields["record"]["value"] = ending.record.value.decode()
+        fields = asdict(request) | {"sid": sid}
+        if request.record is not None:
+            fields["record"]["value"] = request.record.value.decode()
         with translated(f"write {path}"):
             atomic_write(path, json.dumps(fields).encode(), sync=True, mode=0o600)
-        self._kept.add(ending.lease)
+        self._stored.add(request.lease)
 
-    def remove(self, ticket: JobLease) -> None:
-        """Redis knows."""
-        if ticket in self._kept:
+    def remove(self, lease: JobLease) -> None:
+        """Remove the file of a result that Redis has recorded."""
+        if lease in self._stored:
             with suppress(OSError):
-                self._path(ticket).unlink(missing_ok=True)
-            self._kept.discard(ticket)
+                self._path(lease).unlink(missing_ok=True)
+            self._stored.discard(lease)
 
     def stored(self) -> Iterator[tuple[str, FinishRequest]]:
-        """What an earlier start left: sid and outcome. Damaged files are set aside
-        under another name."""
+        """Return the supervisor ids and results that an earlier start left. A damaged
+        file is renamed."""
         for path in sorted(self.folder.glob("*.json")):
             try:
                 fields = json.loads(path.read_text(encoding="utf-8"))
-                record = fields["record"]
-                if record is not None:
-                    record = ClientRecord(
-                        record["key"], record["value"].encode(), record["field"]
-                    )
-                ticket = JobLease(
-                    str(fields["ticket"]["id"]), int(fields["ticket"]["fence"])
-                )
-                self._kept.add(ticket)
-                yield (
-                    str(fields["sid"]),
-                    FinishRequest(
-                        ticket,
-                        fields["outcome"],
-                        record,
-                        dict(fields["note"]),
-                        trace_id=str(fields.get("trace_id", "")),
-                    ),
-                )
+                request = _parse_request(fields)
+                self._stored.add(request.lease)
+                yield str(fields["sid"]), request
             except (OSError, ValueError, LookupError, TypeError, AttributeError):
                 with suppress(OSError):
                     path.rename(path.with_suffix(".damaged"))
 
-    def _path(self, ticket: JobLease) -> Path:
-        return self.folder / f"{ticket}.json"
+    def _path(self, lease: JobLease) -> Path:
+        return self.folder / f"{lease}.json"
+
+
+def _parse_request(fields: dict[str, Any]) -> FinishRequest:
+    record, lease = fields["record"], fields["lease"]
+    return FinishRequest(
+        JobLease(str(lease["job_id"]), int(lease["fence"])),
+        fields["disposition"],
+        None
+        if record is None
+        else ClientRecord(record["key"], record["value"].encode(), record["field"]),
+        dict(fields["note"]),
+        trace_id=str(fields.get("trace_id", "")),
+    )

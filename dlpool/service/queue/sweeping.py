@@ -1,49 +1,37 @@
-"""What is left of jobs that ended while this node was not there, or that others have
-taken and ended."""
+"""Finds files of jobs that ended while this node was down, or that another node has
+finished."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from dlpool.jobs.connection import translated
-from dlpool.jobs.transitions import Transitions
-from dlpool.service.inflight import InFlightTable
 from dlpool.service.journal import CleanupJournal
-from dlpool.service.queue.messages import Message, StaleFilesFound
+from dlpool.service.queue.messages import StaleFilesFound
+from dlpool.service.queue.redis_state import QueueContext
 
-AT_ONCE = 500
+BATCH = 500
 OPEN = (b"queued", b"delayed", b"running", b"paused")
 
 
 class StaleFileSweeper:
-    """Used by the beat thread."""
+    """Compares the journal with the jobs in Redis. Used by the heartbeat thread."""
 
-    def __init__(
-        self,
-        transitions: Transitions,
-        trail: CleanupJournal,
-        ledger: InFlightTable,
-        post: Callable[[Message], None],
-    ) -> None:
-        self._transitions = transitions
-        self._trail = trail
-        self._ledger = ledger
-        self._post = post
+    def __init__(self, context: QueueContext, journal: CleanupJournal) -> None:
+        self._transitions = context.transitions
+        self._journal = journal
+        self._in_flight = context.in_flight
+        self._post = context.post
         self._last = ""
 
     def sweep(self) -> None:
-        """Find jobs on the trail that have ended, some at each call, and have removed
-        what they kept.
-
-        Raises QueueError.
-        """
-        jobs = self._trail.entries()
-        for ticket in self._ledger.leases():
-            jobs.pop(ticket.job_id, None)  # their ends come by themselves
+        """Check the next part of the journal, and post the jobs that have ended. Raises
+        QueueError."""
+        jobs = self._journal.entries()
+        for lease in self._in_flight.leases():
+            jobs.pop(lease.job_id, None)  # the main thread cleans up after its own jobs
         later = [job_id for job_id in sorted(jobs) if job_id > self._last] or sorted(
             jobs
         )
-        chosen = later[:AT_ONCE]
+        chosen = later[:BATCH]
         self._last = chosen[-1] if chosen else ""
         ended = [
             job_id

@@ -1,5 +1,6 @@
-"""Frames between the supervisor and its workers.
+"""Carry frames between the supervisor and its workers.
 
-Read in this order: frames (what is sent), channel (how), endings (how an error ends a
-job), tally (counters of a worker that travel with frames).
+Read in this order: frames (what is sent), results (how an attempt ended), channel (how
+frames are sent), counters (of a worker, sent with each status frame). The main threads
+of supervisor and workers receive; all threads of a worker send.
 """

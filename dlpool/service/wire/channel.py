@@ -1,5 +1,5 @@
-"""One end of the private socket pair between supervisor and worker: whole frames or
-nothing."""
+"""The frame channel: one end of the private socket pair between supervisor and
+worker."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dlpool.service.wire.frames import MAX_FRAME, Frame, decode, encode
 
 
 class FrameChannel:
-    """Sends and receives frames. Sending is thread-safe: the kernel keeps a frame of
-    ``SOCK_SEQPACKET`` whole.
+    """Sends and receives frames. Sending is thread-safe: a ``SOCK_SEQPACKET`` socket
+    sends each frame atomically.
 
     See unix(7).
     """
@@ -22,17 +22,20 @@ class FrameChannel:
 
     @classmethod
     def pair(cls) -> tuple[FrameChannel, socket.socket]:
-        """The supervisor's end, which never blocks, and the socket for the worker."""
-        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        mine.setblocking(False)
-        return cls(mine), theirs
+        """Return the supervisor's channel, which never blocks, and the socket for the
+        worker."""
+        supervisor, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        supervisor.setblocking(False)
+        return cls(supervisor), worker
 
     @classmethod
     def of_worker(
         cls, sock: socket.socket, *, receive_s: float, send_s: float
     ) -> FrameChannel:
-        """The worker's end: it waits, so long at most, and in the kernel (no poll
-        before each call)."""
+        """Return the worker's channel, which blocks for these times at most.
+
+        The kernel applies the timeouts, so that no call needs a poll(2) before it.
+        """
         sock.setblocking(True)
         for option, seconds in (
             (socket.SO_RCVTIMEO, receive_s),
@@ -46,16 +49,16 @@ class FrameChannel:
         return cls(sock)
 
     def fileno(self) -> int:
-        """For selectors."""
+        """Return the file descriptor, for selectors."""
         return self.socket.fileno()
 
     def send(self, frame: Frame) -> bool:
-        """Send it; False if the other end is gone or does not read (a stopped process):
-        nothing was sent then."""
+        """Send a frame. Return False if it was not sent: the other end is closed, or
+        its process does not read."""
         return self.send_encoded(encode(frame))
 
     def send_encoded(self, data: bytes) -> bool:
-        """The same for a frame that is encoded already."""
+        """Send an encoded frame. Return False as ``send`` does."""
         try:
             self.socket.send(data)
         except (
@@ -65,9 +68,11 @@ class FrameChannel:
         return True
 
     def receive(self) -> Frame | None:
-        """The next frame; None at the end. Raises BlockingIOError if there is none now.
+        """Return the next frame, or None if the other end is closed. Raises
+        BlockingIOError if there is none yet.
 
-        A reset is passed over: it comes before the last data, which may be an outcome.
+        A reset is ignored once: the kernel reports it before the last data, which may
+        be the result of a job.
         """
         for _ in range(2):
             with suppress(ConnectionResetError):
@@ -76,5 +81,5 @@ class FrameChannel:
         return None
 
     def close(self) -> None:
-        """Close this end; the other one reads its end."""
+        """Close this end. The other end then receives None."""
         self.socket.close()

@@ -1,8 +1,8 @@
-"""What a worker has counted since its start: it travels with each heartbeat, and the
-supervisor adds up what is new.
+"""Counters of a worker. Each status frame carries them, and the supervisor adds what is
+new.
 
-Cumulative, so that a heartbeat that is lost takes nothing along, and one that comes
-twice counts once.
+They are cumulative, so that a status frame that is lost loses nothing, and one that
+arrives twice counts once.
 """
 
 from __future__ import annotations
@@ -22,64 +22,66 @@ RANGE_BOUNDS_S = (
     60.0,
     300.0,
     1800.0,
-)  # upper ones; what takes longer comes after
+)  # upper bounds of a histogram's buckets
 RECEIVED, RANGE_SECONDS, LOG_DROPPED = "received", "range_seconds", "log_dropped"
-_RETRY, _RANGE, _SCAN = "retry.", "range.", "scan."
+_RETRY, _RANGE, _SCAN = "retry.", "range.", "scan."  # prefixes
 
 
 class WorkerCounters:
-    """Thread-safe; the lock guards the counts."""
+    """Counts events in a worker. Thread-safe; the lock guards the counts."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
 
     def add(self, name: str, amount: float) -> None:
-        """So much more of it."""
+        """Add to a counter."""
         with self._lock:
-            self._counts[name] += amount  # type: ignore[assignment]  # seconds are no whole numbers
+            self._counts[name] += amount  # type: ignore[assignment]  # seconds are not integers
 
     def count_retry(self, label: str) -> None:
-        """A range is asked for again, for that reason."""
+        """Count the retry of a range, by the label of the error."""
         self.add(_RETRY + label, 1)
 
     def count_scan(self, outcome: str) -> None:
-        """Count a file that was checked for malware."""
+        """Count a file that was scanned for malware."""
         self.add(_SCAN + outcome, 1)
 
     def count_range(self, seconds: float) -> None:
-        """A range has come, in so many seconds."""
+        """Count a range that was fetched in ``seconds``."""
         with self._lock:
             self._counts[f"{_RANGE}{bisect_left(RANGE_BOUNDS_S, seconds)}"] += 1
             self._counts[RANGE_SECONDS] += seconds  # type: ignore[assignment]
 
     def snapshot(self) -> dict[str, float]:
-        """All counts, by name."""
+        """Return all counters by name."""
         with self._lock:
             return dict(self._counts)
 
 
 class CounterDeltas:
-    """What is known of one worker's tally. Used by one thread."""
+    """The counters of one worker as last reported. Used by one thread."""
 
     def __init__(self) -> None:
-        self._known: dict[str, float] = {}
+        self._last: dict[str, float] = {}
 
     def last(self, name: str) -> float:
-        """One of its counts, as of its last heartbeat."""
-        return self._known.get(name, 0.0)
+        """Return a counter as of the last report."""
+        return self._last.get(name, 0.0)
 
-    def update(self, counts: Mapping[str, float]) -> dict[str, float]:
-        """What a heartbeat counts that is not known yet; two may come in the wrong
-        order."""
-        new = {name: count - self._known.get(name, 0) for name, count in counts.items()}
-        new = {name: amount for name, amount in new.items() if amount > 0}
-        self._known |= {name: counts[name] for name in new}
-        return new
+    def update(self, counters: Mapping[str, float]) -> dict[str, float]:
+        """Return by how much counters have grown since the last report. Reports may
+        arrive out of order."""
+        deltas = {
+            name: count - self._last.get(name, 0) for name, count in counters.items()
+        }
+        deltas = {name: amount for name, amount in deltas.items() if amount > 0}
+        self._last |= {name: counters[name] for name in deltas}
+        return deltas
 
 
 def retries_of(counts: Mapping[str, float]) -> dict[str, float]:
-    """Ranges that were asked for again, by reason."""
+    """Return the number of retried ranges, by label."""
     return {
         name.removeprefix(_RETRY): count
         for name, count in counts.items()
@@ -88,7 +90,7 @@ def retries_of(counts: Mapping[str, float]) -> dict[str, float]:
 
 
 def scans_of(counts: Mapping[str, float]) -> dict[str, float]:
-    """Return how many files were checked for malware, by outcome."""
+    """Return the number of files that were scanned for malware, by outcome."""
     return {
         name.removeprefix(_SCAN): count
         for name, count in counts.items()
@@ -97,8 +99,8 @@ def scans_of(counts: Mapping[str, float]) -> dict[str, float]:
 
 
 def ranges_of(counts: Mapping[str, float]) -> list[float]:
-    """Ranges that have come: how many within each of ``RANGE_BOUNDS_S``, and how many
-    after the last."""
+    """Return the number of fetched ranges in each bucket of ``RANGE_BOUNDS_S``, and
+    above the last bound."""
     return [
         counts.get(f"{_RANGE}{index}", 0) for index in range(len(RANGE_BOUNDS_S) + 1)
     ]

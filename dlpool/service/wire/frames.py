@@ -1,4 +1,5 @@
-"""What supervisor and worker say to each other: values, as JSON frames below 64 KiB."""
+"""Frames between the supervisor and its workers: frozen dataclasses, sent as JSON of
+less than 64 KiB."""
 
 from __future__ import annotations
 
@@ -11,33 +12,34 @@ from dlpool import jsontext
 from dlpool.config import Settings
 from dlpool.config.owned_paths import owned_paths
 from dlpool.errors import InternalError
+from dlpool.service.wire.results import AttemptResult
 
 MAX_FRAME = 64 * 1024 - 1  # bytes
 
 
 def lease_clock() -> float:
-    """Seconds since this machine has started, also those in which it slept: one clock
-    for all of its processes."""
+    """Return the seconds since this machine was booted, suspended time included: the
+    same in all of its processes."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Base of all frames; ``kind`` names it on the wire."""
+    """Base of all frames; ``kind`` names the class on the wire."""
 
     kind: ClassVar[str]
 
 
-# --- down: to the worker ---
+# --- from the supervisor to a worker ---
 
 
 @dataclass(frozen=True)
 class JobFrame(Frame):
-    """Run this job. ``ticket`` is its id and fence; ``user_id`` and ``trace_id`` go
-    into its log lines.
+    """Run this job.
 
-    Until ``leased_until`` (``lease_clock``) it is certainly ours: nobody takes a job
-    before its lease has passed. ``claim``: the random id of the job's first claim.
+    ``lease_id``: job id and fencing token. ``leased_until``: until then, by
+    ``lease_clock``, no other supervisor can hold the lease. ``claim_id``: the random id
+    of the job's first claim. ``trace_id`` and ``user_id``: for log lines.
     """
 
     kind = "job"
@@ -55,12 +57,12 @@ class JobFrame(Frame):
     if_exists: str | None = None
     limit_rate: int | None = None
     scan: bool = False
-    claim: str = ""
+    claim_id: str = ""
 
 
 @dataclass(frozen=True)
 class CancelFrame(Frame):
-    """Checkpoint this job and give it back; ``reason`` for the log."""
+    """Checkpoint this job and stop it; ``reason`` is logged."""
 
     kind = "cancel"
     lease_id: str
@@ -69,7 +71,7 @@ class CancelFrame(Frame):
 
 @dataclass(frozen=True)
 class PublishFrame(Frame):
-    """The fence stands: publish."""
+    """Publish the file of this job: the supervisor still holds the lease."""
 
     kind = "publish"
     lease_id: str
@@ -77,7 +79,7 @@ class PublishFrame(Frame):
 
 @dataclass(frozen=True)
 class LostFrame(Frame):
-    """The job is another's by now: stop, and publish nothing."""
+    """Stop this job and publish nothing: another supervisor holds the lease."""
 
     kind = "lost"
     lease_id: str
@@ -85,19 +87,19 @@ class LostFrame(Frame):
 
 @dataclass(frozen=True)
 class CleanFrame(Frame):
-    """The queue knows how these jobs ended: remove what they kept for a next run; each
-    is an ``CleanupEntry`` as a list."""
+    """Remove the stale files of these jobs, whose results Redis has recorded. Each is a
+    ``CleanupEntry`` as a list."""
 
     kind = "clean"
     jobs: list[list[Any]]
 
 
 class CleanupEntry(NamedTuple):
-    """A job that has ended. ``path`` is where it went, None if that was never known;
-    ``fence`` tells its runs apart.
+    """The files that a job may leave behind.
 
-    ``trace_id`` is for the log. Of the URL only its digest is kept, as it may hold a
-    password.
+    ``path``: the target file, None where ``save_path`` names it. ``fence`` tells
+    attempts apart. The URL may contain a password, so only its digest is kept.
+    ``trace_id``: for log lines.
     """
 
     job_id: str
@@ -111,8 +113,7 @@ class CleanupEntry(NamedTuple):
 
 @dataclass(frozen=True)
 class ConfigFrame(Frame):
-    """Settings for the jobs that come from now on, as the dicts of their
-    dataclasses."""
+    """Use these settings for new jobs. Each is the dict of its dataclass."""
 
     kind = "config"
     transfer: dict[str, Any]
@@ -124,8 +125,8 @@ class ConfigFrame(Frame):
 
 @dataclass(frozen=True)
 class HoldFrame(Frame):
-    """A host does not want to be asked for so many seconds: a worker was told so, or
-    hears of it."""
+    """Send no requests to ``host`` for ``seconds``. Sent in both directions: a worker
+    also reports a new hold."""
 
     kind = "hold"
     host: str
@@ -134,8 +135,8 @@ class HoldFrame(Frame):
 
 @dataclass(frozen=True)
 class RateFrame(Frame):
-    """The worker's share of the node's rate, in bytes/s; None is no limit. Running jobs
-    obey it too."""
+    """Limit all jobs together to ``rate`` bytes/s, None for no limit. Running jobs obey
+    it too."""
 
     kind = "rate"
     rate: int | None
@@ -143,10 +144,10 @@ class RateFrame(Frame):
 
 @dataclass(frozen=True)
 class SpaceFrame(Frame):
-    """How many bytes stay free on each disk (the setting ``min_free``), and how many
-    running jobs will take.
+    """Disk space that jobs must leave free, in bytes.
 
-    ``taken`` is by device number, in decimal digits.
+    ``min_free``: the setting. ``reserved``: what running jobs have yet to allocate, by
+    device number in decimal.
     """
 
     kind = "space"
@@ -156,24 +157,24 @@ class SpaceFrame(Frame):
 
 @dataclass(frozen=True)
 class PingFrame(Frame):
-    """The supervisor lives."""
+    """The supervisor is alive. Sent every second."""
 
     kind = "ping"
 
 
 @dataclass(frozen=True)
 class RetireFrame(Frame):
-    """End when the present jobs have ended."""
+    """Exit after the present jobs."""
 
     kind = "retire"
 
 
-# --- up: to the supervisor ---
+# --- from a worker to the supervisor ---
 
 
 @dataclass(frozen=True)
 class HelloFrame(Frame):
-    """The worker is ready."""
+    """The worker is ready for jobs."""
 
     kind = "hello"
     pid: int
@@ -181,12 +182,12 @@ class HelloFrame(Frame):
 
 @dataclass(frozen=True)
 class StatusFrame(Frame):
-    """The heartbeat, once a second: progress of running jobs by ticket, and a ``Tally``
-    since the start.
+    """The worker's heartbeat, sent every second: progress of its jobs by lease id, and
+    its ``WorkerCounters``.
 
-    ``missing``: bytes that jobs will yet take of their disks, of those jobs where that
-    is not 0. ``whole``: jobs whose next run has to begin anew, as their servers send no
-    ranges.
+    ``missing_bytes``: what jobs have yet to allocate on their disks, where that is not
+    0. ``unresumable``: jobs whose next attempt must start from the beginning, since
+    their servers do not support ranges.
     """
 
     kind = "status"
@@ -198,8 +199,8 @@ class StatusFrame(Frame):
 
 @dataclass(frozen=True)
 class FinishingFrame(Frame):
-    """All bytes of a small file are there, only the disk is waited for: the slot is as
-    good as free."""
+    """All bytes of a small file have been received and are being synced. The job's slot
+    counts as free."""
 
     kind = "finishing"
     lease_id: str
@@ -207,7 +208,8 @@ class FinishingFrame(Frame):
 
 @dataclass(frozen=True)
 class VerifiedFrame(Frame):
-    """The file is complete and right, its lock is held: may it be published?"""
+    """The file is complete and verified, and its lock is held. The worker waits for
+    PublishFrame or LostFrame."""
 
     kind = "verified"
     lease_id: str
@@ -215,18 +217,17 @@ class VerifiedFrame(Frame):
 
 @dataclass(frozen=True)
 class EndedFrame(Frame):
-    """A job has left its slot.
+    """An attempt has ended.
 
-    ``ending``: succeeded, retry, failed, node_fault, no_room, locked, released, lost.
-    ``result`` are the figures of a success, else ``label`` and ``message`` say why.
-    ``retry_after_s``: how long the server asked us to wait. ``leaves_state``: there is
-    something to clean up when the queue knows. ``stack``: of an error with a cause, for
-    the log.
+    ``statistics``: of a success; else ``label`` and ``message`` describe the error.
+    ``retry_after_s``: the delay that the server asked for. ``needs_cleanup``: files
+    must be removed once Redis has recorded the result. ``stack``: of the error, for the
+    log.
     """
 
     kind = "ended"
     lease_id: str
-    attempt_result: str
+    attempt_result: AttemptResult
     path: str | None = None
     statistics: dict[str, Any] = field(default_factory=dict)
     label: str = ""
@@ -235,10 +236,15 @@ class EndedFrame(Frame):
     needs_cleanup: bool = True
     stack: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(
+            self, "attempt_result", AttemptResult(self.attempt_result)
+        )  # a str after decoding
+
 
 @dataclass(frozen=True)
 class CleanedFrame(Frame):
-    """What was kept for these jobs is gone, or cannot be removed."""
+    """The stale files of these jobs have been removed, or cannot be."""
 
     kind = "cleaned"
     job_ids: list[str]
@@ -269,7 +275,7 @@ FRAMES: Mapping[str, type[Frame]] = {
 
 
 def encode(frame: Frame) -> bytes:
-    """The frame as it is sent. Raises InternalError if it is too large."""
+    """Return a frame as JSON. Raises InternalError if it is too large."""
     data = jsontext.dumps({"kind": frame.kind, **vars(frame)})
     if len(data) > MAX_FRAME:
         raise InternalError(
@@ -279,13 +285,13 @@ def encode(frame: Frame) -> bytes:
 
 
 def decode(data: bytes) -> Frame:
-    """The frame that was sent."""
+    """Return the frame that ``encode`` has encoded."""
     fields = jsontext.loads(data)
     return FRAMES[fields.pop("kind")](**fields)
 
 
 def config_frame(settings: Settings) -> ConfigFrame:
-    """Return what workers need of reloaded settings."""
+    """Return the reloaded settings that workers need."""
     return ConfigFrame(
         asdict(settings.transfer),
         asdict(settings.network),

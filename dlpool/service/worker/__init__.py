@@ -1,5 +1,7 @@
-"""The worker process: it runs jobs in threads and reports to the supervisor.
+"""Run jobs in worker processes and report to the supervisor.
 
-Read in this order: process (its main loop), run (one job in its thread), affinity
-(which CPU it runs on), traceparent (the trace id of its requests).
+Read in this order: process (the main loop), job_run (one attempt of a job), affinity
+(CPUs of its threads). A worker has a main thread that receives frames, one thread for
+each slot, and the threads report and clean; each download starts threads for its
+connections.
 """

@@ -1,9 +1,9 @@
-"""On which CPU the threads of a worker run.
+"""CPU affinity of a worker's threads.
 
-Threads of one interpreter take turns. Spread over CPUs, each turn wakes another CPU,
-and for small jobs that costs as much as the work itself; so they stay on one. Large
-ones may use all: TLS, hashing and copying need no turn. See sched_setaffinity(2), which
-works on threads.
+Threads of one interpreter take turns holding the GIL. On several CPUs each turn wakes
+another CPU, which for small jobs costs as much as their work. So small jobs run on one
+CPU. Large jobs use all CPUs: TLS, hashing and copying run without the GIL. See
+sched_setaffinity(2), which applies to threads.
 """
 
 from __future__ import annotations
@@ -15,35 +15,38 @@ from contextlib import suppress
 
 
 class Affinity:
-    """The CPUs of a process. Its methods are for the calling thread, and for those that
-    it starts from then on."""
+    """The CPUs of a process. Its methods apply to the calling thread, and to threads
+    that it starts afterwards."""
 
     def __init__(self, cpu: int | None) -> None:
-        """``cpu``: where small jobs stay, None for no such place."""
+        """``cpu``: the CPU for small jobs, None to leave the choice to the kernel."""
         self._all = os.sched_getaffinity(0)
-        self._home = self._all if cpu is None else {cpu}
+        self._small_jobs = self._all if cpu is None else {cpu}
 
     def pin(self) -> None:
-        """Stay on the CPU for small jobs."""
-        self._go(self._home)
+        """Run on the CPU for small jobs."""
+        self._set(self._small_jobs)
 
     def unpin(self) -> None:
-        """Use all CPUs that the process may use."""
-        self._go(self._all)
+        """Run on all CPUs that the process may use."""
+        self._set(self._all)
 
-    def _go(self, cpus: set[int]) -> None:
-        if self._home != self._all:
+    def _set(self, cpus: set[int]) -> None:
+        if self._small_jobs != self._all:
             with suppress(
                 OSError
-            ):  # the CPU was taken from us meanwhile: the kernel has chosen another one
+                # the CPU has been taken away from the process: the kernel has chosen
+                # another one
+            ):
                 os.sched_setaffinity(0, cpus)
 
 
 def choose_cpu(workers: int, taken: Collection[int | None]) -> int | None:
-    """The CPU for one more of ``workers``, with the ``taken`` ones of the others.
+    """Return the CPU for small jobs of a new worker; ``taken`` are those of the other
+    ones.
 
-    None where there are fewer workers than CPUs: a kernel that may choose keeps them
-    apart, from other programs too.
+    Return None if there are fewer ``workers`` than CPUs: the kernel then keeps them
+    apart, also from other programs.
     """
     cpus = os.sched_getaffinity(0)
     if not 1 < len(cpus) <= workers:

@@ -1,7 +1,9 @@
-"""One job in a slot of a worker."""
+"""One attempt of a job, in a slot of a worker."""
 
 from __future__ import annotations
 
+import hashlib
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -28,9 +30,8 @@ from dlpool.service.wire.frames import (
     VerifiedFrame,
     lease_clock,
 )
-from dlpool.service.wire.results import attempt_result_of
+from dlpool.service.wire.results import AttemptResult, attempt_result_of
 from dlpool.service.worker.affinity import Affinity
-from dlpool.service.worker.traceparent import span_id
 from dlpool.transfer.http.client import HttpClient
 from dlpool.transfer.job import Checksum, Job
 from dlpool.transfer.target.file.cleanup import (
@@ -42,7 +43,6 @@ from dlpool.transfer.transfer import Transfer
 if TYPE_CHECKING:
     from dlpool.observe.spans import JobSpan, Traces
 
-Send = Callable[[Frame], object]
 _LEVELS: Mapping[str, str] = {
     "range_retry": "warning",
     "download_restarted": "warning",
@@ -61,15 +61,15 @@ _SCANNED = {
     "file_scanned": "clean",
     "file_infected": "infected",
     "file_unscanned": "",
-}  # outcomes; "": its own
+}  # outcomes; "": in the event
 
 MAX_STACK = 8 * 1024  # bytes of a frame
-STACK_FRAMES = (
-    3  # of each cause: a refused connection has six of them, through the libraries
-)
+STACK_FRAMES = 3  # of each cause: a refused connection has six of them in libraries
 SMALL = (
     1024 * 1024
-)  # bytes: fetched by one thread, and to make them durable takes no time that matters
+)  # bytes: a smaller file is fetched by one thread, and its sync takes little time
+_TRACEPARENT = "traceparent"
+_TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -81,20 +81,20 @@ class JobRunContext:
     paths: Confinement
     client: HttpClient
     log: Logger
-    send: Send
+    send: Callable[[Frame], object]
     affinity: Affinity
-    tally: WorkerCounters
+    counters: WorkerCounters
     space: NodeSpaceRules
     traces: Traces | None = None
     guard: Guard | None = None
 
 
 class JobRun:
-    """A job from its frame to its end. ``run`` by the slot's thread, all else by
-    any.
+    """An attempt of a job. The thread of a slot calls ``run``, any thread the other
+    methods.
 
-    The lock guards the transfer and the error that shall end it, which may come before
-    the transfer is made.
+    The lock guards the transfer and the error that stops it, which may be set before
+    there is a transfer.
     """
 
     def __init__(self, frame: JobFrame, context: JobRunContext) -> None:
@@ -113,14 +113,14 @@ class JobRun:
         self._lock = threading.Lock()
         self._transfer: Transfer | None = None
         self._error: DlpoolError | None = None
-        self._answered = threading.Event()
-        self._began = time.monotonic()
+        self._may_continue = threading.Event()  # to publish, or to raise ``_error``
+        self._started_at = time.monotonic()
 
     def __repr__(self) -> str:
-        return f"<JobRun {self.frame.lease_id} {self._transfer or 'not begun'}>"
+        return f"<JobRun {self.frame.lease_id} {self._transfer or 'not started'}>"
 
     def run(self) -> EndedFrame:
-        """Download and publish; never raises."""
+        """Download and publish the file. Never raises."""
         frame = self.frame
         hung_jobs.name_thread(frame.lease_id)
         if (traces := self._context.traces) is not None:
@@ -145,40 +145,40 @@ class JobRun:
         return ended
 
     def _run(self) -> EndedFrame:
-        ticket = self.frame.lease_id
         self._context.affinity.pin()
         try:
-            transfer = self._make()
-            outcome = transfer.run()
+            transfer = self._make_transfer()
+            result = transfer.run()
         except DlpoolError as error:
             return self._ended(error)
         except Exception as error:  # noqa: BLE001 - top of a thread
             self._log.error("worker_failed", error=error)
             return self._ended(InternalError.of(error))
-        seconds = round(time.monotonic() - self._began, 3)
+        seconds = round(time.monotonic() - self._started_at, 3)
         return EndedFrame(
-            ticket,
-            "succeeded",
-            str(outcome.path),
-            outcome.as_json() | {"seconds": seconds},
+            self.frame.lease_id,
+            AttemptResult.SUCCEEDED,
+            str(result.path),
+            result.as_json() | {"seconds": seconds},
             needs_cleanup=transfer.may_leave_state,
         )
 
     def cancel(self, error: DlpoolError) -> None:
-        """Checkpoint and end with ``error``, within a second."""
+        """Have the run checkpoint and end with ``error`` within a second. The first
+        call counts."""
         with self._lock:
             self._error = self._error or error
             transfer = self._transfer
         if transfer is not None:
             transfer.cancel(error)
-        self._answered.set()
+        self._may_continue.set()
 
     def publish(self) -> None:
-        """The fence stands."""
-        self._answered.set()
+        """Let a verified file be published: the supervisor still holds the lease."""
+        self._may_continue.set()
 
     def progress(self) -> dict[str, Any]:
-        """Where it is now, for people."""
+        """Return the progress for people: bytes done and in all, phase, connections."""
         transfer = self._transfer
         if transfer is None:
             return {"done": 0, "size": None, "phase": "connecting"}
@@ -192,27 +192,27 @@ class JobRun:
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes that it will yet take of its disk, as far as that is known."""
+        """Bytes that the job has yet to allocate on its disk, as far as known."""
         transfer = self._transfer
         return 0 if transfer is None else transfer.progress().unreserved_bytes
 
     @property
     def is_unresumable(self) -> bool:
-        """Whether its next run has to begin anew."""
+        """Whether the next attempt must start from the beginning."""
         transfer = self._transfer
         return transfer is not None and not transfer.progress().is_resumable
 
     @property
     def received_bytes(self) -> int:
-        """Bytes of body that have come over the network."""
+        """Bytes of response bodies received over the network."""
         transfer = self._transfer
         return 0 if transfer is None else transfer.received
 
     def log_progress(self) -> None:
-        """A line about where it is."""
+        """Log the progress."""
         self._log.info("download_progress", **self.progress())
 
-    def _make(self) -> Transfer:
+    def _make_transfer(self) -> Transfer:
         frame, context = self.frame, self._context
         target = context.paths.target(frame.save_path)
         job = Job(
@@ -224,9 +224,9 @@ class JobRun:
             id=frame.job_id,
             fence=frame.fence,
             owner=frame.user_id,
-            claim=frame.claim,
+            claim=frame.claim_id,
         )
-        admit: Callable[[Path], None] = (
+        check_target: Callable[[Path], None] = (
             context.paths.check_resolved_name if target.is_folder else lambda _: None
         )
         transfer = Transfer(
@@ -234,8 +234,8 @@ class JobRun:
             self._settings,
             context.client,
             self._notify,
-            admit,
-            self._permit,
+            check_target,
+            self._authorize_publish,
             context.guard,
             context.space,
         )
@@ -245,24 +245,25 @@ class JobRun:
             self._transfer = transfer
         return transfer
 
-    def _permit(self) -> None:
-        """Wait until it is known that the job is still ours; the part file stays locked
-        meanwhile.
+    def _authorize_publish(self) -> None:
+        """Wait until it is certain that the supervisor holds the lease. The part file
+        stays locked meanwhile.
 
-        Within the lease that came with the claim it is. Later Redis is asked, by way of
-        the supervisor.
+        During the lease of the claim it is certain. Afterwards the supervisor asks
+        Redis.
         """
         if lease_clock() < self.frame.leased_until:
             return
         self._context.send(VerifiedFrame(self.frame.lease_id))
-        self._answered.wait()
+        self._may_continue.wait()
         with self._lock:
             if self._error is not None:
                 raise self._error
 
     def _notify(self, event: str, /, **fields: object) -> None:
         if event == "job_started" and (fields["size"] or SMALL) >= SMALL:  # type: ignore[operator]
-            self._context.affinity.unpin()  # its connections' threads come after this
+            # before the threads of its connections are started
+            self._context.affinity.unpin()
         if event == "body_complete":
             if fields["size"] < SMALL and not self._settings.scan:  # type: ignore[operator]
                 self._context.send(FinishingFrame(self.frame.lease_id))
@@ -270,19 +271,19 @@ class JobRun:
         if self._span is not None and event in ("range_fetched", "range_retry"):
             self._span.add_range(fields)
         if event == "range_fetched":
-            self._context.tally.count_range(fields["seconds"])  # type: ignore[arg-type]
+            self._context.counters.count_range(fields["seconds"])  # type: ignore[arg-type]
             return
         if event == "range_retry":
-            self._context.tally.count_retry(str(fields["label"]))
+            self._context.counters.count_retry(str(fields["label"]))
         elif event == "download_restarted":
-            self._context.tally.count_retry("restart")
+            self._context.counters.count_retry("restart")
         elif event in _SCANNED:
-            self._context.tally.count_scan(_SCANNED[event] or str(fields["verdict"]))
+            self._context.counters.count_scan(_SCANNED[event] or str(fields["verdict"]))
         getattr(self._log, _LEVELS.get(event, "info"))(event, **fields)
 
-    def _ending(self, error: DlpoolError) -> str:
-        """Return how the job ends: a fault of the disk is the job's own, unless it is
-        confirmed for all."""
+    def _classify(self, error: DlpoolError) -> AttemptResult:
+        """Return the result for an error. A disk error concerns this job only, unless a
+        check shows a node fault."""
         transfer = self._transfer
         if transfer is None or not isinstance(error, LocalFault):
             return attempt_result_of(error)
@@ -297,7 +298,7 @@ class JobRun:
         retry_after_s = error.retry_after_s if isinstance(error, RetryRange) else None
         return EndedFrame(
             self.frame.lease_id,
-            self._ending(error),
+            self._classify(error),
             path,
             label=error.label,
             message=str(error)[:2000],
@@ -316,8 +317,8 @@ def _stack(error: DlpoolError) -> str:
 
 
 def settings_for_job(transfer: TransferSettings, frame: JobFrame) -> TransferSettings:
-    """The settings with what the job asks for: of two rate limits the lower one, and a
-    scan if either wants one."""
+    """Return the settings with the job's own: the lower of two rate limits, and a scan
+    if either requires one."""
     if frame.if_exists is None and frame.limit_rate is None and not frame.scan:
         return transfer
     rates = [
@@ -332,16 +333,42 @@ def settings_for_job(transfer: TransferSettings, frame: JobFrame) -> TransferSet
 
 
 def lost_job_error() -> LostJob:
-    """What ends a job that another supervisor has by now."""
-    return LostJob("the job is another supervisor's by now")
+    """Return the error that stops a job whose lease another supervisor holds."""
+    return LostJob("another supervisor has taken over the job")
 
 
-def remove_stale_files(ended: CleanupEntry, paths: Confinement) -> None:
-    """Remove what an ended job kept for a next run.
+def remove_stale_files(entry: CleanupEntry, paths: Confinement) -> None:
+    """Remove the files that an ended job kept for another attempt.
 
-    Raises PolicyRefused, LocalFault; Locked while another job writes there.
+    Raises PolicyRefused, LocalFault; Locked while another job writes to the target.
     """
-    target = Path(ended.path) if ended.path else paths.target(ended.save_path).path
-    remove_published_state(target, ended.job_id)
-    if ended.has_failed:  # or it is not known how it ended
-        remove_part_files_by_digest(target, ended.url_sha256)
+    target = Path(entry.path) if entry.path else paths.target(entry.save_path).path
+    remove_published_state(target, entry.job_id)
+    if entry.has_failed:  # or its result is unknown
+        remove_part_files_by_digest(target, entry.url_sha256)
+
+
+def with_traceparent(frame: JobFrame) -> JobFrame:
+    """Return the frame with the header ``traceparent`` (W3C Trace Context, level 1) for
+    the origin.
+
+    The frame is unchanged if it has that header, or if its trace id is not valid
+    (section 3.2.2.3). The parent id stands for this attempt and is the same in all of
+    its requests.
+    """
+    has_own = any(name.lower() == _TRACEPARENT for name in frame.headers)
+    if has_own or _TRACE_ID.fullmatch(frame.trace_id) is None:
+        return frame
+    return replace(
+        frame,
+        headers={
+            **frame.headers,
+            _TRACEPARENT: f"00-{frame.trace_id}-{span_id(frame)}-01",
+        },
+    )
+
+
+def span_id(frame: JobFrame) -> str:
+    """Return the span id of an attempt, 16 hex digits. Spans of the origin are its
+    children, by ``traceparent``."""
+    return hashlib.sha256(frame.lease_id.encode()).hexdigest()[:16]

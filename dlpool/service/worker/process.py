@@ -1,9 +1,9 @@
-"""A worker process: slots that run jobs, a main thread that listens, a thread that
-reports.
+"""The worker process: threads that run jobs, a main thread that receives frames, a
+thread that reports status.
 
-It ends when its supervisor does (the end of the socket, silence, or the kernel's
-signal): its jobs are checkpointed and their files unlocked within seconds, whatever
-state the supervisor is in.
+It exits when its supervisor does: the socket is closed, the supervisor is silent, or
+the kernel sends a signal. Its jobs are checkpointed and their files unlocked within
+seconds, in whatever state the supervisor is.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from dlpool import __version__, threads
+from dlpool import threads
 from dlpool.config import (
     LoggingSettings,
     NetworkSettings,
@@ -31,11 +33,11 @@ from dlpool.config.owned_paths import OwnedPath
 from dlpool.errors import Cancelled, DlpoolError, Locked, NoThread, PolicyRefused
 from dlpool.jobs.confinement import Confinement
 from dlpool.observe.log import Log
+from dlpool.observe.processors import LogOrigin
 from dlpool.observe.tracing import open_traces
 from dlpool.scan.guard import open_guard
-from dlpool.service.node.collector import tune_garbage_collector
 from dlpool.service.node.disk_rules import NodeSpaceRules
-from dlpool.service.node.launch import die_with_parent
+from dlpool.service.node.launch import die_with_parent, tune_garbage_collector
 from dlpool.service.node.node import hold_worker_lock
 from dlpool.service.wire.channel import FrameChannel
 from dlpool.service.wire.counters import LOG_DROPPED, RECEIVED, WorkerCounters
@@ -52,6 +54,7 @@ from dlpool.service.wire.frames import (
     HoldFrame,
     JobFrame,
     LostFrame,
+    PingFrame,
     PublishFrame,
     RateFrame,
     RetireFrame,
@@ -64,24 +67,28 @@ from dlpool.service.worker.job_run import (
     JobRunContext,
     lost_job_error,
     remove_stale_files,
+    with_traceparent,
 )
-from dlpool.service.worker.traceparent import with_traceparent
-from dlpool.transfer.files import raise_open_file_limit
+from dlpool.threads import raise_open_file_limit
 from dlpool.transfer.http.client import HttpClient
 from dlpool.transfer.http.limits import HostHolds, NetworkMonitor, RateLimit
 
 SILENCE_S = 10.0  # the supervisor pings every second
-LISTEN_S = 0.5  # between two looks for signals and silence
-FROZEN_S = 2.0  # of one such look
+RECEIVE_S = (
+    0.5  # the longest wait for a frame, after which signals and silence are checked
+)
+FROZEN_S = (
+    2.0  # after a longer wait this process was suspended, and the silence says nothing
+)
 STATUS_S = 1.0
-STOP_S = 4.0  # for checkpoints, of the 5 s within which a worker ends
+STOP_S = 4.0  # for checkpoints, of the 5 s within which a worker exits
 ALARM_S = 5
 STATUS_JOBS = 150  # in one frame
 
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker is given when it starts."""
+    """What a worker is given when it starts. ``cpu``: the CPU for small jobs."""
 
     node_id: str
     state_dir: Path
@@ -99,19 +106,20 @@ class WorkerSettings:
 
 
 def stacks_file(state_dir: Path, pid: int) -> Path:
-    """Where a worker's stacks go when it is aborted, or dies of a fatal signal."""
+    """Return the file to which a worker dumps its stacks when it is aborted or receives
+    a fatal signal."""
     return state_dir / f"stacks-{pid}"
 
 
 def main(sock: socket.socket, parent_pid: int, settings: WorkerSettings) -> None:
-    """The process: called in a fresh interpreter."""
+    """Run a worker. Called in a new interpreter; never returns."""
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
-    )  # a terminal sends it to all: the supervisor decides
+    )  # a terminal sends it to all processes: the supervisor decides
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     affinity = Affinity(settings.cpu)
-    affinity.pin()  # before there are threads
+    affinity.pin()  # before any thread is started
     with stacks_file(settings.state_dir, os.getpid()).open(
         "w", encoding="utf-8"
     ) as stacks:
@@ -119,7 +127,7 @@ def main(sock: socket.socket, parent_pid: int, settings: WorkerSettings) -> None
         try:
             worker = WorkerProcess(sock, settings, affinity)
             signal.signal(
-                signal.SIGTERM, lambda *_: worker.ask_to_stop("it was told to end")
+                signal.SIGTERM, lambda *_: worker.request_stop("it received SIGTERM")
             )
             die_with_parent(parent_pid)
             raise_open_file_limit()
@@ -134,12 +142,12 @@ def main(sock: socket.socket, parent_pid: int, settings: WorkerSettings) -> None
                 os._exit(error.exit_code)
             raise
         stacks_file(settings.state_dir, os.getpid()).unlink(missing_ok=True)
-    os._exit(0)  # threads in a name look-up cannot be waited for
+    os._exit(0)  # a thread that resolves a host name cannot be interrupted
 
 
 class WorkerProcess:
-    """The process's state. The main thread listens; the lock guards the table of
-    runs."""
+    """The state of a worker. The lock guards the table of runs. Only the main thread
+    handles frames."""
 
     def __init__(
         self, sock: socket.socket, settings: WorkerSettings, affinity: Affinity
@@ -150,116 +158,97 @@ class WorkerProcess:
         self._transfer = settings.transfer
         self._logging = settings.logging
         self._channel = FrameChannel.of_worker(
-            sock, receive_s=LISTEN_S, send_s=SILENCE_S
-        )  # a stopped supervisor blocks nobody
+            sock, receive_s=RECEIVE_S, send_s=SILENCE_S
+        )  # a supervisor that is stopped does not block this process forever
         self._log = Log(
             settings.log_dir,
             settings.logging,
-            service="dlpool-worker",
-            version=__version__,
-            node_id=settings.node_id,
+            LogOrigin("dlpool-worker", settings.node_id),
             is_required=False,
         )
         self._logger = self._log.logger("worker")
         self._traces = open_traces(settings.otel, settings.node_id, self._logger)
         self._space = NodeSpaceRules(settings.min_free)
-        self._rate = RateLimit(
+        self._rate_limit = RateLimit(
             None, time.monotonic
-        )  # until the supervisor tells our share of the node's
+        )  # until the supervisor sends this worker's share
         self._client = self._make_client(settings.network)
         self._lock = threading.Lock()
-        self._runs: dict[str, JobRun] = {}
-        self._leftovers: queue.SimpleQueue[list[CleanupEntry]] = queue.SimpleQueue()
-        self._cleaner = threads.DaemonThread(self._keep_clean, "clean")
+        self._runs: dict[str, JobRun] = {}  # by lease id
+        self._cleanup: queue.SimpleQueue[list[CleanupEntry]] = queue.SimpleQueue()
+        self._cleanup_thread = threads.DaemonThread(self._clean_up, "clean")
         self._waiting: queue.SimpleQueue[JobRun] = queue.SimpleQueue()
-        self._tally = WorkerCounters()
+        self._counters = WorkerCounters()
         self._guard = open_guard(settings.scan)
         self._stop_reason: str | None = None
         self._is_retiring = False
+        self._frame_handlers: Mapping[type[Frame], Callable[[Any], None]] = {
+            JobFrame: self._handle_job,
+            CancelFrame: self._handle_cancel,
+            PublishFrame: self._handle_publish,
+            LostFrame: self._handle_lost,
+            CleanFrame: self._handle_clean,
+            ConfigFrame: self._handle_config,
+            HoldFrame: self._handle_hold,
+            RateFrame: self._handle_rate,
+            SpaceFrame: self._handle_space,
+            RetireFrame: self._handle_retire,
+            PingFrame: self._handle_ping,
+        }
 
     def __repr__(self) -> str:
         return (
             f"<Worker {os.getpid()} {len(self._runs)} of {self._settings.slots} slots>"
         )
 
-    def ask_to_stop(self, reason: str) -> None:
-        """End soon; safe in a signal handler."""
+    def request_stop(self, reason: str) -> None:
+        """Have ``serve`` checkpoint the jobs and return. May be called in a signal
+        handler."""
         self._stop_reason = self._stop_reason or reason
 
     def serve(self) -> None:
-        """Run jobs until told to end, or alone."""
+        """Run jobs until told to stop, or until the supervisor has gone."""
         threads.start_thread(self._report, "report")
-        self._cleaner.start()
+        self._cleanup_thread.start()
         self._start_slots()
         self._channel.send(HelloFrame(os.getpid()))
-        heard = time.monotonic()
+        heard_at = time.monotonic()
         while self._stop_reason is None and not (self._is_retiring and not self._runs):
-            asked = time.monotonic()
+            waiting_since = time.monotonic()
             try:
                 frame = self._channel.receive()
             except BlockingIOError:
                 now = time.monotonic()
-                if now - asked > FROZEN_S:
-                    heard = now  # it was we who did not run
-                elif now - heard > SILENCE_S:
-                    self.ask_to_stop(f"the supervisor was silent for {SILENCE_S:g} s")
+                if now - waiting_since > FROZEN_S:
+                    heard_at = now
+                elif now - heard_at > SILENCE_S:
+                    self.request_stop(f"the supervisor was silent for {SILENCE_S:g} s")
                 continue
-            heard = time.monotonic()
+            heard_at = time.monotonic()
             if frame is None:
-                self.ask_to_stop("the supervisor has ended")
+                self.request_stop("the supervisor has exited")
             else:
-                self._obey(frame)
-        self._end()
+                self._handle_frame(frame)
+        self._shut_down()
 
     def _start_slots(self) -> None:
-        """Start a thread for each slot; if some cannot be started, jobs wait for one.
+        """Start a thread for each slot. If some cannot be started, jobs wait for one.
         Raises NoThread if none can."""
         for number in range(self._settings.slots):
             try:
-                threads.start_thread(self._slot, f"slot-{number}")
+                threads.start_thread(self._run_jobs, f"slot-{number}")
             except NoThread as error:
                 if number == 0:
                     raise
                 self._logger.warning("slots_limited", count=number, error=error)
                 return
 
-    def _obey(self, frame: Frame) -> None:
-        if isinstance(frame, JobFrame):
-            self._begin(frame)
-        elif isinstance(frame, CleanFrame):
-            self._leftovers.put([CleanupEntry(*ended) for ended in frame.jobs])
-        elif isinstance(frame, ConfigFrame):
-            self._configure(frame)
-        elif isinstance(frame, RateFrame | SpaceFrame | HoldFrame):
-            self._learn(frame)
-        elif isinstance(frame, RetireFrame):
-            self._is_retiring = True
-        elif isinstance(frame, PublishFrame | LostFrame | CancelFrame):
-            run = self._runs.get(frame.lease_id)
-            if run is None:
-                return
-            if isinstance(frame, PublishFrame):
-                run.publish()
-            else:
-                run.cancel(
-                    lost_job_error()
-                    if isinstance(frame, LostFrame)
-                    else Cancelled(frame.reason)
-                )
+    # --- frames ---
 
-    def _learn(self, frame: RateFrame | SpaceFrame | HoldFrame) -> None:
-        """Heed what concerns all jobs, also the running ones."""
-        if isinstance(frame, RateFrame):
-            self._rate.rate = frame.rate
-        elif isinstance(frame, SpaceFrame):
-            self._space.update(
-                frame.min_free,
-                {int(device): size for device, size in frame.reserved.items()},
-            )
-        else:
-            self._client.host_holds.record(frame.host, frame.seconds)
+    def _handle_frame(self, frame: Frame) -> None:
+        self._frame_handlers[type(frame)](frame)
 
-    def _begin(self, frame: JobFrame) -> None:
+    def _handle_job(self, frame: JobFrame) -> None:
         if self._logging.traceparent:
             frame = with_traceparent(frame)
         context = JobRunContext(
@@ -269,7 +258,7 @@ class WorkerProcess:
             log=self._logger,
             send=self._send,
             affinity=self._affinity,
-            tally=self._tally,
+            counters=self._counters,
             space=self._space,
             traces=self._traces,
             guard=self._guard,
@@ -279,93 +268,23 @@ class WorkerProcess:
             self._runs[frame.lease_id] = run
         self._waiting.put(run)
 
-    def _slot(self) -> None:
-        while True:
-            run = self._waiting.get()
-            ended = run.run()
-            self._say(ended, run.frame)
-            with self._lock:
-                del self._runs[run.frame.lease_id]
-                self._tally.add(RECEIVED, run.received_bytes)
+    def _handle_cancel(self, frame: CancelFrame) -> None:
+        if (run := self._runs.get(frame.lease_id)) is not None:
+            run.cancel(Cancelled(frame.reason))
 
-    def _send(self, frame: Frame) -> bool:
-        """What a job says; that its slot is as good as free is no news while another
-        one is."""
-        if isinstance(frame, FinishingFrame) and len(self._runs) < self._settings.slots:
-            return True
-        return self._channel.send(frame)
+    def _handle_publish(self, frame: PublishFrame) -> None:
+        if (run := self._runs.get(frame.lease_id)) is not None:
+            run.publish()
 
-    def _say(self, ended: EndedFrame, job: JobFrame) -> None:
-        if not self._channel.send(
-            ended
-        ):  # nobody listens: the next claim of the job finds what we left on disk
-            self._logger.warning(
-                "outcome_unheard",
-                job_id=job.job_id,
-                trace_id=job.trace_id,
-                ending=ended.attempt_result,
-            )
+    def _handle_lost(self, frame: LostFrame) -> None:
+        if (run := self._runs.get(frame.lease_id)) is not None:
+            run.cancel(lost_job_error())
 
-    def _report(self) -> None:
-        """The heartbeat, and the progress of long jobs in the log."""
-        logged = time.monotonic()
-        while True:
-            runs = self._tell_status()
-            if time.monotonic() - logged >= self._logging.progress_interval:
-                logged = time.monotonic()
-                for run in runs:
-                    run.log_progress()
-            self._log.follow_rename()
-            time.sleep(STATUS_S)
+    def _handle_clean(self, frame: CleanFrame) -> None:
+        self._cleanup.put([CleanupEntry(*entry) for entry in frame.jobs])
 
-    def _tell_status(self) -> list[JobRun]:
-        """Send the progress of all jobs, and what was counted; returns those jobs."""
-        with (
-            self._lock
-        ):  # together: what a job has received counts once, as it runs or as it ends
-            runs = list(self._runs.items())
-            counters = self._tally.snapshot()
-        counters[RECEIVED] = counters.get(RECEIVED, 0) + sum(
-            run.received_bytes for _, run in runs
-        )
-        counters[LOG_DROPPED] = self._log.dropped
-        for start in range(0, max(1, len(runs)), STATUS_JOBS):
-            some = runs[start : start + STATUS_JOBS]
-            missing = {
-                ticket: size for ticket, run in some if (size := run.missing_bytes)
-            }
-            whole = [ticket for ticket, run in some if run.is_unresumable]
-            self._channel.send(
-                StatusFrame(
-                    {ticket: run.progress() for ticket, run in some},
-                    counters,
-                    missing,
-                    whole,
-                )
-            )
-        return [run for _, run in runs]
-
-    def _keep_clean(self) -> None:
-        while portion := self._leftovers.get():
-            for ended in portion:
-                self._clean(ended)
-            self._channel.send(CleanedFrame([ended.job_id for ended in portion]))
-
-    def _clean(self, ended: CleanupEntry) -> None:
-        try:
-            remove_stale_files(ended, self._paths)
-        except (Locked, PolicyRefused):
-            pass  # another job writes there already, or none ever could
-        except DlpoolError as error:
-            self._logger.warning(
-                "leftover_not_removed",
-                job_id=ended.job_id,
-                trace_id=ended.trace_id,
-                error=error,
-            )
-
-    def _configure(self, frame: ConfigFrame) -> None:
-        """For the jobs to come; running ones keep their snapshot."""
+    def _handle_config(self, frame: ConfigFrame) -> None:
+        """Use reloaded settings for new jobs. Running jobs keep theirs."""
         self._transfer = TransferSettings(**frame.transfer)
         self._paths = Confinement(
             PathSettings(**frame.paths), [OwnedPath(**one) for one in frame.owned]
@@ -376,19 +295,132 @@ class WorkerProcess:
         if network != self._client.settings:
             self._client = self._make_client(network)
 
+    def _handle_hold(self, frame: HoldFrame) -> None:
+        self._client.host_holds.record(frame.host, frame.seconds)
+
+    def _handle_rate(self, frame: RateFrame) -> None:
+        self._rate_limit.rate = frame.rate
+
+    def _handle_space(self, frame: SpaceFrame) -> None:
+        self._space.update(
+            frame.min_free,
+            {int(device): size for device, size in frame.reserved.items()},
+        )
+
+    def _handle_retire(self, _: RetireFrame) -> None:
+        self._is_retiring = True
+
+    def _handle_ping(self, _: PingFrame) -> None:
+        """Do nothing: receiving it ends the silence."""
+
     def _make_client(self, network: NetworkSettings) -> HttpClient:
         connections = self._transfer.pool_size(self._settings.slots)
-        gate = HostHolds(
+        holds = HostHolds(
             time.monotonic,
             lambda host, seconds: self._channel.send(HoldFrame(host, seconds)),
         )
         return HttpClient(
-            network, connections, gate, NetworkMonitor(time.monotonic), self._rate
+            network,
+            connections,
+            holds,
+            NetworkMonitor(time.monotonic),
+            self._rate_limit,
         )
 
-    def _end(self) -> None:
-        """Checkpoint and unlock within ``STOP_S``; the alarm ends what cannot be ended
-        otherwise."""
+    # --- jobs ---
+
+    def _run_jobs(self) -> None:
+        """Run one job after another: the loop of a slot's thread."""
+        while True:
+            run = self._waiting.get()
+            ended = run.run()
+            self._send_result(ended, run.frame)
+            with self._lock:
+                del self._runs[run.frame.lease_id]
+                self._counters.add(RECEIVED, run.received_bytes)
+
+    def _send(self, frame: Frame) -> bool:
+        """Send a frame for a job. FinishingFrame is left out while another slot is
+        free: no job waits for this one."""
+        if isinstance(frame, FinishingFrame) and len(self._runs) < self._settings.slots:
+            return True
+        return self._channel.send(frame)
+
+    def _send_result(self, ended: EndedFrame, job: JobFrame) -> None:
+        if not self._channel.send(
+            ended
+        ):  # the next attempt continues from the files on disk
+            self._logger.warning(
+                "result_not_delivered",
+                job_id=job.job_id,
+                trace_id=job.trace_id,
+                attempt_result=ended.attempt_result,
+            )
+
+    # --- status ---
+
+    def _report(self) -> None:
+        """Send the status and log the progress of long jobs: the loop of the report
+        thread."""
+        logged_at = time.monotonic()
+        while True:
+            runs = self._send_status()
+            if time.monotonic() - logged_at >= self._logging.progress_interval:
+                logged_at = time.monotonic()
+                for run in runs:
+                    run.log_progress()
+            self._log.reopen()
+            time.sleep(STATUS_S)
+
+    def _send_status(self) -> list[JobRun]:
+        """Send the progress of all jobs and the counters. Return the jobs."""
+        with (
+            self._lock
+        ):  # at once, so that the bytes of a job count once: while it runs or after it
+            runs = list(self._runs.items())
+            counters = self._counters.snapshot()
+        counters[RECEIVED] = counters.get(RECEIVED, 0) + sum(
+            run.received_bytes for _, run in runs
+        )
+        counters[LOG_DROPPED] = self._log.dropped
+        for start in range(0, max(1, len(runs)), STATUS_JOBS):
+            some = runs[start : start + STATUS_JOBS]
+            missing = {
+                lease_id: size for lease_id, run in some if (size := run.missing_bytes)
+            }
+            unresumable = [lease_id for lease_id, run in some if run.is_unresumable]
+            progress = {lease_id: run.progress() for lease_id, run in some}
+            self._channel.send(StatusFrame(progress, counters, missing, unresumable))
+        return [run for _, run in runs]
+
+    # --- clean-up ---
+
+    def _clean_up(self) -> None:
+        """Remove stale files: the loop of the clean-up thread, until it gets an empty
+        list."""
+        while entries := self._cleanup.get():
+            for entry in entries:
+                self._remove_stale_files(entry)
+            self._channel.send(CleanedFrame([entry.job_id for entry in entries]))
+
+    def _remove_stale_files(self, entry: CleanupEntry) -> None:
+        try:
+            remove_stale_files(entry, self._paths)
+        except (Locked, PolicyRefused):
+            # another job writes to the target, or the path was never allowed, so that
+            # no job wrote there
+            pass
+        except DlpoolError as error:
+            self._logger.warning(
+                "stale_file_not_removed",
+                job_id=entry.job_id,
+                trace_id=entry.trace_id,
+                error=error,
+            )
+
+    def _shut_down(self) -> None:
+        """Checkpoint the jobs and unlock their files within ``STOP_S``. SIGALRM kills
+        the process if that fails."""
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(ALARM_S)
         with self._lock:
@@ -398,13 +430,13 @@ class WorkerProcess:
                 "worker_stopping", reason=self._stop_reason, running=len(runs)
             )
         for run in runs:
-            run.cancel(Cancelled(f"the worker ends: {self._stop_reason}"))
+            run.cancel(Cancelled(f"the worker stops: {self._stop_reason}"))
         deadline = time.monotonic() + STOP_S
         while self._runs and time.monotonic() < deadline:
             time.sleep(0.01)
-        self._leftovers.put([])
-        self._cleaner.join(STOP_S)
-        self._tell_status()  # what was counted since the last heartbeat
+        self._cleanup.put([])
+        self._cleanup_thread.join(STOP_S)
+        self._send_status()  # the last counters
         if self._traces is not None:
             self._traces.close(deadline - time.monotonic())
         self._log.close()

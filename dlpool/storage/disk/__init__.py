@@ -1,49 +1,21 @@
-"""Uploads on the disk: chunks, tasks and merges, for several processes at once. No HTTP
-here."""
+"""Upload storage on a file system, shared by all threads and processes of a machine: no
+state is kept in memory alone.
 
-from __future__ import annotations
+Read in this order:
 
-from dlpool.storage.disk.append_session import (
-    FINAL,
-    PARTIAL,
-    AlreadyComplete,
-    AppendSession,
-    UnlockRequested,
-    offset_mismatch,
-    too_large,
-)
-from dlpool.storage.disk.backend import DiskBackend
-from dlpool.storage.disk.catalog import MAX_PAGE, TaskCounts
-from dlpool.storage.disk.concatenation import check_parts
-from dlpool.storage.disk.scanning import UploadScanner
-from dlpool.storage.disk.staged_chunk import StagedChunk
-from dlpool.storage.disk.tus_uploads import (
-    TusUploadRequest,
-    TusUploadState,
-    upload_locked,
-)
-from dlpool.storage.events import UploadEvent, UploadEventListener
-from dlpool.storage.results import ChunkResult, MergeResult
+- ``backend.py`` assembles the parts; ``layout.py`` finds and locks tasks;
+  ``task_folder.py`` and ``task_record.py`` are one task: its chunks, metadata and locks
+- a chunk: ``chunk_receiver.py``, ``staged_chunk.py``, ``chunk_file.py``
+- a merge: ``merger.py``, ``assembly.py``, ``merge_output.py``, ``recovery.py`` (after a
+  kill), ``scanning.py``, ``ownership.py``
+- tus: ``tus_uploads.py``, ``append_lock.py``, ``append_session.py``,
+  ``concatenation.py``, ``part_claims.py``
+- lists and limits: ``task_index.py``, ``change_log.py``, ``task_summary.py``,
+  ``catalog.py``, ``quota.py``, ``capacity.py``
+- removal: ``removal.py``
+- files: ``file_locks.py``, ``safe_open.py``, ``durability.py``, ``os_errors.py``
 
-__all__ = [
-    "FINAL",
-    "MAX_PAGE",
-    "PARTIAL",
-    "AlreadyComplete",
-    "AppendSession",
-    "ChunkResult",
-    "DiskBackend",
-    "MergeResult",
-    "StagedChunk",
-    "TaskCounts",
-    "TusUploadRequest",
-    "TusUploadState",
-    "UnlockRequested",
-    "UploadEvent",
-    "UploadEventListener",
-    "UploadScanner",
-    "check_parts",
-    "offset_mismatch",
-    "too_large",
-    "upload_locked",
-]
+The chunk files are authoritative; ``record.json`` is a cache beside them. A lock of a
+task is held for milliseconds, never while a body is received or a file is assembled.
+Only ``dlpool.storage.opening`` imports this package.
+"""

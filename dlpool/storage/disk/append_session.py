@@ -1,14 +1,10 @@
-"""An upload that grows at its end, as tus has it: each body becomes one more chunk of
-its task.
+"""Appends to a tus upload: each body becomes one more chunk of its task.
 
-A body goes to ``patch-OFFSET.tmp`` in the task's folder, and ``patch.lock`` is held as
-long as it is received, so that there is one at a time. Who wants to append meanwhile
-asks the holder for the end, by the lock file's time: a client that comes back over
-another network does not wait until its old connection is given up. What a killed writer
-left there counts: whoever has that lock next makes it a chunk. A body with a checksum
-goes to ``patch.tmp``, which counts for nothing as long as nobody has compared. When a
-body has ended and before its trailer is written, its file is renamed to
-``patch-OFFSET-SIZE.tmp``, so that no part of a trailer is taken for a part of the body.
+A body is received into ``patch-OFFSET.tmp`` in the folder of the task, under the append
+lock. If its writer is killed, the next holder of the lock makes a chunk of the bytes. A
+body with a checksum goes to ``patch.tmp``, whose bytes are dropped unless they were
+compared. Before the trailer is written, the file is renamed to
+``patch-OFFSET-SIZE.tmp``, so that part of a trailer is not taken for bytes of the body.
 """
 
 from __future__ import annotations
@@ -26,42 +22,50 @@ from typing import NamedTuple
 from dlpool import disk
 from dlpool.config import UploadSettings
 from dlpool.storage import states
+from dlpool.storage.backend import UploadLock
 from dlpool.storage.content_types import check_content
-from dlpool.storage.disk.chunk_file import StoredChunk, index_of, list_chunks
+from dlpool.storage.disk.append_lock import expires_at
+from dlpool.storage.disk.chunk_file import index_of, list_chunks
 from dlpool.storage.disk.durability import NO_SYNC
-from dlpool.storage.disk.file_locks import release
 from dlpool.storage.disk.layout import StoreLayout
 from dlpool.storage.disk.os_errors import translate_os_errors
 from dlpool.storage.disk.recovery import recover
-from dlpool.storage.disk.staged_chunk import StagedChunk
-from dlpool.storage.disk.task_folder import TaskFolder, sync_task, task_removed
-from dlpool.storage.disk.task_record import TUS, TaskRecord
-from dlpool.storage.errors import UploadError
+from dlpool.storage.disk.staged_chunk import StagedChunkFile
+from dlpool.storage.disk.task_folder import TaskFolder
+from dlpool.storage.disk.task_record import TaskRecord
+from dlpool.storage.errors import (
+    TOO_LARGE,
+    UploadError,
+    offset_mismatch,
+    task_removed,
+    too_large,
+)
 from dlpool.storage.executables import HEAD_SIZE
-from dlpool.storage.upload_requests import MAX_CHUNKS
+from dlpool.storage.upload_requests import MAX_CHUNKS, TUS, AppendRequest
+from dlpool.storage.values import StoredChunk
 
-PARTIAL, FINAL = "partial", "final"
 _BODY = re.compile(r"patch-([0-9]+)(?:-([0-9]+))?\.tmp")
-_CHECKED = "patch.tmp"
+_WITH_CHECKSUM = "patch.tmp"
 _FLAGS = (
     os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 )
 
 
-class UnlockRequested(Exception):
-    """Another request wants to append: this one has to end."""
-
-
 class AppendPosition(NamedTuple):
-    """Where an upload goes on: after so many chunks, and so many bytes."""
+    """The end of a tus upload: the number of its chunks and of its bytes."""
 
     chunks: int
     offset: int
 
+    def after(self, staged: StagedChunkFile) -> AppendPosition:
+        """Return the end after the staged bytes have become a chunk."""
+        return AppendPosition(
+            self.chunks + bool(staged.size), self.offset + staged.size
+        )
+
 
 def contiguous_chunks(chunks: Mapping[int, StoredChunk]) -> list[StoredChunk]:
-    """The chunks from the first one on without a gap: what has come of an upload that
-    grows at its end."""
+    """Return the chunks from the first one up to the first gap."""
     found: list[StoredChunk] = []
     while len(found) in chunks:
         found.append(chunks[len(found)])
@@ -69,40 +73,17 @@ def contiguous_chunks(chunks: Mapping[int, StoredChunk]) -> list[StoredChunk]:
 
 
 def append_position(chunks: Mapping[int, StoredChunk]) -> AppendPosition:
-    """Where the upload with these chunks goes on."""
+    """Return the end of an upload with these chunks."""
     found = contiguous_chunks(chunks)
     return AppendPosition(len(found), sum(chunk.size for chunk in found))
 
 
-def offset_mismatch(offset: int) -> UploadError:
-    """That the body does not begin where the upload ends."""
-    return UploadError(
-        409,
-        "wrong_offset",
-        f"the upload goes on at {offset}: ask for its offset and send from there",
-        headers={"Upload-Offset": str(offset)},
-        offset=offset,
-    )
-
-
-class AlreadyComplete(UploadError):
-    """The upload has all its bytes, and ends at ``offset``."""
-
-    def __init__(self, offset: int) -> None:
-        refusal = offset_mismatch(offset)
-        super().__init__(
-            refusal.status,
-            refusal.code,
-            refusal.text,
-            headers=refusal.headers,
-            **refusal.details,
-        )
-        self.offset = offset
-
-
 def append_files(folder: Path) -> list[Path]:
-    """What is being received, or was by one who was killed, in the order of offsets;
-    nothing if the folder is gone."""
+    """Return the files of bodies that are being received or were left by a killed
+    process, sorted.
+
+    Empty if the folder does not exist. Raises OSError.
+    """
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
@@ -115,12 +96,12 @@ def append_files(folder: Path) -> list[Path]:
 
 
 def received_size(folder: Path, offset: int) -> int:
-    """Bytes that have come of a body that begins at ``offset`` and counts, as far as it
-    goes. Raises OSError."""
+    """Return the bytes received of a body that starts at ``offset``, 0 if it has a
+    checksum. Raises OSError."""
     for path in append_files(folder):
         match = _BODY.fullmatch(path.name)
         if match is not None and int(match[1]) == offset:
-            with suppress(FileNotFoundError):  # it has just become a chunk
+            with suppress(FileNotFoundError):  # it has become a chunk meanwhile
                 size = path.lstat().st_size
                 return min(size, int(match[2])) if match[2] else size
     return 0
@@ -128,29 +109,39 @@ def received_size(folder: Path, offset: int) -> int:
 
 @dataclass(frozen=True)
 class UploadTail:
-    """The end of one upload that grows, for a process that holds its ``patch.lock``."""
+    """The end of one tus upload; the caller holds its append lock."""
 
     layout: StoreLayout
     settings: UploadSettings
     file_id: str
     owner: str | None
 
-    def reclaim(self, task: TaskFolder) -> None:
-        """Make a chunk of what a killed writer left; what cannot be one goes. Raises
-        Refusal of the disk, OSError."""
-        with translate_os_errors("go on with the upload"):
+    def reclaim(self) -> None:
+        """Make a chunk of the bytes that a killed process received, and remove what
+        cannot become one.
+
+        Raises UploadError for a fault of the disk.
+        """
+        with translate_os_errors("resume the upload"):
+            task = self.layout.task_by_id(self.file_id)
             left = append_files(task.folder)
             if not left:
                 return
-            at = self.drop_unreachable(task)
+            position = self.drop_unreachable(task)
             for path in left:
                 match = _BODY.fullmatch(path.name)
-                if match is not None and int(match[1]) == at.offset and _is_file(path):
-                    at = self._adopt_one(path, at, int(match[2]) if match[2] else None)
+                if (
+                    match is not None
+                    and int(match[1]) == position.offset
+                    and _is_file(path)
+                ):
+                    position = self._reclaim_file(
+                        path, position, int(match[2]) if match[2] else None
+                    )
                 path.unlink(missing_ok=True)
 
-    def _adopt_one(
-        self, path: Path, at: AppendPosition, size: int | None
+    def _reclaim_file(
+        self, path: Path, position: AppendPosition, size: int | None
     ) -> AppendPosition:
         try:
             descriptor = os.open(
@@ -158,215 +149,217 @@ class UploadTail:
             )
         except FileNotFoundError as error:
             raise task_removed() from error
-        with StagedChunk(
-            path,
-            descriptor,
-            max_size=self.settings.max_file_size,
-            sync=self.layout.sync,
-        ) as reception:
+        with self._staged(path, descriptor) as staged:
             try:
-                reception.load(size)
-                self.commit(reception, at, None)
+                staged.load(size)
+                self.commit(staged, position, None)
             except (UploadError, OSError) as error:
                 if is_transient(error):
-                    reception.close()
+                    staged.close()
                     raise
-                return at  # of a kind that is not taken, say: as if it had never come
-            return AppendPosition(
-                at.chunks + bool(reception.size), at.offset + reception.size
-            )
+                return (
+                    position  # refused, for its content type say: the bytes are dropped
+                )
+            return position.after(staged)
 
     def drop_unreachable(self, task: TaskFolder) -> AppendPosition:
-        """Where the upload goes on. Chunks behind one that was lost go, and one that
-        was cut. Raises OSError."""
-        at = append_position(list_chunks(task.folder))
+        """Remove truncated chunks and chunks behind a gap, and return the end of the
+        upload. Raises OSError."""
+        position = append_position(list_chunks(task.folder))
         for name in os.listdir(task.folder):
             index = index_of(name)
-            if index is not None and index >= at.chunks:
+            if index is not None and index >= position.chunks:
                 (task.folder / name).unlink(missing_ok=True)
-        return at
+        return position
 
-    def stage(self, task: TaskFolder, offset: int, *, is_checked: bool) -> StagedChunk:
-        """Somewhere to write a body that begins at ``offset``. Raises OSError."""
-        path = task.folder / (_CHECKED if is_checked else f"patch-{offset}.tmp")
-        descriptor = os.open(path, _FLAGS, 0o666)
-        return StagedChunk(
+    def stage(
+        self, task: TaskFolder, offset: int, *, has_checksum: bool
+    ) -> StagedChunkFile:
+        """Create the file for a body that starts at ``offset``. Raises OSError."""
+        path = task.folder / (_WITH_CHECKSUM if has_checksum else f"patch-{offset}.tmp")
+        return self._staged(path, os.open(path, _FLAGS, 0o666))
+
+    def _staged(self, path: Path, descriptor: int) -> StagedChunkFile:
+        return StagedChunkFile(
             path,
             descriptor,
             max_size=self.settings.max_file_size,
-            sync=self.layout.sync,
+            durability=self.layout.durability,
         )
 
     def commit(
-        self, reception: StagedChunk, at: AppendPosition, length: int | None
+        self, staged: StagedChunkFile, position: AppendPosition, length: int | None
     ) -> TaskRecord:
-        """Make a chunk of what has come; ``length`` of the whole, where that is known
-        only now. Raises Refusal."""
-        if reception.size:
-            self._seal(reception, at)
+        """Make a chunk of the staged bytes and return the new record.
+
+        ``length``: the size of the upload, if it was deferred until now. Raises
+        UploadError.
+        """
+        if staged.size:
+            self._seal(staged, position)
         with self.layout.lock_id(self.file_id) as task:
             task.owned_identity(self.owner, TUS)
             record = recover(self.settings, task)
             if (
                 record.status != states.PAUSED
-            ):  # what was under way when it was paused counts
+            ):  # bytes received before the upload was paused are kept
                 states.state_after_chunk(record.status)
-            record = self._place(task, record, reception, at, length)
-        if self.layout.sync and reception.size:
-            sync_task(task)
+            record = self._publish(task, record, staged, position, length)
+        if self.layout.durability and staged.size:
+            task.sync()
         return record
 
-    def _seal(self, reception: StagedChunk, at: AppendPosition) -> None:
+    def _seal(self, staged: StagedChunkFile, position: AppendPosition) -> None:
         with self.layout.lock_id(self.file_id) as task:
-            task.owned_identity(self.owner, TUS)  # 404 if it was removed meanwhile
-            reception.rename(
-                reception.path.with_name(f"patch-{at.offset}-{reception.size}.tmp")
+            task.owned_identity(
+                self.owner, TUS
+            )  # raises if the upload was removed meanwhile
+            staged.rename(
+                staged.path.with_name(f"patch-{position.offset}-{staged.size}.tmp")
             )
-        reception.seal()
+        staged.seal()
 
-    def _place(
+    def _publish(
         self,
         task: TaskFolder,
         record: TaskRecord,
-        reception: StagedChunk,
-        at: AppendPosition,
+        staged: StagedChunkFile,
+        position: AppendPosition,
         length: int | None,
     ) -> TaskRecord:
-        """The chunk gets its name; its bytes and the length are noted in one step."""
+        """Rename the staged file to its chunk name, and record size and length in one
+        step."""
         end, file_size = (
-            at.offset + reception.size,
+            position.offset + staged.size,
             record.file_size if length is None else length,
         )
-        if at.chunks >= MAX_CHUNKS or end > (
+        if position.chunks >= MAX_CHUNKS or end > (
             file_size if file_size >= 0 else self.settings.max_file_size
         ):
-            raise UploadError(
-                413,
-                "too_large",
-                "the upload is longer than it was to be, or is sent in too many pieces",
+            text = (
+                "the upload is longer than its length, or was sent in too many pieces"
             )
-        if reception.size == 0:
+            raise UploadError("too_large", text)
+        if staged.size == 0:
             return (
                 record
                 if file_size == record.file_size
                 else task.save(record, file_size=file_size)
             )
-        if (
-            at.offset == 0
-            and reception.size >= HEAD_SIZE
-            and record.tus.get("concat") != PARTIAL
-        ):
-            check_content(self.settings, reception.head)  # of less the merge does
-        self._check_end(task, at)
-        reception.publish(task.chunk_path(at.chunks))
+        if position.offset == 0 and staged.size >= HEAD_SIZE and not record.is_partial:
+            check_content(
+                self.settings, staged.head
+            )  # a shorter first body is checked by the merge
+        self._check_end(task, position)
+        staged.publish(task.chunk_path(position.chunks))
         status = (
             record.status
             if record.status == states.PAUSED
             else states.state_after_chunk(record.status)
         )
+        durability = NO_SYNC if position.chunks else None
         return task.save(
             record,
-            sync=NO_SYNC if at.chunks else None,
+            durability=durability,
             status=status,
             received=end,
             file_size=file_size,
         )
 
-    def _check_end(self, task: TaskFolder, at: AppendPosition) -> None:
-        """Raise Refusal if the end of the file has changed: the lock excludes writers,
-        but files can be lost.
+    def _check_end(self, task: TaskFolder, position: AppendPosition) -> None:
+        """Raise UploadError if the end of the upload has moved: the lock excludes
+        writers, but files can be lost.
 
         Raises OSError.
         """
-        has_last = at.chunks == 0 or disk.exists(task.chunk_path(at.chunks - 1))
-        if not has_last or disk.exists(task.chunk_path(at.chunks)):
+        has_last = position.chunks == 0 or disk.exists(
+            task.chunk_path(position.chunks - 1)
+        )
+        if not has_last or disk.exists(task.chunk_path(position.chunks)):
             raise offset_mismatch(append_position(list_chunks(task.folder)).offset)
 
 
-class AppendSession:
-    """Takes one body. A context manager: when it ends by an error, what has come
-    counts, unless it was checked.
-
-    ``record`` is that of the upload, as it was and as it is after ``commit``; ``at``:
-    where the upload goes on.
-    """
+class DiskAppendSession:
+    """Implements ``AppendSession``. ``position``: the end of the upload. For one
+    thread."""
 
     def __init__(
         self,
-        end: UploadTail,
-        reception: StagedChunk,
-        hold: int,
-        held_since: int,
-        at: AppendPosition,
+        tail: UploadTail,
+        staged: StagedChunkFile,
+        lock: UploadLock,
+        position: AppendPosition,
         record: TaskRecord,
-        *,
-        length: int | None,
-        is_checked: bool,
+        request: AppendRequest,
     ) -> None:
-        self._end = end
-        self._reception = reception
-        self._hold = hold
-        self._held_since = held_since
-        self._length = length
-        self._is_checked = is_checked
-        self.position = at
-        self.record = record
+        """``record``: of the upload, as it is before the body."""
+        self.position = position
+        self._tail = tail
+        self._staged = staged
+        self.lock = lock
+        self._record = record
+        self._length = request.length
+        self._has_checksum = request.has_checksum
+
+    @property
+    def offset(self) -> int:
+        """The end of the upload in bytes, without what has not been committed."""
+        return self.position.offset
 
     @property
     def is_complete(self) -> bool:
-        """Whether all bytes are there, and its file is to be made of them."""
+        """Whether all bytes are stored and the upload is to be published."""
         return (
-            self.position.offset == self.record.file_size
-            and self.record.tus.get("concat") != PARTIAL
+            self.position.offset == self._record.file_size
+            and not self._record.is_partial
         )
 
     @property
+    def expires_at(self) -> float | None:
+        """When the upload expires, in seconds since the epoch."""
+        return expires_at(self._record, self._tail.settings)
+
+    @property
     def remaining(self) -> int:
-        """How many bytes the upload may still get."""
-        length = self._length if self._length is not None else self.record.file_size
+        """How many more bytes the upload may have."""
+        length = self._length if self._length is not None else self._record.file_size
         return (
-            length if length >= 0 else self._end.settings.max_file_size
+            length if length >= 0 else self._tail.settings.max_file_size
         ) - self.position.offset
 
-    def check(self) -> None:
-        """Raise Superseded if another request wants to append, Refusal (404) if the
-        upload is gone. Cheap."""
-        with translate_os_errors("receive the bytes"):
-            status = os.fstat(self._hold)
-        if status.st_nlink == 0:
-            raise task_removed()
-        if status.st_mtime_ns != self._held_since:
-            raise UnlockRequested
-
     def check_fits(self, size: int) -> None:
-        """So many more bytes are to come. Raises Refusal (413)."""
-        if self._reception.size + size > self.remaining:
+        """Raise UploadError (too_large) if the upload may not have ``size`` more
+        bytes."""
+        if self._staged.size + size > self.remaining:
             raise too_large(self.position.offset, self.remaining)
 
     def write(self, data: bytes) -> None:
-        """Take the next bytes. Raises Refusal, Superseded."""
-        self.check()
+        """Append bytes. Raises UploadError, UnlockRequested."""
+        self.lock.check()
         self.check_fits(len(data))
-        self._reception.write(data)
+        self._staged.write(data)
 
-    def commit(self) -> TaskRecord:
-        """Let what has come count, and the length; once. Raises Refusal: where that
-        passes, the next one does it."""
+    def commit(self) -> None:
+        """Make a chunk of the received bytes, and record the length. Called once.
+
+        Raises UploadError; after a transient one the next append request stores the
+        bytes.
+        """
         try:
-            self.record = self._end.commit(self._reception, self.position, self._length)
-            self.position = AppendPosition(
-                self.position.chunks + bool(self._reception.size),
-                self.position.offset + self._reception.size,
-            )
-        except UploadError as refusal:
-            if is_transient(refusal):
-                self._reception.close()
+            self._record = self._tail.commit(self._staged, self.position, self._length)
+            self.position = self.position.after(self._staged)
+        except UploadError as error:
+            if is_transient(error):
+                self._staged.close()
             raise
         finally:
-            self._reception.discard()
-        return self.record
+            self._staged.discard()
 
-    def __enter__(self) -> AppendSession:
+    def discard(self) -> None:
+        """Drop the received bytes: they are not what the client announced."""
+        self._staged.discard()
+
+    def __enter__(self) -> DiskAppendSession:
         return self
 
     def __exit__(
@@ -375,44 +368,29 @@ class AppendSession:
         error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
+        is_oversized = isinstance(error, UploadError) and error.code in TOO_LARGE
         try:
             if (
                 kind is not None
-                and not self._is_checked
-                and not _is_untrue(error)
-                and self._reception.is_open
+                and not self._has_checksum
+                and not is_oversized
+                and self._staged.is_open
             ):
-                with suppress(UploadError, OSError):
-                    self._reception.truncate_to_size()
+                with suppress(UploadError, OSError):  # the error of the block is raised
+                    self._staged.truncate_to_size()
                     self.commit()
         finally:
-            self._reception.discard()
-            release(self._hold)
-
-
-def too_large(offset: int, room: int) -> UploadError:
-    """That more bytes come than the upload may have."""
-    text = (
-        f"the upload may have {offset + room} bytes: no more than {room} can follow "
-        f"the first {offset}"
-    )
-    return UploadError(413, "too_large", text)
+            self._staged.discard()
 
 
 def is_transient(error: UploadError | OSError) -> bool:
-    """Whether the same may succeed later: the disk is full, say."""
-    return not isinstance(error, UploadError) or error.status >= 500
+    """Return whether the same operation may succeed later."""
+    return not isinstance(error, UploadError) or error.is_transient
 
 
 def _is_file(path: Path) -> bool:
-    """Whether it is a file, no link to one. Raises OSError."""
+    """Return whether the path names a regular file. Raises OSError."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except FileNotFoundError:
         return False
-
-
-def _is_untrue(error: BaseException | None) -> bool:
-    """Whether the bytes cannot be those that were announced: there are too many of
-    them."""
-    return isinstance(error, UploadError) and error.status == 413

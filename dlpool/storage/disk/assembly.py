@@ -1,10 +1,10 @@
-"""Chunks become one file: the bytes are copied by the kernel while they are hashed
-beside it.
+"""Assembles the chunks of a task into one file: the kernel copies the bytes while they
+are hashed.
 
-The whole file's md5 needs a thread that goes through all bytes in their order; it takes
-longer than the copy, which runs meanwhile. Where the client said what the md5 is to be
-and it is, the chunks are right, too; otherwise each is compared with its own, by
-another thread.
+The md5 of the file needs one thread that reads all bytes in order; it takes longer than
+the copy, which runs at the same time. If the client stated the md5 and it matches, the
+chunks are correct as well. Otherwise a second thread compares each chunk with its own
+md5.
 """
 
 from __future__ import annotations
@@ -18,67 +18,74 @@ from pathlib import Path
 from typing import TypeVar
 
 from dlpool.disk import CANNOT_COPY_RANGE, write_all
-from dlpool.storage.disk.chunk_file import TRAILER_SIZE, StoredChunk, chunk_path
-from dlpool.storage.disk.file_locks import release, released_on_error
+from dlpool.storage.disk.chunk_file import TRAILER_SIZE, chunk_path
+from dlpool.storage.disk.file_locks import release, release_on_error
 from dlpool.storage.disk.safe_open import READ_FLAGS
+from dlpool.storage.values import StoredChunk
 
 T = TypeVar("T")
 _BUFFER = 256 * 1024
 
 
 class CorruptChunks(Exception):
-    """Chunks that are gone, cut or changed, by index."""
+    """Chunks that are missing, truncated or changed. ``indexes``: which."""
 
     def __init__(self, indexes: Iterable[int]) -> None:
-        super().__init__(f"bad chunks {sorted(indexes)}")
+        super().__init__(f"corrupt chunks {sorted(indexes)}")
         self.indexes = frozenset(indexes)
 
 
 @dataclass(frozen=True)
 class ChunkAssembly:
-    """The chunks of one file, in their order, in one folder."""
+    """The chunks of one file in their order, all in one folder."""
 
     folder: Path
     chunks: Sequence[StoredChunk]
 
     def write(self, target: int, *, expected_md5: str | None, is_checked: bool) -> str:
-        """Copy all to the open file ``target`` and return their md5. Raises
+        """Copy all chunks to the open file ``target`` and return their md5. Raises
         CorruptChunks, OSError.
 
-        ``is_checked``: unless the md5 is the expected one, each chunk is compared with
-        its own.
+        ``is_checked``: compare each chunk with its own md5, unless the md5 of the file
+        is the expected one.
         """
         proof = expected_md5 or (self.chunks[0].md5 if len(self.chunks) == 1 else None)
         with ThreadPoolExecutor(2) as pool:
-            whole = _begun(pool, self._whole_md5)
-            bad = _begun(pool, self._bad) if is_checked and proof is None else None
+            file_md5 = _start(pool, self._file_md5)
+            corrupt = (
+                _start(pool, self._corrupt_indexes)
+                if is_checked and proof is None
+                else None
+            )
             self._copy(target)
-            md5 = whole()
-            indexes = bad() if bad else ()
+            md5 = file_md5()
+            indexes = corrupt() if corrupt else ()
         if is_checked and proof is not None and md5 != proof:
-            indexes = self._bad()
+            indexes = self._corrupt_indexes()
         if indexes:
             raise CorruptChunks(indexes)
         return md5
 
-    def _whole_md5(self) -> str:
-        found = hashlib.md5(usedforsecurity=False)
+    def _file_md5(self) -> str:
+        digest = hashlib.md5(usedforsecurity=False)
         for chunk in self.chunks:
-            self._hash(chunk, found)
-        return found.hexdigest()
+            self._hash(chunk, digest)
+        return digest.hexdigest()
 
-    def _bad(self) -> tuple[int, ...]:
-        return tuple(chunk.index for chunk in self.chunks if not self._is_right(chunk))
+    def _corrupt_indexes(self) -> tuple[int, ...]:
+        return tuple(
+            chunk.index for chunk in self.chunks if not self._is_correct(chunk)
+        )
 
-    def _is_right(self, chunk: StoredChunk) -> bool:
-        found = hashlib.md5(usedforsecurity=False)
+    def _is_correct(self, chunk: StoredChunk) -> bool:
+        digest = hashlib.md5(usedforsecurity=False)
         try:
-            self._hash(chunk, found)
+            self._hash(chunk, digest)
         except CorruptChunks:
             return False
-        return found.hexdigest() == chunk.md5
+        return digest.hexdigest() == chunk.md5
 
-    def _hash(self, chunk: StoredChunk, found: hashlib._Hash) -> None:
+    def _hash(self, chunk: StoredChunk, digest: hashlib._Hash) -> None:
         buffer = memoryview(bytearray(_BUFFER))
         descriptor, left = self._open(chunk), chunk.size
         try:
@@ -86,7 +93,7 @@ class ChunkAssembly:
                 count = os.readv(descriptor, [buffer[: min(left, _BUFFER)]])
                 if count == 0:
                     raise CorruptChunks([chunk.index])
-                found.update(buffer[:count])
+                digest.update(buffer[:count])
                 left -= count
         finally:
             release(descriptor)
@@ -95,23 +102,24 @@ class ChunkAssembly:
         for chunk in self.chunks:
             descriptor = self._open(chunk)
             try:
-                _copy_bytes(descriptor, target, chunk)
+                _copy_chunk(descriptor, target, chunk)
             finally:
                 release(descriptor)
 
     def _open(self, chunk: StoredChunk) -> int:
-        """A descriptor of the chunk, which has its length. Raises CorruptChunks."""
+        """Return a descriptor of the chunk file, which has the expected size. Raises
+        CorruptChunks, OSError."""
         try:
             descriptor = os.open(chunk_path(self.folder, chunk.index), READ_FLAGS)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise CorruptChunks([chunk.index]) from error
-        with released_on_error(descriptor):
+        with release_on_error(descriptor):
             if os.fstat(descriptor).st_size != chunk.size + TRAILER_SIZE:
                 raise CorruptChunks([chunk.index])
         return descriptor
 
 
-def _begun(pool: ThreadPoolExecutor, work: Callable[[], T]) -> Callable[[], T]:
+def _start(pool: ThreadPoolExecutor, work: Callable[[], T]) -> Callable[[], T]:
     """Start ``work`` on a thread of the pool, and return a function that waits for its
     result.
 
@@ -123,9 +131,9 @@ def _begun(pool: ThreadPoolExecutor, work: Callable[[], T]) -> Callable[[], T]:
         return work
 
 
-def _copy_bytes(source: int, target: int, chunk: StoredChunk) -> None:
-    """Append a chunk's bytes to the target, by copy_file_range(2) where the file
-    systems can."""
+def _copy_chunk(source: int, target: int, chunk: StoredChunk) -> None:
+    """Append the bytes of a chunk to the target, by copy_file_range(2) where the file
+    system supports it."""
     left = chunk.size
     while left:
         try:
@@ -133,13 +141,13 @@ def _copy_bytes(source: int, target: int, chunk: StoredChunk) -> None:
         except OSError as error:
             if error.errno not in CANNOT_COPY_RANGE:
                 raise
-            count = _copy_some(source, target, left)
+            count = _copy_block(source, target, left)
         if count == 0:
             raise CorruptChunks([chunk.index])
         left -= count
 
 
-def _copy_some(source: int, target: int, left: int) -> int:
+def _copy_block(source: int, target: int, left: int) -> int:
     data = os.read(source, min(left, _BUFFER))
     write_all(target, data)
     return len(data)

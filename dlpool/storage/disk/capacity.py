@@ -1,86 +1,105 @@
-"""How full the disks are, and whether another task may begin."""
+"""The capacity of the file systems of upload_dir and merged_dir, and whether it
+suffices for a task or a merge."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from dlpool.config import UploadSettings
-from dlpool.disk import space_or_none
+from dlpool.disk import CANNOT_STATVFS
+from dlpool.freespace import space_or_none
 from dlpool.storage.errors import UploadError
-
-FILES_PER_TASK = (
-    8  # its folder, what is noted of it, locks, temporary files, the merged file
+from dlpool.storage.values import (
+    HEALTHY,
+    UNHEALTHY,
+    WARNING,
+    Volume,
+    VolumeCapacity,
+    health_of,
 )
-# chunks: an upload that does not say how many it has counts as the next multiple
-CHUNK_COUNT_STEP = 1000
-HEALTHY, WARNING, UNHEALTHY = "healthy", "warning", "unhealthy"
 
-
-@dataclass(frozen=True)
-class VolumeCapacity:
-    """The file system of a folder; bytes. ``used`` is its share from 0 to 1, as df(1)
-    counts it.
-
-    ``files``: how many files can be made there; None: unlimited.
-    """
-
-    folder: str
-    total: int
-    free: int
-    used_share: float
-    free_files: int | None = None
+FILES_PER_TASK = 8  # folder, metadata, locks, temporary files and the merged file
+CHUNK_COUNT_STEP = (
+    1000  # a task without total_chunks counts as the next multiple of this
+)
 
 
 def assumed_chunks(chunks: int) -> int:
-    """Return how many chunks an upload counts for that has so many, and does not say
-    how many it will have."""
+    """Return the number of chunks that a task of unknown total counts for when it has
+    ``chunks`` of them."""
     return max(1, -(-chunks // CHUNK_COUNT_STEP)) * CHUNK_COUNT_STEP
 
 
 def capacity_of(folder: str) -> VolumeCapacity | None:
-    """Return the room of the folder or its nearest existing parent; None if it is
-    unknown, which is no limit.
+    """Return the capacity of the folder, or of its nearest existing parent.
 
-    Raises OSError if no folder can be looked at.
+    None if the file system does not report it, which is no limit. Raises OSError.
     """
     space = space_or_none(_existing(folder))
     if space is None:
         return None
-    used = (space.usable - space.free) / space.usable if space.usable else 0.0
-    return VolumeCapacity(folder, space.size, space.free, used, space.files)
+    used_share = (space.usable - space.free) / space.usable if space.usable else 0.0
+    return VolumeCapacity(folder, space.size, space.free, used_share, space.files)
 
 
 def device_of(folder: str) -> int:
-    """Return the device of the folder or of its nearest existing parent. Raises
+    """Return the device number of the folder, or of its nearest existing parent. Raises
     OSError."""
     return _existing(folder).stat().st_dev
 
 
-def _existing(folder: str) -> Path:
-    """Return the folder or its nearest existing parent. Raises OSError."""
-    path = Path(folder).absolute()
-    while not path.exists():
-        path = path.parent
-    return path
+def list_volumes(settings: UploadSettings) -> Sequence[Volume]:
+    """Return the state of upload_dir and merged_dir. Raises nothing."""
+    return [
+        _volume(name, folder)
+        for name, folder in (
+            ("upload_dir", settings.upload_dir),
+            ("merged_dir", settings.merged_dir),
+        )
+    ]
 
 
-def health_of(room: VolumeCapacity | None, settings: UploadSettings) -> str:
-    """What the thresholds say of it."""
-    if room is None:
-        return HEALTHY
-    if room.used_share >= settings.disk_refuse:
-        return UNHEALTHY
-    return WARNING if room.used_share >= settings.disk_warn else HEALTHY
+def _volume(name: str, folder: str) -> Volume:
+    device: int | None = None
+    capacity: VolumeCapacity | None = None
+    capacity_error = ""
+    try:
+        capacity, device = capacity_of(folder), device_of(folder)
+    except OSError as error:
+        capacity_error = f"cannot read the size of the disk: {error.strerror}"
+    status, message = check_folder(folder)
+    return Volume(name, folder, device, capacity, capacity_error, status, message)
+
+
+def check_folder(folder: str) -> tuple[str, str]:
+    """Return whether files can be created in a folder, as the status of a volume, and
+    why not.
+
+    A missing folder is a WARNING, because it is created when it is needed.
+    """
+    try:
+        is_readonly = bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    except FileNotFoundError:
+        return WARNING, "the folder is missing: it is created when it is needed"
+    except OSError as error:
+        if error.errno not in CANNOT_STATVFS:
+            return UNHEALTHY, f"cannot read the folder: {error.strerror}"
+        is_readonly = False
+    if is_readonly or not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        return UNHEALTHY, "the folder is not writable"
+    return HEALTHY, ""
 
 
 def check_capacity_for_task(
     settings: UploadSettings, file_size: int, chunks: int = 1
 ) -> None:
-    """Raise Refusal (507) where no further task may begin; ``file_size``: in bytes, -1
-    if unknown. Raises OSError.
+    """Raise UploadError if a new task does not fit on the disk. ``file_size`` in bytes,
+    -1 if it is unknown.
 
-    A merge writes the file beside its chunks, each of which is a file, too.
+    A merge writes the file beside its chunks, each of which is a file, too. Raises
+    OSError.
     """
     folders = (settings.upload_dir, settings.merged_dir)
     is_shared = device_of(folders[0]) == device_of(folders[1])
@@ -89,66 +108,70 @@ def check_capacity_for_task(
         folders[0]: chunks + FILES_PER_TASK,
         folders[1]: chunks + FILES_PER_TASK if is_shared else 1,
     }
-    for folder, room in [(folder, capacity_of(folder)) for folder in folders]:
-        if room is None:
+    for folder, capacity in [(folder, capacity_of(folder)) for folder in folders]:
+        if capacity is None:
             continue
-        if health_of(room, settings) == UNHEALTHY:
+        if health_of(capacity, settings) == UNHEALTHY:
             text = (
-                f"the disk is {room.used_share:.0%} full: no new uploads until there "
-                f"is "
-                f"room"
+                f"the disk is {capacity.used_share:.0%} full: no new uploads until "
+                f"space is "
+                f"freed"
             )
-            raise UploadError(507, "disk_full", text, headers={"Retry-After": "60"})
-        if wanted > room.free:
+            raise UploadError("disk_full", text, retry_after_s=60)
+        if wanted > capacity.free:
             text = (
-                f"the file and its chunks need {wanted} bytes, and the disk has room "
-                f"for "
-                f"{room.free}"
+                f"the file and its chunks need {wanted} bytes, and the disk has "
+                f"{capacity.free} free"
             )
-            raise UploadError(507, "no_space", text)
-        _check_files(room, files[folder])
+            raise UploadError("no_space", text)
+        _check_files(capacity, files[folder])
 
 
-def _check_files(room: VolumeCapacity, wanted: int) -> None:
-    if room.free_files is not None and wanted > room.free_files:
+def _check_files(capacity: VolumeCapacity, wanted: int) -> None:
+    if capacity.free_files is not None and wanted > capacity.free_files:
         text = (
-            f"the upload needs {wanted} files, and the disk has inodes for "
-            f"{room.free_files}: send larger chunks"
+            f"the upload needs {wanted} files, and the disk has {capacity.free_files} "
+            f"free "
+            f"inodes: send larger chunks"
         )
-        raise UploadError(507, "no_space", text)
+        raise UploadError("no_space", text)
 
 
 def check_capacity_for_copies(
     settings: UploadSettings, file_size: int, chunks: int
 ) -> None:
-    """Raise Refusal (507) where copies of chunks, and the file that is merged from
-    them, find no room.
+    """Raise UploadError if copies of the chunks, and the file that is merged from them,
+    do not fit on the disk.
 
     Raises OSError.
     """
-    room, is_shared = (
-        capacity_of(settings.upload_dir),
-        device_of(settings.upload_dir) == device_of(settings.merged_dir),
-    )
+    capacity = capacity_of(settings.upload_dir)
+    is_shared = device_of(settings.upload_dir) == device_of(settings.merged_dir)
     wanted = 2 * file_size if is_shared else file_size
-    if room is not None and wanted > room.free:
+    if capacity is not None and wanted > capacity.free:
         text = (
-            f"cannot join the parts: that needs {wanted} bytes, and the disk has room "
-            f"for "
-            f"{room.free}"
+            f"cannot join the parts: they need {wanted} bytes, and the disk has "
+            f"{capacity.free} free"
         )
-        raise UploadError(507, "no_space", text)
-    if room is not None:
-        _check_files(room, chunks)
+        raise UploadError("no_space", text)
+    if capacity is not None:
+        _check_files(capacity, chunks)
 
 
 def check_capacity_for_merge(settings: UploadSettings, file_size: int) -> None:
-    """Raise Refusal (507) where a merge would only fill the disk. Raises OSError."""
-    room = capacity_of(settings.merged_dir)
-    if room is not None and file_size > room.free:
+    """Raise UploadError if the merged file does not fit on the disk. Raises OSError."""
+    capacity = capacity_of(settings.merged_dir)
+    if capacity is not None and file_size > capacity.free:
         text = (
-            f"cannot merge the file: it has {file_size} bytes, and the disk has room "
-            f"for "
-            f"{room.free}"
+            f"cannot merge the file: it has {file_size} bytes, and the disk has "
+            f"{capacity.free} free"
         )
-        raise UploadError(507, "no_space", text)
+        raise UploadError("no_space", text)
+
+
+def _existing(folder: str) -> Path:
+    """Return the folder or its nearest existing parent. Raises OSError."""
+    path = Path(folder).absolute()
+    while not path.exists():
+        path = path.parent
+    return path

@@ -1,13 +1,14 @@
-"""Notes of which tasks have changed, from all processes of a store: so that nobody has
-to look at all folders for it.
+"""The change log: which tasks have changed, by all processes of a backend. With it, a
+list need not scan all folders.
 
-The journal is a file to which each section under a task's lock appends the name of the
-task's folder, 32 bytes, before the lock is released. A reader remembers how far it has
-read. A journal that grows too large is removed, and made again by the next note; its
-first 32 bytes are random, so that readers do not take one for another. Nothing depends
-on the journal being complete: a process that is killed between a change and its note
-has not answered its client yet, and a note that cannot be written removes the journal,
-without which all folders are compared.
+Each section under the lock of a task appends the name of its folder, 32 bytes, before
+the lock is released. A reader remembers how far it has read. A log that grows too large
+is removed, and created again by the next entry; its first 32 bytes are random, so that
+a reader notices a new log.
+
+The log need not be complete. A process that is killed between a change and its entry
+has not answered its client yet. An entry that cannot be written removes the log, and
+without a log all folders are compared.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from dlpool.disk import close_quietly
 from dlpool.storage.disk.safe_open import READ_FLAGS
 
 MAX_BYTES = 1 << 20
-_SIZE = 32  # of a note
-_TRIES = 3
+_ENTRY_SIZE = 32
+_ATTEMPTS = 3
 _write = os.write
-_APPEND = (
+_APPEND_FLAGS = (
     os.O_WRONLY
     | os.O_APPEND
     | os.O_CREAT
@@ -36,33 +37,33 @@ _APPEND = (
 
 
 def create_change_log(path: Path) -> None:
-    """Make the journal if it does not exist. Raises nothing: without one all folders
-    are compared."""
+    """Create the log if it does not exist. Errors are ignored: without a log all
+    folders are compared."""
     with suppress(OSError):
         _append(path, b"")
 
 
 def append_change(path: Path, name: str) -> None:
-    """Note that the task in the folder ``name`` may have changed. Raises nothing."""
+    """Record that the task in the folder ``name`` may have changed. Raises nothing."""
     try:
-        is_noted = any(_append(path, bytes.fromhex(name)) for _ in range(_TRIES))
+        is_written = any(_append(path, bytes.fromhex(name)) for _ in range(_ATTEMPTS))
     except OSError:
-        is_noted = False
-    if not is_noted:
+        is_written = False
+    if not is_written:
         with suppress(OSError):
             os.unlink(path)
 
 
 def _append(path: Path, data: bytes) -> bool:
-    """Append a note; return False if it may not be found, as the journal was removed.
+    """Append an entry; return False if the log was removed meanwhile, with the entry.
     Raises OSError."""
-    descriptor = os.open(path, _APPEND, 0o666)
+    descriptor = os.open(path, _APPEND_FLAGS, 0o666)
     try:
         status = os.fstat(descriptor)
         if status.st_size == 0:
-            data = os.urandom(_SIZE) + data
+            data = os.urandom(_ENTRY_SIZE) + data
         if not stat.S_ISREG(status.st_mode) or _write(descriptor, data) != len(data):
-            raise OSError("the note is incomplete")
+            raise OSError("the entry is incomplete")
         status = os.fstat(descriptor)
     finally:
         close_quietly(descriptor)
@@ -75,58 +76,55 @@ def _append(path: Path, data: bytes) -> bool:
 
 
 class ChangeLogReader:
-    """Reads the notes of a journal. For one thread at a time."""
+    """Reads the entries of a change log. For one thread at a time."""
 
     def __init__(self, path: Callable[[], Path]) -> None:
-        """``path`` returns where the journal is, which may not exist, or raises
+        """``path`` returns the path of the log, which may not exist, or raises
         OSError."""
         self._path = path
-        self._identity = b""
+        self._log_id = b""
         self._offset = 0
 
     def read_changes(self) -> frozenset[str] | None:
-        """Return the folders that were noted since the last call; None if they are not
-        known: compare all folders.
-
-        Raises nothing.
-        """
+        """Return the folders that were recorded since the last call; None if they are
+        unknown. Raises nothing."""
         try:
             descriptor = os.open(self._path(), READ_FLAGS)
         except OSError:
-            self._identity = b""
+            self._log_id = b""
             return None
         try:
-            return self._names(descriptor)
+            return self._read_open(descriptor)
         except OSError:
-            self._identity = b""
+            self._log_id = b""
             return None
         finally:
             close_quietly(descriptor)
 
-    def _names(self, descriptor: int) -> frozenset[str] | None:
+    def _read_open(self, descriptor: int) -> frozenset[str] | None:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             return None
-        identity, earlier = os.pread(descriptor, _SIZE, 0), self._identity
+        log_id, earlier = os.pread(descriptor, _ENTRY_SIZE, 0), self._log_id
         if (
-            len(identity) == _SIZE
-            and identity == earlier
+            len(log_id) == _ENTRY_SIZE
+            and log_id == earlier
             and status.st_size >= self._offset
         ):
-            return self._read(descriptor)
-        self._identity = identity if len(identity) == _SIZE else b""
-        self._offset = status.st_size - status.st_size % _SIZE
+            return self._read_entries(descriptor)
+        self._log_id = log_id if len(log_id) == _ENTRY_SIZE else b""
+        self._offset = status.st_size - status.st_size % _ENTRY_SIZE
         return None
 
-    def _read(self, descriptor: int) -> frozenset[str]:
+    def _read_entries(self, descriptor: int) -> frozenset[str]:
         found: set[str] = set()
-        while data := os.pread(descriptor, _SIZE * 2048, self._offset):
-            data = data[: len(data) - len(data) % _SIZE]
+        while data := os.pread(descriptor, _ENTRY_SIZE * 2048, self._offset):
+            data = data[: len(data) - len(data) % _ENTRY_SIZE]
             if not data:
                 break
             self._offset += len(data)
             found.update(
-                data[begin : begin + _SIZE].hex()
-                for begin in range(0, len(data), _SIZE)
+                data[start : start + _ENTRY_SIZE].hex()
+                for start in range(0, len(data), _ENTRY_SIZE)
             )
         return frozenset(found)

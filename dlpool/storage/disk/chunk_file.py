@@ -1,65 +1,55 @@
-"""Chunk files, ``INDEX.chunk``: the bytes, and behind them a trailer with their number
-and md5.
+"""The format of chunk files, ``INDEX.chunk``: the bytes, then a trailer with their
+number and md5.
 
-The trailer is written before the file gets its name, so that whatever has the name and
-fits its trailer is whole: a file that was cut has none, or one in the wrong place.
+The trailer is written before the file gets its name. A file with that name whose
+trailer fits its size is therefore complete; a truncated file has no trailer, or one
+that does not fit.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from dlpool.storage.disk.file_locks import release
+from dlpool.disk import close_quietly
 from dlpool.storage.disk.safe_open import READ_FLAGS
+from dlpool.storage.values import StoredChunk
 
 _TRAILER = struct.Struct(">8sQ16s")
 _MAGIC = b"dlpchnk1"
 _SUFFIX = ".chunk"
-_REMEMBERED = 20_000
+_CACHED_TRAILERS = 20_000
 TRAILER_SIZE = _TRAILER.size
 
 
-@dataclass(frozen=True)
-class StoredChunk:
-    """A whole chunk. ``size`` in bytes; ``stored_at``: when, in seconds since the
-    epoch."""
-
-    index: int
-    size: int
-    md5: str
-    stored_at: float
-
-
 def trailer(size: int, md5: bytes) -> bytes:
-    """What stands behind the ``size`` bytes of a chunk."""
+    """Return the trailer that follows the ``size`` bytes of a chunk."""
     return _TRAILER.pack(_MAGIC, size, md5)
 
 
 def chunk_path(folder: Path, index: int) -> Path:
-    """Where the chunk is."""
+    """Return the path of a chunk in the folder of its task."""
     return folder / f"{index}{_SUFFIX}"
 
 
 def index_of(name: str) -> int | None:
-    """The index of the chunk that a file of that name would be; None if it would be
-    none."""
+    """Return the index of the chunk with this file name; None if it is not the name of
+    a chunk."""
     index = name.removesuffix(_SUFFIX)
-    is_one = (
+    is_chunk = (
         index != name
         and index.isascii()
         and index.isdigit()
         and str(int(index)) == index
     )
-    return int(index) if is_one else None
+    return int(index) if is_chunk else None
 
 
 def list_chunks(folder: Path) -> dict[int, StoredChunk]:
-    """The whole chunks in a folder, in their order; none if it is gone. Raises
-    OSError."""
+    """Return the complete chunks in a folder, sorted by index; empty if the folder does
+    not exist. Raises OSError."""
     try:
         with os.scandir(folder) as entries:
             found = [chunk for chunk in map(_chunk_of, entries) if chunk is not None]
@@ -70,6 +60,15 @@ def list_chunks(folder: Path) -> dict[int, StoredChunk]:
     }
 
 
+def stored_size(path: Path) -> int | None:
+    """Return the number of bytes of a chunk without its trailer; None if the file does
+    not exist. Raises OSError."""
+    try:
+        return max(0, path.lstat().st_size - TRAILER_SIZE)
+    except FileNotFoundError:
+        return None
+
+
 def _chunk_of(entry: os.DirEntry[str]) -> StoredChunk | None:
     index = index_of(entry.name)
     if index is None:
@@ -78,23 +77,21 @@ def _chunk_of(entry: os.DirEntry[str]) -> StoredChunk | None:
         if not entry.is_file(follow_symlinks=False):
             return None
         status = entry.stat(follow_symlinks=False)
-        sum_of_it = _md5_of(
-            entry.path, status.st_ino, status.st_mtime_ns, status.st_size
-        )
+        md5 = _md5_of(entry.path, status.st_ino, status.st_mtime_ns, status.st_size)
     except (FileNotFoundError, ValueError):
-        return None  # removed meanwhile, or not whole
-    return StoredChunk(index, status.st_size - TRAILER_SIZE, sum_of_it, status.st_mtime)
+        return None  # removed meanwhile, or incomplete
+    return StoredChunk(index, status.st_size - TRAILER_SIZE, md5, status.st_mtime)
 
 
-@lru_cache(maxsize=_REMEMBERED)
+@lru_cache(maxsize=_CACHED_TRAILERS)
 def _md5_of(path: str, _inode: int, _modified_ns: int, length: int) -> str:
-    """The md5 in the trailer; of a file that has not changed it is read once. Raises
-    ValueError if it is not whole."""
+    """Return the md5 in the trailer, from a cache while the file is unchanged. Raises
+    ValueError, OSError."""
     descriptor = os.open(path, READ_FLAGS)
     try:
         data = os.pread(descriptor, TRAILER_SIZE, max(0, length - TRAILER_SIZE))
     finally:
-        release(descriptor)
+        close_quietly(descriptor)
     if len(data) != TRAILER_SIZE:
         raise ValueError(path)
     magic, size, md5 = _TRAILER.unpack(data)

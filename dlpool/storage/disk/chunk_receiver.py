@@ -1,17 +1,24 @@
-"""A chunk that was received becomes part of its task."""
+"""Receives chunks: checks a request before its bytes arrive, and commits the received
+bytes to the task.
+
+A commit seals the staged file (trailer, fdatasync), takes the lock of the task, checks
+the state of the task again, renames the file to its chunk name, and writes the record.
+The client gets its answer after the folder is durable.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from dataclasses import dataclass
 
 from dlpool.config import UploadSettings
 from dlpool.storage import states
+from dlpool.storage.backend import StagedChunk
 from dlpool.storage.content_types import check_content
 from dlpool.storage.disk.capacity import CHUNK_COUNT_STEP, check_capacity_for_task
-from dlpool.storage.disk.chunk_file import TRAILER_SIZE, list_chunks
+from dlpool.storage.disk.chunk_file import list_chunks, stored_size
 from dlpool.storage.disk.durability import NO_SYNC
 from dlpool.storage.disk.layout import StoreLayout
 from dlpool.storage.disk.merge_output import check_name_free
@@ -23,250 +30,229 @@ from dlpool.storage.disk.quota import (
     new_task_request,
 )
 from dlpool.storage.disk.recovery import recover
-from dlpool.storage.disk.staged_chunk import StagedChunk
-from dlpool.storage.disk.task_folder import (
-    SharedTaskLock,
-    TaskFolder,
-    check_owner,
-    sync_task,
-    task_removed,
-)
-from dlpool.storage.disk.task_record import (
-    CHUNKED,
-    TaskIdentity,
-    TaskRecord,
-    load_record,
-)
-from dlpool.storage.errors import UploadError
+from dlpool.storage.disk.staged_chunk import StagedChunkFile
+from dlpool.storage.disk.task_folder import SharedTaskLock, TaskFolder, check_access
+from dlpool.storage.disk.task_record import TaskIdentity, TaskRecord, load_record
+from dlpool.storage.errors import UploadError, task_removed
 from dlpool.storage.names import split_folders
-from dlpool.storage.results import ChunkResult
-from dlpool.storage.upload_requests import ChunkRequest, check_size
+from dlpool.storage.upload_requests import CHUNKED, ChunkRequest, check_size
+from dlpool.storage.values import ChunkResult
 
 
-def check_chunk(
-    layout: StoreLayout, settings: UploadSettings, quota: OwnerQuota, wish: ChunkRequest
-) -> SharedTaskLock | None:
-    """Raise the Refusal that a chunk will meet anyway, before it is received; else a
-    visit to its task, if it is there.
+@dataclass(frozen=True)
+class DiskChunkReceiver:
+    """Implements ``ChunkReceiver``. Thread-safe, and between processes. Methods raise
+    UploadError."""
 
-    Who receives it ends the visit.
-    """
-    wish.check(settings)
-    if quota.is_set:
-        wanted, _ = _wanted(layout, settings, wish)
-        if wanted is not None:
-            quota.check(wanted)
-    with layout.read_owned(wish.file_id, wish.owner) as task:
-        identity = task.identity()
-        _agreed(
-            task, settings, wish, identity, None if identity is None else task.record()
-        )
-        return task.lock_shared()
+    layout: StoreLayout
+    settings: UploadSettings
+    quota: OwnerQuota
 
+    def stage(self) -> StagedChunkFile:
+        """Create a temporary file for a chunk; it holds no lock for which another
+        request waits."""
+        return self.layout.stage_chunk(self.settings.max_chunk_size)
 
-def commit_chunk(
-    layout: StoreLayout,
-    settings: UploadSettings,
-    quota: OwnerQuota,
-    reception: StagedChunk,
-    wish: ChunkRequest,
-) -> ChunkResult:
-    """Store a chunk in place of an earlier one. Raises Refusal, and then the earlier
-    one stays."""
-    wish.check(settings)
-    is_checked = wish.md5 is not None and settings.enable_integrity_check
-    if is_checked and wish.md5 is not None and wish.md5.lower() != reception.md5:
-        _note_mismatch(layout, settings, wish)
-        raise UploadError(
-            400,
-            "md5_mismatch",
-            f"chunk {wish.index} came with another md5 than its own: send it again",
-            chunk_index=wish.index,
-            md5=reception.md5,
-        )
-    if wish.index == 0:
-        check_content(settings, reception.head)
-    reception.seal()
-    with (
-        _admitted(layout, settings, quota, wish) as may_begin,
-        layout.lock_owned(wish.file_id, wish.owner) as task,
-    ):
-        if reception.task_lock is not None and reception.task_lock.is_stale(
-            task.folder
-        ):
-            raise task_removed()
-        identity = task.identity()
-        record = _agreed(
-            task,
-            settings,
-            wish,
-            identity,
-            None if identity is None else recover(settings, task),
-        )
-        if identity is None:
-            if not may_begin:  # it was there a moment ago
-                raise task_removed()
-            record = layout.create_task(
-                task, TaskIdentity(wish.file_id, wish.owner, time.time()), record
+    def check(self, staged: StagedChunk, request: ChunkRequest) -> None:
+        """Refuse a request that ``commit`` would refuse, and keep its task from
+        expiring until ``staged`` is closed."""
+        assert isinstance(staged, StagedChunkFile)
+        staged.task_lock = self.check_request(request)
+
+    def check_request(self, request: ChunkRequest) -> SharedTaskLock | None:
+        """Raise the error of a request that ``commit`` would refuse; return a lock of
+        its task if the task exists."""
+        request.check(self.settings)
+        if self.quota.is_set:
+            wanted, _ = self._quota_request(request)
+            if wanted is not None:
+                self.quota.check(wanted)
+        with self.layout.read_owned(request.file_id, request.owner) as task:
+            identity = task.identity()
+            self._checked_record(
+                task, request, identity, None if identity is None else task.record()
             )
-        record = _placed(task, settings, record, reception, wish)
-    if layout.sync:
-        sync_task(task)
-    return ChunkResult(wish.index, is_checked, record.relative_path, reception.size)
+            return task.lock_shared()
 
-
-@contextmanager
-def _admitted(
-    layout: StoreLayout, settings: UploadSettings, quota: OwnerQuota, wish: ChunkRequest
-) -> Iterator[bool]:
-    """Whether the chunk may begin a task in the block: in its owner's turn, if there is
-    none. Raises Refusal (507)."""
-    if not quota.is_set:
-        yield True
-        return
-    wanted, is_missing = _wanted(layout, settings, wish)
-    with nullcontext() if wanted is None else quota.reserve(wanted):
-        yield is_missing
-
-
-def _wanted(
-    layout: StoreLayout, settings: UploadSettings, wish: ChunkRequest
-) -> tuple[QuotaRequest | None, bool]:
-    """What a chunk adds to what its owner has, beside itself; and whether there is no
-    task yet. Raises Refusal."""
-    with translate_os_errors("read the upload folder"):
-        task = layout.resolve(wish.file_id, wish.owner)
-        identity, record = task.identity(), load_record(task.folder)
-    if identity is None:
-        if settings.owner_files is not None:
-            _check_said(wish)
-        return new_task_request(
-            settings, wish.owner, _size_of_file(wish), wish.total_chunks
-        ), True
-    if settings.owner_files is not None and (record is None or not record.total_chunks):
-        if wish.total_chunks:
-            return more_chunks_request(
-                identity.owner, wish.total_chunks - CHUNK_COUNT_STEP
-            ), False
-        _check_said(wish)
-    return None, False
-
-
-def _check_said(wish: ChunkRequest) -> None:
-    if wish.index >= CHUNK_COUNT_STEP and not wish.total_chunks:
-        text = (
-            f"chunk_index is {wish.index}: from {CHUNK_COUNT_STEP} on total_chunks is "
-            f"to "
-            f"be said, as owners have limits here"
-        )
-        raise UploadError(400, "bad_index", text)
-
-
-def _size_of_file(wish: ChunkRequest) -> int:
-    return -1 if wish.file_size is None else wish.file_size
-
-
-def _agreed(
-    task: TaskFolder,
-    settings: UploadSettings,
-    wish: ChunkRequest,
-    identity: TaskIdentity | None,
-    record: TaskRecord | None,
-) -> TaskRecord:
-    """The record as the chunk makes it, of a task that may not be there yet. Raises
-    Refusal."""
-    if identity is None or record is None:
-        check_capacity_for_task(settings, _size_of_file(wish), wish.total_chunks or 1)
-        if wish.filename is not None:
-            check_name_free(
-                settings, split_folders(wish.relative_path or ""), wish.filename
-            )
-        return wish.merged_into(TaskRecord(), {})
-    check_owner(identity, wish.owner, CHUNKED)
-    states.state_after_chunk(record.status)
-    return wish.merged_into(
-        record, list_chunks(task.folder) if wish.adds_totals(record) else {}
-    )
-
-
-def _placed(
-    task: TaskFolder,
-    settings: UploadSettings,
-    record: TaskRecord,
-    reception: StagedChunk,
-    wish: ChunkRequest,
-) -> TaskRecord:
-    """Give the chunk its name and note it; a failure to note it loses nothing."""
-    path, key = task.chunk_path(wish.index), str(wish.index)
-    earlier = _size_of(path)
-    received = record.received + reception.size - (earlier or 0)
-    if received > (
-        settings.max_file_size if record.file_size < 0 else record.file_size
-    ):
-        received = (
-            _counted(task, wish.index) + reception.size
-        )  # the record is only a cache
-        check_size(settings, received)
-        if 0 <= record.file_size < received:
+    def commit(self, staged: StagedChunk, request: ChunkRequest) -> ChunkResult:
+        """Store the staged bytes as a chunk, in place of an earlier one; when refused,
+        the earlier one is kept."""
+        assert isinstance(staged, StagedChunkFile)  # as ``stage`` returned it
+        request.check(self.settings)
+        is_checked = request.md5 is not None and self.settings.enable_integrity_check
+        if is_checked and request.md5 is not None and request.md5.lower() != staged.md5:
+            self._count_mismatch(request)
+            text = f"chunk {request.index} does not match its md5: send it again"
             raise UploadError(
-                400,
-                "size_mismatch",
-                f"with this chunk there would be {received} bytes of a file of "
-                f"{record.file_size}",
-                size=received,
-                file_size=record.file_size,
+                "md5_mismatch", text, chunk_index=request.index, md5=staged.md5
             )
-    retries = (
-        {**record.retries, key: record.retries.get(key, 0) + 1}
-        if earlier is not None
-        else record.retries
-    )
-    sent = {index: md5 for index, md5 in record.sent.items() if index != key}
-    if wish.md5 and not settings.enable_integrity_check:
-        sent[key] = wish.md5.lower()
-    is_begun = record.status == states.UPLOADING
-    reception.publish(path)
-    return task.save(
-        record,
-        sync=NO_SYNC if is_begun else None,
-        status=states.state_after_chunk(record.status),
-        received=received,
-        retries=retries,
-        sent=sent,
-        publishing=None,
-    )
+        if request.index == 0:
+            check_content(self.settings, staged.head)
+        staged.seal()
+        with (
+            self._admitted(request) as may_create,
+            self.layout.lock_owned(request.file_id, request.owner) as task,
+        ):
+            if staged.task_lock is not None and staged.task_lock.is_stale(task.folder):
+                raise task_removed()
+            identity = task.identity()
+            loaded = None if identity is None else recover(self.settings, task)
+            record = self._checked_record(task, request, identity, loaded)
+            if identity is None:
+                if not may_create:  # the task existed when the quota was checked
+                    raise task_removed()
+                record = self.layout.create_task(
+                    task,
+                    TaskIdentity(request.file_id, request.owner, time.time()),
+                    record,
+                )
+            record = self._publish(task, record, staged, request)
+        if self.layout.durability:
+            task.sync()
+        return ChunkResult(request.index, is_checked, record.relative_path, staged.size)
+
+    @contextmanager
+    def _admitted(self, request: ChunkRequest) -> Iterator[bool]:
+        """Yield whether the chunk may create its task; in the block, the owner's quota
+        is reserved for a new task."""
+        if not self.quota.is_set:
+            yield True
+            return
+        wanted, is_missing = self._quota_request(request)
+        with nullcontext() if wanted is None else self.quota.reserve(wanted):
+            yield is_missing
+
+    def _quota_request(self, request: ChunkRequest) -> tuple[QuotaRequest | None, bool]:
+        """Return what a chunk adds to its owner's usage beside itself, and whether its
+        task does not exist yet."""
+        with translate_os_errors("read the upload folder"):
+            task = self.layout.resolve(request.file_id, request.owner)
+            identity, record = task.identity(), load_record(task.folder)
+        has_file_limit = self.settings.owner_files is not None
+        if identity is None:
+            if has_file_limit:
+                _check_total_stated(request)
+            return new_task_request(
+                self.settings,
+                request.owner,
+                _file_size_of(request),
+                request.total_chunks,
+            ), True
+        if has_file_limit and (record is None or not record.total_chunks):
+            if request.total_chunks:
+                return more_chunks_request(
+                    identity.owner, request.total_chunks - CHUNK_COUNT_STEP
+                ), False
+            _check_total_stated(request)
+        return None, False
+
+    def _checked_record(
+        self,
+        task: TaskFolder,
+        request: ChunkRequest,
+        identity: TaskIdentity | None,
+        record: TaskRecord | None,
+    ) -> TaskRecord:
+        """Return the record with what the request adds to it; ``identity`` None: the
+        task does not exist yet."""
+        if identity is None or record is None:
+            check_capacity_for_task(
+                self.settings, _file_size_of(request), request.total_chunks or 1
+            )
+            if request.filename is not None:
+                check_name_free(
+                    self.settings,
+                    split_folders(request.relative_path or ""),
+                    request.filename,
+                )
+            new = TaskRecord()
+            return new.with_totals(request.merged_into(new.totals, {}))
+        check_access(identity, request.owner, CHUNKED)
+        states.state_after_chunk(record.status)
+        chunks = list_chunks(task.folder) if request.adds_totals(record.totals) else {}
+        return record.with_totals(request.merged_into(record.totals, chunks))
+
+    def _publish(
+        self,
+        task: TaskFolder,
+        record: TaskRecord,
+        staged: StagedChunkFile,
+        request: ChunkRequest,
+    ) -> TaskRecord:
+        """Rename the staged file to its chunk name and write the record, which is only
+        a cache."""
+        path, key = task.chunk_path(request.index), str(request.index)
+        earlier = stored_size(path)
+        received = record.received + staged.size - (earlier or 0)
+        if received > (
+            self.settings.max_file_size if record.file_size < 0 else record.file_size
+        ):
+            received = _size_without(task, request.index) + staged.size
+            check_size(self.settings, received)
+            if 0 <= record.file_size < received:
+                text = (
+                    f"with this chunk the file would have {received} bytes, more than "
+                    f"its "
+                    f"{record.file_size}"
+                )
+                raise UploadError(
+                    "size_mismatch", text, size=received, file_size=record.file_size
+                )
+        retries = (
+            {**record.retries, key: record.retries.get(key, 0) + 1}
+            if earlier is not None
+            else record.retries
+        )
+        sent = {index: md5 for index, md5 in record.sent.items() if index != key}
+        if request.md5 and not self.settings.enable_integrity_check:
+            sent[key] = request.md5.lower()
+        is_started = record.status == states.UPLOADING
+        staged.publish(path)
+        return task.save(
+            record,
+            durability=NO_SYNC if is_started else None,
+            status=states.state_after_chunk(record.status),
+            received=received,
+            retries=retries,
+            sent=sent,
+            publishing=None,
+        )
+
+    def _count_mismatch(self, request: ChunkRequest) -> None:
+        """Count a chunk that is refused for its md5, if its task exists. Raises
+        UploadError if it accepts no chunk."""
+        key = str(request.index)
+        with self.layout.lock_owned(request.file_id, request.owner) as task:
+            identity = task.identity()
+            if identity is None:
+                return
+            record = task.record()
+            self._checked_record(task, request, identity, record)
+            task.save(
+                record,
+                durability=NO_SYNC,
+                retries={**record.retries, key: record.retries.get(key, 0) + 1},
+            )
 
 
-def _counted(task: TaskFolder, index: int) -> int:
-    """The bytes of all chunks but that one."""
+def _check_total_stated(request: ChunkRequest) -> None:
+    if request.index >= CHUNK_COUNT_STEP and not request.total_chunks:
+        text = (
+            f"chunk_index is {request.index}: from {CHUNK_COUNT_STEP} on total_chunks "
+            f"is "
+            f"required, as owners have limits"
+        )
+        raise UploadError("bad_index", text)
+
+
+def _file_size_of(request: ChunkRequest) -> int:
+    return -1 if request.file_size is None else request.file_size
+
+
+def _size_without(task: TaskFolder, index: int) -> int:
+    """Return the bytes of all chunks except the one with this index."""
     return sum(
         chunk.size
         for chunk in list_chunks(task.folder).values()
         if chunk.index != index
     )
-
-
-def _note_mismatch(
-    layout: StoreLayout, settings: UploadSettings, wish: ChunkRequest
-) -> None:
-    """Count a chunk that is refused for its md5, where there is a task that takes it.
-    Raises Refusal if it does not."""
-    key = str(wish.index)
-    with layout.lock_owned(wish.file_id, wish.owner) as task:
-        identity = task.identity()
-        if identity is None:
-            return
-        record = task.record()
-        _agreed(task, settings, wish, identity, record)
-        task.save(
-            record,
-            sync=NO_SYNC,
-            retries={**record.retries, key: record.retries.get(key, 0) + 1},
-        )
-
-
-def _size_of(path: Path) -> int | None:
-    try:
-        return max(0, path.lstat().st_size - TRAILER_SIZE)
-    except FileNotFoundError:
-        return None

@@ -1,14 +1,14 @@
-"""Uploads that are parts become one: their chunks get another name in a new task, which
-is merged at once.
+"""Concatenates parts into a final upload: their chunks are linked into a new task,
+which is merged at once.
 
-Each part goes into one file, and is removed when that is published. What the next one
-sees, whoever is killed when:
+Each part goes into one file, and is removed when that is published. What the next
+process finds after a kill:
 
-| killed | left behind | then |
+| killed | left behind | recovery |
 |---|---|---|
-| before the final upload has all parts | it, and claims to some parts | it is removed, and no claim holds any more |
-| before its file has its name | it, claims to all parts, chunks with two names | the same |
-| after that | the file, and a task that is completed by whoever looks | its parts are removed |
+| before the final upload has all parts | it, and claims on some parts | it is removed, which ends all its claims |
+| before its file is published | it, claims on all parts, chunks with two names | the same |
+| after that | the file, and a task that recovery completes | its parts are removed |
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from dataclasses import dataclass, replace
 
 from dlpool.config import UploadSettings
 from dlpool.disk import CANNOT_LINK
+from dlpool.storage.disk.append_lock import unexpired_record
 from dlpool.storage.disk.append_session import (
-    FINAL,
-    PARTIAL,
     AppendPosition,
     append_position,
     contiguous_chunks,
@@ -40,23 +39,22 @@ from dlpool.storage.disk.part_claims import claimant_of, is_consumed, with_claim
 from dlpool.storage.disk.recovery import recover
 from dlpool.storage.disk.removal import TaskRemover
 from dlpool.storage.disk.task_folder import TaskFolder
-from dlpool.storage.disk.task_record import TUS, TaskRecord
-from dlpool.storage.disk.tus_uploads import (
-    DiskTusUploads,
-    TusUploadRequest,
-    upload_locked,
-)
-from dlpool.storage.errors import UploadError
+from dlpool.storage.disk.task_record import TaskRecord
+from dlpool.storage.disk.tus_uploads import DiskTusUploads
+from dlpool.storage.errors import UploadError, upload_locked
 from dlpool.storage.states import COMPLETED, MERGING
-from dlpool.storage.upload_requests import MAX_CHUNKS, check_size
-
-MAX_PARTS = 100  # of a final upload: their URLs have to fit into one header
+from dlpool.storage.upload_requests import (
+    MAX_CHUNKS,
+    TUS,
+    TusUploadRequest,
+    check_parts,
+    check_size,
+)
 
 
 @dataclass(frozen=True)
 class _PartsTotal:
-    """What a final upload is made of, as it was counted before anything was made.
-    Bytes."""
+    """What one part, or all parts together, have: ``size`` in bytes."""
 
     owner: str | None
     size: int
@@ -65,83 +63,79 @@ class _PartsTotal:
 
 @dataclass(frozen=True)
 class DiskConcatenator:
-    """Makes final uploads. Thread-safe, and between processes; all methods raise
-    Refusal.
+    """Implements ``Concatenator``. Thread-safe, and between processes. Methods raise
+    UploadError.
 
-    As long as one is made the lock of its end is held, from the moment on at which it
-    is there. So one that is not completed and whose lock is free was left by somebody
-    who was killed.
+    The append lock of a final upload is held from its creation until it is completed. A
+    final upload that is not completed and whose lock is free was therefore left by a
+    killed process.
     """
 
     layout: StoreLayout
     settings: UploadSettings
-    growing: DiskTusUploads
-    cleaner: TaskRemover
+    uploads: DiskTusUploads
+    remover: TaskRemover
 
-    def concatenate(self, wish: TusUploadRequest, parts: Sequence[str]) -> str:
-        """Publish a file of uploads that are PARTIAL and whole, in that order; returns
-        the id of the new upload.
+    def concatenate(self, request: TusUploadRequest, parts: Sequence[str]) -> str:
+        """Publish a file of the parts, which must be complete, and return the id of the
+        new upload.
 
-        The parts are removed then. Refused are a part that is there twice (400), that
-        is unknown or another owner's (404), or that another final upload has taken
-        (409).
+        The parts are removed then. Refused are a part that is given twice, unknown or
+        another owner's, or taken by another final upload.
         """
         check_parts(parts)
-        whole = self._counted(parts, wish.owner)
-        check_size(self.settings, whole.size)
-        if whole.chunks > MAX_CHUNKS:
+        total = self._total_of(parts, request.owner)
+        check_size(self.settings, total.size)
+        if total.chunks > MAX_CHUNKS:
             text = (
-                f"the parts were sent in {whole.chunks} pieces, and {MAX_CHUNKS} can "
-                f"be "
-                f"joined"
+                f"the parts were sent in {total.chunks} pieces, and at most "
+                f"{MAX_CHUNKS} can "
+                f"be joined"
             )
-            raise UploadError(413, "too_large", text)
+            raise UploadError("too_large", text)
         with translate_os_errors("begin the upload"):
             check_capacity_for_merge(
-                self.settings, whole.size
-            )  # its chunks are there already
-        file_id, hold = self._begin(
-            replace(wish, owner=whole.owner, length=None), parts
+                self.settings, total.size
+            )  # the chunks exist already
+        file_id, lock = self._create(
+            replace(request, owner=total.owner, length=None), parts
         )
         try:
             try:
-                self._fill(file_id, parts, whole)
-                if self.growing.finish(file_id, whole.owner) is None:
+                self._fill(file_id, parts, total)
+                if self.uploads.finish(file_id, total.owner) is None:
                     raise _part_gone()
             finally:
-                release(hold)
+                release(lock)
         except BaseException:
             if not self._is_published(file_id):
                 raise
-        with suppress(UploadError):  # else a sweep does it
-            self.cleaner.remove_parts(file_id)
+        with suppress(UploadError):  # else a sweep removes them
+            self.remover.remove_parts(file_id)
         return file_id
 
     def recover(self, file_id: str) -> int:
-        """Bring to its end what nobody makes any more: a final upload goes, or its
-        parts if it is completed.
+        """Recover a final upload that a killed process left: remove it, or its parts if
+        it is completed.
 
-        Returns how many uploads went.
+        Returns the number of removed uploads.
         """
         with self.layout.lock_id(file_id) as task:
             identity = task.identity()
             if identity is None or identity.protocol != TUS:
                 return 0
-            if (
-                not str(task.record().tus.get("concat", "")).startswith(FINAL)
-                or task.is_receiving()
-            ):
+            if not task.record().is_final or task.is_receiving():
                 return 0
             status = recover(self.settings, task).status
         if status == COMPLETED:
-            return self.cleaner.remove_parts(file_id)
+            return self.remover.remove_parts(file_id)
         if status == MERGING:
             return 0
-        self.cleaner.delete(file_id, None)
+        self.remover.delete(file_id, None)
         return 1
 
     def _is_published(self, file_id: str) -> bool:
-        """Undo a final upload that could not be made; whether its file is there
+        """Remove a final upload that failed; return True if its file has been published
         nevertheless."""
         with suppress(UploadError):
             self.recover(file_id)
@@ -149,112 +143,112 @@ class DiskConcatenator:
                 return task.identity() is not None and task.record().status == COMPLETED
         return False
 
-    def _begin(self, wish: TusUploadRequest, parts: Sequence[str]) -> tuple[str, int]:
-        """Begin the final upload; its id, and the lock of its end."""
-        with self.growing.creating(wish, parts) as (file_id, task):
+    def _create(
+        self, request: TusUploadRequest, parts: Sequence[str]
+    ) -> tuple[str, int]:
+        """Create the final upload; return its id and a descriptor that holds its append
+        lock."""
+        with self.uploads.creating(request, parts) as (file_id, task):
             try:
-                hold = task.try_lock_append()
+                lock = task.try_lock_append()
             except BaseException:
                 self.layout.trash(task)
                 raise
-        if hold is None:
-            self.cleaner.delete(file_id, None)
+        if lock is None:
+            self.remover.delete(file_id, None)
             raise upload_locked()
-        return file_id, hold
+        return file_id, lock
 
-    def _counted(self, parts: Sequence[str], owner: str | None) -> _PartsTotal:
-        """Add up the parts, which are all of one owner."""
+    def _total_of(self, parts: Sequence[str], owner: str | None) -> _PartsTotal:
+        """Add up the parts. Raises UploadError if they have several owners."""
         found = [self._part(part, owner) for part in parts]
-        owners = {one.owner for one in found}
+        owners = {part.owner for part in found}
         if len(owners) > 1:
             raise UploadError(
-                400, "bad_part", "the parts are of several owners: join those of one"
+                "bad_part", "the parts have several owners: join parts of one owner"
             )
         return _PartsTotal(
             owners.pop(),
-            sum(one.size for one in found),
-            sum(one.chunks for one in found),
+            sum(part.size for part in found),
+            sum(part.chunks for part in found),
         )
 
     def _part(self, file_id: str, owner: str | None) -> _PartsTotal:
-        """One part that can be taken. Who may not have it hears what he hears of one
-        that is unknown."""
+        """Return a part that can be taken. A part of another owner is refused like an
+        unknown one."""
         try:
-            self.growing.recover(
-                file_id, owner
-            )  # what a killed writer left becomes a chunk
+            self.uploads.recover(file_id, owner)
             with self.layout.lock_id(file_id) as task:
-                record, identity = (
-                    self.growing.unexpired_record(task, owner),
-                    task.owned_identity(owner),
-                )
-                at = _whole_part(task, record, file_id)
+                record = unexpired_record(self.layout, self.settings, task, owner)
+                identity = task.owned_identity(owner)
+                position = _complete_part(task, record, file_id)
                 claimant = claimant_of(self.layout, record)
-        except UploadError as refusal:
-            if refusal.code == "no_such_task":
-                raise _unknown(file_id) from None
+        except UploadError as error:
+            if error.code == "no_such_task":
+                raise _unknown_part(file_id) from None
             raise
         if claimant is not None:
-            self._check_dead(file_id, claimant)
-        return _PartsTotal(identity.owner, at.offset, at.chunks)
+            self._check_claimant(file_id, claimant)
+        return _PartsTotal(identity.owner, position.offset, position.chunks)
 
-    def _check_dead(self, file_id: str, claimant: str) -> None:
-        """Refuse a part that another final upload has taken, unless it was made by
-        somebody who was killed."""
+    def _check_claimant(self, file_id: str, claimant: str) -> None:
+        """Raise UploadError if another final upload has taken the part, unless a killed
+        process left that upload."""
         self.recover(claimant)
         with self.layout.lock_id(file_id) as task:
-            self._check_free(task, file_id)
+            self._check_unclaimed(task, file_id)
 
-    def _check_free(self, task: TaskFolder, file_id: str) -> None:
+    def _check_unclaimed(self, task: TaskFolder, file_id: str) -> None:
         if task.identity() is None or is_consumed(self.layout, task.record()):
-            raise _unknown(file_id)
+            raise _unknown_part(file_id)
         if claimant_of(self.layout, task.record()) is not None:
             text = (
-                f"the part {file_id!r} is being joined by another final upload: a part "
-                f"goes "
-                f"into one file"
+                f"another final upload has taken the part {file_id!r}: a part goes "
+                f"into one "
+                f"file"
             )
-            raise UploadError(409, "part_taken", text)
+            raise UploadError("part_taken", text)
 
-    def _fill(self, file_id: str, parts: Sequence[str], whole: _PartsTotal) -> None:
-        """Give the new upload the chunks of all parts, after it has taken all of
-        them."""
+    def _fill(self, file_id: str, parts: Sequence[str], total: _PartsTotal) -> None:
+        """Claim all parts, then link their chunks into the final upload."""
         for part in sorted(
             parts
-        ):  # in one order everywhere: of those that want the same parts one gets all
-            self._take(part, file_id)
+            # in one order everywhere: of two final uploads with the same parts, one
+            # gets all
+        ):
+            self._claim(part, file_id)
         target, count = self.layout.task_by_id(file_id), 0
-        join = _ChunkLinker(self.settings, whole)
+        linker = _ChunkLinker(self.settings, total)
         for part in parts:
             with self.layout.lock_id(part) as task:
                 for chunk in contiguous_chunks(list_chunks(task.folder)):
-                    join.link(task.chunk_path(chunk.index), target.chunk_path(count))
+                    linker.link(task.chunk_path(chunk.index), target.chunk_path(count))
                     count += 1
         with self.layout.lock_id(file_id) as final:
-            final.save(final.record(), file_size=whole.size, received=whole.size)
+            final.save(final.record(), file_size=total.size, received=total.size)
 
-    def _take(self, part: str, final: str) -> None:
+    def _claim(self, part: str, final: str) -> None:
         with self.layout.lock_id(part) as task:
             if task.identity() is None:
                 raise _part_gone()
             record = task.record()
             if append_position(list_chunks(task.folder)).offset != record.file_size:
                 raise _part_gone()
-            self._check_free(task, part)
+            self._check_unclaimed(task, part)
             task.save(with_claim(record, final))
 
 
 class _ChunkLinker:
-    """Gives chunks another name; copies where there are no hard links, if the disk has
-    room for all of them."""
+    """Links chunks to a second name; copies them where hard links are not supported and
+    the disk has enough space."""
 
-    def __init__(self, settings: UploadSettings, whole: _PartsTotal) -> None:
+    def __init__(self, settings: UploadSettings, total: _PartsTotal) -> None:
         self._settings = settings
-        self._whole = whole
+        self._total = total
         self._can_link = True
 
     def link(self, source: os.PathLike[str], target: os.PathLike[str]) -> None:
-        """Raises Refusal."""
+        """Link or copy one chunk. Raises UploadError."""
         with translate_os_errors("join the uploads"), suppress(FileExistsError):
             if not self._has_linked(source, target):
                 shutil.copyfile(source, target)
@@ -268,46 +262,31 @@ class _ChunkLinker:
             if error.errno not in CANNOT_LINK:
                 raise
             check_capacity_for_copies(
-                self._settings, self._whole.size, self._whole.chunks
+                self._settings, self._total.size, self._total.chunks
             )
             self._can_link = False
         return self._can_link
 
 
-def check_parts(parts: Sequence[str]) -> None:
-    """Raise Refusal (400) for parts that no final upload can have, whatever they
-    are."""
-    if not 1 <= len(parts) <= MAX_PARTS:
+def _complete_part(
+    task: TaskFolder, record: TaskRecord, file_id: str
+) -> AppendPosition:
+    """Return the size of a complete part. Raises UploadError (bad_part), OSError."""
+    position = append_position(list_chunks(task.folder))
+    if not record.is_partial or position.offset != record.file_size:
         raise UploadError(
-            400, "bad_concat", f"a final upload has 1 to {MAX_PARTS} parts"
+            "bad_part", f"{file_id[:64]!r} is not a complete part: finish it first"
         )
-    if len(set(parts)) < len(parts):
-        raise UploadError(
-            400,
-            "repeated_part",
-            "a part is there twice: each part goes into a file once",
-        )
+    return position
 
 
-def _whole_part(task: TaskFolder, record: TaskRecord, file_id: str) -> AppendPosition:
-    """How much there is of a part that is whole. Raises Refusal (400), OSError."""
-    at = append_position(list_chunks(task.folder))
-    if record.tus.get("concat") != PARTIAL or at.offset != record.file_size:
-        raise UploadError(
-            400,
-            "bad_part",
-            f"{file_id[:64]!r} is no part that is whole: finish it first",
-        )
-    return at
-
-
-def _unknown(file_id: str) -> UploadError:
+def _unknown_part(file_id: str) -> UploadError:
     return UploadError(
-        404, "no_such_task", f"there is no part {file_id[:64]!r}: send it first"
+        "no_such_task", f"there is no part {file_id[:64]!r}: send it first"
     )
 
 
 def _part_gone() -> UploadError:
     return UploadError(
-        409, "part_gone", "a part was removed while it was joined: send it again"
+        "part_gone", "a part was removed while it was joined: send it again"
     )

@@ -1,4 +1,5 @@
-"""The durability of the store's writes."""
+"""Whether writes of the backend wait for the disk: the setting
+``enable_atomic_operations``."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from dlpool import disk
 
 @dataclass(frozen=True)
 class Durability:
-    """How durable the store's writes are. Its truth value: whether the store waits
-    until they are on the disk.
+    """``is_wanted``: writes return when their data is on the disk; this is also the
+    truth value of the object.
 
     ``on_unsynced`` is called once in a process for each file system that cannot sync a
     folder.
@@ -26,21 +27,17 @@ class Durability:
 
     def sync_data(self, descriptor: int) -> None:
         """Make the bytes of an open file durable. Raises OSError, also for a delayed
-        error of an earlier write.
-
-        A network file system may report a failed write only when a descriptor is closed
-        (close(2)): so a duplicate is closed here, while the file is still locked and
-        unpublished.
-        """
+        error of an earlier write."""
         if self.is_wanted:
             os.fdatasync(descriptor)
-        os.close(os.dup(descriptor))
+        check_close(descriptor)
 
     def sync_file(self, descriptor: int) -> None:
-        """The same, with the metadata of the file. Raises OSError."""
+        """Make the bytes and the metadata of an open file durable. Raises OSError like
+        ``sync_data``."""
         if self.is_wanted:
             os.fsync(descriptor)
-        os.close(os.dup(descriptor))
+        check_close(descriptor)
 
     def sync_folder(self, folder: Path | int) -> None:
         """Make the names in a folder durable. Raises OSError."""
@@ -48,9 +45,19 @@ class Durability:
             disk.sync_folder(folder, on_unsynced=self.on_unsynced)
 
     def write(self, path: Path, data: bytes) -> None:
-        """Replace the content of a file atomically. Raises OSError, and then the old
-        content may still be there."""
+        """Replace the content of a file atomically. Raises OSError; the old content may
+        remain then."""
         disk.atomic_write(path, data, sync=self.is_wanted, on_unsynced=self.on_unsynced)
 
 
 NO_SYNC = Durability(False)
+
+
+def check_close(descriptor: int) -> None:
+    """Raise the OSError that close(2) would report for earlier writes; the descriptor
+    stays open.
+
+    A network file system may report a failed write only when a descriptor is closed. A
+    duplicate is closed here, while the file is still locked and unpublished.
+    """
+    os.close(os.dup(descriptor))

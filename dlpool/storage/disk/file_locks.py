@@ -1,11 +1,11 @@
-"""Locks between processes and threads of one machine: flock(2) on files; the kernel
-releases those of ended processes.
+"""Locks between processes and threads of one machine: flock(2) on files.
 
-Some file systems refuse flock(2), and some grant it to every process, so each process
-tries it once for each file system. Where it does not lock, a byte of a file in the
-folder for temporary files is locked instead (``lock_byte``), whose place follows from
-device and inode number: processes on one machine still exclude each other. A lock lasts
-until its descriptor is given to ``release``.
+The kernel releases the locks of a process that exits. Some file systems refuse
+flock(2), and some grant it to every process, so each process tests it once for each
+file system. Where it has no effect, a byte of a file in the folder for temporary files
+is locked instead (``lock_byte``), at an offset that follows from device and inode
+number: processes on one machine still exclude each other. A lock is held until its
+descriptor is passed to ``release``.
 """
 
 from __future__ import annotations
@@ -30,24 +30,25 @@ LOCK_TIMEOUT_S = 30.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.001, 0.02
 _FLAGS = READ_FLAGS | os.O_CREAT
 
-_locks: dict[
+_has_flock: dict[
     int, bool
-] = {}  # by device: whether its flock(2) locks; missing: not tested yet
+    # by device: whether flock(2) excludes other descriptors; missing until it is tested
+] = {}
 _substitutes: dict[
     int, int
 ] = {}  # the descriptor whose byte is locked, by the descriptor that it replaces
 
 
 @contextmanager
-def hold_lock(path: Path, *, patience_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
+def hold_lock(path: Path, *, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
     """Hold the lock file ``path``, which is never removed.
 
-    Raises Refusal (503) if another process or thread holds it for ``patience_s``: work
-    under it takes milliseconds.
+    Work under it takes milliseconds. Raises UploadError (busy) if another process or
+    thread holds it for ``timeout_s``.
     """
     descriptor = os.open(path, _FLAGS, 0o666)
     try:
-        _wait_for(descriptor, path, patience_s=patience_s)
+        _wait_for(descriptor, path, timeout_s=timeout_s)
         yield
     finally:
         release(descriptor)
@@ -58,16 +59,13 @@ def _wait_for(
     path: Path,
     *,
     is_shared: bool = False,
-    patience_s: float = LOCK_TIMEOUT_S,
+    timeout_s: float = LOCK_TIMEOUT_S,
 ) -> None:
-    deadline, wait_s = time.monotonic() + patience_s, _FIRST_WAIT_S
+    deadline, wait_s = time.monotonic() + timeout_s, _FIRST_WAIT_S
     while not try_lock_descriptor(descriptor, path, is_shared=is_shared):
         if time.monotonic() > deadline:
             raise UploadError(
-                503,
-                "busy",
-                "the task is busy: try again later",
-                headers={"Retry-After": "5"},
+                "busy", "the task is busy: try again later", retry_after_s=5
             )
         time.sleep(wait_s)
         wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
@@ -76,23 +74,20 @@ def _wait_for(
 def try_lock_descriptor(
     descriptor: int, path: Path, *, is_shared: bool = False
 ) -> bool:
-    """Lock the open file at ``path`` unless another process or descriptor has it;
-    return whether it is locked now.
-
-    Raises OSError.
-    """
+    """Lock the open file at ``path`` unless another descriptor holds it; return whether
+    it is locked. Raises OSError."""
     device = os.fstat(descriptor).st_dev
-    if device not in _locks:
-        _try_flock(path, device)
-    if not _locks.get(device, True):
+    if device not in _has_flock:
+        _test_flock(path, device)
+    if not _has_flock.get(device, True):
         return _lock_substitute(descriptor, is_shared=is_shared)
     try:
         return _flock(descriptor, is_shared=is_shared)
     except OSError as error:
         if error.errno not in CANNOT_LOCK:
             raise
-    _try_flock(path, device)
-    if _locks.get(device, True):
+    _test_flock(path, device)
+    if _has_flock.get(device, True):
         return _flock(descriptor, is_shared=is_shared)
     return _lock_substitute(descriptor, is_shared=is_shared)
 
@@ -107,7 +102,7 @@ def _flock(descriptor: int, *, is_shared: bool = False) -> bool:
     return True
 
 
-def _try_flock(path: Path, device: int) -> None:
+def _test_flock(path: Path, device: int) -> None:
     """Test whether two descriptors of a file beside ``path`` exclude each other;
     undecided if the test fails."""
     probe = path.with_name(f".dlpool-{secrets.token_hex(8)}.probe")
@@ -116,10 +111,10 @@ def _try_flock(path: Path, device: int) -> None:
         try:
             descriptors = [os.open(probe, _FLAGS | os.O_EXCL, 0o600)]
             descriptors += [os.open(probe, READ_FLAGS)]
-            _locks[device] = _flock(descriptors[0]) and not _flock(descriptors[1])
+            _has_flock[device] = _flock(descriptors[0]) and not _flock(descriptors[1])
         except OSError as error:
             if error.errno in CANNOT_LOCK and len(descriptors) == 2:
-                _locks[device] = False
+                _has_flock[device] = False
         finally:
             for descriptor in descriptors:
                 release(descriptor)
@@ -133,13 +128,13 @@ def _lock_substitute(descriptor: int, *, is_shared: bool) -> bool:
     digest = hashlib.blake2b(
         f"{status.st_dev}:{status.st_ino}".encode(), digest_size=8
     ).digest()
-    place = int.from_bytes(digest, "big") >> 2
+    offset = int.from_bytes(digest, "big") >> 2
     substitute = os.open(
         _substitute_path(), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
     )
-    with released_on_error(substitute):
+    with release_on_error(substitute):
         os.utime(substitute)  # so that cleaners of temporary files do not remove it
-        if lock_byte(substitute, place, is_shared=is_shared):
+        if lock_byte(substitute, offset, is_shared=is_shared):
             _substitutes[descriptor] = substitute
             return True
     release(substitute)
@@ -151,11 +146,10 @@ def _substitute_path() -> str:
 
 
 def release(descriptor: int) -> None:
-    """Close a descriptor, and release its lock.
+    """Close a descriptor and release its lock.
 
-    For descriptors that nothing was written through, or whose bytes were synced
-    (``Durability.data``): what close(2) reports concerns no byte of ours, and the
-    descriptor is closed all the same.
+    Errors of close(2) are ignored. That is safe because nothing was written through the
+    descriptor, or its bytes have been synced (``Durability.sync_data``).
     """
     substitute = _substitutes.pop(descriptor, None)
     if substitute is not None:
@@ -164,7 +158,7 @@ def release(descriptor: int) -> None:
 
 
 @contextmanager
-def released_on_error(descriptor: int) -> Iterator[None]:
+def release_on_error(descriptor: int) -> Iterator[None]:
     """Release the descriptor if the block raises."""
     try:
         yield
@@ -174,10 +168,10 @@ def released_on_error(descriptor: int) -> Iterator[None]:
 
 
 def try_lock(path: Path) -> int | None:
-    """Return a descriptor of ``path`` that holds its lock until it is released; None if
-    it is locked."""
+    """Return a descriptor of ``path`` that holds its lock; None if the lock is held
+    elsewhere. Raises OSError."""
     descriptor = os.open(path, _FLAGS, 0o666)
-    with released_on_error(descriptor):
+    with release_on_error(descriptor):
         if try_lock_descriptor(descriptor, path):
             return descriptor
     release(descriptor)
@@ -185,29 +179,32 @@ def try_lock(path: Path) -> int | None:
 
 
 def lock_shared(path: Path) -> int | None:
-    """Return a descriptor that holds a shared lock of ``path`` until it is released;
-    None if the file does not exist.
+    """Return a descriptor that holds a shared lock of ``path``; None if the file does
+    not exist.
 
-    Raises Refusal (503) like ``locked``: exclusive holders keep it only for a check.
+    Exclusive holders keep this lock only for a check. Raises UploadError (busy) like
+    ``hold_lock``, OSError.
     """
     try:
         descriptor = os.open(path, READ_FLAGS)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    with released_on_error(descriptor):
+    with release_on_error(descriptor):
         _wait_for(descriptor, path, is_shared=True)
     return descriptor
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process has the lock of ``path``; ask under the lock under which
-    it is taken."""
+    """Return whether a running process holds the lock of ``path``. Raises OSError.
+
+    Call it under the lock under which that lock is taken.
+    """
     try:
         descriptor = os.open(path, READ_FLAGS)
     except FileNotFoundError:
         return False
     except OSError as error:
-        if error.errno == errno.ELOOP:  # nobody locks by a link
+        if error.errno == errno.ELOOP:  # dlpool never locks through a symbolic link
             return False
         raise
     try:

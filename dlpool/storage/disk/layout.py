@@ -1,9 +1,9 @@
-"""Where things are below upload_dir: ``tasks/NAME/``, ``tmp/`` for what is not whole
-yet or no more, ``locks/``.
+"""The folders below upload_dir: ``tasks/NAME/``, ``tmp/`` for what is incomplete or
+removed, and ``locks/``.
 
-A task's folder comes and goes by one rename. Locks are a fixed number of files that are
-never removed, each for many tasks, so that nobody can wait for a lock that is about to
-vanish.
+The folder of a task appears and disappears by one rename. The lock files are fixed in
+number, each for many tasks, and are never removed, so that no process waits for a lock
+file that is about to disappear.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from dlpool import disk
-from dlpool.storage.disk import staged_chunk
 from dlpool.storage.disk.change_log import append_change, create_change_log
 from dlpool.storage.disk.durability import Durability
 from dlpool.storage.disk.file_locks import (
     LOCK_TIMEOUT_S,
     hold_lock,
     release,
-    released_on_error,
+    release_on_error,
     try_lock_descriptor,
 )
 from dlpool.storage.disk.os_errors import translate_os_errors
 from dlpool.storage.disk.safe_open import READ_FLAGS, refuse_symlink
+from dlpool.storage.disk.staged_chunk import StagedChunkFile, create_staged_chunk
 from dlpool.storage.disk.task_folder import TaskFolder
 from dlpool.storage.disk.task_record import (
     TaskIdentity,
@@ -37,117 +37,136 @@ from dlpool.storage.disk.task_record import (
     save_identity,
     save_record,
 )
-from dlpool.storage.events import STARTED, UploadEventListener, ignore_event
 from dlpool.storage.names import (
     folder_name,
     is_folder_name,
     is_same_id,
     owner_folder_name,
 )
+from dlpool.storage.values import STARTED_EVENT, UploadEventListener, ignore_event
 
 _TASKS, _TMP, _LOCKS = "tasks", "tmp", "locks"
-_JOURNAL = "changed"
+_CHANGE_LOG = "changed"
 
 
 class StoreLayout:
-    """The folders of one store. Immutable; processes and threads share what is on the
-    disk."""
+    """Finds and locks the tasks of one backend. Immutable: threads and processes share
+    only what is on the disk.
+
+    Methods that hold a lock raise UploadError; an OSError of their block becomes one.
+    """
 
     def __init__(
         self,
         root: str,
         *,
-        sync: Durability,
-        announce: UploadEventListener = ignore_event,
+        durability: Durability,
+        listener: UploadEventListener = ignore_event,
     ) -> None:
-        """``announce`` is called with each change of a task, on the thread that makes
-        it."""
+        """``root``: upload_dir. ``listener`` is called with each change of a task, on
+        the thread that makes it."""
         self.root = Path(root).absolute()
-        self.sync = sync
-        self._announce = announce
+        self.durability = durability
+        self._listener = listener
 
     def __repr__(self) -> str:
-        return f"<Layout of {self.root}>"
+        return f"<StoreLayout of {self.root}>"
 
     def create_folders(self) -> None:
-        """Make the folders that are missing. Raises Refusal."""
+        """Create missing folders. Raises UploadError."""
         with translate_os_errors("make the upload folder"):
             for name in (_TASKS, _TMP, _LOCKS):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
-            with suppress(OSError):  # a link, which is refused when it is used
+            with suppress(OSError):  # a symbolic link is refused when it is used
                 create_change_log(self.change_log_path())
 
-    def stage_chunk(self, max_size: int) -> staged_chunk.StagedChunk:
-        """Somewhere to receive a chunk. Raises Refusal."""
+    def stage_chunk(self, max_size: int) -> StagedChunkFile:
+        """Create a temporary file for a chunk of at most ``max_size`` bytes. Raises
+        UploadError."""
         with translate_os_errors("begin a chunk"):
             try:
-                return staged_chunk.create_staged_chunk(
-                    self._own(_TMP), max_size=max_size, sync=self.sync
+                return create_staged_chunk(
+                    self._subfolder(_TMP), max_size=max_size, durability=self.durability
                 )
-            except FileNotFoundError:  # somebody removed the folder
+            except FileNotFoundError:  # the folder was never created, or was removed
                 self.create_folders()
-                return staged_chunk.create_staged_chunk(
-                    self._own(_TMP), max_size=max_size, sync=self.sync
+                return create_staged_chunk(
+                    self._subfolder(_TMP), max_size=max_size, durability=self.durability
                 )
 
     @contextmanager
     def lock_id(self, file_id: str) -> Iterator[TaskFolder]:
-        """The task of an id that dlpool made, which may not be there, with its lock
-        held.
-
-        Raises Refusal, OSError becomes one.
-        """
+        """Hold the lock of a task whose id dlpool has generated; the task may not
+        exist."""
         with self.lock_folder(folder_name(file_id)) as task:
             yield task
 
     @contextmanager
     def lock_folder(self, name: str) -> Iterator[TaskFolder]:
-        """The same, by the name of its folder."""
+        """Hold the lock of the task in the folder ``name``."""
         with translate_os_errors("write to the upload folder"):
-            if not self._own(_LOCKS).is_dir():
+            if not self._subfolder(_LOCKS).is_dir():
                 self.create_folders()
             with hold_lock(self.root / _LOCKS / name[:2]):
                 try:
                     yield self.task_at(name)
                 finally:
-                    append_change(self.root / _LOCKS / _JOURNAL, name)
+                    append_change(self.root / _LOCKS / _CHANGE_LOG, name)
 
     @contextmanager
     def lock_name(self, name: str) -> Iterator[None]:
-        """Hold the lock of that name, which is no task's: one of a fixed number, too.
-        Raises Refusal."""
+        """Hold the lock of a name that is not a task's; several names may share one
+        lock."""
         with translate_os_errors("write to the upload folder"):
-            if not self._own(_LOCKS).is_dir():
+            if not self._subfolder(_LOCKS).is_dir():
                 self.create_folders()
             with hold_lock(self.root / _LOCKS / f"turn-{folder_name(name)[:2]}"):
                 yield
 
     @contextmanager
     def lock_owned(self, file_id: str, owner: str | None) -> Iterator[TaskFolder]:
-        """The task that an id means to ``owner``, which may not be there, with its lock
-        held: never another owner's.
-
-        To None, who may have all tasks, an id means his own task, else the only one of
-        that id. Raises Refusal.
-        """
+        """Hold the lock of the task that ``resolve`` returns; the task may not
+        exist."""
         while True:
             with translate_os_errors("read the upload folder"):
                 name = self.resolve(file_id, owner).folder.name
-            with self.lock_folder(name) as task:  # all tasks of an id have one lock
+            with self.lock_folder(
+                name
+            ) as task:  # all tasks of an id have the same lock
                 if self.resolve(file_id, owner).folder.name == name:
                     yield task
                     return
 
     @contextmanager
     def read_owned(self, file_id: str, owner: str | None) -> Iterator[TaskFolder]:
-        """The same for a look only: without the lock where nobody ever took it, so that
-        it can be read-only."""
+        """Hold the lock like ``lock_owned``, but only for reading: upload_dir may be
+        read-only."""
         with self.read_folder(folder_name(file_id)):
             yield self.resolve(file_id, owner)
 
+    @contextmanager
+    def read_folder(
+        self, name: str, *, timeout_s: float = LOCK_TIMEOUT_S
+    ) -> Iterator[TaskFolder]:
+        """Hold the lock of the task in the folder ``name`` for reading, without
+        creating the lock file.
+
+        Raises UploadError, busy if the lock is not released within ``timeout_s``.
+        """
+        with translate_os_errors("read the upload folder"):
+            lock = self._subfolder(_LOCKS) / name[:2]
+            with (
+                hold_lock(lock, timeout_s=timeout_s) if lock.exists() else nullcontext()
+            ):
+                yield self.task_at(name)
+
     def resolve(self, file_id: str, owner: str | None) -> TaskFolder:
-        """The task that an id means to ``owner``, without its lock. Raises Refusal,
-        OSError."""
+        """Return the task that an id means for ``owner``, without its lock: never the
+        task of another owner.
+
+        For the owner None, who may access all tasks, it is his own task, else the only
+        task of that id. Raises UploadError, OSError.
+        """
         own, plain = (
             self.task_at(owner_folder_name(file_id, owner)),
             self.task_at(folder_name(file_id)),
@@ -155,125 +174,118 @@ class StoreLayout:
         if disk.exists(own.folder):
             return own
         if owner is None:
-            others = self._named_like(plain.folder.name)
+            others = self._folders_of_id(plain.folder.name)
             return self.task_at(others[0]) if len(others) == 1 else plain
-        identity = (
-            plain.identity()
-        )  # of tus, or from before tasks were named by their owner
+        identity = plain.identity()  # tus uploads have folders named by the id alone
         return plain if identity is not None and identity.owner == owner else own
 
-    def _named_like(self, plain: str) -> list[str]:
+    def _folders_of_id(self, name: str) -> list[str]:
         try:
             return [
-                name
-                for name in os.listdir(self.tasks_path())
-                if is_same_id(name, plain) and is_folder_name(name)
+                one
+                for one in os.listdir(self.tasks_path())
+                if is_same_id(one, name) and is_folder_name(one)
             ]
         except FileNotFoundError:
             return []
 
-    @contextmanager
-    def read_folder(
-        self, name: str, *, patience_s: float = LOCK_TIMEOUT_S
-    ) -> Iterator[TaskFolder]:
-        """The same, by the name of its folder. Raises Refusal: 503 if its lock is not
-        released for ``patience_s``."""
-        with translate_os_errors("read the upload folder"):
-            lock = self._own(_LOCKS) / name[:2]
-            with (
-                hold_lock(lock, patience_s=patience_s)
-                if lock.exists()
-                else nullcontext()
-            ):
-                yield self.task_at(name)
-
     def task_by_id(self, file_id: str) -> TaskFolder:
-        """The same without its lock: for what changes by one rename, and while another
-        task's lock is held."""
+        """Return a task by an id that dlpool has generated, without its lock. Raises
+        OSError.
+
+        For changes by one rename, and while the lock of another task is held.
+        """
         return self.task_at(folder_name(file_id))
 
     def task_at(self, name: str) -> TaskFolder:
-        """Return the task in that folder, which may not exist, without its lock. Raises
-        OSError."""
-        return TaskFolder(self._folder(name), self.sync, self._announce)
+        """Return the task in the folder ``name``, which may not exist, without its
+        lock. Raises OSError."""
+        return TaskFolder(
+            refuse_symlink(self._subfolder(_TASKS) / name),
+            self.durability,
+            self._listener,
+        )
 
     def tasks_path(self) -> Path:
-        """Return the folder that has the folders of all tasks; it may not exist. Raises
+        """Return the parent folder of all tasks, which may not exist. Raises
         OSError."""
-        return self._own(_TASKS)
+        return self._subfolder(_TASKS)
 
     def lock_path(self, name: str) -> Path:
-        """Return the lock file of that name, which is not a task's. Raises OSError."""
-        return self._own(_LOCKS) / name
+        """Return the path of a lock file that is not a task's. Raises OSError."""
+        return self._subfolder(_LOCKS) / name
 
     def change_log_path(self) -> Path:
-        """Return where the tasks that have changed are noted. Raises OSError."""
-        return self.lock_path(_JOURNAL)
+        """Return the path of the change log. Raises OSError."""
+        return self.lock_path(_CHANGE_LOG)
 
     def create_task(
         self, task: TaskFolder, identity: TaskIdentity, record: TaskRecord
     ) -> TaskRecord:
-        """Make the folder of a task whose lock is held, with identity and record in it,
-        by one rename. Raises OSError.
+        """Create the folder of a task, with its metadata, by one rename; the caller
+        holds its lock. Raises OSError.
 
-        Returns the record as it is noted.
+        Returns the record as it was written.
         """
         record = replace(record, updated_at=identity.created_at)
-        fresh, lock = self._fresh_folder()
+        temporary, lock = self._create_temporary_folder()
         try:
-            save_identity(fresh, identity, sync=self.sync)
-            save_record(fresh, record, sync=self.sync)
+            save_identity(temporary, identity, durability=self.durability)
+            save_record(temporary, record, durability=self.durability)
             with suppress(FileNotFoundError):
-                self.trash(task)  # what has no identity is of no use
+                self.trash(task)  # a folder without identity is a leftover
             append_change(
                 self.change_log_path(), task.folder.name
-            )  # also for one who is killed before the lock is released
-            disk.replace(fresh, task.folder, identity=disk.identity_of(os.fstat(lock)))
+            )  # before the rename: this process may be killed
+            disk.replace(
+                temporary, task.folder, identity=disk.identity_of(os.fstat(lock))
+            )
         finally:
             release(lock)
-        self.sync.sync_folder(self.root / _TASKS)
-        task.emit_event(STARTED, record, identity)
+        self.durability.sync_folder(self.root / _TASKS)
+        task.emit_event(STARTED_EVENT, record, identity)
         return record
 
-    def _fresh_folder(self) -> tuple[Path, int]:
-        """A new folder, and a descriptor that has it locked, so that no sweep takes it.
+    def _create_temporary_folder(self) -> tuple[Path, int]:
+        """Create a folder and return it with a descriptor that locks it against sweeps.
         Raises OSError."""
         while True:
-            path = self._own(_TMP) / f"{secrets.token_hex(16)}.new"
+            path = self._subfolder(_TMP) / f"{secrets.token_hex(16)}.new"
             os.mkdir(path)
-            with suppress(FileNotFoundError):  # a sweep came before the lock
-                descriptor = _locked_folder(path)
+            with suppress(FileNotFoundError):  # a sweep removed it before it was locked
+                descriptor = _lock_folder(path)
                 if descriptor is not None:
                     return path, descriptor
 
     def trash(self, task: TaskFolder) -> Path:
-        """Take the folder out of the tasks by one rename; ``empty`` removes it, later
-        or never. Raises OSError."""
-        place = self._own(_TMP) / f"{secrets.token_hex(16)}.trash"
-        os.replace(task.folder, place)
-        return place
+        """Remove a task by one rename into ``tmp``, and return the new path:
+        ``remove_abandoned`` or a sweep deletes it.
+
+        Raises OSError.
+        """
+        target = self._subfolder(_TMP) / f"{secrets.token_hex(16)}.trash"
+        disk.replace(task.folder, target)
+        return target
 
     def sweep(self) -> int:
-        """Remove what the dead left in ``tmp``, and return how many. Raises Refusal."""
+        """Remove from ``tmp`` what no running process has locked, and return the number
+        of entries. Raises UploadError."""
         with translate_os_errors("clean the upload folder"):
             try:
-                folder = self._own(_TMP)
+                folder = self._subfolder(_TMP)
                 names = os.listdir(folder)
             except FileNotFoundError:
                 return 0
             return sum(remove_abandoned(folder / name) for name in names)
 
-    def _folder(self, name: str) -> Path:
-        return refuse_symlink(self._own(_TASKS) / name)
-
-    def _own(self, name: str) -> Path:
+    def _subfolder(self, name: str) -> Path:
         return refuse_symlink(self.root / name)
 
 
-def _locked_folder(path: Path) -> int | None:
+def _lock_folder(path: Path) -> int | None:
     """Open and lock the folder; None if a sweep removed it first. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    with released_on_error(descriptor):
+    with release_on_error(descriptor):
         if try_lock_descriptor(descriptor, path) and disk.exists(path):
             return descriptor
     release(descriptor)
@@ -281,15 +293,19 @@ def _locked_folder(path: Path) -> int | None:
 
 
 def remove_abandoned(path: Path) -> bool:
-    """Remove a file or folder that no living process has locked, or a link, which is
-    none of ours; whether it did."""
+    """Remove a file or folder that no running process has locked; return whether it is
+    gone.
+
+    Symbolic links are removed, too: dlpool creates none. Errors are ignored, as a later
+    sweep tries again.
+    """
     if os.path.islink(path):
         with suppress(OSError):
             os.unlink(path)
         return not os.path.lexists(path)
     try:
         descriptor = os.open(path, READ_FLAGS)
-    except OSError:  # gone, or no file of ours
+    except OSError:  # removed meanwhile, or not a file or folder
         return False
     try:
         if not try_lock_descriptor(descriptor, path):
@@ -298,7 +314,7 @@ def remove_abandoned(path: Path) -> bool:
             shutil.rmtree(path, ignore_errors=True)
         else:
             os.unlink(path)
-    except OSError:  # a later sweep removes it
+    except OSError:
         return False
     finally:
         release(descriptor)

@@ -1,4 +1,5 @@
-"""A task's chunks are merged: begun under its lock, done without it, ended under it."""
+"""Merges the chunks of a task: started under its lock, assembled without it, published
+under it."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from dlpool.storage import states
 from dlpool.storage.content_types import check_content
 from dlpool.storage.disk.assembly import ChunkAssembly, CorruptChunks
 from dlpool.storage.disk.capacity import check_capacity_for_merge
-from dlpool.storage.disk.chunk_file import StoredChunk, chunk_path, list_chunks
+from dlpool.storage.disk.chunk_file import list_chunks
 from dlpool.storage.disk.file_locks import release
 from dlpool.storage.disk.layout import StoreLayout
 from dlpool.storage.disk.merge_output import (
@@ -30,312 +31,303 @@ from dlpool.storage.disk.ownership import NO_OWNER, FileOwnership, OwnershipStor
 from dlpool.storage.disk.recovery import complete_merge, merge_result, recover
 from dlpool.storage.disk.scanning import InfectedUpload, ScannedUpload, UploadScanner
 from dlpool.storage.disk.task_folder import TaskFolder
-from dlpool.storage.disk.task_record import (
-    CHUNKED,
-    PendingPublish,
-    TaskRecord,
-    load_record,
-)
+from dlpool.storage.disk.task_record import PendingPublish, TaskRecord, load_record
 from dlpool.storage.errors import UploadError
-from dlpool.storage.events import FAILED
 from dlpool.storage.executables import HEAD_SIZE
 from dlpool.storage.names import split_folders
-from dlpool.storage.results import MergeResult
-from dlpool.storage.upload_requests import MergeRequest, check_size
+from dlpool.storage.upload_requests import CHUNKED, MergeRequest, check_size
+from dlpool.storage.values import FAILED_EVENT, MergeResult, StoredChunk
 
 
 @dataclass(frozen=True)
 class _StartedMerge:
-    """A merge that this process alone does, as long as ``hold`` is open."""
+    """A merge whose merge lock this process holds, until ``lock`` is released."""
 
     task: TaskFolder
     record: TaskRecord
     chunks: tuple[StoredChunk, ...]
-    hold: int
+    lock: int
     ownership: FileOwnership
+
+    @property
+    def size(self) -> int:
+        """The size of the merged file in bytes."""
+        return sum(chunk.size for chunk in self.chunks)
 
 
 @dataclass(frozen=True)
 class Merger:
-    """Merges the tasks of one store."""
+    """Merges the tasks of one backend. Thread-safe, and between processes."""
 
     layout: StoreLayout
     settings: UploadSettings
-    screening: UploadScanner
+    scanner: UploadScanner
 
-    def merge(self, wish: MergeRequest) -> MergeResult:
-        """Publish the file of a task. Raises Refusal; a second merge gets the first
-        one's result."""
-        wish.check(self.settings)
+    def merge(self, request: MergeRequest) -> MergeResult:
+        """Publish the file of a task; a repeated request returns the first result.
+        Raises UploadError."""
+        request.check(self.settings)
         started_ns = time.monotonic_ns()
-        with self.layout.lock_owned(wish.file_id, wish.owner) as task:
-            begun = _begin(task, self.settings, wish)
-        if isinstance(begun, MergeResult):
-            return begun
+        with self.layout.lock_owned(request.file_id, request.owner) as task:
+            started = _start(task, self.settings, request)
+        if isinstance(started, MergeResult):
+            return started
         try:
-            return _MergeRun(self, wish, begun).run(started_ns)
+            return _MergeRun(self, request, started).run(started_ns)
         finally:
-            release(begun.hold)
+            release(started.lock)
 
 
-def _begin(
-    task: TaskFolder, settings: UploadSettings, wish: MergeRequest
+def _start(
+    task: TaskFolder, settings: UploadSettings, request: MergeRequest
 ) -> _StartedMerge | MergeResult:
-    """Check everything that needs no reading of the bytes, and record the merge."""
-    identity = task.owned_identity(wish.owner, wish.protocol)
+    """Check what can be checked without reading the bytes, and record that the merge
+    has started."""
+    identity = task.owned_identity(request.owner, request.protocol)
     record = recover(settings, task)
     if record.result:
-        return _same(settings, record, record.result, wish)
+        return _earlier_result(settings, record, record.result, request)
     if record.status in (states.MERGING, states.PAUSED):
         raise states.wrong_state(record.status)
-    if wish.protocol == CHUNKED and record.total_chunks not in (0, wish.total_chunks):
-        raise UploadError(
-            409,
-            "conflict",
-            f"the task has {record.total_chunks} chunks, not {wish.total_chunks}",
-            total_chunks=record.total_chunks,
-        )
+    if request.protocol == CHUNKED and record.total_chunks not in (
+        0,
+        request.total_chunks,
+    ):
+        text = f"the task has {record.total_chunks} chunks, not {request.total_chunks}"
+        raise UploadError("conflict", text, total_chunks=record.total_chunks)
     chunks = list_chunks(task.folder)
-    _check_whole(settings, record, chunks, wish)
-    hold = task.try_lock_merge()
-    if hold is None:
+    _check_complete(settings, record, chunks, request)
+    lock = task.try_lock_merge()
+    if lock is None:
         raise states.wrong_state(states.MERGING)
-    path = record.relative_path if wish.relative_path is None else wish.relative_path
+    path = (
+        record.relative_path if request.relative_path is None else request.relative_path
+    )
     try:
         record = task.save(
             record,
             status=states.MERGING,
-            filename=wish.filename,
-            total_chunks=wish.total_chunks,
+            filename=request.filename,
+            total_chunks=request.total_chunks,
             temporary=split_folders(path),
             failure="",
             publishing=None,
         )
     except BaseException:
-        release(hold)
+        release(lock)
         raise
     return _StartedMerge(
         task,
         record,
         tuple(chunks.values()),
-        hold,
-        FileOwnership(identity.owner, wish.is_shared),
+        lock,
+        FileOwnership(identity.owner, request.is_shared),
     )
 
 
-def _same(
+def _earlier_result(
     settings: UploadSettings,
     record: TaskRecord,
     result: MergeResult,
-    wish: MergeRequest,
+    request: MergeRequest,
 ) -> MergeResult:
-    """The result of an earlier merge, if this one wants the same file."""
-    has_path = wish.relative_path is None or split_folders(
-        wish.relative_path
-    ) == split_folders(result.relative_path)
-    if (wish.filename, wish.total_chunks) != (
+    """Return the result of an earlier merge. Raises UploadError if the request asks for
+    another file."""
+    path = request.relative_path
+    has_path = path is None or split_folders(path) == split_folders(
+        result.relative_path
+    )
+    if (request.filename, request.total_chunks) != (
         record.filename,
         record.total_chunks,
     ) or not has_path:
         raise UploadError(
-            409,
-            "task_completed",
-            f"the task has been merged already, as {result.path!r}",
+            "task_completed", f"the task has been merged already, as {result.path!r}"
         )
-    is_checked = wish.expected_md5 is not None and settings.enable_integrity_check
+    is_checked = request.expected_md5 is not None and settings.enable_integrity_check
     if (
         is_checked
-        and wish.expected_md5 is not None
-        and wish.expected_md5.lower() != result.md5
+        and request.expected_md5 is not None
+        and request.expected_md5.lower() != result.md5
     ):
-        raise UploadError(
-            400,
-            "file_md5_mismatch",
-            "the file that was merged has another md5 than expected_md5",
-            md5=result.md5,
-        )
+        text = "the merged file has another md5 than expected_md5"
+        raise UploadError("file_md5_mismatch", text, md5=result.md5)
     return result
 
 
-def _check_whole(
+def _check_complete(
     settings: UploadSettings,
     record: TaskRecord,
     chunks: dict[int, StoredChunk],
-    wish: MergeRequest,
+    request: MergeRequest,
 ) -> None:
-    """Raise Refusal unless all chunks are there, and as many bytes as were
-    announced."""
-    if sorted(chunks) != list(range(wish.total_chunks)):
-        if max(chunks, default=0) >= wish.total_chunks:
-            raise UploadError(
-                409,
-                "conflict",
-                f"there is a chunk {max(chunks)}, beyond total_chunks "
-                f"{wish.total_chunks}",
+    """Raise UploadError unless all chunks are stored and have the announced size
+    together."""
+    if sorted(chunks) != list(range(request.total_chunks)):
+        if max(chunks, default=0) >= request.total_chunks:
+            text = (
+                f"the task has a chunk {max(chunks)}, beyond total_chunks "
+                f"{request.total_chunks}"
             )
-        raise chunks_missing(chunks, wish.total_chunks)
+            raise UploadError("conflict", text)
+        raise chunks_missing(chunks, request.total_chunks)
     size = sum(chunk.size for chunk in chunks.values())
     check_size(settings, size)
     if record.file_size not in (-1, size):
         text = (
-            f"the chunks have {size} bytes together, the file was to have "
-            f"{record.file_size}: send them again"
+            f"the chunks have {size} bytes together, the file_size was "
+            f"{record.file_size}: "
+            f"send them again"
         )
-        raise UploadError(
-            400, "size_mismatch", text, size=size, file_size=record.file_size
-        )
+        raise UploadError("size_mismatch", text, size=size, file_size=record.file_size)
 
 
 def chunks_missing(chunks: dict[int, StoredChunk], total_chunks: int) -> UploadError:
-    """That not all chunks are there."""
-    lacking = total_chunks - len(chunks)
+    """Return the error for a merge whose chunks are incomplete."""
     return UploadError(
-        400,
         "chunks_missing",
-        f"{lacking} of {total_chunks} chunks are missing: send them",
+        f"{total_chunks - len(chunks)} of {total_chunks} chunks are missing: send them",
         uploaded=len(chunks),
         total_required=total_chunks,
         uploaded_chunks=sorted(chunks),
     )
 
 
-def _found(refusal: UploadError) -> dict[str, Any]:
-    """Return what the event of a failed merge says of malware."""
+def _malware_details(error: UploadError) -> dict[str, Any]:
+    """Return what the event of a failed merge says about malware."""
     return {
-        name: refusal.details[name]
+        name: error.details[name]
         for name in ("signature", "quarantine")
-        if name in refusal.details
+        if name in error.details
     }
 
 
 class _MergeRun:
-    """The part of a merge that takes its time."""
+    """The part of a merge that reads and writes all bytes. For one thread."""
 
     def __init__(
-        self, merger: Merger, wish: MergeRequest, begun: _StartedMerge
+        self, merger: Merger, request: MergeRequest, started: _StartedMerge
     ) -> None:
         self._layout = merger.layout
         self._settings = merger.settings
-        self._screening = merger.screening
-        self._wish = wish
-        self._begun = begun
-        self._owners = OwnershipStore(self._layout.root, self._layout.sync)
-        self._is_marked = True
+        self._scanner = merger.scanner
+        self._request = request
+        self._started = started
+        self._ownerships = OwnershipStore(self._layout.root, self._layout.durability)
+        self._has_attribute = True
 
     def run(self, started_ns: int) -> MergeResult:
-        """Raises Refusal; then the task has failed, and may be sent to or merged
-        again."""
+        """Assemble and publish the file. Raises UploadError; the task has failed then,
+        and can be merged again."""
         try:
             with translate_os_errors("merge the file"):
-                place = self._place()
+                output = self._open_output()
                 try:
-                    return self._publish(place, *self._written(place), started_ns)
+                    return self._publish(output, *self._assemble(output), started_ns)
                 except BaseException:
-                    place.discard()  # first, as its bytes may fill the disk
+                    # first of all, because the temporary file may fill the disk
+                    output.discard()
                     raise
                 finally:
-                    place.close()
+                    output.close()
         except CorruptChunks as error:
-            raise self._failed(self._without(error.indexes)) from error
-        except InfectedUpload as refusal:
-            # another merge would put the same bytes into quarantine again
+            raise self._fail(self._remove_corrupt(error.indexes)) from error
+        except InfectedUpload as error:
+            # a second merge would only quarantine the same bytes again
             self._remove_chunks()
-            raise self._failed(refusal) from None
-        except UploadError as refusal:
-            raise self._failed(refusal) from None
+            raise self._fail(error) from None
+        except UploadError as error:
+            raise self._fail(error) from None
 
-    def _place(self) -> MergeOutput:
-        task = self._begun.task
-        check_capacity_for_merge(
-            self._settings, sum(chunk.size for chunk in self._begun.chunks)
-        )
-        parts = self._begun.record.temporary or ()
-        place = open_merge_output(
+    def _open_output(self) -> MergeOutput:
+        task = self._started.task
+        check_capacity_for_merge(self._settings, self._started.size)
+        parts = self._started.record.temporary or ()
+        output = open_merge_output(
             self._settings.merged_dir,
             parts,
             task.folder.name,
             make=True,
-            sync=task.sync,
+            durability=task.durability,
         )
         try:
-            if self._settings.merge_conflict == "refuse" and place.has(
-                self._wish.filename
+            if self._settings.merge_conflict == "refuse" and output.has(
+                self._request.filename
             ):
-                raise name_taken(self._wish.filename)
+                raise name_taken(self._request.filename)
         except BaseException:
-            place.close()
+            output.close()
             raise
-        return place
+        return output
 
-    def _written(self, place: MergeOutput) -> tuple[os.stat_result, str]:
-        """The temporary file, whole and right, with the note of its owner if it takes
-        one; and its md5."""
-        expected = self._wish.expected_md5.lower() if self._wish.expected_md5 else None
+    def _assemble(self, output: MergeOutput) -> tuple[os.stat_result, str]:
+        """Write the temporary file, check and sync it; return its status and md5."""
+        expected = (
+            self._request.expected_md5.lower() if self._request.expected_md5 else None
+        )
         is_checked = self._settings.enable_integrity_check
-        descriptor = place.create()
+        descriptor = output.create()
         try:
-            md5 = ChunkAssembly(self._begun.task.folder, self._begun.chunks).write(
+            md5 = ChunkAssembly(self._started.task.folder, self._started.chunks).write(
                 descriptor, expected_md5=expected, is_checked=is_checked
             )
             check_content(self._settings, os.pread(descriptor, HEAD_SIZE, 0))
-            self._make_bytes_durable(descriptor)
+            self._sync_bytes(descriptor)
             status = os.fstat(descriptor)
-            size = sum(chunk.size for chunk in self._begun.chunks)
+            size = self._started.size
             if status.st_size != size:
                 text = (
                     f"the merged file has {status.st_size} bytes instead of {size}: "
                     f"merge "
                     f"again"
                 )
-                raise UploadError(507, "storage", text)
+                raise UploadError("storage", text)
             if is_checked and expected and md5 != expected:
-                raise UploadError(
-                    400,
-                    "file_md5_mismatch",
-                    "the whole file has another md5 than expected_md5",
-                    md5=md5,
-                )
-            self._screen(place, descriptor, size)
+                text = "the merged file has another md5 than expected_md5"
+                raise UploadError("file_md5_mismatch", text, md5=md5)
+            self._scan(output, descriptor, size)
         finally:
             release(descriptor)
         return status, md5
 
-    def _make_bytes_durable(self, descriptor: int) -> None:
-        """Make the file durable, with the note of its owner if the file system takes
-        one. Raises OSError."""
-        if self._begun.ownership == NO_OWNER:
-            self._layout.sync.sync_data(descriptor)
+    def _sync_bytes(self, descriptor: int) -> None:
+        """Make the file durable, with its owner if the file system supports attributes.
+        Raises OSError."""
+        if self._started.ownership == NO_OWNER:
+            self._layout.durability.sync_data(descriptor)
             return
-        self._is_marked = self._owners.set_attribute(descriptor, self._begun.ownership)
-        self._layout.sync.sync_file(descriptor)
+        self._has_attribute = self._ownerships.set_attribute(
+            descriptor, self._started.ownership
+        )
+        self._layout.durability.sync_file(descriptor)
 
-    def _screen(self, place: MergeOutput, descriptor: int, size: int) -> None:
-        """Check the merged file for malware. Raises Refusal, OSError."""
-        identity = self._begun.task.identity()
+    def _scan(self, output: MergeOutput, descriptor: int, size: int) -> None:
+        """Scan the merged file for malware. Raises UploadError, OSError."""
+        identity = self._started.task.identity()
         target = os.path.join(
-            self._settings.merged_dir, *place.parts, self._wish.filename
+            self._settings.merged_dir, *output.parts, self._request.filename
         )
         upload = ScannedUpload(
-            self._wish.file_id, None if identity is None else identity.owner, target
+            self._request.file_id, None if identity is None else identity.owner, target
         )
-        self._screening.check(
-            ScannedFile(descriptor, Path(place.temporary), size, place.descriptor),
+        self._scanner.check(
+            ScannedFile(descriptor, Path(output.temporary), size, output.descriptor),
             upload,
         )
 
     def _publish(
-        self, place: MergeOutput, status: os.stat_result, md5: str, started_ns: int
+        self, output: MergeOutput, status: os.stat_result, md5: str, started_ns: int
     ) -> MergeResult:
-        """Record which file is about to get its name, then give it that, then record
-        that it has it."""
+        """Record which file is about to get its name, rename it, then record that the
+        task is completed."""
         names = name_candidates(
-            self._wish.filename, has_suffix=self._settings.merge_conflict == "suffix"
+            self._request.filename, has_suffix=self._settings.merge_conflict == "suffix"
         )
         for name in names:
-            if place.has(name):
+            if output.has(name):
                 continue
             publishing = PendingPublish(
-                place.parts,
+                output.parts,
                 name,
                 status.st_ino,
                 status.st_size,
@@ -343,79 +335,81 @@ class _MergeRun:
                 md5,
                 time.monotonic_ns() - started_ns,
             )
-            with self._layout.lock_folder(self._begun.task.folder.name) as task:
-                task.owned_identity(None)  # 404 if it was removed meanwhile
-                record = task.save(self._begun.record, publishing=publishing)
-                if self._named(place, name, status):
-                    return self._published(task, record, place, publishing)
-                task.save(self._begun.record)  # another one got that name
-        raise name_taken(self._wish.filename)
+            with self._layout.lock_folder(self._started.task.folder.name) as task:
+                task.owned_identity(None)  # raises if the task was removed meanwhile
+                record = task.save(self._started.record, publishing=publishing)
+                if self._rename(output, name, status):
+                    return self._complete(task, record, output, publishing)
+                task.save(self._started.record)  # another file has got that name
+        raise name_taken(self._request.filename)
 
-    def _named(self, place: MergeOutput, name: str, status: os.stat_result) -> bool:
-        """Give the file its name; whether it got it. Raises Refusal, OSError."""
-        if self._is_marked:
-            return place.publish(name, identity_of(status))
-        with self._owners.hold_lock():
-            if place.has(name):
+    def _rename(self, output: MergeOutput, name: str, status: os.stat_result) -> bool:
+        """Give the file its name; return False if the name is taken. Raises
+        UploadError, OSError."""
+        if self._has_attribute:
+            return output.publish(name, identity_of(status))
+        with self._ownerships.hold_lock():
+            if output.has(name):
                 return False
-            self._owners.write_file(
-                "/".join((*place.parts, name)), status, self._begun.ownership
+            self._ownerships.write_file(
+                "/".join((*output.parts, name)), status, self._started.ownership
             )
-            return place.publish(name, identity_of(status))
+            return output.publish(name, identity_of(status))
 
-    def _published(
+    def _complete(
         self,
         task: TaskFolder,
         record: TaskRecord,
-        place: MergeOutput,
+        output: MergeOutput,
         publishing: PendingPublish,
     ) -> MergeResult:
         """Complete the task of a published file. Raises OSError if the name cannot be
         made durable."""
-        self._make_durable(task, place, publishing)
+        self._sync_name(task, output, publishing)
         with suppress(
             OSError
-        ):  # the record has the published file: the next request completes it
-            complete_merge(self._settings, task, record, place, self._begun.chunks)
+        ):  # the record has the published file: the next request completes the task
+            complete_merge(self._settings, task, record, output, self._started.chunks)
         return merge_result(self._settings, publishing)
 
-    def _make_durable(
-        self, task: TaskFolder, place: MergeOutput, publishing: PendingPublish
+    def _sync_name(
+        self, task: TaskFolder, output: MergeOutput, publishing: PendingPublish
     ) -> None:
-        """Make the name durable, or remove it: a failed merge leaves no file of that
-        name. Raises OSError."""
+        """Make the name durable, or remove it: a failed merge leaves no published file.
+        Raises OSError."""
         try:
-            task.sync.sync_folder(place.descriptor)
+            task.durability.sync_folder(output.descriptor)
         except OSError:
             with suppress(
                 OSError
-            ):  # then the record stays, and the next request finds the file
-                place.withdraw(publishing)
-                task.save(self._begun.record)
+            ):  # the record is kept then, and the next request finds the file
+                output.withdraw(publishing)
+                task.save(self._started.record)
             raise
 
-    def _without(self, indexes: frozenset[int]) -> UploadError:
-        """Remove chunks that are not what they were; what the merge lacks."""
+    def _remove_corrupt(self, indexes: frozenset[int]) -> UploadError:
+        """Remove corrupt chunks, and return the error that tells the client what to
+        send again."""
         for index in indexes:
             with suppress(FileNotFoundError):
-                os.unlink(chunk_path(self._begun.task.folder, index))
+                os.unlink(self._started.task.chunk_path(index))
         return chunks_missing(
-            list_chunks(self._begun.task.folder), self._wish.total_chunks
+            list_chunks(self._started.task.folder), self._request.total_chunks
         )
 
     def _remove_chunks(self) -> None:
-        """Remove the chunks of the merge; what cannot be removed stays until the task
-        is removed."""
-        for chunk in self._begun.chunks:
+        """Remove the merged chunks. Errors are ignored, as the chunks are removed with
+        their task."""
+        for chunk in self._started.chunks:
             with suppress(OSError):
-                os.unlink(chunk_path(self._begun.task.folder, chunk.index))
+                os.unlink(self._started.task.chunk_path(chunk.index))
 
-    def _failed(self, refusal: UploadError) -> UploadError:
-        """Record it, unless the file may have its name already: then whoever comes next
-        looks."""
+    def _fail(self, error: UploadError) -> UploadError:
+        """Record the failure and return ``error``, unless the file may have its name:
+        recovery decides then."""
         with (
             suppress(UploadError),
-            self._layout.lock_folder(self._begun.task.folder.name) as task,
+            self._layout.lock_folder(self._started.task.folder.name) as task,
         ):
             record = load_record(task.folder)
             if (
@@ -426,15 +420,14 @@ class _MergeRun:
                 task.save(
                     record,
                     status=states.FAILED,
-                    failure=refusal.text,
+                    failure=error.text,
                     temporary=None,
                     failed_merges=record.failed_merges + 1,
                 )
-                task.emit_event(
-                    FAILED,
-                    record,
-                    label=refusal.code,
-                    message=refusal.text,
-                    **_found(refusal),
-                )
-        return refusal
+                details = {
+                    "label": error.code,
+                    "message": error.text,
+                    **_malware_details(error),
+                }
+                task.emit_event(FAILED_EVENT, record, **details)
+        return error

@@ -1,34 +1,32 @@
-"""Translate errors of the file system into a ``UploadError``, by the table in
+"""Translates errors of the file system into ``UploadError``, by the table in
 ``dlpool/disk.py``."""
 
 from __future__ import annotations
 
 from dlpool.disk import fault_of
-from dlpool.storage.errors import UploadError
+from dlpool.storage.errors import ErrorCode, UploadError
 
-_ANSWERS = {
-    "no_space": (507, "no_space", None),
-    "read_only": (507, "read_only", None),
-    "permission": (507, "permission", "the service may not write there"),
+_CODES: dict[str, tuple[ErrorCode, str | None]] = {
+    "no_space": ("no_space", None),
+    "read_only": ("read_only", None),
+    "permission": ("permission", "the service may not write there"),
     "symbolic_link": (
-        507,
         "symbolic_link",
-        "there is a symbolic link among the service's own files: remove it",
+        "the service's own folders contain a symbolic link: remove it",
     ),
-    "too_large": (413, "too_large", None),
-    "bad_name": (400, "bad_filename", None),
-    "too_many_files": (503, "too_many_files", None),
+    "too_large": ("too_large", None),
+    "bad_name": ("bad_filename", None),
+    "too_many_files": ("too_many_files", None),
 }
-_OTHER = (507, "storage", None)
-"""Status, code and reason by ``Fault.kind``; None: the reason of the fault. Other kinds
-are errors of the disk (507), not of the client."""
+"""Code and reason by ``Fault.kind``; the reason None is that of the fault. Other kinds
+are faults of the disk."""
 
 
 class translate_os_errors:
-    """Translate an OSError of the block to a Refusal: "cannot DOING: why"."""
+    """Translate an OSError of the block into UploadError("cannot ACTION: reason")."""
 
-    def __init__(self, doing: str) -> None:
-        self._doing = doing
+    def __init__(self, action: str) -> None:
+        self._action = action
 
     def __enter__(self) -> None:
         pass
@@ -37,14 +35,14 @@ class translate_os_errors:
         self, _kind: object, error: BaseException | None, _trace: object
     ) -> None:
         if isinstance(error, OSError):
-            raise upload_error_of(self._doing, error) from error
+            raise upload_error_of(self._action, error) from error
 
 
-def upload_error_of(doing: str, error: OSError) -> UploadError:
-    """Return the Refusal for ``error``."""
+def upload_error_of(action: str, error: OSError) -> UploadError:
+    """Return the UploadError for ``error``, which ``action`` has raised."""
     fault = fault_of(error)
-    status, code, reason = _ANSWERS.get(fault.kind, _OTHER)
-    headers = {"Retry-After": "10"} if status == 503 else None
+    code, reason = _CODES.get(fault.kind, ("storage", None))
+    retry_after_s = 10 if code == "too_many_files" else None
     return UploadError(
-        status, code, f"cannot {doing}: {reason or fault.reason}", headers=headers
+        code, f"cannot {action}: {reason or fault.reason}", retry_after_s=retry_after_s
     )

@@ -1,11 +1,9 @@
-"""Whose the parts of a final upload are: the final's, from the moment at which it takes
-them.
+"""Which final upload has taken a part.
 
-A final upload notes the ids of its parts when it begins (``parts_of``), and then its
-own id in the record of each part (``claimant_of``). That claim holds exactly as long as
-the task of the final one is there, in whatever state. So a final that is removed has
-given back all of its parts in one step, and one that is completed is not removed before
-its parts are.
+A final upload records the ids of its parts when it is created (``claimed_parts``), and
+then its own id in the record of each part (``claimant_of``). The claim holds as long as
+the task of the final upload exists, in any state: removing the final upload releases
+all its parts in one step, and a completed one is not removed before its parts are.
 """
 
 from __future__ import annotations
@@ -17,11 +15,12 @@ from dlpool.storage import states
 from dlpool.storage.disk.layout import StoreLayout
 from dlpool.storage.disk.task_record import TaskRecord, load_record
 
-PARTS, _CLAIM = "parts", "claim"
+PARTS, _CLAIM = "parts", "claim"  # keys of TaskRecord.tus
 
 
 def claimed_parts(record: TaskRecord) -> tuple[str, ...]:
-    """The ids of the parts that a final upload took and that may still be there."""
+    """Return the ids of the parts that a final upload has taken and that may still
+    exist."""
     found = record.tus.get(PARTS)
     return (
         tuple(part for part in found if isinstance(part, str))
@@ -31,23 +30,23 @@ def claimed_parts(record: TaskRecord) -> tuple[str, ...]:
 
 
 def without_parts(record: TaskRecord) -> TaskRecord:
-    """The record of a final upload whose parts are removed."""
+    """Return the record of a final upload whose parts have been removed."""
     return replace(
         record, tus={name: value for name, value in record.tus.items() if name != PARTS}
     )
 
 
 def with_claim(record: TaskRecord, final: str) -> TaskRecord:
-    """The record of a part that the upload ``final`` takes."""
+    """Return the record of a part that the upload ``final`` takes."""
     return replace(record, tus={**record.tus, _CLAIM: final})
 
 
 def claimant_of(layout: StoreLayout, record: TaskRecord) -> str | None:
-    """The id of the final upload that has taken this part; None if there is none, or
-    none any more. Raises OSError.
+    """Return the id of the final upload that has taken this part, None if it is free.
+    Raises OSError.
 
-    No lock of the final one is needed: it is there before it takes a part, and its id
-    is never used again.
+    The lock of the final upload is not needed: it exists before it takes a part, and
+    its id is never used again.
     """
     final = record.tus.get(_CLAIM)
     return (
@@ -58,11 +57,8 @@ def claimant_of(layout: StoreLayout, record: TaskRecord) -> str | None:
 
 
 def is_consumed(layout: StoreLayout, record: TaskRecord) -> bool:
-    """Whether the final upload that took this part is completed: then the part is about
-    to be removed.
-
-    Raises OSError.
-    """
+    """Return whether the final upload of this part is completed: the part is about to
+    be removed. Raises OSError."""
     final = claimant_of(layout, record)
-    noted = None if final is None else load_record(layout.task_by_id(final).folder)
-    return noted is not None and noted.status == states.COMPLETED
+    found = None if final is None else load_record(layout.task_by_id(final).folder)
+    return found is not None and found.status == states.COMPLETED

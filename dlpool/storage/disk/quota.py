@@ -1,8 +1,8 @@
-"""How much one owner's uploads may take: counted whenever a task is about to begin.
+"""The quota of each owner: how many tasks, bytes and files its uploads may have.
 
-The counters of the catalog follow what is on the disk, so that nothing is counted that
-a killed process could leave wrong. Tasks of one owner begin one after the other, also
-in several processes: each is counted by the next one.
+Usage is computed from the task index, which follows the disk: a killed process cannot
+leave a wrong counter. Tasks of one owner are created one after the other, also by
+several processes, so that each is counted before the next is admitted.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from dlpool.storage.errors import UploadError
 
 
 class QuotaUsage(NamedTuple):
-    """What uploads take. ``bytes``: those that are announced, or that completed ones
-    have; ``files``: inodes."""
+    """What uploads use: ``bytes`` that were announced or, for completed ones, are
+    stored; ``files``: inodes."""
 
     tasks: int = 0
     bytes: int = 0
@@ -30,8 +30,8 @@ class QuotaUsage(NamedTuple):
 
 @dataclass(frozen=True)
 class QuotaRequest:
-    """What an owner's uploads are to take more than they do; ``hint``: what would make
-    that less."""
+    """What an owner's uploads are about to use in addition. ``hint``: how the client
+    can reduce that."""
 
     owner: str | None
     added: QuotaUsage
@@ -41,47 +41,44 @@ class QuotaRequest:
 def new_task_request(
     settings: UploadSettings, owner: str | None, size: int, chunks: int | None
 ) -> QuotaRequest:
-    """One more task, of ``size`` bytes (-1: unknown), in so many chunks (None:
-    unknown)."""
-    unsaid = [
+    """Return the request for one more task of ``size`` bytes, -1 if unknown, in
+    ``chunks`` chunks, None if unknown."""
+    unknown = [
         name
-        for name, is_unsaid in (
+        for name, is_unknown in (
             ("file_size", size < 0),
             ("total_chunks", chunks is None),
         )
-        if is_unsaid
+        if is_unknown
     ]
-    taken = QuotaUsage(
-        1,
-        size if size >= 0 else settings.max_file_size,
-        FILES_PER_TASK + (assumed_chunks(0) if chunks is None else chunks),
-    )
+    files = FILES_PER_TASK + (assumed_chunks(0) if chunks is None else chunks)
+    added = QuotaUsage(1, size if size >= 0 else settings.max_file_size, files)
     return QuotaRequest(
-        owner, taken, f"say {' and '.join(unsaid)}, or " if unsaid else ""
+        owner, added, f"send {' and '.join(unknown)}, or " if unknown else ""
     )
 
 
 def more_chunks_request(owner: str | None, chunks: int) -> QuotaRequest:
-    """So many more files of a task."""
+    """Return the request for ``chunks`` more files of a task."""
     return QuotaRequest(owner, QuotaUsage(files=max(0, chunks)))
 
 
 @dataclass(frozen=True)
 class OwnerQuota:
-    """The limits ``owner_tasks``, ``owner_bytes`` and ``owner_files`` of one store.
-    Thread-safe, and between processes.
+    """The limits ``owner_tasks``, ``owner_bytes`` and ``owner_files``. Thread-safe, and
+    between processes.
 
-    Tasks that nobody owns (begun by an admin, or where nobody is asked who he is) count
-    together, as one owner's.
+    Tasks without an owner (of administrators, or where authentication is off) share one
+    quota.
     """
 
     layout: StoreLayout
     settings: UploadSettings
-    listing: TaskIndex
+    index: TaskIndex
 
     @property
     def is_set(self) -> bool:
-        """Whether there is any limit; else nothing is counted."""
+        """Whether any limit is configured; usage is computed only then."""
         return any(limit is not None for limit in self._limits())
 
     def _limits(self) -> tuple[int | None, int | None, int | None]:
@@ -92,35 +89,35 @@ class OwnerQuota:
         )
 
     @contextmanager
-    def reserve(self, wanted: QuotaRequest) -> Iterator[None]:
-        """Take in the block what is wanted. Raises Refusal (507).
+    def reserve(self, request: QuotaRequest) -> Iterator[None]:
+        """Hold the owner's turn while the block uses what is requested. Raises
+        UploadError (over_quota).
 
-        No task's lock may be held: who wants both takes this one first.
+        Lock order: the caller may not hold the lock of a task, and may take it in the
+        block.
         """
         if not self.is_set:
             yield
             return
-        with self.layout.lock_name(f"owner {wanted.owner!r}"):
-            self.check(wanted)
+        with self.layout.lock_name(f"owner {request.owner!r}"):
+            self.check(request)
             yield
 
-    def check(self, wanted: QuotaRequest) -> None:
-        """Raise Refusal (507) if that would be too much, as it is at present."""
+    def check(self, request: QuotaRequest) -> None:
+        """Raise UploadError (over_quota) if the request exceeds a limit at present."""
         if not self.is_set:
             return
-        taken = self.usage(wanted.owner)
+        usage = self.usage(request.owner)
         for what, limit, used, more in zip(
-            QuotaUsage._fields, self._limits(), taken, wanted.added, strict=True
+            QuotaUsage._fields, self._limits(), usage, request.added, strict=True
         ):
             if limit is not None and more > 0 and used + more > limit:
                 text = (
-                    f"your uploads may have {limit} {what} together, have {used}, and "
-                    f"{more} more "
-                    f"are wanted"
+                    f"the limit of your uploads is {limit} {what}: they have {used}, "
+                    f"and this one needs {more} more: "
+                    f"{request.hint}remove some, or wait until they expire"
                 )
-                text = f"{text}: {wanted.hint}remove some, or wait until they expire"
                 raise UploadError(
-                    507,
                     "over_quota",
                     text,
                     quota=f"owner_{what}",
@@ -130,13 +127,13 @@ class OwnerQuota:
                 )
 
     def usage(self, owner: str | None) -> QuotaUsage:
-        """Return what the owner has, with every change that was made before the call.
-        Raises Refusal (503, 507).
+        """Return what the owner uses, including every change before the call. Raises
+        UploadError.
 
-        An upload whose size is not known counts as the largest one, and a final one of
-        tus that is being made only as a task: its parts count.
+        An upload of unknown size counts as ``max_file_size``. A final tus upload that
+        is being made counts only as a task, because its parts count.
         """
-        counts = self.listing.current(is_exact=True).counts_of(owner)
+        counts = self.index.current(is_exact=True).counts_of(owner)
         size = (
             counts.declared_bytes + counts.unknown_sizes * self.settings.max_file_size
         )

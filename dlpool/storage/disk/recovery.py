@@ -1,5 +1,5 @@
-"""What a merge left is brought to its end: by itself, or by whoever comes after one
-that was killed."""
+"""Completes or removes what an interrupted merge left, and completes a merge that has
+succeeded."""
 
 from __future__ import annotations
 
@@ -11,39 +11,38 @@ from typing import Any
 
 from dlpool.config import UploadSettings
 from dlpool.storage import states
-from dlpool.storage.disk.chunk_file import StoredChunk, chunk_path, list_chunks
+from dlpool.storage.disk.chunk_file import list_chunks
 from dlpool.storage.disk.durability import NO_SYNC
 from dlpool.storage.disk.merge_output import MergeOutput, open_merge_output
 from dlpool.storage.disk.task_folder import TaskFolder
 from dlpool.storage.disk.task_record import PendingPublish, TaskRecord, load_record
 from dlpool.storage.errors import UploadError
-from dlpool.storage.events import COMPLETED
-from dlpool.storage.results import MergeResult
+from dlpool.storage.values import COMPLETED_EVENT, MergeResult, StoredChunk
 
 
 def recover(settings: UploadSettings, task: TaskFolder) -> TaskRecord:
-    """The record of a task whose lock is held, after what a dead or failed merge left
-    is done or removed.
+    """Complete or remove what an interrupted or failed merge left, and return the
+    record.
 
-    Raises OSError.
+    The caller holds the lock of the task. Raises OSError.
     """
-    noted = load_record(task.folder)
-    record = task.effective(noted)
-    if record.status == states.MERGING or (noted is None or noted.temporary is None):
+    loaded = load_record(task.folder)
+    record = task.effective(loaded)
+    if record.status == states.MERGING or loaded is None or loaded.temporary is None:
         return record
-    place = _place_of(settings, task, noted)
-    if place is None:
+    output = _output_of(settings, task, loaded)
+    if output is None:
         return record
     try:
-        if noted.publishing is not None and place.has_published(noted.publishing):
-            task.sync.sync_folder(place.descriptor)
+        if loaded.publishing is not None and output.has_published(loaded.publishing):
+            task.durability.sync_folder(output.descriptor)
             complete_merge(
-                settings, task, noted, place, list_chunks(task.folder).values()
+                settings, task, loaded, output, list_chunks(task.folder).values()
             )
             return task.record()
-        place.remove_temporary()
+        output.remove_temporary()
     finally:
-        place.close()
+        output.close()
     _remove_chunks(task, record)
     return task.save(record, temporary=None, publishing=None)
 
@@ -52,13 +51,13 @@ def complete_merge(
     settings: UploadSettings,
     task: TaskFolder,
     record: TaskRecord,
-    place: MergeOutput,
+    output: MergeOutput,
     chunks: Iterable[StoredChunk],
 ) -> None:
-    """Record durably that the file has been published, then remove its sources.
+    """Record durably that the file has been published, then remove its chunks.
 
-    Raises OSError if it cannot be recorded; the earlier record, with the file to be
-    published, stays then.
+    Raises OSError if it cannot be recorded; the earlier record, with the file to
+    publish, is kept then.
     """
     published = record.publishing
     assert published is not None
@@ -72,16 +71,15 @@ def complete_merge(
         file_size=published.size,
         relative_path=result.relative_path,
     )
-    task.emit_event(COMPLETED, record, **_figures(published))
-    with suppress(OSError):  # the file is there; the rest is a sweep's
-        place.remove_temporary()
+    task.emit_event(COMPLETED_EVENT, record, **_event_details(published))
+    with suppress(OSError):  # the file is published; a sweep removes the rest
+        output.remove_temporary()
         _remove_chunks(task, record)
-        task.save(record, sync=NO_SYNC, temporary=None)
+        task.save(record, durability=NO_SYNC, temporary=None)
 
 
-def _figures(published: PendingPublish) -> dict[str, Any]:
-    """Return the note of a completed upload's event; its path is relative to
-    merged_dir."""
+def _event_details(published: PendingPublish) -> dict[str, Any]:
+    """Return the details of a completion event; ``path`` is relative to merged_dir."""
     path = "/".join((*published.folder, published.name))
     seconds = round(published.merge_time / 1e9, 6)
     return {
@@ -93,7 +91,7 @@ def _figures(published: PendingPublish) -> dict[str, Any]:
 
 
 def merge_result(settings: UploadSettings, published: PendingPublish) -> MergeResult:
-    """Return the answer of a merge whose file has been published."""
+    """Return the result of a merge whose file has been published."""
     path = os.path.join(settings.merged_dir, *published.folder, published.name)
     return MergeResult(
         path,
@@ -108,14 +106,14 @@ def _remove_chunks(task: TaskFolder, record: TaskRecord) -> None:
     if record.status == states.COMPLETED:
         for index, *_ in record.chunks:
             with suppress(FileNotFoundError):
-                os.unlink(chunk_path(task.folder, index))
+                os.unlink(task.chunk_path(index))
 
 
-def _place_of(
+def _output_of(
     settings: UploadSettings, task: TaskFolder, record: TaskRecord
 ) -> MergeOutput | None:
-    """Where a merge may have left its temporary file; None if that is not there any
-    more."""
+    """Return the folder in which a merge may have left its temporary file; None if the
+    folder does not exist."""
     try:
         return open_merge_output(
             settings.merged_dir, record.temporary or (), task.folder.name, make=False

@@ -1,5 +1,5 @@
-"""What goes: tasks that are deleted, old or expired, and what killed processes left.
-Several processes may clean."""
+"""Removes tasks that are deleted, old or expired, and leftovers of killed processes.
+Several processes may do so."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from dlpool.config import UploadSettings
 from dlpool.storage import states
@@ -19,36 +18,29 @@ from dlpool.storage.disk.task_folder import TaskFolder
 from dlpool.storage.disk.task_index import TaskIndex
 from dlpool.storage.disk.task_record import TaskRecord
 from dlpool.storage.errors import UploadError
-from dlpool.storage.events import DELETED, EXPIRED
+from dlpool.storage.values import DELETED_EVENT, EXPIRED_EVENT, SweepResult
 
 DAY_S = 86400.0
-SWEEP_TIMEOUT_S = 300.0  # for the turn to look at all folders
-
-
-class SweepResult(NamedTuple):
-    """How many files and tasks went, and what could not be looked at, a sentence
-    each."""
-
-    removed: int
-    failures: tuple[str, ...] = ()
+SWEEP_TIMEOUT_S = 300.0  # to wait for a slot to scan all folders
 
 
 @dataclass(frozen=True)
 class TaskRemover:
-    """Removes tasks, never a merged file."""
+    """Removes tasks, never a merged file. Methods raise UploadError."""
 
     layout: StoreLayout
     settings: UploadSettings
-    listing: TaskIndex
+    index: TaskIndex
 
     def delete(self, file_id: str, owner: str | None) -> None:
-        """Remove a task and its chunks. Raises Refusal: 404, 409 while it is merged."""
-        while not self._deleted(file_id, owner):
+        """Remove a task and its chunks. Raises UploadError: no_such_task,
+        task_merging."""
+        while not self._has_deleted(file_id, owner):
             self.remove_parts(file_id)
 
-    def _deleted(self, file_id: str, owner: str | None) -> bool:
-        """Remove a task, unless it is completed and its parts are to be removed first;
-        whether it did."""
+    def _has_deleted(self, file_id: str, owner: str | None) -> bool:
+        """Remove a task; return False if it is a completed final upload, whose parts
+        are to be removed first."""
         with self.layout.lock_owned(file_id, owner) as task:
             task.owned_identity(owner)
             record = recover(self.settings, task)
@@ -56,15 +48,15 @@ class TaskRemover:
                 raise states.wrong_state(states.MERGING)
             if _has_parts(record):
                 return False
-            place = self._removed(task, record, DELETED)
-        remove_abandoned(place)
+            path = self._trash(task, record, DELETED_EVENT)
+        remove_abandoned(path)
         return True
 
     def remove_parts(self, file_id: str) -> int:
-        """Remove the parts of a final upload that is completed; how many. Raises
-        Refusal.
+        """Remove the parts of a completed final upload and return their number.
 
-        No lock of the final one is held meanwhile: it may be that of a part, too.
+        The lock of the final upload is not held meanwhile, because a part may have the
+        same lock.
         """
         with self.layout.lock_id(file_id) as task:
             if task.identity() is None:
@@ -72,36 +64,36 @@ class TaskRemover:
             record = recover(self.settings, task)
         if not _has_parts(record):
             return 0
-        count = sum(self._consume_part(part, file_id) for part in claimed_parts(record))
+        count = sum(self._remove_part(part, file_id) for part in claimed_parts(record))
         with self.layout.lock_id(file_id) as task:
             if task.identity() is not None:
-                task.save(without_parts(task.record()), sync=NO_SYNC)
+                task.save(without_parts(task.record()), durability=NO_SYNC)
         return count
 
-    def _consume_part(self, part: str, final: str) -> bool:
+    def _remove_part(self, part: str, final: str) -> bool:
         with self.layout.lock_id(part) as task:
             if (
                 task.identity() is None
                 or claimant_of(self.layout, task.record()) != final
             ):
                 return False
-            place = self._removed(task, task.record(), DELETED)
-        return remove_abandoned(place)
+            path = self._trash(task, task.record(), DELETED_EVENT)
+        return remove_abandoned(path)
 
     def remove_old(
         self, owner: str | None, wanted: frozenset[str], age_s: float
     ) -> int:
-        """Remove tasks in one of these states that nothing happened to for so long; how
-        many. Raises Refusal."""
-        known, latest = self.listing.current().summaries.items(), time.time() - age_s
+        """Remove tasks in the ``wanted`` states that have not changed for ``age_s``
+        seconds; return their number."""
+        known, latest = self.index.current().summaries.items(), time.time() - age_s
         old = [
             name
             for name, one in known
-            if one is not None and one.is_of(owner) and one.used_at <= latest
+            if one is not None and one.is_visible_to(owner) and one.used_at <= latest
         ]
-        return sum(self._remove_if(name, owner, wanted, age_s) for name in old)
+        return sum(self._remove_if_old(name, owner, wanted, age_s) for name in old)
 
-    def _remove_if(
+    def _remove_if_old(
         self, name: str, owner: str | None, wanted: frozenset[str], age_s: float
     ) -> bool:
         try:
@@ -109,73 +101,78 @@ class TaskRemover:
                 identity = task.identity()
                 if (
                     identity is None
-                    or not identity.is_of(owner)
+                    or not identity.is_visible_to(owner)
                     or not self._is_old(task, wanted, age_s)
                 ):
                     return False
-                place = self._removed(task, recover(self.settings, task), DELETED)
-        except UploadError:  # what cannot be read hides no other
+                path = self._trash(task, recover(self.settings, task), DELETED_EVENT)
+        except (
+            UploadError
+        ):  # a task that cannot be read does not keep others from being removed
             return False
-        return remove_abandoned(place)
+        return remove_abandoned(path)
 
     def sweep(self) -> SweepResult:
-        """Remove temporaries of the dead and expired tasks, end what dead merges began.
-        Raises Refusal."""
+        """Remove abandoned temporary files and expired tasks, and recover interrupted
+        merges."""
         count, failures = self.layout.sweep(), []
         latest = time.time() - self.settings.task_expiry
-        for name, summary in self.listing.rescan(
-            patience_s=SWEEP_TIMEOUT_S
+        for name, summary in self.index.rescan(
+            timeout_s=SWEEP_TIMEOUT_S
         ).summaries.items():
             if (
                 summary is not None
-                and not summary.is_unfinished
+                and not summary.needs_recovery
                 and summary.used_at > latest
             ):
                 continue
             try:
-                count += self._tend(name)
-            except UploadError as refusal:
-                failures.append(f"{self.layout.tasks_path() / name}: {refusal.text}")
+                count += self._sweep_task(name)
+            except UploadError as error:
+                failures.append(f"{self.layout.tasks_path() / name}: {error.text}")
         return SweepResult(count, tuple(failures))
 
-    def _tend(self, name: str) -> bool:
+    def _sweep_task(self, name: str) -> bool:
         with self.layout.lock_folder(name) as task:
             if not os.path.lexists(task.folder):  # it was removed meanwhile
                 return False
-            if task.identity() is None:  # of no use to anybody: no id leads there
-                is_over = (
+            if task.identity() is None:  # no id leads to this folder
+                is_expired = (
                     time.time() - task.folder.stat().st_mtime
                     >= self.settings.task_expiry
                 )
             else:
                 recover(self.settings, task)
-                is_over = self._is_old(
+                is_expired = self._is_old(
                     task, frozenset(states.STATES), self.settings.task_expiry
                 )
-            if not is_over:
+            if not is_expired:
                 return False
-            place = self._removed(task, task.record(), EXPIRED)
-        return remove_abandoned(place)
+            path = self._trash(task, task.record(), EXPIRED_EVENT)
+        return remove_abandoned(path)
 
-    def _removed(self, task: TaskFolder, record: TaskRecord, event: str) -> Path:
-        """Remove a task from its place, announce it, and return the new path of its
+    def _trash(self, task: TaskFolder, record: TaskRecord, event: str) -> Path:
+        """Remove a task by one rename, emit the event, and return the new path of its
         folder. Raises OSError."""
         identity = task.identity()
-        place = self.layout.trash(task)
+        path = self.layout.trash(task)
         if identity is not None:
             task.emit_event(event, record, identity, status=record.status)
-        return place
+        return path
 
     def _is_old(self, task: TaskFolder, wanted: frozenset[str], age_s: float) -> bool:
         record = task.record()
         is_busy = (
             record.status == states.MERGING or task.is_receiving() or _has_parts(record)
         )
-        last = max(record.updated_at, task.folder.stat().st_mtime)
-        return record.status in wanted and not is_busy and time.time() - last >= age_s
+        changed_at = max(record.updated_at, task.folder.stat().st_mtime)
+        return (
+            record.status in wanted
+            and not is_busy
+            and time.time() - changed_at >= age_s
+        )
 
 
 def _has_parts(record: TaskRecord) -> bool:
-    """Whether it is a completed final upload whose parts may still be there: they go
-    first."""
+    """Return whether this is a completed final upload whose parts may still exist."""
     return record.status == states.COMPLETED and bool(claimed_parts(record))

@@ -1,4 +1,4 @@
-"""Check merged files for malware, and translate what the guard raises into a
+"""Scans merged files for malware, and translates the errors of the scan guard into
 ``UploadError``."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dlpool.storage.errors import UploadError
 
 @dataclass(frozen=True)
 class ScannedUpload:
-    """Whose file it is, and the path that it is to get."""
+    """The upload that a file belongs to, and the path that it is to get."""
 
     file_id: str
     owner: str | None
@@ -23,8 +23,8 @@ class ScannedUpload:
 
 
 class InfectedUpload(UploadError):
-    """The file is malware: it is in quarantine or removed, and its chunks are of no
-    use."""
+    """The file is malware. It has been quarantined or removed, and its chunks are
+    useless."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,20 @@ class UploadScanner:
     """``guard``: None if no scanner is configured. Thread-safe."""
 
     guard: Guard | None = None
-    tell: ReportScan = ignore_report
+    report: ReportScan = ignore_report
 
-    def check(self, suspect: ScannedFile, upload: ScannedUpload) -> None:
-        """Return if the file may be published. Raises Refusal (422, 413, 503), OSError
-        if it cannot be read."""
+    def check(self, file: ScannedFile, upload: ScannedUpload) -> None:
+        """Return if the file may be published.
+
+        Raises UploadError: infected, not_scanned, scanner_away; OSError if the file
+        cannot be read.
+        """
         if self.guard is None:
             return
         finding = ScanFinding("", "upload", upload.file_id, upload.target, upload.owner)
 
-        def tell(outcome: str, /, **fields: object) -> None:
-            self.tell(
+        def report(outcome: str, /, **fields: object) -> None:
+            self.report(
                 outcome,
                 upload=upload.file_id,
                 user_id=upload.owner,
@@ -51,19 +54,21 @@ class UploadScanner:
             )
 
         try:
-            self.guard.check(suspect, finding, report=tell)
+            self.guard.check(file, finding, report=report)
         except Infected as error:
-            extra: dict[str, Any] = {"signature": error.signature}
-            extra |= (
+            details: dict[str, Any] = {"signature": error.signature}
+            details |= (
                 {} if error.quarantine is None else {"quarantine": error.quarantine}
             )
-            raise InfectedUpload(422, error.label, str(error), **extra) from error
+            raise InfectedUpload("infected", str(error), **details) from error
         except NotScanned as error:
-            raise UploadError(413, error.label, str(error)) from error
+            raise UploadError("not_scanned", str(error)) from error
         except ScannerAway as error:
-            headers = {"Retry-After": f"{error.retry_after_s:.0f}"}
+            retry_after_s = round(error.retry_after_s or 0)
             raise UploadError(
-                503, error.label, f"{error}: merge again later", headers=headers
+                "scanner_away",
+                f"{error}: merge again later",
+                retry_after_s=retry_after_s,
             ) from error
 
 

@@ -1,7 +1,7 @@
-"""A body that is being received: a temporary file, hashed as it comes.
+"""A chunk while it is received: a temporary file, hashed while it is written.
 
-The file is locked by its writer for as long as it lives, so that a sweep takes only
-what the dead left. That lock is on nothing that another request wants.
+The writer holds a lock of the file until it is closed, so that a sweep removes only
+files of processes that have exited. No other request waits for that lock.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from dlpool import disk
+from dlpool import disk, freespace
 from dlpool.storage.disk.chunk_file import TRAILER_SIZE, trailer
-from dlpool.storage.disk.durability import Durability
+from dlpool.storage.disk.durability import Durability, check_close
 from dlpool.storage.disk.file_locks import (
     release,
-    released_on_error,
+    release_on_error,
     try_lock_descriptor,
 )
 from dlpool.storage.disk.os_errors import translate_os_errors, upload_error_of
@@ -27,79 +27,77 @@ from dlpool.storage.errors import UploadError
 from dlpool.storage.executables import HEAD_SIZE
 from dlpool.syscalls import MIN_FALLOC_BYTES
 
-_STORING = "store the chunk"
+_ACTION = "store the chunk"
 _BUFFER = 256 * 1024
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class StagedChunk:
-    """Takes the bytes of one chunk; as a context manager it discards what has not been
-    stored. One thread owns it.
+class StagedChunkFile:
+    """The temporary file of one chunk. A context manager that removes the file unless
+    it was published.
 
-    ``is_open``: neither stored nor discarded yet. ``visit``: to the task that it is
-    for, where that is known and there.
+    ``size``, ``head`` and ``md5`` describe the bytes written so far. ``is_open``:
+    neither published nor discarded. ``task_lock``: of the task that the chunk is for,
+    if the task exists. For one thread.
     """
 
     def __init__(
-        self, path: Path, descriptor: int, *, max_size: int, sync: Durability
+        self, path: Path, descriptor: int, *, max_size: int, durability: Durability
     ) -> None:
-        """``path`` is the open, locked and empty file ``descriptor``; more than
-        ``max_size`` bytes are refused."""
+        """``descriptor``: of the empty, locked file ``path``. More than ``max_size``
+        bytes are refused."""
         self.path = path
         self.size = 0
         self.head = b""
         self.task_lock: SharedTaskLock | None = None
+        self.is_open = True
         self._descriptor = descriptor
         self._max_size = max_size
-        self._sync = sync
+        self._durability = durability
         self._hash = hashlib.md5(usedforsecurity=False)
         self._expected = self._reserved = 0
-        self.is_open = True
 
     def __repr__(self) -> str:
-        return f"<Reception {self.path}: {self.size} bytes>"
+        return f"<StagedChunkFile {self.path}: {self.size} bytes>"
 
     @property
     def md5(self) -> str:
-        """Of what has come so far, hexadecimal."""
+        """The md5 of the bytes written so far, in hexadecimal."""
         return self._hash.hexdigest()
 
     def reserve(self, size: int) -> None:
-        """About so many bytes will come: their blocks may be reserved, which makes
-        writing cheaper."""
+        """Announce about ``size`` bytes: ``write`` may reserve their blocks, which
+        makes it faster."""
         self._expected = min(size, self._max_size) + TRAILER_SIZE
 
     def write(self, data: bytes) -> None:
-        """Take the next bytes. Raises Refusal: 413 for more than a chunk may have, 507
-        for a full disk."""
+        """Append bytes. Raises UploadError: chunk_too_large, or a fault of the disk."""
         end = self.size + len(data)
         if end > self._max_size:
-            raise UploadError(
-                413,
-                "chunk_too_large",
-                f"a chunk has at most {self._max_size} bytes: send smaller ones",
-                max_chunk_size=self._max_size,
+            text = (
+                f"a chunk may have at most {self._max_size} bytes: send smaller chunks"
             )
+            raise UploadError("chunk_too_large", text, max_chunk_size=self._max_size)
         try:
             if self._reserved < end < self._expected:
-                self._reserve()
+                self._reserve_blocks()
             disk.write_all(self._descriptor, data)
         except OSError as error:
-            raise upload_error_of(_STORING, error) from error
+            raise upload_error_of(_ACTION, error) from error
         self._count(data)
 
-    def _reserve(self) -> None:
-        """As many blocks again as were filled: who only promises bytes takes hardly
-        more of the disk than he sent."""
-        more = min(
+    def _reserve_blocks(self) -> None:
+        """Double the reserved blocks, so that a client that only announces bytes uses
+        little more than it sends."""
+        size = min(
             max(MIN_FALLOC_BYTES, self._reserved), self._expected - self._reserved
         )
-        if more >= MIN_FALLOC_BYTES and disk.reserve(
-            self._descriptor, self._reserved, more, keep_size=True
+        if size >= MIN_FALLOC_BYTES and freespace.reserve(
+            self._descriptor, self._reserved, size, keep_size=True
         ):
-            self._reserved += more
+            self._reserved += size
         else:
-            self._expected = 0  # no more of this
+            self._expected = 0  # do not try again
 
     def _count(self, data: bytes) -> None:
         if len(self.head) < HEAD_SIZE:
@@ -108,15 +106,15 @@ class StagedChunk:
         self._hash.update(data)
 
     def load(self, size: int | None) -> None:
-        """Take what is in the file already, of which ``size`` bytes count, or all.
-        Raises OSError, Refusal."""
+        """Read the first ``size`` bytes of the file, None for all, as if they had been
+        written. Raises OSError."""
         if size is not None and size < os.fstat(self._descriptor).st_size:
             os.ftruncate(self._descriptor, size)
         while data := os.read(self._descriptor, _BUFFER):
             self._count(data)
 
     def truncate_to_size(self) -> None:
-        """Drop what a failed write left behind the bytes that count. Raises OSError."""
+        """Remove what a failed write left behind the counted bytes. Raises OSError."""
         os.ftruncate(self._descriptor, self.size)
         os.lseek(self._descriptor, self.size, os.SEEK_SET)
 
@@ -128,36 +126,42 @@ class StagedChunk:
         self.path = path
 
     def seal(self) -> None:
-        """Write size and md5 behind the bytes and wait until all is on the disk. Raises
-        Refusal."""
-        with translate_os_errors(_STORING):
+        """Append the trailer and make the file durable. Raises UploadError."""
+        with translate_os_errors(_ACTION):
             disk.write_all(self._descriptor, trailer(self.size, self._hash.digest()))
             if self._reserved > self.size + TRAILER_SIZE:
                 os.ftruncate(
                     self._descriptor, self.size + TRAILER_SIZE
-                )  # ftruncate(2) frees what is behind it
-            self._sync.sync_data(self._descriptor)
+                )  # ftruncate(2) frees the blocks behind it
+            if self._durability.is_wanted:
+                os.fdatasync(self._descriptor)
+            check_close(self._descriptor)
 
     def publish(self, target: Path) -> None:
-        """Give the sealed file its name, in place of an earlier one, and end. Raises
-        OSError."""
+        """Rename the sealed file to its chunk name, in place of an earlier chunk, and
+        close it. Raises OSError."""
         disk.replace(
             self.path, target, identity=disk.identity_of(os.fstat(self._descriptor))
         )
-        self._close()
+        self.close()
 
     def discard(self) -> None:
-        """Remove what has come; nothing happens after ``move``."""
+        """Remove the file; no effect after ``publish`` and ``close``. Errors are
+        ignored, as a sweep removes the rest."""
         if self.is_open:
             with suppress(OSError):
                 os.unlink(self.path)
-            self._close()
+            self.close()
 
     def close(self) -> None:
-        """End, and let what has come lie where it is."""
-        self._close()
+        """Close the file without removing it, and release the task lock."""
+        if self.is_open:
+            self.is_open = False
+            release(self._descriptor)
+            if self.task_lock is not None:
+                self.task_lock.release()
 
-    def __enter__(self) -> StagedChunk:
+    def __enter__(self) -> StagedChunkFile:
         return self
 
     def __exit__(
@@ -168,22 +172,17 @@ class StagedChunk:
     ) -> None:
         self.discard()
 
-    def _close(self) -> None:
-        if self.is_open:
-            self.is_open = False
-            release(self._descriptor)
-            if self.task_lock is not None:
-                self.task_lock.release()
-
 
 def create_staged_chunk(
-    folder: Path, *, max_size: int, sync: Durability
-) -> StagedChunk:
-    """A reception in ``folder``. Raises OSError."""
+    folder: Path, *, max_size: int, durability: Durability
+) -> StagedChunkFile:
+    """Create a temporary file for a chunk in ``folder``. Raises OSError."""
     while True:
         path = folder / f"{secrets.token_hex(16)}.tmp"
         descriptor = os.open(path, _FLAGS, 0o666)
-        with released_on_error(descriptor):
+        with release_on_error(descriptor):
             if try_lock_descriptor(descriptor, path) and disk.exists(path):
-                return StagedChunk(path, descriptor, max_size=max_size, sync=sync)
-        release(descriptor)  # a sweep came between open and lock
+                return StagedChunkFile(
+                    path, descriptor, max_size=max_size, durability=durability
+                )
+        release(descriptor)  # a sweep removed the file before it was locked

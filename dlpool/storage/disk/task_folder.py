@@ -1,4 +1,5 @@
-"""One task's folder: what its chunks, its record and its locks say together."""
+"""The folder of one task: its chunks, its metadata and its locks, and what they mean
+together."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dlpool.storage import states
-from dlpool.storage.disk.chunk_file import StoredChunk, chunk_path, list_chunks
+from dlpool.storage.disk.chunk_file import chunk_path, list_chunks
 from dlpool.storage.disk.durability import Durability
 from dlpool.storage.disk.file_locks import is_locked, lock_shared, release, try_lock
 from dlpool.storage.disk.os_errors import translate_os_errors
@@ -22,95 +23,86 @@ from dlpool.storage.disk.task_record import (
     load_record,
     save_record,
 )
-from dlpool.storage.errors import UploadError
-from dlpool.storage.events import UploadEvent, UploadEventListener, ignore_event
+from dlpool.storage.errors import UploadError, no_such_task, task_removed
+from dlpool.storage.values import (
+    StoredChunk,
+    UploadEvent,
+    UploadEventListener,
+    ignore_event,
+)
+
+_MERGE_LOCK, _APPEND_LOCK = "merge.lock", "patch.lock"
 
 
-def task_removed() -> UploadError:
-    """That a task is not there any more."""
-    return UploadError(
-        404, "no_such_task", "the task was removed meanwhile: send all of it again"
-    )
-
-
-def no_such_task() -> UploadError:
-    """That no task has such an id, or none of who asks."""
-    return UploadError(
-        404, "no_such_task", "there is no such task: send its first chunk"
-    )
-
-
-def check_owner(
+def check_access(
     identity: TaskIdentity, owner: str | None, protocol: str | None = None
 ) -> None:
-    """Raise Refusal: 404 if the task is not the owner's, 409 if it is of another
-    ``protocol``."""
-    if not identity.is_of(owner):
+    """Raise UploadError if ``owner`` may not access the task, or if it is uploaded by
+    another ``protocol``."""
+    if not identity.is_visible_to(owner):
         raise no_such_task()
     if protocol not in (None, identity.protocol):
-        raise UploadError(
-            409,
-            "other_protocol",
-            "the task is uploaded by another protocol: choose another file_id",
-        )
-
-
-def sync_task(task: TaskFolder) -> None:
-    """Make the names in a task's folder durable. Raises Refusal."""
-    with translate_os_errors("store the chunk"):
-        try:
-            task.sync.sync_folder(task.folder)
-        except FileNotFoundError as error:
-            raise task_removed() from error
+        text = "the task is uploaded by another protocol: choose another file_id"
+        raise UploadError("other_protocol", text)
 
 
 class SharedTaskLock:
-    """That somebody sends to a task: it does not expire meanwhile, and is not begun
-    anew if it was removed.
+    """A shared lock on a task, held while a chunk is received: the task does not
+    expire.
 
-    A shared lock of ``identity.json``, whose file lives exactly as long as the task.
+    A chunk for a task that was removed meanwhile does not create it again. The locked
+    file is ``identity.json``, which lives exactly as long as the task.
     """
 
     def __init__(self, descriptor: int) -> None:
-        """``descriptor``: of that file, locked; it is closed by ``end``."""
+        """``descriptor``: of the locked file; ``release`` closes it."""
         self._descriptor = descriptor
 
     def is_stale(self, folder: Path) -> bool:
-        """Whether the task in ``folder`` is not the one that was visited. Ask under the
-        task's lock. Raises OSError."""
-        mine = os.fstat(self._descriptor)
+        """Return whether the locked task has been removed or replaced. Raises OSError.
+
+        Call it under the exclusive lock of the task.
+        """
+        locked = os.fstat(self._descriptor)
         try:
-            there = os.stat(folder / IDENTITY)
+            current = os.stat(folder / IDENTITY)
         except FileNotFoundError:
             return True
-        return (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino)
+        return (current.st_dev, current.st_ino) != (locked.st_dev, locked.st_ino)
 
     def release(self) -> None:
+        """Release the lock."""
         release(self._descriptor)
 
 
 @dataclass(frozen=True)
 class TaskFolder:
-    """A folder that may be there. Methods raise OSError; who changes something holds
-    the task's lock."""
+    """A task's folder, which may not exist. Methods raise OSError.
+
+    Methods that change something need the exclusive lock of the task (see
+    ``StoreLayout``).
+    """
 
     folder: Path
-    sync: Durability
-    announce: UploadEventListener = ignore_event
+    durability: Durability
+    listener: UploadEventListener = ignore_event
 
     def emit_event(
         self,
         name: str,
         record: TaskRecord,
         identity: TaskIdentity | None = None,
-        **note: Any,
+        **details: Any,
     ) -> None:
-        """Announce a change of the task; a task without an identity is not
-        announced."""
-        with suppress(OSError):  # the change is made, even if it cannot be announced
+        """Pass a change of the task to the listener; nothing happens if the task has no
+        identity.
+
+        OSError is ignored, because the change has been made even if its event is lost.
+        """
+        with suppress(OSError):
             known = identity or self.identity()
             if known is not None:
-                self.announce(
+                self.listener(
                     UploadEvent(
                         name,
                         known.file_id,
@@ -118,47 +110,44 @@ class TaskFolder:
                         known.owner,
                         record.filename,
                         record.file_size,
-                        note,
+                        details,
                     )
                 )
 
     def identity(self) -> TaskIdentity | None:
-        """None if there is no such task."""
+        """Return the identity; None if the task does not exist."""
         return load_identity(self.folder)
 
     def owned_identity(
         self, owner: str | None, protocol: str | None = None
     ) -> TaskIdentity:
-        """The identity, for its owner; ``owner`` None: nobody is asked who he is.
-        Raises Refusal: 404.
-
-        409 for a task of another ``protocol``.
-        """
+        """Return the identity if ``owner`` may access the task. Raises UploadError like
+        ``check_access``."""
         identity = self.identity()
         if identity is None:
             raise no_such_task()
-        check_owner(identity, owner, protocol)
+        check_access(identity, owner, protocol)
         return identity
 
     def chunks(self) -> dict[int, StoredChunk]:
-        """The whole chunks, by index; for a completed task those that it was merged
-        from."""
+        """Return the complete chunks by index; of a completed task those that were
+        merged."""
         return self.chunks_of(load_record(self.folder))
 
     def chunks_of(self, record: TaskRecord | None) -> dict[int, StoredChunk]:
-        """The same, of a record that was read."""
+        """Return the same as ``chunks`` for a record that has been loaded."""
         if record is not None and record.status == states.COMPLETED:
             return {entry[0]: StoredChunk(*entry) for entry in record.chunks}
         return list_chunks(self.folder)
 
     def record(self) -> TaskRecord:
-        """The record, with the state that chunks and locks say it has; made anew where
-        it is lost."""
+        """Return the record with its effective state; a lost record is rebuilt from the
+        chunks."""
         return self.effective(load_record(self.folder))
 
-    def effective(self, noted: TaskRecord | None) -> TaskRecord:
-        """The same, of a record that was read."""
-        record = noted or self._rebuilt()
+    def effective(self, loaded: TaskRecord | None) -> TaskRecord:
+        """Return the same as ``record`` for a record that has been loaded."""
+        record = loaded or self._rebuilt_record()
         has_chunks = record.status in (states.PENDING, states.MERGING) and bool(
             list_chunks(self.folder)
         )
@@ -169,50 +158,69 @@ class TaskFolder:
         return replace(record, status=status)
 
     def save(
-        self, record: TaskRecord, *, sync: Durability | None = None, **changed: Any
+        self,
+        record: TaskRecord,
+        *,
+        durability: Durability | None = None,
+        **changes: Any,
     ) -> TaskRecord:
-        """Write the record with the changes and the time; ``sync``: overrides the
-        task's own. Raises OSError."""
-        record = replace(record, **changed, updated_at=time.time())
-        save_record(self.folder, record, sync=self.sync if sync is None else sync)
+        """Write the record with the changes and the current time, and return it.
+
+        ``durability`` overrides that of the task.
+        """
+        record = replace(record, **changes, updated_at=time.time())
+        save_record(
+            self.folder,
+            record,
+            durability=self.durability if durability is None else durability,
+        )
         return record
 
+    def sync(self) -> None:
+        """Make the names in the folder durable. Raises UploadError."""
+        with translate_os_errors("store the chunk"):
+            try:
+                self.durability.sync_folder(self.folder)
+            except FileNotFoundError as error:
+                raise task_removed() from error
+
     def chunk_path(self, index: int) -> Path:
+        """Return the path of a chunk."""
         return chunk_path(self.folder, index)
 
     def try_lock_merge(self) -> int | None:
-        """A descriptor with which this process merges until it is closed; None if
-        another one does."""
-        return try_lock(self.folder / "merge.lock")
+        """Return a descriptor that holds the merge lock until it is released; None if
+        the lock is held elsewhere."""
+        return try_lock(self.folder / _MERGE_LOCK)
 
     def is_merging(self) -> bool:
-        """Whether a living process merges it."""
-        return is_locked(self.folder / "merge.lock")
+        """Return whether a running process merges the task."""
+        return is_locked(self.folder / _MERGE_LOCK)
 
     def try_lock_append(self) -> int | None:
-        """A descriptor with which this process alone appends until it is closed; None
-        if another one does."""
-        return try_lock(self.folder / "patch.lock")
+        """Return a descriptor that holds the append lock until it is released; None if
+        the lock is held elsewhere."""
+        return try_lock(self.folder / _APPEND_LOCK)
 
     def request_unlock(self) -> None:
-        """Let who appends know that another one wants to: by the time of the lock file,
-        which needs no room."""
+        """Ask the holder of the append lock to release it: by the time of the lock
+        file, which needs no disk space."""
         now = time.time_ns()
         with suppress(FileNotFoundError):
-            os.utime(self.folder / "patch.lock", ns=(now, now))
+            os.utime(self.folder / _APPEND_LOCK, ns=(now, now))
 
     def lock_shared(self) -> SharedTaskLock | None:
-        """Begin to send to it; None if there is no such task. Raises OSError."""
+        """Return a shared lock; None if the task does not exist."""
         descriptor = lock_shared(self.folder / IDENTITY)
         return None if descriptor is None else SharedTaskLock(descriptor)
 
     def is_receiving(self) -> bool:
-        """Whether somebody sends to it: by ``visit``, or at its end."""
+        """Return whether a running process receives bytes for the task."""
         return is_locked(self.folder / IDENTITY) or is_locked(
-            self.folder / "patch.lock"
+            self.folder / _APPEND_LOCK
         )
 
-    def _rebuilt(self) -> TaskRecord:
+    def _rebuilt_record(self) -> TaskRecord:
         chunks = list_chunks(self.folder).values()
         updated_at = max(
             (chunk.stored_at for chunk in chunks), default=self.folder.stat().st_mtime

@@ -1,7 +1,7 @@
-"""What is noted of a task: its ``Identity``, once, with the folder; its ``Record``, a
+"""The metadata files of a task: ``identity.json`` never changes, ``record.json`` is a
 cache beside the chunks.
 
-Both are JSON, written to a temporary file that is renamed, under the task's lock.
+Both are written to a temporary file that is renamed, under the lock of the task.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ from types import NoneType
 from typing import Any
 
 from dlpool import jsontext
+from dlpool.disk import close_quietly
 from dlpool.storage.disk.durability import Durability
-from dlpool.storage.disk.file_locks import release
 from dlpool.storage.disk.safe_open import READ_FLAGS
-from dlpool.storage.results import MergeResult
 from dlpool.storage.states import PENDING, STATES
+from dlpool.storage.upload_requests import CHUNKED, FINAL, PARTIAL
+from dlpool.storage.values import MergeResult, TaskTotals
 
 IDENTITY, RECORD = "identity.json", "record.json"
-CHUNKED, TUS = "chunked", "tus"
 
 
 @dataclass(frozen=True)
 class TaskIdentity:
-    """What of a task never changes. ``owner``: None if it was begun without a token, by
-    the secret or by anybody."""
+    """The part of a task that never changes. ``owner``: None if it was created without
+    a user, or by the secret."""
 
     file_id: str
     owner: str | None
     created_at: float
     protocol: str = CHUNKED
 
-    def is_of(self, owner: str | None) -> bool:
-        """Whether who asks may have it; None may have all."""
+    def is_visible_to(self, owner: str | None) -> bool:
+        """Return whether ``owner`` may access the task; None may access all tasks."""
         return owner is None or self.owner == owner
 
 
 @dataclass(frozen=True)
 class PendingPublish:
-    """The file that was about to get its name: where, and what the file system says of
-    it."""
+    """The merged file that is about to get its name: ``folder`` and ``name`` below
+    merged_dir, and its status."""
 
     folder: tuple[str, ...]
     name: str
@@ -56,12 +56,18 @@ class PendingPublish:
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """What changes. ``retries``: how often a chunk came again, or was refused for its
-    md5, by index.
+    """The part of a task that changes. Sizes are in bytes, times in seconds since the
+    epoch.
 
-    ``temporary``: folders below merged_dir, where a merge may have left its file;
-    ``chunks`` are those of a completed task, ``[index, size, md5, stored_at]``;
-    ``sent``: md5s that were sent and not compared, by index.
+    - ``received``: bytes of all chunks
+    - ``retries``: by index, how often a chunk was sent again or refused for its md5
+    - ``sent``: by index, md5s that were sent and not compared
+    - ``temporary``: folders below merged_dir in which a merge may have left its
+      temporary file
+    - ``publishing``: the file whose publication has been started
+    - ``chunks``: of a completed task, ``(index, size, md5, stored_at)`` each
+    - ``tus``: ``note`` (Upload-Metadata), ``concat``, ``shared``, ``parts`` and
+      ``claim`` (see ``part_claims``)
     """
 
     status: str = PENDING
@@ -81,22 +87,39 @@ class TaskRecord:
     chunks: tuple[tuple[int, int, str, float], ...] = ()
     tus: dict[str, Any] = field(default_factory=dict)
 
-    def with_details(
-        self, total_chunks: int | None, file_size: int | None, relative_path: str | None
-    ) -> TaskRecord:
-        """With what was not known yet; None: not said."""
+    @property
+    def totals(self) -> TaskTotals:
+        """What clients have stated of the file."""
+        return TaskTotals(self.total_chunks, self.file_size, self.relative_path)
+
+    def with_totals(self, totals: TaskTotals) -> TaskRecord:
+        """Return the record with these totals."""
         return replace(
             self,
-            total_chunks=self.total_chunks or total_chunks or 0,
-            file_size=self.file_size
-            if self.file_size >= 0 or file_size is None
-            else file_size,
-            relative_path=self.relative_path or relative_path or "",
+            total_chunks=totals.total_chunks,
+            file_size=totals.file_size,
+            relative_path=totals.relative_path,
         )
+
+    @property
+    def concat(self) -> str:
+        """The Upload-Concat value of a tus upload, else empty."""
+        return str(self.tus.get("concat", ""))
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether this is a tus upload that is only a part of a final upload."""
+        return self.tus.get("concat") == PARTIAL
+
+    @property
+    def is_final(self) -> bool:
+        """Whether this is a tus upload that is concatenated from parts."""
+        return self.concat.startswith(FINAL)
 
 
 def load_identity(folder: Path) -> TaskIdentity | None:
-    """None where there is none that can be read. Raises OSError."""
+    """Return the identity of the task in ``folder``; None if it is missing or damaged.
+    Raises OSError."""
     found = _read(folder / IDENTITY)
     if found is None or not _has_types(found, _IDENTITY_TYPES):
         return None
@@ -109,8 +132,11 @@ def load_identity(folder: Path) -> TaskIdentity | None:
 
 
 def load_record(folder: Path) -> TaskRecord | None:
-    """None where there is none that can be read: the chunks tell enough to go on.
-    Raises OSError."""
+    """Return the record of the task in ``folder``; None if it is missing or damaged.
+    Raises OSError.
+
+    The chunks suffice to make a new one.
+    """
     found = _read(folder / RECORD)
     try:
         return _record(found) if found is not None else None
@@ -173,30 +199,32 @@ def _has_types(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found = jsontext.loads(_bytes_of(path))
+        found = jsontext.loads(_read_bytes(path))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return found if isinstance(found, dict) else None
 
 
-def _bytes_of(path: Path) -> bytes:
-    """What is in the file; nothing of a FIFO or device. Raises OSError, also for a
-    folder."""
+def _read_bytes(path: Path) -> bytes:
+    """Return the content of a file, empty for a FIFO or a device. Raises OSError, also
+    for a folder."""
     descriptor = os.open(path, READ_FLAGS)
     try:
         status = os.fstat(descriptor)
         is_special = not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
         return b"" if is_special else os.read(descriptor, status.st_size)
     finally:
-        release(descriptor)
+        close_quietly(descriptor)
 
 
-def save_identity(folder: Path, identity: TaskIdentity, *, sync: Durability) -> None:
-    """Note it in a folder that has no name yet that counts. Raises OSError."""
-    sync.write(folder / IDENTITY, jsontext.dumps(identity))
+def save_identity(
+    folder: Path, identity: TaskIdentity, *, durability: Durability
+) -> None:
+    """Write the identity into the folder of a new task, which has not got its name yet.
+    Raises OSError."""
+    durability.write(folder / IDENTITY, jsontext.dumps(identity))
 
 
-def save_record(folder: Path, record: TaskRecord, *, sync: Durability) -> None:
-    """Replace the record; who is killed leaves the old one or the new one. Raises
-    OSError."""
-    sync.write(folder / RECORD, jsontext.dumps(record))
+def save_record(folder: Path, record: TaskRecord, *, durability: Durability) -> None:
+    """Replace the record atomically. Raises OSError."""
+    durability.write(folder / RECORD, jsontext.dumps(record))

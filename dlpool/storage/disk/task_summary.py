@@ -1,101 +1,69 @@
-"""Summaries of tasks: what a list, the figures and the sweep need of a task, as read
-from its folder once."""
+"""Reads the summary of a task from its folder: what lists, metrics and the sweep need
+of it."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 from dlpool.storage import states
-from dlpool.storage.disk.append_session import FINAL
-from dlpool.storage.disk.chunk_file import StoredChunk
 from dlpool.storage.disk.part_claims import claimed_parts
 from dlpool.storage.disk.task_folder import TaskFolder
-from dlpool.storage.disk.task_record import TUS, TaskIdentity, TaskRecord, load_record
+from dlpool.storage.disk.task_record import TaskIdentity, TaskRecord, load_record
 from dlpool.storage.errors import UploadError
 from dlpool.storage.names import folder_name, owner_folder_name
+from dlpool.storage.upload_requests import TUS
+from dlpool.storage.values import StoredChunk, TaskDetail, TaskSummary
 
 
-@dataclass(frozen=True, slots=True)
-class TaskSummary:
-    """One task. Times are in seconds since the epoch, sizes in bytes.
-
-    ``file_size`` is -1 while it is unknown. ``chunks`` and ``stored`` are the number
-    and bytes of the complete chunks; those of a completed task are the ones that were
-    merged. ``used_at`` is the time of the last change, by the record and the folder.
-    ``files`` counts the entries of the folder. ``is_unfinished``: the next sweep has
-    something to do here, whatever its age: a merge that may have been interrupted, or a
-    tus upload that is complete or has bytes that no chunk holds. ``is_final``: a tus
-    upload that is made of parts.
-    """
-
-    file_id: str
-    owner: str | None
-    status: str
-    created_at: float
-    updated_at: float
-    filename: str
-    relative_path: str
-    total_chunks: int
-    file_size: int
-    chunks: int
-    stored: int
-    completion_rate: float
-    failed_merges: int
-    used_at: float = 0.0
-    files: int = 0
-    is_unfinished: bool = False
-    is_final: bool = False
-
-    @classmethod
-    def of(
-        cls,
-        identity: TaskIdentity,
-        record: TaskRecord,
-        chunks: Mapping[int, StoredChunk],
-    ) -> TaskSummary:
-        """Summarise a task by what was read of it. ``record`` has the state that chunks
-        and locks say it has."""
-        size = sum(chunk.size for chunk in chunks.values())
-        wanted = sum(index < record.total_chunks for index in chunks)
-        return cls(
-            file_id=identity.file_id,
-            owner=None if identity.owner is None else sys.intern(identity.owner),
-            status=sys.intern(record.status),
-            created_at=identity.created_at,
-            updated_at=record.updated_at,
-            filename=record.filename,
-            relative_path=sys.intern(record.relative_path),
-            total_chunks=record.total_chunks,
-            file_size=record.file_size,
-            chunks=len(chunks),
-            stored=size,
-            completion_rate=states.completion_rate(
-                record.status, wanted, record.total_chunks, size, record.file_size
-            ),
-            failed_merges=record.failed_merges,
-            is_final=identity.protocol == TUS and is_final(record),
-        )
-
-    def is_of(self, owner: str | None) -> bool:
-        """Return whether ``owner`` may see the task; None may see all tasks."""
-        return owner is None or self.owner == owner
+def summarize(
+    identity: TaskIdentity, record: TaskRecord, chunks: Mapping[int, StoredChunk]
+) -> TaskSummary:
+    """Return the summary of a task by what was read of it. ``record`` has the effective
+    state."""
+    size = sum(chunk.size for chunk in chunks.values())
+    expected = sum(index < record.total_chunks for index in chunks)
+    return TaskSummary(
+        file_id=identity.file_id,
+        owner=None if identity.owner is None else sys.intern(identity.owner),
+        status=sys.intern(record.status),
+        created_at=identity.created_at,
+        updated_at=record.updated_at,
+        filename=record.filename,
+        relative_path=sys.intern(record.relative_path),
+        total_chunks=record.total_chunks,
+        file_size=record.file_size,
+        chunks=len(chunks),
+        stored=size,
+        completion_rate=states.completion_rate(
+            record.status, expected, record.total_chunks, size, record.file_size
+        ),
+        failed_merges=record.failed_merges,
+        is_final=identity.protocol == TUS and record.is_final,
+    )
 
 
-def is_final(record: TaskRecord) -> bool:
-    """Return whether a tus upload is made of parts."""
-    return str(record.tus.get("concat", "")).startswith(FINAL)
+def describe(
+    identity: TaskIdentity, record: TaskRecord, chunks: Mapping[int, StoredChunk]
+) -> TaskDetail:
+    """Return a task with its chunks. ``record`` has the effective state."""
+    return TaskDetail(
+        summary=summarize(identity, record, chunks),
+        chunks=chunks,
+        file_md5=record.result.md5 if record.result else "",
+        failure=record.failure,
+        retries=record.retries,
+        declared_md5s=record.sent,
+    )
 
 
 class TaskReading(NamedTuple):
-    """What was read of a task's folder. ``summary`` is None if no id leads to the
-    folder.
+    """What was read of a folder. ``summary`` is None if no id leads to the folder.
 
-    ``is_lasting``: the summary depends on nothing but what the folder contains, not on
-    locks.
+    ``is_stable``: the summary depends only on the content of the folder, not on locks.
     """
 
     summary: TaskSummary | None
@@ -105,22 +73,22 @@ class TaskReading(NamedTuple):
 def read_task(task: TaskFolder, *, is_locked: bool = False) -> TaskReading:
     """Read the summary of a task. Raises OSError.
 
-    Without the task's lock (``is_locked`` False) a task that is being merged is shown
-    as such, although its process may have been killed.
+    Without the lock of the task (``is_locked`` False), a task whose record says that it
+    is merged is reported so, although its process may have been killed.
     """
     identity = task.identity()
     if identity is None or not _leads_to(task, identity):
         return TaskReading(None)
-    noted = load_record(task.folder)
-    is_merging = noted is not None and noted.status == states.MERGING
+    loaded = load_record(task.folder)
+    is_merging = loaded is not None and loaded.status == states.MERGING
     record = (
-        noted
-        if is_merging and noted is not None and not is_locked
-        else task.effective(noted)
+        loaded
+        if is_merging and loaded is not None and not is_locked
+        else task.effective(loaded)
     )
     chunks = task.chunks_of(record)
     names = os.listdir(task.folder)
-    summary = TaskSummary.of(identity, record, chunks)
+    summary = summarize(identity, record, chunks)
     has_bodies = any(
         name.startswith("patch") and name.endswith(".tmp") for name in names
     )
@@ -128,8 +96,8 @@ def read_task(task: TaskFolder, *, is_locked: bool = False) -> TaskReading:
         summary,
         used_at=max(record.updated_at, os.stat(task.folder).st_mtime),
         files=len(names),
-        is_unfinished=record.temporary is not None
-        or _is_left(identity, record, summary.stored, has_bodies),
+        needs_recovery=record.temporary is not None
+        or _is_interrupted(identity, record, summary.stored, has_bodies),
     )
     return TaskReading(summary, is_stable=not is_merging)
 
@@ -145,13 +113,13 @@ def _leads_to(task: TaskFolder, identity: TaskIdentity) -> bool:
     return task.folder.name in names
 
 
-def _is_left(
+def _is_interrupted(
     identity: TaskIdentity, record: TaskRecord, stored: int, has_bodies: bool
 ) -> bool:
-    """Return whether a tus upload needs a sweep: not merged though it is complete, or a
-    process was killed at it."""
+    """Return whether a tus upload is complete and not merged, or may have been left by
+    a killed process."""
     if identity.protocol != TUS:
         return False
     if record.status == states.COMPLETED:
-        return is_final(record) and bool(claimed_parts(record))
-    return is_final(record) or has_bodies or 0 <= record.file_size <= stored
+        return record.is_final and bool(claimed_parts(record))
+    return record.is_final or has_bodies or 0 <= record.file_size <= stored

@@ -1,5 +1,5 @@
-"""The digests of a file that servers send in header fields, and which bytes each of
-them covers. Pure.
+"""Read the digests of a file from response header fields, and which bytes each of them
+covers. Pure.
 
 =========================  ===========================================================================================
 field                      covers
@@ -26,7 +26,12 @@ from collections.abc import Iterable, Iterator, Mapping
 Digest = tuple[str, str]  # a name of hashlib, and the digest in hexadecimal digits
 
 # bytes of a digest, strongest first
-_SIZES = {"sha512": 64, "sha256": 32, "sha1": 20, "md5": 16}
+_SIZES = {
+    "sha512": 64,
+    "sha256": 32,
+    "sha1": 20,
+    "md5": 16,
+}
 _NAMES = {
     "sha-512": "sha512",
     "sha-256": "sha256",
@@ -48,13 +53,13 @@ _MEMBER = re.compile(r"([a-z0-9-]+)=:([A-Za-z0-9+/=]*):")
 
 
 def file_digest(headers: Mapping[str, str], *, is_complete: bool) -> Digest | None:
-    """Return the strongest digest that covers the complete file as it is sent.
+    """Return the strongest digest in the header fields that covers the complete file.
 
-    ``is_complete``: the message has all bytes of the file. A malformed value is
+    ``is_complete``: the message contains all bytes of the file. Malformed values are
     ignored.
     """
+    # the usual case, and this runs for each response
     if _FIELDS.isdisjoint(map(str.lower, headers)):
-        # the usual case, and this runs for each response
         return None
     return strongest(_found(headers, is_whole=is_complete))
 

@@ -1,19 +1,20 @@
-"""Limits that threads share: bandwidth, Retry-After, a network outage."""
+"""Limits that several threads share: bytes a second, a host's Retry-After, and whether
+our network is there."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 
-BURST_S = 0.25  # an idle bucket holds the bytes of this many seconds
+BURST_S = 0.25  # seconds' worth of bytes that an idle bucket may hold
 LEAST_READ = 1024  # bytes
-NETWORK_MEMORY_S = 30.0  # for which a failure counts
+NETWORK_MEMORY_S = 30.0  # for how long a failure says something about our network
 
 
 class RateLimit:
     """A token bucket. Thread-safe; the lock guards the rate, the level and its time.
 
-    ``rate``: bytes per second, may be changed at any time; None means no limit.
+    ``rate`` in bytes/s, may be changed under way; None lets everything pass.
     """
 
     def __init__(self, rate: int | None, clock: Callable[[], float]) -> None:
@@ -33,15 +34,15 @@ class RateLimit:
             self._fill()
             if rate is None or self._rate is None:
                 self._level = 0.0
-            elif rate < self._rate:  # bytes read at the old rate cause no longer wait
+            elif (
+                rate < self._rate
+            ):  # nobody waits longer for what was read at the old rate
                 self._level *= rate / self._rate
             self._rate = rate
 
     def spend(self, size: int) -> float:
-        """Take ``size`` bytes and return the seconds to wait before the next read.
-
-        The level may become negative.
-        """
+        """Take ``size`` bytes out and return the seconds to wait before the next read;
+        the level may go negative."""
         if self._rate is None:
             return 0.0
         with self._lock:
@@ -61,29 +62,29 @@ class RateLimit:
 
 
 class RateLimits:
-    """The rate limits that apply to one download: its own and the shared one.
-
-    Thread-safe.
-    """
+    """The buckets that a download's bytes are taken out of: its own, and one that it
+    shares. Thread-safe."""
 
     def __init__(self, *limits: RateLimit) -> None:
         self._limits = limits
 
     def max_read(self, size: int) -> int:
-        """Return how many of ``size`` bytes one read may take, for short waits."""
+        """How much of ``size`` bytes one read may bring, so that its wait is short."""
         rates = [rate for limit in self._limits if (rate := limit.rate) is not None]
         return max(LEAST_READ, min(size, min(rates) // 10)) if rates else size
 
     def spend(self, size: int) -> float:
-        """Take ``size`` bytes from each bucket and return the seconds to wait."""
+        """Take ``size`` bytes out of each and return the seconds to wait before the
+        next read."""
         return max(limit.spend(size) for limit in self._limits)
 
 
 class HostHolds:
-    """Until when each host must not be requested, for all downloads of a process.
+    """When each host may be asked again, for all downloads of a process. Thread-safe;
+    the lock guards the holds.
 
-    Thread-safe; the lock guards the table. ``notify`` is called with each new hold, so
-    that other processes can apply it.
+    ``tell`` is called with what a server has said, so that other processes may hold
+    too.
     """
 
     def __init__(
@@ -97,15 +98,13 @@ class HostHolds:
         self._holds: dict[str, float] = {}
 
     def hold(self, host: str, seconds: float) -> None:
-        """Send no request to ``host`` for ``seconds`` seconds, as its server demands.
-
-        An existing longer hold stays.
-        """
+        """The server said so: nobody asks ``host`` for that long; a longer hold that
+        stands already stays."""
         self.record(host, seconds)
         self._tell(host, seconds)
 
     def record(self, host: str, seconds: float) -> None:
-        """Apply a hold that another process has reported."""
+        """The same, heard from another process."""
         with self._lock:
             now = self._clock()
             self._holds = {
@@ -114,20 +113,22 @@ class HostHolds:
             self._holds[host] = max(self._holds.get(host, 0.0), now + seconds)
 
     def wait_s(self, host: str) -> float:
-        """Return the seconds until ``host`` may be requested; 0 means at once."""
+        """Seconds until ``host`` may be asked; 0 is now."""
         until = self._holds.get(
             host
-            # without the lock: ``record`` replaces the table with a complete one
+            # without the lock: ``learn`` replaces the table by one that has all valid
+            # holds
         )
         return 0.0 if until is None else max(0.0, until - self._clock())
 
 
 class NetworkMonitor:
-    """Distinguishes an unreachable server from an outage of the local network.
+    """Tells "that server is away" from "our own network is away". Thread-safe; the lock
+    guards the two tables.
 
-    Thread-safe; the lock guards both tables. The local network counts as down in two
-    cases: two or more hosts cannot be resolved or reached and none has responded since,
-    or a host that had responded to this process cannot be resolved or routed to.
+    The network counts as away when two hosts or more cannot be resolved or reached and
+    none has answered since, or when a host that had answered this process can no longer
+    be resolved or routed to.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -137,7 +138,7 @@ class NetworkMonitor:
         self._answered: set[str] = set()
 
     def answered(self, host: str) -> None:
-        """Record that ``host`` responded: the network is up."""
+        """``host`` gave any answer: our network is there."""
         if host in self._answered and not self._failed:
             return
         with self._lock:
@@ -145,12 +146,12 @@ class NetworkMonitor:
             self._failed.clear()
 
     def failed(self, host: str) -> None:
-        """Record that ``host`` could not be resolved or routed to."""
+        """``host`` could not be resolved or routed to."""
         with self._lock:
             self._failed[host] = self._clock()
 
     def is_away(self, host: str) -> bool:
-        """Return whether a failure to reach ``host`` is due to the local network."""
+        """Whether a failure to reach ``host`` should be put down to our own network."""
         with self._lock:
             recent = {
                 name

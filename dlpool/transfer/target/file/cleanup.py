@@ -1,5 +1,5 @@
-"""What a queue's job leaves beside its target, removed when the queue knows how it
-ended."""
+"""Remove the files beside a target that no later run needs, once the queue knows how
+the job has ended."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from pathlib import Path
 
 from dlpool.errors import ForeignFile
 from dlpool.transfer.target.file.partfile import PartFile
+from dlpool.transfer.target.file.statefile import StateFile
 from dlpool.transfer.target.names import PART_SUFFIX
-from dlpool.transfer.target.state import StateFile, StateUnusable, url_digest
+from dlpool.transfer.target.state import StateUnusable, url_digest
 
 
 def remove_published_state(target: Path, job_id: str) -> None:
-    """Remove the state that says that ``target`` was published for a queue's job: the
-    queue knows. Another's stays.
+    """Remove the state that records that ``target`` was published for the job
+    ``job_id``. Raises LocalFault.
 
-    Raises LocalFault.
+    The state of another job is not removed.
     """
     state_file = StateFile.for_target(target, sync=False)
     with suppress(StateUnusable):
@@ -31,17 +32,18 @@ def remove_published_state(target: Path, job_id: str) -> None:
 
 
 def remove_part_files(target: Path, url: str) -> None:
-    """Remove the part file and state of a download of ``url`` that will not go on, as
-    ``discard_digest`` does."""
+    """Remove the part file and state of a download of ``url`` that will not be resumed.
+    See ``remove_part_files_by_digest``."""
     remove_part_files_by_digest(target, url_digest(url))
 
 
 def remove_part_files_by_digest(target: Path, url_sha256: str) -> None:
-    """Remove the part file and state of a download that will not go on, by
-    ``url_digest``. What is another's stays.
+    """Remove the part file and state of a download that will not be resumed, by its
+    ``url_digest``.
 
-    A part file without state holds nothing that a later run could use. Raises Locked
-    while a download works on it, and LocalFault.
+    Files of a download of another URL are not removed. A part file without a state is
+    removed, as no later run could use it. Raises Locked while a download uses the part
+    file, LocalFault.
     """
     state_file = StateFile.for_target(target, sync=False)
     with suppress(StateUnusable):

@@ -1,185 +1,198 @@
-"""Where a file goes: its target, part file and state, opened together and ended
+"""The output of a download on a file system: target, part file and state file
 together.
 
-The order of writes, and what a run that begins after a kill sees:
+The order of writes, and what the next run finds after a kill:
 
 ===========================================  =======================================================================
-killed after                                 the next run finds
+killed after                                 the next run
 ===========================================  =======================================================================
-data written, not synced                     the last committed state; fetches again what came after it
+data written, not synced                     resumes from the last committed state and fetches later bytes again
 data synced, state not committed             the same
-state committed                              goes on from there
-state committed with ``publishing``          the part file complete: publishes it
-part renamed to target                       the target with the inode that ``publishing`` names: nothing to do
-state removed                                a finished download
+state committed                              resumes from this state
+state committed with ``publishing``          finds the part file complete and publishes it
+part file renamed to the target              finds the target with the inode in ``publishing``, and removes the state
+state removed                                finds a finished download
 ===========================================  =======================================================================
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
-from itertools import chain
 from pathlib import Path
 
-from dlpool import disk
-from dlpool.disk import translated
-from dlpool.errors import DlpoolError, ForeignFile, LocalFault, Locked, TargetExists
+from dlpool.errors import DlpoolError, ForeignFile, LocalFault, TargetExists
+from dlpool.scan.scannedfile import ScannedFile
 from dlpool.transfer.http.headers import http_date
 from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.job import Job, Notify
 from dlpool.transfer.scheduler import ChunkSnapshot
-from dlpool.transfer.target.file.partfile import PartFile
-from dlpool.transfer.target.file.publishmark import has_mark
-from dlpool.transfer.target.file.targetpath import resolve_target
-from dlpool.transfer.target.names import MAX_NUMBERED_NAMES, PART_SUFFIX, numbered_paths
+from dlpool.transfer.space_rules import SpaceRules
+from dlpool.transfer.target.file.partfile import PartWriter
+from dlpool.transfer.target.file.selection import PathSelection, abandon
+from dlpool.transfer.target.file.statefile import StateFile
+from dlpool.transfer.target.file.targetpath import resolve_target, target_present
+from dlpool.transfer.target.protocol import TargetOptions
 from dlpool.transfer.target.state import (
     PublishRecord,
     SavedState,
-    StateFile,
     StateUnusable,
     url_digest,
     url_without_secrets,
 )
 
 
-class TargetPresent(Exception):
-    """Nothing is to be fetched: the target is there. ``is_published``: by an earlier
-    run of this download."""
-
-    def __init__(self, path: Path, *, is_published: bool) -> None:
-        super().__init__(str(path))
-        self.path = path
-        self.is_published = is_published
-
-
 class FileOutput:
-    """The local side of one download. Used by one thread at a time."""
+    """A ``Target`` on a file system. Used by one thread at a time, except for its
+    writers and readers."""
 
     def __init__(
         self,
         job: Job,
         target: Path,
+        options: TargetOptions,
         *,
-        if_exists: str,
-        resume: bool,
-        sync: bool,
         notify: Notify,
-        admit: Callable[[Path], None] = lambda _: None,
+        check_target: Callable[[Path], None] = lambda _: None,
     ) -> None:
-        """Choose and lock the output. ``admit`` is called for each name that is tried,
-        and may refuse it.
+        """Choose and lock the output. ``check_target`` is called for each path that is
+        tried, and raises to refuse it.
 
         Raises TargetPresent, TargetExists, ForeignFile, Locked, PolicyRefused,
-        LocalFault, or what ``admit`` raises.
+        LocalFault, and what ``check_target`` raises.
         """
         self._job = job
-        self._if_exists = if_exists
-        self._resume = resume
-        self._sync = sync
+        self._options = options
         self._notify = notify
-        self._admit = admit
-        given, exists = resolve_target(target)
-        self.target, self.part = (
-            self._first_free(given)
-            if if_exists == "rename"
-            else self._opened(given, exists)
-        )
-        self._is_published = False
-        self.has_failed = False  # a sync or commit failed
-        # the saved bytes are from another query or user of the same URL
+        self._selection = PathSelection(job, options, notify, check_target)
+        requested, exists = resolve_target(target)
+        self.path, self.part = self._selection.open(requested, exists=exists)
+        self.has_failed = False
         self.has_other_query = False
-        # of the saved bytes, where no validator can prove the version
         self.unverifiable: RemoteResource | None = None
+        self._is_published = False
         self._resource: RemoteResource | None = None
         self._state: SavedState | None = None
         try:
             self._state_file = StateFile.for_target(
-                self.target, sync=sync, notify=notify
+                self.path, sync=options.sync, notify=notify
             )
-            self._check_state_ours()
+            self._check_state_file()
             if (
                 self._state_file.exists or not self.part.was_empty
             ) and self._state_file.has_stale_temporary:
                 self._state_file.remove_stale_temporary()
-            self.saved = self._load() if resume and not self.part.was_expired else None
+            self.saved: SavedState | None = (
+                self._load() if options.resume and not self.part.was_expired else None
+            )
             if self.saved is None and self.unverifiable is None:
-                self._empty()
-            if exists and self._keeps_permissions:
+                self._drop_bytes()
+            if exists and self._copies_permissions:
                 self.part.copy_permissions()
         except BaseException:
-            self._abandon(self.part)
+            abandon(self.part)
             raise
 
     def __repr__(self) -> str:
-        return f"<Place {self.target}{' resumable' if self.saved else ''}>"
+        return f"<FileOutput {self.path}{' resumable' if self.saved else ''}>"
+
+    @property
+    def has_state(self) -> bool:
+        return self._state_file.exists
+
+    @property
+    def is_preallocated(self) -> bool:
+        return self.part.is_preallocated
+
+    @property
+    def length(self) -> int:
+        return self.part.length
 
     def restart(self, reason: str) -> None:
-        """Forget all bytes; the state goes first, so that it never speaks of a part
-        file that is not its own."""
-        self._notify("download_restarted", reason=reason, path=str(self.target))
+        """Drop all bytes: first the state, so that it never describes another part
+        file, then the part file."""
+        self._notify("download_restarted", reason=reason, path=str(self.path))
         self.part.check_ownership()
-        self._forget_state()
+        self._drop_state()
         self.part.restart()
-        if self._keeps_permissions:
+        if self._copies_permissions:
             self.part.copy_permissions()
         self.saved = self._state = self.unverifiable = None
 
     def drop_unverifiable(self) -> None:
-        """Forget what the part file holds where it could not be used, now that there is
-        an answer to replace it."""
+        """Drop the bytes of ``unverifiable``, if there are any."""
         if self.unverifiable is not None:
-            self._empty()
+            self._drop_bytes()
             self.unverifiable = None
 
     def enable_checkpoints(self, resource: RemoteResource) -> None:
-        """Let checkpoints be committed, for a remote that can be fetched in ranges."""
+        """Allow checkpoints, as ``resource`` can be fetched in ranges."""
         self._resource = resource
+
+    def preallocate(self, size: int, mode: str, rules: SpaceRules) -> None:
+        """Check that the file fits and give it its length. Raises TooLarge, NoRoom,
+        LocalFault."""
+        self.part.preallocate(size, mode, rules)
+
+    def writer(self) -> PartWriter:
+        """Return a writer with its own descriptor. Raises LocalFault."""
+        return self.part.writer()
+
+    def main_writer(self) -> PartWriter:
+        """Return a writer with the locked descriptor, for the thread that runs the
+        download."""
+        return self.part.locked_writer()
+
+    def reader(self) -> PartWriter:
+        """Return a reader with its own descriptor. Raises LocalFault."""
+        return self.part.writer()
 
     def checkpoint(
         self, snapshot: ChunkSnapshot, last_error: DlpoolError | None = None
     ) -> None:
-        """Make the snapshot's bytes durable, then say so in the state; in this
-        order.
+        """Sync the data, then commit the state, in this order.
 
-        After one failure there is no other try: the kernel may have dropped the pages
-        that it could not write.
+        After a failure no other checkpoint may be tried: the kernel may have dropped
+        the pages that it could not write.
         """
-        with self._noting_breakage():
+        with self._recording_failure():
             self.part.sync_data()
             self._commit(snapshot, last_error, None)
 
     def prepare(self, resource: RemoteResource, *, remote_time: bool) -> None:
-        """Make the complete part file durable, before it is published. No thread may
-        write to it afterwards."""
+        """Make the complete part file durable. No thread may write to it afterwards."""
         modified = http_date(resource.last_modified) if remote_time else None
-        with self._noting_breakage():
+        with self._recording_failure():
             self.part.close_writers()
-            if self._keeps_permissions:
+            if self._copies_permissions:
                 self.part.copy_permissions()
             if modified is not None:
                 self.part.set_modified(modified.timestamp())
             self.part.sync_data()
             self.part.report_delayed_errors()
 
-    def publish(self, resource: RemoteResource, snapshot: ChunkSnapshot) -> None:
-        """Rename what was prepared to the target, and forget the state.
+    def scanned_file(self) -> ScannedFile:
+        """Return the part file for a malware scan. Raises LocalFault."""
+        return self.part.as_scanned_file()
 
-        ``publishing`` is recorded first where a state is on disk, so that a kill behind
-        the rename costs no byte. For a queue's job it is always: as a mark of the file,
-        or in a state that stays until ``forget_published``.
+    def publish(self, resource: RemoteResource, snapshot: ChunkSnapshot) -> None:
+        """Rename the prepared part file to the target, and remove the state.
+
+        If a state is on disk, a publish record is committed to it first, so that a kill
+        after the rename costs no byte. A queue's job always leaves a record until the
+        queue knows the result: an extended attribute of the file, or a state that
+        ``remove_published_state`` removes.
         """
         job = self._job
-        with self._noting_breakage():
+        with self._recording_failure():
             if self._state_file.holds_progress:
-                self._commit(snapshot, None, self._publishing())
+                self._commit(snapshot, None, self._publish_record())
             elif job.id is not None and not self.part.mark_published(job):
                 self.part.check_ownership()
                 state = SavedState.for_published(
-                    job, resource, self._publishing(), _now()
+                    job, resource, self._publish_record(), _now()
                 )
                 self._state_file.commit(state, is_durable=False)
         self._rename()
@@ -187,16 +200,16 @@ class FileOutput:
         if job.id is None or self._state_file.is_placeholder:
             self._state_file.remove_published()
 
-    @property
-    def has_state(self) -> bool:
-        """Whether a state is on disk."""
-        return self._state_file.exists
+    def discard(self) -> None:
+        """Remove the state, as the bytes are wrong; ``close`` removes the part file."""
+        if self.part.is_named():
+            self._drop_state()
 
     def close(self) -> None:
-        """Release the lock. Remove a part file without usable bytes first, while the
-        lock is held.
+        """Release the lock. While it is held, remove a part file without usable
+        bytes.
 
-        Raises nothing, so that the error that ended the download stays the one that is
+        Raises nothing, so that the error that ended the download is the one that is
         reported.
         """
         try:
@@ -207,26 +220,11 @@ class FileOutput:
         finally:
             self.part.close()
 
-    def discard(self) -> None:
-        """Remove state and part file: what they hold is wrong."""
-        if self.part.is_named():
-            self._forget_state()
-
     @property
-    def _keeps_permissions(self) -> bool:
-        return self._if_exists == "overwrite"
+    def _copies_permissions(self) -> bool:
+        return self._options.if_exists == "overwrite"
 
-    def _abandon(self, part: PartFile) -> None:
-        """Release the lock after a failed opening, and remove a part file that was
-        created for it."""
-        try:
-            if part.is_new:
-                with suppress(LocalFault):
-                    part.discard()
-        finally:
-            part.close()
-
-    def _check_state_ours(self) -> None:
+    def _check_state_file(self) -> None:
         """Raise ForeignFile if a file of another program has the name of the state
         file."""
         is_ours = self.part.is_marked and not self.part.is_new
@@ -240,15 +238,22 @@ class FileOutput:
                 f"choose another name for the download"
             )
 
-    def _forget_state(self) -> None:
+    def _drop_state(self) -> None:
         """Remove the state; leave a placeholder if the part file has no mark."""
         if self.part.is_marked:
             self._state_file.remove()
         else:
             self._state_file.reset()
 
+    def _drop_bytes(self) -> None:
+        self._drop_state()
+        if self.part.was_expired:  # its earlier holder may still write to it
+            self.part.restart()
+        elif not self.part.was_empty:
+            self.part.truncate()
+
     @contextmanager
-    def _noting_breakage(self) -> Iterator[None]:
+    def _recording_failure(self) -> Iterator[None]:
         try:
             yield
         except LocalFault:
@@ -262,16 +267,18 @@ class FileOutput:
                 return None
             if saved.url != url_without_secrets(self._job.url):
                 raise StateUnusable("it is of another URL")
-            self._check_part(saved)
+            self._check_saved(saved)
             self.has_other_query = saved.url_sha256 != url_digest(self._job.url)
             return saved
         except StateUnusable as error:
-            self._notify("state_unusable", reason=str(error), path=str(self.target))
+            self._notify("state_unusable", reason=str(error), path=str(self.path))
             return None
 
-    def _check_part(self, saved: SavedState) -> None:
+    def _check_saved(self, saved: SavedState) -> None:
+        """Raise StateUnusable if the state does not match the part file, or no
+        validator can prove its version."""
         length = self.part.length
-        if saved.publishing is not None and not self._is_complete(saved.publishing):
+        if saved.publishing is not None and not self._is_recorded(saved.publishing):
             raise StateUnusable(
                 "the part file is not the one that was about to be published"
             )
@@ -288,141 +295,7 @@ class FileOutput:
                 "the server gave no validator that could show that the file is the same"
             )
 
-    def _chosen(self, target: Path) -> Path:
-        """The name to publish under, by ``if_exists``; raises TargetPresent for what an
-        earlier run had published."""
-        self._check_unpublished(target)
-        if self._if_exists == "overwrite" or not _is_there(target):
-            return target
-        if self._if_exists == "skip":
-            raise TargetPresent(target, is_published=False)
-        if self._if_exists == "fail":
-            raise TargetExists(f"{target} exists already")
-        return next(self._unused(target))
-
-    def _unused(self, target: Path) -> Iterator[Path]:
-        """Return the unused names of the series of ``target``. Raises TargetPresent
-        like ``_chosen``."""
-        for other in numbered_paths(target):
-            self._check_unpublished(other)
-            if other != target:
-                self._check_unpublished(other, part_of=target)
-            if not _is_there(other):
-                yield other
-        raise TargetExists(
-            f"{target} exists already, and so do {MAX_NUMBERED_NAMES} other names for "
-            f"it"
-        )
-
-    def _opened(self, target: Path, exists: bool) -> tuple[Path, PartFile]:
-        """Lock the requested name."""
-        self._admit(target)
-        chosen = self._chosen(target) if exists else target
-        return chosen, PartFile(chosen, sync=self._sync, notify=self._notify)
-
-    def _first_free(self, target: Path) -> tuple[Path, PartFile]:
-        """Lock the first name of the series that no file, download or program uses; the
-        lock reserves it.
-
-        The part file that an earlier run left for the same URL is preferred, and that
-        of another URL is left alone.
-        """
-        begun: list[Path] = []
-        unused = self._unused(target)
-        for free in unused:
-            if not _is_there(free.with_name(free.name + PART_SUFFIX)):
-                break
-            begun.append(free)
-        ours = [other for other in begun if self._is_of_url(other)]
-        rest = [
-            other
-            for other in begun
-            if other not in ours and not self._is_of_other_url(other)
-        ]
-        candidates = chain(ours, rest, [free], unused)  # which ends with an error
-        other = next(candidates)
-        while (part := self._locked(other)) is None:
-            other = next(candidates)
-        return other, part
-
-    def _locked(self, target: Path) -> PartFile | None:
-        """Return the locked part file of an unused name, None if another download has
-        taken the name meanwhile."""
-        try:
-            self._admit(target)
-            part = PartFile(target, sync=self._sync, notify=self._notify)
-        except (TargetExists, Locked, ForeignFile):
-            return None
-        is_free = False
-        try:
-            # it may have been published before we had the lock
-            is_free = not _is_there(target)
-        finally:
-            if not is_free:
-                self._abandon(part)
-        return part if is_free else None
-
-    def _is_of_url(self, target: Path) -> bool:
-        saved = self._state_of(target)
-        return saved is not None and saved.url_sha256 == url_digest(self._job.url)
-
-    def _is_of_other_url(self, target: Path) -> bool:
-        saved = self._state_of(target)
-        return saved is not None and saved.url != url_without_secrets(self._job.url)
-
-    def _state_of(self, target: Path) -> SavedState | None:
-        with suppress(StateUnusable):
-            return StateFile.for_target(target, sync=False).load()
-        return None
-
-    def _check_unpublished(self, target: Path, part_of: Path | None = None) -> None:
-        """Finish what a run left that was killed between its rename to ``target`` and
-        the end.
-
-        ``part_of``: whose part file it was, where the target was renamed because that
-        name was taken meanwhile.
-        """
-        if not self._resume:
-            return
-        if has_mark(target, self._job):
-            raise TargetPresent(target, is_published=True)
-        state_file = StateFile.for_target(part_of or target, sync=self._sync)
-        if not state_file.exists:
-            return
-        with (
-            suppress(StateUnusable),
-            translated(f"look at {target}"),
-            suppress(FileNotFoundError),
-        ):
-            saved, status = state_file.load(), os.stat(target)
-            if saved is None or not self._is_ours(saved, status):
-                return
-            part = (part_of or target).with_name((part_of or target).name + PART_SUFFIX)
-            if disk.is_name_of(part, disk.identity_of(status)):
-                disk.remove(part)
-            if self._sync:
-                disk.sync_folder(target.parent)
-            if self._job.id is None:
-                state_file.remove_published()
-            raise TargetPresent(target, is_published=True)
-
-    def _is_ours(self, saved: SavedState, status: os.stat_result) -> bool:
-        """Whether the target of that status is what an earlier run of the same job
-        published."""
-        record, job = saved.publishing, self._job
-        if record is None or saved.url_sha256 != url_digest(job.url):
-            return False
-        is_of_claim = job.id is None or (
-            bool(job.claim)
-            and saved.checksum == (str(job.checksum) if job.checksum else None)
-        )
-        wanted = (status.st_ino, status.st_size, job.id, job.claim)
-        return (
-            is_of_claim
-            and (record.inode, record.size, record.job, record.claim) == wanted
-        )
-
-    def _publishing(self) -> PublishRecord:
+    def _publish_record(self) -> PublishRecord:
         return PublishRecord(
             self.part.inode,
             self.part.length,
@@ -431,38 +304,28 @@ class FileOutput:
             self._job.claim,
         )
 
-    def _is_complete(self, publishing: PublishRecord) -> bool:
-        """Whether the part file is the one that an earlier run was about to rename."""
-        return (self.part.inode, self.part.length) == (
-            publishing.inode,
-            publishing.size,
-        )
-
-    def _empty(self) -> None:
-        self._forget_state()
-        if self.part.was_expired:  # its earlier holder may still write to it
-            self.part.restart()
-        elif not self.part.was_empty:
-            self.part.truncate()
+    def _is_recorded(self, record: PublishRecord) -> bool:
+        """Return whether the part file is the one that an earlier run was about to
+        rename."""
+        return (self.part.inode, self.part.length) == (record.inode, record.size)
 
     def _commit(
         self,
         snapshot: ChunkSnapshot,
         error: DlpoolError | None,
-        publishing: PublishRecord | None,
+        record: PublishRecord | None,
     ) -> None:
-        self.part.check_ownership()  # the state beside it would be another's
+        self.part.check_ownership()  # otherwise the state file is another download's
         state = self._state or self._first_state()
         last_error = f"{error.label}: {error}" if error else None
         self._state = replace(
-            state.with_chunks(snapshot.chunks, _now(), last_error),
-            publishing=publishing,
+            state.with_chunks(snapshot.chunks, _now(), last_error), publishing=record
         )
         self._state_file.commit(self._state)
 
     def _first_state(self) -> SavedState:
-        """The state of the earlier run, or a new one; made late, as most files need
-        none."""
+        """Return the state of the earlier run, or a new one; created late, as most
+        files need none."""
         assert self._resource is not None
         state = self.saved or SavedState.initial(self._job, self._resource, _now())
         checksum = str(self._job.checksum) if self._job.checksum else None
@@ -476,22 +339,16 @@ class FileOutput:
     def _rename(self) -> None:
         while True:
             try:
-                self.part.publish(overwrite=self._if_exists == "overwrite")
+                self.part.publish(overwrite=self._options.if_exists == "overwrite")
                 return
             except TargetExists:
-                if self._if_exists == "skip":
+                if self._options.if_exists == "skip":
                     self.discard()
-                    raise TargetPresent(self.target, is_published=False) from None
-                if self._if_exists != "rename":
+                    raise target_present(self.path, is_published=False) from None
+                if self._options.if_exists != "rename":
                     raise
-                self.target = self._chosen(self.target)
-                self.part.retarget(self.target)
-
-
-def _is_there(target: Path) -> bool:
-    """Return whether the name exists. Raises LocalFault."""
-    with translated(f"look at {target}"):
-        return disk.exists(target)
+                self.path = self._selection.choose(self.path)
+                self.part.retarget(self.path)
 
 
 def _now() -> str:

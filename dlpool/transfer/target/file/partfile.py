@@ -1,10 +1,10 @@
-"""The file under construction, ``PATH.part``: lock, length, bounded writes, sync,
+"""The file under construction, ``PATH.part``: lock, length, writes, sync, and
 publishing by rename.
 
-One process at a time works on a part file: it holds its lock (``filelock.py``), and the
-file that it locked is the one that the name means (after a publish it is not: then the
-name is opened again). Every writer has a descriptor of its own, where ``/proc`` is
-there or the name still means the file.
+One process at a time works on a part file: it holds its lock (``filelock``), and the
+locked file is the one that the name refers to. If it was published meanwhile, the name
+is opened again. Every writer has its own descriptor, where ``/proc`` is mounted or the
+name still refers to the file.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from dlpool import disk
-from dlpool.disk import Space, local_fault, translated
+from dlpool import disk, freespace
+from dlpool.disk import local_fault, translated
 from dlpool.errors import LocalFault, NoRoom, NoSpace, TargetExists
+from dlpool.freespace import Space
 from dlpool.scan.scannedfile import ScannedFile
 from dlpool.threads import is_out_of_descriptors
 from dlpool.transfer.job import Job, Notify, ignore_event
 from dlpool.transfer.space_rules import ENTIRE_DISK, SpaceRules
 from dlpool.transfer.target.file.partopen import PartOpener, remove_mark
-from dlpool.transfer.target.file.publishmark import set_mark
+from dlpool.transfer.target.file.publish import set_mark
 
 _OWNER = 0o600
-_RIGHTS = 0o777  # without setuid and setgid: the content comes from the network
+_PERMISSIONS = 0o777  # without setuid and setgid: the content comes from the network
 _MODE = 0o7777
 _UNCHANGED = -1  # an owner, see chown(2)
 _CLOSED = -1  # a descriptor
@@ -36,17 +37,16 @@ _ACL = "system.posix_acl_access"
 
 
 class PartFile:
-    """A locked part file. One thread owns it; ``writer()`` gives others what they
-    need."""
+    """A locked part file. One thread owns it; ``writer`` serves the other threads."""
 
     def __init__(
         self, target: Path, *, sync: bool, notify: Notify = ignore_event
     ) -> None:
-        """Open or create, and lock, ``TARGET.part``; missing parent folders are
-        made.
+        """Open or create ``TARGET.part`` and lock it; missing parent folders are
+        created.
 
-        Raises Locked if another download has it, ForeignFile for a file that is not
-        dlpool's, LocalFault for what the file system refuses.
+        Raises Locked if another download holds it, ForeignFile for a file that dlpool
+        did not create, LocalFault.
         """
         self.target = target
         self._opener = PartOpener(target, sync=sync, notify=notify)
@@ -70,18 +70,18 @@ class PartFile:
     @property
     def is_marked(self) -> bool:
         """True if the file has dlpool's mark, so that no state file is needed to
-        identify it."""
+        recognize it."""
         return self._opened.is_marked
 
     @property
     def has_lock_file(self) -> bool:
-        """True if it is locked by a lock file, as ``flock`` does not work on its file
-        system."""
+        """True if it is locked by a lock file, because ``flock`` does not work on its
+        file system."""
         return self._opened.lock.uses_lock_file
 
     @property
     def was_empty(self) -> bool:
-        """Whether it held nothing when it was locked."""
+        """True if it was empty when it was locked."""
         return self._opened.status.st_size == 0
 
     @property
@@ -97,19 +97,19 @@ class PartFile:
     @property
     def length(self) -> int:
         """The length of the file in bytes. Raises LocalFault."""
-        with translated(f"look at {self.path}"):
+        with translated(f"access {self.path}"):
             return os.fstat(self._descriptor).st_size
 
     def is_named(self) -> bool:
-        """Return whether the part file's name still names the locked file. Raises
+        """Return whether the part file's name still refers to the locked file. Raises
         LocalFault."""
-        with translated(f"look at {self.path}"):
+        with translated(f"access {self.path}"):
             return disk.is_name_of(self.path, self._identity)
 
     def check_ownership(self) -> None:
-        """Raise LocalFault if the name, and so what is beside it, is another download's
-        by now."""
-        with translated(f"look at the lock of {self.path}"):
+        """Raise LocalFault if the name, and so the files beside it, may belong to
+        another download by now."""
+        with translated(f"access the lock of {self.path}"):
             if not self._opened.lock.is_held():
                 raise LocalFault(
                     f"cannot continue with {self.target}: another download has taken "
@@ -129,36 +129,36 @@ class PartFile:
         )
 
     def mark_published(self, job: Job) -> bool:
-        """Note in the file itself that it is published for a job of a queue; False
-        where that is not possible."""
+        """Set the attribute that records a publish for a queue's job; return False if
+        that is not possible."""
         return set_mark(self._descriptor, job)
 
     def restart(self) -> None:
         """Replace the file by a new, empty, locked one of the same name; late writers
-        reach only the old one.
+        reach only the old file.
 
         Raises Locked if another download took the name in between, LocalFault.
         """
         self.check_ownership()
         old = self._opened
         self._opened = self._opener.replace(old.lock)
-        disk.close_quietly(old.descriptor)  # and so its flock; a lock file is kept
-        self._writers = []  # their owners close them
+        # which releases its flock; a lock file is kept
+        disk.close_quietly(old.descriptor)
+        self._writers = []  # their threads close them
         self.is_preallocated = False
 
     def truncate(self) -> None:
-        """Drop the content; for a file that nobody has written to since it was
-        locked."""
+        """Drop the content of a file that has no writers. Raises LocalFault."""
         with translated(f"empty {self.path}"):
             os.ftruncate(self._descriptor, 0)
 
     def copy_permissions(self) -> None:
-        """Give the file the mode of the target that it will replace, and owner and
-        group as far as permitted.
+        """Copy the mode, and if permitted owner and group, of the target that the file
+        will replace.
 
         The owner of a file under construction may always read and write it. New targets
-        get what the umask leaves. Raises LocalFault; also where the mode cannot be set
-        and others would be allowed more than before.
+        get the default mode. Raises LocalFault; also if the mode cannot be set and
+        others would be allowed more than before.
         """
         with translated(f"set the permissions of {self.path}"):
             try:
@@ -170,17 +170,17 @@ class PartFile:
             own = os.fstat(self._descriptor)
             self._keep_owner(old, own)
             self._keep_acl()
-            self._keep_mode(old.st_mode & _RIGHTS)
+            self._keep_mode(old.st_mode & _PERMISSIONS)
 
     def preallocate(
         self, size: int, mode: str, rules: SpaceRules = ENTIRE_DISK
     ) -> None:
-        """See that the file fits, and give it its length; ``how`` is a value of the
+        """Check that the file fits, and set its length; ``mode`` is a value of the
         setting ``preallocate``.
 
         Blocks are reserved here for ``falloc`` only, and not by a service: ``auto``
-        reserves them as bytes arrive. Raises TooLarge for a file that can never fit
-        there, NoRoom when what is missing, and a reserve, does not now.
+        reserves them as bytes arrive. Raises TooLarge for a file that can never fit,
+        NoRoom if it does not fit now, LocalFault.
         """
         rules.check(self._descriptor, self.target.parent, size)
         try:
@@ -194,7 +194,7 @@ class PartFile:
             raise NoRoom(str(error)) from error
 
     def writer(self) -> PartWriter:
-        """Return a separate descriptor of the same file, for one thread. Raises
+        """Return a writer with a separate descriptor, for one thread. Raises
         LocalFault."""
         with translated(f"open {self.path}"):
             descriptor = self._second()
@@ -208,12 +208,12 @@ class PartFile:
         return writer
 
     def locked_writer(self) -> PartWriter:
-        """Return the locked descriptor itself, for the thread that owns the part file
-        and writes before it closes."""
+        """Return a writer with the locked descriptor, for the thread that owns the part
+        file."""
         return PartWriter(self._descriptor, self.path, closes=False)
 
     def as_scanned_file(self) -> ScannedFile:
-        """Return the complete file for a check of its content. Raises LocalFault."""
+        """Return the complete file for a malware scan. Raises LocalFault."""
         return ScannedFile(self._descriptor, self.path, self.length)
 
     def close_writers(self) -> None:
@@ -233,8 +233,8 @@ class PartFile:
             raise first
 
     def sync_data(self) -> None:
-        """Return when all written bytes are on disk. A failure is final: the kernel may
-        have dropped the pages."""
+        """Sync all written bytes to disk. A failure is final: the kernel may have
+        dropped the pages. Raises LocalFault."""
         if self._sync:
             with translated(f"write {self.path} to disk"):
                 os.fdatasync(self._descriptor)
@@ -268,11 +268,11 @@ class PartFile:
                     raise
 
     def publish(self, *, overwrite: bool) -> None:
-        """Let the target's name mean this file, at once and durably; the data must be
+        """Rename the file to the target, atomically and durably; the data must be
         synced already.
 
-        Raises TargetExists, without ``overwrite``, if the target is there; LocalFault,
-        and then the target is not there, or as it was.
+        Raises TargetExists, without ``overwrite``, if the target exists; LocalFault,
+        and then the target is missing or unchanged.
         """
         self.check_ownership()
         with translated(f"publish {self.target}"):
@@ -288,14 +288,14 @@ class PartFile:
                 if isinstance(error, FileExistsError):
                     raise TargetExists(f"{self.target} exists already") from error
                 raise
-        self._tidy()
+        self._finish_publish()
 
     def retarget(self, target: Path) -> None:
-        """Publish to another name than was planned; the part file keeps its own."""
+        """Change the target; the part file keeps its name."""
         self.target = target
 
     def discard(self) -> None:
-        """Remove the part file, if its name still names it. Raises LocalFault."""
+        """Remove the part file, if its name still refers to it. Raises LocalFault."""
         with translated(f"remove {self.path}"):
             if disk.is_name_of(self.path, self._identity):
                 disk.remove(self.path)
@@ -335,11 +335,11 @@ class PartFile:
 
     def _private_name(self) -> Path:
         """Return the name to publish from. With a lock file, which can be lost at any
-        moment, it is a private name.
+        moment, it is a private hard link.
 
-        Else the part file's name could mean the file of the next holder by now. Where
-        there are no hard links or no /proc, the name that was looked at just before has
-        to do.
+        Otherwise the part file's name could refer to the file of the next holder by
+        now. Without hard links or /proc, the part file's name is used, which was
+        checked just before.
         """
         if not self.has_lock_file:
             return self.path
@@ -353,10 +353,11 @@ class PartFile:
             return self.path
         return private
 
-    def _tidy(self) -> None:
+    def _finish_publish(self) -> None:
         """Clean up after the file has its name; errors here cannot damage it.
 
-        The mark stays as long as the old name does, so that the next run removes that.
+        The mark is kept as long as the old name exists, so that the next run removes
+        that name.
         """
         if self._final_mode is not None:
             with suppress(OSError):
@@ -371,7 +372,7 @@ class PartFile:
             self._opener.on_unsynced(str(self.target.parent), error)
 
     def _has_one_name(self) -> bool:
-        """Remove the part file's name after publication by a link; return whether only
+        """Remove the part file's name after a publish by hard link; return whether only
         the target's name is left."""
         for _ in range(2):
             with suppress(OSError):
@@ -410,7 +411,7 @@ class PartFile:
 
 
 class PartWriter:
-    """One thread's descriptor on a part file, whose offset is 0 at first; ``close`` may
+    """One thread's descriptor of a part file, whose offset is 0 at first; ``close`` may
     be called by another thread.
 
     ``is_shared``: its offset is shared with other descriptors, and is not used.
@@ -454,27 +455,27 @@ class PartWriter:
         disk.write_all(self._descriptor, data)
 
     def read(self, position: int, size: int) -> bytes:
-        """Up to ``size`` bytes at ``position``. Raises LocalFault."""
+        """Return at most ``size`` bytes at ``position``. Raises LocalFault."""
         try:
             return os.pread(self._descriptor, size, position)
         except OSError as error:
             raise local_fault(f"read {self._path}", error) from error
 
     def space(self) -> Space | None:
-        """Return the space of the file system, None where it is unknown."""
+        """Return the space of the file system, None if it is unknown."""
         with self._lock:
-            return disk.space_or_none(self._descriptor)
+            return freespace.space_or_none(self._descriptor)
 
     def reserve(self, position: int, size: int) -> bool:
-        """Reserve blocks without a change of the file's length; return whether that was
+        """Reserve blocks without changing the file's length; return whether that was
         possible."""
         with self._lock, suppress(OSError):
-            return disk.reserve(self._descriptor, position, size, keep_size=True)
+            return freespace.reserve(self._descriptor, position, size, keep_size=True)
         return False
 
     def close(self) -> None:
-        """Close the descriptor, once. Raises LocalFault, on each call, if close(2)
-        reports a failed write."""
+        """Close the descriptor once. Raises LocalFault, on each call, if close(2)
+        reported a failed write."""
         with self._lock:
             descriptor, self._descriptor = self._descriptor, _CLOSED
             if descriptor >= 0 and self._closes:

@@ -1,14 +1,14 @@
-"""Find or create the part file of a target: locked, and known to be dlpool's.
+"""Find or create the part file of a target, locked and recognized as dlpool's.
 
 Other programs use the suffix ``.part``, too. A file of that name is dlpool's if it has
 the extended attribute ``MARK``, or if a state file of dlpool is beside it; any other
-file is refused and not changed, also an empty one.
+file, even an empty one, is refused and not changed.
 
-So that a kill never leaves a part file that the next run would refuse, it is created
+A kill must never leave a part file that the next run would refuse. So it is created
 without a name (O_TMPFILE), locked and marked, and only then linked to its name. Where
-the file system cannot do that, or has no extended attributes, a placeholder of the
-state file is written before the part file is created; it stays as long as there is no
-mark and no state. See open(2), xattr(7).
+the file system does not support that, or has no extended attributes, a placeholder of
+the state file is written before the part file is created; it remains until there is a
+mark or a state. See open(2), xattr(7).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from dlpool import disk
 from dlpool.errors import ForeignFile, LocalFault, Locked
 from dlpool.filelock import FileLock, LockForeign, LockHeld
 from dlpool.transfer.job import Notify
+from dlpool.transfer.target.file.statefile import StateFile
 from dlpool.transfer.target.names import PART_SUFFIX
-from dlpool.transfer.target.state import StateFile
 
 MARK = "user.dlpool.part"
 MAX_OPEN_ATTEMPTS = 100
@@ -35,7 +35,7 @@ _MODE = 0o666
 
 @dataclass(frozen=True)
 class OpenPart:
-    """A part file that is open and locked. ``is_new``: it was created by this call."""
+    """An open, locked part file. ``is_new``: it was created by this call."""
 
     descriptor: int
     status: os.stat_result
@@ -48,7 +48,7 @@ class PartOpener:
     """Opens the part file of one target, initially and after each restart. Used by one
     thread.
 
-    ``path`` may change to another spelling of the name, see ``_is_spelt_so``.
+    ``path`` may change to another spelling of the name, see ``_has_exact_name``.
     """
 
     def __init__(self, target: Path, *, sync: bool, notify: Notify) -> None:
@@ -60,8 +60,8 @@ class PartOpener:
     def open(self) -> OpenPart:
         """Open or create the part file, and create missing parent folders.
 
-        Raises Locked if another download holds its lock, ForeignFile for a file that is
-        not dlpool's, LocalFault.
+        Raises Locked if another download holds its lock, ForeignFile for a file that
+        dlpool did not create, LocalFault.
         """
         for _ in range(MAX_OPEN_ATTEMPTS):
             with disk.translated(f"open {self.path}"):
@@ -90,7 +90,7 @@ class PartOpener:
         )
 
     def _existing(self) -> OpenPart | None:
-        """Return the existing part file; None if there is none or it was replaced
+        """Return the existing part file; None if it does not exist or was replaced
         meanwhile. Raises OSError."""
         try:
             descriptor = os.open(self.path, _FLAGS)
@@ -120,7 +120,7 @@ class PartOpener:
 
     def _was_published(self, status: os.stat_result) -> bool:
         """Return whether the file is the target, as after a kill between link and
-        removal; remove its name then."""
+        removal; remove its part name then."""
         if status.st_nlink == 1 or not disk.is_name_of(
             self._target, disk.identity_of(status)
         ):
@@ -128,14 +128,13 @@ class PartOpener:
         disk.remove(self.path)
         return True
 
-    def _is_spelt_so(self) -> bool:
-        """Return whether the folder has the exact name; else set ``path`` to the
+    def _has_exact_name(self) -> bool:
+        """Return whether the folder has the exact name; otherwise set ``path`` to the
         folder's spelling. Raises OSError.
 
         A case-insensitive file system in user space may show one file with a different
-        inode number for each spelling of its name, and a lock by one spelling does not
-        exclude one by another. The known ones of these file systems have no extended
-        attributes.
+        inode number for each spelling of its name, so that a lock by one spelling does
+        not exclude a lock by another. The known ones have no extended attributes.
         """
         wanted, found = self.path.name, None
         with os.scandir(self.path.parent) as entries:
@@ -160,15 +159,15 @@ class PartOpener:
             # another download removed its mark and published it since it was opened
             return None
         if StateFile.for_target(self._target, sync=False).is_recognized():
-            return _mark(descriptor) or (None if not self._is_spelt_so() else False)
+            return _mark(descriptor) or (None if not self._has_exact_name() else False)
         raise ForeignFile(
             f"{self.path} was not made by dlpool: move it away, or choose another name "
             f"for the download"
         )
 
     def _created(self, held: FileLock | None = None) -> OpenPart | None:
-        """Create a part file; None if another process created one meanwhile. Raises
-        OSError.
+        """Create a part file; return None if another process created one meanwhile.
+        Raises OSError.
 
         ``held``: a lock file that this process holds already.
         """
@@ -180,8 +179,8 @@ class PartOpener:
         return opened or self._named(held)
 
     def _linked(self, descriptor: int, held: FileLock | None) -> OpenPart | None:
-        """Lock and mark an unnamed file, and link it to its name; None if that is not
-        supported.
+        """Lock and mark an unnamed file, and link it to its name; return None if that
+        is not supported.
 
         Raises FileExistsError if another file has the name, OSError.
         """

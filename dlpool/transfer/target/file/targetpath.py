@@ -1,4 +1,4 @@
-"""What may be the target of a download: a regular file, or a free name for one."""
+"""Check the path of a target: it must be a regular file, or a free name for one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from pathlib import Path
 from dlpool.disk import translated
 from dlpool.errors import LocalFault, PolicyRefused
 from dlpool.transfer.target.names import MAX_NAME_BYTES, RESERVED_SUFFIXES
+from dlpool.transfer.target.protocol import TargetPresent
 
 
 def resolve_target(target: Path) -> tuple[Path, bool]:
-    """The path that will be renamed to, and whether it exists: links followed.
+    """Return the path that the part file will be renamed to, with symbolic links
+    resolved, and whether it exists.
 
-    Raises PolicyRefused, LocalFault for what cannot be a target.
+    Raises PolicyRefused for a reserved name, LocalFault for a path that cannot be a
+    target.
     """
     with translated(f"use the path {str(target)[:200]}"):
         _check_name(target)
@@ -34,6 +37,13 @@ def resolve_target(target: Path) -> tuple[Path, bool]:
     if not stat.S_ISREG(status.st_mode):
         raise LocalFault(f"{target} exists and is not a regular file")
     return real, True
+
+
+def target_present(path: Path, *, is_published: bool) -> TargetPresent:
+    """Return the exception for a target that exists; ``is_published``: by an earlier
+    run. Raises LocalFault."""
+    with translated(f"access {path}"):
+        return TargetPresent(path, path.stat().st_size, is_published=is_published)
 
 
 def _check_name(path: Path) -> None:

@@ -76,12 +76,11 @@ class Resting(ChunkScheduler):
         super().__init__(lambda: 100.0)
         self.rests: list[float] = []
         self.on_rest: Callable[[], None] = lambda: None
-        self.scope.sleep = self._sleep  # type: ignore[method-assign]
 
-    def _sleep(self, seconds: float) -> None:
+    def rest(self, seconds: float) -> None:
         self.rests.append(seconds)
         self.on_rest()
-        self.scope.raise_if_cancelled()
+        self.check()
 
 
 class Bench:
@@ -103,7 +102,7 @@ class Bench:
         self.replies: list[Pieces] = []
         self.exchanges: list[object] = []
         self._answers = list(answers)
-        monkeypatch.setattr("dlpool.transfer.sample_check.request_range", self._ask)
+        monkeypatch.setattr("dlpool.transfer.sample_check.ask_further", self._ask)
 
     def _ask(
         self, _context: TransferContext, exchange: Exchange, span: ByteRange, known: RemoteResource
@@ -179,7 +178,7 @@ def test_only_what_was_joined_without_a_validator_is_checked(
     has_ranges: bool, responses: int, etag: str | None, is_needed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = Bench(monkeypatch)
-    del bench.context.evidence._received[responses:]
+    del bench.context.evidence._brought[responses:]
     plan = replace(bench.plan, has_ranges=has_ranges, resource=RemoteResource(len(DATA), etag))
     assert SampleCheck(bench.context, plan).is_needed is is_needed
 
@@ -261,7 +260,7 @@ def test_our_own_network_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_stopped_download_asks_for_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(monkeypatch)
-    bench.board.scope.cancel(errors.Cancelled("cancelled"))
+    bench.board.stop(errors.Cancelled("cancelled"))
     with pytest.raises(errors.Cancelled):
         bench.check.run()
     assert (bench.asked, bench.file.closed) == ([], 1)

@@ -26,6 +26,7 @@ from dlpool.transfer.job import Checksum, Job
 from dlpool.transfer.probe import Probe, ProbeResult, ResumeStep, resume_step
 from dlpool.transfer.scheduler import ChunkScheduler, ChunkSnapshot
 from dlpool.transfer.target.file.output import FileOutput
+from dlpool.transfer.target.protocol import TargetOptions
 from tests.conftest import make_data, wait_until
 from tests.fakes import Events
 from tests.origin import LAST_MODIFIED, Connection, File, Handler, Origin, Request
@@ -106,7 +107,7 @@ class Opener:
         self.names.append(name)
         job = self.context.job
         self.place = FileOutput(
-            job, self.folder / name, if_exists="overwrite", resume=True, sync=False, notify=self.events
+            job, self.folder / name, TargetOptions("overwrite", resume=True, sync=False), notify=self.events
         )
         return self.place
 
@@ -124,7 +125,7 @@ class Opener:
     ) -> None:
         """Leave a download of which 2,000 bytes are on disk."""
         job = Job(f"{self.origin.url}{url_path or self.url_path}", self.folder / self.name, checksum=self.checksum)
-        place = FileOutput(job, job.target, if_exists="overwrite", resume=True, sync=False, notify=self.events)
+        place = FileOutput(job, job.target, TargetOptions("overwrite", resume=True, sync=False), notify=self.events)
         place.enable_checkpoints(resource)
         place.part.locked_writer().write(0, memoryview(DATA[:2000]))
         place.checkpoint(ChunkSnapshot(chunks or [Chunk(0, SIZE, 2000, 2000)], 2000))
@@ -316,8 +317,8 @@ def test_a_new_file_is_planned_by_its_first_answers(
     assert opened.plan.resumed_from == 0
     assert DATA.startswith(opener.body)
     assert len(opener.body) == (SIZE if not has_ranges else opened.answer.length)
-    assert opened.plan.output is opener.place
-    assert not opened.plan.output.has_state, "nothing has been committed yet"
+    assert opened.plan.target is opener.place
+    assert not opened.plan.target.has_state, "nothing has been committed yet"
 
 
 def test_a_part_without_a_byte_and_a_total_may_be_of_a_file_of_one_byte(opener: Opener) -> None:
@@ -354,7 +355,7 @@ def test_a_file_of_unknown_size_is_one_open_chunk(opener: Opener) -> None:
     opener.script, opener.settings = [handle], {"max_file_size": 10}
     opened = opener.open()
     assert (opened.plan.resource.size, opened.plan.has_ranges, opener.body) == (None, False, DATA)
-    assert opened.plan.output.part.length == 0
+    assert opened.plan.target.length == 0
 
 
 def test_a_server_that_refuses_ranges_gets_one_connection(opener: Opener) -> None:
@@ -379,7 +380,7 @@ def test_a_file_that_is_hashed_is_dealt_in_pieces(checksum: Checksum | None, ver
 @pytest.mark.parametrize("preallocate", ["truncate", "none"])
 def test_the_part_file_gets_the_length_of_the_file(preallocate: str, opener: Opener) -> None:
     opener.script, opener.settings = [FILE], {"preallocate": preallocate}
-    assert opener.open().plan.output.part.length == (SIZE if preallocate == "truncate" else 0)
+    assert opener.open().plan.target.length == (SIZE if preallocate == "truncate" else 0)
 
 
 @pytest.mark.parametrize(("limit", "is_refused"), [(SIZE, False), (SIZE - 1, True), (None, False)])
@@ -478,7 +479,7 @@ def test_less_than_there_was_of_the_same_version_is_a_contradiction(
     if len(asked) == 1:
         opener.open()
     else:
-        with pytest.raises(errors.ContradictoryAnswer, match="4000 bytes as the complete file, which has 5000 bytes"):
+        with pytest.raises(errors.ContradictoryAnswer, match="4000 bytes as the whole of a file of 5000 bytes"):
             opener.open()
     assert opener.asked == asked
 
@@ -522,7 +523,7 @@ def test_in_a_folder_a_file_is_named_by_the_server_or_the_url(
     url_path: str, script: Script, name: str, opener: Opener
 ) -> None:
     opener.url_path, opener.script, opener.is_folder = url_path, script, True
-    assert opener.open().plan.output.target == opener.folder / name
+    assert opener.open().plan.target.path == opener.folder / name
     assert opener.names == [name]
 
 
@@ -653,7 +654,7 @@ def test_bytes_without_a_validator_are_not_thrown_away_for_a_page(allow_change: 
     opener.begun(RemoteResource(size=SIZE, content_type="a/b"))
     opener.script, opener.settings = [says(200, PAGE, b"<p>")], {"allow_change": allow_change}
     if allow_change:
-        assert opener.open().plan.output.part.length == 0
+        assert opener.open().plan.target.length == 0
     else:
         with pytest.raises(errors.UnexpectedContent, match="allow-change fetches the new one"):
             opener.open()
@@ -665,8 +666,8 @@ def test_bytes_without_a_validator_are_replaced_by_a_file(opener: Opener) -> Non
     opener.begun(RemoteResource(size=SIZE))
     opener.script = [FILE]
     opened = opener.open()
-    assert (opener.asked, opened.plan.resumed_from, opened.plan.output.unverifiable) == (["0-999"], 0, None)
-    assert opened.plan.output.part.length == 0
+    assert (opener.asked, opened.plan.resumed_from, opened.plan.target.unverifiable) == (["0-999"], 0, None)
+    assert opened.plan.target.length == 0
 
 
 # --- what proves saved bytes ---

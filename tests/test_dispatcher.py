@@ -10,9 +10,11 @@ import pytest
 
 from dlpool.config import LimitSettings
 from dlpool.jobs.host_slots import SlotReply
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import FinishRequest, JobLease
+from dlpool.service.inflight import InFlightPhase
 from dlpool.service.job_log import trace_id_of
-from dlpool.service.queue.messages import HostHeld, HostSlotDecided, ResultRecorded
+from dlpool.service.queue.messages import HostHeld, HostSlotAnswered, ResultRecorded
 from dlpool.service.wire import frames as frames_module
 from dlpool.service.wire.frames import (
     CancelFrame,
@@ -29,6 +31,7 @@ from dlpool.service.wire.frames import (
     StatusFrame,
     VerifiedFrame,
 )
+from dlpool.service.wire.results import AttemptResult
 from dlpool.transfer.target.state import url_digest
 from tests.bench import URL, Bench, job_of
 
@@ -40,51 +43,51 @@ def bench(tmp_path: Path) -> Bench:
 
 def ended(name: str = "a", ending: str = "succeeded", **fields: Any) -> EndedFrame:
     result = {"size": 3, "seconds": 0.5} if ending == "succeeded" else {}
-    return EndedFrame(f"{name}.1", ending, f"/data/{name}", result, **fields)
+    return EndedFrame(f"{name}.1", AttemptResult(ending), f"/data/{name}", result, **fields)
 
 
 # --- in ---
 
 
 def test_a_claimed_job_waits_for_a_worker(bench: Bench) -> None:
-    bench.crew.needs_reconcile = False
-    bench.crew.accept(job_of(trace_id="t" * 32), 5.0)
-    held = bench.ledger.get("a.1")
+    bench.dispatcher.needs_reconcile = False
+    bench.dispatcher.accept(job_of(trace_id="t" * 32), 5.0)
+    held = bench.in_flight.get("a.1")
     assert held is not None and held.job is not None
     assert (held.job.url, held.leased_until, held.trace_id) == (URL, 5.0, "t" * 32)
-    assert bench.told.ended == [] and bench.lines.kept == [] and not bench.crew.needs_reconcile
+    assert bench.told.ended == [] and bench.lines.kept == [] and not bench.dispatcher.needs_reconcile
 
 
 def test_a_job_that_saw_a_worker_die_is_news_at_once(bench: Bench) -> None:
-    bench.crew.needs_reconcile = False
-    bench.crew.accept(job_of(crashes=1), 0.0)
-    assert bench.crew.needs_reconcile
-    bench.crew.accept(job_of("b"), 0.0)
-    assert bench.crew.needs_reconcile
+    bench.dispatcher.needs_reconcile = False
+    bench.dispatcher.accept(job_of(crashes=1), 0.0)
+    assert bench.dispatcher.needs_reconcile
+    bench.dispatcher.accept(job_of("b"), 0.0)
+    assert bench.dispatcher.needs_reconcile
 
 
 def test_a_new_dispatcher_has_news_and_doubts_nothing(bench: Bench) -> None:
-    assert bench.crew.needs_reconcile and bench.doubts == []
+    assert bench.dispatcher.needs_reconcile and bench.node_faults == []
 
 
 def test_a_job_that_is_none_ends_once_however_often_it_is_claimed(bench: Bench) -> None:
     for _ in range(2):
-        bench.crew.accept(job_of(raw=b"none"), 0.0)
+        bench.dispatcher.accept(job_of(raw=b"none"), 0.0)
     (ending,) = bench.told.ended
     assert (ending.disposition, ending.note["label"], ending.host) == ("failed", "malformed", "")
     assert ending.trace_id == trace_id_of("a", None)
     assert bench.lines.kept == []
-    held = bench.ledger.get("a.1")
-    assert held is not None and held.is_ending and bench.ledger.busy == 0
+    held = bench.in_flight.get("a.1")
+    assert held is not None and held.is_recording and bench.in_flight.busy == 0
 
 
 def test_a_job_that_is_claimed_twice_runs_once(bench: Bench) -> None:
     held = bench.held()
     worker = bench.worker()
-    bench.crew.assign_waiting()
-    bench.crew.accept(job_of(), 9.0)
-    bench.crew.assign_waiting()
-    assert bench.ledger.get("a.1") is held and held.leased_until == 0.0
+    bench.dispatcher.assign_waiting()
+    bench.dispatcher.accept(job_of(), 9.0)
+    bench.dispatcher.assign_waiting()
+    assert bench.in_flight.get("a.1") is held and held.leased_until == 0.0
     assert [type(frame) for frame in worker.heard()] == [JobFrame]
 
 
@@ -96,36 +99,41 @@ def broken(*_: object, **__: object) -> Any:
 def test_a_defect_while_a_job_is_taken_in_fails_it_and_is_logged(
     bench: Bench, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target: Any = type(bench.crew.policy) if place == "judge" else bench.doorman
-    monkeypatch.setattr(target, "admit" if place == "judge" else "turned_away", broken)
-    bench.crew.accept(job_of(), 0.0)
+    target: Any = type(bench.dispatcher.policy) if place == "judge" else bench.host_admission
+    monkeypatch.setattr(target, "admit", broken)
+    bench.dispatcher.accept(job_of(), 0.0)
     (ending,) = bench.told.ended
     assert (ending.disposition, ending.note["label"], ending.trace_id) == ("failed", "internal", trace_id_of("a", None))
-    (line,) = bench.lines.named("job_broke")
+    (line,) = bench.lines.named("job_internal_error")
     assert line.level == "error" and isinstance(line.fields["error"], ZeroDivisionError)
-    held = bench.ledger.get("a.1")
-    assert held is not None and held.is_ending and bench.ledger.busy == 0
+    held = bench.in_flight.get("a.1")
+    assert held is not None and held.is_recording and bench.in_flight.busy == 0
 
 
 def test_a_defect_at_the_second_claim_of_a_job_does_not_end_its_run(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = bench.held()
-    monkeypatch.setattr(type(bench.crew.policy), "admit", broken)
-    bench.crew.accept(job_of(), 0.0)
-    assert bench.told.ended == [] and not held.is_ending and bench.ledger.get("a.1") is held
-    assert bench.lines.events == ["job_broke"]
+    monkeypatch.setattr(type(bench.dispatcher.policy), "admit", broken)
+    bench.dispatcher.accept(job_of(), 0.0)
+    assert bench.told.ended == [] and not held.is_recording and bench.in_flight.get("a.1") is held
+    assert bench.lines.events == ["job_internal_error"]
 
 
 def test_a_job_of_a_host_that_does_not_want_to_be_asked_is_parked(bench: Bench) -> None:
     bench.hosts.hold("host", 30.0)
-    bench.crew.accept(job_of(is_paid=True), 0.0)
+    bench.dispatcher.accept(job_of(is_start_reserved=True), 0.0)
     ending = bench.last()
-    assert (ending.disposition, ending.host, ending.delay_s, ending.is_start_reserved) == ("park", "host", 30.0, True)
+    assert (ending.disposition, ending.host, ending.delay_s, ending.is_start_reserved) == (
+        "throttle",
+        "host",
+        30.0,
+        True,
+    )
     assert ending.trace_id == trace_id_of("a", None)
     bench.worker()
-    bench.crew.assign_waiting()
-    assert [held.worker_pid for held in bench.ledger.all()] == [None]
+    bench.dispatcher.assign_waiting()
+    assert [held.worker_pid for held in bench.in_flight.all()] == [None]
 
 
 def test_a_host_that_may_be_asked_within_a_second_is_waited_for(bench: Bench) -> None:
@@ -140,14 +148,14 @@ def test_a_host_with_fewer_places_gets_no_more_jobs_than_it_bears(bench: Bench, 
     for number in range(before):
         bench.held(str(number))
     bench.held("other", url="http://other/x")
-    bench.ledger.mark_ending(bench.held("over"))
-    bench.crew.accept(job_of("none", raw=b"none"), 0.0)
+    bench.in_flight.set_phase(bench.held("over"), InFlightPhase.RECORDING)
+    bench.dispatcher.accept(job_of("none", raw=b"none"), 0.0)
     bench.told.ended.clear()
-    bench.of_hosts.record_refusal("host", lambda: 4)
-    bench.held("a", is_paid=True)
+    bench.concurrency.record_refusal("host", lambda: 4)
+    bench.held("a", is_start_reserved=True)
     assert len(bench.told.ended) == is_parked
     for ending in bench.told.ended:
-        assert (ending.disposition, ending.host, ending.delay_s) == ("park", "host", 5.0)
+        assert (ending.disposition, ending.host, ending.delay_s) == ("throttle", "host", 5.0)
         assert ending.waits_for_slot and ending.is_start_reserved
 
 
@@ -158,15 +166,15 @@ def test_a_job_goes_to_a_worker_and_both_know(bench: Bench, monkeypatch: pytest.
     monkeypatch.setattr("dlpool.service.dispatcher.time", bench.clock)
     worker = bench.worker()
     held = bench.held()
-    bench.crew.assign_waiting()
+    bench.dispatcher.assign_waiting()
     (frame,) = worker.heard()
     assert isinstance(frame, JobFrame) and (frame.lease_id, frame.url, frame.attempt) == ("a.1", URL, 1)
     assert (held.worker_pid, held.assigned_at) == (worker.handle.pid, bench.clock.now)
     assert worker.handle.jobs == {"a.1"} and worker.handle.assigned_count == 1
-    assert bench.trail.entries() == {
+    assert bench.journal.entries() == {
         "a": CleanupEntry("a", url_digest(URL), "/data/a", None, True, 1, trace_id_of("a", None))
     }
-    bench.crew.assign_waiting()
+    bench.dispatcher.assign_waiting()
     assert worker.heard() == []
 
 
@@ -177,29 +185,29 @@ def test_a_job_that_is_too_large_for_a_frame_fails_and_others_do_not(
     bench.held("a", url=f"http://host/{'x' * 2000}")
     bench.held("b")
     monkeypatch.setattr(frames_module, "MAX_FRAME", 1000)
-    bench.crew.assign_waiting()
+    bench.dispatcher.assign_waiting()
     (ending,) = bench.told.ended
     assert (ending.lease.job_id, ending.disposition, ending.note["label"]) == ("a", "failed", "bad_job")
     assert worker.handle.jobs == {"b.1"} and worker.handle.assigned_count == 1
-    assert set(bench.trail.entries()) == {"b"}
+    assert set(bench.journal.entries()) == {"b"}
 
 
 def test_suspect_jobs_run_alone_and_are_counted_until_they_end(bench: Bench) -> None:
-    ordinary, alone = bench.worker(), bench.worker(1, is_alone=True)
+    ordinary, alone = bench.worker(), bench.worker(1, is_quarantine=True)
     suspect, other = bench.held("a", crashes=2), bench.held("b")
-    assert bench.crew.count_quarantined() == 1
-    bench.crew.assign_waiting()
+    assert bench.dispatcher.count_quarantined() == 1
+    bench.dispatcher.assign_waiting()
     assert (suspect.worker_pid, other.worker_pid) == (alone.handle.pid, ordinary.handle.pid)
-    assert bench.crew.count_quarantined() == 1
-    bench.ledger.mark_ending(suspect)
-    assert bench.crew.count_quarantined() == 0
+    assert bench.dispatcher.count_quarantined() == 1
+    bench.in_flight.set_phase(suspect, InFlightPhase.RECORDING)
+    assert bench.dispatcher.count_quarantined() == 0
 
 
-@pytest.mark.parametrize("why", ["is_ending", "is_lost", "is_at_door"])
-def test_what_must_not_begin_is_given_to_no_worker(bench: Bench, why: str) -> None:
+@pytest.mark.parametrize("phase", [one for one in InFlightPhase if one is not InFlightPhase.WAITING])
+def test_what_must_not_begin_is_given_to_no_worker(bench: Bench, phase: InFlightPhase) -> None:
     worker = bench.worker()
-    setattr(bench.held(), why, True)
-    bench.crew.assign_waiting()
+    bench.held().phase = phase
+    bench.dispatcher.assign_waiting()
     assert worker.heard() == []
 
 
@@ -208,10 +216,10 @@ def test_what_must_not_begin_is_given_to_no_worker(bench: Bench, why: str) -> No
 
 def test_a_worker_that_is_up_is_news(bench: Bench) -> None:
     worker = bench.worker(is_ready=False)
-    bench.crew.needs_reconcile = False
+    bench.dispatcher.needs_reconcile = False
     worker.say(HelloFrame(1))
-    bench.crew.read_frames(worker.handle)
-    assert worker.handle.is_ready and bench.crew.needs_reconcile
+    bench.dispatcher.read_frames(worker.handle)
+    assert worker.handle.is_ready and bench.dispatcher.needs_reconcile
     assert bench.lines.events == ["worker_started"]
 
 
@@ -221,35 +229,36 @@ def test_a_heartbeat_brings_counts_and_progress(bench: Bench) -> None:
     one.missing_bytes = 9
     worker.say(StatusFrame({"gone.1": {}, "a.1": {"done": 1}, "b.1": {"done": 2}}, {"received": 5.0}, {"b.1": 7}))
     worker.say(StatusFrame({}, {"received": 8.0}))
-    bench.crew.read_frames(worker.handle)
+    bench.dispatcher.read_frames(worker.handle)
     assert (one.progress, one.missing_bytes, two.progress, two.missing_bytes) == ({"done": 1}, 0, {"done": 2}, 7)
-    assert bench.meter.received_bytes == 8 == bench.value("dlpool_received_bytes_total")
+    assert bench.collector.received_bytes == 8 == bench.value("dlpool_received_bytes_total")
 
 
 @pytest.mark.parametrize(("is_held", "is_lost"), [(True, False), (True, True), (False, False)])
 def test_a_verified_job_is_asked_about_unless_it_is_lost(bench: Bench, is_held: bool, is_lost: bool) -> None:
     worker = bench.worker()
     if is_held:
-        bench.held("a", worker).is_lost = is_lost
+        held = bench.held("a", worker)
+        held.phase = InFlightPhase.FENCED_OFF if is_lost else held.phase
     worker.say(VerifiedFrame("a.1"))
-    bench.crew.read_frames(worker.handle)
+    bench.dispatcher.read_frames(worker.handle)
     if is_held and not is_lost:
-        assert bench.told.asked == [JobLease("a", 1)] and worker.heard() == []
+        assert bench.told.checked == [JobLease("a", 1)] and worker.heard() == []
     else:
-        assert bench.told.asked == [] and worker.heard() == [LostFrame("a.1")]
+        assert bench.told.checked == [] and worker.heard() == [LostFrame("a.1")]
 
 
 @pytest.mark.parametrize(
-    ("is_alone", "is_its", "is_free"), [(False, True, True), (True, True, False), (False, False, False)]
+    ("is_quarantine", "is_its", "is_free"), [(False, True, True), (True, True, False), (False, False, False)]
 )
 def test_a_job_that_only_waits_for_the_disk_frees_its_slot(
-    bench: Bench, is_alone: bool, is_its: bool, is_free: bool
+    bench: Bench, is_quarantine: bool, is_its: bool, is_free: bool
 ) -> None:
-    worker = bench.worker(is_alone=is_alone)
+    worker = bench.worker(is_quarantine=is_quarantine)
     held = bench.held("a", worker if is_its else None)
     worker.say(FinishingFrame("a.1"), FinishingFrame("gone.1"))
-    bench.crew.read_frames(worker.handle)
-    assert (held.is_finishing, worker.handle.finishing, bench.ledger.busy) == (
+    bench.dispatcher.read_frames(worker.handle)
+    assert (held.phase is InFlightPhase.FINISHING, worker.handle.finishing, bench.in_flight.busy) == (
         is_free,
         {"a.1"} if is_free else set(),
         0 if is_free else 1,
@@ -259,25 +268,25 @@ def test_a_job_that_only_waits_for_the_disk_frees_its_slot(
 def test_a_host_that_a_worker_was_told_to_spare_is_told_to_all(bench: Bench) -> None:
     one, other = bench.worker(), bench.worker()
     one.say(HoldFrame("host", 20.0))
-    bench.crew.read_frames(one.handle)
+    bench.dispatcher.read_frames(one.handle)
     assert one.heard() == other.heard() == [HoldFrame("host", 20.0)]
     assert bench.told.holds == [HostHeld("host", 20.0)]
     assert bench.lines.kept == [("info", "host_held", {"host": "host", "seconds": 20.0, "is_ours": True})]
     one.say(HoldFrame("host", 20.5))
-    bench.crew.read_frames(one.handle)
+    bench.dispatcher.read_frames(one.handle)
     assert one.heard() == [] and len(bench.told.holds) == 1
 
 
 def test_what_a_worker_has_cleaned_leaves_the_trail(bench: Bench) -> None:
     worker = bench.worker()
     job = CleanupEntry("a", url_digest(URL), "/data/a", None, True, 1)
-    bench.cleaner.record_start(job)
-    bench.cleaner.enqueue([job], worker.handle.pid)
-    bench.cleaner.send_requests(now=True)
-    assert worker.heard() == [CleanFrame([list(job)])] and bench.trail.entries() == {"a": job}
+    bench.cleanup.record_start(job)
+    bench.cleanup.enqueue([job], worker.handle.pid)
+    bench.cleanup.send_requests(now=True)
+    assert worker.heard() == [CleanFrame([list(job)])] and bench.journal.entries() == {"a": job}
     worker.say(CleanedFrame(["a", "gone"]))
-    bench.crew.read_frames(worker.handle)
-    assert bench.trail.entries() == {} and worker.handle.cleanup_requests == {}
+    bench.dispatcher.read_frames(worker.handle)
+    assert bench.journal.entries() == {} and worker.handle.cleanup_requests == {}
 
 
 # --- how they end ---
@@ -289,24 +298,24 @@ def test_a_success_is_recorded_with_what_it_left(bench: Bench, monkeypatch: pyte
     held = bench.held("a", worker)
     held.assigned_at = bench.clock.now - 3.0
     worker.handle.finishing.add("a.1")
-    worker.say(ended(leaves_state=False, stack="s"))
-    bench.crew.read_frames(worker.handle)
+    worker.say(ended(needs_cleanup=False, stack="s"))
+    bench.dispatcher.read_frames(worker.handle)
     ending = bench.last()
     assert (ending.disposition, ending.trace_id, ending.host) == ("success", held.trace_id, "")
     assert (held.path, held.needs_cleanup, held.stack) == ("/data/a", False, "s")
-    assert held.is_ending and bench.ledger.busy == 0
+    assert held.is_recording and bench.in_flight.busy == 0
     assert worker.handle.jobs == worker.handle.finishing == set()
-    assert bench.value("dlpool_job_seconds_sum", ending="succeeded") == 3.0
+    assert bench.value("dlpool_job_seconds_sum", attempt_result="succeeded") == 3.0
     worker.say(ended())
-    bench.crew.read_frames(worker.handle)
-    assert len(bench.told.ended) == 1 == bench.value("dlpool_job_seconds_count", ending="succeeded")
-    assert bench.trail.entries() == {}
+    bench.dispatcher.read_frames(worker.handle)
+    assert len(bench.told.ended) == 1 == bench.value("dlpool_job_seconds_count", attempt_result="succeeded")
+    assert bench.journal.entries() == {}
 
 
 def test_an_end_of_what_is_not_held_or_was_no_job_says_nothing(bench: Bench) -> None:
     worker = bench.worker()
     worker.say(ended("gone"))
-    bench.crew.read_frames(worker.handle)
+    bench.dispatcher.read_frames(worker.handle)
     assert bench.told.ended == [] and bench.lines.kept == []
 
 
@@ -314,19 +323,19 @@ def test_a_path_that_the_server_named_is_on_the_trail_before_the_record(bench: B
     worker = bench.worker()
     bench.held("a", worker)
     worker.say(replace(ended(), path="/data/named"))
-    bench.crew.read_frames(worker.handle)
-    noted = bench.trail.entries()["a"]
+    bench.dispatcher.read_frames(worker.handle)
+    noted = bench.journal.entries()["a"]
     assert (noted.path, noted.has_failed) == ("/data/named", True)
 
 
 def test_a_broken_disk_is_told_once_and_fails_no_job(bench: Bench) -> None:
-    worker, crew = bench.worker(), bench.crew
+    worker, crew = bench.worker(), bench.dispatcher
     for name in ("a", "b", "c", "d"):
         bench.held(name, worker)
     crew.needs_reconcile = False
     worker.say(ended("a", "node_fault", label="no_space", message="full"))
     crew.read_frames(worker.handle)
-    assert crew.needs_reconcile and bench.doubts == [bench.clock.now]
+    assert crew.needs_reconcile and bench.node_faults == [bench.clock.now]
     assert (bench.last().disposition, bench.last().delay_s) == ("release", 30.0)
     (line,) = bench.lines.named("node_fault")
     assert line.level == "warning" and line.fields["label"] == "no_space" and line.fields["reason"] == "full"
@@ -334,18 +343,19 @@ def test_a_broken_disk_is_told_once_and_fails_no_job(bench: Bench) -> None:
     for name, ending in (("b", "locked"), ("c", "no_room"), ("d", "succeeded")):
         worker.say(ended(name, ending))
         crew.read_frames(worker.handle)
-    assert not crew.needs_reconcile and len(bench.lines.named("node_fault")) == len(bench.doubts) == 1
+    assert not crew.needs_reconcile and len(bench.lines.named("node_fault")) == len(bench.node_faults) == 1
 
 
 @pytest.mark.parametrize(("is_lost", "ending"), [(True, "succeeded"), (False, "lost")])
 def test_a_job_of_another_supervisor_ends_without_a_record(bench: Bench, is_lost: bool, ending: str) -> None:
     worker = bench.worker()
-    bench.held("a", worker).is_lost = is_lost
+    held = bench.held("a", worker)
+    held.phase = InFlightPhase.FENCED_OFF if is_lost else held.phase
     worker.say(ended("a", ending))
-    bench.crew.read_frames(worker.handle)
-    assert bench.told.ended == [] and len(bench.ledger) == 0
+    bench.dispatcher.read_frames(worker.handle)
+    assert bench.told.ended == [] and len(bench.in_flight) == 0
     assert [(line.level, line.event) for line in bench.lines.kept] == [("warning", "job_lost")]
-    assert bench.value("dlpool_requeued_jobs_total", outcome="lost", label="") == 1
+    assert bench.value("dlpool_requeued_jobs_total", disposition="lost", label="") == 1
 
 
 def test_a_host_that_turns_jobs_away_gets_fewer_and_is_named_when_one_leaves(bench: Bench) -> None:
@@ -353,8 +363,8 @@ def test_a_host_that_turns_jobs_away_gets_fewer_and_is_named_when_one_leaves(ben
     for name in "abcd":
         bench.held(name, worker)
     worker.say(ended("a", "retry", label="server_busy", message="503"))
-    bench.crew.read_frames(worker.handle)
-    assert bench.of_hosts.is_limited("host") and bench.last().host == "host"
+    bench.dispatcher.read_frames(worker.handle)
+    assert bench.concurrency.is_limited("host") and bench.last().host == "host"
     assert [(line.event, line.fields["jobs"]) for line in bench.lines.kept] == [("host_jobs_changed", 2)]
     assert (bench.last().disposition, bench.last().delay_s) == ("retry", 5.0)
 
@@ -363,20 +373,20 @@ def test_a_slot_at_a_host_is_given_back_with_the_end(bench: Bench) -> None:
     worker = bench.worker()
     bench.held("a", worker).slot_host = "host"
     worker.say(ended())
-    bench.crew.read_frames(worker.handle)
+    bench.dispatcher.read_frames(worker.handle)
     assert bench.last().host == "host"
 
 
 def test_a_defect_in_leaving_a_host_does_not_change_how_a_job_ends(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench.doorman, "left", broken)
+    monkeypatch.setattr(bench.host_admission, "released_host", broken)
     worker = bench.worker()
     bench.held("a", worker).slot_host = "host"
     worker.say(ended())
-    bench.crew.read_frames(worker.handle)
+    bench.dispatcher.read_frames(worker.handle)
     assert (bench.last().disposition, bench.last().host) == ("success", "host")
-    assert [(line.level, line.event) for line in bench.lines.kept] == [("error", "job_broke")]
+    assert [(line.level, line.event) for line in bench.lines.kept] == [("error", "job_internal_error")]
 
 
 def test_what_was_aboard_a_dead_worker_goes_back_at_once(bench: Bench) -> None:
@@ -384,25 +394,25 @@ def test_what_was_aboard_a_dead_worker_goes_back_at_once(bench: Bench) -> None:
     for name in "abcd":
         bench.held(name, worker)
     bench.held("e", other)
-    held = {name: bench.ledger.get(f"{name}.1") for name in "abcd"}
+    held = {name: bench.in_flight.get(f"{name}.1") for name in "abcd"}
     assert held["a"] is not None and held["b"] is not None
-    held["a"].is_lost = True
-    bench.ledger.mark_ending(held["b"])
+    held["a"].phase = InFlightPhase.FENCED_OFF
+    bench.in_flight.set_phase(held["b"], InFlightPhase.RECORDING)
     worker.handle.jobs.add("0.1")  # gone from the ledger
     worker.handle.finishing.add("c.1")
     kept = CleanupEntry("x", url_digest(URL), "/data/x", None, True, 1)
     worker.handle.cleanup_requests["x"] = kept
     worker.say(ended("d"))  # its last words
-    bench.crew.reap(worker.handle, "killed by SIGKILL")
+    bench.dispatcher.reap(worker.handle, "killed by SIGKILL")
     assert [(one.lease.job_id, one.disposition, one.note.get("message")) for one in bench.told.ended] == [
         ("d", "success", None),
         ("c", "crash", "killed by SIGKILL"),
     ]
-    assert bench.ledger.get("a.1") is None and len(bench.ledger) == 4
+    assert bench.in_flight.get("a.1") is None and len(bench.in_flight) == 4
     assert worker.handle.jobs == worker.handle.finishing == set()
     assert worker.handle.cleanup_requests == {}
     bench.pool.workers.pop(worker.handle.pid)
-    bench.cleaner.send_requests(now=True)
+    bench.cleanup.send_requests(now=True)
     assert other.heard() == [CleanFrame([list(kept)])]
 
 
@@ -413,9 +423,9 @@ def test_what_was_aboard_a_dead_worker_goes_back_at_once(bench: Bench) -> None:
 def test_a_verified_job_is_published_if_it_is_still_ours(bench: Bench, is_ours: bool) -> None:
     worker = bench.worker()
     held = bench.held("a", worker)
-    bench.crew.handle_fence_check("a.1", is_ours=is_ours)
+    bench.dispatcher.handle_fence_check("a.1", is_ours=is_ours)
     assert worker.heard() == ([PublishFrame("a.1")] if is_ours else [LostFrame("a.1")])
-    assert held.is_lost == (not is_ours)
+    assert held.is_fenced_off == (not is_ours)
 
 
 @pytest.mark.parametrize("is_ours", [True, False])
@@ -423,24 +433,24 @@ def test_an_answer_about_a_job_that_no_worker_has_does_nothing_to_workers(bench:
     worker = bench.worker()
     held = bench.held("a", worker)
     worker.handle.jobs.clear()
-    bench.crew.handle_fence_check("gone.1", is_ours=is_ours)
-    bench.crew.handle_fence_check("a.1", is_ours=True)
+    bench.dispatcher.handle_fence_check("gone.1", is_ours=is_ours)
+    bench.dispatcher.handle_fence_check("a.1", is_ours=True)
     held.worker_pid = 1
-    bench.crew.handle_fence_check("a.1", is_ours=True)
-    assert worker.heard() == [] and len(bench.ledger) == 1
+    bench.dispatcher.handle_fence_check("a.1", is_ours=True)
+    assert worker.heard() == [] and len(bench.in_flight) == 1
 
 
-@pytest.mark.parametrize("state", ["waits", "runs", "is_ending", "is_lost"])
+@pytest.mark.parametrize("state", ["waits", "runs", "RECORDING", "FENCED_OFF"])
 def test_a_job_that_is_lost_stops_without_a_record(bench: Bench, state: str) -> None:
     worker = bench.worker()
     held = bench.held("a", worker if state != "waits" else None)
-    if state.startswith("is_"):
-        setattr(held, state, True)
-    bench.crew.fence_off("a.1")
-    bench.crew.fence_off("gone.1")
+    if state.isupper():
+        held.phase = InFlightPhase[state]
+    bench.dispatcher.fence_off("a.1")
+    bench.dispatcher.fence_off("gone.1")
     assert worker.heard() == ([LostFrame("a.1")] if state == "runs" else [])
-    assert (bench.ledger.get("a.1") is None) == (state == "waits")
-    assert held.is_lost == (state != "is_ending") and bench.told.ended == []
+    assert (bench.in_flight.get("a.1") is None) == (state == "waits")
+    assert held.is_fenced_off == (state in ("runs", "FENCED_OFF")) and bench.told.ended == []
 
 
 @pytest.mark.parametrize("verb", ["cancel", "pause"])
@@ -449,16 +459,16 @@ def test_an_operator_stops_a_waiting_job_at_once_and_a_running_one_by_its_worker
     bench.held("a")
     running = bench.held("b", worker)
     for _ in range(2):
-        bench.crew.request_stop("a.1", verb)
-        bench.crew.request_stop("b.1", verb)
-        bench.crew.request_stop("gone.1", verb)
+        bench.dispatcher.request_stop("a.1", verb)
+        bench.dispatcher.request_stop("b.1", verb)
+        bench.dispatcher.request_stop("gone.1", verb)
     assert [(one.lease.job_id, one.disposition) for one in bench.told.ended] == [
         ("a", {"cancel": "cancelled", "pause": "pause"}[verb])
     ]
-    assert worker.heard() == [CancelFrame("b.1", f"an operator asked to {verb} it")]
-    assert running.requested_action == verb and not running.is_ending
+    assert worker.heard() == [CancelFrame("b.1", f"an operator requested to {verb} the job")]
+    assert running.requested_action == verb and not running.is_recording
     worker.say(ended("b", "released"))
-    bench.crew.read_frames(worker.handle)
+    bench.dispatcher.read_frames(worker.handle)
     assert bench.last().disposition == {"cancel": "cancelled", "pause": "pause"}[verb]
 
 
@@ -466,12 +476,14 @@ def test_a_pause_can_become_a_cancel_but_not_the_other_way_round(bench: Bench) -
     worker = bench.worker()
     held = bench.held("a", worker)
     for verb in ("pause", "cancel", "pause"):
-        bench.crew.request_stop("a.1", verb)
+        bench.dispatcher.request_stop("a.1", verb)
     assert held.requested_action == "cancel"
-    assert worker.heard() == [CancelFrame("a.1", f"an operator asked to {verb} it") for verb in ("pause", "cancel")]
+    assert worker.heard() == [
+        CancelFrame("a.1", f"an operator requested to {verb} the job") for verb in ("pause", "cancel")
+    ]
 
 
-@pytest.mark.parametrize("state", ["is_ending", "is_lost", "no job", "left"])
+@pytest.mark.parametrize("state", ["RECORDING", "FENCED_OFF", "no job", "left"])
 def test_a_job_that_cannot_be_stopped_is_left_alone(bench: Bench, state: str) -> None:
     worker = bench.worker()
     held = bench.held("a", worker)
@@ -480,8 +492,8 @@ def test_a_job_that_cannot_be_stopped_is_left_alone(bench: Bench, state: str) ->
     elif state == "left":
         worker.handle.jobs.clear()  # its worker has said how it ended, or has died
     else:
-        setattr(held, state, True)
-    bench.crew.request_stop("a.1", "cancel")
+        held.phase = InFlightPhase[state]
+    bench.dispatcher.request_stop("a.1", "cancel")
     assert worker.heard() == [] and bench.told.ended == []
 
 
@@ -489,21 +501,26 @@ def test_a_job_at_the_door_begins_when_its_host_has_a_slot(bench: Bench) -> None
     limits = LimitSettings(max_per_host=1)
     bench.hosts.apply(replace(bench.settings, limits=limits))
     worker = bench.worker()
-    held = bench.held("a", is_paid=True)
-    (wish,) = bench.told.wishes
-    assert (wish.ticket, wish.limit.host, wish.limit.most, wish.is_paid) == (JobLease("a", 1), "host", 1, True)
-    assert held.is_at_door and held.slot_host == "host"
-    bench.crew.assign_waiting()
+    held = bench.held("a", is_start_reserved=True)
+    (request,) = bench.told.requests
+    assert (request.lease, request.limit.host, request.limit.most, request.is_start_reserved) == (
+        JobLease("a", 1),
+        "host",
+        1,
+        True,
+    )
+    assert held.phase is InFlightPhase.AWAITING_HOST_SLOT and held.slot_host == "host"
+    bench.dispatcher.assign_waiting()
     assert worker.heard() == []
-    bench.crew.handle_host_slot(HostSlotDecided("a.1", SlotReply(0)))
-    bench.crew.handle_host_slot(HostSlotDecided("a.1", SlotReply(None)))  # an answer that comes twice
-    bench.crew.assign_waiting()
+    bench.dispatcher.handle_host_slot(HostSlotAnswered("a.1", SlotReply(0)))
+    bench.dispatcher.handle_host_slot(HostSlotAnswered("a.1", SlotReply(None)))  # an answer that comes twice
+    bench.dispatcher.assign_waiting()
     assert [type(frame) for frame in worker.heard()] == [JobFrame]
     assert bench.told.ended == [] and bench.lines.kept == []
 
 
 @pytest.mark.parametrize(
-    ("place", "delay_s", "is_paid", "is_for_slot"),
+    ("place", "delay_s", "is_start_reserved", "waits_for_slot"),
     [
         (SlotReply(None), 5.0, False, True),
         (SlotReply(0.5, is_start_reserved=True), 0.5, True, False),
@@ -511,50 +528,50 @@ def test_a_job_at_the_door_begins_when_its_host_has_a_slot(bench: Bench) -> None
     ],
 )
 def test_a_job_whose_host_has_no_slot_is_parked(
-    bench: Bench, place: SlotReply, delay_s: float, is_paid: bool, is_for_slot: bool
+    bench: Bench, place: SlotReply, delay_s: float, is_start_reserved: bool, waits_for_slot: bool
 ) -> None:
     bench.hosts.apply(replace(bench.settings, limits=LimitSettings(max_per_host=1)))
     held = bench.held("a")
-    bench.crew.handle_host_slot(HostSlotDecided("gone.1", place))
-    bench.crew.handle_host_slot(HostSlotDecided("a.1", place))
+    bench.dispatcher.handle_host_slot(HostSlotAnswered("gone.1", place))
+    bench.dispatcher.handle_host_slot(HostSlotAnswered("a.1", place))
     ending = bench.last()
-    assert (ending.disposition, ending.host, ending.delay_s) == ("park", "host", delay_s)
-    assert (ending.is_start_reserved, ending.waits_for_slot) == (is_paid, is_for_slot)
-    assert ending.note == {"label": "host_limit", "message": "host has to be asked later"}
-    assert held.slot_host == "" and not held.is_at_door
+    assert (ending.disposition, ending.host, ending.delay_s) == ("throttle", "host", delay_s)
+    assert (ending.is_start_reserved, ending.waits_for_slot) == (is_start_reserved, waits_for_slot)
+    assert ending.note == {"label": "host_limit", "message": "requests to host are limited"}
+    assert held.slot_host == "" and held.phase is not InFlightPhase.AWAITING_HOST_SLOT
 
 
 def test_an_answer_for_a_job_that_has_ended_at_the_door_changes_nothing(bench: Bench) -> None:
     bench.hosts.apply(replace(bench.settings, limits=LimitSettings(max_per_host=1)))
     held = bench.held("a")
-    bench.crew.request_stop("a.1", "cancel")
-    bench.crew.handle_host_slot(HostSlotDecided("a.1", SlotReply(None)))
+    bench.dispatcher.request_stop("a.1", "cancel")
+    bench.dispatcher.handle_host_slot(HostSlotAnswered("a.1", SlotReply(None)))
     assert [one.disposition for one in bench.told.ended] == ["cancelled"] and held.slot_host == "host"
 
 
 def test_a_host_whose_slots_cannot_be_told_is_named(bench: Bench) -> None:
     bench.hosts.apply(replace(bench.settings, limits=LimitSettings(max_per_host=1)))
     bench.held("a")
-    bench.crew.handle_host_slot(HostSlotDecided("a.1", SlotReply(None, problem="away")))
+    bench.dispatcher.handle_host_slot(HostSlotAnswered("a.1", SlotReply(None, problem="away")))
     assert bench.lines.kept == [("warning", "host_slot_unknown", {"host": "host", "reason": "away"})]
-    assert bench.last().disposition == "park"
+    assert bench.last().disposition == "throttle"
 
 
 # --- recorded ---
 
 
 def record(bench: Bench, outcome: str, reply: str = "OK", **fields: Any) -> None:
-    held = bench.ledger.get("a.1")
+    held = bench.in_flight.get("a.1")
     label = fields.pop("label", "")
     note = {"label": label} if label else {}
-    ending = FinishRequest(JobLease("a", 1), outcome, note=note, **fields)
+    ending = FinishRequest(JobLease("a", 1), Disposition(outcome), note=note, **fields)
     if held is not None:
-        bench.ledger.mark_ending(held)
-    bench.crew.handle_recorded(ResultRecorded(ending, reply))
+        bench.in_flight.set_phase(held, InFlightPhase.RECORDING)
+    bench.dispatcher.handle_recorded(ResultRecorded(ending, reply))
 
 
 @pytest.mark.parametrize(
-    ("outcome", "reply", "leaves_state", "is_hooked", "is_cleaned", "is_forgotten"),
+    ("outcome", "reply", "needs_cleanup", "is_hooked", "is_cleaned", "is_forgotten"),
     [
         ("success", "OK", True, True, True, False),
         ("success", "OK", False, True, False, True),
@@ -570,18 +587,18 @@ def record(bench: Bench, outcome: str, reply: str = "OK", **fields: Any) -> None
     ],
 )
 def test_a_recorded_end_is_logged_and_what_it_left_is_cleaned(
-    bench: Bench, outcome: str, reply: str, leaves_state: bool, is_hooked: bool, is_cleaned: bool, is_forgotten: bool
+    bench: Bench, outcome: str, reply: str, needs_cleanup: bool, is_hooked: bool, is_cleaned: bool, is_forgotten: bool
 ) -> None:
     other, worker = bench.worker(), bench.worker()
     held = bench.held("a", worker)
     job = CleanupEntry("a", url_digest(URL), "/data/a", None, True, 1, held.trace_id)
-    bench.cleaner.record_start(job)
-    held.needs_cleanup = leaves_state
+    bench.cleanup.record_start(job)
+    held.needs_cleanup = needs_cleanup
     record(bench, outcome, reply)
-    assert len(bench.ledger) == 0 and len(bench.lines.kept) == 1
+    assert len(bench.in_flight) == 0 and len(bench.lines.kept) == 1
     assert [one.disposition for _, one in bench.hooked] == ([outcome] if is_hooked else [])
-    assert (bench.trail.entries() == {}) == is_forgotten
-    bench.cleaner.send_requests(now=True)
+    assert (bench.journal.entries() == {}) == is_forgotten
+    bench.cleanup.send_requests(now=True)
     cleaned = [list(job._replace(has_failed=outcome != "success"))]
     assert worker.heard() == ([CleanFrame(cleaned)] if is_cleaned else []) and other.heard() == []
 
@@ -594,32 +611,32 @@ def test_an_end_that_an_earlier_start_spooled_is_counted_and_no_more(bench: Benc
 
 def test_a_job_without_a_job_ends_without_anything_to_clean(bench: Bench) -> None:
     bench.worker()
-    bench.crew.accept(job_of(raw=b"none"), 0.0)
+    bench.dispatcher.accept(job_of(raw=b"none"), 0.0)
     record(bench, "failed")
-    assert bench.lines.events == ["job_malformed"] and len(bench.ledger) == 0
-    assert bench.cleaner._leftovers == {}
+    assert bench.lines.events == ["job_malformed"] and len(bench.in_flight) == 0
+    assert bench.cleanup._pending == {}
 
 
 @pytest.mark.parametrize("is_held_back", [False, True])
 def test_the_first_of_equal_jobs_runs_after_all(bench: Bench, is_held_back: bool) -> None:
     worker = bench.worker()
-    bench.crew.accept(job_of(dedupe=True), 0.0)
+    bench.dispatcher.accept(job_of(dedupe=True), 0.0)
     ending = bench.last()
-    assert ending.disposition == "follow" and bench.ledger.busy == 0
+    assert ending.disposition == "follow" and bench.in_flight.busy == 0
     if is_held_back:
         bench.hosts.hold("host", 30.0)
-    bench.crew.handle_recorded(ResultRecorded(ending, "LEADS"))
-    bench.crew.handle_recorded(ResultRecorded(replace(ending, lease=JobLease("gone", 1)), "LEADS"))
-    bench.crew.assign_waiting()
+    bench.dispatcher.handle_recorded(ResultRecorded(ending, "LEADS"))
+    bench.dispatcher.handle_recorded(ResultRecorded(replace(ending, lease=JobLease("gone", 1)), "LEADS"))
+    bench.dispatcher.assign_waiting()
     assert [type(frame) for frame in worker.heard()] == ([] if is_held_back else [JobFrame])
-    assert bench.last().disposition == ("park" if is_held_back else "follow")
-    assert bench.ledger.busy == (0 if is_held_back else 1) and bench.lines.kept == []
+    assert bench.last().disposition == ("throttle" if is_held_back else "follow")
+    assert bench.in_flight.busy == (0 if is_held_back else 1) and bench.lines.kept == []
 
 
 def test_a_follower_leaves(bench: Bench) -> None:
-    bench.crew.accept(job_of(dedupe=True), 0.0)
-    bench.crew.handle_recorded(ResultRecorded(bench.last(), "FOLLOWS"))
-    assert len(bench.ledger) == 0
+    bench.dispatcher.accept(job_of(dedupe=True), 0.0)
+    bench.dispatcher.handle_recorded(ResultRecorded(bench.last(), "FOLLOWS"))
+    assert len(bench.in_flight) == 0
 
 
 # --- the end ---
@@ -630,13 +647,13 @@ def test_what_waits_is_given_back_and_what_runs_is_checkpointed(bench: Bench) ->
     bench.held("a")
     bench.held("b", worker)
     bench.held("c", worker)
-    ending = bench.ledger.get("c.1")
+    ending = bench.in_flight.get("c.1")
     assert ending is not None
-    bench.ledger.mark_ending(ending)
+    bench.in_flight.set_phase(ending, InFlightPhase.RECORDING)
     for _ in range(2):
-        bench.crew.release_waiting("the end")
+        bench.dispatcher.release_waiting("the end")
     (released,) = bench.told.ended
     assert (released.lease.job_id, released.disposition) == ("a", "release")
     assert released.note == {"label": "released", "message": "the end"} and released.trace_id != ""
-    bench.crew.cancel_running("the end")
+    bench.dispatcher.cancel_running("the end")
     assert worker.heard() == [CancelFrame("b.1", "the end")]

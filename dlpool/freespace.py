@@ -1,0 +1,75 @@
+"""Free space of file systems, and its reservation. Thread-safe."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from dlpool.disk import Name, fault_of
+from dlpool.errors import NoSpace
+from dlpool.syscalls import fallocate
+
+
+@dataclass(frozen=True)
+class Space:
+    """Size and free space of a file system for this user, in bytes.
+
+    ``root_reserve``: free bytes that only root may use. ``files``: how many files this
+    user may create; None: unlimited.
+    """
+
+    size: int
+    free: int
+    root_reserve: int = field(default=0, compare=False)
+    files: int | None = field(default=None, compare=False)
+
+    @property
+    def usable(self) -> int:
+        """The number of bytes that this user could write if the file system were
+        empty."""
+        return self.size - self.root_reserve
+
+
+def space_of(where: Name | int) -> Space | None:
+    """Return the space of the file system of a path or descriptor; None if it is
+    unknown. Raises OSError.
+
+    ramfs and some file systems in user space report no blocks, although they are not
+    full; btrfs and FAT report no inodes.
+    """
+    status = os.statvfs(where)
+    if status.f_blocks == 0:
+        return None
+    unit, files = status.f_frsize, status.f_favail if status.f_files else None
+    return Space(
+        status.f_blocks * unit,
+        status.f_bavail * unit,
+        (status.f_bfree - status.f_bavail) * unit,
+        files,
+    )
+
+
+def space_or_none(where: Name | int) -> Space | None:
+    """Return the space of the file system of a path or descriptor; None if it is
+    unknown, also after an error.
+
+    Callers treat None as no limit: on a full file system the write fails.
+    """
+    try:
+        return space_of(where)
+    except OSError:
+        return None
+
+
+def reserve(
+    descriptor: int, offset: int, size: int, *, keep_size: bool = False
+) -> bool:
+    """Reserve blocks, see ``fallocate``; return False if the file system cannot. Raises
+    OSError if the disk is full."""
+    try:
+        fallocate(descriptor, offset, size, keep_size=keep_size)
+    except OSError as error:
+        if fault_of(error).raised is NoSpace:
+            raise
+        return False
+    return True

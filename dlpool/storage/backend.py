@@ -1,0 +1,270 @@
+"""The interfaces of upload storage: what the upload API, tus and the janitor call.
+
+A backend implements ``UploadBackend`` and ``Locker``; ``opening.py`` selects it. A
+backend without an optional capability returns None for it, and the HTTP layer does not
+offer it. All methods raise ``UploadError`` and nothing else for foreseeable faults, and
+may be called by any thread of any process.
+
+``owner`` is the user of the request. None is an administrator, or any client where
+authentication is off, and may access all tasks.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Protocol
+
+from dlpool.storage.upload_requests import (
+    AppendRequest,
+    ChunkRequest,
+    MergeRequest,
+    TusUploadRequest,
+)
+from dlpool.storage.values import (
+    MAX_PAGE,
+    ChunkResult,
+    MergeResult,
+    SweepResult,
+    TaskCounts,
+    TaskDetail,
+    TaskPage,
+    TusUploadState,
+    Volume,
+)
+
+
+class StagedChunk(Protocol):
+    """A chunk while it is received. A context manager that discards what has not been
+    committed. For one thread."""
+
+    def reserve(self, size: int) -> None:
+        """Announce about ``size`` bytes, so that the backend can reserve space."""
+
+    def write(self, data: bytes, /) -> None:
+        """Append bytes."""
+
+    def __enter__(self) -> StagedChunk: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> None: ...
+
+
+class ChunkReceiver(Protocol):
+    """Receives chunks: ``stage``, ``check`` as soon as the fields are known, write,
+    ``commit``."""
+
+    def stage(self) -> StagedChunk:
+        """Start to receive a chunk. No lock is held while its bytes arrive."""
+
+    def check(self, staged: StagedChunk, request: ChunkRequest, /) -> None:
+        """Refuse a request that ``commit`` would refuse, before its bytes are received.
+
+        An existing task does not expire until the chunk is committed or discarded.
+        """
+
+    def commit(self, staged: StagedChunk, request: ChunkRequest, /) -> ChunkResult:
+        """Store the received bytes durably as a chunk of its task, which the first
+        chunk creates.
+
+        An earlier chunk of the index is replaced; it is kept if the request is refused.
+        """
+
+
+class UploadLock(Protocol):
+    """The append lock of one upload."""
+
+    def check(self) -> None:
+        """Raise UnlockRequested if another request waits for the lock, UploadError if
+        the upload was removed.
+
+        Cheap: called for each block of a body.
+        """
+
+
+class Locker(Protocol):
+    """Locks uploads between the processes and machines of a backend, for one appending
+    request at a time."""
+
+    def lock(
+        self, file_id: str, owner: str | None
+    ) -> AbstractContextManager[UploadLock]:
+        """Hold the append lock of an upload that accepts bytes.
+
+        The current lock holder is asked to release it (see ``UploadLock.check``), so
+        that a client that reconnects does not wait until its old connection times out.
+        Raises UploadError: locked if it does not release the lock in time;
+        AlreadyComplete.
+        """
+
+
+class AppendSession(Protocol):
+    """A body while it is appended. A context manager: when the block raises, the bytes
+    received so far are kept.
+
+    They are discarded if the body has a checksum, after ``discard``, and if they are
+    more than announced.
+    """
+
+    @property
+    def offset(self) -> int:
+        """The end of the upload in bytes, without what has not been committed."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all bytes are stored and the upload is to be published."""
+
+    @property
+    def expires_at(self) -> float | None:
+        """When the upload expires, in seconds since the epoch."""
+
+    def write(self, data: bytes, /) -> None:
+        """Append bytes. Raises UploadError, UnlockRequested."""
+
+    def commit(self) -> None:
+        """Store the received bytes durably. Called once, when the body is complete."""
+
+    def discard(self) -> None:
+        """Drop the received bytes: they are not what the client announced."""
+
+
+class TusUploads(Protocol):
+    """Uploads that grow at their end and are published automatically when they are
+    complete."""
+
+    def create(self, request: TusUploadRequest, /) -> str:
+        """Create an upload and return its id."""
+
+    def state(self, file_id: str, owner: str | None) -> TusUploadState:
+        """Return the progress without changing anything."""
+
+    def recover(self, file_id: str, owner: str | None) -> TusUploadState:
+        """Store what a killed process has received, then return the progress."""
+
+    def append(
+        self, lock: UploadLock, request: AppendRequest, /
+    ) -> AbstractContextManager[AppendSession]:
+        """Start to append a body; the caller holds ``lock``."""
+
+    def finish(self, file_id: str, owner: str | None) -> MergeResult | None:
+        """Publish a complete upload; None if it is incomplete or a part. Raises
+        UploadError: locked."""
+
+
+class Concatenator(Protocol):
+    """Optional capability: final uploads that are concatenated from parts (tus
+    extension concatenation)."""
+
+    def concatenate(self, request: TusUploadRequest, parts: Sequence[str], /) -> str:
+        """Publish a file of the parts, in this order, and return the id of the new
+        upload. The parts are removed."""
+
+
+class MergedFile(Protocol):
+    """A published file, opened for reading. ``modified_at`` in seconds since the epoch,
+    ``size`` in bytes."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def modified_at(self) -> float: ...
+
+    @property
+    def etag(self) -> str:
+        """A strong validator (RFC 9110 section 8.8.3)."""
+
+    def read_range(
+        self, start: int, size: int, on_close: Callable[[], None]
+    ) -> io.RawIOBase:
+        """Return a stream of ``size`` bytes from ``start``. ``on_close`` is called when
+        the stream is closed.
+
+        The file must stay open until then.
+        """
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+class UploadBackend(Protocol):
+    """Everything that the HTTP layer and the janitor need of upload storage."""
+
+    @property
+    def chunks(self) -> ChunkReceiver:
+        """Uploads in chunks."""
+
+    @property
+    def tus(self) -> TusUploads:
+        """Uploads by tus."""
+
+    @property
+    def locker(self) -> Locker:
+        """Append locks of tus uploads."""
+
+    @property
+    def concatenator(self) -> Concatenator | None:
+        """None if the backend cannot concatenate uploads."""
+
+    def merge(self, request: MergeRequest, /) -> MergeResult:
+        """Publish the file of a task. A repeated request returns the first result."""
+
+    def find_task(self, file_id: str, owner: str | None) -> TaskDetail | None:
+        """Return a task, None if it does not exist."""
+
+    def task(self, file_id: str, owner: str | None) -> TaskDetail:
+        """Return a task. Raises UploadError: no_such_task."""
+
+    def tasks(
+        self,
+        owner: str | None,
+        *,
+        limit: int = MAX_PAGE,
+        cursor: str = "",
+        status: Iterable[str] = (),
+    ) -> TaskPage:
+        """Return at most ``limit`` tasks by id, from ``cursor`` on, in the given states
+        or in all.
+
+        A task that exists during all requests is in exactly one page.
+        """
+
+    def counts_by_state(self) -> Mapping[str, TaskCounts]:
+        """Return what the tasks of all owners use, by state."""
+
+    def pause(self, file_id: str, owner: str | None) -> TaskDetail:
+        """Refuse chunks of the task until it is resumed."""
+
+    def resume(self, file_id: str, owner: str | None) -> TaskDetail:
+        """Accept chunks again."""
+
+    def delete(self, file_id: str, owner: str | None) -> None:
+        """Remove a task and its chunks, not the published file."""
+
+    def cleanup(
+        self,
+        owner: str | None,
+        status: Sequence[str] = ...,
+        older_than_days: float = ...,
+    ) -> int:
+        """Remove the tasks in these states that have not changed for
+        ``older_than_days``; return their number."""
+
+    def sweep(self) -> SweepResult:
+        """Remove expired tasks and leftovers of killed processes, and complete what
+        they started."""
+
+    def open_merged(self, path: str, reader: str | None) -> MergedFile:
+        """Open a published file. Raises UploadError: not_found also if ``reader`` may
+        not read it."""
+
+    def volumes(self) -> Sequence[Volume]:
+        """Return the folders of the backend with their free space and whether they are
+        usable."""

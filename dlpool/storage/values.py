@@ -1,0 +1,251 @@
+"""Values that storage returns: results, tasks, counters, volumes and events. All are
+immutable; ``web/`` words them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from dlpool.config import UploadSettings
+
+MAX_PAGE = 1000  # tasks
+HEALTHY, WARNING, UNHEALTHY = "healthy", "warning", "unhealthy"
+STARTED_EVENT, COMPLETED_EVENT, FAILED_EVENT = (
+    "upload_started",
+    "upload_completed",
+    "upload_failed",
+)
+PAUSED_EVENT, RESUMED_EVENT = "upload_paused", "upload_resumed"
+DELETED_EVENT, EXPIRED_EVENT = "upload_deleted", "upload_expired"
+
+
+@dataclass(frozen=True)
+class ChunkResult:
+    """A chunk that has been stored. ``size`` in bytes; ``md5_checked``: the client sent
+    an md5 and it matched."""
+
+    chunk_index: int
+    md5_checked: bool
+    relative_path: str
+    size: int
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """A file that has been published. ``size`` in bytes, ``merge_time`` in
+    nanoseconds."""
+
+    path: str
+    md5: str
+    relative_path: str
+    size: int
+    merge_time: int
+
+
+@dataclass(frozen=True)
+class StoredChunk:
+    """A complete chunk. ``size`` in bytes, ``stored_at`` in seconds since the epoch."""
+
+    index: int
+    size: int
+    md5: str
+    stored_at: float
+
+
+@dataclass(frozen=True)
+class TaskTotals:
+    """What clients state of a file: 0, -1 and an empty path while it is unknown.
+    ``file_size`` in bytes."""
+
+    total_chunks: int = 0
+    file_size: int = -1
+    relative_path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSummary:
+    """One task in a list. Times are in seconds since the epoch, sizes in bytes.
+
+    - ``file_size``: -1 while it is unknown
+    - ``chunks``, ``stored``: number and bytes of the complete chunks; of a completed
+      task, of those that were merged
+    - ``used_at``: the last change, by the record and the folder
+    - ``files``: entries of the task's folder
+    - ``needs_recovery``: the next sweep has work here, whatever the age: a merge that
+      may have been interrupted, or a tus upload that is complete or has bytes outside
+      of a chunk
+    - ``is_final``: a tus upload that is concatenated from parts
+    """
+
+    file_id: str
+    owner: str | None
+    status: str
+    created_at: float
+    updated_at: float
+    filename: str
+    relative_path: str
+    total_chunks: int
+    file_size: int
+    chunks: int
+    stored: int
+    completion_rate: float
+    failed_merges: int
+    used_at: float = 0.0
+    files: int = 0
+    needs_recovery: bool = False
+    is_final: bool = False
+
+    def is_visible_to(self, owner: str | None) -> bool:
+        """Return whether ``owner`` may see the task; None may see all tasks."""
+        return owner is None or self.owner == owner
+
+
+@dataclass(frozen=True)
+class TaskDetail:
+    """One task with its chunks by index. ``file_md5`` and ``failure`` are empty if
+    there is none.
+
+    ``retries``: repetitions of a chunk, by index. ``declared_md5s``: md5s that were
+    sent and not compared, by index.
+    """
+
+    summary: TaskSummary
+    chunks: Mapping[int, StoredChunk]
+    file_md5: str = ""
+    failure: str = ""
+    retries: Mapping[str, int] = field(default_factory=dict)
+    declared_md5s: Mapping[str, str] = field(default_factory=dict)
+
+
+class TaskPage(NamedTuple):
+    """Some tasks, by id. ``total``: of all pages. ``next_cursor``: of the next page,
+    empty on the last page."""
+
+    tasks: Sequence[TaskSummary]
+    total: int
+    next_cursor: str
+
+
+class TaskCounts(NamedTuple):
+    """What tasks use.
+
+    - ``bytes``: of their chunks, and of the files that were merged from them, which
+      stay when the task is removed
+    - ``files``: entries in the folders of tasks, including the folders
+    - ``chunks``, ``file_size``: the sums of those of the summaries
+    - ``declared_bytes``: announced sizes of tasks, or the sizes of completed ones;
+      ``unknown_sizes``: tasks that announced none; ``expected_chunks``: announced
+      chunks, rounded up where a task announced none. Of a final tus upload the parts
+      count instead.
+    """
+
+    tasks: int = 0
+    bytes: int = 0
+    files: int = 0
+    chunks: int = 0
+    file_size: int = 0
+    declared_bytes: int = 0
+    unknown_sizes: int = 0
+    expected_chunks: int = 0
+
+    @classmethod
+    def sum_of(cls, counts: Iterable[TaskCounts]) -> TaskCounts:
+        """Return the sum of the counts."""
+        return cls(*map(sum, zip(cls(), *counts, strict=True)))
+
+
+@dataclass(frozen=True)
+class TusUploadState:
+    """The progress of a tus upload. ``length`` in bytes, -1 if it is unknown;
+    ``metadata`` as the client sent it.
+
+    ``expires_at``: in seconds since the epoch, None for a completed upload.
+    ``is_ready_to_merge``: all bytes are stored and ``TusUploads.finish`` has not
+    published the file yet.
+    """
+
+    offset: int
+    length: int
+    metadata: str
+    concat: str
+    expires_at: float | None
+    is_ready_to_merge: bool
+
+
+class SweepResult(NamedTuple):
+    """``removed``: the number of removed files and tasks. ``failures``: a sentence for
+    each task that failed."""
+
+    removed: int
+    failures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class VolumeCapacity:
+    """The space of a file system. ``total`` and ``free`` in bytes; ``used_share`` from
+    0 to 1, as df(1) computes it.
+
+    ``free_files``: the number of files that can be created, None if it is not limited.
+    """
+
+    folder: str
+    total: int
+    free: int
+    used_share: float
+    free_files: int | None = None
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A folder of the backend and its file system, as they were at the time of the
+    call.
+
+    ``name``: of the setting. ``device``: equal for folders on one file system, None if
+    it cannot be determined. ``capacity``: None if the file system does not report it.
+    ``capacity_error``: why it could not be read, else empty. ``status``: whether the
+    folder is usable, HEALTHY, WARNING (missing) or UNHEALTHY; ``message`` says why not.
+    """
+
+    name: str
+    folder: str
+    device: int | None
+    capacity: VolumeCapacity | None
+    capacity_error: str
+    status: str
+    message: str
+
+
+def health_of(capacity: VolumeCapacity | None, settings: UploadSettings) -> str:
+    """Return the health of a volume by the thresholds of the settings; an unknown
+    capacity is healthy."""
+    if capacity is None:
+        return HEALTHY
+    if capacity.used_share >= settings.disk_refuse:
+        return UNHEALTHY
+    return WARNING if capacity.used_share >= settings.disk_warn else HEALTHY
+
+
+@dataclass(frozen=True)
+class UploadEvent:
+    """A change of one upload. ``size`` in bytes, -1 while it is unknown.
+
+    ``details`` of a completed upload: ``path`` below merged_dir, ``size``, ``md5`` and
+    ``seconds`` of the merge; of a failed one: ``label`` and ``message``; of a deleted
+    one: ``status``, its last state.
+    """
+
+    name: str
+    upload_id: str
+    protocol: str
+    owner: str | None
+    filename: str
+    size: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+UploadEventListener = Callable[[UploadEvent], None]  # neither blocks nor raises
+
+
+def ignore_event(_event: UploadEvent) -> None:
+    """Ignore the event."""

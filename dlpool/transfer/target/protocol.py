@@ -1,0 +1,196 @@
+"""The interface between the core of a download and the place where its bytes are
+kept.
+
+The core (``transfer``, ``attempt``, ``probe``, ``worker``) knows ``Target`` only;
+``file/`` implements it on a file system. An implementation must fit this life cycle:
+
+1. open: choose the final name, lock it against other writers, and load the state of an
+  interrupted run (``saved``);
+2. write: each connection worker writes byte ranges through its own ``RangeWriter``, in
+  any order;
+3. checkpoint: make the written bytes durable, then the state that lists them, in this
+  order;
+4. prepare and publish: make the complete bytes durable, then give them their final name
+  in one atomic step. The core has asked for permission to publish (the fence of a
+  queue's job) immediately before ``publish``;
+5. close: release the lock. What was checkpointed stays for the next run, unless it was
+  published or discarded.
+
+A multipart upload to object storage fits: a writer uploads parts, a checkpoint writes
+the state object, ``publish`` completes the upload and ``discard`` aborts it. So does an
+ordered stream, which is opened without ``saved`` and accepts ranges in ascending order
+only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from dlpool.errors import DlpoolError
+from dlpool.scan.scannedfile import ScannedFile
+from dlpool.transfer.http.remote_resource import RemoteResource
+from dlpool.transfer.scheduler import ChunkSnapshot
+from dlpool.transfer.space_rules import BlockReserver, SpaceRules
+from dlpool.transfer.target.state import SavedState
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """How a target is opened.
+
+    ``if_exists``: what to do with an existing file: ``fail``, ``skip``, ``overwrite``
+    or ``rename``. ``resume``: use the bytes of an interrupted run. ``sync``: make
+    checkpoints and the published file durable.
+    """
+
+    if_exists: str
+    resume: bool
+    sync: bool
+
+
+class TargetPresent(Exception):
+    """The target exists, so that nothing is fetched. ``is_published``: an earlier run
+    of this download published it.
+
+    ``size`` in bytes.
+    """
+
+    def __init__(self, path: Path, size: int, *, is_published: bool) -> None:
+        super().__init__(str(path))
+        self.path = path
+        self.size = size
+        self.is_published = is_published
+
+
+class RangeWriter(BlockReserver, Protocol):
+    """Writes byte ranges for one thread. ``close`` may be called by another thread."""
+
+    def write(self, position: int, data: memoryview) -> None:
+        """Write all of ``data`` at ``position``. Raises LocalFault."""
+        ...
+
+    def close(self) -> None:
+        """Close the writer, once. Raises LocalFault for a failed write that is reported
+        only now."""
+        ...
+
+
+class RangeReader(Protocol):
+    """Reads back bytes that have been written. For one thread."""
+
+    def read(self, position: int, size: int) -> bytes:
+        """Return at most ``size`` bytes at ``position``; none behind the last written
+        byte. Raises LocalFault."""
+        ...
+
+    def close(self) -> None:
+        """Close the reader. Raises LocalFault."""
+        ...
+
+
+class Target(Protocol):
+    """The output of one download. Used by the thread that runs the download, except for
+    its writers and readers.
+
+    All methods raise LocalFault if the storage fails.
+    """
+
+    path: Path
+    """The final name. It may change when the target is published, if ``if_exists`` is
+    ``rename``."""
+    saved: SavedState | None
+    """The state of an interrupted run whose bytes can be used; None: start at the
+    beginning."""
+    unverifiable: RemoteResource | None
+    """The remote resource of saved bytes whose version no validator can prove, so that
+    they are not used."""
+    has_other_query: bool
+    """Whether the saved bytes were fetched with another query or user of the same
+    URL."""
+    has_failed: bool
+    """Whether a checkpoint or publish has failed, so that no other one may be tried."""
+
+    @property
+    def has_state(self) -> bool:
+        """Whether a state of this download is stored."""
+        ...
+
+    @property
+    def is_preallocated(self) -> bool:
+        """Whether space for the complete file is reserved."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """The number of stored bytes, including holes."""
+        ...
+
+    def restart(self, reason: str) -> None:
+        """Drop all bytes and the state. Late writes through writers that were opened
+        before have no effect."""
+        ...
+
+    def drop_unverifiable(self) -> None:
+        """Drop the bytes of ``unverifiable``: a response has arrived that replaces
+        them."""
+        ...
+
+    def enable_checkpoints(self, resource: RemoteResource) -> None:
+        """Allow checkpoints, as ``resource`` can be fetched in ranges."""
+        ...
+
+    def preallocate(self, size: int, mode: str, rules: SpaceRules) -> None:
+        """Check that ``size`` bytes fit, and reserve them by ``mode``, a value of the
+        setting ``preallocate``.
+
+        Raises TooLarge for a file that can never fit, NoRoom for one that does not fit
+        now.
+        """
+        ...
+
+    def writer(self) -> RangeWriter:
+        """Return a writer for one thread; it stays valid until ``prepare`` or
+        ``close``."""
+        ...
+
+    def main_writer(self) -> RangeWriter:
+        """Return the writer of the thread that runs the download, which shares the
+        target's own descriptor."""
+        ...
+
+    def reader(self) -> RangeReader:
+        """Return a reader for one thread."""
+        ...
+
+    def checkpoint(
+        self, snapshot: ChunkSnapshot, last_error: DlpoolError | None = None
+    ) -> None:
+        """Make the bytes of ``snapshot`` durable, then commit the state that lists
+        them."""
+        ...
+
+    def prepare(self, resource: RemoteResource, *, remote_time: bool) -> None:
+        """Make the complete bytes durable and close all writers. ``remote_time``: set
+        the server's time of change."""
+        ...
+
+    def scanned_file(self) -> ScannedFile:
+        """Return the prepared file for a malware scan."""
+        ...
+
+    def publish(self, resource: RemoteResource, snapshot: ChunkSnapshot) -> None:
+        """Give the prepared bytes their final name, and remove the state.
+
+        Raises TargetExists or TargetPresent if the name has been taken meanwhile.
+        """
+        ...
+
+    def discard(self) -> None:
+        """Mark all bytes as unusable: ``close`` removes them."""
+        ...
+
+    def close(self) -> None:
+        """Release the lock; remove bytes that no later run can use. Raises nothing."""
+        ...
