@@ -1,5 +1,4 @@
-"""Clean-up of stale part files: has workers remove the files that ended jobs kept for
-another attempt."""
+"""Clean-up: has workers remove the stale part files of jobs that have ended."""
 
 from __future__ import annotations
 
@@ -20,21 +19,22 @@ MAX_FRAME_CHARACTERS = 8192  # of the paths in one frame
 
 
 class CleanupDispatcher:
-    """Used by the main thread only. Entries stay in the journal until the files are
-    removed."""
+    """Sends clean-up requests to workers, and keeps the journal of what is left.
+
+    Used by the main thread only. Entries stay in the journal until the files are
+    removed.
+    """
 
     def __init__(self, pool: WorkerPool, journal: CleanupJournal, log: Logger) -> None:
         self._pool = pool
         self._journal = journal
         self._log = log
-        self._pending: dict[
-            int, list[CleanupEntry]
-        ] = {}  # by pid of the worker that ran the job, 0 if unknown
+        # by pid of the worker that ran the job, 0 if unknown
+        self._pending: dict[int, list[CleanupEntry]] = {}
         self._sent_at = 0.0
 
     def record_start(self, entry: CleanupEntry) -> None:
-        """Add the entry of a job that starts, or whose path has become known, to the
-        journal."""
+        """Add a job that starts, or whose path has become known, to the journal."""
         try:
             self._journal.add(entry)
         except LocalFault as error:
@@ -46,10 +46,9 @@ class CleanupDispatcher:
             )
 
     def enqueue(self, entries: Iterable[CleanupEntry], pid: int = 0) -> None:
-        """Have the files of ended jobs removed; ``pid`` is the worker that ran them, if
-        known.
+        """Have the files of jobs removed, once Redis has recorded how they ended.
 
-        Redis must have recorded how the jobs ended.
+        ``pid``: the worker that ran them, 0 if unknown.
         """
         self._pending.setdefault(pid, []).extend(entries)
 
@@ -61,8 +60,10 @@ class CleanupDispatcher:
             self._log.warning("journal_write_failed", error=error)
 
     def send_requests(self, *, now: bool = False) -> None:
-        """Send pending entries to the workers that ran the jobs, at most once in
-        ``SEND_INTERVAL_S`` unless ``now``."""
+        """Send pending entries to the workers that ran the jobs.
+
+        Not more often than every ``SEND_INTERVAL_S`` seconds, unless ``now``.
+        """
         ready = [one for one in self._pool.workers.values() if one.is_accepting]
         if not ready or not (
             now or time.monotonic() - self._sent_at >= SEND_INTERVAL_S
@@ -92,8 +93,10 @@ class CleanupDispatcher:
         worker.cleanup_requests.clear()
 
     def clean_up_here(self, paths: Confinement) -> None:
-        """Process the pending entries in this process, after all workers have exited,
-        and compact the journal."""
+        """Process the pending entries in this process, and compact the journal.
+
+        Called when all workers have exited.
+        """
         pending = [entry for entries in self._pending.values() for entry in entries]
         self._pending.clear()
         for entry in pending:

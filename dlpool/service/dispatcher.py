@@ -1,5 +1,4 @@
-"""The dispatcher: moves jobs from their claim through a worker to the record of their
-result."""
+"""The dispatcher: moves jobs from their claim to the record of their result."""
 
 from __future__ import annotations
 
@@ -57,8 +56,10 @@ MALFORMED_PER_MINUTE = 20
 
 @dataclass(frozen=True)
 class DispatcherServices:
-    """What a dispatcher works with. ``on_node_fault`` is called when a job has met a
-    fault of the node."""
+    """What a dispatcher works with.
+
+    ``on_node_fault`` is called when a job has met a fault of the node.
+    """
 
     in_flight: InFlightTable
     pool: WorkerPool
@@ -72,8 +73,10 @@ class DispatcherServices:
 
 
 class JobDispatcher:
-    """Used by the main thread only. Each method may be called again for the same
-    job."""
+    """Moves jobs through the phases of the in-flight table.
+
+    Used by the main thread only. Each method may be called again for the same job.
+    """
 
     def __init__(self, services: DispatcherServices, policy: DispositionPolicy) -> None:
         self.policy = policy
@@ -104,8 +107,7 @@ class JobDispatcher:
     # --- claimed jobs ---
 
     def accept(self, claimed: ClaimedJob, leased_until: float) -> None:
-        """Add a claimed job to the in-flight table, or record at once why it does not
-        run."""
+        """Add a claimed job to the table, or record at once why it does not run."""
         held = InFlightJob(
             claimed, leased_until, trace_id=trace_id_of(claimed.lease.job_id, None)
         )
@@ -119,14 +121,12 @@ class JobDispatcher:
                 self._finish(held, request)
             else:
                 self._admit_at_host(held)
-        self.needs_reconcile = (
-            self.needs_reconcile or claimed.crashes > 0
-        )  # it may need a quarantine worker
+        # it may need a quarantine worker
+        self.needs_reconcile = self.needs_reconcile or claimed.crashes > 0
 
     @contextmanager
     def _failing_only(self, held: InFlightJob) -> Iterator[None]:
-        """Fail the job on an unexpected error, so that the error does not stop the
-        service."""
+        """Fail the job on an unexpected error, so that the service continues."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - after a restart the same job would stop the service again
@@ -151,7 +151,7 @@ class JobDispatcher:
             self._finish(held, request)
 
     def summarize(self, *, now: bool = False) -> None:
-        """Log the number of malformed jobs without a line of their own, per minute.
+        """Log how many malformed jobs had no line of their own, per minute.
 
         ``now``: include the current minute.
         """
@@ -203,8 +203,10 @@ class JobDispatcher:
             self._frame_handlers[type(frame)](worker, frame)
 
     def reap(self, worker: WorkerHandle, how: str) -> None:
-        """Handle the last frames of a worker that has died, then requeue or fail its
-        jobs. ``how``: how it died."""
+        """Handle the last frames of a dead worker, then requeue or fail its jobs.
+
+        ``how``: how it died.
+        """
         self.read_frames(worker)
         for lease_id in sorted(worker.jobs):
             held = self._in_flight.get(lease_id)
@@ -284,8 +286,10 @@ class JobDispatcher:
         self._cleanup.confirm(worker, frame.job_ids)
 
     def _decide(self, held: InFlightJob, frame: EndedFrame) -> None:
-        """Finish the job as the policy decides, or drop it if another supervisor holds
-        its lease."""
+        """Finish the job as the policy decides.
+
+        A job whose lease another supervisor holds is dropped.
+        """
         assert held.job is not None
         request = None
         if not held.is_fenced_off:
@@ -312,8 +316,10 @@ class JobDispatcher:
         self._recorder.record(replace(request, host=host, trace_id=held.trace_id))
 
     def _released_host(self, held: InFlightJob) -> str:
-        """Return the host whose slot the job frees. An error here must not change the
-        disposition."""
+        """Return the host whose slot the job frees.
+
+        An error here must not change the disposition.
+        """
         try:
             return self._host_admission.released_host(held)
         except Exception as error:  # noqa: BLE001 - see _failing_only
@@ -323,16 +329,17 @@ class JobDispatcher:
     # --- messages from the queue threads ---
 
     def handle_fence_check(self, lease_id: str, *, is_ours: bool) -> None:
-        """Let a verified job publish its file if this supervisor still holds the lease;
-        fence it off otherwise."""
+        """Let a verified job publish its file if this supervisor holds the lease.
+
+        If another one does, fence the job off.
+        """
         if not is_ours:
             self.fence_off(lease_id)
         elif (worker := self._worker_of(lease_id)) is not None:
             worker.send(PublishFrame(lease_id))
 
     def handle_host_slot(self, message: HostSlotAnswered) -> None:
-        """Let a job wait for a worker if it has got a slot of its host; throttle it
-        otherwise."""
+        """Let a job wait for a worker if it got a slot of its host, or throttle it."""
         held = self._in_flight.get(message.lease_id)
         if held is not None and held.phase is InFlightPhase.AWAITING_HOST_SLOT:
             request = self._host_admission.handle_answer(held, message.answer)
@@ -353,7 +360,9 @@ class JobDispatcher:
 
     def request_stop(self, lease_id: str, action: str) -> None:
         """Cancel or pause a job for an operator; ``action`` is ``cancel`` or ``pause``.
-        May be called repeatedly."""
+
+        May be called repeatedly.
+        """
         held = self._in_flight.get(lease_id)
         if (
             held is None
@@ -375,8 +384,7 @@ class JobDispatcher:
             )
 
     def yield_slot(self, lease_id: str, reason: str) -> None:
-        """Have a running job checkpoint and return to the queue, so that other jobs get
-        its slot."""
+        """Have a running job checkpoint and return to the queue."""
         held, worker = self._in_flight.get(lease_id), self._worker_of(lease_id)
         if held is None or worker is None or held.requested_action or held.yield_reason:
             return
@@ -387,8 +395,7 @@ class JobDispatcher:
         worker.send(CancelFrame(lease_id, "the job yields its slot to waiting jobs"))
 
     def handle_recorded(self, message: ResultRecorded) -> None:
-        """Remove a job whose disposition Redis has recorded: log and count it, run its
-        hook, clean up its files.
+        """Remove a job whose disposition Redis has recorded, and clean up after it.
 
         The reply ``LEADS`` means that no equal job is queued: the job then runs after
         all.

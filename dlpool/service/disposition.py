@@ -18,22 +18,17 @@ from dlpool.service.wire.frames import EndedFrame
 from dlpool.service.wire.results import AttemptResult
 
 MAX_DOUBLINGS = 30
-_STATISTICS = (
-    "size",
-    "seconds",
-    "received",
-    "resumed_from",
-    "retries",
-)  # of a success, kept in its note
+# of a success, kept in its note
+_STATISTICS = "size", "seconds", "received", "resumed_from", "retries"
 _SURRENDERED = (AttemptResult.NODE_FAULT, AttemptResult.LOCKED, AttemptResult.RELEASED)
 
 
 @dataclass(frozen=True)
 class DispositionPolicy:
-    """Decides how jobs leave the supervisor. Each method returns the request that
-    records the decision in Redis.
+    """Decides how jobs leave the supervisor.
 
-    ``now`` returns seconds since 1970; ``random`` returns numbers from 0 to 1.
+    Each method returns the request that records the decision in Redis. ``now`` returns
+    seconds since 1970; ``random`` returns numbers from 0 to 1.
     """
 
     keys: QueueKeys
@@ -44,8 +39,10 @@ class DispositionPolicy:
     def admit(
         self, claimed: ClaimedJob
     ) -> tuple[PushedJob | None, FinishRequest | None]:
-        """Parse a claimed job. Return it, and the request that replaces its attempt if
-        it must not run yet or at all."""
+        """Parse a claimed job. Return it, and a request if it must not run.
+
+        The request postpones or ends the job instead of an attempt.
+        """
         try:
             if claimed.size > MAX_JOB_BYTES:
                 raise Malformed(
@@ -61,8 +58,10 @@ class DispositionPolicy:
         return job, self._reject_poison(claimed, job) or self._postpone(claimed, job)
 
     def is_quarantined(self, claimed: ClaimedJob) -> bool:
-        """Return whether one more worker death would fail the job. Then it runs in a
-        worker without other jobs."""
+        """Return whether one more worker death would fail the job.
+
+        Then it runs in a worker without other jobs.
+        """
         return 0 < claimed.crashes >= self.settings.max_crashes - 1
 
     def for_attempt(
@@ -73,12 +72,11 @@ class DispositionPolicy:
         requested_action: str | None = None,
         yield_reason: str | None = None,
     ) -> FinishRequest | None:
-        """Return the request for the result of an attempt, or None if another
-        supervisor holds the lease.
+        """Return the request for the result of an attempt.
 
-        ``requested_action``: ``cancel`` or ``pause``, if an operator has requested it;
-        ignored for a complete file. ``yield_reason``: why the job was told to yield its
-        slot.
+        None if another supervisor holds the lease. ``requested_action``: ``cancel`` or
+        ``pause``, if an operator has requested it; ignored for a complete file.
+        ``yield_reason``: why the job was told to yield its slot, if it was.
         """
         result = frame.attempt_result
         if result is AttemptResult.SUCCEEDED:
@@ -101,8 +99,10 @@ class DispositionPolicy:
     def for_stop_request(
         self, claimed: ClaimedJob, url: str, action: str
     ) -> FinishRequest:
-        """Return the request for a job that an operator has cancelled or paused;
-        ``action`` is ``cancel`` or ``pause``."""
+        """Return the request for a job that an operator has cancelled or paused.
+
+        ``action`` is ``cancel`` or ``pause``.
+        """
         if action == "pause":
             return FinishRequest(
                 claimed.lease,
@@ -120,8 +120,10 @@ class DispositionPolicy:
     def for_internal_error(
         self, claimed: ClaimedJob, error: InternalError
     ) -> FinishRequest:
-        """Return the failure of a job that met a defect of dlpool, with a record for
-        clients if its URL can be parsed."""
+        """Return the failure of a job that met a defect of dlpool.
+
+        It has a record for clients if the URL of the job can be parsed.
+        """
         url = None
         with suppress(Exception):
             try:
@@ -133,8 +135,10 @@ class DispositionPolicy:
     def for_worker_death(
         self, claimed: ClaimedJob, url: str, how: str
     ) -> FinishRequest:
-        """Return the request for a job that was running when its worker died: a retry,
-        or failure after ``max_crashes``."""
+        """Return the request for a job that was running when its worker died.
+
+        The job runs again, or fails after ``max_crashes`` deaths.
+        """
         deaths = claimed.crashes + 1
         if deaths >= self.settings.max_crashes:
             return self.failure(
@@ -151,7 +155,9 @@ class DispositionPolicy:
 
     def for_bystander(self, claimed: ClaimedJob, how: str) -> FinishRequest:
         """Return the release of a job whose worker was killed because of another job.
-        The attempt does not count."""
+
+        The attempt does not count.
+        """
         message = f"another job hung the worker: {how}"
         return FinishRequest(
             claimed.lease,
@@ -162,8 +168,10 @@ class DispositionPolicy:
     def failure(
         self, claimed: ClaimedJob, url: str | None, label: str, message: str
     ) -> FinishRequest:
-        """Return the final failure of a job. Without a URL there is no record for
-        clients."""
+        """Return the final failure of a job.
+
+        Without a URL there is no record for clients.
+        """
         record = (
             None
             if url is None
@@ -177,8 +185,7 @@ class DispositionPolicy:
         )
 
     def _postpone(self, claimed: ClaimedJob, job: PushedJob) -> FinishRequest | None:
-        """Apply the ``not_before``, ``priority`` and ``dedupe`` of a job that comes
-        from the intake."""
+        """Apply ``not_before``, ``priority`` and ``dedupe`` of a job from the intake."""
         delay_s = (job.not_before or 0.0) - self.now()
         if delay_s > 0:
             return FinishRequest(
@@ -196,8 +203,7 @@ class DispositionPolicy:
     def _reject_poison(
         self, claimed: ClaimedJob, job: PushedJob
     ) -> FinishRequest | None:
-        """Return the failure of a job that was running in too many supervisors or
-        workers that died, else None."""
+        """Return the failure of a job that was running at too many deaths, else None."""
         if (
             claimed.takeovers <= self.settings.max_takeovers
             and claimed.crashes < self.settings.max_crashes
@@ -267,11 +273,10 @@ class DispositionPolicy:
         )
 
     def _max_attempts(self, job: PushedJob, result: AttemptResult) -> int:
-        """Return how many attempts a job gets in all if the last one had this result; 0
-        if it is not retried.
+        """Return how many attempts a job gets whose last one had this result.
 
-        A job may raise the limit of the settings, but not for attempts that fill a
-        disk.
+        0 if it is not retried. A job may raise the limit of the settings, but not for
+        attempts that fill a disk.
         """
         limit = self.settings.max_attempts
         chosen = job.max_attempts or limit
@@ -281,8 +286,10 @@ class DispositionPolicy:
         }.get(result, 0)
 
     def _disk_full_delay_s(self, attempts: int) -> float:
-        """Return the least delay after the disk was full: ``fault_delay`` at first,
-        twice as long each time."""
+        """Return the least delay after the disk was full.
+
+        ``fault_delay`` at first, twice as long each time.
+        """
         first_s, longest_s = (
             self.settings.fault_delay,
             self.settings.job_retry_max_delay,
@@ -290,8 +297,10 @@ class DispositionPolicy:
         return max(first_s, min(longest_s, _doubled(first_s, attempts - 1)))
 
     def _backoff_s(self, attempts: int, at_least_s: float) -> float:
-        """Return exponential backoff with full jitter, but not less than the delay the
-        server asked for."""
+        """Return exponential backoff with full jitter.
+
+        It is not less than ``at_least_s``, the delay that the server asked for.
+        """
         settings = self.settings
         longest_s = min(
             settings.job_retry_max_delay,

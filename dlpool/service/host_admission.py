@@ -1,5 +1,4 @@
-"""Per-host admission: lets a job start when its origin host has capacity for it, and
-throttles it otherwise."""
+"""Per-host admission: throttles the jobs whose origin hosts have no capacity."""
 
 from __future__ import annotations
 
@@ -18,18 +17,19 @@ from dlpool.service.queue.messages import HostHeld, HostSlotRequest
 from dlpool.service.queue.recording import ResultRecorder
 from dlpool.service.wire.frames import HoldFrame
 
-MAX_HOLD_S = (
-    1.0  # a job is not throttled for a shorter hold of its host; its worker waits
-)
-NO_SLOT_DELAY_S = (
-    5.0  # until a throttled job tries again, even if Redis reports no free slot
-)
+# a job is not throttled for a shorter hold of its host; its worker waits
+MAX_HOLD_S = 1.0
+# until a throttled job tries again, even if Redis reports no free slot
+NO_SLOT_DELAY_S = 5.0
 
 AllJobs = Callable[[], Iterable[InFlightJob]]
 
 
 class HostAdmission:
-    """Used by the main thread only."""
+    """Checks jobs against the holds, limits and concurrency of their hosts.
+
+    Used by the main thread only.
+    """
 
     def __init__(
         self,
@@ -48,8 +48,7 @@ class HostAdmission:
     def admit(
         self, held: InFlightJob, job: PushedJob, all_jobs: AllJobs
     ) -> FinishRequest | None:
-        """Check a new job against the holds and limits of its host. Return the request
-        that throttles it, or None.
+        """Check a new job. Return the request that throttles it, or None.
 
         If the host has limits, Redis is asked for a slot, and ``handle_answer``
         decides.
@@ -79,8 +78,10 @@ class HostAdmission:
     def handle_answer(
         self, held: InFlightJob, answer: SlotReply
     ) -> FinishRequest | None:
-        """Let a job wait for a worker if it has got a slot of its host. Return the
-        request that throttles it otherwise."""
+        """Let a job wait for a worker if it has got a slot of its host.
+
+        Return the request that throttles it otherwise.
+        """
         held.phase = InFlightPhase.WAITING
         if answer.problem is not None:
             self._log.warning(
@@ -105,15 +106,19 @@ class HostAdmission:
         )
 
     def released_host(self, held: InFlightJob) -> str:
-        """Return the host that has a free slot once this job has left, or '' if no job
-        can be waiting for one."""
+        """Return the host that has a free slot once this job has left.
+
+        '' if no job can be waiting for one.
+        """
         if held.slot_host or held.job is None:
             return held.slot_host
         return held.authority if self.concurrency.is_limited(held.authority) else ""
 
     def hold(self, host: str, seconds: float, *, is_ours: bool) -> None:
-        """Send no requests to a host for a time: tell all workers, and all nodes if the
-        hold ``is_ours``."""
+        """Send no requests to a host for ``seconds``.
+
+        All workers are told, and all nodes if the hold ``is_ours``.
+        """
         if not self.limits.hold(host, seconds):
             return
         self._pool.broadcast(HoldFrame(host, seconds))

@@ -1,8 +1,8 @@
-"""Adaptive concurrency per origin host (AIMD, as in RFC 5681), for nodes that find
-their number of slots themselves.
+"""Adaptive concurrency per origin host (AIMD, as in RFC 5681).
 
-A host that refuses many of its jobs gets half as many, then one more at a time, until
-it has as many as the node has slots. Other hosts are not affected.
+It is on where the number of slots is adaptive. A host that refuses many of its jobs
+gets half as many, then one more at a time, until it has as many as the node has slots.
+Other hosts are not affected.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ STEP_S = 10.0  # without a refusal, the limit rises by one this often
 
 @dataclass
 class _HostState:
-    """The refusals of one host; times by the clock. ``limit``: jobs at once, None for
-    no limit."""
+    """The refusals of one host.
+
+    Times are by the clock. ``limit``: jobs at once, None for no limit.
+    """
 
     window_start: float
     refused: int = 0
@@ -33,8 +35,11 @@ class _HostState:
 
 
 class HostConcurrency:
-    """Used by the main thread; other threads may read ``limited_hosts``, the number of
-    hosts with a limit."""
+    """Limits the jobs of hosts that refuse many of them.
+
+    Used by the main thread. Other threads may read ``limited_hosts``, the number of
+    hosts with a limit.
+    """
 
     def __init__(
         self, max_slots: int, *, is_auto: bool, log: Logger, clock: Callable[[], float]
@@ -54,8 +59,10 @@ class HostConcurrency:
         )
 
     def record_refusal(self, name: str, count: Callable[[], int]) -> None:
-        """Count a job that its host has refused; ``count`` returns how many jobs of the
-        host are in flight."""
+        """Count a job that its host has refused.
+
+        ``count`` returns how many jobs of the host are in flight.
+        """
         if not self._is_auto:
             return
         now = self._clock()
@@ -76,8 +83,10 @@ class HostConcurrency:
         return host is not None and host.limit is not None
 
     def has_free_slot(self, name: str, count: Callable[[], int]) -> bool:
-        """Return whether a host may get one more job; ``count`` returns how many of its
-        jobs are in flight."""
+        """Return whether a host may get one more job.
+
+        ``count`` returns how many of its jobs are in flight.
+        """
         host = self._hosts.get(name)
         if host is None or host.limit is None:
             return True

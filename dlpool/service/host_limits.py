@@ -1,5 +1,7 @@
-"""Configured limits and current holds of origin hosts. A hold is a time in which no
-request goes to a host."""
+"""Configured limits and current holds of origin hosts.
+
+A hold is a time in which no request goes to a host.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ MIN_EXTENSION_S = 1.0  # a hold that is extended by less is not reported again
 
 
 class HostLimits:
-    """Used by one thread."""
+    """Looks up the limits and holds of hosts. Used by one thread."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -35,8 +37,10 @@ class HostLimits:
         )
 
     def limit(self, url: str) -> HostLimit | None:
-        """Return the limits of the host of a URL, or None. A limit that names no port
-        is shared by all ports."""
+        """Return the limits of the host of a URL, or None.
+
+        A limit that names no port is shared by all ports of the host.
+        """
         if not self._is_limited:
             return None
         host, authority = _hostname(url), authority_of(url)
@@ -51,8 +55,10 @@ class HostLimits:
         return HostLimit(name, limits.max_per_host, limits.rate_per_host)
 
     def hold(self, authority: str, seconds: float) -> bool:
-        """Hold a host for ``seconds`` from now. Return False if it is held for about
-        that long already."""
+        """Hold a host for ``seconds`` from now.
+
+        Return False if it is held for about that long already.
+        """
         now = self._clock()
         self._holds = {
             name: until for name, until in self._holds.items() if until > now
@@ -64,8 +70,10 @@ class HostLimits:
         return True
 
     def hold_remaining_s(self, url: str) -> float:
-        """Return the seconds until requests may be sent to the host of a URL; 0 if it
-        is not held."""
+        """Return the seconds until requests may go to the host of a URL.
+
+        0 if it is not held.
+        """
         if not self._holds:
             return 0.0
         return max(0.0, self._holds.get(authority_of(url), 0.0) - self._clock())

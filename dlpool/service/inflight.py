@@ -1,5 +1,4 @@
-"""The in-flight table: the jobs that this supervisor holds a lease on, and how many
-more it may claim."""
+"""The in-flight table: the jobs whose leases this supervisor holds."""
 
 from __future__ import annotations
 
@@ -96,19 +95,20 @@ class InFlightJob:
 
 
 class InFlightTable:
-    """The jobs in flight and the capacity for them. The lock guards the table, the
-    counts and the capacity.
+    """The jobs in flight and the capacity for them.
 
-    Only the main thread changes them. The claim and heartbeat threads read.
+    The lock guards the table, the counts and the capacity. Only the main thread changes
+    them; the claim and heartbeat threads read.
     """
 
     def __init__(self, host_share: float = 1.0) -> None:
-        """``host_share``: the part of the capacity that one host gets while jobs of
-        others wait; 1 is all of it."""
+        """``host_share``: the part of the slots one host gets while others' jobs wait.
+
+        1 is all of them.
+        """
         self.host_share = host_share
-        self.slow_hosts: tuple[
-            str, ...
-        ] = ()  # together they get ``slow_hosts_quota`` slots
+        # together they get ``slow_hosts_quota`` slots
+        self.slow_hosts: tuple[str, ...] = ()
         self._lock = threading.Lock()
         self._jobs: dict[str, InFlightJob] = {}
         self._capacity = 0
@@ -149,8 +149,10 @@ class InFlightTable:
 
     @property
     def is_full(self) -> bool:
-        """Return whether the jobs occupy exactly all slots. Then a job can only start
-        when another one leaves."""
+        """Return whether the jobs occupy exactly all slots.
+
+        Then a job can only start when another one leaves.
+        """
         with self._lock:
             return self._busy == self._capacity > 0
 
@@ -221,14 +223,18 @@ class InFlightTable:
 
 
 def host_quota(slots: int, share: float) -> int:
-    """Return how many of ``slots`` one host gets while jobs of others wait: at least
-    one."""
+    """Return how many of ``slots`` one host gets while jobs of others wait.
+
+    At least one.
+    """
     return max(1, int(slots * share))
 
 
 def slow_hosts_quota(slots: int, quota: int) -> int:
-    """Return how many of ``slots`` all slow hosts get together: a quarter, but no more
-    than ``quota`` leaves free."""
+    """Return how many of ``slots`` all slow hosts get together.
+
+    A quarter, but no more than ``quota`` slots of one host leave free.
+    """
     return max(0, min(slots - quota, max(1, slots // 4)))
 
 

@@ -1,5 +1,4 @@
-"""Log lines of a supervisor about jobs: their fields, and the summary line of each
-attempt."""
+"""Log lines of a supervisor about jobs."""
 
 from __future__ import annotations
 
@@ -70,8 +69,10 @@ def _log_requeued(
 
 
 def trace_id_of(job_id: str, job: PushedJob | None) -> str:
-    """Return the trace id that the client has set, or one derived from the job id,
-    which is the same in each attempt."""
+    """Return the trace id of a job: the client's, or one derived from the job id.
+
+    It is the same in each attempt.
+    """
     chosen = job.trace_id if job is not None else None
     return chosen or hashlib.sha256(job_id.encode()).hexdigest()[:32]
 

@@ -1,5 +1,4 @@
-"""The clean-up journal: a file that lists the jobs started on this node whose part
-files may still exist.
+"""The clean-up journal: jobs whose part files may exist on this node.
 
 After a kill at any moment the part files of ended jobs can be found and removed:
 between the record in Redis and the removal, and where another node has finished the job
@@ -52,8 +51,7 @@ class CleanupJournal:
             disk.write_all(self._descriptor, _line(entry))
 
     def remove(self, entries: Iterable[CleanupEntry]) -> None:
-        """Remove entries, except where a later attempt of the job has added one
-        since."""
+        """Remove entries that no later attempt of the job has replaced."""
         with self._lock:
             for entry in entries:
                 known = self._entries.get(entry.job_id)

@@ -48,7 +48,10 @@ class WorkerStartFailed(DlpoolError):
 
 
 class WorkerPool:
-    """Used by the main thread only, which is the parent of all workers."""
+    """Starts, checks, replaces and stops the worker processes.
+
+    Used by the main thread only, which is the parent of all workers.
+    """
 
     def __init__(
         self,
@@ -74,12 +77,10 @@ class WorkerPool:
         self._pinged_at = self._measured_at = self._shared_at = 0.0
         self._checked_at = time.monotonic()
         self.workers: dict[int, WorkerHandle] = {}  # by pid
-        self.summaries: tuple[
-            dict[str, object], ...
-        ] = ()  # of the workers; any thread may read it
-        self.over_memory = (
-            0  # workers that have exceeded their memory limit since the start
-        )
+        # of the workers; any thread may read it
+        self.summaries: tuple[dict[str, object], ...] = ()
+        # workers that have exceeded their memory limit since the start
+        self.over_memory = 0
 
     def __repr__(self) -> str:
         busy = sum(len(worker.jobs) for worker in self.workers.values())
@@ -103,8 +104,10 @@ class WorkerPool:
         ]
 
     def capacity(self) -> int:
-        """Return how many jobs the present workers can run at once. Quarantine workers
-        do not count."""
+        """Return how many jobs the workers that accept jobs can run at once.
+
+        Quarantine workers do not count.
+        """
         return sum(
             one.slots
             for one in self.workers.values()
@@ -118,10 +121,11 @@ class WorkerPool:
         }
 
     def reconcile(self, quarantined: int, on_death: OnDeath) -> None:
-        """Compare wanted with actual workers, and start, retire or kill as needed. May
-        be called at any time.
+        """Start, retire or kill workers until they are as wanted.
 
-        ``quarantined``: number of quarantined jobs. Raises WorkerStartFailed.
+        ``quarantined``: number of quarantined jobs. ``on_death`` is called with each
+        worker that has exited and how it did. May be called at any time. Raises
+        WorkerStartFailed.
         """
         now = time.monotonic()
         for worker in [one for one in self.workers.values() if one.has_exited]:
@@ -157,16 +161,14 @@ class WorkerPool:
         self._log.info("worker_started", worker_pid=worker.pid, slots=worker.slots)
 
     def count_assigned(self, worker: WorkerHandle) -> None:
-        """Count a job that was assigned to a worker, and retire the worker after
-        ``max_jobs_per_worker``."""
+        """Count a job of a worker; retire the worker after ``max_jobs_per_worker``."""
         worker.assigned_count += 1
         limit = self.settings.max_jobs_per_worker
         if limit is not None and worker.assigned_count >= limit:
             self._retire(worker, f"it has run {worker.assigned_count} jobs")
 
     def stop(self, on_death: OnDeath) -> None:
-        """Stop all workers: close their sockets, and kill those that do not exit within
-        ``STOP_S``."""
+        """Stop all workers, and kill those that do not exit within ``STOP_S``."""
         for worker in self.workers.values():
             worker.send(RetireFrame())
             self._selector.unregister(worker.channel)
@@ -179,8 +181,7 @@ class WorkerPool:
             self._reap(worker, on_death)
 
     def _handle_exit(self, worker: WorkerHandle, on_death: OnDeath) -> None:
-        """Reap a worker that has exited while the service runs, and delay the next
-        start after a failed one."""
+        """Reap a worker that has exited, and delay the next start after a failed one."""
         self._selector.unregister(worker.channel)
         how = self._reap(worker, on_death)
         if not (worker.is_retiring and worker.is_ready):
@@ -190,8 +191,7 @@ class WorkerPool:
             raise WorkerStartFailed(f"no worker could be started; the last one: {how}")
 
     def _reap(self, worker: WorkerHandle, on_death: OnDeath) -> str:
-        """Remove a worker that has exited, and have its jobs requeued. Return how it
-        exited."""
+        """Remove a worker and have its jobs requeued. Return how it exited."""
         self._selector.unregister(worker.process.sentinel)
         del self.workers[worker.pid]
         how = self._log_exit(worker)
@@ -240,8 +240,7 @@ class WorkerPool:
                 worker.sample_threads()
 
     def _check_memory(self, now: float) -> None:
-        """Retire or kill workers that exceed ``worker_memory_soft`` or
-        ``worker_memory_hard``."""
+        """Retire or kill the workers that exceed a limit of their memory."""
         if now - self._measured_at < MEMORY_S:
             return
         self._measured_at = now
@@ -268,8 +267,7 @@ class WorkerPool:
                 )
 
     def _retire(self, worker: WorkerHandle, reason: str) -> None:
-        """Have a worker exit after its present jobs. Its replacement is started at
-        once."""
+        """Have a worker exit after its jobs; its replacement is started at once."""
         self._log.info("worker_retired", worker_pid=worker.pid, reason=reason)
         worker.is_retiring = True
         worker.send(RetireFrame())
@@ -311,8 +309,10 @@ class WorkerPool:
             ) from error
 
     def _share_rate(self, now: float) -> None:
-        """Divide the node's rate among the workers every ``SHARE_S``, and at once when
-        a worker has no share yet."""
+        """Divide the node's rate among the workers, every ``SHARE_S`` seconds.
+
+        A worker without a share gets one at once.
+        """
         rate, workers = self.settings.node_rate, list(self.workers.values())
         is_new = rate is not None and any(one.rate is None for one in workers)
         if not workers or not (is_new or now - self._shared_at >= SHARE_S):

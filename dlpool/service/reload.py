@@ -29,17 +29,18 @@ def reload_settings(
         check_archive_command(wanted.logging)
         check_owned_paths(wanted)
         new, deferred = _merge(present, wanted)
-        check_owned_paths(
-            new
-        )  # a path that changes at the restart is still owned at its present place
+        # a path that changes at the restart is still owned at its present place
+        check_owned_paths(new)
     except ConfigurationError as error:
         return None, str(error).splitlines()
     return new, deferred
 
 
 def _merge(present: Settings, wanted: Settings) -> tuple[Settings, list[str]]:
-    """Return the wanted settings, with present values for those that need a restart,
-    and a message for each of these."""
+    """Return the wanted settings, but present values of those that need a restart.
+
+    Also return a message for each of these.
+    """
     new: dict[str, Any] = {}
     deferred = []
     for section in fields(Settings):

@@ -1,5 +1,4 @@
-"""Scheduling: which worker gets which job, how slots and rate are divided, and when a
-worker may be started. Pure."""
+"""Scheduling: which worker gets which job, and how slots and rate are divided. Pure."""
 
 from __future__ import annotations
 
@@ -14,8 +13,10 @@ HEALTHY_S = 10.0  # the death of a worker that has lived this long is not a fail
 
 @dataclass(frozen=True)
 class WorkerSlots:
-    """The free slots of one worker. A quarantine worker runs one quarantined job at a
-    time and no other job."""
+    """The free slots of one worker.
+
+    A quarantine worker runs one quarantined job at a time and no other job.
+    """
 
     pid: int
     free: int
@@ -60,17 +61,19 @@ def _fits(worker: WorkerSlots, job: WaitingJob) -> bool:
 
 
 def divide_slots(slots: int, workers: int) -> list[int]:
-    """Return the slots of each worker, as even as possible. No worker is left without a
-    slot."""
+    """Return the slots of each worker, as even as possible.
+
+    No worker is left without a slot.
+    """
     workers = min(workers, slots)
     return [slots // workers + (number < slots % workers) for number in range(workers)]
 
 
 def divide_rate(rate: int, demands: Sequence[int]) -> list[int]:
-    """Return each worker's share of ``rate`` in bytes/s, in proportion to its demand in
-    jobs.
+    """Return each worker's share of ``rate`` in bytes/s.
 
-    A worker without demand gets a small share, so that its first job can begin.
+    Shares are in proportion to the demand in jobs. A worker without demand gets a small
+    share, so that its first job can begin.
     """
     total, idle = sum(demands), max(1, rate // (IDLE_PART * max(1, len(demands))))
     if total == 0:
@@ -81,8 +84,10 @@ def divide_rate(rate: int, demands: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class RespawnBackoff:
-    """When the next worker may be started: at once after a healthy worker, with growing
-    delay after failed starts."""
+    """When the next worker may be started.
+
+    At once after the death of a healthy worker, with growing delay after failed starts.
+    """
 
     failures: int = 0
     not_before: float = 0.0  # by the monotonic clock

@@ -1,5 +1,4 @@
-"""The entry point of the service: checks the settings, opens state directory and log,
-and runs the supervisor."""
+"""The service's entry point: checks settings, opens the log, runs the supervisor."""
 
 from __future__ import annotations
 

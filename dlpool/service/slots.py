@@ -1,5 +1,4 @@
-"""The number of jobs that a node runs at once: fixed, or adapted to throughput and
-refusals."""
+"""The number of jobs that a node runs at once: fixed, or adapted to throughput."""
 
 from __future__ import annotations
 
@@ -13,16 +12,10 @@ from dlpool.service.wire.results import AttemptResult
 from dlpool.transfer.aimd import Aimd, ControlParameters
 
 START = 5  # jobs: the default of a fixed number
-CONTROL = ControlParameters(
-    settle_s=2.0, measure_s=4.0, rest_s=20.0, most_rest_s=300.0
-)  # workers report every second
-_REFUSALS = {
-    "server_busy",
-    "connection",
-    "unreachable",
-    "timeout",
-    "too_slow",
-}  # labels of errors
+# workers report every second
+CONTROL = ControlParameters(settle_s=2.0, measure_s=4.0, rest_s=20.0, most_rest_s=300.0)
+# labels of errors
+_REFUSALS = {"server_busy", "connection", "unreachable", "timeout", "too_slow"}
 
 
 def max_slots(settings: SupervisorSettings) -> int:
@@ -32,14 +25,18 @@ def max_slots(settings: SupervisorSettings) -> int:
 
 
 def is_refusal(frame: EndedFrame) -> bool:
-    """Return whether an attempt ended because its server, or the network in between,
-    may be overloaded."""
+    """Return whether an attempt ended because its server may be overloaded.
+
+    The network in between may be overloaded, too.
+    """
     return frame.attempt_result is AttemptResult.RETRY and frame.label in _REFUSALS
 
 
 class SlotLimit:
-    """Used by the main thread; other threads may read ``level``, the number of jobs at
-    once."""
+    """Limits the jobs that run at once; ``level`` is their present number.
+
+    Used by the main thread. Other threads may read ``level``.
+    """
 
     def __init__(
         self, settings: SupervisorSettings, log: Logger, clock: Callable[[], float]
@@ -88,8 +85,10 @@ class SlotLimit:
             )
 
     def _add_received(self, received: Mapping[int, int]) -> None:
-        """Add what workers have received since the last call. A counter that went
-        backwards adds nothing."""
+        """Add what workers have received since the last call.
+
+        A counter that went backwards adds nothing.
+        """
         latest = {
             pid: max(size, self._received_by_worker.get(pid, 0))
             for pid, size in received.items()

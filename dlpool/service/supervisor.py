@@ -112,10 +112,10 @@ class Supervisor:
         }
 
     def run(self, early: Iterable[int] = ()) -> None:
-        """Work until a signal stops the service; ``early`` are signals that were
-        received before the call.
+        """Work until a signal stops the service.
 
-        Raises WorkerStartFailed, or the error that stopped one of the threads.
+        ``early`` are signals that were received before the call. Raises
+        WorkerStartFailed, or the error that stopped one of the threads.
         """
         for number in SIGNALS:
             signal.signal(number, self._queue_signal)
@@ -175,8 +175,10 @@ class Supervisor:
         self._tick()
 
     def _capacity(self) -> int:
-        """Return how many jobs may be in flight: none during a drain or while the node
-        cannot write."""
+        """Return how many jobs may be in flight.
+
+        None during a drain, or while the node cannot write.
+        """
         guard = self._components.disk_guard
         if self._drain_until is not None or guard.fault_s is not None or guard.is_low:
             return 0
@@ -208,8 +210,7 @@ class Supervisor:
         self._watchdog.check()
 
     def _check_ready(self) -> None:
-        """Report readiness once workers are ready and Redis has registered this
-        supervisor."""
+        """Report readiness once workers are ready and Redis knows this supervisor."""
         if (
             not self._is_ready
             and self._pool.capacity()
@@ -283,9 +284,8 @@ class Supervisor:
 
     def _reload(self) -> None:
         """Reload the settings. If they are invalid, nothing changes."""
-        is_notified = (
-            self._is_ready and self._drain_until is None
-        )  # else the service manager waits for another state
+        # else the service manager waits for another state
+        is_notified = self._is_ready and self._drain_until is None
         if is_notified:
             self._notifier.reloading(time.monotonic_ns() // 1000)
         new, problems = reload_settings(self._settings, self._load)
@@ -319,8 +319,10 @@ class Supervisor:
     # --- drain and shutdown ---
 
     def _begin_drain(self) -> None:
-        """Stop claiming and let running jobs finish within ``drain_timeout``. A second
-        call ends the drain at once."""
+        """Stop claiming, and let running jobs finish within ``drain_timeout``.
+
+        A second call ends the drain at once.
+        """
         now = time.monotonic()
         if self._drain_until is not None:
             self._drain_until = min(self._drain_until, now)
@@ -343,11 +345,11 @@ class Supervisor:
             self._dispatcher.cancel_running("the supervisor stops")
 
     def _is_drained(self) -> bool:
-        """Return whether the service may exit: no job is in flight, or the time for it
-        has passed.
+        """Return whether the service may exit.
 
-        Results that Redis has not recorded by then are in the spool, and the next start
-        gives back the jobs.
+        It may when no job is in flight, or when the time for them has passed. Results
+        that Redis has not recorded by then are in the spool, and the next start gives
+        back the jobs.
         """
         if self._drain_until is None:
             return False

@@ -1,5 +1,7 @@
-"""Wiring (the composition root): makes the components of a supervisor, and starts and
-stops its threads."""
+"""Wiring: makes the components of a supervisor, and starts and stops its threads.
+
+This is the composition root of the service.
+"""
 
 from __future__ import annotations
 
@@ -212,8 +214,10 @@ class SupervisorComponents:
         self.dispatcher.policy = self._make_policy()
 
     def check_threads(self) -> None:
-        """Raise InternalError if a thread has failed; restart the embedded Redis if it
-        has exited."""
+        """Raise InternalError if a thread has failed.
+
+        Also restart the embedded Redis if it has exited.
+        """
         if self._failure is not None:
             raise InternalError(
                 f"a thread of the supervisor failed: {self._failure}"
@@ -239,16 +243,20 @@ class SupervisorComponents:
         return is_clean
 
     def _wake_threads(self) -> None:
-        """End blocking calls of the threads in Redis. If this fails, they return within
-        a second."""
+        """End the threads' blocking calls in Redis.
+
+        If this fails, they return within a second.
+        """
         if self.redis_state.error is None:
             with suppress(QueueError):
                 self.claimer.wake()
                 self._heartbeat.wake()
 
     def _deregister(self) -> bool:
-        """Return reserved jobs to the intake, so that no supervisor has to wait for
-        leases to expire."""
+        """Return reserved jobs to the intake, and remove this supervisor from Redis.
+
+        Then no supervisor has to wait for leases to expire.
+        """
         try:
             self._transitions.requeue_jobs_of([self.sid], order=self._order())
         except QueueError as error:

@@ -37,8 +37,11 @@ def remove_old_stacks(state_dir: Path) -> None:
 
 
 class WorkerHandle:
-    """Used by the main thread only. A quarantine worker runs one quarantined job at a
-    time and no other job."""
+    """Sends frames to a worker process, and records what is known about it.
+
+    Used by the main thread only. A quarantine worker runs one quarantined job at a time
+    and no other job.
+    """
 
     def __init__(
         self,
@@ -56,12 +59,10 @@ class WorkerHandle:
         self.cpu = cpu  # the CPU that small jobs run on
         self.pid = process.pid or 0
         self.jobs: set[str] = set()  # lease ids
-        self.finishing: set[str] = (
-            set()
-        )  # lease ids of jobs that only wait for the disk: their slots count as free
-        self.cleanup_requests: dict[
-            str, CleanupEntry
-        ] = {}  # sent and not confirmed, by job id
+        # lease ids of jobs that only wait for the disk: their slots count as free
+        self.finishing: set[str] = set()
+        # sent and not confirmed, by job id
+        self.cleanup_requests: dict[str, CleanupEntry] = {}
         self.assigned_count = 0  # jobs since the start
         self.started_at = self.last_heard_at = time.monotonic()
         self.is_ready = False
@@ -78,12 +79,10 @@ class WorkerHandle:
         self.counters = CounterDeltas()
         self.rate: int | None = None  # bytes/s that the worker has been told
         self.space: SpaceFrame | None = None  # the last one sent
-        self._ticks: ThreadTicks | None = (
-            None  # taken when the worker was first seen silent
-        )
-        self._counted_demand = (
-            0  # of ``assigned_count``, at the last call of ``demand``
-        )
+        # taken when the worker was first seen silent
+        self._ticks: ThreadTicks | None = None
+        # of ``assigned_count``, at the last call of ``demand``
+        self._counted_demand = 0
         self._unsent: deque[bytes] = deque()
 
     def __repr__(self) -> str:
@@ -123,8 +122,10 @@ class WorkerHandle:
         return self.is_ready and not self.is_retiring and not self.kill_reason
 
     def demand(self) -> int:
-        """Return how many jobs the worker has, or has been assigned since the last call
-        if that is more."""
+        """Return how many jobs the worker has or, if more, has been assigned lately.
+
+        Lately: since the last call.
+        """
         new, self._counted_demand = (
             self.assigned_count - self._counted_demand,
             self.assigned_count,
@@ -132,22 +133,25 @@ class WorkerHandle:
         return max(len(self.jobs), min(new, self.slots))
 
     def set_rate(self, rate: int | None) -> None:
-        """Send the worker its share of the node's rate in bytes/s, if the share has
-        changed. None is no limit."""
+        """Send the worker its share of the node's rate, if that has changed.
+
+        ``rate``: in bytes/s, None for no limit.
+        """
         if rate != self.rate:
             self.rate = rate
             self.send(RateFrame(rate))
 
     def set_disk_space(self, frame: SpaceFrame) -> None:
-        """Send the worker the disk space that is reserved for running jobs, if it has
-        changed."""
+        """Send the worker the reserved disk space, if that has changed."""
         if frame != self.space:
             self.space = frame
             self.send(frame)
 
     def send(self, frame: Frame) -> None:
-        """Send a frame, or queue it until the worker reads again. Raises InternalError
-        if it is too large."""
+        """Send a frame, or queue it until the worker reads again.
+
+        Raises InternalError if it is too large.
+        """
         self._unsent.append(encode(frame))
         self.flush()
 
@@ -157,8 +161,7 @@ class WorkerHandle:
             self._unsent.popleft()
 
     def frames(self) -> Iterator[Frame]:
-        """Yield the frames that the worker has sent, until there are no more or the
-        socket is closed."""
+        """Yield the frames that the worker has sent and that are not read yet."""
         with suppress(BlockingIOError):
             while (frame := self.channel.receive()) is not None:
                 self.mark_heard(time.monotonic())
@@ -173,8 +176,10 @@ class WorkerHandle:
         self.last_heard_at, self._ticks = now, None
 
     def sample_threads(self) -> None:
-        """Record the CPU time of a silent worker's threads, so that ``abort`` can tell
-        which one ran since."""
+        """Record the CPU time of a silent worker's threads.
+
+        ``abort`` compares it to tell which job hangs.
+        """
         self._ticks = thread_ticks(self.pid) if self._ticks is None else self._ticks
 
     def measure_memory(self) -> int:
@@ -185,8 +190,10 @@ class WorkerHandle:
             return 0
 
     def abort(self, reason: str) -> None:
-        """Have the worker dump its stacks and exit, even if it is stopped. It is killed
-        ``ABORT_S`` seconds later."""
+        """Have the worker dump its stacks and exit, even if it is stopped.
+
+        It is killed ``ABORT_S`` seconds later.
+        """
         if self._ticks is not None:
             self.hung_job = find_hung_job(
                 self._ticks, thread_ticks(self.pid), self.jobs
@@ -194,9 +201,8 @@ class WorkerHandle:
         self.kill_reason = reason
         self.kill_at = time.monotonic() + ABORT_S
         self._signal(signal.SIGABRT)
-        self._signal(
-            signal.SIGCONT
-        )  # after SIGABRT: a stopped process then handles SIGABRT first
+        # after SIGABRT: a stopped process then handles SIGABRT first
+        self._signal(signal.SIGCONT)
 
     def kill(self, reason: str) -> None:
         """Kill the worker with SIGKILL."""
@@ -214,8 +220,7 @@ class WorkerHandle:
         return f"{self.kill_reason} ({how})" if self.kill_reason else how
 
     def take_stacks(self, state_dir: Path) -> str:
-        """Return the stacks that the worker dumped when it died, and remove the file;
-        '' if there is none."""
+        """Return the stacks of a dead worker and remove their file; '' without one."""
         path = stacks_file(state_dir, self.pid)
         with suppress(OSError):
             text = path.read_text(encoding="utf-8", errors="replace")

@@ -1,5 +1,4 @@
-"""Yield control: measures running transfers, asks which jobs wait, and has transfers
-yield their slots."""
+"""Yield control: has slow transfers yield their slots to jobs that wait."""
 
 from __future__ import annotations
 
@@ -42,7 +41,10 @@ class _TransferSpeed:
 
 
 class YieldController:
-    """Used by the main thread only."""
+    """Measures transfers, requests which jobs wait, and applies the yield policy.
+
+    Used by the main thread only.
+    """
 
     def __init__(
         self,
@@ -53,8 +55,10 @@ class YieldController:
         request_waiting_hosts: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``yield_slot`` takes a lease id and a reason; the answer to the request comes
-        to ``handle_waiting``."""
+        """``yield_slot`` takes a lease id and a reason.
+
+        The answer to ``request_waiting_hosts`` comes to ``handle_waiting``.
+        """
         self._settings = settings
         self._in_flight = in_flight
         self._collector = collector
@@ -79,8 +83,8 @@ class YieldController:
         self._choose()
 
     def tick(self) -> None:
-        """Measure transfers; if no slot is free and one of them may yield, request the
-        waiting jobs. Once a second.
+        """Measure transfers, and request the waiting jobs if one may yield. Once a
+        second.
 
         Each answer is used once, and an old one not at all: while Redis is unavailable
         no transfer yields.
@@ -90,8 +94,10 @@ class YieldController:
             self._request_waiting_hosts()
 
     def _choose(self) -> bool:
-        """Have transfers yield to waiting jobs. Return whether any could yield if more
-        jobs waited."""
+        """Have transfers yield to waiting jobs.
+
+        Return whether any could yield if more jobs waited.
+        """
         held = [
             one for one in self._in_flight.all() if one.phase is InFlightPhase.RUNNING
         ]
@@ -130,8 +136,10 @@ class YieldController:
         return may_yield(running, rules, recent=recent)
 
     def _mark_slow(self, host: str) -> None:
-        """Limit the slots of a host, so that its other jobs do not take the slot that
-        it has yielded."""
+        """Limit the slots of a host that has yielded one for being slow.
+
+        Otherwise its other jobs would take that slot.
+        """
         self._slow_until.pop(host, None)
         self._slow_until[host] = self._clock() + SLOW_S
         while len(self._slow_until) > MAX_SLOW_HOSTS:
@@ -141,8 +149,7 @@ class YieldController:
     def _clear_slow_hosts(
         self, running: list[RunningTransfer], rules: YieldRules, recent: list[float]
     ) -> None:
-        """Clear hosts after ``SLOW_S``, or when one of their transfers is fast
-        enough."""
+        """Clear hosts after ``SLOW_S``, or when one of their transfers is fast."""
         if not self._slow_until:
             return
         now = self._clock()
@@ -192,8 +199,10 @@ class YieldController:
         )
 
     def _rate_limit(self, one: InFlightJob, running: int) -> float | None:
-        """Return the bytes/s that the limits of job, settings and node allow a
-        transfer, None for no limit."""
+        """Return the bytes/s that dlpool's own limits allow a transfer, or None.
+
+        These are the limits of the job, the settings and the node.
+        """
         node_rate = self._settings.supervisor.node_rate
         limits = (
             one.job.limit_rate if one.job is not None else None,

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from statistics import median
 
 HOST_SHARE, FAR_BELOW, SLOW = "host_share", "far_below", "slow"  # reasons
-SHARE_MIN_RUNTIME_S = (
-    2.0  # a transfer of a host above its quota may run at least this long
-)
-FAR_FACTOR = (
-    10  # a transfer that is this many times slower than the median is far below it
-)
+# a transfer of a host above its quota may run at least this long
+SHARE_MIN_RUNTIME_S = 2.0
+# a transfer that is this many times slower than the median is far below it
+FAR_FACTOR = 10
 MIN_SAMPLES = 3  # a median of fewer rates is not used
 # a transfer that needs less than this part of the minimum runtime more does not yield
 NEARLY_DONE = 0.5
@@ -73,8 +71,10 @@ class YieldDecision:
 
 
 def min_runtime_s(first_s: float, yields: int) -> float:
-    """Return how many seconds a transfer may run before it yields: ``first_s``, doubled
-    for each earlier yield."""
+    """Return how many seconds a transfer may run before it yields.
+
+    ``first_s`` seconds the first time, and twice as long after each yield.
+    """
     return first_s * 2.0 ** min(yields, MAX_DOUBLINGS)
 
 
@@ -86,18 +86,17 @@ def choose_yields(
     recent: Sequence[float] = (),
     pending: int = 0,
 ) -> list[YieldDecision]:
-    """Return the transfers that yield now, given that no slot is free. There are never
-    more than waiting jobs.
+    """Return the transfers that yield now, given that no slot is free.
 
-    ``waiting``: number of jobs by host. A slot goes to a job of another host; only a
-    transfer far below the others of its host may also yield to jobs of that host.
-    ``recent``: rates of transfers that ended lately. ``pending``: number of transfers
-    that are yielding already and are not in ``running``.
+    There are never more of them than waiting jobs. ``waiting``: number of jobs by host.
+    A slot goes to a job of another host; only a transfer far below the others of its
+    host may also yield to jobs of that host. ``recent``: rates of transfers that ended
+    lately. ``pending``: number of transfers that are yielding already and are not in
+    ``running``.
     """
     total = sum(waiting.values())
-    candidates: list[
-        tuple[YieldDecision, int]
-    ] = []  # with the number of jobs that could use the slot
+    # with the number of jobs that could use the slot
+    candidates: list[tuple[YieldDecision, int]] = []
     for one, reason in _above_quota(running, rules):
         candidates.append(
             (YieldDecision(one.lease_id, reason), total - waiting.get(one.host, 0))
@@ -118,8 +117,7 @@ def is_fast_enough(
     rules: YieldRules,
     recent: Sequence[float] = (),
 ) -> bool:
-    """Return whether a transfer is neither below the fixed rate nor far below the
-    median."""
+    """Return whether a transfer is neither slow nor far below the median."""
     usual = _median([*(other.rate for other in running), *recent])
     return one.rate >= max(rules.min_rate, usual / FAR_FACTOR)
 
@@ -137,8 +135,10 @@ def may_yield(
 def _above_quota(
     running: Sequence[RunningTransfer], rules: YieldRules
 ) -> list[tuple[RunningTransfer, str]]:
-    """Return the slowest transfers of each host above its quota, and of all slow hosts
-    if they are above theirs."""
+    """Return the slowest transfers of hosts above their quota, with the reason.
+
+    All slow hosts together have a quota, too.
+    """
     counts = Counter(one.host for one in running)
     slow = sum(one.host in rules.slow_hosts for one in running)
     found: list[tuple[RunningTransfer, str]] = []
@@ -158,8 +158,7 @@ def _above_quota(
 def _slow(
     running: Sequence[RunningTransfer], rules: YieldRules, recent: Sequence[float]
 ) -> list[tuple[RunningTransfer, str, bool]]:
-    """Return slow transfers, the reason, and whether a job of the same host may use the
-    slot.
+    """Return slow transfers, the reason, and whether their own host may use the slot.
 
     Hosts with the most slots come first, and the slowest transfers of each.
     """
@@ -190,8 +189,7 @@ def _median(rates: Sequence[float]) -> float:
 
 
 def _has_run(one: RunningTransfer, first_s: float, rules: YieldRules) -> bool:
-    """Return whether a transfer has run for its minimum time and is not nearly
-    complete."""
+    """Return whether a transfer has run long enough and is not nearly complete."""
     if not one.is_moving or one.age_s < min_runtime_s(first_s, one.yields):
         return False
     return (

@@ -1,5 +1,4 @@
-"""The frame channel: one end of the private socket pair between supervisor and
-worker."""
+"""The frame channel: one end of the socket pair between supervisor and worker."""
 
 from __future__ import annotations
 
@@ -11,10 +10,9 @@ from dlpool.service.wire.frames import MAX_FRAME, Frame, decode, encode
 
 
 class FrameChannel:
-    """Sends and receives frames. Sending is thread-safe: a ``SOCK_SEQPACKET`` socket
-    sends each frame atomically.
+    """Sends and receives frames on a ``SOCK_SEQPACKET`` socket; see unix(7).
 
-    See unix(7).
+    Sending is thread-safe: the socket sends each frame atomically.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -22,8 +20,10 @@ class FrameChannel:
 
     @classmethod
     def pair(cls) -> tuple[FrameChannel, socket.socket]:
-        """Return the supervisor's channel, which never blocks, and the socket for the
-        worker."""
+        """Return the supervisor's channel and the socket for the worker.
+
+        The channel never blocks.
+        """
         supervisor, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         supervisor.setblocking(False)
         return cls(supervisor), worker
@@ -53,26 +53,26 @@ class FrameChannel:
         return self.socket.fileno()
 
     def send(self, frame: Frame) -> bool:
-        """Send a frame. Return False if it was not sent: the other end is closed, or
-        its process does not read."""
+        """Send a frame. Return False if it was not sent.
+
+        Then the other end is closed, or its process does not read.
+        """
         return self.send_encoded(encode(frame))
 
     def send_encoded(self, data: bytes) -> bool:
         """Send an encoded frame. Return False as ``send`` does."""
         try:
             self.socket.send(data)
-        except (
-            OSError
-        ):  # BlockingIOError, TimeoutError, BrokenPipeError, ConnectionResetError
+        except OSError:
+            # BlockingIOError, TimeoutError, BrokenPipeError, ConnectionResetError
             return False
         return True
 
     def receive(self) -> Frame | None:
-        """Return the next frame, or None if the other end is closed. Raises
-        BlockingIOError if there is none yet.
+        """Return the next frame, or None if the other end is closed.
 
-        A reset is ignored once: the kernel reports it before the last data, which may
-        be the result of a job.
+        Raises BlockingIOError if there is none yet. A reset is ignored once: the kernel
+        reports it before the last data, which may be the result of a job.
         """
         for _ in range(2):
             with suppress(ConnectionResetError):

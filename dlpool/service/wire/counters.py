@@ -1,5 +1,4 @@
-"""Counters of a worker. Each status frame carries them, and the supervisor adds what is
-new.
+"""Counters of a worker, sent with each status frame.
 
 They are cumulative, so that a status frame that is lost loses nothing, and one that
 arrives twice counts once.
@@ -12,17 +11,8 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
 
-RANGE_BOUNDS_S = (
-    0.005,
-    0.02,
-    0.1,
-    0.5,
-    2.0,
-    10.0,
-    60.0,
-    300.0,
-    1800.0,
-)  # upper bounds of a histogram's buckets
+# upper bounds of a histogram's buckets
+RANGE_BOUNDS_S = 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0, 1800.0
 RECEIVED, RANGE_SECONDS, LOG_DROPPED = "received", "range_seconds", "log_dropped"
 _RETRY, _RANGE, _SCAN = "retry.", "range.", "scan."  # prefixes
 
@@ -70,8 +60,10 @@ class CounterDeltas:
         return self._last.get(name, 0.0)
 
     def update(self, counters: Mapping[str, float]) -> dict[str, float]:
-        """Return by how much counters have grown since the last report. Reports may
-        arrive out of order."""
+        """Return by how much counters have grown since the last report.
+
+        Reports may arrive out of order.
+        """
         deltas = {
             name: count - self._last.get(name, 0) for name, count in counters.items()
         }
@@ -99,8 +91,10 @@ def scans_of(counts: Mapping[str, float]) -> dict[str, float]:
 
 
 def ranges_of(counts: Mapping[str, float]) -> list[float]:
-    """Return the number of fetched ranges in each bucket of ``RANGE_BOUNDS_S``, and
-    above the last bound."""
+    """Return the number of fetched ranges by bucket of ``RANGE_BOUNDS_S``.
+
+    The last number counts those above the last bound.
+    """
     return [
         counts.get(f"{_RANGE}{index}", 0) for index in range(len(RANGE_BOUNDS_S) + 1)
     ]

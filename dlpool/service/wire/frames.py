@@ -1,5 +1,7 @@
-"""Frames between the supervisor and its workers: frozen dataclasses, sent as JSON of
-less than 64 KiB."""
+"""Frames between the supervisor and its workers.
+
+They are frozen dataclasses, sent as JSON of less than 64 KiB.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,10 @@ MAX_FRAME = 64 * 1024 - 1  # bytes
 
 
 def lease_clock() -> float:
-    """Return the seconds since this machine was booted, suspended time included: the
-    same in all of its processes."""
+    """Return the seconds since this machine was booted, including suspended time.
+
+    The clock is the same in all processes of the machine.
+    """
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -87,8 +91,10 @@ class LostFrame(Frame):
 
 @dataclass(frozen=True)
 class CleanFrame(Frame):
-    """Remove the stale files of these jobs, whose results Redis has recorded. Each is a
-    ``CleanupEntry`` as a list."""
+    """Remove the stale files of jobs whose results Redis has recorded.
+
+    Each job is a ``CleanupEntry`` as a list.
+    """
 
     kind = "clean"
     jobs: list[list[Any]]
@@ -125,8 +131,10 @@ class ConfigFrame(Frame):
 
 @dataclass(frozen=True)
 class HoldFrame(Frame):
-    """Send no requests to ``host`` for ``seconds``. Sent in both directions: a worker
-    also reports a new hold."""
+    """Send no requests to ``host`` for ``seconds``.
+
+    Sent in both directions: a worker also reports a new hold.
+    """
 
     kind = "hold"
     host: str
@@ -135,8 +143,10 @@ class HoldFrame(Frame):
 
 @dataclass(frozen=True)
 class RateFrame(Frame):
-    """Limit all jobs together to ``rate`` bytes/s, None for no limit. Running jobs obey
-    it too."""
+    """Limit all jobs of the worker together to ``rate`` bytes/s.
+
+    None is no limit. Running jobs obey it too.
+    """
 
     kind = "rate"
     rate: int | None
@@ -182,9 +192,9 @@ class HelloFrame(Frame):
 
 @dataclass(frozen=True)
 class StatusFrame(Frame):
-    """The worker's heartbeat, sent every second: progress of its jobs by lease id, and
-    its ``WorkerCounters``.
+    """The worker's heartbeat, sent every second.
 
+    ``jobs``: progress by lease id. ``counters``: of ``WorkerCounters``.
     ``missing_bytes``: what jobs have yet to allocate on their disks, where that is not
     0. ``unresumable``: jobs whose next attempt must start from the beginning, since
     their servers do not support ranges.
@@ -199,8 +209,10 @@ class StatusFrame(Frame):
 
 @dataclass(frozen=True)
 class FinishingFrame(Frame):
-    """All bytes of a small file have been received and are being synced. The job's slot
-    counts as free."""
+    """All bytes of a small file have been received and are being synced.
+
+    The job's slot counts as free.
+    """
 
     kind = "finishing"
     lease_id: str
@@ -208,8 +220,10 @@ class FinishingFrame(Frame):
 
 @dataclass(frozen=True)
 class VerifiedFrame(Frame):
-    """The file is complete and verified, and its lock is held. The worker waits for
-    PublishFrame or LostFrame."""
+    """The file is complete and verified, and its lock is held.
+
+    The worker waits for PublishFrame or LostFrame.
+    """
 
     kind = "verified"
     lease_id: str
@@ -237,9 +251,9 @@ class EndedFrame(Frame):
     stack: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "attempt_result", AttemptResult(self.attempt_result)
-        )  # a str after decoding
+        result = self.attempt_result
+        if type(result) is not AttemptResult:  # a str, from JSON
+            object.__setattr__(self, "attempt_result", AttemptResult(result))
 
 
 @dataclass(frozen=True)

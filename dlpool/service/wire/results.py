@@ -1,5 +1,7 @@
-"""Results of attempts: how an attempt of a job ended in its worker. Workers import
-this: it needs no Redis client."""
+"""Results of attempts: how an attempt of a job ended in its worker.
+
+Workers import this module: it needs no Redis client.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,10 @@ from dlpool.errors import (
 
 
 class AttemptResult(str, Enum):
-    """How an attempt ended. The supervisor's disposition policy decides what it leads
-    to."""
+    """How an attempt ended.
+
+    The supervisor's disposition policy decides what it leads to.
+    """
 
     SUCCEEDED = "succeeded"
     RETRY = "retry"

@@ -15,8 +15,10 @@ from contextlib import suppress
 
 
 class Affinity:
-    """The CPUs of a process. Its methods apply to the calling thread, and to threads
-    that it starts afterwards."""
+    """Selects the CPUs of the calling thread.
+
+    Threads that it starts afterwards inherit them.
+    """
 
     def __init__(self, cpu: int | None) -> None:
         """``cpu``: the CPU for small jobs, None to leave the choice to the kernel."""
@@ -42,11 +44,10 @@ class Affinity:
 
 
 def choose_cpu(workers: int, taken: Collection[int | None]) -> int | None:
-    """Return the CPU for small jobs of a new worker; ``taken`` are those of the other
-    ones.
+    """Return the CPU for small jobs of a new worker.
 
-    Return None if there are fewer ``workers`` than CPUs: the kernel then keeps them
-    apart, also from other programs.
+    ``taken`` are those of the other workers. Return None if there are fewer ``workers``
+    than CPUs: the kernel then keeps them apart, also from other programs.
     """
     cpus = os.sched_getaffinity(0)
     if not 1 < len(cpus) <= workers:

@@ -57,25 +57,23 @@ _LEVELS: Mapping[str, str] = {
     "target_skipped": "info",
     "job_succeeded": "debug",
 }
-_SCANNED = {
-    "file_scanned": "clean",
-    "file_infected": "infected",
-    "file_unscanned": "",
-}  # outcomes; "": in the event
+# outcomes; "": in the event
+_SCANNED = {"file_scanned": "clean", "file_infected": "infected", "file_unscanned": ""}
 
 MAX_STACK = 8 * 1024  # bytes of a frame
 STACK_FRAMES = 3  # of each cause: a refused connection has six of them in libraries
-SMALL = (
-    1024 * 1024
-)  # bytes: a smaller file is fetched by one thread, and its sync takes little time
+# bytes: a smaller file is fetched by one thread, and its sync takes little time
+SMALL = 1024 * 1024
 _TRACEPARENT = "traceparent"
 _TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
 class JobRunContext:
-    """What a worker gives to the run of a job. A reload of the settings does not change
-    it."""
+    """What a worker gives to the run of a job.
+
+    A reload of the settings does not change it.
+    """
 
     transfer: TransferSettings
     paths: Confinement
@@ -90,11 +88,11 @@ class JobRunContext:
 
 
 class JobRun:
-    """An attempt of a job. The thread of a slot calls ``run``, any thread the other
-    methods.
+    """An attempt of a job.
 
-    The lock guards the transfer and the error that stops it, which may be set before
-    there is a transfer.
+    The thread of a slot calls ``run``, any thread the other methods. The lock guards
+    the transfer and the error that stops it, which may be set before there is a
+    transfer.
     """
 
     def __init__(self, frame: JobFrame, context: JobRunContext) -> None:
@@ -164,8 +162,10 @@ class JobRun:
         )
 
     def cancel(self, error: DlpoolError) -> None:
-        """Have the run checkpoint and end with ``error`` within a second. The first
-        call counts."""
+        """Have the run checkpoint and end with ``error`` within a second.
+
+        The first call counts.
+        """
         with self._lock:
             self._error = self._error or error
             transfer = self._transfer
@@ -246,11 +246,10 @@ class JobRun:
         return transfer
 
     def _authorize_publish(self) -> None:
-        """Wait until it is certain that the supervisor holds the lease. The part file
-        stays locked meanwhile.
+        """Wait until it is certain that the supervisor holds the lease.
 
-        During the lease of the claim it is certain. Afterwards the supervisor asks
-        Redis.
+        The part file stays locked meanwhile. Until ``leased_until`` it is certain;
+        afterwards the supervisor asks Redis.
         """
         if lease_clock() < self.frame.leased_until:
             return
@@ -282,8 +281,10 @@ class JobRun:
         getattr(self._log, _LEVELS.get(event, "info"))(event, **fields)
 
     def _classify(self, error: DlpoolError) -> AttemptResult:
-        """Return the result for an error. A disk error concerns this job only, unless a
-        check shows a node fault."""
+        """Return the result for an error.
+
+        A disk error concerns this job only, unless a check shows a fault of the node.
+        """
         transfer = self._transfer
         if transfer is None or not isinstance(error, LocalFault):
             return attempt_result_of(error)
@@ -317,8 +318,10 @@ def _stack(error: DlpoolError) -> str:
 
 
 def settings_for_job(transfer: TransferSettings, frame: JobFrame) -> TransferSettings:
-    """Return the settings with the job's own: the lower of two rate limits, and a scan
-    if either requires one."""
+    """Return the settings with those that the job itself asks for.
+
+    Of two rate limits the lower one counts. The file is scanned if either requires it.
+    """
     if frame.if_exists is None and frame.limit_rate is None and not frame.scan:
         return transfer
     rates = [
@@ -349,12 +352,11 @@ def remove_stale_files(entry: CleanupEntry, paths: Confinement) -> None:
 
 
 def with_traceparent(frame: JobFrame) -> JobFrame:
-    """Return the frame with the header ``traceparent`` (W3C Trace Context, level 1) for
-    the origin.
+    """Return the frame with the header ``traceparent`` for the origin.
 
-    The frame is unchanged if it has that header, or if its trace id is not valid
-    (section 3.2.2.3). The parent id stands for this attempt and is the same in all of
-    its requests.
+    See W3C Trace Context, level 1. The frame is unchanged if it has that header, or if
+    its trace id is not valid (section 3.2.2.3). The parent id stands for this attempt
+    and is the same in all of its requests.
     """
     has_own = any(name.lower() == _TRACEPARENT for name in frame.headers)
     if has_own or _TRACE_ID.fullmatch(frame.trace_id) is None:
@@ -369,6 +371,8 @@ def with_traceparent(frame: JobFrame) -> JobFrame:
 
 
 def span_id(frame: JobFrame) -> str:
-    """Return the span id of an attempt, 16 hex digits. Spans of the origin are its
-    children, by ``traceparent``."""
+    """Return the span id of an attempt, 16 hex digits.
+
+    Spans of the origin are its children, by ``traceparent``.
+    """
     return hashlib.sha256(frame.lease_id.encode()).hexdigest()[:16]

@@ -1,9 +1,9 @@
-"""The worker process: threads that run jobs, a main thread that receives frames, a
-thread that reports status.
+"""The worker process: runs jobs in threads and reports to the supervisor.
 
-It exits when its supervisor does: the socket is closed, the supervisor is silent, or
-the kernel sends a signal. Its jobs are checkpointed and their files unlocked within
-seconds, in whatever state the supervisor is.
+The main thread receives frames. The process exits when its supervisor does: the socket
+is closed, the supervisor is silent, or the kernel sends a signal. Its jobs are
+checkpointed and their files unlocked within seconds, in whatever state the supervisor
+is.
 """
 
 from __future__ import annotations
@@ -74,12 +74,10 @@ from dlpool.transfer.http.client import HttpClient
 from dlpool.transfer.http.limits import HostHolds, NetworkMonitor, RateLimit
 
 SILENCE_S = 10.0  # the supervisor pings every second
-RECEIVE_S = (
-    0.5  # the longest wait for a frame, after which signals and silence are checked
-)
-FROZEN_S = (
-    2.0  # after a longer wait this process was suspended, and the silence says nothing
-)
+# the longest wait for a frame, after which signals and silence are checked
+RECEIVE_S = 0.5
+# after a longer wait this process was suspended, and the silence says nothing
+FROZEN_S = 2.0
 STATUS_S = 1.0
 STOP_S = 4.0  # for checkpoints, of the 5 s within which a worker exits
 ALARM_S = 5
@@ -106,16 +104,17 @@ class WorkerSettings:
 
 
 def stacks_file(state_dir: Path, pid: int) -> Path:
-    """Return the file to which a worker dumps its stacks when it is aborted or receives
-    a fatal signal."""
+    """Return the file for the stacks of a worker that dies.
+
+    It writes them when it is aborted or receives a fatal signal.
+    """
     return state_dir / f"stacks-{pid}"
 
 
 def main(sock: socket.socket, parent_pid: int, settings: WorkerSettings) -> None:
     """Run a worker. Called in a new interpreter; never returns."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # a terminal sends it to all processes: the supervisor decides
+    # a terminal sends it to all processes: the supervisor decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     affinity = Affinity(settings.cpu)
@@ -135,9 +134,8 @@ def main(sock: socket.socket, parent_pid: int, settings: WorkerSettings) -> None
             tune_garbage_collector()
             worker.serve()
         except BaseException as error:
-            print(
-                f"{type(error).__name__}: {error}", file=stacks, flush=True
-            )  # for the supervisor's log
+            # for the supervisor's log
+            print(f"{type(error).__name__}: {error}", file=stacks, flush=True)
             if isinstance(error, NoThread):
                 os._exit(error.exit_code)
             raise
@@ -146,8 +144,10 @@ def main(sock: socket.socket, parent_pid: int, settings: WorkerSettings) -> None
 
 
 class WorkerProcess:
-    """The state of a worker. The lock guards the table of runs. Only the main thread
-    handles frames."""
+    """Handles frames, and runs jobs in a thread for each slot.
+
+    Only the main thread handles frames. The lock guards the table of runs.
+    """
 
     def __init__(
         self, sock: socket.socket, settings: WorkerSettings, affinity: Affinity
@@ -169,9 +169,8 @@ class WorkerProcess:
         self._logger = self._log.logger("worker")
         self._traces = open_traces(settings.otel, settings.node_id, self._logger)
         self._space = NodeSpaceRules(settings.min_free)
-        self._rate_limit = RateLimit(
-            None, time.monotonic
-        )  # until the supervisor sends this worker's share
+        # until the supervisor sends this worker's share
+        self._rate_limit = RateLimit(None, time.monotonic)
         self._client = self._make_client(settings.network)
         self._lock = threading.Lock()
         self._runs: dict[str, JobRun] = {}  # by lease id
@@ -202,8 +201,10 @@ class WorkerProcess:
         )
 
     def request_stop(self, reason: str) -> None:
-        """Have ``serve`` checkpoint the jobs and return. May be called in a signal
-        handler."""
+        """Have ``serve`` checkpoint the jobs and return.
+
+        May be called in a signal handler.
+        """
         self._stop_reason = self._stop_reason or reason
 
     def serve(self) -> None:
@@ -340,16 +341,18 @@ class WorkerProcess:
                 self._counters.add(RECEIVED, run.received_bytes)
 
     def _send(self, frame: Frame) -> bool:
-        """Send a frame for a job. FinishingFrame is left out while another slot is
-        free: no job waits for this one."""
+        """Send a frame for a job.
+
+        FinishingFrame is left out while another slot is free: no job waits for this
+        one.
+        """
         if isinstance(frame, FinishingFrame) and len(self._runs) < self._settings.slots:
             return True
         return self._channel.send(frame)
 
     def _send_result(self, ended: EndedFrame, job: JobFrame) -> None:
-        if not self._channel.send(
-            ended
-        ):  # the next attempt continues from the files on disk
+        if not self._channel.send(ended):
+            # the next attempt continues from the files on disk
             self._logger.warning(
                 "result_not_delivered",
                 job_id=job.job_id,
@@ -360,8 +363,7 @@ class WorkerProcess:
     # --- status ---
 
     def _report(self) -> None:
-        """Send the status and log the progress of long jobs: the loop of the report
-        thread."""
+        """Send status and log progress: the loop of the report thread."""
         logged_at = time.monotonic()
         while True:
             runs = self._send_status()
@@ -374,9 +376,8 @@ class WorkerProcess:
 
     def _send_status(self) -> list[JobRun]:
         """Send the progress of all jobs and the counters. Return the jobs."""
-        with (
-            self._lock
-        ):  # at once, so that the bytes of a job count once: while it runs or after it
+        with self._lock:
+            # at once, so that the bytes of a job count once: while it runs or after it
             runs = list(self._runs.items())
             counters = self._counters.snapshot()
         counters[RECEIVED] = counters.get(RECEIVED, 0) + sum(
@@ -396,8 +397,10 @@ class WorkerProcess:
     # --- clean-up ---
 
     def _clean_up(self) -> None:
-        """Remove stale files: the loop of the clean-up thread, until it gets an empty
-        list."""
+        """Remove stale files: the loop of the clean-up thread.
+
+        An empty list ends it.
+        """
         while entries := self._cleanup.get():
             for entry in entries:
                 self._remove_stale_files(entry)
@@ -419,8 +422,10 @@ class WorkerProcess:
             )
 
     def _shut_down(self) -> None:
-        """Checkpoint the jobs and unlock their files within ``STOP_S``. SIGALRM kills
-        the process if that fails."""
+        """Checkpoint the jobs and unlock their files within ``STOP_S``.
+
+        If that fails, SIGALRM kills the process.
+        """
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(ALARM_S)
         with self._lock:
