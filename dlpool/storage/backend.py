@@ -37,8 +37,10 @@ from dlpool.storage.values import (
 
 
 class StagedChunk(Protocol):
-    """A chunk while it is received. A context manager that discards what has not been
-    committed. For one thread."""
+    """A chunk while it is received.
+
+    A context manager that discards what has not been committed. For one thread.
+    """
 
     def reserve(self, size: int) -> None:
         """Announce about ``size`` bytes, so that the backend can reserve space."""
@@ -58,8 +60,11 @@ class StagedChunk(Protocol):
 
 
 class ChunkReceiver(Protocol):
-    """Receives chunks: ``stage``, ``check`` as soon as the fields are known, write,
-    ``commit``."""
+    """Receives chunks.
+
+    The caller stages a chunk, checks its request as soon as the fields are known,
+    writes the bytes, and commits it.
+    """
 
     def stage(self) -> StagedChunk:
         """Start to receive a chunk. No lock is held while its bytes arrive."""
@@ -71,10 +76,10 @@ class ChunkReceiver(Protocol):
         """
 
     def commit(self, staged: StagedChunk, request: ChunkRequest, /) -> ChunkResult:
-        """Store the received bytes durably as a chunk of its task, which the first
-        chunk creates.
+        """Store the received bytes durably as a chunk of its task.
 
-        An earlier chunk of the index is replaced; it is kept if the request is refused.
+        The first chunk creates the task. An earlier chunk of the index is replaced; it
+        is kept if the request is refused.
         """
 
 
@@ -82,16 +87,18 @@ class UploadLock(Protocol):
     """The append lock of one upload."""
 
     def check(self) -> None:
-        """Raise UnlockRequested if another request waits for the lock, UploadError if
-        the upload was removed.
+        """Raise UnlockRequested if another request waits for the lock.
 
-        Cheap: called for each block of a body.
+        Raises UploadError if the upload was removed. Cheap: called for each block of a
+        body.
         """
 
 
 class Locker(Protocol):
-    """Locks uploads between the processes and machines of a backend, for one appending
-    request at a time."""
+    """Locks tus uploads, for one appending request at a time.
+
+    The lock excludes all processes and machines of the backend.
+    """
 
     def lock(
         self, file_id: str, owner: str | None
@@ -106,11 +113,11 @@ class Locker(Protocol):
 
 
 class AppendSession(Protocol):
-    """A body while it is appended. A context manager: when the block raises, the bytes
-    received so far are kept.
+    """A body while it is appended.
 
-    They are discarded if the body has a checksum, after ``discard``, and if they are
-    more than announced.
+    A context manager: when the block raises, the bytes received so far are kept. They
+    are discarded if the body has a checksum, after ``discard``, and if they are more
+    than announced.
     """
 
     @property
@@ -136,8 +143,10 @@ class AppendSession(Protocol):
 
 
 class TusUploads(Protocol):
-    """Uploads that grow at their end and are published automatically when they are
-    complete."""
+    """Uploads by tus: they grow at their end.
+
+    A complete upload is published automatically.
+    """
 
     def create(self, request: TusUploadRequest, /) -> str:
         """Create an upload and return its id."""
@@ -154,22 +163,30 @@ class TusUploads(Protocol):
         """Start to append a body; the caller holds ``lock``."""
 
     def finish(self, file_id: str, owner: str | None) -> MergeResult | None:
-        """Publish a complete upload; None if it is incomplete or a part. Raises
-        UploadError: locked."""
+        """Publish a complete upload; None if it is incomplete or a part.
+
+        Raises UploadError: locked.
+        """
 
 
 class Concatenator(Protocol):
-    """Optional capability: final uploads that are concatenated from parts (tus
-    extension concatenation)."""
+    """Optional capability: the tus extension concatenation.
+
+    A final upload is concatenated from parts.
+    """
 
     def concatenate(self, request: TusUploadRequest, parts: Sequence[str], /) -> str:
-        """Publish a file of the parts, in this order, and return the id of the new
-        upload. The parts are removed."""
+        """Publish a file of the parts, in this order, and remove the parts.
+
+        Returns the id of the new upload.
+        """
 
 
 class MergedFile(Protocol):
-    """A published file, opened for reading. ``modified_at`` in seconds since the epoch,
-    ``size`` in bytes."""
+    """A published file, opened for reading.
+
+    ``modified_at`` in seconds since the epoch, ``size`` in bytes.
+    """
 
     @property
     def size(self) -> int: ...
@@ -184,10 +201,10 @@ class MergedFile(Protocol):
     def read_range(
         self, start: int, size: int, on_close: Callable[[], None]
     ) -> io.RawIOBase:
-        """Return a stream of ``size`` bytes from ``start``. ``on_close`` is called when
-        the stream is closed.
+        """Return a stream of ``size`` bytes from ``start``.
 
-        The file must stay open until then.
+        ``on_close`` is called when the stream is closed. The file must stay open until
+        then.
         """
 
     def close(self) -> None:
@@ -230,10 +247,10 @@ class UploadBackend(Protocol):
         cursor: str = "",
         status: Iterable[str] = (),
     ) -> TaskPage:
-        """Return at most ``limit`` tasks by id, from ``cursor`` on, in the given states
-        or in all.
+        """Return at most ``limit`` tasks, sorted by id.
 
-        A task that exists during all requests is in exactly one page.
+        They start at ``cursor`` and have one of the given states, or any. A task that
+        exists during all requests is in exactly one page.
         """
 
     def counts_by_state(self) -> Mapping[str, TaskCounts]:
@@ -254,17 +271,22 @@ class UploadBackend(Protocol):
         status: Sequence[str] = ...,
         older_than_days: float = ...,
     ) -> int:
-        """Remove the tasks in these states that have not changed for
-        ``older_than_days``; return their number."""
+        """Remove tasks that have not changed for ``older_than_days``.
+
+        ``status``: only tasks in these states. Returns the number of removed tasks.
+        """
 
     def sweep(self) -> SweepResult:
-        """Remove expired tasks and leftovers of killed processes, and complete what
-        they started."""
+        """Remove expired tasks and leftovers of killed processes.
+
+        Interrupted merges and tus uploads are completed.
+        """
 
     def open_merged(self, path: str, reader: str | None) -> MergedFile:
-        """Open a published file. Raises UploadError: not_found also if ``reader`` may
-        not read it."""
+        """Open a published file.
+
+        Raises UploadError: not_found also if ``reader`` may not read it.
+        """
 
     def volumes(self) -> Sequence[Volume]:
-        """Return the folders of the backend with their free space and whether they are
-        usable."""
+        """Return the folders of the backend and their free space."""

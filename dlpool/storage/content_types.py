@@ -1,5 +1,7 @@
-"""Which types of files are accepted: by the extension of the name and by the first
-bytes. Pure."""
+"""Which types of files are accepted.
+
+The extension of the name and the first bytes decide. Pure.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,7 @@ _TEXT = "text/plain"
 
 
 def check_extension(settings: UploadSettings, filename: str) -> None:
-    """Raise UploadError for a file name whose extension is not in
-    ``allowed_extensions``."""
+    """Raise UploadError if ``allowed_extensions`` does not list the extension."""
     endings = tuple(
         f".{word.lower().lstrip('.')}"
         for word in split_words(settings.allowed_extensions)
@@ -29,8 +30,10 @@ def check_extension(settings: UploadSettings, filename: str) -> None:
 
 
 def check_content(settings: UploadSettings, head: bytes) -> None:
-    """Raise UploadError if the first bytes of a file have a type that
-    ``allowed_content_types`` does not allow."""
+    """Raise UploadError if ``allowed_content_types`` does not allow the content.
+
+    ``head``: the first bytes of the file.
+    """
     listed = [word.lower() for word in split_words(settings.allowed_content_types)]
     if not listed:
         return
@@ -55,8 +58,10 @@ def check_content(settings: UploadSettings, head: bytes) -> None:
 
 
 def detect_types(head: bytes) -> frozenset[str]:
-    """Return the media types of a file with these first bytes; several if their
-    signatures match equally well."""
+    """Return the media types of a file with these first bytes.
+
+    Several if their signatures match equally well.
+    """
     matches = _matches(head)
     best = max((confidence for _, confidence in matches), default=0.0)
     return frozenset(
@@ -65,8 +70,10 @@ def detect_types(head: bytes) -> frozenset[str]:
 
 
 def _all_types(head: bytes) -> frozenset[str]:
-    """Return all media types whose signature matches, however weak: one file may have
-    several types."""
+    """Return all media types whose signature matches, even weakly.
+
+    One file may have several types.
+    """
     return frozenset(kind for kind, _ in _matches(head)) or _without_signature(head)
 
 
@@ -86,8 +93,7 @@ def _without_signature(head: bytes) -> frozenset[str]:
 
 
 def _is_listed(kind: str, listed: Set[str]) -> bool:
-    """Return whether a media type is listed by its name or by a wildcard such as
-    ``image/*``."""
+    """Return whether a media type is listed, by name or as ``image/*``."""
     name = _normalized(kind)
     return name in listed or f"{name.partition('/')[0]}/*" in listed
 
@@ -103,6 +109,8 @@ def _is_text(head: bytes) -> bool:
 
 
 def _normalized(kind: str) -> str:
-    """Return a media type without the ``x-`` of its unregistered name:
-    application/x-gzip is application/gzip."""
+    """Return a media type without the ``x-`` of unregistered names.
+
+    For example, application/x-gzip becomes application/gzip.
+    """
     return kind.lower().replace("/x-", "/")

@@ -1,5 +1,7 @@
-"""The errors of upload storage. Each has a code and no HTTP status: ``web/errors.py``
-maps the codes to statuses."""
+"""The errors of upload storage.
+
+Each has a code and no HTTP status: ``web/errors.py`` maps the codes to statuses.
+"""
 
 from __future__ import annotations
 
@@ -124,15 +126,19 @@ class UnlockRequested(Exception):
 
 
 def offset_mismatch(offset: int) -> UploadError:
-    """Return the error for a body that does not start at ``offset``, the end of the
-    upload."""
+    """Return the error for a body that does not start at the end of the upload.
+
+    ``offset`` is that end.
+    """
     text = f"the upload continues at {offset}: ask for its offset and send from there"
     return UploadError("wrong_offset", text, offset=offset)
 
 
 def too_large(offset: int, remaining: int) -> UploadError:
-    """Return the error for more bytes than the ``remaining`` ones that may follow
-    ``offset``."""
+    """Return the error for a body with too many bytes.
+
+    At most ``remaining`` bytes may follow ``offset``.
+    """
     text = (
         f"the upload may have {offset + remaining} bytes: no more than {remaining} can "
         f"follow the first {offset}"

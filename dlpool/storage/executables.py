@@ -53,8 +53,10 @@ _MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
 
 def executable_types(head: bytes) -> frozenset[str]:
-    """Return the program types that a file with these first bytes may have, empty for
-    other files."""
+    """Return the program types that a file with these first bytes may have.
+
+    Empty for other files.
+    """
     found = {kind for prefix, kind in _PREFIXES.items() if head.startswith(prefix)}
     if head.startswith(_FAT):
         count = int.from_bytes(head[4:8], "big")
@@ -67,8 +69,10 @@ def executable_types(head: bytes) -> frozenset[str]:
 
 
 def _has_pe_header(head: bytes) -> bool:
-    """Return whether the DOS header points to a PE header; True if it points beyond the
-    given bytes."""
+    """Return whether the DOS header points to a PE header.
+
+    True if it points beyond the given bytes.
+    """
     if len(head) < 64:
         return False
     (offset,) = struct.unpack_from("<I", head, 60)
@@ -76,16 +80,20 @@ def _has_pe_header(head: bytes) -> bool:
 
 
 def _is_short_text(head: bytes) -> bool:
-    """Return whether the bytes are a complete ASCII text: read as a DOS header, they
-    point beyond its end."""
+    """Return whether the bytes are a complete ASCII text.
+
+    Read as a DOS header, such a text would point beyond its end.
+    """
     return len(head) < HEAD_SIZE and all(
         byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in head
     )
 
 
 def _is_script(head: bytes) -> bool:
-    """Return whether the bytes start a script, after a byte order mark and white space,
-    ignoring case."""
+    """Return whether the bytes start a script.
+
+    A byte order mark, white space and case are ignored.
+    """
     mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
     text = head[len(mark) :]
     if text[1:4:2] == b"\0\0" or text[0:3:2] == b"\0\0":  # UTF-16

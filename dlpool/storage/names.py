@@ -1,5 +1,7 @@
-"""Names that clients choose: task ids become folder names, and paths are checked to
-stay below their folder. Pure."""
+"""Names that clients choose.
+
+Task ids become folder names, and paths are checked to stay below their folder. Pure.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,10 @@ _NO_NAMES = ("", ".", "..")
 
 
 def folder_name(file_id: str) -> str:
-    """Return the name of the folder of a task without owner: 64 characters of
-    ``0-9a-f``, unique for each id.
+    """Return the name of the folder of a task without owner.
 
-    Raises UploadError for an id that is empty, too long or has control characters.
+    It has 64 characters of ``0-9a-f`` and is unique for each id. Raises UploadError for
+    an id that is empty, too long or has control characters.
     """
     if not file_id or _CONTROL.search(file_id) or len(file_id.encode()) > MAX_ID_BYTES:
         raise UploadError(
@@ -34,12 +36,12 @@ def folder_name(file_id: str) -> str:
 
 
 def owner_folder_name(file_id: str, owner: str | None) -> str:
-    """Return the name of the folder of an owner's task; several owners may have tasks
-    of the same id.
+    """Return the name of the folder of an owner's task.
 
-    Without an owner it is ``folder_name``. All tasks of an id share the first two
-    digits, which select the lock, and the last half; the first half is unique for each
-    owner. Raises UploadError like ``folder_name``.
+    Several owners may have tasks of the same id. Without an owner it is
+    ``folder_name``. All tasks of an id share the first two digits, which select the
+    lock, and the last half; the first half is unique for each owner. Raises UploadError
+    like ``folder_name``.
     """
     name = folder_name(file_id)
     if owner is None:
@@ -80,10 +82,10 @@ def check_file_name(name: str, max_bytes: int = MAX_NAME_BYTES) -> str:
 
 
 def check_new_names(filename: str | None, relative_path: str) -> None:
-    """Raise UploadError for names that clients may not give to new files or folders
-    (see ``filenames``).
+    """Raise UploadError for bad names of new files and folders.
 
-    Existing files with such names remain readable.
+    The rules are those of ``filenames``. Existing files with such names remain
+    readable.
     """
     if filename is not None:
         if filename not in _NO_NAMES and (fault := name_fault(filename)):
@@ -103,8 +105,10 @@ def check_new_names(filename: str | None, relative_path: str) -> None:
 
 
 def split_folders(relative_path: str) -> tuple[str, ...]:
-    """Return the folders of ``relative_path``, empty for an empty path. Raises
-    UploadError for an unsafe path."""
+    """Return the folders of ``relative_path``, empty for an empty path.
+
+    Raises UploadError for an unsafe path.
+    """
     text = relative_path.removesuffix("/") if relative_path != "/" else relative_path
     if not text:
         return ()
@@ -130,6 +134,8 @@ def split_folders(relative_path: str) -> tuple[str, ...]:
 
 
 def file_not_found(path: str) -> UploadError:
-    """Return the error for a path without a file, or whose file the client may not
-    read."""
+    """Return the error for a path without a file.
+
+    A file that the client may not read has the same error.
+    """
     return UploadError("not_found", f"there is no file {path[:100]!r}")

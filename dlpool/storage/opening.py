@@ -1,5 +1,7 @@
-"""Opens the upload backend: the only module that selects an implementation of the
-interfaces in ``backend.py``."""
+"""Opens the upload backend.
+
+Only this module selects an implementation of the interfaces in ``backend.py``.
+"""
 
 from __future__ import annotations
 

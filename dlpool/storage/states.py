@@ -31,10 +31,10 @@ _ERRORS: Mapping[str, tuple[ErrorCode, str]] = {
 
 
 def effective_state(recorded: str, *, has_chunks: bool, is_merging: bool) -> str:
-    """Return the state that a record and the stored chunks mean together; a killed
-    process records nothing.
+    """Return the state of a task by its record and its chunks.
 
-    ``is_merging``: a running process merges the task.
+    The record may be out of date: a killed process records nothing. ``is_merging``: a
+    running process merges the task.
     """
     if recorded == MERGING and not is_merging:
         return UPLOADING if has_chunks else PENDING
@@ -49,8 +49,10 @@ def check_transition(state: str, wanted: str) -> str:
 
 
 def state_after_chunk(state: str) -> str:
-    """Return the state of a task that receives a chunk in ``state``. Raises UploadError
-    if it accepts none."""
+    """Return the state of a task that receives a chunk in ``state``.
+
+    Raises UploadError if it accepts none.
+    """
     if state == PAUSED:  # only resuming leaves this state
         raise wrong_state(state)
     return state if state == UPLOADING else check_transition(state, UPLOADING)
@@ -67,8 +69,10 @@ def wrong_state(state: str) -> UploadError:
 def completion_rate(
     state: str, chunks: int, total_chunks: int, size: int, file_size: int
 ) -> float:
-    """Return the percentage of the chunks, or else of the bytes, that are stored: 0 to
-    100, also if unknown."""
+    """Return how much of a file is stored, in percent.
+
+    It is the share of the chunks, or of the bytes if the total is unknown.
+    """
     if state == COMPLETED:
         return 100.0
     stored, total = (chunks, total_chunks) if total_chunks else (size, file_size)

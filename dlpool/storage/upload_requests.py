@@ -1,5 +1,7 @@
-"""Requests of the upload API and of tus as frozen values. ``check`` validates what
-needs no stored state. Pure."""
+"""Requests of the upload API and of tus as frozen values.
+
+``check`` validates what needs no stored state. Pure.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,9 @@ PARTIAL, FINAL = (
 
 @dataclass(frozen=True)
 class ChunkRequest:
-    """A chunk to store. Fields that the client did not send are None; ``file_size`` is
-    in bytes.
+    """A chunk to store.
 
+    Fields that the client did not send are None; ``file_size`` is in bytes.
     ``filename`` is the name that the merge will use: if it is sent with a chunk, a bad
     name is refused early.
     """
@@ -41,8 +43,7 @@ class ChunkRequest:
     filename: str | None = None
 
     def check(self, settings: UploadSettings) -> None:
-        """Raise UploadError for a field that is invalid, too large or not allowed by
-        the settings."""
+        """Raise UploadError for an invalid, oversized or forbidden field."""
         folder_name(self.file_id)
         check_new_names(self.filename, self.relative_path or "")
         if self.filename is not None:
@@ -130,10 +131,10 @@ class ChunkRequest:
 
 @dataclass(frozen=True)
 class MergeRequest:
-    """A merge of all chunks of a task. ``relative_path`` None: the path that came with
-    the chunks.
+    """A merge of all chunks of a task.
 
-    ``is_shared``: every user may read the file, not only its owner.
+    ``relative_path`` None: the path that came with the chunks. ``is_shared``: every
+    user may read the file, not only its owner.
     """
 
     file_id: str
@@ -146,8 +147,7 @@ class MergeRequest:
     is_shared: bool = False
 
     def check(self, settings: UploadSettings) -> None:
-        """Raise UploadError for a field that is invalid or not allowed by the
-        settings."""
+        """Raise UploadError for an invalid or forbidden field."""
         folder_name(self.file_id)
         check_new_names(self.filename, self.relative_path or "")
         _check_md5(self.expected_md5)
@@ -157,9 +157,9 @@ class MergeRequest:
 
 @dataclass(frozen=True)
 class TusUploadRequest:
-    """A tus upload to create. ``length`` in bytes, None if it is deferred. ``metadata``
-    is kept for the client.
+    """A tus upload to create.
 
+    ``length`` in bytes, None if it is deferred. ``metadata`` is kept for the client.
     ``filename``: empty for the id of the upload. ``concat``: ``PARTIAL`` for a part of
     a final upload, a text that starts with ``FINAL`` for a final upload, else empty.
     ``is_shared``: every user may read the file.
@@ -174,8 +174,7 @@ class TusUploadRequest:
     is_shared: bool = False
 
     def check(self, settings: UploadSettings) -> None:
-        """Raise UploadError for a field that is invalid, too large or not allowed by
-        the settings."""
+        """Raise UploadError for an invalid, oversized or forbidden field."""
         check_new_names(self.filename or None, self.relative_path)
         if self.concat != PARTIAL:
             check_extension(settings, self.filename)
@@ -185,12 +184,11 @@ class TusUploadRequest:
 
 @dataclass(frozen=True)
 class AppendRequest:
-    """A body to append to a tus upload at ``offset``. ``size``: of the body in bytes,
-    None if it is unknown.
+    """A body to append to a tus upload at ``offset``.
 
-    ``length``: the size of the upload, if it was deferred until now. ``has_checksum``:
-    bytes of an incomplete body are discarded, because the checksum covers the complete
-    body.
+    ``size``: of the body in bytes, None if it is unknown. ``length``: the size of the
+    upload, if it was deferred until now. ``has_checksum``: bytes of an incomplete body
+    are discarded, because the checksum covers the complete body.
     """
 
     file_id: str

@@ -1,5 +1,7 @@
-"""Values that storage returns: results, tasks, counters, volumes and events. All are
-immutable; ``web/`` words them."""
+"""Values that storage returns: results, tasks, counters, volumes and events.
+
+All are immutable; ``web/`` words them.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,10 @@ DELETED_EVENT, EXPIRED_EVENT = "upload_deleted", "upload_expired"
 
 @dataclass(frozen=True)
 class ChunkResult:
-    """A chunk that has been stored. ``size`` in bytes; ``md5_checked``: the client sent
-    an md5 and it matched."""
+    """A chunk that has been stored.
+
+    ``size`` in bytes; ``md5_checked``: the client sent an md5 and it matched.
+    """
 
     chunk_index: int
     md5_checked: bool
@@ -33,8 +37,10 @@ class ChunkResult:
 
 @dataclass(frozen=True)
 class MergeResult:
-    """A file that has been published. ``size`` in bytes, ``merge_time`` in
-    nanoseconds."""
+    """A file that has been published.
+
+    ``size`` in bytes, ``merge_time`` in nanoseconds.
+    """
 
     path: str
     md5: str
@@ -56,7 +62,9 @@ class StoredChunk:
 @dataclass(frozen=True)
 class TaskTotals:
     """What clients state of a file: 0, -1 and an empty path while it is unknown.
-    ``file_size`` in bytes."""
+
+    ``file_size`` in bytes.
+    """
 
     total_chunks: int = 0
     file_size: int = -1
@@ -103,11 +111,11 @@ class TaskSummary:
 
 @dataclass(frozen=True)
 class TaskDetail:
-    """One task with its chunks by index. ``file_md5`` and ``failure`` are empty if
-    there is none.
+    """One task with its chunks by index.
 
-    ``retries``: repetitions of a chunk, by index. ``declared_md5s``: md5s that were
-    sent and not compared, by index.
+    ``file_md5`` and ``failure`` are empty if there is none. ``retries``: repetitions of
+    a chunk, by index. ``declared_md5s``: md5s that were sent and not compared, by
+    index.
     """
 
     summary: TaskSummary
@@ -119,8 +127,10 @@ class TaskDetail:
 
 
 class TaskPage(NamedTuple):
-    """Some tasks, by id. ``total``: of all pages. ``next_cursor``: of the next page,
-    empty on the last page."""
+    """Some tasks, by id.
+
+    ``total``: of all pages. ``next_cursor``: of the next page, empty on the last page.
+    """
 
     tasks: Sequence[TaskSummary]
     total: int
@@ -157,9 +167,9 @@ class TaskCounts(NamedTuple):
 
 @dataclass(frozen=True)
 class TusUploadState:
-    """The progress of a tus upload. ``length`` in bytes, -1 if it is unknown;
-    ``metadata`` as the client sent it.
+    """The progress of a tus upload.
 
+    ``length`` in bytes, -1 if it is unknown; ``metadata`` as the client sent it.
     ``expires_at``: in seconds since the epoch, None for a completed upload.
     ``is_ready_to_merge``: all bytes are stored and ``TusUploads.finish`` has not
     published the file yet.
@@ -174,8 +184,10 @@ class TusUploadState:
 
 
 class SweepResult(NamedTuple):
-    """``removed``: the number of removed files and tasks. ``failures``: a sentence for
-    each task that failed."""
+    """``removed``: the number of removed files and tasks.
+
+    ``failures``: a sentence for each task that failed.
+    """
 
     removed: int
     failures: tuple[str, ...] = ()
@@ -183,9 +195,9 @@ class SweepResult(NamedTuple):
 
 @dataclass(frozen=True)
 class VolumeCapacity:
-    """The space of a file system. ``total`` and ``free`` in bytes; ``used_share`` from
-    0 to 1, as df(1) computes it.
+    """The space of a file system.
 
+    ``total`` and ``free`` in bytes; ``used_share`` from 0 to 1, as df(1) computes it.
     ``free_files``: the number of files that can be created, None if it is not limited.
     """
 
@@ -198,8 +210,7 @@ class VolumeCapacity:
 
 @dataclass(frozen=True)
 class Volume:
-    """A folder of the backend and its file system, as they were at the time of the
-    call.
+    """A folder of the backend and its file system, at the time of the call.
 
     ``name``: of the setting. ``device``: equal for folders on one file system, None if
     it cannot be determined. ``capacity``: None if the file system does not report it.
@@ -217,8 +228,10 @@ class Volume:
 
 
 def health_of(capacity: VolumeCapacity | None, settings: UploadSettings) -> str:
-    """Return the health of a volume by the thresholds of the settings; an unknown
-    capacity is healthy."""
+    """Return the health of a volume by the thresholds of the settings.
+
+    An unknown capacity is healthy.
+    """
     if capacity is None:
         return HEALTHY
     if capacity.used_share >= settings.disk_refuse:

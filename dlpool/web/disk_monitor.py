@@ -1,5 +1,4 @@
-"""Logs when a disk of uploads fills up or a folder becomes unusable, and when it
-recovers.
+"""Logs changes in the health of the disks and folders of uploads.
 
 Each change is logged once by all processes together.
 """
@@ -24,11 +23,11 @@ _ORDER = (HEALTHY, WARNING, UNHEALTHY)
 
 
 def next_health(before: str, used: float, settings: UploadSettings) -> str:
-    """Return the health of a disk whose share ``used`` is in use, and whose health was
-    ``before``. Pure.
+    """Return the health of a disk whose share ``used`` is in use.
 
-    It gets worse at ``disk_warn`` and ``disk_refuse``, and better only ``MARGIN`` below
-    them, so that a disk whose use varies around a threshold is logged once.
+    ``before``: its last health. Pure. It gets worse at ``disk_warn`` and
+    ``disk_refuse``, and better only ``MARGIN`` below them, so that a disk whose use
+    varies around a threshold is logged once.
     """
     reached = _level(used, settings)
     held = min(before, _level(used + MARGIN, settings), key=_ORDER.index)

@@ -1,5 +1,7 @@
-"""Merged files, sent back: ranges (RFC 9110, section 14), validators, and nginx's
-``X-Accel-Redirect``."""
+"""Downloads of published files.
+
+Supports ranges (RFC 9110 section 14), validators, and nginx's ``X-Accel-Redirect``.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,10 @@ _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 
 
 class FileResource:
-    """``GET /files/PATH`` of a merged file, for who may read it: its owner, the scope
-    admin, or everybody."""
+    """``GET /files/PATH``: a published file.
+
+    Its owner and administrators may read it, and every user if it is shared.
+    """
 
     scopes = READ_SCOPES
 
@@ -114,8 +118,10 @@ def is_unchanged(header: str | None, etag: str) -> bool:
 
 
 def is_another(req: falcon.Request, etag: str, modified: float) -> bool:
-    """Whether ``If-Match``, or else ``If-Unmodified-Since``, is not met (RFC 9110,
-    section 13.2.2)."""
+    """Return whether a precondition fails (RFC 9110 section 13.2.2).
+
+    ``If-Match`` is evaluated, or else ``If-Unmodified-Since``.
+    """
     wanted = req.get_header("If-Match")
     if wanted is not None:
         return not {etag, "*"} & {tag.strip() for tag in wanted.split(",")}
@@ -131,10 +137,10 @@ def is_another(req: falcon.Request, etag: str, modified: float) -> bool:
 
 
 def range_of(header: str | None, size: int) -> tuple[int, int] | None:
-    """Begin and exclusive end of a single range; None where the whole file is to be
-    sent.
+    """Return start and exclusive end of a single range.
 
-    Raises ValueError for a range that begins behind the file.
+    None if the complete file is to be sent. Raises ValueError for a range that begins
+    behind the file.
     """
     match = _RANGE.fullmatch((header or "").replace(" ", ""))
     if match is None:

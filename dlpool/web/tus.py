@@ -123,8 +123,10 @@ class _TusResource:
     def append(
         self, req: falcon.Request, resp: falcon.Response, file_id: str, offset: int
     ) -> None:
-        """Receive the body of a request at ``offset``, publish the upload if it is
-        complete, and answer with the new offset."""
+        """Append the body of a request at ``offset``, and answer with the new offset.
+
+        A complete upload is published.
+        """
         limit = max(self._max_size, req.content_length or 0)
         try:
             with self._services.open_body(req, limit, "the upload") as body:
@@ -327,8 +329,10 @@ class TusUploadResource(_TusResource):
 
     @contextmanager
     def _offset_in_conflicts(self, req: falcon.Request, file_id: str) -> Iterator[None]:
-        """Add ``Upload-Offset`` to every 409 response, so that the client can resume
-        without another HEAD."""
+        """Add ``Upload-Offset`` to every 409 response.
+
+        The client can resume without another HEAD.
+        """
         try:
             yield
         except UploadError as error:

@@ -191,8 +191,11 @@ class TasksResource(_UploadApiResource):
 
 
 class TaskResource(_UploadApiResource):
-    """``/tasks/ID``, ``/tasks/ID/pause``, ``/tasks/ID/resume``, ``/tasks/cleanup`` and
-    ``/tasks/batch``. An id may contain slashes."""
+    """``/tasks/ID`` and the actions below ``/tasks``.
+
+    An id may contain slashes. The actions are ``ID/pause``, ``ID/resume``, ``cleanup``
+    and ``batch``.
+    """
 
     scopes = RESUME_SCOPES | UPLOAD_SCOPES
 

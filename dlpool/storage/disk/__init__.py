@@ -1,7 +1,7 @@
-"""Upload storage on a file system, shared by all threads and processes of a machine: no
-state is kept in memory alone.
+"""Upload storage on a file system.
 
-Read in this order:
+All threads and processes of a machine share it: no state is kept in memory alone. Read
+in this order:
 
 - ``backend.py`` assembles the parts; ``layout.py`` finds and locks tasks;
   ``task_folder.py`` and ``task_record.py`` are one task: its chunks, metadata and locks

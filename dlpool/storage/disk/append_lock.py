@@ -37,15 +37,19 @@ _POLL_S = 0.02
 
 @dataclass(frozen=True)
 class AppendLock:
-    """A held append lock. ``locked_at_ns``: the time of the lock file; a later one is a
-    request to unlock."""
+    """A held append lock.
+
+    ``locked_at_ns``: the time of the lock file; a later one is a request to unlock.
+    """
 
     descriptor: int
     locked_at_ns: int
 
     def check(self) -> None:
-        """Raise UnlockRequested if another request waits for the lock, UploadError if
-        the upload was removed."""
+        """Raise UnlockRequested if another request waits for the lock.
+
+        Raises UploadError if the upload was removed.
+        """
         with translate_os_errors("receive the bytes"):
             status = os.fstat(self.descriptor)
         if status.st_nlink == 0:
@@ -63,8 +67,10 @@ class DiskLocker:
 
     @contextmanager
     def lock(self, file_id: str, owner: str | None) -> Iterator[AppendLock]:
-        """Hold the append lock of an upload that accepts bytes; the current holder is
-        asked to release it."""
+        """Hold the append lock of an upload that accepts bytes.
+
+        The current holder is asked to release it.
+        """
         lock = self._acquire(file_id, owner)
         try:
             yield lock
@@ -114,11 +120,10 @@ def unexpired_record(
 def appendable_record(
     layout: StoreLayout, settings: UploadSettings, task: TaskFolder, owner: str | None
 ) -> TaskRecord:
-    """Return the record of a tus upload that accepts bytes. Raises UploadError like
-    ``unexpired_record``.
+    """Return the record of a tus upload that accepts bytes.
 
-    Also raises it for a final upload and by the state: AlreadyComplete, locked,
-    task_paused.
+    Raises UploadError like ``unexpired_record``. Also raises it for a final upload and
+    by the state: AlreadyComplete, locked, task_paused.
     """
     record = unexpired_record(layout, settings, task, owner)
     if record.is_final:
@@ -135,8 +140,10 @@ def appendable_record(
 
 
 def expires_at(record: TaskRecord, settings: UploadSettings) -> float | None:
-    """Return when a tus upload expires, in seconds since the epoch; None for a
-    completed one."""
+    """Return when a tus upload expires, in seconds since the epoch.
+
+    None for a completed upload.
+    """
     return (
         None
         if record.status == states.COMPLETED

@@ -79,10 +79,10 @@ def append_position(chunks: Mapping[int, StoredChunk]) -> AppendPosition:
 
 
 def append_files(folder: Path) -> list[Path]:
-    """Return the files of bodies that are being received or were left by a killed
-    process, sorted.
+    """Return the files of received bodies that are not chunks yet, sorted.
 
-    Empty if the folder does not exist. Raises OSError.
+    A running process is writing them, or a killed one left them. Empty if the folder
+    does not exist. Raises OSError.
     """
     try:
         names = os.listdir(folder)
@@ -96,8 +96,10 @@ def append_files(folder: Path) -> list[Path]:
 
 
 def received_size(folder: Path, offset: int) -> int:
-    """Return the bytes received of a body that starts at ``offset``, 0 if it has a
-    checksum. Raises OSError."""
+    """Return how many bytes of a body that starts at ``offset`` were received.
+
+    0 for a body with a checksum. Raises OSError.
+    """
     for path in append_files(folder):
         match = _BODY.fullmatch(path.name)
         if match is not None and int(match[1]) == offset:
@@ -117,10 +119,10 @@ class UploadTail:
     owner: str | None
 
     def reclaim(self) -> None:
-        """Make a chunk of the bytes that a killed process received, and remove what
-        cannot become one.
+        """Make a chunk of the bytes that a killed process received.
 
-        Raises UploadError for a fault of the disk.
+        Bytes that cannot become a chunk are removed. Raises UploadError for a fault of
+        the disk.
         """
         with translate_os_errors("resume the upload"):
             task = self.layout.task_by_id(self.file_id)
@@ -163,8 +165,10 @@ class UploadTail:
             return position.after(staged)
 
     def drop_unreachable(self, task: TaskFolder) -> AppendPosition:
-        """Remove truncated chunks and chunks behind a gap, and return the end of the
-        upload. Raises OSError."""
+        """Remove truncated chunks and chunks behind a gap.
+
+        Returns the end of the upload. Raises OSError.
+        """
         position = append_position(list_chunks(task.folder))
         for name in os.listdir(task.folder):
             index = index_of(name)
@@ -227,8 +231,7 @@ class UploadTail:
         position: AppendPosition,
         length: int | None,
     ) -> TaskRecord:
-        """Rename the staged file to its chunk name, and record size and length in one
-        step."""
+        """Rename the staged file to its chunk name, and write the record."""
         end, file_size = (
             position.offset + staged.size,
             record.file_size if length is None else length,
@@ -267,10 +270,9 @@ class UploadTail:
         )
 
     def _check_end(self, task: TaskFolder, position: AppendPosition) -> None:
-        """Raise UploadError if the end of the upload has moved: the lock excludes
-        writers, but files can be lost.
+        """Raise UploadError if the end of the upload has moved.
 
-        Raises OSError.
+        The lock excludes other writers, but files can be lost. Raises OSError.
         """
         has_last = position.chunks == 0 or disk.exists(
             task.chunk_path(position.chunks - 1)
@@ -280,8 +282,10 @@ class UploadTail:
 
 
 class DiskAppendSession:
-    """Implements ``AppendSession``. ``position``: the end of the upload. For one
-    thread."""
+    """Implements ``AppendSession``.
+
+    ``position``: the end of the upload. For one thread.
+    """
 
     def __init__(
         self,
@@ -328,8 +332,7 @@ class DiskAppendSession:
         ) - self.position.offset
 
     def check_fits(self, size: int) -> None:
-        """Raise UploadError (too_large) if the upload may not have ``size`` more
-        bytes."""
+        """Raise UploadError (too_large) if ``size`` more bytes do not fit."""
         if self._staged.size + size > self.remaining:
             raise too_large(self.position.offset, self.remaining)
 

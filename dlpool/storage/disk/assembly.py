@@ -1,10 +1,9 @@
-"""Assembles the chunks of a task into one file: the kernel copies the bytes while they
-are hashed.
+"""Assembles the chunks of a task into one file.
 
-The md5 of the file needs one thread that reads all bytes in order; it takes longer than
-the copy, which runs at the same time. If the client stated the md5 and it matches, the
-chunks are correct as well. Otherwise a second thread compares each chunk with its own
-md5.
+The kernel copies the bytes while they are hashed. The md5 of the file needs one thread
+that reads all bytes in order; it takes longer than the copy, which runs at the same
+time. If the client stated the md5 and it matches, the chunks are correct as well.
+Otherwise a second thread compares each chunk with its own md5.
 """
 
 from __future__ import annotations
@@ -43,11 +42,10 @@ class ChunkAssembly:
     chunks: Sequence[StoredChunk]
 
     def write(self, target: int, *, expected_md5: str | None, is_checked: bool) -> str:
-        """Copy all chunks to the open file ``target`` and return their md5. Raises
-        CorruptChunks, OSError.
+        """Copy all chunks to the open file ``target`` and return their md5.
 
-        ``is_checked``: compare each chunk with its own md5, unless the md5 of the file
-        is the expected one.
+        Raises CorruptChunks, OSError. ``is_checked``: compare each chunk with its own
+        md5, unless the md5 of the file is the expected one.
         """
         proof = expected_md5 or (self.chunks[0].md5 if len(self.chunks) == 1 else None)
         with ThreadPoolExecutor(2) as pool:
@@ -107,8 +105,10 @@ class ChunkAssembly:
                 release(descriptor)
 
     def _open(self, chunk: StoredChunk) -> int:
-        """Return a descriptor of the chunk file, which has the expected size. Raises
-        CorruptChunks, OSError."""
+        """Return a descriptor of the chunk file, which has the expected size.
+
+        Raises CorruptChunks, OSError.
+        """
         try:
             descriptor = os.open(chunk_path(self.folder, chunk.index), READ_FLAGS)
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -120,10 +120,10 @@ class ChunkAssembly:
 
 
 def _start(pool: ThreadPoolExecutor, work: Callable[[], T]) -> Callable[[], T]:
-    """Start ``work`` on a thread of the pool, and return a function that waits for its
-    result.
+    """Start ``work`` on a thread of the pool.
 
-    If no thread can be started, that function does the work.
+    Returns a function that waits for its result. If no thread can be started, that
+    function does the work.
     """
     try:
         return pool.submit(work).result
@@ -132,8 +132,10 @@ def _start(pool: ThreadPoolExecutor, work: Callable[[], T]) -> Callable[[], T]:
 
 
 def _copy_chunk(source: int, target: int, chunk: StoredChunk) -> None:
-    """Append the bytes of a chunk to the target, by copy_file_range(2) where the file
-    system supports it."""
+    """Append the bytes of a chunk to the target.
+
+    Uses copy_file_range(2) where the file system supports it.
+    """
     left = chunk.size
     while left:
         try:

@@ -1,5 +1,7 @@
-"""The upload backend on a file system: assembles the parts of this package behind the
-interfaces of ``storage``."""
+"""The upload backend on a file system.
+
+It assembles the parts of this package behind the interfaces of ``storage``.
+"""
 
 from __future__ import annotations
 
@@ -51,11 +53,11 @@ from dlpool.storage.values import (
 
 
 class DiskBackend:
-    """Implements ``UploadBackend`` in ``upload_dir`` and ``merged_dir``. Methods raise
-    only UploadError.
+    """Implements ``UploadBackend`` in ``upload_dir`` and ``merged_dir``.
 
-    The folders are authoritative, and what is kept in memory is compared with them:
-    threads and processes may each have their own backend, or share one.
+    Methods raise only UploadError. The folders are authoritative, and what is kept in
+    memory is compared with them: threads and processes may each have their own backend,
+    or share one.
     """
 
     def __init__(
@@ -111,10 +113,10 @@ class DiskBackend:
         cursor: str = "",
         status: Iterable[str] = (),
     ) -> TaskPage:
-        """Return at most ``limit`` tasks by id, from ``cursor`` on, in the given states
-        or in all.
+        """Return at most ``limit`` tasks, sorted by id.
 
-        A task that exists during all requests is in exactly one page.
+        They start at ``cursor`` and have one of the given states, or any. A task that
+        exists during all requests is in exactly one page.
         """
         wanted = frozenset(status) or frozenset(states.STATES)
         if not wanted <= set(states.STATES):
@@ -162,8 +164,10 @@ class DiskBackend:
         status: Sequence[str] = (states.FAILED, states.PAUSED),
         older_than_days: float = 7,
     ) -> int:
-        """Remove the tasks in these states that have not changed for
-        ``older_than_days``; return their number."""
+        """Remove tasks that have not changed for ``older_than_days``.
+
+        ``status``: only tasks in these states. Returns the number of removed tasks.
+        """
         unknown = set(status) - set(states.STATES)
         if unknown or not (math.isfinite(older_than_days) and older_than_days >= 0):
             text = (
@@ -177,8 +181,10 @@ class DiskBackend:
         )
 
     def sweep(self) -> SweepResult:
-        """Remove expired tasks and leftovers of killed processes, and complete what
-        they started."""
+        """Remove expired tasks and leftovers of killed processes.
+
+        Interrupted merges and tus uploads are completed.
+        """
         self.layout.create_folders()
         swept = self._remover.sweep()
         self._ownerships.sweep(self.settings.merged_dir, time.time() - DAY_S)
@@ -195,8 +201,10 @@ class DiskBackend:
         return swept._replace(removed=removed)
 
     def open_merged(self, path: str, reader: str | None) -> DiskMergedFile:
-        """Open a published file. Raises UploadError: not_found also if ``reader`` may
-        not read it."""
+        """Open a published file.
+
+        Raises UploadError: not_found also if ``reader`` may not read it.
+        """
         with translate_os_errors("read the file"):
             descriptor = self._open_merged(path, reader)
             with release_on_error(descriptor):
@@ -223,8 +231,7 @@ class DiskBackend:
             ) from None  # another reason would reveal that a file or folder exists
 
     def volumes(self) -> Sequence[Volume]:
-        """Return ``upload_dir`` and ``merged_dir`` with their free space and whether
-        they are usable."""
+        """Return the current state of ``upload_dir`` and ``merged_dir``."""
         return list_volumes(self.settings)
 
 
@@ -242,8 +249,10 @@ class DiskMergedFile:
     def read_range(
         self, start: int, size: int, on_close: Callable[[], None]
     ) -> io.RawIOBase:
-        """Return a stream of ``size`` bytes from ``start``. ``on_close`` is called when
-        the stream is closed."""
+        """Return a stream of ``size`` bytes from ``start``.
+
+        ``on_close`` is called when the stream is closed.
+        """
         os.lseek(self._descriptor, start, os.SEEK_SET)
         return _RangeReader(self._descriptor, size, on_close)
 

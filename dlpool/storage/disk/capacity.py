@@ -1,5 +1,7 @@
-"""The capacity of the file systems of upload_dir and merged_dir, and whether it
-suffices for a task or a merge."""
+"""The free space of upload_dir and merged_dir.
+
+A task or merge that does not fit is refused before it starts.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,10 @@ CHUNK_COUNT_STEP = (
 
 
 def assumed_chunks(chunks: int) -> int:
-    """Return the number of chunks that a task of unknown total counts for when it has
-    ``chunks`` of them."""
+    """Return how many chunks count for a task that states no total.
+
+    ``chunks``: the chunks that it has.
+    """
     return max(1, -(-chunks // CHUNK_COUNT_STEP)) * CHUNK_COUNT_STEP
 
 
@@ -45,8 +49,10 @@ def capacity_of(folder: str) -> VolumeCapacity | None:
 
 
 def device_of(folder: str) -> int:
-    """Return the device number of the folder, or of its nearest existing parent. Raises
-    OSError."""
+    """Return the device number of the folder, or of its nearest existing parent.
+
+    Raises OSError.
+    """
     return _existing(folder).stat().st_dev
 
 
@@ -74,10 +80,10 @@ def _volume(name: str, folder: str) -> Volume:
 
 
 def check_folder(folder: str) -> tuple[str, str]:
-    """Return whether files can be created in a folder, as the status of a volume, and
-    why not.
+    """Return whether files can be created in a folder.
 
-    A missing folder is a WARNING, because it is created when it is needed.
+    The result is the status of a volume, and the reason if it is not healthy. A missing
+    folder is a WARNING, because it is created when it is needed.
     """
     try:
         is_readonly = bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
@@ -95,11 +101,10 @@ def check_folder(folder: str) -> tuple[str, str]:
 def check_capacity_for_task(
     settings: UploadSettings, file_size: int, chunks: int = 1
 ) -> None:
-    """Raise UploadError if a new task does not fit on the disk. ``file_size`` in bytes,
-    -1 if it is unknown.
+    """Raise UploadError if a new task does not fit on the disk.
 
-    A merge writes the file beside its chunks, each of which is a file, too. Raises
-    OSError.
+    ``file_size`` in bytes, -1 if it is unknown. A merge writes the file beside its
+    chunks, each of which is a file, too. Raises OSError.
     """
     folders = (settings.upload_dir, settings.merged_dir)
     is_shared = device_of(folders[0]) == device_of(folders[1])
@@ -140,10 +145,9 @@ def _check_files(capacity: VolumeCapacity, wanted: int) -> None:
 def check_capacity_for_copies(
     settings: UploadSettings, file_size: int, chunks: int
 ) -> None:
-    """Raise UploadError if copies of the chunks, and the file that is merged from them,
-    do not fit on the disk.
+    """Raise UploadError if copies of the chunks do not fit on the disk.
 
-    Raises OSError.
+    The file that is merged from them has to fit as well. Raises OSError.
     """
     capacity = capacity_of(settings.upload_dir)
     is_shared = device_of(settings.upload_dir) == device_of(settings.merged_dir)

@@ -1,5 +1,7 @@
-"""An immutable catalog of all tasks, by owner and state, with counters. A new one is
-made from the old one and the changes."""
+"""An immutable catalog of all tasks, by owner and state, with counters.
+
+A new one is made from the old one and the changes.
+"""
 
 from __future__ import annotations
 
@@ -60,8 +62,10 @@ class TaskCatalog:
     def with_changes(
         self, changes: Mapping[str, TaskSummary | None], gone: Iterable[str] = ()
     ) -> TaskCatalog:
-        """Return the catalog after ``changes``, by the name of the folder, and without
-        the folders in ``gone``."""
+        """Return the catalog with ``changes``, by the name of the folder.
+
+        Folders in ``gone`` are removed.
+        """
         summaries, counts = dict(self.summaries), dict(self._counts)
         removed: dict[_Key, set[str]] = defaultdict(set)
         added: dict[_Key, list[str]] = defaultdict(list)
@@ -84,8 +88,10 @@ class TaskCatalog:
     def page(
         self, owner: str | None, wanted: Iterable[str], after: str, limit: int
     ) -> TaskPage:
-        """Return at most ``limit`` tasks of the owner in the ``wanted`` states, behind
-        the sort key ``after``."""
+        """Return at most ``limit`` tasks of the owner.
+
+        They have one of the ``wanted`` states and follow the sort key ``after``.
+        """
         whose = _ALL_OWNERS if owner is None else owner
         lists = [
             self._sort_keys.get((whose, state), ()) for state in sorted(set(wanted))
@@ -140,20 +146,26 @@ def _with_keys(summary: TaskSummary | None) -> Iterator[tuple[_Key, TaskSummary]
 
 
 def sort_key(summary: TaskSummary, name: str) -> str:
-    """Return the sort key of a task: its id, and for the same id of several owners the
-    name of the folder."""
+    """Return the sort key of a task: its id and the name of its folder.
+
+    Several owners may have tasks of the same id.
+    """
     return f"{summary.file_id}\0{name}"
 
 
 def make_cursor(key: str) -> str:
-    """Return the cursor of the page that starts behind a sort key, whether or not its
-    task exists then."""
+    """Return the cursor of the page that starts behind a sort key.
+
+    The task of the key need not exist any longer.
+    """
     return base64.urlsafe_b64encode(b"1" + key.encode()).decode().rstrip("=")
 
 
 def read_cursor(cursor: str) -> str:
-    """Return the sort key behind which a page starts, empty for the first page. Raises
-    UploadError (bad_cursor)."""
+    """Return the sort key behind which a page starts, empty for the first page.
+
+    Raises UploadError (bad_cursor).
+    """
     if not cursor:
         return ""
     try:

@@ -1,10 +1,9 @@
-"""The change log: which tasks have changed, by all processes of a backend. With it, a
-list need not scan all folders.
+"""The change log: which tasks have changed, by all processes of a backend.
 
-Each section under the lock of a task appends the name of its folder, 32 bytes, before
-the lock is released. A reader remembers how far it has read. A log that grows too large
-is removed, and created again by the next entry; its first 32 bytes are random, so that
-a reader notices a new log.
+With it, a list need not scan all folders. Each section under the lock of a task appends
+the name of its folder, 32 bytes, before the lock is released. A reader remembers how
+far it has read. A log that grows too large is removed, and created again by the next
+entry; its first 32 bytes are random, so that a reader notices a new log.
 
 The log need not be complete. A process that is killed between a change and its entry
 has not answered its client yet. An entry that cannot be written removes the log, and
@@ -37,8 +36,10 @@ _APPEND_FLAGS = (
 
 
 def create_change_log(path: Path) -> None:
-    """Create the log if it does not exist. Errors are ignored: without a log all
-    folders are compared."""
+    """Create the log if it does not exist.
+
+    Errors are ignored: without a log all folders are compared.
+    """
     with suppress(OSError):
         _append(path, b"")
 
@@ -56,7 +57,9 @@ def append_change(path: Path, name: str) -> None:
 
 def _append(path: Path, data: bytes) -> bool:
     """Append an entry; return False if the log was removed meanwhile, with the entry.
-    Raises OSError."""
+
+    Raises OSError.
+    """
     descriptor = os.open(path, _APPEND_FLAGS, 0o666)
     try:
         status = os.fstat(descriptor)
@@ -79,15 +82,19 @@ class ChangeLogReader:
     """Reads the entries of a change log. For one thread at a time."""
 
     def __init__(self, path: Callable[[], Path]) -> None:
-        """``path`` returns the path of the log, which may not exist, or raises
-        OSError."""
+        """``path`` returns the path of the log.
+
+        The log may not exist. ``path`` may raise OSError.
+        """
         self._path = path
         self._log_id = b""
         self._offset = 0
 
     def read_changes(self) -> frozenset[str] | None:
-        """Return the folders that were recorded since the last call; None if they are
-        unknown. Raises nothing."""
+        """Return the folders that were recorded since the last call.
+
+        None if they are unknown. Raises nothing.
+        """
         try:
             descriptor = os.open(self._path(), READ_FLAGS)
         except OSError:

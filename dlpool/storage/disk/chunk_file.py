@@ -1,6 +1,6 @@
-"""The format of chunk files, ``INDEX.chunk``: the bytes, then a trailer with their
-number and md5.
+"""The format of chunk files.
 
+``INDEX.chunk`` has the bytes of the chunk, then a trailer with their number and md5.
 The trailer is written before the file gets its name. A file with that name whose
 trailer fits its size is therefore complete; a truncated file has no trailer, or one
 that does not fit.
@@ -35,8 +35,10 @@ def chunk_path(folder: Path, index: int) -> Path:
 
 
 def index_of(name: str) -> int | None:
-    """Return the index of the chunk with this file name; None if it is not the name of
-    a chunk."""
+    """Return the index of the chunk with this file name.
+
+    None if it is not the name of a chunk.
+    """
     index = name.removesuffix(_SUFFIX)
     is_chunk = (
         index != name
@@ -48,8 +50,10 @@ def index_of(name: str) -> int | None:
 
 
 def list_chunks(folder: Path) -> dict[int, StoredChunk]:
-    """Return the complete chunks in a folder, sorted by index; empty if the folder does
-    not exist. Raises OSError."""
+    """Return the complete chunks in a folder, sorted by index.
+
+    Empty if the folder does not exist. Raises OSError.
+    """
     try:
         with os.scandir(folder) as entries:
             found = [chunk for chunk in map(_chunk_of, entries) if chunk is not None]
@@ -61,8 +65,10 @@ def list_chunks(folder: Path) -> dict[int, StoredChunk]:
 
 
 def stored_size(path: Path) -> int | None:
-    """Return the number of bytes of a chunk without its trailer; None if the file does
-    not exist. Raises OSError."""
+    """Return the size of a chunk in bytes, without its trailer.
+
+    None if the file does not exist. Raises OSError.
+    """
     try:
         return max(0, path.lstat().st_size - TRAILER_SIZE)
     except FileNotFoundError:
@@ -85,8 +91,10 @@ def _chunk_of(entry: os.DirEntry[str]) -> StoredChunk | None:
 
 @lru_cache(maxsize=_CACHED_TRAILERS)
 def _md5_of(path: str, _inode: int, _modified_ns: int, length: int) -> str:
-    """Return the md5 in the trailer, from a cache while the file is unchanged. Raises
-    ValueError, OSError."""
+    """Return the md5 in the trailer, from a cache while the file is unchanged.
+
+    Raises ValueError, OSError.
+    """
     descriptor = os.open(path, READ_FLAGS)
     try:
         data = os.pread(descriptor, TRAILER_SIZE, max(0, length - TRAILER_SIZE))

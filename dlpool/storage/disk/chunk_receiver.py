@@ -1,9 +1,9 @@
-"""Receives chunks: checks a request before its bytes arrive, and commits the received
-bytes to the task.
+"""Receives chunks and commits them to their task.
 
-A commit seals the staged file (trailer, fdatasync), takes the lock of the task, checks
-the state of the task again, renames the file to its chunk name, and writes the record.
-The client gets its answer after the folder is durable.
+A request is checked before its bytes arrive. A commit seals the staged file (trailer,
+fdatasync), takes the lock of the task, checks the state of the task again, renames the
+file to its chunk name, and writes the record. The client gets its answer after the
+folder is durable.
 """
 
 from __future__ import annotations
@@ -41,27 +41,35 @@ from dlpool.storage.values import ChunkResult
 
 @dataclass(frozen=True)
 class DiskChunkReceiver:
-    """Implements ``ChunkReceiver``. Thread-safe, and between processes. Methods raise
-    UploadError."""
+    """Implements ``ChunkReceiver``.
+
+    Thread-safe, and between processes. Methods raise UploadError.
+    """
 
     layout: StoreLayout
     settings: UploadSettings
     quota: OwnerQuota
 
     def stage(self) -> StagedChunkFile:
-        """Create a temporary file for a chunk; it holds no lock for which another
-        request waits."""
+        """Create a temporary file for a chunk.
+
+        No other request waits for its lock.
+        """
         return self.layout.stage_chunk(self.settings.max_chunk_size)
 
     def check(self, staged: StagedChunk, request: ChunkRequest) -> None:
-        """Refuse a request that ``commit`` would refuse, and keep its task from
-        expiring until ``staged`` is closed."""
+        """Refuse a request that ``commit`` would refuse.
+
+        Its task does not expire until ``staged`` is closed.
+        """
         assert isinstance(staged, StagedChunkFile)
         staged.task_lock = self.check_request(request)
 
     def check_request(self, request: ChunkRequest) -> SharedTaskLock | None:
-        """Raise the error of a request that ``commit`` would refuse; return a lock of
-        its task if the task exists."""
+        """Raise the error of a request that ``commit`` would refuse.
+
+        Returns a lock of the task, None if the task does not exist.
+        """
         request.check(self.settings)
         if self.quota.is_set:
             wanted, _ = self._quota_request(request)
@@ -75,8 +83,10 @@ class DiskChunkReceiver:
             return task.lock_shared()
 
     def commit(self, staged: StagedChunk, request: ChunkRequest) -> ChunkResult:
-        """Store the staged bytes as a chunk, in place of an earlier one; when refused,
-        the earlier one is kept."""
+        """Store the staged bytes as a chunk.
+
+        An earlier chunk of the index is replaced; it is kept if the request is refused.
+        """
         assert isinstance(staged, StagedChunkFile)  # as ``stage`` returned it
         request.check(self.settings)
         is_checked = request.md5 is not None and self.settings.enable_integrity_check
@@ -113,8 +123,10 @@ class DiskChunkReceiver:
 
     @contextmanager
     def _admitted(self, request: ChunkRequest) -> Iterator[bool]:
-        """Yield whether the chunk may create its task; in the block, the owner's quota
-        is reserved for a new task."""
+        """Yield whether the chunk may create its task.
+
+        In the block, the owner's quota is reserved for a new task.
+        """
         if not self.quota.is_set:
             yield True
             return
@@ -123,8 +135,10 @@ class DiskChunkReceiver:
             yield is_missing
 
     def _quota_request(self, request: ChunkRequest) -> tuple[QuotaRequest | None, bool]:
-        """Return what a chunk adds to its owner's usage beside itself, and whether its
-        task does not exist yet."""
+        """Return what a chunk adds to its owner's usage, and whether its task is new.
+
+        Its own bytes are not counted: they were announced before.
+        """
         with translate_os_errors("read the upload folder"):
             task = self.layout.resolve(request.file_id, request.owner)
             identity, record = task.identity(), load_record(task.folder)
@@ -153,8 +167,10 @@ class DiskChunkReceiver:
         identity: TaskIdentity | None,
         record: TaskRecord | None,
     ) -> TaskRecord:
-        """Return the record with what the request adds to it; ``identity`` None: the
-        task does not exist yet."""
+        """Return the record with what the request adds to it.
+
+        ``identity`` is None if the task does not exist yet.
+        """
         if identity is None or record is None:
             check_capacity_for_task(
                 self.settings, _file_size_of(request), request.total_chunks or 1
@@ -179,8 +195,7 @@ class DiskChunkReceiver:
         staged: StagedChunkFile,
         request: ChunkRequest,
     ) -> TaskRecord:
-        """Rename the staged file to its chunk name and write the record, which is only
-        a cache."""
+        """Rename the staged file to its chunk name, and write the record."""
         path, key = task.chunk_path(request.index), str(request.index)
         earlier = stored_size(path)
         received = record.received + staged.size - (earlier or 0)
@@ -219,8 +234,10 @@ class DiskChunkReceiver:
         )
 
     def _count_mismatch(self, request: ChunkRequest) -> None:
-        """Count a chunk that is refused for its md5, if its task exists. Raises
-        UploadError if it accepts no chunk."""
+        """Count a chunk that is refused for its md5, if its task exists.
+
+        Raises UploadError if it accepts no chunk.
+        """
         key = str(request.index)
         with self.layout.lock_owned(request.file_id, request.owner) as task:
             identity = task.identity()

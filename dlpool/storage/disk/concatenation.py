@@ -1,8 +1,8 @@
-"""Concatenates parts into a final upload: their chunks are linked into a new task,
-which is merged at once.
+"""Concatenates parts into a final upload.
 
-Each part goes into one file, and is removed when that is published. What the next
-process finds after a kill:
+Their chunks are linked into a new task, which is merged at once. Each part goes into
+one file, and is removed when that is published. What the next process finds after a
+kill:
 
 | killed | left behind | recovery |
 |---|---|---|
@@ -63,12 +63,11 @@ class _PartsTotal:
 
 @dataclass(frozen=True)
 class DiskConcatenator:
-    """Implements ``Concatenator``. Thread-safe, and between processes. Methods raise
-    UploadError.
+    """Implements ``Concatenator``.
 
-    The append lock of a final upload is held from its creation until it is completed. A
-    final upload that is not completed and whose lock is free was therefore left by a
-    killed process.
+    Thread-safe, and between processes. Methods raise UploadError. The append lock of a
+    final upload is held from its creation until it is completed. A final upload that is
+    not completed and whose lock is free was therefore left by a killed process.
     """
 
     layout: StoreLayout
@@ -77,11 +76,11 @@ class DiskConcatenator:
     remover: TaskRemover
 
     def concatenate(self, request: TusUploadRequest, parts: Sequence[str]) -> str:
-        """Publish a file of the parts, which must be complete, and return the id of the
-        new upload.
+        """Publish a file of complete parts.
 
-        The parts are removed then. Refused are a part that is given twice, unknown or
-        another owner's, or taken by another final upload.
+        Returns the id of the new upload. The parts are removed then. Refused are a part
+        that is given twice, unknown or another owner's, or taken by another final
+        upload.
         """
         check_parts(parts)
         total = self._total_of(parts, request.owner)
@@ -115,10 +114,10 @@ class DiskConcatenator:
         return file_id
 
     def recover(self, file_id: str) -> int:
-        """Recover a final upload that a killed process left: remove it, or its parts if
-        it is completed.
+        """Recover a final upload that a killed process left.
 
-        Returns the number of removed uploads.
+        It is removed, or its parts if it is completed. Returns the number of removed
+        uploads.
         """
         with self.layout.lock_id(file_id) as task:
             identity = task.identity()
@@ -135,8 +134,10 @@ class DiskConcatenator:
         return 1
 
     def _is_published(self, file_id: str) -> bool:
-        """Remove a final upload that failed; return True if its file has been published
-        nevertheless."""
+        """Remove a final upload that failed.
+
+        Returns True if its file has been published nevertheless.
+        """
         with suppress(UploadError):
             self.recover(file_id)
             with self.layout.lock_id(file_id) as task:
@@ -146,8 +147,10 @@ class DiskConcatenator:
     def _create(
         self, request: TusUploadRequest, parts: Sequence[str]
     ) -> tuple[str, int]:
-        """Create the final upload; return its id and a descriptor that holds its append
-        lock."""
+        """Create the final upload.
+
+        Returns its id and a descriptor that holds its append lock.
+        """
         with self.uploads.creating(request, parts) as (file_id, task):
             try:
                 lock = task.try_lock_append()
@@ -174,8 +177,10 @@ class DiskConcatenator:
         )
 
     def _part(self, file_id: str, owner: str | None) -> _PartsTotal:
-        """Return a part that can be taken. A part of another owner is refused like an
-        unknown one."""
+        """Return a part that can be taken.
+
+        A part of another owner is refused like an unknown one.
+        """
         try:
             self.uploads.recover(file_id, owner)
             with self.layout.lock_id(file_id) as task:
@@ -192,8 +197,10 @@ class DiskConcatenator:
         return _PartsTotal(identity.owner, position.offset, position.chunks)
 
     def _check_claimant(self, file_id: str, claimant: str) -> None:
-        """Raise UploadError if another final upload has taken the part, unless a killed
-        process left that upload."""
+        """Raise UploadError if another final upload has taken the part.
+
+        If a killed process left that upload, it is removed instead.
+        """
         self.recover(claimant)
         with self.layout.lock_id(file_id) as task:
             self._check_unclaimed(task, file_id)
@@ -239,8 +246,10 @@ class DiskConcatenator:
 
 
 class _ChunkLinker:
-    """Links chunks to a second name; copies them where hard links are not supported and
-    the disk has enough space."""
+    """Links chunks to a second name.
+
+    Where hard links are not supported, it copies them if the disk has enough space.
+    """
 
     def __init__(self, settings: UploadSettings, total: _PartsTotal) -> None:
         self._settings = settings

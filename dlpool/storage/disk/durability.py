@@ -1,5 +1,7 @@
-"""Whether writes of the backend wait for the disk: the setting
-``enable_atomic_operations``."""
+"""Whether writes of the backend wait for the disk.
+
+The setting is ``enable_atomic_operations``.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,10 @@ from dlpool import disk
 
 @dataclass(frozen=True)
 class Durability:
-    """``is_wanted``: writes return when their data is on the disk; this is also the
-    truth value of the object.
+    """Writes files, and waits for the disk if ``is_wanted``.
 
-    ``on_unsynced`` is called once in a process for each file system that cannot sync a
-    folder.
+    The truth value of the object is ``is_wanted``. ``on_unsynced`` is called once in a
+    process for each file system that cannot sync a folder.
     """
 
     is_wanted: bool
@@ -26,15 +27,19 @@ class Durability:
         return self.is_wanted
 
     def sync_data(self, descriptor: int) -> None:
-        """Make the bytes of an open file durable. Raises OSError, also for a delayed
-        error of an earlier write."""
+        """Make the bytes of an open file durable.
+
+        Raises OSError, also for a delayed error of an earlier write.
+        """
         if self.is_wanted:
             os.fdatasync(descriptor)
         check_close(descriptor)
 
     def sync_file(self, descriptor: int) -> None:
-        """Make the bytes and the metadata of an open file durable. Raises OSError like
-        ``sync_data``."""
+        """Make the bytes and the metadata of an open file durable.
+
+        Raises OSError like ``sync_data``.
+        """
         if self.is_wanted:
             os.fsync(descriptor)
         check_close(descriptor)
@@ -45,8 +50,10 @@ class Durability:
             disk.sync_folder(folder, on_unsynced=self.on_unsynced)
 
     def write(self, path: Path, data: bytes) -> None:
-        """Replace the content of a file atomically. Raises OSError; the old content may
-        remain then."""
+        """Replace the content of a file atomically.
+
+        Raises OSError; the old content may remain then.
+        """
         disk.atomic_write(path, data, sync=self.is_wanted, on_unsynced=self.on_unsynced)
 
 
@@ -54,10 +61,10 @@ NO_SYNC = Durability(False)
 
 
 def check_close(descriptor: int) -> None:
-    """Raise the OSError that close(2) would report for earlier writes; the descriptor
-    stays open.
+    """Raise the OSError that close(2) would report for earlier writes.
 
-    A network file system may report a failed write only when a descriptor is closed. A
-    duplicate is closed here, while the file is still locked and unpublished.
+    The descriptor stays open. A network file system may report a failed write only when
+    a descriptor is closed. A duplicate is closed here, while the file is still locked
+    and unpublished.
     """
     os.close(os.dup(descriptor))

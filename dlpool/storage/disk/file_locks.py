@@ -74,8 +74,10 @@ def _wait_for(
 def try_lock_descriptor(
     descriptor: int, path: Path, *, is_shared: bool = False
 ) -> bool:
-    """Lock the open file at ``path`` unless another descriptor holds it; return whether
-    it is locked. Raises OSError."""
+    """Lock the open file at ``path`` unless another descriptor holds it.
+
+    Returns whether it is locked. Raises OSError.
+    """
     device = os.fstat(descriptor).st_dev
     if device not in _has_flock:
         _test_flock(path, device)
@@ -103,8 +105,10 @@ def _flock(descriptor: int, *, is_shared: bool = False) -> bool:
 
 
 def _test_flock(path: Path, device: int) -> None:
-    """Test whether two descriptors of a file beside ``path`` exclude each other;
-    undecided if the test fails."""
+    """Test whether two descriptors of a file beside ``path`` exclude each other.
+
+    The result is undecided if the test fails.
+    """
     probe = path.with_name(f".dlpool-{secrets.token_hex(8)}.probe")
     descriptors: list[int] = []
     with suppress(OSError):
@@ -168,8 +172,10 @@ def release_on_error(descriptor: int) -> Iterator[None]:
 
 
 def try_lock(path: Path) -> int | None:
-    """Return a descriptor of ``path`` that holds its lock; None if the lock is held
-    elsewhere. Raises OSError."""
+    """Return a descriptor of ``path`` that holds its lock.
+
+    None if the lock is held elsewhere. Raises OSError.
+    """
     descriptor = os.open(path, _FLAGS, 0o666)
     with release_on_error(descriptor):
         if try_lock_descriptor(descriptor, path):
@@ -179,11 +185,10 @@ def try_lock(path: Path) -> int | None:
 
 
 def lock_shared(path: Path) -> int | None:
-    """Return a descriptor that holds a shared lock of ``path``; None if the file does
-    not exist.
+    """Return a descriptor that holds a shared lock of ``path``.
 
-    Exclusive holders keep this lock only for a check. Raises UploadError (busy) like
-    ``hold_lock``, OSError.
+    None if the file does not exist. Exclusive holders keep this lock only for a check.
+    Raises UploadError (busy) like ``hold_lock``, OSError.
     """
     try:
         descriptor = os.open(path, READ_FLAGS)

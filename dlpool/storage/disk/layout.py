@@ -1,6 +1,6 @@
-"""The folders below upload_dir: ``tasks/NAME/``, ``tmp/`` for what is incomplete or
-removed, and ``locks/``.
+"""The folders below upload_dir.
 
+They are ``tasks/NAME/``, ``tmp/`` for what is incomplete or removed, and ``locks/``.
 The folder of a task appears and disappears by one rename. The lock files are fixed in
 number, each for many tasks, and are never removed, so that no process waits for a lock
 file that is about to disappear.
@@ -50,10 +50,10 @@ _CHANGE_LOG = "changed"
 
 
 class StoreLayout:
-    """Finds and locks the tasks of one backend. Immutable: threads and processes share
-    only what is on the disk.
+    """Finds and locks the tasks of one backend.
 
-    Methods that hold a lock raise UploadError; an OSError of their block becomes one.
+    Immutable: threads and processes share only what is on the disk. Methods that hold a
+    lock raise UploadError; an OSError of their block becomes one.
     """
 
     def __init__(
@@ -63,8 +63,10 @@ class StoreLayout:
         durability: Durability,
         listener: UploadEventListener = ignore_event,
     ) -> None:
-        """``root``: upload_dir. ``listener`` is called with each change of a task, on
-        the thread that makes it."""
+        """``root``: upload_dir.
+
+        ``listener`` is called with each change of a task, on the thread that makes it.
+        """
         self.root = Path(root).absolute()
         self.durability = durability
         self._listener = listener
@@ -81,8 +83,10 @@ class StoreLayout:
                 create_change_log(self.change_log_path())
 
     def stage_chunk(self, max_size: int) -> StagedChunkFile:
-        """Create a temporary file for a chunk of at most ``max_size`` bytes. Raises
-        UploadError."""
+        """Create a temporary file for a chunk of at most ``max_size`` bytes.
+
+        Raises UploadError.
+        """
         with translate_os_errors("begin a chunk"):
             try:
                 return create_staged_chunk(
@@ -96,8 +100,10 @@ class StoreLayout:
 
     @contextmanager
     def lock_id(self, file_id: str) -> Iterator[TaskFolder]:
-        """Hold the lock of a task whose id dlpool has generated; the task may not
-        exist."""
+        """Hold the lock of a task whose id dlpool has generated.
+
+        The task may not exist.
+        """
         with self.lock_folder(folder_name(file_id)) as task:
             yield task
 
@@ -115,8 +121,10 @@ class StoreLayout:
 
     @contextmanager
     def lock_name(self, name: str) -> Iterator[None]:
-        """Hold the lock of a name that is not a task's; several names may share one
-        lock."""
+        """Hold the lock of a name that is not a task's.
+
+        Several names may share one lock.
+        """
         with translate_os_errors("write to the upload folder"):
             if not self._subfolder(_LOCKS).is_dir():
                 self.create_folders()
@@ -125,8 +133,10 @@ class StoreLayout:
 
     @contextmanager
     def lock_owned(self, file_id: str, owner: str | None) -> Iterator[TaskFolder]:
-        """Hold the lock of the task that ``resolve`` returns; the task may not
-        exist."""
+        """Hold the lock of the task that ``resolve`` returns.
+
+        The task may not exist.
+        """
         while True:
             with translate_os_errors("read the upload folder"):
                 name = self.resolve(file_id, owner).folder.name
@@ -139,8 +149,10 @@ class StoreLayout:
 
     @contextmanager
     def read_owned(self, file_id: str, owner: str | None) -> Iterator[TaskFolder]:
-        """Hold the lock like ``lock_owned``, but only for reading: upload_dir may be
-        read-only."""
+        """Hold the lock like ``lock_owned``, but only for reading.
+
+        The folder upload_dir may be read-only.
+        """
         with self.read_folder(folder_name(file_id)):
             yield self.resolve(file_id, owner)
 
@@ -148,10 +160,10 @@ class StoreLayout:
     def read_folder(
         self, name: str, *, timeout_s: float = LOCK_TIMEOUT_S
     ) -> Iterator[TaskFolder]:
-        """Hold the lock of the task in the folder ``name`` for reading, without
-        creating the lock file.
+        """Hold the lock of the task in the folder ``name`` for reading.
 
-        Raises UploadError, busy if the lock is not released within ``timeout_s``.
+        The lock file is not created. Raises UploadError, busy if the lock is not
+        released within ``timeout_s``.
         """
         with translate_os_errors("read the upload folder"):
             lock = self._subfolder(_LOCKS) / name[:2]
@@ -161,11 +173,11 @@ class StoreLayout:
                 yield self.task_at(name)
 
     def resolve(self, file_id: str, owner: str | None) -> TaskFolder:
-        """Return the task that an id means for ``owner``, without its lock: never the
-        task of another owner.
+        """Return the task that an id means for ``owner``, without its lock.
 
-        For the owner None, who may access all tasks, it is his own task, else the only
-        task of that id. Raises UploadError, OSError.
+        It is never the task of another owner. For the owner None, who may access all
+        tasks, it is his own task, else the only task of that id. Raises UploadError,
+        OSError.
         """
         own, plain = (
             self.task_at(owner_folder_name(file_id, owner)),
@@ -190,16 +202,18 @@ class StoreLayout:
             return []
 
     def task_by_id(self, file_id: str) -> TaskFolder:
-        """Return a task by an id that dlpool has generated, without its lock. Raises
-        OSError.
+        """Return a task by an id that dlpool has generated, without its lock.
 
-        For changes by one rename, and while the lock of another task is held.
+        Raises OSError. For changes by one rename, and while the lock of another task is
+        held.
         """
         return self.task_at(folder_name(file_id))
 
     def task_at(self, name: str) -> TaskFolder:
-        """Return the task in the folder ``name``, which may not exist, without its
-        lock. Raises OSError."""
+        """Return the task in the folder ``name``, without its lock.
+
+        It may not exist. Raises OSError.
+        """
         return TaskFolder(
             refuse_symlink(self._subfolder(_TASKS) / name),
             self.durability,
@@ -207,8 +221,10 @@ class StoreLayout:
         )
 
     def tasks_path(self) -> Path:
-        """Return the parent folder of all tasks, which may not exist. Raises
-        OSError."""
+        """Return the parent folder of all tasks, which may not exist.
+
+        Raises OSError.
+        """
         return self._subfolder(_TASKS)
 
     def lock_path(self, name: str) -> Path:
@@ -222,10 +238,10 @@ class StoreLayout:
     def create_task(
         self, task: TaskFolder, identity: TaskIdentity, record: TaskRecord
     ) -> TaskRecord:
-        """Create the folder of a task, with its metadata, by one rename; the caller
-        holds its lock. Raises OSError.
+        """Create the folder of a task with its metadata, by one rename.
 
-        Returns the record as it was written.
+        The caller holds the lock of the task. Raises OSError. Returns the record as it
+        was written.
         """
         record = replace(record, updated_at=identity.created_at)
         temporary, lock = self._create_temporary_folder()
@@ -248,7 +264,9 @@ class StoreLayout:
 
     def _create_temporary_folder(self) -> tuple[Path, int]:
         """Create a folder and return it with a descriptor that locks it against sweeps.
-        Raises OSError."""
+
+        Raises OSError.
+        """
         while True:
             path = self._subfolder(_TMP) / f"{secrets.token_hex(16)}.new"
             os.mkdir(path)
@@ -258,18 +276,20 @@ class StoreLayout:
                     return path, descriptor
 
     def trash(self, task: TaskFolder) -> Path:
-        """Remove a task by one rename into ``tmp``, and return the new path:
-        ``remove_abandoned`` or a sweep deletes it.
+        """Remove a task by one rename into ``tmp``.
 
-        Raises OSError.
+        Returns the new path, which ``remove_abandoned`` or a sweep deletes. Raises
+        OSError.
         """
         target = self._subfolder(_TMP) / f"{secrets.token_hex(16)}.trash"
         disk.replace(task.folder, target)
         return target
 
     def sweep(self) -> int:
-        """Remove from ``tmp`` what no running process has locked, and return the number
-        of entries. Raises UploadError."""
+        """Remove from ``tmp`` what no running process has locked.
+
+        Returns the number of entries. Raises UploadError.
+        """
         with translate_os_errors("clean the upload folder"):
             try:
                 folder = self._subfolder(_TMP)
@@ -293,11 +313,10 @@ def _lock_folder(path: Path) -> int | None:
 
 
 def remove_abandoned(path: Path) -> bool:
-    """Remove a file or folder that no running process has locked; return whether it is
-    gone.
+    """Remove a file or folder that no running process has locked.
 
-    Symbolic links are removed, too: dlpool creates none. Errors are ignored, as a later
-    sweep tries again.
+    Returns whether it is gone. Symbolic links are removed, too: dlpool creates none.
+    Errors are ignored, as a later sweep tries again.
     """
     if os.path.islink(path):
         with suppress(OSError):

@@ -1,7 +1,7 @@
-"""Publishes a merged file: it gets its name in one step, and never replaces another
-file.
+"""Publishes a merged file.
 
-What the next process finds after a kill:
+It gets its name in one step, and never replaces another file. What the next process
+finds after a kill:
 
 | killed | left behind | recovery |
 |---|---|---|
@@ -41,16 +41,20 @@ _BUFFER = 256 * 1024
 
 @dataclass(frozen=True)
 class MergeOutput:
-    """An open folder below merged_dir, and the name of the temporary file of one task
-    in it."""
+    """An open folder below merged_dir, in which a task publishes its file.
+
+    ``temporary``: the name of the task's temporary file.
+    """
 
     descriptor: int
     parts: tuple[str, ...]
     temporary: str
 
     def create(self) -> int:
-        """Create the temporary file, in place of one that an earlier merge left. Raises
-        OSError."""
+        """Create the temporary file, in place of one that an earlier merge left.
+
+        Raises OSError.
+        """
         return create_exclusive(self.temporary, dir_fd=self.descriptor)
 
     def remove_temporary(self) -> None:
@@ -59,8 +63,10 @@ class MergeOutput:
             os.unlink(self.temporary, dir_fd=self.descriptor)
 
     def discard(self) -> None:
-        """Remove the temporary file after a failure. Errors are ignored, as a sweep
-        removes the rest."""
+        """Remove the temporary file after a failure.
+
+        Errors are ignored, as a sweep removes the rest.
+        """
         remove_quietly(self.temporary, dir_fd=self.descriptor)
 
     def has(self, name: str) -> bool:
@@ -75,8 +81,10 @@ class MergeOutput:
             return None
 
     def publish(self, name: str, identity: Identity) -> bool:
-        """Rename the temporary file, whose identity is given; False if the name is
-        taken. Raises OSError."""
+        """Rename the temporary file, whose identity is given.
+
+        Returns False if the name is taken. Raises OSError.
+        """
         try:
             publish_exclusive(
                 self.temporary, name, identity=identity, dir_fd=self.descriptor
@@ -87,18 +95,19 @@ class MergeOutput:
 
     def withdraw(self, publishing: PendingPublish) -> None:
         """Remove the published file if it still has its name: the name is not durable.
-        Raises OSError."""
+
+        Raises OSError.
+        """
         status = self.status_of(publishing.name)
         if status is not None and _is_recorded(status, publishing):
             os.unlink(publishing.name, dir_fd=self.descriptor)
 
     def has_published(self, publishing: PendingPublish) -> bool:
-        """Return whether the recorded file has its name, by its inode number. Raises
-        OSError.
+        """Return whether the recorded file has its name, by its inode number.
 
-        Some file systems give a file another inode number when they are mounted again
-        (exFAT, several FUSE ones). So a file with the recorded size and md5 counts as
-        well, if the temporary file does not exist.
+        Raises OSError. Some file systems give a file another inode number when they are
+        mounted again (exFAT, several FUSE ones). So a file with the recorded size and
+        md5 counts as well, if the temporary file does not exist.
         """
         status = self.status_of(publishing.name)
         if (
@@ -151,8 +160,10 @@ def open_merge_output(
 
 
 def name_candidates(name: str, *, has_suffix: bool) -> list[str]:
-    """Return the names to try, in order: ``NAME``, and with ``has_suffix`` ``NAME-1``,
-    ``NAME-2`` before the extension."""
+    """Return the names to try, in order.
+
+    With ``has_suffix``, ``NAME.x`` is followed by ``NAME-1.x``, ``NAME-2.x`` and so on.
+    """
     if not has_suffix:
         return [name]
     stem, ending = PurePath(name).stem, PurePath(name).suffix
@@ -162,8 +173,10 @@ def name_candidates(name: str, *, has_suffix: bool) -> list[str]:
 def check_name_free(
     settings: UploadSettings, parts: tuple[str, ...], name: str
 ) -> None:
-    """Raise UploadError (file_exists) if another file has the name and no suffix would
-    be added. Raises OSError."""
+    """Raise UploadError (file_exists) if another file has the name.
+
+    Raises nothing if a suffix would be added to the name. Raises OSError.
+    """
     if settings.merge_conflict == "suffix":
         return
     try:

@@ -1,5 +1,8 @@
-"""Merges the chunks of a task: started under its lock, assembled without it, published
-under it."""
+"""Merges the chunks of a task.
+
+A merge is started under the lock of the task, assembled without it, and published under
+it.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,9 @@ class Merger:
 
     def merge(self, request: MergeRequest) -> MergeResult:
         """Publish the file of a task; a repeated request returns the first result.
-        Raises UploadError."""
+
+        Raises UploadError.
+        """
         request.check(self.settings)
         started_ns = time.monotonic_ns()
         with self.layout.lock_owned(request.file_id, request.owner) as task:
@@ -81,8 +86,7 @@ class Merger:
 def _start(
     task: TaskFolder, settings: UploadSettings, request: MergeRequest
 ) -> _StartedMerge | MergeResult:
-    """Check what can be checked without reading the bytes, and record that the merge
-    has started."""
+    """Check what needs no reading of the bytes, and record the start of the merge."""
     identity = task.owned_identity(request.owner, request.protocol)
     record = recover(settings, task)
     if record.result:
@@ -131,8 +135,10 @@ def _earlier_result(
     result: MergeResult,
     request: MergeRequest,
 ) -> MergeResult:
-    """Return the result of an earlier merge. Raises UploadError if the request asks for
-    another file."""
+    """Return the result of an earlier merge.
+
+    Raises UploadError if the request asks for another file.
+    """
     path = request.relative_path
     has_path = path is None or split_folders(path) == split_folders(
         result.relative_path
@@ -161,8 +167,10 @@ def _check_complete(
     chunks: dict[int, StoredChunk],
     request: MergeRequest,
 ) -> None:
-    """Raise UploadError unless all chunks are stored and have the announced size
-    together."""
+    """Raise UploadError unless all chunks are stored.
+
+    Their sizes must add up to the announced size.
+    """
     if sorted(chunks) != list(range(request.total_chunks)):
         if max(chunks, default=0) >= request.total_chunks:
             text = (
@@ -217,8 +225,10 @@ class _MergeRun:
         self._has_attribute = True
 
     def run(self, started_ns: int) -> MergeResult:
-        """Assemble and publish the file. Raises UploadError; the task has failed then,
-        and can be merged again."""
+        """Assemble and publish the file.
+
+        Raises UploadError; the task has failed then, and can be merged again.
+        """
         try:
             with translate_os_errors("merge the file"):
                 output = self._open_output()
@@ -292,7 +302,9 @@ class _MergeRun:
 
     def _sync_bytes(self, descriptor: int) -> None:
         """Make the file durable, with its owner if the file system supports attributes.
-        Raises OSError."""
+
+        Raises OSError.
+        """
         if self._started.ownership == NO_OWNER:
             self._layout.durability.sync_data(descriptor)
             return
@@ -318,8 +330,10 @@ class _MergeRun:
     def _publish(
         self, output: MergeOutput, status: os.stat_result, md5: str, started_ns: int
     ) -> MergeResult:
-        """Record which file is about to get its name, rename it, then record that the
-        task is completed."""
+        """Rename the file, and complete the task.
+
+        The record names the file before the rename, so that recovery finds it.
+        """
         names = name_candidates(
             self._request.filename, has_suffix=self._settings.merge_conflict == "suffix"
         )
@@ -344,8 +358,10 @@ class _MergeRun:
         raise name_taken(self._request.filename)
 
     def _rename(self, output: MergeOutput, name: str, status: os.stat_result) -> bool:
-        """Give the file its name; return False if the name is taken. Raises
-        UploadError, OSError."""
+        """Give the file its name; return False if the name is taken.
+
+        Raises UploadError, OSError.
+        """
         if self._has_attribute:
             return output.publish(name, identity_of(status))
         with self._ownerships.hold_lock():
@@ -363,8 +379,10 @@ class _MergeRun:
         output: MergeOutput,
         publishing: PendingPublish,
     ) -> MergeResult:
-        """Complete the task of a published file. Raises OSError if the name cannot be
-        made durable."""
+        """Complete the task of a published file.
+
+        Raises OSError if the name cannot be made durable.
+        """
         self._sync_name(task, output, publishing)
         with suppress(
             OSError
@@ -376,7 +394,9 @@ class _MergeRun:
         self, task: TaskFolder, output: MergeOutput, publishing: PendingPublish
     ) -> None:
         """Make the name durable, or remove it: a failed merge leaves no published file.
-        Raises OSError."""
+
+        Raises OSError.
+        """
         try:
             task.durability.sync_folder(output.descriptor)
         except OSError:
@@ -388,8 +408,10 @@ class _MergeRun:
             raise
 
     def _remove_corrupt(self, indexes: frozenset[int]) -> UploadError:
-        """Remove corrupt chunks, and return the error that tells the client what to
-        send again."""
+        """Remove corrupt chunks.
+
+        Returns the error that tells the client what to send again.
+        """
         for index in indexes:
             with suppress(FileNotFoundError):
                 os.unlink(self._started.task.chunk_path(index))
@@ -398,15 +420,19 @@ class _MergeRun:
         )
 
     def _remove_chunks(self) -> None:
-        """Remove the merged chunks. Errors are ignored, as the chunks are removed with
-        their task."""
+        """Remove the merged chunks.
+
+        Errors are ignored, as the chunks are removed with their task.
+        """
         for chunk in self._started.chunks:
             with suppress(OSError):
                 os.unlink(self._started.task.chunk_path(chunk.index))
 
     def _fail(self, error: UploadError) -> UploadError:
-        """Record the failure and return ``error``, unless the file may have its name:
-        recovery decides then."""
+        """Record the failure and return ``error``.
+
+        Nothing is recorded if the file may have its name: recovery decides then.
+        """
         with (
             suppress(UploadError),
             self._layout.lock_folder(self._started.task.folder.name) as task,

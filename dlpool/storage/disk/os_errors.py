@@ -1,5 +1,7 @@
-"""Translates errors of the file system into ``UploadError``, by the table in
-``dlpool/disk.py``."""
+"""Translates errors of the file system into ``UploadError``.
+
+The table of errnos is in ``dlpool/disk.py``.
+"""
 
 from __future__ import annotations
 

@@ -33,18 +33,19 @@ _TIME_STEP_NS = 2_000_000_000  # FAT stores modification times in steps of two s
 
 @dataclass(frozen=True)
 class FileOwnership:
-    """``owner``: None if the file was uploaded without a user. ``is_shared``: every
-    user may read the file."""
+    """``owner``: None if the file was uploaded without a user.
+
+    ``is_shared``: every user may read the file.
+    """
 
     owner: str | None = None
     is_shared: bool = False
 
     def is_readable(self, reader: str | None, shared_files: str) -> bool:
-        """Return whether ``reader`` may read the file under the setting
-        ``shared_files``.
+        """Return whether ``reader`` may read the file.
 
-        None is a reader with the secret, or any client where authentication is off: it
-        may read all files.
+        ``shared_files`` is the setting. None is a reader with the secret, or any client
+        where authentication is off: it may read all files.
         """
         if reader is None or self.is_shared or shared_files == YES:
             return True
@@ -60,8 +61,10 @@ UNREADABLE = FileOwnership("")  # no user has the empty name
 
 
 def parse(data: bytes) -> FileOwnership:
-    """Parse the JSON of an ownership; damaged JSON gives an ownership that no user
-    has."""
+    """Parse the JSON of an ownership.
+
+    Damaged JSON gives an ownership that no user has.
+    """
     try:
         found = jsontext.loads(data)
         owner, is_shared = found["owner"], found["shared"]
@@ -76,18 +79,19 @@ def parse(data: bytes) -> FileOwnership:
 
 @dataclass(frozen=True)
 class OwnershipStore:
-    """Records and reads the owners of the files of one backend. Methods raise
-    OSError."""
+    """Records and reads the owners of the files of one backend.
+
+    Methods raise OSError.
+    """
 
     root: Path  # upload_dir
     durability: Durability
 
     def set_attribute(self, descriptor: int, ownership: FileOwnership) -> bool:
-        """Record the ownership in an attribute of an open file; return whether that was
-        possible.
+        """Record the ownership in an attribute of an open file.
 
-        It is durable when the file is synced with its metadata
-        (``Durability.sync_file``).
+        Returns whether that was possible. It is durable when the file is synced with
+        its metadata (``Durability.sync_file``).
         """
         try:
             os.setxattr(descriptor, OWNER_ATTRIBUTE, ownership.as_bytes())
@@ -100,11 +104,11 @@ class OwnershipStore:
     def write_file(
         self, path: str, status: os.stat_result, ownership: FileOwnership
     ) -> None:
-        """Record the ownership durably in upload_dir, for a file that is about to get
-        the name ``path``.
+        """Record the ownership durably in upload_dir.
 
-        The caller holds ``hold_lock``: of two merges that want the same name, the loser
-        leaves no ownership file.
+        The file is about to get the name ``path`` below merged_dir. The caller holds
+        ``hold_lock``: of two merges that want the same name, the loser leaves no
+        ownership file.
         """
         target = self._path_of(path, status)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -115,14 +119,18 @@ class OwnershipStore:
 
     @contextmanager
     def hold_lock(self) -> Iterator[None]:
-        """Hold the lock of all that write ownership files. Raises UploadError
-        (busy)."""
+        """Hold the lock of all that write ownership files.
+
+        Raises UploadError (busy).
+        """
         with hold_lock(self.root / "locks" / FOLDER):
             yield
 
     def read(self, descriptor: int, path: str) -> FileOwnership:
-        """Return the ownership of an open file whose name below merged_dir is
-        ``path``."""
+        """Return the ownership of an open file.
+
+        ``path``: its name below merged_dir.
+        """
         try:
             return parse(os.getxattr(descriptor, OWNER_ATTRIBUTE))
         except OSError as error:
@@ -134,8 +142,10 @@ class OwnershipStore:
             return NO_OWNER
 
     def sweep(self, merged_dir: str, latest: float) -> int:
-        """Remove ownership files older than ``latest`` whose file no longer exists;
-        return their number."""
+        """Remove ownership files whose file no longer exists.
+
+        Only those older than ``latest``. Returns their number.
+        """
         count = 0
         for path in list((self.root / FOLDER).glob("*.json")):
             with suppress(OSError):

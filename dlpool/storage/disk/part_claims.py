@@ -19,8 +19,10 @@ PARTS, _CLAIM = "parts", "claim"  # keys of TaskRecord.tus
 
 
 def claimed_parts(record: TaskRecord) -> tuple[str, ...]:
-    """Return the ids of the parts that a final upload has taken and that may still
-    exist."""
+    """Return the ids of the parts that a final upload has taken.
+
+    Some of them may have been removed.
+    """
     found = record.tus.get(PARTS)
     return (
         tuple(part for part in found if isinstance(part, str))
@@ -43,10 +45,9 @@ def with_claim(record: TaskRecord, final: str) -> TaskRecord:
 
 def claimant_of(layout: StoreLayout, record: TaskRecord) -> str | None:
     """Return the id of the final upload that has taken this part, None if it is free.
-    Raises OSError.
 
-    The lock of the final upload is not needed: it exists before it takes a part, and
-    its id is never used again.
+    Raises OSError. The lock of the final upload is not needed: it exists before it
+    takes a part, and its id is never used again.
     """
     final = record.tus.get(_CLAIM)
     return (
@@ -57,8 +58,10 @@ def claimant_of(layout: StoreLayout, record: TaskRecord) -> str | None:
 
 
 def is_consumed(layout: StoreLayout, record: TaskRecord) -> bool:
-    """Return whether the final upload of this part is completed: the part is about to
-    be removed. Raises OSError."""
+    """Return whether the final upload of this part is completed.
+
+    The part is about to be removed then. Raises OSError.
+    """
     final = claimant_of(layout, record)
     found = None if final is None else load_record(layout.task_by_id(final).folder)
     return found is not None and found.status == states.COMPLETED

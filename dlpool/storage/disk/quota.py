@@ -20,8 +20,10 @@ from dlpool.storage.errors import UploadError
 
 
 class QuotaUsage(NamedTuple):
-    """What uploads use: ``bytes`` that were announced or, for completed ones, are
-    stored; ``files``: inodes."""
+    """What uploads use.
+
+    ``bytes``: announced or, for completed ones, stored; ``files``: inodes.
+    """
 
     tasks: int = 0
     bytes: int = 0
@@ -30,8 +32,10 @@ class QuotaUsage(NamedTuple):
 
 @dataclass(frozen=True)
 class QuotaRequest:
-    """What an owner's uploads are about to use in addition. ``hint``: how the client
-    can reduce that."""
+    """What an owner's uploads are about to use in addition.
+
+    ``hint``: how the client can reduce that.
+    """
 
     owner: str | None
     added: QuotaUsage
@@ -41,8 +45,11 @@ class QuotaRequest:
 def new_task_request(
     settings: UploadSettings, owner: str | None, size: int, chunks: int | None
 ) -> QuotaRequest:
-    """Return the request for one more task of ``size`` bytes, -1 if unknown, in
-    ``chunks`` chunks, None if unknown."""
+    """Return the request for one more task.
+
+    ``size`` in bytes, -1 if it is unknown; ``chunks``: their number, None if it is
+    unknown.
+    """
     unknown = [
         name
         for name, is_unknown in (
@@ -65,11 +72,10 @@ def more_chunks_request(owner: str | None, chunks: int) -> QuotaRequest:
 
 @dataclass(frozen=True)
 class OwnerQuota:
-    """The limits ``owner_tasks``, ``owner_bytes`` and ``owner_files``. Thread-safe, and
-    between processes.
+    """The limits ``owner_tasks``, ``owner_bytes`` and ``owner_files``.
 
-    Tasks without an owner (of administrators, or where authentication is off) share one
-    quota.
+    Thread-safe, and between processes. Tasks without an owner (of administrators, or
+    where authentication is off) share one quota.
     """
 
     layout: StoreLayout
@@ -90,11 +96,10 @@ class OwnerQuota:
 
     @contextmanager
     def reserve(self, request: QuotaRequest) -> Iterator[None]:
-        """Hold the owner's turn while the block uses what is requested. Raises
-        UploadError (over_quota).
+        """Hold the owner's turn while the block uses what is requested.
 
-        Lock order: the caller may not hold the lock of a task, and may take it in the
-        block.
+        Raises UploadError (over_quota). Lock order: the caller may not hold the lock of
+        a task, and may take it in the block.
         """
         if not self.is_set:
             yield
@@ -127,11 +132,11 @@ class OwnerQuota:
                 )
 
     def usage(self, owner: str | None) -> QuotaUsage:
-        """Return what the owner uses, including every change before the call. Raises
-        UploadError.
+        """Return what the owner uses, including every change before the call.
 
-        An upload of unknown size counts as ``max_file_size``. A final tus upload that
-        is being made counts only as a task, because its parts count.
+        Raises UploadError. An upload of unknown size counts as ``max_file_size``. A
+        final tus upload that is being made counts only as a task, because its parts
+        count.
         """
         counts = self.index.current(is_exact=True).counts_of(owner)
         size = (

@@ -1,5 +1,4 @@
-"""Completes or removes what an interrupted merge left, and completes a merge that has
-succeeded."""
+"""Completes merges, and recovers interrupted ones."""
 
 from __future__ import annotations
 
@@ -21,10 +20,9 @@ from dlpool.storage.values import COMPLETED_EVENT, MergeResult, StoredChunk
 
 
 def recover(settings: UploadSettings, task: TaskFolder) -> TaskRecord:
-    """Complete or remove what an interrupted or failed merge left, and return the
-    record.
+    """Complete or remove what an interrupted or failed merge left.
 
-    The caller holds the lock of the task. Raises OSError.
+    Returns the record. The caller holds the lock of the task. Raises OSError.
     """
     loaded = load_record(task.folder)
     record = task.effective(loaded)
@@ -112,8 +110,10 @@ def _remove_chunks(task: TaskFolder, record: TaskRecord) -> None:
 def _output_of(
     settings: UploadSettings, task: TaskFolder, record: TaskRecord
 ) -> MergeOutput | None:
-    """Return the folder in which a merge may have left its temporary file; None if the
-    folder does not exist."""
+    """Return the folder in which a merge may have left its temporary file.
+
+    None if the folder does not exist.
+    """
     try:
         return open_merge_output(
             settings.merged_dir, record.temporary or (), task.folder.name, make=False

@@ -1,5 +1,7 @@
 """Removes tasks that are deleted, old or expired, and leftovers of killed processes.
-Several processes may do so."""
+
+Several processes may do so.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,18 @@ class TaskRemover:
     index: TaskIndex
 
     def delete(self, file_id: str, owner: str | None) -> None:
-        """Remove a task and its chunks. Raises UploadError: no_such_task,
-        task_merging."""
+        """Remove a task and its chunks.
+
+        Raises UploadError: no_such_task, task_merging.
+        """
         while not self._has_deleted(file_id, owner):
             self.remove_parts(file_id)
 
     def _has_deleted(self, file_id: str, owner: str | None) -> bool:
-        """Remove a task; return False if it is a completed final upload, whose parts
-        are to be removed first."""
+        """Remove a task.
+
+        Returns False for a completed final upload, whose parts are to be removed first.
+        """
         with self.layout.lock_owned(file_id, owner) as task:
             task.owned_identity(owner)
             record = recover(self.settings, task)
@@ -83,8 +89,10 @@ class TaskRemover:
     def remove_old(
         self, owner: str | None, wanted: frozenset[str], age_s: float
     ) -> int:
-        """Remove tasks in the ``wanted`` states that have not changed for ``age_s``
-        seconds; return their number."""
+        """Remove tasks that have not changed for ``age_s`` seconds.
+
+        Only tasks in the ``wanted`` states. Returns the number of removed tasks.
+        """
         known, latest = self.index.current().summaries.items(), time.time() - age_s
         old = [
             name
@@ -113,8 +121,7 @@ class TaskRemover:
         return remove_abandoned(path)
 
     def sweep(self) -> SweepResult:
-        """Remove abandoned temporary files and expired tasks, and recover interrupted
-        merges."""
+        """Remove abandoned files and expired tasks, and recover merges."""
         count, failures = self.layout.sweep(), []
         latest = time.time() - self.settings.task_expiry
         for name, summary in self.index.rescan(
@@ -152,8 +159,10 @@ class TaskRemover:
         return remove_abandoned(path)
 
     def _trash(self, task: TaskFolder, record: TaskRecord, event: str) -> Path:
-        """Remove a task by one rename, emit the event, and return the new path of its
-        folder. Raises OSError."""
+        """Remove a task by one rename and emit the event.
+
+        Returns the new path of its folder. Raises OSError.
+        """
         identity = task.identity()
         path = self.layout.trash(task)
         if identity is not None:

@@ -1,5 +1,7 @@
-"""Scans merged files for malware, and translates the errors of the scan guard into
-``UploadError``."""
+"""Scans merged files for malware.
+
+Errors of the scan guard become ``UploadError``.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,10 @@ class ScannedUpload:
 
 
 class InfectedUpload(UploadError):
-    """The file is malware. It has been quarantined or removed, and its chunks are
-    useless."""
+    """The file is malware.
+
+    It has been quarantined or removed, and its chunks are useless.
+    """
 
 
 @dataclass(frozen=True)

@@ -33,19 +33,21 @@ _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class StagedChunkFile:
-    """The temporary file of one chunk. A context manager that removes the file unless
-    it was published.
+    """The temporary file of one chunk.
 
-    ``size``, ``head`` and ``md5`` describe the bytes written so far. ``is_open``:
-    neither published nor discarded. ``task_lock``: of the task that the chunk is for,
-    if the task exists. For one thread.
+    A context manager that removes the file unless it was published. ``size``, ``head``
+    and ``md5`` describe the bytes written so far. ``is_open``: neither published nor
+    discarded. ``task_lock``: of the task that the chunk is for, if the task exists. For
+    one thread.
     """
 
     def __init__(
         self, path: Path, descriptor: int, *, max_size: int, durability: Durability
     ) -> None:
-        """``descriptor``: of the empty, locked file ``path``. More than ``max_size``
-        bytes are refused."""
+        """``descriptor``: of the empty, locked file ``path``.
+
+        More than ``max_size`` bytes are refused.
+        """
         self.path = path
         self.size = 0
         self.head = b""
@@ -66,8 +68,10 @@ class StagedChunkFile:
         return self._hash.hexdigest()
 
     def reserve(self, size: int) -> None:
-        """Announce about ``size`` bytes: ``write`` may reserve their blocks, which
-        makes it faster."""
+        """Announce about ``size`` bytes.
+
+        Then ``write`` may reserve their blocks, which makes it faster.
+        """
         self._expected = min(size, self._max_size) + TRAILER_SIZE
 
     def write(self, data: bytes) -> None:
@@ -87,8 +91,10 @@ class StagedChunkFile:
         self._count(data)
 
     def _reserve_blocks(self) -> None:
-        """Double the reserved blocks, so that a client that only announces bytes uses
-        little more than it sends."""
+        """Double the reserved blocks.
+
+        A client that announces many bytes and sends few uses little space in this way.
+        """
         size = min(
             max(MIN_FALLOC_BYTES, self._reserved), self._expected - self._reserved
         )
@@ -106,8 +112,10 @@ class StagedChunkFile:
         self._hash.update(data)
 
     def load(self, size: int | None) -> None:
-        """Read the first ``size`` bytes of the file, None for all, as if they had been
-        written. Raises OSError."""
+        """Read the first ``size`` bytes of the file as if they had been written.
+
+        None for all. Raises OSError.
+        """
         if size is not None and size < os.fstat(self._descriptor).st_size:
             os.ftruncate(self._descriptor, size)
         while data := os.read(self._descriptor, _BUFFER):
@@ -138,16 +146,20 @@ class StagedChunkFile:
             check_close(self._descriptor)
 
     def publish(self, target: Path) -> None:
-        """Rename the sealed file to its chunk name, in place of an earlier chunk, and
-        close it. Raises OSError."""
+        """Rename the sealed file to its chunk name, and close it.
+
+        It replaces an earlier chunk. Raises OSError.
+        """
         disk.replace(
             self.path, target, identity=disk.identity_of(os.fstat(self._descriptor))
         )
         self.close()
 
     def discard(self) -> None:
-        """Remove the file; no effect after ``publish`` and ``close``. Errors are
-        ignored, as a sweep removes the rest."""
+        """Remove the file; no effect after ``publish`` and ``close``.
+
+        Errors are ignored, as a sweep removes the rest.
+        """
         if self.is_open:
             with suppress(OSError):
                 os.unlink(self.path)

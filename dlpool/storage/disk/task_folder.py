@@ -1,5 +1,4 @@
-"""The folder of one task: its chunks, its metadata and its locks, and what they mean
-together."""
+"""The folder of one task: its chunks, its metadata and its locks."""
 
 from __future__ import annotations
 
@@ -37,8 +36,10 @@ _MERGE_LOCK, _APPEND_LOCK = "merge.lock", "patch.lock"
 def check_access(
     identity: TaskIdentity, owner: str | None, protocol: str | None = None
 ) -> None:
-    """Raise UploadError if ``owner`` may not access the task, or if it is uploaded by
-    another ``protocol``."""
+    """Raise UploadError if ``owner`` may not access the task.
+
+    Also if it is uploaded by another ``protocol``.
+    """
     if not identity.is_visible_to(owner):
         raise no_such_task()
     if protocol not in (None, identity.protocol):
@@ -47,11 +48,11 @@ def check_access(
 
 
 class SharedTaskLock:
-    """A shared lock on a task, held while a chunk is received: the task does not
-    expire.
+    """A shared lock on a task, held while a chunk is received.
 
-    A chunk for a task that was removed meanwhile does not create it again. The locked
-    file is ``identity.json``, which lives exactly as long as the task.
+    The task does not expire meanwhile. A chunk for a task that was removed meanwhile
+    does not create it again. The locked file is ``identity.json``, which lives exactly
+    as long as the task.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -94,10 +95,10 @@ class TaskFolder:
         identity: TaskIdentity | None = None,
         **details: Any,
     ) -> None:
-        """Pass a change of the task to the listener; nothing happens if the task has no
-        identity.
+        """Pass a change of the task to the listener.
 
-        OSError is ignored, because the change has been made even if its event is lost.
+        Nothing happens if the task has no identity. OSError is ignored, because the
+        change has been made even if its event is lost.
         """
         with suppress(OSError):
             known = identity or self.identity()
@@ -121,8 +122,10 @@ class TaskFolder:
     def owned_identity(
         self, owner: str | None, protocol: str | None = None
     ) -> TaskIdentity:
-        """Return the identity if ``owner`` may access the task. Raises UploadError like
-        ``check_access``."""
+        """Return the identity if ``owner`` may access the task.
+
+        Raises UploadError like ``check_access``.
+        """
         identity = self.identity()
         if identity is None:
             raise no_such_task()
@@ -130,8 +133,10 @@ class TaskFolder:
         return identity
 
     def chunks(self) -> dict[int, StoredChunk]:
-        """Return the complete chunks by index; of a completed task those that were
-        merged."""
+        """Return the complete chunks by index.
+
+        Of a completed task, those that were merged.
+        """
         return self.chunks_of(load_record(self.folder))
 
     def chunks_of(self, record: TaskRecord | None) -> dict[int, StoredChunk]:
@@ -141,8 +146,10 @@ class TaskFolder:
         return list_chunks(self.folder)
 
     def record(self) -> TaskRecord:
-        """Return the record with its effective state; a lost record is rebuilt from the
-        chunks."""
+        """Return the record with its effective state.
+
+        A lost record is rebuilt from the chunks.
+        """
         return self.effective(load_record(self.folder))
 
     def effective(self, loaded: TaskRecord | None) -> TaskRecord:
@@ -189,8 +196,10 @@ class TaskFolder:
         return chunk_path(self.folder, index)
 
     def try_lock_merge(self) -> int | None:
-        """Return a descriptor that holds the merge lock until it is released; None if
-        the lock is held elsewhere."""
+        """Return a descriptor that holds the merge lock until it is released.
+
+        None if the lock is held elsewhere.
+        """
         return try_lock(self.folder / _MERGE_LOCK)
 
     def is_merging(self) -> bool:
@@ -198,13 +207,17 @@ class TaskFolder:
         return is_locked(self.folder / _MERGE_LOCK)
 
     def try_lock_append(self) -> int | None:
-        """Return a descriptor that holds the append lock until it is released; None if
-        the lock is held elsewhere."""
+        """Return a descriptor that holds the append lock until it is released.
+
+        None if the lock is held elsewhere.
+        """
         return try_lock(self.folder / _APPEND_LOCK)
 
     def request_unlock(self) -> None:
-        """Ask the holder of the append lock to release it: by the time of the lock
-        file, which needs no disk space."""
+        """Ask the holder of the append lock to release it.
+
+        The request is the time of the lock file, which needs no disk space.
+        """
         now = time.time_ns()
         with suppress(FileNotFoundError):
             os.utime(self.folder / _APPEND_LOCK, ns=(now, now))

@@ -1,13 +1,13 @@
-"""Keeps the catalog of all tasks up to date by reading only the folders that have
-changed. Each process has one index.
+"""Keeps the catalog of all tasks up to date.
 
-The change log says which tasks have changed. At intervals, and when the log does not
-say it, a scan compares all folders: it reads the names below ``tasks`` and the stamp of
-each folder (inode, mtime, ctime), and then only the folders whose stamp has changed,
-because each change of a task renames or creates an entry of its folder. A change in the
-same tick of the file system's clock does not change the stamp. So a folder is read
-again until it was read at least one tick after its stamp was first seen; both times are
-of the monotonic clock, so that the clock of a file server does not matter.
+Only the folders that have changed are read. Each process has one index. The change log
+says which tasks have changed. At intervals, and when the log does not say it, a scan
+compares all folders: it reads the names below ``tasks`` and the stamp of each folder
+(inode, mtime, ctime), and then only the folders whose stamp has changed, because each
+change of a task renames or creates an entry of its folder. A change in the same tick of
+the file system's clock does not change the stamp. So a folder is read again until it
+was read at least one tick after its stamp was first seen; both times are of the
+monotonic clock, so that the clock of a file server does not matter.
 
 A call never returns a catalog from before it started, so that a client sees its own
 changes in each process. Threads that wait at the same time share one update, and at
@@ -104,10 +104,9 @@ class TaskIndex:
         return catalog
 
     def rescan(self, *, timeout_s: float = TIMEOUT_S) -> TaskCatalog:
-        """Return the catalog of a scan that started after this call, with the changes
-        of other programs.
+        """Return the catalog of a scan that started after this call.
 
-        Raises UploadError like ``current``.
+        It has the changes of other programs. Raises UploadError like ``current``.
         """
         return self._updated(0.0, timeout_s, is_scan=True)
 
@@ -129,8 +128,10 @@ class TaskIndex:
     def _turn_or_known(
         self, wanted: float, deadline: float, *, is_scan: bool
     ) -> TaskCatalog | None:
-        """Return a catalog as new as ``wanted``; None if it is this thread's turn to
-        update it. Raises UploadError."""
+        """Return a catalog as new as ``wanted``.
+
+        None if it is this thread's turn to update it. Raises UploadError.
+        """
         with self._turn:
             while (
                 self._catalog is None
@@ -144,11 +145,10 @@ class TaskIndex:
             return self._catalog
 
     def _has_waited(self, deadline: float) -> bool:
-        """Wait for the update by another thread; return False if it has not ended
-        before the deadline.
+        """Wait for the update by another thread.
 
-        A waiting thread serves no other request, so only ``MAX_WAITING`` of them wait
-        for long.
+        Returns False if it has not ended before the deadline. A waiting thread serves
+        no other request, so only ``MAX_WAITING`` of them wait for long.
         """
         if self._waiting >= MAX_WAITING:
             deadline = min(deadline, time.monotonic() + SHORT_TIMEOUT_S)
@@ -183,8 +183,10 @@ class TaskIndex:
             return scanned or self._read_changed(started_at)
 
     def _scan_in_slot(self, deadline: float) -> TaskCatalog | None:
-        """Scan all folders; None if no slot is free before the deadline. Raises
-        OSError."""
+        """Scan all folders; None if no slot is free before the deadline.
+
+        Raises OSError.
+        """
         with self._scan_slot(deadline) as has_slot:
             return self._scan() if has_slot else None
 
@@ -240,8 +242,10 @@ class TaskIndex:
         found: Mapping[str, tuple[bytes, float]],
         names: Iterable[str],
     ) -> dict[str, TaskReading]:
-        """Read these folders, and remember which of them the next scan has to read
-        again."""
+        """Read these folders.
+
+        Remembers which of them the next scan has to read again.
+        """
         readings: dict[str, TaskReading] = {}
         for name in names:
             stamp, seen_at = found[name]
@@ -264,8 +268,10 @@ class TaskIndex:
     def _with_readings(
         self, readings: Mapping[str, TaskReading], gone: Collection[str]
     ) -> TaskCatalog:
-        """Return the catalog after these readings, and without the folders in
-        ``gone``."""
+        """Return the catalog after these readings.
+
+        Folders in ``gone`` are removed.
+        """
         for name in gone:
             self._fresh.pop(name, None)
             self._merging.discard(name)
@@ -278,11 +284,11 @@ class TaskIndex:
 
     @contextmanager
     def _scan_slot(self, deadline: float) -> Iterator[bool]:
-        """Hold one of the slots for scans; yields whether one was free before the
-        deadline. Raises OSError.
+        """Hold one of the slots for scans.
 
-        Where no lock file can be created, because the folder is missing or read-only,
-        each process scans without a slot.
+        Yields whether one was free before the deadline. Raises OSError. Where no lock
+        file can be created, because the folder is missing or read-only, each process
+        scans without a slot.
         """
         locks = [self._layout.lock_path(f"scan-{number}") for number in range(SCANS)]
         slot: int | None = None
@@ -313,8 +319,10 @@ class TaskIndex:
             return TaskReading(None, is_stable=False)
 
     def _read_locked(self, name: str) -> TaskReading | None:
-        """Read a task under its lock; None if the lock is not released soon. Raises
-        OSError."""
+        """Read a task under its lock; None if the lock is not released soon.
+
+        Raises OSError.
+        """
         try:
             with self._layout.read_folder(name, timeout_s=_LOCK_TIMEOUT_S) as task:
                 return read_task(task, is_locked=True)
@@ -332,7 +340,9 @@ def _stamps_of(
     tasks: Path, names: Iterable[str] | None = None
 ) -> dict[str, tuple[bytes, float]]:
     """Return the stamp of each task folder, or of the named ones, and when it was read.
-    Raises OSError."""
+
+    Raises OSError.
+    """
     found = {}
     with suppress(FileNotFoundError):
         for name in os.listdir(tasks) if names is None else names:
@@ -343,8 +353,10 @@ def _stamps_of(
 
 
 def _stamp_of(path: str) -> bytes | None:
-    """Return a value that changes with each change in the folder; empty if unknown,
-    None if it is not a folder."""
+    """Return a value that changes with each change in the folder.
+
+    Empty if it is unknown, None if the path is not a folder.
+    """
     try:
         status = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:  # removed meanwhile
@@ -357,7 +369,9 @@ def _stamp_of(path: str) -> bytes | None:
 
 
 def _tick_s(stamp: bytes) -> float:
-    """Return an upper bound of the resolution, in seconds, of the clock that made the
-    stamp."""
+    """Return an upper bound of the clock's resolution in seconds.
+
+    ``stamp``: made by that clock.
+    """
     is_coarse = not stamp or _STAMP.unpack(stamp)[1] % _SECOND_NS == 0
     return _COARSE_TICK_S if is_coarse else _FINE_TICK_S

@@ -1,6 +1,6 @@
-"""The metadata files of a task: ``identity.json`` never changes, ``record.json`` is a
-cache beside the chunks.
+"""The metadata files of a task.
 
+The file ``identity.json`` never changes; ``record.json`` is a cache beside the chunks.
 Both are written to a temporary file that is renamed, under the lock of the task.
 """
 
@@ -27,8 +27,10 @@ IDENTITY, RECORD = "identity.json", "record.json"
 
 @dataclass(frozen=True)
 class TaskIdentity:
-    """The part of a task that never changes. ``owner``: None if it was created without
-    a user, or by the secret."""
+    """The part of a task that never changes.
+
+    ``owner``: None if it was created without a user, or by the secret.
+    """
 
     file_id: str
     owner: str | None
@@ -42,8 +44,10 @@ class TaskIdentity:
 
 @dataclass(frozen=True)
 class PendingPublish:
-    """The merged file that is about to get its name: ``folder`` and ``name`` below
-    merged_dir, and its status."""
+    """The merged file that is about to get its name.
+
+    ``folder`` and ``name`` are below merged_dir; the rest identifies the file.
+    """
 
     folder: tuple[str, ...]
     name: str
@@ -56,8 +60,9 @@ class PendingPublish:
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """The part of a task that changes. Sizes are in bytes, times in seconds since the
-    epoch.
+    """The part of a task that changes.
+
+    Sizes are in bytes, times in seconds since the epoch.
 
     - ``received``: bytes of all chunks
     - ``retries``: by index, how often a chunk was sent again or refused for its md5
@@ -119,7 +124,9 @@ class TaskRecord:
 
 def load_identity(folder: Path) -> TaskIdentity | None:
     """Return the identity of the task in ``folder``; None if it is missing or damaged.
-    Raises OSError."""
+
+    Raises OSError.
+    """
     found = _read(folder / IDENTITY)
     if found is None or not _has_types(found, _IDENTITY_TYPES):
         return None
@@ -133,9 +140,8 @@ def load_identity(folder: Path) -> TaskIdentity | None:
 
 def load_record(folder: Path) -> TaskRecord | None:
     """Return the record of the task in ``folder``; None if it is missing or damaged.
-    Raises OSError.
 
-    The chunks suffice to make a new one.
+    Raises OSError. The chunks suffice to make a new one.
     """
     found = _read(folder / RECORD)
     try:
@@ -206,8 +212,10 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _read_bytes(path: Path) -> bytes:
-    """Return the content of a file, empty for a FIFO or a device. Raises OSError, also
-    for a folder."""
+    """Return the content of a file, empty for a FIFO or a device.
+
+    Raises OSError, also for a folder.
+    """
     descriptor = os.open(path, READ_FLAGS)
     try:
         status = os.fstat(descriptor)
@@ -221,7 +229,9 @@ def save_identity(
     folder: Path, identity: TaskIdentity, *, durability: Durability
 ) -> None:
     """Write the identity into the folder of a new task, which has not got its name yet.
-    Raises OSError."""
+
+    Raises OSError.
+    """
     durability.write(folder / IDENTITY, jsontext.dumps(identity))
 
 

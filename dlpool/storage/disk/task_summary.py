@@ -1,5 +1,7 @@
-"""Reads the summary of a task from its folder: what lists, metrics and the sweep need
-of it."""
+"""Reads the summary of a task from its folder.
+
+Lists, metrics and the sweep use it.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,10 @@ from dlpool.storage.values import StoredChunk, TaskDetail, TaskSummary
 def summarize(
     identity: TaskIdentity, record: TaskRecord, chunks: Mapping[int, StoredChunk]
 ) -> TaskSummary:
-    """Return the summary of a task by what was read of it. ``record`` has the effective
-    state."""
+    """Return the summary of a task by what was read of it.
+
+    ``record`` has the effective state.
+    """
     size = sum(chunk.size for chunk in chunks.values())
     expected = sum(index < record.total_chunks for index in chunks)
     return TaskSummary(
@@ -116,8 +120,10 @@ def _leads_to(task: TaskFolder, identity: TaskIdentity) -> bool:
 def _is_interrupted(
     identity: TaskIdentity, record: TaskRecord, stored: int, has_bodies: bool
 ) -> bool:
-    """Return whether a tus upload is complete and not merged, or may have been left by
-    a killed process."""
+    """Return whether a tus upload needs recovery.
+
+    It is complete and not merged, or a killed process may have left it.
+    """
     if identity.protocol != TUS:
         return False
     if record.status == states.COMPLETED:

@@ -1,5 +1,8 @@
-"""Tus uploads on the disk: created, appended to, recovered after a kill, and merged
-when they are complete."""
+"""Tus uploads on the disk.
+
+They are created, appended to, recovered after a kill, and merged when they are
+complete.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +55,10 @@ _SHARED = "shared"  # key of TaskRecord.tus
 
 
 class DiskTusUploads:
-    """Implements ``TusUploads``. Thread-safe, and between processes. Methods raise
-    UploadError."""
+    """Implements ``TusUploads``.
+
+    Thread-safe, and between processes. Methods raise UploadError.
+    """
 
     def __init__(
         self,
@@ -68,8 +73,10 @@ class DiskTusUploads:
         self._quota = quota
 
     def create(self, request: TusUploadRequest) -> str:
-        """Create an upload and return its id. An upload without bytes is published at
-        once."""
+        """Create an upload and return its id.
+
+        An upload without bytes is published at once.
+        """
         with self.creating(request) as (file_id, _task):
             pass
         if request.length == 0:
@@ -80,10 +87,10 @@ class DiskTusUploads:
     def creating(
         self, request: TusUploadRequest, parts: Sequence[str] = ()
     ) -> Iterator[tuple[str, TaskFolder]]:
-        """Create an upload; yields its id and its task, whose lock is held in the
-        block.
+        """Create an upload.
 
-        ``parts``: the ids of the parts of a final upload.
+        Yields its id and its task, whose lock is held in the block. ``parts``: the ids
+        of the parts of a final upload.
         """
         request.check(self._settings)
         file_id = secrets.token_hex(16)
@@ -119,14 +126,15 @@ class DiskTusUploads:
     def _admitted(
         self, request: TusUploadRequest, length: int, parts: Sequence[str]
     ) -> AbstractContextManager[None]:
-        """Reserve the owner's quota for one more task; a final upload uses no more than
-        its parts."""
+        """Reserve the owner's quota for one more task.
+
+        A final upload uses no more than its parts.
+        """
         wanted = new_task_request(self._settings, request.owner, length, None)
         return nullcontext() if parts else self._quota.reserve(wanted)
 
     def recover(self, file_id: str, owner: str | None) -> TusUploadState:
-        """Make a chunk of what a killed process has received, then return the
-        progress.
+        """Make a chunk of what a killed process has received, then return the progress.
 
         Raises UploadError, locked while the upload is merged, because the merge may
         fail.
@@ -149,8 +157,10 @@ class DiskTusUploads:
         return self.state(file_id, owner)
 
     def recover_idle(self, file_id: str) -> None:
-        """Recover an idle upload: reclaim bytes of a killed process, and merge the
-        upload if it is complete."""
+        """Recover an idle upload.
+
+        Bytes of a killed process are reclaimed, and a complete upload is merged.
+        """
         with self._layout.lock_id(file_id) as task:
             record = unexpired_record(self._layout, self._settings, task, None)
             was_merged = record.status not in (states.PENDING, states.UPLOADING)
@@ -160,8 +170,10 @@ class DiskTusUploads:
             self.finish(file_id, None)
 
     def state(self, file_id: str, owner: str | None) -> TusUploadState:
-        """Return the progress, including bytes that are being received, without
-        changing anything."""
+        """Return the progress without changing anything.
+
+        It includes bytes that are being received.
+        """
         with self._layout.lock_id(file_id) as task:
             record = unexpired_record(self._layout, self._settings, task, owner)
             stored, receiving = record.file_size, 0
@@ -181,8 +193,10 @@ class DiskTusUploads:
     def append(
         self, lock: UploadLock, request: AppendRequest
     ) -> Iterator[DiskAppendSession]:
-        """Start to append a body; the caller holds ``lock``. Raises UploadError:
-        wrong_offset, bad_length, too_large."""
+        """Start to append a body; the caller holds ``lock``.
+
+        Raises UploadError: wrong_offset, bad_length, too_large.
+        """
         tail = UploadTail(self._layout, self._settings, request.file_id, request.owner)
         tail.reclaim()
         with self._layout.lock_id(request.file_id) as task:
@@ -202,8 +216,10 @@ class DiskTusUploads:
             yield session
 
     def finish(self, file_id: str, owner: str | None) -> MergeResult | None:
-        """Merge a complete upload; None if it is incomplete or a part. Raises
-        UploadError: locked."""
+        """Merge a complete upload; None if it is incomplete or a part.
+
+        Raises UploadError: locked.
+        """
         with self._layout.lock_id(file_id) as task:
             task.owned_identity(owner, TUS)
             record = task.record()
@@ -235,8 +251,10 @@ class DiskTusUploads:
             staged.publish(task.chunk_path(0))
 
     def _check_chunk_count(self, task: TaskFolder, chunks: int) -> None:
-        """Raise UploadError if the upload needs more chunks than were assumed, and the
-        owner's quota is used up."""
+        """Raise UploadError if one more chunk exceeds the owner's quota.
+
+        An upload counts for ``CHUNK_COUNT_STEP`` chunks at a time.
+        """
         if chunks and chunks % CHUNK_COUNT_STEP == 0:
             self._quota.check(
                 more_chunks_request(task.owned_identity(None).owner, CHUNK_COUNT_STEP)
