@@ -39,7 +39,7 @@ def _start_nothing(self: janitor.Janitor) -> None:
 
 
 class Upload(Workload):
-    """An upload by HTTP requests, as a client makes them that begins by asking what is there."""
+    """An upload by HTTP requests, of a client that first asks which chunks are stored."""
 
     settings: ClassVar[dict[str, Any]] = {}
 
@@ -154,7 +154,7 @@ class NoLinks(Chunked):
 
 
 class Tus(Upload):
-    """An upload by tus in two requests; the server makes the file by itself when the last byte has come."""
+    """An upload by tus in two requests; the server publishes the file automatically after the last byte."""
 
     _url = ""
 
@@ -177,7 +177,7 @@ class Tus(Upload):
         return {"Tus-Resumable": "1.0.0", "Upload-Length": str(len(DATA)), "Upload-Metadata": note}
 
     def offset(self) -> int | None:
-        """Where the upload goes on; None if there is none."""
+        """Return the offset of the upload; None if it does not exist."""
         try:
             said = self.ask("HEAD", self._url, headers={"Tus-Resumable": "1.0.0"})
         except Refused as refused:

@@ -18,7 +18,7 @@ from tests.uploads import list_of, store_in
 
 
 class Calls:
-    """Counts what this process does with the folders of tasks from now on: files it opens, and looks at all folders."""
+    """Counts the files of tasks that this process opens, and its scans of all folders."""
 
     def __init__(self, tasks: Path) -> None:
         self.opened = 0

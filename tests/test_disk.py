@@ -364,7 +364,7 @@ def test_a_removal_that_failed_is_an_error(tmp_path: Path, fails: Callable[..., 
         *((call, number) for call in ("fsync", "open") for number in (errno.EACCES, errno.EPERM)),
     ],
 )
-def test_a_folder_that_cannot_be_synced_is_told_once(
+def test_a_folder_that_cannot_be_synced_is_reported_once(
     call: str, number: int, tmp_path: Path, fails: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(disk, "_reported", set())

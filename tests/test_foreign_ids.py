@@ -1,4 +1,4 @@
-"""An id of another owner is answered as one that nobody has, on every route and with every method."""
+"""An id of another owner is answered like an unknown one, on every route and by every method."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def ask(server: WebServer, method: str, path: str, who: str | None, **options: A
 
 
 def begin(server: WebServer, who: str | None, **headers: str) -> str:
-    """A tus upload that has begun; its id."""
+    """Create a tus upload and return its id."""
     answer = ask(server, "POST", "/files", who, headers={**TUS, "Upload-Length": "3", **headers})
     return answer.headers["Location"].rpartition("/")[2]
 
@@ -216,7 +216,7 @@ def with_id(value: Any, file_id: str) -> Any:
 
 
 def answer_to(server: WebServer, request: Request, file_id: str) -> tuple[Any, ...]:
-    """All that the answer says, but for the date, the id and times of creation."""
+    """Return the answer without the date, the id and the times of creation."""
     method, path, options = request
     answer = ask(server, method, path.replace("ID", file_id), "bob", **with_id(options, file_id))
     headers = {name: value for name, value in answer.headers.items() if name != "Date"}

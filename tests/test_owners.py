@@ -36,7 +36,7 @@ TUS = {"Tus-Resumable": "1.0.0"}
 
 @pytest.fixture(params=["attribute", "file"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How owners are noted: a file system without extended attributes is one that refuses both calls."""
+    """How ownerships are stored. A file system without extended attributes refuses both calls."""
 
     def refuse(*_: object) -> None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
@@ -101,7 +101,7 @@ def test_an_upload_of_tus_has_its_owner_too(kind: str, tmp_path: Path) -> None:
     assert readers(store, "hers") == [ANN, ADMIN] and readers(store, "shared") == [ANN, BOB, ADMIN]
 
 
-def test_a_file_that_gets_another_name_takes_its_owner_along_or_is_for_nobody(kind: str, tmp_path: Path) -> None:
+def test_a_renamed_file_keeps_its_owner_or_is_unreadable(kind: str, tmp_path: Path) -> None:
     store = store_in(tmp_path)
     publish(store, "one", ANN)
     (tmp_path / "merged" / "one").rename(tmp_path / "merged" / "two")
@@ -208,13 +208,13 @@ def test_notes_of_files_that_are_gone_are_removed(kind: str, tmp_path: Path) -> 
         b"[" * 60_000,
     ],
 )
-def test_a_damaged_note_lets_nobody_read(note: bytes, tmp_path: Path) -> None:
+def test_a_damaged_ownership_lets_no_user_read(note: bytes, tmp_path: Path) -> None:
     found = parse(note)
     assert not any(found.is_readable(reader, UNOWNED) for reader in (ANN, BOB)) and found.is_readable(ADMIN, NO)
 
 
 @pytest.mark.parametrize("owner", [ANN, "é" * 255, "\U0001f600" * 255, 'a"b\\c', None])
-def test_a_note_says_again_what_it_was_told(owner: str | None) -> None:
+def test_an_ownership_survives_serialization(owner: str | None) -> None:
     for is_shared in (True, False):
         assert parse(FileOwnership(owner, is_shared).as_bytes()) == FileOwnership(owner, is_shared)
 
@@ -289,7 +289,7 @@ def upload(server: WebServer, name: str, who: str | None, **fields: Any) -> requ
 
 
 def answer_of(response: requests.Response, *names: str) -> tuple[int, dict[str, str], bytes]:
-    """All that tells one answer from another, with ``names`` as if they were one."""
+    """Return everything that distinguishes answers, with all ``names`` replaced by one."""
     body = response.content
     for name in names:
         body = body.replace(name.encode(), b"NAME")
@@ -336,7 +336,7 @@ def test_a_foreign_file_is_answered_as_one_that_is_not_there(server: WebServer) 
         ("perhaps", 400),
     ],
 )
-def test_a_merge_says_whether_its_file_is_shared(server: WebServer, value: Any, status: int) -> None:
+def test_a_merge_request_states_whether_its_file_is_shared(server: WebServer, value: Any, status: int) -> None:
     name = f"shared-{value!r}-{type(value).__name__}".replace("'", "")
     merged = upload(server, name, ANN, shared=value)
     if status == 400:

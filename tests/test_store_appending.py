@@ -158,9 +158,7 @@ def test_a_body_that_is_removed_while_it_is_taken_over_is_an_upload_that_is_gone
         store.tus.recover(file_id, None)
 
 
-def test_files_that_vanish_while_they_are_looked_at_are_no_failure(
-    store: DiskBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_that_vanish_during_recovery_are_ignored(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     file_id = begin(store)
     listdir = os.listdir
     monkeypatch.setattr(os, "listdir", lambda folder: [*listdir(folder), "9.chunk", "patch-0.tmp"])
@@ -172,7 +170,7 @@ def test_files_that_vanish_while_they_are_looked_at_are_no_failure(
 def test_a_body_that_cannot_become_a_chunk_now_stays_for_later(
     store: DiskBackend, monkeypatch: pytest.MonkeyPatch, is_kept: bool
 ) -> None:
-    """A full disk passes; a request that contradicts the upload does not."""
+    """A full disk is transient; a request that contradicts the upload is not."""
     file_id = begin(store)
     folder = folder_of(store, file_id)
     error = OSError(errno.ENOSPC, "full") if is_kept else UploadError("bad_length", "odd")
@@ -206,13 +204,11 @@ def fails(error: Exception) -> Any:
         (OSError(), True),
     ],
 )
-def test_which_errors_may_pass(error: UploadError | OSError, passes: bool) -> None:
+def test_which_errors_are_transient(error: UploadError | OSError, passes: bool) -> None:
     assert is_transient(error) is passes
 
 
-def test_the_rest_of_a_write_that_failed_is_no_part_of_the_chunk(
-    store: DiskBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bytes_of_a_failed_write_are_not_part_of_the_chunk(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     file_id = begin(store)
     write_all = disk.write_all
 
@@ -232,7 +228,7 @@ def test_the_rest_of_a_write_that_failed_is_no_part_of_the_chunk(
     ("error", "have"),
     [(UploadError("busy", "cut"), 3), (UploadError("too_large", "long"), 0), (ConnectionError(), 3)],
 )
-def test_what_was_received_before_an_error_counts_unless_it_is_too_long(
+def test_received_bytes_are_kept_after_an_error_unless_they_are_too_many(
     store: DiskBackend, error: Exception, have: int
 ) -> None:
     file_id = begin(store)
@@ -259,7 +255,7 @@ def test_a_session_of_a_removed_upload_hears_so(store: DiskBackend) -> None:
             session.lock.check()
 
 
-def test_a_session_that_is_asked_to_end_is_superseded(store: DiskBackend) -> None:
+def test_a_lock_holder_notices_the_request_to_unlock(store: DiskBackend) -> None:
     file_id = begin(store)
     with pytest.raises(UnlockRequested), open_append(store, file_id, None, 0, size=None) as session:
         session.lock.check()
@@ -268,7 +264,7 @@ def test_a_session_that_is_asked_to_end_is_superseded(store: DiskBackend) -> Non
         session.lock.check()
 
 
-def test_a_pause_lets_the_body_under_way_count_and_lasts(store: DiskBackend) -> None:
+def test_a_paused_upload_keeps_the_body_being_received(store: DiskBackend) -> None:
     file_id = begin(store, 5)
     append(store, file_id, 0, b"a")
     with open_append(store, file_id, None, 1, size=2) as session:
@@ -295,7 +291,7 @@ def test_nothing_is_added_to_an_upload_that_was_completed_meanwhile(store: DiskB
 
 @pytest.mark.parametrize(("index", "offset"), [(0, 0), (1, 1), (2, 4)])
 def test_a_chunk_that_is_lost_or_comes_meanwhile_is_a_conflict(store: DiskBackend, index: int, offset: int) -> None:
-    """The last one is lost, one before it is not looked for, or another one has the place."""
+    """The last chunk is lost, an earlier one is lost, or another chunk has the index."""
     file_id = begin(store)
     append(store, file_id, 0, b"a")
     append(store, file_id, 1, b"bc")
@@ -344,7 +340,7 @@ def test_too_many_pieces_are_refused(store: DiskBackend, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(("size", "data"), [(3, b""), (None, b"xyz"), (0, b"xyz")])
-def test_a_body_with_more_than_there_is_room_for_says_how_much_there_is(
+def test_a_body_larger_than_the_rest_is_refused_with_the_remaining_size(
     store: DiskBackend, size: int | None, data: bytes
 ) -> None:
     file_id = begin(store, 5)
@@ -370,7 +366,7 @@ def test_a_length_of_nothing_leaves_no_room(store: DiskBackend) -> None:
     ("sent", "length", "status", "code"),
     [(3, 2, 400, "bad_length"), (3, 3, 0, ""), (3, 4, 0, ""), (3, 600, 0, ""), (3, 601, 413, "file_too_large")],
 )
-def test_a_length_that_is_said_later_fits_what_is_there(
+def test_a_deferred_length_is_not_smaller_than_the_offset(
     tmp_path: Path, sent: int, length: int, status: int, code: str
 ) -> None:
     store = store_in(tmp_path, max_file_size=600)
@@ -413,7 +409,7 @@ def test_the_kind_of_content_is_checked_with_the_first_body(
     assert sizes(store, file_id) == [len(piece) for piece in pieces]
 
 
-def test_a_whole_upload_is_one_with_all_bytes_that_is_no_part(store: DiskBackend) -> None:
+def test_an_upload_is_complete_with_all_bytes_unless_it_is_a_part(store: DiskBackend) -> None:
     file_id = begin(store, 3)
     assert not append(store, file_id, 0, b"ab").is_complete
     assert append(store, file_id, 2, b"c").is_complete
@@ -442,8 +438,10 @@ def calls_of(monkeypatch: pytest.MonkeyPatch, kind: type, name: str) -> list[str
     return calls
 
 
-def test_who_does_not_end_when_asked_keeps_the_upload(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other request waits, asks once, and does not spin."""
+def test_a_lock_holder_that_ignores_the_request_keeps_the_lock(
+    store: DiskBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other request waits, requests the lock once, and does not spin."""
     monkeypatch.setattr(append_lock, "LOCK_TIMEOUT_S", 0.3)
     tries = calls_of(monkeypatch, TaskFolder, "try_lock_append")
     asked = calls_of(monkeypatch, TaskFolder, "request_unlock")
@@ -461,7 +459,7 @@ def test_who_does_not_end_when_asked_keeps_the_upload(store: DiskBackend, monkey
     append(store, file_id, 3, b"d")
 
 
-def test_who_ends_when_asked_lets_the_other_on(store: DiskBackend) -> None:
+def test_a_lock_holder_that_releases_the_lock_lets_the_other_append(store: DiskBackend) -> None:
     file_id = begin(store)
     ended: list[UnlockRequested] = []
     ready = Event()

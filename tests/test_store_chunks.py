@@ -302,7 +302,7 @@ def test_a_file_that_grows_too_large_is_refused(tmp_path: Path) -> None:
     assert uploaded(store) == [0, 1]
 
 
-def test_paused_completed_and_merging_tasks_take_no_chunks(store: DiskBackend) -> None:
+def test_paused_completed_and_merging_tasks_accept_no_chunks(store: DiskBackend) -> None:
     send_all(store, DATA)
     assert store.pause(ID, None).summary.status == "paused"
     with refused(409, "task_paused"):
@@ -451,7 +451,7 @@ def test_content_and_ending_can_be_limited(tmp_path: Path) -> None:
         (b"%PDF-1.4\n", "application/pdf"),
     ],
 )
-def test_the_kind_of_content_is_told_by_its_first_bytes(head: bytes, kind: str) -> None:
+def test_the_content_type_is_detected_from_the_first_bytes(head: bytes, kind: str) -> None:
     assert kind in detect_types(head)
 
 
@@ -478,7 +478,7 @@ def test_states_follow_the_table() -> None:
     }
 
 
-def test_batches_have_a_result_an_id(store: DiskBackend) -> None:
+def test_a_batch_has_a_result_for_each_id(store: DiskBackend) -> None:
     for file_id in ("b", "a"):
         send(store, 0, DATA[0], file_id=file_id)
     results = apply_batch(store, "pause", ["b", "a", "none", "a"], None)

@@ -178,7 +178,7 @@ def test_an_error_that_a_close_reports_is_not_lost(
             Durability(is_wanted).sync_data(kept)
 
 
-def test_a_folder_that_cannot_be_synced_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_synced_is_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     store = DiskBackend(
         store_in(tmp_path, enable_atomic_operations=True).settings,

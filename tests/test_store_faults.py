@@ -1,4 +1,4 @@
-"""Full, read-only and missing folders, names that lead out, old tasks: the right refusal, and nothing lost."""
+"""Full, read-only and missing folders, unsafe names, and old tasks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def store(tmp_path: Path) -> DiskBackend:
 
 
 def age(store: DiskBackend, days: float, file_id: str = ID) -> None:
-    """Let nothing have happened to a task for so long."""
+    """Set the times of a task back by ``days`` days."""
     then = time.time() - days * DAY_S
     with store.layout.lock_id(file_id) as task:
         path = task.folder / "record.json"
@@ -110,7 +110,7 @@ def test_a_read_only_disk_can_still_be_asked(tmp_path: Path) -> None:
 
 
 @needs_root
-def test_no_new_task_begins_on_a_disk_above_the_threshold(tmp_path: Path) -> None:
+def test_no_task_is_created_on_a_disk_above_the_threshold(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "disk", "8M") as folder:
         store = store_in(folder, disk_warn=0.3, disk_refuse=0.5)
         send(store, 0, b"a" * 3 * MIB, total_chunks=2)
@@ -151,7 +151,7 @@ def test_folders_that_vanish_are_made_again(store: DiskBackend) -> None:
     assert merge(store, 2).size == 600
 
 
-def test_a_folder_that_is_a_file_is_said_so(tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "upload").write_text("")
     with refused(507, "storage"):
         send(store_in(tmp_path), 0, b"x")
@@ -278,7 +278,7 @@ def test_merges_that_do_not_fit(store: DiskBackend) -> None:
     assert (state(store), uploaded(store)) == ("uploading", [0, 1])
 
 
-def test_a_whole_file_with_another_md5_is_not_published(store: DiskBackend, tmp_path: Path) -> None:
+def test_a_file_with_another_md5_is_not_published(store: DiskBackend, tmp_path: Path) -> None:
     send_all(store, DATA)
     with refused(400, "file_md5_mismatch") as refusal:
         merge(store, 2, expected_md5="0" * 32)

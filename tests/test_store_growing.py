@@ -1,4 +1,4 @@
-"""Uploads that grow: what a killed writer, a full disk and a sweep make of them."""
+"""Tus uploads after a killed writer, a full disk and a sweep."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def offset_of(store: DiskBackend, file_id: str) -> int:
     return store.tus.recover(file_id, None).offset
 
 
-def test_a_merge_that_failed_is_not_tried_again_by_sweeps(store: DiskBackend, tmp_path: Path) -> None:
-    """Else the upload would never expire: each try is news of it."""
+def test_a_failed_merge_is_not_repeated_by_sweeps(store: DiskBackend, tmp_path: Path) -> None:
+    """Otherwise the upload would never expire, because each attempt changes it."""
     file_id = begin(store, 3, "taken")
     append(store, file_id, 0, b"abc")
     (tmp_path / "merged").mkdir()
@@ -59,8 +59,8 @@ def test_a_merge_that_failed_is_not_tried_again_by_sweeps(store: DiskBackend, tm
 
 @needs_root
 @pytest.mark.parametrize("is_ended", [False, True])
-def test_what_was_received_outlives_a_disk_that_is_full(is_ended: bool, tmp_path: Path) -> None:
-    """Of a killed writer, or of one whose connection broke."""
+def test_received_bytes_are_kept_while_the_disk_is_full(is_ended: bool, tmp_path: Path) -> None:
+    """From a killed writer, or from a broken connection."""
     with tmpfs(tmp_path / "disk", "8M") as disk:
         store = store_in(disk, disk_refuse=1)
         file_id = begin(store, None)
@@ -83,8 +83,8 @@ def fill(disk: Path) -> None:
     (disk / "filler").write_bytes(bytes(room.f_bavail * room.f_frsize))
 
 
-def test_bytes_that_are_not_there_are_not_made_up(store: DiskBackend) -> None:
-    """After a power failure a file may be shorter than its name says."""
+def test_a_truncated_body_counts_only_its_bytes(store: DiskBackend) -> None:
+    """After a power failure a file may be shorter than the size in its name."""
     file_id = begin(store, 5000)
     (folder_of(store, file_id) / "patch-0-5000.tmp").write_bytes(b"x" * 100)
     assert store.tus.state(file_id, None).offset == 100
@@ -93,7 +93,7 @@ def test_bytes_that_are_not_there_are_not_made_up(store: DiskBackend) -> None:
 
 
 @needs_root
-def test_uploads_are_joined_where_there_is_room_for_the_file_alone(tmp_path: Path) -> None:
+def test_parts_are_joined_with_free_space_for_the_file_only(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "disk", "13M") as disk:
         store = store_in(disk, disk_refuse=1)
         parts = []
@@ -114,7 +114,7 @@ def test_uploads_are_joined_where_there_is_room_for_the_file_alone(tmp_path: Pat
 
 @pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize("length", [0, 3])
-def test_a_chunk_that_was_cut_is_sent_again(store: DiskBackend, index: int, length: int, tmp_path: Path) -> None:
+def test_a_truncated_chunk_is_sent_again(store: DiskBackend, index: int, length: int, tmp_path: Path) -> None:
     file_id = begin(store, 15, "cut")
     append(store, file_id, 0, b"first")
     append(store, file_id, 5, b"secnd")
@@ -126,7 +126,7 @@ def test_a_chunk_that_was_cut_is_sent_again(store: DiskBackend, index: int, leng
     assert (tmp_path / "merged" / "cut").read_bytes() == b"firstsecndthird"
 
 
-def test_a_chunk_that_was_spoilt_is_sent_again_in_however_many_pieces(store: DiskBackend, tmp_path: Path) -> None:
+def test_a_corrupt_chunk_may_be_sent_again_in_several_pieces(store: DiskBackend, tmp_path: Path) -> None:
     file_id = begin(store, 15, "spoilt")
     for offset, data in ((0, b"first"), (5, b"secnd"), (10, b"third")):
         append(store, file_id, offset, data)
@@ -140,7 +140,7 @@ def test_a_chunk_that_was_spoilt_is_sent_again_in_however_many_pieces(store: Dis
     assert (tmp_path / "merged" / "spoilt").read_bytes() == b"firstsecndthird"
 
 
-def test_an_upload_that_goes_as_it_is_looked_through_is_gone(store: DiskBackend) -> None:
+def test_an_upload_removed_during_recovery_is_not_found(store: DiskBackend) -> None:
     file_id = begin(store, 5)
     folder = folder_of(store, file_id)
     store.delete(file_id, None)
@@ -153,7 +153,7 @@ def test_an_upload_that_goes_as_it_is_looked_through_is_gone(store: DiskBackend)
 
 
 def open_below(folder: Path) -> list[str]:
-    """What this process has open below a folder."""
+    """Return the files that this process has open below a folder."""
     found = []
     for name in os.listdir("/proc/self/fd"):
         with suppress(OSError):
@@ -167,7 +167,7 @@ def open_below(folder: Path) -> list[str]:
 def test_a_refused_body_leaves_neither_a_file_nor_a_descriptor(
     tmp_path: Path, how: str, sent: int, is_checked: bool
 ) -> None:
-    """And its lock neither: the next body is taken at once, from where the bytes that count end."""
+    """Its lock is released as well: the next body is accepted at once, from the end of the kept bytes."""
     store = store_in(tmp_path)
     file_id = store.tus.create(TusUploadRequest(None, 100, "file.bin"))
     if sent:
@@ -197,7 +197,7 @@ def test_a_refused_body_leaves_neither_a_file_nor_a_descriptor(
 
 
 def refuse(store: DiskBackend, appending: DiskAppendSession, how: str, file_id: str) -> None:
-    """Send seven bytes, then something goes wrong."""
+    """Send seven bytes, then cause an error."""
     appending.write(b"1234567")
     if how == "longer-than-said":
         appending.write(b"x" * 100)
@@ -214,7 +214,7 @@ def refuse(store: DiskBackend, appending: DiskAppendSession, how: str, file_id: 
 
 @pytest.mark.parametrize("is_said", [False, True], ids=["later", "said"])
 @pytest.mark.parametrize("more", [0, 1])
-def test_an_upload_of_exactly_the_largest_size_is_taken_and_one_byte_more_is_not(
+def test_an_upload_of_the_maximum_size_is_accepted_and_one_byte_more_is_not(
     tmp_path: Path, more: int, is_said: bool
 ) -> None:
     store = store_in(tmp_path, max_file_size=600)

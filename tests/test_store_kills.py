@@ -1,4 +1,4 @@
-"""A process of the store is killed at each of its lines: the next one finds whole chunks, and goes on at once."""
+"""A process is killed at each line of the disk backend: the next one finds complete chunks and continues at once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_killed_at_any_line(scenario: str, tmp_path: Path) -> None:
     assert lines > LEAST and disks > LEAST_DISKS
 
 
-def test_a_sweep_takes_what_a_killed_writer_left_and_nothing_of_a_living_one(tmp_path: Path) -> None:
+def test_a_sweep_removes_only_files_of_killed_writers(tmp_path: Path) -> None:
     store = store_in(tmp_path)
     command = [sys.executable, "-c", RECEIVE, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT) as writer:

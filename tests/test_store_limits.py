@@ -385,6 +385,6 @@ def test_a_task_goes_when_it_is_as_old_as_that(
 @pytest.mark.parametrize(
     ("known", "said", "size"), [(-1, 7, 7), (0, 0, 0), (5, 5, 5), (5, None, 5), (-1, None, -1), (-1, 0, 0)]
 )
-def test_a_size_that_is_known_stays(known: int, said: int | None, size: int) -> None:
+def test_a_known_file_size_is_kept(known: int, said: int | None, size: int) -> None:
     request = ChunkRequest(ID, 0, None, file_size=said)
     assert request.merged_into(TaskTotals(file_size=known), {}).file_size == size

@@ -86,7 +86,7 @@ def test_lists_read_what_has_changed_and_not_what_was_asked_for(tmp_path: Path) 
         assert swept["opened"] <= 2 * 2 * 2
 
 
-def test_threads_that_wait_share_one_scan(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_threads_share_one_scan(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     send(store, 0, b"x")
     is_reading, goes_on, scans = threading.Event(), threading.Event(), []
     original = task_index._stamps_of
@@ -388,7 +388,7 @@ def test_a_reader_gets_each_note_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_scans")
-def test_a_journal_that_is_full_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_change_log_is_created_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(change_log, "MAX_BYTES", 3 * 32)
     writer, reader = store_in(tmp_path), store_in(tmp_path)
     for number in range(20):
@@ -470,7 +470,7 @@ def test_trouble_with_the_journal_hides_no_change(
 
 
 def break_it(folder: Path, kind: str) -> None:
-    """Make of the folder of a task, or of its files, what the kind says."""
+    """Damage the folder of a task, or its files, in one way."""
     identity, record = folder / "identity.json", folder / "record.json"
     if kind in IDENTITIES:
         identity.write_text(IDENTITIES[kind])
@@ -569,9 +569,7 @@ def test_counts_of_an_owner(store: DiskBackend) -> None:
     assert counts_of(store, "ann") == TaskCounts(1, 6, entries["b"], chunks=1, file_size=6, declared_bytes=6)
 
 
-def test_a_count_that_has_to_be_exact_is_refused_rather_than_old(
-    store: DiskBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_exact_count_is_refused_rather_than_outdated(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     send(store, 0, b"x")
     store.index.current()
     places = [try_lock(store.layout.lock_path(f"scan-{number}")) for number in range(task_index.SCANS)]
@@ -585,9 +583,7 @@ def test_a_count_that_has_to_be_exact_is_refused_rather_than_old(
     assert store.index.current(is_exact=True).counts_of(None).tasks == 1
 
 
-def test_an_owner_with_limits_begins_uploads_without_a_look_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_quota_check_does_not_scan_all_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_tasks(tmp_path, 300, owner="ann")
     monkeypatch.setattr(task_index, "SCAN_INTERVAL_S", 1000.0)
     store = store_in(tmp_path, owner_tasks=310, owner_bytes=1 << 60, owner_files=1 << 40)
@@ -608,7 +604,7 @@ def test_an_owner_with_limits_begins_uploads_without_a_look_at_all(
     assert len(looks) <= 2 * 11
 
 
-def test_a_task_of_a_process_that_was_killed_before_it_told_is_counted(
+def test_a_task_of_a_process_killed_before_its_log_entry_is_counted(
     store: DiskBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(task_index, "SCAN_INTERVAL_S", 1000.0)
@@ -672,7 +668,7 @@ def catalog_of(*summaries: TaskSummary) -> TaskCatalog:
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 30, MAX_PAGE])
 @pytest.mark.parametrize("owner", [None, "ann", "nobody"])
 @pytest.mark.parametrize("wanted", [STATES, ("paused",), ("failed", "paused"), ("merging",)])
-def test_pages_together_are_the_whole_list(limit: int, owner: str | None, wanted: tuple[str, ...]) -> None:
+def test_all_pages_together_are_the_complete_list(limit: int, owner: str | None, wanted: tuple[str, ...]) -> None:
     names = ["a", "b", "ä", "\U0001f600", "/", "x" * 500, *map(str, range(20))]
     chosen = random.Random(limit)
     tasks = [summary(name, owner=chosen.choice([None, "ann", "bob"]), status=chosen.choice(STATES)) for name in names]

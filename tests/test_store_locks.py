@@ -122,7 +122,7 @@ def test_a_file_system_is_tested_once(tmp_path: Path, monkeypatch: pytest.Monkey
         ("open", errno.EROFS, set()),
     ],
 )
-def test_a_test_that_fails_decides_only_what_it_tells(
+def test_a_failed_flock_test_leaves_the_result_undecided(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, number: int, known: set[bool]
 ) -> None:
     """A folder where no file can be created is locked by flock all the same."""
@@ -174,7 +174,7 @@ def test_another_error_of_flock_is_raised_and_leaves_nothing_open(
     ("error", "is_raised"),
     [(BlockingIOError(), False), (PermissionError(), False), (OSError(errno.EIO, "broken"), True)],
 )
-def test_what_the_substitute_says_is_passed_on(
+def test_errors_of_the_substitute_lock_are_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, is_raised: bool
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", flock_of("refuses"))
@@ -191,7 +191,7 @@ def test_what_the_substitute_says_is_passed_on(
     assert open_below(tmp_path) == []
 
 
-def test_the_substitute_is_its_users_alone_and_looks_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_substitute_file_is_private_and_recently_modified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cleaners remove temporary files by their time."""
     monkeypatch.setattr(fcntl, "flock", flock_of("refuses"))
     path = tmp_path / "tmp" / f"dlpool-locks-{os.getuid()}"
@@ -251,7 +251,7 @@ def test_what_is_not_there_is_neither_held_nor_shared(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("comes", ["removes", "holds"])
-def test_a_body_that_a_sweep_took_before_its_lock_is_begun_again(
+def test_a_staged_chunk_removed_by_a_sweep_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes: str
 ) -> None:
     store = store_in(tmp_path)
@@ -278,7 +278,7 @@ def swept(monkeypatch: pytest.MonkeyPatch, module: object, comes: str) -> list[P
 
 
 @pytest.mark.parametrize("comes", ["removes", "holds"])
-def test_a_task_whose_folder_a_sweep_took_is_begun_again(
+def test_a_new_task_folder_removed_by_a_sweep_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes: str
 ) -> None:
     store = store_in(tmp_path)
@@ -293,7 +293,7 @@ def test_a_task_whose_folder_a_sweep_took_is_begun_again(
     assert store.sweep().removed == 1
 
 
-def test_a_sweep_removes_what_nobody_holds_whatever_it_is(tmp_path: Path) -> None:
+def test_a_sweep_removes_everything_that_is_not_locked(tmp_path: Path) -> None:
     store = store_in(tmp_path)
     store.sweep()
     tmp = tmp_path / "upload" / "tmp"

@@ -20,7 +20,7 @@ DATA = st.sampled_from([b"", b"a", b"bb" * 50, b"c" * 5000])
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """``chunks`` is what is stored; ``status`` what the table of states says."""
+    """``chunks``: the stored ones; ``status``: by the table of states."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert result.md5 == md5(self.result)
 
     def why_not(self, name: str) -> str:
-        """The code of the refusal that a merge deserves, and what that does to the model."""
+        """Return the code of the error that a merge raises, and apply it to the model."""
         if self.status == "not_found":
             return "no_such_task"
         if self.status == "paused":

@@ -213,7 +213,7 @@ def test_the_path_of_the_chunks_counts_unless_the_merge_names_one(store: DiskBac
 # --- what is published ---
 
 
-def test_a_published_file_is_told_with_its_figures(tmp_path: Path) -> None:
+def test_a_completion_event_has_path_size_md5_and_duration(tmp_path: Path) -> None:
     heard = Heard(tmp_path)
     send_all(heard.store, DATA, owner="ann")
     result = merge(heard.store, 3, relative_path="a/b", owner="ann")
@@ -334,7 +334,7 @@ def test_a_name_that_is_free_is_free(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["create", "write", "head", "sync", "publish", "folder", "save"])
-def test_a_merge_that_fails_leaves_its_chunks_and_says_why(
+def test_a_failed_merge_keeps_its_chunks_and_records_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     heard = Heard(tmp_path)

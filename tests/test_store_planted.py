@@ -1,4 +1,4 @@
-"""What somebody plants among the store's own files: nothing is written or read outside, and nobody waits for it."""
+"""Links and FIFOs planted in the backend's folders: nothing outside is read or written, and no request blocks."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_link_where_a_file_is_to_come_gives_way(store: DiskBackend, outside: P
     assert (outside / "secret").read_bytes() == b"secret"
 
 
-def test_a_link_in_place_of_the_lock_of_a_merge_keeps_nobody_from_deleting(store: DiskBackend, outside: Path) -> None:
+def test_a_symlink_in_place_of_a_merge_lock_does_not_prevent_deletion(store: DiskBackend, outside: Path) -> None:
     send(store, 1, b"one")
     (folder_of(store) / "merge.lock").symlink_to(outside / "secret")
     with refused(507, "symbolic_link"):
@@ -147,7 +147,7 @@ def test_a_link_in_place_of_the_file_that_a_merge_makes_is_not_followed(store: D
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_fifo_keeps_nobody_waiting(store: DiskBackend, name: str) -> None:
+def test_a_fifo_blocks_no_request(store: DiskBackend, name: str) -> None:
     send(store, 0, b"other", file_id="other")
     path = folder_of(store) / name
     path.unlink(missing_ok=True)
@@ -157,7 +157,7 @@ def test_a_fifo_keeps_nobody_waiting(store: DiskBackend, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["record.json", "record.json.tmp", "1.chunk"])
-def test_a_fifo_in_place_of_what_is_made_anew_loses_nothing(store: DiskBackend, name: str) -> None:
+def test_a_fifo_in_place_of_metadata_loses_nothing(store: DiskBackend, name: str) -> None:
     path = folder_of(store) / name
     path.unlink(missing_ok=True)
     os.mkfifo(path)

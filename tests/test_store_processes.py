@@ -31,7 +31,7 @@ def _merge_one(folder: Path, number: int) -> str:
 
 
 def _upload_and_clean(folder: Path, number: int) -> str:
-    """A whole upload, while all others clean."""
+    """Upload and merge a file while other processes sweep."""
     store, file_id, data = store_in(folder), f"upload {number}", [chunk_of(number), b"end", b""]
     for index, chunk in enumerate(data):
         send(store, index, chunk, file_id=file_id, md5=md5(chunk))
@@ -62,7 +62,7 @@ def at_once(work: Callable[[Path, int], str], folder: Path) -> list[str]:
         return [found for call in calls for found in call.result(120)]
 
 
-def test_sixteen_equal_chunks_at_once_leave_one_of_them_whole(tmp_path: Path) -> None:
+def test_one_of_sixteen_concurrent_chunks_is_stored_completely(tmp_path: Path) -> None:
     assert at_once(_send_one, tmp_path) == [str(SIZE)] * 16
     store = store_in(tmp_path)
     [chunk] = detail_of(store, ID, None)["chunks"]

@@ -1,4 +1,4 @@
-"""Tasks that somebody sends to, tasks that are damaged, and disks with too little room."""
+"""Tasks that are receiving chunks, damaged tasks, and disks without enough space."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def folder_of(store: DiskBackend, file_id: str = ID) -> Path:
 
 
 def grow_old(store: DiskBackend, file_id: str = ID) -> None:
-    """Let it be as if nothing had happened to the task since long ago."""
+    """Set the times of the task far back."""
     folder = folder_of(store, file_id)
     record = folder / "record.json"
     if record.is_file():
@@ -57,7 +57,7 @@ def grow_old(store: DiskBackend, file_id: str = ID) -> None:
 # --- while somebody sends ---
 
 
-def test_a_task_does_not_expire_while_a_chunk_comes(store: DiskBackend) -> None:
+def test_a_task_does_not_expire_while_a_chunk_is_received(store: DiskBackend) -> None:
     send(store, 0, DATA[0])
     with store.chunks.stage() as reception:
         reception.task_lock = check_chunk(store, file_id=ID, index=1, owner=None)
@@ -73,7 +73,7 @@ def test_a_task_does_not_expire_while_a_chunk_comes(store: DiskBackend) -> None:
 
 
 @pytest.mark.parametrize("is_begun_anew", [False, True])
-def test_a_chunk_does_not_bring_back_a_task_that_was_deleted_meanwhile(store: DiskBackend, is_begun_anew: bool) -> None:
+def test_a_chunk_does_not_recreate_a_task_deleted_meanwhile(store: DiskBackend, is_begun_anew: bool) -> None:
     send(store, 0, DATA[0])
     with store.chunks.stage() as reception:
         reception.task_lock = check_chunk(store, file_id=ID, index=1, owner=None)
@@ -87,7 +87,7 @@ def test_a_chunk_does_not_bring_back_a_task_that_was_deleted_meanwhile(store: Di
     assert leftovers(store) == []
 
 
-def test_a_wrong_md5_is_no_way_round_what_a_task_allows(store: DiskBackend) -> None:
+def test_a_wrong_md5_does_not_bypass_the_state_of_a_task(store: DiskBackend) -> None:
     send(store, 0, DATA[0], total_chunks=1)
     with refused(400, "bad_index"):
         send(store, 7, DATA[1], md5="0" * 32)
@@ -97,14 +97,14 @@ def test_a_wrong_md5_is_no_way_round_what_a_task_allows(store: DiskBackend) -> N
     assert detail_of(store, ID, None)["chunks"][0]["retry_count"] == 0
 
 
-def test_an_md5_that_was_only_recorded_goes_with_its_chunk(tmp_path: Path) -> None:
+def test_a_declared_md5_is_removed_with_its_chunk(tmp_path: Path) -> None:
     store = store_in(tmp_path, enable_integrity_check=False)
     send(store, 0, DATA[0], md5="0" * 32)
     send(store, 0, DATA[1])
     assert detail_of(store, ID, None)["chunks"][0]["md5"] != "0" * 32
 
 
-def test_a_name_that_comes_with_a_chunk_is_looked_at_at_once(tmp_path: Path) -> None:
+def test_a_file_name_sent_with_a_chunk_is_checked_at_once(tmp_path: Path) -> None:
     store = store_in(tmp_path, allowed_extensions=".bin")
     send(store, 0, DATA[0], total_chunks=1, filename="file.bin", relative_path="a")
     merge(store, 1, relative_path="a")
@@ -122,7 +122,7 @@ def test_a_name_that_comes_with_a_chunk_is_looked_at_at_once(tmp_path: Path) -> 
     send(store, 0, DATA[0], file_id="new", filename="file.bin", relative_path="b")
 
 
-def test_of_merges_to_one_name_all_but_one_have_failed_and_say_so(tmp_path: Path) -> None:
+def test_one_of_several_merges_to_a_name_succeeds_and_the_others_fail(tmp_path: Path) -> None:
     store = store_in(tmp_path)
     for turn in range(15):
         ids = [f"{turn} {number}" for number in range(4)]
@@ -163,14 +163,14 @@ def damage(store: DiskBackend, kind: str) -> None:
         '{"status":"completed","result":{"path":1}}',
     ],
 )
-def test_a_record_of_wrong_types_is_made_anew(store: DiskBackend, text: str) -> None:
+def test_a_record_with_wrong_types_is_rebuilt(store: DiskBackend, text: str) -> None:
     send_all(store, DATA)
     damage(store, text)
     assert (uploaded(store), state(store), list_of(store, None)["total"]) == ([0, 1], "uploading", 1)
     assert merge(store, 2).size == 6
 
 
-def test_one_task_that_cannot_be_read_hides_no_other(store: DiskBackend) -> None:
+def test_an_unreadable_task_does_not_hide_the_others(store: DiskBackend) -> None:
     for file_id in ("a", ID, "z"):
         send(store, 0, DATA[0], file_id=file_id)
     damage(store, "a folder")
@@ -184,9 +184,7 @@ def test_one_task_that_cannot_be_read_hides_no_other(store: DiskBackend) -> None
     assert list_of(store, None)["total"] == 0
 
 
-def test_a_task_that_goes_while_a_sweep_is_at_it_is_no_failure(
-    store: DiskBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_removed_during_a_sweep_is_not_a_failure(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     send(store, 0, DATA[0])
     grow_old(store)
     listed = store.index.current()
@@ -196,7 +194,7 @@ def test_a_task_that_goes_while_a_sweep_is_at_it_is_no_failure(
     assert (swept.removed, swept.failures) == (0, ())
 
 
-def test_what_no_id_leads_to_goes_when_it_is_old(store: DiskBackend) -> None:
+def test_an_old_folder_without_identity_is_removed(store: DiskBackend) -> None:
     send(store, 0, DATA[0])
     folder = folder_of(store)
     (folder / "identity.json").write_text("")
@@ -208,7 +206,7 @@ def test_what_no_id_leads_to_goes_when_it_is_old(store: DiskBackend) -> None:
     assert files_below(folder.parent) == [] and (folder.parent / "not ours").exists()
 
 
-def test_what_a_later_version_notes_is_passed_over(store: DiskBackend) -> None:
+def test_unknown_fields_of_a_record_are_ignored(store: DiskBackend) -> None:
     send(store, 0, DATA[0])
     for name in ("identity.json", "record.json"):
         path = folder_of(store) / name
@@ -229,7 +227,7 @@ def test_a_file_that_could_never_be_merged_is_refused_before_its_first_chunk(tmp
 
 
 @needs_root
-def test_a_merge_without_room_does_not_fill_the_disk(tmp_path: Path) -> None:
+def test_a_merge_that_does_not_fit_does_not_fill_the_disk(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "disk", "8M") as folder:
         store = store_in(folder, disk_refuse=1)
         for index in range(3):

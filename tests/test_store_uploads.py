@@ -62,7 +62,7 @@ def age(store: DiskBackend, file_id: str, seconds: float) -> None:
         (TusUploadRequest(None, None, "a.bin", "x/y"), 0, ""),
     ],
 )
-def test_what_an_upload_can_begin_with(tmp_path: Path, wish: TusUploadRequest, status: int, code: str) -> None:
+def test_which_tus_uploads_can_be_created(tmp_path: Path, wish: TusUploadRequest, status: int, code: str) -> None:
     store = store_in(tmp_path, allowed_extensions=".bin", max_file_size=2**62)
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "taken.bin").touch()
@@ -90,7 +90,7 @@ def test_an_upload_without_bytes_is_completed_at_once(
 
 
 @pytest.mark.parametrize("concat", ["", PARTIAL])
-def test_what_is_told_of_an_upload(tmp_path: Path, concat: str) -> None:
+def test_the_state_of_an_upload(tmp_path: Path, concat: str) -> None:
     store = store_in(tmp_path, task_expiry=1000.0)
     file_id = store.tus.create(TusUploadRequest(None, 5, "file", metadata="k dg==", concat=concat))
     append(store, file_id, 0, b"abc")
@@ -108,7 +108,7 @@ def test_what_is_told_of_an_upload(tmp_path: Path, concat: str) -> None:
     assert (growth.offset, growth.length, growth.expires_at, growth.is_ready_to_merge) == (5, 5, None, False)
 
 
-def test_an_upload_of_unknown_length_is_never_whole(store: DiskBackend) -> None:
+def test_an_upload_of_unknown_length_is_never_complete(store: DiskBackend) -> None:
     file_id = begin(store)
     growth = store.tus.recover(file_id, None)
     assert (growth.offset, growth.length, growth.is_ready_to_merge) == (0, -1, False)
@@ -125,7 +125,7 @@ def test_what_lies_beside_a_completed_upload_is_not_added(store: DiskBackend) ->
     assert bodies_in(folder) == ["patch-3.tmp"]
 
 
-def test_a_look_makes_no_lock_where_there_is_nothing_to_take_over(store: DiskBackend) -> None:
+def test_recovery_creates_no_lock_file_without_received_bytes(store: DiskBackend) -> None:
     file_id = begin(store, 3)
     store.tus.recover(file_id, None)
     assert not (folder_of(store, file_id) / "patch.lock").exists()
@@ -222,7 +222,7 @@ def test_an_upload_expires_after_its_time(
 @pytest.mark.parametrize(
     ("idle_s", "is_made"), [(tus_uploads.IDLE_S - 1, False), (tus_uploads.IDLE_S, True), (tus_uploads.IDLE_S + 1, True)]
 )
-def test_a_sweep_publishes_a_whole_upload_that_nobody_has_asked_for_in_a_while(
+def test_a_sweep_publishes_a_complete_idle_upload(
     store: DiskBackend, monkeypatch: pytest.MonkeyPatch, idle_s: float, is_made: bool, tmp_path: Path
 ) -> None:
     file_id = begin(store, 3)
@@ -235,7 +235,7 @@ def test_a_sweep_publishes_a_whole_upload_that_nobody_has_asked_for_in_a_while(
 
 
 @pytest.mark.parametrize("concat", ["", PARTIAL])
-def test_a_sweep_takes_over_what_was_left_and_publishes_nothing_that_is_not_whole(
+def test_a_sweep_reclaims_bytes_and_publishes_only_complete_uploads(
     store: DiskBackend, concat: str, tmp_path: Path
 ) -> None:
     file_id = begin(store, 3, concat=concat)
@@ -259,7 +259,7 @@ def test_a_paused_upload_is_left_alone_by_sweeps(store: DiskBackend) -> None:
 
 
 @pytest.mark.parametrize("sent", [0, 2])
-def test_an_upload_that_is_not_whole_is_not_finished(store: DiskBackend, sent: int) -> None:
+def test_an_incomplete_upload_is_not_published(store: DiskBackend, sent: int) -> None:
     file_id = begin(store, 3)
     append(store, file_id, 0, b"ab"[:sent])
     assert store.tus.finish(file_id, None) is None
@@ -365,10 +365,10 @@ def test_what_cannot_be_joined_is_refused_and_leaves_nothing(tmp_path: Path, kin
 
 
 @pytest.mark.parametrize(("kind", "status"), [("long", 413), ("full", 507), ("held", 423)])
-def test_what_cannot_be_joined_is_not_even_begun(
+def test_a_refused_concatenation_creates_no_upload(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, status: int
 ) -> None:
-    """Nobody hears of it; but where another process has it already it is removed again."""
+    """No event is emitted; where another process has locked the new upload, it is removed again."""
     events: list[str] = []
     store = DiskBackend(
         store_in(tmp_path, max_file_size=6 if kind == "long" else 1000).settings,
@@ -392,7 +392,7 @@ def test_joining_keeps_nothing_open(store: DiskBackend, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lost", "shorter"])
-def test_a_part_that_goes_while_it_is_joined_is_said(
+def test_a_part_removed_during_concatenation_is_reported(
     store: DiskBackend, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     parts = parts_of(store, *DATA)

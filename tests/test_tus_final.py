@@ -40,7 +40,7 @@ def store(tmp_path: Path) -> DiskBackend:
 
 
 def part(store: DiskBackend, *pieces: bytes, owner: str | None = None) -> str:
-    """A part that is whole, sent in so many pieces."""
+    """Create a complete part from these pieces and return its id."""
     file_id = store.tus.create(TusUploadRequest(owner, sum(map(len, pieces)), concat=PARTIAL))
     offset = 0
     for piece in pieces:
@@ -101,7 +101,7 @@ def test_nothing_is_made_of_parts_that_are_refused(
     assert (sorted(files_below(tmp_path)), told) == (before, [])
 
 
-def test_a_foreign_part_cannot_be_told_from_an_unknown_one(store: DiskBackend) -> None:
+def test_a_part_of_another_owner_is_refused_like_an_unknown_one(store: DiskBackend) -> None:
     own, foreign, unknown = part(store, b"1", owner="bob"), part(store, b"2", owner="ann"), "0" * 32
     chunked = "a task of chunks"
     with store.chunks.stage() as reception:
@@ -117,7 +117,7 @@ def test_a_foreign_part_cannot_be_told_from_an_unknown_one(store: DiskBackend) -
     assert len(answers) == 1
 
 
-def test_who_sees_all_joins_the_parts_of_one_owner_for_that_owner(store: DiskBackend) -> None:
+def test_an_administrator_concatenates_parts_of_one_owner(store: DiskBackend) -> None:
     parts = [part(store, b"1", owner="ann"), part(store, b"2", owner="ann"), part(store, b"3", owner="bob")]
     with refused(400, "bad_part"):
         join(store, parts)
@@ -128,7 +128,7 @@ def test_who_sees_all_joins_the_parts_of_one_owner_for_that_owner(store: DiskBac
 
 
 @pytest.mark.parametrize(("free", "status"), [(13, 507), (14, 0)])
-def test_where_chunks_have_to_be_copied_there_is_room_for_all_of_them(
+def test_copied_chunks_are_refused_unless_all_of_them_fit(
     store: DiskBackend, monkeypatch: pytest.MonkeyPatch, free: int, status: int
 ) -> None:
     parts = [part(store, data) for data in SENT]
@@ -152,7 +152,7 @@ def test_where_chunks_have_to_be_copied_there_is_room_for_all_of_them(
 def stopped(
     monkeypatch: pytest.MonkeyPatch, owner: type, name: str
 ) -> Iterator[tuple[threading.Event, threading.Event]]:
-    """The first call of a method waits: the events are set when it has begun, and to let it go on."""
+    """Make the first call of a method wait. Yields the events that are set when it starts and to continue it."""
     begun, go_on, real = threading.Event(), threading.Event(), getattr(owner, name)
 
     def wait(*arguments: object, **named: object) -> object:
@@ -223,7 +223,7 @@ def test_parts_whose_file_is_there_are_consumed_though_an_error_came_after_it(
 def test_a_part_that_could_not_be_removed_never_comes_back(
     store: DiskBackend, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """Its final upload is not forgotten before it."""
+    """Its final upload is not removed before the part is."""
     parts = [part(store, data) for data in SENT]
     with monkeypatch.context() as context:
         context.setattr(TaskRemover, "_trash", fails(OSError(errno.EIO, "the disk")))
@@ -245,7 +245,7 @@ def test_a_part_that_could_not_be_removed_never_comes_back(
         join(store, parts, name="second")
 
 
-def test_a_claim_of_a_final_upload_that_is_gone_holds_nobody_up(store: DiskBackend) -> None:
+def test_the_claim_of_a_removed_final_upload_is_void(store: DiskBackend) -> None:
     file_id = part(store, b"one")
     with store.layout.lock_id(file_id) as task:
         task.save(with_claim(task.record(), "0" * 32))
@@ -255,7 +255,7 @@ def test_a_claim_of_a_final_upload_that_is_gone_holds_nobody_up(store: DiskBacke
 
 
 @pytest.mark.parametrize(("owner", "method"), [(DiskTusUploads, "finish"), (TaskRemover, "remove_parts")])
-def test_who_wants_a_part_ends_what_a_killed_process_began_with_it(
+def test_a_request_for_a_part_recovers_the_final_upload_of_a_killed_process(
     store: DiskBackend, owner: type, method: str
 ) -> None:
     parts = [part(store, data) for data in SENT]

@@ -1,4 +1,4 @@
-"""What one owner's uploads may take together, whatever begins them, in however many processes."""
+"""The quota of one owner's uploads, for every way to create them and for several processes."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_chunks_of_a_task_that_is_there_are_not_asked_for_room(tmp_path: Path) -
     assert merge(store, 2, owner="ann").size == 2
 
 
-def test_a_task_that_is_removed_before_its_chunk_has_come_is_not_begun_without_a_look_at_the_limits(
+def test_a_task_removed_before_its_chunk_is_not_created_without_a_quota_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = store_in(tmp_path, owner_tasks=1)
@@ -164,7 +164,7 @@ def test_a_final_upload_takes_what_its_parts_took(tmp_path: Path, owner: str | N
     by_tus(store, 1000, owner, 0)
 
 
-def test_a_folder_that_no_task_can_be_read_from_counts_for_nobody(tmp_path: Path) -> None:
+def test_an_unreadable_folder_counts_for_no_owner(tmp_path: Path) -> None:
     store = store_in(tmp_path, owner_tasks=2)
     by_chunk(store, 5, "ann", 0)
     folders = list((tmp_path / "upload" / "tasks").iterdir())
@@ -239,7 +239,7 @@ def test_many_chunks_are_announced_where_files_are_limited(
             store.delete(file_id, "ann")
 
 
-def test_the_uploads_of_another_owner_count_for_nobody_else(tmp_path: Path) -> None:
+def test_uploads_count_only_for_their_owner(tmp_path: Path) -> None:
     store = store_in(tmp_path, owner_files=FILES + 1000)
     send(store, 0, b"x", file_id="hers", owner="ann")
     for ask_for in (partial(check_chunk, store), partial(send, store, data=b"x")):

@@ -1,4 +1,4 @@
-"""A disk of uploads that fills up is told once for each change: in the log, as a metric, and by an alert."""
+"""A disk of uploads that fills up is reported once for each change: in the log, as a metric, and by an alert."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_use_that_goes_up_and_down_at_a_threshold_changes_it_once() -> None:
 
 
 class Watched:
-    """A file system that two processes of dlpool-web look at, each with a watch of its own, by turns."""
+    """A file system that two processes of dlpool-web check in turn, each with its own monitor."""
 
     def __init__(self, folder: Path, disk: Path) -> None:
         self.disk = disk
@@ -81,7 +81,7 @@ class Watched:
         return DiskMonitor(self.settings, volumes, self.folder / "state", self.log.logger("web"), lambda: self.now)
 
     def use(self, mebibytes: float) -> None:
-        """Have that much of it in use, and let both look."""
+        """Fill the disk to ``mebibytes``, and let both monitors check it."""
         with (self.disk / "filler").open("wb") as file:
             file.write(b"x" * round(mebibytes * MIB))
         for _ in range(2):
@@ -94,7 +94,7 @@ class Watched:
 
 
 @needs_root
-def test_each_change_is_told_once_by_whichever_process_sees_it(tmp_path: Path) -> None:
+def test_each_change_is_logged_once_by_all_processes(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "disk", "10m") as disk:
         watched = Watched(tmp_path, disk)
         for used in (5, 9, 9.1, 8.4, 9.6, 9.4, 9, 8, 5):
@@ -108,7 +108,7 @@ def test_each_change_is_told_once_by_whichever_process_sees_it(tmp_path: Path) -
 
 
 @needs_root
-def test_a_restart_tells_nothing_again_and_a_lost_or_broken_memory_once_more(tmp_path: Path) -> None:
+def test_a_restart_logs_nothing_again_unless_the_state_file_is_lost(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "disk", "10m") as disk:
         watched = Watched(tmp_path, disk)
         watched.use(9)
@@ -120,7 +120,7 @@ def test_a_restart_tells_nothing_again_and_a_lost_or_broken_memory_once_more(tmp
 
 
 @needs_root
-def test_without_a_folder_of_its_own_each_process_tells_it_once(tmp_path: Path) -> None:
+def test_each_process_logs_a_change_once_without_a_state_folder(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "disk", "10m") as disk:
         watched = Watched(tmp_path, disk)
         (tmp_path / "state").rmdir()
@@ -137,7 +137,7 @@ def test_a_file_system_without_figures_is_neither_low_nor_full(tmp_path: Path) -
         assert watched.told() == []
 
 
-def test_between_two_looks_the_disk_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_disk_is_not_read_between_two_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[str] = []
     monkeypatch.setattr(capacity, "capacity_of", looks.append)
     watched = Watched(tmp_path, tmp_path)
@@ -149,7 +149,7 @@ def test_between_two_looks_the_disk_is_left_alone(tmp_path: Path, monkeypatch: p
 
 
 @needs_root
-def test_a_folder_that_cannot_be_written_to_is_told_once_and_that_it_is_back(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_logged_once_and_its_recovery_too(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "disk", "10m") as disk:
         for name in ("u", "m"):
             (disk / name).mkdir()
@@ -206,7 +206,7 @@ def test_a_file_system_that_knows_no_statvfs_is_healthy_and_a_broken_one_is_not(
 
 
 @needs_root
-def test_a_real_server_tells_it_shows_it_and_answers_health(tmp_path: Path) -> None:
+def test_a_server_logs_exposes_and_reports_a_full_disk(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "disk", "10m") as disk:
         (disk / "filler").write_bytes(b"x" * (9 * MIB))
         settings: Any = {"upload": {"upload_dir": disk / "u", "merged_dir": disk / "m"}, "web": {"processes": 3}}

@@ -1,4 +1,4 @@
-"""Kills a process of the store at each of its lines, and looks what the next one finds. Run as a module, by tests.
+"""Kills a process at each line of the disk backend, and checks what the next one finds. Run as a module, by tests.
 
 ``python -m tests.upload_kills SCENARIO FOLDER``: a child runs the scenario's step and is killed (SIGKILL) when it comes
 to its Nth line of the store that it has not been at before; for each N until a child gets to the end. Where the disk is
@@ -297,7 +297,7 @@ def _left(folder: Path) -> list[tuple[str, bytes]]:
 
 
 def main(scenario: str, folder: Path) -> tuple[int, int]:
-    """Run one scenario for all lines; returns how many there were, and how many different disks were looked at."""
+    """Run one scenario for all lines; return their number, and the number of different disks that were checked."""
     prepare, step, check = SCENARIOS[scenario]
     count, was_killed, disks, before = 0, True, 0, None
     while was_killed:
