@@ -128,7 +128,7 @@ def test_a_merge_that_was_published_and_not_recorded_is_completed_by_the_next_re
         (tmp_path / "merged").mkdir()
         (tmp_path / "merged" / "file.bin").write_bytes(b"data")
         found = PendingPublish((), "file.bin", 1, 4, 1, hashlib.md5(b"data").hexdigest(), 5)
-        task.save(record, status="merging", filename="file.bin", total_chunks=1, temporary=(), publishing=found)
+        task.save(record, status="merging", filename="file.bin", total_chunks=1, output_folder=(), publishing=found)
     assert merge(store, 1).md5 == md5(b"data")
     assert state(store) == "completed"
     assert files_below(tmp_path / "merged") == ["file.bin"]

@@ -346,7 +346,7 @@ def test_a_merge_whose_process_was_killed_is_shown_as_it_is(store: DiskBackend) 
     with store.layout.lock_id(ID) as task:
         hold = task.try_lock_merge()
         assert hold is not None
-        task.save(task.record(), status="merging", temporary=())
+        task.save(task.record(), status="merging", output_folder=())
     assert [list_of(store, None, status=["merging"])["total"], store.counts_by_state()["merging"].tasks] == [1, 1]
     time.sleep(TICK_S)
     assert list_of(store, None, status=["merging"])["total"] == 1
@@ -359,7 +359,7 @@ def test_a_task_whose_lock_is_held_does_not_stop_a_list(store: DiskBackend, monk
     monkeypatch.setattr(task_index, "_LOCK_TIMEOUT_S", 0.05)
     send_all(store, [b"x"])
     with store.layout.lock_id(ID) as task:
-        task.save(task.record(), status="merging", temporary=())
+        task.save(task.record(), status="merging", output_folder=())
         assert list_of(store, None)["tasks"][0]["status"] == "merging"
     assert list_of(store, None)["tasks"][0]["status"] == "uploading"
 
@@ -633,7 +633,7 @@ def test_a_sweep_touches_only_what_is_due(store: DiskBackend, monkeypatch: pytes
     for name in names:
         send_all(store, [b"x"], file_id=name)
     with store.layout.lock_id("left") as task:
-        task.save(task.record(), status="merging", temporary=())
+        task.save(task.record(), status="merging", output_folder=())
     (folder_of(store, "lost") / "identity.json").unlink()
     record = load_record(folder_of(store, "old"))
     assert record is not None

@@ -5,6 +5,7 @@ Each has a code and no HTTP status: ``web/errors.py`` maps the codes to statuses
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 ErrorCode = Literal[
@@ -164,4 +165,18 @@ def task_removed() -> UploadError:
     """Return the error for a task that was removed during the request."""
     return UploadError(
         "no_such_task", "the task was removed meanwhile: send all its chunks again"
+    )
+
+
+def chunks_missing(stored: Collection[int], total_chunks: int) -> UploadError:
+    """Return the error for a merge whose chunks are incomplete.
+
+    ``stored``: the indexes of the chunks that the task has.
+    """
+    return UploadError(
+        "chunks_missing",
+        f"{total_chunks - len(stored)} of {total_chunks} chunks are missing: send them",
+        uploaded=len(stored),
+        total_required=total_chunks,
+        uploaded_chunks=sorted(stored),
     )

@@ -123,8 +123,7 @@ class ChunkRequest:
         ):
             text = (
                 f"the task's file goes to {path[:100]!r}: use another file_id for "
-                f"another "
-                f"folder"
+                "another folder"
             )
             raise UploadError("conflict", text, relative_path=path)
 

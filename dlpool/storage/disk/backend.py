@@ -172,8 +172,7 @@ class DiskBackend:
         if unknown or not (math.isfinite(older_than_days) and older_than_days >= 0):
             text = (
                 f"status must be one of {', '.join(states.STATES)}, older_than a "
-                f"number of "
-                f"days"
+                "number of days"
             )
             raise UploadError("bad_cleanup", text)
         return self._remover.remove_old(

@@ -119,8 +119,7 @@ def check_capacity_for_task(
         if health_of(capacity, settings) == UNHEALTHY:
             text = (
                 f"the disk is {capacity.used_share:.0%} full: no new uploads until "
-                f"space is "
-                f"freed"
+                "space is freed"
             )
             raise UploadError("disk_full", text, retry_after_s=60)
         if wanted > capacity.free:
@@ -136,8 +135,7 @@ def _check_files(capacity: VolumeCapacity, wanted: int) -> None:
     if capacity.free_files is not None and wanted > capacity.free_files:
         text = (
             f"the upload needs {wanted} files, and the disk has {capacity.free_files} "
-            f"free "
-            f"inodes: send larger chunks"
+            "free inodes: send larger chunks"
         )
         raise UploadError("no_space", text)
 

@@ -207,8 +207,7 @@ class DiskChunkReceiver:
             if 0 <= record.file_size < received:
                 text = (
                     f"with this chunk the file would have {received} bytes, more than "
-                    f"its "
-                    f"{record.file_size}"
+                    f"its {record.file_size}"
                 )
                 raise UploadError(
                     "size_mismatch", text, size=received, file_size=record.file_size
@@ -218,9 +217,11 @@ class DiskChunkReceiver:
             if earlier is not None
             else record.retries
         )
-        sent = {index: md5 for index, md5 in record.sent.items() if index != key}
+        declared = {
+            index: md5 for index, md5 in record.declared_md5s.items() if index != key
+        }
         if request.md5 and not self.settings.enable_integrity_check:
-            sent[key] = request.md5.lower()
+            declared[key] = request.md5.lower()
         is_started = record.status == states.UPLOADING
         staged.publish(path)
         return task.save(
@@ -229,7 +230,7 @@ class DiskChunkReceiver:
             status=states.state_after_chunk(record.status),
             received=received,
             retries=retries,
-            sent=sent,
+            declared_md5s=declared,
             publishing=None,
         )
 
@@ -256,8 +257,7 @@ def _check_total_stated(request: ChunkRequest) -> None:
     if request.index >= CHUNK_COUNT_STEP and not request.total_chunks:
         text = (
             f"chunk_index is {request.index}: from {CHUNK_COUNT_STEP} on total_chunks "
-            f"is "
-            f"required, as owners have limits"
+            "is required, as owners have limits"
         )
         raise UploadError("bad_index", text)
 

@@ -88,8 +88,7 @@ class DiskConcatenator:
         if total.chunks > MAX_CHUNKS:
             text = (
                 f"the parts were sent in {total.chunks} pieces, and at most "
-                f"{MAX_CHUNKS} can "
-                f"be joined"
+                f"{MAX_CHUNKS} can be joined"
             )
             raise UploadError("too_large", text)
         with translate_os_errors("begin the upload"):
@@ -211,8 +210,7 @@ class DiskConcatenator:
         if claimant_of(self.layout, task.record()) is not None:
             text = (
                 f"another final upload has taken the part {file_id!r}: a part goes "
-                f"into one "
-                f"file"
+                "into one file"
             )
             raise UploadError("part_taken", text)
 

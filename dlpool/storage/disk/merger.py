@@ -35,7 +35,7 @@ from dlpool.storage.disk.recovery import complete_merge, merge_result, recover
 from dlpool.storage.disk.scanning import InfectedUpload, ScannedUpload, UploadScanner
 from dlpool.storage.disk.task_folder import TaskFolder
 from dlpool.storage.disk.task_record import PendingPublish, TaskRecord, load_record
-from dlpool.storage.errors import UploadError
+from dlpool.storage.errors import UploadError, chunks_missing
 from dlpool.storage.executables import HEAD_SIZE
 from dlpool.storage.names import split_folders
 from dlpool.storage.upload_requests import CHUNKED, MergeRequest, check_size
@@ -113,7 +113,7 @@ def _start(
             status=states.MERGING,
             filename=request.filename,
             total_chunks=request.total_chunks,
-            temporary=split_folders(path),
+            output_folder=split_folders(path),
             failure="",
             publishing=None,
         )
@@ -184,21 +184,9 @@ def _check_complete(
     if record.file_size not in (-1, size):
         text = (
             f"the chunks have {size} bytes together, the file_size was "
-            f"{record.file_size}: "
-            f"send them again"
+            f"{record.file_size}: send them again"
         )
         raise UploadError("size_mismatch", text, size=size, file_size=record.file_size)
-
-
-def chunks_missing(chunks: dict[int, StoredChunk], total_chunks: int) -> UploadError:
-    """Return the error for a merge whose chunks are incomplete."""
-    return UploadError(
-        "chunks_missing",
-        f"{total_chunks - len(chunks)} of {total_chunks} chunks are missing: send them",
-        uploaded=len(chunks),
-        total_required=total_chunks,
-        uploaded_chunks=sorted(chunks),
-    )
 
 
 def _malware_details(error: UploadError) -> dict[str, Any]:
@@ -252,7 +240,7 @@ class _MergeRun:
     def _open_output(self) -> MergeOutput:
         task = self._started.task
         check_capacity_for_merge(self._settings, self._started.size)
-        parts = self._started.record.temporary or ()
+        parts = self._started.record.output_folder or ()
         output = open_merge_output(
             self._settings.merged_dir,
             parts,
@@ -261,10 +249,9 @@ class _MergeRun:
             durability=task.durability,
         )
         try:
-            if self._settings.merge_conflict == "refuse" and output.has(
-                self._request.filename
-            ):
-                raise name_taken(self._request.filename)
+            name = self._request.filename
+            if self._settings.merge_conflict == "refuse" and output.has(name):
+                raise name_taken(name)
         except BaseException:
             output.close()
             raise
@@ -288,8 +275,7 @@ class _MergeRun:
             if status.st_size != size:
                 text = (
                     f"the merged file has {status.st_size} bytes instead of {size}: "
-                    f"merge "
-                    f"again"
+                    "merge again"
                 )
                 raise UploadError("storage", text)
             if is_checked and expected and md5 != expected:
@@ -447,7 +433,7 @@ class _MergeRun:
                     record,
                     status=states.FAILED,
                     failure=error.text,
-                    temporary=None,
+                    output_folder=None,
                     failed_merges=record.failed_merges + 1,
                 )
                 details = {

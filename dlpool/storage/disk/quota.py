@@ -119,8 +119,8 @@ class OwnerQuota:
             if limit is not None and more > 0 and used + more > limit:
                 text = (
                     f"the limit of your uploads is {limit} {what}: they have {used}, "
-                    f"and this one needs {more} more: "
-                    f"{request.hint}remove some, or wait until they expire"
+                    f"and this one needs {more} more: {request.hint}remove some, or "
+                    "wait until they expire"
                 )
                 raise UploadError(
                     "over_quota",

@@ -26,7 +26,11 @@ def recover(settings: UploadSettings, task: TaskFolder) -> TaskRecord:
     """
     loaded = load_record(task.folder)
     record = task.effective(loaded)
-    if record.status == states.MERGING or loaded is None or loaded.temporary is None:
+    if (
+        record.status == states.MERGING
+        or loaded is None
+        or loaded.output_folder is None
+    ):
         return record
     output = _output_of(settings, task, loaded)
     if output is None:
@@ -42,7 +46,7 @@ def recover(settings: UploadSettings, task: TaskFolder) -> TaskRecord:
     finally:
         output.close()
     _remove_chunks(task, record)
-    return task.save(record, temporary=None, publishing=None)
+    return task.save(record, output_folder=None, publishing=None)
 
 
 def complete_merge(
@@ -73,7 +77,7 @@ def complete_merge(
     with suppress(OSError):  # the file is published; a sweep removes the rest
         output.remove_temporary()
         _remove_chunks(task, record)
-        task.save(record, durability=NO_SYNC, temporary=None)
+        task.save(record, durability=NO_SYNC, output_folder=None)
 
 
 def _event_details(published: PendingPublish) -> dict[str, Any]:
@@ -116,7 +120,10 @@ def _output_of(
     """
     try:
         return open_merge_output(
-            settings.merged_dir, record.temporary or (), task.folder.name, make=False
+            settings.merged_dir,
+            record.output_folder or (),
+            task.folder.name,
+            make=False,
         )
     except (FileNotFoundError, UploadError):
         return None

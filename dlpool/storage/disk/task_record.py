@@ -66,12 +66,12 @@ class TaskRecord:
 
     - ``received``: bytes of all chunks
     - ``retries``: by index, how often a chunk was sent again or refused for its md5
-    - ``sent``: by index, md5s that were sent and not compared
-    - ``temporary``: folders below merged_dir in which a merge may have left its
+    - ``declared_md5s``: by index, md5s that were sent and not compared
+    - ``output_folder``: folders below merged_dir in which a merge may have left its
       temporary file
     - ``publishing``: the file whose publication has been started
     - ``chunks``: of a completed task, ``(index, size, md5, stored_at)`` each
-    - ``tus``: ``note`` (Upload-Metadata), ``concat``, ``shared``, ``parts`` and
+    - ``tus``: ``metadata`` (Upload-Metadata), ``concat``, ``shared``, ``parts`` and
       ``claim`` (see ``part_claims``)
     """
 
@@ -83,10 +83,10 @@ class TaskRecord:
     file_size: int = -1
     received: int = 0
     retries: dict[str, int] = field(default_factory=dict)
-    sent: dict[str, str] = field(default_factory=dict)
+    declared_md5s: dict[str, str] = field(default_factory=dict)
     failed_merges: int = 0
     failure: str = ""
-    temporary: tuple[str, ...] | None = None
+    output_folder: tuple[str, ...] | None = None
     publishing: PendingPublish | None = None
     result: MergeResult | None = None
     chunks: tuple[tuple[int, int, str, float], ...] = ()
@@ -159,8 +159,8 @@ def _record(found: dict[str, Any]) -> TaskRecord:
         values["publishing"] = PendingPublish(**values["publishing"])
     if values.get("result"):
         values["result"] = MergeResult(**values["result"])
-    if values.get("temporary") is not None:
-        values["temporary"] = tuple(values["temporary"])
+    if values.get("output_folder") is not None:
+        values["output_folder"] = tuple(values["output_folder"])
     values["chunks"] = tuple(
         (int(i), int(size), str(md5), float(at))
         for i, size, md5, at in values.get("chunks", ())
@@ -184,10 +184,10 @@ _RECORD_TYPES: Mapping[str, Any] = {
     "file_size": int,
     "received": int,
     "retries": dict,
-    "sent": dict,
+    "declared_md5s": dict,
     "failed_merges": int,
     "failure": str,
-    "temporary": (list, NoneType),
+    "output_folder": (list, NoneType),
     "publishing": (dict, NoneType),
     "result": (dict, NoneType),
     "chunks": list,

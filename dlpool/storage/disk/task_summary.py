@@ -60,7 +60,7 @@ def describe(
         file_md5=record.result.md5 if record.result else "",
         failure=record.failure,
         retries=record.retries,
-        declared_md5s=record.sent,
+        declared_md5s=record.declared_md5s,
     )
 
 
@@ -100,7 +100,7 @@ def read_task(task: TaskFolder, *, is_locked: bool = False) -> TaskReading:
         summary,
         used_at=max(record.updated_at, os.stat(task.folder).st_mtime),
         files=len(names),
-        needs_recovery=record.temporary is not None
+        needs_recovery=record.output_folder is not None
         or _is_interrupted(identity, record, summary.stored, has_bodies),
     )
     return TaskReading(summary, is_stable=not is_merging)

@@ -94,7 +94,7 @@ class DiskTusUploads:
         """
         request.check(self._settings)
         file_id = secrets.token_hex(16)
-        tus: dict[str, Any] = {"note": request.metadata, "concat": request.concat}
+        tus: dict[str, Any] = {"metadata": request.metadata, "concat": request.concat}
         if request.is_shared:
             tus[_SHARED] = True
         if parts:
@@ -183,7 +183,7 @@ class DiskTusUploads:
             return TusUploadState(
                 stored + receiving,
                 record.file_size,
-                str(record.tus.get("note", "")),
+                str(record.tus.get("metadata", "")),
                 record.concat,
                 expires_at(record, self._settings),
                 is_mergeable(record) and stored == record.file_size,
