@@ -1,4 +1,8 @@
-"""dlpool turns jobs ("this URL, to this path") into files."""
+"""Downloads URLs to files, runs a download service, and serves uploads.
+
+The names below are the Python API (``dlpool.engine``). The programs are in
+``dlpool.cli``; ``docs/internals.md`` describes the packages.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The API when somebody wants it: the commands start faster without."""
+    """Import the API on first use, so that commands without it start faster."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from dlpool import engine

@@ -1,4 +1,4 @@
-"""``python -m dlpool``."""
+"""Run the command line: ``python -m dlpool``."""
 
 import sys
 

@@ -1,5 +1,7 @@
-"""The commands that set a machine up: their options. Imports no library before one of
-them runs."""
+"""Declares the commands that set up and check a machine.
+
+Imports no third-party library before one of them runs.
+"""
 
 from __future__ import annotations
 

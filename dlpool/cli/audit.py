@@ -1,4 +1,4 @@
-"""``dlpool audit``: show or follow who changed what, as text or JSON."""
+"""``dlpool audit``: shows or follows the audit events, as text or JSON."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ WIDTHS = (24, 18, 12, 32, 24)  # of the columns while they are followed
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show events and return the exit code. Raises UsageError, QueueError.
+    """Show audit events and return the exit code. Raises UsageError, QueueError.
 
-    With ``--follow`` it returns only when the reader closes the pipe (exit code 1), or
-    ends by Ctrl-C or an error.
+    With ``--follow`` it returns only after the reader has closed the pipe (exit code
+    1). Ctrl-C or an error end it otherwise.
     """
     since = None if arguments.since is None else since_of(arguments.since, time.time())
     wanted = AuditFilter(arguments.actor, arguments.action, arguments.object, since)
@@ -44,8 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def since_of(text: str, now: float) -> float:
-    """Return seconds since 1970, for RFC 3339, such seconds, or a duration before
-    ``now``. Raises UsageError."""
+    """Return the time of ``--since`` in seconds since 1970.
+
+    It is given as RFC 3339, as seconds since 1970, or as a duration before ``now``.
+    Raises UsageError.
+    """
     with suppress(UsageError):
         return parse_time(text)
     with suppress(ValueError):
@@ -63,8 +66,10 @@ def _follow(
     wanted: AuditFilter,
     arguments: argparse.Namespace,
 ) -> NoReturn:
-    """Show events as they occur. Raises QueueError, and BrokenPipeError when the reader
-    has closed the pipe."""
+    """Show events as they occur.
+
+    Raises QueueError, and BrokenPipeError after the reader has closed the pipe.
+    """
     position = max(position, found[-1].id if found else position, key=_place)
     while True:
         _show_more(found, arguments)

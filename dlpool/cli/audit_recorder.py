@@ -1,5 +1,7 @@
-"""Audit events of commands: which command changes what, and who runs it. Imports no
-library by itself."""
+"""Records the audit events of commands: what a command changes, and who runs it.
+
+Imports no third-party library before an event is written.
+"""
 
 from __future__ import annotations
 
@@ -78,10 +80,9 @@ ACTIONS = {
 
 
 def action_of(arguments: argparse.Namespace) -> str:
-    """Return the action of a command with these arguments, empty for one that changes
-    nothing.
+    """Return the action of a command, empty if the command changes nothing.
 
-    Raises KeyError for a command that has none: it was forgotten.
+    Raises KeyError for a command that is missing in ``ACTIONS``.
     """
     command: str = arguments.command
     return (
@@ -92,8 +93,8 @@ def action_of(arguments: argparse.Namespace) -> str:
 
 
 def author() -> AuditActor:
-    """Return who runs this process: the name of the effective user, the host, and who
-    is behind sudo."""
+    """Return who runs this process: the effective user, the host, and the user of
+    sudo."""
     name = str(os.geteuid())
     with suppress(KeyError):
         name = pwd.getpwuid(os.geteuid()).pw_name
@@ -105,11 +106,11 @@ def author() -> AuditActor:
 
 
 class AuditRecorder:
-    """Writes the audit events of one command: to the stream of the queue, and to the
-    service's log if it is here.
+    """Writes the audit events of one command to the queue's stream and the local log.
 
-    Never raises: what was changed is changed. Lost events are told on standard error.
-    Not thread-safe.
+    The log is that of the service, if it exists on this machine. A failed write raises
+    no error, as the change has been made; the number of lost events is printed on
+    standard error. Not thread-safe.
     """
 
     def __init__(self, action: str, settings: Settings, *, is_quiet: bool) -> None:
@@ -125,18 +126,18 @@ class AuditRecorder:
 
     @classmethod
     def of(cls, arguments: argparse.Namespace, settings: Settings) -> AuditRecorder:
-        """Return the one of the command with these arguments. Raises KeyError for a
-        command without an action."""
+        """Return the recorder of a command. Raises KeyError for a command without
+        action."""
         return cls(
             action_of(arguments), settings, is_quiet=getattr(arguments, "quiet", False)
         )
 
     def attach(self, client: redis.Redis, keys: QueueKeys) -> None:
-        """Write to the stream of this queue."""
+        """Write to the stream of this queue from now on."""
         self._client, self._keys = client, keys
 
     def note(self, name: str, result: str = DONE, count: int = 1) -> None:
-        """One change was made, or tried: of the object, with that result."""
+        """Record a change, or an attempt at one, with the object and the result."""
         if not self.action:
             return
         self._last = result
@@ -146,8 +147,11 @@ class AuditRecorder:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Write, when the block ends, what was noted; and what was not: how it
-        ended."""
+        """Write the recorded events when the block ends.
+
+        A block that has recorded nothing, or ends with another result, is recorded as
+        one event.
+        """
         result = INTERRUPTED
         try:
             yield
@@ -186,7 +190,7 @@ class AuditRecorder:
             self._lost += len(changes)
 
     def _log(self, changes: list[AuditChange]) -> None:
-        """Write to the log of the service, where it has one: a command makes none."""
+        """Write to the log of the service, if it exists; a command creates none."""
         folder = Path(self.settings.paths.log_dir)
         if not os.access(folder / "dlpool.log", os.W_OK):
             return
@@ -211,8 +215,10 @@ class AuditRecorder:
 def open_audit(
     arguments: argparse.Namespace, settings: Settings
 ) -> Iterator[AuditRecorder]:
-    """The recorder of a command that needs no Redis: where none can be reached the log
-    alone has its events."""
+    """Yield the recorder of a command that needs no Redis.
+
+    If no Redis can be reached, only the log receives its events.
+    """
     from dlpool.jobs.connection import connect
     from dlpool.jobs.keys import QueueKeys
 

@@ -1,4 +1,4 @@
-"""Bars on a terminal, drawn with rich: a line for each file, and one for all."""
+"""Draws progress bars on a terminal with rich: one per file, and one for all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_LINES = 20  # files shown at once
 
 
 class BarDisplay:
-    """A Display. Refreshed only by ``update``, so that one thread draws."""
+    """A Display of bars. Only ``update`` refreshes it, so that one thread draws."""
 
     def __init__(self) -> None:
         self._console = Console(file=stream_for_rich(sys.stderr))
@@ -40,6 +40,7 @@ class BarDisplay:
         self._bars.start()
 
     def update(self, view: BatchProgress) -> None:
+        """Draw all bars."""
         now = time.monotonic()
         for number in self._tasks.keys() - view.active.keys():
             self._bars.remove_task(self._tasks.pop(number))
@@ -52,9 +53,11 @@ class BarDisplay:
         self._bars.refresh()
 
     def print_line(self, text: str) -> None:
+        """Print a line above the bars."""
         self._console.print(clean(text), markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
+        """Remove the bars."""
         self._bars.stop()
 
     def _draw(self, number: int, progress: Progress, now: float) -> float:

@@ -1,5 +1,5 @@
-"""``dlpool config``: check the settings, show their values and origins, and convert
-other files to INI."""
+"""``dlpool config``: checks settings, shows their values and sources, converts
+files."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ HIDDEN = "..."
 
 @dataclass(frozen=True)
 class ConfigurationRow:
-    """A setting that holds. ``text`` as it is written, ``value`` as it is used; a
-    secret is hidden in both."""
+    """An effective setting: ``text`` as written, ``value`` as used.
+
+    A secret is hidden in both.
+    """
 
     section: str
     key: str
@@ -46,7 +48,7 @@ class ConfigurationRow:
     origin: str
 
     def as_json(self) -> dict[str, Any]:
-        """For programs: sizes in bytes, times in seconds."""
+        """Return the row as JSON values: sizes in bytes, times in seconds."""
         return {
             "section": self.section,
             "key": self.key,
@@ -56,8 +58,10 @@ class ConfigurationRow:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """``dlpool config check``, ``show`` or ``convert``. Raises UsageError,
-    ConfigurationError, LocalFault."""
+    """Run ``dlpool config check``, ``show`` or ``convert`` and return the exit code.
+
+    Raises UsageError, ConfigurationError, LocalFault.
+    """
     if arguments.action == "convert":
         return convert(arguments)
     if arguments.file is not None or arguments.output is not None:
@@ -69,7 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def rows(found: EffectiveSettings) -> Iterator[ConfigurationRow]:
-    """All settings, those of hosts as far as they are given, without secrets."""
+    """Yield all settings, without secrets; those of hosts only as far as they are
+    given."""
     for section, kind in SECTIONS.items():
         for declared in fields(kind):
             yield _row(
@@ -84,10 +89,9 @@ def rows(found: EffectiveSettings) -> Iterator[ConfigurationRow]:
 
 
 def find_problems(found: EffectiveSettings) -> list[ConfigProblem]:
-    """What the service and dlpool-web would refuse at their start: files, programs,
-    URLs, doors without a key.
+    """Return the problems at which the service or dlpool-web would refuse to start.
 
-    Nothing is changed.
+    It checks files, programs, URLs and missing keys, and changes nothing.
     """
     settings, problems = found.settings, []
     checks: list[tuple[str, Callable[[], object]]] = [
@@ -121,7 +125,7 @@ def find_problems(found: EffectiveSettings) -> list[ConfigProblem]:
 
 
 def _placed(found: EffectiveSettings, section: str, sentence: str) -> ConfigProblem:
-    """With the place of the setting that it begins with."""
+    """Return a problem with the source of the setting that it begins with."""
     match = re.match(r"\[([a-z]+)\] (.*)", sentence)
     section, text = (match[1], match[2]) if match else (section, sentence)
     name = text.partition(" ")[0].rstrip(":")

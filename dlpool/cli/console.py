@@ -1,10 +1,9 @@
-"""The standard streams of every command: one that is closed, full, or has no reader
-fails no other operation.
+"""The standard streams of all programs, their errors and their exit codes.
 
-A command's exit code reports the result of its task. Messages that cannot be written to
-standard error are dropped. Output that cannot be written to standard output is an error
-only if printing it was the command's only task. No text can do anything to a terminal:
-what is written is cleaned here, once for all commands.
+A stream that is closed, full or without a reader fails no other operation. The exit
+code reports the result of a command's task. Messages that cannot be written to standard
+error are dropped. Lost standard output is an error only if printing was the command's
+only task. Control characters are escaped here, once for all programs.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 
 
 class _Stream(io.RawIOBase):
-    """Writes to a descriptor. After the first error it accepts and drops all bytes, so
-    that no later flush fails.
+    """Writes to a descriptor, and drops all bytes after the first error.
 
-    The first error is raised if ``raises``, and kept in ``error``.
+    The first error is kept in ``error``, and raised if ``raises``. No later flush
+    fails.
     """
 
     def __init__(self, descriptor: int, *, raises: bool) -> None:
@@ -49,12 +48,12 @@ class _Stream(io.RawIOBase):
         return self._descriptor
 
     def isatty(self) -> bool:
-        """Return whether it is a terminal."""
+        """Return whether the descriptor is a terminal."""
         return os.isatty(self._descriptor)
 
     def write(self, data: object) -> int:
-        """Write bytes and return their number; wait if the descriptor is non-blocking
-        and full."""
+        """Write bytes and return their number; wait if a non-blocking descriptor is
+        full."""
         view = memoryview(data)  # type: ignore[arg-type]
         while self.error is None:
             try:
@@ -74,23 +73,27 @@ class _Stream(io.RawIOBase):
 
 
 class _CleanText(io.TextIOWrapper):
-    """Text of which no character does anything to a terminal but to end a line:
-    whatever others wrote into it."""
+    """A text stream that escapes every character that could control a terminal.
+
+    Only newlines and tabs are kept, whatever the text contains.
+    """
 
     def write(self, text: str) -> int:
-        """Write the text, with control characters and marks of direction escaped."""
+        """Write the text, with control characters and bidirectional marks escaped."""
         return super().write(escape_unsafe(text, keeps="\n\t"))
 
 
 class _Drawn:
-    """The same stream for a library that draws by control characters, and cleans what
-    others wrote by itself."""
+    """The same stream for a library that draws with control characters.
+
+    The library escapes the texts that it prints.
+    """
 
     def __init__(self, stream: _CleanText) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write the text as it is."""
+        """Write the text unchanged."""
         return io.TextIOWrapper.write(self._stream, text)
 
     def __getattr__(self, name: str) -> Any:
@@ -98,8 +101,10 @@ class _Drawn:
 
 
 def stream_for_rich(stream: TextIO) -> IO[str]:
-    """Return a standard stream for rich, whose control characters must reach the
-    terminal; its texts are ``clean``."""
+    """Return a standard stream for rich that passes its control characters.
+
+    The caller must pass texts through ``clean``.
+    """
     return cast("IO[str]", _Drawn(stream)) if isinstance(stream, _CleanText) else stream
 
 
@@ -113,10 +118,10 @@ class OutputLost(LocalFault):
 
 
 def run_program(name: str, run: Callable[[], int]) -> int:
-    """Run a program and return its exit code; print an error as one sentence on
-    standard error, ``NAME: ...``.
+    """Run a program and return its exit code.
 
-    Called once, at the start of the process, before any file is opened.
+    An error is printed as one sentence on standard error, ``NAME: ...``. Call it once,
+    at the start of the process, before any file is opened.
     """
     stdout = _prepare()
     try:
@@ -163,10 +168,9 @@ def show_lines(lines: Iterable[str]) -> None:
 
 @contextmanager
 def reporting_result() -> Iterator[None]:
-    """Print, in this block, the result of a command that has finished: output errors do
-    not change the exit code.
+    """Print the result of a finished command in this block.
 
-    An output error is reported as one sentence on standard error.
+    An output error is reported on standard error and does not change the exit code.
     """
     try:
         yield
@@ -182,8 +186,7 @@ def reporting_result() -> Iterator[None]:
 
 
 def _foreseen(error: Exception) -> DlpoolError | None:
-    """Return the error for a fault of this machine; None for any other, which is a
-    defect of dlpool."""
+    """Return the error for a fault of this machine; None for a defect of dlpool."""
     if not isinstance(error, OSError):
         return None
     if is_out_of_descriptors(error):
@@ -211,8 +214,10 @@ def _failed(name: str, error: DlpoolError) -> int:
 
 
 def _finished(name: str, stdout: _Stream | None, code: int) -> int:
-    """Flush standard output and return the exit code; lost output is an error if the
-    command had no other."""
+    """Flush standard output and return the exit code.
+
+    Lost output is an error if the command has no other.
+    """
     with suppress(OSError, ValueError):
         sys.stdout.flush()
     if (
@@ -228,11 +233,10 @@ def _finished(name: str, stdout: _Stream | None, code: int) -> int:
 
 
 def _prepare() -> _Stream | None:
-    """Replace the standard streams and return standard output's raw stream, None if it
-    was already replaced.
+    """Replace the standard streams; return the raw stream of standard output.
 
-    Open the null device for a closed one: else the next opened file would get the
-    descriptor of standard output.
+    Returns None if it was replaced before. A closed stream is opened as the null
+    device: otherwise the next opened file would get its descriptor.
     """
     with suppress(OSError):
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
@@ -248,8 +252,7 @@ def _prepare() -> _Stream | None:
 
 
 def _wrapped(descriptor: int, old: TextIO | None, *, raises: bool) -> TextIO:
-    """Return a text stream on the descriptor that escapes characters its encoding
-    lacks."""
+    """Return a text stream on the descriptor that escapes what its encoding lacks."""
     if not isinstance(old, io.TextIOWrapper | None):
         return old
     return _CleanText(

@@ -1,10 +1,9 @@
-"""The duties of process 1 of a container, for a program that is started as process
-1.
+"""The duties of process 1 of a container.
 
-Process 1 inherits every process whose parent has ended, and must wait for it; else
-processes that hooks leave running become zombies. A program that waits for any child
-would take the exit codes of the children that its other code waits for. So process 1
-forks, reaps all processes, and runs the program in its child; see tini(1), wait(2).
+Process 1 inherits every process whose parent has exited, and must wait for it:
+otherwise processes that hooks leave behind become zombies. A program that waits for any
+child would take the exit codes for which its other code waits. Therefore process 1
+forks, reaps all processes, and its child runs the program; see tini(1), wait(2).
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ SIGNAL_STATUS = (
 
 
 def fork_if_init() -> None:
-    """Fork if this is process 1, and return in the child; else return at once.
+    """Fork if this is process 1, and return in the child; otherwise return at once.
 
-    Process 1 itself forwards signals, reaps, and exits with the exit code of the child.
-    Call it before threads start.
+    Process 1 forwards signals, reaps processes, and exits with the exit code of the
+    child. Call it before threads start.
     """
     if os.getpid() != 1:
         return
@@ -48,8 +47,8 @@ def fork_if_init() -> None:
 
 
 def _serve(child: int, awaited: set[signal.Signals]) -> int:
-    """Forward signals to the child and reap other processes until the child exits.
-    Return its exit code."""
+    """Forward signals and reap processes until the child exits; return its exit
+    code."""
     while True:
         told = signal.sigwaitinfo(awaited)
         if told.si_signo != signal.SIGCHLD:
@@ -62,8 +61,8 @@ def _serve(child: int, awaited: set[signal.Signals]) -> int:
 
 
 def _reaped(child: int) -> int | None:
-    """Reap all processes that have exited. Return the exit code of ``child``, or minus
-    its signal, None if it runs."""
+    """Reap all exited processes. Return the exit code of ``child``, minus its signal if
+    one killed it, or None while it runs."""
     while True:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == child:

@@ -1,5 +1,4 @@
-"""``dlpool cancel`` and its like, ``failed``, ``purge``, ``queue``, ``nodes``: what
-operators do."""
+"""Controls jobs, failure records, the queue and nodes: the commands of operators."""
 
 from __future__ import annotations
 
@@ -91,7 +90,7 @@ def failed(arguments: argparse.Namespace) -> int:
 
 
 def purge(arguments: argparse.Namespace) -> int:
-    """Forget ended jobs. Raises QueueError."""
+    """Remove ended jobs. Raises QueueError."""
     with open_queue(arguments) as queue:
         keys = (
             [queue.keys.done]
@@ -113,7 +112,7 @@ def purge(arguments: argparse.Namespace) -> int:
 
 
 def queue(arguments: argparse.Namespace) -> int:
-    """Pause or resume the queue, or show it in figures. Raises QueueError."""
+    """Pause or resume the queue, or show its statistics. Raises QueueError."""
     if arguments.action == "stats":
         return show_stats(arguments)
     with open_queue(arguments) as found:
@@ -137,8 +136,10 @@ def queue(arguments: argparse.Namespace) -> int:
 
 
 def nodes(arguments: argparse.Namespace) -> int:
-    """List nodes, or drain or forget one. Raises UsageError, QueueError, NoSuchNode,
-    NotPossible."""
+    """List nodes, or drain, resume or forget one.
+
+    Raises UsageError, QueueError, NoSuchNode, NotPossible.
+    """
     if (arguments.node is None) != (arguments.action == "list"):
         raise UsageError(
             "nodes list needs no NODE"
@@ -184,7 +185,7 @@ def _node_row(row: Mapping[str, Any]) -> list[object]:
 
 
 def _worker_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[object]]:
-    """A row for each worker that a node tells of."""
+    """Yield a row for each worker that a node reports."""
     for row in rows:
         for worker in row.get("workers_info", ()):
             shown = {**worker, "memory": size_text(worker.get("memory", 0))}
@@ -216,7 +217,7 @@ def _list_failed(arguments: argparse.Namespace) -> int:
 def _chosen(
     failures: FailureRecords, urls: Iterable[str]
 ) -> Iterator[tuple[str, FailureRecord | None]]:
-    """The records of the URLs; of none: all there are now."""
+    """Yield the records of the URLs; without URLs all records."""
     if urls:
         yield from ((url, failures.get(url)) for url in urls)
     else:
@@ -230,7 +231,8 @@ def _id(url: str, one: FailureRecord | None) -> str:
 
 
 def _noted(audit: AuditRecorder, verb: str, name: str, reply: str) -> tuple[str, str]:
-    """Note what became of one job or record, and return its name and the reply."""
+    """Record the result for one job or failure record, and return its name and the
+    reply."""
     problem = error_of_reply(verb, name, reply)
     audit.note(name, problem.label if problem else DONE)
     return name, reply
@@ -242,8 +244,10 @@ def _told(
     replies: Iterable[tuple[str, str]],
     count: int,
 ) -> int:
-    """Say how each went. One that went wrong alone is an error; of several, the others
-    are done (exit 14)."""
+    """Print the result for each name and return the exit code.
+
+    A single failure is raised; of several, the others are done (exit code 14).
+    """
     problems: list[DlpoolError] = []
     for name, reply in replies:
         if problem := error_of_reply(verb, name, reply):

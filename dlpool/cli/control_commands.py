@@ -1,5 +1,7 @@
-"""The commands that steer the queue: their options. Imports no library before one of
-them runs."""
+"""Declares the commands that control the queue, and ``top``.
+
+Imports no third-party library before one of them runs.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +55,8 @@ Run = Callable[[argparse.Namespace], int]
 
 
 def add_control_commands(commands: Any, exit_codes: str) -> None:
-    """Declare ``cancel`` and its like, ``priority``, ``failed``, ``purge``, ``queue``,
-    ``nodes`` and ``top``."""
+    """Declare ``cancel``, ``pause``, ``resume``, ``retry``, ``promote``, ``priority``,
+    ``failed``, ``purge``, ``queue``, ``nodes`` and ``top``."""
     for verb, (summary, text) in VERBS.items():
         parser = add_command(
             commands, verb, summary, text, exit_codes, _late("control", "steer")
@@ -176,8 +178,8 @@ def _add_ids(parser: argparse.ArgumentParser) -> None:
 
 
 def _late(module: str, name: str) -> Run:
-    """The function of that name in ``dlpool.cli.MODULE``, which is imported when it is
-    called."""
+    """Return a function that imports ``dlpool.cli.MODULE`` when it is called, and calls
+    the function ``name`` of it."""
 
     def run(arguments: argparse.Namespace) -> int:
         code: int = getattr(import_module(f"dlpool.cli.{module}"), name)(arguments)

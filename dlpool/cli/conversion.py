@@ -1,5 +1,4 @@
-"""``dlpool config convert``: the ``config.json`` of the Go upload server as an INI file
-with the same settings."""
+"""``dlpool config convert``: converts the ``config.json`` of the Go upload server."""
 
 from __future__ import annotations
 
@@ -20,8 +19,8 @@ from dlpool.errors import ConfigurationError, TargetExists, UsageError
 def convert(arguments: argparse.Namespace) -> int:
     """Write the INI file and return the exit code.
 
-    Raises UsageError if no file is named, ConfigurationError for one that is not a JSON
-    object or has invalid values, TargetExists if the output exists, LocalFault.
+    Raises UsageError without an input file, ConfigurationError for a file that is not a
+    JSON object or has invalid values, TargetExists if the output exists, LocalFault.
     """
     source = arguments.file or arguments.config
     if source is None:
@@ -43,8 +42,10 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def given_of(source: str, notes: list[str]) -> Sequence[SourcedValue]:
-    """Return the settings of the file. Raises ConfigurationError, which names every
-    invalid setting."""
+    """Return the settings of the file.
+
+    Raises ConfigurationError, which names every invalid setting.
+    """
     text = text_of_file(source)
     if not is_json(text):
         raise ConfigurationError(
@@ -60,7 +61,7 @@ def given_of(source: str, notes: list[str]) -> Sequence[SourcedValue]:
 
 
 def ini_lines(source: str, given: Sequence[SourcedValue]) -> list[str]:
-    """Return the lines of an INI file with the settings ``given``."""
+    """Return the lines of an INI file with these settings."""
     return [
         f"# The settings of {Path(source).name!r}, by dlpool config convert.",
         f"[{SECTION}]",
@@ -69,8 +70,8 @@ def ini_lines(source: str, given: Sequence[SourcedValue]) -> list[str]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a new file. Raises TargetExists, LocalFault; after an error ``path`` has
-    not been created."""
+    """Write a new file. Raises TargetExists, LocalFault; it creates no file on an
+    error."""
     new = path.with_name(f".{path.name}.new")
     with translated(f"write {path}"):
         try:

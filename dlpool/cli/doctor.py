@@ -1,5 +1,4 @@
-"""``dlpool doctor``: tries out all that the service lives on, and says what is wrong
-and what to do about it."""
+"""``dlpool doctor``: tests what the service depends on, and advises."""
 
 from __future__ import annotations
 
@@ -45,8 +44,10 @@ _CHECKS: tuple[Callable[[Settings], Iterator[DoctorFinding]], ...] = (
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print a line for each check, and the verdict; return the exit code. Raises
-    UsageError for a URL that is none."""
+    """Print a line per check and the verdict; return the exit code.
+
+    Raises UsageError for an invalid URL.
+    """
     if arguments.url is not None:
         split_credentials(arguments.url)
     signal.signal(
@@ -80,10 +81,10 @@ def _show(found: list[DoctorFinding], arguments: argparse.Namespace) -> None:
 
 
 def examine(arguments: argparse.Namespace) -> Iterator[DoctorFinding]:
-    """Yield all findings; if the settings cannot be read, only that one.
+    """Yield all findings; only one if the settings cannot be read.
 
-    With a folder only the settings, its file system and the URL are checked: that is
-    all that ``dlpool fetch`` needs.
+    With a folder it checks what ``dlpool fetch`` needs: the settings, the file system
+    of the folder, and the URL.
     """
     try:
         read = load_effective(
@@ -119,7 +120,7 @@ def examine(arguments: argparse.Namespace) -> Iterator[DoctorFinding]:
 
 
 def _check_origin(url: str, settings: Settings) -> Iterator[DoctorFinding]:
-    """What the server of a URL does, and what dlpool would do with it."""
+    """Test the server of a URL, and describe how dlpool would download from it."""
     fixed = settings.transfer.connections
     most = settings.transfer.max_connections if fixed == AUTO else int(fixed)
     try:

@@ -1,7 +1,6 @@
-"""The checks of ``dlpool doctor`` on the file system of a folder: which of dlpool's
-guarantees hold there.
+"""The checks of ``dlpool doctor`` on a file system: which guarantees hold there.
 
-Each check uses the code of a real download, in a temporary folder that is removed.
+Each check runs the code of a real download, in a temporary folder that is removed.
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ from dlpool.transfer.target.file.partfile import PartFile
 def check_file_system(
     settings: Settings, folder: Path | None = None
 ) -> Iterator[DoctorFinding]:
-    """Test the operations of a download on the file system of ``folder``, by default of
-    ``download_dir``."""
+    """Test the operations of a download in ``folder``, by default ``download_dir``."""
     advice = (
         "free space there, or set another download_dir in [paths]"
         if folder is None
@@ -103,7 +101,7 @@ def _download_like(target: Path, preallocate: str) -> Iterator[DoctorFinding]:
 
 
 def _lock(part: PartFile, target: Path) -> DoctorFinding:
-    """Check that a second lock of a locked file is refused."""
+    """Check that a locked file cannot be locked again."""
     try:
         PartFile(target, sync=False).close()
     except Locked:
@@ -165,8 +163,10 @@ def _folder_sync(folder: Path) -> DoctorFinding:
 
 
 def _exclusive_names(folder: Path) -> DoctorFinding:
-    """Check how a file is renamed without replacing another, which ``if_exists`` and
-    uploads need."""
+    """Check how a file is renamed without replacing another one.
+
+    ``if_exists`` and uploads need it.
+    """
     first, second = folder / "first", folder / "second"
     first.write_bytes(b"")
     for attempt, how in ((rename_noreplace, "renameat2(2)"), (os.link, "hard links")):

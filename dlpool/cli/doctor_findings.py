@@ -1,4 +1,4 @@
-"""What ``dlpool doctor`` has found, and how bad it is. Pure."""
+"""The findings of ``dlpool doctor`` and their severity. Pure."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ FILES_BESIDE = 64  # open files of a worker without jobs
 
 @dataclass(frozen=True)
 class DoctorFinding:
-    """One line: what was checked, how it is, what was found, and what to do about
-    it."""
+    """One line of output: the check, its state, what was found, and advice."""
 
     check: str
     state: str
@@ -40,12 +39,12 @@ class DoctorFinding:
         object.__setattr__(self, "found", without_secrets(self.found))
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the finding as JSON values."""
         return asdict(self)
 
 
 def verdict(findings: Sequence[DoctorFinding]) -> str:
-    """The last line."""
+    """Return the last line of the output."""
     states = [finding.state for finding in findings]
     failed, warnings = states.count(FAILED), states.count(WARNING)
     told = f"{warnings} warning{'s' * (warnings != 1)}"
@@ -55,7 +54,7 @@ def verdict(findings: Sequence[DoctorFinding]) -> str:
 
 
 def exit_code(findings: Sequence[DoctorFinding]) -> int:
-    """0, 1 if a check failed, 78 if it was the configuration; warnings do not count."""
+    """Return 78 if the configuration check failed, 1 if another one did, else 0."""
     failed = {finding.check for finding in findings if finding.state == FAILED}
     if CONFIGURATION in failed:
         return ConfigurationError.exit_code
@@ -63,7 +62,7 @@ def exit_code(findings: Sequence[DoctorFinding]) -> int:
 
 
 def latency_finding(seconds: float) -> DoctorFinding:
-    """How long Redis takes to answer."""
+    """Judge the response time of Redis, in seconds."""
     found = f"{seconds * 1000:.2f} ms"
     if seconds <= SLOW_REDIS_S:
         return DoctorFinding("redis latency", OK, found)
@@ -78,8 +77,11 @@ def latency_finding(seconds: float) -> DoctorFinding:
 def clock_finding(
     check: str, offset_s: float, *, is_proof: bool = True
 ) -> DoctorFinding:
-    """How much another clock goes ahead of ours; that of one foreign server is no proof
-    that ours is wrong."""
+    """Judge how far another clock is ahead of the local one.
+
+    The clock of one foreign server (``is_proof`` False) cannot prove that the local one
+    is wrong.
+    """
     tolerance_s = CLOCK_S if is_proof else DATE_S
     if abs(offset_s) <= tolerance_s:
         return DoctorFinding(check, OK, f"within {tolerance_s:g} s of ours")
@@ -91,8 +93,11 @@ def clock_finding(
 
 
 def files_needed(settings: Settings, cores: int) -> int:
-    """Open files that the busiest worker needs, with all slots and connections in use;
-    ``cores`` of the machine."""
+    """Return the open files of the busiest worker with all slots and connections in
+    use.
+
+    ``cores`` is the number of cores of the machine.
+    """
     service, transfer = settings.supervisor, settings.transfer
     slots = service.max_concurrent_downloads
     slots = service.max_slots if isinstance(slots, str) else slots
@@ -107,8 +112,7 @@ def files_needed(settings: Settings, cores: int) -> int:
 
 
 def open_files_finding(needed: int, hard: int | None) -> DoctorFinding:
-    """``hard``: what the system lets this user raise the limit to; None: without
-    end."""
+    """Judge the hard limit of open files; None means unlimited."""
     if hard is None or hard >= needed:
         return DoctorFinding(
             "open files",
@@ -128,7 +132,7 @@ def open_files_finding(needed: int, hard: int | None) -> DoctorFinding:
 
 
 def origin_findings(seen: InspectionReport, settings: Settings) -> list[DoctorFinding]:
-    """What a server does, and what dlpool would do with it."""
+    """Judge what a server supports, and how dlpool would download from it."""
     found = [
         _head(seen, settings),
         _size(seen, settings),
@@ -154,7 +158,7 @@ def origin_findings(seen: InspectionReport, settings: Settings) -> list[DoctorFi
 
 
 def plan_of(seen: InspectionReport, settings: Settings) -> str:
-    """What dlpool would do, as a sentence."""
+    """Describe in one sentence how dlpool would download."""
     resource, transfer = seen.resource, settings.transfer
     if not seen.is_partial:
         return (

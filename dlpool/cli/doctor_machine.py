@@ -1,5 +1,4 @@
-"""The checks of ``dlpool doctor`` on this machine and its Redis. Nothing stays that
-they have made."""
+"""The checks of ``dlpool doctor`` on this machine and its Redis. They leave nothing."""
 
 from __future__ import annotations
 
@@ -43,8 +42,10 @@ _CONSEQUENCE = {
 
 
 def check_redis(settings: Settings) -> Iterator[DoctorFinding]:
-    """Whether the queue's server is there and fit, how fast it answers, and its clock.
-    Raises ConfigurationError."""
+    """Check that Redis answers and is configured well, its latency and its clock.
+
+    Raises ConfigurationError.
+    """
     state_dir = Path(settings.paths.state_dir).absolute()
     is_auto = settings.redis.url == AUTO
     if settings.redis.url == EMBEDDED:
@@ -82,7 +83,7 @@ def check_redis(settings: Settings) -> Iterator[DoctorFinding]:
 
 
 def check_folders(settings: Settings) -> Iterator[DoctorFinding]:
-    """Whether the service can write where it must."""
+    """Check that the service can write to its folders."""
     paths = settings.paths
     roots = [
         (f"allowed_roots {root}", root)
@@ -99,7 +100,7 @@ def check_folders(settings: Settings) -> Iterator[DoctorFinding]:
 
 
 def check_limits(settings: Settings) -> Iterator[DoctorFinding]:
-    """Whether a worker may open as many files as it may need."""
+    """Check that a worker may open enough files."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     yield open_files_finding(
         files_needed(settings, os.cpu_count() or 1),
@@ -145,7 +146,7 @@ def _version(said: ServerInfo) -> str:
 
 
 def _risks(said: ServerInfo) -> Iterator[DoctorFinding]:
-    """Eviction and persistence."""
+    """Check eviction and persistence."""
     found = (
         {}
         if said.info is None

@@ -1,4 +1,4 @@
-"""``dlpool events``: show or follow the events of jobs and uploads, as text or JSON."""
+"""``dlpool events``: shows or follows the events of jobs and uploads."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ DETAIL_SHOWN = 200  # characters
 def show_events(arguments: argparse.Namespace) -> int:
     """Show events and return the exit code. Raises QueueError.
 
-    With ``--follow`` it returns only when the reader closes the pipe (exit code 1), or
-    ends by Ctrl-C or an error.
+    With ``--follow`` it returns only after the reader has closed the pipe (exit code
+    1). Ctrl-C or an error end it otherwise.
     """
     with open_queue(arguments) as queue:
         events = EventReader(queue.client, queue.keys)
@@ -51,8 +51,10 @@ def _follow(
     position: str,
     arguments: argparse.Namespace,
 ) -> NoReturn:
-    """Show events as they occur. Raises QueueError, and BrokenPipeError when the reader
-    has closed the pipe."""
+    """Show events as they occur.
+
+    Raises QueueError, and BrokenPipeError after the reader has closed the pipe.
+    """
     while True:
         _show_more(found, arguments)
         found = events.wait_after(position)
@@ -62,7 +64,7 @@ def _follow(
 def _first(
     events: EventReader, arguments: argparse.Namespace
 ) -> tuple[list[QueueEvent], str]:
-    """What is there already and asked for, and the place from where on to follow."""
+    """Return the requested past events, and the position from which to follow."""
     if arguments.since is not None:
         found = list(_since(events, arguments.since, arguments.limit))
         return found, found[-1].id if found else arguments.since
@@ -73,7 +75,7 @@ def _first(
 
 
 def _since(events: EventReader, position: str, limit: int) -> Iterator[QueueEvent]:
-    """At most ``limit`` events after ``position``, a page at a time."""
+    """Yield at most ``limit`` events after ``position``, page by page."""
     left = limit
     while left > 0:
         page = events.after(position)[:left]
@@ -110,7 +112,8 @@ def _row(event: QueueEvent) -> tuple[str, ...]:
 
 
 def detail_text(event: QueueEvent) -> str:
-    """What an event says beyond its name, in one line: why, or where the file is."""
+    """Return the details of an event in one line: the reason, or the path of the
+    file."""
     said = [
         f"{name}={value}"
         for name, value in event.fields.items()

@@ -1,4 +1,4 @@
-"""``dlpool fetch``: URLs to files, from a shell."""
+"""``dlpool fetch``: downloads one URL, or a list of them."""
 
 from __future__ import annotations
 
@@ -44,8 +44,10 @@ _ADVICE = "give such lines a PATH of their own, or use --if-exists rename"
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fetch what the arguments say; returns the exit code. Raises UsageError,
-    LocalFault or ConfigurationError."""
+    """Download what the arguments name, and return the exit code.
+
+    Raises UsageError, LocalFault, ConfigurationError.
+    """
     settings = _settings(arguments)
     transfer, network = settings.transfer, settings.network
     is_list = arguments.input_file is not None
@@ -105,7 +107,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 @contextmanager
 def _earlier(arguments: argparse.Namespace) -> Iterator[BatchSession | None]:
-    """What earlier runs have done, where a session remembers it."""
+    """Open the session file that records the work of earlier runs, if it is given."""
     if arguments.session is None:
         yield None
         return
@@ -121,8 +123,11 @@ def _earlier(arguments: argparse.Namespace) -> Iterator[BatchSession | None]:
 def _watch(
     batch: Batch, shown: Display, report: FetchReport, events: EventPrinter
 ) -> None:
-    """Draw and report until everything has ended; pass an interruption on, and wait no
-    longer than a moment then."""
+    """Draw and report until all downloads have ended.
+
+    After an interrupting signal it cancels the batch and waits ``STOP_S`` seconds at
+    most.
+    """
     interruption = Interruption()
     try:
         batch.start()
@@ -147,7 +152,7 @@ def _watch(
 
 @contextmanager
 def _items(arguments: argparse.Namespace) -> Iterator[Iterator[BatchItem]]:
-    """What is to be fetched, lazily; a list stays open meanwhile."""
+    """Yield the items to download; a list is read as workers become free."""
     if arguments.input_file is None:
         if arguments.url is None:
             raise UsageError("a URL is missing (or -i FILE for a list of them)")
@@ -170,8 +175,10 @@ def _items(arguments: argparse.Namespace) -> Iterator[Iterator[BatchItem]]:
 def _collisions(
     arguments: argparse.Namespace, engine: DownloadEngine, transfer: TransferSettings
 ) -> list[BatchResult]:
-    """Return failures of a list known before it starts: collisions, invalid text. Only
-    for regular files."""
+    """Return the failures of a list that are known before it starts.
+
+    These are collisions and text that is not UTF-8. Only regular files are checked.
+    """
     name = arguments.input_file
     if name is None or not Path(name).is_file() or transfer.if_exists == "rename":
         return []
@@ -190,8 +197,10 @@ def _common(arguments: argparse.Namespace, folder: Path) -> ItemDefaults:
 
 
 def _user(arguments: argparse.Namespace) -> tuple[str, str] | None:
-    """Name and password of ``--user``: from the environment or the terminal rather than
-    the command line."""
+    """Return the name and the password of ``--user``.
+
+    The password may also come from the environment or the terminal.
+    """
     if arguments.user is None:
         return None
     name, colon, password = arguments.user.partition(":")

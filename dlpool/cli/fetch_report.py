@@ -1,5 +1,5 @@
-"""How a run of ``dlpool fetch`` is told: a line for each file as it ends, a summary,
-the exit code, JSON."""
+"""Reports a run of ``dlpool fetch``: a line per file, a summary, JSON, the exit
+code."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SOME_FAILED = 14
 
 
 class FetchReport:
-    """Collects how the files ended. Used by the main thread.
+    """Collects the results of a run. Used by the main thread.
 
-    ``keeps``: every result is kept, for JSON; otherwise only what the exit code needs,
-    however long the list. ``signal`` is the one that interrupted the run.
+    With ``keeps`` all results are kept for JSON; otherwise only what the exit code
+    needs. ``signal`` is the signal that interrupted the run.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class FetchReport:
         self._is_unreadable = False  # the list
 
     def add(self, results: Iterable[BatchResult]) -> None:
-        """Tell what has ended."""
+        """Report results."""
         for result in results:
             is_cancelled = (
                 result.error is not None and result.error.label == "cancelled"
@@ -55,8 +55,10 @@ class FetchReport:
             self._say(result, is_cancelled=is_cancelled)
 
     def end(self, view: BatchProgress, seconds: float) -> int:
-        """Say the summary, print the JSON, and return the exit code. ``view``: the last
-        one."""
+        """Print the summary and the JSON, and return the exit code.
+
+        ``view`` is the final progress.
+        """
         code = self._exit_code()
         if not self._quiet and self.signal is not None and code == 128 + self.signal:
             self._shown.print_line(
@@ -133,7 +135,7 @@ def _speed(view: BatchProgress, seconds: float) -> float:
 
 
 def success_text(outcome: TransferResult) -> str:
-    """A finished file in one line."""
+    """Return the result of a downloaded file in one line."""
     if outcome.is_skipped:
         return f"{outcome.path}: exists already, skipped"
     resumed = (
@@ -152,8 +154,7 @@ def success_text(outcome: TransferResult) -> str:
 
 
 def as_json(result: BatchResult) -> dict[str, Any]:
-    """A result for programs; the URL without its secrets, ``line`` where it stood in a
-    list."""
+    """Return a result as JSON values, the URL without its secrets."""
     error, outcome, job = result.error, result.outcome, result.item.job
     status = (
         "done"

@@ -1,5 +1,4 @@
-"""What commands that run for a while share: signals that end them, and events that -v
-tells."""
+"""What commands in the foreground share: interrupting signals, and printed events."""
 
 from __future__ import annotations
 
@@ -16,8 +15,10 @@ STOP_S = 5.0  # after an interruption, for what cannot be interrupted, as a name
 
 
 class Interruption:
-    """The signal that asked us to stop. The handlers only note it; a second one ends
-    the process at once."""
+    """The signal that interrupted the command.
+
+    The handlers only record it. A second signal ends the process at once.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -25,8 +26,10 @@ class Interruption:
         signal.signal(signal.SIGTERM, self._note)
 
     def interrupt(self) -> None:
-        """Raise KeyboardInterrupt on signals from now on: the main thread downloads
-        itself and cannot poll for them."""
+        """Raise KeyboardInterrupt on signals from now on.
+
+        Used when the main thread downloads itself and cannot poll for signals.
+        """
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
@@ -65,19 +68,19 @@ _SENTENCES = {
 
 
 class EventPrinter:
-    """What happens on other threads, to be said by the one that draws. Thread-safe."""
+    """Collects events of other threads, for the thread that draws. Thread-safe."""
 
     def __init__(self, *, is_wanted: bool) -> None:
         self._is_wanted = is_wanted
         self._events = queue.SimpleQueue[tuple[str, dict[str, object]]]()
 
     def note(self, event: str, /, **fields: object) -> None:
-        """A Notify."""
+        """Collect an event. This is a ``Notify``."""
         if self._is_wanted or event in _SENTENCES:
             self._events.put((event, fields))
 
     def print_events(self, shown: Display) -> None:
-        """Say what has happened since the last call."""
+        """Print the events since the last call."""
         while not self._events.empty():
             event, fields = self._events.get()
             if not self._is_wanted:
@@ -90,5 +93,5 @@ class EventPrinter:
 
 
 def _shown(value: object) -> str:
-    """A path as a path, whatever class it has."""
+    """Return the text of a value; a path is shown as its text."""
     return repr(os.fspath(value) if isinstance(value, os.PathLike) else value)

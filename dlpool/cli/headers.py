@@ -1,4 +1,4 @@
-"""The header fields that ``-H`` and ``--header-file`` name, on the command line or in
+"""Reads the headers of ``-H`` and ``--header-file``, on the command line or in
 files."""
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ MAX_FILE = 64 * 1024  # bytes: more than any server takes
 
 
 def read_headers(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return the header fields that the options name, in their order; of equal names
-    the last one.
+    """Return the headers that the options name, in their order.
 
-    Files are read by the first call only: ``arguments`` then has their lines. No
-    message has anything of a file but the number of a line. Raises UsageError,
-    LocalFault.
+    Of equal names the last one counts. Files are read once: afterwards ``arguments``
+    holds their lines. Error messages contain no text of a file, only line numbers.
+    Raises UsageError, LocalFault.
     """
     lists = getattr(arguments, "input_file", None)
     if lists == "-" and "@-" in arguments.header:
@@ -58,7 +57,7 @@ def _field(line: str, where: str) -> tuple[str, str]:
 
 
 def _content(name: str, shown: str) -> bytes:
-    """Return the bytes of a file, or of a pipe, until its end."""
+    """Return the bytes of a file or of a pipe."""
     parts, size = [], 0
     try:
         descriptor = 0 if name == "-" else os.open(name, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,4 +1,4 @@
-"""``dlpool health``: asks a supervisor of this machine how it is, for scripts and
+"""``dlpool health``: checks a supervisor of this machine, for scripts and
 containers."""
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ MAX_ANSWER = 64 * 1024  # bytes
 
 
 class Unhealthy(DlpoolError):
-    """The supervisor does not answer, or says that something is wrong."""
+    """The supervisor does not answer, or reports a failed check."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the checks, and return 0 if all hold. Raises Unhealthy,
+    """Print the checks, and return 0 if all succeed. Raises Unhealthy,
     ConfigurationError."""
     listen = arguments.address or _listen_of(arguments.config)
     status, text = request_health(
@@ -40,8 +40,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def request_health(listen: str, path: str) -> tuple[int, str]:
-    """Status and body of the answer of a supervisor that listens there. Raises
-    Unhealthy."""
+    """Return status and body of the answer of the supervisor at ``listen``.
+
+    Raises Unhealthy.
+    """
     host, port = split_address(listen)
     if host in ("", "0.0.0.0", "::"):  # it listens at every address
         host = "localhost"

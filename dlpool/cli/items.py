@@ -1,4 +1,4 @@
-"""What ``dlpool fetch`` is asked for: one URL, or the lines of a list."""
+"""The items of ``dlpool fetch``: one URL, or the lines of a list."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ _JSON_FIELDS = {"url", "path", "checksum", "headers"}
 
 @dataclass(frozen=True)
 class ItemDefaults:
-    """What all items of a command share. ``folder`` is where relative paths and unnamed
-    files go."""
+    """The values that all items of a command share.
+
+    ``folder`` is the folder of relative paths and of files without a path.
+    """
 
     folder: Path
     headers: Mapping[str, str]
@@ -35,7 +37,7 @@ class ItemDefaults:
 
 
 def single_item(url: str, path: str | None, common: ItemDefaults) -> BatchItem:
-    """The item of ``dlpool fetch URL [PATH]``. Raises UsageError."""
+    """Return the item of ``dlpool fetch URL [PATH]``. Raises UsageError."""
     if path == "-":
         raise UsageError(
             "dlpool writes files, not standard output: name a file instead of -"
@@ -47,11 +49,10 @@ def single_item(url: str, path: str | None, common: ItemDefaults) -> BatchItem:
 def items_from_lines(
     lines: Iterable[str], common: ItemDefaults, name: str = "the list"
 ) -> Iterator[BatchItem]:
-    """Yield the items of a list, one per line, read when needed; skip empty lines and
-    ``#`` comments.
+    """Yield the items of a list, one per line; skip empty lines and ``#`` comments.
 
-    ``name`` is that of the list. If it is not text, the last item has the error
-    ListUnreadable.
+    Lines are read when they are needed. ``name`` is that of the list. If the list is
+    not text, the last item has the error ListUnreadable.
     """
     number = 0
     try:
@@ -79,7 +80,7 @@ def items_from_lines(
 
 
 def parse_header(text: str) -> tuple[str, str]:
-    """Name and value of ``NAME: VALUE``. Raises UsageError."""
+    """Return name and value of ``NAME: VALUE``. Raises UsageError."""
     name, colon, value = text.partition(":")
     if not colon:
         raise UsageError("a header is not of the form 'Name: value'")
@@ -87,7 +88,7 @@ def parse_header(text: str) -> tuple[str, str]:
 
 
 def refuse_url(path: str | None) -> None:
-    """Nobody means a folder called ``https:`` by that. Raises UsageError."""
+    """Raise UsageError for a PATH that looks like a URL, as ``https:`` is no folder."""
     if path is not None and _URL.match(path):
         raise UsageError("PATH looks like a URL; several URLs go into a list: -i FILE")
 

@@ -1,5 +1,4 @@
-"""``dlpool jobs``, ``dlpool job`` and ``dlpool stats``: the queue as a person sees it,
-or a program."""
+"""``dlpool jobs``, ``dlpool job`` and ``dlpool stats``: shows the queue."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ NOTE_SHOWN = 200  # characters
 
 
 def list_jobs(arguments: argparse.Namespace) -> int:
-    """List jobs; returns the exit code. Raises QueueError."""
+    """List jobs and return the exit code. Raises QueueError."""
     with open_queue(arguments) as queue:
         found = QueueViews(queue.client, queue.keys).jobs(
             arguments.state, arguments.limit
@@ -53,7 +52,7 @@ def list_jobs(arguments: argparse.Namespace) -> int:
 
 
 def show_job(arguments: argparse.Namespace) -> int:
-    """Show one job; returns the exit code. Raises NoSuchJob, QueueError."""
+    """Show one job and return the exit code. Raises NoSuchJob, QueueError."""
     with open_queue(arguments) as queue:
         view = QueueViews(queue.client, queue.keys).job(arguments.id)
     if arguments.json:
@@ -64,7 +63,7 @@ def show_job(arguments: argparse.Namespace) -> int:
 
 
 def show_stats(arguments: argparse.Namespace) -> int:
-    """Show the queue in figures; returns the exit code. Raises QueueError."""
+    """Show the statistics of the queue and return the exit code. Raises QueueError."""
     with open_queue(arguments) as queue:
         stats = QueueViews(queue.client, queue.keys).stats()
     if arguments.json:
@@ -75,7 +74,7 @@ def show_stats(arguments: argparse.Namespace) -> int:
 
 
 def progress_text(view: JobView) -> str:
-    """How far a job is: ``45% of 2.0M``; empty when nobody said."""
+    """Return the progress of a job, as ``45% of 2.0M``; empty if it is unknown."""
     done, size = view.progress.get("done"), view.progress.get("size")
     if not isinstance(done, int):
         return ""
@@ -87,7 +86,7 @@ def progress_text(view: JobView) -> str:
 
 
 def note_text(view: JobView) -> str:
-    """Why a job is where it is, or where its file is, in one line."""
+    """Return the reason of a job's state, or the path of its file, in one line."""
     if view.problem or not view.note:
         return (view.problem or "")[:NOTE_SHOWN]
     message = view.note.get("message") or view.note.get("path")
@@ -118,7 +117,7 @@ def _row(view: JobView) -> tuple[object, ...]:
 
 
 def _told(view: JobView) -> Iterable[tuple[str, object]]:
-    """All that is known of a job, less the URL's secrets and what says nothing."""
+    """Yield all fields of a job that have a value, without the secrets of the URL."""
     told: dict[str, Any] = {
         **view.as_json(),
         "url": display_url(view.url or ""),
@@ -152,8 +151,8 @@ def _show_figures(stats: QueueStats) -> None:
 
 
 def host_lines(stats: QueueStats) -> list[str]:
-    """Which hosts are waited for: they have all jobs that they are allowed, or said to
-    ask later."""
+    """Return a line for each host that jobs wait for, or that asked to be retried
+    later."""
     lines = [
         f"{count} jobs wait for a slot at {host}"
         for host, count in stats.waiting_hosts.items()

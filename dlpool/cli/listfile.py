@@ -1,4 +1,4 @@
-"""Lists that a command reads: a file, a pipe, or standard input."""
+"""Reads lists: a file, a pipe, or standard input."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ def shown_list(name: str) -> str:
 
 @contextmanager
 def open_list(name: str) -> Iterator[Read]:
-    """Open a list and yield a function that reads at most ``size`` bytes of it; ``-``
-    is standard input.
+    """Open a list and yield a function that reads at most ``size`` bytes of it.
 
-    Opening and reading raise LocalFault.
+    ``-`` is standard input. Opening and reading raise LocalFault.
     """
     shown = shown_list(name)
 

@@ -1,5 +1,7 @@
-"""The command line: ``dlpool COMMAND``. Imports no library before it knows what to
-do."""
+"""The command line ``dlpool COMMAND``.
+
+Commands import third-party libraries only when they run.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ from dlpool.cli.upload_options import add_upload
 
 
 class _CommandsFormatter(argparse.RawDescriptionHelpFormatter):
-    """Leaves room for the names of commands: argparse does not count that they are
-    indented once more."""
+    """Leave room for the names of commands, whose indentation argparse does not
+    count."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -29,8 +31,10 @@ class _CommandsFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; each sets ``run``, which takes the arguments and
-    returns the exit code."""
+    """Return the parser of all commands.
+
+    Each command sets ``run``, which takes the arguments and returns the exit code.
+    """
     parser = Parser(
         prog="dlpool",
         description="Turns URLs into files: over several connections, resumable, "
@@ -64,7 +68,7 @@ def _upload(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code. No traceback reaches the user."""
+    """Run a command and return its exit code. The user never sees a traceback."""
 
     def run() -> int:
         arguments = build_parser().parse_args(

@@ -1,4 +1,4 @@
-"""Command-line options, derived from the settings' metadata."""
+"""Command-line options, most of them derived from the declared settings."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def add_fetch(
 
 
 def add_setting(group: Any, declared: Field[Any]) -> None:
-    """Declare the option of one setting; its value is absent unless given."""
+    """Declare the option of a setting; the arguments lack it unless it is given."""
     meta = declared.metadata
     options: dict[str, Any] = {"dest": declared.name, "default": argparse.SUPPRESS}
     if isinstance(declared.default, bool):
@@ -105,7 +105,10 @@ def add_setting(group: Any, declared: Field[Any]) -> None:
 def sourced_options(
     arguments: argparse.Namespace, section: str, names: Collection[str] | None = None
 ) -> list[SourcedValue]:
-    """What the options say of a section; of ``names`` only, if they are given."""
+    """Return the values that the options give to a section.
+
+    With ``names`` only these settings are considered.
+    """
     values = vars(arguments)
     return [
         SourcedValue(
@@ -128,10 +131,10 @@ def load_settings(
     is_quiet: bool = False,
     of_service: bool = False,
 ) -> EffectiveSettings:
-    """Return the effective settings, of the service if so; print warnings about them to
-    standard error.
+    """Return the effective settings and print their warnings to standard error.
 
-    Raises ConfigurationError, which names all problems at once.
+    ``of_service`` applies the defaults and checks of the service. Raises
+    ConfigurationError, which names all problems.
     """
     found = load_effective(config, options, for_service=of_service)
     if not is_quiet:
@@ -140,21 +143,20 @@ def load_settings(
 
 
 def apply_umask(settings: Settings) -> None:
-    """Set the umask of this process, and so of those it starts, to that of ``[paths]``,
-    whatever it was."""
+    """Set the umask of ``[paths]`` for this process and its children."""
     os.umask(int(settings.paths.umask, 8))
 
 
 def print_warnings(notes: Iterable[str], program: str = "dlpool") -> None:
-    """Write warnings to standard error, which may be closed, full, or absent."""
+    """Write warnings to standard error, which may be closed, full or absent."""
     with suppress(OSError, ValueError, AttributeError):
         for note in notes:
             print(f"{program}: warning: {note}", file=sys.stderr, flush=True)
 
 
 def join_negative_values(argv: Sequence[str]) -> list[str]:
-    """``--option -5K`` as ``--option=-5K``, so that a negative value is called so and
-    not taken for an option."""
+    """Return ``--option -5K`` as ``--option=-5K``, so that argparse takes it as a
+    value."""
     joined: list[str] = []
     for word in argv:
         if (
@@ -210,7 +212,8 @@ def _add_job_options(group: Any) -> None:
 
 
 def add_header_options(group: Any, where: str = "") -> None:
-    """Declare the options; ``where``: to whom the fields are sent."""
+    """Declare ``-H`` and ``--header-file``. ``where`` says to whom the headers are
+    sent."""
     group.add_argument(
         "-H",
         "--header",
@@ -232,7 +235,7 @@ def add_header_options(group: Any, where: str = "") -> None:
 
 
 def add_output_options(group: Any) -> None:
-    """Declare how a run is told."""
+    """Declare the output options of a command that transfers files."""
     group.add_argument(
         "--progress",
         choices=("auto", "bar", "plain", "json", "none"),
@@ -251,7 +254,7 @@ def add_output_options(group: Any) -> None:
 
 
 def _text(value: object) -> str:
-    """The value of an option as an INI file would have it."""
+    """Return the value of an option as an INI file contains it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)

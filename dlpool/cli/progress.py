@@ -1,5 +1,7 @@
-"""Progress on standard error: bars, plain lines, JSON lines or nothing. Drawn by the
-main thread alone."""
+"""Shows progress on standard error: bars, lines, JSON lines or nothing.
+
+The main thread draws; no other thread may.
+"""
 
 from __future__ import annotations
 
@@ -18,36 +20,37 @@ JSON_EVERY_S = 1.0
 
 
 class Display(Protocol):
-    """What shows the run to a person or a program."""
+    """Shows the progress of a run to a user or a program."""
 
     def update(self, view: BatchProgress) -> None:
-        """Draw if it is time."""
+        """Draw the progress if an update is due."""
 
     def print_line(self, text: str) -> None:
-        """Print a line without control characters, above the progress display."""
+        """Print a line above the progress display, without its control characters."""
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
 
 
 class SilentDisplay:
-    """Shows nothing; what is said still comes."""
+    """Shows no progress; lines are still printed."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def update(self, view: BatchProgress) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def print_line(self, text: str) -> None:
+        """Print a line."""
         print(clean(text), file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class PlainDisplay(SilentDisplay):
-    """A line every ten seconds, for pipes and logs."""
+    """Prints a line every ten seconds, for pipes and logs."""
 
     every_s = PLAIN_EVERY_S
 
@@ -57,6 +60,7 @@ class PlainDisplay(SilentDisplay):
         self._speeds: dict[int, Speedometer] = {}
 
     def update(self, view: BatchProgress) -> None:
+        """Measure the speeds, and print if an update is due."""
         now = time.monotonic()
         rates = {
             n: self._speeds.setdefault(n, Speedometer()).add(now, p.done)
@@ -68,7 +72,7 @@ class PlainDisplay(SilentDisplay):
             self.show(view, rates)
 
     def show(self, view: BatchProgress, rates: dict[int, float]) -> None:
-        """Print the moment."""
+        """Print the current progress."""
         if len(view.active) == 1 and not view.done + view.failed:
             number, progress = next(iter(view.active.items()))
             self.print_line(
@@ -85,11 +89,12 @@ class PlainDisplay(SilentDisplay):
 
 
 class JsonDisplay(PlainDisplay):
-    """A JSON object a second for each file, for programs."""
+    """Prints a JSON object per second and file, for programs."""
 
     every_s = JSON_EVERY_S
 
     def show(self, view: BatchProgress, rates: dict[int, float]) -> None:
+        """Print an object for each running file."""
         for number, progress in view.active.items():
             share, left = percent(progress), eta_s(progress, rates[number])
             line: dict[str, Any] = {
@@ -107,7 +112,7 @@ class JsonDisplay(PlainDisplay):
 
 
 def make_display(kind: str, *, quiet: bool) -> Display:
-    """The display for the option ``--progress``."""
+    """Return the display for the value ``kind`` of the option ``--progress``."""
     if quiet or kind == "none":
         return SilentDisplay(sys.stderr)
     if kind == "json":

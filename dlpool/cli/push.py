@@ -1,5 +1,7 @@
-"""``dlpool push``: jobs into the queue, one or the lines of a list. Each is checked
-before anything of it is sent."""
+"""``dlpool push``: queues one job, or the lines of a list.
+
+Each job is checked before any byte of it is sent.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,10 @@ WORDS = {
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Push what the arguments say; returns the exit code. Raises UsageError,
-    QueueError, LocalFault."""
+    """Push what the arguments name, and return the exit code.
+
+    Raises UsageError, QueueError, LocalFault.
+    """
     own = _own(arguments)
     if arguments.input_file is None:
         return _push_one(arguments, own)
@@ -49,8 +53,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def job_of_line(line: bytes, own: dict[str, Any]) -> PushedJob | None:
-    """The job of a line, None for an empty one or a comment. ``own`` is for ``URL
-    PATH``. Raises UsageError."""
+    """Return the job of a line, None for an empty line or a comment.
+
+    ``own`` holds the options for a line of the form ``URL PATH``. Raises UsageError.
+    """
     if not line or line.startswith(b"#"):
         return None
     if line.startswith(b"{"):
@@ -64,11 +70,10 @@ def job_of_line(line: bytes, own: dict[str, Any]) -> PushedJob | None:
 
 
 def blocks_of_lines(read: Callable[[], bytes]) -> Iterator[list[bytes]]:
-    """Yield the lines that each ``read`` completes, in UTF-8, without waiting for
-    further input.
+    """Yield the lines that each ``read`` completes, without waiting for more input.
 
-    A line longer than any job is truncated. Raises UsageError for input that is not
-    text.
+    Lines are in UTF-8; a line longer than any job is truncated. Raises UsageError for
+    input that is not text.
     """
     lines = TextLines(truncates=True)
     is_end = False
@@ -90,7 +95,7 @@ def blocks_of_lines(read: Callable[[], bytes]) -> Iterator[list[bytes]]:
 
 
 class ListPush:
-    """Pushes the lines of a list, and counts."""
+    """Pushes the lines of a list, and counts the results."""
 
     def __init__(
         self,
@@ -111,6 +116,7 @@ class ListPush:
 
     @property
     def exit_code(self) -> int:
+        """The exit code: 14 if lines were refused."""
         return SOME_FAILED if self._refused else 0
 
     def add(self, lines: Sequence[bytes]) -> None:
@@ -135,7 +141,7 @@ class ListPush:
                 )
 
     def summary(self) -> str:
-        """What became of the list, in one sentence."""
+        """Return the results in one sentence."""
         known, same = self._results["DUP"], self._results["FOLLOWS"]
         parts = [f"{_many(self._results['OK'] + same, 'job')} pushed"]
         parts += [f"{same} of them the same as others"] if same else []
@@ -144,7 +150,7 @@ class ListPush:
         return ", ".join(parts)
 
     def stopped(self) -> str:
-        """Where it stopped, so that a person can go on from there."""
+        """Return the last completed line, so that the user can continue from there."""
         doubt = (
             f"; lines {self._done + 1} to {self._read} may be pushed or not"
             if self._read > self._done
@@ -168,8 +174,8 @@ class ListPush:
 def note_pushed(
     audit: AuditRecorder, job_ids: Sequence[str], results: Sequence[str]
 ) -> None:
-    """Note a round trip of pushes as one change: those that were not known already,
-    named by the first."""
+    """Record one round trip of pushes as one audit event, named by its first new
+    job."""
     there = [
         job_id
         for job_id, result in zip(job_ids, results, strict=True)
@@ -241,8 +247,7 @@ def _push_list(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
 
 
 def _own(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the options ask for, as fields of a job; those that one job alone can have
-    are left out."""
+    """Return the fields that the options set for all jobs."""
     priority = arguments.priority
     if priority is not None and re.fullmatch(r"[+-]?[0-9]{1,9}", priority):
         priority = int(priority)

@@ -1,5 +1,4 @@
-"""``dlpool quarantine``: list, show, release and delete the files that a scanner found
-infected."""
+"""``dlpool quarantine``: lists, shows, releases and deletes infected files."""
 
 from __future__ import annotations
 
@@ -28,8 +27,10 @@ COLUMNS = ("ID", "AT", "SIZE", "SIGNATURE", "OWNER", "TARGET")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what is asked and return the exit code. Raises UsageError, NotFound,
-    TargetExists, LocalFault."""
+    """Run the action and return the exit code.
+
+    Raises UsageError, NotFound, TargetExists, LocalFault.
+    """
     _check(arguments)
     settings = load_settings(arguments.config, is_quiet=arguments.quiet).settings
     quarantine = Quarantine(
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raise UsageError for arguments that have no meaning together."""
+    """Raise UsageError for arguments that contradict each other."""
     action = arguments.action
     if action == "list" and (arguments.ids or arguments.all):
         raise UsageError("quarantine list takes neither IDs nor --all")
@@ -89,8 +90,10 @@ def _each(
     arguments: argparse.Namespace,
     settings: Settings,
 ) -> int:
-    """Release or delete each. One that fails alone is an error; of several, the others
-    are done (exit 14)."""
+    """Release or delete each file and return the exit code.
+
+    A single failure is raised; of several, the others are done (exit code 14).
+    """
     log = _log(settings)
     problems: list[DlpoolError] = []
     with open_audit(arguments, settings) as audit:
@@ -122,8 +125,10 @@ def _tell(said: str, item_id: str, arguments: argparse.Namespace) -> None:
 def _done(
     quarantine: Quarantine, item_id: str, arguments: argparse.Namespace, log: Log
 ) -> str:
-    """Release or delete one file, and log it. Returns what to say. Raises NotFound,
-    TargetExists, LocalFault."""
+    """Release or delete one file, log it, and return the message.
+
+    Raises NotFound, TargetExists, LocalFault.
+    """
     path: Path | None = None
     with translated(f"{arguments.action} {item_id[:40]}"):
         if arguments.action == "release":
@@ -146,7 +151,7 @@ def _done(
 
 
 def _log(settings: Settings) -> Log:
-    """Return the service's log; what cannot be written there is lost."""
+    """Return the service's log; a record that cannot be written is dropped."""
     folder, node = Path(settings.paths.log_dir), settings.supervisor.node_id or "cli"
     return Log(
         folder,
@@ -157,7 +162,7 @@ def _log(settings: Settings) -> Log:
 
 
 def _actor() -> str:
-    """Return who runs the command: the user behind sudo, if there is one."""
+    """Return the user who runs the command: the user of sudo, if there is one."""
     names = [os.environ.get("SUDO_USER", "")]
     with suppress(KeyError):
         names.append(pwd.getpwuid(os.getuid()).pw_name)

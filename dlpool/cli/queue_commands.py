@@ -1,5 +1,7 @@
-"""The commands that look at the queue and add to it: their options. Imports no library
-before one of them runs."""
+"""Declares the commands that add to the queue and show it.
+
+Imports no third-party library before one of them runs.
+"""
 
 from __future__ import annotations
 
@@ -255,7 +257,7 @@ def add_command(
     epilog: str,
     run: Callable[[argparse.Namespace], int],
 ) -> argparse.ArgumentParser:
-    """Declare a command whose help ends with ``epilog``, and which ``run`` does."""
+    """Declare a command that ``run`` executes; its help ends with ``epilog``."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
@@ -271,7 +273,7 @@ def add_command(
 def add_queue_options_and_output(
     parser: argparse.ArgumentParser, json_help: str
 ) -> None:
-    """Declare what all commands on the queue have."""
+    """Declare the options that all commands on the queue share."""
     add_queue_options(parser)
     add_output_options(parser, json_help)
 
@@ -297,7 +299,7 @@ def _address(text: str) -> str:
 
 
 def parse_limit(text: str, most: int = MAX_LIMIT) -> int:
-    """How many to show. Raises argparse.ArgumentTypeError."""
+    """Parse a number from 1 to ``most``. Raises argparse.ArgumentTypeError."""
     try:
         count = parse_count(text)
     except ValueError as error:

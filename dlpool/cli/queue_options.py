@@ -1,5 +1,7 @@
-"""Which queue a command works on: its options over the INI file, and the connection.
-Imports no library by itself."""
+"""The options that name a queue, and the connection to its Redis.
+
+Imports no third-party library before the queue is opened.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,8 @@ _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*):([0-9]{1,5})")
 
 @dataclass(frozen=True)
 class OpenQueue:
-    """A queue that answers: its client, the names of its keys, and where changes of it
-    are noted."""
+    """A queue whose Redis has answered: its client, its keys, and the audit
+    recorder."""
 
     client: redis.Redis
     keys: QueueKeys
@@ -42,8 +44,7 @@ class OpenQueue:
 
 
 def add_queue_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that all commands on the queue share; what is not given is
-    None."""
+    """Declare the options that name the queue; an option that is not given is None."""
     group = parser.add_argument_group("queue")
     group.add_argument(
         "-c",
@@ -80,7 +81,7 @@ def add_queue_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_output_options(parser: argparse.ArgumentParser, json_help: str) -> None:
-    """Declare how a command on the queue says what it has to say."""
+    """Declare the output options of a command on the queue."""
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help=json_help)
     group.add_argument(
@@ -89,7 +90,10 @@ def add_output_options(parser: argparse.ArgumentParser, json_help: str) -> None:
 
 
 def queue_settings(arguments: argparse.Namespace) -> Settings:
-    """Which queue, and where the service's folders are. Raises ConfigurationError."""
+    """Return the settings of the queue and of the service's folders.
+
+    Raises ConfigurationError.
+    """
     return load_settings(
         arguments.config,
         sourced_queue_options(arguments),
@@ -98,8 +102,10 @@ def queue_settings(arguments: argparse.Namespace) -> Settings:
 
 
 def sourced_queue_options(arguments: argparse.Namespace) -> list[SourcedValue]:
-    """What the options say of ``[redis]``; warns of a password there, unless
-    ``--quiet``."""
+    """Return the values that the options give to ``[redis]``.
+
+    Prints a warning about a password on the command line, unless ``--quiet``.
+    """
     options = (
         ("redis_url", "url"),
         ("redis_addr", "url"),
@@ -125,11 +131,10 @@ def sourced_queue_options(arguments: argparse.Namespace) -> list[SourcedValue]:
 
 @contextmanager
 def open_queue(arguments: argparse.Namespace) -> Iterator[OpenQueue]:
-    """The queue that the arguments name, once its Redis has answered. Raises
-    QueueError, ConfigurationError.
+    """Connect to the queue that the arguments name, and check that its Redis answers.
 
-    A command that changes something leaves audit events: those that it notes, or one of
-    its own.
+    A command that changes something leaves audit events: those that it records, or one
+    of its own. Raises QueueError, ConfigurationError.
     """
     from dlpool.jobs.connection import AUTO, EMBEDDED, connect
     from dlpool.jobs.keys import QueueKeys
@@ -160,8 +165,8 @@ def open_queue(arguments: argparse.Namespace) -> Iterator[OpenQueue]:
 
 
 def _check_supervisor(state_dir: Path, config: str | None) -> None:
-    """See that the private server is there; it is the supervisor's, and never started
-    here."""
+    """Check that the embedded Redis runs. Only the supervisor starts it. Raises
+    QueueAway."""
     from dlpool.jobs.embedded_socket import socket_path
 
     try:

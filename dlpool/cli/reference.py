@@ -1,5 +1,4 @@
-"""The files of the project that are written from the settings' metadata, by their
-paths."""
+"""The contents of the files that are generated from the declared settings."""
 
 from __future__ import annotations
 
@@ -17,8 +16,10 @@ _HEAD = "| key | value | default | reload | what it is |\n|---|---|---|---|---|\
 
 
 def generated(root: Path) -> dict[Path, str]:
-    """What the generated files of the project in ``root`` should hold; of the document
-    the end, after ``MARK``."""
+    """Return the generated files below ``root``, by path.
+
+    Of the document only the part after ``MARK`` is generated.
+    """
     document = root / "docs" / "configuration.md"
     found = {
         document: document.read_text(encoding="utf-8").partition(MARK)[0]
@@ -33,7 +34,7 @@ def generated(root: Path) -> dict[Path, str]:
 
 
 def tables() -> str:
-    """A table for each section."""
+    """Return a table for each section."""
     return "".join(_table(section, kind) for section, kind in SECTIONS.items())
 
 
@@ -61,7 +62,7 @@ def _row(section: str, declared: Field[Any]) -> str:
 
 
 def _others(meta: Any) -> str:
-    """What must or must not be given beside it."""
+    """Return the settings that a setting requires or replaces."""
     needs = f"; needs `{meta['needs']}`" if meta["needs"] else ""
     return needs + (
         f"; instead of `{meta['instead_of']}`" if meta["instead_of"] else ""

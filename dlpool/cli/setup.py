@@ -1,4 +1,4 @@
-"""``dlpool setup``: the service for systemd: its units, its user, its folders, its INI
+"""``dlpool setup``: installs the service for systemd: units, user, folders, INI
 file."""
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _NEXT_WEB = (
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print a unit, or install. Raises LocalFault, TargetExists."""
+    """Print a unit, or install the files. Raises LocalFault, TargetExists."""
     program = program_line()
     if arguments.print_unit:
         show_lines(
@@ -96,11 +96,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def allowed_networks(ini: Path, given: str | None) -> str:
-    """Return the private networks that jobs may reach: those given, those of the INI
-    file that is there, or the answer.
+    """Return the private networks that jobs may reach.
 
-    The question is put on a terminal only. An answer that is no list of networks is
-    asked for again.
+    They are those of the option, those of an existing INI file, or the answer to a
+    question on the terminal. An invalid answer is asked for again.
     """
     if (
         given is not None
@@ -118,8 +117,8 @@ def allowed_networks(ini: Path, given: str | None) -> str:
 
 
 def _allowed_in(ini: Path) -> str:
-    """Return what the INI file says, so that another run of setup finds it as it should
-    be."""
+    """Return the networks in the INI file, so that another run generates the same
+    file."""
     with suppress(OSError, UnicodeDecodeError):
         if found := re.search(
             r"^network_allow *=(.*)$", ini.read_text(encoding="utf-8"), re.MULTILINE
@@ -129,15 +128,15 @@ def _allowed_in(ini: Path) -> str:
 
 
 def ini_path(instance: str | None) -> str:
-    """Return the path of an INI file below the root of an installation."""
+    """Return the path of an INI file, relative to the root of an installation."""
     return f"etc/dlpool/{instance or 'dlpool'}.ini"
 
 
 def files(
     program: str, instance: str | None, network_allow: str = ""
 ) -> dict[str, str]:
-    """What an installation consists of, by path; with the INI file of the service, or
-    that of an instance."""
+    """Return the files of an installation by path, with the INI file of the
+    instance."""
     below = f"/{instance}" if instance else ""
     ini = default_ini(
         {
@@ -161,8 +160,7 @@ def files(
 
 
 def unit(program: str, *, is_template: bool) -> str:
-    """The unit of the service that starts ``program``, or that of its instances: each
-    has an INI and folders."""
+    """Return the unit of the service, or the template of its instances."""
     text = _shipped(UNIT).replace(PROGRAM, program)
     if not is_template:
         return text
@@ -185,14 +183,13 @@ def unit(program: str, *, is_template: bool) -> str:
 
 
 def web_unit(program: str) -> str:
-    """The unit of the HTTP side of the installation whose service is started by
-    ``program``."""
+    """Return the unit of dlpool-web, installed beside the supervisor ``program``."""
     head, _, tail = program.rpartition("supervisor")
     return _shipped(WEB_UNIT).replace("/usr/bin/dlpool-web", f"{head}web{tail}")
 
 
 def program_line() -> str:
-    """How to start the service of this installation."""
+    """Return the command that starts the supervisor of this installation."""
     for found in (
         Path(sys.executable).with_name("dlpool-supervisor"),
         shutil.which("dlpool-supervisor"),
@@ -203,8 +200,7 @@ def program_line() -> str:
 
 
 def install(root: Path, wanted: dict[str, str]) -> list[Path]:
-    """Write the files below ``root``, each whole or not at all. Returns those that were
-    there and say something else.
+    """Write the files below ``root`` atomically; return existing files that differ.
 
     Raises LocalFault.
     """
@@ -233,7 +229,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _quoted(path: str) -> str:
-    """A path as a word of a command line in a unit; see systemd.service(5)."""
+    """Quote a path for a command line in a unit; see systemd.service(5)."""
     path = path.replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"')
     return f'"{path}"' if re.search(r"[^\w./%-]", path) else path
 

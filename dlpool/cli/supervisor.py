@@ -1,4 +1,4 @@
-"""``dlpool-supervisor``: the service, from its options and its INI file."""
+"""The program ``dlpool-supervisor``: its options, its start, its messages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NAMED = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options of the service; all else is in the INI file."""
+    """Return the parser; all other settings are in the INI file."""
     parser = Parser(
         prog="dlpool-supervisor",
         description="Takes download jobs from Redis and turns them into files, until "
@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_service_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that say how the service works."""
+    """Declare the options that configure the service."""
     add_queue_options(parser)
     group = parser.add_argument_group("service")
     for declared in (*fields(SupervisorSettings), *fields(LoggingSettings)):
@@ -57,7 +57,7 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
 
 
 def sourced_service_options(arguments: argparse.Namespace) -> list[SourcedValue]:
-    """What the options of a service say."""
+    """Return the values that the options of a service give to its settings."""
     own = [
         one
         for section in ("supervisor", "logging")
@@ -67,7 +67,8 @@ def sourced_service_options(arguments: argparse.Namespace) -> list[SourcedValue]
 
 
 def load_service_settings(arguments: argparse.Namespace) -> Settings:
-    """The settings of a service with these options. Raises ConfigurationError."""
+    """Return the settings of a service with these options. Raises
+    ConfigurationError."""
     return load_settings(
         arguments.config,
         sourced_service_options(arguments),
@@ -88,9 +89,9 @@ _STARTING = frozenset(
 
 
 class StartPrinter:
-    """Prints on standard error, once each: the start summary, warnings about Redis,
-    readiness, waiting for Redis.
+    """Prints the first messages of the service on standard error, each one once.
 
+    These are the start summary, warnings about Redis, readiness, and waiting for Redis.
     Thread-safe.
     """
 
@@ -98,7 +99,7 @@ class StartPrinter:
         self._left = {"redis_unavailable", *(() if is_quiet else _STARTING)}
 
     def handle_event(self, event: str, fields: Mapping[str, Any]) -> None:
-        """Told of each event of the log."""
+        """Print the message of a log event, if it has one."""
         if event not in self._left:
             return
         self._left.discard(event)
@@ -119,8 +120,8 @@ class StartPrinter:
 
 
 def start_lines(fields: Mapping[str, Any]) -> list[str]:
-    """Return the start summary of a service from the fields of its event
-    ``service_started``. Pure."""
+    """Return the start summary from the fields of the event ``service_started``.
+    Pure."""
     shown = fields["configuration"]
     slots, most = (
         shown["supervisor"][name] for name in ("max_concurrent_downloads", "max_slots")
@@ -144,8 +145,10 @@ def start_lines(fields: Mapping[str, Any]) -> list[str]:
 
 
 def _queued_signals() -> deque[int]:
-    """Let signals that would end a process wait until the service can obey them; of
-    SIGTERM that is what is meant."""
+    """Queue the signals that would kill the process, until the service can handle them.
+
+    SIGTERM still ends the process.
+    """
     waiting: deque[int] = deque()
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda number, _: waiting.append(number))
@@ -153,7 +156,7 @@ def _queued_signals() -> deque[int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the service and return its exit code. No traceback reaches the user."""
+    """Run the service and return its exit code. The user never sees a traceback."""
     return run_program("dlpool-supervisor", lambda: _run(argv))
 
 

@@ -1,5 +1,5 @@
-"""What commands print on standard output: tables on a terminal, drawn with rich;
-elsewhere lines that stay the same."""
+"""Prints tables and pairs: drawn by rich on a terminal, else as stable lines of
+text."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ Cells = Sequence[object]
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Cells]) -> None:
-    """A table. Not on a terminal: a head line and a line for each row, with tabs
-    between, no column left out."""
+    """Print a table.
+
+    On a terminal empty columns are left out. Elsewhere it prints a header line and a
+    line per row, with all columns, separated by tabs.
+    """
     texts = [[clean(cell) for cell in row] for row in rows]
     if not _is_terminal():
         show_lines("\t".join(cells) for cells in [list(columns), *texts])
@@ -25,8 +28,8 @@ def show_table(columns: Sequence[str], rows: Sequence[Cells]) -> None:
 
 
 def show_row(cells: Cells, widths: Sequence[int]) -> None:
-    """A row of a table whose end is not known: each cell but the last of its width; not
-    on a terminal with tabs."""
+    """Print one row of a table of unknown length, with fixed widths or separated by
+    tabs."""
     texts = [clean(cell) for cell in cells]
     if _is_terminal():
         padded = [f"{text:{width}}" for text, width in zip(texts, widths, strict=False)]
@@ -36,7 +39,7 @@ def show_row(cells: Cells, widths: Sequence[int]) -> None:
 
 
 def show_pairs(pairs: Iterable[tuple[str, object]]) -> None:
-    """A name and a value a line. Not on a terminal: with a tab between."""
+    """Print a name and a value per line, separated by a tab unless on a terminal."""
     texts = [(name, clean(value)) for name, value in pairs]
     width = max((len(name) for name, _ in texts), default=0)
     is_terminal = _is_terminal()
@@ -47,7 +50,7 @@ def show_pairs(pairs: Iterable[tuple[str, object]]) -> None:
 
 
 def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """The table on the terminal, less its empty columns."""
+    """Draw the table on the terminal, without its empty columns."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -69,7 +72,8 @@ def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def clean(value: object) -> str:
-    """A value in a cell: None is empty, and no character leaves its place."""
+    """Return a value as the text of a cell, without control characters; None is
+    empty."""
     text = "" if value is None else str(value)
     return escape_unsafe(text)
 

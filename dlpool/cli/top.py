@@ -1,5 +1,7 @@
-"""``dlpool top``: the queue as it lives. Supervisors are asked for news at each look,
-so nothing here is old."""
+"""``dlpool top``: shows the queue as it changes.
+
+Each sample asks the supervisors for fresh reports.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +33,14 @@ COLUMNS = ("ID", "NODE", "DONE", "RATE", "PHASE", "URL", "PATH")
 
 @dataclass
 class JobRates:
-    """Bytes a second of each job, from one look to the next."""
+    """The bytes per second of each job, between two samples."""
 
     seen: dict[str, tuple[float, int]] = field(default_factory=dict)
     now: dict[str, float] = field(default_factory=dict)
 
     def sample(self, views: list[JobView], at: float) -> None:
-        """``at`` in seconds; what is seen for the first time has no rate yet."""
+        """Update the rates at the time ``at``, in seconds; a new job has no rate
+        yet."""
         seen: dict[str, tuple[float, int]] = {}
         now: dict[str, float] = {}
         for view in views:
@@ -53,7 +56,7 @@ class JobRates:
 
 
 class QueueMonitor:
-    """One command's view."""
+    """The samples of one command, and their texts."""
 
     def __init__(self, queue: OpenQueue, limit: int) -> None:
         self._views = QueueViews(queue.client, queue.keys)
@@ -65,15 +68,17 @@ class QueueMonitor:
         self.drained: set[str] = set()
 
     def begin(self) -> None:
-        """Ask for news, and look when it is there: what was known before is of
-        different ages, and makes no rates."""
+        """Request fresh reports, wait for them, and take the first sample.
+
+        Older reports have different ages and would give wrong rates.
+        """
         self.sample()
         time.sleep(NEWS_S)
         self._rates = JobRates()
         self.sample()
 
     def sample(self) -> None:
-        """Take a look. Raises QueueError."""
+        """Take a sample. Raises QueueError."""
         self.stats = self._views.stats()
         self.running = self._views.jobs("running", self._limit)
         self.drained = self._steering.drained_nodes()
@@ -81,6 +86,7 @@ class QueueMonitor:
         self._steering.request_status(self.stats.supervisors)
 
     def as_json(self) -> dict[str, Any]:
+        """Return the last sample as JSON values."""
         assert self.stats is not None
         return {
             **self.stats.as_json(),
@@ -88,7 +94,7 @@ class QueueMonitor:
         }
 
     def jobs(self) -> list[tuple[object, ...]]:
-        """The running jobs, as rows."""
+        """Return the running jobs as rows."""
         return [
             (
                 view.id,
@@ -103,7 +109,7 @@ class QueueMonitor:
         ]
 
     def nodes(self) -> list[tuple[object, ...]]:
-        """The nodes, as rows: name, state, slots that are busy, rate."""
+        """Return the nodes as rows: name, state, busy slots, rate."""
         assert self.stats is not None
         rows: list[tuple[object, ...]] = []
         for row in node_rows(self.stats, self.drained):
@@ -129,7 +135,7 @@ class QueueMonitor:
         return rows
 
     def headline(self) -> str:
-        """What waits, runs and has ended, in a line."""
+        """Return the numbers of jobs in one line."""
         assert self.stats is not None
         figures = self.stats.counts()
         today = self.stats.days[0].counters if self.stats.days else {}
@@ -144,7 +150,7 @@ class QueueMonitor:
         )
 
     def hosts(self) -> list[str]:
-        """Which hosts are waited for."""
+        """Return the hosts that jobs wait for."""
         assert self.stats is not None
         return host_lines(self.stats)
 
@@ -154,8 +160,10 @@ class QueueMonitor:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show the queue until Ctrl-C; once, where nobody looks at a terminal. Raises
-    QueueError."""
+    """Show the queue until Ctrl-C, or once if standard output is not a terminal.
+
+    Raises QueueError.
+    """
     with open_queue(arguments) as queue:
         top = QueueMonitor(queue, arguments.limit)
         top.begin()

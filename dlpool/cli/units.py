@@ -6,7 +6,7 @@ from dlpool.transfer.job import Progress
 
 
 def size_text(size: float) -> str:
-    """Return a number of bytes for people: 512B, 1.5K, 200.0M (powers of 1024)."""
+    """Return a number of bytes with a unit: 512B, 1.5K, 200.0M (powers of 1024)."""
     if size < 1023.5:
         return f"{size:.0f}B"
     for unit in ("K", "M", "G"):
@@ -17,7 +17,7 @@ def size_text(size: float) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """Seconds for people: 7s, 3m20s, 2h05m."""
+    """Return seconds with units: 7s, 3m20s, 2h05m."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -29,19 +29,20 @@ def time_text(seconds: float) -> str:
 
 
 def percent(progress: Progress) -> float | None:
-    """Per cent done; None while the size is unknown."""
+    """Return the downloaded percentage, None while the size is unknown."""
     return 100.0 * progress.done / progress.size if progress.size else None
 
 
 def eta_s(progress: Progress, speed: float) -> float | None:
-    """Seconds left at this speed; None if it cannot be told."""
+    """Return the remaining seconds at this speed in bytes per second, None if
+    unknown."""
     return (
         (progress.size - progress.done) / speed if progress.size and speed > 0 else None
     )
 
 
 def status_text(progress: Progress, speed: float) -> str:
-    """One file in one line, less its name."""
+    """Return the progress of one file in one line, without its name."""
     share, left = percent(progress), eta_s(progress, speed)
     parts = [f"{share:.0f}%"] if share is not None else []
     parts.append(

@@ -1,4 +1,4 @@
-"""``dlpool upload``: files to a dlpool-web, from a shell."""
+"""``dlpool upload``: uploads files to a dlpool-web."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ from dlpool.upload.values import FileUploadRequest, UploadResult
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Upload what the arguments say; returns the exit code. Raises UsageError,
-    LocalFault or ConfigurationError."""
+    """Upload the files and return the exit code.
+
+    Raises UsageError, LocalFault, ConfigurationError.
+    """
     if len(arguments.files) > 1 and arguments.name is not None:
         raise UsageError("--name is for one file")
     found = load_upload_settings(arguments)
@@ -82,7 +84,8 @@ class UploadRun:
         )
 
     def upload(self, path: Path) -> None:
-        """Upload a file, unless a signal has come, and tell how it ended."""
+        """Upload a file and report the result, unless a signal has interrupted the
+        run."""
         if self._interruption.signal is not None:
             return
         arguments = self._arguments
@@ -110,12 +113,15 @@ class UploadRun:
         self._report.add(path, result)
 
     def end(self) -> int:
-        """Report the result, and return the exit code."""
+        """Print the results, and return the exit code."""
         return self._report.end(self._interruption.signal, as_json=self._arguments.json)
 
     def _watch(self, attempt: UploadThread) -> None:
-        """Draw until it has ended; pass an interruption on, and wait no longer than a
-        moment then."""
+        """Draw until the upload has ended.
+
+        After an interrupting signal it cancels the upload and waits ``STOP_S`` seconds
+        at most.
+        """
         try:
             attempt.thread.start()
         except NoThread:
@@ -137,8 +143,7 @@ class UploadRun:
 
 
 class UploadThread:
-    """An upload on a thread of its own. ``result`` is cancelled until it has another
-    end."""
+    """An upload on its own thread. Until it ends, ``result`` is Cancelled."""
 
     def __init__(self, upload: FileUpload) -> None:
         self.upload = upload
@@ -146,8 +151,8 @@ class UploadThread:
         self.thread = threads.DaemonThread(self.run, "dlpool-run")
 
     def run(self) -> None:
-        """Upload, and keep the result; called by the thread, or by the caller if no
-        thread can be started."""
+        """Upload and keep the result; called by the thread, or by a caller without
+        one."""
         try:
             self.result = self.upload.run()
         except DlpoolError as error:

@@ -12,8 +12,10 @@ from dlpool.usertext import NotText, read_text
 
 
 def access_headers(arguments: argparse.Namespace) -> dict[str, str]:
-    """The headers that the options say. Raises UsageError, also for what contradicts
-    itself; LocalFault."""
+    """Return the headers of the options.
+
+    Raises UsageError, also for options that contradict each other, and LocalFault.
+    """
     headers = read_headers(arguments)
     given = {name.lower() for name in headers}
     if arguments.token_file is not None:
@@ -34,8 +36,7 @@ def access_headers(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _secret(path: str) -> str:
-    """What a file holds, less space around it. The message of an error has nothing of
-    it."""
+    """Return the text of a file without surrounding space. Errors do not contain it."""
     try:
         secret = read_text(Path(path)).strip()
         check_header("secret", secret)

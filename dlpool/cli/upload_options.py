@@ -1,4 +1,4 @@
-"""The options of ``dlpool upload``."""
+"""Declares ``dlpool upload`` and its options."""
 
 from __future__ import annotations
 
@@ -78,8 +78,7 @@ def add_upload(
 
 
 def load_upload_settings(arguments: argparse.Namespace) -> EffectiveSettings:
-    """The settings that hold, and which of them somebody said. Raises
-    ConfigurationError."""
+    """Return the effective settings and their sources. Raises ConfigurationError."""
     options = [
         one
         for section, names in SETTINGS.items()

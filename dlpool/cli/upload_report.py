@@ -1,5 +1,4 @@
-"""How ``dlpool upload`` is told: a line for each file as it ends, JSON, the exit
-code."""
+"""Reports a run of ``dlpool upload``: a line per file, JSON, the exit code."""
 
 from __future__ import annotations
 
@@ -21,8 +20,10 @@ STATES = ("done", "failed", "interrupted", "not_begun")
 
 
 class UploadReport:
-    """Collects how the files ended. Used by the main thread. ``size``: bytes of those
-    that are done."""
+    """Collects the results of a run. Used by the main thread.
+
+    ``size`` is the number of bytes of the uploaded files.
+    """
 
     def __init__(
         self, url: str, files: Sequence[str], shown: Display, *, quiet: bool
@@ -38,19 +39,21 @@ class UploadReport:
 
     @property
     def ended(self) -> int:
-        """Files that have ended, however."""
+        """The number of files that have a result."""
         return len(self._results)
 
     @property
     def done(self) -> int:
+        """The number of uploaded files."""
         return self._counts["done"]
 
     @property
     def failed(self) -> int:
+        """The number of failed files."""
         return self._counts["failed"]
 
     def add(self, path: Path, result: UploadResult | DlpoolError) -> None:
-        """Tell what has ended."""
+        """Report a result."""
         state = state_of(result)
         self._counts[state] += 1
         self._results.append(as_json(path, self._url, state, result))
@@ -108,14 +111,14 @@ class UploadReport:
 
 
 def state_of(result: UploadResult | DlpoolError) -> str:
-    """How a file ended, in a word."""
+    """Return the state of a file in one word."""
     if isinstance(result, UploadResult):
         return "done"
     return "interrupted" if result.label == "cancelled" else "failed"
 
 
 def success_text(outcome: UploadResult) -> str:
-    """A sent file in one line."""
+    """Return the result of an uploaded file in one line."""
     speed = size_text(outcome.sent / outcome.seconds if outcome.seconds > 0 else 0.0)
     resumed = (
         f", resumed from {size_text(outcome.resumed_from)}"
@@ -129,7 +132,7 @@ def success_text(outcome: UploadResult) -> str:
 def as_json(
     path: Path, url: str, state: str, result: UploadResult | DlpoolError
 ) -> dict[str, Any]:
-    """How an upload ended, for programs."""
+    """Return a result as JSON values."""
     if isinstance(result, UploadResult):
         return {"status": state, "url": url, **result.as_json(), "error": None}
     error = {

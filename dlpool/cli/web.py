@@ -1,4 +1,4 @@
-"""``dlpool-web``: the HTTP side, from its options and its INI file."""
+"""The program ``dlpool-web``: its options and its start."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MISSING = "dlpool-web needs more libraries: pip install 'dlpool[web]' (there is
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options of the HTTP side; all else is in the INI file."""
+    """Return the parser; all other settings are in the INI file."""
     parser = Parser(
         prog="dlpool-web",
         description="Takes uploads over HTTP, and shows and steers the queue, until it "
@@ -52,11 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def application() -> Any:
-    """The application for another WSGI server, with the INI file that ``DLPOOL_INI``
-    names: it needs threads.
+    """Return the WSGI application for another server, which must use threads.
 
-    Each worker process has to call this itself (with gunicorn: no ``--preload``).
-    Raises DlpoolError.
+    ``DLPOOL_INI`` names the INI file. Each worker process must call this function
+    itself (gunicorn: without ``--preload``). Raises DlpoolError.
     """
     from dlpool.web.app import create_app
 
@@ -67,7 +66,7 @@ def application() -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve, and return the exit code. No traceback reaches the user."""
+    """Run the server and return the exit code. The user never sees a traceback."""
 
     def run() -> int:
         arguments = build_parser().parse_args(argv)
@@ -81,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _unread() -> list[str]:
-    """Return a hint if a configuration of the Go upload server is in the working
-    directory but not named."""
+    """Return a hint if the working directory contains a configuration of the Go upload
+    server that is not named."""
     try:
         is_there = is_json(text_of_file(GO_CONFIG))
     except ConfigurationError:
@@ -96,9 +95,8 @@ def _unread() -> list[str]:
 
 def _leave_deleted_folder(settings: Settings) -> None:
     """Change to / if the working directory has been deleted, as gunicorn needs one.
-    Raises LocalFault.
 
-    This is safe only if all configured paths are absolute.
+    This is safe only if all configured paths are absolute. Raises LocalFault otherwise.
     """
     try:
         Path.cwd()
@@ -161,10 +159,9 @@ def _serve(settings: Settings) -> int:
 
 
 def _keys_of(settings: Settings, known: Authenticator, log: Log) -> Authenticator:
-    """Return the keys of a worker, read again; the ``known`` ones if they have become
-    unusable since the start.
+    """Read the keys again for a new worker; return ``known`` if they are invalid.
 
-    Else a typing error in a file of keys would stop the service when a worker is
+    Otherwise a typing error in a key file would stop the service when a worker is
     replaced.
     """
     try:
@@ -175,7 +172,7 @@ def _keys_of(settings: Settings, known: Authenticator, log: Log) -> Authenticato
 
 
 def _listener(settings: Settings) -> socket.socket:
-    """The socket that all workers accept from. Raises LocalFault."""
+    """Return the socket from which all workers accept. Raises LocalFault."""
     host, port = settings.web.bind, settings.upload.port
     with translated(f"listen at {_shown(host)}:{port}"):
         found = socket.getaddrinfo(
@@ -189,7 +186,7 @@ def _listener(settings: Settings) -> socket.socket:
 
 
 def _make_folders(settings: Settings) -> None:
-    """Raises LocalFault."""
+    """Create the folders of uploads and of merged files. Raises LocalFault."""
     for name in (settings.upload.upload_dir, settings.upload.merged_dir):
         with translated(f"make the folder {name}"):
             make_folders(Path(name).absolute(), sync=False)
