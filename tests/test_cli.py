@@ -350,7 +350,7 @@ def test_a_signal_commits_and_the_same_command_goes_on(
     process.send_signal(number)
     ended = finish(process)
     assert ended.code == code
-    assert "run the same command again to go on" in ended.err
+    assert "run the same command again to resume" in ended.err
     assert (ended.json["status"], ended.json["exit_code"]) == ("interrupted", code)
     file.pause_s = 0
     again = run("fetch", f"{origin.url}/f", tmp_path / "f", "--json")

@@ -86,7 +86,7 @@ def test_without_rename_a_list_with_collisions_is_refused_before_anything_starts
     for line in (2, 3):
         assert f"line {line} would overwrite" in ended.err
     assert "the file of line 1" in ended.err
-    assert "nothing was begun" in ended.err
+    assert "no download was started" in ended.err
     assert "--if-exists rename" in ended.err
     assert not (tmp_path / "out").exists()
     assert len(origin.requests) <= 3, "at most one question for each URL without its query"

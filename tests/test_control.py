@@ -83,7 +83,7 @@ def test_a_running_job_is_cancelled_with_its_record_and_leaves_nothing(
 ) -> None:
     with held_job(redis_server, client, tmp_path) as (file, origin, service):
         ended = call("cancel", "f")
-        assert (ended.code, ended.out) == (0, "f\tasked: its supervisor does it within two seconds\n")
+        assert (ended.code, ended.out) == (0, "f\trequested: its supervisor acts within two seconds\n")
         assert client.wait_for_failure(f"{origin.url}/f", SOON_S)["error_message"] == "the job was cancelled"
         wait_for_state(client, "f", "cancelled")
         wait_until(lambda: not list(service.out.iterdir()), SOON_S)
@@ -301,14 +301,14 @@ def test_a_record_of_a_known_job_is_retried_under_its_id_byte_by_byte(call: Call
     assert first == second
 
 
-def test_ended_jobs_are_forgotten_on_demand(
+def test_ended_jobs_are_removed_on_demand(
     redis_server: RedisServer, client: Client, call: Call, tmp_path: Path
 ) -> None:
     with Origin(File(DATA)) as origin, Supervisor(tmp_path, redis_server.url):
         client.push(f"{origin.url}/f", "f", id="f")
         client.wait_for(f"{origin.url}/f")
-        assert call("purge", "--dead").out == "0 jobs are forgotten\n"
-        assert call("purge", "--done").out == "1 jobs are forgotten\n"
+        assert call("purge", "--dead").out == "0 jobs are removed\n"
+        assert call("purge", "--done").out == "1 jobs are removed\n"
         assert state(client, "f") is None and client.success(f"{origin.url}/f") is not None
     assert call("purge").code == 2
 

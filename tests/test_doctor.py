@@ -230,7 +230,7 @@ def test_a_user_who_may_not_ask_is_told_that_nothing_is_known(redis_server: Redi
     doctor.write(redis={"username": "blind", "password": PASSWORD})
     code, found = doctor()
     assert code == 0
-    assert found["redis persistence"]["found"] == "the server does not tell this user"
+    assert found["redis persistence"]["found"] == "hidden from this user"
 
 
 def test_an_embedded_redis_that_was_never_started_is_no_fault(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ LACKS: dict[str, tuple[list[dict[str, Any]], str, str, str]] = {
         [{"kind": "renameat2", "number": errno.ENOSYS}, {"kind": "link", "number": errno.EPERM}],
         "exclusive names",
         "warning",
-        "wait for each other",
+        "exclude each other",
     ),
     "disk broken": ([{"kind": "fdatasync", "number": errno.EIO}], "file system", "failed", "input/output"),
 }

@@ -125,7 +125,7 @@ def test_what_is_no_text_is_refused_with_file_and_line_before_anything_starts(na
     ended = fetch_list(content, "file", tmp_path)
     assert ended.code == 2
     assert f"cannot read {tmp_path / 'list'}: line {line}: " in ended.err
-    assert "nothing was begun" in ended.err
+    assert "no download was started" in ended.err
     assert not (tmp_path / "out").exists()
 
 

@@ -134,8 +134,8 @@ def test_the_states_that_help_names_are_those_that_are_listed() -> None:
         (["push", "http://h/", "p", "-H", "no colon"], "is not of the form 'Name: value'"),
         (["push", "http://h/", "p", "-H", "Range: bytes=0-1"], "set by dlpool itself"),
         (["push", "http://h/", "p", "--if-exists", "maybe"], "invalid choice: 'maybe'"),
-        (["push", "-i", "f", "http://h/"], "URLs and PATHs stand in the list"),
-        (["push", "-i", "f", "--checksum", "md5:00"], "checksums and ids stand in the list"),
+        (["push", "-i", "f", "http://h/"], "put URLs and PATHs into the list"),
+        (["push", "-i", "f", "--checksum", "md5:00"], "put checksums and ids into the list"),
         (["push", "-i", "f", "--priority", "urgent"], "neither high, normal, low nor an integer"),
         (["push", "http://h/", "p", "extra"], "extra"),
         (["jobs", "--state", "gone"], "invalid choice: 'gone'"),
@@ -211,7 +211,7 @@ def test_an_id_that_is_known_is_pushed_once(call: Dlpool, redis_server: RedisSer
     queue_job(redis_server, "one")
     again = call("push", URL, "b", "--id", "one")
     assert (again.code, again.out) == (0, "one\n")
-    assert again.err == "dlpool: job one is known already\n"
+    assert again.err == "dlpool: job one is already known\n"
     assert call("push", URL, "b", "--id", "one", "-q", "--json").json == {"id": "one", "result": "DUP"}
     assert ready(redis_server) == ["one"]
     assert raw_of(redis_server, "one").save_path == "a"
@@ -278,7 +278,7 @@ def test_known_ids_and_equal_jobs_of_a_list_are_counted(redis_server: RedisServe
     line = '{"url": "http://h/", "save_path": "p", "dlpool": {"id": "%s", "dedupe": true}}\n'
     ended = push_lines(redis_server, line % "a" + line % "b" + line % "a", "--json")
     assert ended.code == 0
-    assert ended.err == "dlpool: 2 jobs pushed, 1 of them the same as others, 1 known already\n"
+    assert ended.err == "dlpool: 2 jobs pushed, 1 of them the same as other jobs, 1 already known\n"
     assert [json.loads(text) for text in ended.out.splitlines()] == [
         {"line": 1, "id": "a", "result": "OK"},
         {"line": 2, "id": "b", "result": "FOLLOWS"},
@@ -352,7 +352,9 @@ def test_a_redis_that_goes_away_in_the_middle_says_how_far_it_came(tmp_path: Pat
     assert ended.code == 20
     bad, stopped, sentence = ended.err.splitlines()
     assert bad.startswith("dlpool: line 2: ")
-    assert stopped == ("dlpool: stopped after line 2: 1 job pushed, 1 line refused; lines 3 to 3 may be pushed or not")
+    assert stopped == (
+        "dlpool: stopped after line 2: 1 job pushed, 1 line refused; lines 3 to 3 may or may not be pushed"
+    )
     assert "cannot be reached" in sentence
 
 

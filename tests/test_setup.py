@@ -159,14 +159,14 @@ def test_again_changes_nothing_and_what_others_changed_is_kept(tmp_path: Path) -
     before = contents(tmp_path)
     again = setup("--install", tmp_path)
     assert (again.code, contents(tmp_path)) == (0, before)
-    assert again.out.count("as it should be: ") == len(before) == 6
+    assert again.out.count("unchanged: ") == len(before) == 6
     ini, user = tmp_path / "etc" / "dlpool" / "dlpool.ini", tmp_path / "etc" / "sysusers.d" / "dlpool.conf"
     ini.write_text("[redis]\n")
     user.unlink()
     refused = setup("--install", tmp_path)
     assert refused.code == 13
     [sentence] = [line for line in refused.err.splitlines() if "warning" not in line]
-    assert sentence.startswith(f"dlpool: {ini} was changed, and is kept: move it away")
+    assert sentence.startswith(f"dlpool: {ini} was changed and is kept: move it away")
     assert contents(tmp_path) == {**before, "etc/dlpool/dlpool.ini": "[redis]\n"}
 
 
@@ -186,7 +186,7 @@ def test_the_ini_lets_jobs_reach_public_addresses_only(installed: Path) -> None:
 def test_other_networks_are_given_by_an_option_and_kept(networks: str, tmp_path: Path) -> None:
     assert setup("--install", tmp_path, "--network-allow", networks).code == 0
     assert allowed(tmp_path) == networks
-    assert setup("--install", tmp_path).code == 0, "again it is as it should be"
+    assert setup("--install", tmp_path).code == 0, "again it is unchanged"
     assert setup("--install", tmp_path, "--network-allow", "127.0.0.1").code == 13
     assert allowed(tmp_path) == networks
 

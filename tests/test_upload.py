@@ -385,7 +385,7 @@ def test_a_signal_ends_it_at_once_and_the_next_run_goes_on(
     ended = finish(process)
     assert ended.code == code
     assert (ended.json["status"], ended.json["exit_code"]) == ("interrupted", code)
-    assert ended.err == "dlpool: interrupted; run the same command again to go on\n"
+    assert ended.err == "dlpool: interrupted; run the same command again to resume\n"
     assert upload(file, origin.api, "--json").json["resumed_from"] == 2 * CHUNK
     assert origin.merged["model.bin"] == DATA
 

@@ -12,28 +12,27 @@ from dlpool.cli.queue_commands import add_command
 from dlpool.cli.queue_options import add_output_options
 
 _CONFIG = """\
-Check the settings that dlpool-supervisor would have with these options, here and now, and exit with 78 if it would
-refuse them; or show them all, without secrets. A later place goes over an earlier one: defaults, the INI file, conf.d
-beside it, systemd's credentials, the environment (DLPOOL_SECTION_KEY), options.
-convert writes the config.json of the Go upload server as an INI file with the same settings.
+check: check the settings that dlpool-supervisor would use with these options on this machine (exit 78 if they are
+invalid). show: print all settings, without secrets. Later sources override earlier ones: defaults, the INI file, conf.d
+beside it, systemd credentials, the environment (DLPOOL_SECTION_KEY), options.
+convert: write the config.json of the Go upload server as an INI file with the same settings.
 """
 _SETUP = """\
-Print the systemd unit of the service, or write it below DIR (/ for this machine), with the user and the folders that
-it needs and an INI file. Files that are there and say something else are kept, each with a sentence (exit 13).
+Print the systemd unit of the service, or install it below DIR (/ for this machine), with its user, its folders and an
+INI file. Existing files with other contents are kept and reported (exit 13).
 """
 
 _DOCTOR = """\
-Try out what dlpool-supervisor would live on with these options, here and now: settings, Redis, folders, file system,
-open files, clocks. Run it as the user of the service. With a URL also its server: ranges, validators, connections,
-speed, and what dlpool would do with it. With --folder only what a download to that folder depends on. A line for each
-check: ok, warning, failed, and what to do about it. Exits with 1 if one failed, with 78 if it was the settings. A
-temporary folder is made where files would go, and removed; nothing else is changed.
+Test what dlpool-supervisor would use with these options on this machine: settings, Redis, folders, file system, open
+files, clocks. Run it as the user of the service. With a URL it also tests the server: ranges, validators, connections,
+speed, and how dlpool would download the URL. With --folder it tests only what a download to that folder needs. Prints a
+line for each check (ok, warning or failed) with advice. Exits with 1 if a check failed, with 78 if the settings did. It
+creates and removes a temporary folder in the target folder, and changes nothing else.
 """
 _QUARANTINE = """\
-Show the files that a scanner found infected, and decide what becomes of them. list shows all, show what is known of
-one; release gives files the names that they were to get, or one of them PATH (--to), never in place of another file;
-delete removes them. Run it on the machine of the service, as a user who may read quarantine_dir of its [scan]. What
-is released or deleted is written to the log, with the name of the user.
+List, show, release or delete the files that a scanner found infected. release moves files to their targets, or one file
+to PATH (--to), and never replaces another file. Run it on the machine of the service, as a user who may read its
+quarantine_dir. Releases and deletions are logged with the name of the user.
 """
 
 
@@ -61,20 +60,24 @@ def add_admin_commands(commands: Any, exit_codes: str) -> None:
         help="with convert: write the INI file there (default: standard output)",
     )
     parser.add_argument(
-        "--origin", action="store_true", help="with show: also say where each was said"
+        "--origin",
+        action="store_true",
+        help="with show: also print the source of each setting",
     )
     add_service_options(parser)
-    add_output_options(parser, "print one JSON object, of show a line for each setting")
+    add_output_options(
+        parser, "print one JSON object; with show, one per setting and line"
+    )
     parser = add_command(
         commands,
         "doctor",
-        "try out what the service lives on",
+        "test what the service depends on",
         _DOCTOR,
         exit_codes,
         _doctor,
     )
     parser.add_argument(
-        "url", metavar="URL", nargs="?", help="http or https: also try out its server"
+        "url", metavar="URL", nargs="?", help="http or https: also test its server"
     )
     parser.add_argument(
         "--folder",
@@ -88,23 +91,22 @@ def add_admin_commands(commands: Any, exit_codes: str) -> None:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "--print-unit", action="store_true", help="print the unit, and change nothing"
+        "--print-unit", action="store_true", help="print the unit and change nothing"
     )
     what.add_argument("--install", metavar="DIR", help="write the files below DIR")
     parser.add_argument(
         "--instance",
         metavar="NAME",
         type=_instance,
-        help="with --install: an instance of its own, "
-        "dlpool-supervisor@NAME, with /etc/dlpool/NAME.ini; with --print-unit: its "
-        "unit",
+        help="with --install: a separate instance, dlpool-supervisor@NAME, with "
+        "/etc/dlpool/NAME.ini; with --print-unit: its unit",
     )
     parser.add_argument(
         "--network-allow",
         metavar="NETWORK,...",
         type=_networks,
-        help="with --install: private networks that jobs may connect to, as 10.0.0.0/8 "
-        "(default: asked on a terminal)",
+        help="with --install: private networks that jobs may connect to, such as "
+        "10.0.0.0/8 (default: asked on a terminal)",
     )
 
 
@@ -118,15 +120,15 @@ def add_quarantine(commands: Any, exit_codes: str) -> None:
     parser.add_argument(
         "action", metavar="|".join(verbs), nargs="?", default="list", choices=verbs
     )
-    parser.add_argument("ids", metavar="ID", nargs="*", help="as the list shows them")
+    parser.add_argument("ids", metavar="ID", nargs="*", help="the id that list prints")
     parser.add_argument("--all", action="store_true", help="with delete: all files")
     parser.add_argument(
-        "--to", metavar="PATH", help="with release of one file: the name that it gets"
+        "--to", metavar="PATH", help="with release of one file: its new path"
     )
     parser.add_argument(
         "-c", "--config", metavar="FILE", help="the INI file of the service"
     )
-    add_output_options(parser, "print one JSON object a line")
+    add_output_options(parser, "print one JSON object per line")
 
 
 def _instance(text: str) -> str:

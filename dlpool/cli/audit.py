@@ -18,7 +18,7 @@ from dlpool.jobs.pushed_job import parse_time
 from dlpool.kinds import parse_duration
 
 COLUMNS = ("TIME", "ACTION", "RESULT", "OBJECT", "ACTOR", "ADDRESS")
-WIDTHS = (24, 18, 12, 32, 24)  # of the columns while they are followed
+WIDTHS = (24, 18, 12, 32, 24)  # of the columns with --follow
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -70,7 +70,7 @@ def _follow(
 
     Raises QueueError, and BrokenPipeError after the reader has closed the pipe.
     """
-    position = max(position, found[-1].id if found else position, key=_place)
+    position = max(position, found[-1].id if found else position, key=_position)
     while True:
         _show_more(found, arguments)
         page = trail.wait_after(position)
@@ -78,7 +78,7 @@ def _follow(
         found = [event for event in page if wanted.matches(event)]
 
 
-def _place(event_id: str) -> tuple[int, int]:
+def _position(event_id: str) -> tuple[int, int]:
     first, _, second = event_id.partition("-")
     return int(first), int(second)
 
@@ -99,15 +99,15 @@ def _show_more(found: Iterable[AuditEvent], arguments: argparse.Namespace) -> No
 
 
 def _row(event: AuditEvent) -> tuple[str, ...]:
-    said = event.fields
-    label, count = said.get("label"), said.get("count")
-    result = said.get("result", "") + (f" ({label})" if label else "")
-    name = said.get("object", "") + (f" and others, {count} in all" if count else "")
+    fields = event.fields
+    label, count = fields.get("label"), fields.get("count")
+    result = fields.get("result", "") + (f" ({label})" if label else "")
+    name = fields.get("object", "") + (f" and others, {count} in all" if count else "")
     return (
         event.at,
-        said.get("action", ""),
+        fields.get("action", ""),
         result,
         name,
-        said.get("actor", ""),
-        said.get("address", ""),
+        fields.get("actor", ""),
+        fields.get("address", ""),
     )

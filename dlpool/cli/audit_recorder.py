@@ -31,13 +31,10 @@ if TYPE_CHECKING:
 
     from dlpool.jobs.keys import QueueKeys
 
-BATCH = 100  # events a round trip
-INTERRUPTED = (
-    "interrupted"  # the result of a command that ended by a signal or a defect
-)
-READS = ""  # the action of what changes nothing
-# By command, or by command and action: each that works on the queue, uploads or the
-# quarantine stands here.
+BATCH = 100  # events per round trip
+INTERRUPTED = "interrupted"  # the result after a signal or a defect
+READS = ""  # the action of commands that change nothing
+# By command, or by command and action. Every command must be here.
 ACTIONS = {
     "push": "job.push",
     "jobs": READS,
@@ -74,7 +71,7 @@ ACTIONS = {
     "config convert": READS,
     "setup": READS,
     "fetch": READS,
-    # what they change is on other machines, or files of their own user
+    # changes files of the user, or other machines
     "upload": READS,
 }
 
@@ -98,9 +95,10 @@ def author() -> AuditActor:
     name = str(os.geteuid())
     with suppress(KeyError):
         name = pwd.getpwuid(os.geteuid()).pw_name
-    behind = os.environ.get("SUDO_USER", "") if os.geteuid() == 0 else ""
+    sudo_user = os.environ.get("SUDO_USER", "") if os.geteuid() == 0 else ""
     return AuditActor(
-        f"user {name}@{socket.gethostname()}" + (f" (sudo {behind})" if behind else ""),
+        f"user {name}@{socket.gethostname()}"
+        + (f" (sudo {sudo_user})" if sudo_user else ""),
         LOCAL,
     )
 
@@ -118,7 +116,7 @@ class AuditRecorder:
         self.settings = settings
         self._is_quiet = is_quiet
         self._author = author()
-        self._waiting: list[AuditChange] = []
+        self._pending: list[AuditChange] = []
         self._last: str | None = None
         self._lost = 0
         self._client: redis.Redis | None = None
@@ -141,8 +139,8 @@ class AuditRecorder:
         if not self.action:
             return
         self._last = result
-        self._waiting.append(AuditChange(self.action, name, result, count=count))
-        if len(self._waiting) >= BATCH:
+        self._pending.append(AuditChange(self.action, name, result, count=count))
+        if len(self._pending) >= BATCH:
             self._flush()
 
     @contextmanager
@@ -168,12 +166,12 @@ class AuditRecorder:
         self._flush()
         if self._lost and result == DONE and not self._is_quiet:
             print(
-                f"dlpool: warning: Redis has not taken {self._lost} audit events",
+                f"dlpool: warning: Redis has not stored {self._lost} audit events",
                 file=sys.stderr,
             )
 
     def _flush(self) -> None:
-        changes, self._waiting = self._waiting, []
+        changes, self._pending = self._pending, []
         if not changes:
             return
         self._log(changes)

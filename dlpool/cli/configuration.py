@@ -188,7 +188,7 @@ def _show_check(
         )
     elif not arguments.quiet:
         show_lines(
-            [f"the settings can be used; read: {', '.join(found.files) or 'no file'}"]
+            [f"the settings are valid; read: {', '.join(found.files) or 'no file'}"]
         )
 
 

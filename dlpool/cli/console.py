@@ -35,7 +35,7 @@ class _Stream(io.RawIOBase):
 
     def __init__(self, descriptor: int, *, raises: bool) -> None:
         self.error: OSError | None = None
-        self.is_told = False  # the error was reported to the user
+        self.is_reported = False  # the error was reported to the user
         self._descriptor = descriptor
         self._raises = raises
 
@@ -137,7 +137,7 @@ def run_program(name: str, run: Callable[[], int]) -> int:
         raise SystemExit(_finished(name, stdout, code)) from None
     except DlpoolError as error:
         code = _failed(name, error)
-    except KeyboardInterrupt:  # before the command had its own handlers
+    except KeyboardInterrupt:  # before the command has installed its handlers
         code = INTERRUPTED
     except Exception as error:  # noqa: BLE001 - top of a process
         is_output = isinstance(error, BrokenPipeError) or (
@@ -178,11 +178,11 @@ def reporting_result() -> Iterator[None]:
         pass
     except OutputLost as error:
         print(
-            f"dlpool: {error}; the exit code tells how the command ended",
+            f"dlpool: {error}; the exit code reports the result of the command",
             file=sys.stderr,
         )
         if (stdout := _raw_of(sys.stdout)) is not None:
-            stdout.is_told = True
+            stdout.is_reported = True
 
 
 def _foreseen(error: Exception) -> DlpoolError | None:
@@ -223,7 +223,7 @@ def _finished(name: str, stdout: _Stream | None, code: int) -> int:
     if (
         stdout is None
         or stdout.error is None
-        or stdout.is_told
+        or stdout.is_reported
         or isinstance(stdout.error, BrokenPipeError)
     ):
         return code
@@ -259,8 +259,8 @@ def _wrapped(descriptor: int, old: TextIO | None, *, raises: bool) -> TextIO:
         io.BufferedWriter(_Stream(descriptor, raises=raises)),
         encoding="utf-8" if old is None else old.encoding,
         errors="backslashreplace",
-        # Unbuffered Python (-u) has write_through alone, which here would leave the
-        # bytes in the BufferedWriter.
+        # With python -u only write_through is set, which would leave the bytes in the
+        # BufferedWriter.
         line_buffering=old is not None and (old.line_buffering or old.write_through),
         write_through=old is not None and old.write_through,
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 
-PASSED_ON = (
+FORWARDED = (
     signal.SIGTERM,
     signal.SIGINT,
     signal.SIGHUP,
@@ -20,11 +20,9 @@ PASSED_ON = (
     signal.SIGUSR2,
 )
 SI_KERNEL = (
-    0x80  # sent by the terminal, to the process group: the child has received it too
+    0x80  # from the terminal, to the process group: the child has received it, too
 )
-SIGNAL_STATUS = (
-    128  # plus the number: the exit code that a shell gives for a death by a signal
-)
+SIGNAL_STATUS = 128  # plus the signal number: the exit code of a shell
 
 
 def fork_if_init() -> None:
@@ -35,10 +33,10 @@ def fork_if_init() -> None:
     """
     if os.getpid() != 1:
         return
-    awaited = {signal.SIGCHLD, *PASSED_ON}
+    awaited = {signal.SIGCHLD, *FORWARDED}
     before = signal.pthread_sigmask(
         signal.SIG_BLOCK, awaited
-    )  # else a signal that arrives now would be lost
+    )  # otherwise a signal that arrives now would be lost
     child = os.fork()
     if child == 0:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -50,10 +48,10 @@ def _serve(child: int, awaited: set[signal.Signals]) -> int:
     """Forward signals and reap processes until the child exits; return its exit
     code."""
     while True:
-        told = signal.sigwaitinfo(awaited)
-        if told.si_signo != signal.SIGCHLD:
-            if told.si_code != SI_KERNEL:
-                os.kill(child, told.si_signo)
+        received = signal.sigwaitinfo(awaited)
+        if received.si_signo != signal.SIGCHLD:
+            if received.si_code != SI_KERNEL:
+                os.kill(child, received.si_signo)
             continue
         status = _reaped(child)
         if status is not None:

@@ -26,7 +26,7 @@ from dlpool.jobs.nodes import NodeAdmin
 from dlpool.jobs.queue_admin import QueueAdmin
 from dlpool.transfer.http.urls import display_url
 
-WORDS = {"OK": "done", "ASKED": "asked: its supervisor does it within two seconds"}
+WORDS = {"OK": "done", "ASKED": "requested: its supervisor acts within two seconds"}
 NODE_FIELDS = (
     "host",
     "pid",
@@ -107,7 +107,7 @@ def purge(arguments: argparse.Namespace) -> int:
         if arguments.json:
             show_lines([json.dumps({"forgotten": count})])
         elif not arguments.quiet:
-            show_lines([f"{count} jobs are forgotten"])
+            show_lines([f"{count} jobs are removed"])
     return 0
 
 
@@ -127,11 +127,13 @@ def queue(arguments: argparse.Namespace) -> int:
             show_lines([json.dumps({"is_paused": is_paused})])
         elif not arguments.quiet:
             paused = (
-                f"{'it is paused already: ' if was_paused else ''}no further job "
+                f"{'it was already paused: ' if was_paused else ''}no further job "
                 f"starts; "
                 f"running jobs continue"
             )
-            show_lines([paused if is_paused else "jobs start again"])
+            show_lines(
+                [paused if is_paused else "the queue is resumed: jobs start again"]
+            )
     return 0
 
 

@@ -19,36 +19,37 @@ from dlpool.cli.queue_commands import (
 VERBS = {
     "cancel": (
         "cancel jobs",
-        "End jobs for good, with a failure record. A running one stops within two "
+        "Cancel jobs for good, with a failure record. A running job stops within two "
         "seconds.",
     ),
     "pause": (
         "pause jobs",
-        "Stop jobs until they are resumed. They keep what they have fetched, and no "
-        "slot.",
+        "Pause jobs until they are resumed. They keep their fetched bytes and free "
+        "their slots.",
     ),
-    "resume": ("resume jobs", "Let paused jobs go on."),
+    "resume": ("resume jobs", "Resume paused jobs."),
     "retry": (
         "retry jobs",
-        "Run failed or cancelled jobs again from the beginning, and delayed ones now.",
+        "Run failed or cancelled jobs again from the start, and delayed jobs now.",
     ),
-    "promote": ("promote jobs", "Let waiting jobs run before all others."),
+    "promote": ("promote jobs", "Move waiting jobs to the front of the queue."),
 }
 _FAILED = """\
-List the failure records that clients see, also those that another service wrote; or run their jobs again (retry), or
-remove them (purge): those of the given URLs, or --all.
+list: list the failure records that clients see, also those of another service. retry: run their jobs again. purge:
+remove the records. retry and purge need URLs, or --all.
 """
 _QUEUE = (
-    "Let nobody begin another job (pause), let them begin again (resume), or show "
-    "the queue in figures (stats)."
+    "pause: start no further job. resume: start jobs again. stats: show the "
+    "statistics of the queue."
 )
 _NODES = """\
-List the nodes that work on the queue; or let a node end its jobs and begin no others (drain), until it may (resume).
-That outlives restarts of the node. A node that has fallen silent without an end is listed for a day as lost, until it
-is there again, or forgotten (forget): what it still held goes back to the queue at once.
+list: list the nodes that work on the queue. drain: let a node finish its jobs and start no others until resume, also
+after a restart. A node that stopped reporting without a shutdown is listed as lost for a day, until it reports again,
+or until forget removes it and returns its jobs to the queue at once.
 """
 _TOP = """\
-Watch the queue: nodes, rates, running jobs, what waits. Ends with Ctrl-C. Not on a terminal: one view, as text.
+Show nodes, rates, running jobs and waiting jobs, updated every second until Ctrl-C. Without a terminal it prints one
+sample as text.
 """
 
 Run = Callable[[argparse.Namespace], int]
@@ -67,7 +68,7 @@ def add_control_commands(commands: Any, exit_codes: str) -> None:
         commands,
         "priority",
         "change the priority of jobs",
-        "Change the priority of jobs; waiting ones go to its back.",
+        "Change the priority of jobs; waiting jobs move to the back of that priority.",
         exit_codes,
         _late("control", "steer"),
     )
@@ -80,15 +81,15 @@ def add_control_commands(commands: Any, exit_codes: str) -> None:
     parser = add_command(
         commands,
         "purge",
-        "forget ended jobs",
-        "Forget ended jobs before their time. Records that clients see stay.",
+        "remove ended jobs",
+        "Remove ended jobs before they expire. Records that clients see are kept.",
         exit_codes,
         _late("control", "purge"),
     )
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--done", action="store_true", help="those that have succeeded")
+    which.add_argument("--done", action="store_true", help="jobs that have succeeded")
     which.add_argument(
-        "--dead", action="store_true", help="those that have failed or were cancelled"
+        "--dead", action="store_true", help="jobs that have failed or were cancelled"
     )
     add_queue_options_and_output(parser, "print one JSON object")
     parser = add_command(
@@ -105,16 +106,21 @@ def add_control_commands(commands: Any, exit_codes: str) -> None:
     add_queue_options_and_output(parser, "print one JSON object")
     _add_nodes(commands, exit_codes)
     parser = add_command(
-        commands, "top", "watch the queue", _TOP, exit_codes, _late("top", "run")
+        commands,
+        "top",
+        "show the queue as it changes",
+        _TOP,
+        exit_codes,
+        _late("top", "run"),
     )
     parser.add_argument(
         "--limit",
         metavar="N",
         type=parse_limit,
         default=20,
-        help="at most so many running jobs (default: 20)",
+        help="show at most N running jobs (default: 20)",
     )
-    add_queue_options_and_output(parser, "print one JSON object, and end")
+    add_queue_options_and_output(parser, "print one sample as a JSON object")
 
 
 def _add_nodes(commands: Any, exit_codes: str) -> None:
@@ -130,12 +136,12 @@ def _add_nodes(commands: Any, exit_codes: str) -> None:
         choices=("list", "drain", "resume", "forget"),
     )
     parser.add_argument(
-        "node", metavar="NODE", nargs="?", help="its id, as the list shows it"
+        "node", metavar="NODE", nargs="?", help="the id that list prints"
     )
     parser.add_argument(
-        "-v", "--verbose", action="store_true", help="list their workers, too"
+        "-v", "--verbose", action="store_true", help="also list their workers"
     )
-    add_queue_options_and_output(parser, "print one JSON object a line")
+    add_queue_options_and_output(parser, "print one JSON object per line")
 
 
 def _add_failed(commands: Any, exit_codes: str) -> None:
@@ -155,16 +161,18 @@ def _add_failed(commands: Any, exit_codes: str) -> None:
         default="list",
         choices=("list", "retry", "purge"),
     )
-    parser.add_argument("urls", metavar="URL", nargs="*", help="whose records")
+    parser.add_argument(
+        "urls", metavar="URL", nargs="*", help="the URLs of the records"
+    )
     parser.add_argument("--all", action="store_true", help="all records")
     parser.add_argument(
         "--limit",
         metavar="N",
         type=parse_limit,
         default=50,
-        help="list at most so many (default: 50)",
+        help="list at most N records (default: 50)",
     )
-    add_queue_options_and_output(parser, "print one JSON object a line")
+    add_queue_options_and_output(parser, "print one JSON object per line")
 
 
 def _add_ids(parser: argparse.ArgumentParser) -> None:
@@ -172,7 +180,7 @@ def _add_ids(parser: argparse.ArgumentParser) -> None:
         "ids",
         metavar="ID",
         nargs="+",
-        help="the id that push printed, or that jobs shows",
+        help="the id that push or jobs prints",
     )
     add_queue_options_and_output(parser, "print a JSON object for each job: id, result")
 

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         split_credentials(arguments.url)
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(_SIGTERM_CODE)
-    )  # so that the temporary file goes
+    )  # exits normally, so that the temporary folder is removed
     found = list(examine(arguments))
     with reporting_result():
         _show(found, arguments)
@@ -130,7 +130,7 @@ def _check_origin(url: str, settings: Settings) -> Iterator[DoctorFinding]:
             "url",
             FAILED,
             f"{display_url(url)}: {error}",
-            "dlpool fetch -v shows each try; see the exit codes",
+            "dlpool fetch -v shows each attempt; see the exit codes",
         )
         return
     yield from origin_findings(seen, settings)

@@ -29,17 +29,17 @@ def check_file_system(
     advice = (
         "free space there, or set another download_dir in [paths]"
         if folder is None
-        else "see the path given"
+        else "check the given path"
     )
     folder = nearest((folder or Path(settings.paths.download_dir)).absolute())
     try:
         with disk.translated(f"use {folder}"):
             yield _space(folder, settings.supervisor.min_free)
-        with disk.translated(f"make a temporary folder in {folder}"):
+        with disk.translated(f"create a temporary folder in {folder}"):
             scratch = tempfile.TemporaryDirectory(
                 prefix=".dlpool-doctor-", dir=folder, ignore_cleanup_errors=True
             )
-        with scratch, disk.translated(f"try out {folder}"):
+        with scratch, disk.translated(f"test {folder}"):
             yield from _download_like(
                 Path(scratch.name) / "file", settings.transfer.preallocate
             )
@@ -56,7 +56,7 @@ def _space(folder: Path, min_free: int | None) -> DoctorFinding:
         return DoctorFinding(
             "free space",
             OK,
-            f"the file system of {folder} does not tell it: no limit is applied",
+            f"the file system of {folder} does not report it: no limit is applied",
         )
     room = FileSystemSpace(str(folder), space.size, space.free, 0)
     found = (
@@ -95,7 +95,7 @@ def _download_like(target: Path, preallocate: str) -> Iterator[DoctorFinding]:
             f"{(time.monotonic() - began) * 1000:.0f} ms",
         )
         part.publish(overwrite=True)
-        yield DoctorFinding("rename", OK, "in one step")
+        yield DoctorFinding("rename", OK, "atomic")
     finally:
         part.close()
 
@@ -107,9 +107,8 @@ def _lock(part: PartFile, target: Path) -> DoctorFinding:
     except Locked:
         if part.has_lock_file:
             advice = (
-                "nothing here; on several hosts a target whose host has died is free "
-                "again "
-                "after a minute"
+                "nothing to do; with several hosts, the target of a host that has "
+                "crashed is free after a minute"
             )
             return DoctorFinding(
                 "lock",
@@ -117,25 +116,25 @@ def _lock(part: PartFile, target: Path) -> DoctorFinding:
                 "flock(2) does not lock here: lock files are used instead",
                 advice,
             )
-        return DoctorFinding("lock", OK, "flock(2) keeps a second writer out")
+        return DoctorFinding("lock", OK, "flock(2) excludes a second writer")
     return DoctorFinding(
         "lock",
         FAILED,
-        "a second writer is let in",
-        "put the folder on a file system that can be locked",
+        "a second writer gets the lock",
+        "move the folder to a file system with working locks",
     )
 
 
 def _mark(part: PartFile) -> DoctorFinding:
     if part.is_marked:
         return DoctorFinding(
-            "marks", OK, "part files of dlpool are known by an extended attribute"
+            "marks", OK, "part files of dlpool are recognised by an extended attribute"
         )
     return DoctorFinding(
         "marks",
         OK,
-        "no extended attributes: part files of dlpool are known by the state file "
-        "beside them",
+        "no extended attributes: part files of dlpool are recognised by their state "
+        "file",
     )
 
 
@@ -143,8 +142,8 @@ def _preallocation(how: str, *, has_blocks: bool) -> DoctorFinding:
     if has_blocks:
         return DoctorFinding("preallocation", OK, "blocks are reserved")
     if how in ("truncate", "none"):
-        return DoctorFinding("preallocation", OK, f"not wanted: preallocate = {how}")
-    advice = "nothing is lost by it, but a full disk shows only in mid-download"
+        return DoctorFinding("preallocation", OK, f"disabled: preallocate = {how}")
+    advice = "nothing is lost, but a full disk is detected only during the download"
     return DoctorFinding(
         "preallocation", WARNING, "the file system cannot reserve blocks", advice
     )
@@ -152,10 +151,10 @@ def _preallocation(how: str, *, has_blocks: bool) -> DoctorFinding:
 
 def _folder_sync(folder: Path) -> DoctorFinding:
     if disk.sync_folder(folder):
-        return DoctorFinding("folder sync", OK, "names are made durable")
+        return DoctorFinding("folder sync", OK, "names are durable")
     advice = (
-        "after a power failure a published file may be under the name of its part "
-        "file: fetch it again"
+        "after a power failure a complete file may have the name of its part file: "
+        "fetch it again"
     )
     return DoctorFinding(
         "folder sync", WARNING, "the file system cannot sync folders", advice
@@ -182,7 +181,7 @@ def _exclusive_names(folder: Path) -> DoctorFinding:
     advice = "do not let other programs write the same names"
     found = (
         "neither renameat2(2) with RENAME_NOREPLACE nor hard links: only dlpool's "
-        "processes wait for each other"
+        "processes exclude each other"
     )
     return DoctorFinding("exclusive names", WARNING, found, advice)
 
@@ -193,10 +192,7 @@ def _letter_case(folder: Path) -> DoctorFinding:
         return DoctorFinding(
             "letter case", OK, "names that differ in case are different files"
         )
-    advice = (
-        "two targets of a list that differ in case only are a collision, which is "
-        "refused"
-    )
+    advice = "two targets of a list that differ only in case collide and are refused"
     return DoctorFinding(
         "letter case", WARNING, "names that differ in case are one file", advice
     )

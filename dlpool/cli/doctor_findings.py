@@ -16,10 +16,10 @@ from dlpool.transfer.server_inspection import IfRange, InspectionReport
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 CONFIGURATION = "configuration"
-SLOW_REDIS_S = 0.02  # each claim, beat and end of a job waits for it
-CLOCK_S = 2.0  # seconds that clocks may differ, for not_before and logs
-DATE_S = 5.0  # the same where whole seconds are told
-WRONG_CLOCK_S = 300.0  # certificates and Retry-After go wrong
+SLOW_REDIS_S = 0.02  # each claim, heartbeat and end of a job waits for it
+CLOCK_S = 2.0  # tolerance in seconds, for not_before and logs
+DATE_S = 5.0  # tolerance for clocks that report full seconds
+WRONG_CLOCK_S = 300.0  # certificates and Retry-After fail
 FILES_EACH = (
     3  # open files that a connection needs: socket, its duplicate, the part file
 )
@@ -47,10 +47,10 @@ def verdict(findings: Sequence[DoctorFinding]) -> str:
     """Return the last line of the output."""
     states = [finding.state for finding in findings]
     failed, warnings = states.count(FAILED), states.count(WARNING)
-    told = f"{warnings} warning{'s' * (warnings != 1)}"
+    counted = f"{warnings} warning{'s' * (warnings != 1)}"
     if failed:
-        return f"{failed} of {len(states)} checks failed, {told}"
-    return f"all right, {told}" if warnings else "all right"
+        return f"{failed} of {len(states)} checks failed, {counted}"
+    return f"all right, {counted}" if warnings else "all right"
 
 
 def exit_code(findings: Sequence[DoctorFinding]) -> int:
@@ -70,7 +70,7 @@ def latency_finding(seconds: float) -> DoctorFinding:
         "redis latency",
         WARNING,
         found,
-        "see redis-cli --latency and SLOWLOG; jobs start and end slowly",
+        "see redis-cli --latency and SLOWLOG; jobs start and end late",
     )
 
 
@@ -161,9 +161,7 @@ def plan_of(seen: InspectionReport, settings: Settings) -> str:
     """Describe in one sentence how dlpool would download."""
     resource, transfer = seen.resource, settings.transfer
     if not seen.is_partial:
-        return (
-            "one connection, one stream, not resumable: it begins anew when it breaks"
-        )
+        return "one connection, one stream, not resumable: it restarts if it breaks"
     most = (
         transfer.max_connections
         if transfer.connections == AUTO
@@ -175,7 +173,7 @@ def plan_of(seen: InspectionReport, settings: Settings) -> str:
         else max(1, min(most, (resource.size or 0) // transfer.min_split_size))
     )
     how = (
-        f"up to {number}, as many as it rewards"
+        f"up to {number}, as many as raise the throughput"
         if transfer.connections == AUTO and number > 1
         else str(number)
     )
@@ -192,7 +190,7 @@ def plan_of(seen: InspectionReport, settings: Settings) -> str:
         else "not resumable in a later run"
     )
     admitted = (
-        f" ({seen.connections} are admitted, the others' ranges go to them)"
+        f" ({seen.connections} are admitted and fetch all ranges)"
         if seen.refusals
         else ""
     )
@@ -217,7 +215,7 @@ def _size(seen: InspectionReport, settings: Settings) -> DoctorFinding:
     size, most = seen.resource.size, settings.transfer.max_file_size
     if size is None:
         return DoctorFinding(
-            "size", WARNING, "not told", "a checksum shows whether the file is whole"
+            "size", WARNING, "unknown", "a checksum shows whether the file is complete"
         )
     if most is not None and size > most:
         return DoctorFinding(
@@ -228,9 +226,8 @@ def _size(seen: InspectionReport, settings: Settings) -> DoctorFinding:
         )
     if seen.resource.content_encoding:
         advice = (
-            "content_encoding in [transfer] says whether it is decoded; decoding uses "
-            "one "
-            "connection"
+            "content_encoding in [transfer] decides whether it is decoded; decoding "
+            "uses one connection"
         )
         return DoctorFinding(
             "size",
@@ -245,12 +242,12 @@ def _size(seen: InspectionReport, settings: Settings) -> DoctorFinding:
 
 def _ranges(seen: InspectionReport) -> DoctorFinding:
     if seen.is_partial:
-        return DoctorFinding("ranges", OK, "served")
+        return DoctorFinding("ranges", OK, "supported")
     return DoctorFinding(
         "ranges",
         WARNING,
-        "not served",
-        "nothing on this side; ask for another mirror if it is large",
+        "not supported",
+        "nothing to do; for a large file use another mirror",
     )
 
 
@@ -268,16 +265,19 @@ def _validator(seen: InspectionReport) -> DoctorFinding:
             f"s older than the answer"
         )
     return DoctorFinding(
-        "validator", WARNING, found, "give a checksum: only that lets a later run go on"
+        "validator",
+        WARNING,
+        found,
+        "give a checksum: without it a later run cannot resume",
     )
 
 
 def _if_range(seen: InspectionReport) -> DoctorFinding:
     if seen.if_range is IfRange.IGNORED:
-        advice = "nothing: dlpool compares the validators of each answer itself"
+        advice = "nothing to do: dlpool compares the validators of each response"
         return DoctorFinding("if-range", WARNING, seen.if_range.value, advice)
     if seen.if_range is IfRange.REFUSED:
-        advice = "nothing: dlpool resumes without it, after one request more"
+        advice = "nothing to do: dlpool resumes without it, after one more request"
         return DoctorFinding("if-range", WARNING, seen.if_range.value, advice)
     return DoctorFinding("if-range", OK, seen.if_range.value)
 

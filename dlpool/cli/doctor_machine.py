@@ -52,7 +52,7 @@ def check_redis(settings: Settings) -> Iterator[DoctorFinding]:
         find_redis_program()
         if not os.path.lexists(embedded_folder(state_dir)):
             yield DoctorFinding(
-                "redis", OK, "embedded: the supervisor starts it, and has not yet"
+                "redis", OK, "embedded: not started yet; the supervisor starts it"
             )
             return
     client = connect(settings.redis, state_dir, name="dlpool-cli")
@@ -68,7 +68,7 @@ def check_redis(settings: Settings) -> Iterator[DoctorFinding]:
             yield DoctorFinding(
                 "redis",
                 OK,
-                f"auto: none answers at {where}; the supervisor will start a private "
+                f"auto: no server answers at {where}; the supervisor will start a private "
                 f"one",
             )
             return
@@ -136,12 +136,10 @@ def _server(client: redis.Redis) -> Iterator[DoctorFinding]:
 
 def _version(said: ServerInfo) -> str:
     if said.info is None:
-        return "not told"
+        return "unknown"
     valkey = said.info.get("valkey_version")
     return (
-        f"Valkey {valkey}"
-        if valkey
-        else str(said.info.get("redis_version", "not told"))
+        f"Valkey {valkey}" if valkey else str(said.info.get("redis_version", "unknown"))
     )
 
 
@@ -164,9 +162,7 @@ def _risks(said: ServerInfo) -> Iterator[DoctorFinding]:
             yield DoctorFinding(
                 check,
                 OK,
-                "jobs are kept"
-                if is_told[event]
-                else "the server does not tell this user",
+                "jobs are kept" if is_told[event] else "hidden from this user",
             )
 
 
@@ -182,7 +178,7 @@ def _folder(name: str, folder: Path) -> DoctorFinding:
         return DoctorFinding(
             name,
             FAILED,
-            f"{there} is no folder",
+            f"{there} is not a folder",
             f"move it away, or set another {name} in [paths]",
         )
     if not os.access(there, os.W_OK | os.X_OK):
@@ -197,7 +193,9 @@ def _folder(name: str, folder: Path) -> DoctorFinding:
             advice,
         )
     if there != folder:
-        return DoctorFinding(name, OK, f"{folder} is not there yet, and can be made")
+        return DoctorFinding(
+            name, OK, f"{folder} does not exist yet and can be created"
+        )
     if owner != os.geteuid():
         advice = (
             f"if the service runs as {_user(owner)}: run doctor as that user, or it "

@@ -15,7 +15,7 @@ from dlpool.cli.tables import show_row, show_table
 from dlpool.jobs.event_stream import BEGIN, PAGE, EventReader, QueueEvent
 
 COLUMNS = ("ID", "TIME", "EVENT", "JOB", "DETAIL")
-WIDTHS = (15, 24, 16, 32)  # of the columns while they are followed
+WIDTHS = (15, 24, 16, 32)  # of the columns with --follow
 _SHOWN_ELSEWHERE = ("note", "upload_id")
 DETAIL_SHOWN = 200  # characters
 

@@ -40,7 +40,7 @@ from dlpool.threads import raise_open_file_limit
 from dlpool.transfer.job import Checksum
 from dlpool.usertext import read_lines
 
-_ADVICE = "give such lines a PATH of their own, or use --if-exists rename"
+_ADVICE = "give such lines different PATHs, or use --if-exists rename"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -92,7 +92,9 @@ def _refused(arguments: argparse.Namespace, results: list[BatchResult]) -> int:
     )
     report.add(results)
     is_text = not any(isinstance(result.error, ListUnreadable) for result in results)
-    shown.print_line(f"dlpool: nothing was begun{': ' + _ADVICE if is_text else ''}")
+    shown.print_line(
+        f"dlpool: no download was started{': ' + _ADVICE if is_text else ''}"
+    )
     shown.close()
     return report.end(BatchProgress(failed=len(results)), 0.0)
 
@@ -112,7 +114,7 @@ def _earlier(arguments: argparse.Namespace) -> Iterator[BatchSession | None]:
         yield None
         return
     if arguments.input_file is None:
-        raise UsageError("--session is for a list (-i): one file goes on by itself")
+        raise UsageError("--session is for a list (-i): one file resumes without it")
     done = BatchSession(Path(arguments.session))
     try:
         yield done
@@ -145,7 +147,7 @@ def _watch(
         view = batch.progress()
         shown.update(view)
         if batch.stopped.is_set():
-            break  # the other threads wait for a line of the list
+            break  # other threads may still wait for a line of the list
     events.print_events(shown)
     report.add(batch.take_results())
 
@@ -155,16 +157,16 @@ def _items(arguments: argparse.Namespace) -> Iterator[Iterator[BatchItem]]:
     """Yield the items to download; a list is read as workers become free."""
     if arguments.input_file is None:
         if arguments.url is None:
-            raise UsageError("a URL is missing (or -i FILE for a list of them)")
+            raise UsageError("a URL is missing (or use -i FILE for a list)")
         yield iter(
             [single_item(arguments.url, arguments.path, _common(arguments, Path()))]
         )
         return
     if arguments.path is not None:
-        raise UsageError("with -i, the one argument is the folder for the files")
+        raise UsageError("with -i, the only argument is the folder of the files")
     refuse_url(arguments.url)
     if arguments.checksum is not None:
-        raise UsageError("with -i, checksums stand in the list, as JSON")
+        raise UsageError("with -i, put checksums into the list, as JSON")
     common = _common(arguments, Path(arguments.url or ""))
     with open_list(arguments.input_file) as read:
         yield items_from_lines(

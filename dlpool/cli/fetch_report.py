@@ -36,7 +36,7 @@ class FetchReport:
         self._objects: list[dict[str, Any]] = []
         self._done = self._failed = self._cancelled = 0
         self._error: DlpoolError | None = None
-        self._is_unreadable = False  # the list
+        self._is_list_unreadable = False
 
     def add(self, results: Iterable[BatchResult]) -> None:
         """Report results."""
@@ -49,7 +49,7 @@ class FetchReport:
             is_failure = result.error is not None and not result.is_duplicate
             self._failed += is_failure and not is_cancelled
             self._error = self._error or (result.error if is_failure else None)
-            self._is_unreadable |= isinstance(result.error, ListUnreadable)
+            self._is_list_unreadable |= isinstance(result.error, ListUnreadable)
             if self._keeps:
                 self._objects.append(as_json(result))
             self._say(result, is_cancelled=is_cancelled)
@@ -62,7 +62,7 @@ class FetchReport:
         code = self._exit_code()
         if not self._quiet and self.signal is not None and code == 128 + self.signal:
             self._shown.print_line(
-                "dlpool: interrupted; run the same command again to go on"
+                "dlpool: interrupted; run the same command again to resume"
             )
         elif not self._quiet and self._is_list:
             self._shown.print_line(self._summary(view, seconds))
@@ -115,7 +115,7 @@ class FetchReport:
             return 128 + self.signal
         if self._error is None:
             return 0
-        if self._is_unreadable:
+        if self._is_list_unreadable:
             return ListUnreadable.exit_code
         return SOME_FAILED if self._is_list else self._error.exit_code
 
@@ -137,7 +137,7 @@ def _speed(view: BatchProgress, seconds: float) -> float:
 def success_text(outcome: TransferResult) -> str:
     """Return the result of a downloaded file in one line."""
     if outcome.is_skipped:
-        return f"{outcome.path}: exists already, skipped"
+        return f"{outcome.path}: already exists, skipped"
     resumed = (
         f", resumed from {size_text(outcome.resumed_from)}"
         if outcome.resumed_from

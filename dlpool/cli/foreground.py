@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dlpool.cli.progress import Display
 
 DRAW_S = 0.1
-STOP_S = 5.0  # after an interruption, for what cannot be interrupted, as a name look-up
+STOP_S = 5.0  # the wait after a signal, for calls that cannot be interrupted
 
 
 class Interruption:
@@ -39,21 +39,20 @@ class Interruption:
         self.signal = number
 
 
-_WAYS_OUT = {
+_LIMITS = {
     "no_threads": "threads: raise ulimit -u",
     "too_many_files": "open files: raise ulimit -n",
 }
 
 
-def _limited(fields: Mapping[str, object]) -> str:
-    way_out = _WAYS_OUT.get(str(fields["reason"]), fields["reason"])
+def _connections_limited(fields: Mapping[str, object]) -> str:
+    limit = _LIMITS.get(str(fields["reason"]), fields["reason"])
     return (
-        f"connections: {fields['connections']}, as this machine allows no more "
-        f"{way_out}"
+        f"connections: {fields['connections']}, as this machine allows no more {limit}"
     )
 
 
-def _not_synced(fields: Mapping[str, object]) -> str:
+def _folder_not_synced(fields: Mapping[str, object]) -> str:
     return (
         f"cannot force the names in {fields['folder']} to disk ({fields['reason']}): "
         f"files there are complete, but a "
@@ -62,8 +61,8 @@ def _not_synced(fields: Mapping[str, object]) -> str:
 
 
 _SENTENCES = {
-    "connections_limited": _limited,
-    "folder_not_synced": _not_synced,
+    "connections_limited": _connections_limited,
+    "folder_not_synced": _folder_not_synced,
 }  # shown without -v
 
 

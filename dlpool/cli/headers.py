@@ -74,7 +74,7 @@ def _content(name: str, shown: str) -> bytes:
         ) from error
     if size > MAX_FILE:
         raise UsageError(
-            f"{shown} is longer than {MAX_FILE} bytes: it should hold headers, a line "
-            f"each"
+            f"{shown} is longer than {MAX_FILE} bytes: it should contain headers, one "
+            f"per line"
         )
     return b"".join(parts)

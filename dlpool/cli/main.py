@@ -37,8 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
     """
     parser = Parser(
         prog="dlpool",
-        description="Turns URLs into files: over several connections, resumable, "
-        "exact.",
+        description="Downloads URLs to files: over several connections, resumable, "
+        "verified.",
         epilog=EXIT_CODES,
         formatter_class=_CommandsFormatter,
         allow_abbrev=False,

@@ -24,9 +24,9 @@ from dlpool.kinds import parse_count
 
 JOBS = 5  # files of a list at once
 _PATH = """\
-Download URL to PATH. PATH is a file, or a folder if it ends in / or is one already; without it the file goes to the
-current folder. In a folder the server or the URL names the file. Missing folders are made. A PATH may not end in .part
-or .part.meta: those are the unfinished file and its state, which lie beside it.
+Download URL to PATH. PATH is a file, or a folder if it ends in / or exists as one (default: the current folder). In a
+folder the server or the URL names the file. Missing folders are created. PATH must not end in .part or .part.meta: the
+unfinished file and its state have these names.
 """
 _EXAMPLES = """\
 examples:
@@ -60,7 +60,7 @@ def add_fetch(
         "path",
         metavar="PATH",
         nargs="?",
-        help="a file, or a folder: what ends in / or is one already (default: the "
+        help="a file, or a folder if it ends in / or exists as one (default: the "
         "current folder)",
     )
     _add_job_options(parser.add_argument_group("what to fetch"))
@@ -189,14 +189,13 @@ def _add_job_options(group: Any) -> None:
     group.add_argument(
         "--session",
         metavar="FILE",
-        help="with -i: remembers what is done, so that the next run goes on",
+        help="with -i: record what is done; the next run downloads the rest",
     )
     add_header_options(group, ", for the URL's own origin")
     group.add_argument(
         "--user",
         metavar="NAME[:PASSWORD]",
-        help="HTTP user; without a password DLPOOL_PASSWORD holds it, or it is asked "
-        "for",
+        help="HTTP user; the password may be in DLPOOL_PASSWORD, else it is asked for",
     )
     group.add_argument("--referer", metavar="URL", help="Referer header")
     group.add_argument(
@@ -228,9 +227,9 @@ def add_header_options(group: Any, where: str = "") -> None:
         dest="header",
         action="append",
         type="@{}".format,
-        help="add the headers of a file, - for standard input: on each line NAME: "
-        "VALUE; other users "
-        "of the machine can read what stands on a command line, not in a file",
+        help="add the headers of a file (- for standard input), NAME: VALUE on each "
+        "line; unlike a file, other users of the machine can read the command "
+        "line",
     )
 
 
@@ -240,16 +239,15 @@ def add_output_options(group: Any) -> None:
         "--progress",
         choices=("auto", "bar", "plain", "json", "none"),
         default="auto",
-        help="on standard error (default: auto: bars on a terminal, else lines)",
+        help="progress on standard error (default: auto, which is bars on a terminal, "
+        "else lines)",
     )
-    group.add_argument(
-        "-q", "--quiet", action="store_true", help="say nothing but errors"
-    )
-    group.add_argument("-v", "--verbose", action="store_true", help="say what happens")
+    group.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    group.add_argument("-v", "--verbose", action="store_true", help="print events")
     group.add_argument(
         "--json",
         action="store_true",
-        help="print the result as one JSON object on standard output",
+        help="print the result as a JSON object on standard output",
     )
 
 

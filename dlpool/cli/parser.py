@@ -10,14 +10,14 @@ from typing import Any, NoReturn
 
 EXIT_CODES = """\
 exit codes:
-  0 done                      8 server failed or refused  15 remote keeps changing
+  0 success                   8 server failed or refused  15 remote keeps changing
   1 unclassified              9 no space                  20 Redis unreachable
   2 usage                    10 not found (404, 410)      21 no such job
   3 local file I/O, port     11 checksum mismatch         75 try again later
   4 network, DNS, timeout    12 refused by policy         78 configuration
-  5 TLS                      13 target exists, or locked 130 interrupted: run it again to go on
-  6 401, 403, 407            14 some of many failed      143 terminated: run it again to go on
-  7 server broke HTTP        16 infected (quarantine)
+  5 TLS                      13 target exists, or locked 130 interrupted: run again to resume
+  6 401, 403, 407            14 some of many failed      143 terminated: run again to resume
+  7 HTTP violated            16 infected (quarantine)
 """
 
 

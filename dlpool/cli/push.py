@@ -27,10 +27,10 @@ from dlpool.jobs.transitions import Transitions, new_id
 from dlpool.transfer.http.urls import split_credentials
 from dlpool.usertext import READ_BYTES, NotText, TextLines
 
-BATCH = 500  # jobs a round trip
+BATCH = 500  # jobs per round trip
 WORDS = {
-    "DUP": "known already",
-    "FOLLOWS": "the same as one that waits or runs already, and ends with it",
+    "DUP": "already known",
+    "FOLLOWS": "the same as a waiting or running job, and ends with it",
 }
 
 
@@ -43,12 +43,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.input_file is None:
         return _push_one(arguments, own)
     if arguments.url is not None:
-        raise UsageError("with -i, URLs and PATHs stand in the list")
+        raise UsageError("with -i, put URLs and PATHs into the list")
     if arguments.checksum is not None or arguments.id is not None:
-        raise UsageError("with -i, checksums and ids stand in the list, as JSON")
+        raise UsageError("with -i, put checksums and ids into the list, as JSON")
     parse_valid_job(
         compose_job("http://localhost/", "options", **own)
-    )  # once, not for each line
+    )  # checks the options once
     return _push_list(arguments, own)
 
 
@@ -110,7 +110,7 @@ class ListPush:
         self._own = own
         self._is_json = is_json
         self._read = 0  # lines
-        self._done = 0  # lines that need not be pushed again
+        self._done = 0  # lines that are completed
         self._refused = 0
         self._results = dict.fromkeys(("OK", "DUP", "FOLLOWS"), 0)
 
@@ -143,16 +143,16 @@ class ListPush:
     def summary(self) -> str:
         """Return the results in one sentence."""
         known, same = self._results["DUP"], self._results["FOLLOWS"]
-        parts = [f"{_many(self._results['OK'] + same, 'job')} pushed"]
-        parts += [f"{same} of them the same as others"] if same else []
-        parts += [f"{known} known already"] if known else []
-        parts += [f"{_many(self._refused, 'line')} refused"] if self._refused else []
+        parts = [f"{_counted(self._results['OK'] + same, 'job')} pushed"]
+        parts += [f"{same} of them the same as other jobs"] if same else []
+        parts += [f"{known} already known"] if known else []
+        parts += [f"{_counted(self._refused, 'line')} refused"] if self._refused else []
         return ", ".join(parts)
 
     def stopped(self) -> str:
         """Return the last completed line, so that the user can continue from there."""
         doubt = (
-            f"; lines {self._done + 1} to {self._read} may be pushed or not"
+            f"; lines {self._done + 1} to {self._read} may or may not be pushed"
             if self._read > self._done
             else ""
         )
@@ -187,8 +187,8 @@ def note_pushed(
         audit.note(job_ids[0], UNCHANGED, len(job_ids))
 
 
-def _many(count: int, thing: str) -> str:
-    return f"{count} {thing}{'' if count == 1 else 's'}"
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _push_one(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
@@ -211,7 +211,7 @@ def _push_one(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
             result = Transitions(queue.client, queue.keys).push([(job, job_id)])[0]
         except QueueAway as error:
             raise QueueAway(
-                f"{error} (if it is pushed nevertheless, it is job {job_id})"
+                f"{error} (if it was pushed nevertheless, it is job {job_id})"
             ) from error
         note_pushed(queue.audit, [job_id], [result])
     if result in WORDS and not arguments.quiet:

@@ -20,12 +20,12 @@ MAX_LIMIT = 10_000
 MAX_JOBS = 1_000_000
 
 _PUSH = """\
-Queue a job: the service downloads URL to PATH. PATH is a path of the service's machine; a relative one is relative to
-its download_dir. Prints the id of the job.
+Queue a job: the service downloads URL to PATH on its machine. A relative PATH is relative to its download_dir. Prints
+the id of the job.
 
 With -i, each line is 'URL PATH' or a JSON object as clients push it: {"url": ..., "save_path": ..., "dlpool": {...}}.
-The options hold for the lines of the first form; an object is pushed as it stands. A bad line is named, and the others
-are pushed (exit 14).
+The options apply to lines of the first form only; an object is pushed unchanged. Invalid lines are reported, and the
+others are pushed (exit 14).
 """
 _PUSH_EXAMPLES = """\
 examples:
@@ -35,27 +35,28 @@ examples:
 
 """
 _JOBS = (
-    "List jobs: running ones first, then queued, delayed, paused, failed, "
-    "cancelled and succeeded ones."
+    "List jobs: running, queued, delayed, paused, failed, cancelled, and succeeded "
+    "ones, in this order."
 )
 _STATS = """\
-Show how many jobs wait, run and have ended, who works on them, and the counters of the last seven days (UTC).
+Show the numbers of waiting, running and ended jobs, the supervisors, and the counters of the last seven days (UTC).
 """
 
 _HEALTH = """\
-Ask the supervisor of this machine whether it is ready: what it checks, a line each, and exit 0 if all is well, else 1.
+Ask the supervisor of this machine whether it is ready. Prints a line for each of its checks; exits with 0 if all
+succeed, else with 1.
 """
 
 _EVENTS = """\
-Show what has happened to jobs: the last events of the queue's stream, which keeps about 10,000 of them. With --follow,
-also what happens from now on, until Ctrl-C. Jobs that clients push to the list are seen from their start on.
+Show the last events of the queue's stream, which keeps about 10,000 of them. With --follow, also show new events until
+Ctrl-C. Jobs that clients push to the list have events from their start on.
 """
 
 
 _AUDIT = """\
-Show who changed jobs, nodes, the queue, uploads and quarantine, and who tried to: the last events of the queue's stream
-of audit events, which keeps about as many as audit_events in [redis] says. With --follow, also what happens from now
-on, until Ctrl-C. ACTION is as job.cancel; job alone stands for all actions on jobs.
+Show who changed, or tried to change, jobs, nodes, the queue, uploads and the quarantine: the last audit events of the
+queue's stream, which keeps about as many as audit_events in [redis]. With --follow, also show new events until Ctrl-C.
+ACTION is a name such as job.cancel, or job for all actions on jobs.
 """
 
 
@@ -75,26 +76,29 @@ def add_queue_commands(commands: Any, exit_codes: str) -> None:
         metavar="N",
         type=lambda text: parse_limit(text, MAX_JOBS),
         default=50,
-        help="at most so many (default: 50)",
+        help="list at most N jobs (default: 50)",
     )
-    add_queue_options_and_output(parser, "print one JSON object a line")
+    add_queue_options_and_output(parser, "print one JSON object per line")
     parser = add_command(
         commands,
         "job",
         "show one job",
-        "Show all that is known of one job.",
+        "Show all details of one job.",
         exit_codes,
         _job,
     )
-    parser.add_argument(
-        "id", metavar="ID", help="the id that push printed, or that jobs shows"
-    )
+    parser.add_argument("id", metavar="ID", help="the id that push or jobs prints")
     add_queue_options_and_output(parser, "print one JSON object")
     _add_events(commands, exit_codes)
     _add_health(commands, exit_codes)
     _add_audit(commands, exit_codes)
     parser = add_command(
-        commands, "stats", "show the queue in figures", _STATS, exit_codes, _stats
+        commands,
+        "stats",
+        "show the statistics of the queue",
+        _STATS,
+        exit_codes,
+        _stats,
     )
     add_queue_options_and_output(parser, "print one JSON object")
 
@@ -110,7 +114,10 @@ def _add_push(commands: Any, exit_codes: str) -> None:
     )
     parser.add_argument("url", metavar="URL", nargs="?", help="http or https")
     parser.add_argument(
-        "path", metavar="PATH", nargs="?", help="where the service puts the file"
+        "path",
+        metavar="PATH",
+        nargs="?",
+        help="the target on the machine of the service",
     )
     group = parser.add_argument_group("the job")
     group.add_argument(
@@ -122,18 +129,19 @@ def _add_push(commands: Any, exit_codes: str) -> None:
     group.add_argument(
         "--id",
         metavar="ID",
-        help="its id; pushed again under the same one, nothing happens (default: made)",
+        help="the id of the job; a second push with the same id does nothing "
+        "(default: generated)",
     )
     group.add_argument(
         "--priority",
         metavar="high|normal|low|N",
-        help="which jobs go first; of integers, those below 0 are high, those above 0 "
-        "low (default: normal)",
+        help="the priority of the job; integers below 0 are high, above 0 low "
+        "(default: normal)",
     )
     group.add_argument(
         "--not-before",
         metavar="TIME",
-        help="when it may begin: RFC 3339, or seconds since 1970",
+        help="the earliest start: RFC 3339, or seconds since 1970",
     )
     group.add_argument(
         "--checksum",
@@ -144,16 +152,17 @@ def _add_push(commands: Any, exit_codes: str) -> None:
     group.add_argument(
         "--if-exists",
         choices=("overwrite", "skip", "fail", "rename"),
-        help="when the target exists (default: the service's)",
+        help="what to do if the target exists (default: that of the service)",
     )
     group.add_argument(
-        "--limit-rate", metavar="SIZE", help="bytes a second at most; takes K M G T"
+        "--limit-rate",
+        metavar="SIZE",
+        help="the maximum bytes per second; takes K M G T",
     )
     group.add_argument(
         "--dedupe",
         action="store_true",
-        help="do not download twice what waits or runs already with the same URL and "
-        "PATH",
+        help="attach to a waiting or running job with the same URL and PATH",
     )
     group.add_argument(
         "--scan",
@@ -167,32 +176,32 @@ def _add_push(commands: Any, exit_codes: str) -> None:
 
 def _add_events(commands: Any, exit_codes: str) -> None:
     parser = add_command(
-        commands, "events", "show what happens to jobs", _EVENTS, exit_codes, _events
+        commands, "events", "show the events of jobs", _EVENTS, exit_codes, _events
     )
-    parser.add_argument(
-        "-f", "--follow", action="store_true", help="go on with what happens"
-    )
+    parser.add_argument("-f", "--follow", action="store_true", help="follow new events")
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument(
         "--last",
         metavar="N",
         type=_last,
         default=20,
-        help="begin with the last N (default: 20)",
+        help="start with the last N events (default: 20)",
     )
     begin.add_argument(
-        "--since", metavar="ID", type=_event_id, help="begin after that event"
+        "--since", metavar="ID", type=_event_id, help="start after this event"
     )
-    add_queue_options_and_output(parser, "print one JSON object a line")
+    add_queue_options_and_output(parser, "print one JSON object per line")
     parser.set_defaults(limit=MAX_LIMIT)
 
 
 def _add_audit(commands: Any, exit_codes: str) -> None:
     parser = add_command(
-        commands, "audit", "show who changed what", _AUDIT, exit_codes, _audit
+        commands, "audit", "show the audit events", _AUDIT, exit_codes, _audit
     )
     parser.add_argument(
-        "--actor", metavar="ACTOR", help="only what this one did, as the list shows it"
+        "--actor",
+        metavar="ACTOR",
+        help="only events of this actor, as the list prints it",
     )
     parser.add_argument(
         "--action",
@@ -203,13 +212,13 @@ def _add_audit(commands: Any, exit_codes: str) -> None:
     parser.add_argument(
         "--object",
         metavar="OBJECT",
-        help="only what was done to it: the id of a job, upload, node ...",
+        help="only events of this object: the id of a job, upload, node ...",
     )
     parser.add_argument(
         "--since",
         metavar="TIME",
-        help="only from then on: RFC 3339, seconds since 1970, or a duration before "
-        "now, as 2h",
+        help="only events since: RFC 3339, seconds since 1970, or a duration before "
+        "now such as 2h",
     )
     parser.add_argument(
         "-n",
@@ -217,17 +226,20 @@ def _add_audit(commands: Any, exit_codes: str) -> None:
         metavar="N",
         type=parse_limit,
         default=50,
-        help="the last N of them (default: 50)",
+        help="the last N events (default: 50)",
     )
-    parser.add_argument(
-        "-f", "--follow", action="store_true", help="go on with what happens"
-    )
-    add_queue_options_and_output(parser, "print one JSON object a line")
+    parser.add_argument("-f", "--follow", action="store_true", help="follow new events")
+    add_queue_options_and_output(parser, "print one JSON object per line")
 
 
 def _add_health(commands: Any, exit_codes: str) -> None:
     parser = add_command(
-        commands, "health", "ask a supervisor how it is", _HEALTH, exit_codes, _health
+        commands,
+        "health",
+        "check the health of a supervisor",
+        _HEALTH,
+        exit_codes,
+        _health,
     )
     parser.add_argument(
         "-c",
@@ -237,16 +249,17 @@ def _add_health(commands: Any, exit_codes: str) -> None:
         "and 127.0.0.1:9108)",
     )
     parser.add_argument(
-        "--address", metavar="HOST:PORT", type=_address, help="ask there"
+        "--address",
+        metavar="HOST:PORT",
+        type=_address,
+        help="the address of the supervisor",
     )
     parser.add_argument(
         "--live",
         action="store_true",
-        help="whether it is alive, whatever else is wrong",
+        help="check only whether it is alive, not whether it is ready",
     )
-    parser.add_argument(
-        "-q", "--quiet", action="store_true", help="say nothing but errors"
-    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
 
 
 def add_command(
@@ -285,7 +298,7 @@ def _last(text: str) -> int:
 def _event_id(text: str) -> str:
     if not re.fullmatch(r"[0-9]{1,18}(-[0-9]{1,18})?", text, re.ASCII):
         raise argparse.ArgumentTypeError(
-            f"{text[:80]!r} is no id of an event, such as 1700000000000-0"
+            f"{text[:80]!r} is not an event id such as 1700000000000-0"
         )
     return text
 

@@ -69,14 +69,14 @@ def add_queue_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--redis-password",
         metavar="TEXT",
-        help="password; others on this machine can see it here, better is "
-        "password_file in the INI",
+        help="password; other users can see the command line: prefer password_file in "
+        "the INI",
     )
     group.add_argument(
         "--group",
         metavar="NAME",
         type=_group,
-        help="work on the list NAME:go_download_urls",
+        help="use the list NAME:go_download_urls",
     )
 
 
@@ -84,9 +84,7 @@ def add_output_options(parser: argparse.ArgumentParser, json_help: str) -> None:
     """Declare the output options of a command on the queue."""
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help=json_help)
-    group.add_argument(
-        "-q", "--quiet", action="store_true", help="say nothing but errors"
-    )
+    group.add_argument("-q", "--quiet", action="store_true", help="print errors only")
 
 
 def queue_settings(arguments: argparse.Namespace) -> Settings:
@@ -154,7 +152,7 @@ def open_queue(arguments: argparse.Namespace) -> Iterator[OpenQueue]:
                 raise
             start = _start_command(arguments.config)
             raise QueueAway(
-                f"{error}; nor does a supervisor run for {state_dir.absolute()}: start "
+                f"{error}; and no supervisor runs for {state_dir.absolute()}: start "
                 f"it with {start}"
             ) from error
         recorder.attach(client, QueueKeys(settings.group))

@@ -11,7 +11,7 @@ from dlpool.config import SECTIONS, option_names
 from dlpool.config.ini import bounds, default_ini
 
 MARK = "<!-- What follows is written by scripts/generate. -->\n"
-_FETCHED = ("transfer", "network")  # all of whose settings are options of dlpool fetch
+_FETCHED = ("transfer", "network")  # all of their settings are options of dlpool fetch
 _HEAD = "| key | value | default | reload | what it is |\n|---|---|---|---|---|\n"
 
 

@@ -19,7 +19,7 @@ from dlpool.config.ini import default_ini
 from dlpool.disk import atomic_write, make_folders, translated
 from dlpool.errors import TargetExists
 
-PROGRAM = "/usr/bin/dlpool-supervisor"  # in the units as they are shipped
+PROGRAM = "/usr/bin/dlpool-supervisor"  # in the shipped units
 UNIT = "dlpool-supervisor.service"
 TEMPLATE = "dlpool-supervisor@.service"
 WEB_UNIT = "dlpool-web.service"
@@ -37,7 +37,7 @@ next, as root:
 """
 _QUESTION = """\
 Jobs may connect to public addresses only. Which other networks may they connect to?
-Addresses or networks with commas between, as 10.0.0.0/8,192.168.0.0/16 (Enter: none): """
+Addresses or networks separated by commas, such as 10.0.0.0/8,192.168.0.0/16 (Enter: none): """
 _NETWORK_ALLOW = next(
     one for one in fields(NetworkSettings) if one.name == "network_allow"
 )
@@ -68,13 +68,13 @@ def run(arguments: argparse.Namespace) -> int:
         print(
             f"dlpool: warning: the service will not find {program}: its unit hides "
             f"that folder from it; install "
-            "dlpool elsewhere, as below /opt",
+            "dlpool elsewhere, such as below /opt",
             file=sys.stderr,
         )
     if kept:
         raise TargetExists(
             "\ndlpool: ".join(
-                f"{path} was changed, and is kept: move it away to have it written (of "
+                f"{path} was changed and is kept: move it away to have it written (of "
                 f"a unit, own settings belong "
                 "into a drop-in, see systemctl edit)"
                 for path in kept
@@ -212,7 +212,7 @@ def install(root: Path, wanted: dict[str, str]) -> list[Path]:
                 _write(path, text)
                 said = f"written: {path}"
             elif path.is_file() and path.read_bytes() == text.encode():
-                said = f"as it should be: {path}"
+                said = f"unchanged: {path}"
             else:
                 kept.append(path)
                 continue

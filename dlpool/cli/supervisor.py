@@ -26,24 +26,21 @@ _NAMED = (
     "max_concurrent_downloads",
     "drain_timeout",
     "log_format",
-)  # further settings with an option of their own
+)  # further settings with their own option
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; all other settings are in the INI file."""
     parser = Parser(
         prog="dlpool-supervisor",
-        description="Takes download jobs from Redis and turns them into files, until "
-        "it is told to end.",
+        description="Runs the download jobs of a Redis queue until it is stopped.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"dlpool {__version__}")
     add_service_options(parser)
-    parser.add_argument(
-        "-q", "--quiet", action="store_true", help="say nothing but errors"
-    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     return parser
 
 
@@ -104,15 +101,15 @@ class StartPrinter:
             return
         self._left.discard(event)
         if event == "service_started":
-            said = start_lines(fields)
+            lines = start_lines(fields)
         elif event == "service_ready":
-            said = ["ready"]
+            lines = ["ready"]
         elif event in _STARTING:
-            said = [f"warning: {fields['reason']}"]
+            lines = [f"warning: {fields['reason']}"]
         else:
-            said = [f"{fields.get('error')}; it waits until Redis can be used"]
+            lines = [f"{fields.get('error')}; waiting until Redis can be used"]
         print(
-            *(f"dlpool-supervisor: {line}" for line in said),
+            *(f"dlpool-supervisor: {line}" for line in lines),
             sep="\n",
             file=sys.stderr,
             flush=True,
@@ -127,7 +124,7 @@ def start_lines(fields: Mapping[str, Any]) -> list[str]:
         shown["supervisor"][name] for name in ("max_concurrent_downloads", "max_slots")
     )
     at_once = (
-        f"up to {most} jobs at once, as many as pay"
+        f"up to {most} jobs at once, as many as raise the throughput"
         if slots == AUTO
         else f"{slots} jobs at once"
     )
@@ -172,10 +169,10 @@ def _run(argv: Sequence[str] | None) -> int:
     if sys.stderr.isatty() and not arguments.quiet:
         print(
             f"dlpool-supervisor: the log is {settings.paths.log_dir}/dlpool.log; "
-            f"Ctrl-C ends it",
+            f"Ctrl-C stops the service",
             file=sys.stderr,
         )
-    arguments.quiet = True  # a reload need not warn again
+    arguments.quiet = True  # a reload does not warn again
     serve(
         settings, lambda: load_service_settings(arguments), early, herald.handle_event
     )

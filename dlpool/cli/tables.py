@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dlpool.cli.console import show_lines, stream_for_rich
 from dlpool.usertext import escape_unsafe
 
-SHORT = 10  # characters that stay on one line, as those of the first column do
+SHORT = 10  # characters; shorter columns, and the first one, are not wrapped
 
 Cells = Sequence[object]
 

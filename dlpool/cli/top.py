@@ -25,8 +25,8 @@ from dlpool.jobs.queue_admin import QueueAdmin
 from dlpool.jobs.queue_views import QueueStats, QueueViews
 from dlpool.transfer.http.urls import display_url
 
-LOOK_S = 1.0
-NEWS_S = 0.3  # for supervisors to answer, at the first look
+SAMPLE_S = 1.0
+FIRST_SAMPLE_S = 0.3  # the wait for the reports of supervisors before the first sample
 BAR = 20  # characters
 COLUMNS = ("ID", "NODE", "DONE", "RATE", "PHASE", "URL", "PATH")
 
@@ -73,7 +73,7 @@ class QueueMonitor:
         Older reports have different ages and would give wrong rates.
         """
         self.sample()
-        time.sleep(NEWS_S)
+        time.sleep(FIRST_SAMPLE_S)
         self._rates = JobRates()
         self.sample()
 
@@ -168,7 +168,7 @@ def run(arguments: argparse.Namespace) -> int:
         top = QueueMonitor(queue, arguments.limit)
         top.begin()
         if arguments.json or not sys.stdout.isatty():
-            time.sleep(LOOK_S)
+            time.sleep(SAMPLE_S)
             top.sample()
             return _print(top, is_json=arguments.json)
         return _watch(top)
@@ -220,11 +220,11 @@ def _watch(top: QueueMonitor) -> int:
         auto_refresh=False,
     ) as live:
         while True:
-            time.sleep(LOOK_S)
+            time.sleep(SAMPLE_S)
             try:
                 top.sample()
                 problem = ""
-            except QueueAway as error:  # what was seen last stays, with the reason
+            except QueueAway as error:  # the last sample stays visible, with the reason
                 problem = str(error)
             live.update(drawn(), refresh=True)
 

@@ -11,20 +11,20 @@ def size_text(size: float) -> str:
         return f"{size:.0f}B"
     for unit in ("K", "M", "G"):
         size /= 1024
-        if size < 1023.95:  # what would be rounded up to 1024.0 is one of the next unit
+        if size < 1023.95:  # values that round to 1024.0 take the next unit
             return f"{size:.1f}{unit}"
     return f"{size / 1024:.1f}T"
 
 
 def time_text(seconds: float) -> str:
     """Return seconds with units: 7s, 3m20s, 2h05m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded}s"
     return (
-        f"{whole // 60}m{whole % 60:02d}s"
-        if whole < 3600
-        else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+        f"{rounded // 60}m{rounded % 60:02d}s"
+        if rounded < 3600
+        else f"{rounded // 3600}h{rounded % 3600 // 60:02d}m"
     )
 
 

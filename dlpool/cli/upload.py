@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = load_upload_settings(arguments)
     headers, network = access_headers(arguments), found.settings.network
     if arguments.token_file is not None:
-        network = replace(network, netrc=False)  # the token is what was asked for
+        network = replace(network, netrc=False)  # the token has precedence
     raise_open_file_limit()
     connections = arguments.connections or MAX_CONNECTIONS
     client = HttpClient(
@@ -90,7 +90,7 @@ class UploadRun:
             return
         arguments = self._arguments
         try:
-            wish = FileUploadRequest(
+            request = FileUploadRequest(
                 path,
                 arguments.connections,
                 arguments.chunk_size,
@@ -98,7 +98,7 @@ class UploadRun:
                 arguments.path,
             )
             upload = FileUpload(
-                wish,
+                request,
                 self._server,
                 self._client,
                 self._found.settings.transfer,

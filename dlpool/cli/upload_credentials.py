@@ -43,7 +43,9 @@ def _secret(path: str) -> str:
     except OSError as error:
         raise LocalFault(f"cannot read {path}: {error.strerror}") from error
     except (NotText, UsageError) as error:
-        raise UsageError(f"{path} holds characters that no header can have") from error
+        raise UsageError(
+            f"{path} contains characters that a header cannot have"
+        ) from error
     if not secret:
-        raise UsageError(f"{path} is empty: it should hold a secret")
+        raise UsageError(f"{path} is empty: it should contain a secret")
     return secret

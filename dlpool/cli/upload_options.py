@@ -18,7 +18,7 @@ from dlpool.config import SECTIONS
 from dlpool.config.layers import EffectiveSettings
 from dlpool.kinds import AUTO, parse_count, parse_size
 
-# The settings of downloads that uploads obey, too.
+# The settings that uploads share with downloads.
 SETTINGS = {
     "transfer": (
         "retries",
@@ -56,19 +56,21 @@ def add_upload(
     """Declare ``dlpool upload``."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "upload",
-        help="send files to a dlpool-web, in chunks",
-        description="Send each FILE to the dlpool-web whose upload API is at URL; goes "
-        "on where an earlier run ended.",
+        help="upload files to a dlpool-web",
+        description="Upload each FILE to the dlpool-web whose upload API is at URL. "
+        "Resumes earlier uploads.",
         epilog=_EXAMPLES + exit_codes,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.set_defaults(run=run, command="upload")
-    parser.add_argument("files", metavar="FILE", nargs="+", help="what to send")
+    parser.add_argument("files", metavar="FILE", nargs="+", help="the files to upload")
     parser.add_argument(
-        "url", metavar="URL", help="http or https, as http://host:18101/go-uploader"
+        "url",
+        metavar="URL",
+        help="http or https, such as http://host:18101/go-uploader",
     )
-    _add_own_options(parser.add_argument_group("what to send, and how"))
+    _add_own_options(parser.add_argument_group("the upload"))
     for section, names in SETTINGS.items():
         group = parser.add_argument_group(section)
         for declared in fields(SECTIONS[section]):
@@ -94,36 +96,35 @@ def _add_own_options(group: Any) -> None:
         metavar="N",
         type=_connections,
         default=None,
-        help="chunks that are sent at once (default: as many as the server wants, else "
-        "4)",
+        help="number of chunks sent at once (default: as the server advises, else 4)",
     )
     group.add_argument(
         "--chunk-size",
         metavar="auto|SIZE",
         type=_chunk_size,
         default=None,
-        help="bytes of a chunk (default: auto: 8M or what the server takes; small and "
-        "very large files have others)",
+        help="bytes of a chunk (default: auto, which is 8M or the limit of the "
+        "server; small and very large files differ)",
     )
     group.add_argument(
         "--name",
         metavar="NAME",
-        help="how the file is called at the server (default: as here)",
+        help="name of the file at the server (default: that of FILE)",
     )
     group.add_argument(
         "--path",
         metavar="FOLDER",
-        help="below which folder of the server's it goes (default: none)",
+        help="folder of the file, below the folder of the server (default: none)",
     )
     group.add_argument(
         "--token-file",
         metavar="FILE",
-        help="a file that holds a bearer token, to be let in",
+        help="a file with a bearer token",
     )
     group.add_argument(
         "--secret-key-file",
         metavar="FILE",
-        help="a file that holds the server's secret key, instead",
+        help="a file with the secret key of the server, instead of a token",
     )
     add_header_options(group)
     group.add_argument(

@@ -72,9 +72,9 @@ class UploadReport:
         not_begun = self._files[self.ended :]
         self._counts["not_begun"] += len(not_begun)
         if signal is not None and code > 128 and not self._quiet:
-            left = f"; files not begun: {len(not_begun)}" if not_begun else ""
+            left = f"; files not started: {len(not_begun)}" if not_begun else ""
             self._shown.print_line(
-                f"dlpool: interrupted; run the same command again to go on{left}"
+                f"dlpool: interrupted; run the same command again to resume{left}"
             )
         if not as_json:
             return code
@@ -85,7 +85,7 @@ class UploadReport:
                 for file in not_begun
             ),
         ]
-        whole = {
+        report = {
             "exit_code": code,
             **{state: self._counts[state] for state in STATES},
             "files": files,
@@ -94,7 +94,7 @@ class UploadReport:
             show_lines(
                 [
                     json.dumps(
-                        whole
+                        report
                         if len(self._files) > 1
                         else {**files[0], "exit_code": code}
                     )

@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from dlpool.web.auth import Authenticator
 
 PROGRAM = "dlpool-web"
-GO_CONFIG = "config.json"  # which the Go upload server reads from its working directory
-_MISSING = "dlpool-web needs more libraries: pip install 'dlpool[web]' (there is no {})"
+GO_CONFIG = "config.json"  # read by the Go upload server from its working directory
+_MISSING = "dlpool-web needs more libraries: pip install 'dlpool[web]' ({} is missing)"
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; all other settings are in the INI file."""
     parser = Parser(
         prog="dlpool-web",
-        description="Takes uploads over HTTP, and shows and steers the queue, until it "
-        "is told to end.",
+        description="Serves uploads, the job API and the dashboard over HTTP until it "
+        "is stopped.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -145,7 +145,7 @@ def _serve(settings: Settings) -> int:
     address = f"http://{_shown(host)}:{port}{settings.web.prefix}"
     print(
         f"{PROGRAM}: {address}; the log is {log.path}", file=sys.stderr, flush=True
-    )  # else each fork prints it again
+    )  # otherwise each fork prints it again
 
     def load() -> tuple[Any, Callable[[int, str, str, str], None]]:
         parts = WebServices(settings, _keys_of(settings, keys, log))
@@ -154,7 +154,7 @@ def _serve(settings: Settings) -> int:
     server = GunicornServer(
         listener.detach(), settings.web, log, capacity.processes, load
     )
-    server.run()  # it ends by sys.exit
+    server.run()  # it ends with sys.exit
     return 0
 
 
@@ -188,7 +188,7 @@ def _listener(settings: Settings) -> socket.socket:
 def _make_folders(settings: Settings) -> None:
     """Create the folders of uploads and of merged files. Raises LocalFault."""
     for name in (settings.upload.upload_dir, settings.upload.merged_dir):
-        with translated(f"make the folder {name}"):
+        with translated(f"create the folder {name}"):
             make_folders(Path(name).absolute(), sync=False)
 
 
