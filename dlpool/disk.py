@@ -1,5 +1,4 @@
-"""Durable files: what an errno means, atomic replacement, publishing without replacing,
-folder sync.
+"""Durable files: the meaning of errnos, atomic writes, publishing, folder sync.
 
 Every module that must survive a kill or a power failure writes its files through this
 one. ``FAULTS`` is the only table of errnos; the ``CANNOT_...`` sets name, for each
@@ -140,8 +139,10 @@ HAS_NO_XATTR = _LACKS | {
 
 
 def fault_of(error: OSError) -> Fault:
-    """Return the meaning of ``error``; an errno outside the table is of kind
-    ``storage`` and keeps its own text."""
+    """Return the meaning of ``error``.
+
+    An errno outside the table is of kind ``storage`` and keeps its own text.
+    """
     known = FAULTS.get(error.errno or 0)
     return known or Fault(
         "storage", LocalFault, error.strerror or str(error) or type(error).__name__
@@ -149,8 +150,10 @@ def fault_of(error: OSError) -> Fault:
 
 
 class translated:
-    """Translate an OSError of the block into its LocalFault, with the message "cannot
-    DOING: REASON"."""
+    """Translate an OSError of the block into its LocalFault.
+
+    The message is "cannot DOING: REASON".
+    """
 
     def __init__(self, doing: str) -> None:
         self._doing = doing
@@ -179,8 +182,10 @@ def identity_of(status: os.stat_result) -> Identity:
 
 
 def is_name_of(name: Name, identity: Identity, dir_fd: int | None = None) -> bool:
-    """Return whether ``name`` refers to the file with that identity, not by a symbolic
-    link. Raises OSError."""
+    """Return whether ``name`` is a name of the file with that identity. Raises OSError.
+
+    A symbolic link to the file is not.
+    """
     try:
         return (
             identity_of(os.stat(name, dir_fd=dir_fd, follow_symlinks=False)) == identity
@@ -192,11 +197,10 @@ def is_name_of(name: Name, identity: Identity, dir_fd: int | None = None) -> boo
 def write_all(
     descriptor: int, data: bytes | memoryview, offset: int | None = None
 ) -> None:
-    """Write all of ``data``, at ``offset`` or at the current position of the
-    descriptor. Raises OSError.
+    """Write all of ``data``, at ``offset`` or at the position of the descriptor.
 
     write(2) may write less: after a signal, or on a nearly full disk, where the next
-    call fails.
+    call fails. Raises OSError.
     """
     view = memoryview(data)
     written = 0
@@ -221,8 +225,7 @@ def atomic_write(
     temporary: Name | None = None,
     on_unsynced: OnUnsynced | None = None,
 ) -> None:
-    """Replace the content of ``path`` atomically: readers see the complete old or the
-    complete new content.
+    """Replace the content of ``path``: readers see the complete old or new content.
 
     ``temporary`` is written and renamed, by default ``PATH.tmp``; one that an earlier
     kill left is removed first, so only one writer at a time may write a path. ``sync``:
@@ -247,8 +250,10 @@ def atomic_create(
     mode: int = 0o666,
     temporary: Name | None = None,
 ) -> None:
-    """Create ``path`` with this content, like ``atomic_write``. Raises FileExistsError
-    if the name exists, OSError."""
+    """Create ``path`` with this content, like ``atomic_write``.
+
+    Raises FileExistsError if the name exists, OSError.
+    """
     with _written(
         temporary or f"{os.fspath(path)}.tmp", data, sync=sync, mode=mode
     ) as (source, identity):
@@ -261,8 +266,10 @@ def atomic_create(
 def _written(
     temporary: Name, data: bytes, *, sync: bool, mode: int
 ) -> Iterator[tuple[Name, Identity]]:
-    """Yield the name and identity of a written temporary file, for the block to rename;
-    remove it if the block fails."""
+    """Write a temporary file, and yield its name and identity for the block to rename.
+
+    The file is removed if the block fails.
+    """
     descriptor = create_exclusive(temporary, mode)
     try:
         yield temporary, write_and_close(descriptor, data, sync=sync)
@@ -272,8 +279,9 @@ def _written(
 
 
 def write_and_close(descriptor: int, data: bytes, *, sync: bool) -> Identity:
-    """Write all of ``data``, sync if asked to, and close. Raises the first OSError,
-    also of close(2).
+    """Write all of ``data``, sync if asked to, and close.
+
+    Raises the first OSError, also of close(2).
 
     A network file system may report a failed write only when the file is closed.
     """
@@ -293,7 +301,9 @@ def create_exclusive(
     path: Name, mode: int = 0o666, *, dir_fd: int | None = None, flags: int = 0
 ) -> int:
     """Return a descriptor of a new, empty file, after removing a file of that name.
-    Raises OSError."""
+
+    Raises OSError.
+    """
     flags |= os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         return os.open(path, flags, mode, dir_fd=dir_fd)
@@ -308,6 +318,7 @@ def create_exclusive(
 
 def replace(source: Name, target: Name, *, identity: Identity | None = None) -> None:
     """Rename a file or folder to ``target``, and replace a file that has that name.
+
     Raises OSError.
 
     ``identity``: of the source, if the caller knows it. Then an error is ignored if the
@@ -324,8 +335,9 @@ def replace(source: Name, target: Name, *, identity: Identity | None = None) -> 
 def publish_exclusive(
     source: Name, target: Name, *, identity: Identity, dir_fd: int | None = None
 ) -> None:
-    """Rename ``source`` to ``target`` unless that name exists. Raises FileExistsError,
-    OSError.
+    """Rename ``source`` to ``target`` unless that name exists.
+
+    Raises FileExistsError, OSError.
 
     Uses renameat2(2) with RENAME_NOREPLACE. Where the file system refuses the flag
     (FUSE, 9p and NFS answer EINVAL), uses a hard link, which never replaces a file, and
@@ -370,8 +382,11 @@ _CANNOT_PUBLISH = {_rename_noreplace: CANNOT_RENAME_NOREPLACE, _link: CANNOT_LIN
 
 @contextmanager
 def _locked_folder(name: Name, dir_fd: int | None) -> Iterator[None]:
-    """Hold ``flock`` on the folder of ``name``, unless it cannot be locked or another
-    program does not release it."""
+    """Hold ``flock`` on the folder of ``name``.
+
+    Nothing is locked if the folder cannot be locked, or another program does not
+    release it in time.
+    """
     folder = _open_folder(os.path.dirname(name) or ".", dir_fd)  # noqa: PTH120 - relative to dir_fd
     try:
         for _ in range(FOLDER_LOCK_ATTEMPTS):
@@ -388,8 +403,10 @@ def _locked_folder(name: Name, dir_fd: int | None) -> Iterator[None]:
 
 
 def exists(name: Name, *, dir_fd: int | None = None) -> bool:
-    """Return whether the name exists, also as a dangling symbolic link. Raises
-    OSError."""
+    """Return whether the name exists, also as a dangling symbolic link.
+
+    Raises OSError.
+    """
     try:
         os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:
@@ -418,8 +435,10 @@ def remove_quietly(name: Name, *, dir_fd: int | None = None) -> None:
 
 
 def close_quietly(descriptor: int) -> None:
-    """Close a descriptor that wrote nothing, or whose error would hide an earlier one;
-    errors are ignored."""
+    """Close a descriptor that wrote nothing, or whose error would hide an earlier one.
+
+    Errors are ignored.
+    """
     with suppress(OSError):
         os.close(descriptor)
 
@@ -442,8 +461,9 @@ _reported: set[int] = set()
 
 
 def sync_folder(folder: Name | int, *, on_unsynced: OnUnsynced | None = None) -> bool:
-    """Make the names in ``folder`` durable (a rename is not, until then). Return
-    whether that was possible.
+    """Make the names in ``folder`` durable (a rename is not, until then).
+
+    Return whether that was possible.
 
     ``folder`` is a path or an open descriptor. A file system that cannot sync a folder
     is no error, as the files themselves are durable: ``on_unsynced`` is called with
@@ -499,8 +519,10 @@ def _path_of(descriptor: int) -> str:
 def make_folders(
     folder: Path, *, sync: bool, on_unsynced: OnUnsynced | None = None
 ) -> None:
-    """Create ``folder`` and its missing parents; with ``sync``, durably. Raises
-    OSError."""
+    """Create ``folder`` and its missing parents; with ``sync``, durably.
+
+    Raises OSError.
+    """
     missing = []
     while not folder.exists():
         missing.append(folder)

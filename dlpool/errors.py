@@ -13,8 +13,10 @@ from typing import ClassVar
 
 
 class DlpoolError(Exception):
-    """Base of all errors that dlpool raises. The message is one sentence for the
-    user."""
+    """Base of all errors that dlpool raises.
+
+    The message is one sentence for the user.
+    """
 
     label: ClassVar[str] = "error"
     exit_code: ClassVar[int] = 1
@@ -32,8 +34,7 @@ class UsageError(DlpoolError, label="usage", exit_code=2):
 
 
 class ConfigurationError(DlpoolError, label="configuration", exit_code=78):
-    """The settings are invalid; the message has a line with section, key and reason for
-    each error."""
+    """The settings are invalid; the message has a line for each error."""
 
 
 class InternalError(DlpoolError, label="internal"):
@@ -41,21 +42,21 @@ class InternalError(DlpoolError, label="internal"):
 
     @classmethod
     def of(cls, error: Exception) -> InternalError:
-        """Return the InternalError for an unexpected exception, with ``error`` as its
-        cause."""
+        """Return the InternalError for an unexpected exception, its cause."""
         defect = cls(f"unexpected {type(error).__name__}: {error}")
         defect.__cause__ = error
         return defect
 
 
 class Cancelled(DlpoolError, label="cancelled", exit_code=130):
-    """The caller cancelled the download; part file and state file are kept for the next
-    run."""
+    """The caller cancelled the download.
+
+    Part file and state file are kept for the next run.
+    """
 
 
 class LostJob(Cancelled, label="lost"):
-    """Another supervisor has claimed the job: the file is not published and no record
-    is written."""
+    """Another supervisor has claimed the job: nothing is published or recorded."""
 
 
 # --- retry the range; the other ranges continue ---
@@ -131,15 +132,16 @@ class ShortBody(RetryRange, label="short_body"):
 
 
 class TooSlow(RetryRange, label="too_slow"):
-    """The connection was slower than the minimum speed, or much slower than others of
-    the same file."""
+    """The connection was slower than the minimum speed, or much slower than others."""
 
     is_capacity = True
 
 
 class OutOfDescriptors(RetryRange, label="too_many_files", exit_code=3):
-    """No file or socket can be opened because of a limit; retried, as other downloads
-    close theirs."""
+    """No file or socket can be opened because of a limit.
+
+    Retried, as other downloads close theirs.
+    """
 
     is_capacity = True
 
@@ -153,8 +155,10 @@ class ContradictoryAnswer(BadAnswer):
 
 
 class UnexpectedContent(BadAnswer, label="unexpected_content"):
-    """The content is not the file, such as an error page. Bytes that were fetched
-    before are kept."""
+    """The content is not the file, such as an error page.
+
+    Bytes that were fetched before are kept.
+    """
 
 
 class ScannerAway(RetryRange, label="scanner_away", exit_code=75):
@@ -184,8 +188,10 @@ class NotAdmitted(ServerBusy):
 
 
 class RestartFile(DlpoolError, label="restart", exit_code=15):
-    """The bytes fetched so far cannot become the file: all threads stop and the file is
-    fetched from its beginning."""
+    """The bytes fetched so far cannot become the file.
+
+    All threads stop, and the file is fetched from its beginning.
+    """
 
 
 class RemoteChanged(RestartFile, label="remote_changed"):
@@ -193,8 +199,10 @@ class RemoteChanged(RestartFile, label="remote_changed"):
 
 
 class StreamBroken(RestartFile, label="stream_broken", exit_code=4):
-    """A download without ranges was interrupted and must start again; ``cause`` is the
-    error that interrupted it."""
+    """A download without ranges was interrupted and must start again.
+
+    ``cause`` is the error that interrupted it.
+    """
 
     def __init__(self, cause: RetryRange) -> None:
         super().__init__(str(cause))
@@ -242,13 +250,12 @@ class ChecksumMismatch(FailJob, label="checksum", exit_code=11):
 
 
 class PolicyRefused(FailJob, label="policy", exit_code=12):
-    """A rule forbids it: a local one (network, redirect, size, path), or one of an
-    upload server (413, 415)."""
+    """A local rule (network, redirect, size, path) or an upload server (413, 415)
+    refuses it."""
 
 
 class NotScanned(PolicyRefused, label="not_scanned"):
-    """The malware scanner does not accept a file of this size, or no scanner is
-    configured."""
+    """The malware scanner refuses a file of this size, or none is configured."""
 
 
 class ChunkTooLarge(PolicyRefused):
@@ -279,8 +286,7 @@ class ForeignFile(FailJob, label="foreign_file", exit_code=13):
 
 
 class Conflict(FailJob, label="conflict", exit_code=13):
-    """The server answered 409: the state of the upload forbids the request, or another
-    file has its name."""
+    """The server answered 409: the upload's state forbids it, or its name is taken."""
 
 
 class TaskClosed(Conflict):
@@ -312,8 +318,8 @@ class FileChanged(LocalFault, label="file_changed"):
 
 
 class NodeFault(LocalFault):
-    """The machine or file system is at fault, not the job: any other job on it would
-    fail in the same way."""
+    """The machine or file system is at fault: any other job would fail in the
+    same way."""
 
 
 class NoSpace(NodeFault, label="no_space", exit_code=9):
@@ -364,8 +370,10 @@ class QueueAway(QueueError):
 
 
 class QueueUnusable(QueueAway):
-    """A key of the queue holds data that is not dlpool's: the queue works again when
-    the key is removed."""
+    """A key of the queue holds data that is not dlpool's.
+
+    The queue works again when the key is removed.
+    """
 
 
 class QueueRefused(QueueError):

@@ -1,5 +1,4 @@
-"""Exclusive locks of files between processes and hosts: verified ``flock``, or a lock
-file where that does not work.
+"""Exclusive locks of files between processes and hosts, by ``flock`` or a lock file.
 
 Some file systems refuse flock(2) (ENOSYS, ENOLCK, EOPNOTSUPP), and on some cluster file
 systems it succeeds without locking anything. A lock is verified by a second descriptor
@@ -51,18 +50,17 @@ _own_tokens: set[str] = set()
 
 
 class LockHeld(Exception):
-    """Another process holds the lock; the message names it, as "process 123 on host",
-    or is empty."""
+    """Another process holds the lock; the message is "process 123 on host" or empty."""
 
 
 class LockForeign(Exception):
-    """A file that dlpool did not create has the name of the lock file; the message is
-    its path."""
+    """The lock file was not created by dlpool; the message is its path."""
 
 
 def flock(descriptor: int, *, is_shared: bool = False, waits: bool = False) -> bool:
-    """Lock an open file by flock(2); return False if the file system does not support
-    it.
+    """Lock an open file by flock(2).
+
+    Return False if the file system does not support it.
 
     Without ``waits``, raises BlockingIOError if another open file holds the lock.
     Raises OSError.
@@ -81,8 +79,7 @@ def flock(descriptor: int, *, is_shared: bool = False, waits: bool = False) -> b
 
 
 class FileLock:
-    """An exclusive lock of the open file ``path``, held until ``release`` or the end of
-    the process.
+    """An exclusive lock of an open file, until ``release`` or the end of the process.
 
     ``was_expired``: the lease of the earlier holder has expired, but its process may
     still run and write to the same file. Thread-safe.
@@ -91,8 +88,10 @@ class FileLock:
     def __init__(
         self, descriptor: int, path: Path, *, reopen_path: Path | None = None
     ) -> None:
-        """Lock the file. ``descriptor`` is one of ``path``, open for writing, and is
-        not closed by the lock.
+        """Lock the file.
+
+        ``descriptor`` is one of ``path``, open for writing, and is not closed by the
+        lock.
 
         ``reopen_path``: another path by which the file can be opened, for a file
         without a name. Raises LockHeld, LockForeign, OSError.
@@ -110,8 +109,10 @@ class FileLock:
         return self._lock_file is not None
 
     def is_held(self) -> bool:
-        """Return whether this process still holds the lock, and renew it; always true
-        for ``flock``. Raises OSError."""
+        """Return whether this process still holds the lock, and renew it.
+
+        Always true for ``flock``. Raises OSError.
+        """
         if self._lock_file is None:
             return True
         if not self._lock_file.is_named():
@@ -120,15 +121,19 @@ class FileLock:
         return True
 
     def release(self) -> None:
-        """Remove the lock file, if there is one; ``flock`` is released with the
-        descriptor. May be called twice."""
+        """Remove the lock file, if there is one.
+
+        ``flock`` is released with the descriptor. May be called twice.
+        """
         if self._lock_file is not None:
             self._lock_file.release()
 
 
 def _has_flock(descriptor: int, path: Path) -> bool:
-    """Lock by flock(2) and verify the lock; return False if it has no effect. Raises
-    LockHeld, OSError."""
+    """Lock by flock(2) and verify the lock; return False if it has no effect.
+
+    Raises LockHeld, OSError.
+    """
     status = os.fstat(descriptor)
     if status.st_dev in _no_flock:
         return False
@@ -143,8 +148,10 @@ def _has_flock(descriptor: int, path: Path) -> bool:
 
 
 def _excludes_second(path: Path, identity: disk.Identity) -> bool:
-    """Return whether a second descriptor of the file cannot lock it; True if the file
-    cannot be opened again."""
+    """Return whether a second descriptor of the file cannot lock it.
+
+    True if the file cannot be opened again.
+    """
     try:
         second = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -163,8 +170,10 @@ def _excludes_second(path: Path, identity: disk.Identity) -> bool:
 
 
 def _flock_holder(status: os.stat_result) -> str:
-    """Return the lock holder by ``/proc/locks`` (proc_locks(5)), "process 123, dlpool",
-    or an empty text."""
+    """Return the holder of the lock, as "process 123, dlpool", or an empty text.
+
+    It is found in ``/proc/locks``, see proc_locks(5).
+    """
     device = (
         f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     )
@@ -185,8 +194,10 @@ def _flock_holder(status: os.stat_result) -> str:
 
 @dataclass(frozen=True)
 class LockHolder:
-    """The holder of a lock file. ``started`` is in clock ticks since boot, 0 if
-    unknown."""
+    """The holder of a lock file.
+
+    ``started`` is in clock ticks since boot, 0 if unknown.
+    """
 
     host: str
     boot: str
@@ -226,8 +237,10 @@ class LockHolder:
         return json.dumps({"dlpool_lock": vars(self)}).encode()
 
     def has_ended(self) -> bool:
-        """Return whether the process is known to have ended, which only a process of
-        the same host, boot and PID namespace can be."""
+        """Return whether the process is known to have ended.
+
+        This is known only of a process of the same host, boot and PID namespace.
+        """
         if not self.boot or (self.boot, self.namespace) != (
             _boot_id(),
             _pid_namespace(),
@@ -249,8 +262,10 @@ class LockHolder:
 
 
 class _LockFile:
-    """A lock file that this process created. Its descriptor stays open, so that the
-    inode number is not reused."""
+    """A lock file that this process created.
+
+    Its descriptor stays open, so that the inode number is not reused.
+    """
 
     def __init__(self, path: Path, created: _CreatedLock, *, was_expired: bool) -> None:
         self.path = path
@@ -263,8 +278,10 @@ class _LockFile:
 
     @classmethod
     def acquired(cls, path: Path) -> _LockFile:
-        """Create the lock file, or replace a stale one. Raises LockHeld, LockForeign,
-        OSError."""
+        """Create the lock file, or replace a stale one.
+
+        Raises LockHeld, LockForeign, OSError.
+        """
         for _ in range(_MAX_ATTEMPTS):
             try:
                 return cls(path, _CreatedLock.create(path), was_expired=False)
@@ -275,8 +292,10 @@ class _LockFile:
         raise LockHeld("")
 
     def is_named(self) -> bool:
-        """Return whether the path still names this lock file, by open(2), which asks a
-        network file system's server."""
+        """Return whether the path still names this lock file. Raises OSError.
+
+        The file is opened, as open(2) asks the server of a network file system.
+        """
         try:
             named = os.open(
                 self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -289,8 +308,10 @@ class _LockFile:
             disk.close_quietly(named)
 
     def renew(self) -> None:
-        """Set the modification time to the server's current time. Errors are ignored:
-        the lock becomes stale then."""
+        """Set the modification time to the server's current time.
+
+        Errors are ignored: the lock becomes stale then.
+        """
         with self._lock, suppress(OSError):
             if self._descriptor >= 0:
                 os.utime(self._descriptor)
@@ -311,11 +332,10 @@ class _LockFile:
 
 
 class _Heartbeat:
-    """Renews the lock files of this process on a daemon thread, which exits with the
-    last of them.
+    """Renews the lock files of this process on a daemon thread.
 
-    If this process may not start a thread, a lock is renewed only when ``is_held`` is
-    called.
+    The thread exits with the last lock file. If this process may not start a thread, a
+    lock is renewed only when ``is_held`` is called.
     """
 
     def __init__(self) -> None:
@@ -363,8 +383,10 @@ class _CreatedLock:
 
     @classmethod
     def create(cls, path: Path) -> _CreatedLock:
-        """Create the file and write its holder into it. Raises FileExistsError,
-        OSError."""
+        """Create the file and write its holder into it.
+
+        Raises FileExistsError, OSError.
+        """
         holder = LockHolder.this_process()
         try:
             descriptor = os.open(
@@ -407,8 +429,10 @@ def _remove_empty(path: Path) -> None:
 
 
 def _take_over(path: Path) -> _LockFile | None:
-    """Replace a stale lock by a new one; None if it was removed meanwhile. Raises
-    LockHeld, LockForeign, OSError."""
+    """Replace a stale lock by a new one; None if it was removed meanwhile.
+
+    Raises LockHeld, LockForeign, OSError.
+    """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         created = _CreatedLock.create(temporary)
@@ -439,8 +463,9 @@ class _StaleLock:
 
 
 def _find_stale(path: Path, now: float | None) -> _StaleLock | None:
-    """Return the lock if it is stale, None if it does not exist. ``now``: the server's
-    time, None to ask for it.
+    """Return the lock if it is stale, None if it does not exist.
+
+    ``now``: the server's time, None to ask for it.
 
     Raises LockHeld for a lock that is in use, LockForeign, OSError.
     """
@@ -470,15 +495,16 @@ def _find_stale(path: Path, now: float | None) -> _StaleLock | None:
 
 
 def _check_regular(path: Path, status: os.stat_result) -> None:
-    """Raise LockForeign for a link, a folder, a pipe or a socket: none of them is a
-    stale lock."""
+    """Raise LockForeign for a link, a folder, a pipe or a socket."""
     if not stat.S_ISREG(status.st_mode):
         raise LockForeign(str(path))
 
 
 def _server_time(folder: Path) -> float:
-    """Return the time of the file server's clock, in seconds since the epoch. Raises
-    OSError."""
+    """Return the time of the file server's clock, in seconds since the epoch.
+
+    Raises OSError.
+    """
     path = folder / f".dlpool-{secrets.token_hex(8)}.tmp"
     descriptor = disk.create_exclusive(path)
     try:
@@ -504,8 +530,10 @@ def _pid_namespace() -> str:
 
 
 def _start_time(pid: int) -> int:
-    """Return the start time of the process (field 22 of proc_pid_stat(5)), 0 if it is
-    unknown."""
+    """Return the start time of the process, 0 if it is unknown.
+
+    It is field 22 of proc_pid_stat(5), in clock ticks since boot.
+    """
     with suppress(OSError, ValueError, IndexError):
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         return int(text.rpartition(")")[2].split()[19])

@@ -1,5 +1,4 @@
-"""The rules for file names that come from outside: origin servers, pushed jobs, upload
-clients. Pure.
+"""The rules for file names from origin servers, pushed jobs and upload clients. Pure.
 
 A name must look like what it is on every system that a file may be copied to. A name
 derived from a server's header or a URL is cleaned by ``clean_file_name``; a name in a
@@ -30,8 +29,7 @@ _DEVICE = re.compile(
 
 
 def name_fault(name: str) -> str:
-    """Return what is wrong with a file name, as a phrase that continues "it ...", or
-    ``""``.
+    """Return what is wrong with a file name, to continue "it ...", or ``""``.
 
     Surrogates, as in names that are not UTF-8, are accepted; separators, ``.`` and
     ``..`` are not checked.
@@ -50,7 +48,9 @@ def name_fault(name: str) -> str:
 
 
 def clean_file_name(name: str) -> str:
-    """Return ``name`` without surrogates and without what ``name_fault`` rejects. The
-    result may be empty or too long."""
+    """Return ``name`` without surrogates and without what ``name_fault`` rejects.
+
+    The result may be empty or too long.
+    """
     base = _HIDDEN.sub("", name).rstrip(". ")
     return f"_{base}" if _DEVICE.fullmatch(base) else base

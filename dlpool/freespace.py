@@ -31,11 +31,10 @@ class Space:
 
 
 def space_of(where: Name | int) -> Space | None:
-    """Return the space of the file system of a path or descriptor; None if it is
-    unknown. Raises OSError.
+    """Return the space of the file system of a path or descriptor. Raises OSError.
 
-    ramfs and some file systems in user space report no blocks, although they are not
-    full; btrfs and FAT report no inodes.
+    Returns None if it is unknown: ramfs and some file systems in user space report no
+    blocks. btrfs and FAT report no inodes.
     """
     status = os.statvfs(where)
     if status.f_blocks == 0:
@@ -50,10 +49,10 @@ def space_of(where: Name | int) -> Space | None:
 
 
 def space_or_none(where: Name | int) -> Space | None:
-    """Return the space of the file system of a path or descriptor; None if it is
-    unknown, also after an error.
+    """Return the space of the file system of a path or descriptor.
 
-    Callers treat None as no limit: on a full file system the write fails.
+    Returns None if it is unknown, also after an error. Callers treat None as no limit:
+    on a full file system the write fails.
     """
     try:
         return space_of(where)
@@ -64,8 +63,10 @@ def space_or_none(where: Name | int) -> Space | None:
 def reserve(
     descriptor: int, offset: int, size: int, *, keep_size: bool = False
 ) -> bool:
-    """Reserve blocks, see ``fallocate``; return False if the file system cannot. Raises
-    OSError if the disk is full."""
+    """Reserve blocks, see ``fallocate``; return False if the file system cannot.
+
+    Raises OSError if the disk is full.
+    """
     try:
         fallocate(descriptor, offset, size, keep_size=keep_size)
     except OSError as error:

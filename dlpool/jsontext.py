@@ -15,8 +15,10 @@ _OTHERS = bytes(set(range(256)) - set(b'"[]{},'))
 
 
 def dumps(value: Any) -> bytes:
-    """Return ``value`` as JSON; a dataclass becomes an object of its fields. Raises
-    TypeError for other types."""
+    """Return ``value`` as JSON; a dataclass becomes an object of its fields.
+
+    Raises TypeError for other types.
+    """
     try:
         return orjson.dumps(value)
     # an unpaired surrogate, which is not UTF-8; an integer above 64
@@ -32,8 +34,9 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def loads(data: bytes | str) -> Any:
-    """Parse JSON. Raises ValueError for anything else, and for an encoding other than
-    UTF-8.
+    """Parse JSON.
+
+    Raises ValueError for anything else, and for an encoding other than UTF-8.
 
     A UTF-8 byte order mark is ignored. See RFC 8259, section 8.1.
     """
@@ -46,8 +49,7 @@ def loads(data: bytes | str) -> Any:
 def check_bounds(
     data: bytes, *, depth: int = MAX_DEPTH, values: int = MAX_VALUES
 ) -> None:
-    """Raise ValueError if ``data`` is nested deeper than ``depth`` or has more than
-    ``values`` values.
+    """Raise ValueError if ``data`` is nested too deep or has too many values.
 
     Call it before parsing: it is faster than a parser and allocates nothing for the
     values. The result for data that is not JSON is unspecified.

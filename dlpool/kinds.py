@@ -30,8 +30,10 @@ LOGGERS = (
 
 @dataclass(frozen=True)
 class Kind:
-    """The type of a setting. ``parse`` raises ValueError with a phrase that continues
-    "it is ..."."""
+    """The type of a setting.
+
+    ``parse`` raises ValueError with a phrase that continues "it is ...".
+    """
 
     metavar: str
     parse: Callable[[str], Any]
@@ -74,8 +76,10 @@ def parse_size(text: str) -> int:
 
 
 def parse_duration(text: str) -> float:
-    """Return seconds from ``500ms``, ``30s``, ``5m``, ``2h``; a number without a unit
-    is in seconds."""
+    """Return seconds from ``500ms``, ``30s``, ``5m``, ``2h``.
+
+    The default unit is seconds.
+    """
     seconds = _number(text, _DURATION_UNITS, "ms, s, m, h")
     if seconds > MAX_DURATION_S:
         raise ValueError(f"longer than a year{unit_hint(text)}")
@@ -93,8 +97,7 @@ def unit_hint(text: str) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Return ``seconds`` in the largest unit that gives an integer: ``90s``, ``5m``,
-    ``100ms``."""
+    """Return ``seconds`` in the largest unit that gives an integer: ``90s``, ``5m``."""
     for unit, factor in (("h", 3600.0), ("m", 60.0), ("s", 1.0)):
         if seconds and seconds % factor == 0:
             return f"{int(seconds // factor)}{unit}"
@@ -166,8 +169,10 @@ def parse_ratio(text: str) -> float:
 
 
 def parse_base_url(text: str) -> str:
-    """Return ``text`` if it is an http or https URL without user info, query and
-    fragment, or empty."""
+    """Return ``text`` if it is empty or a plain http or https URL.
+
+    User info, query and fragment are not allowed.
+    """
     if text and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text):
         raise ValueError("not an http or https URL without user, query and fragment")
     return text
@@ -181,8 +186,8 @@ def parse_name(text: str) -> str:
 
 
 def parse_group(text: str) -> str:
-    """Return ``text`` if it can be part of a Redis key: without braces, which would end
-    the hash tag."""
+    """Return ``text`` if it can be part of a Redis key, where braces end the hash
+    tag."""
     if not re.fullmatch(r"[^\x00-\x20\x7f{}]{1,200}", text):
         raise ValueError("not 1 to 200 characters without spaces and braces")
     return text
@@ -200,15 +205,17 @@ def parse_command(text: str) -> str:
 
 
 def redacted_command(command: str) -> str:
-    """Return the program of a command line; its arguments may be secret and are left
-    out."""
+    """Return the program of a command line without its arguments, which may be
+    secret."""
     program, *arguments = shlex.split(command)
     return f"{program} ..." if arguments else program
 
 
 def split_address(text: str) -> tuple[str, int]:
-    """Return host and port of ``HOST:PORT``, ``[::1]:PORT``, or ``:PORT`` (all
-    addresses of this machine)."""
+    """Return host and port of ``HOST:PORT`` or ``[::1]:PORT``.
+
+    ``:PORT`` means all addresses of this machine. Raises ValueError.
+    """
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*):([0-9]{1,5})", text)
     if match is None or not 0 < int(match[2]) < 65536:
         raise ValueError("not of the form HOST:PORT")
@@ -223,8 +230,10 @@ def parse_address(text: str) -> str:
 
 
 def split_clamd(text: str) -> str | tuple[str, int]:
-    """Return the path of ``unix:PATH``, or host and port of ``tcp://HOST:PORT``. Raises
-    ValueError."""
+    """Return the path of ``unix:PATH``, or host and port of ``tcp://HOST:PORT``.
+
+    Raises ValueError.
+    """
     if text.startswith("unix:/") and parse_text(text):
         return text.removeprefix("unix:")
     if text.startswith("tcp://"):
@@ -243,7 +252,9 @@ def parse_clamd(text: str) -> str:
 
 def parse_loopback(text: str) -> str:
     """Return ``text`` if it is a ``HOST:PORT`` of the loopback interface or empty.
-    Raises ValueError."""
+
+    Raises ValueError.
+    """
     if text and not re.fullmatch(
         r"localhost|127(\.[0-9]{1,3}){3}|::1", split_address(text)[0]
     ):
@@ -255,7 +266,9 @@ def parse_loopback(text: str) -> str:
 
 def parse_umask(text: str) -> str:
     """Return ``text`` if it is an octal number of bits that leave the owner all rights.
-    Raises ValueError."""
+
+    Raises ValueError.
+    """
     if not re.fullmatch("0{0,2}[0-7]{1,2}", text):
         raise ValueError(
             "not an octal number from 000 to 077 (the rights that group and others do "
@@ -265,15 +278,16 @@ def parse_umask(text: str) -> str:
 
 
 def parse_levels(text: str) -> str:
-    """Return ``text`` if it is a comma-separated list of ``LOGGER=LEVEL``, see
-    ``logger_levels``."""
+    """Return ``text`` if it is a list of ``LOGGER=LEVEL``, see ``logger_levels``."""
     logger_levels(text)
     return text
 
 
 def logger_levels(text: str) -> dict[str, str]:
-    """Return the level of each logger in a list of ``LOGGER=LEVEL``. Raises
-    ValueError."""
+    """Return the level of each logger in a list of ``LOGGER=LEVEL``.
+
+    Raises ValueError.
+    """
     found: dict[str, str] = {}
     for part in text.split(","):
         logger, equals, level = (word.strip() for word in part.partition("="))

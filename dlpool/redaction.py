@@ -1,5 +1,7 @@
-"""Remove secrets from text before it is logged: by field name, in URLs, and in header
-lines. Pure."""
+"""Remove secrets from text before it is logged: by field name, in URLs and headers.
+
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +48,9 @@ def is_secret(name: str) -> bool:
 
 
 def without_secrets(text: str) -> str:
-    """Return ``text`` without the user info, query and fragment of its URLs and without
-    the values of secret headers.
+    """Return ``text`` without secrets in its URLs and header lines.
 
+    Of URLs, user info, query and fragment are removed; of secret headers, the value.
     Text beyond the first 64 KiB is dropped, and so is a URL cut by that limit, as its
     user info cannot be recognized.
     """

@@ -1,5 +1,7 @@
-"""System calls that ``os`` lacks, by ctypes. Thread-safe: the interpreter lock is
-released during each call."""
+"""System calls that ``os`` lacks, by ctypes.
+
+Thread-safe: the interpreter lock is released during each call.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2), 64 bits
 def fallocate(
     descriptor: int, offset: int, size: int, *, keep_size: bool = False
 ) -> None:
-    """Reserve the blocks of ``size`` bytes at ``offset``. Raises OSError, with ENOSYS
-    where libc lacks the function.
+    """Reserve the blocks of ``size`` bytes at ``offset``.
+
+    Raises OSError, with ENOSYS where libc lacks the function.
 
     Unlike posix_fallocate(3), it never falls back to writing zeros. ``keep_size``: do
     not extend the file.
@@ -41,8 +44,7 @@ def rename_noreplace(
     target: str | os.PathLike[str],
     dir_fd: int | None = None,
 ) -> None:
-    """Rename a file unless the name ``target`` exists: renameat2(2) with
-    RENAME_NOREPLACE.
+    """Rename a file unless ``target`` exists: renameat2(2) with RENAME_NOREPLACE.
 
     Paths may be relative to ``dir_fd``. Raises FileExistsError; OSError, with EINVAL
     where the file system lacks the flag and ENOSYS where libc lacks the function.
@@ -63,8 +65,7 @@ def rename_noreplace(
 
 
 def lock_byte(descriptor: int, offset: int, *, is_shared: bool = False) -> bool:
-    """Lock the byte at ``offset`` of an open file without waiting; return False if
-    another open file holds its lock.
+    """Lock the byte at ``offset`` of an open file; return False if it is locked.
 
     The lock belongs to the open file description (F_OFD_SETLK, fcntl(2)) and is
     released when that is closed, at the latest when the process exits. The byte need

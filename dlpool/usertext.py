@@ -1,5 +1,4 @@
-"""Decode text files and pipes of users, and escape foreign text before it is shown to a
-user.
+"""Decode text files of users, and escape foreign text before it is shown.
 
 The encoding is that of the byte order mark, or UTF-8. Lines end in LF, CRLF or CR.
 """
@@ -29,8 +28,10 @@ _MARKS = (
 
 
 def escape_unsafe(text: str, *, keeps: str = "") -> str:
-    r"""Return ``text`` with unsafe characters escaped (``\x1b``), except those of
-    ``keeps``. See ``UNSAFE``."""
+    r"""Return ``text`` with unsafe characters escaped, as ``\x1b``. See ``UNSAFE``.
+
+    The characters of ``keeps`` are not escaped.
+    """
     if text.isprintable():
         return text
     return _UNSAFE.sub(
@@ -39,8 +40,10 @@ def escape_unsafe(text: str, *, keeps: str = "") -> str:
 
 
 def split_byte_order_mark(data: bytes) -> tuple[str, bytes]:
-    """Return the encoding of the byte order mark at the beginning of ``data``, and the
-    rest; ``""`` if there is no mark."""
+    """Return the encoding of a leading byte order mark, and the rest of ``data``.
+
+    The encoding is ``""`` if there is no mark.
+    """
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             return encoding, data[len(mark) :]
@@ -60,8 +63,11 @@ class TextLines:
     """
 
     def __init__(self, *, truncates: bool = False, allows_nul: bool = False) -> None:
-        """``truncates``: cut lines longer than ``MAX_LINE`` instead of raising;
-        ``allows_nul``: accept NUL characters."""
+        """Create an empty splitter.
+
+        ``truncates``: cut lines longer than ``MAX_LINE`` instead of raising;
+        ``allows_nul``: accept NUL characters.
+        """
         self._keeps_nul = allows_nul
         self._cuts = truncates
         self._head: bytes | None = b""  # until the encoding is known
@@ -76,7 +82,9 @@ class TextLines:
 
     def feed(self, data: bytes, *, is_end: bool = False) -> Iterator[str]:
         """Yield the lines that ``data`` completes; ``is_end``: no more data follows.
-        Raises NotText."""
+
+        Raises NotText.
+        """
         if self._head is not None:
             data = self._head + data
             self._head = None if is_end or not _may_be_mark(data) else data
@@ -134,7 +142,9 @@ def read_lines(
     read: Callable[[int], bytes], *, allows_nul: bool = False
 ) -> Iterator[str]:
     """Yield the lines of a stream as they are completed, reading blocks with ``read``.
-    Raises NotText and its errors."""
+
+    Raises NotText and its errors.
+    """
     lines = TextLines(allows_nul=allows_nul)
     while data := read(READ_BYTES):
         yield from lines.feed(data)
@@ -143,6 +153,7 @@ def read_lines(
 
 def read_text(path: Path) -> str:
     """Return the text of a file in UTF-8, or in the encoding of its byte order mark.
+
     Raises OSError, NotText.
 
     A file that consists of a UTF-16 or UTF-32 mark alone is rejected: it was truncated,

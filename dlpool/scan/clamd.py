@@ -29,14 +29,18 @@ class _ConnectionLost(Exception):
 
 @dataclass(frozen=True)
 class ClamdScanner:
-    """Thread-safe: each scan has its own connection. ``address``: ``unix:PATH`` or
-    ``tcp://HOST:PORT``."""
+    """Thread-safe: each scan has its own connection.
+
+    ``address``: ``unix:PATH`` or ``tcp://HOST:PORT``.
+    """
 
     address: str
 
     def scan(self, file: ScannedFile, deadline: ScanDeadline) -> ScanResult:
-        """Send the file and return clamd's result. Raises OSError if the file cannot be
-        read, and what aborts the scan."""
+        """Send the file and return clamd's result.
+
+        Raises OSError if the file cannot be read, and what aborts the scan.
+        """
         try:
             with closing(self._connect(deadline)) as connection:
                 return _exchange(connection, file, deadline)
@@ -48,8 +52,10 @@ class ClamdScanner:
             return ScanResult(UNAVAILABLE, str(error))
 
     def _connect(self, deadline: ScanDeadline) -> socket.socket:
-        """Return a non-blocking connection. Raises _ConnectionLost, ScanTimedOut, and
-        what aborts the scan."""
+        """Return a non-blocking connection.
+
+        Raises _ConnectionLost, ScanTimedOut, and what aborts the scan.
+        """
         failure = "its host has no address"
         for family, target in self._targets():
             connection = socket.socket(
@@ -81,8 +87,10 @@ class ClamdScanner:
 def _connected(
     connection: socket.socket, target: object, deadline: ScanDeadline
 ) -> int:
-    """Connect, and return the resulting errno. Raises _ConnectionLost, ScanTimedOut,
-    and what aborts the scan."""
+    """Connect, and return the resulting errno.
+
+    Raises _ConnectionLost, ScanTimedOut, and what aborts the scan.
+    """
     poller = select.poll()
     poller.register(connection, select.POLLOUT)
     while True:
@@ -110,8 +118,10 @@ def _exchange(
 
 
 def _request(file: ScannedFile) -> Iterator[bytes]:
-    """Yield the command, the chunks with their lengths, and the terminator. Raises
-    OSError if the file cannot be read."""
+    """Yield the command, the chunks with their lengths, and the terminator.
+
+    Raises OSError if the file cannot be read.
+    """
     yield b"zINSTREAM\0"
     for block in file.blocks(BLOCK):
         yield struct.pack(">I", len(block))
@@ -122,8 +132,10 @@ def _request(file: ScannedFile) -> Iterator[bytes]:
 def _sent(
     connection: socket.socket, data: bytes, poller: select.poll, deadline: ScanDeadline
 ) -> bool:
-    """Send all of ``data``; return False if the scanner answers or closes the
-    connection first."""
+    """Send all of ``data``.
+
+    Return False if the scanner answers or closes the connection first.
+    """
     remaining = memoryview(data)
     while remaining:
         if deadline.wait(poller) & (select.POLLIN | select.POLLHUP | select.POLLERR):
@@ -139,8 +151,7 @@ def _sent(
 
 
 def _answer(connection: socket.socket, deadline: ScanDeadline) -> bytes:
-    """Read the answer up to its NUL, the end of the connection, or ``MAX_ANSWER``
-    bytes."""
+    """Read the answer up to its NUL, the end of the stream, or ``MAX_ANSWER`` bytes."""
     poller = select.poll()
     poller.register(connection, select.POLLIN)
     answer = b""

@@ -1,5 +1,4 @@
-"""A scanner that is the operator's command, which gets the path of the file as its last
-argument.
+"""A scanner that is a command of the operator; its last argument is the file's path.
 
 Exit codes are those of clamscan(1): 0 for a clean file, 1 for an infected one; any
 other code means that the file could not be scanned.
@@ -68,7 +67,9 @@ class CommandScanner:
 
     def _start(self, file: ScannedFile) -> subprocess.Popen[bytes]:
         """Start the command in ``/``, without environment variables that may be secret.
-        Raises OSError, ValueError."""
+
+        Raises OSError, ValueError.
+        """
         return subprocess.Popen(
             [*shlex.split(self.command), file.absolute_path()],
             stdin=subprocess.DEVNULL,
@@ -97,8 +98,10 @@ def result_of(code: int, output: str) -> ScanResult:
 
 
 def _output(process: subprocess.Popen[bytes], deadline: ScanDeadline) -> bytes:
-    """Read the output until the command closes it, and return its first 16 KiB. Raises
-    ScanTimedOut, what aborts the scan."""
+    """Read the output until the command closes it, and return its first 16 KiB.
+
+    Raises ScanTimedOut, what aborts the scan.
+    """
     assert process.stdout is not None
     descriptor, output = process.stdout.fileno(), b""
     poller = select.poll()

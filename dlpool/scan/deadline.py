@@ -20,16 +20,20 @@ def never_abort() -> None:
 
 @dataclass(frozen=True)
 class ScanDeadline:
-    """The deadline of one scan. ``check_abort`` is called several times a second, and
-    raises to abort the scan."""
+    """The deadline of one scan.
+
+    ``check_abort`` is called several times a second, and raises to abort the scan.
+    """
 
     timeout_s: float
     check_abort: Callable[[], None] = never_abort
     started_at: float = field(default_factory=time.monotonic)
 
     def left_s(self) -> float:
-        """Return the seconds that the next wait may take. Raises ScanTimedOut, and what
-        ``check_abort`` raises."""
+        """Return the seconds that the next wait may take.
+
+        Raises ScanTimedOut, and what ``check_abort`` raises.
+        """
         self.check_abort()
         remaining = self.started_at + self.timeout_s - time.monotonic()
         if remaining <= 0:
@@ -37,8 +41,10 @@ class ScanDeadline:
         return min(remaining, POLL_S)
 
     def wait(self, poller: select.poll) -> int:
-        """Wait until a descriptor of ``poller`` is ready, and return its events. Raises
-        like ``left_s``."""
+        """Wait until a descriptor of ``poller`` is ready, and return its events.
+
+        Raises like ``left_s``.
+        """
         while True:
             ready = poller.poll(self.left_s() * 1000)
             if ready:

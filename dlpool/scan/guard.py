@@ -1,5 +1,4 @@
-"""Scan a file and act on the result: accept the file, quarantine it, or refuse it
-because it could not be scanned."""
+"""Scan a file and act on the result: accept it, quarantine it, or refuse it."""
 
 from __future__ import annotations
 
@@ -26,13 +25,17 @@ class Scanner(Protocol):
     """A malware scanner."""
 
     def scan(self, file: ScannedFile, deadline: ScanDeadline) -> ScanResult:
-        """Return the result of a scan. Raises what ``deadline`` raises, OSError if the
-        file cannot be read."""
+        """Return the result of a scan.
+
+        Raises what ``deadline`` raises, OSError if the file cannot be read.
+        """
 
 
 class ReportScan(Protocol):
     """A callback that counts and logs each scan, with one of OUTCOMES and log fields.
-    It neither blocks nor raises."""
+
+    It neither blocks nor raises.
+    """
 
     def __call__(self, outcome: str, /, **fields: object) -> object:
         """Count and log one scan."""
@@ -58,8 +61,9 @@ class Guard:
         before_quarantine: Callable[[], None] = never_abort,
         report: ReportScan = ignore_report,
     ) -> None:
-        """Scan a file; return if it may be published. Takes up to ``timeout`` seconds,
-        and holds no lock.
+        """Scan a file; return if it may be published.
+
+        Takes up to ``timeout`` seconds, and holds no lock.
 
         ``finding`` describes where the file comes from, without a signature.
         ``check_abort`` is called several times a second and raises to abort the scan;
@@ -96,7 +100,7 @@ class Guard:
     def _infected(
         self, file: ScannedFile, finding: ScanFinding, report: ReportScan
     ) -> Infected:
-        """Move the file to quarantine, or remove it if that fails; return the error to
+        """Quarantine the file, or remove it if that fails; return the error to
         raise."""
         text = f"the file is infected: {finding.signature}"
         quarantine = Quarantine(

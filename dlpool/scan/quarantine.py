@@ -1,5 +1,6 @@
-"""The quarantine of infected files: ``quarantine_dir/ID``, mode 0600, with a record
-``ID.json`` beside each.
+"""The quarantine of infected files: ``quarantine_dir/ID`` and a record ``ID.json``.
+
+Files have mode 0600. After a kill:
 
 | killed | left behind | recovery |
 |---|---|---|
@@ -36,8 +37,9 @@ _ID = re.compile(r"[0-9a-f]{16}")
 
 @dataclass(frozen=True)
 class ScanFinding:
-    """What was found and where the file came from. Texts are for people, without
-    secrets.
+    """What was found and where the file came from.
+
+    Texts are for people, without secrets.
 
     ``kind``: ``download`` or ``upload``; ``source``: the URL, or the id of the upload;
     ``target``: the path that the file would have been published to; ``owner``: of the
@@ -75,8 +77,9 @@ class QuarantinedFile:
 
 @dataclass(frozen=True)
 class Quarantine:
-    """The quarantine folder. ``max_bytes``: limit of all files together; the oldest are
-    removed first.
+    """The quarantine folder.
+
+    ``max_bytes``: limit of all files together; the oldest are removed first.
 
     Several processes may use the same folder.
     """
@@ -85,8 +88,10 @@ class Quarantine:
     max_bytes: int
 
     def add(self, file: ScannedFile, finding: ScanFinding) -> QuarantinedFile:
-        """Move a file into quarantine. Raises OSError; then the file keeps its name, or
-        has been removed from it."""
+        """Move a file into quarantine.
+
+        Raises OSError; then the file keeps its name, or has been removed from it.
+        """
         if file.size + ENTRY_BYTES > self.max_bytes:
             raise OSError(
                 errno.E2BIG,
@@ -134,8 +139,7 @@ class Quarantine:
     def release(
         self, item_id: str, target: Path | None = None
     ) -> tuple[QuarantinedFile, Path]:
-        """Publish a file to its original path, or to ``target``, without replacing
-        another file.
+        """Publish a file to its original path or ``target``, without replacing a file.
 
         Raises NotFound, TargetExists, OSError.
         """
@@ -165,8 +169,8 @@ class Quarantine:
             os.mkdir(self.folder, 0o700)
 
     def _evict(self, size: int) -> None:
-        """Remove the oldest files until ``size`` bytes more are allowed, and what
-        killed processes left."""
+        """Remove stale entries, and the oldest files until ``size`` more bytes are
+        allowed."""
         items = self.items()
         total = sum(item.size + ENTRY_BYTES for item in items) + size + ENTRY_BYTES
         for item in items:
@@ -185,8 +189,10 @@ class Quarantine:
             disk.remove_quietly(path)
 
     def _move(self, file: ScannedFile, destination: Path) -> None:
-        """Give the file its name in quarantine, by a rename, or by a copy from another
-        file system. Raises OSError."""
+        """Rename the file into quarantine, or copy it from another file system.
+
+        Raises OSError.
+        """
         os.fchmod(file.descriptor, 0o600)
         if file.is_named() and _renamed(file, destination):
             os.fsync(file.descriptor)
@@ -204,8 +210,10 @@ class Quarantine:
             return []
 
     def _item(self, item_id: str) -> QuarantinedFile | None:
-        """Return a quarantined file, with placeholders if its record is damaged; None
-        if the file is missing. Raises OSError."""
+        """Return a quarantined file; None if the file is missing. Raises OSError.
+
+        If its record is damaged, it has placeholders.
+        """
         try:
             status = os.lstat(self.folder / item_id)
         except FileNotFoundError:
@@ -236,8 +244,10 @@ class Quarantine:
 
 
 def _renamed(file: ScannedFile, destination: Path) -> bool:
-    """Rename the file to ``destination``; return False if that is on another file
-    system. Raises OSError."""
+    """Rename the file to ``destination``.
+
+    Return False if that is on another file system. Raises OSError.
+    """
     try:
         os.rename(file.path, destination, src_dir_fd=file.dir_fd)
     except OSError as error:
@@ -258,8 +268,10 @@ def _copied(source: Path, target: Path) -> None:
 
 
 def _write(file: ScannedFile, path: Path, mode: int) -> None:
-    """Copy a file durably to a new file, with its owner attribute. Raises OSError; then
-    the name does not exist."""
+    """Copy a file durably to a new file, with its owner attribute.
+
+    Raises OSError; then the name does not exist.
+    """
     descriptor = disk.create_exclusive(path, mode)
     try:
         try:
@@ -281,8 +293,10 @@ def _write(file: ScannedFile, path: Path, mode: int) -> None:
 
 
 def _is_stale(entry: os.DirEntry[str], known: set[str]) -> bool:
-    """Return whether it is a record without a file, or a copy, that a killed process
-    left more than a day ago."""
+    """Return whether a killed process left this entry more than a day ago.
+
+    It is a record without a file, or an unfinished copy.
+    """
     name, _, ending = entry.name.partition(".")
     if (
         not _ID.fullmatch(name)

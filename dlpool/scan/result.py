@@ -16,19 +16,20 @@ _FOUND, _ERROR = " FOUND", " ERROR"
 
 @dataclass(frozen=True)
 class ScanResult:
-    """``outcome`` is one of the constants; ``detail`` is the signature of an infected
-    file, otherwise the reason."""
+    """The result of a scan: ``outcome`` is one of the constants.
+
+    ``detail`` is the signature of an infected file, otherwise the reason.
+    """
 
     outcome: str
     detail: str = ""
 
 
 def read_answer(answer: bytes, *, is_complete: bool) -> ScanResult:
-    """Return the result that clamd's answer to INSTREAM means (clamd(8)); an unknown
-    answer is ``UNAVAILABLE``.
+    """Return the result that clamd's answer to INSTREAM means, see clamd(8).
 
-    ``is_complete``: the complete file was sent before the answer. Otherwise "OK" is not
-    trusted.
+    An unknown answer is ``UNAVAILABLE``. ``is_complete``: the complete file was sent
+    before the answer; otherwise "OK" is not trusted.
     """
     text = answer.decode("utf-8", "replace")
     if not text.endswith("\0") or "\0" in text[:-1]:

@@ -19,8 +19,9 @@ OWNER_ATTRIBUTE = "user.dlpool.owner"
 
 @dataclass(frozen=True)
 class ScannedFile:
-    """``descriptor`` is open for reading, and the file has no writers. ``path`` is its
-    temporary name.
+    """``descriptor`` is open for reading, and the file has no writers.
+
+    ``path`` is its temporary name.
 
     ``path`` may be relative to ``dir_fd``, the descriptor of an open folder.
     """
@@ -31,8 +32,10 @@ class ScannedFile:
     dir_fd: int | None = None
 
     def blocks(self, size: int) -> Iterator[bytes]:
-        """Yield the content in blocks of at most ``size`` bytes. Raises OSError, also
-        if the file was truncated."""
+        """Yield the content in blocks of at most ``size`` bytes.
+
+        Raises OSError, also if the file was truncated.
+        """
         position = 0
         while position < self.size:
             data = os.pread(self.descriptor, min(size, self.size - position), position)
@@ -54,8 +57,10 @@ class ScannedFile:
         return disk.identity_of(os.fstat(self.descriptor))
 
     def is_named(self) -> bool:
-        """Return whether the temporary name still refers to this file. Raises
-        OSError."""
+        """Return whether the temporary name still refers to this file.
+
+        Raises OSError.
+        """
         return disk.is_name_of(self.path, self.identity, self.dir_fd)
 
     def absolute_path(self) -> str:
@@ -65,8 +70,10 @@ class ScannedFile:
         return str(Path(os.readlink(f"/proc/self/fd/{self.dir_fd}"), self.path))
 
     def remove(self) -> None:
-        """Remove the temporary name if it still refers to this file; errors are
-        ignored."""
+        """Remove the temporary name if it still refers to this file.
+
+        Errors are ignored.
+        """
         try:
             if self.is_named():
                 disk.remove_quietly(self.path, dir_fd=self.dir_fd)

@@ -19,8 +19,10 @@ POLL_S = 1.0  # how often a waiting hash checks whether the download has ended
 
 
 class FollowingHash:
-    """Hashes the contiguous bytes from the beginning of the file, including those of an
-    earlier run."""
+    """Hashes the contiguous bytes of a file, from its beginning, while it grows.
+
+    Bytes of an earlier run are included.
+    """
 
     def __init__(
         self,
@@ -28,8 +30,10 @@ class FollowingHash:
         scheduler: ChunkScheduler,
         open_reader: Callable[[], RangeReader],
     ) -> None:
-        """Start the thread. ``open_reader`` returns a reader that the hash may
-        close."""
+        """Start the thread.
+
+        ``open_reader`` returns a reader that the hash may close.
+        """
         self._hash = hashlib.new(algorithm)
         self._scheduler = scheduler
         self._open_reader = open_reader

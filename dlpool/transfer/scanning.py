@@ -31,7 +31,7 @@ def scan_output(context: TransferContext, plan: DownloadPlan) -> None:
         "", "download", display_url(job.url), str(target.path), job.owner, job.id
     )
 
-    def tell(outcome: str, /, **fields: object) -> None:
+    def report(outcome: str, /, **fields: object) -> None:
         path = str(target.path)
         if outcome == "clean":
             context.notify("file_scanned", path=path)
@@ -47,5 +47,5 @@ def scan_output(context: TransferContext, plan: DownloadPlan) -> None:
             finding,
             check_abort=context.scheduler.check,
             before_quarantine=target.discard,
-            report=tell,
+            report=report,
         )

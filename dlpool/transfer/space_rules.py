@@ -1,9 +1,8 @@
-"""Limit how much disk space a download may take, before its first byte and while bytes
-arrive.
+"""Limit how much disk space a download may take, before and while bytes arrive.
 
 The size that a server announces reserves nothing. Blocks are reserved ahead of a
-connection for at most as many bytes as it has received, so that a server which
-announces much and sends little keeps no space from others.
+connection for at most as many bytes as it has received, so that a server that announces
+much and sends little does not keep space from other downloads.
 """
 
 from __future__ import annotations
@@ -30,8 +29,9 @@ SPARE_PART = 8
 
 
 class SpaceRules:
-    """The rules of a user's own download, which may fill the disk. Immutable; a service
-    has other rules.
+    """The rules of a user's own download, which may fill the disk.
+
+    Immutable; a service has other rules.
 
     ``is_monitored``: check the free space while bytes arrive. ``stream_limit``: bytes
     at which a body of unknown length is refused, None for no limit.
@@ -45,13 +45,16 @@ class SpaceRules:
         return 0
 
     def committed_bytes(self, device: int) -> int:  # noqa: ARG002
-        """Return how many free bytes of a file system, by its device number, running
-        downloads will take."""
+        """Return how many free bytes running downloads will take.
+
+        ``device``: the device number of the file system.
+        """
         return 0
 
     def check(self, descriptor: int, folder: Path, size: int) -> None:
-        """Check that a file of ``size`` bytes fits, of which the open file contains
-        some already.
+        """Check that a file of ``size`` bytes fits.
+
+        The open file may contain some already.
 
         Raises TooLarge if it can never fit into the file system, NoRoom if it does not
         fit now, LocalFault.
@@ -89,13 +92,16 @@ class BlockReserver(Protocol):
         ...
 
     def reserve(self, position: int, size: int) -> bool:
-        """Reserve blocks without changing the file's length; return whether that was
-        possible."""
+        """Reserve blocks without changing the file's length.
+
+        Return whether that was possible.
+        """
         ...
 
 
 class WriteBudget:
     """The bytes that one connection may write before the free space is checked again.
+
     Used by the connection's thread.
 
     ``reserved_to``: the end of the last blocks that were reserved for it; other threads
@@ -110,8 +116,10 @@ class WriteBudget:
         self._budget = MIN_FALLOC_BYTES
 
     def spend(self, writer: BlockReserver, chunk: Chunk, size: int) -> None:
-        """Take ``size`` bytes from the budget; renew it first if it is used up. Raises
-        TooLarge, NoRoom."""
+        """Take ``size`` bytes from the budget; renew it first if it is used up.
+
+        Raises TooLarge, NoRoom.
+        """
         if size > self._budget:
             self._budget = max(size, self._renew(writer, chunk, size))
         self._budget -= size

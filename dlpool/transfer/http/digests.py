@@ -88,16 +88,20 @@ def strongest(digests: Iterable[Digest]) -> Digest | None:
 
 
 def structured(value: str | None) -> Iterator[Digest]:
-    """Yield the digests of a dictionary of byte sequences (RFC 9530):
-    ``sha-256=:BASE64:, sha-512=:BASE64:``."""
+    """Yield the digests of a dictionary of byte sequences (RFC 9530).
+
+    An example is ``sha-256=:BASE64:, sha-512=:BASE64:``.
+    """
     for member in re.split(r"[\s,]", value or ""):
         if match := _MEMBER.match(member):
             yield from _single(_NAMES.get(match[1]), match[2])
 
 
 def _listed(value: str | None) -> Iterator[Digest]:
-    """Yield the digests of ``SHA-256=BASE64,MD5=BASE64``; names ignore case (RFC 3230
-    section 4.3.2)."""
+    """Yield the digests of ``SHA-256=BASE64,MD5=BASE64``.
+
+    Names are case-insensitive (RFC 3230 section 4.3.2).
+    """
     for member in (value or "").split(","):
         name, _, text = member.strip().partition("=")
         yield from _single(_NAMES.get(name.strip().lower()), text)
@@ -126,8 +130,10 @@ def _single(algorithm: str | None, text: str | None) -> Iterator[Digest]:
 
 
 def _is_as_stored(headers: Mapping[str, str]) -> bool:
-    """Return whether Google Cloud Storage sent the stored bytes, without decompressing
-    them ("transcoding")."""
+    """Return whether Google Cloud Storage sent the bytes as they are stored.
+
+    It may decompress them ("transcoding").
+    """
     stored = (
         (headers.get("x-goog-stored-content-encoding") or "identity").strip().lower()
     )

@@ -32,7 +32,8 @@ _DEFAULT_NAME = "download"
 
 
 def safe_name(name: str) -> str:
-    """Return ``name`` as a base name that cannot leave its folder, hide, or mislead;
+    """Return ``name`` as a base name that cannot leave its folder, hide, or mislead.
+
     ``""`` if nothing is left.
 
     Folders, drives and what ``clean_file_name`` rejects are removed; a leading dot
@@ -50,15 +51,19 @@ def safe_name(name: str) -> str:
 
 
 def name_from_url(url: str) -> str:
-    """Return the last segment of the URL's path, decoded and made safe; ``download`` if
-    it is empty."""
+    """Return the last segment of the URL's path, decoded and made safe.
+
+    ``download`` if it is empty.
+    """
     segment = urlsplit(url).path.rpartition("/")[2]
     return safe_name(unquote(segment, errors="replace")) or _DEFAULT_NAME
 
 
 def file_name(server_name: str | None, url: str) -> str:
-    """Return the name of a file in a target folder: the server's name, else the URL's,
-    encoded in UTF-8 in every locale."""
+    """Return the name of a file in a target folder: the server's name, else the URL's.
+
+    It is encoded in UTF-8 in every locale.
+    """
     return encoded_in_utf8(safe_name(server_name or "") or name_from_url(url))
 
 
@@ -72,8 +77,7 @@ def encoded_in_utf8(path: str) -> str:
 
 
 def numbered_paths(path: Path) -> Iterator[Path]:
-    """Yield the paths that ``if_exists = rename`` tries: ``a.bin``, ``a.1.bin``,
-    ``a.2.bin`` and so on."""
+    """Yield the paths that ``if_exists = rename`` tries: ``a.bin``, ``a.1.bin``..."""
     yield path
     for number in range(1, MAX_NUMBERED_NAMES):
         ending = f".{number}{path.suffix}"

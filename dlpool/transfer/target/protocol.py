@@ -51,8 +51,9 @@ class TargetOptions:
 
 
 class TargetPresent(Exception):
-    """The target exists, so that nothing is fetched. ``is_published``: an earlier run
-    of this download published it.
+    """The target exists, so that nothing is fetched.
+
+    ``is_published``: an earlier run of this download published it.
 
     ``size`` in bytes.
     """
@@ -72,8 +73,10 @@ class RangeWriter(BlockReserver, Protocol):
         ...
 
     def close(self) -> None:
-        """Close the writer, once. Raises LocalFault for a failed write that is reported
-        only now."""
+        """Close the writer, once.
+
+        Raises LocalFault for a failed write that is reported only now.
+        """
         ...
 
 
@@ -81,8 +84,10 @@ class RangeReader(Protocol):
     """Reads back bytes that have been written. For one thread."""
 
     def read(self, position: int, size: int) -> bytes:
-        """Return at most ``size`` bytes at ``position``; none behind the last written
-        byte. Raises LocalFault."""
+        """Return at most ``size`` bytes at ``position``.
+
+        None behind the last written byte. Raises LocalFault.
+        """
         ...
 
     def close(self) -> None:
@@ -91,8 +96,9 @@ class RangeReader(Protocol):
 
 
 class Target(Protocol):
-    """The output of one download. Used by the thread that runs the download, except for
-    its writers and readers.
+    """The output of one download.
+
+    Used by the thread that runs the download, except for its writers and readers.
 
     All methods raise LocalFault if the storage fails.
     """
@@ -128,13 +134,15 @@ class Target(Protocol):
         ...
 
     def restart(self, reason: str) -> None:
-        """Drop all bytes and the state. Late writes through writers that were opened
-        before have no effect."""
+        """Drop all bytes and the state.
+
+        Late writes through writers that were opened before have no effect.
+        """
         ...
 
     def drop_unverifiable(self) -> None:
-        """Drop the bytes of ``unverifiable``: a response has arrived that replaces
-        them."""
+        """Drop the bytes of ``unverifiable``, as a response that replaces them has
+        arrived."""
         ...
 
     def enable_checkpoints(self, resource: RemoteResource) -> None:
@@ -142,22 +150,25 @@ class Target(Protocol):
         ...
 
     def preallocate(self, size: int, mode: str, rules: SpaceRules) -> None:
-        """Check that ``size`` bytes fit, and reserve them by ``mode``, a value of the
-        setting ``preallocate``.
+        """Check that ``size`` bytes fit, and reserve them.
 
-        Raises TooLarge for a file that can never fit, NoRoom for one that does not fit
-        now.
+        ``mode`` is a value of the setting ``preallocate``. Raises TooLarge for a file
+        that can never fit, NoRoom for one that does not fit now.
         """
         ...
 
     def writer(self) -> RangeWriter:
-        """Return a writer for one thread; it stays valid until ``prepare`` or
-        ``close``."""
+        """Return a writer for one thread.
+
+        It stays valid until ``prepare`` or ``close``.
+        """
         ...
 
     def main_writer(self) -> RangeWriter:
-        """Return the writer of the thread that runs the download, which shares the
-        target's own descriptor."""
+        """Return the writer of the thread that runs the download.
+
+        It shares the target's own descriptor, and needs no other one.
+        """
         ...
 
     def reader(self) -> RangeReader:
@@ -172,8 +183,10 @@ class Target(Protocol):
         ...
 
     def prepare(self, resource: RemoteResource, *, remote_time: bool) -> None:
-        """Make the complete bytes durable and close all writers. ``remote_time``: set
-        the server's time of change."""
+        """Make the complete bytes durable and close all writers.
+
+        ``remote_time``: set the server's time of change.
+        """
         ...
 
     def scanned_file(self) -> ScannedFile:

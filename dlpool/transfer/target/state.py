@@ -53,8 +53,7 @@ class SavedChunk:
 
 @dataclass(frozen=True)
 class PublishRecord:
-    """The identity of the part file that is about to be renamed to its target: inode
-    number and size.
+    """The part file that is about to be renamed: its inode number and size.
 
     ``job``, ``fence`` and ``claim``: of a queue's job and the random id of its first
     claim, None without a queue.

@@ -1,5 +1,4 @@
-"""The output of a download on a file system: a part file, a state file beside it, and
-the target that it is renamed to.
+"""The output of a download on a file system: part file, state file and target.
 
 Read in this order: ``output`` (the ``Target`` itself, and the order of writes),
 ``selection`` (the choice of its path), ``partopen`` and ``partfile`` (the locked part

@@ -1,5 +1,4 @@
-"""Remove the files beside a target that no later run needs, once the queue knows how
-the job has ended."""
+"""Remove files beside a target that no later run needs, after the job has ended."""
 
 from __future__ import annotations
 
@@ -15,8 +14,9 @@ from dlpool.transfer.target.state import StateUnusable, url_digest
 
 
 def remove_published_state(target: Path, job_id: str) -> None:
-    """Remove the state that records that ``target`` was published for the job
-    ``job_id``. Raises LocalFault.
+    """Remove the state that records the publish of ``target`` for a job.
+
+    Raises LocalFault.
 
     The state of another job is not removed.
     """
@@ -32,14 +32,15 @@ def remove_published_state(target: Path, job_id: str) -> None:
 
 
 def remove_part_files(target: Path, url: str) -> None:
-    """Remove the part file and state of a download of ``url`` that will not be resumed.
-    See ``remove_part_files_by_digest``."""
+    """Remove part file and state of a download of ``url`` that is not resumed.
+
+    See ``remove_part_files_by_digest``.
+    """
     remove_part_files_by_digest(target, url_digest(url))
 
 
 def remove_part_files_by_digest(target: Path, url_sha256: str) -> None:
-    """Remove the part file and state of a download that will not be resumed, by its
-    ``url_digest``.
+    """Remove part file and state of a download that is not resumed, by ``url_digest``.
 
     Files of a download of another URL are not removed. A part file without a state is
     removed, as no later run could use it. Raises Locked while a download uses the part

@@ -45,8 +45,10 @@ from dlpool.transfer.target.state import (
 
 
 class FileOutput:
-    """A ``Target`` on a file system. Used by one thread at a time, except for its
-    writers and readers."""
+    """A ``Target`` on a file system.
+
+    Used by one thread at a time, except for its writers and readers.
+    """
 
     def __init__(
         self,
@@ -57,8 +59,9 @@ class FileOutput:
         notify: Notify,
         check_target: Callable[[Path], None] = lambda _: None,
     ) -> None:
-        """Choose and lock the output. ``check_target`` is called for each path that is
-        tried, and raises to refuse it.
+        """Choose and lock the output.
+
+        ``check_target`` is called for each path that is tried, and raises to refuse it.
 
         Raises TargetPresent, TargetExists, ForeignFile, Locked, PolicyRefused,
         LocalFault, and what ``check_target`` raises.
@@ -111,8 +114,10 @@ class FileOutput:
         return self.part.length
 
     def restart(self, reason: str) -> None:
-        """Drop all bytes: first the state, so that it never describes another part
-        file, then the part file."""
+        """Drop all bytes: first the state, then the part file.
+
+        In this order the state never describes another part file.
+        """
         self._notify("download_restarted", reason=reason, path=str(self.path))
         self.part.check_ownership()
         self._drop_state()
@@ -132,8 +137,10 @@ class FileOutput:
         self._resource = resource
 
     def preallocate(self, size: int, mode: str, rules: SpaceRules) -> None:
-        """Check that the file fits and give it its length. Raises TooLarge, NoRoom,
-        LocalFault."""
+        """Check that the file fits and give it its length.
+
+        Raises TooLarge, NoRoom, LocalFault.
+        """
         self.part.preallocate(size, mode, rules)
 
     def writer(self) -> PartWriter:
@@ -141,7 +148,7 @@ class FileOutput:
         return self.part.writer()
 
     def main_writer(self) -> PartWriter:
-        """Return a writer with the locked descriptor, for the thread that runs the
+        """Return a writer with the locked descriptor, for the thread of the
         download."""
         return self.part.locked_writer()
 
@@ -206,8 +213,9 @@ class FileOutput:
             self._drop_state()
 
     def close(self) -> None:
-        """Release the lock. While it is held, remove a part file without usable
-        bytes.
+        """Release the lock.
+
+        While it is held, remove a part file without usable bytes.
 
         Raises nothing, so that the error that ended the download is the one that is
         reported.
@@ -225,7 +233,7 @@ class FileOutput:
         return self._options.if_exists == "overwrite"
 
     def _check_state_file(self) -> None:
-        """Raise ForeignFile if a file of another program has the name of the state
+        """Raise ForeignFile if another program's file has the name of the state
         file."""
         is_ours = self.part.is_marked and not self.part.is_new
         if (
@@ -275,8 +283,10 @@ class FileOutput:
             return None
 
     def _check_saved(self, saved: SavedState) -> None:
-        """Raise StateUnusable if the state does not match the part file, or no
-        validator can prove its version."""
+        """Raise StateUnusable if the state does not match the part file.
+
+        Also if no validator can prove the version of the saved bytes.
+        """
         length = self.part.length
         if saved.publishing is not None and not self._is_recorded(saved.publishing):
             raise StateUnusable(
@@ -305,8 +315,7 @@ class FileOutput:
         )
 
     def _is_recorded(self, record: PublishRecord) -> bool:
-        """Return whether the part file is the one that an earlier run was about to
-        rename."""
+        """Return whether an earlier run was about to publish this part file."""
         return (self.part.inode, self.part.length) == (record.inode, record.size)
 
     def _commit(
@@ -324,8 +333,10 @@ class FileOutput:
         self._state_file.commit(self._state)
 
     def _first_state(self) -> SavedState:
-        """Return the state of the earlier run, or a new one; created late, as most
-        files need none."""
+        """Return the state of the earlier run, or a new one, as late as possible.
+
+        Most files need none.
+        """
         assert self._resource is not None
         state = self.saved or SavedState.initial(self._job, self._resource, _now())
         checksum = str(self._job.checksum) if self._job.checksum else None

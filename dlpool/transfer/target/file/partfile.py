@@ -1,10 +1,9 @@
-"""The file under construction, ``PATH.part``: lock, length, writes, sync, and
-publishing by rename.
+"""The file under construction, ``PATH.part``: lock, writes, sync, publish by rename.
 
 One process at a time works on a part file: it holds its lock (``filelock``), and the
-locked file is the one that the name refers to. If it was published meanwhile, the name
-is opened again. Every writer has its own descriptor, where ``/proc`` is mounted or the
-name still refers to the file.
+locked file is the one that the name refers to. If the locked file was published before
+the lock was taken, the name is opened again. Every writer has its own descriptor, where
+``/proc`` is mounted or the name still refers to the file.
 """
 
 from __future__ import annotations
@@ -42,11 +41,10 @@ class PartFile:
     def __init__(
         self, target: Path, *, sync: bool, notify: Notify = ignore_event
     ) -> None:
-        """Open or create ``TARGET.part`` and lock it; missing parent folders are
-        created.
+        """Open or create ``TARGET.part`` and lock it.
 
-        Raises Locked if another download holds it, ForeignFile for a file that dlpool
-        did not create, LocalFault.
+        Missing parent folders are created. Raises Locked if another download holds it,
+        ForeignFile for a file that dlpool did not create, LocalFault.
         """
         self.target = target
         self._opener = PartOpener(target, sync=sync, notify=notify)
@@ -69,14 +67,13 @@ class PartFile:
 
     @property
     def is_marked(self) -> bool:
-        """True if the file has dlpool's mark, so that no state file is needed to
-        recognize it."""
+        """True if the file has dlpool's mark, and needs no state file to be
+        recognized."""
         return self._opened.is_marked
 
     @property
     def has_lock_file(self) -> bool:
-        """True if it is locked by a lock file, because ``flock`` does not work on its
-        file system."""
+        """True if it is locked by a lock file, as ``flock`` does not work here."""
         return self._opened.lock.uses_lock_file
 
     @property
@@ -86,8 +83,10 @@ class PartFile:
 
     @property
     def was_expired(self) -> bool:
-        """True if another process may still write to it: its lock expired without proof
-        that the process has ended."""
+        """True if another process may still write to the file.
+
+        Its lock expired without proof that the process has ended.
+        """
         return self._opened.lock.was_expired
 
     @property
@@ -101,14 +100,18 @@ class PartFile:
             return os.fstat(self._descriptor).st_size
 
     def is_named(self) -> bool:
-        """Return whether the part file's name still refers to the locked file. Raises
-        LocalFault."""
+        """Return whether the part file's name still refers to the locked file.
+
+        Raises LocalFault.
+        """
         with translated(f"access {self.path}"):
             return disk.is_name_of(self.path, self._identity)
 
     def check_ownership(self) -> None:
-        """Raise LocalFault if the name, and so the files beside it, may belong to
-        another download by now."""
+        """Raise LocalFault if the name may belong to another download.
+
+        Then the files beside it are that download's, too.
+        """
         with translated(f"access the lock of {self.path}"):
             if not self._opened.lock.is_held():
                 raise LocalFault(
@@ -129,13 +132,16 @@ class PartFile:
         )
 
     def mark_published(self, job: Job) -> bool:
-        """Set the attribute that records a publish for a queue's job; return False if
-        that is not possible."""
+        """Set the attribute that records a publish for a queue's job.
+
+        Return False if that is not possible.
+        """
         return set_mark(self._descriptor, job)
 
     def restart(self) -> None:
-        """Replace the file by a new, empty, locked one of the same name; late writers
-        reach only the old file.
+        """Replace the file by a new, empty, locked one of the same name.
+
+        Late writers reach only the old file.
 
         Raises Locked if another download took the name in between, LocalFault.
         """
@@ -153,12 +159,12 @@ class PartFile:
             os.ftruncate(self._descriptor, 0)
 
     def copy_permissions(self) -> None:
-        """Copy the mode, and if permitted owner and group, of the target that the file
-        will replace.
+        """Copy the mode of the target that the file will replace.
 
-        The owner of a file under construction may always read and write it. New targets
-        get the default mode. Raises LocalFault; also if the mode cannot be set and
-        others would be allowed more than before.
+        Owner and group are copied if permitted. The owner of a file under construction
+        may always read and write it. New targets get the default mode. Raises
+        LocalFault; also if the mode cannot be set and others would be allowed more than
+        before.
         """
         with translated(f"set the permissions of {self.path}"):
             try:
@@ -175,8 +181,9 @@ class PartFile:
     def preallocate(
         self, size: int, mode: str, rules: SpaceRules = ENTIRE_DISK
     ) -> None:
-        """Check that the file fits, and set its length; ``mode`` is a value of the
-        setting ``preallocate``.
+        """Check that the file fits, and set its length.
+
+        ``mode`` is a value of the setting ``preallocate``.
 
         Blocks are reserved here for ``falloc`` only, and not by a service: ``auto``
         reserves them as bytes arrive. Raises TooLarge for a file that can never fit,
@@ -194,8 +201,10 @@ class PartFile:
             raise NoRoom(str(error)) from error
 
     def writer(self) -> PartWriter:
-        """Return a writer with a separate descriptor, for one thread. Raises
-        LocalFault."""
+        """Return a writer with a separate descriptor, for one thread.
+
+        Raises LocalFault.
+        """
         with translated(f"open {self.path}"):
             descriptor = self._second()
             is_shared = descriptor is None
@@ -208,7 +217,7 @@ class PartFile:
         return writer
 
     def locked_writer(self) -> PartWriter:
-        """Return a writer with the locked descriptor, for the thread that owns the part
+        """Return a writer with the locked descriptor, for the owner of the part
         file."""
         return PartWriter(self._descriptor, self.path, closes=False)
 
@@ -217,10 +226,9 @@ class PartFile:
         return ScannedFile(self._descriptor, self.path, self.length)
 
     def close_writers(self) -> None:
-        """Close all writers after their last write: network file systems report failed
-        writes only then.
+        """Close all writers after their last write. Raises LocalFault, the first.
 
-        Raises LocalFault, the first.
+        Network file systems report failed writes only when a file is closed.
         """
         writers, self._writers = self._writers, []
         first: LocalFault | None = None
@@ -233,15 +241,18 @@ class PartFile:
             raise first
 
     def sync_data(self) -> None:
-        """Sync all written bytes to disk. A failure is final: the kernel may have
-        dropped the pages. Raises LocalFault."""
+        """Sync all written bytes to disk.
+
+        A failure is final: the kernel may have dropped the pages. Raises LocalFault.
+        """
         if self._sync:
             with translated(f"write {self.path} to disk"):
                 os.fdatasync(self._descriptor)
 
     def report_delayed_errors(self) -> None:
-        """Make the file system report the errors that it delays until close(2). Raises
-        LocalFault.
+        """Make the file system report the errors that it delays until close(2).
+
+        Raises LocalFault.
 
         If no descriptor is left for that, fdatasync(2) reports the same errors, as it
         waits for all writes.
@@ -258,8 +269,10 @@ class PartFile:
             os.close(second)
 
     def set_modified(self, seconds: float) -> None:
-        """Set the modification time, seconds since the epoch, if the file system can
-        keep it. Raises LocalFault."""
+        """Set the modification time, in seconds since the epoch. Raises LocalFault.
+
+        Ignored if the file system cannot keep it.
+        """
         with translated(f"set the time of {self.path}"):
             try:
                 os.utime(self._descriptor, (seconds, seconds))
@@ -268,8 +281,9 @@ class PartFile:
                     raise
 
     def publish(self, *, overwrite: bool) -> None:
-        """Rename the file to the target, atomically and durably; the data must be
-        synced already.
+        """Rename the file to the target, atomically and durably.
+
+        The data must be synced already.
 
         Raises TargetExists, without ``overwrite``, if the target exists; LocalFault,
         and then the target is missing or unchanged.
@@ -301,8 +315,10 @@ class PartFile:
                 disk.remove(self.path)
 
     def close(self) -> None:
-        """Release the lock. Raises nothing: delayed errors were requested before the
-        file was published."""
+        """Release the lock.
+
+        Raises nothing: delayed errors were requested before the file was published.
+        """
         disk.close_quietly(self._descriptor)
         self._opened.lock.release()
 
@@ -334,8 +350,9 @@ class PartFile:
             return False
 
     def _private_name(self) -> Path:
-        """Return the name to publish from. With a lock file, which can be lost at any
-        moment, it is a private hard link.
+        """Return the name to publish from.
+
+        With a lock file, which can be lost at any moment, it is a private hard link.
 
         Otherwise the part file's name could refer to the file of the next holder by
         now. Without hard links or /proc, the part file's name is used, which was
@@ -372,8 +389,10 @@ class PartFile:
             self._opener.on_unsynced(str(self.target.parent), error)
 
     def _has_one_name(self) -> bool:
-        """Remove the part file's name after a publish by hard link; return whether only
-        the target's name is left."""
+        """Remove the part file's name after a publish by hard link.
+
+        Return whether only the target's name is left.
+        """
         for _ in range(2):
             with suppress(OSError):
                 if os.fstat(self._descriptor).st_nlink == 1:
@@ -411,8 +430,9 @@ class PartFile:
 
 
 class PartWriter:
-    """One thread's descriptor of a part file, whose offset is 0 at first; ``close`` may
-    be called by another thread.
+    """One thread's descriptor of a part file, whose offset is 0 at first.
+
+    ``close`` may be called by another thread.
 
     ``is_shared``: its offset is shared with other descriptors, and is not used.
     """
@@ -467,15 +487,19 @@ class PartWriter:
             return freespace.space_or_none(self._descriptor)
 
     def reserve(self, position: int, size: int) -> bool:
-        """Reserve blocks without changing the file's length; return whether that was
-        possible."""
+        """Reserve blocks without changing the file's length.
+
+        Return whether that was possible.
+        """
         with self._lock, suppress(OSError):
             return freespace.reserve(self._descriptor, position, size, keep_size=True)
         return False
 
     def close(self) -> None:
-        """Close the descriptor once. Raises LocalFault, on each call, if close(2)
-        reported a failed write."""
+        """Close the descriptor once.
+
+        Raises LocalFault, on each call, if close(2) reported a failed write.
+        """
         with self._lock:
             descriptor, self._descriptor = self._descriptor, _CLOSED
             if descriptor >= 0 and self._closes:

@@ -45,8 +45,9 @@ class OpenPart:
 
 
 class PartOpener:
-    """Opens the part file of one target, initially and after each restart. Used by one
-    thread.
+    """Opens the part file of one target, initially and after each restart.
+
+    Used by one thread.
 
     ``path`` may change to another spelling of the name, see ``_has_exact_name``.
     """
@@ -90,8 +91,10 @@ class PartOpener:
         )
 
     def _existing(self) -> OpenPart | None:
-        """Return the existing part file; None if it does not exist or was replaced
-        meanwhile. Raises OSError."""
+        """Return the existing part file.
+
+        None if it does not exist or was replaced meanwhile. Raises OSError.
+        """
         try:
             descriptor = os.open(self.path, _FLAGS)
         except FileNotFoundError:
@@ -119,8 +122,10 @@ class PartOpener:
         return None
 
     def _was_published(self, status: os.stat_result) -> bool:
-        """Return whether the file is the target, as after a kill between link and
-        removal; remove its part name then."""
+        """Return whether the file is the target, and remove its part name then.
+
+        A kill between link and removal leaves both names.
+        """
         if status.st_nlink == 1 or not disk.is_name_of(
             self._target, disk.identity_of(status)
         ):
@@ -129,8 +134,9 @@ class PartOpener:
         return True
 
     def _has_exact_name(self) -> bool:
-        """Return whether the folder has the exact name; otherwise set ``path`` to the
-        folder's spelling. Raises OSError.
+        """Return whether the folder has the exact name.
+
+        Otherwise set ``path`` to the folder's spelling. Raises OSError.
 
         A case-insensitive file system in user space may show one file with a different
         inode number for each spelling of its name, so that a lock by one spelling does
@@ -150,7 +156,9 @@ class PartOpener:
 
     def _is_usable(self, descriptor: int, status: os.stat_result) -> bool | None:
         """Return whether the file has the mark; None if the file must be opened again.
-        Raises ForeignFile, OSError."""
+
+        Raises ForeignFile, OSError.
+        """
         if self._was_published(status):
             return None
         if _has_mark(descriptor):
@@ -167,6 +175,7 @@ class PartOpener:
 
     def _created(self, held: FileLock | None = None) -> OpenPart | None:
         """Create a part file; return None if another process created one meanwhile.
+
         Raises OSError.
 
         ``held``: a lock file that this process holds already.
@@ -179,8 +188,9 @@ class PartOpener:
         return opened or self._named(held)
 
     def _linked(self, descriptor: int, held: FileLock | None) -> OpenPart | None:
-        """Lock and mark an unnamed file, and link it to its name; return None if that
-        is not supported.
+        """Lock and mark an unnamed file, and link it to its name.
+
+        Return None if that is not supported.
 
         Raises FileExistsError if another file has the name, OSError.
         """
@@ -201,10 +211,10 @@ class PartOpener:
         return None
 
     def _has_linked(self, descriptor: int) -> bool:
-        """Link an unnamed file to the part file's name, and return whether it has the
-        name, even if link(2) failed.
+        """Link an unnamed file to the part file's name; return whether it has the name.
 
-        Raises FileExistsError if another file has the name, OSError.
+        link(2) may report failure although the file has been linked. Raises
+        FileExistsError if another file has the name, OSError.
         """
         try:
             os.link(
@@ -223,7 +233,9 @@ class PartOpener:
 
     def _unnamed(self) -> int | None:
         """Return a descriptor of a new unnamed file; None if that is not supported.
-        Raises OSError."""
+
+        Raises OSError.
+        """
         for _ in range(2):
             try:
                 return os.open(
@@ -239,7 +251,9 @@ class PartOpener:
 
     def _named(self, held: FileLock | None) -> OpenPart | None:
         """Create the part file by its name, after a placeholder of the state file.
-        Raises OSError."""
+
+        Raises OSError.
+        """
         state_file = StateFile.for_target(self._target, sync=False)
         state_file.write_placeholder()
         try:
@@ -265,8 +279,8 @@ class PartOpener:
             raise
 
     def _withdraw(self, state_file: StateFile) -> None:
-        """Remove an unused placeholder, unless the part file of the other download may
-        need it."""
+        """Remove an unused placeholder, unless the other download's part file
+        needs it."""
         is_needed = False
         with suppress(OSError):
             descriptor = os.open(self.path, _FLAGS)
@@ -321,7 +335,9 @@ def _has_mark(descriptor: int) -> bool:
 
 
 def remove_mark(descriptor: int) -> None:
-    """Remove the mark of a published file; errors are ignored, as a mark that stays is
-    harmless."""
+    """Remove the mark of a published file.
+
+    Errors are ignored, as a mark that stays is harmless.
+    """
     with suppress(OSError):
         os.removexattr(descriptor, MARK)

@@ -1,5 +1,4 @@
-"""Records that a file has been published, by which a later run of the same job
-recognizes it.
+"""Records of a publish, by which a later run of the same job recognizes the file.
 
 A file that is published for a queue's job has an extended attribute, where the file
 system supports them (xattr(7)). It follows the file through its rename and needs no
@@ -29,7 +28,9 @@ MARK_NAME = "user.dlpool.job"
 
 def published_mark(job: Job) -> str | None:
     """Return the value of the attribute for a job: id, claim, URL digest, checksum.
-    None for a download without a queue."""
+
+    None for a download without a queue.
+    """
     if job.id is None or not job.claim:
         return None
     return f"{job.id} {job.claim} {url_digest(job.url)} {job.checksum or '-'}"
@@ -67,11 +68,10 @@ def read_mark(target: Path) -> str:
 def check_unpublished(
     job: Job, path: Path, *, sync: bool, part_of: Path | None = None
 ) -> None:
-    """Raise TargetPresent if an earlier run of ``job`` has published ``path``, after
-    finishing what a kill left undone.
+    """Raise TargetPresent if an earlier run of ``job`` has published ``path``.
 
-    ``part_of``: the path whose part file was published as ``path``, if its own name had
-    been taken. Raises LocalFault.
+    What a kill left undone is finished first. ``part_of``: the path whose part file was
+    published as ``path``, if its own name had been taken. Raises LocalFault.
     """
     if has_mark(path, job):
         raise target_present(path, is_published=True)
@@ -98,8 +98,8 @@ def check_unpublished(
 
 
 def _was_published_by(job: Job, saved: SavedState, status: os.stat_result) -> bool:
-    """Return whether the file of ``status`` is the one that the publish record of
-    ``saved`` names, of the same job."""
+    """Return whether ``saved`` records that ``job`` published the file of
+    ``status``."""
     record = saved.publishing
     if record is None or saved.url_sha256 != url_digest(job.url):
         return False

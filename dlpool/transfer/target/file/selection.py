@@ -28,8 +28,10 @@ from dlpool.transfer.target.state import (
 
 @dataclass(frozen=True)
 class PathSelection:
-    """Chooses the path of one output. All methods raise LocalFault, and what
-    ``check_target`` raises."""
+    """Chooses the path of one output.
+
+    All methods raise LocalFault, and what ``check_target`` raises.
+    """
 
     job: Job
     options: TargetOptions
@@ -37,8 +39,9 @@ class PathSelection:
     check_target: Callable[[Path], None]
 
     def open(self, requested: Path, *, exists: bool) -> tuple[Path, PartFile]:
-        """Choose a path and lock its part file; ``exists``: whether ``requested``
-        exists.
+        """Choose a path and lock its part file.
+
+        ``exists``: whether ``requested`` exists.
 
         Raises TargetPresent, TargetExists, Locked, ForeignFile.
         """
@@ -60,8 +63,10 @@ class PathSelection:
         return next(self._unused(requested))
 
     def _unused(self, requested: Path) -> Iterator[Path]:
-        """Yield the unused paths among the numbered ones. Raises TargetPresent, and
-        TargetExists at the end."""
+        """Yield the unused paths among the numbered ones.
+
+        Raises TargetPresent, and TargetExists at the end.
+        """
         for path in numbered_paths(requested):
             self._check_unpublished(path)
             if path != requested:
@@ -78,8 +83,9 @@ class PathSelection:
             check_unpublished(self.job, path, sync=self.options.sync, part_of=part_of)
 
     def _open_numbered(self, requested: Path) -> tuple[Path, PartFile]:
-        """Lock the first numbered path that no file, download or program uses; the lock
-        reserves it.
+        """Lock the first numbered path that no file, download or program uses.
+
+        The lock reserves it.
 
         A part file that an earlier run left for the same URL is preferred; one of
         another URL is not used.
@@ -103,8 +109,10 @@ class PathSelection:
         return path, part
 
     def _lock(self, path: Path) -> PartFile | None:
-        """Return the locked part file of an unused path; None if another download has
-        taken it meanwhile."""
+        """Return the locked part file of an unused path.
+
+        None if another download has taken it meanwhile.
+        """
         try:
             self.check_target(path)
             part = PartFile(path, sync=self.options.sync, notify=self.notify)
@@ -129,8 +137,8 @@ class PathSelection:
 
 
 def abandon(part: PartFile) -> None:
-    """Release the lock of a part file that is not used after all, and remove the file
-    if it is new."""
+    """Release the lock of a part file that is not used; remove the file if it is
+    new."""
     try:
         if part.is_new:
             with suppress(LocalFault):

@@ -1,5 +1,4 @@
-"""The state file beside a part file, ``PATH.part.meta``: committed by a temporary file
-and a rename.
+"""The state file beside a part file, ``PATH.part.meta``, and its atomic commits.
 
 The file never lists a byte that is not on disk: data is synced before a commit. Until
 the first commit it may be a placeholder, which only marks the part file beside it as
@@ -35,8 +34,9 @@ _NOT_READ = {
 
 
 class StateFile:
-    """The state file of one part file. Used by the thread that holds the part file's
-    lock.
+    """The state file of one part file.
+
+    Used by the thread that holds the part file's lock.
 
     ``exists``: the name exists. ``is_placeholder``: the file contains no state.
     """
@@ -75,8 +75,10 @@ class StateFile:
             return False
 
     def load(self) -> SavedState | None:
-        """Return the committed state, None if there is none. Raises StateUnusable,
-        LocalFault."""
+        """Return the committed state, None if there is none.
+
+        Raises StateUnusable, LocalFault.
+        """
         if not self.exists:
             return None
         text = self._content(MAX_STATE_BYTES + 1)
@@ -86,8 +88,9 @@ class StateFile:
         return None if self.is_placeholder else SavedState.from_json(text)
 
     def commit(self, state: SavedState, *, is_durable: bool = True) -> None:
-        """Replace the state atomically; readers see the old or the new one. Raises
-        LocalFault.
+        """Replace the state atomically; readers see the old or the new one.
+
+        Raises LocalFault.
 
         ``is_durable`` may be False for a state that is needed only after a kill: after
         a power failure the file may be empty.
@@ -96,10 +99,9 @@ class StateFile:
         self.is_placeholder = False
 
     def write_placeholder(self) -> None:
-        """Write a placeholder, unless a state exists or another process commits one
-        first. Raises LocalFault.
+        """Write a placeholder, unless a state exists. Raises LocalFault.
 
-        The part file's lock is not required.
+        The part file's lock is not required: another process may create the file first.
         """
         if self.exists:
             return
@@ -119,8 +121,10 @@ class StateFile:
             self.exists = self.is_placeholder = False
 
     def reset(self) -> None:
-        """Replace the state by a placeholder, durably, so that the part file is still
-        recognized as dlpool's. Raises LocalFault."""
+        """Replace the state by a placeholder, durably. Raises LocalFault.
+
+        The part file is still recognized as dlpool's.
+        """
         if not self.is_placeholder:
             self._write(_PLACEHOLDER, sync=self._sync)
             self.is_placeholder = True
@@ -128,7 +132,9 @@ class StateFile:
     @property
     def has_stale_temporary(self) -> bool:
         """Return whether a run that was killed during a commit left its temporary file.
-        Raises LocalFault."""
+
+        Raises LocalFault.
+        """
         temporary = self._default_temporary
         with translated(f"access {temporary}"):
             return disk.exists(temporary) and _is_stale_temporary(temporary)
@@ -140,7 +146,9 @@ class StateFile:
 
     def remove(self) -> None:
         """Remove the state durably, before other bytes are written to the part file.
-        Raises LocalFault."""
+
+        Raises LocalFault.
+        """
         if not self.exists:
             return
         with translated(f"remove {self.path}"):
@@ -150,16 +158,20 @@ class StateFile:
                 disk.sync_folder(self.path.parent, on_unsynced=self._on_unsynced)
 
     def remove_published(self) -> None:
-        """Remove the state of a published file; errors are ignored, as the next run
-        detects that it is obsolete."""
+        """Remove the state of a published file.
+
+        Errors are ignored, as the next run detects that it is obsolete.
+        """
         for _ in range(2):
             if self.exists:
                 with suppress(LocalFault):
                     self.remove()
 
     def _content(self, max_bytes: int) -> bytes:
-        """Return at most the first ``max_bytes`` bytes. Raises StateUnusable,
-        LocalFault."""
+        """Return at most the first ``max_bytes`` bytes.
+
+        Raises StateUnusable, LocalFault.
+        """
         try:
             with open(self.path, "rb", opener=_open_no_follow) as file:
                 # read(max_bytes) would allocate that many bytes
@@ -187,15 +199,19 @@ class StateFile:
         return self.path.with_name(f"{self.path.name}.tmp")
 
     def _free_temporary(self) -> Path:
-        """Return the name of the temporary file: a random one if a foreign file has the
-        default name. Raises OSError."""
+        """Return the path of the temporary file. Raises OSError.
+
+        It is random if a foreign file has the default name.
+        """
         if self._temporary is None:
             self._temporary = self._free(self._default_temporary.name)
         return self._temporary
 
     def _free(self, name: str) -> Path:
-        """Return the path of ``name``, or of a random name if a foreign file has that
-        name. Raises OSError."""
+        """Return the path of ``name``, or a random one if a foreign file has that name.
+
+        Raises OSError.
+        """
         path = self.path.with_name(name)
         if disk.exists(path) and not _is_stale_temporary(path):
             return self.path.with_name(f".dlpool-{secrets.token_hex(8)}.tmp")
@@ -208,8 +224,10 @@ class StateFile:
 
 
 def _is_stale_temporary(temporary: Path) -> bool:
-    """Return whether a temporary file was left by a killed run: it is a state or the
-    beginning of one. Raises OSError."""
+    """Return whether a temporary file was left by a killed run. Raises OSError.
+
+    Then it is a state or the beginning of one.
+    """
     try:
         with open(temporary, "rb", opener=_open_no_follow) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

@@ -13,11 +13,10 @@ from dlpool.transfer.target.protocol import TargetPresent
 
 
 def resolve_target(target: Path) -> tuple[Path, bool]:
-    """Return the path that the part file will be renamed to, with symbolic links
-    resolved, and whether it exists.
+    """Return the path to rename the part file to, and whether it exists.
 
-    Raises PolicyRefused for a reserved name, LocalFault for a path that cannot be a
-    target.
+    Symbolic links are resolved. Raises PolicyRefused for a reserved name, LocalFault
+    for a path that cannot be a target.
     """
     with translated(f"use the path {str(target)[:200]}"):
         _check_name(target)
@@ -40,8 +39,10 @@ def resolve_target(target: Path) -> tuple[Path, bool]:
 
 
 def target_present(path: Path, *, is_published: bool) -> TargetPresent:
-    """Return the exception for a target that exists; ``is_published``: by an earlier
-    run. Raises LocalFault."""
+    """Return the exception for a target that exists.
+
+    ``is_published``: by an earlier run. Raises LocalFault.
+    """
     with translated(f"access {path}"):
         return TargetPresent(path, path.stat().st_size, is_published=is_published)
 
