@@ -15,7 +15,7 @@ from dlpool.service.dispatcher import DispatcherServices, JobDispatcher
 from dlpool.service.inflight import InFlightTable
 from dlpool.service.node.hung_jobs import MIN_TICKS, _name, find_hung_job, thread_ticks
 from tests.conftest import wait_until
-from tests.test_verdict import judge
+from tests.test_disposition import make_policy
 
 A, B = _name("a.1"), _name("b.1")
 # Three jobs on three threads: one takes quadratic time within the lock, itself or on a thread that it has started.
@@ -24,14 +24,14 @@ import re, sys, threading, time
 from dlpool import threads
 from dlpool.service.node import hung_jobs
 slow = re.compile(r"[ \\t]*([^\\r\\n]*?)[ \\t]*\\n")
-def job(ticket):
-    hung_jobs.name_thread(ticket)
-    if ticket == sys.argv[1]:
+def job(lease_id):
+    hung_jobs.name_thread(lease_id)
+    if lease_id == sys.argv[1]:
         work = lambda: slow.match("a" + " " * 400_000 + "b")
         threads.start_thread(work, "lane") if sys.argv[2] == "lane" else work()
     time.sleep(600)
-for ticket in ("c.1", "b.1"):
-    threads.start_thread(lambda ticket=ticket: job(ticket), "slot")
+for lease_id in ("c.1", "b.1"):
+    threads.start_thread(lambda lease_id=lease_id: job(lease_id), "slot")
 print("up", flush=True)
 threads.start_thread(lambda: job("a.1"), "slot")
 time.sleep(600)
@@ -91,21 +91,23 @@ def test_of_a_process_that_has_gone_nothing_is_told() -> None:
 def test_a_death_counts_against_the_job_that_caused_it(told: str | None, outcomes: dict[str, str]) -> None:
     ended: list[FinishRequest] = []
     quiet: Any = SimpleNamespace(error=lambda *_, **__: None)
-    ledger = InFlightTable()
+    table = InFlightTable()
     cleaner: Any = SimpleNamespace(reassign=lambda _: None)
     recorder: Any = SimpleNamespace(record=ended.append)
     none: Any = None
-    services = DispatcherServices(ledger, none, recorder, cleaner, none, _doorman(), none, quiet, none)
-    crew = JobDispatcher(services, judge(max_crashes=3))
+    services = DispatcherServices(table, none, recorder, cleaner, none, _admission(), none, quiet, none)
+    dispatcher = JobDispatcher(services, make_policy(max_crashes=3))
     for name in outcomes:
         raw = compose_job("http://host/file", "/data/file")
-        crew.accept(ClaimedJob(JobLease(name, 1), raw, len(raw), 1, 2 if name == "poor" else 0, 0, 0, "normal"), 0.0)
-    tickets = {f"{name}.1" for name in outcomes}
-    assert {str(held.lease) for held in ledger.all()} == tickets
-    handle: Any = SimpleNamespace(frames=lambda: (), jobs=tickets, finishing=set(), hung_job=told)
-    crew.reap(handle, "it was silent")
+        dispatcher.accept(
+            ClaimedJob(JobLease(name, 1), raw, len(raw), 1, 2 if name == "poor" else 0, 0, 0, "normal"), 0.0
+        )
+    leases = {f"{name}.1" for name in outcomes}
+    assert {str(held.lease) for held in table.all()} == leases
+    handle: Any = SimpleNamespace(frames=lambda: (), jobs=leases, finishing=set(), hung_job=told)
+    dispatcher.reap(handle, "it was silent")
     assert {one.lease.job_id: one.disposition for one in ended} == outcomes
 
 
-def _doorman() -> Any:
+def _admission() -> Any:
     return SimpleNamespace(admit=lambda *_: None, released_host=lambda *_: "")

@@ -41,9 +41,9 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-def ended(name: str = "a", ending: str = "succeeded", **fields: Any) -> EndedFrame:
-    result = {"size": 3, "seconds": 0.5} if ending == "succeeded" else {}
-    return EndedFrame(f"{name}.1", AttemptResult(ending), f"/data/{name}", result, **fields)
+def ended(name: str = "a", attempt_result: str = "succeeded", **fields: Any) -> EndedFrame:
+    result = {"size": 3, "seconds": 0.5} if attempt_result == "succeeded" else {}
+    return EndedFrame(f"{name}.1", AttemptResult(attempt_result), f"/data/{name}", result, **fields)
 
 
 # --- in ---
@@ -58,7 +58,7 @@ def test_a_claimed_job_waits_for_a_worker(bench: Bench) -> None:
     assert bench.told.ended == [] and bench.lines.kept == [] and not bench.dispatcher.needs_reconcile
 
 
-def test_a_job_that_saw_a_worker_die_is_news_at_once(bench: Bench) -> None:
+def test_a_claimed_job_that_saw_a_worker_die_needs_a_comparison_at_once(bench: Bench) -> None:
     bench.dispatcher.needs_reconcile = False
     bench.dispatcher.accept(job_of(crashes=1), 0.0)
     assert bench.dispatcher.needs_reconcile
@@ -66,16 +66,16 @@ def test_a_job_that_saw_a_worker_die_is_news_at_once(bench: Bench) -> None:
     assert bench.dispatcher.needs_reconcile
 
 
-def test_a_new_dispatcher_has_news_and_doubts_nothing(bench: Bench) -> None:
+def test_a_new_dispatcher_needs_a_comparison_and_knows_no_fault(bench: Bench) -> None:
     assert bench.dispatcher.needs_reconcile and bench.node_faults == []
 
 
-def test_a_job_that_is_none_ends_once_however_often_it_is_claimed(bench: Bench) -> None:
+def test_a_malformed_job_fails_once_even_if_it_is_claimed_twice(bench: Bench) -> None:
     for _ in range(2):
         bench.dispatcher.accept(job_of(raw=b"none"), 0.0)
-    (ending,) = bench.told.ended
-    assert (ending.disposition, ending.note["label"], ending.host) == ("failed", "malformed", "")
-    assert ending.trace_id == trace_id_of("a", None)
+    (request,) = bench.told.ended
+    assert (request.disposition, request.note["label"], request.host) == ("failed", "malformed", "")
+    assert request.trace_id == trace_id_of("a", None)
     assert bench.lines.kept == []
     held = bench.in_flight.get("a.1")
     assert held is not None and held.is_recording and bench.in_flight.busy == 0
@@ -95,15 +95,19 @@ def broken(*_: object, **__: object) -> Any:
     raise ZeroDivisionError
 
 
-@pytest.mark.parametrize("place", ["judge", "door"])
-def test_a_defect_while_a_job_is_taken_in_fails_it_and_is_logged(
+@pytest.mark.parametrize("place", ["policy", "host"])
+def test_a_defect_while_a_job_is_accepted_fails_it_and_is_logged(
     bench: Bench, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target: Any = type(bench.dispatcher.policy) if place == "judge" else bench.host_admission
+    target: Any = type(bench.dispatcher.policy) if place == "policy" else bench.host_admission
     monkeypatch.setattr(target, "admit", broken)
     bench.dispatcher.accept(job_of(), 0.0)
-    (ending,) = bench.told.ended
-    assert (ending.disposition, ending.note["label"], ending.trace_id) == ("failed", "internal", trace_id_of("a", None))
+    (request,) = bench.told.ended
+    assert (request.disposition, request.note["label"], request.trace_id) == (
+        "failed",
+        "internal",
+        trace_id_of("a", None),
+    )
     (line,) = bench.lines.named("job_internal_error")
     assert line.level == "error" and isinstance(line.fields["error"], ZeroDivisionError)
     held = bench.in_flight.get("a.1")
@@ -120,31 +124,31 @@ def test_a_defect_at_the_second_claim_of_a_job_does_not_end_its_run(
     assert bench.lines.events == ["job_internal_error"]
 
 
-def test_a_job_of_a_host_that_does_not_want_to_be_asked_is_parked(bench: Bench) -> None:
+def test_a_job_of_a_held_host_is_throttled(bench: Bench) -> None:
     bench.hosts.hold("host", 30.0)
     bench.dispatcher.accept(job_of(is_start_reserved=True), 0.0)
-    ending = bench.last()
-    assert (ending.disposition, ending.host, ending.delay_s, ending.is_start_reserved) == (
+    request = bench.last()
+    assert (request.disposition, request.host, request.delay_s, request.is_start_reserved) == (
         "throttle",
         "host",
         30.0,
         True,
     )
-    assert ending.trace_id == trace_id_of("a", None)
+    assert request.trace_id == trace_id_of("a", None)
     bench.worker()
     bench.dispatcher.assign_waiting()
     assert [held.worker_pid for held in bench.in_flight.all()] == [None]
 
 
-def test_a_host_that_may_be_asked_within_a_second_is_waited_for(bench: Bench) -> None:
+def test_a_hold_of_less_than_a_second_throttles_nothing(bench: Bench) -> None:
     bench.hosts.hold("host", 30.0)
     bench.clock.now += 29.0
     bench.held("a")
     assert bench.told.ended == []
 
 
-@pytest.mark.parametrize(("before", "is_parked"), [(0, False), (1, False), (2, True), (3, True)])
-def test_a_host_with_fewer_places_gets_no_more_jobs_than_it_bears(bench: Bench, before: int, is_parked: bool) -> None:
+@pytest.mark.parametrize(("before", "is_throttled"), [(0, False), (1, False), (2, True), (3, True)])
+def test_a_host_with_limited_concurrency_gets_no_more_jobs(bench: Bench, before: int, is_throttled: bool) -> None:
     for number in range(before):
         bench.held(str(number))
     bench.held("other", url="http://other/x")
@@ -153,16 +157,16 @@ def test_a_host_with_fewer_places_gets_no_more_jobs_than_it_bears(bench: Bench, 
     bench.told.ended.clear()
     bench.concurrency.record_refusal("host", lambda: 4)
     bench.held("a", is_start_reserved=True)
-    assert len(bench.told.ended) == is_parked
-    for ending in bench.told.ended:
-        assert (ending.disposition, ending.host, ending.delay_s) == ("throttle", "host", 5.0)
-        assert ending.waits_for_slot and ending.is_start_reserved
+    assert len(bench.told.ended) == is_throttled
+    for request in bench.told.ended:
+        assert (request.disposition, request.host, request.delay_s) == ("throttle", "host", 5.0)
+        assert request.waits_for_slot and request.is_start_reserved
 
 
 # --- to workers ---
 
 
-def test_a_job_goes_to_a_worker_and_both_know(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_assigned_job_is_sent_and_recorded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dlpool.service.dispatcher.time", bench.clock)
     worker = bench.worker()
     held = bench.held()
@@ -186,13 +190,13 @@ def test_a_job_that_is_too_large_for_a_frame_fails_and_others_do_not(
     bench.held("b")
     monkeypatch.setattr(frames_module, "MAX_FRAME", 1000)
     bench.dispatcher.assign_waiting()
-    (ending,) = bench.told.ended
-    assert (ending.lease.job_id, ending.disposition, ending.note["label"]) == ("a", "failed", "bad_job")
+    (request,) = bench.told.ended
+    assert (request.lease.job_id, request.disposition, request.note["label"]) == ("a", "failed", "bad_job")
     assert worker.handle.jobs == {"b.1"} and worker.handle.assigned_count == 1
     assert set(bench.journal.entries()) == {"b"}
 
 
-def test_suspect_jobs_run_alone_and_are_counted_until_they_end(bench: Bench) -> None:
+def test_quarantined_jobs_run_alone_and_are_counted_until_they_end(bench: Bench) -> None:
     ordinary, alone = bench.worker(), bench.worker(1, is_quarantine=True)
     suspect, other = bench.held("a", crashes=2), bench.held("b")
     assert bench.dispatcher.count_quarantined() == 1
@@ -204,7 +208,7 @@ def test_suspect_jobs_run_alone_and_are_counted_until_they_end(bench: Bench) -> 
 
 
 @pytest.mark.parametrize("phase", [one for one in InFlightPhase if one is not InFlightPhase.WAITING])
-def test_what_must_not_begin_is_given_to_no_worker(bench: Bench, phase: InFlightPhase) -> None:
+def test_only_waiting_jobs_are_assigned(bench: Bench, phase: InFlightPhase) -> None:
     worker = bench.worker()
     bench.held().phase = phase
     bench.dispatcher.assign_waiting()
@@ -214,7 +218,7 @@ def test_what_must_not_begin_is_given_to_no_worker(bench: Bench, phase: InFlight
 # --- from workers ---
 
 
-def test_a_worker_that_is_up_is_news(bench: Bench) -> None:
+def test_a_worker_that_is_ready_needs_a_comparison(bench: Bench) -> None:
     worker = bench.worker(is_ready=False)
     bench.dispatcher.needs_reconcile = False
     worker.say(HelloFrame(1))
@@ -235,7 +239,9 @@ def test_a_heartbeat_brings_counts_and_progress(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(("is_held", "is_lost"), [(True, False), (True, True), (False, False)])
-def test_a_verified_job_is_asked_about_unless_it_is_lost(bench: Bench, is_held: bool, is_lost: bool) -> None:
+def test_the_fence_of_a_verified_job_is_checked_unless_it_is_fenced_off(
+    bench: Bench, is_held: bool, is_lost: bool
+) -> None:
     worker = bench.worker()
     if is_held:
         held = bench.held("a", worker)
@@ -265,7 +271,7 @@ def test_a_job_that_only_waits_for_the_disk_frees_its_slot(
     )
 
 
-def test_a_host_that_a_worker_was_told_to_spare_is_told_to_all(bench: Bench) -> None:
+def test_a_hold_that_a_worker_reports_is_sent_to_all(bench: Bench) -> None:
     one, other = bench.worker(), bench.worker()
     one.say(HoldFrame("host", 20.0))
     bench.dispatcher.read_frames(one.handle)
@@ -277,7 +283,7 @@ def test_a_host_that_a_worker_was_told_to_spare_is_told_to_all(bench: Bench) -> 
     assert one.heard() == [] and len(bench.told.holds) == 1
 
 
-def test_what_a_worker_has_cleaned_leaves_the_trail(bench: Bench) -> None:
+def test_what_a_worker_has_cleaned_leaves_the_journal(bench: Bench) -> None:
     worker = bench.worker()
     job = CleanupEntry("a", url_digest(URL), "/data/a", None, True, 1)
     bench.cleanup.record_start(job)
@@ -292,7 +298,7 @@ def test_what_a_worker_has_cleaned_leaves_the_trail(bench: Bench) -> None:
 # --- how they end ---
 
 
-def test_a_success_is_recorded_with_what_it_left(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_success_is_recorded_with_its_path(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dlpool.service.dispatcher.time", bench.clock)
     worker = bench.worker()
     held = bench.held("a", worker)
@@ -300,8 +306,8 @@ def test_a_success_is_recorded_with_what_it_left(bench: Bench, monkeypatch: pyte
     worker.handle.finishing.add("a.1")
     worker.say(ended(needs_cleanup=False, stack="s"))
     bench.dispatcher.read_frames(worker.handle)
-    ending = bench.last()
-    assert (ending.disposition, ending.trace_id, ending.host) == ("success", held.trace_id, "")
+    request = bench.last()
+    assert (request.disposition, request.trace_id, request.host) == ("success", held.trace_id, "")
     assert (held.path, held.needs_cleanup, held.stack) == ("/data/a", False, "s")
     assert held.is_recording and bench.in_flight.busy == 0
     assert worker.handle.jobs == worker.handle.finishing == set()
@@ -312,14 +318,14 @@ def test_a_success_is_recorded_with_what_it_left(bench: Bench, monkeypatch: pyte
     assert bench.journal.entries() == {}
 
 
-def test_an_end_of_what_is_not_held_or_was_no_job_says_nothing(bench: Bench) -> None:
+def test_the_result_of_an_unknown_or_malformed_job_is_ignored(bench: Bench) -> None:
     worker = bench.worker()
     worker.say(ended("gone"))
     bench.dispatcher.read_frames(worker.handle)
     assert bench.told.ended == [] and bench.lines.kept == []
 
 
-def test_a_path_that_the_server_named_is_on_the_trail_before_the_record(bench: Bench) -> None:
+def test_a_path_that_the_server_named_is_in_the_journal_before_the_record(bench: Bench) -> None:
     worker = bench.worker()
     bench.held("a", worker)
     worker.say(replace(ended(), path="/data/named"))
@@ -328,37 +334,37 @@ def test_a_path_that_the_server_named_is_on_the_trail_before_the_record(bench: B
     assert (noted.path, noted.has_failed) == ("/data/named", True)
 
 
-def test_a_broken_disk_is_told_once_and_fails_no_job(bench: Bench) -> None:
-    worker, crew = bench.worker(), bench.dispatcher
+def test_a_node_fault_is_reported_once_and_fails_no_job(bench: Bench) -> None:
+    worker, dispatcher = bench.worker(), bench.dispatcher
     for name in ("a", "b", "c", "d"):
         bench.held(name, worker)
-    crew.needs_reconcile = False
+    dispatcher.needs_reconcile = False
     worker.say(ended("a", "node_fault", label="no_space", message="full"))
-    crew.read_frames(worker.handle)
-    assert crew.needs_reconcile and bench.node_faults == [bench.clock.now]
+    dispatcher.read_frames(worker.handle)
+    assert dispatcher.needs_reconcile and bench.node_faults == [bench.clock.now]
     assert (bench.last().disposition, bench.last().delay_s) == ("release", 30.0)
     (line,) = bench.lines.named("node_fault")
     assert line.level == "warning" and line.fields["label"] == "no_space" and line.fields["reason"] == "full"
-    crew.needs_reconcile = False
-    for name, ending in (("b", "locked"), ("c", "no_room"), ("d", "succeeded")):
-        worker.say(ended(name, ending))
-        crew.read_frames(worker.handle)
-    assert not crew.needs_reconcile and len(bench.lines.named("node_fault")) == len(bench.node_faults) == 1
+    dispatcher.needs_reconcile = False
+    for name, attempt_result in (("b", "locked"), ("c", "no_room"), ("d", "succeeded")):
+        worker.say(ended(name, attempt_result))
+        dispatcher.read_frames(worker.handle)
+    assert not dispatcher.needs_reconcile and len(bench.lines.named("node_fault")) == len(bench.node_faults) == 1
 
 
-@pytest.mark.parametrize(("is_lost", "ending"), [(True, "succeeded"), (False, "lost")])
-def test_a_job_of_another_supervisor_ends_without_a_record(bench: Bench, is_lost: bool, ending: str) -> None:
+@pytest.mark.parametrize(("is_lost", "attempt_result"), [(True, "succeeded"), (False, "lost")])
+def test_a_job_of_another_supervisor_ends_without_a_record(bench: Bench, is_lost: bool, attempt_result: str) -> None:
     worker = bench.worker()
     held = bench.held("a", worker)
     held.phase = InFlightPhase.FENCED_OFF if is_lost else held.phase
-    worker.say(ended("a", ending))
+    worker.say(ended("a", attempt_result))
     bench.dispatcher.read_frames(worker.handle)
     assert bench.told.ended == [] and len(bench.in_flight) == 0
     assert [(line.level, line.event) for line in bench.lines.kept] == [("warning", "job_lost")]
     assert bench.value("dlpool_requeued_jobs_total", disposition="lost", label="") == 1
 
 
-def test_a_host_that_turns_jobs_away_gets_fewer_and_is_named_when_one_leaves(bench: Bench) -> None:
+def test_a_host_that_refuses_jobs_gets_fewer_and_is_named_when_one_leaves(bench: Bench) -> None:
     worker = bench.worker(4)
     for name in "abcd":
         bench.held(name, worker)
@@ -369,7 +375,7 @@ def test_a_host_that_turns_jobs_away_gets_fewer_and_is_named_when_one_leaves(ben
     assert (bench.last().disposition, bench.last().delay_s) == ("retry", 5.0)
 
 
-def test_a_slot_at_a_host_is_given_back_with_the_end(bench: Bench) -> None:
+def test_a_host_slot_is_released_with_the_result(bench: Bench) -> None:
     worker = bench.worker()
     bench.held("a", worker).slot_host = "host"
     worker.say(ended())
@@ -377,7 +383,7 @@ def test_a_slot_at_a_host_is_given_back_with_the_end(bench: Bench) -> None:
     assert bench.last().host == "host"
 
 
-def test_a_defect_in_leaving_a_host_does_not_change_how_a_job_ends(
+def test_a_defect_in_releasing_a_host_slot_does_not_change_the_disposition(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench.host_admission, "released_host", broken)
@@ -389,7 +395,7 @@ def test_a_defect_in_leaving_a_host_does_not_change_how_a_job_ends(
     assert [(line.level, line.event) for line in bench.lines.kept] == [("error", "job_internal_error")]
 
 
-def test_what_was_aboard_a_dead_worker_goes_back_at_once(bench: Bench) -> None:
+def test_the_jobs_of_a_dead_worker_are_requeued_at_once(bench: Bench) -> None:
     worker, other = bench.worker(4), bench.worker()
     for name in "abcd":
         bench.held(name, worker)
@@ -398,7 +404,7 @@ def test_what_was_aboard_a_dead_worker_goes_back_at_once(bench: Bench) -> None:
     assert held["a"] is not None and held["b"] is not None
     held["a"].phase = InFlightPhase.FENCED_OFF
     bench.in_flight.set_phase(held["b"], InFlightPhase.RECORDING)
-    worker.handle.jobs.add("0.1")  # gone from the ledger
+    worker.handle.jobs.add("0.1")  # gone from the table
     worker.handle.finishing.add("c.1")
     kept = CleanupEntry("x", url_digest(URL), "/data/x", None, True, 1)
     worker.handle.cleanup_requests["x"] = kept
@@ -429,7 +435,7 @@ def test_a_verified_job_is_published_if_it_is_still_ours(bench: Bench, is_ours: 
 
 
 @pytest.mark.parametrize("is_ours", [True, False])
-def test_an_answer_about_a_job_that_no_worker_has_does_nothing_to_workers(bench: Bench, is_ours: bool) -> None:
+def test_a_fence_check_of_a_job_without_a_worker_sends_nothing(bench: Bench, is_ours: bool) -> None:
     worker = bench.worker()
     held = bench.held("a", worker)
     worker.handle.jobs.clear()
@@ -441,7 +447,7 @@ def test_an_answer_about_a_job_that_no_worker_has_does_nothing_to_workers(bench:
 
 
 @pytest.mark.parametrize("state", ["waits", "runs", "RECORDING", "FENCED_OFF"])
-def test_a_job_that_is_lost_stops_without_a_record(bench: Bench, state: str) -> None:
+def test_a_fenced_off_job_stops_without_a_record(bench: Bench, state: str) -> None:
     worker = bench.worker()
     held = bench.held("a", worker if state != "waits" else None)
     if state.isupper():
@@ -453,33 +459,33 @@ def test_a_job_that_is_lost_stops_without_a_record(bench: Bench, state: str) -> 
     assert held.is_fenced_off == (state in ("runs", "FENCED_OFF")) and bench.told.ended == []
 
 
-@pytest.mark.parametrize("verb", ["cancel", "pause"])
-def test_an_operator_stops_a_waiting_job_at_once_and_a_running_one_by_its_worker(bench: Bench, verb: str) -> None:
+@pytest.mark.parametrize("action", ["cancel", "pause"])
+def test_an_operator_stops_a_waiting_job_at_once_and_a_running_one_by_its_worker(bench: Bench, action: str) -> None:
     worker = bench.worker()
     bench.held("a")
     running = bench.held("b", worker)
     for _ in range(2):
-        bench.dispatcher.request_stop("a.1", verb)
-        bench.dispatcher.request_stop("b.1", verb)
-        bench.dispatcher.request_stop("gone.1", verb)
+        bench.dispatcher.request_stop("a.1", action)
+        bench.dispatcher.request_stop("b.1", action)
+        bench.dispatcher.request_stop("gone.1", action)
     assert [(one.lease.job_id, one.disposition) for one in bench.told.ended] == [
-        ("a", {"cancel": "cancelled", "pause": "pause"}[verb])
+        ("a", {"cancel": "cancelled", "pause": "pause"}[action])
     ]
-    assert worker.heard() == [CancelFrame("b.1", f"an operator requested to {verb} the job")]
-    assert running.requested_action == verb and not running.is_recording
+    assert worker.heard() == [CancelFrame("b.1", f"an operator requested to {action} the job")]
+    assert running.requested_action == action and not running.is_recording
     worker.say(ended("b", "released"))
     bench.dispatcher.read_frames(worker.handle)
-    assert bench.last().disposition == {"cancel": "cancelled", "pause": "pause"}[verb]
+    assert bench.last().disposition == {"cancel": "cancelled", "pause": "pause"}[action]
 
 
 def test_a_pause_can_become_a_cancel_but_not_the_other_way_round(bench: Bench) -> None:
     worker = bench.worker()
     held = bench.held("a", worker)
-    for verb in ("pause", "cancel", "pause"):
-        bench.dispatcher.request_stop("a.1", verb)
+    for action in ("pause", "cancel", "pause"):
+        bench.dispatcher.request_stop("a.1", action)
     assert held.requested_action == "cancel"
     assert worker.heard() == [
-        CancelFrame("a.1", f"an operator requested to {verb} the job") for verb in ("pause", "cancel")
+        CancelFrame("a.1", f"an operator requested to {action} the job") for action in ("pause", "cancel")
     ]
 
 
@@ -497,7 +503,7 @@ def test_a_job_that_cannot_be_stopped_is_left_alone(bench: Bench, state: str) ->
     assert worker.heard() == [] and bench.told.ended == []
 
 
-def test_a_job_at_the_door_begins_when_its_host_has_a_slot(bench: Bench) -> None:
+def test_a_job_with_a_host_slot_is_assigned(bench: Bench) -> None:
     limits = LimitSettings(max_per_host=1)
     bench.hosts.apply(replace(bench.settings, limits=limits))
     worker = bench.worker()
@@ -527,21 +533,21 @@ def test_a_job_at_the_door_begins_when_its_host_has_a_slot(bench: Bench) -> None
         (SlotReply(0.0001), 0.001, False, False),
     ],
 )
-def test_a_job_whose_host_has_no_slot_is_parked(
+def test_a_job_whose_host_has_no_slot_is_throttled(
     bench: Bench, place: SlotReply, delay_s: float, is_start_reserved: bool, waits_for_slot: bool
 ) -> None:
     bench.hosts.apply(replace(bench.settings, limits=LimitSettings(max_per_host=1)))
     held = bench.held("a")
     bench.dispatcher.handle_host_slot(HostSlotAnswered("gone.1", place))
     bench.dispatcher.handle_host_slot(HostSlotAnswered("a.1", place))
-    ending = bench.last()
-    assert (ending.disposition, ending.host, ending.delay_s) == ("throttle", "host", delay_s)
-    assert (ending.is_start_reserved, ending.waits_for_slot) == (is_start_reserved, waits_for_slot)
-    assert ending.note == {"label": "host_limit", "message": "requests to host are limited"}
+    request = bench.last()
+    assert (request.disposition, request.host, request.delay_s) == ("throttle", "host", delay_s)
+    assert (request.is_start_reserved, request.waits_for_slot) == (is_start_reserved, waits_for_slot)
+    assert request.note == {"label": "host_limit", "message": "requests to host are limited"}
     assert held.slot_host == "" and held.phase is not InFlightPhase.AWAITING_HOST_SLOT
 
 
-def test_an_answer_for_a_job_that_has_ended_at_the_door_changes_nothing(bench: Bench) -> None:
+def test_a_host_slot_for_a_job_that_has_ended_changes_nothing(bench: Bench) -> None:
     bench.hosts.apply(replace(bench.settings, limits=LimitSettings(max_per_host=1)))
     held = bench.held("a")
     bench.dispatcher.request_stop("a.1", "cancel")
@@ -549,7 +555,7 @@ def test_an_answer_for_a_job_that_has_ended_at_the_door_changes_nothing(bench: B
     assert [one.disposition for one in bench.told.ended] == ["cancelled"] and held.slot_host == "host"
 
 
-def test_a_host_whose_slots_cannot_be_told_is_named(bench: Bench) -> None:
+def test_a_host_whose_slots_are_unknown_is_logged(bench: Bench) -> None:
     bench.hosts.apply(replace(bench.settings, limits=LimitSettings(max_per_host=1)))
     bench.held("a")
     bench.dispatcher.handle_host_slot(HostSlotAnswered("a.1", SlotReply(None, problem="away")))
@@ -564,10 +570,10 @@ def record(bench: Bench, outcome: str, reply: str = "OK", **fields: Any) -> None
     held = bench.in_flight.get("a.1")
     label = fields.pop("label", "")
     note = {"label": label} if label else {}
-    ending = FinishRequest(JobLease("a", 1), Disposition(outcome), note=note, **fields)
+    request = FinishRequest(JobLease("a", 1), Disposition(outcome), note=note, **fields)
     if held is not None:
         bench.in_flight.set_phase(held, InFlightPhase.RECORDING)
-    bench.dispatcher.handle_recorded(ResultRecorded(ending, reply))
+    bench.dispatcher.handle_recorded(ResultRecorded(request, reply))
 
 
 @pytest.mark.parametrize(
@@ -586,7 +592,7 @@ def record(bench: Bench, outcome: str, reply: str = "OK", **fields: Any) -> None
         ("failed", "GONE", True, False, True, False),
     ],
 )
-def test_a_recorded_end_is_logged_and_what_it_left_is_cleaned(
+def test_a_recorded_result_is_logged_and_its_stale_files_are_cleaned(
     bench: Bench, outcome: str, reply: str, needs_cleanup: bool, is_hooked: bool, is_cleaned: bool, is_forgotten: bool
 ) -> None:
     other, worker = bench.worker(), bench.worker()
@@ -603,13 +609,13 @@ def test_a_recorded_end_is_logged_and_what_it_left_is_cleaned(
     assert worker.heard() == ([CleanFrame(cleaned)] if is_cleaned else []) and other.heard() == []
 
 
-def test_an_end_that_an_earlier_start_spooled_is_counted_and_no_more(bench: Bench) -> None:
+def test_a_result_that_an_earlier_run_spooled_is_only_counted(bench: Bench) -> None:
     record(bench, "failed", label="bad_job")
     assert bench.lines.kept == [] and bench.hooked == []
     assert bench.value("dlpool_jobs_total", outcome="failed", label="bad_job") == 1
 
 
-def test_a_job_without_a_job_ends_without_anything_to_clean(bench: Bench) -> None:
+def test_a_malformed_job_leaves_nothing_to_clean(bench: Bench) -> None:
     bench.worker()
     bench.dispatcher.accept(job_of(raw=b"none"), 0.0)
     record(bench, "failed")
@@ -621,12 +627,12 @@ def test_a_job_without_a_job_ends_without_anything_to_clean(bench: Bench) -> Non
 def test_the_first_of_equal_jobs_runs_after_all(bench: Bench, is_held_back: bool) -> None:
     worker = bench.worker()
     bench.dispatcher.accept(job_of(dedupe=True), 0.0)
-    ending = bench.last()
-    assert ending.disposition == "follow" and bench.in_flight.busy == 0
+    request = bench.last()
+    assert request.disposition == "follow" and bench.in_flight.busy == 0
     if is_held_back:
         bench.hosts.hold("host", 30.0)
-    bench.dispatcher.handle_recorded(ResultRecorded(ending, "LEADS"))
-    bench.dispatcher.handle_recorded(ResultRecorded(replace(ending, lease=JobLease("gone", 1)), "LEADS"))
+    bench.dispatcher.handle_recorded(ResultRecorded(request, "LEADS"))
+    bench.dispatcher.handle_recorded(ResultRecorded(replace(request, lease=JobLease("gone", 1)), "LEADS"))
     bench.dispatcher.assign_waiting()
     assert [type(frame) for frame in worker.heard()] == ([] if is_held_back else [JobFrame])
     assert bench.last().disposition == ("throttle" if is_held_back else "follow")
@@ -642,14 +648,14 @@ def test_a_follower_leaves(bench: Bench) -> None:
 # --- the end ---
 
 
-def test_what_waits_is_given_back_and_what_runs_is_checkpointed(bench: Bench) -> None:
+def test_waiting_jobs_are_released_and_running_ones_checkpointed(bench: Bench) -> None:
     worker = bench.worker()
     bench.held("a")
     bench.held("b", worker)
     bench.held("c", worker)
-    ending = bench.in_flight.get("c.1")
-    assert ending is not None
-    bench.in_flight.set_phase(ending, InFlightPhase.RECORDING)
+    request = bench.in_flight.get("c.1")
+    assert request is not None
+    bench.in_flight.set_phase(request, InFlightPhase.RECORDING)
     for _ in range(2):
         bench.dispatcher.release_waiting("the end")
     (released,) = bench.told.ended

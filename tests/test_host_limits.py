@@ -104,7 +104,7 @@ class Fleet:
         return int(self.connection.info("commandstats")["cmdstat_evalsha"]["calls"])
 
     def wait_for_nothing_left(self) -> None:
-        """No slot is taken, and nobody is parked."""
+        """No slot is taken, and nobody is throttled."""
 
         def left() -> list[str]:
             names = [name.decode() for name in self.connection.keys("*")]
@@ -218,7 +218,7 @@ def test_two_nodes_together_ask_a_host_no_more_often_than_allowed(world: Fleet) 
     with Origin(crowd) as origin, world.of_two(limits={"max_per_host": 2}):
         world.client.wait_for(*world.push(origin, 40))
         assert crowd.most == 2
-        assert len(crowd.came) == 40, "a parked job asks nobody"
+        assert len(crowd.came) == 40, "a throttled job asks nobody"
         world.wait_for_nothing_left()
 
 

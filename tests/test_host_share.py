@@ -196,12 +196,12 @@ def test_a_text_without_a_host_is_taken_in_its_turn_and_at_once(queue: Queue, ra
 # --- what a supervisor says ---
 
 
-def ledger_of(part: float, capacity: int, hosts: Sequence[str]) -> InFlightTable:
-    ledger = InFlightTable(part)
-    ledger.set_capacity(capacity)
+def table_of(part: float, capacity: int, hosts: Sequence[str]) -> InFlightTable:
+    table = InFlightTable(part)
+    table.set_capacity(capacity)
     for number, host in enumerate(hosts):
-        assert ledger.add(InFlightJob(job_of(f"{number}"), 0.0, authority=host))
-    return ledger
+        assert table.add(InFlightJob(job_of(f"{number}"), 0.0, authority=host))
+    return table
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def ledger_of(part: float, capacity: int, hosts: Sequence[str]) -> InFlightTable
 def test_a_ledger_knows_the_part_of_a_host(
     part: float, capacity: int, hosts: str, parts: HostSlotShares | None
 ) -> None:
-    found = ledger_of(part, capacity, hosts).host_shares()
+    found = table_of(part, capacity, hosts).host_shares()
     assert (found and (found.limit, found.held)) == (parts and (parts.limit, parts.held))
 
 
@@ -229,25 +229,25 @@ def test_a_ledger_knows_the_part_of_a_host(
     [(0.75, HostSlotShares(3, {"s": 2, "b": 1}, ("s", "t"), 1, 2)), (1.0, HostSlotShares(5, {}, ("s", "t"), 0, 2))],
 )
 def test_a_ledger_knows_the_part_of_slow_hosts(part: float, parts: HostSlotShares) -> None:
-    ledger = ledger_of(part, 5, "ssb")
-    ledger.slow_hosts = ("s", "t")
-    assert ledger.host_shares() == parts
+    table = table_of(part, 5, "ssb")
+    table.slow_hosts = ("s", "t")
+    assert table.host_shares() == parts
 
 
 def test_a_job_counts_for_its_host_as_long_as_it_takes_room() -> None:
-    ledger = ledger_of(0.5, 4, "aaab")
-    one, other, third, last = ledger.all()
+    table = table_of(0.5, 4, "aaab")
+    one, other, third, last = table.all()
     steps: tuple[tuple[Callable[[], object], dict[str, int]], ...] = (
-        (lambda: ledger.set_phase(one, InFlightPhase.FINISHING), {"a": 2, "b": 1}),
-        (lambda: ledger.remove(str(one.lease)), {"a": 2, "b": 1}),
-        (lambda: ledger.set_phase(other, InFlightPhase.RECORDING), {"a": 1, "b": 1}),
-        (lambda: ledger.set_phase(other, InFlightPhase.WAITING), {"a": 2, "b": 1}),
-        (lambda: ledger.remove(str(last.lease)), {"a": 2}),
-        (lambda: ledger.remove(str(third.lease)), {"a": 1}),
+        (lambda: table.set_phase(one, InFlightPhase.FINISHING), {"a": 2, "b": 1}),
+        (lambda: table.remove(str(one.lease)), {"a": 2, "b": 1}),
+        (lambda: table.set_phase(other, InFlightPhase.RECORDING), {"a": 1, "b": 1}),
+        (lambda: table.set_phase(other, InFlightPhase.WAITING), {"a": 2, "b": 1}),
+        (lambda: table.remove(str(last.lease)), {"a": 2}),
+        (lambda: table.remove(str(third.lease)), {"a": 1}),
     )
     for step, left in steps:
         step()
-        parts = ledger.host_shares()
+        parts = table.host_shares()
         assert parts is not None and parts.held == left
 
 

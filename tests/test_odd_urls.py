@@ -27,7 +27,7 @@ from dlpool.transfer.http.urls import split_credentials
 from tests.desk import desk_of, running
 
 UNREADABLE = ("http://user:p@ss[word@example.org/x", "http://u:p@[bad/x", "http://user\u2100:pw@host/x")
-JUDGE = DispositionPolicy(QueueKeys(), Settings().supervisor, time.time, random.random)
+POLICY = DispositionPolicy(QueueKeys(), Settings().supervisor, time.time, random.random)
 HOSTS = HostLimits(Settings(limits=LimitSettings(max_per_host=1), hosts={"h:1": LimitSettings()}), time.monotonic)
 
 
@@ -52,9 +52,9 @@ def test_a_url_that_cannot_be_read_is_refused_wherever_it_is_given(url: str) -> 
 
 @pytest.mark.parametrize("url", UNREADABLE)
 def test_pushed_nevertheless_its_job_fails_with_its_record(url: str) -> None:
-    job, ending = JUDGE.admit(claimed(raw_job(url)))
-    assert job is None and ending is not None and ending.record is not None
-    assert (ending.disposition, ending.note["label"], ending.record.field) == ("failed", "bad_job", url)
+    job, request = POLICY.admit(claimed(raw_job(url)))
+    assert job is None and request is not None and request.record is not None
+    assert (request.disposition, request.note["label"], request.record.field) == ("failed", "bad_job", url)
 
 
 TEXTS = st.text() | st.builds("{}://{}/{}".format, st.sampled_from(["http", "HTTPS", "ftp"]), st.text(), st.text())
@@ -68,14 +68,14 @@ def test_no_text_is_too_odd_to_be_taken_in(text: str) -> None:
     assert authority_of(text) == authority_of(text).lower()
     limit = HOSTS.limit(text)
     assert limit is None or limit.host
-    job, ending = JUDGE.admit(claimed(raw_job(text)))
-    assert job is not None or ending is not None
+    job, request = POLICY.admit(claimed(raw_job(text)))
+    assert job is not None or request is not None
 
 
 @given(st.binary())
 def test_no_bytes_are_too_odd_to_be_taken_in(raw: bytes) -> None:
-    job, ending = JUDGE.admit(claimed(raw))
-    assert job is not None or ending is not None
+    job, request = POLICY.admit(claimed(raw))
+    assert job is not None or request is not None
 
 
 def test_a_service_that_gets_them_lives_and_does_the_next_job(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_service_that_gets_them_lives_and_does_the_next_job(tmp_path: Path) ->
         assert desk.service.stop() == 0
 
 
-class Doorman:
+class BrokenAdmission:
     """One that breaks, where it is told to."""
 
     def __init__(self, at: str) -> None:
@@ -110,37 +110,37 @@ def ended() -> list[FinishRequest]:
     return []
 
 
-def crew(at: str, ended: list[FinishRequest], judge: Any = JUDGE) -> tuple[JobDispatcher, InFlightTable]:
-    """A crew of which something breaks; what it wants recorded goes into ``ended``."""
+def dispatcher(at: str, ended: list[FinishRequest], make_policy: Any = POLICY) -> tuple[JobDispatcher, InFlightTable]:
+    """A dispatcher of which something breaks; what it wants recorded goes into ``ended``."""
     quiet: Any = SimpleNamespace(error=lambda *_, **__: None, info=lambda *_, **__: None)
     recorder: Any = SimpleNamespace(record=ended.append)
-    doorman: Any = Doorman(at)
+    admission: Any = BrokenAdmission(at)
     none: Any = None
-    ledger = InFlightTable()
-    services = DispatcherServices(ledger, none, recorder, none, none, doorman, none, quiet, none)
-    return JobDispatcher(services, judge), ledger
+    table = InFlightTable()
+    services = DispatcherServices(table, none, recorder, none, none, admission, none, quiet, none)
+    return JobDispatcher(services, make_policy), table
 
 
 def test_a_defect_at_one_job_fails_that_job_and_no_more(ended: list[FinishRequest]) -> None:
-    one, ledger = crew("door", ended)
+    one, table = dispatcher("door", ended)
     one.accept(claimed(raw_job("http://h/x")), 0.0)
-    (ending,) = ended
-    assert (ending.disposition, ending.note["label"]) == ("failed", "internal")
-    assert ending.record is not None and ending.record.field == "http://h/x"
-    assert all(held.is_recording for held in ledger.all())
+    (request,) = ended
+    assert (request.disposition, request.note["label"]) == ("failed", "internal")
+    assert request.record is not None and request.record.field == "http://h/x"
+    assert all(held.is_recording for held in table.all())
 
 
 def test_a_defect_while_a_job_is_judged_fails_it_too(ended: list[FinishRequest]) -> None:
     def broken(_claimed: ClaimedJob) -> Iterator[None]:
         raise ZeroDivisionError
 
-    judge: Any = SimpleNamespace(admit=broken, for_internal_error=JUDGE.for_internal_error)
-    crew("", ended, judge)[0].accept(claimed(raw_job("http://h/x")), 0.0)
+    make_policy: Any = SimpleNamespace(admit=broken, for_internal_error=POLICY.for_internal_error)
+    dispatcher("", ended, make_policy)[0].accept(claimed(raw_job("http://h/x")), 0.0)
     assert [one.disposition for one in ended] == ["failed"]
 
 
 def test_a_defect_while_a_job_leaves_does_not_change_how_it_ends(ended: list[FinishRequest]) -> None:
-    one, _ = crew("leaving", ended)
+    one, _ = dispatcher("leaving", ended)
     one.accept(claimed(b"not a job"), 0.0)
-    (ending,) = ended
-    assert (ending.disposition, ending.note["label"], ending.record) == ("failed", "malformed", None)
+    (request,) = ended
+    assert (request.disposition, request.note["label"], request.record) == ("failed", "malformed", None)

@@ -179,7 +179,7 @@ def test_the_bytes_of_a_worker_that_died_are_not_lost_and_counters_that_fall_cou
 
 
 @pytest.mark.parametrize(
-    ("ending", "label", "expected"),
+    ("result", "label", "expected"),
     [
         ("retry", "server_busy", True),
         ("retry", "connection", True),
@@ -190,8 +190,8 @@ def test_the_bytes_of_a_worker_that_died_are_not_lost_and_counters_that_fall_cou
         ("succeeded", "", False),
     ],
 )
-def test_which_endings_mean_that_there_is_too_much_to_do(ending: str, label: str, expected: bool) -> None:
-    assert is_refusal(EndedFrame("a.1", AttemptResult(ending), label=label)) == expected
+def test_which_results_mean_an_overload(result: str, label: str, expected: bool) -> None:
+    assert is_refusal(EndedFrame("a.1", AttemptResult(result), label=label)) == expected
 
 
 def test_a_node_with_a_backlog_takes_more_jobs_and_the_rest_stay_in_the_list(tmp_path: Path) -> None:

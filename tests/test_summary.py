@@ -21,7 +21,7 @@ from dlpool.service.queue.messages import ResultRecorded
 from dlpool.web.app import make_app
 from dlpool.web.wiring import REFUSALS, WebServices
 from tests.fakes import Lines
-from tests.test_verdict import judge
+from tests.test_disposition import make_policy
 
 
 def test_the_first_events_of_each_key_are_written_and_the_others_counted() -> None:
@@ -105,20 +105,20 @@ def test_what_needs_no_key_does_not_fill_the_log(
 
 
 def test_what_is_no_job_does_not_fill_the_log_of_the_service() -> None:
-    lines, ended, ledger = Lines(), list[FinishRequest](), InFlightTable()
+    lines, ended, table = Lines(), list[FinishRequest](), InFlightTable()
     anything: Any = SimpleNamespace(schedule=lambda *_: None, count_result=lambda *_: None)
     recorder: Any = SimpleNamespace(record=ended.append)
     log: Any = lines
     none: Any = None
-    services = DispatcherServices(ledger, none, recorder, none, anything, _doorman(), anything, log, none)
-    crew = JobDispatcher(services, judge())
+    services = DispatcherServices(table, none, recorder, none, anything, _admission(), anything, log, none)
+    dispatcher = JobDispatcher(services, make_policy())
     for number in range(MALFORMED_PER_MINUTE + 80):
-        crew.accept(ClaimedJob(JobLease(f"j{number}", 1), b"no job", 6, 1, 0, 0, 0, "normal"), 0.0)
-    for ending in ended:
-        crew.handle_recorded(ResultRecorded(ending, "OK"))
+        dispatcher.accept(ClaimedJob(JobLease(f"j{number}", 1), b"no job", 6, 1, 0, 0, 0, "normal"), 0.0)
+    for request in ended:
+        dispatcher.handle_recorded(ResultRecorded(request, "OK"))
     assert Counter(lines.events) == {"job_malformed": MALFORMED_PER_MINUTE}
-    assert crew._malformed.pop_counts(now=True) == [("malformed", 80)]
+    assert dispatcher._malformed.pop_counts(now=True) == [("malformed", 80)]
 
 
-def _doorman() -> Any:
+def _admission() -> Any:
     return SimpleNamespace(admit=lambda *_: None, released_host=lambda *_: "")

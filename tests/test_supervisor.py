@@ -53,7 +53,7 @@ class Calls:
 
 
 class Room(Pooled):
-    """A supervisor of which all parts are played but the ledger, the pool and the dispatcher."""
+    """A supervisor of which all parts are played but the table, the pool and the dispatcher."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch, **supervisor: Any) -> None:
         super().__init__(folder, patch, **{"workers": 1, "max_concurrent_downloads": 2, **supervisor})
@@ -151,7 +151,7 @@ def room(make: Callable[..., Room]) -> Room:
 @pytest.mark.parametrize(
     ("is_ready", "is_draining", "is_told"), [(True, False, True), (False, False, False), (True, True, False)]
 )
-def test_a_reload_is_told_to_the_service_manager_from_its_begin_to_its_end(
+def test_the_service_manager_is_notified_of_a_reload(
     room: Room, is_ready: bool, is_draining: bool, is_told: bool
 ) -> None:
     room.supervisor._is_ready = is_ready
@@ -181,7 +181,7 @@ def test_reloaded_settings_reach_every_part(room: Room) -> None:
     assert {"transfer", "network", "paths", "logging"} <= set(given)
 
 
-def test_a_file_that_cannot_be_used_changes_nothing(room: Room) -> None:
+def test_an_invalid_file_changes_nothing(room: Room) -> None:
     worker = room.up_worker()
     before = room.supervisor._settings
     room.loaded = ConfigurationError("one\ntwo")
@@ -195,7 +195,7 @@ def test_a_file_that_cannot_be_used_changes_nothing(room: Room) -> None:
     assert room.called("components.apply") == []
 
 
-def test_what_waits_for_a_restart_is_said(room: Room) -> None:
+def test_a_setting_that_needs_a_restart_is_logged(room: Room) -> None:
     supervisor = replace(room.settings.supervisor, lease=99.0)
     room.loaded = replace(room.settings, supervisor=supervisor)
     room.supervisor._handle_signal(signal.SIGHUP)
@@ -207,7 +207,7 @@ def test_what_waits_for_a_restart_is_said(room: Room) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_drain_takes_no_more_jobs_and_gives_back_what_waits(room: Room, number: int) -> None:
+def test_a_drain_claims_nothing_and_releases_waiting_jobs(room: Room, number: int) -> None:
     room.in_flight.set_capacity(2)
     room.held("a")
     room.supervisor._handle_signal(number)
@@ -237,7 +237,7 @@ def test_other_signals_reopen_the_log_and_dump_the_state(room: Room) -> None:
     assert room.called("log.reopen") == [()]
 
 
-def test_signals_are_queued_and_obeyed_in_the_next_turn(room: Room) -> None:
+def test_signals_are_queued_and_handled_in_the_next_turn(room: Room) -> None:
     room.supervisor._queue_signal(signal.SIGUSR1, None)
     room.supervisor._queue_signal(signal.SIGUSR2, None)
     assert room.called("wake") == [(), ()] and room.lines.kept == []
@@ -251,7 +251,7 @@ def test_signals_are_queued_and_obeyed_in_the_next_turn(room: Room) -> None:
 # --- a turn ---
 
 
-def test_a_turn_hears_workers_and_obeys_messages(room: Room) -> None:
+def test_a_turn_handles_frames_and_messages(room: Room) -> None:
     worker = room.up_worker()
     heard: list[Any] = []
     room.dispatcher.read_frames = heard.append  # type: ignore[assignment,method-assign]
@@ -266,12 +266,12 @@ def test_a_turn_hears_workers_and_obeys_messages(room: Room) -> None:
     assert room.called("cleanup.send_requests") == [()]
 
 
-def test_each_message_has_its_taker(room: Room) -> None:
-    crew = room.dispatcher
+def test_each_message_has_a_handler(room: Room) -> None:
+    dispatcher = room.dispatcher
     taken: list[Any] = []
-    crew.handle_fence_check = lambda lease_id, *, is_ours: taken.append((lease_id, is_ours))  # type: ignore[method-assign]
-    crew.fence_off = taken.append  # type: ignore[assignment,method-assign]
-    crew.request_stop = lambda *given: taken.append(given)  # type: ignore[method-assign]
+    dispatcher.handle_fence_check = lambda lease_id, *, is_ours: taken.append((lease_id, is_ours))  # type: ignore[method-assign]
+    dispatcher.fence_off = taken.append  # type: ignore[assignment,method-assign]
+    dispatcher.request_stop = lambda *given: taken.append(given)  # type: ignore[method-assign]
     messages = (
         FenceChecked("a.1", True),
         LeaseLost("b.1"),
@@ -287,7 +287,7 @@ def test_each_message_has_its_taker(room: Room) -> None:
     assert {ResultRecorded, HostSlotAnswered} <= set(room.supervisor._message_handlers)
 
 
-def test_wanted_and_actual_are_compared_now_and_then_and_at_once_with_news(room: Room) -> None:
+def test_wanted_and_actual_are_compared_periodically_and_at_once_if_needed(room: Room) -> None:
     compared: list[float] = []
     supervisor = room.supervisor
     room.clock.now = 0.0
@@ -306,7 +306,7 @@ def test_wanted_and_actual_are_compared_now_and_then_and_at_once_with_news(room:
     assert len(compared) == 2
 
 
-def test_the_end_of_a_process_is_news(room: Room) -> None:
+def test_the_exit_of_a_process_needs_a_comparison(room: Room) -> None:
     room.supervisor._reconcile = lambda: None  # type: ignore[method-assign]
     room.dispatcher.needs_reconcile = False
     room.ready = [lambda: None]
@@ -350,7 +350,7 @@ def test_the_capacity_follows_what_the_node_can_do(room: Room, fields: dict[str,
     assert room.supervisor._capacity() == capacity
 
 
-def test_once_a_second_all_parts_are_tended(room: Room) -> None:
+def test_periodic_tasks_run_once_a_second(room: Room) -> None:
     room.up_worker()
     room.supervisor._is_ready = True
     tended = (
@@ -379,7 +379,7 @@ def test_once_a_second_all_parts_are_tended(room: Room) -> None:
 
 
 @pytest.mark.parametrize("is_draining", [True, False])
-def test_who_watches_sees_how_things_are(room: Room, is_draining: bool) -> None:
+def test_the_monitor_gets_the_status_of_the_node(room: Room, is_draining: bool) -> None:
     room.up_worker()
     room.slots.level = 1
     room.disk_guard.low_folders = ["/x"]
@@ -408,7 +408,7 @@ def test_the_status_is_one_sentence(
 # --- the end ---
 
 
-def test_a_drain_cancels_what_runs_when_its_time_is_over_once(room: Room) -> None:
+def test_running_jobs_are_cancelled_once_after_the_drain_timeout(room: Room) -> None:
     worker = room.worker(1)
     room.held("a", worker)
     room.supervisor._handle_signal(signal.SIGTERM)
@@ -435,7 +435,7 @@ def test_a_drain_cancels_what_runs_when_its_time_is_over_once(room: Room) -> Non
         (CANCEL_S + 0.1, True, False, False, True),
     ],
 )
-def test_a_drain_ends_when_nothing_is_held_or_no_more_can_be_done(
+def test_a_drain_ends_without_jobs_or_when_its_time_has_passed(
     room: Room, late_s: float, is_held: bool, is_running: bool, is_away: bool, is_drained: bool
 ) -> None:
     assert not room.supervisor._is_drained()
@@ -449,7 +449,7 @@ def test_a_drain_ends_when_nothing_is_held_or_no_more_can_be_done(
 
 @pytest.mark.parametrize("is_clean", [True, False])
 @pytest.mark.parametrize("is_held", [True, False])
-def test_the_end_stops_every_part_and_forgets_a_clean_start(room: Room, is_clean: bool, is_held: bool) -> None:
+def test_a_shutdown_stops_every_part_and_forgets_a_clean_start(room: Room, is_clean: bool, is_held: bool) -> None:
     room.is_clean = is_clean
     if is_held:
         room.held("a")
@@ -473,7 +473,7 @@ def test_the_end_stops_every_part_and_forgets_a_clean_start(room: Room, is_clean
 
 
 @pytest.mark.parametrize("is_broken", [True, False])
-def test_a_run_goes_round_until_it_is_drained_and_ends_in_order(room: Room, is_broken: bool) -> None:
+def test_a_run_turns_until_it_is_drained_and_shuts_down_in_order(room: Room, is_broken: bool) -> None:
     turned: list[int] = []
     supervisor = room.supervisor
 

@@ -132,9 +132,9 @@ class Run:
     """A run of a job in the place of a real one."""
 
     def __init__(
-        self, ticket: str = "a.1", *, received: int = 0, missing: int = 0, is_unresumable: bool = False
+        self, lease_id: str = "a.1", *, received: int = 0, missing: int = 0, is_unresumable: bool = False
     ) -> None:
-        self.frame = job(ticket.partition(".")[0])
+        self.frame = job(lease_id.partition(".")[0])
         self.received_bytes, self.missing_bytes, self.is_unresumable = received, missing, is_unresumable
         self.said: list[Any] = []
         self.publish = lambda: self.said.append("publish")
@@ -549,7 +549,7 @@ class Stage:
 
     def __init__(self, folder: Path, frame: JobFrame | None = None, traces: Any = None) -> None:
         self.sent: list[Frame] = []
-        self.lines, self.affinity, self.tally = Lines(), Affine(), WorkerCounters()
+        self.lines, self.affinity, self.counters = Lines(), Affine(), WorkerCounters()
         self.bound: dict[str, object] = {}
         (folder / "data").mkdir(exist_ok=True)
         self.paths = Confinement(PathSettings(download_dir=str(folder / "data")))
@@ -558,7 +558,7 @@ class Stage:
         affinity: Any = self.affinity
         client: Any = None
         context = JobRunContext(
-            FAST, self.paths, client, log, self.sent.append, affinity, self.tally, NodeSpaceRules(0), traces
+            FAST, self.paths, client, log, self.sent.append, affinity, self.counters, NodeSpaceRules(0), traces
         )
         self.run = JobRun(frame or job(), context)
 
@@ -737,7 +737,7 @@ def test_what_happens_in_a_download_is_counted_and_logged(
     stage.run._notify(event, **fields)
     assert stage.sent == ([FinishingFrame("a.1")] if sent else [])
     assert stage.affinity.said == (["unpin"] if is_unpinned else [])
-    assert stage.tally.snapshot() == counts
+    assert stage.counters.snapshot() == counts
     assert stage.lines.kept == ([] if level is None else [(level, event, fields)])
 
 

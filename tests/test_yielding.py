@@ -42,7 +42,7 @@ OTHERS = {"w": 9}
 
 
 def transfers(text: str, **fields: Any) -> list[RunningTransfer]:
-    """``a:1500 b:90k*`` are one of host a at 1500 bytes/s and a young one of b at 90,000; their tickets are numbers."""
+    """``a:1500 b:90k*`` are one of host a at 1500 bytes/s and a young one of b at 90,000; their leases are numbers."""
     made = []
     for number, one in enumerate(text.split()):
         host, _, rate = one.rstrip("*").partition(":")
@@ -247,26 +247,32 @@ def test_a_job_that_begins_anew_each_time_ends_after_few_runs(needed_s: int) -> 
 
 
 class Desk:
-    """A yielder, with a ledger of jobs whose progress is said."""
+    """A controller, with a table of jobs whose progress is said."""
 
     def __init__(self, capacity: int = 3, **supervisor: Any) -> None:
         given = Settings()
         supervisor = {"host_share": 1.0, "yield_after": 20.0, **supervisor}
         self.settings = replace(given, supervisor=replace(given.supervisor, **supervisor))
-        self.clock, self.in_flight, self.meter = Clock(1000.0), InFlightTable(0.75), MetricsCollector(Metrics((1.0,)))
+        self.clock, self.in_flight, self.collector = (
+            Clock(1000.0),
+            InFlightTable(0.75),
+            MetricsCollector(Metrics((1.0,))),
+        )
         self.in_flight.set_capacity(capacity)
         self.asked = 0
         self.told: list[tuple[str, str]] = []
-        self.yielder = YieldController(self.settings, self.in_flight, self.meter, self._tell, self._ask, self.clock)
+        self.controller = YieldController(
+            self.settings, self.in_flight, self.collector, self._tell, self._ask, self.clock
+        )
 
     def _ask(self) -> None:
         self.asked += 1
 
-    def _tell(self, ticket: str, reason: str) -> None:
-        held = self.in_flight.get(ticket)
+    def _tell(self, lease_id: str, reason: str) -> None:
+        held = self.in_flight.get(lease_id)
         assert held is not None
         held.yield_reason = reason
-        self.told.append((ticket, reason))
+        self.told.append((lease_id, reason))
 
     def run(self, *names: str, host: str = "h", **fields: Any) -> list[InFlightJob]:
         made = []
@@ -288,7 +294,7 @@ class Desk:
                 assert held is not None
                 done = held.progress.get("done", 0) + rate
                 held.progress = {"done": done, "size": 10**9, "phase": "downloading", "connections": 1}
-            self.yielder.tick()
+            self.controller.tick()
 
 
 def test_who_waits_is_asked_for_when_a_transfer_may_yield_and_the_answer_is_used_once() -> None:
@@ -299,15 +305,15 @@ def test_who_waits_is_asked_for_when_a_transfer_may_yield_and_the_answer_is_used
     assert (desk.asked, desk.told) == (0, [])
     desk.pass_time(2, rates)
     assert (desk.asked, desk.told) == (2, []), "nobody is known to wait"
-    desk.yielder.handle_waiting({"w": 1})
+    desk.controller.handle_waiting({"w": 1})
     assert desk.told == [("a.1", "slow")], "at once"
     desk.pass_time(5, rates)
     assert len(desk.told) == 1
-    desk.yielder.handle_waiting({"w": 1})
+    desk.controller.handle_waiting({"w": 1})
     desk.pass_time(1, rates)
     assert len(desk.told) == 1, "that one was told, and has not gone yet"
     desk.in_flight.set_phase(one, InFlightPhase.RECORDING)
-    desk.yielder.handle_waiting({"w": 1})
+    desk.controller.handle_waiting({"w": 1})
     desk.pass_time(1, rates)
     assert len(desk.told) == 1, "there is room"
 
@@ -315,7 +321,7 @@ def test_who_waits_is_asked_for_when_a_transfer_may_yield_and_the_answer_is_used
 def test_an_old_answer_is_not_used() -> None:
     desk = Desk()
     desk.run("a", "b", "c")
-    desk.yielder._waiting, desk.yielder._answered_at = {"w": 9}, desk.clock.now
+    desk.controller._waiting, desk.controller._answered_at = {"w": 9}, desk.clock.now
     desk.clock.now += ANSWER_VALID_S + 20
     desk.pass_time(3, {"a": 1, "b": 1, "c": 1})
     assert desk.asked and not desk.told
@@ -343,17 +349,17 @@ def test_settings_limits_and_slots_decide(
     desk = Desk(capacity, **supervisor)
     desk.run("a", "b", **job)
     desk.pass_time(29, {"a": 1400, "b": 1500})
-    desk.yielder.handle_waiting({"w": 9})
+    desk.controller.handle_waiting({"w": 9})
     desk.pass_time(1, {"a": 1400, "b": 1500})
-    assert [ticket for ticket, _ in desk.told] == expected
+    assert [lease_id for lease_id, _ in desk.told] == expected
 
 
 def test_a_host_with_more_than_its_part_gives_back_what_is_too_much() -> None:
     desk = Desk(4)
     desk.run("a", "b", "c", "d")
-    desk.yielder.apply(replace(desk.settings, supervisor=replace(desk.settings.supervisor, host_share=0.5)))
+    desk.controller.apply(replace(desk.settings, supervisor=replace(desk.settings.supervisor, host_share=0.5)))
     desk.pass_time(6, {"a": 10**6, "b": 10**6, "c": 2 * 10**6, "d": 3 * 10**6})
-    desk.yielder.handle_waiting({"w": 9})
+    desk.controller.handle_waiting({"w": 9})
     desk.pass_time(1, dict.fromkeys("abcd", 10**6))
     assert desk.told == [("a.1", "host_share"), ("b.1", "host_share")]
 
@@ -365,14 +371,14 @@ def test_a_host_counts_as_slow_for_a_while_after_a_transfer_of_it_had_to_yield()
     rates = {"a": 1500, "b": 10**6}
     desk.pass_time(25, rates)
     assert list(desk.in_flight.slow_hosts) == []
-    desk.yielder.handle_waiting({"w": 1})
+    desk.controller.handle_waiting({"w": 1})
     assert desk.told == [("a.1", "slow")] and list(desk.in_flight.slow_hosts) == ["slow"]
     desk.in_flight.remove("a.1")
     desk.run("c", host="slower")
     desk.pass_time(25, {"b": 10**6, "c": 1500})
-    desk.yielder.handle_waiting({"slow": 9})
+    desk.controller.handle_waiting({"slow": 9})
     assert len(desk.told) == 1, "none yields to jobs of hosts that are slow themselves"
-    desk.yielder.handle_waiting({"slow": 9, "w": 1})
+    desk.controller.handle_waiting({"slow": 9, "w": 1})
     assert desk.told[1:] == [("c.1", "slow")] and list(desk.in_flight.slow_hosts) == ["slow", "slower"]
     desk.in_flight.remove("c.1")
     desk.run("d", host="slower")
@@ -381,15 +387,15 @@ def test_a_host_counts_as_slow_for_a_while_after_a_transfer_of_it_had_to_yield()
     desk.pass_time(1, {"d": 10**6})
     assert list(desk.in_flight.slow_hosts) == ["slow"], "it is no longer"
     desk.clock.now += SLOW_S
-    desk.yielder.tick()
+    desk.controller.tick()
     assert list(desk.in_flight.slow_hosts) == []
 
 
 def test_no_more_slow_hosts_are_remembered_than_a_claim_can_name() -> None:
     desk = Desk()
     for number in range(MAX_SLOW_HOSTS + 5):
-        desk.yielder._mark_slow(f"h{number}")
-    desk.yielder._mark_slow("h6")
+        desk.controller._mark_slow(f"h{number}")
+    desk.controller._mark_slow("h6")
     assert len(desk.in_flight.slow_hosts) == MAX_SLOW_HOSTS and desk.in_flight.slow_hosts[-2:] == (
         f"h{MAX_SLOW_HOSTS + 4}",
         "h6",
@@ -409,7 +415,7 @@ def test_a_job_that_waits_for_our_disk_or_an_operator_stays() -> None:
     one, other, _ = desk.run("a", "b", "c")
     desk.pass_time(30, {"c": 1500})
     one.progress, other.requested_action = {"done": 5, "size": 9, "phase": "verifying"}, "pause"
-    desk.yielder.handle_waiting({"w": 9})
+    desk.controller.handle_waiting({"w": 9})
     desk.pass_time(1, {"c": 1500})
     assert desk.told == [("c.1", "slow")]
 
@@ -418,7 +424,7 @@ def test_a_job_whose_server_has_not_answered_is_as_slow_as_can_be() -> None:
     desk = Desk(1)
     desk.run("a")
     desk.pass_time(25, {})
-    desk.yielder.handle_waiting({"w": 9})
+    desk.controller.handle_waiting({"w": 9})
     desk.pass_time(1, {})
     assert desk.told == [("a.1", "slow")]
 
@@ -426,19 +432,19 @@ def test_a_job_whose_server_has_not_answered_is_as_slow_as_can_be() -> None:
 def test_the_speeds_of_the_last_downloads_are_kept_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("dlpool.service.monitor.metrics_collector.time.monotonic", lambda: now[0])
-    meter = MetricsCollector(Metrics((1.0,)))
+    collector = MetricsCollector(Metrics((1.0,)))
     for received in (1000, 65536, 131072):
-        meter.observe_run(
+        collector.observe_run(
             EndedFrame("a.1", AttemptResult.SUCCEEDED, statistics={"received": received, "seconds": 2.0}), 2.0
         )
-    assert meter.recent_speeds() == [32768, 65536]
+    assert collector.recent_speeds() == [32768, 65536]
     for _ in range(RECENT):
-        meter.observe_run(
+        collector.observe_run(
             EndedFrame("a.1", AttemptResult.SUCCEEDED, statistics={"received": 200_000, "seconds": 2.0}), 2.0
         )
-    assert meter.recent_speeds() == [100_000] * RECENT
+    assert collector.recent_speeds() == [100_000] * RECENT
     now[0] += RECENT_S
-    assert meter.recent_speeds() == []
+    assert collector.recent_speeds() == []
 
 
 # --- on its way through the dispatcher ---
@@ -491,13 +497,13 @@ def test_a_job_that_yields_waits_longer_each_time(bench: Bench, yields: int, del
     )
 
 
-@pytest.mark.parametrize("verb", ["pause", "cancel"])
-def test_an_operator_goes_before_those_that_wait(bench: Bench, verb: str) -> None:
+@pytest.mark.parametrize("action", ["pause", "cancel"])
+def test_an_operator_goes_before_those_that_wait(bench: Bench, action: str) -> None:
     _, worker = yielding(bench)
-    bench.dispatcher.request_stop("a.1", verb)
+    bench.dispatcher.request_stop("a.1", action)
     worker.say(EndedFrame("a.1", AttemptResult.RELEASED, label="cancelled", message="m"))
     bench.dispatcher.read_frames(worker.handle)
-    assert bench.last().disposition == {"pause": "pause", "cancel": "cancelled"}[verb]
+    assert bench.last().disposition == {"pause": "pause", "cancel": "cancelled"}[action]
 
 
 def test_nobody_is_told_to_yield_who_has_no_slot(bench: Bench) -> None:

@@ -16,7 +16,7 @@ from dlpool.jobs.confinement import Confinement
 from dlpool.jobs.pushed_job import PushedJob
 from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import FinishRequest
-from dlpool.service import journal as trail_module
+from dlpool.service import journal as journal_module
 from dlpool.service.cleanup import MAX_FRAME_CHARACTERS, SEND_INTERVAL_S, split_into_frames
 from dlpool.service.inflight import InFlightJob, InFlightPhase, InFlightTable, is_path_implied, job_frame
 from dlpool.service.job_log import log_disposition, trace_id_of
@@ -34,12 +34,12 @@ def held(name: str = "a", **fields: Any) -> InFlightJob:
     return InFlightJob(job_of(name, **fields), 0.0)
 
 
-def ledger_of(capacity: int, *names: str) -> InFlightTable:
-    ledger = InFlightTable()
-    ledger.set_capacity(capacity)
+def table_of(capacity: int, *names: str) -> InFlightTable:
+    table = InFlightTable()
+    table.set_capacity(capacity)
     for name in names:
-        assert ledger.add(held(name))
-    return ledger
+        assert table.add(held(name))
+    return table
 
 
 # --- how many are held ---
@@ -48,56 +48,56 @@ def ledger_of(capacity: int, *names: str) -> InFlightTable:
 @pytest.mark.parametrize(
     ("capacity", "names", "room"), [(0, "", 0), (1, "", 1), (2, "a", 1), (2, "ab", 0), (2, "abc", 0), (3, "abc", 0)]
 )
-def test_room_is_what_the_capacity_leaves(capacity: int, names: str, room: int) -> None:
-    ledger = ledger_of(capacity, *names)
-    assert (ledger.free_slots(), ledger.has_free_slot.is_set(), ledger.busy) == (room, room > 0, len(names))
-    assert [str(ticket) for ticket in ledger.leases()] == [f"{name}.1" for name in names]
+def test_free_slots_are_what_the_capacity_leaves(capacity: int, names: str, room: int) -> None:
+    table = table_of(capacity, *names)
+    assert (table.free_slots(), table.has_free_slot.is_set(), table.busy) == (room, room > 0, len(names))
+    assert [str(lease_id) for lease_id in table.leases()] == [f"{name}.1" for name in names]
 
 
-def test_a_new_ledger_has_no_room() -> None:
-    ledger = InFlightTable()
-    assert ledger.free_slots() == 0
-    ledger.add(held())
-    ledger.remove("a.1")
-    assert ledger.free_slots() == 0 and not ledger.has_free_slot.is_set()
+def test_a_new_table_has_no_free_slot() -> None:
+    table = InFlightTable()
+    assert table.free_slots() == 0
+    table.add(held())
+    table.remove("a.1")
+    assert table.free_slots() == 0 and not table.has_free_slot.is_set()
 
 
 def test_a_job_is_added_once() -> None:
-    ledger = ledger_of(2)
+    table = table_of(2)
     first = held()
-    assert [ledger.add(first), ledger.add(first), ledger.add(held())] == [True, False, False]
-    assert ledger.get("a.1") is first and ledger.busy == 1
+    assert [table.add(first), table.add(first), table.add(held())] == [True, False, False]
+    assert table.get("a.1") is first and table.busy == 1
 
 
-def test_a_place_is_free_while_a_job_finishes_or_ends_and_counts_once() -> None:
-    ledger = ledger_of(2, "a", "b")
-    one, other = ledger.all()
+def test_a_slot_is_free_while_a_job_finishes_or_is_recorded_and_counts_once() -> None:
+    table = table_of(2, "a", "b")
+    one, other = table.all()
     steps: list[tuple[Callable[[], object], int]] = [
-        (lambda: ledger.set_phase(one, InFlightPhase.FINISHING), 1),
-        (lambda: ledger.set_phase(one, InFlightPhase.FINISHING), 1),
-        (lambda: ledger.set_phase(one, InFlightPhase.RECORDING), 1),
-        (lambda: ledger.remove("a.1"), 1),
-        (lambda: ledger.remove("a.1"), 1),
-        (lambda: ledger.set_phase(other, InFlightPhase.RECORDING), 2),
-        (lambda: ledger.set_phase(other, InFlightPhase.WAITING), 1),
-        (lambda: ledger.remove("b.1"), 2),
+        (lambda: table.set_phase(one, InFlightPhase.FINISHING), 1),
+        (lambda: table.set_phase(one, InFlightPhase.FINISHING), 1),
+        (lambda: table.set_phase(one, InFlightPhase.RECORDING), 1),
+        (lambda: table.remove("a.1"), 1),
+        (lambda: table.remove("a.1"), 1),
+        (lambda: table.set_phase(other, InFlightPhase.RECORDING), 2),
+        (lambda: table.set_phase(other, InFlightPhase.WAITING), 1),
+        (lambda: table.remove("b.1"), 2),
     ]
     for step, room in steps:
         step()
-        assert (ledger.free_slots(), ledger.has_free_slot.is_set()) == (room, True)
+        assert (table.free_slots(), table.has_free_slot.is_set()) == (room, True)
 
 
-def test_room_ends_and_comes_back() -> None:
-    ledger = ledger_of(1, "a")
-    assert not ledger.has_free_slot.is_set()
-    dropped = ledger.remove("a.1")
-    assert dropped is not None and dropped.lease.job_id == "a" and ledger.has_free_slot.is_set()
-    assert ledger.remove("a.1") is None
-    ledger.set_capacity(0)
-    assert not ledger.has_free_slot.is_set()
+def test_the_last_slot_is_taken_and_freed() -> None:
+    table = table_of(1, "a")
+    assert not table.has_free_slot.is_set()
+    dropped = table.remove("a.1")
+    assert dropped is not None and dropped.lease.job_id == "a" and table.has_free_slot.is_set()
+    assert table.remove("a.1") is None
+    table.set_capacity(0)
+    assert not table.has_free_slot.is_set()
 
 
-def test_a_worker_is_told_what_the_job_wants() -> None:
+def test_a_job_frame_has_the_checksum_of_the_job() -> None:
     frame_of = {checksum: job_frame(held(), parsed(checksum)) for checksum in (None, "sha256:" + "0" * 64)}
     assert [frame.checksum for frame in frame_of.values()] == list(frame_of)
 
@@ -117,15 +117,15 @@ def parsed(checksum: str | None) -> Any:
         ("/d/x", "x/", False),
     ],
 )
-def test_a_save_path_tells_the_path_unless_the_server_named_it(path: str, save_path: str, is_so: bool) -> None:
+def test_a_save_path_implies_the_path_unless_the_server_named_it(path: str, save_path: str, is_so: bool) -> None:
     assert is_path_implied(path, save_path) == is_so
 
 
 # --- locks ---
 
 
-def a_ledger() -> InFlightTable:
-    return ledger_of(3, "a", "b")
+def a_table() -> InFlightTable:
+    return table_of(3, "a", "b")
 
 
 def a_link() -> RedisState:
@@ -133,13 +133,13 @@ def a_link() -> RedisState:
 
 
 LOCKED: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
-    "add": (a_ledger, lambda ledger: ledger.add(held("c"))),
-    "set_phase FINISHING": (a_ledger, lambda ledger: ledger.set_phase(ledger.get("a.1"), InFlightPhase.FINISHING)),
-    "set_phase RECORDING": (a_ledger, lambda ledger: ledger.set_phase(ledger.get("a.1"), InFlightPhase.RECORDING)),
-    "remove": (a_ledger, lambda ledger: ledger.remove("a.1")),
-    "all": (a_ledger, lambda ledger: ledger.all()),
-    "set_capacity": (a_ledger, lambda ledger: ledger.set_capacity(1)),
-    "free_slots": (a_ledger, lambda ledger: ledger.free_slots()),
+    "add": (a_table, lambda table: table.add(held("c"))),
+    "set_phase FINISHING": (a_table, lambda table: table.set_phase(table.get("a.1"), InFlightPhase.FINISHING)),
+    "set_phase RECORDING": (a_table, lambda table: table.set_phase(table.get("a.1"), InFlightPhase.RECORDING)),
+    "remove": (a_table, lambda table: table.remove("a.1")),
+    "all": (a_table, lambda table: table.all()),
+    "set_capacity": (a_table, lambda table: table.set_capacity(1)),
+    "free_slots": (a_table, lambda table: table.free_slots()),
     "counters add": (WorkerCounters, lambda counters: counters.add("x", 1)),
     "counters count_range": (WorkerCounters, lambda counters: counters.count_range(1.0)),
     "counters snapshot": (WorkerCounters, lambda counters: counters.snapshot()),
@@ -149,16 +149,16 @@ LOCKED: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
 
 
 @pytest.mark.parametrize("name", LOCKED)
-def test_an_operation_waits_for_another_one_of_another_thread(name: str) -> None:
+def test_operations_of_several_threads_exclude_each_other(name: str) -> None:
     make, operation = LOCKED[name]
     wait_for_lock(make(), operation)
 
 
 @pytest.mark.parametrize("name", ["add", "remove", "entries", "compact"])
-def test_an_operation_on_the_trail_waits_for_another_one(tmp_path: Path, name: str) -> None:
+def test_operations_on_the_journal_exclude_each_other(tmp_path: Path, name: str) -> None:
     job = CleanupEntry("a", url_digest(URL), "a", None, False)
     arguments: dict[str, tuple[Any, ...]] = {"add": (job,), "remove": ([job],)}
-    wait_for_lock(CleanupJournal(tmp_path), lambda trail: getattr(trail, name)(*arguments.get(name, ())))
+    wait_for_lock(CleanupJournal(tmp_path), lambda journal: getattr(journal, name)(*arguments.get(name, ())))
 
 
 # --- the summary of a run ---
@@ -180,14 +180,14 @@ ENDS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("outcome", ENDS)
 @pytest.mark.parametrize("has_stack", [False, True])
-def test_a_run_has_one_summary_line(tmp_path: Path, outcome: str, has_stack: bool) -> None:
+def test_an_attempt_has_one_summary_line(tmp_path: Path, outcome: str, has_stack: bool) -> None:
     bench = Bench(tmp_path)
     one = bench.held(user_id="u")
     one.stack = "s" if has_stack else ""
-    ending = FinishRequest(
+    request = FinishRequest(
         one.lease, Disposition(outcome), note={"message": "m", "path": "p", "label": "l", "size": 3}, delay_s=2.0
     )
-    log_disposition(bench.lines, one, ending, "OK")
+    log_disposition(bench.lines, one, request, "OK")
     level, event, fields = ENDS[outcome]
     always = {"job_id": "a", "attempt": 1, "trace_id": one.trace_id, "url": URL, "path": "/data/a", "user_id": "u"}
     stack = {"stack": "s"} if has_stack and outcome == "failed" else {}
@@ -195,7 +195,7 @@ def test_a_run_has_one_summary_line(tmp_path: Path, outcome: str, has_stack: boo
 
 
 @pytest.mark.parametrize("reply", ["FENCED", "GONE"])
-def test_a_run_whose_job_was_taken_is_logged_as_such(tmp_path: Path, reply: str) -> None:
+def test_a_fenced_attempt_is_logged_as_such(tmp_path: Path, reply: str) -> None:
     bench = Bench(tmp_path)
     one = bench.held()
     log_disposition(bench.lines, one, FinishRequest(one.lease, Disposition.SUCCEED), reply)
@@ -227,11 +227,11 @@ def lines_of(folder: Path) -> list[bytes]:
     return (folder / "journal").read_bytes().splitlines()
 
 
-def test_the_trail_survives_its_supervisor_and_cut_lines(tmp_path: Path) -> None:
-    trail = CleanupJournal(tmp_path)
-    trail.add(job("a", trace_id="t"))
-    trail.add(job("b", path="/x", has_failed=False))
-    trail.add(job("b", fence=2))
+def test_the_journal_survives_its_supervisor_and_truncated_lines(tmp_path: Path) -> None:
+    journal = CleanupJournal(tmp_path)
+    journal.add(job("a", trace_id="t"))
+    journal.add(job("b", path="/x", has_failed=False))
+    journal.add(job("b", fence=2))
     with (tmp_path / "journal").open("ab") as file:
         file.write(b'["cut","http')
     known = CleanupJournal(tmp_path).entries()
@@ -245,38 +245,38 @@ def test_the_trail_survives_its_supervisor_and_cut_lines(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "line", [b"[]", b"1", b'["a"]', b'["a","u","s",null,true,"x"]', b'["a","u","s",null,true,1,""]']
 )
-def test_a_line_is_a_job_or_passed_over(tmp_path: Path, line: bytes) -> None:
+def test_a_line_is_an_entry_or_ignored(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "journal").write_bytes(line + b"\n")
     is_job = line.endswith(b'true,1,""]')
     assert list(CleanupJournal(tmp_path).entries()) == (["a"] if is_job else [])
 
 
-def test_only_runs_that_have_ended_leave_the_trail(tmp_path: Path) -> None:
-    trail = CleanupJournal(tmp_path)
+def test_an_entry_of_a_later_attempt_stays_in_the_journal(tmp_path: Path) -> None:
+    journal = CleanupJournal(tmp_path)
     for fence in (1, 2):
-        trail.add(job("a", fence))
-    trail.add(job("b"))
-    trail.remove([job("a", 1), job("gone")])
-    assert set(trail.entries()) == {"a", "b"}
-    trail.remove([job("a", 2), job("b", 3)])
-    assert trail.entries() == {}
+        journal.add(job("a", fence))
+    journal.add(job("b"))
+    journal.remove([job("a", 1), job("gone")])
+    assert set(journal.entries()) == {"a", "b"}
+    journal.remove([job("a", 2), job("b", 3)])
+    assert journal.entries() == {}
 
 
-def test_a_trail_of_mostly_old_lines_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trail_module, "COMPACT_LINES", 10)
-    trail = CleanupJournal(tmp_path)
-    trail.add(job("stays"))
+def test_a_journal_of_mostly_old_lines_is_compacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "COMPACT_LINES", 10)
+    journal = CleanupJournal(tmp_path)
+    journal.add(job("stays"))
     for number in range(13):
-        trail.add(job(str(number)))
-        trail.remove([job(str(number))])
+        journal.add(job(str(number)))
+        journal.remove([job(str(number))])
         assert len(lines_of(tmp_path)) == number + 2
-    trail.add(job("last"))
-    trail.remove([job("last")])  # 15 lines, more than 10 and 4 for the job that stays
+    journal.add(job("last"))
+    journal.remove([job("last")])  # 15 lines, more than 10 and 4 for the job that stays
     assert [line[:8] for line in lines_of(tmp_path)] == [b'["stays"']
-    trail.add(job("next"))
+    journal.add(job("next"))
     assert len(lines_of(tmp_path)) == 2
-    trail.remove([job("next")])
-    trail.compact()
+    journal.remove([job("next")])
+    journal.compact()
     assert len(lines_of(tmp_path)) == 1
 
 
@@ -289,12 +289,12 @@ def open_files(folder: Path) -> int:
     return found
 
 
-def test_a_trail_keeps_one_file_open_also_when_it_cannot_be_replaced(
+def test_a_journal_keeps_one_file_open_even_if_it_cannot_be_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trail = CleanupJournal(tmp_path)
+    journal = CleanupJournal(tmp_path)
     for _ in range(3):
-        trail.compact()
+        journal.compact()
     assert open_files(tmp_path) == 1
 
     def refuse(*_: object, **__: object) -> None:
@@ -302,14 +302,14 @@ def test_a_trail_keeps_one_file_open_also_when_it_cannot_be_replaced(
 
     monkeypatch.setattr("dlpool.service.journal.disk.replace", refuse)
     with pytest.raises(Exception, match="journal"):
-        trail.compact()
+        journal.compact()
     assert open_files(tmp_path) == 1
 
 
 # --- who removes it ---
 
 
-def test_ended_jobs_are_cleaned_by_the_worker_that_ran_them_now_and_then(
+def test_stale_files_are_removed_by_the_worker_that_ran_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = Bench(tmp_path)
@@ -334,7 +334,7 @@ def test_ended_jobs_are_cleaned_by_the_worker_that_ran_them_now_and_then(
     assert one.heard() == [CleanFrame([list(job("d"))])]
 
 
-def test_what_no_worker_can_remove_waits_for_one(tmp_path: Path) -> None:
+def test_stale_files_wait_for_a_worker(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.worker(is_ready=False)
     bench.cleanup.enqueue([job("a")])
@@ -351,7 +351,7 @@ def sized(field: str, length: int) -> CleanupEntry:
 
 
 @pytest.mark.parametrize("field", ["url_sha256", "save_path", "path"])
-def test_leftovers_are_told_in_frames_that_are_not_too_large(field: str) -> None:
+def test_clean_frames_are_not_too_large(field: str) -> None:
     short = sized(field, 0)
     half, rest = MAX_FRAME_CHARACTERS // 2, MAX_FRAME_CHARACTERS - MAX_FRAME_CHARACTERS // 2
     lengths = [half, rest, half, half + 1, MAX_FRAME_CHARACTERS + 1, 1, 1]
@@ -362,7 +362,7 @@ def test_leftovers_are_told_in_frames_that_are_not_too_large(field: str) -> None
     assert len(list(split_into_frames([short] * 1000))) == 1
 
 
-def test_when_all_workers_have_ended_the_supervisor_cleans_itself(tmp_path: Path) -> None:
+def test_without_workers_the_supervisor_removes_stale_files(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     paths = Confinement(PathSettings(download_dir=str(tmp_path / "data")))
     (tmp_path / "data").mkdir()
@@ -379,7 +379,7 @@ def test_when_all_workers_have_ended_the_supervisor_cleans_itself(tmp_path: Path
     assert set(bench.journal.entries()) == {"b"} and len(lines_of(tmp_path)) == 1
 
 
-def test_a_trail_that_cannot_be_written_is_logged_and_costs_no_job(
+def test_a_journal_that_cannot_be_written_is_logged_and_fails_no_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = Bench(tmp_path)

@@ -41,8 +41,8 @@ NOW = 1_800_000_000.0
 URL = "http://host/file"
 
 
-def judge(*, chance: float = 1.0, **settings: Any) -> DispositionPolicy:
-    return DispositionPolicy(QueueKeys(), replace(SupervisorSettings(), **settings), lambda: NOW, lambda: chance)
+def make_policy(*, jitter: float = 1.0, **settings: Any) -> DispositionPolicy:
+    return DispositionPolicy(QueueKeys(), replace(SupervisorSettings(), **settings), lambda: NOW, lambda: jitter)
 
 
 def claimed(raw: bytes | None = None, **fields: Any) -> ClaimedJob:
@@ -51,11 +51,11 @@ def claimed(raw: bytes | None = None, **fields: Any) -> ClaimedJob:
     return ClaimedJob(JobLease("a", 7), raw, len(raw), **(usual | fields))
 
 
-def said(ending: str, **fields: Any) -> EndedFrame:
-    return EndedFrame("a.7", AttemptResult(ending), label="why", message="because", **fields)
+def said(attempt_result: str, **fields: Any) -> EndedFrame:
+    return EndedFrame("a.7", AttemptResult(attempt_result), label="why", message="because", **fields)
 
 
-# --- poison: a job that is aboard when workers or supervisors die ---
+# --- poison: a job that is in flight when workers or supervisors die ---
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def said(ending: str, **fields: Any) -> EndedFrame:
         (0, 1, True),
     ],
 )
-def test_a_job_that_was_taken_from_too_many_supervisors_is_poison(most: int, takeovers: int, is_poison: bool) -> None:
-    job, instead = judge(max_takeovers=most).admit(claimed(takeovers=takeovers))
+def test_a_job_of_too_many_dead_supervisors_is_poison(most: int, takeovers: int, is_poison: bool) -> None:
+    job, instead = make_policy(max_takeovers=most).admit(claimed(takeovers=takeovers))
     assert job is not None
     if not is_poison:
         assert instead is None
@@ -85,35 +85,33 @@ def test_a_job_that_was_taken_from_too_many_supervisors_is_poison(most: int, tak
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EROFS, errno.EIO, errno.ESTALE])
-def test_what_the_machine_lacks_fails_no_job(number: int) -> None:
+def test_a_lack_of_resources_fails_no_job(number: int) -> None:
     """Another job would meet the same here, and this one may succeed later."""
     assert attempt_result_of(local_fault("open f.part", OSError(number, os.strerror(number)))) == "node_fault"
 
 
 @pytest.mark.parametrize(("crashes", "is_poison"), [(0, False), (2, False), (3, True), (4, True)])
 def test_a_job_that_killed_too_many_workers_is_not_admitted_again(crashes: int, is_poison: bool) -> None:
-    _, instead = judge(max_crashes=3).admit(claimed(crashes=crashes))
+    _, instead = make_policy(max_crashes=3).admit(claimed(crashes=crashes))
     assert (instead is not None) == is_poison
 
 
 @pytest.mark.parametrize(("crashes", "outcome"), [(0, "crash"), (1, "crash"), (2, "failed"), (3, "failed")])
-def test_the_third_death_of_a_worker_condemns_what_was_aboard(crashes: int, outcome: str) -> None:
-    ending = judge(max_crashes=3).for_worker_death(claimed(crashes=crashes), URL, "killed by SIGSEGV")
-    assert ending.disposition == outcome
-    assert ending.note["label"] == ("poison" if outcome == "failed" else "worker_died")
+def test_the_third_death_of_a_worker_fails_its_job(crashes: int, outcome: str) -> None:
+    request = make_policy(max_crashes=3).for_worker_death(claimed(crashes=crashes), URL, "killed by SIGSEGV")
+    assert request.disposition == outcome
+    assert request.note["label"] == ("poison" if outcome == "failed" else "worker_died")
 
 
 @pytest.mark.parametrize(
     ("most", "crashes", "is_alone"),
     [(3, 0, False), (3, 1, False), (3, 2, True), (3, 3, True), (1, 0, False), (2, 1, True)],
 )
-def test_who_would_be_condemned_by_one_more_death_runs_alone(most: int, crashes: int, is_alone: bool) -> None:
-    assert judge(max_crashes=most).is_quarantined(claimed(crashes=crashes)) == is_alone
+def test_a_job_that_one_more_death_would_fail_is_quarantined(most: int, crashes: int, is_alone: bool) -> None:
+    assert make_policy(max_crashes=most).is_quarantined(claimed(crashes=crashes)) == is_alone
 
 
-def test_a_poisonous_job_is_taken_from_supervisor_to_supervisor_only_so_often(
-    tmp_path: Any, redis_server: RedisServer
-) -> None:
+def test_a_poison_job_is_taken_over_max_takeovers_times(tmp_path: Any, redis_server: RedisServer) -> None:
     client = Client(redis_server.client())
     with Origin(File(b"x")) as origin, Supervisor(tmp_path, redis_server.url, {"supervisor": {"max_takeovers": 2}}):
         for job_id, takeovers in (("fit", 2), ("poison", 3)):
@@ -153,12 +151,12 @@ def test_a_poisonous_job_is_taken_from_supervisor_to_supervisor_only_so_often(
 )
 def test_a_job_is_retried_as_often_as_it_or_the_settings_say(attempts: int, own: int | None, outcome: str) -> None:
     job = PushedJob.parse(compose_job(URL, "/f", **({} if own is None else {"max_attempts": own})))
-    ending = judge(max_attempts=5).for_attempt(claimed(attempts=attempts), job, said("retry"))
-    assert ending is not None and ending.disposition == outcome
+    request = make_policy(max_attempts=5).for_attempt(claimed(attempts=attempts), job, said("retry"))
+    assert request is not None and request.disposition == outcome
 
 
 @pytest.mark.parametrize(
-    ("attempts", "chance", "asked_s", "delay_s"),
+    ("attempts", "jitter", "asked_s", "delay_s"),
     [
         (1, 1.0, None, 5),
         (2, 1.0, None, 10),
@@ -171,31 +169,31 @@ def test_a_job_is_retried_as_often_as_it_or_the_settings_say(attempts: int, own:
     ],
 )
 def test_the_delay_doubles_with_jitter_up_to_a_limit_and_never_below_what_the_server_asks(
-    attempts: int, chance: float, asked_s: float | None, delay_s: float
+    attempts: int, jitter: float, asked_s: float | None, delay_s: float
 ) -> None:
-    judged = judge(chance=chance, job_retry_delay=5.0, job_retry_max_delay=900.0, max_attempts=100)
+    policy = make_policy(jitter=jitter, job_retry_delay=5.0, job_retry_max_delay=900.0, max_attempts=100)
     job = PushedJob.parse(compose_job(URL, "/f"))
-    ending = judged.for_attempt(claimed(attempts=attempts), job, said("retry", retry_after_s=asked_s))
-    assert ending is not None and ending.delay_s == pytest.approx(delay_s)
+    request = policy.for_attempt(claimed(attempts=attempts), job, said("retry", retry_after_s=asked_s))
+    assert request is not None and request.delay_s == pytest.approx(delay_s)
 
 
 @pytest.mark.parametrize(
     ("attempts", "own", "delay_s"),
     [(1, None, 30), (2, None, 60), (3, None, 120), (4, None, 240), (5, None, 0), (1, 1, 0), (2, 3, 60), (5, 1000, 0)],
 )
-def test_runs_for_which_there_is_no_room_are_counted_and_capped_whatever_the_job_asks_for(
+def test_attempts_on_a_full_disk_are_limited_by_the_settings_alone(
     attempts: int, own: int | None, delay_s: float
 ) -> None:
     job = PushedJob.parse(compose_job(URL, "/f", **({} if own is None else {"max_attempts": own})))
-    ending = judge(max_attempts=5, fault_delay=30.0, chance=0.0).for_attempt(
+    request = make_policy(max_attempts=5, fault_delay=30.0, jitter=0.0).for_attempt(
         claimed(attempts=attempts), job, said("no_room")
     )
-    assert ending is not None and (ending.disposition, ending.delay_s) == ("retry" if delay_s else "failed", delay_s)
-    assert delay_s or (ending.record is not None and ending.record.field == URL)
+    assert request is not None and (request.disposition, request.delay_s) == ("retry" if delay_s else "failed", delay_s)
+    assert delay_s or (request.record is not None and request.record.field == URL)
 
 
 @pytest.mark.parametrize(
-    ("ending", "verb", "outcome", "delay_s"),
+    ("attempt_result", "action", "outcome", "delay_s"),
     [
         ("node_fault", None, "release", 30.0),
         ("no_room", None, "retry", 30.0),
@@ -210,18 +208,18 @@ def test_runs_for_which_there_is_no_room_are_counted_and_capped_whatever_the_job
         ("node_fault", "pause", "release", 30.0),
     ],
 )
-def test_what_an_ending_leads_to(ending: str, verb: str | None, outcome: str, delay_s: float) -> None:
+def test_what_an_attempt_result_leads_to(attempt_result: str, action: str | None, outcome: str, delay_s: float) -> None:
     job = PushedJob.parse(compose_job(URL, "/f"))
-    leads = judge(fault_delay=30.0, locked_delay=7.0).for_attempt(claimed(), job, said(ending), verb)
-    assert leads is not None and (leads.disposition, leads.delay_s) == (outcome, delay_s)
+    request = make_policy(fault_delay=30.0, locked_delay=7.0).for_attempt(claimed(), job, said(attempt_result), action)
+    assert request is not None and (request.disposition, request.delay_s) == (outcome, delay_s)
 
 
-def test_a_job_that_is_anothers_gets_no_transition_and_a_finished_one_is_never_cancelled() -> None:
+def test_a_lost_job_gets_no_request_and_a_finished_one_is_never_cancelled() -> None:
     job = PushedJob.parse(compose_job(URL, "/f"))
-    assert judge().for_attempt(claimed(), job, said("lost"), "cancel") is None
+    assert make_policy().for_attempt(claimed(), job, said("lost"), "cancel") is None
     done = EndedFrame("a.7", AttemptResult.SUCCEEDED, "/f", {"size": 1, "seconds": 0.1})
-    ending = judge().for_attempt(claimed(), job, done, "cancel")
-    assert ending is not None and ending.disposition == "success"
+    request = make_policy().for_attempt(claimed(), job, done, "cancel")
+    assert request is not None and request.disposition == "success"
 
 
 # --- what is admitted ---
@@ -229,7 +227,7 @@ def test_a_job_that_is_anothers_gets_no_transition_and_a_finished_one_is_never_c
 
 @pytest.mark.parametrize(("more", "outcome"), [(0, None), (1, "failed")])
 def test_a_job_may_be_as_long_as_the_limit_and_no_longer(more: int, outcome: str | None) -> None:
-    job, instead = judge().admit(replace(claimed(), size=MAX_JOB_BYTES + more))
+    job, instead = make_policy().admit(replace(claimed(), size=MAX_JOB_BYTES + more))
     assert (job is None) == (outcome is not None) and (instead and instead.disposition) == outcome
     if instead is not None:
         assert instead.note["label"] == "malformed" and f"{MAX_JOB_BYTES + 1} bytes long" in instead.note["message"]
@@ -252,10 +250,10 @@ def test_a_job_may_be_as_long_as_the_limit_and_no_longer(more: int, outcome: str
         ({"dedupe": True}, {"flag": "pause"}, ("pause", 0.0, "", "")),
     ],
 )
-def test_a_job_runs_at_once_unless_it_asks_for_something_else_first(
+def test_a_job_runs_at_once_unless_it_is_postponed(
     own: dict[str, Any], claim: dict[str, Any], expected: tuple[str, float, str, str] | None
 ) -> None:
-    job, instead = judge().admit(claimed(compose_job(URL, "/data/file", **own), **claim))
+    job, instead = make_policy().admit(claimed(compose_job(URL, "/data/file", **own), **claim))
     assert job is not None and job.url == URL
     if expected is None:
         assert instead is None
@@ -269,7 +267,7 @@ def test_a_job_runs_at_once_unless_it_asks_for_something_else_first(
 
 
 @pytest.mark.parametrize(
-    ("error", "ending"),
+    ("error", "attempt_result"),
     [
         (LostJob("x"), "lost"),
         (Cancelled("x"), "released"),
@@ -283,17 +281,17 @@ def test_a_job_runs_at_once_unless_it_asks_for_something_else_first(
         (FailJob("x"), "failed"),
     ],
 )
-def test_how_a_job_ends_that_ended_with_an_error(error: DlpoolError, ending: str) -> None:
-    assert attempt_result_of(error) == ending
+def test_the_attempt_result_of_an_error(error: DlpoolError, attempt_result: str) -> None:
+    assert attempt_result_of(error) == attempt_result
 
 
 def test_the_figures_of_a_success_are_noted() -> None:
     job = PushedJob.parse(compose_job(URL, "/f"))
     figures = {"size": 7, "seconds": 0.5, "received": 5, "resumed_from": 2, "retries": 1}
-    ending = judge().for_attempt(
+    request = make_policy().for_attempt(
         claimed(), job, EndedFrame("a.7", AttemptResult.SUCCEEDED, "/f", {**figures, "other": 1})
     )
-    assert ending is not None and ending.note == {"path": "/f", **figures} and ending.record is not None
+    assert request is not None and request.note == {"path": "/f", **figures} and request.record is not None
 
 
 @pytest.mark.parametrize(
@@ -304,38 +302,43 @@ def test_the_figures_of_a_success_are_noted() -> None:
         (b"nonsense", None),
     ],
 )
-def test_a_job_at_which_we_broke_fails_with_its_record_if_it_has_a_url(raw: bytes, url: str | None) -> None:
-    ending = judge().for_internal_error(claimed(raw), InternalError("odd"))
-    assert ending.disposition == "failed" and ending.note == {"label": InternalError.label, "message": "odd"}
-    assert (ending.record and ending.record.field) == url
+def test_a_job_that_met_a_defect_fails_with_its_record_if_it_has_a_url(raw: bytes, url: str | None) -> None:
+    request = make_policy().for_internal_error(claimed(raw), InternalError("odd"))
+    assert request.disposition == "failed" and request.note == {"label": InternalError.label, "message": "odd"}
+    assert (request.record and request.record.field) == url
 
 
-@pytest.mark.parametrize(("ending", "outcome"), [("retry", "retry"), ("locked", "release"), ("failed", "failed")])
-def test_why_a_run_ended_is_noted(ending: str, outcome: str) -> None:
+@pytest.mark.parametrize(
+    ("attempt_result", "outcome"), [("retry", "retry"), ("locked", "release"), ("failed", "failed")]
+)
+def test_the_error_of_an_attempt_is_noted(attempt_result: str, outcome: str) -> None:
     job = PushedJob.parse(compose_job(URL, "/f"))
-    leads = judge().for_attempt(claimed(), job, said(ending))
-    assert leads is not None and (leads.disposition, leads.note) == (outcome, {"label": "why", "message": "because"})
+    request = make_policy().for_attempt(claimed(), job, said(attempt_result))
+    assert request is not None and (request.disposition, request.note) == (
+        outcome,
+        {"label": "why", "message": "because"},
+    )
 
 
-def test_what_an_operator_stops_is_noted_and_only_a_cancelled_job_has_a_record() -> None:
+def test_a_stopped_job_has_a_note_and_only_a_cancelled_one_a_record() -> None:
     paused, cancelled = (
-        judge().for_stop_request(claimed(), URL, "pause"),
-        judge().for_stop_request(claimed(), URL, "cancel"),
+        make_policy().for_stop_request(claimed(), URL, "pause"),
+        make_policy().for_stop_request(claimed(), URL, "cancel"),
     )
     assert (paused.record, paused.note) == (None, {"label": "paused", "message": "the job was paused"})
     assert cancelled.record is not None and cancelled.record.field == URL
     assert cancelled.note == {"label": "cancelled", "message": CANCELLED}
 
 
-def test_the_deaths_of_workers_are_told() -> None:
-    condemned = judge(max_crashes=3).for_worker_death(claimed(crashes=2), URL, "killed by SIGSEGV")
+def test_the_number_of_worker_deaths_is_reported() -> None:
+    condemned = make_policy(max_crashes=3).for_worker_death(claimed(crashes=2), URL, "killed by SIGSEGV")
     assert condemned.note["message"] == "the job was running in 3 workers that died: killed by SIGSEGV"
-    again = judge(max_crashes=3).for_worker_death(claimed(crashes=1), URL, "killed by SIGSEGV")
+    again = make_policy(max_crashes=3).for_worker_death(claimed(crashes=1), URL, "killed by SIGSEGV")
     assert again.note["message"] == "killed by SIGSEGV"
 
 
 def test_the_doubling_of_delays_ends() -> None:
-    judged = judge(job_retry_delay=1.0, job_retry_max_delay=1e12, max_attempts=10_000)
+    policy = make_policy(job_retry_delay=1.0, job_retry_max_delay=1e12, max_attempts=10_000)
     job = PushedJob.parse(compose_job(URL, "/f"))
-    delays = [judged.for_attempt(claimed(attempts=attempts), job, said("retry")) for attempts in (30, 31, 32, 5000)]
-    assert [ending.delay_s for ending in delays if ending is not None] == [2.0**29, 2.0**30, 2.0**30, 2.0**30]
+    delays = [policy.for_attempt(claimed(attempts=attempts), job, said("retry")) for attempts in (30, 31, 32, 5000)]
+    assert [request.delay_s for request in delays if request is not None] == [2.0**29, 2.0**30, 2.0**30, 2.0**30]
