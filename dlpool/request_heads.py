@@ -1,9 +1,7 @@
-"""Connections of which the head of a request has not come whole: bounded bytes each,
-and known by age.
+"""Request heads that are not complete yet, bounded in size and with a deadline each.
 
-A server that keeps them here needs no thread for a client that says nothing, or drips
-(RFC 9112, section 2.2: a head ends with an empty line, and each of its lines with
-CRLF).
+A server that keeps its connections here needs no thread for a silent or slow client. A
+head ends with an empty line, and each of its lines with CRLF (RFC 9112, section 2.2).
 """
 
 from __future__ import annotations
@@ -16,35 +14,35 @@ from enum import Enum
 from typing import Generic, TypeVar
 
 MAX_HEAD = 32 * 1024  # bytes
-MAX_LINE = 8194  # bytes without an end of the line: a parser refuses them
-_END = re.compile(
-    rb"\r\n\r\n|(?<!\r)\n"
-)  # of a head, or of the patience of a parser: a bare LF is refused
+MAX_LINE = 8194  # bytes without a line end; a parser rejects longer lines
+# The end of a head; a bare LF, too, because the parser rejects it.
+_END = re.compile(rb"\r\n\r\n|(?<!\r)\n")
 
 Connection = TypeVar("Connection")
 
 
 class HeadProgress(Enum):
-    """How much of a head has come. ``WHOLE``: all, or enough to see that it is none."""
+    """State of a head after more bytes. ``COMPLETE``: also a head that is known to be
+    invalid."""
 
     PARTIAL = "partial"
-    COMPLETE = "whole"
+    COMPLETE = "complete"
     TOO_LONG = "too long"
 
 
 @dataclass
 class _PendingHead:
-    until: float
+    deadline: float
     data: bytearray = field(default_factory=bytearray)
     progress: HeadProgress = HeadProgress.PARTIAL
 
     def feed(self, data: bytes) -> HeadProgress:
         seen = max(0, len(self.data) - 3)
         self.data += data
-        is_whole = _END.search(self.data, seen) or (
+        is_complete = _END.search(self.data, seen) or (
             len(self.data) > MAX_LINE and self.data.find(b"\n", 2) < 0
         )
-        if is_whole:
+        if is_complete:
             self.progress = HeadProgress.COMPLETE
         elif len(self.data) > MAX_HEAD:
             self.progress = HeadProgress.TOO_LONG
@@ -52,75 +50,84 @@ class _PendingHead:
 
 
 class PendingHeads(Generic[Connection]):
-    """By connection, the oldest first. ``feed`` and ``take`` raise KeyError for an
-    unknown one. Used by one thread."""
+    """Pending heads by connection, the oldest first. ``feed`` and ``remove`` raise
+    KeyError for an unknown connection.
+
+    Deadlines are seconds of any one clock. Used by one thread.
+    """
 
     def __init__(self) -> None:
-        self._held: dict[Connection, _PendingHead] = {}
-        self._next = math.inf  # no head is due before
+        self._pending: dict[Connection, _PendingHead] = {}
+        self._next = math.inf  # lower bound of all deadlines
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._pending)
 
     def __contains__(self, connection: Connection) -> bool:
-        return connection in self._held
+        return connection in self._pending
 
     def __iter__(self) -> Iterator[Connection]:
-        return iter(self._held)
+        return iter(self._pending)
 
-    def add(self, connection: Connection, until: float) -> None:
-        """Nothing has come of its next request, and it is due at ``until``, by any
-        clock."""
-        self._held[connection] = _PendingHead(until)
-        self._next = min(self._next, until)
+    def add(self, connection: Connection, deadline: float) -> None:
+        """Start to wait for a head, deadline ``deadline``."""
+        self._pending[connection] = _PendingHead(deadline)
+        self._next = min(self._next, deadline)
 
-    def feed(self, connection: Connection, data: bytes, until: float) -> HeadProgress:
-        """More of it has come; with the first bytes, the rest is due at ``until``."""
-        head = self._held[connection]
+    def feed(
+        self, connection: Connection, data: bytes, deadline: float
+    ) -> HeadProgress:
+        """Add received bytes; the first ones set the deadline of the rest to
+        ``deadline``."""
+        head = self._pending[connection]
         if not head.data:
-            head.until = until
-            self._next = min(self._next, until)
+            head.deadline = deadline
+            self._next = min(self._next, deadline)
         return head.feed(data)
 
     def remove(self, connection: Connection) -> bytes:
-        """Forget it, and return what has come: the head, and perhaps more."""
-        return bytes(self._held.pop(connection).data)
+        """Remove a connection and return its received bytes: the head, and perhaps
+        bytes after it."""
+        return bytes(self._pending.pop(connection).data)
 
     def oldest(self) -> Connection | None:
-        """The one that has been here for the longest time; None if there is none."""
-        return next(iter(self._held), None)
+        """Return the connection that was added first, None if there is none."""
+        return next(iter(self._pending), None)
 
     def expired(self, now: float) -> list[Connection]:
-        """Those whose time is over."""
+        """Return the connections whose deadline has passed."""
         if now < self._next:
             return []
         self._next = min(
-            (head.until for head in self._held.values() if head.until > now),
+            (head.deadline for head in self._pending.values() if head.deadline > now),
             default=math.inf,
         )
         return [
-            connection for connection, head in self._held.items() if head.until <= now
+            connection
+            for connection, head in self._pending.items()
+            if head.deadline <= now
         ]
 
     def next_timeout_s(self, now: float) -> float:
-        """How long until the next one may be due; infinite if none is here."""
+        """Return the seconds deadline a deadline may pass, infinite without
+        connections."""
         return max(0.0, self._next - now)
 
-    def cap_deadlines(self, until: float) -> None:
-        """Those that have said nothing are due at ``until`` at the latest."""
-        for head in self._held.values():
+    def cap_deadlines(self, deadline: float) -> None:
+        """Lower the deadline of connections without received bytes to ``deadline``."""
+        for head in self._pending.values():
             if not head.data:
-                head.until = min(head.until, until)
-        self._next = min(self._next, until)
+                head.deadline = min(head.deadline, deadline)
+        self._next = min(self._next, deadline)
 
     def is_empty(self, connection: Connection) -> bool:
-        """Whether nothing of a request has come."""
-        return not self._held[connection].data
+        """Return whether no bytes of the head were received."""
+        return not self._pending[connection].data
 
 
 def parse_target(head: bytes) -> tuple[str, str]:
-    """The method of a request, and its path without a query; empty texts for what is no
-    request."""
+    """Return method and path, without the query, of a request; empty texts if its first
+    line is invalid."""
     line = head[:MAX_LINE].lstrip(b"\r\n").partition(b"\n")[0].rstrip(b"\r").split(b" ")
     if len(line) != 3:
         return "", ""

@@ -53,7 +53,7 @@ ONLY_IN = {
             "uploads",
         )
     },
-    "gunicorn": {"web/server.py", "web/gunicorn_adapter.py"},
+    "gunicorn": {"web/gunicorn_adapter.py"},
     "jwt": {"web/tokens.py"},
     "puremagic": {"storage/content_types.py"},
     "cryptography": {"web/public_keys.py"},

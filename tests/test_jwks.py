@@ -178,7 +178,7 @@ def test_while_the_provider_is_away_its_keys_stay_valid_for_a_day(provider: Prov
         assert site.status(token(OTHER, "ES256", "k2")) == 503, "it may be a new key: that cannot be told"
     site.clock.now = begun + STALE_S
     assert site.status(token(EC, "ES256")) == 503
-    assert site.told == [(None, 1), ("the answer is 500", 0)], "a failure is told once"
+    assert site.told == [(None, 1), ("the response has status 500", 0)], "a failure is told once"
     provider.serve(jwk(EC))
     assert site.status(token(EC, "ES256")) == 503, "not at once"
     site.clock.now += RETRY_S
@@ -431,7 +431,7 @@ def test_over_tls_the_certificate_is_checked(tmp_path: Path, monkeypatch: pytest
             if is_good:
                 assert b'"kty"' in fetch(provider.url)[0]
                 continue
-            with pytest.raises(JwksFailed, match="it cannot be fetched: "):
+            with pytest.raises(JwksFailed, match="cannot fetch the key set: "):
                 fetch(provider.url)
 
 
@@ -483,7 +483,7 @@ def test_a_server_with_a_key_set(provider: Provider, tmp_path: Path) -> None:
         assert status(token(EC, "ES256")) == 503
         wait_until(lambda: len(server.events("jwks_failed")) == 1)
         [failed] = server.events("jwks_failed")
-        assert failed["dlpool.reason"] == "the answer is 503"
+        assert failed["dlpool.reason"] == "the response has status 503"
         provider.answer = good
         wait_until(lambda: status(token(EC, "ES256")) == 200, 20)
         assert status(token(EC, "ES256", aud="other")) == 401

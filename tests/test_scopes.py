@@ -241,7 +241,7 @@ def test_scopes_are_those_of_the_claim_that_are_known(claims: dict[str, Any], wa
 
 @pytest.mark.parametrize("odd", [7, None, True, {"read": 1}, ["read", 7], [["read"]]])
 def test_a_scope_claim_of_another_type_is_no_token(odd: Any) -> None:
-    with pytest.raises(HttpError, match="scopes are neither"):
+    with pytest.raises(HttpError, match="scopes must be a text"):
         caller(token(scope=odd))
 
 
@@ -252,7 +252,7 @@ def test_claims_and_defaults_are_settings() -> None:
     assert (found.scopes, found.owner, found.actor) == (frozenset({UPLOAD}), "acme", "token alice")
     assert caller(token(**tenant), **web).scopes == {READ}
     assert caller(token(), jwt_default_scopes="").scopes == frozenset()
-    with pytest.raises(HttpError, match="owner claim is no name"):
+    with pytest.raises(HttpError, match="owner claim is not a valid name"):
         caller(token(), **web)
 
 
@@ -411,7 +411,7 @@ def test_a_static_public_key_is_for_its_own_algorithms_only() -> None:
             signed(b'{"alg":"%s"}' % algorithm.encode(), b'{"sub":"m","exp":%d}' % SOON, text.encode()),
         ]
         for one in forged:
-            with pytest.raises(HttpError, match="the token is not good"):
+            with pytest.raises(HttpError, match="invalid token"):
                 caller(one, **web)
 
 
@@ -425,7 +425,7 @@ def test_a_static_public_key_is_for_its_own_algorithms_only() -> None:
     ],
 )
 def test_a_key_that_does_not_fit_the_algorithms_is_refused(algorithms: str, make: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"which .S... need"):
+    with pytest.raises(ConfigurationError, match=r".S... need"):
         Authenticator(WebSettings(jwt_key=pem(make()), jwt_algorithms=algorithms))
 
 

@@ -80,7 +80,7 @@ def test_what_has_no_meaning_is_one_sentence_and_exit_2(
 
 
 def test_a_wrong_address_is_named_with_a_hint(origin: UploadOrigin, file: Path) -> None:
-    origin.fault = lambda *_: (404, {"error": "there is nothing at this address", "code": "not_found"})
+    origin.fault = lambda *_: (404, {"error": "no such path", "code": "not_found"})
     ended = upload(file, origin.url)
     assert ended.code == 10
     assert f"{origin.url} is not where an upload API begins, as http://host:18101/go-uploader is" in ended.err

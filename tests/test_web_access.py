@@ -210,7 +210,7 @@ def test_it_does_not_start_where_others_reach_it_without_a_key(address: str, tmp
         ({"jwt_key": "short"}, "fewer than 32 bytes"),
         ({"secret_key": "fifteen bytes.."}, "fewer than 16 bytes"),
         ({"jwt_key_file": "/nowhere/key"}, "/nowhere/key"),
-        ({"jwt_key": KEY, "jwt_algorithms": "RS256"}, "no public key"),
+        ({"jwt_key": KEY, "jwt_algorithms": "RS256"}, "not a public key"),
         ({"jwt_key": KEY, "jwt_algorithms": "HS256,RS256"}, "of one kind"),
         ({"jwt_key": KEY, "jwt_algorithms": "none"}, "not a list of HS256"),
         ({"prefix": "/a/../b"}, "not a path"),

@@ -59,7 +59,7 @@ def test_a_chunked_body_that_ends_too_early_is_no_chunk(client: RawClient) -> No
     client.post(QUERY, RAW, "Transfer-Encoding: chunked", body=b"5\r\nhello\r\n").end()
     status, said = client.answer()
     assert (status, said["code"]) == (400, "truncated")
-    assert "the connection ended before the last chunk" in said["error"]
+    assert "the connection was closed before the last chunk" in said["error"]
 
 
 def test_a_form_without_its_last_boundary_is_no_chunk(client: RawClient) -> None:
@@ -263,7 +263,7 @@ def bad_header() -> tuple[str, bytes]:
         (many_headers, 400, "bad_form", "header"),
         (long_header, 400, "bad_form", "header"),
         (long_field, 413, "form_too_large", "fields of the form are too long"),
-        (twice, 400, "bad_form", "'file_id' is there twice"),
+        (twice, 400, "bad_form", "'file_id' is repeated"),
         (no_name, 400, "missing_field", "file_id"),
         (long_boundary, 400, "bad_form", "boundary"),
         (no_boundary, 400, "bad_form", "boundary"),

@@ -272,7 +272,7 @@ def test_events_keep_their_order_over_several_round_trips(tmp_path: Path, log: L
 def test_a_failure_is_logged_once_and_each_lost_event_counted(
     error: Exception, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_publisher, "PAUSE_S", 0.0)
+    monkeypatch.setattr(event_publisher, "RETRY_S", 0.0)
     writer = Writer(error)
     told_to, figures = announcer(writer, tmp_path, log)
     for number in range(5):

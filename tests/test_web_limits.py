@@ -44,7 +44,7 @@ def test_however_many_merges_are_asked_for_there_are_places_for_others(tmp_path:
     for thread in threads:
         thread.start()
     try:
-        wait_until(lambda: refusal_of(admission.merge_slot("more", patience_s=0)) == (503, "busy"))
+        wait_until(lambda: refusal_of(admission.merge_slot("more", timeout_s=0)) == (503, "busy"))
         with ExitStack() as stack:
             for _ in range(3):
                 stack.enter_context(admission.body_slot("client"))
@@ -61,12 +61,12 @@ def test_one_file_takes_one_turn_however_often_it_is_asked_for(tmp_path: Path) -
     admission = ClientLimits(tmp_path, WebSettings())
     with admission.merge_slot("a"):
         for _ in range(50):
-            assert refusal_of(admission.merge_slot("a", patience_s=0)) == (409, "task_merging")
+            assert refusal_of(admission.merge_slot("a", timeout_s=0)) == (409, "task_merging")
         with ExitStack() as stack:
             for number in range(len(os.sched_getaffinity(0)) - 1):
-                stack.enter_context(admission.merge_slot(f"b{number}", patience_s=0))
-            assert refusal_of(admission.merge_slot("c", patience_s=0)) == (503, "busy")
-    assert refusal_of(admission.merge_slot("a", patience_s=0)) is None
+                stack.enter_context(admission.merge_slot(f"b{number}", timeout_s=0))
+            assert refusal_of(admission.merge_slot("c", timeout_s=0)) == (503, "busy")
+    assert refusal_of(admission.merge_slot("a", timeout_s=0)) is None
 
 
 def test_half_of_the_places_are_never_taken_by_downloads(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_half_of_the_places_are_never_taken_by_downloads(tmp_path: Path) -> None
     with ExitStack() as stack:
         for _ in range(3):
             admission.enter_send("client", stack)
-        with pytest.raises(HttpError, match="too much is going on"), ExitStack() as further:
+        with pytest.raises(HttpError, match="the server is busy"), ExitStack() as further:
             admission.enter_send("another", further)
         for _ in range(3):
             stack.enter_context(admission.body_slot("client"))
@@ -179,7 +179,7 @@ def test_leftovers_go_with_the_first_turn_however_late_it_comes(tmp_path: Path) 
     left = server.upload_dir / "tmp" / "left.tmp"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"x")
-    keeper = tmp_path / "state" / "web" / "keeper"
+    keeper = tmp_path / "state" / "web" / "janitor.lock"
     keeper.parent.mkdir(parents=True)
     with server, keeper.open("w") as lock:
         server.kill()

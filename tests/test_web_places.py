@@ -17,7 +17,7 @@ import pytest
 import requests
 from requests.adapters import HTTPAdapter
 
-from dlpool.web.body_slots import FLOOR, MEMORY_S, MISSED_S, PROBATION_S, SHORT_S, BodySlot, BodySlots
+from dlpool.web.body_slots import FLOOR, MEMORY_S, PROBATION_S, REJECTED_S, SHORT_S, BodySlot, BodySlots
 from tests.conftest import make_data, wait_until
 from tests.web import RawClient, WebServer
 
@@ -204,7 +204,7 @@ def test_who_was_sent_away_counts_as_waiting_for_a_while() -> None:
         bench.begin(f"c{number}", 10)
     with bench.waiting("w"):
         assert bench.places.acquire("x") is None
-        bench.run(MISSED_S + 1)
+        bench.run(REJECTED_S + 1)
         assert len(bench.asked()) == 1
 
 
@@ -222,7 +222,7 @@ def test_while_others_want_a_place_who_yielded_has_some_of_a_quarter() -> None:
         assert bench.places.acquire("drips", timeout_s=0) is None
         for client in ("x", "y"):
             bench.begin(client, MIB)
-        bench.clock.now += MISSED_S + 0.1
+        bench.clock.now += REJECTED_S + 0.1
         bench.begin("drips", 10)
 
 
@@ -242,14 +242,14 @@ def test_nothing_is_lost_by_many_threads() -> None:
         place = places.acquire(f"c{number % 4}", timeout_s=5)
         if place is None:
             return False
-        most.append(len(places._held))
+        most.append(len(places._assigned))
         places.release(place)
         return True
 
     with ThreadPoolExecutor(16) as pool:
         assert any(pool.map(work, range(2000)))
     assert max(most) <= 3
-    assert (places._free, places._held, places._waiters) == (3, set(), [])
+    assert (places._free, places._assigned, places._waiters) == (3, set(), [])
 
 
 # --- a real server ---

@@ -78,7 +78,7 @@ def test_probes_need_no_key_and_say_what_is_wrong(tmp_path: Path) -> None:
         assert requests.get(f"{server.root}/tasks", timeout=20).status_code == 401
         assert requests.get(f"{server.root}/livez", timeout=20).text == "ok\n"
         said = requests.get(f"{server.root}/readyz", timeout=20)
-        assert (said.status_code, said.text) == (503, "[-]disk_space failed: there is too little space\nnot ok\n")
+        assert (said.status_code, said.text) == (503, "[-]disk_space failed: not enough free space\nnot ok\n")
 
 
 # --- who does not keep them waiting ---
@@ -122,7 +122,7 @@ from pathlib import Path
 from dlpool.config import LoggingSettings, WebSettings
 from dlpool.observe.log import Log
 from dlpool.observe.processors import LogOrigin
-from dlpool.web.server import GunicornServer
+from dlpool.web.gunicorn_adapter import GunicornServer
 def app(environ, start_response):
     if not environ["PATH_INFO"].endswith("z"):
         Path({str(serving)!r}, uuid.uuid4().hex).touch()

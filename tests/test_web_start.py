@@ -28,8 +28,8 @@ from dlpool.web.capacity import (
     by_threads,
     fit_to_limits,
 )
-from dlpool.web.gunicorn_adapter import _ElasticPool
 from dlpool.web.lingering_close import LingeringCloser
+from dlpool.web.request_pools import ElasticExecutor
 from tests.conftest import wait_until
 from tests.disks import needs_root, ramfs
 from tests.processes import ROOT, Ended, finish
@@ -275,7 +275,7 @@ def test_a_merge_without_threads_is_right(
 
 
 def test_a_pool_that_may_not_grow_does_all_work_with_the_threads_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    with _ElasticPool(max_workers=8) as pool:
+    with ElasticExecutor(max_workers=8) as pool:
         first = pool.submit(os.getpid)
         assert first.result(20) == os.getpid()
         monkeypatch.setattr("threading.Thread.start", refuse)
@@ -286,7 +286,7 @@ def test_a_pool_that_may_not_grow_does_all_work_with_the_threads_it_has(monkeypa
 
 def test_a_pool_that_may_not_have_one_thread_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("threading.Thread.start", refuse)
-    with _ElasticPool(max_workers=8) as pool, pytest.raises(RuntimeError):
+    with ElasticExecutor(max_workers=8) as pool, pytest.raises(RuntimeError):
         pool.submit(os.getpid)
 
 

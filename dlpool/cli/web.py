@@ -126,7 +126,7 @@ def _serve(settings: Settings) -> int:
         from dlpool.web.app import make_app
         from dlpool.web.auth import Authenticator
         from dlpool.web.capacity import fit_to_limits
-        from dlpool.web.server import GunicornServer
+        from dlpool.web.gunicorn_adapter import GunicornServer
         from dlpool.web.wiring import WebServices, open_log
     except ImportError as error:
         raise ConfigurationError(_MISSING.format(error.name)) from error

@@ -1,4 +1,4 @@
-"""The WSGI application: its middleware, its routes, and the one shape of its errors."""
+"""Creates the WSGI application: middleware, routes and error handlers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,8 @@ from dlpool.web.wiring import WebServices
 
 
 class WebResponse(falcon.Response):
-    """A response as falcon makes it for every request, errors included, with the header
-    fields that all have.
-
-    ``nosniff`` (Fetch standard, X-Content-Type-Options): a browser takes the body for
-    what its type says.
-    """
+    """Adds ``X-Content-Type-Options: nosniff`` (Fetch standard) to every response, so
+    that browsers respect its type."""
 
     __slots__ = ()
 
@@ -32,25 +28,26 @@ class WebResponse(falcon.Response):
 
 
 def create_app(settings: Settings) -> falcon.App[Any, Any]:
-    """The application with these settings; any WSGI server with threads can serve it,
-    in several processes.
+    """Create the application for any WSGI server with threads and one or more
+    processes.
 
-    Each process makes its own: it has threads and locks, which no fork takes along.
+    Each process must call this itself, because threads and locks do not survive a fork.
     Raises ConfigurationError, LocalFault.
     """
     check_owned_paths(settings)
     return make_app(WebServices(settings))
 
 
-def make_app(parts: WebServices) -> falcon.App[Any, Any]:
-    """The application over these parts. Raises ConfigurationError, LocalFault."""
-    gate = AccessMiddleware(parts)
+def make_app(services: WebServices) -> falcon.App[Any, Any]:
+    """Create the application on these services. Raises ConfigurationError,
+    LocalFault."""
+    access = AccessMiddleware(services)
     app: falcon.App[Any, Any] = falcon.App(
-        middleware=[gate, tus.TusMiddleware()], response_type=WebResponse
+        middleware=[access, tus.TusMiddleware()], response_type=WebResponse
     )
-    add_error_handlers(app, parts.log)
-    for part in (monitoring, uploads, files, tus, jobs_api, dashboard):
-        part.add_routes(app, parts)
-    app.add_sink(gate.handle_unknown_path)
-    Janitor(parts).start()
+    add_error_handlers(app, services.log)
+    for module in (monitoring, uploads, files, tus, jobs_api, dashboard):
+        module.add_routes(app, services)
+    app.add_sink(access.handle_unknown_path)
+    Janitor(services).start()
     return app

@@ -1,10 +1,10 @@
-"""Audit events of requests: what a request changed, or tried to, by whom. The gate
-writes them when it is answered.
+"""Writes audit events: what each request changed, or tried to change, and its
+author.
 
-A resource that knows a changing method says in ``actions`` what the method does, or has
-``change_of``. What it notes of its changes during the request (``note``), and what the
-store announces, is written as it is; without that the request is one change, of the
-object in its path.
+A resource with changing methods declares their actions in ``actions``, or has a method
+``change_of``. A request collects changes from its resource (``add_changes``) and from
+the events of the storage; without any, the request itself is one change of the object
+in its path. The middleware writes the events after the response.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from dlpool.web.counters import SharedCounters
 from dlpool.web.event_publisher import StreamPublisher
 
 CHANGING = ("POST", "PUT", "PATCH", "DELETE")
-REFUSALS = 20  # refused attempts of one action and label that are written in a minute
+REFUSALS = 20  # events per minute for refused attempts with the same action and code
 _DENIED = (401, 403)
 _ANNOUNCED = {
     "upload_started": "upload.begin",
@@ -48,21 +48,21 @@ _ANNOUNCED = {
 }
 _BY_EVENTS = frozenset(
     (*_ANNOUNCED.values(), "upload.write", "upload.control", "upload.cleanup")
-)  # without an event nothing changed
+)  # these actions change nothing without an upload event
 _RESULTS = {
     "OK": DONE,
     "ASKED": DONE,
     "FOLLOWS": DONE,
     "DUP": UNCHANGED,
-}  # of the queue
+}  # results of the queue
 
 _changes: ContextVar[list[AuditChange] | None] = ContextVar(
     "_changes", default=None
-)  # of the request of this thread
+)  # of this thread's request
 
 
 def start_request(req: falcon.Request) -> None:
-    """A request has come."""
+    """Reset the changes for a new request."""
     req.context.changes = []
     req.context.change = None
     _changes.set(None if req.method == "GET" else req.context.changes)
@@ -71,8 +71,7 @@ def start_request(req: falcon.Request) -> None:
 def plan_change(
     req: falcon.Request, resource: object, params: Mapping[str, Any]
 ) -> None:
-    """Note what the request would change: the change that is written if it fails, or
-    notes no other."""
+    """Set the change that is written if the request fails or adds no other change."""
     if (
         resource is None
         or req.method not in CHANGING
@@ -84,8 +83,8 @@ def plan_change(
 
 
 def change_of(resource: Any, method: str, params: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the action of a method of a resource, and the object in the path. Raises
-    KeyError if it has none."""
+    """Return the action of a method and the object in the path. Raises KeyError for a
+    method without an action."""
     own = getattr(resource, "change_of", None)
     if own is not None:
         return cast("tuple[str, str]", own(method, **params))
@@ -93,16 +92,15 @@ def change_of(resource: Any, method: str, params: Mapping[str, Any]) -> tuple[st
 
 
 def set_object(req: falcon.Request, name: str) -> None:
-    """Note what the request is about, where its path does not say it."""
+    """Set the object of the change if it is not in the path."""
     if req.context.change is not None:
         req.context.change = AuditChange(req.context.change.action, name)
 
 
 def add_changes(req: falcon.Request, action: str, answer: Any) -> None:
-    """Note the changes that an answer of the queue or of a batch tells of, one by
-    one.
+    """Add a change for each result in a response of the queue or of a batch.
 
-    Entries of ``results``, or the answer itself, have an ``id`` and a ``result``,
+    Entries of ``results``, or the response itself, have ``id`` and ``result``,
     ``status`` or ``code``.
     """
     known = isinstance(answer, Mapping)
@@ -121,8 +119,8 @@ def add_changes(req: falcon.Request, action: str, answer: Any) -> None:
 
 
 class AuditLog(StreamPublisher):
-    """Writes audit events to the log, and to the stream of the queue if Redis takes
-    them. Thread-safe."""
+    """Writes audit events to the log and to the Redis stream of the queue.
+    Thread-safe."""
 
     label = "audit"
     capacity = 10_000
@@ -142,14 +140,14 @@ class AuditLog(StreamPublisher):
         self.put({**event_fields(change, author), **trace})
 
     def log_loss(self, error: Exception) -> None:
-        """Log that events begin to be missing in Redis."""
+        """Log the first event that is missing in Redis."""
         self._log.warning("audit_events_lost", error=error)
 
     def record_upload_event(self, event: UploadEvent) -> None:
-        """The store announces a change of an upload: one of the request of this thread,
-        or of the service itself.
+        """Add a change of an upload to this thread's request; without a changing
+        request its author is the service.
 
-        The service ends the merges of those who were killed, whoever asks.
+        Recovery of interrupted merges is such a change of the service.
         """
         changes, action = _changes.get(), _ANNOUNCED.get(event.name)
         if action is None:
@@ -160,9 +158,9 @@ class AuditLog(StreamPublisher):
             changes.append(AuditChange(action, event.upload_id))
 
     def finish_request(self, req: falcon.Request, status: int, label: str) -> None:
-        """A request is answered: write what it changed, or tried to."""
+        """Write the events of a request after its response."""
         _changes.set(None)
-        author = AuditActor(req.context.caller.actor, req.context.address)
+        author = AuditActor(req.context.principal.actor, req.context.address)
         for change in req.context.changes:
             self.write(change, author, req.context.trace_id)
         tried = req.context.change
@@ -186,8 +184,8 @@ class AuditLog(StreamPublisher):
             self.write(tried, author, req.context.trace_id)
 
     def summarise(self, *, now: bool = False) -> None:
-        """Write how many refused attempts have no event of their own, about once a
-        minute; ``now``: at the end."""
+        """Write the number of refused attempts without an event of their own, about
+        once a minute, or ``now``."""
         for key, count in self._refused.pop_counts(now=now):
             action, label = cast("tuple[str, str]", key)
             self.write(
@@ -196,8 +194,7 @@ class AuditLog(StreamPublisher):
 
 
 def open_audit(settings: Settings, figures: SharedCounters, log: Logger) -> AuditLog:
-    """Return the audit of this process, for the queue of ``[redis]``. Raises
-    ConfigurationError."""
+    """Return the audit log for the queue of ``[redis]``. Raises ConfigurationError."""
     client = connect(settings.redis, Path(settings.paths.state_dir), name="dlpool-web")
     return AuditLog(
         AuditWriter(

@@ -1,7 +1,7 @@
-"""Authenticates clients.
+"""Authenticates clients by JSON web tokens and keys.
 
-JSON web tokens (RFC 7519) come in ``Authorization: Bearer`` (RFC 6750), the secret and
-named keys in ``X-Secret-Key``.
+Tokens (RFC 7519) are sent in ``Authorization: Bearer`` (RFC 6750), the secret and named
+keys in ``X-Secret-Key``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from dlpool.web.tokens import TokenVerifier
 
 
 class Authenticator:
-    """What tokens and keys are checked with. ``is_required``: whether anybody is asked
-    for one.
+    """Checks tokens and keys. ``is_required``: whether requests need one.
+    Thread-safe.
 
-    Raises ConfigurationError for keys that cannot be used, and where some are needed
-    and none is there. Thread-safe.
+    Raises ConfigurationError for invalid keys, and if a key is required but none is
+    configured.
     """
 
     def __init__(self, settings: WebSettings) -> None:
@@ -48,8 +48,8 @@ class Authenticator:
     def set_listeners(
         self, problem: Callable[[str], None], fetched: Callable[[str | None, int], None]
     ) -> None:
-        """Have ``problem`` called for each bad line of a changed ``keys_file``, and
-        ``fetched`` for ``jwks_url``.
+        """Set the functions that report invalid lines of ``keys_file`` and fetches of
+        ``jwks_url``.
 
         For their arguments see ``KeyRing`` and ``JwksSource``.
         """
@@ -59,7 +59,8 @@ class Authenticator:
             self._source.on_fetch = fetched
 
     def authenticate(self, authorization: str | None, secret: str | None) -> Principal:
-        """Return who makes a request with these headers. Raises Refusal (401, 503)."""
+        """Return the client of a request with these headers. Raises HttpError (401,
+        503)."""
         if not self.is_required:
             return ANONYMOUS
         if secret is not None and (self._secret is not None or self._ring is not None):

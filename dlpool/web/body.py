@@ -1,4 +1,4 @@
-"""The body of a request: read as it comes, counted, bounded."""
+"""Reads request bodies in blocks, with a size limit."""
 
 from __future__ import annotations
 
@@ -9,43 +9,41 @@ from typing import Protocol
 from dlpool.web.body_slots import BodySlot
 from dlpool.web.errors import HttpError
 
-BLOCK_SIZE = (
-    120 * 1024
-    # bytes at once: with larger writes the page cache takes larger folios, and more
-    # often fresh memory
-)
+# Bytes per read. Larger writes make the page cache allocate larger
+# folios, which is slower.
+BLOCK_SIZE = 120 * 1024
 
 
 class BrokenBody(Exception):
-    """The body ends before its end, or its framing is wrong."""
+    """The body is incomplete or its framing is invalid."""
 
 
 class BadFraming(BrokenBody):
-    """The chunks of a body are not framed as RFC 9112, section 7.1, says."""
+    """The chunked framing of a body is invalid (RFC 9112, section 7.1)."""
 
 
 class BodyTooSlow(Exception):
-    """A client sends nothing, or hardly anything."""
+    """The client sends no bytes, or too few."""
 
 
 class SlotRevoked(BodyTooSlow):
-    """A body comes slowly, and others wait for its place."""
+    """The slot of a slow body was revoked, because other requests wait."""
 
 
 class ByteStream(Protocol):
-    """The part of a WSGI input that is used here."""
+    """The used part of a WSGI input stream."""
 
     def read(self, size: int, /) -> bytes:
-        """Up to ``size`` bytes: what is there, none at the end."""
+        """Return up to ``size`` available bytes, none at the end."""
         ...
 
 
 class RequestBody:
-    """A body of at most ``limit`` bytes; ``length`` is what the client says, None for a
-    chunked one.
+    """A body of at block_size ``limit`` bytes. ``length`` is its Content-Length, None
+    for a chunked body.
 
-    Raises Refusal (413) at once if it says more, and as soon as more comes. Used by one
-    thread.
+    Raises HttpError (413) at once if the length exceeds the limit, else when more
+    bytes are received. Used by one thread.
     """
 
     def __init__(
@@ -60,19 +58,23 @@ class RequestBody:
         self._limit = limit
         self._what = what
         self.size = 0
-        self._place: BodySlot | None = None
+        self._slot: BodySlot | None = None
         if length is not None and length > limit:
             raise self._too_large()
 
-    def blocks(self, most: int = BLOCK_SIZE) -> Iterator[bytes]:
-        """All of it, at ``most`` so many bytes at once.
+    def blocks(self, block_size: int = BLOCK_SIZE) -> Iterator[bytes]:
+        """Yield the body in blocks of at block_size ``block_size`` bytes.
 
-        Raises BrokenBody if fewer bytes come than the client said, TooSlow (Yielded),
-        Refusal.
+        Raises BrokenBody if the body is shorter than its length, BodyTooSlow
+        (SlotRevoked), HttpError.
         """
         while self.length is None or self.size < self.length:
-            want = most if self.length is None else min(most, self.length - self.size)
-            data = self._stream.read(want)
+            wanted = (
+                block_size
+                if self.length is None
+                else min(block_size, self.length - self.size)
+            )
+            data = self._stream.read(wanted)
             if not data:
                 break
             self.size += len(data)
@@ -80,43 +82,43 @@ class RequestBody:
                 raise self._too_large()
             yield data
             self._check()
-        if self._place is not None:
-            self._place.finish_receiving(time.monotonic())
+        if self._slot is not None:
+            self._slot.finish_receiving(time.monotonic())
         if self.length is not None and self.size < self.length:
-            raise BrokenBody(f"{self.size} of {self.length} bytes came")
+            raise BrokenBody(f"received {self.size} of {self.length} bytes")
 
-    def use_slot(self, place: BodySlot) -> None:
-        """It is received on this place, until that has to be given up."""
-        self._place = place
-        place.start_receiving(
+    def use_slot(self, slot: BodySlot) -> None:
+        """Receive the body in this slot, until the slot is revoked."""
+        self._slot = slot
+        slot.start_receiving(
             lambda: getattr(self._stream, "received", self.size), time.monotonic()
         )
-        self.while_waiting(self._check)
+        self.call_while_waiting(self._check)
 
-    def while_waiting(self, ask: Callable[[], None]) -> None:
-        """Call ``ask`` again and again while little comes, where the server can do
-        that; what it raises ends it."""
-        begin = getattr(self._stream, "while_waiting", None)
+    def call_while_waiting(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` repeatedly while reads wait, if the server supports that.
+        An exception of it aborts the read."""
+        call_while_waiting = getattr(self._stream, "call_while_waiting", None)
 
-        def ask_all() -> None:
+        def check_and_call() -> None:
             self._check()
-            ask()
+            callback()
 
-        if begin is not None:
-            begin(ask_all)
+        if call_while_waiting is not None:
+            call_while_waiting(check_and_call)
 
     def read_all(self) -> bytes:
-        """All of it at once."""
+        """Return the complete body. Raises as ``blocks``."""
         return b"".join(self.blocks())
 
     def _check(self) -> None:
-        """Raise Yielded if its place is wanted, unless it is here."""
+        """Raise SlotRevoked if the slot was revoked, unless the body is complete."""
         if (
-            self._place is not None
-            and self._place.is_revoked
+            self._slot is not None
+            and self._slot.is_revoked
             and self.size != self.length
         ):
-            raise SlotRevoked("others wait for its place")
+            raise SlotRevoked("other requests wait for its slot")
 
     def _too_large(self) -> HttpError:
         return HttpError(

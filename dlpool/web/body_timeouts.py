@@ -1,4 +1,5 @@
-"""How slow a client may be: a socket that gives up on one that stalls or drips."""
+"""Timeouts for request bodies: a socket that aborts the read from a stalled or slow
+client."""
 
 from __future__ import annotations
 
@@ -11,14 +12,14 @@ from typing import Any
 
 from dlpool.web.body import BLOCK_SIZE, BodyTooSlow
 
-TURN_S = 0.25  # between two questions, whether to wait on, at the most
+CALLBACK_S = 0.25  # maximum interval of the callback while waiting
 
 
 class BodyTimeouts:
-    """How slow a client may be: ``timeout_s`` of silence; ``rate`` bytes a second over
-    each ``window_s`` of waiting.
+    """Limits of a slow client: ``timeout_s`` without bytes, and ``rate`` bytes per
+    second in each ``window_s`` of waiting.
 
-    Only the time in which we wait for the client counts. Used by one thread.
+    Only time spent waiting for the client counts. Used by one thread.
     """
 
     def __init__(self, timeout_s: float, rate: int, window_s: float) -> None:
@@ -26,99 +27,99 @@ class BodyTimeouts:
         self._rate = rate
         self._window_s = window_s
         self._waited_s = 0.0
-        self._got = 0
+        self._received = 0
 
     def next_wait_s(self) -> float:
-        """How long to wait for the next bytes."""
+        """Return how many seconds to wait for the next bytes."""
         return (
             min(self._timeout_s, max(0.001, self._window_s - self._waited_s))
             if self._rate
             else self._timeout_s
         )
 
-    def record(self, got: int, waited_s: float) -> None:
-        """So many bytes came after so long, 0 for none. Raises TooSlow."""
+    def record(self, received: int, waited_s: float) -> None:
+        """Record ``received`` bytes after ``waited_s`` seconds. Raises BodyTooSlow."""
         self._waited_s += waited_s
-        self._got += got
-        if not got and waited_s >= self._timeout_s:
-            raise BodyTooSlow(f"nothing came for {self._timeout_s:g} s")
+        self._received += received
+        if not received and waited_s >= self._timeout_s:
+            raise BodyTooSlow(f"no bytes for {self._timeout_s:g} s")
         if self._rate and self._waited_s >= self._window_s:
-            if self._got < self._rate * self._window_s:
+            if self._received < self._rate * self._window_s:
                 raise BodyTooSlow(
-                    f"fewer than {self._rate} bytes a second came for "
-                    f"{self._window_s:g} s"
+                    f"less than {self._rate} bytes per second for {self._window_s:g} s"
                 )
-            self._waited_s, self._got = 0.0, 0
+            self._waited_s, self._received = 0.0, 0
 
 
 class TimedSocket:
-    """What gunicorn reads a connection from; while a body is expected, ``sock`` has a
-    timeout. One thread at a time."""
+    """Socket of a connection with timeouts for bodies. One thread at a time.
+
+    ``sock`` has a timeout while a body is received, so that its reads do not block.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._pace: BodyTimeouts | None = None
-        self._ask: Callable[[], None] | None = None
-        self._asked_at = 0.0
-        self.received = 0  # bytes of bodies
+        self._timeouts: BodyTimeouts | None = None
+        self._callback: Callable[[], None] | None = None
+        self._called_at = 0.0
+        self.received = 0  # bytes of bodies on this connection
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
 
     def stop_reading(self) -> None:
-        """All that may be read is here already: more of it is the end."""
-        self._pace, self._ask = None, None
+        """Return end of file from further reads: the complete head has been
+        received."""
+        self._timeouts, self._callback = None, None
 
-    def start_body(self, pace: BodyTimeouts) -> None:
-        """From now on a body may come at this pace."""
-        self._pace, self._ask = pace, None
+    def start_body(self, timeouts: BodyTimeouts) -> None:
+        """Allow reads of a body with these timeouts."""
+        self._timeouts, self._callback = timeouts, None
 
-    def while_waiting(self, ask: Callable[[], None]) -> None:
-        """Call ``ask`` again and again while one waits for the body; what it raises
-        ends the waiting."""
-        self._ask = ask
+    def call_while_waiting(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` repeatedly while a read waits. An exception of it aborts
+        the read."""
+        self._callback = callback
 
     def recv(self, size: int) -> bytes:
-        """Some bytes, none at the end. Raises TooSlow, OSError."""
+        """Return up to ``size`` bytes, none at the end. Raises BodyTooSlow, OSError."""
         size = min(size, BLOCK_SIZE)
-        if self._pace is None:
+        if self._timeouts is None:
             return b""
         waited_s = 0.0
         while True:
             try:
-                data = os.read(
-                    self._sock.fileno(), size
-                )  # past the socket's timeout, which costs a poll(2) each time
+                # sock.recv would call poll(2) each time.
+                data = os.read(self._sock.fileno(), size)
             except BlockingIOError:
-                waited_s += self._await_body(self._pace)
+                waited_s += self._await_body(self._timeouts)
                 continue
-            self._pace.record(len(data), waited_s)
+            self._timeouts.record(len(data), waited_s)
             self.received += len(data)
             return data
 
-    def _await_body(self, pace: BodyTimeouts) -> float:
-        """Wait until more comes; for how many seconds that was since the last ones were
-        counted."""
-        begun = time.monotonic()
-        if (
-            self._ask is not None and begun - self._asked_at > TURN_S
-        ):  # each wait may be short
-            self._asked_at = begun
-            self._ask()
-        while not self._poll(pace.next_wait_s()):
-            pace.record(0, time.monotonic() - begun)
-            begun = time.monotonic()
-        return time.monotonic() - begun
+    def _await_body(self, timeouts: BodyTimeouts) -> float:
+        """Wait for bytes. Return the seconds waited that are not recorded in
+        ``timeouts``."""
+        started_at = time.monotonic()
+        # Also if each single wait is short.
+        if self._callback is not None and started_at - self._called_at > CALLBACK_S:
+            self._called_at = started_at
+            self._callback()
+        while not self._wait_readable(timeouts.next_wait_s()):
+            timeouts.record(0, time.monotonic() - started_at)
+            started_at = time.monotonic()
+        return time.monotonic() - started_at
 
-    def _poll(self, patience_s: float) -> bool:
-        """Whether something comes in time."""
-        poll, deadline = select.poll(), time.monotonic() + patience_s
+    def _wait_readable(self, timeout_s: float) -> bool:
+        """Return whether the socket becomes readable in time."""
+        poll, deadline = select.poll(), time.monotonic() + timeout_s
         poll.register(self._sock, select.POLLIN)
         while (
-            self._ask is not None
-            and (patience_s := deadline - time.monotonic()) > TURN_S
+            self._callback is not None
+            and (timeout_s := deadline - time.monotonic()) > CALLBACK_S
         ):
-            if poll.poll(TURN_S * 1000):
+            if poll.poll(CALLBACK_S * 1000):
                 return True
-            self._ask()
-        return bool(poll.poll(max(0.0, patience_s) * 1000 + 1))
+            self._callback()
+        return bool(poll.poll(max(0.0, timeout_s) * 1000 + 1))

@@ -1,5 +1,5 @@
-"""The number of processes and threads of dlpool-web: fewer than the settings say if a
-limit of the system is low."""
+"""Determines the number of processes and threads of dlpool-web within the limits of the
+system."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from dataclasses import dataclass, replace
 from dlpool.config import Settings
 from dlpool.errors import LocalFault
 
-LEAST_THREADS = 4  # of a process: the lower bound of the setting
-# threads of a process besides those for requests: keeper, lingering, events, log, two
-# for probes
+LEAST_THREADS = 4  # per process; the lower bound of the setting
+# other threads of a process: janitor, lingering close, events, log, two for probes
 HELPERS = 6
-BASE_FILES = 32  # open in a process that does nothing
-FILES_A_THREAD = 12  # open at once: the connection, a chunk, locks, the log, Redis
+BASE_FILES = 32  # open in an idle process
+FILES_A_THREAD = 12  # open per thread: connection, chunk, locks, log, Redis
 LEAST_FILES_A_THREAD = 6  # enough for most requests
 
 
 @dataclass(frozen=True)
 class ServerCapacity:
-    """The allowed numbers. ``notes``: a sentence for each reason why they are lower
-    than the settings."""
+    """Allowed numbers of processes and threads. ``notes``: a sentence for each
+    reduction."""
 
     processes: int
     threads: int
@@ -31,12 +30,10 @@ class ServerCapacity:
 
 
 def fit_to_limits(settings: Settings) -> tuple[Settings, ServerCapacity]:
-    """Return the settings with the number of threads that this machine allows, and the
-    capacity found.
+    """Return the settings with the allowed number of threads, and the capacity.
 
-    The limit is measured by starting the threads: Linux refuses a thread beyond
-    RLIMIT_NPROC, ``pids.max`` of a cgroup, or ``threads-max`` (pthread_create(3)), and
-    none of these can be read reliably.
+    The limit is measured by starting threads: RLIMIT_NPROC, ``pids.max`` of a cgroup
+    and ``threads-max`` (pthread_create(3)) cannot be read reliably.
 
     Raises LocalFault if the limits do not allow one process with ``LEAST_THREADS``.
     """
@@ -96,8 +93,7 @@ def by_files(threads: int, limit: int) -> ServerCapacity:
 
 
 def spare_threads(wanted: int) -> int:
-    """Return how many of ``wanted`` threads this process can start now, by starting and
-    joining them."""
+    """Start and join up to ``wanted`` threads; return how many could be started."""
     release, started = threading.Event(), []
     try:
         for _ in range(wanted):

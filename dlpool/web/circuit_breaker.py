@@ -1,5 +1,5 @@
-"""A Redis that does not answer must not keep all threads waiting for it, one request
-after the other."""
+"""A circuit breaker for Redis, so that requests do not occupy all threads while Redis
+does not respond."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from contextlib import contextmanager
 from dlpool.errors import NoSuchJob, QueueAway, QueueError
 from dlpool.jobs.job_admin import NoSuchNode, NotPossible
 
-LONG_S = 1.0  # who fails sooner keeps nobody waiting
-TRIES_S = 1.0  # between two of those that try whether it answers again
+LONG_S = 1.0  # faster failures do not open the circuit
+PROBE_S = 1.0  # interval of requests that test whether Redis responds again
 
 
 class CircuitBreaker:
-    """While it is known that Redis does not answer, one request at a time tries, and
+    """Opens after a slow failure. While open, one request at a time tests Redis, and
     the others fail at once.
 
-    Thread-safe; the lock guards all of the state.
+    Thread-safe; the lock guards all state.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._error = ""  # what it said, while it lasts
-        self._next = 0.0  # when somebody may try
+        self._error = ""  # of the last failure; empty while closed
+        self._next = 0.0  # time of the next test
         self._is_trying = False
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Ask Redis within it. Raises QueueAway without asking, and what the block
-        raises."""
+        """Run commands of Redis in the block. Raises QueueAway at once while open, else
+        what the block raises."""
         is_try, begun = self._begin(), self._clock()
         try:
             yield
         except QueueAway as error:
             self._end(is_try, str(error) if self._clock() - begun >= LONG_S else "")
             raise
-        except (QueueError, NoSuchJob, NoSuchNode, NotPossible):  # it did answer
+        except (QueueError, NoSuchJob, NoSuchNode, NotPossible):  # Redis did respond
             self._end(is_try, "")
             raise
         except BaseException:
@@ -48,7 +48,7 @@ class CircuitBreaker:
         self._end(is_try, "")
 
     def _begin(self) -> bool:
-        """Whether this one tries for the others. Raises QueueAway."""
+        """Return whether this request is the test. Raises QueueAway while open."""
         with self._lock:
             if not self._error:
                 return False
@@ -59,6 +59,6 @@ class CircuitBreaker:
 
     def _end(self, is_try: bool, error: str) -> None:
         with self._lock:
-            self._error, self._next = error, self._clock() + TRIES_S
+            self._error, self._next = error, self._clock() + PROBE_S
             if is_try:
                 self._is_trying = False

@@ -1,8 +1,8 @@
-"""How much one client may ask for, counted for all worker processes together, and how
-many bodies a process receives.
+"""Limits of each client across all worker processes, and of the concurrent transfers of
+a process.
 
-Nothing is counted that a killed process could leave wrong: places are locks, which end
-with their holder.
+Concurrent transfers are counted by record locks, which the kernel releases when a
+process is killed.
 """
 
 from __future__ import annotations
@@ -25,22 +25,20 @@ from dlpool.syscalls import lock_byte
 from dlpool.web.body_slots import BodySlot, BodySlots
 from dlpool.web.errors import HttpError
 
-_ROWS = 1 << 16  # of the table of rates; two clients in one row share their rate
-_SPREAD = 1 << 40  # of the clients over the file of places
-_HEAVY = (
-    4000  # the byte in a client's row of the file of places that a heavy request locks
-)
+_ROWS = 1 << 16  # of the table of rates; clients in the same row share their rate
+_SPREAD = 1 << 40  # rows of the file of transfers, one a client
+_HEAVY = 4000  # the byte of a client's row that a heavy request locks
 BUSY_S = 1
-TURN_S = 20.0
-HEAVY_S = 5.0
+MERGE_WAIT_S = 20.0
+HEAVY_WAIT_S = 5.0
 
 
 class ClientLimits:
-    """Its files are in ``folder``; where that cannot be written each process counts for
-    itself. Thread-safe.
+    """Rate and concurrency limits. Thread-safe.
 
-    The lock guards a row of the table of rates within this process (between processes a
-    record lock does), and the set of what is being merged.
+    Files in ``folder`` share the limits between processes; if it is not writable, each
+    process counts alone. The lock guards a row of the table of rates within this
+    process (a record lock does between processes), and the set of running merges.
     """
 
     def __init__(
@@ -52,23 +50,21 @@ class ClientLimits:
         self._settings = settings
         self._clock = clock
         self._lock = threading.Lock()
-        bodies = settings.threads - max(2, settings.threads // 4)
-        self._bodies = BodySlots(bodies, max(1, (settings.threads - bodies) // 2))
-        self._sends = threading.BoundedSemaphore(
-            max(1, bodies // 2)
-        )  # a client that takes a file slowly is not seen
-        self._merges = threading.BoundedSemaphore(
-            max(1, bodies // 2)
-        )  # with those that wait for a turn
-        self._turns = threading.BoundedSemaphore(
-            min(len(os.sched_getaffinity(0)), max(1, bodies // 2))
+        slots = settings.threads - max(2, settings.threads // 4)
+        self._body_slots = BodySlots(slots, max(1, (settings.threads - slots) // 2))
+        # Slow readers of files cannot be detected, so they get half of the slots.
+        self._file_slots = threading.BoundedSemaphore(max(1, slots // 2))
+        # Running and waiting merges.
+        self._accepted_merges = threading.BoundedSemaphore(max(1, slots // 2))
+        self._running_merges = threading.BoundedSemaphore(
+            min(len(os.sched_getaffinity(0)), max(1, slots // 2))
         )
-        self._heavy = threading.BoundedSemaphore(
+        self._heavy_slots = threading.BoundedSemaphore(
             max(1, len(os.sched_getaffinity(0)) // 2)
         )
         self._merging: set[str] = set()
-        self._places = folder / "places"
-        self._own: dict[int, float] = {}
+        self._transfers_path = folder / "transfers"
+        self._rows_of_process: dict[int, float] = {}
         self._rates = -1
         with suppress(OSError):
             make_folders(folder, sync=False)
@@ -77,107 +73,113 @@ class ClientLimits:
             )
 
     def check_rate(self, client: str) -> None:
-        """One more request of ``client``. Raises Refusal (429) if it asks too often."""
+        """Count a request of ``client``. Raises HttpError (429) above the request
+        rate."""
         if self._settings.request_rate is None:
             return
-        wait_s = self._wait_s(_number(client) % _ROWS, 1 / self._settings.request_rate)
+        wait_s = self._wait_s(_hash(client) % _ROWS, 1 / self._settings.request_rate)
         if wait_s > 0:
-            raise _too_many("you ask too often", wait_s)
+            raise _too_many("too many requests", wait_s)
 
     @contextmanager
     def body_slot(self, client: str) -> Iterator[BodySlot]:
-        """A place among those whose body is received. Raises Refusal (429, 503) if
-        there is none in time."""
+        """Hold a slot for receiving a body. Raises HttpError: 429, or 503 if no slot
+        becomes free in time."""
         with ExitStack() as stack:
-            yield self._enter(client, stack)
+            yield self._enter_transfer(client, stack)
 
     @contextmanager
-    def merge_slot(self, file_id: str, *, patience_s: float = TURN_S) -> Iterator[None]:
-        """A turn of those that merge, one a core. Raises Refusal: 503, 409 if this
-        process is at that file already.
+    def merge_slot(
+        self, file_id: str, *, timeout_s: float = MERGE_WAIT_S
+    ) -> Iterator[None]:
+        """Hold a slot for a merge, one per core. Raises HttpError: 503, or 409 while
+        this process merges that file.
 
-        Merging takes minutes, and two threads more: however many are asked for, half of
-        the places are for others. Who waits for a turn, perhaps for a client that has
-        gone, does so for ``patience_s`` at most.
+        Merges take minutes; they use at most half of the body slots. A request waits
+        ``timeout_s`` at most, because its client may have disconnected.
         """
         with ExitStack() as stack:
-            if not self._merges.acquire(blocking=False):
+            if not self._accepted_merges.acquire(blocking=False):
                 raise _busy()
-            stack.callback(self._merges.release)
-            place = self._bodies.acquire("", timeout_s=0)
-            if place is None:
+            stack.callback(self._accepted_merges.release)
+            slot = self._body_slots.acquire("", timeout_s=0)
+            if slot is None:
                 raise _busy()
-            stack.callback(self._bodies.release, place)
+            stack.callback(self._body_slots.release, slot)
             with self._lock:
                 if file_id in self._merging:
                     raise states.wrong_state(states.MERGING)
                 self._merging.add(file_id)
             stack.callback(self._merging.discard, file_id)
-            if not self._turns.acquire(timeout=patience_s):
+            if not self._running_merges.acquire(timeout=timeout_s):
                 raise _busy()
-            stack.callback(self._turns.release)
+            stack.callback(self._running_merges.release)
             yield
 
     @contextmanager
     def heavy_slot(self, client: str) -> Iterator[None]:
-        """A turn of those whose request takes much processor time: one a client, and of
-        this process half of the cores.
+        """Hold a slot for a request that needs much processor time: one per client, and
+        half of the cores per process.
 
-        Raises Refusal: 429 if the client has another such request, 503 if none of the
-        turns is free.
+        Raises HttpError: 429 if the client has another such request, 503 if no slot
+        becomes free in time.
         """
         with ExitStack() as stack:
-            if not self._take(client, range(_HEAVY, _HEAVY + 1), stack):
+            if not self._lock_offset(client, range(_HEAVY, _HEAVY + 1), stack):
                 raise _too_many(
-                    "another large request of yours is being worked on", BUSY_S
+                    "another large request of this client is in progress", BUSY_S
                 )
-            if not self._heavy.acquire(timeout=HEAVY_S):
+            if not self._heavy_slots.acquire(timeout=HEAVY_WAIT_S):
                 raise _busy()
-            stack.callback(self._heavy.release)
+            stack.callback(self._heavy_slots.release)
             yield
 
     def enter_send(self, client: str, stack: ExitStack) -> None:
-        """Take a place to send a body, until ``stack`` ends; half of them at most.
-        Raises Refusal (429, 503)."""
-        if not self._sends.acquire(blocking=False):
+        """Take a slot to send a file until ``stack`` is closed; at most half of the
+        slots. Raises HttpError (429, 503)."""
+        if not self._file_slots.acquire(blocking=False):
             raise _busy()
-        stack.callback(self._sends.release)
-        self._enter(client, stack)
+        stack.callback(self._file_slots.release)
+        self._enter_transfer(client, stack)
 
-    def _enter(self, client: str, stack: ExitStack) -> BodySlot:
-        """Take a place until ``stack`` ends. Raises Refusal (429, 503)."""
-        if not self._take(
+    def _enter_transfer(self, client: str, stack: ExitStack) -> BodySlot:
+        """Take a body slot until ``stack`` is closed. Raises HttpError (429, 503)."""
+        if not self._lock_offset(
             client, range(min(self._settings.client_uploads, _HEAVY)), stack
         ):
             raise _too_many(
-                f"{self._settings.client_uploads} transfers of yours are under way",
+                f"this client has {self._settings.client_uploads} transfers in "
+                f"progress",
                 BUSY_S,
             )
-        place = self._bodies.acquire(client)
-        if place is None:
+        slot = self._body_slots.acquire(client)
+        if slot is None:
             raise _busy()
-        stack.callback(self._bodies.release, place)
-        return place
+        stack.callback(self._body_slots.release, slot)
+        return slot
 
-    def _take(self, client: str, places: range, stack: ExitStack) -> bool:
-        """Take one of a client's places until ``stack`` ends; where no file can be
-        written there are always some."""
+    def _lock_offset(self, client: str, offsets: range, stack: ExitStack) -> bool:
+        """Lock one of a client's bytes until ``stack`` is closed. Return True if the
+        file is not writable."""
         with suppress(OSError):
             descriptor = os.open(
-                self._places, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+                self._transfers_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
             )
             stack.callback(os.close, descriptor)
-            row = _number(client) % _SPREAD * 4096
-            return any(lock_byte(descriptor, row + place) for place in places)
+            row = _hash(client) % _SPREAD * 4096
+            return any(lock_byte(descriptor, row + slot) for slot in offsets)
         return True
 
     def _wait_s(self, row: int, interval_s: float) -> float:
-        """The generic cell rate algorithm: a row is the time at which its client has
-        used up nothing."""
+        """Apply the generic cell rate algorithm; return the seconds to wait. A row
+        holds the theoretical arrival time."""
         with self._lock:
             if self._rates < 0:
-                self._own[row], wait_s = _next(
-                    self._own.get(row, 0.0), self._clock(), interval_s, self._burst_s()
+                self._rows_of_process[row], wait_s = _apply_rate(
+                    self._rows_of_process.get(row, 0.0),
+                    self._clock(),
+                    interval_s,
+                    self._burst_s(),
                 )
                 return wait_s
             try:
@@ -185,29 +187,31 @@ class ClientLimits:
                 try:
                     found = os.pread(self._rates, 8, row * 8)
                     due = struct.unpack("d", found)[0] if len(found) == 8 else 0.0
-                    due, wait_s = _next(due, self._clock(), interval_s, self._burst_s())
+                    due, wait_s = _apply_rate(
+                        due, self._clock(), interval_s, self._burst_s()
+                    )
                     os.pwrite(self._rates, struct.pack("d", due), row * 8)
                     return wait_s
                 finally:
                     fcntl.lockf(self._rates, fcntl.LOCK_UN, 8, row * 8)
-            except OSError:  # a full disk
+            except OSError:  # the disk is full
                 return 0.0
 
     def _burst_s(self) -> float:
         return self._settings.request_burst / (self._settings.request_rate or math.inf)
 
 
-def _next(
+def _apply_rate(
     due: float, now: float, interval_s: float, burst_s: float
 ) -> tuple[float, float]:
-    """The row after a request, and how long that should have waited. A row of the far
-    future is of another clock."""
+    """Return the new row and the seconds to wait. A row far in the future is from
+    another clock, and is reset."""
     due = max(due, now) if due <= now + 2 * burst_s + interval_s else now
     wait_s = due + interval_s - now - burst_s
     return (due, wait_s) if wait_s > 0 else (due + interval_s, 0.0)
 
 
-def _number(client: str) -> int:
+def _hash(client: str) -> int:
     return int.from_bytes(
         hashlib.blake2b(client.encode(), digest_size=8).digest(), "big"
     )
@@ -217,7 +221,7 @@ def _busy() -> HttpError:
     return HttpError(
         503,
         "busy",
-        "too much is going on just now, try again",
+        "the server is busy: try again",
         headers={"Retry-After": str(BUSY_S)},
     )
 

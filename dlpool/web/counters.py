@@ -1,8 +1,8 @@
-"""Counters that outlive a worker process and are the same whichever worker is asked.
+"""Counters that all worker processes share and that survive a worker process.
 
-Each process has a row, a file that it alone writes, about once a second and before it
-tells the sums. A new process goes on with the row of a dead one, so that sums never
-fall and rows do not pile up; a killed one loses the counts of its last second.
+Each process writes its own file, a row, about once a second and before it returns
+totals. A new process takes over the row of a dead one, so that totals never decrease
+and the number of rows is bounded. A killed process loses the counts of its last second.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ BUCKETS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0)  # seconds
 
 
 class SharedCounters:
-    """Where ``folder`` cannot be written the counts are the process's own.
-    Thread-safe.
+    """Counters of one process, and the totals of all. If ``folder`` is not writable,
+    totals cover this process only.
 
-    ``_lock`` guards the counts; ``_writing`` is held by the one thread that writes the
-    row.
+    Thread-safe: ``_lock`` guards the counts, ``_writing`` serialises writes of the row.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,7 +33,7 @@ class SharedCounters:
         self._writing = threading.Lock()
         self._row: Path | None = None
         self._guard = -1
-        self._held: FileLock | None = None  # as long as this process
+        self._held: FileLock | None = None  # held until the process exits
         self._is_changed = False
         with suppress(OSError):
             make_folders(folder, sync=False)
@@ -44,14 +43,15 @@ class SharedCounters:
         )
 
     def add(self, key: str, amount: float = 1) -> None:
-        """Count. ``key``: ``chunks``, ``bytes``, ``error LABEL``, ..."""
+        """Add ``amount`` to a counter, such as ``chunks``, ``bytes`` or ``error
+        LABEL``."""
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + amount
             self._is_changed = True
 
     def count_request(self, seconds: float, label: str) -> None:
-        """A request was answered, after so long; ``label``: its error, if it was
-        one."""
+        """Count a response and its duration; ``label``: the code of an error, empty for
+        others."""
         bucket = next((str(bound) for bound in BUCKETS if seconds <= bound), "+Inf")
         self.add(f"took {bucket}")
         self.add("seconds", seconds)
@@ -59,7 +59,7 @@ class SharedCounters:
             self.add(f"error {label}")
 
     def flush(self) -> bool:
-        """Let the other processes know; whether they can. Never raises."""
+        """Write the row; return whether it could be written. Raises nothing."""
         with self._writing:
             with self._lock:
                 if self._row is None or not self._is_changed:
@@ -74,8 +74,8 @@ class SharedCounters:
             return True
 
     def totals(self) -> dict[str, float]:
-        """The counts of all processes, as their rows say: what one of them has told, no
-        other one takes back."""
+        """Return the sums over all rows, so that each process returns the same
+        totals."""
         is_told = self.flush()
         with self._lock:
             found = {} if is_told else dict(self._counts)
@@ -85,8 +85,7 @@ class SharedCounters:
         return found
 
     def _claim(self) -> None:
-        """Take the first row that nobody has; it is ours until this process ends.
-        Raises OSError."""
+        """Lock the first free row until this process exits. Raises OSError."""
         for number in range(MAX_ROWS):
             guard = os.open(
                 self._folder / f"{number}.lock",

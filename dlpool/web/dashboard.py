@@ -1,5 +1,5 @@
-"""The dashboard: a page and its parts, out of the package. No data is in them; the page
-asks the API for it."""
+"""Serves the dashboard: static files of the package. The page loads its data from the
+API."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ TYPES = {
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
 }
-# No script or style but our own files, no other site in or around the page.
+# Only scripts and styles of this server, no content of other sites, no embedding in
+# other pages.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-PREFIX = b'data-uploads="/go-uploader"'  # in the page; it may be set otherwise
+PREFIX = (
+    b'data-uploads="/go-uploader"'  # in the page; replaced by the configured prefix
+)
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "Referrer-Policy": "no-referrer",
@@ -34,7 +37,7 @@ HEADERS = {
 
 
 class Asset:
-    """One file of the page, kept in memory."""
+    """A static file, kept in memory."""
 
     access = "open"
 
@@ -43,7 +46,7 @@ class Asset:
         self._data = data
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer with it."""
+        """Answer with the file, or 304."""
         resp.set_headers(HEADERS)
         if not set_etag(req, resp, self._data):
             resp.content_type = self._type
@@ -53,7 +56,7 @@ class Asset:
 
 
 def assets() -> dict[str, bytes]:
-    """The files of the page, by name."""
+    """Return the static files by name."""
     folder = resources.files("dlpool.web") / "static"
     return {
         one.name: one.read_bytes()
@@ -62,13 +65,13 @@ def assets() -> dict[str, bytes]:
     }
 
 
-def add_routes(app: falcon.App[Any, Any], parts: WebServices) -> None:
-    """Add ``/`` and ``/static/NAME``. Both are open: without a token the page shows
-    nothing but a form for it."""
+def add_routes(app: falcon.App[Any, Any], services: WebServices) -> None:
+    """Add ``/`` and ``/static/NAME``, which need no token: without one the page shows
+    only the sign-in form."""
     for name, data in assets().items():
         if name == "index.html":
             data = data.replace(
-                PREFIX, f'data-uploads="{parts.settings.web.prefix}"'.encode()
+                PREFIX, f'data-uploads="{services.settings.web.prefix}"'.encode()
             )
         app.add_route(
             "/" if name == "index.html" else f"/static/{name}", Asset(name, data)

@@ -35,8 +35,8 @@ _LABELS = {
 }
 
 _TEXTS = {
-    404: "there is nothing at this address",
-    405: "this address does not know that method",
+    404: "no such path",
+    405: "method not allowed",
 }
 
 
@@ -51,9 +51,7 @@ def add_error_handlers(app: falcon.App[Any, Any], log: Logger) -> None:
         )
         answer(
             resp,
-            HttpError(
-                500, "internal", "something went wrong on the server; its log says what"
-            ),
+            HttpError(500, "internal", "internal error: see the log of dlpool-web"),
         )
 
     app.add_error_handler(Exception, unexpected)
@@ -65,7 +63,7 @@ def add_error_handlers(app: falcon.App[Any, Any], log: Logger) -> None:
     app.add_error_handler(BrokenBody, _broken)
 
 
-_REASONS = {460: "460 Checksum Mismatch"}  # of tus
+_REASONS = {460: "460 Checksum Mismatch"}  # defined by tus
 
 
 def answer(resp: falcon.Response, error: HttpError) -> None:
@@ -94,13 +92,13 @@ def _upload_error(
 def _too_slow(
     _req: falcon.Request, resp: falcon.Response, error: BodyTooSlow, _params: object
 ) -> None:
-    answer(resp, HttpError(408, "too_slow", f"the request came too slowly: {error}"))
+    answer(resp, HttpError(408, "too_slow", f"the request body was too slow: {error}"))
 
 
 def _yielded(
     _req: falcon.Request, resp: falcon.Response, _error: SlotRevoked, _params: object
 ) -> None:
-    text = "others wait for a place, and this body came slowly: send it again"
+    text = "the body was slow while other requests waited: send it again"
     answer(resp, HttpError(503, "busy", text, headers={"Retry-After": "1"}))
 
 
@@ -110,14 +108,10 @@ def _broken(
     if isinstance(error, BadFraming):
         answer(
             resp,
-            HttpError(
-                400, "bad_framing", f"the body is not framed as HTTP says: {error}"
-            ),
+            HttpError(400, "bad_framing", f"invalid framing of the body: {error}"),
         )
     else:
-        answer(
-            resp, HttpError(400, "truncated", f"the body did not come whole: {error}")
-        )
+        answer(resp, HttpError(400, "truncated", f"the body is incomplete: {error}"))
 
 
 def _http_error(

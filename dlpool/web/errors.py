@@ -67,8 +67,8 @@ STATUSES: Mapping[ErrorCode, int] = {
 class HttpError(Exception):
     """A request that is refused with an HTTP status.
 
-    ``code`` is a stable label and ``text`` a sentence for people. ``headers`` are header
-    fields of the response, ``details`` further fields of its JSON.
+    ``code`` is a stable label and ``text`` a sentence for people. ``headers`` are
+    header fields of the response, ``details`` further fields of its JSON.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Publishes events of uploads in a stream of the queue, on a separate thread: no upload
+"""Publishes upload events to a Redis stream of the queue in a thread, so that no upload
 waits for Redis."""
 
 from __future__ import annotations
@@ -21,34 +21,33 @@ from dlpool.observe.log import Logger
 from dlpool.storage.values import UploadEvent
 from dlpool.web.counters import SharedCounters
 
-MOST = 1000  # entries that wait for Redis; further ones are lost
+MOST = 1000  # queued entries; further ones are lost
 BATCH = 100  # entries per round trip
-PAUSE_S = 1.0  # after a failure
-END_S = 1.0  # for the waiting entries when the process exits
+RETRY_S = 1.0  # after a failure
+EXIT_S = 1.0  # to write queued entries when the process exits
 
 current_trace: ContextVar[str | None] = ContextVar(
     "current_trace", default=None
-)  # of the request of this thread
+)  # of this thread's request
 
 
 class StreamWriter(Protocol):
-    """Adds entries to a stream of Redis; raises QueueError."""
+    """Adds entries to a Redis stream."""
 
     def add(self, entries: Sequence[Mapping[str, str]]) -> None:
-        """Add the entries in this order."""
+        """Add the entries in this order. Raises QueueError."""
 
 
 class StreamPublisher:
-    """Queues entries for one stream of Redis. Thread-safe; calls neither block nor
+    """Queues entries for one Redis stream. Thread-safe; its methods do not block or
     raise.
 
-    Subclasses say what the entries are. Entries that Redis does not accept, or that
-    come while ``most`` wait, are lost and counted; the first loss is logged. The first
-    entry starts the thread.
+    Entries that Redis rejects, or that exceed ``capacity``, are lost and counted; the
+    first loss is logged. The first entry starts the thread.
     """
 
-    label: ClassVar[str]  # the figures are ``WHAT told`` and ``WHAT lost``
-    capacity: ClassVar[int] = MOST  # entries that wait
+    label: ClassVar[str]  # the counters are ``LABEL published`` and ``LABEL lost``
+    capacity: ClassVar[int] = MOST  # queued entries
 
     def __init__(
         self, writer: StreamWriter, figures: SharedCounters, log: Logger
@@ -71,14 +70,14 @@ class StreamPublisher:
             self._lose(1, error)
 
     def close(self) -> None:
-        """Write the waiting entries, for at most ``END_S`` seconds."""
+        """Write the queued entries, for at most ``EXIT_S`` seconds."""
         self._ending.set()
         if self._thread is not None:
             try:
                 self._waiting.put_nowait(None)
             except queue.Full:
                 return
-            self._thread.join(END_S)
+            self._thread.join(EXIT_S)
 
     def _start(self) -> None:
         if self._thread is not None:
@@ -99,11 +98,11 @@ class StreamPublisher:
             is_open = batch[-1] is not None
             self._tell([one for one in batch if one is not None])
             if self._is_losing and is_open:
-                self._ending.wait(PAUSE_S)
+                self._ending.wait(RETRY_S)
 
     def _next_batch(self) -> list[dict[str, str] | None]:
-        """Wait for an entry, and return it with the queued ones; the last is None when
-        the process exits."""
+        """Wait for an entry and return it with further queued ones; the last is None
+        when the process exits."""
         batch = [self._waiting.get()]
         while batch[-1] is not None and len(batch) < BATCH:
             try:
@@ -132,29 +131,28 @@ class StreamPublisher:
             self.log_loss(error)
 
     def log_loss(self, error: Exception) -> None:
-        """Log that entries begin to be lost."""
+        """Log the first lost entry."""
         raise NotImplementedError
 
 
 class UploadEventPublisher(StreamPublisher):
-    """Queues each event of an upload for the stream of events."""
+    """Publishes upload events."""
 
     label = "events"
 
     def __call__(self, event: UploadEvent) -> None:
-        """Queue the event."""
+        """Queue an event."""
         self.put(event_fields(event, current_trace.get()))
 
     def log_loss(self, error: Exception) -> None:
-        """Log that events begin to be lost."""
+        """Log the first lost event."""
         self._log.warning("upload_events_lost", error=error)
 
 
 def open_event_publisher(
     settings: Settings, figures: SharedCounters, log: Logger
 ) -> UploadEventPublisher:
-    """Return the announcer of this process, for the queue of ``[redis]``. Raises
-    ConfigurationError."""
+    """Return the publisher for the queue of ``[redis]``. Raises ConfigurationError."""
     client = connect(settings.redis, Path(settings.paths.state_dir), name="dlpool-web")
     return UploadEventPublisher(
         EventWriter(client, QueueKeys(settings.redis.group)), figures, log
@@ -162,8 +160,7 @@ def open_event_publisher(
 
 
 def event_fields(event: UploadEvent, trace_id: str | None) -> dict[str, str]:
-    """Return the fields of an entry of the stream, as texts, without those that are
-    unknown."""
+    """Return the fields of a stream entry as texts, without empty ones."""
     fields = {
         "event": event.name,
         "upload_id": event.upload_id,

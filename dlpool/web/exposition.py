@@ -1,4 +1,4 @@
-"""The metrics of the HTTP side in Prometheus' text format; docs/metrics.md lists
+"""Renders the metrics of dlpool-web in Prometheus text format; docs/metrics.md lists
 them."""
 
 from __future__ import annotations
@@ -23,16 +23,15 @@ from dlpool.web.counters import BUCKETS
 
 _HEALTHS = (HEALTHY, WARNING, UNHEALTHY)
 _HEALTH = (
-    "0 healthy, 1 above disk_warn, 2 above disk_refuse or not to be written to: no "
-    "new uploads"
+    "0 healthy, 1 above disk_warn, 2 above disk_refuse or not writable: no new uploads"
 )
 
 
 @dataclass(frozen=True)
 class MetricsSnapshot:
-    """The figures of one moment.
+    """All values of one scrape.
 
-    ``counts``: see ``figures``; ``memory`` in bytes by pid; ``disks`` and ``health`` by
+    ``counts``: see ``counters``; ``memory``: bytes by pid; ``disks`` and ``health``: by
     setting.
     """
 
@@ -50,7 +49,7 @@ class _Collector(Collector):
         self._found = found
 
     def collect(self) -> Iterator[Metric]:
-        """All families."""
+        """Yield all metric families."""
         found, counts = self._found, self._found.counts
         tasks = GaugeMetricFamily(
             "dlpool_upload_tasks", "Upload tasks by state", labels=["state"]
@@ -59,7 +58,7 @@ class _Collector(Collector):
             tasks.add_metric([state], number)
         yield tasks
         yield GaugeMetricFamily(
-            "dlpool_upload_chunks_stored", "Chunks that are on the disk", found.chunks
+            "dlpool_upload_chunks_stored", "Stored chunks", found.chunks
         )
         yield CounterMetricFamily(
             "dlpool_upload_chunks", "Chunks received", counts.get("chunks", 0)
@@ -69,7 +68,7 @@ class _Collector(Collector):
         )
         events = CounterMetricFamily(
             "dlpool_upload_events",
-            "Events of uploads, told or lost",
+            "Upload events, published or lost",
             labels=["outcome"],
         )
         for outcome in ("told", "lost"):
@@ -77,7 +76,7 @@ class _Collector(Collector):
         yield events
         audit = CounterMetricFamily(
             "dlpool_web_audit_events",
-            "Audit events, told to Redis or lost",
+            "Audit events, published to Redis or lost",
             labels=["outcome"],
         )
         for outcome in ("told", "lost"):
@@ -85,14 +84,14 @@ class _Collector(Collector):
         yield audit
         scans = CounterMetricFamily(
             "dlpool_upload_scans",
-            "Files that were checked for malware",
+            "Files checked for malware",
             labels=["outcome"],
         )
         for outcome in OUTCOMES:
             scans.add_metric([outcome], counts.get(f"scan {outcome}", 0))
         yield scans
         errors = CounterMetricFamily(
-            "dlpool_web_errors", "Requests refused or failed", labels=["code"]
+            "dlpool_web_errors", "Error responses", labels=["code"]
         )
         for key in sorted(counts):
             if key.startswith("error "):
@@ -127,14 +126,14 @@ class _Collector(Collector):
             sum_so_far += counts.get(f"took {bound}", 0)
             buckets.append((bound, sum_so_far))
         durations = HistogramMetricFamily(
-            "dlpool_web_request_duration_seconds", "Until a request is answered"
+            "dlpool_web_request_duration_seconds", "Time until the response is ready"
         )
         durations.add_metric([], buckets, counts.get("seconds", 0))
         return durations
 
 
 def render(found: MetricsSnapshot) -> tuple[bytes, str]:
-    """The text, and its media type."""
+    """Return the text and its media type."""
     registry = CollectorRegistry()
     registry.register(_Collector(found))
     return generate_latest(registry), CONTENT_TYPE_LATEST

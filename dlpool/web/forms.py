@@ -1,5 +1,5 @@
-"""Forms: multipart/form-data (RFC 7578) as it comes, urlencoded ones and JSON, with
-bounds on all that is in them."""
+"""Parses forms with size limits: multipart/form-data (RFC 7578, streamed), urlencoded,
+and JSON."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ JSON = "application/json"
 
 
 class FileSink(Protocol):
-    """Takes the bytes of a file."""
+    """Receives the bytes of a file."""
 
     def write(self, data: bytes, /) -> object:
-        """Take them."""
+        """Write bytes."""
         ...
 
 
-SWITCHES = ("shared",)  # fields that JSON may say by true or false
+SWITCHES = ("shared",)  # fields that may be true or false in JSON
 _SWITCHES = {
     "true": True,
     "1": True,
@@ -44,11 +44,11 @@ OpenFile = Callable[[dict[str, str]], FileSink]
 
 
 class MultipartForm:
-    """Reads a form with one file in it, whose bytes go to what ``open_file`` gives for
-    the fields before it.
+    """Reads a form with at most one file. ``open_file`` gets the fields before the file
+    and returns its sink.
 
-    Its fields have at most ``field_size`` bytes in all. Raises Refusal (400) for what
-    is no such form, and for one that ends before its last boundary. Used by one thread.
+    Fields have at most ``field_size`` bytes in total. Raises HttpError (400) for an
+    invalid form, and for one without its closing boundary. Used by one thread.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class MultipartForm:
         self._sink: FileSink | None = None
         boundary = multipart.parse_options_header(content_type)[1].get("boundary", "")
         if not 1 <= len(boundary) <= 70:  # RFC 2046, section 5.1.1
-            raise _bad("the Content-Type says no boundary of 1 to 70 characters")
+            raise _bad("the Content-Type has no boundary of 1 to 70 characters")
         self._parser = multipart.PushMultipartParser(
             boundary,
             max_header_size=MAX_HEADER,
@@ -77,14 +77,15 @@ class MultipartForm:
         )
 
     def read(self, body: RequestBody) -> dict[str, str]:
-        """All of it: the fields. Raises Refusal, BrokenBody, TooSlow."""
+        """Read the form and return its fields. Raises HttpError, BrokenBody,
+        BodyTooSlow."""
         try:
             for event in self._events(body):
                 self._take(event)
             self._parser.close()
         except multipart.MultipartError as error:
             raise _bad(
-                str(error.args[0]) if error.args else "it is no multipart/form-data"
+                str(error.args[0]) if error.args else "not multipart/form-data"
             ) from error
         return self.fields
 
@@ -92,9 +93,7 @@ class MultipartForm:
         self, body: RequestBody
     ) -> Iterator[multipart.MultipartSegment | bytes | bytearray | None]:
         for data in body.blocks():
-            if (
-                not self._parser.closed
-            ):  # what follows the last boundary is of no account
+            if not self._parser.closed:  # bytes after the last boundary are ignored
                 yield from self._parser.parse(data)
 
     def _take(
@@ -116,7 +115,7 @@ class MultipartForm:
 
     def _begin(self, name: str) -> None:
         if name in self.fields or (name == self._file_name and self.has_file):
-            raise _bad(f"the field {name[:100]!r} is there twice")
+            raise _bad(f"the field {name[:100]!r} is repeated")
         self._name, self._sink = name, None
         if name == self._file_name:
             self.has_file = True
@@ -132,8 +131,8 @@ class MultipartForm:
 def read_fields(
     body: RequestBody, content_type: str, field_size: int
 ) -> dict[str, str]:
-    """The fields of a form without files, in any of the three formats. Raises Refusal
-    (400, 415), BrokenBody."""
+    """Read a form without files in any of the three formats. Raises HttpError (400,
+    415), BrokenBody."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == MULTIPART:
         return MultipartForm(content_type, field_size, None, _no_file).read(body)
@@ -145,31 +144,31 @@ def read_fields(
     raise HttpError(
         415,
         "unsupported_type",
-        f"the Content-Type is to be {JSON}, {URLENCODED} or {MULTIPART}",
+        f"the Content-Type must be {JSON}, {URLENCODED} or {MULTIPART}",
     )
 
 
 def urlencoded_fields(text: str) -> dict[str, str]:
-    """The fields of a query or form. Raises Refusal (400)."""
+    """Parse the fields of a query or form. Raises HttpError (400)."""
     fields: dict[str, str] = {}
     try:
         pairs = parse_qsl(
             text, keep_blank_values=True, errors="strict", max_num_fields=2 * MAX_PARTS
         )
     except UnicodeDecodeError as error:
-        raise _bad("it is not UTF-8") from error
+        raise _bad("not UTF-8") from error
     except ValueError as error:
         raise _bad(str(error)) from error
     for name, value in pairs:
         if name in fields:
-            raise _bad(f"the field {name[:100]!r} is there twice")
+            raise _bad(f"the field {name[:100]!r} is repeated")
         fields[name] = value
     return fields
 
 
 def json_fields(data: bytes) -> dict[str, str]:
-    """The texts, numbers and switches of a JSON object, all as texts; a null is not
-    there. Raises Refusal (400)."""
+    """Parse a JSON object of texts, numbers and booleans; return texts, without nulls.
+    Raises HttpError (400)."""
     fields = {}
     given = json_object(data)
     if len(given) > 2 * MAX_PARTS:
@@ -182,13 +181,13 @@ def json_fields(data: bytes) -> dict[str, str]:
             continue
         if isinstance(value, bool) or not isinstance(value, str | int | float | None):
             raise HttpError(
-                400, "bad_field", f"{name[:100]!r} is neither a text nor a number"
+                400, "bad_field", f"{name[:100]!r} must be a text or a number"
             )
-        if isinstance(value, float) and abs(value) >= 2**53:  # its digits are lost
+        if isinstance(value, float) and abs(value) >= 2**53:  # not exact
             raise HttpError(
                 400,
                 "bad_field",
-                f"{name[:100]!r} is too large a number: send it as a text",
+                f"{name[:100]!r} is too large for a number: send it as a text",
             )
         if value is not None:
             fields[name] = str(value)
@@ -196,31 +195,33 @@ def json_fields(data: bytes) -> dict[str, str]:
 
 
 def json_object(data: bytes) -> dict[str, Any]:
-    """A JSON object, all of whose texts UTF-8 can say. Raises Refusal (400)."""
+    """Parse a JSON object whose texts can be encoded in UTF-8. Raises HttpError
+    (400)."""
     try:
         jsontext.check_bounds(data)
         found = jsontext.loads(data)
         json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise HttpError(
-            400, "bad_json", "the body has half a surrogate pair in a text"
+            400, "bad_json", "the body has a lone surrogate in a text"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise HttpError(400, "bad_json", f"the body is no JSON: {error}") from error
+        raise HttpError(400, "bad_json", f"the body is not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise HttpError(400, "bad_json", "the body is no JSON object")
+        raise HttpError(400, "bad_json", "the body is not a JSON object")
     return found
 
 
 def required_text(fields: dict[str, str], name: str) -> str:
-    """A field that has to be there. Raises Refusal (400)."""
+    """Return a required field. Raises HttpError (400)."""
     if not fields.get(name):
         raise HttpError(400, "missing_field", f"the field {name} is missing")
     return fields[name]
 
 
 def optional_number(fields: dict[str, str], name: str) -> int | None:
-    """A whole number; None if it is not given. Raises Refusal (400)."""
+    """Return a field as a whole number, None if absent or empty. Raises HttpError
+    (400)."""
     text = fields.get(name, "").strip()
     if not text:
         return None
@@ -228,27 +229,27 @@ def optional_number(fields: dict[str, str], name: str) -> int | None:
         raise HttpError(
             400,
             "bad_field",
-            f"{name} is {text[:40]!r}: it is to be a whole number, 0 or more",
+            f"{name} is {text[:40]!r}: it must be a whole number, 0 or more",
         )
     return int(text)
 
 
 def parse_switch(fields: Mapping[str, str], name: str) -> bool:
-    """Whether a switch is on: ``true``, ``1`` or ``yes``; absent, empty, ``false``,
-    ``0`` or ``no``: it is not.
+    """Return a field as a boolean: true for ``true``, ``1``, ``yes``; false for
+    ``false``, ``0``, ``no``, empty, absent.
 
-    Raises Refusal (400).
+    Raises HttpError (400).
     """
     text = fields.get(name, "").strip().lower()
     if text not in _SWITCHES:
         raise HttpError(
-            400, "bad_field", f"{name} is {text[:40]!r}: it is to be true or false"
+            400, "bad_field", f"{name} is {text[:40]!r}: it must be true or false"
         )
     return _SWITCHES[text]
 
 
 def required_number(fields: dict[str, str], name: str) -> int:
-    """A whole number that has to be there. Raises Refusal (400)."""
+    """Return a required field as a whole number. Raises HttpError (400)."""
     required_text(fields, name)
     number = optional_number(fields, name)
     if number is None:
@@ -257,7 +258,7 @@ def required_number(fields: dict[str, str], name: str) -> int:
 
 
 def _no_file(_fields: dict[str, str]) -> FileSink:
-    raise BrokenBody("no file is expected")
+    raise BrokenBody("unexpected file")
 
 
 def _decoded(data: bytes, name: str) -> str:
@@ -268,4 +269,4 @@ def _decoded(data: bytes, name: str) -> str:
 
 
 def _bad(text: str) -> HttpError:
-    return HttpError(400, "bad_form", f"the form cannot be read: {text}")
+    return HttpError(400, "bad_form", f"invalid form: {text}")

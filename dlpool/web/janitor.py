@@ -1,5 +1,5 @@
-"""Periodic work: removal of expired tasks and leftovers, shared counts, rotation of the
-log, disk checks."""
+"""Runs periodic work: removes expired tasks and stale files, writes counters, rotates
+the log, checks disks."""
 
 from __future__ import annotations
 
@@ -19,68 +19,72 @@ TURN_S = 1.0
 
 
 class Janitor:
-    """A thread in each worker process; a flock lets one of them at a time tidy up, and
-    another one if that dies."""
+    """A thread in each worker process. A file lock elects the one that cleans up; if it
+    dies, another takes over."""
 
-    def __init__(self, parts: WebServices) -> None:
-        self._parts = parts
-        self._interval_s = parts.settings.upload.cleanup_interval
+    def __init__(self, services: WebServices) -> None:
+        self._services = services
+        self._interval_s = services.settings.upload.cleanup_interval
         self._turn_s = min(TURN_S, self._interval_s)
         self._disks = DiskMonitor(
-            parts.settings.upload, parts.backend.volumes, parts.folder, parts.log
+            services.settings.upload,
+            services.backend.volumes,
+            services.folder,
+            services.log,
         )
         self._swept_at = float(
             "-inf"
-        )  # by the wall clock, where the file with the time cannot be written
+        )  # wall clock; used if the file with the time cannot be written
 
     def start(self) -> None:
-        """Begin; it ends with the process."""
-        atexit.register(self._parts.counters.flush)
-        atexit.register(self._parts.log_summaries, now=True)
+        """Start the thread, which runs until the process exits."""
+        atexit.register(self._services.counters.flush)
+        atexit.register(self._services.log_summaries, now=True)
         try:
-            threading.Thread(target=self._run, name="keeper", daemon=True).start()
-        # no thread can be started: another process or the next start cleans up
+            threading.Thread(target=self._run, name="janitor", daemon=True).start()
+        # no thread can be started: another process cleans up
         except RuntimeError as error:
-            self._parts.log.warning("cleanup_failed", error=error)
+            self._services.log.warning("cleanup_failed", error=error)
 
     def _run(self) -> None:
-        is_first, log = True, self._parts.log
+        is_first, log = True, self._services.log
         while True:
             try:
                 is_first = not self._turn(is_first) and is_first
             except Exception as error:  # noqa: BLE001 - the top of a thread
-                log.error("cleanup_failed", error=error)  # noqa: TRY400 - not the standard library's
+                log.error("cleanup_failed", error=error)  # noqa: TRY400 - not a logger of the standard library
             time.sleep(self._turn_s)
 
     def _turn(self, is_first: bool) -> bool:
-        """Whether it was this process's turn to tidy up; else another one is just at
-        it."""
-        self._parts.counters.flush()
-        self._parts.log_summaries()
-        self._parts.log_file.reopen()
+        """Do the periodic work once. Return whether this process held the lock for the
+        clean-up."""
+        self._services.counters.flush()
+        self._services.log_summaries()
+        self._services.log_file.reopen()
         with self._alone() as is_alone:
             if is_alone:
-                self._parts.log_file.maintain()
+                self._services.log_file.maintain()
                 self._disks.check()
                 self._sweep(is_first)
         return is_alone
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
-        """Whether no other process tidies up; none does as long as this lasts."""
+        """Try to hold the lock for the clean-up; yield whether no other process holds
+        it."""
         try:
             descriptor = os.open(
-                self._parts.folder / "keeper",
+                self._services.folder / "janitor.lock",
                 os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
                 0o600,
             )
-        except OSError:  # what is done twice harms nothing
+        except OSError:  # a concurrent clean-up is harmless
             yield True
             return
         try:
             flock(
                 descriptor
-            )  # without flock several processes may clean up, which is harmless
+            )  # if flock does nothing, several processes clean up, which is harmless
         except OSError:
             yield False
             return
@@ -90,9 +94,9 @@ class Janitor:
             os.close(descriptor)
 
     def _sweep(self, is_first: bool) -> None:
-        """If it is time, or a process has just begun: what a dead one left goes at
-        once."""
-        stamp = self._parts.folder / "swept"
+        """Remove expired tasks once per interval, and after a process start, for the
+        files of a killed process."""
+        stamp = self._services.folder / "swept"
         swept_at = self._swept_at
         with suppress(OSError):
             swept_at = stamp.stat().st_mtime
@@ -103,11 +107,11 @@ class Janitor:
         with suppress(OSError):
             stamp.touch()
         try:
-            swept = self._parts.backend.sweep()
+            swept = self._services.backend.sweep()
         except UploadError as error:
-            self._parts.log.warning("cleanup_failed", error=error)
+            self._services.log.warning("cleanup_failed", error=error)
             return
         for failure in swept.failures:
-            self._parts.log.warning("cleanup_failed", reason=failure)
+            self._services.log.warning("cleanup_failed", reason=failure)
         if swept.removed:
-            self._parts.log.info("cleanup_done", count=swept.removed)
+            self._services.log.info("cleanup_done", count=swept.removed)

@@ -1,5 +1,5 @@
-"""The job API as routes of the application: checks, calls, ETags; all else is in
-``operations`` and ``desk``."""
+"""Adds the routes of the job API. ``operations`` declares them, ``queue_service``
+executes them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from dlpool.web.operations import BASE, MAX_BODY, OPERATIONS, Operation
 from dlpool.web.queue_service import QueueService, refusal_of
 from dlpool.web.wiring import WebServices
 
-HEAVY = 64 * 1024  # bytes of a body that costs much processor time
+HEAVY = 64 * 1024  # bytes; a larger body needs much processor time
 
 
 class JobApiResource:
-    """One path of the API, with its methods."""
+    """One path of the API, with a responder for each of its methods."""
 
     def __init__(
         self,
-        parts: WebServices,
+        services: WebServices,
         desk: QueueService,
         outage: CircuitBreaker,
         operations: Iterable[Operation],
@@ -41,15 +41,17 @@ class JobApiResource:
         for one in operations:
             self.scopes[one.method] = (one.scope,)
             setattr(
-                self, f"on_{one.method.lower()}", _responder(parts, desk, outage, one)
+                self,
+                f"on_{one.method.lower()}",
+                _responder(services, desk, outage, one),
             )
             if one.method == "GET":
                 self.scopes["HEAD"] = (one.scope,)
-                self.on_head = _responder(parts, desk, outage, one)
+                self.on_head = _responder(services, desk, outage, one)
 
 
 class OpenApiResource:
-    """The OpenAPI document, for every token that may do anything here."""
+    """Serves the OpenAPI document to clients with any scope."""
 
     scopes = dict.fromkeys(("GET", "HEAD"), COMMON)
 
@@ -57,33 +59,32 @@ class OpenApiResource:
         self._made = made
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer with it."""
+        """Answer with the document, or 304."""
         answer_json(req, resp, self._made)
 
     on_head = on_get
 
 
-def add_routes(app: falcon.App[Any, Any], parts: WebServices) -> None:
+def add_routes(app: falcon.App[Any, Any], services: WebServices) -> None:
     """Add the job API and its document. Raises ConfigurationError, LocalFault."""
-    desk, outage = QueueService(parts.settings), CircuitBreaker()
+    desk, outage = QueueService(services.settings), CircuitBreaker()
     for path in sorted({one.path for one in OPERATIONS}):
         app.add_route(
             BASE + path,
             JobApiResource(
-                parts, desk, outage, [one for one in OPERATIONS if one.path == path]
+                services, desk, outage, [one for one in OPERATIONS if one.path == path]
             ),
         )
     made = document(
         OPERATIONS,
-        parts.settings.web.prefix,
-        is_authenticated=parts.authenticator.is_required,
+        services.settings.web.prefix,
+        is_authenticated=services.authenticator.is_required,
     )
     app.add_route(f"{BASE}/openapi.json", OpenApiResource(made))
 
 
 def answer_json(req: falcon.Request, resp: falcon.Response, value: Any) -> None:
-    """Answer with ``value``. What differs by the time at which it was asked for
-    (``now``) alone is no news."""
+    """Answer with ``value`` as JSON, or 304 if at most its ``now`` has changed."""
     data = jsontext.dumps(value)
     resp.set_header("Cache-Control", "no-cache")
     is_timed = isinstance(value, dict) and "now" in value
@@ -97,8 +98,8 @@ def answer_json(req: falcon.Request, resp: falcon.Response, value: Any) -> None:
 def set_etag(
     req: falcon.Request, resp: falcon.Response, data: bytes, *, is_weak: bool = False
 ) -> bool:
-    """Set the ETag of ``data``; whether the client names it, and 304 is the answer (RFC
-    9110, 13.1.2)."""
+    """Set the ETag of ``data``. Return whether it matches If-None-Match, and set 304
+    then (RFC 9110, 13.1.2)."""
     tag = falcon.ETag(hashlib.blake2b(data, digest_size=12).hexdigest())
     tag.is_weak = is_weak
     resp.etag = tag.dumps()
@@ -109,14 +110,17 @@ def set_etag(
 
 
 def _responder(
-    parts: WebServices, desk: QueueService, outage: CircuitBreaker, operation: Operation
+    services: WebServices,
+    desk: QueueService,
+    outage: CircuitBreaker,
+    operation: Operation,
 ) -> Any:
     def respond(req: falcon.Request, resp: falcon.Response, **names: str) -> None:
         try:
-            body = _body(req, parts, operation)
+            body = _body(req, services, operation)
             is_heavy = len(body) > HEAVY
             with (
-                parts.client_limits.heavy_slot(req.context.client)
+                services.client_limits.heavy_slot(req.context.client)
                 if is_heavy
                 else nullcontext()
             ):
@@ -135,14 +139,14 @@ def _responder(
     return respond
 
 
-def _body(req: falcon.Request, parts: WebServices, operation: Operation) -> bytes:
+def _body(req: falcon.Request, services: WebServices, operation: Operation) -> bytes:
     if operation.body is None:
         return b""
     if (req.content_type or "").partition(";")[0].strip().lower() != "application/json":
         raise HttpError(
             415,
             "unsupported_type",
-            "the body must be application/json ({} where nothing is to be said)",
+            "the Content-Type must be application/json; an empty body is {}",
         )
-    with parts.open_body(req, MAX_BODY) as body:
+    with services.open_body(req, MAX_BODY) as body:
         return body.read_all()

@@ -1,11 +1,11 @@
-"""Public keys of a provider of tokens: its key set (JWKS, RFC 7517), from one URL of
-the settings.
+"""Fetches and caches the public keys of a token provider (JWKS, RFC 7517) from the
+configured URL.
 
-Keys are kept for as long as ``Cache-Control`` says. An id that is not known has the set
-fetched again, not more often than every ``AGAIN_S`` seconds; while the URL cannot be
-reached the keys that are known stay valid for ``STALE_S`` seconds. A request never
-waits for more than ``WAIT_S`` seconds, and few do at once, so that neither a slow
-provider nor forged ids hold the threads of the server.
+Keys are cached as ``Cache-Control`` allows. An unknown key id triggers another fetch,
+at most every ``AGAIN_S`` seconds. While the URL is unreachable, known keys stay valid
+for ``STALE_S`` seconds. A request waits at most ``WAIT_S`` seconds, and at most
+``WAITERS`` requests wait, so that a slow provider or forged ids do not occupy the
+threads of the server.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from dlpool.errors import DlpoolError
 from dlpool.web.errors import HttpError
 from dlpool.web.public_keys import TokenKey, load_jwk
 
-AGAIN_S = 10.0  # between two fetches, whatever ids tokens have
+AGAIN_S = 10.0  # minimum interval of fetches
 RETRY_S = 5.0  # after a failure
 WAIT_S = 3.0
 WAITERS = 4
 STALE_S = 24 * 3600.0
-SILENCE_S = 3.0  # of the provider
+SILENCE_S = 3.0  # timeout of each read
 TOTAL_S = 10.0  # for a fetch
 MIN_AGE_S, MAX_AGE_S, DEFAULT_AGE_S = 60.0, 24 * 3600.0, 600.0
 MAX_BYTES = 256 * 1024
@@ -44,14 +44,14 @@ KeysById = Mapping[str, tuple[TokenKey, ...]]
 
 
 class JwksFailed(DlpoolError):
-    """The key set could not be fetched, or is none."""
+    """The key set could not be fetched or is invalid."""
 
     label = "jwks"
 
 
 @dataclass(frozen=True)
 class _Set:
-    """What was fetched, and when; the times are of the monotonic clock."""
+    """A fetched key set. Times are of the monotonic clock."""
 
     keys: KeysById = field(default_factory=dict)
     fresh_until: float = float("-inf")
@@ -59,11 +59,11 @@ class _Set:
 
 
 class JwksSource:
-    """The keys of one URL. Thread-safe. Fetches in threads of its own, the first time
-    when a key is asked for.
+    """The keys of one URL. Thread-safe. Fetches in separate threads, first when a key
+    is requested.
 
-    ``tell`` is called with ``(None, n)`` when a set with other ids was fetched, ``n``
-    of them, and with ``(reason, 0)`` when fetching begins to fail or fails for another
+    ``on_fetch`` is called with ``(None, n)`` after a set with ``n`` other ids was
+    fetched, and with ``(reason, 0)`` when fetching starts to fail or fails for another
     reason.
     """
 
@@ -85,10 +85,9 @@ class JwksSource:
         self._failure: str | None = None
 
     def keys(self, kid: str) -> tuple[TokenKey, ...]:
-        """Return the keys with that id, none if the provider has no such key.
+        """Return the keys with this id, none if the provider has no such key.
 
-        Raises Refusal (503) while that cannot be told: no set could be fetched yet, or
-        not again.
+        Raises HttpError (503) if the key set cannot be fetched.
         """
         found, underway = self._look(kid)
         if found or underway is None:
@@ -104,7 +103,8 @@ class JwksSource:
         return found or self._none(is_open=is_open)
 
     def _look(self, kid: str) -> tuple[tuple[TokenKey, ...], threading.Event | None]:
-        """Return the keys that are known, and a fetch that is worth waiting for."""
+        """Return the known keys with this id, and the fetch in progress. Starts a fetch
+        if needed."""
         with self._lock:
             found, now = self._known(kid), self._clock()
             is_wanted = not found or now >= self._set.fresh_until
@@ -118,19 +118,19 @@ class JwksSource:
         )
 
     def _none(self, *, is_open: bool = False) -> tuple[TokenKey, ...]:
-        """Return no keys if the set is known to have none of that id. Raises Refusal
-        (503)."""
+        """Return no keys if the set is valid. Raises HttpError (503) if it is not, or
+        is still being fetched."""
         with self._lock:
             is_known = self._failure is None and self._clock() < self._set.valid_until
         if is_known and not is_open:
             return ()
-        text = "the keys of tokens cannot be fetched from their provider, try again"
+        text = "cannot fetch the keys of the token provider: try again"
         raise HttpError(
             503, "keys_unavailable", text, headers={"Retry-After": str(round(RETRY_S))}
         )
 
     def _begin(self) -> None:
-        """Start to fetch the set; the lock is held."""
+        """Start to fetch the set. The caller holds the lock."""
         self._underway = threading.Event()
         thread = threading.Thread(
             target=self._run, args=(self._underway,), name="jwks", daemon=True
@@ -150,8 +150,8 @@ class JwksSource:
             keys = parse_key_set(data)
         except JwksFailed as error:
             failure = str(error)
-        except Exception as error:  # noqa: BLE001 - else no thread would ever fetch again
-            failure = f"a defect: {type(error).__name__}"
+        except Exception as error:  # noqa: BLE001 - an error here must not stop later fetches
+            failure = f"internal error: {type(error).__name__}"
         with self._lock:
             now = self._clock()
             is_news = (
@@ -173,20 +173,22 @@ class JwksSource:
 
 
 def parse_key_set(data: bytes) -> KeysById:
-    """Return the keys of a key set by their ids; a key without an id, or of another
-    kind, is passed over.
+    """Return the keys of a key set by id; keys without an id or of an unsupported kind
+    are skipped.
 
-    Raises JwksFailed for what is no key set, is too large, or has no key that can be
-    used.
+    Raises JwksFailed for an invalid or too large key set, and for one without a usable
+    key.
     """
     try:
         jsontext.check_bounds(data, depth=_MAX_DEPTH, values=_MAX_VALUES)
         said = jsontext.loads(data)
     except (ValueError, RecursionError) as error:
-        raise JwksFailed("the answer is not JSON, or too deep or long") from error
+        raise JwksFailed(
+            "the response is not JSON, or is too large or too deeply nested"
+        ) from error
     listed = said.get("keys") if isinstance(said, dict) else None
     if not isinstance(listed, list) or len(listed) > MAX_KEYS:
-        raise JwksFailed(f"the answer is not a key set of at most {MAX_KEYS} keys")
+        raise JwksFailed(f"the response is not a key set of at most {MAX_KEYS} keys")
     found: dict[str, tuple[TokenKey, ...]] = {}
     for one in listed:
         kid = one.get("kid") if isinstance(one, dict) else None
@@ -194,16 +196,15 @@ def parse_key_set(data: bytes) -> KeysById:
         if key is not None and isinstance(kid, str):
             found[kid] = (*found.get(kid, ()), key)
     if not found:
-        raise JwksFailed("the key set has no RSA or EC key with a kid that can be used")
+        raise JwksFailed("the key set has no usable RSA or EC key with a kid")
     return found
 
 
 def fetch(url: str) -> tuple[bytes, float]:
-    """Return the body of the URL and for how many seconds it may be kept. No redirect
-    is followed, no proxy is used.
+    """Fetch the URL; return the body and the seconds for which it may be cached. Uses
+    no redirects and no proxy.
 
-    Raises JwksFailed. Takes about ``TOTAL_S`` seconds at most, beside the resolver's
-    time.
+    Raises JwksFailed. Takes at most about ``TOTAL_S`` seconds, plus name resolution.
     """
     parts = urlsplit(url)
     host, port = (
@@ -233,12 +234,12 @@ def fetch(url: str) -> tuple[bytes, float]:
             or getattr(error, "strerror", None)
             or type(error).__name__
         )
-        raise JwksFailed(f"it cannot be fetched: {reason}") from error
+        raise JwksFailed(f"cannot fetch the key set: {reason}") from error
 
 
 def _secured(plain: socket.socket, scheme: str, host: str) -> socket.socket:
-    """Return the socket to talk over; with https a TLS socket whose handshake is still
-    to be made."""
+    """Return the socket of the connection; with https a TLS socket before its
+    handshake."""
     if scheme != "https":
         return plain
     context = ssl.create_default_context()
@@ -248,7 +249,7 @@ def _secured(plain: socket.socket, scheme: str, host: str) -> socket.socket:
 
 
 def _cut(sock: socket.socket) -> None:
-    """End what another thread does with the socket; also a TLS handshake."""
+    """Abort the use of a socket by another thread, also during a TLS handshake."""
     with suppress(OSError):
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
@@ -266,17 +267,17 @@ def _exchange(sock: Any, host: str, port: int, target: str) -> tuple[bytes, floa
     connection.request("GET", target, headers=headers)
     with connection.getresponse() as answer:
         if answer.status != 200:
-            raise JwksFailed(f"the answer is {answer.status}")
+            raise JwksFailed(f"the response has status {answer.status}")
         if (answer.headers.get("Content-Encoding") or "identity").lower() != "identity":
-            raise JwksFailed("the answer is compressed, which was not asked for")
+            raise JwksFailed("the response is compressed")
         data = answer.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise JwksFailed(f"the answer has more than {MAX_BYTES} bytes")
+            raise JwksFailed(f"the response has more than {MAX_BYTES} bytes")
         return data, parse_max_age(answer.headers.get("Cache-Control"))
 
 
 def parse_max_age(header: str | None) -> float:
-    """Return for how many seconds an answer may be kept (RFC 9111, section 5.2.2),
+    """Return the seconds for which a response may be cached (RFC 9111, section 5.2.2),
     between a minute and a day."""
     wanted = DEFAULT_AGE_S
     for one in (header or "")[:1000].lower().split(","):

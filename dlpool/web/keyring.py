@@ -1,4 +1,4 @@
-"""The named keys of ``keys_file``, which is read again when it has changed."""
+"""Named keys of ``keys_file``, which is reloaded after changes."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from dlpool.config.keysfile import KeyList, NamedKey, digest_of, read_keys
 from dlpool.errors import ConfigurationError
 
 CHECK_S = 1.0
-SETTLED_S = 2.0  # after which a file with the same times has the same content
+SETTLED_S = (
+    2.0  # age after which an unchanged modification time proves unchanged content
+)
 _Identity = tuple[int, ...]
 
 
 class KeyRing:
     """The keys of one file. Thread-safe, and usable after a fork.
 
-    The file is looked at once a second at most, when a key is asked for. A line that is
-    no key is left out, and a file that cannot be read holds none: ``on_problem`` is
-    called with a sentence, once for each change of the file.
+    A lookup checks the file for changes at most once a second. Invalid lines are
+    skipped, and an unreadable file has no keys; ``on_problem`` is called once per
+    change with a sentence for each problem.
     """
 
     def __init__(
         self, path: str, on_problem: Callable[[str], None] = lambda _: None
     ) -> None:
-        """Raises ConfigurationError unless each line is a key."""
+        """Load the file. Raises ConfigurationError if a line is invalid."""
         self.path = path
         self.on_problem = on_problem
         self._lock = threading.Lock()
@@ -40,8 +42,8 @@ class KeyRing:
         self._problems: tuple[str, ...] = ()
 
     def find(self, secret: bytes) -> NamedKey | None:
-        """Return the key with that secret. The time that it takes tells nothing of the
-        secrets."""
+        """Return the key with this secret, None if there is none. Runs in constant
+        time."""
         self._refresh()
         digest, found = digest_of(secret), None
         for key in self._keys:
@@ -77,8 +79,8 @@ class KeyRing:
             self.on_problem(problem)
 
     def _look(self) -> _Identity | None:
-        """Return what changes with the file; None while it may change again without
-        being seen."""
+        """Return the identity of the file; None while a change might keep its
+        modification time."""
         try:
             status = os.stat(self.path)
         except OSError:

@@ -1,8 +1,9 @@
-"""Connections whose client has its answer and may still be sending (RFC 9112, section
+"""Lingering close of connections whose client may still be sending (RFC 9112, section
 9.6).
 
-A socket that is closed with bytes unread is reset, which may take the answer from the
-client. So what comes is read and dropped for a moment, by one thread for all of them.
+Closing a socket with unread bytes resets the connection, and the client may lose the
+response. One thread therefore reads and discards the bytes of all such connections for
+a few seconds.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 LINGER_S = 5.0
-MAX_DROPPED = 64 * 1024 * 1024  # bytes of one client
+MAX_DISCARDED = 64 * 1024 * 1024  # bytes of one client
 MAX_SOCKETS = 512
-_PIECE = 256 * 1024
-_TURN_S = 0.1
+_RECV_SIZE = 256 * 1024
+_POLL_S = 0.1
 
 
 @dataclass
 class _LingeringSocket:
     sock: socket.socket
     until: float
-    dropped: int = 0
+    discarded: int = 0
 
 
 class LingeringCloser:
-    """``close`` by any thread; all else on its own."""
+    """Closes sockets after a delay. ``close`` may be called by any thread."""
 
     def __init__(self) -> None:
         self._new: deque[_LingeringSocket] = deque()
@@ -38,7 +39,8 @@ class LingeringCloser:
         self._thread: threading.Thread | None = None
 
     def close(self, sock: socket.socket) -> None:
-        """Close it soon. Never blocks, never raises."""
+        """Shut down the sending side, and close the socket after at most ``LINGER_S``.
+        Does not block or raise."""
         try:
             sock.setblocking(False)
             sock.shutdown(socket.SHUT_WR)
@@ -66,30 +68,30 @@ class LingeringCloser:
     def _run(self) -> None:
         while True:
             while self._new:
-                left = self._new.popleft()
-                self._selector.register(left.sock, selectors.EVENT_READ, left)
+                entry = self._new.popleft()
+                self._selector.register(entry.sock, selectors.EVENT_READ, entry)
             if not self._selector.get_map():
-                time.sleep(_TURN_S)
+                time.sleep(_POLL_S)
                 continue
-            for key, _ in self._selector.select(_TURN_S):
-                self._drop(key.data)
+            for key, _ in self._selector.select(_POLL_S):
+                self._discard(key.data)
             now = time.monotonic()
             for key in list(self._selector.get_map().values()):
                 if now >= key.data.until:
-                    self._end(key.data)
+                    self._close(key.data)
 
-    def _drop(self, left: _LingeringSocket) -> None:
+    def _discard(self, entry: _LingeringSocket) -> None:
         try:
-            data = left.sock.recv(_PIECE)
+            data = entry.sock.recv(_RECV_SIZE)
         except BlockingIOError:
             return
         except OSError:
             data = b""
-        left.dropped += len(data)
-        if not data or left.dropped > MAX_DROPPED:
-            self._end(left)
+        entry.discarded += len(data)
+        if not data or entry.discarded > MAX_DISCARDED:
+            self._close(entry)
 
-    def _end(self, left: _LingeringSocket) -> None:
-        self._selector.unregister(left.sock)
+    def _close(self, entry: _LingeringSocket) -> None:
+        self._selector.unregister(entry.sock)
         with suppress(OSError):
-            left.sock.close()
+            entry.sock.close()

@@ -1,4 +1,5 @@
-"""Health, system and metrics of the HTTP side, and what clients should keep to."""
+"""Resources for probes, health, system information, metrics, and the settings for
+clients."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ _WORST = (HEALTHY, WARNING, UNHEALTHY)
 
 
 class HealthResource:
-    """``GET /health``: whether uploads can be taken."""
+    """``GET /health``: whether uploads can be accepted."""
 
     access = "probe"
 
@@ -34,7 +35,7 @@ class HealthResource:
         self._settings = services.settings.upload
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
-        """503 only if it is unhealthy."""
+        """Answer with all checks; 503 only if unhealthy."""
         checks = health_checks(self._backend.volumes(), self._settings)
         status = max((check["status"] for check in checks.values()), key=_WORST.index)
         resp.status = 503 if status == UNHEALTHY else 200
@@ -47,21 +48,20 @@ class HealthResource:
 
 
 class LiveResource:
-    """``GET /livez``: whether this process answers."""
+    """``GET /livez``: whether this process responds."""
 
     access = "probe"
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
-        """Nothing is looked at: a disk or a folder that is away does not come back by a
-        restart."""
+        """Answer without checks: a restart does not repair a missing disk or folder."""
         _say((), resp, is_verbose=False)
 
     on_head = on_get
 
 
 class ReadyResource:
-    """``GET /readyz``: what ``/health`` finds, by its status; ``?verbose`` names what
-    is in order, too."""
+    """``GET /readyz``: the checks of ``/health`` as a status; ``?verbose`` also lists
+    passed checks."""
 
     access = "probe"
 
@@ -70,11 +70,11 @@ class ReadyResource:
         self._settings = services.settings.upload
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """503 only if it is unhealthy."""
+        """Answer with failed checks; 503 only if unhealthy."""
         checks = [
             HealthCheck(
                 name,
-                str(check.get("message") or "there is too little space")
+                str(check.get("message") or "not enough free space")
                 if _is_bad(check)
                 else "",
             )
@@ -88,20 +88,20 @@ class ReadyResource:
 
 
 class ClientResource:
-    """``GET /client``: what a client should keep to."""
+    """``GET /client``: the settings for clients."""
 
     scopes = RESUME_SCOPES
 
-    def __init__(self, parts: WebServices) -> None:
+    def __init__(self, services: WebServices) -> None:
         self._advice = jsontext.dumps(
             {
-                name: getattr(parts.settings.upload, name)
+                name: getattr(services.settings.upload, name)
                 for name in ADVICE["properties"]
             }
         )
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
-        """The settings that concern clients."""
+        """Answer with the settings for clients."""
         resp.data = self._advice
         resp.content_type = "application/json"
 
@@ -109,15 +109,15 @@ class ClientResource:
 
 
 class SystemResource:
-    """``GET /system``: memory, threads, configuration without secrets, tasks, disk."""
+    """``GET /system``: memory, threads, configuration without secrets, tasks, disks."""
 
     scopes = OPERATE_SCOPES
 
-    def __init__(self, parts: WebServices) -> None:
-        self._parts = parts
+    def __init__(self, services: WebServices) -> None:
+        self._services = services
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
-        """What holds now."""
+        """Answer with the current values."""
         resp.data = jsontext.dumps(
             {
                 "version": __version__,
@@ -125,12 +125,12 @@ class SystemResource:
                 "memory": memory(),
                 "threads": {
                     "this_process": threading.active_count(),
-                    "limit": self._parts.settings.web.threads,
+                    "limit": self._services.settings.web.threads,
                 },
-                "configuration": shown_configuration(self._parts.settings),
-                "tasks": task_figures(self._parts)["states"],
+                "configuration": shown_configuration(self._services.settings),
+                "tasks": task_figures(self._services)["states"],
                 "disk": disks(
-                    self._parts.backend.volumes(), self._parts.settings.upload
+                    self._services.backend.volumes(), self._services.settings.upload
                 ),
             }
         )
@@ -140,20 +140,24 @@ class SystemResource:
 
 
 class MetricsResource:
-    """``GET /metrics``: Prometheus' text, or JSON for who accepts only that."""
+    """``GET /metrics``: Prometheus text format, or JSON if the client accepts only
+    that."""
 
     access = "scrape"
     scopes = READ_SCOPES
 
-    def __init__(self, parts: WebServices) -> None:
-        self._parts = parts
+    def __init__(self, services: WebServices) -> None:
+        self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """The figures of all processes; those of tasks are what the disk says now."""
-        tasks = task_figures(self._parts)
-        settings, volumes = self._parts.settings.upload, self._parts.backend.volumes()
+        """Answer with the metrics of all processes, and of the tasks on disk."""
+        tasks = task_figures(self._services)
+        settings, volumes = (
+            self._services.settings.upload,
+            self._services.backend.volumes(),
+        )
         found = exposition.MetricsSnapshot(
-            self._parts.counters.totals(),
+            self._services.counters.totals(),
             tasks["states"],
             tasks["chunks"],
             tasks["size"],
@@ -206,12 +210,11 @@ def folder_check(volume: Volume) -> dict[str, Any]:
 
 
 def memory() -> dict[str, int]:
-    """Resident bytes of the worker processes by pid: of this one, and of those that
-    were forked with it."""
+    """Return the resident bytes of this worker process and its siblings by pid."""
     own, found = psutil.Process(), {}
     try:
         command, siblings = own.cmdline(), psutil.Process(own.ppid()).children()
-    except psutil.Error:  # this one's parent is gone, or cannot be seen
+    except psutil.Error:  # the parent has exited or is not visible
         return {str(own.pid): own.memory_info().rss}
     for process in siblings:
         with suppress(psutil.Error):
@@ -248,9 +251,9 @@ def folder_health(
     return found
 
 
-def task_figures(parts: WebServices) -> dict[str, Any]:
-    """Tasks by state, and their chunks, as the disk says."""
-    counts = parts.backend.counts_by_state()
+def task_figures(services: WebServices) -> dict[str, Any]:
+    """Return the number of tasks by state, of their chunks, and their total size."""
+    counts = services.backend.counts_by_state()
     return {
         "states": {state: own.tasks for state, own in counts.items()},
         "chunks": sum(own.chunks for own in counts.values()),
@@ -259,7 +262,8 @@ def task_figures(parts: WebServices) -> dict[str, Any]:
 
 
 def shown_configuration(settings: Any) -> dict[str, dict[str, Any]]:
-    """The settings of the HTTP side that are given; of a secret only that it is set."""
+    """Return the set values of ``[upload]`` and ``[web]``; a secret is shown as
+    ``set``."""
     return {
         section: {
             one.name: "set"
@@ -273,23 +277,24 @@ def shown_configuration(settings: Any) -> dict[str, dict[str, Any]]:
 
 
 def probe_paths(prefix: str) -> tuple[frozenset[str], frozenset[str]]:
-    """The paths of the probes: those that look at nothing, and those that look at
-    disks, which may hang."""
+    """Return the paths of probes without checks, and of those that access disks, which
+    may block."""
     return frozenset({"/livez", f"{prefix}/livez"}), frozenset(
         {"/readyz", f"{prefix}/readyz", f"{prefix}/health"}
     )
 
 
-def add_routes(app: falcon.App[Any, Any], parts: WebServices) -> None:
-    """Below the prefix; ``/livez`` and ``/readyz`` at the root, too."""
-    prefix = parts.settings.web.prefix
+def add_routes(app: falcon.App[Any, Any], services: WebServices) -> None:
+    """Add the resources below the prefix; ``/livez`` and ``/readyz`` also at the
+    root."""
+    prefix = services.settings.web.prefix
     for root in {"", prefix}:
         app.add_route(f"{root}/livez", LiveResource())
-        app.add_route(f"{root}/readyz", ReadyResource(parts))
-    app.add_route(f"{prefix}/health", HealthResource(parts))
-    app.add_route(f"{prefix}/client", ClientResource(parts))
-    app.add_route(f"{prefix}/system", SystemResource(parts))
-    app.add_route(f"{prefix}/metrics", MetricsResource(parts))
+        app.add_route(f"{root}/readyz", ReadyResource(services))
+    app.add_route(f"{prefix}/health", HealthResource(services))
+    app.add_route(f"{prefix}/client", ClientResource(services))
+    app.add_route(f"{prefix}/system", SystemResource(services))
+    app.add_route(f"{prefix}/metrics", MetricsResource(services))
 
 
 def _is_bad(check: dict[str, Any]) -> bool:
@@ -299,7 +304,7 @@ def _is_bad(check: dict[str, Any]) -> bool:
 def _say(
     checks: Sequence[HealthCheck], resp: falcon.Response, *, is_verbose: bool
 ) -> None:
-    """Answer a probe as a supervisor does."""
+    """Answer a probe in the format of the supervisor."""
     is_good, text = format_checks(checks, is_verbose=is_verbose)
     resp.status = 200 if is_good else 503
     resp.text, resp.content_type = text, "text/plain; charset=utf-8"

@@ -1,4 +1,4 @@
-"""The OpenAPI document of the HTTP side, out of the table of operations. Pure."""
+"""Builds the OpenAPI document from the table of operations. Pure."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from dlpool.web.schemas import ID, NAMED, NODE, RECORD_ID, Schema, ref
 
 NAMES: dict[str, Schema] = {"id": ID, "record": RECORD_ID}
 REFUSALS = {
-    400: "The request is not as described here",
-    401: "No token or secret, or not the right one",
-    403: "A token without the scope, or asked by a page of another site",
-    404: "Not known, or not any more",
-    409: "Not in a state that allows it",
+    400: "The request is invalid",
+    401: "No valid token or key",
+    403: "A missing scope, or a cross-site request",
+    404: "Not found",
+    409: "Not possible in this state",
     413: "Too large",
     415: "Not application/json",
     429: "Too many requests",
-    503: "Redis is away: try again after Retry-After seconds",
+    503: "Redis is unavailable: try again after Retry-After seconds",
 }
 _FOLLOWERS = {
     "listJobs": (
@@ -49,7 +49,7 @@ _ALWAYS = (400, 401, 403, 429, 503)
 def document(
     operations: Sequence[Operation], upload_prefix: str, *, is_authenticated: bool
 ) -> dict[str, Any]:
-    """The whole document."""
+    """Return the document."""
     paths: dict[str, dict[str, Any]] = {}
     for one in operations:
         paths.setdefault(BASE + one.path, {})[one.method.lower()] = _operation(one)
@@ -71,15 +71,14 @@ def document(
 
 
 _DESCRIPTION = (
-    "Every error has the shape of Error: a sentence and a stable code. POST and PUT of "
-    "the job API need "
-    "Content-Type: application/json, with {} where nothing is to be said. GET answers "
-    "carry an ETag, and HEAD "
-    "is answered where GET is. A job that has ended is forgotten after a day "
-    "(succeeded) or a week (failed, "
-    "cancelled). A token with the scope admin may do everything; without a scope that "
-    "an operation needs the answer is "
-    "403 with the code insufficient_scope."
+    "All errors have the format of Error: a sentence and a stable code. POST and PUT "
+    "of the job API need "
+    "Content-Type: application/json, with {} as an empty body. GET responses have an "
+    "ETag, and HEAD is supported "
+    "wherever GET is. A finished job is removed after a day (succeeded) or a week "
+    "(failed, cancelled). The scope admin "
+    "allows everything; a request without a required scope gets 403 with the code "
+    "insufficient_scope."
 )
 
 
@@ -105,7 +104,7 @@ def _operation(one: Operation) -> dict[str, Any]:
 
 
 def _links(name: str) -> dict[str, Any]:
-    """Which operations go on with what this one has answered."""
+    """Return links to the operations that accept a value of this response."""
     if name not in _FOLLOWERS:
         return {}
     followers, parameter, place = _FOLLOWERS[name]

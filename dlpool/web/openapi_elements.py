@@ -1,4 +1,4 @@
-"""How operations that are no part of the job API are described in the OpenAPI document.
+"""Builds elements of the OpenAPI document: operations, parameters, headers, content.
 Pure."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from typing import Any
 
 from dlpool.web.schemas import Schema, ref
 
-ALWAYS = (401, 403, 429)  # what the gate answers
+ALWAYS = (401, 403, 429)  # error statuses of the middleware
 JSON = "application/json"
 
 
@@ -20,8 +20,8 @@ def operation_object(
     refusals: Collection[int] = (),
     **more: Any,
 ) -> dict[str, Any]:
-    """An operation; ``refusals``: statuses, beside those that the gate gives, that are
-    answered with an Error."""
+    """Return an operation; ``refusals``: statuses of errors, in addition to those of
+    the middleware."""
     error = {"description": "Refused", **content_object(JSON, ref("Error"))}
     errors = dict.fromkeys((*ALWAYS, *refusals), error)
     return {
@@ -35,22 +35,22 @@ def operation_object(
 
 
 def ok_response(schema: Schema) -> dict[int, dict[str, Any]]:
-    """A single good answer, 200, in JSON."""
+    """Return the responses of an operation with one successful JSON response."""
     return {200: {"description": "Done", **content_object(JSON, schema)}}
 
 
 def parameter_object(
     name: str, place: str, schema: Schema, *, required: bool = True
 ) -> dict[str, Any]:
-    """One parameter; ``place``: path, query or header."""
+    """Return a parameter; ``place``: path, query or header."""
     return {"name": name, "in": place, "required": required, "schema": schema}
 
 
 def content_object(kind: str, schema: Schema) -> dict[str, Any]:
-    """A body of one media type."""
+    """Return the content of a body with one media type."""
     return {"content": {kind: {"schema": schema}}}
 
 
 def header_object(schema: Schema, *, required: bool = True) -> dict[str, Any]:
-    """A header of an answer."""
+    """Return a header of a response."""
     return {"required": required, "schema": schema}

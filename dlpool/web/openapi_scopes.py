@@ -1,4 +1,4 @@
-"""The scopes in the OpenAPI document, as the resources declare them. Pure."""
+"""Adds the scopes that the resources declare to the OpenAPI document. Pure."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def add_scopes(
     *,
     is_authenticated: bool,
 ) -> None:
-    """Add to each operation of a document which scopes it needs; one that is open to
-    everybody says so already.
+    """Add the required scopes to each operation, except to those with an empty
+    ``security``.
 
-    ``security`` is left out where nobody is asked for a key.
+    ``security`` is added only if ``is_authenticated``.
     """
     of_jobs = {(BASE + one.path, one.method): (one.scope,) for one in operations}
     for path, methods in paths.items():
@@ -41,8 +41,8 @@ def add_scopes(
 
 
 def _security(needs: Collection[str]) -> list[dict[str, list[str]]]:
-    """OpenAPI 3.1, Security Requirement Object: one of them is enough; roles, where a
-    scheme is not OAuth 2."""
+    """Return alternative Security Requirement Objects (OpenAPI 3.1), with scopes as
+    roles."""
     return [{scheme: [scope]} for scheme in SCHEMES for scope in needs]
 
 

@@ -1,4 +1,4 @@
-"""The part of the OpenAPI document about tus. Pure."""
+"""Describes tus in the OpenAPI document. Pure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _OF_DELETE = (400, 404, 409, 410, 412, 423, 503)
 
 
 def tus_paths() -> dict[str, Any]:
-    """The paths of tus."""
+    """Return the paths of tus."""
     return {
         ROOT: {"options": _options("tusOptions"), "post": _create()},
         f"{ROOT}/{{id}}": {
@@ -47,9 +47,9 @@ def tus_paths() -> dict[str, Any]:
             "head": _offset(),
             "patch": _known(
                 "tusAppend",
-                "The next bytes",
+                "Append bytes",
                 {
-                    204: _answer("They are there", {**_OFFSET, **_EXPIRES}),
+                    204: _answer("Appended", {**_OFFSET, **_EXPIRES}),
                     460: _mismatch(),
                 },
                 parameters=[
@@ -62,14 +62,14 @@ def tus_paths() -> dict[str, Any]:
             ),
             "delete": _known(
                 "tusTerminate",
-                "Forget an upload; a published file stays",
-                {204: _answer("Gone", {})},
+                "Delete an upload; a published file is kept",
+                {204: _answer("Deleted", {})},
                 parameters=[_NAME],
                 refusals=_OF_DELETE,
             ),
             "post": _known(
                 "tusOverride",
-                "PATCH or DELETE, for clients that can send nothing but POST",
+                "PATCH or DELETE, for clients that can only send POST",
                 {
                     204: _answer(
                         "Done",
@@ -105,8 +105,8 @@ def _offset() -> dict[str, Any]:
     }
     return _known(
         "tusOffset",
-        "How far an upload is",
-        {200: _answer("How far it is", fields)},
+        "Return the offset of an upload",
+        {200: _answer("The offset", fields)},
         parameters=[_NAME],
         refusals=(400, 404, 409, 410, 412, 423, 503, 507),
     )
@@ -121,10 +121,10 @@ def _create() -> dict[str, Any]:
     }
     return _known(
         "tusCreate",
-        "Begin an upload, with its first bytes if there is a body",
+        "Create an upload, with its first bytes if there is a body",
         {
             201: _answer(
-                "It has begun",
+                "Created",
                 {
                     "Location": header_object(TEXT),
                     "Upload-Offset": header_object(COUNT, required=False),
@@ -154,8 +154,8 @@ def _options(name: str, **more: Any) -> dict[str, Any]:
     }
     return operation_object(
         name,
-        "What the server can do",
-        {200: _answer("It can do this", headers)},
+        "Return the capabilities of the server",
+        {200: _answer("The capabilities", headers)},
         security=[],
         **more,
     )
@@ -178,6 +178,6 @@ def _answer(description: str, headers: dict[str, Any]) -> dict[str, Any]:
 
 def _mismatch() -> dict[str, Any]:
     return {
-        "description": "The body has another checksum",
+        "description": "Checksum mismatch",
         **content_object("application/json", ref("Error")),
     }

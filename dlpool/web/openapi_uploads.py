@@ -1,4 +1,4 @@
-"""The part of the OpenAPI document about chunked uploads, files, health and metrics.
+"""Describes chunked uploads, files, health and metrics in the OpenAPI document.
 Pure."""
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dlpool.web.schemas import (
 )
 from dlpool.web.uploads import MAX_BATCH
 
-# As regular expressions everywhere write it: without surrogates and what is beyond
+# For all dialects of regular expressions: without surrogates and characters beyond
 # U+FFFF.
 _NOT_IN_NAMES = (
     ascii(HIDDEN)[1:-1]
@@ -72,7 +72,7 @@ _CHUNK = object_schema(
 )
 _SHARED: Schema = {
     "type": "boolean",
-    "description": "whether everybody with a token may read the file",
+    "description": "whether every client with a token may read the file",
 }
 _MERGE = object_schema(
     {"file_id": _FILE_ID, "filename": _FILE_NAME, "total_chunks": _TOTAL},
@@ -106,7 +106,7 @@ _PAGE: dict[str, Schema] = {
     "cursor": TEXT,
     "status": {
         "type": "string",
-        "description": f"states with commas between: {', '.join(STATES)}",
+        "description": f"states, separated by commas: {', '.join(STATES)}",
     },
 }
 _CHUNK_VIEW = object_schema(
@@ -133,14 +133,14 @@ _OPEN: dict[str, Any] = {"security": []}
 
 
 def upload_paths(prefix: str) -> dict[str, Any]:
-    """The paths of the fixed upload API below ``prefix``."""
+    """Return the paths of the upload API below ``prefix``."""
     return {
         f"{prefix}/upload_chunk": {"post": _chunk()},
         f"{prefix}/merge_chunks": {"post": _merge()},
         f"{prefix}/upload_status": {
             "get": operation_object(
                 "uploadStatus",
-                "Which chunks of a file are there",
+                "List the stored chunks of a file",
                 ok_response(
                     object_schema(
                         {"uploaded_chunks": array_of(COUNT), **_STATUS_FIELDS}
@@ -152,8 +152,8 @@ def upload_paths(prefix: str) -> dict[str, Any]:
         },
         **_task_paths(f"{prefix}/tasks"),
         f"{prefix}/files/{{path}}": {
-            "get": _file("fetchFile", "A merged file, or one range of it"),
-            "head": _file("describeFile", "What a GET would say of it"),
+            "get": _file("fetchFile", "Download a merged file, or a range of it"),
+            "head": _file("describeFile", "Return the headers of a GET"),
         },
         **_operator_paths(prefix),
     }
@@ -181,7 +181,7 @@ def _task_paths(prefix: str) -> dict[str, Any]:
             "get": _show(own),
             "delete": operation_object(
                 "deleteUpload",
-                "Remove an upload and its chunks, not the merged file",
+                "Delete an upload and its chunks, but not the merged file",
                 ok_response(_DONE),
                 parameters=own,
                 refusals=(400, 404, 409),
@@ -195,8 +195,8 @@ def _list() -> dict[str, Any]:
     tasks = array_of(object_schema({**_TASK_FIELDS, "uploaded_chunks": COUNT}))
     return operation_object(
         "listUploads",
-        "The client's uploads, by id; next is the cursor of the next page, if there is "
-        "one",
+        "List the client's uploads by id; next is the cursor of the next page, absent "
+        "on the last",
         ok_response(object_schema({"tasks": tasks, "total": COUNT}, {"next": TEXT})),
         parameters=[
             parameter_object(name, "query", schema, required=False)
@@ -262,7 +262,7 @@ def _show(own: list[dict[str, Any]]) -> dict[str, Any]:
     }
     return operation_object(
         "showUpload",
-        "One upload, with its chunks",
+        "Return one upload, with its chunks",
         ok_response(object_schema(fields)),
         parameters=own,
         refusals=(400, 404),
@@ -299,12 +299,12 @@ def _operator_paths(prefix: str) -> dict[str, Any]:
         }
     }
     said = {
-        "description": "Lines of text, the last one ok or not ok",
+        "description": "Lines of text; the last one is ok or not ok",
         "content": {"text/plain": {"schema": TEXT}},
     }
     live, ready = (
-        "Whether this process answers",
-        "Whether uploads can be taken, for probes",
+        "Whether this process responds",
+        "Whether uploads can be accepted, for probes",
     )
     return {
         "/livez": {"get": operation_object("live", live, {200: said}, **_OPEN)},
@@ -322,7 +322,7 @@ def _operator_paths(prefix: str) -> dict[str, Any]:
         f"{prefix}/health": {
             "get": operation_object(
                 "health",
-                "Whether uploads can be taken",
+                "Whether uploads can be accepted",
                 {
                     **ok_response(health),
                     503: {"description": "Unhealthy", **content_object(JSON, health)},
@@ -333,17 +333,21 @@ def _operator_paths(prefix: str) -> dict[str, Any]:
         f"{prefix}/client": {
             "get": operation_object(
                 "clientAdvice",
-                "What a client should keep to",
+                "Return the settings for clients",
                 ok_response(ref("Advice")),
             )
         },
         f"{prefix}/system": {
             "get": operation_object(
-                "system", "Memory, configuration, tasks and disks", ok_response(system)
+                "system",
+                "Return memory, configuration, tasks and disks",
+                ok_response(system),
             )
         },
         f"{prefix}/metrics": {
-            "get": operation_object("metrics", "The figures of all processes", figures)
+            "get": operation_object(
+                "metrics", "Return the metrics of all processes", figures
+            )
         },
     }
 
@@ -375,7 +379,7 @@ def _chunk() -> dict[str, Any]:
     ]
     return operation_object(
         "uploadChunk",
-        "Send one chunk; with application/octet-stream its fields stand in the query",
+        "Send one chunk; with application/octet-stream its fields are in the query",
         ok_response(answer),
         requestBody=body,
         parameters=options,
@@ -397,7 +401,7 @@ def _merge() -> dict[str, Any]:
     kinds = (JSON, "application/x-www-form-urlencoded", "multipart/form-data")
     return operation_object(
         "mergeChunks",
-        "Make the file out of its chunks; may be repeated",
+        "Merge the chunks into the file; can be repeated",
         ok_response(answer),
         requestBody={
             "required": True,
@@ -425,13 +429,13 @@ def _file(name: str, summary: str) -> dict[str, Any]:
         )
     ]
     responses = {
-        200: {"description": "The whole file", **whole},
+        200: {"description": "The complete file", **whole},
         206: {
-            "description": "The range that was asked for",
+            "description": "The requested range",
             **whole,
             "headers": {**known, "Content-Range": header_object(TEXT)},
         },
-        304: {"description": "Still the one of If-None-Match"},
+        304: {"description": "Not modified"},
     }
     return operation_object(
         name,

@@ -1,5 +1,5 @@
-"""The operations of the job API: one table, out of which routes, checks and the
-document are made."""
+"""Declares the operations of the job API, from which routes, validation and the OpenAPI
+document are built."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Ask = Callable[[QueueService, "ApiRequest"], Any]
 
 @dataclass(frozen=True)
 class ApiRequest:
-    """A validated request; ``trace_id``: the trace that the request is part of."""
+    """A validated request. ``trace_id``: of its ``traceparent``."""
 
     path_params: Mapping[str, str]
     query: Mapping[str, Any]
@@ -33,12 +33,11 @@ class ApiRequest:
 
 @dataclass(frozen=True)
 class Operation:
-    """One method of one path. ``name`` is its operationId, ``refusals`` are statuses
-    beside those that all have.
+    """One method of one path. ``name`` is its operationId.
 
-    ``scope``: what a token needs for it. ``body``: the schema of what must be sent,
-    None where nothing may be. ``action``: of the audit event, for methods that change
-    something.
+    ``scope``: the required scope. ``body``: schema of the body, None for requests
+    without one. ``error_statuses``: in addition to those of all operations. ``action``:
+    of the audit event, for changing methods.
     """
 
     method: str
@@ -57,13 +56,10 @@ class Operation:
         if bool(self.action) != (self.method in CHANGING) or (
             self.action and self.action not in ACTIONS
         ):
-            raise ValueError(
-                f"{self.name}: the action {self.action!r} is none of an audit event"
-            )
+            raise ValueError(f"{self.name}: unknown action {self.action!r}")
 
     def audit_action(self, call: ApiRequest) -> str:
-        """The action of an audit event: where a body says which of several is asked
-        for, that one."""
+        """Return the action of the audit event; it may depend on the body."""
         return (
             f"job.{call.body['verb']}" if self.action == "job.control" else self.action
         )
@@ -71,7 +67,7 @@ class Operation:
     def parse(
         self, names: Mapping[str, str], options: Mapping[str, Any], body: bytes
     ) -> ApiRequest:
-        """What a request asks for. Raises UsageError."""
+        """Validate a request. Raises UsageError."""
         found = parse_query(self.query, options)
         if self.body is None:
             return ApiRequest(names, found)
@@ -81,8 +77,8 @@ class Operation:
 
 
 def _alternative(schema: Schema, value: Any) -> Schema:
-    """Of a choice the one that is meant, so that an error tells of that one; and what a
-    reference means."""
+    """Resolve a reference or choice to the schema for ``value``, so that errors refer
+    to that one."""
     if "oneOf" not in schema:
         return (
             schemas.NAMED[schema["$ref"].rpartition("/")[2]]
@@ -197,7 +193,7 @@ OPERATIONS: tuple[Operation, ...] = (
     _get(
         "/overview",
         "overview",
-        "All that a page shows, in one answer; with ETag",
+        "Return all data of the dashboard",
         lambda desk, call: desk.overview(call.query["state"]),
         ref("Overview"),
         query={"state": {**schemas.STATE, "default": "queued"}},
@@ -205,8 +201,8 @@ OPERATIONS: tuple[Operation, ...] = (
     _post(
         "/jobs",
         "push",
-        "Queue a job, or up to 500: in a batch those that cannot be run are named, and "
-        "the others queued",
+        "Queue a job, or a batch of up to 500: invalid jobs are named, the others "
+        "queued",
         _push,
         _ANSWERS,
         scope=PUSH,
@@ -218,7 +214,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "listJobs",
         "List jobs: running ones first, then queued, delayed, paused, failed, "
         "cancelled, "
-        "succeeded; next is the cursor behind them, null at the end",
+        "succeeded; next is the cursor of the next page, null at the end",
         lambda desk, call: desk.list_jobs(
             call.query.get("state"), call.query["limit"], call.query.get("after")
         ),
@@ -228,8 +224,8 @@ OPERATIONS: tuple[Operation, ...] = (
     _post(
         "/jobs/batch",
         "controlJobs",
-        "Retry, cancel or remove (forget, once they have ended) up to 500 jobs; each "
-        "has its result, in the same order",
+        "Retry, cancel or remove (only finished ones) up to 500 jobs; results are in "
+        "the same order",
         lambda desk, call: desk.control_many(call.body["verb"], call.body["ids"]),
         _RESULTS,
         body=ref("Control"),
@@ -238,31 +234,29 @@ OPERATIONS: tuple[Operation, ...] = (
     _get(
         "/jobs/{id}",
         "showJob",
-        "All that is known of a job",
+        "Return a job",
         lambda desk, call: desk.show_job(call.path_params["id"]),
         ref("View"),
         error_statuses=(404,),
     ),
     _control(
         "cancel",
-        "End a job for good, with a failure record; a running one stops within two "
-        "seconds",
+        "Cancel a job, with a failure record; a running one stops within two seconds",
     ),
-    _control("pause", "Stop a job until it is resumed; it keeps what it has fetched"),
-    _control("resume", "Let a paused job go on"),
+    _control("pause", "Pause a job; it keeps its downloaded bytes"),
+    _control("resume", "Resume a paused job"),
     _control(
         "retry",
-        "Run a failed or cancelled job again from the beginning, or a delayed one now",
+        "Restart a failed or cancelled job, or run a delayed one now",
     ),
-    _control("promote", "Let a waiting job run before all others"),
+    _control("promote", "Run a waiting job before all others"),
     _priority("PUT"),
     _priority("POST"),
     _get(
         "/history",
         "history",
-        "What waited, ran and came in within the last day: [ms since 1970, waiting, "
-        "running, "
-        "bytes a second], oldest first, 720 at most",
+        "Return at most 720 samples of the last day: [ms since 1970, waiting, running, "
+        "bytes per second], oldest first",
         lambda desk, call: desk.history(call.query["since"]),
         ref("History"),
         query={"since": schemas.SINCE},
@@ -270,47 +264,47 @@ OPERATIONS: tuple[Operation, ...] = (
     _get(
         "/stats",
         "stats",
-        "The queue in figures, with the counters of seven days",
+        "Return statistics of the queue, with the counters of seven days",
         lambda desk, _: desk.stats(),
         ref("Stats"),
     ),
     _get(
         "/nodes",
         "listNodes",
-        "The nodes that work on the queue",
+        "List the nodes of the queue",
         lambda desk, _: {"nodes": desk.list_nodes()},
         _NODES,
     ),
-    _node("drain", "Let a node end its jobs and begin no others"),
-    _node("resume", "Let a drained node begin jobs again"),
-    _node("forget", "Strike off a node that was lost, or that is drained and away"),
+    _node("drain", "Drain a node: it finishes its jobs and starts no others"),
+    _node("resume", "Resume a drained node"),
+    _node("forget", "Remove a node that is lost, or drained and stopped"),
     _get(
         "/queue",
         "showQueue",
-        "Whether jobs begin",
+        "Return whether the queue is paused",
         lambda desk, _: desk.control_queue(),
         _QUEUE,
     ),
-    _queue("pause", "Let nobody begin another job; running ones go on"),
-    _queue("resume", "Let jobs begin again"),
+    _queue("pause", "Pause the queue: no job starts, running ones continue"),
+    _queue("resume", "Resume the queue"),
     _get(
         "/limits",
         "limits",
-        "What origin hosts are spared by the settings here, and which are waited for",
+        "Return the limits for origin hosts, and the hosts that jobs wait for",
         lambda desk, _: desk.limits(),
         ref("Limits"),
     ),
     _get(
         "/failures",
         "listFailures",
-        "The failure records that clients see, newest first; of more than 100,000 some "
-        "are not listed",
+        "List the failure records for clients, newest first; beyond 100,000 the list "
+        "is incomplete",
         lambda desk, call: desk.list_failures(
             call.query["limit"], call.query.get("after")
         ),
         _FAILURES,
         query=_PAGE,
     ),
-    _failure("retry", "Run the job of a failure record again"),
+    _failure("retry", "Retry the job of a failure record"),
     _failure("remove", "Remove a failure record"),
 )

@@ -1,4 +1,4 @@
-"""Who makes a request, and what the request may do. Pure."""
+"""The authenticated client of a request, and its scopes. Pure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dlpool.config.scopes import ADMIN, OPERATE, READ, SCOPES, UPLOAD, allows
 from dlpool.web.errors import HttpError
 
 REALM = 'Bearer realm="dlpool"'
-# What the methods of a resource need: one of these scopes.
+# For each method of a resource: the scopes of which a client needs one.
 READ_SCOPES: dict[str, tuple[str, ...]] = dict.fromkeys(("GET", "HEAD"), (READ,))
 RESUME_SCOPES: dict[str, tuple[str, ...]] = dict.fromkeys(
     ("GET", "HEAD"), (READ, UPLOAD)
-)  # what a client needs to resume
+)  # for clients that resume uploads
 UPLOAD_SCOPES: dict[str, tuple[str, ...]] = dict.fromkeys(
     ("POST", "PATCH", "DELETE"), (UPLOAD,)
 )
@@ -21,11 +21,11 @@ OPERATE_SCOPES: dict[str, tuple[str, ...]] = dict.fromkeys(("GET", "HEAD"), (OPE
 
 @dataclass(frozen=True)
 class Principal:
-    """The client of a request.
+    """The authenticated client of a request.
 
-    ``actor``: who it is, for the audit: ``token SUB``, ``key NAME``, ``secret``,
-    ``anonymous``. ``owner``: whose uploads it sees, None: of all. ``user``: its name in
-    the log and in shares between clients, None where only its address is known.
+    ``actor`` identifies it in audit events: ``token SUB``, ``key NAME``, ``secret`` or
+    ``anonymous``. ``owner``: the owner whose uploads it may use, None for all.
+    ``user``: its name in the log and for limits, None if only its address is known.
     """
 
     actor: str
@@ -34,12 +34,12 @@ class Principal:
     user: str | None = None
 
     def has_scope(self, scope: str) -> bool:
-        """Return whether it has the scope; admin includes all."""
+        """Return whether the client has a scope; admin includes all."""
         return allows(self.scopes, scope)
 
     def require(self, needed: tuple[str, ...]) -> None:
-        """Raise Refusal (403) unless it has one of the scopes (RFC 6750, section
-        3.1)."""
+        """Raise HttpError (403) unless the client has one of the scopes (RFC 6750,
+        section 3.1)."""
         if any(self.has_scope(scope) for scope in needed):
             return
         has = ", ".join(scope for scope in SCOPES if scope in self.scopes) or "none"
@@ -54,18 +54,19 @@ class Principal:
         )
 
 
-ANONYMOUS = Principal("anonymous", frozenset(SCOPES))  # where no key is asked for
+ANONYMOUS = Principal("anonymous", frozenset(SCOPES))  # if no key is required
 UNAUTHENTICATED = Principal(
     "anonymous", frozenset()
-)  # until the key is checked, and at addresses that ask for none
+)  # before the key is checked, and for open resources
 WITH_SECRET = Principal("secret", frozenset((ADMIN,)))
 
 
 def unauthorized(text: str, *, is_token: bool = False) -> HttpError:
-    """Return the refusal (401) of a request without a valid key; ``is_token``: a token
-    was sent, and is not valid.
+    """Return the error (401) for a request without a valid key; ``is_token``: the
+    request has an invalid token.
 
-    ``text`` becomes a part of a header: ASCII without quotation marks and backslashes.
+    ``text`` is also used in a header: it must be ASCII without quotation marks and
+    backslashes.
     """
     challenge = (
         f'{REALM}, error="invalid_token", error_description="{text}"'

@@ -1,8 +1,7 @@
-"""Public keys of JSON web tokens and the algorithms that fit each: from PEM, and from
-JSON web keys (RFC 7517).
+"""Loads public keys of JSON web tokens from PEM and from JSON web keys (RFC 7517).
 
-A key is used with the algorithms of its own kind only, whatever a token says, so that a
-public key is never taken for the secret of an HS algorithm.
+A key is used only with the algorithms of its own kind, so that a token cannot use a
+public key as the secret of an HS algorithm.
 """
 
 from __future__ import annotations
@@ -27,15 +26,14 @@ from dlpool.errors import ConfigurationError
 LEAST_BITS, MOST_BITS = (
     2048,
     8192,
-)  # of RSA: RFC 7518, section 3.3; a longer one takes too much time
+)  # of RSA: RFC 7518, section 3.3; longer keys take too much time
 RSA_ALGORITHMS = ("RS256", "RS384", "RS512")
 _OF_CURVE = {"secp256r1": ("ES256",), "secp384r1": ("ES384",)}  # RFC 7518, section 3.4
 
 
 @dataclass(frozen=True)
 class TokenKey:
-    """What the signature of a token is checked with. ``algorithms``: with which it may
-    be."""
+    """A key that verifies signatures of tokens, with its allowed algorithms."""
 
     key: str | RSAPublicKey | EllipticCurvePublicKey
     algorithms: frozenset[str]
@@ -47,8 +45,7 @@ ALGORITHMS = frozenset(
 
 
 def algorithms_of(key: object) -> tuple[str, ...]:
-    """Return the algorithms that a public key fits; none for a kind that is not
-    supported."""
+    """Return the algorithms for a public key; none if its kind is not supported."""
     if isinstance(key, RSAPublicKey):
         return RSA_ALGORITHMS
     return (
@@ -59,14 +56,14 @@ def algorithms_of(key: object) -> tuple[str, ...]:
 
 
 def load_pem_key(text: str, algorithms: tuple[str, ...]) -> TokenKey:
-    """Return the public key in PEM. Raises ConfigurationError if it is none, or fits
+    """Load a public key in PEM. Raises ConfigurationError if it is invalid, or fits
     none of ``algorithms``."""
     kind = algorithms[0][:2]
     try:
         key = load_pem_public_key(text.encode())
     except ValueError as error:
         raise ConfigurationError(
-            f"[web] jwt_key is no public key in PEM, which {kind} algorithms need"
+            f"[web] jwt_key is not a public key in PEM: {kind} algorithms need one"
         ) from error
     fitting = frozenset(algorithms).intersection(algorithms_of(key))
     if not fitting or not isinstance(key, RSAPublicKey | EllipticCurvePublicKey):
@@ -74,15 +71,16 @@ def load_pem_key(text: str, algorithms: tuple[str, ...]) -> TokenKey:
             " key on its curve" if kind == "ES" else " key"
         )
         raise ConfigurationError(
-            f"[web] jwt_key is no {wanted}, which {', '.join(algorithms)} need"
+            f"[web] jwt_key is not an {wanted}: {', '.join(algorithms)} need one"
         )
     return TokenKey(key, fitting)
 
 
 def load_jwk(members: Mapping[str, Any]) -> TokenKey | None:
-    """Return the public key of a JSON web key (RFC 7518, section 6), None for one that
-    is not for signatures or that is of a kind that is not supported: only RSA of 2048
-    to 8192 bits, and EC on P-256 and P-384.
+    """Load a JSON web key (RFC 7518, section 6). Return None if it is not for
+    signatures, or not supported.
+
+    Supported are RSA of 2048 to 8192 bits, and EC on P-256 and P-384.
     """
     usage, operations, algorithm = (
         members.get("use"),
@@ -106,26 +104,26 @@ def load_jwk(members: Mapping[str, Any]) -> TokenKey | None:
 
 
 def _made(members: Mapping[str, Any]) -> RSAPublicKey | EllipticCurvePublicKey:
-    """Return the key of these numbers; private ones are not looked at. Raises
-    ValueError, also for a bad point."""
+    """Build the key from its public numbers. Raises ValueError, also for a point that
+    is not on the curve."""
     if members.get("kty") == "RSA":
         modulus, exponent = _number(members.get("n")), _number(members.get("e"))
         if (
             not LEAST_BITS <= modulus.bit_length() <= MOST_BITS
             or exponent.bit_length() > 32
         ):
-            raise ValueError("not of a size that is supported")
+            raise ValueError("unsupported key size")
         return RSAPublicNumbers(exponent, modulus).public_key()
     curve = {"P-256": SECP256R1, "P-384": SECP384R1}.get(str(members.get("crv")))
     if members.get("kty") != "EC" or curve is None:
-        raise ValueError("not of a kind that is supported")
+        raise ValueError("unsupported kind of key")
     return EllipticCurvePublicNumbers(
         _number(members.get("x")), _number(members.get("y")), curve()
     ).public_key()
 
 
 def _number(text: object) -> int:
-    """Return a Base64urlUInt. Raises ValueError."""
+    """Decode a Base64urlUInt. Raises ValueError."""
     if not isinstance(text, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,2048}", text):
         raise ValueError("not a number")
     return int.from_bytes(

@@ -1,5 +1,5 @@
-"""What can be asked of the queue over HTTP, as values of JSON. Knows neither HTTP nor a
-framework."""
+"""Operations on the queue, with JSON values as arguments and results. Independent of
+HTTP."""
 
 from __future__ import annotations
 
@@ -32,13 +32,15 @@ from dlpool.web.schemas import JOB
 from dlpool.web.validation import validate
 
 LISTED = 50  # jobs of each list of an overview
-NEWS_S = 0.9  # supervisors are asked for news this often, for any number of viewers
+NEWS_S = (
+    0.9  # minimum interval of progress requests to supervisors, shared by all clients
+)
 RETRY_S = 2
 
 
 class QueueService:
-    """One queue. Thread-safe, and usable after a fork. Methods raise QueueError, and
-    others as they say."""
+    """The job API of one queue. Thread-safe, and usable after a fork. All methods raise
+    QueueError."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises ConfigurationError, LocalFault."""
@@ -58,8 +60,8 @@ class QueueService:
         self._confinement = Confinement.of(settings)
 
     def push(self, job: dict[str, Any], trace_id: str | None = None) -> dict[str, Any]:
-        """Queue a job; ``trace_id`` is used if the job has none. Raises UsageError,
-        PolicyRefused."""
+        """Queue a job. It gets ``trace_id`` unless it has a trace id. Raises
+        UsageError, PolicyRefused."""
         found = self._checked(_traced(job, trace_id))
         job_id = found.id or new_id()
         try:
@@ -69,14 +71,13 @@ class QueueService:
             }
         except QueueAway as error:
             raise QueueAway(
-                f"{error} (if it is pushed nevertheless, it is job {job_id})"
+                f"{error} (if the push was executed nevertheless, it is job {job_id})"
             ) from error
 
     def push_many(
         self, jobs: Sequence[dict[str, Any]], trace_id: str | None = None
     ) -> dict[str, Any]:
-        """Queue those of the jobs that can be run; each has its answer, in the same
-        order."""
+        """Queue the valid jobs; return a result for each job, in the same order."""
         answers: list[dict[str, Any]] = []
         good: list[tuple[PushedJob, str]] = []
         for job in jobs:
@@ -92,8 +93,7 @@ class QueueService:
             results = iter(self._transitions.push(good) if good else [])
         except QueueAway as error:
             raise QueueAway(
-                f"{error} (some of the jobs may be queued: what has an id can be "
-                f"pushed again)"
+                f"{error} (some of the jobs may be queued: push those with an id again)"
             ) from error
         return {
             "results": [
@@ -105,13 +105,13 @@ class QueueService:
     def list_jobs(
         self, state: str | None, limit: int, after: str | None = None
     ) -> dict[str, Any]:
-        """Jobs, as ``dlpool jobs`` lists them, behind a cursor; ``next`` is the one
-        behind these. Raises UsageError."""
+        """Return a page of jobs in the order of ``dlpool jobs``; ``next`` is the cursor
+        of the next page. Raises UsageError."""
         page = self._views.listing.page(state, limit, after)
         return {"jobs": [_shown(view) for view in page.jobs], "next": page.after}
 
     def show_job(self, job_id: str) -> dict[str, Any]:
-        """One job. Raises NoSuchJob."""
+        """Return one job. Raises NoSuchJob."""
         return _shown(self._views.job(job_id))
 
     def control(self, verb: str, job_id: str, priority: str = "") -> dict[str, Any]:
@@ -125,7 +125,7 @@ class QueueService:
         return {"id": job_id, "result": reply}
 
     def control_many(self, verb: str, job_ids: Sequence[str]) -> dict[str, Any]:
-        """Retry, cancel or remove jobs; each has its answer, in the same order."""
+        """Retry, cancel or remove jobs; return a result for each, in the same order."""
         answers: list[dict[str, Any]] = []
         for job_id in job_ids:
             try:
@@ -135,12 +135,12 @@ class QueueService:
         return {"results": answers}
 
     def stats(self) -> dict[str, Any]:
-        """The queue in figures."""
+        """Return the statistics of the queue."""
         return self._views.stats().as_json()
 
     def overview(self, state: str) -> dict[str, Any]:
-        """All that a page shows, in one answer: also jobs of ``state``. Supervisors are
-        asked for news."""
+        """Return all data of the dashboard, with jobs of ``state``, and request
+        progress from the supervisors."""
         stats = self._views.stats()
         if self._is_time():
             self._steering.request_status(stats.supervisors)
@@ -163,16 +163,16 @@ class QueueService:
         return [_shown(view) for view in self._views.jobs(state, LISTED)]
 
     def history(self, since_ms: int) -> dict[str, Any]:
-        """What waited, ran and came in since then: ``[ms, waiting, running, bytes a
-        second]`` each, oldest first."""
+        """Return samples ``[ms, waiting, running, bytes per second]`` since
+        ``since_ms``, oldest first."""
         return {"samples": self._history.since(since_ms)}
 
     def list_nodes(self) -> list[dict[str, Any]]:
-        """The nodes, and whether they are drained."""
+        """Return the nodes, and whether they are drained."""
         return self._nodes.list_nodes()
 
     def control_node(self, verb: str, node: str) -> list[dict[str, Any]]:
-        """Drain a node, let it go on, or forget it. Raises NoSuchNode, NotPossible."""
+        """Drain, resume or forget a node. Raises NoSuchNode, NotPossible."""
         {
             "drain": self._nodes.drain,
             "resume": self._nodes.resume,
@@ -181,10 +181,10 @@ class QueueService:
         return self.list_nodes()
 
     def control_queue(self, verb: str | None = None) -> dict[str, Any]:
-        """Whether jobs begin; after they were made to stop (pause) or go on (resume).
+        """Return whether the queue is paused, after ``pause`` or ``resume`` if given.
         Raises NotPossible."""
         if verb == "pause" and not self._steering.pause():
-            raise NotPossible("the queue is paused already")
+            raise NotPossible("the queue is already paused")
         if verb == "resume":
             self._steering.resume()
         return {
@@ -194,7 +194,7 @@ class QueueService:
         }
 
     def limits(self) -> dict[str, Any]:
-        """What hosts are spared, by these settings, and which are waited for."""
+        """Return the limits for origin hosts, and the hosts that jobs wait for."""
         stats, settings = self._views.stats(), self._settings
         return {
             "all": asdict(settings.limits),
@@ -205,18 +205,18 @@ class QueueService:
         }
 
     def list_failures(self, limit: int, after: str | None = None) -> dict[str, Any]:
-        """The failure records that clients see, newest first, behind a cursor. Raises
+        """Return a page of the failure records for clients, newest first. Raises
         UsageError."""
         found, behind = self._failures().page(limit, after)
         return {"failures": [_record(one) for one in found], "next": behind}
 
     def resolve_failure(self, verb: str, record_id: str) -> dict[str, Any]:
-        """Run a record's job again (retry), or remove the record. Raises NoSuchJob,
+        """Retry the job of a failure record, or remove the record. Raises NoSuchJob,
         NotPossible."""
         failures = self._failures()
         found = failures.by_id(record_id)
         if found is None:
-            raise NoSuchJob(f"no failure record {record_id[:80]!r} is known")
+            raise NoSuchJob(f"no such failure record: {record_id[:80]!r}")
         reply = failures.retry(found) if verb == "retry" else failures.remove(found)
         if problem := error_of_reply(verb, record_id, reply):
             raise problem
@@ -226,7 +226,7 @@ class QueueService:
         return FailureRecords(self._client, self._keys)
 
     def _checked(self, job: dict[str, Any]) -> PushedJob:
-        """Raises UsageError, PolicyRefused, LocalFault."""
+        """Validate a job. Raises UsageError, PolicyRefused, LocalFault."""
         found = parse_valid_job(
             json.dumps(job, ensure_ascii=False).encode("utf-8", "surrogatepass")
         )
@@ -238,7 +238,7 @@ class QueueService:
 
 
 def _traced(job: dict[str, Any], trace_id: str | None) -> dict[str, Any]:
-    """Return the job with the trace id of its request, unless the job has one."""
+    """Return the job with the trace id of the request, unless the job has one."""
     own = job.get("dlpool", {})
     has_header = any(name.lower() == TRACEPARENT for name in own.get("headers", {}))
     if trace_id is None or "trace_id" in own or has_header:
@@ -247,7 +247,7 @@ def _traced(job: dict[str, Any], trace_id: str | None) -> dict[str, Any]:
 
 
 def refusal_of(error: DlpoolError) -> HttpError:
-    """How an error of the queue is answered."""
+    """Return the HTTP error for an error of the queue."""
     if isinstance(error, NoSuchJob | NoSuchNode):
         return HttpError(404, error.label, str(error))
     if isinstance(error, NotPossible):
@@ -260,7 +260,7 @@ def refusal_of(error: DlpoolError) -> HttpError:
 
 
 def _shown(view: JobView) -> dict[str, Any]:
-    """A job for whoever may look: of its URL neither user info nor query."""
+    """Return a job as JSON, with its URL without user info and query."""
     return {
         **view.as_json(),
         "url": None if view.url is None else display_url(view.url),

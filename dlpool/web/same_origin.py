@@ -1,4 +1,4 @@
-"""Whether a request was made by a page of another site: cross-site request forgery, DNS
+"""Detects requests of pages of other sites: cross-site request forgery and DNS
 rebinding. Pure."""
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from collections.abc import Collection
 from urllib.parse import urlsplit
 
 SAFE = ("GET", "HEAD", "OPTIONS")
-_OWN = ("same-origin", "none")  # none: a person typed it, or it is no page
+_OWN = ("same-origin", "none")  # none: typed by the user, or not from a page
 
 
 def is_cross_site(
     method: str, host: str | None, origin: str | None, fetch_site: str | None
 ) -> bool:
-    """By Sec-Fetch-Site (W3C Fetch Metadata) where browsers send it, else by Origin
-    against Host.
+    """Return whether a page of another site made a changing request.
 
-    Programs that are no browsers send neither, and are no page of anybody.
+    Uses Sec-Fetch-Site (W3C Fetch Metadata), or compares Origin with Host. Clients
+    other than browsers send neither.
     """
     if method in SAFE:
         return False
@@ -33,11 +33,11 @@ def is_cross_site(
 
 
 def is_rebinding(host: str | None, names: Collection[str]) -> bool:
-    """Whether ``HostState`` is a name that we are not asked by: a page of another site
-    that points its name to us.
+    """Return whether ``Host`` is a name that another site may have pointed to this
+    server.
 
-    An address cannot be made to point elsewhere, nor can localhost. Where there is no
-    Host there is no browser.
+    Addresses and localhost cannot be rebound. Requests without Host are not from
+    browsers.
     """
     if not host:
         return False

@@ -1,5 +1,5 @@
-"""JSON Schemas of what the job API takes and answers, in its document and for its own
-checks. Pure."""
+"""JSON Schemas of the job API's requests and responses, for validation and the OpenAPI
+document. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def object_schema(
     *,
     closed: bool = True,
 ) -> Schema:
-    """An object with these properties; ``closed``: and no others."""
+    """Return the schema of an object with these properties; ``closed``: and no
+    others."""
     return {
         "type": "object",
         "properties": {**required, **(optional or {})},
@@ -33,19 +34,19 @@ def object_schema(
 
 
 def array_of(schema: Schema, most: int | None = None) -> Schema:
-    """A list of such values."""
+    """Return the schema of a list; with ``most``, of 1 to ``most`` items."""
     return {"type": "array", "items": schema} | (
         {"minItems": 1, "maxItems": most} if most else {}
     )
 
 
 def ref(name: str) -> Schema:
-    """One of ``NAMED``."""
+    """Return a reference to a schema in ``NAMED``."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
 def nullable(schema: Schema) -> Schema:
-    """The same, or null."""
+    """Return the schema of a value or null."""
     return {"anyOf": [schema, {"type": "null"}]}
 
 
@@ -65,19 +66,19 @@ ID: Schema = {
 RECORD_ID: Schema = {
     "type": "string",
     "pattern": "^[0-9a-f]{32}$",
-    "x-says": "no id of a failure record",
+    "x-says": "not an id of a failure record",
 }
 NODE: Schema = {"type": "string", "minLength": 1, "maxLength": 200}
 STATE: Schema = {"type": "string", "enum": list(STATES)}
 CURSOR: Schema = {
     "type": "string",
     "pattern": "^[A-Za-z0-9_.-]{1,100}$",
-    "x-says": "no cursor of a list",
-    "description": "next of the answer before",
+    "x-says": "not a cursor of a list",
+    "description": "next of the previous page",
 }
 NEXT: Schema = {
     "type": ["string", "null"],
-    "description": "what after shall be for the next answer; null at the end",
+    "description": "the value of after for the next page; null at the end",
 }
 SINCE: Schema = {
     "type": "integer",
@@ -98,11 +99,11 @@ _MOMENT_FORM = (
 OWN = object_schema(
     {},
     {
-        "id": {**ID, "description": "pushed again under the same id, nothing happens"},
+        "id": {**ID, "description": "a second push with the same id has no effect"},
         "priority": {
             "anyOf": [PRIORITY, {"type": "integer"}],
             "x-says": "neither high, normal, low nor an integer",
-            "description": "of integers, those below 0 are high",
+            "description": "integers below 0 are high",
         },
         "not_before": {
             "anyOf": [
@@ -122,7 +123,7 @@ OWN = object_schema(
         "headers": {
             **_values(TEXT),
             "maxProperties": 500,
-            "description": "for the URL's own origin",
+            "description": "sent to the URL's origin only",
         },
         "if_exists": {"type": "string", "enum": list(IF_EXISTS)},
         "limit_rate": {
@@ -130,20 +131,20 @@ OWN = object_schema(
                 {"type": "integer", "minimum": 1024},
                 {"type": "string", "pattern": "^[0-9.]+[A-Za-z]*$"},
             ],
-            "description": 'bytes a second, or a text as "1.5M"',
-            "x-says": 'not at least 1024 bytes per second: a whole number, or a text such as "1.5M"',
+            "description": 'bytes per second, or a text such as "1.5M"',
+            "x-says": 'not a rate of at least 1024 bytes per second, as a number or a text such as "1.5M"',
         },
         "user_id": {"type": "string", "minLength": 1, "maxLength": 200},
         "trace_id": {"type": "string", "minLength": 1, "maxLength": 200},
         "dedupe": {
             **BOOLEAN,
-            "description": "join a job with the same url and save_path that waits or "
-            "runs",
+            "description": "join a waiting or running job with the same url and "
+            "save_path",
         },
         "scan": {
             **BOOLEAN,
-            "description": "check the file for malware before it is published, "
-            "whatever the service says",
+            "description": "scan the file for malware before it is published, "
+            "regardless of the settings",
         },
     },
 )
@@ -154,14 +155,14 @@ JOB = object_schema(
             "minLength": 1,
             "maxLength": MAX_URL,
             "pattern": "^[hH][tT][tT][pP][sS]?://",
-            "x-says": "no http or https URL",
+            "x-says": "not an http or https URL",
         },
         "save_path": {
             "type": "string",
             "minLength": 1,
             "maxLength": MAX_PATH,
-            "description": "relative to download_dir; one that ends in / is named by "
-            "the server or the URL",
+            "description": "relative to download_dir; with a final / the server or the "
+            "URL names the file",
         },
     },
     {"dlpool": OWN},
@@ -170,7 +171,7 @@ BATCH = object_schema(
     {
         "jobs": {
             **array_of({"type": "object"}, MAX_BATCH),
-            "description": "each a Job; one that is none is named",
+            "description": "each a Job; invalid ones are named",
         },
     }
 )
@@ -265,7 +266,7 @@ NODE_ROW = object_schema(
         "state": {"type": "string", "enum": list(NODE_STATES)},
     },
     {
-        "seen_at": {**DATE_TIME, "description": "of a lost one"},
+        "seen_at": {**DATE_TIME, "description": "of a lost node"},
         "workers_info": array_of(WORKER),
     },
     closed=False,

@@ -1,8 +1,8 @@
-"""Checks JSON web tokens (RFC 7519): bounds before anything is parsed, signature,
+"""Verifies JSON web tokens (RFC 7519): size and nesting before parsing, signature,
 claims.
 
-Follows RFC 8725: the algorithms are those of the key, never the token's choice; no key
-is fetched from where a token says (``jku``, ``x5u``, ``jwk``).
+Follows RFC 8725: the key determines the algorithms, not the token, and no key is
+fetched from a location in a token (``jku``, ``x5u``, ``jwk``).
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _PIECE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class KeySource(Protocol):
-    """Where keys with an id come from."""
+    """Provides keys by their id."""
 
     def keys(self, kid: str) -> tuple[TokenKey, ...]:
-        """Return the keys of that id. Raises Refusal (503) while they cannot be
-        known."""
+        """Return the keys with this id. Raises HttpError (503) while they are
+        unavailable."""
 
 
 class InvalidToken(Exception):
-    """A token that is not valid; its text is ASCII and quotes nothing of the token."""
+    """An invalid token. The message is ASCII and contains no part of the token."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class _TokenHeader:
 
 
 class TokenVerifier:
-    """What tokens must be. ``static``: the key of the settings, ``source``: keys by
-    their ids. Thread-safe."""
+    """Verifies tokens. ``static``: the configured key; ``source``: keys by id.
+    Thread-safe."""
 
     def __init__(
         self,
@@ -72,8 +72,8 @@ class TokenVerifier:
         self._default = known_scopes(split_words(settings.jwt_default_scopes))
 
     def verify(self, token: str) -> Principal:
-        """Return who has sent a token. Raises Refusal: 401 for one that is not valid,
-        503 while keys are missing."""
+        """Return the client of a token. Raises HttpError: 401 for an invalid token,
+        503 while keys are unavailable."""
         try:
             claims = _object(self._payload(token), "payload")
             self._check_times(claims)
@@ -82,15 +82,13 @@ class TokenVerifier:
             subject = _name(claims, "sub") if "sub" in claims else owner
             scopes = self._scopes(claims)
         except InvalidToken as error:
-            raise unauthorized(
-                f"the token is not good: {error}", is_token=True
-            ) from error
+            raise unauthorized(f"invalid token: {error}", is_token=True) from error
         return Principal(
             f"token {subject}", scopes, None if ADMIN in scopes else owner, owner
         )
 
     def _payload(self, token: str) -> bytes:
-        """Return the payload, once the signature has been found to be right."""
+        """Return the payload after verifying the signature."""
         head = _head(token)
         for key in self._candidates(head):
             try:
@@ -101,11 +99,11 @@ class TokenVerifier:
                 continue
             payload: bytes = found["payload"]
             return payload
-        raise InvalidToken("no key of ours has signed it")
+        raise InvalidToken("its signature matches no configured key")
 
     def _candidates(self, head: _TokenHeader) -> Iterator[TokenKey]:
-        """Yield the keys that may have signed it; those of the source are asked for
-        last, as that may take a while."""
+        """Yield the keys that may match the header; those of the source last, because
+        fetching them may take time."""
         if self._static is not None and head.algorithm in self._static.algorithms:
             yield self._static
         if (
@@ -130,7 +128,7 @@ class TokenVerifier:
                 raise InvalidToken(f"its {name} is in the future")
 
     def _check_origin(self, claims: dict[str, Any]) -> None:
-        """RFC 7519, sections 4.1.1 and 4.1.3."""
+        """Check issuer and audience (RFC 7519, sections 4.1.1 and 4.1.3)."""
         issuer, audience = claims.get("iss"), claims.get("aud")
         if self._issuers and not (isinstance(issuer, str) and issuer in self._issuers):
             raise InvalidToken("its iss is not one of jwt_issuer")
@@ -141,8 +139,8 @@ class TokenVerifier:
             raise InvalidToken("its aud is not one of jwt_audience")
 
     def _scopes(self, claims: dict[str, Any]) -> frozenset[str]:
-        """Return the scopes of a token: a text with spaces between (RFC 8693, section
-        4.2) or a list of texts."""
+        """Return the scopes of a token: a text separated by spaces (RFC 8693, section
+        4.2), or a list of texts."""
         if self._scope_claim not in claims:
             return self._default
         given = claims[self._scope_claim]
@@ -151,13 +149,13 @@ class TokenVerifier:
         if not isinstance(given, list) or not all(
             isinstance(one, str) for one in given
         ):
-            raise InvalidToken("its scopes are neither a text nor a list of texts")
+            raise InvalidToken("its scopes must be a text or a list of texts")
         return known_scopes(given)
 
 
 def _head(token: str) -> _TokenHeader:
-    """Return what the header says. Raises InvalidToken; what is large or deeply nested
-    is not parsed."""
+    """Parse the header. Raises InvalidToken, before parsing for large or nested
+    tokens."""
     if len(token) > MAX_TOKEN:
         raise InvalidToken(f"it has more than {MAX_TOKEN} characters")
     pieces = token.split(".")
@@ -169,11 +167,11 @@ def _head(token: str) -> _TokenHeader:
     if not isinstance(algorithm, str) or not (
         kid is None or (isinstance(kid, str) and len(kid) <= MAX_NAME)
     ):
-        raise InvalidToken("its alg or kid is no text")
+        raise InvalidToken("its alg or kid is not a text")
     if (
         "crit" in found or "b64" in found
-    ):  # RFC 7515, section 4.1.11: none of them is understood
-        raise InvalidToken("its header asks for extensions")
+    ):  # RFC 7515, section 4.1.11: no extension is supported
+        raise InvalidToken("its header requires extensions")
     return _TokenHeader(algorithm, kid)
 
 
@@ -189,22 +187,26 @@ def _object(data: bytes, what: str) -> dict[str, Any]:
         jsontext.check_bounds(data, depth=MAX_DEPTH, values=MAX_VALUES)
         found = jsontext.loads(data)
     except (ValueError, RecursionError) as error:
-        raise InvalidToken(f"its {what} is not JSON, or too deep") from error
+        raise InvalidToken(
+            f"its {what} is not JSON, or is too deeply nested"
+        ) from error
     if not isinstance(found, dict):
         raise InvalidToken(f"its {what} is not a JSON object")
     return found
 
 
 def _time(claims: dict[str, Any], name: str) -> float:
-    """Return seconds since 1970. Raises InvalidToken, also for NaN and for what is
-    beyond any time."""
+    """Return a claim in seconds since 1970.
+
+    Raises InvalidToken, also for NaN and huge values.
+    """
     value = claims[name]
     if (
         isinstance(value, bool)
         or not isinstance(value, int | float)
         or not abs(value) <= _MAX_TIME
     ):
-        raise InvalidToken(f"its {name} is no time")
+        raise InvalidToken(f"its {name} is not a time")
     return float(value)
 
 
@@ -217,6 +219,6 @@ def _name(claims: dict[str, Any], name: str) -> str:
         or not value.isprintable()
     ):
         raise InvalidToken(
-            f"its {'sub' if name == 'sub' else 'owner claim'} is no name"
+            f"its {'sub' if name == 'sub' else 'owner claim'} is not a valid name"
         )
     return value

@@ -1,9 +1,10 @@
-"""Resumable uploads by tus 1.0 (https://tus.io/protocols/resumable-upload), at ``/files``.
+"""Resumable uploads by tus 1.0 (https://tus.io/protocols/resumable-upload), at
+``/files``.
 
 Core, and the extensions creation, creation-with-upload, creation-defer-length,
 checksum, expiration, termination and concatenation. The received bytes of a body that
-was cut off are kept, unless it has a checksum. A client that reconnects takes the upload
-over from its old connection.
+was cut off are kept, unless it has a checksum. A client that reconnects takes the
+upload over from its old connection.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ OVERRIDE = "X-HTTP-Method-Override"
 # Not HEAD: its response has no body, and the one to POST has.
 _OVERRIDES = ("DELETE", "OPTIONS", "PATCH", "POST")
 _MISMATCH = 460
-TURN_S = 5.0  # to wait for a merge slot
+MERGE_WAIT_S = 5.0  # to wait for a merge slot
 _BLOCK_SIZE = 32 * 1024  # bytes; at most these are lost when a connection is cut off
 
 
@@ -156,7 +157,7 @@ class _TusResource:
     @contextmanager
     def _merge_slot(self, key: str) -> Iterator[None]:
         try:
-            with self._services.client_limits.merge_slot(key, patience_s=TURN_S):
+            with self._services.client_limits.merge_slot(key, timeout_s=MERGE_WAIT_S):
                 yield
         except (HttpError, UploadError) as error:
             if error.code in ("busy", "task_merging"):
@@ -181,12 +182,12 @@ class _TusResource:
                 self._backend.locker.lock(file_id, request.owner) as lock,
                 self._uploads.append(lock, request) as session,
             ):
-                body.while_waiting(lock.check)
+                body.call_while_waiting(lock.check)
                 self._receive(body, session, checksum)
         except UnlockRequested as error:
             raise offset_mismatch(session.offset) from error
-        except BodyTooSlow as error:  # clients give up after 408
-            text = f"the body came too slowly: {error}"
+        except BodyTooSlow as error:  # clients do not retry after 408
+            text = f"the body was too slow: {error}"
             headers = {"Retry-After": "1"}
             raise HttpError(503, "too_slow", text, headers=headers) from error
         return session
@@ -210,7 +211,7 @@ class _TusResource:
                 if digest is not None:
                     digest.update(block)
             if checksum and digest and digest.digest() != checksum.digest:
-                text = "the body has another checksum: send it again"
+                text = "checksum mismatch: send the body again"
                 raise HttpError(_MISMATCH, "checksum_mismatch", text)
         except HttpError:  # the bytes are not what the client announced
             session.discard()
@@ -231,7 +232,7 @@ class TusUploadsResource(_TusResource):
         concat, length = parse_concat(req.get_header), parse_length(req.get_header)
         has_body = _has_body(req)
         if has_body and concat.startswith(FINAL):
-            text = "a final upload is made of its parts: its request has no body"
+            text = "a final upload is made of its services: its request has no body"
             raise HttpError(403, "final", text)
         if has_body:  # refused before the upload is created
             parse_checksum(req.get_header("Upload-Checksum"))

@@ -1,4 +1,4 @@
-"""What the headers of tus requests say. Pure."""
+"""Parses the headers of tus requests. Pure."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ ROOT = "/files"
 ALGORITHMS = ("sha1", "md5", "sha256")
 MAX_METADATA = 4096  # characters
 _ID = re.compile(rf"(?:/[^?#,;]*)?{ROOT}/([0-9a-f]{{32}})/?")
-_HUGE = 10**18  # stands for all larger numbers
+_HUGE = 10**18  # replaces all larger numbers
 
 GetHeader = Callable[[str], "str | None"]
 
 
 @dataclass(frozen=True)
 class ExpectedChecksum:
-    """What a body is to have."""
+    """The expected checksum of a body."""
 
     algorithm: str
     digest: bytes
 
 
 def parse_metadata(header: str) -> dict[str, str]:
-    """What ``Upload-Metadata`` says: keys, and values in Base64; an empty one says
-    nothing. Raises Refusal (400)."""
+    """Parse ``Upload-Metadata``: keys with values in Base64; may be empty. Raises
+    HttpError (400)."""
     found: dict[str, str] = {}
     if len(header) > MAX_METADATA:
         raise HttpError(
@@ -46,14 +46,14 @@ def parse_metadata(header: str) -> dict[str, str]:
             raise HttpError(
                 400,
                 "bad_metadata",
-                "Upload-Metadata has a key that is empty or there twice",
+                "Upload-Metadata has an empty or repeated key",
             )
         found[key] = _decoded(value.strip(), "Upload-Metadata").decode(errors="replace")
     return found
 
 
 def parse_checksum(header: str | None) -> ExpectedChecksum | None:
-    """What ``Upload-Checksum`` says. Raises Refusal (400)."""
+    """Parse ``Upload-Checksum``. Raises HttpError (400)."""
     if header is None:
         return None
     algorithm, _, value = header.strip().partition(" ")
@@ -62,46 +62,47 @@ def parse_checksum(header: str | None) -> ExpectedChecksum | None:
         raise HttpError(
             400,
             "bad_checksum",
-            f"checksums are of {', '.join(ALGORITHMS)}, not {algorithm[:40]!r}",
+            f"the checksum algorithm is {algorithm[:40]!r}: it must be "
+            f"{', '.join(ALGORITHMS)}",
         )
     if len(digest) != hashlib.new(algorithm, usedforsecurity=False).digest_size:
         raise HttpError(
-            400, "bad_checksum", f"the checksum has not the length of {algorithm}"
+            400, "bad_checksum", f"the checksum does not have the length of {algorithm}"
         )
     return ExpectedChecksum(algorithm, digest)
 
 
 def parse_length(get: GetHeader) -> int | None:
-    """The length of a new upload; None if it is said later, or follows from its parts.
-    Raises Refusal."""
+    """Return the length of a new upload; None if deferred, or given by its parts.
+    Raises HttpError (400)."""
     length, later = parse_number(get, "Upload-Length"), get("Upload-Defer-Length")
     wanted = 0 if parse_concat(get).startswith(FINAL) else 1
     if later not in (None, "1") or [length, later].count(None) != 2 - wanted:
         text = (
-            "either Upload-Length or Upload-Defer-Length: 1 is to be given, and "
-            "neither "
-            "with final"
+            "either Upload-Length or Upload-Defer-Length: 1 is required, and neither "
+            "with "
+            "final"
         )
         raise HttpError(400, "bad_length", text)
     return length
 
 
 def parse_concat(get: GetHeader) -> str:
-    """What ``Upload-Concat`` says: nothing, PARTIAL, or FINAL with parts. Raises
-    Refusal (400)."""
+    """Return ``Upload-Concat``: empty, PARTIAL, or FINAL with URLs. Raises HttpError
+    (400)."""
     concat = (get("Upload-Concat") or "").strip()
     if concat not in ("", PARTIAL) and not concat.startswith(f"{FINAL};"):
         raise HttpError(
             400,
             "bad_concat",
-            f"Upload-Concat is to be {PARTIAL}, or {FINAL}; and the URLs of the parts",
+            f"Upload-Concat must be {PARTIAL}, or {FINAL}; and the URLs of the parts",
         )
     return concat
 
 
 def parse_parts(concat: str) -> list[str]:
-    """The ids in ``final;URL URL``: paths, or whole URLs, as ``Location`` gave them.
-    Raises Refusal (400)."""
+    """Return the ids in ``final;URL URL``, with paths or absolute URLs as in
+    ``Location``. Raises HttpError (400)."""
     urls = concat.partition(";")[2].split()
     parts = [_id_of(url) for url in urls]
     check_parts(parts)
@@ -123,13 +124,14 @@ def _id_of(url: str) -> str:
         raise HttpError(
             400,
             "bad_concat",
-            f"{url[:100]!r} is no upload here: give URLs, with spaces between",
+            f"{url[:100]!r} is not a URL of an upload here; URLs are separated by "
+            f"spaces",
         )
     return match[1]
 
 
 def parse_number(get: GetHeader, name: str) -> int | None:
-    """A whole number; None if it is not given. Raises Refusal (400)."""
+    """Return a header as a whole number, None if absent. Raises HttpError (400)."""
     text = get(name)
     if text is None:
         return None
@@ -137,7 +139,7 @@ def parse_number(get: GetHeader, name: str) -> int | None:
         raise HttpError(
             400,
             "bad_field",
-            f"{name} is {text[:40]!r}: it is to be a whole number, 0 or more",
+            f"{name} is {text[:40]!r}: it must be a whole number, 0 or more",
         )
     digits = text.lstrip("0") or "0"
     return int(digits) if len(digits) <= 18 else _HUGE
@@ -148,5 +150,5 @@ def _decoded(text: str, what: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise HttpError(
-            400, "bad_base64", f"{what} has a value that is no Base64"
+            400, "bad_base64", f"{what} has a value that is not Base64"
         ) from error

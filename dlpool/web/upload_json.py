@@ -1,4 +1,5 @@
-"""Words the values of storage as JSON of the upload API: no null values, lists are sorted.
+"""Words the values of storage as JSON of the upload API: no null values, lists are
+sorted.
 
 Pure."""
 

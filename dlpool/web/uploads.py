@@ -115,7 +115,7 @@ class ChunkResource(_UploadApiResource):
             )
             fields = form.read(body)
             if not form.has_file:
-                raise HttpError(400, "missing_field", "the file chunk is missing")
+                raise HttpError(400, "missing_field", "the file field chunk is missing")
             return chunks.commit(staged, _chunk_request(fields, owner))
 
     def _start_file(

@@ -1,4 +1,4 @@
-"""Values from requests against the schemas that the API's document shows. Pure; the
+"""Validates values of requests against the schemas of the OpenAPI document. Pure; the
 only user of jsonschema."""
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from dlpool import jsontext
 from dlpool.errors import UsageError
 from dlpool.web.schemas import Schema
 
-MAX_ERRORS = 10  # that are looked at, to tell the one that says most
+MAX_ERRORS = 10  # of which the most specific is reported
 
 
 def validate(schema: Schema, value: Any, what: str = "the body") -> None:
-    """Raise UsageError, which says in a sentence what is wrong and where, unless
-    ``value`` is as ``schema`` says."""
+    """Raise UsageError with the reason and its location unless ``value`` matches
+    ``schema``."""
     _check_counts(schema, value, what)
     found = islice(_validator(json.dumps(schema)).iter_errors(value), MAX_ERRORS)
     error = best_match(
@@ -33,12 +33,12 @@ def validate(schema: Schema, value: Any, what: str = "the body") -> None:
 
 
 def parse_body(data: bytes) -> Any:
-    """The JSON of a body. Raises UsageError, before it is parsed if it has too many
-    values or is nested too deeply."""
+    """Parse a JSON body. Raises UsageError; before parsing if it has too many values or
+    levels."""
     try:
         jsontext.check_bounds(data)
     except ValueError as error:
-        raise UsageError(f"the body cannot be taken: {error}") from error
+        raise UsageError(f"the body is not accepted: {error}") from error
     try:
         return json.loads(data.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -48,8 +48,8 @@ def parse_body(data: bytes) -> Any:
 def parse_query(
     declared: Mapping[str, Schema], given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The options of a request, each of its type. Raises UsageError for unknown,
-    repeated and wrong ones."""
+    """Return the query parameters with their types. Raises UsageError for unknown,
+    repeated and invalid ones."""
     found = {
         name: schema["default"]
         for name, schema in declared.items()
@@ -58,8 +58,8 @@ def parse_query(
     for name, text in given.items():
         if name not in declared:
             raise UsageError(
-                f"unknown option {name[:80]!r}; known are "
-                f"{', '.join(declared) or 'none here'}"
+                f"unknown option {name[:80]!r}: expected "
+                f"{', '.join(declared) or 'none'}"
             )
         if not isinstance(text, str):
             raise UsageError(f"{name} is given more than once")
@@ -72,8 +72,8 @@ def parse_query(
 
 
 def _check_counts(schema: Schema, value: Any, what: str) -> None:
-    """Raise UsageError for a list or an object that has too many members, before any of
-    them is looked at."""
+    """Raise UsageError for a list or object with too many members, before they are
+    validated."""
     most = schema.get("maxItems" if isinstance(value, list) else "maxProperties")
     if most is not None and isinstance(value, list | dict) and len(value) > most:
         raise UsageError(f"{what} is longer than {most}")
@@ -100,7 +100,8 @@ def _no_constant(name: str) -> None:
 
 
 def _sentence(error: ValidationError, what: str) -> str:
-    """What is wrong, without the value itself, which may be long or secret."""
+    """Return the reason and its location, without the value, which may be long or
+    secret."""
     place = "".join(
         f"[{step}]" if isinstance(step, int) else f".{step}"
         for step in error.absolute_path
@@ -127,17 +128,17 @@ def _sentence(error: ValidationError, what: str) -> str:
         "minLength": "empty",
         "maxItems": f"longer than {wanted}",
         "maxLength": f"longer than {wanted} characters",
-        "pattern": "not of the form that the document of the API names",
+        "pattern": "not in the format of the API document",
     }
     return (
         f"{place} is "
-        f"{texts.get(str(error.validator)) or 'not as the document of the API says'}"
+        f"{texts.get(str(error.validator)) or 'not as described in the API document'}"
     )
 
 
 def _schemas(error: ValidationError) -> Iterator[Mapping[str, Any]]:
-    """The schema that is broken, and that of the choice which it is a part of; each
-    about the same value."""
+    """Yield the violated schema, and the choice that contains it, for the same
+    value."""
     found: Any = error
     while found is not None and found.absolute_path == error.absolute_path:
         if isinstance(found.schema, dict) and found.validator in ("pattern", "anyOf"):

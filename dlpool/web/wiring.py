@@ -1,4 +1,4 @@
-"""What the resources of the application share within a process."""
+"""Creates the services that the resources of a process share (composition root)."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from dlpool.web.counters import SharedCounters
 from dlpool.web.errors import HttpError
 from dlpool.web.event_publisher import open_event_publisher
 
-LOG_FOLDER = "web"  # below log_dir: the supervisor rotates its own log, we ours
+LOG_FOLDER = "web"  # below log_dir: the supervisor rotates its own log files
 
-REFUSALS = 20  # of one kind that are logged in a minute, of requests of strangers
+REFUSALS = 20  # log records per minute and kind for rejected unauthenticated requests
 
 
 def open_log(settings: Settings) -> Log:
-    """The log of the HTTP side. Raises LocalFault."""
+    """Open the log of dlpool-web. Raises LocalFault."""
     return Log(
         Path(settings.paths.log_dir) / LOG_FOLDER,
         settings.logging,
@@ -39,8 +39,7 @@ def open_log(settings: Settings) -> Log:
 
 
 class WebServices:
-    """Made once a process, with ``keys`` if they are made already. Raises
-    ConfigurationError, LocalFault."""
+    """Services of one process. Raises ConfigurationError, LocalFault."""
 
     def __init__(self, settings: Settings, keys: Authenticator | None = None) -> None:
         self.settings = settings
@@ -65,30 +64,31 @@ class WebServices:
         )
 
     def _announce(self, event: UploadEvent) -> None:
-        """Tell of a change of an upload."""
+        """Publish and audit a change of an upload."""
         self.event_publisher(event)
         self.audit.record_upload_event(event)
 
     def _bad_key(self, problem: str) -> None:
-        """Log that a key cannot be used."""
+        """Log an invalid key."""
         self.log.warning("keys_refused", reason=problem)
 
     def _fetched_keys(self, failure: str | None, count: int) -> None:
-        """Log that the key set of ``jwks_url`` was fetched, or could not be."""
+        """Log that the key set of ``jwks_url`` was fetched, or why it could not be
+        fetched."""
         if failure is None:
             self.log.info("jwks_fetched", count=count)
         else:
             self.log.warning("jwks_failed", reason=failure)
 
     def _unsynced(self, folder: str, error: OSError) -> None:
-        """Log that a file system cannot sync folders: a power failure may lose names in
-        it, but corrupts no file."""
+        """Log that a file system cannot sync folders: a power failure may lose names,
+        but corrupts no file."""
         self.log.warning(
             "folder_not_synced", folder=folder, reason=error.strerror or str(error)
         )
 
     def _scanned(self, outcome: str, /, **fields: object) -> None:
-        """Count and log a file that was checked for malware."""
+        """Count and log the result of a malware scan."""
         self.counters.add(f"scan {outcome}")
         if outcome == "infected":
             self.log.warning("file_infected", **fields)
@@ -96,8 +96,8 @@ class WebServices:
             self.log.warning("file_unscanned", verdict=outcome, **fields)
 
     def count_rejected(self, status: int, label: str, client: str, reason: str) -> None:
-        """The server itself refused what is no request that can be read, or had no
-        place for it (503)."""
+        """Count and log a request that the server rejected before the application:
+        invalid, or 503."""
         self.counters.count_request(0.0, label)
         if status < 500 and self._unreadable.allow((status, label)):
             self.log.info(
@@ -109,13 +109,12 @@ class WebServices:
             )
 
     def admits_log_line(self, status: int, label: str) -> bool:
-        """Return whether a request of which it is not known who asks gets a line of its
-        own in the log."""
+        """Return whether a rejected unauthenticated request gets its own log record."""
         return self._refused.allow((status, label))
 
     def log_summaries(self, *, now: bool = False) -> None:
-        """Log how many requests of strangers got no line of their own, about once a
-        minute; ``now``: at the end."""
+        """Log the number of rejected requests without a record of their own, about once
+        a minute, or ``now``."""
         self.audit.summarise(now=now)
         for summary in (self._unreadable, self._refused):
             for key, count in summary.pop_counts(now=now):
@@ -128,20 +127,20 @@ class WebServices:
     def open_body(
         self, req: falcon.Request, limit: int, what: str = "the request"
     ) -> Iterator[RequestBody]:
-        """The body of a request, of at most ``limit`` bytes. Raises Refusal (400, 413,
-        429, 503)."""
+        """Open the body of a request, of at most ``limit`` bytes, in a body slot.
+        Raises HttpError (400, 413, 429, 503)."""
         coding = req.get_header("Transfer-Encoding")
         if coding and req.get_header("Content-Length"):
             raise HttpError(
                 400,
                 "bad_request",
-                "Content-Length and Transfer-Encoding exclude each other",
+                "a request cannot have both Content-Length and Transfer-Encoding",
             )
         if coding and coding.strip().lower() != "chunked":
             raise HttpError(
                 501,
                 "unsupported_coding",
-                f"the Transfer-Encoding is {coding[:40]!r}: only chunked is known",
+                f"Transfer-Encoding {coding[:40]!r} is not supported: only chunked",
             )
         body = RequestBody(req.stream, req.content_length, limit, what)
         with self.client_limits.body_slot(req.context.client) as place:
