@@ -135,11 +135,13 @@ def test_the_errors_that_the_worker_answers_exist() -> None:
     assert issubclass(http.errors.NoMoreData, IOError), changed("http.errors.NoMoreData")
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["bind", "workers", "threads", "worker_class", "logger_class", "worker_connections", "keepalive"]
-    + ["graceful_timeout", "proc_name", "forwarded_allow_ips", "limit_request_line", "control_socket_disable"],
+SETTINGS = (
+    "bind workers threads worker_class logger_class worker_connections keepalive graceful_timeout proc_name "
+    "forwarded_allow_ips limit_request_line control_socket_disable"
 )
+
+
+@pytest.mark.parametrize("name", SETTINGS.split())
 def test_the_settings_that_the_server_sets_exist(name: str) -> None:
     assert name in Config().settings, changed(f"the setting {name}")
 

@@ -637,8 +637,8 @@ def test_a_request_knows_its_actor_and_what_it_may(tmp_path: Path) -> None:
         scopes: ClassVar = {"GET": SCOPES}
 
         def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-            caller = req.context.caller
-            resp.media = [caller.actor, [one for one in SCOPES if caller.may(one)]]
+            caller = req.context.principal
+            resp.media = [caller.actor, [one for one in SCOPES if caller.has_scope(one)]]
 
     class Open(Echo):
         access = "open"

@@ -120,7 +120,7 @@ def test_a_dripping_body_is_given_up(client: RawClient) -> None:
     client.sock.settimeout(10)
     status, said = client.answer()
     assert (status, said["code"]) == (408, "too_slow")
-    assert "bytes a second" in said["error"]
+    assert "bytes per second" in said["error"]
 
 
 def test_a_body_of_a_kept_connection_may_take_longer_than_a_head(server: WebServer, client: RawClient) -> None:

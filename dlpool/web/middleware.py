@@ -39,7 +39,7 @@ class AccessMiddleware:
     scopes of which a token or key needs one; other methods need admin.
 
     Sets in ``req.context``: ``client`` (address or owner, for limits), ``address``,
-    ``caller`` (a Principal), ``owner`` (None: all owners), and ``trace_id`` (None
+    ``principal``, ``owner`` (None: all owners), and ``trace_id`` (None
     without a valid ``traceparent``).
     """
 
@@ -94,11 +94,11 @@ class AccessMiddleware:
             return
         self._admit(req, resource, access)
         req.context.is_admitted = True
-        caller: Principal = req.context.principal
-        if caller is not UNAUTHENTICATED and hasattr(
+        principal: Principal = req.context.principal
+        if principal is not UNAUTHENTICATED and hasattr(
             resource, f"on_{req.method.lower()}"
         ):
-            caller.require(required_scopes(resource, req.method))
+            principal.require(required_scopes(resource, req.method))
 
     def _admit(self, req: falcon.Request, resource: object, access: str) -> None:
         """Authenticate the client and count the request. Raises HttpError (401, 403,
@@ -117,16 +117,16 @@ class AccessMiddleware:
             return
         if access == "scrape" and self._may_scrape(req):
             return
-        caller = self._services.authenticator.authenticate(
+        principal = self._services.authenticator.authenticate(
             req.auth, req.get_header("X-Secret-Key")
         )
-        self._know(req, caller)
-        if caller.user is not None:
-            req.context.client = f"owner {caller.user}"
+        self._know(req, principal)
+        if principal.user is not None:
+            req.context.client = f"owner {principal.user}"
 
     @staticmethod
-    def _know(req: falcon.Request, caller: Principal) -> None:
-        req.context.principal, req.context.owner = caller, caller.owner
+    def _know(req: falcon.Request, principal: Principal) -> None:
+        req.context.principal, req.context.owner = principal, principal.owner
 
     def handle_unknown_path(
         self, req: falcon.Request, resp: falcon.Response, **_params: str
