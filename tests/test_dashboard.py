@@ -162,8 +162,8 @@ def test_a_page_asks_once_for_the_secret_and_waits_for_redis(locked: tuple[Page,
     page.sees("#uploads", "done")
     redis.stop()
     page.sees("#banner", "cannot be reached")
-    assert page.text("#health") == "Redis away"
-    page.sees("#banner", "What is shown is as of ")
+    assert page.text("#health") == "Redis unavailable"
+    page.sees("#banner", "Data is from ")
     other = tmp_path / "other.txt"
     other.write_bytes(b"other")
     page.drop(other)

@@ -90,7 +90,7 @@ def test_the_server_says_how_large_and_how_many_chunks_are(_page: Page, tmp_path
             good.write_bytes(make_data(5 * MIB // 2))
             large.write_bytes(bytes(4 * MIB))
             page.drop(large, good)
-            page.sees("#uploads-refused", "large.bin is larger than 3 MiB, the most that this server takes")
+            page.sees("#uploads-refused", "large.bin is larger than 3 MiB, the limit of this server")
             page.sees("#uploads", "done")
             assert chunks_sent(page) == {0, 1, 2}
             assert page.run("return window.most") <= 2
@@ -177,5 +177,5 @@ def test_a_folder_of_too_many_files_is_refused_as_a_whole(page: Page, tmp_path: 
     for number in range(10_001):
         (folder / str(number)).touch()
     page.drop(folder)
-    page.sees("#uploads-refused", "more than 10,000 files")
+    page.sees("#uploads-refused", "More than 10,000 files")
     assert page.all("#uploads li") == []

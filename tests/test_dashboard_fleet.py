@@ -55,7 +55,7 @@ def test_a_node_that_is_killed_is_lost_until_it_is_forgotten(tmp_path: Path) -> 
         assert place.service.process is not None
         place.service.process.send_signal(signal.SIGKILL)
         page.sees("#nodes .pill", "lost")
-        page.sees("#running", "its node is gone, waits to be taken over")
+        page.sees("#running", "its node is lost; another node will take it over")
         wait_until(lambda: lost_s(page) >= 9, 30)  # not before it has stayed away for a moment
         press_twice(page, "#nodes [aria-label^='Forget here']")
         wait_until(lambda: not page.all("#nodes > li"))

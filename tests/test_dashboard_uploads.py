@@ -66,7 +66,7 @@ def test_an_upload_that_is_cut_off_goes_on_by_itself_also_after_a_reload(
         wait_until(lambda: chunks_received(place.web) >= 2)
         place.web.kill()
         page.sees("#uploads", "waiting")
-        page.sees("#banner", "goes on by itself")
+        page.sees("#banner", "reconnects automatically")
         place.web.start()
         before = chunks_received(place.web)
         wait_until(lambda: chunks_received(place.web) > before, 40)
@@ -116,7 +116,7 @@ def test_a_pause_lets_chunks_under_way_end_and_a_second_one_stops_at_once(
     wait_until(lambda: bool(slow.run("return parseFloat(document.querySelector('#uploads .moving')?.style.width) > 1")))
     assert percent(slow, "#uploads") == 0, "what is on its way is not there yet"
     press(slow, "Pause")
-    slow.sees("#uploads", "what is on its way still ends")
+    slow.sees("#uploads", "finishing chunks in flight")
     limit_uploads(slow, -1)
     slow.sees("#uploads .meta", "paused")
     assert len(chunks_stored(slow, place.web)) == 4
@@ -189,7 +189,7 @@ def test_what_is_done_in_one_tab_holds_in_the_other(
     slow.drop(file)
     slow.sees("#uploads", "KiB of")
     slow.driver.switch_to.window(second)
-    slow.sees("#uploads", "another tab uploads it")
+    slow.sees("#uploads", "uploading in another tab")
     press(slow, "Pause")
     slow.driver.switch_to.window(first)
     slow.sees("#uploads .meta", "paused")

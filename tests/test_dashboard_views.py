@@ -126,7 +126,7 @@ def test_a_running_job_says_that_its_node_is_gone(page: Page) -> None:
     orphan = job("orphan", "running", owner="s9", node="zeta", progress=progress)
     kept = job("kept", "running", progress=progress)
     with seen(page, nodes=[node("alpha", "s1"), node("zeta", "s9", state="lost")], running=[orphan, kept]):
-        assert page.text("#running li:first-child .warning") == "its node is gone, waits to be taken over"
+        assert page.text("#running li:first-child .warning") == "its node is lost; another node will take it over"
         assert page.text("#running li:last-child .warning") == ""
         assert "1 connection ·" in page.text("#running li:last-child .meta")
 
@@ -242,7 +242,7 @@ def test_history_is_drawn_over_gaps_and_lone_samples_are_dots(page: Page) -> Non
 
 def test_charts_without_samples_show_no_scale(page: Page) -> None:
     with seen(page, nodes=[node("alpha", "s1")]):
-        assert page.run("return document.getElementById('rate').textContent") == "nothing is known yet15 min agonow"
+        assert page.run("return document.getElementById('rate').textContent") == "no data yet15 min agonow"
         assert page.text("#rate-now") == "", "a first rate would be a guess"
 
 
@@ -250,16 +250,16 @@ def test_the_page_says_as_of_when_it_is_while_the_server_is_away(page: Page) -> 
     with seen(page, running=[job("r", "running")]):
         page.can(OVERVIEW, {"status": 502, "error": "nobody is there"})
         page.sees("#health", "Offline")
-        assert re.search(r"What is shown is as of \d\d:\d\d:\d\d, ", page.text("#banner"))
+        assert re.search(r"Data is from \d\d:\d\d:\d\d, ", page.text("#banner"))
         assert page.run("return getComputedStyle(document.querySelector('main')).opacity") == "1"
 
 
 def test_before_the_first_answer_nothing_is_said_to_be_empty(page: Page) -> None:
     with page.canned({OVERVIEW: {"status": 503, "code": "redis", "error": "Redis cannot be reached"}}):
         page.open()
-        page.sees("#health", "Redis away")
-        assert "Nothing is running" not in page.text("main")
-        assert page.text("#running-part").endswith("Not known yet.")
+        page.sees("#health", "Redis unavailable")
+        assert "No running jobs" not in page.text("main")
+        assert page.text("#running-part").endswith("No data yet.")
         assert page.console() == []
 
 
@@ -298,13 +298,13 @@ def test_a_rate_needs_two_changes_and_nodes_are_not_forgotten(page: Page) -> Non
         import("/static/rates.js").then(({ Rates }) => {
           const rates = new Rates();
           const noted = [[0, 0], [1, 9e9], [2, 9e9 + 100], [4, 9e9 + 300]];
-          const seen = noted.map(([at, bytes]) => rates.note("n", bytes, at).rate);
-          for (let other = 0; other < 3000; other++) rates.note(`job ${other}`, 1, 4);
+          const seen = noted.map(([at, bytes]) => rates.record("n", bytes, at).rate);
+          for (let other = 0; other < 3000; other++) rates.record(`job ${other}`, 1, 4);
           rates.sweep();
-          const kept = rates.note("n", 9e9 + 400, 5).rate;
+          const kept = rates.record("n", 9e9 + 400, 5).rate;
           rates.sweep();
           rates.sweep();
-          done([...seen, kept, rates.note("n", 9e9 + 400, 6).rate]);
+          done([...seen, kept, rates.record("n", 9e9 + 400, 6).rate]);
         });
     """
     page.open()

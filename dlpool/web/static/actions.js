@@ -1,33 +1,33 @@
-// What a person does with jobs and nodes: it is told to the server, and what cannot be done stays readable.
+// Sends the user's changes of jobs, nodes and the queue to the server, and shows errors until they are dismissed.
 
-import { tell } from "./api.js";
-import { byId, say, show } from "./dom.js";
+import { postJson } from "./api.js";
+import { byId, setText, show } from "./dom.js";
 import { pluralText } from "./texts.js";
 
 const API = "/api/v1";
 
-let lookSoon = () => {};
+let refreshSoon = () => {};
 
-/** What is to be done after each change. */
-export function afterChanges(look) {
-  lookSoon = look;
+/** Set the function that is called after each change. */
+export function onChange(refresh) {
+  refreshSoon = refresh;
 }
 
-/** An error that stays until it is dismissed, or until something has been done; "" for none. */
-export function complain(text) {
-  say(byId("complaint"), text && `${text[0].toUpperCase()}${text.slice(1)}`);
+/** Show an error until it is dismissed or another change succeeds; "" hides it. */
+export function showError(text) {
+  setText(byId("complaint"), text && `${text[0].toUpperCase()}${text.slice(1)}`);
   show(byId("alert"), Boolean(text));
 }
 
-/** Ask for a change. `what` is what the button says, `row` the row that it may end. */
-export async function act(what, path, row) {
-  await attempt(what, row, () => tell(API + path));
+/** Request a change. `what` is the label of the button; `row` is the row that the change may remove. */
+export async function runAction(what, path, row) {
+  await attempt(what, row, () => postJson(API + path));
 }
 
-/** Ask for the same change of many jobs; it is said how many could not be changed, and why the first of them. */
-export async function actAll(what, verb, ids, row) {
+/** Request the same change of several jobs. The error names how many failed, and the reason of the first. */
+export async function runBatch(what, verb, ids, row) {
   await attempt(what, row, async () => {
-    const { results } = await tell(`${API}/jobs/batch`, { verb, ids });
+    const { results } = await postJson(`${API}/jobs/batch`, { verb, ids });
     const refused = results.filter((one) => one.error);
     if (refused.length) throw new Error(ids.length === 1 ? refused[0].error : `${refused.length} of ${pluralText(ids.length, "job")} could not be changed: ${refused[0].error}`);
   });
@@ -37,15 +37,15 @@ async function attempt(what, row, change) {
   if (row) row.dataset.acted = "";
   try {
     await change();
-    complain("");
+    showError("");
   } catch (error) {
-    complain(`${what}: ${error.message}`);
+    showError(`${what}: ${error.message}`);
     if (row) delete row.dataset.acted;
   }
-  lookSoon();
+  refreshSoon();
 }
 
 byId("dismiss").addEventListener("click", () => {
-  complain("");
+  showError("");
   byId("main").focus();
 });

@@ -1,4 +1,4 @@
-// Requests to the server, with the token of this tab; every error says whether waiting may help.
+// Sends requests to the server with the token of this tab.
 
 const KEY = "dlpool.token";
 
@@ -11,28 +11,28 @@ export class ApiError extends Error {
     this.retryAfter = retryAfter;
   }
 
-  /** The server or the network is away, or has too much to do: the same request may succeed later. */
-  get isAway() {
+  /** Whether the server or the network is unavailable or overloaded, so that a retry may succeed. */
+  get isUnavailable() {
     return this.status === 0 || this.status === 408 || this.status === 429 || (this.status >= 500 && this.status !== 507);
   }
 }
 
-export const away = () => new ApiError(0, { error: "the server cannot be reached" }, null);
+export const unreachable = () => new ApiError(0, { error: "the server cannot be reached" }, null);
 
-/** Says "change" when somebody signs in or out. */
+/** Dispatches "change" when the user signs in or out. */
 export const session = new EventTarget();
 
 export const hasToken = () => Boolean(sessionStorage.getItem(KEY));
 
-/** Sign in; with "": sign out. */
+/** Store the token; "" signs out. */
 export function setToken(token) {
   if (token) sessionStorage.setItem(KEY, token);
   else sessionStorage.removeItem(KEY);
   session.dispatchEvent(new Event("change"));
 }
 
-/** Who asks: the subject of the token, "secret" for who knows that, "" where nobody is asked. */
-export function who() {
+/** Return the user: the subject of the token, "secret" for the shared secret, "" without authentication. */
+export function currentUser() {
   const token = sessionStorage.getItem(KEY) ?? "";
   const [, claims] = isWebToken(token) ? token.split(".") : [];
   if (!claims) return token && "secret";
@@ -44,22 +44,22 @@ export function who() {
   }
 }
 
-/** A JSON web token has two dots; all else is a shared secret. */
+/** A JSON web token has three parts separated by dots; any other text is a shared secret. */
 const isWebToken = (token) => token.split(".").length === 3;
 
-/** The headers that say who asks. */
+/** Return the headers that authenticate the user. */
 export function authHeaders() {
   const token = sessionStorage.getItem(KEY);
   if (!token) return {};
   return isWebToken(token) ? { Authorization: `Bearer ${token}` } : { "X-Secret-Key": token };
 }
 
-export function retryAfterOf(text) {
+export function parseRetryAfter(text) {
   return text && /^\d{1,4}$/.test(text) ? Number(text) : null;
 }
 
-/** Ask for JSON. Answers null for 304 (see `etag`). Throws ApiError. */
-export async function ask(path, { method = "GET", body, etag, signal, priority = "auto", timeout = 15_000 } = {}) {
+/** Send a request and return the JSON of the response; null for 304 (see `etag`). Throws ApiError. */
+export async function fetchJson(path, { method = "GET", body, etag, signal, priority = "auto", timeout = 15_000 } = {}) {
   const headers = { Accept: "application/json", ...authHeaders() };
   if (body !== undefined) headers["Content-Type"] = "application/json";
   if (etag) headers["If-None-Match"] = etag;
@@ -72,14 +72,14 @@ export async function ask(path, { method = "GET", body, etag, signal, priority =
     });
   } catch (error) {
     if (signal?.aborted) throw error;
-    throw away();
+    throw unreachable();
   }
   if (response.status === 304) return null;
   const value = await response.json().catch(() => null);
-  if (!response.ok) throw new ApiError(response.status, value, retryAfterOf(response.headers.get("Retry-After")));
-  if (value === null) throw away();
+  if (!response.ok) throw new ApiError(response.status, value, parseRetryAfter(response.headers.get("Retry-After")));
+  if (value === null) throw unreachable();
   return etag === undefined ? value : { value, etag: response.headers.get("ETag") };
 }
 
-/** Ask for a change: POST, with JSON. */
-export const tell = (path, body = {}, options = {}) => ask(path, { method: "POST", body, ...options });
+/** Send a POST request with a JSON body. */
+export const postJson = (path, body = {}, options = {}) => fetchJson(path, { method: "POST", body, ...options });

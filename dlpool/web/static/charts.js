@@ -1,4 +1,4 @@
-// Lines over time, as SVG, in pixels of the page: what is written in them is as large as the page's small text.
+// Draws line charts over time as SVG. One unit is one pixel of the page, so that labels have the page's font size.
 
 const NS = "http://www.w3.org/2000/svg";
 const [HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [150, 74, 6, 10, 24];
@@ -10,7 +10,7 @@ function svg(tag, attributes, text) {
   return made;
 }
 
-/** The top of a scale: round, and so is its half. Of bytes in powers of 1024, and at least one KiB. */
+/** Return the top of a scale, a round number whose half is round, too. Bytes use powers of 1024, at least one KiB. */
 export function topOf(value, isBytes) {
   const base = isBytes ? 1024 ** Math.max(1, Math.floor(Math.log(Math.max(value, 1)) / Math.log(1024))) : 1;
   const unit = Math.max(value / base, isBytes ? 1 : 4);
@@ -18,9 +18,9 @@ export function topOf(value, isBytes) {
   return (isBytes ? [1, 2, 4, 5, 10] : [1, 2, 4, 6, 8, 10]).find((step) => step * power >= unit) * power * base;
 }
 
-/** Draw `series` (names of fields of the samples, which have `at` in seconds) from `start` to `end`.
+/** Draw `series` (names of fields of the samples) from `start` to `end`, both in seconds as `at` of the samples.
  *
- * Samples that are further apart than `gap` seconds are not joined. */
+ * The line is interrupted where samples are more than `gap` seconds apart. */
 export function draw(element, samples, { series, start, end, gap, text, startText, isBytes = false }) {
   const width = Math.max(240, element.clientWidth);
   const shown = samples.filter((one) => one.at >= start && one.at <= end);
@@ -34,7 +34,7 @@ export function draw(element, samples, { series, start, end, gap, text, startTex
     parts.push(svg("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(top * share), y2: y(top * share) }));
     if (values.length) parts.push(svg("text", { class: "axis", x: LEFT - 8, y: Number(y(top * share)) + 4, "text-anchor": "end" }, text(top * share)));
   }
-  if (!values.length) parts.push(svg("text", { class: "axis", x: (LEFT + width) / 2, y: y(top / 4), "text-anchor": "middle" }, "nothing is known yet"));
+  if (!values.length) parts.push(svg("text", { class: "axis", x: (LEFT + width) / 2, y: y(top / 4), "text-anchor": "middle" }, "no data yet"));
   parts.push(svg("text", { class: "axis", x: LEFT, y: HEIGHT - 5 }, startText));
   parts.push(svg("text", { class: "axis", x: width - RIGHT, y: HEIGHT - 5, "text-anchor": "end" }, "now"));
   for (const name of series) {
@@ -43,7 +43,7 @@ export function draw(element, samples, { series, start, end, gap, text, startTex
   element.replaceChildren(...parts);
 }
 
-/** A line and the area below it; of a lone sample a dot. */
+/** Return a line and the area below it; a dot for a single sample. */
 function line(name, points, floor) {
   if (points.length === 1) return [svg("circle", { class: `dot ${name}`, cx: points[0][0], cy: points[0][1], r: 2.5 })];
   const joined = points.map((point) => point.join(","));
@@ -51,7 +51,7 @@ function line(name, points, floor) {
   return [svg("polygon", { class: `area ${name}`, points: area.join(" ") }), svg("polyline", { class: `line ${name}`, points: joined.join(" ") })];
 }
 
-/** Samples that follow each other. */
+/** Split samples into runs without a gap. */
 function runs(samples, gap) {
   const found = [];
   for (const one of samples) {

@@ -1,10 +1,10 @@
-// Elements. Whatever comes from jobs goes in by textContent, never as markup.
+// Creates and updates elements. Data from jobs is inserted with textContent, never as markup.
 
 import { visibleText } from "./texts.js";
 
 export const byId = (id) => document.getElementById(id);
 
-/** An element with properties (class, text, and attributes) and children. */
+/** Create an element with properties (text, event listeners, attributes) and children. */
 export function el(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -16,25 +16,25 @@ export function el(tag, properties = {}, ...children) {
   return made;
 }
 
-/** Set a text, and leave the page alone if it is that already. */
-export function say(element, text) {
+/** Set the text of an element; an equal text is not set again. */
+export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Show or hide; a focus that would be lost goes to `instead`. */
+/** Show or hide an element; the focus of a hidden element moves to `instead`. */
 export function show(element, isShown, instead) {
   const loses = !isShown && instead && element.contains(document.activeElement);
   element.hidden = !isShown;
   if (loses) instead.focus();
 }
 
-/** A button of a row. `verb` names it among its row's, `label` says to whom it belongs. */
+/** Create a button of a row. `verb` identifies it within the row; `label` is its accessible name. */
 export function button(text, label, act, verb = text) {
   return el("button", { type: "button", class: "quiet", text, "aria-label": label, "data-verb": verb, on: { click: act } });
 }
 
-/** A button that is pressed twice: the first time it asks. `question` may say what is at stake. */
-export function sureButton(text, label, act, question = () => "Sure?") {
+/** Create a button that must be pressed twice: the first press shows `question`. */
+export function confirmButton(text, label, act, question = () => "Sure?") {
   let timer = 0;
   const made = button(text, label, () => {
     if (timer) {
@@ -58,13 +58,13 @@ export function sureButton(text, label, act, question = () => "Sure?") {
   return made;
 }
 
-/** A progress bar: what is sure, and before it what is on its way. */
+/** Create a progress bar with two parts: stored bytes, and bytes in flight after them. */
 export function bar(label) {
   return el("div", { class: "bar", role: "progressbar", "aria-label": label, "aria-valuemin": "0", "aria-valuemax": "100" },
     el("div", { class: "fill" }), el("div", { class: "moving" }));
 }
 
-/** `part` from 0 to 1, null for nobody knows; `moving`: the part that is on its way. */
+/** Set the progress: `part` from 0 to 1, null if unknown; `moving` is the part in flight. */
 export function setBar(element, part, moving = 0) {
   const width = (value) => `${(Math.min(1, Math.max(0, value)) * 100).toFixed(1)}%`;
   element.classList.toggle("unknown", part === null);
@@ -76,7 +76,7 @@ export function setBar(element, part, moving = 0) {
 
 const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]/;
 
-/** A path of which the end is seen, whatever its length and script. */
+/** Show a path so that its end is visible, in left-to-right and right-to-left scripts. */
 export function pathName(path) {
   const [, folder, file] = /^(.*\/)?([^]*)$/.exec(visibleText(path));
   const parts = [el("span", { class: "file" }, el("bdi", { text: file }))];

@@ -1,10 +1,10 @@
-// Files that are dropped or chosen: [{file, folder, handle}]. A folder is walked, up to a bound.
+// Reads dropped files and folders into a list [{file, folder, handle}] of at most MOST files.
 
 const MOST = 10_000;
 
 export class TooMany extends Error {}
 
-/** What was dropped. It must be called before the event ends; the promise throws TooMany. */
+/** Return a promise of the dropped files. Call it before the event handler returns. Rejects with TooMany. */
 export function droppedFiles(transfer) {
   const items = [...transfer.items].filter((item) => item.kind === "file").map((item) => {
     const entry = item.webkitGetAsEntry?.() ?? null;
@@ -24,12 +24,12 @@ async function readAll(items) {
   return found;
 }
 
-/** All files below a folder, in the order of their names. */
+/** Add all files below a folder, in the order of their names. */
 async function walk(folder, found) {
   const reader = folder.createReader();
   const entries = [];
   for (let some = null; some === null || some.length; entries.push(...some)) {
-    some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject)); // a hundred at a time
+    some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject)); // returns at most a hundred entries a call
     check(found.length + entries.length);
   }
   for (const entry of entries.sort((a, b) => (a.name < b.name ? -1 : 1))) {
@@ -43,5 +43,5 @@ async function walk(folder, found) {
 }
 
 function check(count) {
-  if (count > MOST) throw new TooMany(`These are more than ${MOST.toLocaleString("en")} files: drop fewer at once. None of them is uploaded.`);
+  if (count > MOST) throw new TooMany(`More than ${MOST.toLocaleString("en")} files were dropped, and none is uploaded: drop fewer at once.`);
 }

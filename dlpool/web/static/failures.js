@@ -1,14 +1,14 @@
-// The failed jobs: many that failed alike at one origin are one row, which can be opened.
+// Draws failed jobs. Jobs of one origin that failed for the same reason share a row, which can be opened.
 
-import { actAll } from "./actions.js";
-import { button, el, say, sureButton } from "./dom.js";
+import { runBatch } from "./actions.js";
+import { button, el, setText, confirmButton } from "./dom.js";
 import { attemptsText, jobKey, jobRow, joined, reasonOf } from "./jobs.js";
 import { reconcile } from "./lists.js";
 import { agoText, countText } from "./texts.js";
 
-const ALIKE = 3; // more than that are one row
+const ALIKE = 3; // a group with more jobs is one row
 
-/** Jobs, and groups {label, host, jobs} in the place of their first job. `canGroup`: the server takes many at once. */
+/** Return jobs and groups {label, host, jobs}, a group in the place of its first job. `canGroup`: the server has /jobs/batch. */
 export function grouped(jobs, canGroup) {
   const groups = new Map();
   for (const job of jobs) {
@@ -28,15 +28,15 @@ function hostOf(url) {
   }
 }
 
-/** A row of a job or of a group. `canDismiss`: the server can forget jobs. */
+/** Create the row of a job or of a group. `canDismiss`: the server can remove jobs. */
 export const failureRow = (item, canDismiss) => (item.jobs ? groupRow(item) : failedRow(item.job, canDismiss));
 
 export function updateFailure(row, item, canDismiss) {
   if (!item.jobs) return void updateFailed(row, item.job);
   row.group = item;
-  say(row.querySelector(".name"), groupText(item));
-  say(row.querySelector(".reason"), reasonOf(item.jobs[0]));
-  say(row.querySelector(".meta"), `the last one ${agoText(item.jobs[0].ended_at)}`);
+  setText(row.querySelector(".name"), groupText(item));
+  setText(row.querySelector(".reason"), reasonOf(item.jobs[0]));
+  setText(row.querySelector(".meta"), `the last one failed ${agoText(item.jobs[0].ended_at)}`);
   reconcile(row.querySelector("ul"), item.jobs, jobKey, (job) => failedRow(job, canDismiss), updateFailed);
 }
 
@@ -49,19 +49,19 @@ function failedRow(job, canDismiss) {
 }
 
 function updateFailed(row, job) {
-  say(row.querySelector(".reason"), reasonOf(job) || job.state);
-  say(row.querySelector(".meta"), joined([job.ended_at ? agoText(job.ended_at) : "", attemptsText(job), job.note?.label ?? ""]));
+  setText(row.querySelector(".reason"), reasonOf(job) || job.state);
+  setText(row.querySelector(".meta"), joined([job.ended_at ? agoText(job.ended_at) : "", attemptsText(job), job.note?.label ?? ""]));
 }
 
 function groupRow(group) {
   const row = el("li", { class: "row group" });
-  const all = (text, verb) => () => actAll(`${text}: ${groupText(row.group)}`, verb, row.group.jobs.map((job) => job.id), row);
+  const all = (text, verb) => () => runBatch(`${text}: ${groupText(row.group)}`, verb, row.group.jobs.map((job) => job.id), row);
   const label = `${group.label}${group.host && ` at ${group.host}`}`;
   row.append(
     el("div", { class: "title" }, el("strong", { class: "name" }), el("div", { class: "buttons" },
-      button("Retry all", `Retry all: ${label}`, all("Retry all", "retry")), sureButton("Dismiss all", `Dismiss all: ${label}`, all("Dismiss all", "remove")))),
+      button("Retry all", `Retry all: ${label}`, all("Retry all", "retry")), confirmButton("Dismiss all", `Dismiss all: ${label}`, all("Dismiss all", "remove")))),
     el("p", { class: "reason" }), el("p", { class: "meta" }),
-    el("details", {}, el("summary", { text: "Show them" }), el("ul", { class: "inner" })),
+    el("details", {}, el("summary", { text: "Show jobs" }), el("ul", { class: "inner" })),
   );
   return row;
 }

@@ -1,15 +1,15 @@
-// The md5 of a file's chunks, and of the whole file along with them: its bytes are read once.
+// Computes the MD5 of each chunk and of the complete file, reading the file once.
 
 import { Md5 } from "./md5.js";
 
-const PIECE = 2 ** 20; // between two of them the page may do something else
+const PIECE = 2 ** 20; // bytes hashed at a time, so that the page stays responsive
 const ENDS = 64 * 1024;
 
 export class FileHash {
   #file;
   #chunk;
-  #whole = new Md5();
-  #next = 0; // the chunk that the whole file's hash waits for; NaN if one was left out
+  #complete = new Md5();
+  #next = 0; // the next chunk of the complete file's hash; NaN after a chunk was skipped
   #turn = Promise.resolve();
 
   constructor(file, chunk) {
@@ -17,32 +17,32 @@ export class FileHash {
     this.#chunk = chunk;
   }
 
-  /** The md5 of a chunk. Chunks that are asked for in order make the whole file's, too. */
+  /** Return the MD5 of a chunk. Chunks requested in order also update the hash of the complete file. */
   ofChunk(index) {
     const made = this.#turn.then(() => this.#read(index));
     this.#turn = made.catch(() => {});
     return made;
   }
 
-  /** The md5 of the file of so many chunks; null if not all of them were read here. */
+  /** Return the MD5 of the file with `chunks` chunks; null unless all of them were read in order. */
   ofFile(chunks) {
-    return this.#next === chunks ? this.#whole.copy().hex() : null;
+    return this.#next === chunks ? this.#complete.copy().hex() : null;
   }
 
   async #read(index) {
     const isNext = index === this.#next;
-    if (index > this.#next || isNext) this.#next = NaN; // until it is read
+    if (index > this.#next || isNext) this.#next = NaN; // until the chunk has been read
     const own = new Md5();
     for await (const bytes of pieces(this.#file.slice(index * this.#chunk, (index + 1) * this.#chunk))) {
       own.update(bytes);
-      if (isNext) this.#whole.update(bytes);
+      if (isNext) this.#complete.update(bytes);
     }
     if (isNext) this.#next = index + 1;
     return own.hex();
   }
 }
 
-/** What tells a file from one of the same name, size and time: the md5 of its first and last 64 KiB. */
+/** Return the MD5 of the first and last 64 KiB, to distinguish files with equal names, sizes and times. */
 export async function fingerprintOf(file) {
   const hash = new Md5();
   const last = Math.max(ENDS, file.size - ENDS);

@@ -1,41 +1,41 @@
-// The charts' samples: what the server has kept, and after that what this page sees itself.
+// Keeps the samples of the charts: those of the server, then those of this page.
 
-import { ask } from "./api.js";
+import { fetchJson } from "./api.js";
 import { draw } from "./charts.js";
 import { byId } from "./dom.js";
 import { countText, now, sizeText } from "./texts.js";
 
 const AGAIN_MS = 60_000;
-const SEEN_APART_S = 10; // the longest that the page itself looks away
+const SEEN_APART_S = 10; // the longest interval between samples of this page (HIDDEN_MS)
 const KEPT = 1000;
 
-let kept = []; // by the server
-let seen = []; // by this page, since then
+let kept = []; // samples of the server
+let seen = []; // samples of this page since the server's last one
 let asked = 0;
 
 const span = () => Number(document.querySelector("[name=span]:checked").value);
 
-/** Keep a sample {at, waiting, running, rate}, and draw. */
-export function remember(sample) {
+/** Keep a sample {at, waiting, running, rate} and draw the charts. */
+export function addSample(sample) {
   seen = [...seen.filter((one) => one.at < sample.at), sample].slice(-KEPT);
   drawCharts();
 }
 
-/** Ask the server for its samples, if that was not done in this minute. */
+/** Load the samples of the server, at most once a minute unless `isWanted`. */
 export async function loadHistory(isWanted = false) {
   if (!isWanted && Date.now() - asked < AGAIN_MS) return;
   asked = Date.now();
   try {
-    const { samples } = await ask(`/api/v1/history?since=${Math.floor((now() - span()) * 1000)}`);
+    const { samples } = await fetchJson(`/api/v1/history?since=${Math.floor((now() - span()) * 1000)}`);
     kept = samples.map(([ms, waiting, running, rate]) => ({ at: ms / 1000, waiting, running, rate }));
     seen = seen.filter((one) => one.at > (kept.at(-1)?.at ?? 0));
     drawCharts();
   } catch {
-    // a server that keeps none, or is away: the page's own samples are drawn
+    // the server has no history or is unavailable: the page's own samples are drawn
   }
 }
 
-/** How far apart the server's samples are, as a rule. */
+/** Return the median interval of the server's samples, in seconds. */
 function interval() {
   const apart = kept.slice(1).map((one, place) => one.at - kept[place].at).sort((a, b) => a - b);
   return apart[Math.floor(apart.length / 2)] ?? 0;

@@ -1,7 +1,7 @@
-// MD5 (RFC 1321) of what comes in pieces: the browser's own crypto has none, and the upload API wants one a chunk.
+// Computes MD5 (RFC 1321) incrementally. The upload API needs one for each chunk, and Web Crypto has no MD5.
 
 const SINES = Int32Array.from({ length: 64 }, (_, i) => Math.floor(Math.abs(Math.sin(i + 1)) * 2 ** 32));
-const IS_LITTLE = new Uint8Array(Int32Array.of(1).buffer)[0] === 1; // as MD5's words are
+const IS_LITTLE = new Uint8Array(Int32Array.of(1).buffer)[0] === 1; // MD5's words are little-endian
 
 const turned = (value, bits) => (value << bits) | (value >>> (32 - bits));
 
@@ -31,7 +31,7 @@ export class Md5 {
     return this;
   }
 
-  /** Another one that has read the same. */
+  /** Return a copy in the same state. */
   copy() {
     const other = new Md5();
     other.#state.set(this.#state);
@@ -41,7 +41,7 @@ export class Md5 {
     return other;
   }
 
-  /** The digest in hexadecimal; nothing can be added afterwards. */
+  /** Return the digest in hexadecimal. Do not call update() afterwards. */
   hex() {
     const bits = new DataView(new ArrayBuffer(8));
     bits.setUint32(0, (this.#size * 8) % 2 ** 32, true);
@@ -54,7 +54,7 @@ export class Md5 {
     return Array.from(new Uint8Array(digest.buffer), (byte) => byte.toString(16).padStart(2, "0")).join("");
   }
 
-  /** Whole blocks of 64 bytes. */
+  /** Process complete blocks of 64 bytes. */
   #blocks(data) {
     if (IS_LITTLE && data.byteOffset % 4 === 0) {
       const words = new Int32Array(data.buffer, data.byteOffset, data.length / 4);
@@ -68,7 +68,7 @@ export class Md5 {
     }
   }
 
-  /** Four steps at a time: then nothing moves from one variable to the next, which is what takes the time. */
+  /** Process one block. Four steps are unrolled, so that no values are moved between variables. */
   #block(w, at) {
     const state = this.#state;
     let a = state[0], b = state[1], c = state[2], d = state[3];

@@ -1,14 +1,14 @@
-// The form for a new job.
+// Submits the form for a new job.
 
-import { tell } from "./api.js";
-import { byId, say } from "./dom.js";
+import { postJson } from "./api.js";
+import { byId, setText } from "./dom.js";
 
-/** `lookSoon` is called when a job may have come. */
-export function startForm(lookSoon) {
+/** Handle the form; `refreshSoon` is called after each submission. */
+export function startForm(refreshSoon) {
   byId("push").addEventListener("submit", async (event) => {
     event.preventDefault();
     await push(event.target);
-    lookSoon();
+    refreshSoon();
   });
 }
 
@@ -18,15 +18,15 @@ async function push(form) {
     [name, name === "limit_rate" && /^\d+$/.test(value) ? Number(value) : value]));
   const said = byId("push-said");
   said.dataset.state = "";
-  say(said, "Queueing");
+  setText(said, "Queueing");
   try {
-    const { id } = await tell("/api/v1/jobs", { url, save_path: savePath, dlpool: given });
+    const { id } = await postJson("/api/v1/jobs", { url, save_path: savePath, dlpool: given });
     said.dataset.state = "good";
-    say(said, `Queued as ${id}`);
+    setText(said, `Queued as ${id}`);
     form.reset();
     byId("url").focus();
   } catch (error) {
     said.dataset.state = "bad";
-    say(said, error.message);
+    setText(said, error.message);
   }
 }

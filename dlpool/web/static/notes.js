@@ -1,20 +1,19 @@
-// What this browser remembers of uploads over a reload: notes in localStorage, their files in IndexedDB.
-// The browser makes a copy of a file that it keeps. For large ones a handle is better, where it gives one; but then it
-// wants a click before it reads on.
+// Keeps uploads across reloads: notes (records of an upload) in localStorage, files in IndexedDB. IndexedDB copies a
+// file. For large files a file handle is stored if the browser provides one; it requires a click before it can be read.
 
-import { who } from "./api.js";
+import { currentUser } from "./api.js";
 import { fingerprintOf } from "./hashing.js";
 
 const PREFIX = "dlpool.upload.";
 const STORE = "files";
 const COPIED = 4 * 2 ** 30;
 
-/** My notes: [{id, who, at, name, folder, size, mtime, print, chunk, as, isPaused, isDone, path}], oldest first. */
+/** Return the user's notes [{id, who, at, name, folder, size, mtime, print, chunk, as, isPaused, isDone, path}], oldest first. */
 export function notes() {
-  return idsOfNotes().map(noteOf).filter((one) => one?.who === who()).sort((a, b) => a.at - b.at);
+  return idsOfNotes().map(noteOf).filter((one) => one?.who === currentUser()).sort((a, b) => a.at - b.at);
 }
 
-/** The note of an id, null if it is gone. */
+/** Return the note with an id, null if it does not exist. */
 export function noteOf(id) {
   try {
     return JSON.parse(localStorage.getItem(PREFIX + id));
@@ -23,28 +22,28 @@ export function noteOf(id) {
   }
 }
 
-/** The id of the note that a storage event is about, null if it is about something else. */
+/** Return the id of the note with this key of localStorage, null for other keys. */
 export const idOf = (key) => (key?.startsWith(PREFIX) ? key.slice(PREFIX.length) : null);
 
 const idsOfNotes = () => Object.keys(localStorage).map(idOf).filter(Boolean);
 
-/** Keep a note; whether the browser did. */
+/** Store a note; return whether the browser accepted it. */
 export function keepNote(note) {
   try {
     localStorage.setItem(PREFIX + note.id, JSON.stringify(note));
     return true;
   } catch {
-    return false; // no room: the upload goes on, and only a reload forgets it
+    return false; // the storage is full: the upload continues, but a reload loses it
   }
 }
 
 export function newNote(identity) {
   const random = crypto.getRandomValues(new Uint8Array(16));
   const id = Array.from(random, (byte) => byte.toString(16).padStart(2, "0")).join("");
-  return { id, who: who(), at: Date.now(), ...identity };
+  return { id, who: currentUser(), at: Date.now(), ...identity };
 }
 
-/** What makes two files the same one. Throws if the file cannot be read. */
+/** Return the fields that identify a file. Throws if the file cannot be read. */
 export async function identityOf(file, folder) {
   return { name: file.name, folder, size: file.size, mtime: file.lastModified, print: await fingerprintOf(file) };
 }
@@ -58,20 +57,20 @@ export function forget(id) {
 
 export const forgetFile = (id) => change("readwrite", (store) => store.delete(id));
 
-/** Forget everything, of whoever used this browser. */
-export async function forgetAll() {
+/** Remove the notes and files of all users of this browser. */
+export async function removeAll() {
   for (const id of idsOfNotes()) localStorage.removeItem(PREFIX + id);
   await change("readwrite", (store) => store.clear());
 }
 
-/** Keep a file (or its handle) for after a reload; if the browser has no room, it must be dropped again then. */
+/** Store a file or its handle for a reload. If neither can be stored, the user must drop the file again. */
 export async function keepFile(id, file, handle) {
   for (const value of file.size <= COPIED ? [file, handle] : [handle, file]) {
     if (value && (await change("readwrite", (store) => store.put(value, id)))) return;
   }
 }
 
-/** The file of a note: null if there is none (any more), "ask" if the browser wants a click before. */
+/** Return the file of a note, null if it is missing or has changed, "ask" if the browser requires a click first. */
 export async function keptFile(note, { mayAsk = false } = {}) {
   const kept = await change("readonly", (store) => store.get(note.id));
   if (!kept) return null;
@@ -89,7 +88,7 @@ export async function keptFile(note, { mayAsk = false } = {}) {
   }
 }
 
-/** Do one thing with the store; its result, or undefined if the browser refuses. */
+/** Run one transaction on the store; return its result, or undefined if the browser refuses. */
 function change(mode, act) {
   return new Promise((resolve) => {
     let opening;

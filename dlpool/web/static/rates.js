@@ -1,21 +1,21 @@
-// Bytes a second of what only counts up.
+// Computes bytes per second from counters.
 
 const OVER_S = 6;
 const LEAST_S = 2;
 
 export class Rates {
   #known = new Map();
-  #noted = new Set();
+  #recorded = new Set();
 
-  /** Note a count of bytes at a time in seconds: {rate: bytes a second, null if not known yet; still: seconds without a byte}. */
-  note(name, bytes, at) {
+  /** Record a counter at `at` seconds; return {rate: bytes per second, null if unknown; still: seconds without change}. */
+  record(name, bytes, at) {
     if (!Number.isFinite(bytes)) return { rate: null, still: 0 };
-    this.#noted.add(name);
+    this.#recorded.add(name);
     let one = this.#known.get(name);
     if (!one || bytes < one.bytes) one = { bytes, isFirst: true, changed: at, marks: [[at, bytes]] };
     this.#known.set(name, one);
     if (bytes !== one.bytes) {
-      // What was seen first may have been old already: a rate from there would be too high.
+      // The first value may have been outdated when it was recorded; a rate from it would be too high.
       if (one.isFirst) Object.assign(one, { isFirst: false, marks: [] });
       Object.assign(one, { bytes, changed: at });
     }
@@ -27,9 +27,9 @@ export class Rates {
     return { rate: at - start >= LEAST_S ? (bytes - first) / (at - start) : null, still };
   }
 
-  /** Forget what was not noted since the last call. */
+  /** Remove counters that were not recorded since the last call. */
   sweep() {
-    for (const name of this.#known.keys()) if (!this.#noted.has(name)) this.#known.delete(name);
-    this.#noted.clear();
+    for (const name of this.#known.keys()) if (!this.#recorded.has(name)) this.#known.delete(name);
+    this.#recorded.clear();
   }
 }

@@ -1,32 +1,32 @@
-// One upload: its chunks with their md5, only those that the server has not; then the merge.
-// What is away is waited for, for as long as it takes.
+// Uploads one file: sends the chunks that the server lacks, with their MD5, then requests the merge. While the server
+// is unavailable it retries without a limit.
 
-import { ApiError, ask, away, session, tell } from "./api.js";
+import { ApiError, fetchJson, unreachable, session, postJson } from "./api.js";
 import { FileHash } from "./hashing.js";
-import { Stopped } from "./lanes.js";
-import { advice, post, requests } from "./sending.js";
+import { Stopped } from "./tasklimit.js";
+import { clientSettings, postBytes, requests } from "./sending.js";
 
 const CHUNK = 4 * 2 ** 20;
 const MOST_CHUNKS = 4000;
-const PASSING = ["md5_mismatch", "task_merging"]; // refusals that pass
+const TEMPORARY = ["md5_mismatch", "task_merging"]; // codes of temporary errors
 const LONGEST_WAIT_S = 8;
 
 export class Upload {
-  state = "queued"; // uploading, waiting, pausing, paused, merging, completed, failed, lost (drop it again), elsewhere
+  state = "queued"; // or uploading, waiting, pausing, paused, merging, completed, failed, lost (the file must be dropped again), elsewhere (in another tab)
   said = "";
-  code = ""; // of the refusal that ended it
-  stored = 0; // bytes that the server has
-  moving = 0; // bytes that are on their way
+  code = ""; // of the error that made it fail
+  stored = 0; // bytes stored by the server
+  moving = 0; // bytes in flight
   #base;
   #changed;
   #abort = new AbortController();
   #isEnding = false;
   #isAsked = false;
-  #underWay = new Map(); // bytes of each chunk that is under way
+  #underWay = new Map(); // sent bytes of each chunk in flight, by index
   #hash = null;
   #limits = null;
 
-  /** `changed` is called with the upload whenever there is something new to show. */
+  /** `changed` is called with the upload after each change of its state or progress. */
   constructor(base, note, file, changed) {
     this.note = note;
     this.file = file;
@@ -42,28 +42,28 @@ export class Upload {
     return this.#abort.signal;
   }
 
-  /** Get ready to run (again). */
+  /** Reset the upload so that it can run. */
   ready() {
     this.#abort = new AbortController();
     this.#isEnding = false;
     this.set("queued");
   }
 
-  /** Go on until it is whole, stopped, or refused for good. `isAsked`: also if it was paused on the server. */
+  /** Run until the upload is complete, stopped, or failed. `isAsked`: also resume it if it is paused on the server. */
   async run({ isAsked = false } = {}) {
     this.#isAsked = isAsked;
     for (let waits = 0; ; ) {
       try {
-        await this.#once();
+        await this.#attempt();
         return;
       } catch (error) {
         if (error instanceof Stopped || this.signal.aborted) return;
         if (!(error instanceof ApiError)) return this.set("failed", `the file cannot be read: ${error.message}`);
-        const mayPass = error.isAway || error.status === 401 || PASSING.includes(error.code);
+        const mayPass = error.isUnavailable || error.status === 401 || TEMPORARY.includes(error.code);
         if (error.code === "task_paused") return this.set("paused", "it was paused on the server");
         if (!mayPass) return this.set("failed", error.message, error.code);
         waits = error.hasMoved ? 1 : waits + 1;
-        this.set("waiting", error.status === 401 ? "sign in to go on" : `${error.message}; it goes on by itself`);
+        this.set("waiting", error.status === 401 ? "sign in to continue" : `${error.message}; the upload continues automatically`);
         const first = this.#limits?.retry_initial_delay ?? 0.5;
         await this.#wait(error.retryAfter ?? Math.min(LONGEST_WAIT_S, first * 2 ** Math.min(waits - 1, 6)) * (0.5 + Math.random() / 2));
         if (this.signal.aborted) return;
@@ -71,55 +71,55 @@ export class Upload {
     }
   }
 
-  /** Send no more chunks; those under way end. The second time, or if nothing moves: stop at once. */
+  /** Send no more chunks; chunks in flight finish. Called again, or without chunks in flight, stop at once. */
   pause() {
     if (this.state !== "uploading" || !this.#underWay.size) return this.stop();
     this.#isEnding = true;
     this.set("pausing");
   }
 
-  /** Stop sending; what is there stays there. */
+  /** Stop sending; stored chunks stay on the server. */
   stop(state = "paused", said = "") {
     this.#abort.abort();
     this.#underWay.clear();
     this.set(state, said);
   }
 
-  /** Remove what the server has of it, but not a file that is whole. Throws ApiError. */
+  /** Delete the upload on the server; a merged file is kept. Throws ApiError. */
   async remove() {
     try {
-      await ask(this.#task(), { method: "DELETE" });
+      await fetchJson(this.#task(), { method: "DELETE" });
     } catch (error) {
       const isGone = [403, 404].includes(error.status) && error.code !== "insufficient_scope";
-      if (!isGone) throw error; // else not there, or not ours: there is nothing to remove
+      if (!isGone) throw error; // otherwise there is no such upload of this user
     }
   }
 
-  /** Show how much the server has of it, without sending more. */
-  async look() {
+  /** Update the stored bytes from the server, without sending. */
+  async loadStored() {
     if (!this.note.chunk) return;
     try {
       this.#count((await this.#status()).uploaded_chunks);
-      this.#tell();
+      this.#notify();
     } catch {
-      // it is only for show
+      // the stored bytes are informative only
     }
   }
 
   set(state, said = "", code = "") {
     Object.assign(this, { state, said, code });
-    this.#tell();
+    this.#notify();
   }
 
-  async #once() {
-    const limits = (this.#limits = await advice(this.#base));
+  async #attempt() {
+    const limits = (this.#limits = await clientSettings(this.#base));
     this.note.chunk ??= Math.min(limits.max_chunk_size, Math.max(CHUNK, Math.ceil(this.note.size / MOST_CHUNKS / 2 ** 20) * 2 ** 20));
     this.#hash ??= new FileHash(this.file, this.note.chunk);
     const status = await requests.run(this.signal, () => this.#status(this.signal));
     if (status.status === "paused") {
       if (!this.#isAsked) throw new ApiError(409, { code: "task_paused" });
-      await tell(`${this.#task()}/resume`, {}, { signal: this.signal });
-      this.#isAsked = false; // whoever pauses it from now on means this run
+      await postJson(`${this.#task()}/resume`, {}, { signal: this.signal });
+      this.#isAsked = false; // a later pause on the server stops this run
     }
     if (status.status !== "completed" && status.status !== "merging") await this.#send(status.uploaded_chunks, limits);
     await this.#merge();
@@ -131,18 +131,18 @@ export class Upload {
     this.#count(there);
     this.set("uploading");
     let hasMoved = false;
-    const lane = async () => {
+    const worker = async () => {
       while (missing.length && !this.#isEnding) {
         await this.#chunk(missing.shift(), limits);
         hasMoved = true;
       }
     };
-    const lanes = Array.from({ length: requests.limit }, lane);
+    const workers = Array.from({ length: requests.limit }, worker);
     try {
-      await Promise.all(lanes);
+      await Promise.all(workers);
     } catch (error) {
       missing.length = 0;
-      await Promise.allSettled(lanes); // nothing of this attempt is under way when the next one asks
+      await Promise.allSettled(workers); // no request of this attempt is in flight when the next attempt starts
       error.hasMoved = hasMoved;
       throw error;
     } finally {
@@ -159,7 +159,7 @@ export class Upload {
     for (let resends = 0; ; resends++) {
       const md5 = limits.enable_integrity_check ? await this.#hash.ofChunk(index) : "";
       try {
-        await requests.run(this.signal, () => this.#post(index, blob, md5));
+        await requests.run(this.signal, () => this.#postBytes(index, blob, md5));
         break;
       } catch (error) {
         if (error.code !== "md5_mismatch" || resends >= limits.retry_max_attempts) throw error;
@@ -168,20 +168,20 @@ export class Upload {
       }
     }
     this.stored += blob.size;
-    this.#tell();
+    this.#notify();
   }
 
-  #post(index, blob, md5) {
+  #postBytes(index, blob, md5) {
     const { id, size, folder, name, as } = this.note;
     const fields = new URLSearchParams({
       file_id: id, chunk_index: index, md5, total_chunks: this.chunks, file_size: size, relative_path: folder,
-      filename: as ?? name, // what cannot be merged as that is refused before it is sent
+      filename: as ?? name, // so that the server rejects an invalid name with the first chunk
     });
     this.#underWay.set(index, 0);
-    this.#tell();
-    return post(`${this.#base}/upload_chunk?${fields}`, blob, this.signal, (bytes) => {
+    this.#notify();
+    return postBytes(`${this.#base}/upload_chunk?${fields}`, blob, this.signal, (bytes) => {
       this.#underWay.set(index, bytes);
-      this.#tell();
+      this.#notify();
     });
   }
 
@@ -190,13 +190,13 @@ export class Upload {
     const { id, name, as, folder } = this.note;
     const body = { file_id: id, filename: as ?? name, total_chunks: this.chunks, relative_path: folder, expected_md5: this.#hash.ofFile(this.chunks) };
     try {
-      const merged = await requests.run(this.signal, () => tell(`${this.#base}/merge_chunks`, body, { signal: this.signal, timeout: 3_600_000 }));
+      const merged = await requests.run(this.signal, () => postJson(`${this.#base}/merge_chunks`, body, { signal: this.signal, timeout: 3_600_000 }));
       this.note.path = [merged.relative_path, merged.filePath.split("/").at(-1)].filter(Boolean).join("/");
       this.stored = this.note.size;
       this.set("completed");
     } catch (error) {
-      // What was lost, or is not what it was, is sent again.
-      if (Array.isArray(error.body?.uploaded_chunks)) throw away();
+      // The server lacks chunks: retry and send them again.
+      if (Array.isArray(error.body?.uploaded_chunks)) throw unreachable();
       throw error;
     }
   }
@@ -206,7 +206,7 @@ export class Upload {
   }
 
   #status(signal) {
-    return ask(`${this.#base}/upload_status?file_id=${encodeURIComponent(this.note.id)}`, { signal });
+    return fetchJson(`${this.#base}/upload_status?file_id=${encodeURIComponent(this.note.id)}`, { signal });
   }
 
   #count(there) {
@@ -214,21 +214,21 @@ export class Upload {
     this.stored = there.reduce((sum, index) => sum + Math.max(0, Math.min(chunk, size - index * chunk)), 0);
   }
 
-  /** Wait, but not for what has come: a stop, the network, or somebody who has signed in. */
+  /** Wait `seconds`, or until the upload is stopped, the network is back, or the user signs in. */
   #wait(seconds) {
-    const comers = [[this.signal, "abort"], [window, "online"], [session, "change"]];
+    const events = [[this.signal, "abort"], [window, "online"], [session, "change"]];
     return new Promise((resolve) => {
       const wake = () => {
         clearTimeout(timer);
-        for (const [target, event] of comers) target.removeEventListener(event, wake);
+        for (const [target, event] of events) target.removeEventListener(event, wake);
         resolve();
       };
       const timer = setTimeout(wake, seconds * 1000);
-      for (const [target, event] of comers) target.addEventListener(event, wake);
+      for (const [target, event] of events) target.addEventListener(event, wake);
     });
   }
 
-  #tell() {
+  #notify() {
     this.moving = [...this.#underWay.values()].reduce((sum, bytes) => sum + bytes, 0);
     this.#changed(this);
   }

@@ -1,19 +1,19 @@
-// A row of the list of uploads.
+// Draws a row of the list of uploads.
 
 import { authHeaders, hasToken } from "./api.js";
-import { complain } from "./actions.js";
-import { bar, button, el, pathName, say, setBar, show, sureButton } from "./dom.js";
+import { showError } from "./actions.js";
+import { bar, button, el, pathName, setText, setBar, show, confirmButton } from "./dom.js";
 import { joined } from "./jobs.js";
 import { durationText, sizeText } from "./texts.js";
 
 const WORDS = {
-  queued: "queued", uploading: "", waiting: "waiting", pausing: "what is on its way still ends", paused: "paused",
-  merging: "putting it together", completed: "done", failed: "", lost: "drop the file again to go on", elsewhere: "another tab uploads it",
+  queued: "queued", uploading: "", waiting: "waiting", pausing: "finishing chunks in flight", paused: "paused",
+  merging: "merging", completed: "done", failed: "", lost: "drop the file again to continue", elsewhere: "uploading in another tab",
 };
 const MAY_PAUSE = ["queued", "uploading", "waiting", "elsewhere", "pausing"];
 const RATE_MS = 5000;
 
-/** `actions`: what its buttons do with the upload. */
+/** Create the row of an upload. `actions`: the functions of its buttons. */
 export function makeRow(upload, base, actions) {
   const { name, folder } = upload.note;
   const row = el("li", { class: "row upload" });
@@ -22,7 +22,7 @@ export function makeRow(upload, base, actions) {
   row.resume = made(button, "Resume", actions.resume);
   row.saveAs = made(button, "Save as", actions.saveAs);
   row.saveAs.className = "save";
-  const remove = made(sureButton, "Remove", (one) => {
+  const remove = made(confirmButton, "Remove", (one) => {
     row.dataset.acted = "";
     actions.remove(one);
   });
@@ -54,13 +54,13 @@ export function updateRow(row, upload) {
   const part = (bytes) => (note.size ? bytes / note.size : Number(state === "completed"));
   setBar(row.querySelector(".bar"), state === "merging" ? null : part(stored), part(moving));
   const isDone = state === "completed";
-  say(row.querySelector(".meta"), joined([
+  setText(row.querySelector(".meta"), joined([
     isDone ? sizeText(note.size) : `${sizeText(stored + moving)} of ${sizeText(note.size)}`, rateText(row, upload),
     state === "uploading" && !stored && !moving ? "queued" : WORDS[state], state === "failed" ? "" : said,
   ]));
-  say(row.querySelector(".reason"), state === "failed" ? said : "");
+  setText(row.querySelector(".reason"), state === "failed" ? said : "");
   const path = isDone ? note.path ?? "" : "";
-  say(row.link, path);
+  setText(row.link, path);
   if (path) row.link.href = `${row.base}/files/${path.split("/").map(encodeURIComponent).join("/")}`;
 }
 
@@ -70,7 +70,7 @@ function label(one, text, name) {
   one.setAttribute("aria-label", name ? `${text} ${name}` : text);
 }
 
-/** NAME-1 before the ending, and after that NAME-2, as the server would number them. */
+/** Return the name with -1 before its ending, or with the number after that of `before`, as the server numbers names. */
 export function nextName(name, before) {
   const dot = name.lastIndexOf(".") > 0 ? name.lastIndexOf(".") : name.length;
   const [stem, ending] = [name.slice(0, dot), name.slice(dot)];
@@ -88,7 +88,7 @@ function rateText(row, { state, stored, moving, note }) {
   return rate > 0 ? `${sizeText(rate)}/s · ${durationText((note.size - sent) / rate)} left` : "";
 }
 
-/** A link says no token: fetch the file with it, and let the browser save that. */
+/** Fetch the file with the token, which a link cannot send, and save it. */
 async function fetchInstead(event) {
   event.preventDefault();
   const { href, textContent: path } = event.currentTarget;
@@ -99,6 +99,6 @@ async function fetchInstead(event) {
     el("a", { href: url, download: path.split("/").at(-1) }).click();
     setTimeout(() => URL.revokeObjectURL(url), 60_000);
   } catch (error) {
-    complain(`${path}: ${error.message}`);
+    showError(`${path}: ${error.message}`);
   }
 }

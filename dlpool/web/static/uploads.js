@@ -1,37 +1,37 @@
-// The list of uploads: files are dropped or chosen, and go on by themselves after a reload. Several tabs share it by
-// the notes of notes.js: each upload is one tab's at a time, and what is done in another tab holds here, too.
+// Manages the list of uploads. Uploads resume after a reload. Several tabs share the list through the notes of notes.js:
+// one tab at a time runs an upload, and each tab follows the changes of the others.
 
-import { session, who } from "./api.js";
-import { byId, say } from "./dom.js";
+import { session, currentUser } from "./api.js";
+import { byId, setText } from "./dom.js";
 import { droppedFiles, TooMany } from "./drops.js";
-import { forget, forgetAll, forgetFile, idOf, identityOf, isSame, keepFile, keepNote, keptFile, newNote, noteOf, notes } from "./notes.js";
-import { Stopped } from "./lanes.js";
+import { forget, removeAll, forgetFile, idOf, identityOf, isSame, keepFile, keepNote, keptFile, newNote, noteOf, notes } from "./notes.js";
+import { Stopped } from "./tasklimit.js";
 import { fill } from "./lists.js";
-import { advice, files as places } from "./sending.js";
+import { clientSettings, files as slots } from "./sending.js";
 import { countText, pluralText, sizeText } from "./texts.js";
 import { Upload } from "./upload.js";
 import { makeRow, updateRow } from "./uploadrow.js";
 
 const BUSY = ["queued", "uploading", "waiting", "merging", "elsewhere", "pausing"];
 const DONE_KEPT = 20;
-const TAKEN_AT_ONCE = 8;
-const SHOWN = 100; // rows; there may be thousands of files
+const PARALLEL_FILES = 8;
+const SHOWN = 100; // rows
 const RANKS = { queued: 1, completed: 2 };
-const SETTLE_MS = 500; // another tab takes a file: its lock comes after its note
+const SETTLE_MS = 500; // after a note of another tab, until that tab has locked the upload
 
 const base = document.body.dataset.uploads;
 const uploads = new Map();
 const runs = new Map(); // promises, by id
 let isDrawing = false;
 let settling = 0;
-let untaken = 0; // files that were given, and not looked at yet
+let pending = 0; // dropped files that are not processed yet
 
 // --- running ---------------------------------------------------------------------------------------------------------
 
 function changed(upload) {
   const { note, state } = upload;
   if (note.chunk && !upload.isSized) {
-    upload.isSized = true; // after a reload its chunks must be the same ones
+    upload.isSized = true; // the chunk size must not change after a reload
     keepNote(note);
   }
   if (state === "completed" && !note.isDone && uploads.has(note.id)) {
@@ -43,9 +43,9 @@ function changed(upload) {
       uploads.delete(old.note.id);
       forget(old.note.id);
     }
-    say(byId("uploads-said"), `${note.name} is uploaded`);
+    setText(byId("uploads-said"), `${note.name} is uploaded`);
   }
-  if (state === "failed") say(byId("uploads-said"), `${note.name} failed: ${upload.said}`);
+  if (state === "failed") setText(byId("uploads-said"), `${note.name} failed: ${upload.said}`);
   if (isDrawing) return;
   isDrawing = true;
   setTimeout(() => {
@@ -54,17 +54,17 @@ function changed(upload) {
   }, 100);
 }
 
-/** Run it once what ran it before has stopped; another tab of the same page may have it, and is waited for. */
-function begin(upload, options) {
+/** Run an upload after its previous run has stopped and no other tab runs it. */
+function start(upload, options) {
   const before = runs.get(upload.note.id);
   upload.ready();
-  runs.set(upload.note.id, alone(upload, before, options));
+  runs.set(upload.note.id, runLocked(upload, before, options));
 }
 
-async function alone(upload, before, options) {
+async function runLocked(upload, before, options) {
   const { signal } = upload;
   await before;
-  const run = () => inTurn(upload, signal, options);
+  const run = () => runWhenFree(upload, signal, options);
   if (!navigator.locks) return run();
   const isOurs = await navigator.locks.request(lockOf(upload), { ifAvailable: true }, async (lock) => {
     if (lock) await run();
@@ -73,18 +73,18 @@ async function alone(upload, before, options) {
   if (isOurs || signal.aborted) return undefined;
   upload.set("elsewhere");
   return navigator.locks.request(lockOf(upload), { signal }, run).catch((error) => {
-    if (error.name !== "AbortError") throw error; // it was stopped meanwhile
+    if (error.name !== "AbortError") throw error; // the upload was stopped
   });
 }
 
 const lockOf = (upload) => `dlpool.upload.${upload.note.id}`;
 
-/** The lock is ours: go by what another tab has made of it, and then wait for a place. */
-async function inTurn(upload, signal, options) {
+/** Run a locked upload when a slot is free, in the state that the other tabs left. */
+async function runWhenFree(upload, signal, options) {
   try {
-    await places.run(signal, async () => {
+    await slots.run(signal, async () => {
       const note = upload.isKept ? noteOf(upload.note.id) : upload.note;
-      if (!agree(upload, note)) return;
+      if (!applyNote(upload, note)) return;
       upload.file ??= await fileOf(upload);
       if (upload.file && !signal.aborted) await upload.run(options);
     });
@@ -93,8 +93,8 @@ async function inTurn(upload, signal, options) {
   }
 }
 
-/** Take over what a note says; whether there is something left to do. */
-function agree(upload, note) {
+/** Apply a note to an upload; return whether the upload must run. */
+function applyNote(upload, note) {
   if (!note) return void drop(upload);
   Object.assign(upload.note, note);
   if (note.isDone) {
@@ -104,13 +104,13 @@ function agree(upload, note) {
   return !note.isDone && !note.isPaused;
 }
 
-/** The file that a page before this one has kept; without one the upload says what is missing. */
+/** Return the stored file of an upload; without one set the state that tells what is missing. */
 async function fileOf(upload, options) {
   const file = await keptFile(upload.note, options);
   upload.mayAsk = file === "ask";
-  if (upload.mayAsk) upload.set("paused", "the browser wants you to allow it");
+  if (upload.mayAsk) upload.set("paused", "press Resume and allow the browser to read the file");
   else if (!file) upload.set("lost");
-  if (!file) upload.look();
+  if (!file) upload.loadStored();
   return upload.mayAsk ? null : file;
 }
 
@@ -126,38 +126,38 @@ function drop(upload) {
   drawUploads();
 }
 
-/** What a page before this one left, and mine. */
-async function goOn() {
-  for (const upload of uploads.values()) if (upload.note.who !== who()) drop(upload);
+/** Load the stored uploads of the current user, and drop those of other users. */
+async function resumeStored() {
+  for (const upload of uploads.values()) if (upload.note.who !== currentUser()) drop(upload);
   for (const note of notes().filter((one) => !uploads.has(one.id))) {
     const upload = add(note, null);
-    if (!note.isDone && !note.isPaused) begin(upload);
-    else if (agree(upload, note) === false && note.isPaused && !note.isDone) fileOf(upload).then((file) => {
+    if (!note.isDone && !note.isPaused) start(upload);
+    else if (applyNote(upload, note) === false && note.isPaused && !note.isDone) fileOf(upload).then((file) => {
       upload.file ??= file;
-      if (file) upload.look();
+      if (file) upload.loadStored();
     });
   }
   drawUploads();
 }
 
-/** Another tab has changed a note. */
-function heard(id) {
+/** Follow a note that another tab changed. */
+function followNote(id) {
   const [upload, note] = [uploads.get(id), noteOf(id)];
   if (!upload) {
     clearTimeout(settling);
-    settling = setTimeout(goOn, SETTLE_MS);
+    settling = setTimeout(resumeStored, SETTLE_MS);
     return;
   }
   const wasPaused = upload.state === "paused";
-  if (agree(upload, note) && wasPaused) begin(upload);
+  if (applyNote(upload, note) && wasPaused) start(upload);
 }
 
-// --- what a person does ----------------------------------------------------------------------------------------------
+// --- actions of the user ---------------------------------------------------------------------------------------------
 
-/** Take a file: a new upload, or the rest of one that is known. Answers why it is not taken, or "". */
-async function take({ file, folder, handle }) {
-  const limits = await advice(base).catch(() => null); // a server that is away says it later
-  if (limits && file.size > limits.max_file_size) return `${file.name} is larger than ${sizeText(limits.max_file_size)}, the most that this server takes`;
+/** Start an upload of a file, or resume a known one. Return why the file is rejected, or "". */
+async function accept({ file, folder, handle }) {
+  const limits = await clientSettings(base).catch(() => null); // an unavailable server reports its limit later
+  if (limits && file.size > limits.max_file_size) return `${file.name} is larger than ${sizeText(limits.max_file_size)}, the limit of this server`;
   let identity;
   try {
     identity = await identityOf(file, folder);
@@ -165,37 +165,37 @@ async function take({ file, folder, handle }) {
     return `${file.name} cannot be read: ${error.message}`;
   }
   const known = [...uploads.values()].find((one) => one.state !== "completed" && isSame(one.note, identity));
-  if (known && BUSY.includes(known.state)) return `${file.name} is on its way already`;
+  if (known && BUSY.includes(known.state)) return `${file.name} is already being uploaded`;
   known?.stop();
   const note = { ...(known?.note ?? newNote(identity)), isPaused: false };
-  begin(add(note, file, keepNote(note)));
+  start(add(note, file, keepNote(note)));
   changed(uploads.get(note.id));
   await keepFile(note.id, file, handle);
   return "";
 }
 
-async function takeAll(reading) {
-  refuse([]);
-  const refused = [];
+async function acceptAll(reading) {
+  showRejected([]);
+  const rejected = [];
   try {
     const given = await reading;
-    untaken += given.length;
+    pending += given.length;
     const rest = given.values();
-    const lane = async () => {
+    const worker = async () => {
       for (const one of rest) {
-        const why = await take(one).finally(() => (untaken -= 1));
-        if (why) refuse(refused.push(why) && refused);
+        const why = await accept(one).finally(() => (pending -= 1));
+        if (why) showRejected(rejected.push(why) && rejected);
       }
     };
-    await Promise.all(Array.from({ length: TAKEN_AT_ONCE }, lane));
+    await Promise.all(Array.from({ length: PARALLEL_FILES }, worker));
   } catch (error) {
-    refuse([error instanceof TooMany ? error.message : `A folder cannot be read: ${error.message}`]);
+    showRejected([error instanceof TooMany ? error.message : `A folder cannot be read: ${error.message}`]);
   }
 }
 
-function refuse(why) {
+function showRejected(why) {
   const text = why.slice(0, 3).join("; ") + (why.length > 3 ? `; and ${countText(why.length - 3)} more` : "");
-  say(byId("uploads-refused"), why.length > 1 ? `${pluralText(why.length, "file")} not taken: ${text}` : text);
+  setText(byId("uploads-refused"), why.length > 1 ? `${pluralText(why.length, "file")} rejected: ${text}` : text);
 }
 
 async function resume(upload) {
@@ -205,7 +205,7 @@ async function resume(upload) {
   }
   upload.note.isPaused = false;
   upload.isKept = keepNote(upload.note);
-  begin(upload, { isAsked: true });
+  start(upload, { isAsked: true });
 }
 
 function pause(upload) {
@@ -214,7 +214,7 @@ function pause(upload) {
   upload.pause();
 }
 
-/** The name is another file's: put it together under the next one, NAME-1 before the ending. */
+/** Merge under the next free name, because another file has this name. */
 function saveAs(upload) {
   upload.note.as = upload.nextName;
   resume(upload);
@@ -222,26 +222,26 @@ function saveAs(upload) {
 
 async function remove(upload) {
   const { note, state } = upload;
-  upload.stop("paused", "it is being removed");
+  upload.stop("paused", "removing");
   const kept = noteOf(note.id);
-  forget(note.id); // whichever tab has it stops now
+  forget(note.id); // the tab that runs it stops
   try {
     const gone = () => upload.remove();
     if (state !== "completed") await (navigator.locks ? navigator.locks.request(lockOf(upload), gone) : gone());
     drop(upload);
   } catch (error) {
     if (kept) keepNote({ ...note, isPaused: true });
-    upload.set("paused", `it could not be removed: ${error.message}`);
+    upload.set("paused", `cannot be removed: ${error.message}`);
   }
 }
 
-/** Forget all uploads of this browser; what the server has of them stays there. */
+/** Remove all uploads from this browser; stored chunks stay on the server. */
 export async function forgetUploads() {
   for (const upload of [...uploads.values()]) drop(upload);
-  await forgetAll();
+  await removeAll();
 }
 
-/** What signing out would cost. */
+/** Return the question of the sign-out button. */
 export function unfinishedText() {
   const count = [...uploads.values()].filter((one) => one.state !== "completed").length;
   return count ? `Forget ${pluralText(count, "upload")}?` : "Sure?";
@@ -255,11 +255,11 @@ function drawUploads() {
   const rank = (one) => RANKS[one.state] ?? 0;
   const all = [...uploads.values()].sort((a, b) => rank(a) - rank(b) || (rank(a) === 2 ? b.note.at - a.note.at : 0));
   fill("uploads", { items: all.slice(0, SHOWN), key: (one) => one.note.id, make: (one) => makeRow(one, base, actions), update: updateRow });
-  const left = untaken + all.filter((one) => !["completed", "failed"].includes(one.state)).length;
-  say(byId("uploads-count"), left ? `${countText(left)} to go` : "");
+  const left = pending + all.filter((one) => !["completed", "failed"].includes(one.state)).length;
+  setText(byId("uploads-count"), left ? `${countText(left)} left` : "");
 }
 
-/** Let files be dropped anywhere on the page, and go on with those of before. */
+/** Accept dropped and chosen files, and resume stored uploads. */
 export function startUploads() {
   const zone = byId("drop");
   const isOfFiles = (event) => event.dataTransfer?.types.includes("Files");
@@ -273,16 +273,16 @@ export function startUploads() {
     if (!isOfFiles(event)) return;
     event.preventDefault();
     zone.classList.remove("over");
-    if (byId("main").hidden) say(byId("login-said"), "Sign in first, then drop the files.");
-    else takeAll(droppedFiles(event.dataTransfer));
+    if (byId("main").hidden) setText(byId("login-said"), "Sign in first, then drop the files.");
+    else acceptAll(droppedFiles(event.dataTransfer));
   });
   byId("files").addEventListener("change", (event) => {
-    takeAll([...event.target.files].map((file) => ({ file, folder: "", handle: null })));
+    acceptAll([...event.target.files].map((file) => ({ file, folder: "", handle: null })));
     event.target.value = "";
   });
   window.addEventListener("storage", ({ key }) => {
-    for (const id of key === null ? [...uploads.keys()] : [idOf(key)]) if (id) heard(id);
+    for (const id of key === null ? [...uploads.keys()] : [idOf(key)]) if (id) followNote(id);
   });
-  session.addEventListener("change", goOn);
-  goOn();
+  session.addEventListener("change", resumeStored);
+  resumeStored();
 }

@@ -1,8 +1,8 @@
-// At most so many at once. A browser has six connections to a host: uploads leave some of them to the page.
+// Limits parallel tasks. A browser has six connections to a host, and uploads must leave some for the page.
 
 export class Stopped extends Error {}
 
-export class Lanes {
+export class TaskLimit {
   #busy = 0;
   #waiting = [];
 
@@ -10,7 +10,7 @@ export class Lanes {
     this.limit = limit;
   }
 
-  /** Run a task when its turn has come. Throws Stopped if the signal comes before that. */
+  /** Run a task when a slot is free. Throws Stopped if the signal is aborted before. */
   async run(signal, task) {
     await this.#enter(signal);
     try {
