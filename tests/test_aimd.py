@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlpool.transfer.aimd import Aimd, ControlParameters
-from dlpool.transfer.http.host_connections import TEMPO, HostConnections, distribute
+from dlpool.transfer.http.host_connections import CONTROL_PARAMETERS, HostConnections, distribute
 
 LOOK_S = 0.25
 MIB = 1024 * 1024
@@ -21,7 +21,7 @@ class World:
     """A server that brings so much to so many connections, admits ``most`` of them, and a control that looks."""
 
     def __init__(self, throughput: Throughput, *, most: int = 1000, start: int = 4) -> None:
-        self.control = Aimd(1, 16, start, TEMPO)
+        self.control = Aimd(1, 16, start, CONTROL_PARAMETERS)
         self.levels: list[int] = []
         self.throughput = throughput
         self.most = most
@@ -67,8 +67,8 @@ def test_it_tries_again_one_more_and_less_and_less_often() -> None:
     assert max(levels[tries[0] + 2 + 4 :]) == 5
     gaps = [(after - before) * LOOK_S for before, after in pairwise(tries)]
     assert gaps == sorted(gaps)
-    assert gaps[0] >= TEMPO.rest_s
-    assert gaps[-1] >= 4 * TEMPO.rest_s
+    assert gaps[0] >= CONTROL_PARAMETERS.pause_s
+    assert gaps[-1] >= 4 * CONTROL_PARAMETERS.pause_s
 
 
 @pytest.mark.parametrize("most", range(1, 16))
@@ -92,13 +92,13 @@ def test_what_is_not_used_is_not_raised() -> None:
 
 
 def test_a_burst_of_bad_signs_is_one() -> None:
-    control = Aimd(1, 16, 8, TEMPO)
+    control = Aimd(1, 16, 8, CONTROL_PARAMETERS)
     assert [control.record_refusal(1.0 + number / 100, "connection") for number in range(8)] == [True] + 7 * [False]
     assert (control.level, control.reason) == (4, "connection")
 
 
 def test_answers_that_come_late_again_and_again_are_a_bad_sign() -> None:
-    control = Aimd(1, 16, 8, TEMPO)
+    control = Aimd(1, 16, 8, CONTROL_PARAMETERS)
     quick = [control.record_latency(number, 0.05) for number in range(10)]
     one_slow = [control.record_latency(10.0, 2.0), control.record_latency(11.0, 0.05)]
     assert not any(quick + one_slow)
@@ -107,7 +107,7 @@ def test_answers_that_come_late_again_and_again_are_a_bad_sign() -> None:
 
 
 def test_a_server_that_is_always_slow_to_answer_is_none_that_has_become_slow() -> None:
-    control = Aimd(1, 16, 8, TEMPO)
+    control = Aimd(1, 16, 8, CONTROL_PARAMETERS)
     assert not any(control.record_latency(number, 5.0) for number in range(20))
 
 
@@ -133,7 +133,7 @@ EVENTS = st.lists(
 def test_whatever_happens_it_stays_in_bounds_and_falls_and_rises_in_its_time(
     low: int, high: int, start: int, events: list[tuple[str, float, int, int]]
 ) -> None:
-    control = Aimd(low, high, start, TEMPO)
+    control = Aimd(low, high, start, CONTROL_PARAMETERS)
     now, done, fell = 0.0, 0, -1e9
     for name, seconds, busy, size in events:
         now, done, before = now + seconds, done + size, control.level
@@ -149,15 +149,15 @@ def test_whatever_happens_it_stays_in_bounds_and_falls_and_rises_in_its_time(
         if control.level > before:
             assert name == "sample"
             assert control.level <= before * 2
-            assert now - fell >= TEMPO.rest_s
+            assert now - fell >= CONTROL_PARAMETERS.pause_s
         if control.level < before and control.reason != "no_gain":
-            assert now - fell >= TEMPO.settle_s + TEMPO.measure_s
+            assert now - fell >= CONTROL_PARAMETERS.settle_s + CONTROL_PARAMETERS.measure_s
         fell = now if control.level < before else fell
 
 
 # --- exactly when ---
 
-SLOW = ControlParameters(settle_s=1.0, measure_s=2.0, rest_s=10.0, most_rest_s=45.0)
+SLOW = ControlParameters(settle_s=1.0, measure_s=2.0, pause_s=10.0, max_pause_s=45.0)
 
 
 class Bench:
@@ -184,7 +184,7 @@ class Bench:
 
 
 def test_a_new_control_says_that_it_starts() -> None:
-    assert repr(Aimd(1, 16, 4, TEMPO)) == "<Aimd 4 (start), 0/s>"
+    assert repr(Aimd(1, 16, 4, CONTROL_PARAMETERS)) == "<Aimd 4 (start), 0/s>"
 
 
 def test_a_measure_begins_when_the_level_has_settled_and_ends_in_its_time() -> None:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlpool.transfer.chunks import (
-    LEAST_STEAL_S,
     MIN_STEAL_BYTES,
+    MIN_STEAL_S,
     MIN_TAIL_BYTES,
     SLOW_S,
     UNKNOWN_END,
@@ -274,8 +274,8 @@ def test_nobody_steals_from_a_chunk_without_owner() -> None:
         (owned(2 * MIB, claimed=2 * MIB), False),
         (owned(2 * MIB, least_split=MIB), True),
         (owned(2 * MIB - 1, least_split=MIB), False),
-        (owned(MIB, rate=MIB / LEAST_STEAL_S), True),
-        (owned(MIB, rate=MIB / LEAST_STEAL_S + 1), False),
+        (owned(MIB, rate=MIB / MIN_STEAL_S), True),
+        (owned(MIB, rate=MIB / MIN_STEAL_S + 1), False),
         (owned(MIN_STEAL_BYTES, rate=1.0), False),
         (owned(MIB, rate=1.0, least_split=MIB), True),
     ],

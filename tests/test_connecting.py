@@ -288,9 +288,9 @@ def test_a_returned_connection_is_idle_and_watched(pool: Any, closer: Closer, cl
 
 def test_a_connection_whose_request_was_cut_is_not_used_again(pool: Any) -> None:
     one = connected(pool)
-    one.is_cut = True
+    one.is_incomplete = True
     pool._put_conn(one)
-    assert (one.sock, one.is_cut) == (None, False)
+    assert (one.sock, one.is_incomplete) == (None, False)
 
 
 @pytest.mark.parametrize(("idle_s", "is_closed"), [(0.0, False), (IDLE_S, False), (IDLE_S + 0.5, True)])

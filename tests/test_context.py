@@ -121,6 +121,6 @@ def test_the_waits_of_a_request_end_with_the_download() -> None:
     made = context()
     exchange = made.new_exchange(ExchangeStats(5, 1.0))
     assert (exchange.stats(), exchange.clock) == (ExchangeStats(5, 1.0), now)
-    made.scheduler.stop(errors.Cancelled("cancelled"))
+    made.scheduler.scope.cancel(errors.Cancelled("cancelled"))
     with pytest.raises(errors.Cancelled):
         exchange.sleep(60.0)

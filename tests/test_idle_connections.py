@@ -107,14 +107,14 @@ def test_an_idle_engine_closes_its_connections(monkeypatch: pytest.MonkeyPatch, 
 PROGRAM = """
 import sys, time
 from dlpool.config import NetworkSettings
-from dlpool.transfer.http.client import Client
-from dlpool.transfer.http.exchange import Exchange, Figures
+from dlpool.transfer.http.client import HttpClient
+from dlpool.transfer.http.exchange import Exchange, ExchangeStats
 from dlpool.transfer.http.limits import HostHolds, NetworkMonitor
 from dlpool.transfer.http.source import Source
 
-client = Client(NetworkSettings(network="any"), 4, HostHolds(time.monotonic), NetworkMonitor(time.monotonic),
+client = HttpClient(NetworkSettings(network="any"), 4, HostHolds(time.monotonic), NetworkMonitor(time.monotonic),
                 max_idle_s=3600.0)
-with Exchange(time.monotonic, time.sleep, Figures(0, 0.0)) as exchange:
+with Exchange(time.monotonic, time.sleep, ExchangeStats(0, 0.0)) as exchange:
     reply = Source(client, sys.argv[1], {}).get(exchange, None)
     view = memoryview(bytearray(100))
     while reply.read(view):

@@ -75,9 +75,9 @@ def _field(name: str) -> Callable[[str], object]:
 def _cookie(name: str) -> Callable[[str], object]:
     def read(text: str) -> None:
         fields = HeaderFields([("Set-Cookie", "a=b"), (name, text)])
-        given = source._set_cookies(fields.get_all("Set-Cookie"))
+        given = source._cookie_response(fields.get_all("Set-Cookie"))
         jar = RequestsCookieJar()
-        extract_cookies_to_jar(jar, source._asked_by_cookies("https://a.example.org/"), given)
+        extract_cookies_to_jar(jar, source._cookie_request("https://a.example.org/"), given)
 
     return read
 

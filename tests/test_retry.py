@@ -38,9 +38,9 @@ def test_the_backoff_doubles_up_to_its_limit(failures: int, ceiling: float) -> N
     assert POLICY.backoff_s(failures, jitter=1.0) == ceiling
 
 
-@pytest.mark.parametrize(("chance", "expected"), [(0.0, 0.0), (0.25, 1.0), (1.0, 4.0)])
-def test_the_jitter_is_full(chance: float, expected: float) -> None:
-    assert POLICY.backoff_s(3, chance) == expected
+@pytest.mark.parametrize(("jitter", "expected"), [(0.0, 0.0), (0.25, 1.0), (1.0, 4.0)])
+def test_the_jitter_is_full(jitter: float, expected: float) -> None:
+    assert POLICY.backoff_s(3, jitter) == expected
 
 
 def test_the_limit_holds_for_the_first_backoff_too() -> None:
@@ -49,9 +49,9 @@ def test_the_limit_holds_for_the_first_backoff_too() -> None:
 
 @given(st.integers(0, 10**6), st.floats(0, 1), st.floats(0, 1e6), st.floats(0, 1e6))
 def test_a_backoff_is_never_negative_nor_above_its_limit(
-    failures: int, chance: float, delay: float, max_delay: float
+    failures: int, jitter: float, delay: float, max_delay: float
 ) -> None:
-    assert 0 <= RetryPolicy(3, delay, max_delay, 60.0).backoff_s(failures, chance) <= max_delay
+    assert 0 <= RetryPolicy(3, delay, max_delay, 60.0).backoff_s(failures, jitter) <= max_delay
 
 
 @pytest.mark.parametrize(("failures", "is_over"), [(0, False), (3, False), (4, True), (100, True)])
@@ -82,33 +82,41 @@ def test_a_wait_above_the_limit_ends_the_job_with_that_reason(failures: int) -> 
 
 @pytest.mark.parametrize("error", [ServerTrouble("500"), ShortBody("short")])
 def test_a_chunk_that_failed_rests_itself(error: RetryRange) -> None:
-    assert POLICY.next_delay(error, FailureCount(3, 0), misses=0, chance=1.0) == RetryDelay(chunk_s=4.0, worker_s=0.0)
+    assert POLICY.next_delay(error, FailureCount(3, 0), capacity_failures=0, jitter=1.0) == RetryDelay(
+        chunk_s=4.0, worker_s=0.0
+    )
 
 
 @pytest.mark.parametrize("error", [ServerBusy("503"), TimedOut("timeout"), ConnectionBroken("reset")])
 def test_where_a_connection_may_be_one_too_many_its_thread_rests(error: RetryRange) -> None:
-    assert POLICY.next_delay(error, FailureCount(3, 0), misses=0, chance=1.0) == RetryDelay(chunk_s=0.0, worker_s=4.0)
+    assert POLICY.next_delay(error, FailureCount(3, 0), capacity_failures=0, jitter=1.0) == RetryDelay(
+        chunk_s=0.0, worker_s=4.0
+    )
 
 
-@pytest.mark.parametrize(("attempts", "misses", "delay_s"), [(0, 0, 1.0), (1, 0, 1.0), (1, 3, 4.0), (3, 1, 4.0)])
-def test_the_longer_row_of_failures_sets_the_rest(attempts: int, misses: int, delay_s: float) -> None:
-    rest = POLICY.next_delay(ServerBusy("503"), FailureCount(attempts, 0), misses, chance=1.0)
+@pytest.mark.parametrize(
+    ("attempts", "capacity_failures", "delay_s"), [(0, 0, 1.0), (1, 0, 1.0), (1, 3, 4.0), (3, 1, 4.0)]
+)
+def test_the_longer_row_of_failures_sets_the_rest(attempts: int, capacity_failures: int, delay_s: float) -> None:
+    rest = POLICY.next_delay(ServerBusy("503"), FailureCount(attempts, 0), capacity_failures, jitter=1.0)
     assert rest == RetryDelay(0.0, delay_s)
 
 
 @pytest.mark.parametrize(("progress", "delay_s"), [(0, 2.0), (WORTHWHILE - 1, 2.0), (WORTHWHILE, 0.0)])
 def test_what_brought_bytes_goes_on_at_once(progress: int, delay_s: float) -> None:
-    assert POLICY.next_delay(ShortBody("short"), FailureCount(2, progress), misses=0, chance=1.0) == RetryDelay(
-        delay_s, 0.0
-    )
+    assert POLICY.next_delay(
+        ShortBody("short"), FailureCount(2, progress), capacity_failures=0, jitter=1.0
+    ) == RetryDelay(delay_s, 0.0)
 
 
 def test_what_was_merely_slow_goes_on_at_once() -> None:
-    assert POLICY.next_delay(TooSlow("slow"), FailureCount(3, 0), misses=3, chance=1.0) == RetryDelay(0.0, 0.0)
+    assert POLICY.next_delay(TooSlow("slow"), FailureCount(3, 0), capacity_failures=3, jitter=1.0) == RetryDelay(
+        0.0, 0.0
+    )
 
 
 @pytest.mark.parametrize(
-    ("error", "failures", "trickled", "said"),
+    ("error", "failures", "slow_bytes", "said"),
     [
         (ShortBody("it was cut"), 3, 0, None),
         (ShortBody("it was cut"), 4, 0, r"^it was cut$"),
@@ -118,9 +126,9 @@ def test_what_was_merely_slow_goes_on_at_once() -> None:
     ],
 )
 def test_the_error_after_too_many_attempts_says_what_to_do(
-    error: RetryRange, failures: int, trickled: int, said: str | None
+    error: RetryRange, failures: int, slow_bytes: int, said: str | None
 ) -> None:
-    final = RetryPolicy(3, 1.0, 60.0, 600.0).final_error(error, failures, trickled)
+    final = RetryPolicy(3, 1.0, 60.0, 600.0).final_error(error, failures, slow_bytes)
     assert (final is None) is (said is None)
     assert said is None or re.search(said, str(final))
 

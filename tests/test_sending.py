@@ -85,7 +85,7 @@ def test_a_body_follows_its_length(one: Any, theirs: socket.socket) -> None:
     put(one, b"abc", b"", b"de")
     head, _, body = theirs.recv(1000).partition(b"\r\n\r\n")
     assert (head.splitlines()[-1], body) == (b"Content-Length: 5", b"abcde")
-    assert one.is_cut is False
+    assert one.is_incomplete is False
 
 
 @pytest.mark.parametrize(("idle_since", "is_reused"), [(0.0, False), (0.5, True), (100.0, True)])
@@ -121,7 +121,7 @@ def test_the_server_answers_to_a_body_from_its_end_on(
 
     def blocks() -> Iterator[bytes]:
         for block in (b"abc", b"defg"):
-            seen.append((exchange.sent_at, one.is_cut))
+            seen.append((exchange.sent_at, one.is_incomplete))
             clock.now += 10.0
             yield block
 
@@ -135,7 +135,7 @@ def test_the_server_answers_to_a_body_from_its_end_on(
     else:
         one._send_body(body)
         assert (seen, exchange.sent_at) == ([(1.0, True)] * 2, 1.0)
-    assert one.is_cut is False
+    assert one.is_incomplete is False
 
 
 def test_only_what_a_socket_takes_is_counted_and_the_rest_follows(one: Any, clock: Clock, exchange: Exchange) -> None:
@@ -171,10 +171,10 @@ def test_an_answer_before_its_end_ends_a_body(
         with exchange:
             one._send_body(OutgoingBody(blocks(), 12, BODY_S))
         assert exchange.stats().received == 5 + 3
-        assert exchange.reading_since is None
+        assert exchange.waiting_since is None
     else:
         one._send_body(OutgoingBody(blocks(), 12, BODY_S))
-    assert (taken, one.is_cut, theirs.recv(100)) == ([0, 1], True, b"abc")
+    assert (taken, one.is_incomplete, theirs.recv(100)) == ([0, 1], True, b"abc")
 
 
 def test_a_body_that_fails_leaves_its_request_cut(one: Any) -> None:
@@ -184,7 +184,7 @@ def test_a_body_that_fails_leaves_its_request_cut(one: Any) -> None:
 
     with pytest.raises(errors.Cancelled):
         one._send_body(OutgoingBody(blocks(), 12, BODY_S))
-    assert one.is_cut is True
+    assert one.is_incomplete is True
 
 
 # --- whether more can be sent ---
@@ -210,14 +210,14 @@ def test_what_a_server_says_before_the_end_of_a_body_is_looked_at_and_not_taken(
     if said:
         theirs.send(said)
     assert one._may_send(BODY_S) is may_send
-    assert one._listens is listens
+    assert one._detects_response is listens
     if said:
         assert one.sock.recv(100) == said
 
 
 @pytest.mark.parametrize("said", [INTERIM, FINAL])
 def test_a_connection_that_does_not_listen_sends_while_it_can(said: bytes, one: Any, theirs: socket.socket) -> None:
-    one._listens = False
+    one._detects_response = False
     theirs.send(said)
     assert one._may_send(BODY_S) is True
     fill(one.sock)
@@ -235,13 +235,13 @@ def test_a_server_that_takes_no_more_and_speaks_has_answered(
 
 def test_a_server_that_takes_no_more_and_is_silent_is_waited_for_in_vain(one: Any) -> None:
     fill(one.sock)
-    with pytest.raises(TimeoutError, match="nothing more could be sent"):
+    with pytest.raises(TimeoutError, match="the server accepts no more of the body"):
         one._may_send(0.01)
 
 
 @pytest.mark.parametrize("listens", [True, False])
 def test_nothing_is_sent_to_a_server_that_has_hung_up(listens: bool, one: Any, theirs: socket.socket) -> None:
-    one._listens = listens
+    one._detects_response = listens
     theirs.close()
     assert one._may_send(BODY_S) is False
 
@@ -252,11 +252,11 @@ def test_over_tls_nothing_is_taken_for_an_answer_while_more_can_be_sent(
 ) -> None:
     kind = socket.socket if is_tls else ssl.SSLSocket
     monkeypatch.setattr(connection, "ssl", SimpleNamespace(SSLSocket=kind))
-    one._listens = is_tls
+    one._detects_response = is_tls
     theirs.send(FINAL)
     one._send_body(OutgoingBody([b"abc"], 3, BODY_S))
-    assert one.is_cut is not is_tls
-    assert one._listens is not is_tls
+    assert one.is_incomplete is not is_tls
+    assert one._detects_response is not is_tls
 
 
 @pytest.mark.parametrize(
@@ -277,15 +277,15 @@ def test_a_socket_is_polled_for_what_is_asked_and_in_milliseconds(
 
     monkeypatch.setattr(connection, "select", SimpleNamespace(poll=Poll))
     sock: Any = object()
-    assert connection._happened(sock, select.POLLIN, 0.25) == expected
+    assert connection._poll_events(sock, select.POLLIN, 0.25) == expected
     assert calls == [(sock, select.POLLIN), 250.0]
 
 
 def test_what_cannot_be_looked_at_says_nothing(one: Any, theirs: socket.socket) -> None:
     theirs.send(b"HTTP/1.1 200 OK")
-    assert connection._peeked(one.sock) == b"HTTP/1.1 2"
+    assert connection._peek(one.sock) == b"HTTP/1.1 2"
     one.sock.close()
-    assert connection._peeked(one.sock) == b""
+    assert connection._peek(one.sock) == b""
 
 
 # --- the socket of a connection ---
@@ -302,15 +302,15 @@ def test_a_connection_is_ended_by_the_exchange_that_makes_it(port: int, exchange
     with exchange:
         one.connect()
         assert one.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
-        assert (exchange._breaker, one._breaker._holders) == (one._breaker, 2)
+        assert (exchange._shutdown, one._shutdown._holders) == (one._shutdown, 2)
         exchange.cancel(errors.Cancelled("cancelled"))
         assert one.sock.recv(1) == b""
         exchange.detach()
-    breaker = one._breaker
-    one.idle_since, one.is_cut = 5.0, True
+    breaker = one._shutdown
+    one.idle_since, one.is_incomplete = 5.0, True
     one.close()
-    assert (one._breaker, breaker._holders, breaker._socket) == (None, 0, None)
-    assert (one.sock, one.idle_since, one.is_cut) == (None, 0.0, False)
+    assert (one._shutdown, breaker._holders, breaker._socket) == (None, 0, None)
+    assert (one.sock, one.idle_since, one.is_incomplete) == (None, 0.0, False)
     one.close()
 
 
@@ -319,7 +319,7 @@ def test_a_connection_is_ended_by_the_exchange_that_uses_it_later(port: int, exc
     one.connect()
     with exchange:
         one.request("GET", "/", headers=TargetedHeaders("/", {}))
-        assert exchange._breaker is one._breaker
+        assert exchange._shutdown is one._shutdown
         exchange.detach()
     one.close()
 
@@ -327,10 +327,10 @@ def test_a_connection_is_ended_by_the_exchange_that_uses_it_later(port: int, exc
 def test_each_address_that_is_tried_has_its_own_breaker(pair: tuple[socket.socket, socket.socket]) -> None:
     one = unconnected()
     one.socket_options = None
-    one._watch(pair[0])
-    first = one._breaker
-    one._watch(pair[1])
-    assert (first._socket, one._breaker is first) == (None, False)
+    one._register_socket(pair[0])
+    first = one._shutdown
+    one._register_socket(pair[1])
+    assert (first._socket, one._shutdown is first) == (None, False)
     one.close()
 
 
@@ -347,4 +347,4 @@ def test_a_proxy_is_reached_whatever_the_policy_for_origins(
     made: Callable[..., None] = lambda *given: calls.append(given)  # noqa: E731
     monkeypatch.setattr(connection, "connect", made)
     one._new_conn()
-    assert calls == [("127.0.0.1", 81, limit, policy, one._watch)]
+    assert calls == [("127.0.0.1", 81, limit, policy, one._register_socket)]

@@ -52,7 +52,7 @@ class Body:
             self.length -= len(data)
         return len(data)
 
-    def leave(self) -> None:
+    def release(self) -> None:
         self.left += 1
         raise OSError("it is broken")
 
@@ -96,14 +96,14 @@ def test_waiting_is_measured_while_it_lasts() -> None:
     real = body.readinto1
 
     def readinto1(view: memoryview) -> int:
-        seen.append(exchange.reading_since)
+        seen.append(exchange.waiting_since)
         return real(view)
 
     body.readinto1 = readinto1  # type: ignore[method-assign]
     reads(answer, 1)
-    assert (seen, exchange.reading_since, exchange.read_s) == ([100.0], None, 8.0)
+    assert (seen, exchange.waiting_since, exchange.waited_s) == ([100.0], None, 8.0)
     reads(answer, 1)
-    assert (seen, exchange.reading_since, exchange.read_s) == ([100.0, 103.0], None, 10.0)
+    assert (seen, exchange.waiting_since, exchange.waited_s) == ([100.0, 103.0], None, 10.0)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_verdict_comes_before_what_was_read() -> None:
 def test_a_reply_that_is_closed_gives_everything_back() -> None:
     answer, exchange, body = reply(b"ab")
     ends: list[str] = []
-    exchange._breaker = cast(Any, SimpleNamespace(release=lambda: ends.append("released")))
+    exchange._shutdown = cast(Any, SimpleNamespace(release=lambda: ends.append("released")))
     answer.close()
     assert (body.left, ends) == (1, ["released"])
     assert (answer.status, answer.url, answer.headers) == (200, "http://h/f", {})
@@ -168,14 +168,14 @@ class Network:
     def __init__(self, result: Any) -> None:
         self.result = result
         self.clock = Clock()
-        self.gate = HostHolds(self.clock)
+        self.host_holds = HostHolds(self.clock)
         self.watched: list[tuple[str, str]] = []
-        self.watch = SimpleNamespace(
+        self.network_monitor = SimpleNamespace(
             failed=lambda host: self.watched.append(("failed", host)),
             answered=lambda host: self.watched.append(("answered", host)),
         )
         self.settings = NetworkSettings(network="any")
-        self.collect = 10
+        self.min_read_bytes = 10
         self.proxied = False
         self.sent: list[tuple[str, str, dict[str, str]]] = []
         self.paused: list[float] = []
@@ -206,7 +206,7 @@ OWN = errors.ConnectionBroken("no route", is_own_network=True)
 
 
 @pytest.mark.parametrize(
-    ("error", "raised", "status_turn"),
+    ("error", "raised", "watched"),
     [
         (requests.ConnectionError("broken"), errors.ConnectionBroken, []),
         (requests.Timeout("late"), errors.RetryRange, []),
@@ -257,7 +257,7 @@ def test_a_request_is_timed_from_its_beginning() -> None:
 @pytest.mark.parametrize("seconds", [0.5, 30.0])
 def test_a_host_that_asked_to_wait_is_asked_after_that(seconds: float) -> None:
     network = Network(None)
-    network.gate.hold("h:81", seconds)
+    network.host_holds.hold("h:81", seconds)
     network.source().get(network.exchange(), None)
     assert network.paused == [seconds]
     assert len(network.sent) == 1
@@ -265,7 +265,7 @@ def test_a_host_that_asked_to_wait_is_asked_after_that(seconds: float) -> None:
 
 def test_a_wait_that_is_ended_sends_nothing() -> None:
     network = Network(None)
-    network.gate.hold("h:81", 30.0)
+    network.host_holds.hold("h:81", 30.0)
     exchange = network.exchange()
     exchange.cancel(errors.Cancelled("stopped"))
     with pytest.raises(errors.Cancelled):
@@ -423,10 +423,10 @@ def test_where_a_redirect_may_lead(base: str, location: str | None, allow: bool,
     headers = {} if location is None else {"Location": location}
     answer = cast(Any, SimpleNamespace(url=base, headers=headers, status=302))
     if isinstance(expected, str):
-        assert network.source()._target(answer) == expected
+        assert network.source()._redirect_url(answer) == expected
     else:
         with pytest.raises(expected):
-            network.source()._target(answer)
+            network.source()._redirect_url(answer)
 
 
 def test_what_threads_share_is_used_only_under_the_lock(client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -456,7 +456,7 @@ def test_what_threads_share_is_used_only_under_the_lock(client: HttpClient, monk
         monkeypatch.setattr(sources, name, guarded(name, getattr(sources, name)))
     with Origin(handle) as origin:
         source = Source(client, f"{origin.url}/f", {"Cookie": "b=2"})
-        source._users = Users()
+        source._credentials = Users()
         asked(source)
         first, second = (request.headers for request in origin.requests)
     assert (first.get("cookie"), second.get("cookie")) == ("b=2", "b=2; a=1")

@@ -132,7 +132,7 @@ def write(board: ChunkScheduler) -> object:
 
 def let_go(index: int) -> Operation:
     """Give back the first chunk, or the last."""
-    return lambda board: board.give_back(board._map.chunks[index])
+    return lambda board: board.release_chunk(board._map.chunks[index])
 
 
 def taken(owner: str) -> Operation:
@@ -145,13 +145,13 @@ def taken(owner: str) -> Operation:
 
 def in_board(board: ChunkScheduler) -> object:
     chunks = [(chunk.start, chunk.position, chunk.end, chunk.owner) for chunk in board._map.chunks]
-    return chunks, board.retries, board.finished_chunks, str(board.error), board._writing
+    return chunks, board.retries, board.finished_chunks, str(board.scope.error), board._writing
 
 
 def stopped(reason: str) -> Operation:
     def stop(board: ChunkScheduler) -> object:
-        board.stop(Cancelled(reason))
-        return str(board.error)
+        board.scope.cancel(Cancelled(reason))
+        return str(board.scope.error)
 
     return stop
 
@@ -217,58 +217,63 @@ CASES = {
         some_stats, lambda stats: stats.complete_task("a"), lambda stats: stats.get_total_bytes(), in_stats
     ),
     "DownloadStats: note and complete": Case(
-        some_stats, lambda stats: stats.note("a", 60, 100, 1.0), lambda stats: stats.complete_task("a"), in_stats
+        some_stats,
+        lambda stats: stats.update_active_task("a", 60, 100, 1.0),
+        lambda stats: stats.complete_task("a"),
+        in_stats,
     ),
-    "Board: take and take": Case(a_board, taken("bob"), taken("cid"), in_board, "_changed"),
-    "Board: write and steal": Case(
+    "ChunkScheduler: take and take": Case(a_board, taken("bob"), taken("cid"), in_board, "_changed"),
+    "ChunkScheduler: write and steal": Case(
         a_board, write, lambda board: (taken("bob")(board), taken("cid")(board)), in_board, "_changed"
     ),
-    "Board: snapshot and write": Case(a_board, told, write, lambda _board: None, "_changed"),
-    "Board: let go and let go": Case(a_complete_board, let_go(0), let_go(-1), in_board, "_changed"),
-    "Board: fail and fail": Case(a_board, failed, failed, in_board, "_changed"),
-    "Board: stop and stop": Case(a_board, stopped("one"), stopped("two"), in_board, "_changed"),
-    "Board: seal and stop": Case(a_board, lambda board: board.seal(), stopped("one"), in_board, "_changed"),
-    "Board: look at the front and let go": Case(
-        a_board_with_a_gap, lambda board: board.front(), let_go(0), in_board, "_changed"
+    "ChunkScheduler: snapshot and write": Case(a_board, told, write, lambda _board: None, "_changed"),
+    "ChunkScheduler: let go and let go": Case(a_complete_board, let_go(0), let_go(-1), in_board, "_changed"),
+    "ChunkScheduler: fail and fail": Case(a_board, failed, failed, in_board, "_changed"),
+    "ChunkScheduler: stop and stop": Case(a_board, stopped("one"), stopped("two"), in_board, "_changed"),
+    "ChunkScheduler: seal and stop": Case(
+        a_board, lambda board: board.scope.seal(), stopped("one"), in_board, "_changed"
     ),
-    "Board: look at what is written and let go": Case(
+    "ChunkScheduler: look at the front and let go": Case(
+        a_board_with_a_gap, lambda board: board.contiguous_end(), let_go(0), in_board, "_changed"
+    ),
+    "ChunkScheduler: look at what is written and let go": Case(
         a_board_with_a_gap, lambda board: board.written(), let_go(0), in_board, "_changed"
     ),
-    "Board: look for the slowest and let go": Case(
+    "ChunkScheduler: look for the slowest and let go": Case(
         a_board_with_a_gap, lambda board: board.slowest_s(), let_go(0), in_board, "_changed"
     ),
-    "Board: retire and retire": Case(
+    "ChunkScheduler: retire and retire": Case(
         a_served_board,
-        lambda board: board.retire("ann"),
-        lambda board: board.retire("bob"),
-        lambda board: sorted(board._dismissed),
+        lambda board: board.retire_if_redundant("ann"),
+        lambda board: board.retire_if_redundant("bob"),
+        lambda board: sorted(board._retired),
         "_changed",
     ),
-    "Board: refused and refused": Case(
+    "ChunkScheduler: refused and refused": Case(
         a_board_with_a_body,
         lambda board: board.others_receiving("ann"),
         lambda board: board.others_receiving("bob"),
         lambda board: board.is_crowded,
         "_changed",
     ),
-    "Board: look for bodies and begin one": Case(
+    "ChunkScheduler: look for bodies and begin one": Case(
         a_served_board,
-        lambda board: board.others_served_lately("cid"),
+        lambda board: board.others_received_recently("cid"),
         lambda board: board.begin_body("dan"),
         lambda board: sorted(board._received_at),
         "_changed",
     ),
-    "Board: look for bodies and forget one": Case(
+    "ChunkScheduler: look for bodies and forget one": Case(
         a_served_board,
-        lambda board: board.others_served_lately("cid"),
-        lambda board: board.forget("ann"),
+        lambda board: board.others_received_recently("cid"),
+        lambda board: board.remove_worker("ann"),
         lambda board: sorted(board._received_at),
         "_changed",
     ),
-    "Board: end a body and look for bodies": Case(
+    "ChunkScheduler: end a body and look for bodies": Case(
         a_served_board,
         lambda board: board.end_body("ann"),
-        lambda board: board.others_receiving("bob") > 0 or board.others_served_lately("bob"),
+        lambda board: board.others_receiving("bob") > 0 or board.others_received_recently("bob"),
         lambda board: sorted(board._receiving),
         "_changed",
     ),
@@ -301,15 +306,15 @@ CASES = {
     ),
     "HostConnections: two hosts": Case(lambda: HostConnections(noon), reported("a", 10), reported("b", 20), in_shares),
     "Exchange: abort and abort": Case(
-        an_exchange, aborted("one"), aborted("two"), lambda exchange: str(exchange.verdict)
+        an_exchange, aborted("one"), aborted("two"), lambda exchange: str(exchange.cancel_error)
     ),
     "Tally: add and add": Case(
-        WorkerCounters, lambda tally: tally.add("x", 1), lambda tally: tally.add("x", 2), lambda tally: tally.counts()
+        WorkerCounters, lambda tally: tally.add("x", 1), lambda tally: tally.add("x", 2), lambda tally: tally.snapshot()
     ),
     "Tally: add and look": Case(
         WorkerCounters,
         lambda tally: tally.range_fetched(1.0),
-        lambda tally: len(tally.counts()) in (0, 2),
+        lambda tally: len(tally.snapshot()) in (0, 2),
         WorkerCounters.snapshot,
     ),
 }

@@ -48,14 +48,14 @@ def test_progress_tells_bytes_and_what_they_will_yet_take_of_the_disk(
     transfer = fetch.transfer(f"{serve(handle).url}/f", tmp_path / "f", preallocate=preallocate)
     real = ChunkScheduler.commit_write
 
-    def advance(board: ChunkScheduler, *arguments: Any, **options: Any) -> Any:
+    def commit_write(board: ChunkScheduler, *arguments: Any, **options: Any) -> Any:
         result = real(board, *arguments, **options)
         if board.written() >= half:
             written.set()
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ChunkScheduler, "advance", advance)
+        patch.setattr(ChunkScheduler, "commit_write", commit_write)
         outcome = transfer.run()
     assert seen[0] == Progress(tmp_path / "f", 0, None, 1, "connecting", 0)
     assert seen[1] == Progress(
@@ -105,7 +105,7 @@ def test_a_stream_that_breaks_off_is_counted_and_waited_for(
         connection.answer(200, body=DATA)
 
     pauses: list[float] = []
-    monkeypatch.setattr(ChunkScheduler, "pause", lambda _, seconds: pauses.append(seconds))
+    monkeypatch.setattr(ChunkScheduler, "sleep", lambda _, seconds: pauses.append(seconds))
     monkeypatch.setattr("random.random", lambda: 0.5)
     url = f"{serve(handle).url}/f"
     outcome = fetch(url, tmp_path / "f", retry_delay=2.0, retry_max_delay=100.0)
@@ -190,7 +190,7 @@ def test_what_other_threads_see_changes_only_under_the_lock(serve: Serve, fetch:
 
     class Guarded(Transfer):
         def __setattr__(self, name: str, value: object) -> None:
-            guarded = ("_cancelled", "_board", "_round", "_is_counted")
+            guarded = ("_cancelled", "_board", "_attempt", "_is_counted")
             if "is_ready" in self.__dict__ and name in guarded and not self._lock.locked():
                 unguarded.append(name)
             super().__setattr__(name, value)
@@ -203,11 +203,11 @@ def test_what_other_threads_see_changes_only_under_the_lock(serve: Serve, fetch:
 
     made = fetch.transfer(f"{serve(File(DATA)).url}/f", tmp_path / "f")
     transfer = Guarded(made._job, made._settings, made._client, made._notify)
-    transfer._tally = Tally()
-    transfer._tally.__dict__["transfer"] = transfer
+    transfer._counters = Tally()
+    transfer._counters.__dict__["transfer"] = transfer
     transfer.is_ready = True
-    transfer._next_round(0.0)
-    transfer._count(cast(Any, SimpleNamespace(received=5)))
+    transfer._next_attempt(0.0)
+    transfer._add_to_counters(cast(Any, SimpleNamespace(received=5)))
     assert transfer.received == 5
     transfer.cancel()
     assert unguarded == []

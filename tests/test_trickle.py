@@ -11,7 +11,7 @@ import pytest
 from dlpool import errors
 from dlpool.transfer.chunks import Chunk, ChunkMap
 from dlpool.transfer.retry import RangeAttempt
-from dlpool.transfer.scheduler import MAX_CRUMBS, MAX_REPLACED, ChunkScheduler
+from dlpool.transfer.scheduler import MAX_REPLACED, MAX_SHORT_ANSWERS, ChunkScheduler
 from tests.conftest import Fetcher, make_data
 from tests.handlers import DATA, Drip, Serve, check_file
 from tests.origin import Connection, File, Handler, Request
@@ -49,7 +49,7 @@ def test_a_server_below_the_minimum_speed_is_given_up(
     origin = serve(handler)
     with pytest.raises(expected) as caught:
         fetch(f"{origin.url}/f", tmp_path / "f", connections=connections, retries=RETRIES, network=MINIMUM)
-    answers = MAX_CRUMBS if "ranges" in name else 0
+    answers = MAX_SHORT_ANSWERS if "ranges" in name else 0
     assert len(origin.requests) <= 2 * connections * (answers + 3 * (RETRIES + 1))
     if "slow" in str(caught.value):
         assert "lower low_speed_limit" in str(caught.value)

@@ -13,7 +13,9 @@ from dlpool.transfer.aimd import Aimd, ControlParameters
 
 START = 5  # jobs: the default of a fixed number
 # workers report every second
-CONTROL = ControlParameters(settle_s=2.0, measure_s=4.0, rest_s=20.0, most_rest_s=300.0)
+CONTROL = ControlParameters(
+    settle_s=2.0, measure_s=4.0, pause_s=20.0, max_pause_s=300.0
+)
 # labels of errors
 _REFUSALS = {"server_busy", "connection", "unreachable", "timeout", "too_slow"}
 

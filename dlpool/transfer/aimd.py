@@ -1,39 +1,43 @@
-"""How many should work at once, found by trying: more while it pays, fewer after a bad
-sign. Pure: no clock, no thread.
+"""Find how many workers to use: more while throughput grows, fewer after a refusal.
 
-As TCP does it (RFC 5681): doubling at first, one more at a time after the first step
-that did not pay, less at once after a bad sign; and as in RFC 7661, what is not made
-use of proves nothing.
+Pure: no clock, no thread. As in TCP (RFC 5681), the level doubles at first, grows by
+one after the first step without gain, and shrinks at once after a refusal. As in RFC
+7661, a level that was not used proves nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# of the growth must come as throughput: a doubling pays from 1.25 times the bytes a
-# second on
+# share of the growth required as throughput: a doubling must bring 1.25 times the
+# throughput
 GAIN = 0.25
-USED = 0.9  # of the level must have worked for a measure to count
-LATE = 4.0  # times the usual answer time, and LATE_S more, is late
+USED = 0.9  # share of the level that must have been busy for a measurement to count
+LATE = 4.0  # a response is late after LATE times the usual time plus LATE_S
 LATE_S = 0.5
-# in a row are a bad sign: one may have been a file that its server had to look for
-LATE_ANSWERS = 2
+# consecutive late responses count as a refusal: one may be due to a file in cold
+# storage
+LATE_RESPONSES = 2
 
 
 @dataclass(frozen=True)
 class ControlParameters:
-    """Seconds: after a change until it shows, of a measure, and until the next try
-    after one that was in vain."""
+    """The timing of a controller, in seconds.
+
+    ``settle_s``: until a change takes effect. ``measure_s``: of a measurement.
+    ``pause_s`` and ``max_pause_s``: first and longest pause after an increase without
+    gain.
+    """
 
     settle_s: float
     measure_s: float
-    rest_s: float
-    most_rest_s: float
+    pause_s: float
+    max_pause_s: float
 
 
 @dataclass
 class Measurement:
-    """What was done and how many worked since ``began``."""
+    """Work done, and seconds of all busy workers, since ``began``."""
 
     began: float
     done: int
@@ -42,11 +46,10 @@ class Measurement:
 
 
 class Aimd:
-    """A level between ``low`` and ``high``. Used by one thread at a time; times in
-    seconds of any one clock.
+    """A controlled level between ``low`` and ``high``.
 
-    ``reason`` says why the level is what it is: start, growth, no_gain, or what was
-    given for a retreat.
+    Used by one thread at a time; times in seconds of any one clock. ``reason`` says why
+    the level is what it is: start, growth, no_gain, or the reason of a retreat.
     """
 
     def __init__(
@@ -54,89 +57,94 @@ class Aimd:
     ) -> None:
         self.level = max(low, min(start, high))
         self.reason = "start"
-        self.rate = 0.0  # what was done a second, in the last measure
+        self.rate = 0.0  # work per second in the last measurement
         self._low = low
         self._high = high
-        self._tempo = tempo
+        self._parameters = tempo
         self._is_doubling = True
-        self._good = 0  # the highest level that has paid; 0 while none is known
+        self._good_level = 0  # the highest level with a gain; 0 while unknown
         self._good_rate = 0.0
-        self._rest_s = tempo.rest_s
+        self._pause_s = tempo.pause_s
         self._next_try = 0.0
-        self._deaf_until = float(
-            "-inf"
-        )  # bad signs come in bursts, from what was begun before the retreat
-        self._usual_s: float | None = None
-        self._late = 0
+        # refusals arrive in bursts, from requests sent before the retreat
+        self._ignore_refusals_until = float("-inf")
+        self._usual_latency_s: float | None = None
+        self._late_responses = 0
         self._changed: float | None = None
-        self._measure: Measurement | None = None
+        self._measurement: Measurement | None = None
 
     def __repr__(self) -> str:
         return f"<Aimd {self.level} ({self.reason}), {self.rate:.0f}/s>"
 
     def sample(self, now: float, done: int, busy: int) -> None:
-        """Look: ``done`` in all (it only grows; bytes), and how many have worked since
-        the last look."""
+        """Record the total work ``done`` and the workers busy since the last sample."""
         if self._changed is None:
             self._changed = now
-        measure = self._measure
-        if measure is None:
-            if now - self._changed >= self._tempo.settle_s:
-                self._measure = Measurement(now, done, now)
+        measurement = self._measurement
+        if measurement is None:
+            if now - self._changed >= self._parameters.settle_s:
+                self._measurement = Measurement(now, done, now)
             return
-        measure.worked_s += busy * (now - measure.until)
-        measure.until = now
-        span = now - measure.began
-        if span < self._tempo.measure_s:
+        measurement.worked_s += busy * (now - measurement.until)
+        measurement.until = now
+        span = now - measurement.began
+        if span < self._parameters.measure_s:
             return
-        self._measure = Measurement(now, done, now)
-        if measure.worked_s >= USED * self.level * span:
-            self._judge(now, (done - measure.done) / span)
+        self._measurement = Measurement(now, done, now)
+        if measurement.worked_s >= USED * self.level * span:
+            self._judge(now, (done - measurement.done) / span)
 
     def record_refusal(self, now: float, reason: str) -> bool:
-        """A bad sign: back to the level that was good, else to half of this one.
-        Returns whether that was done."""
-        if now < self._deaf_until:
+        """Reduce the level: to the last good one, else to half.
+
+        Returns whether it was reduced.
+        """
+        if now < self._ignore_refusals_until:
             return False
-        self._deaf_until = now + self._tempo.settle_s + self._tempo.measure_s
-        is_try = 0 < self._good < self.level
+        self._ignore_refusals_until = (
+            now + self._parameters.settle_s + self._parameters.measure_s
+        )
+        is_try = 0 < self._good_level < self.level
         self._retreat(
-            now, self._good if is_try else max(self._low, self.level // 2), reason
+            now, self._good_level if is_try else max(self._low, self.level // 2), reason
         )
         return True
 
     def record_latency(self, now: float, seconds: float) -> bool:
-        """An answer took so long. Returns whether that was a bad sign, and the level
-        has changed."""
-        usual = self._usual_s
-        if usual is not None and seconds > LATE * usual + LATE_S:
-            self._late += 1
+        """Record a response time.
+
+        Return whether it counted as a refusal and reduced the level.
+        """
+        usual_s = self._usual_latency_s
+        if usual_s is not None and seconds > LATE * usual_s + LATE_S:
+            self._late_responses += 1
         else:
-            self._late = 0
-        self._usual_s = (
-            seconds if usual is None else min(seconds, usual + (seconds - usual) / 10)
+            self._late_responses = 0
+        self._usual_latency_s = (
+            seconds
+            if usual_s is None
+            else min(seconds, usual_s + (seconds - usual_s) / 10)
         )
         return (
-            self._late >= LATE_ANSWERS
+            self._late_responses >= LATE_RESPONSES
             and self.level > self._low
             and self.record_refusal(now, "latency")
         )
 
     def restart(self) -> None:
-        """Nothing was done for a while: what is known of throughput is old, the level
-        stays."""
-        self._good, self._changed, self._measure = 0, None, None
+        """Forget the known throughput after an idle period; the level stays."""
+        self._good_level, self._changed, self._measurement = 0, None, None
 
     def _judge(self, now: float, rate: float) -> None:
-        """The level has been used for a whole measure, with this throughput."""
+        """Decide on the level after a complete measurement with ``rate`` throughput."""
         self.rate = rate
-        if 0 < self._good < self.level:
-            growth = (self.level - self._good) / self._good
+        if 0 < self._good_level < self.level:
+            growth = (self.level - self._good_level) / self._good_level
             if rate < self._good_rate * (1.0 + GAIN * growth):
-                self._retreat(now, self._good, "no_gain")
+                self._retreat(now, self._good_level, "no_gain")
                 return
-            self._rest_s = self._tempo.rest_s
-        self._good, self._good_rate = self.level, rate
+            self._pause_s = self._parameters.pause_s
+        self._good_level, self._good_rate = self.level, rate
         if now >= self._next_try and self.level < self._high:
             self._set(
                 now,
@@ -148,10 +156,10 @@ class Aimd:
 
     def _retreat(self, now: float, level: int, reason: str) -> None:
         self._is_doubling = False
-        self._next_try = now + self._rest_s
-        self._rest_s = min(self._tempo.most_rest_s, self._rest_s * 2)
+        self._next_try = now + self._pause_s
+        self._pause_s = min(self._parameters.max_pause_s, self._pause_s * 2)
         self._set(now, level, reason)
 
     def _set(self, now: float, level: int, reason: str) -> None:
         self.level, self.reason = level, reason
-        self._changed, self._measure = now, None
+        self._changed, self._measurement = now, None

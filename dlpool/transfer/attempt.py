@@ -1,10 +1,9 @@
-"""One round of a download: from its first request to the published file, or to the
-error that ends it.
+"""Make one attempt at a download, up to the published file or an error.
 
-The thread that calls ``run`` makes the first request and fetches what is small; for
-anything larger it hands over to connection threads (``Lane``), commits checkpoints
-meanwhile, and in the end verifies and publishes. ``stop`` ends them from outside by
-breaking their sockets.
+The thread that calls ``run`` makes the first request and fetches a small file. For a
+larger file it starts connection threads (``ConnectionWorker``) and commits checkpoints
+while they work; then it verifies and publishes the file. Another thread ends the
+attempt by cancelling ``scope``, which shuts down the sockets.
 """
 
 from __future__ import annotations
@@ -34,28 +33,27 @@ from dlpool.transfer.target.protocol import Target, TargetPresent
 from dlpool.transfer.worker import ConnectionWorker
 from dlpool.transfer.workers import ConnectionWorkers
 
-SMALL_FILE_BYTES = (
-    1024 * 1024
-)  # bytes: what is smaller is fetched on the calling thread
-CHECKPOINT_POLL_S = 0.25  # between two looks whether a checkpoint is due
+SMALL_FILE_BYTES = 1024 * 1024  # a smaller file is fetched on the calling thread
+CHECKPOINT_POLL_S = 0.25  # between two checks whether a checkpoint is due
 CHECKPOINT_S = 2.0
 CHECKPOINT_BYTES = 64 * 1024 * 1024
-COALESCE_S = 1.0  # checkpoints for ended chunks are no closer than this
-STOP_TIMEOUT_S = 0.9  # given to connection threads to notice the end
+COALESCE_S = 1.0  # least interval between checkpoints for finished chunks
+STOP_TIMEOUT_S = 0.9  # for connection threads to stop
 
 
 @dataclass
 class Checkpoint:
-    """What the last checkpoint covered, and when it was (in seconds of the round's
-    clock)."""
+    """The extent of the latest checkpoint, and its time by the attempt's clock."""
 
     at: float
     written: int = 0
     ended_chunks: int = 0
 
     def is_next_due(self, written: int, ended_chunks: int, now: float) -> bool:
-        """Return whether to commit again: after time, bytes, or ended chunks; never
-        without a new byte."""
+        """Return whether the next checkpoint is due, by time, bytes or finished chunks.
+
+        Never without a new byte.
+        """
         fresh, age = written - self.written, now - self.at
         has_ended = ended_chunks > self.ended_chunks
         is_due = (
@@ -67,7 +65,7 @@ class Checkpoint:
 
 
 class TransferAttempt:
-    """Lanes around a board. ``run`` by one thread, ``stop`` by any."""
+    """One attempt. One thread calls ``run``; any thread may cancel ``scope``."""
 
     def __init__(
         self,
@@ -79,6 +77,7 @@ class TransferAttempt:
         is_single: bool,
         delay_s: float,
     ) -> None:
+        self.scope = context.scope
         self.plan: DownloadPlan | None = None
         self.workers = ConnectionWorkers(context)
         self.phase = "connecting"
@@ -86,89 +85,80 @@ class TransferAttempt:
         self._context = context
         self._deadline = deadline
         self._delay_s = delay_s
-        self._watch = SpeedMonitor(context)
-        self._follower: FollowingHash | None = None
-        self._end_check: SampleCheck | None = None
-        self._ticks_itself = False  # no thread could be started for the ticker
+        self._speed_monitor = SpeedMonitor(context)
+        self._hash: FollowingHash | None = None
+        self._sample_check: SampleCheck | None = None
+        self._ticks_inline = False  # the timer thread could not be started
         self._committed = Checkpoint(context.clock())
-        self._opening = Probe(context, target, open_target, is_single=is_single)
+        self._probe = Probe(context, target, open_target, is_single=is_single)
 
     @property
     def received(self) -> int:
-        """Bytes of body that came over the network."""
-        check = self._end_check
+        """Return the bytes of body received over the network."""
+        check = self._sample_check
         return self.workers.received + (check.received if check is not None else 0)
 
     def run(self) -> DownloadPlan:
-        """Download, verify and publish. Raises what ended it, after committing what is
-        worth it."""
+        """Download, verify and publish.
+
+        Raises the error that ended the attempt, after committing the bytes that are
+        usable.
+        """
         try:
-            with self._context.client.timer.calling(self._tick) as is_ticking:
-                self._ticks_itself = not is_ticking
+            with self._context.client.timer.calling(self._check_limits) as is_ticking:
+                self._ticks_inline = not is_ticking
                 plan = self._download()
                 self._finish(plan)
         except DlpoolError as error:
-            self._end(error)
+            self._finish_failed(error)
             raise
-        except TargetPresent:  # no connection works yet, or any more
+        except TargetPresent:  # no connection thread is running
             raise
         except Exception as error:
             failure = InternalError.of(error)
-            self._end(failure)
+            self._finish_failed(failure)
             raise failure from error
-        except (
-            BaseException
-        ):  # KeyboardInterrupt in a caller's main thread: nobody may write any more
-            self._end(Cancelled("the download was interrupted"))
+        except BaseException:
+            # KeyboardInterrupt in a caller's main thread: the writers must stop
+            self._finish_failed(Cancelled("the download was interrupted"))
             raise
         return plan
 
     def _download(self) -> DownloadPlan:
-        board = self._context.scheduler
-        board.sleep(self._delay_s)
+        scheduler = self._context.scheduler
+        scheduler.sleep(self._delay_s)
         first = self.workers.add(ConnectionWorker(self._context))
-        opened = first.run_probe(self._opening)
-        plan = opened.plan
-        self._begin(plan)
+        probed = first.run_probe(self._probe)
+        plan = probed.plan
+        self._announce(plan)
         most = self._most_connections(plan)
         connections = min(most, self._context.initial_connections()) if most > 1 else 1
         is_small = (
             connections == 1
             and (plan.resource.size or SMALL_FILE_BYTES) < SMALL_FILE_BYTES
-        )  # not worth a thread
-        if is_small or not self.workers.start_first(first, lambda: first.run(opened)):
+        )  # a thread would cost more than it gains
+        if is_small or not self.workers.start_first(first, lambda: first.run(probed)):
             connections = most = 1
-            first.after_write = lambda: self._turn(plan)
-            first.run(opened, plan.target.main_writer())
+            first.after_write = lambda: self._do_periodic_work(plan)
+            first.run(probed, plan.target.main_writer())
         try:
             self.workers.start(plan, connections, most)
-            while not board.wait_until_over(CHECKPOINT_POLL_S):
-                self._turn(plan)
+            while not scheduler.wait_until_over(CHECKPOINT_POLL_S):
+                self._do_periodic_work(plan)
                 self.workers.adapt(plan)
         finally:
             self.workers.release_share()
-        board.check()
+        self.scope.raise_if_cancelled()
         return plan
 
-    def _turn(self, plan: DownloadPlan) -> None:
-        """Do what is due from time to time."""
-        if self._ticks_itself:
-            self._tick()
+    def _do_periodic_work(self, plan: DownloadPlan) -> None:
+        """Do the periodic work of the calling thread."""
+        if self._ticks_inline:
+            self._check_limits()
         self._checkpoint_if_due(plan)
 
-    def stop(self, error: DlpoolError) -> None:
-        """End it: from now on nobody writes, and blocked reads return."""
-        self._context.scheduler.stop(error)
-        for lane in self.workers.all:
-            exchange = lane.exchange
-            if exchange is not None:
-                exchange.cancel(error)
-        check = self._end_check
-        if check is not None and check.exchange is not None:
-            check.exchange.cancel(error)
-
-    def _begin(self, plan: DownloadPlan) -> None:
-        """The plan is made: say so, and let a hash follow."""
+    def _announce(self, plan: DownloadPlan) -> None:
+        """Announce the plan, and start hashing."""
         context = self._context
         self.plan = plan
         self.phase = "downloading"
@@ -180,54 +170,56 @@ class TransferAttempt:
             has_ranges=plan.has_ranges,
             resumed_from=plan.resumed_from,
         )
-        wanted = context.expected_checksum(plan.resource)
-        if wanted is not None:
-            self._follower = FollowingHash(
-                wanted.algorithm, context.scheduler, plan.target.reader
+        expected = context.expected_checksum(plan.resource)
+        if expected is not None:
+            self._hash = FollowingHash(
+                expected.algorithm, context.scheduler, plan.target.reader
             )
 
     def _most_connections(self, plan: DownloadPlan) -> int:
-        """How many the file is worth."""
+        """Return how many connections the size of the file justifies."""
         if not plan.has_ranges or plan.resource.refuses_ranges:
             return 1
         return max(1, plan.missing_bytes // self._context.settings.min_split_size)
 
-    def _tick(self) -> None:
-        """Called several times a second, from another thread."""
+    def _check_limits(self) -> None:
+        """Check deadline, speeds and timeouts.
+
+        The timer thread calls this several times a second.
+        """
         try:
             if self._deadline is not None and self._context.clock() >= self._deadline:
-                self.stop(
+                self.scope.cancel(
                     DeadlineExceeded("the download took longer than its deadline")
                 )
-            self._watch.check(self.workers.all)
+            self._speed_monitor.check(self.workers.all)
             if self.plan is not None and self.phase == "downloading":
                 self.workers.add_second(self.plan)
-            if self._end_check is not None:
-                self._end_check.abort_if_overdue()
-        except Exception as error:  # noqa: BLE001 - the thread is everybody's
-            self.stop(InternalError.of(error))
+            if self._sample_check is not None:
+                self._sample_check.abort_if_overdue()
+        except Exception as error:  # noqa: BLE001 - all downloads share the timer thread
+            self.scope.cancel(InternalError.of(error))
 
     def _checkpoint_if_due(self, plan: DownloadPlan) -> None:
         if not plan.has_ranges:
             return
-        board = self._context.scheduler
+        scheduler = self._context.scheduler
         if self._committed.is_next_due(
-            board.written(), board.finished_chunks, self._context.clock()
+            scheduler.written(), scheduler.finished_chunks, self._context.clock()
         ):
             self._checkpoint(plan)
 
     def _checkpoint(self, plan: DownloadPlan, error: DlpoolError | None = None) -> None:
-        board = self._context.scheduler
-        ended, snapshot = board.finished_chunks, board.snapshot()
+        scheduler = self._context.scheduler
+        ended, snapshot = scheduler.finished_chunks, scheduler.snapshot()
         try:
             plan.target.checkpoint(snapshot, error)
         except LocalFault as fault:
             if isinstance(fault, OutOfFiles) and error is None:
-                self._committed.at = (
-                    self._context.clock()
-                )  # other downloads may have closed files by the next commit
+                # retry at the next checkpoint, when files may have been closed
+                self._committed.at = self._context.clock()
             else:
-                self.stop(fault)
+                self.scope.cancel(fault)
             return
         self._committed = Checkpoint(self._context.clock(), snapshot.written, ended)
 
@@ -238,18 +230,20 @@ class TransferAttempt:
         self._verify(plan)
         context.scheduler.wait_for_writes(STOP_TIMEOUT_S)
         if self.verified_checksum is None:
-            self._check_end(plan)
+            self._check_samples(plan)
         plan.target.prepare(plan.resource, remote_time=context.settings.remote_time)
         if context.settings.scan:
             self._scan(plan)
         self.phase = "publishing"
         context.authorize_publish()
-        context.scheduler.seal()
+        self.scope.seal()
         plan.target.publish(plan.resource, context.scheduler.snapshot())
 
     def _scan(self, plan: DownloadPlan) -> None:
-        """Check the file for malware. It may take minutes: a run after a kill continues
-        with the scan."""
+        """Scan the file for malware.
+
+        That may take minutes: after a kill, the next run resumes with the scan.
+        """
         self.phase = "scanning"
         if plan.has_ranges and self._context.scheduler.written() >= SMALL_FILE_BYTES:
             self._checkpoint(plan)
@@ -260,35 +254,36 @@ class TransferAttempt:
         length = plan.target.length
         if plan.resource.size not in (None, written) or length != written:
             raise InternalError(f"{length} bytes in the part file, {written} written")
-        wanted = self._context.expected_checksum(plan.resource)
-        if wanted is None or self._follower is None:
+        expected = self._context.expected_checksum(plan.resource)
+        if expected is None or self._hash is None:
             return
         if (
             self._context.job.checksum is None
             and self._context.evidence.has_wrong_digest
         ):
             return
-        digest = self._follower.digest()
-        if digest != wanted.digest:
+        digest = self._hash.digest()
+        if digest != expected.digest:
             raise ChecksumMismatch(
-                f"the {wanted.algorithm} of the file is {digest}, wanted is "
-                f"{wanted.digest}"
+                f"the {expected.algorithm} of the file is {digest}, wanted is "
+                f"{expected.digest}"
             )
-        self.verified_checksum = wanted
-        self._context.notify("checksum_verified", checksum=str(wanted))
+        self.verified_checksum = expected
+        self._context.notify("checksum_verified", checksum=str(expected))
 
-    def _check_end(self, plan: DownloadPlan) -> None:
-        """Compare samples with the server, if no validator shows that all bytes are of
-        one version."""
+    def _check_samples(self, plan: DownloadPlan) -> None:
+        """Compare samples with the server if no validator proves one version."""
         check = SampleCheck(self._context, plan)
         if check.is_needed:
-            self._end_check = check
+            self._sample_check = check
             check.run()
 
-    def _end(self, error: DlpoolError) -> None:
-        """Commit what a later run can use; the error that ends the round stays the one
-        that is reported."""
-        self.stop(error)
+    def _finish_failed(self, error: DlpoolError) -> None:
+        """Commit the bytes that a later run can use.
+
+        The error that ended the attempt remains the reported one.
+        """
+        self.scope.cancel(error)
         self.workers.join(STOP_TIMEOUT_S)
         self._context.scheduler.wait_for_writes(STOP_TIMEOUT_S)
         plan = self.plan
@@ -296,8 +291,12 @@ class TransferAttempt:
             return
         if isinstance(error, ChecksumMismatch | Infected):
             plan.target.discard()
-        elif plan.has_ranges and not plan.target.has_failed and self._has_fresh_bytes():
+        elif (
+            plan.has_ranges
+            and not plan.target.has_failed
+            and self._has_uncommitted_bytes()
+        ):
             self._checkpoint(plan, error)
 
-    def _has_fresh_bytes(self) -> bool:
+    def _has_uncommitted_bytes(self) -> bool:
         return self._context.scheduler.written() > self._committed.written

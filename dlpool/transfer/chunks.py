@@ -1,10 +1,9 @@
-"""Which bytes are fetched, by whom, and which are missing: plan, take, steal, give
-back. Pure.
+"""Plan which bytes are fetched by which connection: split, take, steal, release. Pure.
 
-A ``ChunkMap`` tiles the file. For each chunk ``start <= position <= claimed <= end``:
-bytes below ``position`` are written, bytes below ``claimed`` are being written. Only
-its owner moves the two; a thief may lower ``end``, down to ``claimed``. Nothing here
-locks, waits or looks at a clock: ``Board`` does, and calls this under its lock.
+A ``ChunkMap`` tiles the file. For each chunk ``start <= position <= write_end <= end``:
+bytes below ``position`` are written, bytes below ``write_end`` are being written. Only
+its owner moves these two; a thief may lower ``end`` down to ``write_end``. This module
+neither locks nor waits nor reads a clock: ``ChunkScheduler`` calls it under its lock.
 """
 
 from __future__ import annotations
@@ -16,11 +15,9 @@ from itertools import pairwise
 from dlpool.transfer.http.answer import ByteRange
 
 UNKNOWN_END = 2**63 - 1  # end of a chunk whose file has no known size
-MIN_STEAL_BYTES = 64 * 1024  # bytes: less is not worth a request
-LEAST_STEAL_S = (
-    0.5  # seconds: an owner that needs less than this to finish is left alone
-)
-# seconds: from an owner that needs longer, less than LEAST_STEAL is stolen, down to
+MIN_STEAL_BYTES = 64 * 1024  # a request for fewer does not pay
+MIN_STEAL_S = 0.5  # nothing is stolen from an owner that finishes within this time
+# from an owner that needs longer, fewer than MIN_STEAL_BYTES are stolen, down to
 SLOW_S = 2.0
 MIN_TAIL_BYTES = 1024  # bytes
 FASTER = 2.0  # a thief this many times as fast as its victim gets more than half
@@ -28,25 +25,27 @@ FASTER = 2.0  # a thief this many times as fast as its victim gets more than hal
 
 @dataclass(eq=False)
 class Chunk:
-    """A range in the works. ``rate`` is its owner's speed in bytes/s, 0 while
-    unknown."""
+    """A range of the file and its state.
+
+    ``rate``: its owner's speed in bytes per second, 0 while unknown.
+    """
 
     start: int
     end: int
     position: int
     write_end: int
     owner: object | None = None
-    ready_at: float = 0.0  # when it may be asked for again, in the clock of the caller
-    taken_position: int = 0  # position when the present owner took it
-    failures: int = 0  # in a row, without progress
-    slow_bytes: int = 0  # bytes received by the failed attempts of that row
-    short_answers: int = 0  # complete responses in a row with very few bytes
-    replacements: int = 0  # connections ended for being slower than their siblings
+    ready_at: float = 0.0  # when it may be requested again, by the caller's clock
+    taken_position: int = 0  # ``position`` when the present owner took the chunk
+    failures: int = 0  # consecutive, without progress
+    slow_bytes: int = 0  # bytes received by these failed requests
+    short_answers: int = 0  # consecutive complete responses with very few bytes
+    replacements: int = 0  # connections that were ended for being slower than others
     rate: float = 0.0
 
     @classmethod
     def missing(cls, span: ByteRange) -> Chunk:
-        """A chunk of which nothing is there yet."""
+        """Return a chunk without any byte written."""
         return cls(span.start, span.end, span.start, span.start)
 
     @property
@@ -55,32 +54,37 @@ class Chunk:
 
     @property
     def is_finished(self) -> bool:
-        """Done, and its owner knows it."""
+        """Return whether the chunk is done and its owner has released it."""
         return self.is_done and self.owner is None
 
     @property
     def remaining(self) -> int:
-        """Bytes that a thief could take."""
+        """Return the bytes that a thief could take."""
         return self.end - self.write_end
 
     @property
     def unstealable(self) -> int:
-        """Bytes from ``position`` on that the next thief would leave: to read more at
-        once could be in vain."""
+        """Return the bytes from ``position`` on that the next thief would leave.
+
+        One read should not take more.
+        """
         left = self.end - self.position
         return left if left // 2 < MIN_STEAL_BYTES else (left + 1) // 2
 
     @property
     def eta_s(self) -> float:
-        """Seconds until the owner would finish; infinite while its speed is unknown."""
+        """Return the seconds until the owner would finish.
+
+        Infinite while its speed is unknown.
+        """
         return self.remaining / self.rate if self.rate > 0 else float("inf")
 
 
 class ChunkMap:
     """The chunks of one file, sorted, tiling ``0..size``.
 
-    With ``piece`` set, work is dealt from the front in pieces of that many bytes, so
-    that a hash can follow; otherwise a free chunk is dealt whole.
+    With ``piece`` set, work is assigned from the front in pieces of ``piece`` bytes, so
+    that a hash can follow. Otherwise a free chunk is assigned undivided.
     """
 
     def __init__(
@@ -103,10 +107,10 @@ class ChunkMap:
         )
 
     def take(self, owner: object, now: float) -> Chunk | None:
-        """Give the first free chunk that may be asked for at ``now`` to ``owner``."""
+        """Assign the first free chunk that is ready at ``now`` to ``owner``."""
         for index, chunk in enumerate(self.chunks):
             if chunk.owner is None and not chunk.is_done and chunk.ready_at <= now:
-                self._carve(index)
+                self._cut_piece(index)
                 chunk.owner, chunk.rate, chunk.taken_position = (
                     owner,
                     0.0,
@@ -116,17 +120,16 @@ class ChunkMap:
         return None
 
     def steal(self, owner: object, rate: float = 0.0) -> Chunk | None:
-        """Split the chunk that would finish last; its upper part goes to ``owner``.
-        Return None if not worth it.
+        """Split the chunk that would finish last; ``owner`` gets its upper part.
 
-        ``rate``: bytes/s that ``owner`` has brought before, 0 if unknown. Each gets a
-        share by its speed, the thief half at least.
+        Return None if no split pays. ``rate``: known speed of ``owner`` in bytes per
+        second, 0 if unknown. The shares are in proportion to the speeds; the thief gets
+        at least half.
         """
         return self._split(owner, rate, self._is_worth_stealing)
 
     def steal_tail(self, owner: object, rate: float = 0.0) -> Chunk | None:
-        """Split a chunk smaller than ``LEAST_STEAL`` whose owner would need longer than
-        ``SLOW_S``."""
+        """Split a small chunk whose owner would need longer than ``SLOW_S``."""
         return self._split(owner, rate, _is_slow_tail)
 
     def _split(
@@ -140,7 +143,7 @@ class ChunkMap:
         if not victims:
             return None
         victim = max(victims, key=lambda chunk: (chunk.eta_s, chunk.remaining))
-        middle = victim.write_end + _kept(victim, rate)
+        middle = victim.write_end + _kept_bytes(victim, rate)
         stolen = Chunk.missing(ByteRange(middle, victim.end))
         stolen.owner, stolen.taken_position = owner, middle
         victim.end = middle
@@ -148,16 +151,18 @@ class ChunkMap:
         return stolen
 
     def release(self, chunk: Chunk, ready_at: float) -> None:
-        """The owner lets go; whoever is free at ``ready_at`` goes on from
-        ``position``."""
+        """Release a chunk.
+
+        It may be taken from ``ready_at`` on, and fetched from its ``position`` on.
+        """
         chunk.owner = None
         chunk.write_end = chunk.position
         chunk.ready_at = ready_at
         if chunk.is_done:
-            self._absorb(self.chunks.index(chunk))
+            self._join_finished(self.chunks.index(chunk))
 
     def next_ready_at(self) -> float | None:
-        """When the next free chunk may be asked for; None if none is free."""
+        """Return when the next free chunk may be taken; None if none is free."""
         return min(
             (
                 chunk.ready_at
@@ -171,18 +176,18 @@ class ChunkMap:
         return all(chunk.is_done for chunk in self.chunks)
 
     def written(self) -> int:
-        """Bytes that are in the file."""
+        """Return the number of bytes written."""
         return sum(chunk.position - chunk.start for chunk in self.chunks)
 
     def contiguous_end(self) -> int:
-        """All bytes below this are in the file."""
+        """Return the position below which all bytes are written."""
         for chunk in self.chunks:
             if not chunk.is_done:
                 return chunk.position
         return self.chunks[-1].end if self.chunks else 0
 
     def first_missing(self) -> ByteRange | None:
-        """The lowest range that is not in the file."""
+        """Return the lowest missing range."""
         return next(
             (
                 ByteRange(chunk.position, chunk.end)
@@ -196,13 +201,13 @@ class ChunkMap:
         half = chunk.remaining // 2
         if chunk.end == UNKNOWN_END or half < MIN_STEAL_BYTES:
             return False
-        return (
-            half >= self.min_split if chunk.rate <= 0 else chunk.eta_s >= LEAST_STEAL_S
-        )
+        return half >= self.min_split if chunk.rate <= 0 else chunk.eta_s >= MIN_STEAL_S
 
-    def _carve(self, index: int) -> None:
-        """Cut the chunk at ``index`` down to one piece; the rest stays free behind
-        it."""
+    def _cut_piece(self, index: int) -> None:
+        """Cut the chunk at ``index`` down to one piece.
+
+        The rest becomes a free chunk after it.
+        """
         chunk = self.chunks[index]
         if self.piece is None or chunk.end - chunk.position <= self.piece:
             return
@@ -211,9 +216,8 @@ class ChunkMap:
         chunk.end = cut
         self.chunks.insert(index + 1, rest)
 
-    def _absorb(self, index: int) -> None:
-        """Join a done chunk with settled neighbours, so that the number of chunks stays
-        small whatever the size."""
+    def _join_finished(self, index: int) -> None:
+        """Join a done chunk with finished neighbours, to keep the map small."""
         low = index - 1 if index > 0 and self.chunks[index - 1].is_finished else index
         high = (
             index + 1
@@ -233,9 +237,11 @@ def _is_slow_tail(chunk: Chunk) -> bool:
     )
 
 
-def _kept(victim: Chunk, rate: float) -> int:
-    """Return how many bytes beyond ``claimed`` a victim keeps from a thief of ``rate``
-    bytes/s."""
+def _kept_bytes(victim: Chunk, rate: float) -> int:
+    """Return the bytes beyond ``write_end`` that a victim keeps.
+
+    ``rate``: speed of the thief in bytes per second.
+    """
     half = (victim.remaining + 1) // 2
     if victim.rate <= 0 or rate < FASTER * victim.rate:
         return half
@@ -250,21 +256,20 @@ def plan_chunks(
     min_split: int,
     piece: int | None = None,
 ) -> ChunkMap:
-    """The chunks of a file of ``size`` bytes of which the sorted ranges ``missing`` are
-    to be fetched.
+    """Return the chunks of a file whose sorted ranges ``missing`` are missing.
 
-    The missing ranges are divided so that ``connections`` of about equal length exist,
-    none under ``min_split`` unless it was so before. What lies between them counts as
+    The missing ranges are split into ``connections`` parts of similar length, none
+    under ``min_split`` unless the range was shorter. The bytes between them count as
     written.
     """
     chunks: list[Chunk] = []
     written_to = 0
     for span, parts in zip(
-        missing, _shares(missing, connections, min_split, piece), strict=True
+        missing, _parts_of(missing, connections, min_split, piece), strict=True
     ):
         if written_to < span.start:
             chunks.append(Chunk(written_to, span.start, span.start, span.start))
-        chunks += [Chunk.missing(part) for part in _divided(span, parts)]
+        chunks += [Chunk.missing(part) for part in _divide(span, parts)]
         written_to = span.end
     if written_to < size:
         chunks.append(Chunk(written_to, size, size, size))
@@ -272,16 +277,21 @@ def plan_chunks(
 
 
 def single_chunk(size: int | None) -> ChunkMap:
-    """One chunk for a file that comes as one body; nobody may steal from it."""
+    """Return one chunk for a file that is received as one body.
+
+    No part of it can be stolen.
+    """
     end = UNKNOWN_END if size is None else size
     return ChunkMap([Chunk.missing(ByteRange(0, end))], least_split=UNKNOWN_END)
 
 
-def _shares(
+def _parts_of(
     missing: Sequence[ByteRange], connections: int, min_split: int, piece: int | None
 ) -> list[int]:
-    """Into how many parts each range goes: the one with the largest parts gets one
-    more, while any may."""
+    """Return the number of parts of each range.
+
+    The range with the largest parts is split further while that is allowed.
+    """
     parts = [1] * len(missing)
     lengths = [span.end - span.start for span in missing]
     while piece is None and missing and sum(parts) < connections:
@@ -292,7 +302,7 @@ def _shares(
     return parts
 
 
-def _divided(span: ByteRange, parts: int) -> list[ByteRange]:
+def _divide(span: ByteRange, parts: int) -> list[ByteRange]:
     length = span.end - span.start
     cuts = [span.start + length * i // parts for i in range(parts + 1)]
     return [ByteRange(low, high) for low, high in pairwise(cuts)]

@@ -1,8 +1,8 @@
-"""Classification of refusals: those of a further connection, and those of the file.
+"""Distinguish a refused connection from a refused file.
 
-Servers that admit only a few connections answer the others with 429 or 503, but also
-with 403, 400, 404 and the like. While another connection receives the same file, such a
-status cannot be about the file.
+Servers that accept only a few connections answer others with 429 or 503, but also with
+403, 400, 404 and the like. While another connection receives the same file, such a
+status does not refer to the file.
 """
 
 from __future__ import annotations
@@ -14,41 +14,43 @@ from dlpool.transfer.http.source import Reply
 
 FURTHER_REFUSALS = {400, 401, 403, 404, 410, 509}
 _BUSY = {429, 503}
-# in a row while nothing is received: the server may not have noticed yet that a
-# connection was closed
-MAX_DENIED = 3
-DENIED_S = 0.5  # pause before the next request; doubled each time
+# consecutive refusals while nothing is received: the server may not have noticed a
+# closed connection
+MAX_REFUSALS = 3
+REFUSAL_PAUSE_S = 0.5  # pause before the next request; doubled each time
 
 
 class ConnectionAdmission:
-    """Judges the answers to one connection thread of a download, ``owner`` on its
-    board. Used by that thread."""
+    """Judges the responses to one connection worker, ``owner`` at the scheduler.
+
+    Used by that worker's thread.
+    """
 
     def __init__(self, context: TransferContext, owner: object) -> None:
         self._context = context
         self._owner = owner
-        self._denied = 0
+        self._refusals = 0
 
-    def judge(self, reply: Reply, asked: ByteRange | None) -> Answer:
-        """Return the answer that the reply is.
+    def judge(self, reply: Reply, requested: ByteRange | None) -> Answer:
+        """Return the answer that the reply contains.
 
-        Raises NotAdmitted if the server does not admit this connection in addition to
-        those that it serves. The thread is retired then, unless the number of
-        connections is adaptive or it is the last. Raises the errors of
-        ``Context.judge`` otherwise.
+        Raises NotAdmitted if the server refuses this connection in addition to those
+        that it serves. The worker is then retired, unless the number of connections is
+        adaptive or it is the last one. Otherwise raises the errors of
+        ``TransferContext.judge``.
         """
         try:
-            answer = self._context.judge(reply, asked)
+            answer = self._context.judge(reply, requested)
         except (FailJob, ServerBusy) as error:
             reply.close()
             if not self._is_capacity(reply.status):
                 raise
             wait_s = error.retry_after_s if isinstance(error, ServerBusy) else None
-            said = f"{error} to a further connection"
+            message = f"{error} to an additional connection"
             raise NotAdmitted(
-                said, retry_after_s=wait_s, is_away=isinstance(error, ServerBusy)
+                message, retry_after_s=wait_s, is_away=isinstance(error, ServerBusy)
             ) from error
-        self._denied = 0
+        self._refusals = 0
         if self._context.scheduler.is_crowded:
             others = self._context.scheduler.others_receiving(self._owner)
             self._context.client.host_connections.raise_limit(
@@ -60,20 +62,21 @@ class ConnectionAdmission:
         """Return whether a status refuses this connection, and not the file."""
         if (
             status in _BUSY
-            # these threads stay: the server may be busy for other reasons than their
-            # number
+            # the worker stays: the server may be busy for other reasons
         ):
             return self._context.scheduler.others_receiving(self._owner) > 0
         return status in FURTHER_REFUSALS and self._is_crowded()
 
     def _is_crowded(self) -> bool:
-        """Return whether other connections are served; pause first if they were served
-        recently."""
-        context, board = self._context, self._context.scheduler
-        if others := board.others_receiving(self._owner):
-            self._denied = 0
+        """Return whether other connections are served.
+
+        Pause first if they were served recently.
+        """
+        context, scheduler = self._context, self._context.scheduler
+        if others := scheduler.others_receiving(self._owner):
+            self._refusals = 0
             context.client.host_connections.record_limit(context.host, others)
-            if not context.is_adaptive and board.retire_if_redundant(self._owner):
+            if not context.is_adaptive and scheduler.retire_if_redundant(self._owner):
                 context.notify(
                     "connections_changed",
                     host=context.host,
@@ -81,10 +84,10 @@ class ConnectionAdmission:
                     reason="refused",
                 )
             return True
-        if self._denied == MAX_DENIED or not (
-            board.is_crowded or board.others_received_recently(self._owner)
+        if self._refusals == MAX_REFUSALS or not (
+            scheduler.is_crowded or scheduler.others_received_recently(self._owner)
         ):
             return False
-        board.sleep(DENIED_S * 2**self._denied)
-        self._denied += 1
+        scheduler.sleep(REFUSAL_PAUSE_S * 2**self._refusals)
+        self._refusals += 1
         return True

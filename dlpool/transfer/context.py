@@ -1,5 +1,4 @@
-"""What all parts of one download are given, and the plan that its first request leads
-to. Values only."""
+"""The environment of an attempt, and the plan of its first request."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from urllib.parse import urlsplit
 
+from dlpool.cancel import CancelScope
 from dlpool.config import TransferSettings
 from dlpool.errors import RetryRange, ServerTrouble
 from dlpool.kinds import AUTO
@@ -30,7 +30,7 @@ from dlpool.transfer.target.protocol import Target
 
 @dataclass(frozen=True)
 class TransferContext:
-    """The surroundings of one round (from a beginning to an end or a restart)."""
+    """The environment of one attempt."""
 
     job: Job
     settings: TransferSettings
@@ -42,22 +42,27 @@ class TransferContext:
     authorize_publish: Callable[[], None]
     clock: Callable[[], float] = time.monotonic
     jitter: Callable[[], float] = random.random
-    previous_resource: RemoteResource | None = (
-        None  # the resource that the previous round found
-    )
+    previous_resource: RemoteResource | None = None  # what the previous attempt found
     evidence: Evidence = field(default_factory=Evidence)
     guard: Guard | None = None  # checks the file for malware, if ``scan`` is set
     space: SpaceRules = ENTIRE_DISK
 
     @property
+    def scope(self) -> CancelScope:
+        """Return the scope that cancels the attempt."""
+        return self.scheduler.scope
+
+    @property
     def reserves_blocks(self) -> bool:
-        """Whether blocks of the disk are reserved as bytes arrive."""
+        """Return whether blocks of the disk are reserved as bytes arrive."""
         how = self.settings.preallocate
         return how == "auto" or (how == "falloc" and self.space.is_monitored)
 
     def max_bytes(self, *, is_stream: bool) -> int | None:
-        """Return at how many bytes the file is refused, None for no limit;
-        ``is_stream``: its length is unknown."""
+        """Return the size from which the file is refused, None for no limit.
+
+        ``is_stream``: its length is unknown.
+        """
         limit = self.settings.max_file_size
         return self.space.stream_limit if limit is None and is_stream else limit
 
@@ -67,16 +72,16 @@ class TransferContext:
 
     @property
     def is_adaptive(self) -> bool:
-        """Whether the number of connections is found by trying."""
+        """Return whether the number of connections is adaptive."""
         return self.settings.connections == AUTO
 
     @property
     def host(self) -> str:
-        """The host of the job's URL, wherever that redirects to."""
+        """Return the host of the job's URL, not that of a redirect."""
         return urlsplit(self.source.url).netloc.lower()
 
     def initial_connections(self) -> int:
-        """How many a file that is large enough begins with."""
+        """Return the number of connections with which a large file begins."""
         fixed = self.settings.connections
         if isinstance(fixed, int):
             return self.client.host_connections.max_connections(self.host, fixed)
@@ -85,25 +90,28 @@ class TransferContext:
         )
 
     def report_limit(self, reason: str, connections: int) -> None:
-        """Report, once per process, that this machine allows only ``connections``
-        connections."""
+        """Report once per process that this machine limits connections."""
         if reason not in self.client.reported_limits:
             self.client.reported_limits.add(reason)
             self.notify("connections_limited", connections=connections, reason=reason)
 
     def new_exchange(self, before: ExchangeStats) -> Exchange:
-        """A new request whose waits end with the download, and whose figures go on from
-        ``before``."""
+        """Return an exchange that ends with the download.
+
+        Its statistics continue from ``before``.
+        """
         return Exchange(self.clock, self.scheduler.sleep, before)
 
-    def judge(self, reply: Reply, asked: ByteRange | None) -> Answer:
-        """What the reply is worth; a Retry-After holds back every thread that would ask
-        the same host."""
+    def judge(self, reply: Reply, requested: ByteRange | None) -> Answer:
+        """Return the answer that a reply contains.
+
+        A Retry-After holds all requests to the same host.
+        """
         try:
             return read_answer(
                 reply.status,
                 reply.headers,
-                asked,
+                requested,
                 datetime.now(timezone.utc),
                 host_of(reply),
             )
@@ -114,8 +122,10 @@ class TransferContext:
             raise
 
     def expected_checksum(self, resource: RemoteResource) -> Checksum | None:
-        """Return the checksum to verify: the job's, else the server's; None if the user
-        disabled verification."""
+        """Return the checksum to verify: the job's, else the server's.
+
+        None if verification is disabled.
+        """
         if not self.settings.verify:
             return None
         return self.job.checksum or (
@@ -125,8 +135,7 @@ class TransferContext:
 
 @dataclass(frozen=True)
 class DownloadPlan:
-    """What the first answer showed: the file, where it goes, and whether it can be
-    fetched in ranges."""
+    """The facts from the first response: file, target, support of ranges."""
 
     resource: RemoteResource
     target: Target
@@ -135,35 +144,39 @@ class DownloadPlan:
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes that were still to be fetched when it was made; 0 if the size is not
-        known."""
+        """Return the bytes to fetch when the plan was made.
+
+        0 for a file of unknown size.
+        """
         return (self.resource.size or 0) - self.resumed_from
 
 
 class NetworkOutage:
-    """Measures for how long our own network has been away, by the failures of one
-    thread. Used by that thread."""
+    """Measures an outage of the local network by the failures of one thread.
+
+    Used by that thread.
+    """
 
     def __init__(self, context: TransferContext) -> None:
         self._context = context
-        self._since: float | None = None
+        self._down_since: float | None = None
 
     def end(self) -> None:
         """Record that the network works."""
-        self._since = None
+        self._down_since = None
 
     def is_tolerated(self, error: RetryRange) -> bool:
-        """Return whether ``error`` means that our own network is away, and for less
-        than ``network_wait``."""
+        """Return whether ``error`` is due to an outage shorter than
+        ``network_wait``."""
         context = self._context
         if not error.is_own_network or not context.client.network_monitor.is_away(
             context.source.host
         ):
-            self._since = None
+            self._down_since = None
             return False
         now = context.clock()
-        self._since = now if self._since is None else self._since
-        return now - self._since < context.settings.network_wait
+        self._down_since = now if self._down_since is None else self._down_since
+        return now - self._down_since < context.settings.network_wait
 
 
 def host_of(reply: Reply) -> str:

@@ -1,10 +1,9 @@
-"""Evidence that all bytes of a file are of one version, where no validator shows it.
-Pure, except for a lock.
+"""Record from which responses a file was joined, to check that they are of one version.
 
-A file that was received in one response is of one version. One that was joined from
-several, with only an equal size, a weak entity tag or a weak date in common, is
-compared at the end: spans that were fetched early are requested again. If the remote
-file changed in between, the bytes fetched before the change differ.
+Pure, except for a lock. A file received in one response is of one version. A file
+joined from several responses without a strong validator is checked at the end: byte
+ranges that were received early are requested again. If the remote file changed in
+between, the bytes received before the change differ.
 """
 
 from __future__ import annotations
@@ -15,60 +14,66 @@ from dataclasses import dataclass
 
 from dlpool.transfer.http.answer import ByteRange
 
-MOST_SAMPLES = 4
+MAX_SAMPLES = 4
 SAMPLE = 4096  # bytes
 
 
 @dataclass
 class ReceivedSpan:
-    """The bytes received in one response; ``end`` is set when the response has
-    ended."""
+    """The bytes received in one response.
+
+    ``end`` is set when the response has ended.
+    """
 
     start: int
     end: int
 
 
 class Evidence:
-    """The responses that the file is made of, in the order of their beginnings. The
-    lock guards the list."""
+    """The responses that the file is joined from, in the order of their beginnings.
+
+    The lock guards the list.
+    """
 
     def __init__(self) -> None:
-        # it differs between responses of one version, so it is not that of the file
+        # the server's digest differs between responses of one version
         self.has_wrong_digest = False
         self._lock = threading.Lock()
-        self._brought: list[ReceivedSpan] = []
+        self._received: list[ReceivedSpan] = []
 
     def begin(self, position: int) -> ReceivedSpan:
-        """Record a response whose body begins at ``position``, and return its
-        record."""
-        brought = ReceivedSpan(position, position)
+        """Record a response whose body begins at ``position``; return the record."""
+        received = ReceivedSpan(position, position)
         with self._lock:
-            self._brought.append(brought)
-        return brought
+            self._received.append(received)
+        return received
 
     def spans(self) -> list[ByteRange]:
-        """Return the span of each response, the earliest first. Called at the end of
-        the download."""
+        """Return the range of each response, the earliest first.
+
+        Call it at the end of the download.
+        """
         with self._lock:
             return [
                 ByteRange(one.start, one.end)
-                for one in self._brought
+                for one in self._received
                 if one.end > one.start
             ]
 
 
-def choose_samples(brought: Sequence[ByteRange]) -> list[ByteRange]:
-    """Choose up to 4 spans of up to 4 KiB to request again, from the spans of the
-    responses, the earliest first.
+def choose_samples(received: Sequence[ByteRange]) -> list[ByteRange]:
+    """Choose up to 4 ranges of up to 4 KiB to request again.
 
-    These are the beginning and the end of the first response, as versions of one format
-    often begin alike, and the beginnings of the next two responses; if there are fewer,
-    more spans of the first.
+    ``received``: the ranges of the responses, the earliest first.
+
+    These are the beginning and the end of the first response, because versions of one
+    format often begin alike, and the beginnings of the next two responses. With fewer
+    responses, more ranges of the first one are chosen.
     """
-    if not brought:
+    if not received:
         return []
-    first, others = brought[0], brought[1 : MOST_SAMPLES - 1]
-    pieces = MOST_SAMPLES - len(others)
+    first, others = received[0], received[1 : MAX_SAMPLES - 1]
+    pieces = MAX_SAMPLES - len(others)
     last = max(first.start, first.end - SAMPLE)
     starts = {
         first.start + (last - first.start) * number // (pieces - 1)
@@ -77,12 +82,12 @@ def choose_samples(brought: Sequence[ByteRange]) -> list[ByteRange]:
     chosen = [_clipped(first, start) for start in starts] + [
         _clipped(span, span.start) for span in others
     ]
-    apart: list[ByteRange] = []
+    disjoint: list[ByteRange] = []
     for span in sorted(chosen):
-        start = max(span.start, apart[-1].end if apart else 0)
+        start = max(span.start, disjoint[-1].end if disjoint else 0)
         if start < span.end:
-            apart.append(ByteRange(start, span.end))
-    return apart
+            disjoint.append(ByteRange(start, span.end))
+    return disjoint
 
 
 def _clipped(span: ByteRange, start: int) -> ByteRange:

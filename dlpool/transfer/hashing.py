@@ -50,7 +50,7 @@ class FollowingHash:
         """
         if self._thread is not None:
             self._thread.join()
-        self._scheduler.check()
+        self._scheduler.scope.raise_if_cancelled()
         if self._thread is None:
             self._run(self._open_reader())
         if self._error is not None:
@@ -70,7 +70,7 @@ class FollowingHash:
         try:
             while not (
                 scheduler.is_over
-                and (scheduler.error or position >= scheduler.contiguous_end())
+                and (scheduler.scope.error or position >= scheduler.contiguous_end())
             ):
                 position = self._hash_to(
                     reader, scheduler.wait_for_contiguous(position, POLL_S), position
@@ -82,7 +82,7 @@ class FollowingHash:
                 reader.close()
 
     def _hash_to(self, reader: RangeReader, end: int, position: int) -> int:
-        while position < end and self._scheduler.error is None:
+        while position < end and self._scheduler.scope.error is None:
             data = reader.read(position, min(READ_SIZE, end - position))
             if not data:
                 raise LocalFault("the part file became shorter while it was hashed")

@@ -1,4 +1,4 @@
-"""What a download is asked to do, and how it ended. Values only."""
+"""The order for one download, its result and its progress. Values only."""
 
 from __future__ import annotations
 
@@ -10,26 +10,23 @@ from typing import Any, Protocol
 
 from dlpool.errors import UsageError
 
-ALGORITHMS = {
-    "md5": 32,
-    "sha1": 40,
-    "sha256": 64,
-    "sha512": 128,
-    "blake2b": 128,
-}  # name: hex digits
+# name: hex digits
+ALGORITHMS = {"md5": 32, "sha1": 40, "sha256": 64, "sha512": 128, "blake2b": 128}
 
 
 @dataclass(frozen=True)
 class Checksum:
-    """A digest of the whole file; ``algorithm`` as hashlib knows it, ``digest`` in
-    lower-case hex."""
+    """A digest of the complete file.
+
+    ``algorithm``: hashlib's name; ``digest``: lower-case hex.
+    """
 
     algorithm: str
     digest: str
 
     @classmethod
     def parse(cls, text: str) -> Checksum:
-        """From ``ALGO:HEX``. Raises UsageError."""
+        """Parse ``ALGORITHM:HEX``. Raises UsageError."""
         algorithm, _, digest = text.strip().partition(":")
         digits = ALGORITHMS.get(algorithm.lower())
         if digits is None:
@@ -50,14 +47,14 @@ class Checksum:
 
 @dataclass(frozen=True)
 class Job:
-    """One URL to one file.
+    """The order to download one URL to one file.
 
-    ``target`` is the file, or with ``is_folder`` the folder in which the server or the
-    URL names it. ``headers`` are sent to the URL's origin only; ``user`` is name and
-    password. ``id`` and ``fence`` are those of a queue's job: what was published for it
-    is recorded until the queue knows, so that a later run of the same job finds it.
-    ``owner``: the user who pushed that job, for records. ``claim``: the random id of
-    the job's first claim, as an ``id`` may be given to another job later.
+    ``target``: the file, or with ``is_folder`` the folder in which the server or the
+    URL names it. ``headers`` are sent to the URL's origin only; ``user``: name and
+    password. ``id`` and ``fence`` belong to a job of the queue: what was published for
+    it is recorded until the queue knows, so that a later run of the job finds it.
+    ``owner``: the user who pushed the job. ``claim``: the random id of the job's first
+    claim, because ``id`` may be given to another job later.
     """
 
     url: str
@@ -74,11 +71,11 @@ class Job:
 
 @dataclass(frozen=True)
 class TransferResult:
-    """A download that ended well. Sizes in bytes.
+    """The result of a successful download. Sizes in bytes.
 
-    ``received`` came over the network in this run, ``resumed_from`` was there before;
-    ``checksum`` is the one that was verified. ``is_skipped``: the target existed and
-    was left alone.
+    ``received`` bytes came over the network in this run, ``resumed_from`` bytes existed
+    before. ``checksum``: the verified one. ``is_skipped``: the target existed and was
+    not changed.
     """
 
     path: Path
@@ -98,12 +95,12 @@ class TransferResult:
 
 @dataclass(frozen=True)
 class Progress:
-    """A moment of a download. ``done`` and ``size`` in bytes, ``size`` None while
-    unknown.
+    """The progress of a download at one moment.
 
-    ``missing``: bytes that are counted as taken on the disk for it in advance: the
-    number received so far, limited to what is still to come, less what is reserved on
-    the disk already. ``is_kept``: a later run can go on from here.
+    ``done`` and ``size`` in bytes, ``size`` None while unknown. ``unreserved_bytes``:
+    bytes that count as taken on the disk in advance: as many as have been received,
+    limited to those still to be received, less those reserved on the disk.
+    ``is_resumable``: a later run can resume the download.
     """
 
     path: Path
@@ -116,11 +113,13 @@ class Progress:
 
 
 class Notify(Protocol):
-    """Hears what happens in a download, from any of its threads: a fixed phrase and its
-    figures. Must not block."""
+    """Receives events from any thread of a download; must not block.
+
+    An event has a fixed name and fields.
+    """
 
     def __call__(self, event: str, /, **fields: object) -> None: ...
 
 
 def ignore_event(event: str, /, **fields: object) -> None:
-    """A Notify that hears nothing."""
+    """Ignore an event."""

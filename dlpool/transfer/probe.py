@@ -1,8 +1,9 @@
-"""The first request of a download: it proves or disproves ranges, brings size,
-validators and the first bytes.
+"""Make the first request of a download.
 
-A 206 with a right ``Content-Range`` is the only proof of ranges, a 200 the only
-disproof; the body of either is used.
+It proves or disproves ranges, and brings size, validators and the first bytes.
+
+Only a 206 with a correct ``Content-Range`` proves ranges, and only a 200 disproves
+them. The body of either is used.
 """
 
 from __future__ import annotations
@@ -47,13 +48,13 @@ from dlpool.transfer.target.names import file_name
 from dlpool.transfer.target.protocol import RangeReader, Target
 from dlpool.transfer.target.state import SavedState
 
-MAX_STEPS = 8  # of asking otherwise, before the first answer is taken
-PIECE = 8 * 1024 * 1024  # bytes: how far ahead of the hash a connection may work
+MAX_STEPS = 8  # requests until a response is accepted
+PIECE = 8 * 1024 * 1024  # bytes: how far ahead of the hash a connection may fetch
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """A plan, its chunks, and the first answer with its body unread."""
+    """A plan, its chunks, and the first response with its body unread."""
 
     plan: DownloadPlan
     chunks: ChunkMap
@@ -62,12 +63,12 @@ class ProbeResult:
 
 
 class ResumeStep(Enum):
-    """What an answer means for the bytes of an earlier run."""
+    """What a response means for the bytes of an earlier run."""
 
-    USE = "use it"
-    PLAIN_RANGE = "ask for the range without If-Range"
-    RESTART = "forget them and ask anew"
-    RESTART_WITH_BODY = "forget them and take this body"
+    USE = "use the response"
+    PLAIN_RANGE = "request the range without If-Range"
+    RESTART = "discard the saved bytes and request the file again"
+    RESTART_WITH_BODY = "discard the saved bytes and use this body"
 
 
 def resume_step(
@@ -79,13 +80,13 @@ def resume_step(
     has_other_query: bool = False,
     allows_change: bool = False,
 ) -> ResumeStep:
-    """Whether saved bytes belong to what the server has now. ``is_whole``: no range was
-    asked for.
+    """Return how to continue with saved bytes.
 
-    ``is_proven``: whether it is shown that it has the same version; None: as the
-    validators alone show it. Raises BadAnswer where the answer lacks the validator that
-    could tell (what another query of the URL brings needs none: it may well be another
-    file), and UnexpectedContent where it may not replace what was saved.
+    ``is_complete``: the request was for the complete file. ``is_proven``: whether the
+    version is known to be the same; None means that the validators decide. Raises
+    BadAnswer if the response lacks the validator that could decide, unless the URL had
+    another query, and UnexpectedContent if the response must not replace the saved
+    bytes.
     """
     if saved.proves_same(answer.resource) if is_proven is None else is_proven:
         if answer.is_partial:
@@ -98,11 +99,10 @@ def resume_step(
 
 
 class Probe:
-    """Makes the first request until it leads to a plan. Used by the first connection
-    thread.
+    """Makes requests until one leads to a plan. Used by the first connection thread.
 
-    ``target`` is None while the name of the file is still to be learnt; ``open_target``
-    opens it then. ``is_single`` asks for one body instead of ranges.
+    ``target`` is None until the file's name is known; ``open_target`` opens it then.
+    ``is_single`` requests one body instead of ranges.
     """
 
     def __init__(
@@ -116,32 +116,34 @@ class Probe:
         self._context = context
         self._target = target
         self._open_target = open_target
-        self._is_whole = is_single
+        self._wants_complete = is_single
         self._head: RemoteResource | None = None
-        self._asked_head = False
+        self._has_requested_head = False
         self._wants_head = False
-        self._least_size = 0  # what a part had that did not tell the total
-        self._distrusts_if_range = False
+        self._min_size = 0  # end of a part whose total is unknown
+        self._ignores_if_range = False
         self._is_contradicted = False
-        self._agrees: bool | None = (
-            # whether samples of the saved bytes match the server; None: not requested
+        self._samples_match: bool | None = (
+            # whether samples match the server; None: not requested
             None
         )
 
     def run(self, exchange: Exchange) -> ProbeResult:
-        """One try. Raises what the network, the server or the disk brings."""
-        if self._context.settings.probe == "head" and not self._asked_head:
-            self._ask_head(exchange)
+        """Make one attempt. Raises errors of the network, the server and the disk."""
+        if self._context.settings.probe == "head" and not self._has_requested_head:
+            self._request_head(exchange)
         for _ in range(MAX_STEPS):
             saved = self._target.saved if self._target else None
             if saved is not None and self._needs_samples(saved):
-                self._agrees = self._has_samples_of(exchange, saved)
-            asked = self._first_span(saved)
-            trusts_if_range = not self._distrusts_if_range and self._agrees is not False
-            if_range = saved.resource.if_range if saved and trusts_if_range else None
-            reply = self._context.source.get(exchange, asked, if_range)
+                self._samples_match = self._has_samples_of(exchange, saved)
+            requested = self._first_range(saved)
+            uses_if_range = (
+                not self._ignores_if_range and self._samples_match is not False
+            )
+            if_range = saved.resource.if_range if saved and uses_if_range else None
+            reply = self._context.source.get(exchange, requested, if_range)
             try:
-                opened = self._step(reply, asked, if_range)
+                opened = self._step(reply, requested, if_range)
             except BaseException:
                 self._context.source.forget_location()
                 reply.close()
@@ -150,19 +152,21 @@ class Probe:
                 return opened
             reply.close()
             if self._wants_head:
-                self._ask_head(exchange)
-        raise BadAnswer("the server's answers contradict each other")
+                self._request_head(exchange)
+        raise BadAnswer("the server's responses contradict each other")
 
     def _step(
-        self, reply: Reply, asked: ByteRange | None, if_range: str | None
+        self, reply: Reply, requested: ByteRange | None, if_range: str | None
     ) -> ProbeResult | None:
-        """Take the answer as the beginning, or note what to ask instead and return
-        None."""
-        is_refusal = asked is not None and self._is_refusal(reply)
+        """Return the result if the response is a usable beginning.
+
+        Else set up the next request and return None.
+        """
+        is_refusal = requested is not None and self._is_refusal(reply)
         if is_refusal and not is_empty_file(reply.status, reply.headers):
-            self._is_whole = True
+            self._wants_complete = True
             return None
-        answer = self._judged(reply, asked)
+        answer = self._read_answer(reply, requested)
         if answer is None:
             return None
         target = self._target = self._target or self._open_target(
@@ -170,15 +174,14 @@ class Probe:
         )
         if target.unverifiable is not None and not self._context.settings.allow_change:
             check_family(target.unverifiable, answer.resource, ALLOW_CHANGE)
-        if (
-            target.saved is not None and is_refusal
-        ):  # "empty" needs a validator to be believed against what is there
-            self._is_whole = True
+        if target.saved is not None and is_refusal:
+            # "empty" has no validator, so the saved bytes take precedence
+            self._wants_complete = True
             return None
         resumed = (
             answer
             if target.saved is None
-            else self._resumed(target, target.saved, answer, asked, if_range)
+            else self._resume(target, target.saved, answer, requested, if_range)
         )
         if resumed is None:
             return None
@@ -188,36 +191,38 @@ class Probe:
             if size is None:
                 return None
             answer = replace(answer, resource=replace(answer.resource, size=size))
-        return self._planned(target, reply, answer)
+        return self._make_plan(target, reply, answer)
 
-    def _resumed(
+    def _resume(
         self,
         target: Target,
         saved: SavedState,
         answer: Answer,
-        asked: ByteRange | None,
+        requested: ByteRange | None,
         if_range: str | None,
     ) -> Answer | None:
-        """Return the answer if it continues or replaces the saved bytes; else set the
-        next request and return None."""
-        if self._needs_samples(saved):  # the output was found only now
+        """Return the answer if it continues or replaces the saved bytes.
+
+        Else set up the next request and return None.
+        """
+        if self._needs_samples(saved):  # the output has only been opened now
             return None
         next_step = resume_step(
             saved.resource,
             answer,
-            is_complete=asked is None,
+            is_complete=requested is None,
             is_proven=self._is_proven(saved, answer, if_range),
             has_other_query=target.has_other_query,
             allows_change=self._context.settings.allow_change,
         )
-        if next_step is ResumeStep.PLAIN_RANGE and not self._distrusts_if_range:
-            self._distrusts_if_range = True
+        if next_step is ResumeStep.PLAIN_RANGE and not self._ignores_if_range:
+            self._ignores_if_range = True
             return None
         if next_step is not ResumeStep.USE:
             target.restart(
                 "the remote file has changed, or the server stopped serving ranges"
             )
-            self._is_whole = next_step is ResumeStep.PLAIN_RANGE
+            self._wants_complete = next_step is ResumeStep.PLAIN_RANGE
         if next_step in (ResumeStep.RESTART, ResumeStep.PLAIN_RANGE):
             return None
         return (
@@ -226,59 +231,61 @@ class Probe:
             else answer
         )
 
-    def _judged(self, reply: Reply, asked: ByteRange | None) -> Answer | None:
-        """Return the answer, if it may be the file; None if it contradicts itself, and
-        a plain GET must follow."""
+    def _read_answer(self, reply: Reply, requested: ByteRange | None) -> Answer | None:
+        """Return the answer if it may be the file.
+
+        None if it contradicts itself and a plain GET must follow.
+        """
         if is_empty_file(reply.status, reply.headers):
             return Answer(
                 RemoteResource.from_headers(reply.headers, 0), 0, 0, is_partial=True
             )
         try:
-            answer = self._context.judge(reply, asked)
-            self._check_earlier(answer)
+            answer = self._context.judge(reply, requested)
+            self._check_previous(answer)
         except ContradictoryAnswer as error:
             if self._is_contradicted:
                 raise ContradictoryAnswer(
                     f"{error}, also without a range", is_final=True
                 ) from error
-            self._is_contradicted = self._is_whole = True
+            self._is_contradicted = self._wants_complete = True
             return None
         if self._context.settings.html_guard:
             check_expected_type(self._context.source.url, answer.resource)
         return answer
 
-    def _check_earlier(self, answer: Answer) -> None:
-        """Raise BadAnswer if the answer cannot be the complete file of the previous
-        round."""
-        earlier, resource = self._context.previous_resource, answer.resource
-        if earlier is None:
+    def _check_previous(self, answer: Answer) -> None:
+        """Raise BadAnswer if the answer contradicts the previous attempt."""
+        previous, resource = self._context.previous_resource, answer.resource
+        if previous is None:
             return
         if not self._context.settings.allow_change:
-            check_family(earlier, resource)
+            check_family(previous, resource)
         is_same = (
-            earlier.strong_etag is not None
-            and earlier.strong_etag == resource.strong_etag
+            previous.strong_etag is not None
+            and previous.strong_etag == resource.strong_etag
         )
         if (
             is_same
             and not answer.is_partial
             and resource.size is not None
-            and resource.size < (earlier.size or 0)
+            and resource.size < (previous.size or 0)
         ):
-            said = (
-                f"the server sent {resource.size} bytes as the whole of a file of "
-                f"{earlier.size} bytes"
+            message = (
+                f"the server sent {resource.size} bytes as the complete file, which "
+                f"has "
+                f"{previous.size} bytes"
             )
-            raise ContradictoryAnswer(said)
+            raise ContradictoryAnswer(message)
 
     def _is_proven(
         self, saved: SavedState, answer: Answer, if_range: str | None
     ) -> bool:
-        """Return whether the saved bytes are of the version of the answer.
+        """Return whether the saved bytes are of the same version as the answer.
 
-        Bytes that came by another query of the same URL may be of another file beside
-        it, which has been written in the same second and has the same size. So there a
-        date proves only together with samples.
+        Bytes fetched with another query of the URL may be of another file that was
+        written in the same second and has the same size. A date proves the version then
+        only together with samples.
         """
         assert self._target is not None
         known, resource, job = saved.resource, answer.resource, self._context.job
@@ -295,17 +302,20 @@ class Probe:
         if not (is_confirmed or known.proves_same(resource)):
             return False
         is_date_alone = known.strong_etag is None and not known.has_digest_of(resource)
-        return not (has_other_query and is_date_alone) or self._agrees is True
+        return not (has_other_query and is_date_alone) or self._samples_match is True
 
     def _needs_samples(self, saved: SavedState) -> bool:
         assert self._target is not None
         known = saved.resource
         is_date_alone = known.has_settled_date and known.strong_etag is None
-        return self._agrees is None and self._target.has_other_query and is_date_alone
+        return (
+            self._samples_match is None
+            and self._target.has_other_query
+            and is_date_alone
+        )
 
     def _has_samples_of(self, exchange: Exchange, saved: SavedState) -> bool:
-        """Request samples of the saved bytes, and return whether the server sends the
-        same."""
+        """Return whether the server sends the same samples as the saved bytes."""
         assert self._target is not None
         reader = self._target.reader()
         try:
@@ -344,30 +354,35 @@ class Probe:
         return refuses_ranges(reply.status, reply.headers, datetime.now(timezone.utc))
 
     def _size_by_head(self, answer: Answer) -> int | None:
-        """The size of a file of which a 206 did not tell it (``bytes 0-9/*``); None:
-        ask HEAD, or for the whole."""
+        """Return the size of a file whose 206 does not tell it (``bytes 0-9/*``).
+
+        None: request HEAD, or the complete file.
+        """
         end = answer.start + (answer.length or 1)
-        if not self._asked_head:
-            self._wants_head, self._least_size = True, end
+        if not self._has_requested_head:
+            self._wants_head, self._min_size = True, end
             return None
-        head, least = self._head, max(end, self._least_size)
+        head, min_size = self._head, max(end, self._min_size)
         is_same = (
             head is not None
             and answer.resource.has_validator
             and answer.resource.compare(head) is ValidatorMatch.SAME
         )
-        if (
-            is_same and head is not None and head.size and head.size >= least
-        ):  # else HEAD contradicts the part
+        if is_same and head is not None and head.size and head.size >= min_size:
+            # otherwise HEAD contradicts the part
             return head.size
-        self._is_whole = True
+        self._wants_complete = True
         return None
 
-    def _first_span(self, saved: SavedState | None) -> ByteRange | None:
-        """The range to begin with: the first that is missing, or as much as a small
-        file has; None: everything."""
+    def _first_range(self, saved: SavedState | None) -> ByteRange | None:
+        """Return the first missing range, or that of a small file.
+
+        None for the complete file.
+        """
         settings = self._context.settings
-        if self._is_whole or (self._head is not None and self._head.refuses_ranges):
+        if self._wants_complete or (
+            self._head is not None and self._head.refuses_ranges
+        ):
             return None
         if saved is not None:
             return saved.missing_spans[0] if saved.missing_spans else ByteRange(0, 1)
@@ -375,9 +390,9 @@ class Probe:
             return ByteRange(0, max(1, min(settings.min_split_size, self._head.size)))
         return ByteRange(0, settings.min_split_size)
 
-    def _ask_head(self, exchange: Exchange) -> None:
-        """Learn what HEAD tells; it is a hint only, and no answer to it is an error."""
-        self._asked_head, self._wants_head = True, False
+    def _request_head(self, exchange: Exchange) -> None:
+        """Send a HEAD request for hints; an error response to it is ignored."""
+        self._has_requested_head, self._wants_head = True, False
         try:
             self._head = self._context.judge(
                 self._context.source.head(exchange), None
@@ -388,21 +403,26 @@ class Probe:
             exchange.check()
 
     def _name(self, resource: RemoteResource, reply: Reply) -> str:
-        """The server's name for the file, else the URL's: the user's, unless its path
-        ends in nothing."""
+        """Return the server's name for the file, else the one in the URL.
+
+        For a URL that ends in a slash, the redirect's target names the file.
+        """
         first = self._context.source.url
         return file_name(
             resource.server_name, reply.url if first.endswith("/") else first
         )
 
-    def _planned(
+    def _make_plan(
         self, target: Target, reply: Reply, answer: Answer
     ) -> ProbeResult | None:
-        """Return the plan; None for a range of an encoded file, which must be requested
-        as one body instead."""
+        """Return the plan.
+
+        None for a range of an encoded file, which must be requested as one body
+        instead.
+        """
         if self._is_decoded(target, reply, answer):
             if answer.is_partial:
-                self._is_whole = True
+                self._wants_complete = True
                 return None
             reply, answer = decode_reply(reply, answer)
         settings, resource = self._context.settings, answer.resource
@@ -412,7 +432,9 @@ class Probe:
                 f"the file has {resource.size} bytes, max_file_size is {limit}"
             )
         target.drop_unverifiable()
-        self._tell_coding(target, resource, is_decoded=isinstance(reply, DecodedReply))
+        self._report_coding(
+            target, resource, is_decoded=isinstance(reply, DecodedReply)
+        )
         if answer.is_partial:
             chunks = self._ranges(target, resource)
             target.enable_checkpoints(resource)
@@ -428,7 +450,7 @@ class Probe:
             answer,
         )
 
-    def _tell_coding(
+    def _report_coding(
         self, target: Target, resource: RemoteResource, *, is_decoded: bool
     ) -> None:
         if resource.content_encoding and is_decoded:
@@ -445,8 +467,10 @@ class Probe:
             )
 
     def _is_decoded(self, target: Target, reply: Reply, answer: Answer) -> bool:
-        """Return whether to decode the body. Raises PolicyRefused or ProtocolBroken for
-        an unaccepted coding."""
+        """Return whether to decode the body.
+
+        Raises PolicyRefused or ProtocolBroken for an unaccepted coding.
+        """
         if not answer.resource.content_encoding or answer.length == 0:
             return False
         urls = (self._context.source.url, reply.url)

@@ -1,5 +1,4 @@
-"""Requests after the first one of a download, whose responses must be of the known
-version."""
+"""Request ranges after the first response, and check their version."""
 
 from __future__ import annotations
 
@@ -27,27 +26,28 @@ Judge = Callable[[Reply, ByteRange | None], Answer]
 def request_range(
     context: TransferContext,
     exchange: Exchange,
-    asked: ByteRange | None,
+    requested: ByteRange | None,
     known: RemoteResource,
     if_range: str | None = None,
     *,
     judge: Judge | None = None,
 ) -> tuple[Reply, Answer]:
-    """Request ``asked`` (None: the complete file) and return the reply, its body
-    unread, and its answer.
+    """Request ``requested`` and return the reply, its body unread, and its answer.
 
-    ``judge``: reads the answer from the reply, by default ``Context.judge``. Raises
-    RemoteChanged, RetryRange or FailJob; the reply is closed then, and the next request
-    begins at the first URL.
+    ``requested`` is None for the complete file.
+
+    ``judge`` reads the answer from the reply, by default ``TransferContext.judge``.
+    Raises RemoteChanged, RetryRange or FailJob; the reply is closed then, and the next
+    request goes to the first URL.
     """
     judge = judge or context.judge
-    reply = context.source.get(exchange, asked, if_range)
+    reply = context.source.get(exchange, requested, if_range)
     try:
         if _tells_other_size(reply, known):
             reply.close()
             reply = context.source.get(exchange, FIRST_BYTE)
             _check_refusal(context, reply, known)
-        answer = judge(reply, asked)
+        answer = judge(reply, requested)
         _check_version(context, known, answer, is_conditional=if_range is not None)
     except BaseException:
         context.source.forget_location()
@@ -82,16 +82,19 @@ def _tells_other_size(reply: Reply, known: RemoteResource) -> bool:
 def _check_refusal(
     context: TransferContext, reply: Reply, known: RemoteResource
 ) -> None:
-    """Raise the error for a 416 that tells another size, by the response to a request
-    of the first byte.
+    """Raise the error for a 416 that tells another size.
+
+    ``reply`` is the response to a request for the first byte.
 
     A 416 does not show which content refused the range: an error page in place of the
-    file refuses it too.
+    file does so too.
     """
     if is_empty_file(reply.status, reply.headers):
         if context.settings.allow_change or known.host in (None, host_of(reply)):
-            raise RemoteChanged("the remote file is empty now")
-        raise BadAnswer(f"{host_of(reply)} has an empty file where there was another")
+            raise RemoteChanged("the remote file has become empty")
+        raise BadAnswer(
+            f"{host_of(reply)} sent an empty file in place of the known one"
+        )
     if reply.status != 416:
         _check_version(context, known, context.judge(reply, FIRST_BYTE))
     raise BadAnswer(

@@ -1,4 +1,4 @@
-"""What may be tried again, and when. Pure: clock and chance are passed in."""
+"""Decide what is retried, and when. Pure: time and randomness are parameters."""
 
 from __future__ import annotations
 
@@ -8,36 +8,35 @@ from typing import NamedTuple
 from dlpool.config import TransferSettings
 from dlpool.errors import DlpoolError, RetryRange, TooSlow, WaitTooLong
 
-WORTHWHILE = (
-    64 * 1024
-)  # bytes: an attempt that received this many is repeated without a pause
-# a shorter attempt must have received as many bytes as the minimum speed gives in this
-# time
-LEAST_WAIT_S = 1.0
+# bytes: a request that received this many is repeated without a delay
+WORTHWHILE = 64 * 1024
+# a shorter request must have received the bytes of this time at the minimum speed
+MIN_WAIT_S = 1.0
 
 
 class RangeAttempt(NamedTuple):
-    """The result of one request: bytes written, and seconds spent waiting for the
-    body."""
+    """The result of one request: bytes received, and seconds of waiting."""
 
     received: int
     waited_s: float
 
-    def is_progress(self, least_rate: int) -> bool:
-        """Return whether it received bytes at ``least_rate`` bytes/s or faster.
+    def is_progress(self, min_rate: int) -> bool:
+        """Return whether it reached ``min_rate`` bytes per second.
 
-        An attempt below that rate counts as failed although it brought something: a
-        server that trickles, and breaks off again and again, would otherwise be asked
-        for ever.
+        A slower request counts as failed although it received bytes: otherwise a server
+        that sends a few bytes and closes the connection would be retried without end.
         """
-        return self.received > 0 and self.received >= least_rate * max(
-            self.waited_s, LEAST_WAIT_S
+        return self.received > 0 and self.received >= min_rate * max(
+            self.waited_s, MIN_WAIT_S
         )
 
 
 class FailureCount(NamedTuple):
-    """A failed attempt: number of failures in a row without progress, bytes it wrote,
-    and bytes the row wrote."""
+    """A failed request.
+
+    ``attempts``: consecutive failures without progress. ``progress``: bytes of this
+    request; ``slow_bytes``: of all of these.
+    """
 
     attempts: int
     progress: int
@@ -45,8 +44,7 @@ class FailureCount(NamedTuple):
 
 
 class RetryDelay(NamedTuple):
-    """Seconds until a chunk may be asked for again, by anyone, and until the thread
-    that failed goes on."""
+    """Seconds until the chunk may be requested, and until the thread continues."""
 
     chunk_s: float
     worker_s: float
@@ -56,8 +54,8 @@ class RetryDelay(NamedTuple):
 class RetryPolicy:
     """Exponential backoff with full jitter. All times in seconds.
 
-    ``retries`` counts attempts in a row without progress; ``max_retry_after`` is the
-    longest ``Retry-After`` that is waited for.
+    ``retries``: consecutive requests without progress that are allowed.
+    ``max_retry_after``: the longest ``Retry-After`` that is honoured.
     """
 
     retries: int
@@ -75,8 +73,10 @@ class RetryPolicy:
         )
 
     def backoff_s(self, failures: int, jitter: float) -> float:
-        """How long to wait after so many failures in a row; ``chance`` is uniform in
-        0..1."""
+        """Return the seconds to wait after ``failures`` consecutive failures.
+
+        ``jitter`` is uniform in 0..1.
+        """
         ceiling: float = (
             min(self.max_delay, self.delay * 2.0 ** min(failures - 1, 32))
             if failures > 0
@@ -85,12 +85,11 @@ class RetryPolicy:
         return ceiling * jitter
 
     def final_error(
-        self, error: RetryRange, failures: int, trickled: int = 0
+        self, error: RetryRange, failures: int, slow_bytes: int = 0
     ) -> DlpoolError | None:
-        """Return the error that ends the job after ``failures`` attempts without
-        progress; None: try again.
+        """Return the error that ends the job after ``failures``; None: retry.
 
-        ``trickled``: bytes that these attempts brought although they made no progress.
+        ``slow_bytes``: bytes that these requests received.
         """
         if (
             error.retry_after_s is not None
@@ -104,29 +103,35 @@ class RetryPolicy:
             return error
         if failures <= self.retries:
             return None
-        if trickled or isinstance(error, TooSlow):
-            return error.explained(_advice(failures, trickled))
+        if slow_bytes or isinstance(error, TooSlow):
+            return error.explained(_low_speed_hint(failures, slow_bytes))
         return error
 
     def next_delay(
-        self, error: RetryRange, failure: FailureCount, misses: int, chance: float
+        self,
+        error: RetryRange,
+        failure: FailureCount,
+        capacity_failures: int,
+        jitter: float,
     ) -> RetryDelay:
-        """How long to rest after an attempt that may be repeated.
+        """Return how long to wait after a failed request that may be repeated.
 
-        Where the server may admit no further connection (``misses`` times in a row, for
-        this thread), the thread rests and others may take the chunk; else the chunk
-        rests. What brought bytes, or was merely slow, goes on at once over a new
-        connection.
+        If the server may limit connections (``capacity_failures`` consecutive failures
+        of this thread say so), the thread pauses and others may take the chunk; else
+        the chunk waits. After a request that received bytes or was only slow, the next
+        one follows at once over a new connection.
         """
         if isinstance(error, TooSlow) or failure.progress >= WORTHWHILE:
             return RetryDelay(0.0, 0.0)
-        delay = self.backoff_s(max(1, failure.attempts, misses), chance)
+        delay = self.backoff_s(max(1, failure.attempts, capacity_failures), jitter)
         return RetryDelay(0.0, delay) if error.is_capacity else RetryDelay(delay, 0.0)
 
 
-def _advice(failures: int, trickled: int) -> str:
+def _low_speed_hint(failures: int, slow_bytes: int) -> str:
     brought = (
-        f" (the last {failures} attempts received {trickled} bytes)" if trickled else ""
+        f" (the last {failures} attempts received {slow_bytes} bytes)"
+        if slow_bytes
+        else ""
     )
     return (
         f"attempts slower than low_speed_limit are limited by retries{brought}: lower "

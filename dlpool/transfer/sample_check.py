@@ -1,8 +1,7 @@
-"""The final check of a file without a validator: samples are requested again and
-compared.
+"""Compare samples of a file without a validator with the server.
 
-It runs after all bytes are written and before they are published, only if the file was
-received in several responses.
+This runs after all bytes are written, only if the file was received in several
+responses.
 """
 
 from __future__ import annotations
@@ -18,14 +17,17 @@ from dlpool.transfer.retry import FailureCount
 from dlpool.transfer.target.protocol import RangeReader
 
 NETWORK_POLL_S = 2.0
-MAX_STALE = 16  # idle connections in a row that the server had closed
-# times the sum of connect and read timeout: the limit of a request for one sample
-ANSWERS = 2.0
+MAX_STALE = 16  # consecutive idle connections that the server had closed
+# factor on the sum of connect and read timeout: the time limit of one request
+TIMEOUT_FACTOR = 2.0
 
 
 class SampleCheck:
-    """Requests samples again. One thread calls ``run``; other threads may use
-    ``exchange`` and ``look``."""
+    """Requests samples again.
+
+    One thread calls ``run``; other threads may use ``exchange`` and
+    ``abort_if_overdue``.
+    """
 
     def __init__(self, context: TransferContext, plan: DownloadPlan) -> None:
         self.exchange: Exchange | None = None
@@ -36,20 +38,21 @@ class SampleCheck:
 
     @property
     def is_needed(self) -> bool:
-        """True if several responses were joined and no validator shows that they are of
-        one version."""
+        """Return whether responses were joined without a validator."""
         plan = self._plan
         is_joined = plan.has_ranges and len(self._context.evidence.spans()) > 1
         return is_joined and not plan.resource.has_validator
 
     @property
     def received(self) -> int:
-        """Bytes of bodies that were received."""
+        """Return the bytes of body received."""
         return self._latest.received if self._latest is not None else 0
 
     def run(self) -> None:
-        """Request and compare the samples. Raises RemoteChanged for a difference, or
-        the error that ends the job."""
+        """Request and compare the samples.
+
+        Raises RemoteChanged for a difference, or the error that ends the job.
+        """
         spans = choose_samples(self._context.evidence.spans())
         self._context.notify("end_checked", path=str(self._plan.target.path))
         reader = self._plan.target.reader()
@@ -57,22 +60,22 @@ class SampleCheck:
             for span in spans:
                 self._check(span, reader)
         finally:
-            self.exchange = None
+            self._end_exchange()
             reader.close()
 
     def abort_if_overdue(self) -> None:
-        """Abort a request that takes too long; called several times a second, by
-        another thread."""
+        """Cancel a request that takes too long.
+
+        The timer thread calls this several times a second.
+        """
         exchange, network = self.exchange, self._context.client.settings
         if exchange is None or exchange.sent_at is None:
             return
-        if self._context.clock() - exchange.sent_at >= ANSWERS * (
+        if self._context.clock() - exchange.sent_at >= TIMEOUT_FACTOR * (
             network.connect_timeout + network.read_timeout
         ):
             exchange.cancel(
-                TimedOut(
-                    "the server did not complete its answer within the time limits"
-                )
+                TimedOut("the server did not complete its response within the timeouts")
             )
 
     def _check(self, span: ByteRange, reader: RangeReader) -> None:
@@ -81,12 +84,12 @@ class SampleCheck:
             try:
                 return self._compare(span, reader)
             except RetryRange as error:
-                self.exchange = None
+                self._end_exchange()
                 if error.is_stale and stale < MAX_STALE:
                     stale += 1
                     continue
-                rest_s = self._rest_s(span, error, failures := failures + 1)
-            self._context.scheduler.sleep_unless_failed(rest_s)
+                delay_s = self._delay_s(span, error, failures := failures + 1)
+            self._context.scope.sleep(delay_s)
 
     def _compare(self, span: ByteRange, reader: RangeReader) -> None:
         context, known = self._context, self._plan.resource
@@ -107,18 +110,24 @@ class SampleCheck:
             reply.close()
 
     def _new_exchange(self) -> Exchange:
+        self._end_exchange()
         context, latest = self._context, self._latest
         before = latest.stats() if latest is not None else ExchangeStats(0, 0.0)
-        self.exchange = self._latest = Exchange(
-            context.clock, context.scheduler.sleep_unless_failed, before
-        )
-        # the download may have been stopped before the exchange was visible
-        context.scheduler.check()
-        return self.exchange
+        exchange = Exchange(context.clock, context.scope.sleep, before)
+        context.scope.add(exchange)
+        self.exchange = self._latest = exchange
+        return exchange
 
-    def _rest_s(self, span: ByteRange, error: RetryRange, failures: int) -> float:
-        """Return the seconds until the next attempt. Raises the error that ends the job
-        after too many failures."""
+    def _end_exchange(self) -> None:
+        if self.exchange is not None:
+            self._context.scope.discard(self.exchange)
+        self.exchange = None
+
+    def _delay_s(self, span: ByteRange, error: RetryRange, failures: int) -> float:
+        """Return the seconds until the next attempt.
+
+        Raises the error that ends the job after too many failures.
+        """
         context = self._context
         if self._network.is_tolerated(error):
             context.notify("network_away", error=str(error))
@@ -126,7 +135,7 @@ class SampleCheck:
         final: DlpoolError | None = context.policy.final_error(error, failures)
         if final is not None:
             raise final from error
-        rest_s = max(
+        delay_s = max(
             context.policy.next_delay(
                 error, FailureCount(failures, 0), failures, context.jitter()
             )
@@ -138,17 +147,19 @@ class SampleCheck:
             start=span.start,
             end=span.end,
             attempt=failures,
-            delay_s=round(rest_s, 3),
+            delay_s=round(delay_s, 3),
             seconds=0.0,
         )
-        return rest_s
+        return delay_s
 
 
 def is_same_span(
     reply: Reply, answer: Answer, span: ByteRange, reader: RangeReader
 ) -> bool:
-    """Return whether the body equals the bytes of the part file in ``span``, or a
-    prefix of them if it ends early."""
+    """Return whether the body equals the part file's bytes in ``span``.
+
+    A body that ends early must equal a prefix of them.
+    """
     ahead = span.start - answer.start
     left = span.end - span.start + ahead
     if answer.length is not None:

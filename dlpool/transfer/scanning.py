@@ -45,7 +45,7 @@ def scan_output(context: TransferContext, plan: DownloadPlan) -> None:
         guard.check(
             scanned,
             finding,
-            check_abort=context.scheduler.check,
+            check_abort=context.scope.raise_if_cancelled,
             before_quarantine=target.discard,
             report=report,
         )

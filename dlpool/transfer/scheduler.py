@@ -1,109 +1,112 @@
-"""What the threads of one download share: its chunks, whether it is over, and why."""
+"""Assign chunks to the connection threads of one download."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dlpool.errors import DlpoolError, NotAdmitted, RetryRange
+from dlpool.cancel import CancelScope
+from dlpool.errors import NotAdmitted, RetryRange
 from dlpool.transfer.chunks import Chunk, ChunkMap, single_chunk
 from dlpool.transfer.retry import FailureCount, RangeAttempt
 
-RECENT_S = 5.0  # bytes written less long ago show that a file is moving
-# complete responses in a row with very few bytes, before they count as failed attempts
-MAX_CRUMBS = 32
-# comparisons after which a chunk's failed attempts count: its backoff is at its maximum
-# then
+RECENT_S = 5.0  # bytes written within this time show progress
+# consecutive complete responses with very few bytes that do not count as failures
+MAX_SHORT_ANSWERS = 32
+# replaced connections after which failures of a chunk count; its comparison delay is at
+# its maximum then
 MAX_REPLACED = 8
 
 
 class ChunkSnapshot(NamedTuple):
-    """Copies of the chunks, whose positions are all in the file, and the bytes that
-    they hold."""
+    """Copies of the chunks and the number of bytes that they hold.
+
+    All bytes below a ``position`` are written.
+    """
 
     chunks: list[Chunk]
     written: int
 
 
 class ChunkScheduler:
-    """The state that connection threads, checkpoints and progress share.
+    """The state that connection threads, checkpoints and progress share. Thread-safe.
 
-    The lock guards the chunk map, the error and the counters. No I/O happens under it.
+    ``scope`` cancels the download. Its lock also guards the chunk map and the counters.
+    No I/O happens while it is held.
     """
 
     def __init__(self, clock: Callable[[], float], min_rate: int = 0) -> None:
-        """``least_rate``: bytes/s below which a connection makes no progress; 0: any
-        byte is progress."""
+        """``min_rate``: bytes per second below which a connection makes no progress.
+
+        0: any byte is progress.
+        """
         self._clock = clock
-        self._least_rate = min_rate
-        self._changed = threading.Condition()
+        self._min_rate = min_rate
+        self.scope = CancelScope()
+        self._changed = self.scope.changed
         self._map: ChunkMap = single_chunk(None)
-        self._error: DlpoolError | None = None
-        self._is_over = False
-        self._is_sealed = False
+        self._is_complete = False  # all chunks are done
         self._writing = 0
-        self._dismissed: set[object] = set()
-        self._rates: dict[
-            object, float
-        ] = {}  # last speed of each owner's connection, in bytes/s
+        self._retired: set[object] = set()
+        # last speed of each owner's connection, in bytes/s
+        self._rates: dict[object, float] = {}
         self._waiting = 0  # idle threads
-        self._receiving: set[object] = (
-            set()
-        )  # owners whose connection is receiving a body
-        self._received_at: dict[
-            object, float
-        ] = {}  # by owner, when its last body began or ended
-        self.is_crowded = False  # whether the server has refused a further connection
+        # owners whose connection is receiving a body
+        self._receiving: set[object] = set()
+        # by owner, when its last body began or ended
+        self._received_at: dict[object, float] = {}
+        # whether the server has refused an additional connection
+        self.is_crowded = False
         self._written_at = -RECENT_S
-        self._brisk_at = (
-            -RECENT_S
-        )  # when a connection that was fast enough released its chunk
+        # when a connection of at least the minimum speed released its chunk
+        self._min_rate_reached_at = -RECENT_S
         self.retries = 0
         self.finished_chunks = 0
 
     def __repr__(self) -> str:
         return (
-            f"<Board {self._map!r}{' over' if self._is_over else ''} "
-            f"{self._error or ''}>"
+            f"<ChunkScheduler {self._map!r}{' over' if self.is_over else ''} "
+            f"{self.scope.error or ''}>"
         )
 
-    # --- for the thread that plans ---
+    # --- the attempt's thread ---
 
     def load_plan(self, chunk_map: ChunkMap, owner: object) -> Chunk | None:
-        """Replace the plan; ``owner`` gets its first chunk, None if nothing is
-        missing."""
+        """Replace the chunk map.
+
+        Return the first chunk of ``owner``, None if no byte is missing.
+        """
         with self._changed:
             self._map = chunk_map
-            self._is_over = self._is_over or chunk_map.is_done()
+            self._is_complete = chunk_map.is_done()
             self._changed.notify_all()
             return self._take(owner)
 
     def retire(self, owner: object) -> None:
-        """``owner`` gets no more chunks, and should give back the one that it has."""
+        """Give ``owner`` no more chunks; it releases the one that it has."""
         with self._changed:
-            self._dismissed.add(owner)
+            self._retired.add(owner)
             self._changed.notify_all()
 
     def remove_worker(self, owner: object) -> None:
-        """A dismissed owner has gone."""
+        """Forget a retired owner whose thread has finished."""
         with self._changed:
-            self._dismissed.discard(owner)
+            self._retired.discard(owner)
             self._rates.pop(owner, None)
             self._received_at.pop(owner, None)
 
-    # --- for connection threads ---
+    # --- connection threads ---
 
     def is_retired(self, owner: object) -> bool:
-        return owner in self._dismissed
+        return owner in self._retired
 
     def take_chunk(self, owner: object) -> Chunk | None:
         """Wait for a chunk: a free one, else a part of the one that would finish last.
 
-        Returns None when the download is over, or ``owner`` dismissed.
+        Returns None when the download is over or ``owner`` is retired.
         """
         with self._changed:
-            while not self._is_over and owner not in self._dismissed:
+            while not self.is_over and owner not in self._retired:
                 rate = self._rates.get(owner, 0.0)
                 chunk = (
                     self._take(owner)
@@ -134,8 +137,7 @@ class ChunkScheduler:
                 self._received_at[owner] = self._clock()
 
     def others_receiving(self, owner: object) -> int:
-        """Return how many other owners receive a body while the server refuses
-        ``owner``."""
+        """Return how many others receive a body while the server refuses ``owner``."""
         with self._changed:
             others = self._others_receiving(owner)
             self.is_crowded = self.is_crowded or others > 0
@@ -152,64 +154,70 @@ class ChunkScheduler:
             )
 
     def retire_if_redundant(self, owner: object) -> bool:
-        """Retire ``owner`` if another owner receives a body; return whether it was
-        retired."""
+        """Retire ``owner`` if another owner receives a body.
+
+        Return whether it was retired.
+        """
         with self._changed:
             if not self._others_receiving(owner):
                 return False
-            self._dismissed.add(owner)
+            self._retired.add(owner)
             return True
 
     def begin_write(self, chunk: Chunk, size: int) -> int:
-        """Announce a write at ``position``; returns how much of ``size`` may be
-        written. Raises when it is over."""
+        """Announce a write at ``position``; return how many bytes may be written.
+
+        Raises the error if the download has been cancelled.
+        """
         with self._changed:
-            if self._is_over:
-                raise self._error or AssertionError("a write after the end")
+            if self._is_complete or self.scope.error is not None:
+                raise self.scope.error or AssertionError("a write after the end")
             allowed = min(size, chunk.end - chunk.position)
             chunk.write_end = chunk.position + allowed
             self._writing += 1
             return allowed
 
     def commit_write(self, chunk: Chunk, size: int) -> None:
-        """The claimed write ended with ``size`` bytes in the file; 0 if it failed."""
+        """Record that the announced write stored ``size`` bytes; 0 if it failed."""
         with self._changed:
             chunk.position += size
             self._written_at = self._clock() if size else self._written_at
             chunk.write_end = chunk.position
             self._writing -= 1
-            if self._writing == 0 and self._is_over:
+            if self._writing == 0 and self.is_over:
                 self._changed.notify_all()
 
     def release_chunk(self, chunk: Chunk, delay_s: float = 0.0) -> None:
-        """The owner is done with the chunk, or lets another go on with it after
-        ``delay_s``."""
+        """Release a chunk.
+
+        If it is not done, another owner may take it after ``delay_s`` seconds.
+        """
         with self._changed:
             self.finished_chunks += chunk.is_done
-            if self._is_brisk(chunk):
-                self._brisk_at = self._clock()
+            if self._reaches_min_rate(chunk):
+                self._min_rate_reached_at = self._clock()
             self._map.release(chunk, self._clock() + delay_s)
             if self._map.is_done():
-                self._is_over = True
+                self._is_complete = True
             self._changed.notify_all()
 
     def count_failure(
         self, chunk: Chunk, error: RetryRange, attempt: RangeAttempt
     ) -> FailureCount:
-        """Record a failed attempt.
+        """Record a failed request.
 
         It counts unless it brought bytes at the minimum speed
-        (``Attempt.is_progress``). It does not count where the server may just admit no
-        further connection while another connection of this file makes progress, nor
-        where our own comparison with siblings ended it, up to ``MAX_REPLACED`` times,
-        nor where the server refuses a further connection.
+        (``RangeAttempt.is_progress``). It does not count in three cases: the server may
+        limit connections while another connection of this file makes progress; the
+        server refuses an additional connection; the connection was ended for being
+        slower than others, up to ``MAX_REPLACED`` times.
         """
         with self._changed:
             self.retries += 1
             is_excused = (
                 error.is_comparison and chunk.replacements <= MAX_REPLACED
             ) or isinstance(error, NotAdmitted)
-            if attempt.is_progress(self._least_rate):
+            if attempt.is_progress(self._min_rate):
                 chunk.failures = chunk.slow_bytes = 0
             elif not is_excused and not (error.is_capacity and self._is_moving(chunk)):
                 chunk.failures += 1
@@ -217,95 +225,74 @@ class ChunkScheduler:
             return FailureCount(chunk.failures, attempt.received, chunk.slow_bytes)
 
     def count_short_answer(self, chunk: Chunk, attempt: RangeAttempt) -> bool:
-        """Record an answer that ended before its chunk did; return False after too many
-        tiny ones."""
+        """Record a response that ended before its chunk did.
+
+        Return False after too many very short ones.
+        """
         with self._changed:
-            if attempt.is_progress(self._least_rate):
+            if attempt.is_progress(self._min_rate):
                 chunk.failures = chunk.slow_bytes = chunk.short_answers = 0
             else:
                 chunk.short_answers += 1
-            return chunk.short_answers <= MAX_CRUMBS
+            return chunk.short_answers <= MAX_SHORT_ANSWERS
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, but not beyond the end. Raises the error when it ends with one."""
+        """Sleep for ``seconds``, at most until the download is over.
+
+        Raises the error if it has been cancelled.
+        """
         if seconds <= 0:
             return
         with self._changed:
-            self._changed.wait_for(lambda: self._is_over, seconds)
-            if self._error is not None:
-                raise self._error
+            self._changed.wait_for(lambda: self.is_over, seconds)
+        self.scope.raise_if_cancelled()
 
-    def sleep_unless_failed(self, seconds: float) -> None:
-        """Sleep, also when all chunks are done. Raises the error if the download ends
-        with one."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._error is not None, seconds)
-        self.check()
-
-    # --- for everyone ---
-
-    def stop(self, error: DlpoolError) -> None:
-        """End the download: nobody writes from now on. The first error stands, and none
-        after ``seal``."""
-        with self._changed:
-            if not self._is_sealed:
-                self._error, self._is_over = self._error or error, True
-            self._changed.notify_all()
-
-    def seal(self) -> None:
-        """The file is complete and verified: from now on nothing stops it. Raises what
-        did so before."""
-        with self._changed:
-            if self._error is not None:
-                raise self._error
-            self._is_sealed = True
-
-    def check(self) -> None:
-        """Raise the error, if it ended with one."""
-        if self._error is not None:
-            raise self._error
+    # --- any thread ---
 
     def wait_until_over(self, seconds: float) -> bool:
-        """Wait until it is over, at most ``seconds``; returns whether it is."""
+        """Wait up to ``seconds`` for the end; return whether it is over."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._is_over, seconds)
+            return self._changed.wait_for(lambda: self.is_over, seconds)
 
     def wait_for_writes(self, seconds: float) -> None:
-        """After the end: wait until no write is in flight."""
+        """Wait up to ``seconds`` until no write is in progress.
+
+        Called after the end of the download.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._writing == 0, seconds)
 
     def wait_for_contiguous(self, beyond: int, seconds: float) -> int:
-        """Wait until more than ``beyond`` bytes stand in the file without a gap, or it
-        is over; returns how many."""
+        """Wait up to ``seconds`` for more than ``beyond`` contiguous bytes.
+
+        Returns early when the download is over.
+        """
         with self._changed:
             self._changed.wait_for(
-                lambda: self._is_over or self._map.contiguous_end() > beyond, seconds
+                lambda: self.is_over or self._map.contiguous_end() > beyond, seconds
             )
             return self._map.contiguous_end()
 
     @property
-    def error(self) -> DlpoolError | None:
-        """Why it ended, None if well or not yet."""
-        return self._error
-
-    @property
     def is_over(self) -> bool:
-        return self._is_over
+        """Return whether all chunks are done, or the download has been cancelled."""
+        return self._is_complete or self.scope.error is not None
 
     def contiguous_end(self) -> int:
-        """All bytes below this are in the file."""
+        """Return the position below which all bytes are written."""
         with self._changed:
             return self._map.contiguous_end()
 
     def written(self) -> int:
-        """Bytes in the file."""
+        """Return the number of bytes written."""
         with self._changed:
             return self._map.written()
 
     def snapshot(self) -> ChunkSnapshot:
-        """The chunks as they are, for a checkpoint; adjacent ones of which nothing is
-        written are joined."""
+        """Return copies of the chunks for a checkpoint.
+
+        Adjacent empty ones are joined.
+        """
         with self._changed:
             joined: list[Chunk] = []
             for chunk in self._map.chunks:
@@ -319,8 +306,10 @@ class ChunkScheduler:
             return ChunkSnapshot(joined, self._map.written())
 
     def set_rate(self, chunk: Chunk, rate: float) -> None:
-        """Record the speed of the owner's connection, in bytes/s; idle threads check
-        again for a chunk to steal."""
+        """Record the speed of the owner's connection, in bytes per second.
+
+        Wakes idle threads, which may steal now.
+        """
         with self._changed:
             chunk.rate = rate
             if chunk.owner is not None and rate > 0:
@@ -328,19 +317,17 @@ class ChunkScheduler:
             self._changed.notify_all()
 
     def record_rate(self, owner: object, rate: float) -> None:
-        """Record the speed of the connection of ``owner`` over a finished chunk, in
-        bytes/s."""
+        """Record the speed of ``owner`` over a finished chunk, in bytes per second."""
         with self._changed:
             self._rates[owner] = rate
 
     @property
     def has_idle_worker(self) -> bool:
-        """Whether a thread waits for a chunk."""
+        """Return whether a thread waits for a chunk."""
         return self._waiting > 0
 
     def slowest_s(self) -> float:
-        """Return the seconds that the slowest owner of known speed needs for the rest
-        of its chunk."""
+        """Return the longest known time, in seconds, to finish a chunk."""
         with self._changed:
             known = (
                 chunk
@@ -350,26 +337,27 @@ class ChunkScheduler:
             return max((chunk.eta_s for chunk in known), default=0.0)
 
     def end_stream(self, chunk: Chunk) -> None:
-        """The body of unknown length has ended: the file ends here."""
+        """Set the size of a file of unknown length: its body has ended."""
         with self._changed:
             chunk.end = chunk.position
 
-    def _is_brisk(self, chunk: Chunk) -> bool:
-        """Return whether its owner is at least as fast as the minimum speed; a speed of
-        0 is still unknown."""
+    def _reaches_min_rate(self, chunk: Chunk) -> bool:
+        """Return whether the chunk's owner reaches the minimum speed.
+
+        A rate of 0 means unknown.
+        """
         brought = chunk.position - chunk.taken_position
         return (
             brought > 0
-            and brought >= self._least_rate
-            and not 0 < chunk.rate < self._least_rate
+            and brought >= self._min_rate
+            and not 0 < chunk.rate < self._min_rate
         )
 
     def _others_receiving(self, owner: object) -> int:
-        return len(self._receiving - self._dismissed - {owner})
+        return len(self._receiving - self._retired - {owner})
 
     def _is_moving(self, failed: Chunk) -> bool:
-        """Return whether connections other than that of the ``failed`` chunk make
-        progress."""
+        """Return whether connections of chunks other than ``failed`` progress."""
         now = self._clock()
         if now - self._written_at >= RECENT_S:
             return False
@@ -378,8 +366,8 @@ class ChunkScheduler:
             for chunk in self._map.chunks
             if chunk is not failed and chunk.owner is not None
         )
-        return now - self._brisk_at < RECENT_S or any(
-            self._is_brisk(chunk) for chunk in others
+        return now - self._min_rate_reached_at < RECENT_S or any(
+            self._reaches_min_rate(chunk) for chunk in others
         )
 
     def _take(self, owner: object) -> Chunk | None:

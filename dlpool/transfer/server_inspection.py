@@ -1,8 +1,7 @@
-"""Trying out a server: what it says of a file, and what it really does. Nothing is
-written to disk.
+"""Inspect a server: what its headers say about a file, and how it behaves.
 
-Makes requests as a download does; how many connections are admitted is found by holding
-several answers at once.
+Writes nothing to disk. The requests are those of a download. The accepted number of
+connections is measured by keeping responses open at once.
 """
 
 from __future__ import annotations
@@ -35,13 +34,11 @@ from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.http.source import Reply, Source
 
 MIB = 1024 * 1024
-SAMPLE = 4 * MIB  # bytes that the speed is measured by
-SAMPLE_S = 5.0  # for how long at most
-LIMIT_S = 10.0  # of one request with what is read of its body
-MAX_CONNECTIONS = 8  # that are tried at once
-SETTLE_S = (
-    0.5  # until a server has seen that we closed a connection, and counts it no more
-)
+SAMPLE = 4 * MIB  # bytes of the speed measurement
+SAMPLE_S = 5.0  # its maximal duration
+LIMIT_S = 10.0  # for one request and the part of its body that is read
+MAX_CONNECTIONS = 8  # tested at once
+SETTLE_S = 0.5  # until a server has noticed a closed connection and does not count it
 _OTHER_VERSION = {
     True: '"not-the-version-of-this-file"',
     False: "Thu, 01 Jan 1970 00:00:00 GMT",
@@ -49,21 +46,21 @@ _OTHER_VERSION = {
 
 
 class IfRange(Enum):
-    """What a server makes of ``If-Range`` (RFC 9110 section 13.1.5)."""
+    """How a server treats ``If-Range`` (RFC 9110 section 13.1.5)."""
 
     HONOURED = "honoured"
-    IGNORED = "a part is sent also of another version"
-    REFUSED = "the whole is sent also of the same version"
-    UNTRIED = "not tried"
+    IGNORED = "a part is sent even of another version"
+    REFUSED = "the complete file is sent even of the same version"
+    UNTESTED = "not tested"
 
 
 @dataclass(frozen=True)
 class InspectionReport:
-    """What was found. ``head``: the status of HEAD, or why there is none; ``refusals``:
-    of connections, by reason.
+    """The findings.
 
-    ``clock_offset_s``: the server's clock less ours, if it tells. Speed is ``received``
-    bytes in ``seconds``.
+    ``head``: the status of HEAD, or its error; ``refusals``: the errors of refused
+    connections. ``clock_offset_s``: the server's clock minus the local one, None if
+    unknown. The speed is ``received`` bytes in ``seconds`` seconds.
     """
 
     head: int | str
@@ -74,22 +71,21 @@ class InspectionReport:
     received: int
     seconds: float
     clock_offset_s: float | None = None
-    if_range: IfRange = IfRange.UNTRIED
+    if_range: IfRange = IfRange.UNTESTED
     connections_tried: int = 1
     refusals: tuple[str, ...] = ()
 
     @property
     def connections(self) -> int:
-        """How many connections were answered at once."""
+        """Return how many connections were served at once."""
         return self.connections_tried - len(self.refusals)
 
 
 class ServerInspection:
-    """Used by one thread, which starts others."""
+    """Inspects one URL. Used by one thread, which starts others."""
 
     def __init__(self, url: str, network: NetworkSettings) -> None:
-        """Raises UsageError for a URL that is none, ConfigurationError for a proxy that
-        is none."""
+        """Raise UsageError for an invalid URL, ConfigurationError for a bad proxy."""
         self._client = HttpClient(
             network,
             MAX_CONNECTIONS,
@@ -99,8 +95,10 @@ class ServerInspection:
         self._source = Source(self._client, url, {})
 
     def run(self, connections: int) -> InspectionReport:
-        """Try all; ``connections``: how many a download would have. Raises RetryRange,
-        FailJob."""
+        """Run all tests.
+
+        ``connections``: how many a download would use. Raises RetryRange, FailJob.
+        """
         try:
             head = self._head()
             first, answer_s, received, seconds, offset = self._sample()
@@ -132,52 +130,54 @@ class ServerInspection:
 
     def _head(self) -> int | str:
         try:
-            with _limited() as exchange:
+            with _bounded_exchange() as exchange:
                 return self._source.head(exchange).status
-        except RetryRange as error:  # it is not needed
+        except RetryRange as error:  # HEAD is optional
             return str(error)
 
     def _sample(self) -> tuple[Answer, float, int, float, float | None]:
-        """The first answer, seconds until it came, bytes and seconds of its body, and
-        how much the clocks differ."""
-        for asked in (ByteRange(0, SAMPLE), None):
-            with self._asked(asked) as (reply, exchange):
+        """Return the first answer, its latency, body bytes and seconds, clock
+        offset."""
+        for requested in (ByteRange(0, SAMPLE), None):
+            with self._open_reply(requested) as (reply, exchange):
                 if (
-                    asked
+                    requested
                     and reply.status in RANGE_REFUSALS
                     and not is_empty_file(reply.status, reply.headers)
                 ):
                     continue
-                answer = _judged(reply, asked)
+                answer = _read_answer(reply, requested)
                 offset = clock_offset_s(reply.headers, datetime.now(timezone.utc))
                 received, seconds = _read(reply)
                 return answer, exchange.answer_s or 0.0, received, seconds, offset
         raise AssertionError("a plain request is refused by its status")
 
     def _if_range(self, first: Answer) -> IfRange:
-        """Ask for a byte of the same version, and of one that never was."""
+        """Request a byte of the present version, and one of an invented version."""
         validator = first.resource.if_range
         if not first.is_partial or not first.resource.size or validator is None:
-            return IfRange.UNTRIED
+            return IfRange.UNTESTED
         if not self._sends_part(validator):
             return IfRange.REFUSED
         other = _OTHER_VERSION[first.resource.strong_etag is not None]
         return IfRange.IGNORED if self._sends_part(other) else IfRange.HONOURED
 
     def _sends_part(self, validator: str) -> bool:
-        with self._asked(ByteRange(0, 1), validator) as (reply, _):
-            return _judged(reply, ByteRange(0, 1)).is_partial
+        with self._open_reply(ByteRange(0, 1), validator) as (reply, _):
+            return _read_answer(reply, ByteRange(0, 1)).is_partial
 
     def _refusals(self, number: int, share: int) -> tuple[str, ...]:
-        """Why some of so many connections, all open at once, got no part; their bodies
-        are not read."""
+        """Return why some of ``number`` simultaneous connections got no part.
+
+        Their bodies are not read.
+        """
         results: queue.SimpleQueue[str] = queue.SimpleQueue()
         all_answered = threading.Event()
 
         def hold(span: ByteRange) -> None:
             try:
-                with self._asked(span) as (reply, _):
-                    is_part = _judged(reply, span).is_partial
+                with self._open_reply(span) as (reply, _):
+                    is_part = _read_answer(reply, span).is_partial
                     results.put(
                         ""
                         if is_part
@@ -191,23 +191,23 @@ class ServerInspection:
             ByteRange(share * index, share * (index + 1)) for index in range(number)
         ]
         started: list[threads.DaemonThread] = []
-        with suppress(NoThread):  # with fewer threads fewer connections are tried
+        with suppress(NoThread):  # fewer threads test fewer connections
             for span in spans:
                 started.append(
                     threads.start_thread(partial(hold, span), "dlpool-probe")
                 )
-        found = [_next(results) for _ in started]
+        found = [_next_result(results) for _ in started]
         all_answered.set()
         for thread in started:
             thread.join(LIMIT_S)
         return tuple(reason for reason in found if reason)
 
     @contextmanager
-    def _asked(
-        self, asked: ByteRange | None, if_range: str | None = None
+    def _open_reply(
+        self, requested: ByteRange | None, if_range: str | None = None
     ) -> Iterator[tuple[Reply, Exchange]]:
-        with _limited() as exchange:
-            reply = self._source.get(exchange, asked, if_range)
+        with _bounded_exchange() as exchange:
+            reply = self._source.get(exchange, requested, if_range)
             try:
                 yield reply, exchange
             finally:
@@ -215,8 +215,10 @@ class ServerInspection:
 
 
 def clock_offset_s(headers: Mapping[str, str], now: datetime) -> float | None:
-    """The clock of the server less ``now``; an answer from a cache is as old as its
-    ``Age`` (RFC 9111 section 5.1)."""
+    """Return the server's clock minus ``now``.
+
+    A cached response is ``Age`` seconds old (RFC 9111 section 5.1).
+    """
     sent = http_date(headers.get("Date"))
     age = headers.get("Age", "").strip()
     if sent is None:
@@ -229,8 +231,8 @@ def clock_offset_s(headers: Mapping[str, str], now: datetime) -> float | None:
 
 
 @contextmanager
-def _limited() -> Iterator[Exchange]:
-    """A request that ends after LIMIT_S, wherever it is then."""
+def _bounded_exchange() -> Iterator[Exchange]:
+    """Yield an exchange that is cancelled after ``LIMIT_S`` seconds."""
     with Exchange(time.monotonic, time.sleep, ExchangeStats(0, 0.0)) as exchange:
         late = TimedOut(f"the server did not answer within {LIMIT_S:g} s")
         timer = threading.Timer(LIMIT_S, exchange.cancel, [late])
@@ -242,24 +244,29 @@ def _limited() -> Iterator[Exchange]:
             timer.cancel()
 
 
-def _next(results: queue.SimpleQueue[str]) -> str:
-    """Looking up a name cannot be ended; so nobody is waited for without end."""
+def _next_result(results: queue.SimpleQueue[str]) -> str:
+    """Return the next result.
+
+    The wait is bounded, because a name look-up cannot be interrupted.
+    """
     try:
         return results.get(timeout=2 * LIMIT_S)
     except queue.Empty:
-        return "no answer came"
+        return "the server did not respond"
 
 
-def _judged(reply: Reply, asked: ByteRange | None) -> Answer:
+def _read_answer(reply: Reply, requested: ByteRange | None) -> Answer:
     if is_empty_file(reply.status, reply.headers):
         return Answer(
             RemoteResource.from_headers(reply.headers, 0), 0, 0, is_partial=True
         )
-    return read_answer(reply.status, reply.headers, asked, datetime.now(timezone.utc))
+    return read_answer(
+        reply.status, reply.headers, requested, datetime.now(timezone.utc)
+    )
 
 
 def _read(reply: Reply) -> tuple[int, float]:
-    """Bytes and seconds of the beginning of a body."""
+    """Read the beginning of a body; return bytes and seconds."""
     view = memoryview(bytearray(128 * 1024))
     began, received = time.monotonic(), 0
     while received < SAMPLE and time.monotonic() - began < SAMPLE_S:

@@ -1,8 +1,6 @@
-"""Which connections are to be ended because they bring too little: pure rules, and the
-watch that applies them.
+"""Decide which connections are too slow (pure functions), and end them.
 
-Each connection is judged by the time that it kept us waiting: what we spend at the
-disk, or asleep in a rate limit, is not its fault.
+Only the time spent waiting for the server counts, not disk writes or rate limits.
 """
 
 from __future__ import annotations
@@ -16,31 +14,30 @@ from dlpool.transfer.context import TransferContext
 from dlpool.transfer.http.exchange import Exchange, ExchangeStats
 from dlpool.transfer.worker import ConnectionWorker
 
-RATE_WINDOW_S = 2.0  # over which a speed is measured
-LEAST_SPAN_S = 0.05  # of waiting, below which a speed would be noise
-LEAST_WAIT_S = 1.0  # of waiting before a connection is compared with its siblings
-SLOWER = 5.0  # times slower than the fastest sibling is too slow
-LEAST_GAIN_S = 2.0  # a connection that will be done by then is left alone
-STALLED_S = 0.5  # of waiting without a byte, after which a connection counts as stalled
-# bytes/s assumed for a stalled connection, so that its finish time can be compared
+RATE_WINDOW_S = 2.0
+MIN_SPAN_S = 0.05  # least waiting time from which a speed is computed
+MIN_WAIT_S = 1.0  # waiting time before a connection is compared with its siblings
+SLOWER = 5.0  # factor below the fastest sibling that is too slow
+MIN_GAIN_S = 2.0  # a connection that finishes within this time is not ended
+# waiting time without a byte after which a connection counts as stalled
+STALLED_S = 0.5
+# bytes/s assumed for a stalled connection, so that its finish time is comparable
 STALLED_RATE = 1.0
-MAX_PATIENCE_S = 60.0
-ANSWER_FACTOR = (
-    10.0  # times the usual wait for an answer is too long, if others are idle meanwhile
-)
+MAX_COMPARISON_DELAY_S = 60.0
+# factor above the usual response time that is too long while others are idle
+ANSWER_FACTOR = 10.0
 
 
 @dataclass
 class SpeedSamples:
-    """What the watch remembers of one connection since ``samples`` began."""
+    """Samples of one connection within ``RATE_WINDOW_S`` seconds of waiting."""
 
     samples: list[ExchangeStats] = field(default_factory=list)
     began_s: float = 0.0
     mark: ExchangeStats = field(default_factory=lambda: ExchangeStats(0, 0.0))
 
     def add(self, sample: ExchangeStats) -> None:
-        """Take a new sample; those older than the window go, but for the last of
-        them."""
+        """Add a sample; drop those older than the window except the latest."""
         if not self.samples:
             self.began_s, self.mark = sample.waited_s, sample
         self.samples.append(sample)
@@ -52,18 +49,19 @@ class SpeedSamples:
 
     @property
     def rate(self) -> float:
-        """Bytes a second over the last seconds of waiting; 0 while there is too little
-        to say."""
+        """Return the bytes per second of waiting within the window.
+
+        0 while there are too few samples.
+        """
         if not self.samples:
             return 0.0
         first, last = self.samples[0], self.samples[-1]
         span = last.waited_s - first.waited_s
-        return (last.received - first.received) / span if span > LEAST_SPAN_S else 0.0
+        return (last.received - first.received) / span if span > MIN_SPAN_S else 0.0
 
     @property
     def effective_rate(self) -> float:
-        """The rate, but ``STALLED_RATE`` for a connection that has received nothing for
-        ``STALLED_S``."""
+        """Return the rate, or ``STALLED_RATE`` for a stalled connection."""
         if not self.samples:
             return 0.0
         span = self.samples[-1].waited_s - self.samples[0].waited_s
@@ -74,15 +72,17 @@ class SpeedSamples:
         return self.samples[-1].waited_s - self.began_s if self.samples else 0.0
 
 
-def below_minimum(gauge: SpeedSamples, limit: int, time_s: float) -> DlpoolError | None:
-    """The error for a connection that stayed below ``limit`` bytes/s during ``time_s``
-    of waiting."""
-    now = gauge.samples[-1]
-    waited = now.waited_s - gauge.mark.waited_s
+def below_minimum(speed: SpeedSamples, limit: int, time_s: float) -> DlpoolError | None:
+    """Return the error for a connection below ``limit`` bytes per second.
+
+    It must have waited for ``time_s`` seconds since the last check.
+    """
+    now = speed.samples[-1]
+    waited = now.waited_s - speed.mark.waited_s
     if limit == 0 or waited < time_s:
         return None
-    received = now.received - gauge.mark.received
-    gauge.mark = now
+    received = now.received - speed.mark.received
+    speed.mark = now
     if received >= limit * waited:
         return None
     return TooSlow(
@@ -92,172 +92,178 @@ def below_minimum(gauge: SpeedSamples, limit: int, time_s: float) -> DlpoolError
 
 
 def comparison_delay_s(replaced: int) -> float:
-    """How long a connection is waited for before it is compared: longer each time a new
-    one was no better."""
-    return min(MAX_PATIENCE_S, LEAST_WAIT_S * 2.0 ** min(replaced, 10))
+    """Return the seconds before a connection is compared with others.
+
+    They double with each replaced connection.
+    """
+    return min(MAX_COMPARISON_DELAY_S, MIN_WAIT_S * 2.0 ** min(replaced, 10))
 
 
 def slower_than_siblings(
-    gauge: SpeedSamples,
+    speed: SpeedSamples,
     siblings: Sequence[SpeedSamples],
     remaining: int,
-    patience: float,
+    delay_s: float,
 ) -> DlpoolError | None:
-    """The error for a connection much slower than the fastest of its siblings, if
-    replacing it is worth it.
+    """Return the error for a connection much slower than the fastest sibling.
 
-    Young siblings prove nothing: some servers give the first seconds of each answer at
+    A connection that finishes within ``MIN_GAIN_S`` is not replaced.
+
+    New siblings do not count: some servers send the first seconds of each response at
     full speed.
     """
     best = max(
-        (sibling.rate for sibling in siblings if sibling.waited_s >= LEAST_WAIT_S),
+        (sibling.rate for sibling in siblings if sibling.waited_s >= MIN_WAIT_S),
         default=0.0,
     )
-    if gauge.waited_s < patience or gauge.rate * SLOWER >= best:
+    if speed.waited_s < delay_s or speed.rate * SLOWER >= best:
         return None
-    if gauge.rate > 0 and remaining / gauge.rate < LEAST_GAIN_S:
+    if speed.rate > 0 and remaining / speed.rate < MIN_GAIN_S:
         return None
     reason = (
-        f"the connection brings {gauge.rate:.0f} bytes/s, its siblings up to {best:.0f}"
+        f"the connection brings {speed.rate:.0f} bytes/s, its siblings up to {best:.0f}"
     )
     return TooSlow(reason, is_comparison=True)
 
 
 def delays_completion(
-    gauge: SpeedSamples, remaining: int, patience: float
+    speed: SpeedSamples, remaining: int, delay_s: float
 ) -> DlpoolError | None:
-    """Return the error for a connection that is slow with its last bytes while others
-    are idle.
+    """Return the error for slow last bytes while other connections are idle.
 
-    For more than ``2 * LEAST_TAIL`` bytes it returns None: idle connections steal a
+    For more than ``2 * MIN_TAIL_BYTES`` bytes it returns None: idle connections steal a
     part of them.
     """
     if (
-        gauge.waited_s < patience
+        speed.waited_s < delay_s
         or remaining >= 2 * MIN_TAIL_BYTES
-        or remaining <= gauge.rate * LEAST_GAIN_S
+        or remaining <= speed.rate * MIN_GAIN_S
     ):
         return None
     reason = (
-        f"the connection receives {gauge.rate:.0f} bytes/s, and others wait for its "
+        f"the connection receives {speed.rate:.0f} bytes/s, and others wait for its "
         f"last {remaining} bytes"
     )
     return TooSlow(reason, is_comparison=True)
 
 
 def header_timed_out(
-    asked_s: float, connect_timeout_s: float, read_timeout_s: float
+    elapsed_s: float, connect_timeout_s: float, read_timeout_s: float
 ) -> DlpoolError | None:
-    """The error for a request that has had no complete answer header for ``asked_s``,
-    however its bytes trickle."""
-    if asked_s < connect_timeout_s + read_timeout_s:
+    """Return the error for a request whose response header is incomplete.
+
+    ``elapsed_s``: seconds since the request.
+    """
+    if elapsed_s < connect_timeout_s + read_timeout_s:
         return None
-    return TimedOut("the server did not complete its answer within the time limits")
+    return TimedOut(
+        "the server did not complete its response header within the timeouts"
+    )
 
 
 def answer_timed_out(
-    asked_s: float, usual_s: float, patience: float
+    elapsed_s: float, usual_s: float, delay_s: float
 ) -> DlpoolError | None:
-    """The error for a request unanswered far longer than its siblings' were, while a
-    connection has no work."""
-    if asked_s < max(patience, usual_s * ANSWER_FACTOR):
+    """Return the error for a request that waits much longer than others did."""
+    if elapsed_s < max(delay_s, usual_s * ANSWER_FACTOR):
         return None
     return TooSlow(
-        f"no answer for {asked_s:.1f} s, its siblings waited {usual_s:.2f} s",
+        f"no answer for {elapsed_s:.1f} s, its siblings waited {usual_s:.2f} s",
         is_comparison=True,
     )
 
 
 class SpeedMonitor:
-    """Looks at all connections of a download, again and again, and ends those that
-    bring too little.
+    """Measures the connections of an attempt and ends those that are too slow.
 
-    Used by the ticker's thread.
+    Used by the timer thread.
     """
 
     def __init__(self, context: TransferContext) -> None:
         self._context = context
-        self._gauges: dict[ConnectionWorker, SpeedSamples] = {}
+        self._speeds: dict[ConnectionWorker, SpeedSamples] = {}
 
-    def check(self, lanes: Sequence[ConnectionWorker]) -> None:
-        """Take a sample of every lane, tell the board their speeds, and abort what is
-        hopeless."""
-        self._gauges = {
-            lane: gauge for lane, gauge in self._gauges.items() if lane in lanes
+    def check(self, workers: Sequence[ConnectionWorker]) -> None:
+        """Sample every worker, report speeds, and end slow connections."""
+        self._speeds = {
+            worker: speed for worker, speed in self._speeds.items() if worker in workers
         }
         busy = [
-            (lane, exchange)
-            for lane in list(lanes)
-            if (exchange := lane.exchange) is not None
+            (worker, exchange)
+            for worker in list(workers)
+            if (exchange := worker.exchange) is not None
         ]
-        for lane, _exchange in busy:
-            gauge = self._gauges.setdefault(lane, SpeedSamples())
-            gauge.add(lane.stats())
-            if (chunk := lane.chunk) is not None:
-                self._context.scheduler.set_rate(chunk, gauge.effective_rate)
-        for lane, exchange in busy:
-            chunk = lane.chunk
-            error = self._hopeless(lane, exchange) or self._outdone(
-                lane, exchange, chunk, lanes
+        for worker, _exchange in busy:
+            speed = self._speeds.setdefault(worker, SpeedSamples())
+            speed.add(worker.stats())
+            if (chunk := worker.chunk) is not None:
+                self._context.scheduler.set_rate(chunk, speed.effective_rate)
+        for worker, exchange in busy:
+            chunk = worker.chunk
+            error = self._own_fault(worker, exchange) or self._comparative_fault(
+                worker, exchange, chunk, workers
             )
             if error is not None:
-                del self._gauges[lane]
+                del self._speeds[worker]
                 if chunk is not None:
                     chunk.replacements += 1
                 exchange.cancel(error)
 
-    def _hopeless(
-        self, lane: ConnectionWorker, exchange: Exchange
+    def _own_fault(
+        self, worker: ConnectionWorker, exchange: Exchange
     ) -> DlpoolError | None:
-        """What is too slow by itself."""
+        """Return the error for a connection that is too slow regardless of others."""
         network = self._context.client.settings
         if exchange.sent_at is None:
             return None
         if exchange.answered_at is None:
-            asked_s = self._context.clock() - exchange.sent_at
+            elapsed_s = self._context.clock() - exchange.sent_at
             return header_timed_out(
-                asked_s, network.connect_timeout, network.read_timeout
+                elapsed_s, network.connect_timeout, network.read_timeout
             )
         return below_minimum(
-            self._gauges[lane], network.low_speed_limit, network.low_speed_time
+            self._speeds[worker], network.low_speed_limit, network.low_speed_time
         )
 
-    def _outdone(
+    def _comparative_fault(
         self,
-        lane: ConnectionWorker,
+        worker: ConnectionWorker,
         exchange: Exchange,
         chunk: Chunk | None,
-        lanes: Sequence[ConnectionWorker],
+        workers: Sequence[ConnectionWorker],
     ) -> DlpoolError | None:
-        """Return the error for a connection that is too slow compared with the others
-        of the download."""
-        others = [other for other in lanes if other is not lane]
+        """Return the error for a connection that is too slow compared with others."""
+        others = [other for other in workers if other is not worker]
         if chunk is None or exchange.sent_at is None:
             return None
-        patience = comparison_delay_s(chunk.replacements)
+        delay_s = comparison_delay_s(chunk.replacements)
         if exchange.answered_at is not None:
-            gauges = [
-                self._gauges[other]
+            speeds = [
+                self._speeds[other]
                 for other in others
-                if other.exchange is not None and other in self._gauges
+                if other.exchange is not None and other in self._speeds
             ]
             error = slower_than_siblings(
-                self._gauges[lane], gauges, chunk.remaining, patience
+                self._speeds[worker], speeds, chunk.remaining, delay_s
             )
             if error is None and self._context.scheduler.has_idle_worker:
-                error = delays_completion(self._gauges[lane], chunk.remaining, patience)
+                error = delays_completion(
+                    self._speeds[worker], chunk.remaining, delay_s
+                )
             return error
         usual = [
             answer_s
             for other in others
             if (answer_s := other.latest_answer_s()) is not None
         ]
-        if not usual or not self._has_idle(lanes):
+        if not usual or not self._has_idle(workers):
             return None
         return answer_timed_out(
-            self._context.clock() - exchange.sent_at, max(usual), patience
+            self._context.clock() - exchange.sent_at, max(usual), delay_s
         )
 
-    def _has_idle(self, lanes: Sequence[ConnectionWorker]) -> bool:
-        """Whether a connection has no request in flight."""
-        return any(lane.exchange is None and not lane.is_retired for lane in lanes)
+    def _has_idle(self, workers: Sequence[ConnectionWorker]) -> bool:
+        """Return whether a worker has no request in flight."""
+        return any(
+            worker.exchange is None and not worker.is_retired for worker in workers
+        )

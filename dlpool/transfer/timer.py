@@ -1,5 +1,4 @@
-"""A clock for all downloads of a process: calls what is registered several times a
-second."""
+"""Run the periodic callbacks of all downloads of a process on one thread."""
 
 from __future__ import annotations
 
@@ -11,15 +10,14 @@ from dlpool import threads
 from dlpool.errors import NoThread
 
 TICK_S = 0.25
-IDLE_TICKS = 20  # without a callback, after which the thread ends
+IDLE_TICKS = 20  # ticks without a callback after which the thread exits
 
 
 class TimerThread:
-    """One daemon thread, there while it is needed. The lock guards the callbacks, which
-    run without it.
+    """A daemon thread that exists while callbacks are registered.
 
-    A callback must neither block nor raise; it may still be called once while its block
-    ends.
+    The lock guards the callbacks, which run without it. A callback must neither block
+    nor raise; it may be called once more after its block has ended.
     """
 
     def __init__(self) -> None:
@@ -31,8 +29,7 @@ class TimerThread:
     def calling(self, callback: Callable[[], None]) -> Iterator[bool]:
         """Call ``callback`` every ``TICK_S`` seconds during the block.
 
-        Yields whether it is called: where this process may have no further thread it is
-        not.
+        Yields False if no thread could be started, so that it is not called.
         """
         key = object()
         with self._lock:

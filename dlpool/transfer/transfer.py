@@ -1,5 +1,4 @@
-"""One URL becomes one file: rounds until the file is published, or an error is
-final."""
+"""Run one download to the published file or to its final error."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dlpool.cancel import CancelScope
 from dlpool.config import TransferSettings
 from dlpool.errors import Cancelled, DlpoolError, RestartFile, StreamBroken
 from dlpool.scan.guard import Guard
@@ -32,7 +32,7 @@ MAX_RESTARTS = 3
 
 @dataclass
 class TransferCounters:
-    """What the rounds of a download add up to."""
+    """Totals over the attempts of a download; ``received`` in bytes."""
 
     received: int = 0
     retries: int = 0
@@ -41,10 +41,11 @@ class TransferCounters:
 
 
 class Transfer:
-    """A download. ``run`` is called once; ``cancel`` and ``progress`` by any thread.
+    """One download.
 
-    ``client`` is shared by the transfers of a process. The lock guards the present
-    round, whether the tally has it, and the wish to cancel.
+    One thread calls ``run`` once; any thread may call ``cancel``, ``progress`` and
+    ``received``. The transfers of a process share ``client``. The lock guards the
+    current attempt and the counters.
     """
 
     def __init__(
@@ -58,54 +59,55 @@ class Transfer:
         guard: Guard | None = None,
         space: SpaceRules = ENTIRE_DISK,
     ) -> None:
-        """``admit`` is called for each target that is tried, and may refuse it. Raises
-        UsageError for a bad URL.
+        """``check_target`` is called with each target that is tried.
 
-        ``permit`` is called when the file is verified and locked, before it is
-        published: it may take its time, and raises what forbids it. ``guard`` checks
-        the file before that, if ``scan`` is set. ``space``: how much of its disk it may
-        take.
+        It may raise to refuse it. ``authorize_publish`` is called when the file is
+        verified and locked, before it is published; it may block, and raises to forbid
+        publishing. ``guard`` scans the file before that, if ``scan`` is set. ``space``:
+        the disk space that the download may use. Raises UsageError for an invalid URL.
         """
         self._job = job
         self._settings = settings
         self._client = client
         self._notify = notify
-        self._admit = check_target
-        self._permit = authorize_publish
+        self._check_target = check_target
+        self._authorize_publish = authorize_publish
         self._guard = guard
         self._space = space
         self._source = Source(client, job.url, job.headers, job.user)
         self._rate = RateLimits(
             RateLimit(settings.limit_rate, time.monotonic), client.rate_limit
         )
-        self._tally = TransferCounters()
+        self._counters = TransferCounters()
         self._lock = threading.Lock()
-        self._cancelled: DlpoolError | None = None
+        self._scope = CancelScope()
         self._target: Target | None = None
-        self._round: TransferAttempt | None = None
-        self._earlier: RemoteResource | None = (
-            None  # the resource that the last round found
-        )
-        self._is_counted = False  # the present round, in the tally
-        self._board = ChunkScheduler(time.monotonic)
+        self._attempt: TransferAttempt | None = None
+        # what the previous attempt found
+        self._previous_resource: RemoteResource | None = None
+        self._is_counted = False  # whether the counters include the current attempt
+        self._scheduler = ChunkScheduler(time.monotonic)
         self._began = time.monotonic()
 
     def __repr__(self) -> str:
-        return f"<Transfer {self._job.target} {self.progress().phase}: {self._board!r}>"
+        return (
+            f"<Transfer {self._job.target} {self.progress().phase}: "
+            f"{self._scheduler!r}>"
+        )
 
     def run(self) -> TransferResult:
-        """Download, verify, publish.
+        """Download, verify and publish the file.
 
         Raises Cancelled, FailJob, LocalFault, or the RetryRange or RestartFile that
-        outlasted its retries. What was fetched is committed then, for the next run to
-        go on from, unless it is known to be wrong.
+        exhausted its retries. Received bytes are committed first, so that the next run
+        resumes, unless they are known to be wrong.
         """
         self._began = time.monotonic()
         check_configured(self._settings, self._guard)
         try:
             if not self._job.is_folder:
                 self._open_target("")
-            return self._run_rounds()
+            return self._run_attempts()
         except TargetPresent as there:
             self._notify(
                 "target_skipped", path=str(there.path), is_published=there.is_published
@@ -121,124 +123,130 @@ class Transfer:
                 self._target.close()
 
     def cancel(self, error: DlpoolError | None = None) -> None:
-        """End it within a second, committed so that the next run goes on; ``run``
-        raises Cancelled, or ``error``."""
-        with self._lock:
-            self._cancelled = (
-                self._cancelled or error or Cancelled("the download was cancelled")
-            )
-            current = self._round
-        if current is not None:
-            current.stop(self._cancelled)
+        """Cancel the download and commit it for the next run.
+
+        ``run`` raises ``error``, by default Cancelled, within a second.
+        """
+        self._scope.cancel(error or Cancelled("the download was cancelled"))
 
     def progress(self) -> Progress:
-        """Where it is now."""
-        current, target = self._round, self._target
+        """Return the present progress."""
+        attempt, target = self._attempt, self._target
         path = target.path if target else self._job.target
-        if current is None:
+        if attempt is None:
             return Progress(path, 0, None, 0, "connecting")
-        active = sum(lane.exchange is not None for lane in current.workers.all)
-        plan, done = current.plan, self._board.written()
+        active = sum(worker.exchange is not None for worker in attempt.workers.all)
+        plan, done = attempt.plan, self._scheduler.written()
         size = plan.resource.size if plan else None
         has_blocks = plan is None or plan.target.is_preallocated
         missing = (
-            0 if has_blocks or size is None else self._missing(current, size, done)
+            0
+            if has_blocks or size is None
+            else self._unreserved_bytes(attempt, size, done)
         )
         return Progress(
             path,
             done,
             size,
             active,
-            current.phase,
+            attempt.phase,
             missing,
             plan is None or plan.has_ranges,
         )
 
     @staticmethod
-    def _missing(current: TransferAttempt, size: int, done: int) -> int:
-        """Return how many bytes of the disk count as taken for it: no more than it has
-        brought already."""
-        reserved = sum(lane.reserved for lane in current.workers.all)
+    def _unreserved_bytes(attempt: TransferAttempt, size: int, done: int) -> int:
+        """Return the bytes that count as taken on the disk in advance.
+
+        They are limited to the number of received bytes.
+        """
+        reserved = sum(worker.reserved for worker in attempt.workers.all)
         return max(0, min(size - done, done) - reserved)
 
     @property
     def received(self) -> int:
-        """Bytes of body that came over the network until now, in all rounds."""
+        """Return the bytes of body received over the network, in all attempts."""
         with self._lock:
-            current = None if self._is_counted else self._round
-            return self._tally.received + (
-                current.received if current is not None else 0
+            attempt = None if self._is_counted else self._attempt
+            return self._counters.received + (
+                attempt.received if attempt is not None else 0
             )
 
     @property
     def may_leave_state(self) -> bool:
-        """Whether a state may be left beside the target. After the end of ``run``."""
+        """Return whether a state file may remain beside the target.
+
+        Valid after ``run`` has returned or raised.
+        """
         return self._target is None or self._target.has_state
 
-    def _run_rounds(self) -> TransferResult:
+    def _run_attempts(self) -> TransferResult:
         delay_s = 0.0
         while True:
-            current = self._next_round(delay_s)
+            attempt = self._next_attempt(delay_s)
             try:
-                plan = current.run()
+                plan = attempt.run()
                 break
             except RestartFile as error:
-                self._count(current)
-                if current.plan is not None:
-                    self._earlier = current.plan.resource
+                self._add_to_counters(attempt)
+                if attempt.plan is not None:
+                    self._previous_resource = attempt.plan.resource
                 delay_s = self._prepare_restart(error)
-        self._count(current)
-        return self._outcome(plan, current)
+            finally:
+                self._scope.discard(attempt.scope)
+        self._add_to_counters(attempt)
+        return self._result(plan, attempt)
 
-    def _next_round(self, delay_s: float) -> TransferAttempt:
-        board = ChunkScheduler(time.monotonic, self._client.settings.low_speed_limit)
+    def _next_attempt(self, delay_s: float) -> TransferAttempt:
+        scheduler = ChunkScheduler(
+            time.monotonic, self._client.settings.low_speed_limit
+        )
         context = TransferContext(
             self._job,
             self._settings,
             self._client,
             self._source,
-            board,
+            scheduler,
             self._rate,
             self._notify,
-            self._permit,
-            previous_resource=self._earlier,
+            self._authorize_publish,
+            previous_resource=self._previous_resource,
             guard=self._guard,
             space=self._space,
         )
         limit = self._settings.deadline
-        current = TransferAttempt(
+        attempt = TransferAttempt(
             context,
             self._target,
             self._open_target,
             deadline=None if limit is None else self._began + limit,
-            is_single=self._tally.restarts >= MAX_RESTARTS,
+            is_single=self._counters.restarts >= MAX_RESTARTS,
             delay_s=delay_s,
         )
+        self._scope.add(attempt.scope)
         with self._lock:
-            if self._cancelled is not None:
-                raise self._cancelled
-            self._board, self._round, self._is_counted = board, current, False
-        return current
+            self._scheduler, self._attempt, self._is_counted = scheduler, attempt, False
+        return attempt
 
     def _prepare_restart(self, error: RestartFile) -> float:
-        """Forget the bytes, and return the seconds to wait before beginning anew.
+        """Discard the received bytes, and return the seconds until the next attempt.
 
-        A changed file may restart so often, a broken stream as often as a range may be
-        retried. The last restart asks for one body instead of ranges: that can only be
-        one version.
+        A changed file restarts at most ``MAX_RESTARTS`` times; a broken stream restarts
+        as often as a range may be retried. The last restart requests one body instead
+        of ranges, which can contain only one version.
         """
-        tally, delay_s = self._tally, 0.0
+        counters, delay_s = self._counters, 0.0
         if isinstance(error, StreamBroken):
-            tally.broken_streams += 1
+            counters.broken_streams += 1
             policy = RetryPolicy.of(self._settings)
-            final = policy.final_error(error.cause, tally.broken_streams)
+            final = policy.final_error(error.cause, counters.broken_streams)
             if final is not None:
                 raise final from error
-            delay_s = policy.backoff_s(tally.broken_streams, random.random())
-        elif tally.restarts >= MAX_RESTARTS:
+            delay_s = policy.backoff_s(counters.broken_streams, random.random())
+        elif counters.restarts >= MAX_RESTARTS:
             raise error
         else:
-            tally.restarts += 1
+            counters.restarts += 1
         if self._target is not None:
             self._target.restart(str(error))
         return delay_s
@@ -248,30 +256,34 @@ class Transfer:
         settings = self._settings
         options = TargetOptions(settings.if_exists, settings.resume, settings.sync)
         self._target = FileOutput(
-            self._job, target, options, notify=self._notify, check_target=self._admit
+            self._job,
+            target,
+            options,
+            notify=self._notify,
+            check_target=self._check_target,
         )
         return self._target
 
-    def _count(self, current: TransferAttempt) -> None:
+    def _add_to_counters(self, attempt: TransferAttempt) -> None:
         with self._lock:
-            self._tally.received += current.received
-            self._tally.retries += self._board.retries
+            self._counters.received += attempt.received
+            self._counters.retries += self._scheduler.retries
             self._is_counted = True
 
-    def _outcome(self, plan: DownloadPlan, current: TransferAttempt) -> TransferResult:
-        tally = self._tally
-        outcome = TransferResult(
+    def _result(self, plan: DownloadPlan, attempt: TransferAttempt) -> TransferResult:
+        counters = self._counters
+        result = TransferResult(
             path=plan.target.path,
-            size=self._board.written(),
-            received=tally.received,
+            size=self._scheduler.written(),
+            received=counters.received,
             resumed_from=plan.resumed_from,
             seconds=round(time.monotonic() - self._began, 3),
-            retries=tally.retries + tally.broken_streams,
-            restarts=tally.restarts + tally.broken_streams,
-            connections=current.workers.most_at_once,
-            checksum=str(current.verified_checksum)
-            if current.verified_checksum
+            retries=counters.retries + counters.broken_streams,
+            restarts=counters.restarts + counters.broken_streams,
+            connections=attempt.workers.most_at_once,
+            checksum=str(attempt.verified_checksum)
+            if attempt.verified_checksum
             else None,
         )
-        self._notify("job_succeeded", **vars(outcome))
-        return outcome
+        self._notify("job_succeeded", **vars(result))
+        return result

@@ -1,5 +1,4 @@
-"""One connection thread of a download: take a chunk, ask for it, copy what comes;
-again, until none is left."""
+"""Fetch chunks over one connection until none is left."""
 
 from __future__ import annotations
 
@@ -29,30 +28,27 @@ from dlpool.transfer.retry import RangeAttempt, RetryDelay
 from dlpool.transfer.space_rules import WriteBudget
 from dlpool.transfer.target.protocol import RangeWriter
 
-BUFFER = (
-    256 * 1024
-)  # bytes, made once a lane: new ones of that size would be faulted in at each read
-MAX_SKIP = (
-    1024 * 1024
-)  # bytes before the asked range that are read and dropped rather than asked for again
+# bytes; allocated once, because each new buffer of that size causes page faults
+BUFFER = 256 * 1024
+# bytes before the requested range that are skipped instead of another request
+MAX_SKIP = 1024 * 1024
 NETWORK_POLL_S = 2.0
-LEAST_SPAN_S = 0.05  # of waiting, to compute a speed
+LEAST_SPAN_S = 0.05  # least waiting time from which a speed is computed
 # seconds for which a thread whose connection was too slow leaves its chunk to an idle
 # one
 YIELD_S = 0.1
-MAX_STALE = 16  # idle connections in a row that had died
-# at a disk that has become full, before a file that could be continued gives its bytes
-# back
-ROOM_LOOKS = 8
-ROOM_LOOK_S = 0.25
+MAX_STALE = 16  # consecutive idle connections that the server had closed
+# of a full disk, before the download fails
+SPACE_RETRIES = 8
+SPACE_RETRY_S = 0.25
 
 
 class ConnectionWorker:
-    """A thread's way through a download. All its attributes are its own, but for
-    ``exchange`` and ``chunk``, which others read.
+    """One connection thread of a download.
 
-    The first lane has no ``plan`` yet and finds it by ``open``. ``after_write`` is
-    called where no other thread could look whether a checkpoint is due.
+    Only ``exchange`` and ``chunk`` are read by other threads. The first worker has no
+    plan yet; ``run_probe`` finds it. ``after_write`` is called after each write, where
+    no other thread can commit checkpoints.
     """
 
     def __init__(
@@ -66,79 +62,89 @@ class ConnectionWorker:
         self._writer: RangeWriter | None = None
         self._latest: Exchange | None = None
         self._admission = ConnectionAdmission(context, self)
-        self._base = RangeAttempt(
-            0, 0.0
-        )  # position, and seconds waited in all, when the present attempt began
-        self._misses = 0  # failures in a row that say "no further connection"
-        self._stale = 0
-        self._network = NetworkOutage(context)
+        # position, and total seconds waited, when the present request began
+        self._request_start = RangeAttempt(0, 0.0)
+        # consecutive failures that suggest a limit of connections
+        self._capacity_failures = 0
+        self._stale_connections = 0
+        self._outage = NetworkOutage(context)
         self._distrusts_if_range = False
-        self._view = memoryview(b"")
-        self._ahead = WriteBudget(context.space, reserves=context.reserves_blocks)
+        self._buffer = memoryview(b"")
+        self._write_budget = WriteBudget(
+            context.space, reserves=context.reserves_blocks
+        )
 
     @property
     def reserved(self) -> int:
-        """Bytes that are reserved on the disk for this connection, and not written
-        yet."""
+        """Return the bytes reserved on the disk that are not written yet."""
         chunk = self.chunk
         return (
             0
             if chunk is None
-            else max(0, min(self._ahead.reserved_to, chunk.end) - chunk.position)
+            else max(0, min(self._write_budget.reserved_to, chunk.end) - chunk.position)
         )
 
     def stats(self) -> ExchangeStats:
-        """What this lane has received and waited, over all its exchanges."""
+        """Return bytes and seconds over all exchanges of this worker."""
         latest = self._latest
         return latest.stats() if latest is not None else ExchangeStats(0, 0.0)
 
     @property
     def is_retired(self) -> bool:
-        """Whether its connection is not wanted any more."""
+        """Return whether the scheduler has retired this worker."""
         return self._context.scheduler.is_retired(self)
 
     def latest_answer_s(self) -> float | None:
-        """Seconds that its last answer took to come."""
+        """Return the seconds that the server took for its latest response.
+
+        None without one.
+        """
         latest = self._latest
         return latest.answer_s if latest is not None else None
 
-    def run_probe(self, opening: Probe) -> ProbeResult:
-        """Make the first request until it leads to a plan. Raises what ends the job."""
-        board = self._context.scheduler
-        while (chunk := board.take_chunk(self)) is not None:
+    def run_probe(self, probe: Probe) -> ProbeResult:
+        """Repeat the first request until it leads to a plan.
+
+        Raises the error that ends the job.
+        """
+        scheduler = self._context.scheduler
+        while (chunk := scheduler.take_chunk(self)) is not None:
             try:
                 with self._new_exchange() as exchange:
-                    opened = opening.run(exchange)
-                self._plan = opened.plan
-                self.chunk = board.load_plan(opened.chunks, self)
-                board.begin_body(self)
-                return opened
+                    probed = probe.run(exchange)
+                self._plan = probed.plan
+                self.chunk = scheduler.load_plan(probed.chunks, self)
+                scheduler.begin_body(self)
+                return probed
             except RetryRange as error:
-                self.exchange = None
-                rest = self._rest(chunk, error)
-            board.release_chunk(chunk, rest.chunk_s)
-            board.sleep(rest.worker_s)
-        raise board.error or AssertionError("over before it began")
+                self._end_exchange()
+                delay = self._delay_after(chunk, error)
+            scheduler.release_chunk(chunk, delay.chunk_s)
+            scheduler.sleep(delay.worker_s)
+        raise self._context.scope.error or AssertionError(
+            "the download ended before its first request"
+        )
 
     def run(
-        self, opened: ProbeResult | None = None, writer: RangeWriter | None = None
+        self, probed: ProbeResult | None = None, writer: RangeWriter | None = None
     ) -> None:
-        """Work until it is over, beginning with the body that ``open`` left. Every
-        error ends up on the board.
+        """Fetch chunks until the download is over; errors stop the download.
 
-        ``writer``: what to write with, instead of a descriptor of its own.
+        ``probed``: the probe's result, whose response is used first.
+
+        ``writer``: used instead of a descriptor of its own.
         """
-        board = self._context.scheduler
+        scheduler = self._context.scheduler
         self._writer = writer
         try:
-            if opened is not None:
-                board.sleep(self._serve(self.chunk, opened))
-            while (chunk := board.take_chunk(self)) is not None:
-                board.sleep(self._serve(chunk))
+            if probed is not None:
+                scheduler.sleep(self._fetch_chunk(self.chunk, probed))
+            while (chunk := scheduler.take_chunk(self)) is not None:
+                scheduler.sleep(self._fetch_chunk(chunk))
         except DlpoolError as error:
-            board.stop(error)
+            self._context.scope.cancel(error)
         except Exception as error:  # noqa: BLE001 - top of a thread
-            board.stop(InternalError.of(error))
+            self._context.scope.cancel(InternalError.of(error))
         finally:
             self._close_writer()
 
@@ -147,228 +153,248 @@ class ConnectionWorker:
             try:
                 self._writer.close()
             except DlpoolError as error:
-                self._context.scheduler.stop(error)
+                self._context.scope.cancel(error)
 
-    def _serve(self, chunk: Chunk | None, opened: ProbeResult | None = None) -> float:
-        """One request for ``chunk``, or the rest of the first one; returns for how long
-        this thread should rest."""
+    def _fetch_chunk(
+        self, chunk: Chunk | None, probed: ProbeResult | None = None
+    ) -> float:
+        """Fetch ``chunk`` with one request, or from the probe's response.
+
+        Return the seconds that this thread must pause.
+        """
         self.chunk = chunk
-        self._begin_attempt(chunk)
-        rest = RetryDelay(0.0, 0.0)
+        self._mark_request_start(chunk)
+        delay = RetryDelay(0.0, 0.0)
         try:
-            self._fetch(chunk, opened)
+            self._receive(chunk, probed)
         except RetryRange as error:
             assert chunk is not None
-            rest = self._rest(chunk, error)
+            delay = self._delay_after(chunk, error)
         finally:
             self._context.scheduler.end_body(self)
-            self.exchange = None
+            self._end_exchange()
             self.chunk = None
             if chunk is not None:
-                self._context.scheduler.release_chunk(chunk, rest.chunk_s)
-        return rest.worker_s
+                self._context.scheduler.release_chunk(chunk, delay.chunk_s)
+        return delay.worker_s
 
-    def _fetch(self, chunk: Chunk | None, opened: ProbeResult | None) -> None:
-        reply, answer = (opened.reply, opened.answer) if opened else self._asked(chunk)
+    def _receive(self, chunk: Chunk | None, probed: ProbeResult | None) -> None:
+        reply, answer = (
+            (probed.reply, probed.answer) if probed else self._request(chunk)
+        )
         try:
-            if chunk is not None and not (opened and is_outside_chunk(answer, chunk)):
-                brought = self._context.evidence.begin(chunk.position)
+            if chunk is not None and not (probed and is_outside_chunk(answer, chunk)):
+                span = self._context.evidence.begin(chunk.position)
                 try:
                     self._copy(reply, answer, chunk)
                 finally:
-                    brought.end = chunk.position
+                    span.end = chunk.position
         finally:
             reply.close()
 
     def _new_exchange(self) -> Exchange:
-        self.exchange = self._latest = self._context.new_exchange(self.stats())
-        # a stop that came before the exchange could be seen
-        self._context.scheduler.check()
-        return self.exchange
+        self._end_exchange()
+        exchange = self._context.new_exchange(self.stats())
+        self._context.scope.add(exchange)
+        self.exchange = self._latest = exchange
+        return exchange
 
-    def _asked(self, chunk: Chunk | None) -> tuple[Reply, Answer]:
+    def _end_exchange(self) -> None:
+        if self.exchange is not None:
+            self._context.scope.discard(self.exchange)
+        self.exchange = None
+
+    def _request(self, chunk: Chunk | None) -> tuple[Reply, Answer]:
         assert chunk is not None
         with self._new_exchange() as exchange:
-            return self._ask(exchange, chunk)
+            return self._request_chunk(exchange, chunk)
 
-    def _ask(self, exchange: Exchange, chunk: Chunk) -> tuple[Reply, Answer]:
+    def _request_chunk(self, exchange: Exchange, chunk: Chunk) -> tuple[Reply, Answer]:
         context, plan = self._context, self._plan
         assert plan is not None
-        asked = ByteRange(chunk.position, chunk.end) if plan.has_ranges else None
+        requested = ByteRange(chunk.position, chunk.end) if plan.has_ranges else None
         if_range = None if self._distrusts_if_range else plan.resource.if_range
         judge = self._admission.judge
         reply, answer = request_range(
-            context, exchange, asked, plan.resource, if_range, judge=judge
+            context, exchange, requested, plan.resource, if_range, judge=judge
         )
         if context.is_adaptive and exchange.answer_s is not None:
             context.client.host_connections.answered(context.host, exchange.answer_s)
-        if asked is None or answer.is_partial:
+        if requested is None or answer.is_partial:
             return reply, answer
         reply.close()
         if if_range is None:
             raise BadAnswer(
-                "the server sent the whole file although a range was asked for"
+                "the server sent the complete file although a range was requested"
             )
-        self._distrusts_if_range = (
-            True  # the version is the same: this server does not know If-Range
-        )
-        return self._ask(exchange, chunk)
+        # the version is the same: this server does not support If-Range
+        self._distrusts_if_range = True
+        return self._request_chunk(exchange, chunk)
 
     def _copy(self, reply: Reply, answer: Answer, chunk: Chunk) -> None:
-        """Copy the body to its place, at most up to the end of the chunk, whatever the
-        server sends."""
+        """Write the body to the part file, at most to the end of the chunk."""
         ahead = chunk.position - answer.start
         left = UNKNOWN_END if answer.length is None else answer.length - ahead
         if left <= 0 or ahead > MAX_SKIP:
             raise BadAnswer(
-                f"the server sent bytes from {answer.start} on, asked was for "
-                f"{chunk.position}"
+                f"the server sent bytes from {answer.start} on, requested were those "
+                f"from {chunk.position} on"
             )
         context, begin = self._context, chunk.position
         context.scheduler.begin_body(self)
         self._skip(reply, ahead)
         while left > 0 and not chunk.is_done and not self.is_retired:
-            size = reply.read(self._space(min(left, chunk.unstealable)))
+            size = reply.read(self._read_buffer(min(left, chunk.unstealable)))
             if not size:
                 if answer.length is not None:
                     raise ShortBody("the connection ended before the body did")
                 context.scheduler.end_stream(chunk)
                 break
-            self._write(chunk, self._view[:size])
+            self._write(chunk, self._buffer[:size])
             left -= size
             context.scheduler.sleep(context.rate.spend(size))
         if (
             left <= 0
             and not chunk.is_done
-            and not context.scheduler.count_short_answer(chunk, self._attempt(chunk))
-        ):
-            asked = chunk.end - begin
-            raise BadAnswer(
-                f"the server keeps answering with {chunk.position - begin} of {asked} "
-                f"bytes asked for"
+            and not context.scheduler.count_short_answer(
+                chunk, self._received_so_far(chunk)
             )
-        self._note_rate(chunk)
-        self._misses = self._stale = 0
-        self._network.end()
+        ):
+            requested = chunk.end - begin
+            raise BadAnswer(
+                f"the server keeps sending {chunk.position - begin} of {requested} "
+                f"requested bytes"
+            )
+        self._report_rate(chunk)
+        self._capacity_failures = self._stale_connections = 0
+        self._outage.end()
         if self._latest is not None and self._latest.sent_at is not None:
             context.notify(
                 "range_fetched",
-                seconds=self._asked_s(),
+                seconds=self._since_sent_s(),
                 start=begin,
                 end=chunk.position,
                 status=reply.status,
             )
 
-    def _begin_attempt(self, chunk: Chunk | None) -> None:
-        self._base = RangeAttempt(
+    def _mark_request_start(self, chunk: Chunk | None) -> None:
+        self._request_start = RangeAttempt(
             chunk.position if chunk is not None else 0, self.stats().waited_s
         )
 
-    def _attempt(self, chunk: Chunk) -> RangeAttempt:
-        """Return what the present request has received so far."""
+    def _received_so_far(self, chunk: Chunk) -> RangeAttempt:
+        """Return what the present request has received."""
         return RangeAttempt(
-            chunk.position - self._base.received,
-            self.stats().waited_s - self._base.waited_s,
+            chunk.position - self._request_start.received,
+            self.stats().waited_s - self._request_start.waited_s,
         )
 
-    def _note_rate(self, chunk: Chunk) -> None:
-        """Report a lower bound of this connection's speed to the board, for its next
-        steal."""
-        attempt = self._attempt(chunk)
+    def _report_rate(self, chunk: Chunk) -> None:
+        """Report a lower bound of this connection's speed to the scheduler."""
+        attempt = self._received_so_far(chunk)
         if attempt.received > 0:
             self._context.scheduler.record_rate(
                 self, attempt.received / max(attempt.waited_s, LEAST_SPAN_S)
             )
 
-    def _asked_s(self) -> float:
-        """Seconds since the latest request was sent; 0 if it never was."""
+    def _since_sent_s(self) -> float:
+        """Return the seconds since the latest request was sent; 0 without one."""
         asked_at = self._latest.sent_at if self._latest is not None else None
         return 0.0 if asked_at is None else round(self._context.clock() - asked_at, 6)
 
     def _skip(self, reply: Reply, size: int) -> None:
         while size > 0:
-            skipped = reply.read(self._space(size))
+            skipped = reply.read(self._read_buffer(size))
             if not skipped:
                 raise ShortBody("the connection ended before the body did")
             size -= skipped
 
-    def _space(self, size: int) -> memoryview:
-        """Room for one read: as much as is wanted, up to a buffer, and to what the rate
-        limits allow."""
+    def _read_buffer(self, size: int) -> memoryview:
+        """Return a buffer for one read, limited by ``size`` and the rate limits."""
         size = min(
             size,
             self._context.rate.max_read(
                 max(BUFFER, self._context.client.min_read_bytes)
             ),
         )
-        if len(self._view) < size:
-            self._view = memoryview(bytearray(size))
-        return self._view[:size]
+        if len(self._buffer) < size:
+            self._buffer = memoryview(bytearray(size))
+        return self._buffer[:size]
 
     def _write(self, chunk: Chunk, data: memoryview) -> None:
-        board, plan = self._context.scheduler, self._plan
+        scheduler, plan = self._context.scheduler, self._plan
         assert plan is not None
         if self._writer is None:
-            self._writer = _writer(plan)
+            self._writer = _open_writer(plan)
         limit = self._context.max_bytes(is_stream=chunk.end == UNKNOWN_END)
         if limit is not None and chunk.position + len(data) > limit:
             raise PolicyRefused(f"the file is larger than max_file_size, {limit} bytes")
-        self._make_room(chunk, len(data))
-        allowed = board.begin_write(chunk, len(data))
+        self._check_space(chunk, len(data))
+        allowed = scheduler.begin_write(chunk, len(data))
         written = 0
         try:
             self._writer.write(chunk.position, data[:allowed])
             written = allowed
         finally:
-            board.commit_write(chunk, written)
+            scheduler.commit_write(chunk, written)
         if self.after_write is not None:
             self.after_write()
 
-    def _make_room(self, chunk: Chunk, size: int) -> None:
-        """Look at the disk, if it is time to. A file whose size is known waits a little
-        for others to give way.
+    def _check_space(self, chunk: Chunk, size: int) -> None:
+        """Check the free space, if that is due.
 
-        Raises TooLarge, NoRoom.
+        A file of known size waits a little for other downloads to release space. Raises
+        TooLarge, NoRoom.
         """
         assert self._writer is not None
-        for looks in range(ROOM_LOOKS + 1):
+        for attempt in range(SPACE_RETRIES + 1):
             try:
-                self._ahead.spend(self._writer, chunk, size)
+                self._write_budget.spend(self._writer, chunk, size)
                 return
             except NoRoom:
-                if chunk.end == UNKNOWN_END or looks == ROOM_LOOKS:
+                if chunk.end == UNKNOWN_END or attempt == SPACE_RETRIES:
                     raise
-            self._context.scheduler.sleep(ROOM_LOOK_S)
+            self._context.scheduler.sleep(SPACE_RETRY_S)
 
-    def _rest(self, chunk: Chunk, error: RetryRange) -> RetryDelay:
-        """How long the chunk and this thread rest after a failed attempt.
+    def _delay_after(self, chunk: Chunk, error: RetryRange) -> RetryDelay:
+        """Return how long the chunk and this thread pause after a failed attempt.
 
-        Raises what ends the job: the error after too many attempts, or StreamBroken
-        where nothing can go on.
+        Raises the error that ends the job after too many attempts, or StreamBroken if
+        the download cannot be resumed.
         """
         context, plan = self._context, self._plan
         if plan is not None and not plan.has_ranges:
             raise StreamBroken(error) from error
-        if self.is_retired:  # another thread will request the chunk, and count
+        if self.is_retired:  # another thread will request the chunk, and count failures
             return RetryDelay(0.0, 0.0)
-        if error.is_stale and self._stale < MAX_STALE:
-            self._stale += 1
+        if error.is_stale and self._stale_connections < MAX_STALE:
+            self._stale_connections += 1
             return RetryDelay(0.0, 0.0)
-        if self._network.is_tolerated(error):
+        if self._outage.is_tolerated(error):
             context.notify("network_away", error=str(error))
             return RetryDelay(NETWORK_POLL_S, 0.0)
-        if context.is_adaptive and error.is_capacity and self._is_sign(error):
+        if (
+            context.is_adaptive
+            and error.is_capacity
+            and self._suggests_fewer_connections(error)
+        ):
             context.client.host_connections.refused(context.host, error.label)
         if isinstance(error, OutOfDescriptors):
             context.report_limit(error.label, 1)
-        failure = context.scheduler.count_failure(chunk, error, self._attempt(chunk))
+        failure = context.scheduler.count_failure(
+            chunk, error, self._received_so_far(chunk)
+        )
         final = context.policy.final_error(error, failure.attempts, failure.slow_bytes)
         if final is not None:
             raise final from (error.__cause__ if final is error else error)
-        self._misses = self._misses + 1 if error.is_capacity else 0
-        rest = context.policy.next_delay(error, failure, self._misses, context.jitter())
+        self._capacity_failures = (
+            self._capacity_failures + 1 if error.is_capacity else 0
+        )
+        delay = context.policy.next_delay(
+            error, failure, self._capacity_failures, context.jitter()
+        )
         if error.is_comparison and context.scheduler.has_idle_worker:
-            rest = RetryDelay(0.0, YIELD_S)
+            delay = RetryDelay(0.0, YIELD_S)
         context.notify(
             "range_retry",
             label=error.label,
@@ -376,20 +402,24 @@ class ConnectionWorker:
             start=chunk.position,
             end=chunk.end,
             attempt=failure.attempts,
-            delay_s=round(max(rest), 3),
-            seconds=self._asked_s(),
+            delay_s=round(max(delay), 3),
+            seconds=self._since_sent_s(),
         )
-        return rest
+        return delay
 
-    def _is_sign(self, error: RetryRange) -> bool:
-        """Whether the server may want fewer connections; a mere comparison says so if
-        there was no answer at all."""
+    def _suggests_fewer_connections(self, error: RetryRange) -> bool:
+        """Return whether the server may accept fewer connections.
+
+        A slow connection alone shows that only without a response.
+        """
         return not error.is_comparison or self.latest_answer_s() is None
 
 
-def _writer(plan: DownloadPlan) -> RangeWriter:
-    """Return a descriptor to write with. Raises LocalFault, and OutOfDescriptors, which
-    is temporary."""
+def _open_writer(plan: DownloadPlan) -> RangeWriter:
+    """Return a descriptor to write with.
+
+    Raises LocalFault, and OutOfDescriptors, which is temporary.
+    """
     try:
         return plan.target.writer()
     except OutOfFiles as fault:
@@ -397,7 +427,6 @@ def _writer(plan: DownloadPlan) -> RangeWriter:
 
 
 def is_outside_chunk(answer: Answer, chunk: Chunk) -> bool:
-    """Whether the first answer is of bytes that an earlier run had fetched, so that the
-    chunk is asked for itself."""
+    """Return whether the response has none of the chunk's missing bytes."""
     end = chunk.end if answer.length is None else answer.start + answer.length
     return not answer.start <= chunk.position < end

@@ -1,4 +1,4 @@
-"""The connection threads of a round: wanted and actual."""
+"""Start and retire the connection threads of one attempt, as many as are wanted."""
 
 from __future__ import annotations
 
@@ -11,68 +11,69 @@ from dlpool.transfer.context import DownloadPlan, TransferContext
 from dlpool.transfer.http.host_connections import ConnectionShare
 from dlpool.transfer.worker import ConnectionWorker
 
-HELP_S = 10.0  # seconds
-DESCRIPTORS = (
-    3  # of a connection: the socket, its duplicate (Breaker), and one to write with
-)
-RESERVE = 12  # descriptors left for the state file, folders, name look-ups and the log
+SLOW_DOWNLOAD_S = 10.0
+# per connection: the socket, its duplicate (SocketShutdown), and one to write with
+DESCRIPTORS = 3
+# descriptors left for the state file, folders, name look-ups and the log
+RESERVED_DESCRIPTORS = 12
 
 
 class ConnectionWorkers:
-    """Used by the thread that runs the round; others read ``all`` and ``received``.
+    """The connection workers of an attempt.
 
-    A thread that has ended stays in ``all``, as what it received counts, unless it was
-    dismissed.
+    The attempt's thread uses it; other threads read ``all`` and ``received``. A
+    finished worker stays in ``all``, so that its bytes count, unless it was retired.
     """
 
     def __init__(self, context: TransferContext) -> None:
         self.all: tuple[ConnectionWorker, ...] = ()
-        self.most_at_once = 1  # at once
+        self.most_at_once = 1
         self._context = context
         self._threads: dict[ConnectionWorker, threading.Thread] = {}
-        self._received = 0  # by those that were dismissed
+        self._received = 0  # by retired workers
         self._share: ConnectionShare | None = None
-        self._shown = 0
+        self._reported = 0
 
     @property
     def received(self) -> int:
-        """Bytes of body that came over the network."""
-        return self._received + sum(lane.stats().received for lane in self.all)
+        """Return the bytes of body received over the network."""
+        return self._received + sum(worker.stats().received for worker in self.all)
 
-    def add(self, lane: ConnectionWorker) -> ConnectionWorker:
-        """One more, whose work its caller begins."""
-        self.all = (*self.all, lane)
-        return lane
+    def add(self, worker: ConnectionWorker) -> ConnectionWorker:
+        """Add a worker, which the caller starts."""
+        self.all = (*self.all, worker)
+        return worker
 
-    def start_first(self, lane: ConnectionWorker, work: Callable[[], None]) -> bool:
-        """Run the first lane on a thread; return False if this machine allows no
-        further thread or descriptors.
+    def start_first(self, worker: ConnectionWorker, work: Callable[[], None]) -> bool:
+        """Start the first worker on a thread.
 
-        The calling thread does it then.
+        Return False if this machine allows no further thread or descriptors. The caller
+        runs the worker itself then.
         """
-        if not threads.has_free_descriptors(DESCRIPTORS + RESERVE):
-            self._limited("too_many_files")
+        if not threads.has_free_descriptors(DESCRIPTORS + RESERVED_DESCRIPTORS):
+            self._report_limit("too_many_files")
             return False
         try:
-            self.spawn(lane, work)
+            self.spawn(worker, work)
         except NoThread:
-            self._limited("no_threads")
+            self._report_limit("no_threads")
             return False
         return True
 
-    def spawn(self, lane: ConnectionWorker, work: Callable[[], None]) -> None:
-        """Run the lane on a thread. Raises NoThread.
+    def spawn(self, worker: ConnectionWorker, work: Callable[[], None]) -> None:
+        """Start a daemon thread for the worker: a name look-up cannot be interrupted.
 
-        They are daemons, because a name look-up cannot be broken.
+        Raises NoThread.
         """
-        self._threads[lane] = threads.start_thread(work, f"dlpool-lane-{len(self.all)}")
-        self.most_at_once = max(self.most_at_once, len(self._serving()))
+        self._threads[worker] = threads.start_thread(
+            work, f"dlpool-lane-{len(self.all)}"
+        )
+        self.most_at_once = max(self.most_at_once, len(self._active()))
 
     def start(self, plan: DownloadPlan, connections: int, most: int) -> None:
-        """Add lanes until there are so many; where their number is found by trying, it
-        changes from now on.
+        """Add workers up to ``connections``, or to the adaptive share.
 
-        ``most``: connections that the file is worth.
+        ``most``: connections that the size of the file justifies.
         """
         if most > 1 and self._context.is_adaptive:
             context = self._context
@@ -82,41 +83,42 @@ class ConnectionWorkers:
             )
             connections = self._share.wanted
         self._grow(plan, connections)
-        self._shown = connections
+        self._reported = connections
 
     def add_second(self, plan: DownloadPlan) -> None:
-        """Add a second connection if the only one will need longer than ``HELP_S``.
+        """Add a second connection if the only one will need longer than
+        ``SLOW_DOWNLOAD_S``.
 
-        A file that is worth one connection by its size may have got a slow one. Called
-        by the ticker's thread; the one that runs the round adds none meanwhile, as the
-        file is worth no more.
+        The size of a file may justify one connection only, which turns out to be slow.
+        The timer thread calls this; the attempt's thread adds no workers to such a
+        file.
         """
         context = self._context
-        is_alone = (
+        is_single = (
             len(self.all) == 1
             and self._share is None
             and plan.has_ranges
             and not plan.resource.refuses_ranges
         )
         if (
-            is_alone
-            and context.scheduler.slowest_s() >= HELP_S
+            is_single
+            and context.scheduler.slowest_s() >= SLOW_DOWNLOAD_S
             and context.initial_connections() > 1
         ):
             self._grow(plan, 2)
 
     def adapt(self, plan: DownloadPlan) -> None:
-        """Compare wanted with actual; again and again, while it goes on."""
+        """Adjust the number of workers to this download's share."""
         share = self._share
         if share is None:
             return
         self._reap()
         reason = share.report(
-            self.received, sum(lane.exchange is not None for lane in self._serving())
+            self.received, sum(worker.exchange is not None for worker in self._active())
         )
         wanted = share.wanted
-        if wanted != self._shown:
-            self._shown = wanted
+        if wanted != self._reported:
+            self._reported = wanted
             self._context.notify(
                 "connections_changed",
                 host=share.host,
@@ -124,57 +126,61 @@ class ConnectionWorkers:
                 reason=reason,
             )
         self._grow(plan, wanted)
-        for lane in self._least(len(self._serving()) - wanted):
-            self._context.scheduler.retire(lane)
+        for worker in self._cheapest_to_retire(len(self._active()) - wanted):
+            self._context.scheduler.retire(worker)
 
     def release_share(self) -> None:
-        """Others may have our connections."""
+        """Return this download's share of connections to its host."""
         share, self._share = self._share, None
         if share is not None:
             share.leave()
 
     def join(self, seconds: float) -> None:
-        """Wait for the threads, at most so long in all."""
+        """Wait for the threads, at most ``seconds`` in total."""
         clock = self._context.clock
         until = clock() + seconds
         for thread in list(self._threads.values()):
             thread.join(max(0.0, until - clock()))
 
     def _grow(self, plan: DownloadPlan, wanted: int) -> None:
-        """Add lanes, as far as this machine allows threads and descriptors for them."""
-        while len(self._serving()) < wanted:
-            if not threads.has_free_descriptors(DESCRIPTORS + RESERVE):
-                self._limited("too_many_files")
+        """Add workers up to ``wanted``, within the limits of this machine."""
+        while len(self._active()) < wanted:
+            if not threads.has_free_descriptors(DESCRIPTORS + RESERVED_DESCRIPTORS):
+                self._report_limit("too_many_files")
                 return
-            lane = self.add(ConnectionWorker(self._context, plan))
+            worker = self.add(ConnectionWorker(self._context, plan))
             try:
-                self.spawn(lane, lane.run)
+                self.spawn(worker, worker.run)
             except NoThread:
-                self.all = tuple(one for one in self.all if one is not lane)
-                self._limited("no_threads")
+                self.all = tuple(one for one in self.all if one is not worker)
+                self._report_limit("no_threads")
                 return
 
-    def _limited(self, reason: str) -> None:
+    def _report_limit(self, reason: str) -> None:
         context = self._context
-        context.report_limit(reason, len(self._serving()))
+        context.report_limit(reason, len(self._active()))
         if self._share is not None:
             context.client.host_connections.refused(self._share.host, reason)
 
-    def _serving(self) -> list[ConnectionWorker]:
-        return [lane for lane in self.all if not lane.is_retired]
+    def _active(self) -> list[ConnectionWorker]:
+        return [worker for worker in self.all if not worker.is_retired]
 
-    def _least(self, count: int) -> list[ConnectionWorker]:
-        """Those of whose connections the least is lost: first who has none, then the
-        youngest."""
-        oldest_first = sorted(self._serving(), key=lambda lane: lane.exchange is None)
+    def _cheapest_to_retire(self, count: int) -> list[ConnectionWorker]:
+        """Return the ``count`` workers that cost least to retire.
+
+        These are first those without a request, then the newest.
+        """
+        oldest_first = sorted(
+            self._active(), key=lambda worker: worker.exchange is None
+        )
         return oldest_first[len(oldest_first) - max(0, count) :]
 
     def _reap(self) -> None:
-        """Forget the dismissed whose threads have ended."""
-        for lane in self.all:
-            if lane.is_retired and not self._threads[lane].is_alive():
-                received = lane.stats().received
-                self.all = tuple(one for one in self.all if one is not lane)
+        """Remove retired workers whose threads have finished."""
+        for worker in self.all:
+            if worker.is_retired and not self._threads[worker].is_alive():
+                received = worker.stats().received
+                self.all = tuple(one for one in self.all if one is not worker)
                 self._received += received
-                del self._threads[lane]
-                self._context.scheduler.remove_worker(lane)
+                del self._threads[worker]
+                self._context.scheduler.remove_worker(worker)

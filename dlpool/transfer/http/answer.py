@@ -1,9 +1,8 @@
-"""What a server's answer to one request is worth, judged before a byte of it is
-written. Pure.
+"""Judge a response by its status and header fields. Pure.
 
-A status becomes an error (``error_for_status``), or an ``Answer`` that says which bytes
-of which version the body holds (``read_answer``); ``check_same_version`` guards that
-bytes of two versions never meet.
+``error_for_status`` maps a status to an error. ``read_answer`` returns an ``Answer``,
+which says which bytes of which version the body holds. ``check_same_version`` prevents
+bytes of two versions from being joined.
 """
 
 from __future__ import annotations
@@ -44,17 +43,15 @@ _BUSY = {429, 503}
 _AWAY = {502, 504, *_BUSY}
 _DENIED = {401, 403, 407}
 _GONE = {404, 410}
-_MAY_WAIT = {
-    400,
-    403,
-}  # some servers refuse a further connection like this, with Retry-After
+# with Retry-After, some servers refuse an additional connection with these
+_MAY_WAIT = {400, 403}
 
-# A server that answers a ranged GET so may still answer a plain one.
+# After one of these statuses to a ranged GET, a plain GET may succeed.
 RANGE_REFUSALS = {400, 405, 416, 501}
 
 
 class ByteRange(NamedTuple):
-    """A range of bytes, ``end`` exclusive."""
+    """A range of bytes of the file; ``end`` is exclusive."""
 
     start: int
     end: int
@@ -62,10 +59,10 @@ class ByteRange(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """The body that follows: its first byte is byte ``start`` of ``resource``.
+    """A successful response: its body begins at byte ``start`` of ``resource``.
 
-    ``length`` is how many bytes belong to it, None: up to the end of the body.
-    ``is_partial`` tells a 206.
+    ``length``: bytes of the body that belong to the file; None means up to the end of
+    the body. ``is_partial``: the status is 206.
     """
 
     resource: RemoteResource
@@ -77,43 +74,44 @@ class Answer:
 def error_for_status(
     status: int, headers: Mapping[str, str], now: datetime
 ) -> DlpoolError:
-    """The error that a status other than 200, 203 and 206 is."""
-    said = f"the server answered {status}"
+    """Return the error for a status other than 200, 203 and 206."""
+    message = f"the server answered {status}"
     wait = requested_wait_s(headers, now)
     if status in _BUSY or (status in _MAY_WAIT and wait is not None):
-        return ServerBusy(said, retry_after_s=wait, is_away=True)
+        return ServerBusy(message, retry_after_s=wait, is_away=True)
     if status in _PASSING:
-        return ServerTrouble(said, retry_after_s=wait, is_away=status in _AWAY)
+        return ServerTrouble(message, retry_after_s=wait, is_away=status in _AWAY)
     if status in _DENIED:
-        return AccessDenied(said)
+        return AccessDenied(message)
     if status in _GONE:
-        return NotFound(said)
+        return NotFound(message)
     return (
-        HttpRefused(said)
+        HttpRefused(message)
         if status >= 400
-        else ProtocolBroken(f"{said}, which is no file")
+        else ProtocolBroken(f"{message}, which carries no file")
     )
 
 
 def requested_wait_s(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Return the seconds of ``Retry-After``; a date in it is read by the server's
-    clock.
+    """Return the seconds that ``Retry-After`` requests, or None without the field.
 
-    That clock is what the answer's ``Date`` says (RFC 9110 section 6.6.1). A ``Date``
-    that is days off comes from a cache or is a constant; then ``now``, our own clock,
-    counts if it leads to a shorter wait.
+    A date in the field is compared with the response's ``Date`` (RFC 9110 section
+    6.6.1). If that differs from ``now`` by more than ``MAX_CLOCK_OFFSET``, it is from a
+    cache or a constant, and the shorter of both waits is returned.
     """
-    asked, sent = headers.get("Retry-After"), http_date(headers.get("Date"))
-    ours = retry_after_s(asked, now)
-    theirs = ours if sent is None else retry_after_s(asked, sent)
+    requested, sent = headers.get("Retry-After"), http_date(headers.get("Date"))
+    ours = retry_after_s(requested, now)
+    theirs = ours if sent is None else retry_after_s(requested, sent)
     if sent is not None and abs(sent - now) > MAX_CLOCK_OFFSET and ours and theirs:
         return min(ours, theirs)
     return theirs
 
 
 def refuses_ranges(status: int, headers: Mapping[str, str], now: datetime) -> bool:
-    """Whether a server that answers a ranged GET so may still answer a plain one; not
-    if it asks to come later."""
+    """Return whether a plain GET may succeed after this response to a ranged GET.
+
+    A 400 with ``Retry-After`` is not such a response: it asks for a later request.
+    """
     return status in RANGE_REFUSALS and not (
         status in _MAY_WAIT and requested_wait_s(headers, now) is not None
     )
@@ -122,29 +120,30 @@ def refuses_ranges(status: int, headers: Mapping[str, str], now: datetime) -> bo
 def read_answer(
     status: int,
     headers: Mapping[str, str],
-    asked: ByteRange | None,
+    requested: ByteRange | None,
     now: datetime,
     host: str | None = None,
 ) -> Answer:
-    """Judge an answer of ``host`` to a GET for ``asked`` (None: the whole file).
+    """Return the answer that a response of ``host`` to a GET for ``requested``
+    contains.
 
-    Raises the error of ``error_for_status``, BadAnswer for what breaks RFC 9110 section
-    14 or 15.3.7, and ContradictoryAnswer for a 200 that says that it holds a part.
+    ``requested`` is None for the complete file. Raises the error of
+    ``error_for_status``, BadAnswer for a violation of RFC 9110 section 14 or 15.3.7,
+    and ContradictoryAnswer for a 200 whose ``Content-Range`` covers only a part.
     """
     if status == 206:
-        if asked is None:
+        if requested is None:
             raise BadAnswer(
-                "the server sent a part (206) although the whole file was asked for"
+                "the server sent a part (206) although the complete file was requested"
             )
-        return _read_partial(headers, asked, now, host)
+        return _read_partial(headers, requested, now, host)
     if status in (200, 203):
-        return _read_whole(status, headers, now, host)
+        return _read_complete(status, headers, now, host)
     raise error_for_status(status, headers, now)
 
 
 def is_empty_file(status: int, headers: Mapping[str, str]) -> bool:
-    """Whether a 416 says that the file has no bytes at all (RFC 9110 section
-    15.5.17)."""
+    """Return whether a 416 tells a size of 0 (RFC 9110 section 15.5.17)."""
     if status != 416:
         return False
     unsatisfied = content_range(headers.get("Content-Range") or "")
@@ -156,8 +155,7 @@ def is_empty_file(status: int, headers: Mapping[str, str]) -> bool:
 def check_unsatisfied(
     status: int, headers: Mapping[str, str], known: RemoteResource
 ) -> None:
-    """Raise RemoteChanged if a 416 says that the file has another size by now (RFC 9110
-    section 15.5.17)."""
+    """Raise RemoteChanged if a 416 tells another size (RFC 9110 section 15.5.17)."""
     unsatisfied = (
         content_range(headers.get("Content-Range") or "") if status == 416 else None
     )
@@ -176,12 +174,10 @@ def check_same_version(
     is_conditional: bool = False,
     allows_change: bool = False,
 ) -> None:
-    """Raise RemoteChanged if the answer is of another version, BadAnswer if that cannot
-    be determined.
+    """Raise RemoteChanged for another version, BadAnswer if that is unknown.
 
-    ``is_conditional``: it was asked for with ``If-Range``. Raises UnexpectedContent for
-    what may not replace what was fetched, as ``check_replacement`` says, and for a
-    document in the file's place.
+    ``is_conditional``: the request had ``If-Range``. Raises UnexpectedContent as
+    ``check_replacement`` does.
     """
     resource = answer.resource
     verdict = known.compare(resource, is_confirmed=is_conditional and answer.is_partial)
@@ -190,20 +186,21 @@ def check_same_version(
         raise RemoteChanged("the remote file changed during the download")
     if verdict is ValidatorMatch.UNKNOWN:
         check_family(known, resource)
-        raise BadAnswer("the server's answer lacks the validator that it had before")
+        raise BadAnswer(
+            "the server's response lacks the validator that earlier responses had"
+        )
     if known.content_encoding != resource.content_encoding:
-        raise BadAnswer("the server's answer is encoded otherwise than before")
+        raise BadAnswer("the server's response has another content coding than before")
 
 
 def check_replacement(
     known: RemoteResource, resource: RemoteResource, *, allows_change: bool
 ) -> None:
-    """Raise UnexpectedContent unless ``resource`` may be a new version of what was
-    fetched.
+    """Raise UnexpectedContent unless ``resource`` may be a new version of the file.
 
-    It may be if it is of the same family of media types and comes from the same host:
-    else it is the login page, the portal or the error document in its place that some
-    other server has sent, whatever validators that has.
+    A new version has a media type of the same family and comes from the same host.
+    Anything else is a login page, a captive portal or an error document, whatever its
+    validators say.
     """
     if allows_change:
         return
@@ -219,8 +216,7 @@ def check_replacement(
 def check_family(
     known: RemoteResource, resource: RemoteResource, hint: str = ""
 ) -> None:
-    """Raise UnexpectedContent if the answer's media type shows that it is not a version
-    of the known file."""
+    """Raise UnexpectedContent if the media type excludes a version of the file."""
     if not is_same_family(known.content_type, resource.content_type):
         raise UnexpectedContent(
             f"the server sent {_kind(resource)} in place of the file, which is "
@@ -229,13 +225,12 @@ def check_family(
 
 
 def check_expected_type(url: str, resource: RemoteResource) -> None:
-    """Raise UnexpectedContent for an HTML page if the URL has the file name extension
-    of a binary file."""
+    """Raise UnexpectedContent for an HTML page in place of a binary file."""
     if is_page(resource.content_type) and names_binary(url):
         raise UnexpectedContent(
             f"the server sent an HTML page ({resource.content_type}) in place of the "
-            f"file: look at the URL in a "
-            "browser, it may want a login (--no-html-guard fetches the page)"
+            f"file: open the URL in a "
+            "browser, it may require a login (--no-html-guard fetches the page)"
         )
 
 
@@ -243,25 +238,26 @@ def _kind(resource: RemoteResource) -> str:
     return resource.content_type or "without a media type"
 
 
-def _read_whole(
+def _read_complete(
     status: int, headers: Mapping[str, str], now: datetime, host: str | None
 ) -> Answer:
     size = None if _is_chunked(headers) else _length(headers)
-    said = headers.get("Content-Range")
-    if said is not None:
-        told = content_range(said)
-        if not _is_of_whole(told, size):
+    message = headers.get("Content-Range")
+    if message is not None:
+        told = content_range(message)
+        if not _covers_complete_file(told, size):
             raise ContradictoryAnswer(
-                f"the server answered {status}, which is a whole file, with "
-                f"Content-Range {said[:80]!r}"
+                f"the server answered {status}, which means the complete file, with "
+                f"Content-Range {message[:80]!r}"
             )
-        size = (
-            told.total if told is not None else size
-        )  # a body without a length must not end before
+        # so that a body without a length cannot end early
+        size = told.total if told is not None else size
     resource = RemoteResource.from_headers(headers, size, host=host, seen_at=now)
     if (
         status == 203
-    ):  # a proxy transformed it: its validators are not the origin's (section 15.3.4)
+        # a proxy transformed the content: the origin's validators do not apply (section
+        # 15.3.4)
+    ):
         resource = RemoteResource(
             size=size,
             content_type=resource.content_type,
@@ -273,41 +269,40 @@ def _read_whole(
     return Answer(resource, 0, size, is_partial=False)
 
 
-def _is_of_whole(said: ContentRange | None, size: int | None) -> bool:
-    """Return whether a Content-Range in a 200, where it has no meaning (section 14.4),
-    covers the complete file."""
-    if said is None or said.total is None:
+def _covers_complete_file(message: ContentRange | None, size: int | None) -> bool:
+    """Return whether the Content-Range of a 200 covers the complete file."""
+    if message is None or message.total is None:
         return False
-    return said.total == size or (
-        size is None and (said.start, said.end) == (0, said.total)
+    return message.total == size or (
+        size is None and (message.start, message.end) == (0, message.total)
     )
 
 
 def _read_partial(
-    headers: Mapping[str, str], asked: ByteRange, now: datetime, host: str | None
+    headers: Mapping[str, str], requested: ByteRange, now: datetime, host: str | None
 ) -> Answer:
     if (headers.get("Content-Type") or "").lower().startswith("multipart/byteranges"):
         raise BadAnswer(
-            "the server sent multipart/byteranges although one range was asked for"
+            "the server sent multipart/byteranges although one range was requested"
         )
     sent = content_range(headers.get("Content-Range") or "")
     if sent is None or sent.start is None or sent.end is None:
-        said = headers.get("Content-Range")
+        message = headers.get("Content-Range")
         raise BadAnswer(
-            f"the server sent a part with Content-Range {said and said[:80]!r}"
+            f"the server sent a part with Content-Range {message and message[:80]!r}"
         )
-    if sent.start > asked.start or sent.end <= asked.start:
+    if sent.start > requested.start or sent.end <= requested.start:
         raise BadAnswer(
-            f"the server sent bytes {sent.start}-{sent.end - 1}, asked was for "
-            f"{asked.start}"
+            f"the server sent bytes {sent.start}-{sent.end - 1}, requested was "
+            f"{requested.start}"
         )
     length = sent.end - sent.start
     announced = None if _is_chunked(headers) else _length(headers)
     if announced is not None:
         length = min(length, announced)
-    is_whole = (sent.start, sent.end) == (0, sent.total)
+    is_complete = (sent.start, sent.end) == (0, sent.total)
     resource = RemoteResource.from_headers(
-        headers, sent.total, is_complete=is_whole, host=host, seen_at=now
+        headers, sent.total, is_complete=is_complete, host=host, seen_at=now
     )
     return Answer(resource, sent.start, length, is_partial=True)
 

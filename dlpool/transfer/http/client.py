@@ -1,4 +1,4 @@
-"""The connections of a process: sessions, pools, proxies and TLS."""
+"""The HTTP client of a process: connection pools, proxies and TLS contexts."""
 
 from __future__ import annotations
 
@@ -33,15 +33,14 @@ from dlpool.transfer.http.urls import (
 )
 from dlpool.transfer.timer import TimerThread
 
-ENOUGH = 128 * 1024  # bytes that one read collects
-MAX_HOSTS = 64  # whose idle connections are kept
+ENOUGH = 128 * 1024  # bytes after which one read stops collecting
+MAX_HOSTS = 64  # hosts with idle connections
 
 
 class HttpClient:
-    """The connections of a process. Thread-safe; pass one to all downloads.
+    """Sends requests over the connection pools of a process.
 
-    ``pool_size``: connections to one host that are kept for reuse. ``rate``: a limit of
-    all downloads together.
+    Thread-safe; all downloads share one client.
     """
 
     def __init__(
@@ -54,10 +53,11 @@ class HttpClient:
         min_read_bytes: int = 0,
         max_idle_s: float | None = None,
     ) -> None:
-        """``collect``: the least that one read collects of what comes without delay, if
-        more than usual.
+        """``pool_size``: idle connections per host that are kept for reuse.
 
-        ``max_idle_s``: after which idle connections are closed, in seconds; by default
+        ``rate_limit``: shared by all downloads. ``min_read_bytes``: bytes that one read
+        collects while they arrive without delay, if more than ``ENOUGH``.
+        ``max_idle_s``: seconds after which an idle connection is closed; None means
         ``MAX_IDLE_S``.
         """
         self.settings = settings
@@ -75,14 +75,12 @@ class HttpClient:
         self.session.mount("http://", self._adapter)
         self.session.mount("https://", self._adapter)
         self.timer = TimerThread()
-        self.reported_limits: set[str] = (
-            set()
-        )  # limits of this machine that were reported
+        # limits of this machine that have been reported
+        self.reported_limits: set[str] = set()
         self._proxies: dict[tuple[str, str, int | None], Mapping[str, str]] = {}
 
     def proxies(self, url: str) -> Mapping[str, str]:
-        """The proxies for a URL, by scheme: the configured one, else the
-        environment's."""
+        """Return the configured proxy, else those of the environment, by scheme."""
         if self.settings.proxy:
             return {"http": self.settings.proxy, "https": self.settings.proxy}
         found = self._proxies.get(origin(url))
@@ -100,11 +98,10 @@ class HttpClient:
         headers: Mapping[str, str],
         body: OutgoingBody | None = None,
     ) -> StrictResponse:
-        """Send a request and return the answer with its body unread. Raises what
-        requests and urllib3 raise.
+        """Send a request and return its response with the body unread.
 
-        By requests' adapter and its pools, but past its ``send``, whose wrapping costs
-        as much as a small file.
+        Raises the exceptions of requests and urllib3. Uses the connection pools of
+        requests' adapter without its ``send``, which takes as long as a small file.
         """
         pool, request = self._adapter.route(url, self.proxies(url))
         raw: Any = pool.urlopen(
@@ -122,8 +119,7 @@ class HttpClient:
         return cast(StrictResponse, raw)
 
     def check(self) -> None:
-        """Raise ConfigurationError now if the proxy or the certificates of the settings
-        cannot be used."""
+        """Raise ConfigurationError for an unusable proxy or certificate."""
         if self.settings.proxy:
             _check_proxy(self.settings.proxy)
         if self.settings.key and not self.settings.cert:
@@ -138,16 +134,14 @@ class HttpClient:
 
 
 class RequestTarget(NamedTuple):
-    """``route``: the URL by which urllib3 chooses tunnels; ``target``: the request
-    target (RFC 9112, 3.2)."""
+    """The URL by which urllib3 tunnels, and the target (RFC 9112 section 3.2)."""
 
     route: str
     target: str
 
 
 class _Adapter(HTTPAdapter):
-    """requests' adapter over our connections, with one TLS context, loaded when the
-    first https URL comes."""
+    """requests' adapter with our connection classes and one TLS context."""
 
     def __init__(
         self, settings: NetworkSettings, pool_size: int, idle_closer: IdleCloser
@@ -168,9 +162,8 @@ class _Adapter(HTTPAdapter):
     def close(self) -> None:
         super().close()
         pools, self._pools = self._pools, {}
-        for (
-            pool
-        ) in pools.values():  # urllib3 closes only connections without references
+        for pool in pools.values():
+            # urllib3 closes only connections without references
             pool.close()
 
     def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:
@@ -185,16 +178,14 @@ class _Adapter(HTTPAdapter):
         return manager
 
     def proxy_headers(self, proxy: str) -> dict[str, str]:
-        """Return the credentials for a proxy, in UTF-8, with an empty password if it
-        has none, as for a URL."""
+        """Return ``Proxy-Authorization`` for the credentials in a proxy URL."""
         user = split_credentials(f"{proxy.rstrip('/')}/")[1]
         return {} if user is None else {"Proxy-Authorization": basic_auth(*user)}
 
     def route(
         self, url: str, proxies: Mapping[str, str]
     ) -> tuple[urllib3.HTTPConnectionPool, RequestTarget]:
-        """Return the pool for the host of a URL, or for its proxy, and the request
-        target."""
+        """Return the pool of a URL's host, or of its proxy, and the target."""
         prepared = requests.PreparedRequest()
         prepared.url = url
         if not proxies:
@@ -207,11 +198,11 @@ class _Adapter(HTTPAdapter):
         return pool, RequestTarget(url[: -len(request_target(url))] + "/", url)
 
     def _direct(self, request: requests.PreparedRequest) -> urllib3.HTTPConnectionPool:
-        """The pool of the request's own host. Looking one up costs urllib3 as much as
-        all else that a request is."""
+        """Return the pool of the request's host, cached: urllib3's look-up is slow."""
         key = origin(request.url or "")
         pool = self._pools.get(key)
-        if pool is None or pool.pool is None:  # closed when many other hosts were asked
+        if pool is None or pool.pool is None:
+            # closed when requests to many other hosts replaced it
             host, keys = self.build_connection_pool_key_attributes(request, verify=True)
             pool = self.poolmanager.connection_from_host(**host, pool_kwargs=keys)
             if len(self._pools) >= MAX_HOSTS:
@@ -227,7 +218,7 @@ class _Adapter(HTTPAdapter):
         return host, {"ssl_context": self._tls()} if parts.scheme == "https" else {}
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """Nothing to do: the context verifies."""
+        """Do nothing: the TLS context verifies certificates."""
 
     def _tls(self) -> ssl.SSLContext:
         with self._lock:
@@ -237,7 +228,10 @@ class _Adapter(HTTPAdapter):
 
 
 def _check_proxy(proxy: str) -> None:
-    """Raise ConfigurationError for what is no proxy, without telling its password."""
+    """Raise ConfigurationError if ``proxy`` is not a proxy URL.
+
+    The message does not show its password.
+    """
     try:
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
         is_usable = (
@@ -249,16 +243,15 @@ def _check_proxy(proxy: str) -> None:
         is_usable = False
     if not is_usable:
         raise ConfigurationError(
-            f"proxy {display_url(proxy)!r} is not the http or https URL of a proxy"
+            f"proxy {display_url(proxy)!r} is not an http or https URL"
         )
 
 
 def tls_context(settings: NetworkSettings) -> ssl.SSLContext:
-    """A context that trusts the given CA bundle, else the system's, else requests'
-    own.
+    """Return a context that trusts the configured, system or bundled CAs.
 
-    It reports a connection that ends without close_notify, which Python ignores by
-    default. Raises ConfigurationError for files that cannot be used.
+    It reports a connection that closes without close_notify, which Python ignores by
+    default. Raises ConfigurationError if the files cannot be used.
     """
     try:
         context = ssl.create_default_context(cafile=settings.cacert)
@@ -288,7 +281,6 @@ def tls_context(settings: NetworkSettings) -> ssl.SSLContext:
 
 
 def _has_ca_folder() -> bool:
-    """Whether OpenSSL finds CA certificates one by one, which a context does not
-    count."""
+    """Return whether OpenSSL's CA folder has files, which a context does not count."""
     folder = ssl.get_default_verify_paths().capath
     return bool(folder and Path(folder).is_dir() and any(Path(folder).iterdir()))

@@ -1,5 +1,4 @@
-"""Our urllib3 connections: they can be ended from outside, check the address they
-connect to, and read strictly."""
+"""urllib3 connections that can be cancelled and that check their addresses."""
 
 from __future__ import annotations
 
@@ -36,20 +35,17 @@ from dlpool.transfer.http.idle_connections import IdleCloser
 from dlpool.transfer.http.policy import ANY_NETWORK, NetworkPolicy
 from dlpool.transfer.http.response import StrictResponse
 
-_INTERIM = re.compile(
-    rb"HTTP/1\.[01] 1"
-)  # a 1xx (RFC 9110, section 15.2), as some servers send one unasked
-_KNOWN_BY = 10  # bytes of an answer tell whether it is one
-_Plain = (
-    http.client.HTTPConnection
-)  # of what urllib3's does besides, nothing is needed here
+# RFC 9110 section 15.2; some servers send one unrequested
+_INTERIM = re.compile(rb"HTTP/1\.[01] 1")
+_PEEK_BYTES = 10  # bytes: enough to match _INTERIM
+# urllib3's overrides of these methods are not needed
+_HttpClientConnection = http.client.HTTPConnection
 _TOO_MANY = "too many files are open (raise ulimit -n, or use fewer connections)"
 _OWN_NETWORK = {errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH}
 
 
 class TargetedHeaders(dict[str, str]):
-    """Header fields of a request, with its target: urllib3 would rewrite a target
-    passed as a URL."""
+    """Header fields and target of a request: urllib3 would rewrite the target."""
 
     def __init__(self, target: str, fields: Mapping[str, str]) -> None:
         super().__init__(fields)
@@ -60,30 +56,33 @@ class TargetedHeaders(dict[str, str]):
         return TargetedHeaders(self.target, self)
 
 
-class _Watched(HTTPConnection):
-    """A connection whose running exchange can end it."""
+class _CancellableConnection(HTTPConnection):
+    """A connection that the exchange in progress can shut down."""
 
     response_class = StrictResponse
     network_policy = ANY_NETWORK
     idle_since = 0.0
-    is_cut = False  # a request was not sent to its end
-    _listens = True  # whether what can be read while a body is sent is an answer
-    _breaker: SocketShutdown | None = None
+    is_incomplete = False  # a request has been sent only in part
+    # whether bytes received while a body is sent are a response
+    _detects_response = True
+    _shutdown: SocketShutdown | None = None
 
     def _new_conn(self) -> socket.socket:
         policy = ANY_NETWORK if self.proxy else self.network_policy
         timeout = self.timeout if isinstance(self.timeout, (int, float)) else None
-        return connect(self._dns_host, self.port, timeout, policy, self._watch)
+        return connect(
+            self._dns_host, self.port, timeout, policy, self._register_socket
+        )
 
-    def _watch(self, sock: socket.socket) -> None:
+    def _register_socket(self, sock: socket.socket) -> None:
         for option in self.socket_options or []:
             sock.setsockopt(*option)
-        if self._breaker is not None:
-            self._breaker.release()
-        self._breaker = SocketShutdown(sock)
+        if self._shutdown is not None:
+            self._shutdown.release()
+        self._shutdown = SocketShutdown(sock)
         exchange = current_exchange()
         if exchange is not None:
-            exchange.attach(self._breaker)
+            exchange.attach(self._shutdown)
 
     def request(  # type: ignore[override]
         self,
@@ -94,37 +93,38 @@ class _Watched(HTTPConnection):
         body: OutgoingBody | None = None,
         **_: Any,
     ) -> None:
-        """Send a request; ``headers`` are complete, except for Host and the length of
-        the body.
+        """Send a request. ``headers`` are complete except for Host and Content-Length.
 
-        The target of ``headers`` is sent; ``_url`` only led urllib3 to this connection.
+        The target of ``headers`` is sent; ``_url`` only selected this connection.
         """
         exchange = current_exchange()
         if exchange is not None:
             exchange.is_reused = self.sock is not None and self.idle_since > 0
-            if self._breaker is not None:
-                exchange.attach(self._breaker)
+            if self._shutdown is not None:
+                exchange.attach(self._shutdown)
         if self.sock is not None:
             self.sock.settimeout(self.timeout)
         has_host = any(name.lower() == "host" for name in headers)
-        _Plain.putrequest(
+        _HttpClientConnection.putrequest(
             self, method, headers.target, skip_host=has_host, skip_accept_encoding=True
         )
         for name, value in headers.items():
-            _Plain.putheader(self, name, value)
+            _HttpClientConnection.putheader(self, name, value)
         if body is not None:
-            _Plain.putheader(self, "Content-Length", str(body.size))
+            _HttpClientConnection.putheader(self, "Content-Length", str(body.size))
         self.endheaders()
         if body is not None:
             self._send_body(body)
 
     def _send_body(self, body: OutgoingBody) -> None:
-        """Piece by piece, so that the time limit is one of silence; what the server
-        says before its end ends it."""
-        self.is_cut = True
-        # Over TLS what comes may be a session ticket, or a 1xx: it is only looked at
+        """Send the body block by block, so that the timeout bounds silence.
+
+        Stop when the server responds early.
+        """
+        self.is_incomplete = True
+        # Over TLS the received bytes may be a session ticket or a 1xx: read them only
         # when nothing more can be sent.
-        self._listens = not isinstance(self.sock, ssl.SSLSocket)
+        self._detects_response = not isinstance(self.sock, ssl.SSLSocket)
         exchange = current_exchange()
         if exchange is not None:
             exchange.sent_at = None
@@ -132,14 +132,14 @@ class _Watched(HTTPConnection):
             if not self._send_block(memoryview(block), body.timeout_s, exchange):
                 break
         else:
-            self.is_cut = False
+            self.is_incomplete = False
         if exchange is not None:
             exchange.sent_at = exchange.clock()
 
     def _send_block(
         self, view: memoryview, timeout_s: float, exchange: Exchange | None
     ) -> bool:
-        """Send it; False: the server has answered, or hung up."""
+        """Send ``view``; return False if the server has responded or hung up."""
         self.sock.settimeout(timeout_s)
         while view:
             if exchange is not None:
@@ -153,63 +153,60 @@ class _Watched(HTTPConnection):
         return True
 
     def _may_send(self, timeout_s: float) -> bool:
-        """Wait until more can be sent; False: there is something to read instead.
-        Raises TimeoutError."""
-        happened = _happened(
+        """Wait until the socket accepts data.
+
+        Return False if there is a response to read. Raises TimeoutError.
+        """
+        events_found = _poll_events(
             self.sock,
-            select.POLLOUT | (select.POLLIN if self._listens else 0),
+            select.POLLOUT | (select.POLLIN if self._detects_response else 0),
             timeout_s,
         )
-        if happened & select.POLLIN and self._listens:
-            said = _peeked(self.sock)
-            if _INTERIM.match(said):
-                self._listens = False  # it stays there to be read
+        if events_found & select.POLLIN and self._detects_response:
+            received = _peek(self.sock)
+            if _INTERIM.match(received):
+                self._detects_response = False  # getresponse skips it
                 return self._may_send(timeout_s)
-            if (
-                said and len(said) < _KNOWN_BY
-            ):  # of what it is the beginning will be known with the next piece
+            if received and len(received) < _PEEK_BYTES:
+                # too short to tell: the next block tells
                 return bool(
-                    _happened(self.sock, select.POLLOUT, timeout_s) & select.POLLOUT
+                    _poll_events(self.sock, select.POLLOUT, timeout_s) & select.POLLOUT
                 )
-        if happened:
-            return not happened & ~select.POLLOUT
-        if _happened(self.sock, select.POLLIN, 0):
+        if events_found:
+            return not events_found & ~select.POLLOUT
+        if _poll_events(self.sock, select.POLLIN, 0):
             return False
-        raise TimeoutError("nothing more could be sent")
+        raise TimeoutError("the server accepts no more of the body")
 
     def getresponse(self) -> Any:
-        """The answer itself, which urllib3 would wrap."""
+        """Return the http.client response, without urllib3's wrapper."""
         self.sock.settimeout(self.timeout)
-        return _Plain.getresponse(self)
+        return _HttpClientConnection.getresponse(self)
 
     def close(self) -> None:
-        if self._breaker is not None:
-            self._breaker.release()
-            self._breaker = None
+        if self._shutdown is not None:
+            self._shutdown.release()
+            self._shutdown = None
         self.idle_since = 0.0
-        self.is_cut = False
+        self.is_incomplete = False
         super().close()
 
 
-class _WatchedTls(_Watched, HTTPSConnection):
-    """The same over TLS, where only close_notify ends a connection: without it a body
-    may have been cut.
+class _CancellableTlsConnection(_CancellableConnection, HTTPSConnection):
+    """The same over TLS.
 
-    RFC 9112 section 9.8.
+    A connection that closes without close_notify is an error: its body may be
+    truncated. See RFC 9112 section 9.8.
     """
 
     def connect(self) -> None:
         super().connect()
-        cast(
-            Any, self.sock
-        ).suppress_ragged_eofs = (
-            False  # of an SSLSocket, and of urllib3's TLS within TLS
-        )
+        # on SSLSocket and on urllib3's TLS-in-TLS transport
+        cast(Any, self.sock).suppress_ragged_eofs = False
 
 
-class _IdleLimit(urllib3.HTTPConnectionPool):
-    """A pool that closes idle connections: servers close them, and each takes a
-    descriptor on both sides."""
+class _ExpiringPool(urllib3.HTTPConnectionPool):
+    """A pool that closes idle connections, as each occupies a descriptor."""
 
     idle_closer: IdleCloser
 
@@ -223,7 +220,7 @@ class _IdleLimit(urllib3.HTTPConnectionPool):
         return connection
 
     def _put_conn(self, conn: Any) -> None:
-        if conn is not None and conn.is_cut:
+        if conn is not None and conn.is_incomplete:
             conn.close()
         if conn is not None:
             conn.idle_since = time.monotonic()
@@ -232,8 +229,11 @@ class _IdleLimit(urllib3.HTTPConnectionPool):
             self.idle_closer.watch(self)
 
     def close_idle(self, max_idle_s: float) -> float | None:
-        """Close connections idle for ``max_idle_s``; return seconds until the next is
-        due, None if none is idle."""
+        """Close connections idle for ``max_idle_s`` seconds.
+
+        Returns the seconds until the next connection expires, or None if no connection
+        is idle.
+        """
         idle: Any = self.pool
         if idle is None:  # the pool is closed
             return None
@@ -252,43 +252,47 @@ class _IdleLimit(urllib3.HTTPConnectionPool):
         return max_idle_s - (now - min(since)) if since else None
 
 
-class _IdleLimitTls(_IdleLimit, urllib3.HTTPSConnectionPool):
+class _ExpiringTlsPool(_ExpiringPool, urllib3.HTTPSConnectionPool):
     """The same over TLS."""
 
 
-def _happened(sock: socket.socket, events: int, timeout_s: float) -> int:
-    """Which of ``events``, or of errors, a socket has; 0 after the time limit."""
+def _poll_events(sock: socket.socket, events: int, timeout_s: float) -> int:
+    """Return which of ``events``, or of errors, the socket has.
+
+    0 after ``timeout_s`` seconds.
+    """
     poll = select.poll()
     poll.register(sock, events)
     found = poll.poll(timeout_s * 1000)
     return found[0][1] if found else 0
 
 
-def _peeked(sock: socket.socket) -> bytes:
-    """The first bytes of what has come, which stay there to be read; none if the peer
-    has hung up."""
+def _peek(sock: socket.socket) -> bytes:
+    """Return the first bytes that can be received, without removing them.
+
+    Empty if the peer has closed the connection.
+    """
     with suppress(OSError):
-        return sock.recv(_KNOWN_BY, socket.MSG_PEEK)
+        return sock.recv(_PEEK_BYTES, socket.MSG_PEEK)
     return b""
 
 
 def pool_classes(
     network_policy: NetworkPolicy, idle_closer: IdleCloser
 ) -> dict[str, type[urllib3.HTTPConnectionPool]]:
-    """Return urllib3 pool classes, by scheme, that apply the network policy and close
-    idle connections."""
+    """Return urllib3 pool classes, by scheme, with the policy and the closer."""
     policy = {"network_policy": network_policy}
-    plain = type("WatchedConnection", (_Watched,), policy)
-    tls = type("WatchedTlsConnection", (_WatchedTls,), policy)
+    plain = type("WatchedConnection", (_CancellableConnection,), policy)
+    tls = type("WatchedTlsConnection", (_CancellableTlsConnection,), policy)
     return {
         "http": type(
             "WatchedPool",
-            (_IdleLimit,),
+            (_ExpiringPool,),
             {"ConnectionCls": plain, "idle_closer": idle_closer},
         ),
         "https": type(
             "WatchedTlsPool",
-            (_IdleLimitTls,),
+            (_ExpiringTlsPool,),
             {"ConnectionCls": tls, "idle_closer": idle_closer},
         ),
     }
@@ -299,30 +303,27 @@ def connect(
     port: int,
     timeout_s: float | None,
     policy: NetworkPolicy,
-    watch: Callable[[socket.socket], None],
+    on_socket: Callable[[socket.socket], None],
 ) -> socket.socket:
-    """Connect to the first address of ``host`` that answers, all within
-    ``timeout_s``.
+    """Connect to the first accepting address of ``host`` within ``timeout_s``.
 
-    Every address is checked against the network policy first. ``watch`` sees each
+    The network policy checks every address first. ``on_socket`` is called with each
     socket before it connects. Raises NameNotResolved, Unreachable, TimedOut or
     PolicyRefused.
     """
-    addresses = _resolve(
-        host.strip("[]").replace("%25", "%"), port
-    )  # %25: a zone, RFC 6874
+    # %25: a zone, RFC 6874
+    addresses = _resolve(host.strip("[]").replace("%25", "%"), port)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     failure: RetryRange = Unreachable(f"{host} has no usable address")
     for index, (family, address) in enumerate(addresses):
         policy.check(address[0])
         limit = None
-        if (
-            deadline is not None
-        ):  # keep half of what is left for the addresses behind this one
+        if deadline is not None:
+            # keep half of the remaining time for the addresses after this one
             left = deadline - time.monotonic()
             limit = max(0.001, left / 2 if index + 1 < len(addresses) else left)
         try:
-            return _connect_one(family, address, limit, watch)
+            return _connect_one(family, address, limit, on_socket)
         except RetryRange as error:
             failure = error
     raise failure
@@ -332,15 +333,15 @@ def _resolve(host: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
-        if not has_free_descriptors(1):  # the resolver does not report the cause
+        if not has_free_descriptors(1):  # the resolver does not report this cause
             raise OutOfDescriptors(f"cannot resolve {host}: {_TOO_MANY}") from error
         is_own = error.errno == socket.EAI_AGAIN
-        reason = f"the name {host} cannot be resolved ({error.strerror})"
+        reason = f"cannot resolve the host name {host} ({error.strerror})"
         raise NameNotResolved(reason, is_own_network=is_own, is_away=True) from error
     except OSError as error:  # EAI_SYSTEM, getaddrinfo(3)
         raise _unreachable(host, error) from error
     except UnicodeError as error:
-        raise NameNotResolved(f"{host!r} is no host name") from error
+        raise NameNotResolved(f"{host!r} is not a valid host name") from error
     return [(family, address) for family, _kind, _protocol, _name, address in found]
 
 
@@ -348,14 +349,14 @@ def _connect_one(
     family: int,
     address: tuple[Any, ...],
     timeout_s: float | None,
-    watch: Callable[[socket.socket], None],
+    on_socket: Callable[[socket.socket], None],
 ) -> socket.socket:
-    place = f"{address[0]} port {address[1]}"
+    address_text = f"{address[0]} port {address[1]}"
     sock = None
     try:
         sock = socket.socket(family, socket.SOCK_STREAM)
         sock.settimeout(timeout_s)
-        watch(sock)
+        on_socket(sock)
         sock.connect(address)
         return sock
     except BaseException as error:
@@ -364,21 +365,23 @@ def _connect_one(
                 sock.close()
         if isinstance(error, TimeoutError):
             raise TimedOut(
-                f"connecting to {place} took longer than the connect timeout",
+                f"connecting to {address_text} took longer than the connect timeout",
                 is_away=True,
             ) from error
         if isinstance(error, OSError):
-            raise _unreachable(place, error) from error
+            raise _unreachable(address_text, error) from error
         raise
 
 
-def _unreachable(place: str, error: OSError) -> RetryRange:
+def _unreachable(address_text: str, error: OSError) -> RetryRange:
     reason = error.strerror or str(error)
     if is_out_of_descriptors(error):
-        return OutOfDescriptors(f"cannot connect to {place}: {_TOO_MANY}")
+        return OutOfDescriptors(f"cannot connect to {address_text}: {_TOO_MANY}")
     if error.errno == errno.ECONNRESET:
-        return ConnectionBroken(f"{place} reset the connection")
+        return ConnectionBroken(f"{address_text} reset the connection")
     is_own = error.errno in _OWN_NETWORK
     return Unreachable(
-        f"{place} cannot be reached ({reason})", is_own_network=is_own, is_away=True
+        f"{address_text} cannot be reached ({reason})",
+        is_own_network=is_own,
+        is_away=True,
     )

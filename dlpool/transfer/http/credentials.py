@@ -1,10 +1,9 @@
-"""User and password from a ``.netrc`` file, parsed as curl does; a malformed line is an
-error.
+"""Read user and password from a ``.netrc`` file, parsed as curl does.
 
-The format is that of netrc(5): ``machine NAME`` or ``default``, each followed by
-``login``, ``password`` and ``account`` with a value; values may be quoted. ``macdef``
-begins a macro that ends at an empty line. ``#`` begins a comment where a keyword is
-expected.
+A malformed line is an error. The format is that of netrc(5): ``machine NAME`` or
+``default``, each followed by ``login``, ``password`` and ``account`` with a value;
+values may be quoted. ``macdef`` begins a macro that ends at an empty line. ``#`` begins
+a comment where a keyword is expected.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from urllib.parse import urlsplit
 
 from dlpool.errors import ConfigurationError
 
-_NAMES = (".netrc", "_netrc")  # in the home folder, the first that exists
+_NAMES = (".netrc", "_netrc")  # in the home folder; the first that exists is read
 _FIELDS = {
     "login": "login",
     "user": "login",
@@ -39,25 +38,24 @@ class Entry:
     password: str | None = None
 
 
-class _BrokenLine(Exception):
-    """A line of the file is malformed."""
+class _MalformedLine(Exception):
+    """A malformed line of the file."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(f"line {line}: {reason}")
 
 
 def netrc_user(url: str, login: str | None = None) -> tuple[str, str] | None:
-    """Return user and password for the host of ``url`` from ``$NETRC`` or ``~/.netrc``;
-    None if it has none.
+    """Return user and password for the host of ``url`` from ``$NETRC`` or ``~/.netrc``.
 
-    ``login``: only an entry of this user is used. A ``machine`` with the URL's port is
-    preferred to one without. Raises ConfigurationError, which names file and line, for
-    a file that cannot be read or parsed.
+    None if the file has none. With ``login``, only entries of that user match. A
+    ``machine`` with the URL's port takes precedence over one without. Raises
+    ConfigurationError, which names file and line, if the file cannot be read or parsed.
     """
     try:
         path, text = _file()
         entries = parse_netrc(text)
-    except _BrokenLine as error:
+    except _MalformedLine as error:
         raise ConfigurationError(
             f"{path}, {error}: correct the line, or switch netrc off"
         ) from error
@@ -86,11 +84,8 @@ def _file() -> tuple[Path, str]:
         try:
             path = Path(name).expanduser()
             return path, path.read_text("utf-8", "surrogateescape")
-        except (
-            FileNotFoundError,
-            NotADirectoryError,
-            RuntimeError,
-        ):  # RuntimeError: the home folder is unknown
+        except (FileNotFoundError, NotADirectoryError, RuntimeError):
+            # RuntimeError: the home folder is unknown
             continue
         except (OSError, ValueError) as error:
             raise ConfigurationError(
@@ -100,7 +95,7 @@ def _file() -> tuple[Path, str]:
 
 
 def parse_netrc(text: str) -> list[Entry]:
-    """Return the entries of a file, in its order. Raises _BrokenLine for a malformed
+    """Return the entries of a file, in its order. Raises _MalformedLine for a malformed
     line."""
     entries: list[Entry] = []
     fields: dict[str, str] = {}
@@ -125,9 +120,8 @@ def parse_netrc(text: str) -> list[Entry]:
                 if word in _FIELDS
                 else "is not machine, default, login or password"
             )
-            raise _BrokenLine(
-                words.line, f"a word {reason}"
-            )  # without the word: it may be a part of a password
+            # the message omits the word, which may be part of a password
+            raise _MalformedLine(words.line, f"a word {reason}")
     return entries + ([_entry(machine, fields)] if is_inside else [])
 
 
@@ -136,8 +130,7 @@ def _entry(machine: str | None, fields: Mapping[str, str]) -> Entry:
 
 
 class _Words:
-    """The words of a file, line by line; ``line`` is the number of the line read
-    last."""
+    """The words of the file; ``line`` is the number of the line read last."""
 
     def __init__(self, text: str) -> None:
         self.line = 0
@@ -152,8 +145,10 @@ class _Words:
                 yield word
 
     def value(self, keyword: str) -> str:
-        """Return the word after a keyword, on its line or a later one. Raises
-        _BrokenLine if there is none."""
+        """Return the word after a keyword, from its line or a later one.
+
+        Raises _MalformedLine if there is none.
+        """
         line = self.line
         self._rest = self._rest.lstrip()
         if quoted := _QUOTED.match(self._rest):
@@ -162,12 +157,12 @@ class _Words:
                 r"\\(.)", lambda found: _ESCAPES.get(found[1], found[1]), quoted[1]
             )
         if self._rest.startswith('"'):
-            raise _BrokenLine(line, f"the quoted value of {keyword} does not end")
+            raise _MalformedLine(line, f"the quoted value of {keyword} does not end")
         word = self._next()
         if word is None or (
             self.line != line and word in {*_FIELDS, "machine", "default", "macdef"}
         ):
-            raise _BrokenLine(line, f"{keyword} has no value")
+            raise _MalformedLine(line, f"{keyword} has no value")
         return word
 
     def skip_macro(self) -> None:

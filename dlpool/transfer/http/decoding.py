@@ -1,10 +1,9 @@
-"""Content codings (RFC 9110 section 8.4.1): the decision whether to decode a body, and
-decoding while it is received.
+"""Decode content codings of response bodies (RFC 9110 section 8.4.1).
 
-Every request asks for ``identity``. A server that applies a coding nevertheless does
-not send the bytes of the file; so a body that is received as one stream is decoded, in
-blocks, with bounded memory. If the name or the media type shows that the encoded file
-itself is meant, as with ``backup.tar.gz``, the body is kept.
+Every request asks for ``identity``. If the server applies a coding nevertheless, the
+body is not the file. A body that is received as one stream is then decoded in blocks,
+with bounded memory. It is stored encoded if the name or the media type shows that the
+encoded file is meant, as with ``backup.tar.gz``.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.http.source import Reply
 
 BLOCK = 64 * 1024  # bytes of the encoded body that one step decodes
-MAX_CODINGS = 4  # applied one after the other
+MAX_CODINGS = 4  # applied in sequence
 
 _ALIASES = {"x-gzip": "gzip", "x-compress": "compress"}
-# Values that servers send although they are not codings: the body is not encoded.
+# Values that servers send although they name no coding: the body is not encoded.
 _NO_CODINGS = {
     "",
     "identity",
@@ -67,47 +66,46 @@ _TYPES = {
 
 
 class CodingAction(Enum):
-    """How a body is stored."""
+    """How to store a body with a content coding."""
 
     KEEP = "stored as it is sent"
     DECODE = "decoded"
 
 
 def codings(value: str | None) -> tuple[str, ...]:
-    """Return the codings that a ``Content-Encoding`` names, in the order in which they
-    were applied."""
+    """Return the codings of a ``Content-Encoding``, in the order of application."""
     names = (value or "").lower().split(",")
     known = (_ALIASES.get(name.strip(), name.strip()) for name in names)
     return tuple(name for name in known if name not in _NO_CODINGS)
 
 
 def coding_action(
-    wish: str, resource: RemoteResource, urls: Iterable[str], file_name: str
+    setting: str, resource: RemoteResource, urls: Iterable[str], file_name: str
 ) -> CodingAction:
-    """Return how to store a body of ``resource``; ``wish`` is the value of the setting
-    ``content_encoding``.
+    """Return how to store a body of ``resource``.
 
-    ``urls``: the requested one and its redirects; ``file_name``: the name under which
-    it is saved. Raises PolicyRefused if the setting refuses encoded bodies, and
-    ProtocolBroken for a coding that cannot be decoded.
+    ``setting`` is the value of ``content_encoding``. ``urls``: the requested URL and
+    its redirects. ``file_name``: the name under which the file is saved. Raises
+    PolicyRefused if the setting refuses encoded bodies, and ProtocolBroken for a coding
+    that cannot be decoded.
     """
     applied = codings(resource.content_encoding)
-    if not applied or wish == "keep":
+    if not applied or setting == "keep":
         return CodingAction.KEEP
-    said = (
-        f"the server sent the file encoded as {', '.join(applied)[:80]} although it "
-        f"was asked not to"
+    message = (
+        f"the server sent the file encoded as {', '.join(applied)[:80]} although the "
+        f"request excluded that"
     )
-    if wish == "refuse":
+    if setting == "refuse":
         raise PolicyRefused(
-            f"{said}: content_encoding = refuse forbids that, auto would decode it"
+            f"{message}: content_encoding = refuse forbids that, auto would decode it"
         )
     names = [unquote(urlsplit(url).path) for url in urls]
     if is_encoded_file(applied[-1], resource, [*names, file_name]):
         return CodingAction.KEEP
     if len(applied) > MAX_CODINGS or not all(name in _STAGES for name in applied):
         raise ProtocolBroken(
-            f"{said}, which dlpool cannot decode: content_encoding = keep stores it "
+            f"{message}, which dlpool cannot decode: content_encoding = keep stores it "
             f"encoded"
         )
     return CodingAction.DECODE
@@ -116,8 +114,7 @@ def coding_action(
 def is_encoded_file(
     coding: str, resource: RemoteResource, names: Iterable[str]
 ) -> bool:
-    """Return whether the name or media type shows that the encoded file itself is
-    meant."""
+    """Return whether name or media type show that the encoded file is meant."""
     if resource.content_type in _TYPES.get(coding, ()):
         return True
     given = [*names, resource.server_name or ""]
@@ -128,23 +125,23 @@ class DecodedReply(Reply):
     """A reply whose body is decoded. Used by one thread."""
 
     def __init__(self, reply: Reply) -> None:
-        """Wrap a reply for which ``treatment`` returned DECODE."""
+        """Wrap a reply for which ``coding_action`` returned DECODE."""
         self.status, self.headers, self.url = reply.status, reply.headers, reply.url
         self._reply = reply
         self._has_end = (
             "Content-Length" in reply.headers or "Transfer-Encoding" in reply.headers
         )
         self._block = memoryview(bytearray(BLOCK))
-        read: Read = self._pull
+        read: Read = self._read_encoded
         for name in reversed(codings(reply.headers.get("Content-Encoding"))):
             read = _STAGES[name](read).read
         self._read = read
 
     def read(self, view: memoryview) -> int:
-        """Fill ``view`` with decoded bytes; 0 at the end of the body.
+        """Fill ``view`` with decoded bytes and return their number.
 
-        Raises ShortBody if the encoded data ends early, BadAnswer if it is invalid, and
-        the errors of ``Reply.read``.
+        0 at the end of the body. Raises ShortBody if the encoded data ends early,
+        BadAnswer if it is invalid, and the errors of ``Reply.read``.
         """
         data = self._read(len(view))
         view[: len(data)] = data
@@ -154,7 +151,7 @@ class DecodedReply(Reply):
         """Close the reply."""
         self._reply.close()
 
-    def _pull(self, most: int) -> bytes:
+    def _read_encoded(self, most: int) -> bytes:
         size = self._reply.read(self._block[:most])
         if not size and not self._has_end:
             raise ShortBody("the connection ended before the encoded body began")
@@ -163,8 +160,7 @@ class DecodedReply(Reply):
 
 
 def decode_reply(reply: Reply, answer: Answer) -> tuple[Reply, Answer]:
-    """Return the reply with its body decoded, and its answer without length, digest and
-    ranges.
+    """Return the reply with its body decoded, and its adjusted answer.
 
     The server's values are those of the encoded body.
     """
@@ -176,13 +172,15 @@ Read = Callable[[int], bytes]  # (size) -> at most size bytes; none at the end
 
 
 class _Stage:
-    """Decodes the bytes that ``pull`` returns with zlib; holds at most one block of
-    input and one of output."""
+    """Decodes with zlib the bytes that ``read_encoded`` returns.
+
+    Holds at most one block of input and one of output.
+    """
 
     coding = ""
 
-    def __init__(self, pull: Read) -> None:
-        self._pull = pull
+    def __init__(self, read_encoded: Read) -> None:
+        self._read_encoded = read_encoded
         self._inflater = self._new_inflater()
         self._input = b""
         self._has_begun = False
@@ -192,20 +190,20 @@ class _Stage:
         """Return at most ``most`` decoded bytes; none at the end."""
         while True:
             if not self._input and not self._may_hold_more:
-                self._input = self._pull(BLOCK)
+                self._input = self._read_encoded(BLOCK)
                 if not self._input:
-                    return self._ended()
+                    return self._finish()
             if data := self._step(most):
                 return data
 
-    def _ended(self) -> bytes:
+    def _finish(self) -> bytes:
         if self._has_begun and not self._inflater.eof:
             raise ShortBody(f"the {self.coding} coding of the body ended early")
         return b""
 
     def _step(self, most: int) -> bytes:
         if self._inflater.eof:
-            self._begin_again()
+            self._handle_trailing_data()
         self._has_begun = True
         try:
             data = self._inflater.decompress(self._input, most)
@@ -221,7 +219,7 @@ class _Stage:
         self._may_hold_more = len(data) == most and not self._inflater.eof
         return data
 
-    def _begin_again(self) -> None:
+    def _handle_trailing_data(self) -> None:
         """Handle bytes after the end of the encoded data. Raises BadAnswer."""
         raise BadAnswer(
             f"the {self.coding} coding of the body ended, and more bytes followed"
@@ -232,20 +230,19 @@ class _Stage:
 
 
 class _Gzip(_Stage):
-    """gzip (RFC 1952): one member, or several one after the other."""
+    """gzip (RFC 1952): one member, or several in sequence."""
 
     coding = "gzip"
 
     def _new_inflater(self) -> zlib._Decompress:
         return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
 
-    def _begin_again(self) -> None:
+    def _handle_trailing_data(self) -> None:
         self._inflater = self._new_inflater()
 
 
 class _Deflate(_Stage):
-    """deflate: the zlib format (RFC 1950), or the raw format that some servers send
-    (RFC 1951)."""
+    """deflate: the zlib format (RFC 1950), or the raw format (RFC 1951)."""
 
     coding = "deflate"
 
@@ -259,8 +256,10 @@ class _Deflate(_Stage):
 
 
 def _is_zlib(data: bytes) -> bool:
-    """Return whether data begins with a header of the zlib format (RFC 1950 section
-    2.2), as far as it was received."""
+    """Return whether ``data`` begins like a zlib header (RFC 1950 section 2.2).
+
+    It may be only the first byte.
+    """
     return (
         data[0] & 0x0F == 8
         and data[0] >> 4 <= 7

@@ -1,8 +1,8 @@
-"""One request and its answer, so that other threads can watch it and end it.
+"""One request and its response, which other threads can observe and cancel.
 
-A blocked read is ended with ``shutdown(2)`` on a duplicate of the connection's socket.
-Not with urllib3's ``shutdown()``: on TLS that unwraps the connection first, and the
-next read returns ciphertext as body.
+``shutdown(2)`` on a duplicate of the connection's socket ends a blocked read. urllib3's
+``shutdown()`` does not serve: on TLS it unwraps the connection first, and the next read
+returns ciphertext as body.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 from dlpool.errors import DlpoolError
 
-_running = threading.local()
+_entered = threading.local()
 
 
 class ExchangeStats(NamedTuple):
-    """Bytes of body that moved, either way, and seconds spent waiting for that."""
+    """Bytes of body transferred, and seconds spent waiting for them."""
 
     received: int
     waited_s: float
@@ -29,11 +29,10 @@ class ExchangeStats(NamedTuple):
 
 @dataclass(frozen=True)
 class OutgoingBody:
-    """What a request carries: ``size`` bytes in blocks, each sent before the next is
-    asked for.
+    """A request body: ``size`` bytes in blocks.
 
-    ``timeout_s``: for how long nothing more of it may be sent. What ``blocks`` raises
-    ends the request.
+    Each block is sent before the next one is requested. ``timeout_s``: seconds without
+    progress after which sending fails. An exception of ``blocks`` ends the request.
     """
 
     blocks: Iterable[bytes | memoryview]
@@ -42,9 +41,9 @@ class OutgoingBody:
 
 
 class SocketShutdown:
-    """Ends whatever a thread waits for on a socket.
+    """Ends every wait on a socket, from any thread.
 
-    Held by the connection, and by the exchange that uses it: http.client closes a
+    The connection and its exchange both hold it, because http.client closes a
     connection while its last body is still being read. The lock guards that a closed
     descriptor is never used.
     """
@@ -55,19 +54,18 @@ class SocketShutdown:
         self._socket: socket.socket | None = sock.dup()
 
     def shut_down(self) -> None:
-        """End connecting, the TLS handshake, reads and writes, in whichever thread they
-        are."""
+        """End connecting, the TLS handshake, reads and writes on the socket."""
         with self._lock, suppress(OSError):
             if self._socket is not None:
                 self._socket.shutdown(socket.SHUT_RDWR)
 
     def hold(self) -> None:
-        """One more holder."""
+        """Add a holder."""
         with self._lock:
             self._holders += 1
 
     def release(self) -> None:
-        """One holder less; the last one closes."""
+        """Remove a holder; the last one closes the duplicate."""
         with self._lock:
             self._holders -= 1
             if self._holders == 0 and self._socket is not None:
@@ -76,13 +74,13 @@ class SocketShutdown:
 
 
 class Exchange:
-    """A request in flight. Entered by the thread that makes it; ``abort`` and the
-    figures are for all others.
+    """A request in flight.
 
-    ``figures`` go on from ``before``, those of the exchange before this one: only the
-    server's time counts, not ours at the disk or in a rate limit. ``asked_at``: when
-    the request had been sent, None while its body is. The lock guards ``verdict`` and
-    the breaker.
+    The thread that makes it enters it; other threads may cancel it and read its
+    statistics. The statistics continue from ``before``, those of the previous exchange.
+    Only time spent waiting for the server counts, not disk writes or rate limits.
+    ``sent_at``: when the request was sent, None while its body is being sent. The lock
+    guards ``cancel_error`` and the socket.
     """
 
     def __init__(
@@ -96,14 +94,14 @@ class Exchange:
         self.sent_at: float | None = None
         self.answered_at: float | None = None
         self.is_reused = False
-        self.received, self.read_s = before
-        self.reading_since: float | None = None
+        self.received, self.waited_s = before
+        self.waiting_since: float | None = None
         self.cancel_error: DlpoolError | None = None
         self._lock = threading.Lock()
-        self._breaker: SocketShutdown | None = None
+        self._shutdown: SocketShutdown | None = None
 
     def __enter__(self) -> Exchange:
-        _running.exchange = self
+        _entered.exchange = self
         return self
 
     def __exit__(
@@ -112,67 +110,74 @@ class Exchange:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        _running.exchange = None
+        _entered.exchange = None
         if error is not None:
             self.detach()
 
     def cancel(self, error: DlpoolError) -> None:
-        """Make the thread inside raise ``error`` as soon as it wakes; the first error
-        stands."""
+        """Make the thread inside raise ``error`` as soon as it wakes.
+
+        The first error stands.
+        """
         with self._lock:
             self.cancel_error = self.cancel_error or error
-            breaker = self._breaker
-        if breaker is not None:
-            breaker.shut_down()
+            shutdown = self._shutdown
+        if shutdown is not None:
+            shutdown.shut_down()
 
-    def attach(self, breaker: SocketShutdown) -> None:
-        """The connection in use; raises the verdict if there is one already."""
-        breaker.hold()
+    def attach(self, shutdown: SocketShutdown) -> None:
+        """Set the connection in use.
+
+        Raises the error if the exchange was cancelled already.
+        """
+        shutdown.hold()
         self.detach()
         with self._lock:
-            self._breaker = breaker
+            self._shutdown = shutdown
         self.check()
 
     def detach(self) -> None:
-        """The connection goes back to its pool: an abort that comes late must not hit
-        its next user."""
+        """Release the connection: a late cancel must not affect its next user."""
         with self._lock:
-            breaker, self._breaker = self._breaker, None
-        if breaker is not None:
-            breaker.release()
+            shutdown, self._shutdown = self._shutdown, None
+        if shutdown is not None:
+            shutdown.release()
 
     def check(self) -> None:
-        """Raise the verdict, if any."""
+        """Raise the error if the exchange was cancelled."""
         if self.cancel_error is not None:
             raise self.cancel_error
 
     def begin_wait(self) -> None:
-        """From now on it is the server that we wait for."""
-        self.reading_since = self.clock()
+        """Start to count waiting time."""
+        self.waiting_since = self.clock()
 
     def end_wait(self, moved: int) -> None:
-        """So many bytes of body have moved."""
-        if self.reading_since is not None:
-            self.read_s += self.clock() - self.reading_since
-        self.reading_since = None
+        """Stop to count waiting time, and add ``moved`` bytes of body."""
+        if self.waiting_since is not None:
+            self.waited_s += self.clock() - self.waiting_since
+        self.waiting_since = None
         self.received += moved
 
     def stats(self) -> ExchangeStats:
-        """Bytes and seconds so far, the present wait included."""
-        since = self.reading_since
+        """Return bytes and seconds so far, the wait in progress included."""
+        since = self.waiting_since
         return ExchangeStats(
             self.received,
-            self.read_s + (self.clock() - since if since is not None else 0.0),
+            self.waited_s + (self.clock() - since if since is not None else 0.0),
         )
 
     @property
     def answer_s(self) -> float | None:
-        """Seconds that the last answer took to come; None while there is none."""
+        """Return the seconds from request to response header.
+
+        None while there is no response.
+        """
         if self.sent_at is None or self.answered_at is None:
             return None
         return self.answered_at - self.sent_at
 
 
 def current_exchange() -> Exchange | None:
-    """The exchange that this thread is in."""
-    return getattr(_running, "exchange", None)
+    """Return the exchange that the calling thread has entered, or None."""
+    return getattr(_entered, "exchange", None)

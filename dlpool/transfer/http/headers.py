@@ -1,5 +1,7 @@
-"""Parsers of the header fields that a download depends on. Pure; what cannot be parsed
-is ``None``."""
+"""Parsers of the header fields that a download depends on.
+
+Pure; each returns None for a value it cannot parse.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,9 @@ _SHOWN = 80  # characters of a value in an error
 
 @dataclass(frozen=True)
 class ContentRange:
-    """``Content-Range`` in bytes, ``end`` exclusive (RFC 9110 section 14.4).
+    """A ``Content-Range`` in bytes; ``end`` is exclusive (RFC 9110 section 14.4).
 
-    An unsatisfied range (``bytes */1234``) has ``start`` and ``end`` None.
+    ``start`` and ``end`` are None in an unsatisfied range (``bytes */1234``).
     """
 
     start: int | None
@@ -37,8 +39,10 @@ _CONTENT_RANGE = re.compile(
 
 
 def content_range(value: str) -> ContentRange | None:
-    """Parse a ``Content-Range``; None if invalid, inverted, beyond its total, or not in
-    bytes."""
+    """Parse a ``Content-Range``.
+
+    None if invalid, inverted, beyond its total, or not in bytes.
+    """
     match = _CONTENT_RANGE.fullmatch(value.strip())
     if match is None:
         return None
@@ -51,10 +55,10 @@ def content_range(value: str) -> ContentRange | None:
 
 
 def content_length(value: str | None) -> int | None:
-    """Parse a ``Content-Length``; repeated equal values count once (RFC 9110 section
-    8.6).
+    """Parse a ``Content-Length``.
 
-    Raises ValueError for different or malformed values.
+    Repeated equal values count once (RFC 9110 section 8.6). Raises ValueError for
+    different or malformed values.
     """
     if value is None:
         return None
@@ -66,7 +70,7 @@ def content_length(value: str | None) -> int | None:
 
 
 def http_date(value: str | None) -> datetime | None:
-    """Parse an HTTP-date (RFC 9110 section 5.6.7); always aware, in UTC."""
+    """Parse an HTTP-date (RFC 9110 section 5.6.7) and return it in UTC."""
     if not value or len(value) > MAX_DATE:
         return None
     try:
@@ -88,11 +92,10 @@ _HTTP_DATES = re.compile(
 
 
 def exact_date(value: str | None) -> datetime | None:
-    """Parse an HTTP-date that has one of the three forms of RFC 9110 section 5.6.7, and
-    no other; in UTC.
+    """Parse an HTTP-date in an exact form of RFC 9110 section 5.6.7; in UTC.
 
-    None for the year 1, too, which Go sends for a time that is not set and the parser
-    of e-mail takes for 2001, and where the day of the week is another.
+    Returns None for a wrong day of the week, and for the year 1, which Go sends for an
+    unset time and ``email.utils`` reads as 2001.
     """
     text = (value or "").strip()
     moment = http_date(text) if _HTTP_DATES.fullmatch(text) else None
@@ -104,8 +107,10 @@ def exact_date(value: str | None) -> datetime | None:
 
 
 def retry_after_s(value: str | None, now: datetime) -> float | None:
-    """Parse ``Retry-After`` (RFC 9110 section 10.2.3): seconds to wait from ``now``; a
-    past date is 0."""
+    """Parse ``Retry-After`` (RFC 9110 section 10.2.3) as seconds from ``now``.
+
+    A date in the past is 0.
+    """
     if not value:
         return None
     text = value.strip()
@@ -116,7 +121,7 @@ def retry_after_s(value: str | None, now: datetime) -> float | None:
 
 
 def strong_etag(value: str | None) -> str | None:
-    """The entity tag if it is a strong one (RFC 9110 section 8.8.3)."""
+    """Return the entity tag if it is strong (RFC 9110 section 8.8.3), else None."""
     if value is None:
         return None
     text = value.strip()
@@ -124,16 +129,19 @@ def strong_etag(value: str | None) -> str | None:
 
 
 def repr_digest(value: str | None) -> Digest | None:
-    """Parse ``Repr-Digest`` or ``Content-Digest`` (RFC 9530): the strongest digest, as
-    (hashlib name, hex)."""
+    """Return the strongest digest of a ``Repr-Digest`` (RFC 9530).
+
+    The result is a hashlib name and the digest in hex. ``Content-Digest`` has the same
+    format.
+    """
     return strongest(structured(value))
 
 
 def content_disposition_name(value: str | None) -> str | None:
-    """The file name of a ``Content-Disposition`` (RFC 6266), ``filename*`` (RFC 8187)
-    before ``filename``.
+    """Return the file name of a ``Content-Disposition`` (RFC 6266).
 
-    The name is as the server sent it: make it safe before use.
+    ``filename*`` (RFC 8187) precedes ``filename``. The name is as the server sent it:
+    make it safe before use.
     """
     if not value:
         return None

@@ -1,5 +1,4 @@
-"""The connections to each host, where their number is found by trying: shared by all
-downloads of a process."""
+"""Adapt the number of connections to each host, over all downloads."""
 
 from __future__ import annotations
 
@@ -9,30 +8,40 @@ from dataclasses import dataclass
 
 from dlpool.transfer.aimd import Aimd, ControlParameters
 
-# connections: the default of a fixed number, so that trying is never slower for long
+# connections: as many as the fixed default, so that an adaptive download is not slower
+# for long
 START = 4
-TEMPO = ControlParameters(settle_s=0.25, measure_s=0.75, rest_s=5.0, most_rest_s=60.0)
-MEMORY_S = 600.0  # for how long a host is remembered that nobody asks
+CONTROL_PARAMETERS = ControlParameters(
+    settle_s=0.25, measure_s=0.75, pause_s=5.0, max_pause_s=60.0
+)
+MEMORY_S = 600.0  # for which an unused host is remembered
 
 
 def distribute(level: int, most: Sequence[int]) -> list[int]:
-    """``level`` connections dealt over downloads that can use so many each: evenly, and
-    at least one to each."""
+    """Distribute ``level`` connections evenly over downloads.
+
+    ``most``: how many connections each download can use. Each gets at least one.
+    """
     shares = [1] * len(most)
     spare = level - len(most)
     while spare > 0 and (
-        hungry := [index for index, share in enumerate(shares) if share < most[index]]
+        expandable := [
+            index for index, share in enumerate(shares) if share < most[index]
+        ]
     ):
-        for index in hungry[:spare]:
+        for index in expandable[:spare]:
             shares[index] += 1
-        spare -= len(hungry)
+        spare -= len(expandable)
     return shares
 
 
 @dataclass(eq=False)
 class ShareMember:
-    """A download at a host: what it can use and has, what it has received and how many
-    of its connections work."""
+    """A download at a host.
+
+    ``most`` connections can be used, ``share`` are assigned, ``busy`` are working;
+    ``received`` in bytes.
+    """
 
     most: int
     share: int = 1
@@ -41,36 +50,39 @@ class ShareMember:
 
 
 class HostState:
-    """What is known of one host. Used under the lock of HostConnections."""
+    """The adaptive level of one host and its downloads.
+
+    Used under the lock of HostConnections.
+    """
 
     def __init__(self, most: int) -> None:
-        self.control = Aimd(1, most, START, TEMPO)
+        self.control = Aimd(1, most, START, CONTROL_PARAMETERS)
         self.members: list[ShareMember] = []
         self.received = 0
         self.left_at = 0.0
-        self._dealt = 0
+        self._distributed_level = 0
 
     def distribute(self) -> None:
         """Give each download its share of the level."""
-        self._dealt = self.control.level
+        self._distributed_level = self.control.level
         for member, share in zip(
             self.members,
-            distribute(self._dealt, [one.most for one in self.members]),
+            distribute(self._distributed_level, [one.most for one in self.members]),
             strict=True,
         ):
             member.share = share
 
     def sample(self, now: float) -> None:
-        """Take a sample, and deal anew where the level has changed."""
+        """Record a sample, and distribute again if the level has changed."""
         self.control.sample(
             now, self.received, sum(member.busy for member in self.members)
         )
-        if self.control.level != self._dealt:
+        if self.control.level != self._distributed_level:
             self.distribute()
 
 
 class ConnectionShare:
-    """One download's part of the connections to its host. Thread-safe."""
+    """One download's share of the connections to its host. Thread-safe."""
 
     def __init__(self, shares: HostConnections, name: str, member: ShareMember) -> None:
         self.host = name
@@ -82,34 +94,39 @@ class ConnectionShare:
 
     @property
     def wanted(self) -> int:
-        """How many connections this download should have now."""
+        """Return the number of connections that this download should have."""
         return self._member.share
 
     def report(self, received: int, busy: int) -> str:
-        """Say what it has received in all (bytes), and how many connections work.
-        Returns why it has its share."""
+        """Record the bytes received in total and the busy connections.
+
+        Returns the reason for the present level.
+        """
         return self._shares.report(self, self._member, received, busy)
 
     def leave(self) -> None:
-        """It needs no more connections."""
+        """Return the share: the download needs no more connections."""
         self._shares.leave(self, self._member)
 
 
 class HostConnections:
-    """All hosts of a process. Thread-safe; the lock guards the table and everything in
-    it."""
+    """The hosts of a process.
+
+    Thread-safe; the lock guards the table and its contents.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._hosts: dict[str, HostState] = {}
-        self._admitted: dict[
-            str, tuple[int, float]
-        ] = {}  # connections to one file, and the time of that observation
+        # connections to one file, and the time of the observation
+        self._admitted: dict[str, tuple[int, float]] = {}
 
     def record_limit(self, host: str, connections: int) -> None:
-        """Remember for ``MEMORY_S`` that ``host`` refused more than this number of
-        connections."""
+        """Record that ``host`` refused more than ``connections`` connections.
+
+        The record expires after ``MEMORY_S`` seconds.
+        """
         with self._lock:
             now = self._clock()
             self._admitted = {
@@ -123,30 +140,30 @@ class HostConnections:
             )
 
     def raise_limit(self, host: str, connections: int) -> None:
-        """Raise the limit recorded by ``admits``: ``host`` sends a file over this
-        number of connections."""
+        """Raise the recorded limit: ``host`` serves ``connections`` connections."""
         with self._lock:
             known, at = self._admitted.get(host, (connections, 0.0))
             if known < connections:
                 self._admitted[host] = connections, at
 
     def max_connections(self, host: str, wanted: int) -> int:
-        """Return how many of ``wanted`` connections to a file ``host`` is known to
-        admit."""
+        """Return how many of ``wanted`` connections ``host`` is known to accept."""
         known = self._admitted.get(host)
         if known is None or self._clock() - known[1] >= MEMORY_S:
             return wanted
         return min(wanted, known[0])
 
     def level(self, host: str, most: int) -> int:
-        """How many connections ``host`` is worth at present, ``most`` at most."""
+        """Return the present level of ``host``, at most ``most``."""
         with self._lock:
             known = self._hosts.get(host)
             return min(most, known.control.level if known else START)
 
     def join(self, host: str, most: int, *, limit: int) -> ConnectionShare:
-        """One more download, that can use ``most`` connections; ``limit``: of all to
-        this host, when it is new."""
+        """Add a download that can use ``most`` connections, and return its share.
+
+        ``limit``: connections to a new host for all downloads together.
+        """
         with self._lock:
             now = self._clock()
             self._forget(now)
@@ -159,13 +176,13 @@ class HostConnections:
             return ConnectionShare(self, host, member)
 
     def refused(self, host: str, reason: str) -> None:
-        """A sign that ``host`` wants fewer connections: a 429, a 503, a reset."""
+        """Record that ``host`` may accept fewer connections: a 429, 503 or reset."""
         with self._lock:
             if (known := self._hosts.get(host)) is not None and known.members:
                 known.control.record_refusal(self._clock(), reason)
 
     def answered(self, host: str, seconds: float) -> None:
-        """How long ``host`` took to answer."""
+        """Record that ``host`` took ``seconds`` seconds to respond."""
         with self._lock:
             if (known := self._hosts.get(host)) is not None and known.members:
                 known.control.record_latency(self._clock(), seconds)
@@ -173,7 +190,7 @@ class HostConnections:
     def report(
         self, share: ConnectionShare, member: ShareMember, received: int, busy: int
     ) -> str:
-        """See ``ConnectionShare.report``."""
+        """Implement ``ConnectionShare.report``."""
         with self._lock:
             known = self._hosts[share.host]
             known.received += received - member.received
@@ -182,7 +199,7 @@ class HostConnections:
             return known.control.reason
 
     def leave(self, share: ConnectionShare, member: ShareMember) -> None:
-        """See ``ConnectionShare.leave``."""
+        """Implement ``ConnectionShare.leave``."""
         with self._lock:
             known = self._hosts[share.host]
             known.members.remove(member)
@@ -190,7 +207,7 @@ class HostConnections:
             known.distribute()
 
     def _forget(self, now: float) -> None:
-        """Hosts that nobody has asked for long."""
+        """Remove hosts that no download has used for ``MEMORY_S`` seconds."""
         self._hosts = {
             name: host
             for name, host in self._hosts.items()

@@ -1,4 +1,4 @@
-"""Closing of idle connections, also while the process does nothing else."""
+"""Close idle connections, also while the process sends no requests."""
 
 from __future__ import annotations
 
@@ -11,22 +11,27 @@ LEAST_WAIT_S = 0.01
 
 
 class IdlePool(Protocol):
-    """Connections to one host."""
+    """A pool of connections to one host."""
 
     def close_idle(self, max_idle_s: float) -> float | None:
-        """Close connections idle for ``max_idle_s``; return seconds until the next is
-        due, None if none is idle."""
+        """Close connections idle for ``max_idle_s`` seconds.
+
+        Returns the seconds until the next connection expires, or None if no connection
+        is idle.
+        """
 
 
 class IdleCloser:
-    """A daemon thread that runs while a connection is idle. Thread-safe; the lock
-    guards the pools and the thread.
+    """A daemon thread that runs while a connection is idle.
 
-    ``max_idle_s``: how long a connection may be idle, in seconds; by default
-    ``MAX_IDLE_S``.
+    Thread-safe; the lock guards the pools and the thread.
     """
 
     def __init__(self, max_idle_s: float | None = None) -> None:
+        """``max_idle_s``: seconds that a connection may be idle.
+
+        None means ``MAX_IDLE_S``.
+        """
         self.max_idle_s = MAX_IDLE_S if max_idle_s is None else max_idle_s
         self._lock = threading.Lock()
         self._pools: weakref.WeakSet[IdlePool] = weakref.WeakSet()
@@ -37,7 +42,7 @@ class IdleCloser:
         return f"<IdleCloser after {self.max_idle_s:g} s, {len(self._pools)} pools>"
 
     def watch(self, pool: IdlePool) -> None:
-        """Watch a pool to which a connection was just returned."""
+        """Watch a pool to which a connection was returned."""
         if pool in self._pools:
             return
         with self._lock:
@@ -46,7 +51,7 @@ class IdleCloser:
                 self._begin()
 
     def close(self) -> None:
-        """Stop the thread: the pools are about to be closed."""
+        """Stop the thread; the owner closes the pools next."""
         with self._lock:
             self._pools.clear()
             self._woken.set()
@@ -57,9 +62,8 @@ class IdleCloser:
         )
         try:
             self._thread.start()
-        except (
-            RuntimeError
-        ):  # no thread can be started: the next request closes idle connections
+        except RuntimeError:
+            # no thread can be started: the next request closes idle connections instead
             self._thread = None
             self._pools.clear()
 
@@ -70,7 +74,7 @@ class IdleCloser:
             self._woken.clear()
             waits = [
                 pool_s
-                for pool in self._taken()
+                for pool in self._take_pools()
                 if (pool_s := self._close_idle(pool)) is not None
             ]
             with self._lock:
@@ -79,9 +83,11 @@ class IdleCloser:
                     return
             wait_s = max(LEAST_WAIT_S, min(waits, default=self.max_idle_s))
 
-    def _taken(self) -> list[IdlePool]:
-        """Remove all pools and return them; ``watch`` adds a pool again when a
-        connection is returned to it."""
+    def _take_pools(self) -> list[IdlePool]:
+        """Remove all pools and return them.
+
+        ``watch`` adds a pool again when a connection is returned to it.
+        """
         with self._lock:
             pools = list(self._pools)
             self._pools.clear()

@@ -1,20 +1,19 @@
-"""Limits that several threads share: bytes a second, a host's Retry-After, and whether
-our network is there."""
+"""Limits that threads share: bandwidth, Retry-After, a network outage."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 
-BURST_S = 0.25  # seconds' worth of bytes that an idle bucket may hold
+BURST_S = 0.25  # an idle bucket holds the bytes of this many seconds
 LEAST_READ = 1024  # bytes
-NETWORK_MEMORY_S = 30.0  # for how long a failure says something about our network
+NETWORK_MEMORY_S = 30.0  # for which a failure counts
 
 
 class RateLimit:
     """A token bucket. Thread-safe; the lock guards the rate, the level and its time.
 
-    ``rate`` in bytes/s, may be changed under way; None lets everything pass.
+    ``rate``: bytes per second, may be changed at any time; None means no limit.
     """
 
     def __init__(self, rate: int | None, clock: Callable[[], float]) -> None:
@@ -34,15 +33,15 @@ class RateLimit:
             self._fill()
             if rate is None or self._rate is None:
                 self._level = 0.0
-            elif (
-                rate < self._rate
-            ):  # nobody waits longer for what was read at the old rate
+            elif rate < self._rate:  # bytes read at the old rate cause no longer wait
                 self._level *= rate / self._rate
             self._rate = rate
 
     def spend(self, size: int) -> float:
-        """Take ``size`` bytes out and return the seconds to wait before the next read;
-        the level may go negative."""
+        """Take ``size`` bytes and return the seconds to wait before the next read.
+
+        The level may become negative.
+        """
         if self._rate is None:
             return 0.0
         with self._lock:
@@ -62,29 +61,29 @@ class RateLimit:
 
 
 class RateLimits:
-    """The buckets that a download's bytes are taken out of: its own, and one that it
-    shares. Thread-safe."""
+    """The rate limits that apply to one download: its own and the shared one.
+
+    Thread-safe.
+    """
 
     def __init__(self, *limits: RateLimit) -> None:
         self._limits = limits
 
     def max_read(self, size: int) -> int:
-        """How much of ``size`` bytes one read may bring, so that its wait is short."""
+        """Return how many of ``size`` bytes one read may take, for short waits."""
         rates = [rate for limit in self._limits if (rate := limit.rate) is not None]
         return max(LEAST_READ, min(size, min(rates) // 10)) if rates else size
 
     def spend(self, size: int) -> float:
-        """Take ``size`` bytes out of each and return the seconds to wait before the
-        next read."""
+        """Take ``size`` bytes from each bucket and return the seconds to wait."""
         return max(limit.spend(size) for limit in self._limits)
 
 
 class HostHolds:
-    """When each host may be asked again, for all downloads of a process. Thread-safe;
-    the lock guards the holds.
+    """Until when each host must not be requested, for all downloads of a process.
 
-    ``tell`` is called with what a server has said, so that other processes may hold
-    too.
+    Thread-safe; the lock guards the table. ``notify`` is called with each new hold, so
+    that other processes can apply it.
     """
 
     def __init__(
@@ -98,13 +97,15 @@ class HostHolds:
         self._holds: dict[str, float] = {}
 
     def hold(self, host: str, seconds: float) -> None:
-        """The server said so: nobody asks ``host`` for that long; a longer hold that
-        stands already stays."""
+        """Send no request to ``host`` for ``seconds`` seconds, as its server demands.
+
+        An existing longer hold stays.
+        """
         self.record(host, seconds)
         self._tell(host, seconds)
 
     def record(self, host: str, seconds: float) -> None:
-        """The same, heard from another process."""
+        """Apply a hold that another process has reported."""
         with self._lock:
             now = self._clock()
             self._holds = {
@@ -113,22 +114,20 @@ class HostHolds:
             self._holds[host] = max(self._holds.get(host, 0.0), now + seconds)
 
     def wait_s(self, host: str) -> float:
-        """Seconds until ``host`` may be asked; 0 is now."""
+        """Return the seconds until ``host`` may be requested; 0 means at once."""
         until = self._holds.get(
             host
-            # without the lock: ``learn`` replaces the table by one that has all valid
-            # holds
+            # without the lock: ``record`` replaces the table with a complete one
         )
         return 0.0 if until is None else max(0.0, until - self._clock())
 
 
 class NetworkMonitor:
-    """Tells "that server is away" from "our own network is away". Thread-safe; the lock
-    guards the two tables.
+    """Distinguishes an unreachable server from an outage of the local network.
 
-    The network counts as away when two hosts or more cannot be resolved or reached and
-    none has answered since, or when a host that had answered this process can no longer
-    be resolved or routed to.
+    Thread-safe; the lock guards both tables. The local network counts as down in two
+    cases: two or more hosts cannot be resolved or reached and none has responded since,
+    or a host that had responded to this process cannot be resolved or routed to.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -138,7 +137,7 @@ class NetworkMonitor:
         self._answered: set[str] = set()
 
     def answered(self, host: str) -> None:
-        """``host`` gave any answer: our network is there."""
+        """Record that ``host`` responded: the network is up."""
         if host in self._answered and not self._failed:
             return
         with self._lock:
@@ -146,12 +145,12 @@ class NetworkMonitor:
             self._failed.clear()
 
     def failed(self, host: str) -> None:
-        """``host`` could not be resolved or routed to."""
+        """Record that ``host`` could not be resolved or routed to."""
         with self._lock:
             self._failed[host] = self._clock()
 
     def is_away(self, host: str) -> bool:
-        """Whether a failure to reach ``host`` should be put down to our own network."""
+        """Return whether a failure to reach ``host`` is due to the local network."""
         with self._lock:
             recent = {
                 name

@@ -1,7 +1,7 @@
 """Families of media types, and the family that a URL's file name implies. Pure.
 
-Only its media type distinguishes a login page, a captive portal or an error document
-from the file, as servers send these with status 200 and with validators.
+Servers send login pages, captive portals and error documents with status 200 and
+validators: only the media type distinguishes them from the file.
 """
 
 from __future__ import annotations

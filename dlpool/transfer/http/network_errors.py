@@ -1,5 +1,4 @@
-"""The errors of requests, urllib3, http.client, ssl and sockets, translated once into
-ours. Pure."""
+"""Translate exceptions of the HTTP libraries and sockets. Pure."""
 
 from __future__ import annotations
 
@@ -27,14 +26,14 @@ from dlpool.errors import (
 def network_error(
     error: Exception, is_reused: bool = False, *, is_answered: bool = False
 ) -> DlpoolError:
-    """Our error for a foreign one.
+    """Return the DlpoolError for a library's exception.
 
     ``is_reused``: the connection had served an earlier request. ``is_answered``: the
-    body had begun, so that no failure can be the handshake's.
+    response header was received, so that the handshake cannot have failed.
     """
     causes = list(_causes(error))
     for cause in causes:
-        if (known := _certain(cause)) is not None:
+        if (known := _decisive_error(cause)) is not None:
             return known
     for kinds, translate in _RULES:
         if found := next((cause for cause in causes if isinstance(cause, kinds)), None):
@@ -42,8 +41,11 @@ def network_error(
     return ConnectionBroken(f"the connection broke ({str(error)[:200]})")
 
 
-def _certain(cause: BaseException) -> DlpoolError | None:
-    """The error for a cause that outweighs all others it came with."""
+def _decisive_error(cause: BaseException) -> DlpoolError | None:
+    """Return the error for a cause that takes precedence over all others in its chain.
+
+    None for any other cause.
+    """
     if isinstance(cause, DlpoolError):
         return cause
     if isinstance(cause, ssl.SSLCertVerificationError):
@@ -118,7 +120,7 @@ _RULES: tuple[
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and all that it wraps, in whichever way its library does."""
+    """Yield the error and every exception that it wraps."""
     pending: list[BaseException | None] = [error]
     seen: set[int] = set()
     while pending:
@@ -139,11 +141,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _tunnel_error(message: str) -> DlpoolError:
     match = re.search(r"failed: (\d{3})", message)
     status = int(match[1]) if match else 0
-    said = f"the proxy answered {status} to CONNECT"
+    message = f"the proxy answered {status} to CONNECT"
     if status in (401, 403, 407):
-        return AccessDenied(said)
+        return AccessDenied(message)
     return (
-        ServerTrouble(said, is_away=status in (502, 503, 504))
+        ServerTrouble(message, is_away=status in (502, 503, 504))
         if status >= 500
-        else HttpRefused(said)
+        else HttpRefused(message)
     )

@@ -1,8 +1,8 @@
-"""Which addresses may be connected to, and which headers may go where. Pure.
+"""Which addresses may be connected to, and which headers may be sent to which origin.
 
-The networks are listed here, as in the IANA registries of special-purpose addresses
-(RFC 6890): what Python's ``ipaddress`` calls global differs from version to version,
-and it does not see that an IPv6 address stands for IPv4.
+Pure. The networks are listed here as in the IANA registries of special-purpose
+addresses (RFC 6890). ``ipaddress`` is not used for that: its idea of global addresses
+differs between Python versions and ignores IPv6 forms of IPv4 addresses.
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ _NOT_PUBLIC_V4 = parse_networks(
     "192.88.99.0/24, 192.168.0.0/16, 198.18.0.0/15, 198.51.100.0/24, 203.0.113.0/24, "
     "224.0.0.0/4, 240.0.0.0/4"
 )
-_PUBLIC_V6 = ipaddress.IPv6Network(
-    "2000::/3"
-)  # all that has been assigned as global unicast
+# all global unicast addresses that have been assigned
+_PUBLIC_V6 = ipaddress.IPv6Network("2000::/3")
 _NOT_PUBLIC_V6 = parse_networks("2001::/23, 2001:db8::/32, 3fff::/20")
 
 # IPv6 networks whose addresses stand for IPv4 ones, and the number of bits behind
@@ -53,19 +52,19 @@ _CARRIERS = tuple(
 )
 _TEREDO = ipaddress.IPv6Network("2001::/32")  # RFC 4380
 _LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")  # RFC 8215
-_ISATAP, _ISATAP_MASK = (
-    0x00005EFE,
-    0xFDFFFFFF,
-)  # RFC 5214: the upper half of an interface id, but for its universal bit
+# RFC 5214: the upper half of an interface id, but for its universal bit
+_ISATAP, _ISATAP_MASK = 0x00005EFE, 0xFDFFFFFF
 
-# Of the headers that a user adds, only these follow a redirect to another origin.
+# The only headers of the user that follow a redirect to another origin.
 _HARMLESS = {"accept", "accept-language", "cache-control", "pragma", "user-agent"}
 
 
 @dataclass(frozen=True)
 class NetworkPolicy:
-    """``name``: ``any``, ``no-metadata`` or ``public-only``; ``allow``: networks that
-    may be connected to besides."""
+    """A network policy: ``name`` is ``any``, ``no-metadata`` or ``public-only``.
+
+    ``allow`` lists exempted networks.
+    """
 
     name: str
     allow: tuple[Network, ...] = ()
@@ -76,22 +75,21 @@ class NetworkPolicy:
         return _policy(settings.network, settings.network_allow)
 
     def check(self, text: str) -> None:
-        """Raise PolicyRefused for an address that may not be connected to, ValueError
-        for text that is no address."""
+        """Raise PolicyRefused for a forbidden address, ValueError for other text."""
         address = ipaddress.ip_address(text.partition("%")[0])
         if self.name == "any":
             return
-        judged = tuple(_judged(address))
+        routed = tuple(_routed_addresses(address))
         if any(
-            _special(one) and not self._allows(one)
-            for one in (*judged, *_hidden(address))
+            _special_network(one) and not self._allows(one)
+            for one in (*routed, *_embedded_addresses(address))
         ):
             raise PolicyRefused(
                 f"{text} is a link-local or cloud metadata address, which network = "
                 f"{self.name} refuses"
             )
         if self.name == "public-only" and not all(
-            _is_public(one) or self._allows(one) for one in judged
+            _is_public(one) or self._allows(one) for one in routed
         ):
             raise PolicyRefused(
                 f"{text} is not a public address, and network = public-only: name its "
@@ -100,14 +98,16 @@ class NetworkPolicy:
             )
 
     def _allows(self, address: Address) -> bool:
-        """Whether a network in ``allow`` names it: a metadata address only one that
-        holds nothing but such ones."""
+        """Return whether ``allow`` names the address.
+
+        A metadata address only by a network of nothing but such addresses.
+        """
         named = [network for network in self.allow if address in network]
-        special = _special(address)
+        network_found = _special_network(address)
         return (
             bool(named)
-            if special is None
-            else any(_is_within(one, special) for one in named)
+            if network_found is None
+            else any(_is_within(one, network_found) for one in named)
         )
 
 
@@ -115,8 +115,7 @@ ANY_NETWORK = NetworkPolicy("any")
 
 
 def check_address(text: str, policy: str, allow: tuple[Network, ...] = ()) -> None:
-    """Raise PolicyRefused if the network policy forbids this address, ValueError for
-    text that is no address."""
+    """Raise PolicyRefused for a forbidden address, ValueError for other text."""
     NetworkPolicy(policy, allow).check(text)
 
 
@@ -127,8 +126,7 @@ def _policy(name: str, allow: str | None) -> NetworkPolicy:
 
 @lru_cache(maxsize=256)
 def origin(url: str) -> tuple[str, str, int | None]:
-    """Scheme, host and port of a URL (RFC 6454), with the scheme's default port filled
-    in."""
+    """Return scheme, host and port of a URL (RFC 6454); the port has a default."""
     parts = urlsplit(url)
     return (
         parts.scheme,
@@ -140,54 +138,56 @@ def origin(url: str) -> tuple[str, str, int | None]:
 def headers_for_origin(
     url: str, first_url: str, headers: Mapping[str, str]
 ) -> dict[str, str]:
-    """The user's headers that may be sent to ``url``: all to the origin they were meant
-    for, else harmless ones."""
+    """Return the user's headers that may be sent to ``url``.
+
+    These are all at the origin of ``first_url``, and the harmless ones elsewhere.
+    """
     if origin(url) == origin(first_url):
         return dict(headers)
     return {name: value for name, value in headers.items() if name.lower() in _HARMLESS}
 
 
-def _judged(address: Address) -> Iterator[Address]:
-    """Yield where the packets go: to the address, or to the IPv4 one that it stands
-    for; with ISATAP to both."""
+def _routed_addresses(address: Address) -> Iterator[Address]:
+    """Yield the addresses that packets go to.
+
+    This is the address or the IPv4 address that it stands for; with ISATAP both.
+    """
     if isinstance(address, ipaddress.IPv6Address):
         number = int(address)
         for network, shift in _CARRIERS:
             if address in network and number > 1:  # :: and ::1 are themselves
-                yield _v4(number >> shift)
+                yield _ipv4(number >> shift)
                 return
         if number >> 32 & _ISATAP_MASK == _ISATAP:
-            yield _v4(number)
+            yield _ipv4(number)
     yield address
 
 
-def _hidden(address: Address) -> Iterator[Address]:
-    """Yield the IPv4 addresses that may be meant by an address which is not public
-    itself."""
+def _embedded_addresses(address: Address) -> Iterator[Address]:
+    """Yield the IPv4 addresses that a non-public IPv6 address may stand for."""
     if not isinstance(address, ipaddress.IPv6Address):
         return
     number = int(address)
     if address in _TEREDO:  # the server, and the client behind its NAT
-        yield _v4(number >> 64)
-        yield _v4(~number)
+        yield _ipv4(number >> 64)
+        yield _ipv4(~number)
     elif (
         address in _LOCAL_NAT64
         # RFC 6052 section 2.2: prefixes of 96, 64, 56 and 48 bits, around the bits 64
         # to 71
     ):
-        yield _v4(number)
-        yield _v4(number >> 24)
-        yield _v4((number >> 64 & 0xFF) << 24 | number >> 32 & 0xFFFFFF)
-        yield _v4((number >> 64 & 0xFFFF) << 16 | number >> 40 & 0xFFFF)
+        yield _ipv4(number)
+        yield _ipv4(number >> 24)
+        yield _ipv4((number >> 64 & 0xFF) << 24 | number >> 32 & 0xFFFFFF)
+        yield _ipv4((number >> 64 & 0xFFFF) << 16 | number >> 40 & 0xFFFF)
 
 
-def _v4(number: int) -> ipaddress.IPv4Address:
+def _ipv4(number: int) -> ipaddress.IPv4Address:
     return ipaddress.IPv4Address(number & 0xFFFFFFFF)
 
 
-def _special(address: Address) -> Network | None:
-    """Return the network of metadata services, or of link-local addresses, that it is
-    in."""
+def _special_network(address: Address) -> Network | None:
+    """Return the metadata or link-local network that contains the address, or None."""
     return next((network for network in _METADATA if address in network), None)
 
 
@@ -200,5 +200,8 @@ def _is_public(address: Address) -> bool:
 
 
 def _is_within(network: Network, outer: Network) -> bool:
-    """Whether all of ``network`` is in ``outer``, which holds an address of it."""
+    """Return whether ``outer`` contains all of ``network``.
+
+    Both contain a common address.
+    """
     return network.prefixlen >= outer.prefixlen

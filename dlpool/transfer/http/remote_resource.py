@@ -1,4 +1,4 @@
-"""What is known of the remote file: size, validators, name. Pure."""
+"""The remote resource as a response describes it: size, validators, name. Pure."""
 
 from __future__ import annotations
 
@@ -25,20 +25,19 @@ FIRST_DATE = datetime(1990, 1, 1, tzinfo=timezone.utc)
 
 
 class ValidatorMatch(Enum):
-    """The verdict of comparing two answers for one URL."""
+    """The result of comparing two responses for one URL."""
 
     SAME = "same"
     CHANGED = "changed"
-    UNKNOWN = "unknown"  # a validator vanished: another answer may tell
+    UNKNOWN = "unknown"  # a validator is missing: another response may have it
 
 
 @dataclass(frozen=True)
 class RemoteResource:
-    """One version of a remote file as an answer described it. ``size`` in bytes; None
-    means unknown.
+    """One version of a remote file as a response described it.
 
-    ``host``: host and port that answered, after redirects. ``seen_at``: by our clock,
-    when it answered.
+    ``size`` in bytes, None while unknown. ``host``: host and port that responded, after
+    redirects. ``seen_at``: when it responded, by the local clock.
     """
 
     size: int | None = None
@@ -63,10 +62,11 @@ class RemoteResource:
         host: str | None = None,
         seen_at: datetime | None = None,
     ) -> RemoteResource:
-        """Read the representation's metadata (RFC 9110 section 8) of an answer whose
-        total ``size`` is known.
+        """Return the resource that header fields describe (RFC 9110 section 8).
 
-        ``is_whole``: the answer has all bytes of the file, so that a digest of its
+        ``size``: its total size in bytes.
+
+        ``is_complete``: the response has all bytes of the file, so that a digest of its
         content is one of the file.
         """
         return cls(
@@ -86,19 +86,20 @@ class RemoteResource:
 
     @property
     def strong_etag(self) -> str | None:
-        """The entity tag, if byte ranges may be joined by it; an empty one is of a
-        server that has none."""
+        """Return the strong entity tag, by which byte ranges may be joined.
+
+        None for an empty one.
+        """
         tag = strong_etag(self.etag)
         return tag if tag != '""' else None
 
     @property
     def has_settled_date(self) -> bool:
-        """True if the modification date is valid and so old that no second version can
-        have it.
+        """Return whether the modification date identifies one version.
 
-        That is at least 60 s before the answer's ``Date`` (RFC 9110 section 8.8.2.2),
-        and before now. Any other date may contradict, as another one is another
-        version, but proves nothing.
+        It must be at least 60 s before the response's ``Date`` (RFC 9110 section
+        8.8.2.2), and before now. Any other date can only prove that two versions
+        differ.
         """
         modified, sent = exact_date(self.last_modified), http_date(self.date)
         if modified is None or sent is None:
@@ -108,13 +109,12 @@ class RemoteResource:
 
     @property
     def has_validator(self) -> bool:
-        """Whether another answer can be shown to be of the same version."""
+        """Return whether another response can be proven to be of the same version."""
         return self.strong_etag is not None or self.has_settled_date
 
     @property
     def if_range(self) -> str | None:
-        """The validator for ``If-Range`` (RFC 9110 section 13.1.5): never a weak
-        one."""
+        """Return the strong validator for ``If-Range`` (RFC 9110 section 13.1.5)."""
         if self.etag is not None:
             return self.strong_etag
         modified, sent = exact_date(self.last_modified), http_date(self.date)
@@ -125,19 +125,18 @@ class RemoteResource:
     def compare(
         self, other: RemoteResource, *, is_confirmed: bool = False
     ) -> ValidatorMatch:
-        """Whether ``other``, seen later, is the version of ``self``.
+        """Compare with ``other``, which a later response described.
 
-        A strong entity tag decides; else any other tag, digest, date or size is another
-        version. One that vanished proves nothing, unless ``is_confirmed``: the answer
-        is a 206 to ``If-Range``, by which the server itself has compared (RFC 9110
-        section 15.3.7). SAME is no proof: that is ``proves_same``.
+        A strong entity tag decides. Else a different tag, digest, date or size is
+        another version, and a validator that is missing in ``other`` proves nothing,
+        unless ``is_confirmed``: a 206 to ``If-Range``, for which the server has
+        compared (RFC 9110 section 15.3.7). SAME is no proof: ``proves_same`` is.
         """
         mine, theirs = self.strong_etag, other.strong_etag
         if mine and theirs:
-            return _verdict(mine == theirs and self._fits_size(other))
-        if (
-            self.etag and other.etag and _opaque(self.etag) != _opaque(other.etag)
-        ):  # weak comparison, section 8.8.3.2
+            return _match_of(mine == theirs and self._fits_size(other))
+        if self.etag and other.etag and _opaque(self.etag) != _opaque(other.etag):
+            # weak comparison, section 8.8.3.2
             return ValidatorMatch.CHANGED
         has_other_date = None not in (
             self.last_modified,
@@ -145,7 +144,7 @@ class RemoteResource:
         ) and not self._has_date_of(other)
         has_digest = self.has_digest_of(other)
         if has_digest is not None and not has_other_date:
-            return _verdict(has_digest and self._fits_size(other))
+            return _match_of(has_digest and self._fits_size(other))
         if not is_confirmed and self._misses_validator_in(other):
             return ValidatorMatch.UNKNOWN
         is_other_type = (
@@ -159,12 +158,12 @@ class RemoteResource:
             and not self.has_settled_date
         ):
             return ValidatorMatch.UNKNOWN
-        return _verdict(not has_other_date and self._fits_size(other))
+        return _match_of(not has_other_date and self._fits_size(other))
 
     def proves_same(self, other: RemoteResource) -> bool:
-        """Return whether ``other``, seen later, is certainly the same version.
+        """Return whether the later ``other`` is certainly the same version.
 
-        By a strong entity tag, by a digest, or by a settled date together with the
+        The proof is a strong entity tag, a digest, or a settled date together with the
         size.
         """
         if self.compare(other) is not ValidatorMatch.SAME:
@@ -178,8 +177,7 @@ class RemoteResource:
         )
 
     def completed_by(self, known: RemoteResource) -> RemoteResource:
-        """Return a copy whose unknown fields are those of ``known``, which is proven to
-        be the same version."""
+        """Return a copy with the fields of ``known``, the same version, filled in."""
         is_dated = self.last_modified is not None
         return replace(
             self,
@@ -193,8 +191,7 @@ class RemoteResource:
         )
 
     def _misses_validator_in(self, other: RemoteResource) -> bool:
-        """Return whether ``other`` lacks the validators of ``self``, so that the two
-        cannot be compared."""
+        """Return whether ``other`` lacks the validators for a comparison."""
         if self.strong_etag:
             return True  # with strong tags on both sides the tags would have decided
         if exact_date(self.last_modified) is not None:
@@ -202,8 +199,10 @@ class RemoteResource:
         return self.etag is not None and other.etag is None
 
     def has_digest_of(self, other: RemoteResource) -> bool | None:
-        """Return whether both have the same digest; None if they have none of the same
-        algorithm."""
+        """Return whether both have the same digest.
+
+        None if they have none of the same algorithm.
+        """
         if (
             self.digest is None
             or other.digest is None
@@ -221,18 +220,20 @@ class RemoteResource:
         return None in (self.size, other.size) or self.size == other.size
 
 
-def _verdict(is_same: bool) -> ValidatorMatch:
+def _match_of(is_same: bool) -> ValidatorMatch:
     return ValidatorMatch.SAME if is_same else ValidatorMatch.CHANGED
 
 
 def _opaque(etag: str) -> str:
-    """What weak comparison looks at (RFC 9110 section 8.8.3.2)."""
+    """Return the part that weak comparison uses (RFC 9110 section 8.8.3.2)."""
     return etag.strip().removeprefix("W/")
 
 
 def _media_type(value: str | None) -> str | None:
-    """The media type without its parameters; the first one, where a proxy has added
-    another."""
+    """Return the media type without parameters.
+
+    The first one if a proxy has added another.
+    """
     return re.split("[;,]", value or "", maxsplit=1)[0].strip().lower() or None
 
 

@@ -1,11 +1,11 @@
-"""http.client's answer, read strictly and past its slow parts.
+"""http.client's response with strict parsing and without its slow parts.
 
-Strictly: every 1xx but 101 is skipped (http.client returns a 103 as the final answer),
-and all header fields together stay under ``MAX_HEADER_BYTES``. Its parser of header
-fields is that of e-mail, and urllib3 wraps an answer in another one; together they cost
-as much as the rest of a small file. So the header that any sane server sends is taken
-apart here, what is odd goes to http.client, and the answer goes back to its pool by
-itself.
+All 1xx responses except 101 are skipped (http.client returns a 103 as the final
+response), and the header fields together stay under ``MAX_HEADER_BYTES``. http.client
+parses header fields with the e-mail parser, and urllib3 wraps the response again;
+together they cost as much as the rest of a small file. So a usual header is parsed
+here, an unusual one by http.client, and the response returns its connection to the
+pool.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from typing import Any, BinaryIO, cast
 MAX_HEADER_BYTES = 64 * 1024
 MAX_FIELDS = 100
 MAX_CHUNK_LINE = 4 * 1024  # bytes of a chunk's size with its extensions
-MAX_INFORMATIONAL = 32  # 1xx answers before the final one
+MAX_INFORMATIONAL = 32  # 1xx responses before the final one
 
-_STATUS = re.compile(
-    rb"HTTP/1\.([01]) ([2-9][0-9]{2})(?: ([^\r\n]*))?\r\n"
-)  # RFC 9112 section 4
+# RFC 9112 section 4
+_STATUS = re.compile(rb"HTTP/1\.([01]) ([2-9][0-9]{2})(?: ([^\r\n]*))?\r\n")
 # Section 5. The spaces around a value are stripped afterwards: to match them here takes
 # quadratic time.
 _FIELD = re.compile(r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n]*)\r?\n", re.MULTILINE)
-# The same, with spaces before the colon, which section 5.1 has a recipient remove.
+# The same with spaces before the colon, which section 5.1 tells a recipient to remove.
 _LENIENT_FIELD = re.compile(
     r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*:([^\r\n]*)\r?\n", re.MULTILINE
 )
@@ -49,11 +48,10 @@ _BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 
 class HeaderFields(Mapping[str, str]):
-    """Header fields, whatever the case of their names; repeated ones as one list (RFC
-    9110 section 5.3).
+    """Header fields with case-insensitive names.
 
-    A field of ``_SINGLE`` is no list: where a proxy has repeated it with an equal
-    value, that counts once.
+    Repeated fields are joined as one list (RFC 9110 section 5.3). A field of
+    ``_SINGLE`` is not a list: equal values, which a proxy has repeated, count once.
     """
 
     def __init__(self, fields: Iterable[tuple[str, str]]) -> None:
@@ -62,7 +60,7 @@ class HeaderFields(Mapping[str, str]):
             self._values.setdefault(name.lower(), []).append(value)
 
     def __getitem__(self, name: str) -> str:
-        return _joined(name.lower(), self._values[name.lower()])
+        return _join_values(name.lower(), self._values[name.lower()])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -77,24 +75,20 @@ class HeaderFields(Mapping[str, str]):
             if values is None
             else values[0]
             if len(values) == 1
-            else _joined(name.lower(), values)
+            else _join_values(name.lower(), values)
         )
 
     def get_all(self, name: str, default: Any = None) -> Any:
-        """Each value by itself: cookies are no list."""
+        """Return the values of a field separately: cookies are not a list."""
         return self._values.get(name.lower(), default)
 
 
-def _joined(name: str, values: list[str]) -> str:
+def _join_values(name: str, values: list[str]) -> str:
     return ", ".join(dict.fromkeys(values) if name in _SINGLE else values)
 
 
 class StrictResponse(http.client.HTTPResponse):
-    """http.client's answer with a bound on its header and all informational answers
-    skipped.
-
-    It is also what urllib3's pools know of an answer.
-    """
+    """http.client's response with a bounded header and without 1xx responses."""
 
     retries: Any = None
     version_string = "HTTP/1.1"
@@ -103,29 +97,27 @@ class StrictResponse(http.client.HTTPResponse):
 
     @property
     def length_remaining(self) -> int | None:
-        """Bytes of the body that are still to come, None if unknown."""
+        """Return the bytes of the body that are not read yet, None if unknown."""
         return self.length
 
     @property
     def _original_response(self) -> StrictResponse:
-        """Where requests looks for cookies."""
+        """Return the object in which requests looks for cookies."""
         return self
 
     def begin(self) -> None:
-        """Read up to the body, and tell how that is framed: RFC 9112 section 6.3."""
+        """Read the header and determine the framing (RFC 9112 section 6.3)."""
         if self.headers is not None:
             return
         if not self._read_usual():
-            self._read_odd()
+            self._read_unusual()
         coding = (self.headers.get("Transfer-Encoding") or "").lower()
         self.chunked = coding == "chunked"
         self.chunk_left = None
-        is_none = (
-            coding in ("", "identity") and "Content-Length" in self.headers
-        )  # RFC 2616 section 3.6
-        if "Transfer-Encoding" in self.headers and not (
-            self.chunked or is_none
-        ):  # http.client would hand out the framing as body
+        # RFC 2616 section 3.6
+        is_none = coding in ("", "identity") and "Content-Length" in self.headers
+        if "Transfer-Encoding" in self.headers and not (self.chunked or is_none):
+            # http.client would return the framing as body
             raise http.client.HTTPException(f"Transfer-Encoding is {coding[:80]!r}")
         self.length = self._body_length()
         self.will_close = self._check_close() or (
@@ -133,8 +125,10 @@ class StrictResponse(http.client.HTTPResponse):
         )
 
     def readinto1(self, buffer: Any) -> int:
-        """Read what has arrived into ``buffer``, past http.client's way over new bytes;
-        0 at the end of the body."""
+        """Read received bytes into ``buffer`` without a copy, and return their number.
+
+        0 at the end of the body.
+        """
         view = memoryview(buffer)
         if self.chunked or self.fp is None:
             data = self.read1(len(view))
@@ -150,7 +144,7 @@ class StrictResponse(http.client.HTTPResponse):
         return size
 
     def release(self) -> None:
-        """Give the connection back if the body was read to its end, else close it."""
+        """Return the connection to its pool after a complete body, else close it."""
         connection, self._connection = self._connection, None
         is_read = self.isclosed() or self.length == 0
         self.close()
@@ -160,14 +154,16 @@ class StrictResponse(http.client.HTTPResponse):
             connection.close()
 
     def _read_usual(self) -> bool:
-        """The header, if it has come as a whole and has nothing odd; else nothing is
-        read."""
+        """Parse the header if it has arrived completely and has the usual form.
+
+        Else read nothing and return False.
+        """
         data = self.fp.peek(1)
         status, end = _STATUS.match(data), data.find(b"\r\n\r\n")
         if status is None or end < 0:
             return False
         block = data[status.end() : end + 2].decode("iso-8859-1")
-        fields = _found(_FIELD, block)
+        fields = _parse_fields(_FIELD, block)
         if len(fields) != block.count("\n") or len(fields) > MAX_FIELDS:
             return False
         self.fp.read(end + 4)
@@ -177,7 +173,7 @@ class StrictResponse(http.client.HTTPResponse):
         self.headers = self.msg = cast(Any, HeaderFields(fields))
         return True
 
-    def _read_odd(self) -> None:
+    def _read_unusual(self) -> None:
         body = self.fp
         self.fp = cast(Any, _HeaderReader(body))
         try:
@@ -192,7 +188,10 @@ class StrictResponse(http.client.HTTPResponse):
         self.version = 10 if version in ("HTTP/0.9", "HTTP/1.0") else 11
 
     def _body_length(self) -> int | None:
-        """Bytes of the body, None where its end is the connection's, or a chunk's."""
+        """Return the bytes of the body.
+
+        None if chunks or the end of the connection delimit it.
+        """
         if (
             self.status in _BODILESS
             or 100 <= self.status < 200
@@ -209,8 +208,7 @@ class StrictResponse(http.client.HTTPResponse):
         return size if size >= 0 else None
 
     def _get_chunk_left(self) -> int | None:
-        """Return the remaining bytes of the chunk, None after the last chunk (RFC 9112
-        section 7.1).
+        """Return the remaining bytes of the chunk, None after the last one.
 
         Stricter than http.client, which takes a size line that was cut for a smaller
         size, even for the final 0.
@@ -231,13 +229,12 @@ class StrictResponse(http.client.HTTPResponse):
             raise http.client.IncompleteRead(b"")
         self.chunk_left = int(size[1], 16) or None
         if self.chunk_left is None:
-            self._pass_trailer()
+            self._skip_trailer()
             self._close_conn()  # type: ignore[attr-defined]
         return self.chunk_left
 
-    def _pass_trailer(self) -> None:
-        """Read what follows the last chunk, which is of no use; http.client would do so
-        without an end."""
+    def _skip_trailer(self) -> None:
+        """Skip the trailer fields. http.client would read them without a limit."""
         for _ in range(MAX_FIELDS + 1):
             if self.fp.readline(MAX_HEADER_BYTES + 1) in (b"\r\n", b"\n", b""):
                 return
@@ -251,11 +248,11 @@ class StrictResponse(http.client.HTTPResponse):
             if status >= 200 or status == 101:
                 return version, status, reason
             read_fields(self.fp)
-        raise http.client.HTTPException("too many informational answers")
+        raise http.client.HTTPException("too many informational responses")
 
 
 class _HeaderReader:
-    """The lines of a header, up to a total size."""
+    """Reads the lines of a header, up to a total size."""
 
     def __init__(self, lines: BinaryIO) -> None:
         self._lines = lines
@@ -268,26 +265,25 @@ class _HeaderReader:
             raise http.client.HTTPException(
                 f"the header is larger than {MAX_HEADER_BYTES} bytes"
             )
-        if line and not line.endswith(
-            b"\n"
-        ):  # the missing part may be a Content-Length
+        if line and not line.endswith(b"\n"):
+            # the missing part may contain a Content-Length
             raise http.client.RemoteDisconnected(_CUT_HEADER)
         return line
 
     def flush(self) -> None:
-        """http.client flushes what it closes."""
+        """Do nothing: http.client flushes the files that it closes."""
 
     def close(self) -> None:
         self._lines.close()
 
 
 def read_fields(lines: BinaryIO, *, is_lenient: bool = False) -> HeaderFields:
-    """Read the header fields up to the empty line, line by line.
+    """Read the header fields up to the empty line.
 
-    The parser of e-mail treats the first line that is not a field as the end of the
-    header. ``is_lenient``: ignore such a line, as browsers do, since a length or a
+    The e-mail parser treats the first line that is not a field as the end of the
+    header. With ``is_lenient`` such a line is ignored, as browsers do: a length or a
     coding may follow it, without which a truncated body looks complete. Raises
-    HTTPException for too many fields, or for a truncated header.
+    HTTPException for too many fields or a truncated header.
     """
     read: list[bytes] = []
     while (line := lines.readline(MAX_HEADER_BYTES + 1)) not in (b"\r\n", b"\n"):
@@ -299,7 +295,7 @@ def read_fields(lines: BinaryIO, *, is_lenient: bool = False) -> HeaderFields:
                 f"the header has more than {MAX_FIELDS} fields"
             )
     text = b"".join(read).decode("iso-8859-1")
-    fields = _found(_FIELD, text)
+    fields = _parse_fields(_FIELD, text)
     if len(fields) != len(read):  # folded, without a name, with a stray CR
         parser = email.parser.Parser(_class=http.client.HTTPMessage)
         parsed = parser.parsestr(text, headersonly=True)
@@ -308,9 +304,9 @@ def read_fields(lines: BinaryIO, *, is_lenient: bool = False) -> HeaderFields:
             for name, value in parsed.items()
         ]
         if is_lenient:
-            fields += _found(_LENIENT_FIELD, str(parsed.get_payload()))
+            fields += _parse_fields(_LENIENT_FIELD, str(parsed.get_payload()))
     return HeaderFields(fields)
 
 
-def _found(form: re.Pattern[str], text: str) -> list[tuple[str, str]]:
+def _parse_fields(form: re.Pattern[str], text: str) -> list[tuple[str, str]]:
     return [(name, value.strip(" \t")) for name, value in form.findall(text)]

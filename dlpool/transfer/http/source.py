@@ -1,9 +1,7 @@
-"""Where a file comes from: requests, redirects, credentials, and the errors of the
-network.
+"""Send the requests of one download: redirects, cookies, credentials.
 
-With ``client``, ``connection`` and ``neterrors`` the only user of requests and urllib3.
-A ``HttpClient`` belongs to a process and keeps connections alive over files; a
-``TaskSource`` belongs to one download.
+An ``HttpClient`` belongs to a process and keeps connections alive over files; a
+``Source`` belongs to one download.
 """
 
 from __future__ import annotations
@@ -49,46 +47,46 @@ from dlpool.transfer.http.urls import (
 )
 
 MAX_REDIRECTS = 10
-MAX_COOKIE = (
-    8 * 1024
-)  # characters of one with its attributes; browsers take 4096 (RFC 6265 section 6.1)
-MAX_COOKIES = 200  # that a server may have us keep
-COLLECT_S = 0.02  # for so long one read collects
+# characters of one with its attributes; browsers take 4096 (RFC 6265 section 6.1)
+MAX_COOKIE_LENGTH = 8 * 1024
+MAX_COOKIES = 200  # kept for one download
+COLLECT_S = 0.02  # after which one read stops collecting
 _REDIRECTS = {301, 302, 303, 307, 308}
 
 
 class Reply:
-    """An answer whose body is still to come. Used by one thread."""
+    """A response whose body is still to be read. Used by one thread."""
 
     def __init__(
-        self, body: StrictResponse, url: str, exchange: Exchange, enough: int
+        self, body: StrictResponse, url: str, exchange: Exchange, min_read_bytes: int
     ) -> None:
         self.status = body.status
         self.headers = cast("Mapping[str, str]", body.headers)
         self.url = url
         self._body = body
         self._exchange = exchange
-        self._enough = enough
+        self._min_read_bytes = min_read_bytes
         self._failure: DlpoolError | None = None
 
     def read(self, view: memoryview) -> int:
-        """Fill ``view`` with what has arrived, as sent; 0 at the end of the body.
-        Raises RetryRange or the verdict.
+        """Fill ``view`` with received bytes and return their number.
 
-        TLS brings 16 KiB at a time: several are collected while they come without
-        delay. What came before a failure is returned first.
+        0 at the end of the body. A TLS record has at most 16 KiB, so several are
+        collected while they arrive without delay. Bytes received before a failure are
+        returned first. Raises RetryRange, or the error with which the exchange was
+        cancelled.
         """
         exchange = self._exchange
         began = exchange.clock()
-        exchange.reading_since = began
+        exchange.waiting_since = began
         filled = 0
-        while self._failure is None and filled < min(len(view), self._enough):
+        while self._failure is None and filled < min(len(view), self._min_read_bytes):
             size = self._read_once(view[filled:])
             filled += size
             if not size or exchange.clock() - began > COLLECT_S:
                 break
-        exchange.reading_since = None
-        exchange.read_s += exchange.clock() - began
+        exchange.waiting_since = None
+        exchange.waited_s += exchange.clock() - began
         exchange.received += filled
         exchange.check()
         if self._failure is not None and not filled:
@@ -96,7 +94,7 @@ class Reply:
         return filled
 
     def close(self) -> None:
-        """Give the connection back if the body was read to its end, else close it."""
+        """Return the connection to its pool after a complete body, else close it."""
         self._exchange.detach()
         with suppress(urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
             self._body.release()
@@ -113,12 +111,12 @@ class Reply:
 
 
 class Source:
-    """One URL with its headers and credentials. Used by all connection threads of a
-    download.
+    """One URL with its headers and credentials.
 
-    After a redirect the place that it led to is asked directly, until it fails: then
-    the first URL is asked again, so that an expired signed URL costs one request. The
-    lock guards the cookies and the users of other origins.
+    All connection threads of a download use it. After a redirect, requests go to its
+    target until that fails; then they go to the first URL again, so that an expired
+    signed URL costs one request. The lock guards the cookies and the credentials for
+    other origins.
     """
 
     def __init__(
@@ -128,7 +126,7 @@ class Source:
         headers: Mapping[str, str],
         user: tuple[str, str] | None = None,
     ) -> None:
-        """Raises UsageError for a URL that is none."""
+        """Raises UsageError for an invalid URL."""
         self._client = client
         self.url, in_url = split_credentials(url)
         self._headers = request_headers(client.settings, headers)
@@ -144,9 +142,8 @@ class Source:
             }
             self._headers["Authorization"] = basic_auth(*user)
         self._location = self.url
-        self._users: dict[
-            tuple[str, str, int | None], dict[str, str]
-        ] = {}  # from redirect targets, by origin
+        # from redirect targets, by origin
+        self._credentials: dict[tuple[str, str, int | None], dict[str, str]] = {}
         self._cookies = RequestsCookieJar()
         self._lock = threading.Lock()
 
@@ -156,18 +153,25 @@ class Source:
         return urlsplit(self._location).netloc
 
     def get(
-        self, exchange: Exchange, asked: ByteRange | None, if_range: str | None = None
+        self,
+        exchange: Exchange,
+        requested: ByteRange | None,
+        if_range: str | None = None,
     ) -> Reply:
         """GET a range, or everything. Raises RetryRange, FailJob, or the exchange's
         verdict."""
-        headers = {"Range": f"bytes={asked.start}-{asked.end - 1}"} if asked else {}
-        if asked and if_range:
+        headers = (
+            {"Range": f"bytes={requested.start}-{requested.end - 1}"}
+            if requested
+            else {}
+        )
+        if requested and if_range:
             headers["If-Range"] = if_range
-        return self._ask("GET", exchange, headers)
+        return self._request("GET", exchange, headers)
 
     def head(self, exchange: Exchange) -> Reply:
-        """Ask for the header alone."""
-        reply = self._ask("HEAD", exchange, {})
+        """Send a HEAD request."""
+        reply = self._request("HEAD", exchange, {})
         reply.close()
         return reply
 
@@ -179,23 +183,23 @@ class Source:
         headers: Mapping[str, str],
         body: OutgoingBody | None = None,
     ) -> Reply:
-        """Ask another ``url`` of the same origin; redirects are answers like others."""
+        """Request another ``url`` of the same origin without following redirects."""
         return self._send(method, url, exchange, headers, body)
 
     def forget_location(self) -> None:
-        """What a redirect led to is of no use any more: ask the first URL again."""
+        """Send the next request to the first URL: the redirect's target has failed."""
         self._location = self.url
 
-    def _ask(
+    def _request(
         self, method: str, exchange: Exchange, headers: Mapping[str, str]
     ) -> Reply:
-        asked_first = self._location
+        first_url = self._location
         try:
-            reply = self._follow(method, exchange, headers, asked_first)
+            reply = self._follow(method, exchange, headers, first_url)
         except DlpoolError:
             self.forget_location()
             raise
-        if asked_first != self.url and may_be_expired(reply.status):
+        if first_url != self.url and may_be_expired(reply.status):
             reply.close()
             reply = self._follow(method, exchange, headers, self.url)
         self._location = reply.url if reply.status < 400 else self.url
@@ -209,12 +213,14 @@ class Source:
             if reply.status not in _REDIRECTS:
                 return reply
             reply.close()
-            url = self._target(reply)
+            url = self._redirect_url(reply)
         raise ProtocolBroken(f"the server redirected more than {MAX_REDIRECTS} times")
 
-    def _target(self, reply: Reply) -> str:
-        """Where a redirect leads (RFC 9110 section 15.4). Raises PolicyRefused for what
-        is not followed."""
+    def _redirect_url(self, reply: Reply) -> str:
+        """Return the target of a redirect (RFC 9110 section 15.4).
+
+        Raises PolicyRefused if it must not be followed.
+        """
         location = reply.headers.get("Location")
         if not location:
             raise ProtocolBroken(
@@ -224,17 +230,17 @@ class Source:
             url, user = split_credentials(resolve_location(reply.url, location))
         except (UsageError, ValueError) as error:
             raise PolicyRefused(
-                "the server redirected to what is not an http or https URL"
+                "the server redirected to a URL that is not http or https"
             ) from error
         is_downgrade = reply.url.startswith("https:") and url.startswith("http:")
         if is_downgrade and not self._client.settings.allow_downgrade:
             raise PolicyRefused(
-                "the server redirected from https to http (allow_downgrade would "
-                "follow)"
+                "the server redirected from https to http (allow_downgrade permits "
+                "that)"
             )
         if user is not None:
             with self._lock:
-                self._users[origin(url)] = {"Authorization": basic_auth(*user)}
+                self._credentials[origin(url)] = {"Authorization": basic_auth(*user)}
         return url
 
     def _send(
@@ -276,57 +282,54 @@ class Source:
         return Reply(raw, url, exchange, client.min_read_bytes)
 
     def _headers_for(self, url: str, headers: Mapping[str, str]) -> dict[str, str]:
-        """Return the headers for ``url``, whose origin may differ from the one that the
-        headers are for.
+        """Return the headers for ``url``, which may be of another origin.
 
-        Cookies of the user go with those that servers have set: a redirect that sets
-        one expects it back.
+        The cookies of the user and those that servers have set are sent together: a
+        redirect that sets one expects it back.
         """
         sent = headers_for_origin(url, self.url, self._headers)
         sent.update(headers)
-        if self._users and "authorization" not in (name.lower() for name in sent):
-            sent |= self._users.get(origin(url), {})
+        if self._credentials and "authorization" not in (name.lower() for name in sent):
+            sent |= self._credentials.get(origin(url), {})
         if not self._cookies:
             return sent
         with self._lock:
-            stored = get_cookie_header(self._cookies, _asked_by_cookies(url))
-        given = next((name for name in sent if name.lower() == "cookie"), "Cookie")
-        if cookie := merge_cookies(sent.get(given), stored):
-            sent[given] = cookie
+            stored = get_cookie_header(self._cookies, _cookie_request(url))
+        values = next((name for name in sent if name.lower() == "cookie"), "Cookie")
+        if cookie := merge_cookies(sent.get(values), stored):
+            sent[values] = cookie
         return sent
 
     def _keep_cookies(self, url: str, raw: StrictResponse) -> None:
         if "Set-Cookie" not in raw.headers:
             return
-        given = raw.headers.get_all("Set-Cookie") or ()
+        values = raw.headers.get_all("Set-Cookie") or ()
         with self._lock:
             if len(self._cookies) < MAX_COOKIES:
                 extract_cookies_to_jar(
-                    self._cookies, _asked_by_cookies(url), _set_cookies(given)
+                    self._cookies, _cookie_request(url), _cookie_response(values)
                 )
 
 
-def _set_cookies(values: Sequence[str]) -> Any:
-    """Return a response for the cookie jar that has these ``Set-Cookie`` fields, as far
-    as browsers take them.
+def _cookie_response(values: Sequence[str]) -> Any:
+    """Return a response with these ``Set-Cookie`` fields for the cookie jar.
 
-    And no ``Set-Cookie2``, which is obsolete (RFC 6265 section 9.4) and which
-    http.cookiejar parses in quadratic time.
+    ``Set-Cookie2`` is dropped: it is obsolete (RFC 6265 section 9.4), and
+    http.cookiejar parses it in quadratic time.
     """
     kept = [
         ("Set-Cookie", value)
         for value in values[:MAX_COOKIES]
-        if len(value) <= MAX_COOKIE
+        if len(value) <= MAX_COOKIE_LENGTH
     ]
     return SimpleNamespace(_original_response=SimpleNamespace(msg=HeaderFields(kept)))
 
 
-def _asked_by_cookies(url: str) -> Any:
-    """A request for the cookie jar; a PreparedRequest would have a rewritten URL."""
+def _cookie_request(url: str) -> Any:
+    """Return a request for the cookie jar; a PreparedRequest would rewrite the URL."""
     return SimpleNamespace(url=url, headers={})
 
 
 def may_be_expired(status: int) -> bool:
-    """Whether a status of a redirect's target may mean that only the way there is
-    stale, as a signed URL's 403."""
+    """Return whether a status may mean an expired URL, as a signed URL's 403."""
     return 400 <= status < 500 and status not in (408, 416, 425, 429)

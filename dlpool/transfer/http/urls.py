@@ -1,4 +1,4 @@
-"""URLs and header fields as they are sent, and as they may be shown. Pure."""
+"""URLs and header fields as they are sent and as they are displayed. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dlpool.redaction import split_user_info
 from dlpool.transfer.http.policy import NetworkPolicy
 from dlpool.version import __version__
 
-# Header fields on which a right answer depends.
+# Header fields that dlpool sets itself.
 _OWN_HEADERS = {
     "range",
     "if-range",
@@ -28,7 +28,7 @@ _OWN_HEADERS = {
     "transfer-encoding",
     "connection",
 }
-# A URL that needs no rewriting.
+# A URL that needs no normalisation.
 _PLAIN_URL = re.compile(
     r"https?://[a-z0-9.-]+(?::(?:[0-9]{1,4}|[1-5][0-9]{4}))?/[!\x22$-~]*"
 )
@@ -39,8 +39,8 @@ _URL = re.compile(
 # unchanged.
 _UNSENDABLE = re.compile(rb"[^!-~]")
 _NOT_IN_HOST = re.compile(r"[\x00-\x20\x7f\\]")
-# Characters of host and port: a name has at most 253 (RFC 1035 section 2.3.4). To
-# normalise what is not ASCII, as urlsplit and IDNA do, takes a time that is quadratic
+# Characters of host and port: a name has at most 253 (RFC 1035 section 2.3.4).
+# Normalising other characters, as urlsplit and IDNA do, takes a time that is quadratic
 # in its length.
 MAX_AUTHORITY = 512
 _SITE = re.compile(r"[^/?#]*//")
@@ -48,8 +48,10 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 def display_url(url: str) -> str:
-    """A URL for messages: no user info, no query, and not longer than a line can be.
-    Takes any text."""
+    """Return a URL for messages: without user info and query, at most 300 characters.
+
+    Accepts any text.
+    """
     match = _SITE.match(url.strip())
     scheme, rest = (
         (match[0], match.string[match.end() :])
@@ -62,12 +64,11 @@ def display_url(url: str) -> str:
 
 def split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
     """Return a URL as it is sent, without user info and fragment, and the user info.
-    Raises UsageError.
 
-    Path and query stay byte for byte as they are, but for controls, spaces and bytes
-    above 0x7e, which are percent-encoded. No segment, escape or empty query is
-    rewritten: a signature may cover each of them. Only scheme and host are normalised,
-    an IDN to its ASCII form. Without a password the user has an empty one, as in curl.
+    Raises UsageError. Path and query stay byte for byte, except that controls, spaces
+    and bytes above 0x7e are percent-encoded. No segment, escape or empty query is
+    rewritten: a signature may cover each of them. Scheme and host are normalised, an
+    IDN to its ASCII form. A user without a password gets an empty one, as in curl.
     """
     if _PLAIN_URL.fullmatch(url):
         return url, None
@@ -75,20 +76,23 @@ def split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
     if match is None:
         raise UsageError(f"{display_url(url)!r} is not an http or https URL")
     scheme, authority, path, query = match.groups(default="")
-    info, _, place = authority.rpartition("@")
+    info, _, host_and_port = authority.rpartition("@")
     try:
-        if len(place) > MAX_AUTHORITY or (
+        if len(host_and_port) > MAX_AUTHORITY or (
             len(info) > MAX_AUTHORITY and not info.isascii()
         ):
             raise ValueError(
                 "the host, or a user's name that is not ASCII, is too long"
             )
-        urlsplit(url)  # as it was given: others read it, too
-        if "\\" in info or _NOT_IN_HOST.search(place):
+        urlsplit(url)  # raises ValueError for an invalid URL
+        if "\\" in info or _NOT_IN_HOST.search(host_and_port):
             raise ValueError(
                 "a host has an invalid character (URL parsers disagree on a backslash)"
             )
-        return f"{_site(scheme, place)}{_sendable((path or '/') + query)}", _user(info)
+        return (
+            f"{_site(scheme, host_and_port)}{_sendable((path or '/') + query)}",
+            _user(info),
+        )
     except (
         requests.RequestException,
         urllib3.exceptions.HTTPError,
@@ -98,12 +102,11 @@ def split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
 
 
 def resolve_location(base: str, location: str) -> str:
-    """Resolve ``location``, as http.client decoded it, of a response from ``base``, and
-    return the URL.
+    """Resolve a ``Location`` against the URL ``base`` of its response.
 
-    RFC 3986 section 5.2, except that dot segments are removed only where ``location``
-    is a relative path: what is complete by itself stays byte for byte as the server
-    sent it. Raises UsageError for a base that is no URL.
+    Follows RFC 3986 section 5.2, except that dot segments are removed only from a
+    relative path: a complete URL or path stays byte for byte. Raises UsageError for an
+    invalid base.
     """
     location = (
         location.encode("latin-1").decode("utf-8", "surrogateescape").partition("#")[0]
@@ -121,15 +124,17 @@ def resolve_location(base: str, location: str) -> str:
         return site + location
     if location.startswith("?"):
         return site + path + location
-    relative, mark, asked = location.partition("?")
+    relative, mark, query_text = location.partition("?")
     return site + (
-        _resolved(path, relative) + mark + asked if relative else path + query
+        _resolved(path, relative) + mark + query_text if relative else path + query
     )
 
 
 def _resolved(path: str, relative: str) -> str:
-    """Resolve a relative path against ``path``; dot segments of the base stay, unless
-    ``..`` removes them."""
+    """Resolve a relative path against ``path``.
+
+    Dot segments of the base stay, unless ``..`` removes them.
+    """
     names = path.rpartition("/")[0].split("/")
     segments = relative.split("/")
     if ".." in segments:
@@ -142,10 +147,10 @@ def _resolved(path: str, relative: str) -> str:
     return "/".join(names) + ("/" if segments[-1] in (".", "..") else "")
 
 
-def _site(scheme: str, place: str) -> str:
-    """Return scheme, host and port in the normal form of requests."""
+def _site(scheme: str, host_and_port: str) -> str:
+    """Return scheme, host and port, normalised by requests."""
     request = requests.PreparedRequest()
-    request.prepare_url(f"{scheme}://{place}/", None)
+    request.prepare_url(f"{scheme}://{host_and_port}/", None)
     site, _, path = (request.url or "").rpartition("/")
     if path or not urlsplit(site).hostname:
         raise ValueError("it has no host")
@@ -154,14 +159,16 @@ def _site(scheme: str, place: str) -> str:
 
 
 def _sendable(target: str) -> str:
-    """Return path and query for a request line; invalid UTF-8 is percent-encoded byte
-    by byte."""
+    """Return path and query for a request line.
+
+    Bytes that a request line must not contain are percent-encoded.
+    """
     data = target.encode("utf-8", "surrogateescape")
     return _UNSENDABLE.sub(lambda found: b"%%%02X" % found[0][0], data).decode("ascii")
 
 
 def _user(info: str) -> tuple[str, str] | None:
-    """Return name and password of a URL's user info; None if it has none."""
+    """Return name and password of a URL's user info, None without one."""
     name, _, password = info.partition(":")
     if not info:
         return None
@@ -184,7 +191,7 @@ def check_header(name: str, value: str) -> None:
 
 
 def basic_auth(name: str, password: str) -> str:
-    """The value of Authorization (RFC 7617), in UTF-8. Raises UsageError."""
+    """Return the value of ``Authorization`` (RFC 7617), in UTF-8. Raises UsageError."""
     try:
         return "Basic " + b64encode(
             f"{name}:{password}".encode(errors="surrogateescape")
@@ -198,8 +205,10 @@ def basic_auth(name: str, password: str) -> str:
 def request_headers(
     settings: NetworkSettings, given: Mapping[str, str]
 ) -> dict[str, str]:
-    """Our header fields and the user's, which replace ours. Raises UsageError for what
-    cannot be sent."""
+    """Return dlpool's header fields and the user's, which take precedence.
+
+    Raises UsageError for an unsendable field.
+    """
     agent = settings.user_agent or f"dlpool/{__version__}"
     fields = {"User-Agent": agent, "Accept": "*/*", "Accept-Encoding": "identity"}
     names = {name.lower() for name in given}
@@ -211,17 +220,18 @@ def request_headers(
 
 
 def request_target(url: str) -> str:
-    """Return the request target of a URL from ``without_user`` (origin-form, RFC 9112
-    section 3.2.1)."""
+    """Return the target in origin-form (RFC 9112 section 3.2.1).
+
+    ``url`` is one from ``split_credentials``.
+    """
     return url[url.index("/", url.index("//") + 2) :]
 
 
 def merge_cookies(given: str | None, stored: str | None) -> str | None:
-    """Return the ``Cookie`` value of the user's and the server's cookies; the server's
-    replace the same name.
+    """Return the ``Cookie`` value of the user's and the server's cookies.
 
-    As in RFC 6265 section 4.2: pairs, with semicolons between them. None if there are
-    no cookies.
+    The server's replace those of the same name. Pairs are separated by semicolons (RFC
+    6265 section 4.2). Returns None without cookies.
     """
     if not given or not stored:
         return given or stored
@@ -239,10 +249,10 @@ def _cookie_name(pair: str) -> str:
 
 
 def check_proxied_host(url: str, settings: NetworkSettings) -> None:
-    """Behind a proxy the address is not ours to see, unless the URL names it, in
-    whichever spelling.
+    """Raise PolicyRefused if a proxied URL names a forbidden address.
 
-    ``localhost`` is such a name (RFC 6761 section 6.3). Raises PolicyRefused.
+    The proxy resolves names, so only addresses in the URL can be checked. ``localhost``
+    counts as one (RFC 6761 section 6.3).
     """
     host = (urlsplit(url).hostname or "").rstrip(".").lower()
     if host == "localhost" or host.endswith(".localhost"):

@@ -52,14 +52,10 @@ class File:
     closed: int = 0
 
     @property
-    def part(self) -> File:
-        return self
-
-    @property
-    def target(self) -> Path:
+    def path(self) -> Path:
         return Path("/folder/f")
 
-    def writer(self) -> File:
+    def reader(self) -> File:
         return self
 
     def read(self, position: int, size: int) -> bytes:
@@ -76,11 +72,12 @@ class Resting(ChunkScheduler):
         super().__init__(lambda: 100.0)
         self.rests: list[float] = []
         self.on_rest: Callable[[], None] = lambda: None
+        self.scope.sleep = self._sleep  # type: ignore[method-assign]
 
-    def rest(self, seconds: float) -> None:
+    def _sleep(self, seconds: float) -> None:
         self.rests.append(seconds)
         self.on_rest()
-        self.check()
+        self.scope.raise_if_cancelled()
 
 
 class Bench:
@@ -102,7 +99,7 @@ class Bench:
         self.replies: list[Pieces] = []
         self.exchanges: list[object] = []
         self._answers = list(answers)
-        monkeypatch.setattr("dlpool.transfer.sample_check.ask_further", self._ask)
+        monkeypatch.setattr("dlpool.transfer.sample_check.request_range", self._ask)
 
     def _ask(
         self, _context: TransferContext, exchange: Exchange, span: ByteRange, known: RemoteResource
@@ -178,7 +175,7 @@ def test_only_what_was_joined_without_a_validator_is_checked(
     has_ranges: bool, responses: int, etag: str | None, is_needed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = Bench(monkeypatch)
-    del bench.context.evidence._brought[responses:]
+    del bench.context.evidence._received[responses:]
     plan = replace(bench.plan, has_ranges=has_ranges, resource=RemoteResource(len(DATA), etag))
     assert SampleCheck(bench.context, plan).is_needed is is_needed
 
@@ -260,7 +257,7 @@ def test_our_own_network_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_stopped_download_asks_for_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(monkeypatch)
-    bench.board.stop(errors.Cancelled("cancelled"))
+    bench.board.scope.cancel(errors.Cancelled("cancelled"))
     with pytest.raises(errors.Cancelled):
         bench.check.run()
     assert (bench.asked, bench.file.closed) == ([], 1)

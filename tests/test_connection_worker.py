@@ -18,7 +18,7 @@ from dlpool.transfer.http.exchange import Exchange, ExchangeStats
 from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.probe import ProbeResult
 from dlpool.transfer.retry import RetryDelay
-from dlpool.transfer.scheduler import MAX_CRUMBS, ChunkScheduler
+from dlpool.transfer.scheduler import MAX_SHORT_ANSWERS, ChunkScheduler
 from dlpool.transfer.worker import (
     LEAST_SPAN_S,
     MAX_SKIP,
@@ -26,7 +26,7 @@ from dlpool.transfer.worker import (
     NETWORK_POLL_S,
     YIELD_S,
     ConnectionWorker,
-    _writer,
+    _open_writer,
     is_outside_chunk,
 )
 from tests.conftest import FAST
@@ -45,11 +45,11 @@ class Quick(ChunkScheduler):
         self.pauses: list[float] = []
         self.on_pause: Callable[[], None] = lambda: None
 
-    def pause(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         if seconds > 0:
             self.pauses.append(seconds)
             self.on_pause()
-        self.check()
+        self.scope.raise_if_cancelled()
 
 
 class Memory:
@@ -120,14 +120,14 @@ class Bench:
     def begin_at(self, position: int) -> None:
         """The chunk has been received up to ``position``, and a new attempt begins."""
         self.chunk.position = self.chunk.write_end = position
-        self.lane._begin_attempt(self.chunk)
+        self.lane._mark_request_start(self.chunk)
 
     def copy(self, reply: Pieces, start: int, length: int | None, **options: Any) -> None:
         answer = Answer(self.plan.resource, start, length, is_partial=True)
         self.lane._copy(reply, answer, self.chunk, **options)  # type: ignore[arg-type]
 
     def rest(self, error: RetryRange) -> RetryDelay:
-        return self.lane._rest(self.chunk, error)
+        return self.lane._delay_after(self.chunk, error)
 
     def asked(self, ago_s: float, answered: bool = True) -> Exchange:
         """The latest request was sent ``ago_s`` seconds ago."""
@@ -183,7 +183,7 @@ def test_an_answer_of_other_bytes_is_refused_before_it_is_read(size: int, at: in
     bench = Bench(size)
     bench.begin_at(at)
     reply = Pieces(b"x" * 100)
-    with pytest.raises(errors.BadAnswer, match=f"bytes from {start} on, asked was for {at}"):
+    with pytest.raises(errors.BadAnswer, match=f"bytes from {start} on, requested were those from {at}"):
         bench.copy(reply, start, length)
     assert reply.wanted == []
 
@@ -216,12 +216,12 @@ def test_an_answer_with_less_than_was_asked_for_is_counted_and_refused_in_the_en
     bench.begin_at(10)
     bench.copy(Pieces(b"x" * 5), 10, 5)
     assert (bench.chunk.position, bench.chunk.short_answers) == (15, 1)
-    bench.chunk.short_answers = MAX_CRUMBS
+    bench.chunk.short_answers = MAX_SHORT_ANSWERS
     bench.begin_at(15)
-    with pytest.raises(errors.BadAnswer, match="keeps answering with 5 of 85 bytes"):
+    with pytest.raises(errors.BadAnswer, match="keeps sending 5 of 85 requested bytes"):
         bench.copy(Pieces(b"x" * 5), 15, 5)
     bench.begin_at(20)
-    bench.chunk.short_answers = MAX_CRUMBS
+    bench.chunk.short_answers = MAX_SHORT_ANSWERS
     bench.copy(Pieces(b"x" * 80), 20, 80)  # the rest is no such answer
 
 
@@ -284,7 +284,7 @@ def test_a_write_that_fails_moves_nothing(bench: Bench) -> None:
     with pytest.raises(errors.NoSpace):
         bench.copy(Pieces(b"x" * 100), 0, 100)
     assert (bench.chunk.position, bench.chunk.write_end) == (0, 0)
-    bench.board.stop(errors.Cancelled("the end"))
+    bench.board.scope.cancel(errors.Cancelled("the end"))
     bench.board.wait_for_writes(0.0)
     assert bench.board._writing == 0
 
@@ -320,7 +320,7 @@ class Part:
 def test_only_a_lack_of_descriptors_is_tried_again(bench: Bench, fault: OSError, kind: type[Exception]) -> None:
     place: Any = Part(fault)
     with pytest.raises(kind) as raised:
-        _writer(replace(bench.plan, target=place))
+        _open_writer(replace(bench.plan, target=place))
     assert type(raised.value) is kind
     assert str(raised.value) == "open f.part"
 
@@ -337,14 +337,14 @@ def test_a_lane_opens_its_own_descriptor(bench: Bench) -> None:
 
 
 def test_a_lane_that_has_asked_nothing_has_no_figures(bench: Bench) -> None:
-    assert (bench.lane.stats(), bench.lane.latest_answer_s(), bench.lane._asked_s()) == (
+    assert (bench.lane.stats(), bench.lane.latest_answer_s(), bench.lane._since_sent_s()) == (
         ExchangeStats(0, 0.0),
         None,
         0.0,
     )
     exchange = bench.asked(2.0)
-    exchange.received, exchange.read_s = 5, 1.0
-    assert (bench.lane.stats(), bench.lane.latest_answer_s(), bench.lane._asked_s()) == (
+    exchange.received, exchange.waited_s = 5, 1.0
+    assert (bench.lane.stats(), bench.lane.latest_answer_s(), bench.lane._since_sent_s()) == (
         ExchangeStats(5, 1.0),
         2.0,
         2.0,
@@ -372,13 +372,13 @@ def test_a_body_whose_request_was_never_sent_is_not_reported(bench: Bench, is_as
 )
 def test_the_speed_is_that_of_the_attempt(bench: Bench, brought: int, waited_s: float, rate: float | None) -> None:
     exchange = bench.asked(10.0)
-    exchange.read_s = 7.0  # of earlier attempts
+    exchange.waited_s = 7.0  # of earlier attempts
     bench.begin_at(40)
     bench.chunk.end = 40 + brought
     reply = Pieces(b"x" * brought)
     if not brought:
         bench.board.retire(bench.lane)
-    reply.on_read = lambda: setattr(exchange, "read_s", 7.0 + waited_s)
+    reply.on_read = lambda: setattr(exchange, "waited_s", 7.0 + waited_s)
     bench.copy(reply, 40, 60)
     assert bench.board._rates.get(bench.lane) == rate
 
@@ -405,16 +405,16 @@ def test_a_retry_is_reported(bench: Bench) -> None:
 
 def test_what_an_attempt_brought_is_counted_from_its_beginning(bench: Bench) -> None:
     exchange = bench.asked(10.0)
-    exchange.read_s = 7.0
+    exchange.waited_s = 7.0
     bench.begin_at(40)
     bench.chunk.position = 50
     bench.rest(errors.ShortBody("short"))
     assert (bench.chunk.failures, bench.chunk.slow_bytes) == (1, 10)  # the least rate is 1000 bytes/s
     bench = Bench(10_000)
     exchange = bench.asked(10.0)
-    exchange.read_s = 7.0
+    exchange.waited_s = 7.0
     bench.begin_at(40)
-    bench.chunk.position, exchange.read_s = 3040, 10.0
+    bench.chunk.position, exchange.waited_s = 3040, 10.0
     bench.rest(errors.ShortBody("short"))
     assert bench.chunk.failures == 0  # 3000 bytes in 3 seconds
 
@@ -425,7 +425,7 @@ def test_a_stream_that_breaks_cannot_be_resumed() -> None:
         bench.rest(error)
     assert raised.value.__cause__ is error
     first = ConnectionWorker(bench.context)  # before there is a plan
-    assert first._rest(bench.chunk, error) == RetryDelay(DELAY_S, 0.0)
+    assert first._delay_after(bench.chunk, error) == RetryDelay(DELAY_S, 0.0)
 
 
 def test_a_dismissed_lane_leaves_its_chunk_to_others(bench: Bench) -> None:
@@ -627,7 +627,7 @@ def test_the_first_request_is_repeated_after_a_pause(bench: Bench) -> None:
 
 def test_a_download_that_is_stopped_before_it_began_says_why(bench: Bench) -> None:
     lane, board = first_lane(bench)
-    board.on_pause = lambda: board.stop(errors.Cancelled("cancelled"))
+    board.on_pause = lambda: board.scope.cancel(errors.Cancelled("cancelled"))
     with pytest.raises(errors.Cancelled, match="cancelled"):
         lane.run_probe(Openings(errors.NotAdmitted("refused")))  # type: ignore[arg-type]
     with pytest.raises(errors.Cancelled, match="cancelled"):
@@ -635,7 +635,7 @@ def test_a_download_that_is_stopped_before_it_began_says_why(bench: Bench) -> No
 
 
 def test_no_request_is_made_after_the_end(bench: Bench) -> None:
-    bench.board.stop(errors.Cancelled("cancelled"))
+    bench.board.scope.cancel(errors.Cancelled("cancelled"))
     with pytest.raises(errors.Cancelled):
         bench.lane._new_exchange()
 
@@ -646,7 +646,7 @@ def test_a_lane_copies_what_the_first_request_brings_and_closes_its_file(bench: 
     bench.lane.run(opened(bench, reply), file)  # type: ignore[arg-type]
     assert bytes(file.data) == b"x" * 100
     assert (reply.closed, file.closed) == (1, 1)
-    assert (bench.board.is_over, bench.board.error) == (True, None)
+    assert (bench.board.is_over, bench.board.scope.error) == (True, None)
     assert in_work(bench.lane) == [None, None]
     assert bench.board.others_receiving("other") == 0
     assert bench.context.evidence.spans() == [ByteRange(0, 100)]
@@ -659,14 +659,14 @@ def test_every_error_of_a_lane_ends_the_download(bench: Bench, error: Exception,
     reply, file = Pieces(error=error), Memory()
     bench.lane.chunk = bench.chunk
     bench.lane.run(opened(bench, reply), file)  # type: ignore[arg-type]
-    assert type(bench.board.error) is kind
+    assert type(bench.board.scope.error) is kind
     assert (reply.closed, file.closed) == (1, 1)
     assert bench.chunk.owner is None
 
 
 def test_a_file_that_cannot_be_closed_ends_the_download() -> None:
     bench = Bench(has_ranges=True)
-    bench.board.stop = lambda error: bench.events.append(("stop", {"error": error}))  # type: ignore[method-assign]
+    bench.board.scope.cancel = lambda error: bench.events.append(("stop", {"error": error}))  # type: ignore[method-assign]
     fault = errors.DiskFailed("close")
     bench.lane.chunk = bench.chunk
     bench.lane.run(opened(bench, Pieces(b"x" * 100)), Memory(closing=fault))  # type: ignore[arg-type]
@@ -676,7 +676,7 @@ def test_a_file_that_cannot_be_closed_ends_the_download() -> None:
 def test_what_failed_is_given_back_for_later(bench: Bench) -> None:
     reply = Pieces(b"x" * 10, error=errors.ShortBody("short"))
     bench.lane.chunk, bench.lane.exchange = bench.chunk, bench.asked(1.0)
-    assert bench.lane._serve(bench.chunk, opened(bench, reply)) == 0.0
+    assert bench.lane._fetch_chunk(bench.chunk, opened(bench, reply)) == 0.0
     assert (bench.chunk.owner, bench.chunk.position, bench.chunk.ready_at) == (None, 10, bench.clock.now + DELAY_S)
     assert (bench.chunk.failures, bench.chunk.slow_bytes) == (1, 10)
     assert in_work(bench.lane) == [None, None]
@@ -685,7 +685,7 @@ def test_what_failed_is_given_back_for_later(bench: Bench) -> None:
     reply = Pieces(error=errors.NotAdmitted("refused"))
     bench.clock.now += 1.0
     assert bench.board.take_chunk(bench.lane) is bench.chunk
-    assert bench.lane._serve(bench.chunk, opened(bench, reply, 10, 90)) == DELAY_S
+    assert bench.lane._fetch_chunk(bench.chunk, opened(bench, reply, 10, 90)) == DELAY_S
 
 
 @pytest.mark.parametrize(
@@ -709,7 +709,7 @@ def test_a_first_answer_of_bytes_that_are_there_is_not_copied(
     answer = Answer(bench.plan.resource, start, length, is_partial=True)
     assert is_outside_chunk(answer, bench.chunk) is expected
     reply = Pieces(b"x" * 200)
-    bench.lane._fetch(bench.chunk, ProbeResult(bench.plan, ChunkMap([bench.chunk]), reply, answer))  # type: ignore[arg-type]
+    bench.lane._receive(bench.chunk, ProbeResult(bench.plan, ChunkMap([bench.chunk]), reply, answer))  # type: ignore[arg-type]
     assert (reply.wanted == []) is expected
     assert reply.closed == 1
 
@@ -745,14 +745,14 @@ class Server:
 
 def served(bench: Bench, patch: pytest.MonkeyPatch, *answers: str, answer_s: float | None = 2.0) -> Server:
     server = Server(bench, *answers, answer_s=answer_s)
-    patch.setattr("dlpool.transfer.worker.ask_further", server)
+    patch.setattr("dlpool.transfer.worker.request_range", server)
     return server
 
 
 def test_what_is_missing_of_a_chunk_is_asked_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     server = served(bench, monkeypatch, "part")
     bench.begin_at(40)
-    bench.board.pause(bench.lane._serve(bench.chunk))
+    bench.board.sleep(bench.lane._fetch_chunk(bench.chunk))
     assert server.asked == [(ByteRange(40, 100), '"v1"')]
     assert (bench.board.is_over, server.replies[0].closed) == (True, 1)
 
@@ -760,7 +760,7 @@ def test_what_is_missing_of_a_chunk_is_asked_for(bench: Bench, monkeypatch: pyte
 def test_a_server_without_ranges_is_asked_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(has_ranges=False)
     server = served(bench, monkeypatch, "whole")
-    bench.lane._serve(bench.chunk)
+    bench.lane._fetch_chunk(bench.chunk)
     assert [asked for asked, _ in server.asked] == [None]
     assert bench.board.is_over
 
@@ -770,8 +770,8 @@ def test_a_server_that_does_not_know_if_range_is_asked_without_it_from_then_on(
 ) -> None:
     server = served(bench, monkeypatch, "whole", "part", "part")
     bench.board._map.chunks.append(Chunk(100, 150, 100, 100))
-    bench.lane._serve(bench.chunk)
-    bench.lane._serve(bench.board.take_chunk(bench.lane))
+    bench.lane._fetch_chunk(bench.chunk)
+    bench.lane._fetch_chunk(bench.board.take_chunk(bench.lane))
     assert server.asked == [(ByteRange(0, 100), '"v1"'), (ByteRange(0, 100), None), (ByteRange(100, 150), None)]
     assert [reply.closed for reply in server.replies] == [1, 1, 1]
 
@@ -780,11 +780,11 @@ def test_a_server_that_sends_all_whatever_is_asked_for_is_at_fault(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = served(bench, monkeypatch, "whole", "whole")
-    bench.lane._serve(bench.chunk)
+    bench.lane._fetch_chunk(bench.chunk)
     assert len(server.asked) == 2
     assert [reply.closed for reply in server.replies] == [1, 1]
     (retry,) = bench.events.named("range_retry")
-    assert (retry["label"], "although a range was asked for" in retry["error"]) == ("protocol", True)
+    assert (retry["label"], "although a range was requested" in retry["error"]) == ("protocol", True)
 
 
 @pytest.mark.parametrize(
@@ -797,8 +797,8 @@ def test_the_time_of_an_answer_counts_where_the_number_of_connections_is_tried(
     hosts = bench.context.client.host_connections
     hosts.join("h.test", 16, limit=16)
     served(bench, monkeypatch, "part", answer_s=answer_s)
-    bench.lane._serve(bench.chunk)
-    assert hosts._hosts["h.test"].control._usual_s == usual_s
+    bench.lane._fetch_chunk(bench.chunk)
+    assert hosts._hosts["h.test"].control._usual_latency_s == usual_s
 
 
 def test_a_first_request_that_fails_brought_nothing() -> None:
@@ -816,7 +816,7 @@ def test_a_lane_works_until_nothing_is_left(bench: Bench, monkeypatch: pytest.Mo
     bench.board.release_chunk(bench.chunk)
     bench.lane.run(None, bench.file)  # type: ignore[arg-type]
     assert [asked for asked, _ in server.asked] == [ByteRange(0, 100), ByteRange(100, 150)]
-    assert (bench.board.is_over, bench.board.error, bench.file.closed) == (True, None, 1)
+    assert (bench.board.is_over, bench.board.scope.error, bench.file.closed) == (True, None, 1)
 
 
 def test_a_lane_that_is_refused_pauses_before_it_asks_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -828,7 +828,7 @@ def test_a_lane_that_is_refused_pauses_before_it_asks_again(bench: Bench, monkey
             raise refusals.pop()
         return server(*arguments, **options)
 
-    monkeypatch.setattr("dlpool.transfer.worker.ask_further", ask)
+    monkeypatch.setattr("dlpool.transfer.worker.request_range", ask)
     bench.board.release_chunk(bench.chunk)
     bench.lane.run(None, bench.file)  # type: ignore[arg-type]
     assert (bench.board.pauses, bench.board.is_over) == ([DELAY_S], True)
@@ -838,12 +838,12 @@ def test_others_see_which_chunk_is_in_work(bench: Bench) -> None:
     seen: list[object] = []
     reply = Pieces(b"x" * 100)
     reply.on_read = lambda: seen.append(bench.lane.chunk)
-    bench.lane._serve(bench.chunk, opened(bench, reply))
+    bench.lane._fetch_chunk(bench.chunk, opened(bench, reply))
     assert seen == [bench.chunk]
 
 
 def test_each_attempt_is_judged_by_what_it_brought_itself(bench: Bench) -> None:
     bench.chunk.position = bench.chunk.write_end = 40
     reply = Pieces(b"x" * 10, error=errors.ShortBody("short"))
-    bench.lane._serve(bench.chunk, opened(bench, reply, 40, 60))
+    bench.lane._fetch_chunk(bench.chunk, opened(bench, reply, 40, 60))
     assert (bench.chunk.position, bench.chunk.slow_bytes) == (50, 10)

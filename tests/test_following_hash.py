@@ -125,7 +125,7 @@ def test_a_download_that_was_stopped_has_no_digest() -> None:
     board, _chunk = a_board(is_written=False)
     reader = Memory()
     following = follower(board, reader)
-    board.stop(errors.Cancelled("cancelled"))
+    board.scope.cancel(errors.Cancelled("cancelled"))
     with pytest.raises(errors.Cancelled):
         following.digest()
     assert reader.closed.is_set()
@@ -134,11 +134,11 @@ def test_a_download_that_was_stopped_has_no_digest() -> None:
 
 def test_a_stop_ends_hashing_before_the_file_ends() -> None:
     board, _chunk = a_board()
-    board._is_over = False  # as long as the last chunk has an owner
+    board._is_complete = False  # as long as the last chunk has an owner
     reader = Memory()
 
     def read(position: int, size: int) -> bytes:
-        board.stop(errors.Cancelled("cancelled"))
+        board.scope.cancel(errors.Cancelled("cancelled"))
         reader.reads.append((position, size))
         return DATA[position : position + size]
 

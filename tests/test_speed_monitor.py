@@ -16,10 +16,10 @@ from dlpool.transfer.chunks import MIN_TAIL_BYTES, Chunk
 from dlpool.transfer.http.exchange import Exchange, ExchangeStats
 from dlpool.transfer.speed_monitor import (
     ANSWER_FACTOR,
-    LEAST_GAIN_S,
-    LEAST_SPAN_S,
-    LEAST_WAIT_S,
-    MAX_PATIENCE_S,
+    MAX_COMPARISON_DELAY_S,
+    MIN_GAIN_S,
+    MIN_SPAN_S,
+    MIN_WAIT_S,
     RATE_WINDOW_S,
     SLOWER,
     STALLED_RATE,
@@ -62,7 +62,7 @@ def test_a_single_sample_is_no_speed() -> None:
 
 
 def test_a_speed_over_too_short_a_wait_is_not_told() -> None:
-    assert gauge((0, 0.0), (10**9, LEAST_SPAN_S)).rate == 0.0
+    assert gauge((0, 0.0), (10**9, MIN_SPAN_S)).rate == 0.0
 
 
 def test_a_speed_is_bytes_by_waiting() -> None:
@@ -140,7 +140,7 @@ def test_each_span_of_time_is_judged_by_itself() -> None:
 
 def test_a_connection_far_behind_its_fastest_sibling_is_ended() -> None:
     siblings = [steady(10_000.0, 5.0), steady(1e6, 5.0)]
-    error = slower_than_siblings(steady(1e6 / SLOWER - 1000, 5.0), siblings, MIB, LEAST_WAIT_S)
+    error = slower_than_siblings(steady(1e6 / SLOWER - 1000, 5.0), siblings, MIB, MIN_WAIT_S)
     assert isinstance(error, TooSlow)
 
 
@@ -151,16 +151,16 @@ def test_a_connection_far_behind_its_fastest_sibling_is_ended() -> None:
         pytest.param(steady(1e6, 5.0), [steady(1e6, 5.0)], 100 * MIB, id="as fast"),
         pytest.param(steady(10.0, 5.0), [], MIB, id="alone"),
         pytest.param(steady(10.0, 5.0), [SpeedSamples()], MIB, id="siblings of unknown speed"),
-        pytest.param(steady(10.0, LEAST_WAIT_S - 0.25), [steady(1e6, 5.0)], MIB, id="too young"),
-        pytest.param(steady(1000.0, 5.0), [steady(1e6, 5.0)], int(1000 * LEAST_GAIN_S) - 1, id="nearly done"),
+        pytest.param(steady(10.0, MIN_WAIT_S - 0.25), [steady(1e6, 5.0)], MIB, id="too young"),
+        pytest.param(steady(1000.0, 5.0), [steady(1e6, 5.0)], int(1000 * MIN_GAIN_S) - 1, id="nearly done"),
     ],
 )
 def test_a_connection_is_left_alone(own: SpeedSamples, siblings: list[SpeedSamples], remaining: int) -> None:
-    assert slower_than_siblings(own, siblings, remaining, LEAST_WAIT_S) is None
+    assert slower_than_siblings(own, siblings, remaining, MIN_WAIT_S) is None
 
 
 def test_a_connection_that_brings_nothing_is_ended_however_little_is_left() -> None:
-    assert isinstance(slower_than_siblings(steady(0.0, 5.0), [steady(1e6, 5.0)], 1, LEAST_WAIT_S), TooSlow)
+    assert isinstance(slower_than_siblings(steady(0.0, 5.0), [steady(1e6, 5.0)], 1, MIN_WAIT_S), TooSlow)
 
 
 def test_patience_delays_the_comparison() -> None:
@@ -171,7 +171,13 @@ def test_patience_delays_the_comparison() -> None:
 
 @pytest.mark.parametrize(
     ("replaced", "expected"),
-    [(0, LEAST_WAIT_S), (1, 2 * LEAST_WAIT_S), (3, 8 * LEAST_WAIT_S), (6, MAX_PATIENCE_S), (10**6, MAX_PATIENCE_S)],
+    [
+        (0, MIN_WAIT_S),
+        (1, 2 * MIN_WAIT_S),
+        (3, 8 * MIN_WAIT_S),
+        (6, MAX_COMPARISON_DELAY_S),
+        (10**6, MAX_COMPARISON_DELAY_S),
+    ],
 )
 def test_patience_grows_each_time_that_a_new_connection_was_no_better(replaced: int, expected: float) -> None:
     assert comparison_delay_s(replaced) == expected
@@ -199,9 +205,9 @@ def test_an_answer_is_overdue_after_both_limits(asked_s: float, expected: type[R
 @pytest.mark.parametrize(
     ("asked_s", "usual_s", "expected"),
     [
-        (LEAST_WAIT_S - 0.01, 0.0, None),
-        (LEAST_WAIT_S, 0.0, TooSlow),
-        (LEAST_WAIT_S, LEAST_WAIT_S / ANSWER_FACTOR, TooSlow),
+        (MIN_WAIT_S - 0.01, 0.0, None),
+        (MIN_WAIT_S, 0.0, TooSlow),
+        (MIN_WAIT_S, MIN_WAIT_S / ANSWER_FACTOR, TooSlow),
         (3.0 * ANSWER_FACTOR - 0.01, 3.0, None),
         (3.0 * ANSWER_FACTOR, 3.0, TooSlow),
     ],
@@ -209,13 +215,13 @@ def test_an_answer_is_overdue_after_both_limits(asked_s: float, expected: type[R
 def test_an_answer_far_later_than_usual_is_not_waited_for(
     asked_s: float, usual_s: float, expected: type[RetryRange] | None
 ) -> None:
-    error = answer_timed_out(asked_s, usual_s, LEAST_WAIT_S)
+    error = answer_timed_out(asked_s, usual_s, MIN_WAIT_S)
     assert (type(error) if error else None) is expected
 
 
 def test_patience_delays_the_end_of_a_request() -> None:
-    assert answer_timed_out(5.0, 0.0, patience=5.0) is not None
-    assert answer_timed_out(4.9, 0.0, patience=5.0) is None
+    assert answer_timed_out(5.0, 0.0, delay_s=5.0) is not None
+    assert answer_timed_out(4.9, 0.0, delay_s=5.0) is None
 
 
 # --- at the end of a file ---
@@ -226,18 +232,18 @@ def test_patience_delays_the_end_of_a_request() -> None:
     [
         (100.0, 5.0, 2 * MIN_TAIL_BYTES - 1, True),
         (100.0, 5.0, 2 * MIN_TAIL_BYTES, False),
-        (100.0, 5.0, int(100 * LEAST_GAIN_S) + 1, True),
-        (100.0, 5.0, int(100 * LEAST_GAIN_S), False),
+        (100.0, 5.0, int(100 * MIN_GAIN_S) + 1, True),
+        (100.0, 5.0, int(100 * MIN_GAIN_S), False),
         (0.0, 5.0, 1, True),
         (0.0, 5.0, 0, False),
-        (100.0, LEAST_WAIT_S, 1000, True),
-        (100.0, LEAST_WAIT_S - 0.25, 1000, False),
+        (100.0, MIN_WAIT_S, 1000, True),
+        (100.0, MIN_WAIT_S - 0.25, 1000, False),
     ],
 )
 def test_a_connection_that_keeps_idle_ones_waiting_for_its_last_bytes_is_ended(
     rate: float, waited_s: float, remaining: int, is_ended: bool
 ) -> None:
-    error = delays_completion(steady(rate, waited_s), remaining, LEAST_WAIT_S)
+    error = delays_completion(steady(rate, waited_s), remaining, MIN_WAIT_S)
     assert (type(error) if error else None) is (TooSlow if is_ended else None)
     assert not isinstance(error, TooSlow) or error.is_comparison
 
@@ -280,22 +286,22 @@ def test_the_minimum_counts_from_the_first_sample() -> None:
 @pytest.mark.parametrize(
     ("young_s", "remaining", "is_ended"),
     [
-        (LEAST_WAIT_S, MIB, True),
-        (LEAST_WAIT_S - 0.25, MIB, False),
-        (5.0, int(1000 * LEAST_GAIN_S), True),
-        (5.0, int(1000 * LEAST_GAIN_S) - 1, False),
+        (MIN_WAIT_S, MIB, True),
+        (MIN_WAIT_S - 0.25, MIB, False),
+        (5.0, int(1000 * MIN_GAIN_S), True),
+        (5.0, int(1000 * MIN_GAIN_S) - 1, False),
     ],
 )
 def test_siblings_prove_something_and_a_rest_is_worth_it_from_exact_limits(
     young_s: float, remaining: int, is_ended: bool
 ) -> None:
-    error = slower_than_siblings(steady(1000.0, 5.0), [steady(1e6, young_s)], remaining, LEAST_WAIT_S)
+    error = slower_than_siblings(steady(1000.0, 5.0), [steady(1e6, young_s)], remaining, MIN_WAIT_S)
     assert (error is not None) is is_ended
 
 
 def test_less_than_a_byte_a_second_is_a_rate_as_well() -> None:
-    assert slower_than_siblings(gauge((0, 0.0), (1, 2.0)), [steady(1e6, 5.0)], 0, LEAST_WAIT_S) is None
-    assert slower_than_siblings(gauge((0, 0.0), (1, 2.0)), [steady(1e6, 5.0)], 1, LEAST_WAIT_S) is not None
+    assert slower_than_siblings(gauge((0, 0.0), (1, 2.0)), [steady(1e6, 5.0)], 0, MIN_WAIT_S) is None
+    assert slower_than_siblings(gauge((0, 0.0), (1, 2.0)), [steady(1e6, 5.0)], 1, MIN_WAIT_S) is not None
 
 
 # --- the watch ---
@@ -309,12 +315,12 @@ class Connection:
     chunk: Chunk | None = None
     sample: ExchangeStats = field(default_factory=lambda: ExchangeStats(0, 0.0))
     usual_s: float | None = None
-    is_dismissed: bool = False
+    is_retired: bool = False
 
-    def figures(self) -> ExchangeStats:
+    def stats(self) -> ExchangeStats:
         return self.sample
 
-    def answer_s(self) -> float | None:
+    def latest_answer_s(self) -> float | None:
         return self.usual_s
 
 
@@ -325,12 +331,12 @@ class Watched:
         self.now = 1000.0
         self.is_idle = False
         settings = replace(NetworkSettings(), **network)
-        parts = {"client": SimpleNamespace(settings=settings), "board": self, "clock": lambda: self.now}
+        parts = {"client": SimpleNamespace(settings=settings), "scheduler": self, "clock": lambda: self.now}
         self.watch = SpeedMonitor(cast(Any, SimpleNamespace(**parts)))
         self.rates: dict[int, float] = {}
 
     @property
-    def has_idle(self) -> bool:
+    def has_idle_worker(self) -> bool:
         return self.is_idle
 
     def set_rate(self, chunk: Chunk, rate: float) -> None:
@@ -481,12 +487,12 @@ def test_one_that_is_too_slow_by_itself_says_so_although_others_are_idle() -> No
 @pytest.mark.parametrize(
     ("asked_s", "usual_s", "free", "is_ended"),
     [
-        (LEAST_WAIT_S, [0.01], "free", True),
-        (LEAST_WAIT_S - 0.1, [0.01], "free", False),
-        (LEAST_WAIT_S, [0.01], "none", False),
-        (LEAST_WAIT_S, [0.01], "dismissed", False),
-        (LEAST_WAIT_S, [], "free", False),
-        (LEAST_WAIT_S, [0.01, 0.2], "free", False),
+        (MIN_WAIT_S, [0.01], "free", True),
+        (MIN_WAIT_S - 0.1, [0.01], "free", False),
+        (MIN_WAIT_S, [0.01], "none", False),
+        (MIN_WAIT_S, [0.01], "dismissed", False),
+        (MIN_WAIT_S, [], "free", False),
+        (MIN_WAIT_S, [0.01, 0.2], "free", False),
         (2.0, [0.01, 0.2], "free", True),
     ],
 )
@@ -498,5 +504,5 @@ def test_an_answer_far_later_than_those_of_the_siblings_is_not_waited_for_while_
     siblings = [watched.connection(number * MIB) for number in range(1, len(usual_s) + 1)]
     for sibling, seconds in zip(siblings, usual_s, strict=True):
         sibling.usual_s = seconds
-    others = [*siblings, Connection(is_dismissed=free == "dismissed")] if free != "none" else siblings
+    others = [*siblings, Connection(is_retired=free == "dismissed")] if free != "none" else siblings
     assert watched.look(late, *others)[0] is is_ended

@@ -14,7 +14,7 @@ from dlpool.errors import Cancelled, NotAdmitted, RetryRange, ServerBusy, ShortB
 from dlpool.transfer.chunks import Chunk, ChunkMap, plan_chunks
 from dlpool.transfer.http.answer import ByteRange
 from dlpool.transfer.retry import RangeAttempt
-from dlpool.transfer.scheduler import MAX_CRUMBS, RECENT_S, ChunkScheduler, ChunkSnapshot
+from dlpool.transfer.scheduler import MAX_SHORT_ANSWERS, RECENT_S, ChunkScheduler, ChunkSnapshot
 from tests.conftest import wait_until
 from tests.fakes import Clock
 
@@ -55,7 +55,7 @@ class Work:
         )
         if not all(edges) or not written:
             self.faults.append(repr(snapshot))
-            self.board.stop(Cancelled("wrong"))
+            self.board.scope.cancel(Cancelled("wrong"))
 
     def _own(self, number: int) -> None:
         chance = random.Random(self._seed * 100 + number)
@@ -98,10 +98,10 @@ def planned(
 def test_a_new_board_has_counted_nothing(clock: Clock) -> None:
     board = ChunkScheduler(clock)
     assert (board.retries, board.finished_chunks, board.written(), board.contiguous_end()) == (0, 0, 0, 0)
-    assert (board.is_crowded, board.has_idle_worker, board.is_over, board.error) == (False, False, False, None)
+    assert (board.is_crowded, board.has_idle_worker, board.is_over, board.scope.error) == (False, False, False, None)
     assert board.slowest_s() == 0.0
     assert not board.wait_until_over(0.0)
-    board.check()
+    board.scope.raise_if_cancelled()
 
 
 def test_a_complete_plan_ends_the_download(clock: Clock) -> None:
@@ -115,7 +115,7 @@ def test_a_complete_plan_ends_the_download(clock: Clock) -> None:
 
 def test_a_plan_does_not_revive_a_download_that_was_stopped(clock: Clock) -> None:
     board = ChunkScheduler(clock)
-    board.stop(Cancelled("cancelled"))
+    board.scope.cancel(Cancelled("cancelled"))
     board.load_plan(ChunkMap([Chunk(0, 10, 0, 0)]), "a")
     assert board.is_over
     assert board.take_chunk("b") is None
@@ -137,13 +137,13 @@ def test_a_write_is_limited_to_the_chunk_and_counts_when_it_has_ended(clock: Clo
 def test_nothing_is_written_after_the_end(clock: Clock) -> None:
     chunk = Chunk(0, 10, 0, 0)
     board = planned(clock, chunk)
-    board.stop(Cancelled("first"))
-    board.stop(Cancelled("second"))
+    board.scope.cancel(Cancelled("first"))
+    board.scope.cancel(Cancelled("second"))
     with pytest.raises(Cancelled, match="first"):
         board.begin_write(chunk, 1)
     assert chunk.write_end == 0
     with pytest.raises(Cancelled, match="first"):
-        board.check()
+        board.scope.raise_if_cancelled()
     done = planned(clock, Chunk(0, 10, 10, 10))
     with pytest.raises(AssertionError):
         done.begin_write(Chunk(0, 10, 0, 0), 1)
@@ -151,14 +151,14 @@ def test_nothing_is_written_after_the_end(clock: Clock) -> None:
 
 def test_a_complete_file_cannot_be_stopped(clock: Clock) -> None:
     board = planned(clock, Chunk(0, 10, 10, 10))
-    board.seal()
-    board.stop(Cancelled("too late"))
-    assert board.error is None
-    board.check()
+    board.scope.seal()
+    board.scope.cancel(Cancelled("too late"))
+    assert board.scope.error is None
+    board.scope.raise_if_cancelled()
     stopped = planned(clock, Chunk(0, 10, 0, 0))
-    stopped.stop(Cancelled("in time"))
+    stopped.scope.cancel(Cancelled("in time"))
     with pytest.raises(Cancelled, match="in time"):
-        stopped.seal()
+        stopped.scope.seal()
 
 
 def test_a_chunk_that_is_given_back_is_taken_when_its_delay_is_over(clock: Clock) -> None:
@@ -365,8 +365,8 @@ def test_without_a_minimum_one_byte_is_fast_enough_and_none_is_not(clock: Clock)
 def test_tiny_answers_are_counted_in_a_row(clock: Clock) -> None:
     chunk = Chunk(0, 10**6, 0, 0)
     board = planned(clock, chunk, least_rate=1000)
-    tiny = [board.count_short_answer(chunk, RangeAttempt(10, 1.0)) for _ in range(MAX_CRUMBS + 1)]
-    assert tiny == [True] * MAX_CRUMBS + [False]
+    tiny = [board.count_short_answer(chunk, RangeAttempt(10, 1.0)) for _ in range(MAX_SHORT_ANSWERS + 1)]
+    assert tiny == [True] * MAX_SHORT_ANSWERS + [False]
     chunk.failures = chunk.slow_bytes = 5
     assert board.count_short_answer(chunk, RangeAttempt(1000, 1.0))
     assert (chunk.short_answers, chunk.failures, chunk.slow_bytes) == (0, 0, 0)
@@ -447,7 +447,7 @@ def test_an_idle_thread_returns_when_there_is_no_more_work_for_it(clock: Clock, 
     if ending == "dismiss":
         board.retire("a")
     elif ending == "stop":
-        board.stop(Cancelled("cancelled"))
+        board.scope.cancel(Cancelled("cancelled"))
     else:
         chunk.position = chunk.write_end = 10
         board.release_chunk(chunk)
@@ -458,11 +458,11 @@ def test_a_pause_ends_with_the_download(clock: Clock) -> None:
     board = planned(clock, Chunk(0, 10, 0, 0))
     pauses = [
         Call(lambda: board.sleep(60.0)),
-        Call(lambda: board.sleep_unless_failed(60.0)),
+        Call(lambda: board.scope.sleep(60.0)),
         Call(lambda: board.wait_until_over(60.0)),
     ]
     wait_for_waiters(board, 3)
-    board.stop(Cancelled("cancelled"))
+    board.scope.cancel(Cancelled("cancelled"))
     ended = [pause.result() for pause in pauses]
     assert [type(result) for result in ended] == [Cancelled, Cancelled, bool]
     assert ended[-1] is True
@@ -470,7 +470,7 @@ def test_a_pause_ends_with_the_download(clock: Clock) -> None:
     with pytest.raises(Cancelled):
         board.sleep(0.001)
     assert [
-        type(Call(lambda: board.sleep_unless_failed(60.0)).result()),
+        type(Call(lambda: board.scope.sleep(60.0)).result()),
         type(Call(lambda: board.sleep(60.0)).result()),
     ] == [
         Cancelled,
@@ -480,17 +480,17 @@ def test_a_pause_ends_with_the_download(clock: Clock) -> None:
 
 def test_a_rest_lasts_longer_than_the_last_chunk(clock: Clock) -> None:
     board = planned(clock, Chunk(0, 10, 10, 10))
-    resting = Call(lambda: board.sleep_unless_failed(60.0))
+    resting = Call(lambda: board.scope.sleep(60.0))
     wait_for_waiters(board, 1)
-    board.stop(Cancelled("cancelled"))
+    board.scope.cancel(Cancelled("cancelled"))
     assert isinstance(resting.result(), Cancelled)
-    planned(clock, Chunk(0, 10, 10, 10)).sleep_unless_failed(0.001)
+    planned(clock, Chunk(0, 10, 10, 10)).scope.sleep(0.001)
 
 
 def test_the_end_waits_for_writes_in_flight(clock: Clock) -> None:
     board = planned(clock, chunk := Chunk(0, 10, 0, 0))
     board.begin_write(chunk, 5)
-    board.stop(Cancelled("cancelled"))
+    board.scope.cancel(Cancelled("cancelled"))
 
     def written_at_the_end() -> int:
         board.wait_for_writes(60.0)
@@ -513,5 +513,5 @@ def test_who_follows_the_front_is_woken_by_a_finished_chunk_and_by_the_end(clock
     assert Call(lambda: board.wait_for_contiguous(9, 60.0)).result() == 10
     waiting = Call(lambda: board.wait_for_contiguous(10, 60.0))
     wait_for_waiters(board, 1)
-    board.stop(Cancelled("cancelled"))
+    board.scope.cancel(Cancelled("cancelled"))
     assert waiting.result() == 10

@@ -479,7 +479,7 @@ def test_less_than_there_was_of_the_same_version_is_a_contradiction(
     if len(asked) == 1:
         opener.open()
     else:
-        with pytest.raises(errors.ContradictoryAnswer, match="4000 bytes as the whole of a file of 5000 bytes"):
+        with pytest.raises(errors.ContradictoryAnswer, match="4000 bytes as the complete file, which has 5000 bytes"):
             opener.open()
     assert opener.asked == asked
 

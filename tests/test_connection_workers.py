@@ -16,7 +16,7 @@ from dlpool.transfer.http.exchange import ExchangeStats
 from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.scheduler import ChunkScheduler
 from dlpool.transfer.worker import ConnectionWorker
-from dlpool.transfer.workers import DESCRIPTORS, HELP_S, RESERVE, ConnectionWorkers
+from dlpool.transfer.workers import DESCRIPTORS, RESERVED_DESCRIPTORS, SLOW_DOWNLOAD_S, ConnectionWorkers
 from tests.conftest import FAST, wait_until
 from tests.contexts import context_of
 from tests.fakes import Clock, Events
@@ -49,7 +49,7 @@ class Bench:
         self.lanes.start(self.plan, connections, most)
 
     def close(self) -> None:
-        self.board.stop(errors.Cancelled("the end"))
+        self.board.scope.cancel(errors.Cancelled("the end"))
         for thread in self.lanes._threads.values():
             thread.join(20.0)
 
@@ -96,7 +96,7 @@ def test_as_many_lanes_are_started_as_are_wanted(make: Callable[..., Bench]) -> 
 def test_the_end_waits_for_the_threads(make: Callable[..., Bench]) -> None:
     bench = make()
     bench.begin(3, 3)
-    bench.board.stop(errors.Cancelled("cancelled"))
+    bench.board.scope.cancel(errors.Cancelled("cancelled"))
     bench.lanes.join(60.0)
     assert not any(thread.is_alive() for thread in bench.lanes._threads.values())
 
@@ -150,7 +150,7 @@ def test_a_connection_is_added_only_if_files_can_be_opened_besides(
     asked: list[int] = []
     monkeypatch.setattr(threads, "has_free_descriptors", lambda number: not asked.append(number))  # type: ignore[func-returns-value]
     make().begin(2, 2)
-    assert asked == [DESCRIPTORS + RESERVE] * 2
+    assert asked == [DESCRIPTORS + RESERVED_DESCRIPTORS] * 2
 
 
 def test_the_limit_of_this_machine_lowers_what_a_host_is_worth(
@@ -169,8 +169,8 @@ def test_the_limit_of_this_machine_lowers_what_a_host_is_worth(
 @pytest.mark.parametrize(
     ("rate", "connections", "resource", "lanes"),
     [
-        (1000 / HELP_S, 4, {}, 2),
-        (1000 / HELP_S + 1, 4, {}, 1),
+        (1000 / SLOW_DOWNLOAD_S, 4, {}, 2),
+        (1000 / SLOW_DOWNLOAD_S + 1, 4, {}, 1),
         (0.0, 4, {}, 1),  # its speed is not known yet
         (1.0, 1, {}, 1),
         (1.0, 2, {}, 2),

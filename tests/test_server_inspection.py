@@ -171,7 +171,7 @@ def test_no_more_connections_are_tried_than_a_download_would_have(
 def test_without_ranges_one_connection_is_tried(inspect: Any, source: Source) -> None:
     source.sends_ranges = False
     found = inspect.run(4)
-    assert (found.is_partial, found.if_range, found.connections_tried) == (False, IfRange.UNTRIED, 1)
+    assert (found.is_partial, found.if_range, found.connections_tried) == (False, IfRange.UNTESTED, 1)
     assert source.asked == [(ByteRange(0, SAMPLE), None)]
 
 
@@ -206,12 +206,12 @@ def test_a_416_of_an_empty_file_is_its_answer(inspect: Any, source: Source) -> N
     found = inspect.run(4)
     assert source.asked == [(ByteRange(0, SAMPLE), None)]
     assert (found.is_partial, found.resource.size, found.received) == (True, 0, 0)
-    assert (found.if_range, found.connections_tried) == (IfRange.UNTRIED, 1)
+    assert (found.if_range, found.connections_tried) == (IfRange.UNTESTED, 1)
 
 
 def test_what_an_empty_file_is_judged_to_be(source: Source) -> None:
     reply: Any = Reply(source, 416, {"Content-Range": "bytes */0", "ETag": SAME})
-    assert server_inspection._judged(reply, ByteRange(0, 1)) == Answer(
+    assert server_inspection._read_answer(reply, ByteRange(0, 1)) == Answer(
         RemoteResource.from_headers(reply.headers, 0), 0, 0, is_partial=True
     )
 
@@ -245,9 +245,9 @@ def test_the_speed_is_that_of_the_beginning(
         ({"ignores_other": True}, IfRange.IGNORED, [SAME, OTHER]),
         ({"refuses_same": True}, IfRange.REFUSED, [SAME]),
         ({"validators": {"Last-Modified": LAST_MODIFIED}}, IfRange.HONOURED, [LAST_MODIFIED, LONG_AGO]),
-        ({"validators": {}}, IfRange.UNTRIED, []),
-        ({"validators": {"ETag": 'W/"v1"'}}, IfRange.UNTRIED, []),
-        ({"sends_ranges": False}, IfRange.UNTRIED, []),
+        ({"validators": {}}, IfRange.UNTESTED, []),
+        ({"validators": {"ETag": 'W/"v1"'}}, IfRange.UNTESTED, []),
+        ({"sends_ranges": False}, IfRange.UNTESTED, []),
     ],
 )
 def test_if_range_is_tried_with_the_version_and_with_another(
@@ -340,7 +340,7 @@ def test_no_answer_is_waited_for_without_end(result: str | None) -> None:
             return result
 
     results: Any = Results()
-    assert server_inspection._next(results) == ("no answer came" if result is None else result)
+    assert server_inspection._next_result(results) == ("the server did not respond" if result is None else result)
     assert waited == [20.0]
 
 
@@ -378,7 +378,7 @@ def timers(monkeypatch: pytest.MonkeyPatch) -> list[Timer]:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_request_has_a_limit_that_ends_with_it(fails: bool, timers: list[Timer]) -> None:
-    with suppress(ZeroDivisionError), server_inspection._limited() as exchange:
+    with suppress(ZeroDivisionError), server_inspection._bounded_exchange() as exchange:
         (timer,) = timers
         assert (timer.seconds, timer.events) == (server_inspection.LIMIT_S, ["started, daemon=True"])
         exchange.check()

@@ -63,19 +63,23 @@ class Turning:
         self.commits: list[int] = []
         self.board = SimpleNamespace(
             written=lambda: self.bytes,
-            ended_chunks=0,
+            finished_chunks=0,
             snapshot=lambda: ChunkSnapshot([], self.bytes),
-            stop=lambda error: setattr(self, "stopped", error),
         )
         self.stopped: Exception | None = None
         context = SimpleNamespace(
-            clock=lambda: self.now, board=self.board, settings=TransferSettings(), client=None, source=None
+            clock=lambda: self.now,
+            scheduler=self.board,
+            scope=SimpleNamespace(cancel=lambda error: setattr(self, "stopped", error)),
+            settings=TransferSettings(),
+            client=None,
+            source=None,
         )
         self.round = TransferAttempt(
             cast(Any, context), None, cast(Any, None), deadline=None, is_single=False, delay_s=0.0
         )
-        place = SimpleNamespace(checkpoint=self._commit)
-        self.plan = cast(Any, SimpleNamespace(place=place, has_ranges=True))
+        target = SimpleNamespace(checkpoint=self._commit)
+        self.plan = cast(Any, SimpleNamespace(target=target, has_ranges=True))
 
     def _commit(self, snapshot: ChunkSnapshot, error: Exception | None) -> None:
         self.commits.append(snapshot.written)
@@ -84,7 +88,7 @@ class Turning:
 
     def turn(self, written: int, seconds: float, ended: int = 0) -> None:
         self.bytes, self.now = written, self.now + seconds
-        self.board.ended_chunks += ended
+        self.board.finished_chunks += ended
         self.round._checkpoint_if_due(self.plan)
 
 
@@ -175,7 +179,7 @@ def ending(transfer: Transfer, step: str, do: Callable[[], object]) -> Transfer:
 
     transfer._notify = notify
     if step == "permit":
-        transfer._permit = cast(Any, do)
+        transfer._authorize_publish = cast(Any, do)
     return transfer
 
 
@@ -319,10 +323,10 @@ def test_the_phases_follow_each_other(
 def test_a_defect_of_the_speed_monitor_ends_the_download(
     serve: Serve, fetch: Fetcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def look(*_: object) -> None:
+    def check(*_: object) -> None:
         raise ValueError("a defect")
 
-    monkeypatch.setattr(SpeedMonitor, "look", look)
+    monkeypatch.setattr(SpeedMonitor, "check", check)
 
     def silent(_: Request, connection: Connection) -> None:
         connection.wait_for_client_to_go(30.0)
@@ -350,7 +354,7 @@ def test_nobody_writes_after_the_end(
 
     def write(writer: PartWriter, position: int, data: memoryview) -> None:
         began.set()
-        wait_until(lambda: transfer._board.error is not None)
+        wait_until(lambda: transfer._scheduler.scope.error is not None)
         real_write(writer, position, data)
         order.append("written")
 
