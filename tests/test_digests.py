@@ -1,4 +1,4 @@
-"""The digests that servers send: verified where they cover the whole file, and only there."""
+"""The digests that servers send are verified if they cover the complete file, and only then."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Durable files: on real file systems where one can produce the case, else with one call of ``os`` that fails."""
+"""Durable files: on real file systems where they can produce the case, else with one failing call of ``os``."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_a_rename_that_was_not_done_is_an_error_although_the_target_is_there(
 def kind_of_file_system(
     request: pytest.FixtureRequest, fails: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
-    """Which of its three ways ``publish_exclusive`` is left with."""
+    """Which of its three methods ``publish_exclusive`` can use."""
     if request.param != "rename":
         fails("rename_noreplace", errno.EINVAL)
     if request.param == "neither":

@@ -1,4 +1,4 @@
-"""Locks where flock(2) is refused or locks nothing: by real processes, under a library that makes it so."""
+"""Locks where flock(2) is refused or has no effect: with real processes, under a library that simulates it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One policy of file names: what a server says is cleaned, what a job or an upload says is refused."""
+"""The rules for file names: a server's name is cleaned, a job's or upload's name is rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of other programs whose names end as those of dlpool's own: none is ever changed, renamed or removed."""
+"""Files of other programs with the suffixes of dlpool's own files are never changed, renamed or removed."""
 
 from __future__ import annotations
 

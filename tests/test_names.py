@@ -1,4 +1,4 @@
-"""File names that others chose: whatever comes in, a safe base name comes out."""
+"""File names from servers and URLs: any input becomes a safe base name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Downloads on file systems that lack something, and faults that show late: at a close, a sync, in a missing folder."""
+"""Downloads on file systems that lack features, and faults that are reported late: at a close or a sync."""
 
 from __future__ import annotations
 

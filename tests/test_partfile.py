@@ -1,4 +1,4 @@
-"""The file under construction: its descriptors, length, permissions and space, and how it gets its name."""
+"""The part file: its descriptors, length, permissions, reserved space, and its publish."""
 
 from __future__ import annotations
 

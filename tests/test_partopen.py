@@ -1,4 +1,4 @@
-"""How a part file is found or created, also where the file system lacks something or another process is quicker."""
+"""How a part file is found or created, also where the file system lacks a feature or another process is faster."""
 
 from __future__ import annotations
 

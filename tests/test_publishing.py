@@ -1,4 +1,4 @@
-"""Targets that exist, appear, or were published by a run that was killed; states that are another's."""
+"""Targets that exist, appear, or were published by a killed run; state files of other programs."""
 
 from __future__ import annotations
 

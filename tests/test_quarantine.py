@@ -1,4 +1,4 @@
-"""The quarantine: infected files are kept there, whole and within bounds, whatever is killed or fails."""
+"""The quarantine keeps infected files complete and within its limits, whatever is killed or fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A scanner's answers: only one that is complete and clean lets a file pass; all others are told apart."""
+"""The answers of a scanner: only a complete and clean one lets a file pass, and all others are distinguished."""
 
 from __future__ import annotations
 

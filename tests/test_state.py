@@ -1,4 +1,4 @@
-"""The chunk state: what was written is read back, and nothing else is believed."""
+"""The saved state: what was written is read back, and anything else is rejected."""
 
 from __future__ import annotations
 

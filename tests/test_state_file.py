@@ -1,4 +1,4 @@
-"""The state file: committed whole, read only if it is a plain file, and without the secrets of its URL."""
+"""The state file: committed atomically, read only if it is a regular file, and without the secrets of its URL."""
 
 from __future__ import annotations
 

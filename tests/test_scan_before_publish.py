@@ -1,4 +1,4 @@
-"""Where files are checked for malware: each download and each upload, before anything has its name."""
+"""Every download and every upload is scanned for malware before it gets its name."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ import os, sys
 from pathlib import Path
 from tests.clamd import guard
 from tests.conftest import Fetcher
-from tests.test_scan_places import transfer
+from tests.test_scan_before_publish import transfer
 target = Path(sys.argv[2])
 own = guard(target.parent, command=f"sh -c 'kill -9 {os.getpid()}'")
 transfer(Fetcher(), sys.argv[1], target, own).run()

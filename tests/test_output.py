@@ -1,4 +1,4 @@
-"""Target, part file and state of one download: what is found, kept, published and left, one step at a time."""
+"""Target, part file and state file of one download: opened, committed, published and closed."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ CLAIM = "0123456789abcdef"
 OF_QUEUE = Job(URL, Path("f"), id="j1", claim=CLAIM)
 
 
-class Made:
-    """Places in one folder, and what they said."""
+class Outputs:
+    """Opens outputs in one folder, and records their events."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,12 +54,12 @@ class Made:
     def begun(self, name: str = "f", *, chunks: list[Chunk] | None = None, length: int = 40, **options: Any) -> None:
         """Leave a download of 100 bytes that was stopped after 40."""
         resource = options.pop("resource", RESOURCE)
-        place = self(name, **options)
-        place.enable_checkpoints(resource)
+        output = self(name, **options)
+        output.enable_checkpoints(resource)
         if length:
-            place.part.locked_writer().write(0, memoryview(b"x" * length))
-        place.checkpoint(ChunkSnapshot(chunks or [Chunk(0, 100, 40, 40)], 40))
-        place.close()
+            output.part.locked_writer().write(0, memoryview(b"x" * length))
+        output.checkpoint(ChunkSnapshot(chunks or [Chunk(0, 100, 40, 40)], 40))
+        output.close()
 
     def published(self, record: PublishRecord, name: str = "f", url: str = URL) -> None:
         """Leave the state of a download that was killed while it was published."""
@@ -75,8 +75,8 @@ class Made:
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Made:
-    return Made(tmp_path)
+def made(tmp_path: Path) -> Outputs:
+    return Outputs(tmp_path)
 
 
 def unmarkable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,26 +103,26 @@ def open_descriptors() -> int:
 # --- what an earlier run left ---
 
 
-def test_a_new_download_has_nothing(made: Made) -> None:
-    place = made()
-    found = (place.saved, place.unverifiable, place.has_other_query, place.has_failed, place.has_state)
+def test_a_new_download_has_nothing(made: Outputs) -> None:
+    output = made()
+    found = (output.saved, output.unverifiable, output.has_other_query, output.has_failed, output.has_state)
     assert found == (None, None, False, False, False)
     assert made.events == []
-    place.close()
+    output.close()
     assert made.files == []
 
 
 @pytest.mark.parametrize(
     ("url", "has_other_query"), [(URL, False), (f"{URL}#part", False), (f"{URL}?sign=2", True), ("http://me@h/f", True)]
 )
-def test_an_earlier_run_of_the_same_resource_is_continued(url: str, has_other_query: bool, made: Made) -> None:
+def test_an_earlier_run_of_the_same_resource_is_continued(url: str, has_other_query: bool, made: Outputs) -> None:
     made.begun()
-    place = made(url=url)
-    assert place.saved is not None
-    assert [tuple(span) for span in place.saved.missing_spans] == [(40, 100)]
-    assert (place.has_other_query, place.part.length, made.events) == (has_other_query, 40, [])
-    assert place.has_state
-    place.close()
+    output = made(url=url)
+    assert output.saved is not None
+    assert [tuple(span) for span in output.saved.missing_spans] == [(40, 100)]
+    assert (output.has_other_query, output.part.length, made.events) == (has_other_query, 40, [])
+    assert output.has_state
+    output.close()
     assert made.files == ["f.part", "f.part.meta"]
 
 
@@ -142,36 +142,36 @@ UNTOUCHED = Chunk(60, 100, 60, 60)
     ],
 )
 def test_a_part_file_has_at_least_what_the_state_says_and_at_most_the_size(
-    chunks: list[Chunk], length: int, is_used: bool, made: Made
+    chunks: list[Chunk], length: int, is_used: bool, made: Outputs
 ) -> None:
     made.begun(chunks=chunks, length=length)
-    place = made()
-    assert (place.saved is not None) is is_used
-    assert place.part.length == (length if is_used else 0)
+    output = made()
+    assert (output.saved is not None) is is_used
+    assert output.part.length == (length if is_used else 0)
     said = "longer than the file" if length > 100 else "shorter than it says"
     assert [(event, said in str(fields["reason"])) for event, fields in made.events] == (
         [] if is_used else [("state_unusable", True)]
     )
-    place.close()
+    output.close()
 
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [("another URL", "it is of another URL"), ("no JSON", "it is not JSON"), ("no resume", None), ("no state", None)],
 )
-def test_what_cannot_be_used_is_dropped(kind: str, reason: str | None, made: Made) -> None:
+def test_what_cannot_be_used_is_dropped(kind: str, reason: str | None, made: Outputs) -> None:
     made.begun(url="http://h/other" if kind == "another URL" else URL)
     state = made.folder / "f.part.meta"
     if kind == "no JSON":
         state.write_bytes(b"x" * 10)
     elif kind == "no state":
         state.unlink()
-    place = made(resume=kind != "no resume")
-    assert (place.saved, place.part.length, place.has_state) == (None, 0, False)
+    output = made(resume=kind != "no resume")
+    assert (output.saved, output.part.length, output.has_state) == (None, 0, False)
     target = str(made.folder / "f")
     said = [] if reason is None else [("state_unusable", {"reason": reason, "path": target})]
     assert made.events == said
-    place.close()
+    output.close()
     assert made.files == []
 
 
@@ -186,22 +186,22 @@ def test_what_cannot_be_used_is_dropped(kind: str, reason: str | None, made: Mad
     ],
 )
 def test_bytes_that_nothing_can_prove_are_kept_until_there_is_an_answer(
-    resource: RemoteResource, checksum: Checksum | None, is_used: bool, made: Made
+    resource: RemoteResource, checksum: Checksum | None, is_used: bool, made: Outputs
 ) -> None:
     made.begun(resource=resource, checksum=checksum)
-    place = made(checksum=checksum)
-    assert (place.saved is not None) is is_used
-    assert (place.unverifiable is None) is is_used
-    assert place.part.length == 40
-    place.drop_unverifiable()
-    assert place.part.length == (40 if is_used else 0)
-    assert place.unverifiable is None
-    assert place.has_state is is_used
-    place.close()
+    output = made(checksum=checksum)
+    assert (output.saved is not None) is is_used
+    assert (output.unverifiable is None) is is_used
+    assert output.part.length == 40
+    output.drop_unverifiable()
+    assert output.part.length == (40 if is_used else 0)
+    assert output.unverifiable is None
+    assert output.has_state is is_used
+    output.close()
     assert made.files == (["f.part", "f.part.meta"] if is_used else [])
 
 
-def test_a_predecessor_stays_on_disk_if_there_is_no_answer(made: Made) -> None:
+def test_a_predecessor_stays_on_disk_if_there_is_no_answer(made: Outputs) -> None:
     made.begun(resource=NO_VALIDATOR)
     made().close()
     assert made.files == ["f.part", "f.part.meta"]
@@ -209,34 +209,36 @@ def test_a_predecessor_stays_on_disk_if_there_is_no_answer(made: Made) -> None:
 
 
 @pytest.mark.parametrize("is_complete", [True, False])
-def test_a_part_file_that_was_about_to_be_published_is_the_one_that_is_recorded(is_complete: bool, made: Made) -> None:
+def test_a_part_file_that_was_about_to_be_published_is_the_one_that_is_recorded(
+    is_complete: bool, made: Outputs
+) -> None:
     part = PartFile(made.folder / "f", sync=False)
     part.locked_writer().write(0, memoryview(b"x" * 100))
     made.published(PublishRecord(part.inode + (not is_complete), 100))
     part.close()
-    place = made()
-    assert (place.saved is not None) is is_complete
+    output = made()
+    assert (output.saved is not None) is is_complete
     reason = "the part file is not the one that was about to be published"
     assert [fields["reason"] for _, fields in made.events] == [reason] * (not is_complete)
-    place.close()
+    output.close()
 
 
 @pytest.mark.parametrize("length", [99, 100])
-def test_a_part_file_that_was_about_to_be_published_has_the_recorded_size(length: int, made: Made) -> None:
+def test_a_part_file_that_was_about_to_be_published_has_the_recorded_size(length: int, made: Outputs) -> None:
     part = PartFile(made.folder / "f", sync=False)
     part.locked_writer().write(0, memoryview(b"x" * length))
     made.published(PublishRecord(part.inode, 100))
     part.close()
-    place = made()
-    assert (place.saved is not None) is (length == 100)
-    place.close()
+    output = made()
+    assert (output.saved is not None) is (length == 100)
+    output.close()
 
 
 @pytest.mark.parametrize("has_state", [True, False])
 @pytest.mark.parametrize("length", [0, 40])
 @pytest.mark.parametrize("is_ours", [True, False])
 def test_a_temporary_file_of_a_killed_run_goes_where_there_are_traces_of_one(
-    is_ours: bool, length: int, has_state: bool, made: Made
+    is_ours: bool, length: int, has_state: bool, made: Outputs
 ) -> None:
     made.begun(length=40)
     if not has_state:
@@ -252,7 +254,7 @@ def test_a_temporary_file_of_a_killed_run_goes_where_there_are_traces_of_one(
 
 
 @pytest.mark.parametrize("has_part", [True, False])
-def test_a_foreign_state_is_refused_unless_the_part_file_is_ours(has_part: bool, made: Made) -> None:
+def test_a_foreign_state_is_refused_unless_the_part_file_is_ours(has_part: bool, made: Outputs) -> None:
     if has_part:
         PartFile(made.folder / "f", sync=False).close()
     (made.folder / "f.part.meta").write_bytes(b"precious")
@@ -267,16 +269,16 @@ def test_a_foreign_state_is_refused_unless_the_part_file_is_ours(has_part: bool,
     assert open_descriptors() == before
 
 
-def test_a_state_of_ours_without_a_part_file_is_taken(made: Made) -> None:
+def test_a_state_of_ours_without_a_part_file_is_taken(made: Outputs) -> None:
     made.begun()
     (made.folder / "f.part").unlink()
-    place = made()
-    assert place.saved is None
-    place.close()
+    output = made()
+    assert output.saved is None
+    output.close()
     assert made.files == []
 
 
-def test_a_part_file_that_is_ours_stays_where_the_opening_fails(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_file_that_is_ours_stays_where_the_opening_fails(made: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
     made.begun()
     with monkeypatch.context() as patch, pytest.raises(errors.DiskFailed):
         patch.setattr(os, "ftruncate", failing())
@@ -287,49 +289,49 @@ def test_a_part_file_that_is_ours_stays_where_the_opening_fails(made: Made, monk
 
 @pytest.mark.parametrize("step", ["begin_anew", "discard"])
 def test_without_a_mark_a_placeholder_says_whose_the_part_file_is(
-    step: str, made: Made, monkeypatch: pytest.MonkeyPatch
+    step: str, made: Outputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unmarkable(monkeypatch)
-    place = made()
-    assert not place.part.is_marked
+    output = made()
+    assert not output.part.is_marked
     assert made.files == ["f.part", "f.part.meta"]
-    place.enable_checkpoints(RESOURCE)
-    place.checkpoint(ChunkSnapshot([Chunk(0, 100, 0, 0)], 0))
-    place.restart("changed") if step == "begin_anew" else place.discard()
+    output.enable_checkpoints(RESOURCE)
+    output.checkpoint(ChunkSnapshot([Chunk(0, 100, 0, 0)], 0))
+    output.restart("changed") if step == "begin_anew" else output.discard()
     assert b"placeholder" in (made.folder / "f.part.meta").read_bytes()
-    place.close()
+    output.close()
     assert made.files == []
 
 
 @pytest.mark.parametrize("has_state", [True, False])
-def test_discarded_bytes_leave_nothing(has_state: bool, made: Made) -> None:
+def test_discarded_bytes_leave_nothing(has_state: bool, made: Outputs) -> None:
     if has_state:
         made.begun()
-    place = made()
-    place.discard()
+    output = made()
+    output.discard()
     assert made.files == ["f.part"]
-    place.close()
+    output.close()
     assert made.files == []
 
 
-def test_what_is_another_downloads_by_now_is_not_discarded(made: Made) -> None:
+def test_what_is_another_downloads_by_now_is_not_discarded(made: Outputs) -> None:
     made.begun()
-    place = made()
+    output = made()
     (made.folder / "f.part").unlink()
     (made.folder / "f.part").write_bytes(b"another's")
-    place.discard()
+    output.discard()
     with pytest.raises(errors.LocalFault):
-        place.restart("changed")
+        output.restart("changed")
     assert made.files == ["f.part", "f.part.meta"]
-    place.close()
+    output.close()
     assert made.files == ["f.part", "f.part.meta"]
 
 
-def test_the_lock_ends_with_a_close_that_fails_to_remove(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = made()
+def test_the_lock_ends_with_a_close_that_fails_to_remove(made: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = made()
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", failing())
-        place.close()
+        output.close()
     assert made.files == ["f.part"]
     made().close()
     assert made.files == []
@@ -339,41 +341,41 @@ def test_the_lock_ends_with_a_close_that_fails_to_remove(made: Made, monkeypatch
 
 
 @pytest.mark.parametrize("if_exists", ["overwrite", "skip"])
-def test_begun_again_nothing_is_left_of_before(if_exists: str, made: Made) -> None:
+def test_begun_again_nothing_is_left_of_before(if_exists: str, made: Outputs) -> None:
     made.begun()
-    place = made(if_exists=if_exists)
+    output = made(if_exists=if_exists)
     (made.folder / "f").touch()
     (made.folder / "f").chmod(0o600)
-    inode = place.part.inode
-    place.restart("the remote file has changed")
-    assert (place.saved, place.unverifiable, place.part.length, place.has_state) == (None, None, 0, False)
-    assert place.part.inode != inode
+    inode = output.part.inode
+    output.restart("the remote file has changed")
+    assert (output.saved, output.unverifiable, output.part.length, output.has_state) == (None, None, 0, False)
+    assert output.part.inode != inode
     has_mode = (made.folder / "f.part").stat().st_mode & 0o777 == 0o600
     assert has_mode is (if_exists == "overwrite")
     fields = {"reason": "the remote file has changed", "path": str(made.folder / "f")}
     assert made.events == [("download_restarted", fields)]
-    place.close()
+    output.close()
     assert made.files == ["f"]
 
 
-def test_begun_again_the_predecessor_is_forgotten(made: Made) -> None:
+def test_begun_again_the_predecessor_is_forgotten(made: Outputs) -> None:
     made.begun(resource=NO_VALIDATOR)
-    place = made()
-    place.restart("changed")
-    assert place.unverifiable is None
-    place.close()
+    output = made()
+    output.restart("changed")
+    assert output.unverifiable is None
+    output.close()
 
 
-def test_after_a_restart_the_state_is_of_the_new_version(made: Made) -> None:
+def test_after_a_restart_the_state_is_of_the_new_version(made: Outputs) -> None:
     made.begun()
-    place = made()
-    place.enable_checkpoints(RESOURCE)
-    place.checkpoint(ChunkSnapshot([Chunk(0, 100, 40, 40)], 40))
-    place.restart("changed")
-    place.enable_checkpoints(RemoteResource(size=50, etag='"w"'))
-    place.part.locked_writer().write(0, memoryview(b"y" * 10))
-    place.checkpoint(ChunkSnapshot([Chunk(0, 50, 10, 10)], 10))
-    place.close()
+    output = made()
+    output.enable_checkpoints(RESOURCE)
+    output.checkpoint(ChunkSnapshot([Chunk(0, 100, 40, 40)], 40))
+    output.restart("changed")
+    output.enable_checkpoints(RemoteResource(size=50, etag='"w"'))
+    output.part.locked_writer().write(0, memoryview(b"y" * 10))
+    output.checkpoint(ChunkSnapshot([Chunk(0, 50, 10, 10)], 10))
+    output.close()
     again = made()
     assert again.saved is not None
     assert (again.saved.size, again.saved.etag, again.saved.attempts) == (50, '"w"', 1)
@@ -383,14 +385,14 @@ def test_after_a_restart_the_state_is_of_the_new_version(made: Made) -> None:
 # --- checkpoints ---
 
 
-def test_a_checkpoint_says_what_is_on_disk(made: Made) -> None:
+def test_a_checkpoint_says_what_is_on_disk(made: Outputs) -> None:
     made.begun()
-    place = made(url=f"{URL}?sign=2")
-    place.enable_checkpoints(RESOURCE)
-    place.part.locked_writer().write(40, memoryview(b"y" * 20))
+    output = made(url=f"{URL}?sign=2")
+    output.enable_checkpoints(RESOURCE)
+    output.part.locked_writer().write(40, memoryview(b"y" * 20))
     for position in (50, 60):
-        place.checkpoint(ChunkSnapshot([Chunk(0, 100, position, position)], position), errors.ShortBody("it was cut"))
-    place.close()
+        output.checkpoint(ChunkSnapshot([Chunk(0, 100, position, position)], position), errors.ShortBody("it was cut"))
+    output.close()
     again = made(url=f"{URL}?sign=2")
     assert again.saved is not None
     assert [tuple(span) for span in again.saved.missing_spans] == [(60, 100)]
@@ -404,10 +406,10 @@ def test_a_checkpoint_says_what_is_on_disk(made: Made) -> None:
     last.close()
 
 
-def test_bytes_are_forced_to_disk_before_the_state_says_so(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_are_forced_to_disk_before_the_state_says_so(made: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    place = made(sync=True)
-    place.enable_checkpoints(RESOURCE)
+    output = made(sync=True)
+    output.enable_checkpoints(RESOURCE)
     monkeypatch.setattr(os, "fdatasync", lambda _: order.append("data"))
     real = disk.atomic_write
 
@@ -416,30 +418,30 @@ def test_bytes_are_forced_to_disk_before_the_state_says_so(made: Made, monkeypat
         real(*arguments, **options)
 
     monkeypatch.setattr(disk, "atomic_write", write)
-    place.checkpoint(ChunkSnapshot([Chunk(0, 100, 0, 0)], 0))
+    output.checkpoint(ChunkSnapshot([Chunk(0, 100, 0, 0)], 0))
     assert order == ["data", "state, sync True"]
-    place.close()
+    output.close()
 
 
 @pytest.mark.parametrize("step", ["checkpoint", "prepare", "publish"])
 def test_after_a_failed_sync_or_commit_the_output_is_broken(
-    step: str, made: Made, monkeypatch: pytest.MonkeyPatch
+    step: str, made: Outputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = made(sync=True)
-    place.enable_checkpoints(RESOURCE)
-    place.checkpoint(ChunkSnapshot([Chunk(0, 100, 0, 0)], 0))
-    assert not place.has_failed
+    output = made(sync=True)
+    output.enable_checkpoints(RESOURCE)
+    output.checkpoint(ChunkSnapshot([Chunk(0, 100, 0, 0)], 0))
+    assert not output.has_failed
     snapshot = ChunkSnapshot([Chunk(0, 100, 0, 0)], 0)
     steps: dict[str, Callable[[], None]] = {
-        "checkpoint": lambda: place.checkpoint(snapshot),
-        "prepare": lambda: place.prepare(RESOURCE, remote_time=False),
-        "publish": lambda: place.publish(RESOURCE, snapshot),
+        "checkpoint": lambda: output.checkpoint(snapshot),
+        "prepare": lambda: output.prepare(RESOURCE, remote_time=False),
+        "publish": lambda: output.publish(RESOURCE, snapshot),
     }
     with monkeypatch.context() as patch, pytest.raises(errors.DiskFailed):
         patch.setattr(os, "fdatasync" if step != "publish" else "fsync", failing())
         steps[step]()
-    assert place.has_failed
-    place.close()
+    assert output.has_failed
+    output.close()
 
 
 # --- publishing ---
@@ -449,54 +451,54 @@ def test_after_a_failed_sync_or_commit_the_output_is_broken(
 @pytest.mark.parametrize("remote_time", [True, False])
 @pytest.mark.parametrize("modified", ["Tue, 01 Oct 2024 10:00:00 GMT", None])
 def test_before_it_is_published_a_file_is_complete_on_disk(
-    modified: str | None, remote_time: bool, if_exists: str, made: Made, monkeypatch: pytest.MonkeyPatch
+    modified: str | None, remote_time: bool, if_exists: str, made: Outputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place, order = made(if_exists=if_exists), list[object]()
+    output, order = made(if_exists=if_exists), list[object]()
     for name in ("close_writers", "copy_permissions", "sync_data", "report_delayed_errors"):
-        monkeypatch.setattr(place.part, name, lambda name=name: order.append(name))
-    monkeypatch.setattr(place.part, "set_modified", order.append)
-    place.prepare(RemoteResource(size=1, last_modified=modified), remote_time=remote_time)
+        monkeypatch.setattr(output.part, name, lambda name=name: order.append(name))
+    monkeypatch.setattr(output.part, "set_modified", order.append)
+    output.prepare(RemoteResource(size=1, last_modified=modified), remote_time=remote_time)
     permissions = ["copy_permissions"] if if_exists == "overwrite" else []
     time = [1727776800.0] if remote_time and modified else []
     assert order == ["close_writers", *permissions, *time, "sync_data", "report_delayed_errors"]
-    place.close()
+    output.close()
 
 
 class Killed(BaseException):
-    """The end of a process."""
+    """The process is killed here."""
 
 
 DONE = ChunkSnapshot([Chunk(0, 100, 100, 100)], 100)
 
 
-def complete(made: Made, *, has_state: bool, **options: Any) -> FileOutput:
-    place = made(**options)
-    place.enable_checkpoints(RESOURCE)
-    place.part.locked_writer().write(0, memoryview(b"x" * 100))
+def complete(made: Outputs, *, has_state: bool, **options: Any) -> FileOutput:
+    output = made(**options)
+    output.enable_checkpoints(RESOURCE)
+    output.part.locked_writer().write(0, memoryview(b"x" * 100))
     if has_state:
-        place.checkpoint(ChunkSnapshot([Chunk(0, 100, 40, 40)], 40))
-    return place
+        output.checkpoint(ChunkSnapshot([Chunk(0, 100, 40, 40)], 40))
+    return output
 
 
 @pytest.mark.parametrize("job", [None, "j1"])
 @pytest.mark.parametrize("can_mark", [True, False])
 @pytest.mark.parametrize("has_state", [True, False])
 def test_what_is_published_is_recorded_first_where_a_later_run_needs_it(
-    has_state: bool, can_mark: bool, job: str | None, made: Made, monkeypatch: pytest.MonkeyPatch
+    has_state: bool, can_mark: bool, job: str | None, made: Outputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = complete(made, has_state=has_state, id=job, fence=7 if job else None)
-    monkeypatch.setattr(place, "_rename", failing_with(Killed()))
+    output = complete(made, has_state=has_state, id=job, fence=7 if job else None)
+    monkeypatch.setattr(output, "_rename", failing_with(Killed()))
     if not can_mark:
-        monkeypatch.setattr(place.part, "mark_published", lambda _: False)
+        monkeypatch.setattr(output.part, "mark_published", lambda _: False)
     with pytest.raises(Killed):
-        place.publish(RESOURCE, DONE)
+        output.publish(RESOURCE, DONE)
     saved = StateFile.for_target(made.folder / "f", sync=False).load()
     is_in_state = has_state or (job is not None and not can_mark)
     claim = (7, CLAIM) if job else (None, None)
-    expected = PublishRecord(place.part.inode, 100, job, *claim) if is_in_state else None
+    expected = PublishRecord(output.part.inode, 100, job, *claim) if is_in_state else None
     assert (saved.publishing if saved else None) == expected
     assert has_mark(made.folder / "f.part", OF_QUEUE) is (job is not None and can_mark and not has_state)
-    place.part.close()
+    output.part.close()
 
 
 def failing_with(error: BaseException) -> Any:
@@ -509,46 +511,46 @@ def failing_with(error: BaseException) -> Any:
 @pytest.mark.parametrize("job", [None, "j1"])
 @pytest.mark.parametrize("has_state", [True, False])
 def test_a_state_stays_after_publishing_only_for_the_job_of_a_queue(
-    has_state: bool, job: str | None, made: Made
+    has_state: bool, job: str | None, made: Outputs
 ) -> None:
-    place = complete(made, has_state=has_state, id=job)
-    place.publish(RESOURCE, DONE)
-    place.close()
+    output = complete(made, has_state=has_state, id=job)
+    output.publish(RESOURCE, DONE)
+    output.close()
     assert made.files == ["f", "f.part.meta"] if job and has_state else ["f"]
-    assert place.has_state is bool(job and has_state)
+    assert output.has_state is bool(job and has_state)
     assert has_mark(made.folder / "f", OF_QUEUE) is (job is not None and not has_state)
 
 
 def test_a_record_for_want_of_a_mark_need_not_outlive_the_loss_of_power(
-    made: Made, monkeypatch: pytest.MonkeyPatch
+    made: Outputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = complete(made, has_state=False, id="j1", sync=True)
+    output = complete(made, has_state=False, id="j1", sync=True)
     synced: list[int] = []
-    monkeypatch.setattr(place.part, "mark_published", lambda _: False)
-    monkeypatch.setattr(place, "_rename", failing_with(Killed()))
+    monkeypatch.setattr(output.part, "mark_published", lambda _: False)
+    monkeypatch.setattr(output, "_rename", failing_with(Killed()))
     monkeypatch.setattr(os, "fsync", synced.append)
     with pytest.raises(Killed):
-        place.publish(RESOURCE, DONE)
+        output.publish(RESOURCE, DONE)
     assert synced == []
-    place.part.close()
+    output.part.close()
 
 
-def test_no_record_is_written_beside_the_part_file_of_another(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = complete(made, has_state=False, id="j1")
-    monkeypatch.setattr(place.part, "mark_published", lambda _: False)
+def test_no_record_is_written_beside_the_part_file_of_another(made: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = complete(made, has_state=False, id="j1")
+    monkeypatch.setattr(output.part, "mark_published", lambda _: False)
     (made.folder / "f.part").unlink()
     with pytest.raises(errors.LocalFault, match="another program removed or replaced"):
-        place.publish(RESOURCE, DONE)
+        output.publish(RESOURCE, DONE)
     assert made.files == []
-    place.close()
+    output.close()
 
 
-def test_a_placeholder_goes_when_the_file_is_published(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_placeholder_goes_when_the_file_is_published(made: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
     unmarkable(monkeypatch)
     for job in (None, "j1"):
-        place = complete(made, has_state=False, id=job)
-        place.publish(RESOURCE, DONE)
-        place.close()
+        output = complete(made, has_state=False, id=job)
+        output.publish(RESOURCE, DONE)
+        output.close()
         assert made.files == (["f", "f.part.meta"] if job else ["f"])
 
 
@@ -562,21 +564,21 @@ def test_a_placeholder_goes_when_the_file_is_published(made: Made, monkeypatch: 
     ],
 )
 def test_a_target_that_appears_meanwhile_is_treated_as_asked(
-    if_exists: str, files: list[str], raised: type[Exception] | None, made: Made
+    if_exists: str, files: list[str], raised: type[Exception] | None, made: Outputs
 ) -> None:
-    place = complete(made, has_state=True, if_exists=if_exists)
+    output = complete(made, has_state=True, if_exists=if_exists)
     (made.folder / "f").write_bytes(b"mine")
     if raised is None:
-        place.publish(RESOURCE, DONE)
+        output.publish(RESOURCE, DONE)
     else:
         with pytest.raises(raised) as caught:
-            place.publish(RESOURCE, DONE)
+            output.publish(RESOURCE, DONE)
         assert getattr(caught.value, "is_published", False) is False
-    place.close()
+    output.close()
     assert made.files == files
     assert (made.folder / "f").read_bytes() == (b"x" * 100 if if_exists == "overwrite" else b"mine")
-    assert place.path.name == ("f.1" if if_exists == "rename" else "f")
-    assert place.path.read_bytes() == (b"x" * 100 if raised is None else b"mine")
+    assert output.path.name == ("f.1" if if_exists == "rename" else "f")
+    assert output.path.read_bytes() == (b"x" * 100 if raised is None else b"mine")
 
 
 # --- names that are taken ---
@@ -584,7 +586,7 @@ def test_a_target_that_appears_meanwhile_is_treated_as_asked(
 
 @pytest.mark.parametrize("if_exists", ["overwrite", "skip", "fail", "rename"])
 @pytest.mark.parametrize("exists", [True, False])
-def test_a_target_that_exists_is_treated_as_asked(exists: bool, if_exists: str, made: Made) -> None:
+def test_a_target_that_exists_is_treated_as_asked(exists: bool, if_exists: str, made: Outputs) -> None:
     if exists:
         (made.folder / "f").write_bytes(b"mine")
         (made.folder / "f").chmod(0o600)
@@ -596,14 +598,14 @@ def test_a_target_that_exists_is_treated_as_asked(exists: bool, if_exists: str, 
             assert str(caught.value) == str(made.folder / "f")
         assert made.files == ["f"]
         return
-    place = made(if_exists=if_exists)
-    assert place.path.name == ("f.1" if exists and if_exists == "rename" else "f")
-    has_mode = place.part.path.stat().st_mode & 0o777 == 0o600
+    output = made(if_exists=if_exists)
+    assert output.path.name == ("f.1" if exists and if_exists == "rename" else "f")
+    has_mode = output.part.path.stat().st_mode & 0o777 == 0o600
     assert has_mode is (exists and if_exists == "overwrite")
-    place.close()
+    output.close()
 
 
-def test_each_name_that_is_tried_must_be_admitted(made: Made) -> None:
+def test_each_name_that_is_tried_must_be_admitted(made: Outputs) -> None:
     tried: list[str] = []
 
     def check_target(path: Path) -> None:
@@ -611,9 +613,9 @@ def test_each_name_that_is_tried_must_be_admitted(made: Made) -> None:
         if path.name in ("f", "f.1"):
             raise errors.TargetExists("taken in this list")
 
-    place = made(if_exists="rename", check_target=check_target)
-    assert (place.path.name, tried) == ("f.2", ["f", "f.1", "f.2"])
-    place.close()
+    output = made(if_exists="rename", check_target=check_target)
+    assert (output.path.name, tried) == ("f.2", ["f", "f.1", "f.2"])
+    output.close()
     with pytest.raises(errors.TargetExists, match="taken in this list"):
         made(check_target=check_target)
     assert made.files == []
@@ -635,20 +637,20 @@ def test_each_name_that_is_tried_must_be_admitted(made: Made) -> None:
     ],
 )
 def test_rename_prefers_the_unfinished_file_of_the_same_url(
-    begun: dict[str, str | None], wanted: str, made: Made
+    begun: dict[str, str | None], wanted: str, made: Outputs
 ) -> None:
     """None: a part file without a state."""
     for name, url in begun.items():
         made.begun(name, url=url or URL)
         if url is None:
             (made.folder / f"{name}.part.meta").unlink()
-    place = made(if_exists="rename")
-    assert place.path.name == wanted
-    assert (place.saved is not None) is (begun.get(wanted) is not None)
-    place.close()
+    output = made(if_exists="rename")
+    assert output.path.name == wanted
+    assert (output.saved is not None) is (begun.get(wanted) is not None)
+    output.close()
 
 
-def test_rename_passes_over_what_another_download_has(made: Made) -> None:
+def test_rename_passes_over_what_another_download_has(made: Outputs) -> None:
     first = made(if_exists="rename")
     second = made(if_exists="rename")
     assert (first.path.name, second.path.name) == ("f", "f.1")
@@ -658,7 +660,7 @@ def test_rename_passes_over_what_another_download_has(made: Made) -> None:
 
 
 def test_a_name_that_was_published_before_it_was_locked_is_passed_over(
-    made: Made, monkeypatch: pytest.MonkeyPatch
+    made: Outputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = open_descriptors()
 
@@ -668,13 +670,15 @@ def test_a_name_that_was_published_before_it_was_locked_is_passed_over(
         return PartFile(target, **options)
 
     monkeypatch.setattr(selection, "PartFile", late)
-    place = made(if_exists="rename")
-    assert (place.path.name, made.files) == ("f.1", ["f", "f.1.part"])
-    place.close()
+    output = made(if_exists="rename")
+    assert (output.path.name, made.files) == ("f.1", ["f", "f.1.part"])
+    output.close()
     assert open_descriptors() == before
 
 
-def test_an_error_after_the_lock_leaves_neither_part_file_nor_lock(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_after_the_lock_leaves_neither_part_file_nor_lock(
+    made: Outputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before, real = open_descriptors(), selection._exists
 
     def is_there(path: Path) -> bool:
@@ -688,22 +692,22 @@ def test_an_error_after_the_lock_leaves_neither_part_file_nor_lock(made: Made, m
     assert (made.files, open_descriptors()) == ([], before)
 
 
-def test_the_series_of_names_has_an_end(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_series_of_names_has_an_end(made: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "MAX_NUMBERED_NAMES", 3)
     for name in ("f", "f.1", "f.2"):
         (made.folder / name).touch()
     with pytest.raises(errors.TargetExists, match="exists already, and so do"):
         made(if_exists="rename")
     (made.folder / "f.2").unlink()
-    place = made(if_exists="rename")
-    assert place.path.name == "f.2"
-    place.close()
+    output = made(if_exists="rename")
+    assert output.path.name == "f.2"
+    output.close()
 
 
 # --- published by a run that was killed ---
 
 
-def killed_after_publishing(made: Made, name: str, content: bytes = b"x" * 100, **record: Any) -> None:
+def killed_after_publishing(made: Outputs, name: str, content: bytes = b"x" * 100, **record: Any) -> None:
     """Leave a target, and the state of ``f`` that records it, changed by ``record``."""
     (made.folder / name).write_bytes(content)
     status = (made.folder / name).stat()
@@ -713,7 +717,7 @@ def killed_after_publishing(made: Made, name: str, content: bytes = b"x" * 100, 
 
 @pytest.mark.parametrize("if_exists", ["overwrite", "skip", "fail", "rename"])
 @pytest.mark.parametrize("name", ["f", "f.1"])
-def test_a_file_that_a_killed_run_published_is_found(name: str, if_exists: str, made: Made) -> None:
+def test_a_file_that_a_killed_run_published_is_found(name: str, if_exists: str, made: Outputs) -> None:
     if name == "f.1":
         if if_exists != "rename":
             return
@@ -743,7 +747,7 @@ def test_a_file_that_a_killed_run_published_is_found(name: str, if_exists: str, 
     ],
 )
 def test_only_what_the_record_names_was_published(
-    changes: dict[str, Any], job: str | None, is_found: bool, made: Made
+    changes: dict[str, Any], job: str | None, is_found: bool, made: Outputs
 ) -> None:
     killed_after_publishing(made, "f", **changes)
     if is_found:
@@ -758,7 +762,7 @@ def test_only_what_the_record_names_was_published(
     assert made.files == ["f", "f.part.meta"]
 
 
-def test_another_file_that_has_the_name_of_the_part_file_stays(made: Made) -> None:
+def test_another_file_that_has_the_name_of_the_part_file_stays(made: Outputs) -> None:
     killed_after_publishing(made, "f")
     (made.folder / "f.part").write_bytes(b"precious")
     with pytest.raises(TargetPresent):
@@ -767,7 +771,7 @@ def test_another_file_that_has_the_name_of_the_part_file_stays(made: Made) -> No
 
 
 @pytest.mark.parametrize("sync", [True, False])
-def test_the_name_of_a_killed_run_is_made_durable(sync: bool, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_of_a_killed_run_is_made_durable(sync: bool, made: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
     killed_after_publishing(made, "f")
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
@@ -780,7 +784,7 @@ def test_the_name_of_a_killed_run_is_made_durable(sync: bool, made: Made, monkey
     ("job", "resume", "is_found"), [("j1", True, True), ("j2", True, False), (None, True, False), ("j1", False, False)]
 )
 def test_a_file_with_the_mark_of_the_job_was_published_for_it(
-    job: str | None, resume: bool, is_found: bool, made: Made
+    job: str | None, resume: bool, is_found: bool, made: Outputs
 ) -> None:
     with open(made.folder / "f", "wb") as file:
         assert set_mark(file.fileno(), OF_QUEUE)
@@ -794,7 +798,7 @@ def test_a_file_with_the_mark_of_the_job_was_published_for_it(
 
 
 @pytest.mark.parametrize("content", [b"x", b'{"version":1,"placeholder":true}'])
-def test_a_state_that_says_nothing_of_the_target_is_left_to_the_opening(content: bytes, made: Made) -> None:
+def test_a_state_that_says_nothing_of_the_target_is_left_to_the_opening(content: bytes, made: Outputs) -> None:
     (made.folder / "f").write_bytes(b"mine")
     (made.folder / "f.part.meta").write_bytes(content)
     PartFile(made.folder / "g", sync=False).close()

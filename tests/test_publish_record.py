@@ -1,4 +1,4 @@
-"""What says that a file was published for a job counts for that job alone, not for another one with its id."""
+"""The record that a file was published for a job counts for that job only, not for a later one with its id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be the target of a download, and the mark that a file was published for a job."""
+"""Which paths may be the target of a download, and the record that a file was published for a job."""
 
 from __future__ import annotations
 

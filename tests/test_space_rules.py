@@ -1,4 +1,4 @@
-"""How much of its disk a download may take: what it is told before its first byte, and while bytes arrive."""
+"""How much disk space a download may take, before its first byte and while bytes arrive."""
 
 from __future__ import annotations
 
