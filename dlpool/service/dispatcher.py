@@ -49,9 +49,7 @@ from dlpool.service.wire.frames import (
 from dlpool.service.wire.results import AttemptResult
 from dlpool.service.worker_handle import WorkerHandle
 
-# log lines about malformed jobs: a client that pushes many of them must not fill the
-# log
-MALFORMED_PER_MINUTE = 20
+MALFORMED_PER_MINUTE = 20  # log lines: a client that pushes many must not fill the log
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ class JobDispatcher:
         """Fail the job on an unexpected error, so that the service continues."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - after a restart the same job would stop the service again
+        except Exception as error:  # noqa: BLE001 - it would stop the service
             self._log.error("job_internal_error", error=error, **log_fields(held))
             if (
                 not self._in_flight.add(held)
@@ -166,9 +164,9 @@ class JobDispatcher:
             for one in self._in_flight.all()
             if one.phase is InFlightPhase.WAITING
         ]
-        for lease_id, pid in (
-            assign(waiting, self._pool.worker_slots()) if waiting else ()
-        ):
+        if not waiting:
+            return
+        for lease_id, pid in assign(waiting, self._pool.worker_slots()):
             held, worker = self._in_flight.get(lease_id), self._pool.workers[pid]
             assert held is not None and held.job is not None
             try:
@@ -301,11 +299,8 @@ class JobDispatcher:
             self._collector.count_lost()
             self._in_flight.remove(frame.lease_id)
             return
-        held.path, held.needs_cleanup, held.stack = (
-            frame.path,
-            frame.needs_cleanup,
-            frame.stack,
-        )
+        held.path, held.stack = frame.path, frame.stack
+        held.needs_cleanup = frame.needs_cleanup
         self._finish(held, request)
 
     def _finish(self, held: InFlightJob, request: FinishRequest) -> None:

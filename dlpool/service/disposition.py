@@ -107,14 +107,14 @@ class DispositionPolicy:
             return FinishRequest(
                 claimed.lease,
                 Disposition.PAUSE,
-                note={"label": "paused", "message": "the job was paused"},
+                note=_note("paused", "the job was paused"),
             )
         record = failure_record(self.keys, url, claimed.raw, CANCELLED, self.now())
         return FinishRequest(
             claimed.lease,
             Disposition.CANCEL,
             record,
-            note={"label": "cancelled", "message": CANCELLED},
+            note=_note("cancelled", CANCELLED),
         )
 
     def for_internal_error(
@@ -148,9 +148,7 @@ class DispositionPolicy:
                 f"the job was running in {deaths} workers that died: {how}",
             )
         return FinishRequest(
-            claimed.lease,
-            Disposition.CRASH,
-            note={"label": "worker_died", "message": how},
+            claimed.lease, Disposition.CRASH, note=_note("worker_died", how)
         )
 
     def for_bystander(self, claimed: ClaimedJob, how: str) -> FinishRequest:
@@ -160,9 +158,7 @@ class DispositionPolicy:
         """
         message = f"another job hung the worker: {how}"
         return FinishRequest(
-            claimed.lease,
-            Disposition.RELEASE,
-            note={"label": "released", "message": message},
+            claimed.lease, Disposition.RELEASE, note=_note("released", message)
         )
 
     def failure(
@@ -172,16 +168,11 @@ class DispositionPolicy:
 
         Without a URL there is no record for clients.
         """
-        record = (
-            None
-            if url is None
-            else failure_record(self.keys, url, claimed.raw, message, self.now())
-        )
+        record = None
+        if url is not None:
+            record = failure_record(self.keys, url, claimed.raw, message, self.now())
         return FinishRequest(
-            claimed.lease,
-            Disposition.FAIL,
-            record,
-            note={"label": label, "message": message},
+            claimed.lease, Disposition.FAIL, record, note=_note(label, message)
         )
 
     def _postpone(self, claimed: ClaimedJob, job: PushedJob) -> FinishRequest | None:
@@ -210,9 +201,8 @@ class DispositionPolicy:
         ):
             return None
         message = (
-            f"the job was running in {claimed.takeovers} supervisors and "
-            f"{claimed.crashes} "
-            f"workers that died"
+            f"the job was running in {claimed.takeovers} supervisors "
+            f"and {claimed.crashes} workers that died"
         )
         return self.failure(claimed, job.url, "poison", message)
 
@@ -233,25 +223,24 @@ class DispositionPolicy:
         )
 
     def _retry(self, claimed: ClaimedJob, frame: EndedFrame) -> FinishRequest:
-        is_disk_full = frame.attempt_result is AttemptResult.NO_ROOM
-        least_s = (
-            self._disk_full_delay_s(claimed.attempts)
-            if is_disk_full
-            else frame.retry_after_s or 0.0
-        )
+        least_s = frame.retry_after_s or 0.0
+        if frame.attempt_result is AttemptResult.NO_ROOM:
+            least_s = self._disk_full_delay_s(claimed.attempts)
         delay_s = self._backoff_s(claimed.attempts, least_s)
         return FinishRequest(
-            claimed.lease, Disposition.RETRY, note=_note(frame), delay_s=delay_s
+            claimed.lease,
+            Disposition.RETRY,
+            note=_note(frame.label, frame.message),
+            delay_s=delay_s,
         )
 
     def _release(
         self, claimed: ClaimedJob, frame: EndedFrame, yield_reason: str | None
     ) -> FinishRequest:
-        """Return the release of a job that was interrupted. The attempt does not
-        count.
+        """Return the release of a job that was interrupted.
 
-        A job that yields its slot waits ``job_retry_delay`` at first, and twice as long
-        each time.
+        The attempt does not count. A job that yields its slot waits ``job_retry_delay``
+        at first, and twice as long each time.
         """
         settings = self.settings
         if yield_reason is None or frame.attempt_result is not AttemptResult.RELEASED:
@@ -261,13 +250,16 @@ class DispositionPolicy:
             }
             delay_s = delays_s.get(frame.attempt_result, 0.0)
             return FinishRequest(
-                claimed.lease, Disposition.RELEASE, note=_note(frame), delay_s=delay_s
+                claimed.lease,
+                Disposition.RELEASE,
+                note=_note(frame.label, frame.message),
+                delay_s=delay_s,
             )
         delay_s = min(
             settings.job_retry_max_delay,
             _doubled(settings.job_retry_delay, claimed.yields),
         )
-        note = {"label": yield_reason, "message": frame.message}
+        note = _note(yield_reason, frame.message)
         return FinishRequest(
             claimed.lease, Disposition.YIELD, note=note, delay_s=max(0.001, delay_s)
         )
@@ -309,8 +301,8 @@ class DispositionPolicy:
         return max(at_least_s, self.random() * longest_s, 0.001)
 
 
-def _note(frame: EndedFrame) -> dict[str, Any]:
-    return {"label": frame.label, "message": frame.message}
+def _note(label: str, message: str) -> dict[str, Any]:
+    return {"label": label, "message": message}
 
 
 def _doubled(first_s: float, times: int) -> float:

@@ -53,10 +53,8 @@ class HostConcurrency:
         self._hosts: dict[str, _HostState] = {}
 
     def __repr__(self) -> str:
-        return (
-            f"<HostConcurrency "
-            f"{ ({name: one.limit for name, one in self._hosts.items()}) }>"
-        )
+        limits = {name: one.limit for name, one in self._hosts.items()}
+        return f"<HostConcurrency {limits}>"
 
     def record_refusal(self, name: str, count: Callable[[], int]) -> None:
         """Count a job that its host has refused.

@@ -84,11 +84,8 @@ class WorkerPool:
 
     def __repr__(self) -> str:
         busy = sum(len(worker.jobs) for worker in self.workers.values())
-        return (
-            f"<WorkerPool {len(self._wanted_slots)} wanted: {len(self.workers)} "
-            f"running, "
-            f"{busy} jobs>"
-        )
+        wanted, running = len(self._wanted_slots), len(self.workers)
+        return f"<WorkerPool {wanted} wanted: {running} running, {busy} jobs>"
 
     def worker_slots(self) -> list[WorkerSlots]:
         """Return the free slots of each worker."""

@@ -96,9 +96,7 @@ class RespawnBackoff:
         """Return the backoff after a worker has died that lived ``lived_s`` seconds."""
         if lived_s >= HEALTHY_S:
             return RespawnBackoff()
-        delay = (
-            0.0
-            if self.failures == 0
-            else min(RESPAWN_MAX_S, RESPAWN_FIRST_S * 2.0**self.failures)
-        )
-        return RespawnBackoff(self.failures + 1, now + delay)
+        delay_s = 0.0
+        if self.failures > 0:
+            delay_s = min(RESPAWN_MAX_S, RESPAWN_FIRST_S * 2.0**self.failures)
+        return RespawnBackoff(self.failures + 1, now + delay_s)

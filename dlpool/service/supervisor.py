@@ -237,19 +237,18 @@ class Supervisor:
 
     def _status(self) -> str:
         """Return the status line for the service manager."""
-        error = self._components.redis_state.error
-        state = (
-            "draining"
-            if self._drain_until is not None
-            else "waiting for Redis"
-            if error
-            else "working"
-        )
-        if state == "working" and self._components.disk_guard.low_folders:
-            state = "waiting for disk space"
-        return (
-            f"{state}: {len(self._in_flight)} jobs, {len(self._pool.workers)} workers"
-        )
+        state = self._state()
+        jobs, workers = len(self._in_flight), len(self._pool.workers)
+        return f"{state}: {jobs} jobs, {workers} workers"
+
+    def _state(self) -> str:
+        if self._drain_until is not None:
+            return "draining"
+        if self._components.redis_state.error:
+            return "waiting for Redis"
+        if self._components.disk_guard.low_folders:
+            return "waiting for disk space"
+        return "working"
 
     # --- signals ---
 

@@ -184,10 +184,7 @@ class SupervisorComponents:
 
     def _make_policy(self) -> DispositionPolicy:
         return DispositionPolicy(
-            self._transitions.keys,
-            self._settings.supervisor,
-            time.time,
-            random.random,
+            self._transitions.keys, self._settings.supervisor, time.time, random.random
         )
 
     def start(self) -> None:

@@ -71,11 +71,8 @@ class WorkerHandle:
         self.is_retiring = False
         self.kill_reason: str | None = None
         self.kill_at: float | None = None
-        self.hung_job: str | None = (
-            # lease id of the job whose thread held the GIL when the worker hung, if
-            # known
-            None
-        )
+        # lease id of the job whose thread held the GIL when the worker hung, if known
+        self.hung_job: str | None = None
         self.counters = CounterDeltas()
         self.rate: int | None = None  # bytes/s that the worker has been told
         self.space: SpaceFrame | None = None  # the last one sent
@@ -93,13 +90,9 @@ class WorkerHandle:
         """The state for people: retiring, quarantine, ready or starting."""
         if self.is_retiring:
             return "retiring"
-        return (
-            "quarantine"
-            if self.is_quarantine
-            else "ready"
-            if self.is_ready
-            else "starting"
-        )
+        if self.is_quarantine:
+            return "quarantine"
+        return "ready" if self.is_ready else "starting"
 
     def as_json(self) -> dict[str, object]:
         """Return the worker's entry in the node's status; ``memory`` in bytes."""
@@ -212,11 +205,9 @@ class WorkerHandle:
     def describe_exit(self) -> str:
         """Return how the process exited, for the log."""
         code = self.process.exitcode or 0
-        how = (
-            f"killed by {signal.Signals(-code).name}"
-            if code < 0
-            else f"exit code {code}"
-        )
+        how = f"exit code {code}"
+        if code < 0:
+            how = f"killed by {signal.Signals(-code).name}"
         return f"{self.kill_reason} ({how})" if self.kill_reason else how
 
     def take_stacks(self, state_dir: Path) -> str:

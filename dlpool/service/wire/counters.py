@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 
 # upper bounds of a histogram's buckets
@@ -22,12 +22,12 @@ class WorkerCounters:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
+        self._counts: defaultdict[str, float] = defaultdict(float)
 
     def add(self, name: str, amount: float) -> None:
         """Add to a counter."""
         with self._lock:
-            self._counts[name] += amount  # type: ignore[assignment]  # seconds are not integers
+            self._counts[name] += amount
 
     def count_retry(self, label: str) -> None:
         """Count the retry of a range, by the label of the error."""
@@ -41,7 +41,7 @@ class WorkerCounters:
         """Count a range that was fetched in ``seconds``."""
         with self._lock:
             self._counts[f"{_RANGE}{bisect_left(RANGE_BOUNDS_S, seconds)}"] += 1
-            self._counts[RANGE_SECONDS] += seconds  # type: ignore[assignment]
+            self._counts[RANGE_SECONDS] += seconds
 
     def snapshot(self) -> dict[str, float]:
         """Return all counters by name."""

@@ -46,6 +46,7 @@ class AttemptResult(str, Enum):
     __str__ = str.__str__
 
 
+# the first match counts
 _RESULTS: tuple[tuple[type[DlpoolError], AttemptResult], ...] = (
     (LostJob, AttemptResult.LOST),
     (Cancelled, AttemptResult.RELEASED),
@@ -57,7 +58,7 @@ _RESULTS: tuple[tuple[type[DlpoolError], AttemptResult], ...] = (
     (RestartFile, AttemptResult.RETRY),
     (InternalError, AttemptResult.RETRY),
     (DlpoolError, AttemptResult.FAILED),
-)  # the first match counts
+)
 
 
 def attempt_result_of(error: DlpoolError) -> AttemptResult:

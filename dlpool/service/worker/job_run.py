@@ -259,18 +259,18 @@ class JobRun:
             if self._error is not None:
                 raise self._error
 
-    def _notify(self, event: str, /, **fields: object) -> None:
-        if event == "job_started" and (fields["size"] or SMALL) >= SMALL:  # type: ignore[operator]
+    def _notify(self, event: str, /, **fields: Any) -> None:
+        if event == "job_started" and (fields["size"] or SMALL) >= SMALL:
             # before the threads of its connections are started
             self._context.affinity.unpin()
         if event == "body_complete":
-            if fields["size"] < SMALL and not self._settings.scan:  # type: ignore[operator]
+            if fields["size"] < SMALL and not self._settings.scan:
                 self._context.send(FinishingFrame(self.frame.lease_id))
             return
         if self._span is not None and event in ("range_fetched", "range_retry"):
             self._span.add_range(fields)
         if event == "range_fetched":
-            self._context.counters.count_range(fields["seconds"])  # type: ignore[arg-type]
+            self._context.counters.count_range(fields["seconds"])
             return
         if event == "range_retry":
             self._context.counters.count_retry(str(fields["label"]))

@@ -157,9 +157,10 @@ class WorkerProcess:
         self._paths = Confinement(settings.paths, settings.owned)
         self._transfer = settings.transfer
         self._logging = settings.logging
+        # with a timeout to send: a stopped supervisor must not block this process
         self._channel = FrameChannel.of_worker(
             sock, receive_s=RECEIVE_S, send_s=SILENCE_S
-        )  # a supervisor that is stopped does not block this process forever
+        )
         self._log = Log(
             settings.log_dir,
             settings.logging,
