@@ -110,7 +110,8 @@ def test_a_job_keeps_to_its_own_rate(tmp_path: Path) -> None:
     with running(tmp_path) as both, desk_of(*both) as desk:
         check_rate(MIB, fetch(desk, MIB, "a", limit_rate="256K"), 256 * KIB)
         url = desk.push("odd", limit_rate="fast")
-        assert "dlpool.limit_rate is not bytes a second" in desk.client.wait_for_failure(url)["error_message"]
+        message = desk.client.wait_for_failure(url)["error_message"]
+        assert "dlpool.limit_rate is not at least 1024 bytes per second" in message
 
 
 @pytest.mark.parametrize(

@@ -281,7 +281,7 @@ def test_a_second_supervisor_of_one_state_folder_ends_with_a_sentence(
         finally:
             second.__exit__(None, None, None)
         (said,) = second.errors.read_text().splitlines()
-        assert f"another supervisor (pid {service.pid}) works with {service.state_dir}" in said
+        assert f"another supervisor (pid {service.pid}) uses {service.state_dir}" in said
         client.push(f"{origin.url}/f", "f", id="f")
         client.wait_for(f"{origin.url}/f")
 
