@@ -1,4 +1,4 @@
-"""Writes docs/api.md out of the docstrings of what ``dlpool`` exports."""
+"""Write docs/api.md from the docstrings of the public names of ``dlpool``."""
 
 from __future__ import annotations
 
@@ -16,40 +16,19 @@ import dlpool  # noqa: E402
 HEAD = """\
 # The Python API
 
-Made by `scripts/api_doc.py` out of the docstrings; runnable programs are in [examples](examples). All of it works in
-one process, on threads, without Redis. Sizes are in bytes, times in seconds. What fails raises a subclass of
-`dlpool.errors.DlpoolError`, whose message is one sentence; each error has a stable `label`.
+Written by `scripts/api_doc.py` from the docstrings; see also the [examples](examples). Everything runs in one process,
+on threads, without Redis. Sizes are in bytes, times in seconds. Errors are subclasses of `dlpool.errors.DlpoolError`: a
+message of one sentence and a stable `label`.
 
-A program that ends while downloads are pending or running waits for them, as with `concurrent.futures`; paused
-ones are not waited for. Ctrl-C ends that wait: fetched bytes are kept, and one warning reports how many had not ended.
-The engine samples speeds and remaining times while downloads run, also if the program does not read them.
+A program that exits while downloads are pending or running waits for them, as with `concurrent.futures`, but not for
+paused ones. Ctrl-C ends the wait: fetched bytes are kept, and one warning gives the number of unfinished downloads.
+Speeds are sampled while downloads run, even if the program does not read them.
 """
 ORDER = ("DownloadEngine", "DownloadTask", "download_many", "BatchSummary", "DownloadQueue", "DownloadStats")
-INTERNAL = {
-    "adopt",
-    "begin",
-    "run",
-    "end_run",
-    "abandon",
-    "permit",
-    "hear",
-    "of",
-    "moment",
-    "figures",
-    "waits",
-    "waits_no_more",
-    "pull",
-    "leave",
-    "learn_target",
-    "work_here",
-    "is_over",
-    "job",
-    "label",
-}
 
 
 def render() -> str:
-    """The whole text."""
+    """Return the text of the page."""
     parts = [HEAD]
     for name in ORDER:
         thing = getattr(dlpool, name)
@@ -61,10 +40,8 @@ def render() -> str:
 def _class(kind: type) -> list[str]:
     made = vars(kind)["__init__"]
     lines = [f"```python\n{kind.__name__}{_signature(made)}\n```\n", _text(kind)]
-    if made.__doc__:
-        lines.append(_text(made))
     for name, member in vars(kind).items():
-        if name.startswith("_") or name in INTERNAL:
+        if name.startswith("_"):
             continue
         if isinstance(member, property):
             kind_of = inspect.signature(member.fget).return_annotation if member.fget else ""

@@ -113,7 +113,7 @@ def test_a_batch_goes_on_with_what_is_not_done(origin: Origin, tmp_path: Path) -
 def test_a_session_is_one_batchs_and_a_cut_line_is_done_again(tmp_path: Path) -> None:
     job, other = Job("http://h/a", Path("a")), Job("http://h/a", Path("b"))
     done = BatchSession(tmp_path / "session")
-    with pytest.raises(LocalFault, match="another batch's"):
+    with pytest.raises(LocalFault, match="used by another batch"):
         BatchSession(tmp_path / "session")
     done.mark_done(job)
     done.mark_done(other)
@@ -132,7 +132,7 @@ def test_a_session_is_one_batchs_and_a_cut_line_is_done_again(tmp_path: Path) ->
 
 def test_a_file_of_something_else_stays(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("important\n")
-    with pytest.raises(LocalFault, match="no session"):
+    with pytest.raises(LocalFault, match="not the session"):
         BatchSession(tmp_path / "mine")
     assert (tmp_path / "mine").read_text() == "important\n"
 

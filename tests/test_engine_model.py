@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from dlpool import DownloadEngine, DownloadTask
-from dlpool.engine.status import FINAL, MOVES
+from dlpool.engine.task import FINAL, MOVES
 from tests.conftest import make_data
 from tests.origin import Connection, File, Origin, Request
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlpool import DownloadQueue, DownloadStats, DownloadTask
-from dlpool.engine.speed import WINDOW_S, Speedometer
-from dlpool.engine.status import FINAL, MOVES
+from dlpool.engine.progress import WINDOW_S, Speedometer
+from dlpool.engine.task import FINAL, MOVES
 
 
 def task(priority: int = 0) -> DownloadTask:

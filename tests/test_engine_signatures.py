@@ -202,7 +202,7 @@ def test_figures_are_there_when_they_are_read_once(figure: str, slow: Origin, tm
 
 def test_the_sampling_thread_is_there_only_while_there_is_work(slow: Origin, tmp_path: Path) -> None:
     def keepers() -> int:
-        return sum(thread.name == "dlpool-keeper" for thread in threading.enumerate())
+        return sum(thread.name == "dlpool-sampler" for thread in threading.enumerate())
 
     before = keepers()
     with DownloadEngine(2) as engine:

@@ -16,7 +16,7 @@ import pytest
 
 from dlpool.cli.main import main
 from dlpool.config import TransferSettings
-from dlpool.engine.engine import DownloadEngine
+from dlpool.engine.engine import DownloadEngine, core_of
 from dlpool.errors import Cancelled, DlpoolError, Infected, NotScanned, ScannerAway
 from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.scan.guard import Guard
@@ -233,7 +233,10 @@ def test_the_engine_reads_the_section(address: str, serve: Serve, tmp_path: Path
         assert engine.download(serve(File(CLEAN)).url, tmp_path, "a").result(60) == tmp_path / "a"
         with pytest.raises(Infected):
             engine.download(serve(File(BAD)).url, tmp_path, "b").result(60)
-        assert engine.look_up_target(Job(f"{serve(File(BAD)).url}/name", tmp_path, is_folder=True)) == tmp_path / "name"
+        assert (
+            core_of(engine).look_up_target(Job(f"{serve(File(BAD)).url}/name", tmp_path, is_folder=True))
+            == tmp_path / "name"
+        )
     assert (tmp_path / "a").read_bytes() == CLEAN and not (tmp_path / "b").exists()
     assert len(kept(tmp_path)) == 1
 

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dlpool.cli.units import eta_s, percent, size_text, status_text, time_text
-from dlpool.engine.speed import WINDOW_S, Speedometer
+from dlpool.engine.progress import WINDOW_S, Speedometer
 from dlpool.transfer.job import Progress
 
 KIB = 1024

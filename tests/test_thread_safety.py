@@ -216,7 +216,7 @@ CASES = {
     "DownloadStats: complete and look": Case(
         some_stats, lambda stats: stats.complete_task("a"), lambda stats: stats.get_total_bytes(), in_stats
     ),
-    "DownloadStats: note and complete": Case(
+    "DownloadStats: update and complete": Case(
         some_stats,
         lambda stats: stats.update_active_task("a", 60, 100, 1.0),
         lambda stats: stats.complete_task("a"),

@@ -14,7 +14,7 @@ from dlpool.cli.console import stream_for_rich
 from dlpool.cli.tables import clean
 from dlpool.cli.units import eta_s, percent, size_text, time_text
 from dlpool.engine.batch import BatchProgress
-from dlpool.engine.speed import Speedometer
+from dlpool.engine.progress import Speedometer
 from dlpool.transfer.job import Progress
 
 MAX_LINES = 20  # files shown at once

@@ -34,7 +34,7 @@ from dlpool.engine.batch import (
 )
 from dlpool.engine.batch_session import BatchSession
 from dlpool.engine.collisions import find_collisions
-from dlpool.engine.engine import DownloadEngine
+from dlpool.engine.engine import DownloadEngine, core_of
 from dlpool.errors import NoThread, UsageError
 from dlpool.threads import raise_open_file_limit
 from dlpool.transfer.job import Checksum
@@ -185,7 +185,7 @@ def _collisions(
     if name is None or not Path(name).is_file() or transfer.if_exists == "rename":
         return []
     with _items(arguments) as items:
-        return list(find_collisions(items, engine.look_up_target))
+        return list(find_collisions(items, core_of(engine).look_up_target))
 
 
 def _common(arguments: argparse.Namespace, folder: Path) -> ItemDefaults:

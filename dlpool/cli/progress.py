@@ -13,7 +13,7 @@ from typing import Any, Protocol, TextIO
 from dlpool.cli.tables import clean
 from dlpool.cli.units import eta_s, percent, size_text, status_text
 from dlpool.engine.batch import BatchProgress
-from dlpool.engine.speed import Speedometer
+from dlpool.engine.progress import Speedometer
 
 PLAIN_EVERY_S = 10.0
 JSON_EVERY_S = 1.0

@@ -1,10 +1,18 @@
-"""Downloads in a Python program: ``from dlpool import DownloadEngine``."""
+"""The Python API: downloads in the process of the program, on threads.
+
+Read in this order: ``engine`` (the public class), ``core`` (the table of tasks),
+``task`` (one download), ``workers`` (the threads), ``transfers`` (from a task to a
+``transfer.Transfer``); then ``batch`` and ``batch_download`` for lists, and the session
+files ``engine_session`` and ``batch_session``.
+
+Threads: one per running download (``dlpool-worker``), one that samples speeds
+(``dlpool-sampler``), one that calls callbacks (``dlpool-callbacks``).
+"""
 
 from __future__ import annotations
 
-from dlpool.engine.batch import BatchSummary
+from dlpool.engine.batch_download import BatchSummary, download_many
 from dlpool.engine.engine import DownloadEngine
-from dlpool.engine.many import download_many
 from dlpool.engine.stats import DownloadStats
 from dlpool.engine.task import DownloadTask
 from dlpool.engine.task_queue import DownloadQueue

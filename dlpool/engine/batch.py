@@ -1,30 +1,33 @@
-"""Many downloads as one: fed to an engine a few at a time, however long the list; one
-failure stops no other."""
+"""A batch of downloads that an engine pulls from a list of any length.
+
+The list is read as workers become free. One failure does not stop the others.
+"""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dlpool import threads
 from dlpool.engine.batch_session import BatchSession
-from dlpool.engine.engine import DownloadEngine
+from dlpool.engine.engine import DownloadEngine, core_of
 from dlpool.engine.names import DuplicateItem
-from dlpool.engine.task import DownloadTask
+from dlpool.engine.task import DownloadTask, execution_of, task_of_job
 from dlpool.errors import Cancelled, DlpoolError, LocalFault, NoThread, UsageError
 from dlpool.transfer.job import Job, Progress, TransferResult
 
 
 class ListUnreadable(UsageError):
-    """A list is not text: the rest of it is not read."""
+    """The list is not text. Its remaining lines are not read."""
 
 
 @dataclass(frozen=True)
 class BatchItem:
-    """One thing to fetch, or what is wrong with its line. ``line`` is 0 where there is
-    no list."""
+    """One download of a batch, or the error of an invalid line.
+
+    ``line`` is the line number, 0 if there is no list.
+    """
 
     url: str
     job: Job | None
@@ -34,7 +37,7 @@ class BatchItem:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """How one item ended: with an outcome or an error."""
+    """The result of one item: an outcome or an error."""
 
     item: BatchItem
     outcome: TransferResult | None
@@ -42,15 +45,17 @@ class BatchResult:
 
     @property
     def is_duplicate(self) -> bool:
-        """Whether another item of the list fetches the same file, so that this one is
-        skipped."""
+        """Whether the item was skipped, as another item fetches the same file."""
         return isinstance(self.error, DuplicateItem)
 
 
 @dataclass(frozen=True)
 class BatchProgress:
-    """A moment of the whole batch. ``ended_bytes``: of files that are done;
-    ``earlier``: done by other runs."""
+    """The state of a batch at one moment.
+
+    ``active`` holds the running downloads by number, ``completed_bytes`` the bytes of
+    the completed files, ``earlier`` the number of items that earlier runs completed.
+    """
 
     active: dict[int, Progress] = field(default_factory=dict)
     done: int = 0
@@ -60,10 +65,12 @@ class BatchProgress:
 
 
 class Batch:
-    """What ``engine``, which is its own and keeps no ended task, takes from ``items``,
-    each when a worker is free.
+    """Feeds the items of a list to an engine. Thread-safe.
 
-    ``earlier``: what other runs have done. The lock guards everything below it.
+    The engine must serve this batch alone and be created with ``keeps_ended=False``.
+    Items that ``earlier`` records as done are skipped. ``finished`` is set when all
+    items have ended. ``stopped`` is set after ``cancel``, when no download runs any
+    longer, even if a thread still waits for a line of the list.
     """
 
     def __init__(
@@ -72,42 +79,36 @@ class Batch:
         items: Iterator[BatchItem],
         earlier: BatchSession | None = None,
     ) -> None:
-        self._engine = engine
+        self._core = core_of(engine)
         self._items = items
         self._items_lock = (
             threading.Lock()
-        )  # reading the list may block; nothing else waits for it
+        )  # held while a line is read, which may block
         self._earlier = earlier
-        self._lock = threading.Lock()
-        self._open: dict[
-            str, tuple[int, BatchItem]
-        ] = {}  # numbered, by the ids of their tasks
+        self._lock = threading.Lock()  # guards all attributes below
+        # The running items with their numbers, by the ids of their tasks.
+        self._running: dict[str, tuple[int, BatchItem]] = {}
         self._results: list[BatchResult] = []
-        self._done = self._failed = self._ended_bytes = self._skipped = self._count = 0
-        self._unsettled = (
-            0  # items that were read, and of which it is not known yet how they end
-        )
+        self._done = self._failed = self._completed_bytes = 0
+        self._skipped = self._count = 0
+        self._unfinished = 0  # items that were read and have no result
         self._is_read = self._is_cancelled = False
         self.finished = threading.Event()
-        self.stopped = (
-            threading.Event()
-        )  # after cancel: nothing runs any more, though a line may still be waited for
+        self.stopped = threading.Event()
 
     def __repr__(self) -> str:
         return f"<Batch {self.progress()}>"
 
     def start(self) -> None:
-        """Start the threads. Raises NoThread; then call ``run_here``."""
-        self._engine.pull_from(self._next, self._ended)
+        """Start the threads. Raises NoThread; then call ``run_in_caller``."""
+        self._core.pull_from(self._next_task, self._handle_end)
 
     def run_in_caller(self) -> None:
-        """Fetch all items on the calling thread, if ``start`` raised NoThread; return
-        when all have ended."""
-        self._engine.run_in_caller()
+        """Fetch all items on the calling thread, after ``start`` has raised NoThread."""
+        self._core.run_in_caller()
 
     def cancel(self) -> None:
-        """Take no further item, and end those that run, resumably; does not wait for
-        that."""
+        """Stop all downloads resumably and read no further item. Does not wait."""
         with self._lock:
             if self._is_cancelled:
                 return
@@ -118,74 +119,72 @@ class Batch:
             self._stop()
 
     def progress(self) -> BatchProgress:
-        """Where everything is."""
+        """Return the current progress."""
         with self._lock:
-            numbers = {task_id: number for task_id, (number, _) in self._open.items()}
-            figures = (self._done, self._failed, self._ended_bytes, self._skipped)
+            numbers = {task: number for task, (number, _) in self._running.items()}
+            counts = (self._done, self._failed, self._completed_bytes, self._skipped)
         active = {
-            numbers[task.id]: task.moment()
-            for task in self._engine.get_active_tasks()
+            numbers[task.id]: execution_of(task).transfer_progress()
+            for task in self._core.active_tasks()
             if task.id in numbers
         }
-        return BatchProgress(active, *figures)
+        return BatchProgress(active, *counts)
 
     def take_results(self) -> list[BatchResult]:
-        """What has ended since the last call; nothing is kept, however long the
-        list."""
+        """Return the results since the last call, and forget them."""
         with self._lock:
             results, self._results = self._results, []
         return results
 
-    def _next(self) -> DownloadTask | None:
-        """The task of the next item that is to be fetched."""
-        while (item := self._read()) is not None:
+    def _next_task(self) -> DownloadTask | None:
+        """Return the task of the next item to fetch; None if no item is left."""
+        while (item := self._next_item()) is not None:
             if item.job is None:
                 self._record(BatchResult(item, None, item.error))
             elif self._earlier is not None and self._earlier.is_done(item.job):
                 self._skip()
             else:
-                return self._opened(item, item.job)
-        self._look_for_end()
+                return self._task_of(item, item.job)
+        self._set_finished()
         return None
+
+    def _next_item(self) -> BatchItem | None:
+        with self._items_lock:
+            item = None if self._is_read or self._is_cancelled else self._read_item()
+            with self._lock:
+                self._is_read = item is None
+                self._unfinished += item is not None
+            return item
+
+    def _read_item(self) -> BatchItem | None:
+        try:
+            return next(self._items, None)
+        except OSError as error:
+            message = f"the list cannot be read further: {error.strerror}"
+            return BatchItem("", None, LocalFault(message))
+        except LocalFault as failure:
+            return BatchItem("", None, failure)
 
     def _skip(self) -> None:
         with self._lock:
             self._skipped += 1
-            self._unsettled -= 1
+            self._unfinished -= 1
 
-    def _opened(self, item: BatchItem, job: Job) -> DownloadTask | None:
-        task = DownloadTask.of(job, label=f"line {item.line}" if item.line else "")
+    def _task_of(self, item: BatchItem, job: Job) -> DownloadTask | None:
+        """Return the task of an item, None if the batch was cancelled."""
+        task = task_of_job(job, label=f"line {item.line}" if item.line else "")
         with self._lock:
             if not self._is_cancelled:
                 self._count += 1
-                self._open[task.id] = self._count, item
+                self._running[task.id] = self._count, item
                 return task
-        self._record(BatchResult(item, None, Cancelled("the download was cancelled")))
+        self._record_cancelled(item)
         return None
 
-    def _read(self) -> BatchItem | None:
-        with self._items_lock:
-            item = None if self._is_read or self._is_cancelled else self._read_one()
-            with self._lock:
-                self._is_read = item is None
-                self._unsettled += item is not None
-            return item
-
-    def _read_one(self) -> BatchItem | None:
-        try:
-            return next(self._items, None)
-        except OSError as error:
-            return BatchItem(
-                "",
-                None,
-                LocalFault(f"the list cannot be read further: {error.strerror}"),
-            )
-        except LocalFault as failure:
-            return BatchItem("", None, failure)
-
-    def _ended(self, task: DownloadTask) -> None:
+    def _handle_end(self, task: DownloadTask) -> None:
+        """Record the result of a task that has ended."""
         with self._lock:
-            _, item = self._open.pop(task.id, (0, None))
+            _, item = self._running.pop(task.id, (0, None))
         if item is None:
             return
         outcome, error = task.outcome, task.failure
@@ -194,69 +193,33 @@ class Batch:
         if outcome is not None and self._earlier is not None and item.job is not None:
             self._earlier.mark_done(item.job)
         self._record(BatchResult(item, outcome, error))
-        self._look_for_end()
+        self._set_finished()
 
     def _record(self, result: BatchResult) -> None:
         with self._lock:
             self._results.append(result)
-            self._unsettled -= 1
+            self._unfinished -= 1
             self._done += result.error is None
             self._failed += result.error is not None and not result.is_duplicate
-            self._ended_bytes += result.outcome.size if result.outcome else 0
+            self._completed_bytes += result.outcome.size if result.outcome else 0
 
-    def _look_for_end(self) -> None:
+    def _record_cancelled(self, item: BatchItem) -> None:
+        error = Cancelled("the download was cancelled")
+        self._record(BatchResult(item, None, error))
+
+    def _set_finished(self) -> None:
+        """Set ``finished`` if all items have ended."""
         with self._lock:
-            is_over = self._is_read and not self._unsettled
-        if is_over:
+            is_finished = self._is_read and not self._unfinished
+        if is_finished:
             self.finished.set()
 
     def _stop(self) -> None:
-        self._engine.shutdown(wait=False)
+        self._core.shutdown(wait=False)
         with self._lock:
-            stopped = [item for _, item in self._open.values()]
-            self._open.clear()
+            stopped = [item for _, item in self._running.values()]
+            self._running.clear()
         for item in stopped:
-            self._record(
-                BatchResult(item, None, Cancelled("the download was cancelled"))
-            )
+            self._record_cancelled(item)
         self.stopped.set()
-        self._look_for_end()
-
-
-@dataclass(frozen=True)
-class BatchFailure:
-    """A URL of a batch that has no file, and why."""
-
-    url: str
-    error: str
-
-
-@dataclass(frozen=True)
-class BatchSummary:
-    """How a batch ended. ``size`` in bytes of all files done, ``seconds`` of wall;
-    ``earlier``: done by other runs."""
-
-    done: int
-    failed: tuple[BatchFailure, ...]
-    size: int
-    seconds: float
-    earlier: int = 0
-
-    @property
-    def speed(self) -> float:
-        """Bytes a second, on average."""
-        return self.size / self.seconds if self.seconds > 0 else 0.0
-
-
-def make_summary(
-    batch: Batch, began: float, failed: list[BatchFailure]
-) -> BatchSummary:
-    """The summary of a batch that has ended; ``began`` by ``time.monotonic``."""
-    view = batch.progress()
-    return BatchSummary(
-        view.done,
-        tuple(failed),
-        view.completed_bytes,
-        time.monotonic() - began,
-        view.earlier,
-    )
+        self._set_finished()

@@ -1,4 +1,4 @@
-"""Calls what a program has registered: on one thread, in order, under no lock."""
+"""Calls the callbacks of a program: on one thread, in order, without a lock."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ _log = logging.getLogger("dlpool")
 
 
 class Callbacks:
-    """Thread-safe; the lock guards lists, count and thread, which starts with the first
-    callback."""
+    """Registered callbacks and the thread that calls them. Thread-safe.
+
+    The thread starts with the first callback. The lock guards the lists, the counter
+    and the thread.
+    """
 
     def __init__(
         self, active: Callable[[], list[DownloadTask]], interval_s: float
     ) -> None:
-        """``active``: the tasks whose progress is told, every ``interval_s`` seconds at
-        most."""
+        """``active`` returns the running tasks; their progress is reported at most
+        every ``interval_s`` seconds."""
         self._active = active
         self._interval_s = interval_s
         self._lock = threading.Lock()
@@ -35,34 +38,35 @@ class Callbacks:
         self._ended: queue.SimpleQueue[DownloadTask | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._is_closed = False
-        self._owed = 0  # completions whose callbacks have not returned
+        self._pending = 0  # completions whose callbacks have not returned
 
     def add_progress_callback(self, callback: Callback) -> None:
-        """Call it with each active task that has made progress. Raises NoThread."""
+        """Call ``callback`` with each running task that has made progress. Raises
+        NoThread."""
         with self._lock:
             self._progress.append(callback)
             self._start()
 
     def add_completion_callback(self, callback: Callback) -> None:
-        """Call it once with each task that ends later. Raises NoThread."""
+        """Call ``callback`` once with each task that ends from now on. Raises NoThread."""
         with self._lock:
             self._completion.append(callback)
             self._start()
 
     def notify_completion(self, task: DownloadTask) -> None:
-        """A task is completed, failed or cancelled."""
+        """Report a task that is completed, failed or cancelled."""
         with self._lock:
             if self._thread is not None and not self._is_closed:
-                self._owed += 1
+                self._pending += 1
                 self._ended.put(task)
 
     @property
     def has_pending(self) -> bool:
         """Whether a completion callback is pending or running."""
-        return self._owed > 0
+        return self._pending > 0
 
     def close(self) -> None:
-        """Call what is due, and end; does not wait for itself."""
+        """Call the pending callbacks and stop the thread. It does not wait for itself."""
         with self._lock:
             thread, self._is_closed = self._thread, True
         self._ended.put(None)
@@ -74,39 +78,40 @@ class Callbacks:
             self._thread = threads.start_thread(self._serve, "dlpool-callbacks")
 
     def _serve(self) -> None:
-        told: dict[str, int] = {}
+        reported: dict[str, int] = {}
         due = time.monotonic() + self._interval_s
         while True:
             try:
                 task = self._ended.get(timeout=max(0.0, due - time.monotonic()))
                 if task is None:
                     return
-                told.pop(task.id, None)
+                reported.pop(task.id, None)
                 self._call(self._completion, task)
                 with self._lock:
-                    self._owed -= 1
+                    self._pending -= 1
             except queue.Empty:
                 pass
             if time.monotonic() >= due:
-                told = self._tell_progress(told)
+                reported = self._report_progress(reported)
                 due = time.monotonic() + self._interval_s
 
-    def _tell_progress(self, told: dict[str, int]) -> dict[str, int]:
-        """``told``: bytes of each task when it was told of last; returns it anew."""
+    def _report_progress(self, reported: dict[str, int]) -> dict[str, int]:
+        """Report the tasks whose downloaded bytes differ from ``reported``; return the new
+        table."""
         if not self._progress:
-            return told
-        now: dict[str, int] = {}
+            return reported
+        current: dict[str, int] = {}
         for task in self._active():
-            now[task.id] = task.downloaded_size
-            if now[task.id] != told.get(task.id):
+            current[task.id] = task.downloaded_size
+            if current[task.id] != reported.get(task.id):
                 self._call(self._progress, task)
-        return now
+        return current
 
     def _call(self, callbacks: list[Callback], task: DownloadTask) -> None:
         with self._lock:
-            present = list(callbacks)
-        for callback in present:
+            registered = list(callbacks)
+        for callback in registered:
             try:
                 callback(task)
-            except BaseException:  # noqa: BLE001 - it is the program's own code that fails; the others are still to be told
-                _log.exception("a callback of dlpool has raised")
+            except BaseException:  # noqa: BLE001 - it is the program's own code that fails; the others are still to be reported
+                _log.exception("a callback of dlpool has raised an exception")

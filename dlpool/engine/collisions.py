@@ -1,5 +1,4 @@
-"""Detection of list entries that would be written to one file, before a download
-starts."""
+"""Finds list entries with the same target file, before any download starts."""
 
 from __future__ import annotations
 
@@ -13,26 +12,25 @@ from dlpool.errors import TargetExists
 from dlpool.transfer.job import Job
 from dlpool.transfer.target.names import file_name
 
-# that are checked; a collision of a later one is found when its name is reserved
+# The items that are checked. A later collision is found when the name is reserved.
 MAX_ITEMS = 100_000
 
 TargetLookup = Callable[[Job], "Path | None"]
 
 
 def find_collisions(
-    items: Iterable[BatchItem], learn: TargetLookup
+    items: Iterable[BatchItem], look_up: TargetLookup
 ) -> Iterator[BatchResult]:
-    """Yield a failure for each item whose file is that of an earlier one with another
-    URL, and for an unreadable list.
+    """Yield a failure for each item that would overwrite the file of an earlier item.
 
-    An item without a file name gets that of its URL, unless the server gives another
-    one. ``learn`` requests the path of a job's file from the server; it is called only
-    on a collision, once for URLs that differ only in the query.
+    Items with the same URL do not collide. An unreadable list is also yielded. A file
+    without a given name has that of its URL, unless the server gives another one.
+    ``look_up`` requests the path of a job's file from the server. It is called only for a
+    collision, and once for URLs that differ only in the query.
     """
     lines: dict[str, tuple[int, str]] = {}
-    is_named: dict[
-        str, bool
-    ] = {}  # by URL without query and by folder: whether the server gives other names
+    # Whether the server gives other names, by URL without query and by folder.
+    is_named: dict[str, bool] = {}
     for item in islice(items, MAX_ITEMS):
         if isinstance(item.error, ListUnreadable):
             yield BatchResult(item, None, item.error)
@@ -40,7 +38,7 @@ def find_collisions(
             continue
         target = str(expected_target(item.job))
         line, url = lines.setdefault(target, (item.line, item.url))
-        if url != item.url and not _has_own_name(item.job, target, is_named, learn):
+        if url != item.url and not _has_own_name(item.job, target, is_named, look_up):
             error = TargetExists(
                 f"line {item.line} would overwrite {target}, the file of line {line}"
             )
@@ -53,13 +51,12 @@ def expected_target(job: Job) -> Path:
 
 
 def _has_own_name(
-    job: Job, target: str, is_named: dict[str, bool], learn: TargetLookup
+    job: Job, target: str, is_named: dict[str, bool], look_up: TargetLookup
 ) -> bool:
-    """Return whether the server gives a job's file a name that is not that of its
-    URL."""
+    """Return whether the server gives the file a name other than that of its URL."""
     if not job.is_folder:
         return False
-    alike = f"{urlsplit(job.url)._replace(query='', fragment='').geturl()} {job.target}"
-    if alike not in is_named:
-        is_named[alike] = str(learn(job)) != target
-    return is_named[alike]
+    key = f"{urlsplit(job.url)._replace(query='', fragment='').geturl()} {job.target}"
+    if key not in is_named:
+        is_named[key] = str(look_up(job)) != target
+    return is_named[key]

@@ -1,9 +1,8 @@
-"""The file that remembers unfinished tasks: a line for each change, so that a kill at
-any moment loses none.
+"""The session file of an engine: it records the unfinished tasks.
 
-Lines are JSON: ``{"begin": {...}}``, ``{"end": ID}``, ``{"pause": ID}``, ``{"go":
-ID}``; a line that a kill has cut is passed over. The file is written anew, by temporary
-file and rename, when it is opened.
+One JSON line per change, so that a kill at any moment loses no task: ``{"begin":
+{...}}``, ``{"end": ID}``, ``{"pause": ID}``, ``{"resume": ID}``. A truncated last line
+is ignored. Opening the file rewrites it by a temporary file and a rename.
 """
 
 from __future__ import annotations
@@ -18,41 +17,44 @@ from dlpool import disk
 from dlpool.disk import translated
 from dlpool.engine.arguments import job_of
 from dlpool.engine.batch_session import ENGINE_HEAD, HEAD
-from dlpool.engine.task import DownloadTask
+from dlpool.engine.task import DownloadTask, execution_of, task_of_job
 from dlpool.errors import LocalFault, UsageError
 from dlpool.filelock import FileLock, LockForeign, LockHeld, flock
 
 
 class EngineSession:
-    """One engine's file; it holds LOCK_EX on it. Thread-safe: each line is one write,
-    the lock guards the descriptor.
+    """The locked session file of one engine. Thread-safe.
 
-    Nothing is synced but the names: a power failure may lose the last changes.
+    Each line is one write. The lock guards the descriptor. Only the rewritten file is
+    synced: a power failure may lose later changes.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises LocalFault, also for a file that another engine has, or that is no
-        session."""
+        """Open, lock and rewrite the file.
+
+        Raises LocalFault, also if another engine holds it or it is not an engine
+        session.
+        """
         self._path = path
         self._lock = threading.Lock()
         with translated(f"use the session {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            present, self._held = _locked(path)
+            present, self._file_lock = _locked(path)
         try:
             self._open, self._paused = _read(present, path)
             with translated(f"write the session {path}"):
-                self._descriptor = self._rewritten()
+                self._descriptor = self._rewrite()
         except BaseException:
-            self._held.release()
+            self._file_lock.release()
             raise
         finally:
             disk.close_quietly(present)
 
     def __repr__(self) -> str:
-        return f"<Session {self._path}>"
+        return f"<EngineSession {self._path}>"
 
     def unfinished(self) -> list[tuple[DownloadTask, bool]]:
-        """The tasks that were unfinished when it was opened, and whether each was
+        """Return the tasks that were unfinished on opening, and whether each was
         paused."""
         return [
             (_task(fields), task_id in self._paused)
@@ -60,31 +62,31 @@ class EngineSession:
         ]
 
     def add(self, task: DownloadTask) -> None:
-        """A task was submitted. Raises LocalFault."""
+        """Record a submitted task. Raises LocalFault."""
         self._write({"begin": _fields(task)})
 
     def remove(self, task_id: str) -> None:
-        """It has ended. Raises LocalFault."""
+        """Record the end of a task. Raises LocalFault."""
         self._write({"end": task_id})
 
     def set_paused(self, task_id: str, *, is_paused: bool) -> None:
-        """It was paused, or goes on. Raises LocalFault."""
-        self._write({"pause" if is_paused else "go": task_id})
+        """Record that a task was paused or resumed. Raises LocalFault."""
+        self._write({"pause" if is_paused else "resume": task_id})
 
     def close(self) -> None:
-        """Let another engine have it."""
+        """Release the lock and close the file."""
         with self._lock:
             if self._descriptor >= 0:
                 self._descriptor, descriptor = -1, self._descriptor
                 disk.close_quietly(descriptor)
-                self._held.release()
+                self._file_lock.release()
 
     def _write(self, change: dict[str, Any]) -> None:
         with self._lock, translated(f"write the session {self._path}"):
             if self._descriptor >= 0:
                 disk.write_all(self._descriptor, _line(change))
 
-    def _rewritten(self) -> int:
+    def _rewrite(self) -> int:
         temporary = self._path.with_name(self._path.name + ".tmp")
         begun = [_line({"begin": fields}) for fields in self._open.values()]
         paused = [_line({"pause": task_id}) for task_id in self._paused]
@@ -104,29 +106,28 @@ class EngineSession:
 
 
 def _locked(path: Path) -> tuple[int, FileLock]:
-    """Open and lock the file of that name. Raises LocalFault, OSError."""
+    """Open and lock the file that currently has this name. Raises LocalFault, OSError."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            held = FileLock(descriptor, path)
+            lock = FileLock(descriptor, path)
         except (LockHeld, LockForeign) as error:
             disk.close_quietly(descriptor)
-            raise LocalFault(f"the session {path} is another engine's") from error
+            raise LocalFault(f"the session {path} is used by another engine") from error
         except BaseException:
             disk.close_quietly(descriptor)
             raise
         if disk.is_name_of(
             os.path.realpath(path), disk.identity_of(os.fstat(descriptor))
         ):
-            return descriptor, held
-        disk.close_quietly(
-            descriptor
-        )  # replaced by another engine between open and lock
-        held.release()
+            return descriptor, lock
+        # Another engine has replaced the file between open and lock.
+        disk.close_quietly(descriptor)
+        lock.release()
 
 
 def _read(descriptor: int, path: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:
-    """The unfinished tasks, by id, and which of them are paused."""
+    """Return the unfinished tasks by id, and the ids of the paused ones."""
     open_tasks: dict[str, dict[str, Any]] = {}
     paused: set[str] = set()
     with os.fdopen(os.dup(descriptor), "rb") as file:
@@ -137,7 +138,7 @@ def _read(descriptor: int, path: Path) -> tuple[dict[str, dict[str, Any]], set[s
             f"another"
         )
     if content[: len(ENGINE_HEAD)] != ENGINE_HEAD[: len(content)]:
-        raise LocalFault(f"{path} is no session")
+        raise LocalFault(f"{path} is not a session of an engine")
     lines = content.decode(errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         try:
@@ -148,7 +149,7 @@ def _read(descriptor: int, path: Path) -> tuple[dict[str, dict[str, Any]], set[s
                 b"\n"
             ):  # not what a kill has cut
                 raise LocalFault(
-                    f"{path} is no session: line {number} is not understood"
+                    f"{path} is not a session: line {number} is not understood"
                 ) from None
             continue
         if verb == "begin":
@@ -167,7 +168,7 @@ def _line(change: dict[str, Any]) -> bytes:
 
 
 def _fields(task: DownloadTask) -> dict[str, Any]:
-    job = task.job
+    job = execution_of(task).job
     folder, filename = (
         (job.target, None) if job.is_folder else (job.target.parent, job.target.name)
     )
@@ -190,8 +191,6 @@ def _task(fields: dict[str, Any]) -> DownloadTask:
                 for name in ("url", "output_path", "filename", "headers", "checksum")
             )
         )
-        return DownloadTask.of(
-            job, priority=fields["priority"], task_id=str(fields["id"])
-        )
+        return task_of_job(job, priority=fields["priority"], task_id=str(fields["id"]))
     except (KeyError, TypeError, UsageError) as error:
         raise LocalFault(f"a task of the session cannot be used: {error}") from error

@@ -15,22 +15,22 @@ from pathlib import Path
 from dlpool.disk import make_folders, translated
 from dlpool.errors import TargetExists
 
-_HASH_BYTES = 8
-MAX_PATH = 4096  # characters; Linux opens no longer path (PATH_MAX)
+_HASH_SIZE = 8
+MAX_PATH = 4096  # characters; Linux opens no longer paths (PATH_MAX)
 
 
 class DuplicateItem(TargetExists):
-    """Another line of the same list fetches the same URL into the same file."""
+    """Another line of the same list downloads the same URL to the same file."""
 
 
 @dataclass(slots=True, eq=False)
 class _Name:
-    """A reserved file: its resolved path, a hash of its URL, its name in messages, and
-    the number of its tasks.
+    """A reserved file name.
 
-    A name without tasks belongs to a completed download. ``other``: the next one whose
-    path differs only in what some file systems ignore. Each file of a list has an
-    instance, so it is small.
+    ``path`` is resolved, ``url`` a hash of the URL, ``label`` the task's name in
+    messages, ``tasks`` the number of tasks that hold the name. A name without tasks
+    belongs to a completed download. ``other`` is the next name with the same hash. Each
+    file of a list has an instance, so it is small.
     """
 
     path: str
@@ -49,8 +49,10 @@ class _Name:
 
 @dataclass(frozen=True)
 class NameRequest:
-    """A task that requests a name. ``label``: its name in messages; ``is_of_list``: it
-    is a line of a list."""
+    """A task that requests a name.
+
+    ``label`` is its name in messages, ``is_of_list`` whether it is a line of a list.
+    """
 
     task_id: str
     url: str
@@ -59,28 +61,27 @@ class NameRequest:
 
 
 class NameRegistry:
-    """Reserves names for the tasks of an engine, as the file system compares them.
-    Thread-safe.
+    """Reserves file names for the tasks of an engine. Thread-safe.
 
-    The lock guards the table: the names by a hash of their path without the differences
-    that some file systems ignore.
+    Names are compared as the file system compares them. The lock guards the table,
+    whose keys are hashes of the folded paths.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._names: dict[bytes, _Name] = {}
-        self._held: dict[str, list[_Name]] = {}  # by the id of the task, until it ends
+        self._held: dict[str, list[_Name]] = {}  # by task id, until the task ends
 
     def __repr__(self) -> str:
         return f"<NameRegistry of {len(self._names)} names>"
 
     def reserve(self, path: Path, request: NameRequest) -> None:
-        """Reserve ``path`` for a task. Outside of lists, several tasks for the same URL
-        may share it.
+        """Reserve ``path`` for a task.
 
-        The lock of the part file excludes the others then. Raises Duplicate if a line
-        of the same list fetches the same URL, TargetExists if another task has the
-        file, under this name or another name of the same file; LocalFault.
+        Outside of lists several tasks may share a name for the same URL; the lock of
+        the part file excludes all but one of them. Raises DuplicateItem if a line of
+        the same list downloads the same URL, TargetExists if another task has the file
+        under this or another spelling of its name, LocalFault.
         """
         with translated(f"use the path {str(path)[:200]}"):
             real = os.path.realpath(path)
@@ -114,8 +115,7 @@ class NameRegistry:
                 return
 
     def release(self, task_id: str, *, is_completed: bool) -> None:
-        """Release the names of a task that has ended; the name of a completed one stays
-        reserved."""
+        """Release the names of an ended task; a completed task keeps its name reserved."""
         with self._lock:
             for name in self._held.pop(task_id, ()):
                 name.tasks -= 1
@@ -140,8 +140,8 @@ class NameRegistry:
     def _reserved(
         self, key: bytes, seen: list[_Name], name: _Name, task_id: str
     ) -> bool:
-        """Reserve the name, unless the table has changed since ``seen`` was read: then
-        return False."""
+        """Reserve the name; return False if the table has changed since ``seen`` was
+        read."""
         with self._lock:
             first = self._names.get(key)
             if (list(first.chain()) if first is not None else []) != seen:
@@ -173,16 +173,16 @@ class NameRegistry:
 
 def _hash(text: str) -> bytes:
     return blake2b(
-        text.encode(errors="surrogateescape"), digest_size=_HASH_BYTES
+        text.encode(errors="surrogateescape"), digest_size=_HASH_SIZE
     ).digest()
 
 
 def _folded(path: str) -> str:
-    """Return the path without what file systems ignore: case, Unicode composition, dots
-    and spaces at the end.
+    """Return the path without the differences that some file systems ignore.
 
-    A path longer than ``MAX_PATH`` is returned as it is: to normalise accents takes a
-    time that is quadratic in their number.
+    These are case, Unicode composition, and dots and spaces at the end of a name. A
+    path longer than ``MAX_PATH`` is returned unchanged, as normalising accents takes
+    quadratic time in their number.
     """
     if len(path) > MAX_PATH:
         return path
@@ -191,8 +191,7 @@ def _folded(path: str) -> str:
 
 
 def _is_same_file(one: str, other: str) -> bool:
-    """Return whether two paths name one file, by creating a test file beside the
-    first."""
+    """Return whether two paths name one file, by creating a test file beside the first."""
     ending = f".{secrets.token_hex(4)}.tmp"
     with suppress(OSError):
         make_folders(Path(one).parent, sync=False)

@@ -1,23 +1,45 @@
-"""How far a task is. Not thread-safe: its task's lock guards it."""
+"""The progress and the speed of one task. Not thread-safe: callers hold a lock."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from pathlib import Path
 
-from dlpool.engine.speed import Speedometer
 from dlpool.transfer.job import TransferResult
 from dlpool.transfer.transfer import Transfer
 
-SAMPLE_S = 0.1  # between two looks that count for the speed
+SAMPLE_S = 0.1  # the least time between two samples of the speed
+WINDOW_S = 5.0  # the period over which the speed is averaged
+
+
+class Speedometer:
+    """Average speed over the last ``WINDOW_S`` seconds."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def add(self, now: float, total: int) -> float:
+        """Add a sample and return the speed in bytes per second.
+
+        ``now`` is in seconds, ``total`` in bytes. A total below the previous one
+        discards all earlier samples, as the download has restarted.
+        """
+        if self._samples and total < self._samples[-1][1]:
+            self._samples.clear()
+        self._samples.append((now, total))
+        while len(self._samples) > 2 and now - self._samples[1][0] >= WINDOW_S:
+            self._samples.popleft()
+        (first_at, first), (last_at, last) = self._samples[0], self._samples[-1]
+        return (last - first) / (last_at - first_at) if last_at > first_at else 0.0
 
 
 class TaskProgress:
-    """Looks at one transfer after another; what is done goes back only when a restart
-    was announced.
+    """The progress of a task over all of its transfers.
 
-    ``done`` and ``total`` in bytes, ``speed`` in bytes a second, ``path``: of the file,
-    now or later; ``told`` is what somebody said of it, from 0.0 to 1.0.
+    ``done`` and ``total`` are in bytes, ``speed`` in bytes per second. ``path`` is the
+    file, complete or not. ``reported`` is the fraction that the program has set, from
+    0.0 to 1.0.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -31,47 +53,43 @@ class TaskProgress:
 
     @property
     def fraction(self) -> float:
-        """From 0.0 to 1.0."""
-        return (
-            min(1.0, max(self.reported, self.done / self.total))
-            if self.total
-            else self.reported
-        )
+        """The downloaded fraction, from 0.0 to 1.0."""
+        if not self.total:
+            return self.reported
+        return min(1.0, max(self.reported, self.done / self.total))
 
     @property
     def eta_s(self) -> int | None:
-        """Seconds left; None if that cannot be told."""
-        return (
-            round((self.total - self.done) / self.speed)
-            if self.total is not None and self.speed > 0
-            else None
-        )
+        """The remaining seconds; None if unknown."""
+        if self.total is None or self.speed <= 0:
+            return None
+        return round((self.total - self.done) / self.speed)
 
     def begin_attempt(self) -> None:
-        """Another transfer: what is done stays, the speed is a new one."""
+        """Reset the speed for another transfer; the downloaded bytes stay."""
         self._speedometer, self.speed = Speedometer(), 0.0
 
     def sample(self, transfer: Transfer | None) -> None:
-        """Take over where it is."""
+        """Update all values from the running transfer, if there is one."""
         if transfer is None:
             return
-        now = transfer.progress()
-        if now.phase != "connecting":
-            self.path = now.path
-        self.total = now.size if now.size is not None else self.total
-        self.done = max(self.done, now.done)
-        at = time.monotonic()
-        if at - self._sampled_at >= SAMPLE_S:
-            self._sampled_at = at
-            self.speed = self._speedometer.add(at, now.done)
+        progress = transfer.progress()
+        if progress.phase != "connecting":
+            self.path = progress.path
+        self.total = progress.size if progress.size is not None else self.total
+        self.done = max(self.done, progress.done)
+        now = time.monotonic()
+        if now - self._sampled_at >= SAMPLE_S:
+            self._sampled_at = now
+            self.speed = self._speedometer.add(now, progress.done)
 
     def handle_event(self, event: str, fields: dict[str, object]) -> None:
-        """Bytes that are thrown away are not done any more."""
+        """Reduce the downloaded bytes after an event that discards some of them."""
         if event == "download_restarted":
             self.done, self.reported = 0, 0.0
         elif event == "job_started":
             self.done = int(str(fields["resumed_from"]))
 
     def complete(self, outcome: TransferResult) -> None:
-        """The file is there."""
+        """Set path and sizes to those of the complete file."""
         self.path, self.done, self.total = outcome.path, outcome.size, outcome.size

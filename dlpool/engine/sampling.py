@@ -1,5 +1,8 @@
-"""A thread that runs while an engine has work: it samples speeds, and keeps the program
-from exiting."""
+"""Samples the speeds of an engine on a thread, and delays the exit of the program.
+
+Importing this module registers a function that runs before the interpreter waits for
+its threads.
+"""
 
 from __future__ import annotations
 
@@ -14,42 +17,40 @@ SAMPLE_S = 0.2
 
 
 class StopsAtExit(Protocol):
-    """An engine that is stopped when the program exits."""
+    """An engine that waits and then stops when the program exits."""
 
     def stop_at_exit(self) -> None:
         """Stop soon, and keep what is needed to resume."""
 
     def wait_at_exit(self) -> None:
-        """Wait until there is nothing left to wait for."""
+        """Wait until no task is pending or running."""
 
 
 class ProgressSampler:
-    """Thread-safe; the lock guards the thread.
+    """Calls a function every ``SAMPLE_S`` seconds while an engine has work.
 
-    The thread is not a daemon: the interpreter waits for it before it exits
-    (threading.Thread.daemon), and other threads can still be started during that wait,
-    unlike in ``atexit`` handlers.
+    Thread-safe; the lock guards the thread. The thread is not a daemon: the interpreter
+    waits for it before it exits (``threading.Thread.daemon``). During that wait other
+    threads can still be started, unlike in ``atexit`` handlers.
     """
 
     def __init__(self, sample: Callable[[], bool]) -> None:
-        """``sample`` samples all running tasks, and returns whether any of them is to
-        be waited for."""
+        """``sample`` samples all running tasks and returns whether work is left."""
         self._sample = sample
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
 
     def __repr__(self) -> str:
-        return f"<Keeper {'at work' if self._thread is not None else 'idle'}>"
+        return f"<ProgressSampler {'idle' if self._thread is None else 'running'}>"
 
     def wake(self) -> None:
-        """Start the thread if it is not running. If no thread can be started, there are
-        no samples."""
+        """Start the thread unless it runs. Without a thread nothing is sampled."""
         with self._lock:
             if self._thread is not None or self._stop.is_set():
                 return
             thread = threading.Thread(
-                target=self._keep, name="dlpool-keeper", daemon=False
+                target=self._run, name="dlpool-sampler", daemon=False
             )
             try:
                 thread.start()
@@ -58,19 +59,18 @@ class ProgressSampler:
             self._thread = thread
 
     def close(self) -> None:
-        """Stop the thread, and wait for it unless it is the caller."""
+        """Stop the thread and wait for it, unless the caller is that thread."""
         self._stop.set()
         self.join()
 
     def join(self) -> None:
-        """Wait until there is nothing left to wait for; a keeper's own thread returns
-        at once."""
+        """Wait until no work is left; return at once on the sampler's own thread."""
         with self._lock:
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
-    def _keep(self) -> None:
+    def _run(self) -> None:
         while not self._stop.is_set():
             if not self._is_needed():
                 return
@@ -79,7 +79,7 @@ class ProgressSampler:
     def _is_needed(self) -> bool:
         if self._sample():
             return True
-        with self._lock:  # a caller of wake starts another thread from here on
+        with self._lock:  # from here on ``wake`` starts another thread
             if self._sample():
                 return True
             self._thread = None
@@ -90,8 +90,7 @@ _engines: weakref.WeakSet[StopsAtExit] = weakref.WeakSet()
 
 
 def stop_at_exit(engine: StopsAtExit) -> None:
-    """Stop the engine when the program exits, so that unfinished downloads can be
-    resumed, as after Ctrl-C."""
+    """Stop the engine when the program exits, so that its downloads can resume."""
     if not _engines:
         atexit.unregister(_stop_engines)
         atexit.register(_stop_engines)
@@ -104,11 +103,11 @@ def _stop_engines() -> None:
 
 
 def _wait_for_engines() -> None:
-    """Wait for the downloads at the end of the program. Ctrl-C, or a signal handler
-    that exits, ends the wait.
+    """Wait for the downloads at the end of the program.
 
-    Without this the interpreter waits for the keepers' threads itself, and prints a
-    traceback when it is interrupted.
+    Ctrl-C, or a signal handler that exits, ends the wait. Without this function the
+    interpreter waits for the samplers' threads itself, and prints a traceback when it
+    is interrupted.
     """
     try:
         for engine in list(_engines):
@@ -117,10 +116,10 @@ def _wait_for_engines() -> None:
         _stop_engines()
 
 
-# Called before the interpreter waits for threads; the function that concurrent.futures
-# uses. Where there is none, the interpreter's own wait holds.
+# Runs before the interpreter waits for threads; ``concurrent.futures`` uses it, too.
+# On an interpreter without this function, the interpreter's own wait remains.
 _register_at_end: Callable[[Callable[[], None]], None] = getattr(
     threading, "_register_atexit", lambda _: None
 )
-with suppress(RuntimeError):  # imported while the interpreter ends
+with suppress(RuntimeError):  # raised while the interpreter exits
     _register_at_end(_wait_for_engines)

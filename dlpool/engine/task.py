@@ -1,4 +1,4 @@
-"""One download of a program: what it may look at, and what it may ask for."""
+"""One download: the public ``DownloadTask``, and its execution inside an engine."""
 
 from __future__ import annotations
 
@@ -10,32 +10,46 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Protocol
 
 from dlpool.engine.arguments import check_priority, job_of
-from dlpool.engine.owner import TaskOwner
 from dlpool.engine.progress import TaskProgress
-from dlpool.engine.status import (
-    CANCELLED,
-    COMPLETED,
-    DOWNLOADING,
-    FAILED,
-    FINAL,
-    MOVES,
-    PAUSED,
-    PENDING,
-)
 from dlpool.errors import Cancelled, DlpoolError, UsageError
 from dlpool.transfer.job import Job, Progress, TransferResult
 from dlpool.transfer.transfer import Transfer
 
+PENDING, DOWNLOADING, PAUSED = "pending", "downloading", "paused"
+COMPLETED, FAILED, CANCELLED = "completed", "failed", "cancelled"
+FINAL = frozenset({COMPLETED, FAILED, CANCELLED})
+
+# The statuses that may follow each status.
+MOVES: dict[str, frozenset[str]] = {
+    PENDING: frozenset({DOWNLOADING, PAUSED, FAILED, CANCELLED}),
+    DOWNLOADING: frozenset({PAUSED, COMPLETED, FAILED, CANCELLED}),
+    PAUSED: frozenset({PENDING, CANCELLED}),
+    COMPLETED: frozenset(),
+    FAILED: frozenset(),
+    CANCELLED: frozenset(),
+}
+
+
+class TaskOwner(Protocol):
+    """The engine of a task. Tasks call it without holding a lock."""
+
+    def task_ready(self, task: DownloadTask) -> None:
+        """Queue a task that is pending and that no thread runs."""
+
+    def task_withdrawn(self, task: DownloadTask) -> None:
+        """Handle a task that was paused or cancelled while no thread ran it."""
+
 
 class DownloadTask:
-    """One URL to one file. Thread-safe; the lock guards all of it.
+    """One URL that becomes one file. Thread-safe.
 
-    ``output_path`` is a folder, made if it is missing; without ``filename`` the server
-    or the URL names the file. ``headers`` go to the URL's origin only. A smaller
-    ``priority`` is taken sooner. ``checksum`` is ``ALGO:HEX``. Raises UsageError for
-    what could never be downloaded.
+    ``output_path`` is a folder, created if it is missing. Without ``filename`` the
+    server or the URL names the file. ``headers`` are sent only to the origin of the
+    URL. A smaller ``priority`` starts earlier. ``checksum`` is ``ALGO:HEX``. Raises
+    UsageError for invalid arguments.
     """
 
     def __init__(
@@ -48,100 +62,83 @@ class DownloadTask:
         *,
         checksum: str | None = None,
     ) -> None:
-        self._set_up(
-            job_of(url, output_path, filename, headers, checksum), priority, ""
-        )
+        job = job_of(url, output_path, filename, headers, checksum)
+        self._execution = TaskExecution(job, priority)
         self._output_path = os.fspath(output_path)
 
-    @classmethod
-    def of(
-        cls, job: Job, *, priority: int = 0, label: str = "", task_id: str = ""
-    ) -> DownloadTask:
-        """A task for a job as it stands; ``label`` names it in messages instead of its
-        URL."""
-        task = cls.__new__(cls)
-        task._set_up(job, priority, label, task_id)
-        return task
-
-    def _set_up(self, job: Job, priority: int, label: str, task_id: str = "") -> None:
-        check_priority(priority)
-        self._id = task_id or uuid.uuid4().hex
-        self.priority, self.url, self.label, self.job = priority, job.url, label, job
-        self._output_path = str(job.target if job.is_folder else job.target.parent)
-        self._start_time: float | None = None
-        self._end_time: float | None = None
-        self._changed = threading.Condition()
-        self._owner: TaskOwner | None = None
-        self._status = PENDING
-        self._is_running = False  # a thread has it, whatever its status is by now
-        self._is_publishing = False
-        self._is_abandoned = False  # the engine is shut down
-        self._transfer: Transfer | None = None
-        self._outcome: TransferResult | None = None
-        self._failure: DlpoolError | None = None
-        self._gauge = TaskProgress(None if self.job.is_folder else self.job.target)
-
     def __repr__(self) -> str:
-        return f"<DownloadTask {self._id} {self._status} {self.url!r}>"
+        return f"<DownloadTask {self.id} {self.status} {self.url!r}>"
 
-    # --- looking ---
+    # --- its state ---
 
     @property
     def id(self) -> str:
-        """What it is called by."""
-        return self._id
+        """The unique id of the task."""
+        return self._execution.id
+
+    @property
+    def url(self) -> str:
+        """The URL, as given."""
+        return self._execution.job.url
+
+    @property
+    def priority(self) -> int:
+        """The priority: a smaller number starts earlier."""
+        return self._execution.priority
 
     @property
     def start_time(self) -> float | None:
-        """When it began, in seconds since 1970."""
-        return self._start_time
+        """The time of the first start, in seconds since 1970."""
+        return self._execution.start_time
 
     @property
     def end_time(self) -> float | None:
-        """When it ended, in seconds since 1970."""
-        return self._end_time
+        """The time of the end, in seconds since 1970."""
+        return self._execution.end_time
 
     @property
     def status(self) -> str:
         """pending, downloading, paused, completed, failed or cancelled."""
-        return self._status
+        return self._execution.status
 
     @property
     def progress(self) -> float:
-        """From 0.0 to 1.0; never backwards but after a restart, which the log of events
-        announces."""
-        with self._looking() as gauge:
-            return 1.0 if self._status == COMPLETED else gauge.fraction
+        """The downloaded fraction, from 0.0 to 1.0.
+
+        It decreases only if the download restarts, which an event reports.
+        """
+        with self._execution.sampled() as progress:
+            return 1.0 if self.status == COMPLETED else progress.fraction
 
     @property
     def speed(self) -> float:
-        """Bytes a second over the last seconds; 0.0 unless it is downloading."""
-        with self._looking() as gauge:
-            return gauge.speed if self._status == DOWNLOADING else 0.0
+        """Bytes per second over the last seconds; 0.0 unless it is downloading."""
+        with self._execution.sampled() as progress:
+            return progress.speed if self.status == DOWNLOADING else 0.0
 
     @property
     def downloaded_size(self) -> int:
-        """Bytes that are in the file."""
-        with self._looking() as gauge:
-            return gauge.done
+        """The number of downloaded bytes."""
+        with self._execution.sampled() as progress:
+            return progress.done
 
     @property
     def total_size(self) -> int:
-        """The size of the complete file in bytes; 0 while unknown."""
-        with self._looking() as gauge:
-            return gauge.total or 0
+        """The size of the complete file in bytes; 0 while it is unknown."""
+        with self._execution.sampled() as progress:
+            return progress.total or 0
 
     @property
     def eta(self) -> int | None:
-        """Seconds left at the present speed; None if that cannot be told."""
-        with self._looking() as gauge:
-            return gauge.eta_s if self._status == DOWNLOADING else None
+        """The remaining seconds at the current speed; None if unknown."""
+        with self._execution.sampled() as progress:
+            return progress.eta_s if self.status == DOWNLOADING else None
 
     @property
     def file_path(self) -> str | None:
-        """Where the file is, or will be; None while its name is unknown."""
-        with self._looking() as gauge:
-            return None if gauge.path is None else str(gauge.path)
+        """The path of the file, complete or not; None while its name is unknown."""
+        with self._execution.sampled() as progress:
+            return None if progress.path is None else str(progress.path)
 
     @property
     def output_path(self) -> str:
@@ -151,115 +148,174 @@ class DownloadTask:
     @property
     def filename(self) -> str | None:
         """The requested file name; None if the server or the URL names the file."""
-        return None if self.job.is_folder else self.job.target.name
+        job = self._execution.job
+        return None if job.is_folder else job.target.name
 
     @property
     def headers(self) -> dict[str, str]:
-        """A copy of the headers that are sent to the URL's origin."""
-        return dict(self.job.headers)
+        """A copy of the headers that are sent to the origin of the URL."""
+        return dict(self._execution.job.headers)
 
     @property
     def error(self) -> str | None:
-        """Why it failed."""
-        return None if self._failure is None else str(self._failure)
+        """The reason of the failure, in one sentence; None unless it has failed."""
+        failure = self._execution.failure
+        return None if failure is None else str(failure)
 
     @property
     def failure(self) -> DlpoolError | None:
-        """The same as an exception, with its label."""
-        return self._failure
+        """The exception of the failure; None unless it has failed."""
+        return self._execution.failure
 
     @property
     def outcome(self) -> TransferResult | None:
-        """The figures of a completed download."""
-        return self._outcome
+        """The result of a completed download: sizes, times, digests; else None."""
+        return self._execution.outcome
 
-    def figures(self) -> tuple[int, int | None, float]:
-        """Bytes done, bytes in all, bytes a second."""
-        with self._looking() as gauge:
-            return (
-                gauge.done,
-                gauge.total,
-                gauge.speed if self._status == DOWNLOADING else 0.0,
-            )
-
-    def moment(self) -> Progress:
-        """Where it is, as its transfer sees it."""
-        with self._changed:
-            transfer = self._transfer
-        return (
-            Progress(self.job.target, 0, None, 0, "connecting")
-            if transfer is None
-            else transfer.progress()
-        )
-
-    # --- asking ---
+    # --- requests ---
 
     def cancel(self) -> bool:
-        """End it for good, and remove what it has fetched. False if it has ended or is
-        about to, or its engine has."""
+        """Stop the download for good and delete its partial file.
+
+        Returns False if it has ended, if its file is being published, or if its engine
+        is shut down.
+        """
         return self._stop(CANCELLED, "the download was cancelled")
 
     def pause(self) -> bool:
-        """Give its place to another; what it has fetched stays. False unless it is
-        pending or downloading."""
+        """Stop the download, keep its partial file, and free its worker.
+
+        Returns False unless it is pending or downloading.
+        """
         return self._stop(PAUSED, "the download was paused")
 
     def resume(self) -> bool:
-        """Queue it again, behind those of its priority. False unless it is paused."""
-        with self._changed:
-            owner = self._owner
-            if self._status != PAUSED or owner is None or self._is_abandoned:
-                return False
-            self._move(PENDING)
-            is_idle = (
-                not self._is_running
-            )  # else its thread sees that when it has ended
-        if is_idle:
+        """Queue a paused task again, behind those of the same priority.
+
+        Returns False unless it is paused.
+        """
+        is_resumed, owner = self._execution.resume()
+        if owner is not None:
             owner.task_ready(self)
-        return True
+        return is_resumed
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it has ended, for ``timeout`` seconds at most. False if it has
-        not, or its engine is shut down."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.is_over or self._is_abandoned, timeout)
-            return self.is_over
+        """Wait until the task has ended, for at most ``timeout`` seconds.
+
+        Returns False after a timeout, or if the engine was shut down before.
+        """
+        return self._execution.wait(timeout)
 
     def result(self, timeout: float | None = None) -> Path:
-        """The path of the file, when it is there.
+        """Wait for the file and return its path.
 
-        Raises TimeoutError, Cancelled, or what the download failed with.
+        Raises TimeoutError after ``timeout`` seconds, Cancelled, or the error of the
+        download.
         """
+        return self._execution.result(timeout)
+
+    def update_progress(self, progress: float) -> None:
+        """Set the downloaded fraction, 0.0 to 1.0, of a task whose size is unknown.
+
+        A smaller value than the current one is ignored.
+        """
+        self._execution.report_fraction(progress)
+
+    def _stop(self, status: str, reason: str) -> bool:
+        is_stopped, owner = self._execution.stop(status, reason)
+        if owner is not None:
+            owner.task_withdrawn(self)
+        return is_stopped
+
+
+class TaskExecution:
+    """The state of a task and its execution by an engine. Thread-safe.
+
+    The lock guards all mutable attributes. ``label`` replaces the URL in messages.
+    """
+
+    def __init__(
+        self, job: Job, priority: int, label: str = "", task_id: str = ""
+    ) -> None:
+        check_priority(priority)
+        self.id = task_id or uuid.uuid4().hex
+        self.priority, self.label, self.job = priority, label, job
+        self.start_time: float | None = None
+        self.end_time: float | None = None
+        self.status = PENDING
+        self.outcome: TransferResult | None = None
+        self.failure: DlpoolError | None = None
+        self._changed = threading.Condition()
+        self._owner: TaskOwner | None = None
+        self._is_running = False  # a thread has it, whatever its status is
+        self._is_publishing = False
+        self._is_abandoned = False  # the engine is shut down
+        self._transfer: Transfer | None = None
+        self._progress = TaskProgress(None if job.is_folder else job.target)
+
+    def __repr__(self) -> str:
+        return f"<TaskExecution {self.id} {self.status}>"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the status is final and no thread runs the task."""
+        return self.status in FINAL and not self._is_running
+
+    @contextmanager
+    def sampled(self) -> Iterator[TaskProgress]:
+        """Hold the lock and yield the current progress."""
+        with self._changed:
+            self._progress.sample(self._transfer)
+            yield self._progress
+
+    def stats(self) -> tuple[int, int | None, float]:
+        """Return the downloaded bytes, the total bytes, and the bytes per second."""
+        with self.sampled() as progress:
+            speed = progress.speed if self.status == DOWNLOADING else 0.0
+            return progress.done, progress.total, speed
+
+    def transfer_progress(self) -> Progress:
+        """Return the progress of the running transfer."""
+        with self._changed:
+            transfer = self._transfer
+        if transfer is None:
+            return Progress(self.job.target, 0, None, 0, "connecting")
+        return transfer.progress()
+
+    def report_fraction(self, fraction: float) -> None:
+        """Raise the reported fraction; a smaller value, or NaN, is ignored."""
+        with self._changed:
+            if fraction > self._progress.reported:
+                self._progress.reported = min(1.0, fraction)
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until the task has ended; return whether it has."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self.has_ended or self._is_abandoned, timeout
+            )
+            return self.has_ended
+
+    def result(self, timeout: float | None) -> Path:
+        """Wait for the file and return its path, as ``DownloadTask.result``."""
         if not self.wait(timeout):
             if self._is_abandoned:
                 raise Cancelled("the engine was shut down before the download ended")
             raise TimeoutError(f"the download has not ended within {timeout} s")
-        if self._outcome is not None:
-            return self._outcome.path
-        raise self._failure or Cancelled("the download was cancelled")
+        if self.outcome is not None:
+            return self.outcome.path
+        raise self.failure or Cancelled("the download was cancelled")
 
-    def update_progress(self, progress: float) -> None:
-        """Tell how much is done, from 0.0 to 1.0, of a task whose size nobody knows.
-        Never backwards."""
-        with self._changed:
-            if progress > self._gauge.reported:  # not if it is no number
-                self._gauge.reported = min(1.0, progress)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has ended, and nothing runs for it any more."""
-        return self._status in FINAL and not self._is_running
-
-    # --- for the engine ---
+    # --- the owner ---
 
     def adopt(self, owner: TaskOwner) -> bool:
-        """Become a task of an engine, also after another one was shut down; False if it
-        is that engine's, or has ended.
+        """Assign the task to an engine, also after another engine was shut down.
 
-        Raises UsageError while it is another engine's.
+        Returns False if it already belongs to this engine or has ended. Raises
+        UsageError if it belongs to another engine.
         """
         with self._changed:
-            if self._owner is owner or self._status in FINAL:
+            if self._owner is owner or self.status in FINAL:
                 return False
             if self._owner is not None and not self._is_abandoned:
                 raise UsageError("the task is another engine's")
@@ -267,90 +323,120 @@ class DownloadTask:
             self._move(PENDING)  # if it was paused
             return True
 
-    def begin(self) -> bool:
-        """A thread takes it; False if it is not pending any more."""
-        with self._changed:
-            if self._is_running or not self._move(DOWNLOADING):
-                return False
-            self._is_running, self._is_publishing = True, False
-            self._start_time = self._start_time or time.time()
-            self._gauge.begin_attempt()
-            return True
+    def is_owned_by(self, owner: TaskOwner) -> bool:
+        """Return whether the task belongs to this engine."""
+        return self._owner is owner
 
-    def run(self, make: Callable[[DownloadTask], Transfer]) -> TransferResult:
-        """Download; called by the thread that has begun it. Raises what ended it
-        without a file."""
-        transfer = make(self)
-        with self._changed:
-            if self._status != DOWNLOADING:
-                raise Cancelled("it was stopped before it began")
-            self._transfer = transfer
-        return transfer.run()
-
-    def end_run(
-        self, outcome: TransferResult | None, failure: DlpoolError | None
-    ) -> str:
-        """The thread lets go of it; returns its status. What was stopped on demand has
-        not failed."""
-        with self._looking() as gauge:
-            self._transfer, self._is_running = None, False
-            if outcome is not None and self._move(COMPLETED):
-                self._outcome = outcome
-                gauge.complete(outcome)
-            elif failure is not None and self._status == DOWNLOADING:
-                self._failure = failure
-                self._move(FAILED)
-            if self._status in FINAL:
-                self._end_time = time.time()
-            self._changed.notify_all()
-            return self._status
-
-    def abandon(self, owner: TaskOwner) -> None:
-        """Its engine is shut down: what has not ended is paused, and nobody waits for
-        it."""
-        if self._owner is not owner:
-            return  # another one has taken it over
-        self._stop(PAUSED, "the engine is shut down")
+    def abandon(self) -> None:
+        """Mark the engine as shut down, and wake the threads that wait for the task."""
         with self._changed:
             self._is_abandoned = True
             self._changed.notify_all()
 
-    def permit(self) -> None:
-        """May the verified file be published? From now on it is too late to stop it.
-        Raises Cancelled."""
-        with self._changed:
-            if self._status != DOWNLOADING:
-                raise Cancelled("it was stopped before it was published")
-            self._is_publishing = True
+    def stop(self, status: str, reason: str) -> tuple[bool, TaskOwner | None]:
+        """Pause or cancel the task, and cancel its transfer.
 
-    def hear(self, event: str, /, **fields: object) -> None:
-        """What happens in its transfer: a Notify."""
-        with self._changed:
-            self._gauge.handle_event(event, fields)
-
-    def _stop(self, status: str, reason: str) -> bool:
+        Returns whether the status has changed, and the owner if the caller must call
+        its ``task_withdrawn``.
+        """
         with self._changed:
             if self._is_publishing or self._is_abandoned or not self._move(status):
-                return False
-            owner, transfer, is_idle = self._owner, self._transfer, not self._is_running
+                return False, None
+            transfer, is_idle = self._transfer, not self._is_running
+            owner = self._owner if is_idle else None
             if is_idle and status in FINAL:
-                self._end_time = time.time()
+                self.end_time = time.time()
             self._changed.notify_all()
         if transfer is not None:
             transfer.cancel(Cancelled(reason))
-        if is_idle and owner is not None:
-            owner.task_withdrawn(self)
-        return True
+        return True, owner
+
+    def resume(self) -> tuple[bool, TaskOwner | None]:
+        """Make a paused task pending.
+
+        Returns whether the status has changed, and the owner if the caller must call
+        its ``task_ready``. While a thread still runs the task, that thread does so.
+        """
+        with self._changed:
+            owner = self._owner
+            if self.status != PAUSED or owner is None or self._is_abandoned:
+                return False, None
+            self._move(PENDING)
+            return True, None if self._is_running else owner
+
+    # --- one run, by one thread ---
+
+    def begin(self) -> bool:
+        """Take the task for the calling thread; return False unless it is pending."""
+        with self._changed:
+            if self._is_running or not self._move(DOWNLOADING):
+                return False
+            self._is_running, self._is_publishing = True, False
+            self.start_time = self.start_time or time.time()
+            self._progress.begin_attempt()
+            return True
+
+    def run(self, create: Callable[[TaskExecution], Transfer]) -> TransferResult:
+        """Download, on the thread that called ``begin``. Raises DlpoolError."""
+        transfer = create(self)
+        with self._changed:
+            if self.status != DOWNLOADING:
+                raise Cancelled("it was stopped before it began")
+            self._transfer = transfer
+        return transfer.run()
+
+    def authorize_publish(self) -> None:
+        """Allow the verified file to be published; from here on nothing stops the task.
+
+        Raises Cancelled if the task has been stopped.
+        """
+        with self._changed:
+            if self.status != DOWNLOADING:
+                raise Cancelled("it was stopped before it was published")
+            self._is_publishing = True
+
+    def handle_event(self, event: str, /, **fields: object) -> None:
+        """Handle an event of the transfer. This is a ``Notify``."""
+        with self._changed:
+            self._progress.handle_event(event, fields)
+
+    def end_run(
+        self, outcome: TransferResult | None, failure: DlpoolError | None
+    ) -> str:
+        """Release the task from its thread and return its status.
+
+        A failure of a task that was paused or cancelled is ignored.
+        """
+        with self.sampled() as progress:
+            self._transfer, self._is_running = None, False
+            if outcome is not None and self._move(COMPLETED):
+                self.outcome = outcome
+                progress.complete(outcome)
+            elif failure is not None and self.status == DOWNLOADING:
+                self.failure = failure
+                self._move(FAILED)
+            if self.status in FINAL:
+                self.end_time = time.time()
+            self._changed.notify_all()
+            return self.status
 
     def _move(self, status: str) -> bool:
-        if status not in MOVES[self._status]:
+        if status not in MOVES[self.status]:
             return False
-        self._status = status
+        self.status = status
         return True
 
-    @contextmanager
-    def _looking(self) -> Iterator[TaskProgress]:
-        """The lock, and where it is now."""
-        with self._changed:
-            self._gauge.sample(self._transfer)
-            yield self._gauge
+
+def execution_of(task: DownloadTask) -> TaskExecution:
+    """Return the execution of a task, which only the engine may use."""
+    return task._execution
+
+
+def task_of_job(
+    job: Job, *, priority: int = 0, label: str = "", task_id: str = ""
+) -> DownloadTask:
+    """Return a task for a job; ``label`` replaces its URL in messages."""
+    task = DownloadTask.__new__(DownloadTask)
+    task._execution = TaskExecution(job, priority, label, task_id)
+    task._output_path = str(job.target if job.is_folder else job.target.parent)
+    return task

@@ -1,4 +1,4 @@
-"""A priority queue of tasks."""
+"""The priority queue of pending tasks."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ if TYPE_CHECKING:
 
 
 class DownloadQueue:
-    """Tasks by priority, the smallest number first; first in, first out within a
-    priority. Thread-safe.
+    """A priority queue of tasks. Thread-safe.
 
-    The lock guards heap and table. What was removed stays in the heap until it is met
-    or outnumbers the rest.
+    The smallest priority comes first; tasks with the same priority keep their order.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._heap: list[tuple[int, int, DownloadTask]] = []
-        self._numbers: dict[str, int] = {}  # of those that are in the queue, by id
+        self._numbers: dict[str, int] = {}  # of the queued tasks, by id
         self._count = itertools.count()
 
     def __repr__(self) -> str:
@@ -32,15 +30,15 @@ class DownloadQueue:
         return len(self._numbers)
 
     def add_task(self, task: DownloadTask) -> None:
-        """Put a task behind those of its priority; one that is there already stays
-        where it is."""
+        """Add a task behind those of its priority; a task in the queue keeps its
+        position."""
         with self._lock:
             if task.id not in self._numbers:
                 number = self._numbers[task.id] = next(self._count)
                 heapq.heappush(self._heap, (task.priority, number, task))
 
     def get_next_task(self) -> DownloadTask | None:
-        """Take the first task out; None if there is none."""
+        """Remove the first task and return it; None if the queue is empty."""
         with self._lock:
             while self._heap:
                 entry = heapq.heappop(self._heap)
@@ -50,7 +48,7 @@ class DownloadQueue:
             return None
 
     def remove_task(self, task_id: str) -> bool:
-        """Take a task out; False if it is not there."""
+        """Remove a task; return False if it is not in the queue."""
         with self._lock:
             if self._numbers.pop(task_id, None) is None:
                 return False
@@ -60,7 +58,7 @@ class DownloadQueue:
             return True
 
     def get_all_tasks(self) -> list[DownloadTask]:
-        """The tasks as they will be taken."""
+        """Return the tasks in the order in which they will be removed."""
         with self._lock:
             return [
                 entry[2]
@@ -69,7 +67,7 @@ class DownloadQueue:
             ]
 
     def clear(self) -> None:
-        """Take all tasks out."""
+        """Remove all tasks."""
         with self._lock:
             self._heap.clear()
             self._numbers.clear()

@@ -1,15 +1,15 @@
-"""Makes the transfers of an engine: with its settings, over its connections."""
+"""Creates the transfers of an engine, with its settings and its HTTP client."""
 
 from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dlpool.config import NetworkSettings, ScanSettings, TransferSettings
 from dlpool.engine.names import NameRegistry, NameRequest
-from dlpool.engine.task import DownloadTask
+from dlpool.engine.task import DownloadTask, TaskExecution
 from dlpool.errors import DlpoolError, TargetExists
 from dlpool.scan.guard import open_guard
 from dlpool.transfer.http.client import HttpClient
@@ -20,68 +20,81 @@ from dlpool.transfer.target.file.cleanup import remove_part_files
 from dlpool.transfer.transfer import Transfer
 
 
-class TransferFactory:
-    """Thread-safe."""
+@dataclass(frozen=True)
+class EngineSettings:
+    """The settings of an engine and of all its transfers.
 
-    def __init__(
-        self,
-        transfer: TransferSettings,
-        network: NetworkSettings,
-        max_workers: int,
-        chunk_size: int,
-        notify: Notify,
-        scan: ScanSettings,
-    ) -> None:
-        """``notify`` hears what happens in all of them. Raises ConfigurationError."""
-        self._settings = transfer
-        gate, watch = HostHolds(time.monotonic), NetworkMonitor(time.monotonic)
+    ``chunk_size`` is the minimum number of bytes of one write. ``notify`` receives the
+    events of all transfers. With ``keeps_ended`` ended tasks stay in the table.
+    """
+
+    transfer: TransferSettings
+    network: NetworkSettings
+    scan: ScanSettings
+    max_workers: int
+    chunk_size: int
+    progress_interval_s: float
+    keeps_ended: bool
+    notify: Notify
+
+
+class TransferFactory:
+    """Creates transfers. Thread-safe."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        """Raises ConfigurationError."""
+        self._settings = settings.transfer
         self._client = HttpClient(
-            network,
-            transfer.pool_size(max_workers),
-            gate,
-            watch,
-            min_read_bytes=chunk_size,
+            settings.network,
+            settings.transfer.pool_size(settings.max_workers),
+            HostHolds(time.monotonic),
+            NetworkMonitor(time.monotonic),
+            min_read_bytes=settings.chunk_size,
         )
         self._client.check()
-        self._notify = notify
-        self._guard = open_guard(scan)
+        self._notify = settings.notify
+        self._guard = open_guard(settings.scan)
         self._names = NameRegistry()
 
-    def create(self, task: DownloadTask) -> Transfer:
-        """A transfer for a task. Raises UsageError for a URL or headers that cannot be
-        sent."""
+    def create(self, task: TaskExecution) -> Transfer:
+        """Return a transfer for a task.
+
+        Raises UsageError for a URL or headers that cannot be sent.
+        """
         job = task.job if self._settings.verify else replace(task.job, checksum=None)
+        url = task.job.url
 
         def notify(event: str, /, **fields: object) -> None:
-            task.hear(event, **fields)
+            task.handle_event(event, **fields)
             self._notify(event, **fields)
 
-        def admit(path: Path) -> None:
-            self._names.reserve(
-                path,
-                NameRequest(
-                    task.id,
-                    task.url,
-                    task.label or display_url(task.url),
-                    bool(task.label),
-                ),
-            )
+        def reserve(path: Path) -> None:
+            name = task.label or display_url(url)
+            self._names.reserve(path, NameRequest(task.id, url, name, bool(task.label)))
 
         return Transfer(
-            job, self._settings, self._client, notify, admit, task.permit, self._guard
+            job,
+            self._settings,
+            self._client,
+            notify,
+            reserve,
+            task.authorize_publish,
+            self._guard,
         )
 
     def release_name(self, task: DownloadTask, *, is_completed: bool) -> None:
-        """Release the file name of a task that has ended without the file."""
+        """Release the file name of an ended task, unless it has completed the file."""
         self._names.release(task.id, is_completed=is_completed)
 
     def look_up_target(self, job: Job) -> Path | None:
-        """Request a job's file name from the server, without a body, and return its
-        path; None on failure."""
-        learnt: list[Path] = []
+        """Request the file name of a job from the server, without a body.
 
-        def admit(path: Path) -> None:
-            learnt.append(path)
+        Returns the path of the file, None if the request fails.
+        """
+        found: list[Path] = []
+
+        def stop(path: Path) -> None:
+            found.append(path)
             raise TargetExists("its name is known")
 
         settings = replace(
@@ -92,8 +105,8 @@ class TransferFactory:
             scan=False,
         )
         with suppress(DlpoolError):
-            Transfer(job, settings, self._client, check_target=admit).run()
-        return learnt[0] if learnt else None
+            Transfer(job, settings, self._client, check_target=stop).run()
+        return found[0] if found else None
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -101,8 +114,11 @@ class TransferFactory:
 
 
 def discard_partial_file(task: DownloadTask) -> None:
-    """What a cancelled task has fetched goes, unless somebody else works on it, or its
-    folder is gone."""
+    """Delete the partial file of a cancelled task.
+
+    Errors are ignored: another process may download to the same path, or the folder
+    may have been deleted.
+    """
     path = task.file_path
     if path is not None:
         with suppress(DlpoolError):

@@ -1,5 +1,4 @@
-"""The threads of an engine: so many at most, started when there is work, ended when
-there is none."""
+"""The worker threads of an engine: started when there is work, and ended without it."""
 
 from __future__ import annotations
 
@@ -8,50 +7,46 @@ from collections import deque
 from collections.abc import Callable
 
 from dlpool import threads
-from dlpool.engine.task import DownloadTask
+from dlpool.engine.task import DownloadTask, execution_of
 from dlpool.engine.task_queue import DownloadQueue
 from dlpool.errors import NoThread
 
-# of a download with one connection: part, lock, state and folder, the socket and its
-# duplicate
+# The descriptors of a download with one connection: part file, lock, state file,
+# folder, the socket and its duplicate, and two spare ones.
 DESCRIPTORS = 8
 
 TaskSource = Callable[[], "DownloadTask | None"]
 
 
 class EngineWorkers:
-    """Run the tasks of ``queue``, then those of a source. Thread-safe; the lock guards
-    the numbers.
+    """Runs the tasks of ``queue``, and those of a source, on ``max_threads`` threads.
 
-    A thread that has released its task may still tell of its end; it is not one of the
-    ``most`` then.
+    Thread-safe; the lock guards all counters. A thread that has released its task, and
+    still reports its end, does not count as busy.
     """
 
     def __init__(self, max_threads: int, run: Callable[[DownloadTask], None]) -> None:
-        """``run`` runs one task, which is downloading already, calls ``release``, and
-        raises nothing."""
+        """``run`` runs a task that has begun, calls ``release``, and never raises."""
         self.queue = DownloadQueue()
-        self._most = max_threads
+        self._max_threads = max_threads
         self._run = run
         self._lock = threading.Condition()
-        self._threads = self._busy = self._pulling = (
-            0  # those with a task, and those that wait for the source
-        )
+        self._threads = 0
+        self._busy = 0  # threads with a task, and threads that wait for the source
+        self._pulling = 0  # threads that wait for the source
         self._source: TaskSource | None = None
-        self._begun: deque[DownloadTask] = (
-            deque()
-        )  # tasks for which no thread could be started
+        # Tasks that have begun, but for which no thread could be started.
+        self._begun: deque[DownloadTask] = deque()
         self._is_stopping = False
 
     def __repr__(self) -> str:
-        return f"<Workers {self._threads} of {self._most}>"
+        return f"<EngineWorkers {self._threads} of {self._max_threads}>"
 
     def add(self, task: DownloadTask) -> DownloadTask | None:
-        """Queue a task; if a thread is free, it is downloading when this returns.
+        """Queue a task. If a worker is free, the task is downloading on return.
 
-        Where this process may have no further thread, those that there are take it.
-        Returns a task that was begun and that no thread will ever run, as there is none
-        at all.
+        If no further thread can be started, the existing ones run it. Returns a task
+        that has begun but that no thread will run, because none can be started.
         """
         with self._lock:
             if self._is_stopping:
@@ -60,54 +55,28 @@ class EngineWorkers:
             if self._threads > 0 and not threads.has_free_descriptors(DESCRIPTORS):
                 return None
             first = self._next()
-            return (
-                None
-                if first is None or self._spawned(first)
-                else self._left_over(first)
-            )
-
-    def _has_room(self) -> bool:
-        """Return whether all threads are busy and descriptors are left for another one;
-        True if there is no thread."""
-        return self._threads == 0 or threads.has_free_descriptors(
-            DESCRIPTORS * (self._threads + 1)
-        )
-
-    def _spawned(self, first: DownloadTask | None) -> bool:
-        """Start a thread that begins with ``first``; return False if that fails. Called
-        under the lock."""
-        self._threads += 1
-        try:
-            threads.start_thread(lambda: self._work(first), "dlpool-worker")
-        except NoThread:
-            self._threads -= 1
-            return False
-        return True
-
-    def _left_over(self, first: DownloadTask) -> DownloadTask | None:
-        """Leave ``first`` to the existing threads; return it if there are none."""
-        self._busy -= 1
-        if self._threads == 0:
-            return first
-        self._begun.append(first)
-        return None
+            if first is None or self._start_thread(first):
+                return None
+            return self._leave_to_others(first)
 
     def release(self) -> None:
-        """The calling thread's task is about to end: another one may begin."""
+        """Free the worker of the calling thread: another task may begin."""
         with self._lock:
             self._busy -= 1
 
     def pull_from(self, source: TaskSource) -> None:
-        """Make all threads take tasks from ``source`` too; it may block, and returns
-        None at the end.
+        """Make all threads take tasks from ``source``, too.
 
-        There are fewer threads than ``most`` where this process may have no more, or
-        too few descriptors for them. Raises NoThread if it may have none.
+        ``source`` may block; it returns None when no task is left. Fewer threads than
+        ``max_threads`` are started if the process may have no more of them, or if they
+        would lack descriptors. Raises NoThread if none can be started.
         """
         with self._lock:
             self._source = source
             while (
-                self._threads < self._most and self._has_room() and self._spawned(None)
+                self._threads < self._max_threads
+                and self._has_descriptors()
+                and self._start_thread(None)
             ):
                 pass
             if self._threads == 0:
@@ -117,8 +86,10 @@ class EngineWorkers:
                 )
 
     def run_in_caller(self) -> None:
-        """Run tasks on the calling thread, after a ``pull`` that could start none;
-        return when none is left."""
+        """Run tasks on the calling thread, after ``pull_from`` has raised NoThread.
+
+        Returns when no task is left.
+        """
         with self._lock:
             self._threads += 1
         self._work(None)
@@ -130,7 +101,7 @@ class EngineWorkers:
             return self._threads == 0 or self._is_stopping
 
     def wait_until_idle(self) -> None:
-        """Until there is nothing to do, or ``stop`` is called."""
+        """Wait until no task runs or is queued, or until ``stop`` is called."""
         with self._lock:
             self._lock.wait_for(lambda: self._threads == 0 or self._is_stopping)
 
@@ -141,46 +112,78 @@ class EngineWorkers:
             self._lock.notify_all()
 
     def wait_until_stopped(self, timeout_s: float | None = None) -> None:
-        """Wait until no thread runs a task, or for ``timeout_s``; threads that wait for
-        the source are ignored."""
+        """Wait until no thread runs a task, for at most ``timeout_s`` seconds.
+
+        Threads that wait for the source are ignored.
+        """
         self.queue.clear()
         with self._lock:
             self._lock.wait_for(lambda: self._threads == self._pulling, timeout_s)
 
+    def _has_descriptors(self) -> bool:
+        """Return whether one more thread has descriptors; True for the first thread."""
+        return self._threads == 0 or threads.has_free_descriptors(
+            DESCRIPTORS * (self._threads + 1)
+        )
+
+    def _start_thread(self, first: DownloadTask | None) -> bool:
+        """Start a thread that begins with ``first``; return False if that fails.
+
+        The caller holds the lock.
+        """
+        self._threads += 1
+        try:
+            threads.start_thread(lambda: self._work(first), "dlpool-worker")
+        except NoThread:
+            self._threads -= 1
+            return False
+        return True
+
+    def _leave_to_others(self, first: DownloadTask) -> DownloadTask | None:
+        """Leave ``first`` to the existing threads; return it if there are none."""
+        self._busy -= 1
+        if self._threads == 0:
+            return first
+        self._begun.append(first)
+        return None
+
     def _work(self, task: DownloadTask | None) -> None:
-        while task is not None or (task := self._pulled()) is not None:
+        """Run tasks until none is left; the function of each thread."""
+        while task is not None or (task := self._next_of_source()) is not None:
             self._run(task)
             with self._lock:
                 task = self._next()
                 if task is None and self._source is None:
-                    self._leave()
+                    self._count_exit()
                     return
 
     def _next(self) -> DownloadTask | None:
-        """The next task of the queue, which is downloading from now on."""
-        if self._begun and not self._is_stopping and self._busy < self._most:
+        """Begin the next task of the queue and return it. The caller holds the lock."""
+        if self._begun and not self._is_stopping and self._busy < self._max_threads:
             self._busy += 1
             return self._begun.popleft()
         while (
             not self._is_stopping
-            and self._busy < self._most
+            and self._busy < self._max_threads
             and (task := self.queue.get_next_task()) is not None
         ):
-            if task.begin():
+            if execution_of(task).begin():
                 self._busy += 1
                 return task
         return None
 
-    def _pulled(self) -> DownloadTask | None:
-        """The same from the source; without one this thread is none of ours any
-        more."""
+    def _next_of_source(self) -> DownloadTask | None:
+        """Begin the next task of the source and return it.
+
+        Returns None if the source has none left; the calling thread must exit then.
+        """
         while (source := self._begin_pull()) is not None:
             task = None
             try:
                 task = source()
             finally:
-                is_wanted = self._end_pull(has_task=task is not None)
-            if is_wanted and task is not None and task.begin():
+                is_continued = self._end_pull(has_task=task is not None)
+            if is_continued and task is not None and execution_of(task).begin():
                 return task
             self.release()
         return None
@@ -188,13 +191,14 @@ class EngineWorkers:
     def _begin_pull(self) -> TaskSource | None:
         with self._lock:
             if self._is_stopping or self._source is None:
-                self._leave()
+                self._count_exit()
                 return None
             self._pulling += 1
             self._busy += 1
             return self._source
 
     def _end_pull(self, *, has_task: bool) -> bool:
+        """Return whether the workers have not been stopped meanwhile."""
         with self._lock:
             self._pulling -= 1
             self._lock.notify_all()
@@ -202,6 +206,6 @@ class EngineWorkers:
                 self._source = None
             return not self._is_stopping
 
-    def _leave(self) -> None:
+    def _count_exit(self) -> None:
         self._threads -= 1
         self._lock.notify_all()

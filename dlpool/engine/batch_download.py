@@ -1,26 +1,48 @@
-"""``download_many``: a batch in one call."""
+"""``download_many``: a batch of downloads in one call."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from dlpool.engine.batch import (
-    Batch,
-    BatchFailure,
-    BatchItem,
-    BatchResult,
-    BatchSummary,
-    make_summary,
-)
+from dlpool.engine.batch import Batch, BatchItem, BatchResult
 from dlpool.engine.batch_session import BatchSession
 from dlpool.engine.engine import DownloadEngine
 from dlpool.transfer.job import Job
 
-LOOK_S = 0.1
+POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class BatchFailure:
+    """A URL of a batch that was not downloaded, and the reason."""
+
+    url: str
+    error: str
+
+
+@dataclass(frozen=True)
+class BatchSummary:
+    """The result of a batch.
+
+    ``done`` is the number of downloaded files, ``size`` their bytes, ``seconds`` the
+    elapsed time, ``earlier`` the number of files that earlier runs downloaded.
+    """
+
+    done: int
+    failed: tuple[BatchFailure, ...]
+    size: int
+    seconds: float
+    earlier: int = 0
+
+    @property
+    def speed(self) -> float:
+        """The average speed in bytes per second."""
+        return self.size / self.seconds if self.seconds > 0 else 0.0
 
 
 def download_many(
@@ -32,20 +54,19 @@ def download_many(
     on_result: Callable[[BatchResult], object] | None = None,
     **options: Any,
 ) -> BatchSummary:
-    """Download all ``urls`` into the folder ``output_path`` and return one summary; one
-    failure stops no other.
+    """Download all ``urls`` into the folder ``output_path`` and return one summary.
 
-    ``urls`` is read as it is needed. ``session``: a file that remembers what is done,
-    so that the next call with it goes on. ``on_result`` is called with each result, on
-    the calling thread; what it raises ends the batch, resumably. ``options`` are those
-    of DownloadEngine. Raises UsageError, LocalFault, ConfigurationError.
+    One failure does not stop the others. ``urls`` is read as workers become free.
+    ``session`` is a file that records what is done: the next call with it downloads the
+    rest. The calling thread calls ``on_result`` with each result; an exception that it
+    raises stops the batch resumably. ``options`` are those of DownloadEngine. Raises
+    UsageError, LocalFault, ConfigurationError.
     """
     folder = Path(fspath(output_path))
     done = BatchSession(Path(session)) if session is not None else None
     try:
         with DownloadEngine(max_workers, keeps_ended=False, **options) as engine:
-            batch = Batch(engine, _items(urls, folder), done)
-            return _run(batch, on_result)
+            return _run(Batch(engine, _items(urls, folder), done), on_result)
     finally:
         if done is not None:
             done.close()
@@ -65,13 +86,17 @@ def _run(
 
     batch.start()
     try:
-        while not batch.finished.wait(LOOK_S):
+        while not batch.finished.wait(POLL_S):
             collect()
         collect()
     except BaseException:
         batch.cancel()
         raise
-    return make_summary(batch, began, failed)
+    end = batch.progress()
+    seconds = time.monotonic() - began
+    return BatchSummary(
+        end.done, tuple(failed), end.completed_bytes, seconds, end.earlier
+    )
 
 
 def _items(urls: Iterable[str], folder: Path) -> Iterator[BatchItem]:
