@@ -16,13 +16,12 @@ import dlpool  # noqa: E402
 HEAD = """\
 # The Python API
 
-Written by `scripts/api_doc.py` from the docstrings; see also the [examples](examples). Everything runs in one process,
-on threads, without Redis. Sizes are in bytes, times in seconds. Errors are subclasses of `dlpool.errors.DlpoolError`: a
-message of one sentence and a stable `label`.
+Written by `scripts/api_doc.py` from the docstrings; [examples](examples) are runnable. Everything runs in one process,
+on threads, without Redis. Sizes are bytes, times seconds. Errors are subclasses of `dlpool.errors.DlpoolError` with a
+stable `label`.
 
-A program that exits while downloads are pending or running waits for them, as with `concurrent.futures`, but not for
-paused ones. Ctrl-C ends the wait: fetched bytes are kept, and one warning gives the number of unfinished downloads.
-Speeds are sampled while downloads run, even if the program does not read them.
+An exiting program waits for pending and running downloads, as with `concurrent.futures`, not for paused ones. Ctrl-C
+ends the wait: fetched bytes are kept, one warning counts unfinished downloads. Speeds are sampled even if unread.
 """
 ORDER = ("DownloadEngine", "DownloadTask", "download_many", "BatchSummary", "DownloadQueue", "DownloadStats")
 

@@ -54,7 +54,7 @@ def test_each_command_has_a_page_that_mandoc_finds_nothing_wrong_with() -> None:
     shown = said("mandoc", "-T", "ascii", "-O", "width=200", pages["dlpool-fetch"])
     text = re.sub(".\b", "", shown)
     assert "--limit-rate SIZE\n" in text and "dlpool-fetch - download one URL" in text
-    assert "\n         0 done      " in text, "the table of exit codes is not as it was written"
+    assert "\n         0 success   " in text, "the table of exit codes is not as it was written"
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
