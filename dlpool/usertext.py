@@ -101,7 +101,7 @@ class TextLines:
         elif not self._cuts:
             raise NotText(
                 f"line {self._number + 1}: it is longer than {MAX_LINE} characters: is "
-                f"it a text?"
+                "it a text?"
             )
         if is_end and self._pending_size:
             yield self._checked("".join(self._pending))
@@ -128,12 +128,12 @@ class TextLines:
         if self._encoding and _has_surrogates(line):
             raise NotText(
                 f"line {self._number}: not {self._encoding}, as its byte order mark "
-                f"says"
+                "says"
             )
         if "\0" in line and not self._keeps_nul:
             raise NotText(
                 f"line {self._number}: it holds a NUL character: save the file as text "
-                f"in UTF-8"
+                "in UTF-8"
             )
         return line.removeprefix("\ufeff")
 

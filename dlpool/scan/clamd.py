@@ -163,7 +163,7 @@ def _answer(connection: socket.socket, deadline: ScanDeadline) -> bytes:
             continue
         except OSError as error:
             raise _ConnectionLost(
-                f"it broke the connection: "
+                "it broke the connection: "
                 f"{printable_line(error.strerror or str(error))}"
             ) from error
         if not data:

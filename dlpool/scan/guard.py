@@ -142,7 +142,7 @@ def _not_scanned(result: ScanResult) -> NotScanned | ScannerAway:
     if result.outcome == TOO_LARGE:
         return NotScanned(f"the file was not checked for malware: {result.detail}")
     text = (
-        f"the file was not checked for malware: the scanner is not available, "
+        "the file was not checked for malware: the scanner is not available, "
         f"{result.detail}"
     )
     return ScannerAway(text, retry_after_s=RETRY_S)

@@ -125,7 +125,7 @@ class Quarantine:
         if found is None:
             raise NotFound(
                 f"nothing in quarantine has the id {item_id[:40]!r}: dlpool quarantine "
-                f"list shows the ids"
+                "list shows the ids"
             )
         return found
 

@@ -149,7 +149,7 @@ class WriteBudget:
             and chunk.position + size + SPACE_RESERVE > space.usable - reserved
         ):
             raise TooLarge(
-                f"the file does not end before the disk is full, which holds "
+                "the file does not end before the disk is full, which holds "
                 f"{space.usable} bytes{_reserve_note(reserved)}"
             )
         raise NoRoom(

@@ -1,25 +1,24 @@
-"""The interface between the core of a download and the place where its bytes are
-kept.
+"""The interface between the core of a download and its output.
 
 The core (``transfer``, ``attempt``, ``probe``, ``worker``) knows ``Target`` only;
 ``file/`` implements it on a file system. An implementation must fit this life cycle:
 
 1. open: choose the final name, lock it against other writers, and load the state of an
-  interrupted run (``saved``);
+   interrupted run (``saved``);
 2. write: each connection worker writes byte ranges through its own ``RangeWriter``, in
-  any order;
+   any order;
 3. checkpoint: make the written bytes durable, then the state that lists them, in this
-  order;
+   order;
 4. prepare and publish: make the complete bytes durable, then give them their final name
-  in one atomic step. The core has asked for permission to publish (the fence of a
-  queue's job) immediately before ``publish``;
+   in one atomic step. The core asks for permission to publish (the fence of a queue's
+   job) immediately before ``publish``;
 5. close: release the lock. What was checkpointed stays for the next run, unless it was
-  published or discarded.
+   published or discarded.
 
 A multipart upload to object storage fits: a writer uploads parts, a checkpoint writes
-the state object, ``publish`` completes the upload and ``discard`` aborts it. So does an
-ordered stream, which is opened without ``saved`` and accepts ranges in ascending order
-only.
+the state object, ``publish`` completes the upload and ``discard`` aborts it. An ordered
+stream fits as well: it is opened without ``saved``, and its download uses one
+connection.
 """
 
 from __future__ import annotations

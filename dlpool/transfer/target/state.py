@@ -163,8 +163,8 @@ class SavedState:
         """Return the state of a complete download that has committed no state
         before."""
         chunks = (SavedChunk(0, record.size, record.size, True),) if record.size else ()
-        begun = cls.initial(job, replace(resource, size=record.size), now)
-        return replace(begun, attempts=1, chunks=chunks, publishing=record)
+        state = cls.initial(job, replace(resource, size=record.size), now)
+        return replace(state, attempts=1, chunks=chunks, publishing=record)
 
     def as_json(self) -> str:
         """Return the state as JSON text."""
@@ -275,9 +275,13 @@ def _publishing(item: object) -> PublishRecord | None:
     )
 
 
-def _integer(fields: Mapping[str, Any], name: str, most: int = MAX_SIZE) -> int:
+def _integer(fields: Mapping[str, Any], name: str, maximum: int = MAX_SIZE) -> int:
     value = fields.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+    if (
+        not isinstance(value, int)
+        or isinstance(value, bool)
+        or not 0 <= value <= maximum
+    ):
         raise StateUnusable(f"{name} is {str(value)[:40]!r}")
     return value
 

@@ -235,15 +235,15 @@ class FileOutput:
     def _check_state_file(self) -> None:
         """Raise ForeignFile if another program's file has the name of the state
         file."""
-        is_ours = self.part.is_marked and not self.part.is_new
+        is_recognized = self.part.is_marked and not self.part.is_new
         if (
             self._state_file.exists
-            and not is_ours
+            and not is_recognized
             and not self._state_file.is_recognized()
         ):
             raise ForeignFile(
                 f"{self._state_file.path} was not made by dlpool: move it away, or "
-                f"choose another name for the download"
+                "choose another name for the download"
             )
 
     def _drop_state(self) -> None:

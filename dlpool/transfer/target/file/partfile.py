@@ -116,7 +116,7 @@ class PartFile:
             if not self._opened.lock.is_held():
                 raise LocalFault(
                     f"cannot continue with {self.target}: another download has taken "
-                    f"over its lock file, which this "
+                    "over its lock file, which this "
                     "process had not renewed for too long"
                 )
         if self.is_named():
@@ -124,7 +124,7 @@ class PartFile:
         if not self.path.parent.is_dir():
             raise LocalFault(
                 f"cannot continue with {self.target}: the folder {self.path.parent} "
-                f"was removed"
+                "was removed"
             )
         raise LocalFault(
             f"cannot continue with {self.target}: another program removed or replaced "
@@ -174,9 +174,9 @@ class PartFile:
             if not stat.S_ISREG(old.st_mode):
                 return  # publishing will fail
             own = os.fstat(self._descriptor)
-            self._keep_owner(old, own)
-            self._keep_acl()
-            self._keep_mode(old.st_mode & _PERMISSIONS)
+            self._copy_owner(old, own)
+            self._copy_acl()
+            self._copy_mode(old.st_mode & _PERMISSIONS)
 
     def preallocate(
         self, size: int, mode: str, rules: SpaceRules = ENTIRE_DISK
@@ -401,7 +401,7 @@ class PartFile:
                     disk.remove(self.path)
         return False
 
-    def _keep_owner(self, old: os.stat_result, own: os.stat_result) -> None:
+    def _copy_owner(self, old: os.stat_result, own: os.stat_result) -> None:
         if (old.st_uid, old.st_gid) == (own.st_uid, own.st_gid):
             return
         owner = old.st_uid if os.geteuid() == 0 else _UNCHANGED
@@ -411,7 +411,7 @@ class PartFile:
             if disk.fault_of(error).kind not in ("unsupported", "permission"):
                 raise
 
-    def _keep_mode(self, wanted: int) -> None:
+    def _copy_mode(self, wanted: int) -> None:
         own = os.fstat(self._descriptor).st_mode & _MODE
         self._final_mode = None if wanted | _OWNER == wanted else wanted
         if own == wanted | _OWNER:
@@ -423,7 +423,7 @@ class PartFile:
             if not is_refused or own & ~(wanted | _OWNER):
                 raise
 
-    def _keep_acl(self) -> None:
+    def _copy_acl(self) -> None:
         """Copy the access control list, if there is one; see acl(5)."""
         with suppress(OSError):
             os.setxattr(self._descriptor, _ACL, os.getxattr(self.target, _ACL))

@@ -142,12 +142,12 @@ class PartOpener:
         inode number for each spelling of its name, so that a lock by one spelling does
         not exclude a lock by another. The known ones have no extended attributes.
         """
-        wanted, found = self.path.name, None
+        expected, found = self.path.name, None
         with os.scandir(self.path.parent) as entries:
             for entry in entries:
-                if entry.name == wanted:
+                if entry.name == expected:
                     return True
-                if _folded(entry.name) == _folded(wanted):
+                if _folded(entry.name) == _folded(expected):
                     found = entry.name
         if found is None:
             return True
@@ -170,7 +170,7 @@ class PartOpener:
             return _mark(descriptor) or (None if not self._has_exact_name() else False)
         raise ForeignFile(
             f"{self.path} was not made by dlpool: move it away, or choose another name "
-            f"for the download"
+            "for the download"
         )
 
     def _created(self, held: FileLock | None = None) -> OpenPart | None:

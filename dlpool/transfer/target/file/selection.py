@@ -75,7 +75,7 @@ class PathSelection:
                 yield path
         raise TargetExists(
             f"{requested} exists already, and so do {MAX_NUMBERED_NAMES} other names "
-            f"for it"
+            "for it"
         )
 
     def _check_unpublished(self, path: Path, part_of: Path | None = None) -> None:
@@ -90,19 +90,21 @@ class PathSelection:
         A part file that an earlier run left for the same URL is preferred; one of
         another URL is not used.
         """
-        begun: list[Path] = []
+        unfinished: list[Path] = []
         unused = self._unused(requested)
         for free in unused:
             if not _exists(free.with_name(free.name + PART_SUFFIX)):
                 break
-            begun.append(free)
-        ours = [path for path in begun if self._is_of_url(path)]
-        rest = [
+            unfinished.append(free)
+        resumable = [path for path in unfinished if self._is_of_url(path)]
+        unknown = [
             path
-            for path in begun
-            if path not in ours and not self._is_of_other_url(path)
+            for path in unfinished
+            if path not in resumable and not self._is_of_other_url(path)
         ]
-        candidates = chain(ours, rest, [free], unused)  # which ends with an error
+        candidates = chain(
+            resumable, unknown, [free], unused
+        )  # which ends with an error
         path = next(candidates)
         while (part := self._lock(path)) is None:
             path = next(candidates)

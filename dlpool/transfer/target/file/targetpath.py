@@ -51,7 +51,7 @@ def _check_name(path: Path) -> None:
     if path.name.endswith(RESERVED_SUFFIXES):
         raise PolicyRefused(
             f"{path} ends in .part, .part.meta or .part.lock, which dlpool keeps for "
-            f"unfinished files"
+            "unfinished files"
         )
     if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
         raise LocalFault(
