@@ -225,7 +225,7 @@ def lost(server: WebServer) -> float:
 
 
 def told(server: WebServer) -> float:
-    return figure(server, "told")
+    return figure(server, "published")
 
 
 # --- without a server ---
@@ -265,7 +265,7 @@ def test_events_keep_their_order_over_several_round_trips(tmp_path: Path, log: L
         told_to(event(number))
     told_to.close()
     assert [one["upload_id"] for one in writer.entries] == [f"u{number}" for number in range(MOST)]
-    assert figures.totals()["events told"] == MOST
+    assert figures.totals()["events published"] == MOST
 
 
 @pytest.mark.parametrize("error", [QueueAway("away"), RuntimeError("a defect")])

@@ -126,9 +126,9 @@ class AuditLog(StreamPublisher):
     capacity = 10_000
 
     def __init__(
-        self, writer: AuditWriter, figures: SharedCounters, log: Logger
+        self, writer: AuditWriter, counters: SharedCounters, log: Logger
     ) -> None:
-        super().__init__(writer, figures, log)
+        super().__init__(writer, counters, log)
         self._refused = LogLimiter(REFUSALS)
 
     def write(
@@ -193,13 +193,13 @@ class AuditLog(StreamPublisher):
             )
 
 
-def open_audit(settings: Settings, figures: SharedCounters, log: Logger) -> AuditLog:
+def open_audit(settings: Settings, counters: SharedCounters, log: Logger) -> AuditLog:
     """Return the audit log for the queue of ``[redis]``. Raises ConfigurationError."""
     client = connect(settings.redis, Path(settings.paths.state_dir), name="dlpool-web")
     return AuditLog(
         AuditWriter(
             client, QueueKeys(settings.redis.group), settings.redis.audit_events
         ),
-        figures,
+        counters,
         log,
     )

@@ -50,10 +50,10 @@ class StreamPublisher:
     capacity: ClassVar[int] = MOST  # queued entries
 
     def __init__(
-        self, writer: StreamWriter, figures: SharedCounters, log: Logger
+        self, writer: StreamWriter, counters: SharedCounters, log: Logger
     ) -> None:
         self._writer = writer
-        self._figures = figures
+        self._counters = counters
         self._log = log
         self._waiting: queue.Queue[dict[str, str] | None] = queue.Queue(self.capacity)
         self._starting = threading.Lock()  # guards the start of the thread
@@ -122,10 +122,10 @@ class StreamPublisher:
             self._lose(len(batch), error)
         else:
             self._is_losing = False
-            self._figures.add(f"{self.label} told", len(batch))
+            self._counters.add(f"{self.label} published", len(batch))
 
     def _lose(self, count: int, error: Exception) -> None:
-        self._figures.add(f"{self.label} lost", count)
+        self._counters.add(f"{self.label} lost", count)
         if not self._is_losing:
             self._is_losing = True
             self.log_loss(error)
@@ -150,12 +150,12 @@ class UploadEventPublisher(StreamPublisher):
 
 
 def open_event_publisher(
-    settings: Settings, figures: SharedCounters, log: Logger
+    settings: Settings, counters: SharedCounters, log: Logger
 ) -> UploadEventPublisher:
     """Return the publisher for the queue of ``[redis]``. Raises ConfigurationError."""
     client = connect(settings.redis, Path(settings.paths.state_dir), name="dlpool-web")
     return UploadEventPublisher(
-        EventWriter(client, QueueKeys(settings.redis.group)), figures, log
+        EventWriter(client, QueueKeys(settings.redis.group)), counters, log
     )
 
 

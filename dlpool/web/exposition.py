@@ -50,81 +50,77 @@ class _Collector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metric families."""
-        found, counts = self._found, self._found.counts
+        yield from self._uploads()
+        yield from self._outcomes()
+        yield from self._requests()
+        yield from self._machine()
+
+    def _uploads(self) -> Iterator[Metric]:
         tasks = GaugeMetricFamily(
             "dlpool_upload_tasks", "Upload tasks by state", labels=["state"]
         )
-        for state, number in found.tasks.items():
+        for state, number in self._found.tasks.items():
             tasks.add_metric([state], number)
         yield tasks
         yield GaugeMetricFamily(
-            "dlpool_upload_chunks_stored", "Stored chunks", found.chunks
+            "dlpool_upload_chunks_stored", "Stored chunks", self._found.chunks
         )
-        yield CounterMetricFamily(
-            "dlpool_upload_chunks", "Chunks received", counts.get("chunks", 0)
-        )
-        yield CounterMetricFamily(
-            "dlpool_upload_bytes", "Bytes of chunks received", counts.get("bytes", 0)
-        )
-        events = CounterMetricFamily(
-            "dlpool_upload_events",
-            "Upload events, published or lost",
-            labels=["outcome"],
-        )
-        for outcome in ("told", "lost"):
-            events.add_metric([outcome], counts.get(f"events {outcome}", 0))
-        yield events
-        audit = CounterMetricFamily(
-            "dlpool_web_audit_events",
-            "Audit events, published to Redis or lost",
-            labels=["outcome"],
-        )
-        for outcome in ("told", "lost"):
-            audit.add_metric([outcome], counts.get(f"audit {outcome}", 0))
-        yield audit
-        scans = CounterMetricFamily(
-            "dlpool_upload_scans",
-            "Files checked for malware",
-            labels=["outcome"],
-        )
-        for outcome in OUTCOMES:
-            scans.add_metric([outcome], counts.get(f"scan {outcome}", 0))
-        yield scans
+        for name, text in (("chunks", "Chunks"), ("bytes", "Bytes of chunks")):
+            count = self._found.counts.get(name, 0)
+            yield CounterMetricFamily(
+                f"dlpool_upload_{name}", f"{text} received", count
+            )
+
+    def _outcomes(self) -> Iterator[Metric]:
+        """Yield counters by outcome, with zeros."""
+        published = ("published", "lost")
+        for name, text, key, outcomes in (
+            ("upload_events", "Upload events sent to Redis", "events", published),
+            ("web_audit_events", "Audit events sent to Redis", "audit", published),
+            ("upload_scans", "Files checked for malware", "scan", OUTCOMES),
+        ):
+            family = CounterMetricFamily(f"dlpool_{name}", text, labels=["outcome"])
+            for outcome in outcomes:
+                count = self._found.counts.get(f"{key} {outcome}", 0)
+                family.add_metric([outcome], count)
+            yield family
+
+    def _requests(self) -> Iterator[Metric]:
         errors = CounterMetricFamily(
             "dlpool_web_errors", "Error responses", labels=["code"]
         )
-        for key in sorted(counts):
+        for key in sorted(self._found.counts):
             if key.startswith("error "):
-                errors.add_metric([key.removeprefix("error ")], counts[key])
+                errors.add_metric([key.removeprefix("error ")], self._found.counts[key])
         yield errors
         yield self._durations()
-        yield GaugeMetricFamily(
-            "dlpool_web_memory_bytes",
-            "Resident memory of all workers",
-            sum(found.memory.values()),
-        )
-        yield GaugeMetricFamily(
-            "dlpool_web_workers", "Worker processes", len(found.memory)
-        )
+
+    def _machine(self) -> Iterator[Metric]:
+        found = self._found
+        memory = sum(found.memory.values())
+        text = "Resident memory of all workers"
+        yield GaugeMetricFamily("dlpool_web_memory_bytes", text, memory)
+        workers = len(found.memory)
+        yield GaugeMetricFamily("dlpool_web_workers", "Worker processes", workers)
         for name in ("free", "total"):
             disk = GaugeMetricFamily(
                 f"dlpool_web_disk_{name}_bytes", f"Disk: {name}", labels=["folder"]
             )
-            for folder, room in found.disks.items():
-                disk.add_metric([folder], room[name])
+            for folder, volume in found.disks.items():
+                disk.add_metric([folder], volume[name])
             yield disk
         health = GaugeMetricFamily(
             "dlpool_web_disk_health", f"Disk: {_HEALTH}", labels=["folder"]
         )
-        for folder, said in found.health.items():
-            health.add_metric([folder], _HEALTHS.index(said))
+        for folder, status in found.health.items():
+            health.add_metric([folder], _HEALTHS.index(status))
         yield health
 
     def _durations(self) -> Metric:
-        counts, buckets, sum_so_far = self._found.counts, [], 0.0
+        counts, buckets, total = self._found.counts, [], 0.0
         for bound in (*map(str, BUCKETS), "+Inf"):
-            sum_so_far += counts.get(f"took {bound}", 0)
-            buckets.append((bound, sum_so_far))
+            total += counts.get(f"took {bound}", 0)
+            buckets.append((bound, total))
         durations = HistogramMetricFamily(
             "dlpool_web_request_duration_seconds", "Time until the response is ready"
         )

@@ -19,7 +19,7 @@ from dlpool.observe.health import HealthCheck, format_checks
 from dlpool.storage.values import HEALTHY, UNHEALTHY, WARNING, Volume, health_of
 from dlpool.web import exposition
 from dlpool.web.principal import OPERATE_SCOPES, READ_SCOPES, RESUME_SCOPES
-from dlpool.web.schemas import ADVICE
+from dlpool.web.schemas import CLIENT_SETTINGS
 from dlpool.web.wiring import WebServices
 
 _WORST = (HEALTHY, WARNING, UNHEALTHY)
@@ -96,7 +96,7 @@ class ClientResource:
         self._advice = jsontext.dumps(
             {
                 name: getattr(services.settings.upload, name)
-                for name in ADVICE["properties"]
+                for name in CLIENT_SETTINGS["properties"]
             }
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlpool import __version__
+from dlpool.web.openapi_monitoring import monitoring_paths
 from dlpool.web.openapi_scopes import SCHEMES, add_scopes
 from dlpool.web.openapi_tus import tus_paths
 from dlpool.web.openapi_uploads import upload_paths
@@ -53,7 +54,11 @@ def document(
     paths: dict[str, dict[str, Any]] = {}
     for one in operations:
         paths.setdefault(BASE + one.path, {})[one.method.lower()] = _operation(one)
-    paths |= {**upload_paths(upload_prefix), **tus_paths()}
+    paths |= {
+        **upload_paths(upload_prefix),
+        **monitoring_paths(upload_prefix),
+        **tus_paths(),
+    }
     add_scopes(paths, operations, upload_prefix, is_authenticated=is_authenticated)
     made: dict[str, Any] = {
         "openapi": "3.1.0",

@@ -23,7 +23,7 @@ _NAME = parameter_object(
 _VERSION = parameter_object(
     "Tus-Resumable", "header", {"type": "string", "enum": [VERSION]}
 )
-_SAYS_VERSION = {"Tus-Resumable": header_object(TEXT)}
+_WITH_VERSION = {"Tus-Resumable": header_object(TEXT)}
 _OFFSET = {"Upload-Offset": header_object(COUNT)}
 _EXPIRES = {"Upload-Expires": header_object(TEXT, required=False)}
 _BODY = {"required": False, **content_object(BODY_TYPE, _BYTES)}
@@ -45,55 +45,43 @@ def tus_paths() -> dict[str, Any]:
                 "tusOptionsOfOne", parameters=[parameter_object("id", "path", TEXT)]
             ),
             "head": _offset(),
-            "patch": _known(
-                "tusAppend",
-                "Append bytes",
-                {
-                    204: _answer("Appended", {**_OFFSET, **_EXPIRES}),
-                    460: _mismatch(),
-                },
-                parameters=[
-                    _NAME,
-                    parameter_object("Upload-Offset", "header", COUNT),
-                    *_OF_BODY,
-                ],
-                refusals=_OF_PATCH,
-                requestBody=_BODY,
-            ),
+            "patch": _append(),
             "delete": _known(
                 "tusTerminate",
                 "Delete an upload; a published file is kept",
-                {204: _answer("Deleted", {})},
+                {204: _response("Deleted", {})},
                 parameters=[_NAME],
                 refusals=_OF_DELETE,
             ),
-            "post": _known(
-                "tusOverride",
-                "PATCH or DELETE, for clients that can only send POST",
-                {
-                    204: _answer(
-                        "Done",
-                        {
-                            "Upload-Offset": header_object(COUNT, required=False),
-                            **_EXPIRES,
-                        },
-                    ),
-                    460: _mismatch(),
-                },
-                parameters=[
-                    _NAME,
-                    parameter_object(
-                        "X-HTTP-Method-Override",
-                        "header",
-                        {"type": "string", "enum": ["DELETE", "PATCH"]},
-                    ),
-                    *_OF_BODY,
-                ],
-                refusals=(405, *_OF_PATCH),
-                requestBody=_BODY,
-            ),
+            "post": _override(),
         },
     }
+
+
+def _append() -> dict[str, Any]:
+    offset = parameter_object("Upload-Offset", "header", COUNT)
+    return _known(
+        "tusAppend",
+        "Append bytes",
+        {204: _response("Appended", {**_OFFSET, **_EXPIRES}), 460: _mismatch()},
+        parameters=[_NAME, offset, *_OF_BODY],
+        refusals=_OF_PATCH,
+        requestBody=_BODY,
+    )
+
+
+def _override() -> dict[str, Any]:
+    offset = {"Upload-Offset": header_object(COUNT, required=False)}
+    methods: Schema = {"type": "string", "enum": ["DELETE", "PATCH"]}
+    override = parameter_object("X-HTTP-Method-Override", "header", methods)
+    return _known(
+        "tusOverride",
+        "PATCH or DELETE, for clients that can only send POST",
+        {204: _response("Done", {**offset, **_EXPIRES}), 460: _mismatch()},
+        parameters=[_NAME, override, *_OF_BODY],
+        refusals=(405, *_OF_PATCH),
+        requestBody=_BODY,
+    )
 
 
 def _offset() -> dict[str, Any]:
@@ -106,7 +94,7 @@ def _offset() -> dict[str, Any]:
     return _known(
         "tusOffset",
         "Return the offset of an upload",
-        {200: _answer("The offset", fields)},
+        {200: _response("The offset", fields)},
         parameters=[_NAME],
         refusals=(400, 404, 409, 410, 412, 423, 503, 507),
     )
@@ -123,7 +111,7 @@ def _create() -> dict[str, Any]:
         "tusCreate",
         "Create an upload, with its first bytes if there is a body",
         {
-            201: _answer(
+            201: _response(
                 "Created",
                 {
                     "Location": header_object(TEXT),
@@ -155,7 +143,7 @@ def _options(name: str, **more: Any) -> dict[str, Any]:
     return operation_object(
         name,
         "Return the capabilities of the server",
-        {200: _answer("The capabilities", headers)},
+        {200: _response("The capabilities", headers)},
         security=[],
         **more,
     )
@@ -172,8 +160,8 @@ def _known(
     )
 
 
-def _answer(description: str, headers: dict[str, Any]) -> dict[str, Any]:
-    return {"description": description, "headers": {**_SAYS_VERSION, **headers}}
+def _response(description: str, headers: dict[str, Any]) -> dict[str, Any]:
+    return {"description": description, "headers": {**_WITH_VERSION, **headers}}
 
 
 def _mismatch() -> dict[str, Any]:

@@ -26,7 +26,6 @@ from dlpool.web.schemas import (
     Schema,
     array_of,
     object_schema,
-    ref,
 )
 from dlpool.web.uploads import MAX_BATCH
 
@@ -119,17 +118,8 @@ _CHUNK_VIEW = object_schema(
         "retry_count": COUNT,
     }
 )
-_SAID = {"status": TEXT}
-_DONE = object_schema({**_SAID, "message": TEXT, "task_id": TEXT})
-_DISK = object_schema(
-    {
-        "total": COUNT,
-        "free": COUNT,
-        "used_percent": {"type": "number"},
-        "health": {"type": "string", "enum": ["healthy", "warning", "unhealthy"]},
-    }
-)
-_OPEN: dict[str, Any] = {"security": []}
+_STATUS = {"status": TEXT}
+_DONE = object_schema({**_STATUS, "message": TEXT, "task_id": TEXT})
 
 
 def upload_paths(prefix: str) -> dict[str, Any]:
@@ -155,7 +145,6 @@ def upload_paths(prefix: str) -> dict[str, Any]:
             "get": _file("fetchFile", "Download a merged file, or a range of it"),
             "head": _file("describeFile", "Return the headers of a GET"),
         },
-        **_operator_paths(prefix),
     }
 
 
@@ -175,8 +164,8 @@ def _task_paths(prefix: str) -> dict[str, Any]:
     }
     return {
         prefix: {"get": _list()},
-        f"{prefix}/batch": {"post": _steer()},
-        f"{prefix}/cleanup": {"post": _clean()},
+        f"{prefix}/batch": {"post": _batch()},
+        f"{prefix}/cleanup": {"post": _cleanup()},
         f"{prefix}/{{file_id}}": {
             "get": _show(own),
             "delete": operation_object(
@@ -206,18 +195,18 @@ def _list() -> dict[str, Any]:
     )
 
 
-def _steer() -> dict[str, Any]:
+def _batch() -> dict[str, Any]:
     fields: dict[str, Any] = {
         "action": {"type": "string", "enum": ["pause", "resume", "delete"]},
         "ids": {"type": "array", "items": TEXT, "maxItems": MAX_BATCH},
     }
     return operation_object(
-        "steerUploads",
+        "batchUploads",
         "Pause, resume or delete uploads",
         ok_response(
             object_schema(
                 {
-                    **_SAID,
+                    **_STATUS,
                     "results": array_of(
                         object_schema({"id": TEXT, "status": TEXT}, closed=False)
                     ),
@@ -232,11 +221,13 @@ def _steer() -> dict[str, Any]:
     )
 
 
-def _clean() -> dict[str, Any]:
+def _cleanup() -> dict[str, Any]:
     return operation_object(
         "cleanUploads",
         "Remove old uploads",
-        ok_response(object_schema({**_SAID, "message": TEXT, "cleaned_count": COUNT})),
+        ok_response(
+            object_schema({**_STATUS, "message": TEXT, "cleaned_count": COUNT})
+        ),
         parameters=[
             parameter_object(
                 "status",
@@ -269,97 +260,10 @@ def _show(own: list[dict[str, Any]]) -> dict[str, Any]:
     )
 
 
-def _operator_paths(prefix: str) -> dict[str, Any]:
-    check = object_schema({**_SAID}, closed=False)
-    health = object_schema(
-        {
-            "status": {"type": "string", "enum": ["healthy", "warning", "unhealthy"]},
-            "timestamp": DATE_TIME,
-            "checks": {"type": "object", "additionalProperties": check},
-        }
-    )
-    system = object_schema(
-        {
-            "version": TEXT,
-            "timestamp": DATE_TIME,
-            "memory": _counts(),
-            "threads": _counts(),
-            "tasks": _counts(),
-            "configuration": {"type": "object"},
-            "disk": {"type": "object", "additionalProperties": _DISK},
-        }
-    )
-    figures = {
-        200: {
-            "description": "Prometheus' text, or JSON for who accepts only that",
-            "content": {
-                "text/plain": {"schema": TEXT},
-                JSON: {"schema": {"type": "object"}},
-            },
-        }
-    }
-    said = {
-        "description": "Lines of text; the last one is ok or not ok",
-        "content": {"text/plain": {"schema": TEXT}},
-    }
-    live, ready = (
-        "Whether this process responds",
-        "Whether uploads can be accepted, for probes",
-    )
-    return {
-        "/livez": {"get": operation_object("live", live, {200: said}, **_OPEN)},
-        "/readyz": {
-            "get": operation_object("ready", ready, {200: said, 503: said}, **_OPEN)
-        },
-        f"{prefix}/livez": {
-            "get": operation_object("liveBelow", live, {200: said}, **_OPEN)
-        },
-        f"{prefix}/readyz": {
-            "get": operation_object(
-                "readyBelow", ready, {200: said, 503: said}, **_OPEN
-            )
-        },
-        f"{prefix}/health": {
-            "get": operation_object(
-                "health",
-                "Whether uploads can be accepted",
-                {
-                    **ok_response(health),
-                    503: {"description": "Unhealthy", **content_object(JSON, health)},
-                },
-                **_OPEN,
-            )
-        },
-        f"{prefix}/client": {
-            "get": operation_object(
-                "clientAdvice",
-                "Return the settings for clients",
-                ok_response(ref("Advice")),
-            )
-        },
-        f"{prefix}/system": {
-            "get": operation_object(
-                "system",
-                "Return memory, configuration, tasks and disks",
-                ok_response(system),
-            )
-        },
-        f"{prefix}/metrics": {
-            "get": operation_object(
-                "metrics", "Return the metrics of all processes", figures
-            )
-        },
-    }
-
-
-def _counts() -> Schema:
-    return {"type": "object", "additionalProperties": COUNT}
-
-
 def _chunk() -> dict[str, Any]:
     answer = object_schema(
         {
-            **_SAID,
+            **_STATUS,
             "chunk_index": COUNT,
             "md5_checked": BOOLEAN,
             "relative_path": TEXT,
@@ -390,7 +294,7 @@ def _chunk() -> dict[str, Any]:
 def _merge() -> dict[str, Any]:
     answer = object_schema(
         {
-            **_SAID,
+            **_STATUS,
             "filePath": TEXT,
             "md5": _MD5,
             "relative_path": TEXT,

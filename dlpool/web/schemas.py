@@ -307,7 +307,7 @@ OVERVIEW = object_schema(
         "listed": array_of(ref("View")),
     }
 )
-ADVICE = object_schema(
+CLIENT_SETTINGS = object_schema(
     {
         **dict.fromkeys(
             (
@@ -334,7 +334,7 @@ NAMED: Mapping[str, Schema] = {
     "Limits": LIMITS,
     "Failure": FAILURE,
     "Overview": OVERVIEW,
-    "Advice": ADVICE,
+    "ClientSettings": CLIENT_SETTINGS,
     "Control": CONTROL,
     "History": HISTORY,
 }
