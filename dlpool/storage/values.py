@@ -184,9 +184,10 @@ class TusUploadState:
 
 
 class SweepResult(NamedTuple):
-    """``removed``: the number of removed files and tasks.
+    """What a sweep did.
 
-    ``failures``: a sentence for each task that failed.
+    ``removed``: the number of removed files and tasks. ``failures``: a sentence for
+    each task that failed.
     """
 
     removed: int

@@ -1,7 +1,6 @@
-"""Upload storage on a file system.
+"""Upload storage on a file system, shared by the threads and processes of a machine.
 
-All threads and processes of a machine share it: no state is kept in memory alone. Read
-in this order:
+No state is kept in memory alone. Read in this order:
 
 - ``backend.py`` assembles the parts; ``layout.py`` finds and locks tasks;
   ``task_folder.py`` and ``task_record.py`` are one task: its chunks, metadata and locks
