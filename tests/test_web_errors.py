@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import get_args
 
+import falcon.testing
 import pytest
 
 from dlpool.storage.errors import TOO_LARGE, TRANSIENT, ErrorCode, UploadError, offset_mismatch
+from dlpool.web.app import make_app
 from dlpool.web.errors import STATUSES, http_error
+from dlpool.web.wiring import WebServices
+from tests.test_scopes import settings_of
 
 CODES = frozenset(get_args(ErrorCode))
 
@@ -37,3 +42,14 @@ def test_a_busy_server_says_when_to_try_again() -> None:
 
 def test_a_wrong_offset_names_the_right_one() -> None:
     assert http_error(offset_mismatch(7)).headers == {"Upload-Offset": "7"}
+
+
+def test_a_backend_without_concatenation_offers_no_final_uploads(tmp_path: Path) -> None:
+    services = WebServices(settings_of(tmp_path, auth="off"))
+    setattr(services.backend, "concatenator", None)  # noqa: B010 - a property of the interface
+    client = falcon.testing.TestClient(make_app(services))
+    headers = {"Host": "localhost", "Tus-Resumable": "1.0.0", "Upload-Concat": f"final;/files/{'0' * 32}"}
+    assert (
+        "concatenation" not in client.simulate_options("/files", headers={"Host": "localhost"}).headers["tus-extension"]
+    )
+    assert client.simulate_post("/files", headers=headers).status_code == 501
