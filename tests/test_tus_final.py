@@ -25,7 +25,7 @@ from dlpool.storage.errors import UploadError
 from dlpool.storage.upload_requests import FINAL, PARTIAL, TusUploadRequest
 from dlpool.storage.values import VolumeCapacity
 from dlpool.web.errors import http_error
-from tests.test_store_appending import fails
+from tests.test_storage_append import fails
 from tests.test_tus import ask, begin, patch
 from tests.test_web_access import KEY, token
 from tests.uploads import commit_chunk, detail_of, files_below, leftovers, list_of, open_append, refused, store_in

@@ -13,7 +13,7 @@ from dlpool.storage.disk.assembly import ChunkAssembly
 from dlpool.storage.disk.backend import DiskBackend
 from dlpool.storage.errors import UploadError
 from dlpool.storage.values import StoredChunk
-from tests.test_store_merging import DATA, WHOLE, fails
+from tests.test_storage_merge import DATA, WHOLE, fails
 from tests.uploads import md5, merge, refused, send_all, store_in, uploaded
 
 

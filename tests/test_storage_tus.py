@@ -19,8 +19,8 @@ from dlpool.storage.errors import UploadError
 from dlpool.storage.upload_requests import FINAL, PARTIAL, TusUploadRequest
 from dlpool.storage.values import VolumeCapacity
 from dlpool.web.errors import http_error
-from tests.test_store_appending import append, begin, bodies_in, fails, folder_of, sizes
-from tests.test_store_growing import open_below
+from tests.test_storage_append import append, begin, bodies_in, fails, folder_of, sizes
+from tests.test_storage_tus_recovery import open_below
 from tests.uploads import detail_of, files_below, list_of, open_append, refused, send, state, store_in
 
 DATA = [b"one", b"two2"]

@@ -18,7 +18,7 @@ from dlpool import disk
 from dlpool.storage.disk import file_locks, layout, staged_chunk
 from dlpool.storage.disk.backend import DiskBackend
 from dlpool.storage.errors import UploadError
-from tests.test_store_growing import open_below
+from tests.test_storage_tus_recovery import open_below
 from tests.uploads import ID, files_below, leftovers, list_of, refused, send, store_in
 
 Flock = Callable[[int, int], None]

@@ -23,7 +23,7 @@ from dlpool.storage.disk.task_record import PendingPublish
 from dlpool.storage.errors import UploadError
 from dlpool.storage.values import UploadEvent, VolumeCapacity
 from dlpool.web.errors import http_error
-from tests.test_store_growing import open_below
+from tests.test_storage_tus_recovery import open_below
 from tests.uploads import (
     ID,
     detail_of,

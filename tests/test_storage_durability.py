@@ -14,7 +14,7 @@ from dlpool import disk
 from dlpool.storage.disk.backend import DiskBackend
 from dlpool.storage.disk.durability import NO_SYNC, Durability
 from dlpool.storage.upload_requests import FINAL, PARTIAL, TusUploadRequest
-from tests.test_store_appending import append, begin, folder_of
+from tests.test_storage_append import append, begin, folder_of
 from tests.uploads import ID, list_of, merge, open_append, refused, send, store_in
 
 RANDOM = re.compile("[0-9a-f]{32,64}")

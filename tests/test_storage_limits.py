@@ -22,7 +22,7 @@ from dlpool.storage.names import check_file_name, folder_name, split_folders
 from dlpool.storage.upload_requests import ChunkRequest
 from dlpool.storage.values import TaskTotals, VolumeCapacity, health_of
 from tests.disks import mounted_image, needs_root
-from tests.test_store_growing import open_below
+from tests.test_storage_tus_recovery import open_below
 from tests.uploads import ID, check_chunk, detail_of, list_of, merge, refused, send, state, store_in, uploaded
 
 # --- names ---
