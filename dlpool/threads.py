@@ -1,4 +1,4 @@
-"""Threads and descriptors: how many more this process may have.
+"""Threads and file descriptors of this process, and how many more it may have.
 
 Linux refuses a thread beyond RLIMIT_NPROC, the limit of a cgroup (``pids.max``) or
 ``threads-max`` (pthread_create(3): EAGAIN), and a descriptor beyond RLIMIT_NOFILE or
@@ -20,13 +20,10 @@ from dlpool.disk import fault_of
 from dlpool.errors import NoThread, OutOfFiles
 
 _PR_SET_NAME = 15  # prctl(2)
-_libc = ctypes.PyDLL(
-    None
-)  # which keeps the interpreter's lock: the call takes less time than to release it
-_INHERITS = sys.version_info < (
-    3,
-    14,
-)  # later ones give a thread the name that it has in Python
+# PyDLL keeps the interpreter's lock: the call takes less time than to release it
+_libc = ctypes.PyDLL(None)
+# from 3.14 on, Python sets the kernel name of a thread to its Python name
+_INHERITS_NAME = sys.version_info < (3, 14)
 _named = threading.local()
 
 
@@ -34,17 +31,17 @@ class DaemonThread(threading.Thread):
     """A daemon thread whose ``start`` raises NoThread if a limit allows no further
     thread.
 
-    The kernel has the same name for it as for the thread that made it.
+    Its name in the kernel is that of the thread that created it.
     """
 
     def __init__(self, work: Callable[[], object], name: str) -> None:
         super().__init__(target=work, name=name, daemon=True)
         self._kernel_name: str | None = (
-            None if _INHERITS else getattr(_named, "name", None)
+            None if _INHERITS_NAME else getattr(_named, "name", None)
         )
 
     def run(self) -> None:
-        """Do the work."""
+        """Set the name in the kernel and call ``work``."""
         if self._kernel_name is not None:
             set_kernel_name(self._kernel_name)
         super().run()
@@ -61,8 +58,8 @@ class DaemonThread(threading.Thread):
 
 
 def set_kernel_name(name: str) -> None:
-    """Set the name that the kernel has for the calling thread (comm, proc(5)), and for
-    those that it starts."""
+    """Set the kernel name (comm, proc(5)) of the calling thread and of the threads that
+    it starts."""
     _named.name = name
     _libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
 

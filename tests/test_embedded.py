@@ -123,7 +123,7 @@ def test_stopping_twice_does_no_harm(start: Start) -> None:
     assert server.is_alive()
     server.stop()
     server.stop()
-    assert "ended with 0" in repr(server)
+    assert "exited with 0" in repr(server)
 
 
 def test_a_server_that_does_not_end_is_killed(start: Start) -> None:
@@ -256,7 +256,7 @@ def test_a_start_waits_only_so_long_for_a_server_that_does_not_end(
     os.kill(pid, signal.SIGSTOP)
     try:
         supervisor.kill()
-        with pytest.raises(AlreadyRunning, match=rf"^an earlier Redis server \(pid {pid}\) still works in .* 0\.2 s"):
+        with pytest.raises(AlreadyRunning, match=rf"^an earlier Redis server \(pid {pid}\) still uses .* 0\.2 s"):
             start(timeout_s=0.2)
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -329,7 +329,8 @@ def test_a_long_state_folder_has_its_socket_in_a_private_temporary_folder(start:
 def test_another_process_finds_the_same_socket(far: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(far.parent)
     code = (
-        "import pathlib, sys; from dlpool.jobs import embedded; print(embedded.socket_path(pathlib.Path(sys.argv[1])))"
+        "import pathlib, sys; from dlpool.jobs.embedded_socket import socket_path;"
+        " print(socket_path(pathlib.Path(sys.argv[1])))"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     for name in (str(far), f"link/{far.name}"):

@@ -37,11 +37,11 @@ class World:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.lines = folder, Lines()
         self.is_redis: bool | Exception = False
-        self.is_held = self.holds_data = self.is_taken = False
+        self.is_server_running = self.has_data = self.is_taken = False
         self.started: list[Private] = []
         self.asked: list[str] = []
         self.closed = 0
-        for name in ("is_redis", "is_held", "holds_data"):
+        for name in ("is_redis", "is_server_running", "has_data"):
             monkeypatch.setattr(redis_server, name, lambda _, name=name: self._said(name))
         monkeypatch.setattr(redis_server, "connect", self._connect)
         monkeypatch.setattr(redis_server, "EmbeddedRedis", self)
@@ -84,15 +84,15 @@ def test_a_server_that_is_named_is_used_and_nothing_is_started(world: World) -> 
 
 
 @pytest.mark.parametrize(
-    ("is_held", "is_redis", "is_found"), [(False, True, True), (False, False, False), (True, True, False)]
+    ("is_server_running", "is_redis", "is_found"), [(False, True, True), (False, False, False), (True, True, False)]
 )
-def test_what_auto_finds(is_held: bool, is_redis: bool, is_found: bool, world: World) -> None:
-    world.is_held, world.is_redis = is_held, is_redis
+def test_what_auto_finds(is_server_running: bool, is_redis: bool, is_found: bool, world: World) -> None:
+    world.is_server_running, world.is_redis = is_server_running, is_redis
     server = world.server(AUTO, password="p")
     assert server.settings.url == (f"redis://{ADDRESS}" if is_found else EMBEDDED)
     assert server.settings.password == ("p" if is_found else None)
     assert len(world.started) == (not is_found)
-    assert world.closed == len(world.asked) == (not is_held)
+    assert world.closed == len(world.asked) == (not is_server_running)
     assert world.lines.kept == []
     if not is_found:
         assert server.client_url == f"redis://{ADDRESS}"
@@ -100,21 +100,23 @@ def test_what_auto_finds(is_held: bool, is_redis: bool, is_found: bool, world: W
 
 def test_a_found_server_that_refuses_is_named(world: World) -> None:
     world.is_redis = QueueRefused("it refuses")
-    with pytest.raises(QueueRefused, match=r"^it refuses; url = auto found it: give them, or set url = embedded$"):
+    with pytest.raises(
+        QueueRefused, match=r"^it refuses; url = auto found this server: set a password, or url = embedded$"
+    ):
         world.server(AUTO)
     assert world.closed == 1
 
 
 @pytest.mark.parametrize("is_redis", [True, False])
 def test_jobs_in_a_private_server_that_is_not_used_are_told_of(is_redis: bool, world: World) -> None:
-    world.holds_data, world.is_redis = True, is_redis
+    world.has_data, world.is_redis = True, is_redis
     world.server(AUTO)
     if not is_redis:
         assert world.lines.kept == []
         return
     ((level, event, fields),) = world.lines.kept
     assert (level, event) == ("warning", "embedded_data_unused")
-    assert fields["reason"].startswith(f"a Redis answers at {ADDRESS}, and is used")
+    assert fields["reason"].startswith(f"Redis at {ADDRESS} is used")
     assert str(world.folder) in fields["reason"]
 
 
@@ -125,7 +127,7 @@ def test_a_private_server_that_ended_is_started_again_and_ended_once(world: Worl
     world.started[0].lives = False
     server.restart_if_exited()
     assert len(world.started) == 2
-    assert world.lines.kept == [("error", "embedded_redis_exited", {"error": "it is started again"})]
+    assert world.lines.kept == [("error", "embedded_redis_exited", {"error": "it is restarted"})]
     server.stop()
     assert [one.stops for one in world.started] == [0, 1]
 
@@ -135,5 +137,5 @@ def test_a_private_server_without_its_address_is_told_of(world: World) -> None:
     server = world.server(EMBEDDED)
     ((level, event, fields),) = world.lines.kept
     assert (level, event) == ("warning", "embedded_listen_in_use")
-    assert fields["reason"].startswith(f"{ADDRESS} is taken") and "unix:///s" in fields["reason"]
+    assert fields["reason"].startswith(f"another program uses {ADDRESS}") and "unix:///s" in fields["reason"]
     assert server.client_url == server.display_url != f"redis://{ADDRESS}"

@@ -27,10 +27,8 @@ from dlpool.request_heads import HeadProgress, PendingHeads
 from dlpool.threads import is_out_of_descriptors
 from dlpool.version import __version__
 
-NO_SNIFF = (
-    "X-Content-Type-Options",
-    "nosniff",
-)  # clients must not guess another type of the body (Fetch standard)
+# clients must not guess another type of the body (Fetch standard)
+NO_SNIFF = "X-Content-Type-Options", "nosniff"
 MAX_CONNECTIONS = 64  # that have not sent their request
 MAX_SLOW = 2  # slow answers at once
 REQUEST_S = 3.0  # for a client to send its request, and again to receive a slow answer
@@ -38,9 +36,8 @@ RETRY_S = 5.0  # until the next attempt to bind the address
 TURN_S = 0.5
 _BACKLOG = 128
 _ONE_READ = 8192  # bytes
-_UNREAD = (
-    64 * 1024
-)  # bytes to read and drop after an answer, which a reset would destroy
+# bytes to read and drop after an answer, which a reset would destroy
+_UNREAD = 64 * 1024
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,8 @@ _LEVELS = {level: 10 * number for number, level in enumerate(LEVELS, 1)}
 _RETRY_S = 60.0
 Logger: TypeAlias = FilteringBoundLogger
 OnEvent: TypeAlias = Callable[[str, Mapping[str, object]], object]
-_BoundLogger = make_filtering_bound_logger(
-    logging.DEBUG
-)  # levels change at run time: see ``filter_by_level``
+# levels change at run time: see ``filter_by_level``
+_BoundLogger = make_filtering_bound_logger(logging.DEBUG)
 
 
 def _utc_now() -> datetime:
@@ -54,9 +53,8 @@ class LogSink:
         self.threshold = threshold
         self.dropped = 0
         self._file = file
-        self._lock = (
-            threading.RLock()
-        )  # a signal handler may log while its own thread counts
+        # a signal handler may log while its own thread counts
+        self._lock = threading.RLock()
 
     def write(self, line: bytes) -> None:
         """Append one line, newline included; count it as dropped if that fails."""
@@ -194,9 +192,8 @@ class Log:
     def reopen(self) -> None:
         """Open the file that has the log's name now, if another process has renamed or
         removed the open one."""
-        with suppress(
-            OSError
-        ):  # the next record tries again, and is written to the old file until then
+        with suppress(OSError):
+            # the next record tries again, and is written to the old file until then
             self._file.follow()
 
     def maintain(self) -> None:

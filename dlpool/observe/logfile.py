@@ -65,9 +65,8 @@ class LogFile:
             line = b"\n" + line
         if os.write(self._descriptor, line) < len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._clean_end = size + len(
-            line
-        )  # if another process wrote meanwhile, no later size is equal
+        # if another process wrote meanwhile, no later size is equal
+        self._clean_end = size + len(line)
 
     def follow(self) -> None:
         """Open the file that has the name now, if that is another one."""
@@ -116,9 +115,8 @@ def _open_live(path: Path) -> int:
             path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _MODE
         )
         try:
-            flock(
-                descriptor, is_shared=True
-            )  # without flock, only old enough files are compressed
+            # without flock, only old enough files are compressed
+            flock(descriptor, is_shared=True)
             if _is_named(descriptor, path):
                 return descriptor
         except BlockingIOError:
@@ -134,9 +132,8 @@ def _open_live_or_nothing(path: Path) -> int:
     try:
         return _open_live(path)
     except OSError:
-        return os.open(
-            os.devnull, os.O_RDONLY | os.O_CLOEXEC
-        )  # writes fail until ``follow`` succeeds
+        # writes fail until ``follow`` succeeds
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _is_named(descriptor: int, path: Path) -> bool:

@@ -66,9 +66,8 @@ _DURING = "\nDuring handling of the above exception, another exception occurred:
 _encode = json.JSONEncoder(
     check_circular=False, allow_nan=False, separators=(",", ":")
 ).encode  # ASCII: no line separators of Unicode
-_constant_text = lru_cache(maxsize=1024)(
-    safe_text
-)  # of names that the program itself gives
+# of names that the program itself gives
+_constant_text = lru_cache(maxsize=1024)(safe_text)
 
 
 @dataclass(frozen=True)

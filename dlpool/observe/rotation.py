@@ -205,9 +205,8 @@ def _closed_by_writers(path: Path) -> Iterator[BinaryIO | None]:
     it open."""
     with open(path, "r+b") as file:
         try:
-            flock(
-                file.fileno()
-            )  # without flock, its age shows that no process writes to it
+            # without flock, its age shows that no process writes to it
+            flock(file.fileno())
         except BlockingIOError:
             yield None
             return

@@ -111,9 +111,8 @@ def _terminate(process: subprocess.Popen[bytes], tail: _OutputTail) -> None:
     killed_at = time.monotonic() + TERMINATE_S
     _signal(process, signal.SIGTERM)
     _wait(process, tail, lambda: "kill" if time.monotonic() >= killed_at else "")
-    _signal(
-        process, signal.SIGKILL
-    )  # before it is reaped, while its id cannot be reused
+    # before it is reaped, while its id cannot be reused
+    _signal(process, signal.SIGKILL)
 
 
 def _has_exited(process: subprocess.Popen[bytes]) -> bool:

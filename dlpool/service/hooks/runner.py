@@ -19,6 +19,7 @@ from pathlib import Path
 from dlpool import jsontext
 from dlpool.config import HookSettings
 from dlpool.errors import ConfigurationError
+from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import FinishRequest
 from dlpool.observe.log import Logger
 from dlpool.service.hooks.process import TERMINATE_S, run_command
@@ -27,16 +28,9 @@ from dlpool.service.inflight import InFlightJob
 MAX_WAITING = 1000
 STOP_S = 5.0  # for running hooks, when the supervisor stops
 REPORT_S = 10.0  # between two log lines about dropped hooks
-ENVIRONMENT = (
-    "PATH",
-    "HOME",
-    "USER",
-    "LANG",
-    "LC_ALL",
-    "LC_CTYPE",
-    "TZ",
-)  # passed on to commands
-OUTCOMES = {"success": "success", "failed": "failure"}
+# passed on to commands
+ENVIRONMENT = "PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ"
+OUTCOMES = {Disposition.SUCCEED: "success", Disposition.FAIL: "failure"}
 
 
 def check_hooks(settings: HookSettings) -> None:
@@ -148,9 +142,8 @@ class HookRunner:
     def _start_thread(self) -> None:
         try:
             threading.Thread(target=self._serve, name="hook", daemon=True).start()
-        except (
-            RuntimeError
-        ) as error:  # no more threads: a later one runs the waiting hooks
+        except RuntimeError as error:
+            # no more threads: a later one runs the waiting hooks
             self._log.warning("hook_not_started", error=error)
             with self._lock:
                 self._threads -= 1

@@ -7,10 +7,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 
+from dlpool.jobs.states import TERMINAL_DISPOSITIONS
 from dlpool.jobs.transitions import FinishRequest
 from dlpool.observe.metrics import MIB, Metrics
 from dlpool.service.job_log import DISOWNED
-from dlpool.service.queue.spool import FINAL_OUTCOMES
 from dlpool.service.wire.counters import (
     LOG_DROPPED,
     RANGE_SECONDS,
@@ -22,10 +22,8 @@ from dlpool.service.wire.counters import (
 from dlpool.service.wire.frames import EndedFrame
 
 RATE_WINDOW_S = 10.0
-RECENT, RECENT_S = (
-    20,
-    600.0,
-)  # downloads, and their age, that show the usual speed of this node
+# downloads, and their age, that show the usual speed of this node
+RECENT, RECENT_S = 20, 600.0
 MIN_RECENT_BYTES = 64 * 1024  # the speed of a smaller file says nothing
 
 
@@ -71,7 +69,7 @@ class MetricsCollector:
         label = str(request.note.get("label", ""))
         if reply in DISOWNED:
             self.count_lost("fenced")
-        elif request.disposition in FINAL_OUTCOMES:
+        elif request.disposition in TERMINAL_DISPOSITIONS:
             self._metrics.jobs.labels(request.disposition, label).inc()
         else:
             self._metrics.requeued.labels(request.disposition, label).inc()

@@ -103,9 +103,8 @@ class QueueSurvey:
                 self._read()
                 return
         except QueueError as error:
-            self._redis.count_failure(
-                error
-            )  # the threads that need Redis report the outage
+            # the threads that need Redis report the outage
+            self._redis.count_failure(error)
         self._metrics.clear_queue()
 
     def _read(self) -> None:

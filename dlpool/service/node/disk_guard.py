@@ -223,9 +223,8 @@ class DiskGuard:
                 min_free=space.required_free(self._min_free),
             )
         for device in before.keys() - self._low.keys():
-            space = spaces.get(
-                device, before[device]
-            )  # an unmounted file system is not low either
+            # an unmounted file system is not low either
+            space = spaces.get(device, before[device])
             self._log.info("disk_space_available", folder=space.folder, free=space.free)
 
 

@@ -14,9 +14,8 @@ from dlpool.transfer.space_rules import SpaceRules
 
 GIB = 1 << 30
 DEFAULT_SHARE = 20  # by default a twentieth of a file system below 20 GiB stays free
-STREAM_LIMIT = (
-    10 * GIB
-)  # bytes after which a body of unknown length is stopped, without max_file_size
+# bytes after which a body of unknown length is stopped, without max_file_size
+STREAM_LIMIT = 10 * GIB
 PROBE_SIZE = 256 * 1024  # bytes: too many for a full disk
 
 

@@ -214,9 +214,8 @@ class EmbeddedRedis:
                 raise
         else:
             return server
-        return cls.start(
-            state_dir, timeout_s
-        )  # another program took the address in between
+        # another program took the address in between
+        return cls.start(state_dir, timeout_s)
 
     @classmethod
     def _spawned(

@@ -16,9 +16,8 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
-GC_THRESHOLD = (
-    5000  # objects; with the default of 700 the collector runs every few small jobs
-)
+# objects; with the default of 700 the collector runs every few small jobs
+GC_THRESHOLD = 5000
 
 
 def die_with_parent(parent_pid: int) -> None:

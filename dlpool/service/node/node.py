@@ -56,9 +56,8 @@ class Node:
         """Use ``Node.open`` instead."""
         self.state_dir = state_dir
         self._held = held
-        self.warnings: list[
-            str
-        ] = []  # sentences for the log about damaged files that were replaced
+        # sentences for the log about damaged files that were replaced
+        self.warnings: list[str] = []
         self._lock: int | None = lock
         self.node_id = node_id or self._kept_node_id()
         self._earlier = self._recorded_sids()

@@ -90,9 +90,8 @@ class RedisServer:
             password=None,
             password_file=None,
         )
-        if is_server_running(
-            self._state_dir
-        ):  # of a killed supervisor; it may listen at that address
+        if is_server_running(self._state_dir):
+            # of a killed supervisor; it may listen at that address
             return private
         client = connect(found, self._state_dir)
         try:

@@ -67,9 +67,8 @@ class Watchdog:
         ]
         before, self._hung = self._hung, frozenset(thread.name for thread in late)
         for thread in late:
-            if (
-                thread.name in before - self._reported
-            ):  # found twice: the process as a whole was not suspended
+            if thread.name in before - self._reported:
+                # found twice: the process as a whole was not suspended
                 self._report(thread)
         self._reported = self._hung & (self._reported | before)
         now, every_s = self._clock(), self._systemd.watchdog_s

@@ -14,15 +14,13 @@ from dlpool.service.queue.messages import JobsClaimed, WaitingHosts
 from dlpool.service.queue.redis_state import Backoff, CallSpacing, QueueContext
 from dlpool.service.wire.frames import lease_clock
 
-CLAIM_INTERVAL_S = (
-    0.002  # between two claims: one claim then fills all slots that became free
-)
+# between two claims: one claim then fills all slots that became free
+CLAIM_INTERVAL_S = 0.002
 PAUSE_S = 0.5  # between checks while nothing may be claimed
 # for each job that a claim skipped: five times as long as Redis takes for it
 SKIP_DELAY_S = 0.00005
-SHARE_RETRY_S = (
-    1.0  # until jobs of other hosts are looked for again, after a claim found none
-)
+# until jobs of other hosts are looked for again, after a claim found none
+SHARE_RETRY_S = 1.0
 
 
 class JobClaimer:
@@ -119,9 +117,8 @@ class JobClaimer:
             self._must_reconcile.clear()
             known = self._in_flight.leases()
         free_slots = 0 if self._is_stopped else self._in_flight.free_slots()
-        leased_until = (
-            lease_clock() + self._lease_s
-        )  # from before the call: in Redis the lease starts later
+        # from before the call: in Redis the lease starts later
+        leased_until = lease_clock() + self._lease_s
         claim = self._transitions.claim(
             self._sid,
             known,
@@ -185,11 +182,9 @@ class JobClaimer:
         except (QueueAway, QueueRefused):
             raise
         except QueueError as error:
-            self._transitions.check_keys(
-                error
-            )  # raises a clear error if another program uses the key
+            # raises a clear error if another program uses the key
+            self._transitions.check_keys(error)
             raise
         finally:
-            self._waiting_id = (
-                None  # after a restart of Redis the id belongs to another client
-            )
+            # after a restart of Redis the id belongs to another client
+            self._waiting_id = None

@@ -65,9 +65,8 @@ class Heartbeat:
         self._info = info
         self._earlier = earlier
         self._slots = HostSlots(context.transitions)
-        max_delay_s = min(
-            BACKOFF_MAX_S, context.grace_s / 3
-        )  # so that others do not take over jobs meanwhile
+        # so that others do not take over jobs meanwhile
+        max_delay_s = min(BACKOFF_MAX_S, context.grace_s / 3)
         self._backoff = Backoff(context.redis.stopping, max_delay_s)
         self._beat_at = 0.0
         self._recover_at = self._sweep_at = self._sample_at = 0.0

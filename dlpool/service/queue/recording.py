@@ -147,9 +147,8 @@ class ResultRecorder:
 
     def _finish(self, requests: Sequence[FinishRequest]) -> None:
         for one in requests:
-            if (
-                one.host and one.disposition != Disposition.THROTTLE
-            ):  # before the result, which lets the next job start
+            if one.host and one.disposition != Disposition.THROTTLE:
+                # before the result, which lets the next job start
                 self._slots.release(one.host, one.lease.job_id)
         replies = finish_jobs(self._transitions, self._sid, requests, self._log)
         for one, reply in zip(requests, replies, strict=True):

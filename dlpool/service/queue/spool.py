@@ -13,9 +13,8 @@ from typing import Any
 
 from dlpool.disk import atomic_write, translated
 from dlpool.jobs.client_records import ClientRecord
+from dlpool.jobs.states import TERMINAL_DISPOSITIONS, Disposition
 from dlpool.jobs.transitions import FinishRequest, JobLease
-
-FINAL_OUTCOMES = ("success", "failed", "cancelled")
 
 
 class Spool:
@@ -26,9 +25,8 @@ class Spool:
         self.folder = state_dir / "spool"
         with translated(f"make {self.folder}"):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for unfinished in self.folder.glob(
-                "*.tmp"
-            ):  # of a killed process: the job is still in Redis
+            for unfinished in self.folder.glob("*.tmp"):
+                # of a killed process: the job is still in Redis
                 unfinished.unlink()
         self._stored: set[JobLease] = set()
 
@@ -39,7 +37,10 @@ class Spool:
         """Write a final result of the supervisor ``sid`` durably, unless that was done
         before. Raises LocalFault."""
         path = self._path(request.lease)
-        if request.disposition not in FINAL_OUTCOMES or request.lease in self._stored:
+        if (
+            request.disposition not in TERMINAL_DISPOSITIONS
+            or request.lease in self._stored
+        ):
             return
         fields = asdict(request) | {"sid": sid}
         if request.record is not None:
@@ -76,7 +77,7 @@ def _parse_request(fields: dict[str, Any]) -> FinishRequest:
     record, lease = fields["record"], fields["lease"]
     return FinishRequest(
         JobLease(str(lease["job_id"]), int(lease["fence"])),
-        fields["disposition"],
+        Disposition(fields["disposition"]),
         None
         if record is None
         else ClientRecord(record["key"], record["value"].encode(), record["field"]),
