@@ -44,7 +44,7 @@ def logged() -> tuple[dict[str, set[str]], dict[str, set[str]], list[str]]:
     fields: dict[str, set[str]] = defaultdict(set)
     unknown = []
     for name, call, function in _calls():
-        if name not in {*LEVELS, "notify", "_notify", "ServerWarning"} or function.name in {*LEVELS, "_note"}:
+        if name not in {*LEVELS, "notify", "_notify", "ServerWarning"} or function.name == "_note":
             continue
         events = _texts(call.args[0])
         if not events and function.name != "_check_server":  # it logs a ServerWarning
