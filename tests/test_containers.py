@@ -20,7 +20,7 @@ import yaml
 
 from dlpool import __version__
 from dlpool.cli import main, supervisor, web
-from dlpool.config.ini import load
+from dlpool.config.layers import load
 from dlpool.jobs.keys import QueueKeys
 from dlpool.kinds import DURATION, split_address
 from tests.conftest import free_port, wait_until

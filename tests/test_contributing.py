@@ -69,7 +69,7 @@ def behind_docstring(path: Path, head: str) -> str:
 def test_a_setting(copy: Path) -> None:
     path = copy / "dlpool" / "config" / "sections.py"
     insert(path, behind_docstring(path, "class SupervisorSettings"), block("A setting"))
-    text = python(copy, "-c", "from dlpool.config.ini import default_ini; print(default_ini())")
+    text = python(copy, "-c", "from dlpool.config.sample import default_ini; print(default_ini())")
     assert "# exit after this time without a job" in text
     (copy / "test.ini").write_text("[supervisor]\nidle_exit = 90s\n")
     lines = python(copy, "-m", "dlpool", "config", "show", "-c", "test.ini", "--json").splitlines()

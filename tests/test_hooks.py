@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from dlpool.config import HookSettings, LoggingSettings
-from dlpool.config.ini import load
+from dlpool.config.layers import load
 from dlpool.errors import ConfigurationError
 from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.jobs.states import Disposition

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from dlpool.config import SECTIONS, NetworkSettings, RedisSettings, TransferSettings
-from dlpool.config.ini import default_ini, load
+from dlpool.config.layers import load
+from dlpool.config.sample import default_ini
 from dlpool.errors import ConfigurationError
 from tests.origin import File, Origin
 from tests.processes import ROOT, run
@@ -23,12 +24,12 @@ def test_the_shipped_file_says_the_defaults_and_is_up_to_date() -> None:
 
 
 def test_what_differs_from_the_defaults_says_so() -> None:
-    notices = [line for line in default_ini().splitlines() if "not the default" in line]
+    notices = [line for line in default_ini().splitlines() if "; default: " in line]
     assert all(line.startswith("# ") for line in notices)
-    defaults = [line.partition("not the default, which is ")[2] for line in notices]
+    defaults = [line.partition("; default: ")[2] for line in notices]
     assert defaults == ["redis://localhost:6379)", "no-metadata)"]
     own = default_ini({"log_dir": "/var/log/dlpool"})
-    assert "not the default, which is .dlpool/log)\nlog_dir = /var/log/dlpool\n" in own
+    assert "; default: .dlpool/log)\nlog_dir = /var/log/dlpool\n" in own
 
 
 def test_values_are_parsed_and_the_rest_keeps_its_defaults(tmp_path: Path) -> None:
@@ -60,19 +61,22 @@ def test_all_errors_are_said_at_once_with_section_and_key(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"connections = 4\n", " is no INI file: line 1: 'connections...' comes before the first [section]"),
-        (b"[transfer\n", " is no INI file: line 1: '[transfer' comes before the first [section]"),
-        (b"[transfer]\nretries 5\n", " is no INI file: line 2: 'retries...' is neither a [section] nor NAME = VALUE"),
-        (b"[transfer]\nretries = 1\nretries = 2\n", " is no INI file: line 3: [transfer] retries is given twice"),
-        (b"[transfer]\nRetries = 1\nretries = 2\n", " is no INI file: line 3: [transfer] retries is given twice"),
-        (b"[redis]\n[transfer]\n[redis]\n", " is no INI file: line 3: the section [redis] is there twice"),
-        (b"[transfer]\n# \xff\n", " is no INI file: line 2: not UTF-8: save it in that encoding"),
-        ("[transfer]\nretries = 1\n".encode("utf-16-le"), " is no INI file: it has NUL characters"),
-        (b"[transfer]\n\0\n", " is no INI file: it has NUL characters"),
-        (b"\xff\xfe[\0t\0r", " is no INI file: line 1: not UTF-8"),
+        (b"connections = 4\n", " is not an INI file: line 1: 'connections...' comes before the first [section]"),
+        (b"[transfer\n", " is not an INI file: line 1: '[transfer' comes before the first [section]"),
+        (
+            b"[transfer]\nretries 5\n",
+            " is not an INI file: line 2: 'retries...' is neither a [section] nor NAME = VALUE",
+        ),
+        (b"[transfer]\nretries = 1\nretries = 2\n", " is not an INI file: line 3: [transfer] retries is given twice"),
+        (b"[transfer]\nRetries = 1\nretries = 2\n", " is not an INI file: line 3: [transfer] retries is given twice"),
+        (b"[redis]\n[transfer]\n[redis]\n", " is not an INI file: line 3: the section [redis] is there twice"),
+        (b"[transfer]\n# \xff\n", " is not an INI file: line 2: not UTF-8: save it in that encoding"),
+        ("[transfer]\nretries = 1\n".encode("utf-16-le"), " is not an INI file: it has NUL characters"),
+        (b"[transfer]\n\0\n", " is not an INI file: it has NUL characters"),
+        (b"\xff\xfe[\0t\0r", " is not an INI file: line 1: not UTF-8"),
         (b'{"port": }', ":1: it begins like JSON, but is not valid JSON"),
         (b'["transfer"]', " is JSON, but not an object"),
-        (b"transfer:\n  retries: 5\n", " is no INI file: line 1: 'transfer...' comes before the first [section]"),
+        (b"transfer:\n  retries: 5\n", " is not an INI file: line 1: 'transfer...' comes before the first [section]"),
     ],
 )
 def test_what_is_no_ini_file_is_one_sentence_with_its_line(data: bytes, said: str, tmp_path: Path) -> None:

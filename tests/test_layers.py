@@ -15,8 +15,8 @@ from dlpool.cli.main import build_parser
 from dlpool.cli.upload_credentials import access_headers
 from dlpool.config import SECTIONS, RedisSettings, Settings
 from dlpool.config.ini import read_settings_file
-from dlpool.config.layers import SourcedValue, credential_values, load_effective
-from dlpool.config.sourced import ConfigProblem
+from dlpool.config.layers import credential_values, load_effective
+from dlpool.config.sourced import ConfigProblem, SourcedValue
 from dlpool.config.web_access import read_key
 from dlpool.errors import ConfigurationError
 from dlpool.jobs.connection import connect
@@ -186,7 +186,7 @@ def test_all_that_is_wrong_is_said_at_once_with_its_place(ini: Path, tmp_path: P
         DLPOOL_REDIS_SENTINEL_PASSWORD=f"{SECRET}\x01",
         CREDENTIALS_DIRECTORY=str(tmp_path / "credentials"),
     )
-    broken = next(line for line in said if line.startswith(f"{tmp_path}/conf.d/40.ini is no INI file: "))
+    broken = next(line for line in said if line.startswith(f"{tmp_path}/conf.d/40.ini is not an INI file: "))
     assert sorted(said) == sorted(
         [
             broken,
@@ -294,7 +294,7 @@ def config(*arguments: object, **environment: str) -> Ended:
 def test_check_says_what_was_read(ini: Path, tmp_path: Path) -> None:
     ended = config("check", "-c", ini)
     files = [str(ini), f"{tmp_path}/conf.d/10-a.ini", f"{tmp_path}/conf.d/20-b.ini"]
-    assert (ended.code, ended.out) == (0, f"the settings can be used; read: {', '.join(files)}\n")
+    assert (ended.code, ended.out) == (0, f"the settings are valid; read: {', '.join(files)}\n")
     assert config("check", "-c", ini, "--json").json == {"is_usable": True, "files": files, "problems": []}
     assert sorted(os.listdir(tmp_path)) == ["conf.d", "dlpool.ini"]
 

@@ -70,9 +70,9 @@ def test_all_errors_of_an_ini_are_said_at_once_with_section_and_key(tmp_path: Pa
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("no section\n", "is no INI file"),
-        ("[transfer]\nretries = 1\nretries = 2\n", "is no INI file"),
-        ("[transfer]\nretries = 1\n[transfer]\n", "is no INI file"),
+        ("no section\n", "is not an INI file"),
+        ("[transfer]\nretries = 1\nretries = 2\n", "is not an INI file"),
+        ("[transfer]\nretries = 1\n[transfer]\n", "is not an INI file"),
         ("[DEFAULT]\nretries = 1\n", "[DEFAULT]: there is no such section"),
         ("[redis]\nurl = http://localhost\n", "it is none of redis://"),
         ("[redis]\nurl = redis://:hunter2@localhost:port\n", "it cannot be used"),

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from dlpool.cli.setup import PROGRAM, files, unit
-from dlpool.config.ini import load
+from dlpool.config.layers import load
 from tests.disks import needs_root, remount, tmpfs
 from tests.processes import ROOT, Ended, run, start
 

@@ -18,9 +18,9 @@ from dlpool.cli.options import load_settings, print_warnings
 from dlpool.cli.supervisor import sourced_service_options
 from dlpool.cli.tables import show_table
 from dlpool.config import SECTIONS, LimitSettings
-from dlpool.config.layers import HOST, EffectiveSettings, examine, written_text
+from dlpool.config.layers import EffectiveSettings, examine, written_text
 from dlpool.config.owned_paths import check_owned_paths
-from dlpool.config.sourced import ConfigProblem, concerned, sort_problems
+from dlpool.config.sourced import HOST, ConfigProblem, concerned, sort_problems
 from dlpool.config.web_access import check_web_access
 from dlpool.errors import ConfigurationError, DlpoolError, UsageError
 from dlpool.jobs.connection import connect, shown_server

@@ -10,8 +10,7 @@ from dlpool.cli.console import show_lines
 from dlpool.cli.options import print_warnings
 from dlpool.config.go_config import SECTION, is_json, read_json
 from dlpool.config.ini import checked, text_of_file
-from dlpool.config.layers import SourcedValue
-from dlpool.config.sourced import ConfigProblem, sort_problems
+from dlpool.config.sourced import ConfigProblem, SourcedValue, sort_problems
 from dlpool.disk import atomic_create, translated
 from dlpool.errors import ConfigurationError, TargetExists, UsageError
 

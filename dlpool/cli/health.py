@@ -62,7 +62,7 @@ def request_health(listen: str, path: str) -> tuple[int, str]:
 def _listen_of(config: str | None) -> str:
     settings = MetricsSettings()
     if config is not None:
-        from dlpool.config.ini import load
+        from dlpool.config.layers import load
 
         settings = load(config)["metrics"]
     if not settings.listen:

@@ -19,7 +19,8 @@ from dlpool.config import (
     option_names,
     parse_setting,
 )
-from dlpool.config.layers import EffectiveSettings, SourcedValue, load_effective
+from dlpool.config.layers import EffectiveSettings, load_effective
+from dlpool.config.sourced import SourcedValue
 from dlpool.kinds import parse_count
 
 JOBS = 5  # files of a list at once

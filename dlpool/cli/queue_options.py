@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from dlpool.cli.audit_recorder import AuditRecorder
 from dlpool.cli.options import load_settings
 from dlpool.config import Settings
-from dlpool.config.layers import SourcedValue
+from dlpool.config.sourced import SourcedValue
 from dlpool.errors import QueueAway
 from dlpool.kinds import parse_group, parse_text
 

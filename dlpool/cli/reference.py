@@ -8,7 +8,7 @@ from typing import Any
 
 from dlpool.cli.setup import PROGRAM, files
 from dlpool.config import SECTIONS, option_names
-from dlpool.config.ini import bounds, default_ini
+from dlpool.config.sample import bounds, default_ini
 
 MARK = "<!-- What follows is written by scripts/generate. -->\n"
 _FETCHED = ("transfer", "network")  # all of their settings are options of dlpool fetch

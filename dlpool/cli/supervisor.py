@@ -18,7 +18,7 @@ from dlpool.cli.options import add_setting, apply_umask, load_settings, sourced_
 from dlpool.cli.parser import EXIT_CODES, Parser
 from dlpool.cli.queue_options import add_queue_options, sourced_queue_options
 from dlpool.config import LoggingSettings, Settings, SupervisorSettings
-from dlpool.config.layers import SourcedValue
+from dlpool.config.sourced import SourcedValue
 from dlpool.jobs.keys import node_of
 from dlpool.kinds import AUTO
 

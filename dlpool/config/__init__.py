@@ -1,26 +1,34 @@
-"""Settings: frozen dataclasses, one field in one place.
+"""Settings: frozen dataclasses, one for each section of the INI file.
 
-Each field's metadata says its kind (how text becomes a value), its bounds, whether a
-reload may change it, its option and its help; the command line, the INI file, their
-checks and their documentation are derived from it.
+Read in this order: ``declaration`` (how a setting is declared), ``sections``,
+``downloads`` and ``web`` (all settings: a new one is added there), ``layers`` (which
+value wins), ``ini`` and ``go_config`` (files), ``crosscheck`` (conflicts), ``sample``
+(the shipped INI file), ``owned_paths`` (files that no job may touch), ``web_access``
+and ``keysfile`` (keys of dlpool-web).
+
+The metadata of each field has its kind, bounds, option and help. The command line, the
+INI file, the checks and the documentation are derived from it. All processes use the
+package; it starts no thread.
 """
 
 from dlpool.config.declaration import option_names, parse_setting, setting
+from dlpool.config.downloads import (
+    DownloaderSettings,
+    LimitSettings,
+    NetworkSettings,
+    ScanSettings,
+    TransferSettings,
+)
 from dlpool.config.sections import (
     SECTIONS,
-    DownloaderSettings,
     HookSettings,
-    LimitSettings,
     LoggingSettings,
     MetricsSettings,
-    NetworkSettings,
     OtelSettings,
     PathSettings,
     RedisSettings,
-    ScanSettings,
     Settings,
     SupervisorSettings,
-    TransferSettings,
 )
 from dlpool.config.web import UploadSettings, WebSettings
 

@@ -1,5 +1,4 @@
-"""Settings that are right by themselves and wrong together, by what their metadata says
-of each other."""
+"""Find settings that are valid alone but contradict each other, by their metadata."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from dlpool.redaction import without_password
 
 @lru_cache(maxsize=1024)
 def mutually_exclusive(section: str, name: str) -> tuple[str, ...]:
-    """The settings of the same section that say the same in another way."""
+    """Return the settings of the section that cannot be set together with this one."""
     pairs = (
         [(one.name, one.metadata["instead_of"]) for one in fields(SECTIONS[section])]
         if section in SECTIONS
@@ -29,13 +28,13 @@ def mutually_exclusive(section: str, name: str) -> tuple[str, ...]:
 def find_conflicts(
     settings: Settings, described: Callable[[str, str], str]
 ) -> list[ConfigProblem]:
-    """A problem for each contradiction; ``described`` says a setting and its place, by
-    section and name."""
+    """Return a problem for each contradiction. ``described`` returns a setting with its
+    source, by section and name."""
     problems = []
     for section, kind in SECTIONS.items():
         values = vars(getattr(settings, section))
         for declared in fields(kind):
-            sentence, other = _contradiction(section, declared, values, described)
+            sentence, other = _conflict(section, declared, values, described)
             if sentence:
                 concerned = ((section, declared.name), (section, other))
                 problems.append(
@@ -70,18 +69,18 @@ def find_conflicts(
     return problems
 
 
-def _contradiction(
+def _conflict(
     section: str,
     declared: Field[Any],
     values: dict[str, Any],
     described: Callable[[str, str], str],
 ) -> tuple[str, str]:
-    """The sentence, and the other setting that it is about; both empty if there is
-    nothing to say."""
+    """Return a sentence and the other setting that it concerns; both empty if there is
+    no contradiction."""
     name, value = declared.name, values[declared.name]
     if value is None:
         return "", ""
-    least, other, rival = (
+    least, other, excluded = (
         declared.metadata[key] for key in ("not_below", "needs", "instead_of")
     )
     if least is not None and values[least] is not None and value < values[least]:
@@ -92,10 +91,10 @@ def _contradiction(
         )
     if other is not None and values[other] is None:
         return f"{described(section, name)} needs {other}: give both, or none", other
-    if rival is not None and values[rival] is not None:
+    if excluded is not None and values[excluded] is not None:
         return (
-            f"{described(section, name)} and {described(section, rival)} are both "
+            f"{described(section, name)} and {described(section, excluded)} are both "
             f"given: keep one of them",
-            rival,
+            excluded,
         )
     return "", ""

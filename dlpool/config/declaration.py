@@ -1,5 +1,5 @@
-"""How a setting is declared: a field whose metadata says all that there is to know of
-it."""
+"""Declare a setting: a dataclass field whose metadata has its kind, bounds, option and
+help."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def setting(
     instead_of: str | None = None,
     service: str | None = None,
 ) -> Any:
-    """A field of a settings class; ``default`` is written as a user would write it,
-    None means not set.
+    """Return the field of a setting. ``default`` is written as in an INI file; None
+    means unset.
 
-    ``shipped`` is what the INI file that comes with dlpool says instead, ``service``
-    the default of the service, which that file says too; a secret is never shown.
-    Others of the section: ``not_below`` may not be larger, ``needs`` must be set too,
-    ``instead_of`` must not be.
+    ``shipped``: value in the shipped INI file instead of the default. ``service``:
+    default of the service, also shipped. ``is_secret``: never shown. Other settings of
+    the section: ``not_below``: lower bound; ``needs``: must be set, too;
+    ``instead_of``: must not be set together.
     """
     value = None if default is None else kind.parse(default)
     meta = {
@@ -53,10 +53,9 @@ def setting(
 
 
 def parse_setting(declared: Field[Any], text: str) -> Any:
-    """The value of a setting from its text; an empty one leaves unset what has no
-    default.
+    """Parse the text of a setting. An empty text unsets a setting without a default.
 
-    Raises ValueError whose message continues "NAME is '...': it is ...".
+    Raises ValueError with a message that continues "NAME = '...': it is ...".
     """
     if text == "" and declared.default is None:
         return None
@@ -73,7 +72,7 @@ def parse_setting(declared: Field[Any], text: str) -> Any:
 
 
 def format_bound(declared: Field[Any], amount: float) -> str:
-    """Return a bound of a setting as text for the user."""
+    """Return a bound of a setting as text."""
     return (
         duration_text(amount)
         if declared.metadata["kind"] is DURATION
@@ -82,8 +81,8 @@ def format_bound(declared: Field[Any], amount: float) -> str:
 
 
 def option_names(declared: Field[Any]) -> list[str]:
-    """The command-line options of a setting; a switch that is on by default is turned
-    off by ``--no-NAME``."""
+    """Return the command-line options of a setting. A switch that is on by default has
+    ``--no-NAME``."""
     name = declared.name.replace("_", "-")
     long = f"--no-{name}" if declared.default is True else f"--{name}"
     short = declared.metadata["short"]

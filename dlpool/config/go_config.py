@@ -1,8 +1,7 @@
-"""The ``config.json`` of the Go upload server, read as settings of ``[upload]``.
+"""Read the ``config.json`` of the Go upload server as settings of ``[upload]``.
 
-That server's keys are those of ``[upload]``. Its numbers have other units: a duration
-is a number of milliseconds, or of nanoseconds where a ``time.Duration`` of Go was
-written as JSON, or a text such as ``1h30m``; a size is in bytes.
+Its keys are those of ``[upload]``. Durations are numbers of milliseconds, or of
+nanoseconds (a ``time.Duration`` of Go), or texts such as ``1h30m``; sizes are in bytes.
 """
 
 from __future__ import annotations
@@ -15,9 +14,8 @@ from dataclasses import Field, dataclass, fields
 from functools import cache
 from typing import Any
 
-from dlpool.config.layers import SourcedValue
 from dlpool.config.sections import SECTIONS
-from dlpool.config.sourced import ConfigProblem
+from dlpool.config.sourced import ConfigProblem, SourcedValue
 from dlpool.config.web import WORDS
 from dlpool.errors import ConfigurationError
 from dlpool.kinds import COUNT, DURATION, RATIO, SIZE, SWITCH, duration_text
@@ -42,20 +40,19 @@ _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\s]*):(?P<port>[0-9]+)")
 
 
 class WrongValue(ValueError):
-    """A value that is invalid for the setting; its message completes "it is ..."."""
+    """A value that is invalid for its setting. The message completes "it is ..."."""
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """A JSON object as it is written: a repeated key, which ``dict`` would hide, is
-    kept."""
+    """A JSON object with repeated keys, which a ``dict`` would hide."""
 
     members: Sequence[tuple[str, Any]]
 
 
 def is_json(text: str) -> bool:
-    """Return whether ``text`` is JSON or begins like it. An INI file never begins with
-    a brace."""
+    """Return whether ``text`` is JSON or begins like a JSON object. An INI file never
+    begins with a brace."""
     start = text.lstrip()
     if start.startswith("{"):
         return True
@@ -69,10 +66,10 @@ def is_json(text: str) -> bool:
 def read_json(
     text: str, path: str, problems: list[ConfigProblem], notes: list[str]
 ) -> list[SourcedValue]:
-    """Return the settings of the file. Append wrong types to ``problems`` and unknown
+    """Return the settings of the file. Append wrong types to ``problems``, and unknown
     keys to ``notes``, as sentences.
 
-    Raises ConfigurationError if it is not a JSON object.
+    Raises ConfigurationError if the file is not a JSON object.
     """
     found: dict[tuple[str, str], SourcedValue] = {}
     unknown = []
@@ -176,8 +173,7 @@ def _folded(name: str) -> str:
 
 
 def _text_of(declared: Field[Any], value: Any) -> str:
-    """Return ``value`` as it is written in an INI file. Raises WrongValue,
-    UnicodeEncodeError."""
+    """Return a value as text of an INI file. Raises WrongValue, UnicodeEncodeError."""
     if isinstance(value, _Pairs):
         raise WrongValue("an object")
     if declared.name == "port":
@@ -223,8 +219,8 @@ def _words(value: Any) -> str:
 
 
 def _size(value: Any) -> str:
-    """Return a size in bytes with the largest exact unit; a text, which may have a
-    unit, is unchanged."""
+    """Return a size in bytes with the largest exact unit. A text that has a unit is
+    unchanged."""
     if isinstance(value, str) and not value.strip().isdigit():
         return value
     left, unit = _whole(value), ""
@@ -236,7 +232,7 @@ def _size(value: Any) -> str:
 
 
 def _duration(value: Any, most_ms: float) -> str:
-    """Return a duration given in ms, in ns where that many ms exceed ``most_ms``, or as
+    """Return a duration given in ms, in ns if that many ms exceed ``most_ms``, or as
     Go's ``Duration.String``."""
     if isinstance(value, str) and not re.fullmatch(r"-?[0-9.]+", value.strip()):
         return duration_text(_go_duration_ms(value.strip()) / 1000)
@@ -275,8 +271,7 @@ def _port(value: Any) -> str:
 
 
 def _whole(value: Any) -> int:
-    """Return an integer, also one that is written as a text or as ``1e9``. Raises
-    WrongValue."""
+    """Return an integer, also from a text or from ``1e9``. Raises WrongValue."""
     if isinstance(value, str) and re.fullmatch("[0-9]{1,18}", value.strip()):
         return int(value)
     if isinstance(value, float) and value.is_integer():
@@ -299,7 +294,7 @@ def _shown(value: Any) -> str:
 
 
 def _line_of(text: str, name: str) -> int:
-    """Return the number of the line in which the key occurs first."""
+    """Return the line in which the key occurs first."""
     match = re.search(rf"{re.escape(json.dumps(name, ensure_ascii=False))}\s*:", text)
     return text.count("\n", 0, match.start()) + 1 if match else 1
 

@@ -1,4 +1,4 @@
-"""INI files: read, checked, and written with their defaults."""
+"""Read and check INI files."""
 
 from __future__ import annotations
 
@@ -12,20 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from dlpool.config import go_config
-from dlpool.config.declaration import format_bound, parse_setting
-from dlpool.config.layers import GROUP, HOST, SourcedValue, load_effective
-from dlpool.config.sections import SECTIONS, LimitSettings, TransferSettings
-from dlpool.config.sourced import ConfigProblem
-from dlpool.config.web import is_profile_setting
+from dlpool.config.declaration import parse_setting
+from dlpool.config.downloads import LimitSettings, TransferSettings
+from dlpool.config.sections import SECTIONS
+from dlpool.config.sourced import GROUP, HOST, ConfigProblem, SourcedValue
 from dlpool.errors import ConfigurationError
 from dlpool.redaction import without_secrets
 from dlpool.usertext import split_byte_order_mark
-
-_HEAD = """\
-# The settings of dlpool with their defaults, but for those that say so. Sizes take K M G T (powers of 1024), times ms s
-# m h. What conf.d/*.ini beside this file say goes over it, variables DLPOOL_SECTION_KEY of the environment over that.
-"""
-
 
 _CONVERT = (
     "all other sections have their defaults; `dlpool config convert` writes it as "
@@ -34,8 +27,8 @@ _CONVERT = (
 
 
 class _Parser(configparser.ConfigParser):
-    """Notes the lines of sections and keys: its hook for names is called for each of
-    them, in their order."""
+    """A parser that records the lines of sections and keys. ``optionxform`` is called
+    for each key in order."""
 
     def __init__(self) -> None:
         super().__init__(interpolation=None, default_section="")
@@ -44,7 +37,8 @@ class _Parser(configparser.ConfigParser):
         self.lines: dict[str, int] = {}  # of sections
 
     def read_text(self, text: str, source: str) -> Iterator[tuple[str, str, str, int]]:
-        """Section, key, value and line of each setting. Raises configparser.Error."""
+        """Yield section, key, value and line of each setting. Raises
+        configparser.Error."""
         self.read_file(self._counted(io.StringIO(text)), source)
         lines, self._noted = self._noted or [], None
         found = [
@@ -66,25 +60,14 @@ class _Parser(configparser.ConfigParser):
             yield line
 
 
-def load(path: str | None) -> dict[str, Any]:
-    """The settings of each section, by its name, from ``path`` and whatever goes over
-    it; see ``layers``.
-
-    ``hosts``: those of the sections ``[host:NAME]``, by NAME, over ``[limits]``.
-
-    Raises ConfigurationError that names every wrong section and key at once.
-    """
-    return load_effective(path).sections()
-
-
 def read_settings_file(
     path: str, problems: list[ConfigProblem], notes: list[str] | None = None
 ) -> list[SourcedValue]:
-    """Return the settings of an INI file, or of a ``config.json`` of the Go upload
-    server, detected by content.
+    """Return the values of an INI file, or of a ``config.json`` of the Go upload
+    server, detected by its content.
 
-    Unknown sections go to ``problems``, what is worth a warning to ``notes``. Raises
-    ConfigurationError for a file that cannot be read, and for one that is neither.
+    Append unknown sections to ``problems``, and warnings to ``notes``. Raises
+    ConfigurationError for a file that is unreadable or neither of them.
     """
     text, notes = text_of_file(path), [] if notes is None else notes
     if go_config.is_json(text):
@@ -97,7 +80,7 @@ def read_settings_file(
         found = list(parser.read_text(text, path))
     except configparser.Error as error:
         raise ConfigurationError(
-            f"{path} is no INI file: {_syntax_problem(error)}"
+            f"{path} is not an INI file: {_syntax_problem(error)}"
         ) from error
     for name in parser.sections():
         if problem := _unknown(name):
@@ -116,7 +99,7 @@ def read_settings_file(
 
 
 def _unknown(section: str) -> str:
-    """What is wrong with the name of a section, "" for none."""
+    """Return what is wrong with the name of a section; '' if it is valid."""
     if section.startswith(HOST):
         return (
             ""
@@ -129,8 +112,8 @@ def _unknown(section: str) -> str:
 
 
 def text_of_file(path: str) -> str:
-    """Return the text of a configuration file in UTF-8, or in the encoding that its
-    byte order mark names.
+    """Return the text of a configuration file in UTF-8, or in the encoding of its byte
+    order mark.
 
     Raises ConfigurationError.
     """
@@ -149,14 +132,16 @@ def text_of_file(path: str) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigurationError(
-            f"{path} is no INI file: line {line}: not UTF-8: save it in that encoding"
+            f"{path} is not an INI file: line {line}: not UTF-8: save it in that "
+            f"encoding"
         ) from error
     before, nul, _ = text.partition("\0")
     if nul:  # UTF-16 without a mark has many
         number, begin = before.count("\n") + 1, before.rpartition("\n")[2]
         place = f"line {number}: {_cut(begin)}"
         raise ConfigurationError(
-            f"{path} is no INI file: it has NUL characters ({place}): save it as text "
+            f"{path} is not an INI file: it has NUL characters ({place}): save it as "
+            f"text "
             f"in UTF-8"
         )
     return text
@@ -183,7 +168,7 @@ def _syntax_problem(error: configparser.Error) -> str:
 
 
 def _cut(line: str) -> str:
-    """Return the first word of a line for a message; the rest may be a secret."""
+    """Return the first word of a line for a message. The rest may be a secret."""
     text = line.strip().strip("'").replace("\\n", "").strip()
     word = re.split(r"[\s=:]", text, maxsplit=1)[0][:40]
     return repr(word if word == text else f"{word}...")
@@ -192,8 +177,8 @@ def _cut(line: str) -> str:
 def checked(
     layer: Sequence[SourcedValue], problems: list[ConfigProblem]
 ) -> list[SourcedValue]:
-    """``layer`` with its values; what is wrong with it goes to ``problems``, and is
-    left out."""
+    """Return the valid values of a source, parsed. Append the problems of the others to
+    ``problems``."""
     right = []
     for section, members in groupby(
         sorted(layer, key=lambda one: one.section), key=lambda one: one.section
@@ -218,56 +203,9 @@ def checked(
     return right
 
 
-def default_ini(instead: Mapping[str, str] | None = None) -> str:
-    """An INI file that says every setting, its bounds and its default: what is shipped
-    as ``etc/dlpool.ini``.
-
-    ``instead`` says other values, by key.
-    """
-    lines = [_HEAD]
-    for name, kind in SECTIONS.items():
-        lines.append(f"[{name}]")
-        for declared in fields(kind):
-            usual = declared.metadata["text"]
-            text = (
-                (instead or {}).get(declared.name)
-                or declared.metadata["shipped"]
-                or usual
-            )
-            notice = (
-                f"; not the default, which is {usual}"
-                if text != usual is not None
-                else ""
-            )
-            said = (
-                f"{declared.metadata['kind'].metavar}{bounds(declared, name)}{notice}"
-            )
-            lines.append(f"# {declared.metadata['help']} ({said})")
-            is_shown = text is not None and not is_profile_setting(name, declared.name)
-            lines.append(
-                f"{declared.name} = {text}"
-                if is_shown
-                else f"#{declared.name} = {text or ''}".rstrip()
-            )
-        if kind is TransferSettings:
-            lines += [
-                "# other settings of [transfer] for the jobs of one group",
-                "#[group:nightly]",
-                "#max_file_size = 1G",
-            ]
-        if kind is LimitSettings:
-            lines += [
-                "# other limits for one host, or for one port of it",
-                "#[host:example.org]",
-                "#max_per_host = 2",
-            ]
-        lines.append("")
-    return "\n".join(lines)
-
-
 def section_class(section: str) -> type:
-    """Return the class of a section's settings: ``[host:NAME]`` has those of limits,
-    ``[group:NAME]`` of transfers."""
+    """Return the class of a section: ``[host:NAME]`` has the settings of limits,
+    ``[group:NAME]`` those of transfers."""
     return SECTIONS.get(
         section, TransferSettings if section.startswith(GROUP) else LimitSettings
     )
@@ -280,8 +218,8 @@ def _host(section: str) -> str:
 def _values(
     section: str, texts: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Return the values of a section, and what is wrong with the rest of it, by key:
-    unknown keys come last."""
+    """Return the parsed values of a section, and a sentence for each wrong key; unknown
+    keys come last."""
     declared = {one.name: one for one in fields(section_class(section))}
     values: dict[str, Any] = {}
     wrong: list[tuple[str, str]] = []
@@ -304,16 +242,3 @@ def _shown(declared: Field[Any], text: str) -> str:
         if declared.metadata["is_secret"]
         else without_secrets(text).replace("\n", " ")
     )
-
-
-def bounds(declared: Field[Any], section: str) -> str:
-    """What a value must keep besides its kind, to follow its name."""
-    meta = declared.metadata
-    least, most, other = meta["low"], meta["high"], meta["not_below"]
-    said = [
-        f"at least {least:g}" if least is not None else "",
-        f"at most {format_bound(declared, most)}" if most is not None else "",
-        f"not below {other}" if other else "",
-        "by profile" if is_profile_setting(section, declared.name) else "",
-    ]
-    return "".join(f", {text}" for text in said if text)

@@ -1,5 +1,5 @@
-"""The file of named keys (``keys_file``): a line a key, so that one can be added before
-another is removed."""
+"""Read the file of named keys (``keys_file``): one key per line, so that a key can be
+added before another is removed."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from dlpool.usertext import NotText, read_text
 MAX_FILE = 1024 * 1024
 MAX_NAME = 64
 MAX_OWNER = 255
-LEAST_SECRET = 16
+MIN_SECRET = 16
 _MEMBERS = {"name", "scopes", "owner", "secret", "sha256"}
 
 
 @dataclass(frozen=True)
 class NamedKey:
-    """A key. ``digest``: SHA-256 of its secret. ``owner``: whose uploads it sees, None
-    (of an admin key): all."""
+    """A key. ``digest``: SHA-256 of its secret. ``owner``: whose uploads it sees; None
+    (an admin key): all uploads."""
 
     name: str
     scopes: frozenset[str]
@@ -37,16 +37,16 @@ class NamedKey:
 
 @dataclass(frozen=True)
 class KeyList:
-    """The keys of a file, and a sentence for each line that is none; no sentence quotes
-    a secret."""
+    """The keys of a file, and a sentence for each invalid line. No sentence quotes a
+    secret."""
 
     keys: tuple[NamedKey, ...] = ()
     problems: tuple[str, ...] = ()
 
 
 def read_keys(path: str) -> KeyList:
-    """Return the keys of the file ``path``. Raises ConfigurationError if it cannot be
-    read or others may write it."""
+    """Return the keys of a file. Raises ConfigurationError if it is unreadable or
+    writable by everybody."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -73,7 +73,7 @@ def read_keys(path: str) -> KeyList:
 
 
 def parse_keys(text: str) -> KeyList:
-    """Return the keys of ``text``. Empty lines and lines that begin with ``#`` are
+    """Parse the keys of a text. Empty lines and lines that begin with ``#`` are
     skipped."""
     keys: list[NamedKey] = []
     problems: list[str] = []
@@ -91,7 +91,7 @@ def parse_keys(text: str) -> KeyList:
 
 
 def digest_of(secret: bytes) -> bytes:
-    """Return the SHA-256 of a secret. A secret is random, so that nothing slower is
+    """Return the SHA-256 of a secret. Secrets are random, so a slow hash is not
     needed."""
     return hashlib.sha256(secret).digest()
 
@@ -112,7 +112,7 @@ def _objects(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _members(line: str) -> dict[str, Any]:
     """Return the JSON object of a line. Raises ValueError with a phrase that quotes
-    nothing of it."""
+    nothing of the line."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
@@ -169,8 +169,8 @@ def _digest(members: dict[str, Any]) -> bytes:
         raise ValueError(
             "secret is not a text of printable ASCII characters without spaces"
         )
-    if len(secret) < LEAST_SECRET:
+    if len(secret) < MIN_SECRET:
         raise ValueError(
-            f"secret has fewer than {LEAST_SECRET} characters: take a longer one"
+            f"secret has fewer than {MIN_SECRET} characters: take a longer one"
         )
     return digest_of(secret.encode())

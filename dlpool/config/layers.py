@@ -1,9 +1,9 @@
-"""The settings that hold, from all the places that may say them, and where each was
-said. A later place wins:
+"""Merge the settings of all sources. The last source that sets a value wins: defaults
+(also those of the service and of the upload profile), the INI file, ``conf.d/*.ini``,
+systemd's credentials, the environment, options.
 
-defaults (those of the service, and of uploads those of their profile), the INI file,
-its ``conf.d/*.ini`` by name, systemd's credentials, the environment, options. Imports
-no library where nothing but options was given.
+The readers of files are imported only if there is a file: the start of a command
+without one stays fast.
 """
 
 from __future__ import annotations
@@ -18,37 +18,27 @@ from dlpool import usertext
 from dlpool.config.crosscheck import find_conflicts, mutually_exclusive
 from dlpool.config.declaration import parse_setting
 from dlpool.config.sections import SECTIONS, Settings
-from dlpool.config.sourced import ConfigProblem, concerned, sort_problems
+from dlpool.config.sourced import (
+    GROUP,
+    HOST,
+    ConfigProblem,
+    SourcedValue,
+    concerned,
+    sort_problems,
+)
 from dlpool.config.web import PROFILES
 from dlpool.errors import ConfigurationError
 from dlpool.redaction import without_password
 
-HOST = "host:"
-GROUP = "group:"  # a section of what [transfer] says differently for one group
 _PREFIX = "DLPOOL_"
 
 
 @dataclass(frozen=True)
-class SourcedValue:
-    """A setting as one place says it; ``section`` may be ``host:NAME`` or
-    ``group:NAME``.
-
-    ``origin`` is that place, for people.
-    """
-
-    section: str
-    name: str
-    text: str
-    origin: str
-    value: Any = None
-
-
-@dataclass(frozen=True)
 class EffectiveSettings:
-    """The settings, the given values by (section, name), and the files that were read,
-    in order.
+    """The settings in effect, the set values by (section, name), and the files that
+    were read, in order.
 
-    ``notes``: warnings for the user, a sentence each.
+    ``notes``: warnings for the user, one sentence each.
     """
 
     settings: Settings
@@ -57,8 +47,18 @@ class EffectiveSettings:
     notes: tuple[str, ...] = ()
 
     def sections(self) -> dict[str, Any]:
-        """The settings of each section, by its name, and ``hosts``."""
+        """Return the settings of each section by name, and ``hosts``."""
         return {name: getattr(self.settings, name) for name in (*SECTIONS, "hosts")}
+
+
+def load(path: str | None) -> dict[str, Any]:
+    """Return the settings of each section by name, from ``path`` and the sources that
+    override it.
+
+    ``hosts``: the sections ``[host:NAME]`` by NAME, merged with ``[limits]``. Raises
+    ConfigurationError with a line for each wrong section and key.
+    """
+    return load_effective(path).sections()
 
 
 def load_effective(
@@ -68,12 +68,10 @@ def load_effective(
     *,
     for_service: bool = False,
 ) -> EffectiveSettings:
-    """The settings that hold. ``config``: the INI file, if there is one; ``options``
-    have their values already.
+    """Return the settings in effect.
 
-    ``of_service``: with the defaults of the service.
-
-    Raises ConfigurationError that names everything wrong at once, a line each.
+    ``config``: the INI file, or None. ``options``: already parsed. ``for_service``: use
+    the defaults of the service. Raises ConfigurationError with a line for each problem.
     """
     found, problems = examine(config, options, environment, for_service=for_service)
     if problems:
@@ -88,8 +86,8 @@ def examine(
     *,
     for_service: bool = False,
 ) -> tuple[EffectiveSettings, list[ConfigProblem]]:
-    """The settings that would hold without what is wrong, and all that is wrong, in the
-    order of places and lines."""
+    """Return the settings without the invalid values, and all problems in the order of
+    files and lines."""
     notes: list[str] = []
     files, read, problems = (
         _read_files(config, notes) if config is not None else ((), [], [])
@@ -105,7 +103,7 @@ def examine(
     defaults = _service_defaults() if for_service else []
     group = _merged([*layers, options]).get(("redis", "group"))
     found = _merged([defaults, *(_of_group(layer, group) for layer in layers), options])
-    found = _preset(found) | found
+    found = _profile_values(found) | found
     settings, wrong = _settings(found, files), concerned(problems)
     problems += [
         replace(
@@ -115,7 +113,7 @@ def examine(
             ),
         )
         for one in find_conflicts(
-            settings, lambda section, name: _described(found, section, name)
+            settings, lambda section, name: _describe(found, section, name)
         )
         if not one.concerns(wrong)
     ]
@@ -127,7 +125,7 @@ def examine(
 def written_text(
     given: Mapping[tuple[str, str], SourcedValue], section: str, name: str
 ) -> str:
-    """A setting as it was written; its default if it was not."""
+    """Return a setting as it was written, or its default."""
     found = given.get((section, name))
     return (
         (_declared(section, name).metadata["text"] or "")
@@ -137,8 +135,8 @@ def written_text(
 
 
 def environment_values(environment: Mapping[str, str]) -> list[SourcedValue]:
-    """What ``DLPOOL_SECTION_KEY`` says; variables of no section (as DLPOOL_PASSWORD)
-    are others' business."""
+    """Return the values of variables ``DLPOOL_SECTION_KEY``. Variables of unknown
+    sections (DLPOOL_PASSWORD) are ignored."""
     return [
         SourcedValue(
             section,
@@ -156,8 +154,8 @@ def environment_values(environment: Mapping[str, str]) -> list[SourcedValue]:
 def credential_values(
     environment: Mapping[str, str], problems: list[ConfigProblem]
 ) -> list[SourcedValue]:
-    """The secrets in ``$CREDENTIALS_DIRECTORY``, each in a file ``SECTION_KEY``; see
-    systemd.exec(5)."""
+    """Return the secrets in ``$CREDENTIALS_DIRECTORY``, each in a file ``SECTION_KEY``;
+    see systemd.exec(5)."""
     folder = environment.get("CREDENTIALS_DIRECTORY")
     if not folder:
         return []
@@ -189,10 +187,11 @@ def credential_values(
     return found
 
 
-def _described(
+def _describe(
     given: Mapping[tuple[str, str], SourcedValue], section: str, name: str
 ) -> str:
-    """A setting and the place that says it; of a secret only that."""
+    """Return a setting with its value and source for a message; of a secret only the
+    source."""
     declared = _declared(section, name)
     origin = given[section, name].origin if (section, name) in given else "default"
     return f"{name}{'' if declared.metadata['is_secret'] else ' = ' + written_text(given, section, name)} ({origin})"
@@ -205,7 +204,8 @@ def _declared(section: str, name: str) -> Field[Any]:
 def _read_files(
     config: str, notes: list[str]
 ) -> tuple[tuple[str, ...], list[list[SourcedValue]], list[ConfigProblem]]:
-    """The INI file and those beside it, what they say, and why one cannot be read."""
+    """Return the INI file and its ``conf.d`` files, their values, and the problems of
+    unreadable files."""
     from dlpool.config.ini import read_settings_file
 
     folder = Path(config).parent / "conf.d"
@@ -232,7 +232,7 @@ def _read_files(
 def _checked(
     layer: Sequence[SourcedValue], problems: list[ConfigProblem]
 ) -> list[SourcedValue]:
-    """What a place says, with its values, less what is wrong."""
+    """Return the valid values of a source, parsed; append problems."""
     from dlpool.config.ini import checked
 
     return checked(layer, problems)
@@ -241,19 +241,20 @@ def _checked(
 def _merged(
     layers: Iterable[Sequence[SourcedValue]],
 ) -> dict[tuple[str, str], SourcedValue]:
-    """The last word on each setting. A password also replaces what an earlier place
-    says of it in another way."""
+    """Return the last value of each setting. A password also replaces earlier passwords
+    in other forms."""
     found: dict[tuple[str, str], SourcedValue] = {}
     for layer in layers:
         for given in layer:
             if given.value is not None:
-                _forget_rivals(found, given)
+                _remove_exclusive(found, given)
         found |= {(given.section, given.name): given for given in layer}
     return found
 
 
 def _service_defaults() -> list[SourcedValue]:
-    """The defaults of the service where they are not those of the other commands."""
+    """Return the defaults of the service that differ from those of the other
+    commands."""
     return [
         SourcedValue(
             section, one.name, text, "default of the service", parse_setting(one, text)
@@ -267,8 +268,8 @@ def _service_defaults() -> list[SourcedValue]:
 def _of_group(
     layer: Sequence[SourcedValue], group: SourcedValue | None
 ) -> Sequence[SourcedValue]:
-    """What a place says, with what it says of this group in place of what it says of
-    all."""
+    """Return the values of a source, with ``[group:NAME]`` of this group overriding
+    ``[transfer]``."""
     section = GROUP if group is None else GROUP + str(group.value)
     return [
         *layer,
@@ -276,10 +277,10 @@ def _of_group(
     ]
 
 
-def _preset(
+def _profile_values(
     given: Mapping[tuple[str, str], SourcedValue],
 ) -> dict[tuple[str, str], SourcedValue]:
-    """What the profile of uploads says instead of the defaults."""
+    """Return the values that the upload profile sets."""
     profile = given.get(("upload", "profile"))
     if profile is None:
         return {}
@@ -299,11 +300,11 @@ def _preset(
     }
 
 
-def _forget_rivals(
+def _remove_exclusive(
     found: dict[tuple[str, str], SourcedValue], given: SourcedValue
 ) -> None:
-    for rival in mutually_exclusive(given.section, given.name):
-        found.pop((given.section, rival), None)
+    for other in mutually_exclusive(given.section, given.name):
+        found.pop((given.section, other), None)
     url = found.get(("redis", "url"))
     if (
         url is not None

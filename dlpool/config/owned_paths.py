@@ -1,10 +1,9 @@
-"""What dlpool owns, so that no job and no client of uploads may write there: one list,
-derived from the settings.
+"""List the files and folders that dlpool owns, derived from the settings: no job and no
+upload may write there.
 
-A path means a place, whatever it is called: links are followed, and folders are
-compared by device and inode number, so that a bind mount is the same place. So is
-another case of a name where the file system ignores case; of what does not exist yet
-the names are compared without regard to case.
+Paths are compared as places: links are followed, and folders are compared by device and
+inode number, which detects bind mounts. Names that do not exist yet, and names on a
+file system that ignores case, are compared without regard to case.
 """
 
 from __future__ import annotations
@@ -28,31 +27,31 @@ from dlpool.kinds import COMMAND, PATH, redacted_command
 TARGETS = (
     ("paths", "download_dir"),
     ("paths", "allowed_roots"),
-)  # all other paths of the settings are owned
-_HOOKS_RUN_IN = "/"  # what a relative argument of a command is relative to
+)  # paths of all other settings are owned
+_HOOKS_RUN_IN = "/"  # working directory of commands
 _NETRC = (".netrc", "_netrc")
 _PATH = re.compile(r"/[^\s'\"`;&|<>(){}$,:=]+")
 
 
 @dataclass(frozen=True)
 class OwnedPath:
-    """A file or folder, which may not exist yet. ``what`` names it in messages."""
+    """A file or folder, which may not exist yet. ``what`` describes it in messages."""
 
     what: str
     path: str
 
     @property
     def setting(self) -> str:
-        """What names it, without a value that is none of a client's business."""
+        """The description without the value, which clients must not see."""
         return self.what.partition(" = ")[0]
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where a path led when it was looked at.
+    """A path with the identities of the folders on it.
 
-    ``identities``: of ``/`` and of each folder on the way as far as it exists;
-    ``rest``: the folded names behind them.
+    ``identities``: of ``/`` and each existing folder on the way. ``rest``: the
+    case-folded names behind them.
     """
 
     path: str
@@ -62,7 +61,7 @@ class Location:
 
     @classmethod
     def of(cls, path: str) -> Location:
-        """Follow the links of ``path`` and look at each folder on the way."""
+        """Follow the links of ``path`` and examine each folder on the way."""
         real = resolved(path)
         names = [name for name in real.split("/") if name]
         identities = []
@@ -83,7 +82,7 @@ class Location:
         )
 
     def _is_above(self, other: Location) -> bool:
-        """Return whether the identities say so."""
+        """Return whether the identities show that ``other`` lies here."""
         if not self.identities or not other.identities:
             return False
         if not self.rest:
@@ -95,7 +94,8 @@ class Location:
 
 
 def folded(name: str) -> str:
-    """Return a name or path as a file system compares it that ignores case."""
+    """Return a name or path in the form in which a case-insensitive file system
+    compares it."""
     return (
         name.casefold()
         if name.isascii()
@@ -104,10 +104,10 @@ def folded(name: str) -> str:
 
 
 def _spelt(path: str) -> str:
-    """Return the path in the spelling of its folders; names that do not exist are
-    folded, and told from those that do.
+    """Return a path with its existing names as their folders list them. Names that do
+    not exist are folded and marked.
 
-    A file system in user space may give one file another inode number for each spelling
+    A file system in user space may give a file another inode number for each spelling
     of its name.
     """
     found = ""
@@ -131,12 +131,12 @@ def _listed(folder: str, name: str) -> str:
 
 
 def is_under(path: str, folder: str) -> bool:
-    """Return whether a resolved path is ``folder`` or lies in it, by its name."""
+    """Return whether a resolved path is ``folder`` or lies in it, by name."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def resolved(path: str) -> str:
-    """Return the path with its links resolved, also if the working directory has been
+    """Return a path with its links resolved, also if the working directory has been
     deleted."""
     try:
         return os.path.realpath(path)
@@ -145,7 +145,7 @@ def resolved(path: str) -> str:
 
 
 def target_roots(paths: PathSettings) -> list[OwnedPath]:
-    """Return the folders that jobs may write to, as they are given."""
+    """Return the folders that jobs may write to, as they are set."""
     given = [root for root in (paths.allowed_roots or "").split(":") if root]
     if given:
         return [OwnedPath(f"[paths] allowed_roots = {root}", root) for root in given]
@@ -168,8 +168,8 @@ def owned_paths(
 
 
 def check_owned_paths(settings: Settings) -> None:
-    """Raise ConfigurationError, a line for each pair, if a place that others write to
-    overlaps what dlpool owns."""
+    """Raise ConfigurationError, with a line for each pair, if a folder that jobs or
+    clients write to overlaps an owned path."""
     ours = [(one, Location.of(one.path)) for one in owned_paths(settings)]
     problems = []
     for root in target_roots(settings.paths):
@@ -188,8 +188,8 @@ def check_owned_paths(settings: Settings) -> None:
 def _of_uploads(
     settings: Settings, ours: list[tuple[OwnedPath, Location]]
 ) -> list[str]:
-    """Clients name the files in merged_dir, and read them back: it may hold nothing
-    else of ours, nor lie in chunks."""
+    """Return conflicts of ``merged_dir``, where clients name files and read them: it
+    may contain no owned path, nor lie among chunks."""
     merged, chunks = (
         Location.of(settings.upload.merged_dir),
         Location.of(settings.upload.upload_dir),
@@ -221,12 +221,12 @@ def _of_settings(settings: Settings) -> Iterator[OwnedPath]:
 
 
 def _files_of_command(command: str) -> Iterator[str]:
-    """Yield the program, and the files that arguments name: one of them may be the
-    script that an interpreter runs.
+    """Yield the program of a command, and the files that its arguments name: one may be
+    a script that an interpreter runs.
 
-    Also those that are not there yet, as whoever makes one would say what is run; but
-    not folders. In a longer text, as the commands of a shell are, only files that are
-    there are seen.
+    Files that do not exist yet are included, because creating one decides what
+    runs; folders are not. In a longer text, such as shell commands, only existing files
+    are found.
     """
     program, *arguments = shlex.split(command)
     yield shutil.which(program) or program
@@ -266,7 +266,7 @@ def _of_environment(
 
 
 def _program() -> Iterator[OwnedPath]:
-    """Yield where the code lies: what is written there would be run."""
+    """Yield the folders of the program: code written there would be run."""
     places = [sysconfig.get_path(name) for name in ("scripts", "purelib", "platlib")]
     for path in (*places, str(Path(dlpool.__file__).parent)):
         yield OwnedPath(f"the program in {path}", path)

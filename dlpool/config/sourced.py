@@ -1,40 +1,57 @@
-"""What is wrong with the settings, where that was said, and in which order people want
-to hear of it. Pure."""
+"""Values of settings with their source, and the problems found in them. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+HOST = "host:"  # prefix of sections with [limits] of one host
+GROUP = "group:"  # prefix of sections with [transfer] of one group
+
+
+@dataclass(frozen=True)
+class SourcedValue:
+    """A setting as one source has it. ``section`` may be ``host:NAME`` or
+    ``group:NAME``.
+
+    ``text``: as written; ``value``: parsed. ``origin``: the source, for messages
+    (``FILE:LINE`` of a file).
+    """
+
+    section: str
+    name: str
+    text: str
+    origin: str
+    value: Any = None
 
 
 @dataclass(frozen=True)
 class ConfigProblem:
-    """A sentence for people. ``origin``: where the cause was said, as far as it is
-    known (``FILE:LINE`` of a file); ``settings``: which ones are concerned, by
-    (section, name).
-    """
+    """A sentence about a problem. ``origin``: its source, if known (``FILE:LINE`` of a
+    file). ``settings``: those it concerns, by (section, name)."""
 
     text: str
     origin: str = ""
     settings: tuple[tuple[str, str], ...] = ()
 
     def concerns(self, settings: Iterable[tuple[str, str]]) -> bool:
-        """Whether it is about one of them."""
+        """Return whether the problem concerns one of ``settings``."""
         return not set(self.settings).isdisjoint(settings)
 
 
 def concerned(problems: Iterable[ConfigProblem]) -> set[tuple[str, str]]:
-    """All settings that something is wrong with."""
+    """Return all settings that the problems concern."""
     return {one for problem in problems for one in problem.settings}
 
 
 def sort_problems(
     problems: Iterable[ConfigProblem], files: Sequence[str]
 ) -> list[ConfigProblem]:
-    """Those of the files as they are read, by their lines; then those of other places,
-    then those of none."""
+    """Return problems of files in the order of files and lines, then those of other
+    sources, then those without a source."""
 
-    def place(problem: ConfigProblem) -> tuple[int, int]:
+    def position(problem: ConfigProblem) -> tuple[int, int]:
         file, _, line = problem.origin.rpartition(":")
         if file in files and line.isdigit():
             return files.index(file), int(line)
@@ -42,4 +59,4 @@ def sort_problems(
             return files.index(problem.origin), 0
         return len(files) + (not problem.origin), 0
 
-    return sorted(problems, key=place)
+    return sorted(problems, key=position)

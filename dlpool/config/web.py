@@ -1,4 +1,4 @@
-"""Settings of the HTTP side."""
+"""The settings of uploads and dlpool-web."""
 
 from __future__ import annotations
 
@@ -55,19 +55,20 @@ PROFILES: dict[str, Mapping[str, str]] = {
         "retry_initial_delay": "5s",
     },
 }
-REFUSED = "!"  # before a kind of content
+REFUSED = "!"  # prefix of a refused content type
 PRESET = frozenset(name for preset in PROFILES.values() for name in preset)
 
 
 def _parse_words(text: str) -> str:
-    """Words with commas between; it stays one text, which ``words`` reads."""
+    """Check a list of words separated by commas. The value remains a text;
+    ``split_words`` splits it."""
     if text and not all(split_words(text)):
-        raise ValueError("not a list with commas between")
+        raise ValueError("not a list separated by commas")
     return parse_text(text)
 
 
 def split_words(text: str | None) -> tuple[str, ...]:
-    """The words of a list with commas between."""
+    """Return the words of a list separated by commas."""
     return tuple(word.strip() for word in text.split(",")) if text else ()
 
 
@@ -92,7 +93,7 @@ def _parse_networks(text: str) -> str:
         parse_networks(text)
     except ValueError:
         raise ValueError(
-            "not a list of addresses or networks with commas between"
+            "not a list of addresses or networks separated by commas"
         ) from None
     return text
 
@@ -100,7 +101,7 @@ def _parse_networks(text: str) -> str:
 def parse_networks(
     text: str | None,
 ) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
-    """The networks of a list with commas between. Raises ValueError."""
+    """Return the networks of a list separated by commas. Raises ValueError."""
     return tuple(ipaddress.ip_network(word, strict=False) for word in split_words(text))
 
 
@@ -117,7 +118,7 @@ def _parse_algorithms(text: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``."""
+    """Return whether only this machine can reach ``host``."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -194,32 +195,34 @@ HOST = Kind("HOST", _parse_bind)
 
 @dataclass(frozen=True)
 class UploadSettings:
-    """``[upload]``: files that clients send in chunks. Sizes in bytes, times in
+    """``[upload]``: files that clients upload in chunks. Sizes in bytes, times in
     seconds."""
 
     profile: str = setting(
         choice(*PROFILES),
         "default",
-        "other defaults for the settings that say so",
+        'set of defaults for the settings marked "by profile"',
         reload=False,
     )
     upload_dir: str = setting(
-        PATH, "./upload", "where chunks wait for their merge", reload=False
+        PATH, "./upload", "folder of the chunks until they are merged", reload=False
     )
-    merged_dir: str = setting(PATH, "./merged", "where whole files go", reload=False)
+    merged_dir: str = setting(
+        PATH, "./merged", "folder of the complete files", reload=False
+    )
     port: int = setting(
         COUNT, "18101", "TCP port of dlpool-web", low=1, high=65535, reload=False
     )
     max_file_size: int = setting(
-        SIZE, "10G", "larger files are refused", low=1, reload=False
+        SIZE, "10G", "size above which files are refused", low=1, reload=False
     )
     max_chunk_size: int = setting(
-        SIZE, "100M", "larger chunks are refused", low=1, reload=False
+        SIZE, "100M", "size above which chunks are refused", low=1, reload=False
     )
     cleanup_interval: float = setting(
         DURATION,
         "1h",
-        "between two removals of expired tasks",
+        "interval at which expired tasks are removed",
         low=0.1,
         reload=False,
         high=30 * DAY_S,
@@ -227,7 +230,7 @@ class UploadSettings:
     task_expiry: float = setting(
         DURATION,
         "168h",
-        "a task that got nothing for so long is removed, with its chunks",
+        "time without data after which a task is removed, with its chunks",
         low=1,
         reload=False,
         high=366 * DAY_S,
@@ -238,7 +241,7 @@ class UploadSettings:
     retry_initial_delay: float = setting(
         DURATION,
         "1s",
-        "a client's first backoff; it doubles",
+        "first backoff of a client; doubles",
         reload=False,
         high=5 * MINUTE_S,
     )
@@ -246,219 +249,221 @@ class UploadSettings:
         COUNT, "5", "chunks that a client sends at once", low=1, high=64, reload=False
     )
     enable_integrity_check: bool = setting(
-        SWITCH, "yes", "compare the md5 that clients send", reload=False
+        SWITCH, "yes", "verify the md5 that clients send", reload=False
     )
     enable_atomic_operations: bool = setting(
-        SWITCH, "yes", "wait until bytes are on the disk", reload=False
+        SWITCH, "yes", "wait until data is on the disk", reload=False
     )
     disk_warn: float = setting(
         RATIO,
         "0.85",
-        "from this use of a disk on its health is a warning",
+        "share of a disk in use from which health reports a warning",
         reload=False,
     )
     disk_refuse: float = setting(
         RATIO,
         "0.95",
-        "from this use of a disk on no new tasks are taken",
+        "share of a disk in use from which new tasks are refused",
         reload=False,
         not_below="disk_warn",
     )
     owner_tasks: int | None = setting(
         COUNT,
         None,
-        "uploads that one owner may have, with completed ones until they expire; all "
-        "without a token, and those "
-        "of admins, count as one owner's (default: no limit)",
+        "uploads that one owner may have, including completed ones until they expire; "
+        "all without a "
+        "token, and those of admins, count as one owner's (default: no limit)",
         low=1,
         reload=False,
     )
     owner_bytes: int | None = setting(
         SIZE,
         None,
-        "what one owner's uploads may have together, with what is announced; one that "
-        "does not say its size counts as "
-        "max_file_size (default: no limit)",
+        "total size of one owner's uploads, including announced bytes; an upload of "
+        "unknown size counts "
+        "as max_file_size (default: no limit)",
         low=1,
         reload=False,
     )
     owner_files: int | None = setting(
         COUNT,
         None,
-        "files (inodes) that one owner's uploads may have in upload_dir, one a chunk; "
-        "one that does not say how many "
-        "chunks it has counts in thousands (default: no limit)",
+        "files (inodes) of one owner's uploads in upload_dir, one per chunk; an upload "
+        "with an unknown "
+        "number of chunks counts in thousands (default: no limit)",
         low=1,
         reload=False,
     )
     allowed_extensions: str | None = setting(
         WORDS,
         None,
-        "endings of file names that are taken, as .zip,.bin (default: any)",
+        "file name extensions that are accepted, such as .zip,.bin (default: any)",
         reload=False,
     )
     allowed_content_types: str | None = setting(
         CONTENT_TYPES,
         None,
-        "kinds of content that are taken, as image/*,application/zip, or refused, as "
-        "!executable, by the first bytes "
-        "(default: any)",
+        "content types that are accepted, such as image/*,application/zip, or refused, "
+        "such as "
+        "!executable, by the first bytes of a file (default: any)",
         reload=False,
     )
     merge_conflict: str = setting(
         choice("refuse", "suffix"),
         "refuse",
-        "when another task's file has that name: 409, or NAME-1",
+        "if another task's file has the same name: refuse with 409, or add a suffix "
+        "(NAME-1)",
         reload=False,
     )
     shared_files: str = setting(
         choice("no", "unowned", "yes"),
         "no",
-        "which merged files are readable by everybody with a token: those that "
-        "were uploaded as shared, also those that were uploaded without a token, or "
-        "all",
+        "merged files that everybody with a token may read: those uploaded as shared "
+        "(no), also those "
+        "uploaded without a token (unowned), or all (yes)",
         reload=False,
     )
 
 
 @dataclass(frozen=True)
 class WebSettings:
-    """``[web]``: how dlpool-web serves, whom, and how much of it. Sizes in bytes, times
-    in seconds."""
+    """``[web]``: access to dlpool-web, and its limits. Sizes in bytes, times in
+    seconds."""
 
     bind: str = setting(
         HOST,
         "127.0.0.1",
-        "address to listen at; any but loopback needs a key",
+        "address to listen on; any but loopback needs a key",
         reload=False,
     )
     prefix: str = setting(
-        OWN_PREFIX, "/go-uploader", "where the upload API begins", reload=False
+        OWN_PREFIX, "/go-uploader", "path prefix of the upload API", reload=False
     )
     processes: int | None = setting(
         COUNT,
         None,
-        "worker processes (default: one a core, 2 to 4)",
+        "worker processes (default: one per core, 2 to 4)",
         low=1,
         high=64,
         reload=False,
     )
     threads: int = setting(
-        COUNT, "32", "requests at once of each process", low=4, high=512, reload=False
+        COUNT, "32", "requests at once per process", low=4, high=512, reload=False
     )
     auth: str = setting(
         choice("auto", "on", "off"),
         "auto",
-        "whether a token is asked for; auto: but not on loopback",
+        "require a token; auto: except on loopback",
         reload=False,
     )
     hosts: str | None = setting(
         WORDS,
         None,
-        "names under which it may be asked where nobody needs a key (default: "
-        "addresses and localhost)",
+        "host names that requests may name if no key is required (default: addresses "
+        "and localhost)",
         reload=False,
     )
     jwt_key: str | None = setting(
         TEXT,
         None,
-        "the secret (HS) or public key (RS, ES) of JSON web tokens; better in "
-        "jwt_key_file",
+        "secret (HS) or public key (RS, ES) of JSON web tokens; jwt_key_file is safer",
         reload=False,
         is_secret=True,
     )
     jwt_key_file: str | None = setting(
-        PATH, None, "a file that holds it", reload=False, instead_of="jwt_key"
+        PATH, None, "file with that key", reload=False, instead_of="jwt_key"
     )
     jwt_algorithms: str = setting(
         ALGORITHM_LIST,
         "HS256",
-        "algorithms of tokens that jwt_key is for: HS..., RS... or ES...",
+        "algorithms of tokens that are verified with jwt_key: HS..., RS... or ES...",
         reload=False,
     )
     jwks_url: str | None = setting(
         JWKS_URL,
         None,
-        "where the public keys of tokens (JWKS) are fetched from: https, or http on "
-        "loopback",
+        "URL of the public keys of tokens (JWKS): https, or http on loopback",
         reload=False,
         needs="jwt_audience",
     )
     jwt_audience: str | None = setting(
         WORDS,
         None,
-        "one of these must be in a token's aud (default: aud is not looked at)",
+        "accepted values of a token's aud (default: aud is not checked)",
         reload=False,
     )
     jwt_issuer: str | None = setting(
         WORDS,
         None,
-        "a token's iss must be one of these (default: iss is not looked at)",
+        "accepted values of a token's iss (default: iss is not checked)",
         reload=False,
     )
     jwt_scope_claim: str = setting(
         CLAIM,
         "scope",
-        "the claim that says what a token may do: a text with spaces between, or a "
-        "list",
+        "claim with the scopes of a token: a text separated by spaces, or a list",
         reload=False,
     )
     jwt_default_scopes: str = setting(
         SCOPE_LIST,
         ",".join(COMMON),
-        "what a token without that claim may do",
+        "scopes of a token without that claim",
         reload=False,
     )
     jwt_owner_claim: str = setting(
-        CLAIM, "sub", "the claim that says whose uploads a token sees", reload=False
+        CLAIM,
+        "sub",
+        "claim that names the owner whose uploads a token sees",
+        reload=False,
     )
     secret_key: str | None = setting(
         TEXT,
         None,
-        "what clients may say in X-Secret-Key instead; better in secret_key_file",
+        "secret that clients may send in X-Secret-Key instead of a token; "
+        "secret_key_file is safer",
         reload=False,
         is_secret=True,
     )
     secret_key_file: str | None = setting(
-        PATH, None, "a file that holds it", reload=False, instead_of="secret_key"
+        PATH, None, "file with that secret", reload=False, instead_of="secret_key"
     )
     keys_file: str | None = setting(
         PATH,
         None,
-        "named keys for X-Secret-Key, a JSON object a line; read again when it has "
-        "changed",
+        "named keys for X-Secret-Key, one JSON object per line; read again when it "
+        "changes",
         reload=False,
     )
     scrape_from: str = setting(
         NETWORKS,
         "127.0.0.1,::1",
-        "addresses or networks that /metrics needs no token from",
+        "addresses or networks that may read /metrics without a token",
         reload=False,
     )
     trusted_proxies: str = setting(
         NETWORKS,
         "",
-        "proxies: addresses or networks whose X-Forwarded-For is believed (default: "
+        "addresses or networks of proxies whose X-Forwarded-For is trusted (default: "
         "none)",
         reload=False,
     )
     request_rate: float | None = setting(
-        FREQUENCY, "100/s", "requests of one client", reload=False
+        FREQUENCY, "100/s", "rate of requests per client", reload=False
     )
     request_burst: int = setting(
-        COUNT, "500", "how many of them may come at once", low=1, reload=False
+        COUNT, "500", "requests that a client may send at once", low=1, reload=False
     )
     client_uploads: int = setting(
         COUNT,
         "32",
-        "bodies that are received from one client at once",
+        "request bodies that are received from one client at once",
         low=1,
         reload=False,
     )
     body_timeout: float = setting(
         DURATION,
         "30s",
-        "longest silence of a client within a body",
+        "longest time without data within a request body",
         low=0.1,
         reload=False,
         high=HOUR_S,
@@ -466,13 +471,13 @@ class WebSettings:
     body_rate: int = setting(
         RATE,
         "1K",
-        "bytes a second below which a body is too slow; 0: never",
+        "bytes per second below which a request body is too slow; 0: never",
         reload=False,
     )
     body_rate_time: float = setting(
         DURATION,
         "30s",
-        "for how long it may be that slow",
+        "time for which a request body may be too slow",
         low=0.1,
         reload=False,
         high=HOUR_S,
@@ -480,7 +485,7 @@ class WebSettings:
     head_timeout: float = setting(
         DURATION,
         "10s",
-        "for a client to send the head of a request",
+        "time limit for a client to send the head of a request",
         low=0.1,
         reload=False,
         high=10 * MINUTE_S,
@@ -488,18 +493,20 @@ class WebSettings:
     field_size: int = setting(
         SIZE,
         "64K",
-        "fields of a form; a whole form or JSON: 4 times that, a batch: 16 times",
+        "maximum size of the fields of a form; a complete form or JSON body: 4 times "
+        "that, a batch: 16 "
+        "times",
         low=KIB,
         reload=False,
     )
     accel_prefix: str | None = setting(
         PREFIX,
         None,
-        "X-Accel-Redirect: nginx sends merged files from this internal location",
+        "internal location from which nginx sends merged files (X-Accel-Redirect)",
         reload=False,
     )
 
 
 def is_profile_setting(section: str, name: str) -> bool:
-    """Whether the default of a setting depends on the profile of uploads."""
+    """Return whether the upload profile sets the default of a setting."""
     return section == "upload" and name in PRESET

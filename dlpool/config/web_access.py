@@ -1,5 +1,5 @@
-"""Who may come in by dlpool-web: its keys, and whether it may start with these
-settings. Needs no library."""
+"""Check the bind and auth settings of dlpool-web: whether it may start with them.
+Imports no library."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from dlpool.config.web import is_loopback, split_words
 from dlpool.errors import ConfigurationError
 from dlpool.usertext import NotText, read_text
 
-LEAST_BYTES = {
-    "secret_key": 16,
-    "jwt_key": 32,
-}  # the latter of HS256: RFC 7518, section 3.2
+MIN_BYTES = {"secret_key": 16, "jwt_key": 32}  # HS256: RFC 7518, section 3.2
 
 
 def check_web_access(web: WebSettings) -> None:
-    """Raise ConfigurationError, a line for each reason why dlpool-web refuses to start.
+    """Raise ConfigurationError, with a line for each reason why dlpool-web must not
+    start.
 
-    Whether a public key is one is not looked at: that takes a library.
+    Public keys are not checked, as that needs a library.
     """
     problems = [
         *_key_problems("secret_key", web.secret_key, web.secret_key_file),
@@ -55,8 +53,8 @@ def check_web_access(web: WebSettings) -> None:
 
 
 def read_key(text: str | None, file: str | None) -> str | None:
-    """A key, from where it is given; None if it is not. Raises ConfigurationError for a
-    file without one."""
+    """Return a key from its text or file; None if neither is set. Raises
+    ConfigurationError for an empty or unreadable file."""
     if file is None:
         return text or None
     try:
@@ -71,7 +69,7 @@ def read_key(text: str | None, file: str | None) -> str | None:
 
 
 def _file_problems(path: str | None) -> list[str]:
-    """What is wrong with the file of named keys."""
+    """Return the problems of the file of named keys."""
     if path is None:
         return []
     try:
@@ -83,7 +81,7 @@ def _file_problems(path: str | None) -> list[str]:
 def _key_problems(
     name: str, text: str | None, file: str | None, algorithms: str = "HS256"
 ) -> list[str]:
-    """What is wrong with a key; nothing if there is none."""
+    """Return the problems of a key; none if it is not set."""
     shown = name if file is None else f"{name}_file"
     try:
         key = read_key(text, file)
@@ -92,7 +90,7 @@ def _key_problems(
     if (
         key is None
         or not split_words(algorithms)[0].startswith("HS")
-        or len(key.encode()) >= LEAST_BYTES[name]
+        or len(key.encode()) >= MIN_BYTES[name]
     ):
         return []
-    return [f"{shown} has fewer than {LEAST_BYTES[name]} bytes: take a longer secret"]
+    return [f"{shown} has fewer than {MIN_BYTES[name]} bytes: take a longer secret"]

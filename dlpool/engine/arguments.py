@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from os import PathLike, fspath
 from pathlib import Path
 
-from dlpool.config.sections import DownloaderSettings
+from dlpool.config.downloads import DownloaderSettings
 from dlpool.errors import UsageError
 from dlpool.kinds import DURATION, duration_text
 from dlpool.transfer.job import Checksum, Job
