@@ -17,8 +17,9 @@ from dlpool.jobs.pushed_job import PushedJob, compose_job
 from dlpool.jobs.queue_admin import QueueAdmin
 from dlpool.jobs.queue_clock import QueueTime, queue_time
 from dlpool.jobs.queue_views import QueueViews
+from dlpool.jobs.scripts import SCRIPTS
 from dlpool.jobs.states import Disposition
-from dlpool.jobs.transitions import SCRIPTS, ClaimedJob, FinishRequest, JobLease, Transitions
+from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease, Transitions
 from tests.clocks import ShiftedRedis
 from tests.conftest import wait_until
 from tests.desk import InTurn, answer

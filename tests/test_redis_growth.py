@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dlpool.errors import QueueAway
-from dlpool.jobs import transitions
+from dlpool.jobs import scripts
 from dlpool.jobs.client_records import failure_record
 from dlpool.jobs.job_admin import JobAdmin
 from dlpool.jobs.pushed_job import PushedJob, compose_job
@@ -27,7 +27,7 @@ def small(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Small:
     """Makes a queue with other bounds, by the names of shared.lua."""
 
     def make(**bounds: int) -> Queue:
-        source = transitions._source
+        source = scripts._source
 
         def bounded(name: str) -> str:
             text = source(name)
@@ -39,7 +39,7 @@ def small(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Small:
                 assert count == 1
             return text
 
-        monkeypatch.setattr(transitions, "_source", bounded)
+        monkeypatch.setattr(scripts, "_source", bounded)
         queue = Queue(redis_server.client())
         queue.does = Transitions(queue.client, queue.keys)
         queue.controls = JobAdmin(queue.client, queue.keys)

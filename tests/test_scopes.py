@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from dlpool.config import Settings, WebSettings
 from dlpool.config.keysfile import parse_keys, read_keys
 from dlpool.config.owned_paths import owned_paths
-from dlpool.config.scopes import ADMIN, COMMON, OPERATE, PUSH, READ, SCOPES, UPLOAD
+from dlpool.config.web import ADMIN, COMMON, OPERATE, PUSH, READ, SCOPES, UPLOAD
 from dlpool.config.web_access import check_web_access
 from dlpool.errors import ConfigurationError
 from dlpool.web.app import make_app

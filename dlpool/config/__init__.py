@@ -1,10 +1,10 @@
 """Settings: frozen dataclasses, one for each section of the INI file.
 
 Read in this order: ``declaration`` (how a setting is declared), ``sections``,
-``downloads`` and ``web`` (all settings: a new one is added there), ``layers`` (which
-value wins), ``ini`` and ``go_config`` (files), ``crosscheck`` (conflicts), ``sample``
-(the shipped INI file), ``owned_paths`` (files that no job may touch), ``web_access``
-and ``keysfile`` (keys of dlpool-web).
+``downloads``, ``observability``, ``uploads`` and ``web`` (all settings: a new one is
+added there), ``layers`` (which value wins), ``ini`` and ``go_config`` (files),
+``crosscheck`` (conflicts), ``sample`` (the shipped INI file), ``owned_paths`` (files
+that no job may touch), ``web_access`` and ``keysfile`` (keys of dlpool-web).
 
 The metadata of each field has its kind, bounds, option and help. The command line, the
 INI file, the checks and the documentation are derived from it. All processes use the
@@ -19,18 +19,17 @@ from dlpool.config.downloads import (
     ScanSettings,
     TransferSettings,
 )
+from dlpool.config.observability import LoggingSettings, MetricsSettings, OtelSettings
 from dlpool.config.sections import (
     SECTIONS,
     HookSettings,
-    LoggingSettings,
-    MetricsSettings,
-    OtelSettings,
     PathSettings,
     RedisSettings,
     Settings,
     SupervisorSettings,
 )
-from dlpool.config.web import UploadSettings, WebSettings
+from dlpool.config.uploads import UploadSettings
+from dlpool.config.web import WebSettings
 
 __all__ = [
     "SECTIONS",

@@ -1,4 +1,4 @@
-"""The settings of downloads: transfers, connections, limits of hosts, malware checks."""
+"""The settings of downloads: transfers, connections, host limits, malware checks."""
 
 from __future__ import annotations
 

@@ -79,36 +79,20 @@ def read_json(
         if declared is None:
             unknown.append(shown)
             continue
-        setting = (SECTION, declared.name)
+        setting, reason = (SECTION, declared.name), ""
         if setting in found:
-            problems.append(
-                ConfigProblem(
-                    f"{origin}: {shown}: {declared.name} is given twice",
-                    origin,
-                    (setting,),
-                )
-            )
+            reason = f": {declared.name} is given twice"
         elif value is not None:  # null leaves the default, as in Go
             try:
-                found[setting] = SourcedValue(
-                    *setting, _text_of(declared, value), origin
-                )
+                text_value = _text_of(declared, value)
+                found[setting] = SourcedValue(*setting, text_value, origin)
             except UnicodeEncodeError:
-                problems.append(
-                    ConfigProblem(
-                        f"{origin}: {shown}: it is not text that UTF-8 can encode",
-                        origin,
-                        (setting,),
-                    )
-                )
+                reason = ": it is not text that UTF-8 can encode"
             except WrongValue as error:
-                problems.append(
-                    ConfigProblem(
-                        f"{origin}: {shown} = {_shown(value)}: it is {error}",
-                        origin,
-                        (setting,),
-                    )
-                )
+                reason = f" = {_shown(value)}: it is {error}"
+        if reason:
+            sentence = f"{origin}: {shown}{reason}"
+            problems.append(ConfigProblem(sentence, origin, (setting,)))
     if unknown:
         notes.append(
             f"{path}: unknown keys are ignored: "

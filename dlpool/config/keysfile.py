@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlpool.config.scopes import ADMIN, SCOPES
+from dlpool.config.web import ADMIN, SCOPES
 from dlpool.errors import ConfigurationError
 from dlpool.usertext import NotText, read_text
 
@@ -120,7 +120,8 @@ def _members(line: str) -> dict[str, Any]:
     members: dict[str, Any] | None = found if isinstance(found, dict) else None
     if members is None:
         raise ValueError(
-            'it is not a JSON object, as {"name": "backup", "scopes": ["read"], "sha256": "..."}'
+            "it is not a JSON object, such as "
+            '{"name": "backup", "scopes": ["read"], "sha256": "..."}'
         )
     if members.keys() - _MEMBERS:
         raise ValueError(f"it has another member than {', '.join(sorted(_MEMBERS))}")

@@ -26,7 +26,7 @@ from dlpool.config.sourced import (
     concerned,
     sort_problems,
 )
-from dlpool.config.web import PROFILES
+from dlpool.config.uploads import PROFILES
 from dlpool.errors import ConfigurationError
 from dlpool.redaction import without_password
 
@@ -194,7 +194,9 @@ def _describe(
     source."""
     declared = _declared(section, name)
     origin = given[section, name].origin if (section, name) in given else "default"
-    return f"{name}{'' if declared.metadata['is_secret'] else ' = ' + written_text(given, section, name)} ({origin})"
+    is_secret = declared.metadata["is_secret"]
+    text = "" if is_secret else f" = {written_text(given, section, name)}"
+    return f"{name}{text} ({origin})"
 
 
 def _declared(section: str, name: str) -> Field[Any]:

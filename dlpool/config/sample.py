@@ -9,7 +9,7 @@ from typing import Any
 from dlpool.config.declaration import format_bound
 from dlpool.config.downloads import LimitSettings, TransferSettings
 from dlpool.config.sections import SECTIONS
-from dlpool.config.web import is_profile_setting
+from dlpool.config.uploads import is_profile_setting
 
 _HEAD = """\
 # Settings of dlpool. Each value is the default, unless its comment names another one.

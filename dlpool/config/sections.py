@@ -13,10 +13,10 @@ from dlpool.config.downloads import (
     ScanSettings,
     TransferSettings,
 )
-from dlpool.config.web import UploadSettings, WebSettings
+from dlpool.config.observability import LoggingSettings, MetricsSettings, OtelSettings
+from dlpool.config.uploads import UploadSettings
+from dlpool.config.web import WebSettings
 from dlpool.kinds import (
-    ADDRESS,
-    BASE_URL,
     COMMAND,
     COUNT,
     COUNT_OR_AUTO,
@@ -25,15 +25,12 @@ from dlpool.kinds import (
     GROUP,
     HOUR_S,
     KIB,
-    LEVELS,
-    LOGGER_LEVELS,
     LOOPBACK,
     NAME,
     PATH,
     RATE,
     RATIO,
     SIZE,
-    SWITCH,
     TEXT,
     UMASK,
     choice,
@@ -299,74 +296,6 @@ class PathSettings:
 
 
 @dataclass(frozen=True)
-class LoggingSettings:
-    """``[logging]``: the JSON log. Sizes in bytes, times in seconds."""
-
-    level: str = setting(choice(*LEVELS), "info", "lowest level that is logged")
-    levels: str | None = setting(
-        LOGGER_LEVELS,
-        None,
-        "levels of single loggers, such as jobs=warning, worker=debug",
-    )
-    log_format: str = setting(
-        choice("json", "console"),
-        "json",
-        "json (ECS), or console for reading",
-        reload=False,
-    )
-    traceparent: bool = setting(
-        SWITCH, "no", "send the job's trace id to its origin (W3C traceparent)"
-    )
-    rotate_size: int = setting(
-        SIZE, "100M", "size above which the log is rotated", low=64 * KIB
-    )
-    rotate_daily: bool = setting(SWITCH, "yes", "rotate the log at midnight UTC")
-    compress_after: float = setting(
-        DURATION,
-        "10m",
-        "age at which a rotated log is compressed; shippers can read it until then",
-    )
-    keep_days: int = setting(COUNT, "30", "days after which logs are deleted", low=1)
-    keep_size: int = setting(
-        SIZE,
-        "10G",
-        "total size above which the oldest logs are deleted",
-        low=64 * KIB,
-        not_below="rotate_size",
-    )
-    keep_files: int | None = setting(
-        COUNT, None, "number above which the oldest logs are deleted", low=1
-    )
-    archive_command: str | None = setting(
-        COMMAND,
-        None,
-        "command to run for each compressed log, with its path as last argument, to "
-        "store it elsewhere",
-    )
-    archive_timeout: float = setting(
-        DURATION,
-        "10m",
-        "time limit of archive_command",
-        low=0.1,
-        high=DAY_S,
-    )
-    archive_retry_delay: float = setting(
-        DURATION,
-        "1m",
-        "delay before a failed archive_command is repeated",
-        low=0.1,
-        high=6 * HOUR_S,
-    )
-    progress_interval: float = setting(
-        DURATION,
-        "10s",
-        "interval of a job's download_progress lines",
-        low=0.1,
-        high=HOUR_S,
-    )
-
-
-@dataclass(frozen=True)
 class HookSettings:
     """``[hooks]``: commands that run when a job has ended. Times in seconds."""
 
@@ -380,37 +309,6 @@ class HookSettings:
     )
     timeout: float = setting(DURATION, "30s", "time limit of a hook", low=0.1)
     max_running: int = setting(COUNT, "4", "hooks that run at once", low=1, high=64)
-
-
-@dataclass(frozen=True)
-class MetricsSettings:
-    """``[metrics]``: HTTP endpoint of a supervisor for metrics and health."""
-
-    listen: str = setting(
-        ADDRESS,
-        "127.0.0.1:9108",
-        "address of /metrics, /livez, /readyz and /version; empty: off",
-    )
-
-
-@dataclass(frozen=True)
-class OtelSettings:
-    """``[otel]``: traces for an OpenTelemetry collector; needs the extra ``otel``."""
-
-    endpoint: str = setting(
-        BASE_URL,
-        "",
-        "OTLP/HTTP address of a collector, such as http://localhost:4318 (/v1/traces "
-        "is appended); "
-        "empty: off",
-        reload=False,
-    )
-    service_name: str = setting(
-        NAME, "dlpool", "service.name of the traces", reload=False
-    )
-    sample_ratio: float = setting(
-        RATIO, "1", "share of jobs that are traced, chosen by trace id", reload=False
-    )
 
 
 SECTIONS: dict[str, type] = {
@@ -444,10 +342,10 @@ class Settings:
     transfer: TransferSettings = field(default_factory=TransferSettings)
     paths: PathSettings = PathSettings()
     network: NetworkSettings = field(default_factory=NetworkSettings)
-    logging: LoggingSettings = LoggingSettings()
+    logging: LoggingSettings = field(default_factory=LoggingSettings)
     hooks: HookSettings = HookSettings()
-    metrics: MetricsSettings = MetricsSettings()
-    otel: OtelSettings = OtelSettings()
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    otel: OtelSettings = field(default_factory=OtelSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     downloader: DownloaderSettings = field(default_factory=DownloaderSettings)
     upload: UploadSettings = field(default_factory=UploadSettings)

@@ -2,10 +2,10 @@
 operators and clients.
 
 Read in this order: ``states`` (states of a job), ``keys`` (names of the keys),
-``pushed_job`` (a job as clients push it), ``transitions`` with ``lua/`` (one script a
-transition), ``client_records`` and ``outbox`` (what clients read); then ``job_admin``,
-``queue_admin`` and ``nodes`` (commands), ``job_view``, ``job_listing`` and
-``queue_views`` (reading), ``host_slots`` (limits of origin hosts), ``confinement``
+``pushed_job`` (a job as clients push it), ``transitions`` with ``scripts`` and ``lua/``
+(one script a transition), ``client_records`` and ``outbox`` (what clients read); then
+``job_admin``, ``queue_admin`` and ``nodes`` (commands), ``job_view``, ``job_listing``
+and ``queue_views`` (reading), ``host_slots`` (limits of origin hosts), ``confinement``
 (paths of jobs); last ``connection`` and ``connection_routing`` (Redis itself).
 
 The package starts no thread or process. The supervisor's queue threads, dlpool-web and

@@ -55,7 +55,9 @@ class AutoConnection(Connection):
         self.username, self.password = (
             (None, None) if private is not None else self._credentials
         )
-        return private if private is not None else super()._connect()  # type: ignore[no-untyped-call]
+        if private is not None:
+            return private
+        return super()._connect()  # type: ignore[no-untyped-call]
 
     def _private(self) -> socket.socket | None:
         """Return a connected socket; None if no server listens. Raises OSError if a

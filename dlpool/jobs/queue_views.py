@@ -194,66 +194,58 @@ class QueueViews:
         keys = self._keys
         with translated(self._client):
             time = queue_time(self._client, keys)
-            days = [time.clock_ms // (DAY_S * 1000) - back for back in range(DAYS)]
-            pipeline = self._client.pipeline(transaction=False)
-            pipeline.llen(keys.intake).zcard(keys.delayed).zcard(keys.paused).zcard(
-                keys.leases
-            )
-            for key, kept_s in (
-                (keys.done, DONE_KEPT_S),
-                (keys.dead, DEAD_KEPT_S),
-                (keys.cancelled, DEAD_KEPT_S),
-            ):
-                pipeline.zcount(key, time.now_ms - kept_s * 1000, "+inf")
-            pipeline.get(keys.halted).hmget(keys.stale, READY)
-            for priority in READY:
-                pipeline.llen(keys.ready(priority))
-            for day in days:
-                pipeline.hgetall(keys.stats(day))
-            (
-                backlog,
-                delayed,
-                paused,
-                running,
-                succeeded,
-                failed,
-                cancelled,
-                halted,
-                stale,
-                *rest,
-            ) = pipeline.execute()
-            records = (
-                records_client(self._client, keys).hlen(keys.failed)
-                if with_failure_records
-                else 0
-            )
+            figures = self._figures(time)
             reserved, supervisors, lost = self._supervisors(time)
             throttled, waiting_hosts, held_hosts = self._hosts(time.now_ms)
-        ready, counted = rest[: len(READY)], rest[len(READY) :]
-        places = zip(READY, ready, stale, strict=True)
+            records = 0
+            if with_failure_records:
+                records = records_client(self._client, keys).hlen(keys.failed)
         return QueueStats(
-            time.clock_ms / 1000,
-            backlog,
-            reserved,
-            {name: max(0, length - to_int(old)) for name, length, old in places},
-            delayed,
-            paused,
-            running,
-            succeeded,
-            failed,
-            cancelled,
-            records,
-            supervisors,
-            lost,
-            tuple(
-                _day(day, counters) for day, counters in zip(days, counted, strict=True)
-            ),
-            is_halted=halted is not None,
-            halted_at=_since(halted, time),
+            now=time.clock_ms / 1000,
+            reserved=reserved,
+            failure_records=records,
+            supervisors=supervisors,
+            lost=lost,
             throttled=throttled,
             waiting_hosts=waiting_hosts,
             held_hosts=held_hosts,
+            **figures,
         )
+
+    def _figures(self, time: QueueTime) -> dict[str, Any]:
+        """Return the fields of the statistics that one round trip can read."""
+        keys = self._keys
+        days = [time.clock_ms // (DAY_S * 1000) - back for back in range(DAYS)]
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.llen(keys.intake).zcard(keys.delayed).zcard(keys.paused)
+        pipeline.zcard(keys.leases).get(keys.halted).hmget(keys.stale, READY)
+        done_since, dead_since = (
+            time.now_ms - kept_s * 1000 for kept_s in (DONE_KEPT_S, DEAD_KEPT_S)
+        )
+        pipeline.zcount(keys.done, done_since, "+inf")
+        pipeline.zcount(keys.dead, dead_since, "+inf")
+        pipeline.zcount(keys.cancelled, dead_since, "+inf")
+        for priority in READY:
+            pipeline.llen(keys.ready(priority))
+        for day in days:
+            pipeline.hgetall(keys.stats(day))
+        backlog, delayed, paused, running, halted, stale, *rest = pipeline.execute()
+        succeeded, failed, cancelled, *rest = rest
+        lengths, counters = rest[: len(READY)], rest[len(READY) :]
+        ready = zip(READY, lengths, stale, strict=True)
+        return {
+            "backlog": backlog,
+            "ready": {name: max(0, all_ - to_int(old)) for name, all_, old in ready},
+            "delayed": delayed,
+            "paused": paused,
+            "running": running,
+            "succeeded": succeeded,
+            "failed": failed,
+            "cancelled": cancelled,
+            "days": tuple(map(_day, days, counters)),
+            "is_halted": halted is not None,
+            "halted_at": _since(halted, time),
+        }
 
     def _hosts(self, now_ms: int) -> tuple[int, dict[str, int], dict[str, float]]:
         """Return the number of throttled jobs, their number by host, and the held hosts

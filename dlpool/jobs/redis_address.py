@@ -58,7 +58,8 @@ class RedisAddress:
                 "a Sentinel's is /SERVICE[/DB], a Cluster has one database"
             )
         hosts = tuple(_host(text, PORTS[kind]) for text in match["hosts"].split(","))
-        server_url = f"{match['scheme']}://{match['user'] or ''}localhost/{db}{match['query'] or ''}"
+        user, query = match["user"] or "", match["query"] or ""
+        server_url = f"{match['scheme']}://{user}localhost/{db}{query}"
         return cls(kind, server_url, hosts, service)
 
 

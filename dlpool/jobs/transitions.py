@@ -7,26 +7,19 @@ its reply was lost. The head of a script documents its keys, arguments and retur
 
 from __future__ import annotations
 
-import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import resources
 from typing import Any
 
-import redis
-
 from dlpool import jsontext
-from dlpool.errors import QueueAway, QueueError, QueueRefused, QueueUnusable
 from dlpool.jobs.client_records import ClientRecord
-from dlpool.jobs.connection import cluster_of, translated
-from dlpool.jobs.keys import SUCCESS_TTL_S, QueueKeys
-from dlpool.jobs.outbox import Outbox, encode_entry
+from dlpool.jobs.keys import SUCCESS_TTL_S
+from dlpool.jobs.outbox import encode_entry
 from dlpool.jobs.pushed_job import MAX_JOB_BYTES, PushedJob
 from dlpool.jobs.redis_values import to_int, to_ms, to_text
+from dlpool.jobs.scripts import LuaScripts
 from dlpool.jobs.states import Disposition
-from dlpool.kinds import DAY_S
 
 
 @dataclass(frozen=True)
@@ -180,59 +173,8 @@ def new_id() -> str:
     return uuid.uuid4().hex
 
 
-@cache
-def _source(name: str) -> str:
-    folder = resources.files("dlpool.jobs") / "lua"
-    return (folder / "shared.lua").read_text("utf-8") + (
-        folder / f"{name}.lua"
-    ).read_text("utf-8")
-
-
-SCRIPTS = (
-    "push",
-    "claim",
-    "heartbeat",
-    "finish",
-    "recover",
-    "requeue_jobs",
-    "admin",
-    "requeue_failure",
-    "hold_host",
-    "host_slot",
-    "oldest_waiting",
-    "waiting_hosts",
-    "take_turn",
-    "add_sample",
-)
-
-
-class Transitions:
-    """The queue of one group. As thread-safe as the client. Methods raise
-    QueueError.
-
-    ``outbox``: in a Cluster, where ``finish`` puts the records of clients; elsewhere
-    None: it writes them itself.
-    """
-
-    def __init__(
-        self,
-        client: redis.Redis,
-        keys: QueueKeys,
-        timed: Callable[[str, float], None] = lambda _name, _seconds: None,
-    ) -> None:
-        """``timed`` is called with the script's name and the seconds of each call that
-        was answered."""
-        self.client = client
-        self.keys = keys
-        self._timed = timed
-        cluster = cluster_of(client)
-        self.outbox = Outbox(client, keys, cluster) if cluster else None
-        self._scripts = {
-            name: client.register_script(_source(name)) for name in SCRIPTS
-        }
-
-    def __repr__(self) -> str:
-        return f"<Transitions of {self.keys.intake}>"
+class Transitions(LuaScripts):
+    """The queue of one group. Thread-safe, as the client is. All raise QueueError."""
 
     def push(self, jobs: Sequence[tuple[PushedJob, str]]) -> list[str]:
         """Queue jobs under the given ids in one round trip. Return OK, DUP (known id)
@@ -295,19 +237,7 @@ class Transitions:
                 *ids,
             ],
         )
-        if reply is None:
-            return None
-        due_ms, gate, exceeded, skipped, *rows = reply
-        next_due_s = None if due_ms < 0 else due_ms / 1000
-        jobs = tuple(_claimed(row) for row in rows)
-        return ClaimResult(
-            jobs,
-            next_due_s,
-            gate == b"paused",
-            gate == b"full",
-            bool(exceeded),
-            skipped,
-        )
+        return None if reply is None else _claim_result(reply)
 
     def heartbeat(
         self,
@@ -406,53 +336,6 @@ class Transitions:
         pairs = [text for pair in figures.items() for text in pair]
         self._run("add_sample", [self.keys.prefix, kept, ttl_ms, *pairs])
 
-    def check_keys(self, cause: QueueError | None = None) -> None:
-        """Raise QueueUnusable if a key of the queue has another type, because another
-        program wrote it."""
-        types = self.keys.key_types(int(time.time() // DAY_S))
-        with translated(self.client):
-            pipeline = self.client.pipeline(transaction=False)
-            for key in types:
-                pipeline.type(key)
-            found = [to_text(kind) for kind in pipeline.execute()]
-        for (key, wanted), kind in zip(types.items(), found, strict=True):
-            if kind not in (wanted, "none"):
-                raise unusable_error(
-                    f"its key {key} is a {kind}, not a {wanted}"
-                ) from cause
-
-    def run_script(
-        self,
-        name: str,
-        calls: Sequence[tuple[list[str], Sequence[Any]]],
-        client: Any = None,
-    ) -> list[Any]:
-        """Run a script once for each of ``calls`` (keys and arguments) in one round
-        trip. Load it if necessary.
-
-        ``client``: of the Cluster node that has these keys, if they are not the
-        queue's.
-        """
-        script, client = self._scripts[name], client or self.client
-        began = time.monotonic()
-        try:
-            with translated(client):
-                try:
-                    replies = _evaluate(client, script.sha, calls)
-                except redis.exceptions.NoScriptError:
-                    client.script_load(script.script)
-                    replies = _evaluate(client, script.sha, calls)
-        except (QueueAway, QueueRefused):
-            raise
-        except QueueError as error:
-            self.check_keys(error)
-            raise
-        self._timed(name, time.monotonic() - began)
-        return replies
-
-    def _run(self, name: str, arguments: Sequence[Any]) -> Any:
-        return self.run_script(name, [([self.keys.intake], arguments)])[0]
-
     def _finish_call(
         self, sid: str, request: FinishRequest
     ) -> tuple[list[str], list[Any]]:
@@ -492,27 +375,20 @@ class Transitions:
         return [record.key, kind, SUCCESS_TTL_S, record.field or "", record.value]
 
 
-def unusable_error(reason: str) -> QueueUnusable:
-    """Return the error for a key that another program has written."""
-    return QueueUnusable(
-        f"Redis cannot be used: {reason}: another program wrote it; rename or delete it"
-    )
-
-
-def _evaluate(
-    client: Any, sha: str, calls: Sequence[tuple[list[str], Sequence[Any]]]
-) -> list[Any]:
-    if len(calls) == 1:
-        keys, arguments = calls[0]
-        return [client.execute_command("EVALSHA", sha, len(keys), *keys, *arguments)]
-    pipeline = client.pipeline(transaction=False)
-    for keys, arguments in calls:
-        pipeline.execute_command("EVALSHA", sha, len(keys), *keys, *arguments)
-    return list(pipeline.execute())
-
-
 def _ms(seconds: float) -> int:
     return round(seconds * 1000)
+
+
+def _claim_result(reply: Sequence[Any]) -> ClaimResult:
+    due_ms, gate, exceeded, skipped, *rows = reply
+    return ClaimResult(
+        tuple(_claimed(row) for row in rows),
+        None if due_ms < 0 else due_ms / 1000,
+        gate == b"paused",
+        gate == b"full",
+        bool(exceeded),
+        skipped,
+    )
 
 
 def _claimed(row: Sequence[Any]) -> ClaimedJob:

@@ -12,7 +12,7 @@ from typing import Any
 import falcon
 
 from dlpool import jsontext
-from dlpool.config.scopes import COMMON
+from dlpool.config.web import COMMON
 from dlpool.errors import DlpoolError
 from dlpool.web import auditing
 from dlpool.web.circuit_breaker import CircuitBreaker

@@ -9,8 +9,7 @@ from typing import Any
 
 import falcon
 
-from dlpool.config.scopes import ADMIN
-from dlpool.config.web import parse_networks, split_words
+from dlpool.config.web import ADMIN, parse_networks, split_words
 from dlpool.observe.log import Logger
 from dlpool.observe.tracing import TRACEPARENT, parse_traceparent
 from dlpool.web import auditing

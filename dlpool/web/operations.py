@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dlpool.config.scopes import OPERATE, PUSH, READ
+from dlpool.config.web import OPERATE, PUSH, READ
 from dlpool.jobs.audit_events import ACTIONS
 from dlpool.web import schemas
 from dlpool.web.auditing import CHANGING

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dlpool.config.scopes import ADMIN, OPERATE, READ, SCOPES, UPLOAD, allows
+from dlpool.config.web import ADMIN, OPERATE, READ, SCOPES, UPLOAD, allows
 from dlpool.web.errors import HttpError
 
 REALM = 'Bearer realm="dlpool"'

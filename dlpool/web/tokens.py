@@ -18,8 +18,7 @@ import jwt
 
 from dlpool import jsontext
 from dlpool.config import WebSettings
-from dlpool.config.scopes import ADMIN, known_scopes
-from dlpool.config.web import split_words
+from dlpool.config.web import ADMIN, known_scopes, split_words
 from dlpool.web.principal import Principal, unauthorized
 from dlpool.web.public_keys import ALGORITHMS, TokenKey
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import falcon
 
-from dlpool.config.scopes import UPLOAD
+from dlpool.config.web import UPLOAD
 from dlpool.storage.backend import AppendSession
 from dlpool.storage.errors import (
     AlreadyComplete,

@@ -19,7 +19,7 @@ export function drawAll(overview) {
   const limit = overview.list_limits ?? LIMIT;
   drawTiles([
     { name: "Waiting", count: waiting }, { name: "Running", count: figures.running },
-    { name: "Delayed", count: figures.delayed + figures.parked }, { name: "Paused", count: figures.paused },
+    { name: "Delayed", count: figures.delayed + figures.throttled }, { name: "Paused", count: figures.paused },
     { name: "Done today", count: today.succeeded ?? 0, title: UTC },
     { name: "Failed today", count: today.failed ?? 0, title: UTC, state: (today.failed ?? 0) > 0 ? "bad" : "", href: "#failed-title" },
   ]);
@@ -27,7 +27,7 @@ export function drawAll(overview) {
   drawRunning(overview, limit);
   drawFailed(overview, limit);
   const state = byId("state").value;
-  const totals = { queued: waiting, delayed: figures.delayed + figures.parked, ...figures };
+  const totals = { queued: waiting, delayed: figures.delayed + figures.throttled, ...figures };
   delete totals.failed;
   show(byId("state").querySelector("[value=cancelled]"), figures.cancelled !== undefined);
   fill("listed", { items: listed, key: jobKey, make: (job) => jobRow(job, job.state === "cancelled"), update: updateListed, none: "No such jobs." });
