@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from dlpool import errors
-from dlpool.transfer.http import connection
-from dlpool.transfer.http.connection import TargetedHeaders, connect, pool_classes
+from dlpool.transfer.http import connection, urllib3_adapter
+from dlpool.transfer.http.connection import connect
 from dlpool.transfer.http.idle_connections import IdleCloser
 from dlpool.transfer.http.policy import ANY_NETWORK, NetworkPolicy
+from dlpool.transfer.http.urllib3_adapter import TargetedHeaders, pool_classes
 from tests.fakes import Clock
 
 HOST = "h.test"
@@ -23,6 +24,7 @@ HOST = "h.test"
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(connection, "time", made)
+    monkeypatch.setattr(urllib3_adapter, "time", made)
     return made
 
 

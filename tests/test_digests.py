@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dlpool import errors
 from dlpool.transfer.http.digests import file_digest
-from dlpool.transfer.http.response import HeaderFields
+from dlpool.transfer.http.header_fields import HeaderFields
 from tests.conftest import Fetcher, sha256
 from tests.handlers import DATA, OTHER, SIZE, Serve, check_file
 from tests.origin import Connection, File, Request

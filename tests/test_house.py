@@ -32,8 +32,19 @@ FLOORS = [
     {"kinds", "redaction", "version"},
 ]
 ONLY_IN = {
-    "requests": {"transfer/http/client.py", "transfer/http/source.py", "transfer/http/urls.py"},
-    "urllib3": {f"transfer/http/{name}.py" for name in ("client", "source", "connection", "network_errors", "urls")},
+    "requests": {f"transfer/http/{name}.py" for name in ("client", "requests_adapter", "source", "tls", "urls")},
+    "urllib3": {
+        f"transfer/http/{name}.py"
+        for name in (
+            "client",
+            "network_errors",
+            "requests_adapter",
+            "source",
+            "tls",
+            "urllib3_adapter",
+            "urls",
+        )
+    },
     "rich": {"cli/bars.py", "cli/tables.py", "cli/top.py"},
     "prometheus_client": {"observe/metrics.py", "web/exposition.py"},
     "opentelemetry": {"observe/spans.py"},

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from requests.cookies import RequestsCookieJar, extract_cookies_to_jar
 
 from dlpool.cli import items
 from dlpool.engine import names as engine_names
@@ -24,9 +23,11 @@ from dlpool.jobs.pushed_job import PushedJob
 from dlpool.kinds import parse_duration, parse_size
 from dlpool.observe import tracing, values
 from dlpool.redaction import is_secret, without_password, without_secrets
-from dlpool.transfer.http import credentials, digests, headers, media_types, policy, source, urls
+from dlpool.transfer.http import credentials, digests, headers, media_types, policy, urls
+from dlpool.transfer.http.header_fields import HeaderFields, read_fields
+from dlpool.transfer.http.http_client_adapter import StrictResponse
 from dlpool.transfer.http.remote_resource import RemoteResource
-from dlpool.transfer.http.response import HeaderFields, StrictResponse, read_fields
+from dlpool.transfer.http.requests_adapter import CookieJar
 from dlpool.transfer.target import names
 from dlpool.web import files, forms, same_origin, tus_headers
 from dlpool.web.errors import HttpError
@@ -75,9 +76,7 @@ def _field(name: str) -> Callable[[str], object]:
 def _cookie(name: str) -> Callable[[str], object]:
     def read(text: str) -> None:
         fields = HeaderFields([("Set-Cookie", "a=b"), (name, text)])
-        given = source._cookie_response(fields.get_all("Set-Cookie"))
-        jar = RequestsCookieJar()
-        extract_cookies_to_jar(jar, source._cookie_request("https://a.example.org/"), given)
+        CookieJar().store("https://a.example.org/", fields.get_all("Set-Cookie"))
 
     return read
 

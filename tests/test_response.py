@@ -11,14 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlpool.transfer.http.response import (
-    MAX_FIELDS,
-    MAX_HEADER_BYTES,
-    MAX_INFORMATIONAL,
-    StrictResponse,
-    _HeaderReader,
-    read_fields,
-)
+from dlpool.transfer.http.header_fields import MAX_FIELDS, MAX_HEADER_BYTES, read_fields
+from dlpool.transfer.http.http_client_adapter import MAX_INFORMATIONAL, _HeaderReader
+from dlpool.transfer.http.urllib3_adapter import PooledResponse
 
 LINES = st.sampled_from(
     [
@@ -71,7 +66,7 @@ class Wire:
 
 
 def read(data: bytes, piece: int) -> tuple[Any, ...]:
-    response = StrictResponse(cast(Any, Wire(data, piece)), method="GET")
+    response = PooledResponse(cast(Any, Wire(data, piece)), method="GET")
     try:
         response.begin()
         body = response.read()
@@ -164,13 +159,13 @@ class Kept:
         self.ends.append("closed")
 
 
-def begun(data: bytes, *, method: str = "GET", piece: int = 1 << 20) -> StrictResponse:
-    response = StrictResponse(cast(Any, Wire(data, piece)), method=method)
+def begun(data: bytes, *, method: str = "GET", piece: int = 1 << 20) -> PooledResponse:
+    response = PooledResponse(cast(Any, Wire(data, piece)), method=method)
     response.begin()
     return response
 
 
-def drained(response: StrictResponse, size: int = 7) -> bytes:
+def drained(response: PooledResponse, size: int = 7) -> bytes:
     """Read to the end by pieces of ``size`` bytes."""
     body, buffer = bytearray(), bytearray(size)
     while count := response.readinto1(buffer):
@@ -305,7 +300,7 @@ def test_informational_answers_are_passed_over_up_to_a_number(status: int, count
     response = begun(early * count + b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1")
     assert (response.status, drained(response)) == (200, b"1")
     assert response.headers.get("Link") is None
-    with pytest.raises(http.client.HTTPException, match="too many informational answers"):
+    with pytest.raises(http.client.HTTPException, match="too many informational responses"):
         begun(early * MAX_INFORMATIONAL + b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1")
 
 

@@ -14,7 +14,7 @@ import requests
 
 from dlpool import errors
 from dlpool.config import NetworkSettings
-from dlpool.transfer.http import source as sources
+from dlpool.transfer.http import requests_adapter
 from dlpool.transfer.http.answer import ByteRange
 from dlpool.transfer.http.client import HttpClient
 from dlpool.transfer.http.exchange import Exchange, ExchangeStats
@@ -453,7 +453,7 @@ def test_what_threads_share_is_used_only_under_the_lock(client: HttpClient, monk
             connection.answer(200)
 
     for name in ("get_cookie_header", "extract_cookies_to_jar"):
-        monkeypatch.setattr(sources, name, guarded(name, getattr(sources, name)))
+        monkeypatch.setattr(requests_adapter, name, guarded(name, getattr(requests_adapter, name)))
     with Origin(handle) as origin:
         source = Source(client, f"{origin.url}/f", {"Cookie": "b=2"})
         source._credentials = Users()

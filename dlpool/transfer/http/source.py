@@ -8,19 +8,13 @@ from __future__ import annotations
 
 import http.client
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 from urllib.parse import urlsplit
 
 import requests
 import urllib3
-from requests.cookies import (
-    RequestsCookieJar,
-    extract_cookies_to_jar,
-    get_cookie_header,
-)
 
 from dlpool.errors import (
     DlpoolError,
@@ -36,7 +30,8 @@ from dlpool.transfer.http.credentials import netrc_user
 from dlpool.transfer.http.exchange import Exchange, OutgoingBody
 from dlpool.transfer.http.network_errors import network_error
 from dlpool.transfer.http.policy import headers_for_origin, origin
-from dlpool.transfer.http.response import HeaderFields, StrictResponse
+from dlpool.transfer.http.requests_adapter import CookieJar
+from dlpool.transfer.http.urllib3_adapter import PooledResponse
 from dlpool.transfer.http.urls import (
     basic_auth,
     check_proxied_host,
@@ -47,9 +42,6 @@ from dlpool.transfer.http.urls import (
 )
 
 MAX_REDIRECTS = 10
-# characters of one with its attributes; browsers take 4096 (RFC 6265 section 6.1)
-MAX_COOKIE_LENGTH = 8 * 1024
-MAX_COOKIES = 200  # kept for one download
 COLLECT_S = 0.02  # after which one read stops collecting
 _REDIRECTS = {301, 302, 303, 307, 308}
 
@@ -58,7 +50,7 @@ class Reply:
     """A response whose body is still to be read. Used by one thread."""
 
     def __init__(
-        self, body: StrictResponse, url: str, exchange: Exchange, min_read_bytes: int
+        self, body: PooledResponse, url: str, exchange: Exchange, min_read_bytes: int
     ) -> None:
         self.status = body.status
         self.headers = cast("Mapping[str, str]", body.headers)
@@ -144,7 +136,7 @@ class Source:
         self._location = self.url
         # from redirect targets, by origin
         self._credentials: dict[tuple[str, str, int | None], dict[str, str]] = {}
-        self._cookies = RequestsCookieJar()
+        self._cookies = CookieJar()
         self._lock = threading.Lock()
 
     @property
@@ -294,40 +286,18 @@ class Source:
         if not self._cookies:
             return sent
         with self._lock:
-            stored = get_cookie_header(self._cookies, _cookie_request(url))
+            stored = self._cookies.header(url)
         values = next((name for name in sent if name.lower() == "cookie"), "Cookie")
         if cookie := merge_cookies(sent.get(values), stored):
             sent[values] = cookie
         return sent
 
-    def _keep_cookies(self, url: str, raw: StrictResponse) -> None:
+    def _keep_cookies(self, url: str, raw: PooledResponse) -> None:
         if "Set-Cookie" not in raw.headers:
             return
         values = raw.headers.get_all("Set-Cookie") or ()
         with self._lock:
-            if len(self._cookies) < MAX_COOKIES:
-                extract_cookies_to_jar(
-                    self._cookies, _cookie_request(url), _cookie_response(values)
-                )
-
-
-def _cookie_response(values: Sequence[str]) -> Any:
-    """Return a response with these ``Set-Cookie`` fields for the cookie jar.
-
-    ``Set-Cookie2`` is dropped: it is obsolete (RFC 6265 section 9.4), and
-    http.cookiejar parses it in quadratic time.
-    """
-    kept = [
-        ("Set-Cookie", value)
-        for value in values[:MAX_COOKIES]
-        if len(value) <= MAX_COOKIE_LENGTH
-    ]
-    return SimpleNamespace(_original_response=SimpleNamespace(msg=HeaderFields(kept)))
-
-
-def _cookie_request(url: str) -> Any:
-    """Return a request for the cookie jar; a PreparedRequest would rewrite the URL."""
-    return SimpleNamespace(url=url, headers={})
+            self._cookies.store(url, values)
 
 
 def may_be_expired(status: int) -> bool:

@@ -1,109 +1,43 @@
-"""http.client's response with strict parsing and without its slow parts.
+"""Adapt http.client: a response with strict parsing and without its slow parts.
 
 All 1xx responses except 101 are skipped (http.client returns a 103 as the final
 response), and the header fields together stay under ``MAX_HEADER_BYTES``. http.client
 parses header fields with the e-mail parser, and urllib3 wraps the response again;
 together they cost as much as the rest of a small file. So a usual header is parsed
-here, an unusual one by http.client, and the response returns its connection to the
-pool.
+here, an unusual one by http.client.
+
+This is the only module that overrides or calls private members of http.client. A
+contract test (``tests/test_library_contracts.py``) fails when a release of Python
+changes them.
 """
 
 from __future__ import annotations
 
-import email.parser
 import http.client
 import re
-from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, BinaryIO, cast
 
-MAX_HEADER_BYTES = 64 * 1024
-MAX_FIELDS = 100
+from dlpool.transfer.http.header_fields import (
+    CUT_HEADER,
+    MAX_FIELDS,
+    MAX_HEADER_BYTES,
+    HeaderFields,
+    parse_usual_fields,
+    read_fields,
+)
+
 MAX_CHUNK_LINE = 4 * 1024  # bytes of a chunk's size with its extensions
 MAX_INFORMATIONAL = 32  # 1xx responses before the final one
 
 # RFC 9112 section 4
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([2-9][0-9]{2})(?: ([^\r\n]*))?\r\n")
-# Section 5. The spaces around a value are stripped afterwards: to match them here takes
-# quadratic time.
-_FIELD = re.compile(r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n]*)\r?\n", re.MULTILINE)
-# The same with spaces before the colon, which section 5.1 tells a recipient to remove.
-_LENIENT_FIELD = re.compile(
-    r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*:([^\r\n]*)\r?\n", re.MULTILINE
-)
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\n]*)?\r?\n")  # section 7.1
-_SINGLE = {
-    "content-length",
-    "content-range",
-    "content-type",
-    "date",
-    "etag",
-    "last-modified",
-    "location",
-    "retry-after",
-}
-_FOLD = re.compile(r"\r?\n[ \t]+")
-_CUT_HEADER = "the connection ended within the header"
 _BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
-
-
-class HeaderFields(Mapping[str, str]):
-    """Header fields with case-insensitive names.
-
-    Repeated fields are joined as one list (RFC 9110 section 5.3). A field of
-    ``_SINGLE`` is not a list: equal values, which a proxy has repeated, count once.
-    """
-
-    def __init__(self, fields: Iterable[tuple[str, str]]) -> None:
-        self._values: dict[str, list[str]] = {}
-        for name, value in fields:
-            self._values.setdefault(name.lower(), []).append(value)
-
-    def __getitem__(self, name: str) -> str:
-        return _join_values(name.lower(), self._values[name.lower()])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        values = self._values.get(name.lower())
-        return (
-            default
-            if values is None
-            else values[0]
-            if len(values) == 1
-            else _join_values(name.lower(), values)
-        )
-
-    def get_all(self, name: str, default: Any = None) -> Any:
-        """Return the values of a field separately: cookies are not a list."""
-        return self._values.get(name.lower(), default)
-
-
-def _join_values(name: str, values: list[str]) -> str:
-    return ", ".join(dict.fromkeys(values) if name in _SINGLE else values)
 
 
 class StrictResponse(http.client.HTTPResponse):
     """http.client's response with a bounded header and without 1xx responses."""
-
-    retries: Any = None
-    version_string = "HTTP/1.1"
-    _pool: Any = None
-    _connection: Any = None
-
-    @property
-    def length_remaining(self) -> int | None:
-        """Return the bytes of the body that are not read yet, None if unknown."""
-        return self.length
-
-    @property
-    def _original_response(self) -> StrictResponse:
-        """Return the object in which requests looks for cookies."""
-        return self
 
     def begin(self) -> None:
         """Read the header and determine the framing (RFC 9112 section 6.3)."""
@@ -143,16 +77,6 @@ class StrictResponse(http.client.HTTPResponse):
             self.length -= size
         return size
 
-    def release(self) -> None:
-        """Return the connection to its pool after a complete body, else close it."""
-        connection, self._connection = self._connection, None
-        is_read = self.isclosed() or self.length == 0
-        self.close()
-        if connection is not None and is_read:
-            self._pool._put_conn(connection)
-        elif connection is not None:
-            connection.close()
-
     def _read_usual(self) -> bool:
         """Parse the header if it has arrived completely and has the usual form.
 
@@ -163,7 +87,7 @@ class StrictResponse(http.client.HTTPResponse):
         if status is None or end < 0:
             return False
         block = data[status.end() : end + 2].decode("iso-8859-1")
-        fields = _parse_fields(_FIELD, block)
+        fields = parse_usual_fields(block)
         if len(fields) != block.count("\n") or len(fields) > MAX_FIELDS:
             return False
         self.fp.read(end + 4)
@@ -267,7 +191,7 @@ class _HeaderReader:
             )
         if line and not line.endswith(b"\n"):
             # the missing part may contain a Content-Length
-            raise http.client.RemoteDisconnected(_CUT_HEADER)
+            raise http.client.RemoteDisconnected(CUT_HEADER)
         return line
 
     def flush(self) -> None:
@@ -275,38 +199,3 @@ class _HeaderReader:
 
     def close(self) -> None:
         self._lines.close()
-
-
-def read_fields(lines: BinaryIO, *, is_lenient: bool = False) -> HeaderFields:
-    """Read the header fields up to the empty line.
-
-    The e-mail parser treats the first line that is not a field as the end of the
-    header. With ``is_lenient`` such a line is ignored, as browsers do: a length or a
-    coding may follow it, without which a truncated body looks complete. Raises
-    HTTPException for too many fields or a truncated header.
-    """
-    read: list[bytes] = []
-    while (line := lines.readline(MAX_HEADER_BYTES + 1)) not in (b"\r\n", b"\n"):
-        if not line:
-            raise http.client.RemoteDisconnected(_CUT_HEADER)
-        read.append(line)
-        if len(read) > MAX_FIELDS:
-            raise http.client.HTTPException(
-                f"the header has more than {MAX_FIELDS} fields"
-            )
-    text = b"".join(read).decode("iso-8859-1")
-    fields = _parse_fields(_FIELD, text)
-    if len(fields) != len(read):  # folded, without a name, with a stray CR
-        parser = email.parser.Parser(_class=http.client.HTTPMessage)
-        parsed = parser.parsestr(text, headersonly=True)
-        fields = [
-            (name, _FOLD.sub(" ", value).rstrip(" \t"))
-            for name, value in parsed.items()
-        ]
-        if is_lenient:
-            fields += _parse_fields(_LENIENT_FIELD, str(parsed.get_payload()))
-    return HeaderFields(fields)
-
-
-def _parse_fields(form: re.Pattern[str], text: str) -> list[tuple[str, str]]:
-    return [(name, value.strip(" \t")) for name, value in form.findall(text)]

@@ -1,0 +1,320 @@
+"""Adapt urllib3: connections that can be cancelled, and pools that expire.
+
+This is the only module that overrides or calls private members of urllib3. A contract
+test (``tests/test_library_contracts.py``) fails when a release of urllib3 changes them.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import select
+import socket
+import ssl
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, cast
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from dlpool.transfer.http.connection import connect
+from dlpool.transfer.http.exchange import (
+    Exchange,
+    OutgoingBody,
+    SocketShutdown,
+    current_exchange,
+)
+from dlpool.transfer.http.http_client_adapter import StrictResponse
+from dlpool.transfer.http.idle_connections import IdleCloser
+from dlpool.transfer.http.policy import ANY_NETWORK, NetworkPolicy
+
+# RFC 9110 section 15.2; some servers send one unrequested
+_INTERIM = re.compile(rb"HTTP/1\.[01] 1")
+_PEEK_BYTES = 10  # bytes: enough to match _INTERIM
+# urllib3's overrides of these methods are not needed
+_HttpClientConnection = http.client.HTTPConnection
+
+
+class TargetedHeaders(dict[str, str]):
+    """Header fields and target of a request: urllib3 would rewrite the target."""
+
+    def __init__(self, target: str, fields: Mapping[str, str]) -> None:
+        super().__init__(fields)
+        self.target = target
+
+    def copy(self) -> TargetedHeaders:
+        """Return a copy, to which urllib3 adds the fields for a proxy."""
+        return TargetedHeaders(self.target, self)
+
+
+class PooledResponse(StrictResponse):
+    """A response with the attributes that urllib3's pools and requests use."""
+
+    retries: Any = None
+    version_string = "HTTP/1.1"
+    _pool: Any = None
+    _connection: Any = None
+
+    @property
+    def length_remaining(self) -> int | None:
+        """Return the bytes of the body that are not read yet, None if unknown."""
+        return self.length
+
+    @property
+    def _original_response(self) -> PooledResponse:
+        """Return the object in which requests looks for cookies."""
+        return self
+
+    def release(self) -> None:
+        """Return the connection to its pool after a complete body, else close it."""
+        connection, self._connection = self._connection, None
+        is_read = self.isclosed() or self.length == 0
+        self.close()
+        if connection is not None and is_read:
+            self._pool._put_conn(connection)
+        elif connection is not None:
+            connection.close()
+
+
+class _CancellableConnection(HTTPConnection):
+    """A connection that the exchange in progress can shut down."""
+
+    response_class = PooledResponse
+    network_policy = ANY_NETWORK
+    idle_since = 0.0
+    is_incomplete = False  # a request has been sent only in part
+    # whether bytes received while a body is sent are a response
+    _detects_response = True
+    _shutdown: SocketShutdown | None = None
+
+    def _new_conn(self) -> socket.socket:
+        policy = ANY_NETWORK if self.proxy else self.network_policy
+        timeout = self.timeout if isinstance(self.timeout, (int, float)) else None
+        return connect(
+            self._dns_host, self.port, timeout, policy, self._register_socket
+        )
+
+    def _register_socket(self, sock: socket.socket) -> None:
+        for option in self.socket_options or []:
+            sock.setsockopt(*option)
+        if self._shutdown is not None:
+            self._shutdown.release()
+        self._shutdown = SocketShutdown(sock)
+        exchange = current_exchange()
+        if exchange is not None:
+            exchange.attach(self._shutdown)
+
+    def request(  # type: ignore[override]
+        self,
+        method: str,
+        _url: str,
+        *,
+        headers: TargetedHeaders,
+        body: OutgoingBody | None = None,
+        **_: Any,
+    ) -> None:
+        """Send a request. ``headers`` are complete except for Host and Content-Length.
+
+        The target of ``headers`` is sent; ``_url`` only selected this connection.
+        """
+        exchange = current_exchange()
+        if exchange is not None:
+            exchange.is_reused = self.sock is not None and self.idle_since > 0
+            if self._shutdown is not None:
+                exchange.attach(self._shutdown)
+        if self.sock is not None:
+            self.sock.settimeout(self.timeout)
+        has_host = any(name.lower() == "host" for name in headers)
+        _HttpClientConnection.putrequest(
+            self, method, headers.target, skip_host=has_host, skip_accept_encoding=True
+        )
+        for name, value in headers.items():
+            _HttpClientConnection.putheader(self, name, value)
+        if body is not None:
+            _HttpClientConnection.putheader(self, "Content-Length", str(body.size))
+        self.endheaders()
+        if body is not None:
+            self._send_body(body)
+
+    def _send_body(self, body: OutgoingBody) -> None:
+        """Send the body block by block, so that the timeout bounds silence.
+
+        Stop when the server responds early.
+        """
+        self.is_incomplete = True
+        # Over TLS the received bytes may be a session ticket or a 1xx: read them only
+        # when nothing more can be sent.
+        self._detects_response = not isinstance(self.sock, ssl.SSLSocket)
+        exchange = current_exchange()
+        if exchange is not None:
+            exchange.sent_at = None
+        for block in body.blocks:
+            if not self._send_block(memoryview(block), body.timeout_s, exchange):
+                break
+        else:
+            self.is_incomplete = False
+        if exchange is not None:
+            exchange.sent_at = exchange.clock()
+
+    def _send_block(
+        self, view: memoryview, timeout_s: float, exchange: Exchange | None
+    ) -> bool:
+        """Send ``view``; return False if the server has responded or hung up."""
+        self.sock.settimeout(timeout_s)
+        while view:
+            if exchange is not None:
+                exchange.begin_wait()
+            size = self.sock.send(view) if self._may_send(timeout_s) else 0
+            if exchange is not None:
+                exchange.end_wait(size)
+            if not size:
+                return False
+            view = view[size:]
+        return True
+
+    def _may_send(self, timeout_s: float) -> bool:
+        """Wait until the socket accepts data.
+
+        Return False if there is a response to read. Raises TimeoutError.
+        """
+        events_found = _poll_events(
+            self.sock,
+            select.POLLOUT | (select.POLLIN if self._detects_response else 0),
+            timeout_s,
+        )
+        if events_found & select.POLLIN and self._detects_response:
+            received = _peek(self.sock)
+            if _INTERIM.match(received):
+                self._detects_response = False  # getresponse skips it
+                return self._may_send(timeout_s)
+            if received and len(received) < _PEEK_BYTES:
+                # too short to tell: the next block tells
+                return bool(
+                    _poll_events(self.sock, select.POLLOUT, timeout_s) & select.POLLOUT
+                )
+        if events_found:
+            return not events_found & ~select.POLLOUT
+        if _poll_events(self.sock, select.POLLIN, 0):
+            return False
+        raise TimeoutError("the server accepts no more of the body")
+
+    def getresponse(self) -> Any:
+        """Return the http.client response, without urllib3's wrapper."""
+        self.sock.settimeout(self.timeout)
+        return _HttpClientConnection.getresponse(self)
+
+    def close(self) -> None:
+        if self._shutdown is not None:
+            self._shutdown.release()
+            self._shutdown = None
+        self.idle_since = 0.0
+        self.is_incomplete = False
+        super().close()
+
+
+class _CancellableTlsConnection(_CancellableConnection, HTTPSConnection):
+    """The same over TLS.
+
+    A connection that closes without close_notify is an error: its body may be
+    truncated. See RFC 9112 section 9.8.
+    """
+
+    def connect(self) -> None:
+        super().connect()
+        # on SSLSocket and on urllib3's TLS-in-TLS transport
+        cast(Any, self.sock).suppress_ragged_eofs = False
+
+
+class _ExpiringPool(urllib3.HTTPConnectionPool):
+    """A pool that closes idle connections, as each occupies a descriptor."""
+
+    idle_closer: IdleCloser
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        connection = cast(Any, super()._get_conn(timeout))
+        if (
+            connection.idle_since
+            and time.monotonic() - connection.idle_since > self.idle_closer.max_idle_s
+        ):
+            connection.close()
+        return connection
+
+    def _put_conn(self, conn: Any) -> None:
+        if conn is not None and conn.is_incomplete:
+            conn.close()
+        if conn is not None:
+            conn.idle_since = time.monotonic()
+        super()._put_conn(conn)
+        if conn is not None:
+            self.idle_closer.watch(self)
+
+    def close_idle(self, max_idle_s: float) -> float | None:
+        """Close connections idle for ``max_idle_s`` seconds.
+
+        Returns the seconds until the next connection expires, or None if no connection
+        is idle.
+        """
+        idle: Any = self.pool
+        if idle is None:  # the pool is closed
+            return None
+        now, expired, since = time.monotonic(), [], []
+        with idle.mutex:
+            for index, connection in enumerate(idle.queue):
+                if connection is None or not connection.idle_since:
+                    continue
+                if now - connection.idle_since < max_idle_s:
+                    since.append(connection.idle_since)
+                    continue
+                idle.queue[index] = None  # urllib3 opens a new connection for None
+                expired.append(connection)
+        for connection in expired:
+            connection.close()
+        return max_idle_s - (now - min(since)) if since else None
+
+
+class _ExpiringTlsPool(_ExpiringPool, urllib3.HTTPSConnectionPool):
+    """The same over TLS."""
+
+
+def _poll_events(sock: socket.socket, events: int, timeout_s: float) -> int:
+    """Return which of ``events``, or of errors, the socket has.
+
+    0 after ``timeout_s`` seconds.
+    """
+    poll = select.poll()
+    poll.register(sock, events)
+    found = poll.poll(timeout_s * 1000)
+    return found[0][1] if found else 0
+
+
+def _peek(sock: socket.socket) -> bytes:
+    """Return the first bytes that can be received, without removing them.
+
+    Empty if the peer has closed the connection.
+    """
+    with suppress(OSError):
+        return sock.recv(_PEEK_BYTES, socket.MSG_PEEK)
+    return b""
+
+
+def pool_classes(
+    network_policy: NetworkPolicy, idle_closer: IdleCloser
+) -> dict[str, type[urllib3.HTTPConnectionPool]]:
+    """Return urllib3 pool classes, by scheme, with the policy and the closer."""
+    policy = {"network_policy": network_policy}
+    plain = type("WatchedConnection", (_CancellableConnection,), policy)
+    tls = type("WatchedTlsConnection", (_CancellableTlsConnection,), policy)
+    return {
+        "http": type(
+            "WatchedPool",
+            (_ExpiringPool,),
+            {"ConnectionCls": plain, "idle_closer": idle_closer},
+        ),
+        "https": type(
+            "WatchedTlsPool",
+            (_ExpiringTlsPool,),
+            {"ConnectionCls": tls, "idle_closer": idle_closer},
+        ),
+    }
