@@ -44,7 +44,7 @@ class HostConcurrency:
     def __init__(
         self, max_slots: int, *, is_auto: bool, log: Logger, clock: Callable[[], float]
     ) -> None:
-        """``is_auto``: False turns the limits off."""
+        """Create an empty table; with ``is_auto`` False no host is ever limited."""
         self.limited_hosts = 0
         self._max_slots = max_slots
         self._is_auto = is_auto

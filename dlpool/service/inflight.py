@@ -102,9 +102,10 @@ class InFlightTable:
     """
 
     def __init__(self, host_share: float = 1.0) -> None:
-        """``host_share``: the part of the slots one host gets while others' jobs wait.
+        """Create an empty table without capacity.
 
-        1 is all of them.
+        ``host_share``: the part of the slots that one host gets while jobs of others
+        wait; 1 is all of them.
         """
         self.host_share = host_share
         # together they get ``slow_hosts_quota`` slots
@@ -158,12 +159,12 @@ class InFlightTable:
 
     @property
     def capacity(self) -> int:
-        """How many jobs may occupy a slot."""
+        """Return how many jobs may occupy a slot."""
         return self._capacity
 
     @property
     def busy(self) -> int:
-        """How many jobs occupy a slot."""
+        """Return how many jobs occupy a slot."""
         return self._busy
 
     def get(self, lease_id: str) -> InFlightJob | None:

@@ -61,7 +61,10 @@ class WorkerPool:
         log: Logger,
         metrics: Metrics,
     ) -> None:
-        """The sockets and sentinels of workers are registered with ``selector``."""
+        """Create a pool without workers.
+
+        The sockets and sentinels of its workers are registered with ``selector``.
+        """
         self.settings = settings
         self.worker_settings = worker_settings
         self._selector = selector

@@ -63,7 +63,7 @@ class Supervisor:
         log: Log,
         components: SupervisorComponents,
     ) -> None:
-        """``load`` reads the settings again for a reload."""
+        """Create a supervisor; ``load`` reads the settings again for a reload."""
         self._settings = settings
         self._load = load
         self._node = node
@@ -160,8 +160,8 @@ class Supervisor:
     def _reconcile(self) -> None:
         """Compare wanted with actual workers and capacity.
 
-        Small jobs cause many turns; this is done at once after a change that matters,
-        and else every ``RECONCILE_S``.
+        Small jobs cause many turns. So this is done at once only after a change that
+        matters, and every ``RECONCILE_S`` seconds otherwise.
         """
         self._dispatcher.needs_reconcile = False
         self._reconciled_at = time.monotonic()
@@ -177,7 +177,7 @@ class Supervisor:
     def _capacity(self) -> int:
         """Return how many jobs may be in flight.
 
-        None during a drain, or while the node cannot write.
+        0 during a drain, or while the node cannot write.
         """
         guard = self._components.disk_guard
         if self._drain_until is not None or guard.fault_s is not None or guard.is_low:

@@ -62,7 +62,10 @@ class SupervisorComponents:
     """The components of a supervisor. Made, started and stopped on the main thread."""
 
     def __init__(self, settings: Settings, node: Node, log: Log) -> None:
-        """Raises ConfigurationError, LocalFault, or an error of the embedded Redis."""
+        """Create the components.
+
+        Raises ConfigurationError, LocalFault, or an error of the embedded Redis.
+        """
         self._log = log.logger("supervisor")
         self._started_at, self._state_dir = rfc3339(), node.state_dir
         earlier = tuple(node.earlier_sids())

@@ -87,7 +87,7 @@ class WorkerHandle:
 
     @property
     def state(self) -> str:
-        """The state for people: retiring, quarantine, ready or starting."""
+        """Return the state for people: retiring, quarantine, ready or starting."""
         if self.is_retiring:
             return "retiring"
         if self.is_quarantine:
@@ -106,12 +106,12 @@ class WorkerHandle:
 
     @property
     def free_slots(self) -> int:
-        """How many more jobs may be assigned."""
+        """Return how many more jobs may be assigned."""
         return self.slots - len(self.jobs - self.finishing) if self.is_accepting else 0
 
     @property
     def is_accepting(self) -> bool:
-        """Whether the worker is ready and has not been told to stop."""
+        """Return whether the worker is ready and has not been told to stop."""
         return self.is_ready and not self.is_retiring and not self.kill_reason
 
     def demand(self) -> int:

@@ -55,9 +55,10 @@ class YieldController:
         request_waiting_hosts: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``yield_slot`` takes a lease id and a reason.
+        """Create a controller of the transfers in the table.
 
-        The answer to ``request_waiting_hosts`` comes to ``handle_waiting``.
+        ``yield_slot`` takes a lease id and a reason. The answer to
+        ``request_waiting_hosts`` comes to ``handle_waiting``.
         """
         self._settings = settings
         self._in_flight = in_flight
@@ -83,11 +84,10 @@ class YieldController:
         self._choose()
 
     def tick(self) -> None:
-        """Measure transfers, and request the waiting jobs if one may yield. Once a
-        second.
+        """Measure transfers, and request the waiting jobs if one may yield.
 
-        Each answer is used once, and an old one not at all: while Redis is unavailable
-        no transfer yields.
+        Called once a second. Each answer is used once, and an old one not at all: while
+        Redis is unavailable no transfer yields.
         """
         self._sample()
         if self._choose():

@@ -21,7 +21,7 @@ class Affinity:
     """
 
     def __init__(self, cpu: int | None) -> None:
-        """``cpu``: the CPU for small jobs, None to leave the choice to the kernel."""
+        """Use ``cpu`` for small jobs, or None to leave the choice to the kernel."""
         self._all = os.sched_getaffinity(0)
         self._small_jobs = self._all if cpu is None else {cpu}
 

@@ -192,19 +192,22 @@ class JobRun:
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes that the job has yet to allocate on its disk, as far as known."""
+        """Return the bytes that the job has yet to allocate on its disk.
+
+        0 if that is not known.
+        """
         transfer = self._transfer
         return 0 if transfer is None else transfer.progress().unreserved_bytes
 
     @property
     def is_unresumable(self) -> bool:
-        """Whether the next attempt must start from the beginning."""
+        """Return whether the next attempt must start from the beginning."""
         transfer = self._transfer
         return transfer is not None and not transfer.progress().is_resumable
 
     @property
     def received_bytes(self) -> int:
-        """Bytes of response bodies received over the network."""
+        """Return the bytes of response bodies received over the network."""
         transfer = self._transfer
         return 0 if transfer is None else transfer.received
 
