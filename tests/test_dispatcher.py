@@ -198,12 +198,12 @@ def test_a_job_that_is_too_large_for_a_frame_fails_and_others_do_not(
 
 def test_quarantined_jobs_run_alone_and_are_counted_until_they_end(bench: Bench) -> None:
     ordinary, alone = bench.worker(), bench.worker(1, is_quarantine=True)
-    suspect, other = bench.held("a", crashes=2), bench.held("b")
+    quarantined, other = bench.held("a", crashes=2), bench.held("b")
     assert bench.dispatcher.count_quarantined() == 1
     bench.dispatcher.assign_waiting()
-    assert (suspect.worker_pid, other.worker_pid) == (alone.handle.pid, ordinary.handle.pid)
+    assert (quarantined.worker_pid, other.worker_pid) == (alone.handle.pid, ordinary.handle.pid)
     assert bench.dispatcher.count_quarantined() == 1
-    bench.in_flight.set_phase(suspect, InFlightPhase.RECORDING)
+    bench.in_flight.set_phase(quarantined, InFlightPhase.RECORDING)
     assert bench.dispatcher.count_quarantined() == 0
 
 

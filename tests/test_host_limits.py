@@ -49,7 +49,7 @@ class Crowd:
 
 
 class Door:
-    """An origin's handler that lets nobody in before it is open. A context: at its end it is."""
+    """An origin's handler that answers no request before it is open. A context, at whose end it is open."""
 
     def __init__(self) -> None:
         self.open = threading.Event()
@@ -96,7 +96,7 @@ class Fleet:
     def stats(self) -> QueueStats:
         return QueueViews(self.connection, QueueKeys()).stats()
 
-    def wait_for_parked(self, count: int) -> None:
+    def wait_for_throttled(self, count: int) -> None:
         wait_until(lambda: self.stats().throttled == count, LATE_S)
 
     def calls(self) -> int:
@@ -104,7 +104,7 @@ class Fleet:
         return int(self.connection.info("commandstats")["cmdstat_evalsha"]["calls"])
 
     def wait_for_nothing_left(self) -> None:
-        """No slot is taken, and nobody is throttled."""
+        """No slot is taken, and no job is throttled."""
 
         def left() -> list[str]:
             names = [name.decode() for name in self.connection.keys("*")]
@@ -128,8 +128,10 @@ def slots(redis_server: RedisServer) -> HostSlots:
     return HostSlots(Transitions(redis_server.client(), QueueKeys()))
 
 
-def take(slots: HostSlots, job_id: str, *, lease_s: float = 30.0, is_paid: bool = False, **limit: Any) -> SlotReply:
-    return slots.acquire(HostLimit("h", **limit), job_id, lease_s=lease_s, is_start_reserved=is_paid)
+def take(
+    slots: HostSlots, job_id: str, *, lease_s: float = 30.0, is_start_reserved: bool = False, **limit: Any
+) -> SlotReply:
+    return slots.acquire(HostLimit("h", **limit), job_id, lease_s=lease_s, is_start_reserved=is_start_reserved)
 
 
 def test_no_more_than_the_limit_have_a_slot(slots: HostSlots) -> None:
@@ -155,12 +157,14 @@ def test_starts_are_reserved_one_after_the_other(slots: HostSlots) -> None:
     assert third.is_start_reserved
     assert 40 < (second.wait_s or 0) <= 50
     assert 90 < (third.wait_s or 0) <= 100
-    assert take(slots, "b", rate=0.02, is_paid=True) == SlotReply(0.0), "what was reserved is not paid for again"
+    assert take(slots, "b", rate=0.02, is_start_reserved=True) == SlotReply(0.0), (
+        "a reserved start is not reserved again"
+    )
 
 
 def test_a_start_stays_reserved_while_no_slot_is_free(slots: HostSlots) -> None:
     take(slots, "a", most=1, rate=100.0)
-    assert take(slots, "b", most=1, rate=100.0, is_paid=True) == SlotReply(None, is_start_reserved=True)
+    assert take(slots, "b", most=1, rate=100.0, is_start_reserved=True) == SlotReply(None, is_start_reserved=True)
 
 
 def test_queues_share_the_slots_of_a_host_but_not_their_ids(redis_server: RedisServer) -> None:
@@ -218,15 +222,15 @@ def test_two_nodes_together_ask_a_host_no_more_often_than_allowed(world: Fleet) 
     with Origin(crowd) as origin, world.of_two(limits={"max_per_host": 2}):
         world.client.wait_for(*world.push(origin, 40))
         assert crowd.most == 2
-        assert len(crowd.came) == 40, "a throttled job asks nobody"
+        assert len(crowd.came) == 40, "a throttled job sends no request"
         world.wait_for_nothing_left()
 
 
-def test_jobs_of_other_hosts_do_not_wait_behind_parked_ones(world: Fleet) -> None:
+def test_jobs_of_other_hosts_do_not_wait_behind_throttled_ones(world: Fleet) -> None:
     limits = {"host:127.0.0.1": {"max_per_host": 1}}
     with Door() as door, Origin(door) as slow, Origin(SMALL, host="127.0.0.2") as quick, world.of_two(**limits):
         urls = world.push(slow, 20)
-        world.wait_for_parked(19)
+        world.wait_for_throttled(19)
         assert world.stats().waiting_hosts == {"127.0.0.1": 19}
         world.fetch(f"{quick.url}/quick")
         door.open.set()
@@ -242,7 +246,7 @@ def test_beyond_four_times_the_slots_the_head_of_the_list_waits(world: Fleet) ->
         calls = world.calls()
         time.sleep(2.0)
         stats = world.stats()
-        assert 8 <= stats.throttled <= 8 + 2, "some may be at the door again when the last ones are taken"
+        assert 8 <= stats.throttled <= 8 + 2, "some may be waiting for a slot again when the last ones are taken"
         assert stats.backlog >= 30 - 1 - 8 - 2 - 2
         assert world.calls() - calls < 100, "nothing spins"
         door.open.set()
@@ -272,10 +276,10 @@ def test_when_a_host_says_later_no_node_asks_it_and_others_go_on(world: Fleet) -
         world.client.push(f"{origin.url}/first", "first")
         wait_until(lambda: all(node.events("host_held") for node in nodes), LATE_S)
         urls = world.push(origin, 20)
-        world.wait_for_parked(20)
+        world.wait_for_throttled(20)
         assert set(world.stats().held_hosts) == {origin.url.removeprefix("http://")}
         world.fetch(f"{other.url}/other")
-        assert len(asked) == 1, "twenty jobs on two nodes wait, and ask nobody"
+        assert len(asked) == 1, "twenty jobs on two nodes wait, and send no request"
         world.client.wait_for(f"{origin.url}/first", *urls)
         assert asked[1] - asked[0] >= 3.9
         world.wait_for_nothing_left()
@@ -297,12 +301,12 @@ def test_the_slot_of_a_killed_supervisor_is_free_after_its_lease(world: Fleet) -
             world.fetch(f"{origin.url}/next")
 
 
-def test_operators_move_parked_jobs_as_any_others(world: Fleet) -> None:
+def test_operators_move_throttled_jobs_as_any_others(world: Fleet) -> None:
     controls = JobAdmin(world.connection, QueueKeys())
     with Door() as door, Origin(door) as origin, world.of_one(limits={"max_per_host": 1}):
         for number, name in enumerate(["runs", "cancelled", "paused", "stays"]):
             world.client.push(f"{origin.url}/{name}", name, id=name)
-            world.wait_for_parked(number)
+            world.wait_for_throttled(number)
         assert controls.execute("cancel", "cancelled", message="the job was cancelled") == "OK"
         assert controls.execute("pause", "paused") == "OK"
         assert world.stats().throttled == 1

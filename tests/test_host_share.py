@@ -65,8 +65,8 @@ def queue(redis_server: RedisServer) -> Queue:
 
 CLAIMS: dict[str, tuple[str, int, int, dict[str, int], str, bool]] = {
     # what waits, free slots, most of one host, what is held: what is claimed, and whether more than its part
-    "nobody else waits": ("aaaaa", 4, 3, {}, "aaaa", True),
-    "nobody else waits, part is taken": ("aaa", 1, 3, {"a": 3}, "a", True),
+    "no other host waits": ("aaaaa", 4, 3, {}, "aaaa", True),
+    "no other host waits, part is taken": ("aaa", 1, 3, {"a": 3}, "a", True),
     "another waits behind": ("aaaaaab", 4, 3, {}, "aaab", False),
     "two others wait": ("aaaabb", 5, 3, {}, "aaabb", False),
     "one other for two slots": ("aaaaab", 5, 3, {}, "aaaba", True),
@@ -269,7 +269,7 @@ def test_jobs_of_another_host_end_beside_one_that_holds_all_it_gets(tmp_path: Pa
             client.wait_for(*[f"{slow.url}/{number}" for number in range(12)])
 
 
-def test_a_host_uses_all_slots_when_nobody_else_waits(tmp_path: Path, redis_server: RedisServer) -> None:
+def test_a_host_uses_all_slots_when_no_other_host_waits(tmp_path: Path, redis_server: RedisServer) -> None:
     client, crowd = Client(redis_server.client()), Crowd(stay_s=0.3)
     with Origin(crowd) as origin:
         for number in range(12):

@@ -345,7 +345,7 @@ def test_stale_files_wait_for_a_worker(tmp_path: Path) -> None:
 
 
 def sized(field: str, length: int) -> CleanupEntry:
-    """A leftover of which one field has that length, and the others none."""
+    """An entry of which one field has that length, and the others are empty."""
     given: dict[str, Any] = {"url_sha256": "", "save_path": "", "path": None, field: "x" * length}
     return CleanupEntry("x", has_failed=True, **given)
 

@@ -78,14 +78,14 @@ class Pooled(Bench):
         self.pool._checked_at = self.clock.now
         self.died: list[tuple[int, str]] = []
 
-    def tend(self, seconds: float = 0.0, suspects: int = 0) -> None:
+    def tend(self, seconds: float = 0.0, quarantined: int = 0) -> None:
         """A turn, after that many seconds, each of which the supervisor and its workers were awake."""
         while seconds > FROZEN_S:
             self.clock.now += FROZEN_S
             seconds -= FROZEN_S
             self.pool._check_hung(self.clock.now)
         self.clock.now += seconds
-        self.pool.reconcile(suspects, lambda handle, how: self.died.append((handle.pid, how)))
+        self.pool.reconcile(quarantined, lambda handle, how: self.died.append((handle.pid, how)))
 
     def up(self) -> list[WorkerHandle]:
         """The workers that were started say hello."""
@@ -298,28 +298,28 @@ def test_a_refused_start_beside_a_worker_that_is_yet_to_come_up_is_no_end(bench:
 # --- jobs that must run alone ---
 
 
-def test_suspect_jobs_get_workers_of_their_own_while_there_are_some(bench: Pooled) -> None:
-    bench.tend(suspects=5)
+def test_quarantined_jobs_get_workers_of_their_own(bench: Pooled) -> None:
+    bench.tend(quarantined=5)
     alone = [handle for handle in bench.pool.workers.values() if handle.is_quarantine]
     assert [handle.slots for handle in alone] == [1, 1] and len(bench.pool.workers) == 4
-    bench.tend(suspects=5)
+    bench.tend(quarantined=5)
     assert len(bench.pool.workers) == 4
-    bench.tend(suspects=0)
+    bench.tend(quarantined=0)
     assert not any(handle.is_retiring for handle in alone), "they are not up yet"
     bench.up()
     alone[1].jobs.add("a.1")
-    bench.tend(suspects=1)
+    bench.tend(quarantined=1)
     assert not any(handle.is_retiring for handle in alone)
-    bench.tend(suspects=0)
-    bench.tend(suspects=0)
+    bench.tend(quarantined=0)
+    bench.tend(quarantined=0)
     assert [handle.is_retiring for handle in alone] == [True, False]
     assert [line.fields["reason"] for line in bench.lines.named("worker_retired")] == ["no quarantined job is left"]
 
 
-def test_a_worker_for_suspects_takes_no_ordinary_workers_place(bench: Pooled) -> None:
+def test_a_quarantine_worker_replaces_no_ordinary_one(bench: Pooled) -> None:
     bench.worker(2, is_quarantine=True)
     bench.worker(1, is_quarantine=True)
-    bench.tend(suspects=2)
+    bench.tend(quarantined=2)
     assert sorted((handle.slots, handle.is_quarantine) for handle in bench.pool.workers.values()) == [
         (1, False),
         (1, True),
@@ -344,7 +344,9 @@ def test_a_worker_with_another_number_of_slots_does_not_count(bench: Pooled) -> 
         ("a", [(1, -1, 5, False)], []),
     ],
 )
-def test_jobs_are_dealt_to_the_freest_and_suspects_alone(waiting: str, seats: Any, expected: Any) -> None:
+def test_jobs_are_assigned_to_the_freest_worker_and_quarantined_ones_alone(
+    waiting: str, seats: Any, expected: Any
+) -> None:
     jobs = [WaitingJob(name, name.isupper()) for name in waiting]
     assert assign(jobs, [WorkerSlots(*seat) for seat in seats]) == expected
 
@@ -547,7 +549,7 @@ def test_a_frame_is_a_sign_of_life(bench: Pooled) -> None:
 
 
 @pytest.mark.parametrize(("seconds", "is_hung"), [(FROZEN_S, True), (FROZEN_S + 0.5, False)])
-def test_a_supervisor_that_was_stopped_itself_blames_nobody(bench: Pooled, seconds: float, is_hung: bool) -> None:
+def test_a_supervisor_that_was_suspended_aborts_no_worker(bench: Pooled, seconds: float, is_hung: bool) -> None:
     worker = bench.worker()
     worker.handle.last_heard_at = bench.clock.now - LIMIT_S
     bench.clock.now += seconds

@@ -113,7 +113,7 @@ def test_fast_jobs_do_not_wait_behind_a_queue_of_slow_ones_of_several_hosts(worl
 
 
 def test_an_origin_without_ranges_comes_to_an_end_too(world: World) -> None:
-    """Its jobs begin anew each time, but have twice as long each time."""
+    """Its jobs restart each time, but may run twice as long each time."""
     origin, slow = world.slow(3, serves_ranges=False)
     service = world.node(host_share="1")
     wait_until(lambda: len(origin.requests) == 3, LATE_S)
@@ -124,7 +124,7 @@ def test_an_origin_without_ranges_comes_to_an_end_too(world: World) -> None:
     world.check(service, origin, 3, SHORT)
 
 
-def test_slow_jobs_stay_where_nobody_waits_and_where_none_is_to_yield(world: World) -> None:
+def test_slow_jobs_stay_where_no_job_waits_and_where_none_is_to_yield(world: World) -> None:
     origin, slow = world.slow(2)
     service = world.node(max_concurrent_downloads=2)
     world.client.wait_for(*slow, timeout_s=LATE_S)

@@ -359,7 +359,7 @@ def test_a_run_leaves_its_slot_with_its_outcome_and_its_bytes(bench: Bench, monk
     assert bench.worker._counters.snapshot() == {RECEIVED: 7} and bench.lines.kept == []
 
 
-def test_an_outcome_that_nobody_hears_is_logged(bench: Bench) -> None:
+def test_a_result_that_cannot_be_sent_is_logged(bench: Bench) -> None:
     bench.channel.close()
     bench.worker._send_result(EndedFrame("a.1", AttemptResult.FAILED), job())
     fields = {"job_id": "a", "trace_id": "t" * 32, "attempt_result": "failed"}

@@ -229,7 +229,7 @@ def test_the_fastest_stays_unless_its_host_has_more_than_its_part(
 
 
 @pytest.mark.parametrize("needed_s", [1, 25, 70, 3600, 86_400])
-def test_a_job_that_begins_anew_each_time_ends_after_few_runs(needed_s: int) -> None:
+def test_a_job_that_restarts_each_time_ends_after_few_attempts(needed_s: int) -> None:
     """It yields as soon as it may, however many wait, and keeps nothing."""
     yields, spent_s = 0, 0.0
     one = RunningTransfer("0", "a", 1500.0, 0.0, remaining=1500 * needed_s, is_resumable=False)
@@ -304,7 +304,7 @@ def test_who_waits_is_asked_for_when_a_transfer_may_yield_and_the_answer_is_used
     desk.pass_time(19, rates)
     assert (desk.asked, desk.told) == (0, [])
     desk.pass_time(2, rates)
-    assert (desk.asked, desk.told) == (2, []), "nobody is known to wait"
+    assert (desk.asked, desk.told) == (2, []), "no job is known to wait"
     desk.controller.handle_waiting({"w": 1})
     assert desk.told == [("a.1", "slow")], "at once"
     desk.pass_time(5, rates)
@@ -506,10 +506,10 @@ def test_an_operator_goes_before_those_that_wait(bench: Bench, action: str) -> N
     assert bench.last().disposition == {"pause": "pause", "cancel": "cancelled"}[action]
 
 
-def test_nobody_is_told_to_yield_who_has_no_slot(bench: Bench) -> None:
+def test_a_job_without_a_slot_does_not_yield(bench: Bench) -> None:
     held = bench.held("a")
     bench.dispatcher.yield_slot("a.1", "slow")
-    bench.dispatcher.yield_slot("nobody.1", "slow")
+    bench.dispatcher.yield_slot("gone.1", "slow")
     assert held.yield_reason is None and bench.told.ended == []
 
 
@@ -519,7 +519,7 @@ def test_the_death_of_its_worker_counts_although_it_was_told_to_yield(bench: Ben
     assert bench.last().disposition == "crash"
 
 
-def test_a_worker_says_which_jobs_would_begin_anew(bench: Bench) -> None:
+def test_a_worker_reports_which_jobs_cannot_be_resumed(bench: Bench) -> None:
     worker = bench.worker()
     one, other = bench.held("a", worker), bench.held("b", worker, url=URL)
     progress = {"done": 1, "size": 2, "phase": "downloading", "connections": 1}
