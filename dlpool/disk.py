@@ -270,11 +270,36 @@ def _written(
 
     The file is removed if the block fails.
     """
-    descriptor = create_exclusive(temporary, mode)
+    with new_file(temporary, mode, sync=sync) as descriptor:
+        write_all(descriptor, data)
+        identity = identity_of(os.fstat(descriptor))
     try:
-        yield temporary, write_and_close(descriptor, data, sync=sync)
+        yield temporary, identity
     except BaseException:
         remove_quietly(temporary)
+        raise
+
+
+@contextmanager
+def new_file(path: Name, mode: int = 0o666, *, sync: bool) -> Iterator[int]:
+    """Create a file, and yield its descriptor for the block to write the content.
+
+    At the end of the block the file is synced if asked to, and closed. It is removed if
+    the block fails, or if the file system reports a failed write only then. Raises
+    OSError.
+    """
+    descriptor = create_exclusive(path, mode)
+    try:
+        try:
+            yield descriptor
+            if sync:
+                os.fsync(descriptor)
+        except BaseException:
+            close_quietly(descriptor)
+            raise
+        os.close(descriptor)
+    except BaseException:
+        remove_quietly(path)
         raise
 
 
@@ -400,6 +425,15 @@ def _locked_folder(name: Name, dir_fd: int | None) -> Iterator[None]:
         yield
     finally:
         close_quietly(folder)
+
+
+def link_open_file(descriptor: int, path: Name) -> None:
+    """Give an open file, which may have no name, the name ``path``.
+
+    Raises FileExistsError; OSError where /proc or hard links are missing.
+    """
+    source = f"/proc/self/fd/{descriptor}"
+    os.link(source, path, src_dir_fd=descriptor, follow_symlinks=True)
 
 
 def exists(name: Name, *, dir_fd: int | None = None) -> bool:

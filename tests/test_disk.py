@@ -142,6 +142,33 @@ def test_a_file_that_cannot_be_created_leaves_no_temporary_file(
     assert calls and os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("name", ["fsync", "close"])
+def test_a_new_file_whose_last_write_fails_late_is_removed(
+    name: str, tmp_path: Path, fails: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context():
+        fails(name, errno.EIO, is_done=name == "close")
+        with pytest.raises(OSError, match="Input/output error"), disk.new_file(tmp_path / "f", sync=True) as descriptor:
+            disk.write_all(descriptor, b"new")
+        monkeypatch.undo()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_new_file_is_removed_if_its_content_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), disk.new_file(tmp_path / "f", sync=False):
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_open_file_gets_another_name(tmp_path: Path) -> None:
+    with disk.new_file(tmp_path / "f", 0o600, sync=False) as descriptor:
+        disk.write_all(descriptor, b"new")
+        disk.link_open_file(descriptor, tmp_path / "g")
+        with pytest.raises(FileExistsError):
+            disk.link_open_file(descriptor, tmp_path / "g")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"f": b"new", "g": b"new"}
+
+
 def test_an_interrupted_write_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_arguments: Any) -> None:
         raise KeyboardInterrupt

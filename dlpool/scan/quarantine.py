@@ -272,24 +272,13 @@ def _write(file: ScannedFile, path: Path, mode: int) -> None:
 
     Raises OSError; then the name does not exist.
     """
-    descriptor = disk.create_exclusive(path, mode)
-    try:
-        try:
-            for block in file.blocks(1024 * 1024):
-                disk.write_all(descriptor, block)
-            # most files have none, and not every file system takes one
-            with suppress(OSError):
-                os.setxattr(
-                    descriptor,
-                    OWNER_ATTRIBUTE,
-                    os.getxattr(file.descriptor, OWNER_ATTRIBUTE),
-                )
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except BaseException:
-        disk.remove_quietly(path)
-        raise
+    with disk.new_file(path, mode, sync=True) as descriptor:
+        for block in file.blocks(1024 * 1024):
+            disk.write_all(descriptor, block)
+        # most files have none, and not every file system takes one
+        with suppress(OSError):
+            owner = os.getxattr(file.descriptor, OWNER_ATTRIBUTE)
+            os.setxattr(descriptor, OWNER_ATTRIBUTE, owner)
 
 
 def _is_stale(entry: os.DirEntry[str], known: set[str]) -> bool:

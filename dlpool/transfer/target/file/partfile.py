@@ -362,8 +362,7 @@ class PartFile:
             return self.path
         private = self.path.with_name(f".dlpool-{secrets.token_hex(8)}.part")
         try:
-            source = f"/proc/self/fd/{self._descriptor}"
-            os.link(source, private, src_dir_fd=self._descriptor, follow_symlinks=True)
+            disk.link_open_file(self._descriptor, private)
         except OSError:
             # the call may have been performed and reported as failed
             disk.remove_quietly(private)

@@ -217,12 +217,7 @@ class PartOpener:
         FileExistsError if another file has the name, OSError.
         """
         try:
-            os.link(
-                f"/proc/self/fd/{descriptor}",
-                self.path,
-                src_dir_fd=descriptor,
-                follow_symlinks=True,
-            )
+            disk.link_open_file(descriptor, self.path)
         except OSError as error:
             if disk.is_name_of(self.path, disk.identity_of(os.fstat(descriptor))):
                 return True
