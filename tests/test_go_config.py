@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlpool import DownloadEngine
-from dlpool.cli.conversion import given_of, ini_lines
+from dlpool.cli.conversion import ini_lines, read_go_settings
 from dlpool.config import UploadSettings
 from dlpool.config.ini import checked
 from dlpool.config.ini import read_settings_file as read_ini
@@ -339,7 +339,7 @@ RIGHT = {
 @given(st.fixed_dictionaries({}, optional=RIGHT))
 def test_whatever_is_read_survives_the_conversion(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
     source = written(tmp_path_factory.getbasetemp(), value, "some.json")
-    read = given_of(str(source), [])
+    read = read_go_settings(str(source), [])
     assert {one.name for one in read} == value.keys()
     text = "\n".join(ini_lines(str(source), read))
     again = checked(read_ini(str(written(source.parent, text, "some.ini")), []), [])

@@ -30,16 +30,16 @@ def run(arguments: argparse.Namespace) -> int:
     since = None if arguments.since is None else since_of(arguments.since, time.time())
     wanted = AuditFilter(arguments.actor, arguments.action, arguments.object, since)
     with open_queue(arguments) as queue:
-        trail = AuditReader(queue.client, queue.keys)
-        position = trail.newest_id() if arguments.follow else ""
-        found = trail.last(arguments.limit, wanted)
+        reader = AuditReader(queue.client, queue.keys)
+        position = reader.newest_id() if arguments.follow else ""
+        events = reader.last(arguments.limit, wanted)
         if not arguments.follow:
-            _show(found, arguments)
+            _show(events, arguments)
             return 0
         if not arguments.json:
             show_row(COLUMNS, WIDTHS)
         with suppress(BrokenPipeError):
-            _follow(trail, found, position, wanted, arguments)
+            _follow(reader, events, position, wanted, arguments)
         return 1
 
 
@@ -60,8 +60,8 @@ def since_of(text: str, now: float) -> float:
 
 
 def _follow(
-    trail: AuditReader,
-    found: list[AuditEvent],
+    reader: AuditReader,
+    events: list[AuditEvent],
     position: str,
     wanted: AuditFilter,
     arguments: argparse.Namespace,
@@ -70,12 +70,12 @@ def _follow(
 
     Raises QueueError, and BrokenPipeError after the reader has closed the pipe.
     """
-    position = max(position, found[-1].id if found else position, key=_position)
+    position = max(position, events[-1].id if events else position, key=_position)
     while True:
-        _show_more(found, arguments)
-        page = trail.wait_after(position)
+        _show_more(events, arguments)
+        page = reader.wait_after(position)
         position = page[-1].id if page else position
-        found = [event for event in page if wanted.matches(event)]
+        events = [event for event in page if wanted.matches(event)]
 
 
 def _position(event_id: str) -> tuple[int, int]:
@@ -83,18 +83,18 @@ def _position(event_id: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def _show(found: Iterable[AuditEvent], arguments: argparse.Namespace) -> None:
+def _show(events: Iterable[AuditEvent], arguments: argparse.Namespace) -> None:
     if arguments.json:
-        show_lines(json.dumps(event.as_json()) for event in found)
+        show_lines(json.dumps(event.as_json()) for event in events)
     else:
-        show_table(COLUMNS, [_row(event) for event in found])
+        show_table(COLUMNS, [_row(event) for event in events])
 
 
-def _show_more(found: Iterable[AuditEvent], arguments: argparse.Namespace) -> None:
+def _show_more(events: Iterable[AuditEvent], arguments: argparse.Namespace) -> None:
     if arguments.json:
-        _show(found, arguments)
+        _show(events, arguments)
     else:
-        for event in found:
+        for event in events:
             show_row(_row(event), WIDTHS)
 
 

@@ -90,8 +90,7 @@ def action_of(arguments: argparse.Namespace) -> str:
 
 
 def author() -> AuditActor:
-    """Return who runs this process: the effective user, the host, and the user of
-    sudo."""
+    """Return who runs this process: the effective user, the host, the user of sudo."""
     name = str(os.geteuid())
     with suppress(KeyError):
         name = pwd.getpwuid(os.geteuid()).pw_name
@@ -124,8 +123,10 @@ class AuditRecorder:
 
     @classmethod
     def of(cls, arguments: argparse.Namespace, settings: Settings) -> AuditRecorder:
-        """Return the recorder of a command. Raises KeyError for a command without
-        action."""
+        """Return the recorder of a command.
+
+        Raises KeyError for a command without an action.
+        """
         return cls(
             action_of(arguments), settings, is_quiet=getattr(arguments, "quiet", False)
         )

@@ -1,5 +1,4 @@
-"""``dlpool config``: checks settings, shows their values and sources, converts
-files."""
+"""``dlpool config``: checks, shows and converts settings."""
 
 from __future__ import annotations
 
@@ -73,8 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def rows(found: EffectiveSettings) -> Iterator[ConfigurationRow]:
-    """Yield all settings, without secrets; those of hosts only as far as they are
-    given."""
+    """Yield all settings without secrets; those of hosts only if they are given."""
     for section, kind in SECTIONS.items():
         for declared in fields(kind):
             yield _row(
@@ -83,9 +81,9 @@ def rows(found: EffectiveSettings) -> Iterator[ConfigurationRow]:
                 declared.name,
                 written_text(found.values, section, declared.name),
             )
-    for (section, name), given in found.values.items():
+    for (section, name), sourced in found.values.items():
         if section.startswith(HOST):
-            yield _row(found, section, name, given.text)
+            yield _row(found, section, name, sourced.text)
 
 
 def find_problems(found: EffectiveSettings) -> list[ConfigProblem]:
@@ -118,30 +116,32 @@ def find_problems(found: EffectiveSettings) -> list[ConfigProblem]:
             check()
         except DlpoolError as error:
             problems += [
-                _placed(found, section, sentence)
+                _with_source(found, section, sentence)
                 for sentence in str(error).splitlines()
             ]
     return problems
 
 
-def _placed(found: EffectiveSettings, section: str, sentence: str) -> ConfigProblem:
+def _with_source(
+    found: EffectiveSettings, section: str, sentence: str
+) -> ConfigProblem:
     """Return a problem with the source of the setting that it begins with."""
     match = re.match(r"\[([a-z]+)\] (.*)", sentence)
     section, text = (match[1], match[2]) if match else (section, sentence)
     name = text.partition(" ")[0].rstrip(":")
-    given = found.values.get((section, name))
-    if given is None:
+    sourced = found.values.get((section, name))
+    if sourced is None:
         return ConfigProblem(sentence, settings=((section, name),))
     return ConfigProblem(
-        f"{given.origin}: {sentence}", given.origin, ((section, name),)
+        f"{sourced.origin}: {sentence}", sourced.origin, ((section, name),)
     )
 
 
 def _row(
     found: EffectiveSettings, section: str, name: str, text: str
 ) -> ConfigurationRow:
-    given = found.values.get((section, name))
-    origin = "default" if given is None else given.origin
+    sourced = found.values.get((section, name))
+    origin = "default" if sourced is None else sourced.origin
     if section.startswith(HOST):
         value = getattr(found.settings.hosts[section.removeprefix(HOST)], name)
     else:
@@ -162,12 +162,12 @@ def _row(
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    found, wrong = examine(
+    found, invalid = examine(
         arguments.config, sourced_service_options(arguments), for_service=True
     )
-    known = concerned(wrong)
-    wrong += [one for one in find_problems(found) if not one.concerns(known)]
-    problems = [problem.text for problem in sort_problems(wrong, found.files)]
+    known = concerned(invalid)
+    invalid += [one for one in find_problems(found) if not one.concerns(known)]
+    problems = [problem.text for problem in sort_problems(invalid, found.files)]
     with reporting_result():
         _show_check(problems, found, arguments)
     return ConfigurationError.exit_code if problems else 0

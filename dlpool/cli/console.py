@@ -52,8 +52,10 @@ class _Stream(io.RawIOBase):
         return os.isatty(self._descriptor)
 
     def write(self, data: object) -> int:
-        """Write bytes and return their number; wait if a non-blocking descriptor is
-        full."""
+        """Write bytes and return their number.
+
+        Waits if a non-blocking descriptor is full.
+        """
         view = memoryview(data)  # type: ignore[arg-type]
         while self.error is None:
             try:

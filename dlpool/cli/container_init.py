@@ -45,8 +45,10 @@ def fork_if_init() -> None:
 
 
 def _serve(child: int, awaited: set[signal.Signals]) -> int:
-    """Forward signals and reap processes until the child exits; return its exit
-    code."""
+    """Forward signals and reap processes until the child exits.
+
+    Returns the exit code of the child.
+    """
     while True:
         received = signal.sigwaitinfo(awaited)
         if received.si_signo != signal.SIGCHLD:
@@ -59,8 +61,11 @@ def _serve(child: int, awaited: set[signal.Signals]) -> int:
 
 
 def _reaped(child: int) -> int | None:
-    """Reap all exited processes. Return the exit code of ``child``, minus its signal if
-    one killed it, or None while it runs."""
+    """Reap all exited processes.
+
+    Returns the exit code of ``child``, minus its signal if one killed it, None while it
+    runs.
+    """
     while True:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == child:

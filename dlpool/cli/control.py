@@ -40,7 +40,7 @@ NODE_FIELDS = (
 WORKER_FIELDS = ("pid", "state", "busy", "slots", "memory")
 
 
-def steer(arguments: argparse.Namespace) -> int:
+def control_jobs(arguments: argparse.Namespace) -> int:
     """Cancel, pause, resume, retry or promote jobs, or change their priority.
 
     Raises QueueError, NoSuchJob, NotPossible.
@@ -58,15 +58,17 @@ def steer(arguments: argparse.Namespace) -> int:
             )
 
         replies = (
-            _noted(queue.audit, arguments.verb, job_id, reply_of(job_id))
+            _record_result(queue.audit, arguments.verb, job_id, reply_of(job_id))
             for job_id in arguments.ids
         )
-        return _told(arguments, arguments.verb, replies, len(arguments.ids))
+        return _report_results(arguments, arguments.verb, replies, len(arguments.ids))
 
 
 def failed(arguments: argparse.Namespace) -> int:
-    """List, retry or remove failure records. Raises UsageError, QueueError,
-    NotPossible."""
+    """List, retry or remove failure records.
+
+    Raises UsageError, QueueError, NotPossible.
+    """
     if arguments.action == "list":
         return _list_failed(arguments)
     if bool(arguments.urls) == arguments.all:
@@ -77,16 +79,18 @@ def failed(arguments: argparse.Namespace) -> int:
         replies = (
             (
                 display_url(url),
-                _noted(
+                _record_result(
                     queue.audit,
                     arguments.action,
                     _id(url, one),
                     act(one) if one else "GONE",
                 )[1],
             )
-            for url, one in _chosen(failures, arguments.urls)
+            for url, one in _records_of(failures, arguments.urls)
         )
-        return _told(arguments, arguments.action, replies, len(arguments.urls) or 2)
+        return _report_results(
+            arguments, arguments.action, replies, len(arguments.urls) or 2
+        )
 
 
 def purge(arguments: argparse.Namespace) -> int:
@@ -116,11 +120,11 @@ def queue(arguments: argparse.Namespace) -> int:
     if arguments.action == "stats":
         return show_stats(arguments)
     with open_queue(arguments) as found:
-        steering = QueueAdmin(found.client, found.keys)
+        queue_admin = QueueAdmin(found.client, found.keys)
         is_paused = arguments.action == "pause"
-        was_paused = is_paused and not steering.pause()
+        was_paused = is_paused and not queue_admin.pause()
         if not is_paused:
-            steering.resume()
+            queue_admin.resume()
         found.audit.note("", UNCHANGED if was_paused else DONE)
     with reporting_result():
         if arguments.json:
@@ -149,13 +153,15 @@ def nodes(arguments: argparse.Namespace) -> int:
             else f"nodes {arguments.action} needs a NODE"
         )
     with open_queue(arguments) as found:
-        there = NodeAdmin(found.client, found.keys)
+        node_admin = NodeAdmin(found.client, found.keys)
         if arguments.action != "list":
-            {"drain": there.drain, "resume": there.resume, "forget": there.forget}[
-                arguments.action
-            ](arguments.node)
+            {
+                "drain": node_admin.drain,
+                "resume": node_admin.resume,
+                "forget": node_admin.forget,
+            }[arguments.action](arguments.node)
             found.audit.note(arguments.node)
-        rows = there.list_nodes()
+        rows = node_admin.list_nodes()
     with nullcontext() if arguments.action == "list" else reporting_result():
         _show_nodes(rows, arguments)
     return 0
@@ -180,18 +186,18 @@ def _show_nodes(
 
 
 def _node_row(row: Mapping[str, Any]) -> list[object]:
-    shown = dict(row)
+    cells = dict(row)
     if isinstance(row.get("free"), int):
-        shown["free"] = size_text(row["free"])
-    return [row["node"], row["state"], *(shown.get(name) for name in NODE_FIELDS)]
+        cells["free"] = size_text(row["free"])
+    return [row["node"], row["state"], *(cells.get(name) for name in NODE_FIELDS)]
 
 
 def _worker_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[object]]:
     """Yield a row for each worker that a node reports."""
     for row in rows:
         for worker in row.get("workers_info", ()):
-            shown = {**worker, "memory": size_text(worker.get("memory", 0))}
-            yield [row["node"], *(shown.get(name) for name in WORKER_FIELDS)]
+            cells = {**worker, "memory": size_text(worker.get("memory", 0))}
+            yield [row["node"], *(cells.get(name) for name in WORKER_FIELDS)]
 
 
 def _list_failed(arguments: argparse.Namespace) -> int:
@@ -216,7 +222,7 @@ def _list_failed(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _chosen(
+def _records_of(
     failures: FailureRecords, urls: Iterable[str]
 ) -> Iterator[tuple[str, FailureRecord | None]]:
     """Yield the records of the URLs; without URLs all records."""
@@ -232,15 +238,16 @@ def _id(url: str, one: FailureRecord | None) -> str:
     return one.id if one else record_id(url.encode("utf-8", "surrogateescape"))
 
 
-def _noted(audit: AuditRecorder, verb: str, name: str, reply: str) -> tuple[str, str]:
-    """Record the result for one job or failure record, and return its name and the
-    reply."""
+def _record_result(
+    audit: AuditRecorder, verb: str, name: str, reply: str
+) -> tuple[str, str]:
+    """Record the result for one name; return the name and the reply."""
     problem = error_of_reply(verb, name, reply)
     audit.note(name, problem.label if problem else DONE)
     return name, reply
 
 
-def _told(
+def _report_results(
     arguments: argparse.Namespace,
     verb: str,
     replies: Iterable[tuple[str, str]],

@@ -56,11 +56,10 @@ Run = Callable[[argparse.Namespace], int]
 
 
 def add_control_commands(commands: Any, exit_codes: str) -> None:
-    """Declare ``cancel``, ``pause``, ``resume``, ``retry``, ``promote``, ``priority``,
-    ``failed``, ``purge``, ``queue``, ``nodes`` and ``top``."""
+    """Declare the commands that control jobs, failure records, the queue and nodes."""
     for verb, (summary, text) in VERBS.items():
         parser = add_command(
-            commands, verb, summary, text, exit_codes, _late("control", "steer")
+            commands, verb, summary, text, exit_codes, _late("control", "control_jobs")
         )
         parser.set_defaults(verb=verb, level="")
         _add_ids(parser)
@@ -70,7 +69,7 @@ def add_control_commands(commands: Any, exit_codes: str) -> None:
         "change the priority of jobs",
         "Change the priority of jobs; waiting jobs move to the back of that priority.",
         exit_codes,
-        _late("control", "steer"),
+        _late("control", "control_jobs"),
     )
     parser.set_defaults(verb="priority")
     _add_ids(parser)
@@ -186,8 +185,10 @@ def _add_ids(parser: argparse.ArgumentParser) -> None:
 
 
 def _late(module: str, name: str) -> Run:
-    """Return a function that imports ``dlpool.cli.MODULE`` when it is called, and calls
-    the function ``name`` of it."""
+    """Return a function that imports a command's module when it is called.
+
+    ``module`` is the name below ``dlpool.cli``, ``name`` the function to call.
+    """
 
     def run(arguments: argparse.Namespace) -> int:
         code: int = getattr(import_module(f"dlpool.cli.{module}"), name)(arguments)

@@ -28,7 +28,7 @@ def convert(arguments: argparse.Namespace) -> int:
             "config.json"
         )
     notes: list[str] = []
-    lines = ini_lines(source, given_of(source, notes))
+    lines = ini_lines(source, read_go_settings(source, notes))
     if not arguments.quiet:
         print_warnings(notes)
     if arguments.output is None:
@@ -40,7 +40,7 @@ def convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def given_of(source: str, notes: list[str]) -> Sequence[SourcedValue]:
+def read_go_settings(source: str, notes: list[str]) -> Sequence[SourcedValue]:
     """Return the settings of the file.
 
     Raises ConfigurationError, which names every invalid setting.
@@ -51,26 +51,28 @@ def given_of(source: str, notes: list[str]) -> Sequence[SourcedValue]:
             f"{source} is not JSON: it is already an INI file, or neither format"
         )
     problems: list[ConfigProblem] = []
-    given = checked(read_json(text, source, problems, notes), problems)
+    settings = checked(read_json(text, source, problems, notes), problems)
     if problems:
         raise ConfigurationError(
             "\n".join(one.text for one in sort_problems(problems, (source,)))
         )
-    return given
+    return settings
 
 
-def ini_lines(source: str, given: Sequence[SourcedValue]) -> list[str]:
+def ini_lines(source: str, settings: Sequence[SourcedValue]) -> list[str]:
     """Return the lines of an INI file with these settings."""
     return [
         f"# The settings of {Path(source).name!r}, by dlpool config convert.",
         f"[{SECTION}]",
-        *(f"{one.name} = {one.text}" for one in given),
+        *(f"{one.name} = {one.text}" for one in settings),
     ]
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a new file. Raises TargetExists, LocalFault; it creates no file on an
-    error."""
+    """Write a new file; it is complete or not created.
+
+    Raises TargetExists, LocalFault.
+    """
     new = path.with_name(f".{path.name}.new")
     with translated(f"write {path}"):
         try:

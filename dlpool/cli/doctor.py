@@ -68,13 +68,13 @@ def _show(found: list[DoctorFinding], arguments: argparse.Namespace) -> None:
         }
         show_lines([jsontext.dumps(report).decode()])
     else:
-        shown = (
+        listed = (
             [one for one in found if one.state == FAILED] if arguments.quiet else found
         )
-        if shown:
+        if listed:
             show_table(
                 COLUMNS,
-                [(one.check, one.state, one.found, one.advice) for one in shown],
+                [(one.check, one.state, one.found, one.advice) for one in listed],
             )
         if not arguments.quiet:
             show_lines([f"verdict: {verdict(found)}"])
@@ -121,10 +121,12 @@ def examine(arguments: argparse.Namespace) -> Iterator[DoctorFinding]:
 
 def _check_origin(url: str, settings: Settings) -> Iterator[DoctorFinding]:
     """Test the server of a URL, and describe how dlpool would download from it."""
-    fixed = settings.transfer.connections
-    most = settings.transfer.max_connections if fixed == AUTO else int(fixed)
+    connections = settings.transfer.connections
+    max_connections = (
+        settings.transfer.max_connections if connections == AUTO else int(connections)
+    )
     try:
-        seen = ServerInspection(url, settings.network).run(most)
+        report = ServerInspection(url, settings.network).run(max_connections)
     except DlpoolError as error:
         yield DoctorFinding(
             "url",
@@ -133,7 +135,7 @@ def _check_origin(url: str, settings: Settings) -> Iterator[DoctorFinding]:
             "dlpool fetch -v shows each attempt; see the exit codes",
         )
         return
-    yield from origin_findings(seen, settings)
+    yield from origin_findings(report, settings)
 
 
 def _unusable(problems: list[str]) -> Iterator[DoctorFinding]:

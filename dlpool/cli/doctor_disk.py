@@ -58,18 +58,18 @@ def _space(folder: Path, min_free: int | None) -> DoctorFinding:
             OK,
             f"the file system of {folder} does not report it: no limit is applied",
         )
-    room = FileSystemSpace(str(folder), space.size, space.free, 0)
+    usage = FileSystemSpace(str(folder), space.size, space.free, 0)
     found = (
-        f"{size_text(room.free)} of {size_text(room.size)} free on that of "
-        f"{room.folder}"
+        f"{size_text(usage.free)} of {size_text(usage.size)} free on that of "
+        f"{usage.folder}"
     )
-    if not room.is_low(min_free, was_low=False):
+    if not usage.is_low(min_free, was_low=False):
         return DoctorFinding("free space", OK, found)
     advice = "no job begins: free space, or lower min_free in [supervisor]"
     return DoctorFinding(
         "free space",
         FAILED,
-        f"{found}; {size_text(room.required_free(min_free))} must stay free",
+        f"{found}; {size_text(usage.required_free(min_free))} must stay free",
         advice,
     )
 

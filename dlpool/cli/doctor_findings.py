@@ -93,8 +93,7 @@ def clock_finding(
 
 
 def files_needed(settings: Settings, cores: int) -> int:
-    """Return the open files of the busiest worker with all slots and connections in
-    use.
+    """Return the open files of the busiest worker, with all connections in use.
 
     ``cores`` is the number of cores of the machine.
     """
@@ -131,38 +130,40 @@ def open_files_finding(needed: int, hard: int | None) -> DoctorFinding:
     )
 
 
-def origin_findings(seen: InspectionReport, settings: Settings) -> list[DoctorFinding]:
+def origin_findings(
+    report: InspectionReport, settings: Settings
+) -> list[DoctorFinding]:
     """Judge what a server supports, and how dlpool would download from it."""
     found = [
-        _head(seen, settings),
-        _size(seen, settings),
-        _ranges(seen),
-        _validator(seen),
-        _if_range(seen),
+        _head(report, settings),
+        _size(report, settings),
+        _ranges(report),
+        _validator(report),
+        _if_range(report),
     ]
-    found.append(_connections(seen))
-    if seen.clock_offset_s is not None:
-        found.append(clock_finding("origin clock", seen.clock_offset_s, is_proof=False))
-    speed = (
-        f"{size_text(seen.received / max(seen.seconds, 1e-3))}/s over one connection"
-    )
+    found.append(_connections(report))
+    if report.clock_offset_s is not None:
+        found.append(
+            clock_finding("origin clock", report.clock_offset_s, is_proof=False)
+        )
+    speed = f"{size_text(report.received / max(report.seconds, 1e-3))}/s over one connection"
     found.append(
         DoctorFinding(
             "speed",
             OK,
-            f"{speed}, {size_text(seen.received)}, first answer in {seen.answer_s:.3f} "
+            f"{speed}, {size_text(report.received)}, first answer in {report.answer_s:.3f} "
             f"s",
         )
     )
-    return [*found, DoctorFinding("plan", OK, plan_of(seen, settings))]
+    return [*found, DoctorFinding("plan", OK, plan_of(report, settings))]
 
 
-def plan_of(seen: InspectionReport, settings: Settings) -> str:
+def plan_of(report: InspectionReport, settings: Settings) -> str:
     """Describe in one sentence how dlpool would download."""
-    resource, transfer = seen.resource, settings.transfer
-    if not seen.is_partial:
+    resource, transfer = report.resource, settings.transfer
+    if not report.is_partial:
         return "one connection, one stream, not resumable: it restarts if it breaks"
-    most = (
+    limit = (
         transfer.max_connections
         if transfer.connections == AUTO
         else int(transfer.connections)
@@ -170,7 +171,7 @@ def plan_of(seen: InspectionReport, settings: Settings) -> str:
     number = (
         1
         if resource.refuses_ranges
-        else max(1, min(most, (resource.size or 0) // transfer.min_split_size))
+        else max(1, min(limit, (resource.size or 0) // transfer.min_split_size))
     )
     how = (
         f"up to {number}, as many as raise the throughput"
@@ -190,8 +191,8 @@ def plan_of(seen: InspectionReport, settings: Settings) -> str:
         else "not resumable in a later run"
     )
     admitted = (
-        f" ({seen.connections} are admitted and fetch all ranges)"
-        if seen.refusals
+        f" ({report.connections} are admitted and fetch all ranges)"
+        if report.refusals
         else ""
     )
     return (
@@ -200,10 +201,10 @@ def plan_of(seen: InspectionReport, settings: Settings) -> str:
     )
 
 
-def _head(seen: InspectionReport, settings: Settings) -> DoctorFinding:
-    if isinstance(seen.head, int) and seen.head < 400:
-        return DoctorFinding("head", OK, f"answered {seen.head}")
-    found = f"answered {seen.head}" if isinstance(seen.head, int) else seen.head
+def _head(report: InspectionReport, settings: Settings) -> DoctorFinding:
+    if isinstance(report.head, int) and report.head < 400:
+        return DoctorFinding("head", OK, f"answered {report.head}")
+    found = f"answered {report.head}" if isinstance(report.head, int) else report.head
     if settings.transfer.probe == "head":
         return DoctorFinding(
             "head", WARNING, found, "probe = range in [transfer] saves this request"
@@ -211,20 +212,20 @@ def _head(seen: InspectionReport, settings: Settings) -> DoctorFinding:
     return DoctorFinding("head", OK, f"{found}; dlpool does not need it")
 
 
-def _size(seen: InspectionReport, settings: Settings) -> DoctorFinding:
-    size, most = seen.resource.size, settings.transfer.max_file_size
+def _size(report: InspectionReport, settings: Settings) -> DoctorFinding:
+    size, limit = report.resource.size, settings.transfer.max_file_size
     if size is None:
         return DoctorFinding(
             "size", WARNING, "unknown", "a checksum shows whether the file is complete"
         )
-    if most is not None and size > most:
+    if limit is not None and size > limit:
         return DoctorFinding(
             "size",
             FAILED,
-            f"{size} bytes, max_file_size is {most}",
+            f"{size} bytes, max_file_size is {limit}",
             "raise max_file_size in [transfer]",
         )
-    if seen.resource.content_encoding:
+    if report.resource.content_encoding:
         advice = (
             "content_encoding in [transfer] decides whether it is decoded; decoding "
             "uses one connection"
@@ -232,16 +233,16 @@ def _size(seen: InspectionReport, settings: Settings) -> DoctorFinding:
         return DoctorFinding(
             "size",
             WARNING,
-            f"{size} bytes, encoded as {seen.resource.content_encoding}",
+            f"{size} bytes, encoded as {report.resource.content_encoding}",
             advice,
         )
     return DoctorFinding(
-        "size", OK, f"{size} bytes ({size_text(size)}), from {seen.host}"
+        "size", OK, f"{size} bytes ({size_text(size)}), from {report.host}"
     )
 
 
-def _ranges(seen: InspectionReport) -> DoctorFinding:
-    if seen.is_partial:
+def _ranges(report: InspectionReport) -> DoctorFinding:
+    if report.is_partial:
         return DoctorFinding("ranges", OK, "supported")
     return DoctorFinding(
         "ranges",
@@ -251,8 +252,8 @@ def _ranges(seen: InspectionReport) -> DoctorFinding:
     )
 
 
-def _validator(seen: InspectionReport) -> DoctorFinding:
-    resource = seen.resource
+def _validator(report: InspectionReport) -> DoctorFinding:
+    resource = report.resource
     if resource.strong_etag:
         return DoctorFinding("validator", OK, f"strong ETag {resource.strong_etag}")
     if resource.has_settled_date:
@@ -272,24 +273,24 @@ def _validator(seen: InspectionReport) -> DoctorFinding:
     )
 
 
-def _if_range(seen: InspectionReport) -> DoctorFinding:
-    if seen.if_range is IfRange.IGNORED:
+def _if_range(report: InspectionReport) -> DoctorFinding:
+    if report.if_range is IfRange.IGNORED:
         advice = "nothing to do: dlpool compares the validators of each response"
-        return DoctorFinding("if-range", WARNING, seen.if_range.value, advice)
-    if seen.if_range is IfRange.REFUSED:
+        return DoctorFinding("if-range", WARNING, report.if_range.value, advice)
+    if report.if_range is IfRange.REFUSED:
         advice = "nothing to do: dlpool resumes without it, after one more request"
-        return DoctorFinding("if-range", WARNING, seen.if_range.value, advice)
-    return DoctorFinding("if-range", OK, seen.if_range.value)
+        return DoctorFinding("if-range", WARNING, report.if_range.value, advice)
+    return DoctorFinding("if-range", OK, report.if_range.value)
 
 
-def _connections(seen: InspectionReport) -> DoctorFinding:
-    if not seen.refusals:
+def _connections(report: InspectionReport) -> DoctorFinding:
+    if not report.refusals:
         return DoctorFinding(
-            "connections", OK, f"{seen.connections_tried} at once answered"
+            "connections", OK, f"{report.connections_tried} at once answered"
         )
     found = (
-        f"{seen.connections} of {seen.connections_tried} at once answered; else: "
-        f"{seen.refusals[0]}"
+        f"{report.connections} of {report.connections_tried} at once answered; else: "
+        f"{report.refusals[0]}"
     )
-    advice = f"set connections = auto, or {max(1, seen.connections)}, in [transfer]"
+    advice = f"set connections = auto, or {max(1, report.connections)}, in [transfer]"
     return DoctorFinding("connections", WARNING, found, advice)

@@ -109,9 +109,9 @@ def check_limits(settings: Settings) -> Iterator[DoctorFinding]:
 
 
 def _server(client: redis.Redis) -> Iterator[DoctorFinding]:
-    said = read_server_info(client)
-    if master := master_of_replica(said.info or {}):
-        found = f"version {_version(said)}, a read-only replica of {master}"
+    server = read_server_info(client)
+    if master := master_of_replica(server.info or {}):
+        found = f"version {_version(server)}, a read-only replica of {master}"
         yield DoctorFinding(
             "redis",
             FAILED,
@@ -119,40 +119,42 @@ def _server(client: redis.Redis) -> Iterator[DoctorFinding]:
             "name its master in [redis], or its Sentinels: redis+sentinel://",
         )
     else:
-        yield DoctorFinding("redis", OK, f"version {_version(said)}")
-    yield from _risks(said)
-    waits = []
+        yield DoctorFinding("redis", OK, f"version {_version(server)}")
+    yield from _risks(server)
+    latencies = []
     with translated(client):
         for _ in range(PINGS):
             began = time.monotonic()
             client.ping()
-            waits.append(time.monotonic() - began)
+            latencies.append(time.monotonic() - began)
         asked = time.time()
         seconds, microseconds = client.time()
-        ours = (asked + time.time()) / 2
-    yield latency_finding(statistics.median(waits))
-    yield clock_finding("redis clock", seconds + microseconds / 1e6 - ours)
+        local_time = (asked + time.time()) / 2
+    yield latency_finding(statistics.median(latencies))
+    yield clock_finding("redis clock", seconds + microseconds / 1e6 - local_time)
 
 
-def _version(said: ServerInfo) -> str:
-    if said.info is None:
+def _version(server: ServerInfo) -> str:
+    if server.info is None:
         return "unknown"
-    valkey = said.info.get("valkey_version")
+    valkey = server.info.get("valkey_version")
     return (
-        f"Valkey {valkey}" if valkey else str(said.info.get("redis_version", "unknown"))
+        f"Valkey {valkey}"
+        if valkey
+        else str(server.info.get("redis_version", "unknown"))
     )
 
 
-def _risks(said: ServerInfo) -> Iterator[DoctorFinding]:
+def _risks(server: ServerInfo) -> Iterator[DoctorFinding]:
     """Check eviction and persistence."""
     found = (
         {}
-        if said.info is None
-        else {one.event: one.reason for one in warnings(said.info, said.save)}
+        if server.info is None
+        else {one.event: one.reason for one in warnings(server.info, server.save)}
     )
-    is_told = {
-        "redis_may_evict": said.info is not None,
-        "redis_not_persistent": said.save is not None,
+    is_known = {
+        "redis_may_evict": server.info is not None,
+        "redis_not_persistent": server.save is not None,
     }
     for event, check in _CONSEQUENCE.items():
         if event in found:
@@ -162,26 +164,26 @@ def _risks(said: ServerInfo) -> Iterator[DoctorFinding]:
             yield DoctorFinding(
                 check,
                 OK,
-                "jobs are kept" if is_told[event] else "hidden from this user",
+                "jobs are kept" if is_known[event] else "hidden from this user",
             )
 
 
 def _folder(name: str, folder: Path) -> DoctorFinding:
-    there = nearest(folder)
+    existing = nearest(folder)
     try:
-        owner, is_folder = there.stat().st_uid, there.is_dir()
+        owner, is_folder = existing.stat().st_uid, existing.is_dir()
     except OSError as error:
         return DoctorFinding(
-            name, FAILED, f"{there}: {error.strerror}", "see the path in [paths]"
+            name, FAILED, f"{existing}: {error.strerror}", "see the path in [paths]"
         )
     if not is_folder:
         return DoctorFinding(
             name,
             FAILED,
-            f"{there} is not a folder",
+            f"{existing} is not a folder",
             f"move it away, or set another {name} in [paths]",
         )
-    if not os.access(there, os.W_OK | os.X_OK):
+    if not os.access(existing, os.W_OK | os.X_OK):
         advice = (
             f"make it writable for {_user(os.geteuid())}, who runs this, or mount it "
             f"writable"
@@ -189,10 +191,10 @@ def _folder(name: str, folder: Path) -> DoctorFinding:
         return DoctorFinding(
             name,
             FAILED,
-            f"{there} cannot be written to; it is {_user(owner)}'s",
+            f"{existing} cannot be written to; it is {_user(owner)}'s",
             advice,
         )
-    if there != folder:
+    if existing != folder:
         return DoctorFinding(
             name, OK, f"{folder} does not exist yet and can be created"
         )

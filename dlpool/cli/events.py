@@ -112,12 +112,11 @@ def _row(event: QueueEvent) -> tuple[str, ...]:
 
 
 def detail_text(event: QueueEvent) -> str:
-    """Return the details of an event in one line: the reason, or the path of the
-    file."""
-    said = [
+    """Return the details of an event in one line: its reason or its path."""
+    details = [
         f"{name}={value}"
         for name, value in event.fields.items()
         if name not in _SHOWN_ELSEWHERE and value
     ]
     reason = event.note.get("message") or event.note.get("path")
-    return " ".join([*said, str(reason)] if reason else said)[:DETAIL_SHOWN]
+    return " ".join([*details, str(reason)] if reason else details)[:DETAIL_SHOWN]

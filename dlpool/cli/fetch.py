@@ -70,32 +70,32 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if results := _collisions(arguments, engine, transfer):
         return _refused(arguments, results)
-    with _items(arguments) as items, _earlier(arguments) as earlier:
+    with _items(arguments) as items, _open_session(arguments) as earlier:
         batch = Batch(engine, items, earlier)
         began = time.monotonic()
-        shown = make_display(arguments.progress, quiet=arguments.quiet)
+        display = make_display(arguments.progress, quiet=arguments.quiet)
         report = FetchReport(
-            shown, is_list=is_list, quiet=arguments.quiet, keeps=arguments.json
+            display, is_list=is_list, quiet=arguments.quiet, keeps=arguments.json
         )
         try:
-            _watch(batch, shown, report, events)
+            _watch(batch, display, report, events)
         finally:
-            shown.close()
+            display.close()
         return report.end(batch.progress(), time.monotonic() - began)
 
 
 def _refused(arguments: argparse.Namespace, results: list[BatchResult]) -> int:
     """Report why no download of a list was started, and return the exit code."""
-    shown = make_display(arguments.progress, quiet=arguments.quiet)
+    display = make_display(arguments.progress, quiet=arguments.quiet)
     report = FetchReport(
-        shown, is_list=True, quiet=arguments.quiet, keeps=arguments.json
+        display, is_list=True, quiet=arguments.quiet, keeps=arguments.json
     )
     report.add(results)
     is_text = not any(isinstance(result.error, ListUnreadable) for result in results)
-    shown.print_line(
+    display.print_line(
         f"dlpool: no download was started{': ' + _ADVICE if is_text else ''}"
     )
-    shown.close()
+    display.close()
     return report.end(BatchProgress(failed=len(results)), 0.0)
 
 
@@ -108,7 +108,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 @contextmanager
-def _earlier(arguments: argparse.Namespace) -> Iterator[BatchSession | None]:
+def _open_session(arguments: argparse.Namespace) -> Iterator[BatchSession | None]:
     """Open the session file that records the work of earlier runs, if it is given."""
     if arguments.session is None:
         yield None
@@ -123,7 +123,7 @@ def _earlier(arguments: argparse.Namespace) -> Iterator[BatchSession | None]:
 
 
 def _watch(
-    batch: Batch, shown: Display, report: FetchReport, events: EventPrinter
+    batch: Batch, display: Display, report: FetchReport, events: EventPrinter
 ) -> None:
     """Draw and report until all downloads have ended.
 
@@ -142,13 +142,13 @@ def _watch(
             deadline = time.monotonic() + STOP_S
             report.signal = interruption.signal
             batch.cancel()
-        events.print_events(shown)
+        events.print_events(display)
         report.add(batch.take_results())
-        view = batch.progress()
-        shown.update(view)
+        progress = batch.progress()
+        display.update(progress)
         if batch.stopped.is_set():
             break  # other threads may still wait for a line of the list
-    events.print_events(shown)
+    events.print_events(display)
     report.add(batch.take_results())
 
 
@@ -159,7 +159,7 @@ def _items(arguments: argparse.Namespace) -> Iterator[Iterator[BatchItem]]:
         if arguments.url is None:
             raise UsageError("a URL is missing (or use -i FILE for a list)")
         yield iter(
-            [single_item(arguments.url, arguments.path, _common(arguments, Path()))]
+            [single_item(arguments.url, arguments.path, _defaults(arguments, Path()))]
         )
         return
     if arguments.path is not None:
@@ -167,10 +167,10 @@ def _items(arguments: argparse.Namespace) -> Iterator[Iterator[BatchItem]]:
     refuse_url(arguments.url)
     if arguments.checksum is not None:
         raise UsageError("with -i, put checksums into the list, as JSON")
-    common = _common(arguments, Path(arguments.url or ""))
+    defaults = _defaults(arguments, Path(arguments.url or ""))
     with open_list(arguments.input_file) as read:
         yield items_from_lines(
-            read_lines(read), common, shown_list(arguments.input_file)
+            read_lines(read), defaults, shown_list(arguments.input_file)
         )
 
 
@@ -188,7 +188,7 @@ def _collisions(
         return list(find_collisions(items, core_of(engine).look_up_target))
 
 
-def _common(arguments: argparse.Namespace, folder: Path) -> ItemDefaults:
+def _defaults(arguments: argparse.Namespace, folder: Path) -> ItemDefaults:
     headers = read_headers(arguments)
     if arguments.referer is not None:
         headers["Referer"] = parse_header(f"Referer: {arguments.referer}")[1]

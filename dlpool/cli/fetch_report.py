@@ -1,5 +1,4 @@
-"""Reports a run of ``dlpool fetch``: a line per file, a summary, JSON, the exit
-code."""
+"""Reports a run of ``dlpool fetch``: lines, a summary, JSON, the exit code."""
 
 from __future__ import annotations
 
@@ -26,10 +25,10 @@ class FetchReport:
     """
 
     def __init__(
-        self, shown: Display, *, is_list: bool, quiet: bool, keeps: bool
+        self, display: Display, *, is_list: bool, quiet: bool, keeps: bool
     ) -> None:
         self.signal: int | None = None
-        self._shown = shown
+        self._display = display
         self._is_list = is_list
         self._quiet = quiet
         self._keeps = keeps
@@ -54,18 +53,18 @@ class FetchReport:
                 self._objects.append(as_json(result))
             self._say(result, is_cancelled=is_cancelled)
 
-    def end(self, view: BatchProgress, seconds: float) -> int:
+    def end(self, progress: BatchProgress, seconds: float) -> int:
         """Print the summary and the JSON, and return the exit code.
 
-        ``view`` is the final progress.
+        ``progress`` is the final progress.
         """
         code = self._exit_code()
         if not self._quiet and self.signal is not None and code == 128 + self.signal:
-            self._shown.print_line(
+            self._display.print_line(
                 "dlpool: interrupted; run the same command again to resume"
             )
         elif not self._quiet and self._is_list:
-            self._shown.print_line(self._summary(view, seconds))
+            self._display.print_line(self._summary(progress, seconds))
         if self._keeps:
             single = (
                 {**self._objects[0], "exit_code": code}
@@ -76,7 +75,7 @@ class FetchReport:
                 show_lines(
                     [
                         json.dumps(
-                            self._as_json(code, view, seconds)
+                            self._as_json(code, progress, seconds)
                             if self._is_list
                             else single
                         )
@@ -84,27 +83,30 @@ class FetchReport:
                 )
         return code
 
-    def _summary(self, view: BatchProgress, seconds: float) -> str:
-        total = self._done + self._failed + view.earlier
-        earlier = f", {view.earlier} in earlier runs" if view.earlier else ""
-        size, speed = size_text(view.completed_bytes), size_text(_speed(view, seconds))
+    def _summary(self, progress: BatchProgress, seconds: float) -> str:
+        total = self._done + self._failed + progress.earlier
+        earlier = f", {progress.earlier} in earlier runs" if progress.earlier else ""
+        size, speed = (
+            size_text(progress.completed_bytes),
+            size_text(_speed(progress, seconds)),
+        )
         return (
-            f"{self._done + view.earlier} of {total} files done{earlier}, "
+            f"{self._done + progress.earlier} of {total} files done{earlier}, "
             f"{self._failed} failed: "
             f"{size} in {seconds:.1f} s ({speed}/s)"
         )
 
     def _as_json(
-        self, code: int, view: BatchProgress, seconds: float
+        self, code: int, progress: BatchProgress, seconds: float
     ) -> dict[str, Any]:
         return {
             "exit_code": code,
             "done": self._done,
             "failed": self._failed,
-            "earlier": view.earlier,
-            "size": view.completed_bytes,
+            "earlier": progress.earlier,
+            "size": progress.completed_bytes,
             "seconds": round(seconds, 3),
-            "bytes_per_second": round(_speed(view, seconds)),
+            "bytes_per_second": round(_speed(progress, seconds)),
             "files": self._objects,
         }
 
@@ -122,16 +124,16 @@ class FetchReport:
     def _say(self, result: BatchResult, *, is_cancelled: bool) -> None:
         if result.is_duplicate:
             if not self._quiet:
-                self._shown.print_line(f"{result.error}")
+                self._display.print_line(f"{result.error}")
         elif result.outcome is not None and not self._quiet:
-            self._shown.print_line(success_text(result.outcome))
+            self._display.print_line(success_text(result.outcome))
         elif result.error is not None and not is_cancelled:
             where = f"{display_url(result.item.url)}: " if result.item.url else ""
-            self._shown.print_line(f"dlpool: {where}{result.error}")
+            self._display.print_line(f"dlpool: {where}{result.error}")
 
 
-def _speed(view: BatchProgress, seconds: float) -> float:
-    return view.completed_bytes / seconds if seconds > 0 else 0.0
+def _speed(progress: BatchProgress, seconds: float) -> float:
+    return progress.completed_bytes / seconds if seconds > 0 else 0.0
 
 
 def success_text(outcome: TransferResult) -> str:

@@ -78,19 +78,19 @@ class EventPrinter:
         if self._is_wanted or event in _SENTENCES:
             self._events.put((event, fields))
 
-    def print_events(self, shown: Display) -> None:
+    def print_events(self, display: Display) -> None:
         """Print the events since the last call."""
         while not self._events.empty():
             event, fields = self._events.get()
             if not self._is_wanted:
-                shown.print_line(f"dlpool: {_SENTENCES[event](fields)}")
+                display.print_line(f"dlpool: {_SENTENCES[event](fields)}")
                 continue
             details = " ".join(
-                f"{name}={_shown(value)}" for name, value in fields.items()
+                f"{name}={_value_text(value)}" for name, value in fields.items()
             )
-            shown.print_line(f"{time.strftime('%H:%M:%S')} {event} {details}")
+            display.print_line(f"{time.strftime('%H:%M:%S')} {event} {details}")
 
 
-def _shown(value: object) -> str:
+def _value_text(value: object) -> str:
     """Return the text of a value; a path is shown as its text."""
     return repr(os.fspath(value) if isinstance(value, os.PathLike) else value)

@@ -1,5 +1,4 @@
-"""Reads the headers of ``-H`` and ``--header-file``, on the command line or in
-files."""
+"""Reads the headers of ``-H`` and ``--header-file``."""
 
 from __future__ import annotations
 

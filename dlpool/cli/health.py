@@ -1,5 +1,4 @@
-"""``dlpool health``: checks a supervisor of this machine, for scripts and
-containers."""
+"""``dlpool health``: checks a supervisor of this machine."""
 
 from __future__ import annotations
 
@@ -20,8 +19,10 @@ class Unhealthy(DlpoolError):
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the checks, and return 0 if all succeed. Raises Unhealthy,
-    ConfigurationError."""
+    """Print the checks, and return 0 if all succeed.
+
+    Raises Unhealthy, ConfigurationError.
+    """
     listen = arguments.address or _listen_of(arguments.config)
     status, text = request_health(
         listen, "/livez?verbose" if arguments.live else "/readyz?verbose"

@@ -36,18 +36,18 @@ class ItemDefaults:
     checksum: Checksum | None
 
 
-def single_item(url: str, path: str | None, common: ItemDefaults) -> BatchItem:
+def single_item(url: str, path: str | None, defaults: ItemDefaults) -> BatchItem:
     """Return the item of ``dlpool fetch URL [PATH]``. Raises UsageError."""
     if path == "-":
         raise UsageError(
             "dlpool writes files, not standard output: name a file instead of -"
         )
     refuse_url(path)
-    return BatchItem(url, _job(url, path, common))
+    return BatchItem(url, _job(url, path, defaults))
 
 
 def items_from_lines(
-    lines: Iterable[str], common: ItemDefaults, name: str = "the list"
+    lines: Iterable[str], defaults: ItemDefaults, name: str = "the list"
 ) -> Iterator[BatchItem]:
     """Yield the items of a list, one per line; skip empty lines and ``#`` comments.
 
@@ -61,10 +61,10 @@ def items_from_lines(
             if not text or text.startswith("#"):
                 continue
             try:
-                url, path, own = _parsed(text, common)
+                url, path, own_headers = _parsed(text, defaults)
                 yield BatchItem(
                     url,
-                    _job(url, None if path is None else _in_utf8(path), own),
+                    _job(url, None if path is None else _in_utf8(path), own_headers),
                     line=number,
                 )
             except NotText:
@@ -88,7 +88,7 @@ def parse_header(text: str) -> tuple[str, str]:
 
 
 def refuse_url(path: str | None) -> None:
-    """Raise UsageError for a PATH that looks like a URL, as ``https:`` is no folder."""
+    """Raise UsageError for a PATH that looks like a URL."""
     if path is not None and _URL.match(path):
         raise UsageError("PATH looks like a URL; several URLs go into a list: -i FILE")
 
@@ -109,8 +109,8 @@ def _in_utf8(path: str) -> str:
         ) from error
 
 
-def _job(url: str, path: str | None, common: ItemDefaults) -> Job:
-    target = common.folder if path is None else common.folder / path
+def _job(url: str, path: str | None, defaults: ItemDefaults) -> Job:
+    target = defaults.folder if path is None else defaults.folder / path
     is_folder = path is None or path.endswith("/") or os.path.isdir(target)
     split_credentials(url)
     try:
@@ -120,10 +120,12 @@ def _job(url: str, path: str | None, common: ItemDefaults) -> Job:
         raise UsageError(
             "the path has characters that no file name can contain"
         ) from error
-    return Job(url, target, is_folder, common.headers, common.user, common.checksum)
+    return Job(
+        url, target, is_folder, defaults.headers, defaults.user, defaults.checksum
+    )
 
 
-def _parsed(text: str, common: ItemDefaults) -> tuple[str, str | None, ItemDefaults]:
+def _parsed(text: str, defaults: ItemDefaults) -> tuple[str, str | None, ItemDefaults]:
     if not text.startswith("{"):
         url, *rest = re.split(f"[{_SPACE}]+", text, maxsplit=1)
         if not url.isascii() and any("\udc80" <= letter <= "\udcff" for letter in url):
@@ -133,16 +135,16 @@ def _parsed(text: str, common: ItemDefaults) -> tuple[str, str | None, ItemDefau
             )
         path = rest[0] if rest else None
         refuse_url(path)
-        return url, path, common
+        return url, path, defaults
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"it is not JSON ({error})") from error
-    return _from_json(fields, common)
+    return _from_json(fields, defaults)
 
 
 def _from_json(
-    fields: dict[str, Any], common: ItemDefaults
+    fields: dict[str, Any], defaults: ItemDefaults
 ) -> tuple[str, str | None, ItemDefaults]:
     unknown = ", ".join(sorted(fields.keys() - _JSON_FIELDS))
     if unknown:
@@ -159,14 +161,19 @@ def _from_json(
         raise UsageError("headers is not an object of texts")
     if not fields.get("url"):
         raise UsageError("url is missing")
-    own = dict(_header(name, value) for name, value in headers.items())
+    own_headers = dict(_header(name, value) for name, value in headers.items())
     checksum = (
         Checksum.parse(fields["checksum"])
         if fields.get("checksum") is not None
-        else common.checksum
+        else defaults.checksum
     )
     return (
         fields["url"],
         fields.get("path"),
-        ItemDefaults(common.folder, {**common.headers, **own}, common.user, checksum),
+        ItemDefaults(
+            defaults.folder,
+            {**defaults.headers, **own_headers},
+            defaults.user,
+            checksum,
+        ),
     )

@@ -58,7 +58,7 @@ def show_job(arguments: argparse.Namespace) -> int:
     if arguments.json:
         show_lines([json.dumps(view.as_json())])
     else:
-        show_pairs(_told(view))
+        show_pairs(_pairs(view))
     return 0
 
 
@@ -116,17 +116,17 @@ def _row(view: JobView) -> tuple[object, ...]:
     )
 
 
-def _told(view: JobView) -> Iterable[tuple[str, object]]:
+def _pairs(view: JobView) -> Iterable[tuple[str, object]]:
     """Yield all fields of a job that have a value, without the secrets of the URL."""
-    told: dict[str, Any] = {
+    pairs: dict[str, Any] = {
         **view.as_json(),
         "url": display_url(view.url or ""),
         "progress": progress_text(view),
         "note": note_text(view),
         "problem": None,
     }
-    told["headers"] = ", ".join(told.get("headers", ()))
-    for name, value in told.items():
+    pairs["headers"] = ", ".join(pairs.get("headers", ()))
+    for name, value in pairs.items():
         if value not in (None, "", False, 0):
             yield name, "yes" if value is True else value
 
@@ -151,8 +151,10 @@ def _show_figures(stats: QueueStats) -> None:
 
 
 def host_lines(stats: QueueStats) -> list[str]:
-    """Return a line for each host that jobs wait for, or that asked to be retried
-    later."""
+    """Return a line for each host that jobs wait for.
+
+    Such a host has reached its limit, or has asked to be retried later.
+    """
     lines = [
         f"{count} jobs wait for a slot at {host}"
         for host, count in stats.waiting_hosts.items()

@@ -22,8 +22,7 @@ from dlpool.cli.upload_options import add_upload
 
 
 class _CommandsFormatter(argparse.RawDescriptionHelpFormatter):
-    """Leave room for the names of commands, whose indentation argparse does not
-    count."""
+    """Widen the column of command names, whose indentation argparse ignores."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

@@ -156,8 +156,7 @@ def print_warnings(notes: Iterable[str], program: str = "dlpool") -> None:
 
 
 def join_negative_values(argv: Sequence[str]) -> list[str]:
-    """Return ``--option -5K`` as ``--option=-5K``, so that argparse takes it as a
-    value."""
+    """Return ``--option -5K`` as ``--option=-5K``, which argparse accepts."""
     joined: list[str] = []
     for word in argv:
         if (
@@ -212,8 +211,10 @@ def _add_job_options(group: Any) -> None:
 
 
 def add_header_options(group: Any, where: str = "") -> None:
-    """Declare ``-H`` and ``--header-file``. ``where`` says to whom the headers are
-    sent."""
+    """Declare ``-H`` and ``--header-file``.
+
+    ``where`` names the recipient of the headers in the help.
+    """
     group.add_argument(
         "-H",
         "--header",

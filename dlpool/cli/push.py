@@ -39,23 +39,23 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises UsageError, QueueError, LocalFault.
     """
-    own = _own(arguments)
+    options = _options(arguments)
     if arguments.input_file is None:
-        return _push_one(arguments, own)
+        return _push_one(arguments, options)
     if arguments.url is not None:
         raise UsageError("with -i, put URLs and PATHs into the list")
     if arguments.checksum is not None or arguments.id is not None:
         raise UsageError("with -i, put checksums and ids into the list, as JSON")
     parse_valid_job(
-        compose_job("http://localhost/", "options", **own)
+        compose_job("http://localhost/", "options", **options)
     )  # checks the options once
-    return _push_list(arguments, own)
+    return _push_list(arguments, options)
 
 
-def job_of_line(line: bytes, own: dict[str, Any]) -> PushedJob | None:
+def job_of_line(line: bytes, options: dict[str, Any]) -> PushedJob | None:
     """Return the job of a line, None for an empty line or a comment.
 
-    ``own`` holds the options for a line of the form ``URL PATH``. Raises UsageError.
+    ``options`` holds the options for a line of the form ``URL PATH``. Raises UsageError.
     """
     if not line or line.startswith(b"#"):
         return None
@@ -66,7 +66,7 @@ def job_of_line(line: bytes, own: dict[str, Any]) -> PushedJob | None:
     if len(words) < 2:
         raise UsageError("a PATH is missing")
     refuse_url(words[1])
-    return parse_valid_job(compose_job(*words, **own))
+    return parse_valid_job(compose_job(*words, **options))
 
 
 def blocks_of_lines(read: Callable[[], bytes]) -> Iterator[list[bytes]]:
@@ -101,13 +101,13 @@ class ListPush:
         self,
         transitions: Transitions,
         audit: AuditRecorder,
-        own: dict[str, Any],
+        options: dict[str, Any],
         *,
         is_json: bool,
     ) -> None:
         self._transitions = transitions
         self._audit = audit
-        self._own = own
+        self._options = options
         self._is_json = is_json
         self._read = 0  # lines
         self._done = 0  # lines that are completed
@@ -162,7 +162,7 @@ class ListPush:
         for line in lines:
             self._read += 1
             try:
-                job = job_of_line(line.strip(), self._own)
+                job = job_of_line(line.strip(), self._options)
             except UsageError as error:
                 self._refused += 1
                 print(f"dlpool: line {self._read}: {error}", file=sys.stderr)
@@ -174,15 +174,14 @@ class ListPush:
 def note_pushed(
     audit: AuditRecorder, job_ids: Sequence[str], results: Sequence[str]
 ) -> None:
-    """Record one round trip of pushes as one audit event, named by its first new
-    job."""
-    there = [
+    """Record a batch of pushes as one audit event, named by its first new job."""
+    new_ids = [
         job_id
         for job_id, result in zip(job_ids, results, strict=True)
         if result != "DUP"
     ]
-    if there:
-        audit.note(there[0], count=len(there))
+    if new_ids:
+        audit.note(new_ids[0], count=len(new_ids))
     elif job_ids:
         audit.note(job_ids[0], UNCHANGED, len(job_ids))
 
@@ -191,7 +190,7 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _push_one(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
+def _push_one(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
     if arguments.url is None or arguments.path is None:
         missing = "URL" if arguments.url is None else "PATH"
         raise UsageError(f"a {missing} is missing (or -i FILE for a list of jobs)")
@@ -200,7 +199,7 @@ def _push_one(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
         compose_job(
             arguments.url,
             arguments.path,
-            **own,
+            **options,
             checksum=arguments.checksum,
             id=arguments.id,
         )
@@ -223,13 +222,13 @@ def _push_one(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
     return 0
 
 
-def _push_list(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
+def _push_list(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
     name = arguments.input_file
     with open_list(name) as read, open_queue(arguments) as queue:
         pushed = ListPush(
             Transitions(queue.client, queue.keys),
             queue.audit,
-            own,
+            options,
             is_json=arguments.json,
         )
         try:
@@ -246,7 +245,7 @@ def _push_list(arguments: argparse.Namespace, own: dict[str, Any]) -> int:
     return pushed.exit_code
 
 
-def _own(arguments: argparse.Namespace) -> dict[str, Any]:
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the fields that the options set for all jobs."""
     priority = arguments.priority
     if priority is not None and re.fullmatch(r"[+-]?[0-9]{1,9}", priority):

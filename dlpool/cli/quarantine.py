@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.action == "show":
             _show([quarantine.item(item_id) for item_id in ids], arguments)
             return 0
-    return _each(quarantine, ids, arguments, settings)
+    return _act_on_each(quarantine, ids, arguments, settings)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -84,7 +84,7 @@ def _show(items: Iterable[QuarantinedFile], arguments: argparse.Namespace) -> No
             show_pairs(item.as_json().items())
 
 
-def _each(
+def _act_on_each(
     quarantine: Quarantine,
     ids: list[str],
     arguments: argparse.Namespace,
@@ -99,13 +99,13 @@ def _each(
     with open_audit(arguments, settings) as audit:
         for item_id in ids:
             try:
-                said = _done(quarantine, item_id, arguments, log)
+                message = _act(quarantine, item_id, arguments, log)
             except DlpoolError as error:
                 problems.append(error)
                 audit.note(item_id, error.label)
             else:
                 audit.note(item_id)
-                _tell(said, item_id, arguments)
+                _tell(message, item_id, arguments)
     log.close()
     if len(ids) == 1 and problems:
         raise problems[0]
@@ -114,15 +114,15 @@ def _each(
     return SOME_FAILED if problems else 0
 
 
-def _tell(said: str, item_id: str, arguments: argparse.Namespace) -> None:
+def _tell(message: str, item_id: str, arguments: argparse.Namespace) -> None:
     with reporting_result():
         if arguments.json:
             show_lines([json.dumps({"id": item_id, "result": "OK"})])
         elif not arguments.quiet:
-            show_lines([said])
+            show_lines([message])
 
 
-def _done(
+def _act(
     quarantine: Quarantine, item_id: str, arguments: argparse.Namespace, log: Log
 ) -> str:
     """Release or delete one file, log it, and return the message.

@@ -61,7 +61,7 @@ ACTION is a name such as job.cancel, or job for all actions on jobs.
 
 
 def add_queue_commands(commands: Any, exit_codes: str) -> None:
-    """Declare ``dlpool push``, ``jobs``, ``job``, ``events``, ``audit``, ``health`` and
+    """Declare ``push``, ``jobs``, ``job``, ``events``, ``audit``, ``health``,
     ``stats``."""
     _add_push(commands, exit_codes)
     parser = add_command(commands, "jobs", "list jobs", _JOBS, exit_codes, _jobs)

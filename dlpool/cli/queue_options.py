@@ -35,8 +35,7 @@ _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*):([0-9]{1,5})")
 
 @dataclass(frozen=True)
 class OpenQueue:
-    """A queue whose Redis has answered: its client, its keys, and the audit
-    recorder."""
+    """A queue whose Redis has answered: client, keys, and audit recorder."""
 
     client: redis.Redis
     keys: QueueKeys
@@ -163,8 +162,10 @@ def open_queue(arguments: argparse.Namespace) -> Iterator[OpenQueue]:
 
 
 def _check_supervisor(state_dir: Path, config: str | None) -> None:
-    """Check that the embedded Redis runs. Only the supervisor starts it. Raises
-    QueueAway."""
+    """Check that the embedded Redis, which the supervisor starts, is running.
+
+    Raises QueueAway.
+    """
     from dlpool.jobs.embedded_socket import socket_path
 
     try:

@@ -1,5 +1,4 @@
-"""``dlpool setup``: installs the service for systemd: units, user, folders, INI
-file."""
+"""``dlpool setup``: installs units, user, folders and INI file for systemd."""
 
 from __future__ import annotations
 
@@ -63,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     allow = allowed_networks(
         root / ini_path(arguments.instance), arguments.network_allow
     )
-    kept = install(root, files(program, arguments.instance, allow))
+    changed = install(root, files(program, arguments.instance, allow))
     if program.lstrip('"').startswith(_HIDDEN):
         print(
             f"dlpool: warning: the service will not find {program}: its unit hides "
@@ -71,13 +70,13 @@ def run(arguments: argparse.Namespace) -> int:
             "dlpool elsewhere, such as below /opt",
             file=sys.stderr,
         )
-    if kept:
+    if changed:
         raise TargetExists(
             "\ndlpool: ".join(
                 f"{path} was changed and is kept: move it away to have it written (of "
                 f"a unit, own settings belong "
                 "into a drop-in, see systemctl edit)"
-                for path in kept
+                for path in changed
             )
         )
     name = (
@@ -117,8 +116,7 @@ def allowed_networks(ini: Path, given: str | None) -> str:
 
 
 def _allowed_in(ini: Path) -> str:
-    """Return the networks in the INI file, so that another run generates the same
-    file."""
+    """Return the networks in the INI file, so that another run writes the same file."""
     with suppress(OSError, UnicodeDecodeError):
         if found := re.search(
             r"^network_allow *=(.*)$", ini.read_text(encoding="utf-8"), re.MULTILINE
@@ -135,8 +133,7 @@ def ini_path(instance: str | None) -> str:
 def files(
     program: str, instance: str | None, network_allow: str = ""
 ) -> dict[str, str]:
-    """Return the files of an installation by path, with the INI file of the
-    instance."""
+    """Return the files of an installation by path, with one instance's INI file."""
     below = f"/{instance}" if instance else ""
     ini = default_ini(
         {
@@ -153,15 +150,15 @@ def files(
         f"etc/systemd/system/{UNIT}": unit(program, is_template=False),
         f"etc/systemd/system/{TEMPLATE}": unit(program, is_template=True),
         f"etc/systemd/system/{WEB_UNIT}": web_unit(program),
-        "etc/sysusers.d/dlpool.conf": _shipped("sysusers.conf"),
-        "etc/tmpfiles.d/dlpool.conf": _shipped("tmpfiles.conf"),
+        "etc/sysusers.d/dlpool.conf": _read_shipped("sysusers.conf"),
+        "etc/tmpfiles.d/dlpool.conf": _read_shipped("tmpfiles.conf"),
         ini_path(instance): ini,
     }
 
 
 def unit(program: str, *, is_template: bool) -> str:
     """Return the unit of the service, or the template of its instances."""
-    text = _shipped(UNIT).replace(PROGRAM, program)
+    text = _read_shipped(UNIT).replace(PROGRAM, program)
     if not is_template:
         return text
     text = re.sub(
@@ -185,7 +182,7 @@ def unit(program: str, *, is_template: bool) -> str:
 def web_unit(program: str) -> str:
     """Return the unit of dlpool-web, installed beside the supervisor ``program``."""
     head, _, tail = program.rpartition("supervisor")
-    return _shipped(WEB_UNIT).replace("/usr/bin/dlpool-web", f"{head}web{tail}")
+    return _read_shipped(WEB_UNIT).replace("/usr/bin/dlpool-web", f"{head}web{tail}")
 
 
 def program_line() -> str:
@@ -199,26 +196,26 @@ def program_line() -> str:
     return f"{_quoted(sys.executable)} -m dlpool.cli.supervisor"
 
 
-def install(root: Path, wanted: dict[str, str]) -> list[Path]:
+def install(root: Path, contents: dict[str, str]) -> list[Path]:
     """Write the files below ``root`` atomically; return existing files that differ.
 
     Raises LocalFault.
     """
-    kept = []
-    for name, text in wanted.items():
+    changed = []
+    for name, text in contents.items():
         path = root / name
         with translated(f"write {path}"):
             if not os.path.lexists(path):
                 _write(path, text)
-                said = f"written: {path}"
+                message = f"written: {path}"
             elif path.is_file() and path.read_bytes() == text.encode():
-                said = f"unchanged: {path}"
+                message = f"unchanged: {path}"
             else:
-                kept.append(path)
+                changed.append(path)
                 continue
         with reporting_result():
-            show_lines([said])
-    return kept
+            show_lines([message])
+    return changed
 
 
 def _write(path: Path, text: str) -> None:
@@ -234,7 +231,7 @@ def _quoted(path: str) -> str:
     return f'"{path}"' if re.search(r"[^\w./%-]", path) else path
 
 
-def _shipped(name: str) -> str:
+def _read_shipped(name: str) -> str:
     return (resources.files("dlpool.cli") / "systemd" / name).read_text(
         encoding="utf-8"
     )

@@ -22,7 +22,7 @@ from dlpool.config.sourced import SourcedValue
 from dlpool.jobs.keys import node_of
 from dlpool.kinds import AUTO
 
-_NAMED = (
+_OPTIONS = (
     "max_concurrent_downloads",
     "drain_timeout",
     "log_format",
@@ -49,23 +49,22 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
     add_queue_options(parser)
     group = parser.add_argument_group("service")
     for declared in (*fields(SupervisorSettings), *fields(LoggingSettings)):
-        if declared.name in _NAMED:
+        if declared.name in _OPTIONS:
             add_setting(group, declared)
 
 
 def sourced_service_options(arguments: argparse.Namespace) -> list[SourcedValue]:
     """Return the values that the options of a service give to its settings."""
-    own = [
+    sourced = [
         one
         for section in ("supervisor", "logging")
-        for one in sourced_options(arguments, section, _NAMED)
+        for one in sourced_options(arguments, section, _OPTIONS)
     ]
-    return [*sourced_queue_options(arguments), *own]
+    return [*sourced_queue_options(arguments), *sourced]
 
 
 def load_service_settings(arguments: argparse.Namespace) -> Settings:
-    """Return the settings of a service with these options. Raises
-    ConfigurationError."""
+    """Return the settings of a service. Raises ConfigurationError."""
     return load_settings(
         arguments.config,
         sourced_service_options(arguments),
@@ -75,7 +74,7 @@ def load_service_settings(arguments: argparse.Namespace) -> Settings:
     ).settings
 
 
-_STARTING = frozenset(
+_START_EVENTS = frozenset(
     {
         "service_started",
         "service_ready",
@@ -93,18 +92,18 @@ class StartPrinter:
     """
 
     def __init__(self, *, is_quiet: bool) -> None:
-        self._left = {"redis_unavailable", *(() if is_quiet else _STARTING)}
+        self._unprinted = {"redis_unavailable", *(() if is_quiet else _START_EVENTS)}
 
     def handle_event(self, event: str, fields: Mapping[str, Any]) -> None:
         """Print the message of a log event, if it has one."""
-        if event not in self._left:
+        if event not in self._unprinted:
             return
-        self._left.discard(event)
+        self._unprinted.discard(event)
         if event == "service_started":
             lines = start_lines(fields)
         elif event == "service_ready":
             lines = ["ready"]
-        elif event in _STARTING:
+        elif event in _START_EVENTS:
             lines = [f"warning: {fields['reason']}"]
         else:
             lines = [f"{fields.get('error')}; waiting until Redis can be used"]
@@ -120,11 +119,11 @@ def start_lines(fields: Mapping[str, Any]) -> list[str]:
     """Return the start summary from the fields of the event ``service_started``.
     Pure."""
     shown = fields["configuration"]
-    slots, most = (
+    slots, max_slots = (
         shown["supervisor"][name] for name in ("max_concurrent_downloads", "max_slots")
     )
     at_once = (
-        f"up to {most} jobs at once, as many as raise the throughput"
+        f"up to {max_slots} jobs at once, as many as raise the throughput"
         if slots == AUTO
         else f"{slots} jobs at once"
     )
@@ -160,12 +159,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
     fork_if_init()
-    early = _queued_signals()
+    early_signals = _queued_signals()
     from dlpool.service.service import serve
 
     settings = load_service_settings(arguments)
     apply_umask(settings)
-    herald = StartPrinter(is_quiet=arguments.quiet)
+    printer = StartPrinter(is_quiet=arguments.quiet)
     if sys.stderr.isatty() and not arguments.quiet:
         print(
             f"dlpool-supervisor: the log is {settings.paths.log_dir}/dlpool.log; "
@@ -174,7 +173,10 @@ def _run(argv: Sequence[str] | None) -> int:
         )
     arguments.quiet = True  # a reload does not warn again
     serve(
-        settings, lambda: load_service_settings(arguments), early, herald.handle_event
+        settings,
+        lambda: load_service_settings(arguments),
+        early_signals,
+        printer.handle_event,
     )
     return 0
 

@@ -1,5 +1,4 @@
-"""Prints tables and pairs: drawn by rich on a terminal, else as stable lines of
-text."""
+"""Prints tables and pairs: with rich on a terminal, else as stable lines."""
 
 from __future__ import annotations
 
@@ -28,8 +27,10 @@ def show_table(columns: Sequence[str], rows: Sequence[Cells]) -> None:
 
 
 def show_row(cells: Cells, widths: Sequence[int]) -> None:
-    """Print one row of a table of unknown length, with fixed widths or separated by
-    tabs."""
+    """Print one row of a table of unknown length.
+
+    Cells have fixed widths on a terminal, else they are separated by tabs.
+    """
     texts = [clean(cell) for cell in cells]
     if _is_terminal():
         padded = [f"{text:{width}}" for text, width in zip(texts, widths, strict=False)]
@@ -72,8 +73,7 @@ def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def clean(value: object) -> str:
-    """Return a value as the text of a cell, without control characters; None is
-    empty."""
+    """Return a value as a cell without control characters; None is empty."""
     text = "" if value is None else str(value)
     return escape_unsafe(text)
 

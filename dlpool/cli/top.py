@@ -39,8 +39,7 @@ class JobRates:
     now: dict[str, float] = field(default_factory=dict)
 
     def sample(self, views: list[JobView], at: float) -> None:
-        """Update the rates at the time ``at``, in seconds; a new job has no rate
-        yet."""
+        """Update the rates at the time ``at``, in seconds; new jobs have none yet."""
         seen: dict[str, tuple[float, int]] = {}
         now: dict[str, float] = {}
         for view in views:

@@ -34,8 +34,7 @@ def percent(progress: Progress) -> float | None:
 
 
 def eta_s(progress: Progress, speed: float) -> float | None:
-    """Return the remaining seconds at this speed in bytes per second, None if
-    unknown."""
+    """Return the remaining seconds at ``speed`` bytes per second; None if unknown."""
     return (
         (progress.size - progress.done) / speed if progress.size and speed > 0 else None
     )

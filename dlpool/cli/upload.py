@@ -32,8 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if len(arguments.files) > 1 and arguments.name is not None:
         raise UsageError("--name is for one file")
-    found = load_upload_settings(arguments)
-    headers, network = access_headers(arguments), found.settings.network
+    effective = load_upload_settings(arguments)
+    headers, network = access_headers(arguments), effective.settings.network
     if arguments.token_file is not None:
         network = replace(network, netrc=False)  # the token has precedence
     raise_open_file_limit()
@@ -46,13 +46,13 @@ def run(arguments: argparse.Namespace) -> int:
     )
     client.check()
     server = UploadApiClient(client, arguments.url, headers)
-    shown = make_display(arguments.progress, quiet=arguments.quiet)
-    uploads = UploadRun(arguments, found, client, server, shown)
+    display = make_display(arguments.progress, quiet=arguments.quiet)
+    uploads = UploadRun(arguments, effective, client, server, display)
     try:
         for path in arguments.files:
             uploads.upload(Path(path))
     finally:
-        shown.close()
+        display.close()
     return uploads.end()
 
 
@@ -62,30 +62,29 @@ class UploadRun:
     def __init__(
         self,
         arguments: argparse.Namespace,
-        found: EffectiveSettings,
+        effective: EffectiveSettings,
         client: HttpClient,
         server: UploadApiClient,
-        shown: Display,
+        display: Display,
     ) -> None:
         self._arguments = arguments
-        self._found = found
-        self._own = {
+        self._effective = effective
+        self._user_settings = {
             name
-            for section, name in found.values
+            for section, name in effective.values
             if section == "transfer" and name in SETTINGS[section]
         }
         self._client = client
         self._server = server
-        self._shown = shown
+        self._display = display
         self._events = EventPrinter(is_wanted=arguments.verbose)
         self._interruption = Interruption()
         self._report = UploadReport(
-            arguments.url, arguments.files, shown, quiet=arguments.quiet
+            arguments.url, arguments.files, display, quiet=arguments.quiet
         )
 
     def upload(self, path: Path) -> None:
-        """Upload a file and report the result, unless a signal has interrupted the
-        run."""
+        """Upload a file and report the result, unless the run was interrupted."""
         if self._interruption.signal is not None:
             return
         arguments = self._arguments
@@ -101,9 +100,9 @@ class UploadRun:
                 request,
                 self._server,
                 self._client,
-                self._found.settings.transfer,
+                self._effective.settings.transfer,
                 self._events.note,
-                self._own,
+                self._user_settings,
             )
             attempt = UploadThread(upload)
             self._watch(attempt)
@@ -133,9 +132,9 @@ class UploadRun:
             if self._interruption.signal is not None and deadline == float("inf"):
                 deadline = time.monotonic() + STOP_S
                 attempt.upload.cancel()
-            self._events.print_events(self._shown)
+            self._events.print_events(self._display)
             moment = attempt.upload.progress()
-            self._shown.update(
+            self._display.update(
                 BatchProgress(
                     {report.ended: moment}, report.done, report.failed, report.size
                 )
@@ -151,8 +150,7 @@ class UploadThread:
         self.thread = threads.DaemonThread(self.run, "dlpool-run")
 
     def run(self) -> None:
-        """Upload and keep the result; called by the thread, or by a caller without
-        one."""
+        """Upload and keep the result; also called directly if no thread can start."""
         try:
             self.result = self.upload.run()
         except DlpoolError as error:

@@ -26,12 +26,12 @@ class UploadReport:
     """
 
     def __init__(
-        self, url: str, files: Sequence[str], shown: Display, *, quiet: bool
+        self, url: str, files: Sequence[str], display: Display, *, quiet: bool
     ) -> None:
         self.size = 0
         self._url = display_url(url)
         self._files = files
-        self._shown = shown
+        self._display = display
         self._quiet = quiet
         self._results: list[dict[str, Any]] = []
         self._counts: Counter[str] = Counter()
@@ -60,11 +60,11 @@ class UploadReport:
         if isinstance(result, UploadResult):
             self.size += result.size
             if not self._quiet:
-                self._shown.print_line(success_text(result))
+                self._display.print_line(success_text(result))
             return
         self._error = self._error or result
         if state == "failed":
-            self._shown.print_line(f"dlpool: {path}: {result}")
+            self._display.print_line(f"dlpool: {path}: {result}")
 
     def end(self, signal: int | None, *, as_json: bool) -> int:
         """Print the JSON, and return the exit code."""
@@ -73,7 +73,7 @@ class UploadReport:
         self._counts["not_begun"] += len(not_begun)
         if signal is not None and code > 128 and not self._quiet:
             left = f"; files not started: {len(not_begun)}" if not_begun else ""
-            self._shown.print_line(
+            self._display.print_line(
                 f"dlpool: interrupted; run the same command again to resume{left}"
             )
         if not as_json:

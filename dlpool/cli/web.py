@@ -73,15 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = load_settings(arguments.config, program=PROGRAM).settings
         apply_umask(settings)
         if arguments.config is None:
-            print_warnings(_unread(), PROGRAM)
+            print_warnings(_unread_hint(), PROGRAM)
         return _serve(settings)
 
     return run_program(PROGRAM, run)
 
 
-def _unread() -> list[str]:
-    """Return a hint if the working directory contains a configuration of the Go upload
-    server that is not named."""
+def _unread_hint() -> list[str]:
+    """Return a hint if the folder has a Go server configuration that is not read."""
     try:
         is_there = is_json(text_of_file(GO_CONFIG))
     except ConfigurationError:
@@ -141,14 +140,14 @@ def _serve(settings: Settings) -> int:
         print_warnings([note], PROGRAM)
     listener = _listener(settings)
     host, port = listener.getsockname()[:2]
-    log.logger("web").info("web_started", listen=f"{_shown(host)}:{port}")
-    address = f"http://{_shown(host)}:{port}{settings.web.prefix}"
+    log.logger("web").info("web_started", listen=f"{_host_text(host)}:{port}")
+    address = f"http://{_host_text(host)}:{port}{settings.web.prefix}"
     print(
         f"{PROGRAM}: {address}; the log is {log.path}", file=sys.stderr, flush=True
     )  # otherwise each fork prints it again
 
     def load() -> tuple[Any, Callable[[int, str, str, str], None]]:
-        parts = WebServices(settings, _keys_of(settings, keys, log))
+        parts = WebServices(settings, _reload_keys(settings, keys, log))
         return make_app(parts), parts.count_rejected
 
     server = GunicornServer(
@@ -158,23 +157,25 @@ def _serve(settings: Settings) -> int:
     return 0
 
 
-def _keys_of(settings: Settings, known: Authenticator, log: Log) -> Authenticator:
-    """Read the keys again for a new worker; return ``known`` if they are invalid.
+def _reload_keys(
+    settings: Settings, previous: Authenticator, log: Log
+) -> Authenticator:
+    """Read the keys again for a new worker; return ``previous`` if they are invalid.
 
     Otherwise a typing error in a key file would stop the service when a worker is
     replaced.
     """
     try:
-        return type(known)(settings.web)
+        return type(previous)(settings.web)
     except ConfigurationError as error:
         log.logger("web").warning("keys_refused", reason=str(error))
-        return known
+        return previous
 
 
 def _listener(settings: Settings) -> socket.socket:
     """Return the socket from which all workers accept. Raises LocalFault."""
     host, port = settings.web.bind, settings.upload.port
-    with translated(f"listen at {_shown(host)}:{port}"):
+    with translated(f"listen at {_host_text(host)}:{port}"):
         found = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
@@ -192,7 +193,7 @@ def _make_folders(settings: Settings) -> None:
             make_folders(Path(name).absolute(), sync=False)
 
 
-def _shown(host: str) -> str:
+def _host_text(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 

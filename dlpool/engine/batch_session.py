@@ -29,8 +29,10 @@ class BatchSession:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open and lock the file. Raises LocalFault, also if another batch holds it or
-        it is not a batch session."""
+        """Open and lock the file.
+
+        Raises LocalFault, also if another batch holds it or it is not a batch session.
+        """
         self._path = path
         self._lock = threading.Lock()
         self._file_lock: FileLock | None = None

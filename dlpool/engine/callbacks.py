@@ -28,8 +28,8 @@ class Callbacks:
     def __init__(
         self, active: Callable[[], list[DownloadTask]], interval_s: float
     ) -> None:
-        """``active`` returns the running tasks; their progress is reported at most
-        every ``interval_s`` seconds."""
+        """``active`` returns the running tasks, reported at most every
+        ``interval_s``."""
         self._active = active
         self._interval_s = interval_s
         self._lock = threading.Lock()
@@ -41,7 +41,7 @@ class Callbacks:
         self._pending = 0  # completions whose callbacks have not returned
 
     def add_progress_callback(self, callback: Callback) -> None:
-        """Call ``callback`` with each running task that has made progress. Raises
+        """Call ``callback`` with each running task that has progressed. Raises
         NoThread."""
         with self._lock:
             self._progress.append(callback)
@@ -96,7 +96,7 @@ class Callbacks:
                 due = time.monotonic() + self._interval_s
 
     def _report_progress(self, reported: dict[str, int]) -> dict[str, int]:
-        """Report the tasks whose downloaded bytes differ from ``reported``; return the new
+        """Report the tasks whose bytes differ from ``reported``; return the new
         table."""
         if not self._progress:
             return reported

@@ -168,8 +168,7 @@ class EngineCore:
         self._workers.pull_from(adopted)
 
     def run_in_caller(self) -> None:
-        """Run all tasks of the source on the calling thread; return when none is
-        left."""
+        """Run the tasks of the source on the calling thread until none is left."""
         self._workers.run_in_caller()
 
     # --- the end ---

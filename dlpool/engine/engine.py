@@ -103,10 +103,10 @@ class DownloadEngine:
     def from_config(
         cls, path: str | PathLike[str], *, session: str | PathLike[str] | None = None
     ) -> DownloadEngine:
-        """Create an engine from the sections ``[downloader]``, ``[transfer]``,
-        ``[network]`` and ``[scan]`` of an INI file.
+        """Create an engine from an INI file.
 
-        Values of ``conf.d/*.ini`` beside the file and of the environment
+        It reads ``[downloader]``, ``[transfer]``, ``[network]`` and ``[scan]``. Values
+        of ``conf.d/*.ini`` beside the file and of the environment
         (``DLPOOL_SECTION_KEY``) override it, as for the service. Raises
         ConfigurationError, which names all invalid settings.
         """
@@ -221,11 +221,11 @@ class DownloadEngine:
         return self._core.stats
 
     def register_progress_callback(self, callback: Callback) -> None:
-        """Call ``callback(task)`` for each downloading task that has made progress, at
-        most every ``progress_interval`` seconds.
+        """Call ``callback(task)`` for each downloading task that has made progress.
 
-        One thread calls all callbacks, in order and without a lock, so that they may
-        use the engine. Exceptions that they raise are logged by the logger ``dlpool``.
+        It is called at most every ``progress_interval`` seconds. One thread calls all
+        callbacks, in order and without a lock, so that they may use the engine.
+        Exceptions that they raise are logged by the logger ``dlpool``.
         """
         self._core.callbacks.add_progress_callback(callback)
 

@@ -54,7 +54,7 @@ class EngineSession:
         return f"<EngineSession {self._path}>"
 
     def unfinished(self) -> list[tuple[DownloadTask, bool]]:
-        """Return the tasks that were unfinished on opening, and whether each was
+        """Return the tasks that were unfinished on opening, and whether each is
         paused."""
         return [
             (_task(fields), task_id in self._paused)

@@ -140,8 +140,7 @@ class NameRegistry:
     def _reserved(
         self, key: bytes, seen: list[_Name], name: _Name, task_id: str
     ) -> bool:
-        """Reserve the name; return False if the table has changed since ``seen`` was
-        read."""
+        """Reserve the name; return False if the table differs from ``seen``."""
         with self._lock:
             first = self._names.get(key)
             if (list(first.chain()) if first is not None else []) != seen:

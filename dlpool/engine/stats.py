@@ -44,8 +44,11 @@ class DownloadStats:
     def update_task_progress(
         self, task_id: str, bytes_downloaded: int, total_bytes: int | None, speed: float
     ) -> None:
-        """Set the downloaded bytes, the total bytes (None or 0: unknown) and the bytes
-        per second of a task, also of one that was not started."""
+        """Set the progress of a task, also of one that was not started.
+
+        ``bytes_downloaded`` and ``total_bytes`` (None or 0 if unknown) are in bytes,
+        ``speed`` in bytes per second.
+        """
         with self._lock:
             self._active[task_id] = _TaskStats(
                 bytes_downloaded, total_bytes or None, speed
@@ -54,7 +57,7 @@ class DownloadStats:
     def update_active_task(
         self, task_id: str, done: int, total: int | None, speed: float
     ) -> None:
-        """Do the same, but only for a task that was started and has not ended."""
+        """Set the progress of a task that was started and has not ended."""
         with self._lock:
             if task_id in self._active:
                 self._active[task_id] = _TaskStats(done, total or None, speed)

@@ -40,8 +40,7 @@ class FileHashThread:
         return str(self._md5.hexdigest())
 
     def join(self) -> None:
-        """Wait until the thread has ended: after the last chunk, or after a
-        cancellation."""
+        """Wait until the thread ends, after the last chunk or after a cancellation."""
         if self._thread is not None:
             self._thread.join()
 

@@ -46,8 +46,7 @@ class LocalFile:
         self.close()
 
     def blocks(self, span: ByteRange, buffer: memoryview) -> Iterator[memoryview]:
-        """Yield the bytes of ``span`` in blocks; each block is valid until the next
-        one.
+        """Yield the bytes of ``span``; each block is valid until the next one.
 
         Blocks are read into ``buffer``. Raises FileChanged if the file has become
         shorter.

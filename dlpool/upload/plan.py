@@ -55,8 +55,7 @@ class UploadPlan:
 
 
 def make_plan(size: int, chunk_size: int) -> UploadPlan:
-    """Return the plan for a file. Raises UsageError for more than ``MAX_CHUNKS``
-    chunks."""
+    """Return the plan for a file. Raises UsageError for too many chunks."""
     plan = UploadPlan(size, chunk_size)
     if plan.count > MAX_CHUNKS:
         raise UsageError(
