@@ -165,7 +165,7 @@ def test_what_is_interrupted_has_not_failed_and_what_was_not_begun_is_listed(
     assert [one["status"] for one in found["files"]] == ["done", "interrupted", "not_begun"]
     assert [one["file"] for one in found["files"]] == [str(path) for path in paths]
     assert (found["done"], found["failed"], found["interrupted"], found["not_begun"]) == (1, 0, 1, 1)
-    assert "files not begun: 1" in ended.err
+    assert "files not started: 1" in ended.err
 
 
 def test_what_is_done_never_becomes_less(origin: UploadOrigin, file: Path, fetch: Fetcher) -> None:
