@@ -22,7 +22,7 @@ from dlpool.errors import UsageError
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import FinishRequest, Transitions
-from dlpool.web.openapi import document
+from dlpool.web.openapi import build_document
 from dlpool.web.operations import BASE, OPERATIONS
 from dlpool.web.same_origin import is_cross_site, is_rebinding
 from dlpool.web.schemas import BATCH, JOB, LIMIT, NAMED
@@ -191,7 +191,7 @@ def test_queue_nodes_and_limits(api: Api) -> None:
         assert api.refused(404, "POST", f"/nodes/n2/{verb}", {}) == "no_such_node"
     assert api.refused(409, "POST", "/nodes/n1/forget", {}) == "not_possible"
     assert api.good("POST", "/queue/pause", {}) == api.good("GET", "/queue") == {"is_halted": True}
-    assert "paused already" in api.ask("POST", "/queue/pause", {}).json()["error"]
+    assert "already paused" in api.ask("POST", "/queue/pause", {}).json()["error"]
     assert api.good("POST", "/queue/resume", {}) == {"is_halted": False}
     limits = api.good("GET", "/limits")
     assert limits["all"]["max_per_host"] == 3 and limits["hosts"]["example.org"]["rate_per_host"] == 5
@@ -438,14 +438,14 @@ def test_where_nobody_needs_a_key_only_known_names_are_answered(tmp_path: Path) 
     ("schema", "value", "said"),
     [
         (JOB, {"save_path": "a"}, "url is missing in the body"),
-        (JOB, {"url": "ftp://h/a", "save_path": "a"}, "url is no http or https URL"),
+        (JOB, {"url": "ftp://h/a", "save_path": "a"}, "url is not an http or https URL"),
         (JOB, {"url": URL, "save_path": "a", "dlpool": {"id": "a b"}}, "dlpool.id is not 1 to 64 of A-Z a-z 0-9 _ . -"),
         (JOB, {"url": URL, "save_path": "a", "dlpool": {"priority": "x"}}, "priority is neither high, normal, low nor"),
         (JOB, {"url": URL, "save_path": "a", "dlpool": {"not_before": "x"}}, "not_before is neither RFC 3339 nor"),
         (
             JOB,
             {"url": URL, "save_path": "a", "dlpool": {"limit_rate": 5}},
-            "limit_rate is not at least 1024 bytes per second",
+            "limit_rate is not a rate of at least 1024 bytes per second",
         ),
         (
             JOB,
@@ -498,7 +498,7 @@ def test_options_and_bodies_that_have_no_meaning_are_refused() -> None:
 
 
 def test_the_document_names_only_what_it_has() -> None:
-    made = document(OPERATIONS, "/go-uploader", is_authenticated=False)
+    made = build_document(OPERATIONS, "/go-uploader", is_authenticated=False)
     text = json.dumps(made)
     assert set(re.findall(r"#/components/schemas/(\w+)", text)) <= set(NAMED)
     operations = [one for path in made["paths"].values() for one in path.values()]

@@ -30,18 +30,18 @@ from dlpool.web.app import make_app
 from dlpool.web.auth import Authenticator
 from dlpool.web.errors import HttpError
 from dlpool.web.jwks import (
-    AGAIN_S,
     MAX_AGE_S,
+    MAX_STALE_S,
     MIN_AGE_S,
+    MIN_INTERVAL_S,
     RETRY_S,
-    STALE_S,
     JwksFailed,
     JwksSource,
     fetch,
     parse_max_age,
 )
 from dlpool.web.tokens import TokenVerifier
-from dlpool.web.wiring import REFUSALS, WebServices
+from dlpool.web.wiring import MAX_LOGGED, WebServices
 from tests.conftest import wait_until
 from tests.fakes import Lines
 from tests.provider import Provider, answered, jwk, token
@@ -83,7 +83,7 @@ class Site:
         except HttpError as refusal:
             return refusal.status
         finally:
-            wait_until(lambda: self.source._underway is None)
+            wait_until(lambda: self.source._fetching is None)
         return 200
 
 
@@ -114,7 +114,7 @@ def test_rotation(provider: Provider, site: Site) -> None:
     assert site.status(token(EC, "ES256")) == 200
     provider.serve(jwk(EC), jwk(OTHER, "k2"))
     assert (site.status(token(OTHER, "ES256", "k2")), len(provider.heads)) == (401, 1)
-    site.clock.now += AGAIN_S
+    site.clock.now += MIN_INTERVAL_S
     assert (site.status(token(OTHER, "ES256", "k2")), len(provider.heads)) == (200, 2)
     provider.serve(jwk(OTHER, "k2"))
     site.clock.now += MAX_AGE_S
@@ -127,7 +127,7 @@ def test_forged_ids_have_no_more_fetched(provider: Provider, site: Site) -> None
     assert site.status(token(EC, "ES256")) == 200
     for _ in range(3):
         assert {site.status(token(OTHER, "ES256", f"forged {number}")) for number in range(20)} == {401}
-        site.clock.now += AGAIN_S
+        site.clock.now += MIN_INTERVAL_S
     assert len(provider.heads) == 3
     for algorithm in ("none", "HS256", "PS256"):  # what none of its keys could have signed asks for nothing
         site.status(forged({"alg": algorithm, "kid": "x"}, b"k" * 32))
@@ -173,10 +173,10 @@ def test_while_the_provider_is_away_its_keys_stay_valid_for_a_day(provider: Prov
     provider.answer = answered(b"oops", "500 Internal Server Error")
     begun = site.clock.now
     for _ in range(5):
-        site.clock.now += STALE_S / 6
+        site.clock.now += MAX_STALE_S / 6
         assert site.status(token(EC, "ES256")) == 200
         assert site.status(token(OTHER, "ES256", "k2")) == 503, "it may be a new key: that cannot be told"
-    site.clock.now = begun + STALE_S
+    site.clock.now = begun + MAX_STALE_S
     assert site.status(token(EC, "ES256")) == 503
     assert site.told == [(None, 1), ("the response has status 500", 0)], "a failure is told once"
     provider.serve(jwk(EC))
@@ -284,8 +284,8 @@ def test_an_odd_answer_leaves_the_keys_as_they_are(
     provider.answer = ODD[why]
     site.clock.now += MAX_AGE_S / 2
     with monkeypatch.context() as patch:
-        patch.setattr(jwks, "TOTAL_S", 0.3)
-        patch.setattr(jwks, "SILENCE_S", 0.2)
+        patch.setattr(jwks, "TOTAL_TIMEOUT_S", 0.3)
+        patch.setattr(jwks, "READ_TIMEOUT_S", 0.2)
         assert site.status(token(EC, "ES256")) == 200
         assert len(provider.heads) == 2
         wait_until(lambda: len(site.told) == 2)
@@ -436,7 +436,7 @@ def test_over_tls_the_certificate_is_checked(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_handshake_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jwks, "TOTAL_S", 0.2)
+    monkeypatch.setattr(jwks, "TOTAL_TIMEOUT_S", 0.2)
     with Provider() as provider:  # which never answers what is no HTTP
         begun = time.monotonic()
         with pytest.raises(JwksFailed):
@@ -461,11 +461,11 @@ def test_tokens_that_cannot_be_checked_do_not_fill_the_log(provider: Provider, t
     lines = Lines()
     parts.log = lines
     client = falcon.testing.TestClient(make_app(parts))
-    for number in range(REFUSALS + 30):
+    for number in range(MAX_LOGGED + 30):
         headers = {"Authorization": f"Bearer {token(OTHER, 'ES256', f'forged {number}')}"}
         said = client.simulate_get("/go-uploader/tasks", headers=headers)
         assert (said.status_code, said.json["code"]) == (503, "keys_unavailable")
-    assert len(lines.named("request_served")) == REFUSALS
+    assert len(lines.named("request_served")) == MAX_LOGGED
     assert len(lines.named("jwks_failed")) == 1
 
 

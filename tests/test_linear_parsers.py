@@ -106,7 +106,7 @@ def _multipart(kind: str) -> Callable[[str], object]:
         kinds = f"multipart/form-data; boundary={boundary}"
         body = {"type": "", "body": text}.get(kind, f"--{boundary}\r\n{text}\r\n\r\na\r\n--{boundary}--\r\n")
         form = forms.MultipartForm(text if kind == "type" else kinds, 1 << 20, None, lambda _: io.BytesIO())
-        form.read(cast(Any, SimpleNamespace(pieces=lambda: [body.encode("latin-1", "replace")])))
+        form.read(cast(Any, SimpleNamespace(blocks=lambda: [body.encode("latin-1", "replace")])))
 
     return read
 
@@ -117,7 +117,7 @@ def _get(text: str) -> Any:
 
 def _conditions(text: str) -> None:
     request = SimpleNamespace(get_header=lambda name: text if name == "If-Unmodified-Since" else None)
-    files.is_another(cast(Any, request), "a", 1.0)
+    files.fails_precondition(cast(Any, request), "a", 1.0)
 
 
 Parser = Callable[[str], object]

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from dlpool.errors import NoSuchJob, QueueAway, UsageError
-from dlpool.web.circuit_breaker import LONG_S, PROBE_S, CircuitBreaker
+from dlpool.web.circuit_breaker import PROBE_S, SLOW_S, CircuitBreaker
 from tests.fakes import Clock
 
 
@@ -35,7 +35,7 @@ def is_asked(outage: CircuitBreaker, error: Exception | None = None) -> bool:
 
 
 def test_after_one_has_waited_the_others_are_told_at_once(outage: CircuitBreaker, clock: Clock) -> None:
-    fail(outage, clock, LONG_S)
+    fail(outage, clock, SLOW_S)
     assert not is_asked(outage)
     clock.now += PROBE_S
     assert is_asked(outage)
@@ -48,7 +48,7 @@ def test_who_is_refused_at_once_keeps_nobody_from_asking(outage: CircuitBreaker,
 
 
 def test_one_tries_at_a_time(outage: CircuitBreaker, clock: Clock) -> None:
-    fail(outage, clock, LONG_S)
+    fail(outage, clock, SLOW_S)
     clock.now += PROBE_S
     entered, leave = threading.Event(), threading.Event()
 
@@ -68,7 +68,7 @@ def test_one_tries_at_a_time(outage: CircuitBreaker, clock: Clock) -> None:
 
 def test_a_try_that_waits_in_vain_is_followed_by_another(outage: CircuitBreaker, clock: Clock) -> None:
     for _ in range(3):
-        fail(outage, clock, LONG_S)
+        fail(outage, clock, SLOW_S)
         assert not is_asked(outage)
         clock.now += PROBE_S
     assert is_asked(outage)
@@ -77,7 +77,7 @@ def test_a_try_that_waits_in_vain_is_followed_by_another(outage: CircuitBreaker,
 def test_an_error_of_who_asks_says_nothing_of_redis_and_an_unknown_job_does(
     outage: CircuitBreaker, clock: Clock
 ) -> None:
-    fail(outage, clock, LONG_S)
+    fail(outage, clock, SLOW_S)
     clock.now += PROBE_S
     assert is_asked(outage, UsageError("bad"))
     assert not is_asked(outage)

@@ -19,7 +19,7 @@ from dlpool.service.dispatcher import MALFORMED_PER_MINUTE, DispatcherServices, 
 from dlpool.service.inflight import InFlightTable
 from dlpool.service.queue.messages import ResultRecorded
 from dlpool.web.app import make_app
-from dlpool.web.wiring import REFUSALS, WebServices
+from dlpool.web.wiring import MAX_LOGGED, WebServices
 from tests.fakes import Lines
 from tests.test_disposition import make_policy
 
@@ -65,18 +65,18 @@ def test_requests_that_cannot_be_read_have_one_line_a_minute_and_are_counted(par
 
 def test_requests_of_strangers_have_a_bounded_number_of_lines_and_those_of_clients_all(parts: WebServices) -> None:
     client = falcon.testing.TestClient(make_app(parts))
-    for _ in range(REFUSALS + 30):
+    for _ in range(MAX_LOGGED + 30):
         assert client.simulate_get("/tasks").status_code == 401
         assert client.simulate_get("/nothing/here").status_code == 401
     lines: Any = parts.log
-    assert Counter(lines.events)["request_served"] == REFUSALS
-    for _ in range(REFUSALS + 5):
+    assert Counter(lines.events)["request_served"] == MAX_LOGGED
+    for _ in range(MAX_LOGGED + 5):
         assert client.simulate_get("/nowhere", headers={"X-Secret-Key": "k" * 32}).status_code == 404
-    assert Counter(lines.events)["request_served"] == 2 * REFUSALS + 5
+    assert Counter(lines.events)["request_served"] == 2 * MAX_LOGGED + 5
     parts.log_summaries(now=True)
     [told] = [line.fields for line in lines.named("requests_refused")]
-    assert told == {"status": 401, "label": "unauthorized", "count": REFUSALS + 60}
-    assert parts.counters.totals()["error unauthorized"] == 2 * (REFUSALS + 30)
+    assert told == {"status": 401, "label": "unauthorized", "count": MAX_LOGGED + 60}
+    assert parts.counters.totals()["error unauthorized"] == 2 * (MAX_LOGGED + 30)
 
 
 @pytest.mark.parametrize(
@@ -95,10 +95,10 @@ def test_what_needs_no_key_does_not_fill_the_log(
     method: str, path: str, headers: dict[str, str], status: int, parts: WebServices
 ) -> None:
     client = falcon.testing.TestClient(make_app(parts))
-    for _ in range(REFUSALS + 30):
+    for _ in range(MAX_LOGGED + 30):
         assert client.simulate_request(method, path, headers=headers).status_code == status
     lines: Any = parts.log
-    assert Counter(lines.events)["request_served"] == REFUSALS
+    assert Counter(lines.events)["request_served"] == MAX_LOGGED
     parts.log_summaries(now=True)
     [told] = [line.fields for line in lines.named("requests_refused")]
     assert (told["status"], told["count"]) == (status, 30)

@@ -22,7 +22,7 @@ from dlpool.web import capacity
 from dlpool.web.capacity import (
     BASE_FILES,
     FILES_A_THREAD,
-    HELPERS,
+    OTHER_THREADS,
     ServerCapacity,
     by_files,
     by_threads,
@@ -36,7 +36,7 @@ from tests.processes import ROOT, Ended, finish
 from tests.uploads import md5, merge, send_all, store_in
 from tests.web import WebServer
 
-OWN = 1 + HELPERS
+OWN = 1 + OTHER_THREADS
 CAPABILITIES = "-sys_resource,-sys_admin"  # with these a process is above the limit of processes (setrlimit(2))
 
 

@@ -38,16 +38,16 @@ from dlpool.web.event_publisher import StreamPublisher
 
 CHANGING = ("POST", "PUT", "PATCH", "DELETE")
 REFUSALS = 20  # events per minute for refused attempts with the same action and code
-_DENIED = (401, 403)
-_ANNOUNCED = {
+_UNAUTHORIZED = (401, 403)
+_ACTIONS = {
     "upload_started": "upload.begin",
     "upload_completed": "upload.merge",
     "upload_paused": "upload.pause",
     "upload_resumed": "upload.resume",
     "upload_deleted": "upload.delete",
 }
-_BY_EVENTS = frozenset(
-    (*_ANNOUNCED.values(), "upload.write", "upload.control", "upload.cleanup")
+_EVENT_ACTIONS = frozenset(
+    (*_ACTIONS.values(), "upload.write", "upload.control", "upload.cleanup")
 )  # these actions change nothing without an upload event
 _RESULTS = {
     "OK": DONE,
@@ -149,7 +149,7 @@ class AuditLog(StreamPublisher):
 
         Recovery of interrupted merges is such a change of the service.
         """
-        changes, action = _changes.get(), _ANNOUNCED.get(event.name)
+        changes, action = _changes.get(), _ACTIONS.get(event.name)
         if action is None:
             return
         if changes is None:
@@ -163,25 +163,25 @@ class AuditLog(StreamPublisher):
         author = AuditActor(req.context.principal.actor, req.context.address)
         for change in req.context.changes:
             self.write(change, author, req.context.trace_id)
-        tried = req.context.change
-        if tried is None:
+        planned = req.context.change
+        if planned is None:
             return
-        if status in _DENIED:
-            if self._refused.allow((tried.action, label)):
+        if status in _UNAUTHORIZED:
+            if self._refused.allow((planned.action, label)):
                 self.write(
-                    AuditChange(tried.action, tried.object, REFUSED, label),
+                    AuditChange(planned.action, planned.object, REFUSED, label),
                     author,
                     req.context.trace_id,
                 )
         elif status >= 400:
-            if req.context.is_admitted and tried.action != "upload.write":
+            if req.context.is_admitted and planned.action != "upload.write":
                 self.write(
-                    AuditChange(tried.action, tried.object, label or "error"),
+                    AuditChange(planned.action, planned.object, label or "error"),
                     author,
                     req.context.trace_id,
                 )
-        elif not req.context.changes and tried.action not in _BY_EVENTS:
-            self.write(tried, author, req.context.trace_id)
+        elif not req.context.changes and planned.action not in _EVENT_ACTIONS:
+            self.write(planned, author, req.context.trace_id)
 
     def summarise(self, *, now: bool = False) -> None:
         """Write the number of refused attempts without an event of their own, about

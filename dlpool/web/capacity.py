@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from dlpool.config import Settings
 from dlpool.errors import LocalFault
 
-LEAST_THREADS = 4  # per process; the lower bound of the setting
+MIN_THREADS = 4  # per process; the lower bound of the setting
 # other threads of a process: janitor, lingering close, events, log, two for probes
-HELPERS = 6
+OTHER_THREADS = 6
 BASE_FILES = 32  # open in an idle process
 FILES_A_THREAD = 12  # open per thread: connection, chunk, locks, log, Redis
-LEAST_FILES_A_THREAD = 6  # enough for most requests
+MIN_FILES_A_THREAD = 6  # enough for most requests
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ def fit_to_limits(settings: Settings) -> tuple[Settings, ServerCapacity]:
     The limit is measured by starting threads: RLIMIT_NPROC, ``pids.max`` of a cgroup
     and ``threads-max`` (pthread_create(3)) cannot be read reliably.
 
-    Raises LocalFault if the limits do not allow one process with ``LEAST_THREADS``.
+    Raises LocalFault if the limits do not allow one process with ``MIN_THREADS``.
     """
     processes = settings.web.processes or max(2, min(4, len(os.sched_getaffinity(0))))
-    wanted = processes * (1 + HELPERS + settings.web.threads)
+    wanted = processes * (1 + OTHER_THREADS + settings.web.threads)
     found = by_threads(processes, settings.web.threads, spare_threads(wanted))
     files = by_files(found.threads, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     found = ServerCapacity(found.processes, files.threads, found.notes + files.notes)
@@ -48,23 +48,24 @@ def fit_to_limits(settings: Settings) -> tuple[Settings, ServerCapacity]:
 def by_threads(processes: int, threads: int, spare: int) -> ServerCapacity:
     """Divide ``spare`` threads, main threads included, among the processes. Pure.
     Raises LocalFault."""
-    own = 1 + HELPERS
+    own = 1 + OTHER_THREADS
     if spare >= processes * (own + threads):
         return ServerCapacity(processes, threads)
-    least = own + LEAST_THREADS
-    if spare < least:
+    minimum = own + MIN_THREADS
+    if spare < minimum:
         raise LocalFault(
             f"cannot start dlpool-web: only {spare} more threads are allowed, and it "
-            f"needs {least}: raise the limit of "
+            f"needs {minimum}: raise the limit of "
             "processes (ulimit -u, TasksMax of the unit, pids.max of the container)"
         )
-    fewer = max(1, min(processes, spare // (own + min(threads, 2 * LEAST_THREADS))))
-    left = min(threads, spare // fewer - own)
+    reduced = max(1, min(processes, spare // (own + min(threads, 2 * MIN_THREADS))))
+    left = min(threads, spare // reduced - own)
     note = (
         f"only {spare} more threads are allowed (ulimit -u, TasksMax, pids.max): "
-        f"{fewer} of {processes} processes start, with {left} of {threads} threads each"
+        f"{reduced} of {processes} processes start, with {left} of {threads} threads "
+        f"each"
     )
-    return ServerCapacity(fewer, left, (note,))
+    return ServerCapacity(reduced, left, (note,))
 
 
 def by_files(threads: int, limit: int) -> ServerCapacity:
@@ -75,21 +76,21 @@ def by_files(threads: int, limit: int) -> ServerCapacity:
         or limit >= BASE_FILES + FILES_A_THREAD * threads
     ):
         return ServerCapacity(1, threads)
-    least = BASE_FILES + LEAST_FILES_A_THREAD * LEAST_THREADS
-    if limit < least:
+    minimum = BASE_FILES + MIN_FILES_A_THREAD * MIN_THREADS
+    if limit < minimum:
         raise LocalFault(
             f"cannot start dlpool-web: a process may open only {limit} files, and it "
-            f"needs {least}: raise the limit "
+            f"needs {minimum}: raise the limit "
             "(ulimit -n, LimitNOFILE of the unit)"
         )
-    fewer = max(LEAST_THREADS, (limit - BASE_FILES) // FILES_A_THREAD)
-    if fewer >= threads:
+    reduced = max(MIN_THREADS, (limit - BASE_FILES) // FILES_A_THREAD)
+    if reduced >= threads:
         return ServerCapacity(1, threads)
     note = (
-        f"a process may open only {limit} files (ulimit -n, LimitNOFILE): {fewer} "
+        f"a process may open only {limit} files (ulimit -n, LimitNOFILE): {reduced} "
         f"threads each instead of {threads}"
     )
-    return ServerCapacity(1, fewer, (note,))
+    return ServerCapacity(1, reduced, (note,))
 
 
 def spare_threads(wanted: int) -> int:

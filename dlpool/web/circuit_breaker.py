@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dlpool.errors import NoSuchJob, QueueAway, QueueError
 from dlpool.jobs.job_admin import NoSuchNode, NotPossible
 
-LONG_S = 1.0  # faster failures do not open the circuit
+SLOW_S = 1.0  # faster failures do not open the circuit
 PROBE_S = 1.0  # interval of requests that test whether Redis responds again
 
 
@@ -27,38 +27,40 @@ class CircuitBreaker:
         self._lock = threading.Lock()
         self._error = ""  # of the last failure; empty while closed
         self._next = 0.0  # time of the next test
-        self._is_trying = False
+        self._is_testing = False
 
     @contextmanager
     def guard(self) -> Iterator[None]:
         """Run commands of Redis in the block. Raises QueueAway at once while open, else
         what the block raises."""
-        is_try, begun = self._begin(), self._clock()
+        is_test, started_at = self._enter(), self._clock()
         try:
             yield
         except QueueAway as error:
-            self._end(is_try, str(error) if self._clock() - begun >= LONG_S else "")
+            self._leave(
+                is_test, str(error) if self._clock() - started_at >= SLOW_S else ""
+            )
             raise
         except (QueueError, NoSuchJob, NoSuchNode, NotPossible):  # Redis did respond
-            self._end(is_try, "")
+            self._leave(is_test, "")
             raise
         except BaseException:
-            self._end(is_try, self._error)
+            self._leave(is_test, self._error)
             raise
-        self._end(is_try, "")
+        self._leave(is_test, "")
 
-    def _begin(self) -> bool:
+    def _enter(self) -> bool:
         """Return whether this request is the test. Raises QueueAway while open."""
         with self._lock:
             if not self._error:
                 return False
-            if self._is_trying or self._clock() < self._next:
+            if self._is_testing or self._clock() < self._next:
                 raise QueueAway(self._error)
-            self._is_trying = True
+            self._is_testing = True
             return True
 
-    def _end(self, is_try: bool, error: str) -> None:
+    def _leave(self, is_test: bool, error: str) -> None:
         with self._lock:
             self._error, self._next = error, self._clock() + PROBE_S
-            if is_try:
-                self._is_trying = False
+            if is_test:
+                self._is_testing = False

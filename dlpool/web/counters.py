@@ -32,12 +32,12 @@ class SharedCounters:
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._row: Path | None = None
-        self._guard = -1
-        self._held: FileLock | None = None  # held until the process exits
+        self._row_descriptor = -1
+        self._row_lock: FileLock | None = None  # held until the process exits
         self._is_changed = False
         with suppress(OSError):
             make_folders(folder, sync=False)
-            self._claim()
+            self._lock_row()
         self._counts: dict[str, float] = (
             _read(self._row) if self._row is not None else {}
         )
@@ -76,15 +76,17 @@ class SharedCounters:
     def totals(self) -> dict[str, float]:
         """Return the sums over all rows, so that each process returns the same
         totals."""
-        is_told = self.flush()
+        is_written = self.flush()
         with self._lock:
-            found = {} if is_told else dict(self._counts)
+            found = {} if is_written else dict(self._counts)
         for row in self._folder.glob("*.json"):
-            for key, value in _read(row).items() if is_told or row != self._row else ():
+            for key, value in (
+                _read(row).items() if is_written or row != self._row else ()
+            ):
                 found[key] = found.get(key, 0) + value
         return found
 
-    def _claim(self) -> None:
+    def _lock_row(self) -> None:
         """Lock the first free row until this process exits. Raises OSError."""
         for number in range(MAX_ROWS):
             guard = os.open(
@@ -93,11 +95,11 @@ class SharedCounters:
                 0o600,
             )
             try:
-                self._held = FileLock(guard, self._folder / f"{number}.lock")
+                self._row_lock = FileLock(guard, self._folder / f"{number}.lock")
             except (LockHeld, LockForeign):
                 os.close(guard)
                 continue
-            self._guard, self._row = guard, self._folder / f"{number}.json"
+            self._row_descriptor, self._row = guard, self._folder / f"{number}.json"
             return
 
 

@@ -41,7 +41,8 @@ def _level(used: float, settings: UploadSettings) -> str:
 
 
 class DiskMonitor:
-    """Checks the volumes of the upload backend, for one thread of one process at a time.
+    """Checks the volumes of the upload backend, for one thread of one process at a
+    time.
 
     The logged state is kept in a file in ``folder``, so that other processes and later
     starts do not log it again; in memory if the file cannot be written.

@@ -33,11 +33,11 @@ class FileResource:
         self._services = services
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, path: str) -> None:
-        """The file, or a range of it."""
+        """Answer with the file, or a range of it."""
         self._answer(req, resp, path, is_sent=True)
 
     def on_head(self, req: falcon.Request, resp: falcon.Response, path: str) -> None:
-        """What a GET would say of it."""
+        """Answer with the headers of a GET."""
         self._answer(req, resp, path, is_sent=False)
 
     def _answer(
@@ -52,7 +52,7 @@ class FileResource:
                 resp.set_header("X-Accel-Redirect", f"{accel}/{quote(path)}")
                 return
             etag, modified = file.etag, formatdate(file.modified_at, usegmt=True)
-            if is_another(req, etag, file.modified_at):
+            if fails_precondition(req, etag, file.modified_at):
                 text = "the file is not the one of the precondition"
                 raise HttpError(412, "changed", text)
             self._set_name(resp, path)
@@ -71,7 +71,7 @@ class FileResource:
 
     @staticmethod
     def _set_name(resp: falcon.Response, path: str) -> None:
-        """A file of a stranger is not to be shown as a page of ours."""
+        """Send the file as an attachment, so that browsers do not show it as a page."""
         name = path.rpartition("/")[2]
         resp.content_type = "application/octet-stream"
         resp.set_header(
@@ -105,19 +105,19 @@ class FileResource:
 
 
 def add_routes(app: falcon.App[Any, Any], parts: WebServices) -> None:
-    """Below the prefix."""
+    """Add the files below the prefix."""
     app.add_route(
         f"{parts.settings.web.prefix}/files/{{path:path}}", FileResource(parts)
     )
 
 
 def is_unchanged(header: str | None, etag: str) -> bool:
-    """What ``If-None-Match`` says of our validator."""
+    """Return whether ``If-None-Match`` matches the validator."""
     tags = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
     return etag in tags or "*" in tags
 
 
-def is_another(req: falcon.Request, etag: str, modified: float) -> bool:
+def fails_precondition(req: falcon.Request, etag: str, modified: float) -> bool:
     """Return whether a precondition fails (RFC 9110 section 13.2.2).
 
     ``If-Match`` is evaluated, or else ``If-Unmodified-Since``.
@@ -139,8 +139,8 @@ def is_another(req: falcon.Request, etag: str, modified: float) -> bool:
 def range_of(header: str | None, size: int) -> tuple[int, int] | None:
     """Return start and exclusive end of a single range.
 
-    None if the complete file is to be sent. Raises ValueError for a range that begins
-    behind the file.
+    None for the complete file. Raises ValueError for a range that starts beyond the
+    end of the file.
     """
     match = _RANGE.fullmatch((header or "").replace(" ", ""))
     if match is None:

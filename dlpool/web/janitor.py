@@ -15,7 +15,7 @@ from dlpool.storage.errors import UploadError
 from dlpool.web.disk_monitor import DiskMonitor
 from dlpool.web.wiring import WebServices
 
-TURN_S = 1.0
+PERIOD_S = 1.0
 
 
 class Janitor:
@@ -24,8 +24,8 @@ class Janitor:
 
     def __init__(self, services: WebServices) -> None:
         self._services = services
-        self._interval_s = services.settings.upload.cleanup_interval
-        self._turn_s = min(TURN_S, self._interval_s)
+        self._sweep_interval_s = services.settings.upload.cleanup_interval
+        self._period_s = min(PERIOD_S, self._sweep_interval_s)
         self._disks = DiskMonitor(
             services.settings.upload,
             services.backend.volumes,
@@ -50,26 +50,26 @@ class Janitor:
         is_first, log = True, self._services.log
         while True:
             try:
-                is_first = not self._turn(is_first) and is_first
+                is_first = not self._run_once(is_first) and is_first
             except Exception as error:  # noqa: BLE001 - the top of a thread
                 log.error("cleanup_failed", error=error)  # noqa: TRY400 - not a logger of the standard library
-            time.sleep(self._turn_s)
+            time.sleep(self._period_s)
 
-    def _turn(self, is_first: bool) -> bool:
+    def _run_once(self, is_first: bool) -> bool:
         """Do the periodic work once. Return whether this process held the lock for the
         clean-up."""
         self._services.counters.flush()
         self._services.log_summaries()
         self._services.log_file.reopen()
-        with self._alone() as is_alone:
-            if is_alone:
+        with self._try_lock() as has_lock:
+            if has_lock:
                 self._services.log_file.maintain()
                 self._disks.check()
                 self._sweep(is_first)
-        return is_alone
+        return has_lock
 
     @contextmanager
-    def _alone(self) -> Iterator[bool]:
+    def _try_lock(self) -> Iterator[bool]:
         """Try to hold the lock for the clean-up; yield whether no other process holds
         it."""
         try:
@@ -101,7 +101,7 @@ class Janitor:
         with suppress(OSError):
             swept_at = stamp.stat().st_mtime
         now = time.time()
-        if not is_first and 0 <= now - swept_at < self._interval_s:
+        if not is_first and 0 <= now - swept_at < self._sweep_interval_s:
             return
         self._swept_at = now
         with suppress(OSError):

@@ -18,9 +18,9 @@ from dlpool.web import auditing
 from dlpool.web.circuit_breaker import CircuitBreaker
 from dlpool.web.errors import HttpError
 from dlpool.web.middleware import request_trace_id
-from dlpool.web.openapi import document
+from dlpool.web.openapi import build_document
 from dlpool.web.operations import BASE, MAX_BODY, OPERATIONS, Operation
-from dlpool.web.queue_service import QueueService, refusal_of
+from dlpool.web.queue_service import QueueService, http_error_of
 from dlpool.web.wiring import WebServices
 
 HEAVY = 64 * 1024  # bytes; a larger body needs much processor time
@@ -32,8 +32,8 @@ class JobApiResource:
     def __init__(
         self,
         services: WebServices,
-        desk: QueueService,
-        outage: CircuitBreaker,
+        service: QueueService,
+        breaker: CircuitBreaker,
         operations: Iterable[Operation],
     ) -> None:
         self.actions = {one.method: one.action for one in operations if one.action}
@@ -43,11 +43,11 @@ class JobApiResource:
             setattr(
                 self,
                 f"on_{one.method.lower()}",
-                _responder(services, desk, outage, one),
+                _responder(services, service, breaker, one),
             )
             if one.method == "GET":
                 self.scopes["HEAD"] = (one.scope,)
-                self.on_head = _responder(services, desk, outage, one)
+                self.on_head = _responder(services, service, breaker, one)
 
 
 class OpenApiResource:
@@ -66,16 +66,19 @@ class OpenApiResource:
 
 
 def add_routes(app: falcon.App[Any, Any], services: WebServices) -> None:
-    """Add the job API and its document. Raises ConfigurationError, LocalFault."""
-    desk, outage = QueueService(services.settings), CircuitBreaker()
+    """Add the job API and its OpenAPI document. Raises ConfigurationError, LocalFault."""
+    service, breaker = QueueService(services.settings), CircuitBreaker()
     for path in sorted({one.path for one in OPERATIONS}):
         app.add_route(
             BASE + path,
             JobApiResource(
-                services, desk, outage, [one for one in OPERATIONS if one.path == path]
+                services,
+                service,
+                breaker,
+                [one for one in OPERATIONS if one.path == path],
             ),
         )
-    made = document(
+    made = build_document(
         OPERATIONS,
         services.settings.web.prefix,
         is_authenticated=services.authenticator.is_required,
@@ -111,8 +114,8 @@ def set_etag(
 
 def _responder(
     services: WebServices,
-    desk: QueueService,
-    outage: CircuitBreaker,
+    service: QueueService,
+    breaker: CircuitBreaker,
     operation: Operation,
 ) -> Any:
     def respond(req: falcon.Request, resp: falcon.Response, **names: str) -> None:
@@ -128,13 +131,13 @@ def _responder(
                     operation.parse(names, req.params, body),
                     trace_id=request_trace_id(req),
                 )
-                with outage.guard():
-                    found = operation.handler(desk, call)
+                with breaker.guard():
+                    found = operation.handler(service, call)
             if operation.action:
                 auditing.add_changes(req, operation.audit_action(call), found)
             answer_json(req, resp, found)
         except DlpoolError as error:
-            raise refusal_of(error) from error
+            raise http_error_of(error) from error
 
     return respond
 

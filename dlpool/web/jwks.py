@@ -2,9 +2,9 @@
 configured URL.
 
 Keys are cached as ``Cache-Control`` allows. An unknown key id triggers another fetch,
-at most every ``AGAIN_S`` seconds. While the URL is unreachable, known keys stay valid
-for ``STALE_S`` seconds. A request waits at most ``WAIT_S`` seconds, and at most
-``WAITERS`` requests wait, so that a slow provider or forged ids do not occupy the
+at most every ``MIN_INTERVAL_S`` seconds. While the URL is unreachable, known keys stay
+valid for ``MAX_STALE_S`` seconds. A request waits at most ``WAIT_S`` seconds, and at
+most ``WAITERS`` requests wait, so that a slow provider or forged ids do not occupy the
 threads of the server.
 """
 
@@ -27,13 +27,13 @@ from dlpool.errors import DlpoolError
 from dlpool.web.errors import HttpError
 from dlpool.web.public_keys import TokenKey, load_jwk
 
-AGAIN_S = 10.0  # minimum interval of fetches
+MIN_INTERVAL_S = 10.0  # minimum interval of fetches
 RETRY_S = 5.0  # after a failure
 WAIT_S = 3.0
 WAITERS = 4
-STALE_S = 24 * 3600.0
-SILENCE_S = 3.0  # timeout of each read
-TOTAL_S = 10.0  # for a fetch
+MAX_STALE_S = 24 * 3600.0
+READ_TIMEOUT_S = 3.0  # timeout of each read
+TOTAL_TIMEOUT_S = 10.0  # for a fetch
 MIN_AGE_S, MAX_AGE_S, DEFAULT_AGE_S = 60.0, 24 * 3600.0, 600.0
 MAX_BYTES = 256 * 1024
 MAX_KEYS = 200
@@ -80,7 +80,7 @@ class JwksSource:
         self._lock = threading.Lock()
         self._waiters = threading.BoundedSemaphore(WAITERS)
         self._set = _Set()
-        self._underway: threading.Event | None = None
+        self._fetching: threading.Event | None = None
         self._next_at = float("-inf")
         self._failure: str | None = None
 
@@ -89,35 +89,35 @@ class JwksSource:
 
         Raises HttpError (503) if the key set cannot be fetched.
         """
-        found, underway = self._look(kid)
-        if found or underway is None:
-            return found or self._none()
+        found, fetching = self._lookup(kid)
+        if found or fetching is None:
+            return found or self._no_keys()
         if self._waiters.acquire(blocking=False):
             try:
-                underway.wait(WAIT_S)
+                fetching.wait(WAIT_S)
             finally:
                 self._waiters.release()
         with self._lock:
             found = self._known(kid)
-            is_open = self._underway is underway
-        return found or self._none(is_open=is_open)
+            is_open = self._fetching is fetching
+        return found or self._no_keys(is_open=is_open)
 
-    def _look(self, kid: str) -> tuple[tuple[TokenKey, ...], threading.Event | None]:
+    def _lookup(self, kid: str) -> tuple[tuple[TokenKey, ...], threading.Event | None]:
         """Return the known keys with this id, and the fetch in progress. Starts a fetch
         if needed."""
         with self._lock:
             found, now = self._known(kid), self._clock()
             is_wanted = not found or now >= self._set.fresh_until
-            if is_wanted and self._underway is None and now >= self._next_at:
-                self._begin()
-            return found, self._underway
+            if is_wanted and self._fetching is None and now >= self._next_at:
+                self._start_fetch()
+            return found, self._fetching
 
     def _known(self, kid: str) -> tuple[TokenKey, ...]:
         return (
             self._set.keys.get(kid, ()) if self._clock() < self._set.valid_until else ()
         )
 
-    def _none(self, *, is_open: bool = False) -> tuple[TokenKey, ...]:
+    def _no_keys(self, *, is_open: bool = False) -> tuple[TokenKey, ...]:
         """Return no keys if the set is valid. Raises HttpError (503) if it is not, or
         is still being fetched."""
         with self._lock:
@@ -129,19 +129,19 @@ class JwksSource:
             503, "keys_unavailable", text, headers={"Retry-After": str(round(RETRY_S))}
         )
 
-    def _begin(self) -> None:
+    def _start_fetch(self) -> None:
         """Start to fetch the set. The caller holds the lock."""
-        self._underway = threading.Event()
+        self._fetching = threading.Event()
         thread = threading.Thread(
-            target=self._run, args=(self._underway,), name="jwks", daemon=True
+            target=self._run, args=(self._fetching,), name="jwks", daemon=True
         )
         try:
             thread.start()
         except RuntimeError:  # no further thread can be started
-            self._underway, self._next_at = None, self._clock() + RETRY_S
+            self._fetching, self._next_at = None, self._clock() + RETRY_S
             self._failure = self._failure or "no thread could be started"
 
-    def _run(self, underway: threading.Event) -> None:
+    def _run(self, fetching: threading.Event) -> None:
         failure: str | None = None
         keys: KeysById = {}
         max_age_s = 0.0
@@ -160,16 +160,18 @@ class JwksSource:
                 else keys.keys() != self._set.keys.keys()
             )
             self._failure = failure
-            self._next_at = now + (AGAIN_S if failure is None else RETRY_S)
+            self._next_at = now + (MIN_INTERVAL_S if failure is None else RETRY_S)
             if failure is None:
-                self._set = _Set(keys, now + max_age_s, now + max(STALE_S, max_age_s))
+                self._set = _Set(
+                    keys, now + max_age_s, now + max(MAX_STALE_S, max_age_s)
+                )
         try:
             if is_news:
                 self.on_fetch(failure, len(keys))
         finally:
             with self._lock:
-                self._underway = None
-            underway.set()
+                self._fetching = None
+            fetching.set()
 
 
 def parse_key_set(data: bytes) -> KeysById:
@@ -204,7 +206,8 @@ def fetch(url: str) -> tuple[bytes, float]:
     """Fetch the URL; return the body and the seconds for which it may be cached. Uses
     no redirects and no proxy.
 
-    Raises JwksFailed. Takes at most about ``TOTAL_S`` seconds, plus name resolution.
+    Raises JwksFailed. Takes at most about ``TOTAL_TIMEOUT_S`` seconds, plus name
+    resolution.
     """
     parts = urlsplit(url)
     host, port = (
@@ -213,10 +216,10 @@ def fetch(url: str) -> tuple[bytes, float]:
     )
     try:
         with (
-            socket.create_connection((host, port), SILENCE_S) as plain,
-            _secured(plain, parts.scheme, host) as sock,
+            socket.create_connection((host, port), READ_TIMEOUT_S) as plain,
+            _with_tls(plain, parts.scheme, host) as sock,
         ):
-            timer = threading.Timer(TOTAL_S, _cut, (sock,))
+            timer = threading.Timer(TOTAL_TIMEOUT_S, _abort, (sock,))
             timer.daemon = True
             timer.start()
             try:
@@ -237,7 +240,7 @@ def fetch(url: str) -> tuple[bytes, float]:
         raise JwksFailed(f"cannot fetch the key set: {reason}") from error
 
 
-def _secured(plain: socket.socket, scheme: str, host: str) -> socket.socket:
+def _with_tls(plain: socket.socket, scheme: str, host: str) -> socket.socket:
     """Return the socket of the connection; with https a TLS socket before its
     handshake."""
     if scheme != "https":
@@ -248,7 +251,7 @@ def _secured(plain: socket.socket, scheme: str, host: str) -> socket.socket:
     )
 
 
-def _cut(sock: socket.socket) -> None:
+def _abort(sock: socket.socket) -> None:
     """Abort the use of a socket by another thread, also during a TLS handshake."""
     with suppress(OSError):
         socket.socket.shutdown(sock, socket.SHUT_RDWR)

@@ -12,7 +12,7 @@ from dlpool.config.keysfile import KeyList, NamedKey, digest_of, read_keys
 from dlpool.errors import ConfigurationError
 
 CHECK_S = 1.0
-SETTLED_S = (
+MTIME_GRANULARITY_S = (
     2.0  # age after which an unchanged modification time proves unchanged content
 )
 _Identity = tuple[int, ...]
@@ -33,7 +33,7 @@ class KeyRing:
         self.path = path
         self.on_problem = on_problem
         self._lock = threading.Lock()
-        self._identity = self._look()
+        self._identity = self._identify()
         found = read_keys(path)
         if found.problems:
             raise ConfigurationError(found.problems[0])
@@ -42,8 +42,10 @@ class KeyRing:
         self._problems: tuple[str, ...] = ()
 
     def find(self, secret: bytes) -> NamedKey | None:
-        """Return the key with this secret, None if there is none. Runs in constant
-        time."""
+        """Return the key with this secret, None if there is none.
+
+        The duration does not depend on the secrets.
+        """
         self._refresh()
         digest, found = digest_of(secret), None
         for key in self._keys:
@@ -57,7 +59,7 @@ class KeyRing:
         ):
             return
         try:
-            identity = self._look()
+            identity = self._identify()
             if identity is None or identity != self._identity:
                 self._identity = identity
                 self._take(self._read())
@@ -78,14 +80,14 @@ class KeyRing:
         for problem in () if is_told else found.problems[:20]:
             self.on_problem(problem)
 
-    def _look(self) -> _Identity | None:
+    def _identify(self) -> _Identity | None:
         """Return the identity of the file; None while a change might keep its
         modification time."""
         try:
             status = os.stat(self.path)
         except OSError:
             return None
-        if abs(time.time() - status.st_mtime) < SETTLED_S:
+        if abs(time.time() - status.st_mtime) < MTIME_GRANULARITY_S:
             return None
         return (
             status.st_dev,

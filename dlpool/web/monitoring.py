@@ -22,7 +22,7 @@ from dlpool.web.principal import OPERATE_SCOPES, READ_SCOPES, RESUME_SCOPES
 from dlpool.web.schemas import CLIENT_SETTINGS
 from dlpool.web.wiring import WebServices
 
-_WORST = (HEALTHY, WARNING, UNHEALTHY)
+_BY_SEVERITY = (HEALTHY, WARNING, UNHEALTHY)
 
 
 class HealthResource:
@@ -37,7 +37,9 @@ class HealthResource:
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
         """Answer with all checks; 503 only if unhealthy."""
         checks = health_checks(self._backend.volumes(), self._settings)
-        status = max((check["status"] for check in checks.values()), key=_WORST.index)
+        status = max(
+            (check["status"] for check in checks.values()), key=_BY_SEVERITY.index
+        )
         resp.status = 503 if status == UNHEALTHY else 200
         resp.data = jsontext.dumps(
             {"status": status, "timestamp": _now(), "checks": checks}
@@ -54,7 +56,7 @@ class LiveResource:
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
         """Answer without checks: a restart does not repair a missing disk or folder."""
-        _say((), resp, is_verbose=False)
+        _answer_probe((), resp, is_verbose=False)
 
     on_head = on_get
 
@@ -82,7 +84,7 @@ class ReadyResource:
                 self._backend.volumes(), self._settings
             ).items()
         ]
-        _say(checks, resp, is_verbose=req.has_param("verbose"))
+        _answer_probe(checks, resp, is_verbose=req.has_param("verbose"))
 
     on_head = on_get
 
@@ -128,7 +130,7 @@ class SystemResource:
                     "limit": self._services.settings.web.threads,
                 },
                 "configuration": shown_configuration(self._services.settings),
-                "tasks": task_figures(self._services)["states"],
+                "tasks": task_totals(self._services)["states"],
                 "disk": disks(
                     self._services.backend.volumes(), self._services.settings.upload
                 ),
@@ -151,7 +153,7 @@ class MetricsResource:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer with the metrics of all processes, and of the tasks on disk."""
-        tasks = task_figures(self._services)
+        tasks = task_totals(self._services)
         settings, volumes = (
             self._services.settings.upload,
             self._services.backend.volumes(),
@@ -247,11 +249,11 @@ def folder_health(
     for volume in sorted(volumes, key=lambda volume: volume.name):
         use = volume.status if volume.status == UNHEALTHY else HEALTHY
         space = disk_check([volume], settings)["status"]
-        found[volume.name] = max(space, use, key=_WORST.index)
+        found[volume.name] = max(space, use, key=_BY_SEVERITY.index)
     return found
 
 
-def task_figures(services: WebServices) -> dict[str, Any]:
+def task_totals(services: WebServices) -> dict[str, Any]:
     """Return the number of tasks by state, of their chunks, and their total size."""
     counts = services.backend.counts_by_state()
     return {
@@ -301,7 +303,7 @@ def _is_bad(check: dict[str, Any]) -> bool:
     return bool(check["status"] == UNHEALTHY)
 
 
-def _say(
+def _answer_probe(
     checks: Sequence[HealthCheck], resp: falcon.Response, *, is_verbose: bool
 ) -> None:
     """Answer a probe in the format of the supervisor."""

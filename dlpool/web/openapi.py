@@ -15,7 +15,7 @@ from dlpool.web.operations import BASE, Operation
 from dlpool.web.schemas import ID, NAMED, NODE, RECORD_ID, Schema, ref
 
 NAMES: dict[str, Schema] = {"id": ID, "record": RECORD_ID}
-REFUSALS = {
+ERROR_TEXTS = {
     400: "The request is invalid",
     401: "No valid token or key",
     403: "A missing scope, or a cross-site request",
@@ -26,7 +26,7 @@ REFUSALS = {
     429: "Too many requests",
     503: "Redis is unavailable: try again after Retry-After seconds",
 }
-_FOLLOWERS = {
+_LINKS = {
     "listJobs": (
         (
             "showJob",
@@ -44,13 +44,13 @@ _FOLLOWERS = {
     "listNodes": (("drainNode", "resumeNode", "forgetNode"), "id", "/nodes/0/node"),
     "listFailures": (("retryFailure", "removeFailure"), "record", "/failures/0/id"),
 }
-_ALWAYS = (400, 401, 403, 429, 503)
+_COMMON_ERRORS = (400, 401, 403, 429, 503)
 
 
-def document(
+def build_document(
     operations: Sequence[Operation], upload_prefix: str, *, is_authenticated: bool
 ) -> dict[str, Any]:
-    """Return the document."""
+    """Return the OpenAPI document."""
     paths: dict[str, dict[str, Any]] = {}
     for one in operations:
         paths.setdefault(BASE + one.path, {})[one.method.lower()] = _operation(one)
@@ -60,7 +60,7 @@ def document(
         **tus_paths(),
     }
     add_scopes(paths, operations, upload_prefix, is_authenticated=is_authenticated)
-    made: dict[str, Any] = {
+    result: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
             "title": "dlpool",
@@ -70,7 +70,7 @@ def document(
         "paths": paths,
         "components": {"schemas": dict(NAMED), "securitySchemes": SCHEMES},
     }
-    return made | (
+    return result | (
         {"security": [{name: []} for name in SCHEMES]} if is_authenticated else {}
     )
 
@@ -88,8 +88,8 @@ _DESCRIPTION = (
 
 
 def _operation(one: Operation) -> dict[str, Any]:
-    statuses = {*_ALWAYS, *one.error_statuses, *((413, 415) if one.body else ())}
-    made: dict[str, Any] = {
+    statuses = {*_COMMON_ERRORS, *one.error_statuses, *((413, 415) if one.body else ())}
+    result: dict[str, Any] = {
         "operationId": one.name,
         "summary": one.summary,
         "responses": {
@@ -98,28 +98,28 @@ def _operation(one: Operation) -> dict[str, Any]:
                 "content": _json(one.response),
                 **_links(one.name),
             },
-            **{str(status): _refusal(status) for status in sorted(statuses)},
+            **{str(status): _error(status) for status in sorted(statuses)},
         },
     }
     if parameters := [*_names(one.path), *_options(one)]:
-        made["parameters"] = parameters
+        result["parameters"] = parameters
     if one.body is not None:
-        made["requestBody"] = {"required": True, "content": _json(one.body)}
-    return made
+        result["requestBody"] = {"required": True, "content": _json(one.body)}
+    return result
 
 
 def _links(name: str) -> dict[str, Any]:
     """Return links to the operations that accept a value of this response."""
-    if name not in _FOLLOWERS:
+    if name not in _LINKS:
         return {}
-    followers, parameter, place = _FOLLOWERS[name]
+    targets, parameter, place = _LINKS[name]
     return {
         "links": {
             one: {
                 "operationId": one,
                 "parameters": {parameter: f"$response.body#{place}"},
             }
-            for one in followers
+            for one in targets
         }
     }
 
@@ -141,14 +141,14 @@ def _options(one: Operation) -> list[dict[str, Any]]:
     ]
 
 
-def _refusal(status: int) -> dict[str, Any]:
-    made: dict[str, Any] = {
-        "description": REFUSALS[status],
+def _error(status: int) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "description": ERROR_TEXTS[status],
         "content": _json(ref("Error")),
     }
     if status in (429, 503):
-        made["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
-    return made
+        result["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
+    return result
 
 
 def _json(schema: Schema) -> dict[str, Any]:

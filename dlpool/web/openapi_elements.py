@@ -8,7 +8,7 @@ from typing import Any
 
 from dlpool.web.schemas import Schema, ref
 
-ALWAYS = (401, 403, 429)  # error statuses of the middleware
+COMMON_ERRORS = (401, 403, 429)  # error statuses of the middleware
 JSON = "application/json"
 
 
@@ -17,13 +17,13 @@ def operation_object(
     summary: str,
     responses: dict[int, dict[str, Any]],
     *,
-    refusals: Collection[int] = (),
+    error_statuses: Collection[int] = (),
     **more: Any,
 ) -> dict[str, Any]:
-    """Return an operation; ``refusals``: statuses of errors, in addition to those of
-    the middleware."""
+    """Return an operation; ``error_statuses``: statuses of errors, in addition to those
+    of the middleware."""
     error = {"description": "Refused", **content_object(JSON, ref("Error"))}
-    errors = dict.fromkeys((*ALWAYS, *refusals), error)
+    errors = dict.fromkeys((*COMMON_ERRORS, *error_statuses), error)
     return {
         "operationId": name,
         "summary": summary,

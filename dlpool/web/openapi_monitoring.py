@@ -32,7 +32,8 @@ def monitoring_paths(prefix: str) -> dict[str, Any]:
     )
     metrics = {
         200: {
-            "description": "Prometheus text format, or JSON for Accept: application/json",
+            "description": "Prometheus text format, or JSON for Accept: "
+            "application/json",
             "content": {
                 "text/plain": {"schema": TEXT},
                 JSON: {"schema": {"type": "object"}},

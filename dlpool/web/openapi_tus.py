@@ -51,7 +51,7 @@ def tus_paths() -> dict[str, Any]:
                 "Delete an upload; a published file is kept",
                 {204: _response("Deleted", {})},
                 parameters=[_NAME],
-                refusals=_OF_DELETE,
+                error_statuses=_OF_DELETE,
             ),
             "post": _override(),
         },
@@ -65,7 +65,7 @@ def _append() -> dict[str, Any]:
         "Append bytes",
         {204: _response("Appended", {**_OFFSET, **_EXPIRES}), 460: _mismatch()},
         parameters=[_NAME, offset, *_OF_BODY],
-        refusals=_OF_PATCH,
+        error_statuses=_OF_PATCH,
         requestBody=_BODY,
     )
 
@@ -79,7 +79,7 @@ def _override() -> dict[str, Any]:
         "PATCH or DELETE, for clients that can only send POST",
         {204: _response("Done", {**offset, **_EXPIRES}), 460: _mismatch()},
         parameters=[_NAME, override, *_OF_BODY],
-        refusals=(405, *_OF_PATCH),
+        error_statuses=(405, *_OF_PATCH),
         requestBody=_BODY,
     )
 
@@ -96,7 +96,7 @@ def _offset() -> dict[str, Any]:
         "Return the offset of an upload",
         {200: _response("The offset", fields)},
         parameters=[_NAME],
-        refusals=(400, 404, 409, 410, 412, 423, 503, 507),
+        error_statuses=(400, 404, 409, 410, 412, 423, 503, 507),
     )
 
 
@@ -128,7 +128,7 @@ def _create() -> dict[str, Any]:
             ),
             _CHECKSUM,
         ],
-        refusals=(400, 404, 408, 409, 410, 412, 413, 415, 423, 503, 507),
+        error_statuses=(400, 404, 408, 409, 410, 412, 413, 415, 423, 503, 507),
         requestBody=_BODY,
     )
 

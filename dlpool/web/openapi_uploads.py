@@ -137,7 +137,7 @@ def upload_paths(prefix: str) -> dict[str, Any]:
                     )
                 ),
                 parameters=[parameter_object("file_id", "query", _FILE_ID)],
-                refusals=(400,),
+                error_statuses=(400,),
             )
         },
         **_task_paths(f"{prefix}/tasks"),
@@ -157,7 +157,7 @@ def _task_paths(prefix: str) -> dict[str, Any]:
                 f"{verb.title()} an upload",
                 ok_response(_DONE),
                 parameters=own,
-                refusals=(400, 404, 409),
+                error_statuses=(400, 404, 409),
             )
         }
         for verb in ("pause", "resume")
@@ -173,7 +173,7 @@ def _task_paths(prefix: str) -> dict[str, Any]:
                 "Delete an upload and its chunks, but not the merged file",
                 ok_response(_DONE),
                 parameters=own,
-                refusals=(400, 404, 409),
+                error_statuses=(400, 404, 409),
             ),
         },
         **steps,
@@ -191,7 +191,7 @@ def _list() -> dict[str, Any]:
             parameter_object(name, "query", schema, required=False)
             for name, schema in _PAGE.items()
         ],
-        refusals=(400, 503, 507),
+        error_statuses=(400, 503, 507),
     )
 
 
@@ -213,7 +213,7 @@ def _batch() -> dict[str, Any]:
                 }
             )
         ),
-        refusals=(400, 413),
+        error_statuses=(400, 413),
         requestBody={
             "required": True,
             **content_object(JSON, object_schema(fields, closed=False)),
@@ -239,7 +239,7 @@ def _cleanup() -> dict[str, Any]:
                 "older_than", "query", {"type": "number", "minimum": 0}, required=False
             ),
         ],
-        refusals=(400, 413, 415),
+        error_statuses=(400, 413, 415),
     )
 
 
@@ -256,7 +256,7 @@ def _show(own: list[dict[str, Any]]) -> dict[str, Any]:
         "Return one upload, with its chunks",
         ok_response(object_schema(fields)),
         parameters=own,
-        refusals=(400, 404),
+        error_statuses=(400, 404),
     )
 
 
@@ -287,7 +287,7 @@ def _chunk() -> dict[str, Any]:
         ok_response(answer),
         requestBody=body,
         parameters=options,
-        refusals=(400, 408, 409, 413, 415, 503, 507),
+        error_statuses=(400, 408, 409, 413, 415, 503, 507),
     )
 
 
@@ -311,7 +311,7 @@ def _merge() -> dict[str, Any]:
             "required": True,
             "content": {kind: {"schema": _MERGE} for kind in kinds},
         },
-        refusals=(400, 404, 409, 413, 415, 503, 507),
+        error_statuses=(400, 404, 409, 413, 415, 503, 507),
     )
 
 
@@ -346,5 +346,5 @@ def _file(name: str, summary: str) -> dict[str, Any]:
         summary,
         responses,
         parameters=[parameter_object("path", "path", TEXT), *options],
-        refusals=(400, 404, 412, 416, 503),
+        error_statuses=(400, 404, 412, 416, 503),
     )

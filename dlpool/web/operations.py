@@ -18,7 +18,7 @@ from dlpool.web.validation import parse_body, parse_query, validate
 BASE = "/api/v1"
 MAX_BODY = 4 * 1024 * 1024
 
-Ask = Callable[[QueueService, "ApiRequest"], Any]
+Handler = Callable[[QueueService, "ApiRequest"], Any]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Operation:
     name: str
     scope: str
     summary: str
-    handler: Ask
+    handler: Handler
     response: Schema
     query: Mapping[str, Schema] = field(default_factory=dict)
     body: Schema | None = None
@@ -72,11 +72,11 @@ class Operation:
         if self.body is None:
             return ApiRequest(names, found)
         value = parse_body(body)
-        validate(_alternative(self.body, value), value)
+        validate(_resolve(self.body, value), value)
         return ApiRequest(names, found, value)
 
 
-def _alternative(schema: Schema, value: Any) -> Schema:
+def _resolve(schema: Schema, value: Any) -> Schema:
     """Resolve a reference or choice to the schema for ``value``, so that errors refer
     to that one."""
     if "oneOf" not in schema:
@@ -90,24 +90,24 @@ def _alternative(schema: Schema, value: Any) -> Schema:
 
 
 def _get(
-    path: str, name: str, summary: str, ask: Ask, answer: Schema, **more: Any
+    path: str, name: str, summary: str, handler: Handler, response: Schema, **more: Any
 ) -> Operation:
-    return Operation("GET", path, name, READ, summary, ask, answer, **more)
+    return Operation("GET", path, name, READ, summary, handler, response, **more)
 
 
 def _post(
-    path: str, name: str, summary: str, ask: Ask, answer: Schema, **more: Any
+    path: str, name: str, summary: str, handler: Handler, response: Schema, **more: Any
 ) -> Operation:
     made = {"body": schemas.EMPTY, "scope": OPERATE, **more}
     return Operation(
-        "POST", path, name, summary=summary, handler=ask, response=answer, **made
+        "POST", path, name, summary=summary, handler=handler, response=response, **made
     )
 
 
-def _push(desk: QueueService, call: ApiRequest) -> Any:
+def _push(service: QueueService, call: ApiRequest) -> Any:
     if "jobs" in call.body:
-        return desk.push_many(call.body["jobs"], call.trace_id)
-    return desk.push(call.body, call.trace_id)
+        return service.push_many(call.body["jobs"], call.trace_id)
+    return service.push(call.body, call.trace_id)
 
 
 def _control(verb: str, summary: str) -> Operation:
@@ -115,7 +115,7 @@ def _control(verb: str, summary: str) -> Operation:
         f"/jobs/{{id}}/{verb}",
         f"{verb}Job",
         summary,
-        lambda desk, call: desk.control(verb, call.path_params["id"]),
+        lambda service, call: service.control(verb, call.path_params["id"]),
         ref("Done"),
         error_statuses=(404, 409),
         action=f"job.{verb}",
@@ -129,7 +129,7 @@ def _priority(method: str) -> Operation:
         "setPriority" if method == "PUT" else "changePriority",
         OPERATE,
         "Change the priority of a job",
-        lambda desk, call: desk.control(
+        lambda service, call: service.control(
             "priority", call.path_params["id"], call.body["priority"]
         ),
         ref("Done"),
@@ -144,7 +144,9 @@ def _node(verb: str, summary: str) -> Operation:
         f"/nodes/{{id}}/{verb}",
         f"{verb}Node",
         summary,
-        lambda desk, call: {"nodes": desk.control_node(verb, call.path_params["id"])},
+        lambda service, call: {
+            "nodes": service.control_node(verb, call.path_params["id"])
+        },
         _NODES,
         error_statuses=(404, 409),
         action=f"node.{verb}",
@@ -156,7 +158,7 @@ def _queue(verb: str, summary: str) -> Operation:
         f"/queue/{verb}",
         f"{verb}Queue",
         summary,
-        lambda desk, _: desk.control_queue(verb),
+        lambda service, _: service.control_queue(verb),
         _QUEUE,
         error_statuses=(409,) if verb == "pause" else (),
         action=f"queue.{verb}",
@@ -168,7 +170,7 @@ def _failure(verb: str, summary: str) -> Operation:
         f"/failures/{{record}}/{verb}",
         f"{verb}Failure",
         summary,
-        lambda desk, call: desk.resolve_failure(verb, call.path_params["record"]),
+        lambda service, call: service.resolve_failure(verb, call.path_params["record"]),
         ref("Done"),
         error_statuses=(404, 409),
         action=f"failure.{verb}",
@@ -194,7 +196,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/overview",
         "overview",
         "Return all data of the dashboard",
-        lambda desk, call: desk.overview(call.query["state"]),
+        lambda service, call: service.overview(call.query["state"]),
         ref("Overview"),
         query={"state": {**schemas.STATE, "default": "queued"}},
     ),
@@ -215,7 +217,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "List jobs: running ones first, then queued, delayed, paused, failed, "
         "cancelled, "
         "succeeded; next is the cursor of the next page, null at the end",
-        lambda desk, call: desk.list_jobs(
+        lambda service, call: service.list_jobs(
             call.query.get("state"), call.query["limit"], call.query.get("after")
         ),
         _JOBS,
@@ -226,7 +228,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "controlJobs",
         "Retry, cancel or remove (only finished ones) up to 500 jobs; results are in "
         "the same order",
-        lambda desk, call: desk.control_many(call.body["verb"], call.body["ids"]),
+        lambda service, call: service.control_many(call.body["verb"], call.body["ids"]),
         _RESULTS,
         body=ref("Control"),
         action="job.control",
@@ -235,7 +237,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/jobs/{id}",
         "showJob",
         "Return a job",
-        lambda desk, call: desk.show_job(call.path_params["id"]),
+        lambda service, call: service.show_job(call.path_params["id"]),
         ref("View"),
         error_statuses=(404,),
     ),
@@ -257,7 +259,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "history",
         "Return at most 720 samples of the last day: [ms since 1970, waiting, running, "
         "bytes per second], oldest first",
-        lambda desk, call: desk.history(call.query["since"]),
+        lambda service, call: service.history(call.query["since"]),
         ref("History"),
         query={"since": schemas.SINCE},
     ),
@@ -265,14 +267,14 @@ OPERATIONS: tuple[Operation, ...] = (
         "/stats",
         "stats",
         "Return statistics of the queue, with the counters of seven days",
-        lambda desk, _: desk.stats(),
+        lambda service, _: service.stats(),
         ref("Stats"),
     ),
     _get(
         "/nodes",
         "listNodes",
         "List the nodes of the queue",
-        lambda desk, _: {"nodes": desk.list_nodes()},
+        lambda service, _: {"nodes": service.list_nodes()},
         _NODES,
     ),
     _node("drain", "Drain a node: it finishes its jobs and starts no others"),
@@ -282,7 +284,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/queue",
         "showQueue",
         "Return whether the queue is paused",
-        lambda desk, _: desk.control_queue(),
+        lambda service, _: service.control_queue(),
         _QUEUE,
     ),
     _queue("pause", "Pause the queue: no job starts, running ones continue"),
@@ -291,7 +293,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/limits",
         "limits",
         "Return the limits for origin hosts, and the hosts that jobs wait for",
-        lambda desk, _: desk.limits(),
+        lambda service, _: service.limits(),
         ref("Limits"),
     ),
     _get(
@@ -299,7 +301,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "listFailures",
         "List the failure records for clients, newest first; beyond 100,000 the list "
         "is incomplete",
-        lambda desk, call: desk.list_failures(
+        lambda service, call: service.list_failures(
             call.query["limit"], call.query.get("after")
         ),
         _FAILURES,

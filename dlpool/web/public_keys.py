@@ -23,12 +23,15 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from dlpool.errors import ConfigurationError
 
-LEAST_BITS, MOST_BITS = (
+MIN_BITS, MAX_BITS = (
     2048,
     8192,
 )  # of RSA: RFC 7518, section 3.3; longer keys take too much time
 RSA_ALGORITHMS = ("RS256", "RS384", "RS512")
-_OF_CURVE = {"secp256r1": ("ES256",), "secp384r1": ("ES384",)}  # RFC 7518, section 3.4
+_CURVE_ALGORITHMS = {
+    "secp256r1": ("ES256",),
+    "secp384r1": ("ES384",),
+}  # RFC 7518, section 3.4
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class TokenKey:
 
 
 ALGORITHMS = frozenset(
-    (*RSA_ALGORITHMS, *(one for of in _OF_CURVE.values() for one in of))
+    (*RSA_ALGORITHMS, *(one for of in _CURVE_ALGORITHMS.values() for one in of))
 )
 
 
@@ -49,7 +52,7 @@ def algorithms_of(key: object) -> tuple[str, ...]:
     if isinstance(key, RSAPublicKey):
         return RSA_ALGORITHMS
     return (
-        _OF_CURVE.get(key.curve.name, ())
+        _CURVE_ALGORITHMS.get(key.curve.name, ())
         if isinstance(key, EllipticCurvePublicKey)
         else ()
     )
@@ -65,15 +68,15 @@ def load_pem_key(text: str, algorithms: tuple[str, ...]) -> TokenKey:
         raise ConfigurationError(
             f"[web] jwt_key is not a public key in PEM: {kind} algorithms need one"
         ) from error
-    fitting = frozenset(algorithms).intersection(algorithms_of(key))
-    if not fitting or not isinstance(key, RSAPublicKey | EllipticCurvePublicKey):
+    usable = frozenset(algorithms).intersection(algorithms_of(key))
+    if not usable or not isinstance(key, RSAPublicKey | EllipticCurvePublicKey):
         wanted = {"RS": "RSA", "ES": "EC"}[kind] + (
             " key on its curve" if kind == "ES" else " key"
         )
         raise ConfigurationError(
             f"[web] jwt_key is not an {wanted}: {', '.join(algorithms)} need one"
         )
-    return TokenKey(key, fitting)
+    return TokenKey(key, usable)
 
 
 def load_jwk(members: Mapping[str, Any]) -> TokenKey | None:
@@ -92,24 +95,22 @@ def load_jwk(members: Mapping[str, Any]) -> TokenKey | None:
     ):
         return None
     try:
-        key = _made(members)
+        key = _build(members)
     except ValueError:
         return None
-    fitting = frozenset(algorithms_of(key))
+    usable = frozenset(algorithms_of(key))
     if algorithm is not None:
-        fitting = fitting.intersection(
-            [algorithm] if isinstance(algorithm, str) else []
-        )
-    return TokenKey(key, fitting) if fitting else None
+        usable = usable.intersection([algorithm] if isinstance(algorithm, str) else [])
+    return TokenKey(key, usable) if usable else None
 
 
-def _made(members: Mapping[str, Any]) -> RSAPublicKey | EllipticCurvePublicKey:
+def _build(members: Mapping[str, Any]) -> RSAPublicKey | EllipticCurvePublicKey:
     """Build the key from its public numbers. Raises ValueError, also for a point that
     is not on the curve."""
     if members.get("kty") == "RSA":
         modulus, exponent = _number(members.get("n")), _number(members.get("e"))
         if (
-            not LEAST_BITS <= modulus.bit_length() <= MOST_BITS
+            not MIN_BITS <= modulus.bit_length() <= MAX_BITS
             or exponent.bit_length() > 32
         ):
             raise ValueError("unsupported key size")

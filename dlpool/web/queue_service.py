@@ -43,7 +43,7 @@ class QueueService:
     QueueError."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises ConfigurationError, LocalFault."""
+        """Connect to Redis. Raises ConfigurationError, LocalFault."""
         client = connect(
             settings.redis, Path(settings.paths.state_dir), name="dlpool-web"
         )
@@ -246,7 +246,7 @@ def _traced(job: dict[str, Any], trace_id: str | None) -> dict[str, Any]:
     return {**job, "dlpool": {**own, "trace_id": trace_id}}
 
 
-def refusal_of(error: DlpoolError) -> HttpError:
+def http_error_of(error: DlpoolError) -> HttpError:
     """Return the HTTP error for an error of the queue."""
     if isinstance(error, NoSuchJob | NoSuchNode):
         return HttpError(404, error.label, str(error))

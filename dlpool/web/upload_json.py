@@ -93,7 +93,7 @@ def detail_json(task: TaskDetail) -> dict[str, Any]:
 
 
 def _chunk_json(chunk: StoredChunk, task: TaskDetail) -> dict[str, Any]:
-    """Return a chunk. ``retry_count``: repetitions, and refusals for a wrong md5."""
+    """Return a chunk. ``retry_count``: repeated chunks, and chunks with a wrong md5."""
     key = str(chunk.index)
     return {
         "index": chunk.index,

@@ -202,7 +202,7 @@ class TaskResource(_UploadApiResource):
     def on_options(
         self, _req: falcon.Request, resp: falcon.Response, rest: str
     ) -> None:
-        """Answer with the methods of this address."""
+        """Answer with the allowed methods."""
         is_action = rest in ("cleanup", "batch") or rest.endswith(_ACTIONS)
         allowed = "OPTIONS, POST" if is_action else "DELETE, GET, HEAD, OPTIONS"
         resp.set_header("Allow", allowed)
@@ -284,7 +284,7 @@ class TaskResource(_UploadApiResource):
 
 
 def add_routes(app: falcon.App[Any, Any], services: WebServices) -> None:
-    """Add the addresses below the prefix."""
+    """Add the upload API below the prefix."""
     prefix = services.settings.web.prefix
     app.add_route(f"{prefix}/upload_chunk", ChunkResource(services))
     app.add_route(f"{prefix}/merge_chunks", MergeResource(services))

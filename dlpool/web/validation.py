@@ -29,7 +29,7 @@ def validate(schema: Schema, value: Any, what: str = "the body") -> None:
         [min(errors, key=lambda one: len(one.path))] if (errors := list(found)) else []
     )
     if error is not None:
-        raise UsageError(_sentence(error, what))
+        raise UsageError(_describe(error, what))
 
 
 def parse_body(data: bytes) -> Any:
@@ -99,7 +99,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _sentence(error: ValidationError, what: str) -> str:
+def _describe(error: ValidationError, what: str) -> str:
     """Return the reason and its location, without the value, which may be long or
     secret."""
     place = "".join(

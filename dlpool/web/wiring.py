@@ -26,7 +26,7 @@ from dlpool.web.event_publisher import open_event_publisher
 
 LOG_FOLDER = "web"  # below log_dir: the supervisor rotates its own log files
 
-REFUSALS = 20  # log records per minute and kind for rejected unauthenticated requests
+MAX_LOGGED = 20  # log records per minute and kind for rejected unauthenticated requests
 
 
 def open_log(settings: Settings) -> Log:
@@ -46,33 +46,33 @@ class WebServices:
         self.authenticator = keys or Authenticator(settings.web)
         self.log_file = open_log(settings)
         self.log = self.log_file.logger("web")
-        self.authenticator.set_listeners(self._bad_key, self._fetched_keys)
+        self.authenticator.set_listeners(self._log_bad_key, self._log_fetched_keys)
         self.folder = Path(settings.paths.state_dir).absolute() / "web"
         self.client_limits = ClientLimits(self.folder, settings.web)
         self.counters = SharedCounters(self.folder)
-        self._unreadable, self._refused = LogLimiter(1), LogLimiter(REFUSALS)
+        self._unreadable, self._refused = LogLimiter(1), LogLimiter(MAX_LOGGED)
         self.event_publisher = open_event_publisher(settings, self.counters, self.log)
         self.audit = auditing.open_audit(
             settings, self.counters, self.log_file.logger("audit")
         )
         self.backend = open_backend(
             settings.upload,
-            self._announce,
-            on_unsynced=self._unsynced,
+            self._publish,
+            on_unsynced=self._log_unsynced,
             guard=open_guard(settings.scan),
-            report_scan=self._scanned,
+            report_scan=self._count_scan,
         )
 
-    def _announce(self, event: UploadEvent) -> None:
+    def _publish(self, event: UploadEvent) -> None:
         """Publish and audit a change of an upload."""
         self.event_publisher(event)
         self.audit.record_upload_event(event)
 
-    def _bad_key(self, problem: str) -> None:
+    def _log_bad_key(self, problem: str) -> None:
         """Log an invalid key."""
         self.log.warning("keys_refused", reason=problem)
 
-    def _fetched_keys(self, failure: str | None, count: int) -> None:
+    def _log_fetched_keys(self, failure: str | None, count: int) -> None:
         """Log that the key set of ``jwks_url`` was fetched, or why it could not be
         fetched."""
         if failure is None:
@@ -80,14 +80,14 @@ class WebServices:
         else:
             self.log.warning("jwks_failed", reason=failure)
 
-    def _unsynced(self, folder: str, error: OSError) -> None:
+    def _log_unsynced(self, folder: str, error: OSError) -> None:
         """Log that a file system cannot sync folders: a power failure may lose names,
         but corrupts no file."""
         self.log.warning(
             "folder_not_synced", folder=folder, reason=error.strerror or str(error)
         )
 
-    def _scanned(self, outcome: str, /, **fields: object) -> None:
+    def _count_scan(self, outcome: str, /, **fields: object) -> None:
         """Count and log the result of a malware scan."""
         self.counters.add(f"scan {outcome}")
         if outcome == "infected":
