@@ -55,11 +55,11 @@ def publish(store: DiskBackend, name: str, owner: str | None, data: bytes = b"ab
 def can_read(store: DiskBackend, path: str, reader: str | None) -> bool:
     try:
         store.open_merged(path, reader).close()
-    except UploadError as refusal:
+    except UploadError as error:
         with pytest.raises(UploadError) as other:
             store.open_merged(f"{path[:-1]}~", reader)
         unknown = other.value.text.replace(f"{path[:-1]}~", path)
-        assert (http_error(refusal).status, refusal.code, refusal.text) == (404, "not_found", unknown)
+        assert (http_error(error).status, error.code, error.text) == (404, "not_found", unknown)
         return False
     return True
 
@@ -129,12 +129,12 @@ def test_a_name_that_another_one_got_keeps_that_ones_owner(
     has = merge_output.MergeOutput.has
     asked: list[str] = []
 
-    def first(place: merge_output.MergeOutput, name: str) -> bool:
+    def first(output: merge_output.MergeOutput, name: str) -> bool:
         if name == "one" and not asked:
             asked.append(name)  # bob has seen that the name is free; ann gets it before he does
             publish(store, "one", ANN)
             return False
-        return has(place, name)
+        return has(output, name)
 
     monkeypatch.setattr(merge_output.MergeOutput, "has", first)
     merge(store, 1, "one", file_id="bobs", owner=BOB)

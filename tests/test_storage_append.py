@@ -317,13 +317,13 @@ def test_a_chunk_that_is_lost_or_comes_meanwhile_is_a_conflict(store: DiskBacken
 def test_the_first_chunk_needs_none_before_it(store: DiskBackend) -> None:
     file_id = begin(store)
     folder = folder_of(store, file_id)
-    with refused(409, "wrong_offset") as refusal, open_append(store, file_id, None, 0, size=1) as session:
+    with refused(409, "wrong_offset") as caught, open_append(store, file_id, None, 0, size=1) as session:
         session.write(b"d")
         other = begin(store, name="other")
         append(store, other, 0, b"xyz")
         (folder / "0.chunk").hardlink_to(folder_of(store, other) / "0.chunk")
         session.commit()
-    assert refusal.details == {"offset": 3}
+    assert caught.details == {"offset": 3}
 
 
 # --- what is refused ---
@@ -345,17 +345,17 @@ def test_a_body_larger_than_the_rest_is_refused_with_the_remaining_size(
 ) -> None:
     file_id = begin(store, 5)
     append(store, file_id, 0, b"abc")
-    with refused(413, "too_large") as refusal, open_append(store, file_id, None, 3, size=size) as session:
+    with refused(413, "too_large") as caught, open_append(store, file_id, None, 3, size=size) as session:
         session.write(data)
-    assert refusal.text == "the upload may have 5 bytes: no more than 2 can follow the first 3"
+    assert caught.text == "the upload may have 5 bytes: no more than 2 can follow the first 3"
     assert append(store, file_id, 3, b"de").is_complete
 
 
 def test_a_length_of_nothing_leaves_no_room(store: DiskBackend) -> None:
     file_id = begin(store)
-    with refused(413, "too_large") as refusal:
+    with refused(413, "too_large") as caught:
         append(store, file_id, 0, b"a", length=0)
-    assert "may have 0 bytes" in refusal.text
+    assert "may have 0 bytes" in caught.text
     assert store.tus.state(file_id, None).length == -1
     append(store, file_id, 0, b"", length=0)
     with refused(400, "bad_length"):

@@ -55,9 +55,9 @@ def test_a_chunk_that_is_cut_while_it_is_read_is_missing(
     send_all(store, DATA)
     name = "readv" if when == "hash" else "copy_file_range"
     monkeypatch.setattr(os, name, lambda *_arguments: 0)
-    with refused(400, "chunks_missing") as refusal:
+    with refused(400, "chunks_missing") as error:
         merge(store, 3)
-    assert len(refusal.details["uploaded_chunks"]) < 3
+    assert len(error.details["uploaded_chunks"]) < 3
 
 
 @pytest.mark.parametrize("is_checked", [True, False])
@@ -70,9 +70,9 @@ def test_each_chunk_is_compared_with_its_own_md5_only_where_nothing_else_proves_
     compared: list[int] = []
     is_right = ChunkAssembly._is_correct
 
-    def note(joint: ChunkAssembly, chunk: StoredChunk) -> bool:
+    def note(assembly: ChunkAssembly, chunk: StoredChunk) -> bool:
         compared.append(chunk.index)
-        return is_right(joint, chunk)
+        return is_right(assembly, chunk)
 
     monkeypatch.setattr(ChunkAssembly, "_is_correct", note)
     try:

@@ -78,14 +78,14 @@ def on_disk(path: Path) -> int:
 
 
 def test_who_announces_much_and_sends_little_takes_little_of_the_disk(store: DiskBackend) -> None:
-    with store.chunks.stage() as reception:
-        reception.reserve(90 * MIB)
+    with store.chunks.stage() as staged:
+        staged.reserve(90 * MIB)
         for size in [1, *8 * [MIB]]:
-            reception.write(bytes(size))
-            assert on_disk(reception.path) <= MIB + 2 * reception.size
-        assert on_disk(reception.path) >= 16 * MIB
-        assert reception.path.stat().st_size == 8 * MIB + 1
-        commit_chunk(store, reception, file_id=ID, index=0, owner=None)
+            staged.write(bytes(size))
+            assert on_disk(staged.path) <= MIB + 2 * staged.size
+        assert on_disk(staged.path) >= 16 * MIB
+        assert staged.path.stat().st_size == 8 * MIB + 1
+        commit_chunk(store, staged, file_id=ID, index=0, owner=None)
     assert on_disk(chunk_file(store, 0)) < 9 * MIB
     assert status_of(store, ID, None)["uploaded_chunks"] == [0]
     assert leftovers(store) == []
@@ -95,11 +95,11 @@ def test_who_announces_much_and_sends_little_takes_little_of_the_disk(store: Dis
 @pytest.mark.parametrize("more", [-1, 0, 700])
 def test_what_is_expected_changes_nothing_of_what_is_stored(store: DiskBackend, size: int, more: int) -> None:
     data = os.urandom(size)
-    with store.chunks.stage() as reception:
-        reception.reserve(size + more)
+    with store.chunks.stage() as staged:
+        staged.reserve(size + more)
         for begin in range(0, size, 100_000):
-            reception.write(data[begin : begin + 100_000])
-        commit_chunk(store, reception, file_id=ID, index=0, owner=None, md5=md5(data))
+            staged.write(data[begin : begin + 100_000])
+        commit_chunk(store, staged, file_id=ID, index=0, owner=None, md5=md5(data))
     assert chunk_file(store, 0).stat().st_size == size + TRAILER_SIZE
     assert on_disk(chunk_file(store, 0)) <= size + TRAILER_SIZE + 8192
     assert Path(merge(store, 1).path).read_bytes() == data
@@ -109,11 +109,11 @@ def test_what_is_expected_changes_nothing_of_what_is_stored(store: DiskBackend, 
 def test_a_disk_on_which_nothing_can_be_reserved_is_full(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "small", "7M") as folder:
         store = store_in(folder, disk_refuse=1.0)
-        with store.chunks.stage() as reception:
-            reception.reserve(30 * MIB)
+        with store.chunks.stage() as staged:
+            staged.reserve(30 * MIB)
             with refused(507, "no_space"):
                 for _ in range(6):  # which would fit
-                    reception.write(bytes(MIB))
+                    staged.write(bytes(MIB))
         assert leftovers(store) == []
 
 
@@ -162,9 +162,9 @@ def test_what_the_lists_say(store: DiskBackend) -> None:
 def test_a_chunk_with_a_wrong_md5_is_discarded_and_an_earlier_one_stays(store: DiskBackend) -> None:
     send(store, 0, DATA[0], total_chunks=1)
     for _ in range(2):
-        with refused(400, "md5_mismatch") as refusal:
+        with refused(400, "md5_mismatch") as error:
             send(store, 0, b"rubbish", md5=md5(DATA[0]))
-        assert refusal.details == {"chunk_index": 0, "md5": md5(b"rubbish")}
+        assert error.details == {"chunk_index": 0, "md5": md5(b"rubbish")}
     [chunk] = detail_of(store, ID, None)["chunks"]
     assert (chunk["md5"], chunk["retry_count"]) == (md5(DATA[0]), 2)
     assert leftovers(store) == []
@@ -259,9 +259,9 @@ def test_all_chunks_go_to_one_folder_and_the_merge_decides(store: DiskBackend) -
     send(store, 0, DATA[0], relative_path="a/b")
     send(store, 1, DATA[1], relative_path="a/b/")
     for path in ("a", "a/b/c"):
-        with refused(409, "conflict") as refusal:
+        with refused(409, "conflict") as error:
             send(store, 1, DATA[1], relative_path=path)
-        assert refusal.details == {"relative_path": "a/b"}
+        assert error.details == {"relative_path": "a/b"}
     Path(store.settings.merged_dir, "other").mkdir(parents=True)
     Path(store.settings.merged_dir, "other/file.bin").touch()
     with refused(409, "file_exists"):
@@ -285,10 +285,10 @@ def test_an_id_is_never_a_path(store: DiskBackend, tmp_path: Path) -> None:
 
 def test_too_large_chunks_are_refused_before_they_are_stored(tmp_path: Path) -> None:
     store = store_in(tmp_path, max_chunk_size=10)
-    with refused(413, "chunk_too_large") as refusal, store.chunks.stage() as reception:
-        reception.write(b"x" * 10)
-        reception.write(b"x")
-    assert refusal.details == {"max_chunk_size": 10}
+    with refused(413, "chunk_too_large") as error, store.chunks.stage() as staged:
+        staged.write(b"x" * 10)
+        staged.write(b"x")
+    assert error.details == {"max_chunk_size": 10}
     assert leftovers(store) == []
 
 
@@ -323,11 +323,11 @@ def test_paused_completed_and_merging_tasks_accept_no_chunks(store: DiskBackend)
 
 def test_a_chunk_whose_task_is_paused_while_it_comes_is_refused(store: DiskBackend) -> None:
     send(store, 0, DATA[0], total_chunks=2)
-    with store.chunks.stage() as reception:
-        reception.write(DATA[1])
+    with store.chunks.stage() as staged:
+        staged.write(DATA[1])
         store.pause(ID, None)
         with refused(409, "task_paused"):
-            commit_chunk(store, reception, file_id=ID, index=1, owner=None)
+            commit_chunk(store, staged, file_id=ID, index=1, owner=None)
     assert (uploaded(store), leftovers(store)) == ([0], [])
 
 
@@ -382,9 +382,9 @@ def test_chunk_files_that_were_touched_behind_our_back_are_noticed(store: DiskBa
         lengths = {"cut": 20, "emptied": 0, "cut to its bytes": len(DATA[1]), "longer": 1000}
         os.truncate(path, lengths[damage])
     assert uploaded(store) == [0, 2]
-    with refused(400, "chunks_missing") as refusal:
+    with refused(400, "chunks_missing") as error:
         merge(store, 3)
-    assert refusal.details == {"uploaded": 2, "total_required": 3, "uploaded_chunks": [0, 2]}
+    assert error.details == {"uploaded": 2, "total_required": 3, "uploaded_chunks": [0, 2]}
     assert state(store) == "uploading"
     if damage == "a folder":
         path.rmdir()
@@ -397,9 +397,9 @@ def test_chunks_whose_bytes_were_changed_are_found_by_the_merge(store: DiskBacke
     send_all(store, DATA)
     path = chunk_file(store, 2)
     path.write_bytes(b"THE" + path.read_bytes()[3:])
-    with refused(400, "chunks_missing") as refusal:
+    with refused(400, "chunks_missing") as error:
         merge(store, 3, expected_md5=expected)
-    assert refusal.details["uploaded_chunks"] == [0, 1]
+    assert error.details["uploaded_chunks"] == [0, 1]
     assert (state(store), leftovers(store), detail_of(store, ID, None)["retry_count"]) == ("failed", [], 1)
     send(store, 2, DATA[2])
     assert state(store) == "uploading"

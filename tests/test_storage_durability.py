@@ -179,10 +179,10 @@ def test_an_error_that_a_close_reports_is_not_lost(
 
 
 def test_a_folder_that_cannot_be_synced_is_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
+    events: list[str] = []
     store = DiskBackend(
         store_in(tmp_path, enable_atomic_operations=True).settings,
-        on_unsynced=lambda folder, _error: told.append(str(folder)),
+        on_unsynced=lambda folder, _error: events.append(str(folder)),
     )
 
     def sync_folder(folder: object, *, on_unsynced: disk.OnUnsynced | None = None) -> bool:
@@ -192,10 +192,10 @@ def test_a_folder_that_cannot_be_synced_is_reported_once(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(disk, "sync_folder", sync_folder)
     send(store, 0, b"one", total_chunks=1)
-    assert str(tmp_path / "upload" / "tasks") in told
-    told.clear()
+    assert str(tmp_path / "upload" / "tasks") in events
+    events.clear()
     merge(store, 1)
-    assert told
+    assert events
 
 
 # --- modes ---
@@ -211,8 +211,8 @@ def no_umask() -> Iterator[None]:
 def test_the_umask_alone_decides_who_may_read(tmp_path: Path, no_umask: None) -> None:
     store = store_in(tmp_path)
     file_id = begin(store)
-    with store.chunks.stage() as reception:
-        reception.write(b"abc")
+    with store.chunks.stage() as staged:
+        staged.write(b"abc")
         with open_append(store, file_id, None, 0, size=None) as session:
             session.write(b"abc")
             send(store, 0, b"one", total_chunks=1)

@@ -280,9 +280,9 @@ def test_merges_that_do_not_fit(store: DiskBackend) -> None:
 
 def test_a_file_with_another_md5_is_not_published(store: DiskBackend, tmp_path: Path) -> None:
     send_all(store, DATA)
-    with refused(400, "file_md5_mismatch") as refusal:
+    with refused(400, "file_md5_mismatch") as caught:
         merge(store, 2, expected_md5="0" * 32)
-    assert refusal.details == {"md5": md5(b"".join(DATA))}
+    assert caught.details == {"md5": md5(b"".join(DATA))}
     assert (files_below(tmp_path / "merged"), uploaded(store), state(store)) == ([], [0, 1], "failed")
     assert merge(store, 2, expected_md5=md5(b"".join(DATA)).upper()).size == 600
 
@@ -302,16 +302,16 @@ def test_a_target_on_another_file_system(tmp_path: Path) -> None:
 
 
 def test_a_published_file_replaces_nothing(tmp_path: Path) -> None:
-    place = open_merge_output(str(tmp_path), (), "task", make=False)
-    descriptor = place.create()
+    output = open_merge_output(str(tmp_path), (), "task", make=False)
+    descriptor = output.create()
     identity = identity_of(os.fstat(descriptor))
     os.close(descriptor)
     (tmp_path / "taken").write_text("another")
-    assert place.publish("taken", identity) is False
+    assert output.publish("taken", identity) is False
     assert (tmp_path / "taken").read_text() == "another"
-    assert place.publish("free", identity) is True
+    assert output.publish("free", identity) is True
     assert files_below(tmp_path) == ["free", "taken"]
-    place.close()
+    output.close()
 
 
 # --- what goes ---

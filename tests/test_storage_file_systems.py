@@ -76,8 +76,8 @@ def test_a_file_system_without_figures_is_not_full(tmp_path: Path) -> None:
         fields = {"file_id": "x", "chunk_index": 0, "total_chunks": 1, "file_size": 300_000}
         said = requests.post(f"{server.url}/upload_chunk", data=fields, files={"chunk": DATA[0]}, timeout=20)
         assert said.status_code == 200, said.text
-        wish: dict[str, Any] = {"file_id": "x", "filename": "file.bin", "total_chunks": 1}
-        said = requests.post(f"{server.url}/merge_chunks", json=wish, timeout=20)
+        request: dict[str, Any] = {"file_id": "x", "filename": "file.bin", "total_chunks": 1}
+        said = requests.post(f"{server.url}/merge_chunks", json=request, timeout=20)
         assert said.status_code == 200, said.text
         assert (server.merged_dir / "file.bin").read_bytes() == DATA[0]
         health = requests.get(f"{server.url}/health", timeout=20)
@@ -101,23 +101,23 @@ def test_a_file_system_that_does_not_answer_is_no_limit(tmp_path: Path, monkeypa
 
 def test_a_published_file_is_known_by_its_content_where_numbers_change(tmp_path: Path) -> None:
     """The record of a publication is compared with what has the name, after a kill."""
-    place = open_merge_output(str(tmp_path), (), "task", make=False)
+    output = open_merge_output(str(tmp_path), (), "task", make=False)
     (tmp_path / "file").write_bytes(b"content")
     status = (tmp_path / "file").stat()
     mine = PendingPublish((), "file", status.st_ino, 7, status.st_mtime_ns, md5(b"content"), 0)
-    assert place.has_published(mine)
+    assert output.has_published(mine)
     again = replace(mine, inode=mine.inode + 1, modified_ns=0)
-    assert place.has_published(again)
-    assert not place.has_published(replace(again, md5=md5(b"CONTENT")))
-    assert not place.has_published(replace(again, size=8))
-    assert not place.has_published(replace(again, name="none"))
-    (tmp_path / place.temporary).write_bytes(b"content")
-    assert not place.has_published(again)
+    assert output.has_published(again)
+    assert not output.has_published(replace(again, md5=md5(b"CONTENT")))
+    assert not output.has_published(replace(again, size=8))
+    assert not output.has_published(replace(again, name="none"))
+    (tmp_path / output.temporary).write_bytes(b"content")
+    assert not output.has_published(again)
     (tmp_path / "file").unlink()
     (tmp_path / "file").mkdir()
-    os.unlink(tmp_path / place.temporary)
-    assert not place.has_published(again)
-    place.close()
+    os.unlink(tmp_path / output.temporary)
+    assert not output.has_published(again)
+    output.close()
 
 
 def test_a_merge_that_was_published_and_not_recorded_is_completed_by_the_next_request(tmp_path: Path) -> None:
@@ -153,11 +153,11 @@ def test_a_merge_that_was_published_and_not_recorded_is_completed_by_the_next_re
     ],
 )
 def test_the_answer_to_each_error_of_the_disk(number: int, status: int, code: str) -> None:
-    refusal = translated("store it", OSError(number, os.strerror(number)))
-    assert (http_error(refusal).status, refusal.code) == (status, code)
-    assert refusal.text.startswith("cannot store it: ")
-    assert len(refusal.text) > len("cannot store it: ")
-    assert ("Retry-After" in http_error(refusal).headers) == (status == 503)
+    error = translated("store it", OSError(number, os.strerror(number)))
+    assert (http_error(error).status, error.code) == (status, code)
+    assert error.text.startswith("cannot store it: ")
+    assert len(error.text) > len("cannot store it: ")
+    assert ("Retry-After" in http_error(error).headers) == (status == 503)
 
 
 def test_every_known_error_of_the_disk_has_an_answer() -> None:

@@ -118,24 +118,24 @@ def test_few_threads_wait_for_long(store: DiskBackend, monkeypatch: pytest.Monke
         wait_until(lambda: store.index._waiting == task_index.MAX_WAITING and sum(one.done() for one in asked) == 1)
         goes_on.set()
         failed = [one.exception() for one in asked if one.exception() is not None]
-    [refusal] = failed
-    assert isinstance(refusal, UploadError)
-    assert (http_error(refusal).status, refusal.code, refusal.retry_after_s is not None) == (503, "busy", True)
+    [error] = failed
+    assert isinstance(error, UploadError)
+    assert (http_error(error).status, error.code, error.retry_after_s is not None) == (503, "busy", True)
 
 
 def test_two_scans_run_at_once_in_all_processes(store: DiskBackend, tmp_path: Path) -> None:
     send(store, 0, b"x")
     earlier = store.index.current()
     other = store_in(tmp_path)
-    places = [try_lock(store.layout.lock_path(f"scan-{number}")) for number in range(task_index.SCANS)]
-    assert None not in places
+    slots = [try_lock(store.layout.lock_path(f"scan-{number}")) for number in range(task_index.SCANS)]
+    assert None not in slots
     with refused(503, "busy"):
         other.index.current(timeout_s=0.05)
     assert store.index.rescan(timeout_s=0.05) is earlier
-    release(places[1] or 0)
+    release(slots[1] or 0)
     send(store, 0, b"x", file_id="another")
     assert ids(other) == ids(store) == [ID, "another"]
-    release(places[0] or 0)
+    release(slots[0] or 0)
 
 
 def test_a_scan_keeps_its_place_until_it_has_ended(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,11 +144,11 @@ def test_a_scan_keeps_its_place_until_it_has_ended(store: DiskBackend, monkeypat
     original = task_index._stamps_of
 
     def probing(tasks: Path, *names: Any) -> Any:
-        places = [try_lock(store.layout.lock_path(f"scan-{number}")) for number in range(task_index.SCANS)]
-        free.append(sum(place is not None for place in places))
-        for place in places:
-            if place is not None:
-                release(place)
+        slots = [try_lock(store.layout.lock_path(f"scan-{number}")) for number in range(task_index.SCANS)]
+        free.append(sum(slot is not None for slot in slots))
+        for slot in slots:
+            if slot is not None:
+                release(slot)
         return original(tasks, *names)
 
     monkeypatch.setattr(task_index, "_stamps_of", probing)
@@ -160,7 +160,7 @@ def test_a_scan_that_fails_leaves_its_turn_to_the_next(store: DiskBackend, monke
     send(store, 0, b"x")
 
     def fails(_tasks: Path) -> Any:
-        raise OSError(5, "Input/output error")
+        raise OSError(5, "Input/slot error")
 
     with monkeypatch.context() as patch:
         patch.setattr(task_index, "_stamps_of", fails)
@@ -344,13 +344,13 @@ def test_times_that_are_set_back_hide_no_change(store: DiskBackend) -> None:
 def test_a_merge_whose_process_was_killed_is_shown_as_it_is(store: DiskBackend) -> None:
     send_all(store, [b"x"])
     with store.layout.lock_id(ID) as task:
-        hold = task.try_lock_merge()
-        assert hold is not None
+        lock = task.try_lock_merge()
+        assert lock is not None
         task.save(task.record(), status="merging", output_folder=())
     assert [list_of(store, None, status=["merging"])["total"], store.counts_by_state()["merging"].tasks] == [1, 1]
     time.sleep(TICK_S)
     assert list_of(store, None, status=["merging"])["total"] == 1
-    release(hold)
+    release(lock)
     assert list_of(store, None, status=["uploading"])["total"] == 1
     assert store.counts_by_state()["merging"] == TaskCounts()
 
@@ -572,14 +572,14 @@ def test_counts_of_an_owner(store: DiskBackend) -> None:
 def test_an_exact_count_is_refused_rather_than_outdated(store: DiskBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     send(store, 0, b"x")
     store.index.current()
-    places = [try_lock(store.layout.lock_path(f"scan-{number}")) for number in range(task_index.SCANS)]
+    slots = [try_lock(store.layout.lock_path(f"scan-{number}")) for number in range(task_index.SCANS)]
     store.layout.change_log_path().unlink()
     monkeypatch.setattr(task_index, "TIMEOUT_S", 0.05)
     assert store.index.current(timeout_s=0.05).counts_of(None).tasks == 1
     with refused(503, "busy"):
         store.index.current(timeout_s=0.05, is_exact=True)
-    for place in places:
-        release(place or 0)
+    for slot in slots:
+        release(slot or 0)
     assert store.index.current(is_exact=True).counts_of(None).tasks == 1
 
 

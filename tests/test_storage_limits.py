@@ -109,12 +109,12 @@ def test_an_index_beyond_the_last_is_refused_with_the_last_one(
 ) -> None:
     store = store_in(tmp_path)
     send(store, 0, b"x", total_chunks=known)
-    with refused(400, "bad_index") as refusal:
+    with refused(400, "bad_index") as error:
         check_chunk(store, file_id=ID, owner=None, **fields)
-    assert refusal.text == text
-    visit = check_chunk(store, file_id=ID, owner=None, **{**fields, "index": fields["index"] - 1})
-    assert visit is not None
-    visit.release()
+    assert error.text == text
+    lock = check_chunk(store, file_id=ID, owner=None, **{**fields, "index": fields["index"] - 1})
+    assert lock is not None
+    lock.release()
     assert open_below(tmp_path) == []
 
 
@@ -136,9 +136,9 @@ def test_a_size_that_comes_late_may_be_that_of_what_is_there(tmp_path: Path, siz
             send(store, 1, b"", file_size=size)
     else:
         send(store, 1, b"", file_size=size)
-        with refused(400, "size_mismatch") as refusal:
+        with refused(400, "size_mismatch") as error:
             send(store, 2, b"x")
-        assert refusal.details == {"size": 4, "file_size": 3}
+        assert error.details == {"size": 4, "file_size": 3}
 
 
 def test_a_wrong_md5_is_counted_only_for_a_task_that_is_there(tmp_path: Path) -> None:
@@ -160,24 +160,24 @@ def test_a_wrong_md5_is_counted_only_for_a_task_that_is_there(tmp_path: Path) ->
 @pytest.mark.parametrize("pieces", [[4095, 1, 10], [4096, 1], [5000], [1, 4094, 5000], [10]])
 def test_the_first_bytes_are_kept_however_they_come(tmp_path: Path, pieces: list[int]) -> None:
     store, data = store_in(tmp_path), os.urandom(sum(pieces))
-    with store.chunks.stage() as reception:
+    with store.chunks.stage() as staged:
         at = 0
         for piece in pieces:
-            reception.write(data[at : at + piece])
+            staged.write(data[at : at + piece])
             at += piece
-        assert reception.head == data[:HEAD_SIZE]
-        assert reception.size == len(data)
+        assert staged.head == data[:HEAD_SIZE]
+        assert staged.size == len(data)
 
 
 @pytest.mark.parametrize(("size", "kept"), [(None, 10), (10, 10), (11, 10), (4, 4), (0, 0)])
 def test_of_a_body_that_is_taken_over_only_what_counts_is_kept(tmp_path: Path, size: int | None, kept: int) -> None:
     store = store_in(tmp_path)
-    with store.chunks.stage() as reception:
-        reception.path.write_bytes(b"0123456789")
-        reception.load(size)
-        assert (reception.size, reception.head) == (kept, b"0123456789"[:kept])
-        reception.seal()
-        assert reception.path.stat().st_size == kept + TRAILER_SIZE
+    with store.chunks.stage() as staged:
+        staged.path.write_bytes(b"0123456789")
+        staged.load(size)
+        assert (staged.size, staged.head) == (kept, b"0123456789"[:kept])
+        staged.seal()
+        assert staged.path.stat().st_size == kept + TRAILER_SIZE
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 4])
@@ -307,9 +307,9 @@ def test_a_file_needs_an_inode_for_each_chunk(
     if fits:
         send(store, 0, b"x", total_chunks=chunks)
     else:
-        with refused(507, "no_space") as refusal:
+        with refused(507, "no_space") as error:
             send(store, 0, b"x", total_chunks=chunks)
-        assert "inodes" in refusal.text
+        assert "inodes" in error.text
         assert list_of(store, None)["total"] == 0
 
 

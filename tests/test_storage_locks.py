@@ -208,8 +208,8 @@ def test_the_substitute_file_is_private_and_recently_modified(tmp_path: Path, mo
 
 def test_a_lock_that_is_held_is_waited_for_with_growing_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, pauses = tmp_path / "lock", []
-    hold = file_locks.try_lock(path)
-    assert hold is not None
+    held_lock = file_locks.try_lock(path)
+    assert held_lock is not None
     now = 100.0
 
     def pause(seconds: float) -> None:
@@ -228,7 +228,7 @@ def test_a_lock_that_is_held_is_waited_for_with_growing_pauses(tmp_path: Path, m
     with refused(503, "busy"):
         file_locks.lock_shared(path)
     pauses.clear()
-    clock.sleep = lambda _seconds: file_locks.release(hold)
+    clock.sleep = lambda _seconds: file_locks.release(held_lock)
     with file_locks.hold_lock(path):
         assert file_locks.is_locked(path)
     assert open_below(tmp_path) == []
@@ -302,12 +302,12 @@ def test_a_sweep_removes_everything_that_is_not_locked(tmp_path: Path) -> None:
     (tmp / "held.tmp").touch()
     (tmp / "link.tmp").symlink_to(tmp_path)
     os.mkfifo(tmp / "fifo.tmp")
-    hold = file_locks.try_lock(tmp / "held.tmp")
-    assert hold is not None
+    held_lock = file_locks.try_lock(tmp / "held.tmp")
+    assert held_lock is not None
     assert store.sweep().removed == 4
     assert [path.name for path in tmp.iterdir()] == ["held.tmp"]
     assert not layout.remove_abandoned(tmp / "none")
-    file_locks.release(hold)
+    file_locks.release(held_lock)
     assert store.sweep().removed == 1
     assert (leftovers(store), open_below(tmp_path)) == ([], [])
 

@@ -96,19 +96,19 @@ def test_a_merge_is_of_as_many_chunks_as_there_are(
     if not status:
         assert merge(store, total).size == len(WHOLE)
         return
-    with refused(status, code) as refusal:
+    with refused(status, code) as caught:
         merge(store, total)
-    assert refusal.details == extra
+    assert caught.details == extra
     assert state(store) == "uploading"
 
 
 def test_what_is_missing_is_counted(store: DiskBackend) -> None:
     send(store, 0, b"")
     send(store, 2, b"x")
-    with refused(400, "chunks_missing") as refusal:
+    with refused(400, "chunks_missing") as caught:
         merge(store, 5)
-    assert refusal.text == "3 of 5 chunks are missing: send them"
-    assert refusal.details == {"uploaded": 2, "total_required": 5, "uploaded_chunks": [0, 2]}
+    assert caught.text == "3 of 5 chunks are missing: send them"
+    assert caught.details == {"uploaded": 2, "total_required": 5, "uploaded_chunks": [0, 2]}
     for path in task_of(store).folder.glob("*.chunk"):
         path.unlink()
     with refused(400, "chunks_missing"):
@@ -124,9 +124,9 @@ def test_a_file_has_the_size_that_was_announced(store: DiskBackend, file_size: i
     if file_size == len(WHOLE):
         assert merge(store, 3).size == file_size
         return
-    with refused(400, "size_mismatch") as refusal:
+    with refused(400, "size_mismatch") as caught:
         merge(store, 3)
-    assert refusal.details == {"size": len(WHOLE), "file_size": file_size}
+    assert caught.details == {"size": len(WHOLE), "file_size": file_size}
 
 
 @pytest.mark.parametrize("more", [0, 1])
@@ -134,9 +134,9 @@ def test_a_file_has_at_most_the_largest_size(tmp_path: Path, more: int) -> None:
     send_all(store_in(tmp_path), DATA)
     store = store_in(tmp_path, max_file_size=len(WHOLE) - more)
     if more:
-        with refused(413, "file_too_large") as refusal:
+        with refused(413, "file_too_large") as caught:
             merge(store, 3)
-        assert refusal.details == {"max_file_size": len(WHOLE) - 1}
+        assert caught.details == {"max_file_size": len(WHOLE) - 1}
     else:
         assert merge(store, 3).size == len(WHOLE)
 
@@ -173,14 +173,14 @@ def test_a_merge_that_makes_no_sense_is_refused(tmp_path: Path, fields: dict[str
 def test_a_merge_that_another_process_does_is_not_done_twice(store: DiskBackend, is_recorded: bool) -> None:
     send_all(store, DATA)
     task = task_of(store)
-    hold = task.try_lock_merge()
-    assert hold is not None
+    lock = task.try_lock_merge()
+    assert lock is not None
     if is_recorded:
         task.save(task.record(), status=states.MERGING)
-    with refused(409, "task_merging") as refusal:
+    with refused(409, "task_merging") as caught:
         merge(store, 3)
-    assert refusal.details == {"task_status": "merging"}
-    os.close(hold)
+    assert caught.details == {"task_status": "merging"}
+    os.close(lock)
     assert merge(store, 3).size == len(WHOLE)
 
 
@@ -196,9 +196,9 @@ def test_the_result_of_an_earlier_merge_is_for_the_same_file(tmp_path: Path) -> 
     for fields in other:
         with refused(409, "task_completed"):
             merge(store, fields.pop("total", 3), **fields)
-    with refused(400, "file_md5_mismatch") as refusal:
+    with refused(400, "file_md5_mismatch") as caught:
         merge(store, 3, expected_md5="0" * 32)
-    assert refusal.details == {"md5": md5(WHOLE)}
+    assert caught.details == {"md5": md5(WHOLE)}
     unchecked = store_in(tmp_path, enable_integrity_check=False)
     assert merge(unchecked, 3, expected_md5="0" * 32) == first
 
@@ -214,11 +214,11 @@ def test_the_path_of_the_chunks_counts_unless_the_merge_names_one(store: DiskBac
 
 
 def test_a_completion_event_has_path_size_md5_and_duration(tmp_path: Path) -> None:
-    heard = Heard(tmp_path)
-    send_all(heard.store, DATA, owner="ann")
-    result = merge(heard.store, 3, relative_path="a/b", owner="ann")
-    assert [event.name for event in heard.events] == ["upload_started", "upload_completed"]
-    event = heard.events[1]
+    events = Heard(tmp_path)
+    send_all(events.store, DATA, owner="ann")
+    result = merge(events.store, 3, relative_path="a/b", owner="ann")
+    assert [event.name for event in events.events] == ["upload_started", "upload_completed"]
+    event = events.events[1]
     assert (event.upload_id, event.protocol, event.owner, event.filename, event.size) == (
         ID,
         "chunked",
@@ -228,11 +228,11 @@ def test_a_completion_event_has_path_size_md5_and_duration(tmp_path: Path) -> No
     )
     seconds = round(result.merge_time / 1e9, 6)
     assert event.details == {"path": "a/b/file.bin", "size": len(WHOLE), "md5": md5(WHOLE), "seconds": seconds}
-    heard.events.clear()
-    assert merge(heard.store, 3, owner="ann") == result
-    heard.store.sweep()
-    assert heard.names() == []
-    task = detail_of(heard.store, ID, "ann")
+    events.events.clear()
+    assert merge(events.store, 3, owner="ann") == result
+    events.store.sweep()
+    assert events.names() == []
+    task = detail_of(events.store, ID, "ann")
     assert (task["file_size"], task["relative_path"], task["failure"]) == (len(WHOLE), "a/b", "")
 
 
@@ -245,9 +245,9 @@ def test_a_name_that_is_taken_gets_a_suffix(tmp_path: Path, taken: int) -> None:
         (tmp_path / "merged" / name).touch()
     send_all(store, DATA)
     if taken == 1000:
-        with refused(409, "file_exists") as refusal:
+        with refused(409, "file_exists") as caught:
             merge(store, 3)
-        assert "'file.bin'" in refusal.text
+        assert "'file.bin'" in caught.text
         assert (state(store), leftovers(store)) == ("failed", [])
         return
     assert Path(merge(store, 3).path).name == names[taken]
@@ -264,12 +264,12 @@ def test_a_name_that_is_taken_while_it_is_merged_is_left_alone(tmp_path: Path, m
     store = store_in(tmp_path, merge_conflict="suffix")
     send_all(store, DATA)
     has, publish = MergeOutput.has, MergeOutput.publish
-    monkeypatch.setattr(MergeOutput, "has", lambda place, name: False if name == "file.bin" else has(place, name))
+    monkeypatch.setattr(MergeOutput, "has", lambda output, name: False if name == "file.bin" else has(output, name))
 
-    def taken(place: MergeOutput, name: str, identity: Identity) -> bool:
+    def taken(output: MergeOutput, name: str, identity: Identity) -> bool:
         if name == "file.bin":
             (tmp_path / "merged" / name).write_bytes(b"another")
-        return publish(place, name, identity)
+        return publish(output, name, identity)
 
     monkeypatch.setattr(MergeOutput, "publish", taken)
     assert Path(merge(store, 3).path).name == "file-1.bin"
@@ -303,9 +303,9 @@ def test_a_name_is_checked_before_bytes_are_copied(
     copied: list[object] = []
     write = ChunkAssembly.write
 
-    def note(joint: ChunkAssembly, target: int, **options: Any) -> str:
-        copied.append(joint)
-        return write(joint, target, **options)
+    def note(assembly: ChunkAssembly, target: int, **options: Any) -> str:
+        copied.append(assembly)
+        return write(assembly, target, **options)
 
     monkeypatch.setattr(ChunkAssembly, "write", note)
     if is_free:
@@ -337,13 +337,13 @@ def test_a_name_that_is_free_is_free(tmp_path: Path) -> None:
 def test_a_failed_merge_keeps_its_chunks_and_records_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    heard = Heard(tmp_path)
-    store = heard.store
+    events = Heard(tmp_path)
+    store = events.store
     send_all(store, DATA)
-    heard.names()
+    events.names()
     error = OSError(errno.EIO, os.strerror(errno.EIO))
     with monkeypatch.context() as patch:
-        place: dict[str, tuple[Any, str, Any]] = {
+        output: dict[str, tuple[Any, str, Any]] = {
             "create": (MergeOutput, "create", fails(error)),
             "write": (ChunkAssembly, "write", fails(error)),
             "head": (merger, "check_content", fails(UploadError("content_not_allowed", "no"))),
@@ -352,8 +352,8 @@ def test_a_failed_merge_keeps_its_chunks_and_records_the_reason(
             "folder": (Durability, "sync_folder", fails(error)),
             "save": (TaskFolder, "save", fails(error)),
         }
-        patch.setattr(*place[where])
-        with refused(415, "content_not_allowed") if where == "head" else refused(507, "storage") as refusal:
+        patch.setattr(*output[where])
+        with refused(415, "content_not_allowed") if where == "head" else refused(507, "storage") as caught:
             merge(store, 3)
     assert open_below(tmp_path) == []
     assert (uploaded(store), leftovers(store)) == ([0, 1, 2], [])
@@ -361,10 +361,10 @@ def test_a_failed_merge_keeps_its_chunks_and_records_the_reason(
     if where not in ("save", "publish"):
         assert state(store) == "failed"
         task = detail_of(store, ID, None)
-        assert (task["retry_count"], task["failure"]) == (1, refusal.text)
-        [event] = heard.events
+        assert (task["retry_count"], task["failure"]) == (1, caught.text)
+        [event] = events.events
         code = "content_not_allowed" if where == "head" else "storage"
-        assert (event.name, event.details) == ("upload_failed", {"label": code, "message": refusal.text})
+        assert (event.name, event.details) == ("upload_failed", {"label": code, "message": caught.text})
     assert merge(store, 3).md5 == md5(WHOLE)
     assert detail_of(store, ID, None)["failure"] == ""
 
@@ -376,9 +376,9 @@ def test_a_file_that_is_not_what_was_expected_fails(tmp_path: Path, is_checked: 
     send_all(store, DATA)
     expected = {"": None, "X": md5(WHOLE).upper()}.get(wrong, wrong)
     if is_checked and wrong.startswith("0"):
-        with refused(400, "file_md5_mismatch") as refusal:
+        with refused(400, "file_md5_mismatch") as caught:
             merge(store, 3, expected_md5=expected)
-        assert refusal.details == {"md5": md5(WHOLE)}
+        assert caught.details == {"md5": md5(WHOLE)}
     else:
         assert merge(store, 3, expected_md5=expected).md5 == md5(WHOLE)
 
@@ -393,9 +393,9 @@ def test_a_file_that_got_another_length_is_not_published(
         return md5(WHOLE)
 
     monkeypatch.setattr(ChunkAssembly, "write", write)
-    with refused(507, "storage") as refusal:
+    with refused(507, "storage") as caught:
         merge(store, 3)
-    assert refusal.text == f"the merged file has {len(WHOLE) - 1} bytes instead of {len(WHOLE)}: merge again"
+    assert caught.text == f"the merged file has {len(WHOLE) - 1} bytes instead of {len(WHOLE)}: merge again"
     assert (files_below(tmp_path / "merged"), uploaded(store)) == ([], [0, 1, 2])
 
 
@@ -420,8 +420,8 @@ def test_a_task_that_is_removed_while_it_is_merged_is_not_published(
     send_all(store, DATA)
     write = ChunkAssembly.write
 
-    def write_late(joint: ChunkAssembly, target: int, **options: Any) -> str:
-        found = write(joint, target, **options)
+    def write_late(assembly: ChunkAssembly, target: int, **options: Any) -> str:
+        found = write(assembly, target, **options)
         with store.layout.lock_id(ID) as task:
             store.layout.trash(task)
         return found
@@ -433,19 +433,19 @@ def test_a_task_that_is_removed_while_it_is_merged_is_not_published(
 
 
 def test_chunks_that_were_changed_are_removed_and_named_as_missing(tmp_path: Path) -> None:
-    heard = Heard(tmp_path)
-    send_all(heard.store, DATA)
-    folder = task_of(heard.store).folder
+    events = Heard(tmp_path)
+    send_all(events.store, DATA)
+    folder = task_of(events.store).folder
     for index in (0, 2):
         path = folder / f"{index}.chunk"
         path.write_bytes(b"X" + path.read_bytes()[1:])
-    heard.names()
-    with refused(400, "chunks_missing") as refusal:
-        merge(heard.store, 3)
-    assert refusal.text == "2 of 3 chunks are missing: send them"
-    assert refusal.details == {"uploaded": 1, "total_required": 3, "uploaded_chunks": [1]}
+    events.names()
+    with refused(400, "chunks_missing") as caught:
+        merge(events.store, 3)
+    assert caught.text == "2 of 3 chunks are missing: send them"
+    assert caught.details == {"uploaded": 1, "total_required": 3, "uploaded_chunks": [1]}
     assert files_below(folder) == ["1.chunk", "identity.json", "merge.lock", "record.json"]
-    assert heard.names() == ["upload_failed"]
+    assert events.names() == ["upload_failed"]
     assert open_below(tmp_path) == []
 
 
@@ -453,14 +453,14 @@ def test_a_place_removes_only_the_file_that_it_published(tmp_path: Path) -> None
     store = store_in(tmp_path)
     send(store, 0, b"data", total_chunks=1)
     merge(store, 1)
-    place = open_merge_output(str(tmp_path / "merged"), (), "task", make=False)
-    status = place.status_of("file.bin")
-    assert status is not None and place.status_of("none") is None
+    output = open_merge_output(str(tmp_path / "merged"), (), "task", make=False)
+    status = output.status_of("file.bin")
+    assert status is not None and output.status_of("none") is None
     mine = PendingPublish((), "file.bin", status.st_ino, status.st_size, status.st_mtime_ns, md5(b"data"), 0)
     for other in (replace(mine, inode=mine.inode + 1), replace(mine, size=5), replace(mine, name="none")):
-        place.withdraw(other)
-        assert place.has("file.bin")
-    place.withdraw(mine)
-    assert not place.has("file.bin")
-    place.close()
+        output.withdraw(other)
+        assert output.has("file.bin")
+    output.withdraw(mine)
+    assert not output.has("file.bin")
+    output.close()
     assert open_below(tmp_path) == []

@@ -87,8 +87,8 @@ class StoreMachine(RuleBasedStateMachine):
         whole = b"".join(self.chunks[index] for index in sorted(self.chunks))
         try:
             result = merge(self.store, TOTAL, name, expected_md5=md5(whole) if is_expected else None)
-        except UploadError as refusal:
-            assert refusal.code == self.why_not(name), refusal.text
+        except UploadError as error:
+            assert error.code == self.why_not(name), error.text
         else:
             assert self.why_not(name) == ""
             if self.status != "completed":
@@ -125,8 +125,8 @@ class StoreMachine(RuleBasedStateMachine):
         }[verb]
         try:
             getattr(self.store, verb)(ID, None)
-        except UploadError as refusal:
-            assert self.status not in allowed, refusal.text
+        except UploadError as error:
+            assert self.status not in allowed, error.text
         else:
             assert self.status in allowed
             self.status = {"pause": "paused", "resume": "uploading", "delete": "not_found"}[verb]

@@ -50,8 +50,8 @@ def _in_threads(work: Callable[[Path, int], str], folder: Path, first: int) -> l
 def _heard(work: Callable[[Path, int], str], folder: Path, number: int) -> str:
     try:
         return work(folder, number)
-    except UploadError as refusal:
-        return refusal.code
+    except UploadError as error:
+        return error.code
 
 
 def at_once(work: Callable[[Path, int], str], folder: Path) -> list[str]:
@@ -75,9 +75,9 @@ def test_one_of_sixteen_concurrent_chunks_is_stored_completely(tmp_path: Path) -
 def test_of_many_merges_at_once_one_works_and_the_others_hear_so(tmp_path: Path) -> None:
     store, chunks = store_in(tmp_path), [make_data(4_000_000), make_data(1_000_000, 2)]
     send_all(store, chunks)
-    heard = at_once(_merge_one, tmp_path)
-    assert set(heard) <= {md5(b"".join(chunks)), "task_merging"}
-    assert md5(b"".join(chunks)) in heard
+    events = at_once(_merge_one, tmp_path)
+    assert set(events) <= {md5(b"".join(chunks)), "task_merging"}
+    assert md5(b"".join(chunks)) in events
     assert files_below(tmp_path / "merged") == ["file.bin"]
     assert merge(store, 2).md5 == md5((tmp_path / "merged" / "file.bin").read_bytes())
     assert detail_of(store, ID, None)["retry_count"] == 0

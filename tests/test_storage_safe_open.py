@@ -68,8 +68,8 @@ def use_all(store: DiskBackend) -> set[int]:
     ):
         try:
             use()
-        except UploadError as refusal:
-            statuses.add(http_error(refusal).status)
+        except UploadError as error:
+            statuses.add(http_error(error).status)
     return statuses
 
 

@@ -59,13 +59,13 @@ def grow_old(store: DiskBackend, file_id: str = ID) -> None:
 
 def test_a_task_does_not_expire_while_a_chunk_is_received(store: DiskBackend) -> None:
     send(store, 0, DATA[0])
-    with store.chunks.stage() as reception:
-        reception.task_lock = check_chunk(store, file_id=ID, index=1, owner=None)
+    with store.chunks.stage() as staged:
+        staged.task_lock = check_chunk(store, file_id=ID, index=1, owner=None)
         grow_old(store)
         assert store.sweep().removed == 0
         assert store.cleanup(None, ("uploading",), 0) == 0
-        reception.write(DATA[1])
-        commit_chunk(store, reception, file_id=ID, index=1, owner=None)
+        staged.write(DATA[1])
+        commit_chunk(store, staged, file_id=ID, index=1, owner=None)
     assert uploaded(store) == [0, 1]
     grow_old(store)
     assert store.sweep().removed == 1
@@ -75,14 +75,14 @@ def test_a_task_does_not_expire_while_a_chunk_is_received(store: DiskBackend) ->
 @pytest.mark.parametrize("is_begun_anew", [False, True])
 def test_a_chunk_does_not_recreate_a_task_deleted_meanwhile(store: DiskBackend, is_begun_anew: bool) -> None:
     send(store, 0, DATA[0])
-    with store.chunks.stage() as reception:
-        reception.task_lock = check_chunk(store, file_id=ID, index=1, owner=None)
-        reception.write(DATA[1])
+    with store.chunks.stage() as staged:
+        staged.task_lock = check_chunk(store, file_id=ID, index=1, owner=None)
+        staged.write(DATA[1])
         store.delete(ID, None)
         if is_begun_anew:
             send(store, 5, b"another file")
         with refused(404, "no_such_task"):
-            commit_chunk(store, reception, file_id=ID, index=1, owner=None)
+            commit_chunk(store, staged, file_id=ID, index=1, owner=None)
     assert uploaded(store) == ([5] if is_begun_anew else [])
     assert leftovers(store) == []
 
@@ -132,8 +132,8 @@ def test_one_of_several_merges_to_a_name_succeeds_and_the_others_fail(tmp_path: 
         def try_to_merge(file_id: str, name: str = f"{turn}.bin") -> str:
             try:
                 return merge(store, 1, name, file_id=file_id).md5
-            except UploadError as refusal:
-                return refusal.code
+            except UploadError as error:
+                return error.code
 
         with ThreadPoolExecutor(4) as pool:
             said = list(pool.map(try_to_merge, ids))

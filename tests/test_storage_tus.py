@@ -44,7 +44,7 @@ def age(store: DiskBackend, file_id: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "status", "code"),
+    ("new", "status", "code"),
     [
         (TusUploadRequest(None, 5, "a.bin", "../x"), 400, "bad_path"),
         (TusUploadRequest(None, 5, "a.bin", "../x", concat=PARTIAL), 400, "bad_path"),
@@ -62,19 +62,19 @@ def age(store: DiskBackend, file_id: str, seconds: float) -> None:
         (TusUploadRequest(None, None, "a.bin", "x/y"), 0, ""),
     ],
 )
-def test_which_tus_uploads_can_be_created(tmp_path: Path, wish: TusUploadRequest, status: int, code: str) -> None:
+def test_which_tus_uploads_can_be_created(tmp_path: Path, new: TusUploadRequest, status: int, code: str) -> None:
     store = store_in(tmp_path, allowed_extensions=".bin", max_file_size=2**62)
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "taken.bin").touch()
     if status:
         with refused(status, code):
-            store.tus.create(wish)
+            store.tus.create(new)
         assert list_of(store, None)["total"] == 0
         return
-    file_id = store.tus.create(wish)
+    file_id = store.tus.create(new)
     assert re.fullmatch("[0-9a-f]{32}", file_id)
     [task] = list_of(store, None)["tasks"]
-    assert (task["filename"], task["relative_path"]) == (wish.filename or file_id, wish.relative_path)
+    assert (task["filename"], task["relative_path"]) == (new.filename or file_id, new.relative_path)
 
 
 @pytest.mark.parametrize(("length", "is_made"), [(0, True), (None, False), (1, False)])
@@ -95,23 +95,23 @@ def test_the_state_of_an_upload(tmp_path: Path, concat: str) -> None:
     file_id = store.tus.create(TusUploadRequest(None, 5, "file", metadata="k dg==", concat=concat))
     append(store, file_id, 0, b"abc")
     for look in (store.tus.state, store.tus.recover):
-        growth = look(file_id, None)
-        assert (growth.offset, growth.length, growth.metadata, growth.concat) == (3, 5, "k dg==", concat)
-        assert growth.expires_at is not None and not growth.is_ready_to_merge
-        assert time.time() + 900 < growth.expires_at <= time.time() + 1000
+        progress = look(file_id, None)
+        assert (progress.offset, progress.length, progress.metadata, progress.concat) == (3, 5, "k dg==", concat)
+        assert progress.expires_at is not None and not progress.is_ready_to_merge
+        assert time.time() + 900 < progress.expires_at <= time.time() + 1000
     append(store, file_id, 3, b"de")
     assert store.tus.recover(file_id, None).is_ready_to_merge == (not concat)
     if concat:
         return
     store.tus.finish(file_id, None)
-    growth = store.tus.recover(file_id, None)
-    assert (growth.offset, growth.length, growth.expires_at, growth.is_ready_to_merge) == (5, 5, None, False)
+    progress = store.tus.recover(file_id, None)
+    assert (progress.offset, progress.length, progress.expires_at, progress.is_ready_to_merge) == (5, 5, None, False)
 
 
 def test_an_upload_of_unknown_length_is_never_complete(store: DiskBackend) -> None:
     file_id = begin(store)
-    growth = store.tus.recover(file_id, None)
-    assert (growth.offset, growth.length, growth.is_ready_to_merge) == (0, -1, False)
+    progress = store.tus.recover(file_id, None)
+    assert (progress.offset, progress.length, progress.is_ready_to_merge) == (0, -1, False)
 
 
 def test_what_lies_beside_a_completed_upload_is_not_added(store: DiskBackend) -> None:
@@ -136,8 +136,8 @@ def test_an_upload_that_is_being_merged_is_locked(store: DiskBackend) -> None:
     append(store, file_id, 0, b"abc")
     with store.layout.lock_id(file_id) as task:
         task.save(task.record(), status=states.MERGING)
-        hold = task.try_lock_merge()
-    assert hold is not None
+        lock = task.try_lock_merge()
+    assert lock is not None
     for ask in (
         lambda: store.tus.recover(file_id, None),
         lambda: store.tus.finish(file_id, None),
@@ -146,7 +146,7 @@ def test_an_upload_that_is_being_merged_is_locked(store: DiskBackend) -> None:
         with refused(423, "locked"):
             ask()
     assert store.tus.state(file_id, None).offset == 3
-    os.close(hold)
+    os.close(lock)
     assert store.tus.recover(file_id, None).is_ready_to_merge
     assert store.tus.finish(file_id, None) is not None
 
@@ -398,9 +398,9 @@ def test_a_part_removed_during_concatenation_is_reported(
     parts = parts_of(store, *DATA)
     begun = store.tus.creating
 
-    def begin_late(_growing: object, wish: TusUploadRequest, of: list[str]) -> object:
+    def begin_late(_growing: object, request: TusUploadRequest, of: list[str]) -> object:
         (folder_of(store, parts[1]) / "0.chunk").unlink()
-        return begun(wish, of)
+        return begun(request, of)
 
     monkeypatch.setattr(type(store.tus), "creating", begin_late)
     if kind == "shorter":
@@ -457,6 +457,6 @@ def test_only_final_uploads_that_a_killed_process_left_are_removed(
     before = list_of(store, None)["total"]
     assert store.concatenator.recover(file_id) == is_removed
     assert list_of(store, None)["total"] == before - is_removed
-    for hold in filter(None, holds):
-        os.close(hold)
+    for lock in filter(None, holds):
+        os.close(lock)
     assert [name for name in files_below(tmp_path / "merged") if name != "whole"] == []

@@ -28,9 +28,9 @@ def begin(store: DiskBackend, length: int | None, name: str = "", concat: str = 
 
 
 def append(store: DiskBackend, file_id: str, offset: int, data: bytes) -> None:
-    with open_append(store, file_id, None, offset, size=len(data)) as appending:
-        appending.write(data)
-        appending.commit()
+    with open_append(store, file_id, None, offset, size=len(data)) as session:
+        session.write(data)
+        session.commit()
 
 
 def folder_of(store: DiskBackend, file_id: str) -> Path:
@@ -65,8 +65,8 @@ def test_received_bytes_are_kept_while_the_disk_is_full(is_ended: bool, tmp_path
         store = store_in(disk, disk_refuse=1)
         file_id = begin(store, None)
         if is_ended:
-            with pytest.raises(ConnectionError), open_append(store, file_id, None, 0, size=None) as appending:
-                appending.write(b"x" * MIB)
+            with pytest.raises(ConnectionError), open_append(store, file_id, None, 0, size=None) as session:
+                session.write(b"x" * MIB)
                 fill(disk)
                 raise ConnectionError
         else:
@@ -171,17 +171,17 @@ def test_a_refused_body_leaves_neither_a_file_nor_a_descriptor(
     store = store_in(tmp_path)
     file_id = store.tus.create(TusUploadRequest(None, 100, "file.bin"))
     if sent:
-        with open_append(store, file_id, None, 0, size=sent) as appending:
-            appending.write(b"x" * sent)
-            appending.commit()
+        with open_append(store, file_id, None, 0, size=sent) as session:
+            session.write(b"x" * sent)
+            session.commit()
     size = 101 if how == "too-long" else 20
     with (
         pytest.raises((UploadError, UnlockRequested, ZeroDivisionError)),
         open_append(
             store, file_id, None, sent + (how == "wrong-offset"), size=size, has_checksum=is_checked
-        ) as appending,
+        ) as session,
     ):
-        refuse(store, appending, how, file_id)
+        refuse(store, session, how, file_id)
     assert open_below(tmp_path) == []
     if how == "removed":
         assert files_below(tmp_path / "upload" / "tasks") == []
@@ -190,26 +190,26 @@ def test_a_refused_body_leaves_neither_a_file_nor_a_descriptor(
     assert [name for name in names if "patch" in name and not name.endswith("patch.lock")] == []
     offset = store.tus.recover(file_id, None).offset
     assert offset == sent + (7 if how in ("broken", "superseded") and not is_checked else 0)
-    with open_append(store, file_id, None, offset, size=100 - offset) as appending:
-        appending.write(b"y" * (100 - offset))
-        appending.commit()
+    with open_append(store, file_id, None, offset, size=100 - offset) as session:
+        session.write(b"y" * (100 - offset))
+        session.commit()
     assert open_below(tmp_path) == []
 
 
-def refuse(store: DiskBackend, appending: DiskAppendSession, how: str, file_id: str) -> None:
+def refuse(store: DiskBackend, session: DiskAppendSession, how: str, file_id: str) -> None:
     """Send seven bytes, then cause an error."""
-    appending.write(b"1234567")
+    session.write(b"1234567")
     if how == "longer-than-said":
-        appending.write(b"x" * 100)
+        session.write(b"x" * 100)
     elif how == "broken":
         raise ZeroDivisionError
     elif how == "superseded":
         with store.layout.lock_id(file_id) as task:
             task.request_unlock()
-        appending.write(b"8")
+        session.write(b"8")
     elif how == "removed":
         store.delete(file_id, None)
-        appending.write(b"8")
+        session.write(b"8")
 
 
 @pytest.mark.parametrize("is_said", [False, True], ids=["later", "said"])
@@ -224,13 +224,13 @@ def test_an_upload_of_the_maximum_size_is_accepted_and_one_byte_more_is_not(
         return
     file_id = store.tus.create(TusUploadRequest(None, 600 if is_said else None, "file.bin"))
     if more:
-        with refused(413, "too_large"), open_append(store, file_id, None, 0, size=None) as appending:
-            appending.write(b"a" * 601)
+        with refused(413, "too_large"), open_append(store, file_id, None, 0, size=None) as session:
+            session.write(b"a" * 601)
         with refused(413, "too_large"), open_append(store, file_id, None, 0, size=601):
             pass
-    with open_append(store, file_id, None, 0, size=600, length=600) as appending:
-        appending.write(b"a" * 600)
-        appending.commit()
+    with open_append(store, file_id, None, 0, size=600, length=600) as session:
+        session.write(b"a" * 600)
+        session.commit()
     result = store.tus.finish(file_id, None)
     assert result is not None
     assert result.size == 600

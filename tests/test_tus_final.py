@@ -44,9 +44,9 @@ def part(store: DiskBackend, *pieces: bytes, owner: str | None = None) -> str:
     file_id = store.tus.create(TusUploadRequest(owner, sum(map(len, pieces)), concat=PARTIAL))
     offset = 0
     for piece in pieces:
-        with open_append(store, file_id, owner, offset, size=len(piece)) as appending:
-            appending.write(piece)
-            appending.commit()
+        with open_append(store, file_id, owner, offset, size=len(piece)) as session:
+            session.write(piece)
+            session.commit()
         offset += len(piece)
     return file_id
 
@@ -91,22 +91,22 @@ def test_nothing_is_made_of_parts_that_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: Parts, status: int, code: str
 ) -> None:
     monkeypatch.setattr(concatenation, "MAX_CHUNKS", 3)
-    told: list[str] = []
-    store = DiskBackend(store_in(tmp_path, max_file_size=10).settings, lambda event: told.append(event.name))
+    events: list[str] = []
+    store = DiskBackend(store_in(tmp_path, max_file_size=10).settings, lambda event: events.append(event.name))
     wanted = parts(store)
     before = sorted(files_below(tmp_path))
-    told.clear()
+    events.clear()
     with refused(status, code):
         join(store, wanted, "ann")
-    assert (sorted(files_below(tmp_path)), told) == (before, [])
+    assert (sorted(files_below(tmp_path)), events) == (before, [])
 
 
 def test_a_part_of_another_owner_is_refused_like_an_unknown_one(store: DiskBackend) -> None:
     own, foreign, unknown = part(store, b"1", owner="bob"), part(store, b"2", owner="ann"), "0" * 32
     chunked = "a task of chunks"
-    with store.chunks.stage() as reception:
-        reception.write(b"x")
-        commit_chunk(store, reception, file_id=chunked, index=0, owner="ann")
+    with store.chunks.stage() as staged:
+        staged.write(b"x")
+        commit_chunk(store, staged, file_id=chunked, index=0, owner="ann")
     answers = set()
     for other in (foreign, unknown, chunked):
         with pytest.raises(UploadError) as raised:
@@ -210,8 +210,8 @@ def test_parts_whose_file_is_there_are_consumed_though_an_error_came_after_it(
 ) -> None:
     parts, merge = [part(store, data) for data in SENT], Merger.merge
 
-    def fail_late(merger: Merger, wish: object) -> None:
-        merge(merger, wish)  # type: ignore[arg-type]  # of whatever kind it is
+    def fail_late(merger: Merger, request: object) -> None:
+        merge(merger, request)  # type: ignore[arg-type]  # of whatever kind it is
         raise UploadError("storage", "the answer is lost")
 
     monkeypatch.setattr(Merger, "merge", fail_late)
@@ -312,8 +312,8 @@ def _joining(
         said = "done"
         try:
             join(store, parts, name=f"file{index}")
-        except UploadError as refusal:
-            said = refusal.code
+        except UploadError as caught:
+            said = caught.code
         os.write(results[1], f"{said}\n".encode())
         code = 0
     finally:

@@ -33,8 +33,8 @@ def by_chunk(store: DiskBackend, size: int | None, owner: str | None, number: in
 
 def by_foresight(store: DiskBackend, size: int | None, owner: str | None, number: int) -> None:
     """A chunk is refused before its bytes come; where it is not, it is sent."""
-    visit = check_chunk(store, file_id=f"{owner} {number}", index=0, owner=owner, file_size=size)
-    assert visit is None
+    lock = check_chunk(store, file_id=f"{owner} {number}", index=0, owner=owner, file_size=size)
+    assert lock is None
     by_chunk(store, size, owner, number)
 
 
@@ -56,10 +56,10 @@ def test_an_owner_has_so_many_tasks(tmp_path: Path, way: Way, owner: str | None)
     store = store_in(tmp_path, owner_tasks=2)
     for number in range(2):
         way(store, 10, owner, number)
-    with refused(507, "over_quota") as refusal:
+    with refused(507, "over_quota") as error:
         way(store, 10, owner, 2)
-    assert refusal.details == {"quota": "owner_tasks", "limit": 2, "used": 2, "wanted": 1}
-    assert "2" in refusal.text
+    assert error.details == {"quota": "owner_tasks", "limit": 2, "used": 2, "wanted": 1}
+    assert "2" in error.text
     way(store, 10, "bob", 0)  # another one's do not count
     store.delete(list_of(store, owner)["tasks"][0]["task_id"], None)
     assert list_of(store, owner)["total"] == 1 + (owner is None)
@@ -88,10 +88,10 @@ def test_an_owner_has_so_many_bytes_and_what_is_announced_counts(
     if not wanted:
         way(store, second, "ann", 1)
         return
-    with refused(507, "over_quota") as refusal:
+    with refused(507, "over_quota") as error:
         way(store, second, "ann", 1)
-    assert refusal.details == {"quota": "owner_bytes", "limit": MOST, "used": used, "wanted": wanted}
-    assert (str(MOST) in refusal.text, list_of(store, None)["total"]) == (True, 1)
+    assert error.details == {"quota": "owner_bytes", "limit": MOST, "used": used, "wanted": wanted}
+    assert (str(MOST) in error.text, list_of(store, None)["total"]) == (True, 1)
 
 
 def test_a_size_that_becomes_known_frees_the_rest(tmp_path: Path) -> None:
@@ -99,9 +99,9 @@ def test_a_size_that_becomes_known_frees_the_rest(tmp_path: Path) -> None:
     file_id = store.tus.create(TusUploadRequest("ann", None))
     with refused(507, "over_quota"):
         by_tus(store, 1, "ann", 0)
-    with open_append(store, file_id, "ann", 0, size=3, length=400) as appending:
-        appending.write(b"abc")
-        appending.commit()
+    with open_append(store, file_id, "ann", 0, size=3, length=400) as session:
+        session.write(b"abc")
+        session.commit()
     by_tus(store, 600, "ann", 0)
     with refused(507, "over_quota"):
         by_chunk(store, 1, "ann", 0)
@@ -123,9 +123,9 @@ def test_chunks_of_a_task_that_is_there_are_not_asked_for_room(tmp_path: Path) -
     send(store_in(tmp_path), 0, b"x", owner="ann", total_chunks=2)
     by_tus(store_in(tmp_path), 5, "ann", 0)
     store = store_in(tmp_path, owner_tasks=1, owner_bytes=1)
-    visit = check_chunk(store, file_id="a file", index=1, owner="ann", total_chunks=2)
-    assert visit is not None
-    visit.release()
+    lock = check_chunk(store, file_id="a file", index=1, owner="ann", total_chunks=2)
+    assert lock is not None
+    lock.release()
     send(store, 1, b"x", owner="ann", total_chunks=2)
     assert merge(store, 2, owner="ann").size == 2
 
@@ -157,9 +157,9 @@ def test_a_final_upload_takes_what_its_parts_took(tmp_path: Path, owner: str | N
         with refused(507, "over_quota"):
             by_part(store, size, owner, 0)
     file_id = store.concatenator.concatenate(TusUploadRequest(owner, None, "whole", concat=f"{FINAL};"), parts)
-    with refused(507, "over_quota") as refusal:
+    with refused(507, "over_quota") as error:
         by_tus(store, 1, owner, 0)
-    assert (refusal.details["quota"], refusal.details["used"]) == ("owner_bytes", 1000)
+    assert (error.details["quota"], error.details["used"]) == ("owner_bytes", 1000)
     store.delete(file_id, owner)
     by_tus(store, 1000, owner, 0)
 
@@ -232,9 +232,9 @@ def test_many_chunks_are_announced_where_files_are_limited(
                 with refused(status, code):
                     ask_for(index=1000, file_id=file_id, owner="ann", total_chunks=total)
                 continue
-            visit = ask_for(index=1000, file_id=file_id, owner="ann", total_chunks=total)
-            if isinstance(visit, SharedTaskLock):
-                visit.release()
+            lock = ask_for(index=1000, file_id=file_id, owner="ann", total_chunks=total)
+            if isinstance(lock, SharedTaskLock):
+                lock.release()
         if list_of(store, "ann")["total"]:
             store.delete(file_id, "ann")
 
@@ -255,12 +255,12 @@ def test_an_upload_in_many_pieces_counts_in_steps(tmp_path: Path, monkeypatch: p
     store = store_in(tmp_path, owner_files=FILES + 6)
     file_id = store.tus.create(TusUploadRequest("ann", 100))
     for offset in range(6):
-        with open_append(store, file_id, "ann", offset, size=1) as appending:
-            appending.write(b"x")
-            appending.commit()
-    with refused(507, "over_quota") as refusal, open_append(store, file_id, "ann", 6, size=1):
+        with open_append(store, file_id, "ann", offset, size=1) as session:
+            session.write(b"x")
+            session.commit()
+    with refused(507, "over_quota") as error, open_append(store, file_id, "ann", 6, size=1):
         pass
-    assert refusal.details == {"quota": "owner_files", "limit": FILES + 6, "used": FILES + 6, "wanted": 3}
+    assert error.details == {"quota": "owner_files", "limit": FILES + 6, "used": FILES + 6, "wanted": 3}
     assert store.tus.recover(file_id, "ann").offset == 6
 
 
@@ -307,8 +307,8 @@ def _beginning(store: DiskBackend, number: int, together: tuple[int, int]) -> in
         try:
             (by_chunk, by_tus)[number % 2](store, 5, "ann", number)
             code = 0
-        except UploadError as refusal:
-            code = 3 if refusal.code == "over_quota" else 1
+        except UploadError as error:
+            code = 3 if error.code == "over_quota" else 1
     finally:
         os._exit(code)
 

@@ -153,16 +153,16 @@ def append_goes_on(store: DiskBackend) -> None:
     """An upload got its first bytes, its second ones, and was merged."""
     [file_id] = [task["task_id"] for task in list_of(store, None)["tasks"]]
     store.sweep()
-    growth = store.tus.recover(file_id, None)
+    progress = store.tus.recover(file_id, None)
     data = b"".join(OLD)
-    assert growth.offset in (0, 10, 20, len(OLD[0]), len(data))  # nothing but whole writes
-    assert growth.length == len(data)
-    assert growth.is_ready_to_merge == (growth.offset == len(data) and state(store, file_id) != "completed")
-    if growth.offset < len(data):
-        with open_append(store, file_id, None, growth.offset, size=None) as appending:
-            appending.write(data[growth.offset :])
-            appending.commit()
-        assert (appending.position.offset, appending.is_complete) == (len(data), True)
+    assert progress.offset in (0, 10, 20, len(OLD[0]), len(data))  # nothing but whole writes
+    assert progress.length == len(data)
+    assert progress.is_ready_to_merge == (progress.offset == len(data) and state(store, file_id) != "completed")
+    if progress.offset < len(data):
+        with open_append(store, file_id, None, progress.offset, size=None) as session:
+            session.write(data[progress.offset :])
+            session.commit()
+        assert (session.position.offset, session.is_complete) == (len(data), True)
     if store.tus.recover(file_id, None).is_ready_to_merge:
         store.tus.finish(file_id, None)
     store.sweep()
@@ -179,11 +179,11 @@ def _append(store: DiskBackend) -> None:
     [task] = list_of(store, None)["tasks"]
     file_id, offset = task["task_id"], 0
     for pieces in ([OLD[0][:10], OLD[0][10:20], OLD[0][20:]], [OLD[1]]):
-        with open_append(store, file_id, None, offset, size=None) as appending:
+        with open_append(store, file_id, None, offset, size=None) as session:
             for piece in pieces:
-                appending.write(piece)
-            appending.commit()
-        offset = appending.position.offset
+                session.write(piece)
+            session.commit()
+        offset = session.position.offset
         store.tus.finish(file_id, None)
 
 
@@ -191,9 +191,9 @@ def _make_parts(store: DiskBackend) -> None:
     for data in OLD:
         file_id = store.tus.create(TusUploadRequest(None, len(data), concat=PARTIAL))
         (Path(store.settings.upload_dir) / f"{OLD.index(data)}.part").write_text(file_id)
-        with open_append(store, file_id, None, 0, size=len(data)) as appending:
-            appending.write(data)
-            appending.commit()
+        with open_append(store, file_id, None, 0, size=len(data)) as session:
+            session.write(data)
+            session.commit()
 
 
 def _parts(store: DiskBackend) -> list[str]:
@@ -218,8 +218,8 @@ def join_is_asked_again(store: DiskBackend) -> None:
     """A second final upload wants the same parts: it gets them if the first one has not, whatever was cleaned."""
     try:
         _join(store, "again.bin")
-    except UploadError as refusal:
-        assert (http_error(refusal).status, refusal.code) == (404, "no_such_task"), refusal.text
+    except UploadError as error:
+        assert (http_error(error).status, error.code) == (404, "no_such_task"), error.text
         name = "file.bin"
     else:
         name = "again.bin"
@@ -245,8 +245,8 @@ def join_is_forgotten(store: DiskBackend) -> None:
 def refusal_of(step: Callable[[], object]) -> str:
     try:
         step()
-    except UploadError as refusal:
-        return refusal.code
+    except UploadError as error:
+        return error.code
     return ""
 
 
@@ -281,8 +281,8 @@ SCENARIOS: dict[str, tuple[Step, Step, Step]] = {
 def _ignoring_refusals(step: Step, store: DiskBackend) -> None:
     try:
         step(store)
-    except UploadError as refusal:
-        assert http_error(refusal).status == 400, refusal.text
+    except UploadError as error:
+        assert http_error(error).status == 400, error.text
 
 
 def _left(folder: Path) -> list[tuple[str, bytes]]:
@@ -302,22 +302,22 @@ def main(scenario: str, folder: Path) -> tuple[int, int]:
     count, was_killed, disks, before = 0, True, 0, None
     while was_killed:
         count += 1
-        place = folder / str(count)
-        store = store_in(place)
+        output = folder / str(count)
+        store = store_in(output)
         prepare(store)
         was_killed = killed_at(count, lambda store=store: _ignoring_refusals(step, store))  # type: ignore[misc]
-        left = _left(place)
+        left = _left(output)
         is_known, before = left == before, left
         if is_known:
-            shutil.rmtree(place)
+            shutil.rmtree(output)
             continue
         disks += 1
         try:
-            check(store_in(place))
+            check(store_in(output))
         except BaseException:
             print(f"{scenario}: killed at its line {count}", file=sys.stderr)
             raise
-        shutil.rmtree(place)
+        shutil.rmtree(output)
     return count - 1, disks
 
 

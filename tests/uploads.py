@@ -125,7 +125,7 @@ def leftovers(store: DiskBackend) -> list[str]:
 
 
 class refused:
-    """``with refused(409, "conflict") as refusal:`` the block raises that UploadError, which HTTP answers so."""
+    """``with refused(409, "conflict") as error:`` the block raises that UploadError, which HTTP answers so."""
 
     def __init__(self, status: int, code: str) -> None:
         self._wanted = (status, code)
@@ -139,8 +139,8 @@ class refused:
 
     def __exit__(self, *error: Any) -> bool:
         was_raised = self._raises.__exit__(*error)
-        refusal = self._info.value
-        assert (http_error(refusal).status, refusal.code) == self._wanted, refusal.text
-        assert refusal.text and not refusal.text.endswith(".")
-        self.details, self.text = refusal.details, refusal.text
+        caught = self._info.value
+        assert (http_error(caught).status, caught.code) == self._wanted, caught.text
+        assert caught.text and not caught.text.endswith(".")
+        self.details, self.text = caught.details, caught.text
         return was_raised
