@@ -1,4 +1,4 @@
-"""A collector of OpenTelemetry: takes spans over OTLP/HTTP, and keeps them."""
+"""A collector of OpenTelemetry, which receives spans over OTLP/HTTP and keeps them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 
 class Collector(ThreadingHTTPServer):
-    """On a free loopback port; ``status`` is what it answers, and while ``is_slow`` it does not answer."""
+    """Listens on a free loopback port and answers with ``status``, or not at all while ``is_slow``."""
 
     daemon_threads = True
     block_on_close = False
@@ -28,7 +28,7 @@ class Collector(ThreadingHTTPServer):
         self.resources: list[dict[str, Any]] = []
 
     def trace(self, trace_id: str) -> list[Any]:
-        """The spans of a trace that have come, by their start."""
+        """Return the received spans of a trace, ordered by their start."""
         found = [span for span in self.spans if span.trace_id.hex() == trace_id]
         return sorted(found, key=lambda span: span.start_time_unix_nano)
 
@@ -50,17 +50,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Quietly."""
+        """Do not log requests."""
 
 
 def values(attributes: Any) -> dict[str, Any]:
-    """Attributes of a span or resource."""
+    """Return the attributes of a span or resource."""
     return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in attributes}
 
 
 @contextmanager
 def collector() -> Iterator[Collector]:
-    """One that listens."""
+    """Run a collector."""
     with Collector() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:

@@ -1,4 +1,4 @@
-"""The tables of ``docs/logging.md``, as values."""
+"""The tables of ``docs/logging.md`` as values."""
 
 from __future__ import annotations
 

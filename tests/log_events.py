@@ -1,4 +1,4 @@
-"""What the code can write into the log, read from its source: events, their levels, and the fields of each call."""
+"""Reads from the source what the code can log: events, their levels, and the fields of each call."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOT_LOGGED = {"body_complete", "range_fetched"}  # which run.py keeps for itself
 
 
 def _texts(node: ast.expr) -> set[str]:
-    """The texts that an expression can be: a constant, or a choice of two."""
+    """Return the texts that an expression can have: a constant, or a choice of two."""
     if isinstance(node, ast.Constant):
         return {str(node.value)}
     if isinstance(node, ast.IfExp):
@@ -24,9 +24,9 @@ def _texts(node: ast.expr) -> set[str]:
 
 
 def _calls() -> Iterator[tuple[str, ast.Call, ast.FunctionDef]]:
-    """Each call of a method or function in the package by its last name, within its innermost function.
+    """Yield each call in the package: its last name, the call, and the function that contains it.
 
-    The engine and the upload of a client have no log: they pass events on to the program. ``disk`` has none either.
+    Engine and upload client have no log, because they pass events to the program; ``disk`` has none either.
     """
     silent = {module for folder in ("engine", "upload") for module in (PACKAGE / folder).rglob("*.py")}
     silent.add(PACKAGE / "disk.py")
@@ -39,7 +39,7 @@ def _calls() -> Iterator[tuple[str, ast.Call, ast.FunctionDef]]:
 
 
 def logged() -> tuple[dict[str, set[str]], dict[str, set[str]], list[str]]:
-    """Levels and named fields of each event, and the calls whose event cannot be told."""
+    """Return levels and named fields of each event, and the calls whose event is not a constant."""
     levels: dict[str, set[str]] = defaultdict(set)
     fields: dict[str, set[str]] = defaultdict(set)
     unknown = []

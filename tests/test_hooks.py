@@ -1,4 +1,4 @@
-"""Hooks: real commands that run when jobs of a real service have ended, and that can harm nothing."""
+"""Test hooks: real commands for jobs of a real service, which they cannot disturb."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.processes import finish, start
 
 
 def script(folder: Path, text: str, name: str = "hook") -> Path:
-    """An executable shell script."""
+    """Write an executable shell script."""
     path = folder / f"{name}.sh"
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
@@ -45,13 +45,13 @@ def script(folder: Path, text: str, name: str = "hook") -> Path:
 
 @contextmanager
 def desk(folder: Path, **settings: Any) -> Iterator[Desk]:
-    """A service of its own, and a desk at it."""
+    """Run a service with a client."""
     with running(folder, **settings) as both, desk_of(*both) as one:
         yield one
 
 
 def given(folder: Path, name: object) -> dict[str, Any]:
-    """What a hook has read, once it has."""
+    """Wait for the input of a hook, and return it."""
     path = folder / str(name)
     wait_until(path.exists)
     value: dict[str, Any] = json.loads(path.read_text())
@@ -59,14 +59,14 @@ def given(folder: Path, name: object) -> dict[str, Any]:
 
 
 def kept(folder: Path) -> str:
-    """A command that keeps its input under the job's id, in one step."""
+    """Return a command that writes its input to a file named by the job's id, atomically."""
     folder.mkdir(exist_ok=True)
     copy = f'cat > "{folder}/.$DLPOOL_JOB_ID" && mv "{folder}/.$DLPOOL_JOB_ID" "{folder}/$DLPOOL_JOB_ID"'
     return f"/bin/sh -c {shlex.quote(copy)}"
 
 
 def ended(job_id: str = "a", outcome: str = "success", **note: Any) -> tuple[InFlightJob, FinishRequest]:
-    """A job that has ended, as the crew hands it to the hooks."""
+    """Return an ended job as the dispatcher passes it to the hooks."""
     job = PushedJob.parse(compose_job("http://h/ü", "f"))
     ticket = JobLease(job_id, 1)
     return InFlightJob(ClaimedJob(ticket, job.raw, len(job.raw), 2, 0, 0, 0, "normal"), 0.0, job, "t"), FinishRequest(
@@ -75,7 +75,7 @@ def ended(job_id: str = "a", outcome: str = "success", **note: Any) -> tuple[InF
 
 
 class Bench:
-    """Hooks without a service, and the lines of their log."""
+    """A hook runner without a service, and the lines of its log."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder = folder / "log"
@@ -362,7 +362,7 @@ def test_all_programs_that_are_not_there_are_named() -> None:
 
 
 class Stepped(HookRunner):
-    """Hooks whose threads are the test's: it calls ``_serve`` where a thread would."""
+    """A hook runner without threads: the test calls ``_serve`` instead."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
         self.clock, self.lines, self.started = Clock(), Lines(), 0

@@ -1,4 +1,4 @@
-"""``docs/logging.md`` says what the log really holds: each event, each field, and its type."""
+"""Test that ``docs/logging.md`` lists each event and field of the log, with its type."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_the_loggers_are_those_that_a_setting_may_name() -> None:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
-    """What a service says that is given all kinds of jobs, signals and kills."""
+    """Return the log of a service that was given all kinds of jobs, signals and kills."""
     folder = tmp_path_factory.mktemp("run")
     settings: Any = {
         "logging": {"level": "debug", "progress_interval": "100ms", "archive_command": "true", "compress_after": 0},

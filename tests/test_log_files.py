@@ -1,6 +1,7 @@
-"""The log's file under many writers: whole lines, none lost, through renames, kills and full disks.
+"""Test the log file with many writers: complete lines, none lost, despite renames, kills and full disks.
 
-``python -m tests.test_log_files FOLDER NAME`` is a writer: it obeys ``write N`` and ``tend`` on its stdin, and says ok.
+``python -m tests.test_log_files FOLDER NAME`` is a writer: it executes ``write N`` and ``tend`` from its stdin, and
+answers ok.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def make_log(folder: Path, settings: LoggingSettings = ALL, **options: Any) -> L
 
 
 def lines_of(folder: Path) -> list[bytes]:
-    """Every line of the live log and of the old ones, compressed or not."""
+    """Return every line of the live log and of the rotated ones, compressed or not."""
     found = []
     for path in sorted(folder.glob("dlpool.log*")):
         assert path.suffix != ".tmp"
@@ -56,12 +57,12 @@ def records_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def numbers_of(folder: Path) -> Counter[tuple[str, int]]:
-    """How often each record of each writer is there."""
+    """Return how often each record of each writer is in the log."""
     return Counter((record["dlpool.writer"], record["dlpool.number"]) for record in records_of(folder))
 
 
 class Writer:
-    """A process that writes to the log when it is told to."""
+    """A process that writes to the log on request."""
 
     def __init__(self, folder: Path, name: str) -> None:
         command = [sys.executable, "-m", "tests.test_log_files", str(folder), name]
@@ -90,7 +91,7 @@ class Writer:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[[str], Writer]]:
-    """Start writers to the log in ``tmp_path``; they end with the test."""
+    """Return a function that starts writers, which stop at the end of the test."""
     writers: list[Writer] = []
 
     def started(name: str) -> Writer:
@@ -103,7 +104,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], Writer]]:
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """The status of a forked process that does ``work``: 0, or minus the number of its signal."""
+    """Run ``work`` in a forked process, and return its status: 0, or minus the number of its signal."""
     child = os.fork()
     if child == 0:
         try:
@@ -244,7 +245,7 @@ def test_a_rename_is_noticed_by_the_writer_itself(tmp_path: Path) -> None:
 def test_a_log_that_is_renamed_while_it_is_opened_is_opened_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between its open and its lock the file may be renamed, compressed and removed: nothing may be written to it."""
+    """Between open and lock the file may be renamed, compressed and removed: nothing may be written to it."""
     path, locked = tmp_path / "dlpool.log", fcntl.flock
 
     def rename_first(descriptor: int, operation: int) -> None:
@@ -306,7 +307,7 @@ def test_a_write_that_is_cut_costs_its_own_record_only(tmp_path: Path) -> None:
 
 
 def fill_disk(folder: Path) -> None:
-    """Fill the small file system ``folder`` with a log, make room, and write again; print what is in the log."""
+    """Fill the small file system ``folder`` with a log, free some space, and write again; print the log."""
     ballast = folder / "ballast"
     ballast.write_bytes(bytes(32 * 1024))
     log = make_log(folder)
@@ -340,7 +341,7 @@ def test_a_full_disk_costs_records_but_no_whole_line(tmp_path: Path) -> None:
 
 @contextmanager
 def kept_rotating(log: Log) -> Iterator[None]:
-    """Call ``log.tend`` all the time on another thread, as the supervisor does now and then."""
+    """Call ``log.maintain`` continuously in another thread."""
     is_over = threading.Event()
 
     def rotate() -> None:
@@ -357,7 +358,7 @@ def kept_rotating(log: Log) -> Iterator[None]:
 
 
 def test_a_rotated_log_loses_no_line(tmp_path: Path, start: Callable[[str], Writer]) -> None:
-    """Four processes write as fast as they can, all the while the log is rotated and compressed under them."""
+    """Four processes write as fast as they can while the log is rotated and compressed."""
     settings = LoggingSettings(rotate_size=20_000, compress_after=0)
     log = make_log(tmp_path, settings)
     writers = [start(f"w{number}") for number in range(4)]
@@ -404,7 +405,7 @@ def test_an_old_log_is_compressed_only_when_all_writers_have_left_it(
 def test_a_killed_writer_leaves_its_log_and_at_most_one_fragment(
     tmp_path: Path, start: Callable[[str], Writer]
 ) -> None:
-    """The kernel ends a write at a page of the file when SIGKILL comes: the next record must not suffer."""
+    """SIGKILL may cut a write at a page of the file: the next record must stay complete."""
     log = make_log(tmp_path)
     for turn in range(3):
         writer = start(f"killed{turn}")
@@ -428,7 +429,7 @@ def test_a_killed_writer_leaves_its_log_and_at_most_one_fragment(
 
 
 def obey(folder: Path, name: str) -> None:
-    """Be a writer."""
+    """Run as a writer."""
     log = make_log(folder)
     logger, number = log.logger("writer", writer=name), 0
     print("ok", flush=True)

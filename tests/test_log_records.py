@@ -1,4 +1,4 @@
-"""What a log call becomes: one line of JSON, ECS names, no secrets, whatever the arguments are."""
+"""Test that any log call becomes one line of JSON with ECS names and without secrets."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def no_constant(name: str) -> None:
 
 
 def strictly_read(line: bytes) -> dict[str, Any]:
-    """The record on a line, read as a strict reader does."""
+    """Parse the record on a line as a strict reader does."""
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
     assert len(line) <= MAX_LINE
@@ -61,7 +61,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Log]:
 
 @pytest.fixture(scope="module")
 def write(log: Log) -> Write:
-    """Log one event and read its record."""
+    """Return a function that logs one event and returns its record."""
 
     def written(event: Any = "job_started", level: str = "info", /, **fields: Any) -> dict[str, Any]:
         before, lost = log.path.stat().st_size, log.dropped
@@ -210,7 +210,7 @@ def test_a_parse_error_is_told_by_its_class(write: Write, parse: Callable[[], ob
 
 
 def chained(outer: Exception, *, is_told: bool = True) -> Exception:
-    """An error that was raised while another one was handled."""
+    """Return an error that was raised while another one was handled."""
     try:
         try:
             raise KeyError("inner")
@@ -312,7 +312,7 @@ def test_a_url_shows_neither_user_nor_query_nor_fragment(write: Write) -> None:
 
 
 class Hostile:
-    """Fails whatever is asked of it."""
+    """An object all of whose methods fail."""
 
     def __repr__(self) -> str:
         raise RuntimeError("no")
@@ -338,7 +338,7 @@ class HostileError(Exception):
 
 
 class HostileMapping(dict[str, object]):
-    """A mapping that cannot be walked."""
+    """A mapping that cannot be iterated."""
 
     def items(self) -> Any:
         raise RuntimeError("no")
@@ -482,7 +482,7 @@ def test_no_log_call_raises_and_each_is_one_json_object(
 
 @pytest.fixture
 def tell(tmp_path: Path) -> Callable[..., str]:
-    """Log one event for the eyes, and read what is there."""
+    """Return a function that logs one event in the console format and returns the text."""
     log = Log(
         tmp_path,
         LoggingSettings(level="debug", log_format="console"),

@@ -1,4 +1,4 @@
-"""Rotation: what is due, what is kept, and that a crash at any step loses and doubles nothing."""
+"""Test rotation: what is due, what is kept, and that a crash at any step neither loses nor duplicates lines."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_old_logs_are_kept_by_their_number() -> None:
 
 @pytest.mark.parametrize(("age_s", "is_due"), [(0, False), (599, False), (600, True), (-5, True)])
 def test_an_old_log_stays_readable_for_a_while(age_s: int, is_due: bool) -> None:
-    """A clock that was set back must not keep it so for ever."""
+    """A clock that was set back must not prevent its compression for ever."""
     log = RotatedLog(Path("x"), NOW - timedelta(seconds=age_s), 1, False)
     assert is_compression_due(log, NOW, LoggingSettings(compress_after=600)) is is_due
 
@@ -221,7 +221,7 @@ KILL_POINTS = [(name, when) for name in ("open", "fsync", "replace", "unlink") f
 
 
 def die_at(name: str, when: str, number: int) -> None:
-    """Let this process be killed before or after the call ``number`` of ``os.NAME``."""
+    """Kill this process before or after the call ``number`` of ``os.NAME``."""
     real: Callable[..., Any] = getattr(os, name)
     left = number
 

@@ -1,4 +1,4 @@
-"""Metrics of real supervisors: what they count is what happened, also when somebody is killed."""
+"""Test the metrics of real supervisors: they are exact, also after a worker or supervisor was killed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def serve(request: Request, connection: Connection) -> None:
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Watched, Client]]:
-    """A supervisor that nobody harms."""
+    """Run a supervisor for the tests that do not disturb it."""
     folder = tmp_path_factory.mktemp("status_turn")
     with RedisServer(folder / "redis") as server, Watched(folder / "node", server.url, ONE) as service:
         yield service, Client(server.client())
@@ -148,7 +148,7 @@ def test_while_redis_is_away_the_node_is_alive_and_not_ready_and_says_why(tmp_pa
 
 
 def exposed() -> dict[str, tuple[str, str]]:
-    """Type and help of dlpool's metrics, by the names under which they are asked for."""
+    """Return type and help of dlpool's metrics by name."""
     text = Metrics(RANGE_BOUNDS_S).exposition("text/plain")[0].decode()
     helps = dict(re.findall(r"^# HELP (dlpool_\w+) (.*)$", text, re.MULTILINE))
     return {name: (kind, helps[name]) for name, kind in re.findall(r"^# TYPE (dlpool_\w+) (\w+)$", text, re.MULTILINE)}
@@ -167,14 +167,14 @@ def test_the_table_of_metrics_is_that_of_the_code(watched: tuple[Watched, Client
 
 
 def expressions() -> list[str]:
-    """What the dashboard asks for."""
+    """Return the expressions of the dashboard."""
     dashboard = json.loads((ROOT / "etc" / "grafana" / "dlpool.json").read_text())
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     return asked + [one["query"] for one in dashboard["templating"]["list"] if one["type"] == "query"]
 
 
 def metrics_in(text: str) -> set[str]:
-    """The metrics that an expression names, histograms by their own name."""
+    """Return the metrics in an expression, histograms without suffix."""
     names = set(re.findall(r"(?<![\w:])dlpool_\w+", text))
     return {re.sub(r"_(bucket|count|sum)$", "", name) for name in names}
 
@@ -246,7 +246,7 @@ def test_a_real_prometheus_scrapes_a_real_supervisor(watched: tuple[Watched, Cli
 
 
 def asked(port: int, expression: str) -> float | None:
-    """The one value that a Prometheus has for it."""
+    """Return the only value that a Prometheus has for an expression."""
     status, text = get(port, f"/api/v1/query?query={urllib.parse.quote(expression)}")
     result = json.loads(text)["data"]["result"] if status == 200 else []
     return float(result[0]["value"][1]) if result else None

@@ -1,4 +1,4 @@
-"""What a supervisor writes down for programs that watch it, and what its surveys find: without threads."""
+"""Test metrics, health and surveys of a supervisor, without threads."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ from tests.fakes import Clock, Lines
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
-    """The value of a metric, None without one."""
+    """Return the value of a metric, None if it has no such series."""
     found: float | None = metrics._registry.get_sample_value(f"dlpool_{name}", labels)
     return found
 
 
-# --- the meter ---
+# --- metrics collector ---
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-def meter(metrics: Metrics) -> MetricsCollector:
+def collector(metrics: Metrics) -> MetricsCollector:
     return MetricsCollector(metrics)
 
 
@@ -75,9 +75,9 @@ def meter(metrics: Metrics) -> MetricsCollector:
     ],
 )
 def test_each_end_of_a_job_is_counted_once_by_its_outcome_and_label(
-    outcome: str, reply: str, counter: str, labels: dict[str, str], meter: MetricsCollector, metrics: Metrics
+    outcome: str, reply: str, counter: str, labels: dict[str, str], collector: MetricsCollector, metrics: Metrics
 ) -> None:
-    meter.count_result(FinishRequest(JobLease("a", 1), Disposition(outcome), note={"label": "why"}), reply)
+    collector.count_result(FinishRequest(JobLease("a", 1), Disposition(outcome), note={"label": "why"}), reply)
     assert value(metrics, counter, **labels) == 1
     counted = [
         sample
@@ -88,9 +88,9 @@ def test_each_end_of_a_job_is_counted_once_by_its_outcome_and_label(
     assert len(counted) == 1
 
 
-def test_an_end_without_a_label_and_a_job_that_was_lost_are_counted(meter: MetricsCollector, metrics: Metrics) -> None:
-    meter.count_result(FinishRequest(JobLease("a", 1), Disposition.SUCCEED), "OK")
-    meter.count_lost()
+def test_a_result_without_a_label_and_a_lost_job_are_counted(collector: MetricsCollector, metrics: Metrics) -> None:
+    collector.count_result(FinishRequest(JobLease("a", 1), Disposition.SUCCEED), "OK")
+    collector.count_lost()
     assert value(metrics, "jobs_total", outcome="success", label="") == 1
     assert value(metrics, "requeued_jobs_total", disposition="lost", label="") == 1
 
@@ -106,20 +106,20 @@ def test_an_end_without_a_label_and_a_job_that_was_lost_are_counted(meter: Metri
     ],
 )
 def test_the_speed_of_a_job_counts_from_a_mebibyte_on(
-    result: dict[str, Any], count: int, total: float, meter: MetricsCollector, metrics: Metrics
+    result: dict[str, Any], count: int, total: float, collector: MetricsCollector, metrics: Metrics
 ) -> None:
-    meter.observe_run(EndedFrame("a.1", AttemptResult.SUCCEEDED, None, result), 3.0)
+    collector.observe_run(EndedFrame("a.1", AttemptResult.SUCCEEDED, None, result), 3.0)
     assert value(metrics, "job_seconds_sum", attempt_result="succeeded") == 3.0
     assert value(metrics, "job_seconds_count", attempt_result="succeeded") == 1
     assert value(metrics, "job_speed_bytes_per_second_count") == count
     assert value(metrics, "job_speed_bytes_per_second_sum") == total
 
 
-def test_what_workers_count_is_added_up(meter: MetricsCollector, metrics: Metrics) -> None:
-    meter.add_worker_counters({RECEIVED: 100, LOG_DROPPED: 2, "retry.timeout": 3, "retry.stall": 1})
-    meter.add_worker_counters({RECEIVED: 50, RANGE_SECONDS: 4.5, "range.0": 2, f"range.{len(RANGE_BOUNDS_S)}": 1})
-    meter.add_worker_counters({})
-    assert meter.received_bytes == value(metrics, "received_bytes_total") == 150
+def test_what_workers_count_is_added_up(collector: MetricsCollector, metrics: Metrics) -> None:
+    collector.add_worker_counters({RECEIVED: 100, LOG_DROPPED: 2, "retry.timeout": 3, "retry.stall": 1})
+    collector.add_worker_counters({RECEIVED: 50, RANGE_SECONDS: 4.5, "range.0": 2, f"range.{len(RANGE_BOUNDS_S)}": 1})
+    collector.add_worker_counters({})
+    assert collector.received_bytes == value(metrics, "received_bytes_total") == 150
     assert value(metrics, "log_dropped_records_total") == 2
     assert value(metrics, "range_retries_total", reason="timeout") == 3
     assert value(metrics, "range_retries_total", reason="stall") == 1
@@ -128,9 +128,9 @@ def test_what_workers_count_is_added_up(meter: MetricsCollector, metrics: Metric
     assert value(metrics, "range_seconds_bucket", le=str(RANGE_BOUNDS_S[0])) == 2
 
 
-def test_what_the_log_of_the_supervisor_lost_is_counted_once(meter: MetricsCollector, metrics: Metrics) -> None:
+def test_what_the_log_of_the_supervisor_lost_is_counted_once(collector: MetricsCollector, metrics: Metrics) -> None:
     for total, counted in ((0, 0), (3, 3), (3, 3), (5, 5), (9, 9)):
-        meter.set_log_dropped(total)
+        collector.set_log_dropped(total)
         assert value(metrics, "log_dropped_records_total") == counted
 
 
@@ -161,11 +161,11 @@ def test_the_speed_of_the_node_is_that_of_the_bytes_of_its_workers(
 ) -> None:
     clock = Clock()
     monkeypatch.setattr("dlpool.service.monitor.metrics_collector.time", clock)
-    meter = MetricsCollector(metrics)
-    assert meter.receive_rate() == 0
-    meter.add_worker_counters({RECEIVED: 500})
+    collector = MetricsCollector(metrics)
+    assert collector.receive_rate() == 0
+    collector.add_worker_counters({RECEIVED: 500})
     clock.now += 5
-    assert meter.receive_rate() == 100
+    assert collector.receive_rate() == 100
 
 
 # --- once a second ---
@@ -175,15 +175,15 @@ SEEN = NodeStatus(is_draining=False, fault_s=None, low=(), slots=4, limited_host
 
 
 class Watched:
-    """A monitor over the parts of a bench; its log has lost as many records as ``dropped`` says."""
+    """A monitor over the parts of a bench; ``log.dropped`` is the number of lost log records."""
 
     def __init__(self, folder: Path) -> None:
         self.bench = Bench(folder)
         settings = replace(self.bench.settings, metrics=MetricsSettings(listen=""))
         self.lines = Lines()
         link_log: Any = self.lines
-        self.link = RedisState(link_log, lambda: None, lambda _kind: None)
-        self.link.registered.set()
+        self.redis_state = RedisState(link_log, lambda: None, lambda _kind: None)
+        self.redis_state.registered.set()
         self.log = SimpleNamespace(dropped=0, logger=lambda _name: self.lines)
         log: Any = self.log
         transitions: Any = SimpleNamespace(client=None, keys=QueueKeys())
@@ -196,14 +196,14 @@ class Watched:
                 self.bench.metrics,
                 self.bench.in_flight,
                 self.bench.pool,
-                self.link,
+                self.redis_state,
                 transitions,
                 lambda: "fifo",
             ),
         )
 
     def look(self, **seen: Any) -> dict[str, str]:
-        """The problems that there are now, by check."""
+        """Sample, and return the problem of each failing check."""
         self.monitor.sample(replace(SEEN, **seen))
         return {check.name: check.problem for check in self.monitor.health.readiness() if check.problem}
 
@@ -247,12 +247,12 @@ def test_why_a_node_is_not_ready_is_said(
 
 
 def test_a_node_without_redis_or_its_place_there_is_not_ready(watched: Watched) -> None:
-    watched.link.registered.clear()
+    watched.redis_state.registered.clear()
     assert watched.look() == {"redis": "this node is not registered there"}
     assert (watched.value("ready"), watched.value("redis_up")) == (0, 0)
-    watched.link.report_failure(QueueAway("it is away"))
+    watched.redis_state.report_failure(QueueAway("it is away"))
     assert watched.look() == {"redis": "it is away"}
-    watched.link.registered.set()
+    watched.redis_state.registered.set()
     watched.look()
     assert watched.value("redis_up") == 0
 
@@ -338,7 +338,7 @@ def test_the_threads_are_named_and_end_with_the_service(watched: Watched) -> Non
     threads = watched.monitor._threads
     assert {thread.name for thread in threads} == names and all(thread.daemon for thread in threads)
     watched.monitor.start()
-    watched.link.stopping.set()
+    watched.redis_state.stopping.set()
     watched.monitor.stop()
     for thread in threads:
         thread.join(30)
@@ -380,7 +380,7 @@ def test_the_version_and_the_metrics_are_told(metrics: Metrics) -> None:
 
 
 class Stopping:
-    """An event that is set after so many waits; how long each was is kept."""
+    """An event that is set after a number of waits, and records their durations."""
 
     def __init__(self, after: int) -> None:
         self.after = after
@@ -441,18 +441,18 @@ def test_the_age_of_the_oldest_job_begins_when_it_is_first_seen(
 
 
 class Queue:
-    """A survey of a queue that answers what it is told to."""
+    """A survey of a fake queue with given answers."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.failures: list[str] = []
         self.lines = Lines()
         log: Any = self.lines
-        self.link = RedisState(log, lambda: None, self.failures.append)
+        self.redis_state = RedisState(log, lambda: None, self.failures.append)
         self.clock = Clock()
         self.error: Exception | None = None
         self.oldest = OldestWaiting(1, "m", 8.0)
         transitions: Any = SimpleNamespace(client=None, keys=QueueKeys(), oldest_waiting=self._oldest)
-        self.survey = QueueSurvey(transitions, metrics, self.link, lambda: "fifo", self.clock)
+        self.survey = QueueSurvey(transitions, metrics, self.redis_state, lambda: "fifo", self.clock)
         self.survey._views = SimpleNamespace(stats=self._stats)  # type: ignore[assignment]
 
     def _oldest(self) -> OldestWaiting:
@@ -496,7 +496,7 @@ def test_the_figures_of_a_queue_that_is_away_are_forgotten(is_known: bool, metri
     queue = Queue(metrics)
     queue.survey.sample()
     if is_known:
-        queue.link.report_failure(QueueAway("away"))
+        queue.redis_state.report_failure(QueueAway("away"))
         queue.failures.clear()
     else:
         queue.error = QueueAway("away")
@@ -504,7 +504,7 @@ def test_the_figures_of_a_queue_that_is_away_are_forgotten(is_known: bool, metri
     assert value(metrics, "queue_jobs", state="intake") is None
     assert math.isnan(value(metrics, "queue_paused") or 0.0)
     assert queue.failures == ([] if is_known else ["unavailable"])
-    assert (queue.link.error is not None) == is_known, "others say that it is away"
+    assert (queue.redis_state.error is not None) == is_known, "others say that it is away"
 
 
 @pytest.mark.parametrize(

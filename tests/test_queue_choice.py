@@ -1,4 +1,4 @@
-"""Which Redis a supervisor works with, and what it says of it: the choice alone, without a server."""
+"""Test which Redis a supervisor uses, and what it logs about it, without a server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ADDRESS = "127.0.0.1:6379"
 
 
 class Private:
-    """A private server that lives as long as the test wants it to."""
+    """A fake private server that exits when the test sets it."""
 
     def __init__(self, listen: str) -> None:
         self.listen, self.url = listen, "unix:///s"
@@ -32,7 +32,7 @@ class Private:
 
 
 class World:
-    """A machine: what is found there, and what was started."""
+    """A fake machine: which servers it has, and which were started."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.lines = folder, Lines()

@@ -1,4 +1,4 @@
-"""Where the queue is: a Redis that answers, or a private one that clients of this machine reach as they always did."""
+"""Test where the queue is: in a running Redis, or in a private one that clients of this machine can reach."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PASSWORD = "correct-horse"
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder with a short name, as the one of a socket must be."""
+    """Return a folder with a short name, which a socket requires."""
     with tempfile.TemporaryDirectory(prefix="dlp-", dir="/tmp") as name:
         yield Path(name)
 
@@ -51,7 +51,7 @@ def service_of(folder: Path, url: str, port: int, **settings: Any) -> Supervisor
 
 
 def plain_client(port: int, **options: Any) -> Client:
-    """A client as it was written for the service before."""
+    """Return a client as written for the Go service."""
     return Client(redis.Redis(host="localhost", port=port, **options))
 
 
@@ -61,7 +61,7 @@ def private_servers(service: Supervisor) -> list[psutil.Process]:
 
 
 def wait_for_file(service: Supervisor, origin: Origin, client: Client, name: str) -> None:
-    """Push as a plain client does, and see the file and the record."""
+    """Push a job as a plain client does, and wait for the file and the record."""
     client.push(f"{origin.url}/{name}", name)
     client.wait_for(f"{origin.url}/{name}")
     assert (service.out / name).read_bytes() == DATA
@@ -69,7 +69,7 @@ def wait_for_file(service: Supervisor, origin: Origin, client: Client, name: str
 
 @contextmanager
 def listening(port: int, answer: bytes | None) -> Iterator[None]:
-    """A program that is no Redis: it answers with these bytes, or not at all."""
+    """Run a program that is not Redis and answers with these bytes, or not at all."""
     with socket.create_server(("127.0.0.1", port)) as server:
 
         def serve() -> None:

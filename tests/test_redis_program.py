@@ -1,4 +1,4 @@
-"""The private Redis without its program: its command line, its log, and how long a start waits for it."""
+"""Test the private Redis without its program: command line, log, and the time limits of its start."""
 
 from __future__ import annotations
 

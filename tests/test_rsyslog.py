@@ -1,4 +1,4 @@
-"""A real rsyslog ships a log that is written and rotated all the while: each line arrives, and none twice."""
+"""Test that a real rsyslog ships a log during writes and rotations: each line arrives once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BINARY = shutil.which("rsyslogd", path=f"{os.environ['PATH']}:/usr/sbin")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """With the configuration that we ship: other paths and another port, and quicker to try again."""
+    """Write the shipped configuration with other paths, another port and shorter retries."""
     text = (ROOT / "etc" / "rsyslog" / "dlpool.conf").read_text()
     text = text.replace("/var/log/dlpool-refused", f"{tmp_path}/refused").replace("/var/log/dlpool", f"{tmp_path}/log")
     text = text.replace('resumeInterval="5"', 'resumeInterval="1"')
@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 @contextmanager
 def rsyslog(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A running rsyslogd; it is ended as a service manager ends it."""
+    """Run rsyslogd, and stop it as a service manager does."""
     assert BINARY is not None, "rsyslog is not installed: scripts/test installs it"
     shipped = (folder / "dlpool.conf").read_text().replace('"9200"', f'"{port}"')
     (folder / "main.conf").write_text(f'global(workDirectory="{folder}/work")\n{shipped}')
@@ -57,7 +57,7 @@ def rsyslog(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def numbers(bulk: Bulk) -> list[tuple[str, int]]:
-    """The lines that have arrived, each as often as it is there."""
+    """Return how often each line has arrived."""
     return sorted((one["dlpool.writer"], one["dlpool.number"]) for one in list(bulk.documents.values()))
 
 
@@ -70,7 +70,7 @@ def writers(folder: Path) -> Iterator[list[Writer]]:
 
 
 def write_and_rotate(writers: list[Writer], rotation: Rotation, turns: int) -> None:
-    """Rotate while 500 lines are written by each, and let 100 more come in the file that has another name by then."""
+    """Rotate while each writer writes 500 lines, and write 100 more to the renamed file."""
     for _ in range(turns):
         for writer in writers:
             writer.say("write 500")
@@ -83,7 +83,7 @@ def write_and_rotate(writers: list[Writer], rotation: Rotation, turns: int) -> N
 
 
 def test_each_line_of_a_rotating_log_arrives_once(folder: Path, writers: list[Writer]) -> None:
-    """Though Elasticsearch is away and busy at times, and rsyslog itself is away for two rotations."""
+    """Elasticsearch is unavailable or busy at times, and rsyslog is stopped during two rotations."""
     rotation = Rotation(folder / "log" / "dlpool.log")
     with Bulk() as bulk:
         bulk.away, bulk.busy = 1, 30
@@ -103,7 +103,7 @@ def test_each_line_of_a_rotating_log_arrives_once(folder: Path, writers: list[Wr
 
 
 def test_the_log_of_dlpool_web_is_shipped_beside_that_of_the_service(folder: Path) -> None:
-    """Its folder comes into being while rsyslog runs; it is rotated, and each line arrives once."""
+    """Its folder is created while rsyslog runs; it is rotated, and each line arrives once."""
     service = make_log(folder / "log")
     server = WebServer(folder)
     rotation = Rotation(server.log_file)
@@ -127,7 +127,7 @@ def test_the_log_of_dlpool_web_is_shipped_beside_that_of_the_service(folder: Pat
 
 
 def told(bulk: Bulk, event: str) -> list[dict[str, Any]]:
-    """The documents of that event."""
+    """Return the documents of an event."""
     return [one for one in list(bulk.documents.values()) if one["event.action"] == event]
 
 

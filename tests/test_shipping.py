@@ -1,4 +1,4 @@
-"""What ships the log elsewhere: each file can be read, and speaks of events, fields and names that the log has.
+"""Test the configuration of log shippers: each file can be parsed, and names only events and fields of the log.
 
 Filebeat, Logstash, Elasticsearch and Kibana do not run here; rsyslog does, in test_rsyslog.py.
 """
@@ -54,7 +54,7 @@ def patterns(shipper: str) -> list[str]:
 
 
 def is_shipped(name: str, shipper: str) -> bool:
-    """By one pattern, and by no other as well; ``*`` does not match a slash in these programs."""
+    """Return whether exactly one pattern matches; ``*`` does not match a slash in these programs."""
     return [PurePosixPath(name).match(one) for one in patterns(shipper) if one.count("/") == name.count("/")].count(
         True
     ) == 1
@@ -77,7 +77,7 @@ def test_shippers_read_live_and_rotated_logs_and_nothing_else(shipper: str, of: 
 
 
 def test_the_paths_are_those_of_the_installed_settings() -> None:
-    """As ``dlpool setup`` writes the INI file: log_dir of it, and below it the folder of dlpool-web."""
+    """The paths follow log_dir of the INI file that ``dlpool setup`` writes."""
     ini = files("/usr/bin/dlpool-supervisor", None)["etc/dlpool/dlpool.ini"]
     assert f"\nlog_dir = {LOG_DIR}\n" in ini
 
@@ -89,7 +89,7 @@ def test_logrotate_takes_both_logs() -> None:
 
 
 def test_filebeat_knows_each_file_from_its_first_line_on(tmp_path: Path) -> None:
-    """The least line is longer than the fingerprint, and its begin is that of no other file."""
+    """The shortest line is longer than the fingerprint, and its start is unique."""
     begins = set()
     length = filestream()["prospector.scanner.fingerprint"]["length"]
     assert length == 64
@@ -104,7 +104,7 @@ def test_filebeat_knows_each_file_from_its_first_line_on(tmp_path: Path) -> None
 
 
 def test_the_first_lines_of_both_logs_differ_within_one_millisecond(tmp_path: Path) -> None:
-    """At midnight both are rotated at once: files with equal fingerprints are one to Filebeat."""
+    """At midnight both are rotated at once, and Filebeat would take files with equal fingerprints for one."""
     length = filestream()["prospector.scanner.fingerprint"]["length"]
     begins = []
     for name in sorted(set(LOGGERS) - {"log"}):
@@ -147,7 +147,7 @@ def test_logstash_names_plugins_fields_and_the_data_stream() -> None:
 
 
 def flat(properties: dict[str, Any], prefix: str) -> dict[str, str]:
-    """The types of a mapping by their dotted names."""
+    """Return the types of a mapping by their dotted names."""
     found: dict[str, str] = {}
     for name, value in properties.items():
         if "properties" in value:
@@ -192,7 +192,7 @@ def saved_objects() -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def fields_of(saved: dict[str, Any]) -> set[str]:
-    """The fields that a saved object asks for."""
+    """Return the fields that a saved object uses."""
     attributes = saved["attributes"]
     state = json.loads(attributes.get("visState", "{}"))
     found = {one["params"]["field"] for one in state.get("aggs", []) if "field" in one["params"]}

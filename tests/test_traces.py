@@ -1,4 +1,4 @@
-"""Traces: a real supervisor sends the spans of its jobs to a collector, and downloads whatever becomes of that."""
+"""Test traces: a real supervisor sends spans of jobs to a collector, whose failures do not disturb downloads."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def traced(shared: tuple[Supervisor, Client, Collector]) -> Iterator[Both]:
 
 
 def ended(server: Collector, trace_id: str) -> tuple[Any, list[Any]]:
-    """The job's span, when it has come, and those of its ranges."""
+    """Wait for the span of the job, and return it with the spans of its ranges."""
     wait_until(lambda: any(not span.parent_span_id for span in server.trace(trace_id)))
     spans = server.trace(trace_id)
     [job] = [span for span in spans if not span.parent_span_id]

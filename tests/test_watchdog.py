@@ -1,4 +1,4 @@
-"""The watchdog: the service manager hears nothing while a thread hangs, whatever the others do."""
+"""Test the watchdog: the service manager gets no ping while a thread hangs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WATCHDOG_S = 2.0
 
 
 class Member:
-    """A thread that signs when it is told to, as its own."""
+    """A thread that marks itself alive on request."""
 
     def __init__(self, name: str, pulse: ThreadLiveness) -> None:
         self._pulse = pulse
@@ -60,7 +60,7 @@ class Member:
 
 
 class Team:
-    """Two threads, their watchdog, and what its manager heard."""
+    """Two threads, their watchdog, and the messages to the service manager."""
 
     def __init__(self, address: str) -> None:
         self.clock = Clock()
@@ -75,7 +75,7 @@ class Team:
         self.watchdog = Watchdog(self.service_manager, pulse, threads, logger, self.clock)
 
     def pings(self) -> int:
-        """How many were sent; a word that comes after them shows that all have come."""
+        """Return the number of pings; a message sent afterwards shows that all have arrived."""
         last = {"STATUS": f"after {len(self.manager.heard)}"}
         self.service_manager.status(last["STATUS"])
         wait_until(lambda: last in self.manager.heard)
@@ -150,7 +150,7 @@ def test_without_a_manager_that_watches_a_hung_thread_is_logged_all_the_same(tmp
 
 
 def test_no_ping_while_a_thread_of_the_service_waits_for_a_reply_that_never_ends(tmp_path: Path) -> None:
-    """Each byte of it comes in time, so that no time limit of the connection ends the wait."""
+    """Each byte arrives in time, so that no time limit of the connection ends the wait."""
     address = f"@dlpool-hang-{os.getpid()}-{time.monotonic_ns()}"
     manager = Manager(address)
 

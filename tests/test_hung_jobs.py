@@ -1,4 +1,4 @@
-"""A worker that hangs: the job that holds the interpreter's lock is told from its neighbours, which count nothing."""
+"""Test that the job that blocks the interpreter of a hung worker is found, and that only it counts a crash."""
 
 from __future__ import annotations
 

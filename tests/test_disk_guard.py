@@ -1,4 +1,4 @@
-"""The disk guard: jobs wait while a file system of targets has too little left, and those that run go on."""
+"""Test the disk guard: no job starts while a file system of targets has too little space, and running ones continue."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_nearest_folder_that_is_there_tells_the_file_system(tmp_path: Path) 
 
 
 class Guarded:
-    """A guard over one file system of 1000 bytes, of which 100 stay free."""
+    """A disk guard over one file system of 1000 bytes, of which 100 stay free."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder, self.free = folder, 200
@@ -87,7 +87,7 @@ class Guarded:
         self.told += 1
 
     def look(self, free: int) -> tuple[bool, int, list[str]]:
-        """Whether space is low then, and what was told and logged."""
+        """Sample this free space, and return whether it is low, the number of notifications and the logged events."""
         self.free, self.told = free, 0
         self.lines.kept.clear()
         self.guard.sample()
@@ -157,7 +157,7 @@ def test_folders_that_cannot_be_resolved_are_for_workers_to_say(
 
 @pytest.fixture
 def guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[DiskGuard, Clock, list[bool]]:
-    """A guard of a folder, its time, and what small writes there answer, the last one of it for good."""
+    """Return a disk guard of a folder, its clock, and the results of small writes; the last result repeats."""
     clock, answers = Clock(), [True]
     settings = Settings(paths=PathSettings(download_dir=str(tmp_path / "out")))
     monkeypatch.setattr(disk_guard, "time", clock)
@@ -197,7 +197,7 @@ def test_a_removed_download_folder_is_made_again(guard: tuple[DiskGuard, Clock, 
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[tuple[Desk, Path]]:
-    """A service on a small file system, of which 4 MiB stay free."""
+    """Run a service on a small file system, of which 4 MiB stay free."""
     with (
         tmpfs(tmp_path / "disk", "16m") as disk,
         running(
@@ -209,14 +209,14 @@ def guarded(tmp_path: Path) -> Iterator[tuple[Desk, Path]]:
 
 
 def node(desk: Desk) -> dict[str, object]:
-    """What ``dlpool nodes`` says of the one that there is."""
+    """Return what ``dlpool nodes`` shows of the only node."""
     said = run("nodes", "--json", "--redis-url", desk.service.url)
     assert said.code == 0, said.err
     return dict(json.loads(said.out))
 
 
 def wait_until_low(desk: Desk) -> None:
-    """Until no more jobs may be held; what was reserved before goes on."""
+    """Wait until no further job may start; reserved ones continue."""
 
     def holds_none() -> bool:
         desk.service.signal(signal.SIGUSR2)

@@ -1,4 +1,4 @@
-"""What strangers can cause at will is counted, and has a bounded number of lines in the log."""
+"""Test the limit on log lines that clients can cause at will: the others are counted."""
 
 from __future__ import annotations
 
