@@ -380,4 +380,4 @@ def test_standard_error_says_once_that_redis_is_waited_for_and_that_it_is_ready(
         ready, waits = service.errors.read_text().splitlines()[-2:]
     assert ready == "dlpool-supervisor: ready"
     assert waits.startswith("dlpool-supervisor: ")
-    assert waits.endswith("; it waits until Redis can be used")
+    assert waits.endswith("; waiting until Redis can be used")
