@@ -77,8 +77,11 @@ class MonitoringServer:
         *,
         slow: frozenset[str] = frozenset({"/metrics"}),
     ) -> None:
-        """``slow``: the paths that are answered in threads of their own; all other
-        routes must not block."""
+        """Create a server, which ``serve`` starts.
+
+        The paths in ``slow`` are answered in threads of their own; all other routes
+        must not block.
+        """
         self.address = address
         self._routes = routes
         self._slow = slow

@@ -1,5 +1,5 @@
-"""Every metric of a supervisor, and their text for Prometheus. No other module of it
-imports prometheus-client.
+"""The metrics of a supervisor, and their text for Prometheus. In a supervisor, only
+this module imports prometheus-client.
 
 No label is a URL, a path in a job or a job's id: the number of series does not grow
 with the number of jobs.
@@ -43,8 +43,11 @@ class Metrics:
     prometheus-client, and so thread-safe."""
 
     def __init__(self, range_bounds_s: Sequence[float]) -> None:
-        """``range_bounds_s``: the upper bounds of the buckets in which workers count
-        ranges, in seconds."""
+        """Create all metrics.
+
+        ``range_bounds_s`` are the upper bounds of the buckets in which workers count
+        ranges, in seconds.
+        """
         self._registry = CollectorRegistry()
         self._ranges = MergedHistogram(
             "dlpool_range_seconds",

@@ -71,8 +71,11 @@ class DiskGuard:
         log: Logger,
         on_change: Callable[[], None],
     ) -> None:
-        """``on_change`` is called when ``is_low`` has changed, or a fault of the node
-        is over."""
+        """Create a guard, which ``serve`` starts.
+
+        It calls ``on_change`` when ``is_low`` has changed, or a fault of the node is
+        over.
+        """
         self.file_systems: tuple[FileSystemSpace, ...] = ()
         self.frame = SpaceFrame(settings.supervisor.min_free, {})  # for the workers
         self._in_flight = in_flight

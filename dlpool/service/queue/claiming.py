@@ -33,8 +33,11 @@ class JobClaimer:
     def __init__(
         self, context: QueueContext, blocking: redis.Redis, max_throttled: int
     ) -> None:
-        """``max_throttled``: with that many jobs waiting for their hosts, Redis hands
-        out no more."""
+        """Create a claimer, which ``serve`` starts.
+
+        With ``max_throttled`` throttled jobs in the queue, Redis assigns only throttled
+        jobs.
+        """
         self._transitions = context.transitions
         self._blocking = blocking
         self._sid = context.sid

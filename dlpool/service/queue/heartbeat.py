@@ -49,8 +49,11 @@ class Heartbeat:
         info: Callable[[], dict[str, Any]],
         earlier: tuple[str, ...],
     ) -> None:
-        """``info`` returns what is shown of this supervisor; ``earlier`` are the ids of
-        its earlier starts."""
+        """Create a heartbeat, which ``serve`` starts.
+
+        ``info`` returns what lists of supervisors show of this one; ``earlier`` are the
+        supervisor ids of earlier starts.
+        """
         self._context = context
         self._transitions = context.transitions
         self._sid = context.sid

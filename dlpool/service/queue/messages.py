@@ -50,7 +50,7 @@ class FenceChecked:
 @dataclass(frozen=True)
 class HostSlotRequest:
     """A job requests a slot of its host; the answer is HostSlotAnswered.
-    ``is_start_reserved``: its start token is."""
+    ``is_start_reserved``: its start there is reserved."""
 
     lease: JobLease
     limit: HostLimit

@@ -1,5 +1,4 @@
-"""Whether Redis can be used, as all threads of a supervisor see it, and what the
-threads that use it share."""
+"""The state of the connection to Redis, and what the threads that use Redis share."""
 
 from __future__ import annotations
 
@@ -33,8 +32,11 @@ class RedisState:
         on_change: Callable[[], None],
         on_failure: Callable[[str], None],
     ) -> None:
-        """``on_failure`` is called with the kind of each failed call: unavailable,
-        refused or other."""
+        """Create the state; Redis counts as available until a call fails.
+
+        ``on_change`` is called when Redis becomes available or unavailable,
+        ``on_failure`` with the kind of each failed call: unavailable, refused or other.
+        """
         self._log = log
         self._on_change = on_change
         self._on_failure = on_failure
