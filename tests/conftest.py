@@ -25,7 +25,7 @@ from hypothesis import settings as hypothesis_settings
 from dlpool.config import NetworkSettings, TransferSettings
 from dlpool.transfer.http.client import HttpClient
 from dlpool.transfer.http.limits import HostHolds, NetworkMonitor
-from dlpool.transfer.job import Checksum, Job, TransferResult
+from dlpool.transfer.job import Checksum, Job, TransferCallbacks, TransferResult
 from dlpool.transfer.transfer import Transfer
 from tests.fakes import Clock
 from tests.origin import Handler, Origin
@@ -85,7 +85,7 @@ class Fetcher:
         client = client or self.client(**(network or {}))
         wanted = Checksum.parse(checksum) if checksum else None
         job = Job(url, target, os.path.isdir(target), headers or {}, user, wanted)
-        return Transfer(job, replace(FAST, **settings), client, self._note)
+        return Transfer(job, replace(FAST, **settings), client, TransferCallbacks(self._note))
 
     def client(self, **network: Any) -> HttpClient:
         return HttpClient(replace(PATIENT, **network), 16, HostHolds(time.monotonic), NetworkMonitor(time.monotonic))

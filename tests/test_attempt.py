@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -170,16 +171,16 @@ def test_a_file_without_ranges_has_one_connection(serve: Serve, fetch: Fetcher, 
 
 def ending(transfer: Transfer, step: str, do: Callable[[], object]) -> Transfer:
     """Call ``do`` when the transfer reports ``step``, or asks whether it may publish."""
-    real = transfer._notify
+    real = transfer._callbacks.notify
 
     def notify(event: str, /, **fields: object) -> None:
         if event == step:
             do()
         real(event, **fields)
 
-    transfer._notify = notify
+    transfer._callbacks = replace(transfer._callbacks, notify=notify)
     if step == "permit":
-        transfer._authorize_publish = cast(Any, do)
+        transfer._callbacks = replace(transfer._callbacks, authorize_publish=cast(Any, do))
     return transfer
 
 
@@ -304,7 +305,7 @@ def test_the_phases_follow_each_other(
         file(request, connection)
 
     transfer = fetch.transfer(f"{serve(handle).url}/f", tmp_path / "f", connections=1)
-    real_notify, real_publish = transfer._notify, FileOutput.publish
+    real_notify, real_publish = transfer._callbacks.notify, FileOutput.publish
 
     def notify(event: str, /, **fields: object) -> None:
         seen.append(transfer.progress().phase)
@@ -315,7 +316,7 @@ def test_the_phases_follow_each_other(
         real_publish(place, *arguments)
 
     monkeypatch.setattr(FileOutput, "publish", publish)
-    transfer._notify = notify
+    transfer._callbacks = replace(transfer._callbacks, notify=notify)
     transfer.run()
     assert list(dict.fromkeys(seen)) == ["connecting", "downloading", "verifying", "publishing"]
 

@@ -29,7 +29,7 @@ from dlpool.storage.disk.scanning import UploadScanner
 from dlpool.storage.executables import executable_types
 from dlpool.storage.upload_requests import FINAL, PARTIAL, TusUploadRequest
 from dlpool.storage.values import UploadEvent
-from dlpool.transfer.job import Job
+from dlpool.transfer.job import Job, TransferCallbacks
 from dlpool.transfer.transfer import Transfer
 from tests.clamd import CUSTOM, EICAR, MIB, Talk, clamd, guard, played
 from tests.conftest import FAST, Fetcher, make_data, wait_until
@@ -82,7 +82,7 @@ def transfer(
 ) -> Transfer:
     job = Job(url, target, is_folder=target.is_dir(), id="job-1", owner="alice")
     options = replace(FAST, **{"scan": True, **settings})
-    return Transfer(job, options, fetch.client(), notify or fetch._note, guard=own)
+    return Transfer(job, options, fetch.client(), TransferCallbacks(notify or fetch._note), guard=own)
 
 
 # --- downloads ---

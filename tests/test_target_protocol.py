@@ -14,7 +14,7 @@ from dlpool.freespace import Space
 from dlpool.scan.scannedfile import ScannedFile
 from dlpool.transfer import transfer as transfers
 from dlpool.transfer.http.remote_resource import RemoteResource
-from dlpool.transfer.job import Checksum, Job
+from dlpool.transfer.job import Checksum, Job, TransferCallbacks
 from dlpool.transfer.scheduler import ChunkSnapshot
 from dlpool.transfer.space_rules import SpaceRules
 from dlpool.transfer.target.protocol import Target, TargetOptions
@@ -170,7 +170,7 @@ def test_a_target_is_published_once_it_is_verified_and_authorized(
 
     origin = serve(File(data, serves_ranges=False))
     job = Job(f"{origin.url}/f", tmp_path / "f", checksum=Checksum("sha256", sha256(DATA)))
-    transfer = Transfer(job, FAST, fetch.client(), authorize_publish=authorize)
+    transfer = Transfer(job, FAST, fetch.client(), TransferCallbacks(authorize_publish=authorize))
     if error is None:
         assert transfer.run().checksum == f"sha256:{sha256(DATA)}"
     else:

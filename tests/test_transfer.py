@@ -202,7 +202,7 @@ def test_what_other_threads_see_changes_only_under_the_lock(serve: Serve, fetch:
             return super().__getattribute__(name)
 
     made = fetch.transfer(f"{serve(File(DATA)).url}/f", tmp_path / "f")
-    transfer = Guarded(made._job, made._settings, made._client, made._notify)
+    transfer = Guarded(made._job, made._settings, made._client, made._callbacks)
     transfer._counters = Tally()
     transfer._counters.__dict__["transfer"] = transfer
     transfer.is_ready = True

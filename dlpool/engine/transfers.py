@@ -15,7 +15,7 @@ from dlpool.scan.guard import open_guard
 from dlpool.transfer.http.client import HttpClient
 from dlpool.transfer.http.limits import HostHolds, NetworkMonitor
 from dlpool.transfer.http.urls import display_url
-from dlpool.transfer.job import Job, Notify
+from dlpool.transfer.job import Job, Notify, TransferCallbacks
 from dlpool.transfer.target.file.cleanup import remove_part_files
 from dlpool.transfer.transfer import Transfer
 
@@ -76,9 +76,7 @@ class TransferFactory:
             job,
             self._settings,
             self._client,
-            notify,
-            reserve,
-            task.authorize_publish,
+            TransferCallbacks(notify, reserve, task.authorize_publish),
             self._guard,
         )
 
@@ -105,7 +103,8 @@ class TransferFactory:
             scan=False,
         )
         with suppress(DlpoolError):
-            Transfer(job, settings, self._client, check_target=stop).run()
+            callbacks = TransferCallbacks(check_target=stop)
+            Transfer(job, settings, self._client, callbacks).run()
         return found[0] if found else None
 
     def close(self) -> None:

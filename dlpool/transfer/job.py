@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -123,3 +123,25 @@ class Notify(Protocol):
 
 def ignore_event(event: str, /, **fields: object) -> None:
     """Ignore an event."""
+
+
+def accept_target(path: Path) -> None:
+    """Accept a target."""
+
+
+def authorize() -> None:
+    """Permit publishing."""
+
+
+@dataclass(frozen=True)
+class TransferCallbacks:
+    """The functions that a transfer calls, from any of its threads.
+
+    ``check_target`` is called with each target that is tried; it raises to refuse it.
+    ``authorize_publish`` is called when the file is verified and locked, before it is
+    published; it may block, and raises to forbid publishing.
+    """
+
+    notify: Notify = ignore_event
+    check_target: Callable[[Path], None] = accept_target
+    authorize_publish: Callable[[], None] = authorize

@@ -5,9 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from dlpool.cancel import CancelScope
 from dlpool.config import TransferSettings
@@ -19,7 +17,7 @@ from dlpool.transfer.http.client import HttpClient
 from dlpool.transfer.http.limits import RateLimit, RateLimits
 from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.http.source import Source
-from dlpool.transfer.job import Job, Notify, Progress, TransferResult, ignore_event
+from dlpool.transfer.job import Job, Progress, TransferCallbacks, TransferResult
 from dlpool.transfer.retry import RetryPolicy
 from dlpool.transfer.scanning import check_configured
 from dlpool.transfer.scheduler import ChunkScheduler
@@ -28,6 +26,7 @@ from dlpool.transfer.target.file.output import FileOutput
 from dlpool.transfer.target.protocol import Target, TargetOptions, TargetPresent
 
 MAX_RESTARTS = 3
+NO_CALLBACKS = TransferCallbacks()
 
 
 @dataclass
@@ -53,25 +52,19 @@ class Transfer:
         job: Job,
         settings: TransferSettings,
         client: HttpClient,
-        notify: Notify = ignore_event,
-        check_target: Callable[[Path], None] = lambda _: None,
-        authorize_publish: Callable[[], None] = lambda: None,
+        callbacks: TransferCallbacks = NO_CALLBACKS,
         guard: Guard | None = None,
         space: SpaceRules = ENTIRE_DISK,
     ) -> None:
-        """``check_target`` is called with each target that is tried.
+        """Prepare the download. Raises UsageError for an invalid URL.
 
-        It may raise to refuse it. ``authorize_publish`` is called when the file is
-        verified and locked, before it is published; it may block, and raises to forbid
-        publishing. ``guard`` scans the file before that, if ``scan`` is set. ``space``:
-        the disk space that the download may use. Raises UsageError for an invalid URL.
+        ``guard`` scans the file before it is published, if ``scan`` is set. ``space``:
+        the disk space that the download may use.
         """
         self._job = job
         self._settings = settings
         self._client = client
-        self._notify = notify
-        self._check_target = check_target
-        self._authorize_publish = authorize_publish
+        self._callbacks = callbacks
         self._guard = guard
         self._space = space
         self._source = Source(client, job.url, job.headers, job.user)
@@ -109,7 +102,7 @@ class Transfer:
                 self._open_target("")
             return self._run_attempts()
         except TargetPresent as there:
-            self._notify(
+            self._callbacks.notify(
                 "target_skipped", path=str(there.path), is_published=there.is_published
             )
             return TransferResult(
@@ -208,8 +201,8 @@ class Transfer:
             self._source,
             scheduler,
             self._rate,
-            self._notify,
-            self._authorize_publish,
+            self._callbacks.notify,
+            self._callbacks.authorize_publish,
             previous_resource=self._previous_resource,
             guard=self._guard,
             space=self._space,
@@ -259,8 +252,8 @@ class Transfer:
             self._job,
             target,
             options,
-            notify=self._notify,
-            check_target=self._check_target,
+            notify=self._callbacks.notify,
+            check_target=self._callbacks.check_target,
         )
         return self._target
 
@@ -285,5 +278,5 @@ class Transfer:
             if attempt.verified_checksum
             else None,
         )
-        self._notify("job_succeeded", **vars(result))
+        self._callbacks.notify("job_succeeded", **vars(result))
         return result

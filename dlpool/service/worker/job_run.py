@@ -33,7 +33,7 @@ from dlpool.service.wire.frames import (
 from dlpool.service.wire.results import AttemptResult, attempt_result_of
 from dlpool.service.worker.affinity import Affinity
 from dlpool.transfer.http.client import HttpClient
-from dlpool.transfer.job import Checksum, Job
+from dlpool.transfer.job import Checksum, Job, TransferCallbacks
 from dlpool.transfer.target.file.cleanup import (
     remove_part_files_by_digest,
     remove_published_state,
@@ -236,9 +236,7 @@ class JobRun:
             job,
             self._settings,
             context.client,
-            self._notify,
-            check_target,
-            self._authorize_publish,
+            TransferCallbacks(self._notify, check_target, self._authorize_publish),
             context.guard,
             context.space,
         )

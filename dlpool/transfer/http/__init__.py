@@ -1,1 +1,15 @@
-"""Http."""
+"""Send HTTP requests and judge their responses.
+
+Read in this order: ``client`` (connection pools of a process), ``source`` (the requests
+of one download: redirects, cookies, credentials), ``exchange`` (a request that other
+threads can cancel), ``answer`` (what a response means), ``remote_resource`` (versions
+and their validators), ``headers``, ``digests`` and ``media_types`` (header fields),
+``decoding`` (content codings), ``policy`` and ``urls`` (what may be requested),
+``network_errors`` (one translation of the libraries' exceptions), ``host_connections``
+and ``limits`` (what the downloads of a process share by host). ``urllib3_adapter``,
+``requests_adapter`` and ``http_client_adapter`` are the only modules that reach into
+these libraries.
+
+Each connection thread of a download or an upload sends its own requests; one thread a
+process closes idle connections.
+"""
