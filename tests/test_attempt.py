@@ -378,4 +378,4 @@ def test_nobody_writes_after_the_end(
     canceller.join(20.0)
     assert order[-1:] in (["committed"], ["written"])
     assert "written" not in order[order.index("committed") :] if "committed" in order else True
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("dlpool-lane")] == []
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("dlpool-connection")] == []

@@ -86,7 +86,7 @@ def test_as_many_lanes_are_started_as_are_wanted(make: Callable[..., Bench]) -> 
     bench.begin(3, 3)
     assert (bench.lanes.most_at_once, len(bench.lanes.all)) == (3, 3)
     started = list(bench.lanes._threads.values())
-    assert [(thread.name, thread.daemon) for thread in started] == [(f"dlpool-lane-{n}", True) for n in (1, 2, 3)]
+    assert [(thread.name, thread.daemon) for thread in started] == [(f"dlpool-connection-{n}", True) for n in (1, 2, 3)]
     wait_until(lambda: bench.board._waiting == 2)  # the others have run, and found nothing to do
     bench.lanes.adapt(bench.plan)
     bench.lanes.release_share()

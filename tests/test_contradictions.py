@@ -159,7 +159,7 @@ def test_a_206_to_if_range_needs_no_validator(known: str, serve: Serve, fetch: F
     outcome = fetch(f"{origin.url}/f", tmp_path / "f")
     check_file(tmp_path / "f")
     assert (outcome.retries, outcome.restarts) == (0, 0)
-    assert fetch.named("end_checked") == []
+    assert fetch.named("samples_compared") == []
 
 
 @pytest.mark.parametrize("known", VALIDATORS)

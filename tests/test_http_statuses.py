@@ -139,7 +139,7 @@ def test_a_range_that_fails_for_good_fails_the_job_and_keeps_the_state(
     with pytest.raises(errors.ServerTrouble):
         fetch(f"{origin.url}/f", tmp_path / "f")
     assert (tmp_path / "f.part.meta").exists()
-    left = [thread for thread in set(threading.enumerate()) - threads if thread.name.startswith("dlpool-lane")]
+    left = [thread for thread in set(threading.enumerate()) - threads if thread.name.startswith("dlpool-connection")]
     assert left == []
 
     good = serve(File(DATA))

@@ -216,7 +216,7 @@ def test_several_connections_stay_allowed_without_a_validator(
     assert 1 <= len(samples) <= 4
     size = sum(one.range.end - one.range.start for one in samples if one.range and one.range.end)
     assert outcome.received == SIZE + size
-    assert len(fetch.named("end_checked")) == 1
+    assert len(fetch.named("samples_compared")) == 1
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_a_download_that_is_proven_makes_no_further_request(
     outcome = fetch(f"{origin.url}/f", tmp_path / "f", **options)
     check_file(tmp_path / "f", good.data)
     assert outcome.received == len(good.data)
-    assert fetch.named("end_checked") == []
+    assert fetch.named("samples_compared") == []
 
 
 def test_another_weak_etag_is_another_version_within_a_run(serve: Serve, fetch: Fetcher, tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ def test_an_interruption_in_the_callers_thread_leaves_nobody_writing(tmp_path: P
         "try:\n"
         "    Fetcher()(sys.argv[1], Path(sys.argv[2]), connections=3)\n"
         "except KeyboardInterrupt:\n"
-        "    lanes = [t for t in threading.enumerate() if t.name.startswith('dlpool-lane')]\n"
+        "    lanes = [t for t in threading.enumerate() if t.name.startswith('dlpool-connection')]\n"
         "    print('left:', len(lanes), Path(sys.argv[2] + '.part.meta').exists())\n"
     )
     import sys

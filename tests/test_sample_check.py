@@ -185,7 +185,7 @@ def test_all_samples_are_asked_for_once_and_counted(monkeypatch: pytest.MonkeyPa
     assert (bench.check.received, bench.check.exchange) == (0, None)
     bench.check.run()
     assert len(bench.asked) > 1
-    assert bench.events == [("end_checked", {"path": "/folder/f"})]
+    assert bench.events == [("samples_compared", {"path": "/folder/f"})]
     assert [reply.closed for reply in bench.replies] == [1] * len(bench.asked)
     assert (bench.check.exchange, bench.file.closed, bench.board.rests) == (None, 1, [])
     assert bench.check.received == 7 * len(bench.asked)

@@ -19,7 +19,7 @@ from tests.conftest import wait_until
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(tickers, "TICK_S", 0.001)
     yield
-    wait_until(lambda: not [one for one in threading.enumerate() if one.name == "dlpool-ticker"])
+    wait_until(lambda: not [one for one in threading.enumerate() if one.name == "dlpool-timer"])
 
 
 def test_callbacks_are_called_again_and_again_while_their_block_runs() -> None:
@@ -37,7 +37,7 @@ def test_callbacks_are_called_again_and_again_while_their_block_runs() -> None:
         with ticker.calling(counting("other")) as is_other_called:
             assert is_other_called
             wait_until(lambda: calls["other"] >= 3)
-        assert len([one for one in threading.enumerate() if one.name == "dlpool-ticker"]) == 1
+        assert len([one for one in threading.enumerate() if one.name == "dlpool-timer"]) == 1
         seen = calls["one"]
         other = calls["other"]
         wait_until(lambda: calls["one"] >= seen + 3)

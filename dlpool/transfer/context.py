@@ -166,8 +166,10 @@ class NetworkOutage:
         self._down_since = None
 
     def is_tolerated(self, error: RetryRange) -> bool:
-        """Return whether ``error`` is due to an outage shorter than
-        ``network_wait``."""
+        """Return whether ``error`` is due to a tolerated outage.
+
+        An outage is tolerated for ``network_wait`` seconds.
+        """
         context = self._context
         if not error.is_own_network or not context.client.network_monitor.is_away(
             context.source.host

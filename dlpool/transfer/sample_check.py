@@ -54,7 +54,7 @@ class SampleCheck:
         Raises RemoteChanged for a difference, or the error that ends the job.
         """
         spans = choose_samples(self._context.evidence.spans())
-        self._context.notify("end_checked", path=str(self._plan.target.path))
+        self._context.notify("samples_compared", path=str(self._plan.target.path))
         reader = self._plan.target.reader()
         try:
             for span in spans:

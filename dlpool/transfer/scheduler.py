@@ -36,9 +36,10 @@ class ChunkScheduler:
     """
 
     def __init__(self, clock: Callable[[], float], min_rate: int = 0) -> None:
-        """``min_rate``: bytes per second below which a connection makes no progress.
+        """Prepare an empty schedule.
 
-        0: any byte is progress.
+        ``min_rate``: bytes per second below which a connection makes no progress; with
+        0, any byte is progress.
         """
         self._clock = clock
         self._min_rate = min_rate

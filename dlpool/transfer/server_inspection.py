@@ -136,8 +136,11 @@ class ServerInspection:
             return str(error)
 
     def _sample(self) -> tuple[Answer, float, int, float, float | None]:
-        """Return the first answer, its latency, body bytes and seconds, clock
-        offset."""
+        """Measure the first response and the beginning of its body.
+
+        Returns the answer, its latency, bytes and seconds of the body, and the clock
+        offset.
+        """
         for requested in (ByteRange(0, SAMPLE), None):
             with self._open_reply(requested) as (reply, exchange):
                 if (

@@ -36,7 +36,7 @@ class TimerThread:
             self._callbacks[key] = callback
             if self._thread is None:
                 with suppress(NoThread):
-                    self._thread = threads.start_thread(self._run, "dlpool-ticker")
+                    self._thread = threads.start_thread(self._run, "dlpool-timer")
             is_called = self._thread is not None
         try:
             yield is_called

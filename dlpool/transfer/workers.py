@@ -66,7 +66,7 @@ class ConnectionWorkers:
         Raises NoThread.
         """
         self._threads[worker] = threads.start_thread(
-            work, f"dlpool-lane-{len(self.all)}"
+            work, f"dlpool-connection-{len(self.all)}"
         )
         self.most_at_once = max(self.most_at_once, len(self._active()))
 
@@ -86,12 +86,11 @@ class ConnectionWorkers:
         self._reported = connections
 
     def add_second(self, plan: DownloadPlan) -> None:
-        """Add a second connection if the only one will need longer than
-        ``SLOW_DOWNLOAD_S``.
+        """Add a second connection if the only one is slow.
 
-        The size of a file may justify one connection only, which turns out to be slow.
-        The timer thread calls this; the attempt's thread adds no workers to such a
-        file.
+        It is slow if it will need longer than ``SLOW_DOWNLOAD_S``. The size of a file
+        may justify one connection only, which turns out to be slow. The timer thread
+        calls this; the attempt's thread adds no workers to such a file.
         """
         context = self._context
         is_single = (

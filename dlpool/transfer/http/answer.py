@@ -124,12 +124,12 @@ def read_answer(
     now: datetime,
     host: str | None = None,
 ) -> Answer:
-    """Return the answer that a response of ``host`` to a GET for ``requested``
-    contains.
+    """Return the answer that a response to a GET contains.
 
-    ``requested`` is None for the complete file. Raises the error of
-    ``error_for_status``, BadAnswer for a violation of RFC 9110 section 14 or 15.3.7,
-    and ContradictoryAnswer for a 200 whose ``Content-Range`` covers only a part.
+    ``requested``: the requested range, None for the complete file. ``host``: the host
+    that responded. Raises the error of ``error_for_status``, BadAnswer for a violation
+    of RFC 9110 section 14 or 15.3.7, and ContradictoryAnswer for a 200 whose
+    ``Content-Range`` covers only a part.
     """
     if status == 206:
         if requested is None:

@@ -43,8 +43,9 @@ class HttpClient:
         min_read_bytes: int = 0,
         max_idle_s: float | None = None,
     ) -> None:
-        """``pool_size``: idle connections per host that are kept for reuse.
+        """Prepare the pools; no connection is opened.
 
+        ``pool_size``: idle connections per host that are kept for reuse.
         ``rate_limit``: shared by all downloads. ``min_read_bytes``: bytes that one read
         collects while they arrive without delay, if more than ``ENOUGH``.
         ``max_idle_s``: seconds after which an idle connection is closed; None means

@@ -76,8 +76,7 @@ def netrc_user(url: str, login: str | None = None) -> tuple[str, str] | None:
 
 
 def _file() -> tuple[Path, str]:
-    """Return the path and the text of the file; the text is empty if the file does not
-    exist."""
+    """Return the path and the text of the file, an empty text without a file."""
     given = os.environ.get("NETRC")
     names = [given] if given is not None else [f"~/{name}" for name in _NAMES]
     for name in names:
@@ -95,8 +94,10 @@ def _file() -> tuple[Path, str]:
 
 
 def parse_netrc(text: str) -> list[Entry]:
-    """Return the entries of a file, in its order. Raises _MalformedLine for a malformed
-    line."""
+    """Return the entries of a file in their order.
+
+    Raises _MalformedLine for a malformed line.
+    """
     entries: list[Entry] = []
     fields: dict[str, str] = {}
     machine: str | None = None

@@ -28,9 +28,10 @@ class IdleCloser:
     """
 
     def __init__(self, max_idle_s: float | None = None) -> None:
-        """``max_idle_s``: seconds that a connection may be idle.
+        """Prepare the closer; its thread starts with the first idle connection.
 
-        None means ``MAX_IDLE_S``.
+        ``max_idle_s``: seconds that a connection may be idle; None means
+        ``MAX_IDLE_S``.
         """
         self.max_idle_s = MAX_IDLE_S if max_idle_s is None else max_idle_s
         self._lock = threading.Lock()

@@ -59,11 +59,10 @@ def is_page(content_type: str | None) -> bool:
 
 
 def is_same_family(one: str | None, other: str | None) -> bool:
-    """Return whether two media types, lower case and without parameters, may be of two
-    versions of one file.
+    """Return whether two media types may be of two versions of one file.
 
-    A missing type matches any (RFC 9110 section 8.3) except those of error documents:
-    HTML, JSON, XML or plain text.
+    The types are in lower case and without parameters. A missing type matches any (RFC
+    9110 section 8.3) except those of error documents: HTML, JSON, XML or plain text.
     """
     first, second = _family(one), _family(other)
     return first == second or (
@@ -72,8 +71,7 @@ def is_same_family(one: str | None, other: str | None) -> bool:
 
 
 def names_binary(url: str) -> bool:
-    """Return whether the last segment of the URL's path has the file name extension of
-    a binary file."""
+    """Return whether the URL's file name has the extension of a binary file."""
     name = unquote(urlsplit(url).path).rpartition("/")[2].lower()
     return "." in name and name.rpartition(".")[2] in _BINARY_EXTENSIONS
 

@@ -85,7 +85,7 @@ def _malformed(
     )
 
 
-# Looked through in this order; the first whose kind is anywhere among the causes tells.
+# The first rule with an exception class among the causes applies.
 _RULES: tuple[
     tuple[
         tuple[type[BaseException], ...],

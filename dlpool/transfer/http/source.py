@@ -141,7 +141,7 @@ class Source:
 
     @property
     def host(self) -> str:
-        """The host that is asked at present."""
+        """Return the host and port to which the next request goes."""
         return urlsplit(self._location).netloc
 
     def get(
@@ -150,8 +150,11 @@ class Source:
         requested: ByteRange | None,
         if_range: str | None = None,
     ) -> Reply:
-        """GET a range, or everything. Raises RetryRange, FailJob, or the exchange's
-        verdict."""
+        """Send a GET request for a range, or for the complete file.
+
+        ``if_range``: a validator for ``If-Range``. Raises RetryRange, FailJob, or the
+        error with which the exchange was cancelled.
+        """
         headers = (
             {"Range": f"bytes={requested.start}-{requested.end - 1}"}
             if requested
