@@ -18,7 +18,7 @@ URL = "http://h.test/f"
 
 
 def context_of(
-    board: ChunkScheduler,
+    scheduler: ChunkScheduler,
     clock: Callable[[], float],
     notify: Notify,
     settings: TransferSettings,
@@ -30,4 +30,4 @@ def context_of(
     client = HttpClient(PATIENT, 4, HostHolds(clock), NetworkMonitor(clock), RateLimit(None, clock))
     job = Job(url, Path("f"), checksum=checksum)
     source, rate = Source(client, url, {}), RateLimits(client.rate_limit)
-    return TransferContext(job, settings, client, source, board, rate, notify, lambda: None, clock, lambda: 1.0)
+    return TransferContext(job, settings, client, source, scheduler, rate, notify, lambda: None, clock, lambda: 1.0)

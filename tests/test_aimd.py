@@ -347,7 +347,7 @@ def test_after_a_pause_throughput_of_before_is_no_measure() -> None:
 
 
 @given(st.integers(1, 64), st.lists(st.integers(1, 64), max_size=20))
-def test_a_level_is_dealt_evenly_each_has_one_and_nothing_is_left_that_could_be_used(
+def test_a_level_is_distributed_evenly_each_has_one_and_nothing_is_left_that_could_be_used(
     level: int, most: list[int]
 ) -> None:
     shares = distribute(level, most)

@@ -55,14 +55,14 @@ def test_a_checkpoint_is_due_after_time_bytes_or_ended_chunks(
 
 
 class Turning:
-    """A round whose board, output and clock are the test's: only its checkpoints are looked at."""
+    """A round whose scheduler, output and clock are the test's: only its checkpoints are looked at."""
 
     def __init__(self) -> None:
         self.now = 50.0
         self.bytes = 0
         self.fault: Exception | None = None
         self.commits: list[int] = []
-        self.board = SimpleNamespace(
+        self.scheduler = SimpleNamespace(
             written=lambda: self.bytes,
             finished_chunks=0,
             snapshot=lambda: ChunkSnapshot([], self.bytes),
@@ -70,7 +70,7 @@ class Turning:
         self.stopped: Exception | None = None
         context = SimpleNamespace(
             clock=lambda: self.now,
-            scheduler=self.board,
+            scheduler=self.scheduler,
             scope=SimpleNamespace(cancel=lambda error: setattr(self, "stopped", error)),
             settings=TransferSettings(),
             client=None,
@@ -89,7 +89,7 @@ class Turning:
 
     def turn(self, written: int, seconds: float, ended: int = 0) -> None:
         self.bytes, self.now = written, self.now + seconds
-        self.board.finished_chunks += ended
+        self.scheduler.finished_chunks += ended
         self.round._checkpoint_if_due(self.plan)
 
 

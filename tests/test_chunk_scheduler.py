@@ -1,4 +1,4 @@
-"""The board under many threads: each byte is written once, by its owner, and a snapshot claims only what is written."""
+"""The scheduler under many threads: each byte is written once by its owner, and snapshots claim only written bytes."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ class Work:
     """Threads that take chunks, write parts of them, and give them back, done or not, as a random number says."""
 
     def __init__(self, seed: int, piece: int | None) -> None:
-        self.board = ChunkScheduler(time.monotonic)
+        self.scheduler = ChunkScheduler(time.monotonic)
         self.counts = bytearray(SIZE)  # how often each byte was written
         self.faults: list[str] = []
         self._seed = seed
-        self.board.load_plan(plan_chunks([ByteRange(0, SIZE)], SIZE, OWNERS, 64 * KIB, piece), "nobody")
-        self.board.release_chunk(self.board._map.chunks[0])
+        self.scheduler.load_plan(plan_chunks([ByteRange(0, SIZE)], SIZE, OWNERS, 64 * KIB, piece), "nobody")
+        self.scheduler.release_chunk(self.scheduler._map.chunks[0])
 
     def run(self) -> None:
         owners = [threading.Thread(target=self._own, args=(number,), daemon=True) for number in range(OWNERS)]
         for thread in owners:
             thread.start()
-        while not self.board.is_over:
-            self.check(self.board.snapshot())
+        while not self.scheduler.is_over:
+            self.check(self.scheduler.snapshot())
         for thread in owners:
             thread.join(20.0)
-        self.check(self.board.snapshot())
+        self.check(self.scheduler.snapshot())
 
     def check(self, snapshot: ChunkSnapshot) -> None:
         """The snapshot tiles the file, and what it claims has been written once."""
@@ -55,23 +55,23 @@ class Work:
         )
         if not all(edges) or not written:
             self.faults.append(repr(snapshot))
-            self.board.scope.cancel(Cancelled("wrong"))
+            self.scheduler.scope.cancel(Cancelled("wrong"))
 
     def _own(self, number: int) -> None:
         chance = random.Random(self._seed * 100 + number)
-        while (chunk := self.board.take_chunk(number)) is not None:
+        while (chunk := self.scheduler.take_chunk(number)) is not None:
             while not chunk.is_done and chance.random() > 0.1:
                 begin = chunk.position
-                size = self.board.begin_write(chunk, chance.randrange(1, 40 * KIB))
+                size = self.scheduler.begin_write(chunk, chance.randrange(1, 40 * KIB))
                 fails = chance.random() < 0.1
                 if not fails:
                     part = self.counts[begin : begin + size]
                     self.counts[begin : begin + size] = part.translate(bytes(range(1, 256)) + ONCE)
-                self.board.commit_write(chunk, 0 if fails else size)
+                self.scheduler.commit_write(chunk, 0 if fails else size)
                 if chunk.position < begin:
                     self.faults.append("a position went back")
-                self.board.set_rate(chunk, chance.choice(RATES))
-            self.board.release_chunk(chunk)
+                self.scheduler.set_rate(chunk, chance.choice(RATES))
+            self.scheduler.release_chunk(chunk)
 
 
 @pytest.mark.parametrize("piece", [None, 100 * KIB])
@@ -81,7 +81,7 @@ def test_each_byte_is_written_once_and_no_snapshot_claims_more(seed: int, piece:
     work.run()
     assert work.faults == []
     assert work.counts == ONCE * SIZE
-    assert work.board.written() == work.board.contiguous_end() == SIZE
+    assert work.scheduler.written() == work.scheduler.contiguous_end() == SIZE
 
 
 # --- one operation after the other ---
@@ -90,71 +90,81 @@ def test_each_byte_is_written_once_and_no_snapshot_claims_more(seed: int, piece:
 def planned(
     clock: Callable[[], float], *chunks: Chunk, least_rate: int = 0, piece: int | None = None
 ) -> ChunkScheduler:
-    board = ChunkScheduler(clock, least_rate)
-    board.load_plan(ChunkMap(chunks, piece=piece), "planner")
-    return board
+    scheduler = ChunkScheduler(clock, least_rate)
+    scheduler.load_plan(ChunkMap(chunks, piece=piece), "planner")
+    return scheduler
 
 
-def test_a_new_board_has_counted_nothing(clock: Clock) -> None:
-    board = ChunkScheduler(clock)
-    assert (board.retries, board.finished_chunks, board.written(), board.contiguous_end()) == (0, 0, 0, 0)
-    assert (board.is_crowded, board.has_idle_worker, board.is_over, board.scope.error) == (False, False, False, None)
-    assert board.slowest_s() == 0.0
-    assert not board.wait_until_over(0.0)
-    board.scope.raise_if_cancelled()
+def test_a_new_scheduler_has_counted_nothing(clock: Clock) -> None:
+    scheduler = ChunkScheduler(clock)
+    assert (scheduler.retries, scheduler.finished_chunks, scheduler.written(), scheduler.contiguous_end()) == (
+        0,
+        0,
+        0,
+        0,
+    )
+    assert (scheduler.is_crowded, scheduler.has_idle_worker, scheduler.is_over, scheduler.scope.error) == (
+        False,
+        False,
+        False,
+        None,
+    )
+    assert scheduler.slowest_s() == 0.0
+    assert not scheduler.wait_until_over(0.0)
+    scheduler.scope.raise_if_cancelled()
 
 
 def test_a_complete_plan_ends_the_download(clock: Clock) -> None:
-    board = ChunkScheduler(clock)
-    assert board.load_plan(ChunkMap([Chunk(0, 10, 10, 10)]), "a") is None
-    assert board.is_over
-    assert board.wait_until_over(0.0)
-    board.sleep(60.0)  # returns at once, and raises nothing
-    assert board.take_chunk("a") is None
+    scheduler = ChunkScheduler(clock)
+    assert scheduler.load_plan(ChunkMap([Chunk(0, 10, 10, 10)]), "a") is None
+    assert scheduler.is_over
+    assert scheduler.wait_until_over(0.0)
+    scheduler.sleep(60.0)  # returns at once, and raises nothing
+    assert scheduler.take_chunk("a") is None
 
 
 def test_a_plan_does_not_revive_a_download_that_was_stopped(clock: Clock) -> None:
-    board = ChunkScheduler(clock)
-    board.scope.cancel(Cancelled("cancelled"))
-    board.load_plan(ChunkMap([Chunk(0, 10, 0, 0)]), "a")
-    assert board.is_over
-    assert board.take_chunk("b") is None
+    scheduler = ChunkScheduler(clock)
+    scheduler.scope.cancel(Cancelled("cancelled"))
+    scheduler.load_plan(ChunkMap([Chunk(0, 10, 0, 0)]), "a")
+    assert scheduler.is_over
+    assert scheduler.take_chunk("b") is None
 
 
 def test_a_write_is_limited_to_the_chunk_and_counts_when_it_has_ended(clock: Clock) -> None:
     chunk = Chunk(10, 20, 10, 10)
-    board = planned(clock, Chunk(0, 10, 10, 10), chunk)
-    assert board.begin_write(chunk, 4) == 4
+    scheduler = planned(clock, Chunk(0, 10, 10, 10), chunk)
+    assert scheduler.begin_write(chunk, 4) == 4
     assert (chunk.position, chunk.write_end) == (10, 14)
-    board.commit_write(chunk, 0)  # it failed
+    scheduler.commit_write(chunk, 0)  # it failed
     assert (chunk.position, chunk.write_end) == (10, 10)
-    assert board.begin_write(chunk, 4) == 4
-    board.commit_write(chunk, 4)
-    assert (chunk.position, chunk.write_end, board.written(), board.contiguous_end()) == (14, 14, 14, 14)
-    assert board.begin_write(chunk, 100) == 6
+    assert scheduler.begin_write(chunk, 4) == 4
+    scheduler.commit_write(chunk, 4)
+    assert (chunk.position, chunk.write_end, scheduler.written(), scheduler.contiguous_end()) == (14, 14, 14, 14)
+    assert scheduler.begin_write(chunk, 100) == 6
 
 
 def test_nothing_is_written_after_the_end(clock: Clock) -> None:
     chunk = Chunk(0, 10, 0, 0)
-    board = planned(clock, chunk)
-    board.scope.cancel(Cancelled("first"))
-    board.scope.cancel(Cancelled("second"))
+    scheduler = planned(clock, chunk)
+    scheduler.scope.cancel(Cancelled("first"))
+    scheduler.scope.cancel(Cancelled("second"))
     with pytest.raises(Cancelled, match="first"):
-        board.begin_write(chunk, 1)
+        scheduler.begin_write(chunk, 1)
     assert chunk.write_end == 0
     with pytest.raises(Cancelled, match="first"):
-        board.scope.raise_if_cancelled()
+        scheduler.scope.raise_if_cancelled()
     done = planned(clock, Chunk(0, 10, 10, 10))
     with pytest.raises(AssertionError):
         done.begin_write(Chunk(0, 10, 0, 0), 1)
 
 
 def test_a_complete_file_cannot_be_stopped(clock: Clock) -> None:
-    board = planned(clock, Chunk(0, 10, 10, 10))
-    board.scope.seal()
-    board.scope.cancel(Cancelled("too late"))
-    assert board.scope.error is None
-    board.scope.raise_if_cancelled()
+    scheduler = planned(clock, Chunk(0, 10, 10, 10))
+    scheduler.scope.seal()
+    scheduler.scope.cancel(Cancelled("too late"))
+    assert scheduler.scope.error is None
+    scheduler.scope.raise_if_cancelled()
     stopped = planned(clock, Chunk(0, 10, 0, 0))
     stopped.scope.cancel(Cancelled("in time"))
     with pytest.raises(Cancelled, match="in time"):
@@ -163,27 +173,27 @@ def test_a_complete_file_cannot_be_stopped(clock: Clock) -> None:
 
 def test_a_chunk_that_is_given_back_is_taken_when_its_delay_is_over(clock: Clock) -> None:
     chunk = Chunk(0, 10, 0, 0)
-    board = planned(clock, chunk)
-    board.release_chunk(chunk, 5.0)
-    assert board._map.next_ready_at() == 105.0
-    assert (board.is_over, board.finished_chunks) == (False, 0)
+    scheduler = planned(clock, chunk)
+    scheduler.release_chunk(chunk, 5.0)
+    assert scheduler._map.next_ready_at() == 105.0
+    assert (scheduler.is_over, scheduler.finished_chunks) == (False, 0)
     chunk.position = chunk.write_end = 10
-    board.release_chunk(chunk)
-    assert (board.is_over, board.finished_chunks) == (True, 1)
+    scheduler.release_chunk(chunk)
+    assert (scheduler.is_over, scheduler.finished_chunks) == (True, 1)
 
 
 def test_a_stream_ends_where_its_body_ended(clock: Clock) -> None:
-    board = ChunkScheduler(clock)
-    chunk = board.take_chunk("a")
+    scheduler = ChunkScheduler(clock)
+    chunk = scheduler.take_chunk("a")
     assert chunk is not None
-    board.commit_write(chunk, board.begin_write(chunk, 1000))
-    board.end_stream(chunk)
-    board.release_chunk(chunk)
-    assert (board.is_over, chunk.end, board.contiguous_end()) == (True, 1000, 1000)
+    scheduler.commit_write(chunk, scheduler.begin_write(chunk, 1000))
+    scheduler.end_stream(chunk)
+    scheduler.release_chunk(chunk)
+    assert (scheduler.is_over, chunk.end, scheduler.contiguous_end()) == (True, 1000, 1000)
 
 
 def test_what_is_not_begun_is_one_range_in_a_snapshot(clock: Clock) -> None:
-    board = planned(
+    scheduler = planned(
         clock,
         Chunk(0, 10, 0, 0),
         Chunk(10, 20, 10, 10),
@@ -192,7 +202,7 @@ def test_what_is_not_begun_is_one_range_in_a_snapshot(clock: Clock) -> None:
         Chunk(40, 50, 50, 50),
         Chunk(50, 60, 50, 50),
     )
-    snapshot = board.snapshot()
+    snapshot = scheduler.snapshot()
     assert [(chunk.start, chunk.end, chunk.position, chunk.write_end) for chunk in snapshot.chunks] == [
         (0, 20, 0, 0),
         (20, 30, 25, 25),
@@ -201,19 +211,19 @@ def test_what_is_not_begun_is_one_range_in_a_snapshot(clock: Clock) -> None:
         (50, 60, 50, 50),
     ]
     assert snapshot.written == 15
-    assert board._map.chunks[0].end == 10  # the snapshot has copies
+    assert scheduler._map.chunks[0].end == 10  # the snapshot has copies
 
 
 def test_only_known_speeds_of_owners_tell_how_long_the_rest_takes(clock: Clock) -> None:
-    board = planned(
+    scheduler = planned(
         clock,
         Chunk(0, 1000, 0, 0, owner="a", rate=100.0),
         Chunk(1000, 2000, 1800, 1900, owner="b", rate=0.5),
         Chunk(2000, 9000, 2000, 2000, owner="c"),
         Chunk(9000, 9999, 9000, 9000, rate=0.1),
     )
-    board._map.chunks[3].owner, board._map.chunks[3].rate = None, 0.1  # it was given back by a slow owner
-    assert board.slowest_s() == 200.0
+    scheduler._map.chunks[3].owner, scheduler._map.chunks[3].rate = None, 0.1  # it was given back by a slow owner
+    assert scheduler.slowest_s() == 200.0
 
 
 @pytest.mark.parametrize(
@@ -229,15 +239,15 @@ def test_only_known_speeds_of_owners_tell_how_long_the_rest_takes(clock: Clock) 
 def test_a_thief_takes_as_much_as_its_last_speed_is_worth(clock: Clock, rates: list[float], kept: int) -> None:
     """The owner of the chunk brings 0.25 bytes/s."""
     victim, own = Chunk(0, 1024 * KIB, 0, 0), Chunk(1024 * KIB, 1025 * KIB, 1024 * KIB, 1024 * KIB)
-    board = planned(clock, victim, own)
-    board.set_rate(victim, 0.25)
-    assert board.take_chunk("thief") is own
+    scheduler = planned(clock, victim, own)
+    scheduler.set_rate(victim, 0.25)
+    assert scheduler.take_chunk("thief") is own
     for rate in rates:
-        board.set_rate(own, rate)
+        scheduler.set_rate(own, rate)
         assert own.rate == rate
     own.position = own.write_end = own.end
-    board.release_chunk(own)
-    board.take_chunk("thief")
+    scheduler.release_chunk(own)
+    scheduler.take_chunk("thief")
     assert victim.end == kept
 
 
@@ -246,48 +256,48 @@ def test_the_speed_over_a_finished_chunk_counts_until_its_owner_is_forgotten(
     clock: Clock, is_forgotten: bool, kept: int
 ) -> None:
     victim = Chunk(0, 1024 * KIB, 0, 0)
-    board = planned(clock, victim)
-    board.set_rate(victim, 1.0)
-    board.record_rate("thief", 1e9)
+    scheduler = planned(clock, victim)
+    scheduler.set_rate(victim, 1.0)
+    scheduler.record_rate("thief", 1e9)
     if is_forgotten:
-        board.remove_worker("thief")
-    board.take_chunk("thief")
+        scheduler.remove_worker("thief")
+    scheduler.take_chunk("thief")
     assert victim.end == kept
 
 
 def test_a_forgotten_owner_was_never_dismissed_and_never_served(clock: Clock) -> None:
-    board = planned(clock, Chunk(0, 10, 0, 0), Chunk(10, 20, 10, 10))
-    board.begin_body("a")
-    board.end_body("a")
-    board.retire("a")
-    assert board.is_retired("a")
-    assert board.take_chunk("a") is None
-    assert board.others_received_recently("b")
-    board.remove_worker("a")
-    assert not board.is_retired("a")
-    assert not board.others_received_recently("b")
-    assert board.take_chunk("a") is not None
+    scheduler = planned(clock, Chunk(0, 10, 0, 0), Chunk(10, 20, 10, 10))
+    scheduler.begin_body("a")
+    scheduler.end_body("a")
+    scheduler.retire("a")
+    assert scheduler.is_retired("a")
+    assert scheduler.take_chunk("a") is None
+    assert scheduler.others_received_recently("b")
+    scheduler.remove_worker("a")
+    assert not scheduler.is_retired("a")
+    assert not scheduler.others_received_recently("b")
+    assert scheduler.take_chunk("a") is not None
 
 
 def test_only_a_body_that_began_can_end(clock: Clock) -> None:
-    board = ChunkScheduler(clock)
-    board.end_body("a")
-    assert not board.others_received_recently("b")
-    board.begin_body("a")
-    assert board.others_received_recently("b")
-    board.end_body("a")
+    scheduler = ChunkScheduler(clock)
+    scheduler.end_body("a")
+    assert not scheduler.others_received_recently("b")
+    scheduler.begin_body("a")
+    assert scheduler.others_received_recently("b")
+    scheduler.end_body("a")
     clock.now += RECENT_S
-    board.end_body("a")
-    assert not board.others_received_recently("b")
+    scheduler.end_body("a")
+    assert not scheduler.others_received_recently("b")
 
 
-def test_a_board_stays_crowded(clock: Clock) -> None:
-    board = ChunkScheduler(clock)
-    board.begin_body("a")
-    assert (board.others_receiving("a"), board.is_crowded) == (0, False)
-    assert (board.others_receiving("b"), board.is_crowded) == (1, True)
-    board.end_body("a")
-    assert (board.others_receiving("b"), board.is_crowded) == (0, True)
+def test_a_scheduler_stays_crowded(clock: Clock) -> None:
+    scheduler = ChunkScheduler(clock)
+    scheduler.begin_body("a")
+    assert (scheduler.others_receiving("a"), scheduler.is_crowded) == (0, False)
+    assert (scheduler.others_receiving("b"), scheduler.is_crowded) == (1, True)
+    scheduler.end_body("a")
+    assert (scheduler.others_receiving("b"), scheduler.is_crowded) == (0, True)
 
 
 # --- which failures count ---
@@ -305,11 +315,11 @@ def test_a_board_stays_crowded(clock: Clock) -> None:
 )
 def test_which_failed_attempts_count(clock: Clock, error: RetryRange, counted: int) -> None:
     chunk = Chunk(0, 10, 0, 0)
-    board = planned(clock, chunk)
-    failure = board.count_failure(chunk, error, RangeAttempt(0, 1.0))
-    assert (failure.attempts, failure.progress, chunk.failures, board.retries) == (counted, 0, counted, 1)
-    board.count_failure(chunk, error, RangeAttempt(0, 1.0))
-    assert (chunk.failures, board.retries) == (2 * counted, 2)
+    scheduler = planned(clock, chunk)
+    failure = scheduler.count_failure(chunk, error, RangeAttempt(0, 1.0))
+    assert (failure.attempts, failure.progress, chunk.failures, scheduler.retries) == (counted, 0, counted, 1)
+    scheduler.count_failure(chunk, error, RangeAttempt(0, 1.0))
+    assert (chunk.failures, scheduler.retries) == (2 * counted, 2)
 
 
 @pytest.mark.parametrize(
@@ -326,49 +336,49 @@ def test_a_busy_server_is_excused_while_another_connection_is_fast_enough(
     clock = Clock()
     clock.now = 0.0  # as just after the start of the machine
     refused, other = Chunk(0, 1000, 0, 0), Chunk(1000, 2000, 1000, 1000)
-    board = planned(clock, refused, other, least_rate=100)
-    assert board.count_failure(refused, ServerBusy("503"), RangeAttempt(0, 0.0)).attempts == 1
-    board.take_chunk("other")
-    board.commit_write(other, board.begin_write(other, brought))
-    board.set_rate(other, rate)
+    scheduler = planned(clock, refused, other, least_rate=100)
+    assert scheduler.count_failure(refused, ServerBusy("503"), RangeAttempt(0, 0.0)).attempts == 1
+    scheduler.take_chunk("other")
+    scheduler.commit_write(other, scheduler.begin_write(other, brought))
+    scheduler.set_rate(other, rate)
     if has_ended:
-        board.release_chunk(other)
+        scheduler.release_chunk(other)
     clock.now += written_s_ago
-    board.commit_write(other, board.begin_write(other, 1) * 0)  # a failed write moves nothing
+    scheduler.commit_write(other, scheduler.begin_write(other, 1) * 0)  # a failed write moves nothing
     expected = 1 if is_brisk and is_recent else 2
-    assert board.count_failure(refused, ServerBusy("503"), RangeAttempt(0, 0.0)).attempts == expected
+    assert scheduler.count_failure(refused, ServerBusy("503"), RangeAttempt(0, 0.0)).attempts == expected
 
 
 def test_an_old_fast_connection_excuses_nothing_while_another_trickles(clock: Clock) -> None:
     refused, fast, slow = (Chunk(start, start + 1000, start, start) for start in (0, 1000, 2000))
-    board = planned(clock, refused, fast, slow, least_rate=100)
+    scheduler = planned(clock, refused, fast, slow, least_rate=100)
     for owner, chunk in (("fast", fast), ("slow", slow)):
-        assert board.take_chunk(owner) is chunk
-    board.commit_write(fast, board.begin_write(fast, 500))
-    board.release_chunk(fast)
+        assert scheduler.take_chunk(owner) is chunk
+    scheduler.commit_write(fast, scheduler.begin_write(fast, 500))
+    scheduler.release_chunk(fast)
     for seconds, expected in ((RECENT_S - 1, 0), (1, 1)):
         clock.now += seconds
-        board.commit_write(slow, board.begin_write(slow, 1))
-        assert board.count_failure(refused, ServerBusy("503"), RangeAttempt(0, 0.0)).attempts == expected
+        scheduler.commit_write(slow, scheduler.begin_write(slow, 1))
+        assert scheduler.count_failure(refused, ServerBusy("503"), RangeAttempt(0, 0.0)).attempts == expected
 
 
 def test_without_a_minimum_one_byte_is_fast_enough_and_none_is_not(clock: Clock) -> None:
     for brought, expected in ((0, 1), (1, 0)):
         refused, other = Chunk(0, 1000, 0, 0), Chunk(1000, 2000, 1000, 1000)
-        board = planned(clock, refused, other)
-        board.take_chunk("other")
-        board.commit_write(other, board.begin_write(other, 1))
+        scheduler = planned(clock, refused, other)
+        scheduler.take_chunk("other")
+        scheduler.commit_write(other, scheduler.begin_write(other, 1))
         other.taken_position = other.position - brought
-        assert board.count_failure(refused, ServerBusy("503"), RangeAttempt(0, 0.0)).attempts == expected
+        assert scheduler.count_failure(refused, ServerBusy("503"), RangeAttempt(0, 0.0)).attempts == expected
 
 
 def test_tiny_answers_are_counted_in_a_row(clock: Clock) -> None:
     chunk = Chunk(0, 10**6, 0, 0)
-    board = planned(clock, chunk, least_rate=1000)
-    tiny = [board.count_short_answer(chunk, RangeAttempt(10, 1.0)) for _ in range(MAX_SHORT_ANSWERS + 1)]
+    scheduler = planned(clock, chunk, least_rate=1000)
+    tiny = [scheduler.count_short_answer(chunk, RangeAttempt(10, 1.0)) for _ in range(MAX_SHORT_ANSWERS + 1)]
     assert tiny == [True] * MAX_SHORT_ANSWERS + [False]
     chunk.failures = chunk.slow_bytes = 5
-    assert board.count_short_answer(chunk, RangeAttempt(1000, 1.0))
+    assert scheduler.count_short_answer(chunk, RangeAttempt(1000, 1.0))
     assert (chunk.short_answers, chunk.failures, chunk.slow_bytes) == (0, 0, 0)
 
 
@@ -397,81 +407,81 @@ class Call:
             self._result = error
 
 
-def wait_for_waiters(board: ChunkScheduler, number: int) -> None:
-    """Wait until ``number`` threads wait for a change of the board."""
-    wait_until(lambda: len(board._changed._waiters) == number)  # type: ignore[attr-defined]
+def wait_for_waiters(scheduler: ChunkScheduler, number: int) -> None:
+    """Wait until ``number`` threads wait for a change of the scheduler."""
+    wait_until(lambda: len(scheduler._changed._waiters) == number)  # type: ignore[attr-defined]
 
 
-def waiting_for_a_chunk(board: ChunkScheduler, owner: str) -> Call:
-    call = Call(lambda: board.take_chunk(owner))
-    wait_until(lambda: board.has_idle_worker)
+def waiting_for_a_chunk(scheduler: ChunkScheduler, owner: str) -> Call:
+    call = Call(lambda: scheduler.take_chunk(owner))
+    wait_until(lambda: scheduler.has_idle_worker)
     return call
 
 
 def test_an_idle_thread_gets_what_becomes_free(clock: Clock) -> None:
-    board = planned(clock, chunk := Chunk(0, 10, 0, 0))
+    scheduler = planned(clock, chunk := Chunk(0, 10, 0, 0))
     for owner in ("a", "b"):
-        waiting = waiting_for_a_chunk(board, owner)
-        board.release_chunk(chunk)
+        waiting = waiting_for_a_chunk(scheduler, owner)
+        scheduler.release_chunk(chunk)
         assert waiting.result() is chunk
         assert chunk.owner == owner
-        assert not board.has_idle_worker
+        assert not scheduler.has_idle_worker
 
 
 def test_an_idle_thread_gets_a_part_of_what_turns_out_to_be_slow(clock: Clock) -> None:
-    board = planned(clock, chunk := Chunk(0, 10 * KIB, 0, 0))
-    waiting = waiting_for_a_chunk(board, "a")
-    board.set_rate(chunk, 1.0)
+    scheduler = planned(clock, chunk := Chunk(0, 10 * KIB, 0, 0))
+    waiting = waiting_for_a_chunk(scheduler, "a")
+    scheduler.set_rate(chunk, 1.0)
     assert isinstance(waiting.result(), Chunk)
     assert chunk.end == 5 * KIB
 
 
 def test_an_idle_thread_gets_a_chunk_of_a_new_plan(clock: Clock) -> None:
-    board = planned(clock, Chunk(0, 10, 0, 0))
-    waiting = waiting_for_a_chunk(board, "b")
+    scheduler = planned(clock, Chunk(0, 10, 0, 0))
+    waiting = waiting_for_a_chunk(scheduler, "b")
     first, second = Chunk(0, 10, 0, 0), Chunk(10, 20, 10, 10)
-    assert board.load_plan(ChunkMap([first, second]), "a") is first
+    assert scheduler.load_plan(ChunkMap([first, second]), "a") is first
     assert waiting.result() is second
 
 
 def test_an_idle_thread_gets_a_chunk_whose_delay_is_over() -> None:
-    board = planned(time.monotonic, chunk := Chunk(0, 10, 0, 0))
-    board.release_chunk(chunk, 0.05)
-    assert Call(lambda: board.take_chunk("a")).result() is chunk
+    scheduler = planned(time.monotonic, chunk := Chunk(0, 10, 0, 0))
+    scheduler.release_chunk(chunk, 0.05)
+    assert Call(lambda: scheduler.take_chunk("a")).result() is chunk
 
 
 @pytest.mark.parametrize("ending", ["dismiss", "stop", "complete"])
 def test_an_idle_thread_returns_when_there_is_no_more_work_for_it(clock: Clock, ending: str) -> None:
-    board = planned(clock, chunk := Chunk(0, 10, 0, 0))
-    waiting = waiting_for_a_chunk(board, "a")
+    scheduler = planned(clock, chunk := Chunk(0, 10, 0, 0))
+    waiting = waiting_for_a_chunk(scheduler, "a")
     if ending == "dismiss":
-        board.retire("a")
+        scheduler.retire("a")
     elif ending == "stop":
-        board.scope.cancel(Cancelled("cancelled"))
+        scheduler.scope.cancel(Cancelled("cancelled"))
     else:
         chunk.position = chunk.write_end = 10
-        board.release_chunk(chunk)
+        scheduler.release_chunk(chunk)
     assert waiting.result() is None
 
 
 def test_a_pause_ends_with_the_download(clock: Clock) -> None:
-    board = planned(clock, Chunk(0, 10, 0, 0))
+    scheduler = planned(clock, Chunk(0, 10, 0, 0))
     pauses = [
-        Call(lambda: board.sleep(60.0)),
-        Call(lambda: board.scope.sleep(60.0)),
-        Call(lambda: board.wait_until_over(60.0)),
+        Call(lambda: scheduler.sleep(60.0)),
+        Call(lambda: scheduler.scope.sleep(60.0)),
+        Call(lambda: scheduler.wait_until_over(60.0)),
     ]
-    wait_for_waiters(board, 3)
-    board.scope.cancel(Cancelled("cancelled"))
+    wait_for_waiters(scheduler, 3)
+    scheduler.scope.cancel(Cancelled("cancelled"))
     ended = [pause.result() for pause in pauses]
     assert [type(result) for result in ended] == [Cancelled, Cancelled, bool]
     assert ended[-1] is True
-    board.sleep(0.0)  # no pause, no error
+    scheduler.sleep(0.0)  # no pause, no error
     with pytest.raises(Cancelled):
-        board.sleep(0.001)
+        scheduler.sleep(0.001)
     assert [
-        type(Call(lambda: board.scope.sleep(60.0)).result()),
-        type(Call(lambda: board.sleep(60.0)).result()),
+        type(Call(lambda: scheduler.scope.sleep(60.0)).result()),
+        type(Call(lambda: scheduler.sleep(60.0)).result()),
     ] == [
         Cancelled,
         Cancelled,
@@ -479,39 +489,39 @@ def test_a_pause_ends_with_the_download(clock: Clock) -> None:
 
 
 def test_a_rest_lasts_longer_than_the_last_chunk(clock: Clock) -> None:
-    board = planned(clock, Chunk(0, 10, 10, 10))
-    resting = Call(lambda: board.scope.sleep(60.0))
-    wait_for_waiters(board, 1)
-    board.scope.cancel(Cancelled("cancelled"))
+    scheduler = planned(clock, Chunk(0, 10, 10, 10))
+    resting = Call(lambda: scheduler.scope.sleep(60.0))
+    wait_for_waiters(scheduler, 1)
+    scheduler.scope.cancel(Cancelled("cancelled"))
     assert isinstance(resting.result(), Cancelled)
     planned(clock, Chunk(0, 10, 10, 10)).scope.sleep(0.001)
 
 
 def test_the_end_waits_for_writes_in_flight(clock: Clock) -> None:
-    board = planned(clock, chunk := Chunk(0, 10, 0, 0))
-    board.begin_write(chunk, 5)
-    board.scope.cancel(Cancelled("cancelled"))
+    scheduler = planned(clock, chunk := Chunk(0, 10, 0, 0))
+    scheduler.begin_write(chunk, 5)
+    scheduler.scope.cancel(Cancelled("cancelled"))
 
     def written_at_the_end() -> int:
-        board.wait_for_writes(60.0)
-        return board.written()
+        scheduler.wait_for_writes(60.0)
+        return scheduler.written()
 
     waiting = Call(written_at_the_end)
-    wait_for_waiters(board, 1)
-    board.commit_write(chunk, 5)
+    wait_for_waiters(scheduler, 1)
+    scheduler.commit_write(chunk, 5)
     assert waiting.result() == 5
     assert Call(written_at_the_end).result() == 5
 
 
 def test_who_follows_the_front_is_woken_by_a_finished_chunk_and_by_the_end(clock: Clock) -> None:
-    board = planned(clock, chunk := Chunk(0, 10, 0, 0), Chunk(10, 20, 10, 10))
-    waiting = Call(lambda: board.wait_for_contiguous(0, 60.0))
-    wait_for_waiters(board, 1)
-    board.commit_write(chunk, board.begin_write(chunk, 10))
-    board.release_chunk(chunk)
+    scheduler = planned(clock, chunk := Chunk(0, 10, 0, 0), Chunk(10, 20, 10, 10))
+    waiting = Call(lambda: scheduler.wait_for_contiguous(0, 60.0))
+    wait_for_waiters(scheduler, 1)
+    scheduler.commit_write(chunk, scheduler.begin_write(chunk, 10))
+    scheduler.release_chunk(chunk)
     assert waiting.result() == 10
-    assert Call(lambda: board.wait_for_contiguous(9, 60.0)).result() == 10
-    waiting = Call(lambda: board.wait_for_contiguous(10, 60.0))
-    wait_for_waiters(board, 1)
-    board.scope.cancel(Cancelled("cancelled"))
+    assert Call(lambda: scheduler.wait_for_contiguous(9, 60.0)).result() == 10
+    waiting = Call(lambda: scheduler.wait_for_contiguous(10, 60.0))
+    wait_for_waiters(scheduler, 1)
+    scheduler.scope.cancel(Cancelled("cancelled"))
     assert waiting.result() == 10

@@ -121,7 +121,7 @@ def test_no_range_is_divided_while_one_twice_as_long_is_left(
     assert all(2 * (part.end - part.start + 1) > longest for part in divided)
 
 
-def test_pieces_are_dealt_from_the_front() -> None:
+def test_pieces_are_distributed_from_the_front() -> None:
     chunk_map = plan_chunks([ByteRange(0, 100)], 100, 4, min_split=1, piece=30)
     assert spans(chunk_map) == [(0, 100)]
     for owner in range(3):

@@ -184,32 +184,32 @@ def test_which_refusals_ask_to_wait(status: int, retry_after: str | None, kind: 
     assert type(error_for_status(status, headers, NOW)) is kind
 
 
-# --- the board and the memory of hosts ---
+# --- the scheduler and the memory of hosts ---
 
 
 def test_the_last_thread_that_receives_never_retires() -> None:
-    board = ChunkScheduler(lambda: 0.0)
-    board.begin_body("a")
-    assert not board.retire_if_redundant("a")
-    assert board.retire_if_redundant("b")
-    board.begin_body("c")
-    assert board.others_receiving("b") == 2
-    assert board.retire_if_redundant("c")
-    assert not board.retire_if_redundant("a")
-    assert not board.is_retired("a")
+    scheduler = ChunkScheduler(lambda: 0.0)
+    scheduler.begin_body("a")
+    assert not scheduler.retire_if_redundant("a")
+    assert scheduler.retire_if_redundant("b")
+    scheduler.begin_body("c")
+    assert scheduler.others_receiving("b") == 2
+    assert scheduler.retire_if_redundant("c")
+    assert not scheduler.retire_if_redundant("a")
+    assert not scheduler.is_retired("a")
 
 
 def test_a_body_counts_while_it_lasts_and_is_remembered_shortly_after() -> None:
     now = 0.0
-    board = ChunkScheduler(lambda: now)
-    board.begin_body("a")
+    scheduler = ChunkScheduler(lambda: now)
+    scheduler.begin_body("a")
     now = 10 * RECENT_S
-    assert (board.others_receiving("b"), board.others_receiving("a")) == (1, 0)
-    board.end_body("a")
-    assert (board.others_receiving("b"), board.others_received_recently("b")) == (0, True)
-    assert not board.others_received_recently("a")
+    assert (scheduler.others_receiving("b"), scheduler.others_receiving("a")) == (1, 0)
+    scheduler.end_body("a")
+    assert (scheduler.others_receiving("b"), scheduler.others_received_recently("b")) == (0, True)
+    assert not scheduler.others_received_recently("a")
     now += RECENT_S
-    assert not board.others_received_recently("b")
+    assert not scheduler.others_received_recently("b")
 
 
 def test_what_a_host_admits_is_forgotten_after_a_while() -> None:
@@ -239,13 +239,13 @@ def test_what_a_host_admits_is_forgotten_after_a_while() -> None:
 def test_a_refused_connection_ends_its_thread_only_if_their_number_is_fixed(
     connections: int | str, is_retired: bool
 ) -> None:
-    board, told = ChunkScheduler(lambda: 0.0), []
+    scheduler, told = ChunkScheduler(lambda: 0.0), []
 
     def notify(event: str, /, **fields: object) -> None:
         told.append((event, fields["connections"]))
 
-    context = context_of(board, lambda: 0.0, notify, TransferSettings(connections=connections))
-    board.begin_body("other")
+    context = context_of(scheduler, lambda: 0.0, notify, TransferSettings(connections=connections))
+    scheduler.begin_body("other")
     assert ConnectionAdmission(context, "refused")._is_crowded()
-    assert board.is_retired("refused") == is_retired
+    assert scheduler.is_retired("refused") == is_retired
     assert told == ([("connections_changed", 1)] if is_retired else [])

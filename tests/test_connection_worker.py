@@ -38,7 +38,7 @@ SETTINGS = replace(FAST, connections=4, retries=3, retry_delay=DELAY_S, retry_ma
 
 
 class Quick(ChunkScheduler):
-    """A board whose pauses take no time, and are noted."""
+    """A scheduler whose pauses take no time, and are noted."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__(clock, 1000)
@@ -102,39 +102,39 @@ class Pieces:
 
 
 class Bench:
-    """A lane, and all that it works with."""
+    """A worker, and all that it works with."""
 
     def __init__(self, size: int = 100, *, has_ranges: bool = True, **settings: Any) -> None:
         self.clock, self.events = Clock(), Events()
-        self.board = Quick(self.clock)
-        self.context = context_of(self.board, self.clock, self.events, replace(SETTINGS, **settings))
+        self.scheduler = Quick(self.clock)
+        self.context = context_of(self.scheduler, self.clock, self.events, replace(SETTINGS, **settings))
         self.network = self.context.client.network_monitor
         self.file = Memory()
         place: Any = None
         self.plan = DownloadPlan(RemoteResource(size, '"v1"'), place, has_ranges, 0)
-        self.lane = ConnectionWorker(self.context, self.plan)
-        self.lane._writer = self.file  # type: ignore[assignment]
+        self.worker = ConnectionWorker(self.context, self.plan)
+        self.worker._writer = self.file  # type: ignore[assignment]
         self.chunk = Chunk(0, size, 0, 0)
-        self.board.load_plan(ChunkMap([self.chunk]), self.lane)
+        self.scheduler.load_plan(ChunkMap([self.chunk]), self.worker)
 
     def begin_at(self, position: int) -> None:
         """The chunk has been received up to ``position``, and a new attempt begins."""
         self.chunk.position = self.chunk.write_end = position
-        self.lane._mark_request_start(self.chunk)
+        self.worker._mark_request_start(self.chunk)
 
     def copy(self, reply: Pieces, start: int, length: int | None, **options: Any) -> None:
         answer = Answer(self.plan.resource, start, length, is_partial=True)
-        self.lane._copy(reply, answer, self.chunk, **options)  # type: ignore[arg-type]
+        self.worker._copy(reply, answer, self.chunk, **options)  # type: ignore[arg-type]
 
     def rest(self, error: RetryRange) -> RetryDelay:
-        return self.lane._delay_after(self.chunk, error)
+        return self.worker._delay_after(self.chunk, error)
 
     def asked(self, ago_s: float, answered: bool = True) -> Exchange:
         """The latest request was sent ``ago_s`` seconds ago."""
         exchange = self.context.new_exchange(ExchangeStats(0, 0.0))
         exchange.sent_at = self.clock.now - ago_s
         exchange.answered_at = self.clock.now if answered else None
-        self.lane._latest = exchange
+        self.worker._latest = exchange
         return exchange
 
 
@@ -226,9 +226,9 @@ def test_an_answer_with_less_than_was_asked_for_is_counted_and_refused_in_the_en
 
 
 @pytest.mark.parametrize("length", [10, 11])
-def test_a_dismissed_lane_stops_where_it_is(bench: Bench, length: int) -> None:
+def test_a_dismissed_worker_stops_where_it_is(bench: Bench, length: int) -> None:
     reply = Pieces(b"x" * 10, b"y" * 90)
-    reply.on_read = lambda: bench.board.retire(bench.lane)
+    reply.on_read = lambda: bench.scheduler.retire(bench.worker)
     bench.copy(reply, 0, 100 if length > 10 else 11)
     assert (bench.chunk.position, bench.chunk.short_answers, len(reply.wanted)) == (10, 0, 1)
     bench.copy(Pieces(b"z"), 10, 1)
@@ -238,7 +238,7 @@ def test_a_dismissed_lane_stops_where_it_is(bench: Bench, length: int) -> None:
 def test_others_see_that_a_body_is_received_while_it_is(bench: Bench) -> None:
     seen: list[int] = []
     reply = Pieces(b"x" * 100)
-    reply.on_read = lambda: seen.append(bench.board.others_receiving("other"))
+    reply.on_read = lambda: seen.append(bench.scheduler.others_receiving("other"))
     bench.copy(reply, 0, 100)
     assert seen == [1]
 
@@ -249,7 +249,7 @@ def test_reads_and_pauses_follow_the_rate_limit() -> None:
     reply = Pieces(b"x" * 30_000)
     bench.copy(reply, 0, 30_000)
     assert set(reply.wanted) == {2000}
-    assert bench.board.pauses == pytest.approx([0.1 * (1 + number) for number in range(15)])
+    assert bench.scheduler.pauses == pytest.approx([0.1 * (1 + number) for number in range(15)])
 
 
 def test_no_more_is_read_than_a_thief_would_leave() -> None:
@@ -273,25 +273,25 @@ def test_a_file_may_be_as_large_as_its_limit(limit: int | None, is_refused: bool
     if is_refused:
         with pytest.raises(errors.PolicyRefused, match=f"larger than max_file_size, {limit} bytes"):
             bench.copy(Pieces(b"x" * 50), 50, 50)
-        assert bench.board.written() == 50
+        assert bench.scheduler.written() == 50
     else:
         bench.copy(Pieces(b"x" * 50), 50, 50)
         assert bench.chunk.is_done
 
 
 def test_a_write_that_fails_moves_nothing(bench: Bench) -> None:
-    bench.lane._writer = Memory(fails=errors.NoSpace("full"))  # type: ignore[assignment]
+    bench.worker._writer = Memory(fails=errors.NoSpace("full"))  # type: ignore[assignment]
     with pytest.raises(errors.NoSpace):
         bench.copy(Pieces(b"x" * 100), 0, 100)
     assert (bench.chunk.position, bench.chunk.write_end) == (0, 0)
-    bench.board.scope.cancel(errors.Cancelled("the end"))
-    bench.board.wait_for_writes(0.0)
-    assert bench.board._writing == 0
+    bench.scheduler.scope.cancel(errors.Cancelled("the end"))
+    bench.scheduler.wait_for_writes(0.0)
+    assert bench.scheduler._writing == 0
 
 
 def test_each_write_is_told_where_nobody_else_can_look(bench: Bench) -> None:
     told: list[int] = []
-    bench.lane.after_write = lambda: told.append(bench.board.written())
+    bench.worker.after_write = lambda: told.append(bench.scheduler.written())
     bench.copy(Pieces(b"x" * 60, b"y" * 40), 0, 100)
     assert told == [60, 100]
 
@@ -325,10 +325,10 @@ def test_only_a_lack_of_descriptors_is_tried_again(bench: Bench, fault: OSError,
     assert str(raised.value) == "open f.part"
 
 
-def test_a_lane_opens_its_own_descriptor(bench: Bench) -> None:
+def test_a_worker_opens_its_own_descriptor(bench: Bench) -> None:
     place: Any = Part(None, bench.file)
-    bench.lane._plan = replace(bench.plan, target=place)
-    bench.lane._writer = None
+    bench.worker._plan = replace(bench.plan, target=place)
+    bench.worker._writer = None
     bench.copy(Pieces(b"x" * 100), 0, 100)
     assert bytes(bench.file.data) == b"x" * 100
 
@@ -336,15 +336,15 @@ def test_a_lane_opens_its_own_descriptor(bench: Bench) -> None:
 # --- what is reported ---
 
 
-def test_a_lane_that_has_asked_nothing_has_no_figures(bench: Bench) -> None:
-    assert (bench.lane.stats(), bench.lane.latest_answer_s(), bench.lane._since_sent_s()) == (
+def test_a_worker_that_has_asked_nothing_has_no_figures(bench: Bench) -> None:
+    assert (bench.worker.stats(), bench.worker.latest_answer_s(), bench.worker._since_sent_s()) == (
         ExchangeStats(0, 0.0),
         None,
         0.0,
     )
     exchange = bench.asked(2.0)
     exchange.received, exchange.waited_s = 5, 1.0
-    assert (bench.lane.stats(), bench.lane.latest_answer_s(), bench.lane._since_sent_s()) == (
+    assert (bench.worker.stats(), bench.worker.latest_answer_s(), bench.worker._since_sent_s()) == (
         ExchangeStats(5, 1.0),
         2.0,
         2.0,
@@ -377,10 +377,10 @@ def test_the_speed_is_that_of_the_attempt(bench: Bench, brought: int, waited_s: 
     bench.chunk.end = 40 + brought
     reply = Pieces(b"x" * brought)
     if not brought:
-        bench.board.retire(bench.lane)
+        bench.scheduler.retire(bench.worker)
     reply.on_read = lambda: setattr(exchange, "waited_s", 7.0 + waited_s)
     bench.copy(reply, 40, 60)
-    assert bench.board._rates.get(bench.lane) == rate
+    assert bench.scheduler._rates.get(bench.worker) == rate
 
 
 # --- what follows a failure ---
@@ -400,7 +400,7 @@ def test_a_retry_is_reported(bench: Bench) -> None:
         "seconds": 1.5,
     }
     assert bench.events.named("range_retry") == [expected]
-    assert bench.board.retries == 1
+    assert bench.scheduler.retries == 1
 
 
 def test_what_an_attempt_brought_is_counted_from_its_beginning(bench: Bench) -> None:
@@ -428,10 +428,10 @@ def test_a_stream_that_breaks_cannot_be_resumed() -> None:
     assert first._delay_after(bench.chunk, error) == RetryDelay(DELAY_S, 0.0)
 
 
-def test_a_dismissed_lane_leaves_its_chunk_to_others(bench: Bench) -> None:
-    bench.board.retire(bench.lane)
+def test_a_dismissed_worker_leaves_its_chunk_to_others(bench: Bench) -> None:
+    bench.scheduler.retire(bench.worker)
     assert bench.rest(errors.ShortBody("short")) == RetryDelay(0.0, 0.0)
-    assert (bench.board.retries, bench.events) == (0, [])
+    assert (bench.scheduler.retries, bench.events) == (0, [])
 
 
 @pytest.mark.parametrize("had_success", [False, True])
@@ -443,10 +443,10 @@ def test_dead_idle_connections_are_replaced_without_being_counted(bench: Bench, 
         bench.copy(Pieces(b"x" * 10), 0, 10)
     for _ in range(MAX_STALE):
         assert bench.rest(stale) == RetryDelay(0.0, 0.0)
-    assert bench.board.retries == 0
+    assert bench.scheduler.retries == 0
     bench.begin_at(bench.chunk.position)
     assert bench.rest(stale) == RetryDelay(0.0, DELAY_S)
-    assert bench.board.retries == 1
+    assert bench.scheduler.retries == 1
 
 
 def test_our_own_network_is_waited_for(bench: Bench) -> None:
@@ -457,7 +457,7 @@ def test_our_own_network_is_waited_for(bench: Bench) -> None:
     bench.network.failed("other.test")
     assert bench.rest(error) == RetryDelay(NETWORK_POLL_S, 0.0)
     assert bench.events.named("network_away") == [{"error": "no name"}]
-    assert bench.board.retries == 1
+    assert bench.scheduler.retries == 1
 
 
 @pytest.mark.parametrize("ends", ["an answer", "another error", "nothing"])
@@ -547,7 +547,7 @@ def test_the_thread_rests_longer_each_time_that_no_further_connection_is_admitte
 def test_a_chunk_whose_connection_was_too_slow_is_left_to_an_idle_thread(
     bench: Bench, error: RetryRange, has_idle: bool, rest: RetryDelay
 ) -> None:
-    bench.board._waiting = int(has_idle)
+    bench.scheduler._waiting = int(has_idle)
     assert bench.rest(error) == rest
 
 
@@ -574,9 +574,9 @@ def test_an_error_that_takes_the_place_of_another_tells_it(bench: Bench) -> None
 # --- from beginning to end ---
 
 
-def in_work(lane: ConnectionWorker) -> list[object]:
-    """Return what other threads see of the lane's work."""
-    return [lane.chunk, lane.exchange]
+def in_work(worker: ConnectionWorker) -> list[object]:
+    """Return what other threads see of the worker's work."""
+    return [worker.chunk, worker.exchange]
 
 
 def opened(bench: Bench, reply: Pieces, start: int = 0, length: int | None = 100) -> ProbeResult:
@@ -598,94 +598,94 @@ class Openings:
         return result
 
 
-def first_lane(bench: Bench) -> tuple[ConnectionWorker, Quick]:
-    """A lane without a plan, and its board."""
-    board = Quick(bench.clock)
-    return ConnectionWorker(replace(bench.context, scheduler=board)), board
+def first_worker(bench: Bench) -> tuple[ConnectionWorker, Quick]:
+    """A worker without a plan, and its scheduler."""
+    scheduler = Quick(bench.clock)
+    return ConnectionWorker(replace(bench.context, scheduler=scheduler)), scheduler
 
 
 def test_the_first_request_is_repeated_after_a_pause(bench: Bench) -> None:
-    lane, board = first_lane(bench)
+    worker, scheduler = first_worker(bench)
     seen: list[object] = []
 
     def pass_time() -> None:
-        seen.append(lane.exchange)
+        seen.append(worker.exchange)
         bench.clock.now += 1.0
 
-    board.on_pause = pass_time
+    scheduler.on_pause = pass_time
     bench.chunk.owner = None
     result = opened(bench, Pieces())
     failures = [errors.NotAdmitted("refused"), errors.NotAdmitted("refused again")]
-    assert lane.run_probe(Openings(*failures, result)) is result  # type: ignore[arg-type]
-    assert board.pauses == [DELAY_S, 2 * DELAY_S]
+    assert worker.run_probe(Openings(*failures, result)) is result  # type: ignore[arg-type]
+    assert scheduler.pauses == [DELAY_S, 2 * DELAY_S]
     assert seen == [None, None]  # the watch ends no request that has failed already
-    assert lane.chunk is bench.chunk
-    assert bench.chunk.owner is lane
-    assert board.others_receiving("other") == 1
-    assert lane._plan is bench.plan
+    assert worker.chunk is bench.chunk
+    assert bench.chunk.owner is worker
+    assert scheduler.others_receiving("other") == 1
+    assert worker._plan is bench.plan
 
 
 def test_a_download_that_is_stopped_before_it_began_says_why(bench: Bench) -> None:
-    lane, board = first_lane(bench)
-    board.on_pause = lambda: board.scope.cancel(errors.Cancelled("cancelled"))
+    worker, scheduler = first_worker(bench)
+    scheduler.on_pause = lambda: scheduler.scope.cancel(errors.Cancelled("cancelled"))
     with pytest.raises(errors.Cancelled, match="cancelled"):
-        lane.run_probe(Openings(errors.NotAdmitted("refused")))  # type: ignore[arg-type]
+        worker.run_probe(Openings(errors.NotAdmitted("refused")))  # type: ignore[arg-type]
     with pytest.raises(errors.Cancelled, match="cancelled"):
-        lane.run_probe(Openings())  # type: ignore[arg-type]
+        worker.run_probe(Openings())  # type: ignore[arg-type]
 
 
 def test_no_request_is_made_after_the_end(bench: Bench) -> None:
-    bench.board.scope.cancel(errors.Cancelled("cancelled"))
+    bench.scheduler.scope.cancel(errors.Cancelled("cancelled"))
     with pytest.raises(errors.Cancelled):
-        bench.lane._new_exchange()
+        bench.worker._new_exchange()
 
 
-def test_a_lane_copies_what_the_first_request_brings_and_closes_its_file(bench: Bench) -> None:
+def test_a_worker_copies_what_the_first_request_brings_and_closes_its_file(bench: Bench) -> None:
     reply, file = Pieces(b"x" * 100), Memory()
-    bench.lane.chunk = bench.chunk
-    bench.lane.run(opened(bench, reply), file)  # type: ignore[arg-type]
+    bench.worker.chunk = bench.chunk
+    bench.worker.run(opened(bench, reply), file)  # type: ignore[arg-type]
     assert bytes(file.data) == b"x" * 100
     assert (reply.closed, file.closed) == (1, 1)
-    assert (bench.board.is_over, bench.board.scope.error) == (True, None)
-    assert in_work(bench.lane) == [None, None]
-    assert bench.board.others_receiving("other") == 0
+    assert (bench.scheduler.is_over, bench.scheduler.scope.error) == (True, None)
+    assert in_work(bench.worker) == [None, None]
+    assert bench.scheduler.others_receiving("other") == 0
     assert bench.context.evidence.spans() == [ByteRange(0, 100)]
 
 
 @pytest.mark.parametrize(
     ("error", "kind"), [(errors.NoSpace("full"), errors.NoSpace), (ZeroDivisionError("why"), errors.InternalError)]
 )
-def test_every_error_of_a_lane_ends_the_download(bench: Bench, error: Exception, kind: type[Exception]) -> None:
+def test_every_error_of_a_worker_ends_the_download(bench: Bench, error: Exception, kind: type[Exception]) -> None:
     reply, file = Pieces(error=error), Memory()
-    bench.lane.chunk = bench.chunk
-    bench.lane.run(opened(bench, reply), file)  # type: ignore[arg-type]
-    assert type(bench.board.scope.error) is kind
+    bench.worker.chunk = bench.chunk
+    bench.worker.run(opened(bench, reply), file)  # type: ignore[arg-type]
+    assert type(bench.scheduler.scope.error) is kind
     assert (reply.closed, file.closed) == (1, 1)
     assert bench.chunk.owner is None
 
 
 def test_a_file_that_cannot_be_closed_ends_the_download() -> None:
     bench = Bench(has_ranges=True)
-    bench.board.scope.cancel = lambda error: bench.events.append(("stop", {"error": error}))  # type: ignore[method-assign]
+    bench.scheduler.scope.cancel = lambda error: bench.events.append(("stop", {"error": error}))  # type: ignore[method-assign]
     fault = errors.DiskFailed("close")
-    bench.lane.chunk = bench.chunk
-    bench.lane.run(opened(bench, Pieces(b"x" * 100)), Memory(closing=fault))  # type: ignore[arg-type]
+    bench.worker.chunk = bench.chunk
+    bench.worker.run(opened(bench, Pieces(b"x" * 100)), Memory(closing=fault))  # type: ignore[arg-type]
     assert bench.events.named("stop") == [{"error": fault}]
 
 
 def test_what_failed_is_given_back_for_later(bench: Bench) -> None:
     reply = Pieces(b"x" * 10, error=errors.ShortBody("short"))
-    bench.lane.chunk, bench.lane.exchange = bench.chunk, bench.asked(1.0)
-    assert bench.lane._fetch_chunk(bench.chunk, opened(bench, reply)) == 0.0
+    bench.worker.chunk, bench.worker.exchange = bench.chunk, bench.asked(1.0)
+    assert bench.worker._fetch_chunk(bench.chunk, opened(bench, reply)) == 0.0
     assert (bench.chunk.owner, bench.chunk.position, bench.chunk.ready_at) == (None, 10, bench.clock.now + DELAY_S)
     assert (bench.chunk.failures, bench.chunk.slow_bytes) == (1, 10)
-    assert in_work(bench.lane) == [None, None]
-    assert (reply.closed, bench.board.others_receiving("other")) == (1, 0)
+    assert in_work(bench.worker) == [None, None]
+    assert (reply.closed, bench.scheduler.others_receiving("other")) == (1, 0)
     assert bench.context.evidence.spans() == [ByteRange(0, 10)]
     reply = Pieces(error=errors.NotAdmitted("refused"))
     bench.clock.now += 1.0
-    assert bench.board.take_chunk(bench.lane) is bench.chunk
-    assert bench.lane._fetch_chunk(bench.chunk, opened(bench, reply, 10, 90)) == DELAY_S
+    assert bench.scheduler.take_chunk(bench.worker) is bench.chunk
+    assert bench.worker._fetch_chunk(bench.chunk, opened(bench, reply, 10, 90)) == DELAY_S
 
 
 @pytest.mark.parametrize(
@@ -709,7 +709,7 @@ def test_a_first_answer_of_bytes_that_are_there_is_not_copied(
     answer = Answer(bench.plan.resource, start, length, is_partial=True)
     assert is_outside_chunk(answer, bench.chunk) is expected
     reply = Pieces(b"x" * 200)
-    bench.lane._receive(bench.chunk, ProbeResult(bench.plan, ChunkMap([bench.chunk]), reply, answer))  # type: ignore[arg-type]
+    bench.worker._receive(bench.chunk, ProbeResult(bench.plan, ChunkMap([bench.chunk]), reply, answer))  # type: ignore[arg-type]
     assert (reply.wanted == []) is expected
     assert reply.closed == 1
 
@@ -752,26 +752,26 @@ def served(bench: Bench, patch: pytest.MonkeyPatch, *answers: str, answer_s: flo
 def test_what_is_missing_of_a_chunk_is_asked_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     server = served(bench, monkeypatch, "part")
     bench.begin_at(40)
-    bench.board.sleep(bench.lane._fetch_chunk(bench.chunk))
+    bench.scheduler.sleep(bench.worker._fetch_chunk(bench.chunk))
     assert server.asked == [(ByteRange(40, 100), '"v1"')]
-    assert (bench.board.is_over, server.replies[0].closed) == (True, 1)
+    assert (bench.scheduler.is_over, server.replies[0].closed) == (True, 1)
 
 
 def test_a_server_without_ranges_is_asked_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(has_ranges=False)
     server = served(bench, monkeypatch, "whole")
-    bench.lane._fetch_chunk(bench.chunk)
+    bench.worker._fetch_chunk(bench.chunk)
     assert [asked for asked, _ in server.asked] == [None]
-    assert bench.board.is_over
+    assert bench.scheduler.is_over
 
 
 def test_a_server_that_does_not_know_if_range_is_asked_without_it_from_then_on(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = served(bench, monkeypatch, "whole", "part", "part")
-    bench.board._map.chunks.append(Chunk(100, 150, 100, 100))
-    bench.lane._fetch_chunk(bench.chunk)
-    bench.lane._fetch_chunk(bench.board.take_chunk(bench.lane))
+    bench.scheduler._map.chunks.append(Chunk(100, 150, 100, 100))
+    bench.worker._fetch_chunk(bench.chunk)
+    bench.worker._fetch_chunk(bench.scheduler.take_chunk(bench.worker))
     assert server.asked == [(ByteRange(0, 100), '"v1"'), (ByteRange(0, 100), None), (ByteRange(100, 150), None)]
     assert [reply.closed for reply in server.replies] == [1, 1, 1]
 
@@ -780,7 +780,7 @@ def test_a_server_that_sends_all_whatever_is_asked_for_is_at_fault(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = served(bench, monkeypatch, "whole", "whole")
-    bench.lane._fetch_chunk(bench.chunk)
+    bench.worker._fetch_chunk(bench.chunk)
     assert len(server.asked) == 2
     assert [reply.closed for reply in server.replies] == [1, 1]
     (retry,) = bench.events.named("range_retry")
@@ -797,7 +797,7 @@ def test_the_time_of_an_answer_counts_where_the_number_of_connections_is_tried(
     hosts = bench.context.client.host_connections
     hosts.join("h.test", 16, limit=16)
     served(bench, monkeypatch, "part", answer_s=answer_s)
-    bench.lane._fetch_chunk(bench.chunk)
+    bench.worker._fetch_chunk(bench.chunk)
     assert hosts._hosts["h.test"].control._usual_latency_s == usual_s
 
 
@@ -805,21 +805,21 @@ def test_a_first_request_that_fails_brought_nothing() -> None:
     bench = Bench(retries=0)
     error = errors.ShortBody("short")
     with pytest.raises(errors.ShortBody) as raised:
-        first_lane(bench)[0].run_probe(Openings(error))  # type: ignore[arg-type]
+        first_worker(bench)[0].run_probe(Openings(error))  # type: ignore[arg-type]
     assert raised.value is error  # and not one with advice for servers that bring a little
 
 
-def test_a_lane_works_until_nothing_is_left(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_works_until_nothing_is_left(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     server = served(bench, monkeypatch, "part", "part")
     other = Chunk(100, 150, 100, 100)
-    bench.board._map.chunks.append(other)
-    bench.board.release_chunk(bench.chunk)
-    bench.lane.run(None, bench.file)  # type: ignore[arg-type]
+    bench.scheduler._map.chunks.append(other)
+    bench.scheduler.release_chunk(bench.chunk)
+    bench.worker.run(None, bench.file)  # type: ignore[arg-type]
     assert [asked for asked, _ in server.asked] == [ByteRange(0, 100), ByteRange(100, 150)]
-    assert (bench.board.is_over, bench.board.scope.error, bench.file.closed) == (True, None, 1)
+    assert (bench.scheduler.is_over, bench.scheduler.scope.error, bench.file.closed) == (True, None, 1)
 
 
-def test_a_lane_that_is_refused_pauses_before_it_asks_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_is_refused_pauses_before_it_asks_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     server = served(bench, monkeypatch, "part")
     refusals = [errors.NotAdmitted("refused")]
 
@@ -829,21 +829,21 @@ def test_a_lane_that_is_refused_pauses_before_it_asks_again(bench: Bench, monkey
         return server(*arguments, **options)
 
     monkeypatch.setattr("dlpool.transfer.worker.request_range", ask)
-    bench.board.release_chunk(bench.chunk)
-    bench.lane.run(None, bench.file)  # type: ignore[arg-type]
-    assert (bench.board.pauses, bench.board.is_over) == ([DELAY_S], True)
+    bench.scheduler.release_chunk(bench.chunk)
+    bench.worker.run(None, bench.file)  # type: ignore[arg-type]
+    assert (bench.scheduler.pauses, bench.scheduler.is_over) == ([DELAY_S], True)
 
 
 def test_others_see_which_chunk_is_in_work(bench: Bench) -> None:
     seen: list[object] = []
     reply = Pieces(b"x" * 100)
-    reply.on_read = lambda: seen.append(bench.lane.chunk)
-    bench.lane._fetch_chunk(bench.chunk, opened(bench, reply))
+    reply.on_read = lambda: seen.append(bench.worker.chunk)
+    bench.worker._fetch_chunk(bench.chunk, opened(bench, reply))
     assert seen == [bench.chunk]
 
 
 def test_each_attempt_is_judged_by_what_it_brought_itself(bench: Bench) -> None:
     bench.chunk.position = bench.chunk.write_end = 40
     reply = Pieces(b"x" * 10, error=errors.ShortBody("short"))
-    bench.lane._fetch_chunk(bench.chunk, opened(bench, reply, 40, 60))
+    bench.worker._fetch_chunk(bench.chunk, opened(bench, reply, 40, 60))
     assert (bench.chunk.position, bench.chunk.slow_bytes) == (50, 10)

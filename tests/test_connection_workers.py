@@ -23,40 +23,40 @@ from tests.fakes import Clock, Events
 
 
 class Bench:
-    """The lanes of a download whose only chunk has an owner, so that further ones wait."""
+    """The workers of a download whose only chunk has an owner, so that further ones wait."""
 
     def __init__(self, connections: int | str = 4, **resource: Any) -> None:
         self.clock, self.events = Clock(), Events()
-        self.board = ChunkScheduler(self.clock)
+        self.scheduler = ChunkScheduler(self.clock)
         settings = replace(FAST, connections=connections, max_connections=16)
-        self.context = context_of(self.board, self.clock, self.events, settings)
+        self.context = context_of(self.scheduler, self.clock, self.events, settings)
         self.hosts = self.context.client.host_connections
         self.hosts._clock = self.clock
         place: Any = None
         self.plan = DownloadPlan(RemoteResource(1000, **resource), place, True, 0)
-        self.lanes = ConnectionWorkers(self.context)
-        self.first = self.lanes.add(ConnectionWorker(self.context, self.plan))
+        self.workers = ConnectionWorkers(self.context)
+        self.first = self.workers.add(ConnectionWorker(self.context, self.plan))
         self.chunk = Chunk(0, 1000, 0, 0)
-        self.board.load_plan(ChunkMap([self.chunk]), self.first)
+        self.scheduler.load_plan(ChunkMap([self.chunk]), self.first)
 
     def begin(self, connections: int, most: int) -> None:
-        """Start the first lane, which does nothing, and the others."""
+        """Start the first worker, which does nothing, and the others."""
 
         def idle() -> None:
-            self.board.wait_until_over(60.0)
+            self.scheduler.wait_until_over(60.0)
 
-        assert self.lanes.start_first(self.first, idle)
-        self.lanes.start(self.plan, connections, most)
+        assert self.workers.start_first(self.first, idle)
+        self.workers.start(self.plan, connections, most)
 
     def close(self) -> None:
-        self.board.scope.cancel(errors.Cancelled("the end"))
-        for thread in self.lanes._threads.values():
+        self.scheduler.scope.cancel(errors.Cancelled("the end"))
+        for thread in self.workers._threads.values():
             thread.join(20.0)
 
-    def work(self, *lanes: ConnectionWorker) -> None:
-        """These lanes have a request in flight."""
-        for lane in self.lanes.all:
-            lane.exchange = self.context.new_exchange(ExchangeStats(0, 0.0)) if lane in lanes else None
+    def work(self, *workers: ConnectionWorker) -> None:
+        """These workers have a request in flight."""
+        for worker in self.workers.all:
+            worker.exchange = self.context.new_exchange(ExchangeStats(0, 0.0)) if worker in workers else None
 
 
 @pytest.fixture
@@ -80,9 +80,9 @@ def no_thread(_work: object, _name: str) -> threads.DaemonThread:
 # --- a fixed number ---
 
 
-def test_as_many_lanes_are_started_as_are_wanted(make: Callable[..., Bench]) -> None:
+def test_as_many_workers_are_started_as_are_wanted(make: Callable[..., Bench]) -> None:
     bench = make()
-    assert (bench.lanes.most_at_once, bench.lanes.received, bench.lanes.all) == (1, 0, (bench.first,))
+    assert (bench.workers.most_at_once, bench.workers.received, bench.workers.all) == (1, 0, (bench.first,))
     bench.begin(3, 3)
     assert (bench.lanes.most_at_once, len(bench.lanes.all)) == (3, 3)
     started = list(bench.lanes._threads.values())
@@ -96,9 +96,9 @@ def test_as_many_lanes_are_started_as_are_wanted(make: Callable[..., Bench]) -> 
 def test_the_end_waits_for_the_threads(make: Callable[..., Bench]) -> None:
     bench = make()
     bench.begin(3, 3)
-    bench.board.scope.cancel(errors.Cancelled("cancelled"))
-    bench.lanes.join(60.0)
-    assert not any(thread.is_alive() for thread in bench.lanes._threads.values())
+    bench.scheduler.scope.cancel(errors.Cancelled("cancelled"))
+    bench.workers.join(60.0)
+    assert not any(thread.is_alive() for thread in bench.workers._threads.values())
 
 
 def test_all_threads_together_are_waited_for_no_longer_than_was_said(
@@ -114,7 +114,7 @@ def test_all_threads_together_are_waited_for_no_longer_than_was_said(
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "join", join)
-        bench.lanes.join(5.0)
+        bench.workers.join(5.0)
     assert waits == [5.0, 1.0, 0.0]
 
 
@@ -127,11 +127,11 @@ def test_what_this_machine_does_not_allow_is_done_by_the_caller(
         monkeypatch.setattr(threads, "start_thread", no_thread)
     else:
         monkeypatch.setattr(threads, "has_free_descriptors", lambda _number: False)
-    assert not bench.lanes.start_first(bench.first, lambda: None)
-    assert bench.lanes._threads == {}
+    assert not bench.workers.start_first(bench.first, lambda: None)
+    assert bench.workers._threads == {}
     assert bench.events.named("connections_limited") == [{"connections": 1, "reason": reason}]
-    bench.lanes.start(bench.plan, 3, 3)
-    assert bench.lanes.all == (bench.first,)
+    bench.workers.start(bench.plan, 3, 3)
+    assert bench.workers.all == (bench.first,)
     assert bench.events.named("connections_limited") == [{"connections": 1, "reason": reason}]  # once
 
 
@@ -139,8 +139,8 @@ def test_further_connections_may_lack_descriptors(make: Callable[..., Bench], mo
     bench = make()
     bench.begin(2, 3)
     monkeypatch.setattr(threads, "has_free_descriptors", lambda _number: False)
-    bench.lanes.start(bench.plan, 3, 3)
-    assert len(bench.lanes.all) == 2
+    bench.workers.start(bench.plan, 3, 3)
+    assert len(bench.workers.all) == 2
     assert bench.events.named("connections_limited") == [{"connections": 2, "reason": "too_many_files"}]
 
 
@@ -157,17 +157,17 @@ def test_the_limit_of_this_machine_lowers_what_a_host_is_worth(
     make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = make("auto")
-    assert bench.lanes.start_first(bench.first, lambda: None)
+    assert bench.workers.start_first(bench.first, lambda: None)
     monkeypatch.setattr(threads, "start_thread", no_thread)
-    bench.lanes.start(bench.plan, 4, 8)
-    assert (bench.lanes.all, bench.hosts.level("h.test", 16)) == ((bench.first,), 2)
+    bench.workers.start(bench.plan, 4, 8)
+    assert (bench.workers.all, bench.hosts.level("h.test", 16)) == ((bench.first,), 2)
 
 
 # --- a second connection for a slow one ---
 
 
 @pytest.mark.parametrize(
-    ("rate", "connections", "resource", "lanes"),
+    ("rate", "connections", "resource", "workers"),
     [
         (1000 / SLOW_DOWNLOAD_S, 4, {}, 2),
         (1000 / SLOW_DOWNLOAD_S + 1, 4, {}, 1),
@@ -178,15 +178,15 @@ def test_the_limit_of_this_machine_lowers_what_a_host_is_worth(
     ],
 )
 def test_a_lone_connection_gets_help_if_it_is_slow(
-    rate: float, connections: int, resource: dict[str, Any], lanes: int, make: Callable[..., Bench]
+    rate: float, connections: int, resource: dict[str, Any], workers: int, make: Callable[..., Bench]
 ) -> None:
     bench = make(connections, **resource)
     bench.begin(1, 1)
-    bench.board.set_rate(bench.chunk, rate)
-    bench.lanes.add_second(bench.plan)
-    assert len(bench.lanes.all) == lanes
-    bench.lanes.add_second(bench.plan)
-    assert len(bench.lanes.all) == lanes
+    bench.scheduler.set_rate(bench.chunk, rate)
+    bench.workers.add_second(bench.plan)
+    assert len(bench.workers.all) == workers
+    bench.workers.add_second(bench.plan)
+    assert len(bench.workers.all) == workers
 
 
 @pytest.mark.parametrize("why", ["one body", "two connections", "adaptive"])
@@ -195,10 +195,10 @@ def test_no_help_is_given_where_it_is_of_no_use(why: str, make: Callable[..., Be
     if why == "adaptive":
         bench.hosts.record_limit("h.test", 1)
     bench.begin(2 if why == "two connections" else 1, 2)
-    before = len(bench.lanes.all)
-    bench.board.set_rate(bench.chunk, 1.0)
-    bench.lanes.add_second(replace(bench.plan, has_ranges=why != "one body"))
-    assert len(bench.lanes.all) == before
+    before = len(bench.workers.all)
+    bench.scheduler.set_rate(bench.chunk, 1.0)
+    bench.workers.add_second(replace(bench.plan, has_ranges=why != "one body"))
+    assert len(bench.workers.all) == before
 
 
 # --- a number that is found by trying ---
@@ -207,80 +207,80 @@ def test_no_help_is_given_where_it_is_of_no_use(why: str, make: Callable[..., Be
 def test_a_host_says_how_many_there_are(make: Callable[..., Bench]) -> None:
     bench = make("auto")
     bench.begin(1, 8)
-    assert len(bench.lanes.all) == 4  # START
-    bench.lanes.adapt(bench.plan)
+    assert len(bench.workers.all) == 4  # START
+    bench.workers.adapt(bench.plan)
     assert bench.events == []
     other = bench.hosts.join("h.test", 8, limit=16)
-    bench.lanes.adapt(bench.plan)
+    bench.workers.adapt(bench.plan)
     assert bench.events.named("connections_changed") == [{"host": "h.test", "connections": 2, "reason": "start"}]
-    bench.lanes.adapt(bench.plan)
+    bench.workers.adapt(bench.plan)
     assert len(bench.events.named("connections_changed")) == 1
     other.leave()
-    bench.lanes.adapt(bench.plan)
+    bench.workers.adapt(bench.plan)
     assert [fields["connections"] for fields in bench.events.named("connections_changed")] == [2, 4]
-    assert len([lane for lane in bench.lanes.all if not lane.is_retired]) == 4
-    bench.lanes.release_share()
-    bench.lanes.release_share()
-    bench.lanes.adapt(bench.plan)
+    assert len([worker for worker in bench.workers.all if not worker.is_retired]) == 4
+    bench.workers.release_share()
+    bench.workers.release_share()
+    bench.workers.adapt(bench.plan)
     assert bench.hosts.join("h.test", 8, limit=16).wanted == 4
 
 
-@pytest.mark.parametrize(("most", "admitted", "lanes"), [(1, 16, 2), (2, 16, 2), (8, 3, 3), (8, 16, 4)])
+@pytest.mark.parametrize(("most", "admitted", "workers"), [(1, 16, 2), (2, 16, 2), (8, 3, 3), (8, 16, 4)])
 def test_no_more_are_tried_than_file_and_host_allow(
-    most: int, admitted: int, lanes: int, make: Callable[..., Bench]
+    most: int, admitted: int, workers: int, make: Callable[..., Bench]
 ) -> None:
     bench = make("auto")
     bench.hosts.record_limit("h.test", admitted)
     bench.begin(2, most)
-    assert len(bench.lanes.all) == lanes
+    assert len(bench.workers.all) == workers
     assert bool(bench.hosts._hosts) is (most > 1)
 
 
 def test_those_without_a_request_leave_first_and_then_the_youngest(make: Callable[..., Bench]) -> None:
     bench = make("auto")
     bench.begin(4, 8)
-    one, two, three, four = bench.lanes.all
+    one, two, three, four = bench.workers.all
     bench.work(one, three, four)
     others = [bench.hosts.join("h.test", 8, limit=16)]
-    bench.lanes.adapt(bench.plan)
-    assert [lane.is_retired for lane in (one, two, three, four)] == [False, True, False, True]
+    bench.workers.adapt(bench.plan)
+    assert [worker.is_retired for worker in (one, two, three, four)] == [False, True, False, True]
     others += [bench.hosts.join("h.test", 8, limit=16) for _ in range(3)]
-    bench.lanes.adapt(bench.plan)
-    assert [lane.is_retired for lane in (one, three)] == [False, True]
-    for lane in (two, three, four):
-        bench.lanes._threads[lane].join(20.0) if lane in bench.lanes._threads else None
-    bench.lanes.adapt(bench.plan)
-    assert bench.lanes.all == (one,)
+    bench.workers.adapt(bench.plan)
+    assert [worker.is_retired for worker in (one, three)] == [False, True]
+    for worker in (two, three, four):
+        bench.workers._threads[worker].join(20.0) if worker in bench.workers._threads else None
+    bench.workers.adapt(bench.plan)
+    assert bench.workers.all == (one,)
 
 
 def test_the_host_learns_what_came_and_how_many_work(make: Callable[..., Bench]) -> None:
     bench = make("auto")
     bench.begin(4, 8)
-    one, two, three, _four = bench.lanes.all
+    one, two, three, _four = bench.workers.all
     bench.work(one, two, three)
     one._latest = one.exchange
     assert one.exchange is not None
     one.exchange.received = 500
-    bench.lanes.adapt(bench.plan)
+    bench.workers.adapt(bench.plan)
     (member,) = bench.hosts._hosts["h.test"].members
-    assert (member.received, member.busy, bench.lanes.received) == (500, 3, 500)
+    assert (member.received, member.busy, bench.workers.received) == (500, 3, 500)
 
 
-def test_what_a_dismissed_lane_received_still_counts(make: Callable[..., Bench]) -> None:
+def test_what_a_dismissed_worker_received_still_counts(make: Callable[..., Bench]) -> None:
     bench = make("auto")
     bench.begin(4, 8)
-    gone = bench.lanes.all[-1]
+    gone = bench.workers.all[-1]
     gone._latest = bench.context.new_exchange(ExchangeStats(700, 1.0))
-    bench.board.record_rate(gone, 5.0)
-    bench.board.begin_body(bench.lanes.all[1])
-    bench.board.retire(bench.lanes.all[1])
-    bench.board.retire(gone)
-    bench.lanes._threads[gone].join(20.0)
-    bench.lanes._threads[bench.lanes.all[1]].join(20.0)
-    bench.board.retire(bench.first)  # whose thread is alive
-    bench.lanes._reap()
-    assert len(bench.lanes.all) == 2
-    assert bench.first in bench.lanes.all
-    assert gone not in bench.lanes._threads
-    assert bench.lanes.received == 700
-    assert not gone.is_retired  # the board has forgotten it
+    bench.scheduler.record_rate(gone, 5.0)
+    bench.scheduler.begin_body(bench.workers.all[1])
+    bench.scheduler.retire(bench.workers.all[1])
+    bench.scheduler.retire(gone)
+    bench.workers._threads[gone].join(20.0)
+    bench.workers._threads[bench.workers.all[1]].join(20.0)
+    bench.scheduler.retire(bench.first)  # whose thread is alive
+    bench.workers._reap()
+    assert len(bench.workers.all) == 2
+    assert bench.first in bench.workers.all
+    assert gone not in bench.workers._threads
+    assert bench.workers.received == 700
+    assert not gone.is_retired  # the scheduler has forgotten it

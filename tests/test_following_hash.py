@@ -38,15 +38,15 @@ class Memory:
         raise errors.DiskFailed("close")  # which harms no digest
 
 
-def a_board(*, is_written: bool = True) -> tuple[ChunkScheduler, Chunk]:
-    """A board of a file of which all is written, or nothing."""
-    board, end = ChunkScheduler(lambda: 100.0), len(DATA) if is_written else 0
+def a_scheduler(*, is_written: bool = True) -> tuple[ChunkScheduler, Chunk]:
+    """A scheduler of a file of which all is written, or nothing."""
+    scheduler, end = ChunkScheduler(lambda: 100.0), len(DATA) if is_written else 0
     chunk = Chunk(0, len(DATA), end, end)
-    board.load_plan(ChunkMap([chunk]), "owner")
-    return board, chunk
+    scheduler.load_plan(ChunkMap([chunk]), "owner")
+    return scheduler, chunk
 
 
-def follower(board: ChunkScheduler, *readers: Any) -> FollowingHash:
+def follower(scheduler: ChunkScheduler, *readers: Any) -> FollowingHash:
     """A follower that opens these readers, one after the other; an exception among them is raised."""
     left = list(readers)
 
@@ -56,34 +56,34 @@ def follower(board: ChunkScheduler, *readers: Any) -> FollowingHash:
             raise reader
         return reader
 
-    return FollowingHash("sha256", board, open_reader)
+    return FollowingHash("sha256", scheduler, open_reader)
 
 
 def test_a_complete_file_is_read_once_from_its_beginning_to_its_end() -> None:
-    board, _chunk = a_board()
+    scheduler, _chunk = a_scheduler()
     reader = Memory()
-    assert follower(board, reader).digest() == sha256(DATA)
+    assert follower(scheduler, reader).digest() == sha256(DATA)
     assert reader.reads == [(0, READ_SIZE), (READ_SIZE, READ_SIZE), (2 * READ_SIZE, 17)]
     assert reader.closed.is_set()
 
 
 def test_an_empty_file_has_a_digest() -> None:
-    board = ChunkScheduler(lambda: 100.0)
-    board.load_plan(ChunkMap([]), "owner")
+    scheduler = ChunkScheduler(lambda: 100.0)
+    scheduler.load_plan(ChunkMap([]), "owner")
     reader = Memory(b"")
-    assert follower(board, reader).digest() == hashlib.sha256().hexdigest()
+    assert follower(scheduler, reader).digest() == hashlib.sha256().hexdigest()
     assert reader.closed.is_set()
 
 
 def test_the_front_is_followed_while_it_moves() -> None:
-    board, chunk = a_board(is_written=False)
+    scheduler, chunk = a_scheduler(is_written=False)
     reader = Memory()
-    following = follower(board, reader)
+    following = follower(scheduler, reader)
     for size in (1000, READ_SIZE, len(DATA)):
-        allowed = board.begin_write(chunk, size)
-        board.commit_write(chunk, allowed)
-        board.set_rate(chunk, 1.0)  # which wakes those that wait
-    board.release_chunk(chunk)
+        allowed = scheduler.begin_write(chunk, size)
+        scheduler.commit_write(chunk, allowed)
+        scheduler.set_rate(chunk, 1.0)  # which wakes those that wait
+    scheduler.release_chunk(chunk)
     assert following.digest() == sha256(DATA)
     covered = sorted(reader.reads)
     assert [position for position, _ in covered[1:]] == [position + size for position, size in covered[:-1]]
@@ -91,7 +91,7 @@ def test_the_front_is_followed_while_it_moves() -> None:
 
 @pytest.mark.parametrize("why", ["descriptors", "threads"])
 def test_without_a_thread_the_file_is_hashed_when_it_is_complete(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    board, chunk = a_board(is_written=False)
+    scheduler, chunk = a_scheduler(is_written=False)
     first, second = Memory(), Memory()
     if why == "threads":
 
@@ -99,13 +99,13 @@ def test_without_a_thread_the_file_is_hashed_when_it_is_complete(why: str, monke
             raise errors.NoThread("cannot start a thread")
 
         monkeypatch.setattr(threads, "start_thread", no_thread)
-        following = follower(board, first, second)
+        following = follower(scheduler, first, second)
         assert first.closed.is_set()
     else:
-        following = follower(board, errors.OutOfFiles("too many files are open"), second)
+        following = follower(scheduler, errors.OutOfFiles("too many files are open"), second)
     assert first.reads == second.reads == []
-    board.commit_write(chunk, board.begin_write(chunk, len(DATA)))
-    board.release_chunk(chunk)
+    scheduler.commit_write(chunk, scheduler.begin_write(chunk, len(DATA)))
+    scheduler.release_chunk(chunk)
     assert following.digest() == sha256(DATA)
     assert second.closed.is_set()
 
@@ -115,17 +115,17 @@ def test_without_a_thread_the_file_is_hashed_when_it_is_complete(why: str, monke
     [(Memory(fault=errors.DiskFailed("read f.part")), "read f.part"), (Memory(DATA[:100]), "became shorter")],
 )
 def test_a_file_that_cannot_be_read_has_no_digest(reader: Memory, message: str) -> None:
-    board, _chunk = a_board()
+    scheduler, _chunk = a_scheduler()
     with pytest.raises(errors.LocalFault, match=message):
-        follower(board, reader).digest()
+        follower(scheduler, reader).digest()
     assert reader.closed.is_set()
 
 
 def test_a_download_that_was_stopped_has_no_digest() -> None:
-    board, _chunk = a_board(is_written=False)
+    scheduler, _chunk = a_scheduler(is_written=False)
     reader = Memory()
-    following = follower(board, reader)
-    board.scope.cancel(errors.Cancelled("cancelled"))
+    following = follower(scheduler, reader)
+    scheduler.scope.cancel(errors.Cancelled("cancelled"))
     with pytest.raises(errors.Cancelled):
         following.digest()
     assert reader.closed.is_set()
@@ -133,16 +133,16 @@ def test_a_download_that_was_stopped_has_no_digest() -> None:
 
 
 def test_a_stop_ends_hashing_before_the_file_ends() -> None:
-    board, _chunk = a_board()
-    board._is_complete = False  # as long as the last chunk has an owner
+    scheduler, _chunk = a_scheduler()
+    scheduler._is_complete = False  # as long as the last chunk has an owner
     reader = Memory()
 
     def read(position: int, size: int) -> bytes:
-        board.scope.cancel(errors.Cancelled("cancelled"))
+        scheduler.scope.cancel(errors.Cancelled("cancelled"))
         reader.reads.append((position, size))
         return DATA[position : position + size]
 
     reader.read = read  # type: ignore[method-assign]
     with pytest.raises(errors.Cancelled):
-        follower(board, reader).digest()
+        follower(scheduler, reader).digest()
     assert len(reader.reads) == 1

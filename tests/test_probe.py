@@ -371,7 +371,9 @@ def test_a_file_is_divided_among_the_connections(opener: Opener) -> None:
 
 @pytest.mark.parametrize("checksum", [None, CHECKSUM])
 @pytest.mark.parametrize("verify", [True, False])
-def test_a_file_that_is_hashed_is_dealt_in_pieces(checksum: Checksum | None, verify: bool, opener: Opener) -> None:
+def test_a_file_that_is_hashed_is_distributed_in_pieces(
+    checksum: Checksum | None, verify: bool, opener: Opener
+) -> None:
     opener.script, opener.checksum, opener.settings = [FILE], checksum, {"verify": verify}
     piece = openings.PIECE if checksum and verify else None
     assert opener.open().chunks.piece == piece

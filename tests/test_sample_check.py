@@ -66,7 +66,7 @@ class File:
 
 
 class Resting(ChunkScheduler):
-    """A board whose rests take no time, and are noted."""
+    """A scheduler whose rests take no time, and are noted."""
 
     def __init__(self) -> None:
         super().__init__(lambda: 100.0)
@@ -85,9 +85,9 @@ class Bench:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: Any, **settings: Any) -> None:
         self.clock, self.events = Clock(), Events()
-        self.board = Resting()
+        self.scheduler = Resting()
         chosen = replace(FAST, retries=2, retry_delay=DELAY_S, retry_max_delay=10.0, **settings)
-        self.context = context_of(self.board, self.clock, self.events, chosen)
+        self.context = context_of(self.scheduler, self.clock, self.events, chosen)
         self.network = self.context.client.network_monitor
         for start in (0, 100_000):
             self.context.evidence.begin(start).end = start + 1000
@@ -187,7 +187,7 @@ def test_all_samples_are_asked_for_once_and_counted(monkeypatch: pytest.MonkeyPa
     assert len(bench.asked) > 1
     assert bench.events == [("samples_compared", {"path": "/folder/f"})]
     assert [reply.closed for reply in bench.replies] == [1] * len(bench.asked)
-    assert (bench.check.exchange, bench.file.closed, bench.board.rests) == (None, 1, [])
+    assert (bench.check.exchange, bench.file.closed, bench.scheduler.rests) == (None, 1, [])
     assert bench.check.received == 7 * len(bench.asked)
 
 
@@ -206,10 +206,10 @@ def test_a_failed_request_is_repeated_after_a_rest_and_reported(monkeypatch: pyt
     short, busy = errors.ShortBody("short"), errors.ServerBusy("busy")
     bench = Bench(monkeypatch, short, busy, DATA, short)
     seen: list[object] = []
-    bench.board.on_rest = lambda: seen.append(bench.check.exchange)
+    bench.scheduler.on_rest = lambda: seen.append(bench.check.exchange)
     bench.check.run()
     assert seen == [None] * 3  # nobody ends a request that has failed already
-    assert bench.board.rests == [DELAY_S, 2 * DELAY_S, DELAY_S]
+    assert bench.scheduler.rests == [DELAY_S, 2 * DELAY_S, DELAY_S]
     span, later = bench.asked[0], bench.asked[3]
     assert bench.asked[:5] == [span, span, span, later, later]
     first = {
@@ -242,7 +242,7 @@ def test_dead_idle_connections_are_replaced_without_being_counted(monkeypatch: p
     stale = errors.ConnectionBroken("closed", is_stale=True)
     bench = Bench(monkeypatch, *[stale] * (MAX_STALE + 1))
     bench.check.run()
-    assert bench.board.rests == [DELAY_S]
+    assert bench.scheduler.rests == [DELAY_S]
 
 
 def test_our_own_network_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,13 +251,13 @@ def test_our_own_network_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     for host in ("h.test", "other.test"):
         bench.network.failed(host)
     bench.check.run()
-    assert bench.board.rests == [NETWORK_POLL_S] * 4
+    assert bench.scheduler.rests == [NETWORK_POLL_S] * 4
     assert bench.events.named("network_away") == [{"error": "no name"}] * 4
 
 
 def test_a_stopped_download_asks_for_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(monkeypatch)
-    bench.board.scope.cancel(errors.Cancelled("cancelled"))
+    bench.scheduler.scope.cancel(errors.Cancelled("cancelled"))
     with pytest.raises(errors.Cancelled):
         bench.check.run()
     assert (bench.asked, bench.file.closed) == ([], 1)
@@ -270,7 +270,7 @@ def test_a_request_for_a_sample_has_a_time_limit(
     """Twice the sum of ``connect_timeout``, 5 s, and ``read_timeout``, 10 s."""
     bench = Bench(monkeypatch)
     bench.check.abort_if_overdue()
-    exchange = bench.check.exchange = Exchange(bench.clock, bench.board.sleep, ExchangeStats(0, 0.0))
+    exchange = bench.check.exchange = Exchange(bench.clock, bench.scheduler.sleep, ExchangeStats(0, 0.0))
     exchange.sent_at = None if ago_s is None else bench.clock.now - ago_s
     bench.check.abort_if_overdue()
     assert isinstance(exchange.cancel_error, errors.TimedOut) is is_ended

@@ -37,8 +37,8 @@ from dlpool.transfer.speed_monitor import (
 MIB = 1024 * 1024
 
 
-def gauge(*samples: tuple[int, float]) -> SpeedSamples:
-    """A gauge that has seen these (bytes, seconds)."""
+def speed(*samples: tuple[int, float]) -> SpeedSamples:
+    """A speed that has seen these (bytes, seconds)."""
     made = SpeedSamples()
     for received, waited_s in samples:
         made.add(ExchangeStats(received, waited_s))
@@ -46,46 +46,46 @@ def gauge(*samples: tuple[int, float]) -> SpeedSamples:
 
 
 def steady(rate: float, seconds: float) -> SpeedSamples:
-    """A gauge of a connection that brought ``rate`` for so long, looked at four times a second."""
-    return gauge(*[(int(rate * step / 4), step / 4) for step in range(int(seconds * 4) + 1)])
+    """A speed of a connection that brought ``rate`` for so long, looked at four times a second."""
+    return speed(*[(int(rate * step / 4), step / 4) for step in range(int(seconds * 4) + 1)])
 
 
-# --- the gauge ---
+# --- the speed ---
 
 
-def test_a_gauge_without_samples_knows_nothing() -> None:
+def test_a_speed_without_samples_knows_nothing() -> None:
     assert (SpeedSamples().rate, SpeedSamples().waited_s) == (0.0, 0.0)
 
 
 def test_a_single_sample_is_no_speed() -> None:
-    assert gauge((1000, 5.0)).rate == 0.0
+    assert speed((1000, 5.0)).rate == 0.0
 
 
 def test_a_speed_over_too_short_a_wait_is_not_told() -> None:
-    assert gauge((0, 0.0), (10**9, MIN_SPAN_S)).rate == 0.0
+    assert speed((0, 0.0), (10**9, MIN_SPAN_S)).rate == 0.0
 
 
 def test_a_speed_is_bytes_by_waiting() -> None:
-    assert gauge((100, 1.0), (1100, 1.5)).rate == pytest.approx(2000.0)
+    assert speed((100, 1.0), (1100, 1.5)).rate == pytest.approx(2000.0)
 
 
 def test_what_lies_before_the_window_is_forgotten() -> None:
-    fast_then_slow = gauge(*[(10**9 + step * 100, 10.0 + step) for step in range(5)], (10**9 + 500, 15.0))
-    assert gauge((0, 0.0), *fast_then_slow.samples).rate == pytest.approx(100.0)
+    fast_then_slow = speed(*[(10**9 + step * 100, 10.0 + step) for step in range(5)], (10**9 + 500, 15.0))
+    assert speed((0, 0.0), *fast_then_slow.samples).rate == pytest.approx(100.0)
 
 
 def test_a_burst_is_spread_over_the_window() -> None:
-    burst = gauge((0, 0.0), (1000, 0.5), (1000, 1.0), (1000, 1.5))
+    burst = speed((0, 0.0), (1000, 0.5), (1000, 1.0), (1000, 1.5))
     assert burst.rate == pytest.approx(1000 / 1.5)
 
 
 def test_the_wait_is_counted_from_the_first_sample() -> None:
     assert steady(1000.0, 10.0).waited_s == 10.0
-    assert gauge((0, 5.0), (10, 7.0)).waited_s == 2.0
+    assert speed((0, 5.0), (10, 7.0)).waited_s == 2.0
 
 
 @given(st.lists(st.tuples(st.integers(0, MIB), st.floats(0, 3)), min_size=1, max_size=30))
-def test_a_gauge_is_short_and_never_negative(steps: list[tuple[int, float]]) -> None:
+def test_a_speed_is_short_and_never_negative(steps: list[tuple[int, float]]) -> None:
     made, received, waited_s = SpeedSamples(), 0, 0.0
     for size, seconds in steps:
         received, waited_s = received + size, waited_s + seconds
@@ -113,21 +113,21 @@ def test_a_gauge_is_short_and_never_negative(steps: list[tuple[int, float]]) -> 
 def test_a_connection_below_the_minimum_for_the_whole_time_is_ended(
     received: int, waited_s: float, is_ended: bool
 ) -> None:
-    error = below_minimum(gauge((0, 0.0), (received, waited_s)), 1000, 30.0)
+    error = below_minimum(speed((0, 0.0), (received, waited_s)), 1000, 30.0)
     assert (type(error) if error else None) is (TooSlow if is_ended else None)
 
 
 def test_the_least_minimum_is_a_byte_a_second() -> None:
-    assert isinstance(below_minimum(gauge((0, 0.0), (29, 30.0)), 1, 30.0), TooSlow)
+    assert isinstance(below_minimum(speed((0, 0.0), (29, 30.0)), 1, 30.0), TooSlow)
 
 
 def test_without_a_minimum_nothing_is_too_slow() -> None:
-    assert below_minimum(gauge((0, 0.0), (0, 10_000.0)), 0, 30.0) is None
+    assert below_minimum(speed((0, 0.0), (0, 10_000.0)), 0, 30.0) is None
 
 
 def test_each_span_of_time_is_judged_by_itself() -> None:
     """A fast beginning does not excuse a stall."""
-    made = gauge((0, 0.0), (10**9, 30.0))
+    made = speed((0, 0.0), (10**9, 30.0))
     assert below_minimum(made, 1000, 30.0) is None
     made.add(ExchangeStats(10**9, 59.0))
     assert below_minimum(made, 1000, 30.0) is None
@@ -164,7 +164,7 @@ def test_a_connection_that_brings_nothing_is_ended_however_little_is_left() -> N
 
 
 def test_patience_delays_the_comparison() -> None:
-    slow, siblings = gauge((0, 0.0), (10, 5.0)), [steady(1e6, 5.0)]
+    slow, siblings = speed((0, 0.0), (10, 5.0)), [steady(1e6, 5.0)]
     assert slower_than_siblings(slow, siblings, MIB, 5.0) is not None
     assert slower_than_siblings(slow, siblings, MIB, 5.1) is None
 
@@ -188,7 +188,7 @@ def test_only_what_a_comparison_ended_says_so() -> None:
         slower_than_siblings(steady(10.0, 5.0), [steady(1e6, 5.0)], MIB, 1.0),
         answer_timed_out(100.0, 1.0, 1.0),
     ]
-    absolute = [below_minimum(gauge((0, 0.0), (0, 30.0)), 1000, 30.0), header_timed_out(100.0, 10.0, 30.0)]
+    absolute = [below_minimum(speed((0, 0.0), (0, 30.0)), 1000, 30.0), header_timed_out(100.0, 10.0, 30.0)]
     errors = [error for error in compared + absolute if isinstance(error, RetryRange)]
     assert [error.is_comparison for error in errors] == [True, True, False, False]
 
@@ -252,11 +252,11 @@ def test_a_connection_that_keeps_idle_ones_waiting_for_its_last_bytes_is_ended(
 
 
 def test_the_window_ends_exactly_at_its_length() -> None:
-    made = gauge((0, 0.0), (1, 1.0), (2, 1.0 + RATE_WINDOW_S - 0.1))
+    made = speed((0, 0.0), (1, 1.0), (2, 1.0 + RATE_WINDOW_S - 0.1))
     assert len(made.samples) == 3
-    made = gauge((0, 0.0), (1, 1.0), (2, 1.0 + RATE_WINDOW_S))
+    made = speed((0, 0.0), (1, 1.0), (2, 1.0 + RATE_WINDOW_S))
     assert [sample.received for sample in made.samples] == [1, 2]
-    assert gauge((0, 0.0), (5, RATE_WINDOW_S)).rate == 5 / RATE_WINDOW_S
+    assert speed((0, 0.0), (5, RATE_WINDOW_S)).rate == 5 / RATE_WINDOW_S
 
 
 @pytest.mark.parametrize(
@@ -273,14 +273,14 @@ def test_the_window_ends_exactly_at_its_length() -> None:
 def test_a_connection_without_a_byte_has_a_rate_once_it_counts_as_stalled(
     samples: list[tuple[int, float]], expected: float
 ) -> None:
-    assert gauge(*samples).effective_rate == pytest.approx(expected)
+    assert speed(*samples).effective_rate == pytest.approx(expected)
 
 
 def test_the_minimum_counts_from_the_first_sample() -> None:
-    made = gauge((500, 10.0), (500 + 30_000, 40.0))
+    made = speed((500, 10.0), (500 + 30_000, 40.0))
     assert below_minimum(made, 1000, 30.0) is None
-    assert isinstance(below_minimum(gauge((500, 10.0), (500 + 29_999, 40.0)), 1000, 30.0), TooSlow)
-    assert below_minimum(gauge((500, 10.0), (500, 39.9)), 1000, 30.0) is None
+    assert isinstance(below_minimum(speed((500, 10.0), (500 + 29_999, 40.0)), 1000, 30.0), TooSlow)
+    assert below_minimum(speed((500, 10.0), (500, 39.9)), 1000, 30.0) is None
 
 
 @pytest.mark.parametrize(
@@ -300,8 +300,8 @@ def test_siblings_prove_something_and_a_rest_is_worth_it_from_exact_limits(
 
 
 def test_less_than_a_byte_a_second_is_a_rate_as_well() -> None:
-    assert slower_than_siblings(gauge((0, 0.0), (1, 2.0)), [steady(1e6, 5.0)], 0, MIN_WAIT_S) is None
-    assert slower_than_siblings(gauge((0, 0.0), (1, 2.0)), [steady(1e6, 5.0)], 1, MIN_WAIT_S) is not None
+    assert slower_than_siblings(speed((0, 0.0), (1, 2.0)), [steady(1e6, 5.0)], 0, MIN_WAIT_S) is None
+    assert slower_than_siblings(speed((0, 0.0), (1, 2.0)), [steady(1e6, 5.0)], 1, MIN_WAIT_S) is not None
 
 
 # --- the watch ---

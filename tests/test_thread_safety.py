@@ -81,88 +81,88 @@ def in_stats(stats: DownloadStats) -> object:
     return stats.completed, stats.failed, sorted(stats.errors), stats.get_completed_bytes(), stats.get_total_bytes()
 
 
-def a_board() -> ChunkScheduler:
+def a_scheduler() -> ChunkScheduler:
     """The chunk of "ann", of which nothing is written, and a free one."""
-    board = ChunkScheduler(noon)
-    board.load_plan(plan_chunks([ByteRange(0, 2 * MIB)], 2 * MIB, 2, MIB // 16), "ann")
-    return board
+    scheduler = ChunkScheduler(noon)
+    scheduler.load_plan(plan_chunks([ByteRange(0, 2 * MIB)], 2 * MIB, 2, MIB // 16), "ann")
+    return scheduler
 
 
-def a_complete_board() -> ChunkScheduler:
+def a_complete_scheduler() -> ChunkScheduler:
     """Two chunks that have been written, and whose owners do not know it yet."""
-    board = a_board()
-    taken("bob")(board)
-    for chunk in board._map.chunks:
-        board.commit_write(chunk, board.begin_write(chunk, MIB))
-    return board
+    scheduler = a_scheduler()
+    taken("bob")(scheduler)
+    for chunk in scheduler._map.chunks:
+        scheduler.commit_write(chunk, scheduler.begin_write(chunk, MIB))
+    return scheduler
 
 
-def a_served_board() -> ChunkScheduler:
+def a_served_scheduler() -> ChunkScheduler:
     """The connections of "ann" and "bob" have been receiving bodies for longer than is remembered."""
     times = [0.0, 0.0]
-    board = ChunkScheduler(lambda: times.pop() if times else 100.0)
-    board.begin_body("ann")
-    board.begin_body("bob")
-    return board
+    scheduler = ChunkScheduler(lambda: times.pop() if times else 100.0)
+    scheduler.begin_body("ann")
+    scheduler.begin_body("bob")
+    return scheduler
 
 
-def a_board_with_a_body() -> ChunkScheduler:
-    board = ChunkScheduler(noon)
-    board.begin_body("ann")
-    return board
+def a_scheduler_with_a_body() -> ChunkScheduler:
+    scheduler = ChunkScheduler(noon)
+    scheduler.begin_body("ann")
+    return scheduler
 
 
-def a_board_with_a_gap() -> ChunkScheduler:
+def a_scheduler_with_a_gap() -> ChunkScheduler:
     """The first chunk is written, which its owner does not know yet, so is the next; of the others a part is."""
-    board = ChunkScheduler(noon)
+    scheduler = ChunkScheduler(noon)
     chunks = [Chunk(0, 10, 10, 10), Chunk(10, 20, 20, 20), Chunk(20, 30, 25, 25), Chunk(30, 40, 31, 31)]
-    board.load_plan(ChunkMap(chunks), "nobody")
+    scheduler.load_plan(ChunkMap(chunks), "nobody")
     chunks[0].owner, chunks[2].owner, chunks[3].owner = "ann", "bob", "cid"
     chunks[2].rate = 1.0
-    return board
+    return scheduler
 
 
-def write(board: ChunkScheduler) -> object:
+def write(scheduler: ChunkScheduler) -> object:
     """Write the rest of the first chunk."""
-    chunk = board._map.chunks[0]
-    allowed = board.begin_write(chunk, MIB)
-    board.commit_write(chunk, allowed)
+    chunk = scheduler._map.chunks[0]
+    allowed = scheduler.begin_write(chunk, MIB)
+    scheduler.commit_write(chunk, allowed)
     return allowed
 
 
 def let_go(index: int) -> Operation:
     """Give back the first chunk, or the last."""
-    return lambda board: board.release_chunk(board._map.chunks[index])
+    return lambda scheduler: scheduler.release_chunk(scheduler._map.chunks[index])
 
 
 def taken(owner: str) -> Operation:
-    def take(board: ChunkScheduler) -> object:
-        chunk = board.take_chunk(owner)
+    def take(scheduler: ChunkScheduler) -> object:
+        chunk = scheduler.take_chunk(owner)
         return (chunk.start, chunk.end) if chunk is not None else None
 
     return take
 
 
-def in_board(board: ChunkScheduler) -> object:
-    chunks = [(chunk.start, chunk.position, chunk.end, chunk.owner) for chunk in board._map.chunks]
-    return chunks, board.retries, board.finished_chunks, str(board.scope.error), board._writing
+def in_scheduler(scheduler: ChunkScheduler) -> object:
+    chunks = [(chunk.start, chunk.position, chunk.end, chunk.owner) for chunk in scheduler._map.chunks]
+    return chunks, scheduler.retries, scheduler.finished_chunks, str(scheduler.scope.error), scheduler._writing
 
 
 def stopped(reason: str) -> Operation:
-    def stop(board: ChunkScheduler) -> object:
-        board.scope.cancel(Cancelled(reason))
-        return str(board.scope.error)
+    def stop(scheduler: ChunkScheduler) -> object:
+        scheduler.scope.cancel(Cancelled(reason))
+        return str(scheduler.scope.error)
 
     return stop
 
 
-def told(board: ChunkScheduler) -> object:
-    snapshot = board.snapshot()
+def told(scheduler: ChunkScheduler) -> object:
+    snapshot = scheduler.snapshot()
     return snapshot.written == sum(chunk.position - chunk.start for chunk in snapshot.chunks)
 
 
-def failed(board: ChunkScheduler) -> object:
-    return board.count_failure(board._map.chunks[0], ShortBody("short"), RangeAttempt(0, 0.0)).attempts
+def failed(scheduler: ChunkScheduler) -> object:
+    return scheduler.count_failure(scheduler._map.chunks[0], ShortBody("short"), RangeAttempt(0, 0.0)).attempts
 
 
 def a_watch() -> NetworkMonitor:
@@ -222,59 +222,63 @@ CASES = {
         lambda stats: stats.complete_task("a"),
         in_stats,
     ),
-    "ChunkScheduler: take and take": Case(a_board, taken("bob"), taken("cid"), in_board, "_changed"),
+    "ChunkScheduler: take and take": Case(a_scheduler, taken("bob"), taken("cid"), in_scheduler, "_changed"),
     "ChunkScheduler: write and steal": Case(
-        a_board, write, lambda board: (taken("bob")(board), taken("cid")(board)), in_board, "_changed"
+        a_scheduler,
+        write,
+        lambda scheduler: (taken("bob")(scheduler), taken("cid")(scheduler)),
+        in_scheduler,
+        "_changed",
     ),
-    "ChunkScheduler: snapshot and write": Case(a_board, told, write, lambda _board: None, "_changed"),
-    "ChunkScheduler: let go and let go": Case(a_complete_board, let_go(0), let_go(-1), in_board, "_changed"),
-    "ChunkScheduler: fail and fail": Case(a_board, failed, failed, in_board, "_changed"),
-    "ChunkScheduler: stop and stop": Case(a_board, stopped("one"), stopped("two"), in_board, "_changed"),
+    "ChunkScheduler: snapshot and write": Case(a_scheduler, told, write, lambda _scheduler: None, "_changed"),
+    "ChunkScheduler: let go and let go": Case(a_complete_scheduler, let_go(0), let_go(-1), in_scheduler, "_changed"),
+    "ChunkScheduler: fail and fail": Case(a_scheduler, failed, failed, in_scheduler, "_changed"),
+    "ChunkScheduler: stop and stop": Case(a_scheduler, stopped("one"), stopped("two"), in_scheduler, "_changed"),
     "ChunkScheduler: seal and stop": Case(
-        a_board, lambda board: board.scope.seal(), stopped("one"), in_board, "_changed"
+        a_scheduler, lambda scheduler: scheduler.scope.seal(), stopped("one"), in_scheduler, "_changed"
     ),
     "ChunkScheduler: look at the front and let go": Case(
-        a_board_with_a_gap, lambda board: board.contiguous_end(), let_go(0), in_board, "_changed"
+        a_scheduler_with_a_gap, lambda scheduler: scheduler.contiguous_end(), let_go(0), in_scheduler, "_changed"
     ),
     "ChunkScheduler: look at what is written and let go": Case(
-        a_board_with_a_gap, lambda board: board.written(), let_go(0), in_board, "_changed"
+        a_scheduler_with_a_gap, lambda scheduler: scheduler.written(), let_go(0), in_scheduler, "_changed"
     ),
     "ChunkScheduler: look for the slowest and let go": Case(
-        a_board_with_a_gap, lambda board: board.slowest_s(), let_go(0), in_board, "_changed"
+        a_scheduler_with_a_gap, lambda scheduler: scheduler.slowest_s(), let_go(0), in_scheduler, "_changed"
     ),
     "ChunkScheduler: retire and retire": Case(
-        a_served_board,
-        lambda board: board.retire_if_redundant("ann"),
-        lambda board: board.retire_if_redundant("bob"),
-        lambda board: sorted(board._retired),
+        a_served_scheduler,
+        lambda scheduler: scheduler.retire_if_redundant("ann"),
+        lambda scheduler: scheduler.retire_if_redundant("bob"),
+        lambda scheduler: sorted(scheduler._retired),
         "_changed",
     ),
     "ChunkScheduler: refused and refused": Case(
-        a_board_with_a_body,
-        lambda board: board.others_receiving("ann"),
-        lambda board: board.others_receiving("bob"),
-        lambda board: board.is_crowded,
+        a_scheduler_with_a_body,
+        lambda scheduler: scheduler.others_receiving("ann"),
+        lambda scheduler: scheduler.others_receiving("bob"),
+        lambda scheduler: scheduler.is_crowded,
         "_changed",
     ),
     "ChunkScheduler: look for bodies and begin one": Case(
-        a_served_board,
-        lambda board: board.others_received_recently("cid"),
-        lambda board: board.begin_body("dan"),
-        lambda board: sorted(board._received_at),
+        a_served_scheduler,
+        lambda scheduler: scheduler.others_received_recently("cid"),
+        lambda scheduler: scheduler.begin_body("dan"),
+        lambda scheduler: sorted(scheduler._received_at),
         "_changed",
     ),
     "ChunkScheduler: look for bodies and forget one": Case(
-        a_served_board,
-        lambda board: board.others_received_recently("cid"),
-        lambda board: board.remove_worker("ann"),
-        lambda board: sorted(board._received_at),
+        a_served_scheduler,
+        lambda scheduler: scheduler.others_received_recently("cid"),
+        lambda scheduler: scheduler.remove_worker("ann"),
+        lambda scheduler: sorted(scheduler._received_at),
         "_changed",
     ),
     "ChunkScheduler: end a body and look for bodies": Case(
-        a_served_board,
-        lambda board: board.end_body("ann"),
-        lambda board: board.others_receiving("bob") > 0 or board.others_received_recently("bob"),
-        lambda board: sorted(board._receiving),
+        a_served_scheduler,
+        lambda scheduler: scheduler.end_body("ann"),
+        lambda scheduler: scheduler.others_receiving("bob") > 0 or scheduler.others_received_recently("bob"),
+        lambda scheduler: sorted(scheduler._receiving),
         "_changed",
     ),
     "RateLimit: spend and spend": Case(
@@ -308,12 +312,12 @@ CASES = {
     "Exchange: abort and abort": Case(
         an_exchange, aborted("one"), aborted("two"), lambda exchange: str(exchange.cancel_error)
     ),
-    "Tally: add and add": Case(
+    "WorkerCounters: add and add": Case(
         WorkerCounters, lambda tally: tally.add("x", 1), lambda tally: tally.add("x", 2), lambda tally: tally.snapshot()
     ),
-    "Tally: add and look": Case(
+    "WorkerCounters: add and look": Case(
         WorkerCounters,
-        lambda tally: tally.range_fetched(1.0),
+        lambda tally: tally.count_range(1.0),
         lambda tally: len(tally.snapshot()) in (0, 2),
         WorkerCounters.snapshot,
     ),

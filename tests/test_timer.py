@@ -10,20 +10,20 @@ import pytest
 
 from dlpool import threads
 from dlpool.errors import NoThread
-from dlpool.transfer import timer as tickers
+from dlpool.transfer import timer as timers
 from dlpool.transfer.timer import IDLE_TICKS, TimerThread
 from tests.conftest import wait_until
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(tickers, "TICK_S", 0.001)
+    monkeypatch.setattr(timers, "TICK_S", 0.001)
     yield
     wait_until(lambda: not [one for one in threading.enumerate() if one.name == "dlpool-timer"])
 
 
 def test_callbacks_are_called_again_and_again_while_their_block_runs() -> None:
-    ticker, calls = TimerThread(), {"one": 0, "other": 0}
+    timer, calls = TimerThread(), {"one": 0, "other": 0}
 
     def counting(name: str) -> Callable[[], None]:
         def call() -> None:
@@ -31,10 +31,10 @@ def test_callbacks_are_called_again_and_again_while_their_block_runs() -> None:
 
         return call
 
-    with ticker.calling(counting("one")) as is_called:
+    with timer.calling(counting("one")) as is_called:
         assert is_called
         wait_until(lambda: calls["one"] >= 3)
-        with ticker.calling(counting("other")) as is_other_called:
+        with timer.calling(counting("other")) as is_other_called:
             assert is_other_called
             wait_until(lambda: calls["other"] >= 3)
         assert len([one for one in threading.enumerate() if one.name == "dlpool-timer"]) == 1
@@ -42,16 +42,16 @@ def test_callbacks_are_called_again_and_again_while_their_block_runs() -> None:
         other = calls["other"]
         wait_until(lambda: calls["one"] >= seen + 3)
         assert calls["other"] <= other + 1, "it may be called once while its block ends"
-    assert ticker._callbacks == {}
+    assert timer._callbacks == {}
 
 
 def test_the_thread_ends_without_callbacks_and_comes_back() -> None:
-    ticker, called = TimerThread(), threading.Event()
+    timer, called = TimerThread(), threading.Event()
     for _ in range(2):
         called.clear()
-        with ticker.calling(called.set):
+        with timer.calling(called.set):
             assert called.wait(20.0)
-        wait_until(lambda: ticker._thread is None)
+        wait_until(lambda: timer._thread is None)
 
 
 def test_an_idle_thread_stays_for_some_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,12 +61,12 @@ def test_an_idle_thread_stays_for_some_ticks(monkeypatch: pytest.MonkeyPatch) ->
         def wait(self, seconds: float) -> bool:
             ticks.append(seconds)
             if len(ticks) == 5:
-                ticker._callbacks["once"] = lambda: ticker._callbacks.clear()
+                timer._callbacks["once"] = lambda: timer._callbacks.clear()
             return False
 
     monkeypatch.setattr(threading, "Event", Pause)
-    ticker = TimerThread()
-    ticker._run()
+    timer = TimerThread()
+    timer._run()
     assert len(ticks) == 5 + IDLE_TICKS + 1, "counted from the last callback"
 
 
@@ -80,28 +80,28 @@ def test_without_a_thread_it_is_said_that_nothing_is_called(monkeypatch: pytest.
 
 
 def test_a_block_that_fails_ends_its_calls() -> None:
-    ticker = TimerThread()
-    with pytest.raises(ValueError, match="failed"), ticker.calling(lambda: None):
+    timer = TimerThread()
+    with pytest.raises(ValueError, match="failed"), timer.calling(lambda: None):
         raise ValueError("failed")
-    assert ticker._callbacks == {}
+    assert timer._callbacks == {}
 
 
 def test_the_callbacks_change_and_are_read_only_under_the_lock() -> None:
-    ticker, called = TimerThread(), threading.Event()
+    timer, called = TimerThread(), threading.Event()
 
     class Guarded(dict[object, Any]):
         def __setitem__(self, key: object, value: Any) -> None:
-            assert ticker._lock.locked()
+            assert timer._lock.locked()
             super().__setitem__(key, value)
 
         def __delitem__(self, key: object) -> None:
-            assert ticker._lock.locked()
+            assert timer._lock.locked()
             super().__delitem__(key)
 
         def values(self) -> Any:
-            assert ticker._lock.locked()
+            assert timer._lock.locked()
             return super().values()
 
-    ticker._callbacks = Guarded()
-    with ticker.calling(called.set):
+    timer._callbacks = Guarded()
+    with timer.calling(called.set):
         assert called.wait(20.0)

@@ -48,9 +48,9 @@ def test_progress_tells_bytes_and_what_they_will_yet_take_of_the_disk(
     transfer = fetch.transfer(f"{serve(handle).url}/f", tmp_path / "f", preallocate=preallocate)
     real = ChunkScheduler.commit_write
 
-    def commit_write(board: ChunkScheduler, *arguments: Any, **options: Any) -> Any:
-        result = real(board, *arguments, **options)
-        if board.written() >= half:
+    def commit_write(scheduler: ChunkScheduler, *arguments: Any, **options: Any) -> Any:
+        result = real(scheduler, *arguments, **options)
+        if scheduler.written() >= half:
             written.set()
         return result
 
@@ -190,7 +190,7 @@ def test_what_other_threads_see_changes_only_under_the_lock(serve: Serve, fetch:
 
     class Guarded(Transfer):
         def __setattr__(self, name: str, value: object) -> None:
-            guarded = ("_cancelled", "_board", "_attempt", "_is_counted")
+            guarded = ("_cancelled", "_scheduler", "_attempt", "_is_counted")
             if "is_ready" in self.__dict__ and name in guarded and not self._lock.locked():
                 unguarded.append(name)
             super().__setattr__(name, value)

@@ -142,8 +142,8 @@ def test_an_attempt_is_progress_from_the_minimum_speed_on(
     assert RangeAttempt(brought, waited_s).is_progress(least_rate) is expected
 
 
-def board(*others: Chunk, least_rate: int = 1000) -> tuple[ChunkScheduler, Chunk]:
-    """A board at time 100 with a free chunk of "me", and the chunks of others."""
+def scheduler(*others: Chunk, least_rate: int = 1000) -> tuple[ChunkScheduler, Chunk]:
+    """A scheduler at time 100 with a free chunk of "me", and the chunks of others."""
     made = ChunkScheduler(lambda: 100.0, least_rate)
     chunk = Chunk(0, 10_000, 0, 0)
     made.load_plan(ChunkMap([chunk, *others]), "me")
@@ -160,7 +160,7 @@ def board(*others: Chunk, least_rate: int = 1000) -> tuple[ChunkScheduler, Chunk
     ],
 )
 def test_attempts_without_progress_are_counted_in_a_row(attempts: list[tuple[int, float]], counted: int) -> None:
-    made, chunk = board()
+    made, chunk = scheduler()
     failures = [made.count_failure(chunk, errors.ShortBody("short"), RangeAttempt(*attempt)) for attempt in attempts]
     assert failures[-1].attempts == counted
     row = attempts[len(attempts) - counted :] if counted else []
@@ -184,7 +184,7 @@ def test_attempts_without_progress_are_counted_in_a_row(attempts: list[tuple[int
     ],
 )
 def test_only_a_connection_that_makes_progress_excuses_another(other: Chunk, is_excused: bool) -> None:
-    made, chunk = board(other)
+    made, chunk = scheduler(other)
     made.begin_write(other, 100)
     made.commit_write(other, 100)  # bytes came just now
     other.position = other.write_end = other.position - 100
@@ -193,7 +193,7 @@ def test_only_a_connection_that_makes_progress_excuses_another(other: Chunk, is_
 
 
 def test_a_comparison_excuses_an_attempt_only_for_a_time() -> None:
-    made, chunk = board()
+    made, chunk = scheduler()
     error = errors.TooSlow("slower than its siblings", is_comparison=True)
     chunk.replacements = MAX_REPLACED
     assert made.count_failure(chunk, error, RangeAttempt(0, 1.0)).attempts == 0
