@@ -171,7 +171,7 @@ class ChunkScheduler:
         Raises the error if the download has been cancelled.
         """
         with self._changed:
-            if self._is_complete or self.scope.error is not None:
+            if self._is_complete or self.scope.error:
                 raise self.scope.error or AssertionError("a write after the end")
             allowed = min(size, chunk.end - chunk.position)
             chunk.write_end = chunk.position + allowed
@@ -185,7 +185,7 @@ class ChunkScheduler:
             self._written_at = self._clock() if size else self._written_at
             chunk.write_end = chunk.position
             self._writing -= 1
-            if self._writing == 0 and self.is_over:
+            if self._writing == 0 and (self._is_complete or self.scope.error):
                 self._changed.notify_all()
 
     def release_chunk(self, chunk: Chunk, delay_s: float = 0.0) -> None:
