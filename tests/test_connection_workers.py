@@ -84,13 +84,13 @@ def test_as_many_workers_are_started_as_are_wanted(make: Callable[..., Bench]) -
     bench = make()
     assert (bench.workers.most_at_once, bench.workers.received, bench.workers.all) == (1, 0, (bench.first,))
     bench.begin(3, 3)
-    assert (bench.lanes.most_at_once, len(bench.lanes.all)) == (3, 3)
-    started = list(bench.lanes._threads.values())
+    assert (bench.workers.most_at_once, len(bench.workers.all)) == (3, 3)
+    started = list(bench.workers._threads.values())
     assert [(thread.name, thread.daemon) for thread in started] == [(f"dlpool-connection-{n}", True) for n in (1, 2, 3)]
-    wait_until(lambda: bench.board._waiting == 2)  # the others have run, and found nothing to do
-    bench.lanes.adapt(bench.plan)
-    bench.lanes.release_share()
-    assert (len(bench.lanes.all), bench.events) == (3, [])
+    wait_until(lambda: bench.scheduler._waiting == 2)  # the others have run, and found nothing to do
+    bench.workers.adapt(bench.plan)
+    bench.workers.release_share()
+    assert (len(bench.workers.all), bench.events) == (3, [])
 
 
 def test_the_end_waits_for_the_threads(make: Callable[..., Bench]) -> None:
