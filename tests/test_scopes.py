@@ -425,7 +425,7 @@ def test_a_static_public_key_is_for_its_own_algorithms_only() -> None:
     ],
 )
 def test_a_key_that_does_not_fit_the_algorithms_is_refused(algorithms: str, make: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r".S... need"):
+    with pytest.raises(ConfigurationError, match=r"for .S..."):
         Authenticator(WebSettings(jwt_key=pem(make()), jwt_algorithms=algorithms))
 
 

@@ -210,7 +210,7 @@ def test_it_does_not_start_where_others_reach_it_without_a_key(address: str, tmp
         ({"jwt_key": "short"}, "fewer than 32 bytes"),
         ({"secret_key": "fifteen bytes.."}, "fewer than 16 bytes"),
         ({"jwt_key_file": "/nowhere/key"}, "/nowhere/key"),
-        ({"jwt_key": KEY, "jwt_algorithms": "RS256"}, "not a public key"),
+        ({"jwt_key": KEY, "jwt_algorithms": "RS256"}, "must be a public key in PEM"),
         ({"jwt_key": KEY, "jwt_algorithms": "HS256,RS256"}, "of one kind"),
         ({"jwt_key": KEY, "jwt_algorithms": "none"}, "not a list of HS256"),
         ({"prefix": "/a/../b"}, "not a path"),
@@ -233,7 +233,7 @@ def test_a_key_of_another_kind_is_refused(tmp_path: Path) -> None:
         .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     )
     (tmp_path / "key").write_bytes(pem)
-    assert "no RSA key" in refused(tmp_path, {"jwt_key_file": tmp_path / "key", "jwt_algorithms": "RS256"})[1]
+    assert "must be an RSA key" in refused(tmp_path, {"jwt_key_file": tmp_path / "key", "jwt_algorithms": "RS256"})[1]
 
 
 def test_a_port_in_use_and_a_folder_that_cannot_be_made_are_one_sentence(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_port_in_use_and_a_folder_that_cannot_be_made_are_one_sentence(tmp_pat
         assert code == 3 and f"127.0.0.1:{port}" in line
     (tmp_path / "file").write_text("")
     code, line = refused(tmp_path, {}, {"upload_dir": tmp_path / "file" / "x"})
-    assert code == 3 and "cannot make the folder" in line
+    assert code == 3 and "cannot create the folder" in line
 
 
 class RawListener:
@@ -262,7 +262,7 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     ended = run("-c", WebServer(tmp_path).ini, module="dlpool.cli.web", env=environment)
     assert ended.code == 78
-    assert ended.err == "dlpool-web: dlpool-web needs more libraries: pip install 'dlpool[web]' (there is no falcon)\n"
+    assert ended.err == "dlpool-web: dlpool-web needs more libraries: pip install 'dlpool[web]' (falcon is missing)\n"
 
 
 def test_settings_of_uploads_come_from_everywhere(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def load_pem_key(text: str, algorithms: tuple[str, ...]) -> TokenKey:
         key = load_pem_public_key(text.encode())
     except ValueError as error:
         raise ConfigurationError(
-            f"[web] jwt_key is not a public key in PEM: {kind} algorithms need one"
+            f"[web] jwt_key must be a public key in PEM for {kind} algorithms"
         ) from error
     usable = frozenset(algorithms).intersection(algorithms_of(key))
     if not usable or not isinstance(key, RSAPublicKey | EllipticCurvePublicKey):
@@ -74,7 +74,7 @@ def load_pem_key(text: str, algorithms: tuple[str, ...]) -> TokenKey:
             " key on its curve" if kind == "ES" else " key"
         )
         raise ConfigurationError(
-            f"[web] jwt_key is not an {wanted}: {', '.join(algorithms)} need one"
+            f"[web] jwt_key must be an {wanted} for {', '.join(algorithms)}"
         )
     return TokenKey(key, usable)
 
