@@ -294,7 +294,7 @@ def test_what_the_service_does_by_itself_and_what_was_left_out_are_told(tmp_path
     audit = AuditLog(cast("Any", kept), SharedCounters(tmp_path / "figures"), log.logger("audit"))
     for method in ("GET", "POST"):
         caller = SimpleNamespace(actor="token ann")
-        context = SimpleNamespace(caller=caller, address="10.0.0.1", trace_id=None, is_admitted=False)
+        context = SimpleNamespace(principal=caller, address="10.0.0.1", trace_id=None, is_admitted=False)
         req = cast("Any", SimpleNamespace(method=method, context=context))
         start_request(req)
         audit.record_upload_event(UploadEvent("upload_completed", f"by {method}", "chunked", None, "f", 3))
