@@ -127,13 +127,13 @@ def a_paused_retry_that_is_resumed_later(queue: Queue) -> Callable[[], object]:
     return claimed
 
 
-def parked_until_its_start(queue: Queue) -> Callable[[], object]:
+def throttled_until_its_start(queue: Queue) -> Callable[[], object]:
     queue.push("a")
     queue.finish(queue.claim_one(), "throttle", delay_s=SOON_S, host="h")
     return queue.claim
 
 
-def parked_for_a_slot_that_was_never_given_back(queue: Queue) -> Callable[[], object]:
+def throttled_for_a_slot_that_was_never_released(queue: Queue) -> Callable[[], object]:
     queue.push("a")
     queue.finish(queue.claim_one(), "throttle", delay_s=SOON_S, host="h", waits_for_slot=True)
     return queue.claim
@@ -227,8 +227,8 @@ DUE: dict[str, Prepare] = {
         a_release,
         not_before,
         a_paused_retry_that_is_resumed_later,
-        parked_until_its_start,
-        parked_for_a_slot_that_was_never_given_back,
+        throttled_until_its_start,
+        throttled_for_a_slot_that_was_never_released,
         a_lease,
         a_suspect_lease,
         what_a_gone_supervisor_had_reserved,
@@ -273,7 +273,7 @@ def test_what_is_due_late_does_not_come_early_because_the_clock_was_set_back(
 
 
 @pytest.mark.parametrize("steps", SHIFTS.values(), ids=SHIFTS)
-def test_nobody_loses_a_job_because_the_clock_was_changed(queue: Queue, steps: tuple[int, ...]) -> None:
+def test_no_job_is_lost_because_the_clock_was_changed(queue: Queue, steps: tuple[int, ...]) -> None:
     for number in range(20):
         queue.push(f"{number}")
     tickets = [one.lease for one in queue.claim(slots=20)]
@@ -315,7 +315,7 @@ def test_people_are_told_times_by_the_clock_as_it_is_now(queue: Queue, steps: tu
         assert before.due_at is not None and abs(before.due_at - now_s - NEVER_S) < 60
 
 
-def test_the_history_goes_on_and_its_moments_are_apart(queue: Queue) -> None:
+def test_the_history_continues_with_distinct_times(queue: Queue) -> None:
     history = QueueHistory(queue.client, queue.keys)
     for seconds in (0, -2 * HOURS, -4 * HOURS, 0):
         queue.shift(seconds)

@@ -94,7 +94,7 @@ def grow_old(queue: Transitions, seconds: int) -> None:
 # --- the slots of hosts -------------------------------------------------------------------------------------------
 
 
-def test_the_slots_of_a_host_are_on_its_own_node_and_the_queue_goes_on_without_it(
+def test_the_slots_of_a_host_are_on_another_node_and_the_queue_works_without_it(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     slots = HostSlots(queue_of(cluster, tmp_path))
@@ -165,7 +165,7 @@ def test_a_record_whose_node_is_away_keeps_no_job_from_its_end_and_comes_later(
         wait_until(lambda: sum(line["dlpool.records"] for line in service.events("records_replayed")) == 3)
 
 
-def test_a_replica_that_takes_over_goes_on_with_the_queue(tmp_path: Path) -> None:
+def test_a_replica_that_takes_over_continues_the_queue(tmp_path: Path) -> None:
     gate = Gate()
     with Cluster(tmp_path / "cluster", masters=1, replicas=1) as cluster, Origin(gate) as origin:
         before, after = cluster.nodes

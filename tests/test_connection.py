@@ -95,7 +95,7 @@ def test_a_host_without_an_address_is_away(tmp_path: Path) -> None:
     assert type(error_of(client_of("redis://redis.invalid", tmp_path))) is QueueAway
 
 
-def test_a_connection_that_breaks_is_away_and_the_next_call_connects_anew(proxy: Proxy, tmp_path: Path) -> None:
+def test_after_a_broken_connection_the_next_call_connects_again(proxy: Proxy, tmp_path: Path) -> None:
     client = client_of(proxy.url, tmp_path)
     client.ping()
     proxy.refuse()

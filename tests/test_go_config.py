@@ -129,7 +129,7 @@ def test_spellings_types_and_units(key: str, value: object, name: str, expected:
         {"max": {"file": {"size": 5}}, "retry": {"max": {"attempts": 7}}},
     ],
 )
-def test_objects_within_objects_are_looked_into(value: dict[str, Any], tmp_path: Path) -> None:
+def test_objects_within_objects_are_read(value: dict[str, Any], tmp_path: Path) -> None:
     found = loaded(written(tmp_path, value)).settings.upload
     assert (found.max_file_size, found.retry_max_attempts) == (5, 7)
 
@@ -249,7 +249,7 @@ def test_dlpool_web_serves_with_it(tmp_path: Path) -> None:
     assert "unknown keys are ignored: x" in server.errors.read_text()
 
 
-def test_a_config_json_that_nobody_named_is_pointed_at(tmp_path: Path) -> None:
+def test_a_config_json_that_was_not_named_gets_a_hint(tmp_path: Path) -> None:
     written(tmp_path, REPORTED)
     environment = {**outside(), "DLPOOL_WEB_BIND": "0.0.0.0", "PYTHONPATH": str(ROOT)}  # refused: no key
     ended = run(module="dlpool.cli.web", cwd=tmp_path, env=environment)

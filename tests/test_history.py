@@ -74,7 +74,7 @@ def test_speed_is_that_of_the_last_ten_seconds() -> None:
     assert [speed.update(total) for total in (0, 500, 1000, 2500, 2500, 2500)] == [0, 100, 100, 200, 0, 0]
 
 
-def test_a_service_samples_and_goes_on_when_it_cannot(tmp_path: Path) -> None:
+def test_a_service_that_cannot_sample_continues(tmp_path: Path) -> None:
     with running(tmp_path) as (service, client), desk_of(service, client) as desk:
         wait_until(lambda: client.redis.xlen(client.keys.history) == 1)
         client.redis.delete(client.keys.history, client.keys.sample_turn)

@@ -88,7 +88,7 @@ def test_what_is_no_ini_file_is_one_sentence_with_its_line(data: bytes, said: st
     assert "\n" not in str(caught.value)
 
 
-def test_a_line_that_cannot_be_read_is_not_shown_whole(tmp_path: Path) -> None:
+def test_an_invalid_line_is_shown_in_part(tmp_path: Path) -> None:
     (tmp_path / "x.ini").write_text("[redis]\npassword hunter2\n")
     with pytest.raises(ConfigurationError) as caught:
         load(str(tmp_path / "x.ini"))

@@ -109,7 +109,7 @@ def test_a_node_that_is_drained_and_away_is_forgotten(bench: Bench) -> None:
     assert bench.listed() == []
 
 
-def test_of_a_node_that_nobody_knows_nothing_is_done(bench: Bench) -> None:
+def test_commands_on_an_unknown_node_fail(bench: Bench) -> None:
     for verb in (bench.nodes.drain, bench.nodes.resume, bench.nodes.forget):
         with pytest.raises(NoSuchNode, match="no node 'x' is known"):
             verb("x")

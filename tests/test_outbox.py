@@ -84,7 +84,7 @@ def test_records_are_delivered_to_their_nodes(nodes: Nodes) -> None:
     assert nodes.waiting() == ["4"]
 
 
-def test_nothing_to_deliver_asks_nobody() -> None:
+def test_nothing_to_deliver_calls_no_node() -> None:
     away: Any = redis.Redis(unix_socket_path="/nowhere.sock", retry=Retry(NoBackoff(), 0))
     lost = Outbox(away, KEYS, None)  # type: ignore[arg-type]
     assert lost.deliver([]) == Delivery(0, 0, "", ())

@@ -166,7 +166,7 @@ def test_the_files_of_the_settings_are_kept_apart(place: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("value", ["{root}/x:{out}", "{out}:{root}", "{out}::{root}/"])
-def test_each_allowed_root_is_looked_at(value: str, tmp_path: Path) -> None:
+def test_each_allowed_root_is_checked(value: str, tmp_path: Path) -> None:
     roots = value.format(root=tmp_path / "state_dir", out=tmp_path / "out")
     [said] = refusal(settings_of(tmp_path, paths={"allowed_roots": roots}))
     assert said.startswith(f"[paths] allowed_roots = {tmp_path}/state_dir")

@@ -56,7 +56,7 @@ def test_jobs_of_one_moment_are_read_page_by_page_in_however_many_looks(
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-def test_parked_jobs_come_before_those_that_are_delayed(queue: Queue, limit: int) -> None:
+def test_throttled_jobs_are_listed_before_delayed_ones(queue: Queue, limit: int) -> None:
     for number in range(4):
         ended(queue, f"p{number}", queue.keys.throttled, "delayed", 10**13 + number)
         ended(queue, f"d{number}", queue.keys.delayed, "delayed", 10**12 + number)
@@ -332,7 +332,7 @@ def test_samples_are_those_of_the_clock(queue: Queue) -> None:
     assert [sample[0] for sample in history.since(0, 2)] == [5000, 5003]
 
 
-def test_parked_jobs_of_hosts_are_counted_by_host(queue: Queue) -> None:
+def test_throttled_jobs_are_counted_by_host(queue: Queue) -> None:
     for number in range(3):
         queue.push(f"j{number}", priority="high")
         (claimed,) = queue.claim()

@@ -188,24 +188,24 @@ def test_a_push_that_follows_is_repeated_without_effect(queue: Queue) -> None:
     assert queue.followers("1") == [b"2"]
 
 
-def test_a_push_without_dedupe_follows_nobody(queue: Queue) -> None:
+def test_a_push_without_dedupe_does_not_follow(queue: Queue) -> None:
     assert queue.does.push([(job("x", dedupe=True), "1"), (job("x"), "2")]) == ["OK", "OK"]
     assert queue.ready() == ["1", "2"]
 
 
-def test_the_same_url_to_another_path_follows_nobody(queue: Queue) -> None:
+def test_the_same_url_to_another_path_does_not_follow(queue: Queue) -> None:
     other = PushedJob.parse(compose_job("http://host/x", "/elsewhere", dedupe=True))
     assert queue.does.push([(job("x", dedupe=True), "1"), (other, "2")]) == ["OK", "OK"]
 
 
-def test_a_push_of_what_has_ended_follows_nobody(queue: Queue) -> None:
+def test_a_push_equal_to_an_ended_job_does_not_follow(queue: Queue) -> None:
     queue.does.push([(job("x", dedupe=True), "1")])
     queue.finish(queue.claim_one(), "success")
     assert queue.does.push([(job("x", dedupe=True), "2")]) == ["OK"]
     assert queue.ready() == ["2"]
 
 
-def test_a_push_follows_nobody_whose_job_is_forgotten(queue: Queue) -> None:
+def test_a_push_of_an_equal_job_that_was_deleted_does_not_follow(queue: Queue) -> None:
     queue.does.push([(job("x", dedupe=True), "1")])
     queue.client.delete(queue.keys.job("1"))
     assert queue.does.push([(job("x", dedupe=True), "2")]) == ["OK"]
@@ -496,7 +496,7 @@ def test_a_beat_registers_and_shows_the_supervisor(queue: Queue) -> None:
     assert DAY_MS < queue.client.pttl(queue.keys.supervisor(B)) <= DAY_MS + 30_000
 
 
-def test_a_beat_without_info_registers_nobody(queue: Queue) -> None:
+def test_a_heartbeat_without_info_does_not_register(queue: Queue) -> None:
     queue.does.heartbeat(B, [], lease_s=LEASE_S)
     assert queue.zset(queue.keys.supervisors) == {A}
 
@@ -510,7 +510,7 @@ def test_a_beat_renews_leases_and_notes_progress(queue: Queue) -> None:
     assert queue.job("1")["progress"] == '{"done":1}'
 
 
-def test_a_beat_makes_an_evicted_lease_anew(queue: Queue) -> None:
+def test_a_heartbeat_restores_an_evicted_lease(queue: Queue) -> None:
     queue.push("1")
     ticket = queue.claim_one()
     queue.client.delete(queue.keys.leases, queue.keys.held_by(A))
@@ -636,7 +636,7 @@ def test_a_crash_is_counted_and_goes_to_the_front(queue: Queue) -> None:
     assert (again.crashes, again.attempts, again.takeovers) == (1, 2, 0)
 
 
-def test_a_job_may_go_on_at_the_back_of_another_priority(queue: Queue) -> None:
+def test_a_job_can_be_queued_at_the_back_of_another_priority(queue: Queue) -> None:
     queue.push("low", priority="low")
     queue.drop_in(job("1", id="1").raw)
     queue.finish(queue.claim_one(), "release", priority="low")
@@ -668,7 +668,7 @@ def test_an_old_fence_ends_nothing(queue: Queue, outcome: str) -> None:
     assert not queue.client.exists("success:http://host/1")
 
 
-def test_a_fence_is_old_as_soon_as_the_job_is_given_back(queue: Queue) -> None:
+def test_a_fence_is_invalid_as_soon_as_the_job_is_requeued(queue: Queue) -> None:
     queue.push("1")
     old = queue.claim_one()
     queue.does.requeue_jobs_of([A], order="fifo")
@@ -821,13 +821,13 @@ def test_who_beats_meanwhile_is_not_struck_off(queue: Queue) -> None:
 # --- recover ------------------------------------------------------------------------------------------------------
 
 
-def test_a_lease_that_stands_is_not_looked_at(queue: Queue) -> None:
+def test_a_valid_lease_is_not_examined(queue: Queue) -> None:
     queue.push("1")
     queue.claim()
     assert queue.recover() == (0, ())
 
 
-def test_a_lease_that_passed_is_suspect_and_taken_after_its_grace(queue: Queue) -> None:
+def test_an_expired_lease_is_marked_and_its_job_taken_after_the_grace(queue: Queue) -> None:
     queue.push(*"12")
     old = queue.claim_one()
     queue.pass_leases()
@@ -845,7 +845,7 @@ def test_a_lease_that_passed_is_suspect_and_taken_after_its_grace(queue: Queue) 
     assert queue.beat(old).replies == ("LOST",)
 
 
-def test_suspicion_from_before_a_silence_is_worth_nothing(queue: Queue) -> None:
+def test_marks_from_before_an_outage_do_not_count(queue: Queue) -> None:
     queue.push("1")
     ticket = queue.claim_one()
     queue.pass_leases()
@@ -896,7 +896,7 @@ def test_an_evicted_lease_of_a_supervisor_that_is_gone_is_found(queue: Queue) ->
     assert found == [(0, ()), (1, ()), (0, ("1",))]
 
 
-def test_more_than_a_thousand_leases_are_looked_at_in_turns(queue: Queue) -> None:
+def test_more_than_a_thousand_leases_are_examined_in_turns(queue: Queue) -> None:
     queue.client.zadd(queue.keys.leases, {f"none{number}": 1 for number in range(1500)})
     queue.recover()
     assert queue.client.zcard(queue.keys.leases) == 500
@@ -933,7 +933,7 @@ def test_an_inbox_of_one_who_lives_stays(queue: Queue) -> None:
     assert queue.client.llen(queue.keys.inbox(A)) == 1
 
 
-def test_take_back_gives_back_at_once_and_forgets_the_supervisor(queue: Queue) -> None:
+def test_requeue_jobs_requeues_at_once_and_deregisters_the_supervisor(queue: Queue) -> None:
     queue.register(B, C)
     queue.push(*"1234")
     queue.claim(2, A)
@@ -946,7 +946,7 @@ def test_take_back_gives_back_at_once_and_forgets_the_supervisor(queue: Queue) -
     assert sorted(queue.ready()) == ["1", "2", "3"]
 
 
-def test_take_back_is_repeated_without_effect(queue: Queue) -> None:
+def test_requeue_jobs_is_repeated_without_effect(queue: Queue) -> None:
     queue.push("1")
     queue.claim_one()
     assert queue.does.requeue_jobs_of([A], order="fifo") == ["1"]
@@ -954,14 +954,14 @@ def test_take_back_is_repeated_without_effect(queue: Queue) -> None:
     assert queue.job("1")["takeovers"] == "1"
 
 
-def test_take_back_of_nobody_takes_nothing(queue: Queue) -> None:
+def test_requeue_jobs_of_no_supervisor_takes_nothing(queue: Queue) -> None:
     queue.push("1")
     queue.claim_one()
     assert queue.does.requeue_jobs_of([], order="fifo") == []
     assert queue.state("1") == "running"
 
 
-def test_take_back_leaves_nothing_however_much_there_is(queue: Queue) -> None:
+def test_requeue_jobs_leaves_nothing_for_any_number_of_jobs(queue: Queue) -> None:
     queue.drop_in(*(job(str(number)).raw for number in range(900)))
     before = queue.client.lrange(queue.keys.intake, 0, -1)[:500]
     claimed = queue.ids(400)
@@ -1116,7 +1116,7 @@ def test_a_running_job_is_flagged_its_owner_gets_mail_and_its_beat_says_so(verb:
     assert (queue.state("1"), flag(queue, "1")) == ({"cancel": "cancelled", "pause": "paused"}[verb], None)
 
 
-def test_a_paused_job_has_its_attempt_back_and_goes_on_when_it_is_resumed(queue: Queue) -> None:
+def test_a_paused_job_has_its_attempt_back_and_continues_when_resumed(queue: Queue) -> None:
     queue.push("1")
     ticket = queue.claim_one()
     queue.controls.execute("pause", "1")
@@ -1126,7 +1126,7 @@ def test_a_paused_job_has_its_attempt_back_and_goes_on_when_it_is_resumed(queue:
     assert queue.ids(1) == ["1"]
 
 
-def test_resumed_before_its_supervisor_has_heard_it_goes_on(queue: Queue) -> None:
+def test_resumed_before_its_supervisor_was_notified_it_continues(queue: Queue) -> None:
     queue.push("1")
     ticket = queue.claim_one()
     queue.controls.execute("pause", "1")
@@ -1210,7 +1210,7 @@ def test_a_paused_job_that_was_moved_is_taken_once(queue: Queue) -> None:
     assert queue.ids(5, known=[JobLease("1", 1)]) == []
 
 
-def test_when_a_leader_is_cancelled_its_followers_go_on_by_themselves(queue: Queue) -> None:
+def test_when_a_leader_is_cancelled_its_followers_run_on_their_own(queue: Queue) -> None:
     for job_id in ("1", "2"):
         assert queue.does.push([(job("same", dedupe=True), job_id)])[0] == ("OK" if job_id == "1" else "FOLLOWS")
     assert queue.controls.execute("cancel", "1") == "OK"

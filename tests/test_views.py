@@ -323,7 +323,7 @@ def test_a_full_page_of_waiting_jobs_looks_no_further(queue: Queue, monkeypatch:
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])
-def test_hosts_are_counted_of_a_bounded_number_of_parked_jobs(
+def test_hosts_are_counted_of_a_bounded_number_of_throttled_jobs(
     queue: Queue, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     monkeypatch.setattr(views, "MAX_COUNTED", most)
