@@ -214,7 +214,7 @@ def test_an_overview_has_all_that_a_page_shows_and_an_etag(api: Api) -> None:
         seen = first.json()
         assert [seen[name][0]["id"] for name in ("running", "failed", "listed")] == ["runs", "fails", "waits"]
         assert seen["failed"][0]["note"] == note and seen["today"]["failed"] == 1
-        assert client.lrange(QueueKeys().mail("s1"), 0, -1) == [b"look"], "its supervisor is asked for news"
+        assert client.lrange(QueueKeys().mail("s1"), 0, -1) == [b"status"], "its supervisor is asked for its status"
     again = api.ask("GET", "/overview", If_None_Match=first.headers["ETag"])
     assert (again.status_code, again.content) == (304, b"")
     assert api.good("GET", "/overview?state=succeeded")["listed"] == []

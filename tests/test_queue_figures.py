@@ -276,7 +276,7 @@ def test_a_look_asks_each_supervisor_and_is_forgotten_soon(queue: Queue) -> None
         steering.request_status(views)
     for sid in ("s1", "s2"):
         mail = queue.keys.mail(sid)
-        assert (queue.client.llen(mail), queue.client.lindex(mail, -1)) == (100, b"look")
+        assert (queue.client.llen(mail), queue.client.lindex(mail, -1)) == (100, b"status")
         assert 0 < queue.client.pttl(mail) <= MAIL_TTL_MS
 
 

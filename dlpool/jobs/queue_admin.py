@@ -82,7 +82,7 @@ class QueueAdmin:
             pipeline = self._client.pipeline(transaction=False)
             for one in supervisors:
                 mail = self._keys.mail(one.sid)
-                pipeline.rpush(mail, "look").ltrim(mail, -100, -1).pexpire(
+                pipeline.rpush(mail, "status").ltrim(mail, -100, -1).pexpire(
                     mail, MAIL_TTL_MS
                 )
             pipeline.execute()

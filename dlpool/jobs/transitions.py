@@ -250,7 +250,7 @@ class Transitions(LuaScripts):
         """Renew the leases of ``jobs`` (with their progress, JSON or empty), and with
         ``info`` the registration.
 
-        Without ``info`` it only checks that the fences are still valid.
+        Without ``info`` it is a check whether the fences are still valid.
         """
         arguments: list[Any] = [
             self.keys.prefix,
