@@ -291,8 +291,8 @@ def _rate(value: object) -> int:
         rate = None
     if not isinstance(rate, int) or isinstance(rate, bool) or not KIB <= rate < 2**63:
         raise UsageError(
-            "dlpool.limit_rate is not at least 1024 bytes per second: "
-            'a whole number, or a text such as "1.5M"'
+            "dlpool.limit_rate is not a rate of at least 1024 bytes per second, "
+            'as a number or a text such as "1.5M"'
         )
     return rate
 
