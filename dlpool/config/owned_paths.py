@@ -24,10 +24,8 @@ from dlpool.disk import Identity, identity_of
 from dlpool.errors import ConfigurationError
 from dlpool.kinds import COMMAND, PATH, redacted_command
 
-TARGETS = (
-    ("paths", "download_dir"),
-    ("paths", "allowed_roots"),
-)  # paths of all other settings are owned
+# paths of all other settings are owned
+TARGETS = (("paths", "download_dir"), ("paths", "allowed_roots"))
 _HOOKS_RUN_IN = "/"  # working directory of commands
 _NETRC = (".netrc", "_netrc")
 _PATH = re.compile(r"/[^\s'\"`;&|<>(){}$,:=]+")

@@ -28,9 +28,8 @@ from dlpool.kinds import (
 READ = "read"  # see jobs, uploads and figures; download merged files
 UPLOAD = "upload"  # upload files, control and delete the owner's uploads
 PUSH = "push"  # queue jobs
-OPERATE = (
-    "operate"  # control jobs, nodes and the queue; retry and delete failure records
-)
+# control jobs, nodes and the queue; retry and delete failure records
+OPERATE = "operate"
 ADMIN = "admin"  # everything, for all owners
 SCOPES = (READ, UPLOAD, PUSH, OPERATE, ADMIN)
 COMMON = (READ, UPLOAD, PUSH, OPERATE)

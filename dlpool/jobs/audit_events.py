@@ -65,9 +65,8 @@ class AuditActor:
     address: str
 
 
-SERVICE = AuditActor(
-    "service", LOCAL
-)  # for changes that the service makes automatically
+# for changes that the service makes automatically
+SERVICE = AuditActor("service", LOCAL)
 
 
 def event_fields(change: AuditChange, author: AuditActor) -> dict[str, str]:

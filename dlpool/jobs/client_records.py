@@ -12,9 +12,8 @@ from functools import lru_cache
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.pushed_job import PushedJob
 
-CANCELLED = (
-    "the job was cancelled"  # message of its record; admin.lua writes the same note
-)
+# message of its record; admin.lua writes the same note
+CANCELLED = "the job was cancelled"
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 

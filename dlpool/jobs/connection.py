@@ -72,9 +72,8 @@ _UNABLE_TEXT = re.compile(
 )
 _UNTRUSTED_TEXT = "CERTIFICATE_VERIFY_FAILED] "
 _REFUSED_TEXT = re.compile(r"NOPERM|The user executing the script can't")
-_SCRIPT_SUFFIX = re.compile(
-    r"\.? script: [0-9a-f]{40}, on @\w+:\d+\.?$"
-)  # Redis 7 appends the line of the script
+# Redis 7 appends the line of the script
+_SCRIPT_SUFFIX = re.compile(r"\.? script: [0-9a-f]{40}, on @\w+:\d+\.?$")
 _PIPELINE_PREFIX = re.compile(r"^Command # \d+ \(.*?\) of pipeline caused error: ")
 
 
@@ -136,9 +135,8 @@ def connect(
     try:
         address = RedisAddress.parse(url)
         pool = redis.ConnectionPool.from_url(address.server_url, **options)
-        pool.connection_class(
-            **pool.connection_kwargs
-        )  # raises TypeError for an unknown option
+        # raises TypeError for an unknown option
+        pool.connection_class(**pool.connection_kwargs)
     except (ValueError, TypeError, errors.RedisError):
         # The cause may quote part of a password, for example as an invalid port.
         raise ConfigurationError(
@@ -299,9 +297,8 @@ def _where(client: redis.Redis) -> str:
     if "route" in options:
         return str(options["route"])
     if client.connection_pool.connection_class is AutoConnection:
-        return (
-            f"{options['host']}:{options['port']}"  # the private server was tried first
-        )
+        # the private server was tried first
+        return f"{options['host']}:{options['port']}"
     return str(
         options.get("path")
         or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"

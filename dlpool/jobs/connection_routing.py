@@ -27,10 +27,8 @@ _SILENT = (errors.ConnectionError, errors.TimeoutError)
 # Found in the middle of a script's error. A master without replicas may have been
 # replaced without knowing it.
 _WRONG_SERVER = re.compile(r"\b(?:READONLY|NOREPLICAS)\b")
-_REFUSED = (
-    errors.AuthenticationError,
-    errors.AuthorizationError,
-)  # subclasses of ConnectionError in redis-py
+# subclasses of ConnectionError in redis-py
+_REFUSED = (errors.AuthenticationError, errors.AuthorizationError)
 
 
 class ServerRoute(Protocol):

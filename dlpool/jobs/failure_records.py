@@ -27,9 +27,8 @@ from dlpool.redaction import REDACTED
 BATCH = 500  # records of one reply to HSCAN, approximately
 MAX_SORTED = 100_000  # records that a page is selected from
 _HEAD = b'{"task_data":'
-_FAILED_AT = re.compile(
-    rb'"failed_at": ?"([^"\\]{1,40})"'
-)  # usually at the end, and much faster than decoding the record
+# usually at the end, and much faster than decoding the record
+_FAILED_AT = re.compile(rb'"failed_at": ?"([^"\\]{1,40})"')
 
 
 @dataclass(frozen=True)

@@ -273,9 +273,8 @@ class JobListing:
             if here > 0:
                 members = self._client.lrange(name, -passed - here, -passed - 1)[::-1]
                 views = self._waiting(name, members)
-                found += views + [None] * (
-                    here - len(views)
-                )  # entries that were taken meanwhile
+                # entries that were taken meanwhile
+                found += views + [None] * (here - len(views))
             passed = max(0, passed - length)
         return found
 

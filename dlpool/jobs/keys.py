@@ -12,10 +12,8 @@ from dataclasses import dataclass
 INTAKE = "go_download_urls"
 FAILED = "go_download_failed_tasks"
 PRIORITIES = ("high", "normal", "low")
-READY = (
-    *PRIORITIES,
-    "limited",
-)  # limited: jobs that were throttled and come before all others
+# limited: jobs that were throttled and come before all others
+READY = (*PRIORITIES, "limited")
 SUCCESS_TTL_S = 86_400
 
 

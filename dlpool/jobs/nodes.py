@@ -15,22 +15,13 @@ from dlpool.jobs.queue_admin import QueueAdmin
 from dlpool.jobs.queue_views import QueueStats, QueueViews, SupervisorView
 from dlpool.jobs.transitions import Transitions
 
-NODE_STATES = (
-    "working",
-    "low on space",
-    "halted",
-    "drained",
-    "lost",
-)  # in the order of the list
+# in the order of the list
+NODE_STATES = ("working", "low on space", "halted", "drained", "lost")
 # after the end of its lease a node may need this long to reconnect after an outage of
 # Redis
 FORGET_AFTER_S = 5.0
-_LASTING = (
-    "host",
-    "pid",
-    "version",
-    "started_at",
-)  # status fields that remain true of a lost node
+# status fields that remain true of a lost node
+_LASTING = ("host", "pid", "version", "started_at")
 
 
 class NodeAdmin:

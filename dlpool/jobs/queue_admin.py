@@ -70,9 +70,8 @@ class QueueAdmin:
                 replies = [
                     self._jobs.execute("remove", to_text(job_id)) for job_id in ids
                 ]
-                self._client.zrem(
-                    key, *ids
-                )  # also ids of jobs that run again or are deleted
+                # also ids of jobs that run again or are deleted
+                self._client.zrem(key, *ids)
                 count += replies.count("OK")
         return count
 
