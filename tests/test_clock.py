@@ -74,8 +74,8 @@ class Queue:
         [claimed] = self.claim(lease_s=lease_s)
         return claimed.lease
 
-    def finish(self, ticket: JobLease, outcome: str, **how: Any) -> None:
-        assert self.does.finish(A, [FinishRequest(ticket, Disposition(outcome), **how)]) == ["OK"]
+    def finish(self, lease: JobLease, outcome: str, **how: Any) -> None:
+        assert self.does.finish(A, [FinishRequest(lease, Disposition(outcome), **how)]) == ["OK"]
 
     def control(self, verb: str, job_id: str) -> str:
         arguments = [self.keys.prefix, job_id, verb, "", "", "", ""]
@@ -276,17 +276,17 @@ def test_what_is_due_late_does_not_come_early_because_the_clock_was_set_back(
 def test_no_job_is_lost_because_the_clock_was_changed(queue: Queue, steps: tuple[int, ...]) -> None:
     for number in range(20):
         queue.push(f"{number}")
-    tickets = [one.lease for one in queue.claim(slots=20)]
+    leases = [one.lease for one in queue.claim(slots=20)]
     queue.does.recover(grace_s=15, order="fifo")
     for seconds in steps:
         queue.server.set_clock(seconds)
         queue.client.delete(f"{queue.keys.prefix}recovery_turn")  # it is time again
         assert queue.does.recover(grace_s=15, order="fifo").requeued == ()
-        beat = queue.does.heartbeat(A, [(ticket, "") for ticket in tickets], lease_s=30, info={})
+        beat = queue.does.heartbeat(A, [(lease, "") for lease in leases], lease_s=30, info={})
         assert beat.replies == ("OK",) * 20
         queue.client.delete(f"{queue.keys.prefix}recovery_turn")
         assert queue.does.recover(grace_s=15, order="fifo").expired == 0
-    assert queue.does.finish(A, [FinishRequest(ticket, Disposition.SUCCEED) for ticket in tickets]) == ["OK"] * 20
+    assert queue.does.finish(A, [FinishRequest(lease, Disposition.SUCCEED) for lease in leases]) == ["OK"] * 20
 
 
 @pytest.mark.parametrize("steps", SHIFTS.values(), ids=SHIFTS)

@@ -86,9 +86,9 @@ def end_one(queue: Transitions, record: ClientRecord, job_id: str = "job-1") -> 
 def grow_old(queue: Transitions, seconds: int) -> None:
     """All that is in the outbox was put there so much earlier."""
     client: Any = queue.client
-    for ticket, entry in client.hgetall(KEYS.outbox).items():
+    for lease, entry in client.hgetall(KEYS.outbox).items():
         put_ms, _, rest = entry.partition(b" ")
-        client.hset(KEYS.outbox, ticket, b"%d %b" % (int(put_ms) - seconds * 1000, rest))
+        client.hset(KEYS.outbox, lease, b"%d %b" % (int(put_ms) - seconds * 1000, rest))
 
 
 # --- the slots of hosts -------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def test_a_record_that_redis_never_takes_leaves_the_outbox(one: Cluster, tmp_pat
     client.set(KEYS.failed, "of another type")
     ending = end_one(queue, failure())
     delivery = outbox_of(queue).deliver([str(ending.lease)])
-    assert [ticket for ticket, _ in delivery.refused] == [str(ending.lease)]
+    assert [lease for lease, _ in delivery.refused] == [str(ending.lease)]
     assert "WRONGTYPE" in delivery.refused[0][1]
     assert not client.exists(KEYS.outbox)
 
@@ -293,15 +293,15 @@ def test_many_pushes_and_the_views_work_in_a_cluster(cluster: Cluster, tmp_path:
 
 def test_operators_work_on_records_that_are_on_another_node(cluster: Cluster, tmp_path: Path) -> None:
     queue, raw = queue_of(cluster, tmp_path), compose_job(URL, "1")
-    controls, failures = JobAdmin(queue.client, KEYS), FailureRecords(queue.client, KEYS)
+    admin, failures = JobAdmin(queue.client, KEYS), FailureRecords(queue.client, KEYS)
     queue.push([(PushedJob.parse(raw), "job-1")])
-    assert controls.execute("cancel", "job-1", message="the job was cancelled", at=NOW) == "OK"
+    assert admin.execute("cancel", "job-1", message="the job was cancelled", at=NOW) == "OK"
     found = failures.get(URL)
     assert found is not None
     assert (found.message, found.raw, queue.client.hlen(KEYS.outbox)) == ("the job was cancelled", raw, 0)
-    assert controls.execute("retry", "job-1") == "OK"
+    assert admin.execute("retry", "job-1") == "OK"
     assert list(failures.all()) == []
-    assert controls.execute("cancel", "job-1", message="the job was cancelled", at=NOW) == "OK"
+    assert admin.execute("cancel", "job-1", message="the job was cancelled", at=NOW) == "OK"
     [again] = failures.all()
     assert (failures.retry(again), list(failures.all())) == ("OK", [])
     assert queue.client.lrange(KEYS.intake, 0, -1) == [raw]

@@ -87,7 +87,7 @@ def recover(queue: Queue) -> None:
     queue.does.recover(grace_s=GRACE_S, order="fifo")
 
 
-def take_back(queue: Queue) -> None:
+def requeue_jobs(queue: Queue) -> None:
     queue.does.requeue_jobs_of([A], order="fifo")
 
 
@@ -96,14 +96,14 @@ def push(queue: Queue) -> None:
 
 
 def pause(queue: Queue) -> None:
-    queue.controls.execute("pause", "ready", message="", at=0)
+    queue.admin.execute("pause", "ready", message="", at=0)
 
 
 def promote(queue: Queue) -> None:
-    queue.controls.execute("promote", "later", message="", at=0)
+    queue.admin.execute("promote", "later", message="", at=0)
 
 
-ACTS: list[Callable[[Queue], None]] = [claim, beat, retry, release, end, recover, take_back, push, pause, promote]
+ACTS: list[Callable[[Queue], None]] = [claim, beat, retry, release, end, recover, requeue_jobs, push, pause, promote]
 
 
 def drained(queue: Queue) -> list[str]:
@@ -136,7 +136,7 @@ def test_no_step_loses_a_job_to_a_key_of_another_type(name: str, act: Callable[[
     if is_there:
         client.rename("aside", key)
     if act is pause:
-        queue.controls.execute("resume", "ready", message="", at=0)
+        queue.admin.execute("resume", "ready", message="", at=0)
     if act is push and not was_done:
         assert queue.push("pushed") == ["OK"]
     expected = {"running", "ready", "later", "intake"} | ({"pushed"} if act is push else set())
@@ -197,7 +197,7 @@ def test_garbage_in_a_counter_keeps_no_job_from_its_end(act: Callable[[Queue], N
             queue.client.hset(key_of(name), field, value)
     act(queue)
     if act is pause:
-        queue.controls.execute("resume", "ready", message="", at=0)
+        queue.admin.execute("resume", "ready", message="", at=0)
     expected = {"running", "ready", "later", "intake"} | ({"pushed"} if act is push else set())
     assert set(drained(queue)) | ({"running"} if act is end else set()) == expected
 
@@ -268,7 +268,7 @@ def test_no_step_loses_a_job_to_strange_content(name: str, redis_server: RedisSe
             assert str(error)
             is_pushed = False
         if act is pause:
-            queue.controls.execute("resume", "ready", message="", at=0)
+            queue.admin.execute("resume", "ready", message="", at=0)
         if name == "bytes":  # no job ends while its size cannot be counted
             client.delete(key)
         expected = {"running", "ready", "later", "intake"} | ({"pushed"} if is_pushed else set())

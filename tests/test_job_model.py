@@ -50,7 +50,7 @@ ORDER = "fifo"
 WHY = {"failed": "it broke", "cancelled": "the job was cancelled"}
 LATER = 4_000_000_000  # seconds since 1970
 HOSTS = ["", "h1", "h2"]
-MOST_PARKED = 3
+MAX_THROTTLED = 3
 
 
 @dataclass
@@ -111,7 +111,7 @@ class Fleet:
         self.client = client
         self.keys = QueueKeys()
         self.queue = Transitions(client, self.keys)
-        self.controls = JobAdmin(client, self.keys)
+        self.admin = JobAdmin(client, self.keys)
         self.pushes: Counter[bytes] = Counter()
         self.raws: dict[str, bytes] = {}
         self.serial = 0
@@ -182,7 +182,7 @@ class Fleet:
     def claim(self) -> None:
         one, slots = self.one(), self.random.randrange(5)
         known = list(one.held.values()) if one.is_unsure or self.happens() else None
-        claim = self.queue.claim(one.sid, known, slots, lease_s=30, order=ORDER, max_throttled=MOST_PARKED)
+        claim = self.queue.claim(one.sid, known, slots, lease_s=30, order=ORDER, max_throttled=MAX_THROTTLED)
         if claim is None:
             one.is_unsure = True
             assert one.sid not in self.see().members("supervisors")
@@ -199,7 +199,7 @@ class Fleet:
             waiting = [*seen.members("intake"), *seen.ready(), *seen.members(f"inbox:{one.sid}")]
             assert claim.is_throttle_full or not waiting, "nothing waits while a slot is free"
             assert not seen.members("ready:limited"), "whose turn had come before does not wait"
-        assert claim.is_throttle_full or len(seen.lists.get("throttled", ())) < MOST_PARKED
+        assert claim.is_throttle_full or len(seen.lists.get("throttled", ())) < MAX_THROTTLED
 
     def take(self, one: Supervisor, jobs: list[ClaimedJob]) -> None:
         for job in jobs:
@@ -213,25 +213,25 @@ class Fleet:
         self.beat_of(self.one(), is_lost=self.happens())
 
     def beat_of(self, one: Supervisor, *, is_lost: bool = False) -> None:
-        tickets = list(one.held.values())
-        beat = self.queue.heartbeat(one.sid, [(ticket, "{}") for ticket in tickets], lease_s=30, info={})
-        lost = [ticket for ticket, verdict in zip(tickets, beat.replies, strict=True) if verdict == "LOST"]
+        leases = list(one.held.values())
+        beat = self.queue.heartbeat(one.sid, [(lease, "{}") for lease in leases], lease_s=30, info={})
+        lost = [lease for lease, reply in zip(leases, beat.replies, strict=True) if reply == "LOST"]
         self.spent.update(lost)
         own = set(self.see().members(f"held:{one.sid}"))
-        assert beat.orphans == len(own) - len(tickets) + len(lost)
-        for ticket in [] if is_lost else lost:
-            del one.held[ticket.job_id]
+        assert beat.orphans == len(own) - len(leases) + len(lost)
+        for lease in [] if is_lost else lost:
+            del one.held[lease.job_id]
 
     def finish(self) -> None:
         one = self.one()
         if not one.held:
             return
-        ticket, outcome = self.random.choice(list(one.held.values())), self.random.choice(OUTCOMES)
+        lease, outcome = self.random.choice(list(one.held.values())), self.random.choice(OUTCOMES)
         delay_s, priority = (60.0 if self.happens() else 0), ("low" if self.happens() else "")
         ending = FinishRequest(
-            ticket,
+            lease,
             Disposition(outcome),
-            self.record(ticket, outcome),
+            self.record(lease, outcome),
             delay_s=delay_s,
             priority=priority,
             host=self.random.choice(HOSTS[1:] if outcome == "throttle" else HOSTS),
@@ -241,10 +241,10 @@ class Fleet:
         if self.end(one.sid, ending) == "OK" and waited and outcome != "throttle":
             assert waited[0] not in self.see().lists.get(f"throttled:{ending.host}", ()), "the oldest one goes on"
         if not self.happens():
-            del one.held[ticket.job_id]
+            del one.held[lease.job_id]
 
     def end(self, sid: str, ending: FinishRequest) -> str:
-        """Call it; a ticket that was spent must change nothing."""
+        """Call it; a lease that was spent must change nothing."""
         before = self.see().jobs.get(ending.lease.job_id)
         (reply,) = self.queue.finish(sid, [ending])
         if ending.lease in self.spent:
@@ -258,8 +258,8 @@ class Fleet:
             self.spent.add(ending.lease)
         return reply
 
-    def record(self, ticket: JobLease, outcome: str) -> ClientRecord | None:
-        raw = self.raws[ticket.job_id]
+    def record(self, lease: JobLease, outcome: str) -> ClientRecord | None:
+        raw = self.raws[lease.job_id]
         url = url_of(raw)
         if url is None or outcome not in ("success", "failed", "cancelled"):
             return None
@@ -270,13 +270,13 @@ class Fleet:
     def follow(self) -> None:
         """What a supervisor does with jobs that are to be deduplicated, before it runs them."""
         one = self.one()
-        for ticket in list(one.held.values()):
-            raw = self.raws[ticket.job_id]
+        for lease in list(one.held.values()):
+            raw = self.raws[lease.job_id]
             if b'"dedupe": true' not in raw:
                 continue
-            reply = self.end(one.sid, FinishRequest(ticket, Disposition.FOLLOW, digest=PushedJob.parse(raw).digest))
+            reply = self.end(one.sid, FinishRequest(lease, Disposition.FOLLOW, digest=PushedJob.parse(raw).digest))
             if reply != "LEADS" and not self.happens():
-                del one.held[ticket.job_id]
+                del one.held[lease.job_id]
 
     # --- what operators do --------------------------------------------------------------------------------------------
 
@@ -286,7 +286,7 @@ class Fleet:
             return
         job_id, verb = self.random.choice(sorted(before)), self.random.choice(COMMANDS)
         state, priority = before[job_id]["state"], self.random.choice(PRIORITIES)
-        reply = self.controls.execute(verb, job_id, priority=priority, message=WHY["cancelled"])
+        reply = self.admin.execute(verb, job_id, priority=priority, message=WHY["cancelled"])
         after = self.see().jobs[job_id]
         if reply == "ASKED":
             flag = "cancel" if before[job_id].get("flag") == "cancel" else verb
@@ -328,25 +328,25 @@ class Fleet:
         one = self.fleet[name] = Supervisor(f"{name}-{self.next_serial()}")
         self.sids.append(one.sid)
         held = set(self.see().members(f"held:{gone}"))
-        given_back = self.queue.requeue_jobs_of([gone], order=ORDER)
-        assert set(given_back) == held
+        requeued = self.queue.requeue_jobs_of([gone], order=ORDER)
+        assert set(requeued) == held
         if self.happens():
             assert self.queue.requeue_jobs_of([gone], order=ORDER) == []
-        self.spent.update(ticket for sid, ticket in self.old if sid == gone)
+        self.spent.update(lease for sid, lease in self.old if sid == gone)
         self.beat_of(one)
 
     def haunt(self) -> None:
-        """Use a ticket of long ago."""
+        """Use a lease of long ago."""
         if not self.old:
             return
-        sid, ticket = self.random.choice(self.old[-50:])
+        sid, lease = self.random.choice(self.old[-50:])
         outcome = self.random.choice(OUTCOMES)
         if self.happens():
-            (verdict,) = self.queue.heartbeat(sid, [(ticket, "")], lease_s=30).replies
-            assert verdict == "LOST" or ticket not in self.spent
+            (reply,) = self.queue.heartbeat(sid, [(lease, "")], lease_s=30).replies
+            assert reply == "LOST" or lease not in self.spent
         else:
             host = "h1" if outcome == "throttle" else ""
-            self.end(sid, FinishRequest(ticket, Disposition(outcome), self.record(ticket, outcome), host=host))
+            self.end(sid, FinishRequest(lease, Disposition(outcome), self.record(lease, outcome), host=host))
 
     def let_delays_pass(self) -> None:
         for job_id in self.see().members("delayed"):
@@ -410,9 +410,9 @@ class Fleet:
         assert sorted(seen.members("leases")) == running
         owned = [(name[5:], one) for name, members in seen.lists.items() if name.startswith("held:") for one in members]
         assert sorted(owned) == sorted((seen.jobs[one]["owner"], one) for one in running)
-        parked = seen.lists.get("throttled", [])
-        assert sorted([*seen.members("delayed"), *parked]) == seen.in_state("delayed")
-        assert set(seen.members("throttled:")) <= set(parked)
+        throttled = seen.lists.get("throttled", [])
+        assert sorted([*seen.members("delayed"), *throttled]) == seen.in_state("delayed")
+        assert set(seen.members("throttled:")) <= set(throttled)
         assert sorted(seen.members("paused")) == seen.in_state("paused")
         assert seen.ready() | seen.following() == set(seen.in_state("queued"))
         assert not seen.ready() & seen.following()
@@ -426,7 +426,7 @@ class Fleet:
         assert {job["state"] for job in seen.jobs.values()} <= {*OPEN, *ENDED}
         for job_id, job in seen.jobs.items():
             assert ("owner" in job) == (job["state"] == "running")
-            assert ("host" in job) == (job_id in parked)
+            assert ("host" in job) == (job_id in throttled)
             assert "lease_expired" not in job or job["state"] == "running"
             assert "flag" not in job or job["state"] not in (*ENDED, "paused")
 
@@ -458,7 +458,7 @@ class Fleet:
         last = Supervisor("last")
         self.queue.requeue_jobs_of(self.sids, order=ORDER)
         for job_id in self.see().in_state("paused"):
-            assert self.controls.execute("resume", job_id) == "OK"
+            assert self.admin.execute("resume", job_id) == "OK"
         self.let_delays_pass()
         self.beat_of(last)
         while claim := self.queue.claim(last.sid, [], 10, lease_s=30, order=ORDER):

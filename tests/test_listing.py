@@ -97,16 +97,16 @@ def test_running_jobs_stand_as_they_began_however_soon_their_leases_end(queue: Q
 
 
 def test_of_a_job_that_was_moved_only_its_place_counts(queue: Queue) -> None:
-    controls = JobAdmin(queue.client, queue.keys)
+    admin = JobAdmin(queue.client, queue.keys)
     for job_id in ("a", "b", "c", "d"):
         queue.push(job_id)
-    controls.execute("promote", "c")
-    controls.execute("cancel", "a")
-    controls.execute("pause", "b")
+    admin.execute("promote", "c")
+    admin.execute("cancel", "a")
+    admin.execute("pause", "b")
     assert read(queue, "queued", 1)[:2] == [["c"], ["d"]]
     stats = queue.views.stats()
     assert (stats.waiting, stats.ready["high"], stats.ready["normal"], stats.paused) == (2, 1, 1, 1)
-    controls.execute("resume", "b")
+    admin.execute("resume", "b")
     assert queue.views.stats().waiting == 3
     assert [job.lease.job_id for job in queue.claim(9)] == ["c", "b", "d"]
     assert queue.views.stats().waiting == 0
@@ -114,10 +114,10 @@ def test_of_a_job_that_was_moved_only_its_place_counts(queue: Queue) -> None:
 
 
 def test_a_list_of_old_places_hides_no_job(queue: Queue) -> None:
-    controls = JobAdmin(queue.client, queue.keys)
+    admin = JobAdmin(queue.client, queue.keys)
     for number in range(300):
         queue.push(f"c{number}")
-        controls.execute("cancel", f"c{number}")
+        admin.execute("cancel", f"c{number}")
     queue.push("waits")
     assert queue.ids("queued", 5) == ["waits"]
     assert queue.views.stats().waiting == 1

@@ -28,7 +28,7 @@ class Bench:
         self.keys = QueueKeys()
         self.transitions = Transitions(self.client, self.keys)
         self.nodes = NodeAdmin(self.client, self.keys)
-        self.steering = QueueAdmin(self.client, self.keys)
+        self.admin = QueueAdmin(self.client, self.keys)
 
     def beat(self, sid: str, **info: Any) -> None:
         self.transitions.heartbeat(sid, [], lease_s=30, info={"node": node_of(sid), "lease": 30, "host": "h1", **info})
@@ -47,8 +47,8 @@ def bench(redis_server: RedisServer) -> Bench:
 
 
 def test_nodes_keep_their_places_whoever_beats_last(bench: Bench) -> None:
-    bench.steering.drain("c")
-    bench.steering.drain("away")
+    bench.admin.drain("c")
+    bench.admin.drain("away")
     for order in ("abcd", "dcba", "badc"):
         for name in order:
             bench.beat(f"{name}-0000000{name}", busy=1, is_low_on_space=name == "b")
@@ -64,7 +64,7 @@ def test_nodes_keep_their_places_whoever_beats_last(bench: Bench) -> None:
 def test_while_the_queue_is_paused_who_has_nothing_to_do_is_halted(bench: Bench) -> None:
     bench.beat("a-00000000", busy=0)
     bench.beat("b-00000000", busy=1)
-    assert (bench.steering.pause(), bench.steering.pause()) == (True, False)
+    assert (bench.admin.pause(), bench.admin.pause()) == (True, False)
     assert bench.listed() == [("b", "working"), ("a", "halted")]
 
 
@@ -104,7 +104,7 @@ def test_a_lost_node_is_forgotten_and_what_it_held_goes_back(bench: Bench) -> No
 
 
 def test_a_node_that_is_drained_and_away_is_forgotten(bench: Bench) -> None:
-    bench.steering.drain("a")
+    bench.admin.drain("a")
     bench.nodes.forget("a")
     assert bench.listed() == []
 
@@ -113,7 +113,7 @@ def test_commands_on_an_unknown_node_fail(bench: Bench) -> None:
     for verb in (bench.nodes.drain, bench.nodes.resume, bench.nodes.forget):
         with pytest.raises(NoSuchNode, match="no node 'x' is known"):
             verb("x")
-    assert bench.steering.drained_nodes() == set()
+    assert bench.admin.drained_nodes() == set()
 
 
 def test_a_killed_supervisor_is_lost_and_one_that_ended_is_not(redis_server: RedisServer, tmp_path: Path) -> None:

@@ -44,12 +44,12 @@ class Nodes:
     def invalidate(self) -> None:
         self.forgotten += 1
 
-    def put(self, ticket: str, record: ClientRecord, age_s: float = 0.0) -> None:
+    def put(self, lease: str, record: ClientRecord, age_s: float = 0.0) -> None:
         """Put a record into the outbox, ``age_s`` seconds ago."""
-        self.own.hset(KEYS.outbox, ticket, b"%d %b" % (NOW_MS - age_s * 1000, encode_entry(record)))
+        self.own.hset(KEYS.outbox, lease, b"%d %b" % (NOW_MS - age_s * 1000, encode_entry(record)))
 
     def waiting(self) -> list[str]:
-        return sorted(ticket.decode() for ticket in self.own.hkeys(KEYS.outbox))
+        return sorted(lease.decode() for lease in self.own.hkeys(KEYS.outbox))
 
     def lose(self, name: str) -> None:
         """Let a node be away."""
@@ -72,8 +72,8 @@ def field(key: str, at: str = "2026-01-01T00:00:00Z") -> ClientRecord:
 
 def test_records_are_delivered_to_their_nodes(nodes: Nodes) -> None:
     records = {"1": string("a1"), "2": string("b2"), "3": field("c3"), "4": string("a4")}
-    for ticket, record in records.items():
-        nodes.put(ticket, record)
+    for lease, record in records.items():
+        nodes.put(lease, record)
     assert nodes.outbox.deliver(["1", "3", "none"]) == Delivery(2, 0)
     assert nodes.waiting() == ["2", "4"]
     assert nodes.nodes["a"].get("a1") == records["1"].value
@@ -140,10 +140,10 @@ def test_a_late_record_replaces_only_an_older_one(nodes: Nodes, record: ClientRe
 def test_a_node_that_is_away_keeps_only_its_own_records_waiting(nodes: Nodes) -> None:
     nodes.lose("a")
     nodes.lose("b")
-    tickets = ["1", "2", "3", "4", "5"]
-    for ticket, key in zip(tickets, ("a1", "c2", "a3", "b4", "c5"), strict=True):
-        nodes.put(ticket, string(key))
-    delivery = nodes.outbox.deliver(tickets)
+    leases = ["1", "2", "3", "4", "5"]
+    for lease, key in zip(leases, ("a1", "c2", "a3", "b4", "c5"), strict=True):
+        nodes.put(lease, string(key))
+    delivery = nodes.outbox.deliver(leases)
     assert (delivery.written, delivery.waiting, delivery.refused) == (2, 3, ())
     said = delivery.reason.split("; ")
     assert len(said) == 2 and "/nowhere/a.sock" in said[0] and "/nowhere/b.sock" in said[1]
@@ -152,8 +152,8 @@ def test_a_node_that_is_away_keeps_only_its_own_records_waiting(nodes: Nodes) ->
 
 def test_while_no_node_is_known_all_waits(nodes: Nodes) -> None:
     nodes.is_unknown = True
-    for ticket in ("1", "2", "3"):
-        nodes.put(ticket, string("a"))
+    for lease in ("1", "2", "3"):
+        nodes.put(lease, string("a"))
     delivery = nodes.outbox.deliver(["1", "2", "3"])
     assert (delivery.written, delivery.waiting) == (0, 3)
     assert "no node has it" in delivery.reason
@@ -166,8 +166,8 @@ def test_a_record_that_a_node_never_takes_is_named_and_dropped(nodes: Nodes) -> 
     nodes.put("2", string("b"))
     delivery = nodes.outbox.deliver(["1", "2"])
     assert (delivery.written, delivery.waiting, delivery.reason) == (1, 0, "")
-    [(ticket, why)] = delivery.refused
-    assert ticket == "1" and "WRONGTYPE" in why
+    [(lease, why)] = delivery.refused
+    assert lease == "1" and "WRONGTYPE" in why
     assert (nodes.waiting(), nodes.forgotten) == ([], 0)
 
 

@@ -249,15 +249,15 @@ def test_failure_records_are_found_removed_and_tried_again(queue: Queue) -> None
 
 
 def test_a_queue_wakes_those_that_wait_with_one_token(queue: Queue) -> None:
-    steering = QueueAdmin(queue.client, queue.keys)
-    steering.pause()
+    admin = QueueAdmin(queue.client, queue.keys)
+    admin.pause()
     assert not queue.client.exists(queue.keys.wake)
     for _ in range(3):
-        steering.resume()
+        admin.resume()
     assert queue.client.llen(queue.keys.wake) == 1 and not queue.client.exists(queue.keys.halted)
     queue.client.delete(queue.keys.wake)
-    steering.drain("a")
-    assert (steering.undrain("a"), steering.undrain("a"), queue.client.llen(queue.keys.wake)) == (True, False, 1)
+    admin.drain("a")
+    assert (admin.undrain("a"), admin.undrain("a"), queue.client.llen(queue.keys.wake)) == (True, False, 1)
 
 
 def test_forgetting_counts_what_was_forgotten(queue: Queue) -> None:
@@ -271,9 +271,9 @@ def test_forgetting_counts_what_was_forgotten(queue: Queue) -> None:
 def test_a_look_asks_each_supervisor_and_is_forgotten_soon(queue: Queue) -> None:
     for sid in ("s1", "s2"):
         queue.transitions.heartbeat(sid, [], lease_s=LEASE_S, info=INFO)
-    steering, views = QueueAdmin(queue.client, queue.keys), queue.views.stats().supervisors
+    admin, views = QueueAdmin(queue.client, queue.keys), queue.views.stats().supervisors
     for _ in range(102):
-        steering.request_status(views)
+        admin.request_status(views)
     for sid in ("s1", "s2"):
         mail = queue.keys.mail(sid)
         assert (queue.client.llen(mail), queue.client.lindex(mail, -1)) == (100, b"status")

@@ -42,7 +42,7 @@ def small(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Small:
         monkeypatch.setattr(scripts, "_source", bounded)
         queue = Queue(redis_server.client())
         queue.does = Transitions(queue.client, queue.keys)
-        queue.controls = JobAdmin(queue.client, queue.keys)
+        queue.admin = JobAdmin(queue.client, queue.keys)
         return queue
 
     return make
@@ -103,7 +103,7 @@ def test_retries_and_followers_are_counted_once(small: Small) -> None:
     queue.pass_delays()
     end(queue, "failed")
     assert waiting(queue) == 0
-    assert queue.controls.execute("retry", "a") == "OK"
+    assert queue.admin.execute("retry", "a") == "OK"
     end(queue, "failed")
     assert waiting(queue) == 0
 
@@ -127,7 +127,7 @@ def test_a_job_that_runs_again_is_not_forgotten_for_its_earlier_end(small: Small
     queue = small(LARGE_BYTES=10 * KIB)
     push(queue, "again", size=8 * KIB)
     end(queue, "failed")
-    assert queue.controls.execute("retry", "again") == "OK"
+    assert queue.admin.execute("retry", "again") == "OK"
     [claimed] = queue.claim(1)
     push(queue, "other", size=8 * KIB)
     end(queue, "failed", claimed.lease)
@@ -191,7 +191,7 @@ def test_a_cancelled_job_has_its_record_within_the_bounds(small: Small) -> None:
     queue = small(FAILURES_KEPT=1, FAILURES_BYTES=10**9, FAILURES_MS=10**12)
     queue.push("a", "b")
     for name in ("a", "b"):
-        assert queue.controls.execute("cancel", name, message="why", at=1.0) == "OK"
+        assert queue.admin.execute("cancel", name, message="why", at=1.0) == "OK"
     assert failures(queue) == ["http://host/b"]
 
 

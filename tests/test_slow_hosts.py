@@ -220,13 +220,13 @@ def test_operators_have_their_way_with_a_job_that_yielded(queue: Queue, verb: st
     queue.push("x", "n")
     (claimed,) = queue.claim()
     yields(queue, claimed)
-    queue.controls.execute(verb, "x")
+    queue.admin.execute(verb, "x")
     states = {"retry": "queued", "promote": "queued", "pause": "paused", "cancel": "cancelled"}
     assert queue.state("x") == states[verb]
     if verb == "retry":
         assert queue.ready() == ["n", "x"], "in its own list, not behind"
     if verb == "pause":
-        queue.controls.execute("resume", "x")
+        queue.admin.execute("resume", "x")
         queue.pass_delays()
         assert "x" in queue.ids(2, known=[])
 
@@ -238,7 +238,7 @@ def test_what_waits_is_told_by_host(queue: Queue) -> None:
     queue.drop_in(b'{"url": "https://U@Other:80/1", "save_path": "o"}', b"no job")
     assert queue.does.waiting_hosts("a", order="fifo") == {"host": 3, "other:80": 1, "": 1}
     queue.client.lpush(queue.keys.ready("normal"), "gone")
-    queue.controls.execute("pause", "z")
+    queue.admin.execute("pause", "z")
     (_claimed,) = queue.claim()
     assert queue.does.waiting_hosts("a", order="lifo") == {"host": 1, "other:80": 1, "": 1}, "none that cannot be taken"
     queue.drop_in(*(queue_job(f"q{number}") for number in range(600)))

@@ -37,7 +37,7 @@ class Queue:
         self.client: Any = client
         self.keys = QueueKeys()
         self.does = Transitions(client, self.keys)
-        self.controls = JobAdmin(client, self.keys)
+        self.admin = JobAdmin(client, self.keys)
         self.register(A)
 
     def register(self, *sids: str) -> None:
@@ -69,11 +69,11 @@ class Queue:
     def ids(self, slots: int, **options: Any) -> list[str]:
         return [one.lease.job_id for one in self.claim(slots, **options)]
 
-    def beat(self, *tickets: JobLease, sid: str = A) -> HeartbeatResult:
-        return self.does.heartbeat(sid, [(ticket, "") for ticket in tickets], lease_s=LEASE_S, info={})
+    def beat(self, *leases: JobLease, sid: str = A) -> HeartbeatResult:
+        return self.does.heartbeat(sid, [(lease, "") for lease in leases], lease_s=LEASE_S, info={})
 
-    def finish(self, ticket: JobLease, outcome: str, sid: str = A, **options: Any) -> str:
-        return self.does.finish(sid, [FinishRequest(ticket, Disposition(outcome), **options)])[0]
+    def finish(self, lease: JobLease, outcome: str, sid: str = A, **options: Any) -> str:
+        return self.does.finish(sid, [FinishRequest(lease, Disposition(outcome), **options)])[0]
 
     def recover(self, sid: str = B) -> tuple[int, tuple[str, ...]]:
         """Look, as one whose turn it is."""
@@ -265,7 +265,7 @@ def test_a_job_keeps_its_claim_id_and_another_one_of_that_name_has_another(is_pu
         kept.append(one.claim_id)
         queue.finish(one.lease, outcome)
     assert set(kept) == {queue.job("x")["claim_id"]} and len(kept[0]) == 32
-    queue.controls.execute("retry", "x")
+    queue.admin.execute("retry", "x")
     others = [claimed().claim_id]
     queue.client.delete(queue.keys.job("x"), queue.keys.held_by(A))
     put_in()
@@ -451,11 +451,11 @@ def test_a_job_of_ours_that_is_forgotten_is_not_handed_over(queue: Queue) -> Non
 def test_a_job_that_another_runs_is_not_handed_over(queue: Queue) -> None:
     queue.register(B)
     queue.push("1")
-    ticket = queue.claim_one(B)
+    lease = queue.claim_one(B)
     queue.client.sadd(queue.keys.held_by(A), "1")
     assert queue.claim() == []
     assert (queue.own(A), queue.own(B)) == (set(), {"1"})
-    assert queue.beat(ticket, sid=B).replies == ("OK",)
+    assert queue.beat(lease, sid=B).replies == ("OK",)
 
 
 def test_ids_that_are_cancelled_or_forgotten_are_passed_over(queue: Queue) -> None:
@@ -480,9 +480,9 @@ def test_fences_only_grow(queue: Queue) -> None:
     queue.push(*"12")
     fences = []
     for _ in range(5):
-        ticket = queue.claim_one()
-        fences.append(ticket.fence)
-        queue.finish(ticket, "release")
+        lease = queue.claim_one()
+        fences.append(lease.fence)
+        queue.finish(lease, "release")
     assert fences == sorted(set(fences))
 
 
@@ -503,27 +503,27 @@ def test_a_heartbeat_without_info_does_not_register(queue: Queue) -> None:
 
 def test_a_beat_renews_leases_and_notes_progress(queue: Queue) -> None:
     queue.push("1")
-    ticket = queue.claim_one()
+    lease = queue.claim_one()
     queue.pass_leases()
-    queue.does.heartbeat(A, [(ticket, '{"done":1}')], lease_s=LEASE_S, info={})
+    queue.does.heartbeat(A, [(lease, '{"done":1}')], lease_s=LEASE_S, info={})
     assert queue.client.zscore(queue.keys.leases, "1") > queue.now_ms()
     assert queue.job("1")["progress"] == '{"done":1}'
 
 
 def test_a_heartbeat_restores_an_evicted_lease(queue: Queue) -> None:
     queue.push("1")
-    ticket = queue.claim_one()
+    lease = queue.claim_one()
     queue.client.delete(queue.keys.leases, queue.keys.held_by(A))
-    assert queue.beat(ticket) == HeartbeatResult(0, ("OK",))
+    assert queue.beat(lease) == HeartbeatResult(0, ("OK",))
     assert (queue.zset(queue.keys.leases), queue.own()) == ({"1"}, {"1"})
 
 
 @pytest.mark.parametrize("outcome", ["success", "failed", "retry", "release", "crash"])
 def test_a_beat_for_what_is_not_ours_any_more_is_lost(queue: Queue, outcome: str) -> None:
     queue.push("1")
-    ticket = queue.claim_one()
-    queue.finish(ticket, outcome)
-    assert queue.beat(ticket).replies == ("LOST",)
+    lease = queue.claim_one()
+    queue.finish(lease, outcome)
+    assert queue.beat(lease).replies == ("LOST",)
     assert (queue.zset(queue.keys.leases), queue.own()) == (set(), set())
 
 
@@ -556,10 +556,10 @@ def test_a_beat_names_how_many_jobs_are_ours_unknown_to_us(queue: Queue) -> None
 
 def test_a_beat_clears_suspicion(queue: Queue) -> None:
     queue.push("1")
-    ticket = queue.claim_one()
+    lease = queue.claim_one()
     queue.pass_leases()
     assert queue.recover() == (1, ())
-    assert queue.beat(ticket).replies == ("OK",)
+    assert queue.beat(lease).replies == ("OK",)
     queue.pass_leases()
     assert queue.recover() == (1, ())
 
@@ -596,11 +596,11 @@ def test_a_failure_leaves_its_record_and_is_dead(queue: Queue) -> None:
 
 def test_a_job_without_a_record_ends_unseen_by_clients(queue: Queue) -> None:
     queue.drop_in(b"not a job")
-    ticket = queue.claim_one()
-    assert queue.finish(ticket, "failed") == "OK"
+    lease = queue.claim_one()
+    assert queue.finish(lease, "failed") == "OK"
     assert not queue.client.exists("go_download_failed_tasks")
     assert queue.client.llen(queue.keys.intake) == 0
-    assert queue.zset(queue.keys.dead) == {ticket.job_id}
+    assert queue.zset(queue.keys.dead) == {lease.job_id}
 
 
 def test_a_retry_waits_for_its_delay(queue: Queue) -> None:
@@ -647,10 +647,10 @@ def test_a_job_can_be_queued_at_the_back_of_another_priority(queue: Queue) -> No
 @pytest.mark.parametrize("outcome", ["success", "failed", "retry", "release", "crash"])
 def test_an_ending_is_repeated_without_effect(queue: Queue, outcome: str) -> None:
     queue.push("1")
-    ticket = queue.claim_one()
-    queue.finish(ticket, outcome, delay_s=60)
+    lease = queue.claim_one()
+    queue.finish(lease, outcome, delay_s=60)
     before = (queue.job("1"), queue.counted(), queue.client.xlen(queue.keys.events))
-    assert queue.finish(ticket, outcome, record=failure("1"), delay_s=60) == "DUP"
+    assert queue.finish(lease, outcome, record=failure("1"), delay_s=60) == "DUP"
     assert (queue.job("1"), queue.counted(), queue.client.xlen(queue.keys.events)) == before
     assert not queue.client.exists("go_download_failed_tasks")
 
@@ -696,14 +696,14 @@ def test_many_endings_are_answered_in_turn(queue: Queue) -> None:
 def test_a_record_that_cannot_be_written_leaves_the_job_running(queue: Queue) -> None:
     queue.client.set("go_download_failed_tasks", "not a hash")
     queue.push("1")
-    ticket = queue.claim_one()
+    lease = queue.claim_one()
     before = queue.job("1")
     with pytest.raises(QueueError, match="go_download_failed_tasks is not a hash"):
-        queue.finish(ticket, "failed", record=failure("1"))
+        queue.finish(lease, "failed", record=failure("1"))
     assert queue.job("1") == before
-    assert queue.beat(ticket).replies == ("OK",)
+    assert queue.beat(lease).replies == ("OK",)
     queue.client.delete("go_download_failed_tasks")
-    assert queue.finish(ticket, "failed", record=failure("1")) == "OK"
+    assert queue.finish(lease, "failed", record=failure("1")) == "OK"
 
 
 def test_followers_end_with_their_leader(queue: Queue) -> None:
@@ -743,9 +743,9 @@ def test_a_running_job_may_lead_and_another_follow_it(queue: Queue) -> None:
 
 def test_to_lead_is_repeated_without_effect(queue: Queue) -> None:
     queue.push("1")
-    ticket = queue.claim_one()
-    assert [queue.finish(ticket, "follow", digest="d") for _ in range(2)] == ["LEADS", "LEADS"]
-    queue.finish(ticket, "release")
+    lease = queue.claim_one()
+    assert [queue.finish(lease, "follow", digest="d") for _ in range(2)] == ["LEADS", "LEADS"]
+    queue.finish(lease, "release")
     assert queue.finish(queue.claim_one(), "follow", digest="d") == "LEADS"
 
 
@@ -786,18 +786,18 @@ def test_the_sets_of_ended_jobs_are_bounded(queue: Queue, outcome: str, name: st
 def test_an_end_is_forgotten_wherever_it_is_remembered(queue: Queue, verb: str) -> None:
     """Earlier versions had cancelled jobs among the dead."""
     queue.push("1")
-    assert queue.controls.execute("cancel", "1", message="cancelled", at=0.0) == "OK"
+    assert queue.admin.execute("cancel", "1", message="cancelled", at=0.0) == "OK"
     queue.client.zrem(queue.keys.cancelled, "1")
     queue.client.zadd(queue.keys.dead, {"1": 1})
-    assert queue.controls.execute(verb, "1") == "OK"
+    assert queue.admin.execute(verb, "1") == "OK"
     assert (queue.zset(queue.keys.dead), queue.zset(queue.keys.cancelled)) == (set(), set())
 
 
 def test_what_runs_again_is_not_purged(queue: Queue) -> None:
     queue.push("1", "2")
-    for ticket in [claimed.lease for claimed in queue.claim(2)]:
-        queue.finish(ticket, "failed")
-    assert queue.controls.execute("retry", "1") == "OK"
+    for lease in [claimed.lease for claimed in queue.claim(2)]:
+        queue.finish(lease, "failed")
+    assert queue.admin.execute("retry", "1") == "OK"
     queue.client.zadd(queue.keys.dead, {"1": 1})  # as a purge has read it before
     assert QueueAdmin(queue.client, queue.keys).forget_ended(queue.keys.dead) == 1
     assert (queue.state("1"), queue.state("2"), queue.zset(queue.keys.dead)) == ("queued", None, set())
@@ -807,12 +807,12 @@ def test_who_beats_meanwhile_is_not_struck_off(queue: Queue) -> None:
     """Whoever believed that it was gone had looked before."""
     queue.register(B)
     queue.push("1")
-    ticket = queue.claim_one(B)
+    lease = queue.claim_one(B)
     assert deregister(queue.does, [B], grace_s=0) is False
     assert queue.state("1") == "running"
     queue.client.zadd(queue.keys.supervisors, {B: queue.now_ms() - 1000})
     assert deregister(queue.does, [B], grace_s=5) is False
-    assert queue.beat(ticket, sid=B) and queue.state("1") == "running"
+    assert queue.beat(lease, sid=B) and queue.state("1") == "running"
     queue.client.zadd(queue.keys.supervisors, {B: queue.now_ms() - 6000})
     assert deregister(queue.does, [B], grace_s=5) is True
     assert queue.state("1") == "queued"
@@ -847,13 +847,13 @@ def test_an_expired_lease_is_marked_and_its_job_taken_after_the_grace(queue: Que
 
 def test_marks_from_before_an_outage_do_not_count(queue: Queue) -> None:
     queue.push("1")
-    ticket = queue.claim_one()
+    lease = queue.claim_one()
     queue.pass_leases()
     assert queue.recover() == (1, ())
     queue.pass_leases()
     queue.client.set(f"{queue.keys.prefix}last_recovery", queue.now_ms() - 60_000)  # Redis was away
     assert queue.recover() == (1, ())
-    assert queue.beat(ticket).replies == ("OK",)
+    assert queue.beat(lease).replies == ("OK",)
 
 
 def test_who_does_not_come_back_after_a_silence_loses_its_jobs(queue: Queue) -> None:
@@ -1081,7 +1081,7 @@ def flag(queue: Queue, job_id: str) -> str | None:
 
 
 def test_an_unknown_job_is_none(queue: Queue) -> None:
-    assert queue.controls.execute("cancel", "none") == "NONE"
+    assert queue.admin.execute("cancel", "none") == "NONE"
 
 
 @pytest.mark.parametrize("before", ["queued", "delayed", "paused"])
@@ -1090,9 +1090,9 @@ def test_a_waiting_job_is_cancelled_at_once_with_its_record(before: str, queue: 
     if before == "delayed":
         queue.finish(queue.claim_one(), "retry", delay_s=60)
     elif before == "paused":
-        assert queue.controls.execute("pause", "1") == "OK"
+        assert queue.admin.execute("pause", "1") == "OK"
     assert queue.state("1") == before
-    assert queue.controls.execute("cancel", "1", message="the job was cancelled", at=0) == "OK"
+    assert queue.admin.execute("cancel", "1", message="the job was cancelled", at=0) == "OK"
     record = json.loads(queue.client.hget(queue.keys.failed, "http://host/1"))
     assert (record["error_message"], record["task_data"]) == ("the job was cancelled", json.loads(job("1").raw))
     assert (queue.state("1"), queue.zset(queue.keys.cancelled), queue.zset(queue.keys.dead)) == (
@@ -1102,53 +1102,53 @@ def test_a_waiting_job_is_cancelled_at_once_with_its_record(before: str, queue: 
     )
     assert queue.zset(queue.keys.delayed) == queue.zset(queue.keys.paused) == set()
     assert queue.ids(1) == []
-    assert queue.controls.execute("cancel", "1") == "cancelled"
+    assert queue.admin.execute("cancel", "1") == "cancelled"
 
 
 @pytest.mark.parametrize("verb", ["cancel", "pause"])
 def test_a_running_job_is_flagged_its_owner_gets_mail_and_its_beat_says_so(verb: str, queue: Queue) -> None:
     queue.push("1")
-    ticket = queue.claim_one()
-    assert queue.controls.execute(verb, "1") == "ASKED"
+    lease = queue.claim_one()
+    assert queue.admin.execute(verb, "1") == "ASKED"
     assert queue.client.lrange(queue.keys.mail(A), 0, -1) == [f"{verb} 1".encode()]
-    assert queue.beat(ticket).replies == (verb,)
-    assert queue.finish(ticket, {"cancel": "cancelled"}.get(verb, verb)) == "OK"
+    assert queue.beat(lease).replies == (verb,)
+    assert queue.finish(lease, {"cancel": "cancelled"}.get(verb, verb)) == "OK"
     assert (queue.state("1"), flag(queue, "1")) == ({"cancel": "cancelled", "pause": "paused"}[verb], None)
 
 
 def test_a_paused_job_has_its_attempt_back_and_continues_when_resumed(queue: Queue) -> None:
     queue.push("1")
-    ticket = queue.claim_one()
-    queue.controls.execute("pause", "1")
-    queue.finish(ticket, "pause")
+    lease = queue.claim_one()
+    queue.admin.execute("pause", "1")
+    queue.finish(lease, "pause")
     assert (queue.job("1")["attempts"], queue.ids(1), queue.own()) == ("0", [], set())
-    assert queue.controls.execute("resume", "1") == "OK"
+    assert queue.admin.execute("resume", "1") == "OK"
     assert queue.ids(1) == ["1"]
 
 
 def test_resumed_before_its_supervisor_was_notified_it_continues(queue: Queue) -> None:
     queue.push("1")
-    ticket = queue.claim_one()
-    queue.controls.execute("pause", "1")
-    assert queue.controls.execute("resume", "1") == "OK"
-    assert queue.beat(ticket).replies == ("OK",)
-    queue.finish(ticket, "pause")  # it had heard
+    lease = queue.claim_one()
+    queue.admin.execute("pause", "1")
+    assert queue.admin.execute("resume", "1") == "OK"
+    assert queue.beat(lease).replies == ("OK",)
+    queue.finish(lease, "pause")  # it had heard
     assert queue.state("1") == "queued"
 
 
 def test_a_job_that_is_to_be_paused_does_not_wait_for_a_retry(queue: Queue) -> None:
     queue.push("1")
-    ticket = queue.claim_one()
-    queue.controls.execute("pause", "1")
-    queue.finish(ticket, "retry", delay_s=60)
+    lease = queue.claim_one()
+    queue.admin.execute("pause", "1")
+    queue.finish(lease, "retry", delay_s=60)
     assert (queue.state("1"), queue.zset(queue.keys.delayed)) == ("paused", set())
 
 
 def test_a_cancel_outlives_the_death_of_its_supervisor(queue: Queue) -> None:
     queue.push("1")
     queue.claim_one()
-    queue.controls.execute("cancel", "1")
-    assert queue.controls.execute("pause", "1") == "ASKED"
+    queue.admin.execute("cancel", "1")
+    assert queue.admin.execute("pause", "1") == "ASKED"
     assert flag(queue, "1") == "cancel"
     queue.register(B)
     queue.does.requeue_jobs_of([A], order="fifo")
@@ -1158,8 +1158,8 @@ def test_a_cancel_outlives_the_death_of_its_supervisor(queue: Queue) -> None:
 
 def test_a_resumed_job_keeps_its_time(queue: Queue) -> None:
     queue.push("1", not_before=4_000_000_000)
-    queue.controls.execute("pause", "1")
-    assert queue.controls.execute("resume", "1") == "OK"
+    queue.admin.execute("pause", "1")
+    assert queue.admin.execute("resume", "1") == "OK"
     assert (queue.state("1"), queue.zset(queue.keys.delayed)) == ("delayed", {"1"})
 
 
@@ -1167,44 +1167,44 @@ def test_a_failed_job_is_retried_from_the_beginning_and_its_record_goes(queue: Q
     queue.push("1")
     record = failure_record(queue.keys, "http://host/1", job("1").raw, "it broke", 0)
     queue.finish(queue.claim_one(), "failed", record=record, note={"label": "x"})
-    assert queue.controls.execute("retry", "1") == "OK"
+    assert queue.admin.execute("retry", "1") == "OK"
     known = queue.job("1")
     assert (known["state"], known["attempts"], "ended" in known, "note" in known) == ("queued", "0", False, False)
     assert queue.client.hlen(queue.keys.failed) == 0
     assert queue.client.ttl(queue.keys.job("1")) == -1
     assert queue.zset(queue.keys.dead) == set()
     assert queue.ids(1) == ["1"]
-    assert queue.controls.execute("retry", "1") == "running"
+    assert queue.admin.execute("retry", "1") == "running"
 
 
 def test_a_retry_leaves_the_record_of_another_job_with_that_url(queue: Queue) -> None:
     queue.push("1")
     queue.finish(queue.claim_one(), "failed", note={})
     queue.client.hset(queue.keys.failed, "http://host/1", '{"task_data":{"url":"http://host/1","save_path":"other"}}')
-    assert queue.controls.execute("retry", "1") == "OK"
+    assert queue.admin.execute("retry", "1") == "OK"
     assert queue.client.hlen(queue.keys.failed) == 1
 
 
 def test_a_promoted_job_is_the_next_and_keeps_its_priority(queue: Queue) -> None:
     queue.push("high", priority="high")
     queue.push("1", "2", "3")
-    assert queue.controls.execute("promote", "3") == "OK"
+    assert queue.admin.execute("promote", "3") == "OK"
     assert queue.ids(4) == ["3", "high", "1", "2"]
     assert queue.job("3")["priority"] == "normal"
-    assert queue.controls.execute("promote", "3") == "running"
+    assert queue.admin.execute("promote", "3") == "running"
 
 
 def test_another_priority_moves_a_job_also_downwards(queue: Queue) -> None:
     queue.push("1", "2", priority="high")
     queue.push("3")
-    assert queue.controls.execute("priority", "1", priority="low") == "OK"
+    assert queue.admin.execute("priority", "1", priority="low") == "OK"
     assert queue.ids(3) == ["2", "3", "1"]
 
 
 def test_a_paused_job_that_was_moved_is_taken_once(queue: Queue) -> None:
     queue.push("1")
     for verb in ("pause", "resume", "promote", "pause", "resume"):
-        assert queue.controls.execute(verb, "1") == "OK"
+        assert queue.admin.execute(verb, "1") == "OK"
     assert queue.ids(5) == ["1"]
     assert queue.ready("normal") == []
     assert queue.ids(5, known=[JobLease("1", 1)]) == []
@@ -1213,7 +1213,7 @@ def test_a_paused_job_that_was_moved_is_taken_once(queue: Queue) -> None:
 def test_when_a_leader_is_cancelled_its_followers_run_on_their_own(queue: Queue) -> None:
     for job_id in ("1", "2"):
         assert queue.does.push([(job("same", dedupe=True), job_id)])[0] == ("OK" if job_id == "1" else "FOLLOWS")
-    assert queue.controls.execute("cancel", "1") == "OK"
+    assert queue.admin.execute("cancel", "1") == "OK"
     assert queue.ids(2) == ["2"]
     assert queue.followers("1") == []
 
@@ -1221,21 +1221,21 @@ def test_when_a_leader_is_cancelled_its_followers_run_on_their_own(queue: Queue)
 def test_a_follower_is_cancelled_alone_and_not_promoted(queue: Queue) -> None:
     for job_id in ("1", "2"):
         queue.does.push([(job("same", dedupe=True), job_id)])
-    assert queue.controls.execute("promote", "2") == "following"
-    assert queue.controls.execute("cancel", "2") == "OK"
+    assert queue.admin.execute("promote", "2") == "following"
+    assert queue.admin.execute("cancel", "2") == "OK"
     assert queue.finish(queue.claim_one(), "success") == "OK"
     assert (queue.state("1"), queue.state("2")) == ("succeeded", "cancelled")
 
 
 def test_a_paused_queue_gives_no_new_jobs(queue: Queue) -> None:
     queue.push("1", "2")
-    ticket = queue.claim_one()
+    lease = queue.claim_one()
     queue.client.set(queue.keys.halted, 1)
     claim = queue.does.claim(A, [], 5, lease_s=LEASE_S, order="fifo")
     assert claim is not None
-    assert ([one.lease for one in claim.jobs], claim.is_paused) == ([ticket], True)
+    assert ([one.lease for one in claim.jobs], claim.is_paused) == ([lease], True)
     queue.client.delete(queue.keys.halted)
-    assert queue.ids(5, known=[ticket]) == ["2"]
+    assert queue.ids(5, known=[lease]) == ["2"]
 
 
 def test_a_paused_queue_has_back_what_was_reserved(queue: Queue) -> None:
@@ -1256,22 +1256,22 @@ def test_a_drained_node_gets_no_new_jobs_and_others_do(queue: Queue) -> None:
 
 def test_what_is_paused_already_is_said_to_be(queue: Queue) -> None:
     queue.push("1")
-    assert [queue.controls.execute("pause", "1") for _ in range(2)] == ["OK", "paused"]
+    assert [queue.admin.execute("pause", "1") for _ in range(2)] == ["OK", "paused"]
 
 
 @pytest.mark.parametrize(("outcome", "key"), [("success", "done"), ("failed", "dead"), ("cancelled", "cancelled")])
 def test_an_ended_job_is_removed_and_its_record_stays(outcome: str, key: str, queue: Queue) -> None:
     queue.push("1")
-    assert queue.controls.execute("remove", "1") == "queued"
-    ticket = queue.claim_one()
-    assert queue.controls.execute("remove", "1") == "running"
+    assert queue.admin.execute("remove", "1") == "queued"
+    lease = queue.claim_one()
+    assert queue.admin.execute("remove", "1") == "running"
     record = success("1") if outcome == "success" else failure("1")
-    queue.finish(ticket, outcome, record=record)
+    queue.finish(lease, outcome, record=record)
     assert queue.zset(getattr(queue.keys, key)) == {"1"}
-    assert queue.controls.execute("remove", "1") == "OK"
+    assert queue.admin.execute("remove", "1") == "OK"
     assert (queue.state("1"), queue.zset(getattr(queue.keys, key))) == (None, set())
     assert queue.client.exists(queue.keys.success("http://host/1"), queue.keys.failed) == 1
-    assert queue.controls.execute("remove", "1") == "NONE"
+    assert queue.admin.execute("remove", "1") == "NONE"
 
 
 def test_of_many_silent_supervisors_the_last_hundred_are_remembered_and_all_that_hold_something(queue: Queue) -> None:
