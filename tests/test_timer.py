@@ -18,8 +18,13 @@ from tests.conftest import wait_until
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(timers, "TICK_S", 0.001)
+    wait_until(has_ended)  # threads of earlier tests
     yield
-    wait_until(lambda: not [one for one in threading.enumerate() if one.name == "dlpool-timer"])
+    wait_until(has_ended)
+
+
+def has_ended() -> bool:
+    return not [one for one in threading.enumerate() if one.name == "dlpool-timer"]
 
 
 def test_callbacks_are_called_again_and_again_while_their_block_runs() -> None:
