@@ -13,9 +13,12 @@ import re
 from dlpool.usertext import UNSAFE
 
 MAX_BYTES = 255  # of one name, in UTF-8: NAME_MAX of Linux file systems
-# Invisible characters (Unicode: Default_Ignorable_Code_Point), except those that writing
-# systems and emoji need: joiners (U+200C, U+200D) and variation selectors.
-_INVISIBLE = "\xad\u034f\u115f\u1160\u17b4\u17b5\u180e\u200b\u2060-\u2065\u3164\ufeff\uffa0\ufff0-\ufff8"
+# Invisible characters (Unicode: Default_Ignorable_Code_Point), except those that
+# writing systems and emoji need: joiners (U+200C, U+200D) and variation selectors.
+_INVISIBLE = (
+    "\xad\u034f\u115f\u1160\u17b4\u17b5\u180e\u200b\u2060-\u2065\u3164\ufeff\uffa0"
+    "\ufff0-\ufff8"
+)
 HIDDEN = UNSAFE + _INVISIBLE  # for a character class of re
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _HIDDEN = re.compile(f"[{HIDDEN}]")

@@ -14,7 +14,8 @@ _RAW_CHARS = 64 * 1024
 # The name of a secret field contains one of these: a header, a setting, a JSON member.
 _SECRET_WORDS = (
     r"passw|passphrase|pwd|authori[sz]ation|cookie|token|secret|credential|signature"
-    r"|(?:api|access|account|customer|functions?|master|private|shared|subscription)[-_ ]?key"
+    r"|(?:api|access|account|customer|functions?|master|private|shared|subscription)"
+    r"[-_ ]?key"
     r"|(?:^|[-_ ])auth(?:$|[-_ ])"
 )
 _SECRET_NAME = re.compile(_SECRET_WORDS, re.IGNORECASE)

@@ -15,7 +15,10 @@ READ_BYTES = 64 * 1024
 # Characters that control a terminal, or that it shows as something else: C0, DEL, C1,
 # marks of text direction, line separators, invisible tags, unpaired surrogates. For a
 # character class of re.
-UNSAFE = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f"
+UNSAFE = (
+    "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f"
+)
 _UNSAFE = re.compile(f"[{UNSAFE}]")
 MAX_LINE = 1024 * 1024  # characters
 _MARKS = (

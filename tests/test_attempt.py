@@ -348,7 +348,7 @@ def test_nobody_writes_after_the_end(
     serve: Serve, fetch: Fetcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A write that is in flight when the download is stopped is waited for before its state is committed."""
-    from dlpool.transfer.target.file.partfile import PartWriter
+    from dlpool.transfer.target.file.partwriter import PartWriter
 
     order: list[str] = []
     began, real_write, real_checkpoint = threading.Event(), PartWriter.write, FileOutput.checkpoint

@@ -16,7 +16,7 @@ from dlpool.transfer.context import DownloadPlan, NetworkOutage, TransferContext
 from dlpool.transfer.http.answer import Answer, ByteRange
 from dlpool.transfer.http.exchange import Exchange, ExchangeStats
 from dlpool.transfer.http.remote_resource import RemoteResource
-from dlpool.transfer.probe import ProbeResult
+from dlpool.transfer.planning import ProbeResult
 from dlpool.transfer.retry import RetryDelay
 from dlpool.transfer.scheduler import MAX_SHORT_ANSWERS, ChunkScheduler
 from dlpool.transfer.worker import (

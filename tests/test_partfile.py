@@ -16,8 +16,9 @@ from dlpool import disk, errors, filelock, freespace
 from dlpool.freespace import Space
 from dlpool.syscalls import MIN_FALLOC_BYTES
 from dlpool.transfer.space_rules import SPACE_RESERVE
-from dlpool.transfer.target.file.partfile import PartFile, PartWriter
+from dlpool.transfer.target.file.partfile import PartFile
 from dlpool.transfer.target.file.partopen import MARK
+from dlpool.transfer.target.file.partwriter import PartWriter
 from tests.fakes import Events
 
 MIB = 1024 * 1024

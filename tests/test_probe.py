@@ -13,7 +13,7 @@ import pytest
 
 from dlpool import errors
 from dlpool.config import NetworkSettings, TransferSettings
-from dlpool.transfer import probe as openings
+from dlpool.transfer import planning, probe
 from dlpool.transfer.chunks import Chunk
 from dlpool.transfer.context import TransferContext
 from dlpool.transfer.http.answer import Answer
@@ -23,7 +23,8 @@ from dlpool.transfer.http.limits import HostHolds, NetworkMonitor
 from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.http.source import Source
 from dlpool.transfer.job import Checksum, Job
-from dlpool.transfer.probe import Probe, ProbeResult, ResumeStep, resume_step
+from dlpool.transfer.planning import ProbeResult
+from dlpool.transfer.probe import Probe, ResumeStep, resume_step
 from dlpool.transfer.scheduler import ChunkScheduler, ChunkSnapshot
 from dlpool.transfer.target.file.output import FileOutput
 from dlpool.transfer.target.protocol import TargetOptions
@@ -375,7 +376,7 @@ def test_a_file_that_is_hashed_is_distributed_in_pieces(
     checksum: Checksum | None, verify: bool, opener: Opener
 ) -> None:
     opener.script, opener.checksum, opener.settings = [FILE], checksum, {"verify": verify}
-    piece = openings.PIECE if checksum and verify else None
+    piece = planning.PIECE if checksum and verify else None
     assert opener.open().chunks.piece == piece
 
 
@@ -438,7 +439,7 @@ def test_a_head_that_leads_where_we_may_not_go_is_an_error(opener: Opener) -> No
 
 
 def test_answers_that_contradict_each_other_have_an_end(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openings, "MAX_STEPS", 2)
+    monkeypatch.setattr(probe, "MAX_STEPS", 2)
     opener.script = [says(416), FILE]
     opener.open()
     assert opener.place is not None

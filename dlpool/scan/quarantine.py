@@ -1,13 +1,15 @@
 """The quarantine of infected files: ``quarantine_dir/ID`` and a record ``ID.json``.
 
-Files have mode 0600. After a kill:
+Files have mode 0600. What a kill leaves, and what becomes of it:
 
-| killed | left behind | recovery |
-|---|---|---|
-| before the file is moved | a record without a file | it is not listed; ``add`` removes it after a day |
-| during a copy from another file system | ``ID.copying`` and the record | the same; the source is still complete |
-| after the move | file and record, perhaps also the source | it is listed; the source is scanned again |
-| during a release | a record without a file, or both files | as above; or it can be released again |
+- before the file is moved: a record without a file, which is not listed; ``add``
+  removes it after a day;
+- during a copy from another file system: ``ID.copying`` and the record; the same, and
+  the source is still complete;
+- after the move: the file and the record, perhaps also the source; the file is listed,
+  and the source is scanned again;
+- during a release: a record without a file, or both files; as above, or the file can be
+  released again.
 """
 
 from __future__ import annotations

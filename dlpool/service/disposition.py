@@ -176,7 +176,7 @@ class DispositionPolicy:
         )
 
     def _postpone(self, claimed: ClaimedJob, job: PushedJob) -> FinishRequest | None:
-        """Apply ``not_before``, ``priority`` and ``dedupe`` of a job from the intake."""
+        """Apply ``not_before``, ``priority`` and ``dedupe`` of an intake job."""
         delay_s = (job.not_before or 0.0) - self.now()
         if delay_s > 0:
             return FinishRequest(
@@ -194,7 +194,7 @@ class DispositionPolicy:
     def _reject_poison(
         self, claimed: ClaimedJob, job: PushedJob
     ) -> FinishRequest | None:
-        """Return the failure of a job that was running at too many deaths, else None."""
+        """Return the failure of a job that too many worker deaths hit, else None."""
         if (
             claimed.takeovers <= self.settings.max_takeovers
             and claimed.crashes < self.settings.max_crashes

@@ -181,7 +181,7 @@ class WorkerPool:
             self._reap(worker, on_death)
 
     def _handle_exit(self, worker: WorkerHandle, on_death: OnDeath) -> None:
-        """Reap a worker that has exited, and delay the next start after a failed one."""
+        """Reap a worker that has exited; after a failure, delay the next start."""
         self._selector.unregister(worker.channel)
         how = self._reap(worker, on_death)
         if not (worker.is_retiring and worker.is_ready):

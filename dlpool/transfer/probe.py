@@ -9,7 +9,7 @@ them. The body of either is used.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from enum import Enum
 
@@ -20,8 +20,7 @@ from dlpool.errors import (
     PolicyRefused,
     RetryRange,
 )
-from dlpool.transfer.chunks import ChunkMap, plan_chunks, single_chunk
-from dlpool.transfer.context import DownloadPlan, TransferContext
+from dlpool.transfer.context import TransferContext
 from dlpool.transfer.evidence import choose_samples
 from dlpool.transfer.http.answer import (
     ALLOW_CHANGE,
@@ -34,32 +33,16 @@ from dlpool.transfer.http.answer import (
     is_empty_file,
     refuses_ranges,
 )
-from dlpool.transfer.http.decoding import (
-    CodingAction,
-    DecodedReply,
-    coding_action,
-    decode_reply,
-)
 from dlpool.transfer.http.exchange import Exchange
 from dlpool.transfer.http.remote_resource import RemoteResource, ValidatorMatch
 from dlpool.transfer.http.source import Reply
+from dlpool.transfer.planning import ProbeResult, make_plan
 from dlpool.transfer.sample_check import is_same_span
 from dlpool.transfer.target.names import file_name
 from dlpool.transfer.target.protocol import RangeReader, Target
 from dlpool.transfer.target.state import SavedState
 
 MAX_STEPS = 8  # requests until a response is accepted
-PIECE = 8 * 1024 * 1024  # bytes: how far ahead of the hash a connection may fetch
-
-
-@dataclass(frozen=True)
-class ProbeResult:
-    """A plan, its chunks, and the first response with its body unread."""
-
-    plan: DownloadPlan
-    chunks: ChunkMap
-    reply: Reply
-    answer: Answer
 
 
 class ResumeStep(Enum):
@@ -123,10 +106,8 @@ class Probe:
         self._min_size = 0  # end of a part whose total is unknown
         self._ignores_if_range = False
         self._is_contradicted = False
-        self._samples_match: bool | None = (
-            # whether samples match the server; None: not requested
-            None
-        )
+        # whether samples match the server; None: not requested
+        self._samples_match: bool | None = None
 
     def run(self, exchange: Exchange) -> ProbeResult:
         """Make one attempt. Raises errors of the network, the server and the disk."""
@@ -191,7 +172,9 @@ class Probe:
             if size is None:
                 return None
             answer = replace(answer, resource=replace(answer.resource, size=size))
-        return self._make_plan(target, reply, answer)
+        result = make_plan(self._context, target, reply, answer)
+        self._wants_complete = self._wants_complete or result is None
+        return result
 
     def _resume(
         self,
@@ -273,8 +256,7 @@ class Probe:
         ):
             message = (
                 f"the server sent {resource.size} bytes as the complete file, which "
-                f"has "
-                f"{previous.size} bytes"
+                f"has {previous.size} bytes"
             )
             raise ContradictoryAnswer(message)
 
@@ -410,94 +392,4 @@ class Probe:
         first = self._context.source.url
         return file_name(
             resource.server_name, reply.url if first.endswith("/") else first
-        )
-
-    def _make_plan(
-        self, target: Target, reply: Reply, answer: Answer
-    ) -> ProbeResult | None:
-        """Return the plan.
-
-        None for a range of an encoded file, which must be requested as one body
-        instead.
-        """
-        if self._is_decoded(target, reply, answer):
-            if answer.is_partial:
-                self._wants_complete = True
-                return None
-            reply, answer = decode_reply(reply, answer)
-        settings, resource = self._context.settings, answer.resource
-        limit = settings.max_file_size
-        if limit is not None and resource.size is not None and resource.size > limit:
-            raise PolicyRefused(
-                f"the file has {resource.size} bytes, max_file_size is {limit}"
-            )
-        target.drop_unverifiable()
-        self._report_coding(
-            target, resource, is_decoded=isinstance(reply, DecodedReply)
-        )
-        if answer.is_partial:
-            chunks = self._ranges(target, resource)
-            target.enable_checkpoints(resource)
-        else:
-            chunks = single_chunk(resource.size)
-        resumed = chunks.written()
-        if resource.size is not None:
-            target.preallocate(resource.size, settings.preallocate, self._context.space)
-        return ProbeResult(
-            DownloadPlan(resource, target, answer.is_partial, resumed),
-            chunks,
-            reply,
-            answer,
-        )
-
-    def _report_coding(
-        self, target: Target, resource: RemoteResource, *, is_decoded: bool
-    ) -> None:
-        if resource.content_encoding and is_decoded:
-            self._context.notify(
-                "content_decoded",
-                encoding=resource.content_encoding,
-                path=str(target.path),
-            )
-        elif resource.content_encoding:
-            self._context.notify(
-                "content_encoded",
-                encoding=resource.content_encoding,
-                path=str(target.path),
-            )
-
-    def _is_decoded(self, target: Target, reply: Reply, answer: Answer) -> bool:
-        """Return whether to decode the body.
-
-        Raises PolicyRefused or ProtocolBroken for an unaccepted coding.
-        """
-        if not answer.resource.content_encoding or answer.length == 0:
-            return False
-        urls = (self._context.source.url, reply.url)
-        wish = self._context.settings.content_encoding
-        return (
-            coding_action(wish, answer.resource, urls, target.path.name)
-            is CodingAction.DECODE
-        )
-
-    def _ranges(self, target: Target, resource: RemoteResource) -> ChunkMap:
-        assert resource.size is not None
-        settings = self._context.settings
-        wants_hash = self._context.expected_checksum(resource) is not None
-        missing = (
-            target.saved.missing_spans
-            if target.saved
-            else [ByteRange(0, resource.size)]
-            if resource.size
-            else []
-        )
-        connections = (
-            1 if resource.refuses_ranges else self._context.initial_connections()
-        )
-        return plan_chunks(
-            missing,
-            resource.size,
-            connections,
-            settings.min_split_size,
-            PIECE if wants_hash else None,
         )

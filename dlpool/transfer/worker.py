@@ -22,7 +22,8 @@ from dlpool.transfer.context import DownloadPlan, NetworkOutage, TransferContext
 from dlpool.transfer.http.answer import Answer, ByteRange
 from dlpool.transfer.http.exchange import Exchange, ExchangeStats
 from dlpool.transfer.http.source import Reply
-from dlpool.transfer.probe import Probe, ProbeResult
+from dlpool.transfer.planning import ProbeResult
+from dlpool.transfer.probe import Probe
 from dlpool.transfer.range_request import request_range
 from dlpool.transfer.retry import RangeAttempt, RetryDelay
 from dlpool.transfer.space_rules import WriteBudget

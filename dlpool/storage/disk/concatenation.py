@@ -4,11 +4,11 @@ Their chunks are linked into a new task, which is merged at once. Each part goes
 one file, and is removed when that is published. What the next process finds after a
 kill:
 
-| killed | left behind | recovery |
-|---|---|---|
-| before the final upload has all parts | it, and claims on some parts | it is removed, which ends all its claims |
-| before its file is published | it, claims on all parts, chunks with two names | the same |
-| after that | the file, and a task that recovery completes | its parts are removed |
+- before the final upload has all parts: the final upload, and claims on some parts; it
+  is removed, which ends all its claims;
+- before its file is published: the final upload, claims on all parts, and chunks with
+  two names; the same;
+- after that: the file, and a task that recovery completes; its parts are removed.
 """
 
 from __future__ import annotations

@@ -3,12 +3,12 @@
 It gets its name in one step, and never replaces another file. What the next process
 finds after a kill:
 
-| killed | left behind | recovery |
-|---|---|---|
-| while copying | the temporary file beside the target | the next merge, a sweep or a deletion removes it |
-| before the rename | the same, and a record of the file to publish | the same |
-| after the rename | a target that is the recorded file | it counts as completed: the merge is not repeated |
-| after completion | chunks | the next sweep removes them |
+- while copying: the temporary file beside the target; the next merge, a sweep or a
+  deletion removes it;
+- before the rename: the same, and a record of the file to publish; the same;
+- after the rename: a target that is the recorded file; it counts as completed, and the
+  merge is not repeated;
+- after completion: chunks; the next sweep removes them.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ MAX_HEADER_BYTES = 64 * 1024
 MAX_FIELDS = 100
 CUT_HEADER = "the connection ended within the header"
 
-# RFC 9112 section 5. The spaces around a value are stripped afterwards: to match them here takes
-# quadratic time.
+# RFC 9112 section 5. The spaces around a value are stripped afterwards: to match them
+# here takes quadratic time.
 _FIELD = re.compile(r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n]*)\r?\n", re.MULTILINE)
 # The same with spaces before the colon, which section 5.1 tells a recipient to remove.
 _LENIENT_FIELD = re.compile(

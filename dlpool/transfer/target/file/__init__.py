@@ -2,8 +2,9 @@
 
 Read in this order: ``output`` (the ``Target`` itself, and the order of writes),
 ``selection`` (the choice of its path), ``partopen`` and ``partfile`` (the locked part
-file), ``statefile`` (the committed state), ``publish`` (how a later run recognizes a
-published file), ``targetpath`` (which paths are allowed), ``cleanup`` (removal of files
-that no run needs). It runs on the thread that runs the download; writers run on the
-connection workers. ``cleanup`` also runs in the worker process after a job has ended.
+file), ``partwriter`` (writes to it), ``statefile`` (the committed state), ``publish``
+(how a later run recognizes a published file), ``targetpath`` (which paths are allowed),
+``cleanup`` (removal of files that no run needs). It runs on the thread that runs the
+download; writers run on the connection workers. ``cleanup`` also runs in the worker
+process after a job has ended.
 """

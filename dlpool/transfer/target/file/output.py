@@ -1,18 +1,16 @@
-"""The output of a download on a file system: target, part file and state file
-together.
+"""The output of a download on a file system: target, part file and state file.
 
-The order of writes, and what the next run finds after a kill:
+The order of writes, and what the next run does after a kill:
 
-===========================================  =======================================================================
-killed after                                 the next run
-===========================================  =======================================================================
-data written, not synced                     resumes from the last committed state and fetches later bytes again
-data synced, state not committed             the same
-state committed                              resumes from this state
-state committed with ``publishing``          finds the part file complete and publishes it
-part file renamed to the target              finds the target with the inode in ``publishing``, and removes the state
-state removed                                finds a finished download
-===========================================  =======================================================================
+1. The data is written but not synced: it resumes from the last committed state and
+   fetches later bytes again.
+2. The data is synced, and the state is not committed: the same.
+3. The state is committed: it resumes from this state.
+4. The state is committed with ``publishing``: it finds the part file complete and
+   publishes it.
+5. The part file is renamed to the target: it finds the target with the inode in
+   ``publishing``, and removes the state.
+6. The state is removed: it finds a finished download.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.job import Job, Notify
 from dlpool.transfer.scheduler import ChunkSnapshot
 from dlpool.transfer.space_rules import SpaceRules
-from dlpool.transfer.target.file.partfile import PartWriter
+from dlpool.transfer.target.file.partwriter import PartWriter
 from dlpool.transfer.target.file.selection import PathSelection, abandon
 from dlpool.transfer.target.file.statefile import StateFile
 from dlpool.transfer.target.file.targetpath import resolve_target, target_present

@@ -1,4 +1,4 @@
-"""The file under construction, ``PATH.part``: lock, writes, sync, publish by rename.
+"""The file under construction, ``PATH.part``: lock, sync, publish by rename.
 
 One process at a time works on a part file: it holds its lock (``filelock``), and the
 locked file is the one that the name refers to. If the locked file was published before
@@ -11,27 +11,24 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-import threading
 from contextlib import suppress
 from pathlib import Path
 
-from dlpool import disk, freespace
-from dlpool.disk import local_fault, translated
+from dlpool import disk
+from dlpool.disk import translated
 from dlpool.errors import LocalFault, NoRoom, NoSpace, TargetExists
-from dlpool.freespace import Space
 from dlpool.scan.scannedfile import ScannedFile
 from dlpool.threads import is_out_of_descriptors
 from dlpool.transfer.job import Job, Notify, ignore_event
 from dlpool.transfer.space_rules import ENTIRE_DISK, SpaceRules
 from dlpool.transfer.target.file.partopen import PartOpener, remove_mark
+from dlpool.transfer.target.file.partwriter import PartWriter
 from dlpool.transfer.target.file.publish import set_mark
 
 _OWNER = 0o600
 _PERMISSIONS = 0o777  # without setuid and setgid: the content comes from the network
 _MODE = 0o7777
 _UNCHANGED = -1  # an owner, see chown(2)
-_CLOSED = -1  # a descriptor
-_UNKNOWN = -1  # a position
 _ACL = "system.posix_acl_access"
 
 
@@ -116,8 +113,8 @@ class PartFile:
             if not self._opened.lock.is_held():
                 raise LocalFault(
                     f"cannot continue with {self.target}: another download has taken "
-                    "over its lock file, which this "
-                    "process had not renewed for too long"
+                    "over its lock file, which this process had not renewed for too "
+                    "long"
                 )
         if self.is_named():
             return
@@ -426,85 +423,3 @@ class PartFile:
         """Copy the access control list, if there is one; see acl(5)."""
         with suppress(OSError):
             os.setxattr(self._descriptor, _ACL, os.getxattr(self.target, _ACL))
-
-
-class PartWriter:
-    """One thread's descriptor of a part file, whose offset is 0 at first.
-
-    ``close`` may be called by another thread.
-
-    ``is_shared``: its offset is shared with other descriptors, and is not used.
-    """
-
-    def __init__(
-        self,
-        descriptor: int,
-        path: Path,
-        is_shared: bool = False,
-        *,
-        closes: bool = True,
-    ) -> None:
-        self._descriptor = descriptor
-        self._path = path
-        self._is_shared = is_shared
-        self._closes = closes
-        self._position = 0
-        # held while writing: the number of a closed descriptor may be another file's
-        self._lock = threading.Lock()
-        self._failure: LocalFault | None = None
-
-    def write(self, position: int, data: memoryview) -> None:
-        """Write all of ``data`` at ``position``. Raises LocalFault."""
-        if not data:
-            return  # the writer may have been closed: the file is complete
-        with self._lock:
-            try:
-                self._write(position, data)
-            except OSError as error:
-                self._position = _UNKNOWN
-                raise local_fault(f"write {self._path}", error) from error
-            self._position = position + len(data)
-
-    def _write(self, position: int, data: memoryview) -> None:
-        if self._is_shared:
-            disk.write_all(self._descriptor, data, position)
-            return
-        if position != self._position:
-            os.lseek(self._descriptor, position, os.SEEK_SET)
-        disk.write_all(self._descriptor, data)
-
-    def read(self, position: int, size: int) -> bytes:
-        """Return at most ``size`` bytes at ``position``. Raises LocalFault."""
-        try:
-            return os.pread(self._descriptor, size, position)
-        except OSError as error:
-            raise local_fault(f"read {self._path}", error) from error
-
-    def space(self) -> Space | None:
-        """Return the space of the file system, None if it is unknown."""
-        with self._lock:
-            return freespace.space_or_none(self._descriptor)
-
-    def reserve(self, position: int, size: int) -> bool:
-        """Reserve blocks without changing the file's length.
-
-        Return whether that was possible.
-        """
-        with self._lock, suppress(OSError):
-            return freespace.reserve(self._descriptor, position, size, keep_size=True)
-        return False
-
-    def close(self) -> None:
-        """Close the descriptor once.
-
-        Raises LocalFault, on each call, if close(2) reported a failed write.
-        """
-        with self._lock:
-            descriptor, self._descriptor = self._descriptor, _CLOSED
-            if descriptor >= 0 and self._closes:
-                try:
-                    os.close(descriptor)
-                except OSError as error:
-                    self._failure = local_fault(f"write {self._path}", error)
-            if self._failure is not None:
-                raise self._failure

@@ -1,0 +1,98 @@
+"""Writes to a part file by one thread, through a descriptor of its own."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from dlpool import disk, freespace
+from dlpool.disk import local_fault
+from dlpool.errors import LocalFault
+from dlpool.freespace import Space
+
+_CLOSED = -1  # a descriptor
+_UNKNOWN = -1  # a position
+
+
+class PartWriter:
+    """One thread's descriptor of a part file, whose offset is 0 at first.
+
+    ``close`` may be called by another thread.
+
+    ``is_shared``: its offset is shared with other descriptors, and is not used.
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        path: Path,
+        is_shared: bool = False,
+        *,
+        closes: bool = True,
+    ) -> None:
+        self._descriptor = descriptor
+        self._path = path
+        self._is_shared = is_shared
+        self._closes = closes
+        self._position = 0
+        # held while writing: the number of a closed descriptor may be another file's
+        self._lock = threading.Lock()
+        self._failure: LocalFault | None = None
+
+    def write(self, position: int, data: memoryview) -> None:
+        """Write all of ``data`` at ``position``. Raises LocalFault."""
+        if not data:
+            return  # the writer may have been closed: the file is complete
+        with self._lock:
+            try:
+                self._write(position, data)
+            except OSError as error:
+                self._position = _UNKNOWN
+                raise local_fault(f"write {self._path}", error) from error
+            self._position = position + len(data)
+
+    def _write(self, position: int, data: memoryview) -> None:
+        if self._is_shared:
+            disk.write_all(self._descriptor, data, position)
+            return
+        if position != self._position:
+            os.lseek(self._descriptor, position, os.SEEK_SET)
+        disk.write_all(self._descriptor, data)
+
+    def read(self, position: int, size: int) -> bytes:
+        """Return at most ``size`` bytes at ``position``. Raises LocalFault."""
+        try:
+            return os.pread(self._descriptor, size, position)
+        except OSError as error:
+            raise local_fault(f"read {self._path}", error) from error
+
+    def space(self) -> Space | None:
+        """Return the space of the file system, None if it is unknown."""
+        with self._lock:
+            return freespace.space_or_none(self._descriptor)
+
+    def reserve(self, position: int, size: int) -> bool:
+        """Reserve blocks without changing the file's length.
+
+        Return whether that was possible.
+        """
+        with self._lock, suppress(OSError):
+            return freespace.reserve(self._descriptor, position, size, keep_size=True)
+        return False
+
+    def close(self) -> None:
+        """Close the descriptor once.
+
+        Raises LocalFault, on each call, if close(2) reported a failed write.
+        """
+        with self._lock:
+            descriptor, self._descriptor = self._descriptor, _CLOSED
+            if descriptor >= 0 and self._closes:
+                try:
+                    os.close(descriptor)
+                except OSError as error:
+                    self._failure = local_fault(f"write {self._path}", error)
+            if self._failure is not None:
+                raise self._failure
