@@ -39,7 +39,7 @@ def origin() -> Iterator[Origin]:
         yield started
 
 
-def test_one_failure_stops_no_other_and_the_summary_says_all(origin: Origin, tmp_path: Path) -> None:
+def test_one_failure_does_not_stop_the_others_and_the_summary_has_all(origin: Origin, tmp_path: Path) -> None:
     names = ["a", "bad1", "b", "c", "bad2"]
     results: list[BatchResult] = []
     summary = download_many([f"{origin.url}/{name}" for name in names], tmp_path / "out", on_result=results.append)
@@ -51,7 +51,7 @@ def test_one_failure_stops_no_other_and_the_summary_says_all(origin: Origin, tmp
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "b", "c"]
 
 
-def test_a_url_that_is_none_is_one_failure(origin: Origin, tmp_path: Path) -> None:
+def test_an_invalid_url_is_one_failure(origin: Origin, tmp_path: Path) -> None:
     summary = download_many(["ftp://h/x", "rubbish", f"{origin.url}/a"], tmp_path)
     assert summary.done == 1
     assert len(summary.failed) == 2
@@ -98,7 +98,7 @@ def test_options_are_those_of_the_engine(tmp_path: Path) -> None:
 # --- sessions ---
 
 
-def test_a_batch_goes_on_with_what_is_not_done(origin: Origin, tmp_path: Path) -> None:
+def test_a_batch_resumes_with_the_unfinished_items(origin: Origin, tmp_path: Path) -> None:
     session, urls = tmp_path / "state" / "session", [f"{origin.url}/{name}" for name in ("a", "bad", "b")]
 
     def batch() -> BatchSummary:
@@ -130,7 +130,7 @@ def test_a_session_is_one_batchs_and_a_cut_line_is_done_again(tmp_path: Path) ->
     last.close()
 
 
-def test_a_file_of_something_else_stays(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_batch_session_is_kept(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("important\n")
     with pytest.raises(LocalFault, match="not the session"):
         BatchSession(tmp_path / "mine")
@@ -140,7 +140,7 @@ def test_a_file_of_something_else_stays(tmp_path: Path) -> None:
 # --- the command ---
 
 
-def test_a_list_that_is_stopped_goes_on_with_its_session(tmp_path: Path) -> None:
+def test_an_interrupted_list_resumes_with_its_session(tmp_path: Path) -> None:
     door, count = threading.Event(), 30
 
     def slow(request: Request, connection: Connection) -> None:
@@ -184,7 +184,7 @@ def test_memory_stays_flat_however_long_the_list(nginx: Nginx, tmp_path: Path) -
     assert sizes[0] + (sizes[1] - sizes[0]) / more * 100_000 < 120 * 1024 * 1024, sizes
 
 
-def test_the_summary_says_bytes_time_and_speed(origin: Origin, tmp_path: Path) -> None:
+def test_the_summary_has_bytes_time_and_speed(origin: Origin, tmp_path: Path) -> None:
     (tmp_path / "list").write_text(f"{origin.url}/a\n{origin.url}/bad\n")
     ended = run("fetch", "-i", tmp_path / "list", tmp_path)
     assert ended.code == 14

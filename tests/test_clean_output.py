@@ -36,7 +36,7 @@ def test_a_character_that_a_terminal_obeys_is_escaped(letter: str) -> None:
 
 
 @pytest.mark.parametrize("text", SAFE)
-def test_what_does_nothing_is_shown_as_it_is(text: str) -> None:
+def test_harmless_text_is_printed_unchanged(text: str) -> None:
     assert escape_unsafe(text) == clean(text) == text
 
 
@@ -46,7 +46,7 @@ def stream() -> tuple[_CleanText, io.BytesIO]:
 
 
 @pytest.mark.parametrize("letter", UNSAFE, ids=ascii)
-def test_the_standard_streams_clean_what_is_printed(letter: str) -> None:
+def test_the_standard_streams_escape_control_characters(letter: str) -> None:
     text, raw = stream()
     print(f"one{letter}two", "three", sep="\t", file=text)
     text.writelines([f"{letter}\n", "end"])
@@ -56,7 +56,7 @@ def test_the_standard_streams_clean_what_is_printed(letter: str) -> None:
     assert all(one.isprintable() or one in "\n\t" for one in said)
 
 
-def test_what_draws_reaches_the_terminal() -> None:
+def test_drawing_reaches_the_terminal() -> None:
     text, raw = stream()
     drawn = stream_for_rich(text)
     drawn.write("\x1b[1mbold\x1b[0m\n")

@@ -157,7 +157,7 @@ def test_every_checksum_algorithm_verifies_and_refuses(algorithm: str, serve: Se
     assert os.listdir(tmp_path) == ["f"]
 
 
-def test_remote_time_is_set_when_asked_for(serve: Serve, tmp_path: Path) -> None:
+def test_remote_time_sets_the_modification_time(serve: Serve, tmp_path: Path) -> None:
     origin = serve(File(DATA))
     run("fetch", f"{origin.url}/f", tmp_path / "f", "--remote-time")
     run("fetch", f"{origin.url}/f", tmp_path / "g")
@@ -226,7 +226,7 @@ def test_a_deadline_ends_the_download_resumably(serve: Serve, tmp_path: Path) ->
     assert (tmp_path / "f").read_bytes() == DATA
 
 
-def test_a_rate_limit_is_kept_on_the_whole(serve: Serve, tmp_path: Path) -> None:
+def test_the_rate_limit_holds_for_the_download(serve: Serve, tmp_path: Path) -> None:
     origin = serve(File(DATA))
     result = run("fetch", f"{origin.url}/f", tmp_path / "f", "--limit-rate", "1M", "--json").json
     assert result["seconds"] > 1.5  # 2 MiB at 1 MiB/s, less the burst
@@ -317,7 +317,7 @@ def test_a_password_comes_from_the_environment_or_warns_on_the_command_line(serv
     assert {request.headers["authorization"] for request in origin.requests} == {"Basic bWU6cHc="}
 
 
-def test_netrc_is_read_only_when_asked_for_and_not_for_other_origins(serve: Serve, tmp_path: Path) -> None:
+def test_netrc_needs_its_option_and_applies_to_its_origin(serve: Serve, tmp_path: Path) -> None:
     other = serve(File(b"x"))
     origin = serve(lambda _r, c: c.answer(302, {"Location": f"http://localhost:{other.port}/f"}))
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password pw\nmachine localhost login a password b\n")
@@ -340,7 +340,7 @@ def test_no_password_reaches_the_output(serve: Serve, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_commits_and_the_same_command_goes_on(
+def test_a_signal_checkpoints_and_the_same_command_resumes(
     number: signal.Signals, code: int, serve: Serve, tmp_path: Path
 ) -> None:
     file = slow()
@@ -479,7 +479,7 @@ def test_bars_are_drawn_on_a_terminal(serve: Serve, tmp_path: Path) -> None:
     assert b"2.0M in" in shown
 
 
-def test_quiet_says_nothing_and_verbose_says_what_happens(serve: Serve, tmp_path: Path) -> None:
+def test_quiet_prints_nothing_and_verbose_prints_events(serve: Serve, tmp_path: Path) -> None:
     origin = serve(File(DATA))
     assert run("fetch", f"{origin.url}/f", tmp_path / "f", "-q").err == ""
     said = run("fetch", f"{origin.url}/f", tmp_path / "f", "-v", "--progress", "none").err
@@ -487,7 +487,7 @@ def test_quiet_says_nothing_and_verbose_says_what_happens(serve: Serve, tmp_path
     assert f"job_succeeded path='{tmp_path}/f' " in said
 
 
-def test_a_stream_that_began_anew_is_counted_as_restarted(serve: Serve, tmp_path: Path) -> None:
+def test_a_restarted_stream_is_counted(serve: Serve, tmp_path: Path) -> None:
     def half(_request: Request, connection: Connection) -> None:
         connection.answer(200, {"Content-Length": str(SIZE)}, DATA[: SIZE // 2], length=False)
         connection.hang_up()

@@ -140,9 +140,7 @@ def test_a_list_from_a_pipe_names_each_collision(jobs: int, serve: Serve, tmp_pa
 
 @pytest.mark.parametrize("jobs", [1, 4])
 @pytest.mark.parametrize("line", ["a?id=1", "1 x"])
-def test_a_url_that_is_there_twice_is_fetched_once_and_said_so(
-    line: str, jobs: int, serve: Serve, tmp_path: Path
-) -> None:
+def test_a_duplicate_url_is_fetched_once_and_reported(line: str, jobs: int, serve: Serve, tmp_path: Path) -> None:
     origin = serve(by_query())
     source = write_list(tmp_path / "list", origin, [line, "2/b", line, line])
     ended = run("fetch", "-i", source, tmp_path / "out", "-j", jobs)
@@ -154,7 +152,7 @@ def test_a_url_that_is_there_twice_is_fetched_once_and_said_so(
     assert sorted(entry["status"] for entry in told["files"]) == ["done", "done", "skipped", "skipped"]
 
 
-def test_download_many_names_what_collides_and_passes_over_what_is_the_same(serve: Serve, tmp_path: Path) -> None:
+def test_download_many_reports_collisions_and_skips_duplicates(serve: Serve, tmp_path: Path) -> None:
     origin = serve(by_query())
     urls = [f"{origin.url}/{path}" for path in ("1/a", "2/a", "1/a", "3/b")]
     found = download_many(urls, tmp_path, max_workers=1)
@@ -262,7 +260,7 @@ def test_rename_leaves_the_unfinished_file_of_another_url_alone(serve: Serve, tm
 
 @needs_root
 @pytest.mark.parametrize("jobs", [1, 4])
-def test_names_that_differ_in_case_are_one_file_where_the_file_system_says_so(
+def test_names_that_differ_in_case_are_one_file_if_the_file_system_ignores_case(
     jobs: int, serve: Serve, tmp_path: Path
 ) -> None:
     """Through FUSE one file has another inode number for each spelling."""

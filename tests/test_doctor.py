@@ -109,7 +109,7 @@ def test_the_verdict_and_the_exit_code_follow_from_the_lines(states: dict[str, s
         (9e6, False, WARNING),
     ],
 )
-def test_a_clock_that_differs_is_told(offset: float, is_proof: bool, state: str) -> None:
+def test_a_differing_clock_is_reported(offset: float, is_proof: bool, state: str) -> None:
     found = clock_finding("clock", offset, is_proof=is_proof)
     assert found.state == state
     assert state == OK or ("ahead of" if offset > 0 else "behind") in found.found
@@ -124,7 +124,7 @@ def test_the_clock_of_an_origin_is_read_also_through_a_cache() -> None:
     assert clock_offset_s({"Date": "yesterday"}, now) is None
 
 
-def test_a_slow_redis_is_told() -> None:
+def test_a_slow_redis_is_reported() -> None:
     assert [latency_finding(seconds).state for seconds in (0.0001, 0.02, 0.021)] == [OK, OK, WARNING]
 
 
@@ -142,7 +142,7 @@ def test_the_open_files_that_are_needed_follow_the_divide_slots_the_busiest_work
 # --- this machine -------------------------------------------------------------------------------------------------
 
 
-def test_a_node_that_is_well_is_all_right_and_nothing_is_changed(doctor: Doctor, tmp_path: Path) -> None:
+def test_a_healthy_node_passes_and_nothing_is_changed(doctor: Doctor, tmp_path: Path) -> None:
     (tmp_path / "download").mkdir()
     with RedisServer(tmp_path / "redis", appendonly=True) as server:
         doctor.redis_url = server.url
@@ -156,7 +156,7 @@ def test_a_node_that_is_well_is_all_right_and_nothing_is_changed(doctor: Doctor,
     assert not (tmp_path / "state").exists()
 
 
-def test_all_that_is_wrong_with_the_settings_is_told_at_once(doctor: Doctor) -> None:
+def test_all_invalid_settings_are_reported_together(doctor: Doctor) -> None:
     doctor.write(transfer={"connections": "many", "retries": "-1"})
     ended = run("doctor", "-c", doctor.ini)
     assert ended.code == 78
@@ -164,7 +164,7 @@ def test_all_that_is_wrong_with_the_settings_is_told_at_once(doctor: Doctor) -> 
     assert ended.out.endswith("verdict: 2 of 2 checks failed, 0 warnings\n")
 
 
-def test_with_a_setting_that_is_of_no_use_the_rest_is_checked(doctor: Doctor) -> None:
+def test_an_invalid_setting_does_not_stop_the_other_checks(doctor: Doctor) -> None:
     doctor.write(network={"cacert": "/missing.pem"})
     code, found = doctor()
     assert code == 78
@@ -172,7 +172,7 @@ def test_with_a_setting_that_is_of_no_use_the_rest_is_checked(doctor: Doctor) ->
     assert found["rename"]["state"] == OK
 
 
-def test_quiet_says_nothing_but_what_failed(doctor: Doctor) -> None:
+def test_quiet_prints_failed_checks_only(doctor: Doctor) -> None:
     assert spoken(doctor, "-q").out == ""
     doctor.redis_url = "redis://127.0.0.1:1"
     assert spoken(doctor, "-q").out.splitlines()[1].startswith("redis\tfailed\t")
@@ -186,7 +186,7 @@ def test_quiet_says_nothing_but_what_failed(doctor: Doctor) -> None:
         ({"appendonly": True, "maxmemory": "100mb", "maxmemory_policy": "allkeys-lru"}, WARNING, OK),
     ],
 )
-def test_a_redis_that_may_lose_jobs_is_told(
+def test_a_redis_that_may_lose_jobs_is_reported(
     options: dict[str, Any], eviction: str, persistence: str, tmp_path: Path
 ) -> None:
     with RedisServer(tmp_path / "redis", **options) as server:
@@ -224,7 +224,7 @@ def test_a_redis_with_a_password_is_checked_with_it_and_refuses_another(tmp_path
     assert "user and password are in [redis]" in found["redis"]["found"]
 
 
-def test_a_user_who_may_not_ask_is_told_that_nothing_is_known(redis_server: RedisServer, doctor: Doctor) -> None:
+def test_a_redis_user_without_info_is_reported(redis_server: RedisServer, doctor: Doctor) -> None:
     acl = ["ACL", "SETUSER", "blind", "on", f">{PASSWORD}", "~*", "+@all", "-info", "-config"]
     redis_server.client().execute_command(*acl)  # type: ignore[no-untyped-call]
     doctor.write(redis={"username": "blind", "password": PASSWORD})
@@ -242,7 +242,7 @@ def test_an_embedded_redis_that_was_never_started_is_no_fault(tmp_path: Path) ->
 
 
 @needs_root
-def test_a_read_only_disk_is_told(doctor: Doctor, tmp_path: Path) -> None:
+def test_a_read_only_disk_is_reported(doctor: Doctor, tmp_path: Path) -> None:
     with tmpfs(tmp_path / "download", "8m") as disk:
         remount(disk, "ro")
         code, found = doctor()
@@ -252,7 +252,7 @@ def test_a_read_only_disk_is_told(doctor: Doctor, tmp_path: Path) -> None:
 
 
 @needs_root
-def test_a_full_disk_is_told_and_nothing_stays_there(doctor: Doctor, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_no_file_stays(doctor: Doctor, tmp_path: Path) -> None:
     with tmpfs(tmp_path / "download", "8m") as disk:
         (disk / "large").write_bytes(bytes(7 * 1024 * 1024))
         code, found = doctor()
@@ -262,7 +262,7 @@ def test_a_full_disk_is_told_and_nothing_stays_there(doctor: Doctor, tmp_path: P
 
 
 @needs_root
-def test_less_free_space_than_jobs_need_to_begin_is_told(doctor: Doctor, tmp_path: Path) -> None:
+def test_free_space_below_min_free_is_reported(doctor: Doctor, tmp_path: Path) -> None:
     with tmpfs(tmp_path / "download", "8m"):
         doctor.write(supervisor={"min_free": "16M"})
         code, found = doctor()
@@ -270,14 +270,14 @@ def test_less_free_space_than_jobs_need_to_begin_is_told(doctor: Doctor, tmp_pat
 
 
 @needs_root
-def test_a_folder_of_another_user_is_told(doctor: Doctor, tmp_path: Path) -> None:
+def test_a_folder_of_another_user_is_reported(doctor: Doctor, tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     os.chown(tmp_path / "state", 1, 1)
     code, found = doctor()
     assert (code, found["state_dir"]["state"]) == (0, WARNING)
 
 
-def test_a_file_in_the_place_of_a_folder_is_told(doctor: Doctor, tmp_path: Path) -> None:
+def test_a_file_instead_of_a_folder_is_reported(doctor: Doctor, tmp_path: Path) -> None:
     (tmp_path / "log").write_text("")
     code, found = doctor()
     assert (code, found["log_dir"]["state"]) == (1, FAILED)
@@ -292,7 +292,7 @@ def test_the_temporary_file_goes_when_the_check_is_broken_off(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_doctor_that_is_ended_leaves_nothing(doctor: Doctor, serve: Callable[..., Origin], tmp_path: Path) -> None:
+def test_a_terminated_doctor_leaves_no_file(doctor: Doctor, serve: Callable[..., Origin], tmp_path: Path) -> None:
     (tmp_path / "download").mkdir()
     doctor.write()
     origin = serve(lambda _, connection: connection.wait_for_client_to_go())
@@ -303,7 +303,7 @@ def test_a_doctor_that_is_ended_leaves_nothing(doctor: Doctor, serve: Callable[.
     assert list((tmp_path / "download").iterdir()) == []
 
 
-def test_too_few_open_files_are_told(doctor: Doctor) -> None:
+def test_too_few_open_files_are_reported(doctor: Doctor) -> None:
     doctor.write(transfer={"connections": 64}, supervisor={"workers": 1})
     limit = 256
     code, found = doctor(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)))
@@ -407,9 +407,7 @@ def test_a_file_above_the_limit_would_be_refused(doctor: Doctor, serve: Callable
     assert (code, found["size"]["state"]) == (1, FAILED)
 
 
-def test_a_file_that_is_not_there_and_a_server_that_is_not_there_fail(
-    doctor: Doctor, serve: Callable[..., Origin]
-) -> None:
+def test_a_missing_file_and_an_unreachable_server_fail(doctor: Doctor, serve: Callable[..., Origin]) -> None:
     origin = serve(lambda _, connection: connection.answer(404))
     code, found = doctor(f"{origin.url}/missing?token={PASSWORD}")
     assert (code, found["url"]["state"]) == (1, FAILED)
@@ -417,5 +415,5 @@ def test_a_file_that_is_not_there_and_a_server_that_is_not_there_fail(
     assert doctor.states("http://127.0.0.1:1/")["url"] == FAILED
 
 
-def test_what_is_no_url_is_a_wrong_use(doctor: Doctor) -> None:
+def test_an_invalid_url_is_a_usage_error(doctor: Doctor) -> None:
     assert spoken(doctor, "ftp://example.org/").code == 2

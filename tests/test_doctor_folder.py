@@ -51,7 +51,7 @@ def test_a_folder_and_a_url_are_examined_together(serve: Callable[..., Origin], 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_none_is_said(tmp_path: Path) -> None:
+def test_a_file_as_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     code, found = examined("--folder", tmp_path / "file")
     assert code == 1
@@ -71,7 +71,7 @@ MOUNTS: dict[str, tuple[Callable[[Path], AbstractContextManager[Path]], dict[str
 
 @needs_root
 @pytest.mark.parametrize("kind", MOUNTS)
-def test_real_file_systems_are_told_apart(kind: str, tmp_path: Path) -> None:
+def test_real_file_systems_are_distinguished(kind: str, tmp_path: Path) -> None:
     mount, different, space = MOUNTS[kind]
     with mount(tmp_path / "disk") as folder:
         code, found = examined("--folder", folder)
@@ -109,7 +109,7 @@ LACKS: dict[str, tuple[list[dict[str, Any]], str, str, str]] = {
 
 
 @pytest.mark.parametrize("lack", LACKS)
-def test_what_a_file_system_lacks_is_said(lack: str, library: Path, tmp_path: Path) -> None:
+def test_missing_features_of_a_file_system_are_reported(lack: str, library: Path, tmp_path: Path) -> None:
     faults, check, state, text = LACKS[lack]
     lines = start(library, "tests.disk_doctor", str(tmp_path), *map(json.dumps, faults)).splitlines()
     found = {one["check"]: one for one in map(json.loads, lines)}

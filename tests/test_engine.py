@@ -108,14 +108,14 @@ def test_the_servers_name_comes_before_that_of_the_url(engine: DownloadEngine, t
         (lambda engine, folder: DownloadEngine(chunk_size=-1), "chunk_size is -1"),
     ],
 )
-def test_what_could_never_work_is_said_at_once(
+def test_invalid_arguments_raise_at_once(
     make: Callable[[DownloadEngine, Path], Any], said: str, engine: DownloadEngine, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=said):
         make(engine, tmp_path)
 
 
-def test_a_failure_says_why(engine: DownloadEngine, tmp_path: Path) -> None:
+def test_a_failed_task_has_its_error(engine: DownloadEngine, tmp_path: Path) -> None:
     with Origin(lambda _, connection: connection.answer(404, {}, b"no")) as origin:
         task = engine.download(f"{origin.url}/x", tmp_path)
         assert task.wait(LATE_S)
@@ -152,7 +152,7 @@ def test_a_full_disk_fails_at_once(tmp_path: Path, origin: Origin) -> None:
         assert len(large.requests) == 1
 
 
-def test_a_checksum_is_verified_unless_nobody_wants_that(origin: Origin, tmp_path: Path) -> None:
+def test_a_checksum_is_verified_unless_verify_hash_is_false(origin: Origin, tmp_path: Path) -> None:
     right, wrong = f"sha256:{sha256(make_data(100_000)).hexdigest()}", f"sha256:{'0' * 64}"
     with DownloadEngine() as engine, DownloadEngine(verify_hash=False) as careless:
         assert engine.download(f"{origin.url}/a", tmp_path, checksum=right).wait(LATE_S)
@@ -162,7 +162,7 @@ def test_a_checksum_is_verified_unless_nobody_wants_that(origin: Origin, tmp_pat
         assert careless.download(f"{origin.url}/c", tmp_path, checksum=wrong).result(LATE_S)
 
 
-def test_an_ini_file_says_how_an_engine_is(tmp_path: Path) -> None:
+def test_an_ini_file_configures_an_engine(tmp_path: Path) -> None:
     ini = tmp_path / "dlpool.ini"
     ini.write_text(
         "[downloader]\nmax_workers = 2\nretry_times = 0\nverify_hash = no\n[network]\nuser_agent = teapot/1\n"
@@ -187,7 +187,7 @@ def test_an_ini_file_says_how_an_engine_is(tmp_path: Path) -> None:
         assert len(broken.requests) == 1, "retry_times = 0"
 
 
-def test_an_ini_file_that_says_nothing_means_the_defaults(tmp_path: Path) -> None:
+def test_an_empty_ini_file_means_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "empty.ini").write_text("")
     names = inspect.signature(DownloadEngine).parameters
     declared = {one.name: one.default for one in dataclasses.fields(DownloaderSettings)}
@@ -196,7 +196,7 @@ def test_an_ini_file_that_says_nothing_means_the_defaults(tmp_path: Path) -> Non
         assert engine.get_all_tasks() == []
 
 
-def test_all_that_is_wrong_in_an_ini_file_is_said_at_once(tmp_path: Path) -> None:
+def test_all_errors_of_an_ini_file_are_reported_together(tmp_path: Path) -> None:
     (tmp_path / "bad.ini").write_text("[downloader]\nmax_workers = none\ntimeout = -1\ncolour = red\n")
     with pytest.raises(ConfigurationError) as caught:
         DownloadEngine.from_config(tmp_path / "bad.ini")
@@ -231,7 +231,7 @@ def test_two_urls_do_not_become_one_file(engine: DownloadEngine, origin: Origin,
     assert "overwrite" in (second.error or "")
 
 
-def test_size_and_eta_are_unknown_where_the_server_says_no_size(engine: DownloadEngine, tmp_path: Path) -> None:
+def test_size_and_eta_are_unknown_without_a_content_length(engine: DownloadEngine, tmp_path: Path) -> None:
     go_on = threading.Event()
 
     def endless(request: Request, connection: Connection) -> None:
@@ -271,7 +271,7 @@ def test_no_more_than_max_workers_run_and_smaller_priorities_first(tmp_path: Pat
     assert [task.priority for task in begun] == [1, 2, 3]
 
 
-def test_a_paused_task_gives_its_slot_away_and_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_paused_task_frees_its_worker_and_resumes(tmp_path: Path) -> None:
     with Origin(Slow()) as origin, DownloadEngine(max_workers=1) as engine:
         first, second = (engine.download(f"{origin.url}/{name}", tmp_path) for name in "ab")
         wait_until(lambda: first.downloaded_size >= 300_000, LATE_S)
@@ -354,7 +354,7 @@ def test_progress_is_called_now_and_then_and_never_goes_back(tmp_path: Path) -> 
     assert all(0 <= share <= 1 for share in seen)
 
 
-def test_callbacks_that_raise_or_call_back_harm_nothing(
+def test_callbacks_may_raise_and_may_use_the_engine(
     tmp_path: Path, origin: Origin, caplog: pytest.LogCaptureFixture
 ) -> None:
     more: list[DownloadTask] = []
@@ -392,7 +392,7 @@ def test_a_callback_may_shut_the_engine_down(tmp_path: Path, origin: Origin) -> 
 # --- the end ---
 
 
-def test_shutdown_now_keeps_what_was_fetched_and_pauses_the_rest(tmp_path: Path) -> None:
+def test_shutdown_without_wait_keeps_fetched_bytes_and_pauses_tasks(tmp_path: Path) -> None:
     with Origin(Slow()) as origin:
         engine = DownloadEngine(max_workers=1)
         running, waiting = (engine.download(f"{origin.url}/{name}", tmp_path) for name in "ab")
@@ -462,7 +462,7 @@ def test_a_session_outlives_a_kill_and_a_cut_line(tmp_path: Path, origin: Origin
 
 
 @pytest.mark.parametrize("text", ["not\na session\n", "one line", '{"begin": 5}\n', '{"begin": {"id": "x"}}\n[]\n{}\n'])
-def test_what_is_no_session_is_not_overwritten(text: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_session_is_not_overwritten(text: str, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text(text)
     with pytest.raises(LocalFault, match="not a session"):
         DownloadEngine(session=tmp_path / "mine")
@@ -483,7 +483,7 @@ def test_the_session_of_an_engine_is_not_that_of_a_batch(tmp_path: Path, origin:
     assert (refused.code, len(refused.err.splitlines())) == (3, 1)
 
 
-def test_a_forked_child_is_told_to_make_its_own(engine: DownloadEngine, origin: Origin, tmp_path: Path) -> None:
+def test_a_forked_child_cannot_use_the_engine(engine: DownloadEngine, origin: Origin, tmp_path: Path) -> None:
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -496,7 +496,7 @@ def test_a_forked_child_is_told_to_make_its_own(engine: DownloadEngine, origin: 
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def test_nothing_global_is_touched_by_import_and_use(tmp_path: Path, origin: Origin) -> None:
+def test_import_and_use_change_nothing_global(tmp_path: Path, origin: Origin) -> None:
     program = (
         "import logging, signal, sys, threading\n"
         "before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)]\n"
@@ -510,7 +510,7 @@ def test_nothing_global_is_touched_by_import_and_use(tmp_path: Path, origin: Ori
     subprocess.run([sys.executable, "-c", program, f"{origin.url}/x", tmp_path], cwd=ROOT, check=True)
 
 
-def test_the_package_names_what_it_has() -> None:
+def test_the_package_exports_its_public_names() -> None:
     assert all(hasattr(dlpool, name) for name in dlpool.__all__)
     with pytest.raises(AttributeError, match="nothing"):
         dlpool.nothing  # noqa: B018
@@ -535,12 +535,12 @@ def test_the_package_names_what_it_has() -> None:
         "end_time",
     ],
 )
-def test_what_a_task_tells_cannot_be_set(name: str, tmp_path: Path) -> None:
+def test_the_attributes_of_a_task_are_read_only(name: str, tmp_path: Path) -> None:
     with pytest.raises(AttributeError):
         setattr(DownloadTask("http://h/x", tmp_path), name, None)
 
 
-def test_a_path_that_cannot_be_used_fails_before_anything_is_asked(origin: Origin, tmp_path: Path) -> None:
+def test_an_unusable_path_fails_before_the_first_request(origin: Origin, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     long = tmp_path.joinpath(*["d" * 200] * 30)
     cases = ((tmp_path / "file" / "sub", "not a folder"), (tmp_path / ("n" * 300), "too long"), (long, "too long"))
@@ -552,7 +552,7 @@ def test_a_path_that_cannot_be_used_fails_before_anything_is_asked(origin: Origi
 
 
 @needs_root
-def test_space_is_looked_for_before_the_first_byte(tmp_path: Path) -> None:
+def test_free_space_is_checked_before_the_first_byte(tmp_path: Path) -> None:
     file = File(make_data(8 * MIB), block=64 * KIB, pause_s=0.05)
     with tmpfs(tmp_path / "disk", "1m") as disk, Origin(file) as origin, DownloadEngine() as engine:
         task = engine.download(f"{origin.url}/x", disk)
@@ -561,7 +561,7 @@ def test_space_is_looked_for_before_the_first_byte(tmp_path: Path) -> None:
         assert task.downloaded_size == 0
 
 
-def test_eta_is_whole_seconds(engine: DownloadEngine, tmp_path: Path) -> None:
+def test_eta_is_an_integer_of_seconds(engine: DownloadEngine, tmp_path: Path) -> None:
     with Origin(Slow(8 * MIB)) as origin:
         task = engine.download(f"{origin.url}/a", tmp_path)
         wait_until(lambda: task.eta is not None, LATE_S)
@@ -570,7 +570,7 @@ def test_eta_is_whole_seconds(engine: DownloadEngine, tmp_path: Path) -> None:
         assert task.cancel()
 
 
-def test_progress_does_not_go_back_over_pauses_nor_behind_what_was_told(engine: DownloadEngine, tmp_path: Path) -> None:
+def test_progress_never_decreases_over_pauses_and_reports(engine: DownloadEngine, tmp_path: Path) -> None:
     seen: list[float] = []
     with Origin(Slow()) as origin:
         task = engine.download(f"{origin.url}/a", tmp_path)
@@ -590,7 +590,7 @@ def test_progress_does_not_go_back_over_pauses_nor_behind_what_was_told(engine: 
     assert seen == sorted(seen)
 
 
-def test_completions_are_told_in_order_whatever_a_callback_raises(tmp_path: Path, origin: Origin) -> None:
+def test_completions_are_reported_in_order_even_if_a_callback_raises(tmp_path: Path, origin: Origin) -> None:
     told: list[str] = []
 
     def tell(task: DownloadTask) -> None:
@@ -603,7 +603,7 @@ def test_completions_are_told_in_order_whatever_a_callback_raises(tmp_path: Path
     assert told == [task.id for task in tasks]
 
 
-def test_completions_one_after_the_other_do_not_keep_progress_from_being_told(tmp_path: Path) -> None:
+def test_frequent_completions_do_not_delay_progress_callbacks(tmp_path: Path) -> None:
     told: list[str] = []
 
     def handle(request: Request, connection: Connection) -> None:

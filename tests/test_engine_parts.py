@@ -45,7 +45,7 @@ def test_the_queue_is_a_sorted_list(steps: list[tuple[str, int]]) -> None:
 # --- the figures ---
 
 
-def test_the_figures_add_up() -> None:
+def test_the_statistics_add_up() -> None:
     stats = DownloadStats()
     assert (stats.get_overall_progress(), stats.get_overall_speed(), stats.get_total_bytes()) == (0.0, 0.0, 0)
     for name in ("a", "b", "c", "d"):
@@ -62,7 +62,7 @@ def test_the_figures_add_up() -> None:
     assert (stats.completed, stats.failed, stats.errors) == (1, 1, {"c": "why"})
 
 
-def test_odd_calls_break_no_figure() -> None:
+def test_calls_for_unknown_tasks_break_no_statistics() -> None:
     stats = DownloadStats()
     stats.complete_task("never started")
     stats.fail_task("never started", "x")
@@ -76,12 +76,12 @@ def test_odd_calls_break_no_figure() -> None:
 # --- the rest ---
 
 
-def test_what_has_ended_stays_so() -> None:
+def test_final_statuses_never_change() -> None:
     assert all(not MOVES[status] for status in FINAL)
     assert MOVES.keys() == {"pending", "downloading", "paused", *FINAL}
 
 
-def test_the_speed_is_that_of_the_last_seconds() -> None:
+def test_the_speed_is_averaged_over_the_window() -> None:
     speed = Speedometer()
     assert speed.add(0.0, 0) == 0.0
     assert speed.add(1.0, 100) == 100.0

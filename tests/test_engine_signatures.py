@@ -119,7 +119,7 @@ def test_attributes_have_their_types_at_every_status(filename: str | None, gate:
     assert first.total_size == first.downloaded_size == len(DATA)
 
 
-def test_a_size_that_nobody_knows_is_0(gate: Gate, tmp_path: Path) -> None:
+def test_an_unknown_size_is_0(gate: Gate, tmp_path: Path) -> None:
     with Origin(gate) as origin, DownloadEngine(1) as engine:
         task = engine.download(f"{origin.url}/unknown", tmp_path)
         wait_until(lambda: task.downloaded_size > 0, LATE_S)
@@ -128,7 +128,7 @@ def test_a_size_that_nobody_knows_is_0(gate: Gate, tmp_path: Path) -> None:
         assert task.cancel()
 
 
-def test_a_task_says_what_it_was_made_with(tmp_path: Path) -> None:
+def test_a_task_has_the_arguments_of_its_constructor(tmp_path: Path) -> None:
     task = DownloadTask("http://h/x", "./downloads", "a.zip", {"X-A": "1"}, 5)
     assert (task.url, task.output_path, task.filename, task.priority) == ("http://h/x", "./downloads", "a.zip", 5)
     assert task.headers == {"X-A": "1"}
@@ -139,7 +139,7 @@ def test_a_task_says_what_it_was_made_with(tmp_path: Path) -> None:
     assert (bare.output_path, bare.filename, bare.headers, bare.file_path) == (str(tmp_path), None, {}, None)
 
 
-def test_an_engine_says_what_it_was_made_with(slow: Origin, tmp_path: Path) -> None:
+def test_an_engine_has_the_arguments_of_its_constructor(slow: Origin, tmp_path: Path) -> None:
     with DownloadEngine() as engine:
         given = (engine.max_workers, engine.chunk_size, engine.retry_times, engine.retry_delay, engine.timeout)
         assert given == (3, 8192, 3, 5, 30)
@@ -170,7 +170,7 @@ def test_an_engine_says_what_it_was_made_with(slow: Origin, tmp_path: Path) -> N
         ("max_workers", 0, "less than 1"),
     ],
 )
-def test_a_value_that_makes_no_sense_is_explained(name: str, value: object, said: str) -> None:
+def test_an_invalid_value_is_explained(name: str, value: object, said: str) -> None:
     options: dict[str, object] = {name: value}
     with pytest.raises(UsageError) as error:
         DownloadEngine(**options)  # type: ignore[arg-type]
@@ -181,7 +181,7 @@ def test_a_value_that_makes_no_sense_is_explained(name: str, value: object, said
 
 
 @pytest.mark.parametrize("figure", ["speed", "eta", "overall", "held"])
-def test_figures_are_there_when_they_are_read_once(figure: str, slow: Origin, tmp_path: Path) -> None:
+def test_speeds_are_known_on_the_first_read(figure: str, slow: Origin, tmp_path: Path) -> None:
     """The engine samples them itself: nothing has been read, and no callback registered, before."""
     with DownloadEngine(1) as engine:
         stats = engine.stats
@@ -200,7 +200,7 @@ def test_figures_are_there_when_they_are_read_once(figure: str, slow: Origin, tm
         assert task.cancel()
 
 
-def test_the_sampling_thread_is_there_only_while_there_is_work(slow: Origin, tmp_path: Path) -> None:
+def test_the_sampling_thread_runs_only_while_there_is_work(slow: Origin, tmp_path: Path) -> None:
     def keepers() -> int:
         return sum(thread.name == "dlpool-sampler" for thread in threading.enumerate())
 
@@ -289,7 +289,7 @@ def test_callbacks_are_called_at_the_end_of_a_program(slow: Origin, tmp_path: Pa
     assert out.splitlines() == [f"completed {tmp_path / name}" for name in "ab"]
 
 
-def test_an_error_of_the_program_is_told_and_its_downloads_end(slow: Origin, tmp_path: Path) -> None:
+def test_an_error_of_the_program_is_printed_and_its_downloads_stop(slow: Origin, tmp_path: Path) -> None:
     process = program(tmp_path, f"{slow.url}/a", end="raise ValueError('mine')")
     _, err = process.communicate(timeout=LATE_S)
     assert process.returncode == 1

@@ -57,9 +57,7 @@ def zombies(first: psutil.Process) -> list[psutil.Process]:
 
 
 @needs_root
-def test_what_hooks_leave_is_reaped_and_their_exit_codes_and_the_workers_are_heard(
-    tmp_path: Path, redis_server: RedisServer
-) -> None:
+def test_orphans_of_hooks_are_reaped_and_exit_codes_are_received(tmp_path: Path, redis_server: RedisServer) -> None:
     client = Client(redis_server.client())
     hooks = {
         "on_success": f"/bin/sh -c {shlex.quote(HOOK)} hook 0",

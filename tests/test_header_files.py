@@ -83,7 +83,7 @@ def test_a_file_that_cannot_be_read(name: str, tmp_path: Path, monkeypatch: pyte
         read_headers(parsed("--header-file", name))
 
 
-def test_standard_input_is_not_two_things() -> None:
+def test_standard_input_is_used_once() -> None:
     with pytest.raises(UsageError, match="cannot be both"):
         read_headers(parsed("-i", "-", "-H", "@-"))
 

@@ -64,12 +64,12 @@ def test_a_folder_is_a_place_for_a_file_that_others_name(common: ItemDefaults, p
 
 
 @pytest.mark.parametrize("path", ["new", "file", "new/file"])
-def test_what_is_no_folder_is_the_file(common: ItemDefaults, path: str) -> None:
+def test_a_path_that_is_not_a_folder_is_the_file(common: ItemDefaults, path: str) -> None:
     (common.folder / "file").touch()
     assert not job_of(single_item(URL, path, common)).is_folder
 
 
-def test_what_all_items_share_is_in_the_job(common: ItemDefaults) -> None:
+def test_the_defaults_of_the_items_are_in_the_job(common: ItemDefaults) -> None:
     shared = replace(common, headers={"X-A": "1"}, user=("me", "secret"), checksum=MD5)
     job = job_of(single_item(URL, "a", shared))
     assert (job.headers, job.user, job.checksum) == ({"X-A": "1"}, ("me", "secret"), MD5)
@@ -130,12 +130,12 @@ def test_a_json_line_may_say_all(common: ItemDefaults) -> None:
 
 
 @pytest.mark.parametrize("line", [{"url": URL}, {"url": URL, "path": None, "checksum": None, "headers": None}])
-def test_a_json_line_that_says_little_is_as_a_plain_one(common: ItemDefaults, line: dict[str, object]) -> None:
+def test_a_json_line_with_a_url_only_equals_a_plain_line(common: ItemDefaults, line: dict[str, object]) -> None:
     shared = replace(common, headers={"X-A": "1"}, checksum=MD5)
     assert from_line(json.dumps(line), shared) == from_line(URL, shared)
 
 
-def test_what_one_line_says_is_not_said_of_the_next(common: ItemDefaults) -> None:
+def test_the_fields_of_a_line_do_not_apply_to_the_next(common: ItemDefaults) -> None:
     line = json.dumps({"url": URL, "headers": {"X-A": "1"}, "checksum": str(MD5)})
     _, second = items_from_lines([line, URL], common)
     assert (job_of(second).headers, job_of(second).checksum) == ({}, None)
@@ -166,7 +166,7 @@ def test_what_one_line_says_is_not_said_of_the_next(common: ItemDefaults) -> Non
     ],
     ids=lambda text: text[:40],
 )
-def test_a_wrong_line_says_why(common: ItemDefaults, line: str, reason: str) -> None:
+def test_an_invalid_line_has_its_reason(common: ItemDefaults, line: str, reason: str) -> None:
     message = error_of(line, common)
     assert message.startswith("line 1: ")
     assert reason in message
@@ -237,7 +237,7 @@ def test_a_header_is_a_name_and_a_value(text: str, expected: tuple[str, str]) ->
 
 
 @pytest.mark.parametrize("text", ["", ":", "X-A", ": 1", "X A: 1", "Ü: 1", "X-A: a\r\nB: c", "X-A: a\0", "X\n: 1\x7f"])
-def test_what_could_be_more_or_less_than_a_header_is_refused(text: str) -> None:
+def test_a_text_that_is_not_exactly_one_header_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not of the form"):
         parse_header(text)
 

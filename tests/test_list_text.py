@@ -120,7 +120,7 @@ NO_TEXTS = {
 
 
 @pytest.mark.parametrize("name", NO_TEXTS)
-def test_what_is_no_text_is_refused_with_file_and_line_before_anything_starts(name: str, tmp_path: Path) -> None:
+def test_a_list_that_is_not_text_is_refused_with_file_and_line(name: str, tmp_path: Path) -> None:
     content, line = NO_TEXTS[name]
     ended = fetch_list(content, "file", tmp_path)
     assert ended.code == 2
@@ -137,7 +137,7 @@ def test_a_pipe_that_brings_no_text_ends_the_list_there(serve: Serve, tmp_path: 
     assert os.listdir(tmp_path / "out") == ["a"]
 
 
-def test_a_url_that_is_no_utf8_is_an_error_of_its_line(serve: Serve, tmp_path: Path) -> None:
+def test_a_url_that_is_not_utf8_fails_its_line(serve: Serve, tmp_path: Path) -> None:
     origin = serve(File(DATA))
     content = f"{origin.url}/".encode() + b"\xe4\n" + f"{origin.url}/b\n".encode()
     ended = fetch_list(content, "file", tmp_path)
@@ -161,7 +161,9 @@ def test_jobs_are_pushed_from_any_text(encoding: str, end: str, redis_server: Re
 
 
 @pytest.mark.parametrize("name", [name for name in NO_TEXTS if "end of a line" not in name])
-def test_a_list_of_jobs_that_is_no_text_says_where(name: str, redis_server: RedisServer, tmp_path: Path) -> None:
+def test_a_list_of_jobs_that_is_not_text_is_refused_with_its_line(
+    name: str, redis_server: RedisServer, tmp_path: Path
+) -> None:
     content, line = NO_TEXTS[name]
     (tmp_path / "jobs").write_bytes(content.replace(b"http://h/a\n", b"http://h/a a\n"))
     ended = run("push", "-i", tmp_path / "jobs", "--redis-url", redis_server.url)
@@ -210,7 +212,7 @@ def test_a_secret_may_be_in_any_text_file(encoding: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\xff", b"\xef\xbb\xbf\xff", b"\xe4"])
-def test_a_secret_that_is_no_text_is_one_sentence(content: bytes, tmp_path: Path) -> None:
+def test_a_secret_that_is_not_text_is_one_sentence(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "secret"
     path.write_bytes(content)
     with pytest.raises(UsageError):

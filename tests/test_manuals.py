@@ -40,14 +40,14 @@ def completion(shell: str, program: str) -> Path:
     return ROOT / SHELLS[shell].format(program)
 
 
-def test_all_of_share_is_what_the_parsers_say() -> None:
+def test_share_matches_the_parsers() -> None:
     wanted = manuals(ROOT)
     assert {path for path in SHARE.rglob("*") if path.is_file()} == set(wanted)
     for path, text in wanted.items():
         assert path.read_text() == text, f"{path.relative_to(ROOT)} is old: run scripts/generate"
 
 
-def test_each_command_has_a_page_that_mandoc_finds_nothing_wrong_with() -> None:
+def test_each_command_has_a_manual_page_without_mandoc_warnings() -> None:
     pages = {path.stem: path for path in (SHARE / "man" / "man1").glob("*.1")}
     assert set(pages) == {*PROGRAMS, *(f"dlpool-{name}" for name in COMMANDS)}
     assert said("mandoc", "-T", "lint", "-W", "warning", *pages.values()) == ""

@@ -207,7 +207,7 @@ def test_every_option_reaches_the_job(call: Dlpool, redis_server: RedisServer) -
     assert redis_server.client().zrange(QueueKeys().delayed, 0, -1) == [b"my.job"]
 
 
-def test_an_id_that_is_known_is_pushed_once(call: Dlpool, redis_server: RedisServer) -> None:
+def test_a_known_id_is_not_pushed_again(call: Dlpool, redis_server: RedisServer) -> None:
     queue_job(redis_server, "one")
     again = call("push", URL, "b", "--id", "one")
     assert (again.code, again.out) == (0, "one\n")
@@ -327,7 +327,7 @@ def test_the_line_of_a_slow_writer_is_pushed_while_it_writes_no_other(redis_serv
         ([b"\n\n"], [[b"", b""]]),
     ],
 )
-def test_lines_are_whole_however_they_are_read(reads: list[bytes], blocks: list[list[bytes]]) -> None:
+def test_lines_are_complete_however_they_are_read(reads: list[bytes], blocks: list[list[bytes]]) -> None:
     pieces = iter([*reads, b""])
     assert list(blocks_of_lines(lambda: next(pieces))) == blocks
 
@@ -339,7 +339,7 @@ def test_a_list_that_cannot_be_read_is_exit_3(dlpool: Dlpool, tmp_path: Path) ->
         assert "cannot read the list" in ended.err
 
 
-def test_a_redis_that_goes_away_in_the_middle_says_how_far_it_came(tmp_path: Path) -> None:
+def test_a_lost_redis_reports_the_last_completed_line(tmp_path: Path) -> None:
     with RedisServer(tmp_path / "redis") as server:
         process = start("push", "-i", "-", "--redis-url", server.url, stdin=subprocess.PIPE)
         assert process.stdin is not None
@@ -364,7 +364,7 @@ def finish_with(process: subprocess.Popen[str], text: str) -> Ended:
     return Ended(process.returncode, out, err)
 
 
-def test_an_interrupted_list_says_how_far_it_came(redis_server: RedisServer) -> None:
+def test_an_interrupted_list_reports_the_last_completed_line(redis_server: RedisServer) -> None:
     process = start("push", "-i", "-", "--redis-url", redis_server.url, stdin=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -376,7 +376,7 @@ def test_an_interrupted_list_says_how_far_it_came(redis_server: RedisServer) -> 
     assert (ended.code, ended.err) == (130, "dlpool: stopped after line 1: 1 job pushed\n")
 
 
-def test_a_reader_of_the_ids_that_goes_away_changes_nothing_for_the_jobs(redis_server: RedisServer) -> None:
+def test_a_closed_pipe_does_not_stop_the_push(redis_server: RedisServer) -> None:
     process = start("push", "-i", "-", "--redis-url", redis_server.url, stdin=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()
@@ -593,7 +593,7 @@ def test_a_password_on_the_command_line_replaces_every_other(url: str, left: str
     assert (settings.url, settings.password, settings.password_file) == (left, "new", None)
 
 
-def test_an_ini_that_is_wrong_is_exit_78(tmp_path: Path) -> None:
+def test_an_invalid_ini_is_exit_78(tmp_path: Path) -> None:
     (tmp_path / "dlpool.ini").write_text("[redis]\nurl = ftp://h\n")
     for path in (tmp_path / "dlpool.ini", tmp_path / "nowhere"):
         ended = run("stats", "-c", path)
@@ -601,7 +601,7 @@ def test_an_ini_that_is_wrong_is_exit_78(tmp_path: Path) -> None:
         assert len(ended.err.splitlines()) == 1
 
 
-def test_an_embedded_redis_without_its_supervisor_says_how_to_start_it(short: Path) -> None:
+def test_without_a_supervisor_the_embedded_redis_has_advice(short: Path) -> None:
     ini = short / "my queue.ini"
     ini.write_text(f"[redis]\nurl = embedded\n[paths]\nstate_dir = {short}/state\n")
     sentence = f"dlpool: no supervisor runs for {short}/state: start it with dlpool-supervisor -c '{ini}'\n"

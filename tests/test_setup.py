@@ -93,7 +93,7 @@ def test_a_reload_needs_no_program_but_the_shell(name: str, installed: Path, tmp
                 main.kill()
 
 
-def test_a_unit_that_does_not_keep_it_apart_is_told_from_ours(installed: Path, tmp_path: Path) -> None:
+def test_a_unit_without_isolation_differs_from_the_shipped_one(installed: Path, tmp_path: Path) -> None:
     text = (installed / "etc" / "systemd" / "system" / UNITS[0]).read_text()
     loose = tmp_path / UNITS[0]
     loose.write_text("\n".join(line for line in text.splitlines() if not line.startswith(("Protect", "System"))))
@@ -148,13 +148,13 @@ def test_a_program_of_any_name_is_one_word_of_the_unit(tmp_path: Path) -> None:
     assert said("systemd-analyze", "verify", path).stdout == ""
 
 
-def test_printing_a_unit_says_what_would_be_installed(installed: Path) -> None:
+def test_a_printed_unit_is_the_installed_one(installed: Path) -> None:
     folder = installed / "etc" / "systemd" / "system"
     assert setup("--print-unit").out == (folder / UNITS[0]).read_text()
     assert setup("--print-unit", "--instance", "x").out == (folder / UNITS[1]).read_text()
 
 
-def test_again_changes_nothing_and_what_others_changed_is_kept(tmp_path: Path) -> None:
+def test_a_second_run_changes_nothing_and_keeps_edited_files(tmp_path: Path) -> None:
     assert setup("--install", tmp_path).code == 0
     before = contents(tmp_path)
     again = setup("--install", tmp_path)
@@ -191,7 +191,7 @@ def test_other_networks_are_given_by_an_option_and_kept(networks: str, tmp_path:
     assert allowed(tmp_path) == networks
 
 
-def test_what_is_no_network_is_a_wrong_option(tmp_path: Path) -> None:
+def test_an_invalid_network_is_a_usage_error(tmp_path: Path) -> None:
     ended = setup("--install", tmp_path, "--network-allow", "ten")
     assert (ended.code, len(ended.err.splitlines())) == (2, 1)
     assert list(tmp_path.iterdir()) == []
@@ -201,7 +201,7 @@ def test_what_is_no_network_is_a_wrong_option(tmp_path: Path) -> None:
     ("answers", "expected"),
     [([""], None), (["ten", "10.0.0.0/33", " fd12::/16 , 10.1.2.3 "], "fd12::/16 , 10.1.2.3")],
 )
-def test_on_a_terminal_they_are_asked_for_once(answers: list[str], expected: str | None, tmp_path: Path) -> None:
+def test_on_a_terminal_networks_are_asked_for_once(answers: list[str], expected: str | None, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     os.write(ours, "".join(f"{answer}\n" for answer in [*answers, "192.168.0.0/16"]).encode())
     for _ in range(2):
@@ -217,7 +217,7 @@ def test_on_a_terminal_they_are_asked_for_once(answers: list[str], expected: str
 
 
 @pytest.mark.parametrize("what", ["folder", "dangling link"])
-def test_what_is_no_file_is_kept_too(what: str, tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file_is_kept(what: str, tmp_path: Path) -> None:
     path = tmp_path / "etc" / "dlpool" / "dlpool.ini"
     path.parent.mkdir(parents=True)
     if what == "folder":

@@ -23,7 +23,7 @@ def progress(done: int, size: int | None, connections: int = 4) -> Progress:
 # --- speed ---
 
 
-def test_the_first_sample_is_no_speed() -> None:
+def test_the_first_sample_has_no_speed() -> None:
     assert Speedometer().add(100.0, 5 * MIB) == 0.0
 
 
@@ -39,7 +39,7 @@ def test_two_samples_at_once_are_no_speed() -> None:
     assert meter.add(100.0, 1000) == 0.0
 
 
-def test_what_lies_before_the_window_is_forgotten() -> None:
+def test_samples_before_the_window_are_dropped() -> None:
     meter = Speedometer()
     meter.add(0.0, 0)
     meter.add(1.0, 10**9)
@@ -55,7 +55,7 @@ def test_a_burst_is_spread_over_the_window() -> None:
     assert speeds == [pytest.approx(1000 / second) for second in range(1, 6)]
 
 
-def test_a_stall_brings_the_speed_to_nothing() -> None:
+def test_a_stall_reduces_the_speed_to_zero() -> None:
     meter = Speedometer()
     meter.add(0.0, 0)
     meter.add(1.0, 10**9)
@@ -64,7 +64,7 @@ def test_a_stall_brings_the_speed_to_nothing() -> None:
     assert speeds == sorted(speeds, reverse=True)
 
 
-def test_a_restart_begins_anew() -> None:
+def test_a_restart_resets_the_speed() -> None:
     meter = Speedometer()
     meter.add(0.0, 0)
     meter.add(1.0, 10**9)
@@ -143,7 +143,7 @@ def test_a_share_is_in_per_cent(done: int, size: int | None, expected: float | N
     ("done", "size", "speed", "expected"),
     [(50, 200, 10.0, 15.0), (50, 200, 0.5, 300.0), (200, 200, 10.0, 0.0), (50, 200, 0.0, None), (50, None, 10.0, None)],
 )
-def test_the_time_left_is_told_where_it_can_be(
+def test_the_remaining_time_is_shown_if_known(
     done: int, size: int | None, speed: float, expected: float | None
 ) -> None:
     assert eta_s(progress(done, size), speed) == expected
@@ -158,9 +158,9 @@ def test_the_time_left_is_told_where_it_can_be(
         (progress(0, 0), 0.0, "0B, 0B/s, 4 connections"),
     ],
 )
-def test_a_file_is_told_in_one_line(moment: Progress, speed: float, expected: str) -> None:
+def test_the_progress_of_a_file_is_one_line(moment: Progress, speed: float, expected: str) -> None:
     assert status_text(moment, speed) == expected
 
 
-def test_one_connection_is_told_as_one() -> None:
+def test_one_connection_is_singular() -> None:
     assert status_text(progress(0, None, connections=1), 0.0).endswith(", 1 connection")

@@ -85,7 +85,7 @@ def test_a_file_is_sent_in_chunks_and_merged(serve: Serve, file: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK, 2 * CHUNK])
-def test_every_size_arrives_under_the_name_that_was_asked_for(size: int, serve: Serve, tmp_path: Path) -> None:
+def test_every_size_arrives_under_the_requested_name(size: int, serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(DATA[:size])
     origin = serve()
@@ -132,7 +132,7 @@ def test_several_files_are_sent_and_one_failure_stops_no_other(serve: Serve, tmp
     assert origin.merged == {"a": DATA}
 
 
-def test_secrets_come_from_files_and_are_never_told(serve: Serve, file: Path, tmp_path: Path) -> None:
+def test_secrets_come_from_files_and_are_never_printed(serve: Serve, file: Path, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("ey.hush\n")
     (tmp_path / "key").write_text("hush too\n")
     origin = serve()
@@ -184,7 +184,7 @@ def test_a_lost_connection_costs_one_attempt(
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-def test_a_busy_or_broken_server_is_asked_again(status: int, serve: Serve, file: Path) -> None:
+def test_requests_to_a_busy_or_broken_server_are_retried(status: int, serve: Serve, file: Path) -> None:
     origin = serve(once("chunk", lambda _: (status, {"error": "not now", "code": "busy"}), number=2))
     assert upload(file, origin.api).code == 0
     assert origin.merged["model.bin"] == DATA
@@ -301,7 +301,7 @@ def test_a_refusal_is_one_sentence_with_an_exit_code(
     assert not origin.merged
 
 
-def test_a_paused_task_is_told_before_anything_is_sent(serve: Serve, file: Path) -> None:
+def test_a_paused_task_fails_before_the_first_chunk(serve: Serve, file: Path) -> None:
     origin = serve(lambda *_: (200, {"uploaded_chunks": [0], "status": "paused"}))
     ended = upload(file, origin.api)
     assert (ended.code, origin.sent()) == (13, [])
@@ -333,7 +333,7 @@ def test_a_refusal_that_comes_before_the_body_is_read_is_understood(file: Path) 
         (404, {}, b"<html>", 10, "the server answered 404"),
     ],
 )
-def test_what_is_no_dlpool_web_is_told(
+def test_a_server_other_than_dlpool_web_is_reported(
     status: int, headers: dict[str, str], body: bytes, exit_code: int, sentence: str, file: Path
 ) -> None:
     with Origin(lambda _request, connection: connection.answer(status, headers, body)) as origin:
@@ -342,7 +342,7 @@ def test_what_is_no_dlpool_web_is_told(
     assert sentence in ended.err
 
 
-def test_nobody_there_is_a_network_error_and_says_which_address(file: Path) -> None:
+def test_a_refused_connection_is_a_network_error_with_the_address(file: Path) -> None:
     with Origin(lambda _request, connection: connection.hang_up()) as origin:
         pass
     ended = upload(file, origin.url)
@@ -375,7 +375,7 @@ def test_a_file_that_becomes_shorter_ends_the_upload(serve: Serve, file: Path) -
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_it_at_once_and_the_next_run_goes_on(
+def test_a_signal_stops_the_upload_and_the_next_run_resumes(
     number: signal.Signals, code: int, serve: Serve, file: Path
 ) -> None:
     origin = serve(once("chunk", Connection.wait_for_client_to_go, number=3))
@@ -390,7 +390,7 @@ def test_a_signal_ends_it_at_once_and_the_next_run_goes_on(
     assert origin.merged["model.bin"] == DATA
 
 
-def test_progress_is_told_as_lines_of_json(serve: Serve, file: Path) -> None:
+def test_progress_is_printed_as_json_lines(serve: Serve, file: Path) -> None:
     origin = serve(once("chunk", lambda _: time.sleep(1.2), number=4))
     ended = upload(file, origin.api, "--progress", "json", "-c", "1")
     lines = [json.loads(line) for line in ended.err.splitlines() if line.startswith("{")]

@@ -64,7 +64,7 @@ def upload(*arguments: object, **options: Any) -> Ended:
         (["/proc/self/status", "http://h/"], "only such can be uploaded"),
     ],
 )
-def test_what_has_no_meaning_is_one_sentence_and_exit_2(
+def test_invalid_arguments_are_one_sentence_and_exit_2(
     arguments: list[str | bytes], sentence: str, tmp_path: Path
 ) -> None:
     (tmp_path / "f").touch()
@@ -118,7 +118,7 @@ def test_a_failure_that_cannot_be_written_keeps_its_exit_code(origin: UploadOrig
 
 
 @pytest.mark.parametrize("target", ["2>&-", "2>/dev/full", "2>&1 >/dev/null | true"])
-def test_an_upload_goes_on_where_nobody_hears_of_it(target: str, origin: UploadOrigin, file: Path) -> None:
+def test_an_upload_continues_without_standard_streams(target: str, origin: UploadOrigin, file: Path) -> None:
     """The exit code is the upload's, and the JSON is nothing but JSON."""
     out = file.parent / "out"
     redirection = f"{target} >{out}" if "|" not in target else target
@@ -142,9 +142,7 @@ def test_a_name_writes_nothing_on_the_terminal_but_itself(origin: UploadOrigin, 
     assert "\x1b" not in ended.err
 
 
-def test_what_is_interrupted_has_not_failed_and_what_was_not_begun_is_listed(
-    origin: UploadOrigin, tmp_path: Path
-) -> None:
+def test_interrupted_and_unstarted_files_are_listed(origin: UploadOrigin, tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a", "b", "c")]
     for path in paths:
         path.write_bytes(DATA + path.name.encode())
@@ -168,7 +166,7 @@ def test_what_is_interrupted_has_not_failed_and_what_was_not_begun_is_listed(
     assert "files not started: 1" in ended.err
 
 
-def test_what_is_done_never_becomes_less(origin: UploadOrigin, file: Path, fetch: Fetcher) -> None:
+def test_the_progress_of_an_upload_never_decreases(origin: UploadOrigin, file: Path, fetch: Fetcher) -> None:
     """Chunks are lost when their last byte has come."""
     failing = threading.Event()
 
@@ -192,7 +190,7 @@ def test_what_is_done_never_becomes_less(origin: UploadOrigin, file: Path, fetch
     assert done == sorted(done)
 
 
-def test_a_bar_says_what_goes_on_where_nothing_is_sent(origin: UploadOrigin, file: Path) -> None:
+def test_a_bar_shows_the_phase_while_nothing_is_sent(origin: UploadOrigin, file: Path) -> None:
     seen = threading.Event()
 
     def wait(call: str, *_: object) -> None:

@@ -60,7 +60,7 @@ FIRST = range(1, 2)
 # --- what the server wants ---
 
 
-def test_what_the_server_wants_is_asked_once_and_kept_to(origin: UploadOrigin, tmp_path: Path) -> None:
+def test_the_servers_capabilities_are_requested_once_and_obeyed(origin: UploadOrigin, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(DATA)
     origin.advice = {"concurrent_uploads": 2, "max_chunk_size": 100_000}
@@ -78,7 +78,7 @@ def test_what_the_server_wants_is_asked_once_and_kept_to(origin: UploadOrigin, t
 
 
 @pytest.mark.parametrize(("options", "attempts"), [((), 3), (("--retries", "0"), 1), (("--config", "own.ini"), 2)])
-def test_a_chunk_gets_as_many_attempts_as_the_server_wants_or_the_user_says(
+def test_the_server_or_the_user_sets_the_attempts_of_a_chunk(
     options: tuple[str, ...], attempts: int, origin: UploadOrigin, file: Path
 ) -> None:
     (file.parent / "own.ini").write_text("[transfer]\nretries = 1\n")
@@ -90,18 +90,14 @@ def test_a_chunk_gets_as_many_attempts_as_the_server_wants_or_the_user_says(
     assert len(origin.sent()) == attempts
 
 
-def test_a_file_that_the_server_would_not_take_is_refused_before_anything_is_sent(
-    origin: UploadOrigin, file: Path
-) -> None:
+def test_a_file_above_the_servers_limit_fails_before_the_first_chunk(origin: UploadOrigin, file: Path) -> None:
     origin.advice = {"max_file_size": len(DATA) - 1}
     ended = upload(file, origin.api)
     assert (ended.code, origin.sent()) == (12, [])
     assert f"at most {len(DATA) - 1}" in ended.err
 
 
-def test_a_chunk_size_that_the_server_would_not_take_is_refused_before_anything_is_sent(
-    origin: UploadOrigin, file: Path
-) -> None:
+def test_a_chunk_size_above_the_servers_limit_fails_before_the_first_chunk(origin: UploadOrigin, file: Path) -> None:
     origin.advice = {"max_chunk_size": 100_000}
     ended = upload(file, origin.api, "--chunk-size", "128K")
     assert (ended.code, origin.sent()) == (12, [])
@@ -117,7 +113,7 @@ def test_the_name_goes_along_with_each_chunk(origin: UploadOrigin, file: Path) -
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
-def test_a_server_that_is_away_costs_no_attempts(status: int, origin: UploadOrigin, file: Path) -> None:
+def test_an_unavailable_server_uses_no_attempts(status: int, origin: UploadOrigin, file: Path) -> None:
     origin.fault = at("chunk", range(2, 12), said(status))
     ended = upload(file, origin.api, *SMALL, "--retries", "0")
     assert ended.code == 0, ended.err
@@ -160,7 +156,7 @@ def test_an_address_that_cannot_be_reached_for_a_while_is_waited_for(origin: Upl
     assert origin.merged["model.bin"] == DATA
 
 
-def test_after_an_outage_it_goes_on_soon_whatever_the_backoff(origin: UploadOrigin, file: Path) -> None:
+def test_after_an_outage_the_upload_resumes_soon(origin: UploadOrigin, file: Path) -> None:
     origin.fault = at("chunk", range(1, 6), said(502))
     slow = ("--retry-delay", "5m", "--retry-max-delay", "10m")
     ended = run("upload", file, origin.api, *SMALL, "-v", "-c", "1", *slow)
@@ -200,9 +196,7 @@ def trickle(connection: Connection, begin: bytes) -> None:
 @pytest.mark.parametrize(
     "begin", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"], ids=["header", "body"]
 )
-def test_an_answer_that_trickles_for_ever_is_given_up_and_asked_for_again(
-    begin: bytes, origin: UploadOrigin, file: Path
-) -> None:
+def test_a_trickling_answer_is_cancelled_and_requested_again(begin: bytes, origin: UploadOrigin, file: Path) -> None:
     (file.parent / "own.ini").write_text("[network]\nlow_speed_limit = 1K\nlow_speed_time = 1s\n")
 
     def strike(connection: Connection) -> None:
@@ -314,7 +308,7 @@ def test_over_tls_an_answer_is_heard_while_the_server_reads_no_more(authority: A
 # --- what came before, or at the same time ---
 
 
-def test_a_file_that_is_gone_from_the_server_is_sent_again(origin: UploadOrigin, file: Path) -> None:
+def test_a_file_missing_at_the_server_is_uploaded_again(origin: UploadOrigin, file: Path) -> None:
     assert upload(file, origin.api, *SMALL).code == 0
     origin.merged.clear()
     ended = upload(file, origin.api, *SMALL)
@@ -329,7 +323,7 @@ def test_a_file_that_has_another_length_at_the_server_is_sent_again(origin: Uplo
     assert origin.merged["model.bin"] == DATA
 
 
-def test_a_task_that_cannot_be_begun_anew_is_given_up(origin: UploadOrigin, file: Path) -> None:
+def test_a_task_that_cannot_be_restarted_fails(origin: UploadOrigin, file: Path) -> None:
     assert upload(file, origin.api, *SMALL).code == 0
     origin.merged.clear()
     origin.fault = at("delete", EVER, said(403))
@@ -339,7 +333,7 @@ def test_a_task_that_cannot_be_begun_anew_is_given_up(origin: UploadOrigin, file
 
 
 @pytest.mark.parametrize("code", ["task_merging", "task_completed"])
-def test_who_comes_second_with_the_same_file_goes_to_the_merge(code: str, origin: UploadOrigin, file: Path) -> None:
+def test_the_second_client_of_the_same_file_requests_the_merge(code: str, origin: UploadOrigin, file: Path) -> None:
     def overtake(_connection: Connection) -> Answer:
         origin.stored = {index: DATA[index * CHUNK : (index + 1) * CHUNK] for index in range(6)}
         return 409, {"error": "The server says why.", "code": code}
@@ -351,13 +345,13 @@ def test_who_comes_second_with_the_same_file_goes_to_the_merge(code: str, origin
     assert origin.merged["model.bin"] == DATA
 
 
-def test_a_merge_that_another_had_begun_and_not_ended_is_asked_for_again(origin: UploadOrigin, file: Path) -> None:
+def test_an_unfinished_merge_of_another_client_is_requested_again(origin: UploadOrigin, file: Path) -> None:
     origin.fault = at("merge", FIRST, said(409, "task_merging"))
     assert upload(file, origin.api, *SMALL).code == 0
     assert origin.merged["model.bin"] == DATA
 
 
-def test_a_task_that_is_gone_at_the_merge_is_sent_again(origin: UploadOrigin, file: Path) -> None:
+def test_a_task_missing_at_the_merge_is_uploaded_again(origin: UploadOrigin, file: Path) -> None:
     def lose(_connection: Connection) -> Answer:
         origin.stored.clear()
         return 404, {"error": "there is no such task", "code": "no_such_task"}
@@ -368,14 +362,14 @@ def test_a_task_that_is_gone_at_the_merge_is_sent_again(origin: UploadOrigin, fi
     assert origin.merged["model.bin"] == DATA
 
 
-def test_a_task_that_is_always_gone_is_given_up(origin: UploadOrigin, file: Path) -> None:
+def test_a_task_that_is_always_missing_fails(origin: UploadOrigin, file: Path) -> None:
     origin.fault = at("merge", EVER, said(404, "no_such_task"))
     ended = upload(file, origin.api, *SMALL)
     assert ended.code == 10
     assert "The server says why." in ended.err
 
 
-def test_a_task_of_somebody_else_is_told_as_that(origin: UploadOrigin, file: Path) -> None:
+def test_a_task_of_another_user_is_reported(origin: UploadOrigin, file: Path) -> None:
     origin.fault = at("status", EVER, said(403, "not_owner"))
     ended = upload(file, origin.api)
     assert ended.code == 6
@@ -414,7 +408,7 @@ def test_chunks_that_are_too_large_at_their_smallest_are_given_up(origin: Upload
     assert upload(file, origin.api).code == 12
 
 
-def test_chunks_that_are_too_large_by_the_users_word_are_told(origin: UploadOrigin, file: Path) -> None:
+def test_a_refused_chunk_size_of_the_user_is_reported(origin: UploadOrigin, file: Path) -> None:
     origin.fault = larger_than(1000)
     ended = upload(file, origin.api, *SMALL)
     assert ended.code == 12

@@ -57,7 +57,7 @@ class ServerTaskStatus:
 
 
 @dataclass(frozen=True)
-class MergedFile:
+class UploadedFile:
     """The complete file at the server.
 
     ``path`` is relative to its folder of files, ``location`` is the URL of the file,
@@ -170,7 +170,7 @@ class UploadApiClient:
         with suppress(NotFound):
             self._request_json(exchange, "DELETE", _task_path(target))
 
-    def merged_size(self, exchange: Exchange, merged: MergedFile) -> int | None:
+    def merged_size(self, exchange: Exchange, merged: UploadedFile) -> int | None:
         """Return the size of the merged file in bytes, None if the server hides it.
 
         Raises NotFound if the file does not exist.
@@ -241,7 +241,7 @@ class UploadApiClient:
 
     def merge(
         self, exchange: Exchange, target: UploadTarget, count: int, md5: str
-    ) -> MergedFile | IncompleteUpload:
+    ) -> UploadedFile | IncompleteUpload:
         """Merge ``count`` chunks into the file; a merged file is returned again."""
         request = {
             "file_id": target.file_id,
@@ -265,14 +265,16 @@ class UploadApiClient:
         self.availability.record_success()
         return self._merged_file(answer)
 
-    def _merged_file(self, answer: Mapping[str, Any]) -> MergedFile:
+    def _merged_file(self, answer: Mapping[str, Any]) -> UploadedFile:
         if not isinstance(answer.get("size"), int):
             raise BadAnswer("the server's answer to the merge has no size")
         # The server may have chosen another name than the requested one.
         name = required_text(answer, "filePath").rpartition("/")[2]
         path = f"{required_text(answer, 'relative_path')}/{name}".lstrip("/")
         location = f"{self._url}/files/{quote(path)}"
-        return MergedFile(path, location, answer["size"], required_text(answer, "md5"))
+        return UploadedFile(
+            path, location, answer["size"], required_text(answer, "md5")
+        )
 
     def _request_json(
         self,

@@ -22,7 +22,7 @@ from dlpool.errors import (
     NoThread,
     TaskClosed,
 )
-from dlpool.upload.api_client import IncompleteUpload, MergedFile, UploadTarget
+from dlpool.upload.api_client import IncompleteUpload, UploadedFile, UploadTarget
 from dlpool.upload.connection_worker import UploadWorker
 from dlpool.upload.context import ServerTask, UploadContext
 from dlpool.upload.file_hash import FileHashThread
@@ -60,7 +60,7 @@ class UploadAttempt:
         self._retrier = RequestRetrier(context)
         self._repairs = self._conflicts = 0
 
-    def run(self) -> MergedFile:
+    def run(self) -> UploadedFile:
         """Upload the file.
 
         Raises ChunkTooLarge and MergedGone if another attempt is necessary, and other
@@ -120,7 +120,7 @@ class UploadAttempt:
             thread.join()
         self._context.scope.raise_if_cancelled()
 
-    def _complete(self, file_hash: FileHashThread) -> MergedFile:
+    def _complete(self, file_hash: FileHashThread) -> UploadedFile:
         """Merge the chunks; send missing and damaged chunks again."""
         context, size = self._context, self.task.plan.size
         while True:
@@ -129,7 +129,7 @@ class UploadAttempt:
             context.file.check_unchanged()
             self.phase = "merging"
             answer = self._merge(md5)
-            if isinstance(answer, MergedFile):
+            if isinstance(answer, UploadedFile):
                 if (answer.size, answer.md5) != (size, md5):
                     raise ChecksumMismatch(
                         f"the file at the server has md5 {answer.md5}, the one here "
@@ -148,7 +148,7 @@ class UploadAttempt:
                 raise answer.reason
             self._send()
 
-    def _merge(self, md5: str) -> MergedFile | IncompleteUpload:
+    def _merge(self, md5: str) -> UploadedFile | IncompleteUpload:
         """Request the merge; wait while another client's merge is running."""
         server, target = self._context.server, self.task.target
         count = self.task.plan.count
@@ -199,7 +199,7 @@ class UploadAttempt:
                 intact.append(index)
         return tuple(intact)
 
-    def _check_merged_file(self, merged: MergedFile) -> None:
+    def _check_merged_file(self, merged: UploadedFile) -> None:
         """Check that a file of an earlier run still exists. Raises MergedGone."""
         try:
             size = self._retrier.request(

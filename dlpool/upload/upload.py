@@ -30,7 +30,7 @@ from dlpool.transfer.speed_monitor import (
     below_minimum,
     header_timed_out,
 )
-from dlpool.upload.api_client import MergedFile, UploadApiClient, UploadTarget
+from dlpool.upload.api_client import UploadApiClient, UploadedFile, UploadTarget
 from dlpool.upload.attempt import UploadAttempt
 from dlpool.upload.capabilities import ServerCapabilities
 from dlpool.upload.context import UploadContext
@@ -118,7 +118,7 @@ class FileUpload:
             last.task.target.file_id,
         )
 
-    def _run(self, context: UploadContext) -> MergedFile:
+    def _run(self, context: UploadContext) -> UploadedFile:
         """Make attempts until one succeeds.
 
         A missing merged file leads to one more attempt, a refused chunk size to smaller
