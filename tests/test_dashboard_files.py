@@ -120,7 +120,7 @@ def test_a_name_that_is_taken_is_changed_before_anything_is_sent(page: Page, pla
     page.drop(file)
     for number in (1, 2):
         page.sees("#uploads", f"Save as {file.stem}-{number}.bin")
-        assert "there already" in page.text("#uploads .reason")
+        assert "exists already" in page.text("#uploads .reason")
         assert page.find("#uploads [aria-label^='Try again']").is_displayed()
         assert not list(place.web.upload_dir.rglob("*.chunk"))
         press(page, "Save as")
@@ -150,7 +150,7 @@ def test_a_refused_upload_says_why_and_can_be_removed(page: Page, place: Place, 
     file.write_bytes(b"new")
     (place.web.merged_dir / file.name).write_bytes(b"old")
     page.drop(file)
-    page.sees("#uploads", "there already: choose another name")
+    page.sees("#uploads", "exists already: choose another name")
     remove = page.find("#uploads [aria-label^=Remove]")
     remove.click()
     assert remove.text == "Sure?"
