@@ -1,11 +1,9 @@
-"""Durable files: the meaning of errnos, atomic writes, publishing, folder sync.
+"""Durable files: atomic writes, publishing without replacing, folder sync.
 
 Every module that must survive a kill or a power failure writes its files through this
-one. ``FAULTS`` is the only table of errnos; the ``CANNOT_...`` sets name, for each
-operation, the errnos of a file system that lacks it. A network file system may report
-failure of a call that it has performed, because the reply to the first transmission was
-lost (RFC 1813 section 4.5): after an error ``replace``, ``publish_exclusive`` and
-``remove`` check the names first.
+one. A network file system may report failure of a call that it has performed, because
+the reply to the first transmission was lost (RFC 1813 section 4.5): after an error
+``replace``, ``publish_exclusive`` and ``remove`` check the names first.
 
 Where a function takes ``dir_fd``, its paths may be relative to that open folder. All
 functions are thread-safe.
@@ -20,16 +18,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from dlpool.errors import (
-    DiskFailed,
-    LocalFault,
-    NoSpace,
-    NotPermitted,
-    OutOfFiles,
-    ReadOnly,
+from dlpool.disk_errors import (
+    CANNOT_LINK,
+    CANNOT_RENAME_NOREPLACE,
+    CANNOT_SYNC_FOLDER,
 )
 from dlpool.syscalls import rename_noreplace
 
@@ -39,141 +33,6 @@ Name = str | os.PathLike[str]
 Identity = tuple[int, int]  # device and inode number
 # called with the folder and the error, see sync_folder
 OnUnsynced = Callable[[str, OSError], None]
-
-
-@dataclass(frozen=True)
-class Fault:
-    """The meaning of an errno of a file operation.
-
-    ``kind`` is a stable name, which the upload API maps to a status; ``raised`` is the
-    error of a download; ``reason`` completes the sentence "cannot do X: ...".
-    """
-
-    kind: str
-    raised: type[LocalFault]
-    reason: str
-
-
-_LOST_SERVER = "the file server does not answer, or no longer knows the file"
-_DAMAGED = "the file system is damaged: check it"
-FAULTS: dict[int, Fault] = {
-    errno.ENOSPC: Fault("no_space", NoSpace, "the disk is full"),
-    errno.EDQUOT: Fault("no_space", NoSpace, "the quota is used up"),
-    errno.EROFS: Fault("read_only", ReadOnly, "the file system is read-only"),
-    errno.EACCES: Fault("permission", NotPermitted, "Permission denied"),
-    errno.EPERM: Fault("permission", NotPermitted, "Operation not permitted"),
-    errno.EIO: Fault("disk_failed", DiskFailed, "the disk gave an input/output error"),
-    errno.ENXIO: Fault("disk_failed", DiskFailed, "the device is gone"),
-    errno.ENODEV: Fault("disk_failed", DiskFailed, "the device is gone"),
-    errno.EUCLEAN: Fault("disk_failed", DiskFailed, _DAMAGED),
-    errno.EBADMSG: Fault("disk_failed", DiskFailed, _DAMAGED),
-    errno.ESTALE: Fault("disk_failed", DiskFailed, _LOST_SERVER),
-    errno.ETIMEDOUT: Fault("disk_failed", DiskFailed, _LOST_SERVER),
-    errno.EREMOTEIO: Fault("disk_failed", DiskFailed, _LOST_SERVER),
-    errno.ECONNABORTED: Fault("disk_failed", DiskFailed, _LOST_SERVER),
-    errno.ENOTCONN: Fault(
-        "disk_failed", DiskFailed, "the program that serves the file system has ended"
-    ),
-    errno.ESHUTDOWN: Fault(
-        "disk_failed", DiskFailed, "the file system was shut down after an error"
-    ),
-    errno.EHOSTDOWN: Fault("disk_failed", DiskFailed, _LOST_SERVER),
-    errno.ENOENT: Fault("gone", LocalFault, "No such file or directory"),
-    errno.ENOTDIR: Fault(
-        "not_a_folder", LocalFault, "a part of the path is a file, not a folder"
-    ),
-    errno.EISDIR: Fault("not_a_file", LocalFault, "it is a folder"),
-    errno.ELOOP: Fault("symbolic_link", LocalFault, "it is a symbolic link"),
-    errno.ENAMETOOLONG: Fault("bad_name", LocalFault, "the path is too long"),
-    errno.EILSEQ: Fault(
-        "bad_name", LocalFault, "the file system does not allow this name"
-    ),
-    errno.EFBIG: Fault(
-        "too_large",
-        LocalFault,
-        "the file is larger than the file system or a limit allows",
-    ),
-    errno.EMFILE: Fault(
-        "too_many_files", OutOfFiles, "this process has too many files open"
-    ),
-    errno.ENFILE: Fault(
-        "too_many_files", OutOfFiles, "this machine has too many files open"
-    ),
-    errno.EINVAL: Fault(
-        "unsupported", LocalFault, "the file system refuses it (invalid argument)"
-    ),
-    errno.ENOSYS: Fault(
-        "unsupported",
-        LocalFault,
-        "the file system cannot do that (function not implemented)",
-    ),
-    errno.EOPNOTSUPP: Fault(
-        "unsupported",
-        LocalFault,
-        "the file system cannot do that (operation not supported)",
-    ),
-}
-
-_ENOTSUPP = 524  # internal to the Linux kernel; NFS clients return it to programs
-_LACKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, _ENOTSUPP})
-CANNOT_SYNC_FOLDER = _LACKS | {errno.EBADF, errno.EACCES, errno.EPERM}
-# EPERM: a seccomp filter that is older than the call
-CANNOT_RENAME_NOREPLACE = _LACKS | {errno.EPERM}
-CANNOT_LINK = _LACKS | {errno.EPERM, errno.EMLINK, errno.EXDEV}
-CANNOT_STATVFS = _LACKS  # some file systems in user space do not implement it
-# EBADF: NFS requires a writable descriptor
-CANNOT_LOCK = _LACKS | {
-    errno.ENOLCK,
-    errno.EBADF,
-}
-CANNOT_CREATE_UNNAMED = _LACKS | {errno.EISDIR, errno.ENOENT, errno.EPERM, errno.EACCES}
-CANNOT_COPY_RANGE = _LACKS | {errno.EXDEV, errno.EBADF, errno.ETXTBSY, errno.EPERM}
-HAS_NO_XATTR = _LACKS | {
-    errno.ENODATA,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EPERM,
-    errno.EACCES,
-    errno.ERANGE,
-}
-
-
-def fault_of(error: OSError) -> Fault:
-    """Return the meaning of ``error``.
-
-    An errno outside the table is of kind ``storage`` and keeps its own text.
-    """
-    known = FAULTS.get(error.errno or 0)
-    return known or Fault(
-        "storage", LocalFault, error.strerror or str(error) or type(error).__name__
-    )
-
-
-class translated:
-    """Translate an OSError of the block into its LocalFault.
-
-    The message is "cannot DOING: REASON".
-    """
-
-    def __init__(self, doing: str) -> None:
-        self._doing = doing
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, _kind: object, error: BaseException | None, _trace: object
-    ) -> None:
-        if isinstance(error, OSError | ValueError):  # ValueError: a NUL in a path
-            raise local_fault(self._doing, error) from error
-
-
-def local_fault(doing: str, error: Exception) -> LocalFault:
-    """Return the LocalFault for ``error``, whose message begins "cannot DOING"."""
-    if not isinstance(error, OSError):
-        return LocalFault(f"cannot {doing}: {error}")
-    fault = fault_of(error)
-    return fault.raised(f"cannot {doing}: {fault.reason}")
 
 
 def identity_of(status: os.stat_result) -> Identity:

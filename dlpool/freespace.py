@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from dlpool.disk import Name, fault_of
+from dlpool.disk import Name
+from dlpool.disk_errors import fault_of
 from dlpool.errors import NoSpace
 from dlpool.syscalls import fallocate
 

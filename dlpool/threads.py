@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from dlpool.disk import fault_of
+from dlpool.disk_errors import fault_of
 from dlpool.errors import NoThread, OutOfFiles
 
 _PR_SET_NAME = 15  # prctl(2)

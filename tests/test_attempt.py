@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from dlpool import disk, errors
+from dlpool import disk_errors, errors
 from dlpool.config import TransferSettings
 from dlpool.transfer.attempt import CHECKPOINT_BYTES, CHECKPOINT_S, COALESCE_S, Checkpoint, TransferAttempt
 from dlpool.transfer.scheduler import ChunkSnapshot
@@ -114,7 +114,7 @@ def test_without_ranges_nothing_is_committed() -> None:
 
 
 def fault(number: int) -> errors.LocalFault:
-    return disk.local_fault("write the state", OSError(number, os.strerror(number)))
+    return disk_errors.local_fault("write the state", OSError(number, os.strerror(number)))
 
 
 @pytest.mark.parametrize(("number", "goes_on"), [(errno.EMFILE, True), (errno.ENFILE, True), (errno.EIO, False)])

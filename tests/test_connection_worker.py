@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dlpool import disk, errors
+from dlpool import disk_errors, errors
 from dlpool.errors import RetryRange
 from dlpool.transfer.chunks import UNKNOWN_END, Chunk, ChunkMap
 from dlpool.transfer.context import DownloadPlan, NetworkOutage, TransferContext
@@ -305,7 +305,7 @@ class Part:
 
     def writer(self) -> Memory | None:
         if self._fault is not None:
-            raise disk.fault_of(self._fault).raised("open f.part") from self._fault
+            raise disk_errors.fault_of(self._fault).raised("open f.part") from self._fault
         return self._writer
 
 

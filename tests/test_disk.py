@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dlpool import disk, errors, freespace, syscalls
+from dlpool import disk, disk_errors, errors, freespace, syscalls
 from tests.disks import exfat, needs_root, ramfs, tmpfs
 
 MIB = 1024 * 1024
@@ -68,8 +68,8 @@ def test_an_errno_is_one_fault_with_a_kind_a_label_and_a_reason(
     number: int, kind: str, expected: type[errors.LocalFault], label: str
 ) -> None:
     error = OSError(number, os.strerror(number))
-    assert disk.fault_of(error).kind == kind
-    with pytest.raises(errors.LocalFault, match=r"^cannot write it: .+") as raised, disk.translated("write it"):
+    assert disk_errors.fault_of(error).kind == kind
+    with pytest.raises(errors.LocalFault, match=r"^cannot write it: .+") as raised, disk_errors.translated("write it"):
         raise error
     assert type(raised.value) is expected
     assert raised.value.label == label
@@ -77,12 +77,14 @@ def test_an_errno_is_one_fault_with_a_kind_a_label_and_a_reason(
 
 
 def test_every_errno_of_the_table_has_a_reason() -> None:
-    assert all(fault.reason for fault in disk.FAULTS.values())
+    assert all(fault.reason for fault in disk_errors.FAULTS.values())
 
 
 def test_an_error_without_number_or_text_still_says_something() -> None:
-    assert str(disk.local_fault("write it", OSError())) == "cannot write it: OSError"
-    assert str(disk.local_fault("use it", ValueError("embedded null byte"))) == "cannot use it: embedded null byte"
+    assert str(disk_errors.local_fault("write it", OSError())) == "cannot write it: OSError"
+    assert (
+        str(disk_errors.local_fault("use it", ValueError("embedded null byte"))) == "cannot use it: embedded null byte"
+    )
 
 
 # --- write_all ---
@@ -347,10 +349,10 @@ def test_an_exfat_over_fuse_publishes_and_replaces(tmp_path: Path) -> None:
         path, identity = source(folder)
         with pytest.raises(OSError) as raised:
             syscalls.rename_noreplace(path, folder / "f")
-        assert raised.value.errno in disk.CANNOT_RENAME_NOREPLACE, "this file system tests what it is to test"
+        assert raised.value.errno in disk_errors.CANNOT_RENAME_NOREPLACE, "this file system tests what it is to test"
         with pytest.raises(OSError) as raised:
             os.link(path, folder / "f")
-        assert raised.value.errno in disk.CANNOT_LINK
+        assert raised.value.errno in disk_errors.CANNOT_LINK
         disk.publish_exclusive(path, folder / "f", identity=identity)
         assert os.listdir(folder) == ["f"]
         path, identity = source(folder)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dlpool import disk, freespace
+from dlpool import disk_errors, freespace
 from dlpool.errors import LocalFault, NoRoom, TooLarge
 from dlpool.service.node.disk_faults import EndedRun, classify_disk_error
 from dlpool.service.node.disk_rules import can_write
@@ -26,7 +26,7 @@ URL = "http://host/f"
 
 def fault(number: int) -> LocalFault:
     """The error of a download for this errno, as it is raised at the boundary."""
-    with pytest.raises(LocalFault) as raised, disk.translated("look at the part file"):
+    with pytest.raises(LocalFault) as raised, disk_errors.translated("look at the part file"):
         raise OSError(number, os.strerror(number))
     return raised.value
 

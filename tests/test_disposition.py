@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dlpool.config import SupervisorSettings
-from dlpool.disk import local_fault
+from dlpool.disk_errors import local_fault
 from dlpool.errors import (
     Cancelled,
     DlpoolError,

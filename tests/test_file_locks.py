@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from dlpool import disk, errors, filelock
-from dlpool.filelock import STALE_S, FileLock, LockForeign, LockHeld, LockHolder
+from dlpool import disk, errors, filelock, lock_files
+from dlpool.filelock import FileLock
+from dlpool.lock_files import STALE_S, LockForeign, LockHeld, LockHolder
 from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.job import Job
 from dlpool.transfer.target.file.output import FileOutput
@@ -215,7 +216,7 @@ def test_the_lock_of_a_process_that_has_ended_here_is_taken_over_at_once(
     path, descriptor = locked
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     own = vars(LockHolder.this_process())
-    begun = filelock._start_time(child.pid)
+    begun = lock_files._start_time(child.pid)
     left_by(path, age_s=0, **own | {"pid": child.pid, "started": begun if started == "the same" else begun + 1})
     if started == "the same":
         with pytest.raises(LockHeld, match=f"process {child.pid}"):
@@ -336,7 +337,7 @@ def test_a_take_over_that_was_killed_half_way_hinders_nobody(locked: tuple[Path,
 
 
 def test_a_holder_is_renewed_while_it_works(locked: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filelock, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(lock_files, "HEARTBEAT_S", 0.01)
     path, descriptor = locked
     lock = FileLock(descriptor, path)
     os.utime(path.with_name("f.lock"), (1, 1))

@@ -26,8 +26,10 @@ FLOORS = [
     {"scan"},
     {"config"},
     {"filelock", "request_heads"},
+    {"lock_files"},
     {"freespace", "threads", "cancel"},
     {"disk", "filenames"},
+    {"disk_errors"},
     {"errors", "jsontext", "syscalls", "usertext"},
     {"kinds", "redaction", "version"},
 ]

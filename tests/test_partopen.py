@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from dlpool import disk, errors, filelock
-from dlpool.filelock import FileLock, LockHeld
+from dlpool.filelock import FileLock
+from dlpool.lock_files import LockHeld
 from dlpool.transfer.target.file import partopen
 from dlpool.transfer.target.file.partfile import PartFile
 from dlpool.transfer.target.file.partopen import MARK, PartOpener

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import requests
 
-from dlpool import disk
+from dlpool import disk_errors
 from dlpool.storage.disk import capacity
 from dlpool.storage.disk.merge_output import open_merge_output
 from dlpool.storage.disk.os_errors import upload_error_of as translated
@@ -161,7 +161,7 @@ def test_the_answer_to_each_error_of_the_disk(number: int, status: int, code: st
 
 
 def test_every_known_error_of_the_disk_has_an_answer() -> None:
-    statuses = {http_error(translated("x", OSError(number, ""))).status for number in disk.FAULTS}
+    statuses = {http_error(translated("x", OSError(number, ""))).status for number in disk_errors.FAULTS}
     assert statuses == {400, 413, 503, 507}
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TextIO, cast
 
-from dlpool.disk import FAULTS, local_fault
+from dlpool.disk_errors import FAULTS, local_fault
 from dlpool.errors import DlpoolError, InternalError, LocalFault, OutOfFiles
 from dlpool.threads import is_out_of_descriptors
 from dlpool.usertext import escape_unsafe

@@ -11,7 +11,8 @@ from dlpool.cli.options import print_warnings
 from dlpool.config.go_config import SECTION, is_json, read_json
 from dlpool.config.ini import checked, text_of_file
 from dlpool.config.sourced import ConfigProblem, SourcedValue, sort_problems
-from dlpool.disk import atomic_create, translated
+from dlpool.disk import atomic_create
+from dlpool.disk_errors import translated
 from dlpool.errors import ConfigurationError, TargetExists, UsageError
 
 

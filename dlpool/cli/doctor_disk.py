@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dlpool import disk, freespace
+from dlpool import disk, disk_errors, freespace
 from dlpool.cli.doctor_findings import FAILED, OK, WARNING, DoctorFinding
 from dlpool.cli.doctor_machine import nearest
 from dlpool.cli.units import size_text
@@ -33,13 +33,13 @@ def check_file_system(
     )
     folder = nearest((folder or Path(settings.paths.download_dir)).absolute())
     try:
-        with disk.translated(f"use {folder}"):
+        with disk_errors.translated(f"use {folder}"):
             yield _space(folder, settings.supervisor.min_free)
-        with disk.translated(f"create a temporary folder in {folder}"):
+        with disk_errors.translated(f"create a temporary folder in {folder}"):
             scratch = tempfile.TemporaryDirectory(
                 prefix=".dlpool-doctor-", dir=folder, ignore_cleanup_errors=True
             )
-        with scratch, disk.translated(f"test {folder}"):
+        with scratch, disk_errors.translated(f"test {folder}"):
             yield from _download_like(
                 Path(scratch.name) / "file", settings.transfer.preallocate
             )
@@ -172,7 +172,10 @@ def _exclusive_names(folder: Path) -> DoctorFinding:
         try:
             attempt(first, second)
         except OSError as error:
-            if error.errno not in disk.CANNOT_RENAME_NOREPLACE | disk.CANNOT_LINK:
+            if (
+                error.errno
+                not in disk_errors.CANNOT_RENAME_NOREPLACE | disk_errors.CANNOT_LINK
+            ):
                 raise
             continue
         return DoctorFinding(

@@ -17,7 +17,7 @@ from dlpool.cli.fetch_report import SOME_FAILED
 from dlpool.cli.options import load_settings
 from dlpool.cli.tables import show_pairs, show_table
 from dlpool.config import Settings
-from dlpool.disk import translated
+from dlpool.disk_errors import translated
 from dlpool.errors import DlpoolError, UsageError
 from dlpool.observe.log import Log
 from dlpool.observe.processors import LogOrigin

@@ -15,7 +15,8 @@ from pathlib import Path
 from dlpool.cli.console import reporting_result, show_lines
 from dlpool.config import NetworkSettings, parse_setting
 from dlpool.config.sample import default_ini
-from dlpool.disk import atomic_write, make_folders, translated
+from dlpool.disk import atomic_write, make_folders
+from dlpool.disk_errors import translated
 from dlpool.errors import TargetExists
 
 PROGRAM = "/usr/bin/dlpool-supervisor"  # in the shipped units

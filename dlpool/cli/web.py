@@ -18,7 +18,8 @@ from dlpool.config import Settings
 from dlpool.config.go_config import is_json
 from dlpool.config.ini import text_of_file
 from dlpool.config.owned_paths import check_owned_paths
-from dlpool.disk import make_folders, translated
+from dlpool.disk import make_folders
+from dlpool.disk_errors import translated
 from dlpool.errors import ConfigurationError, LocalFault
 from dlpool.threads import raise_open_file_limit
 

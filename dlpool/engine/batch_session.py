@@ -12,9 +12,10 @@ from hashlib import blake2b
 from pathlib import Path
 
 from dlpool import disk
-from dlpool.disk import translated
+from dlpool.disk_errors import translated
 from dlpool.errors import LocalFault
-from dlpool.filelock import FileLock, LockForeign, LockHeld
+from dlpool.filelock import FileLock
+from dlpool.lock_files import LockForeign, LockHeld
 from dlpool.transfer.job import Job
 
 HEAD = b"dlpool batch 1\n"

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from dlpool import disk
-from dlpool.disk import translated
+from dlpool.disk_errors import translated
 from dlpool.engine.arguments import job_of
 from dlpool.engine.batch_session import ENGINE_HEAD, HEAD
 from dlpool.engine.task import DownloadTask, execution_of, task_of_job
 from dlpool.errors import LocalFault, UsageError
-from dlpool.filelock import FileLock, LockForeign, LockHeld, flock
+from dlpool.filelock import FileLock, flock
+from dlpool.lock_files import LockForeign, LockHeld
 
 
 class EngineSession:

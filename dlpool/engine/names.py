@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from dlpool.disk import make_folders, translated
+from dlpool.disk import make_folders
+from dlpool.disk_errors import translated
 from dlpool.errors import TargetExists
 
 _HASH_SIZE = 8

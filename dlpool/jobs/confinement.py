@@ -16,7 +16,7 @@ from dlpool.config.owned_paths import (
     resolved,
     target_roots,
 )
-from dlpool.disk import translated
+from dlpool.disk_errors import translated
 from dlpool.errors import PolicyRefused
 from dlpool.filenames import name_fault
 from dlpool.jobs.path_walk import OwnedPathIndex, PathWalk, walk_down

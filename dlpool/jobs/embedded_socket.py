@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from dlpool.disk import translated
+from dlpool.disk_errors import translated
 from dlpool.errors import NotPermitted
 
 MAX_SOCKET_BYTES = 100  # the kernel allows 107; some systems and tools allow less

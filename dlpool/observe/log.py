@@ -16,7 +16,7 @@ from structlog import DropEvent, make_filtering_bound_logger, wrap_logger
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
 from dlpool.config import LoggingSettings
-from dlpool.disk import translated
+from dlpool.disk_errors import translated
 from dlpool.kinds import LEVELS, logger_levels
 from dlpool.observe.console import to_text
 from dlpool.observe.logfile import LogFile

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dlpool.config import ScanSettings
-from dlpool.disk import fault_of
+from dlpool.disk_errors import fault_of
 from dlpool.errors import Infected, NotScanned, ScannerAway
 from dlpool.scan.clamd import ClamdScanner
 from dlpool.scan.command import CommandScanner

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dlpool import disk, jsontext
-from dlpool.disk import translated
+from dlpool.disk_errors import translated
 from dlpool.service.wire.frames import CleanupEntry
 
 # the file is rewritten when it has this many lines, and four more for each entry

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dlpool.config import TransferSettings
-from dlpool.disk import translated
+from dlpool.disk_errors import translated
 from dlpool.errors import NotScanned
 from dlpool.scan.guard import Guard
 from dlpool.scan.quarantine import ScanFinding

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dlpool import freespace
-from dlpool.disk import translated
+from dlpool.disk_errors import translated
 from dlpool.errors import NoRoom, TooLarge
 from dlpool.freespace import Space
 from dlpool.syscalls import MIN_FALLOC_BYTES

@@ -9,7 +9,7 @@ from hashlib import md5
 from pathlib import Path
 from typing import Any
 
-from dlpool.disk import translated
+from dlpool.disk_errors import translated
 from dlpool.errors import FileChanged, UsageError
 from dlpool.transfer.http.answer import ByteRange
 from dlpool.upload.plan import LocalFileIdentity

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from dlpool import jsontext
 from dlpool.disk import atomic_write, make_folders
-from dlpool.filelock import FileLock, LockForeign, LockHeld
+from dlpool.filelock import FileLock
+from dlpool.lock_files import LockForeign, LockHeld
 
 MAX_ROWS = 256
 BUCKETS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0)  # seconds

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from dlpool import disk
+from dlpool import disk, disk_errors
 from dlpool.freespace import Space
 from dlpool.transfer.space_rules import SpaceRules
 
@@ -74,7 +74,7 @@ def _write(folder: str) -> None:
             os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600),
         )
     except OSError as error:
-        if error.errno not in disk.CANNOT_CREATE_UNNAMED:
+        if error.errno not in disk_errors.CANNOT_CREATE_UNNAMED:
             raise
         name = os.path.join(folder, f".dlpool-{secrets.token_hex(8)}.tmp")
         descriptor = disk.create_exclusive(name, 0o600)

@@ -26,7 +26,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, RedisError
 from redis.retry import Retry
 
-from dlpool.disk import replace, translated
+from dlpool.disk import replace
+from dlpool.disk_errors import translated
 from dlpool.errors import AlreadyRunning, ConfigurationError, QueueAway, QueueError
 from dlpool.jobs.embedded_socket import embedded_dir, socket_path, socket_url
 from dlpool.kinds import split_address

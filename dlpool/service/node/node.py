@@ -16,9 +16,11 @@ import socket
 from collections.abc import Iterable
 from pathlib import Path
 
-from dlpool.disk import atomic_write, translated
+from dlpool.disk import atomic_write
+from dlpool.disk_errors import translated
 from dlpool.errors import AlreadyRunning, LocalFault
-from dlpool.filelock import FileLock, LockForeign, LockHeld
+from dlpool.filelock import FileLock
+from dlpool.lock_files import LockForeign, LockHeld
 from dlpool.service.node.locks import (
     lock_within,
     make_private_folder,

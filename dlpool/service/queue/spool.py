@@ -11,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dlpool.disk import atomic_write, translated
+from dlpool.disk import atomic_write
+from dlpool.disk_errors import translated
 from dlpool.jobs.client_records import ClientRecord
 from dlpool.jobs.states import TERMINAL_DISPOSITIONS, Disposition
 from dlpool.jobs.transitions import FinishRequest, JobLease

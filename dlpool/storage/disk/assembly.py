@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from dlpool.disk import CANNOT_COPY_RANGE, write_all
+from dlpool.disk import write_all
+from dlpool.disk_errors import CANNOT_COPY_RANGE
 from dlpool.storage.disk.chunk_file import TRAILER_SIZE, chunk_path
 from dlpool.storage.disk.file_locks import release, release_on_error
 from dlpool.storage.disk.safe_open import READ_FLAGS

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dlpool.config import UploadSettings
-from dlpool.disk import CANNOT_STATVFS
+from dlpool.disk_errors import CANNOT_STATVFS
 from dlpool.freespace import space_or_none
 from dlpool.storage.errors import UploadError
 from dlpool.storage.values import (

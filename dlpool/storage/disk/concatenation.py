@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from dlpool.config import UploadSettings
-from dlpool.disk import CANNOT_LINK
+from dlpool.disk_errors import CANNOT_LINK
 from dlpool.storage.disk.append_lock import unexpired_record
 from dlpool.storage.disk.append_session import (
     AppendPosition,

@@ -21,7 +21,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dlpool.disk import CANNOT_LOCK, close_quietly
+from dlpool.disk import close_quietly
+from dlpool.disk_errors import CANNOT_LOCK
 from dlpool.storage.disk.safe_open import READ_FLAGS
 from dlpool.storage.errors import UploadError
 from dlpool.syscalls import lock_byte

@@ -5,7 +5,7 @@ The table of errnos is in ``dlpool/disk.py``.
 
 from __future__ import annotations
 
-from dlpool.disk import fault_of
+from dlpool.disk_errors import fault_of
 from dlpool.storage.errors import ErrorCode, UploadError
 
 _CODES: dict[str, tuple[ErrorCode, str | None]] = {

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlpool import jsontext
-from dlpool.disk import HAS_NO_XATTR
+from dlpool.disk_errors import HAS_NO_XATTR
 from dlpool.scan.scannedfile import OWNER_ATTRIBUTE
 from dlpool.storage.disk.durability import Durability
 from dlpool.storage.disk.file_locks import hold_lock, release

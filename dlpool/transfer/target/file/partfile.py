@@ -14,8 +14,8 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from dlpool import disk
-from dlpool.disk import translated
+from dlpool import disk, disk_errors
+from dlpool.disk_errors import translated
 from dlpool.errors import LocalFault, NoRoom, NoSpace, TargetExists
 from dlpool.scan.scannedfile import ScannedFile
 from dlpool.threads import is_out_of_descriptors
@@ -274,7 +274,10 @@ class PartFile:
             try:
                 os.utime(self._descriptor, (seconds, seconds))
             except OSError as error:
-                if disk.fault_of(error).kind not in ("unsupported", "permission"):
+                if disk_errors.fault_of(error).kind not in (
+                    "unsupported",
+                    "permission",
+                ):
                     raise
 
     def publish(self, *, overwrite: bool) -> None:
@@ -404,7 +407,7 @@ class PartFile:
         try:
             os.fchown(self._descriptor, owner, old.st_gid)
         except OSError as error:
-            if disk.fault_of(error).kind not in ("unsupported", "permission"):
+            if disk_errors.fault_of(error).kind not in ("unsupported", "permission"):
                 raise
 
     def _copy_mode(self, wanted: int) -> None:
@@ -415,7 +418,10 @@ class PartFile:
         try:
             os.fchmod(self._descriptor, wanted | _OWNER)
         except OSError as error:
-            is_refused = disk.fault_of(error).kind in ("unsupported", "permission")
+            is_refused = disk_errors.fault_of(error).kind in (
+                "unsupported",
+                "permission",
+            )
             if not is_refused or own & ~(wanted | _OWNER):
                 raise
 

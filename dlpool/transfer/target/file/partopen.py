@@ -20,9 +20,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlpool import disk
+from dlpool import disk, disk_errors
 from dlpool.errors import ForeignFile, LocalFault, Locked
-from dlpool.filelock import FileLock, LockForeign, LockHeld
+from dlpool.filelock import FileLock
+from dlpool.lock_files import LockForeign, LockHeld
 from dlpool.transfer.job import Notify
 from dlpool.transfer.target.file.statefile import StateFile
 from dlpool.transfer.target.names import PART_SUFFIX
@@ -65,7 +66,7 @@ class PartOpener:
         dlpool did not create, LocalFault.
         """
         for _ in range(MAX_OPEN_ATTEMPTS):
-            with disk.translated(f"open {self.path}"):
+            with disk_errors.translated(f"open {self.path}"):
                 opened = self._existing() or self._created()
             if opened is not None:
                 return opened
@@ -77,7 +78,7 @@ class PartOpener:
         Raises Locked if another download created one first, LocalFault.
         """
         held = old if old.uses_lock_file else None
-        with disk.translated(f"replace {self.path}"):
+        with disk_errors.translated(f"replace {self.path}"):
             disk.remove(self.path)
             opened = self._created(held)
         if opened is None:
@@ -323,7 +324,7 @@ def _has_mark(descriptor: int) -> bool:
     try:
         os.getxattr(descriptor, MARK)
     except OSError as error:
-        if error.errno in disk.HAS_NO_XATTR:
+        if error.errno in disk_errors.HAS_NO_XATTR:
             return False
         raise
     return True

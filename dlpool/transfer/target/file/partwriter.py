@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dlpool import disk, freespace
-from dlpool.disk import local_fault
+from dlpool.disk_errors import local_fault
 from dlpool.errors import LocalFault
 from dlpool.freespace import Space
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dlpool import disk
-from dlpool.disk import HAS_NO_XATTR, translated
+from dlpool.disk_errors import HAS_NO_XATTR, translated
 from dlpool.transfer.job import Job
 from dlpool.transfer.target.file.statefile import StateFile
 from dlpool.transfer.target.file.targetpath import target_present

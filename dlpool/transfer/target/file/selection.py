@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from dlpool import disk
-from dlpool.disk import translated
+from dlpool.disk_errors import translated
 from dlpool.errors import ForeignFile, LocalFault, Locked, TargetExists
 from dlpool.transfer.job import Job, Notify
 from dlpool.transfer.target.file.partfile import PartFile

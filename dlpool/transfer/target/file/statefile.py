@@ -13,8 +13,8 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from dlpool import disk
-from dlpool.disk import translated
+from dlpool import disk, disk_errors
+from dlpool.disk_errors import translated
 from dlpool.errors import LocalFault
 from dlpool.transfer.job import Notify, ignore_event
 from dlpool.transfer.target.names import STATE_SUFFIX
@@ -178,8 +178,8 @@ class StateFile:
                 size = os.fstat(file.fileno()).st_size
                 return file.read(min(size, max_bytes))
         except OSError as error:
-            if disk.fault_of(error).kind in _NOT_READ:
-                raise disk.local_fault(f"read {self.path}", error) from error
+            if disk_errors.fault_of(error).kind in _NOT_READ:
+                raise disk_errors.local_fault(f"read {self.path}", error) from error
             raise StateUnusable(f"it cannot be read ({error.strerror})") from error
 
     def _write(self, data: bytes, *, sync: bool) -> None:
@@ -234,7 +234,7 @@ def _is_stale_temporary(temporary: Path) -> bool:
                 return False  # an empty pipe would look like the beginning of a state
             beginning = file.read(len(_BEGINNING))
     except OSError as error:
-        if disk.fault_of(error).kind in _NOT_READ:
+        if disk_errors.fault_of(error).kind in _NOT_READ:
             raise
         return False  # a link or a folder
     return _BEGINNING.startswith(beginning)

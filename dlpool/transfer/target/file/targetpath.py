@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from dlpool.disk import translated
+from dlpool.disk_errors import translated
 from dlpool.errors import LocalFault, PolicyRefused
 from dlpool.transfer.target.names import MAX_NAME_BYTES, RESERVED_SUFFIXES
 from dlpool.transfer.target.protocol import TargetPresent
