@@ -153,7 +153,7 @@ def test_a_log_that_is_gone_hinders_nothing(tmp_path: Path, log: Log, make: Make
     third = pack(log.path, 5)
     archiver.settings = LoggingSettings(archive_command="true", archive_retry_delay=0.01)
     tended(archiver, lambda: len(events(log.path.parent, "log_archived")) == 1)
-    assert (tmp_path / "seen").read_text().split() == [first]
+    assert set((tmp_path / "seen").read_text().split()) == {first}  # tried again, perhaps, before it was gone
     assert (log.path.parent / "dlpool.log.archived").read_text().split() == third
 
 
