@@ -97,14 +97,14 @@ def test_all_that_the_service_leaves(folder: Path) -> None:
         running = modes(folder, "made", "log", "state", "hooked", "quarantine")
         assert node.stop() == 0
     found = {**running, **modes(folder, "made", "log", "state", "hooked", "quarantine")}
-    assert {"made/out/a/b/good", "hooked/seen", "log/dlpool.log", "state/redis/redis.sock", "state/trail"} <= set(found)
+    assert {"made/out/a/b/good", "hooked/seen", "log/dlpool.log", "state/redis/redis.sock", "state/journal"} <= set(found)
     for path, mode in found.items():
         if path.startswith(("made", "hooked", "log")) and not path.endswith(".part.meta"):
             assert mode == GROUP[mode[0]], path
         elif not path.startswith("state/"):
             assert mode == OWNER[mode[0]], path
     assert found["state"] == "d700"  # so what is in it is its owner's alone
-    secret = re.compile(r"state/(redis|spool|lock|node_id|sids\.json|trail|workers\.lock)")
+    secret = re.compile(r"state/(redis|spool|lock|node_id|sids\.json|journal|workers\.lock)")
     bare = {path: mode for path, mode in found.items() if secret.fullmatch(path) and mode != OWNER[mode[0]]}
     assert bare == {}
 

@@ -67,7 +67,7 @@ def test_a_second_supervisor_is_told_who_works_here(hold: Callable[[str], Holdin
     try:
         pid = first.process.pid
         with pytest.raises(
-            AlreadyRunning, match=rf"^another supervisor \(pid {pid}\) works with {state_dir}; "
+            AlreadyRunning, match=rf"^another supervisor \(pid {pid}\) uses {state_dir}; "
         ) as raised:
             Node.open(state_dir)
         assert raised.value.exit_code == 75
@@ -132,7 +132,7 @@ def test_a_damaged_name_is_replaced(content: bytes, open_node: Open, state_dir: 
     open_node()
     (state_dir / "node_id").write_bytes(content)
     node = open_node()
-    assert node.warnings == [f"{state_dir / 'node_id'} was damaged: this node is called {node.node_id} from now on"]
+    assert node.warnings == [f"{state_dir / 'node_id'} was damaged: this node is called {node.node_id} now"]
     again = open_node()
     assert (again.node_id, again.warnings) == (node.node_id, [])
 
@@ -197,7 +197,7 @@ def test_damaged_ids_count_as_none_and_are_told(content: bytes, open_node: Open,
     (state_dir / "sids.json").write_bytes(content)
     node = open_node()
     assert node.warnings == [
-        f"{state_dir / 'sids.json'} was damaged: jobs of earlier starts come back when their leases end"
+        f"{state_dir / 'sids.json'} was damaged: jobs of earlier starts return to the queue when their leases expire"
     ]
     assert node.earlier_sids() == []
     sid = node.new_sid()

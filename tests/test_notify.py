@@ -42,7 +42,7 @@ def heard(sock: socket.socket) -> list[str]:
     ("tell", "said"),
     [
         (lambda one: one.ready(), "READY=1"),
-        (lambda one: one.need_time(1.5), "EXTEND_TIMEOUT_USEC=1500000"),
+        (lambda one: one.extend_timeout(1.5), "EXTEND_TIMEOUT_USEC=1500000"),
         (lambda one: one.stopping(2), "STOPPING=1\nEXTEND_TIMEOUT_USEC=2000000"),
         (lambda one: one.reloading(77), "RELOADING=1\nMONOTONIC_USEC=77"),
         (lambda one: one.watchdog(), "WATCHDOG=1"),
