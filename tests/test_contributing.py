@@ -87,9 +87,9 @@ def test_an_error(copy: Path) -> None:
 def test_a_transition(copy: Path, redis_server: RedisServer) -> None:
     (copy / "dlpool" / "jobs" / "lua" / "set_label.lua").write_text(block("A transition", "lua"), encoding="utf-8")
     path = copy / "dlpool" / "jobs" / "transitions.py"
-    insert(path, "SCRIPTS = (", '    "set_label",')
+    insert(copy / "dlpool" / "jobs" / "scripts.py", "SCRIPTS = (", '    "set_label",')
     text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace("    def _run(", block("A transition") + "\n    def _run(", 1), encoding="utf-8")
+    path.write_text(text.replace("    def push(", block("A transition") + "\n    def push(", 1), encoding="utf-8")
     program = copy / "try.py"
     program.write_text(
         "import redis\n"

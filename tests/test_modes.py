@@ -97,7 +97,9 @@ def test_all_that_the_service_leaves(folder: Path) -> None:
         running = modes(folder, "made", "log", "state", "hooked", "quarantine")
         assert node.stop() == 0
     found = {**running, **modes(folder, "made", "log", "state", "hooked", "quarantine")}
-    assert {"made/out/a/b/good", "hooked/seen", "log/dlpool.log", "state/redis/redis.sock", "state/journal"} <= set(found)
+    assert {"made/out/a/b/good", "hooked/seen", "log/dlpool.log", "state/redis/redis.sock", "state/journal"} <= set(
+        found
+    )
     for path, mode in found.items():
         if path.startswith(("made", "hooked", "log")) and not path.endswith(".part.meta"):
             assert mode == GROUP[mode[0]], path

@@ -66,9 +66,7 @@ def test_a_second_supervisor_is_told_who_works_here(hold: Callable[[str], Holdin
     child = int(first.words()[1])
     try:
         pid = first.process.pid
-        with pytest.raises(
-            AlreadyRunning, match=rf"^another supervisor \(pid {pid}\) uses {state_dir}; "
-        ) as raised:
+        with pytest.raises(AlreadyRunning, match=rf"^another supervisor \(pid {pid}\) uses {state_dir}; ") as raised:
             Node.open(state_dir)
         assert raised.value.exit_code == 75
     finally:

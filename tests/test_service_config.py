@@ -310,6 +310,6 @@ def test_a_second_supervisor_on_the_same_state_folder_is_refused(tmp_path: Path)
     with running(tmp_path) as (service, _):
         ended = supervise("-c", service.ini)
         assert ended.code == 75
-        assert f"another supervisor (pid {service.pid}) works with" in ended.err
+        assert f"another supervisor (pid {service.pid}) uses" in ended.err
         assert len(ended.err.splitlines()) == 1
         assert service.stop() == 0
