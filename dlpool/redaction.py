@@ -9,7 +9,7 @@ import re
 from functools import lru_cache
 
 REDACTED = "[redacted]"
-_RAW_CHARS = 64 * 1024
+_RAW_CHARS = 64 * 1024  # further characters of a text are dropped
 
 # The name of a secret field contains one of these: a header, a setting, a JSON member.
 _SECRET_WORDS = (
@@ -29,6 +29,7 @@ _SECRET_FIELD = re.compile(
     r"|(?:access|api|auth|job|password|private|secret|token)-[a-z0-9]{1,20})([\"']?\s{0,8}[:=])[^\r\n]*",
     re.IGNORECASE,
 )
+# A text without any of these has no secret header field; this test is fast.
 _HINTS = (
     "auth",
     "cookie",

@@ -70,14 +70,14 @@ class PendingHeads(Generic[Connection]):
         return iter(self._pending)
 
     def add(self, connection: Connection, deadline: float) -> None:
-        """Start to wait for a head, deadline ``deadline``."""
+        """Start waiting for a head, until ``deadline``."""
         self._pending[connection] = _PendingHead(deadline)
         self._next = min(self._next, deadline)
 
     def feed(
         self, connection: Connection, data: bytes, deadline: float
     ) -> HeadProgress:
-        """Add received bytes; the first ones set the deadline of the rest to
+        """Add received bytes. The first bytes of a head change its deadline to
         ``deadline``."""
         head = self._pending[connection]
         if not head.data:
@@ -109,7 +109,7 @@ class PendingHeads(Generic[Connection]):
         ]
 
     def next_timeout_s(self, now: float) -> float:
-        """Return the seconds deadline a deadline may pass, infinite without
+        """Return the seconds until a deadline may pass; infinite without
         connections."""
         return max(0.0, self._next - now)
 

@@ -20,11 +20,11 @@ from dlpool.disk_errors import fault_of
 from dlpool.errors import NoThread, OutOfFiles
 
 _PR_SET_NAME = 15  # prctl(2)
-# PyDLL keeps the interpreter's lock: the call takes less time than to release it
+# PyDLL keeps the interpreter's lock: the call takes less time than releasing it.
 _libc = ctypes.PyDLL(None)
-# from 3.14 on, Python sets the kernel name of a thread to its Python name
+# From 3.14 on, Python sets the kernel name of a thread to its Python name.
 _INHERITS_NAME = sys.version_info < (3, 14)
-_named = threading.local()
+_named = threading.local()  # its attribute name: the kernel name set for the thread
 
 
 class DaemonThread(threading.Thread):

@@ -144,9 +144,10 @@ class TextLines:
 def read_lines(
     read: Callable[[int], bytes], *, allows_nul: bool = False
 ) -> Iterator[str]:
-    """Yield the lines of a stream as they are completed, reading blocks with ``read``.
+    """Yield the lines of a stream as they are completed.
 
-    Raises NotText and its errors.
+    ``read(n)`` returns up to ``n`` bytes, none at the end. Raises NotText, and what
+    ``read`` raises.
     """
     lines = TextLines(allows_nul=allows_nul)
     while data := read(READ_BYTES):

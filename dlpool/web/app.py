@@ -18,7 +18,7 @@ from dlpool.web.wiring import WebServices
 
 class WebResponse(falcon.Response):
     """Adds ``X-Content-Type-Options: nosniff`` (Fetch standard) to every response, so
-    that browsers respect its type."""
+    that browsers do not guess another content type."""
 
     __slots__ = ()
 

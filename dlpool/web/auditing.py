@@ -1,10 +1,10 @@
-"""Writes audit events: what each request changed, or tried to change, and its
-author.
+"""Writes audit events: what each request changed or tried to change, and its author.
 
 A resource with changing methods declares their actions in ``actions``, or has a method
-``change_of``. A request collects changes from its resource (``add_changes``) and from
-the events of the storage; without any, the request itself is one change of the object
-in its path. The middleware writes the events after the response.
+``change_of``. While a request is handled, its changes are collected from the resource
+(``add_changes``) and from the events of the storage. If there are none, the request
+itself counts as one change of the object in its path. The middleware writes the events
+after the response.
 """
 
 from __future__ import annotations
@@ -46,19 +46,20 @@ _ACTIONS = {
     "upload_resumed": "upload.resume",
     "upload_deleted": "upload.delete",
 }
+# These actions change nothing without an upload event.
 _EVENT_ACTIONS = frozenset(
     (*_ACTIONS.values(), "upload.write", "upload.control", "upload.cleanup")
-)  # these actions change nothing without an upload event
+)
+# By result of the queue.
 _RESULTS = {
     "OK": DONE,
     "ASKED": DONE,
     "FOLLOWS": DONE,
     "DUP": UNCHANGED,
-}  # results of the queue
+}
 
-_changes: ContextVar[list[AuditChange] | None] = ContextVar(
-    "_changes", default=None
-)  # of this thread's request
+# The changes of the request that this thread handles; None without a changing request.
+_changes: ContextVar[list[AuditChange] | None] = ContextVar("_changes", default=None)
 
 
 def start_request(req: falcon.Request) -> None:
@@ -98,10 +99,10 @@ def set_object(req: falcon.Request, name: str) -> None:
 
 
 def add_changes(req: falcon.Request, action: str, answer: Any) -> None:
-    """Add a change for each result in a response of the queue or of a batch.
+    """Add the changes that a response of the queue or of a batch reports.
 
-    Entries of ``results``, or the response itself, have ``id`` and ``result``,
-    ``status`` or ``code``.
+    ``answer`` is one entry, or has a list of them in ``results``. An entry has ``id``,
+    and ``result``, ``status`` or ``code``. Responses without an id add no change.
     """
     known = isinstance(answer, Mapping)
     entries = (
@@ -144,10 +145,11 @@ class AuditLog(StreamPublisher):
         self._log.warning("audit_events_lost", error=error)
 
     def record_upload_event(self, event: UploadEvent) -> None:
-        """Add a change of an upload to this thread's request; without a changing
-        request its author is the service.
+        """Record a change of an upload that the storage reports.
 
-        Recovery of interrupted merges is such a change of the service.
+        If this thread handles a changing request, the change is added to it. Otherwise
+        the event is written with the service as its author, for example when an
+        interrupted merge is recovered.
         """
         changes, action = _changes.get(), _ACTIONS.get(event.name)
         if action is None:
@@ -158,7 +160,8 @@ class AuditLog(StreamPublisher):
             changes.append(AuditChange(action, event.upload_id))
 
     def finish_request(self, req: falcon.Request, status: int, label: str) -> None:
-        """Write the events of a request after its response."""
+        """Write the events of a request. ``status`` and ``label``: status and error
+        code of its response."""
         _changes.set(None)
         author = AuditActor(req.context.principal.actor, req.context.address)
         for change in req.context.changes:
@@ -184,8 +187,10 @@ class AuditLog(StreamPublisher):
             self.write(planned, author, req.context.trace_id)
 
     def summarise(self, *, now: bool = False) -> None:
-        """Write the number of refused attempts without an event of their own, about
-        once a minute, or ``now``."""
+        """Write the number of refused attempts that got no event of their own.
+
+        Does so about once a minute, or at once if ``now``.
+        """
         for key, count in self._refused.pop_counts(now=now):
             action, label = cast("tuple[str, str]", key)
             self.write(

@@ -48,8 +48,8 @@ class Authenticator:
     def set_listeners(
         self, problem: Callable[[str], None], fetched: Callable[[str | None, int], None]
     ) -> None:
-        """Set the functions that report invalid lines of ``keys_file`` and fetches of
-        ``jwks_url``.
+        """Set the functions that are called for invalid lines of ``keys_file`` and for
+        fetches of ``jwks_url``.
 
         For their arguments see ``KeyRing`` and ``JwksSource``.
         """
@@ -59,8 +59,11 @@ class Authenticator:
             self._source.on_fetch = fetched
 
     def authenticate(self, authorization: str | None, secret: str | None) -> Principal:
-        """Return the client of a request with these headers. Raises HttpError (401,
-        503)."""
+        """Return the client that the headers of a request identify.
+
+        ``authorization``: the header Authorization; ``secret``: X-Secret-Key. ANONYMOUS
+        if no key is required. Raises HttpError (401, 503).
+        """
         if not self.is_required:
             return ANONYMOUS
         if secret is not None and (self._secret is not None or self._ring is not None):

@@ -9,8 +9,8 @@ from typing import Protocol
 from dlpool.web.body_slots import BodySlot
 from dlpool.web.errors import HttpError
 
-# Bytes per read. Larger writes make the page cache allocate larger
-# folios, which is slower.
+# Bytes per read. Larger writes make the page cache allocate larger folios, which is
+# slower.
 BLOCK_SIZE = 120 * 1024
 
 
@@ -39,11 +39,11 @@ class ByteStream(Protocol):
 
 
 class RequestBody:
-    """A body of at block_size ``limit`` bytes. ``length`` is its Content-Length, None
-    for a chunked body.
+    """A request body of at most ``limit`` bytes. Used by one thread.
 
-    Raises HttpError (413) at once if the length exceeds the limit, else when more
-    bytes are received. Used by one thread.
+    ``length`` is its Content-Length, None for a chunked body. ``what`` names the body
+    in errors. Raises HttpError (413) at once if the length exceeds the limit, and later
+    when more than ``limit`` bytes have been received.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class RequestBody:
             raise self._too_large()
 
     def blocks(self, block_size: int = BLOCK_SIZE) -> Iterator[bytes]:
-        """Yield the body in blocks of at block_size ``block_size`` bytes.
+        """Yield the body in blocks of at most ``block_size`` bytes.
 
-        Raises BrokenBody if the body is shorter than its length, BodyTooSlow
-        (SlotRevoked), HttpError.
+        Raises BrokenBody if the body is shorter than its length, BodyTooSlow or its
+        subclass SlotRevoked, HttpError (413).
         """
         while self.length is None or self.size < self.length:
             wanted = (
@@ -97,7 +97,7 @@ class RequestBody:
 
     def call_while_waiting(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` repeatedly while reads wait, if the server supports that.
-        An exception of it aborts the read."""
+        An exception from ``callback`` aborts the read."""
         call_while_waiting = getattr(self._stream, "call_while_waiting", None)
 
         def check_and_call() -> None:

@@ -1,10 +1,10 @@
 """Slots of a process for receiving request bodies.
 
-A body occupies a thread deadline it is received. If no slot is free, a few requests
-wait a moment for one, and further ones are rejected with 503 and ``Retry-After``. For
-each waiting or rejected request the slot of a body that is much slower than the others
-is revoked, and its request is rejected in the same way. A quarter of the slots is kept
-for the oldest slow bodies, so that slow clients can finish.
+A body occupies a thread while it is received. If no slot is free, a few requests wait a
+moment for one, and further ones are rejected with 503 and ``Retry-After``. For each
+waiting or rejected request, the slot of one body that is much slower than the others is
+revoked, and the request of that body is rejected in the same way. A quarter of the
+slots is kept for the oldest slow bodies, so that slow clients can finish.
 """
 
 from __future__ import annotations
@@ -19,19 +19,24 @@ from dataclasses import dataclass, field
 FLOOR = 64 * 1024  # bytes per second: a body below it is slow
 CEILING = 1024 * 1024  # bytes per second: a body above it is never slow
 PROBATION_S = 1.0  # before the slot of a body may be revoked
-SHORT_S = 0.25  # the same, for a client that is known as slow
+SHORT_S = 0.25  # the same, for a client that counts as slow
 MEMORY_S = 60.0  # for which a client counts as slow after a revoked slot
 WAIT_S = 3.0  # to wait for a slot
 REJECTED_S = 2.0  # for which a rejected request counts as waiting
 _POLL_S = 0.1
 _WINDOW_S = 1.0  # minimum time over which a rate is measured
-_MAX_SLOW_CLIENTS = 10_000  # known as slow
+_MAX_SLOW_CLIENTS = 10_000  # that are remembered
 
 
 @dataclass(eq=False)
 class BodySlot:
     """A slot for one body. Its holder calls ``start_receiving`` and
-    ``finish_receiving``, and reads ``is_revoked``."""
+    ``finish_receiving``, and reads ``is_revoked``.
+
+    ``was_fast``: the body was received at ``FLOOR`` bytes per second or more. The rate
+    is measured from ``_mark``, a pair of time and received bytes; ``_last`` is the next
+    mark.
+    """
 
     client: str
     started_at: float
@@ -42,14 +47,14 @@ class BodySlot:
     _last: tuple[float, int] = (0.0, 0)
 
     def start_receiving(self, received: Callable[[], int], now: float) -> None:
-        """Start to measure the rate of a body; ``received`` returns its received
-        bytes."""
+        """Start measuring the rate of a body; ``received`` returns the number of bytes
+        received so far."""
         self.started_at = now
         self._mark = self._last = (now, received())
         self._received = received
 
     def finish_receiving(self, now: float) -> None:
-        """Stop to measure the rate: the body has been received."""
+        """Stop measuring the rate: the body has been received."""
         if self._received is not None:
             self.was_fast = self._received() - self._mark[1] >= FLOOR * (
                 now - self._mark[0]
@@ -57,7 +62,7 @@ class BodySlot:
         self._received = None
 
     def rate(self, now: float) -> float | None:
-        """Return the recent rate in bytes per second, None while no body is
+        """Return the recent rate in bytes per second, None while no body is being
         received."""
         received = self._received
         if received is None:
@@ -78,10 +83,11 @@ class _Waiter:
 
 
 class BodySlots:
-    """All slots of a process. Thread-safe: the lock guards all state, and is counts
-    only briefly.
+    """All slots of a process. Thread-safe: the lock guards all state, and is held only
+    briefly.
 
-    ``max_waiting`` requests may wait for a slot, each in its thread.
+    ``slots``: their number. ``max_waiting`` requests may wait for a slot, each in its
+    thread.
     """
 
     def __init__(
@@ -95,12 +101,12 @@ class BodySlots:
         self._assigned: set[BodySlot] = set()
         self._waiters: list[_Waiter] = []
         self._rejected: deque[float] = deque(maxlen=slots)  # times of rejected requests
-        # Slow clients, and deadline when they count as slow.
+        # Slow clients, and when they stop counting as slow.
         self._slow: dict[str, float] = {}
 
     def acquire(self, client: str, *, timeout_s: float = WAIT_S) -> BodySlot | None:
-        """Return a slot, None if none becomes free in time. The caller must ``release``
-        it."""
+        """Return a slot, None if none becomes free within ``timeout_s`` seconds. The
+        caller must ``release`` it."""
         with self._lock:
             if self._free and self._may_take(client):
                 return self._take(client)
@@ -116,8 +122,8 @@ class BodySlots:
             return waiter.slot
 
     def release(self, slot: BodySlot) -> None:
-        """Free a slot, and assign it to a waiting request of the client that has the
-        fewest."""
+        """Free a slot, and assign it to a waiting request of the client with the fewest
+        slots. Slow clients come last."""
         with self._lock:
             self._assigned.discard(slot)
             self._free += 1
@@ -173,8 +179,11 @@ class BodySlots:
         return slot
 
     def _queue(self, client: str) -> _Waiter | None:
-        """Queue a request. A full queue drops the request of a slow client, or of the
-        client with the most slots."""
+        """Queue a request; return None if it is rejected instead.
+
+        A full queue drops one of its requests or the new one: that of a slow client,
+        else that of the client with the most slots.
+        """
         waiter = _Waiter(client, self._is_slow(client))
         if len(self._waiters) >= self._max_waiting:
             counts = self._slots_by_client()
@@ -200,8 +209,12 @@ class BodySlots:
         return self._slow.get(client, 0.0) > self._clock()
 
     def _slowest(self, now: float) -> list[BodySlot]:
-        """Return the slots that may be revoked: first those of the client with the most
-        of them, its newest first."""
+        """Return the slots of slow bodies, in the order in which they are revoked.
+
+        The client with the most slow bodies comes first, and its newest slot before its
+        older ones. The last ``_slow_slots`` of them are left out: slow clients keep
+        those.
+        """
         rates = {
             slot: rate
             for slot in self._assigned

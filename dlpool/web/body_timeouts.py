@@ -16,10 +16,11 @@ CALLBACK_S = 0.25  # maximum interval of the callback while waiting
 
 
 class BodyTimeouts:
-    """Limits of a slow client: ``timeout_s`` without bytes, and ``rate`` bytes per
-    second in each ``window_s`` of waiting.
+    """Limits for a slow client. Used by one thread.
 
-    Only time spent waiting for the client counts. Used by one thread.
+    A client may send no bytes for ``timeout_s`` seconds, and has to send ``rate`` bytes
+    per second in each ``window_s`` seconds (``rate`` 0: any rate). Only time spent waiting
+    for the client counts.
     """
 
     def __init__(self, timeout_s: float, rate: int, window_s: float) -> None:
@@ -38,7 +39,8 @@ class BodyTimeouts:
         )
 
     def record(self, received: int, waited_s: float) -> None:
-        """Record ``received`` bytes after ``waited_s`` seconds. Raises BodyTooSlow."""
+        """Record ``received`` bytes after ``waited_s`` seconds. Raises BodyTooSlow if
+        the client exceeds a limit."""
         self._waited_s += waited_s
         self._received += received
         if not received and waited_s >= self._timeout_s:
@@ -52,9 +54,10 @@ class BodyTimeouts:
 
 
 class TimedSocket:
-    """Socket of a connection with timeouts for bodies. One thread at a time.
+    """The socket of a connection, with timeouts for bodies. For one thread at a time.
 
-    ``sock`` has a timeout while a body is received, so that its reads do not block.
+    ``sock`` must have a timeout while a body is received: Python then makes its
+    descriptor non-blocking, so that ``os.read`` does not wait.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -68,7 +71,7 @@ class TimedSocket:
         return getattr(self._sock, name)
 
     def stop_reading(self) -> None:
-        """Return end of file from further reads: the complete head has been
+        """Make further reads return end of file: the complete head has been
         received."""
         self._timeouts, self._callback = None, None
 
@@ -77,8 +80,8 @@ class TimedSocket:
         self._timeouts, self._callback = timeouts, None
 
     def call_while_waiting(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` repeatedly while a read waits. An exception of it aborts
-        the read."""
+        """Call ``callback`` repeatedly while a read waits. An exception from
+        ``callback`` aborts the read."""
         self._callback = callback
 
     def recv(self, size: int) -> bytes:
@@ -100,9 +103,9 @@ class TimedSocket:
 
     def _await_body(self, timeouts: BodyTimeouts) -> float:
         """Wait for bytes. Return the seconds waited that are not recorded in
-        ``timeouts``."""
+        ``timeouts`` yet."""
         started_at = time.monotonic()
-        # Also if each single wait is short.
+        # Call it here, too, because each single wait may be short.
         if self._callback is not None and started_at - self._called_at > CALLBACK_S:
             self._called_at = started_at
             self._callback()

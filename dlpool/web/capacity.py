@@ -32,8 +32,8 @@ class ServerCapacity:
 def fit_to_limits(settings: Settings) -> tuple[Settings, ServerCapacity]:
     """Return the settings with the allowed number of threads, and the capacity.
 
-    The limit is measured by starting threads: RLIMIT_NPROC, ``pids.max`` of a cgroup
-    and ``threads-max`` (pthread_create(3)) cannot be read reliably.
+    The limit of threads is measured by starting threads: RLIMIT_NPROC, ``pids.max`` of
+    a cgroup and ``threads-max`` (pthread_create(3)) cannot be read reliably.
 
     Raises LocalFault if the limits do not allow one process with ``MIN_THREADS``.
     """
@@ -46,8 +46,12 @@ def fit_to_limits(settings: Settings) -> tuple[Settings, ServerCapacity]:
 
 
 def by_threads(processes: int, threads: int, spare: int) -> ServerCapacity:
-    """Divide ``spare`` threads, main threads included, among the processes. Pure.
-    Raises LocalFault."""
+    """Return the capacity if only ``spare`` threads can be started. Pure.
+
+    ``processes`` and ``threads`` (for each process) are the wanted numbers. Each
+    process also needs a main thread and ``OTHER_THREADS``. Raises LocalFault if
+    ``spare`` is too small for one process.
+    """
     own = 1 + OTHER_THREADS
     if spare >= processes * (own + threads):
         return ServerCapacity(processes, threads)
@@ -69,8 +73,11 @@ def by_threads(processes: int, threads: int, spare: int) -> ServerCapacity:
 
 
 def by_files(threads: int, limit: int) -> ServerCapacity:
-    """Return the number of threads for a process that may open ``limit`` files. Pure.
-    Raises LocalFault."""
+    """Return the capacity of one process that may open only ``limit`` files. Pure.
+
+    ``threads`` is the wanted number. Raises LocalFault if the limit is too low for
+    ``MIN_THREADS``.
+    """
     if (
         limit == resource.RLIM_INFINITY
         or limit >= BASE_FILES + FILES_A_THREAD * threads

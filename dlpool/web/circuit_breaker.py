@@ -31,8 +31,8 @@ class CircuitBreaker:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Run commands of Redis in the block. Raises QueueAway at once while open, else
-        what the block raises."""
+        """Run Redis commands in the block. Raises QueueAway at once while the circuit
+        is open, else what the block raises."""
         is_test, started_at = self._enter(), self._clock()
         try:
             yield

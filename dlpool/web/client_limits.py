@@ -26,19 +26,20 @@ from dlpool.web.body_slots import BodySlot, BodySlots
 from dlpool.web.errors import HttpError
 
 _ROWS = 1 << 16  # of the table of rates; clients in the same row share their rate
-_SPREAD = 1 << 40  # rows of the file of transfers, one a client
+_SPREAD = 1 << 40  # rows of the file of transfers, one for each client
 _HEAVY = 4000  # the byte of a client's row that a heavy request locks
-BUSY_S = 1
-MERGE_WAIT_S = 20.0
-HEAVY_WAIT_S = 5.0
+BUSY_S = 1  # value of Retry-After
+MERGE_WAIT_S = 20.0  # to wait for a slot for a merge
+HEAVY_WAIT_S = 5.0  # to wait for a slot for a heavy request
 
 
 class ClientLimits:
     """Rate and concurrency limits. Thread-safe.
 
     Files in ``folder`` share the limits between processes; if it is not writable, each
-    process counts alone. The lock guards a row of the table of rates within this
-    process (a record lock does between processes), and the set of running merges.
+    process counts alone. The lock guards the set of running merges, and the table of
+    rates between the threads of this process; record locks guard the table between
+    processes.
     """
 
     def __init__(
@@ -92,11 +93,12 @@ class ClientLimits:
     def merge_slot(
         self, file_id: str, *, timeout_s: float = MERGE_WAIT_S
     ) -> Iterator[None]:
-        """Hold a slot for a merge, one per core. Raises HttpError: 503, or 409 while
-        this process merges that file.
+        """Hold a slot for a merge, one per core.
 
-        Merges take minutes; they use at most half of the body slots. A request waits
-        ``timeout_s`` at most, because its client may have disconnected.
+        Merges take minutes; they use at most half of the body slots. A request waits at
+        most ``timeout_s`` seconds for a slot, because its client may have disconnected.
+        Raises HttpError (503) if none becomes free, UploadError (task_merging) while
+        this process merges ``file_id``.
         """
         with ExitStack() as stack:
             if not self._accepted_merges.acquire(blocking=False):
@@ -118,11 +120,10 @@ class ClientLimits:
 
     @contextmanager
     def heavy_slot(self, client: str) -> Iterator[None]:
-        """Hold a slot for a request that needs much processor time: one per client, and
-        half of the cores per process.
+        """Hold a slot for a request that needs much processor time.
 
-        Raises HttpError: 429 if the client has another such request, 503 if no slot
-        becomes free in time.
+        A client has one, and a process half as many as cores. Raises HttpError: 429 if
+        the client has another such request, 503 if no slot becomes free in time.
         """
         with ExitStack() as stack:
             if not self._lock_offset(client, range(_HEAVY, _HEAVY + 1), stack):
@@ -135,8 +136,8 @@ class ClientLimits:
             yield
 
     def enter_send(self, client: str, stack: ExitStack) -> None:
-        """Take a slot to send a file until ``stack`` is closed; at most half of the
-        slots. Raises HttpError (429, 503)."""
+        """Take a slot to send a file until ``stack`` is closed. Files use at most half
+        of the slots. Raises HttpError (429, 503)."""
         if not self._file_slots.acquire(blocking=False):
             raise _busy()
         stack.callback(self._file_slots.release)
@@ -159,8 +160,8 @@ class ClientLimits:
         return slot
 
     def _lock_offset(self, client: str, offsets: range, stack: ExitStack) -> bool:
-        """Lock one of a client's bytes until ``stack`` is closed. Return True if the
-        file is not writable."""
+        """Lock a free byte of the client's row until ``stack`` is closed, and return
+        whether one of ``offsets`` was free. True if the file is not writable."""
         with suppress(OSError):
             descriptor = os.open(
                 self._transfers_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600

@@ -18,7 +18,8 @@ from dlpool.filelock import FileLock
 from dlpool.lock_files import LockForeign, LockHeld
 
 MAX_ROWS = 256
-BUCKETS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0)  # seconds
+# Upper bounds of durations in seconds.
+BUCKETS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0)
 
 
 class SharedCounters:
@@ -51,8 +52,8 @@ class SharedCounters:
             self._is_changed = True
 
     def count_request(self, seconds: float, label: str) -> None:
-        """Count a response and its duration; ``label``: the code of an error, empty for
-        others."""
+        """Count a response and its duration; ``label``: its error code, empty if it is
+        not an error."""
         bucket = next((str(bound) for bound in BUCKETS if seconds <= bound), "+Inf")
         self.add(f"took {bucket}")
         self.add("seconds", seconds)

@@ -24,9 +24,8 @@ POLICY = (
     "connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-PREFIX = (
-    b'data-uploads="/go-uploader"'  # in the page; replaced by the configured prefix
-)
+# In the page; replaced by the configured prefix.
+PREFIX = b'data-uploads="/go-uploader"'
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "Referrer-Policy": "no-referrer",

@@ -25,7 +25,7 @@ _ORDER = (HEALTHY, WARNING, UNHEALTHY)
 def next_health(before: str, used: float, settings: UploadSettings) -> str:
     """Return the health of a disk whose share ``used`` is in use.
 
-    ``before``: its last health. Pure. It gets worse at ``disk_warn`` and
+    ``before``: its last health. Pure. The health gets worse at ``disk_warn`` and
     ``disk_refuse``, and better only ``MARGIN`` below them, so that a disk whose use
     varies around a threshold is logged once.
     """
@@ -41,8 +41,7 @@ def _level(used: float, settings: UploadSettings) -> str:
 
 
 class DiskMonitor:
-    """Checks the volumes of the upload backend, for one thread of one process at a
-    time.
+    """Checks the volumes of the upload backend, in one thread of one process at a time.
 
     The logged state is kept in a file in ``folder``, so that other processes and later
     starts do not log it again; in memory if the file cannot be written.
@@ -86,7 +85,7 @@ class DiskMonitor:
         self._write(logged)
 
     def _check_folder(self, volume: Volume, before: str) -> str:
-        """Return whether the folder of a volume is writable. Log a change."""
+        """Return the health of the folder of a volume: is it writable? Log a change."""
         is_bad = volume.status == UNHEALTHY  # a missing folder is created when needed
         health = UNHEALTHY if is_bad else HEALTHY
         if health == UNHEALTHY != before:

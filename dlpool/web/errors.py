@@ -1,4 +1,5 @@
-"""Errors of HTTP requests, and the one table from the codes of storage to statuses."""
+"""Errors of HTTP requests, and the table that maps error codes of storage to
+statuses."""
 
 from __future__ import annotations
 

@@ -26,9 +26,8 @@ BATCH = 100  # entries per round trip
 RETRY_S = 1.0  # after a failure
 EXIT_S = 1.0  # to write queued entries when the process exits
 
-current_trace: ContextVar[str | None] = ContextVar(
-    "current_trace", default=None
-)  # of this thread's request
+# The trace id of the request that this thread handles.
+current_trace: ContextVar[str | None] = ContextVar("current_trace", default=None)
 
 
 class StreamWriter(Protocol):
@@ -47,7 +46,7 @@ class StreamPublisher:
     """
 
     label: ClassVar[str]  # the counters are ``LABEL published`` and ``LABEL lost``
-    capacity: ClassVar[int] = MOST  # queued entries
+    capacity: ClassVar[int] = MOST  # maximum number of queued entries
 
     def __init__(
         self, writer: StreamWriter, counters: SharedCounters, log: Logger

@@ -31,8 +31,9 @@ _HEALTH = (
 class MetricsSnapshot:
     """All values of one scrape.
 
-    ``counts``: see ``counters``; ``memory``: bytes by pid; ``disks`` and ``health``: by
-    setting.
+    ``counts``: the totals of ``counters``; ``tasks``: their number by state;
+    ``chunks``: their number; ``size``: bytes of all files; ``memory``: bytes by pid;
+    ``disks`` and ``health``: by setting (``upload_dir``, ``merged_dir``).
     """
 
     counts: Mapping[str, float]
@@ -72,7 +73,7 @@ class _Collector(Collector):
             )
 
     def _outcomes(self) -> Iterator[Metric]:
-        """Yield counters by outcome, with zeros."""
+        """Yield counters by outcome, including those that are 0."""
         published = ("published", "lost")
         for name, text, key, outcomes in (
             ("upload_events", "Upload events sent to Redis", "events", published),

@@ -104,10 +104,10 @@ class FileResource:
         return found
 
 
-def add_routes(app: falcon.App[Any, Any], parts: WebServices) -> None:
-    """Add the files below the prefix."""
+def add_routes(app: falcon.App[Any, Any], services: WebServices) -> None:
+    """Add ``/files/PATH`` below the prefix."""
     app.add_route(
-        f"{parts.settings.web.prefix}/files/{{path:path}}", FileResource(parts)
+        f"{services.settings.web.prefix}/files/{{path:path}}", FileResource(services)
     )
 
 
@@ -137,10 +137,10 @@ def fails_precondition(req: falcon.Request, etag: str, modified: float) -> bool:
 
 
 def range_of(header: str | None, size: int) -> tuple[int, int] | None:
-    """Return start and exclusive end of a single range.
+    """Return start and exclusive end of the range in a Range header.
 
-    None for the complete file. Raises ValueError for a range that starts beyond the
-    end of the file.
+    None if the complete file is to be sent: no range, several, or an invalid one.
+    Raises ValueError for a range that starts beyond the end of the file.
     """
     match = _RANGE.fullmatch((header or "").replace(" ", ""))
     if match is None:

@@ -44,11 +44,12 @@ OpenFile = Callable[[dict[str, str]], FileSink]
 
 
 class MultipartForm:
-    """Reads a form with at most one file. ``open_file`` gets the fields before the file
-    and returns its sink.
+    """Reads a form with at most one file. Used by one thread.
 
-    Fields have at most ``field_size`` bytes in total. Raises HttpError (400) for an
-    invalid form, and for one without its closing boundary. Used by one thread.
+    ``file_name``: the field of the file, None if the form has none. ``open_file`` gets
+    the fields before the file and returns its sink. Fields have at most ``field_size``
+    bytes in total. Raises HttpError (400) for an invalid form, and for one without its
+    closing boundary.
     """
 
     def __init__(

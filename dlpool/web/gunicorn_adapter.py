@@ -78,7 +78,7 @@ class GunicornBody:
 
     @property
     def received(self) -> int:
-        """Return the bytes received on the connection, without heads."""
+        """Return the number of bytes received on the connection, without heads."""
         return self._timed.received
 
     @property
@@ -152,7 +152,7 @@ class ClientConnection(TConn):  # type: ignore[misc]
         self.head = b""
 
     def init(self) -> None:
-        """Prepare the connection for its next request. Called by a thread."""
+        """Prepare the connection for its next request. Called by a pool thread."""
         super().init()
         unreader = self.parser.unreader
         if not isinstance(unreader.sock, TimedSocket):
@@ -205,7 +205,7 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
         return self._pools.main.executor
 
     def accept(self, listener: Any) -> None:
-        """Accept a connection; at the limit, close the oldest waiting one."""
+        """Accept a connection; at the limit, close the oldest waiting connection."""
         try:
             sock, client = listener.accept()
         except OSError as error:
@@ -303,7 +303,8 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
         connection.close(graceful=True)
 
     def handle_request(self, req: Any, conn: Any) -> Any:
-        """Handle a request with timeouts for its body and for its response."""
+        """Handle a request with timeouts for receiving its body and sending the
+        response."""
         web = self.settings
         conn.sock.settimeout(web.body_timeout)
         timed: TimedSocket = conn.parser.unreader.sock
@@ -434,7 +435,7 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
 def _connection_limit(threads: int) -> int:
     """Return the limit of connections of a process.
 
-    It leaves descriptors for the files of its requests.
+    The limit leaves descriptors for the files that requests open.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(2 * threads, min(1000 + threads, soft - FILES_A_THREAD * threads))

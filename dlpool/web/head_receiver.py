@@ -17,7 +17,7 @@ _RECV_SIZE = 8192
 
 
 class HasSocket(Protocol):
-    """A connection."""
+    """A connection with a socket."""
 
     @property
     def sock(self) -> socket.socket:
@@ -47,7 +47,8 @@ class HeadHandler(Protocol[C_contra]):
 class HeadReceiver(Generic[C]):
     """Waits for the heads of connections. Used by the thread of the event loop.
 
-    ``timeout_s``: from the first byte of a head to its last.
+    ``timeout_s``: the seconds within which a head must be complete, from its first
+    byte.
     """
 
     poller: selectors.BaseSelector
@@ -75,7 +76,7 @@ class HeadReceiver(Generic[C]):
         return self._heads.next_timeout_s(time.monotonic())
 
     def cap_deadlines(self, deadline: float) -> None:
-        """Lower the deadline of connections without received bytes."""
+        """Lower the deadline of connections without received bytes to ``deadline``."""
         self._heads.cap_deadlines(deadline)
 
     def close_overdue(self) -> None:

@@ -19,8 +19,8 @@ PERIOD_S = 1.0
 
 
 class Janitor:
-    """A thread in each worker process. A file lock elects the one that cleans up; if it
-    dies, another takes over."""
+    """A thread in each worker process that does the periodic work. A file lock elects
+    the process that cleans up; if that process dies, another takes over."""
 
     def __init__(self, services: WebServices) -> None:
         self._services = services
@@ -32,9 +32,8 @@ class Janitor:
             services.folder,
             services.log,
         )
-        self._swept_at = float(
-            "-inf"
-        )  # wall clock; used if the file with the time cannot be written
+        # Wall clock; used if the file with the time cannot be written.
+        self._swept_at = float("-inf")
 
     def start(self) -> None:
         """Start the thread, which runs until the process exits."""
@@ -42,8 +41,7 @@ class Janitor:
         atexit.register(self._services.log_summaries, now=True)
         try:
             threading.Thread(target=self._run, name="janitor", daemon=True).start()
-        # no thread can be started: another process cleans up
-        except RuntimeError as error:
+        except RuntimeError as error:  # no thread: another process cleans up
             self._services.log.warning("cleanup_failed", error=error)
 
     def _run(self) -> None:
@@ -82,9 +80,8 @@ class Janitor:
             yield True
             return
         try:
-            flock(
-                descriptor
-            )  # if flock does nothing, several processes clean up, which is harmless
+            # If flock has no effect, several processes clean up, which is harmless.
+            flock(descriptor)
         except OSError:
             yield False
             return
@@ -94,8 +91,11 @@ class Janitor:
             os.close(descriptor)
 
     def _sweep(self, is_first: bool) -> None:
-        """Remove expired tasks once per interval, and after a process start, for the
-        files of a killed process."""
+        """Remove expired tasks and stale files, once per ``cleanup_interval``.
+
+        Also after the start of the process, because a killed process may have left
+        files.
+        """
         stamp = self._services.folder / "swept"
         swept_at = self._swept_at
         with suppress(OSError):

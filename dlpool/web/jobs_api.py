@@ -87,7 +87,8 @@ def add_routes(app: falcon.App[Any, Any], services: WebServices) -> None:
 
 
 def answer_json(req: falcon.Request, resp: falcon.Response, value: Any) -> None:
-    """Answer with ``value`` as JSON, or 304 if at most its ``now`` has changed."""
+    """Answer with ``value`` as JSON, or with 304 if nothing but its member ``now`` has
+    changed."""
     data = jsontext.dumps(value)
     resp.set_header("Cache-Control", "no-cache")
     is_timed = isinstance(value, dict) and "now" in value
@@ -101,8 +102,8 @@ def answer_json(req: falcon.Request, resp: falcon.Response, value: Any) -> None:
 def set_etag(
     req: falcon.Request, resp: falcon.Response, data: bytes, *, is_weak: bool = False
 ) -> bool:
-    """Set the ETag of ``data``. Return whether it matches If-None-Match, and set 304
-    then (RFC 9110, 13.1.2)."""
+    """Set the ETag of ``data``, and status 304 if it matches If-None-Match (RFC 9110,
+    13.1.2). Return whether it matches."""
     tag = falcon.ETag(hashlib.blake2b(data, digest_size=12).hexdigest())
     tag.is_weak = is_weak
     resp.etag = tag.dumps()

@@ -29,13 +29,13 @@ from dlpool.web.public_keys import TokenKey, load_jwk
 
 MIN_INTERVAL_S = 10.0  # minimum interval of fetches
 RETRY_S = 5.0  # after a failure
-WAIT_S = 3.0
-WAITERS = 4
-MAX_STALE_S = 24 * 3600.0
+WAIT_S = 3.0  # of a request, for a fetch
+WAITERS = 4  # requests that may wait at the same time
+MAX_STALE_S = 24 * 3600.0  # validity of keys that cannot be fetched again
 READ_TIMEOUT_S = 3.0  # timeout of each read
 TOTAL_TIMEOUT_S = 10.0  # for a fetch
-MIN_AGE_S, MAX_AGE_S, DEFAULT_AGE_S = 60.0, 24 * 3600.0, 600.0
-MAX_BYTES = 256 * 1024
+MIN_AGE_S, MAX_AGE_S, DEFAULT_AGE_S = 60.0, 24 * 3600.0, 600.0  # in the cache
+MAX_BYTES = 256 * 1024  # of a response
 MAX_KEYS = 200
 _MAX_VALUES = 10_000
 _MAX_DEPTH = 8
@@ -50,7 +50,7 @@ class JwksFailed(DlpoolError):
 
 
 @dataclass(frozen=True)
-class _Set:
+class _KeySet:
     """A fetched key set. Times are of the monotonic clock."""
 
     keys: KeysById = field(default_factory=dict)
@@ -62,9 +62,9 @@ class JwksSource:
     """The keys of one URL. Thread-safe. Fetches in separate threads, first when a key
     is requested.
 
-    ``on_fetch`` is called with ``(None, n)`` after a set with ``n`` other ids was
-    fetched, and with ``(reason, 0)`` when fetching starts to fail or fails for another
-    reason.
+    ``on_fetch(None, n)`` is called when a fetched set has other key ids than the last
+    one; ``n`` is their number. ``on_fetch(reason, 0)`` is called when fetching starts
+    to fail, or fails for another reason.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class JwksSource:
         self._clock = clock
         self._lock = threading.Lock()
         self._waiters = threading.BoundedSemaphore(WAITERS)
-        self._set = _Set()
+        self._set = _KeySet()
         self._fetching: threading.Event | None = None
         self._next_at = float("-inf")
         self._failure: str | None = None
@@ -130,7 +130,7 @@ class JwksSource:
         )
 
     def _start_fetch(self) -> None:
-        """Start to fetch the set. The caller holds the lock."""
+        """Start fetching the set in a thread. The caller holds the lock."""
         self._fetching = threading.Event()
         thread = threading.Thread(
             target=self._run, args=(self._fetching,), name="jwks", daemon=True
@@ -162,7 +162,7 @@ class JwksSource:
             self._failure = failure
             self._next_at = now + (MIN_INTERVAL_S if failure is None else RETRY_S)
             if failure is None:
-                self._set = _Set(
+                self._set = _KeySet(
                     keys, now + max_age_s, now + max(MAX_STALE_S, max_age_s)
                 )
         try:
@@ -203,11 +203,10 @@ def parse_key_set(data: bytes) -> KeysById:
 
 
 def fetch(url: str) -> tuple[bytes, float]:
-    """Fetch the URL; return the body and the seconds for which it may be cached. Uses
-    no redirects and no proxy.
+    """Fetch the URL; return the body, and the seconds for which it may be cached.
 
-    Raises JwksFailed. Takes at most about ``TOTAL_TIMEOUT_S`` seconds, plus name
-    resolution.
+    Follows no redirects and uses no proxy. Takes at most about ``TOTAL_TIMEOUT_S``
+    seconds, plus name resolution. Raises JwksFailed.
     """
     parts = urlsplit(url)
     host, port = (

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from dlpool.config.keysfile import KeyList, NamedKey, digest_of, read_keys
 from dlpool.errors import ConfigurationError
 
-CHECK_S = 1.0
-MTIME_GRANULARITY_S = (
-    2.0  # age after which an unchanged modification time proves unchanged content
-)
+CHECK_S = 1.0  # minimum interval of checks for changes
+# Age of a file after which an unchanged modification time proves unchanged content.
+MTIME_GRANULARITY_S = 2.0
 _Identity = tuple[int, ...]
 
 
@@ -75,14 +74,17 @@ class KeyRing:
 
     def _take(self, found: KeyList) -> None:
         self._keys = found.keys
-        is_told = found.problems == self._problems
+        is_reported = found.problems == self._problems
         self._problems = found.problems
-        for problem in () if is_told else found.problems[:20]:
+        for problem in () if is_reported else found.problems[:20]:
             self.on_problem(problem)
 
     def _identify(self) -> _Identity | None:
-        """Return the identity of the file; None while a change might keep its
-        modification time."""
+        """Return the identity of the file.
+
+        None if it cannot be read, or has changed so recently that another change might
+        keep its modification time.
+        """
         try:
             status = os.stat(self.path)
         except OSError:

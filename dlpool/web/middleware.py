@@ -32,14 +32,15 @@ _OF_PROXIES = (
 class AccessMiddleware:
     """Falcon middleware that controls access to resources.
 
-    A resource declares in ``access`` which requests need no token: ``token`` (default)
-    none, ``open`` all, ``probe`` all and without a rate limit, ``scrape`` those from
-    the configured addresses. OPTIONS needs no token. ``scopes`` maps a method to the
-    scopes of which a token or key needs one; other methods need admin.
+    A resource declares in ``access`` which of its requests need a token or key:
+    ``token`` (default) all; ``open`` none; ``probe`` none, and they have no rate limit;
+    ``scrape`` all but those from the addresses of the setting ``scrape_from``. OPTIONS
+    needs no token. ``scopes`` maps a method to the scopes of which a token or key needs
+    one; other methods need admin.
 
     Sets in ``req.context``: ``client`` (address or owner, for limits), ``address``,
-    ``principal``, ``owner`` (None: all owners), and ``trace_id`` (None
-    without a valid ``traceparent``).
+    ``principal``, ``owner`` (None: all owners), and ``trace_id`` (None without a valid
+    ``traceparent``).
     """
 
     def __init__(self, services: WebServices) -> None:
@@ -53,13 +54,12 @@ class AccessMiddleware:
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Initialise the context of a request. Its body has not been read."""
-        if req.path == self._ids or not req.path.startswith(
-            self._ids
-        ):  # a task id may end in a slash
+        # A task id may end in a slash.
+        if req.path == self._ids or not req.path.startswith(self._ids):
             req.path = req.path.rstrip("/") or "/"
         req.context.begun = time.monotonic()
         req.context.client = req.context.address = self._address(req)
-        self._know(req, UNAUTHENTICATED)
+        self._set_principal(req, UNAUTHENTICATED)
         req.context.is_admitted = False
         req.context.trace_id = parse_traceparent(req.get_header(TRACEPARENT))
         current_trace.set(req.context.trace_id)  # until the next request of this thread
@@ -119,12 +119,12 @@ class AccessMiddleware:
         principal = self._services.authenticator.authenticate(
             req.auth, req.get_header("X-Secret-Key")
         )
-        self._know(req, principal)
+        self._set_principal(req, principal)
         if principal.user is not None:
             req.context.client = f"owner {principal.user}"
 
     @staticmethod
-    def _know(req: falcon.Request, principal: Principal) -> None:
+    def _set_principal(req: falcon.Request, principal: Principal) -> None:
         req.context.principal, req.context.owner = principal, principal.owner
 
     def handle_unknown_path(
@@ -153,12 +153,11 @@ class AccessMiddleware:
             and status < 400
         ):
             return
-        is_strange = (
-            req.context.principal is UNAUTHENTICATED
-        )  # refused before its key was checked, or what needs none
+        # Refused before its key was checked, or its resource needs no key.
+        is_unauthenticated = req.context.principal is UNAUTHENTICATED
         if (
             status != 500
-            and is_strange
+            and is_unauthenticated
             and not self._services.admits_log_line(status, resp.context.code)
         ):
             return
@@ -190,11 +189,11 @@ class AccessMiddleware:
         """Return whether the request is from a scrape address, and not relayed by an
         untrusted proxy."""
         is_relayed = any(req.get_header(name) for name in _OF_PROXIES)
-        is_told = req.get_header("X-Forwarded-For") and self._is_among(
+        is_by_proxy = req.get_header("X-Forwarded-For") and self._is_among(
             req.remote_addr or "", self._proxies
         )
         return self._is_among(req.context.address, self._scrapers) and (
-            not is_relayed or bool(is_told)
+            not is_relayed or bool(is_by_proxy)
         )
 
     @staticmethod
@@ -203,9 +202,8 @@ class AccessMiddleware:
             found = ipaddress.ip_address(address)
         except ValueError:
             return False
-        found = (
-            getattr(found, "ipv4_mapped", None) or found
-        )  # the form of IPv4 peers with bind = ::
+        # With bind = ::, the addresses of IPv4 peers have this form.
+        found = getattr(found, "ipv4_mapped", None) or found
         return any(found in network for network in wanted)
 
 

@@ -205,7 +205,7 @@ def disk_check(volumes: Sequence[Volume], settings: UploadSettings) -> dict[str,
 
 
 def folder_check(volume: Volume) -> dict[str, Any]:
-    """Return whether files can be created in the folder of a volume."""
+    """Return the status of the folder of a volume, and why it is not healthy."""
     if volume.message:
         return {"status": volume.status, "message": volume.message}
     return {"status": volume.status}
@@ -280,7 +280,7 @@ def shown_configuration(settings: Any) -> dict[str, dict[str, Any]]:
 
 def probe_paths(prefix: str) -> tuple[frozenset[str], frozenset[str]]:
     """Return the paths of probes without checks, and of those that access disks, which
-    may block."""
+    may block. ``request_pools`` gives each of the two a thread."""
     return frozenset({"/livez", f"{prefix}/livez"}), frozenset(
         {"/readyz", f"{prefix}/readyz", f"{prefix}/health"}
     )
@@ -306,7 +306,7 @@ def _is_bad(check: dict[str, Any]) -> bool:
 def _answer_probe(
     checks: Sequence[HealthCheck], resp: falcon.Response, *, is_verbose: bool
 ) -> None:
-    """Answer a probe in the format of the supervisor."""
+    """Answer a probe in the format of the supervisor's probes."""
     is_good, text = format_checks(checks, is_verbose=is_verbose)
     resp.status = 200 if is_good else 503
     resp.text, resp.content_type = text, "text/plain; charset=utf-8"

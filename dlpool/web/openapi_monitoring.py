@@ -24,7 +24,8 @@ _OPEN: dict[str, Any] = {"security": []}
 
 
 def monitoring_paths(prefix: str) -> dict[str, Any]:
-    """Return the paths below ``prefix``, and the probes at the root."""
+    """Return the path items (OpenAPI 3.1) of monitoring below ``prefix``, and of the
+    probes at the root."""
     client = operation_object(
         "clientSettings",
         "Return the settings for clients",

@@ -37,7 +37,7 @@ _OF_DELETE = (400, 404, 409, 410, 412, 423, 503)
 
 
 def tus_paths() -> dict[str, Any]:
-    """Return the paths of tus."""
+    """Return the path items (OpenAPI 3.1) of ``/files`` and ``/files/{id}``."""
     return {
         ROOT: {"options": _options("tusOptions"), "post": _create()},
         f"{ROOT}/{{id}}": {

@@ -1,5 +1,4 @@
-"""Describes chunked uploads, files, health and metrics in the OpenAPI document.
-Pure."""
+"""Describes the upload API and downloads of files in the OpenAPI document. Pure."""
 
 from __future__ import annotations
 
@@ -29,8 +28,8 @@ from dlpool.web.schemas import (
 )
 from dlpool.web.uploads import MAX_BATCH
 
-# For all dialects of regular expressions: without surrogates and characters beyond
-# U+FFFF.
+# Without surrogates and characters beyond U+FFFF, so that the pattern is valid in all
+# dialects of regular expressions.
 _NOT_IN_NAMES = (
     ascii(HIDDEN)[1:-1]
     .replace(r"\ud800-\udfff", "")
@@ -123,7 +122,7 @@ _DONE = object_schema({**_STATUS, "message": TEXT, "task_id": TEXT})
 
 
 def upload_paths(prefix: str) -> dict[str, Any]:
-    """Return the paths of the upload API below ``prefix``."""
+    """Return the path items (OpenAPI 3.1) of the upload API below ``prefix``."""
     return {
         f"{prefix}/upload_chunk": {"post": _chunk()},
         f"{prefix}/merge_chunks": {"post": _merge()},

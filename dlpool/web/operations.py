@@ -23,7 +23,7 @@ Handler = Callable[[QueueService, "ApiRequest"], Any]
 
 @dataclass(frozen=True)
 class ApiRequest:
-    """A validated request. ``trace_id``: of its ``traceparent``."""
+    """A validated request. ``trace_id``: of its ``traceparent``, None without one."""
 
     path_params: Mapping[str, str]
     query: Mapping[str, Any]
@@ -36,8 +36,8 @@ class Operation:
     """One method of one path. ``name`` is its operationId.
 
     ``scope``: the required scope. ``body``: schema of the body, None for requests
-    without one. ``error_statuses``: in addition to those of all operations. ``action``:
-    of the audit event, for changing methods.
+    without one. ``error_statuses``: in addition to those that all operations have.
+    ``action``: of the audit event, empty for methods that change nothing.
     """
 
     method: str

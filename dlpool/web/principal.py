@@ -10,9 +10,10 @@ from dlpool.web.errors import HttpError
 REALM = 'Bearer realm="dlpool"'
 # For each method of a resource: the scopes of which a client needs one.
 READ_SCOPES: dict[str, tuple[str, ...]] = dict.fromkeys(("GET", "HEAD"), (READ,))
+# UPLOAD suffices, for clients that resume uploads.
 RESUME_SCOPES: dict[str, tuple[str, ...]] = dict.fromkeys(
     ("GET", "HEAD"), (READ, UPLOAD)
-)  # for clients that resume uploads
+)
 UPLOAD_SCOPES: dict[str, tuple[str, ...]] = dict.fromkeys(
     ("POST", "PATCH", "DELETE"), (UPLOAD,)
 )
@@ -55,9 +56,8 @@ class Principal:
 
 
 ANONYMOUS = Principal("anonymous", frozenset(SCOPES))  # if no key is required
-UNAUTHENTICATED = Principal(
-    "anonymous", frozenset()
-)  # before the key is checked, and for open resources
+# Before the key is checked, and for open resources.
+UNAUTHENTICATED = Principal("anonymous", frozenset())
 WITH_SECRET = Principal("secret", frozenset((ADMIN,)))
 
 

@@ -23,15 +23,14 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from dlpool.errors import ConfigurationError
 
-MIN_BITS, MAX_BITS = (
-    2048,
-    8192,
-)  # of RSA: RFC 7518, section 3.3; longer keys take too much time
+# Of RSA: RFC 7518, section 3.3; longer keys take too much time.
+MIN_BITS, MAX_BITS = 2048, 8192
 RSA_ALGORITHMS = ("RS256", "RS384", "RS512")
+# RFC 7518, section 3.4.
 _CURVE_ALGORITHMS = {
     "secp256r1": ("ES256",),
     "secp384r1": ("ES384",),
-}  # RFC 7518, section 3.4
+}
 
 
 @dataclass(frozen=True)

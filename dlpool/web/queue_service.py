@@ -32,10 +32,9 @@ from dlpool.web.schemas import JOB
 from dlpool.web.validation import validate
 
 LISTED = 50  # jobs of each list of an overview
-NEWS_S = (
-    0.9  # minimum interval of progress requests to supervisors, shared by all clients
-)
-RETRY_S = 2
+# Minimum interval of progress requests to supervisors, shared by all clients.
+NEWS_S = 0.9
+RETRY_S = 2  # value of Retry-After while Redis does not respond
 
 
 class QueueService:
@@ -52,8 +51,8 @@ class QueueService:
         self._client: Any = client
         self._keys = keys
         self._views = QueueViews(client, keys)
-        self._controls = JobAdmin(client, keys)
-        self._steering = QueueAdmin(client, keys)
+        self._job_admin = JobAdmin(client, keys)
+        self._queue_admin = QueueAdmin(client, keys)
         self._nodes = NodeAdmin(client, keys)
         self._history = QueueHistory(client, keys)
         self._transitions = Transitions(client, keys)
@@ -117,7 +116,7 @@ class QueueService:
     def control(self, verb: str, job_id: str, priority: str = "") -> dict[str, Any]:
         """Cancel, pause, resume, retry or promote a job, or change its priority. Raises
         NoSuchJob, NotPossible."""
-        reply = self._controls.execute(
+        reply = self._job_admin.execute(
             verb, job_id, priority=priority, message=CANCELLED, at=time.time()
         )
         if problem := error_of_reply(verb, job_id, reply):
@@ -139,11 +138,13 @@ class QueueService:
         return self._views.stats().as_json()
 
     def overview(self, state: str) -> dict[str, Any]:
-        """Return all data of the dashboard, with jobs of ``state``, and request
-        progress from the supervisors."""
+        """Return all data of the dashboard, with jobs of ``state``.
+
+        Also requests progress from the supervisors, for later calls.
+        """
         stats = self._views.stats()
         if self._is_time():
-            self._steering.request_status(stats.supervisors)
+            self._queue_admin.request_status(stats.supervisors)
         return {
             "now": time_text_ms(stats.now),
             "figures": stats.counts(),
@@ -152,7 +153,7 @@ class QueueService:
             "waiting_hosts": dict(stats.waiting_hosts),
             "held_hosts": dict(stats.held_hosts),
             "today": dict(stats.days[0].counters),
-            "nodes": node_rows(stats, self._steering.drained_nodes()),
+            "nodes": node_rows(stats, self._queue_admin.drained_nodes()),
             "list_limits": LISTED,
             "running": self._first("running"),
             "failed": self._first("failed"),
@@ -181,12 +182,12 @@ class QueueService:
         return self.list_nodes()
 
     def control_queue(self, verb: str | None = None) -> dict[str, Any]:
-        """Return whether the queue is paused, after ``pause`` or ``resume`` if given.
-        Raises NotPossible."""
-        if verb == "pause" and not self._steering.pause():
+        """Pause or resume the queue if ``verb`` is ``pause`` or ``resume``; return
+        whether it is paused. Raises NotPossible if it is paused already."""
+        if verb == "pause" and not self._queue_admin.pause():
             raise NotPossible("the queue is already paused")
         if verb == "resume":
-            self._steering.resume()
+            self._queue_admin.resume()
         return {
             "is_halted": self._views.stats().is_halted
             if verb is None
@@ -234,6 +235,7 @@ class QueueService:
         return found
 
     def _is_time(self) -> bool:
+        """Return whether this call may request progress from the supervisors."""
         return self._transitions.take_turn(self._keys.status_turn, NEWS_S)
 
 

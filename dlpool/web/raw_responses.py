@@ -29,9 +29,9 @@ BUSY = RawError(503, "Service Unavailable", "busy")
 
 
 def render_error(error: RawError, text: str) -> bytes:
-    """Return a complete response, which closes its connection.
+    """Return the bytes of a complete response with ``Connection: close``.
 
-    It has the JSON format of all errors; 503 has ``Retry-After``.
+    Its body has the JSON format of all errors; 503 has ``Retry-After``.
     """
     body = jsontext.dumps({"error": text, "code": error.code})
     headers = [

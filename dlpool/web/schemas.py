@@ -58,6 +58,7 @@ TEXT: Schema = {"type": "string"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 BOOLEAN: Schema = {"type": "boolean"}
 DATE_TIME: Schema = {"type": "string", "format": "date-time"}
+# ``x-says``: the error for other values, after the name of the field and "is".
 ID: Schema = {
     "type": "string",
     "pattern": "^[A-Za-z0-9_.-]{1,64}$",

@@ -28,7 +28,7 @@ MAX_DEPTH = 8
 MAX_VALUES = 1000
 MAX_NAME = 255
 _MAX_TIME = 2**53
-_PIECE = re.compile(r"[A-Za-z0-9_-]+")
+_BASE64URL = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class KeySource(Protocol):
@@ -153,12 +153,12 @@ class TokenVerifier:
 
 
 def _head(token: str) -> _TokenHeader:
-    """Parse the header. Raises InvalidToken, before parsing for large or nested
-    tokens."""
+    """Parse the header. Raises InvalidToken, for large or nested tokens before
+    parsing."""
     if len(token) > MAX_TOKEN:
         raise InvalidToken(f"it has more than {MAX_TOKEN} characters")
     pieces = token.split(".")
-    if len(pieces) != 3 or not all(_PIECE.fullmatch(piece) for piece in pieces):
+    if len(pieces) != 3 or not all(_BASE64URL.fullmatch(piece) for piece in pieces):
         raise InvalidToken("it is not three parts in base64url")
     found = _object(_decoded(pieces[0]), "header")
     _object(_decoded(pieces[1]), "payload")
@@ -167,9 +167,8 @@ def _head(token: str) -> _TokenHeader:
         kid is None or (isinstance(kid, str) and len(kid) <= MAX_NAME)
     ):
         raise InvalidToken("its alg or kid is not a text")
-    if (
-        "crit" in found or "b64" in found
-    ):  # RFC 7515, section 4.1.11: no extension is supported
+    # RFC 7515, section 4.1.11: no extension is supported.
+    if "crit" in found or "b64" in found:
         raise InvalidToken("its header requires extensions")
     return _TokenHeader(algorithm, kid)
 

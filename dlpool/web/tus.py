@@ -57,11 +57,11 @@ EXTENSIONS = (
 )
 CONCATENATION = "concatenation"  # offered if the backend supports it
 OVERRIDE = "X-HTTP-Method-Override"
-# Not HEAD: its response has no body, and the one to POST has.
+# Not HEAD: its response has no body, and a response to POST has one.
 _OVERRIDES = ("DELETE", "OPTIONS", "PATCH", "POST")
 _MISMATCH = 460
 MERGE_WAIT_S = 5.0  # to wait for a merge slot
-_BLOCK_SIZE = 32 * 1024  # bytes; at most these are lost when a connection is cut off
+_BLOCK_SIZE = 32 * 1024  # maximum of bytes that are lost when a connection is cut off
 
 
 def add_routes(app: falcon.App[Any, Any], services: WebServices) -> None:
@@ -148,14 +148,17 @@ class _TusResource:
     def finish(self, req: falcon.Request, file_id: str) -> None:
         """Publish a complete upload.
 
-        Raises UploadError, locked if this has to wait: after another error in the
-        answer to HEAD, clients start the upload again.
+        Raises UploadError. Its code is ``locked`` if no slot for merges is free in
+        time, because clients restart the upload after any other error in response to
+        HEAD.
         """
         with self._merge_slot(file_id):
             self._uploads.finish(file_id, request_owner(req))
 
     @contextmanager
     def _merge_slot(self, key: str) -> Iterator[None]:
+        """Hold a slot for a merge. Raises UploadError (locked) if none becomes free in
+        time."""
         try:
             with self._services.client_limits.merge_slot(key, timeout_s=MERGE_WAIT_S):
                 yield

@@ -1,7 +1,7 @@
-"""Words the values of storage as JSON of the upload API: no null values, lists are
-sorted.
+"""Converts the values of storage to the JSON of the upload API. Pure.
 
-Pure."""
+The JSON has no null values, and its lists are sorted.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The upload API: chunks, merges and tasks."""
+"""The upload API: receives chunks, merges them, and lists and changes tasks."""
 
 from __future__ import annotations
 
@@ -121,7 +121,8 @@ class ChunkResource(_UploadApiResource):
     def _start_file(
         self, staged: StagedChunk, fields: dict[str, str], owner: str | None
     ) -> StagedChunk:
-        """Check the fields before the file, if they suffice, and receive the file."""
+        """Return the sink of the file, ``staged``. Check the request first, if the
+        fields before the file suffice."""
         if fields.get("file_id") and fields.get("chunk_index"):
             self._backend.chunks.check(staged, _chunk_request(fields, owner))
         return staged
@@ -296,7 +297,10 @@ def add_routes(app: falcon.App[Any, Any], services: WebServices) -> None:
 def apply_batch(
     backend: UploadBackend, action: str, file_ids: Sequence[str], owner: str | None
 ) -> list[dict[str, Any]]:
-    """Pause, resume or delete each task, and return the results sorted by id."""
+    """Pause, resume or delete each task, and return the results sorted by id.
+
+    An error of a task is its result. Raises HttpError (400) for an unknown action.
+    """
     verbs: Mapping[str, Callable[[str, str | None], object]] = {
         "pause": backend.pause,
         "resume": backend.resume,

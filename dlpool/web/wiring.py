@@ -113,8 +113,10 @@ class WebServices:
         return self._refused.allow((status, label))
 
     def log_summaries(self, *, now: bool = False) -> None:
-        """Log the number of rejected requests without a record of their own, about once
-        a minute, or ``now``."""
+        """Log the number of rejected requests that got no record of their own.
+
+        Does so about once a minute, or at once if ``now``.
+        """
         self.audit.summarise(now=now)
         for summary in (self._unreadable, self._refused):
             for key, count in summary.pop_counts(now=now):
@@ -127,8 +129,11 @@ class WebServices:
     def open_body(
         self, req: falcon.Request, limit: int, what: str = "the request"
     ) -> Iterator[RequestBody]:
-        """Open the body of a request, of at most ``limit`` bytes, in a body slot.
-        Raises HttpError (400, 413, 429, 503)."""
+        """Open a request's body, of at most ``limit`` bytes, and hold a body slot for
+        it.
+
+        ``what`` names the body in errors. Raises HttpError (400, 413, 429, 501, 503).
+        """
         coding = req.get_header("Transfer-Encoding")
         if coding and req.get_header("Content-Length"):
             raise HttpError(
@@ -143,6 +148,6 @@ class WebServices:
                 f"Transfer-Encoding {coding[:40]!r} is not supported: only chunked",
             )
         body = RequestBody(req.stream, req.content_length, limit, what)
-        with self.client_limits.body_slot(req.context.client) as place:
-            body.use_slot(place)
+        with self.client_limits.body_slot(req.context.client) as slot:
+            body.use_slot(slot)
             yield body
