@@ -83,39 +83,18 @@ class SupervisorComponents:
             settings, self.in_flight, self._log, self._post_change
         )
         self.slots = SlotLimit(settings.supervisor, self._log, time.monotonic)
-        client = connect(settings.redis, node.state_dir, name=f"dlpool-{self.sid}")
-        self._transitions = Transitions(
-            client, QueueKeys(settings.redis.group), metrics.observe_redis_call
-        )
-        self.pool = WorkerPool(
-            settings.supervisor,
-            _worker_settings(settings, node),
-            self.selector,
-            self._log,
-            metrics,
-        )
+        self._transitions = self._make_transitions(metrics)
+        self.pool = self._make_pool(node, metrics)
         spool, journal = Spool(node.state_dir), CleanupJournal(node.state_dir)
         self.cleanup = CleanupDispatcher(self.pool, journal, self._log)
         self._queue = self._make_queue_context()
         self._recorder = ResultRecorder(self._queue, spool)
         self.hooks = HookRunner(settings.hooks, self.node_id, log.logger("hooks"))
-        self.host_admission = HostAdmission(
-            HostLimits(settings, time.monotonic),
-            self.slots.hosts,
-            self._recorder,
-            self.pool,
-            self._log,
-        )
+        self.host_admission = self._make_host_admission()
         self.monitor = self._make_monitor(log, metrics)
         self.dispatcher = self._make_dispatcher(log)
         self.claimer = self._make_claimer()
-        self.yield_controller = YieldController(
-            settings,
-            self.in_flight,
-            self.monitor.collector,
-            self.dispatcher.yield_slot,
-            self.claimer.request_waiting_hosts,
-        )
+        self.yield_controller = self._make_yield_controller()
         self._heartbeat = self._make_heartbeat(spool, journal, earlier)
         self._failure: BaseException | None = None
         self._threads = [
@@ -123,6 +102,38 @@ class SupervisorComponents:
             self._thread("heartbeat", self._heartbeat.serve),
             self._thread("record", self._recorder.serve),
         ]
+
+    def _make_transitions(self, metrics: Metrics) -> Transitions:
+        redis = self._settings.redis
+        client = connect(redis, self._state_dir, name=f"dlpool-{self.sid}")
+        return Transitions(client, QueueKeys(redis.group), metrics.observe_redis_call)
+
+    def _make_pool(self, node: Node, metrics: Metrics) -> WorkerPool:
+        return WorkerPool(
+            self._settings.supervisor,
+            _worker_settings(self._settings, node),
+            self.selector,
+            self._log,
+            metrics,
+        )
+
+    def _make_host_admission(self) -> HostAdmission:
+        return HostAdmission(
+            HostLimits(self._settings, time.monotonic),
+            self.slots.hosts,
+            self._recorder,
+            self.pool,
+            self._log,
+        )
+
+    def _make_yield_controller(self) -> YieldController:
+        return YieldController(
+            self._settings,
+            self.in_flight,
+            self.monitor.collector,
+            self.dispatcher.yield_slot,
+            self.claimer.request_waiting_hosts,
+        )
 
     def _make_monitor(self, log: Log, metrics: Metrics) -> Monitor:
         node = MonitoredNode(
