@@ -59,7 +59,7 @@ class AuditChange:
 
 @dataclass(frozen=True)
 class AuditActor:
-    """The author of changes. ``address``: a client's, or ``local``."""
+    """The author of changes. ``address``: IP address of the client, or ``local``."""
 
     actor: str
     address: str

@@ -16,13 +16,13 @@ from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.redis_values import to_int, to_text
 
 PAGE = 500  # events per round trip
-MOST_READ = 1_000_000  # events that one listing reads
+MOST_READ = 1_000_000  # events that one listing reads at most
 
 
 @dataclass(frozen=True)
 class AuditEvent:
-    """An event of the stream. ``id``: its position there: ms since 1970, and a
-    number."""
+    """An event of the stream. ``id``: its position, ``MS-NUMBER``: ms since 1970, and a
+    number that tells events of one ms apart."""
 
     id: str
     fields: Mapping[str, str]
@@ -94,7 +94,7 @@ class AuditReader:
         self._key = keys.audit
 
     def last(self, count: int, wanted: AuditFilter) -> list[AuditEvent]:
-        """Return the newest ``count`` selected events, oldest first."""
+        """Return the newest ``count`` events that ``wanted`` selects, oldest first."""
         found: list[AuditEvent] = []
         for event in self._newest_first(
             "-" if wanted.since is None else str(max(0, round(wanted.since * 1000)))

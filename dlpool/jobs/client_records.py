@@ -12,15 +12,15 @@ from functools import lru_cache
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.pushed_job import PushedJob
 
-# message of its record; admin.lua writes the same note
+# message in the failure record of a cancelled job, and in its note; as in admin.lua
 CANCELLED = "the job was cancelled"
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True)
 class ClientRecord:
-    """A record: its key, its text, and its field if the key is a hash; None if it is a
-    string that expires."""
+    """A record for clients. ``value``: its JSON text. ``field``: None if ``key`` is a
+    string that expires; else the field of the hash ``key``."""
 
     key: str
     value: bytes

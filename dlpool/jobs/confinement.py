@@ -27,8 +27,8 @@ MAX_PATH_BYTES = 4095  # PATH_MAX without the terminating NUL
 
 @dataclass(frozen=True)
 class JobTarget:
-    """The resolved path of a job. ``is_folder``: the server or the URL names the file
-    in it."""
+    """The resolved path of a job. ``is_folder``: the path is a folder, and the server
+    or the URL names the file in it."""
 
     path: Path
     is_folder: bool

@@ -118,9 +118,9 @@ def connect(
 ) -> redis.Redis:
     """Return a client that connects on first use. Thread-safe.
 
-    In a Cluster it connects to the node with dlpool's own keys; ``cluster_of`` leads to
-    the others. Raises ConfigurationError for an invalid URL, and for an unusable file
-    with a password or certificates.
+    In a Cluster the client connects to the node with dlpool's own keys; the route that
+    ``cluster_of`` returns has clients of the other nodes. Raises ConfigurationError for
+    an invalid URL, and for an unusable file with a password or certificates.
     """
     if settings.url == AUTO:
         return redis.Redis.from_pool(_auto_pool(settings, state_dir, name))

@@ -2,8 +2,8 @@
 nodes, or the private server.
 
 redis-py's own Cluster client repeats commands and sleeps, which would repeat a push.
-dlpool's own keys share a slot, so an ordinary connection to the node with that slot
-suffices.
+All of dlpool's own keys are in one hash slot, so an ordinary connection to the node
+with that slot suffices.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class ServerRoute(Protocol):
 
 
 class AutoConnection(Connection):
-    """A connection to the supervisor's private server, without a password, if it runs;
-    else over TCP."""
+    """A connection to the supervisor's private server, without a password, if that
+    server runs; else over TCP to the host and port of ``options``."""
 
     def __init__(self, *, path: str, **options: Any) -> None:
         self._path = path
@@ -134,8 +134,8 @@ class Dialer:
             return self._clients[host]
 
     def ask(self, hosts: Sequence[Host], *command: str) -> tuple[Host, Any]:
-        """Return the first host with a non-empty answer, and the answer. Raises errors
-        of redis-py if there is none."""
+        """Send a command to hosts in turn. Return the first host with a non-empty
+        answer, and the answer. Raises errors of redis-py if no host has one."""
         last: Exception | str = "they do not know it"
         for host in hosts:
             try:
@@ -189,13 +189,13 @@ class ClusterRoute:
         return f"the Cluster of {format_hosts(self._seeds)}"
 
     def find(self) -> Host:
-        """Return the host and port of the node with the key's slot, by a new slot map.
-        Raises errors of redis-py."""
+        """Return the host and port of the node with the key's slot, after reading the
+        slot map again. Raises errors of redis-py."""
         return self._owner(self._read_slots(), self._key)
 
     def client_for(self, key: str) -> Any:
-        """Return a client of the node with the slot of ``key``, by the last slot map.
-        Raises errors of redis-py."""
+        """Return a client of the node with the slot of ``key``, by the last slot map
+        that was read. Raises errors of redis-py."""
         with self._lock:
             owners = self._owners
         return self._dialer.client(self._owner(owners or self._read_slots(), key))

@@ -14,11 +14,8 @@ from dlpool.disk_errors import translated
 from dlpool.errors import NotPermitted
 
 MAX_SOCKET_BYTES = 100  # the kernel allows 107; some systems and tools allow less
-TEMPORARY = Path(
-    "/tmp"
-    # not TMPDIR: a service and a shell have different ones, and must find the same
-    # socket
-)
+# not TMPDIR: a service and a shell may have different ones, and must find one socket
+TEMPORARY = Path("/tmp")
 
 
 def embedded_dir(state_dir: Path) -> Path:

@@ -40,7 +40,8 @@ class QueueEvent:
 
     @property
     def note(self) -> Mapping[str, Any]:
-        """The note: ``label`` and ``message``, or the figures of a success."""
+        """The note of the job: ``label`` and ``message``, or the figures of a success;
+        empty if the event has none."""
         return to_object(self.fields.get("note"))
 
     @property

@@ -27,7 +27,7 @@ from dlpool.redaction import REDACTED
 BATCH = 500  # records of one reply to HSCAN, approximately
 MAX_SORTED = 100_000  # records that a page is selected from
 _HEAD = b'{"task_data":'
-# usually at the end, and much faster than decoding the record
+# The field is usually at the end. Searching it is much faster than decoding the record.
 _FAILED_AT = re.compile(rb'"failed_at": ?"([^"\\]{1,40})"')
 
 
@@ -126,14 +126,14 @@ class FailureRecords:
         return rows, f"{-age}-{name}"
 
     def get(self, url: str) -> FailureRecord | None:
-        """Return the record of a URL."""
+        """Return the record of a URL, None if there is none."""
         field = url.encode("utf-8", "surrogateescape")
         with translated(self._client):
             value = self._client.hget(self._keys.failed, field)
         return None if value is None else FailureRecord.parse(field, value)
 
     def by_id(self, record_id: str) -> FailureRecord | None:
-        """Return the record with an id. Reads all records."""
+        """Return the record with an id, None if there is none. Reads all records."""
         return next((one for one in self.all() if one.id == record_id), None)
 
     def _scanned(self) -> Iterator[tuple[bytes, bytes]]:

@@ -29,8 +29,8 @@ class SlotReply:
     """The reply to ``acquire``.
 
     ``wait_s``: 0: the job has a slot; None: no slot is free; else seconds until its
-    start, which is reserved if ``is_start_reserved``. ``problem``: why the answer is
-    not known.
+    start, which is reserved if ``is_start_reserved``. ``problem``: why Redis gave no
+    answer; None if it did.
     """
 
     wait_s: float | None
@@ -55,8 +55,9 @@ class HostSlots:
     def acquire(
         self, limit: HostLimit, job_id: str, *, lease_s: float, is_start_reserved: bool
     ) -> SlotReply:
-        """Acquire a slot for a job, for ``lease_s`` unless it is renewed.
-        ``is_start_reserved``: by an earlier call."""
+        """Acquire a slot for a job, which expires after ``lease_s`` seconds unless it
+        is renewed. ``is_start_reserved``: an earlier call has reserved the job's
+        start."""
         apart_ms = 1000 / limit.rate if limit.rate else 0
         more = (limit.most or 0, apart_ms, int(is_start_reserved))
         try:
@@ -68,7 +69,7 @@ class HostSlots:
 
     def renew(self, held: Iterable[tuple[str, str]], *, lease_s: float) -> None:
         """Renew the slots of jobs, given as (host, job id). One round trip per host,
-        whose node alone may be away."""
+        because the nodes of some hosts may be away."""
         of_hosts: dict[str, list[str]] = {}
         for host, job_id in held:
             of_hosts.setdefault(host, []).append(job_id)

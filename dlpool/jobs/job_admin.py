@@ -75,9 +75,10 @@ class JobAdmin:
     ) -> str:
         """Execute one of ``COMMANDS``, or ``remove``, which deletes an ended job.
 
-        ``message`` and ``at`` (seconds since 1970) are for the failure record of a
-        cancelled job. Return OK, ASKED (the job's supervisor will do it), NONE (unknown
-        job), or the state that does not allow it.
+        ``priority``: the new one, for the command of that name. ``message`` and ``at``
+        (seconds since 1970) are for the failure record of a cancelled job. Return OK,
+        ASKED (the job's supervisor will do it), NONE (unknown job), or the state that
+        does not allow it.
         """
         raw = self._raw(job_id) if command in ("cancel", "retry") else None
         record = None if raw is None else _cancel_record(self._keys, raw, message, at)

@@ -1,5 +1,5 @@
-"""Lists of jobs, one page per call. No list scans: the work of a page is bounded,
-whatever is in Redis."""
+"""Lists of jobs, one page per call. No method scans all keys: the work of a page is
+bounded, whatever is in Redis."""
 
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ class JobListing:
     def _timed(
         self, key: str, state: str, limit: int, place: str, *, desc: bool = False
     ) -> tuple[list[JobView], str | None]:
-        """Read the jobs of a sorted set that are still in ``state``, and the cursor
-        position behind them."""
+        """Return at most ``limit`` jobs of a sorted set that are still in ``state``,
+        and the cursor position behind them; None at the end."""
         found: list[JobView] = []
         last = _place(place)
         for _ in range(MAX_READS):
@@ -137,8 +137,8 @@ class JobListing:
     def _behind(
         self, key: str, last: Place | None, count: int, *, desc: bool
     ) -> list[Place]:
-        """Return the next members of a sorted set. Members with equal scores are
-        ordered by id."""
+        """Return the next ``count`` members of a sorted set behind ``last``. Members
+        with equal scores are ordered by id."""
         if last is None:
             return _members(
                 self._client.zrange(key, 0, count - 1, desc=desc, withscores=True)
@@ -165,7 +165,8 @@ class JobListing:
         return found[:count]
 
     def _delayed(self, limit: int, place: str) -> tuple[list[JobView], str | None]:
-        """Read the throttled jobs, then the other delayed ones."""
+        """Return the throttled jobs, then the other delayed ones, and the position
+        behind them."""
         found: list[JobView] = []
         if not place.startswith("d"):
             found, left = self._timed(
@@ -223,8 +224,8 @@ class JobListing:
         return found
 
     def _queued(self, limit: int, place: str) -> tuple[list[JobView], str | None]:
-        """Read the waiting jobs, list after list. ``place`` is the position across all
-        lists."""
+        """Return the waiting jobs, list after list, and the position behind them.
+        ``place``: the position to begin at, counted across all lists."""
         lists = self._lists()
         passed, total = int(place or 0), sum(length for _, length in lists)
         found: list[JobView] = []
@@ -305,7 +306,7 @@ def _place(text: str) -> Place | None:
 
 
 def _text(place: Place | None, *, desc: bool = False) -> str | None:
-    """Return the cursor position behind a job. If its name is not a job id, skip all
+    """Return the cursor position behind a job. If the member is not a job id, skip all
     members with the same score."""
     if place is None or is_job_id(place[1]):
         return None if place is None else f"{place[0]}-{place[1]}"
@@ -319,7 +320,7 @@ def _members(rows: Sequence[tuple[bytes, float]]) -> list[Place]:
 
 
 def _is_first(job_id: str, shown: set[str]) -> bool:
-    """Add an id to those that were listed. Return whether it was new."""
+    """Add an id to those ``shown``. Return whether it was new."""
     is_first = job_id not in shown
     shown.add(job_id)
     return is_first

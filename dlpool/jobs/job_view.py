@@ -60,8 +60,8 @@ class JobView:
         """Return the view of a job from its hash. Missing or invalid fields get their
         defaults.
 
-        ``ahead_ms``: lead of the queue's time, in which the hash has its times, over
-        the clock of Redis.
+        ``ahead_ms``: lead of the queue's time over the clock of Redis; the times in the
+        hash are queue times.
         """
         texts = {
             name.decode("ascii", "replace"): value.decode("utf-8", "replace")

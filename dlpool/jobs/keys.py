@@ -188,8 +188,8 @@ class QueueKeys:
         return f"{self.prefix}sample_turn"
 
     def key_types(self, day: int) -> dict[str, str]:
-        """Return the Redis type of each key that exists once. ``day``: of the
-        counters."""
+        """Return the Redis type of each key that exists once in a queue. ``day``: the
+        day of the counters, as in ``stats``."""
         zsets = (
             "delayed",
             "leases",

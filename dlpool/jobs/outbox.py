@@ -31,8 +31,9 @@ LATE_S = 10.0  # age at which a record is replayed: its caller has failed to del
 
 @dataclass(frozen=True)
 class Delivery:
-    """``written``: records that clients can read now. ``waiting``: records that stay in
-    the outbox, with the ``reason``.
+    """The result of writing records. ``written``: number of records that clients can
+    read now. ``waiting``: number of records that stay in the outbox, with the
+    ``reason``.
 
     ``refused``: records that Redis will never accept, as (lease, error); they are
     removed.
@@ -75,8 +76,8 @@ class Outbox:
         )
 
     def replay(self) -> Delivery:
-        """Write some of the records older than ``LATE_S``. Drop those that have expired
-        or were overtaken."""
+        """Write some of the records older than ``LATE_S``. Drop those that have
+        expired, or for which clients already see a record as new."""
         with translated(self._client):
             members = self._client.hrandfield(self._key, BATCH, withvalues=True) or []
             now_s = (
@@ -105,8 +106,9 @@ class Outbox:
     def _write(
         self, entries: Sequence[tuple[str, ClientRecord, int]], *, is_late: bool = False
     ) -> Delivery:
-        """Write (lease, record, seconds to live). Records stay if their node is away;
-        other nodes are still tried."""
+        """Write ``entries``: (lease, record, seconds until the record expires). The
+        records of a node that is away stay in the outbox; other nodes are still
+        tried."""
         written: list[str] = []
         refused: list[tuple[str, str]] = []
         away: dict[Any, str] = {}
@@ -135,8 +137,8 @@ class Outbox:
 
 
 def encode_entry(record: ClientRecord) -> bytes:
-    """Return a record as the outbox holds it after the time (ms) and a space. Its text
-    stays unchanged."""
+    """Return a record in the form of the outbox, which stores a time (ms) and a space
+    before it. The record's text stays unchanged."""
     return jsontext.dumps([record.key, record.field]) + b"\n" + record.value
 
 
@@ -172,7 +174,7 @@ def _is_overtaken(client: Any, record: ClientRecord) -> bool:
 
 
 def _ended_at(value: bytes) -> str:
-    """Return when a record says that its job ended; '' if it does not say it."""
+    """Return the time in a record at which its job ended; '' if it has none."""
     try:
         fields = json.loads(value)
         return str(fields.get("finished_at") or fields.get("failed_at") or "")

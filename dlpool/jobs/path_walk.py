@@ -17,9 +17,9 @@ from dlpool.disk import Identity, identity_of
 class PathWalk:
     """The result of a walk from a root down to a path.
 
-    ``identities``: of the root and of each existing one of ``names``. ``mode`` and
-    ``links``: of the path itself, 0 if it does not exist. ``is_plain``: the walk met no
-    link and no error.
+    ``identities``: device and inode of the root, then of each of ``names`` down to the
+    first that does not exist. ``mode`` and ``links``: of the path itself, 0 if it does
+    not exist. ``is_plain``: the walk met no link and no error.
     """
 
     path: str

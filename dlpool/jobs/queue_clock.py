@@ -19,7 +19,8 @@ from dlpool.jobs.redis_values import to_int
 
 @dataclass(frozen=True)
 class QueueTime:
-    """``now_ms``: the queue's time; ``ahead_ms``: its lead over the clock of Redis."""
+    """A reading of the queue's time. ``now_ms``: the time, in ms; ``ahead_ms``: its
+    lead over the clock of Redis."""
 
     now_ms: int
     ahead_ms: int

@@ -1,5 +1,5 @@
-"""Read-only views of the queue, for people and programs. No view scans: the work of
-each call is bounded."""
+"""Read-only views of the queue, for people and programs. No method scans all keys: the
+work of each call is bounded."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ class QueueViews:
             "cancelled": cancelled,
             "days": tuple(map(_day, days, counters)),
             "is_halted": halted is not None,
-            "halted_at": _since(halted, time),
+            "halted_at": _halted_at(halted, time),
         }
 
     def _hosts(self, now_ms: int) -> tuple[int, dict[str, int], dict[str, float]]:
@@ -300,8 +300,9 @@ class QueueViews:
         )
 
 
-def _since(halted: bytes | None, time: QueueTime) -> float | None:
-    """Return the time of the pause in seconds since 1970; None if it is unknown."""
+def _halted_at(halted: bytes | None, time: QueueTime) -> float | None:
+    """Return when the queue was paused, in seconds since 1970; None if that is unknown.
+    ``halted``: the value of ``keys.halted``."""
     at = to_number(to_text(halted))
     return (at - time.ahead_ms) / 1000 if at and at > 1 else None
 

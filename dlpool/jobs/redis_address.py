@@ -28,9 +28,9 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 class RedisAddress:
     """A parsed URL. ``kind``: server, sentinel or cluster.
 
-    ``server_url``: URL of a server in the syntax of redis-py, which has the options of
-    all connections. ``hosts``: (host, port) of the Sentinels or Cluster nodes.
-    ``service``: the master's name at the Sentinels.
+    ``server_url``: URL in the syntax of redis-py, from which all connections have their
+    options; with ``hosts``, its host is not used. ``hosts``: (host, port) of the
+    Sentinels or Cluster nodes. ``service``: the master's name at the Sentinels.
     """
 
     kind: str

@@ -50,8 +50,8 @@ def _source(name: str) -> str:
 class LuaScripts:
     """The scripts of one queue. As thread-safe as the client. Methods raise QueueError.
 
-    ``outbox``: in a Cluster, where ``finish`` puts the records of clients; elsewhere
-    None: it writes them itself.
+    ``outbox``: where ``finish`` puts the records for clients in a Cluster. None
+    elsewhere: ``finish`` then writes them where clients read them.
     """
 
     def __init__(

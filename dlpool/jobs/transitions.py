@@ -3,6 +3,10 @@ finish, recover and the others.
 
 Each is one atomic step in Redis and uses the clock of Redis. Each may be repeated when
 its reply was lost. The head of a script documents its keys, arguments and returns.
+
+Two supervisors cannot both complete a job: ``claim.lua`` gives each claim a new fence,
+and ``heartbeat.lua`` and ``finish.lua`` accept only the present one. ``recover.lua``
+requeues jobs whose supervisor is dead and gives them a new fence.
 """
 
 from __future__ import annotations
@@ -147,8 +151,8 @@ class FinishRequest:
 
 @dataclass(frozen=True)
 class RecoveryResult:
-    """``expired``: number of leases that have expired and get a grace; ``requeued``:
-    ids of the jobs that were taken."""
+    """The result of a recovery. ``expired``: number of leases that have expired and get
+    a grace; ``requeued``: ids of the jobs that were taken."""
 
     expired: int
     requeued: tuple[str, ...]
@@ -174,7 +178,8 @@ def new_id() -> str:
 
 
 class Transitions(LuaScripts):
-    """The queue of one group. Thread-safe, as the client is. All raise QueueError."""
+    """The transitions of one queue. Thread-safe, as the client is. All methods raise
+    QueueError."""
 
     def push(self, jobs: Sequence[tuple[PushedJob, str]]) -> list[str]:
         """Queue jobs under the given ids in one round trip. Return OK, DUP (known id)
@@ -208,12 +213,15 @@ class Transitions(LuaScripts):
         max_throttled: int = 1000,
         shares: HostSlotShares | None = None,
     ) -> ClaimResult | None:
-        """Claim jobs for ``slots`` free slots, after held jobs that are not ``known``;
-        with None only new jobs.
+        """Claim jobs for ``slots`` free slots. The result begins with the jobs that
+        ``sid`` holds and that are not ``known``; with None for ``known`` it has only
+        new jobs.
 
-        Jobs of a claim whose reply was lost are returned by the next claim that says
-        what is known. With ``shares``, a job of a host that has its share is taken only
-        if the next and the last 500 jobs of each list have no other.
+        So jobs of a claim whose reply was lost are returned by the next claim with
+        ``known``. ``lease_s``: seconds. ``order``: fifo or lifo, of the intake list.
+        With ``max_throttled`` throttled jobs in the queue, only throttled jobs are
+        claimed. With ``shares``, a job of a host that has its share is taken only if
+        the next and the last 500 jobs of each list have no other.
 
         Return None if the supervisor ``sid`` is not registered: call ``heartbeat``
         first.
@@ -250,7 +258,8 @@ class Transitions(LuaScripts):
         """Renew the leases of ``jobs`` (with their progress, JSON or empty), and with
         ``info`` the registration.
 
-        Without ``info`` it is a check whether the fences are still valid.
+        ``info``: the status of the supervisor. Without it the call only shows whether
+        the fences are still valid, and renews these leases.
         """
         arguments: list[Any] = [
             self.keys.prefix,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-# without a turn of the main loop, which turns every second: then it counts as stuck
+# the main loop turns every second; after this time without a turn it counts as stuck
 SILENCE_S = 30.0
 
 

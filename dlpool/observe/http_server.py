@@ -2,9 +2,9 @@
 each client.
 
 One thread receives the heads of requests and answers probes. If too many connections
-are open, it closes the oldest. Slow answers, such as metrics, each take a thread for
-one of a few clients; others get 503. The standard library's handler parses the
-requests.
+are open, it closes the oldest. A slow answer, such as metrics, takes a thread of its
+own; while ``MAX_SLOW`` of them run, further clients get 503. The standard library's
+handler parses the requests.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ RETRY_S = 5.0  # until the next attempt to bind the address
 TURN_S = 0.5
 _BACKLOG = 128
 _ONE_READ = 8192  # bytes
-# bytes to read and drop after an answer, which a reset would destroy
+# bytes to read and drop after an answer: unread bytes would cause a reset of the
+# connection, which may destroy the answer
 _UNREAD = 64 * 1024
 
 
@@ -238,8 +239,8 @@ class _ProbeServer:
                 self._answer(sock, head, dict.fromkeys(self._slow, _too_busy))
 
     def _start(self, sock: socket.socket, head: bytes) -> bool:
-        """Start a thread for a slow answer, which has a time limit; return False if
-        none is free."""
+        """Start a thread for a slow answer. Return False if ``MAX_SLOW`` run already,
+        or if no thread can be started."""
         if not self._slow_slots.acquire(blocking=False):
             return False
         try:

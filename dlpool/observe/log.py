@@ -1,5 +1,5 @@
-"""The log of a process: loggers of structlog, whose lines are appended to one file that
-processes share."""
+"""The log of a process: loggers of structlog, whose lines are appended to a file that
+several processes share."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def processor_chain(
     log_format: str = "json",
     on_event: OnEvent | None = None,
 ) -> list[Processor]:
-    """Return the processors that make one line of bytes of an event. ``clock`` returns
-    the time in UTC."""
+    """Return the processors that turn an event into one line of bytes. ``clock``
+    returns the time in UTC."""
     observers = [] if on_event is None else [_observed_by(on_event)]
     render = to_text if log_format == "console" else to_line
     return [
@@ -125,9 +125,8 @@ class Log:
     """The log ``FOLDER/dlpool.log`` of a process; other processes may write to the same
     file. Thread-safe.
 
-    Every process calls ``reopen`` about once a second; one of them all calls
-    ``maintain`` as well. No method raises; ``dropped`` counts the records that were
-    lost.
+    Every process calls ``reopen`` about once a second; exactly one process also calls
+    ``maintain``. No method raises; ``dropped`` counts the records that were lost.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
-"""The live log file of a process: appends records, and opens the new file after another
-process renamed this one.
+"""The live log file of a process: appends records, and opens a new file after another
+process has renamed the open one.
 
 Each writer holds LOCK_SH on its file. The process that renames a file may compress or
 remove it only under LOCK_EX, so only after every writer has closed it. A writer takes
@@ -38,8 +38,8 @@ class LogFile:
         *,
         is_required: bool = True,
     ) -> None:
-        """Open the file. If that fails, raise OSError, or without ``is_required``
-        refuse records until it succeeds."""
+        """Open the file. If that fails, raise OSError; without ``is_required``,
+        ``append`` raises instead until the file can be opened."""
         self.path = path
         self.is_closed = False
         self._clock = clock
@@ -94,11 +94,9 @@ class LogFile:
             return True
         if size == 0 or os.pread(self._descriptor, 1, size - 1) in (b"\n", b""):
             return False
-        with suppress(
-            OSError
-            # waits for the kernel's lock of the inode, which a write holds, even if it
-            # fails
-        ):
+        # Even if this fails, it waits for the kernel's lock of the inode, which a write
+        # holds.
+        with suppress(OSError):
             os.utime(self._descriptor)
         if os.fstat(self._descriptor).st_size != size:
             return False

@@ -35,7 +35,8 @@ _SPEEDS = tuple(
     float(MIB * step) for step in (0.1, 0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1000)
 )
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # the start times of counters: one more series for each
+# the start time of each counter would be one more series
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:

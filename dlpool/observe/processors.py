@@ -59,14 +59,14 @@ _OUTCOMES = {
     "failed": "failure",
 }
 _WITH_STACK = {"error", "critical"}
-# the words of Python
+# as Python's traceback module writes them
 _CAUSED = "\nThe above exception was the direct cause of the following exception:\n\n"
 _DURING = "\nDuring handling of the above exception, another exception occurred:\n\n"
 
 _encode = json.JSONEncoder(
     check_circular=False, allow_nan=False, separators=(",", ":")
 ).encode  # ASCII: no line separators of Unicode
-# of names that the program itself gives
+# for names that the program itself gives, of which there are few
 _constant_text = lru_cache(maxsize=1024)(safe_text)
 
 
@@ -163,8 +163,7 @@ def shortened(record: EventDict) -> EventDict:
     return {**shown, "dlpool.is_cut": True}
 
 
-# --- fields that become several fields, or values of another kind
-# -------------------------------------------------
+# --- fields that become several fields, or values of another kind ---
 
 
 def _logger_name(value: object, _level: str) -> dict[str, Json]:

@@ -119,15 +119,15 @@ def is_compression_due(
 
 
 class Rotation:
-    """Rotates one log. One process may use it, and one thread at a time each method.
-    Methods raise OSError."""
+    """Rotates one log. Only one process may use it, and only one thread at a time may
+    call the same method. Methods raise OSError."""
 
     def __init__(self, live: Path) -> None:
         self._live = live
 
     def rotate_if_due(self, settings: LoggingSettings, now: datetime) -> bool:
-        """Rename the live log if that is due, and return whether it was. The next
-        writer creates a new one."""
+        """Rename the live log if that is due, and return whether it was renamed. The
+        next writer creates a new one."""
         try:
             with open(self._live, "rb") as file:
                 info, start = os.fstat(file.fileno()), file.read(64)

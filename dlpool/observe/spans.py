@@ -52,7 +52,7 @@ BATCH = 512
 DELAY_S = 1.0  # between two batches
 TIMEOUT_S = 3.0  # to send one batch, including retries
 FLUSH_S = 1.5  # to send the rest when the process exits
-_FAILED = ("failed", "retry", "node_fault")  # other results are no errors
+_FAILED = ("failed", "retry", "node_fault")  # attempt results that are errors
 _STATISTICS = {
     "size": "file.size",
     "received": "dlpool.received",
@@ -117,8 +117,8 @@ class Traces:
         return JobSpan(self._tracer, span, known["url.full"])
 
     def close(self, left_s: float) -> None:
-        """Send the queued spans for at most ``left_s`` and ``FLUSH_S`` seconds, and log
-        how many were lost."""
+        """Send the queued spans, for at most ``left_s`` seconds and at most
+        ``FLUSH_S``, and log how many were lost."""
         with suppress(NoThread):
             threads.start_thread(self._provider.shutdown, "traces").join(
                 max(0.1, min(left_s, FLUSH_S))

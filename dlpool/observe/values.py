@@ -34,7 +34,7 @@ def safe_text(value: str, limit: int = MAX_TEXT) -> str:
 
 
 def safe_key(value: object) -> str:
-    """Return the key of an object as JSON allows it, at most 100 characters long."""
+    """Return ``value`` as the key of a JSON object, at most 100 characters long."""
     return safe_text(value if type(value) is str else str(to_json(value)), _MAX_NAME)
 
 
@@ -108,10 +108,10 @@ def _key(value: object) -> str:
 
 
 def _integer(value: int) -> Json:
-    """Return a number of up to 64 bits, which stores keep; longer ones in hex, because
-    decimal digits are slow.
+    """Return an integer of up to 64 bits, which log stores can keep; a longer one as
+    hex text, because its conversion to decimal is slow.
 
-    ``int()`` converts subclasses.
+    ``int()`` converts subclasses, such as IntEnum.
     """
     return int(value) if -(2**63) <= value < 2**63 else safe_text(hex(value))
 

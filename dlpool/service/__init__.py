@@ -2,12 +2,15 @@
 
 The supervisor claims jobs from Redis, assigns them to workers, and records how they
 end. Read in this order: service (entry point), wiring (composition root), supervisor
-(the event loop), dispatcher (the way of a job), inflight (the table of jobs),
-disposition (what a finished attempt leads to), host_admission (limits of origin hosts),
-pool and worker_handle (the processes). Packages: ``queue`` (talks to Redis), ``worker``
+(the event loop), reload (of the settings); dispatcher (the way of a job), inflight (the
+table of jobs), disposition (what a finished attempt leads to), job_log (lines about
+jobs); host_admission with host_limits and host_concurrency (limits of origin hosts),
+slots (number of jobs at once), yield_control and yield_policy (slow transfers make
+room); pool and worker_handle (the processes), scheduling (which worker gets a job);
+cleanup and journal (stale part files). Packages: ``queue`` (talks to Redis), ``worker``
 (the worker process), ``wire`` (frames between both), ``node`` (this machine), ``hooks``
 (operators' commands), ``monitor`` (metrics).
 
-The modules on top run on the main thread of the supervisor process, except ``journal``,
-which the heartbeat thread reads.
+The modules of the package itself run on the main thread of the supervisor process,
+except ``journal``, which the heartbeat thread reads.
 """

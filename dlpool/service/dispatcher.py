@@ -26,7 +26,12 @@ from dlpool.service.inflight import (
     is_path_implied,
     job_frame,
 )
-from dlpool.service.job_log import DISOWNED, log_disposition, log_fields, trace_id_of
+from dlpool.service.job_log import (
+    LEASE_LOST_REPLIES,
+    log_disposition,
+    log_fields,
+    trace_id_of,
+)
 from dlpool.service.monitor.metrics_collector import MetricsCollector
 from dlpool.service.pool import WorkerPool
 from dlpool.service.queue.messages import HostSlotAnswered, ResultRecorded
@@ -149,7 +154,7 @@ class JobDispatcher:
             self._finish(held, request)
 
     def summarize(self, *, now: bool = False) -> None:
-        """Log how many malformed jobs had no line of their own, per minute.
+        """Log how many malformed jobs of each minute had no line of their own.
 
         ``now``: include the current minute.
         """
@@ -324,9 +329,10 @@ class JobDispatcher:
     # --- messages from the queue threads ---
 
     def handle_fence_check(self, lease_id: str, *, is_ours: bool) -> None:
-        """Let a verified job publish its file if this supervisor holds the lease.
+        """Let a verified job publish its file if this supervisor still holds the lease
+        (``is_ours``).
 
-        If another one does, fence the job off.
+        Otherwise fence the job off.
         """
         if not is_ours:
             self.fence_off(lease_id)
@@ -392,8 +398,8 @@ class JobDispatcher:
     def handle_recorded(self, message: ResultRecorded) -> None:
         """Remove a job whose disposition Redis has recorded, and clean up after it.
 
-        The reply ``LEADS`` means that no equal job is queued: the job then runs after
-        all.
+        The reply ``LEADS`` answers a FOLLOW: no equal job is queued or running, so this
+        one runs after all.
         """
         request, lease_id = message.request, str(message.request.lease)
         held = self._in_flight.get(lease_id)
@@ -408,7 +414,7 @@ class JobDispatcher:
         self._in_flight.remove(lease_id)
         if held.job is not None or self._malformed.allow("malformed"):
             log_disposition(self._log, held, request, message.reply)
-        if message.reply not in DISOWNED:
+        if message.reply not in LEASE_LOST_REPLIES:
             self._hooks.schedule(held, request)
         if (
             held.job is not None

@@ -18,9 +18,10 @@ from dlpool.service.wire.frames import EndedFrame
 from dlpool.service.wire.results import AttemptResult
 
 MAX_DOUBLINGS = 30
-# of a success, kept in its note
+# statistics of a success that its note keeps
 _STATISTICS = "size", "seconds", "received", "resumed_from", "retries"
-_SURRENDERED = (AttemptResult.NODE_FAULT, AttemptResult.LOCKED, AttemptResult.RELEASED)
+# the job is released: another attempt may succeed, and this one does not count
+_RELEASING = (AttemptResult.NODE_FAULT, AttemptResult.LOCKED, AttemptResult.RELEASED)
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,10 @@ class DispositionPolicy:
     def admit(
         self, claimed: ClaimedJob
     ) -> tuple[PushedJob | None, FinishRequest | None]:
-        """Parse a claimed job. Return it, and a request if it must not run.
+        """Parse a claimed job. Return it, None if it is invalid, and a request if it
+        must not run now.
 
-        The request postpones or ends the job instead of an attempt.
+        The request postpones, pauses or ends the job.
         """
         try:
             if claimed.size > MAX_JOB_BYTES:
@@ -90,7 +92,7 @@ class DispositionPolicy:
             return self.for_stop_request(claimed, job.url, requested_action)
         if claimed.attempts < self._max_attempts(job, result):
             return self._retry(claimed, frame)
-        if result in _SURRENDERED:
+        if result in _RELEASING:
             return self._release(claimed, frame, yield_reason)
         if result is AttemptResult.LOST:
             return None
@@ -176,7 +178,8 @@ class DispositionPolicy:
         )
 
     def _postpone(self, claimed: ClaimedJob, job: PushedJob) -> FinishRequest | None:
-        """Apply ``not_before``, ``priority`` and ``dedupe`` of an intake job."""
+        """Return the request that ``not_before``, ``priority`` or ``dedupe`` demands,
+        else None."""
         delay_s = (job.not_before or 0.0) - self.now()
         if delay_s > 0:
             return FinishRequest(
@@ -265,7 +268,7 @@ class DispositionPolicy:
         )
 
     def _max_attempts(self, job: PushedJob, result: AttemptResult) -> int:
-        """Return how many attempts a job gets whose last one had this result.
+        """Return how many attempts a job may have if its last one had this result.
 
         0 if it is not retried. A job may raise the limit of the settings, but not for
         attempts that fill a disk.

@@ -1,8 +1,8 @@
 """Adaptive concurrency per origin host (AIMD, as in RFC 5681).
 
-It is on where the number of slots is adaptive. A host that refuses many of its jobs
-gets half as many, then one more at a time, until it has as many as the node has slots.
-Other hosts are not affected.
+It is used if the number of slots is adaptive. A host that refuses many of its jobs gets
+half as many jobs at once, then one more at a time, until it may have as many as the
+node has slots. Other hosts are not affected.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class HostConcurrency:
         return host is not None and host.limit is not None
 
     def has_free_slot(self, name: str, count: Callable[[], int]) -> bool:
-        """Return whether a host may get one more job.
+        """Return whether a host may get one more job. Raise its limit first if that is
+        due.
 
         ``count`` returns how many of its jobs are in flight.
         """
@@ -94,7 +95,8 @@ class HostConcurrency:
         return host.limit is None or count() < host.limit
 
     def forget_idle(self) -> None:
-        """Remove hosts without recent refusals."""
+        """Remove the hosts whose limit has ended, or would have by now, and which have
+        not refused a job lately. Update ``limited_hosts``."""
         now = self._clock()
         self._hosts = {
             name: one

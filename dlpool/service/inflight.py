@@ -186,9 +186,10 @@ class InFlightTable:
             return max(0, self._capacity - self._busy)
 
     def host_shares(self) -> HostSlotShares | None:
-        """Return how the next claim divides slots among hosts, or None for no limit.
+        """Return the bounds on slots per host for the next claim, or None for no
+        bounds.
 
-        The limits only apply while jobs of several hosts wait.
+        They only apply while jobs of several hosts wait.
         """
         with self._lock:
             slow = self.slow_hosts
@@ -234,7 +235,7 @@ def host_quota(slots: int, share: float) -> int:
 def slow_hosts_quota(slots: int, quota: int) -> int:
     """Return how many of ``slots`` all slow hosts get together.
 
-    A quarter, but no more than ``quota`` slots of one host leave free.
+    A quarter, but no more than one host that uses its ``quota`` leaves free.
     """
     return max(0, min(slots - quota, max(1, slots // 4)))
 

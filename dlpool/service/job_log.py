@@ -11,8 +11,8 @@ from dlpool.jobs.transitions import FinishRequest
 from dlpool.observe.log import Logger
 from dlpool.service.inflight import InFlightJob
 
-# replies of Redis to a supervisor that has lost its lease
-DISOWNED = ("FENCED", "GONE")
+# replies of finish.lua to a supervisor that no longer holds the lease
+LEASE_LOST_REPLIES = ("FENCED", "GONE")
 
 
 def log_disposition(
@@ -28,7 +28,7 @@ def log_disposition(
         for name, value in request.note.items()
         if name not in ("message", "path")
     }
-    if reply in DISOWNED:
+    if reply in LEASE_LOST_REPLIES:
         log.warning("job_fenced", disposition=disposition, reply=reply, **fields)
     elif disposition is Disposition.SUCCEED:
         log.info("job_succeeded", outcome="success", **fields)

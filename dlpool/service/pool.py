@@ -1,4 +1,9 @@
-"""The worker pool: starts, checks, replaces and stops the worker processes."""
+"""The worker pool: starts, checks, replaces and stops the worker processes.
+
+The jobs of a dead worker: ``_reap`` calls ``JobDispatcher.reap``, the disposition policy
+decides whether they run again or fail, and ``finish.lua`` records that. The jobs of a
+dead supervisor: see ``queue/heartbeat.py`` and ``recover.lua``.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +85,7 @@ class WorkerPool:
         self._pinged_at = self._measured_at = self._shared_at = 0.0
         self._checked_at = time.monotonic()
         self.workers: dict[int, WorkerHandle] = {}  # by pid
-        # of the workers; any thread may read it
+        # ``as_json`` of the workers; any thread may read it
         self.summaries: tuple[dict[str, object], ...] = ()
         # workers that have exceeded their memory limit since the start
         self.over_memory = 0

@@ -11,12 +11,12 @@ from dlpool.service.wire.frames import EndedFrame
 from dlpool.service.wire.results import AttemptResult
 from dlpool.transfer.aimd import Aimd, ControlParameters
 
-START = 5  # jobs: the default of a fixed number
-# workers report every second
+START = 5  # jobs at which the adaptive number begins; the default of a fixed one
+# workers report their received bytes every second
 CONTROL = ControlParameters(
     settle_s=2.0, measure_s=4.0, pause_s=20.0, max_pause_s=300.0
 )
-# labels of errors
+# labels of errors that an overloaded server or network may cause
 _REFUSALS = {"server_busy", "connection", "unreachable", "timeout", "too_slow"}
 
 

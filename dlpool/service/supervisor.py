@@ -43,7 +43,7 @@ from dlpool.service.worker_handle import WorkerHandle
 
 TURN_S = 0.5  # the longest sleep of the loop
 TICK_S = 1.0  # between periodic tasks
-RECONCILE_S = 0.05  # at least, while jobs come and go
+RECONCILE_S = 0.05  # between two reconciliations, unless a change needs one at once
 # a service manager must not kill the service while Redis is unavailable or running jobs
 # may finish
 EXTEND_S = 60.0
@@ -160,8 +160,8 @@ class Supervisor:
     def _reconcile(self) -> None:
         """Compare wanted with actual workers and capacity.
 
-        Small jobs cause many turns. So this is done at once only after a change that
-        matters, and every ``RECONCILE_S`` seconds otherwise.
+        Small jobs cause many turns of the loop. So this is done at once only if
+        ``needs_reconcile`` is set, and every ``RECONCILE_S`` seconds otherwise.
         """
         self._dispatcher.needs_reconcile = False
         self._reconciled_at = time.monotonic()
@@ -283,7 +283,7 @@ class Supervisor:
 
     def _reload(self) -> None:
         """Reload the settings. If they are invalid, nothing changes."""
-        # else the service manager waits for another state
+        # otherwise the service manager waits for another state
         is_notified = self._is_ready and self._drain_until is None
         if is_notified:
             self._notifier.reloading(time.monotonic_ns() // 1000)
@@ -346,9 +346,9 @@ class Supervisor:
     def _is_drained(self) -> bool:
         """Return whether the service may exit.
 
-        It may when no job is in flight, or when the time for them has passed. Results
-        that Redis has not recorded by then are in the spool, and the next start gives
-        back the jobs.
+        It may when no job is in flight, or when the time for the remaining jobs has
+        passed. Results that Redis has not recorded by then are in the spool, and the
+        next start returns the other jobs to the queue.
         """
         if self._drain_until is None:
             return False

@@ -1,4 +1,4 @@
-"""Wiring: makes the components of a supervisor, and starts and stops its threads.
+"""Wiring: creates the components of a supervisor, and starts and stops its threads.
 
 This is the composition root of the service.
 """
@@ -54,7 +54,7 @@ from dlpool.service.wire.counters import RANGE_BOUNDS_S
 from dlpool.service.worker.process import WorkerSettings
 from dlpool.service.yield_control import YieldController
 
-THROTTLED_PER_SLOT = 4  # no job is claimed while this many are throttled
+THROTTLED_PER_SLOT = 4  # while this many are throttled, no other jobs are claimed
 JOIN_S = 6.0  # longer than any call of Redis
 
 

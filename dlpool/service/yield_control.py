@@ -79,7 +79,7 @@ class YieldController:
         self._settings = settings
 
     def handle_waiting(self, waiting: Mapping[str, int]) -> None:
-        """Have transfers yield to the jobs that wait, given by number and host."""
+        """Have transfers yield to waiting jobs. ``waiting``: their number by host."""
         self._waiting, self._answered_at = waiting, self._clock()
         self._choose()
 

@@ -18,7 +18,7 @@ SHARE_MIN_RUNTIME_S = 2.0
 # a transfer that is this many times slower than the median is far below it
 FAR_FACTOR = 10
 MIN_SAMPLES = 3  # a median of fewer rates is not used
-# a transfer that needs less than this part of the minimum runtime more does not yield
+# a transfer does not yield if it will complete within this part of the minimum runtime
 NEARLY_DONE = 0.5
 LIMITED = 0.5  # a transfer that reaches this part of its own rate limit is not slow
 MAX_DOUBLINGS = 30

@@ -1,4 +1,4 @@
--- Execute an admin command on one job. A running job gets a flag, and its supervisor a message; others change at once.
+-- Execute an admin command on one job. A running job gets a flag, and its supervisor a message; other jobs change at once.
 --
 -- KEYS[1] -> intake list
 -- KEYS[2] -> hash of the failure records that clients see; in a Cluster the outbox

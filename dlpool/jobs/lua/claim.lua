@@ -1,5 +1,6 @@
--- Give a supervisor jobs for its free slots, after those that it holds and does not know of (the reply of an earlier claim
--- was lost).
+-- Return the jobs that a supervisor holds and does not know of (the reply of an earlier claim was lost), and claim jobs for
+-- its free slots. Each claim gives the job a new fence: heartbeat.lua and finish.lua accept only the present one, so two
+-- supervisors cannot both complete a job.
 --
 -- KEYS[1] -> intake list
 -- ARGV[1] -> key prefix
@@ -21,7 +22,8 @@
 --   start_reserved, claim_id, yields}, ...}:
 --   due -> ms until the next delayed job may run, or -1
 --   gate -> open, paused (the queue is paused or the node drained), or full (ARGV[8] is reached: only throttled jobs start)
---   exceeded -> 1 if a host got more than its share because no job of another host was found; 0 if slow hosts are known
+--   exceeded -> 1 if a host got more than its share because no job of another host was found; always 0 while slow hosts are
+--     known
 --   skipped -> jobs that were skipped because their hosts have their share
 local sid, lease, order = ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local slots, largest, known_count = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -51,7 +53,7 @@ local function own(id, ...)
   add_event('job_started', id, 'owner', sid)
 end
 
--- Return an unused random id. A job keeps the id of its first claim: it identifies the files published for this job, as a
+-- Return an unused random id. A job keeps the id of its first claim, which identifies the files published for this job: a
 -- client may give the job's own id to another job later.
 local next_id = 10 + math.max(0, known_count)
 local function new_id()
@@ -59,8 +61,8 @@ local function new_id()
   return ARGV[next_id]
 end
 
--- While jobs of other hosts wait, a host gets no more than its share of the slots. While only jobs of slow hosts wait, the
--- other hosts share the slots that slow hosts may not use.
+-- A host gets no more than its share of the slots while jobs of hosts below their share wait. If there are none, hosts that
+-- are not slow may exceed their share first.
 local share, use, is_exceeded, skipped, is_slow = tonumber(ARGV[9]), cjson.decode(ARGV[10]), false, 0, {}
 for _, host in ipairs(use.slow or {}) do is_slow[host] = true end
 

@@ -15,10 +15,10 @@
 --   throttle -> delayed until its host may be contacted; the attempt does not count
 --   crash -> to the front of the queue; the crash counts
 --   follow -> waits for the end of the job with the same digest
---   A job that an operator has asked to pause is paused by each of them that does not end it, but follow.
+--   A job that an operator has asked to pause is paused by each disposition that does not end the job, except follow.
 -- ARGV[6] -> delay in ms
 -- ARGV[7] -> note (JSON)
--- ARGV[8] -> new priority, at whose end the job is queued; or ''
+-- ARGV[8] -> new priority: the job is queued at the end of its ready list; or ''
 -- ARGV[9] -> follow: digest of URL and path, else ''
 -- ARGV[10] -> kind of the record: string (SET), hash (HSET), outbox (HSET in the outbox of a Cluster), or '' for none
 -- ARGV[11] -> seconds until a string record expires

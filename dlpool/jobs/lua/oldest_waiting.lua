@@ -6,8 +6,8 @@
 -- Returns {length, fingerprint, age}:
 --   length -> entries of the intake list
 --   fingerprint -> digest of its oldest entry, or '' if it is empty
---   age -> ms for which the oldest of the next jobs of the ready lists has waited, or -1: since its push, since it was
---          due, or since its last start
+--   age -> longest wait in ms among the next jobs of the ready lists, or -1 if they are empty; a job waits since its
+--          push, since it was due, or since its last start
 local function fingerprint(raw) return redis.sha1hex(#raw .. string.sub(raw, 1, 500) .. string.sub(raw, -500)) end
 
 local raw = redis.call('LRANGE', KEYS[1], -1, -1)[1]

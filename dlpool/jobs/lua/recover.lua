@@ -1,5 +1,5 @@
 -- Requeue jobs whose leases have expired. Only one supervisor does this in TURN_MS; calls of others do nothing.
--- An expired lease is only marked first and gets a grace; the job is taken when the grace has passed, too. So after an
+-- An expired lease is only marked first and gets a grace; the job is requeued when the grace has passed, too, with a new fence. So after an
 -- outage of Redis, when all leases have expired, the owners can renew them.
 --
 -- KEYS[1] -> intake list

@@ -9,7 +9,7 @@
 -- then the sids of the supervisors
 --
 -- Returns {left, ids of the requeued jobs...}:
---   left -> jobs that they still have: call again until it is 0; -1: the lease of one has not expired that long
+--   left -> jobs that they still have: call again until it is 0; -1: the lease of one has not been expired for the grace
 local grace, order = tonumber(ARGV[2]), ARGV[3]
 local HELD_MAX = 200 -- of each supervisor in one call
 local reply = { 0 }

@@ -48,8 +48,8 @@ local STATS_TTL_S = 35 * 86400
 local EVENTS_KEPT = 10000
 local MAIL_KEPT, MAIL_TTL_MS = 100, 60000 -- messages to a supervisor
 local MIB = 1048576
-local LARGE = 4096 -- bytes; the total size of ended jobs with longer texts is bounded, too
-local LARGE_BYTES = 64 * MIB -- total of them in each set of ended jobs
+local LARGE = 4096 -- bytes; a longer job is large: the total size of ended large jobs is bounded, too
+local LARGE_BYTES = 64 * MIB -- total size of such jobs in each set of ended jobs
 local WAITING_BYTES = 1024 * MIB -- total of the texts of pushed jobs that have not ended
 local FAILURES_KEPT, FAILURES_BYTES, FAILURES_MS = 100000, 256 * MIB, 30 * 86400000 -- records that clients see
 local FOLLOWERS_MAX = 1000 -- of one job, so that the script that ends it stays short
@@ -90,8 +90,9 @@ local function host_of(raw)
   return string.match(authority, '^.*@(.*)$') or authority
 end
 
--- Call visit for the next `most` entries of a list, from the end that is taken from, until it returns true; then for the
--- last `most` entries behind them, the older ones first. Its second argument tells from which end the entry is nearer.
+-- Call visit(entry, is_from_left) for the `most` entries of a list that are taken next, then for the `most` entries that are
+-- taken last, each in the order in which they are taken. Stop when visit returns true; each part also stops after SCAN_BYTES.
+-- is_left: entries are taken from the left. is_from_left: the entry is nearer to the left end, for LREM.
 local SCAN_MAX, SCAN_STEP, SCAN_BYTES = 500, 25, 4 * MIB
 local function scan_list(list, is_left, most, visit)
   local length = redis.call('LLEN', list)
@@ -153,7 +154,7 @@ local function count(what)
   redis.call('EXPIRE', key, STATS_TTL_S)
 end
 
--- Remove a job from its owner.
+-- Take a job from its owner: remove the lease.
 local function disown(id, owner)
   redis.call('ZREM', prefix .. 'leases', id)
   redis.call('SREM', prefix .. 'held:' .. owner, id)
@@ -197,7 +198,7 @@ local function remove_from_throttled(id)
   redis.call('HDEL', job_key(id), 'host')
 end
 
--- Queue a throttled job before all others, because its turn has come before. Return false if it is not delayed.
+-- Queue a throttled job before all others, because it was claimed before. Return false if it is not delayed.
 local function release_throttled(id)
   remove_from_throttled(id)
   if redis.pcall('HGET', job_key(id), 'state') ~= 'delayed' then return false end
@@ -234,7 +235,7 @@ local function follow(id, digest)
   return false
 end
 
--- Return up to 200 reserved jobs of a supervisor to the end of the intake list that they were taken from.
+-- Move up to 200 reserved jobs of a supervisor back to the end of the intake list from which they were taken.
 local function empty_inbox(sid, order)
   for _ = 1, 200 do
     if not redis.call('LMOVE', prefix .. 'inbox:' .. sid, KEYS[1], 'LEFT', order == 'lifo' and 'LEFT' or 'RIGHT') then return end

@@ -55,9 +55,9 @@ def run_command(
     exits.
 
     ``stop_reason`` is called repeatedly and returns an empty text while the command may
-    continue. Otherwise the process group gets SIGTERM, and SIGKILL after
-    ``TERMINATE_S``. The input is a file in memory, so a command that does not read it
-    cannot block.
+    continue. When it returns a reason, the process group gets SIGTERM, and SIGKILL
+    after ``TERMINATE_S``. The input is a file in memory, so a command that does not
+    read it cannot block.
     """
     try:
         process = _start(command, stdin, environment)

@@ -1,5 +1,4 @@
-"""Counts what happens to jobs and in workers, from what the main thread of a supervisor
-learns."""
+"""The counters of jobs and workers, updated by the main thread of a supervisor."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dlpool.jobs.states import TERMINAL_DISPOSITIONS
 from dlpool.jobs.transitions import FinishRequest
 from dlpool.observe.metrics import MIB, Metrics
-from dlpool.service.job_log import DISOWNED
+from dlpool.service.job_log import LEASE_LOST_REPLIES
 from dlpool.service.wire.counters import (
     LOG_DROPPED,
     RANGE_SECONDS,
@@ -22,7 +21,7 @@ from dlpool.service.wire.counters import (
 from dlpool.service.wire.frames import EndedFrame
 
 RATE_WINDOW_S = 10.0
-# downloads, and their age, that show the usual speed of this node
+# number and greatest age of the downloads that show the usual speed of this node
 RECENT, RECENT_S = 20, 600.0
 MIN_RECENT_BYTES = 64 * 1024  # the speed of a smaller file says nothing
 
@@ -67,7 +66,7 @@ class MetricsCollector:
     def count_result(self, request: FinishRequest, reply: str) -> None:
         """Count the result of a job, with the reply of Redis."""
         label = str(request.note.get("label", ""))
-        if reply in DISOWNED:
+        if reply in LEASE_LOST_REPLIES:
             self.count_lost("fenced")
         elif request.disposition in TERMINAL_DISPOSITIONS:
             self._metrics.jobs.labels(request.disposition, label).inc()

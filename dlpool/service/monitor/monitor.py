@@ -37,7 +37,7 @@ from dlpool.version import __version__
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """What only the main thread knows.
+    """The part of a node's state that only the main thread knows.
 
     ``fault_s``: seconds until a faulty disk is tried again, None without a fault.
     ``low``: folders on file systems with less free space than ``min_free``. ``slots``:
@@ -200,7 +200,7 @@ def worker_state(handle: WorkerHandle) -> str:
 
 def in_flight_state(job: InFlightJob) -> str:
     """Return one of ``IN_FLIGHT_STATES``: waiting for a worker or host, running, or
-    until Redis has the result."""
+    recording until Redis has the result."""
     return (
         "recording"
         if job.is_recording

@@ -26,8 +26,8 @@ SURVEY_S = 5.0
 
 
 class SurveyThread:
-    """Calls ``survey`` every few seconds while ``is_wanted`` returns true. One thread
-    runs ``serve``."""
+    """Calls ``survey`` every ``SURVEY_S`` seconds while ``is_wanted`` returns true. One
+    thread runs ``serve``."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class SurveyThread:
 
 
 class IntakeAge:
-    """The least age of the oldest job in the intake list. Pure.
+    """A lower bound for the age of the oldest job in the intake list. Pure.
 
     Jobs in the list carry no time, so the age is how long the same job has been seen at
     the old end of the list.
@@ -67,7 +67,8 @@ class IntakeAge:
     def sample(self, oldest: OldestWaiting, now: float, *, is_fifo: bool) -> float:
         """Return the age in seconds at the time ``now``; 0 for an empty list.
 
-        If the next job equals the last one, a shorter list shows that one was taken.
+        If an equal job follows in a fifo list, the shorter list shows that one was
+        taken.
         """
         was_taken = is_fifo and oldest.backlog < self._backlog
         if oldest.fingerprint != self._fingerprint or was_taken:

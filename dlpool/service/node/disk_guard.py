@@ -21,8 +21,8 @@ from dlpool.service.node.disk_rules import can_write, least_free
 from dlpool.service.wire.frames import SpaceFrame
 
 SAMPLE_S = 1.0
-# times min_free must be left before jobs start again, so that the state does not
-# alternate
+# when space was low, jobs start again at this multiple of min_free, so that the state
+# does not alternate
 HYSTERESIS = 1.05
 # file systems outside the configured folders that are watched because jobs write there
 MAX_FOUND = 64
@@ -124,8 +124,8 @@ class DiskGuard:
 
     @property
     def free_after_jobs(self) -> int | None:
-        """Return the bytes that are left on the fullest file system; None if that is
-        unknown."""
+        """Return the bytes that running jobs will leave on the fullest file system;
+        None if that is unknown."""
         return min((space.free_after_jobs for space in self.file_systems), default=None)
 
     def serve(self, stopping: threading.Event) -> None:
@@ -251,8 +251,8 @@ def _device(folder: str) -> int | None:
 
 
 def _measure(folder: str, reserved: int) -> FileSystemSpace | None:
-    """Return the space of a file system; None if it does not report any, or does not
-    exist: its jobs report that."""
+    """Return the space of a file system; None if it does not report any, or if the
+    folder does not exist, which the jobs that use it report."""
     try:
         found = os.statvfs(folder)
     except OSError:

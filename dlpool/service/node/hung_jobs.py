@@ -36,8 +36,7 @@ def thread_ticks(pid: int) -> ThreadTicks:
     cannot be read."""
     found: dict[str, int] = {}
     for path in Path(f"/proc/{pid}/task").glob("*/stat"):
-        with suppress(OSError, ValueError, IndexError):
-            # the thread has ended meanwhile
+        with suppress(OSError, ValueError, IndexError):  # of a thread that has ended
             head, _, tail = path.read_text(
                 encoding="utf-8", errors="replace"
             ).rpartition(")")

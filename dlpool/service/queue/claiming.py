@@ -1,5 +1,11 @@
 """The thread that claims jobs for free slots, and waits in Redis while the queue is
-empty."""
+empty.
+
+Two supervisors cannot both complete a job, because each claim has a fence:
+``claim.lua`` sets it, ``heartbeat.lua`` and ``finish.lua`` check it, and
+``JobDispatcher`` has it checked before a worker may publish a file after the claim's
+lease has expired.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +23,7 @@ from dlpool.service.wire.frames import lease_clock
 # between two claims: one claim then fills all slots that became free
 CLAIM_INTERVAL_S = 0.002
 PAUSE_S = 0.5  # between checks while nothing may be claimed
-# for each job that a claim skipped: five times as long as Redis takes for it
+# pause for each job that a claim skipped: five times as long as Redis takes for it
 SKIP_DELAY_S = 0.00005
 # until jobs of other hosts are looked for again, after a claim found none
 SHARE_RETRY_S = 1.0
@@ -35,8 +41,8 @@ class JobClaimer:
     ) -> None:
         """Create a claimer, which ``serve`` starts.
 
-        With ``max_throttled`` throttled jobs in the queue, Redis assigns only throttled
-        jobs.
+        While ``max_throttled`` jobs in the queue are throttled, no other jobs are
+        claimed.
         """
         self._transitions = context.transitions
         self._blocking = blocking
@@ -48,7 +54,7 @@ class JobClaimer:
         self._post = context.post
         self._max_throttled = max_throttled
         self._must_reconcile = threading.Event()
-        # until Redis has returned the jobs that this supervisor holds
+        # the first claim returns the jobs that this supervisor holds already
         self._must_reconcile.set()
         self._may_claim = threading.Event()
         self._may_claim.set()
@@ -85,8 +91,8 @@ class JobClaimer:
                 self._backoff.wait()
 
     def request_reconcile(self) -> None:
-        """Let the next claim return jobs that Redis has assigned to this supervisor,
-        but that it does not know."""
+        """Let the next claim return jobs that this supervisor holds in Redis, but that
+        are not in its in-flight table."""
         self._must_reconcile.set()
 
     def request_waiting_hosts(self) -> None:

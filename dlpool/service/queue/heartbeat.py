@@ -1,5 +1,5 @@
 """The thread that renews leases, reads the mail of this supervisor, and requeues the
-jobs of dead supervisors."""
+jobs of dead supervisors (``recover.lua``)."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Heartbeat:
     ) -> None:
         """Create a heartbeat, which ``serve`` starts.
 
-        ``info`` returns what lists of supervisors show of this one; ``earlier`` are the
-        supervisor ids of earlier starts.
+        ``info`` returns the status of this supervisor, which heartbeats publish;
+        ``earlier`` are the supervisor ids of earlier starts.
         """
         self._context = context
         self._transitions = context.transitions
@@ -68,7 +68,7 @@ class Heartbeat:
         self._info = info
         self._earlier = earlier
         self._slots = HostSlots(context.transitions)
-        # so that others do not take over jobs meanwhile
+        # so that other supervisors do not requeue the jobs meanwhile
         max_delay_s = min(BACKOFF_MAX_S, context.grace_s / 3)
         self._backoff = Backoff(context.redis.stopping, max_delay_s)
         self._beat_at = 0.0
@@ -205,8 +205,8 @@ class Heartbeat:
             return SAMPLE_S if self._history.record_sample() else SAMPLE_AGAIN_S
         except Exception as error:  # noqa: BLE001 - charts must not stop the service
             if isinstance(error, QueueAway) and not isinstance(error, QueueUnusable):
-                # the next heartbeat reports it; a key of another program it would not
-                # notice
+                # The next heartbeat reports an outage. It would not notice a key that
+                # another program has written.
                 return SAMPLE_AGAIN_S
             self._log.warning("history_sample_failed", error=error)
             return SAMPLE_FAILED_S
@@ -225,7 +225,7 @@ class Heartbeat:
 
     def _read_mail(self, timeout_s: float) -> None:
         """Wait for mail; on mail to this supervisor, send the next heartbeat at once:
-        its answer holds the request."""
+        the reply to it has the request."""
         keys = self._transitions.keys
         with translated(self._blocking):
             mail = self._blocking.blpop(

@@ -67,7 +67,7 @@ class HostSlotAnswered:
 
 @dataclass(frozen=True)
 class HostHeld:
-    """A host wants no requests for ``duration_s`` seconds."""
+    """No requests may go to a host for ``duration_s`` seconds."""
 
     host: str
     duration_s: float

@@ -53,9 +53,8 @@ class ResultRecorder:
         self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._backoff = Backoff(context.redis.stopping, RETRY_MAX_S)
         self._spacing = CallSpacing(BATCH_INTERVAL_S)
-        self._handlers: dict[
-            type, Callable[[Sequence[Any]], None]
-        ] = {  # called in this order
+        # called in this order
+        self._handlers: dict[type, Callable[[Sequence[Any]], None]] = {
             HostSlotRequest: self._acquire_slots,
             HostHeld: self._hold_hosts,
             JobLease: self._check_fences,
@@ -76,7 +75,7 @@ class ResultRecorder:
         self._requests.put(request)
 
     def hold_host(self, hold: HostHeld) -> None:
-        """Tell all supervisors that a host wants no requests for a time."""
+        """Tell all supervisors to send no requests to a host for a time."""
         self._requests.put(hold)
 
     def serve(self) -> None:
@@ -107,8 +106,8 @@ class ResultRecorder:
         return taken
 
     def _send(self, pending: list[Request]) -> None:
-        """Send ``pending`` and empty it. Results come last: a finished file waits for
-        the answers to the others."""
+        """Send ``pending`` and empty it. Results come last, because running jobs wait
+        for the answers to the other requests."""
         pending.sort(key=lambda one: isinstance(one, FinishRequest))
         while pending:
             batch = pending[:BATCH]

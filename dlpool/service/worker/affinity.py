@@ -35,18 +35,15 @@ class Affinity:
 
     def _set(self, cpus: set[int]) -> None:
         if self._small_jobs != self._all:
-            with suppress(
-                OSError
-                # the CPU has been taken away from the process: the kernel has chosen
-                # another one
-            ):
+            # OSError: the CPU was taken from the process; the kernel has chosen another
+            with suppress(OSError):
                 os.sched_setaffinity(0, cpus)
 
 
 def choose_cpu(workers: int, taken: Collection[int | None]) -> int | None:
     """Return the CPU for small jobs of a new worker.
 
-    ``taken`` are those of the other workers. Return None if there are fewer ``workers``
+    ``taken``: the CPUs of the other workers. Return None if there are fewer ``workers``
     than CPUs: the kernel then keeps them apart, also from other programs.
     """
     cpus = os.sched_getaffinity(0)

@@ -57,10 +57,10 @@ _LEVELS: Mapping[str, str] = {
     "target_skipped": "info",
     "job_succeeded": "debug",
 }
-# outcomes; "": in the event
+# outcome of a scan by event; "": it is in the field ``verdict`` of the event
 _SCANNED = {"file_scanned": "clean", "file_infected": "infected", "file_unscanned": ""}
 
-MAX_STACK = 8 * 1024  # bytes of a frame
+MAX_STACK = 8 * 1024  # bytes of a stack in EndedFrame
 STACK_FRAMES = 3  # of each cause: a refused connection has six of them in libraries
 # bytes: a smaller file is fetched by one thread, and its sync takes little time
 SMALL = 1024 * 1024
@@ -174,7 +174,8 @@ class JobRun:
         self._may_continue.set()
 
     def publish(self) -> None:
-        """Let a verified file be published: the supervisor still holds the lease."""
+        """Permit ``run`` to publish the verified file: the supervisor holds the
+        lease."""
         self._may_continue.set()
 
     def progress(self) -> dict[str, Any]:
@@ -247,7 +248,8 @@ class JobRun:
         return transfer
 
     def _authorize_publish(self) -> None:
-        """Wait until it is certain that the supervisor holds the lease.
+        """Wait until it is certain that the supervisor holds the lease. Raises the
+        error of ``cancel``.
 
         The part file stays locked meanwhile. Until ``leased_until`` it is certain;
         afterwards the supervisor asks Redis.

@@ -378,7 +378,7 @@ class WorkerProcess:
     def _send_status(self) -> list[JobRun]:
         """Send the progress of all jobs and the counters. Return the jobs."""
         with self._lock:
-            # at once, so that the bytes of a job count once: while it runs or after it
+            # under one lock, so that each job's bytes count in ``runs`` or ``counters``
             runs = list(self._runs.items())
             counters = self._counters.snapshot()
         counters[RECEIVED] = counters.get(RECEIVED, 0) + sum(
