@@ -12,17 +12,16 @@ class Cancellable(Protocol):
     """Work that another thread can cancel: a request in flight, or a scope."""
 
     def cancel(self, error: DlpoolError) -> None:
-        """Make the work raise ``error``; the first error stands."""
+        """Make the work raise ``error``; an earlier error takes precedence."""
 
 
 class CancelScope:
     """Cancels work that several threads share. Thread-safe.
 
     ``cancel`` wakes the threads that sleep in the scope, and cancels its members.
-    ``changed`` guards the error and the members; the owner of a scope may use it to
-    guard its own state too. No I/O happens while it is held.
-
-    ``error``: the error with which the work was cancelled. Only the scope sets it.
+    ``error``: the error with which the work was cancelled, None before; only the scope
+    sets it. The condition ``changed`` guards the error and the members; the owner of a
+    scope may use it to guard its own state too. No I/O happens while it is held.
     """
 
     def __init__(self) -> None:
@@ -35,7 +34,10 @@ class CancelScope:
         return f"<CancelScope {len(self._members)} members {self.error or ''}>"
 
     def cancel(self, error: DlpoolError) -> None:
-        """Cancel the work; the first error stands. Has no effect after ``seal``."""
+        """Cancel the work; an earlier error takes precedence.
+
+        Has no effect after ``seal``.
+        """
         with self.changed:
             if self._is_sealed:
                 return
@@ -46,7 +48,10 @@ class CancelScope:
             member.cancel(final)
 
     def seal(self) -> None:
-        """Make the work immune to ``cancel``. Raises the error of an earlier one."""
+        """Make the work immune to ``cancel``.
+
+        Raises the error if the work has been cancelled before.
+        """
         with self.changed:
             self.raise_if_cancelled()
             self._is_sealed = True

@@ -42,7 +42,7 @@ class InternalError(DlpoolError, label="internal"):
 
     @classmethod
     def of(cls, error: Exception) -> InternalError:
-        """Return the InternalError for an unexpected exception, its cause."""
+        """Return an InternalError whose cause is the unexpected exception ``error``."""
         defect = cls(f"unexpected {type(error).__name__}: {error}")
         defect.__cause__ = error
         return defect
@@ -65,14 +65,20 @@ class LostJob(Cancelled, label="lost"):
 class RetryRange(DlpoolError, label="network", exit_code=4):
     """The range may be requested again, from its current position, after a backoff.
 
-    ``retry_after_s``: seconds that the server asked to wait.
-    ``is_capacity``: the server may accept no further connection, so it is no failure
-    while another connection of the file makes progress.
+    ``retry_after_s``: seconds that the server asked to wait, None if it did not.
+
+    ``is_capacity``: the server may limit connections; the error then counts as no
+    failure while another connection of the file makes progress.
+
     ``is_stale``: an idle connection was closed by the server before it was reused.
+
     ``is_own_network``: the local network may be down.
+
     ``is_away``: the server or the path to it is unavailable: waiting helps, an
     immediate retry does not.
+
     ``is_comparison``: dlpool aborted the connection because others were faster.
+
     ``is_final``: all useful retries have been made.
     """
 
@@ -140,7 +146,7 @@ class TooSlow(RetryRange, label="too_slow"):
 class OutOfDescriptors(RetryRange, label="too_many_files", exit_code=3):
     """No file or socket can be opened because of a limit.
 
-    Retried, as other downloads close theirs.
+    It is retried, because other downloads will close theirs.
     """
 
     is_capacity = True
@@ -180,8 +186,7 @@ class ServerBusy(ServerTrouble, label="server_busy"):
 
 
 class NotAdmitted(ServerBusy):
-    """The server refuses a further connection while it sends the same file over
-    others."""
+    """The server refuses a further connection, but sends the file over others."""
 
 
 # --- restart the file ---
@@ -210,8 +215,7 @@ class StreamBroken(RestartFile, label="stream_broken", exit_code=4):
 
 
 class MergedGone(RestartFile, label="merged_gone"):
-    """The server reports an upload as complete, but its merged file has been
-    removed."""
+    """The server reports an upload as complete, but its merged file was removed."""
 
 
 # --- fail the job ---
@@ -222,7 +226,7 @@ class FailJob(DlpoolError, label="failed"):
 
 
 class HttpRefused(FailJob, label="http_status", exit_code=8):
-    """A final status without a class of its own, such as 400 or 451."""
+    """A final error status that has no class of its own, such as 400 or 451."""
 
 
 class NotFound(FailJob, label="not_found", exit_code=10):
@@ -250,8 +254,10 @@ class ChecksumMismatch(FailJob, label="checksum", exit_code=11):
 
 
 class PolicyRefused(FailJob, label="policy", exit_code=12):
-    """A local rule (network, redirect, size, path) or an upload server (413, 415)
-    refuses it."""
+    """A rule refuses the transfer.
+
+    A local rule (network, redirect, size, path), or an upload server's (413, 415).
+    """
 
 
 class NotScanned(PolicyRefused, label="not_scanned"):
@@ -286,12 +292,14 @@ class ForeignFile(FailJob, label="foreign_file", exit_code=13):
 
 
 class Conflict(FailJob, label="conflict", exit_code=13):
-    """The server answered 409: the upload's state forbids it, or its name is taken."""
+    """The server answered 409 to a request for an upload.
+
+    The state of the upload forbids the request, or the file name is taken.
+    """
 
 
 class TaskClosed(Conflict):
-    """The upload accepts no more data, as its file is being merged or has been
-    merged."""
+    """The upload accepts no more data: its file is being merged, or was merged."""
 
 
 class RemoteFull(FailJob, label="remote_no_space", exit_code=9):
@@ -318,8 +326,7 @@ class FileChanged(LocalFault, label="file_changed"):
 
 
 class NodeFault(LocalFault):
-    """The machine or file system is at fault: any other job would fail in the
-    same way."""
+    """The machine or file system is at fault: any other job would fail, too."""
 
 
 class NoSpace(NodeFault, label="no_space", exit_code=9):

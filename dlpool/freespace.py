@@ -26,16 +26,15 @@ class Space:
 
     @property
     def usable(self) -> int:
-        """The number of bytes that this user could write if the file system were
-        empty."""
+        """Return the bytes that this user could write to the empty file system."""
         return self.size - self.root_reserve
 
 
 def space_of(where: Name | int) -> Space | None:
     """Return the space of the file system of a path or descriptor. Raises OSError.
 
-    Returns None if it is unknown: ramfs and some file systems in user space report no
-    blocks. btrfs and FAT report no inodes.
+    Returns None if the space is unknown: ramfs and some file systems in user space
+    report no blocks. ``files`` is None on btrfs and FAT, which report no inodes.
     """
     status = os.statvfs(where)
     if status.f_blocks == 0:
@@ -52,8 +51,8 @@ def space_of(where: Name | int) -> Space | None:
 def space_or_none(where: Name | int) -> Space | None:
     """Return the space of the file system of a path or descriptor.
 
-    Returns None if it is unknown, also after an error. Callers treat None as no limit:
-    on a full file system the write fails.
+    Returns None if the space is unknown, also after an error. Callers treat None as no
+    limit: on a full file system the write fails.
     """
     try:
         return space_of(where)

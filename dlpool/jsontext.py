@@ -8,9 +8,9 @@ from typing import Any
 
 import orjson
 
-MAX_DEPTH = 32  # levels of nested objects and arrays in data of others
+MAX_DEPTH = 32  # levels of nested objects and arrays in data from outside
 MAX_VALUES = 50_000
-# all bytes that do not belong to the structure
+# all bytes but those that show the structure: quotes, brackets, braces, commas
 _OTHERS = bytes(set(range(256)) - set(b'"[]{},'))
 
 
@@ -21,9 +21,8 @@ def dumps(value: Any) -> bytes:
     """
     try:
         return orjson.dumps(value)
-    # an unpaired surrogate, which is not UTF-8; an integer above 64
-    # bits
     except TypeError:
+        # an unpaired surrogate, which is not UTF-8, or an integer above 64 bits
         return json.dumps(value, default=_fields).encode()
 
 
@@ -34,9 +33,7 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def loads(data: bytes | str) -> Any:
-    """Parse JSON.
-
-    Raises ValueError for anything else, and for an encoding other than UTF-8.
+    """Parse JSON. Raises ValueError for anything else and for encodings but UTF-8.
 
     A UTF-8 byte order mark is ignored. See RFC 8259, section 8.1.
     """
@@ -51,7 +48,7 @@ def check_bounds(
 ) -> None:
     """Raise ValueError if ``data`` is nested too deep or has too many values.
 
-    Call it before parsing: it is faster than a parser and allocates nothing for the
+    Call this before parsing: it is faster than a parser and allocates nothing for the
     values. The result for data that is not JSON is unspecified.
     """
     if b"\\" in data:

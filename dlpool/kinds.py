@@ -32,7 +32,8 @@ LOGGERS = (
 class Kind:
     """The type of a setting.
 
-    ``parse`` raises ValueError with a phrase that continues "it is ...".
+    ``metavar``: the value's placeholder in the help. ``parse`` returns the value of a
+    text; it raises ValueError with a phrase that continues "it is ...".
     """
 
     metavar: str
@@ -186,8 +187,10 @@ def parse_name(text: str) -> str:
 
 
 def parse_group(text: str) -> str:
-    """Return ``text`` if it can be part of a Redis key, where braces end the hash
-    tag."""
+    """Return ``text`` if it can be the hash tag of a Redis key.
+
+    Braces enclose a hash tag, so that it cannot contain them.
+    """
     if not re.fullmatch(r"[^\x00-\x20\x7f{}]{1,200}", text):
         raise ValueError("not 1 to 200 characters without spaces and braces")
     return text
@@ -205,8 +208,7 @@ def parse_command(text: str) -> str:
 
 
 def redacted_command(command: str) -> str:
-    """Return the program of a command line without its arguments, which may be
-    secret."""
+    """Return the program of a command line; its arguments may be secret."""
     program, *arguments = shlex.split(command)
     return f"{program} ..." if arguments else program
 
@@ -286,7 +288,7 @@ def parse_levels(text: str) -> str:
 def logger_levels(text: str) -> dict[str, str]:
     """Return the level of each logger in a list of ``LOGGER=LEVEL``.
 
-    Raises ValueError.
+    The list is separated by commas. Raises ValueError.
     """
     found: dict[str, str] = {}
     for part in text.split(","):

@@ -1,4 +1,4 @@
-"""System calls that ``os`` lacks, by ctypes.
+"""System calls that the module ``os`` lacks, called with ctypes.
 
 Thread-safe: the interpreter lock is released during each call.
 """
@@ -24,10 +24,8 @@ def fallocate(
 ) -> None:
     """Reserve the blocks of ``size`` bytes at ``offset``.
 
-    Raises OSError, with ENOSYS where libc lacks the function.
-
     Unlike posix_fallocate(3), it never falls back to writing zeros. ``keep_size``: do
-    not extend the file.
+    not extend the file. Raises OSError, with ENOSYS where libc lacks the function.
     """
     function = getattr(_libc, "fallocate", None)
     if function is None:
@@ -46,8 +44,9 @@ def rename_noreplace(
 ) -> None:
     """Rename a file unless ``target`` exists: renameat2(2) with RENAME_NOREPLACE.
 
-    Paths may be relative to ``dir_fd``. Raises FileExistsError; OSError, with EINVAL
-    where the file system lacks the flag and ENOSYS where libc lacks the function.
+    Paths may be relative to ``dir_fd``. Raises FileExistsError if ``target`` exists,
+    and OSError, with EINVAL where the file system lacks the flag and ENOSYS where libc
+    lacks the function.
     """
     function = getattr(_libc, "renameat2", None)
     if function is None:
@@ -68,8 +67,9 @@ def lock_byte(descriptor: int, offset: int, *, is_shared: bool = False) -> bool:
     """Lock the byte at ``offset`` of an open file; return False if it is locked.
 
     The lock belongs to the open file description (F_OFD_SETLK, fcntl(2)) and is
-    released when that is closed, at the latest when the process exits. The byte need
-    not exist. Raises OSError.
+    released when that is closed, at the latest when the process exits. The file may be
+    shorter. ``is_shared``: several shared locks are possible, but no exclusive one
+    beside them. Raises OSError.
     """
     kind = fcntl.F_RDLCK if is_shared else fcntl.F_WRLCK
     try:

@@ -16,7 +16,7 @@ from dlpool.scan.deadline import ScanDeadline, ScanTimedOut
 from dlpool.scan.result import UNAVAILABLE, ScanResult, printable_line, read_answer
 from dlpool.scan.scannedfile import ScannedFile
 
-# bytes of a chunk; the limit is StreamMaxLength, which is 25M or more
+# bytes of a chunk, which must not exceed clamd's StreamMaxLength (25 MB by default)
 BLOCK = 256 * 1024
 MAX_ANSWER = 4096
 _CONNECTING = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EINTR})
@@ -29,9 +29,10 @@ class _ConnectionLost(Exception):
 
 @dataclass(frozen=True)
 class ClamdScanner:
-    """Thread-safe: each scan has its own connection.
+    """A scanner that sends files to clamd.
 
-    ``address``: ``unix:PATH`` or ``tcp://HOST:PORT``.
+    Thread-safe: each scan has its own connection. ``address``: ``unix:PATH`` or
+    ``tcp://HOST:PORT``.
     """
 
     address: str
@@ -39,7 +40,8 @@ class ClamdScanner:
     def scan(self, file: ScannedFile, deadline: ScanDeadline) -> ScanResult:
         """Send the file and return clamd's result.
 
-        Raises OSError if the file cannot be read, and what aborts the scan.
+        Raises OSError if the file cannot be read, and what ``deadline.check_abort``
+        raises.
         """
         try:
             with closing(self._connect(deadline)) as connection:
@@ -54,7 +56,7 @@ class ClamdScanner:
     def _connect(self, deadline: ScanDeadline) -> socket.socket:
         """Return a non-blocking connection.
 
-        Raises _ConnectionLost, ScanTimedOut, and what aborts the scan.
+        Raises _ConnectionLost, and as ``ScanDeadline.left_s``.
         """
         failure = "its host has no address"
         for family, target in self._targets():
@@ -87,9 +89,9 @@ class ClamdScanner:
 def _connected(
     connection: socket.socket, target: object, deadline: ScanDeadline
 ) -> int:
-    """Connect, and return the resulting errno.
+    """Connect, and return the resulting errno, 0 for success.
 
-    Raises _ConnectionLost, ScanTimedOut, and what aborts the scan.
+    Raises _ConnectionLost, and as ``ScanDeadline.left_s``.
     """
     poller = select.poll()
     poller.register(connection, select.POLLOUT)
@@ -145,7 +147,7 @@ def _sent(
         except BlockingIOError:
             continue
         except OSError:
-            # what it said before it closed the connection can still be read
+            # an answer sent before clamd closed the connection can still be read
             return False
     return True
 

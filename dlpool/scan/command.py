@@ -41,12 +41,18 @@ _ENVIRONMENT = (
 
 @dataclass(frozen=True)
 class CommandScanner:
-    """Thread-safe: each scan is a process in its own session."""
+    """A scanner that runs ``command`` for each file.
+
+    Thread-safe: each scan is a process in its own session.
+    """
 
     command: str
 
     def scan(self, file: ScannedFile, deadline: ScanDeadline) -> ScanResult:
-        """Run the command and return its result. Raises what aborts the scan."""
+        """Run the command and return its result.
+
+        Raises what ``deadline.check_abort`` raises.
+        """
         try:
             process = self._start(file)
         except (OSError, ValueError) as error:
@@ -100,7 +106,7 @@ def result_of(code: int, output: str) -> ScanResult:
 def _output(process: subprocess.Popen[bytes], deadline: ScanDeadline) -> bytes:
     """Read the output until the command closes it, and return its first 16 KiB.
 
-    Raises ScanTimedOut, what aborts the scan.
+    Raises as ``ScanDeadline.left_s``.
     """
     assert process.stdout is not None
     descriptor, output = process.stdout.fileno(), b""
@@ -122,7 +128,7 @@ def _exit_code(process: subprocess.Popen[bytes], deadline: ScanDeadline) -> int:
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """Kill the command and the processes in its session."""
-    if process.returncode is None:  # not reaped, so that the group is still its own
+    if process.returncode is None:  # not reaped yet, so that the group id is not reused
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()

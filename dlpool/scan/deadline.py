@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-POLL_S = 0.2  # between two calls of check_abort
+POLL_S = 0.2  # longest time between two calls of ``check_abort``
 
 
 class ScanTimedOut(Exception):
@@ -15,12 +15,12 @@ class ScanTimedOut(Exception):
 
 
 def never_abort() -> None:
-    """Do nothing: the default callback of a scan."""
+    """Do nothing: the default of callbacks that may abort a scan."""
 
 
 @dataclass(frozen=True)
 class ScanDeadline:
-    """The deadline of one scan.
+    """The deadline of one scan, ``timeout_s`` seconds after its start.
 
     ``check_abort`` is called several times a second, and raises to abort the scan.
     """
@@ -51,5 +51,5 @@ class ScanDeadline:
                 return ready[0][1]
 
     def pause(self) -> None:
-        """Sleep for a twentieth of a second at most. Raises like ``left_s``."""
+        """Sleep for 0.05 s at most. Raises like ``left_s``."""
         time.sleep(min(self.left_s(), 0.05))

@@ -17,7 +17,7 @@ from dlpool.scan.quarantine import Quarantine, ScanFinding
 from dlpool.scan.result import CLEAN, INFECTED, TOO_LARGE, ScanResult
 from dlpool.scan.scannedfile import ScannedFile
 
-RETRY_S = 30.0  # minimum delay before an unavailable scanner is tried again
+RETRY_S = 30.0  # least delay before an unavailable scanner is tried again
 OUTCOMES = ("clean", "infected", "passed", "refused")
 
 
@@ -32,9 +32,9 @@ class Scanner(Protocol):
 
 
 class ReportScan(Protocol):
-    """A callback that counts and logs each scan, with one of OUTCOMES and log fields.
+    """A callback that counts and logs each scan. It neither blocks nor raises.
 
-    It neither blocks nor raises.
+    ``outcome`` is one of ``OUTCOMES``, the others are fields of the log record.
     """
 
     def __call__(self, outcome: str, /, **fields: object) -> object:
@@ -63,16 +63,14 @@ class Guard:
     ) -> None:
         """Scan a file; return if it may be published.
 
-        Takes up to ``timeout`` seconds, and holds no lock.
-
-        ``finding`` describes where the file comes from, without a signature.
-        ``check_abort`` is called several times a second and raises to abort the scan;
-        ``before_quarantine`` is called before an infected file loses its temporary
-        name.
+        Takes up to ``timeout`` seconds, and holds no lock. ``finding`` describes where
+        the file comes from; its signature is filled in. ``check_abort`` is called
+        several times a second and raises to abort the scan; ``before_quarantine`` is
+        called before an infected file loses its temporary name.
 
         Raises Infected, and then the file exists only in quarantine, if at all;
-        NotScanned or ScannerAway if it could not be scanned and ``on_unavailable`` is
-        ``refuse``; OSError if it cannot be read.
+        NotScanned or ScannerAway if the file could not be scanned and
+        ``on_unavailable`` is ``refuse``; OSError if it cannot be read.
         """
         result = self._scan(file, check_abort)
         if result.outcome == CLEAN:
@@ -100,8 +98,7 @@ class Guard:
     def _infected(
         self, file: ScannedFile, finding: ScanFinding, report: ReportScan
     ) -> Infected:
-        """Quarantine the file, or remove it if that fails; return the error to
-        raise."""
+        """Quarantine the file, or remove it if that fails; return the error."""
         text = f"the file is infected: {finding.signature}"
         quarantine = Quarantine(
             Path(self.settings.quarantine_dir), self.settings.quarantine_size

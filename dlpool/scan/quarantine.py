@@ -32,20 +32,19 @@ from dlpool.scan.scannedfile import OWNER_ATTRIBUTE, ScannedFile
 COPYING, RECORD = ".copying", ".json"
 # age after which a record without a file was left by a killed process
 STALE_S = 86400.0
-# minimum bytes that a file counts, for its record and its folder entries
+# bytes that each file counts beside its size, for its record and its folder entries
 ENTRY_BYTES = 8192
 _ID = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
 class ScanFinding:
-    """What was found and where the file came from.
-
-    Texts are for people, without secrets.
+    """What was found and where the file came from; texts for people, without secrets.
 
     ``kind``: ``download`` or ``upload``; ``source``: the URL, or the id of the upload;
-    ``target``: the path that the file would have been published to; ``owner``: of the
-    upload or job, None if unknown; ``job_id``: of a job of the queue.
+    ``target``: the path that the file would have been published to; ``owner``: the user
+    who owns the upload or job, None if unknown; ``job_id``: the id of a job of the
+    queue, else None.
     """
 
     signature: str
@@ -67,7 +66,7 @@ class QuarantinedFile:
     finding: ScanFinding
 
     def as_json(self) -> dict[str, Any]:
-        """Return the record."""
+        """Return the fields of the record, also for the API and the command line."""
         return {
             "id": self.id,
             "at": self.at,
@@ -79,11 +78,9 @@ class QuarantinedFile:
 
 @dataclass(frozen=True)
 class Quarantine:
-    """The quarantine folder.
+    """The quarantine folder. Several processes may use the same folder.
 
     ``max_bytes``: limit of all files together; the oldest are removed first.
-
-    Several processes may use the same folder.
     """
 
     folder: Path
@@ -92,7 +89,7 @@ class Quarantine:
     def add(self, file: ScannedFile, finding: ScanFinding) -> QuarantinedFile:
         """Move a file into quarantine.
 
-        Raises OSError; then the file keeps its name, or has been removed from it.
+        Raises OSError; the file then still has its temporary name, or no name.
         """
         if file.size + ENTRY_BYTES > self.max_bytes:
             raise OSError(
@@ -141,9 +138,9 @@ class Quarantine:
     def release(
         self, item_id: str, target: Path | None = None
     ) -> tuple[QuarantinedFile, Path]:
-        """Publish a file to its original path or ``target``, without replacing a file.
+        """Publish a file to ``target``, or else to its original path.
 
-        Raises NotFound, TargetExists, OSError.
+        An existing file is not replaced. Raises NotFound, TargetExists, OSError.
         """
         item = self.item(item_id)
         path = target or Path(item.finding.target)
@@ -171,8 +168,7 @@ class Quarantine:
             os.mkdir(self.folder, 0o700)
 
     def _evict(self, size: int) -> None:
-        """Remove stale entries, and the oldest files until ``size`` more bytes are
-        allowed."""
+        """Remove stale entries, and the oldest files until ``size`` more bytes fit."""
         items = self.items()
         total = sum(item.size + ENTRY_BYTES for item in items) + size + ENTRY_BYTES
         for item in items:
@@ -214,7 +210,7 @@ class Quarantine:
     def _item(self, item_id: str) -> QuarantinedFile | None:
         """Return a quarantined file; None if the file is missing. Raises OSError.
 
-        If its record is damaged, it has placeholders.
+        If the record is damaged, placeholders replace its values.
         """
         try:
             status = os.lstat(self.folder / item_id)
@@ -246,9 +242,9 @@ class Quarantine:
 
 
 def _renamed(file: ScannedFile, destination: Path) -> bool:
-    """Rename the file to ``destination``.
+    """Rename the file to ``destination``; return False across file systems.
 
-    Return False if that is on another file system. Raises OSError.
+    Raises OSError.
     """
     try:
         os.rename(file.path, destination, src_dir_fd=file.dir_fd)
@@ -270,14 +266,14 @@ def _copied(source: Path, target: Path) -> None:
 
 
 def _write(file: ScannedFile, path: Path, mode: int) -> None:
-    """Copy a file durably to a new file, with its owner attribute.
+    """Copy a file durably to a new file, with the attribute that names its owner.
 
-    Raises OSError; then the name does not exist.
+    Raises OSError; then ``path`` does not exist.
     """
     with disk.new_file(path, mode, sync=True) as descriptor:
         for block in file.blocks(1024 * 1024):
             disk.write_all(descriptor, block)
-        # most files have none, and not every file system takes one
+        # most files have no owner, and some file systems have no attributes
         with suppress(OSError):
             owner = os.getxattr(file.descriptor, OWNER_ATTRIBUTE)
             os.setxattr(descriptor, OWNER_ATTRIBUTE, owner)

@@ -16,9 +16,10 @@ _FOUND, _ERROR = " FOUND", " ERROR"
 
 @dataclass(frozen=True)
 class ScanResult:
-    """The result of a scan: ``outcome`` is one of the constants.
+    """The result of a scan.
 
-    ``detail`` is the signature of an infected file, otherwise the reason.
+    ``outcome`` is ``CLEAN``, ``INFECTED``, ``TOO_LARGE`` or ``UNAVAILABLE``. ``detail``
+    is the signature of an infected file, otherwise the reason.
     """
 
     outcome: str
@@ -29,7 +30,7 @@ def read_answer(answer: bytes, *, is_complete: bool) -> ScanResult:
     """Return the result that clamd's answer to INSTREAM means, see clamd(8).
 
     An unknown answer is ``UNAVAILABLE``. ``is_complete``: the complete file was sent
-    before the answer; otherwise "OK" is not trusted.
+    before the answer arrived; otherwise "OK" is not trusted.
     """
     text = answer.decode("utf-8", "replace")
     if not text.endswith("\0") or "\0" in text[:-1]:

@@ -1,4 +1,4 @@
-"""The file under scan: open, complete, and without its final name."""
+"""The file that is scanned: open, complete, and without its final name."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ OWNER_ATTRIBUTE = "user.dlpool.owner"
 
 @dataclass(frozen=True)
 class ScannedFile:
-    """``descriptor`` is open for reading, and the file has no writers.
+    """A complete file that has only a temporary name yet, and no writers.
 
-    ``path`` is its temporary name.
-
-    ``path`` may be relative to ``dir_fd``, the descriptor of an open folder.
+    ``descriptor`` is open for reading. ``path``: the temporary name; it may be relative
+    to ``dir_fd``, the descriptor of an open folder.
     """
 
     descriptor: int

@@ -2,13 +2,23 @@
 
 Read in this order: ``job`` (the order, its result and its progress), ``transfer``
 (attempts until the download is done), ``attempt`` (checkpoints, verification,
-publishing), ``probe`` (the first request), ``worker`` and ``workers`` (connection
-threads), ``scheduler`` and ``chunks`` (who fetches which bytes), ``range_request`` and
-``retry`` (what is requested again, and when), ``speed_monitor`` (which connections are
-replaced), ``sample_check`` (bytes of one version). ``http/`` sends the requests;
-``target/`` keeps the bytes.
+publishing), ``context`` (what the threads of an attempt share), ``probe`` and
+``planning`` (the first request, and the plan that follows from its response),
+``worker`` and ``workers`` (connection threads), ``scheduler`` and ``chunks`` (which
+thread fetches which bytes), ``range_request`` (a request and the check of its version),
+``retry`` (what is requested again, and when), ``connection_admission`` (refused
+connections), ``aimd`` (the adaptive number of connections), ``speed_monitor`` (which
+connections are replaced), ``timer`` (its thread), ``evidence`` and ``sample_check``
+(whether all bytes are of one version), ``hashing`` and ``scanning`` (checks of the
+content), ``space_rules`` (disk space). ``http/`` sends the requests; ``target/`` keeps
+the bytes. ``server_inspection`` examines a server without a download.
 
-The code runs in any process: the calling thread runs a transfer, one thread a
-connection fetches chunks, a hash thread follows, and one timer thread serves all
-transfers of a process. It knows neither Redis nor other processes, and sets up no log.
+``Transfer`` creates a ``Source`` (``http/source``), which makes all requests. Another
+URL scheme than http and https would need another source, and
+``http/urls.split_credentials`` would have to accept it.
+
+The code runs in any process: the calling thread runs a transfer, each connection has a
+thread that fetches chunks, a hash thread follows, and one timer thread serves all
+transfers of a process. This package knows neither Redis nor other processes, and sets
+up no log.
 """

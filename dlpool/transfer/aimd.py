@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# share of the growth required as throughput: a doubling must bring 1.25 times the
-# throughput
+# If the level grows by a share g, the throughput must grow by GAIN * g at least: a
+# doubled level must bring 1.25 times the throughput.
 GAIN = 0.25
 USED = 0.9  # share of the level that must have been busy for a measurement to count
 LATE = 4.0  # a response is late after LATE times the usual time plus LATE_S
@@ -37,12 +37,17 @@ class ControlParameters:
 
 @dataclass
 class Measurement:
-    """Work done, and seconds of all busy workers, since ``began``."""
+    """A measurement in progress.
+
+    ``began``: when it began; ``done``: the total work done until then. ``until``: when
+    the last sample was taken; ``worked_s``: the seconds that all busy workers worked
+    until then, added up.
+    """
 
     began: float
     done: int
     until: float = 0.0
-    worked_s: float = 0.0  # seconds of all that worked, added up
+    worked_s: float = 0.0
 
 
 class Aimd:
@@ -97,7 +102,8 @@ class Aimd:
     def record_refusal(self, now: float, reason: str) -> bool:
         """Reduce the level: to the last good one, else to half.
 
-        Returns whether it was reduced.
+        Returns False if nothing was reduced, because another refusal did so shortly
+        before.
         """
         if now < self._ignore_refusals_until:
             return False

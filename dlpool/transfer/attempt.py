@@ -52,7 +52,7 @@ class Checkpoint:
     def is_next_due(self, written: int, ended_chunks: int, now: float) -> bool:
         """Return whether the next checkpoint is due, by time, bytes or finished chunks.
 
-        Never without a new byte.
+        It is never due without a new byte.
         """
         fresh, age = written - self.written, now - self.at
         has_ended = ended_chunks > self.ended_chunks
@@ -65,7 +65,12 @@ class Checkpoint:
 
 
 class TransferAttempt:
-    """One attempt. One thread calls ``run``; any thread may cancel ``scope``."""
+    """One attempt. One thread calls ``run``; any thread may cancel ``scope``.
+
+    ``open_target`` opens the target with a file name if ``target`` is None.
+    ``deadline``: by the context's clock, None for no limit. ``is_single``: request one
+    body instead of ranges. ``delay_s``: seconds to wait before the first request.
+    """
 
     def __init__(
         self,
@@ -133,10 +138,11 @@ class TransferAttempt:
         self._announce(plan)
         most = self._most_connections(plan)
         connections = min(most, self._context.initial_connections()) if most > 1 else 1
+        # for a small file, a thread would cost more than it gains
         is_small = (
             connections == 1
             and (plan.resource.size or SMALL_FILE_BYTES) < SMALL_FILE_BYTES
-        )  # a thread would cost more than it gains
+        )
         if is_small or not self.workers.start_first(first, lambda: first.run(probed)):
             connections = most = 1
             first.after_write = lambda: self._do_periodic_work(plan)
@@ -152,13 +158,16 @@ class TransferAttempt:
         return plan
 
     def _do_periodic_work(self, plan: DownloadPlan) -> None:
-        """Do the periodic work of the calling thread."""
+        """Commit a checkpoint if it is due.
+
+        Without a timer thread, check the limits first.
+        """
         if self._ticks_inline:
             self._check_limits()
         self._checkpoint_if_due(plan)
 
     def _announce(self, plan: DownloadPlan) -> None:
-        """Announce the plan, and start hashing."""
+        """Report that the download has started, and start the hash."""
         context = self._context
         self.plan = plan
         self.phase = "downloading"

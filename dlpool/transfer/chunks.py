@@ -15,11 +15,12 @@ from itertools import pairwise
 from dlpool.transfer.http.answer import ByteRange
 
 UNKNOWN_END = 2**63 - 1  # end of a chunk whose file has no known size
-MIN_STEAL_BYTES = 64 * 1024  # a request for fewer does not pay
+MIN_STEAL_BYTES = 64 * 1024  # a request for fewer costs more than it gains
 MIN_STEAL_S = 0.5  # nothing is stolen from an owner that finishes within this time
-# from an owner that needs longer, fewer than MIN_STEAL_BYTES are stolen, down to
+# Fewer than MIN_STEAL_BYTES are stolen only from an owner that needs SLOW_S seconds or
+# more, and never fewer than MIN_TAIL_BYTES.
 SLOW_S = 2.0
-MIN_TAIL_BYTES = 1024  # bytes
+MIN_TAIL_BYTES = 1024
 FASTER = 2.0  # a thief this many times as fast as its victim gets more than half
 
 
@@ -64,16 +65,16 @@ class Chunk:
 
     @property
     def unstealable(self) -> int:
-        """Return the bytes from ``position`` on that the next thief would leave.
+        """Return how many bytes from ``position`` on the next thief would leave.
 
-        One read should not take more.
+        The owner does not read more at once, so that the rest can be stolen.
         """
         left = self.end - self.position
         return left if left // 2 < MIN_STEAL_BYTES else (left + 1) // 2
 
     @property
     def eta_s(self) -> float:
-        """Return the seconds until the owner would finish.
+        """Return the seconds until the owner finishes.
 
         Infinite while its speed is unknown.
         """
@@ -85,6 +86,7 @@ class ChunkMap:
 
     With ``piece`` set, work is assigned from the front in pieces of ``piece`` bytes, so
     that a hash can follow. Otherwise a free chunk is assigned undivided.
+    ``least_split``: the least number of bytes to steal from an owner of unknown speed.
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class ChunkMap:
         )
 
     def take(self, owner: object, now: float) -> Chunk | None:
-        """Assign the first free chunk that is ready at ``now`` to ``owner``."""
+        """Assign the first free chunk that is ready at ``now``; None without one."""
         for index, chunk in enumerate(self.chunks):
             if chunk.owner is None and not chunk.is_done and chunk.ready_at <= now:
                 self._cut_piece(index)
@@ -153,7 +155,8 @@ class ChunkMap:
     def release(self, chunk: Chunk, ready_at: float) -> None:
         """Release a chunk.
 
-        It may be taken from ``ready_at`` on, and fetched from its ``position`` on.
+        Another owner may take it from the time ``ready_at`` on, and fetches it from its
+        ``position`` on.
         """
         chunk.owner = None
         chunk.write_end = chunk.position
@@ -187,7 +190,7 @@ class ChunkMap:
         return self.chunks[-1].end if self.chunks else 0
 
     def first_missing(self) -> ByteRange | None:
-        """Return the lowest missing range."""
+        """Return the lowest missing range, None if all bytes are written."""
         return next(
             (
                 ByteRange(chunk.position, chunk.end)
@@ -256,11 +259,11 @@ def plan_chunks(
     min_split: int,
     piece: int | None = None,
 ) -> ChunkMap:
-    """Return the chunks of a file whose sorted ranges ``missing`` are missing.
+    """Return the chunks of a file of ``size`` bytes of which ``missing`` is missing.
 
-    The missing ranges are split into ``connections`` parts of similar length, none
-    under ``min_split`` unless the range was shorter. The bytes between them count as
-    written.
+    The sorted ranges ``missing`` are split into ``connections`` parts of similar
+    length, none under ``min_split`` bytes unless the range was shorter. The bytes
+    between them count as written. With ``piece`` they are not split: see ``ChunkMap``.
     """
     chunks: list[Chunk] = []
     written_to = 0
@@ -288,9 +291,11 @@ def single_chunk(size: int | None) -> ChunkMap:
 def _parts_of(
     missing: Sequence[ByteRange], connections: int, min_split: int, piece: int | None
 ) -> list[int]:
-    """Return the number of parts of each range.
+    """Return the number of parts of each missing range.
 
-    The range with the largest parts is split further while that is allowed.
+    Each further part goes to the range whose parts are longest, until there are
+    ``connections`` parts, or parts of that range would be shorter than ``min_split``.
+    With ``piece`` no range is split.
     """
     parts = [1] * len(missing)
     lengths = [span.end - span.start for span in missing]

@@ -1,7 +1,7 @@
 """Distinguish a refused connection from a refused file.
 
-Servers that accept only a few connections answer others with 429 or 503, but also with
-403, 400, 404 and the like. While another connection receives the same file, such a
+Servers that accept only a few connections answer further ones with 429 or 503, but also
+with 403, 400, 404 and the like. While another connection receives the same file, such a
 status does not refer to the file.
 """
 
@@ -17,7 +17,7 @@ _BUSY = {429, 503}
 # consecutive refusals while nothing is received: the server may not have noticed a
 # closed connection
 MAX_REFUSALS = 3
-REFUSAL_PAUSE_S = 0.5  # pause before the next request; doubled each time
+REFUSAL_PAUSE_S = 0.5  # before the next request; doubled each time
 
 
 class ConnectionAdmission:
@@ -60,17 +60,17 @@ class ConnectionAdmission:
 
     def _is_capacity(self, status: int) -> bool:
         """Return whether a status refuses this connection, and not the file."""
-        if (
-            status in _BUSY
-            # the worker stays: the server may be busy for other reasons
-        ):
+        if status in _BUSY:
+            # the worker is not retired: the server may be busy for other reasons
             return self._context.scheduler.others_receiving(self._owner) > 0
         return status in FURTHER_REFUSALS and self._is_crowded()
 
     def _is_crowded(self) -> bool:
-        """Return whether other connections are served.
+        """Return whether the server refused because other connections receive the file.
 
-        Pause first if they were served recently.
+        If none receives it now, but one did recently, the server may not have noticed
+        the closed connection: pause and return True, at most ``MAX_REFUSALS`` times in
+        a row.
         """
         context, scheduler = self._context, self._context.scheduler
         if others := scheduler.others_receiving(self._owner):

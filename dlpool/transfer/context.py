@@ -59,9 +59,9 @@ class TransferContext:
         return how == "auto" or (how == "falloc" and self.space.is_monitored)
 
     def max_bytes(self, *, is_stream: bool) -> int | None:
-        """Return the size from which the file is refused, None for no limit.
+        """Return the largest accepted size of the file in bytes, None for no limit.
 
-        ``is_stream``: its length is unknown.
+        ``is_stream``: the length of the file is unknown.
         """
         limit = self.settings.max_file_size
         return self.space.stream_limit if limit is None and is_stream else limit
@@ -96,7 +96,7 @@ class TransferContext:
             self.notify("connections_limited", connections=connections, reason=reason)
 
     def new_exchange(self, before: ExchangeStats) -> Exchange:
-        """Return an exchange that ends with the download.
+        """Return an exchange whose pauses end when the download is over.
 
         Its statistics continue from ``before``.
         """
@@ -105,7 +105,9 @@ class TransferContext:
     def judge(self, reply: Reply, requested: ByteRange | None) -> Answer:
         """Return the answer that a reply contains.
 
-        A Retry-After holds all requests to the same host.
+        Raises the errors of ``read_answer``. After one with a ``Retry-After`` of at
+        most ``max_retry_after`` seconds, no download of the process sends a request to
+        that host until then (``HostHolds``).
         """
         try:
             return read_answer(
@@ -144,7 +146,7 @@ class DownloadPlan:
 
     @property
     def missing_bytes(self) -> int:
-        """Return the bytes to fetch when the plan was made.
+        """Return the bytes that were missing when the plan was made.
 
         0 for a file of unknown size.
         """
@@ -152,7 +154,7 @@ class DownloadPlan:
 
 
 class NetworkOutage:
-    """Measures an outage of the local network by the failures of one thread.
+    """Measures an outage of the local network from the failures of one thread.
 
     Used by that thread.
     """

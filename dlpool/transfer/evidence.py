@@ -1,4 +1,4 @@
-"""Record from which responses a file was joined, to check that they are of one version.
+"""Record which responses a file consists of, to check that they are of one version.
 
 Pure, except for a lock. A file received in one response is of one version. A file
 joined from several responses without a strong validator is checked at the end: byte

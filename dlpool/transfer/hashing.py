@@ -32,7 +32,7 @@ class FollowingHash:
     ) -> None:
         """Start the thread.
 
-        ``open_reader`` returns a reader that the hash may close.
+        ``open_reader`` returns a new reader of the part file, which the hash closes.
         """
         self._hash = hashlib.new(algorithm)
         self._scheduler = scheduler
@@ -43,10 +43,10 @@ class FollowingHash:
             self._thread = self._start(open_reader())
 
     def digest(self) -> str:
-        """Wait for the last byte and return the digest in hexadecimal digits.
+        """Wait until all bytes are hashed; return the digest in hexadecimal digits.
 
-        Raises LocalFault if the file cannot be read, and the error that ended the
-        download.
+        Raises LocalFault if the file cannot be read. If the download has been
+        cancelled, raises the error with which it was cancelled.
         """
         if self._thread is not None:
             self._thread.join()
@@ -78,7 +78,7 @@ class FollowingHash:
         except DlpoolError as error:
             self._error = error
         finally:
-            with suppress(LocalFault):  # a reader has written nothing
+            with suppress(LocalFault):  # closing a reader loses no data
                 reader.close()
 
     def _hash_to(self, reader: RangeReader, end: int, position: int) -> int:

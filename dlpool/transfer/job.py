@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from dlpool.errors import UsageError
 
-# name: hex digits
+# hashlib's names, and the number of hexadecimal digits of each digest
 ALGORITHMS = {"md5": 32, "sha1": 40, "sha256": 64, "sha512": 128, "blake2b": 128}
 
 
@@ -49,12 +49,16 @@ class Checksum:
 class Job:
     """The order to download one URL to one file.
 
-    ``target``: the file, or with ``is_folder`` the folder in which the server or the
-    URL names it. ``headers`` are sent to the URL's origin only; ``user``: name and
-    password. ``id`` and ``fence`` belong to a job of the queue: what was published for
-    it is recorded until the queue knows, so that a later run of the job finds it.
-    ``owner``: the user who pushed the job. ``claim``: the random id of the job's first
-    claim, because ``id`` may be given to another job later.
+    ``target``: the file, or with ``is_folder`` the folder that gets a file named by the
+    server or the URL. ``headers``: sent to the URL's origin; only harmless ones are
+    also sent to other origins. ``user``: name and password for the URL.
+
+    The other fields are set only for a job of the queue. ``owner``: the user who pushed
+    the job. ``id``: the job's id; ``fence``: the fencing token of its present claim. Id
+    and fence are recorded with the published file until the queue knows that the job
+    has succeeded, so that a later run of the job finds the file. ``claim``: a random id
+    from the job's first claim; it distinguishes the job from a later one with the same
+    ``id``.
     """
 
     url: str
@@ -98,9 +102,9 @@ class Progress:
     """The progress of a download at one moment.
 
     ``done`` and ``size`` in bytes, ``size`` None while unknown. ``unreserved_bytes``:
-    bytes that count as taken on the disk in advance: as many as have been received,
-    limited to those still to be received, less those reserved on the disk.
-    ``is_resumable``: a later run can resume the download.
+    bytes still to be received for which the file system has reserved no blocks, but
+    which count as taken; at most as many as have been received. ``is_resumable``: a
+    later run can resume the download.
     """
 
     path: Path
@@ -122,24 +126,24 @@ class Notify(Protocol):
 
 
 def ignore_event(event: str, /, **fields: object) -> None:
-    """Ignore an event."""
+    """Ignore an event; the default of ``TransferCallbacks.notify``."""
 
 
 def accept_target(path: Path) -> None:
-    """Accept a target."""
+    """Accept any target; the default of ``TransferCallbacks.check_target``."""
 
 
 def authorize() -> None:
-    """Permit publishing."""
+    """Permit publishing; the default of ``TransferCallbacks.authorize_publish``."""
 
 
 @dataclass(frozen=True)
 class TransferCallbacks:
     """The functions that a transfer calls, from any of its threads.
 
-    ``check_target`` is called with each target that is tried; it raises to refuse it.
-    ``authorize_publish`` is called when the file is verified and locked, before it is
-    published; it may block, and raises to forbid publishing.
+    ``check_target`` is called with the path of each target that is tried; it raises to
+    refuse the path. ``authorize_publish`` is called when the file is verified and
+    locked, before it is published; it may block, and raises to forbid publishing.
     """
 
     notify: Notify = ignore_event

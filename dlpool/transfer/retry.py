@@ -1,4 +1,9 @@
-"""Decide what is retried, and when. Pure: time and randomness are parameters."""
+"""Decide what is retried, and when. Pure: time and randomness are parameters.
+
+The loop that retries is ``ConnectionWorker.run`` in ``worker``, before the first
+response ``run_probe``. The ``Retry-After`` of a host also holds the requests of all
+other downloads: ``TransferContext.judge`` sets that hold (``http/limits.HostHolds``).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ from dlpool.errors import DlpoolError, RetryRange, TooSlow, WaitTooLong
 
 # bytes: a request that received this many is repeated without a delay
 WORTHWHILE = 64 * 1024
-# a shorter request must have received the bytes of this time at the minimum speed
+# seconds: a shorter request must have received as much as one of this duration
 MIN_WAIT_S = 1.0
 
 
@@ -21,7 +26,7 @@ class RangeAttempt(NamedTuple):
     waited_s: float
 
     def is_progress(self, min_rate: int) -> bool:
-        """Return whether it reached ``min_rate`` bytes per second.
+        """Return whether the request reached ``min_rate`` bytes per second.
 
         A slower request counts as failed although it received bytes: otherwise a server
         that sends a few bytes and closes the connection would be retried without end.
@@ -32,10 +37,10 @@ class RangeAttempt(NamedTuple):
 
 
 class FailureCount(NamedTuple):
-    """A failed request.
+    """The count of failures of a chunk after another failed request.
 
-    ``attempts``: consecutive failures without progress. ``progress``: bytes of this
-    request; ``slow_bytes``: of all of these.
+    ``attempts``: consecutive failures without progress. ``progress``: bytes that the
+    last request received. ``slow_bytes``: bytes that all ``attempts`` received.
     """
 
     attempts: int
@@ -87,9 +92,10 @@ class RetryPolicy:
     def final_error(
         self, error: RetryRange, failures: int, slow_bytes: int = 0
     ) -> DlpoolError | None:
-        """Return the error that ends the job after ``failures``; None: retry.
+        """Return the error that ends the job, None for a retry.
 
-        ``slow_bytes``: bytes that these requests received.
+        ``failures``: consecutive failures without progress, of which ``error`` is the
+        last. ``slow_bytes``: bytes that these requests received.
         """
         if (
             error.retry_after_s is not None

@@ -23,7 +23,7 @@ TIMEOUT_FACTOR = 2.0
 
 
 class SampleCheck:
-    """Requests samples again.
+    """Requests samples of the file again and compares them with the part file.
 
     One thread calls ``run``; other threads may use ``exchange`` and
     ``abort_if_overdue``.

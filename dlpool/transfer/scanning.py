@@ -20,10 +20,10 @@ def check_configured(settings: TransferSettings, guard: Guard | None) -> None:
 
 
 def scan_output(context: TransferContext, plan: DownloadPlan) -> None:
-    """Scan the file; return if it may be published. Its lock is held meanwhile.
+    """Scan the part file; return if it may be published.
 
-    Raises Infected, NotScanned, ScannerAway, LocalFault if the file cannot be read, and
-    the error that ended the download.
+    The output's lock is held meanwhile. Raises Infected, NotScanned, ScannerAway,
+    LocalFault if the file cannot be read, and the error that ended the download.
     """
     guard, target, job = context.guard, plan.target, context.job
     assert guard is not None, "check_configured was called before the first request"

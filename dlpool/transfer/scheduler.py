@@ -13,8 +13,8 @@ from dlpool.transfer.retry import FailureCount, RangeAttempt
 RECENT_S = 5.0  # bytes written within this time show progress
 # consecutive complete responses with very few bytes that do not count as failures
 MAX_SHORT_ANSWERS = 32
-# replaced connections after which failures of a chunk count; its comparison delay is at
-# its maximum then
+# A chunk's connections that are replaced beyond this number count as failures. The
+# delay before the next comparison is at its maximum then.
 MAX_REPLACED = 8
 
 
@@ -138,7 +138,10 @@ class ChunkScheduler:
                 self._received_at[owner] = self._clock()
 
     def others_receiving(self, owner: object) -> int:
-        """Return how many others receive a body while the server refuses ``owner``."""
+        """Return how many others receive a body while the server refuses ``owner``.
+
+        If there are any, ``is_crowded`` becomes true.
+        """
         with self._changed:
             others = self._others_receiving(owner)
             self.is_crowded = self.is_crowded or others > 0
@@ -205,13 +208,13 @@ class ChunkScheduler:
     def count_failure(
         self, chunk: Chunk, error: RetryRange, attempt: RangeAttempt
     ) -> FailureCount:
-        """Record a failed request.
+        """Record a failed request, and return the failures of its chunk.
 
-        It counts unless it brought bytes at the minimum speed
-        (``RangeAttempt.is_progress``). It does not count in three cases: the server may
-        limit connections while another connection of this file makes progress; the
-        server refuses an additional connection; the connection was ended for being
-        slower than others, up to ``MAX_REPLACED`` times.
+        A request that received bytes at the minimum speed
+        (``RangeAttempt.is_progress``) resets the count. Other requests count, except in
+        three cases: the server may limit connections while another connection of this
+        file makes progress; the server refuses an additional connection; the connection
+        was ended for being slower than others, up to ``MAX_REPLACED`` times.
         """
         with self._changed:
             self.retries += 1
@@ -226,9 +229,9 @@ class ChunkScheduler:
             return FailureCount(chunk.failures, attempt.received, chunk.slow_bytes)
 
     def count_short_answer(self, chunk: Chunk, attempt: RangeAttempt) -> bool:
-        """Record a response that ended before its chunk did.
+        """Record a complete response that ended before its chunk did.
 
-        Return False after too many very short ones.
+        Returns False after too many consecutive ones with very few bytes.
         """
         with self._changed:
             if attempt.is_progress(self._min_rate):
@@ -240,7 +243,7 @@ class ChunkScheduler:
     def sleep(self, seconds: float) -> None:
         """Sleep for ``seconds``, at most until the download is over.
 
-        Raises the error if it has been cancelled.
+        Raises the error if the download has been cancelled.
         """
         if seconds <= 0:
             return
@@ -251,7 +254,7 @@ class ChunkScheduler:
     # --- any thread ---
 
     def wait_until_over(self, seconds: float) -> bool:
-        """Wait up to ``seconds`` for the end; return whether it is over."""
+        """Wait up to ``seconds`` until the download is over; return whether it is."""
         with self._changed:
             return self._changed.wait_for(lambda: self.is_over, seconds)
 
@@ -264,9 +267,10 @@ class ChunkScheduler:
             self._changed.wait_for(lambda: self._writing == 0, seconds)
 
     def wait_for_contiguous(self, beyond: int, seconds: float) -> int:
-        """Wait up to ``seconds`` for more than ``beyond`` contiguous bytes.
+        """Wait until more than ``beyond`` contiguous bytes are written.
 
-        Returns early when the download is over.
+        Returns their number, at the latest after ``seconds`` seconds or when the
+        download is over.
         """
         with self._changed:
             self._changed.wait_for(
@@ -307,9 +311,9 @@ class ChunkScheduler:
             return ChunkSnapshot(joined, self._map.written())
 
     def set_rate(self, chunk: Chunk, rate: float) -> None:
-        """Record the speed of the owner's connection, in bytes per second.
+        """Record the present speed of the connection that fetches ``chunk``.
 
-        Wakes idle threads, which may steal now.
+        ``rate`` in bytes per second. Wakes idle threads, which may steal now.
         """
         with self._changed:
             chunk.rate = rate
@@ -318,7 +322,7 @@ class ChunkScheduler:
             self._changed.notify_all()
 
     def record_rate(self, owner: object, rate: float) -> None:
-        """Record the speed of ``owner`` over a finished chunk, in bytes per second."""
+        """Record the mean speed of ``owner`` over its last request, in bytes/s."""
         with self._changed:
             self._rates[owner] = rate
 
@@ -328,7 +332,10 @@ class ChunkScheduler:
         return self._waiting > 0
 
     def slowest_s(self) -> float:
-        """Return the longest known time, in seconds, to finish a chunk."""
+        """Return the longest time in seconds that an owner still needs for its chunk.
+
+        0 if no speed is known.
+        """
         with self._changed:
             known = (
                 chunk
@@ -358,7 +365,7 @@ class ChunkScheduler:
         return len(self._receiving - self._retired - {owner})
 
     def _is_moving(self, failed: Chunk) -> bool:
-        """Return whether connections of chunks other than ``failed`` progress."""
+        """Return whether chunks other than ``failed`` make progress."""
         now = self._clock()
         if now - self._written_at >= RECENT_S:
             return False

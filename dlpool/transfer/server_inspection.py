@@ -35,14 +35,15 @@ from dlpool.transfer.http.source import Reply, Source
 
 MIB = 1024 * 1024
 SAMPLE = 4 * MIB  # bytes of the speed measurement
-SAMPLE_S = 5.0  # its maximal duration
+SAMPLE_S = 5.0  # longest duration of the speed measurement
 LIMIT_S = 10.0  # for one request and the part of its body that is read
 MAX_CONNECTIONS = 8  # tested at once
 SETTLE_S = 0.5  # until a server has noticed a closed connection and does not count it
+# validators that no file has: an ETag (True) or a date (False)
 _OTHER_VERSION = {
     True: '"not-the-version-of-this-file"',
     False: "Thu, 01 Jan 1970 00:00:00 GMT",
-}  # ETag, or date
+}
 
 
 class IfRange(Enum):
@@ -156,7 +157,10 @@ class ServerInspection:
         raise AssertionError("a plain request is refused by its status")
 
     def _if_range(self, first: Answer) -> IfRange:
-        """Request a byte of the present version, and one of an invented version."""
+        """Return how the server treats ``If-Range``.
+
+        Requests one byte of the present version, then one of an invented version.
+        """
         validator = first.resource.if_range
         if not first.is_partial or not first.resource.size or validator is None:
             return IfRange.UNTESTED
@@ -172,7 +176,7 @@ class ServerInspection:
     def _refusals(self, number: int, share: int) -> tuple[str, ...]:
         """Return why some of ``number`` simultaneous connections got no part.
 
-        Their bodies are not read.
+        ``share``: bytes that each connection requests. The bodies are not read.
         """
         results: queue.SimpleQueue[str] = queue.SimpleQueue()
         all_answered = threading.Event()

@@ -22,25 +22,25 @@ from dlpool.transfer.chunks import UNKNOWN_END, Chunk
 SPACE_RESERVE = 1024 * 1024
 # maximum bytes between two checks of the free space, and maximum reserved ahead
 MAX_AHEAD = 64 * 1024 * 1024
-MIN_AHEAD = 64 * 1024  # bytes
+MIN_AHEAD = 64 * 1024  # minimum bytes between two checks of the free space
 _BLOCK = 512  # bytes: the unit of st_blocks, see stat(2)
-# fraction of the spare bytes after which they are checked again, as others write, too
+# The free space is checked again after 1/SPARE_PART of the spare bytes, because other
+# processes write, too.
 SPARE_PART = 8
 
 
 class SpaceRules:
     """The rules of a user's own download, which may fill the disk.
 
-    Immutable; a service has other rules.
-
-    ``is_monitored``: check the free space while bytes arrive. ``stream_limit``: bytes
-    at which a body of unknown length is refused, None for no limit.
+    Immutable; a service has other rules. ``is_monitored``: check the free space while
+    bytes arrive. ``stream_limit``: largest accepted body of unknown length in bytes,
+    None for no limit.
     """
 
     is_monitored = False
     stream_limit: int | None = None
 
-    def reserved_bytes(self, space: Space) -> int:  # noqa: ARG002 - of the rules of others
+    def reserved_bytes(self, space: Space) -> int:  # noqa: ARG002 - a service uses it
         """Return how many bytes of a file system must stay free."""
         return 0
 
@@ -54,10 +54,9 @@ class SpaceRules:
     def check(self, descriptor: int, folder: Path, size: int) -> None:
         """Check that a file of ``size`` bytes fits.
 
-        The open file may contain some already.
-
-        Raises TooLarge if it can never fit into the file system, NoRoom if it does not
-        fit now, LocalFault.
+        ``descriptor``: of the open file, which may contain some of the bytes already.
+        ``folder``: for messages. Raises TooLarge if the file can never fit into the
+        file system, NoRoom if it does not fit now, LocalFault.
         """
         if size < MIN_FALLOC_BYTES:
             return  # its first write fails as early
@@ -102,10 +101,9 @@ class BlockReserver(Protocol):
 class WriteBudget:
     """The bytes that one connection may write before the free space is checked again.
 
-    Used by the connection's thread.
-
-    ``reserved_to``: the end of the last blocks that were reserved for it; other threads
-    read it.
+    Used by the connection's thread. ``reserved_to``: the position in the file up to
+    which blocks were last reserved for the connection; other threads read it.
+    ``reserves``: whether to reserve blocks.
     """
 
     def __init__(self, rules: SpaceRules, *, reserves: bool) -> None:

@@ -30,7 +30,11 @@ ANSWER_FACTOR = 10.0
 
 @dataclass
 class SpeedSamples:
-    """Samples of one connection within ``RATE_WINDOW_S`` seconds of waiting."""
+    """Samples of one connection within ``RATE_WINDOW_S`` seconds of waiting.
+
+    ``began_s``: the seconds waited at the first sample. ``mark``: the sample at the
+    last check of the minimum speed.
+    """
 
     samples: list[ExchangeStats] = field(default_factory=list)
     began_s: float = 0.0
@@ -73,9 +77,10 @@ class SpeedSamples:
 
 
 def below_minimum(speed: SpeedSamples, limit: int, time_s: float) -> DlpoolError | None:
-    """Return the error for a connection below ``limit`` bytes per second.
+    """Return the error for a connection below ``limit`` bytes per second, or None.
 
-    It must have waited for ``time_s`` seconds since the last check.
+    The speed is checked each time that the connection has waited for ``time_s`` seconds
+    since the last check.
     """
     now = speed.samples[-1]
     waited = now.waited_s - speed.mark.waited_s
@@ -150,9 +155,9 @@ def delays_completion(
 def header_timed_out(
     elapsed_s: float, connect_timeout_s: float, read_timeout_s: float
 ) -> DlpoolError | None:
-    """Return the error for a request whose response header is incomplete.
+    """Return the error for a request whose response header took too long, or None.
 
-    ``elapsed_s``: seconds since the request.
+    ``elapsed_s``: seconds since the request was sent.
     """
     if elapsed_s < connect_timeout_s + read_timeout_s:
         return None
@@ -164,7 +169,10 @@ def header_timed_out(
 def answer_timed_out(
     elapsed_s: float, usual_s: float, delay_s: float
 ) -> DlpoolError | None:
-    """Return the error for a request that waits much longer than others did."""
+    """Return the error for a request that waits much longer than others did, or None.
+
+    ``usual_s``: the longest time that the others waited.
+    """
     if elapsed_s < max(delay_s, usual_s * ANSWER_FACTOR):
         return None
     return TooSlow(

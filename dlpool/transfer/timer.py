@@ -29,7 +29,7 @@ class TimerThread:
     def calling(self, callback: Callable[[], None]) -> Iterator[bool]:
         """Call ``callback`` every ``TICK_S`` seconds during the block.
 
-        Yields False if no thread could be started, so that it is not called.
+        Yields False if no thread could be started: the callback is not called then.
         """
         key = object()
         with self._lock:

@@ -116,7 +116,7 @@ class Transfer:
                 self._target.close()
 
     def cancel(self, error: DlpoolError | None = None) -> None:
-        """Cancel the download and commit it for the next run.
+        """Cancel the download; ``run`` commits its bytes for the next run.
 
         ``run`` raises ``error``, by default Cancelled, within a second.
         """
@@ -149,9 +149,9 @@ class Transfer:
 
     @staticmethod
     def _unreserved_bytes(attempt: TransferAttempt, size: int, done: int) -> int:
-        """Return the bytes that count as taken on the disk in advance.
+        """Return ``Progress.unreserved_bytes``.
 
-        They are limited to the number of received bytes.
+        ``size`` and ``done``: bytes of the file, and those written.
         """
         reserved = sum(worker.reserved for worker in attempt.workers.all)
         return max(0, min(size - done, done) - reserved)
@@ -224,9 +224,10 @@ class Transfer:
     def _prepare_restart(self, error: RestartFile) -> float:
         """Discard the received bytes, and return the seconds until the next attempt.
 
-        A changed file restarts at most ``MAX_RESTARTS`` times; a broken stream restarts
-        as often as a range may be retried. The last restart requests one body instead
-        of ranges, which can contain only one version.
+        Raises the final error if no further attempt is allowed. A changed file is
+        restarted at most ``MAX_RESTARTS`` times; a broken stream is restarted as often
+        as a range may be retried. The last restart requests one body, which can contain
+        only one version, instead of ranges.
         """
         counters, delay_s = self._counters, 0.0
         if isinstance(error, StreamBroken):

@@ -35,11 +35,11 @@ BUFFER = 256 * 1024
 MAX_SKIP = 1024 * 1024
 NETWORK_POLL_S = 2.0
 LEAST_SPAN_S = 0.05  # least waiting time from which a speed is computed
-# seconds for which a thread whose connection was too slow leaves its chunk to an idle
-# one
+# seconds that a thread whose connection was too slow waits before it takes a chunk, so
+# that an idle thread takes the released one
 YIELD_S = 0.1
 MAX_STALE = 16  # consecutive idle connections that the server had closed
-# of a full disk, before the download fails
+# further checks of a full disk before the download fails, and the seconds between two
 SPACE_RETRIES = 8
 SPACE_RETRY_S = 0.25
 
@@ -47,9 +47,9 @@ SPACE_RETRY_S = 0.25
 class ConnectionWorker:
     """One connection thread of a download.
 
-    Only ``exchange`` and ``chunk`` are read by other threads. The first worker has no
-    plan yet; ``run_probe`` finds it. ``after_write`` is called after each write, where
-    no other thread can commit checkpoints.
+    Other threads only read: ``exchange``, ``chunk``, ``reserved`` and the statistics.
+    The first worker has no plan yet; ``run_probe`` finds it. ``after_write`` is set if
+    the worker runs on the attempt's thread: it commits checkpoints between the writes.
     """
 
     def __init__(
@@ -96,9 +96,9 @@ class ConnectionWorker:
         return self._context.scheduler.is_retired(self)
 
     def latest_answer_s(self) -> float | None:
-        """Return the seconds that the server took for its latest response.
+        """Return the seconds from the latest request to its response header.
 
-        None without one.
+        None if there is no response.
         """
         latest = self._latest
         return latest.answer_s if latest is not None else None
@@ -131,9 +131,8 @@ class ConnectionWorker:
     ) -> None:
         """Fetch chunks until the download is over; errors stop the download.
 
-        ``probed``: the probe's result, whose response is used first.
-
-        ``writer``: used instead of a descriptor of its own.
+        ``probed``: the probe's result, whose response is used first. ``writer``: used
+        instead of one with its own descriptor.
         """
         scheduler = self._context.scheduler
         self._writer = writer
@@ -344,8 +343,8 @@ class ConnectionWorker:
     def _check_space(self, chunk: Chunk, size: int) -> None:
         """Check the free space, if that is due.
 
-        A file of known size waits a little for other downloads to release space. Raises
-        TooLarge, NoRoom.
+        A file of known size waits up to ``SPACE_RETRIES * SPACE_RETRY_S`` seconds for
+        other downloads to release space. Raises TooLarge, NoRoom.
         """
         assert self._writer is not None
         for attempt in range(SPACE_RETRIES + 1):
@@ -409,17 +408,18 @@ class ConnectionWorker:
         return delay
 
     def _suggests_fewer_connections(self, error: RetryRange) -> bool:
-        """Return whether the server may accept fewer connections.
+        """Return whether ``error`` may mean that the server accepts fewer connections.
 
-        A slow connection alone shows that only without a response.
+        A connection that was only slower than others means that if its request got no
+        response.
         """
         return not error.is_comparison or self.latest_answer_s() is None
 
 
 def _open_writer(plan: DownloadPlan) -> RangeWriter:
-    """Return a descriptor to write with.
+    """Open a writer for this connection.
 
-    Raises LocalFault, and OutOfDescriptors, which is temporary.
+    Raises LocalFault, and OutOfDescriptors, after which a retry may succeed.
     """
     try:
         return plan.target.writer()

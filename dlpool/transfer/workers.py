@@ -11,8 +11,8 @@ from dlpool.transfer.context import DownloadPlan, TransferContext
 from dlpool.transfer.http.host_connections import ConnectionShare
 from dlpool.transfer.worker import ConnectionWorker
 
-SLOW_DOWNLOAD_S = 10.0
-# per connection: the socket, its duplicate (SocketShutdown), and one to write with
+SLOW_DOWNLOAD_S = 10.0  # a download that needs longer gets a second connection
+# per connection: the socket, its duplicate (SocketShutdown), and the part file
 DESCRIPTORS = 3
 # descriptors left for the state file, folders, name look-ups and the log
 RESERVED_DESCRIPTORS = 12
@@ -47,7 +47,7 @@ class ConnectionWorkers:
     def start_first(self, worker: ConnectionWorker, work: Callable[[], None]) -> bool:
         """Start the first worker on a thread.
 
-        Return False if this machine allows no further thread or descriptors. The caller
+        Return False if this machine allows no further thread or descriptor. The caller
         runs the worker itself then.
         """
         if not threads.has_free_descriptors(DESCRIPTORS + RESERVED_DESCRIPTORS):
@@ -71,7 +71,7 @@ class ConnectionWorkers:
         self.most_at_once = max(self.most_at_once, len(self._active()))
 
     def start(self, plan: DownloadPlan, connections: int, most: int) -> None:
-        """Add workers up to ``connections``, or to the adaptive share.
+        """Add workers up to ``connections``; if adaptive, up to this download's share.
 
         ``most``: connections that the size of the file justifies.
         """
@@ -88,8 +88,8 @@ class ConnectionWorkers:
     def add_second(self, plan: DownloadPlan) -> None:
         """Add a second connection if the only one is slow.
 
-        It is slow if it will need longer than ``SLOW_DOWNLOAD_S``. The size of a file
-        may justify one connection only, which turns out to be slow. The timer thread
+        It is slow if it needs longer than ``SLOW_DOWNLOAD_S``. The size of a file may
+        have justified only one connection, which turns out to be slow. The timer thread
         calls this; the attempt's thread adds no workers to such a file.
         """
         context = self._context
@@ -129,7 +129,7 @@ class ConnectionWorkers:
             self._context.scheduler.retire(worker)
 
     def release_share(self) -> None:
-        """Return this download's share of connections to its host."""
+        """Give back this download's share of the connections to its host."""
         share, self._share = self._share, None
         if share is not None:
             share.leave()

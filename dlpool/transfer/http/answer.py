@@ -38,12 +38,13 @@ from dlpool.transfer.http.remote_resource import RemoteResource, ValidatorMatch
 ALLOW_CHANGE = " (--allow-change fetches the new one)"
 MAX_CLOCK_OFFSET = timedelta(days=1)  # between a server's clock and ours
 
+# temporary failures: a later request may succeed
 _PASSING = {408, 425, 500, 502, 504, 511, *range(520, 525)}
 _BUSY = {429, 503}
 _AWAY = {502, 504, *_BUSY}
 _DENIED = {401, 403, 407}
 _GONE = {404, 410}
-# with Retry-After, some servers refuse an additional connection with these
+# with these and Retry-After, some servers refuse an additional connection
 _MAY_WAIT = {400, 403}
 
 # After one of these statuses to a ranged GET, a plain GET may succeed.
@@ -96,8 +97,9 @@ def requested_wait_s(headers: Mapping[str, str], now: datetime) -> float | None:
     """Return the seconds that ``Retry-After`` requests, or None without the field.
 
     A date in the field is compared with the response's ``Date`` (RFC 9110 section
-    6.6.1). If that differs from ``now`` by more than ``MAX_CLOCK_OFFSET``, it is from a
-    cache or a constant, and the shorter of both waits is returned.
+    6.6.1). A ``Date`` that differs from ``now`` by more than ``MAX_CLOCK_OFFSET`` is
+    from a cache or a constant: the shorter of the waits from ``Date`` and from ``now``
+    is returned then.
     """
     requested, sent = headers.get("Retry-After"), http_date(headers.get("Date"))
     ours = retry_after_s(requested, now)
@@ -174,7 +176,7 @@ def check_same_version(
     is_conditional: bool = False,
     allows_change: bool = False,
 ) -> None:
-    """Raise RemoteChanged for another version, BadAnswer if that is unknown.
+    """Raise RemoteChanged for another version, BadAnswer if the version is unknown.
 
     ``is_conditional``: the request had ``If-Range``. Raises UnexpectedContent as
     ``check_replacement`` does.
@@ -216,7 +218,7 @@ def check_replacement(
 def check_family(
     known: RemoteResource, resource: RemoteResource, hint: str = ""
 ) -> None:
-    """Raise UnexpectedContent if the media type excludes a version of the file."""
+    """Raise UnexpectedContent if the media types show two different files."""
     if not is_same_family(known.content_type, resource.content_type):
         raise UnexpectedContent(
             f"the server sent {_kind(resource)} in place of the file, which is "
@@ -253,11 +255,9 @@ def _read_complete(
         # so that a body without a length cannot end early
         size = told.total if told is not None else size
     resource = RemoteResource.from_headers(headers, size, host=host, seen_at=now)
-    if (
-        status == 203
-        # a proxy transformed the content: the origin's validators do not apply (section
-        # 15.3.4)
-    ):
+    if status == 203:
+        # a proxy transformed the content: the origin's validators do not apply (RFC
+        # 9110 section 15.3.4)
         resource = RemoteResource(
             size=size,
             content_type=resource.content_type,

@@ -24,7 +24,8 @@ from dlpool.transfer.http.urllib3_adapter import PooledResponse, TargetedHeaders
 from dlpool.transfer.http.urls import display_url
 from dlpool.transfer.timer import TimerThread
 
-ENOUGH = 128 * 1024  # bytes after which one read stops collecting
+# bytes after which one read stops collecting what has arrived
+MIN_READ_BYTES = 128 * 1024
 
 
 class HttpClient:
@@ -46,17 +47,17 @@ class HttpClient:
         """Prepare the pools; no connection is opened.
 
         ``pool_size``: idle connections per host that are kept for reuse.
-        ``rate_limit``: shared by all downloads. ``min_read_bytes``: bytes that one read
-        collects while they arrive without delay, if more than ``ENOUGH``.
-        ``max_idle_s``: seconds after which an idle connection is closed; None means
-        ``MAX_IDLE_S``.
+        ``rate_limit``: shared by all downloads. ``min_read_bytes``: one read collects
+        bytes until it has this many, as long as they arrive without delay; at least
+        ``MIN_READ_BYTES``. ``max_idle_s``: seconds after which an idle connection is
+        closed; None means ``MAX_IDLE_S``.
         """
         self.settings = settings
         self.host_holds = host_holds
         self.network_monitor = network_monitor
         self.host_connections = HostConnections(time.monotonic)
         self.rate_limit = rate_limit or RateLimit(None, time.monotonic)
-        self.min_read_bytes = max(min_read_bytes, ENOUGH)
+        self.min_read_bytes = max(min_read_bytes, MIN_READ_BYTES)
         self.session = requests.Session()
         self._idle_closer = IdleCloser(max_idle_s)
         self._adapter = PoolAdapter(settings, pool_size, self._idle_closer)
@@ -71,7 +72,11 @@ class HttpClient:
         self._proxies: dict[tuple[str, str, int | None], Mapping[str, str]] = {}
 
     def proxies(self, url: str) -> Mapping[str, str]:
-        """Return the configured proxy, else those of the environment, by scheme."""
+        """Return the proxies for ``url``, by scheme.
+
+        This is the configured proxy, else those of the environment. Raises
+        ConfigurationError for an unusable one of the environment.
+        """
         if self.settings.proxy:
             return {"http": self.settings.proxy, "https": self.settings.proxy}
         found = self._proxies.get(origin(url))
@@ -92,7 +97,7 @@ class HttpClient:
         """Send a request and return its response with the body unread.
 
         Raises the exceptions of requests and urllib3. Uses the connection pools of
-        requests' adapter without its ``send``, which takes as long as a small file.
+        requests' adapter, but not its ``send``, which takes as long as a small file.
         """
         pool, request = self._adapter.route(url, self.proxies(url))
         raw: Any = pool.urlopen(

@@ -114,7 +114,7 @@ def coding_action(
 def is_encoded_file(
     coding: str, resource: RemoteResource, names: Iterable[str]
 ) -> bool:
-    """Return whether name or media type show that the encoded file is meant."""
+    """Return whether a name or the media type shows that the encoded file is meant."""
     if resource.content_type in _TYPES.get(coding, ()):
         return True
     given = [*names, resource.server_name or ""]
@@ -160,9 +160,9 @@ class DecodedReply(Reply):
 
 
 def decode_reply(reply: Reply, answer: Answer) -> tuple[Reply, Answer]:
-    """Return the reply with its body decoded, and its adjusted answer.
+    """Return the reply with its body decoded, and the answer without size and digest.
 
-    The server's values are those of the encoded body.
+    The server's size and digest are those of the encoded body.
     """
     resource = replace(answer.resource, size=None, digest=None, refuses_ranges=True)
     return DecodedReply(reply), replace(answer, resource=resource, length=None)

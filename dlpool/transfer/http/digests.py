@@ -3,14 +3,14 @@
 What each field covers:
 
 - ``Repr-Digest``: the representation, also on a 206 (RFC 9530 section 3);
-- ``Digest``: the instance, which is the same (RFC 3230 section 4.1);
+- ``Digest``: the instance, an older word for the representation (RFC 3230 section 4.1);
 - ``x-goog-hash``: the object as it is stored, not a body that the server decompressed;
 - ``x-amz-checksum-NAME``: the object; ``VALUE-N`` and ``COMPOSITE`` are digests of the
   digests of N parts and cannot be used;
 - ``x-ms-blob-content-md5``: the blob, also on a 206;
 - ``Content-Digest``: the content of this message, which is the file only if the message
   contains all of it (RFC 9530 section 2);
-- ``Content-MD5``: the same (RFC 2616 section 14.15).
+- ``Content-MD5``: as ``Content-Digest`` (RFC 2616 section 14.15).
 
 CRC32C, Adler-32 and the Unix sums are ignored: hashlib has none of them.
 """

@@ -1,8 +1,8 @@
 """One request and its response, which other threads can observe and cancel.
 
-``shutdown(2)`` on a duplicate of the connection's socket ends a blocked read. urllib3's
-``shutdown()`` does not serve: on TLS it unwraps the connection first, and the next read
-returns ciphertext as body.
+``shutdown(2)`` on a duplicate of the connection's socket ends a blocked read. The
+method ``shutdown()`` of urllib3 cannot be used for that: on TLS it unwraps the
+connection first, and the next read returns ciphertext as body.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class SocketShutdown:
     """Ends every wait on a socket, from any thread.
 
     The connection and its exchange both hold it, because http.client closes a
-    connection while its last body is still being read. The lock guards that a closed
-    descriptor is never used.
+    connection while its last body is still being read. The lock prevents the use of a
+    closed descriptor.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -76,11 +76,12 @@ class SocketShutdown:
 class Exchange:
     """A request in flight.
 
-    The thread that makes it enters it; other threads may cancel it and read its
-    statistics. The statistics continue from ``before``, those of the previous exchange.
-    Only time spent waiting for the server counts, not disk writes or rate limits.
-    ``sent_at``: when the request was sent, None while its body is being sent. The lock
-    guards ``cancel_error`` and the socket.
+    The thread that sends the request enters the exchange as a context; other threads
+    may cancel it and read its statistics. The statistics continue from ``before``,
+    those of the previous exchange. Only time spent waiting for the server counts, not
+    disk writes or rate limits. ``sent_at``: when the request was sent, None while its
+    body is being sent. ``is_reused``: the connection had served an earlier request. The
+    lock guards ``cancel_error`` and the socket.
     """
 
     def __init__(
@@ -115,9 +116,9 @@ class Exchange:
             self.detach()
 
     def cancel(self, error: DlpoolError) -> None:
-        """Make the thread inside raise ``error`` as soon as it wakes.
+        """Make the thread that has entered the exchange raise ``error``, and wake it.
 
-        The first error stands.
+        An earlier error takes precedence.
         """
         with self._lock:
             self.cancel_error = self.cancel_error or error
@@ -149,11 +150,11 @@ class Exchange:
             raise self.cancel_error
 
     def begin_wait(self) -> None:
-        """Start to count waiting time."""
+        """Start measuring waiting time."""
         self.waiting_since = self.clock()
 
     def end_wait(self, moved: int) -> None:
-        """Stop to count waiting time, and add ``moved`` bytes of body."""
+        """Stop measuring waiting time, and add ``moved`` bytes of body."""
         if self.waiting_since is not None:
             self.waited_s += self.clock() - self.waiting_since
         self.waiting_since = None
@@ -171,7 +172,7 @@ class Exchange:
     def answer_s(self) -> float | None:
         """Return the seconds from request to response header.
 
-        None while there is no response.
+        None without a response.
         """
         if self.sent_at is None or self.answered_at is None:
             return None

@@ -19,6 +19,7 @@ _FIELD = re.compile(r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n]*)\r?\n", re.MULTIL
 _LENIENT_FIELD = re.compile(
     r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*:([^\r\n]*)\r?\n", re.MULTILINE
 )
+# fields that occur once
 _SINGLE = {
     "content-length",
     "content-range",
@@ -104,7 +105,7 @@ def read_fields(lines: BinaryIO, *, is_lenient: bool = False) -> HeaderFields:
 
 
 def parse_usual_fields(text: str) -> list[tuple[str, str]]:
-    """Return the fields of a header, without lines that are not usual fields."""
+    """Return the fields of a header in the usual form; other lines are left out."""
     return _parse_fields(_FIELD, text)
 
 

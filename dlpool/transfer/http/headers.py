@@ -138,10 +138,10 @@ def repr_digest(value: str | None) -> Digest | None:
 
 
 def content_disposition_name(value: str | None) -> str | None:
-    """Return the file name of a ``Content-Disposition`` (RFC 6266).
+    """Return the file name of a ``Content-Disposition`` (RFC 6266), None without one.
 
-    ``filename*`` (RFC 8187) precedes ``filename``. The name is as the server sent it:
-    make it safe before use.
+    ``filename*`` (RFC 8187) takes precedence over ``filename``. The name is as the
+    server sent it: make it safe before use.
     """
     if not value:
         return None

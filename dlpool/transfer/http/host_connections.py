@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from dlpool.transfer.aimd import Aimd, ControlParameters
 
-# connections: as many as the fixed default, so that an adaptive download is not slower
-# for long
+# first level, in connections: the default of a fixed number, so that an adaptive
+# download does not begin slower
 START = 4
 CONTROL_PARAMETERS = ControlParameters(
     settle_s=0.25, measure_s=0.75, pause_s=5.0, max_pause_s=60.0
 )
-MEMORY_S = 600.0  # for which an unused host is remembered
+MEMORY_S = 600.0  # seconds for which an unused host is remembered
 
 
 def distribute(level: int, most: Sequence[int]) -> list[int]:
@@ -37,10 +37,10 @@ def distribute(level: int, most: Sequence[int]) -> list[int]:
 
 @dataclass(eq=False)
 class ShareMember:
-    """A download at a host.
+    """A download, as one of those that share the connections to a host.
 
-    ``most`` connections can be used, ``share`` are assigned, ``busy`` are working;
-    ``received`` in bytes.
+    It can use ``most`` connections, ``share`` are assigned to it, ``busy`` are working.
+    ``received``: its bytes so far.
     """
 
     most: int
@@ -110,7 +110,7 @@ class ConnectionShare:
 
 
 class HostConnections:
-    """The hosts of a process.
+    """The number of connections to each host, for all downloads of a process.
 
     Thread-safe; the lock guards the table and its contents.
     """
@@ -119,7 +119,7 @@ class HostConnections:
         self._clock = clock
         self._lock = threading.Lock()
         self._hosts: dict[str, HostState] = {}
-        # connections to one file, and the time of the observation
+        # by host: how many connections to one file it accepts, and when that was observed
         self._admitted: dict[str, tuple[int, float]] = {}
 
     def record_limit(self, host: str, connections: int) -> None:
@@ -162,7 +162,7 @@ class HostConnections:
     def join(self, host: str, most: int, *, limit: int) -> ConnectionShare:
         """Add a download that can use ``most`` connections, and return its share.
 
-        ``limit``: connections to a new host for all downloads together.
+        ``limit``: the highest level for all downloads together, if the host is new.
         """
         with self._lock:
             now = self._clock()
@@ -176,13 +176,19 @@ class HostConnections:
             return ConnectionShare(self, host, member)
 
     def refused(self, host: str, reason: str) -> None:
-        """Record that ``host`` may accept fewer connections: a 429, 503 or reset."""
+        """Reduce the level of ``host`` after a failure that may show a limit.
+
+        ``reason``: the label of the failure, such as a 429, 503 or reset.
+        """
         with self._lock:
             if (known := self._hosts.get(host)) is not None and known.members:
                 known.control.record_refusal(self._clock(), reason)
 
     def answered(self, host: str, seconds: float) -> None:
-        """Record that ``host`` took ``seconds`` seconds to respond."""
+        """Record that ``host`` took ``seconds`` seconds to respond.
+
+        Late responses reduce its level.
+        """
         with self._lock:
             if (known := self._hosts.get(host)) is not None and known.members:
                 known.control.record_latency(self._clock(), seconds)

@@ -80,7 +80,7 @@ class StrictResponse(http.client.HTTPResponse):
     def _read_usual(self) -> bool:
         """Parse the header if it has arrived completely and has the usual form.
 
-        Else read nothing and return False.
+        Otherwise consumes nothing and returns False.
         """
         data = self.fp.peek(1)
         status, end = _STATUS.match(data), data.find(b"\r\n\r\n")
@@ -134,8 +134,8 @@ class StrictResponse(http.client.HTTPResponse):
     def _get_chunk_left(self) -> int | None:
         """Return the remaining bytes of the chunk, None after the last one.
 
-        Stricter than http.client, which takes a size line that was cut for a smaller
-        size, even for the final 0.
+        Stricter than http.client, which accepts a truncated size line as a smaller
+        size, even as the final 0.
         """
         if self.chunk_left:
             return self.chunk_left

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable
 
 BURST_S = 0.25  # an idle bucket holds the bytes of this many seconds
-LEAST_READ = 1024  # bytes
-NETWORK_MEMORY_S = 30.0  # for which a failure counts
+LEAST_READ = 1024  # bytes of one read, whatever the limits
+NETWORK_MEMORY_S = 30.0  # seconds for which a failure to reach a host counts
 
 
 class RateLimit:
@@ -33,7 +33,9 @@ class RateLimit:
             self._fill()
             if rate is None or self._rate is None:
                 self._level = 0.0
-            elif rate < self._rate:  # bytes read at the old rate cause no longer wait
+            elif (
+                rate < self._rate
+            ):  # the wait for bytes already read does not become longer
                 self._level *= rate / self._rate
             self._rate = rate
 
@@ -80,10 +82,10 @@ class RateLimits:
 
 
 class HostHolds:
-    """Until when each host must not be requested, for all downloads of a process.
+    """The hosts that no download of a process may request before a certain time.
 
-    Thread-safe; the lock guards the table. ``notify`` is called with each new hold, so
-    that other processes can apply it.
+    Thread-safe; the lock guards the table. ``notify`` is called with each hold that a
+    server has demanded from this process, so that other processes can apply it.
     """
 
     def __init__(
@@ -99,13 +101,13 @@ class HostHolds:
     def hold(self, host: str, seconds: float) -> None:
         """Send no request to ``host`` for ``seconds`` seconds, as its server demands.
 
-        An existing longer hold stays.
+        Calls ``notify``. An existing longer hold stays.
         """
         self.record(host, seconds)
         self._tell(host, seconds)
 
     def record(self, host: str, seconds: float) -> None:
-        """Apply a hold that another process has reported."""
+        """Apply a hold that another process has reported; do not call ``notify``."""
         with self._lock:
             now = self._clock()
             self._holds = {
@@ -115,10 +117,8 @@ class HostHolds:
 
     def wait_s(self, host: str) -> float:
         """Return the seconds until ``host`` may be requested; 0 means at once."""
-        until = self._holds.get(
-            host
-            # without the lock: ``record`` replaces the table with a complete one
-        )
+        # without the lock: ``record`` replaces the table with a complete one
+        until = self._holds.get(host)
         return 0.0 if until is None else max(0.0, until - self._clock())
 
 

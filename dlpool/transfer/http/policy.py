@@ -37,8 +37,8 @@ _NOT_PUBLIC_V4 = parse_networks(
 _PUBLIC_V6 = ipaddress.IPv6Network("2000::/3")
 _NOT_PUBLIC_V6 = parse_networks("2001::/23, 2001:db8::/32, 3fff::/20")
 
-# IPv6 networks whose addresses stand for IPv4 ones, and the number of bits behind
-# those: IPv4-compatible and mapped (RFC 4291), translated (RFC 2765), NAT64 (RFC 6052),
+# IPv6 networks whose addresses contain an IPv4 address, and the number of bits that
+# follow that: IPv4-compatible and mapped (RFC 4291), translated (RFC 2765), NAT64 (RFC 6052),
 # 6to4 (RFC 3056).
 _CARRIERS = tuple(
     (ipaddress.IPv6Network(text), shift)
@@ -98,9 +98,10 @@ class NetworkPolicy:
             )
 
     def _allows(self, address: Address) -> bool:
-        """Return whether ``allow`` names the address.
+        """Return whether a network of ``allow`` contains the address.
 
-        A metadata address only by a network of nothing but such addresses.
+        For a link-local or metadata address, that network must lie within the special
+        one.
         """
         named = [network for network in self.allow if address in network]
         network_found = _special_network(address)
@@ -140,7 +141,7 @@ def headers_for_origin(
 ) -> dict[str, str]:
     """Return the user's headers that may be sent to ``url``.
 
-    These are all at the origin of ``first_url``, and the harmless ones elsewhere.
+    All are sent to the origin of ``first_url``, only harmless ones to another origin.
     """
     if origin(url) == origin(first_url):
         return dict(headers)
@@ -148,9 +149,9 @@ def headers_for_origin(
 
 
 def _routed_addresses(address: Address) -> Iterator[Address]:
-    """Yield the addresses that packets go to.
+    """Yield the addresses that packets to ``address`` go to.
 
-    This is the address or the IPv4 address that it stands for; with ISATAP both.
+    This is the address itself, or the IPv4 address that it contains; with ISATAP both.
     """
     if isinstance(address, ipaddress.IPv6Address):
         number = int(address)
@@ -171,11 +172,9 @@ def _embedded_addresses(address: Address) -> Iterator[Address]:
     if address in _TEREDO:  # the server, and the client behind its NAT
         yield _ipv4(number >> 64)
         yield _ipv4(~number)
-    elif (
-        address in _LOCAL_NAT64
-        # RFC 6052 section 2.2: prefixes of 96, 64, 56 and 48 bits, around the bits 64
-        # to 71
-    ):
+    elif address in _LOCAL_NAT64:
+        # RFC 6052 section 2.2: after a prefix of 96, 64, 56 or 48 bits, without the
+        # bits 64 to 71
         yield _ipv4(number)
         yield _ipv4(number >> 24)
         yield _ipv4((number >> 64 & 0xFF) << 24 | number >> 32 & 0xFFFFFF)
@@ -202,6 +201,6 @@ def _is_public(address: Address) -> bool:
 def _is_within(network: Network, outer: Network) -> bool:
     """Return whether ``outer`` contains all of ``network``.
 
-    Both contain a common address.
+    The caller knows that they have an address in common.
     """
     return network.prefixlen >= outer.prefixlen

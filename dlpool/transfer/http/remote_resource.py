@@ -127,10 +127,11 @@ class RemoteResource:
     ) -> ValidatorMatch:
         """Compare with ``other``, which a later response described.
 
-        A strong entity tag decides. Else a different tag, digest, date or size is
-        another version, and a validator that is missing in ``other`` proves nothing,
-        unless ``is_confirmed``: a 206 to ``If-Range``, for which the server has
-        compared (RFC 9110 section 15.3.7). SAME is no proof: ``proves_same`` is.
+        A strong entity tag decides. Without one, a different tag, digest, date or size
+        means another version, and a validator that is missing in ``other`` leaves the
+        result unknown. With ``is_confirmed`` a missing validator is ignored: the
+        response was a 206 to ``If-Range``, for which the server has compared (RFC 9110
+        section 15.3.7). SAME is no proof; ``proves_same`` returns whether there is one.
         """
         mine, theirs = self.strong_etag, other.strong_etag
         if mine and theirs:
@@ -177,7 +178,10 @@ class RemoteResource:
         )
 
     def completed_by(self, known: RemoteResource) -> RemoteResource:
-        """Return a copy with the fields of ``known``, the same version, filled in."""
+        """Return a copy with the missing fields taken from ``known``.
+
+        ``known`` is the same version of the file.
+        """
         is_dated = self.last_modified is not None
         return replace(
             self,
@@ -199,9 +203,9 @@ class RemoteResource:
         return self.etag is not None and other.etag is None
 
     def has_digest_of(self, other: RemoteResource) -> bool | None:
-        """Return whether both have the same digest.
+        """Return whether ``other`` has the same digest.
 
-        None if they have none of the same algorithm.
+        None if the two have no digest of the same algorithm.
         """
         if (
             self.digest is None
@@ -230,9 +234,9 @@ def _opaque(etag: str) -> str:
 
 
 def _media_type(value: str | None) -> str | None:
-    """Return the media type without parameters.
+    """Return the first media type of a ``Content-Type``, without parameters.
 
-    The first one if a proxy has added another.
+    A proxy may have added a second one.
     """
     return re.split("[;,]", value or "", maxsplit=1)[0].strip().lower() or None
 

@@ -38,7 +38,10 @@ MAX_COOKIES = 200  # kept for one download
 
 
 class RequestTarget(NamedTuple):
-    """The URL by which urllib3 tunnels, and the target (RFC 9112 section 3.2)."""
+    """The target of a request (RFC 9112 section 3.2), and the URL for urllib3.
+
+    From ``route`` urllib3 decides whether to tunnel; ``target`` is sent.
+    """
 
     route: str
     target: str
@@ -67,7 +70,7 @@ class PoolAdapter(HTTPAdapter):
         super().close()
         pools, self._pools = self._pools, {}
         for pool in pools.values():
-            # urllib3 closes only connections without references
+            # super() closes a pool only when nothing refers to it
             pool.close()
 
     def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:

@@ -1,7 +1,9 @@
 """Send the requests of one download: redirects, cookies, credentials.
 
-An ``HttpClient`` belongs to a process and keeps connections alive over files; a
-``Source`` belongs to one download.
+An ``HttpClient`` belongs to a process and keeps connections alive for all downloads; a
+``Source`` belongs to one download, whose ``Transfer`` creates it. Another URL scheme
+would need another class with these methods; ``urls.split_credentials`` decides which
+schemes are accepted.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from dlpool.transfer.http.urls import (
 )
 
 MAX_REDIRECTS = 10
-COLLECT_S = 0.02  # after which one read stops collecting
+COLLECT_S = 0.02  # seconds after which one read stops collecting
 _REDIRECTS = {301, 302, 303, 307, 308}
 
 
@@ -118,7 +120,7 @@ class Source:
         headers: Mapping[str, str],
         user: tuple[str, str] | None = None,
     ) -> None:
-        """Raises UsageError for an invalid URL."""
+        """Prepare the requests. Raises UsageError for an invalid URL."""
         self._client = client
         self.url, in_url = split_credentials(url)
         self._headers = request_headers(client.settings, headers)

@@ -1,4 +1,4 @@
-"""Make TLS contexts of the network settings."""
+"""Make TLS contexts from the network settings."""
 
 from __future__ import annotations
 

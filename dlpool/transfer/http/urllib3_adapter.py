@@ -33,12 +33,12 @@ from dlpool.transfer.http.policy import ANY_NETWORK, NetworkPolicy
 # RFC 9110 section 15.2; some servers send one unrequested
 _INTERIM = re.compile(rb"HTTP/1\.[01] 1")
 _PEEK_BYTES = 10  # bytes: enough to match _INTERIM
-# urllib3's overrides of these methods are not needed
+# its methods are called directly, without urllib3's overrides
 _HttpClientConnection = http.client.HTTPConnection
 
 
 class TargetedHeaders(dict[str, str]):
-    """Header fields and target of a request: urllib3 would rewrite the target."""
+    """Header fields of a request and its target, which urllib3 would rewrite."""
 
     def __init__(self, target: str, fields: Mapping[str, str]) -> None:
         super().__init__(fields)
@@ -139,9 +139,9 @@ class _CancellableConnection(HTTPConnection):
             self._send_body(body)
 
     def _send_body(self, body: OutgoingBody) -> None:
-        """Send the body block by block, so that the timeout bounds silence.
+        """Send the body block by block; stop when the server responds early.
 
-        Stop when the server responds early.
+        The timeout limits the time without progress, not that of the complete body.
         """
         self.is_incomplete = True
         # Over TLS the received bytes may be a session ticket or a 1xx: read them only
@@ -190,7 +190,7 @@ class _CancellableConnection(HTTPConnection):
                 self._detects_response = False  # getresponse skips it
                 return self._may_send(timeout_s)
             if received and len(received) < _PEEK_BYTES:
-                # too short to tell: the next block tells
+                # too short to recognise a 1xx: look again before the next block
                 return bool(
                     _poll_events(self.sock, select.POLLOUT, timeout_s) & select.POLLOUT
                 )
@@ -215,7 +215,7 @@ class _CancellableConnection(HTTPConnection):
 
 
 class _CancellableTlsConnection(_CancellableConnection, HTTPSConnection):
-    """The same over TLS.
+    """A cancellable connection over TLS.
 
     A connection that closes without close_notify is an error: its body may be
     truncated. See RFC 9112 section 9.8.
@@ -275,13 +275,14 @@ class _ExpiringPool(urllib3.HTTPConnectionPool):
 
 
 class _ExpiringTlsPool(_ExpiringPool, urllib3.HTTPSConnectionPool):
-    """The same over TLS."""
+    """An expiring pool of TLS connections."""
 
 
 def _poll_events(sock: socket.socket, events: int, timeout_s: float) -> int:
-    """Return which of ``events``, or of errors, the socket has.
+    """Wait up to ``timeout_s`` seconds for ``events`` or an error on the socket.
 
-    0 after ``timeout_s`` seconds.
+    Returns the bits of the events that occurred, ``POLLERR`` and ``POLLHUP`` included
+    (see poll(2)), or 0 after the timeout.
     """
     poll = select.poll()
     poll.register(sock, events)

@@ -1,4 +1,7 @@
-"""URLs and header fields as they are sent and as they are displayed. Pure."""
+"""URLs and header fields as they are sent and as they are displayed. Pure.
+
+``split_credentials`` decides which URL schemes are accepted: http and https.
+"""
 
 from __future__ import annotations
 

@@ -22,23 +22,21 @@ RESERVED_SUFFIXES = (
     ".part.lock.tmp",
 )
 
-# so that every derived name fits NAME_MAX
+# so that every name with one of these suffixes fits NAME_MAX
 MAX_NAME_BYTES = 255 - len(STATE_SUFFIX) - len(".tmp")
 MAX_NUMBERED_NAMES = 10_000  # tried for one file
-# Only these characters of a longer name are read: composing accents takes a time that
-# is quadratic in their number.
-_HEAD_CHARS, _TAIL_CHARS = 4 * MAX_NAME_BYTES, 64  # characters
+# characters at the beginning and the end of a longer name that are read: composing
+# accents takes a time that is quadratic in their number
+_HEAD_CHARS, _TAIL_CHARS = 4 * MAX_NAME_BYTES, 64
 _DEFAULT_NAME = "download"
 
 
 def safe_name(name: str) -> str:
     """Return ``name`` as a base name that cannot leave its folder, hide, or mislead.
 
-    ``""`` if nothing is left.
-
     Folders, drives and what ``clean_file_name`` rejects are removed; a leading dot
     becomes ``_``; names that are too long keep their extension; names reserved for
-    dlpool's own files get a ``_`` at the end.
+    dlpool's own files get a ``_`` at the end. Returns ``""`` if nothing is left.
     """
     base, before = name, None
     while base != before:  # removing one part may expose the next one
@@ -70,8 +68,8 @@ def file_name(server_name: str | None, url: str) -> str:
 def encoded_in_utf8(path: str) -> str:
     """Return the text that Python encodes to ``path`` in UTF-8 on the disk.
 
-    This is ``path`` itself, unless the locale has another encoding of file names, which
-    may lack some characters.
+    This is ``path`` itself, unless the locale encodes file names differently; such an
+    encoding may lack characters of ``path``.
     """
     return os.fsdecode(path.encode("utf-8", "surrogateescape"))
 

@@ -52,9 +52,8 @@ class TargetOptions:
 class TargetPresent(Exception):
     """The target exists, so that nothing is fetched.
 
-    ``is_published``: an earlier run of this download published it.
-
-    ``size`` in bytes.
+    ``is_published``: an earlier run of this download published the file. ``size``: of
+    the file in bytes.
     """
 
     def __init__(self, path: Path, size: int, *, is_published: bool) -> None:
@@ -80,12 +79,12 @@ class RangeWriter(BlockReserver, Protocol):
 
 
 class RangeReader(Protocol):
-    """Reads back bytes that have been written. For one thread."""
+    """Reads back bytes that have been written. Used by one thread."""
 
     def read(self, position: int, size: int) -> bytes:
         """Return at most ``size`` bytes at ``position``.
 
-        None behind the last written byte. Raises LocalFault.
+        Empty behind the last written byte. Raises LocalFault.
         """
         ...
 
@@ -103,19 +102,15 @@ class Target(Protocol):
     """
 
     path: Path
-    """The final name. It may change when the target is published, if ``if_exists`` is
-    ``rename``."""
+    """The final name; with ``if_exists = rename`` it may change at the publish."""
     saved: SavedState | None
-    """The state of an interrupted run whose bytes can be used; None: start at the
-    beginning."""
+    """The state of an interrupted run whose bytes can be used, or None."""
     unverifiable: RemoteResource | None
-    """The remote resource of saved bytes whose version no validator can prove, so that
-    they are not used."""
+    """The remote resource of saved bytes that are not used: no validator proves it."""
     has_other_query: bool
-    """Whether the saved bytes were fetched with another query or user of the same
-    URL."""
+    """Whether the saved bytes were fetched with another query or user info."""
     has_failed: bool
-    """Whether a checkpoint or publish has failed, so that no other one may be tried."""
+    """Whether a checkpoint or publish has failed; no further one may be tried then."""
 
     @property
     def has_state(self) -> bool:
@@ -140,12 +135,14 @@ class Target(Protocol):
         ...
 
     def drop_unverifiable(self) -> None:
-        """Drop the bytes of ``unverifiable``, as a response that replaces them has
-        arrived."""
+        """Drop the bytes of ``unverifiable``, if there are any.
+
+        Called when a response that replaces them has arrived.
+        """
         ...
 
     def enable_checkpoints(self, resource: RemoteResource) -> None:
-        """Allow checkpoints, as ``resource`` can be fetched in ranges."""
+        """Allow checkpoints, because ``resource`` can be fetched in ranges."""
         ...
 
     def preallocate(self, size: int, mode: str, rules: SpaceRules) -> None:
@@ -177,14 +174,16 @@ class Target(Protocol):
     def checkpoint(
         self, snapshot: ChunkSnapshot, last_error: DlpoolError | None = None
     ) -> None:
-        """Make the bytes of ``snapshot`` durable, then commit the state that lists
-        them."""
+        """Make the bytes of ``snapshot`` durable, then the state that lists them.
+
+        ``last_error``: the error that ended the attempt, for the state.
+        """
         ...
 
     def prepare(self, resource: RemoteResource, *, remote_time: bool) -> None:
         """Make the complete bytes durable and close all writers.
 
-        ``remote_time``: set the server's time of change.
+        ``remote_time``: set the modification time that the server reports.
         """
         ...
 

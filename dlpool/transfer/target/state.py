@@ -26,7 +26,7 @@ VERSION = 1
 MAX_SIZE = 2**62  # bytes
 MAX_INODE = 2**64
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
-# fields that are omitted if they are None
+# fields that the JSON omits if they are None
 _ABSENT = (
     "date",
     "content_type",
@@ -42,8 +42,7 @@ class StateUnusable(Exception):
 
 @dataclass(frozen=True)
 class SavedChunk:
-    """Bytes ``start..end`` (exclusive) of which those below ``position`` are on
-    disk."""
+    """A range of bytes; those below ``position`` are on disk. ``end`` is exclusive."""
 
     start: int
     end: int
@@ -55,8 +54,8 @@ class SavedChunk:
 class PublishRecord:
     """The part file that is about to be renamed: its inode number and size.
 
-    ``job``, ``fence`` and ``claim``: of a queue's job and the random id of its first
-    claim, None without a queue.
+    ``job``, ``fence`` and ``claim``: the id of a queue's job, the fencing token of its
+    claim and the random id of its first claim; None without a queue.
     """
 
     inode: int
@@ -160,8 +159,7 @@ class SavedState:
     def for_published(
         cls, job: Job, resource: RemoteResource, record: PublishRecord, now: str
     ) -> SavedState:
-        """Return the state of a complete download that has committed no state
-        before."""
+        """Return the state of a complete download that has not committed any state."""
         chunks = (SavedChunk(0, record.size, record.size, True),) if record.size else ()
         state = cls.initial(job, replace(resource, size=record.size), now)
         return replace(state, attempts=1, chunks=chunks, publishing=record)

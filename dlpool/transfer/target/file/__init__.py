@@ -4,7 +4,7 @@ Read in this order: ``output`` (the ``Target`` itself, and the order of writes),
 ``selection`` (the choice of its path), ``partopen`` and ``partfile`` (the locked part
 file), ``partwriter`` (writes to it), ``statefile`` (the committed state), ``publish``
 (how a later run recognizes a published file), ``targetpath`` (which paths are allowed),
-``cleanup`` (removal of files that no run needs). It runs on the thread that runs the
-download; writers run on the connection workers. ``cleanup`` also runs in the worker
+``cleanup`` (removal of files that no run needs). This code runs on the thread that runs
+the download; writers run on the connection workers. ``cleanup`` also runs in the worker
 process after a job has ended.
 """

@@ -16,9 +16,7 @@ from dlpool.transfer.target.state import StateUnusable, url_digest
 def remove_published_state(target: Path, job_id: str) -> None:
     """Remove the state that records the publish of ``target`` for a job.
 
-    Raises LocalFault.
-
-    The state of another job is not removed.
+    The state of another job is not removed. Raises LocalFault.
     """
     state_file = StateFile.for_target(target, sync=False)
     with suppress(StateUnusable):
@@ -32,7 +30,7 @@ def remove_published_state(target: Path, job_id: str) -> None:
 
 
 def remove_part_files(target: Path, url: str) -> None:
-    """Remove part file and state of a download of ``url`` that is not resumed.
+    """Remove part file and state of a download of ``url`` that will not be resumed.
 
     See ``remove_part_files_by_digest``.
     """
@@ -40,11 +38,11 @@ def remove_part_files(target: Path, url: str) -> None:
 
 
 def remove_part_files_by_digest(target: Path, url_sha256: str) -> None:
-    """Remove part file and state of a download that is not resumed, by ``url_digest``.
+    """Remove part file and state of a download that will not be resumed.
 
-    Files of a download of another URL are not removed. A part file without a state is
-    removed, as no later run could use it. Raises Locked while a download uses the part
-    file, LocalFault.
+    ``url_sha256``: the ``url_digest`` of its URL; files of a download of another URL
+    are not removed. A part file without a state is removed, because no later run could
+    use it. Raises Locked while a download uses the part file, LocalFault.
     """
     state_file = StateFile.for_target(target, sync=False)
     with suppress(StateUnusable):

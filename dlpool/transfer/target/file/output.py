@@ -1,16 +1,16 @@
-"""The output of a download on a file system: target, part file and state file.
+"""Keep the output of a download on a file system: target, part file and state file.
 
-The order of writes, and what the next run does after a kill:
+The steps in their order, and what the next run does if a kill follows the step:
 
-1. The data is written but not synced: it resumes from the last committed state and
-   fetches later bytes again.
-2. The data is synced, and the state is not committed: the same.
-3. The state is committed: it resumes from this state.
-4. The state is committed with ``publishing``: it finds the part file complete and
-   publishes it.
-5. The part file is renamed to the target: it finds the target with the inode in
-   ``publishing``, and removes the state.
-6. The state is removed: it finds a finished download.
+1. The data is written: the next run resumes from the last committed state and fetches
+   later bytes again.
+2. The data is synced: as after 1.
+3. The state is committed: the next run resumes from this state.
+4. The state is committed with ``publishing``: the next run finds the part file complete
+   and publishes it.
+5. The part file is renamed to the target: the next run finds the target with the inode
+   in ``publishing``, and removes the state.
+6. The state is removed: the next run finds a finished download.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class FileOutput:
     def restart(self, reason: str) -> None:
         """Drop all bytes: first the state, then the part file.
 
-        In this order the state never describes another part file.
+        In this order the state never describes another part file than the present one.
         """
         self._notify("download_restarted", reason=reason, path=str(self.path))
         self.part.check_ownership()
@@ -131,7 +131,7 @@ class FileOutput:
             self.unverifiable = None
 
     def enable_checkpoints(self, resource: RemoteResource) -> None:
-        """Allow checkpoints, as ``resource`` can be fetched in ranges."""
+        """Allow checkpoints, because ``resource`` can be fetched in ranges."""
         self._resource = resource
 
     def preallocate(self, size: int, mode: str, rules: SpaceRules) -> None:
@@ -146,8 +146,7 @@ class FileOutput:
         return self.part.writer()
 
     def main_writer(self) -> PartWriter:
-        """Return a writer with the locked descriptor, for the thread of the
-        download."""
+        """Return a writer with the locked descriptor, for the download's own thread."""
         return self.part.locked_writer()
 
     def reader(self) -> PartWriter:
@@ -206,14 +205,12 @@ class FileOutput:
             self._state_file.remove_published()
 
     def discard(self) -> None:
-        """Remove the state, as the bytes are wrong; ``close`` removes the part file."""
+        """Remove the state of wrong bytes; ``close`` removes the part file."""
         if self.part.is_named():
             self._drop_state()
 
     def close(self) -> None:
-        """Release the lock.
-
-        While it is held, remove a part file without usable bytes.
+        """Release the lock, after removing a part file without usable bytes.
 
         Raises nothing, so that the error that ended the download is the one that is
         reported.
@@ -231,8 +228,7 @@ class FileOutput:
         return self._options.if_exists == "overwrite"
 
     def _check_state_file(self) -> None:
-        """Raise ForeignFile if another program's file has the name of the state
-        file."""
+        """Raise ForeignFile if the state file is the file of another program."""
         is_recognized = self.part.is_marked and not self.part.is_new
         if (
             self._state_file.exists
@@ -281,9 +277,10 @@ class FileOutput:
             return None
 
     def _check_saved(self, saved: SavedState) -> None:
-        """Raise StateUnusable if the state does not match the part file.
+        """Raise StateUnusable if the saved bytes cannot be used.
 
-        Also if no validator can prove the version of the saved bytes.
+        The state does not match the part file, or no validator can prove the version of
+        the bytes.
         """
         length = self.part.length
         if saved.publishing is not None and not self._is_recorded(saved.publishing):
@@ -331,9 +328,9 @@ class FileOutput:
         self._state_file.commit(self._state)
 
     def _first_state(self) -> SavedState:
-        """Return the state of the earlier run, or a new one, as late as possible.
+        """Return the state of the earlier run, or a new one.
 
-        Most files need none.
+        Called as late as possible, because most files need no state.
         """
         assert self._resource is not None
         state = self.saved or SavedState.initial(self._job, self._resource, _now())

@@ -4,11 +4,11 @@ Other programs use the suffix ``.part``, too. A file of that name is dlpool's if
 the extended attribute ``MARK``, or if a state file of dlpool is beside it; any other
 file, even an empty one, is refused and not changed.
 
-A kill must never leave a part file that the next run would refuse. So it is created
-without a name (O_TMPFILE), locked and marked, and only then linked to its name. Where
-the file system does not support that, or has no extended attributes, a placeholder of
-the state file is written before the part file is created; it remains until there is a
-mark or a state. See open(2), xattr(7).
+A kill must never leave a part file that the next run would refuse. So a part file is
+created without a name (O_TMPFILE), locked and marked, and only then linked to its name.
+Where the file system does not support that, or has no extended attributes, a
+placeholder of the state file is written before the part file is created; it remains
+until there is a mark or a state. See open(2), xattr(7).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MODE = 0o666
 
 @dataclass(frozen=True)
 class OpenPart:
-    """An open, locked part file. ``is_new``: it was created by this call."""
+    """An open, locked part file. ``is_new``: this process has just created the file."""
 
     descriptor: int
     status: os.stat_result
@@ -92,9 +92,9 @@ class PartOpener:
         )
 
     def _existing(self) -> OpenPart | None:
-        """Return the existing part file.
+        """Open and lock the existing part file.
 
-        None if it does not exist or was replaced meanwhile. Raises OSError.
+        Returns None if it does not exist or was replaced meanwhile. Raises OSError.
         """
         try:
             descriptor = os.open(self.path, _FLAGS)
@@ -123,7 +123,7 @@ class PartOpener:
         return None
 
     def _was_published(self, status: os.stat_result) -> bool:
-        """Return whether the file is the target, and remove its part name then.
+        """Return whether the file is the target; if it is, remove its part name.
 
         A kill between link and removal leaves both names.
         """
@@ -135,13 +135,12 @@ class PartOpener:
         return True
 
     def _has_exact_name(self) -> bool:
-        """Return whether the folder has the exact name.
+        """Return whether the folder lists the part file's name in this spelling.
 
-        Otherwise set ``path`` to the folder's spelling. Raises OSError.
-
-        A case-insensitive file system in user space may show one file with a different
-        inode number for each spelling of its name, so that a lock by one spelling does
-        not exclude a lock by another. The known ones have no extended attributes.
+        Otherwise set ``path`` to the spelling of the folder. A case-insensitive file
+        system in user space may show one file with a different inode number for each
+        spelling of its name, so that a lock by one spelling does not exclude a lock by
+        another. The known ones have no extended attributes. Raises OSError.
         """
         expected, found = self.path.name, None
         with os.scandir(self.path.parent) as entries:
@@ -177,9 +176,7 @@ class PartOpener:
     def _created(self, held: FileLock | None = None) -> OpenPart | None:
         """Create a part file; return None if another process created one meanwhile.
 
-        Raises OSError.
-
-        ``held``: a lock file that this process holds already.
+        ``held``: a lock file that this process holds already. Raises OSError.
         """
         descriptor = self._unnamed()
         try:
@@ -191,9 +188,8 @@ class PartOpener:
     def _linked(self, descriptor: int, held: FileLock | None) -> OpenPart | None:
         """Lock and mark an unnamed file, and link it to its name.
 
-        Return None if that is not supported.
-
-        Raises FileExistsError if another file has the name, OSError.
+        Returns None if that is not supported. Raises FileExistsError if another file
+        has the name, OSError.
         """
         lock = held
         try:
@@ -275,8 +271,10 @@ class PartOpener:
             raise
 
     def _withdraw(self, state_file: StateFile) -> None:
-        """Remove an unused placeholder, unless the other download's part file
-        needs it."""
+        """Remove an unused placeholder.
+
+        It stays if the part file of another download needs it.
+        """
         is_needed = False
         with suppress(OSError):
             descriptor = os.open(self.path, _FLAGS)
@@ -286,7 +284,10 @@ class PartOpener:
             state_file.remove_placeholder()
 
     def _locked(self, descriptor: int, again: Path | None = None) -> FileLock:
-        """Lock the open file. Raises Locked, ForeignFile, OSError."""
+        """Lock the open file. Raises Locked, ForeignFile, OSError.
+
+        ``again``: a path by which a file without a name can be opened again.
+        """
         try:
             return FileLock(descriptor, self.path, reopen_path=again)
         except LockHeld as error:
@@ -333,7 +334,7 @@ def _has_mark(descriptor: int) -> bool:
 def remove_mark(descriptor: int) -> None:
     """Remove the mark of a published file.
 
-    Errors are ignored, as a mark that stays is harmless.
+    Errors are ignored, because a mark that stays is harmless.
     """
     with suppress(OSError):
         os.removexattr(descriptor, MARK)

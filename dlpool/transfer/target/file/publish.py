@@ -1,12 +1,11 @@
 """Records of a publish, by which a later run of the same job recognizes the file.
 
 A file that is published for a queue's job has an extended attribute, where the file
-system supports them (xattr(7)). It follows the file through its rename and needs no
-second file. The attribute outlives the job, whose id may be reused; so it contains the
-claim, the URL and the checksum, and counts only if all of them are equal.
-
-Otherwise the record is in the state file, as ``publishing``: it names the inode and
-size of the published file.
+system supports them (xattr(7)). The attribute follows the file through its rename and
+needs no second file. It outlives the job, whose id may be reused; so it contains the
+claim, the URL and the checksum, and counts only if all of them are equal. Otherwise the
+record is in the state file, as ``publishing``: it names the inode and size of the
+published file.
 """
 
 from __future__ import annotations
@@ -70,8 +69,9 @@ def check_unpublished(
 ) -> None:
     """Raise TargetPresent if an earlier run of ``job`` has published ``path``.
 
-    What a kill left undone is finished first. ``part_of``: the path whose part file was
-    published as ``path``, if its own name had been taken. Raises LocalFault.
+    What a killed run left undone is completed first: the part file's name and the state
+    are removed. ``part_of``: the path beside which the part file was, if it was
+    published as ``path`` because its own name had been taken. Raises LocalFault.
     """
     if has_mark(path, job):
         raise target_present(path, is_published=True)
@@ -98,8 +98,10 @@ def check_unpublished(
 
 
 def _was_published_by(job: Job, saved: SavedState, status: os.stat_result) -> bool:
-    """Return whether ``saved`` records that ``job`` published the file of
-    ``status``."""
+    """Return whether ``saved`` records that ``job`` published the file.
+
+    ``status``: of that file.
+    """
     record = saved.publishing
     if record is None or saved.url_sha256 != url_digest(job.url):
         return False

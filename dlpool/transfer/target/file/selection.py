@@ -63,9 +63,10 @@ class PathSelection:
         return next(self._unused(requested))
 
     def _unused(self, requested: Path) -> Iterator[Path]:
-        """Yield the unused paths among the numbered ones.
+        """Yield the numbered paths that do not exist.
 
-        Raises TargetPresent, and TargetExists at the end.
+        Raises TargetPresent if an earlier run has published one of them, and
+        TargetExists when all numbers are used up.
         """
         for path in numbered_paths(requested):
             self._check_unpublished(path)
@@ -83,12 +84,12 @@ class PathSelection:
             check_unpublished(self.job, path, sync=self.options.sync, part_of=part_of)
 
     def _open_numbered(self, requested: Path) -> tuple[Path, PartFile]:
-        """Lock the first numbered path that no file, download or program uses.
+        """Choose one of the numbered paths that do not exist, and lock its part file.
 
-        The lock reserves it.
-
-        A part file that an earlier run left for the same URL is preferred; one of
-        another URL is not used.
+        First choice is a path whose part file an earlier run left for the same URL,
+        then one whose part file has no readable state or differs in the query only,
+        then the first path without a part file. A path that another download has locked
+        is passed over, as is a part file of another URL or program.
         """
         unfinished: list[Path] = []
         unused = self._unused(requested)
@@ -102,9 +103,8 @@ class PathSelection:
             for path in unfinished
             if path not in resumable and not self._is_of_other_url(path)
         ]
-        candidates = chain(
-            resumable, unknown, [free], unused
-        )  # which ends with an error
+        # ``unused`` ends with an error
+        candidates = chain(resumable, unknown, [free], unused)
         path = next(candidates)
         while (part := self._lock(path)) is None:
             path = next(candidates)
@@ -113,7 +113,8 @@ class PathSelection:
     def _lock(self, path: Path) -> PartFile | None:
         """Return the locked part file of an unused path.
 
-        None if another download has taken it meanwhile.
+        None if another download or program has taken the path or its part file
+        meanwhile.
         """
         try:
             self.check_target(path)
@@ -122,7 +123,7 @@ class PathSelection:
             return None
         is_free = False
         try:
-            # it may have been published before the lock was taken
+            # another download may have published to it before the lock was taken
             is_free = not _exists(path)
         finally:
             if not is_free:
@@ -139,8 +140,7 @@ class PathSelection:
 
 
 def abandon(part: PartFile) -> None:
-    """Release the lock of a part file that is not used; remove the file if it is
-    new."""
+    """Release the lock of an unused part file; remove the file if it is new."""
     try:
         if part.is_new:
             with suppress(LocalFault):

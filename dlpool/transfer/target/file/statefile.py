@@ -22,10 +22,10 @@ from dlpool.transfer.target.state import SavedState, StateUnusable
 
 MODE = 0o600  # readable by its owner only: it names hosts and files
 MAX_STATE_BYTES = 16 * 1024 * 1024
-# of every state file, also of one truncated by a power failure
+# of every state file; a power failure may leave a shorter beginning
 _BEGINNING = b'{"version":'
 _PLACEHOLDER = b'{"version":1,"placeholder":true}'
-# kinds of faults in which the content is unknown
+# kinds of faults after which the content of the file is unknown
 _NOT_READ = {
     "disk_failed",
     "permission",
@@ -36,9 +36,8 @@ _NOT_READ = {
 class StateFile:
     """The state file of one part file.
 
-    Used by the thread that holds the part file's lock.
-
-    ``exists``: the name exists. ``is_placeholder``: the file contains no state.
+    Used by the thread that holds the part file's lock. ``exists``: whether the file
+    exists. ``is_placeholder``: whether it is known to be a placeholder.
     """
 
     def __init__(
@@ -90,10 +89,8 @@ class StateFile:
     def commit(self, state: SavedState, *, is_durable: bool = True) -> None:
         """Replace the state atomically; readers see the old or the new one.
 
-        Raises LocalFault.
-
         ``is_durable`` may be False for a state that is needed only after a kill: after
-        a power failure the file may be empty.
+        a power failure the file may be empty. Raises LocalFault.
         """
         self._write(state.as_json().encode(), sync=self._sync and is_durable)
         self.is_placeholder = False
@@ -101,7 +98,8 @@ class StateFile:
     def write_placeholder(self) -> None:
         """Write a placeholder, unless a state exists. Raises LocalFault.
 
-        The part file's lock is not required: another process may create the file first.
+        The part file's lock is not required: another process may create the file first,
+        whose content then stays.
         """
         if self.exists:
             return
@@ -123,7 +121,7 @@ class StateFile:
     def reset(self) -> None:
         """Replace the state by a placeholder, durably. Raises LocalFault.
 
-        The part file is still recognized as dlpool's.
+        With the placeholder, the part file is still recognized as dlpool's.
         """
         if not self.is_placeholder:
             self._write(_PLACEHOLDER, sync=self._sync)
@@ -131,7 +129,7 @@ class StateFile:
 
     @property
     def has_stale_temporary(self) -> bool:
-        """Return whether a run that was killed during a commit left its temporary file.
+        """Whether a run that was killed during a commit left its temporary file.
 
         Raises LocalFault.
         """
@@ -145,9 +143,9 @@ class StateFile:
             disk.remove(self._default_temporary)
 
     def remove(self) -> None:
-        """Remove the state durably, before other bytes are written to the part file.
+        """Remove the state durably. Raises LocalFault.
 
-        Raises LocalFault.
+        This must happen before other bytes are written to the part file.
         """
         if not self.exists:
             return
@@ -160,7 +158,7 @@ class StateFile:
     def remove_published(self) -> None:
         """Remove the state of a published file.
 
-        Errors are ignored, as the next run detects that it is obsolete.
+        Errors are ignored, because the next run detects that the state is obsolete.
         """
         for _ in range(2):
             if self.exists:
@@ -201,7 +199,7 @@ class StateFile:
     def _free_temporary(self) -> Path:
         """Return the path of the temporary file. Raises OSError.
 
-        It is random if a foreign file has the default name.
+        The name is random if a foreign file has the default name.
         """
         if self._temporary is None:
             self._temporary = self._free(self._default_temporary.name)
@@ -226,7 +224,7 @@ class StateFile:
 def _is_stale_temporary(temporary: Path) -> bool:
     """Return whether a temporary file was left by a killed run. Raises OSError.
 
-    Then it is a state or the beginning of one.
+    Such a file contains a state or the beginning of one.
     """
     try:
         with open(temporary, "rb", opener=_open_no_follow) as file:

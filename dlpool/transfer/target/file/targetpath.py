@@ -41,7 +41,7 @@ def resolve_target(target: Path) -> tuple[Path, bool]:
 def target_present(path: Path, *, is_published: bool) -> TargetPresent:
     """Return the exception for a target that exists.
 
-    ``is_published``: by an earlier run. Raises LocalFault.
+    ``is_published``: an earlier run of the same job published it. Raises LocalFault.
     """
     with translated(f"access {path}"):
         return TargetPresent(path, path.stat().st_size, is_published=is_published)
