@@ -1,9 +1,9 @@
 """Durable files: atomic writes, publishing without replacing, folder sync.
 
-Every module that must survive a kill or a power failure writes its files through this
+Every module whose files must survive a kill or a power failure writes them through this
 one. A network file system may report failure of a call that it has performed, because
 the reply to the first transmission was lost (RFC 1813 section 4.5): after an error
-``replace``, ``publish_exclusive`` and ``remove`` check the names first.
+``replace``, ``publish_exclusive`` and ``remove`` check the names before they raise it.
 
 Where a function takes ``dir_fd``, its paths may be relative to that open folder. All
 functions are thread-safe.
@@ -43,7 +43,7 @@ def identity_of(status: os.stat_result) -> Identity:
 def is_name_of(name: Name, identity: Identity, dir_fd: int | None = None) -> bool:
     """Return whether ``name`` is a name of the file with that identity. Raises OSError.
 
-    A symbolic link to the file is not.
+    A symbolic link to the file is not one of its names.
     """
     try:
         return (
@@ -56,10 +56,10 @@ def is_name_of(name: Name, identity: Identity, dir_fd: int | None = None) -> boo
 def write_all(
     descriptor: int, data: bytes | memoryview, offset: int | None = None
 ) -> None:
-    """Write all of ``data``, at ``offset`` or at the position of the descriptor.
+    """Write all of ``data``, at ``offset`` or at the file offset of the descriptor.
 
-    write(2) may write less: after a signal, or on a nearly full disk, where the next
-    call fails. Raises OSError.
+    One write(2) may write less: after a signal, or on a nearly full disk, where the
+    next call fails. Raises OSError.
     """
     view = memoryview(data)
     written = 0
@@ -86,12 +86,12 @@ def atomic_write(
 ) -> None:
     """Replace the content of ``path``: readers see the complete old or new content.
 
-    ``temporary`` is written and renamed, by default ``PATH.tmp``; one that an earlier
-    kill left is removed first, so only one writer at a time may write a path. ``sync``:
-    durable when this returns, else after a power failure the file may be absent or
-    empty. ``mode`` is that of the new file, reduced by the umask. Raises OSError, and
-    then the old content is still there unless the error came from the sync of the
-    folder.
+    A file ``temporary`` is written and renamed, by default ``PATH.tmp``. One that was
+    left by a kill is removed first, so that only one writer at a time may write
+    ``path``. ``sync``: the content is durable when this returns; otherwise the file may
+    be absent or empty after a power failure. ``mode`` is that of the new file, reduced
+    by the umask. Raises OSError; the old content is then still there, unless the error
+    came from the sync of the folder.
     """
     with _written(
         temporary or f"{os.fspath(path)}.tmp", data, sync=sync, mode=mode
@@ -125,9 +125,9 @@ def atomic_create(
 def _written(
     temporary: Name, data: bytes, *, sync: bool, mode: int
 ) -> Iterator[tuple[Name, Identity]]:
-    """Write a temporary file, and yield its name and identity for the block to rename.
+    """Write a temporary file, and yield its name and identity.
 
-    The file is removed if the block fails.
+    The block renames the file; if the block fails, the file is removed.
     """
     with new_file(temporary, mode, sync=sync) as descriptor:
         write_all(descriptor, data)
@@ -143,9 +143,9 @@ def _written(
 def new_file(path: Name, mode: int = 0o666, *, sync: bool) -> Iterator[int]:
     """Create a file, and yield its descriptor for the block to write the content.
 
-    At the end of the block the file is synced if asked to, and closed. It is removed if
-    the block fails, or if the file system reports a failed write only then. Raises
-    OSError.
+    At the end of the block the file is closed, with ``sync`` after a sync. It is
+    removed if the block fails, or if the file system reports a failed write only at the
+    end. Raises OSError.
     """
     descriptor = create_exclusive(path, mode)
     try:
@@ -163,11 +163,10 @@ def new_file(path: Name, mode: int = 0o666, *, sync: bool) -> Iterator[int]:
 
 
 def write_and_close(descriptor: int, data: bytes, *, sync: bool) -> Identity:
-    """Write all of ``data``, sync if asked to, and close.
+    """Write all of ``data``, with ``sync`` durably, and close the descriptor.
 
-    Raises the first OSError, also of close(2).
-
-    A network file system may report a failed write only when the file is closed.
+    Returns the identity of the file. Raises the first OSError, also of close(2): a
+    network file system may report a failed write only then.
     """
     try:
         write_all(descriptor, data)
@@ -186,7 +185,7 @@ def create_exclusive(
 ) -> int:
     """Return a descriptor of a new, empty file, after removing a file of that name.
 
-    Raises OSError.
+    ``flags`` are added to those of open(2). Raises OSError.
     """
     flags |= os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -194,7 +193,7 @@ def create_exclusive(
     except FileExistsError:
         os.unlink(path, dir_fd=dir_fd)
     except OSError:
-        # the call may have created it and reported failure
+        # the call may have created the file and reported failure
         remove_quietly(path, dir_fd=dir_fd)
         raise
     return os.open(path, flags, mode, dir_fd=dir_fd)
@@ -203,10 +202,8 @@ def create_exclusive(
 def replace(source: Name, target: Name, *, identity: Identity | None = None) -> None:
     """Rename a file or folder to ``target``, and replace a file that has that name.
 
-    Raises OSError.
-
-    ``identity``: of the source, if the caller knows it. Then an error is ignored if the
-    target is that file.
+    ``identity``: of the source, if the caller knows it; an error is then ignored if the
+    target is that file. Raises OSError.
     """
     try:
         os.replace(source, target)
@@ -221,15 +218,13 @@ def publish_exclusive(
 ) -> None:
     """Rename ``source`` to ``target`` unless that name exists.
 
-    Raises FileExistsError, OSError.
-
     Uses renameat2(2) with RENAME_NOREPLACE. Where the file system refuses the flag
     (FUSE, 9p and NFS answer EINVAL), uses a hard link, which never replaces a file, and
     removes ``source``. Where hard links are not supported either (exFAT), checks the
     name and renames, under ``flock`` of the folder if it can be locked: processes that
     use this function exclude each other, but another program that creates the target in
-    between loses its file. ``identity`` is the source's: an error is ignored if the
-    target is that file.
+    between loses its file. ``identity`` is that of the source: an error is ignored if
+    the target is that file. Raises FileExistsError, OSError.
     """
     for publish in (_rename_noreplace, _link, _check_and_rename):
         try:
@@ -266,10 +261,10 @@ _CANNOT_PUBLISH = {_rename_noreplace: CANNOT_RENAME_NOREPLACE, _link: CANNOT_LIN
 
 @contextmanager
 def _locked_folder(name: Name, dir_fd: int | None) -> Iterator[None]:
-    """Hold ``flock`` on the folder of ``name``.
+    """Hold ``flock`` on the folder of ``name`` during the block.
 
-    Nothing is locked if the folder cannot be locked, or another program does not
-    release it in time.
+    The block runs without a lock if the folder cannot be locked, or if another program
+    holds its lock for longer than ``FOLDER_LOCK_ATTEMPTS`` attempts.
     """
     folder = _open_folder(os.path.dirname(name) or ".", dir_fd)  # noqa: PTH120 - relative to dir_fd
     try:
@@ -289,7 +284,8 @@ def _locked_folder(name: Name, dir_fd: int | None) -> Iterator[None]:
 def link_open_file(descriptor: int, path: Name) -> None:
     """Give an open file, which may have no name, the name ``path``.
 
-    Raises FileExistsError; OSError where /proc or hard links are missing.
+    Raises FileExistsError if the name exists, and OSError where /proc or hard links are
+    missing.
     """
     source = f"/proc/self/fd/{descriptor}"
     os.link(source, path, src_dir_fd=descriptor, follow_symlinks=True)
@@ -321,8 +317,7 @@ def remove(name: Name, *, dir_fd: int | None = None) -> None:
 
 
 def remove_quietly(name: Name, *, dir_fd: int | None = None) -> None:
-    """Remove a temporary file; errors are ignored, as a file that remains is
-    harmless."""
+    """Remove a temporary file. Errors are ignored: a file that remains is harmless."""
     with suppress(OSError):
         os.unlink(name, dir_fd=dir_fd)
 
@@ -337,7 +332,11 @@ def close_quietly(descriptor: int) -> None:
 
 
 def _is_done(target: Name, identity: Identity | None, dir_fd: int | None) -> bool:
-    """Return whether the target is the file although the call reported an error."""
+    """Return whether a rename has been performed although it reported an error.
+
+    It has if ``target`` is the file of that ``identity``; False if ``identity`` is
+    None.
+    """
     if identity is None:
         return False
     with suppress(OSError):
@@ -348,20 +347,17 @@ def _is_done(target: Name, identity: Identity | None, dir_fd: int | None) -> boo
 # --- folders ---
 
 _reported_lock = threading.Lock()
-# devices of file systems that cannot sync folders and were reported; guarded by
-# _reported_lock
+# devices of reported file systems that cannot sync folders; guarded by _reported_lock
 _reported: set[int] = set()
 
 
 def sync_folder(folder: Name | int, *, on_unsynced: OnUnsynced | None = None) -> bool:
-    """Make the names in ``folder`` durable (a rename is not, until then).
+    """Make the names in ``folder`` durable; a rename is not durable before that.
 
-    Return whether that was possible.
-
-    ``folder`` is a path or an open descriptor. A file system that cannot sync a folder
-    is no error, as the files themselves are durable: ``on_unsynced`` is called with
-    folder and error, once per file system. Raises OSError for any other failure (EIO,
-    ESTALE).
+    Returns False if the file system cannot sync a folder. That is no error, because the
+    files themselves are durable: ``on_unsynced`` is called with folder and error, once
+    per file system. ``folder`` is a path or an open descriptor. Raises OSError for any
+    other failure (EIO, ESTALE).
     """
     try:
         descriptor = folder if isinstance(folder, int) else _open_folder(folder)

@@ -1,7 +1,8 @@
-"""What the errnos of file operations mean.
+"""The meaning of the errnos of file operations.
 
-``FAULTS`` is the only table of errnos; the ``CANNOT_...`` sets name, for each
-operation, the errnos of a file system that lacks it. All functions are thread-safe.
+``FAULTS`` maps errnos to the errors that dlpool raises; the ``CANNOT_...`` sets name,
+for each operation, the errnos of a file system that lacks the operation. All functions
+are thread-safe.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ FAULTS: dict[int, Fault] = {
 }
 
 _ENOTSUPP = 524  # internal to the Linux kernel; NFS clients return it to programs
+# of a file system that lacks an operation
 _LACKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, _ENOTSUPP})
 CANNOT_SYNC_FOLDER = _LACKS | {errno.EBADF, errno.EACCES, errno.EPERM}
 # EPERM: a seccomp filter that is older than the call
@@ -119,7 +121,8 @@ HAS_NO_XATTR = _LACKS | {
 def fault_of(error: OSError) -> Fault:
     """Return the meaning of ``error``.
 
-    An errno outside the table is of kind ``storage`` and keeps its own text.
+    An error whose errno is not in ``FAULTS`` is of kind ``storage`` and keeps its own
+    text.
     """
     known = FAULTS.get(error.errno or 0)
     return known or Fault(
@@ -128,9 +131,9 @@ def fault_of(error: OSError) -> Fault:
 
 
 class translated:
-    """Translate an OSError of the block into its LocalFault.
+    """A context manager that raises an OSError of its block as a LocalFault.
 
-    The message is "cannot DOING: REASON".
+    ``doing``: what the block does; the message is "cannot DOING: REASON".
     """
 
     def __init__(self, doing: str) -> None:

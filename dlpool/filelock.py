@@ -1,9 +1,9 @@
 """Exclusive locks of files between processes and hosts, by ``flock`` or a lock file.
 
 Some file systems refuse flock(2) (ENOSYS, ENOLCK, EOPNOTSUPP), and on some cluster file
-systems it succeeds without locking anything. A lock is verified by a second descriptor
-of the same file, which must be refused. Where ``flock`` cannot be relied on, the lock
-is a file beside the locked one, ``PATH.lock`` (``lock_files``).
+systems it succeeds without locking anything. So a lock is verified with a second
+descriptor of the same file: an attempt to lock that must fail. Where ``flock`` cannot
+be relied on, the lock is a file beside the locked one, ``PATH.lock`` (``lock_files``).
 """
 
 from __future__ import annotations
@@ -24,12 +24,10 @@ _no_flock: set[int] = set()
 
 
 def flock(descriptor: int, *, is_shared: bool = False, waits: bool = False) -> bool:
-    """Lock an open file by flock(2).
+    """Lock an open file by flock(2); return False where that is not supported.
 
-    Return False if the file system does not support it.
-
-    Without ``waits``, raises BlockingIOError if another open file holds the lock.
-    Raises OSError.
+    ``waits``: wait until the lock is free. Otherwise raises BlockingIOError if another
+    open file holds the lock. Raises OSError.
     """
     try:
         fcntl.flock(
@@ -47,8 +45,8 @@ def flock(descriptor: int, *, is_shared: bool = False, waits: bool = False) -> b
 class FileLock:
     """An exclusive lock of an open file, until ``release`` or the end of the process.
 
-    ``was_expired``: the lease of the earlier holder has expired, but its process may
-    still run and write to the same file. Thread-safe.
+    ``was_expired``: the lock was taken over from a process that had not renewed it;
+    that process may still run and write to the same file. Thread-safe.
     """
 
     def __init__(
@@ -56,11 +54,9 @@ class FileLock:
     ) -> None:
         """Lock the file.
 
-        ``descriptor`` is one of ``path``, open for writing, and is not closed by the
-        lock.
-
-        ``reopen_path``: another path by which the file can be opened, for a file
-        without a name. Raises LockHeld, LockForeign, OSError.
+        ``descriptor``: an open descriptor of the file at ``path``, for writing; the
+        lock does not close it. ``reopen_path``: another path by which the file can be
+        opened, for a file without a name. Raises LockHeld, LockForeign, OSError.
         """
         self.was_expired = False
         self._lock_file: LockFile | None = None
@@ -71,13 +67,13 @@ class FileLock:
 
     @property
     def uses_lock_file(self) -> bool:
-        """True if the lock is a lock file instead of ``flock``."""
+        """Whether the lock is a lock file instead of ``flock``."""
         return self._lock_file is not None
 
     def is_held(self) -> bool:
-        """Return whether this process still holds the lock, and renew it.
+        """Return whether this process still holds the lock; renew the lock if it does.
 
-        Always true for ``flock``. Raises OSError.
+        ``flock`` is always held. Raises OSError.
         """
         if self._lock_file is None:
             return True
@@ -87,16 +83,16 @@ class FileLock:
         return True
 
     def release(self) -> None:
-        """Remove the lock file, if there is one.
+        """Remove the lock file, if there is one. May be called twice.
 
-        ``flock`` is released with the descriptor. May be called twice.
+        ``flock`` is released when the descriptor is closed.
         """
         if self._lock_file is not None:
             self._lock_file.release()
 
 
 def _has_flock(descriptor: int, path: Path) -> bool:
-    """Lock by flock(2) and verify the lock; return False if it has no effect.
+    """Lock by flock(2) and verify the lock; return False if flock(2) has no effect.
 
     Raises LockHeld, OSError.
     """
@@ -114,7 +110,7 @@ def _has_flock(descriptor: int, path: Path) -> bool:
 
 
 def _excludes_second(path: Path, identity: disk.Identity) -> bool:
-    """Return whether a second descriptor of the file cannot lock it.
+    """Return whether the lock excludes a second descriptor of the file.
 
     True if the file cannot be opened again.
     """

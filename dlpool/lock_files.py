@@ -1,16 +1,16 @@
 """Lock files, which replace ``flock`` on file systems where it does not work.
 
-- a lock file is created with O_EXCL, and contains the host, boot, process and start
-  time of its holder, and a random token;
-- a thread renews its modification time every ``HEARTBEAT_S`` seconds, by the clock of
-  the file server, and so does each call of ``is_held``;
-- a lock is stale when its process has ended (known only on the same host, boot and PID
-  namespace), or when it has not been renewed for ``STALE_S`` seconds, compared with the
-  time that the server gives a new file;
-- a stale lock is replaced by a rename of ``PATH.lock.tmp``, whose O_EXCL creation
-  admits one process at a time;
-- a holder whose lock file was replaced (it was suspended for that long) learns it from
-  ``is_held`` and must stop.
+- A lock file is created with O_EXCL, and contains the host, boot, process and start
+  time of its holder, and a random token.
+- A thread of the holder sets the modification time of the file every ``HEARTBEAT_S``
+  seconds, by the clock of the file server; so does each call of ``FileLock.is_held``.
+- A lock is stale when the process of its holder has ended, which is known only on the
+  same host, boot and PID namespace, or when the modification time is more than
+  ``STALE_S`` seconds older than the time that the file server gives a new file.
+- A stale lock is replaced by a rename of ``PATH.lock.tmp``, which is created with
+  O_EXCL, so that only one process at a time replaces the lock.
+- A holder that was suspended for so long that its lock file was replaced learns that
+  from ``FileLock.is_held``, and must stop.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class LockForeign(Exception):
 class LockHolder:
     """The holder of a lock file.
 
-    ``started`` is in clock ticks since boot, 0 if unknown.
+    ``boot``: the id of the boot of its host; ``namespace``: its PID namespace; both
+    empty if unknown. ``started``: when the process started, in clock ticks since the
+    boot, 0 if unknown.
     """
 
     host: str
@@ -77,7 +79,7 @@ class LockHolder:
 
     @classmethod
     def from_json(cls, data: bytes) -> LockHolder | None:
-        """Parse the content of a lock file; return None if it is not one."""
+        """Parse the content of a lock file; return None if it is something else."""
         try:
             fields: dict[str, Any] = json.loads(data)["dlpool_lock"]
             holder = cls(**fields)
@@ -134,7 +136,7 @@ class LockFile:
 
     @classmethod
     def acquired(cls, path: Path) -> LockFile:
-        """Create the lock file, or replace a stale one.
+        """Create the lock file, or replace a stale one; return the lock.
 
         Raises LockHeld, LockForeign, OSError.
         """
@@ -150,7 +152,8 @@ class LockFile:
     def is_named(self) -> bool:
         """Return whether the path still names this lock file. Raises OSError.
 
-        The file is opened, as open(2) asks the server of a network file system.
+        The file is opened, because only open(2) makes a network file system ask its
+        server.
         """
         try:
             named = os.open(
@@ -166,7 +169,7 @@ class LockFile:
     def renew(self) -> None:
         """Set the modification time to the server's current time.
 
-        Errors are ignored: the lock becomes stale then.
+        Errors are ignored: after enough of them the lock becomes stale.
         """
         with self._lock, suppress(OSError):
             if self._descriptor >= 0:
@@ -239,9 +242,9 @@ class _CreatedLock:
 
     @classmethod
     def create(cls, path: Path) -> _CreatedLock:
-        """Create the file and write its holder into it.
+        """Create a lock file of this process at ``path``.
 
-        Raises FileExistsError, OSError.
+        Raises FileExistsError if the name exists, OSError.
         """
         holder = LockHolder.this_process()
         try:
@@ -253,7 +256,7 @@ class _CreatedLock:
         except FileExistsError:
             raise
         except OSError:
-            # the call may have created it and reported failure: a lock without a holder
+            # the call may have created the file, without a holder, and reported failure
             _remove_empty(path)
             raise
         try:
@@ -282,7 +285,7 @@ def _remove_empty(path: Path) -> None:
 
 
 def _take_over(path: Path) -> LockFile | None:
-    """Replace a stale lock by a new one; None if it was removed meanwhile.
+    """Replace a stale lock by a new one; None if it was removed or replaced meanwhile.
 
     Raises LockHeld, LockForeign, OSError.
     """
@@ -298,7 +301,7 @@ def _take_over(path: Path) -> LockFile | None:
         stale = _find_stale(path, now=os.fstat(created.descriptor).st_mtime)
         if stale is not None:
             disk.replace(temporary, path, identity=created.identity)
-            # else another process removed our temporary file as stale
+            # otherwise another process removed our temporary file as stale
             if disk.is_name_of(path, created.identity):
                 return LockFile(path, created, was_expired=not stale.has_ended)
     except BaseException:
@@ -318,9 +321,8 @@ class _StaleLock:
 def _find_stale(path: Path, now: float | None) -> _StaleLock | None:
     """Return the lock if it is stale, None if it does not exist.
 
-    ``now``: the server's time, None to ask for it.
-
-    Raises LockHeld for a lock that is in use, LockForeign, OSError.
+    ``now``: the present time of the file server, None if it must be determined. Raises
+    LockHeld for a lock that is not stale, LockForeign, OSError.
     """
     try:
         descriptor = os.open(
@@ -356,7 +358,7 @@ def _check_regular(path: Path, status: os.stat_result) -> None:
 def _server_time(folder: Path) -> float:
     """Return the time of the file server's clock, in seconds since the epoch.
 
-    Raises OSError.
+    It is that of a new temporary file in ``folder``. Raises OSError.
     """
     path = folder / f".dlpool-{secrets.token_hex(8)}.tmp"
     descriptor = disk.create_exclusive(path)
@@ -383,9 +385,9 @@ def _pid_namespace() -> str:
 
 
 def _start_time(pid: int) -> int:
-    """Return the start time of the process, 0 if it is unknown.
+    """Return the start time of a process in clock ticks since boot, 0 if unknown.
 
-    It is field 22 of proc_pid_stat(5), in clock ticks since boot.
+    It is field 22 of proc_pid_stat(5).
     """
     with suppress(OSError, ValueError, IndexError):
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")

@@ -22,7 +22,8 @@ from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.http.source import Reply
 from dlpool.transfer.target.protocol import Target
 
-PIECE = 8 * 1024 * 1024  # bytes: how far ahead of the hash a connection may fetch
+# bytes that a connection is assigned at once while a hash follows (``ChunkMap.piece``)
+PIECE = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ def make_plan(
 ) -> ProbeResult | None:
     """Return the plan, and allocate the space of the file.
 
-    None for a range of an encoded file, which must be requested as one body instead.
-    Raises PolicyRefused, ProtocolBroken for an unaccepted coding, LocalFault.
+    Returns None for a range of an encoded file, which must be requested as one body
+    instead. Raises PolicyRefused, also for a file above ``max_file_size``,
+    ProtocolBroken for a coding that cannot be decoded, LocalFault.
     """
     if _is_decoded(context, target, reply, answer):
         if answer.is_partial:
@@ -99,7 +101,7 @@ def _is_decoded(
 ) -> bool:
     """Return whether to decode the body.
 
-    Raises PolicyRefused or ProtocolBroken for an unaccepted coding.
+    Raises PolicyRefused or ProtocolBroken for a coding that is not accepted.
     """
     if not answer.resource.content_encoding or answer.length == 0:
         return False

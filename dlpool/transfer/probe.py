@@ -1,9 +1,8 @@
 """Make the first request of a download.
 
-It proves or disproves ranges, and brings size, validators and the first bytes.
-
-Only a 206 with a correct ``Content-Range`` proves ranges, and only a 200 disproves
-them. The body of either is used.
+The response shows whether the server supports ranges, and brings size, validators and
+the first bytes of the body. Only a 206 with a correct ``Content-Range`` proves the
+support of ranges, and only a 200 disproves it. The body of either is used.
 """
 
 from __future__ import annotations
@@ -66,10 +65,11 @@ def resume_step(
     """Return how to continue with saved bytes.
 
     ``is_complete``: the request was for the complete file. ``is_proven``: whether the
-    version is known to be the same; None means that the validators decide. Raises
-    BadAnswer if the response lacks the validator that could decide, unless the URL had
-    another query, and UnexpectedContent if the response must not replace the saved
-    bytes.
+    version is known to be the same; None means that the validators decide.
+    ``has_other_query``: the saved bytes were requested with another query of the URL.
+    ``allows_change``: any content may replace them. Raises BadAnswer if the response
+    lacks the validator that could decide, unless ``has_other_query``, and
+    UnexpectedContent if the response must not replace the saved bytes.
     """
     if saved.proves_same(answer.resource) if is_proven is None else is_proven:
         if answer.is_partial:
@@ -188,7 +188,7 @@ class Probe:
 
         Else set up the next request and return None.
         """
-        if self._needs_samples(saved):  # the output has only been opened now
+        if self._needs_samples(saved):  # ``run`` requests them before the next step
             return None
         next_step = resume_step(
             saved.resource,
@@ -215,9 +215,9 @@ class Probe:
         )
 
     def _read_answer(self, reply: Reply, requested: ByteRange | None) -> Answer | None:
-        """Return the answer if it may be the file.
+        """Return the answer, if it may describe the file.
 
-        None if it contradicts itself and a plain GET must follow.
+        None if it contradicts itself; a GET request without a range must follow then.
         """
         if is_empty_file(reply.status, reply.headers):
             return Answer(
@@ -297,7 +297,7 @@ class Probe:
         )
 
     def _has_samples_of(self, exchange: Exchange, saved: SavedState) -> bool:
-        """Return whether the server sends the same samples as the saved bytes."""
+        """Return whether samples of the saved bytes equal the server's bytes."""
         assert self._target is not None
         reader = self._target.reader()
         try:
@@ -357,9 +357,10 @@ class Probe:
         return None
 
     def _first_range(self, saved: SavedState | None) -> ByteRange | None:
-        """Return the first missing range, or that of a small file.
+        """Return the range to request first; None requests the complete file.
 
-        None for the complete file.
+        This is the first missing range; without saved bytes, the first
+        ``min_split_size`` bytes.
         """
         settings = self._context.settings
         if self._wants_complete or (

@@ -119,7 +119,7 @@ class HostConnections:
         self._clock = clock
         self._lock = threading.Lock()
         self._hosts: dict[str, HostState] = {}
-        # by host: how many connections to one file it accepts, and when that was observed
+        # by host: the connections to one file that it accepts, and when that was seen
         self._admitted: dict[str, tuple[int, float]] = {}
 
     def record_limit(self, host: str, connections: int) -> None:

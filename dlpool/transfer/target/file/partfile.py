@@ -1,9 +1,9 @@
 """The file under construction, ``PATH.part``: lock, sync, publish by rename.
 
-One process at a time works on a part file: it holds its lock (``filelock``), and the
-locked file is the one that the name refers to. If the locked file was published before
-the lock was taken, the name is opened again. Every writer has its own descriptor, where
-``/proc`` is mounted or the name still refers to the file.
+One process at a time works on a part file: the process holds its lock (``filelock``),
+and the locked file is the one that the name refers to. If the locked file was published
+before the lock was taken, the name is opened again. Every writer has its own
+descriptor, where ``/proc`` is mounted or the name still refers to the file.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from dlpool.transfer.target.file.partopen import PartOpener, remove_mark
 from dlpool.transfer.target.file.partwriter import PartWriter
 from dlpool.transfer.target.file.publish import set_mark
 
-_OWNER = 0o600
+_OWNER = 0o600  # the rights of the owner while the file is under construction
 _PERMISSIONS = 0o777  # without setuid and setgid: the content comes from the network
-_MODE = 0o7777
+_MODE = 0o7777  # all bits of a mode, see chmod(2)
 _UNCHANGED = -1  # an owner, see chown(2)
 _ACL = "system.posix_acl_access"
 
@@ -40,15 +40,15 @@ class PartFile:
     ) -> None:
         """Open or create ``TARGET.part`` and lock it.
 
-        Missing parent folders are created. Raises Locked if another download holds it,
-        ForeignFile for a file that dlpool did not create, LocalFault.
+        Missing parent folders are created. Raises Locked if another download holds the
+        lock, ForeignFile for a file that dlpool did not create, LocalFault.
         """
         self.target = target
         self._opener = PartOpener(target, sync=sync, notify=notify)
         self._sync = sync
-        # the open ones; threads only append, which is atomic
+        # the open writers; threads only append, which is atomic
         self._writers: list[PartWriter] = []
-        # set when the file is published; None: unchanged
+        # the mode to set when the file is published; None: the present one stays
         self._final_mode: int | None = None
         self.is_preallocated = False  # whether its whole length is reserved on the disk
         self._opened = self._opener.open()
@@ -59,30 +59,32 @@ class PartFile:
 
     @property
     def is_new(self) -> bool:
-        """True if this object created the part file."""
+        """Whether this object created the part file."""
         return self._opened.is_new
 
     @property
     def is_marked(self) -> bool:
-        """True if the file has dlpool's mark, and needs no state file to be
-        recognized."""
+        """Whether the file has dlpool's mark.
+
+        It is then recognized without a state file.
+        """
         return self._opened.is_marked
 
     @property
     def has_lock_file(self) -> bool:
-        """True if it is locked by a lock file, as ``flock`` does not work here."""
+        """Whether the lock is a lock file, because ``flock`` does not work here."""
         return self._opened.lock.uses_lock_file
 
     @property
     def was_empty(self) -> bool:
-        """True if it was empty when it was locked."""
+        """Whether the file was empty when it was locked."""
         return self._opened.status.st_size == 0
 
     @property
     def was_expired(self) -> bool:
-        """True if another process may still write to the file.
+        """Whether another process may still write to the file.
 
-        Its lock expired without proof that the process has ended.
+        The lock of that process expired without proof that the process has ended.
         """
         return self._opened.lock.was_expired
 
@@ -105,9 +107,9 @@ class PartFile:
             return disk.is_name_of(self.path, self._identity)
 
     def check_ownership(self) -> None:
-        """Raise LocalFault if the name may belong to another download.
+        """Raise LocalFault if the part file's name may belong to another download.
 
-        Then the files beside it are that download's, too.
+        The state file beside it then belongs to that download, too.
         """
         with translated(f"access the lock of {self.path}"):
             if not self._opened.lock.is_held():
@@ -131,21 +133,20 @@ class PartFile:
     def mark_published(self, job: Job) -> bool:
         """Set the attribute that records a publish for a queue's job.
 
-        Return False if that is not possible.
+        Return False if the file system does not allow that.
         """
         return set_mark(self._descriptor, job)
 
     def restart(self) -> None:
         """Replace the file by a new, empty, locked one of the same name.
 
-        Late writers reach only the old file.
-
-        Raises Locked if another download took the name in between, LocalFault.
+        Writers that are still open reach only the old file. Raises Locked if another
+        download took the name in between, LocalFault.
         """
         self.check_ownership()
         old = self._opened
         self._opened = self._opener.replace(old.lock)
-        # which releases its flock; a lock file is kept
+        # this releases the flock of the old file; a lock file is kept
         disk.close_quietly(old.descriptor)
         self._writers = []  # their threads close them
         self.is_preallocated = False
@@ -156,12 +157,12 @@ class PartFile:
             os.ftruncate(self._descriptor, 0)
 
     def copy_permissions(self) -> None:
-        """Copy the mode of the target that the file will replace.
+        """Copy mode, owner and group of the target that the file will replace.
 
-        Owner and group are copied if permitted. The owner of a file under construction
-        may always read and write it. New targets get the default mode. Raises
-        LocalFault; also if the mode cannot be set and others would be allowed more than
-        before.
+        Owner and group are copied only if permitted. The owner of a file under
+        construction may always read and write it; ``publish`` sets the exact mode.
+        Without a target, the file keeps the default mode. Raises LocalFault, also if
+        the mode cannot be set and others would be allowed more than before.
         """
         with translated(f"set the permissions of {self.path}"):
             try:
@@ -178,13 +179,12 @@ class PartFile:
     def preallocate(
         self, size: int, mode: str, rules: SpaceRules = ENTIRE_DISK
     ) -> None:
-        """Check that the file fits, and set its length.
+        """Check that the file fits, and preallocate ``size`` bytes.
 
-        ``mode`` is a value of the setting ``preallocate``.
-
-        Blocks are reserved here for ``falloc`` only, and not by a service: ``auto``
-        reserves them as bytes arrive. Raises TooLarge for a file that can never fit,
-        NoRoom if it does not fit now, LocalFault.
+        ``mode`` is a value of the setting ``preallocate``. ``truncate`` only sets the
+        length. ``falloc`` reserves blocks, but not in a service; ``auto`` does nothing
+        here: blocks are reserved as bytes arrive. Raises TooLarge for a file that can
+        never fit, NoRoom for one that does not fit now, LocalFault.
         """
         rules.check(self._descriptor, self.target.parent, size)
         try:
@@ -214,8 +214,7 @@ class PartFile:
         return writer
 
     def locked_writer(self) -> PartWriter:
-        """Return a writer with the locked descriptor, for the owner of the part
-        file."""
+        """Return a writer with the locked descriptor, for the thread of the owner."""
         return PartWriter(self._descriptor, self.path, closes=False)
 
     def as_scanned_file(self) -> ScannedFile:
@@ -223,7 +222,7 @@ class PartFile:
         return ScannedFile(self._descriptor, self.path, self.length)
 
     def close_writers(self) -> None:
-        """Close all writers after their last write. Raises LocalFault, the first.
+        """Close all writers after their last write. Raises the first LocalFault.
 
         Network file systems report failed writes only when a file is closed.
         """
@@ -249,10 +248,8 @@ class PartFile:
     def report_delayed_errors(self) -> None:
         """Make the file system report the errors that it delays until close(2).
 
-        Raises LocalFault.
-
-        If no descriptor is left for that, fdatasync(2) reports the same errors, as it
-        waits for all writes.
+        If no descriptor is left for that, fdatasync(2) reports the same errors, because
+        it waits for all writes. Raises LocalFault.
         """
         with translated(f"close {self.path}"):
             try:
@@ -262,13 +259,13 @@ class PartFile:
                     raise
                 os.fdatasync(self._descriptor)
                 return
-            # the descriptor itself holds the lock until the file is published
+            # the first descriptor holds the lock until the file is published
             os.close(second)
 
     def set_modified(self, seconds: float) -> None:
         """Set the modification time, in seconds since the epoch. Raises LocalFault.
 
-        Ignored if the file system cannot keep it.
+        Does nothing if the file system does not support or permit that.
         """
         with translated(f"set the time of {self.path}"):
             try:
@@ -283,10 +280,8 @@ class PartFile:
     def publish(self, *, overwrite: bool) -> None:
         """Rename the file to the target, atomically and durably.
 
-        The data must be synced already.
-
-        Raises TargetExists, without ``overwrite``, if the target exists; LocalFault,
-        and then the target is missing or unchanged.
+        The data must have been synced. Without ``overwrite``, raises TargetExists if
+        the target exists. Raises LocalFault; the target is then missing or unchanged.
         """
         self.check_ownership()
         with translated(f"publish {self.target}"):
@@ -343,7 +338,7 @@ class PartFile:
         return None
 
     def _is_same(self, descriptor: int) -> bool:
-        """Return whether it is a descriptor of this file; False if that is unknown."""
+        """Return whether ``descriptor`` is one of this file; False if unknown."""
         try:
             return disk.identity_of(os.fstat(descriptor)) == self._identity
         except OSError:
@@ -352,11 +347,10 @@ class PartFile:
     def _private_name(self) -> Path:
         """Return the name to publish from.
 
-        With a lock file, which can be lost at any moment, it is a private hard link.
-
-        Otherwise the part file's name could refer to the file of the next holder by
-        now. Without hard links or /proc, the part file's name is used, which was
-        checked just before.
+        Usually it is the part file's name. A lock file can be lost at any moment, after
+        which that name may refer to the file of the next holder; so with a lock file it
+        is a new private hard link. Without hard links or /proc, the part file's name is
+        used nevertheless; it was checked just before.
         """
         if not self.has_lock_file:
             return self.path
@@ -370,10 +364,10 @@ class PartFile:
         return private
 
     def _finish_publish(self) -> None:
-        """Clean up after the file has its name; errors here cannot damage it.
+        """Clean up after the publish; errors here cannot damage the file.
 
-        The mark is kept as long as the old name exists, so that the next run removes
-        that name.
+        The mark is kept as long as the part file's name exists, so that the next run
+        removes that name.
         """
         if self._final_mode is not None:
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Writes to a part file by one thread, through a descriptor of its own."""
+"""Write to a part file on one thread, through a descriptor of its own."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from dlpool.disk_errors import local_fault
 from dlpool.errors import LocalFault
 from dlpool.freespace import Space
 
-_CLOSED = -1  # a descriptor
-_UNKNOWN = -1  # a position
+_CLOSED = -1  # as a descriptor
+_UNKNOWN = -1  # as a position
 
 
 class PartWriter:
-    """One thread's descriptor of a part file, whose offset is 0 at first.
+    """A descriptor with which one thread writes to a part file.
 
-    ``close`` may be called by another thread.
-
-    ``is_shared``: its offset is shared with other descriptors, and is not used.
+    ``close`` may be called by another thread. ``is_shared``: the file offset of the
+    descriptor is shared with other descriptors and not used; otherwise it is 0 at
+    first. ``closes``: ``close`` closes the descriptor.
     """
 
     def __init__(
