@@ -37,9 +37,9 @@ from dlpool.storage.values import (
 
 
 class StagedChunk(Protocol):
-    """A chunk while it is received.
+    """A chunk while it is received. Used by one thread.
 
-    A context manager that discards what has not been committed. For one thread.
+    A context manager that discards bytes that have not been committed.
     """
 
     def reserve(self, size: int) -> None:
@@ -67,7 +67,7 @@ class ChunkReceiver(Protocol):
     """
 
     def stage(self) -> StagedChunk:
-        """Start to receive a chunk. No lock is held while its bytes arrive."""
+        """Start receiving a chunk. No lock is held while its bytes arrive."""
 
     def check(self, staged: StagedChunk, request: ChunkRequest, /) -> None:
         """Refuse a request that ``commit`` would refuse, before its bytes are received.
@@ -78,8 +78,8 @@ class ChunkReceiver(Protocol):
     def commit(self, staged: StagedChunk, request: ChunkRequest, /) -> ChunkResult:
         """Store the received bytes durably as a chunk of its task.
 
-        The first chunk creates the task. An earlier chunk of the index is replaced; it
-        is kept if the request is refused.
+        The first chunk creates the task. A chunk that was stored with the same index is
+        replaced, unless the request is refused.
         """
 
 
@@ -107,7 +107,7 @@ class Locker(Protocol):
 
         The current lock holder is asked to release it (see ``UploadLock.check``), so
         that a client that reconnects does not wait until its old connection times out.
-        Raises UploadError: locked if it does not release the lock in time;
+        Raises UploadError: ``locked`` if the holder does not release the lock in time;
         AlreadyComplete.
         """
 
@@ -116,8 +116,8 @@ class AppendSession(Protocol):
     """A body while it is appended.
 
     A context manager: when the block raises, the bytes received so far are kept. They
-    are discarded if the body has a checksum, after ``discard``, and if they are more
-    than announced.
+    are discarded if the body has a checksum, after ``discard``, and if the body has
+    more bytes than were announced.
     """
 
     @property
@@ -160,12 +160,12 @@ class TusUploads(Protocol):
     def append(
         self, lock: UploadLock, request: AppendRequest, /
     ) -> AbstractContextManager[AppendSession]:
-        """Start to append a body; the caller holds ``lock``."""
+        """Start appending a body; the caller holds ``lock``."""
 
     def finish(self, file_id: str, owner: str | None) -> MergeResult | None:
         """Publish a complete upload; None if it is incomplete or a part.
 
-        Raises UploadError: locked.
+        Raises UploadError: ``locked`` while another request merges it.
         """
 
 
@@ -254,13 +254,13 @@ class UploadBackend(Protocol):
         """
 
     def counts_by_state(self) -> Mapping[str, TaskCounts]:
-        """Return what the tasks of all owners use, by state."""
+        """Return the number, bytes and files of the tasks of all owners, by state."""
 
     def pause(self, file_id: str, owner: str | None) -> TaskDetail:
         """Refuse chunks of the task until it is resumed."""
 
     def resume(self, file_id: str, owner: str | None) -> TaskDetail:
-        """Accept chunks again."""
+        """Accept chunks of a paused task again."""
 
     def delete(self, file_id: str, owner: str | None) -> None:
         """Remove a task and its chunks, not the published file."""

@@ -1,6 +1,6 @@
-"""Which types of files are accepted.
+"""Decides which types of files are accepted. Pure.
 
-The extension of the name and the first bytes decide. Pure.
+The extension of the name and the first bytes of the file decide.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def check_content(settings: UploadSettings, head: bytes) -> None:
 def detect_types(head: bytes) -> frozenset[str]:
     """Return the media types of a file with these first bytes.
 
-    Several if their signatures match equally well.
+    There are several if their signatures match equally well.
     """
     matches = _matches(head)
     best = max((confidence for _, confidence in matches), default=0.0)

@@ -1,6 +1,6 @@
-"""Names that clients choose.
+"""Checks names that clients choose. Pure.
 
-Task ids become folder names, and paths are checked to stay below their folder. Pure.
+Task ids become folder names, and paths have to stay below their folder.
 """
 
 from __future__ import annotations

@@ -27,9 +27,8 @@ def open_backend(
     folder. ``guard`` scans each merged file before it is published, and ``report_scan``
     is called with the result.
     """
-    from dlpool.storage.disk.backend import (
-        DiskBackend,
-    )  # a process loads only the backend that it uses
+    # A process loads only the backend that it uses.
+    from dlpool.storage.disk.backend import DiskBackend
     from dlpool.storage.disk.scanning import UploadScanner
 
     return DiskBackend(

@@ -31,7 +31,7 @@ _ERRORS: Mapping[str, tuple[ErrorCode, str]] = {
 
 
 def effective_state(recorded: str, *, has_chunks: bool, is_merging: bool) -> str:
-    """Return the state of a task by its record and its chunks.
+    """Return the state of a task from its recorded state and its chunks.
 
     The record may be out of date: a killed process records nothing. ``is_merging``: a
     running process merges the task.

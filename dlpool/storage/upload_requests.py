@@ -1,6 +1,6 @@
-"""Requests of the upload API and of tus as frozen values.
+"""Requests of the upload API and of tus, as immutable values. Pure.
 
-``check`` validates what needs no stored state. Pure.
+``check`` makes the checks that need no stored state.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from dlpool.storage.values import StoredChunk, TaskTotals
 MAX_CHUNKS = 100_000
 MAX_PARTS = 100  # of a final upload: their URLs have to fit into one header field
 CHUNKED, TUS = "chunked", "tus"  # protocols of a task
-PARTIAL, FINAL = (
-    "partial",
-    "final",
-)  # values of Upload-Concat; FINAL is followed by the URLs of the parts
+# Values of Upload-Concat; FINAL is followed by the URLs of the parts.
+PARTIAL, FINAL = "partial", "final"
 
 
 @dataclass(frozen=True)
@@ -132,8 +130,8 @@ class ChunkRequest:
 class MergeRequest:
     """A merge of all chunks of a task.
 
-    ``relative_path`` None: the path that came with the chunks. ``is_shared``: every
-    user may read the file, not only its owner.
+    ``relative_path``: None for the path that was sent with the chunks. ``is_shared``:
+    every user may read the file, not only its owner.
     """
 
     file_id: str

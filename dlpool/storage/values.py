@@ -1,6 +1,6 @@
 """Values that storage returns: results, tasks, counters, volumes and events.
 
-All are immutable; ``web/`` words them.
+All are immutable; ``web/`` converts them to JSON.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from dlpool.config import UploadSettings
 
-MAX_PAGE = 1000  # tasks
+MAX_PAGE = 1000  # tasks on a page of a list
 HEALTHY, WARNING, UNHEALTHY = "healthy", "warning", "unhealthy"
 STARTED_EVENT, COMPLETED_EVENT, FAILED_EVENT = (
     "upload_started",
@@ -127,9 +127,10 @@ class TaskDetail:
 
 
 class TaskPage(NamedTuple):
-    """Some tasks, by id.
+    """A page of a list of tasks, sorted by id.
 
-    ``total``: of all pages. ``next_cursor``: of the next page, empty on the last page.
+    ``total``: the number of tasks on all pages. ``next_cursor``: of the next page,
+    empty on the last page.
     """
 
     tasks: Sequence[TaskSummary]
@@ -138,16 +139,19 @@ class TaskPage(NamedTuple):
 
 
 class TaskCounts(NamedTuple):
-    """What tasks use.
+    """What a set of tasks uses.
 
     - ``bytes``: of their chunks, and of the files that were merged from them, which
       stay when the task is removed
-    - ``files``: entries in the folders of tasks, including the folders
-    - ``chunks``, ``file_size``: the sums of those of the summaries
-    - ``declared_bytes``: announced sizes of tasks, or the sizes of completed ones;
-      ``unknown_sizes``: tasks that announced none; ``expected_chunks``: announced
-      chunks, rounded up where a task announced none. Of a final tus upload the parts
-      count instead.
+    - ``files``: entries in the folders of the tasks, including the folders
+    - ``chunks``, ``file_size``: the sums of these fields of the summaries
+    - ``declared_bytes``: the sum of the announced sizes, or of the actual sizes of
+      completed tasks
+    - ``unknown_sizes``: the number of uncompleted tasks that announced no size
+    - ``expected_chunks``: the sum of the announced chunks of uncompleted tasks, rounded
+      up for tasks that announced no number
+
+    While a final tus upload is concatenated, its parts count in the last three instead.
     """
 
     tasks: int = 0

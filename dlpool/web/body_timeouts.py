@@ -19,8 +19,8 @@ class BodyTimeouts:
     """Limits for a slow client. Used by one thread.
 
     A client may send no bytes for ``timeout_s`` seconds, and has to send ``rate`` bytes
-    per second in each ``window_s`` seconds (``rate`` 0: any rate). Only time spent waiting
-    for the client counts.
+    per second in each ``window_s`` seconds (``rate`` 0: any rate). Only time spent
+    waiting for the client counts.
     """
 
     def __init__(self, timeout_s: float, rate: int, window_s: float) -> None:

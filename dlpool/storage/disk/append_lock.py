@@ -31,7 +31,7 @@ from dlpool.storage.errors import (
 )
 from dlpool.storage.upload_requests import TUS
 
-LOCK_TIMEOUT_S = 3.0  # for the lock holder, to release the lock
+LOCK_TIMEOUT_S = 3.0  # within which the lock holder has to release the lock
 _POLL_S = 0.02
 
 
@@ -39,7 +39,8 @@ _POLL_S = 0.02
 class AppendLock:
     """A held append lock.
 
-    ``locked_at_ns``: the time of the lock file; a later one is a request to unlock.
+    ``locked_at_ns``: the time of the lock file when it was locked; another time is a
+    request to unlock.
     """
 
     descriptor: int
@@ -60,7 +61,7 @@ class AppendLock:
 
 @dataclass(frozen=True)
 class DiskLocker:
-    """Implements ``Locker``. Thread-safe, and between processes."""
+    """Implements ``Locker``. May be used by several threads and processes."""
 
     layout: StoreLayout
     settings: UploadSettings
@@ -122,8 +123,9 @@ def appendable_record(
 ) -> TaskRecord:
     """Return the record of a tus upload that accepts bytes.
 
-    Raises UploadError like ``unexpired_record``. Also raises it for a final upload and
-    by the state: AlreadyComplete, locked, task_paused.
+    Raises UploadError like ``unexpired_record``, and: ``final`` if the upload is
+    concatenated from parts, AlreadyComplete, ``locked`` while it is merged,
+    ``task_paused``.
     """
     record = unexpired_record(layout, settings, task, owner)
     if record.is_final:

@@ -1,10 +1,15 @@
 """Appends to a tus upload: each body becomes one more chunk of its task.
 
-A body is received into ``patch-OFFSET.tmp`` in the folder of the task, under the append
-lock. If its writer is killed, the next holder of the lock makes a chunk of the bytes. A
-body with a checksum goes to ``patch.tmp``, whose bytes are dropped unless they were
-compared. Before the trailer is written, the file is renamed to
-``patch-OFFSET-SIZE.tmp``, so that part of a trailer is not taken for bytes of the body.
+A body is received into a temporary file in the folder of the task, under the append
+lock. If its writer is killed, the name of the file tells the next lock holder what to
+do:
+
+- ``patch-OFFSET.tmp`` is a body that starts at ``OFFSET``: all its bytes become a
+  chunk.
+- ``patch-OFFSET-SIZE.tmp`` is a complete body: its first ``SIZE`` bytes become a chunk.
+  A file is renamed to this name before its trailer is written, so that no part of a
+  trailer is taken for bytes of the body.
+- ``patch.tmp`` is a body whose checksum has not been verified yet: it is removed.
 """
 
 from __future__ import annotations
@@ -81,8 +86,8 @@ def append_position(chunks: Mapping[int, StoredChunk]) -> AppendPosition:
 def append_files(folder: Path) -> list[Path]:
     """Return the files of received bodies that are not chunks yet, sorted.
 
-    A running process is writing them, or a killed one left them. Empty if the folder
-    does not exist. Raises OSError.
+    A running process is writing them, or a killed process left them. Empty if the
+    folder does not exist. Raises OSError.
     """
     try:
         names = os.listdir(folder)
@@ -159,9 +164,8 @@ class UploadTail:
                 if is_transient(error):
                     staged.close()
                     raise
-                return (
-                    position  # refused, for its content type say: the bytes are dropped
-                )
+                # Refused, for its content type, for example: the bytes are dropped.
+                return position
             return position.after(staged)
 
     def drop_unreachable(self, task: TaskFolder) -> AppendPosition:
@@ -196,17 +200,16 @@ class UploadTail:
     ) -> TaskRecord:
         """Make a chunk of the staged bytes and return the new record.
 
-        ``length``: the size of the upload, if it was deferred until now. Raises
-        UploadError.
+        ``length``: the size of the upload, if it was deferred until now, else None.
+        Raises UploadError.
         """
         if staged.size:
             self._seal(staged, position)
         with self.layout.lock_id(self.file_id) as task:
             task.owned_identity(self.owner, TUS)
             record = recover(self.settings, task)
-            if (
-                record.status != states.PAUSED
-            ):  # bytes received before the upload was paused are kept
+            # Bytes that were received before the upload was paused are kept.
+            if record.status != states.PAUSED:
                 states.state_after_chunk(record.status)
             record = self._publish(task, record, staged, position, length)
         if self.layout.durability and staged.size:
@@ -215,9 +218,7 @@ class UploadTail:
 
     def _seal(self, staged: StagedChunkFile, position: AppendPosition) -> None:
         with self.layout.lock_id(self.file_id) as task:
-            task.owned_identity(
-                self.owner, TUS
-            )  # raises if the upload was removed meanwhile
+            task.owned_identity(self.owner, TUS)  # raises if the upload was removed
             staged.rename(
                 staged.path.with_name(f"patch-{position.offset}-{staged.size}.tmp")
             )
@@ -250,9 +251,8 @@ class UploadTail:
                 else task.save(record, file_size=file_size)
             )
         if position.offset == 0 and staged.size >= HEAD_SIZE and not record.is_partial:
-            check_content(
-                self.settings, staged.head
-            )  # a shorter first body is checked by the merge
+            # The merge checks a shorter first body.
+            check_content(self.settings, staged.head)
         self._check_end(task, position)
         staged.publish(task.chunk_path(position.chunks))
         status = (

@@ -43,10 +43,10 @@ class ChunkAssembly:
     chunks: Sequence[StoredChunk]
 
     def write(self, target: int, *, expected_md5: str | None, is_checked: bool) -> str:
-        """Copy all chunks to the open file ``target`` and return their md5.
+        """Copy all chunks to the open file ``target`` and return the md5 of the file.
 
-        Raises CorruptChunks, OSError. ``is_checked``: compare each chunk with its own
-        md5, unless the md5 of the file is the expected one.
+        ``is_checked``: compare each chunk with its own md5, unless the md5 of the file
+        is ``expected_md5``. Raises CorruptChunks, OSError.
         """
         proof = expected_md5 or (self.chunks[0].md5 if len(self.chunks) == 1 else None)
         with ThreadPoolExecutor(2) as pool:

@@ -55,9 +55,9 @@ from dlpool.storage.values import (
 class DiskBackend:
     """Implements ``UploadBackend`` in ``upload_dir`` and ``merged_dir``.
 
-    Methods raise only UploadError. The folders are authoritative, and what is kept in
-    memory is compared with them: threads and processes may each have their own backend,
-    or share one.
+    Methods raise only UploadError. The folders are authoritative, and everything that
+    is kept in memory is compared with them. So threads and processes may each have a
+    backend of their own, or share one.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class DiskBackend:
         return self.index.current().page(owner, wanted, after, limit)
 
     def counts_by_state(self) -> Mapping[str, TaskCounts]:
-        """Return what the tasks of all owners use, by state."""
+        """Return the number, bytes and files of the tasks of all owners, by state."""
         return self.index.current().counts()
 
     def pause(self, file_id: str, owner: str | None) -> TaskDetail:
@@ -137,7 +137,7 @@ class DiskBackend:
         return self._change_state(file_id, owner, states.PAUSED)
 
     def resume(self, file_id: str, owner: str | None) -> TaskDetail:
-        """Accept chunks again."""
+        """Accept chunks of a paused task again."""
         return self._change_state(file_id, owner, states.UPLOADING)
 
     def _change_state(self, file_id: str, owner: str | None, wanted: str) -> TaskDetail:
@@ -190,11 +190,9 @@ class DiskBackend:
         removed = swept.removed
         for summary in self.index.rescan(timeout_s=SWEEP_TIMEOUT_S).summaries.values():
             if summary is not None and summary.needs_recovery:
-                with suppress(
-                    UploadError
-                    # the task may belong to the other protocol; a later sweep tries
-                    # again
-                ):
+                # A task of the other protocol is refused; after another error a later
+                # sweep tries again.
+                with suppress(UploadError):
                     removed += self.concatenator.recover(summary.file_id)
                     self.tus.recover_idle(summary.file_id)
         return swept._replace(removed=removed)
@@ -220,14 +218,12 @@ class DiskBackend:
         try:
             return open_file_below(self.settings.merged_dir, path)
         except UploadError:
-            split_folders(
-                path.rpartition("/")[0]
-            )  # an unsafe path is reported to every reader
+            # Report an unsafe path to all readers.
+            split_folders(path.rpartition("/")[0])
             if reader is None:
                 raise
-            raise file_not_found(
-                path
-            ) from None  # another reason would reveal that a file or folder exists
+            # Another reason would reveal that a file or folder exists.
+            raise file_not_found(path) from None
 
     def volumes(self) -> Sequence[Volume]:
         """Return the current state of ``upload_dir`` and ``merged_dir``."""
@@ -235,7 +231,7 @@ class DiskBackend:
 
 
 class DiskMergedFile:
-    """Implements ``MergedFile``: an open file below merged_dir. For one thread."""
+    """Implements ``MergedFile``: an open file below merged_dir. Used by one thread."""
 
     def __init__(self, descriptor: int) -> None:
         """``descriptor``: of the file; ``close`` closes it. Raises OSError."""

@@ -23,15 +23,14 @@ from dlpool.storage.values import (
 )
 
 FILES_PER_TASK = 8  # folder, metadata, locks, temporary files and the merged file
-CHUNK_COUNT_STEP = (
-    1000  # a task without total_chunks counts as the next multiple of this
-)
+# The chunks of a task without total_chunks are rounded up to a multiple of this.
+CHUNK_COUNT_STEP = 1000
 
 
 def assumed_chunks(chunks: int) -> int:
-    """Return how many chunks count for a task that states no total.
+    """Return the number of chunks that a task without total_chunks counts for.
 
-    ``chunks``: the chunks that it has.
+    ``chunks``: the number of its stored chunks.
     """
     return max(1, -(-chunks // CHUNK_COUNT_STEP)) * CHUNK_COUNT_STEP
 
@@ -39,7 +38,8 @@ def assumed_chunks(chunks: int) -> int:
 def capacity_of(folder: str) -> VolumeCapacity | None:
     """Return the capacity of the folder, or of its nearest existing parent.
 
-    None if the file system does not report it, which is no limit. Raises OSError.
+    None if the file system does not report it; callers then apply no limit. Raises
+    OSError.
     """
     space = space_or_none(_existing(folder))
     if space is None:

@@ -1,6 +1,6 @@
 """An immutable catalog of all tasks, by owner and state, with counters.
 
-A new one is made from the old one and the changes.
+Changes do not modify a catalog: they make a new one from it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dlpool.storage.values import TaskCounts, TaskPage, TaskSummary
 
 _ALL_OWNERS = object()
 _Key = tuple[object, str]  # owner and state; a task without owner has the owner None
-_FEW = 100  # changes that are applied one by one; more of them are sorted again
+_FEW = 100  # changes to insert one by one; with more, the list is sorted again
 NOTHING = TaskCounts()
 
 
@@ -49,7 +49,7 @@ def add_task(counts: TaskCounts, summary: TaskSummary, sign: int = 1) -> TaskCou
 class TaskCatalog:
     """All tasks at one time. Threads may share it.
 
-    ``summaries``: by the name of the folder; None for a folder to which no id leads.
+    ``summaries``: by the name of the folder; None for a folder that belongs to no task.
     """
 
     summaries: Mapping[str, TaskSummary | None] = field(default_factory=dict)
@@ -109,13 +109,14 @@ class TaskCatalog:
         )
 
     def counts(self) -> dict[str, TaskCounts]:
-        """Return what all tasks use, by state."""
+        """Return the counts of all tasks, by state."""
         return {
             state: self._counts.get((_ALL_OWNERS, state), NOTHING) for state in STATES
         }
 
     def counts_of(self, owner: str | None) -> TaskCounts:
-        """Return what the tasks of the owner use; None: the tasks without owner."""
+        """Return the counts of the tasks of ``owner``; None: of tasks without an
+        owner."""
         return TaskCounts.sum_of(
             self._counts.get((owner, state), NOTHING) for state in STATES
         )

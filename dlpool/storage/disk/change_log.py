@@ -1,13 +1,13 @@
-"""The change log: which tasks have changed, by all processes of a backend.
+"""The change log: the names of changed tasks, written by all processes of a backend.
 
-With it, a list need not scan all folders. Each section under the lock of a task appends
-the name of its folder, 32 bytes, before the lock is released. A reader remembers how
-far it has read. A log that grows too large is removed, and created again by the next
-entry; its first 32 bytes are random, so that a reader notices a new log.
+With it, a list need not scan all folders. A process that has held the lock of a task
+appends the name of the task's folder (32 bytes) before it releases the lock. A reader
+remembers how far it has read. A log that grows too large is removed, and the next entry
+creates a new one; its first 32 bytes are random, so that a reader notices a new log.
 
 The log need not be complete. A process that is killed between a change and its entry
-has not answered its client yet. An entry that cannot be written removes the log, and
-without a log all folders are compared.
+has not answered its client yet. If an entry cannot be written, the log is removed, and
+readers without a log compare all folders.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def append_change(path: Path, name: str) -> None:
 
 
 def _append(path: Path, data: bytes) -> bool:
-    """Append an entry; return False if the log was removed meanwhile, with the entry.
+    """Append an entry; return False if the log has been removed, with the entry.
 
     Raises OSError.
     """
@@ -79,7 +79,7 @@ def _append(path: Path, data: bytes) -> bool:
 
 
 class ChangeLogReader:
-    """Reads the entries of a change log. For one thread at a time."""
+    """Reads the entries of a change log. Used by one thread at a time."""
 
     def __init__(self, path: Callable[[], Path]) -> None:
         """``path`` returns the path of the log.
@@ -93,7 +93,8 @@ class ChangeLogReader:
     def read_changes(self) -> frozenset[str] | None:
         """Return the folders that were recorded since the last call.
 
-        None if they are unknown. Raises nothing.
+        None if they are unknown, so that all folders have to be compared. Raises
+        nothing.
         """
         try:
             descriptor = os.open(self._path(), READ_FLAGS)

@@ -43,7 +43,7 @@ from dlpool.storage.values import ChunkResult
 class DiskChunkReceiver:
     """Implements ``ChunkReceiver``.
 
-    Thread-safe, and between processes. Methods raise UploadError.
+    May be used by several threads and processes. Methods raise UploadError.
     """
 
     layout: StoreLayout
@@ -53,22 +53,22 @@ class DiskChunkReceiver:
     def stage(self) -> StagedChunkFile:
         """Create a temporary file for a chunk.
 
-        No other request waits for its lock.
+        The file is locked against sweeps; no other request waits for that lock.
         """
         return self.layout.stage_chunk(self.settings.max_chunk_size)
 
     def check(self, staged: StagedChunk, request: ChunkRequest) -> None:
-        """Refuse a request that ``commit`` would refuse.
+        """Refuse a request that ``commit`` would refuse. Raises UploadError.
 
-        Its task does not expire until ``staged`` is closed.
+        The task of the chunk does not expire until ``staged`` is closed.
         """
         assert isinstance(staged, StagedChunkFile)
         staged.task_lock = self.check_request(request)
 
     def check_request(self, request: ChunkRequest) -> SharedTaskLock | None:
-        """Raise the error of a request that ``commit`` would refuse.
+        """Raise the UploadError that ``commit`` would raise for the request.
 
-        Returns a lock of the task, None if the task does not exist.
+        Returns a shared lock of the task, None if the task does not exist.
         """
         request.check(self.settings)
         if self.quota.is_set:
@@ -85,7 +85,8 @@ class DiskChunkReceiver:
     def commit(self, staged: StagedChunk, request: ChunkRequest) -> ChunkResult:
         """Store the staged bytes as a chunk.
 
-        An earlier chunk of the index is replaced; it is kept if the request is refused.
+        A chunk that was stored with the same index is replaced, unless the request is
+        refused.
         """
         assert isinstance(staged, StagedChunkFile)  # as ``stage`` returned it
         request.check(self.settings)
@@ -137,7 +138,8 @@ class DiskChunkReceiver:
     def _quota_request(self, request: ChunkRequest) -> tuple[QuotaRequest | None, bool]:
         """Return what a chunk adds to its owner's usage, and whether its task is new.
 
-        Its own bytes are not counted: they were announced before.
+        None if it adds nothing. The bytes of the chunk are not counted, because the
+        size of the file was counted when the task was created.
         """
         with translate_os_errors("read the upload folder"):
             task = self.layout.resolve(request.file_id, request.owner)
@@ -167,9 +169,11 @@ class DiskChunkReceiver:
         identity: TaskIdentity | None,
         record: TaskRecord | None,
     ) -> TaskRecord:
-        """Return the record with what the request adds to it.
+        """Check a request, and return the record with the totals that it adds.
 
-        ``identity`` is None if the task does not exist yet.
+        ``identity`` is None if the task does not exist yet; then capacity and file name
+        are checked. Otherwise owner, protocol, state and totals of the task are
+        checked. Raises UploadError.
         """
         if identity is None or record is None:
             check_capacity_for_task(
@@ -195,7 +199,10 @@ class DiskChunkReceiver:
         staged: StagedChunkFile,
         request: ChunkRequest,
     ) -> TaskRecord:
-        """Rename the staged file to its chunk name, and write the record."""
+        """Rename the staged file to its chunk name, and write the record.
+
+        Raises UploadError if the file would become too large.
+        """
         path, key = task.chunk_path(request.index), str(request.index)
         earlier = stored_size(path)
         received = record.received + staged.size - (earlier or 0)
@@ -237,7 +244,7 @@ class DiskChunkReceiver:
     def _count_mismatch(self, request: ChunkRequest) -> None:
         """Count a chunk that is refused for its md5, if its task exists.
 
-        Raises UploadError if it accepts no chunk.
+        Raises UploadError if the task does not accept the chunk for another reason.
         """
         key = str(request.index)
         with self.layout.lock_owned(request.file_id, request.owner) as task:

@@ -1,14 +1,16 @@
 """Concatenates parts into a final upload.
 
-Their chunks are linked into a new task, which is merged at once. Each part goes into
-one file, and is removed when that is published. What the next process finds after a
-kill:
+The chunks of the parts are linked into a new task, which is merged at once. A part can
+be taken by one final upload only, and is removed when the file of that upload has been
+published. A process that is killed leaves the following, which the next process
+recovers:
 
-- before the final upload has all parts: the final upload, and claims on some parts; it
-  is removed, which ends all its claims;
-- before its file is published: the final upload, claims on all parts, and chunks with
-  two names; the same;
-- after that: the file, and a task that recovery completes; its parts are removed.
+- Killed before all parts are claimed: the final upload, and claims on some parts. The
+  final upload is removed, which ends all its claims.
+- Killed before its file is published: the final upload, claims on all parts, and chunks
+  with two names. The final upload is removed.
+- Killed after that: the file, and a task that recovery completes. The parts are
+  removed.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ from dlpool.storage.upload_requests import (
 
 @dataclass(frozen=True)
 class _PartsTotal:
-    """What one part, or all parts together, have: ``size`` in bytes."""
+    """Owner, size in bytes and number of chunks, of one part or of all parts."""
 
     owner: str | None
     size: int
@@ -63,11 +65,11 @@ class _PartsTotal:
 
 @dataclass(frozen=True)
 class DiskConcatenator:
-    """Implements ``Concatenator``.
+    """Implements ``Concatenator``. May be used by several threads and processes.
 
-    Thread-safe, and between processes. Methods raise UploadError. The append lock of a
-    final upload is held from its creation until it is completed. A final upload that is
-    not completed and whose lock is free was therefore left by a killed process.
+    Methods raise UploadError. The append lock of a final upload is held from its
+    creation until it is completed. A final upload that is not completed and whose lock
+    is free was therefore left by a killed process.
     """
 
     layout: StoreLayout
@@ -76,11 +78,10 @@ class DiskConcatenator:
     remover: TaskRemover
 
     def concatenate(self, request: TusUploadRequest, parts: Sequence[str]) -> str:
-        """Publish a file of complete parts.
+        """Publish a file of complete parts, and remove the parts.
 
-        Returns the id of the new upload. The parts are removed then. Refused are a part
-        that is given twice, unknown or another owner's, or taken by another final
-        upload.
+        Returns the id of the new upload. Raises UploadError for a part that is listed
+        twice, unknown, incomplete, of another owner, or taken by another final upload.
         """
         check_parts(parts)
         total = self._total_of(parts, request.owner)
@@ -92,9 +93,8 @@ class DiskConcatenator:
             )
             raise UploadError("too_large", text)
         with translate_os_errors("begin the upload"):
-            check_capacity_for_merge(
-                self.settings, total.size
-            )  # the chunks exist already
+            # The chunks exist already.
+            check_capacity_for_merge(self.settings, total.size)
         file_id, lock = self._create(
             replace(request, owner=total.owner, length=None), parts
         )
@@ -108,15 +108,15 @@ class DiskConcatenator:
         except BaseException:
             if not self._is_published(file_id):
                 raise
-        with suppress(UploadError):  # else a sweep removes them
+        with suppress(UploadError):  # then a sweep removes them
             self.remover.remove_parts(file_id)
         return file_id
 
     def recover(self, file_id: str) -> int:
         """Recover a final upload that a killed process left.
 
-        It is removed, or its parts if it is completed. Returns the number of removed
-        uploads.
+        Removes the final upload, or its parts if it is completed. Returns the number of
+        removed uploads.
         """
         with self.layout.lock_id(file_id) as task:
             identity = task.identity()
@@ -216,11 +216,9 @@ class DiskConcatenator:
 
     def _fill(self, file_id: str, parts: Sequence[str], total: _PartsTotal) -> None:
         """Claim all parts, then link their chunks into the final upload."""
-        for part in sorted(
-            parts
-            # in one order everywhere: of two final uploads with the same parts, one
-            # gets all
-        ):
+        # In the same order everywhere: of two final uploads with the same parts, one
+        # gets all.
+        for part in sorted(parts):
             self._claim(part, file_id)
         target, count = self.layout.task_by_id(file_id), 0
         linker = _ChunkLinker(self.settings, total)
@@ -244,9 +242,9 @@ class DiskConcatenator:
 
 
 class _ChunkLinker:
-    """Links chunks to a second name.
+    """Gives chunks a second name, as hard links.
 
-    Where hard links are not supported, it copies them if the disk has enough space.
+    Where hard links are not supported, chunks are copied if the disk has enough space.
     """
 
     def __init__(self, settings: UploadSettings, total: _PartsTotal) -> None:
@@ -278,7 +276,7 @@ class _ChunkLinker:
 def _complete_part(
     task: TaskFolder, record: TaskRecord, file_id: str
 ) -> AppendPosition:
-    """Return the size of a complete part. Raises UploadError (bad_part), OSError."""
+    """Return the end of a complete part. Raises UploadError (bad_part), OSError."""
     position = append_position(list_chunks(task.folder))
     if not record.is_partial or position.offset != record.file_size:
         raise UploadError(

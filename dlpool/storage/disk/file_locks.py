@@ -31,21 +31,18 @@ LOCK_TIMEOUT_S = 30.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.001, 0.02
 _FLAGS = READ_FLAGS | os.O_CREAT
 
-_has_flock: dict[
-    int, bool
-    # by device: whether flock(2) excludes other descriptors; missing until it is tested
-] = {}
-_substitutes: dict[
-    int, int
-] = {}  # the descriptor whose byte is locked, by the descriptor that it replaces
+# By device: whether flock(2) excludes other descriptors; missing until it is tested.
+_has_flock: dict[int, bool] = {}
+# By locked descriptor: the descriptor of the file whose byte is locked in its place.
+_substitutes: dict[int, int] = {}
 
 
 @contextmanager
 def hold_lock(path: Path, *, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
     """Hold the lock file ``path``, which is never removed.
 
-    Work under it takes milliseconds. Raises UploadError (busy) if another process or
-    thread holds it for ``timeout_s``.
+    The caller holds it for milliseconds. Raises UploadError (busy) if another process
+    or thread holds it for ``timeout_s`` seconds.
     """
     descriptor = os.open(path, _FLAGS, 0o666)
     try:
@@ -108,7 +105,7 @@ def _flock(descriptor: int, *, is_shared: bool = False) -> bool:
 def _test_flock(path: Path, device: int) -> None:
     """Test whether two descriptors of a file beside ``path`` exclude each other.
 
-    The result is undecided if the test fails.
+    Records the result for ``device``, or nothing if the test cannot be made.
     """
     probe = path.with_name(f".dlpool-{secrets.token_hex(8)}.probe")
     descriptors: list[int] = []
@@ -175,7 +172,7 @@ def release_on_error(descriptor: int) -> Iterator[None]:
 def try_lock(path: Path) -> int | None:
     """Return a descriptor of ``path`` that holds its lock.
 
-    None if the lock is held elsewhere. Raises OSError.
+    None if another descriptor holds the lock. Raises OSError.
     """
     descriptor = os.open(path, _FLAGS, 0o666)
     with release_on_error(descriptor):
@@ -188,8 +185,9 @@ def try_lock(path: Path) -> int | None:
 def lock_shared(path: Path) -> int | None:
     """Return a descriptor that holds a shared lock of ``path``.
 
-    None if the file does not exist. Exclusive holders keep this lock only for a check.
-    Raises UploadError (busy) like ``hold_lock``, OSError.
+    None if the file does not exist. If another process holds the exclusive lock, this
+    waits: such a lock is held only while ``is_locked`` runs. Raises UploadError (busy)
+    like ``hold_lock``, OSError.
     """
     try:
         descriptor = os.open(path, READ_FLAGS)
@@ -203,7 +201,8 @@ def lock_shared(path: Path) -> int | None:
 def is_locked(path: Path) -> bool:
     """Return whether a running process holds the lock of ``path``. Raises OSError.
 
-    Call it under the lock under which that lock is taken.
+    The caller must hold the lock of the task, because processes lock ``path`` only
+    under that lock.
     """
     try:
         descriptor = os.open(path, READ_FLAGS)

@@ -53,7 +53,7 @@ class StoreLayout:
     """Finds and locks the tasks of one backend.
 
     Immutable: threads and processes share only what is on the disk. Methods that hold a
-    lock raise UploadError; an OSError of their block becomes one.
+    lock raise UploadError, and translate an OSError of their block into UploadError.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class StoreLayout:
 
     @contextmanager
     def lock_name(self, name: str) -> Iterator[None]:
-        """Hold the lock of a name that is not a task's.
+        """Hold a lock that is not the lock of a task, selected by ``name``.
 
         Several names may share one lock.
         """
@@ -140,9 +140,8 @@ class StoreLayout:
         while True:
             with translate_os_errors("read the upload folder"):
                 name = self.resolve(file_id, owner).folder.name
-            with self.lock_folder(
-                name
-            ) as task:  # all tasks of an id have the same lock
+            # All tasks of an id have the same lock.
+            with self.lock_folder(name) as task:
                 if self.resolve(file_id, owner).folder.name == name:
                     yield task
                     return
@@ -173,11 +172,11 @@ class StoreLayout:
                 yield self.task_at(name)
 
     def resolve(self, file_id: str, owner: str | None) -> TaskFolder:
-        """Return the task that an id means for ``owner``, without its lock.
+        """Return the task that ``file_id`` names for ``owner``, without its lock.
 
-        It is never the task of another owner. For the owner None, who may access all
-        tasks, it is his own task, else the only task of that id. Raises UploadError,
-        OSError.
+        It is never the task of another owner. The owner None may access all tasks: for
+        None it is the task without an owner, else the only task of that id. The task
+        may not exist. Raises UploadError, OSError.
         """
         own, plain = (
             self.task_at(owner_folder_name(file_id, owner)),
@@ -204,8 +203,8 @@ class StoreLayout:
     def task_by_id(self, file_id: str) -> TaskFolder:
         """Return a task by an id that dlpool has generated, without its lock.
 
-        Raises OSError. For changes by one rename, and while the lock of another task is
-        held.
+        For callers that hold the append lock of the task, or the lock of another task.
+        Raises OSError.
         """
         return self.task_at(folder_name(file_id))
 
@@ -250,9 +249,8 @@ class StoreLayout:
             save_record(temporary, record, durability=self.durability)
             with suppress(FileNotFoundError):
                 self.trash(task)  # a folder without identity is a leftover
-            append_change(
-                self.change_log_path(), task.folder.name
-            )  # before the rename: this process may be killed
+            # Before the rename, because this process may be killed.
+            append_change(self.change_log_path(), task.folder.name)
             disk.replace(
                 temporary, task.folder, identity=disk.identity_of(os.fstat(lock))
             )
@@ -286,9 +284,9 @@ class StoreLayout:
         return target
 
     def sweep(self) -> int:
-        """Remove from ``tmp`` what no running process has locked.
+        """Remove the files and folders in ``tmp`` that no running process has locked.
 
-        Returns the number of entries. Raises UploadError.
+        Returns the number of removed entries. Raises UploadError.
         """
         with translate_os_errors("clean the upload folder"):
             try:

@@ -1,14 +1,15 @@
 """Publishes a merged file.
 
-It gets its name in one step, and never replaces another file. What the next process
-finds after a kill:
+The file gets its name in one step, and never replaces another file. A process that is
+killed leaves the following:
 
-- while copying: the temporary file beside the target; the next merge, a sweep or a
-  deletion removes it;
-- before the rename: the same, and a record of the file to publish; the same;
-- after the rename: a target that is the recorded file; it counts as completed, and the
-  merge is not repeated;
-- after completion: chunks; the next sweep removes them.
+- Killed while copying: the temporary file beside the target. The next merge, a sweep or
+  a deletion removes it.
+- Killed before the rename: the same, and a record of the file to publish. The temporary
+  file is removed in the same way.
+- Killed after the rename: a target that is the recorded file. The merge counts as
+  completed and is not repeated.
+- Killed after completion: chunks. The next sweep removes them.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class MergeOutput:
     temporary: str
 
     def create(self) -> int:
-        """Create the temporary file, in place of one that an earlier merge left.
+        """Create the temporary file; replace one that an earlier merge left.
 
         Raises OSError.
         """
@@ -81,9 +82,9 @@ class MergeOutput:
             return None
 
     def publish(self, name: str, identity: Identity) -> bool:
-        """Rename the temporary file, whose identity is given.
+        """Rename the temporary file to ``name``; return False if the name is taken.
 
-        Returns False if the name is taken. Raises OSError.
+        ``identity``: of the temporary file. Raises OSError.
         """
         try:
             publish_exclusive(
@@ -94,20 +95,21 @@ class MergeOutput:
         return True
 
     def withdraw(self, publishing: PendingPublish) -> None:
-        """Remove the published file if it still has its name: the name is not durable.
+        """Remove the published file, because its name could not be made durable.
 
-        Raises OSError.
+        Nothing happens if the name now belongs to another file. Raises OSError.
         """
         status = self.status_of(publishing.name)
         if status is not None and _is_recorded(status, publishing):
             os.unlink(publishing.name, dir_fd=self.descriptor)
 
     def has_published(self, publishing: PendingPublish) -> bool:
-        """Return whether the recorded file has its name, by its inode number.
+        """Return whether the file recorded in ``publishing`` has its name.
 
-        Raises OSError. Some file systems give a file another inode number when they are
-        mounted again (exFAT, several FUSE ones). So a file with the recorded size and
-        md5 counts as well, if the temporary file does not exist.
+        The file is recognized by its inode number. Some file systems give a file
+        another inode number when they are mounted again (exFAT, several FUSE ones). So
+        a file with the recorded size and md5 counts as well, if the temporary file does
+        not exist. Raises OSError.
         """
         status = self.status_of(publishing.name)
         if (

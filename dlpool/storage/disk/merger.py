@@ -1,7 +1,7 @@
 """Merges the chunks of a task.
 
-A merge is started under the lock of the task, assembled without it, and published under
-it.
+A merge is started under the lock of the task, assembled without that lock, and
+published under it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ from dlpool.storage.values import FAILED_EVENT, MergeResult, StoredChunk
 
 @dataclass(frozen=True)
 class _StartedMerge:
-    """A merge whose merge lock this process holds, until ``lock`` is released."""
+    """A merge that has been recorded; this process holds its merge lock.
+
+    ``lock``: the descriptor that holds the merge lock until it is released.
+    """
 
     task: TaskFolder
     record: TaskRecord
@@ -60,7 +63,7 @@ class _StartedMerge:
 
 @dataclass(frozen=True)
 class Merger:
-    """Merges the tasks of one backend. Thread-safe, and between processes."""
+    """Merges the tasks of one backend. May be used by several threads and processes."""
 
     layout: StoreLayout
     settings: UploadSettings
@@ -86,7 +89,10 @@ class Merger:
 def _start(
     task: TaskFolder, settings: UploadSettings, request: MergeRequest
 ) -> _StartedMerge | MergeResult:
-    """Check what needs no reading of the bytes, and record the start of the merge."""
+    """Make the checks that need no bytes of the chunks, and record the start.
+
+    Returns the earlier result if the task has been merged already. Raises UploadError.
+    """
     identity = task.owned_identity(request.owner, request.protocol)
     record = recover(settings, task)
     if record.result:
@@ -167,10 +173,7 @@ def _check_complete(
     chunks: dict[int, StoredChunk],
     request: MergeRequest,
 ) -> None:
-    """Raise UploadError unless all chunks are stored.
-
-    Their sizes must add up to the announced size.
-    """
+    """Raise UploadError unless all chunks are stored and have the announced size."""
     if sorted(chunks) != list(range(request.total_chunks)):
         if max(chunks, default=0) >= request.total_chunks:
             text = (
@@ -199,7 +202,7 @@ def _malware_details(error: UploadError) -> dict[str, Any]:
 
 
 class _MergeRun:
-    """The part of a merge that reads and writes all bytes. For one thread."""
+    """The part of a merge that reads and writes all bytes. Used by one thread."""
 
     def __init__(
         self, merger: Merger, request: MergeRequest, started: _StartedMerge
@@ -223,7 +226,7 @@ class _MergeRun:
                 try:
                     return self._publish(output, *self._assemble(output), started_ns)
                 except BaseException:
-                    # first of all, because the temporary file may fill the disk
+                    # Before anything else: the temporary file may fill the disk.
                     output.discard()
                     raise
                 finally:
@@ -231,7 +234,7 @@ class _MergeRun:
         except CorruptChunks as error:
             raise self._fail(self._remove_corrupt(error.indexes)) from error
         except InfectedUpload as error:
-            # a second merge would only quarantine the same bytes again
+            # A second merge would only quarantine the same bytes again.
             self._remove_chunks()
             raise self._fail(error) from None
         except UploadError as error:
@@ -370,9 +373,8 @@ class _MergeRun:
         Raises OSError if the name cannot be made durable.
         """
         self._sync_name(task, output, publishing)
-        with suppress(
-            OSError
-        ):  # the record has the published file: the next request completes the task
+        # After an error the next request completes the task: its record has the file.
+        with suppress(OSError):
             complete_merge(self._settings, task, record, output, self._started.chunks)
         return merge_result(self._settings, publishing)
 
@@ -386,9 +388,8 @@ class _MergeRun:
         try:
             task.durability.sync_folder(output.descriptor)
         except OSError:
-            with suppress(
-                OSError
-            ):  # the record is kept then, and the next request finds the file
+            # If this fails, the record is kept, and the next request finds the file.
+            with suppress(OSError):
                 output.withdraw(publishing)
                 task.save(self._started.record)
             raise
@@ -417,7 +418,8 @@ class _MergeRun:
     def _fail(self, error: UploadError) -> UploadError:
         """Record the failure and return ``error``.
 
-        Nothing is recorded if the file may have its name: recovery decides then.
+        Nothing is recorded if the file may have got its name already: then the next
+        process recovers the merge.
         """
         with (
             suppress(UploadError),

@@ -1,11 +1,12 @@
 """The owner of each merged file, recorded before the file gets its name.
 
-It is an extended attribute of the file, which follows renames and disappears with the
-file. Where the file system supports none (or has no space for one), it is a file in the
-folder ``owners`` of upload_dir, named by the digest of path, size and modification
-time, so that a file that replaces another one does not inherit its owner. Both are
-durable before the file gets its name: a killed process leaves no published file without
-its owner.
+The owner is an extended attribute of the file, which follows renames and disappears
+with the file. Where the file system does not support attributes, or has no space for
+one, the owner is recorded in an ownership file in the folder ``owners`` of upload_dir.
+That file is named by the digest of path, size and modification time, so that a merged
+file that replaces another one does not inherit its owner. Attribute and ownership file
+are durable before the merged file gets its name: a killed process leaves no published
+file without its owner.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class FileOwnership:
     def is_readable(self, reader: str | None, shared_files: str) -> bool:
         """Return whether ``reader`` may read the file.
 
-        ``shared_files`` is the setting. None is a reader with the secret, or any client
-        where authentication is off: it may read all files.
+        ``shared_files``: the value of the setting. The reader None has the secret, or
+        authentication is off: it may read all files.
         """
         if reader is None or self.is_shared or shared_files == YES:
             return True
@@ -90,14 +91,12 @@ class OwnershipStore:
     def set_attribute(self, descriptor: int, ownership: FileOwnership) -> bool:
         """Record the ownership in an attribute of an open file.
 
-        Returns whether that was possible. It is durable when the file is synced with
-        its metadata (``Durability.sync_file``).
+        Returns whether that was possible. The attribute is durable when the file is
+        synced with its metadata (``Durability.sync_file``).
         """
         try:
             os.setxattr(descriptor, OWNER_ATTRIBUTE, ownership.as_bytes())
-        except (
-            OSError
-        ):  # the file system does not support attributes, or has no space for one
+        except OSError:  # no support for attributes, or no space for one
             return False
         return True
 
@@ -119,7 +118,7 @@ class OwnershipStore:
 
     @contextmanager
     def hold_lock(self) -> Iterator[None]:
-        """Hold the lock of all that write ownership files.
+        """Hold the lock under which ownership files are written.
 
         Raises UploadError (busy).
         """
@@ -127,7 +126,7 @@ class OwnershipStore:
             yield
 
     def read(self, descriptor: int, path: str) -> FileOwnership:
-        """Return the ownership of an open file.
+        """Return the ownership of an open file, NO_OWNER if none is recorded.
 
         ``path``: its name below merged_dir.
         """
@@ -142,9 +141,10 @@ class OwnershipStore:
             return NO_OWNER
 
     def sweep(self, merged_dir: str, latest: float) -> int:
-        """Remove ownership files whose file no longer exists.
+        """Remove ownership files whose merged file no longer exists.
 
-        Only those older than ``latest``. Returns their number.
+        Keeps those that were written after ``latest``, in seconds since the epoch.
+        Returns the number of removed files.
         """
         count = 0
         for path in list((self.root / FOLDER).glob("*.json")):

@@ -46,8 +46,8 @@ def with_claim(record: TaskRecord, final: str) -> TaskRecord:
 def claimant_of(layout: StoreLayout, record: TaskRecord) -> str | None:
     """Return the id of the final upload that has taken this part, None if it is free.
 
-    Raises OSError. The lock of the final upload is not needed: it exists before it
-    takes a part, and its id is never used again.
+    Raises OSError. The lock of the final upload is not needed: its task exists before
+    it takes a part, and its id is never used again.
     """
     final = record.tus.get(_CLAIM)
     return (
@@ -60,7 +60,7 @@ def claimant_of(layout: StoreLayout, record: TaskRecord) -> str | None:
 def is_consumed(layout: StoreLayout, record: TaskRecord) -> bool:
     """Return whether the final upload of this part is completed.
 
-    The part is about to be removed then. Raises OSError.
+    Such a part is about to be removed. Raises OSError.
     """
     final = claimant_of(layout, record)
     found = None if final is None else load_record(layout.task_by_id(final).folder)

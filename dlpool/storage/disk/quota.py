@@ -22,7 +22,7 @@ from dlpool.storage.errors import UploadError
 class QuotaUsage(NamedTuple):
     """What uploads use.
 
-    ``bytes``: announced or, for completed ones, stored; ``files``: inodes.
+    ``bytes``: announced or, for completed uploads, stored; ``files``: inodes.
     """
 
     tasks: int = 0
@@ -45,7 +45,7 @@ class QuotaRequest:
 def new_task_request(
     settings: UploadSettings, owner: str | None, size: int, chunks: int | None
 ) -> QuotaRequest:
-    """Return the request for one more task.
+    """Return the quota request for one more task.
 
     ``size`` in bytes, -1 if it is unknown; ``chunks``: their number, None if it is
     unknown.
@@ -66,7 +66,7 @@ def new_task_request(
 
 
 def more_chunks_request(owner: str | None, chunks: int) -> QuotaRequest:
-    """Return the request for ``chunks`` more files of a task."""
+    """Return the quota request for ``chunks`` more files of a task."""
     return QuotaRequest(owner, QuotaUsage(files=max(0, chunks)))
 
 
@@ -74,8 +74,8 @@ def more_chunks_request(owner: str | None, chunks: int) -> QuotaRequest:
 class OwnerQuota:
     """The limits ``owner_tasks``, ``owner_bytes`` and ``owner_files``.
 
-    Thread-safe, and between processes. Tasks without an owner (of administrators, or
-    where authentication is off) share one quota.
+    May be used by several threads and processes. Tasks without an owner (of
+    administrators, or where authentication is off) share one quota.
     """
 
     layout: StoreLayout
@@ -96,10 +96,10 @@ class OwnerQuota:
 
     @contextmanager
     def reserve(self, request: QuotaRequest) -> Iterator[None]:
-        """Hold the owner's turn while the block uses what is requested.
+        """Check the request, and admit no other request of the owner during the block.
 
-        Raises UploadError (over_quota). Lock order: the caller may not hold the lock of
-        a task, and may take it in the block.
+        The caller uses the quota in the block. Raises UploadError (over_quota). Lock
+        order: the caller may not hold the lock of a task, and may take it in the block.
         """
         if not self.is_set:
             yield

@@ -22,7 +22,7 @@ from dlpool.storage.values import COMPLETED_EVENT, MergeResult, StoredChunk
 def recover(settings: UploadSettings, task: TaskFolder) -> TaskRecord:
     """Complete or remove what an interrupted or failed merge left.
 
-    Returns the record. The caller holds the lock of the task. Raises OSError.
+    Returns the current record. The caller holds the lock of the task. Raises OSError.
     """
     loaded = load_record(task.folder)
     record = task.effective(loaded)
@@ -58,8 +58,8 @@ def complete_merge(
 ) -> None:
     """Record durably that the file has been published, then remove its chunks.
 
-    Raises OSError if it cannot be recorded; the earlier record, with the file to
-    publish, is kept then.
+    Raises OSError if that cannot be recorded; then the earlier record, with the file to
+    publish, is kept.
     """
     published = record.publishing
     assert published is not None

@@ -1,6 +1,6 @@
 """Removes tasks that are deleted, old or expired, and leftovers of killed processes.
 
-Several processes may do so.
+Several processes may remove tasks at the same time.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class TaskRemover:
             self.remove_parts(file_id)
 
     def _has_deleted(self, file_id: str, owner: str | None) -> bool:
-        """Remove a task.
+        """Remove a task and return True.
 
-        Returns False for a completed final upload, whose parts are to be removed first.
+        Returns False for a completed final upload: its parts have to be removed first.
         """
         with self.layout.lock_owned(file_id, owner) as task:
             task.owned_identity(owner)
@@ -89,9 +89,10 @@ class TaskRemover:
     def remove_old(
         self, owner: str | None, wanted: frozenset[str], age_s: float
     ) -> int:
-        """Remove tasks that have not changed for ``age_s`` seconds.
+        """Remove tasks in ``wanted`` states that have not changed for ``age_s``
+        seconds.
 
-        Only tasks in the ``wanted`` states. Returns the number of removed tasks.
+        Returns the number of removed tasks.
         """
         known, latest = self.index.current().summaries.items(), time.time() - age_s
         old = [
@@ -114,9 +115,7 @@ class TaskRemover:
                 ):
                     return False
                 path = self._trash(task, recover(self.settings, task), DELETED_EVENT)
-        except (
-            UploadError
-        ):  # a task that cannot be read does not keep others from being removed
+        except UploadError:  # an unreadable task does not keep others from removal
             return False
         return remove_abandoned(path)
 
@@ -143,7 +142,7 @@ class TaskRemover:
         with self.layout.lock_folder(name) as task:
             if not os.path.lexists(task.folder):  # it was removed meanwhile
                 return False
-            if task.identity() is None:  # no id leads to this folder
+            if task.identity() is None:  # the folder belongs to no task
                 is_expired = (
                     time.time() - task.folder.stat().st_mtime
                     >= self.settings.task_expiry

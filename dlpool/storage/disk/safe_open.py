@@ -63,9 +63,8 @@ def _open_folder(folder: int, name: str, *, make: bool, durability: Durability) 
     try:
         os.mkdir(name, dir_fd=folder)
     except OSError as error:
-        if not disk.exists(
-            name, dir_fd=folder
-        ):  # else another merge created it, or the call succeeded
+        # It exists if another merge created it, or if mkdir succeeded nevertheless.
+        if not disk.exists(name, dir_fd=folder):
             raise error from None
     durability.sync_folder(folder)
     return os.open(name, _FOLDER_FLAGS, dir_fd=folder)

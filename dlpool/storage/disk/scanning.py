@@ -33,15 +33,18 @@ class InfectedUpload(UploadError):
 
 @dataclass(frozen=True)
 class UploadScanner:
-    """``guard``: None if no scanner is configured. Thread-safe."""
+    """Scans merged files with ``guard``, None if no scanner is configured. Thread-safe.
+
+    ``report`` is called with the result of each scan.
+    """
 
     guard: Guard | None = None
     report: ReportScan = ignore_report
 
     def check(self, file: ScannedFile, upload: ScannedUpload) -> None:
-        """Return if the file may be published.
+        """Raise UploadError unless the file may be published.
 
-        Raises UploadError: infected, not_scanned, scanner_away; OSError if the file
+        Its codes are infected, not_scanned and scanner_away. Raises OSError if the file
         cannot be read.
         """
         if self.guard is None:

@@ -33,12 +33,12 @@ _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class StagedChunkFile:
-    """The temporary file of one chunk.
+    """The temporary file of one chunk. Used by one thread.
 
     A context manager that removes the file unless it was published. ``size``, ``head``
     and ``md5`` describe the bytes written so far. ``is_open``: neither published nor
-    discarded. ``task_lock``: of the task that the chunk is for, if the task exists. For
-    one thread.
+    discarded. ``task_lock``: the shared lock of the chunk's task, None if the task does
+    not exist.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class StagedChunkFile:
     def reserve(self, size: int) -> None:
         """Announce about ``size`` bytes.
 
-        Then ``write`` may reserve their blocks, which makes it faster.
+        ``write`` may then reserve their blocks, which makes it faster.
         """
         self._expected = min(size, self._max_size) + TRAILER_SIZE
 
@@ -112,9 +112,10 @@ class StagedChunkFile:
         self._hash.update(data)
 
     def load(self, size: int | None) -> None:
-        """Read the first ``size`` bytes of the file as if they had been written.
+        """Read the bytes of the file as if they had been written now.
 
-        None for all. Raises OSError.
+        ``size``: truncate the file to this number of bytes first; None: read all.
+        Raises OSError.
         """
         if size is not None and size < os.fstat(self._descriptor).st_size:
             os.ftruncate(self._descriptor, size)
@@ -138,9 +139,8 @@ class StagedChunkFile:
         with translate_os_errors(_ACTION):
             disk.write_all(self._descriptor, trailer(self.size, self._hash.digest()))
             if self._reserved > self.size + TRAILER_SIZE:
-                os.ftruncate(
-                    self._descriptor, self.size + TRAILER_SIZE
-                )  # ftruncate(2) frees the blocks behind it
+                # Frees the reserved blocks behind the trailer.
+                os.ftruncate(self._descriptor, self.size + TRAILER_SIZE)
             if self._durability.is_wanted:
                 os.fdatasync(self._descriptor)
             check_close(self._descriptor)
@@ -148,7 +148,7 @@ class StagedChunkFile:
     def publish(self, target: Path) -> None:
         """Rename the sealed file to its chunk name, and close it.
 
-        It replaces an earlier chunk. Raises OSError.
+        If the chunk is stored already, its file is replaced. Raises OSError.
         """
         disk.replace(
             self.path, target, identity=disk.identity_of(os.fstat(self._descriptor))

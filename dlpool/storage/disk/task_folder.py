@@ -38,7 +38,7 @@ def check_access(
 ) -> None:
     """Raise UploadError if ``owner`` may not access the task.
 
-    Also if it is uploaded by another ``protocol``.
+    ``protocol``: also if the task is uploaded by another protocol; None: by any.
     """
     if not identity.is_visible_to(owner):
         raise no_such_task()
@@ -50,9 +50,9 @@ def check_access(
 class SharedTaskLock:
     """A shared lock on a task, held while a chunk is received.
 
-    The task does not expire meanwhile. A chunk for a task that was removed meanwhile
-    does not create it again. The locked file is ``identity.json``, which lives exactly
-    as long as the task.
+    While it is held, the task does not expire. If the task is deleted meanwhile,
+    ``is_stale`` says so, and the chunk does not create the task again. The locked file
+    is ``identity.json``, which lives exactly as long as the task.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -135,7 +135,7 @@ class TaskFolder:
     def chunks(self) -> dict[int, StoredChunk]:
         """Return the complete chunks by index.
 
-        Of a completed task, those that were merged.
+        For a completed task, those that were merged.
         """
         return self.chunks_of(load_record(self.folder))
 
@@ -198,7 +198,7 @@ class TaskFolder:
     def try_lock_merge(self) -> int | None:
         """Return a descriptor that holds the merge lock until it is released.
 
-        None if the lock is held elsewhere.
+        None if another descriptor holds the lock.
         """
         return try_lock(self.folder / _MERGE_LOCK)
 
@@ -209,7 +209,7 @@ class TaskFolder:
     def try_lock_append(self) -> int | None:
         """Return a descriptor that holds the append lock until it is released.
 
-        None if the lock is held elsewhere.
+        None if another descriptor holds the lock.
         """
         return try_lock(self.folder / _APPEND_LOCK)
 

@@ -1,13 +1,13 @@
 """Keeps the catalog of all tasks up to date.
 
 Only the folders that have changed are read. Each process has one index. The change log
-says which tasks have changed. At intervals, and when the log does not say it, a scan
-compares all folders: it reads the names below ``tasks`` and the stamp of each folder
-(inode, mtime, ctime), and then only the folders whose stamp has changed, because each
-change of a task renames or creates an entry of its folder. A change in the same tick of
-the file system's clock does not change the stamp. So a folder is read again until it
-was read at least one tick after its stamp was first seen; both times are of the
-monotonic clock, so that the clock of a file server does not matter.
+says which tasks have changed. At intervals, and when the change log cannot be used, a
+scan compares all folders. It reads the names below ``tasks`` and the stamp of each
+folder (inode, mtime, ctime), and then only the folders whose stamp has changed, because
+each change of a task renames or creates an entry of its folder. A change in the same
+tick of the file system's clock does not change the stamp. So a folder is read again
+until it has been read at least one tick after its stamp was first seen. Both times are
+of the monotonic clock, so that the clock of a file server does not matter.
 
 A call never returns a catalog from before it started, so that a client sees its own
 changes in each process. Threads that wait at the same time share one update, and at
@@ -38,12 +38,12 @@ from dlpool.storage.names import is_folder_name
 
 SCANS = 2
 SCAN_INTERVAL_S = 1.0  # minimum between two scans while the change log is usable
-_SCAN_INTERVAL = 30.0  # the same, as a multiple of the duration of the last scan
+_SCAN_INTERVAL = 30.0  # the same, in durations of the last scan; the longer one counts
 TIMEOUT_S = 15.0  # of a request, for a catalog
 MAX_WAITING = 4  # threads of a process that wait for the full timeout
 SHORT_TIMEOUT_S = 1.0  # of the other threads
-PAUSE_S = 0.5  # maximum between two scans of a process
-_PAUSE = 2.0  # the same, as a multiple of the duration of the last scan
+PAUSE_S = 0.5  # longest pause between two necessary scans of a process
+_PAUSE = 2.0  # the same, in durations of the last scan; the shorter one counts
 MAX_CHANGES = 2000  # tasks that are read one by one; more of them cause a scan
 _POLL_S = 0.01
 _LOCK_TIMEOUT_S = 1.0
@@ -69,14 +69,12 @@ class TaskIndex:
         self._waiting = 0
         self._change_log = ChangeLogReader(layout.change_log_path)
         self._changed: set[str] = set()  # folders to read
-        self._merging: set[str] = (
-            set()
-        )  # folders whose summary changes without an entry when a process is killed
+        # Folders whose summary changes without an entry when a process is killed.
+        self._merging: set[str] = set()
         self._is_scan_needed = True
         self._stamps: dict[str, bytes] = {}
-        self._fresh: dict[
-            str, float
-        ] = {}  # when a stamp was first seen, until the folder was read a tick later
+        # When a stamp was first seen, until the folder has been read a tick later.
+        self._fresh: dict[str, float] = {}
         self._scan_duration_s = 0.0
         self._scan_ended_at = float("-inf")
 
@@ -90,11 +88,11 @@ class TaskIndex:
         timeout_s: float = TIMEOUT_S,
         is_exact: bool = False,
     ) -> TaskCatalog:
-        """Return the catalog, at most ``max_age_s`` older than this call.
+        """Return the catalog, at most ``max_age_s`` seconds older than this call.
 
-        If no scan gets its turn within ``timeout_s``, an older one is returned, unless
-        ``is_exact``. Raises UploadError: busy if there is none, and for a disk that
-        cannot be read.
+        If no scan can start within ``timeout_s`` seconds, an older catalog is returned,
+        or UploadError (busy) raised if ``is_exact`` or if there is no older one. Raises
+        UploadError, too, for a disk that cannot be read.
         """
         called_at = time.monotonic()
         catalog = self._updated(max_age_s, timeout_s, is_scan=False)
@@ -147,8 +145,8 @@ class TaskIndex:
     def _has_waited(self, deadline: float) -> bool:
         """Wait for the update by another thread.
 
-        Returns False if it has not ended before the deadline. A waiting thread serves
-        no other request, so only ``MAX_WAITING`` of them wait for long.
+        Returns False if the update takes longer than until ``deadline``. A waiting
+        thread serves no other request, so only ``MAX_WAITING`` of them wait for long.
         """
         if self._waiting >= MAX_WAITING:
             deadline = min(deadline, time.monotonic() + SHORT_TIMEOUT_S)
@@ -227,8 +225,8 @@ class TaskIndex:
             self._stamps.update((name, stamp) for name, (stamp, _) in found.items())
             for name in missing:
                 self._stamps.pop(name, None)
-            # a task may appear after its entry, and its process may be killed before
-            # the next
+            # A task may appear after its entry, and its process may be killed before
+            # the next entry.
             self._changed = missing
         else:
             catalog = self._earlier()
@@ -242,7 +240,7 @@ class TaskIndex:
         found: Mapping[str, tuple[bytes, float]],
         names: Iterable[str],
     ) -> dict[str, TaskReading]:
-        """Read these folders.
+        """Read the folders ``names``, and return a reading of each.
 
         Remembers which of them the next scan has to read again.
         """
@@ -339,9 +337,9 @@ def _busy() -> UploadError:
 def _stamps_of(
     tasks: Path, names: Iterable[str] | None = None
 ) -> dict[str, tuple[bytes, float]]:
-    """Return the stamp of each task folder, or of the named ones, and when it was read.
+    """Return by name the stamp of each task folder, and when the stamp was read.
 
-    Raises OSError.
+    ``names``: only these folders; None: all. Raises OSError.
     """
     found = {}
     with suppress(FileNotFoundError):
@@ -369,9 +367,6 @@ def _stamp_of(path: str) -> bytes | None:
 
 
 def _tick_s(stamp: bytes) -> float:
-    """Return an upper bound of the clock's resolution in seconds.
-
-    ``stamp``: made by that clock.
-    """
+    """Return how coarse the clock of ``stamp`` may be, in seconds."""
     is_coarse = not stamp or _STAMP.unpack(stamp)[1] % _SECOND_NS == 0
     return _COARSE_TICK_S if is_coarse else _FINE_TICK_S

@@ -1,7 +1,7 @@
 """The metadata files of a task.
 
 The file ``identity.json`` never changes; ``record.json`` is a cache beside the chunks.
-Both are written to a temporary file that is renamed, under the lock of the task.
+Each is written to a temporary file that is renamed, under the lock of the task.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class TaskRecord:
 
     @property
     def totals(self) -> TaskTotals:
-        """What clients have stated of the file."""
+        """What clients have stated about the file."""
         return TaskTotals(self.total_chunks, self.file_size, self.relative_path)
 
     def with_totals(self, totals: TaskTotals) -> TaskRecord:
@@ -141,7 +141,7 @@ def load_identity(folder: Path) -> TaskIdentity | None:
 def load_record(folder: Path) -> TaskRecord | None:
     """Return the record of the task in ``folder``; None if it is missing or damaged.
 
-    Raises OSError. The chunks suffice to make a new one.
+    Raises OSError. A missing record can be rebuilt from the chunks.
     """
     found = _read(folder / RECORD)
     try:
@@ -228,7 +228,7 @@ def _read_bytes(path: Path) -> bytes:
 def save_identity(
     folder: Path, identity: TaskIdentity, *, durability: Durability
 ) -> None:
-    """Write the identity into the folder of a new task, which has not got its name yet.
+    """Write the identity into the folder of a new task, before the folder has its name.
 
     Raises OSError.
     """

@@ -24,7 +24,7 @@ from dlpool.storage.values import StoredChunk, TaskDetail, TaskSummary
 def summarize(
     identity: TaskIdentity, record: TaskRecord, chunks: Mapping[int, StoredChunk]
 ) -> TaskSummary:
-    """Return the summary of a task by what was read of it.
+    """Return the summary of a task from its identity, record and chunks.
 
     ``record`` has the effective state.
     """
@@ -65,9 +65,10 @@ def describe(
 
 
 class TaskReading(NamedTuple):
-    """What was read of a folder. ``summary`` is None if no id leads to the folder.
+    """The result of reading a folder.
 
-    ``is_stable``: the summary depends only on the content of the folder, not on locks.
+    ``summary``: None if the folder belongs to no task. ``is_stable``: the summary
+    depends only on the content of the folder, not on locks.
     """
 
     summary: TaskSummary | None
@@ -77,8 +78,9 @@ class TaskReading(NamedTuple):
 def read_task(task: TaskFolder, *, is_locked: bool = False) -> TaskReading:
     """Read the summary of a task. Raises OSError.
 
-    Without the lock of the task (``is_locked`` False), a task whose record says that it
-    is merged is reported so, although its process may have been killed.
+    ``is_locked``: the caller holds the lock of the task. Without it, a task whose
+    record says ``merging`` is reported as merging, although the process that merges it
+    may have been killed.
     """
     identity = task.identity()
     if identity is None or not _leads_to(task, identity):

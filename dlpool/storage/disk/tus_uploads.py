@@ -50,14 +50,14 @@ from dlpool.storage.upload_requests import (
 )
 from dlpool.storage.values import MergeResult, TusUploadState
 
-IDLE_S = 60.0
+IDLE_S = 60.0  # without a change, after which a sweep recovers an upload
 _SHARED = "shared"  # key of TaskRecord.tus
 
 
 class DiskTusUploads:
     """Implements ``TusUploads``.
 
-    Thread-safe, and between processes. Methods raise UploadError.
+    May be used by several threads and processes. Methods raise UploadError.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class DiskTusUploads:
     def recover(self, file_id: str, owner: str | None) -> TusUploadState:
         """Make a chunk of what a killed process has received, then return the progress.
 
-        Raises UploadError, locked while the upload is merged, because the merge may
+        Raises UploadError: ``locked`` while the upload is merged, because the merge may
         fail.
         """
         with self._layout.lock_id(file_id) as task:
@@ -147,9 +147,8 @@ class DiskTusUploads:
                 append_files(task.folder)
             )
             lock = task.try_lock_append() if has_bodies else None
-        if (
-            lock is not None
-        ):  # the lock is free, so the process that received the bodies has exited
+        # This process got the lock, so the process that received the bodies has exited.
+        if lock is not None:
             try:
                 UploadTail(self._layout, self._settings, file_id, owner).reclaim()
             finally:
@@ -193,7 +192,7 @@ class DiskTusUploads:
     def append(
         self, lock: UploadLock, request: AppendRequest
     ) -> Iterator[DiskAppendSession]:
-        """Start to append a body; the caller holds ``lock``.
+        """Start appending a body; the caller holds ``lock``.
 
         Raises UploadError: wrong_offset, bad_length, too_large.
         """
@@ -218,7 +217,7 @@ class DiskTusUploads:
     def finish(self, file_id: str, owner: str | None) -> MergeResult | None:
         """Merge a complete upload; None if it is incomplete or a part.
 
-        Raises UploadError: locked.
+        Raises UploadError: ``locked`` while another request merges it.
         """
         with self._layout.lock_id(file_id) as task:
             task.owned_identity(owner, TUS)
