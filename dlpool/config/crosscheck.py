@@ -1,4 +1,4 @@
-"""Find settings that are valid alone but contradict each other, by their metadata."""
+"""Finds settings that are valid alone but contradict each other, by their metadata."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dlpool.redaction import without_password
 
 @lru_cache(maxsize=1024)
 def mutually_exclusive(section: str, name: str) -> tuple[str, ...]:
-    """Return the settings of the section that cannot be set together with this one."""
+    """Return the settings of a section that cannot be set together with ``name``."""
     pairs = (
         [(one.name, one.metadata["instead_of"]) for one in fields(SECTIONS[section])]
         if section in SECTIONS
@@ -28,8 +28,10 @@ def mutually_exclusive(section: str, name: str) -> tuple[str, ...]:
 def find_conflicts(
     settings: Settings, described: Callable[[str, str], str]
 ) -> list[ConfigProblem]:
-    """Return a problem for each contradiction. ``described`` returns a setting with its
-    source, by section and name."""
+    """Return a problem for each contradiction between settings.
+
+    ``described`` returns a setting with its value and source, by section and name.
+    """
     problems = []
     for section, kind in SECTIONS.items():
         values = vars(getattr(settings, section))
@@ -75,8 +77,10 @@ def _conflict(
     values: dict[str, Any],
     described: Callable[[str, str], str],
 ) -> tuple[str, str]:
-    """Return a sentence and the other setting that it concerns; both empty if there is
-    no contradiction."""
+    """Return a sentence about a contradiction, and the other setting that it concerns.
+
+    Both are empty if the setting contradicts no other.
+    """
     name, value = declared.name, values[declared.name]
     if value is None:
         return "", ""

@@ -1,5 +1,9 @@
-"""Declare a setting: a dataclass field whose metadata has its kind, bounds, option and
-help."""
+"""Declares a setting: a dataclass field with its kind, bounds, option and help.
+
+A new setting is such a field in the class of its section; the package's docstring says
+which module has which section. Options, the INI file, its checks and the documentation
+follow from the field's metadata.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +29,18 @@ def setting(
     instead_of: str | None = None,
     service: str | None = None,
 ) -> Any:
-    """Return the field of a setting. ``default`` is written as in an INI file; None
-    means unset.
+    """Return the dataclass field of a setting.
 
-    ``shipped``: value in the shipped INI file instead of the default. ``service``:
-    default of the service, also shipped. ``is_secret``: never shown. Other settings of
-    the section: ``not_below``: lower bound; ``needs``: must be set, too;
-    ``instead_of``: must not be set together.
+    ``default`` is written as in an INI file; None means unset. ``low`` and ``high`` are
+    the bounds of a number. ``short`` is a short command-line option, such as ``-c``.
+    ``reload`` is whether a running service applies a changed value. ``shipped`` is the
+    value in the shipped INI file, if that is not the default; ``service`` the default
+    of the service, which is also shipped. The value of a setting with ``is_secret`` is
+    never shown.
+
+    Three parameters name another setting of the section: ``not_below`` the one that is
+    the lower bound, ``needs`` one that must be set, too, and ``instead_of`` one that
+    must not be set together with this one.
     """
     value = None if default is None else kind.parse(default)
     meta = {
@@ -53,7 +62,7 @@ def setting(
 
 
 def parse_setting(declared: Field[Any], text: str) -> Any:
-    """Parse the text of a setting. An empty text unsets a setting without a default.
+    """Parse the text of a setting; an empty text unsets a setting without a default.
 
     Raises ValueError with a message that continues "NAME = '...': it is ...".
     """
@@ -61,7 +70,7 @@ def parse_setting(declared: Field[Any], text: str) -> Any:
         return None
     value = declared.metadata["kind"].parse(text)
     low, high = declared.metadata["low"], declared.metadata["high"]
-    if isinstance(value, str):  # bounds are of numbers
+    if isinstance(value, str):  # only numbers have bounds
         return value
     if low is not None and value < low:
         raise ValueError(f"below {low:g}")
@@ -72,7 +81,7 @@ def parse_setting(declared: Field[Any], text: str) -> Any:
 
 
 def format_bound(declared: Field[Any], amount: float) -> str:
-    """Return a bound of a setting as text."""
+    """Return a bound of a setting as text, a duration with its unit."""
     return (
         duration_text(amount)
         if declared.metadata["kind"] is DURATION
@@ -81,8 +90,10 @@ def format_bound(declared: Field[Any], amount: float) -> str:
 
 
 def option_names(declared: Field[Any]) -> list[str]:
-    """Return the command-line options of a setting. A switch that is on by default has
-    ``--no-NAME``."""
+    """Return the command-line options of a setting: the short one, if any, and --NAME.
+
+    A switch that is on by default has ``--no-NAME``.
+    """
     name = declared.name.replace("_", "-")
     long = f"--no-{name}" if declared.default is True else f"--{name}"
     short = declared.metadata["short"]

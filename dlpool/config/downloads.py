@@ -30,8 +30,10 @@ from dlpool.kinds import (
 
 @dataclass(frozen=True)
 class TransferSettings:
-    """``[transfer]``: download of one URL; ``[group:NAME]`` for one group. Sizes in
-    bytes, times in seconds."""
+    """``[transfer]``: the download of one URL; ``[group:NAME]``: for one group.
+
+    Sizes are in bytes, times in seconds.
+    """
 
     connections: int | str = setting(
         COUNT_OR_AUTO,
@@ -135,8 +137,7 @@ class TransferSettings:
     )
 
     def pool_size(self, downloads: int) -> int:
-        """Return the connections to one host that ``downloads`` downloads may use at
-        once."""
+        """Return the connections to one host that ``downloads`` downloads may use."""
         fixed = self.connections
         return (
             fixed * downloads
@@ -147,8 +148,10 @@ class TransferSettings:
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """``[network]``: connections to origin servers. Sizes in bytes, times in
-    seconds."""
+    """``[network]``: connections to origin servers.
+
+    Sizes are in bytes, times in seconds.
+    """
 
     connect_timeout: float = setting(
         DURATION,
@@ -211,8 +214,10 @@ class NetworkSettings:
 
 @dataclass(frozen=True)
 class DownloaderSettings:
-    """``[downloader]``: settings of ``DownloadEngine.from_config``. Sizes in bytes,
-    times in seconds."""
+    """``[downloader]``: the settings of ``DownloadEngine.from_config``.
+
+    Sizes are in bytes, times in seconds.
+    """
 
     max_workers: int = setting(COUNT, "3", "files at once", low=1, high=1024)
     chunk_size: int = setting(
@@ -253,8 +258,10 @@ class DownloaderSettings:
 
 @dataclass(frozen=True)
 class LimitSettings:
-    """``[limits]``: limits per origin host, shared by all nodes of a Redis;
-    ``[host:NAME]`` for one host."""
+    """``[limits]``: limits per origin host; ``[host:NAME]``: for one host.
+
+    All nodes of a Redis share the limits.
+    """
 
     max_per_host: int | None = setting(
         COUNT, None, "jobs that may contact a host at once", low=1
@@ -266,8 +273,10 @@ class LimitSettings:
 
 @dataclass(frozen=True)
 class ScanSettings:
-    """``[scan]``: malware checks of all uploads, and of downloads with ``scan``. Sizes
-    in bytes."""
+    """``[scan]``: malware checks of all uploads, and of downloads with ``scan``.
+
+    Sizes are in bytes, times in seconds.
+    """
 
     clamd: str | None = setting(
         CLAMD,

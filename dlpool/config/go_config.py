@@ -1,4 +1,4 @@
-"""Read the ``config.json`` of the Go upload server as settings of ``[upload]``.
+"""Reads the ``config.json`` of the Go upload server as settings of ``[upload]``.
 
 Its keys are those of ``[upload]``. Durations are numbers of milliseconds, or of
 nanoseconds (a ``time.Duration`` of Go), or texts such as ``1h30m``; sizes are in bytes.
@@ -51,8 +51,10 @@ class _Pairs:
 
 
 def is_json(text: str) -> bool:
-    """Return whether ``text`` is JSON or begins like a JSON object. An INI file never
-    begins with a brace."""
+    """Return whether ``text`` is JSON or begins like a JSON object.
+
+    An INI file never begins with a brace.
+    """
     start = text.lstrip()
     if start.startswith("{"):
         return True
@@ -66,10 +68,11 @@ def is_json(text: str) -> bool:
 def read_json(
     text: str, path: str, problems: list[ConfigProblem], notes: list[str]
 ) -> list[SourcedValue]:
-    """Return the settings of the file. Append wrong types to ``problems``, and unknown
-    keys to ``notes``, as sentences.
+    """Return the settings of the file.
 
-    Raises ConfigurationError if the file is not a JSON object.
+    A sentence for each invalid value is appended to ``problems``, and one that names
+    the unknown keys to ``notes``. Raises ConfigurationError if the file is not a JSON
+    object.
     """
     found: dict[tuple[str, str], SourcedValue] = {}
     unknown = []
@@ -125,7 +128,7 @@ def _no_constant(name: str) -> None:
 def _leaves(
     value: _Pairs, above: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield each value that is not an object, with its keys, the outermost first."""
+    """Yield each value that is not an object, with its keys from the outside in."""
     for name, member in value.members:
         names = (*above, name)
         if (
@@ -139,8 +142,11 @@ def _leaves(
 
 
 def _setting_of(names: Sequence[str]) -> Field[Any] | None:
-    """Return the setting of a key: ``max_file_size``, ``maxFileSize``, or
-    ``max_attempts`` within ``retry``."""
+    """Return the setting of a key; None if there is none.
+
+    The keys may be ``max_file_size``, ``maxFileSize``, or ``max_attempts`` in an object
+    ``retry`` (for ``retry_max_attempts``).
+    """
     for begin in range(len(names)):
         if declared := _settings().get(_folded("".join(names[begin:]))):
             return declared
@@ -203,8 +209,10 @@ def _words(value: Any) -> str:
 
 
 def _size(value: Any) -> str:
-    """Return a size in bytes with the largest exact unit. A text that has a unit is
-    unchanged."""
+    """Return a size in bytes with the largest unit that divides it.
+
+    A text that already has a unit is returned unchanged.
+    """
     if isinstance(value, str) and not value.strip().isdigit():
         return value
     left, unit = _whole(value), ""
@@ -216,8 +224,11 @@ def _size(value: Any) -> str:
 
 
 def _duration(value: Any, most_ms: float) -> str:
-    """Return a duration given in ms, in ns if that many ms exceed ``most_ms``, or as
-    Go's ``Duration.String``."""
+    """Return a duration as text of an INI file.
+
+    A number is in milliseconds, or in nanoseconds if that many milliseconds would
+    exceed ``most_ms``. A text has the format of Go's ``Duration.String``.
+    """
     if isinstance(value, str) and not re.fullmatch(r"-?[0-9.]+", value.strip()):
         return duration_text(_go_duration_ms(value.strip()) / 1000)
     try:
@@ -242,8 +253,10 @@ def _go_duration_ms(text: str) -> float:
 
 
 def _port(value: Any) -> str:
-    """Return the port of ``18101``, ``"18101"``, or an address of Go's ``net.Listen``:
-    ``":18101"``."""
+    """Return the port of ``18101``, of ``"18101"``, or of an address without a host.
+
+    ``":18101"`` is such an address, for Go's ``net.Listen``.
+    """
     if isinstance(value, str) and (match := _ADDRESS.fullmatch(value.strip())):
         if match["host"]:
             raise WrongValue(
@@ -278,7 +291,7 @@ def _shown(value: Any) -> str:
 
 
 def _line_of(text: str, name: str) -> int:
-    """Return the line in which the key occurs first."""
+    """Return the line in which the key first occurs."""
     match = re.search(rf"{re.escape(json.dumps(name, ensure_ascii=False))}\s*:", text)
     return text.count("\n", 0, match.start()) + 1 if match else 1
 

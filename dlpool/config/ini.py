@@ -1,4 +1,4 @@
-"""Read and check INI files."""
+"""Reads and checks INI files."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ _CONVERT = (
 
 
 class _Parser(configparser.ConfigParser):
-    """A parser that records the lines of sections and keys. ``optionxform`` is called
-    for each key in order."""
+    """A parser that records the lines of sections and keys.
+
+    The base class calls ``optionxform`` for each key, in the order of the file.
+    """
 
     def __init__(self) -> None:
         super().__init__(interpolation=None, default_section="")
@@ -37,8 +39,10 @@ class _Parser(configparser.ConfigParser):
         self.lines: dict[str, int] = {}  # of sections
 
     def read_text(self, text: str, source: str) -> Iterator[tuple[str, str, str, int]]:
-        """Yield section, key, value and line of each setting. Raises
-        configparser.Error."""
+        """Yield section, key, value and line number of each setting.
+
+        Raises configparser.Error.
+        """
         self.read_file(self._counted(io.StringIO(text)), source)
         lines, self._noted = self._noted or [], None
         found = [
@@ -63,11 +67,11 @@ class _Parser(configparser.ConfigParser):
 def read_settings_file(
     path: str, problems: list[ConfigProblem], notes: list[str] | None = None
 ) -> list[SourcedValue]:
-    """Return the values of an INI file, or of a ``config.json`` of the Go upload
-    server, detected by its content.
+    """Return the values of an INI file, or of a ``config.json`` of the Go server.
 
-    Append unknown sections to ``problems``, and warnings to ``notes``. Raises
-    ConfigurationError for a file that is unreadable or neither of them.
+    The format is detected by the content. Appends unknown sections to ``problems``, and
+    warnings to ``notes``. Raises ConfigurationError for a file that is unreadable or in
+    neither format.
     """
     text, notes = text_of_file(path), [] if notes is None else notes
     if go_config.is_json(text):
@@ -112,10 +116,10 @@ def _unknown(section: str) -> str:
 
 
 def text_of_file(path: str) -> str:
-    """Return the text of a configuration file in UTF-8, or in the encoding of its byte
-    order mark.
+    """Return the text of a configuration file.
 
-    Raises ConfigurationError.
+    It is UTF-8, unless a byte order mark names another encoding. Raises
+    ConfigurationError.
     """
     try:
         data = Path(path).read_bytes()
@@ -136,7 +140,7 @@ def text_of_file(path: str) -> str:
             f"encoding"
         ) from error
     before, nul, _ = text.partition("\0")
-    if nul:  # UTF-16 without a mark has many
+    if nul:  # as in UTF-16 without a byte order mark
         number, begin = before.count("\n") + 1, before.rpartition("\n")[2]
         place = f"line {number}: {_cut(begin)}"
         raise ConfigurationError(
@@ -168,7 +172,7 @@ def _syntax_problem(error: configparser.Error) -> str:
 
 
 def _cut(line: str) -> str:
-    """Return the first word of a line for a message. The rest may be a secret."""
+    """Return the first word of a line, for a message. The rest may be a secret."""
     text = line.strip().strip("'").replace("\\n", "").strip()
     word = re.split(r"[\s=:]", text, maxsplit=1)[0][:40]
     return repr(word if word == text else f"{word}...")
@@ -177,8 +181,10 @@ def _cut(line: str) -> str:
 def checked(
     layer: Sequence[SourcedValue], problems: list[ConfigProblem]
 ) -> list[SourcedValue]:
-    """Return the valid values of a source, parsed. Append the problems of the others to
-    ``problems``."""
+    """Return the valid values of a source, parsed.
+
+    The problems of the invalid ones are appended to ``problems``.
+    """
     right = []
     for section, members in groupby(
         sorted(layer, key=lambda one: one.section), key=lambda one: one.section
@@ -204,8 +210,11 @@ def checked(
 
 
 def section_class(section: str) -> type:
-    """Return the class of a section: ``[host:NAME]`` has the settings of limits,
-    ``[group:NAME]`` those of transfers."""
+    """Return the class of a section.
+
+    ``[host:NAME]`` has the settings of ``[limits]``, ``[group:NAME]`` those of
+    ``[transfer]``.
+    """
     return SECTIONS.get(
         section, TransferSettings if section.startswith(GROUP) else LimitSettings
     )
@@ -218,8 +227,10 @@ def _host(section: str) -> str:
 def _values(
     section: str, texts: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Return the parsed values of a section, and a sentence for each wrong key; unknown
-    keys come last."""
+    """Return the parsed values of a section, and each wrong key with a sentence.
+
+    Unknown keys come last.
+    """
     declared = {one.name: one for one in fields(section_class(section))}
     values: dict[str, Any] = {}
     wrong: list[tuple[str, str]] = []

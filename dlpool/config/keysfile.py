@@ -1,5 +1,7 @@
-"""Read the file of named keys (``keys_file``): one key per line, so that a key can be
-added before another is removed."""
+"""Reads the file of named keys (``keys_file``), one JSON object per line.
+
+There may be several keys, so that a key can be added before another is removed.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +19,20 @@ from dlpool.config.web import ADMIN, SCOPES
 from dlpool.errors import ConfigurationError
 from dlpool.usertext import NotText, read_text
 
-MAX_FILE = 1024 * 1024
+MAX_FILE = 1024 * 1024  # bytes
 MAX_NAME = 64
 MAX_OWNER = 255
-MIN_SECRET = 16
+MIN_SECRET = 16  # characters
 _MEMBERS = {"name", "scopes", "owner", "secret", "sha256"}
 
 
 @dataclass(frozen=True)
 class NamedKey:
-    """A key. ``digest``: SHA-256 of its secret. ``owner``: whose uploads it sees; None
-    (an admin key): all uploads."""
+    """A named key of dlpool-web.
+
+    ``digest`` is the SHA-256 of its secret. ``owner`` is the owner whose uploads the
+    key may see; None, for an admin key, means all owners.
+    """
 
     name: str
     scopes: frozenset[str]
@@ -37,16 +42,21 @@ class NamedKey:
 
 @dataclass(frozen=True)
 class KeyList:
-    """The keys of a file, and a sentence for each invalid line. No sentence quotes a
-    secret."""
+    """The keys of a file, and a sentence for each invalid line.
+
+    No sentence quotes a secret.
+    """
 
     keys: tuple[NamedKey, ...] = ()
     problems: tuple[str, ...] = ()
 
 
 def read_keys(path: str) -> KeyList:
-    """Return the keys of a file. Raises ConfigurationError if it is unreadable or
-    writable by everybody."""
+    """Return the keys of a file.
+
+    Raises ConfigurationError if the file is unreadable, if every user can write to it,
+    or if every user can read secrets in it.
+    """
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -73,8 +83,10 @@ def read_keys(path: str) -> KeyList:
 
 
 def parse_keys(text: str) -> KeyList:
-    """Parse the keys of a text. Empty lines and lines that begin with ``#`` are
-    skipped."""
+    """Parse the keys of a text.
+
+    Empty lines and lines that begin with ``#`` are skipped.
+    """
     keys: list[NamedKey] = []
     problems: list[str] = []
     for number, line in _lines(text):
@@ -91,8 +103,10 @@ def parse_keys(text: str) -> KeyList:
 
 
 def digest_of(secret: bytes) -> bytes:
-    """Return the SHA-256 of a secret. Secrets are random, so a slow hash is not
-    needed."""
+    """Return the SHA-256 of a secret.
+
+    Secrets are random, so a slow hash is not needed.
+    """
     return hashlib.sha256(secret).digest()
 
 
@@ -111,8 +125,10 @@ def _objects(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _members(line: str) -> dict[str, Any]:
-    """Return the JSON object of a line. Raises ValueError with a phrase that quotes
-    nothing of the line."""
+    """Return the JSON object of a line.
+
+    Raises ValueError with a phrase that quotes nothing of the line.
+    """
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,9 +1,10 @@
-"""Merge the settings of all sources. The last source that sets a value wins: defaults
-(also those of the service and of the upload profile), the INI file, ``conf.d/*.ini``,
-systemd's credentials, the environment, options.
+"""Merges the settings of all sources: the last source that sets a value wins.
 
-The readers of files are imported only if there is a file: the start of a command
-without one stays fast.
+The order is: defaults (also those of the service and of the upload profile), the INI
+file, ``conf.d/*.ini``, systemd's credentials, the environment, options.
+
+The readers of files are imported only if there is a file, so that a command without one
+starts fast.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ _PREFIX = "DLPOOL_"
 
 @dataclass(frozen=True)
 class EffectiveSettings:
-    """The settings in effect, the set values by (section, name), and the files that
-    were read, in order.
+    """The settings in effect, and where they come from.
 
-    ``notes``: warnings for the user, one sentence each.
+    ``values`` holds the set values by (section, name), ``files`` the files that were
+    read, in order, and ``notes`` warnings for the user, one sentence each.
     """
 
     settings: Settings
@@ -52,11 +53,11 @@ class EffectiveSettings:
 
 
 def load(path: str | None) -> dict[str, Any]:
-    """Return the settings of each section by name, from ``path`` and the sources that
-    override it.
+    """Return the settings of each section by name, from a file and the other sources.
 
-    ``hosts``: the sections ``[host:NAME]`` by NAME, merged with ``[limits]``. Raises
-    ConfigurationError with a line for each wrong section and key.
+    ``path`` is the INI file, or None. The result also has ``hosts``: the sections
+    ``[host:NAME]`` by NAME, merged with ``[limits]``. Raises ConfigurationError with a
+    line for each wrong section and key.
     """
     return load_effective(path).sections()
 
@@ -70,8 +71,9 @@ def load_effective(
 ) -> EffectiveSettings:
     """Return the settings in effect.
 
-    ``config``: the INI file, or None. ``options``: already parsed. ``for_service``: use
-    the defaults of the service. Raises ConfigurationError with a line for each problem.
+    ``config`` is the INI file, or None; ``options`` are already parsed. With
+    ``for_service`` the defaults are those of the service. Raises ConfigurationError
+    with a line for each problem.
     """
     found, problems = examine(config, options, environment, for_service=for_service)
     if problems:
@@ -86,8 +88,11 @@ def examine(
     *,
     for_service: bool = False,
 ) -> tuple[EffectiveSettings, list[ConfigProblem]]:
-    """Return the settings without the invalid values, and all problems in the order of
-    files and lines."""
+    """Return the settings without the invalid values, and all problems.
+
+    The parameters are those of ``load_effective``. The problems are in the order of
+    files and lines.
+    """
     notes: list[str] = []
     files, read, problems = (
         _read_files(config, notes) if config is not None else ((), [], [])
@@ -125,7 +130,7 @@ def examine(
 def written_text(
     given: Mapping[tuple[str, str], SourcedValue], section: str, name: str
 ) -> str:
-    """Return a setting as it was written, or its default."""
+    """Return a setting as its source has it, or its default."""
     found = given.get((section, name))
     return (
         (_declared(section, name).metadata["text"] or "")
@@ -135,8 +140,10 @@ def written_text(
 
 
 def environment_values(environment: Mapping[str, str]) -> list[SourcedValue]:
-    """Return the values of variables ``DLPOOL_SECTION_KEY``. Variables of unknown
-    sections (DLPOOL_PASSWORD) are ignored."""
+    """Return the values of variables ``DLPOOL_SECTION_KEY``.
+
+    Variables of unknown sections, such as DLPOOL_PASSWORD, are ignored.
+    """
     return [
         SourcedValue(
             section,
@@ -154,8 +161,10 @@ def environment_values(environment: Mapping[str, str]) -> list[SourcedValue]:
 def credential_values(
     environment: Mapping[str, str], problems: list[ConfigProblem]
 ) -> list[SourcedValue]:
-    """Return the secrets in ``$CREDENTIALS_DIRECTORY``, each in a file ``SECTION_KEY``;
-    see systemd.exec(5)."""
+    """Return the secrets in the folder ``$CREDENTIALS_DIRECTORY``; see systemd.exec(5).
+
+    Each is in a file ``SECTION_KEY``. Appends unreadable files to ``problems``.
+    """
     folder = environment.get("CREDENTIALS_DIRECTORY")
     if not folder:
         return []
@@ -190,8 +199,10 @@ def credential_values(
 def _describe(
     given: Mapping[tuple[str, str], SourcedValue], section: str, name: str
 ) -> str:
-    """Return a setting with its value and source for a message; of a secret only the
-    source."""
+    """Return a setting with its value and source, for a message.
+
+    The value of a secret is left out.
+    """
     declared = _declared(section, name)
     origin = given[section, name].origin if (section, name) in given else "default"
     is_secret = declared.metadata["is_secret"]
@@ -206,8 +217,10 @@ def _declared(section: str, name: str) -> Field[Any]:
 def _read_files(
     config: str, notes: list[str]
 ) -> tuple[tuple[str, ...], list[list[SourcedValue]], list[ConfigProblem]]:
-    """Return the INI file and its ``conf.d`` files, their values, and the problems of
-    unreadable files."""
+    """Return the names of the files, their values, and their problems.
+
+    The files are the INI file ``config`` and those in the folder ``conf.d`` beside it.
+    """
     from dlpool.config.ini import read_settings_file
 
     folder = Path(config).parent / "conf.d"
@@ -234,7 +247,7 @@ def _read_files(
 def _checked(
     layer: Sequence[SourcedValue], problems: list[ConfigProblem]
 ) -> list[SourcedValue]:
-    """Return the valid values of a source, parsed; append problems."""
+    """Return the valid values of a source, parsed; append to ``problems``."""
     from dlpool.config.ini import checked
 
     return checked(layer, problems)
@@ -243,8 +256,11 @@ def _checked(
 def _merged(
     layers: Iterable[Sequence[SourcedValue]],
 ) -> dict[tuple[str, str], SourcedValue]:
-    """Return the last value of each setting. A password also replaces earlier passwords
-    in other forms."""
+    """Return the last value of each setting.
+
+    A value also removes earlier ones that it excludes, such as a password in another
+    setting or in the URL of Redis.
+    """
     found: dict[tuple[str, str], SourcedValue] = {}
     for layer in layers:
         for given in layer:
@@ -255,8 +271,7 @@ def _merged(
 
 
 def _service_defaults() -> list[SourcedValue]:
-    """Return the defaults of the service that differ from those of the other
-    commands."""
+    """Return the defaults of the service that differ from those of other commands."""
     return [
         SourcedValue(
             section, one.name, text, "default of the service", parse_setting(one, text)
@@ -270,8 +285,10 @@ def _service_defaults() -> list[SourcedValue]:
 def _of_group(
     layer: Sequence[SourcedValue], group: SourcedValue | None
 ) -> Sequence[SourcedValue]:
-    """Return the values of a source, with ``[group:NAME]`` of this group overriding
-    ``[transfer]``."""
+    """Return the values of a source; those of the group also override ``[transfer]``.
+
+    The group's values are in ``[group:NAME]``.
+    """
     section = GROUP if group is None else GROUP + str(group.value)
     return [
         *layer,

@@ -26,7 +26,7 @@ from dlpool.kinds import (
 
 @dataclass(frozen=True)
 class LoggingSettings:
-    """``[logging]``: the JSON log. Sizes in bytes, times in seconds."""
+    """``[logging]``: the JSON log. Sizes are in bytes, times in seconds."""
 
     level: str = setting(choice(*LEVELS), "info", "lowest level that is logged")
     levels: str | None = setting(

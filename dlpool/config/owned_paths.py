@@ -1,9 +1,9 @@
-"""List the files and folders that dlpool owns, derived from the settings: no job and no
-upload may write there.
+"""Lists the files and folders that dlpool owns: no job and no upload may write there.
 
-Paths are compared as places: links are followed, and folders are compared by device and
-inode number, which detects bind mounts. Names that do not exist yet, and names on a
-file system that ignores case, are compared without regard to case.
+They are derived from the settings. Two paths are compared by the places that they name:
+links are followed, and folders are compared by device and inode number, which detects
+bind mounts. Names that do not exist yet, and names on a file system that ignores case,
+are compared without regard to case.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dlpool.disk import Identity, identity_of
 from dlpool.errors import ConfigurationError
 from dlpool.kinds import COMMAND, PATH, redacted_command
 
-# paths of all other settings are owned
+# The settings whose paths are not owned, because jobs write there.
 TARGETS = (("paths", "download_dir"), ("paths", "allowed_roots"))
 _HOOKS_RUN_IN = "/"  # working directory of commands
 _NETRC = (".netrc", "_netrc")
@@ -48,8 +48,8 @@ class OwnedPath:
 class Location:
     """A path with the identities of the folders on it.
 
-    ``identities``: of ``/`` and each existing folder on the way. ``rest``: the
-    case-folded names behind them.
+    ``identities`` are those of ``/`` and of each existing folder on the path; ``rest``
+    is the case-folded names after the last of these folders.
     """
 
     path: str
@@ -72,7 +72,7 @@ class Location:
         return cls(real, folded(real), tuple(identities), tuple(map(folded, rest)))
 
     def holds(self, other: Location) -> bool:
-        """Return whether ``other`` is this place or lies in it."""
+        """Return whether ``other`` is this location or lies below it."""
         if is_under(other.path, self.path) or self._is_above(other):
             return True
         return is_under(other.folded, self.folded) and is_under(
@@ -80,7 +80,7 @@ class Location:
         )
 
     def _is_above(self, other: Location) -> bool:
-        """Return whether the identities show that ``other`` lies here."""
+        """Return whether the identities show that ``other`` is here or lies below."""
         if not self.identities or not other.identities:
             return False
         if not self.rest:
@@ -92,8 +92,7 @@ class Location:
 
 
 def folded(name: str) -> str:
-    """Return a name or path in the form in which a case-insensitive file system
-    compares it."""
+    """Return a name or path as a case-insensitive file system compares it."""
     return (
         name.casefold()
         if name.isascii()
@@ -102,11 +101,10 @@ def folded(name: str) -> str:
 
 
 def _spelt(path: str) -> str:
-    """Return a path with its existing names as their folders list them. Names that do
-    not exist are folded and marked.
+    """Return a path whose existing names are spelt as their folders list them.
 
-    A file system in user space may give a file another inode number for each spelling
-    of its name.
+    Names that do not exist are folded and marked. A file system in user space may give
+    a file another inode number for each spelling of its name.
     """
     found = ""
     for name in path.strip("/").split("/"):
@@ -129,13 +127,16 @@ def _listed(folder: str, name: str) -> str:
 
 
 def is_under(path: str, folder: str) -> bool:
-    """Return whether a resolved path is ``folder`` or lies in it, by name."""
+    """Return whether a resolved path is ``folder`` or lies below it, by name."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def resolved(path: str) -> str:
-    """Return a path with its links resolved, also if the working directory has been
-    deleted."""
+    """Return a path with its links resolved.
+
+    If the working directory has been deleted, a relative path is taken as relative to
+    /.
+    """
     try:
         return os.path.realpath(path)
     except FileNotFoundError:
@@ -166,8 +167,10 @@ def owned_paths(
 
 
 def check_owned_paths(settings: Settings) -> None:
-    """Raise ConfigurationError, with a line for each pair, if a folder that jobs or
-    clients write to overlaps an owned path."""
+    """Check that no folder for jobs or clients overlaps an owned path.
+
+    Raises ConfigurationError with a line for each pair that overlaps.
+    """
     ours = [(one, Location.of(one.path)) for one in owned_paths(settings)]
     problems = []
     for root in target_roots(settings.paths):
@@ -186,8 +189,10 @@ def check_owned_paths(settings: Settings) -> None:
 def _of_uploads(
     settings: Settings, ours: list[tuple[OwnedPath, Location]]
 ) -> list[str]:
-    """Return conflicts of ``merged_dir``, where clients name files and read them: it
-    may contain no owned path, nor lie among chunks."""
+    """Return conflicts of ``merged_dir``, where clients name files and read them.
+
+    It may contain no owned path, nor lie among the chunks.
+    """
     merged, chunks = (
         Location.of(settings.upload.merged_dir),
         Location.of(settings.upload.upload_dir),
@@ -219,12 +224,11 @@ def _of_settings(settings: Settings) -> Iterator[OwnedPath]:
 
 
 def _files_of_command(command: str) -> Iterator[str]:
-    """Yield the program of a command, and the files that its arguments name: one may be
-    a script that an interpreter runs.
+    """Yield the program of a command, and the files that its arguments name.
 
-    Files that do not exist yet are included, because creating one decides what
-    runs; folders are not. In a longer text, such as shell commands, only existing files
-    are found.
+    An argument may name a script that an interpreter runs. Files that do not exist yet
+    are included, because creating one decides what runs; folders are not. In a longer
+    text, such as shell commands, only existing files are found.
     """
     program, *arguments = shlex.split(command)
     yield shutil.which(program) or program
@@ -264,7 +268,7 @@ def _of_environment(
 
 
 def _program() -> Iterator[OwnedPath]:
-    """Yield the folders of the program: code written there would be run."""
+    """Yield the folders of the program, as code written there would be run."""
     places = [sysconfig.get_path(name) for name in ("scripts", "purelib", "platlib")]
     for path in (*places, str(Path(dlpool.__file__).parent)):
         yield OwnedPath(f"the program in {path}", path)

@@ -1,4 +1,4 @@
-"""Write the INI file with all settings and their defaults."""
+"""Writes the INI file with all settings and their defaults."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ _HEAD = """\
 
 
 def default_ini(instead: Mapping[str, str] | None = None) -> str:
-    """Return an INI file with all settings, their bounds and defaults, as shipped in
-    ``etc/dlpool.ini``.
+    """Return an INI file with all settings, their bounds and defaults.
 
-    ``instead``: other values by key.
+    It is shipped as ``etc/dlpool.ini``. ``instead`` holds other values by key.
     """
     lines = [_HEAD]
     for name, kind in SECTIONS.items():

@@ -1,4 +1,4 @@
-"""All settings, one class for each section of the INI file."""
+"""The sections of the INI file, and the settings that have no module of their own."""
 
 from __future__ import annotations
 
@@ -123,8 +123,10 @@ class RedisSettings:
 
 @dataclass(frozen=True)
 class SupervisorSettings:
-    """``[supervisor]``: jobs and workers of a node. Times in seconds, sizes in
-    bytes."""
+    """``[supervisor]``: jobs and workers of a node.
+
+    Times are in seconds, sizes in bytes.
+    """
 
     node_id: str | None = setting(
         NAME,
@@ -297,7 +299,7 @@ class PathSettings:
 
 @dataclass(frozen=True)
 class HookSettings:
-    """``[hooks]``: commands that run when a job has ended. Times in seconds."""
+    """``[hooks]``: commands that run when a job has ended. Times are in seconds."""
 
     on_success: str | None = setting(
         COMMAND,
@@ -331,10 +333,10 @@ SECTIONS: dict[str, type] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """All sections of an INI file. ``hosts``: its sections ``[host:NAME]`` by name,
-    merged with ``limits``.
+    """All sections of an INI file.
 
-    ``files``: the files that were read, the INI file first.
+    ``hosts`` holds the sections ``[host:NAME]`` by NAME, merged with ``limits``.
+    ``files`` are the files that were read, the INI file first.
     """
 
     redis: RedisSettings = RedisSettings()

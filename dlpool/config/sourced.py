@@ -12,10 +12,10 @@ GROUP = "group:"  # prefix of sections with [transfer] of one group
 
 @dataclass(frozen=True)
 class SourcedValue:
-    """A setting as one source has it. ``section`` may be ``host:NAME`` or
-    ``group:NAME``.
+    """A setting as one source has it.
 
-    ``text``: as written; ``value``: parsed. ``origin``: the source, for messages
+    ``section`` may be ``host:NAME`` or ``group:NAME``. ``text`` is the value as
+    written, ``value`` the parsed one. ``origin`` names the source in messages
     (``FILE:LINE`` of a file).
     """
 
@@ -28,8 +28,11 @@ class SourcedValue:
 
 @dataclass(frozen=True)
 class ConfigProblem:
-    """A sentence about a problem. ``origin``: its source, if known (``FILE:LINE`` of a
-    file). ``settings``: those it concerns, by (section, name)."""
+    """A sentence about a problem in the settings.
+
+    ``origin`` is its source, if known (``FILE:LINE`` of a file). ``settings`` are those
+    it concerns, by (section, name).
+    """
 
     text: str
     origin: str = ""
@@ -48,8 +51,11 @@ def concerned(problems: Iterable[ConfigProblem]) -> set[tuple[str, str]]:
 def sort_problems(
     problems: Iterable[ConfigProblem], files: Sequence[str]
 ) -> list[ConfigProblem]:
-    """Return problems of files in the order of files and lines, then those of other
-    sources, then those without a source."""
+    """Return the problems sorted by their sources.
+
+    Problems of ``files`` come first, in the order of files and lines, then those of
+    other sources, then those without a source.
+    """
 
     def position(problem: ConfigProblem) -> tuple[int, int]:
         file, _, line = problem.origin.rpartition(":")

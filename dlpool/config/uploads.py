@@ -44,13 +44,16 @@ PROFILES: dict[str, Mapping[str, str]] = {
         "retry_initial_delay": "5s",
     },
 }
+# The settings that any profile sets.
 PRESET = frozenset(name for preset in PROFILES.values() for name in preset)
 
 
 @dataclass(frozen=True)
 class UploadSettings:
-    """``[upload]``: files that clients upload in chunks. Sizes in bytes, times in
-    seconds."""
+    """``[upload]``: files that clients upload in chunks.
+
+    Sizes are in bytes, times in seconds.
+    """
 
     profile: str = setting(
         choice(*PROFILES),

@@ -32,25 +32,29 @@ PUSH = "push"  # queue jobs
 OPERATE = "operate"
 ADMIN = "admin"  # everything, for all owners
 SCOPES = (READ, UPLOAD, PUSH, OPERATE, ADMIN)
-COMMON = (READ, UPLOAD, PUSH, OPERATE)
+COMMON = (READ, UPLOAD, PUSH, OPERATE)  # all but ADMIN
 ALGORITHMS = ("HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384")
 REFUSED = "!"  # prefix of a refused content type
 
 
 def allows(granted: Collection[str], scope: str) -> bool:
-    """Return whether ``granted`` includes ``scope``. The scope admin includes all."""
+    """Return whether ``granted`` includes ``scope``; the scope admin includes all."""
     return ADMIN in granted or scope in granted
 
 
 def known_scopes(names: Collection[object]) -> frozenset[str]:
-    """Return the scopes of dlpool-web among ``names``. A token may have scopes for
-    other services."""
+    """Return the scopes of dlpool-web among ``names``.
+
+    A token may also have scopes for other services.
+    """
     return frozenset(name for name in names if isinstance(name, str) and name in SCOPES)
 
 
 def _parse_words(text: str) -> str:
-    """Check a list of words separated by commas. The value remains a text;
-    ``split_words`` splits it."""
+    """Check a list of words separated by commas, and return it as text.
+
+    ``split_words`` splits the text later.
+    """
     if text and not all(split_words(text)):
         raise ValueError("not a list separated by commas")
     return parse_text(text)
@@ -184,8 +188,10 @@ HOST = Kind("HOST", _parse_bind)
 
 @dataclass(frozen=True)
 class WebSettings:
-    """``[web]``: access to dlpool-web, and its limits. Sizes in bytes, times in
-    seconds."""
+    """``[web]``: access to dlpool-web, and its limits.
+
+    Sizes are in bytes, times in seconds.
+    """
 
     bind: str = setting(
         HOST,

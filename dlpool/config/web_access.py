@@ -1,5 +1,7 @@
-"""Check the bind and auth settings of dlpool-web: whether it may start with them.
-Imports no library."""
+"""Checks whether dlpool-web may start with its bind and auth settings.
+
+Imports no third-party library.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,10 @@ MIN_BYTES = {"secret_key": 16, "jwt_key": 32}  # HS256: RFC 7518, section 3.2
 
 
 def check_web_access(web: WebSettings) -> None:
-    """Raise ConfigurationError, with a line for each reason why dlpool-web must not
-    start.
+    """Check the bind and auth settings of dlpool-web.
 
-    Public keys are not checked, as that needs a library.
+    Raises ConfigurationError, with a line for each reason why dlpool-web must not
+    start. Public keys are not checked, as that needs a third-party library.
     """
     problems = [
         *_key_problems("secret_key", web.secret_key, web.secret_key_file),
@@ -53,8 +55,10 @@ def check_web_access(web: WebSettings) -> None:
 
 
 def read_key(text: str | None, file: str | None) -> str | None:
-    """Return a key from its text or file; None if neither is set. Raises
-    ConfigurationError for an empty or unreadable file."""
+    """Return a key from its text or file; None if neither is set.
+
+    Raises ConfigurationError for an empty or unreadable file.
+    """
     if file is None:
         return text or None
     try:

@@ -1,9 +1,12 @@
 """The Python API: downloads in the process of the program, on threads.
 
 Read in this order: ``engine`` (the public class), ``core`` (the table of tasks),
-``task`` (one download), ``workers`` (the threads), ``transfers`` (from a task to a
-``transfer.Transfer``); then ``batch`` and ``batch_download`` for lists, and the session
-files ``engine_session`` and ``batch_session``.
+``task`` (one download), ``task_queue`` (pending tasks), ``workers`` (the threads),
+``transfers`` (from a task to a ``transfer.Transfer``), ``names`` (no two tasks write
+one file), ``progress``, ``sampling`` and ``stats`` (progress and speeds),
+``callbacks``, ``arguments`` (validation); then ``batch`` and ``batch_download`` for
+lists, ``collisions`` (entries of a list with one target), and the session files
+``engine_session`` and ``batch_session``.
 
 Threads: one per running download (``dlpool-worker``), one that samples speeds
 (``dlpool-sampler``), one that calls callbacks (``dlpool-callbacks``).

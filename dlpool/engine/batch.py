@@ -26,7 +26,8 @@ class ListUnreadable(UsageError):
 class BatchItem:
     """One download of a batch, or the error of an invalid line.
 
-    ``line`` is the line number, 0 if there is no list.
+    ``job`` is None if the line is invalid. ``line`` is the line number, 0 if the item
+    is not from a list.
     """
 
     url: str
@@ -37,7 +38,7 @@ class BatchItem:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """The result of one item: an outcome or an error."""
+    """The result of one item: an outcome or an error; the other attribute is None."""
 
     item: BatchItem
     outcome: TransferResult | None
@@ -53,8 +54,9 @@ class BatchResult:
 class BatchProgress:
     """The state of a batch at one moment.
 
-    ``active`` holds the running downloads by number, ``completed_bytes`` the bytes of
-    the completed files, ``earlier`` the number of items that earlier runs completed.
+    ``active`` holds the progress of the running downloads by their number in the order
+    of start, ``completed_bytes`` the bytes of the completed files, ``earlier`` the
+    number of items that earlier runs completed.
     """
 
     active: dict[int, Progress] = field(default_factory=dict)
@@ -81,9 +83,8 @@ class Batch:
     ) -> None:
         self._core = core_of(engine)
         self._items = items
-        self._items_lock = (
-            threading.Lock()
-        )  # held while a line is read, which may block
+        # Held while a line is read, which may block.
+        self._items_lock = threading.Lock()
         self._earlier = earlier
         self._lock = threading.Lock()  # guards all attributes below
         # The running items with their numbers, by the ids of their tasks.
@@ -104,7 +105,7 @@ class Batch:
         self._core.pull_from(self._next_task, self._handle_end)
 
     def run_in_caller(self) -> None:
-        """Fetch all items on the calling thread, after ``start`` has raised NoThread."""
+        """Fetch all items on the calling thread, after NoThread from ``start``."""
         self._core.run_in_caller()
 
     def cancel(self) -> None:

@@ -14,7 +14,7 @@ from dlpool.engine.batch_session import BatchSession
 from dlpool.engine.engine import DownloadEngine
 from dlpool.transfer.job import Job
 
-POLL_S = 0.1
+POLL_S = 0.1  # between deliveries of results to ``on_result``
 
 
 @dataclass(frozen=True)

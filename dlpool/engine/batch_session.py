@@ -20,7 +20,7 @@ from dlpool.transfer.job import Job
 
 HEAD = b"dlpool batch 1\n"
 ENGINE_HEAD = b'{"begin": '  # the first bytes of an engine session
-DIGITS = 16
+DIGITS = 16  # of one line
 
 
 class BatchSession:

@@ -41,14 +41,19 @@ class Callbacks:
         self._pending = 0  # completions whose callbacks have not returned
 
     def add_progress_callback(self, callback: Callback) -> None:
-        """Call ``callback`` with each running task that has progressed. Raises
-        NoThread."""
+        """Call ``callback`` repeatedly with each running task that has progressed.
+
+        Raises NoThread.
+        """
         with self._lock:
             self._progress.append(callback)
             self._start()
 
     def add_completion_callback(self, callback: Callback) -> None:
-        """Call ``callback`` once with each task that ends from now on. Raises NoThread."""
+        """Call ``callback`` once with each task that ends from now on.
+
+        Raises NoThread.
+        """
         with self._lock:
             self._completion.append(callback)
             self._start()
@@ -66,7 +71,11 @@ class Callbacks:
         return self._pending > 0
 
     def close(self) -> None:
-        """Call the pending callbacks and stop the thread. It does not wait for itself."""
+        """Call the pending callbacks, and stop the thread.
+
+        If a callback calls this method, it does not wait for the thread, which is its
+        own.
+        """
         with self._lock:
             thread, self._is_closed = self._thread, True
         self._ended.put(None)
@@ -96,8 +105,10 @@ class Callbacks:
                 due = time.monotonic() + self._interval_s
 
     def _report_progress(self, reported: dict[str, int]) -> dict[str, int]:
-        """Report the tasks whose bytes differ from ``reported``; return the new
-        table."""
+        """Report the tasks whose downloaded bytes differ from ``reported``.
+
+        Returns the new table of downloaded bytes by task id.
+        """
         if not self._progress:
             return reported
         current: dict[str, int] = {}
@@ -113,5 +124,5 @@ class Callbacks:
         for callback in registered:
             try:
                 callback(task)
-            except BaseException:  # noqa: BLE001 - it is the program's own code that fails; the others are still to be reported
+            except BaseException:  # noqa: BLE001 - a fault of the program
                 _log.exception("a callback of dlpool has raised an exception")

@@ -12,7 +12,8 @@ from dlpool.errors import TargetExists
 from dlpool.transfer.job import Job
 from dlpool.transfer.target.names import file_name
 
-# The items that are checked. A later collision is found when the name is reserved.
+# Only the first items are checked. A later collision is found when the file name is
+# reserved.
 MAX_ITEMS = 100_000
 
 TargetLookup = Callable[[Job], "Path | None"]
@@ -23,10 +24,11 @@ def find_collisions(
 ) -> Iterator[BatchResult]:
     """Yield a failure for each item that would overwrite the file of an earlier item.
 
-    Items with the same URL do not collide. An unreadable list is also yielded. A file
-    without a given name has that of its URL, unless the server gives another one.
-    ``look_up`` requests the path of a job's file from the server. It is called only for a
-    collision, and once for URLs that differ only in the query.
+    Items with the same URL do not collide. The error of an unreadable list is also
+    yielded. An item without a given file name has that of its URL, unless the server
+    sends another one. ``look_up`` requests the path of a job's file from the server; it
+    returns None if that fails. It is called only for a collision, and once for URLs
+    that differ only in the query.
     """
     lines: dict[str, tuple[int, str]] = {}
     # Whether the server gives other names, by URL without query and by folder.
@@ -46,7 +48,7 @@ def find_collisions(
 
 
 def expected_target(job: Job) -> Path:
-    """Return the path of a job's file if the server gives it no name."""
+    """Return the path of a job's file if the server sends no file name."""
     return job.target / file_name(None, job.url) if job.is_folder else job.target
 
 

@@ -1,4 +1,4 @@
-"""The engine behind ``DownloadEngine``: its table of tasks, its threads, its end."""
+"""The engine behind ``DownloadEngine``: its table of tasks, threads and shutdown."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from dlpool.engine.workers import EngineWorkers, TaskSource
 from dlpool.errors import DlpoolError, InternalError, NoThread, UsageError
 from dlpool.transfer.job import Job, TransferResult
 
-# At the exit of the program: the longest wait for calls that cannot be interrupted,
-# such as a name look-up.
+# At the exit of the program: the longest wait, in seconds, for calls that cannot be
+# interrupted, such as a name look-up.
 EXIT_WAIT_S = 5.0
 _log = logging.getLogger("dlpool")
 
@@ -41,7 +41,7 @@ _log = logging.getLogger("dlpool")
 class EngineCore:
     """Runs tasks on threads. Thread-safe; the lock guards the table of tasks.
 
-    It is the ``TaskOwner`` of its tasks.
+    This is the ``TaskOwner`` of the engine's tasks.
     """
 
     def __init__(self, settings: EngineSettings, session: Path | None) -> None:
@@ -87,7 +87,7 @@ class EngineCore:
             return dict(self._tasks)
 
     def task(self, task_id: str) -> DownloadTask | None:
-        """Return the task with this id."""
+        """Return the task with this id; None if there is none."""
         with self._lock:
             return self._tasks.get(task_id)
 
@@ -171,10 +171,13 @@ class EngineCore:
         """Run the tasks of the source on the calling thread until none is left."""
         self._workers.run_in_caller()
 
-    # --- the end ---
+    # --- shutdown ---
 
     def shutdown(self, *, wait: bool) -> None:
-        """Stop, after all tasks have ended if ``wait``. May be called again."""
+        """Stop the engine; with ``wait``, first wait until all tasks have ended.
+
+        May be called again.
+        """
         if os.getpid() != self._pid:
             return  # the threads are those of the parent process
         with self._lock:
@@ -186,7 +189,8 @@ class EngineCore:
     def stop_at_exit(self) -> None:
         """Stop all tasks resumably when the program exits.
 
-        An engine that pulls is stopped by its command instead.
+        An engine that runs a batch is not stopped here: the code that runs the batch
+        does so.
         """
         if os.getpid() != self._pid or self._is_pulling or self._is_closed:
             return
@@ -220,7 +224,7 @@ class EngineCore:
             self._session.close()
 
     def _abandon(self, task: DownloadTask) -> None:
-        """Pause an unfinished task and release it, so that another engine can take it."""
+        """Pause an unfinished task and release it, for another engine to adopt."""
         execution = execution_of(task)
         if not execution.is_owned_by(self):
             return  # another engine has adopted it
@@ -255,7 +259,7 @@ class EngineCore:
             self._record_pause(task, is_paused=not self._is_stopping)
 
     def _finish(self, task: DownloadTask) -> None:
-        """Release what an ended task holds, and report its end."""
+        """Release the name and session entry of an ended task; report its end."""
         self._transfers.release_name(task, is_completed=task.status == COMPLETED)
         if task.status == COMPLETED:
             self._stats.complete_task(task.id)

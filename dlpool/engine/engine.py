@@ -29,10 +29,11 @@ class DownloadEngine:
     registers one exit handler. After a fork the child must create its own engine.
 
     ``max_workers`` is the number of simultaneous downloads, ``retry_times`` the number
-    of attempts in a row without progress, ``retry_delay`` about the wait before the
-    second one, ``timeout`` the limit for connecting, ``progress_interval`` the time
-    between progress callbacks. ``chunk_size`` is the minimum number of bytes of one
-    write, out of those received within 20 ms; values below 128 KiB mean 128 KiB.
+    of attempts in a row without progress. In seconds: ``retry_delay`` is the first
+    backoff, ``timeout`` the limit for connecting, ``progress_interval`` the time
+    between progress callbacks. ``chunk_size`` is the number of bytes to collect for one
+    write, for at most 20 ms; values below 128 KiB mean 128 KiB.
+
     ``verify_hash`` verifies checksums and the server's digests. ``session`` is a file
     that records the unfinished tasks. ``transfer``, ``network`` and ``scan`` hold all
     other settings. With ``keeps_ended`` ended tasks can still be looked up. ``notify``
@@ -199,7 +200,7 @@ class DownloadEngine:
         return (task := self.get_task(task_id)) is not None and task.resume()
 
     def get_task(self, task_id: str) -> DownloadTask | None:
-        """Return the task with this id."""
+        """Return the task with this id; None if there is none."""
         return self._core.task(task_id)
 
     def get_all_tasks(self) -> list[DownloadTask]:

@@ -55,8 +55,7 @@ class EngineSession:
         return f"<EngineSession {self._path}>"
 
     def unfinished(self) -> list[tuple[DownloadTask, bool]]:
-        """Return the tasks that were unfinished on opening, and whether each is
-        paused."""
+        """Return each task that was unfinished on opening, and whether it is paused."""
         return [
             (_task(fields), task_id in self._paused)
             for task_id, fields in self._open.items()
@@ -107,7 +106,10 @@ class EngineSession:
 
 
 def _locked(path: Path) -> tuple[int, FileLock]:
-    """Open and lock the file that currently has this name. Raises LocalFault, OSError."""
+    """Open and lock the file that currently has this name.
+
+    Raises LocalFault if another engine holds the lock, OSError.
+    """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -146,9 +148,8 @@ def _read(descriptor: int, path: Path) -> tuple[dict[str, dict[str, Any]], set[s
             ((verb, what),) = json.loads(line).items()
             task_id = str(what["id"] if verb == "begin" else what)
         except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
-            if number < len(lines) or content.endswith(
-                b"\n"
-            ):  # not what a kill has cut
+            # Only a last line without a newline can be the result of a kill.
+            if number < len(lines) or content.endswith(b"\n"):
                 raise LocalFault(
                     f"{path} is not a session: line {number} is not understood"
                 ) from None

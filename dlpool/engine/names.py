@@ -16,7 +16,7 @@ from dlpool.disk import make_folders
 from dlpool.disk_errors import translated
 from dlpool.errors import TargetExists
 
-_HASH_SIZE = 8
+_HASH_SIZE = 8  # bytes
 MAX_PATH = 4096  # characters; Linux opens no longer paths (PATH_MAX)
 
 
@@ -26,12 +26,12 @@ class DuplicateItem(TargetExists):
 
 @dataclass(slots=True, eq=False)
 class _Name:
-    """A reserved file name.
+    """A reserved file name; each file of a list has an instance, so it is small.
 
-    ``path`` is resolved, ``url`` a hash of the URL, ``label`` the task's name in
-    messages, ``tasks`` the number of tasks that hold the name. A name without tasks
-    belongs to a completed download. ``other`` is the next name with the same hash. Each
-    file of a list has an instance, so it is small.
+    ``path`` is resolved, ``url`` is a hash of the URL, ``label`` the task's name in
+    messages, ``tasks`` the number of tasks that hold the name. A name that no task
+    holds belongs to a completed download. ``other`` is the next name in the table with
+    the same hash.
     """
 
     path: str
@@ -116,7 +116,7 @@ class NameRegistry:
                 return
 
     def release(self, task_id: str, *, is_completed: bool) -> None:
-        """Release the names of an ended task; a completed task keeps its name reserved."""
+        """Release the names of an ended task, unless it has completed its file."""
         with self._lock:
             for name in self._held.pop(task_id, ()):
                 name.tasks -= 1
@@ -191,7 +191,10 @@ def _folded(path: str) -> str:
 
 
 def _is_same_file(one: str, other: str) -> bool:
-    """Return whether two paths name one file, by creating a test file beside the first."""
+    """Return whether two paths name one file.
+
+    To find out, creates a test file beside the first.
+    """
     ending = f".{secrets.token_hex(4)}.tmp"
     with suppress(OSError):
         make_folders(Path(one).parent, sync=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 from dlpool.transfer.job import TransferResult
 from dlpool.transfer.transfer import Transfer
 
-SAMPLE_S = 0.1  # the least time between two samples of the speed
+SAMPLE_S = 0.1  # the minimum time between two samples of the speed
 WINDOW_S = 5.0  # the period over which the speed is averaged
 
 
@@ -84,7 +84,7 @@ class TaskProgress:
             self.speed = self._speedometer.add(now, progress.done)
 
     def handle_event(self, event: str, fields: dict[str, object]) -> None:
-        """Reduce the downloaded bytes after an event that discards some of them."""
+        """Set the downloaded bytes after an event that may reduce them."""
         if event == "download_restarted":
             self.done, self.reported = 0, 0.0
         elif event == "job_started":

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-SAMPLE_S = 0.2
+SAMPLE_S = 0.2  # between samples
 
 
 class StopsAtExit(Protocol):
@@ -45,7 +45,10 @@ class ProgressSampler:
         return f"<ProgressSampler {'idle' if self._thread is None else 'running'}>"
 
     def wake(self) -> None:
-        """Start the thread unless it runs. Without a thread nothing is sampled."""
+        """Start the thread unless it is running.
+
+        If no thread can be started, nothing is sampled.
+        """
         with self._lock:
             if self._thread is not None or self._stop.is_set():
                 return
@@ -116,8 +119,9 @@ def _wait_for_engines() -> None:
         _stop_engines()
 
 
-# Runs before the interpreter waits for threads; ``concurrent.futures`` uses it, too.
-# On an interpreter without this function, the interpreter's own wait remains.
+# Functions registered with ``threading._register_atexit`` run before the interpreter
+# waits for threads; ``concurrent.futures`` relies on that, too. An interpreter that
+# lacks it waits for the threads itself.
 _register_at_end: Callable[[Callable[[], None]], None] = getattr(
     threading, "_register_atexit", lambda _: None
 )

@@ -18,8 +18,8 @@ class _TaskStats:
 class DownloadStats:
     """The bytes and speeds of tasks, by task id. Thread-safe.
 
-    Completed tasks are kept as sums only. A failed task counts no more, except for its
-    error.
+    Completed tasks are kept as sums only. A failed task is counted, and its error is
+    kept, but not its bytes.
     """
 
     def __init__(self) -> None:

@@ -247,7 +247,7 @@ class TaskExecution:
         self.failure: DlpoolError | None = None
         self._changed = threading.Condition()
         self._owner: TaskOwner | None = None
-        self._is_running = False  # a thread has it, whatever its status is
+        self._is_running = False  # begun and not ended, whatever the status
         self._is_publishing = False
         self._is_abandoned = False  # the engine is shut down
         self._transfer: Transfer | None = None
@@ -367,7 +367,10 @@ class TaskExecution:
     # --- one run, by one thread ---
 
     def begin(self) -> bool:
-        """Take the task for the calling thread; return False unless it is pending."""
+        """Mark a pending task as downloading; return False unless it is pending.
+
+        The caller must then let one thread call ``run``.
+        """
         with self._changed:
             if self._is_running or not self._move(DOWNLOADING):
                 return False
@@ -377,7 +380,7 @@ class TaskExecution:
             return True
 
     def run(self, create: Callable[[TaskExecution], Transfer]) -> TransferResult:
-        """Download, on the thread that called ``begin``. Raises DlpoolError."""
+        """Download, after ``begin``, on the calling thread. Raises DlpoolError."""
         transfer = create(self)
         with self._changed:
             if self.status != DOWNLOADING:
@@ -428,7 +431,7 @@ class TaskExecution:
 
 
 def execution_of(task: DownloadTask) -> TaskExecution:
-    """Return the execution of a task, which only the engine may use."""
+    """Return the execution of a task. Only the modules of the engine may call this."""
     return task._execution
 
 

@@ -20,7 +20,7 @@ class DownloadQueue:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._heap: list[tuple[int, int, DownloadTask]] = []
-        self._numbers: dict[str, int] = {}  # of the queued tasks, by id
+        self._numbers: dict[str, int] = {}  # the position of each queued task, by id
         self._count = itertools.count()
 
     def __repr__(self) -> str:

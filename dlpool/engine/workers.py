@@ -1,4 +1,4 @@
-"""The worker threads of an engine: started when there is work, and ended without it."""
+"""The worker threads of an engine; they exit when no task is left."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ TaskSource = Callable[[], "DownloadTask | None"]
 class EngineWorkers:
     """Runs the tasks of ``queue``, and those of a source, on ``max_threads`` threads.
 
-    Thread-safe; the lock guards all counters. A thread that has released its task, and
-    still reports its end, does not count as busy.
+    Thread-safe; the lock guards all counters. A thread that has called ``release``, and
+    still reports the end of its task, does not count as busy.
     """
 
     def __init__(self, max_threads: int, run: Callable[[DownloadTask], None]) -> None:
@@ -45,8 +45,9 @@ class EngineWorkers:
     def add(self, task: DownloadTask) -> DownloadTask | None:
         """Queue a task. If a worker is free, the task is downloading on return.
 
-        If no further thread can be started, the existing ones run it. Returns a task
-        that has begun but that no thread will run, because none can be started.
+        If no further thread can be started, the existing ones run the task. Returns
+        None, or, if there is no thread at all, a task that has begun and that no thread
+        will run.
         """
         with self._lock:
             if self._is_stopping:
@@ -198,7 +199,7 @@ class EngineWorkers:
             return self._source
 
     def _end_pull(self, *, has_task: bool) -> bool:
-        """Return whether the workers have not been stopped meanwhile."""
+        """Count the end of a pull; return whether the workers may continue."""
         with self._lock:
             self._pulling -= 1
             self._lock.notify_all()

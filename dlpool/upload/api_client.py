@@ -50,7 +50,10 @@ class UploadTarget:
 
 @dataclass(frozen=True)
 class ServerTaskStatus:
-    """The state and the stored chunks of an upload; ``not_found`` without a task."""
+    """The state of an upload, and the indexes of its stored chunks.
+
+    The state is ``not_found`` if the server has no task for the upload.
+    """
 
     state: str
     chunks: tuple[int, ...]
@@ -60,8 +63,8 @@ class ServerTaskStatus:
 class UploadedFile:
     """The complete file at the server.
 
-    ``path`` is relative to its folder of files, ``location`` is the URL of the file,
-    ``md5`` is in hexadecimal.
+    ``path`` is relative to the server's folder of files, ``location`` is the URL of the
+    file, ``md5`` is in hexadecimal.
     """
 
     path: str
@@ -72,16 +75,17 @@ class UploadedFile:
 
 @dataclass(frozen=True)
 class IncompleteUpload:
-    """The answer to a merge that failed: the reason, and all stored chunks."""
+    """A failed merge: the reason, and the indexes of all stored chunks."""
 
     chunks: tuple[int, ...]
     reason: DlpoolError
 
 
 class ServerAvailability:
-    """How long a server has been unavailable.
+    """Measures how long a server has been unavailable.
 
-    Thread-safe: each attribute is replaced in one step, and no decision needs both.
+    Thread-safe without a lock: each attribute is set in one step, and the methods do
+    not need the two attributes to match.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -94,9 +98,10 @@ class ServerAvailability:
         self._has_answered, self._away_since = True, None
 
     def unavailable_s(self) -> float | None:
-        """Record a failure; return the seconds since the first one after a success.
+        """Record a failed request; return how long the server has been unavailable.
 
-        Returns None if the server has never answered.
+        That is the number of seconds since the first failure after the last success.
+        Returns None if no request has succeeded yet.
         """
         if not self._has_answered:
             return None
@@ -137,9 +142,9 @@ class UploadApiClient:
         return self._source.host
 
     def capabilities(self, exchange: Exchange) -> ServerCapabilities:
-        """Return the server's limits and defaults; they are requested once.
+        """Return the server's limits and defaults; only the first call requests them.
 
-        An older server reports none.
+        All fields are None for an older server, which does not know this request.
         """
         if self._capabilities is None:
             try:
@@ -212,7 +217,7 @@ class UploadApiClient:
 
         ``fields`` are the API's ``chunk_index``, ``md5``, ``total_chunks`` and
         ``file_size``. The file name is sent with each chunk, so that the server can
-        refuse it before it has all of them.
+        refuse the name before all chunks have been sent.
         """
         query = {
             "file_id": target.file_id,
@@ -242,7 +247,11 @@ class UploadApiClient:
     def merge(
         self, exchange: Exchange, target: UploadTarget, count: int, md5: str
     ) -> UploadedFile | IncompleteUpload:
-        """Merge ``count`` chunks into the file; a merged file is returned again."""
+        """Make the server merge ``count`` chunks into the file.
+
+        ``md5`` is that of the complete file, in hexadecimal. If the server has already
+        merged the file, it returns the same answer again.
+        """
         request = {
             "file_id": target.file_id,
             "filename": target.name,

@@ -31,9 +31,9 @@ from dlpool.upload.plan import UploadPlan
 from dlpool.upload.retrying import RequestRetrier
 from dlpool.upload.scheduler import UploadScheduler
 
-MERGE_POLL_S = 1.0
-MAX_REPAIRS = 5  # merges that found chunks missing or damaged
-MAX_CONFLICTS = 3  # merges refused because of another merge that has ended since
+MERGE_POLL_S = 1.0  # between requests while another merge is running
+MAX_REPAIRS = 5  # merges that may find chunks missing or damaged
+MAX_CONFLICTS = 3  # merges that may be refused when no merge is running
 
 
 class UploadAttempt:
@@ -84,10 +84,10 @@ class UploadAttempt:
             raise
         finally:
             if file_hash is not None:
-                file_hash.join()  # it reads the file, too
+                file_hash.join()  # its thread reads the file, which the caller closes
 
     def _begin(self) -> bool:
-        """Ask the server for its chunks; return whether it has the complete file."""
+        """Request the stored chunks; return whether the server has the merged file."""
         context, plan, target = self._context, self.task.plan, self.task.target
         status = self._retrier.request(
             lambda exchange: context.server.status(exchange, target)
@@ -97,7 +97,7 @@ class UploadAttempt:
                 f"the upload is paused at the server: resume its task {target.file_id} "
                 f"there"
             )
-        is_closed = status.state in ("merging", "completed")  # the merge has the result
+        is_closed = status.state in ("merging", "completed")  # nothing to send
         self.scheduler.reset(range(plan.count) if is_closed else status.chunks)
         self.resumed_from = self.scheduler.stored_bytes
         context.notify(
@@ -167,9 +167,9 @@ class UploadAttempt:
                     raise
 
     def _may_merge_again(self, error: Conflict) -> bool:
-        """Wait while another merge is running; return whether to request it again.
+        """Return whether to request the merge again, after a pause if one is running.
 
-        After the other merge has ended, another request returns its result.
+        When another client's merge has ended, the next request returns its result.
         """
         context = self._context
         status = self._retrier.request(
@@ -200,7 +200,10 @@ class UploadAttempt:
         return tuple(intact)
 
     def _check_merged_file(self, merged: UploadedFile) -> None:
-        """Check that a file of an earlier run still exists. Raises MergedGone."""
+        """Check that the server still has the file that an earlier run merged.
+
+        Raises MergedGone.
+        """
         try:
             size = self._retrier.request(
                 lambda exchange: self._context.server.merged_size(exchange, merged)

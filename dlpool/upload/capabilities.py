@@ -8,14 +8,14 @@ from typing import Any
 
 from dlpool.config import TransferSettings
 
-CONNECTIONS = 4  # the default without values of the user and the server
+CONNECTIONS = 4  # if neither the user nor the server gives a number
 MAX_CONNECTIONS = 64
-MAX_DELAY_S = 86_400.0
+MAX_DELAY_S = 86_400.0  # a longer delay from the server is ignored
 
 
 @dataclass(frozen=True)
 class ServerCapabilities:
-    """The answer of ``GET /client``; None for what it does not contain.
+    """The values in the answer of ``GET /client``; None for a missing or invalid one.
 
     Sizes are in bytes, the delay in seconds.
     """
@@ -28,7 +28,7 @@ class ServerCapabilities:
 
     @classmethod
     def from_json(cls, answer: Mapping[str, Any]) -> ServerCapabilities:
-        """Return the valid values of an answer; others are ignored."""
+        """Return the valid values of an answer; invalid ones become None."""
         return cls(
             _count(answer, "max_file_size"),
             _count(answer, "max_chunk_size"),
@@ -45,9 +45,10 @@ class ServerCapabilities:
     def apply_to(
         self, settings: TransferSettings, user_settings: Collection[str]
     ) -> TransferSettings:
-        """Return the settings of an upload with the server's values.
+        """Return ``settings`` with the server's number of attempts and first delay.
 
-        Settings whose names are in ``user_settings`` stay as they are.
+        A setting that the user has set, and whose name is therefore in
+        ``user_settings``, stays as it is.
         """
         retries, delay = settings.retries, settings.retry_delay
         if self.retry_max_attempts is not None and "retries" not in user_settings:

@@ -53,7 +53,8 @@ class UploadWorker:
     def _backoff_after(self, index: int, error: RetryRange) -> RetryDelay:
         """Return the delay after a failed attempt.
 
-        If the server is at its capacity, fewer connections replace the delay.
+        If the server has no capacity for another connection, the number of connections
+        is reduced, and there is no delay.
         """
         if (
             error.is_capacity
@@ -89,8 +90,8 @@ class UploadWorker:
     def _blocks(self, index: int, span: ByteRange) -> Iterator[memoryview]:
         """Yield the bytes of the chunk within the rate limit.
 
-        If the file has changed since it was hashed, the server reports a wrong MD5, and
-        ``check_unchanged`` the reason.
+        If the file has changed since it was hashed, the server reports a wrong MD5; the
+        next call of ``check_unchanged`` raises the reason.
         """
         context = self._context
         block_size = context.rate.max_read(len(self._buffer))

@@ -1,4 +1,4 @@
-"""The values that all parts of one upload share."""
+"""The values that all parts of an upload attempt share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from dlpool.upload.scheduler import UploadScheduler
 
 @dataclass(frozen=True)
 class UploadContext:
-    """What one attempt works with. ``jitter`` returns random numbers below 1."""
+    """The file, settings, client and scope of one attempt, shared by its threads.
+
+    ``jitter`` returns random numbers from 0 to 1 (exclusive), for delays.
+    """
 
     file: LocalFile
     settings: TransferSettings
@@ -36,7 +39,10 @@ class UploadContext:
 
     @contextmanager
     def open_exchange(self) -> Iterator[Exchange]:
-        """Enter a new request of the calling thread, which the scope can cancel."""
+        """Open an exchange for one request of the calling thread.
+
+        Cancelling the scope cancels the exchange.
+        """
         exchange = Exchange(self.clock, self.scope.sleep, ExchangeStats(0, 0.0))
         self.scope.add(exchange)
         try:
@@ -48,7 +54,7 @@ class UploadContext:
 
 @dataclass(frozen=True)
 class ServerTask:
-    """One task at the server: the chunks of the file, its id, and its progress."""
+    """A task at the server, with the local plan of its chunks and their progress."""
 
     context: UploadContext
     plan: UploadPlan

@@ -1,7 +1,8 @@
 """Computes the MD5 of the complete file while its chunks are sent.
 
-A thread follows the connection workers, so that it reads pages from the page cache. If
-no thread can be started, the file is hashed after all chunks have been sent.
+A thread hashes each chunk after a connection worker has begun to send it, so that it
+reads pages from the page cache. If no thread can be started, the file is hashed after
+all chunks have been sent.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dlpool.upload.localfile import new_buffer, new_md5
 class FileHashThread:
     """The hash of the file, and the thread that computes it.
 
-    The thread starts at once. An error cancels the upload.
+    The constructor starts the thread. An error of the thread cancels the upload.
     """
 
     def __init__(self, task: ServerTask) -> None:
@@ -28,13 +29,13 @@ class FileHashThread:
             self._thread = threads.start_thread(self._run, "dlpool-md5")
 
     def hexdigest(self) -> str:
-        """Return the MD5 in hexadecimal, after all chunks have been begun.
+        """Wait until the complete file is hashed; return its MD5 in hexadecimal.
 
-        Raises the error of the upload.
+        Raises the error that has cancelled the upload.
         """
         self.join()
         if self._thread is None:
-            self._md5 = new_md5()  # it may be requested more than once
+            self._md5 = new_md5()  # an earlier call has used it
             self._run()
         self._task.context.scope.raise_if_cancelled()
         return str(self._md5.hexdigest())

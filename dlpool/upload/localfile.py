@@ -1,4 +1,4 @@
-"""The local file: read in place, and checked for changes."""
+"""The local file of an upload: read at given positions, and checked for changes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ BLOCK = 256 * 1024  # bytes of one read
 
 
 class LocalFile:
-    """An open file, as a context manager. Thread-safe: each read names its position.
+    """An open file, as a context manager.
 
-    Methods raise LocalFault.
+    Thread-safe: each read is at its own position (preadv). Methods raise LocalFault.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,13 +98,13 @@ class LocalFile:
         os.close(self._descriptor)
 
     def _has_more(self) -> bool:
-        """Return whether bytes follow its end, as some file systems report no size."""
+        """Return whether the file is longer than its reported size, as in /proc."""
         with translated("read the file"):
             return bool(os.pread(self._descriptor, 1, self.identity.size))
 
 
 def new_md5() -> Any:
-    """Return an MD5 hash against transfer errors, which FIPS mode permits."""
+    """Return an MD5 object, which FIPS mode permits for transfer errors."""
     return md5(usedforsecurity=False)
 
 

@@ -12,15 +12,18 @@ from dlpool.transfer.http.answer import ByteRange
 MIB = 1 << 20
 MIN_SIZE = 64 * 1024  # bytes of a chunk, except for the last one
 DEFAULT_SIZE = 8 * MIB
-MAX_AUTO = 48 * MIB  # half of the default limit of servers
+MAX_AUTO = 48 * MIB  # bytes of an automatic chunk: half of the servers' default limit
 MAX_CHUNKS = 100_000
-# The number of chunks of a small file and of a large one.
+# The approximate number of chunks of a small file, and of a large one.
 _SMALL_FILE_CHUNKS, _LARGE_FILE_CHUNKS = 8, 1024
 
 
 @dataclass(frozen=True)
 class LocalFileIdentity:
-    """A file in one state. ``path`` is absolute and without symbolic links."""
+    """The attributes that identify one version of a local file.
+
+    ``path`` is absolute and without symbolic links.
+    """
 
     path: str
     size: int
@@ -30,7 +33,7 @@ class LocalFileIdentity:
 
 @dataclass(frozen=True)
 class UploadPlan:
-    """``size`` bytes in chunks of ``chunk_size``.
+    """The division of a file of ``size`` bytes into chunks of ``chunk_size`` bytes.
 
     The last chunk may be shorter. An empty file is one empty chunk.
     """
@@ -66,11 +69,11 @@ def make_plan(size: int, chunk_size: int) -> UploadPlan:
 
 
 def auto_chunk_size(size: int, limit: int | None = None) -> int:
-    """Return the chunk size for a file, at most ``limit``.
+    """Return the chunk size for a file of ``size`` bytes, at most ``limit`` bytes.
 
-    It is 8 MiB, less for a small file, so that all connections have a chunk, and more
-    for a large one. It depends on the file size alone, as a later run must use the same
-    chunks.
+    It is 8 MiB, less for a small file, so that each connection has a chunk to send, and
+    more for a large file, up to 48 MiB. It depends on these two values alone, as a
+    later run must use the same chunks to resume.
     """
     if size < _SMALL_FILE_CHUNKS * DEFAULT_SIZE:
         chosen = size // _SMALL_FILE_CHUNKS
@@ -81,7 +84,11 @@ def auto_chunk_size(size: int, limit: int | None = None) -> int:
 
 
 def smaller_chunk_size(refused: int, limit: int | None = None) -> int | None:
-    """Return the size to try after ``refused`` was too large; None if there is none."""
+    """Return the chunk size to try after the server has refused ``refused`` bytes.
+
+    Returns ``limit``, the server's limit in bytes, if that is smaller. Returns None if
+    no smaller size is left.
+    """
     if limit is not None and limit < refused:
         return limit
     smaller = max(MIN_SIZE, refused // 2)

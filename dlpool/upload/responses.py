@@ -26,7 +26,7 @@ from dlpool.errors import (
 from dlpool.transfer.http.answer import error_for_status
 from dlpool.transfer.http.source import Reply
 
-MAX_ANSWER = 16 * 1024 * 1024  # bytes; a task with all its chunks is the largest
+MAX_ANSWER = 16 * 1024 * 1024  # bytes; the list of all chunks of a task is the largest
 _BY_CODE: dict[str, type[DlpoolError]] = {
     # The server has received or merged other bytes than were sent.
     "md5_mismatch": Garbled,
@@ -54,8 +54,8 @@ _NOT_OWNER = (
 def read_json(reply: Reply) -> dict[str, Any]:
     """Read the body of a response and return its JSON object.
 
-    Returns an empty object for an error page. Raises BadAnswer if a successful response
-    is no JSON object.
+    Returns an empty object for an error page. Raises BadAnswer if the body of a
+    successful response is not a JSON object.
     """
     data = bytearray()
     view = memoryview(bytearray(64 * 1024))
@@ -78,7 +78,7 @@ def read_json(reply: Reply) -> dict[str, Any]:
 
 
 def raise_for_error(reply: Reply, answer: Mapping[str, Any]) -> None:
-    """Raise the error of a response other than 200."""
+    """Raise the error of a response unless its status is 200."""
     if reply.status != 200:
         raise error_of(reply.status, reply.headers, answer)
 
@@ -118,7 +118,7 @@ def required_text(answer: Mapping[str, Any], name: str) -> str:
 
 
 def required_indexes(answer: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    """Return a list of numbers that the answer must contain. Raises BadAnswer."""
+    """Return the chunk indexes that the answer must contain. Raises BadAnswer."""
     value = answer.get(name)
     if not isinstance(value, list) or not all(
         isinstance(index, int) for index in value

@@ -12,16 +12,16 @@ from dlpool.transfer.retry import FailureCount, RetryDelay, RetryPolicy
 from dlpool.upload.context import UploadContext
 from dlpool.upload.scheduler import NO_BACKOFF
 
-AWAY_POLL_S = 2.0  # between attempts at a server that is unavailable
-MAX_STALE = 16  # dead idle connections in a row that count as no failure
+AWAY_POLL_S = 2.0  # between attempts while the server is unavailable
+MAX_STALE = 16  # closed idle connections in a row that do not count as failures
 T = TypeVar("T")
 
 
 class UploadRetryBudget:
     """Decides whether and when one thread retries. Used by that thread only.
 
-    While a server that has answered before is unavailable, failures count as no
-    attempts; they fail the upload after ``network_wait``.
+    While a server that has answered before is unavailable, failures are not counted as
+    attempts; the upload fails after ``network_wait`` seconds.
     """
 
     def __init__(self, context: UploadContext) -> None:
@@ -93,7 +93,8 @@ class RequestRetrier:
     ) -> T:
         """Call ``send`` until it succeeds, and return its result.
 
-        Raises the error that fails the upload, and errors that are final.
+        Errors for which ``is_final`` returns True are raised without a retry. Also
+        raises the error that fails the upload.
         """
         attempts = count(1)
         while True:

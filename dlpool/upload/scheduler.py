@@ -9,8 +9,8 @@ from dlpool.cancel import CancelScope
 from dlpool.transfer.retry import RetryDelay
 from dlpool.upload.plan import UploadPlan
 
-# After the server has refused a connection: the number of stored chunks after which
-# one more chunk is sent at once.
+# After the server has refused a connection: the number of chunks to be stored before
+# the limit of simultaneous chunks is raised by one again.
 GROWTH = 8
 NO_BACKOFF = RetryDelay(0.0, 0.0)
 
@@ -19,7 +19,7 @@ class UploadScheduler:
     """The state of each chunk: stored, being sent, waiting for a retry, or unsent.
 
     At most ``max_connections`` chunks are sent at once, fewer if the server admits
-    fewer. Thread-safe; ``changed`` of the scope guards all of it.
+    fewer. Thread-safe; the condition ``scope.changed`` guards all attributes.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class UploadScheduler:
         return f"<UploadScheduler {chunks}, {sending}>"
 
     def reset(self, stored: Collection[int]) -> int:
-        """Start again with these chunks stored; return the number of other chunks.
+        """Start again with the ``stored`` chunks; return the number of missing chunks.
 
         No chunk may be in flight.
         """
@@ -103,8 +103,8 @@ class UploadScheduler:
     def mark_stored(self, index: int) -> None:
         """Record that the server has stored the chunk.
 
-        Wakes the threads that sleep after a failure. After ``GROWTH`` chunks one more
-        chunk may be sent at once.
+        Wakes the threads that sleep after a failure. After every ``GROWTH`` stored
+        chunks, a limit that ``reduce_connections`` has lowered is raised by one.
         """
         with self._changed:
             self._accepted += self._sending.pop(index)
@@ -117,11 +117,11 @@ class UploadScheduler:
             self._changed.notify_all()
 
     def retry_later(self, index: int, delay: RetryDelay = NO_BACKOFF) -> None:
-        """Return a chunk for a retry after ``delay.chunk_s``, by any thread.
+        """Schedule a retry of a chunk after ``delay.chunk_s`` seconds, by any thread.
 
-        The calling thread sleeps for ``delay.worker_s`` and still counts as sending. It
-        wakes early when another chunk is stored, as the server answers again then.
-        Raises the scope's error.
+        The calling thread sleeps for ``delay.worker_s`` seconds, and meanwhile counts
+        as sending. It wakes early when another chunk is stored, as the server is then
+        available again. Raises the scope's error.
         """
         with self._changed:
             self.retries += 1
@@ -141,9 +141,9 @@ class UploadScheduler:
         self._scope.raise_if_cancelled()
 
     def reduce_connections(self) -> bool:
-        """Send fewer chunks at once, as the server seems to admit no further one.
+        """Lower the limit of simultaneous chunks, as the server has refused one more.
 
-        Returns False if no other chunk is being sent.
+        Returns False, and changes nothing, if no other chunk is being sent.
         """
         with self._changed:
             others = len(self._sending) - 1
@@ -159,7 +159,7 @@ class UploadScheduler:
             return self._failures[index]
 
     def close(self) -> None:
-        """Send no further chunk, as the server accepts no more."""
+        """Send no further chunks, as the server no longer accepts any."""
         with self._changed:
             self._is_closed = True
             self._unsent.clear()
@@ -169,7 +169,7 @@ class UploadScheduler:
     # --- for all threads ---
 
     def wait_until_begun(self, index: int) -> None:
-        """Wait until a thread has begun to send the chunk, or none will.
+        """Wait until a thread has begun to send the chunk, or none will send it.
 
         Raises the scope's error.
         """
@@ -192,7 +192,7 @@ class UploadScheduler:
 
     @property
     def accepted_bytes(self) -> int:
-        """The bytes that the server has accepted in this run."""
+        """The bytes that the server has accepted in this attempt."""
         return self._accepted
 
     @property

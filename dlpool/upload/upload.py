@@ -1,7 +1,7 @@
 """The upload of one file, from the first request to the merged file.
 
-An attempt may end with another one: chunks become smaller if the server refuses their
-size, and a task whose merged file is missing is deleted and uploaded again.
+Two failures of an attempt lead to another attempt: if the server refuses the chunk
+size, with smaller chunks; if the merged file is missing, with a new task.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from dlpool.upload.plan import auto_chunk_size, file_id, make_plan, smaller_chun
 from dlpool.upload.retrying import RequestRetrier
 from dlpool.upload.values import FileUploadRequest, UploadResult
 
-# Bytes per second of one connection: with less, connections would only alternate.
+# Bytes per second: a rate limit below this value per connection reduces the number of
+# connections, which would only take turns.
 MIN_CONNECTION_RATE = 16 * 1024
 
 
@@ -47,7 +48,7 @@ class FileUpload:
     """Uploads one file. ``run`` is called once, by one thread.
 
     ``cancel`` and ``progress`` may be called by any thread. The scope of the running
-    attempt is a member of the scope of the upload.
+    attempt is a member of the upload's scope, so that ``cancel`` reaches the attempt.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class FileUpload:
         notify: Notify = ignore_event,
         user_settings: Collection[str] = (),
     ) -> None:
-        """``user_settings`` names the settings that the server must not change.
+        """``user_settings`` names settings that the server's defaults do not replace.
 
         Raises UsageError.
         """
@@ -182,7 +183,7 @@ class FileUpload:
     def _next_chunk_size(
         self, error: ChunkTooLarge, refused: int, server: ServerCapabilities
     ) -> int:
-        """Return the size to try after ``refused``. Raises the error if none is left."""
+        """Return the size to try after ``refused``; raise the error if none is left."""
         if self._request.chunk_size is not None:
             raise ChunkTooLarge(f"{error}: use a smaller --chunk-size") from error
         smaller = smaller_chunk_size(refused, server.max_chunk_size)
@@ -191,9 +192,10 @@ class FileUpload:
         return smaller
 
     def _delete(self, target: UploadTarget, context: UploadContext) -> None:
-        """Delete the task of the last attempt.
+        """Delete the task of the last attempt at the server.
 
-        A failure is ignored: the next attempt reports it, if it matters.
+        A failure is ignored: if the task is still there, the next attempt reports the
+        error.
         """
         with suppress(FailJob):
             RequestRetrier(context).request(

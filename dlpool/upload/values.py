@@ -43,8 +43,9 @@ class FileUploadRequest:
 class UploadResult:
     """A successful upload. Sizes are in bytes.
 
-    ``sent`` was sent by this run, ``resumed_from`` was stored before. ``path`` is
-    relative to the server's folder of files, ``location`` is the URL of the file.
+    ``sent`` bytes were sent by this run, ``resumed_from`` bytes were stored before it.
+    ``path`` is relative to the server's folder of files, ``location`` is the URL of the
+    file.
     """
 
     file: Path
