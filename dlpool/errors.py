@@ -180,7 +180,10 @@ class ServerTrouble(RetryRange, label="server_error", exit_code=8):
 
 
 class ServerBusy(ServerTrouble, label="server_busy"):
-    """A 429 or 503: the server asks for fewer requests."""
+    """The server asks for fewer requests.
+
+    It answered 429 or 503, or 400 or 403 with ``Retry-After``.
+    """
 
     is_capacity = True
 

@@ -2,14 +2,14 @@
 
 Files have mode 0600. What a kill leaves, and what becomes of it:
 
-- before the file is moved: a record without a file, which is not listed; ``add``
-  removes it after a day;
-- during a copy from another file system: ``ID.copying`` and the record; the same, and
-  the source is still complete;
-- after the move: the file and the record, perhaps also the source; the file is listed,
-  and the source is scanned again;
-- during a release: a record without a file, or both files; as above, or the file can be
-  released again.
+- A kill before the file is moved leaves a record without a file. The record is not
+  listed, and ``add`` removes it after a day.
+- A kill during a copy from another file system leaves the record, ``ID.copying`` and
+  the complete source. ``add`` removes the first two after a day.
+- A kill after the move leaves the file and the record, perhaps also the source. The
+  file is listed, and the source is scanned again.
+- A kill during a release leaves a record without a file, which ``add`` removes, or
+  both files; then the file can be released again.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class QuarantinedFile:
     finding: ScanFinding
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields of the record, also for the API and the command line."""
+        """Return the fields of the record, also for the command line."""
         return {
             "id": self.id,
             "at": self.at,

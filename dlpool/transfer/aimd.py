@@ -24,9 +24,9 @@ LATE_RESPONSES = 2
 class ControlParameters:
     """The timing of a controller, in seconds.
 
-    ``settle_s``: until a change takes effect. ``measure_s``: of a measurement.
-    ``pause_s`` and ``max_pause_s``: first and longest pause after an increase without
-    gain.
+    ``settle_s``: until a change of the level takes effect. ``measure_s``: the duration
+    of a measurement. ``pause_s`` and ``max_pause_s``: first and longest pause after an
+    increase without gain.
     """
 
     settle_s: float
@@ -51,10 +51,11 @@ class Measurement:
 
 
 class Aimd:
-    """A controlled level between ``low`` and ``high``.
+    """A controlled number, ``level``, between ``low`` and ``high``.
 
     Used by one thread at a time; times in seconds of any one clock. ``reason`` says why
-    the level is what it is: start, growth, no_gain, or the reason of a retreat.
+    the level is what it is: start, growth, no_gain, or the reason of the refusal that
+    reduced it.
     """
 
     def __init__(

@@ -43,7 +43,10 @@ STOP_TIMEOUT_S = 0.9  # for connection threads to stop
 
 @dataclass
 class Checkpoint:
-    """The extent of the latest checkpoint, and its time by the attempt's clock."""
+    """What the latest checkpoint contains, and its time by the attempt's clock.
+
+    ``written``: the bytes; ``ended_chunks``: the number of finished chunks.
+    """
 
     at: float
     written: int = 0

@@ -124,9 +124,9 @@ class ChunkMap:
     def steal(self, owner: object, rate: float = 0.0) -> Chunk | None:
         """Split the chunk that would finish last; ``owner`` gets its upper part.
 
-        Return None if no split pays. ``rate``: known speed of ``owner`` in bytes per
-        second, 0 if unknown. The shares are in proportion to the speeds; the thief gets
-        at least half.
+        ``rate``: known speed of ``owner`` in bytes per second, 0 if unknown. If that is
+        ``FASTER`` times the speed of the other owner, the parts are in proportion to
+        the speeds; otherwise they are halves. Returns None if no split pays.
         """
         return self._split(owner, rate, self._is_worth_stealing)
 
@@ -259,11 +259,12 @@ def plan_chunks(
     min_split: int,
     piece: int | None = None,
 ) -> ChunkMap:
-    """Return the chunks of a file of ``size`` bytes of which ``missing`` is missing.
+    """Return the chunks of a file of ``size`` bytes, of which some are written already.
 
-    The sorted ranges ``missing`` are split into ``connections`` parts of similar
-    length, none under ``min_split`` bytes unless the range was shorter. The bytes
-    between them count as written. With ``piece`` they are not split: see ``ChunkMap``.
+    ``missing``: the missing ranges, sorted. They are split into ``connections`` parts
+    of similar length, none under ``min_split`` bytes unless the range was shorter; with
+    ``piece`` they are not split, see ``ChunkMap``. The bytes between them count as
+    written.
     """
     chunks: list[Chunk] = []
     written_to = 0

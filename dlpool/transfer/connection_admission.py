@@ -21,9 +21,9 @@ REFUSAL_PAUSE_S = 0.5  # before the next request; doubled each time
 
 
 class ConnectionAdmission:
-    """Judges the responses to one connection worker, ``owner`` at the scheduler.
+    """Judges the responses to one connection worker, on the thread of that worker.
 
-    Used by that worker's thread.
+    ``owner``: the worker, as the owner of chunks at the scheduler.
     """
 
     def __init__(self, context: TransferContext, owner: object) -> None:
@@ -34,10 +34,10 @@ class ConnectionAdmission:
     def judge(self, reply: Reply, requested: ByteRange | None) -> Answer:
         """Return the answer that the reply contains.
 
-        Raises NotAdmitted if the server refuses this connection in addition to those
-        that it serves. The worker is then retired, unless the number of connections is
-        adaptive or it is the last one. Otherwise raises the errors of
-        ``TransferContext.judge``.
+        Raises NotAdmitted if the server refuses this connection because it serves
+        others. Unless the status is 429 or 503, the worker is then retired, if the
+        number of connections is fixed and another worker receives the file. Otherwise
+        raises the errors of ``TransferContext.judge``.
         """
         try:
             answer = self._context.judge(reply, requested)

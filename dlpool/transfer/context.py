@@ -1,4 +1,4 @@
-"""The environment of an attempt, and the plan of its first request."""
+"""The environment of an attempt, and the plan that its first response leads to."""
 
 from __future__ import annotations
 

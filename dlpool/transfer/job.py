@@ -78,8 +78,8 @@ class TransferResult:
     """The result of a successful download. Sizes in bytes.
 
     ``received`` bytes came over the network in this run, ``resumed_from`` bytes existed
-    before. ``checksum``: the verified one. ``is_skipped``: the target existed and was
-    not changed.
+    before. ``checksum``: the verified checksum, None if none was verified.
+    ``is_skipped``: the target existed and was not changed.
     """
 
     path: Path

@@ -23,7 +23,8 @@ def scan_output(context: TransferContext, plan: DownloadPlan) -> None:
     """Scan the part file; return if it may be published.
 
     The output's lock is held meanwhile. Raises Infected, NotScanned, ScannerAway,
-    LocalFault if the file cannot be read, and the error that ended the download.
+    LocalFault if the file cannot be read, and the error with which the download was
+    cancelled.
     """
     guard, target, job = context.guard, plan.target, context.job
     assert guard is not None, "check_configured was called before the first request"

@@ -19,7 +19,7 @@ MAX_REPLACED = 8
 
 
 class ChunkSnapshot(NamedTuple):
-    """Copies of the chunks and the number of bytes that they hold.
+    """Copies of the chunks, and the number of bytes that are written.
 
     All bytes below a ``position`` are written.
     """

@@ -1,8 +1,8 @@
 """Limit how much disk space a download may take, before and while bytes arrive.
 
-The size that a server announces reserves nothing. Blocks are reserved ahead of a
-connection for at most as many bytes as it has received, so that a server that announces
-much and sends little does not keep space from other downloads.
+No space is reserved for the size that a server announces. Blocks are reserved ahead of
+a connection for at most as many bytes as it has received, so that a server that
+announces much and sends little does not keep space from other downloads.
 """
 
 from __future__ import annotations

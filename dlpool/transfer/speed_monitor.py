@@ -110,12 +110,11 @@ def slower_than_siblings(
     remaining: int,
     delay_s: float,
 ) -> DlpoolError | None:
-    """Return the error for a connection much slower than the fastest sibling.
+    """Return the error for a connection much slower than the fastest sibling, or None.
 
-    A connection that finishes within ``MIN_GAIN_S`` is not replaced.
-
-    New siblings do not count: some servers send the first seconds of each response at
-    full speed.
+    Siblings are the other connections of the download. A connection that finishes
+    within ``MIN_GAIN_S`` is not replaced. New siblings do not count: some servers send
+    the first seconds of each response at full speed.
     """
     best = max(
         (sibling.rate for sibling in siblings if sibling.waited_s >= MIN_WAIT_S),
@@ -134,10 +133,10 @@ def slower_than_siblings(
 def delays_completion(
     speed: SpeedSamples, remaining: int, delay_s: float
 ) -> DlpoolError | None:
-    """Return the error for slow last bytes while other connections are idle.
+    """Return the error for slow last bytes while other connections are idle, or None.
 
-    For more than ``2 * MIN_TAIL_BYTES`` bytes it returns None: idle connections steal a
-    part of them.
+    For ``2 * MIN_TAIL_BYTES`` bytes or more it is None: idle connections steal a part
+    of them.
     """
     if (
         speed.waited_s < delay_s

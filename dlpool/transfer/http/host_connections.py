@@ -50,7 +50,7 @@ class ShareMember:
 
 
 class HostState:
-    """The adaptive level of one host and its downloads.
+    """The downloads of one host and their level, the number of connections in total.
 
     Used under the lock of HostConnections.
     """
@@ -105,7 +105,7 @@ class ConnectionShare:
         return self._shares.report(self, self._member, received, busy)
 
     def leave(self) -> None:
-        """Return the share: the download needs no more connections."""
+        """Give the share back: the download needs no more connections."""
         self._shares.leave(self, self._member)
 
 

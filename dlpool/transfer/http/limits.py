@@ -11,9 +11,10 @@ NETWORK_MEMORY_S = 30.0  # seconds for which a failure to reach a host counts
 
 
 class RateLimit:
-    """A token bucket. Thread-safe; the lock guards the rate, the level and its time.
+    """A token bucket; its level is the number of bytes that may be read at once.
 
     ``rate``: bytes per second, may be changed at any time; None means no limit.
+    Thread-safe; the lock guards the rate, the level and the time of the level.
     """
 
     def __init__(self, rate: int | None, clock: Callable[[], float]) -> None:
@@ -33,16 +34,15 @@ class RateLimit:
             self._fill()
             if rate is None or self._rate is None:
                 self._level = 0.0
-            elif (
-                rate < self._rate
-            ):  # the wait for bytes already read does not become longer
+            elif rate < self._rate:
+                # the wait for bytes already read does not become longer
                 self._level *= rate / self._rate
             self._rate = rate
 
     def spend(self, size: int) -> float:
         """Take ``size`` bytes and return the seconds to wait before the next read.
 
-        The level may become negative.
+        The level may become negative; the wait lasts until it is 0 again.
         """
         if self._rate is None:
             return 0.0

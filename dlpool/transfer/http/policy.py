@@ -1,8 +1,8 @@
 """Which addresses may be connected to, and which headers may be sent to which origin.
 
 Pure. The networks are listed here as in the IANA registries of special-purpose
-addresses (RFC 6890). ``ipaddress`` is not used for that: its idea of global addresses
-differs between Python versions and ignores IPv6 forms of IPv4 addresses.
+addresses (RFC 6890). ``ipaddress`` is not used for that: the addresses that it calls
+global differ between Python versions, and it ignores IPv6 forms of IPv4 addresses.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _PUBLIC_V6 = ipaddress.IPv6Network("2000::/3")
 _NOT_PUBLIC_V6 = parse_networks("2001::/23, 2001:db8::/32, 3fff::/20")
 
 # IPv6 networks whose addresses contain an IPv4 address, and the number of bits that
-# follow that: IPv4-compatible and mapped (RFC 4291), translated (RFC 2765), NAT64 (RFC 6052),
-# 6to4 (RFC 3056).
+# follow the IPv4 address: IPv4-compatible and mapped (RFC 4291), translated (RFC 2765),
+# NAT64 (RFC 6052), 6to4 (RFC 3056).
 _CARRIERS = tuple(
     (ipaddress.IPv6Network(text), shift)
     for text, shift in (

@@ -97,9 +97,9 @@ class RemoteResource:
     def has_settled_date(self) -> bool:
         """Return whether the modification date identifies one version.
 
-        It must be at least 60 s before the response's ``Date`` (RFC 9110 section
-        8.8.2.2), and before now. Any other date can only prove that two versions
-        differ.
+        It must be at least 60 s before the ``Date`` of the response (RFC 9110 section
+        8.8.2.2) and before its reception, and not before ``FIRST_DATE``. Any other date
+        can only prove that two versions differ.
         """
         modified, sent = exact_date(self.last_modified), http_date(self.date)
         if modified is None or sent is None:

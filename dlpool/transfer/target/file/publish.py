@@ -69,9 +69,10 @@ def check_unpublished(
 ) -> None:
     """Raise TargetPresent if an earlier run of ``job`` has published ``path``.
 
-    What a killed run left undone is completed first: the part file's name and the state
-    are removed. ``part_of``: the path beside which the part file was, if it was
-    published as ``path`` because its own name had been taken. Raises LocalFault.
+    What a killed run left undone is completed first: the part file's name is removed,
+    and without a queue also the state. ``part_of``: the path beside which the part file
+    was, if it was published as ``path`` because its own name had been taken. Raises
+    LocalFault.
     """
     if has_mark(path, job):
         raise target_present(path, is_published=True)

@@ -63,7 +63,7 @@ class StateFile:
 
     @property
     def holds_progress(self) -> bool:
-        """True if the file exists and contains a state."""
+        """Whether the file exists and contains a state."""
         return self.exists and not self.is_placeholder
 
     def is_recognized(self) -> bool:
