@@ -55,7 +55,8 @@ class AuditFilter:
     since: float | None = None
 
     def matches(self, event: AuditEvent) -> bool:
-        """Return whether the filter selects the event, regardless of its time."""
+        """Return whether the filter selects the event. ``since`` is not checked
+        here."""
         action = event.fields.get("action", "")
         named = action.partition(".")[0] if self.action in KINDS else action
         pairs = (

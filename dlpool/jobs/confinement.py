@@ -43,8 +43,8 @@ class Confinement:
     def __init__(
         self, paths: PathSettings, owned: Iterable[OwnedPath] | None = None
     ) -> None:
-        """``owned``: paths that no job may write to; by default those of the default
-        settings with these paths."""
+        """``owned``: paths that no job may write to; by default those of settings that
+        have these paths and are otherwise the default."""
         owned = owned_paths(Settings(paths=paths)) if owned is None else owned
         with translated("resolve the folders in [paths]"):
             self._download_dir = resolved(paths.download_dir)

@@ -38,7 +38,7 @@ from dlpool.jobs.redis_address import SCHEMES, RedisAddress
 from dlpool.kinds import split_address
 from dlpool.usertext import NotText, read_text
 
-CONNECT_S = 3.0
+CONNECT_S = 3.0  # timeout of a connection attempt
 SOCKET_S = 5.0  # timeout of a reply
 # timeout of a blocking command: well below SOCKET_S, so that a longer silence means
 # that Redis is away

@@ -86,8 +86,8 @@ class RoutedConnection(Connection):
         return super()._connect()  # type: ignore[no-untyped-call]
 
     def read_response(self, *arguments: Any, **options: Any) -> Any:
-        """Read a response. Disconnect after an error that names another server, so that
-        the next command finds it."""
+        """Read a response. Disconnect after an error that shows that this is the wrong
+        server, so that the next command connects to the present one."""
         try:
             return super().read_response(*arguments, **options)
         except errors.ResponseError as error:

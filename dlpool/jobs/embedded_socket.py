@@ -28,8 +28,8 @@ def socket_path(state_dir: Path) -> Path:
     that path is too long.
 
     Create the private folder in /tmp if it is missing, also for clients: otherwise
-    another user could create it just before the connection and receive our jobs. Raises
-    LocalFault if the folder belongs to another user.
+    another user could create it just before a client connects, and receive its jobs.
+    Raises LocalFault if the folder belongs to another user.
     """
     path = embedded_dir(state_dir) / "redis.sock"
     if len(os.fsencode(path)) <= MAX_SOCKET_BYTES:

@@ -17,7 +17,7 @@ from dlpool.jobs.transitions import Transitions
 SAMPLE_S = 10
 KEPT = 8640  # samples: one day
 MOST = 720  # samples of one reply
-TTL_MS = 2 * 86_400_000  # after the last sample of an unused queue
+TTL_MS = 2 * 86_400_000  # expiry of the history after its last sample
 FIELDS = ("waiting", "running", "rate", "failed")
 
 Sample = list[int]  # ms since 1970, waiting jobs, running jobs, bytes per second

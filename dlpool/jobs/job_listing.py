@@ -32,6 +32,8 @@ MAX_RUNNING = 10_000  # running jobs that are sorted
 MAX_READS = 12  # reads for one page, if many entries are not listed
 BATCH = 1000  # entries of one read
 
+# Positions in cursors: SCORE-ID in a sorted set; a number of passed jobs (queued); p or
+# d for throttled or other delayed jobs, and SCORE-ID (delayed).
 _FORM = r"[0-9]{1,17}-[A-Za-z0-9_.-]{1,64}"
 _PLACE = re.compile(f"({_FORM})?")
 _PLACES = {

@@ -18,8 +18,8 @@ class PathWalk:
     """The result of a walk from a root down to a path.
 
     ``identities``: device and inode of the root, then of each of ``names`` down to the
-    first that does not exist. ``mode`` and ``links``: of the path itself, 0 if it does
-    not exist. ``is_plain``: the walk met no link and no error.
+    first that does not exist or is a link. ``mode`` and ``links``: of the path itself,
+    0 if it does not exist. ``is_plain``: the walk met no link and no error.
     """
 
     path: str
@@ -64,9 +64,9 @@ def walk_down(root: str, names: list[str]) -> PathWalk:
 class OwnedPathIndex:
     """The files and folders that dlpool owns, examined once. Immutable.
 
-    A job's path is compared by name and by the identities that its walk has found
-    anyway. Only if these match, both paths are examined again: an inode number may have
-    been reused since.
+    A job's path is compared with the owned paths by name, and by the identities that
+    its walk has found anyway. If one matches, the job's path and the owned path are
+    examined again: an inode number may have been reused since.
     """
 
     def __init__(self, owned: Iterable[OwnedPath]) -> None:

@@ -101,8 +101,8 @@ def warnings(info: Mapping[str, Any], save: str | None) -> tuple[ServerWarning, 
 
 
 def _ask(client: redis.Redis, ask: Any) -> Any:
-    """Return the answer; None if the server refuses this command. Raises QueueError if
-    it refuses all commands."""
+    """Call ``ask``, which sends a command. Return the reply; None if the server refuses
+    this command. Raises QueueError if it refuses all commands."""
     try:
         with translated(client):
             return ask()

@@ -12,7 +12,7 @@ from enum import Enum
 
 
 class JobState(str, Enum):
-    """The field ``state`` of a job. Formats as its value."""
+    """The field ``state`` of a job. ``str()`` returns the value."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -27,11 +27,11 @@ class JobState(str, Enum):
 
 class Disposition(str, Enum):
     """What happens to a job when its supervisor finishes an attempt: argument of
-    ``finish.lua``. Formats as its value.
+    ``finish.lua``. ``str()`` returns the value.
 
     SUCCEED, FAIL and CANCEL end the job. RETRY delays it. RELEASE, YIELD, PAUSE and
     THROTTLE return it to the queue, and the attempt does not count. CRASH returns it to
-    the front and counts a crash. FOLLOW lets it wait for an equal job.
+    the front and counts a crash. FOLLOW lets it wait for the end of an equal job.
     """
 
     SUCCEED = "success"

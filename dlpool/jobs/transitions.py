@@ -86,9 +86,10 @@ class ClaimResult:
 class HostSlotShares:
     """Bounds on the slots of a host while jobs of other hosts wait.
 
-    ``limit``: slots for each host; ``held``: slots that each host has. The ``slow``
-    hosts together have ``slow_held`` slots and get at most ``slow_limit``. Hosts are
-    written as in URLs, in lower case, with the port if it is given.
+    ``limit``: slots for each host; ``held``: slots that each host has; hosts that a
+    claim cannot bring to ``limit`` may be left out. The ``slow`` hosts together have
+    ``slow_held`` slots and get at most ``slow_limit``. Hosts are written as in URLs, in
+    lower case, with the port if it is given.
     """
 
     limit: int
@@ -98,7 +99,7 @@ class HostSlotShares:
     slow_held: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        """Return the use of the slots as ``claim.lua`` reads it."""
+        """Return the object that ``claim.lua`` reads: the slots that hosts use."""
         if not self.slow:
             return {"held": self.held}
         return {
@@ -113,8 +114,8 @@ class HostSlotShares:
 class HeartbeatResult:
     """The reply to a heartbeat.
 
-    ``orphans``: number of jobs that Redis assigns to the caller and that it did not
-    name. ``replies``: for each named job OK, LOST, or its flag (cancel, pause).
+    ``orphans``: number of jobs that Redis assigns to the caller and that the caller did
+    not name. ``replies``: for each named job OK, LOST, or its flag (cancel, pause).
     ``held_hosts``: hosts that must not be contacted, with the remaining seconds.
     """
 
@@ -125,15 +126,15 @@ class HeartbeatResult:
 
 @dataclass(frozen=True)
 class FinishRequest:
-    """How a job leaves its supervisor. ``disposition`` is a value of
-    ``Disposition``.
+    """How a job leaves its supervisor. ``disposition`` is a value of ``Disposition``.
 
-    ``note``: reason or figures, for people. ``delay_s``: of retry, release, yield and
-    throttle. ``priority``: the job is queued at the end of this priority. ``digest``:
-    of follow, shared by equal jobs. ``host``: where the job had a slot, or which
-    throttles it. ``is_start_reserved``: a start at the host is reserved.
-    ``waits_for_slot``: throttled until a slot of the host becomes free, at most for
-    ``delay_s``. ``trace_id``: for the log.
+    ``note``: reason or figures, for people. ``delay_s``: seconds before a retry, and
+    after a release, yield or throttle. ``priority``: the new one, '' for the present
+    one; the job is queued at the end of its list. ``digest``: of follow, shared by
+    equal jobs. ``host``: where the job had a slot, or which throttles it.
+    ``is_start_reserved``: a start at the host is reserved. ``waits_for_slot``:
+    throttled until a slot of the host becomes free, at most for ``delay_s``.
+    ``trace_id``: for the log.
     """
 
     lease: JobLease
@@ -164,7 +165,7 @@ class OldestWaiting:
 
     ``backlog``: length of the intake list. ``fingerprint``: digest of its oldest job,
     '' if it is empty. ``ready_age_s``: longest wait among the next jobs of the ready
-    lists.
+    lists, in seconds; 0 if they are empty.
     """
 
     backlog: int
@@ -306,8 +307,8 @@ class Transitions(LuaScripts):
         return requeued
 
     def hold_host(self, host: str, seconds: float) -> None:
-        """Stop requests of all supervisors to ``host`` for ``seconds``, and notify
-        them."""
+        """Stop the requests of all supervisors to ``host`` for ``seconds``, and notify
+        the supervisors."""
         self._run("hold_host", [self.keys.prefix, host, _ms(seconds)])
 
     def oldest_waiting(self) -> OldestWaiting:

@@ -25,7 +25,7 @@ from dlpool.observe.rotation import Rotation
 
 LOG_NAME = "dlpool.log"
 _LEVELS = {level: 10 * number for number, level in enumerate(LEVELS, 1)}
-_RETRY_S = 60.0
+_RETRY_S = 60.0  # until maintenance is tried again after an error
 Logger: TypeAlias = FilteringBoundLogger
 OnEvent: TypeAlias = Callable[[str, Mapping[str, object]], object]
 # levels change at run time: see ``filter_by_level``

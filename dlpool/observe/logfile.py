@@ -18,8 +18,8 @@ from pathlib import Path
 
 from dlpool.filelock import flock
 
-_CHECK_S = 0.2
-_MAX_ATTEMPTS = 10
+_CHECK_S = 0.2  # between checks whether the open file still has its name
+_MAX_ATTEMPTS = 10  # to open the file while other processes rename it
 _MODE = 0o640
 
 
@@ -85,10 +85,11 @@ class LogFile:
         self._clean_end = self._torn_end = -1
 
     def _ends_torn(self, size: int) -> bool:
-        """Return whether the file ends in a part of a record: a full disk or SIGKILL
-        may cut a write.
+        """Return whether the file ends in a part of a record, because a full disk or
+        SIGKILL has cut a write.
 
-        Another process's write in progress looks the same; so wait for it first.
+        A write of another process looks the same while it is in progress, so wait for
+        its end first.
         """
         if size == self._torn_end:
             return True

@@ -34,8 +34,8 @@ from dlpool.version import __version__
 
 ECS_VERSION = "8.11.0"
 MAX_LINE = 64 * 1024
-_MAX_SHORTENED = 256
-_MAX_FRAMES = 100
+_MAX_SHORTENED = 256  # characters of each value of a record that is too long
+_MAX_FRAMES = 100  # lines of a stack, from its end
 
 _RENAMED = {
     "job_id": "dlpool.job.id",

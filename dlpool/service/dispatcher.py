@@ -59,7 +59,7 @@ MALFORMED_PER_MINUTE = 20  # log lines: a client that pushes many must not fill 
 
 @dataclass(frozen=True)
 class DispatcherServices:
-    """What a dispatcher works with.
+    """The services that a dispatcher uses.
 
     ``on_node_fault`` is called when a job has met a fault of the node.
     """
@@ -206,7 +206,8 @@ class JobDispatcher:
             self._frame_handlers[type(frame)](worker, frame)
 
     def reap(self, worker: WorkerHandle, how: str) -> None:
-        """Handle the last frames of a dead worker, then requeue or fail its jobs.
+        """Handle the last frames of a dead worker, then requeue or fail its jobs, as
+        the policy decides.
 
         ``how``: how it died.
         """
@@ -291,7 +292,7 @@ class JobDispatcher:
     def _decide(self, held: InFlightJob, frame: EndedFrame) -> None:
         """Finish the job as the policy decides.
 
-        A job whose lease another supervisor holds is dropped.
+        Drop a job whose lease another supervisor holds.
         """
         assert held.job is not None
         request = None
@@ -340,7 +341,8 @@ class JobDispatcher:
             worker.send(PublishFrame(lease_id))
 
     def handle_host_slot(self, message: HostSlotAnswered) -> None:
-        """Let a job wait for a worker if it got a slot of its host, or throttle it."""
+        """Let a job wait for a worker if it has got a slot of its host; otherwise
+        throttle it."""
         held = self._in_flight.get(message.lease_id)
         if held is not None and held.phase is InFlightPhase.AWAITING_HOST_SLOT:
             request = self._host_admission.handle_answer(held, message.answer)

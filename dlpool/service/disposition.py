@@ -60,9 +60,10 @@ class DispositionPolicy:
         return job, self._reject_poison(claimed, job) or self._postpone(claimed, job)
 
     def is_quarantined(self, claimed: ClaimedJob) -> bool:
-        """Return whether one more worker death would fail the job.
+        """Return whether workers died while they ran the job, and one more death fails
+        it.
 
-        Then it runs in a worker without other jobs.
+        A quarantined job runs in a worker without other jobs.
         """
         return 0 < claimed.crashes >= self.settings.max_crashes - 1
 
@@ -270,8 +271,8 @@ class DispositionPolicy:
     def _max_attempts(self, job: PushedJob, result: AttemptResult) -> int:
         """Return how many attempts a job may have if its last one had this result.
 
-        0 if it is not retried. A job may raise the limit of the settings, but not for
-        attempts that fill a disk.
+        0 if a job with this result is not retried. A job may raise the limit of the
+        settings, but not for attempts that fill a disk.
         """
         limit = self.settings.max_attempts
         chosen = job.max_attempts or limit

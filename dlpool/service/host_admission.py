@@ -50,8 +50,8 @@ class HostAdmission:
     ) -> FinishRequest | None:
         """Check a new job. Return the request that throttles it, or None.
 
-        If the host has limits, Redis is asked for a slot, and ``handle_answer`` decides
-        when the answer arrives.
+        If the host has limits, a slot is requested from Redis; when the answer arrives,
+        ``handle_answer`` decides.
         """
         hold_s, host = self.limits.hold_remaining_s(job.url), held.authority
         is_reserved = held.claimed.is_start_reserved

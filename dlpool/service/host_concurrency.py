@@ -95,8 +95,9 @@ class HostConcurrency:
         return host.limit is None or count() < host.limit
 
     def forget_idle(self) -> None:
-        """Remove the hosts whose limit has ended, or would have by now, and which have
-        not refused a job lately. Update ``limited_hosts``."""
+        """Remove the hosts that have no limit any longer, or whose limit would have
+        risen to the number of slots by now, and that have not refused a job within
+        ``WINDOW_S``. Update ``limited_hosts``."""
         now = self._clock()
         self._hosts = {
             name: one

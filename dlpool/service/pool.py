@@ -39,7 +39,7 @@ PING_S = 1.0
 MEMORY_S = 2.0  # between measurements
 SHARE_S = 1.0  # between changes of the workers' rates
 MAX_FAILED_STARTS = 3
-STOP_S = 6.0  # a worker exits within 5
+STOP_S = 6.0  # a worker exits within 5 s
 MAX_SUMMARIES = 64  # workers that the node's status lists
 # after a longer pause between two checks, this process was suspended and silence says
 # nothing
@@ -81,7 +81,7 @@ class WorkerPool:
             slots, settings.workers or min(os.cpu_count() or 1, slots)
         )
         self._respawn = RespawnBackoff()
-        self._was_ready = False  # any worker, ever
+        self._was_ready = False  # whether any worker has ever been ready
         self._pinged_at = self._measured_at = self._shared_at = 0.0
         self._checked_at = time.monotonic()
         self.workers: dict[int, WorkerHandle] = {}  # by pid

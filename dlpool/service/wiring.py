@@ -266,7 +266,7 @@ class SupervisorComponents:
     def _deregister(self) -> bool:
         """Return reserved jobs to the intake, and remove this supervisor from Redis.
 
-        Then no supervisor has to wait for leases to expire.
+        So no other supervisor has to wait for its leases to expire.
         """
         try:
             self._transitions.requeue_jobs_of([self.sid], order=self._order())

@@ -76,9 +76,9 @@ class WorkerHandle:
         self.counters = CounterDeltas()
         self.rate: int | None = None  # bytes/s that the worker has been told
         self.space: SpaceFrame | None = None  # the last one sent
-        # taken when the worker was first seen silent
+        # of the threads when the worker was first seen silent, None while it is heard
         self._ticks: ThreadTicks | None = None
-        # of ``assigned_count``, at the last call of ``demand``
+        # ``assigned_count`` at the last call of ``demand``
         self._counted_demand = 0
         self._unsent: deque[bytes] = deque()
 
@@ -115,9 +115,10 @@ class WorkerHandle:
         return self.is_ready and not self.is_retiring and not self.kill_reason
 
     def demand(self) -> int:
-        """Return how many jobs the worker has or, if more, has been assigned lately.
+        """Return the number of the worker's jobs, or of those assigned to it since the
+        last call.
 
-        Lately: since the last call.
+        The larger of the two, where the second is at most ``slots``.
         """
         new, self._counted_demand = (
             self.assigned_count - self._counted_demand,

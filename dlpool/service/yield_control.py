@@ -136,7 +136,7 @@ class YieldController:
         return may_yield(running, rules, recent=recent)
 
     def _mark_slow(self, host: str) -> None:
-        """Limit the slots of a host that has yielded one for being slow.
+        """Limit the slots of a host of which a slow transfer has yielded its slot.
 
         Otherwise its other jobs would take that slot.
         """

@@ -39,8 +39,8 @@ def check_archive_command(settings: LoggingSettings) -> None:
 
 
 class LogArchiver:
-    """Runs ``archive_command`` in a thread until all logs are archived or one failed.
-    The main thread uses it.
+    """Runs ``archive_command`` in a thread until all logs are archived or the command
+    failed for one. Used by the main thread.
 
     No method raises. ``settings`` may be replaced at any time.
     """

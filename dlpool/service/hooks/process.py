@@ -28,7 +28,7 @@ class CommandResult:
 
 class _OutputTail:
     """Keeps the end of the output of a process. Each read takes at most one full pipe,
-    so that it cannot block."""
+    so that a process that writes without end cannot occupy the reader."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._descriptor = pipe.fileno()
@@ -107,7 +107,8 @@ def _wait(
 
 
 def _terminate(process: subprocess.Popen[bytes], tail: _OutputTail) -> None:
-    """Stop the process and its children, if they have stayed in its process group."""
+    """Stop the process, and those of its children that have stayed in its process
+    group."""
     killed_at = time.monotonic() + TERMINATE_S
     _signal(process, signal.SIGTERM)
     _wait(process, tail, lambda: "kill" if time.monotonic() >= killed_at else "")

@@ -48,7 +48,7 @@ class ByteRate:
 class MetricsCollector:
     """Updates the metrics of jobs and workers. Used by the main thread.
 
-    A job is counted once, when Redis has answered to its result.
+    A job is counted once: when Redis has replied to its result.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -74,7 +74,7 @@ class MetricsCollector:
             self._metrics.requeued.labels(request.disposition, label).inc()
 
     def count_lost(self, disposition: str = "lost") -> None:
-        """Count a job that another node has by now."""
+        """Count an attempt of a job that another supervisor holds by now."""
         self._metrics.requeued.labels(disposition, "").inc()
 
     def observe_run(self, frame: EndedFrame, seconds: float) -> None:

@@ -166,8 +166,8 @@ class DiskSurvey:
 
 
 def size_and_free(folder: Path) -> tuple[float, float]:
-    """Return the size of a file system and what this user may still write, in bytes; of
-    a missing folder its parent's.
+    """Return the size of a folder's file system, and how much this user may still write
+    there, in bytes. For a missing folder its nearest parent counts.
 
     Both are NaN if the file system does not report them.
     """

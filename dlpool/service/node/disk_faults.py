@@ -65,7 +65,7 @@ class EndedRun:
 
     def discard_large_part(self) -> bool:
         """Remove the part file if it is large, because it may be what fills the disk.
-        Return whether it was."""
+        Return whether it was large."""
         if self.written < SPACE_RESERVE:
             return False
         with suppress(DlpoolError):
@@ -87,8 +87,8 @@ def classify_disk_error(error: LocalFault, run: EndedRun) -> AttemptResult:
 
 
 def _classify_other(error: LocalFault, run: EndedRun) -> AttemptResult:
-    """Return the attempt result for any other error: it concerns the node only if a
-    small write fails, too."""
+    """Return the attempt result for any other error: the error concerns the node only
+    if a small write fails, too."""
     is_gone = type(error) is LocalFault and (
         isinstance(error.__cause__, FileNotFoundError)
         or not os.path.lexists(run.target.parent)

@@ -31,7 +31,7 @@ MAX_FOUND = 64
 @dataclass(frozen=True)
 class FileSystemSpace:
     """The space of a file system of targets, in bytes. ``folder`` is on it;
-    ``reserved`` is what jobs will write."""
+    ``reserved`` is what running jobs will still write."""
 
     folder: str
     size: int
@@ -56,8 +56,8 @@ class FileSystemSpace:
 
 
 class DiskGuard:
-    """Samples the disks once a second in a thread of its own, because a file system may
-    block it.
+    """Samples the disks once a second in a thread of its own, because a file system
+    that does not answer may block that thread.
 
     ``serve`` is the thread; any thread may read the attributes. After a fault of the
     node the guard also checks whether a small write succeeds again; the lock guards the

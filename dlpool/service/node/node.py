@@ -101,8 +101,8 @@ class Node:
         return sid
 
     def earlier_sids(self) -> list[str]:
-        """Return the ids of earlier starts whose jobs may still be assigned to them,
-        oldest first."""
+        """Return the supervisor ids of earlier starts to which jobs may still be
+        assigned, oldest first."""
         return list(self._earlier)
 
     def forget_sids(self, sids: Iterable[str]) -> None:

@@ -32,8 +32,8 @@ SHARE_RETRY_S = 1.0
 class JobClaimer:
     """Claims jobs. One thread runs ``serve``; any thread may call the other methods.
 
-    ``blocking`` is a client of its own, because it waits in Redis; ``wake`` ends that
-    wait.
+    ``blocking`` is a Redis client that nothing else uses, because its calls wait in
+    Redis; ``wake`` ends such a wait.
     """
 
     def __init__(
@@ -170,10 +170,10 @@ class JobClaimer:
         )
 
     def _wait_for_intake(self, timeout_s: float) -> None:
-        """Wait until the intake list has a job. Redis moves it to this supervisor's
-        inbox, even if the reply is lost.
+        """Wait at most ``timeout_s`` seconds for a job in the intake list. Redis moves
+        the job to this supervisor's inbox, even if the reply is lost.
 
-        The next claim takes it from there.
+        The next claim takes the job from there.
         """
         keys = self._transitions.keys
         source = "LEFT" if self._order() == "lifo" else "RIGHT"

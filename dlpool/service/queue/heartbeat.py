@@ -28,15 +28,15 @@ from dlpool.service.queue.redis_state import BACKOFF_MAX_S, Backoff, QueueContex
 from dlpool.service.queue.spool import Spool
 from dlpool.service.queue.sweeping import StaleFileSweeper
 
-RECOVER_S = 5.0
+RECOVER_S = 5.0  # at most, between two recoveries of orphaned jobs
 SAMPLE_AGAIN_S = 2.0  # after another supervisor has added the sample
-SAMPLE_FAILED_S = 600.0
+SAMPLE_FAILED_S = 600.0  # after an error
 MAIL_TTL_MS = 60_000
 
 
 class Heartbeat:
     """Runs the periodic calls of Redis. One thread runs ``serve``; ``blocking`` is a
-    client of its own for the mail."""
+    Redis client that only waits for mail."""
 
     def __init__(
         self,

@@ -41,7 +41,8 @@ class ResultRecorded:
 
 @dataclass(frozen=True)
 class FenceChecked:
-    """Whether this supervisor still holds the lease of a verified job."""
+    """The answer to ``ResultRecorder.check_fence``: whether this supervisor still holds
+    the lease of a verified job."""
 
     lease_id: str
     is_ours: bool
@@ -50,7 +51,7 @@ class FenceChecked:
 @dataclass(frozen=True)
 class HostSlotRequest:
     """A job requests a slot of its host; the answer is HostSlotAnswered.
-    ``is_start_reserved``: its start there is reserved."""
+    ``is_start_reserved``: the job's start at the host is reserved."""
 
     lease: JobLease
     limit: HostLimit

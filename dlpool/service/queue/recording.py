@@ -31,7 +31,7 @@ from dlpool.service.queue.spool import Spool
 
 BATCH = 64  # requests in one round trip
 BATCH_INTERVAL_S = 0.02  # between two round trips, so that one carries several results
-WAIT_S = 0.5
+WAIT_S = 0.5  # at most, for the first request
 RETRY_MAX_S = 1.0  # short, because results that arrive meanwhile are not on disk
 
 

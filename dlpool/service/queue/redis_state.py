@@ -95,7 +95,7 @@ class RedisState:
 
 @dataclass(frozen=True)
 class QueueContext:
-    """What the threads that talk to Redis share.
+    """The objects and settings that the threads which talk to Redis share.
 
     ``lease_s`` and ``grace_s`` are settings, in seconds; ``order`` returns the setting
     ``order``, which a reload may change; ``post`` sends a message to the main thread.

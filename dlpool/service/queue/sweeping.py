@@ -8,7 +8,8 @@ from dlpool.service.journal import CleanupJournal
 from dlpool.service.queue.messages import StaleFilesFound
 from dlpool.service.queue.redis_state import QueueContext
 
-BATCH = 500
+BATCH = 500  # entries of the journal that one sweep checks
+# states of jobs that have not ended
 OPEN = (b"queued", b"delayed", b"running", b"paused")
 
 

@@ -32,7 +32,8 @@ class FrameChannel:
     def of_worker(
         cls, sock: socket.socket, *, receive_s: float, send_s: float
     ) -> FrameChannel:
-        """Return the worker's channel, which blocks for these times at most.
+        """Return the worker's channel. Its calls block for ``receive_s`` or ``send_s``
+        seconds at most.
 
         The kernel applies the timeouts, so that no call needs a poll(2) before it.
         """
@@ -55,7 +56,7 @@ class FrameChannel:
     def send(self, frame: Frame) -> bool:
         """Send a frame. Return False if it was not sent.
 
-        Then the other end is closed, or its process does not read.
+        In that case the other end is closed, or the process there does not read.
         """
         return self.send_encoded(encode(frame))
 

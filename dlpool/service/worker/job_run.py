@@ -70,7 +70,7 @@ _TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class JobRunContext:
-    """What a worker gives to the run of a job.
+    """The objects and settings that a worker passes to the run of a job.
 
     A reload of the settings does not change it.
     """
@@ -251,7 +251,7 @@ class JobRun:
         """Wait until it is certain that the supervisor holds the lease. Raises the
         error of ``cancel``.
 
-        The part file stays locked meanwhile. Until ``leased_until`` it is certain;
+        The part file stays locked meanwhile. Until ``leased_until`` no check is needed;
         afterwards the supervisor asks Redis.
         """
         if lease_clock() < self.frame.leased_until:
@@ -321,9 +321,10 @@ def _stack(error: DlpoolError) -> str:
 
 
 def settings_for_job(transfer: TransferSettings, frame: JobFrame) -> TransferSettings:
-    """Return the settings with those that the job itself asks for.
+    """Return ``transfer`` with the values that the job itself asks for.
 
-    Of two rate limits the lower one counts. The file is scanned if either requires it.
+    The lower of two rate limits applies. The file is scanned if the settings or the job
+    require it.
     """
     if frame.if_exists is None and frame.limit_rate is None and not frame.scan:
         return transfer

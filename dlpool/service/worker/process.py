@@ -86,7 +86,8 @@ STATUS_JOBS = 150  # in one frame
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker is given when it starts. ``cpu``: the CPU for small jobs."""
+    """The settings of a worker when it starts. ``slots``: number of jobs at once.
+    ``cpu``: the CPU for small jobs, None for all CPUs."""
 
     node_id: str
     state_dir: Path
@@ -170,7 +171,7 @@ class WorkerProcess:
         self._logger = self._log.logger("worker")
         self._traces = open_traces(settings.otel, settings.node_id, self._logger)
         self._space = NodeSpaceRules(settings.min_free)
-        # until the supervisor sends this worker's share
+        # without a limit until the supervisor sends this worker's share
         self._rate_limit = RateLimit(None, time.monotonic)
         self._client = self._make_client(settings.network)
         self._lock = threading.Lock()
@@ -313,7 +314,7 @@ class WorkerProcess:
         self._is_retiring = True
 
     def _handle_ping(self, _: PingFrame) -> None:
-        """Do nothing: receiving it ends the silence."""
+        """Do nothing: any received frame shows that the supervisor is alive."""
 
     def _make_client(self, network: NetworkSettings) -> HttpClient:
         connections = self._transfer.pool_size(self._settings.slots)
@@ -344,8 +345,8 @@ class WorkerProcess:
     def _send(self, frame: Frame) -> bool:
         """Send a frame for a job.
 
-        FinishingFrame is left out while another slot is free: no job waits for this
-        one.
+        A FinishingFrame is not sent while another slot is free, because then no job
+        waits for the slot of this one.
         """
         if isinstance(frame, FinishingFrame) and len(self._runs) < self._settings.slots:
             return True
