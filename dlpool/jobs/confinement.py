@@ -1,5 +1,5 @@
-"""Confine the paths of jobs to the download folder and the other allowed roots, after
-links are resolved."""
+"""The confinement of job paths to the download folder and the other allowed roots,
+after links are resolved."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Confinement:
 
     def target(self, save_path: str) -> JobTarget:
         """Resolve a ``save_path``. Raises PolicyRefused for an invalid name or a path
-        outside of the roots, LocalFault."""
+        outside of the roots, and LocalFault."""
         shown = f"save_path {save_path[:200]!r}"
         below = next(
             (

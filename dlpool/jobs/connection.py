@@ -1,9 +1,9 @@
-"""Connect to Redis, and translate the errors of redis-py. No other module knows how
-redis-py fails.
+"""Connections to Redis, and the translation of the errors of redis-py. No other module
+knows how redis-py fails.
 
-By default redis-py repeats a command whose reply was lost up to ten times, which would
-push a job several times. Here no command is repeated: the transitions are idempotent,
-and their callers decide when to try again.
+By default redis-py sends a command up to ten times more if its reply is lost, which
+would push a job several times. Here no command is repeated: the transitions are
+idempotent, and their callers decide when to try again.
 """
 
 from __future__ import annotations

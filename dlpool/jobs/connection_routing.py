@@ -201,7 +201,7 @@ class ClusterRoute:
         return self._dialer.client(self._owner(owners or self._read_slots(), key))
 
     def invalidate(self) -> None:
-        """Discard the slot map; the next call reads it again."""
+        """Discard the slot map, so that the next call reads it again."""
         with self._lock:
             self._owners = ()
 

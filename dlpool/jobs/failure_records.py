@@ -1,5 +1,5 @@
-"""List, retry and remove the failure records that clients see, including records of
-other services."""
+"""The failure records that clients see, also those of other services: listing, retry
+and removal."""
 
 from __future__ import annotations
 
@@ -144,7 +144,8 @@ class FailureRecords:
         """Run the job of a record again. Return OK, GONE (the record has changed), or
         EMPTY (it has no job).
 
-        A job whose id is known keeps it. Any other job is pushed again, as clients do.
+        A job that Redis still knows keeps its id. Any other job is pushed again, as
+        clients push jobs.
         """
         if failure.raw is None:
             return "EMPTY"

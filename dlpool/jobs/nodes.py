@@ -1,5 +1,5 @@
-"""List the nodes of a queue, and drain, resume or forget them. Thread-safe, as the
-client is."""
+"""The nodes of a queue: commands to list, drain, resume and forget them. Thread-safe,
+as the client is."""
 
 from __future__ import annotations
 

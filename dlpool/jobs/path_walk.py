@@ -1,5 +1,5 @@
-"""Detect that a job's path leads to a file or folder that dlpool owns: by a link, a
-bind mount, another case of a name, or a hard link."""
+"""The detection of job paths that lead to a file or folder of dlpool itself: by a link,
+a bind mount, another case of a name, or a hard link."""
 
 from __future__ import annotations
 

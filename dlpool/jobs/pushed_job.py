@@ -1,4 +1,4 @@
-"""Parse and validate jobs as clients push them: JSON texts. Pure."""
+"""Jobs as clients push them: the parser and validators of their JSON texts. Pure."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ class Malformed(UsageError):
 
 
 class BadJob(UsageError):
-    """The URL of the job is known, but the job cannot run. It fails, with a record."""
+    """The URL of the job is known, but the job cannot run. The job fails, with a
+    failure record."""
 
     def __init__(self, message: str, url: str) -> None:
         super().__init__(message)

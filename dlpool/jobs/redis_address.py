@@ -1,5 +1,5 @@
-"""Parse the URL of a queue's server: a single server, the master that Sentinels name,
-or a Cluster. Pure."""
+"""The parser of the URL of a queue's server: a single server, the master that Sentinels
+name, or a Cluster. Pure."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def to_int(value: bytes | str | int | None) -> int:
 
 
 def to_ms(score: float) -> int:
-    """Return the score of a sorted set as ms since 1970, bounded to 0 and
+    """Return the score of a sorted set as ms since 1970, limited to the range from 0 to
     ``MAX_MS``."""
     return int(min(max(score, 0), MAX_MS))
 

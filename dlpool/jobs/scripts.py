@@ -1,4 +1,4 @@
-"""Load and run the Lua scripts of a queue, which are in ``lua/``.
+"""The Lua scripts of a queue, loaded from ``lua/`` and run in Redis.
 
 The text of ``shared.lua`` is prepended to each script. A script is loaded when Redis
 does not know it, and is then called by its digest.

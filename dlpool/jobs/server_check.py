@@ -1,4 +1,4 @@
-"""Check a Redis server: its version, and its settings that may lose jobs."""
+"""The check of a Redis server: its version, and its settings that may lose jobs."""
 
 from __future__ import annotations
 

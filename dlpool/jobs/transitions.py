@@ -259,8 +259,8 @@ class Transitions(LuaScripts):
         """Renew the leases of ``jobs`` (with their progress, JSON or empty), and with
         ``info`` the registration.
 
-        ``info``: the status of the supervisor. Without it the call only shows whether
-        the fences are still valid, and renews these leases.
+        ``info``: the status of the supervisor. Without it the call renews only these
+        leases, and shows whether their fences are still valid.
         """
         arguments: list[Any] = [
             self.keys.prefix,
@@ -288,8 +288,8 @@ class Transitions(LuaScripts):
         ]
 
     def recover(self, *, grace_s: float, order: str) -> RecoveryResult:
-        """Requeue jobs whose leases and grace have expired. Calls within 4 s of another
-        supervisor's do nothing."""
+        """Requeue jobs whose leases and grace have expired. Do nothing within 4 s after
+        the call of another supervisor."""
         expired, *ids = self._run("recover", [self.keys.prefix, _ms(grace_s), order])
         return RecoveryResult(int(expired), tuple(map(to_text, ids)))
 
@@ -341,8 +341,8 @@ class Transitions(LuaScripts):
         return reply is not None
 
     def add_sample(self, figures: Mapping[str, int], *, kept: int, ttl_ms: int) -> None:
-        """Add a sample to the history, which keeps the last ``kept`` and expires
-        ``ttl_ms`` after the last one."""
+        """Add a sample to the history, which keeps the last ``kept`` samples and
+        expires ``ttl_ms`` after the last one."""
         pairs = [text for pair in figures.items() for text in pair]
         self._run("add_sample", [self.keys.prefix, kept, ttl_ms, *pairs])
 

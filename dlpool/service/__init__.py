@@ -1,4 +1,4 @@
-"""Run the supervisor and its worker processes.
+"""The supervisor of a node and its worker processes.
 
 The supervisor claims jobs from Redis, assigns them to workers, and records how they
 end. Read in this order: service (entry point), wiring (composition root), supervisor
@@ -8,8 +8,8 @@ jobs); host_admission with host_limits and host_concurrency (limits of origin ho
 slots (number of jobs at once), yield_control and yield_policy (slow transfers make
 room); pool and worker_handle (the processes), scheduling (which worker gets a job);
 cleanup and journal (stale part files). Packages: ``queue`` (talks to Redis), ``worker``
-(the worker process), ``wire`` (frames between both), ``node`` (this machine), ``hooks``
-(operators' commands), ``monitor`` (metrics).
+(the worker process), ``wire`` (frames between supervisor and workers), ``node`` (this
+machine), ``hooks`` (operators' commands), ``monitor`` (metrics).
 
 The modules of the package itself run on the main thread of the supervisor process,
 except ``journal``, which the heartbeat thread reads.

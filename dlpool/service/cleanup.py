@@ -1,4 +1,4 @@
-"""Clean-up: has workers remove the stale part files of jobs that have ended."""
+"""Clean-up: has workers remove the stale part files of ended jobs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class CleanupDispatcher:
         self._sent_at = 0.0
 
     def record_start(self, entry: CleanupEntry) -> None:
-        """Add a job that starts, or whose path has become known, to the journal."""
+        """Add to the journal a job that starts, or whose path has become known."""
         try:
             self._journal.add(entry)
         except LocalFault as error:
@@ -53,7 +53,7 @@ class CleanupDispatcher:
         self._pending.setdefault(pid, []).extend(entries)
 
     def forget(self, entries: Iterable[CleanupEntry]) -> None:
-        """Remove the entries of jobs that have left no files from the journal."""
+        """Remove from the journal the entries of jobs that have left no files."""
         try:
             self._journal.remove(entries)
         except LocalFault as error:
@@ -78,7 +78,7 @@ class CleanupDispatcher:
         self._pending.clear()
 
     def confirm(self, worker: WorkerHandle, job_ids: Sequence[str]) -> None:
-        """Remove the entries from the journal that a worker has processed."""
+        """Remove from the journal the entries that a worker has processed."""
         self.forget(
             [
                 worker.cleanup_requests.pop(job_id)
@@ -88,7 +88,7 @@ class CleanupDispatcher:
         )
 
     def reassign(self, worker: WorkerHandle) -> None:
-        """Enqueue again what a worker that has died did not process."""
+        """Enqueue again the entries that a dead worker has not processed."""
         self.enqueue(worker.cleanup_requests.values())
         worker.cleanup_requests.clear()
 

@@ -125,7 +125,7 @@ class DispositionPolicy:
     ) -> FinishRequest:
         """Return the failure of a job that met a defect of dlpool.
 
-        It has a record for clients if the URL of the job can be parsed.
+        The failure has a record for clients if the URL of the job can be parsed.
         """
         url = None
         with suppress(Exception):
@@ -295,7 +295,7 @@ class DispositionPolicy:
     def _backoff_s(self, attempts: int, at_least_s: float) -> float:
         """Return exponential backoff with full jitter.
 
-        It is not less than ``at_least_s``, the delay that the server asked for.
+        The delay is at least ``at_least_s``, which the server or a full disk demands.
         """
         settings = self.settings
         longest_s = min(

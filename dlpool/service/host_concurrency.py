@@ -1,8 +1,8 @@
 """Adaptive concurrency per origin host (AIMD, as in RFC 5681).
 
-It is used if the number of slots is adaptive. A host that refuses many of its jobs gets
-half as many jobs at once, then one more at a time, until it may have as many as the
-node has slots. Other hosts are not affected.
+Hosts are only limited if the number of slots is adaptive. A host that refuses many of
+its jobs gets half as many jobs at once, then one more at a time, until it may have as
+many as the node has slots. Other hosts are not affected.
 """
 
 from __future__ import annotations

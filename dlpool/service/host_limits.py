@@ -37,7 +37,7 @@ class HostLimits:
         )
 
     def limit(self, url: str) -> HostLimit | None:
-        """Return the limits of the host of a URL, or None.
+        """Return the limits of the host of a URL, None if it has none.
 
         A limit that names no port is shared by all ports of the host.
         """

@@ -1,8 +1,7 @@
 """The clean-up journal: jobs whose part files may exist on this node.
 
-After a kill at any moment the part files of ended jobs can be found and removed:
-between the record in Redis and the removal, and where another node has finished the job
-meanwhile.
+With it the part files of ended jobs can be removed even if this process was killed
+between the record in Redis and the removal, or if another node has finished the job.
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ COMPACT_LINES = 1000
 
 
 class CleanupJournal:
-    """The file ``STATE_DIR/journal``: one line a job, of which the last counts.
+    """The file ``STATE_DIR/journal``: one line for each entry; the last line of a job
+    counts.
 
     Thread-safe; the lock guards the file and the table. The file is not synced: after a
     power failure part files may remain. All methods raise LocalFault.

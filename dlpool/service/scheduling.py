@@ -84,9 +84,10 @@ def divide_rate(rate: int, demands: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class RespawnBackoff:
-    """When the next worker may be started.
+    """The time at which the next worker may be started.
 
-    At once after the death of a healthy worker, with growing delay after failed starts.
+    This is at once after the death of a healthy worker, and later after each failed
+    start.
     """
 
     failures: int = 0

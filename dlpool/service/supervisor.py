@@ -1,8 +1,8 @@
 """The supervisor of a node: an event loop over workers, threads and signals.
 
 The loop is level-triggered: each turn compares the wanted state with the actual one,
-and each step may be repeated. The main thread starts workers and talks to them. Only
-its threads talk to Redis. Signal handlers only queue signals.
+and each step may be repeated. The main thread starts workers and talks to them. Other
+threads of the supervisor talk to Redis. Signal handlers only queue signals.
 """
 
 from __future__ import annotations

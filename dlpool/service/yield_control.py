@@ -84,10 +84,11 @@ class YieldController:
         self._choose()
 
     def tick(self) -> None:
-        """Measure transfers, and request the waiting jobs if one may yield.
+        """Measure transfers, and request the number of waiting jobs if a transfer may
+        yield.
 
-        Called once a second. Each answer is used once, and an old one not at all: while
-        Redis is unavailable no transfer yields.
+        Called once a second. Each answer is used once, and not after
+        ``ANSWER_VALID_S``: while Redis is unavailable no transfer yields.
         """
         self._sample()
         if self._choose():

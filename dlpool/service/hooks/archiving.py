@@ -141,8 +141,8 @@ class LogArchiver:
         return set()
 
     def _write_list(self, names: set[str]) -> None:
-        """Write the names of the archived logs. Raises OSError. It need not be durable:
-        an older list is safe."""
+        """Write the names of the archived logs. Raises OSError. The file need not be
+        durable: an older list is safe."""
         atomic_write(
             self._list,
             "".join(f"{name}\n" for name in sorted(names)).encode(),

@@ -41,7 +41,8 @@ class NodeStatus:
 
     ``fault_s``: seconds until a faulty disk is tried again, None without a fault.
     ``low``: folders on file systems with less free space than ``min_free``. ``slots``:
-    jobs that the node can run at once. ``limited_hosts``: hosts that get fewer.
+    jobs that the node can run at once. ``limited_hosts``: number of hosts that get
+    fewer.
     """
 
     is_draining: bool
@@ -219,7 +220,7 @@ def written_folders(paths: PathSettings) -> list[str]:
 
 
 def http_routes(metrics: Metrics, health: Health, node_id: str) -> dict[str, Route]:
-    """Return the answer of each path."""
+    """Return the function that answers the requests for each path."""
     version = {
         "version": __version__,
         "python": platform.python_version(),

@@ -1,8 +1,8 @@
-"""Classifies disk errors of a job: does the error concern the job alone, or all jobs of
-this node?
+"""The classification of disk errors of a job: does the error concern the job alone, or
+all jobs of this node?
 
-An error is the job's own as long as a second, small write succeeds in the folder of all
-downloads.
+An error concerns the job alone if a small write succeeds afterwards in the folder of
+all downloads.
 """
 
 from __future__ import annotations

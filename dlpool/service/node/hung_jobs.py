@@ -1,5 +1,5 @@
-"""Finds the job that blocks a hung worker: the threads of this job use the processor
-while all other threads wait for the interpreter.
+"""The search for the job that blocks a hung worker: the threads of this job use the
+processor while all other threads wait for the interpreter.
 
 Each thread of a job carries a name for the job in the kernel (comm, proc(5)), so that
 the supervisor can tell the threads apart from outside, when the worker itself does not

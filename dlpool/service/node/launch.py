@@ -1,10 +1,11 @@
 """The start of child processes: a program that exits with its parent, and the garbage
 collector of a service.
 
-``python launch.py PARENT_PID PROGRAM ARGUMENTS...`` becomes the program. It runs as a
-file and without dlpool's imports: it starts in a few milliseconds, and nothing in the
-working directory is imported. This step is necessary, because prctl(2) must be called
-in the child before ``exec``, and ``preexec_fn`` may deadlock in a process with threads.
+``python launch.py PARENT_PID PROGRAM ARGUMENTS...`` becomes the program. This file runs
+as a script and without dlpool's imports: so it starts in a few milliseconds, and
+imports nothing from the working directory. This step is necessary, because prctl(2)
+must be called in the child before ``exec``, and ``preexec_fn`` may deadlock in a
+process with threads.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ def lock_within(descriptor: int, timeout_s: float) -> bool:
     """Lock the open file exclusively, and return whether that succeeded within
     ``timeout_s``. Raises OSError.
 
-    Also true if the file system has no flock(2): the lock of the state folder and the
-    locks of part files protect the same things.
+    Return True as well if the file system has no flock(2): the lock of the state folder
+    and the locks of part files protect the same things.
     """
     deadline = time.monotonic() + timeout_s
     while True:

@@ -11,7 +11,7 @@ class SystemdNotifier:
     """Sends the state of the service to systemd, or to the program that set
     ``NOTIFY_SOCKET``. Raises nothing.
 
-    Without that variable nothing is sent.
+    Without ``NOTIFY_SOCKET`` nothing is sent.
     """
 
     def __init__(self, environment: dict[str, str] | None = None) -> None:

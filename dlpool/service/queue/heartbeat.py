@@ -80,7 +80,7 @@ class Heartbeat:
         self._has_started = False
 
     def serve(self) -> None:
-        """Run until the supervisor stops, after recovering what earlier starts left."""
+        """Recover what earlier starts left, then run until the supervisor stops."""
         while self._redis.keep_running():
             try:
                 if not self._has_started:
@@ -100,8 +100,8 @@ class Heartbeat:
             client.pexpire(mail, MAIL_TTL_MS)
 
     def _recover_earlier_starts(self) -> None:
-        """Record the results that earlier starts spooled, then return the jobs that
-        they held to the queue."""
+        """Record the results that earlier starts spooled, then requeue the jobs that
+        they held."""
         self._check_server()
         for sid, request in self._spool.stored():
             reply = finish_jobs(self._transitions, sid, [request], self._log)[0]

@@ -1,5 +1,5 @@
-"""The messages of a supervisor's threads to its main thread, its requests to them, and
-the mailbox between."""
+"""The messages from the queue threads of a supervisor to its main thread, its requests
+to these threads, and the mailbox for the messages."""
 
 from __future__ import annotations
 

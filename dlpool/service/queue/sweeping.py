@@ -1,5 +1,5 @@
-"""Finds files of jobs that ended while this node was down, or that another node has
-finished."""
+"""The search for files of jobs that ended while this node was down, or that another
+node has finished."""
 
 from __future__ import annotations
 

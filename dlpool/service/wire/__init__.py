@@ -1,4 +1,4 @@
-"""Carry frames between the supervisor and its workers.
+"""The frames between the supervisor and its workers, and the channel for them.
 
 Read in this order: frames (what is sent), results (how an attempt ended), channel (how
 frames are sent), counters (of a worker, sent with each status frame). The main threads

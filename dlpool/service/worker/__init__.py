@@ -1,4 +1,4 @@
-"""Run jobs in worker processes and report to the supervisor.
+"""The worker process: runs jobs and reports to the supervisor.
 
 Read in this order: process (the main loop), job_run (one attempt of a job), affinity
 (CPUs of its threads). A worker has a main thread that receives frames, one thread for

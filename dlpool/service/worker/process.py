@@ -107,7 +107,7 @@ class WorkerSettings:
 def stacks_file(state_dir: Path, pid: int) -> Path:
     """Return the file for the stacks of a worker that dies.
 
-    It writes them when it is aborted or receives a fatal signal.
+    The worker writes the stacks when it is aborted or receives a fatal signal.
     """
     return state_dir / f"stacks-{pid}"
 
@@ -235,8 +235,8 @@ class WorkerProcess:
         self._shut_down()
 
     def _start_slots(self) -> None:
-        """Start a thread for each slot. If some cannot be started, jobs wait for one.
-        Raises NoThread if none can."""
+        """Start a thread for each slot. If some threads cannot be started, the jobs
+        wait for the others. Raises NoThread if none can be."""
         for number in range(self._settings.slots):
             try:
                 threads.start_thread(self._run_jobs, f"slot-{number}")
