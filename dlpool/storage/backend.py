@@ -228,7 +228,7 @@ class UploadBackend(Protocol):
 
     @property
     def concatenator(self) -> Concatenator | None:
-        """None if the backend cannot concatenate uploads."""
+        """Joins parts; None if the backend cannot concatenate uploads."""
 
     def merge(self, request: MergeRequest, /) -> MergeResult:
         """Publish the file of a task. A repeated request returns the first result."""
@@ -285,7 +285,7 @@ class UploadBackend(Protocol):
     def open_merged(self, path: str, reader: str | None) -> MergedFile:
         """Open a published file.
 
-        Raises UploadError: not_found also if ``reader`` may not read it.
+        Raises UploadError: ``not_found``, also if ``reader`` may not read it.
         """
 
     def volumes(self) -> Sequence[Volume]:

@@ -1,8 +1,9 @@
 """Serve uploads, the job API and the dashboard over HTTP (extra ``web``).
 
 ``dlpool-web`` runs a gunicorn process and its worker processes. In a worker, the main
-thread receives request heads, pool threads handle requests, and single threads run
-janitor, event_publisher, lingering_close and jwks. Read the modules in this order:
+thread receives request heads, pool threads handle requests, and janitor,
+event_publisher, lingering_close and jwks have a thread each. Read the modules in this
+order:
 
 - application: app (the WSGI application), wiring (composition root: the services that
   the resources of a process share), middleware (every request: authentication, rate

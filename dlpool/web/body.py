@@ -31,7 +31,7 @@ class SlotRevoked(BodyTooSlow):
 
 
 class ByteStream(Protocol):
-    """The used part of a WSGI input stream."""
+    """The methods of a WSGI input stream that are used here."""
 
     def read(self, size: int, /) -> bytes:
         """Return up to ``size`` available bytes, none at the end."""
@@ -88,7 +88,8 @@ class RequestBody:
             raise BrokenBody(f"received {self.size} of {self.length} bytes")
 
     def use_slot(self, slot: BodySlot) -> None:
-        """Receive the body in this slot, until the slot is revoked."""
+        """Receive the body in this slot. Reads raise SlotRevoked when the slot is
+        revoked."""
         self._slot = slot
         slot.start_receiving(
             lambda: getattr(self._stream, "received", self.size), time.monotonic()

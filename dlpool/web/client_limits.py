@@ -205,8 +205,11 @@ class ClientLimits:
 def _apply_rate(
     due: float, now: float, interval_s: float, burst_s: float
 ) -> tuple[float, float]:
-    """Return the new row and the seconds to wait. A row far in the future is from
-    another clock, and is reset."""
+    """Return the new value of a row and the seconds to wait.
+
+    ``due``: the present value; ``interval_s``: seconds per request. A value far in the
+    future was written before the clock was set back, and is ignored.
+    """
     due = max(due, now) if due <= now + 2 * burst_s + interval_s else now
     wait_s = due + interval_s - now - burst_s
     return (due, wait_s) if wait_s > 0 else (due + interval_s, 0.0)

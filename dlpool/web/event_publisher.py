@@ -130,7 +130,7 @@ class StreamPublisher:
             self.log_loss(error)
 
     def log_loss(self, error: Exception) -> None:
-        """Log the first lost entry."""
+        """Log that entries are lost; called for the first of them only."""
         raise NotImplementedError
 
 

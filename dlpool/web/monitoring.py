@@ -62,8 +62,10 @@ class LiveResource:
 
 
 class ReadyResource:
-    """``GET /readyz``: the checks of ``/health`` as a status; ``?verbose`` also lists
-    passed checks."""
+    """``GET /readyz``: the checks of ``/health`` as text for probes.
+
+    ``?verbose`` also lists passed checks.
+    """
 
     access = "probe"
 
@@ -181,13 +183,13 @@ class MetricsResource:
 def health_checks(
     volumes: Sequence[Volume], settings: UploadSettings
 ) -> dict[str, dict[str, Any]]:
-    """Return ``status`` and details of everything that uploads need, by name."""
+    """Return the checks of disk space and of folders by name: status and details."""
     checks = {"disk_space": disk_check(volumes, settings)}
     return checks | {volume.name: folder_check(volume) for volume in volumes}
 
 
 def disk_check(volumes: Sequence[Volume], settings: UploadSettings) -> dict[str, Any]:
-    """Return the health of the fullest disk of the volumes."""
+    """Return the health of the fullest disk; unhealthy if a disk cannot be read."""
     for volume in volumes:
         if volume.capacity_error:
             return {"status": UNHEALTHY, "message": volume.capacity_error}

@@ -67,7 +67,11 @@ class Operation:
     def parse(
         self, names: Mapping[str, str], options: Mapping[str, Any], body: bytes
     ) -> ApiRequest:
-        """Validate a request. Raises UsageError."""
+        """Return the validated request. Raises UsageError.
+
+        ``names``: the parameters in the path; ``options``: those of the query;
+        ``body``: JSON.
+        """
         found = parse_query(self.query, options)
         if self.body is None:
             return ApiRequest(names, found)

@@ -59,8 +59,10 @@ class QueueService:
         self._confinement = Confinement.of(settings)
 
     def push(self, job: dict[str, Any], trace_id: str | None = None) -> dict[str, Any]:
-        """Queue a job. It gets ``trace_id`` unless it has a trace id. Raises
-        UsageError, PolicyRefused."""
+        """Queue a job, with ``trace_id`` if the job has no trace id.
+
+        Raises UsageError, PolicyRefused.
+        """
         found = self._checked(_traced(job, trace_id))
         job_id = found.id or new_id()
         try:

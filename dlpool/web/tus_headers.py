@@ -31,8 +31,10 @@ class ExpectedChecksum:
 
 
 def parse_metadata(header: str) -> dict[str, str]:
-    """Parse ``Upload-Metadata``: keys with values in Base64; may be empty. Raises
-    HttpError (400)."""
+    """Parse ``Upload-Metadata``: keys, each with a value in Base64 that may be empty.
+
+    Raises HttpError (400).
+    """
     found: dict[str, str] = {}
     if len(header) > MAX_METADATA:
         raise HttpError(

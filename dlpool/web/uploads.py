@@ -68,7 +68,7 @@ class _UploadApiResource:
 
 
 class ChunkResource(_UploadApiResource):
-    """``POST /upload_chunk``."""
+    """``POST /upload_chunk``: stores a chunk."""
 
     actions: ClassVar = {"POST": "upload.write"}
     scopes = UPLOAD_SCOPES
@@ -129,7 +129,7 @@ class ChunkResource(_UploadApiResource):
 
 
 class MergeResource(_UploadApiResource):
-    """``POST /merge_chunks``."""
+    """``POST /merge_chunks``: merges the chunks of a task into a file."""
 
     actions: ClassVar = {"POST": "upload.merge"}
     scopes = UPLOAD_SCOPES
@@ -157,7 +157,7 @@ class MergeResource(_UploadApiResource):
 
 
 class StatusResource(_UploadApiResource):
-    """``GET /upload_status``."""
+    """``GET /upload_status``: lists the stored chunks of a task."""
 
     scopes = RESUME_SCOPES
 
@@ -172,7 +172,7 @@ class StatusResource(_UploadApiResource):
 
 
 class TasksResource(_UploadApiResource):
-    """``GET /tasks``."""
+    """``GET /tasks``: lists tasks."""
 
     scopes = READ_SCOPES
 
@@ -232,7 +232,7 @@ class TaskResource(_UploadApiResource):
         send_json(resp, answer)
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, rest: str) -> None:
-        """Pause or resume a task, or change many."""
+        """Pause or resume a task, remove old tasks, or change a batch of tasks."""
         file_id, _, verb = rest.rpartition("/")
         verbs = {"pause": self._backend.pause, "resume": self._backend.resume}
         if rest == "cleanup":

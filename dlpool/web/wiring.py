@@ -39,7 +39,10 @@ def open_log(settings: Settings) -> Log:
 
 
 class WebServices:
-    """Services of one process. Raises ConfigurationError, LocalFault."""
+    """The services of one process. ``keys``: None for an authenticator of the settings.
+
+    Raises ConfigurationError, LocalFault.
+    """
 
     def __init__(self, settings: Settings, keys: Authenticator | None = None) -> None:
         self.settings = settings
@@ -69,7 +72,7 @@ class WebServices:
         self.audit.record_upload_event(event)
 
     def _log_bad_key(self, problem: str) -> None:
-        """Log an invalid key."""
+        """Log an invalid line of ``keys_file``, or why the file cannot be read."""
         self.log.warning("keys_refused", reason=problem)
 
     def _log_fetched_keys(self, failure: str | None, count: int) -> None:

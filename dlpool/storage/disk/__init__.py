@@ -2,7 +2,7 @@
 
 No state is kept in memory alone. Read in this order:
 
-- ``backend.py`` assembles the parts; ``layout.py`` finds and locks tasks;
+- ``backend.py`` assembles the modules; ``layout.py`` finds and locks tasks;
   ``task_folder.py`` and ``task_record.py`` are one task: its chunks, metadata and locks
 - a chunk: ``chunk_receiver.py``, ``staged_chunk.py``, ``chunk_file.py``
 - a merge: ``merger.py``, ``assembly.py``, ``merge_output.py``, ``recovery.py`` (after a

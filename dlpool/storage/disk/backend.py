@@ -1,6 +1,6 @@
 """The upload backend on a file system.
 
-It assembles the parts of this package behind the interfaces of ``storage``.
+It assembles the modules of this package behind the interfaces of ``storage``.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ class DiskBackend:
     def open_merged(self, path: str, reader: str | None) -> DiskMergedFile:
         """Open a published file.
 
-        Raises UploadError: not_found also if ``reader`` may not read it.
+        Raises UploadError: ``not_found``, also if ``reader`` may not read it.
         """
         with translate_os_errors("read the file"):
             descriptor = self._open_merged(path, reader)

@@ -115,7 +115,7 @@ class TaskCatalog:
         }
 
     def counts_of(self, owner: str | None) -> TaskCounts:
-        """Return the counts of the tasks of ``owner``; None: of tasks without an
+        """Return the counts of the tasks of ``owner``; None: of those without an
         owner."""
         return TaskCounts.sum_of(
             self._counts.get((owner, state), NOTHING) for state in STATES

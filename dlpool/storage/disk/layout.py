@@ -1,7 +1,7 @@
 """The folders below upload_dir.
 
 They are ``tasks/NAME/``, ``tmp/`` for what is incomplete or removed, and ``locks/``.
-The folder of a task appears and disappears by one rename. The lock files are fixed in
+The folder of a task is created and removed by one rename. The lock files are fixed in
 number, each for many tasks, and are never removed, so that no process waits for a lock
 file that is about to disappear.
 """
@@ -174,9 +174,9 @@ class StoreLayout:
     def resolve(self, file_id: str, owner: str | None) -> TaskFolder:
         """Return the task that ``file_id`` names for ``owner``, without its lock.
 
-        It is never the task of another owner. The owner None may access all tasks: for
-        None it is the task without an owner, else the only task of that id. The task
-        may not exist. Raises UploadError, OSError.
+        The task may not exist, and is never that of another owner. The owner None may
+        access all tasks: for None it is the task without an owner, else the only task
+        of that id. Raises UploadError, OSError.
         """
         own, plain = (
             self.task_at(owner_folder_name(file_id, owner)),

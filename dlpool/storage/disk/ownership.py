@@ -34,9 +34,10 @@ _TIME_STEP_NS = 2_000_000_000  # FAT stores modification times in steps of two s
 
 @dataclass(frozen=True)
 class FileOwnership:
-    """``owner``: None if the file was uploaded without a user.
+    """The owner of a merged file, and whether other users may read it.
 
-    ``is_shared``: every user may read the file.
+    ``owner``: None if the file was uploaded without a user. ``is_shared``: every user
+    may read the file.
     """
 
     owner: str | None = None

@@ -89,8 +89,7 @@ class TaskRemover:
     def remove_old(
         self, owner: str | None, wanted: frozenset[str], age_s: float
     ) -> int:
-        """Remove tasks in ``wanted`` states that have not changed for ``age_s``
-        seconds.
+        """Remove tasks in ``wanted`` states that are unchanged for ``age_s`` seconds.
 
         Returns the number of removed tasks.
         """

@@ -156,7 +156,7 @@ class StagedChunkFile:
         self.close()
 
     def discard(self) -> None:
-        """Remove the file; no effect after ``publish`` and ``close``.
+        """Remove the file; no effect after ``publish`` or ``close``.
 
         Errors are ignored, as a sweep removes the rest.
         """

@@ -9,8 +9,8 @@ tick of the file system's clock does not change the stamp. So a folder is read a
 until it has been read at least one tick after its stamp was first seen. Both times are
 of the monotonic clock, so that the clock of a file server does not matter.
 
-A call never returns a catalog from before it started, so that a client sees its own
-changes in each process. Threads that wait at the same time share one update, and at
+Unless it times out, a call returns no catalog from before it started, so that a client
+sees its own changes in each process. Threads that wait at the same time share one update, and at
 most ``SCANS`` scans run at once in all processes. A change by another program is seen
 after ``SCAN_INTERVAL_S``, or later where a scan takes long.
 """
@@ -55,8 +55,8 @@ _STAMP = struct.Struct("Qqq")
 class TaskIndex:
     """The tasks of one backend, as this process knows them. Thread-safe.
 
-    ``_turn`` guards the catalog, its times, which thread updates it, and the number of
-    waiting threads. Only the updating thread uses everything else.
+    ``_turn`` guards the catalog and its times, whether a thread is updating it, and the
+    number of waiting threads. Only the updating thread uses everything else.
     """
 
     def __init__(self, layout: StoreLayout) -> None:
