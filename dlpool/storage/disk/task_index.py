@@ -10,9 +10,9 @@ until it has been read at least one tick after its stamp was first seen. Both ti
 of the monotonic clock, so that the clock of a file server does not matter.
 
 Unless it times out, a call returns no catalog from before it started, so that a client
-sees its own changes in each process. Threads that wait at the same time share one update, and at
-most ``SCANS`` scans run at once in all processes. A change by another program is seen
-after ``SCAN_INTERVAL_S``, or later where a scan takes long.
+sees its own changes in each process. Threads that wait at the same time share one
+update, and at most ``SCANS`` scans run at once in all processes. A change by another
+program is seen after ``SCAN_INTERVAL_S``, or later where a scan takes long.
 """
 
 from __future__ import annotations
