@@ -83,9 +83,9 @@ def deregister(
     """Requeue the jobs of supervisors that an operator believes to be gone, and remove
     their registrations.
 
-    Return False, and change nothing, if the lease of one has not been expired for
-    ``grace_s``. Raises QueueError. Which end of the intake list gets the reserved jobs
-    ("fifo") does not matter: recovery has emptied the inboxes.
+    Return False, and change nothing, if the lease of one of them has not been expired
+    for ``grace_s`` seconds. Raises QueueError. Which end of the intake list gets the
+    reserved jobs ("fifo") does not matter: recovery has emptied the inboxes.
     """
     keys = transitions.keys
     while sids:

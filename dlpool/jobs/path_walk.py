@@ -18,8 +18,9 @@ class PathWalk:
     """The result of a walk from a root down to a path.
 
     ``identities``: device and inode of the root, then of each of ``names`` down to the
-    first that does not exist or is a link. ``mode`` and ``links``: of the path itself,
-    0 if it does not exist. ``is_plain``: the walk met no link and no error.
+    first that does not exist or is a link. ``mode`` and ``links``: file mode and number
+    of links of the path itself, 0 if it does not exist. ``is_plain``: the walk met no
+    link and no error.
     """
 
     path: str

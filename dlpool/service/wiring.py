@@ -236,7 +236,7 @@ class SupervisorComponents:
         self.redis_server.restart_if_exited()
 
     def make_watchdog(self, notifier: SystemdNotifier) -> Watchdog:
-        """Return the watchdog of the threads."""
+        """Return a watchdog that watches the threads."""
         return Watchdog(notifier, self.redis_state.liveness, self._threads, self._log)
 
     def stop(self, *, is_empty: bool) -> bool:

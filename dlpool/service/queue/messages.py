@@ -32,8 +32,8 @@ class WaitingHosts:
 
 @dataclass(frozen=True)
 class ResultRecorded:
-    """Redis has answered to the result of a job: OK, DUP, FENCED, GONE, FOLLOWS or
-    LEADS."""
+    """Redis has replied to the result of a job: ``reply`` is OK, DUP, FENCED, GONE,
+    FOLLOWS or LEADS."""
 
     request: FinishRequest
     reply: str

@@ -401,7 +401,7 @@ class WorkerProcess:
     def _clean_up(self) -> None:
         """Remove stale files: the loop of the clean-up thread.
 
-        An empty list ends it.
+        An empty list of entries ends the loop.
         """
         while entries := self._cleanup.get():
             for entry in entries:
