@@ -24,8 +24,8 @@ WIDTHS = (24, 18, 12, 32, 24)  # of the columns with --follow
 def run(arguments: argparse.Namespace) -> int:
     """Show audit events and return the exit code. Raises UsageError, QueueError.
 
-    With ``--follow`` it returns only after the reader has closed the pipe (exit code
-    1). Ctrl-C or an error end it otherwise.
+    With ``--follow`` it returns only after the reader has closed the pipe, with exit
+    code 1; otherwise Ctrl-C or an error ends it.
     """
     since = None if arguments.since is None else since_of(arguments.since, time.time())
     wanted = AuditFilter(arguments.actor, arguments.action, arguments.object, since)
@@ -46,8 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
 def since_of(text: str, now: float) -> float:
     """Return the time of ``--since`` in seconds since 1970.
 
-    It is given as RFC 3339, as seconds since 1970, or as a duration before ``now``.
-    Raises UsageError.
+    ``text`` is in RFC 3339, or is a number of seconds since 1970, or a duration before
+    ``now``. Raises UsageError.
     """
     with suppress(UsageError):
         return parse_time(text)

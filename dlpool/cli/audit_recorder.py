@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 BATCH = 100  # events per round trip
 INTERRUPTED = "interrupted"  # the result after a signal or a defect
 READS = ""  # the action of commands that change nothing
-# By command, or by command and action. Every command must be here.
+# The audit action of each command, or of each command and its argument ``action``.
+# Every command must be here.
 ACTIONS = {
     "push": "job.push",
     "jobs": READS,
@@ -105,9 +106,9 @@ def author() -> AuditActor:
 class AuditRecorder:
     """Writes the audit events of one command to the queue's stream and the local log.
 
-    The log is that of the service, if it exists on this machine. A failed write raises
-    no error, as the change has been made; the number of lost events is printed on
-    standard error. Not thread-safe.
+    The local log is that of the service, if it exists on this machine. A failed write
+    raises no error, as the change has already been made; the number of lost events is
+    printed on standard error. Not thread-safe.
     """
 
     def __init__(self, action: str, settings: Settings, *, is_quiet: bool) -> None:
@@ -136,7 +137,11 @@ class AuditRecorder:
         self._client, self._keys = client, keys
 
     def note(self, name: str, result: str = DONE, count: int = 1) -> None:
-        """Record a change, or an attempt at one, with the object and the result."""
+        """Record a change of ``count`` objects, or an attempt at one.
+
+        ``name`` is the object, or the first of them; ``result`` is DONE, UNCHANGED or
+        the label of an error.
+        """
         if not self.action:
             return
         self._last = result
@@ -148,8 +153,8 @@ class AuditRecorder:
     def recording(self) -> Iterator[None]:
         """Write the recorded events when the block ends.
 
-        A block that has recorded nothing, or ends with another result, is recorded as
-        one event.
+        If the block has recorded nothing, or if its result is not that of the last
+        recorded event, one more event records the result of the block.
         """
         result = INTERRUPTED
         try:
@@ -189,7 +194,7 @@ class AuditRecorder:
             self._lost += len(changes)
 
     def _log(self, changes: list[AuditChange]) -> None:
-        """Write to the log of the service, if it exists; a command creates none."""
+        """Write to the log of the service if it exists; a command creates no log."""
         folder = Path(self.settings.paths.log_dir)
         if not os.access(folder / "dlpool.log", os.W_OK):
             return

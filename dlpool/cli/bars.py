@@ -21,7 +21,10 @@ MAX_LINES = 20  # files shown at once
 
 
 class BarDisplay:
-    """A Display of bars. Only ``update`` refreshes it, so that one thread draws."""
+    """A ``Display`` of bars.
+
+    Only ``update`` refreshes the bars, so that they are drawn by the calling thread.
+    """
 
     def __init__(self) -> None:
         self._console = Console(file=stream_for_rich(sys.stderr))

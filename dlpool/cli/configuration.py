@@ -37,7 +37,7 @@ HIDDEN = "..."
 class ConfigurationRow:
     """An effective setting: ``text`` as written, ``value`` as used.
 
-    A secret is hidden in both.
+    The value of a secret is hidden in both fields.
     """
 
     section: str
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def rows(found: EffectiveSettings) -> Iterator[ConfigurationRow]:
-    """Yield all settings without secrets; those of hosts only if they are given."""
+    """Yield all settings without secrets, those of ``[host:NAME]`` only if given."""
     for section, kind in SECTIONS.items():
         for declared in fields(kind):
             yield _row(
@@ -89,7 +89,7 @@ def rows(found: EffectiveSettings) -> Iterator[ConfigurationRow]:
 def find_problems(found: EffectiveSettings) -> list[ConfigProblem]:
     """Return the problems at which the service or dlpool-web would refuse to start.
 
-    It checks files, programs, URLs and missing keys, and changes nothing.
+    Checks files, programs, URLs and missing keys, and changes nothing.
     """
     settings, problems = found.settings, []
     checks: list[tuple[str, Callable[[], object]]] = [
@@ -125,7 +125,10 @@ def find_problems(found: EffectiveSettings) -> list[ConfigProblem]:
 def _with_source(
     found: EffectiveSettings, section: str, sentence: str
 ) -> ConfigProblem:
-    """Return a problem with the source of the setting that it begins with."""
+    """Return a problem with the source of its setting.
+
+    ``sentence`` begins with ``[SECTION] NAME``, or with NAME of ``section``.
+    """
     match = re.match(r"\[([a-z]+)\] (.*)", sentence)
     section, text = (match[1], match[2]) if match else (section, sentence)
     name = text.partition(" ")[0].rstrip(":")

@@ -1,9 +1,11 @@
 """The standard streams of all programs, their errors and their exit codes.
 
-A stream that is closed, full or without a reader fails no other operation. The exit
-code reports the result of a command's task. Messages that cannot be written to standard
-error are dropped. Lost standard output is an error only if printing was the command's
-only task. Control characters are escaped here, once for all programs.
+If a stream is closed, full or without a reader, no other operation of the command
+fails: the exit code reports the result of the command's task. Messages that cannot be
+written to standard error are dropped. Lost standard output is an error only if the
+command has not failed and its only task was to print. The exit code of an error is the
+``exit_code`` of its class (``dlpool.errors``). Control characters are escaped here,
+once for all programs.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 
 
 class _Stream(io.RawIOBase):
-    """Writes to a descriptor, and drops all bytes after the first error.
+    """A raw stream that writes to a descriptor, and drops all bytes after an error.
 
-    The first error is kept in ``error``, and raised if ``raises``. No later flush
-    fails.
+    The first error is kept in ``error``, and raised if ``raises``. Later writes and
+    flushes do not fail.
     """
 
     def __init__(self, descriptor: int, *, raises: bool) -> None:
@@ -77,7 +79,7 @@ class _Stream(io.RawIOBase):
 class _CleanText(io.TextIOWrapper):
     """A text stream that escapes every character that could control a terminal.
 
-    Only newlines and tabs are kept, whatever the text contains.
+    Only newlines and tabs are written unchanged.
     """
 
     def write(self, text: str) -> int:
@@ -85,10 +87,10 @@ class _CleanText(io.TextIOWrapper):
         return super().write(escape_unsafe(text, keeps="\n\t"))
 
 
-class _Drawn:
-    """The same stream for a library that draws with control characters.
+class _DrawingStream:
+    """A ``_CleanText`` stream for a library that draws with control characters.
 
-    The library escapes the texts that it prints.
+    Writes text unchanged: the library must escape the texts that it prints.
     """
 
     def __init__(self, stream: _CleanText) -> None:
@@ -103,11 +105,15 @@ class _Drawn:
 
 
 def stream_for_rich(stream: TextIO) -> IO[str]:
-    """Return a standard stream for rich that passes its control characters.
+    """Return a standard stream that passes the control characters of rich unchanged.
 
-    The caller must pass texts through ``clean``.
+    The caller must pass all texts through ``clean``.
     """
-    return cast("IO[str]", _Drawn(stream)) if isinstance(stream, _CleanText) else stream
+    return (
+        cast("IO[str]", _DrawingStream(stream))
+        if isinstance(stream, _CleanText)
+        else stream
+    )
 
 
 class OutputLost(LocalFault):
@@ -122,8 +128,9 @@ class OutputLost(LocalFault):
 def run_program(name: str, run: Callable[[], int]) -> int:
     """Run a program and return its exit code.
 
-    An error is printed as one sentence on standard error, ``NAME: ...``. Call it once,
-    at the start of the process, before any file is opened.
+    An error is printed as one sentence on standard error, ``NAME: ...``, and its class
+    has the exit code. Call this function once, at the start of the process, before any
+    file is opened.
     """
     stdout = _prepare()
     try:
@@ -172,7 +179,7 @@ def show_lines(lines: Iterable[str]) -> None:
 def reporting_result() -> Iterator[None]:
     """Print the result of a finished command in this block.
 
-    An output error is reported on standard error and does not change the exit code.
+    A failure to write is reported on standard error and does not change the exit code.
     """
     try:
         yield
@@ -216,9 +223,10 @@ def _failed(name: str, error: DlpoolError) -> int:
 
 
 def _finished(name: str, stdout: _Stream | None, code: int) -> int:
-    """Flush standard output and return the exit code.
+    """Flush standard output and return the exit code of the program.
 
-    Lost output is an error if the command has no other.
+    ``code`` is that of the command. If it is 0 and output was lost for a reason other
+    than a closed pipe, that is printed as an error, whose exit code is returned.
     """
     with suppress(OSError, ValueError):
         sys.stdout.flush()
@@ -237,8 +245,8 @@ def _finished(name: str, stdout: _Stream | None, code: int) -> int:
 def _prepare() -> _Stream | None:
     """Replace the standard streams; return the raw stream of standard output.
 
-    Returns None if it was replaced before. A closed stream is opened as the null
-    device: otherwise the next opened file would get its descriptor.
+    Returns None if the program has replaced standard output itself. A closed descriptor
+    is opened as the null device: otherwise the next opened file would get it.
     """
     with suppress(OSError):
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
@@ -254,7 +262,11 @@ def _prepare() -> _Stream | None:
 
 
 def _wrapped(descriptor: int, old: TextIO | None, *, raises: bool) -> TextIO:
-    """Return a text stream on the descriptor that escapes what its encoding lacks."""
+    """Return a text stream on the descriptor.
+
+    Characters that its encoding lacks are escaped. A stream that is not a file, such as
+    a test's, is returned unchanged.
+    """
     if not isinstance(old, io.TextIOWrapper | None):
         return old
     return _CleanText(

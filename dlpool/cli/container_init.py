@@ -1,9 +1,10 @@
 """The duties of process 1 of a container.
 
 Process 1 inherits every process whose parent has exited, and must wait for it:
-otherwise processes that hooks leave behind become zombies. A program that waits for any
-child would take the exit codes for which its other code waits. Therefore process 1
-forks, reaps all processes, and its child runs the program; see tini(1), wait(2).
+otherwise processes that hooks leave behind become zombies. If the program itself waited
+for any child, it would take the exit codes for which its other code waits. Therefore
+process 1 forks: it reaps all processes, and its child runs the program; see tini(1),
+wait(2).
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ FORWARDED = (
     signal.SIGUSR1,
     signal.SIGUSR2,
 )
-SI_KERNEL = (
-    0x80  # from the terminal, to the process group: the child has received it, too
-)
+# si_code of a signal from the terminal, sent to the process group: the child has
+# received it, too.
+SI_KERNEL = 0x80
 SIGNAL_STATUS = 128  # plus the signal number: the exit code of a shell
 
 
@@ -34,9 +35,8 @@ def fork_if_init() -> None:
     if os.getpid() != 1:
         return
     awaited = {signal.SIGCHLD, *FORWARDED}
-    before = signal.pthread_sigmask(
-        signal.SIG_BLOCK, awaited
-    )  # otherwise a signal that arrives now would be lost
+    # Blocked, as otherwise a signal that arrives before sigwaitinfo would be lost.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     child = os.fork()
     if child == 0:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -61,10 +61,10 @@ def _serve(child: int, awaited: set[signal.Signals]) -> int:
 
 
 def _reaped(child: int) -> int | None:
-    """Reap all exited processes.
+    """Reap all exited processes, and return the exit code of ``child``.
 
-    Returns the exit code of ``child``, minus its signal if one killed it, None while it
-    runs.
+    Returns the negative signal number if a signal has killed the child, and None while
+    the child is running.
     """
     while True:
         pid, status = os.waitpid(-1, os.WNOHANG)

@@ -225,7 +225,10 @@ def _list_failed(arguments: argparse.Namespace) -> int:
 def _records_of(
     failures: FailureRecords, urls: Iterable[str]
 ) -> Iterator[tuple[str, FailureRecord | None]]:
-    """Yield the records of the URLs; without URLs all records."""
+    """Yield each URL with its failure record, None if it has none.
+
+    Without ``urls`` yields all records.
+    """
     if urls:
         yield from ((url, failures.get(url)) for url in urls)
     else:
@@ -241,7 +244,7 @@ def _id(url: str, one: FailureRecord | None) -> str:
 def _record_result(
     audit: AuditRecorder, verb: str, name: str, reply: str
 ) -> tuple[str, str]:
-    """Record the result for one name; return the name and the reply."""
+    """Write the audit event for one object; return its name and the reply."""
     problem = error_of_reply(verb, name, reply)
     audit.note(name, problem.label if problem else DONE)
     return name, reply
@@ -253,9 +256,10 @@ def _report_results(
     replies: Iterable[tuple[str, str]],
     count: int,
 ) -> int:
-    """Print the result for each name and return the exit code.
+    """Print the result for each object and return the exit code.
 
-    A single failure is raised; of several, the others are done (exit code 14).
+    ``count`` is the number of objects that the user named. The failure of a single one
+    is raised; with several, failures are printed, and the exit code is 14.
     """
     problems: list[DlpoolError] = []
     for name, reply in replies:

@@ -17,7 +17,7 @@ from dlpool.errors import ConfigurationError, TargetExists, UsageError
 
 
 def convert(arguments: argparse.Namespace) -> int:
-    """Write the INI file and return the exit code.
+    """Convert the file that the arguments name to INI and return the exit code.
 
     Raises UsageError without an input file, ConfigurationError for a file that is not a
     JSON object or has invalid values, TargetExists if the output exists, LocalFault.
@@ -42,7 +42,7 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def read_go_settings(source: str, notes: list[str]) -> Sequence[SourcedValue]:
-    """Return the settings of the file.
+    """Return the settings of the Go server's file; append warnings to ``notes``.
 
     Raises ConfigurationError, which names every invalid setting.
     """
@@ -70,16 +70,12 @@ def ini_lines(source: str, settings: Sequence[SourcedValue]) -> list[str]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a new file; it is complete or not created.
-
-    Raises TargetExists, LocalFault.
-    """
+    """Write a new file atomically. Raises TargetExists, LocalFault."""
     new = path.with_name(f".{path.name}.new")
     with translated(f"write {path}"):
         try:
-            atomic_create(
-                path, data, sync=True, mode=0o600, temporary=new
-            )  # it may contain the secret key
+            # 0600, as the file may contain the secret key.
+            atomic_create(path, data, sync=True, mode=0o600, temporary=new)
         except FileExistsError:
             raise TargetExists(
                 f"{path} exists and was not overwritten: name another file, or move it "

@@ -1,4 +1,4 @@
-"""``dlpool doctor``: tests what the service depends on, and advises."""
+"""``dlpool doctor``: tests what the service depends on, and gives advice."""
 
 from __future__ import annotations
 
@@ -44,15 +44,14 @@ _CHECKS: tuple[Callable[[Settings], Iterator[DoctorFinding]], ...] = (
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print a line per check and the verdict; return the exit code.
+    """Print a line for each check and the overall result; return the exit code.
 
     Raises UsageError for an invalid URL.
     """
     if arguments.url is not None:
         split_credentials(arguments.url)
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(_SIGTERM_CODE)
-    )  # exits normally, so that the temporary folder is removed
+    # Exit normally, so that the temporary folder is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_SIGTERM_CODE))
     found = list(examine(arguments))
     with reporting_result():
         _show(found, arguments)
@@ -81,10 +80,10 @@ def _show(found: list[DoctorFinding], arguments: argparse.Namespace) -> None:
 
 
 def examine(arguments: argparse.Namespace) -> Iterator[DoctorFinding]:
-    """Yield all findings; only one if the settings cannot be read.
+    """Yield all findings; if the settings cannot be read, only their problems.
 
-    With a folder it checks what ``dlpool fetch`` needs: the settings, the file system
-    of the folder, and the URL.
+    With ``--folder`` it checks what ``dlpool fetch`` needs: the settings, the file
+    system of the folder, and the URL.
     """
     try:
         read = load_effective(
@@ -120,7 +119,7 @@ def examine(arguments: argparse.Namespace) -> Iterator[DoctorFinding]:
 
 
 def _check_origin(url: str, settings: Settings) -> Iterator[DoctorFinding]:
-    """Test the server of a URL, and describe how dlpool would download from it."""
+    """Test the server of a URL, and describe how dlpool would download the URL."""
     connections = settings.transfer.connections
     max_connections = (
         settings.transfer.max_connections if connections == AUTO else int(connections)

@@ -1,4 +1,4 @@
-"""The checks of ``dlpool doctor`` on a file system: which guarantees hold there.
+"""The checks of ``dlpool doctor`` on a file system: which guarantees it gives.
 
 Each check runs the code of a real download, in a temporary folder that is removed.
 """
@@ -75,7 +75,10 @@ def _space(folder: Path, min_free: int | None) -> DoctorFinding:
 
 
 def _download_like(target: Path, preallocate: str) -> Iterator[DoctorFinding]:
-    """Perform the steps of a download with a test file. Raises LocalFault."""
+    """Perform the steps of a download with a test file; yield a finding for each.
+
+    Raises LocalFault.
+    """
     part = PartFile(target, sync=True)
     try:
         yield _lock(part, target)
@@ -101,7 +104,7 @@ def _download_like(target: Path, preallocate: str) -> Iterator[DoctorFinding]:
 
 
 def _lock(part: PartFile, target: Path) -> DoctorFinding:
-    """Check that a locked file cannot be locked again."""
+    """Check that a part file that is locked cannot be locked a second time."""
     try:
         PartFile(target, sync=False).close()
     except Locked:
@@ -162,9 +165,9 @@ def _folder_sync(folder: Path) -> DoctorFinding:
 
 
 def _exclusive_names(folder: Path) -> DoctorFinding:
-    """Check how a file is renamed without replacing another one.
+    """Check how a file can be renamed without replacing another one.
 
-    ``if_exists`` and uploads need it.
+    The setting ``if_exists`` and uploads need that.
     """
     first, second = folder / "first", folder / "second"
     first.write_bytes(b"")

@@ -1,4 +1,4 @@
-"""The findings of ``dlpool doctor`` and their severity. Pure."""
+"""The findings of ``dlpool doctor``, and how severe each is. Pure."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from dlpool.transfer.server_inspection import IfRange, InspectionReport
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 CONFIGURATION = "configuration"
-SLOW_REDIS_S = 0.02  # each claim, heartbeat and end of a job waits for it
+# Response time of Redis that is slow: each claim, heartbeat and end of a job waits for
+# a response.
+SLOW_REDIS_S = 0.02
 CLOCK_S = 2.0  # tolerance in seconds, for not_before and logs
-DATE_S = 5.0  # tolerance for clocks that report full seconds
-WRONG_CLOCK_S = 300.0  # certificates and Retry-After fail
-FILES_EACH = (
-    3  # open files that a connection needs: socket, its duplicate, the part file
-)
+DATE_S = 5.0  # tolerance for a clock that is read in full seconds, from Date
+WRONG_CLOCK_S = 300.0  # an offset at which certificates and Retry-After fail
+# Open files that a connection needs: the socket, its duplicate, the part file.
+FILES_EACH = 3
 FILES_BESIDE = 64  # open files of a worker without jobs
 
 
@@ -44,7 +45,7 @@ class DoctorFinding:
 
 
 def verdict(findings: Sequence[DoctorFinding]) -> str:
-    """Return the last line of the output."""
+    """Return the last line of the output: the overall result."""
     states = [finding.state for finding in findings]
     failed, warnings = states.count(FAILED), states.count(WARNING)
     counted = f"{warnings} warning{'s' * (warnings != 1)}"
@@ -62,7 +63,7 @@ def exit_code(findings: Sequence[DoctorFinding]) -> int:
 
 
 def latency_finding(seconds: float) -> DoctorFinding:
-    """Judge the response time of Redis, in seconds."""
+    """Return the finding for the response time of Redis, in seconds."""
     found = f"{seconds * 1000:.2f} ms"
     if seconds <= SLOW_REDIS_S:
         return DoctorFinding("redis latency", OK, found)
@@ -77,10 +78,10 @@ def latency_finding(seconds: float) -> DoctorFinding:
 def clock_finding(
     check: str, offset_s: float, *, is_proof: bool = True
 ) -> DoctorFinding:
-    """Judge how far another clock is ahead of the local one.
+    """Return the finding for a clock that is ``offset_s`` seconds ahead of ours.
 
-    The clock of one foreign server (``is_proof`` False) cannot prove that the local one
-    is wrong.
+    With ``is_proof`` False, the clock is that of a single foreign server, which cannot
+    prove that ours is wrong.
     """
     tolerance_s = CLOCK_S if is_proof else DATE_S
     if abs(offset_s) <= tolerance_s:
@@ -93,7 +94,7 @@ def clock_finding(
 
 
 def files_needed(settings: Settings, cores: int) -> int:
-    """Return the open files of the busiest worker, with all connections in use.
+    """Return how many files the busiest worker has open with all connections in use.
 
     ``cores`` is the number of cores of the machine.
     """
@@ -111,7 +112,10 @@ def files_needed(settings: Settings, cores: int) -> int:
 
 
 def open_files_finding(needed: int, hard: int | None) -> DoctorFinding:
-    """Judge the hard limit of open files; None means unlimited."""
+    """Return the finding for ``hard``, the hard limit of open files (None: unlimited).
+
+    ``needed`` is the number of open files that a worker needs.
+    """
     if hard is None or hard >= needed:
         return DoctorFinding(
             "open files",
@@ -133,7 +137,7 @@ def open_files_finding(needed: int, hard: int | None) -> DoctorFinding:
 def origin_findings(
     report: InspectionReport, settings: Settings
 ) -> list[DoctorFinding]:
-    """Judge what a server supports, and how dlpool would download from it."""
+    """Return what a server supports, and how dlpool would download from it."""
     found = [
         _head(report, settings),
         _size(report, settings),

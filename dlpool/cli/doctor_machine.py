@@ -1,4 +1,7 @@
-"""The checks of ``dlpool doctor`` on this machine and its Redis. They leave nothing."""
+"""The checks of ``dlpool doctor`` on this machine and its Redis.
+
+They change nothing.
+"""
 
 from __future__ import annotations
 
@@ -34,15 +37,16 @@ from dlpool.jobs.server_check import (
 )
 from dlpool.service.node.embedded_redis import find_redis_program
 
-PINGS = 20
-_CONSEQUENCE = {
+PINGS = 20  # whose median is the latency
+# The checks, by the event with which the service warns about the same problem.
+_CHECK_OF_EVENT = {
     "redis_may_evict": "redis eviction",
     "redis_not_persistent": "redis persistence",
 }
 
 
 def check_redis(settings: Settings) -> Iterator[DoctorFinding]:
-    """Check that Redis answers and is configured well, its latency and its clock.
+    """Check whether Redis answers, its configuration, its latency and its clock.
 
     Raises ConfigurationError.
     """
@@ -156,7 +160,7 @@ def _risks(server: ServerInfo) -> Iterator[DoctorFinding]:
         "redis_may_evict": server.info is not None,
         "redis_not_persistent": server.save is not None,
     }
-    for event, check in _CONSEQUENCE.items():
+    for event, check in _CHECK_OF_EVENT.items():
         if event in found:
             reason, _, advice = found[event].rpartition("; ")
             yield DoctorFinding(check, WARNING, reason, advice)
@@ -214,7 +218,7 @@ def _folder(name: str, folder: Path) -> DoctorFinding:
 
 
 def nearest(folder: Path) -> Path:
-    """Return the folder, or its nearest existing parent."""
+    """Return the folder if it exists, else its nearest existing parent."""
     while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
     return folder

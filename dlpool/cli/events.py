@@ -16,6 +16,7 @@ from dlpool.jobs.event_stream import BEGIN, PAGE, EventReader, QueueEvent
 
 COLUMNS = ("ID", "TIME", "EVENT", "JOB", "DETAIL")
 WIDTHS = (15, 24, 16, 32)  # of the columns with --follow
+# Fields that are not shown as NAME=VALUE, but in another form.
 _SHOWN_ELSEWHERE = ("note", "upload_id")
 DETAIL_SHOWN = 200  # characters
 
@@ -23,8 +24,8 @@ DETAIL_SHOWN = 200  # characters
 def show_events(arguments: argparse.Namespace) -> int:
     """Show events and return the exit code. Raises QueueError.
 
-    With ``--follow`` it returns only after the reader has closed the pipe (exit code
-    1). Ctrl-C or an error end it otherwise.
+    With ``--follow`` it returns only after the reader has closed the pipe, with exit
+    code 1; otherwise Ctrl-C or an error ends it.
     """
     with open_queue(arguments) as queue:
         events = EventReader(queue.client, queue.keys)

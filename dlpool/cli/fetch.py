@@ -109,7 +109,10 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 @contextmanager
 def _open_session(arguments: argparse.Namespace) -> Iterator[BatchSession | None]:
-    """Open the session file that records the work of earlier runs, if it is given."""
+    """Open the session file of ``--session`` and yield it; yield None without one.
+
+    Raises UsageError, LocalFault.
+    """
     if arguments.session is None:
         yield None
         return
@@ -125,10 +128,10 @@ def _open_session(arguments: argparse.Namespace) -> Iterator[BatchSession | None
 def _watch(
     batch: Batch, display: Display, report: FetchReport, events: EventPrinter
 ) -> None:
-    """Draw and report until all downloads have ended.
+    """Start the batch; draw and report until all downloads have ended.
 
-    After an interrupting signal it cancels the batch and waits ``STOP_S`` seconds at
-    most.
+    After an interrupting signal, cancels the batch and waits at most ``STOP_S``
+    seconds.
     """
     interruption = Interruption()
     try:
@@ -154,7 +157,11 @@ def _watch(
 
 @contextmanager
 def _items(arguments: argparse.Namespace) -> Iterator[Iterator[BatchItem]]:
-    """Yield the items to download; a list is read as workers become free."""
+    """Yield an iterator of the items to download.
+
+    There is one item for a URL, or one for each line of a list, which is read as the
+    iterator advances. Raises UsageError, LocalFault.
+    """
     if arguments.input_file is None:
         if arguments.url is None:
             raise UsageError("a URL is missing (or use -i FILE for a list)")
@@ -177,9 +184,10 @@ def _items(arguments: argparse.Namespace) -> Iterator[Iterator[BatchItem]]:
 def _collisions(
     arguments: argparse.Namespace, engine: DownloadEngine, transfer: TransferSettings
 ) -> list[BatchResult]:
-    """Return the failures of a list that are known before it starts.
+    """Return the failures that are known before any download of a list starts.
 
-    These are collisions and text that is not UTF-8. Only regular files are checked.
+    These are items with the same target, and text that is not UTF-8. Only a list in a
+    regular file is checked, as it can be read twice.
     """
     name = arguments.input_file
     if name is None or not Path(name).is_file() or transfer.if_exists == "rename":

@@ -20,8 +20,8 @@ SOME_FAILED = 14
 class FetchReport:
     """Collects the results of a run. Used by the main thread.
 
-    With ``keeps`` all results are kept for JSON; otherwise only what the exit code
-    needs. ``signal`` is the signal that interrupted the run.
+    With ``keeps`` all results are kept for the JSON output; otherwise only what the
+    exit code needs. ``signal`` is the signal that interrupted the run, or None.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class FetchReport:
         self._is_list_unreadable = False
 
     def add(self, results: Iterable[BatchResult]) -> None:
-        """Report results."""
+        """Print each result and count it."""
         for result in results:
             is_cancelled = (
                 result.error is not None and result.error.label == "cancelled"

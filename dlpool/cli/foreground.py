@@ -1,4 +1,4 @@
-"""What commands in the foreground share: interrupting signals, and printed events."""
+"""What ``fetch`` and ``upload`` share: interrupting signals, and printed events."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Mapping
 
 from dlpool.cli.progress import Display
 
-DRAW_S = 0.1
-STOP_S = 5.0  # the wait after a signal, for calls that cannot be interrupted
+DRAW_S = 0.1  # between two updates of the display
+STOP_S = 5.0  # the longest wait after a signal, for calls that cannot be interrupted
 
 
 class Interruption:
-    """The signal that interrupted the command.
+    """The first signal, SIGINT or SIGTERM, that interrupted the command.
 
-    The handlers only record it. A second signal ends the process at once.
+    The handler only records the signal. A second signal ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -26,9 +26,9 @@ class Interruption:
         signal.signal(signal.SIGTERM, self._note)
 
     def interrupt(self) -> None:
-        """Raise KeyboardInterrupt on signals from now on.
+        """Let signals raise KeyboardInterrupt from now on.
 
-        Used when the main thread downloads itself and cannot poll for signals.
+        Used when the main thread itself transfers the file and cannot poll for signals.
         """
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -60,14 +60,18 @@ def _folder_not_synced(fields: Mapping[str, object]) -> str:
     )
 
 
+# The events that are also printed without -v, as sentences.
 _SENTENCES = {
     "connections_limited": _connections_limited,
     "folder_not_synced": _folder_not_synced,
-}  # shown without -v
+}
 
 
 class EventPrinter:
-    """Collects events of other threads, for the thread that draws. Thread-safe."""
+    """Collects events of other threads, for the thread that draws. Thread-safe.
+
+    ``is_wanted`` is whether all events are printed (``-v``).
+    """
 
     def __init__(self, *, is_wanted: bool) -> None:
         self._is_wanted = is_wanted
@@ -92,5 +96,5 @@ class EventPrinter:
 
 
 def _value_text(value: object) -> str:
-    """Return the text of a value; a path is shown as its text."""
+    """Return the value of an event's field as text; a path without its type."""
     return repr(os.fspath(value) if isinstance(value, os.PathLike) else value)

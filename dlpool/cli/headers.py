@@ -11,15 +11,15 @@ from dlpool.cli.items import parse_header
 from dlpool.errors import LocalFault, UsageError
 from dlpool.usertext import NotText, read_lines
 
-MAX_FILE = 64 * 1024  # bytes: more than any server takes
+MAX_FILE = 64 * 1024  # bytes; no server accepts that many
 
 
 def read_headers(arguments: argparse.Namespace) -> dict[str, str]:
     """Return the headers that the options name, in their order.
 
-    Of equal names the last one counts. Files are read once: afterwards ``arguments``
-    holds their lines. Error messages contain no text of a file, only line numbers.
-    Raises UsageError, LocalFault.
+    If a name is given twice, the last value is used. Files are read once: afterwards
+    ``arguments`` holds their lines. Error messages contain no text of a file, only line
+    numbers. Raises UsageError, LocalFault.
     """
     lists = getattr(arguments, "input_file", None)
     if lists == "-" and "@-" in arguments.header:
@@ -29,9 +29,8 @@ def read_headers(arguments: argparse.Namespace) -> dict[str, str]:
         found += (
             list(_of_file(text[1:])) if text.startswith("@") else [parse_header(text)]
         )
-    arguments.header = [
-        f"{name}: {value}" for name, value in found
-    ]  # standard input can be read once
+    # Replaces files by their lines, as standard input can be read only once.
+    arguments.header = [f"{name}: {value}" for name, value in found]
     return dict(found)
 
 

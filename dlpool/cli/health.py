@@ -1,4 +1,4 @@
-"""``dlpool health``: checks a supervisor of this machine."""
+"""``dlpool health``: checks the health of a supervisor of this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dlpool.config import MetricsSettings
 from dlpool.errors import ConfigurationError, DlpoolError
 from dlpool.kinds import split_address
 
-ANSWER_S = 5.0
+ANSWER_S = 5.0  # timeout of the supervisor's answer
 MAX_ANSWER = 64 * 1024  # bytes
 
 
@@ -41,12 +41,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def request_health(listen: str, path: str) -> tuple[int, str]:
-    """Return status and body of the answer of the supervisor at ``listen``.
+    """Return the status and the body of the supervisor's answer.
 
-    Raises Unhealthy.
+    ``listen`` is its address, ``path`` that of the request. Raises Unhealthy.
     """
     host, port = split_address(listen)
-    if host in ("", "0.0.0.0", "::"):  # it listens at every address
+    if host in ("", "0.0.0.0", "::"):  # listens at every address
         host = "localhost"
     connection = http.client.HTTPConnection(host, port, timeout=ANSWER_S)
     try:

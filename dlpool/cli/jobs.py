@@ -1,4 +1,4 @@
-"""``dlpool jobs``, ``dlpool job`` and ``dlpool stats``: shows the queue."""
+"""``dlpool jobs``, ``dlpool job`` and ``dlpool stats``: show the queue."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def show_stats(arguments: argparse.Namespace) -> int:
 
 
 def progress_text(view: JobView) -> str:
-    """Return the progress of a job, as ``45% of 2.0M``; empty if it is unknown."""
+    """Return the progress of a job, such as ``45% of 2.0M``; empty if it is unknown."""
     done, size = view.progress.get("done"), view.progress.get("size")
     if not isinstance(done, int):
         return ""
@@ -151,9 +151,9 @@ def _show_figures(stats: QueueStats) -> None:
 
 
 def host_lines(stats: QueueStats) -> list[str]:
-    """Return a line for each host that jobs wait for.
+    """Return a line for each host for which jobs wait.
 
-    Such a host has reached its limit, or has asked to be retried later.
+    Such a host has reached its limit of jobs, or has sent Retry-After.
     """
     lines = [
         f"{count} jobs wait for a slot at {host}"

@@ -18,9 +18,9 @@ def shown_list(name: str) -> str:
 
 @contextmanager
 def open_list(name: str) -> Iterator[Read]:
-    """Open a list and yield a function that reads at most ``size`` bytes of it.
+    """Open a list and yield a function that reads at most ``size`` bytes of the list.
 
-    ``-`` is standard input. Opening and reading raise LocalFault.
+    The name ``-`` means standard input. Opening and reading raise LocalFault.
     """
     shown = shown_list(name)
 

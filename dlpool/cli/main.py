@@ -22,7 +22,10 @@ from dlpool.cli.upload_options import add_upload
 
 
 class _CommandsFormatter(argparse.RawDescriptionHelpFormatter):
-    """Widen the column of command names, whose indentation argparse ignores."""
+    """A help formatter with a wide column for the names of commands.
+
+    argparse ignores their indentation when it computes the width.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -32,7 +35,8 @@ class _CommandsFormatter(argparse.RawDescriptionHelpFormatter):
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands.
 
-    Each command sets ``run``, which takes the arguments and returns the exit code.
+    For each command the arguments have ``run``, a function that takes the arguments and
+    returns the exit code.
     """
     parser = Parser(
         prog="dlpool",

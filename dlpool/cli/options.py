@@ -76,7 +76,7 @@ def add_fetch(
 
 
 def add_setting(group: Any, declared: Field[Any]) -> None:
-    """Declare the option of a setting; the arguments lack it unless it is given."""
+    """Declare the option of a setting; without the option its argument is not set."""
     meta = declared.metadata
     options: dict[str, Any] = {"dest": declared.name, "default": argparse.SUPPRESS}
     if isinstance(declared.default, bool):
@@ -106,9 +106,9 @@ def add_setting(group: Any, declared: Field[Any]) -> None:
 def sourced_options(
     arguments: argparse.Namespace, section: str, names: Collection[str] | None = None
 ) -> list[SourcedValue]:
-    """Return the values that the options give to a section.
+    """Return the values that the options give to the settings of a section.
 
-    With ``names`` only these settings are considered.
+    With ``names`` only the settings with these names are considered.
     """
     values = vars(arguments)
     return [
@@ -134,7 +134,7 @@ def load_settings(
 ) -> EffectiveSettings:
     """Return the effective settings and print their warnings to standard error.
 
-    ``of_service`` applies the defaults and checks of the service. Raises
+    With ``of_service`` the defaults are those of the service. Raises
     ConfigurationError, which names all problems.
     """
     found = load_effective(config, options, for_service=of_service)
@@ -149,14 +149,14 @@ def apply_umask(settings: Settings) -> None:
 
 
 def print_warnings(notes: Iterable[str], program: str = "dlpool") -> None:
-    """Write warnings to standard error, which may be closed, full or absent."""
+    """Print warnings to standard error, even if it is closed, full or absent."""
     with suppress(OSError, ValueError, AttributeError):
         for note in notes:
             print(f"{program}: warning: {note}", file=sys.stderr, flush=True)
 
 
 def join_negative_values(argv: Sequence[str]) -> list[str]:
-    """Return ``--option -5K`` as ``--option=-5K``, which argparse accepts."""
+    """Return the words with ``--option -5K`` as ``--option=-5K``, for argparse."""
     joined: list[str] = []
     for word in argv:
         if (

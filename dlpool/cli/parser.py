@@ -22,15 +22,19 @@ exit codes:
 
 
 class Parser(argparse.ArgumentParser):
-    """Report errors in one sentence, and accept options between positional arguments."""
+    """A parser that reports errors in one sentence.
+
+    Accepts options between positional arguments.
+    """
 
     _is_intermixing = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse options between positional arguments, as in ``URL --option 1 PATH``.
 
-        ``parse_known_intermixed_args`` does that and calls this method. It supports
-        neither subcommands nor ``--``: for these the plain method is used.
+        ``parse_known_intermixed_args`` does that; it calls this method again. It
+        supports neither subcommands nor ``--``: for these the method of the base class
+        is used.
         """
         if self._is_intermixing or self._subparsers is not None or "--" in (args or ()):
             return super().parse_known_args(args, namespace)

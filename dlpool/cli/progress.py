@@ -1,6 +1,6 @@
 """Shows progress on standard error: bars, lines, JSON lines or nothing.
 
-The main thread draws; no other thread may.
+Only the main thread draws.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Display(Protocol):
         """Draw the progress if an update is due."""
 
     def print_line(self, text: str) -> None:
-        """Print a line above the progress display, without its control characters."""
+        """Print a line above the progress display, with control characters escaped."""
 
     def close(self) -> None:
         """Restore the terminal."""
@@ -60,7 +60,7 @@ class PlainDisplay(SilentDisplay):
         self._speeds: dict[int, Speedometer] = {}
 
     def update(self, view: BatchProgress) -> None:
-        """Measure the speeds, and print if an update is due."""
+        """Measure the speeds; print the progress if an update is due."""
         now = time.monotonic()
         rates = {
             n: self._speeds.setdefault(n, Speedometer()).add(now, p.done)

@@ -1,6 +1,6 @@
 """``dlpool push``: queues one job, or the lines of a list.
 
-Each job is checked before any byte of it is sent.
+Each job is validated before it is sent to Redis.
 """
 
 from __future__ import annotations
@@ -46,16 +46,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("with -i, put URLs and PATHs into the list")
     if arguments.checksum is not None or arguments.id is not None:
         raise UsageError("with -i, put checksums and ids into the list, as JSON")
-    parse_valid_job(
-        compose_job("http://localhost/", "options", **options)
-    )  # checks the options once
+    # Check the options once, with a job that is not pushed.
+    parse_valid_job(compose_job("http://localhost/", "options", **options))
     return _push_list(arguments, options)
 
 
 def job_of_line(line: bytes, options: dict[str, Any]) -> PushedJob | None:
-    """Return the job of a line, None for an empty line or a comment.
+    """Return the job of a line; None for an empty line or a comment.
 
-    ``options`` holds the options for a line of the form ``URL PATH``. Raises UsageError.
+    ``options`` holds the fields for a line of the form ``URL PATH``. Raises UsageError.
     """
     if not line or line.startswith(b"#"):
         return None
@@ -70,7 +69,7 @@ def job_of_line(line: bytes, options: dict[str, Any]) -> PushedJob | None:
 
 
 def blocks_of_lines(read: Callable[[], bytes]) -> Iterator[list[bytes]]:
-    """Yield the lines that each ``read`` completes, without waiting for more input.
+    """Yield the complete lines that each ``read`` adds, without waiting for more input.
 
     Lines are in UTF-8; a line longer than any job is truncated. Raises UsageError for
     input that is not text.
@@ -110,7 +109,7 @@ class ListPush:
         self._options = options
         self._is_json = is_json
         self._read = 0  # lines
-        self._done = 0  # lines that are completed
+        self._done = 0  # lines that were pushed or refused
         self._refused = 0
         self._results = dict.fromkeys(("OK", "DUP", "FOLLOWS"), 0)
 
@@ -120,7 +119,7 @@ class ListPush:
         return SOME_FAILED if self._refused else 0
 
     def add(self, lines: Sequence[bytes]) -> None:
-        """Push these lines. Raises QueueError, LocalFault."""
+        """Push a job for each line and print its id. Raises QueueError, LocalFault."""
         for start in range(0, len(lines), BATCH):
             batch = list(self._jobs(lines[start : start + BATCH]))
             results = (
@@ -150,7 +149,10 @@ class ListPush:
         return ", ".join(parts)
 
     def stopped(self) -> str:
-        """Return the last completed line, so that the user can continue from there."""
+        """Return a sentence that names the last completed line.
+
+        The user can continue after that line.
+        """
         doubt = (
             f"; lines {self._done + 1} to {self._read} may or may not be pushed"
             if self._read > self._done
@@ -174,7 +176,7 @@ class ListPush:
 def note_pushed(
     audit: AuditRecorder, job_ids: Sequence[str], results: Sequence[str]
 ) -> None:
-    """Record a batch of pushes as one audit event, named by its first new job."""
+    """Record a batch of pushes as one audit event, with the id of its first new job."""
     new_ids = [
         job_id
         for job_id, result in zip(job_ids, results, strict=True)

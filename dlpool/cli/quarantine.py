@@ -27,7 +27,7 @@ COLUMNS = ("ID", "AT", "SIZE", "SIGNATURE", "OWNER", "TARGET")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the action and return the exit code.
+    """List, show, release or delete files, and return the exit code.
 
     Raises UsageError, NotFound, TargetExists, LocalFault.
     """
@@ -92,7 +92,8 @@ def _act_on_each(
 ) -> int:
     """Release or delete each file and return the exit code.
 
-    A single failure is raised; of several, the others are done (exit code 14).
+    The failure of a single file is raised; with several files, failures are printed,
+    and the exit code is 14.
     """
     log = _log(settings)
     problems: list[DlpoolError] = []
@@ -151,7 +152,7 @@ def _act(
 
 
 def _log(settings: Settings) -> Log:
-    """Return the service's log; a record that cannot be written is dropped."""
+    """Return the log of the service, which drops records that cannot be written."""
     folder, node = Path(settings.paths.log_dir), settings.supervisor.node_id or "cli"
     return Log(
         folder,
@@ -162,7 +163,7 @@ def _log(settings: Settings) -> Log:
 
 
 def _actor() -> str:
-    """Return the user who runs the command: the user of sudo, if there is one."""
+    """Return the name of the user who runs the command, or who runs sudo."""
     names = [os.environ.get("SUDO_USER", "")]
     with suppress(KeyError):
         names.append(pwd.getpwuid(os.getuid()).pw_name)

@@ -61,8 +61,7 @@ ACTION is a name such as job.cancel, or job for all actions on jobs.
 
 
 def add_queue_commands(commands: Any, exit_codes: str) -> None:
-    """Declare ``push``, ``jobs``, ``job``, ``events``, ``audit``, ``health``,
-    ``stats``."""
+    """Declare the commands that add to the queue and show it."""
     _add_push(commands, exit_codes)
     parser = add_command(commands, "jobs", "list jobs", _JOBS, exit_codes, _jobs)
     parser.add_argument(
@@ -270,7 +269,11 @@ def add_command(
     epilog: str,
     run: Callable[[argparse.Namespace], int],
 ) -> argparse.ArgumentParser:
-    """Declare a command that ``run`` executes; its help ends with ``epilog``."""
+    """Declare a command that ``run`` executes, and return its parser.
+
+    ``summary`` is its line in the list of commands, ``text`` the description in its
+    help, ``epilog`` the end of its help.
+    """
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dlpool.jobs.keys import QueueKeys
 
 SUPERVISOR = "dlpool-supervisor"
-PROBE_S = 3.0
+PROBE_S = 3.0  # timeout of the connection that tests the embedded Redis
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*):([0-9]{1,5})")
 
 
@@ -131,7 +131,7 @@ def open_queue(arguments: argparse.Namespace) -> Iterator[OpenQueue]:
     """Connect to the queue that the arguments name, and check that its Redis answers.
 
     A command that changes something leaves audit events: those that it records, or one
-    of its own. Raises QueueError, ConfigurationError.
+    about its result. Raises QueueError, ConfigurationError.
     """
     from dlpool.jobs.connection import AUTO, EMBEDDED, connect
     from dlpool.jobs.keys import QueueKeys
@@ -162,7 +162,7 @@ def open_queue(arguments: argparse.Namespace) -> Iterator[OpenQueue]:
 
 
 def _check_supervisor(state_dir: Path, config: str | None) -> None:
-    """Check that the embedded Redis, which the supervisor starts, is running.
+    """Check that the embedded Redis is running, which only the supervisor starts.
 
     Raises QueueAway.
     """

@@ -16,9 +16,9 @@ _HEAD = "| key | value | default | reload | what it is |\n|---|---|---|---|---|\
 
 
 def generated(root: Path) -> dict[Path, str]:
-    """Return the generated files below ``root``, by path.
+    """Return the texts of the generated files below ``root``, by path.
 
-    Of the document only the part after ``MARK`` is generated.
+    In ``docs/configuration.md`` only the part after ``MARK`` is generated.
     """
     document = root / "docs" / "configuration.md"
     found = {
@@ -34,7 +34,7 @@ def generated(root: Path) -> dict[Path, str]:
 
 
 def tables() -> str:
-    """Return a table for each section."""
+    """Return a table of the settings of each section, in Markdown."""
     return "".join(_table(section, kind) for section, kind in SECTIONS.items())
 
 
@@ -62,7 +62,7 @@ def _row(section: str, declared: Field[Any]) -> str:
 
 
 def _others(meta: Any) -> str:
-    """Return the settings that a setting requires or replaces."""
+    """Return the settings that a setting requires or excludes, as text."""
     needs = f"; needs `{meta['needs']}`" if meta["needs"] else ""
     return needs + (
         f"; instead of `{meta['instead_of']}`" if meta["instead_of"] else ""

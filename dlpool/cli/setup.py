@@ -23,13 +23,14 @@ PROGRAM = "/usr/bin/dlpool-supervisor"  # in the shipped units
 UNIT = "dlpool-supervisor.service"
 TEMPLATE = "dlpool-supervisor@.service"
 WEB_UNIT = "dlpool-web.service"
+# Folders that ProtectHome and PrivateTmp hide from the service.
 _HIDDEN = (
     "/home/",
     "/root/",
     "/run/user/",
     "/tmp/",
     "/var/tmp/",
-)  # from the service, by ProtectHome and PrivateTmp
+)
 _NEXT = """\
 next, as root:
   systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload
@@ -48,7 +49,10 @@ _NEXT_WEB = (
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print a unit, or install the files. Raises LocalFault, TargetExists."""
+    """Print a unit, or install the files, and return the exit code.
+
+    Raises LocalFault, TargetExists.
+    """
     program = program_line()
     if arguments.print_unit:
         show_lines(
@@ -96,10 +100,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def allowed_networks(ini: Path, given: str | None) -> str:
-    """Return the private networks that jobs may reach.
+    """Return the private networks that jobs may connect to.
 
-    They are those of the option, those of an existing INI file, or the answer to a
-    question on the terminal. An invalid answer is asked for again.
+    These are, in this order: ``given``, the value of the option; the value in an
+    existing INI file; the answer to a question on the terminal, which is repeated until
+    the answer is valid. Without a terminal they are none.
     """
     if (
         given is not None
@@ -127,14 +132,18 @@ def _allowed_in(ini: Path) -> str:
 
 
 def ini_path(instance: str | None) -> str:
-    """Return the path of an INI file, relative to the root of an installation."""
+    """Return the path of the INI file of an instance, relative to the root."""
     return f"etc/dlpool/{instance or 'dlpool'}.ini"
 
 
 def files(
     program: str, instance: str | None, network_allow: str = ""
 ) -> dict[str, str]:
-    """Return the files of an installation by path, with one instance's INI file."""
+    """Return the texts of an installation's files, by path relative to its root.
+
+    ``program`` is the command that starts the supervisor. The INI file is that of
+    ``instance``, None for the instance without a name.
+    """
     below = f"/{instance}" if instance else ""
     ini = default_ini(
         {
@@ -198,9 +207,9 @@ def program_line() -> str:
 
 
 def install(root: Path, contents: dict[str, str]) -> list[Path]:
-    """Write the files below ``root`` atomically; return existing files that differ.
+    """Write the files below ``root``; return existing files with other contents.
 
-    Raises LocalFault.
+    Each file is written atomically; existing files are kept. Raises LocalFault.
     """
     changed = []
     for name, text in contents.items():

@@ -1,4 +1,4 @@
-"""The program ``dlpool-supervisor``: its options, its start, its messages."""
+"""The program ``dlpool-supervisor``: its options, its start, its first messages."""
 
 from __future__ import annotations
 
@@ -22,11 +22,8 @@ from dlpool.config.sourced import SourcedValue
 from dlpool.jobs.keys import node_of
 from dlpool.kinds import AUTO
 
-_OPTIONS = (
-    "max_concurrent_downloads",
-    "drain_timeout",
-    "log_format",
-)  # further settings with their own option
+# The settings of [supervisor] and [logging] that have an option.
+_OPTIONS = ("max_concurrent_downloads", "drain_timeout", "log_format")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -116,8 +113,7 @@ class StartPrinter:
 
 
 def start_lines(fields: Mapping[str, Any]) -> list[str]:
-    """Return the start summary from the fields of the event ``service_started``.
-    Pure."""
+    """Return the start summary, from the fields of ``service_started``. Pure."""
     shown = fields["configuration"]
     slots, max_slots = (
         shown["supervisor"][name] for name in ("max_concurrent_downloads", "max_slots")
@@ -141,9 +137,9 @@ def start_lines(fields: Mapping[str, Any]) -> list[str]:
 
 
 def _queued_signals() -> deque[int]:
-    """Queue the signals that would kill the process, until the service can handle them.
+    """Queue SIGHUP, SIGUSR1 and SIGUSR2 until the service can handle them.
 
-    SIGTERM still ends the process.
+    They would kill the process. SIGTERM still does.
     """
     waiting: deque[int] = deque()
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dlpool.cli.console import show_lines, stream_for_rich
 from dlpool.usertext import escape_unsafe
 
-SHORT = 10  # characters; shorter columns, and the first one, are not wrapped
+SHORT = 10  # characters; columns up to this width, and the first column, do not wrap
 
 Cells = Sequence[object]
 
@@ -16,8 +16,8 @@ Cells = Sequence[object]
 def show_table(columns: Sequence[str], rows: Sequence[Cells]) -> None:
     """Print a table.
 
-    On a terminal empty columns are left out. Elsewhere it prints a header line and a
-    line per row, with all columns, separated by tabs.
+    On a terminal empty columns are left out. Otherwise prints a header line and a line
+    per row, with all columns separated by tabs.
     """
     texts = [[clean(cell) for cell in row] for row in rows]
     if not _is_terminal():
@@ -27,9 +27,9 @@ def show_table(columns: Sequence[str], rows: Sequence[Cells]) -> None:
 
 
 def show_row(cells: Cells, widths: Sequence[int]) -> None:
-    """Print one row of a table of unknown length.
+    """Print one row of a table whose other rows are not known yet.
 
-    Cells have fixed widths on a terminal, else they are separated by tabs.
+    On a terminal cells have the given widths, otherwise they are separated by tabs.
     """
     texts = [clean(cell) for cell in cells]
     if _is_terminal():

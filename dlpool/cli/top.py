@@ -1,6 +1,6 @@
 """``dlpool top``: shows the queue as it changes.
 
-Each sample asks the supervisors for fresh reports.
+Each sample requests new reports from the supervisors, which the next sample shows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dlpool.jobs.queue_admin import QueueAdmin
 from dlpool.jobs.queue_views import QueueStats, QueueViews
 from dlpool.transfer.http.urls import display_url
 
-SAMPLE_S = 1.0
+SAMPLE_S = 1.0  # between samples
 FIRST_SAMPLE_S = 0.3  # the wait for the reports of supervisors before the first sample
 BAR = 20  # characters
 COLUMNS = ("ID", "NODE", "DONE", "RATE", "PHASE", "URL", "PATH")
@@ -33,13 +33,17 @@ COLUMNS = ("ID", "NODE", "DONE", "RATE", "PHASE", "URL", "PATH")
 
 @dataclass
 class JobRates:
-    """The bytes per second of each job, between two samples."""
+    """The bytes per second of each job, between two samples.
+
+    ``seen`` holds the time and the downloaded bytes of the last sample by job id,
+    ``now`` the rates.
+    """
 
     seen: dict[str, tuple[float, int]] = field(default_factory=dict)
     now: dict[str, float] = field(default_factory=dict)
 
     def sample(self, views: list[JobView], at: float) -> None:
-        """Update the rates at the time ``at``, in seconds; new jobs have none yet."""
+        """Update the rates at the time ``at``, in seconds; a new job has the rate 0."""
         seen: dict[str, tuple[float, int]] = {}
         now: dict[str, float] = {}
         for view in views:
@@ -55,11 +59,11 @@ class JobRates:
 
 
 class QueueMonitor:
-    """The samples of one command, and their texts."""
+    """The last sample of the queue, and its presentation as rows and lines."""
 
     def __init__(self, queue: OpenQueue, limit: int) -> None:
         self._views = QueueViews(queue.client, queue.keys)
-        self._steering = QueueAdmin(queue.client, queue.keys)
+        self._admin = QueueAdmin(queue.client, queue.keys)
         self._limit = limit
         self._rates = JobRates()
         self.stats: QueueStats | None = None
@@ -67,9 +71,9 @@ class QueueMonitor:
         self.drained: set[str] = set()
 
     def begin(self) -> None:
-        """Request fresh reports, wait for them, and take the first sample.
+        """Request new reports, wait for them, and take the first sample.
 
-        Older reports have different ages and would give wrong rates.
+        Earlier reports are of different ages and would give wrong rates.
         """
         self.sample()
         time.sleep(FIRST_SAMPLE_S)
@@ -80,9 +84,9 @@ class QueueMonitor:
         """Take a sample. Raises QueueError."""
         self.stats = self._views.stats()
         self.running = self._views.jobs("running", self._limit)
-        self.drained = self._steering.drained_nodes()
+        self.drained = self._admin.drained_nodes()
         self._rates.sample(self.running, time.monotonic())
-        self._steering.request_status(self.stats.supervisors)
+        self._admin.request_status(self.stats.supervisors)
 
     def as_json(self) -> dict[str, Any]:
         """Return the last sample as JSON values."""

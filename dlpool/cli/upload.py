@@ -116,10 +116,10 @@ class UploadRun:
         return self._report.end(self._interruption.signal, as_json=self._arguments.json)
 
     def _watch(self, attempt: UploadThread) -> None:
-        """Draw until the upload has ended.
+        """Run the upload on its thread; draw until it has ended.
 
-        After an interrupting signal it cancels the upload and waits ``STOP_S`` seconds
-        at most.
+        After an interrupting signal, cancels the upload and waits at most ``STOP_S``
+        seconds.
         """
         try:
             attempt.thread.start()
@@ -142,7 +142,7 @@ class UploadRun:
 
 
 class UploadThread:
-    """An upload on its own thread. Until it ends, ``result`` is Cancelled."""
+    """An upload and its thread. Until the upload ends, ``result`` is Cancelled."""
 
     def __init__(self, upload: FileUpload) -> None:
         self.upload = upload
@@ -150,7 +150,7 @@ class UploadThread:
         self.thread = threads.DaemonThread(self.run, "dlpool-run")
 
     def run(self) -> None:
-        """Upload and keep the result; also called directly if no thread can start."""
+        """Upload and keep the result; called directly if no thread can be started."""
         try:
             self.result = self.upload.run()
         except DlpoolError as error:

@@ -12,7 +12,7 @@ from dlpool.usertext import NotText, read_text
 
 
 def access_headers(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return the headers of the options.
+    """Return the headers that the options name, with the token or secret key.
 
     Raises UsageError, also for options that contradict each other, and LocalFault.
     """
@@ -36,7 +36,10 @@ def access_headers(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _secret(path: str) -> str:
-    """Return the text of a file without surrounding space. Errors do not contain it."""
+    """Return the text of a file without surrounding space.
+
+    Error messages do not contain the text.
+    """
     try:
         secret = read_text(Path(path)).strip()
         check_header("secret", secret)

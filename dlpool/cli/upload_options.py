@@ -41,7 +41,7 @@ SETTINGS = {
         "network",
     ),
 }
-LEAST_CHUNK = 64 * 1024
+LEAST_CHUNK = 64 * 1024  # bytes
 _EXAMPLES = """\
 examples:
   dlpool upload model.bin http://host:18101/go-uploader

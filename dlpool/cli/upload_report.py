@@ -53,7 +53,7 @@ class UploadReport:
         return self._counts["failed"]
 
     def add(self, path: Path, result: UploadResult | DlpoolError) -> None:
-        """Report a result."""
+        """Print the result of a file and count it."""
         state = state_of(result)
         self._counts[state] += 1
         self._results.append(as_json(path, self._url, state, result))
@@ -67,7 +67,10 @@ class UploadReport:
             self._display.print_line(f"dlpool: {path}: {result}")
 
     def end(self, signal: int | None, *, as_json: bool) -> int:
-        """Print the JSON, and return the exit code."""
+        """Print the JSON if ``as_json``, and return the exit code.
+
+        ``signal`` is the signal that interrupted the run, or None.
+        """
         code = self._exit_code(signal)
         not_begun = self._files[self.ended :]
         self._counts["not_begun"] += len(not_begun)

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _unread_hint() -> list[str]:
-    """Return a hint if the folder has a Go server configuration that is not read."""
+    """Return a hint if the working directory has a ``config.json`` that is not read."""
     try:
         is_there = is_json(text_of_file(GO_CONFIG))
     except ConfigurationError:
@@ -96,7 +96,7 @@ def _unread_hint() -> list[str]:
 def _leave_deleted_folder(settings: Settings) -> None:
     """Change to / if the working directory has been deleted, as gunicorn needs one.
 
-    This is safe only if all configured paths are absolute. Raises LocalFault otherwise.
+    Raises LocalFault if a configured path is relative to the deleted directory.
     """
     try:
         Path.cwd()
@@ -143,9 +143,8 @@ def _serve(settings: Settings) -> int:
     host, port = listener.getsockname()[:2]
     log.logger("web").info("web_started", listen=f"{_host_text(host)}:{port}")
     address = f"http://{_host_text(host)}:{port}{settings.web.prefix}"
-    print(
-        f"{PROGRAM}: {address}; the log is {log.path}", file=sys.stderr, flush=True
-    )  # otherwise each fork prints it again
+    # Flushed, as otherwise each forked process would print the buffer again.
+    print(f"{PROGRAM}: {address}; the log is {log.path}", file=sys.stderr, flush=True)
 
     def load() -> tuple[Any, Callable[[int, str, str, str], None]]:
         parts = WebServices(settings, _reload_keys(settings, keys, log))
@@ -154,7 +153,7 @@ def _serve(settings: Settings) -> int:
     server = GunicornServer(
         listener.detach(), settings.web, log, capacity.processes, load
     )
-    server.run()  # it ends with sys.exit
+    server.run()  # ends with sys.exit
     return 0
 
 
@@ -163,7 +162,7 @@ def _reload_keys(
 ) -> Authenticator:
     """Read the keys again for a new worker; return ``previous`` if they are invalid.
 
-    Otherwise a typing error in a key file would stop the service when a worker is
+    Without that, a typing error in a key file would stop the service when a worker is
     replaced.
     """
     try:

@@ -16,9 +16,10 @@ from dlpool.transfer.target.names import safe_name
 
 @dataclass(frozen=True)
 class EngineArguments:
-    """The numeric arguments of ``DownloadEngine``. Sizes in bytes, times in seconds.
+    """The numeric arguments of ``DownloadEngine``.
 
-    The names are those of the settings in ``[downloader]``.
+    Sizes are in bytes, times in seconds. The names are those of the settings in
+    ``[downloader]``.
     """
 
     max_workers: int

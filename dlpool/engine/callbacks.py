@@ -28,8 +28,10 @@ class Callbacks:
     def __init__(
         self, active: Callable[[], list[DownloadTask]], interval_s: float
     ) -> None:
-        """``active`` returns the running tasks, reported at most every
-        ``interval_s``."""
+        """``active`` returns the running tasks.
+
+        Their progress is reported every ``interval_s`` seconds.
+        """
         self._active = active
         self._interval_s = interval_s
         self._lock = threading.Lock()
