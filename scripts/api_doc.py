@@ -16,12 +16,10 @@ import dlpool  # noqa: E402
 HEAD = """\
 # The Python API
 
-Written by `scripts/api_doc.py` from the docstrings; [examples](examples) are runnable. Everything runs in one process,
-on threads, without Redis. Sizes are bytes, times seconds. Errors are subclasses of `dlpool.errors.DlpoolError` with a
-stable `label`.
+From the docstrings, by `scripts/api_doc.py`. [Examples](examples). Sizes are bytes, times seconds. Errors are subclasses of
+`dlpool.errors.DlpoolError` with a stable `label`.
 
-An exiting program waits for pending and running downloads, as with `concurrent.futures`, not for paused ones. Ctrl-C
-ends the wait: fetched bytes are kept, one warning counts unfinished downloads. Speeds are sampled even if unread.
+An exiting program waits for pending and running downloads, not for paused ones. Ctrl-C ends the wait; fetched bytes are kept.
 """
 ORDER = ("DownloadEngine", "DownloadTask", "download_many", "BatchSummary", "DownloadQueue", "DownloadStats")
 
