@@ -16,8 +16,8 @@ import dlpool  # noqa: E402
 HEAD = """\
 # The Python API
 
-From the docstrings, by `scripts/api_doc.py`. [Examples](examples). Sizes are bytes, times seconds. Errors are subclasses
-of `dlpool.errors.DlpoolError` with a stable `label`.
+From the docstrings, by `scripts/api_doc.py`. [Examples](examples). Sizes are bytes, times seconds. Errors are
+subclasses of `dlpool.errors.DlpoolError` with a stable `label`.
 
 An exiting program waits for pending and running downloads, not for paused ones. Ctrl-C ends the wait; fetched bytes
 are kept.
