@@ -74,8 +74,8 @@ ONLY_IN = {
     "jsonschema": {"web/validation.py"},
 }
 FORBIDDEN = {"asyncio", "gevent"}
-MAX_MODULE_LINES = 700
-MAX_FUNCTION_LINES = 81
+MAX_MODULE_LINES = 450
+MAX_FUNCTION_LINES = 50
 MAX_NESTING = 3
 
 

@@ -12,35 +12,47 @@ from dlpool.cli.queue_commands import add_command
 from dlpool.cli.queue_options import add_output_options
 
 _CONFIG = """\
-check: check the settings that dlpool-supervisor would use with these options on this machine (exit 78 if they are
-invalid). show: print all settings, without secrets. Later sources override earlier ones: defaults, the INI file, conf.d
-beside it, systemd credentials, the environment (DLPOOL_SECTION_KEY), options.
-convert: write the config.json of the Go upload server as an INI file with the same settings.
+check: check the settings that dlpool-supervisor would use with these options on this
+machine (exit 78 if they are invalid). show: print all settings, without secrets. Later
+sources override earlier ones: defaults, the INI file, conf.d beside it, systemd
+credentials, the environment (DLPOOL_SECTION_KEY), options.
+convert: write the config.json of the Go upload server as an INI file with the same
+settings.
 """
 _SETUP = """\
-Print the systemd unit of the service, or install it below DIR (/ for this machine), with its user, its folders and an
-INI file. Existing files with other contents are kept and reported (exit 13).
+Print the systemd unit of the service, or install it below DIR (/ for this machine),
+with its user, its folders and an INI file. Existing files with other contents are kept
+and reported (exit 13).
 """
 
 _DOCTOR = """\
-Test what dlpool-supervisor would use with these options on this machine: settings, Redis, folders, file system, open
-files, clocks. Run it as the user of the service. With a URL it also tests the server: ranges, validators, connections,
-speed, and how dlpool would download the URL. With --folder it tests only what a download to that folder needs. Prints a
-line for each check (ok, warning or failed) with advice. Exits with 1 if a check failed, with 78 if the settings did. It
-creates and removes a temporary folder in the target folder, and changes nothing else.
+Test what dlpool-supervisor would use with these options on this machine: settings,
+Redis, folders, file system, open files, clocks. Run it as the user of the service. With
+a URL it also tests the server: ranges, validators, connections, speed, and how dlpool
+would download the URL. With --folder it tests only what a download to that folder
+needs. Prints a line for each check (ok, warning or failed) with advice. Exits with 1 if
+a check failed, with 78 if the settings did. It creates and removes a temporary folder
+in the target folder, and changes nothing else.
 """
 _QUARANTINE = """\
-List, show, release or delete the files that a scanner found infected. release moves files to their targets, or one file
-to PATH (--to), and never replaces another file. Run it on the machine of the service, as a user who may read its
-quarantine_dir. Releases and deletions are logged with the name of the user.
+List, show, release or delete the files that a scanner found infected. release moves
+files to their targets, or one file to PATH (--to), and never replaces another file. Run
+it on the machine of the service, as a user who may read its quarantine_dir. Releases
+and deletions are logged with the name of the user.
 """
 
 
 def add_admin_commands(commands: Any, exit_codes: str) -> None:
     """Declare ``dlpool config``, ``doctor``, ``setup`` and ``quarantine``."""
+    add_quarantine(commands, exit_codes)
+    _add_config(commands, exit_codes)
+    _add_doctor(commands, exit_codes)
+    _add_setup(commands, exit_codes)
+
+
+def _add_config(commands: Any, exit_codes: str) -> None:
     from dlpool.cli.supervisor import add_service_options
 
-    add_quarantine(commands, exit_codes)
     parser = add_command(
         commands, "config", "check or show the settings", _CONFIG, exit_codes, _config
     )
@@ -68,6 +80,11 @@ def add_admin_commands(commands: Any, exit_codes: str) -> None:
     add_output_options(
         parser, "print one JSON object; with show, one per setting and line"
     )
+
+
+def _add_doctor(commands: Any, exit_codes: str) -> None:
+    from dlpool.cli.supervisor import add_service_options
+
     parser = add_command(
         commands,
         "doctor",
@@ -86,6 +103,9 @@ def add_admin_commands(commands: Any, exit_codes: str) -> None:
     )
     add_service_options(parser)
     add_output_options(parser, "print one JSON object")
+
+
+def _add_setup(commands: Any, exit_codes: str) -> None:
     parser = add_command(
         commands, "setup", "install the service for systemd", _SETUP, exit_codes, _setup
     )

@@ -35,21 +35,22 @@ VERBS = {
     "promote": ("promote jobs", "Move waiting jobs to the front of the queue."),
 }
 _FAILED = """\
-list: list the failure records that clients see, also those of another service. retry: run their jobs again. purge:
-remove the records. retry and purge need URLs, or --all.
+list: list the failure records that clients see, also those of another service. retry:
+run their jobs again. purge: remove the records. retry and purge need URLs, or --all.
 """
 _QUEUE = (
     "pause: start no further job. resume: start jobs again. stats: show the "
     "statistics of the queue."
 )
 _NODES = """\
-list: list the nodes that work on the queue. drain: let a node finish its jobs and start no others until resume, also
-after a restart. A node that stopped reporting without a shutdown is listed as lost for a day, until it reports again,
-or until forget removes it and returns its jobs to the queue at once.
+list: list the nodes that work on the queue. drain: let a node finish its jobs and start
+no others until resume, also after a restart. A node that stopped reporting without a
+shutdown is listed as lost for a day, until it reports again, or until forget removes it
+and returns its jobs to the queue at once.
 """
 _TOP = """\
-Show nodes, rates, running jobs and waiting jobs, updated every second until Ctrl-C. Without a terminal it prints one
-sample as text.
+Show nodes, rates, running jobs and waiting jobs, updated every second until Ctrl-C.
+Without a terminal it prints one sample as text.
 """
 
 Run = Callable[[argparse.Namespace], int]
@@ -77,6 +78,13 @@ def add_control_commands(commands: Any, exit_codes: str) -> None:
         "level", metavar="high|normal|low", choices=("high", "normal", "low")
     )
     _add_failed(commands, exit_codes)
+    _add_purge(commands, exit_codes)
+    _add_queue(commands, exit_codes)
+    _add_nodes(commands, exit_codes)
+    _add_top(commands, exit_codes)
+
+
+def _add_purge(commands: Any, exit_codes: str) -> None:
     parser = add_command(
         commands,
         "purge",
@@ -91,6 +99,9 @@ def add_control_commands(commands: Any, exit_codes: str) -> None:
         "--dead", action="store_true", help="jobs that have failed or were cancelled"
     )
     add_queue_options_and_output(parser, "print one JSON object")
+
+
+def _add_queue(commands: Any, exit_codes: str) -> None:
     parser = add_command(
         commands,
         "queue",
@@ -103,7 +114,9 @@ def add_control_commands(commands: Any, exit_codes: str) -> None:
         "action", metavar="pause|resume|stats", choices=("pause", "resume", "stats")
     )
     add_queue_options_and_output(parser, "print one JSON object")
-    _add_nodes(commands, exit_codes)
+
+
+def _add_top(commands: Any, exit_codes: str) -> None:
     parser = add_command(
         commands,
         "top",

@@ -150,13 +150,14 @@ def origin_findings(
         found.append(
             clock_finding("origin clock", report.clock_offset_s, is_proof=False)
         )
-    speed = f"{size_text(report.received / max(report.seconds, 1e-3))}/s over one connection"
+    rate = size_text(report.received / max(report.seconds, 1e-3))
+    speed = f"{rate}/s over one connection"
     found.append(
         DoctorFinding(
             "speed",
             OK,
-            f"{speed}, {size_text(report.received)}, first answer in {report.answer_s:.3f} "
-            f"s",
+            f"{speed}, {size_text(report.received)}, first answer in "
+            f"{report.answer_s:.3f} s",
         )
     )
     return [*found, DoctorFinding("plan", OK, plan_of(report, settings))]

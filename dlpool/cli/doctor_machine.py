@@ -72,8 +72,8 @@ def check_redis(settings: Settings) -> Iterator[DoctorFinding]:
             yield DoctorFinding(
                 "redis",
                 OK,
-                f"auto: no server answers at {where}; the supervisor will start a private "
-                f"one",
+                f"auto: no server answers at {where}; the supervisor will start a "
+                "private one",
             )
             return
         advice = (

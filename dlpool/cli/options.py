@@ -25,9 +25,10 @@ from dlpool.kinds import parse_count
 
 JOBS = 5  # files of a list at once
 _PATH = """\
-Download URL to PATH. PATH is a file, or a folder if it ends in / or exists as one (default: the current folder). In a
-folder the server or the URL names the file. Missing folders are created. PATH must not end in .part or .part.meta: the
-unfinished file and its state have these names.
+Download URL to PATH. PATH is a file, or a folder if it ends in / or exists as one
+(default: the current folder). In a folder the server or the URL names the file. Missing
+folders are created. PATH must not end in .part or .part.meta: the unfinished file and
+its state have these names.
 """
 _EXAMPLES = """\
 examples:
@@ -177,7 +178,8 @@ def _add_job_options(group: Any) -> None:
         "--input-file",
         metavar="FILE",
         help="a list, - for standard input: on each line a URL, "
-        'a URL and a PATH, or {"url": ..., "path": ..., "checksum": ..., "headers": {...}}',
+        'a URL and a PATH, or {"url": ..., "path": ..., "checksum": ..., '
+        '"headers": {...}}',
     )
     group.add_argument(
         "-j",

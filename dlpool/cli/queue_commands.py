@@ -20,17 +20,18 @@ MAX_LIMIT = 10_000
 MAX_JOBS = 1_000_000
 
 _PUSH = """\
-Queue a job: the service downloads URL to PATH on its machine. A relative PATH is relative to its download_dir. Prints
-the id of the job.
+Queue a job: the service downloads URL to PATH on its machine. A relative PATH is
+relative to its download_dir. Prints the id of the job.
 
-With -i, each line is 'URL PATH' or a JSON object as clients push it: {"url": ..., "save_path": ..., "dlpool": {...}}.
-The options apply to lines of the first form only; an object is pushed unchanged. Invalid lines are reported, and the
-others are pushed (exit 14).
+With -i, each line is 'URL PATH' or a JSON object as clients push it: {"url": ...,
+"save_path": ..., "dlpool": {...}}. The options apply to lines of the first form only;
+an object is pushed unchanged. Invalid lines are reported, and the others are pushed
+(exit 14).
 """
 _PUSH_EXAMPLES = """\
 examples:
   dlpool push https://example.org/model.bin models/model.bin
-  dlpool push https://example.org/model.bin models/model.bin --priority high --checksum sha256:9f86d0...
+  dlpool push https://example.org/model.bin models/model.bin --priority high
   dlpool push -i jobs.txt --group nightly
 
 """
@@ -39,24 +40,27 @@ _JOBS = (
     "ones, in this order."
 )
 _STATS = """\
-Show the numbers of waiting, running and ended jobs, the supervisors, and the counters of the last seven days (UTC).
+Show the numbers of waiting, running and ended jobs, the supervisors, and the counters
+of the last seven days (UTC).
 """
 
 _HEALTH = """\
-Ask the supervisor of this machine whether it is ready. Prints a line for each of its checks; exits with 0 if all
-succeed, else with 1.
+Ask the supervisor of this machine whether it is ready. Prints a line for each of its
+checks; exits with 0 if all succeed, else with 1.
 """
 
 _EVENTS = """\
-Show the last events of the queue's stream, which keeps about 10,000 of them. With --follow, also show new events until
-Ctrl-C. Jobs that clients push to the list have events from their start on.
+Show the last events of the queue's stream, which keeps about 10,000 of them. With
+--follow, also show new events until Ctrl-C. Jobs that clients push to the list have
+events from their start on.
 """
 
 
 _AUDIT = """\
-Show who changed, or tried to change, jobs, nodes, the queue, uploads and the quarantine: the last audit events of the
-queue's stream, which keeps about as many as audit_events in [redis]. With --follow, also show new events until Ctrl-C.
-ACTION is a name such as job.cancel, or job for all actions on jobs.
+Show who changed, or tried to change, jobs, nodes, the queue, uploads and the
+quarantine: the last audit events of the queue's stream, which keeps about as many as
+audit_events in [redis]. With --follow, also show new events until Ctrl-C. ACTION is a
+name such as job.cancel, or job for all actions on jobs.
 """
 
 
@@ -118,7 +122,13 @@ def _add_push(commands: Any, exit_codes: str) -> None:
         nargs="?",
         help="the target on the machine of the service",
     )
-    group = parser.add_argument_group("the job")
+    _add_job_options(parser.add_argument_group("the job"))
+    add_queue_options_and_output(
+        parser, "print a JSON object for each job: id, result (OK, DUP, FOLLOWS)"
+    )
+
+
+def _add_job_options(group: Any) -> None:
     group.add_argument(
         "-i",
         "--input-file",
@@ -167,9 +177,6 @@ def _add_push(commands: Any, exit_codes: str) -> None:
         "--scan",
         action="store_true",
         help="check the file for malware before it gets its name",
-    )
-    add_queue_options_and_output(
-        parser, "print a JSON object for each job: id, result (OK, DUP, FOLLOWS)"
     )
 
 

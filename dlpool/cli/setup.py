@@ -38,7 +38,8 @@ next, as root:
 """
 _QUESTION = """\
 Jobs may connect to public addresses only. Which other networks may they connect to?
-Addresses or networks separated by commas, such as 10.0.0.0/8,192.168.0.0/16 (Enter: none): """
+Addresses or networks separated by commas, such as 10.0.0.0/8,192.168.0.0/16 \
+(Enter: none): """
 _NETWORK_ALLOW = next(
     one for one in fields(NetworkSettings) if one.name == "network_allow"
 )

@@ -128,10 +128,10 @@ def start_lines(fields: Mapping[str, Any]) -> list[str]:
         for name in ("download_dir", "state_dir", "log_dir")
     )
     redis, clients = fields["redis"], fields["client_url"]
+    local = "" if clients == redis else f" (clients on this machine: {clients})"
     return [
         f"dlpool {__version__}, node {node_of(fields['sid'])}, {at_once}",
-        f"queue {fields['queue']} at "
-        f"{redis}{'' if clients == redis else f' (clients on this machine: {clients})'}",
+        f"queue {fields['queue']} at {redis}{local}",
         f"downloads in {downloads}, state in {state}, log in {log}",
     ]
 

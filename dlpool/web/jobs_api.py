@@ -66,7 +66,10 @@ class OpenApiResource:
 
 
 def add_routes(app: falcon.App[Any, Any], services: WebServices) -> None:
-    """Add the job API and its OpenAPI document. Raises ConfigurationError, LocalFault."""
+    """Add the job API and its OpenAPI document.
+
+    Raises ConfigurationError, LocalFault.
+    """
     service, breaker = QueueService(services.settings), CircuitBreaker()
     for path in sorted({one.path for one in OPERATIONS}):
         app.add_route(

@@ -133,7 +133,8 @@ OWN = object_schema(
                 {"type": "string", "pattern": "^[0-9.]+[A-Za-z]*$"},
             ],
             "description": 'bytes per second, or a text such as "1.5M"',
-            "x-says": 'not a rate of at least 1024 bytes per second, as a number or a text such as "1.5M"',
+            "x-says": "not a rate of at least 1024 bytes per second, as a number or a "
+            'text such as "1.5M"',
         },
         "user_id": {"type": "string", "minLength": 1, "maxLength": 200},
         "trace_id": {"type": "string", "minLength": 1, "maxLength": 200},

@@ -8,7 +8,8 @@ summary = download_many(
     sys.argv[1:], "./downloads", max_workers=8, session="./downloads/batch.session"
 )
 print(
-    f"{summary.done} done, {summary.earlier} earlier, {summary.size} bytes, {summary.speed:.0f} bytes/s"
+    f"{summary.done} done, {summary.earlier} earlier, {summary.size} bytes, "
+    f"{summary.speed:.0f} bytes/s"
 )
 for failed in summary.failed:
     print(failed.url, failed.error)

@@ -14,5 +14,6 @@ with DownloadEngine(max_workers=3) as engine:
         time.sleep(1)
     stats = engine.stats
     print(
-        f"{stats.completed} completed, {stats.failed} failed, {stats.get_completed_bytes()} bytes"
+        f"{stats.completed} completed, {stats.failed} failed, "
+        f"{stats.get_completed_bytes()} bytes"
     )

@@ -1,4 +1,4 @@
-"""Go on where the last run of this program was stopped, however that was: ``python session.py URL...``."""
+"""Continue where an earlier run was stopped or killed: ``python session.py URL...``."""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""All of it, one after the other: ``python tour.py URL URL...``; the first one is fetched alone."""
+"""Tasks, callbacks and statistics, one after the other: ``python tour.py URL URL...``.
+
+The first file is also fetched alone.
+"""
 
 import sys
 import time
@@ -11,7 +14,8 @@ engine = DownloadEngine(max_workers=3)
 task = engine.download(url=URL, output_path="./downloads", filename="my-download.zip")
 while task.status == "downloading":
     print(
-        f"{task.progress:.1%} {task.speed / 1048576:.2f} MB/s {task.downloaded_size / 1048576:.2f} MB"
+        f"{task.progress:.1%} {task.speed / 1048576:.2f} MB/s "
+        f"{task.downloaded_size / 1048576:.2f} MB"
     )
     time.sleep(1)
 print(task.file_path if task.status == "completed" else task.error)
