@@ -79,7 +79,7 @@ def test_help_lists_every_exit_code() -> None:
         (["http://h:99999/x"], "is not a URL"),
         (["http://h/", "-"], "not standard output"),
         ([], "a URL is missing"),
-        (["-i", "list", "folder", "extra"], "the one argument is the folder"),
+        (["-i", "list", "folder", "extra"], "the only argument is the folder"),
         (["http://h/a", "http://h/b"], "PATH looks like a URL; several URLs go into a list: -i FILE"),
         (["-i", "-", "http://h/a"], "PATH looks like a URL; several URLs go into a list: -i FILE"),
         (["http://h/", "-j", "3"], "-j is for a list (-i)"),
