@@ -206,8 +206,7 @@ class JobDispatcher:
             self._frame_handlers[type(frame)](worker, frame)
 
     def reap(self, worker: WorkerHandle, how: str) -> None:
-        """Handle the last frames of a dead worker, then requeue or fail its jobs, as
-        the policy decides.
+        """Handle the last frames of a dead worker, then requeue or fail its jobs.
 
         ``how``: how it died.
         """
@@ -330,19 +329,14 @@ class JobDispatcher:
     # --- messages from the queue threads ---
 
     def handle_fence_check(self, lease_id: str, *, is_ours: bool) -> None:
-        """Let a verified job publish its file if this supervisor still holds the lease
-        (``is_ours``).
-
-        Otherwise fence the job off.
-        """
+        """Let a verified job publish if its lease ``is_ours``; else fence it off."""
         if not is_ours:
             self.fence_off(lease_id)
         elif (worker := self._worker_of(lease_id)) is not None:
             worker.send(PublishFrame(lease_id))
 
     def handle_host_slot(self, message: HostSlotAnswered) -> None:
-        """Let a job wait for a worker if it has got a slot of its host; otherwise
-        throttle it."""
+        """Let a job with a slot of its host wait for a worker; throttle the others."""
         held = self._in_flight.get(message.lease_id)
         if held is not None and held.phase is InFlightPhase.AWAITING_HOST_SLOT:
             request = self._host_admission.handle_answer(held, message.answer)
@@ -437,9 +431,8 @@ class JobDispatcher:
         for held in self._in_flight.all():
             if held.worker_pid is None and not held.is_recording:
                 note = {"label": "released", "message": reason}
-                self._finish(
-                    held, FinishRequest(held.lease, Disposition.RELEASE, note=note)
-                )
+                request = FinishRequest(held.lease, Disposition.RELEASE, note=note)
+                self._finish(held, request)
 
     def cancel_running(self, reason: str) -> None:
         """Have running jobs checkpoint and stop; they are released."""

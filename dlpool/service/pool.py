@@ -1,8 +1,8 @@
 """The worker pool: starts, checks, replaces and stops the worker processes.
 
-The jobs of a dead worker: ``_reap`` calls ``JobDispatcher.reap``, the disposition policy
-decides whether they run again or fail, and ``finish.lua`` records that. The jobs of a
-dead supervisor: see ``queue/heartbeat.py`` and ``recover.lua``.
+The jobs of a dead worker: ``_reap`` calls ``JobDispatcher.reap``, the disposition
+policy decides whether they run again or fail, and ``finish.lua`` records that. The jobs
+of a dead supervisor: see ``queue/heartbeat.py`` and ``recover.lua``.
 """
 
 from __future__ import annotations
