@@ -15,8 +15,8 @@ exit codes:
   2 usage                    10 not found (404, 410)      21 no such job
   3 local file I/O, port     11 checksum mismatch         75 try again later
   4 network, DNS, timeout    12 refused by policy         78 configuration
-  5 TLS                      13 target exists, or locked 130 interrupted: run again to resume
-  6 401, 403, 407            14 some of many failed      143 terminated: run again to resume
+  5 TLS                      13 target exists, or locked 130 interrupted: run again
+  6 401, 403, 407            14 some of many failed      143 terminated: run again
   7 HTTP violated            16 infected (quarantine)
 """
 
