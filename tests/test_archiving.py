@@ -136,10 +136,10 @@ def test_what_cannot_be_noted_is_archived_again(tmp_path: Path, log: Log, make: 
     obstacle = log.path.parent / "dlpool.log.archived.tmp"
     obstacle.mkdir()
     archiver = make(script(tmp_path, "exit 0"))
-    tended(archiver, lambda: len(events(log.path.parent, "log_not_archived")) == 1)
+    tended(archiver, lambda: events(log.path.parent, "log_not_archived") != [])
     obstacle.rmdir()
     tended(archiver, lambda: (log.path.parent / "dlpool.log.archived").exists())
-    (failed,) = events(log.path.parent, "log_not_archived")
+    failed, *_ = events(log.path.parent, "log_not_archived")
     assert failed["error.type"] == "IsADirectoryError"
 
 
@@ -148,7 +148,7 @@ def test_a_log_that_is_gone_hinders_nothing(tmp_path: Path, log: Log, make: Make
     archiver = make(
         script(tmp_path, f'basename "$1" >> {tmp_path}/seen; rm -f {log.path.parent}/{second}; test "$1" = x')
     )
-    tended(archiver, lambda: len(events(log.path.parent, "log_not_archived")) == 1)
+    tended(archiver, lambda: events(log.path.parent, "log_not_archived") != [])
     (log.path.parent / first).unlink()
     third = pack(log.path, 5)
     archiver.settings = LoggingSettings(archive_command="true", archive_retry_delay=0.01)

@@ -126,7 +126,7 @@ def test_all_that_dlpool_web_leaves(folder: Path) -> None:
     assert {"merged/a/b/whole", "upload/tmp", "log/web/dlpool.log", "state/web/rates"} <= set(found)
     assert len([path for path in found if path.endswith("/record.json")]) == 4
     for path, mode in found.items():
-        is_own = re.match(r"quarantine|state/web/(.*lock|keeper|places|rates)", path)
+        is_own = re.match(r"quarantine|state/web/(.*lock|transfers|rates)", path)
         assert mode == (OWNER if is_own else GROUP)[mode[0]], path
 
 
