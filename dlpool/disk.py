@@ -334,8 +334,8 @@ def close_quietly(descriptor: int) -> None:
 def _is_done(target: Name, identity: Identity | None, dir_fd: int | None) -> bool:
     """Return whether a rename has been performed although it reported an error.
 
-    It has if ``target`` is the file of that ``identity``; False if ``identity`` is
-    None.
+    ``identity`` is that of the renamed file: the rename has been performed if
+    ``target`` names this file. Returns False if ``identity`` is None.
     """
     if identity is None:
         return False

@@ -22,8 +22,7 @@ Connection = TypeVar("Connection")
 
 
 class HeadProgress(Enum):
-    """State of a head after more bytes. ``COMPLETE``: also a head that is known to be
-    invalid."""
+    """State of a request head. ``COMPLETE`` heads are parsed, also invalid ones."""
 
     PARTIAL = "partial"
     COMPLETE = "complete"

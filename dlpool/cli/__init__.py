@@ -1,10 +1,10 @@
 """The three programs: ``dlpool``, ``dlpool-supervisor`` and ``dlpool-web``.
 
-Read in this order: ``main`` (the commands of ``dlpool``), ``parser`` and ``options``
-(what commands share), ``console`` (standard streams and errors), ``fetch`` (one command
-completely); then ``supervisor`` and ``web``. The modules ``*_commands`` and
-``*_options`` declare options only: a command's own module is imported when it runs, so
-that ``dlpool --help`` stays fast.
+Read in this order: ``main`` (the commands of ``dlpool``), ``parser`` (arguments, and
+the table of exit codes) and ``options`` (what commands share), ``console`` (standard
+streams), ``fetch`` (one command completely); then ``supervisor`` and ``web``. The
+modules ``*_commands`` and ``*_options`` declare options only: a command's own module is
+imported when it runs, so that ``dlpool --help`` stays fast.
 
 By command: ``items``, ``listfile``, ``headers``, ``fetch_report`` (``fetch``);
 ``upload``, ``upload_credentials``, ``upload_report`` (``upload``); ``progress``,

@@ -123,7 +123,10 @@ def allowed_networks(ini: Path, given: str | None) -> str:
 
 
 def _allowed_in(ini: Path) -> str:
-    """Return the networks in the INI file, so that another run writes the same file."""
+    """Return the value of ``network_allow`` in an existing INI file, "" if it has none.
+
+    A repeated ``dlpool setup`` keeps this value.
+    """
     with suppress(OSError, UnicodeDecodeError):
         if found := re.search(
             r"^network_allow *=(.*)$", ini.read_text(encoding="utf-8"), re.MULTILINE

@@ -265,9 +265,9 @@ class Probe:
     ) -> bool:
         """Return whether the saved bytes are of the same version as the answer.
 
-        Bytes fetched with another query of the URL may be of another file that was
-        written in the same second and has the same size. A date proves the version then
-        only together with samples.
+        Another query of the URL may name another file that has the same size and the
+        same Last-Modified. If the saved bytes were fetched with another query, a date
+        therefore proves the version only together with samples.
         """
         assert self._target is not None
         known, resource, job = saved.resource, answer.resource, self._context.job

@@ -33,9 +33,7 @@ class BodySlot:
     """A slot for one body. Its holder calls ``start_receiving`` and
     ``finish_receiving``, and reads ``is_revoked``.
 
-    ``was_fast``: the body was received at ``FLOOR`` bytes per second or more. The rate
-    is measured from ``_mark``, a pair of time and received bytes; ``_last`` is the next
-    mark.
+    ``was_fast``: the body was received at ``FLOOR`` bytes per second or more.
     """
 
     client: str
@@ -43,6 +41,7 @@ class BodySlot:
     is_revoked: bool = False
     was_fast: bool = False
     _received: Callable[[], int] | None = None
+    # time and received bytes: where the measured window starts, and the latest sample
     _mark: tuple[float, int] = (0.0, 0)
     _last: tuple[float, int] = (0.0, 0)
 

@@ -84,7 +84,7 @@ class StreamPublisher:
         with self._starting:
             if self._thread is None:
                 thread = threading.Thread(
-                    target=self._run, name=f"{self.label}-teller", daemon=True
+                    target=self._run, name=f"{self.label}-publisher", daemon=True
                 )
                 thread.start()
                 self._thread = thread

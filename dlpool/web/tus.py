@@ -235,7 +235,7 @@ class TusUploadsResource(_TusResource):
         concat, length = parse_concat(req.get_header), parse_length(req.get_header)
         has_body = _has_body(req)
         if has_body and concat.startswith(FINAL):
-            text = "a final upload is made of its services: its request has no body"
+            text = "a final upload is made of its parts: its request has no body"
             raise HttpError(403, "final", text)
         if has_body:  # refused before the upload is created
             parse_checksum(req.get_header("Upload-Checksum"))

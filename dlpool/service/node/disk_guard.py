@@ -251,8 +251,11 @@ def _device(folder: str) -> int | None:
 
 
 def _measure(folder: str, reserved: int) -> FileSystemSpace | None:
-    """Return the space of a file system; None if it does not report any, or if the
-    folder does not exist, which the jobs that use it report."""
+    """Return the space of the file system of ``folder``.
+
+    Returns None if it reports no size, or if the folder does not exist: jobs that write
+    to the folder fail with an error of their own.
+    """
     try:
         found = os.statvfs(folder)
     except OSError:

@@ -1,5 +1,8 @@
 """The thread that renews leases, reads the mail of this supervisor, and requeues the
-jobs of dead supervisors (``recover.lua``)."""
+jobs of dead supervisors (``recover.lua``).
+
+The jobs of a dead worker come back by ``service/pool.py``.
+"""
 
 from __future__ import annotations
 

@@ -345,8 +345,8 @@ class WorkerProcess:
     def _send(self, frame: Frame) -> bool:
         """Send a frame for a job.
 
-        A FinishingFrame is not sent while another slot is free, because then no job
-        waits for the slot of this one.
+        A FinishingFrame tells the supervisor that the job's slot is free. It is skipped
+        while another slot is free: no job waits for a slot then.
         """
         if isinstance(frame, FinishingFrame) and len(self._runs) < self._settings.slots:
             return True

@@ -1,9 +1,9 @@
 """Receives chunks and commits them to their task.
 
-A request is checked before its bytes arrive. A commit seals the staged file (trailer,
-fdatasync), takes the lock of the task, checks the state of the task again, renames the
-file to its chunk name, and writes the record. The client gets its answer after the
-folder is durable.
+A request is checked before its bytes arrive. A commit compares size and MD5 with those
+that the client declared, seals the staged file (trailer, fdatasync), takes the lock of
+the task, checks the state of the task again, renames the file to its chunk name, and
+writes the record. The client gets its answer after the folder is durable.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from types import TracebackType
 
 from dlpool import disk, freespace
 from dlpool.storage.disk.chunk_file import TRAILER_SIZE, trailer
-from dlpool.storage.disk.durability import Durability, check_close
+from dlpool.storage.disk.durability import Durability
 from dlpool.storage.disk.file_locks import (
     release,
     release_on_error,
@@ -141,9 +141,7 @@ class StagedChunkFile:
             if self._reserved > self.size + TRAILER_SIZE:
                 # Frees the reserved blocks behind the trailer.
                 os.ftruncate(self._descriptor, self.size + TRAILER_SIZE)
-            if self._durability.is_wanted:
-                os.fdatasync(self._descriptor)
-            check_close(self._descriptor)
+            self._durability.sync_data(self._descriptor)
 
     def publish(self, target: Path) -> None:
         """Rename the sealed file to its chunk name, and close it.

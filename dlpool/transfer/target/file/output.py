@@ -6,11 +6,12 @@ The steps in their order, and what the next run does if a kill follows the step:
    later bytes again.
 2. The data is synced: as after 1.
 3. The state is committed: the next run resumes from this state.
-4. The state is committed with ``publishing``: the next run finds the part file complete
-   and publishes it.
+4. The state is committed with ``publishing`` (see ``publish`` for downloads without a
+   state): the next run finds the part file complete and publishes it.
 5. The part file is renamed to the target: the next run finds the target with the inode
    in ``publishing``, and removes the state.
-6. The state is removed: the next run finds a finished download.
+6. The state is removed; for a job of the queue only after its result is recorded: the
+   next run finds a finished download.
 """
 
 from __future__ import annotations

@@ -86,10 +86,15 @@ class PathSelection:
     def _open_numbered(self, requested: Path) -> tuple[Path, PartFile]:
         """Choose one of the numbered paths that do not exist, and lock its part file.
 
-        First choice is a path whose part file an earlier run left for the same URL,
-        then one whose part file has no readable state or differs in the query only,
-        then the first path without a part file. A path that another download has locked
-        is passed over, as is a part file of another URL or program.
+        The order of preference:
+
+        1. a path with a part file of the same URL,
+        2. a path with a part file whose state is unreadable, or whose URL differs in
+           the query only,
+        3. the first path without a part file.
+
+        Skips paths that another download has locked, and part files of other URLs and
+        other programs.
         """
         unfinished: list[Path] = []
         unused = self._unused(requested)
