@@ -1,9 +1,9 @@
 """The interfaces of upload storage: what the upload API, tus and the janitor call.
 
-A backend implements ``UploadBackend`` and ``Locker``; ``opening.py`` selects it. A
-backend without an optional capability returns None for it, and the HTTP layer does not
-offer it. All methods raise ``UploadError`` and nothing else for foreseeable faults, and
-may be called by any thread of any process.
+A backend implements ``UploadBackend`` and ``Locker``; ``dlpool.storage.open_backend``
+selects it. A backend without an optional capability returns None for it, and the HTTP
+layer does not offer it. All methods raise ``UploadError`` and nothing else for
+foreseeable faults, and may be called by any thread of any process.
 
 ``owner`` is the user of the request. None is an administrator, or any client where
 authentication is off, and may access all tasks.

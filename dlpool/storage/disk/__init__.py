@@ -16,5 +16,5 @@ No state is kept in memory alone. Read in this order:
 
 The chunk files are authoritative; ``record.json`` is a cache beside them. A lock of a
 task is held for milliseconds, never while a body is received or a file is assembled.
-Only ``dlpool.storage.opening`` imports this package.
+Only ``dlpool.storage.open_backend`` imports this package.
 """
