@@ -1,6 +1,6 @@
 """The argument parser and the exit codes that the three programs share.
 
-Imports no third-party library.
+Each class in ``dlpool.errors`` has its exit code. Imports no third-party library.
 """
 
 from __future__ import annotations

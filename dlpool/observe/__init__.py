@@ -6,7 +6,8 @@ logfile and rotation (the file on disk), log_limiter (bursts of equal lines); me
 (what Prometheus reads), health and http_server (probes, and the server for them);
 tracing and spans (OpenTelemetry).
 
-Every process has its own ``Log``; loggers may be used by any thread. The supervisor
-runs the HTTP server in the thread ``http`` and cleans up rotated logs in
-``log-cleanup``; each worker exports spans in a thread of OpenTelemetry.
+Every process has its own ``Log``, which appends to a shared file on the thread that
+logs; loggers may be used by any thread. The supervisor runs the HTTP server in the
+thread ``http`` and cleans up rotated logs in ``log-cleanup``; each worker exports spans
+in a thread of OpenTelemetry.
 """

@@ -1,5 +1,12 @@
 """The log of a process: loggers of structlog, whose lines are appended to a file that
-several processes share."""
+several processes share.
+
+Each process appends its own lines, on the thread that logs; no thread or process writes
+for others. The supervisor, its workers and the commands that log (audit, quarantine)
+share ``log_dir/dlpool.log``, the processes of dlpool-web ``log_dir/web/dlpool.log``.
+The supervisor, and the janitor of one dlpool-web process, rotate them
+(``Log.maintain``).
+"""
 
 from __future__ import annotations
 

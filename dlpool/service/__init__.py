@@ -6,10 +6,11 @@ end. Read in this order: service (entry point), wiring (composition root), super
 table of jobs), disposition (what a finished attempt leads to), job_log (lines about
 jobs); host_admission with host_limits and host_concurrency (limits of origin hosts),
 slots (number of jobs at once), yield_control and yield_policy (slow transfers make
-room); pool and worker_handle (the processes), scheduling (which worker gets a job);
-cleanup and journal (stale part files). Packages: ``queue`` (talks to Redis), ``worker``
-(the worker process), ``wire`` (frames between supervisor and workers), ``node`` (this
-machine), ``hooks`` (operators' commands), ``monitor`` (metrics).
+room); pool and worker_handle (the processes, also the jobs of dead ones), scheduling
+(which worker gets a job); cleanup and journal (stale part files). Packages: ``queue``
+(talks to Redis), ``worker`` (the worker process), ``wire`` (frames between supervisor
+and workers), ``node`` (this machine), ``hooks`` (operators' commands), ``monitor``
+(metrics).
 
 The modules of the package itself run on the main thread of the supervisor process,
 except ``journal``, which the heartbeat thread reads.

@@ -1,4 +1,8 @@
-"""Fetch chunks over one connection until none is left."""
+"""Fetch chunks over one connection until none is left.
+
+``ConnectionWorker.run`` repeats a failed request; ``_delay_after`` asks the policy in
+``retry`` for the delay of a failure that is counted.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 A request is checked before its bytes arrive. A commit compares size and MD5 with those
 that the client declared, seals the staged file (trailer, fdatasync), takes the lock of
 the task, checks the state of the task again, renames the file to its chunk name, and
-writes the record. The client gets its answer after the folder is durable.
+writes the record. The client gets its answer after the folder is durable. The settings
+``enable_integrity_check`` and ``enable_atomic_operations`` switch MD5 and syncs off.
 """
 
 from __future__ import annotations
