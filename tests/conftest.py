@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import random
@@ -53,6 +54,12 @@ def make_data(size: int, seed: int = 1) -> bytes:
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def open_descriptors() -> int:
+    """The number of open descriptors of this process, without those of earlier tests that wait for the collector."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:

@@ -25,7 +25,7 @@ from dlpool.transfer.target.file.output import FileOutput
 from dlpool.transfer.target.file.partfile import PartFile
 from dlpool.transfer.target.protocol import TargetOptions
 from tests import disk_command
-from tests.conftest import make_data, wait_until
+from tests.conftest import make_data, open_descriptors, wait_until
 from tests.disk_faults import ALWAYS, FAIL, PRETEND, Fault, build
 from tests.origin import Connection, File, Origin, Request
 from tests.processes import finish, run
@@ -128,11 +128,11 @@ def test_where_flock_works_there_is_no_lock_file(tmp_path: Path) -> None:
 def test_twenty_refused_locks_leak_no_descriptor(tmp_path: Path) -> None:
     part = PartFile(tmp_path / "f", sync=False)
     try:
-        before = len(os.listdir("/proc/self/fd"))
+        before = open_descriptors()
         for _ in range(20):
             with pytest.raises(errors.Locked):
                 PartFile(tmp_path / "f", sync=False)
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert open_descriptors() == before
     finally:
         part.close()
 

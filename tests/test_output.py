@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +25,7 @@ from dlpool.transfer.target.file.publish import has_mark, set_mark
 from dlpool.transfer.target.file.statefile import StateFile
 from dlpool.transfer.target.protocol import TargetOptions, TargetPresent
 from dlpool.transfer.target.state import PublishRecord, SavedState
+from tests.conftest import open_descriptors
 
 URL = "http://h/f"
 RESOURCE = RemoteResource(size=100, etag='"v"')
@@ -95,11 +95,6 @@ def failing(number: int = errno.EIO) -> Any:
         raise OSError(number, os.strerror(number))
 
     return fail
-
-
-def open_descriptors() -> int:
-    gc.collect()  # sockets of earlier tests
-    return len(os.listdir("/proc/self/fd"))
 
 
 # --- what an earlier run left ---

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import gc
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from dlpool.transfer.space_rules import SPACE_RESERVE
 from dlpool.transfer.target.file.partfile import PartFile
 from dlpool.transfer.target.file.partopen import MARK
 from dlpool.transfer.target.file.partwriter import PartWriter
+from tests.conftest import open_descriptors
 from tests.fakes import Events
 
 MIB = 1024 * 1024
@@ -51,11 +51,6 @@ def failing(number: int, *, when: Callable[..., bool] = lambda *_: True, real: A
 
 def is_below_proc(path: Any, *_: Any) -> bool:
     return str(path).startswith("/proc/")
-
-
-def open_descriptors() -> int:
-    gc.collect()  # sockets of earlier tests
-    return len(os.listdir("/proc/self/fd"))
 
 
 # --- what it says of itself ---

@@ -18,6 +18,7 @@ from dlpool.transfer.target.file import partopen
 from dlpool.transfer.target.file.partfile import PartFile
 from dlpool.transfer.target.file.partopen import MARK, PartOpener
 from dlpool.transfer.target.file.statefile import StateFile
+from tests.conftest import open_descriptors
 from tests.fakes import Events
 
 LACKS = ["nothing", "names", "marks", "links", "names and marks", "links and marks"]
@@ -59,9 +60,9 @@ def has_flock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def leaves_no_descriptor() -> Iterator[None]:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     yield
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 def files(folder: Path) -> list[str]:

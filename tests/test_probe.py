@@ -28,7 +28,7 @@ from dlpool.transfer.probe import Probe, ResumeStep, resume_step
 from dlpool.transfer.scheduler import ChunkScheduler, ChunkSnapshot
 from dlpool.transfer.target.file.output import FileOutput
 from dlpool.transfer.target.protocol import TargetOptions
-from tests.conftest import make_data, wait_until
+from tests.conftest import make_data, open_descriptors, wait_until
 from tests.fakes import Events
 from tests.origin import LAST_MODIFIED, Connection, File, Handler, Origin, Request
 
@@ -747,17 +747,16 @@ def test_a_page_in_place_of_a_sample_is_refused(allow_change: bool, opener: Open
 
 
 def test_samples_leave_no_descriptor_and_no_connection(opener: Opener) -> None:
-    import os
 
     opener.begun(DATED, url_path="/f?sign=1")
     opener.script = [SERVES_DATED]
     opening = opener.opening()
     assert opener.place is not None
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     opener.open(opening)
     opener.client.close()
     wait_until(lambda: opener.origin.open_connections <= 0, 10.0)
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert open_descriptors() <= before
     assert {request.connection for request in opener.origin.requests} == {1}
 
 

@@ -21,6 +21,7 @@ from dlpool.service.node.embedded_redis import (
     server_arguments,
 )
 from dlpool.service.node.locks import POLL_S, lock_within, open_lock
+from tests.conftest import open_descriptors
 from tests.fakes import Clock
 
 LISTEN = "127.0.0.1:7000"
@@ -73,12 +74,12 @@ def test_a_folder_is_held_while_a_server_has_its_lock(tmp_path: Path) -> None:
     assert not is_server_running(tmp_path)
     embedded_dir(tmp_path).mkdir(parents=True)
     lock = open_lock(embedded_dir(tmp_path) / embedded_redis.LOCK)
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     try:
         assert not is_server_running(tmp_path)
         assert lock_within(lock, 0)
         assert is_server_running(tmp_path)
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert open_descriptors() == before
     finally:
         os.close(lock)
     assert not is_server_running(tmp_path)
