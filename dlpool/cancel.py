@@ -76,7 +76,7 @@ class CancelScope:
             self._members.add(member)
 
     def discard(self, member: Cancellable) -> None:
-        """Remove a member, if it is one."""
+        """Remove ``member``. Do nothing if it is not a member."""
         with self.changed:
             self._members.discard(member)
 

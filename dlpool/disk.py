@@ -223,8 +223,8 @@ def publish_exclusive(
     removes ``source``. Where hard links are not supported either (exFAT), checks the
     name and renames, under ``flock`` of the folder if it can be locked: processes that
     use this function exclude each other, but another program that creates the target in
-    between loses its file. ``identity`` is that of the source: an error is ignored if
-    the target is that file. Raises FileExistsError, OSError.
+    between loses its file. ``identity`` is the identity of the source: an error is
+    ignored if the target has it. Raises FileExistsError, OSError.
     """
     for publish in (_rename_noreplace, _link, _check_and_rename):
         try:
@@ -334,7 +334,7 @@ def close_quietly(descriptor: int) -> None:
 def _is_done(target: Name, identity: Identity | None, dir_fd: int | None) -> bool:
     """Return whether a rename has been performed although it reported an error.
 
-    ``identity`` is that of the renamed file: the rename has been performed if
+    ``identity`` is the identity of the renamed file. The rename has been performed if
     ``target`` names this file. Returns False if ``identity`` is None.
     """
     if identity is None:

@@ -1,9 +1,9 @@
 """The rules for file names from origin servers, pushed jobs and upload clients. Pure.
 
-A name must look like what it is on every system that a file may be copied to. A name
-derived from a server's header or a URL is cleaned by ``clean_file_name``; a name in a
-job or upload is checked by ``name_fault`` and rejected. Names in a user's own command
-line or list are used unchanged.
+A name must not be displayed or interpreted as another name on any system to which the
+file may be copied. ``clean_file_name`` cleans a name from a server's header or a URL. A
+name in a job or upload is rejected if ``name_fault`` finds a fault. Names in a user's
+own command line or list are used unchanged.
 """
 
 from __future__ import annotations

@@ -193,8 +193,8 @@ class LockFile:
 class _Heartbeat:
     """Renews the lock files of this process on a daemon thread.
 
-    The thread exits with the last lock file. If this process may not start a thread, a
-    lock is renewed only when ``is_held`` is called.
+    The thread exits when the last lock file is released. If the thread cannot be
+    started, a lock is renewed only when ``is_held`` is called.
     """
 
     def __init__(self) -> None:
@@ -358,7 +358,8 @@ def _check_regular(path: Path, status: os.stat_result) -> None:
 def _server_time(folder: Path) -> float:
     """Return the time of the file server's clock, in seconds since the epoch.
 
-    It is that of a new temporary file in ``folder``. Raises OSError.
+    The clock is read from the mtime of a new temporary file in ``folder``. Raises
+    OSError.
     """
     path = folder / f".dlpool-{secrets.token_hex(8)}.tmp"
     descriptor = disk.create_exclusive(path)

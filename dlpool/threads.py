@@ -31,7 +31,7 @@ class DaemonThread(threading.Thread):
     """A daemon thread whose ``start`` raises NoThread if a limit allows no further
     thread.
 
-    Its name in the kernel is that of the thread that created it.
+    Its kernel name is the kernel name of the thread that created it.
     """
 
     def __init__(self, work: Callable[[], object], name: str) -> None:

@@ -106,7 +106,7 @@ def author() -> AuditActor:
 class AuditRecorder:
     """Writes the audit events of one command to the queue's stream and the local log.
 
-    The local log is that of the service, if it exists on this machine. A failed write
+    The local log is the service's log, if it exists on this machine. A failed write
     raises no error, as the change has already been made; the number of lost events is
     printed on standard error. Not thread-safe.
     """
@@ -153,8 +153,8 @@ class AuditRecorder:
     def recording(self) -> Iterator[None]:
         """Write the recorded events when the block ends.
 
-        If the block has recorded nothing, or if its result is not that of the last
-        recorded event, one more event records the result of the block.
+        One more event records the result of the block if the block has recorded
+        nothing, or if it fails with an error that its last event does not have.
         """
         result = INTERRUPTED
         try:

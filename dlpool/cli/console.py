@@ -225,8 +225,8 @@ def _failed(name: str, error: DlpoolError) -> int:
 def _finished(name: str, stdout: _Stream | None, code: int) -> int:
     """Flush standard output and return the exit code of the program.
 
-    ``code`` is that of the command. If it is 0 and output was lost for a reason other
-    than a closed pipe, that is printed as an error, whose exit code is returned.
+    ``code`` is the exit code of the command. If it is 0 and output was lost, print an
+    error and return its exit code. A closed pipe is not an error.
     """
     with suppress(OSError, ValueError):
         sys.stdout.flush()

@@ -55,7 +55,7 @@ def verdict(findings: Sequence[DoctorFinding]) -> str:
 
 
 def exit_code(findings: Sequence[DoctorFinding]) -> int:
-    """Return 78 if the configuration check failed, 1 if another one did, else 0."""
+    """Return 78 if the configuration check failed, 1 if any other failed, else 0."""
     failed = {finding.check for finding in findings if finding.state == FAILED}
     if CONFIGURATION in failed:
         return ConfigurationError.exit_code

@@ -105,7 +105,7 @@ def allowed_networks(ini: Path, given: str | None) -> str:
 
     These are, in this order: ``given``, the value of the option; the value in an
     existing INI file; the answer to a question on the terminal, which is repeated until
-    the answer is valid. Without a terminal they are none.
+    the answer is valid. Without a terminal nothing is asked, and the answer is empty.
     """
     if (
         given is not None
@@ -145,8 +145,8 @@ def files(
 ) -> dict[str, str]:
     """Return the texts of an installation's files, by path relative to its root.
 
-    ``program`` is the command that starts the supervisor. The INI file is that of
-    ``instance``, None for the instance without a name.
+    ``program`` is the command that starts the supervisor. ``instance`` is the
+    name of the service's instance, None for the instance without a name.
     """
     below = f"/{instance}" if instance else ""
     ini = default_ini(

@@ -38,9 +38,9 @@ def setting(
     of the service, which is also shipped. The value of a setting with ``is_secret`` is
     never shown.
 
-    Three parameters name another setting of the section: ``not_below`` the one that is
-    the lower bound, ``needs`` one that must be set, too, and ``instead_of`` one that
-    must not be set together with this one.
+    Three parameters name another setting of the section. ``not_below``: it is the lower
+    bound of this setting. ``needs``: it must be set if this setting is. ``instead_of``:
+    it must not be set together with this setting.
     """
     value = None if default is None else kind.parse(default)
     meta = {

@@ -253,9 +253,10 @@ def _go_duration_ms(text: str) -> float:
 
 
 def _port(value: Any) -> str:
-    """Return the port of ``18101``, of ``"18101"``, or of an address without a host.
+    """Return the port in ``18101``, ``"18101"`` or ``":18101"`` as text.
 
-    ``":18101"`` is such an address, for Go's ``net.Listen``.
+    ``":18101"`` is an address of Go's ``net.Listen`` without a host. Raises WrongValue,
+    also for an address with a host.
     """
     if isinstance(value, str) and (match := _ADDRESS.fullmatch(value.strip())):
         if match["host"]:

@@ -48,8 +48,8 @@ class OwnedPath:
 class Location:
     """A path with the identities of the folders on it.
 
-    ``identities`` are those of ``/`` and of each existing folder on the path; ``rest``
-    is the case-folded names after the last of these folders.
+    ``identities`` are the identities of ``/`` and of each existing folder on the path.
+    ``rest`` is the case-folded names after the last existing folder.
     """
 
     path: str

@@ -12,7 +12,7 @@ GROUP = "group:"  # prefix of sections with [transfer] of one group
 
 @dataclass(frozen=True)
 class SourcedValue:
-    """A setting as one source has it.
+    """The value that one source gives to a setting.
 
     ``section`` may be ``host:NAME`` or ``group:NAME``. ``text`` is the value as
     written, ``value`` the parsed one. ``origin`` names the source in messages

@@ -190,7 +190,7 @@ class EngineCore:
         """Stop all tasks resumably when the program exits.
 
         An engine that runs a batch is not stopped here: the code that runs the batch
-        does so.
+        stops it.
         """
         if os.getpid() != self._pid or self._is_pulling or self._is_closed:
             return

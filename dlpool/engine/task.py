@@ -355,7 +355,8 @@ class TaskExecution:
         """Make a paused task pending.
 
         Returns whether the status has changed, and the owner if the caller must call
-        its ``task_ready``. While a thread still runs the task, that thread does so.
+        its ``task_ready``. While a thread still runs the task, the owner is None: that
+        thread calls ``task_ready``.
         """
         with self._changed:
             owner = self._owner

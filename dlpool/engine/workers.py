@@ -45,9 +45,9 @@ class EngineWorkers:
     def add(self, task: DownloadTask) -> DownloadTask | None:
         """Queue a task. If a worker is free, the task is downloading on return.
 
-        If no further thread can be started, the existing ones run the task. Returns
-        None, or, if there is no thread at all, a task that has begun and that no thread
-        will run.
+        If no further thread can be started, the existing threads run the task.
+        Return None, except if there is no thread at all. Then return a task that has
+        begun and that no thread will run; the caller must end it.
         """
         with self._lock:
             if self._is_stopping:
@@ -61,7 +61,7 @@ class EngineWorkers:
             return self._leave_to_others(first)
 
     def release(self) -> None:
-        """Free the worker of the calling thread: another task may begin."""
+        """Free the worker of the calling thread, so that another task may begin."""
         with self._lock:
             self._busy -= 1
 

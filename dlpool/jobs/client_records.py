@@ -19,8 +19,10 @@ _to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 @dataclass(frozen=True)
 class ClientRecord:
-    """A record for clients. ``value``: its JSON text. ``field``: None if ``key`` is a
-    string that expires; else the field of the hash ``key``."""
+    """A record for clients. ``value``: its JSON text.
+
+    ``field``: the field of the hash ``key``; None if ``key`` is a string that expires.
+    """
 
     key: str
     value: bytes

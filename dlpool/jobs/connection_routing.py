@@ -40,8 +40,10 @@ class ServerRoute(Protocol):
 
 
 class AutoConnection(Connection):
-    """A connection to the supervisor's private server, without a password, if that
-    server runs; else over TCP to the host and port of ``options``."""
+    """A connection to the supervisor's private server if it runs, without a password.
+
+    Otherwise a TCP connection to the host and port of ``options``.
+    """
 
     def __init__(self, *, path: str, **options: Any) -> None:
         self._path = path
@@ -135,7 +137,7 @@ class Dialer:
 
     def ask(self, hosts: Sequence[Host], *command: str) -> tuple[Host, Any]:
         """Send a command to hosts in turn. Return the first host with a non-empty
-        answer, and the answer. Raises errors of redis-py if no host has one."""
+        answer, and the answer. Raises errors of redis-py if no host gives one."""
         last: Exception | str = "they do not know it"
         for host in hosts:
             try:

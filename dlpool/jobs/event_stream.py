@@ -21,10 +21,11 @@ BEGIN = "0-0"  # before the first event
 
 @dataclass(frozen=True)
 class QueueEvent:
-    """An event of a job, or of an upload, whose ``upload_id`` is among the fields.
+    """An event of a job or of an upload.
 
-    ``id``: its position in the stream: ms since 1970, and a number. ``job_id``: empty
-    for an upload.
+    ``id``: the position in the stream, ``MS-N``: milliseconds since 1970, and a number
+    that separates events of one millisecond. ``job_id``: empty for an upload, whose id
+    is the field ``upload_id``.
     """
 
     id: str

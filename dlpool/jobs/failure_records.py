@@ -89,8 +89,10 @@ class FailureRecord:
 
 
 class FailureRecords:
-    """The failure records of one group. Thread-safe, as the client is. Methods raise
-    QueueError."""
+    """The failure records of one group.
+
+    Thread-safe, because ``redis.Redis`` is. Methods raise QueueError.
+    """
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = records_client(client, keys)
@@ -195,8 +197,11 @@ def _cursor(text: str) -> tuple[int, str]:
 
 
 def _job_in(value: bytes, task: object) -> bytes | None:
-    """Return the job of a record, byte by byte as it was pushed if dlpool has written
-    the record; else encoded again."""
+    """Return the JSON of the job in a record; None if there is none.
+
+    In a record that dlpool has written it is byte by byte as pushed. In other records
+    it is encoded again.
+    """
     if not isinstance(task, dict):
         return None
     if value.startswith(_HEAD):

@@ -28,9 +28,9 @@ class HostLimit:
 class SlotReply:
     """The reply to ``acquire``.
 
-    ``wait_s``: 0: the job has a slot; None: no slot is free; else seconds until its
-    start, which is reserved if ``is_start_reserved``. ``problem``: why Redis gave no
-    answer; None if it did.
+    ``wait_s``: 0 if the job has a slot, None if no slot is free, else seconds until the
+    job may start. ``is_start_reserved``: that start is reserved for the job.
+    ``problem``: why Redis gave no answer, None if it gave one.
     """
 
     wait_s: float | None
@@ -39,8 +39,9 @@ class SlotReply:
 
 
 class HostSlots:
-    """Acquires and releases slots for jobs. Thread-safe, as ``transitions`` is. Methods
-    do not raise.
+    """Acquires and releases slots for jobs. Methods do not raise.
+
+    Thread-safe, because ``Transitions`` is.
 
     In a Cluster a host's keys are on another node than the queue. While that node is
     away, no job gets a slot, and slots that are not renewed or released expire with

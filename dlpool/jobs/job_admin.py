@@ -1,6 +1,6 @@
 """Admin commands on single jobs and failure records, and the errors for their replies.
 
-Thread-safe, as the client is. Methods raise QueueError.
+Thread-safe, because ``redis.Redis`` is. Methods raise QueueError.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class JobPage:
 
 
 class JobListing:
-    """The lists of one queue. Thread-safe, as the client is.
+    """The lists of one queue. Thread-safe, because ``redis.Redis`` is.
 
     Order: running jobs by their start, queued ones as they will be taken, delayed ones
     by the time at which they are due, ended ones newest first. Jobs that wait for the

@@ -188,8 +188,11 @@ class QueueKeys:
         return f"{self.prefix}sample_turn"
 
     def key_types(self, day: int) -> dict[str, str]:
-        """Return the Redis type of each key that exists once in a queue. ``day``: the
-        day of the counters, as in ``stats``."""
+        """Return the Redis type of each key of the queue as a whole.
+
+        Keys of single jobs, hosts and supervisors are not included. ``day``: the day of
+        the counters, as in ``stats``.
+        """
         zsets = (
             "delayed",
             "leases",

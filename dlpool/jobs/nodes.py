@@ -1,5 +1,7 @@
-"""The nodes of a queue: commands to list, drain, resume and forget them. Thread-safe,
-as the client is."""
+"""The nodes of a queue: commands to list, drain, resume and forget them.
+
+Thread-safe, because ``redis.Redis`` is.
+"""
 
 from __future__ import annotations
 
@@ -83,9 +85,9 @@ def deregister(
     """Requeue the jobs of supervisors that an operator believes to be gone, and remove
     their registrations.
 
-    Return False, and change nothing, if the lease of one of them has not been expired
-    for ``grace_s`` seconds. Raises QueueError. Which end of the intake list gets the
-    reserved jobs ("fifo") does not matter: recovery has emptied the inboxes.
+    Return False, and change nothing, if a lease is valid or expired less than
+    ``grace_s`` seconds ago. Raises QueueError. The order "fifo" has no effect: it
+    applies to jobs in the inboxes, which recovery has emptied.
     """
     keys = transitions.keys
     while sids:

@@ -76,8 +76,11 @@ class Outbox:
         )
 
     def replay(self) -> Delivery:
-        """Write some of the records older than ``LATE_S``. Drop those that have
-        expired, or for which clients already see a record as new."""
+        """Write some of the records older than ``LATE_S`` seconds.
+
+        Drop a record that has expired, or for which clients already see an equally new
+        or newer record.
+        """
         with translated(self._client):
             members = self._client.hrandfield(self._key, BATCH, withvalues=True) or []
             now_s = (

@@ -1,5 +1,7 @@
-"""Admin commands on a queue and its nodes. Thread-safe, as the client is. Methods raise
-QueueError."""
+"""Admin commands on a queue and its nodes.
+
+Thread-safe, because ``redis.Redis`` is. Methods raise QueueError.
+"""
 
 from __future__ import annotations
 

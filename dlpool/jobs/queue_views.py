@@ -76,11 +76,12 @@ class QueueStats:
     ``now``: the clock of Redis in seconds since 1970. ``backlog``: jobs in the intake
     list. ``reserved``: jobs in supervisors' inboxes. ``ready``: by priority.
     ``succeeded``, ``failed``, ``cancelled``: ended jobs that are kept.
-    ``failure_records``: those that clients see. ``supervisors``: present ones;
-    ``lost``: silent for up to a day. ``days``: today first. ``is_halted``: the queue is
-    paused, since ``halted_at``. ``throttled``: jobs that wait for their hosts;
-    ``waiting_hosts`` counts the first of them by host. ``held_hosts``: hosts that must
-    not be contacted, with the remaining seconds.
+    ``failure_records``: number of failure records that clients see. ``supervisors``:
+    supervisors with a valid lease. ``lost``: supervisors that have been silent for up
+    to a day. ``days``: counters by day, today first. ``is_halted``: the queue is
+    paused, since ``halted_at``. ``throttled``: jobs that wait for their hosts.
+    ``waiting_hosts``: throttled jobs by host, counted among the first ``MAX_COUNTED``.
+    ``held_hosts``: hosts that must not be contacted, with the remaining seconds.
     """
 
     now: float
@@ -145,8 +146,10 @@ class QueueStats:
 
 
 class QueueViews:
-    """Reads the queue of one group. Thread-safe, as the client is. Methods raise
-    QueueError."""
+    """Reads the queue of one group.
+
+    Thread-safe, because ``redis.Redis`` is. Methods raise QueueError.
+    """
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
@@ -189,7 +192,7 @@ class QueueViews:
         last days.
 
         ``with_failure_records``: count the failure records, which may be on another
-        node of a Cluster; else 0.
+        node of a Cluster. If False, their number is 0.
         """
         keys = self._keys
         with translated(self._client):

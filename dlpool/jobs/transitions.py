@@ -179,8 +179,10 @@ def new_id() -> str:
 
 
 class Transitions(LuaScripts):
-    """The transitions of one queue. Thread-safe, as the client is. All methods raise
-    QueueError."""
+    """The transitions of one queue.
+
+    Thread-safe, because ``redis.Redis`` is. All methods raise QueueError.
+    """
 
     def push(self, jobs: Sequence[tuple[PushedJob, str]]) -> list[str]:
         """Queue jobs under the given ids in one round trip. Return OK, DUP (known id)
@@ -278,8 +280,12 @@ class Transitions(LuaScripts):
         return HeartbeatResult(int(orphans), tuple(map(to_text, replies)), held_hosts)
 
     def finish(self, sid: str, requests: Sequence[FinishRequest]) -> list[str]:
-        """End or requeue jobs in one round trip. Return OK, DUP, FENCED, GONE, FOLLOWS
-        or LEADS for each request."""
+        """End or requeue jobs in one round trip, and return a reply for each request.
+
+        OK; DUP: an earlier call has done it; FENCED: the job has been claimed or
+        recovered since; GONE: the job has been deleted. For the disposition ``follow``:
+        FOLLOWS: the job waits for an equal job; LEADS: the job continues.
+        """
         return [
             to_text(reply)
             for reply in self.run_script(

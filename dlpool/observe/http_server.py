@@ -114,8 +114,8 @@ class MonitoringServer:
         self._stopping.set()
 
     def _serve_at(self, address: str) -> None:
-        """Serve requests until another address is set. Raises OSError if this one
-        cannot be bound."""
+        """Serve requests at ``address`` until another address is set. Raises OSError
+        if ``address`` cannot be bound."""
         if not address:
             self._stopping.wait(TURN_S)
             return

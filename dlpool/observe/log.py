@@ -146,8 +146,8 @@ class Log:
         is_required: bool = True,
         on_event: OnEvent | None = None,
     ) -> None:
-        """Open the file. Raises LocalFault if that fails and the file
-        ``is_required``.
+        """Open the file. Raises LocalFault if a file that ``is_required`` cannot be
+        opened.
 
         ``on_event`` is called with each event and its fields, whatever its level, by
         the thread that logs; it must not raise.

@@ -69,7 +69,7 @@ class LogFile:
         self._clean_end = size + len(line)
 
     def follow(self) -> None:
-        """Open the file that has the name now, if that is another one."""
+        """Open the file that now has the log's name, if the log has been rotated."""
         self._next_check = self._clock() + _CHECK_S
         if not self.is_closed and not _is_named(self._descriptor, self.path):
             self._replace_by(_open_live(self.path))

@@ -34,7 +34,7 @@ class Scanner(Protocol):
 class ReportScan(Protocol):
     """A callback that counts and logs each scan. It neither blocks nor raises.
 
-    ``outcome`` is one of ``OUTCOMES``, the others are fields of the log record.
+    ``outcome`` is one of ``OUTCOMES``, ``fields`` are fields of the log record.
     """
 
     def __call__(self, outcome: str, /, **fields: object) -> object:

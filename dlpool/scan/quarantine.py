@@ -8,8 +8,9 @@ Files have mode 0600. What a kill leaves, and what becomes of it:
   the complete source. ``add`` removes the first two after a day.
 - A kill after the move leaves the file and the record, perhaps also the source. The
   file is listed, and the source is scanned again.
-- A kill during a release leaves a record without a file, which ``add`` removes, or
-  both files; then the file can be released again.
+- A kill during a release leaves a record without a file, which ``add`` removes, or the
+  file both in quarantine and at its target. It can then be deleted, or released
+  to another path.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class CleanupDispatcher:
             self._log.warning("journal_write_failed", error=error)
 
     def send_requests(self, *, now: bool = False) -> None:
-        """Send pending entries to the workers that ran the jobs, or to another one.
+        """Send pending entries to the workers that ran the jobs, or to other workers.
 
         Not more often than every ``SEND_INTERVAL_S`` seconds, unless ``now``.
         """

@@ -329,14 +329,15 @@ class JobDispatcher:
     # --- messages from the queue threads ---
 
     def handle_fence_check(self, lease_id: str, *, is_ours: bool) -> None:
-        """Let a verified job publish if its lease ``is_ours``; else fence it off."""
+        """Let a verified job publish its file, or fence it off unless ``is_ours``."""
         if not is_ours:
             self.fence_off(lease_id)
         elif (worker := self._worker_of(lease_id)) is not None:
             worker.send(PublishFrame(lease_id))
 
     def handle_host_slot(self, message: HostSlotAnswered) -> None:
-        """Let a job with a slot of its host wait for a worker; throttle the others."""
+        """Queue the job for a worker if it has got a slot of its host. Otherwise
+        throttle it."""
         held = self._in_flight.get(message.lease_id)
         if held is not None and held.phase is InFlightPhase.AWAITING_HOST_SLOT:
             request = self._host_admission.handle_answer(held, message.answer)

@@ -95,9 +95,12 @@ class HostConcurrency:
         return host.limit is None or count() < host.limit
 
     def forget_idle(self) -> None:
-        """Remove the hosts that have no limit any longer, or whose limit would have
-        risen to the number of slots by now, and that have not refused a job within
-        ``WINDOW_S``. Update ``limited_hosts``."""
+        """Remove idle hosts, and update ``limited_hosts``.
+
+        A host is idle if two conditions hold. Its window of refusals began more than
+        ``WINDOW_S`` seconds ago. And it has no limit, or its limit would have risen to
+        the number of slots by now.
+        """
         now = self._clock()
         self._hosts = {
             name: one

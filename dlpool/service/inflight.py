@@ -283,8 +283,8 @@ def job_frame(held: InFlightJob, job: PushedJob) -> JobFrame:
 def is_path_implied(path: str, save_path: str) -> bool:
     """Return whether ``save_path`` alone determines ``path``.
 
-    It does not where the server named the file, or where a number was added to find a
-    free name.
+    Return False if the server named the file, or if a number was added to the name
+    because it was taken.
     """
     return (
         not save_path.endswith("/")

@@ -37,9 +37,9 @@ def reload_settings(
 
 
 def _merge(present: Settings, wanted: Settings) -> tuple[Settings, list[str]]:
-    """Return the wanted settings, but present values of those that need a restart.
+    """Return the wanted settings, and a message for each change that needs a restart.
 
-    Also return a message for each of these.
+    A setting that needs a restart keeps its present value.
     """
     new: dict[str, Any] = {}
     deferred = []

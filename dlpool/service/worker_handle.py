@@ -150,7 +150,7 @@ class WorkerHandle:
         self.flush()
 
     def flush(self) -> None:
-        """Send queued frames in order, as far as the worker reads."""
+        """Send queued frames in order, until the worker does not accept the next."""
         while self._unsent and self.channel.send_encoded(self._unsent[0]):
             self._unsent.popleft()
 

@@ -249,8 +249,9 @@ class UploadBackend(Protocol):
     ) -> TaskPage:
         """Return at most ``limit`` tasks, sorted by id.
 
-        They start at ``cursor`` and have one of the given states, or any. A task that
-        exists during all requests is in exactly one page.
+        ``cursor``: where the page starts, empty for the first page. ``status``: the
+        states of the returned tasks, empty for all states. A task that exists during
+        all requests is in exactly one page.
         """
 
     def counts_by_state(self) -> Mapping[str, TaskCounts]:

@@ -61,9 +61,10 @@ class StoredChunk:
 
 @dataclass(frozen=True)
 class TaskTotals:
-    """What clients state of a file: 0, -1 and an empty path while it is unknown.
+    """The totals that clients state for a file.
 
-    ``file_size`` in bytes.
+    ``total_chunks``: 0 if unknown. ``file_size``: in bytes, -1 if unknown.
+    ``relative_path``: empty if unknown.
     """
 
     total_chunks: int = 0

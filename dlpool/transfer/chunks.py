@@ -241,9 +241,10 @@ def _is_slow_tail(chunk: Chunk) -> bool:
 
 
 def _kept_bytes(victim: Chunk, rate: float) -> int:
-    """Return the bytes beyond ``write_end`` that a victim keeps.
+    """Return how many bytes beyond ``write_end`` the owner of a split chunk keeps.
 
-    ``rate``: speed of the thief in bytes per second.
+    ``victim``: the chunk to split. ``rate``: speed of the connection that gets the
+    upper part, in bytes per second.
     """
     half = (victim.remaining + 1) // 2
     if victim.rate <= 0 or rate < FASTER * victim.rate:

@@ -32,13 +32,13 @@ def request_range(
     *,
     judge: Judge | None = None,
 ) -> tuple[Reply, Answer]:
-    """Request ``requested`` and return the reply, its body unread, and its answer.
+    """Request a byte range, and return the reply with its body unread, and its answer.
 
-    ``requested`` is None for the complete file.
+    ``requested`` is None for the complete file. ``judge`` reads the answer from the
+    reply, by default ``TransferContext.judge``.
 
-    ``judge`` reads the answer from the reply, by default ``TransferContext.judge``.
-    Raises RemoteChanged, RetryRange or FailJob; the reply is closed then, and the next
-    request goes to the first URL.
+    Raises RemoteChanged, RetryRange or FailJob. Before it raises, it closes the reply
+    and forgets the redirect: the next request goes to the original URL.
     """
     judge = judge or context.judge
     reply = context.source.get(exchange, requested, if_range)

@@ -1,8 +1,8 @@
 """Decide what is retried, and when. Pure: time and randomness are parameters.
 
-The loop that retries is ``ConnectionWorker.run`` in ``worker``, before the first
-response ``run_probe``. ``ConnectionWorker._delay_after`` handles failures that are not
-counted (network outage, stale or replaced connection) without this policy. The
+Two loops in ``worker`` retry: ``ConnectionWorker.run_probe`` until the first response,
+then ``ConnectionWorker.run``. ``ConnectionWorker._delay_after`` handles failures that
+are not counted (network outage, stale or replaced connection) without this policy. The
 ``Retry-After`` of a host also holds the requests of all other downloads:
 ``TransferContext.judge`` sets that hold (``http/limits.HostHolds``).
 """

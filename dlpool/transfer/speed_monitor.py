@@ -168,9 +168,11 @@ def header_timed_out(
 def answer_timed_out(
     elapsed_s: float, usual_s: float, delay_s: float
 ) -> DlpoolError | None:
-    """Return the error for a request that waits much longer than others did, or None.
+    """Return the error for a request whose answer is much later than usual, else None.
 
-    ``usual_s``: the longest time that the others waited.
+    ``elapsed_s``: seconds since the request was sent. ``usual_s``: the longest wait of
+    the other connections for an answer, in seconds. Returns None before ``delay_s``
+    seconds.
     """
     if elapsed_s < max(delay_s, usual_s * ANSWER_FACTOR):
         return None

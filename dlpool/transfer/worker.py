@@ -414,8 +414,8 @@ class ConnectionWorker:
     def _suggests_fewer_connections(self, error: RetryRange) -> bool:
         """Return whether ``error`` may mean that the server accepts fewer connections.
 
-        A connection that was only slower than others means that if its request got no
-        response.
+        An error that only reports a connection as slower than others (``TooSlow``)
+        counts only if the request got no response.
         """
         return not error.is_comparison or self.latest_answer_s() is None
 

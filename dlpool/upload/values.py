@@ -13,8 +13,9 @@ from dlpool.errors import UsageError
 class FileUploadRequest:
     """A file to upload, and its name and folder at the server.
 
-    None means: ``connections`` as the server advises, ``chunk_size`` automatic,
-    ``name`` that of the file. ``relative_path`` is relative to the server's folder of
+    ``connections``: None for the number that the server advises. ``chunk_size``: in
+    bytes, None for automatic. ``name``: None for the name of ``file``.
+    ``relative_path`` is relative to the server's folder of
     files.
     """
 

@@ -180,8 +180,8 @@ class BodySlots:
     def _queue(self, client: str) -> _Waiter | None:
         """Queue a request; return None if it is rejected instead.
 
-        A full queue drops one of its requests or the new one: that of a slow client,
-        else that of the client with the most slots.
+        If the queue is full, one request is rejected, a queued one or the new one: the
+        request of a slow client, else of the client with the most slots.
         """
         waiter = _Waiter(client, self._is_slow(client))
         if len(self._waiters) >= self._max_waiting:

@@ -122,8 +122,9 @@ class ClientLimits:
     def heavy_slot(self, client: str) -> Iterator[None]:
         """Hold a slot for a request that needs much processor time.
 
-        A client has one, and a process half as many as cores. Raises HttpError: 429 if
-        the client has another such request, 503 if no slot becomes free in time.
+        A client has one slot, and a process has half as many slots as cores. Raises
+        HttpError: 429 if the client has another such request, 503 if no slot becomes
+        free in time.
         """
         with ExitStack() as stack:
             if not self._lock_offset(client, range(_HEAVY, _HEAVY + 1), stack):

@@ -281,8 +281,10 @@ def shown_configuration(settings: Any) -> dict[str, dict[str, Any]]:
 
 
 def probe_paths(prefix: str) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the paths of probes without checks, and of those that access disks, which
-    may block. ``request_pools`` gives each of the two a thread."""
+    """Return the paths of probes without checks, and of probes that access disks.
+
+    Access to a disk may block, so ``request_pools`` gives each group its own thread.
+    """
     return frozenset({"/livez", f"{prefix}/livez"}), frozenset(
         {"/readyz", f"{prefix}/readyz", f"{prefix}/health"}
     )

@@ -81,8 +81,8 @@ class Operation:
 
 
 def _resolve(schema: Schema, value: Any) -> Schema:
-    """Resolve a reference or choice to the schema for ``value``, so that errors refer
-    to that one."""
+    """Return the schema that applies to ``value``: the target of a reference, or one
+    alternative of ``oneOf``. Validation errors then refer to this schema."""
     if "oneOf" not in schema:
         return (
             schemas.NAMED[schema["$ref"].rpartition("/")[2]]

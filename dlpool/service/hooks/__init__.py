@@ -4,6 +4,6 @@ logs.
 Read in this order: runner (which hooks run, in which threads), process (one command in
 a process of its own), archiving (compressed logs).
 
-The main thread of the supervisor schedules both. Each hook runs in one of a few threads
-``hook``, and the archive command in the thread ``archive``.
+The main thread of the supervisor schedules hooks and archiving. Each hook runs in one
+of a few threads ``hook``, and the archive command in the thread ``archive``.
 """

@@ -26,9 +26,9 @@ def least_free(size: int, min_free: int | None) -> int:
 
 
 class NodeSpaceRules(SpaceRules):
-    """The space that the jobs of a node leave to each other. One thread calls
-    ``update``, any thread the others.
+    """The space that the jobs of a node leave to each other.
 
+    One thread calls ``update``; any thread may call the other methods.
     ``min_free`` is the setting. ``committed`` is what running jobs will still write, in
     bytes by device number, as the supervisor reports it.
     """

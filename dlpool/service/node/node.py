@@ -106,8 +106,8 @@ class Node:
         return list(self._earlier)
 
     def forget_sids(self, sids: Iterable[str]) -> None:
-        """Remove supervisor ids without jobs: those of earlier starts, or this one's at
-        a clean stop."""
+        """Remove supervisor ids that have no jobs: ids of earlier starts, and at a
+        clean stop the ids of this start."""
         gone = set(sids)
         if gone & {*self._earlier, *self._own}:
             self._record(

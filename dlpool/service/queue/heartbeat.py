@@ -96,7 +96,10 @@ class Heartbeat:
                 self._backoff.wait()
 
     def wake(self) -> None:
-        """End the wait for mail, by a mail. Called by any thread; raises QueueError."""
+        """Push a mail to this supervisor, which ends the heartbeat thread's wait.
+
+        Called by any thread. Raises QueueError.
+        """
         mail, client = self._transitions.keys.mail(self._sid), self._transitions.client
         with translated(client):
             client.rpush(mail, "wake")

@@ -35,8 +35,8 @@ class Spool:
         return sum(1 for name in os.listdir(self.folder) if name.endswith(".json"))
 
     def store(self, sid: str, request: FinishRequest) -> None:
-        """Write a final result of the supervisor ``sid`` durably, unless that was done
-        before. Raises LocalFault."""
+        """Write a final result of the supervisor ``sid`` durably, unless the result
+        has been stored already. Raises LocalFault."""
         path = self._path(request.lease)
         if (
             request.disposition not in TERMINAL_DISPOSITIONS

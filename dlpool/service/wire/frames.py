@@ -119,7 +119,11 @@ class CleanupEntry(NamedTuple):
 
 @dataclass(frozen=True)
 class ConfigFrame(Frame):
-    """Use these settings for new jobs. Each is the dict of its dataclass."""
+    """Use these settings for new jobs.
+
+    Each dict is a settings dataclass, converted by ``dataclasses.asdict``. ``owned``:
+    the files and folders where jobs may not write.
+    """
 
     kind = "config"
     transfer: dict[str, Any]

@@ -90,7 +90,7 @@ class JobRunContext:
 class JobRun:
     """An attempt of a job.
 
-    The thread of a slot calls ``run``, any thread the other methods. The lock guards
+    The slot's thread calls ``run``; any thread may call other methods. The lock guards
     the transfer and the error that stops it, which may be set before there is a
     transfer.
     """

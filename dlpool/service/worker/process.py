@@ -236,7 +236,7 @@ class WorkerProcess:
 
     def _start_slots(self) -> None:
         """Start a thread for each slot. If some threads cannot be started, the jobs
-        wait for the others. Raises NoThread if none can be."""
+        wait for the running threads. Raises NoThread if no thread can be started."""
         for number in range(self._settings.slots):
             try:
                 threads.start_thread(self._run_jobs, f"slot-{number}")

@@ -63,7 +63,7 @@ class AppendPosition(NamedTuple):
     offset: int
 
     def after(self, staged: StagedChunkFile) -> AppendPosition:
-        """Return the end after the staged bytes have become a chunk."""
+        """Return the position after the staged bytes have been stored as a chunk."""
         return AppendPosition(
             self.chunks + bool(staged.size), self.offset + staged.size
         )
@@ -296,7 +296,7 @@ class DiskAppendSession:
         record: TaskRecord,
         request: AppendRequest,
     ) -> None:
-        """``record``: of the upload, as it is before the body."""
+        """``record``: the record of the upload before the body is appended."""
         self.position = position
         self._tail = tail
         self._staged = staged

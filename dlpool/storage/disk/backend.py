@@ -115,8 +115,9 @@ class DiskBackend:
     ) -> TaskPage:
         """Return at most ``limit`` tasks, sorted by id.
 
-        They start at ``cursor`` and have one of the given states, or any. A task that
-        exists during all requests is in exactly one page.
+        ``cursor``: where the page starts, empty for the first page. ``status``: the
+        states of the returned tasks, empty for all states. A task that exists during
+        all requests is in exactly one page.
         """
         wanted = frozenset(status) or frozenset(states.STATES)
         if not wanted <= set(states.STATES):

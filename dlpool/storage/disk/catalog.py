@@ -25,7 +25,7 @@ NOTHING = TaskCounts()
 
 
 def add_task(counts: TaskCounts, summary: TaskSummary, sign: int = 1) -> TaskCounts:
-    """Return the counts with a task added, or with ``sign`` -1 removed."""
+    """Return the counts with a task added (``sign`` 1) or subtracted (-1)."""
     is_completed, size = summary.status == COMPLETED, max(summary.file_size, 0)
     expects_chunks = not (is_completed or summary.is_final)
     own = (
@@ -157,7 +157,7 @@ def sort_key(summary: TaskSummary, name: str) -> str:
 def make_cursor(key: str) -> str:
     """Return the cursor of the page that starts behind a sort key.
 
-    The task of the key need not exist any longer.
+    The task with this key may have been removed.
     """
     return base64.urlsafe_b64encode(b"1" + key.encode()).decode().rstrip("=")
 

@@ -20,8 +20,8 @@ _CODES: dict[str, tuple[ErrorCode, str | None]] = {
     "bad_name": ("bad_filename", None),
     "too_many_files": ("too_many_files", None),
 }
-"""Code and reason by ``Fault.kind``; the reason None is that of the fault. Other kinds
-are faults of the disk."""
+"""Code and reason by ``Fault.kind``. The reason None means ``Fault.reason``. Kinds that
+are missing here are faults of the disk."""
 
 
 class translate_os_errors:

@@ -144,7 +144,7 @@ class OwnershipStore:
     def sweep(self, merged_dir: str, latest: float) -> int:
         """Remove ownership files whose merged file no longer exists.
 
-        Keeps those that were written after ``latest``, in seconds since the epoch.
+        Keeps ownership files written after ``latest``, in seconds since the epoch.
         Returns the number of removed files.
         """
         count = 0

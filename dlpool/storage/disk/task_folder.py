@@ -135,7 +135,7 @@ class TaskFolder:
     def chunks(self) -> dict[int, StoredChunk]:
         """Return the complete chunks by index.
 
-        For a completed task, those that were merged.
+        For a completed task, return the chunks that were merged.
         """
         return self.chunks_of(load_record(self.folder))
 
@@ -173,7 +173,7 @@ class TaskFolder:
     ) -> TaskRecord:
         """Write the record with the changes and the current time, and return it.
 
-        ``durability`` overrides that of the task.
+        ``durability`` overrides the durability of the task.
         """
         record = replace(record, **changes, updated_at=time.time())
         save_record(

@@ -310,9 +310,9 @@ class PartFile:
                 disk.remove(self.path)
 
     def close(self) -> None:
-        """Release the lock.
+        """Close the file and release the lock. Errors are ignored.
 
-        Raises nothing: delayed errors were requested before the file was published.
+        ``close_writers`` reports delayed write errors before the file is published.
         """
         disk.close_quietly(self._descriptor)
         self._opened.lock.release()

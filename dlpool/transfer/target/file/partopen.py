@@ -155,9 +155,10 @@ class PartOpener:
         return False
 
     def _is_usable(self, descriptor: int, status: os.stat_result) -> bool | None:
-        """Return whether the file has the mark; None if the file must be opened again.
+        """Return whether dlpool's mark is on the file (an extended attribute).
 
-        Raises ForeignFile, OSError.
+        Return False if only the state file shows that dlpool made the file, None if the
+        file must be opened again. Raises OSError, ForeignFile if neither shows it.
         """
         if self._was_published(status):
             return None
