@@ -111,7 +111,7 @@ def test_a_job_keeps_to_its_own_rate(tmp_path: Path) -> None:
         check_rate(MIB, fetch(desk, MIB, "a", limit_rate="256K"), 256 * KIB)
         url = desk.push("odd", limit_rate="fast")
         message = desk.client.wait_for_failure(url)["error_message"]
-        assert "dlpool.limit_rate is not at least 1024 bytes per second" in message
+        assert "dlpool.limit_rate is not a rate of at least 1024 bytes per second" in message
 
 
 @pytest.mark.parametrize(
