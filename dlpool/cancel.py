@@ -19,9 +19,10 @@ class CancelScope:
     """Cancels work that several threads share. Thread-safe.
 
     ``cancel`` wakes the threads that sleep in the scope, and cancels its members.
-    ``error``: the error with which the work was cancelled, None before; only the scope
-    sets it. The condition ``changed`` guards the error and the members; the owner of a
-    scope may use it to guard its own state too. No I/O happens while it is held.
+    ``error``: the error with which the work was cancelled; None while the work is not
+    cancelled. Only the scope sets ``error``. The condition ``changed`` guards the error
+    and the members. The creator of a scope may guard its own state with ``changed``. No
+    thread does I/O while it holds ``changed``.
     """
 
     def __init__(self) -> None:

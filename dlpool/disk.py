@@ -1,9 +1,9 @@
 """Durable files: atomic writes, publishing without replacing, folder sync.
 
-Every module whose files must survive a kill or a power failure writes them through this
-one. A network file system may report failure of a call that it has performed, because
-the reply to the first transmission was lost (RFC 1813 section 4.5): after an error
-``replace``, ``publish_exclusive`` and ``remove`` check the names before they raise it.
+Modules whose files must survive a kill or a power failure write them through ``disk``.
+A network file system may perform a call and report failure, because the reply to the
+first transmission was lost (RFC 1813 section 4.5). After an error, ``replace``,
+``publish_exclusive`` and ``remove`` check whether the call was performed nevertheless.
 
 Where a function takes ``dir_fd``, its paths may be relative to that open folder. All
 functions are thread-safe.
@@ -58,8 +58,8 @@ def write_all(
 ) -> None:
     """Write all of ``data``, at ``offset`` or at the file offset of the descriptor.
 
-    One write(2) may write less: after a signal, or on a nearly full disk, where the
-    next call fails. Raises OSError.
+    Repeats write(2), which may write only a part of the data after a signal or on a
+    nearly full disk. ``offset`` None: the file offset. Raises OSError.
     """
     view = memoryview(data)
     written = 0
@@ -86,12 +86,12 @@ def atomic_write(
 ) -> None:
     """Replace the content of ``path``: readers see the complete old or new content.
 
-    A file ``temporary`` is written and renamed, by default ``PATH.tmp``. One that was
-    left by a kill is removed first, so that only one writer at a time may write
-    ``path``. ``sync``: the content is durable when this returns; otherwise the file may
-    be absent or empty after a power failure. ``mode`` is that of the new file, reduced
-    by the umask. Raises OSError; the old content is then still there, unless the error
-    came from the sync of the folder.
+    Writes the file ``temporary`` (default: ``PATH.tmp``) and renames it. An existing
+    file of that name is removed, so only one writer at a time may write ``path``.
+    ``sync``: the content is durable on return; otherwise the file may be absent or
+    empty after a power failure. ``mode``: mode of the new file, reduced by the umask.
+    Raises OSError; ``path`` then has its old content, unless the sync of the folder
+    failed.
     """
     with _written(
         temporary or f"{os.fspath(path)}.tmp", data, sync=sync, mode=mode
@@ -109,9 +109,9 @@ def atomic_create(
     mode: int = 0o666,
     temporary: Name | None = None,
 ) -> None:
-    """Create ``path`` with this content, like ``atomic_write``.
+    """Create ``path`` with the content ``data``; parameters as of ``atomic_write``.
 
-    Raises FileExistsError if the name exists, OSError.
+    Raises FileExistsError if ``path`` exists, OSError.
     """
     with _written(
         temporary or f"{os.fspath(path)}.tmp", data, sync=sync, mode=mode
@@ -143,9 +143,8 @@ def _written(
 def new_file(path: Name, mode: int = 0o666, *, sync: bool) -> Iterator[int]:
     """Create a file, and yield its descriptor for the block to write the content.
 
-    At the end of the block the file is closed, with ``sync`` after a sync. It is
-    removed if the block fails, or if the file system reports a failed write only at the
-    end. Raises OSError.
+    At the end of the block, the file is synced if ``sync`` is true, and closed. The
+    file is removed if the block, the sync or the close fails. Raises OSError.
     """
     descriptor = create_exclusive(path, mode)
     try:
@@ -163,10 +162,10 @@ def new_file(path: Name, mode: int = 0o666, *, sync: bool) -> Iterator[int]:
 
 
 def write_and_close(descriptor: int, data: bytes, *, sync: bool) -> Identity:
-    """Write all of ``data``, with ``sync`` durably, and close the descriptor.
+    """Write all of ``data``, durably if ``sync``, and close the descriptor.
 
-    Returns the identity of the file. Raises the first OSError, also of close(2): a
-    network file system may report a failed write only then.
+    Returns the identity of the file. Raises the first OSError, even if only close(2)
+    fails: a network file system may report a failed write at that point.
     """
     try:
         write_all(descriptor, data)
@@ -185,7 +184,7 @@ def create_exclusive(
 ) -> int:
     """Return a descriptor of a new, empty file, after removing a file of that name.
 
-    ``flags`` are added to those of open(2). Raises OSError.
+    ``flags``: further flags for open(2). Raises OSError.
     """
     flags |= os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -202,8 +201,8 @@ def create_exclusive(
 def replace(source: Name, target: Name, *, identity: Identity | None = None) -> None:
     """Rename a file or folder to ``target``, and replace a file that has that name.
 
-    ``identity``: of the source, if the caller knows it; an error is then ignored if the
-    target is that file. Raises OSError.
+    ``identity``: the identity of the source, None if unknown. An error is ignored if
+    ``target`` has this identity after the call. Raises OSError.
     """
     try:
         os.replace(source, target)
@@ -216,15 +215,15 @@ def replace(source: Name, target: Name, *, identity: Identity | None = None) -> 
 def publish_exclusive(
     source: Name, target: Name, *, identity: Identity, dir_fd: int | None = None
 ) -> None:
-    """Rename ``source`` to ``target`` unless that name exists.
+    """Rename ``source`` to ``target`` unless ``target`` exists.
 
     Uses renameat2(2) with RENAME_NOREPLACE. Where the file system refuses the flag
     (FUSE, 9p and NFS answer EINVAL), uses a hard link, which never replaces a file, and
     removes ``source``. Where hard links are not supported either (exFAT), checks the
-    name and renames, under ``flock`` of the folder if it can be locked: processes that
-    use this function exclude each other, but another program that creates the target in
-    between loses its file. ``identity`` is the identity of the source: an error is
-    ignored if the target has it. Raises FileExistsError, OSError.
+    name and renames, under ``flock`` of the folder if the folder can be locked. The
+    lock excludes other callers of this function; another program that creates the
+    target after the check loses its file. ``identity``: the identity of the source; an
+    error is ignored if the target has it. Raises FileExistsError, OSError.
     """
     for publish in (_rename_noreplace, _link, _check_and_rename):
         try:
@@ -292,7 +291,7 @@ def link_open_file(descriptor: int, path: Name) -> None:
 
 
 def exists(name: Name, *, dir_fd: int | None = None) -> bool:
-    """Return whether the name exists, also as a dangling symbolic link.
+    """Return whether the name exists; a dangling symbolic link counts as existing.
 
     Raises OSError.
     """
@@ -352,11 +351,11 @@ _reported: set[int] = set()
 
 
 def sync_folder(folder: Name | int, *, on_unsynced: OnUnsynced | None = None) -> bool:
-    """Make the names in ``folder`` durable; a rename is not durable before that.
+    """Make the names in ``folder`` durable; a rename is durable only after this call.
 
-    Returns False if the file system cannot sync a folder. That is no error, because the
-    files themselves are durable: ``on_unsynced`` is called with folder and error, once
-    per file system. ``folder`` is a path or an open descriptor. Raises OSError for any
+    Returns False if the file system cannot sync a folder; the contents of the files are
+    durable nevertheless. ``on_unsynced`` is then called with folder and error, once per
+    file system. ``folder`` is a path or an open descriptor. Raises OSError for any
     other failure (EIO, ESTALE).
     """
     try:
@@ -408,7 +407,7 @@ def _path_of(descriptor: int) -> str:
 def make_folders(
     folder: Path, *, sync: bool, on_unsynced: OnUnsynced | None = None
 ) -> None:
-    """Create ``folder`` and its missing parents; with ``sync``, durably.
+    """Create ``folder`` and its missing parents, durably if ``sync``.
 
     Raises OSError.
     """

@@ -67,8 +67,8 @@ class RetryRange(DlpoolError, label="network", exit_code=4):
 
     ``retry_after_s``: seconds that the server asked to wait, None if it did not.
 
-    ``is_capacity``: the server may limit connections; the error then counts as no
-    failure while another connection of the file makes progress.
+    ``is_capacity``: the server may limit connections. While another connection of the
+    file makes progress, the error does not count as a failure.
 
     ``is_stale``: an idle connection was closed by the server before it was reused.
 
@@ -146,7 +146,7 @@ class TooSlow(RetryRange, label="too_slow"):
 class OutOfDescriptors(RetryRange, label="too_many_files", exit_code=3):
     """No file or socket can be opened because of a limit.
 
-    It is retried, because other downloads will close theirs.
+    dlpool retries, because other downloads will close their files and sockets.
     """
 
     is_capacity = True
@@ -259,12 +259,12 @@ class ChecksumMismatch(FailJob, label="checksum", exit_code=11):
 class PolicyRefused(FailJob, label="policy", exit_code=12):
     """A rule refuses the transfer.
 
-    A local rule (network, redirect, size, path), or an upload server's (413, 415).
+    The rule is local (network, redirect, size, path) or an upload server's (413, 415).
     """
 
 
 class NotScanned(PolicyRefused, label="not_scanned"):
-    """The malware scanner refuses a file of this size, or none is configured."""
+    """No malware scanner is configured, or it refuses a file of this size."""
 
 
 class ChunkTooLarge(PolicyRefused):
@@ -337,7 +337,7 @@ class NoSpace(NodeFault, label="no_space", exit_code=9):
 
 
 class TooLarge(NoSpace):
-    """The file is larger than its file system; other files may fit."""
+    """The file would not fit even on an empty disk; smaller files may fit."""
 
 
 class NoRoom(NoSpace):

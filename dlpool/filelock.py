@@ -1,9 +1,10 @@
 """Exclusive locks of files between processes and hosts, by ``flock`` or a lock file.
 
 Some file systems refuse flock(2) (ENOSYS, ENOLCK, EOPNOTSUPP), and on some cluster file
-systems it succeeds without locking anything. So a lock is verified with a second
-descriptor of the same file: an attempt to lock that must fail. Where ``flock`` cannot
-be relied on, the lock is a file beside the locked one, ``PATH.lock`` (``lock_files``).
+systems it succeeds without locking anything. To verify a lock, ``FileLock`` opens the
+file a second time and tries to lock the second descriptor, which must fail. Where
+``flock`` does not work, the lock is a file beside ``PATH``: ``PATH.lock`` (see
+``lock_files``).
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class FileLock:
     def is_held(self) -> bool:
         """Return whether this process still holds the lock; renew the lock if it does.
 
-        ``flock`` is always held. Raises OSError.
+        Always true for ``flock``. Raises OSError.
         """
         if self._lock_file is None:
             return True
@@ -112,7 +113,7 @@ def _has_flock(descriptor: int, path: Path) -> bool:
 def _excludes_second(path: Path, identity: disk.Identity) -> bool:
     """Return whether the lock excludes a second descriptor of the file.
 
-    True if the file cannot be opened again.
+    Returns True, without a test, if the file cannot be opened again.
     """
     try:
         second = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -63,9 +63,10 @@ def space_or_none(where: Name | int) -> Space | None:
 def reserve(
     descriptor: int, offset: int, size: int, *, keep_size: bool = False
 ) -> bool:
-    """Reserve blocks, see ``fallocate``; return False if the file system cannot.
+    """Reserve disk space for ``size`` bytes at ``offset``, by ``fallocate``.
 
-    Raises OSError if the disk is full.
+    Returns False if the file system cannot reserve space. ``keep_size``: do not extend
+    the file. Raises OSError if the disk is full.
     """
     try:
         fallocate(descriptor, offset, size, keep_size=keep_size)

@@ -33,7 +33,7 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def loads(data: bytes | str) -> Any:
-    """Parse JSON. Raises ValueError for anything else and for encodings but UTF-8.
+    """Parse JSON in UTF-8. Raises ValueError for any other data.
 
     A UTF-8 byte order mark is ignored. See RFC 8259, section 8.1.
     """

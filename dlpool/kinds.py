@@ -88,7 +88,7 @@ def parse_duration(text: str) -> float:
 
 
 def unit_hint(text: str) -> str:
-    """Return a hint for a duration that is too long because its unit is missing."""
+    """Return a hint that the unit of a duration is missing, ``""`` if it has one."""
     number = text.strip()
     return (
         f" (without a unit it is in seconds; milliseconds are {number}ms)"
@@ -189,7 +189,7 @@ def parse_name(text: str) -> str:
 def parse_group(text: str) -> str:
     """Return ``text`` if it can be the hash tag of a Redis key.
 
-    Braces enclose a hash tag, so that it cannot contain them.
+    A hash tag is enclosed in braces, so it cannot contain braces.
     """
     if not re.fullmatch(r"[^\x00-\x20\x7f{}]{1,200}", text):
         raise ValueError("not 1 to 200 characters without spaces and braces")
@@ -267,7 +267,7 @@ def parse_loopback(text: str) -> str:
 
 
 def parse_umask(text: str) -> str:
-    """Return ``text`` if it is an octal number of bits that leave the owner all rights.
+    """Return ``text`` if it is an octal umask that keeps all rights of the owner.
 
     Raises ValueError.
     """

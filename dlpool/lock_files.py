@@ -2,11 +2,13 @@
 
 - A lock file is created with O_EXCL, and contains the host, boot, process and start
   time of its holder, and a random token.
-- A thread of the holder sets the modification time of the file every ``HEARTBEAT_S``
-  seconds, by the clock of the file server; so does each call of ``FileLock.is_held``.
-- A lock is stale when the process of its holder has ended, which is known only on the
-  same host, boot and PID namespace, or when the modification time is more than
-  ``STALE_S`` seconds older than the time that the file server gives a new file.
+- A thread of the holder, and each call of ``FileLock.is_held``, set the modification
+  time of the file to the clock of the file server. The thread does so every
+  ``HEARTBEAT_S`` seconds.
+- A lock is stale when its holder is known to have ended. Only a process of the same
+  host, boot and PID namespace can know that.
+- A lock is also stale when its modification time is more than ``STALE_S`` seconds older
+  than the modification time of a file that is created now.
 - A stale lock is replaced by a rename of ``PATH.lock.tmp``, which is created with
   O_EXCL, so that only one process at a time replaces the lock.
 - A holder that was suspended for so long that its lock file was replaced learns that
@@ -79,7 +81,7 @@ class LockHolder:
 
     @classmethod
     def from_json(cls, data: bytes) -> LockHolder | None:
-        """Parse the content of a lock file; return None if it is something else."""
+        """Parse the content of a lock file; return None if dlpool did not write it."""
         try:
             fields: dict[str, Any] = json.loads(data)["dlpool_lock"]
             holder = cls(**fields)
@@ -169,7 +171,7 @@ class LockFile:
     def renew(self) -> None:
         """Set the modification time to the server's current time.
 
-        Errors are ignored: after enough of them the lock becomes stale.
+        Errors are ignored. A lock that is not renewed for ``STALE_S`` becomes stale.
         """
         with self._lock, suppress(OSError):
             if self._descriptor >= 0:
@@ -285,8 +287,9 @@ def _remove_empty(path: Path) -> None:
 
 
 def _take_over(path: Path) -> LockFile | None:
-    """Replace a stale lock by a new one; None if it was removed or replaced meanwhile.
+    """Replace a stale lock by a new one and return the new one.
 
+    Returns None if another process changed a lock file meanwhile: try again.
     Raises LockHeld, LockForeign, OSError.
     """
     temporary = path.with_name(f"{path.name}.tmp")

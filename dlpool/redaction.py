@@ -53,8 +53,8 @@ def without_secrets(text: str) -> str:
     """Return ``text`` without secrets in its URLs and header lines.
 
     Of URLs, user info, query and fragment are removed; of secret headers, the value.
-    Text beyond the first 64 KiB is dropped, and so is a URL cut by that limit, as its
-    user info cannot be recognized.
+    Text beyond the first 64 KiB is dropped. A URL that this limit would cut is dropped
+    completely, because user info in its first part cannot be recognized.
     """
     if len(text) > _RAW_CHARS:
         text = _cut_before_url(text[:_RAW_CHARS])
@@ -82,8 +82,9 @@ def without_password(url: str) -> str:
 def split_user_info(text: str) -> tuple[str, str]:
     """Split a URL without its scheme into user info and the rest.
 
-    A password may contain an unencoded slash, question mark or hash sign: if the text
-    before it does not end in a valid port, the user info extends to the last ``@``.
+    A password may contain an unencoded slash, question mark or hash sign. If the text
+    before the first of these characters has no ``@`` and ends in an invalid port, the
+    user info extends to the last ``@`` of ``text``.
     """
     authority = re.split(r"[/?#]", text, maxsplit=1)[0]
     info, is_found, place = authority.rpartition("@")
@@ -105,7 +106,7 @@ def _is_port(text: str) -> bool:
 
 
 def _address(url: str) -> str:
-    """Return host and path of a URL without its scheme."""
+    """Return host and path; ``url`` is a URL whose scheme has been removed."""
     return re.split(r"[?#]", split_user_info(url)[1], maxsplit=1)[0]
 
 

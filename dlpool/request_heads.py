@@ -1,7 +1,8 @@
 """Request heads that are not complete yet, bounded in size and with a deadline each.
 
-A server that keeps its connections here needs no thread for a silent or slow client. A
-head ends with an empty line, and each of its lines with CRLF (RFC 9112, section 2.2).
+A server that keeps waiting connections in ``PendingHeads`` needs no thread for a silent
+or slow client. A head ends with an empty line, and each line ends with CRLF (RFC 9112,
+section 2.2).
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ Connection = TypeVar("Connection")
 
 
 class HeadProgress(Enum):
-    """State of a request head. ``COMPLETE`` heads are parsed, also invalid ones."""
+    """State of a request head.
+
+    ``COMPLETE``: the head has ended, or is invalid already: a line ends without CR, or
+    the first line is too long. ``TOO_LONG``: more than ``MAX_HEAD`` bytes without end.
+    """
 
     PARTIAL = "partial"
     COMPLETE = "complete"
@@ -49,10 +54,10 @@ class _PendingHead:
 
 
 class PendingHeads(Generic[Connection]):
-    """Pending heads by connection, the oldest first. ``feed`` and ``remove`` raise
-    KeyError for an unknown connection.
+    """Pending heads by connection, the oldest first. Used by one thread.
 
-    Deadlines are seconds of any one clock. Used by one thread.
+    All deadlines are seconds of the same clock, which the caller chooses. ``feed`` and
+    ``remove`` raise KeyError for an unknown connection.
     """
 
     def __init__(self) -> None:

@@ -64,12 +64,13 @@ def rename_noreplace(
 
 
 def lock_byte(descriptor: int, offset: int, *, is_shared: bool = False) -> bool:
-    """Lock the byte at ``offset`` of an open file; return False if it is locked.
+    """Lock the byte at ``offset`` of an open file.
 
-    The lock belongs to the open file description (F_OFD_SETLK, fcntl(2)) and is
-    released when that is closed, at the latest when the process exits. The file may be
-    shorter. ``is_shared``: several shared locks are possible, but no exclusive one
-    beside them. Raises OSError.
+    Returns False if a lock of another open file excludes it. ``offset`` may be beyond
+    the end of the file. The lock belongs to the open file description (F_OFD_SETLK,
+    fcntl(2)); the kernel releases the lock when the last descriptor of the description
+    is closed. ``is_shared``: a shared lock, which excludes only exclusive locks. Raises
+    OSError.
     """
     kind = fcntl.F_RDLCK if is_shared else fcntl.F_WRLCK
     try:

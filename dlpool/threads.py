@@ -2,8 +2,8 @@
 
 Linux refuses a thread beyond RLIMIT_NPROC, the limit of a cgroup (``pids.max``) or
 ``threads-max`` (pthread_create(3): EAGAIN), and a descriptor beyond RLIMIT_NOFILE or
-``fs.file-max`` (open(2): EMFILE, ENFILE). Callers continue with fewer, as long as they
-have at least one. All functions are thread-safe.
+``fs.file-max`` (open(2): EMFILE, ENFILE). Callers then continue with the threads and
+descriptors that they have, at least one. All functions are thread-safe.
 """
 
 from __future__ import annotations

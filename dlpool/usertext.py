@@ -1,6 +1,7 @@
 """Decode text files of users, and escape foreign text before it is shown.
 
-The encoding is that of the byte order mark, or UTF-8. Lines end in LF, CRLF or CR.
+The byte order mark determines the encoding; text without a mark is UTF-8. Lines end in
+LF, CRLF or CR.
 """
 
 from __future__ import annotations
@@ -158,10 +159,8 @@ def read_lines(
 def read_text(path: Path) -> str:
     """Return the text of a file in UTF-8, or in the encoding of its byte order mark.
 
-    Raises OSError, NotText.
-
-    A file that consists of a UTF-16 or UTF-32 mark alone is rejected: it was truncated,
-    or it is binary.
+    A file that consists of a UTF-16 or UTF-32 mark alone is rejected as truncated or
+    binary. Raises OSError, NotText.
     """
     with path.open("rb") as file:
         lines = list(read_lines(file.read, allows_nul=True))

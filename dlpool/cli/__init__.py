@@ -8,7 +8,7 @@ imported when it runs, so that ``dlpool --help`` stays fast.
 
 By command: ``items``, ``listfile``, ``headers``, ``fetch_report`` (``fetch``);
 ``upload``, ``upload_credentials``, ``upload_report`` (``upload``); ``progress``,
-``bars``, ``foreground`` (what these two show while they run); ``push``, ``jobs``,
+``bars``, ``foreground`` (the display of ``fetch`` and ``upload``); ``push``, ``jobs``,
 ``events``, ``audit``, ``top``, ``health``, ``control``, ``quarantine`` (the queue and
 its service); ``configuration``, ``conversion`` (``config``); ``doctor`` and
 ``doctor_*``; ``setup``. Also ``audit_recorder`` (who changed what), ``tables`` and

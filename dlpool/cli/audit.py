@@ -24,8 +24,8 @@ WIDTHS = (24, 18, 12, 32, 24)  # of the columns with --follow
 def run(arguments: argparse.Namespace) -> int:
     """Show audit events and return the exit code. Raises UsageError, QueueError.
 
-    With ``--follow`` it returns only after the reader has closed the pipe, with exit
-    code 1; otherwise Ctrl-C or an error ends it.
+    With ``--follow`` the command runs until Ctrl-C, an error, or a closed pipe. Only a
+    closed pipe makes this function return, with exit code 1.
     """
     since = None if arguments.since is None else since_of(arguments.since, time.time())
     wanted = AuditFilter(arguments.actor, arguments.action, arguments.object, since)

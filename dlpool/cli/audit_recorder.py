@@ -133,14 +133,14 @@ class AuditRecorder:
         )
 
     def attach(self, client: redis.Redis, keys: QueueKeys) -> None:
-        """Write to the stream of this queue from now on."""
+        """Write to the stream of the queue ``keys`` from now on."""
         self._client, self._keys = client, keys
 
     def note(self, name: str, result: str = DONE, count: int = 1) -> None:
-        """Record a change of ``count`` objects, or an attempt at one.
+        """Record a change of ``count`` objects, or a failed attempt to change them.
 
-        ``name`` is the object, or the first of them; ``result`` is DONE, UNCHANGED or
-        the label of an error.
+        ``name`` is the name of the first object. ``result`` is DONE, UNCHANGED or the
+        label of an error.
         """
         if not self.action:
             return
@@ -153,8 +153,9 @@ class AuditRecorder:
     def recording(self) -> Iterator[None]:
         """Write the recorded events when the block ends.
 
-        One more event records the result of the block if the block has recorded
-        nothing, or if it fails with an error that its last event does not have.
+        Adds an event with the result of the block in two cases: if the block has
+        recorded no event, or if it fails with an error other than the result of its
+        last event.
         """
         result = INTERRUPTED
         try:

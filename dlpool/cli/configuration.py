@@ -72,7 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def rows(found: EffectiveSettings) -> Iterator[ConfigurationRow]:
-    """Yield all settings without secrets, those of ``[host:NAME]`` only if given."""
+    """Yield a row for each setting, with secrets hidden.
+
+    A setting of ``[host:NAME]`` has a row only if it is given.
+    """
     for section, kind in SECTIONS.items():
         for declared in fields(kind):
             yield _row(
@@ -87,7 +90,7 @@ def rows(found: EffectiveSettings) -> Iterator[ConfigurationRow]:
 
 
 def find_problems(found: EffectiveSettings) -> list[ConfigProblem]:
-    """Return the problems at which the service or dlpool-web would refuse to start.
+    """Return the problems that would keep the service or dlpool-web from starting.
 
     Checks files, programs, URLs and missing keys, and changes nothing.
     """
@@ -125,9 +128,10 @@ def find_problems(found: EffectiveSettings) -> list[ConfigProblem]:
 def _with_source(
     found: EffectiveSettings, section: str, sentence: str
 ) -> ConfigProblem:
-    """Return a problem with the source of its setting.
+    """Return a problem that names where its setting was written.
 
-    ``sentence`` begins with ``[SECTION] NAME``, or with NAME of ``section``.
+    ``sentence`` begins with ``[SECTION] NAME``, or only with NAME for a setting of
+    ``section``.
     """
     match = re.match(r"\[([a-z]+)\] (.*)", sentence)
     section, text = (match[1], match[2]) if match else (section, sentence)

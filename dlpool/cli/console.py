@@ -31,8 +31,8 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 class _Stream(io.RawIOBase):
     """A raw stream that writes to a descriptor, and drops all bytes after an error.
 
-    The first error is kept in ``error``, and raised if ``raises``. Later writes and
-    flushes do not fail.
+    The first error is kept in ``error``; with ``raises`` the failed write raises it.
+    Later writes and flushes do not fail.
     """
 
     def __init__(self, descriptor: int, *, raises: bool) -> None:
@@ -128,9 +128,9 @@ class OutputLost(LocalFault):
 def run_program(name: str, run: Callable[[], int]) -> int:
     """Run a program and return its exit code.
 
-    An error is printed as one sentence on standard error, ``NAME: ...``, and its class
-    has the exit code. Call this function once, at the start of the process, before any
-    file is opened.
+    An error is printed as one sentence on standard error, ``NAME: ...``; the class of
+    the error determines the exit code. Call this function once, at the start of the
+    process, before any file is opened.
     """
     stdout = _prepare()
     try:
@@ -195,7 +195,10 @@ def reporting_result() -> Iterator[None]:
 
 
 def _foreseen(error: Exception) -> DlpoolError | None:
-    """Return the error for a fault of this machine; None for a defect of dlpool."""
+    """Return the DlpoolError for a fault of this machine.
+
+    Returns None if ``error`` shows a defect of dlpool.
+    """
     if not isinstance(error, OSError):
         return None
     if is_out_of_descriptors(error):
@@ -225,8 +228,9 @@ def _failed(name: str, error: DlpoolError) -> int:
 def _finished(name: str, stdout: _Stream | None, code: int) -> int:
     """Flush standard output and return the exit code of the program.
 
-    ``code`` is the exit code of the command. If it is 0 and output was lost, print an
-    error and return its exit code. A closed pipe is not an error.
+    ``code`` is the exit code of the command. If ``code`` is 0 and output was lost,
+    prints an error and returns the exit code of OutputLost. A closed pipe is not an
+    error.
     """
     with suppress(OSError, ValueError):
         sys.stdout.flush()
@@ -245,8 +249,9 @@ def _finished(name: str, stdout: _Stream | None, code: int) -> int:
 def _prepare() -> _Stream | None:
     """Replace the standard streams; return the raw stream of standard output.
 
-    Returns None if the program has replaced standard output itself. A closed descriptor
-    is opened as the null device: otherwise the next opened file would get it.
+    Returns None if the program has replaced standard output itself. A closed standard
+    descriptor is opened as the null device, so that no file opened later gets its
+    number.
     """
     with suppress(OSError):
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
@@ -264,8 +269,9 @@ def _prepare() -> _Stream | None:
 def _wrapped(descriptor: int, old: TextIO | None, *, raises: bool) -> TextIO:
     """Return a text stream on the descriptor.
 
-    Characters that its encoding lacks are escaped. A stream that is not a file, such as
-    a test's, is returned unchanged.
+    Characters that the encoding of the stream lacks are escaped. If ``old`` is not a
+    stream on a file (a test has replaced it, for example), ``old`` is returned
+    unchanged.
     """
     if not isinstance(old, io.TextIOWrapper | None):
         return old

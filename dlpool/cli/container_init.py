@@ -1,10 +1,10 @@
 """The duties of process 1 of a container.
 
 Process 1 inherits every process whose parent has exited, and must wait for it:
-otherwise processes that hooks leave behind become zombies. If the program itself waited
-for any child, it would take the exit codes for which its other code waits. Therefore
-process 1 forks: it reaps all processes, and its child runs the program; see tini(1),
-wait(2).
+otherwise processes that hooks leave behind become zombies. The program itself cannot
+wait for every child: it would take exit codes that other parts of the program need.
+Therefore process 1 forks: it reaps all processes, and its child runs the program; see
+tini(1), wait(2).
 """
 
 from __future__ import annotations

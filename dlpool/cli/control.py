@@ -258,8 +258,8 @@ def _report_results(
 ) -> int:
     """Print the result for each object and return the exit code.
 
-    ``count`` is the number of objects that the user named. The failure of a single one
-    is raised; with several, failures are printed, and the exit code is 14.
+    ``count`` is the number of objects that the user named. If it is 1, a failure is
+    raised. Otherwise failures are printed, and the exit code is 14 (some failed).
     """
     problems: list[DlpoolError] = []
     for name, reply in replies:

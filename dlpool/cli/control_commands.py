@@ -1,6 +1,6 @@
 """Declares the commands that control the queue, and ``top``.
 
-Imports no third-party library before one of them runs.
+Imports no third-party library until a command runs.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def _show(found: list[DoctorFinding], arguments: argparse.Namespace) -> None:
 
 
 def examine(arguments: argparse.Namespace) -> Iterator[DoctorFinding]:
-    """Yield all findings; if the settings cannot be read, only their problems.
+    """Yield all findings; only the problems of the settings if they cannot be read.
 
     With ``--folder`` it checks what ``dlpool fetch`` needs: the settings, the file
     system of the folder, and the URL.

@@ -165,9 +165,9 @@ def _folder_sync(folder: Path) -> DoctorFinding:
 
 
 def _exclusive_names(folder: Path) -> DoctorFinding:
-    """Check how a file can be renamed without replacing another one.
+    """Check how a file can be renamed without replacing an existing file.
 
-    The setting ``if_exists`` and uploads need that.
+    The setting ``if_exists`` and uploads need such a rename.
     """
     first, second = folder / "first", folder / "second"
     first.write_bytes(b"")

@@ -55,7 +55,10 @@ def verdict(findings: Sequence[DoctorFinding]) -> str:
 
 
 def exit_code(findings: Sequence[DoctorFinding]) -> int:
-    """Return 78 if the configuration check failed, 1 if any other failed, else 0."""
+    """Return the exit code of ``dlpool doctor``.
+
+    It is 78 if the configuration check failed, 1 if only other checks failed, else 0.
+    """
     failed = {finding.check for finding in findings if finding.state == FAILED}
     if CONFIGURATION in failed:
         return ConfigurationError.exit_code
@@ -78,10 +81,11 @@ def latency_finding(seconds: float) -> DoctorFinding:
 def clock_finding(
     check: str, offset_s: float, *, is_proof: bool = True
 ) -> DoctorFinding:
-    """Return the finding for a clock that is ``offset_s`` seconds ahead of ours.
+    """Return the finding for a clock of another machine.
 
-    With ``is_proof`` False, the clock is that of a single foreign server, which cannot
-    prove that ours is wrong.
+    ``offset_s`` is the number of seconds by which it is ahead of this machine's clock.
+    ``is_proof`` is False for the clock of a single foreign server, which cannot prove
+    that this machine's clock is wrong.
     """
     tolerance_s = CLOCK_S if is_proof else DATE_S
     if abs(offset_s) <= tolerance_s:

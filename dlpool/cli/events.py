@@ -24,8 +24,8 @@ DETAIL_SHOWN = 200  # characters
 def show_events(arguments: argparse.Namespace) -> int:
     """Show events and return the exit code. Raises QueueError.
 
-    With ``--follow`` it returns only after the reader has closed the pipe, with exit
-    code 1; otherwise Ctrl-C or an error ends it.
+    With ``--follow`` the command runs until Ctrl-C, an error, or a closed pipe. Only a
+    closed pipe makes this function return, with exit code 1.
     """
     with open_queue(arguments) as queue:
         events = EventReader(queue.client, queue.keys)

@@ -109,9 +109,9 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 @contextmanager
 def _open_session(arguments: argparse.Namespace) -> Iterator[BatchSession | None]:
-    """Open the session file of ``--session`` and yield it; yield None without one.
+    """Open the session file of ``--session`` and yield it.
 
-    Raises UsageError, LocalFault.
+    Yields None if the option is not given. Raises UsageError, LocalFault.
     """
     if arguments.session is None:
         yield None
@@ -207,9 +207,10 @@ def _defaults(arguments: argparse.Namespace, folder: Path) -> ItemDefaults:
 
 
 def _user(arguments: argparse.Namespace) -> tuple[str, str] | None:
-    """Return the name and the password of ``--user``.
+    """Return the name and the password of ``--user``; None without the option.
 
-    The password may also come from the environment or the terminal.
+    If the option has no password, ``DLPOOL_PASSWORD`` or the terminal gives it. Raises
+    UsageError if there is no password.
     """
     if arguments.user is None:
         return None

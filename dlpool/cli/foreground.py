@@ -70,7 +70,7 @@ _SENTENCES = {
 class EventPrinter:
     """Collects events of other threads, for the thread that draws. Thread-safe.
 
-    ``is_wanted`` is whether all events are printed (``-v``).
+    With ``is_wanted`` (``-v``) all events are printed, otherwise only important ones.
     """
 
     def __init__(self, *, is_wanted: bool) -> None:
@@ -96,5 +96,5 @@ class EventPrinter:
 
 
 def _value_text(value: object) -> str:
-    """Return the value of an event's field as text; a path without its type."""
+    """Return the value of an event's field as text; a path is shown as a string."""
     return repr(os.fspath(value) if isinstance(value, os.PathLike) else value)

@@ -43,7 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
 def request_health(listen: str, path: str) -> tuple[int, str]:
     """Return the status and the body of the supervisor's answer.
 
-    ``listen`` is its address, ``path`` that of the request. Raises Unhealthy.
+    ``listen`` is the address of the supervisor, ``path`` the path of the request.
+    Raises Unhealthy.
     """
     host, port = split_address(listen)
     if host in ("", "0.0.0.0", "::"):  # listens at every address

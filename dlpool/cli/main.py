@@ -24,7 +24,7 @@ from dlpool.cli.upload_options import add_upload
 class _CommandsFormatter(argparse.RawDescriptionHelpFormatter):
     """A help formatter with a wide column for the names of commands.
 
-    argparse ignores their indentation when it computes the width.
+    argparse ignores the indentation of these names when it computes the width.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

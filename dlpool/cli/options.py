@@ -77,7 +77,10 @@ def add_fetch(
 
 
 def add_setting(group: Any, declared: Field[Any]) -> None:
-    """Declare the option of a setting; without the option its argument is not set."""
+    """Declare the option of a setting.
+
+    If the option is not given, the parsed arguments have no attribute for the setting.
+    """
     meta = declared.metadata
     options: dict[str, Any] = {"dest": declared.name, "default": argparse.SUPPRESS}
     if isinstance(declared.default, bool):
@@ -109,7 +112,7 @@ def sourced_options(
 ) -> list[SourcedValue]:
     """Return the values that the options give to the settings of a section.
 
-    With ``names`` only the settings with these names are considered.
+    ``names`` restricts the result to the settings with these names; None means all.
     """
     values = vars(arguments)
     return [
@@ -135,8 +138,9 @@ def load_settings(
 ) -> EffectiveSettings:
     """Return the effective settings and print their warnings to standard error.
 
-    With ``of_service`` the defaults are those of the service. Raises
-    ConfigurationError, which names all problems.
+    ``config`` is the path of the INI file, None to read no INI file. With
+    ``of_service`` the defaults are those of the service. Raises ConfigurationError,
+    which names all problems.
     """
     found = load_effective(config, options, for_service=of_service)
     if not is_quiet:

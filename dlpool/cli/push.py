@@ -115,7 +115,7 @@ class ListPush:
 
     @property
     def exit_code(self) -> int:
-        """The exit code: 14 if lines were refused."""
+        """The exit code: 14 (some failed) if lines were refused, else 0."""
         return SOME_FAILED if self._refused else 0
 
     def add(self, lines: Sequence[bytes]) -> None:

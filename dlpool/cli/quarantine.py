@@ -92,8 +92,8 @@ def _act_on_each(
 ) -> int:
     """Release or delete each file and return the exit code.
 
-    The failure of a single file is raised; with several files, failures are printed,
-    and the exit code is 14.
+    With one file a failure is raised. With several files failures are printed, and the
+    exit code is 14 (some failed).
     """
     log = _log(settings)
     problems: list[DlpoolError] = []

@@ -62,7 +62,7 @@ def _row(section: str, declared: Field[Any]) -> str:
 
 
 def _others(meta: Any) -> str:
-    """Return the settings that a setting requires or excludes, as text."""
+    """Return as text the settings that a setting requires or excludes."""
     needs = f"; needs `{meta['needs']}`" if meta["needs"] else ""
     return needs + (
         f"; instead of `{meta['instead_of']}`" if meta["instead_of"] else ""

@@ -123,9 +123,9 @@ def allowed_networks(ini: Path, given: str | None) -> str:
 
 
 def _allowed_in(ini: Path) -> str:
-    """Return the value of ``network_allow`` in an existing INI file, "" if it has none.
+    """Return the value of ``network_allow`` in an existing INI file.
 
-    A repeated ``dlpool setup`` keeps this value.
+    Returns "" if the file does not set it. A repeated ``dlpool setup`` keeps the value.
     """
     with suppress(OSError, UnicodeDecodeError):
         if found := re.search(
@@ -211,9 +211,9 @@ def program_line() -> str:
 
 
 def install(root: Path, contents: dict[str, str]) -> list[Path]:
-    """Write the files below ``root``; return existing files with other contents.
+    """Write the files below ``root``; return the existing files that differ.
 
-    Each file is written atomically; existing files are kept. Raises LocalFault.
+    New files are written atomically; existing files are kept. Raises LocalFault.
     """
     changed = []
     for name, text in contents.items():

@@ -139,7 +139,8 @@ def start_lines(fields: Mapping[str, Any]) -> list[str]:
 def _queued_signals() -> deque[int]:
     """Queue SIGHUP, SIGUSR1 and SIGUSR2 until the service can handle them.
 
-    They would kill the process. SIGTERM still does.
+    Without a handler these signals would kill the process. SIGTERM has no handler yet
+    and ends the process.
     """
     waiting: deque[int] = deque()
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):

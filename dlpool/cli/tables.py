@@ -27,7 +27,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Cells]) -> None:
 
 
 def show_row(cells: Cells, widths: Sequence[int]) -> None:
-    """Print one row of a table whose other rows are not known yet.
+    """Print one row of a table before its other rows are known.
 
     On a terminal cells have the given widths, otherwise they are separated by tabs.
     """

@@ -1,6 +1,6 @@
 """``dlpool top``: shows the queue as it changes.
 
-Each sample requests new reports from the supervisors, which the next sample shows.
+Each sample asks the supervisors for new reports; the next sample shows them.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ COLUMNS = ("ID", "NODE", "DONE", "RATE", "PHASE", "URL", "PATH")
 class JobRates:
     """The bytes per second of each job, between two samples.
 
-    ``seen`` holds the time and the downloaded bytes of the last sample by job id,
-    ``now`` the rates.
+    ``seen`` holds by job id the time and the downloaded bytes of the last sample.
+    ``now`` holds by job id the rate in bytes per second.
     """
 
     seen: dict[str, tuple[float, int]] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class QueueMonitor:
     def begin(self) -> None:
         """Request new reports, wait for them, and take the first sample.
 
-        Earlier reports are of different ages and would give wrong rates.
+        Reports that are already stored have different ages and would give wrong rates.
         """
         self.sample()
         time.sleep(FIRST_SAMPLE_S)

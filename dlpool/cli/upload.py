@@ -150,7 +150,10 @@ class UploadThread:
         self.thread = threads.DaemonThread(self.run, "dlpool-run")
 
     def run(self) -> None:
-        """Upload and keep the result; called directly if no thread can be started."""
+        """Upload the file and keep the result.
+
+        If no thread can be started, the main thread calls this method itself.
+        """
         try:
             self.result = self.upload.run()
         except DlpoolError as error:

@@ -14,7 +14,8 @@ from dlpool.usertext import NotText, read_text
 def access_headers(arguments: argparse.Namespace) -> dict[str, str]:
     """Return the headers that the options name, with the token or secret key.
 
-    Raises UsageError, also for options that contradict each other, and LocalFault.
+    Raises UsageError for options that are invalid or contradict each other, LocalFault
+    for a file that cannot be read.
     """
     headers = read_headers(arguments)
     given = {name.lower() for name in headers}

@@ -114,7 +114,7 @@ class UploadReport:
 
 
 def state_of(result: UploadResult | DlpoolError) -> str:
-    """Return the state of a file in one word."""
+    """Return the state of a file: ``done``, ``interrupted`` or ``failed``."""
     if isinstance(result, UploadResult):
         return "done"
     return "interrupted" if result.label == "cancelled" else "failed"

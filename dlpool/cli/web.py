@@ -94,9 +94,10 @@ def _unread_hint() -> list[str]:
 
 
 def _leave_deleted_folder(settings: Settings) -> None:
-    """Change to / if the working directory has been deleted, as gunicorn needs one.
+    """Change to / if the working directory has been deleted.
 
-    Raises LocalFault if a configured path is relative to the deleted directory.
+    gunicorn needs an existing working directory. Raises LocalFault if a configured path
+    is relative to the deleted directory.
     """
     try:
         Path.cwd()
@@ -162,8 +163,8 @@ def _reload_keys(
 ) -> Authenticator:
     """Read the keys again for a new worker; return ``previous`` if they are invalid.
 
-    Without that, a typing error in a key file would stop the service when a worker is
-    replaced.
+    If invalid keys raised an error, a typing error in a key file would stop the service
+    when a worker is replaced.
     """
     try:
         return type(previous)(settings.web)

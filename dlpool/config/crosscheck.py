@@ -1,4 +1,4 @@
-"""Finds settings that are valid alone but contradict each other, by their metadata."""
+"""Finds contradictions between settings that are valid on their own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def find_conflicts(
 ) -> list[ConfigProblem]:
     """Return a problem for each contradiction between settings.
 
-    ``described`` returns a setting with its value and source, by section and name.
+    ``described`` takes a section and a name, and returns the text for messages: the
+    name, value and source of the setting.
     """
     problems = []
     for section, kind in SECTIONS.items():
@@ -77,9 +78,10 @@ def _conflict(
     values: dict[str, Any],
     described: Callable[[str, str], str],
 ) -> tuple[str, str]:
-    """Return a sentence about a contradiction, and the other setting that it concerns.
+    """Return a sentence about a contradiction of ``declared``, and the other setting's
+    name.
 
-    Both are empty if the setting contradicts no other.
+    Both texts are empty if ``declared`` contradicts no setting of its section.
     """
     name, value = declared.name, values[declared.name]
     if value is None:

@@ -1,8 +1,8 @@
 """Declares a setting: a dataclass field with its kind, bounds, option and help.
 
-A new setting is such a field in the class of its section; the package's docstring says
-which module has which section. Options, the INI file, its checks and the documentation
-follow from the field's metadata.
+To add a setting, add a field to the class of its section; the docstring of
+``dlpool.config`` names the module of each section. Options, the INI file, its checks
+and the documentation follow from the field's metadata.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ def setting(
 
     ``default`` is written as in an INI file; None means unset. ``low`` and ``high`` are
     the bounds of a number. ``short`` is a short command-line option, such as ``-c``.
-    ``reload`` is whether a running service applies a changed value. ``shipped`` is the
-    value in the shipped INI file, if that is not the default; ``service`` the default
-    of the service, which is also shipped. The value of a setting with ``is_secret`` is
-    never shown.
+    ``reload`` tells whether a running service applies a changed value. ``shipped`` is
+    the value in the shipped INI file; None means the default. ``service`` is the
+    default of the service, and its value in the shipped file; None means ``default``.
+    The value of a setting with ``is_secret`` is never shown.
 
-    Three parameters name another setting of the section. ``not_below``: it is the lower
-    bound of this setting. ``needs``: it must be set if this setting is. ``instead_of``:
-    it must not be set together with this setting.
+    Three parameters name another setting of the section. ``not_below`` names the
+    setting whose value is the lower bound. ``needs`` names a setting that must be set
+    if this setting is set. ``instead_of`` names a setting that must not be set together
+    with this setting.
     """
     value = None if default is None else kind.parse(default)
     meta = {
@@ -81,7 +82,7 @@ def parse_setting(declared: Field[Any], text: str) -> Any:
 
 
 def format_bound(declared: Field[Any], amount: float) -> str:
-    """Return a bound of a setting as text, a duration with its unit."""
+    """Return a bound of a setting as text; a bound of a duration has a unit."""
     return (
         duration_text(amount)
         if declared.metadata["kind"] is DURATION
@@ -90,9 +91,10 @@ def format_bound(declared: Field[Any], amount: float) -> str:
 
 
 def option_names(declared: Field[Any]) -> list[str]:
-    """Return the command-line options of a setting: the short one, if any, and --NAME.
+    """Return the command-line options of a setting: the short one, if any, and
+    ``--NAME``.
 
-    A switch that is on by default has ``--no-NAME``.
+    A switch that is on by default has ``--no-NAME`` instead of ``--NAME``.
     """
     name = declared.name.replace("_", "-")
     long = f"--no-{name}" if declared.default is True else f"--{name}"

@@ -137,7 +137,7 @@ class TransferSettings:
     )
 
     def pool_size(self, downloads: int) -> int:
-        """Return the connections to one host that ``downloads`` downloads may use."""
+        """Return how many connections to one host ``downloads`` downloads share."""
         fixed = self.connections
         return (
             fixed * downloads

@@ -1,6 +1,6 @@
 """Reads the ``config.json`` of the Go upload server as settings of ``[upload]``.
 
-Its keys are those of ``[upload]``. Durations are numbers of milliseconds, or of
+The file has the keys of ``[upload]``. Durations are numbers of milliseconds, or of
 nanoseconds (a ``time.Duration`` of Go), or texts such as ``1h30m``; sizes are in bytes.
 """
 
@@ -45,7 +45,7 @@ class WrongValue(ValueError):
 
 @dataclass(frozen=True)
 class _Pairs:
-    """A JSON object with repeated keys, which a ``dict`` would hide."""
+    """A JSON object as pairs of key and value; a ``dict`` would hide repeated keys."""
 
     members: Sequence[tuple[str, Any]]
 
@@ -68,10 +68,10 @@ def is_json(text: str) -> bool:
 def read_json(
     text: str, path: str, problems: list[ConfigProblem], notes: list[str]
 ) -> list[SourcedValue]:
-    """Return the settings of the file.
+    """Return the settings in ``text``, the content of the file ``path``.
 
-    A sentence for each invalid value is appended to ``problems``, and one that names
-    the unknown keys to ``notes``. Raises ConfigurationError if the file is not a JSON
+    Appends a sentence for each invalid value to ``problems``, and a sentence that names
+    the unknown keys to ``notes``. Raises ConfigurationError if the text is not a JSON
     object.
     """
     found: dict[tuple[str, str], SourcedValue] = {}
@@ -128,7 +128,11 @@ def _no_constant(name: str) -> None:
 def _leaves(
     value: _Pairs, above: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield each value that is not an object, with its keys from the outside in."""
+    """Yield the values in a JSON object, each with its nested keys, outermost first.
+
+    Nested objects are searched too, unless their keys name a setting or are
+    ``MAX_DEPTH`` deep.
+    """
     for name, member in value.members:
         names = (*above, name)
         if (
@@ -142,7 +146,8 @@ def _leaves(
 
 
 def _setting_of(names: Sequence[str]) -> Field[Any] | None:
-    """Return the setting of a key; None if there is none.
+    """Return the setting that nested keys name, outermost key first; None for no
+    setting.
 
     The keys may be ``max_file_size``, ``maxFileSize``, or ``max_attempts`` in an object
     ``retry`` (for ``retry_max_attempts``).
@@ -226,8 +231,8 @@ def _size(value: Any) -> str:
 def _duration(value: Any, most_ms: float) -> str:
     """Return a duration as text of an INI file.
 
-    A number is in milliseconds, or in nanoseconds if that many milliseconds would
-    exceed ``most_ms``. A text has the format of Go's ``Duration.String``.
+    A number counts milliseconds; if the result would exceed ``most_ms``, the number
+    counts nanoseconds. A text has the format of Go's ``Duration.String``.
     """
     if isinstance(value, str) and not re.fullmatch(r"-?[0-9.]+", value.strip()):
         return duration_text(_go_duration_ms(value.strip()) / 1000)
@@ -269,7 +274,8 @@ def _port(value: Any) -> str:
 
 
 def _whole(value: Any) -> int:
-    """Return an integer, also from a text or from ``1e9``. Raises WrongValue."""
+    """Return the integer in an integer, a text or a number such as ``1e9``. Raises
+    WrongValue."""
     if isinstance(value, str) and re.fullmatch("[0-9]{1,18}", value.strip()):
         return int(value)
     if isinstance(value, float) and value.is_integer():
@@ -292,7 +298,7 @@ def _shown(value: Any) -> str:
 
 
 def _line_of(text: str, name: str) -> int:
-    """Return the line in which the key first occurs."""
+    """Return the number of the line in which the key ``name`` first occurs."""
     match = re.search(rf"{re.escape(json.dumps(name, ensure_ascii=False))}\s*:", text)
     return text.count("\n", 0, match.start()) + 1 if match else 1
 

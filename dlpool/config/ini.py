@@ -183,7 +183,7 @@ def checked(
 ) -> list[SourcedValue]:
     """Return the valid values of a source, parsed.
 
-    The problems of the invalid ones are appended to ``problems``.
+    Appends a problem to ``problems`` for each invalid value.
     """
     right = []
     for section, members in groupby(

@@ -1,10 +1,10 @@
 """Merges the settings of all sources: the last source that sets a value wins.
 
-The order is: defaults (also those of the service and of the upload profile), the INI
-file, ``conf.d/*.ini``, systemd's credentials, the environment, options.
+The order is: defaults of all commands, the upload profile, defaults of the service, the
+INI file, ``conf.d/*.ini``, systemd's credentials, the environment, options.
 
-The readers of files are imported only if there is a file, so that a command without one
-starts fast.
+The readers of files are imported only if there is a file, so that a command without a
+file starts fast.
 """
 
 from __future__ import annotations
@@ -130,7 +130,8 @@ def examine(
 def written_text(
     given: Mapping[tuple[str, str], SourcedValue], section: str, name: str
 ) -> str:
-    """Return a setting as its source has it, or its default."""
+    """Return the text of a setting as its source gives it, or the text of its
+    default."""
     found = given.get((section, name))
     return (
         (_declared(section, name).metadata["text"] or "")
@@ -247,7 +248,8 @@ def _read_files(
 def _checked(
     layer: Sequence[SourcedValue], problems: list[ConfigProblem]
 ) -> list[SourcedValue]:
-    """Return the valid values of a source, parsed; append to ``problems``."""
+    """Return the valid values of a source, parsed; append the problems of invalid
+    values."""
     from dlpool.config.ini import checked
 
     return checked(layer, problems)
@@ -258,8 +260,8 @@ def _merged(
 ) -> dict[tuple[str, str], SourcedValue]:
     """Return the last value of each setting.
 
-    A value also removes earlier ones that it excludes, such as a password in another
-    setting or in the URL of Redis.
+    A later value removes earlier values that exclude it: for example, a password file
+    removes an earlier password, and the password in the URL of Redis.
     """
     found: dict[tuple[str, str], SourcedValue] = {}
     for layer in layers:
@@ -285,9 +287,10 @@ def _service_defaults() -> list[SourcedValue]:
 def _of_group(
     layer: Sequence[SourcedValue], group: SourcedValue | None
 ) -> Sequence[SourcedValue]:
-    """Return the values of a source; those of the group also override ``[transfer]``.
+    """Return the values of a source, and those of ``[group:NAME]`` again as
+    ``[transfer]``.
 
-    The group's values are in ``[group:NAME]``.
+    ``group`` is the setting with NAME; None means that no group is selected.
     """
     section = GROUP if group is None else GROUP + str(group.value)
     return [

@@ -40,7 +40,8 @@ class OwnedPath:
 
     @property
     def setting(self) -> str:
-        """The description without the value, which clients must not see."""
+        """The description without the setting's value: clients must not see the
+        value."""
         return self.what.partition(" = ")[0]
 
 
@@ -80,7 +81,8 @@ class Location:
         )
 
     def _is_above(self, other: Location) -> bool:
-        """Return whether the identities show that ``other`` is here or lies below."""
+        """Return whether the identities show that ``other`` is this location or lies
+        below it."""
         if not self.identities or not other.identities:
             return False
         if not self.rest:
@@ -103,8 +105,9 @@ def folded(name: str) -> str:
 def _spelt(path: str) -> str:
     """Return a path whose existing names are spelt as their folders list them.
 
-    Names that do not exist are folded and marked. A file system in user space may give
-    a file another inode number for each spelling of its name.
+    Names that do not exist are folded and marked with NUL. Inode numbers do not replace
+    this comparison: a file system in user space may give a file another inode number
+    for each spelling of its name.
     """
     found = ""
     for name in path.strip("/").split("/"):
@@ -144,7 +147,7 @@ def resolved(path: str) -> str:
 
 
 def target_roots(paths: PathSettings) -> list[OwnedPath]:
-    """Return the folders that jobs may write to, as they are set."""
+    """Return the folders that jobs may write to, as the settings name them."""
     given = [root for root in (paths.allowed_roots or "").split(":") if root]
     if given:
         return [OwnedPath(f"[paths] allowed_roots = {root}", root) for root in given]
@@ -189,9 +192,9 @@ def check_owned_paths(settings: Settings) -> None:
 def _of_uploads(
     settings: Settings, ours: list[tuple[OwnedPath, Location]]
 ) -> list[str]:
-    """Return conflicts of ``merged_dir``, where clients name files and read them.
+    """Return the conflicts of ``merged_dir``: clients name and read the files in it.
 
-    It may contain no owned path, nor lie among the chunks.
+    ``merged_dir`` must contain no owned path, and must not lie in ``upload_dir``.
     """
     merged, chunks = (
         Location.of(settings.upload.merged_dir),
@@ -226,9 +229,10 @@ def _of_settings(settings: Settings) -> Iterator[OwnedPath]:
 def _files_of_command(command: str) -> Iterator[str]:
     """Yield the program of a command, and the files that its arguments name.
 
-    An argument may name a script that an interpreter runs. Files that do not exist yet
-    are included, because creating one decides what runs; folders are not. In a longer
-    text, such as shell commands, only existing files are found.
+    An argument may name a script that an interpreter runs. The path of a missing file
+    is included, because a job that creates the file would decide what runs. Folders are
+    not included. In a longer text, such as shell commands, only existing files are
+    found.
     """
     program, *arguments = shlex.split(command)
     yield shutil.which(program) or program

@@ -22,7 +22,8 @@ _HEAD = """\
 def default_ini(instead: Mapping[str, str] | None = None) -> str:
     """Return an INI file with all settings, their bounds and defaults.
 
-    It is shipped as ``etc/dlpool.ini``. ``instead`` holds other values by key.
+    It is shipped as ``etc/dlpool.ini``. ``instead`` holds values that replace defaults,
+    by key.
     """
     lines = [_HEAD]
     for name, kind in SECTIONS.items():
@@ -62,7 +63,8 @@ def default_ini(instead: Mapping[str, str] | None = None) -> str:
 
 
 def bounds(declared: Field[Any], section: str) -> str:
-    """Return the bounds of a setting as text that follows its kind."""
+    """Return the bounds of a setting as text to append to its kind; '' without
+    bounds."""
     meta = declared.metadata
     least, most, other = meta["low"], meta["high"], meta["not_below"]
     said = [

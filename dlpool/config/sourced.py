@@ -30,8 +30,8 @@ class SourcedValue:
 class ConfigProblem:
     """A sentence about a problem in the settings.
 
-    ``origin`` is its source, if known (``FILE:LINE`` of a file). ``settings`` are those
-    it concerns, by (section, name).
+    ``origin`` is its source, if known (``FILE:LINE`` of a file). ``settings`` are the
+    settings that the problem concerns, by (section, name).
     """
 
     text: str

@@ -57,8 +57,8 @@ def job_of(
 ) -> Job:
     """Return the job that downloads ``url`` to a file in the folder ``output_path``.
 
-    An empty ``filename`` is the same as None. Raises UsageError, also for a value of a
-    wrong type.
+    If ``filename`` is None or empty, the server or the URL names the file. Raises
+    UsageError for a value that is invalid or of a wrong type.
     """
     _check("url", url, (str,), "a text")
     _check("output_path", output_path, (str, PathLike), "a text or a path")
@@ -81,7 +81,7 @@ def job_of(
 
 
 def check_priority(priority: object) -> None:
-    """Raise UsageError for a priority that cannot be compared with others."""
+    """Raise UsageError for a priority that is not a number, or is NaN."""
     _check("priority", priority, (int, float), "a number")
     if priority != priority:
         raise UsageError("priority is NaN, and must be a number")

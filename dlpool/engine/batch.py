@@ -54,9 +54,9 @@ class BatchResult:
 class BatchProgress:
     """The state of a batch at one moment.
 
-    ``active`` holds the progress of the running downloads by their number in the order
-    of start, ``completed_bytes`` the bytes of the completed files, ``earlier`` the
-    number of items that earlier runs completed.
+    ``active`` holds the progress of each running download; its key is the number of the
+    download in the order of start. ``completed_bytes`` is the bytes of the completed
+    files, ``earlier`` the number of items that earlier runs completed.
     """
 
     active: dict[int, Progress] = field(default_factory=dict)
@@ -70,9 +70,9 @@ class Batch:
     """Feeds the items of a list to an engine. Thread-safe.
 
     The engine must serve this batch alone and be created with ``keeps_ended=False``.
-    Items that ``earlier`` records as done are skipped. ``finished`` is set when all
-    items have ended. ``stopped`` is set after ``cancel``, when no download runs any
-    longer, even if a thread still waits for a line of the list.
+    Items that the session ``earlier`` records as done are skipped. ``finished`` is set
+    when all items have ended. ``stopped`` is set after ``cancel`` as soon as no
+    download runs, even if a thread still waits for a line of the list.
     """
 
     def __init__(

@@ -56,11 +56,12 @@ def download_many(
 ) -> BatchSummary:
     """Download all ``urls`` into the folder ``output_path`` and return one summary.
 
-    One failure does not stop the others. ``urls`` is read as workers become free.
-    ``session`` is a file that records what is done: the next call with it downloads the
-    rest. The calling thread calls ``on_result`` with each result; an exception that it
-    raises stops the batch resumably. ``options`` are those of DownloadEngine. Raises
-    UsageError, LocalFault, ConfigurationError.
+    One failure does not stop the other downloads. ``urls`` is read as workers become
+    free. ``session`` is a file that records the completed downloads (None: no record);
+    the next call with the same file downloads the rest. The calling thread calls
+    ``on_result`` with each result; an exception that ``on_result`` raises stops the
+    batch resumably. ``options`` are those of DownloadEngine. Raises UsageError,
+    LocalFault, ConfigurationError.
     """
     folder = Path(fspath(output_path))
     done = BatchSession(Path(session)) if session is not None else None

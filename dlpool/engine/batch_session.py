@@ -32,7 +32,8 @@ class BatchSession:
     def __init__(self, path: Path) -> None:
         """Open and lock the file.
 
-        Raises LocalFault, also if another batch holds it or it is not a batch session.
+        Raises LocalFault if the file cannot be used, if another batch has locked the
+        file, or if the file is not a batch session.
         """
         self._path = path
         self._lock = threading.Lock()

@@ -75,8 +75,8 @@ class Callbacks:
     def close(self) -> None:
         """Call the pending callbacks, and stop the thread.
 
-        If a callback calls this method, it does not wait for the thread, which is its
-        own.
+        Waits for the thread, unless a callback is the caller: callbacks run on that
+        thread.
         """
         with self._lock:
             thread, self._is_closed = self._thread, True
@@ -107,9 +107,10 @@ class Callbacks:
                 due = time.monotonic() + self._interval_s
 
     def _report_progress(self, reported: dict[str, int]) -> dict[str, int]:
-        """Report the tasks whose downloaded bytes differ from ``reported``.
+        """Report each task whose number of downloaded bytes has changed.
 
-        Returns the new table of downloaded bytes by task id.
+        ``reported`` is the result of the previous call: the downloaded bytes by task
+        id. Returns the same table with the current numbers.
         """
         if not self._progress:
             return reported

@@ -24,11 +24,11 @@ def find_collisions(
 ) -> Iterator[BatchResult]:
     """Yield a failure for each item that would overwrite the file of an earlier item.
 
-    Items with the same URL do not collide. The error of an unreadable list is also
-    yielded. An item without a file name gets the name in its URL, unless the server
-    sends another name. ``look_up`` requests the path of a job's file from the server,
-    and returns None if the request fails. It is called only for a collision, and once
-    for URLs that differ only in the query.
+    Items with the same URL do not collide. The error of an unreadable list is yielded,
+    too. An item without a file name gets the name in its URL, unless the server sends
+    another name. ``look_up`` requests the path of a job's file from the server, and
+    returns None if the request fails. ``look_up`` is called only for a collision, and
+    only once for several URLs that differ only in the query.
     """
     lines: dict[str, tuple[int, str]] = {}
     # Whether the server gives other names, by URL without query and by folder.

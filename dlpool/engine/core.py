@@ -87,7 +87,7 @@ class EngineCore:
             return dict(self._tasks)
 
     def task(self, task_id: str) -> DownloadTask | None:
-        """Return the task with this id; None if there is none."""
+        """Return the task with this id; None for an unknown id."""
         with self._lock:
             return self._tasks.get(task_id)
 
@@ -120,7 +120,7 @@ class EngineCore:
         self.task_ready(task)
 
     def look_up_target(self, job: Job) -> Path | None:
-        """Request the path of a job's file from the server; None if that fails."""
+        """Ask the server for the path of a job's file; None if the request fails."""
         return self._transfers.look_up_target(job)
 
     # --- the owner of tasks ---
@@ -140,7 +140,7 @@ class EngineCore:
             self._sampler.wake()
 
     def task_withdrawn(self, task: DownloadTask) -> None:
-        """Remove a task from the queue that was paused or cancelled while it waited."""
+        """Remove a waiting task from the queue after it was paused or cancelled."""
         self._workers.queue.remove_task(task.id)
         if task.status in FINAL:
             self._finish(task)
@@ -153,8 +153,9 @@ class EngineCore:
         """Run the tasks that ``source`` returns, on all workers.
 
         ``source`` may block; it returns None when no task is left. The thread that ran
-        a task calls ``notify_end`` with it, instead of the callbacks. Raises NoThread;
-        then ``run_in_caller`` runs them.
+        a task calls ``notify_end`` with the task; the registered callbacks are not
+        called. Raises NoThread if no thread can be started: then the caller must call
+        ``run_in_caller``.
         """
 
         def adopted() -> DownloadTask | None:
@@ -176,7 +177,7 @@ class EngineCore:
     def shutdown(self, *, wait: bool) -> None:
         """Stop the engine; with ``wait``, first wait until all tasks have ended.
 
-        May be called again.
+        Later calls are allowed.
         """
         if os.getpid() != self._pid:
             return  # the threads are those of the parent process

@@ -106,10 +106,11 @@ class DownloadEngine:
     ) -> DownloadEngine:
         """Create an engine from an INI file.
 
-        It reads ``[downloader]``, ``[transfer]``, ``[network]`` and ``[scan]``. Values
-        of ``conf.d/*.ini`` beside the file and of the environment
-        (``DLPOOL_SECTION_KEY``) override it, as for the service. Raises
-        ConfigurationError, which names all invalid settings.
+        It reads ``[downloader]``, ``[transfer]``, ``[network]`` and ``[scan]``. As for
+        the service, ``conf.d/*.ini`` beside the file and environment variables
+        (``DLPOOL_SECTION_KEY``) override the values of the file. ``session`` is a file
+        that records the unfinished tasks, None for no file. Raises ConfigurationError,
+        which names all invalid settings.
         """
         found = load_effective(os.fspath(path))
         for note in found.notes:
@@ -200,7 +201,7 @@ class DownloadEngine:
         return (task := self.get_task(task_id)) is not None and task.resume()
 
     def get_task(self, task_id: str) -> DownloadTask | None:
-        """Return the task with this id; None if there is none."""
+        """Return the task with this id; None for an unknown id."""
         return self._core.task(task_id)
 
     def get_all_tasks(self) -> list[DownloadTask]:
@@ -233,18 +234,18 @@ class DownloadEngine:
     def register_completion_callback(self, callback: Callback) -> None:
         """Call ``callback(task)`` once when a task is completed, failed or cancelled.
 
-        It runs on the thread of the progress callbacks.
+        The callback runs on the thread of the progress callbacks.
         """
         self._core.callbacks.add_completion_callback(callback)
 
     def shutdown(self, wait: bool = True) -> None:
         """Stop the engine; a second call has no effect.
 
-        With ``wait`` it first waits until all tasks have ended, except paused ones.
-        Otherwise unfinished tasks are paused and keep the fetched bytes; they resume
-        when they are submitted again, or in the next engine with the same session. A
-        program that exits without this call waits for its downloads, but not for paused
-        ones; Ctrl-C ends the wait.
+        With ``wait`` the call first waits until all tasks have ended, except paused
+        tasks. Without ``wait`` the engine pauses unfinished tasks and keeps their
+        fetched bytes. These tasks resume when they are submitted again, or in the next
+        engine with the same session. A program that exits without this call waits for
+        its pending and running downloads; Ctrl-C ends the wait.
         """
         self._core.shutdown(wait=wait)
 

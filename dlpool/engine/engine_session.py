@@ -33,8 +33,8 @@ class EngineSession:
     def __init__(self, path: Path) -> None:
         """Open, lock and rewrite the file.
 
-        Raises LocalFault, also if another engine holds it or it is not an engine
-        session.
+        Raises LocalFault if the file cannot be used, if another engine has locked the
+        file, or if the file is not an engine session.
         """
         self._path = path
         self._lock = threading.Lock()
@@ -106,9 +106,9 @@ class EngineSession:
 
 
 def _locked(path: Path) -> tuple[int, FileLock]:
-    """Open and lock the file that currently has this name.
+    """Open and lock the file that has the name ``path`` at the time of the lock.
 
-    Raises LocalFault if another engine holds the lock, OSError.
+    Raises LocalFault if another engine holds the lock, and OSError for other errors.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -130,7 +130,7 @@ def _locked(path: Path) -> tuple[int, FileLock]:
 
 
 def _read(descriptor: int, path: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:
-    """Return the unfinished tasks by id, and the ids of the paused ones."""
+    """Return the unfinished tasks by id, and the ids of the paused tasks among them."""
     open_tasks: dict[str, dict[str, Any]] = {}
     paused: set[str] = set()
     with os.fdopen(os.dup(descriptor), "rb") as file:

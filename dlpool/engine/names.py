@@ -21,17 +21,17 @@ MAX_PATH = 4096  # characters; Linux opens no longer paths (PATH_MAX)
 
 
 class DuplicateItem(TargetExists):
-    """Another line of the same list downloads the same URL to the same file."""
+    """Another line of the list already downloads the same URL to the same file."""
 
 
 @dataclass(slots=True, eq=False)
 class _Name:
-    """A reserved file name; each file of a list has an instance, so it is small.
+    """A reserved file name; small, as each file of a list has an instance.
 
     ``path`` is resolved, ``url`` is a hash of the URL, ``label`` the task's name in
     messages, ``tasks`` the number of tasks that hold the name. A name that no task
-    holds belongs to a completed download. ``other`` is the next name in the table with
-    the same hash.
+    holds belongs to a completed download. ``other`` is the next name with the same key
+    in the table, None for the last name.
     """
 
     path: str
@@ -41,7 +41,7 @@ class _Name:
     other: _Name | None = None
 
     def chain(self) -> Iterator[_Name]:
-        """Yield this name and the others with the same hash."""
+        """Yield this name and all names that follow it under the same key."""
         name: _Name | None = self
         while name is not None:
             yield name
@@ -52,7 +52,8 @@ class _Name:
 class NameRequest:
     """A task that requests a name.
 
-    ``label`` is its name in messages, ``is_of_list`` whether it is a line of a list.
+    ``label`` is the task's name in messages. ``is_of_list`` is True if the task is a
+    line of a list.
     """
 
     task_id: str
@@ -79,10 +80,12 @@ class NameRegistry:
     def reserve(self, path: Path, request: NameRequest) -> None:
         """Reserve ``path`` for a task.
 
-        Outside of lists several tasks may share a name for the same URL; the lock of
-        the part file excludes all but one of them. Raises DuplicateItem if a line of
-        the same list downloads the same URL, TargetExists if another task has the file
-        under this or another spelling of its name, LocalFault.
+        Outside of lists several tasks with the same URL may share a name; the lock of
+        the part file lets only one of them download. Raises DuplicateItem if another
+        line of the list already downloads the same URL to this file. Raises
+        TargetExists if a task with a different URL has the file, or if a task has it
+        under another spelling of its name. Raises LocalFault if the path cannot be
+        used.
         """
         with translated(f"use the path {str(path)[:200]}"):
             real = os.path.realpath(path)
@@ -116,7 +119,10 @@ class NameRegistry:
                 return
 
     def release(self, task_id: str, *, is_completed: bool) -> None:
-        """Release the names of an ended task, unless it has completed its file."""
+        """Release the names of an ended task.
+
+        With ``is_completed`` the names stay reserved for the completed file.
+        """
         with self._lock:
             for name in self._held.pop(task_id, ()):
                 name.tasks -= 1
@@ -141,7 +147,7 @@ class NameRegistry:
     def _reserved(
         self, key: bytes, seen: list[_Name], name: _Name, task_id: str
     ) -> bool:
-        """Reserve the name; return False if the table differs from ``seen``."""
+        """Reserve the name; return False if ``key`` has other names than ``seen``."""
         with self._lock:
             first = self._names.get(key)
             if (list(first.chain()) if first is not None else []) != seen:
@@ -193,7 +199,7 @@ def _folded(path: str) -> str:
 def _is_same_file(one: str, other: str) -> bool:
     """Return whether two paths name one file.
 
-    To find out, creates a test file beside the first.
+    Creates a test file beside the first path to find out.
     """
     ending = f".{secrets.token_hex(4)}.tmp"
     with suppress(OSError):

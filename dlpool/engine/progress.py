@@ -66,7 +66,7 @@ class TaskProgress:
         return round((self.total - self.done) / self.speed)
 
     def begin_attempt(self) -> None:
-        """Reset the speed for another transfer; the downloaded bytes stay."""
+        """Reset the speed before a new transfer; keep the downloaded bytes."""
         self._speedometer, self.speed = Speedometer(), 0.0
 
     def sample(self, transfer: Transfer | None) -> None:
@@ -84,12 +84,12 @@ class TaskProgress:
             self.speed = self._speedometer.add(now, progress.done)
 
     def handle_event(self, event: str, fields: dict[str, object]) -> None:
-        """Set the downloaded bytes after an event that may reduce them."""
+        """Set the downloaded bytes when a download starts, resumes or restarts."""
         if event == "download_restarted":
             self.done, self.reported = 0, 0.0
         elif event == "job_started":
             self.done = int(str(fields["resumed_from"]))
 
     def complete(self, outcome: TransferResult) -> None:
-        """Set path and sizes to those of the complete file."""
+        """Set the path and the sizes to the values of the complete file."""
         self.path, self.done, self.total = outcome.path, outcome.size, outcome.size

@@ -62,7 +62,7 @@ class ProgressSampler:
             self._thread = thread
 
     def close(self) -> None:
-        """Stop the thread and wait for it, unless the caller is that thread."""
+        """Stop the thread and wait for its end; on the thread itself do not wait."""
         self._stop.set()
         self.join()
 
@@ -109,8 +109,8 @@ def _wait_for_engines() -> None:
     """Wait for the downloads at the end of the program.
 
     Ctrl-C, or a signal handler that exits, ends the wait. Without this function the
-    interpreter waits for the samplers' threads itself, and prints a traceback when it
-    is interrupted.
+    interpreter would wait for the samplers' threads, and would print a traceback after
+    Ctrl-C.
     """
     try:
         for engine in list(_engines):

@@ -18,8 +18,8 @@ class _TaskStats:
 class DownloadStats:
     """The bytes and speeds of tasks, by task id. Thread-safe.
 
-    Completed tasks are kept as sums only. A failed task is counted, and its error is
-    kept, but not its bytes.
+    Completed tasks are kept as sums only. A failed task is counted and its error is
+    kept; its bytes are dropped.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class DownloadStats:
     def update_task_progress(
         self, task_id: str, bytes_downloaded: int, total_bytes: int | None, speed: float
     ) -> None:
-        """Set the progress of a task, also of one that was not started.
+        """Set the progress of a task; add the task if it was not started.
 
         ``bytes_downloaded`` and ``total_bytes`` (None or 0 if unknown) are in bytes,
         ``speed`` in bytes per second.
@@ -57,7 +57,7 @@ class DownloadStats:
     def update_active_task(
         self, task_id: str, done: int, total: int | None, speed: float
     ) -> None:
-        """Set the progress of a task that was started and has not ended."""
+        """Set the progress of a task that is active; ignore other tasks."""
         with self._lock:
             if task_id in self._active:
                 self._active[task_id] = _TaskStats(done, total or None, speed)

@@ -88,17 +88,17 @@ class DownloadTask:
 
     @property
     def start_time(self) -> float | None:
-        """The time of the first start, in seconds since 1970."""
+        """The time of the first start, in seconds since 1970; None before it."""
         return self._execution.start_time
 
     @property
     def end_time(self) -> float | None:
-        """The time of the end, in seconds since 1970."""
+        """The time of the end, in seconds since 1970; None before the end."""
         return self._execution.end_time
 
     @property
     def status(self) -> str:
-        """pending, downloading, paused, completed, failed or cancelled."""
+        """The status: pending, downloading, paused, completed, failed, cancelled."""
         return self._execution.status
 
     @property
@@ -112,7 +112,7 @@ class DownloadTask:
 
     @property
     def speed(self) -> float:
-        """Bytes per second over the last seconds; 0.0 unless it is downloading."""
+        """The current bytes per second; 0.0 unless the task is downloading."""
         with self._execution.sampled() as progress:
             return progress.speed if self.status == DOWNLOADING else 0.0
 
@@ -158,18 +158,18 @@ class DownloadTask:
 
     @property
     def error(self) -> str | None:
-        """The reason of the failure, in one sentence; None unless it has failed."""
+        """The reason of the failure as a sentence; None unless the task has failed."""
         failure = self._execution.failure
         return None if failure is None else str(failure)
 
     @property
     def failure(self) -> DlpoolError | None:
-        """The exception of the failure; None unless it has failed."""
+        """The exception of the failure; None unless the task has failed."""
         return self._execution.failure
 
     @property
     def outcome(self) -> TransferResult | None:
-        """The result of a completed download: sizes, times, digests; else None."""
+        """The sizes, times and digests of a completed download; else None."""
         return self._execution.outcome
 
     # --- requests ---
@@ -177,22 +177,22 @@ class DownloadTask:
     def cancel(self) -> bool:
         """Stop the download for good and delete its partial file.
 
-        Returns False if it has ended, if its file is being published, or if its engine
-        is shut down.
+        Returns False if the task has ended, if its file is being published, or if its
+        engine is shut down.
         """
         return self._stop(CANCELLED, "the download was cancelled")
 
     def pause(self) -> bool:
         """Stop the download, keep its partial file, and free its worker.
 
-        Returns False unless it is pending or downloading.
+        Returns False for a paused task, and when ``cancel`` would return False.
         """
         return self._stop(PAUSED, "the download was paused")
 
     def resume(self) -> bool:
-        """Queue a paused task again, behind those of the same priority.
+        """Queue a paused task again, behind the queued tasks of the same priority.
 
-        Returns False unless it is paused.
+        Returns False if the task is not paused, or if its engine is shut down.
         """
         is_resumed, owner = self._execution.resume()
         if owner is not None:
@@ -200,9 +200,9 @@ class DownloadTask:
         return is_resumed
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the task has ended, for at most ``timeout`` seconds.
+        """Wait until the task ends, at most ``timeout`` seconds (None: no limit).
 
-        Returns False after a timeout, or if the engine was shut down before.
+        Returns False after a timeout, or if the engine shuts down before the end.
         """
         return self._execution.wait(timeout)
 
@@ -309,10 +309,10 @@ class TaskExecution:
     # --- the owner ---
 
     def adopt(self, owner: TaskOwner) -> bool:
-        """Assign the task to an engine, also after another engine was shut down.
+        """Assign the task to ``owner``; a previous engine must be shut down.
 
-        Returns False if it already belongs to this engine or has ended. Raises
-        UsageError if it belongs to another engine.
+        Returns False if the task already belongs to ``owner`` or has ended. Raises
+        UsageError if the task belongs to another engine that is not shut down.
         """
         with self._changed:
             if self._owner is owner or self.status in FINAL:
@@ -324,7 +324,7 @@ class TaskExecution:
             return True
 
     def is_owned_by(self, owner: TaskOwner) -> bool:
-        """Return whether the task belongs to this engine."""
+        """Return whether the task belongs to the engine ``owner``."""
         return self._owner is owner
 
     def abandon(self) -> None:
@@ -336,8 +336,8 @@ class TaskExecution:
     def stop(self, status: str, reason: str) -> tuple[bool, TaskOwner | None]:
         """Pause or cancel the task, and cancel its transfer.
 
-        Returns whether the status has changed, and the owner if the caller must call
-        its ``task_withdrawn``.
+        Returns whether the status has changed, and the engine on which the caller must
+        call ``task_withdrawn`` (None: on none).
         """
         with self._changed:
             if self._is_publishing or self._is_abandoned or not self._move(status):
@@ -354,9 +354,9 @@ class TaskExecution:
     def resume(self) -> tuple[bool, TaskOwner | None]:
         """Make a paused task pending.
 
-        Returns whether the status has changed, and the owner if the caller must call
-        its ``task_ready``. While a thread still runs the task, the owner is None: that
-        thread calls ``task_ready``.
+        Returns whether the status has changed, and the engine on which the caller must
+        call ``task_ready``. The engine is None while a thread still runs the task: then
+        this thread calls ``task_ready``.
         """
         with self._changed:
             owner = self._owner

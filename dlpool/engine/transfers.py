@@ -42,7 +42,7 @@ class TransferFactory:
     """Creates transfers. Thread-safe."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        """Raises ConfigurationError."""
+        """Raises ConfigurationError if the settings cannot be used."""
         self._settings = settings.transfer
         self._client = HttpClient(
             settings.network,
@@ -81,7 +81,7 @@ class TransferFactory:
         )
 
     def release_name(self, task: DownloadTask, *, is_completed: bool) -> None:
-        """Release the file name of an ended task, unless it has completed the file."""
+        """Release the name of an ended task; keep it reserved with ``is_completed``."""
         self._names.release(task.id, is_completed=is_completed)
 
     def look_up_target(self, job: Job) -> Path | None:

@@ -19,10 +19,11 @@ TaskSource = Callable[[], "DownloadTask | None"]
 
 
 class EngineWorkers:
-    """Runs the tasks of ``queue``, and those of a source, on ``max_threads`` threads.
+    """Runs tasks of ``queue``, and of a source if it is set, on threads.
 
-    Thread-safe; the lock guards all counters. A thread that has called ``release``, and
-    still reports the end of its task, does not count as busy.
+    There are at most ``max_threads`` threads. Thread-safe; the lock guards all
+    counters. A thread that has called ``release``, and still reports the end of its
+    task, does not count as busy.
     """
 
     def __init__(self, max_threads: int, run: Callable[[DownloadTask], None]) -> None:
@@ -45,9 +46,9 @@ class EngineWorkers:
     def add(self, task: DownloadTask) -> DownloadTask | None:
         """Queue a task. If a worker is free, the task is downloading on return.
 
-        If no further thread can be started, the existing threads run the task.
-        Return None, except if there is no thread at all. Then return a task that has
-        begun and that no thread will run; the caller must end it.
+        If no further thread can be started, the existing threads run the task. If there
+        is no thread at all, returns a task that has begun and that no thread will run:
+        the caller must end this task. Otherwise returns None.
         """
         with self._lock:
             if self._is_stopping:
@@ -66,11 +67,11 @@ class EngineWorkers:
             self._busy -= 1
 
     def pull_from(self, source: TaskSource) -> None:
-        """Make all threads take tasks from ``source``, too.
+        """Make all threads take tasks from ``source`` in addition to the queue.
 
         ``source`` may block; it returns None when no task is left. Fewer threads than
-        ``max_threads`` are started if the process may have no more of them, or if they
-        would lack descriptors. Raises NoThread if none can be started.
+        ``max_threads`` are started if the process reaches its limit of threads or lacks
+        file descriptors for them. Raises NoThread if no thread can be started.
         """
         with self._lock:
             self._source = source
@@ -122,7 +123,10 @@ class EngineWorkers:
             self._lock.wait_for(lambda: self._threads == self._pulling, timeout_s)
 
     def _has_descriptors(self) -> bool:
-        """Return whether one more thread has descriptors; True for the first thread."""
+        """Return whether enough file descriptors are free for one more thread.
+
+        Returns True for the first thread without a check.
+        """
         return self._threads == 0 or threads.has_free_descriptors(
             DESCRIPTORS * (self._threads + 1)
         )
@@ -159,7 +163,10 @@ class EngineWorkers:
                     return
 
     def _next(self) -> DownloadTask | None:
-        """Begin the next task of the queue and return it. The caller holds the lock."""
+        """Begin the next task of the queue and return it; None if no task may begin.
+
+        The caller holds the lock.
+        """
         if self._begun and not self._is_stopping and self._busy < self._max_threads:
             self._busy += 1
             return self._begun.popleft()
@@ -176,7 +183,8 @@ class EngineWorkers:
     def _next_of_source(self) -> DownloadTask | None:
         """Begin the next task of the source and return it.
 
-        Returns None if the source has none left; the calling thread must exit then.
+        Returns None if the source has no task left or the workers stop; the calling
+        thread must exit then.
         """
         while (source := self._begin_pull()) is not None:
             task = None
@@ -199,7 +207,10 @@ class EngineWorkers:
             return self._source
 
     def _end_pull(self, *, has_task: bool) -> bool:
-        """Count the end of a pull; return whether the workers may continue."""
+        """Record that a call of the source has ended; return False after ``stop``.
+
+        ``has_task`` is False if the source returned None: the source is then removed.
+        """
         with self._lock:
             self._pulling -= 1
             self._lock.notify_all()

@@ -1,8 +1,8 @@
 """The actions and fields of audit events. Imports no library.
 
-Each change of jobs, nodes, the queue, uploads and the quarantine is an audit event,
-whether the API, the page or a command makes it. It goes to the log, and to a bounded
-stream in Redis (``audit_stream``).
+Each change of jobs, nodes, the queue, uploads and the quarantine is an audit event. The
+API, the page and the commands make such changes. Each event goes to the log, and to a
+bounded stream in Redis (``audit_stream``).
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ MAX_TEXT = 1000  # characters of an object or actor
 class AuditChange:
     """A change or an attempted change.
 
-    ``action``: one of ``ACTIONS``. ``object``: an id, empty if there is none or it is
-    unknown. ``result``: ``done``, ``unchanged``, ``refused`` (with the error's label in
-    ``label``), or the label of another error. ``count``: number of changes that the
-    event stands for; ``object`` is the first.
+    ``action``: one of ``ACTIONS``. ``object``: id of the changed thing, empty if it has
+    no id or the id is unknown. ``result``: ``done``, ``unchanged``, ``refused`` (with
+    the error's label in ``label``), or the label of another error. ``count``: number of
+    changes that the event stands for; ``object`` is the id of the first.
     """
 
     action: str

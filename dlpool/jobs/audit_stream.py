@@ -34,8 +34,8 @@ class AuditEvent:
         return time_text_ms(int(self.id.partition("-")[0]) / 1000)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the event as an object: ``id``, ``at``, and the fields, ``count`` as a
-        number."""
+        """Return the event as an object: ``id``, ``at``, and its fields, with ``count``
+        as a number."""
         shown: dict[str, Any] = {"id": self.id, "at": self.at, **self.fields}
         count = to_int(self.fields.get("count", ""))
         return shown | ({"count": count} if count > 0 else {})
@@ -55,8 +55,8 @@ class AuditFilter:
     since: float | None = None
 
     def matches(self, event: AuditEvent) -> bool:
-        """Return whether the filter selects the event. ``since`` is not checked
-        here."""
+        """Return whether the event has the wanted fields. Ignores ``since``, which the
+        reader checks."""
         action = event.fields.get("action", "")
         named = action.partition(".")[0] if self.action in KINDS else action
         pairs = (
@@ -77,7 +77,7 @@ class AuditWriter:
 
     def add(self, entries: Sequence[Mapping[str, str]]) -> None:
         """Add entries in this order, in one round trip. Raises QueueError; the entries
-        may have been added even then."""
+        may have been added in spite of the error."""
         with translated(self._client):
             pipeline = self._client.pipeline(transaction=False)
             for fields in entries:

@@ -43,8 +43,11 @@ class Confinement:
     def __init__(
         self, paths: PathSettings, owned: Iterable[OwnedPath] | None = None
     ) -> None:
-        """``owned``: paths that no job may write to; by default those of settings that
-        have these paths and are otherwise the default."""
+        """Resolve the folders of ``paths``.
+
+        ``owned``: paths that no job may write to; None: the paths that dlpool owns with
+        these ``paths`` and otherwise default settings.
+        """
         owned = owned_paths(Settings(paths=paths)) if owned is None else owned
         with translated("resolve the folders in [paths]"):
             self._download_dir = resolved(paths.download_dir)
@@ -102,8 +105,8 @@ class Confinement:
         return JobTarget(Path(real), is_folder or save_path.endswith(("/", "/.")))
 
     def check_resolved_name(self, path: Path) -> None:
-        """Check a path whose name the server or the URL gave: it may be a link to
-        elsewhere. Raises PolicyRefused, LocalFault."""
+        """Check a path whose name the server or the URL gave, as the path may be a link
+        to another folder. Raises PolicyRefused, LocalFault."""
         self._checked(str(path), f"the target {path.name!r}")
 
     def _checked(self, path: str, what: str) -> tuple[str, bool]:
@@ -127,8 +130,8 @@ class Confinement:
         return walk.path, walk.is_folder
 
     def _walked(self, path: str) -> PathWalk | None:
-        """Return the walk from the root to the path; None if the path is outside of the
-        roots."""
+        """Return the walk from the root that contains the path to the path; None if no
+        root contains it, or if it has a part ``.`` or ``..``."""
         root = next((one for one in self._roots if is_under(path, one)), None)
         if root is None:
             return None

@@ -1,9 +1,9 @@
 """Connections to Redis, and the translation of the errors of redis-py. No other module
 knows how redis-py fails.
 
-By default redis-py sends a command up to ten times more if its reply is lost, which
-would push a job several times. Here no command is repeated: the transitions are
-idempotent, and their callers decide when to try again.
+By default redis-py sends a command up to ten more times if its reply is lost. A
+repeated push would queue a job several times, so no command is repeated here: the
+transitions are idempotent, and their callers decide when to try again.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ _PIPELINE_PREFIX = re.compile(r"^Command # \d+ \(.*?\) of pipeline caused error:
 
 
 def effective_url(settings: RedisSettings, state_dir: Path) -> str:
-    """Return the URL of the settings; for ``embedded`` that of the private server's
+    """Return the URL of the settings; for ``embedded``, the URL of the private server's
     socket. May raise LocalFault."""
     return socket_url(state_dir) if settings.url == EMBEDDED else settings.url
 
@@ -280,8 +280,8 @@ def _translate(error: Exception, client: redis.Redis) -> QueueError:
 
 
 def _hint(client: redis.Redis, text: str) -> str:
-    """Return a hint on client certificates. A server that requires one often closes the
-    connection without a reason."""
+    """Return a hint on client certificates if a missing one may be the cause, else ''.
+    A server that requires one often closes the connection without a reason."""
     options = client.connection_pool.connection_kwargs
     lacks_certificate = "ssl_cert_reqs" in options and "ssl_certfile" not in options
     is_closed = re.search("CERTIFICATE_REQUIRED|EOF|closed|reset|Broken pipe", text)

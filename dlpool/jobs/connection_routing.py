@@ -1,9 +1,9 @@
 """Connections that find their server each time they connect: by Sentinels, by Cluster
 nodes, or the private server.
 
-redis-py's own Cluster client repeats commands and sleeps, which would repeat a push.
-All of dlpool's own keys are in one hash slot, so an ordinary connection to the node
-with that slot suffices.
+redis-py's own Cluster client is not used: it sleeps and repeats commands, and a
+repeated push would queue a job again. All of dlpool's own keys are in one hash slot, so
+an ordinary connection to the node with that slot suffices.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class ServerRoute(Protocol):
 
 
 class AutoConnection(Connection):
-    """A connection to the supervisor's private server if it runs, without a password.
+    """A connection to the supervisor's private server, without a password, if that
+    server runs.
 
     Otherwise a TCP connection to the host and port of ``options``.
     """
@@ -61,7 +62,7 @@ class AutoConnection(Connection):
 
     def _private(self) -> socket.socket | None:
         """Return a connected socket; None if no server listens. Raises OSError if a
-        server does not accept."""
+        server listens but does not accept the connection."""
         sock = socket.socket(socket.AF_UNIX)
         try:
             sock.settimeout(self.socket_connect_timeout)
@@ -88,8 +89,8 @@ class RoutedConnection(Connection):
         return super()._connect()  # type: ignore[no-untyped-call]
 
     def read_response(self, *arguments: Any, **options: Any) -> Any:
-        """Read a response. Disconnect after an error that shows that this is the wrong
-        server, so that the next command connects to the present one."""
+        """Read a response. Disconnect after an error that shows that the server is no
+        longer the right one; the next command then finds the present server."""
         try:
             return super().read_response(*arguments, **options)
         except errors.ResponseError as error:
@@ -101,8 +102,8 @@ class RoutedConnection(Connection):
 
 
 class RoutedTlsConnection(RoutedConnection, SSLConnection):
-    """A connection over TLS to the server that its route finds; the certificate must be
-    for that host."""
+    """A connection over TLS to the server that its route finds. The certificate must be
+    valid for the host of that server."""
 
 
 class Dialer:

@@ -70,7 +70,7 @@ class EventWriter:
 
     def add(self, entries: Sequence[Mapping[str, str]]) -> None:
         """Add entries in this order, in one round trip. Raises QueueError; the entries
-        may have been added even then."""
+        may have been added in spite of the error."""
         with translated(self._client):
             pipeline = self._client.pipeline(transaction=False)
             for fields in entries:

@@ -1,5 +1,5 @@
-"""The failure records that clients see, also those of other services: listing, retry
-and removal."""
+"""The failure records that clients see, including the records of other services:
+listing, retry and removal."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class FailureRecord:
 
     @classmethod
     def parse(cls, url: bytes, value: bytes) -> FailureRecord:
-        """Parse a record. An invalid one has neither job nor message; nothing is
-        raised."""
+        """Parse a record. An invalid record has neither job nor message. Does not
+        raise."""
         fields = to_object(value.decode("utf-8", "replace"))
         task = fields.get("task_data")
         own = task.get("dlpool") if isinstance(task, dict) else None
@@ -197,10 +197,10 @@ def _cursor(text: str) -> tuple[int, str]:
 
 
 def _job_in(value: bytes, task: object) -> bytes | None:
-    """Return the JSON of the job in a record; None if there is none.
+    """Return the JSON of the job in a record; None if the record has no job.
 
-    In a record that dlpool has written it is byte by byte as pushed. In other records
-    it is encoded again.
+    From a record of dlpool the job is returned byte by byte as it was pushed. From
+    other records it is encoded again. ``task``: the job, parsed.
     """
     if not isinstance(task, dict):
         return None

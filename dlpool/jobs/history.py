@@ -33,8 +33,8 @@ class QueueHistory:
         self._transitions = Transitions(client, keys)
 
     def record_sample(self) -> bool:
-        """Record the present figures. Return False if another caller has done so within
-        the last ten seconds."""
+        """Record the present figures. Return False if another caller has recorded a
+        sample within the last ten seconds."""
         if not self._transitions.take_turn(self._keys.sample_turn, SAMPLE_S):
             return False
         stats = self._views.stats(with_failure_records=False)

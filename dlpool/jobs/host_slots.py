@@ -1,5 +1,5 @@
-"""The slots of origin hosts, shared by all supervisors of a Redis: how many jobs
-contact a host, and how often one starts."""
+"""The slots of origin hosts, shared by all supervisors of a Redis: they limit how many
+jobs contact a host at once, and how many jobs start there per second."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dlpool.jobs.transitions import Transitions
 @dataclass(frozen=True)
 class HostLimit:
     """The limits of a host: ``most`` jobs at once, ``rate`` starts of jobs per second;
-    None is no limit."""
+    None means no limit."""
 
     host: str
     most: int | None = None
@@ -29,8 +29,8 @@ class SlotReply:
     """The reply to ``acquire``.
 
     ``wait_s``: 0 if the job has a slot, None if no slot is free, else seconds until the
-    job may start. ``is_start_reserved``: that start is reserved for the job.
-    ``problem``: why Redis gave no answer, None if it gave one.
+    job may start. ``is_start_reserved``: a start at the host is reserved for the job.
+    ``problem``: the reason why Redis gave no answer; None if Redis answered.
     """
 
     wait_s: float | None
@@ -56,8 +56,8 @@ class HostSlots:
     def acquire(
         self, limit: HostLimit, job_id: str, *, lease_s: float, is_start_reserved: bool
     ) -> SlotReply:
-        """Acquire a slot for a job, which expires after ``lease_s`` seconds unless it
-        is renewed. ``is_start_reserved``: an earlier call has reserved the job's
+        """Acquire a slot for a job. The slot expires after ``lease_s`` seconds unless
+        it is renewed. ``is_start_reserved``: an earlier call has reserved the job's
         start."""
         apart_ms = 1000 / limit.rate if limit.rate else 0
         more = (limit.most or 0, apart_ms, int(is_start_reserved))
@@ -69,8 +69,8 @@ class HostSlots:
         return SlotReply(None if wait_ms < 0 else wait_ms / 1000, bool(reserved))
 
     def renew(self, held: Iterable[tuple[str, str]], *, lease_s: float) -> None:
-        """Renew the slots of jobs, given as (host, job id). One round trip per host,
-        because the nodes of some hosts may be away."""
+        """Renew the slots of jobs, given as (host, job id). Makes one round trip per
+        host, because the Cluster nodes of some hosts may be away."""
         of_hosts: dict[str, list[str]] = {}
         for host, job_id in held:
             of_hosts.setdefault(host, []).append(job_id)

@@ -75,10 +75,10 @@ class JobAdmin:
     ) -> str:
         """Execute one of ``COMMANDS``, or ``remove``, which deletes an ended job.
 
-        ``priority``: the new one, for the command of that name. ``message`` and ``at``
-        (seconds since 1970) are for the failure record of a cancelled job. Return OK,
-        ASKED (the job's supervisor will do it), NONE (unknown job), or the state that
-        does not allow it.
+        ``priority``: the new priority, for the command ``priority``. ``message`` and
+        ``at`` (seconds since 1970) are for the failure record of a cancelled job.
+        Return OK, ASKED (the job's supervisor will execute the command), NONE (unknown
+        job), or the state that does not allow the command.
         """
         raw = self._raw(job_id) if command in ("cancel", "retry") else None
         record = None if raw is None else _cancel_record(self._keys, raw, message, at)
@@ -105,7 +105,7 @@ class JobAdmin:
 
     def requeue(self, url: bytes, record: bytes, raw: bytes) -> str:
         """Push the job ``raw`` of a failure record again and delete the record. Return
-        OK, or GONE if it has changed.
+        OK, or GONE if the record has changed or was deleted.
 
         In a Cluster the job is pushed twice if this process is killed between the two
         steps and the call is repeated.

@@ -204,8 +204,9 @@ class JobListing:
         return [view for view in rows if view is not None], left
 
     def _rows(self, ids: Sequence[str], state: str, in_list: str | None = None) -> Rows:
-        """Return the job of each id; None if it is deleted, in another state, or counts
-        in another list than ``in_list``."""
+        """Return the job of each id; None for a job that is deleted, in another state,
+        or counted in another ready list than ``in_list``. None for ``in_list`` means
+        any list."""
         pipeline = self._client.pipeline(transaction=False)
         for job_id in ids:
             pipeline.hgetall(self._keys.job(job_id))
@@ -268,8 +269,8 @@ class JobListing:
     def _at_places(
         self, lists: Sequence[tuple[str, int]], passed: int, count: int
     ) -> Rows:
-        """Return the entries at the next ``count`` positions; None for an entry whose
-        job does not wait."""
+        """Return the jobs at ``count`` positions after the first ``passed`` ones,
+        across ``lists``; None for an entry whose job does not wait."""
         found: Rows = []
         for name, length in lists:
             here = min(count - len(found), length - passed)
@@ -308,8 +309,8 @@ def _place(text: str) -> Place | None:
 
 
 def _text(place: Place | None, *, desc: bool = False) -> str | None:
-    """Return the cursor position behind a job. If the member is not a job id, skip all
-    members with the same score."""
+    """Return the cursor position behind ``place``; None for None. If the member is not
+    a job id, the position is behind all members with the same score."""
     if place is None or is_job_id(place[1]):
         return None if place is None else f"{place[0]}-{place[1]}"
     if not desc:
@@ -322,7 +323,7 @@ def _members(rows: Sequence[tuple[bytes, float]]) -> list[Place]:
 
 
 def _is_first(job_id: str, shown: set[str]) -> bool:
-    """Add an id to those ``shown``. Return whether it was new."""
+    """Add an id to ``shown``. Return whether the id was new."""
     is_first = job_id not in shown
     shown.add(job_id)
     return is_first

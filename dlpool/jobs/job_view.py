@@ -21,9 +21,9 @@ class JobView:
     "unknown".
 
     ``id``: None while the job is in the intake list or an inbox. ``pushed``: the job as
-    pushed; None if it is invalid, and then ``problem`` says why. ``leader``: id of the
-    equal job with which this one ends. ``flag``: "cancel" or "pause" if an operator has
-    asked for it.
+    pushed, None if it is invalid; ``problem`` says why it is invalid. ``leader``: id of
+    the equal job whose end also ends this job. ``flag``: "cancel" or "pause" if an
+    operator has asked for it.
     """
 
     id: str | None

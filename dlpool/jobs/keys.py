@@ -108,7 +108,7 @@ class QueueKeys:
 
     @property
     def outbox(self) -> str:
-        """Hash: in a Cluster, records by lease that clients cannot see yet."""
+        """Hash by lease, in a Cluster: records that clients cannot see yet."""
         return f"{self.prefix}outbox"
 
     # --- supervisors and nodes ---
@@ -140,7 +140,8 @@ class QueueKeys:
 
     @property
     def halted(self) -> str:
-        """String: time (ms) of the pause; while it exists, no new jobs start."""
+        """String: time (ms) of the queue's pause. While the key exists, no new jobs
+        start."""
         return f"{self.prefix}halted"
 
     @property
@@ -178,8 +179,8 @@ class QueueKeys:
 
     @property
     def status_turn(self) -> str:
-        """String: time (ms) until which supervisors are not asked again for their
-        status, for the page."""
+        """String: time (ms) until which the page does not ask the supervisors again for
+        their status."""
         return f"{self.prefix}status_turn"
 
     @property

@@ -27,7 +27,7 @@ _LASTING = ("host", "pid", "version", "started_at")
 
 
 class NodeAdmin:
-    """The nodes of one queue. Methods raise QueueError; those for one node also
+    """The nodes of one queue. Methods raise QueueError. Methods for one node also raise
     NoSuchNode."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
@@ -86,8 +86,9 @@ def deregister(
     their registrations.
 
     Return False, and change nothing, if a lease is valid or expired less than
-    ``grace_s`` seconds ago. Raises QueueError. The order "fifo" has no effect: it
-    applies to jobs in the inboxes, which recovery has emptied.
+    ``grace_s`` seconds ago. Raises QueueError. The script gets the order "fifo", which
+    has no effect: the order applies to jobs in inboxes, and recovery has emptied these
+    inboxes.
     """
     keys = transitions.keys
     while sids:
@@ -139,7 +140,7 @@ def node_rows(stats: QueueStats, drained: Collection[str]) -> list[dict[str, Any
 
 
 def _state(info: Mapping[str, Any], *, is_drained: bool, is_halted: bool) -> str:
-    """Return the state of a present node from its status."""
+    """Return the state of a present node. ``info``: the status of its supervisor."""
     if is_drained:
         return "drained"
     if is_halted and not info.get("busy"):

@@ -32,8 +32,8 @@ LATE_S = 10.0  # age at which a record is replayed: its caller has failed to del
 @dataclass(frozen=True)
 class Delivery:
     """The result of writing records. ``written``: number of records that clients can
-    read now. ``waiting``: number of records that stay in the outbox, with the
-    ``reason``.
+    read now. ``waiting``: number of records that stay in the outbox; ``reason``: why
+    they stay.
 
     ``refused``: records that Redis will never accept, as (lease, error); they are
     removed.
@@ -140,8 +140,8 @@ class Outbox:
 
 
 def encode_entry(record: ClientRecord) -> bytes:
-    """Return a record in the form of the outbox, which stores a time (ms) and a space
-    before it. The record's text stays unchanged."""
+    """Return a record as bytes for the scripts, which store the time (ms) and a space
+    before these bytes in the outbox. The record's text stays unchanged."""
     return jsontext.dumps([record.key, record.field]) + b"\n" + record.value
 
 

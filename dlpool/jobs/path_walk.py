@@ -65,9 +65,9 @@ def walk_down(root: str, names: list[str]) -> PathWalk:
 class OwnedPathIndex:
     """The files and folders that dlpool owns, examined once. Immutable.
 
-    A job's path is compared with the owned paths by name, and by the identities that
-    its walk has found anyway. If one matches, the job's path and the owned path are
-    examined again: an inode number may have been reused since.
+    A job's path is compared with the owned paths by name, and by the identities in its
+    ``PathWalk``. If an owned path matches, it and the job's path are examined again:
+    the inode number may have been reused.
     """
 
     def __init__(self, owned: Iterable[OwnedPath]) -> None:

@@ -82,8 +82,8 @@ class PushedJob:
 
     @property
     def digest(self) -> str:
-        """Digest that equal jobs share: same URL, path and ``scan``. A job that must be
-        scanned does not join one that need not be."""
+        """Digest that equal jobs share: same URL, path and ``scan``. A job with
+        ``scan`` never joins a job without ``scan``."""
         same = [self.url, self.save_path, *(["scan"] if self.scan else [])]
         return hashlib.sha256(json.dumps(same).encode()).hexdigest()
 
@@ -119,8 +119,8 @@ def parse_valid_job(raw: bytes) -> PushedJob:
 
 
 def compose_job(url: str, save_path: str, **own: Any) -> bytes:
-    """Return the text of a job, with dlpool's own fields that are not None. Raises
-    UsageError for text that is not Unicode."""
+    """Return the text of a job. ``own``: values of dlpool's own fields; None omits the
+    field. Raises UsageError for text that is not Unicode."""
     given = {name: value for name, value in own.items() if value is not None}
     job: dict[str, Any] = {"url": url, "save_path": save_path}
     if given:
@@ -170,7 +170,8 @@ def _required(fields: Mapping[str, Any], name: str, most: int) -> str:
 
 
 def _check_url(url: str) -> None:
-    """Check that ``urlsplit`` accepts the URL, which all later code relies on."""
+    """Raise UsageError unless ``urlsplit`` accepts the URL; later code relies on this
+    check."""
     try:
         urlsplit(url)
     except ValueError as error:
@@ -193,7 +194,7 @@ def _id(value: object) -> str:
 
 
 def parse_priority(value: object) -> str:
-    """Return high, normal or low, also from an integer. Raises UsageError."""
+    """Return high, normal or low from such a name or an integer. Raises UsageError."""
     if isinstance(value, int) and not isinstance(value, bool):
         return "high" if value < 0 else "low" if value > 0 else "normal"
     if value not in PRIORITIES:

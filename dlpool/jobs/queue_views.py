@@ -40,8 +40,8 @@ MAX_EMPTY = 8  # pages without jobs after which a listing ends
 class SupervisorView:
     """A supervisor. ``info``: its status: node, host, pid, version, slots, busy.
 
-    ``seen_at``: of a silent supervisor, the time of its last heartbeat (seconds since
-    1970).
+    ``seen_at``: time of the last heartbeat of a silent supervisor (seconds since 1970);
+    None for a present supervisor.
     """
 
     sid: str
@@ -50,7 +50,7 @@ class SupervisorView:
 
     @property
     def node(self) -> str | None:
-        """The id of its node; None if it is unknown."""
+        """The id of the supervisor's node; None if it is unknown."""
         said = self.info.get("node")
         return said if isinstance(said, str) else node_of(self.sid)
 

@@ -28,9 +28,9 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 class RedisAddress:
     """A parsed URL. ``kind``: server, sentinel or cluster.
 
-    ``server_url``: URL in the syntax of redis-py, from which all connections have their
-    options; with ``hosts``, its host is not used. ``hosts``: (host, port) of the
-    Sentinels or Cluster nodes. ``service``: the master's name at the Sentinels.
+    ``server_url``: URL in the syntax of redis-py, which gives all connections their
+    options; its host is ignored if ``hosts`` is not empty. ``hosts``: (host, port) of
+    the Sentinels or Cluster nodes. ``service``: the master's name at the Sentinels.
     """
 
     kind: str
@@ -40,8 +40,8 @@ class RedisAddress:
 
     @classmethod
     def parse(cls, url: str) -> RedisAddress:
-        """Parse a URL. Raises ValueError for an invalid one; the message may contain a
-        secret. redis-py checks the rest."""
+        """Parse a URL. Raises ValueError for an invalid URL; the message may contain a
+        secret. redis-py checks the parts that are not parsed here."""
         if "#" in url:
             raise ValueError("redis-py would ignore the rest")
         if "+" not in url.partition("://")[0]:

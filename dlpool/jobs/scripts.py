@@ -96,10 +96,10 @@ class LuaScripts:
         client: Any = None,
     ) -> list[Any]:
         """Run a script once for each of ``calls`` (keys and arguments) in one round
-        trip. Load it if necessary.
+        trip. Load the script if necessary.
 
-        ``client``: of the Cluster node that has these keys, if they are not the
-        queue's.
+        ``client``: client of the Cluster node that has these keys; None: the queue's
+        own client.
         """
         script, client = self._scripts[name], client or self.client
         began = time.monotonic()

@@ -26,8 +26,8 @@ class ServerWarning:
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """The reply to ``INFO``, and the setting ``save``; None if the server refuses to
-    tell."""
+    """The reply to ``INFO``, and the setting ``save``. Each is None if the server
+    refuses to show it."""
 
     info: Mapping[str, Any] | None
     save: str | None = None

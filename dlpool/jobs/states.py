@@ -1,9 +1,9 @@
-"""The states of a job, and what the end of an attempt leads to. The values stand in
-Redis and in JSON.
+"""The states of a job, and what the end of an attempt leads to. The values are stored
+in Redis and in JSON.
 
 A job goes queued -> running -> succeeded, failed or cancelled. A running job can return
-to queued, or become delayed (a retry, or ``not_before``) or paused; these two become
-queued again.
+to queued, or become delayed (a retry, or ``not_before``) or paused. Delayed and paused
+jobs become queued again.
 """
 
 from __future__ import annotations

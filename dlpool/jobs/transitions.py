@@ -86,10 +86,10 @@ class ClaimResult:
 class HostSlotShares:
     """Bounds on the slots of a host while jobs of other hosts wait.
 
-    ``limit``: slots for each host; ``held``: slots that each host has; hosts that a
-    claim cannot bring to ``limit`` may be left out. The ``slow`` hosts together have
+    ``limit``: slots for each host; ``held``: slots that each host has; may omit hosts
+    that one claim cannot bring to ``limit``. The ``slow`` hosts together have
     ``slow_held`` slots and get at most ``slow_limit``. Hosts are written as in URLs, in
-    lower case, with the port if it is given.
+    lower case, with the port if the URL has one.
     """
 
     limit: int
@@ -130,11 +130,11 @@ class FinishRequest:
 
     ``note``: reason or figures, for people. ``delay_s``: seconds before a retry, and
     after a release, yield or throttle. ``priority``: the new one, '' for the present
-    one; the job is queued at the end of its list. ``digest``: of follow, shared by
-    equal jobs. ``host``: where the job had a slot, or which throttles it.
-    ``is_start_reserved``: a start at the host is reserved. ``waits_for_slot``:
-    throttled until a slot of the host becomes free, at most for ``delay_s``.
-    ``trace_id``: for the log.
+    one; with a new one the job is queued at the end of its list. ``digest``: for
+    follow, shared by equal jobs. ``host``: the host where the job had a slot, or that
+    throttles it. ``is_start_reserved``: a start at the host is reserved.
+    ``waits_for_slot``: throttled until a slot of the host is free, at most for
+    ``delay_s``. ``trace_id``: for the log.
     """
 
     lease: JobLease
@@ -153,7 +153,7 @@ class FinishRequest:
 @dataclass(frozen=True)
 class RecoveryResult:
     """The result of a recovery. ``expired``: number of leases that have expired and get
-    a grace; ``requeued``: ids of the jobs that were taken."""
+    a grace; ``requeued``: ids of the requeued jobs."""
 
     expired: int
     requeued: tuple[str, ...]
@@ -217,14 +217,14 @@ class Transitions(LuaScripts):
         shares: HostSlotShares | None = None,
     ) -> ClaimResult | None:
         """Claim jobs for ``slots`` free slots. The result begins with the jobs that
-        ``sid`` holds and that are not ``known``; with None for ``known`` it has only
+        ``sid`` holds and that are not in ``known``; if ``known`` is None it has only
         new jobs.
 
-        So jobs of a claim whose reply was lost are returned by the next claim with
-        ``known``. ``lease_s``: seconds. ``order``: fifo or lifo, of the intake list.
-        With ``max_throttled`` throttled jobs in the queue, only throttled jobs are
-        claimed. With ``shares``, a job of a host that has its share is taken only if
-        the next and the last 500 jobs of each list have no other.
+        If the reply to a claim is lost, the next claim with ``known`` returns its jobs.
+        ``lease_s``: seconds. ``order``: fifo or lifo, of the intake list. With
+        ``max_throttled`` throttled jobs in the queue, only throttled jobs are claimed.
+        With ``shares``, a job of a host that has its share is taken only if the next
+        and the last 500 jobs of each list have no other.
 
         Return None if the supervisor ``sid`` is not registered: call ``heartbeat``
         first.
@@ -347,8 +347,8 @@ class Transitions(LuaScripts):
         return reply is not None
 
     def add_sample(self, figures: Mapping[str, int], *, kept: int, ttl_ms: int) -> None:
-        """Add a sample to the history, which keeps the last ``kept`` samples and
-        expires ``ttl_ms`` after the last one."""
+        """Add a sample to the history, which keeps the last ``kept`` samples. The
+        history expires ``ttl_ms`` milliseconds after the last sample."""
         pairs = [text for pair in figures.items() for text in pair]
         self._run("add_sample", [self.keys.prefix, kept, ttl_ms, *pairs])
 

@@ -62,8 +62,8 @@ class Health:
 def format_checks(
     checks: Sequence[HealthCheck], *, is_verbose: bool
 ) -> tuple[bool, str]:
-    """Return whether all checks hold, and a line for each; without ``is_verbose`` only
-    for those that fail."""
+    """Return whether all checks hold, and a line for each check. Without
+    ``is_verbose``, only failed checks have a line."""
     is_good = not any(check.problem for check in checks)
     shown = [str(check) for check in checks if is_verbose or check.problem]
     return is_good, "\n".join([*shown, "ok" if is_good else "not ok"]) + "\n"

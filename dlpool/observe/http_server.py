@@ -3,8 +3,8 @@ each client.
 
 One thread receives the heads of requests and answers probes. If too many connections
 are open, it closes the oldest. A slow answer, such as metrics, takes a thread of its
-own; while ``MAX_SLOW`` of them run, further clients get 503. The standard library's
-handler parses the requests.
+own; while ``MAX_SLOW`` such threads run, further clients of slow routes get 503. The
+standard library's handler parses the requests.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ Route = Callable[[ProbeRequest], ProbeResponse]
 
 
 class MonitoringServer:
-    """Serves HTTP at ``address``. If the address cannot be bound, it logs that once and
-    retries.
+    """Serves HTTP at ``address``. If the address cannot be bound, the server logs that
+    once and retries.
 
-    One thread runs ``serve``; any thread may set ``address``, where an empty one
-    switches the server off.
+    One thread runs ``serve``. Any thread may set ``address``; an empty address switches
+    the server off.
     """
 
     def __init__(
@@ -262,8 +262,8 @@ class _ProbeServer:
     def _answer(
         self, sock: socket.socket, head: bytes, routes: Mapping[str, Route]
     ) -> None:
-        """Send one answer; ignore a client that has disconnected. Raises
-        _TakesLonger."""
+        """Send one answer; ignore a client that has disconnected. Raises _TakesLonger
+        if the route needs a thread of its own."""
         answer = b""
         try:
             answer = _ProbeHandler(head, routes).wfile.getvalue()
@@ -332,7 +332,7 @@ class _ProbeHandler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def end_headers(self) -> None:
-        """Add a header to all answers, also to those of the library."""
+        """Add a header to each answer, including the answers that the library makes."""
         self.send_header(*NO_SNIFF)
         super().end_headers()
 

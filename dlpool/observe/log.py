@@ -1,11 +1,11 @@
 """The log of a process: loggers of structlog, whose lines are appended to a file that
 several processes share.
 
-Each process appends its own lines, on the thread that logs; no thread or process writes
-for others. The supervisor, its workers and the commands that log (audit, quarantine)
+Each process appends its own lines, on the thread that logs; no other thread or process
+writes them. The supervisor, its workers and the commands that log (audit, quarantine)
 share ``log_dir/dlpool.log``, the processes of dlpool-web ``log_dir/web/dlpool.log``.
-The supervisor, and the janitor of one dlpool-web process, rotate them
-(``Log.maintain``).
+The supervisor rotates the first file, and the janitor of one dlpool-web process the
+second (``Log.maintain``).
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class LogSink:
         self._lock = threading.RLock()
 
     def write(self, line: bytes) -> None:
-        """Append one line, newline included; count it as dropped if that fails."""
+        """Append one line, newline included. If the write fails, count the record as
+        dropped."""
         try:
             self._file.append(line)
         except Exception:  # noqa: BLE001 - a failing log must not stop the work
@@ -79,7 +80,8 @@ class LogSink:
 
 
 def filter_by_level(sink: LogSink, level: str, fields: EventDict) -> EventDict:
-    """Drop an event below the threshold of its logger, which a reload may change."""
+    """Drop an event below the threshold of its logger. A reload may change the
+    threshold."""
     if _LEVELS[level] < sink.threshold:
         raise DropEvent
     return fields
@@ -113,8 +115,8 @@ def _observed_by(on_event: OnEvent) -> Processor:
 
 
 def _never_raising(processors: Sequence[Processor]) -> Processor:
-    """Return a processor that runs others, and drops and counts an event at which one
-    of them fails."""
+    """Return a processor that runs ``processors`` in turn. If one of them fails, the
+    processor drops the event and counts it."""
 
     def process(sink: LogSink, level: str, fields: EventDict) -> Any:
         try:
@@ -146,8 +148,8 @@ class Log:
         is_required: bool = True,
         on_event: OnEvent | None = None,
     ) -> None:
-        """Open the file. Raises LocalFault if a file that ``is_required`` cannot be
-        opened.
+        """Open the file. With ``is_required``, raise LocalFault if the file cannot be
+        opened. Without ``is_required``, drop records until the file can be opened.
 
         ``on_event`` is called with each event and its fields, whatever its level, by
         the thread that logs; it must not raise.

@@ -1,5 +1,5 @@
-"""A limit on log lines that clients can cause at will: the first ones are written, the
-others are counted."""
+"""A limit on log lines that clients can cause at will: the first lines of a minute are
+written, further ones are counted."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ PERIOD_S = 60.0
 
 @dataclass
 class _Period:
-    """The counts of one key since its first event: ``written`` and ``left_out``
-    ones."""
+    """The period of one key, from its first event to ``ends_at``: the numbers of events
+    that were ``written`` and ``left_out``."""
 
     ends_at: float
     written: int = 0
@@ -22,8 +22,8 @@ class _Period:
 
 
 class LogLimiter:
-    """Decides which of many equal events are written: ``burst`` of each key a minute.
-    Thread-safe.
+    """Decides which of many equal events are written: at most ``burst`` per key and
+    minute. Thread-safe.
 
     The lock guards the table. Use keys from a small set, such as a status and a label,
     never text from a client.
@@ -46,8 +46,8 @@ class LogLimiter:
             return False
 
     def pop_counts(self, *, now: bool = False) -> list[tuple[Hashable, int]]:
-        """Remove the periods that are over, or all with ``now``, and return how many
-        events each left out."""
+        """Remove the periods that have ended, or all periods with ``now``. Return (key,
+        number of events left out) of each removed period that left out any."""
         with self._lock:
             over = [
                 key

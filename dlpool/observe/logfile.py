@@ -27,8 +27,8 @@ class LogFile:
     """A log file that is open for appending. Methods raise OSError. Threads, signal
     handlers and forks may use it.
 
-    It needs no lock: dup2 replaces the file under the same descriptor number, and a
-    write in progress keeps the file that it started on, and its lock.
+    No thread lock is needed: dup2 puts the new file under the same descriptor number. A
+    write in progress continues on the old file and keeps its LOCK_SH.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class LogFile:
         weakref.finalize(self, os.close, self._descriptor).atexit = False
 
     def append(self, line: bytes) -> None:
-        """Write one record, newline included, in one call. If it fails, a part of the
-        record may be written."""
+        """Write one record, newline included, in one call. If the write fails, a part
+        of the record may be in the file."""
         if self.is_closed:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if self._clock() >= self._next_check:

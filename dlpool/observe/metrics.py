@@ -225,13 +225,13 @@ class Metrics:
 
 
 def set_each(gauge: Gauge, values: Mapping[str, float]) -> None:
-    """Set a gauge that has one label to a value for each label."""
+    """Set a gauge that has one label. ``values``: the gauge's value by label."""
     for label, value in values.items():
         gauge.labels(label).set(value)
 
 
 class MergedHistogram(Collector):
-    """A histogram that sums up counts from other processes. Thread-safe; the lock
+    """A histogram that adds up counts from other processes. Thread-safe; the lock
     guards the counts."""
 
     def __init__(self, name: str, help: str, bounds: Sequence[float]) -> None:
@@ -243,8 +243,8 @@ class MergedHistogram(Collector):
         self._sum = 0.0
 
     def add(self, counts: Sequence[float], total: float) -> None:
-        """Add a number to each bucket, the last of which has no upper bound, and
-        ``total`` to the sum."""
+        """Add ``counts`` to the buckets, and ``total`` to the sum. The last bucket has
+        no upper bound."""
         with self._lock:
             self._counts = [
                 mine + more for mine, more in zip(self._counts, counts, strict=True)

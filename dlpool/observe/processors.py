@@ -193,7 +193,8 @@ def _duration(value: object, _level: str) -> dict[str, Json]:
 
 
 def _outcome(value: object, _level: str) -> dict[str, Json]:
-    """Return an outcome of ECS; any other value goes into ``dlpool.outcome``."""
+    """Return the field ``event.outcome``. A value that ECS does not know becomes
+    ``unknown``, with the value in ``dlpool.outcome``."""
     outcome = to_json(value)
     known = _OUTCOMES.get(outcome) if isinstance(outcome, str) else None
     return (
@@ -220,7 +221,8 @@ def _error(value: object, level: str) -> dict[str, Json]:
 
 
 def _stack_text(value: object, _level: str) -> dict[str, Json]:
-    """Return the field of a stack that ``stack_of`` made in another process."""
+    """Return the field for a stack trace that ``stack_of`` made in another process; no
+    field for an empty one."""
     return {"error.stack_trace": to_json(value)} if value else {}
 
 
@@ -234,11 +236,11 @@ def _message(error: BaseException) -> str:
 
 
 def stack_of(error: BaseException, frames: int | None = None) -> str:
-    """Return the stack without secrets, causes first; of a long one the end, which
-    shows where it was raised.
+    """Return the stack trace without secrets, causes first. A long stack trace loses
+    its beginning: its end shows where the error was raised.
 
-    ``frames``: only the innermost ones of each cause, so that the first cause is not
-    cut off.
+    ``frames``: number of innermost frames to show of each cause, so that the first
+    cause is not cut off; None shows all frames.
     """
     lines = without_secrets(
         "".join(_stacks(error, None if frames is None else -frames)[-_MAX_FRAMES:])
@@ -258,8 +260,8 @@ def _class_of(error: BaseException) -> str:
 
 
 def _stacks(error: BaseException, limit: int | None) -> list[str]:
-    """Return the lines of the stack of each cause, the first cause first; of parse
-    errors only the class is shown."""
+    """Return the lines of the stack of each cause, the first cause first. Of a parse
+    error only the class is shown, not the message."""
     found: list[str] = []
     seen: set[int] = set()
     one: BaseException | None = error

@@ -75,8 +75,8 @@ def rotated_name(live: Path, now: datetime) -> Path:
 
 
 def first_day(start: bytes, changed_at: float) -> date:
-    """Return the day of a log's first record, from its first bytes ``start``, else from
-    the time of its last change."""
+    """Return the day of a log's first record, read from ``start``, the log's first
+    bytes. Without a valid date there, return the day of its last change."""
     match = _FIRST_DAY.match(start)
     try:
         return date.fromisoformat(match[1].decode()) if match else _day(changed_at)
@@ -127,7 +127,7 @@ class Rotation:
 
     def rotate_if_due(self, settings: LoggingSettings, now: datetime) -> bool:
         """Rename the live log if that is due, and return whether it was renamed. The
-        next writer creates a new one."""
+        next writer creates a new live log."""
         try:
             with open(self._live, "rb") as file:
                 info, start = os.fstat(file.fileno()), file.read(64)
@@ -151,8 +151,8 @@ class Rotation:
         return not is_work and not self._expired(settings, now)
 
     def compressed_logs(self) -> list[Path]:
-        """Return the paths of the compressed logs, oldest first. They do not change any
-        further."""
+        """Return the paths of the compressed logs, oldest first. Compressed logs never
+        change."""
         return [
             log.path
             for log in self._rotated_logs()
@@ -201,8 +201,8 @@ def _is_taken(old: Path) -> bool:
 
 @contextmanager
 def _closed_by_writers(path: Path) -> Iterator[BinaryIO | None]:
-    """Open a log and lock it against its writers; yield None if one of them still has
-    it open."""
+    """Open a log and lock it against its writers; yield None if a writer still has the
+    log open."""
     with open(path, "r+b") as file:
         try:
             # without flock, its age shows that no process writes to it
@@ -223,8 +223,8 @@ def compress(old: Path, is_wanted: Callable[[], bool] = lambda: True) -> None:
     """Compress ``old`` to ``old.gz``, unless a process still writes to it.
 
     ``old.gz`` gets its name when it is complete and on disk, and ``old`` is removed
-    last. If the process is killed before that, ``old`` is complete, and the next run
-    starts again.
+    last. If the process is killed before the removal, ``old`` is still complete, and
+    the next clean-up compresses it again.
     """
     with _closed_by_writers(old) as file:
         if file is None or not _compress_to(file, Path(f"{old}.gz"), is_wanted):

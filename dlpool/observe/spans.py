@@ -117,8 +117,8 @@ class Traces:
         return JobSpan(self._tracer, span, known["url.full"])
 
     def close(self, left_s: float) -> None:
-        """Send the queued spans, for at most ``left_s`` seconds and at most
-        ``FLUSH_S``, and log how many were lost."""
+        """Send the queued spans, for at most ``left_s`` or ``FLUSH_S`` seconds,
+        whichever is less, and log how many spans were lost."""
         with suppress(NoThread):
             threads.start_thread(self._provider.shutdown, "traces").join(
                 max(0.1, min(left_s, FLUSH_S))
@@ -215,8 +215,8 @@ class JobSpan:
 
 
 def trace_id_number(trace_id: str) -> int:
-    """Return a trace id as the number that OpenTelemetry uses; one that is not 32 hex
-    digits is hashed."""
+    """Return a trace id as the number that OpenTelemetry uses. A text that is not 32
+    hex digits is hashed."""
     if _TRACE_ID.fullmatch(trace_id) is None:
         trace_id = hashlib.sha256(trace_id.encode(errors="surrogatepass")).hexdigest()[
             :32
@@ -225,8 +225,8 @@ def trace_id_number(trace_id: str) -> int:
 
 
 class _SpanIds(RandomIdGenerator):
-    """Random ids, except for the next root span that a thread starts: its ids are in
-    ``next``."""
+    """Generates random ids. If ``next`` is set in a thread, the next root span that the
+    thread starts gets those ids instead."""
 
     def __init__(self) -> None:
         self._local = threading.local()
@@ -249,7 +249,8 @@ class _SpanIds(RandomIdGenerator):
 
 
 class _CountingProcessor(BatchSpanProcessor):
-    """Counts the spans that end, because the queue drops the oldest one silently."""
+    """Counts the spans that end. The count shows losses: a full queue drops its oldest
+    span silently."""
 
     def __init__(self, exporter: SpanExporter, traces: Traces) -> None:
         super().__init__(exporter, QUEUE, DELAY_S * 1000, BATCH, TIMEOUT_S * 1000)

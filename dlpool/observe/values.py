@@ -25,8 +25,8 @@ Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | Non
 
 
 def safe_text(value: str, limit: int = MAX_TEXT) -> str:
-    """Return ``value`` without secrets and lone surrogates, which strict readers
-    refuse, cut to ``limit`` characters."""
+    """Return ``value`` without secrets, cut to ``limit`` characters. Lone surrogates
+    are escaped, because strict readers refuse them."""
     shown = without_secrets(value)
     if not shown.isascii():
         shown = shown.encode("utf-8", "backslashreplace").decode()
@@ -108,8 +108,8 @@ def _key(value: object) -> str:
 
 
 def _integer(value: int) -> Json:
-    """Return an integer of up to 64 bits, which log stores can keep; a longer one as
-    hex text, because its conversion to decimal is slow.
+    """Return an integer of up to 64 bits unchanged, as log stores can keep it; return a
+    longer one as hex text, because its conversion to decimal is slow.
 
     ``int()`` converts subclasses, such as IntEnum.
     """

@@ -56,7 +56,7 @@ class ClamdScanner:
     def _connect(self, deadline: ScanDeadline) -> socket.socket:
         """Return a non-blocking connection.
 
-        Raises _ConnectionLost, and as ``ScanDeadline.left_s``.
+        Raises _ConnectionLost, and what ``ScanDeadline.left_s`` raises.
         """
         failure = "its host has no address"
         for family, target in self._targets():
@@ -91,7 +91,7 @@ def _connected(
 ) -> int:
     """Connect, and return the resulting errno, 0 for success.
 
-    Raises _ConnectionLost, and as ``ScanDeadline.left_s``.
+    Raises _ConnectionLost, and what ``ScanDeadline.left_s`` raises.
     """
     poller = select.poll()
     poller.register(connection, select.POLLOUT)

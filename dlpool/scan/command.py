@@ -106,7 +106,7 @@ def result_of(code: int, output: str) -> ScanResult:
 def _output(process: subprocess.Popen[bytes], deadline: ScanDeadline) -> bytes:
     """Read the output until the command closes it, and return its first 16 KiB.
 
-    Raises as ``ScanDeadline.left_s``.
+    Raises what ``ScanDeadline.left_s`` raises.
     """
     assert process.stdout is not None
     descriptor, output = process.stdout.fileno(), b""

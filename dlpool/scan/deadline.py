@@ -30,7 +30,7 @@ class ScanDeadline:
     started_at: float = field(default_factory=time.monotonic)
 
     def left_s(self) -> float:
-        """Return the seconds that the next wait may take.
+        """Return the timeout of the next wait, in seconds.
 
         Raises ScanTimedOut, and what ``check_abort`` raises.
         """
@@ -51,5 +51,5 @@ class ScanDeadline:
                 return ready[0][1]
 
     def pause(self) -> None:
-        """Sleep for 0.05 s at most. Raises like ``left_s``."""
+        """Sleep for 0.05 s, but not beyond the deadline. Raises like ``left_s``."""
         time.sleep(min(self.left_s(), 0.05))

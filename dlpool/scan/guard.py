@@ -68,9 +68,9 @@ class Guard:
         several times a second and raises to abort the scan; ``before_quarantine`` is
         called before an infected file loses its temporary name.
 
-        Raises Infected, and then the file exists only in quarantine, if at all;
-        NotScanned or ScannerAway if the file could not be scanned and
-        ``on_unavailable`` is ``refuse``; OSError if it cannot be read.
+        Raises Infected for malware, after the file was moved into quarantine or
+        removed. Raises NotScanned or ScannerAway if the file could not be scanned and
+        ``on_unavailable`` is ``refuse``, OSError if the file cannot be read.
         """
         result = self._scan(file, check_abort)
         if result.outcome == CLEAN:

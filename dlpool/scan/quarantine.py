@@ -5,12 +5,12 @@ Files have mode 0600. What a kill leaves, and what becomes of it:
 - A kill before the file is moved leaves a record without a file. The record is not
   listed, and ``add`` removes it after a day.
 - A kill during a copy from another file system leaves the record, ``ID.copying`` and
-  the complete source. ``add`` removes the first two after a day.
+  the complete source. ``add`` removes the record and ``ID.copying`` after a day.
 - A kill after the move leaves the file and the record, perhaps also the source. The
   file is listed, and the source is scanned again.
-- A kill during a release leaves a record without a file, which ``add`` removes, or the
-  file both in quarantine and at its target. It can then be deleted, or released
-  to another path.
+- A kill during a release may leave a record without a file, which ``add`` removes after
+  a day. Or it leaves the file both in quarantine and at its target; the quarantined
+  file can be deleted, or released to another path.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class QuarantinedFile:
     finding: ScanFinding
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields of the record, also for the command line."""
+        """Return the fields that the record and the command line show."""
         return {
             "id": self.id,
             "at": self.at,
@@ -283,7 +283,8 @@ def _write(file: ScannedFile, path: Path, mode: int) -> None:
 def _is_stale(entry: os.DirEntry[str], known: set[str]) -> bool:
     """Return whether a killed process left this entry more than a day ago.
 
-    It is a record without a file, or an unfinished copy.
+    Such an entry is a record without a file, or an unfinished copy. ``known``: the ids
+    of the quarantined files.
     """
     name, _, ending = entry.name.partition(".")
     if (

@@ -19,7 +19,7 @@ OWNER_ATTRIBUTE = "user.dlpool.owner"
 
 @dataclass(frozen=True)
 class ScannedFile:
-    """A complete file that has only a temporary name yet, and no writers.
+    """A complete file before it is published: with a temporary name, without writers.
 
     ``descriptor`` is open for reading. ``path``: the temporary name; it may be relative
     to ``dir_fd``, the descriptor of an open folder.

@@ -19,10 +19,10 @@ MAX_FRAME_CHARACTERS = 8192  # of the paths in one frame
 
 
 class CleanupDispatcher:
-    """Sends clean-up requests to workers, and keeps the journal of what is left.
+    """Sends clean-up requests to workers, and keeps the clean-up journal.
 
-    Used by the main thread only. Entries stay in the journal until the files are
-    removed.
+    Used by the main thread only. The entry of a job stays in the journal until its
+    files are removed.
     """
 
     def __init__(self, pool: WorkerPool, journal: CleanupJournal, log: Logger) -> None:
@@ -48,7 +48,7 @@ class CleanupDispatcher:
     def enqueue(self, entries: Iterable[CleanupEntry], pid: int = 0) -> None:
         """Have the files of jobs removed, once Redis has recorded how they ended.
 
-        ``pid``: the worker that ran them, 0 if unknown.
+        ``pid``: the worker that ran the jobs, 0 if unknown.
         """
         self._pending.setdefault(pid, []).extend(entries)
 
@@ -88,12 +88,12 @@ class CleanupDispatcher:
         )
 
     def reassign(self, worker: WorkerHandle) -> None:
-        """Enqueue again the entries that a dead worker has not processed."""
+        """Enqueue again the entries that a dead worker received and did not confirm."""
         self.enqueue(worker.cleanup_requests.values())
         worker.cleanup_requests.clear()
 
     def clean_up_here(self, paths: Confinement) -> None:
-        """Process the pending entries in this process, and compact the journal.
+        """Remove the files of pending entries in this process; compact the journal.
 
         Called when all workers have exited.
         """

@@ -129,7 +129,7 @@ class JobDispatcher:
 
     @contextmanager
     def _failing_only(self, held: InFlightJob) -> Iterator[None]:
-        """Fail the job on an unexpected error, so that the service continues."""
+        """Fail the job if the block raises an error, so that the service continues."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - it would stop the service
@@ -154,7 +154,7 @@ class JobDispatcher:
             self._finish(held, request)
 
     def summarize(self, *, now: bool = False) -> None:
-        """Log how many malformed jobs of each minute had no line of their own.
+        """Log for each minute how many malformed jobs got no log line of their own.
 
         ``now``: include the current minute.
         """
@@ -208,7 +208,7 @@ class JobDispatcher:
     def reap(self, worker: WorkerHandle, how: str) -> None:
         """Handle the last frames of a dead worker, then requeue or fail its jobs.
 
-        ``how``: how it died.
+        ``how``: how the worker died.
         """
         self.read_frames(worker)
         for lease_id in sorted(worker.jobs):
@@ -291,7 +291,7 @@ class JobDispatcher:
     def _decide(self, held: InFlightJob, frame: EndedFrame) -> None:
         """Finish the job as the policy decides.
 
-        Drop a job whose lease another supervisor holds.
+        If another supervisor holds its lease, remove it from the table instead.
         """
         assert held.job is not None
         request = None
@@ -395,8 +395,8 @@ class JobDispatcher:
     def handle_recorded(self, message: ResultRecorded) -> None:
         """Remove a job whose disposition Redis has recorded, and clean up after it.
 
-        The reply ``LEADS`` answers a FOLLOW: no equal job is queued or running, so this
-        one runs after all.
+        The job runs if it was to follow an equal job and Redis replies ``LEADS``: no
+        equal job is queued or running.
         """
         request, lease_id = message.request, str(message.request.lease)
         held = self._in_flight.get(lease_id)
@@ -428,7 +428,7 @@ class JobDispatcher:
     # --- drain ---
 
     def release_waiting(self, reason: str) -> None:
-        """Release the jobs that have no worker."""
+        """Return the jobs that have no worker to the queue."""
         for held in self._in_flight.all():
             if held.worker_pid is None and not held.is_recording:
                 note = {"label": "released", "message": reason}
@@ -436,7 +436,7 @@ class JobDispatcher:
                 self._finish(held, request)
 
     def cancel_running(self, reason: str) -> None:
-        """Have running jobs checkpoint and stop; they are released."""
+        """Have running jobs checkpoint, stop and return to the queue."""
         for held in self._in_flight.all():
             worker = self._worker_of(str(held.lease))
             if worker is not None and not held.is_recording:

@@ -40,10 +40,10 @@ class DispositionPolicy:
     def admit(
         self, claimed: ClaimedJob
     ) -> tuple[PushedJob | None, FinishRequest | None]:
-        """Parse a claimed job. Return it, None if it is invalid, and a request if it
-        must not run now.
+        """Parse a claimed job, and decide whether it may run now.
 
-        The request postpones, pauses or ends the job.
+        Return the parsed job, None if it is invalid; and the request that postpones,
+        pauses or ends the job, None if it may run.
         """
         try:
             if claimed.size > MAX_JOB_BYTES:
@@ -60,8 +60,7 @@ class DispositionPolicy:
         return job, self._reject_poison(claimed, job) or self._postpone(claimed, job)
 
     def is_quarantined(self, claimed: ClaimedJob) -> bool:
-        """Return whether workers died while they ran the job, and one more death fails
-        it.
+        """Return whether workers died running a job, and the next death would fail it.
 
         A quarantined job runs in a worker without other jobs.
         """
@@ -77,9 +76,10 @@ class DispositionPolicy:
     ) -> FinishRequest | None:
         """Return the request for the result of an attempt.
 
-        None if another supervisor holds the lease. ``requested_action``: ``cancel`` or
-        ``pause``, if an operator has requested it; ignored for a complete file.
-        ``yield_reason``: why the job was told to yield its slot, if it was.
+        Return None if another supervisor holds the lease. ``requested_action``: the
+        operator's request, ``cancel`` or ``pause``, None without one; ignored for a
+        complete file. ``yield_reason``: why the supervisor told the job to yield its
+        slot, None if it did not.
         """
         result = frame.attempt_result
         if result is AttemptResult.SUCCEEDED:
@@ -198,7 +198,10 @@ class DispositionPolicy:
     def _reject_poison(
         self, claimed: ClaimedJob, job: PushedJob
     ) -> FinishRequest | None:
-        """Return the failure of a job that too many worker deaths hit, else None."""
+        """Return the failure of a job if too many processes died while running it.
+
+        Return None otherwise.
+        """
         if (
             claimed.takeovers <= self.settings.max_takeovers
             and claimed.crashes < self.settings.max_crashes
@@ -244,7 +247,7 @@ class DispositionPolicy:
         """Return the release of a job that was interrupted.
 
         The attempt does not count. A job that yields its slot waits ``job_retry_delay``
-        at first, and twice as long each time.
+        after its first yield, and twice as long after each further yield.
         """
         settings = self.settings
         if yield_reason is None or frame.attempt_result is not AttemptResult.RELEASED:
@@ -269,10 +272,10 @@ class DispositionPolicy:
         )
 
     def _max_attempts(self, job: PushedJob, result: AttemptResult) -> int:
-        """Return how many attempts a job may have if its last one had this result.
+        """Return how many attempts a job may have, by the result of its last attempt.
 
-        0 if a job with this result is not retried. A job may raise the limit of the
-        settings, but not for attempts that fill a disk.
+        Return 0 for a result after which no job is retried. A job may raise the limit
+        of the settings, except for attempts that ended because the disk was full.
         """
         limit = self.settings.max_attempts
         chosen = job.max_attempts or limit
@@ -282,9 +285,10 @@ class DispositionPolicy:
         }.get(result, 0)
 
     def _disk_full_delay_s(self, attempts: int) -> float:
-        """Return the least delay after the disk was full.
+        """Return the least delay, in seconds, after the disk was full.
 
-        ``fault_delay`` at first, twice as long each time.
+        The delay is ``fault_delay`` after the first attempt of the job, and doubles
+        with each further attempt.
         """
         first_s, longest_s = (
             self.settings.fault_delay,
@@ -293,9 +297,9 @@ class DispositionPolicy:
         return max(first_s, min(longest_s, _doubled(first_s, attempts - 1)))
 
     def _backoff_s(self, attempts: int, at_least_s: float) -> float:
-        """Return exponential backoff with full jitter.
+        """Return the delay before a retry: exponential backoff with full jitter.
 
-        The delay is at least ``at_least_s``, which the server or a full disk demands.
+        ``at_least_s``: the least delay, which the server or a full disk demands.
         """
         settings = self.settings
         longest_s = min(

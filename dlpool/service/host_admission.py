@@ -48,10 +48,10 @@ class HostAdmission:
     def admit(
         self, held: InFlightJob, job: PushedJob, all_jobs: AllJobs
     ) -> FinishRequest | None:
-        """Check a new job. Return the request that throttles it, or None.
+        """Check a new job. Return the request that throttles it, None if it may go on.
 
-        If the host has limits, a slot is requested from Redis; when the answer arrives,
-        ``handle_answer`` decides.
+        If the host has limits, this method requests a slot from Redis; when the answer
+        arrives, ``handle_answer`` decides.
         """
         hold_s, host = self.limits.hold_remaining_s(job.url), held.authority
         is_reserved = held.claimed.is_start_reserved
@@ -80,7 +80,7 @@ class HostAdmission:
     ) -> FinishRequest | None:
         """Let a job wait for a worker if it has got a slot of its host.
 
-        Return the request that throttles it otherwise.
+        In that case return None, otherwise the request that throttles the job.
         """
         held.phase = InFlightPhase.WAITING
         if answer.problem is not None:
@@ -108,7 +108,7 @@ class HostAdmission:
     def released_host(self, held: InFlightJob) -> str:
         """Return the host that has a free slot once this job has left.
 
-        '' if no job can be waiting for one.
+        Return '' if the host is not limited, so that no job waits for its slots.
         """
         if held.slot_host or held.job is None:
             return held.slot_host
@@ -117,7 +117,8 @@ class HostAdmission:
     def hold(self, host: str, seconds: float, *, is_ours: bool) -> None:
         """Send no requests to a host for ``seconds``.
 
-        All workers are told, and all nodes if the hold ``is_ours``.
+        All workers of this node are told. All other nodes are told as well if this node
+        has found the hold (``is_ours``).
         """
         if not self.limits.hold(host, seconds):
             return
@@ -135,7 +136,11 @@ def throttled(
     is_start_reserved: bool,
     waits_for_slot: bool = False,
 ) -> FinishRequest:
-    """Return the request for a job that waits for its host."""
+    """Return the request that delays a job because of its host.
+
+    ``is_start_reserved``: the job's start at the host is reserved. ``waits_for_slot``:
+    the job waits for a slot of the host, and not only for the delay.
+    """
     return FinishRequest(
         held.lease,
         Disposition.THROTTLE,

@@ -1,8 +1,8 @@
 """Adaptive concurrency per origin host (AIMD, as in RFC 5681).
 
-Hosts are only limited if the number of slots is adaptive. A host that refuses many of
-its jobs gets half as many jobs at once, then one more at a time, until it may have as
-many as the node has slots. Other hosts are not affected.
+Hosts are only limited if the number of slots is adaptive. If a host refuses
+many of its jobs, its limit becomes half the number of its present jobs. The limit then
+rises by one every ``STEP_S`` seconds, and ends at the number of slots of the node.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ STEP_S = 10.0  # without a refusal, the limit rises by one this often
 
 @dataclass
 class _HostState:
-    """The refusals of one host.
+    """The refusals and the limit of one host.
 
-    Times are by the clock. ``limit``: jobs at once, None for no limit.
+    Times are in seconds, by the clock of HostConcurrency. ``limit``: jobs at once, None
+    for no limit.
     """
 
     window_start: float
@@ -81,10 +82,10 @@ class HostConcurrency:
         return host is not None and host.limit is not None
 
     def has_free_slot(self, name: str, count: Callable[[], int]) -> bool:
-        """Return whether a host may get one more job. Raise its limit first if that is
-        due.
+        """Raise the limit of a host if that is due; return whether it may get one more
+        job.
 
-        ``count`` returns how many of its jobs are in flight.
+        ``count`` returns how many jobs of the host are in flight.
         """
         host = self._hosts.get(name)
         if host is None or host.limit is None:

@@ -37,7 +37,7 @@ class HostLimits:
         )
 
     def limit(self, url: str) -> HostLimit | None:
-        """Return the limits of the host of a URL, None if it has none.
+        """Return the limits of the host of a URL, None if the host has no limits.
 
         A limit that names no port is shared by all ports of the host.
         """
@@ -57,7 +57,8 @@ class HostLimits:
     def hold(self, authority: str, seconds: float) -> bool:
         """Hold a host for ``seconds`` from now.
 
-        Return False if it is held for about that long already.
+        Return False, and change nothing, if an earlier hold lasts about as long or
+        longer.
         """
         now = self._clock()
         self._holds = {
@@ -72,7 +73,7 @@ class HostLimits:
     def hold_remaining_s(self, url: str) -> float:
         """Return the seconds until requests may go to the host of a URL.
 
-        0 if it is not held.
+        Return 0 if the host is not held.
         """
         if not self._holds:
             return 0.0
@@ -80,7 +81,7 @@ class HostLimits:
 
 
 def authority_of(url: str) -> str:
-    """Return host and port as written in a URL, in lower case; '' if it has none."""
+    """Return host and port as written in a URL, in lower case; '' without a host."""
     try:
         return urlsplit(url).netloc.rpartition("@")[2].lower()
     except ValueError:

@@ -104,8 +104,8 @@ class InFlightTable:
     def __init__(self, host_share: float = 1.0) -> None:
         """Create an empty table without capacity.
 
-        ``host_share``: the part of the slots that one host gets while jobs of others
-        wait; 1 is all of them.
+        ``host_share``: the part of the slots, from 0 to 1, that one host gets while
+        jobs of other hosts wait; 1 means all slots.
         """
         self.host_share = host_share
         # together they get ``slow_hosts_quota`` slots
@@ -150,9 +150,9 @@ class InFlightTable:
 
     @property
     def is_full(self) -> bool:
-        """Return whether the jobs occupy exactly all slots.
+        """Return whether the jobs occupy exactly as many slots as there are.
 
-        Then a job can only start when another one leaves.
+        If a running job leaves a full table, a waiting job can start.
         """
         with self._lock:
             return self._busy == self._capacity > 0
@@ -189,7 +189,7 @@ class InFlightTable:
         """Return the bounds on slots per host for the next claim, or None for no
         bounds.
 
-        They only apply while jobs of several hosts wait.
+        The bounds only apply while jobs of several hosts wait.
         """
         with self._lock:
             slow = self.slow_hosts
@@ -225,9 +225,9 @@ class InFlightTable:
 
 
 def host_quota(slots: int, share: float) -> int:
-    """Return how many of ``slots`` one host gets while jobs of others wait.
+    """Return how many of ``slots`` one host gets while jobs of other hosts wait.
 
-    At least one.
+    The result is at least 1.
     """
     return max(1, int(slots * share))
 
@@ -235,7 +235,8 @@ def host_quota(slots: int, share: float) -> int:
 def slow_hosts_quota(slots: int, quota: int) -> int:
     """Return how many of ``slots`` all slow hosts get together.
 
-    A quarter, but no more than one host that uses its ``quota`` leaves free.
+    The result is a quarter of ``slots``, at least 1, but never more than
+    ``slots - quota``. ``quota``: the result of ``host_quota``.
     """
     return max(0, min(slots - quota, max(1, slots // 4)))
 
@@ -245,7 +246,7 @@ def cleanup_entry(
 ) -> CleanupEntry:
     """Return the journal entry for the files that an attempt may leave behind.
 
-    ``path``: the target file, None where ``save_path`` names it.
+    ``path``: the target file, None if ``save_path`` alone determines it.
     """
     return CleanupEntry(
         held.lease.job_id,
@@ -283,8 +284,8 @@ def job_frame(held: InFlightJob, job: PushedJob) -> JobFrame:
 def is_path_implied(path: str, save_path: str) -> bool:
     """Return whether ``save_path`` alone determines ``path``.
 
-    Return False if the server named the file, or if a number was added to the name
-    because it was taken.
+    Return False if the server named the file, or if the worker added a number because
+    the name was taken.
     """
     return (
         not save_path.endswith("/")

@@ -20,7 +20,7 @@ def log_disposition(
 ) -> None:
     """Write the summary line of an attempt.
 
-    ``reply`` is the answer of Redis to its disposition.
+    ``reply`` is the answer of Redis to ``request``.
     """
     disposition, reason = request.disposition, request.note.get("message")
     fields = log_fields(held) | {
@@ -69,9 +69,9 @@ def _log_requeued(
 
 
 def trace_id_of(job_id: str, job: PushedJob | None) -> str:
-    """Return the trace id of a job: the client's, or one derived from the job id.
+    """Return the trace id that the client gave a job, or one derived from the job id.
 
-    It is the same in each attempt.
+    All attempts of a job have the same trace id.
     """
     chosen = job.trace_id if job is not None else None
     return chosen or hashlib.sha256(job_id.encode()).hexdigest()[:32]

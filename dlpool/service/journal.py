@@ -51,7 +51,7 @@ class CleanupJournal:
             disk.write_all(self._descriptor, _line(entry))
 
     def remove(self, entries: Iterable[CleanupEntry]) -> None:
-        """Remove entries that no later attempt of the job has replaced."""
+        """Remove entries, except those that a later attempt of the job has replaced."""
         with self._lock:
             for entry in entries:
                 known = self._entries.get(entry.job_id)

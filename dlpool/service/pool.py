@@ -1,8 +1,8 @@
 """The worker pool: starts, checks, replaces and stops the worker processes.
 
-The jobs of a dead worker: ``_reap`` calls ``JobDispatcher.reap``, the disposition
-policy decides whether they run again or fail, and ``finish.lua`` records that. The jobs
-of a dead supervisor: see ``queue/heartbeat.py`` and ``recover.lua``.
+When a worker dies, ``_reap`` calls ``JobDispatcher.reap``, the disposition policy
+decides whether its jobs run again or fail, and ``finish.lua`` records the decisions.
+For the jobs of a dead supervisor see ``queue/heartbeat.py`` and ``recover.lua``.
 """
 
 from __future__ import annotations
@@ -120,17 +120,17 @@ class WorkerPool:
         )
 
     def received(self) -> dict[int, int]:
-        """Return the bytes that each worker has received by its last status, by pid."""
+        """Return by pid how many bytes each worker had received at its last status."""
         return {
             one.pid: int(one.counters.last(RECEIVED)) for one in self.workers.values()
         }
 
     def reconcile(self, quarantined: int, on_death: OnDeath) -> None:
-        """Start, retire or kill workers until they are as wanted.
+        """Start, retire or kill workers where their number or state is not as wanted.
 
         ``quarantined``: number of quarantined jobs. ``on_death`` is called with each
-        worker that has exited and how it did. May be called at any time. Raises
-        WorkerStartFailed.
+        worker that has exited, and with a text that says how it exited. May be called
+        at any time. Raises WorkerStartFailed.
         """
         now = time.monotonic()
         for worker in [one for one in self.workers.values() if one.has_exited]:
@@ -166,14 +166,15 @@ class WorkerPool:
         self._log.info("worker_started", worker_pid=worker.pid, slots=worker.slots)
 
     def count_assigned(self, worker: WorkerHandle) -> None:
-        """Count a job of a worker; retire the worker after ``max_jobs_per_worker``."""
+        """Count an assigned job. Retire the worker after ``max_jobs_per_worker``
+        jobs."""
         worker.assigned_count += 1
         limit = self.settings.max_jobs_per_worker
         if limit is not None and worker.assigned_count >= limit:
             self._retire(worker, f"it has run {worker.assigned_count} jobs")
 
     def stop(self, on_death: OnDeath) -> None:
-        """Stop all workers, and kill those that do not exit within ``STOP_S``."""
+        """Stop all workers; kill each that does not exit within ``STOP_S`` seconds."""
         for worker in self.workers.values():
             worker.send(RetireFrame())
             self._selector.unregister(worker.channel)
@@ -245,7 +246,8 @@ class WorkerPool:
                 worker.sample_threads()
 
     def _check_memory(self, now: float) -> None:
-        """Retire or kill the workers that exceed a limit of their memory."""
+        """Retire workers above the soft memory limit, and kill those above the hard
+        memory limit."""
         if now - self._measured_at < MEMORY_S:
             return
         self._measured_at = now
@@ -316,7 +318,7 @@ class WorkerPool:
     def _share_rate(self, now: float) -> None:
         """Divide the node's rate among the workers, every ``SHARE_S`` seconds.
 
-        A worker without a share gets one at once.
+        A worker that has no share yet gets its share at once.
         """
         rate, workers = self.settings.node_rate, list(self.workers.values())
         is_new = rate is not None and any(one.rate is None for one in workers)

@@ -20,8 +20,8 @@ def reload_settings(
 ) -> tuple[Settings | None, list[str]]:
     """Load and check new settings.
 
-    Return them, or None if they are invalid, and a list of problems: errors, or
-    settings that only change at a restart.
+    Return the settings to use, None if the new settings are invalid; and a list of
+    problems: errors, or settings that only change at a restart.
     """
     try:
         wanted = load()

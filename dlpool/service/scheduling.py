@@ -35,7 +35,7 @@ class WaitingJob:
 def assign(
     waiting: Sequence[WaitingJob], workers: Sequence[WorkerSlots]
 ) -> list[tuple[str, int]]:
-    """Return lease id and pid for each job that can start now.
+    """Return the lease id and the worker's pid for each job that can start now.
 
     A job goes to the worker with the most free slots. Quarantined jobs go to quarantine
     workers only.
@@ -61,9 +61,10 @@ def _fits(worker: WorkerSlots, job: WaitingJob) -> bool:
 
 
 def divide_slots(slots: int, workers: int) -> list[int]:
-    """Return the slots of each worker, as even as possible.
+    """Divide ``slots`` among workers as evenly as possible.
 
-    No worker is left without a slot.
+    Return the slots of each worker. With fewer slots than workers the list is shorter:
+    each worker has at least one slot.
     """
     workers = min(workers, slots)
     return [slots // workers + (number < slots % workers) for number in range(workers)]
@@ -72,8 +73,8 @@ def divide_slots(slots: int, workers: int) -> list[int]:
 def divide_rate(rate: int, demands: Sequence[int]) -> list[int]:
     """Return each worker's share of ``rate`` in bytes/s.
 
-    Shares are in proportion to the demand in jobs. A worker without demand gets a small
-    share, so that its first job can begin.
+    Shares are in proportion to ``demands``, which are numbers of jobs. A worker without
+    demand gets a small share, so that its first job can begin.
     """
     total, idle = sum(demands), max(1, rate // (IDLE_PART * max(1, len(demands))))
     if total == 0:
@@ -86,15 +87,15 @@ def divide_rate(rate: int, demands: Sequence[int]) -> list[int]:
 class RespawnBackoff:
     """The time at which the next worker may be started.
 
-    This is at once after the death of a healthy worker, and later after each failed
-    start.
+    After the death of a healthy worker the next worker may start at once. The delay
+    grows with each further worker that dies soon after its start.
     """
 
     failures: int = 0
     not_before: float = 0.0  # by the monotonic clock
 
     def after_death(self, lived_s: float, now: float) -> RespawnBackoff:
-        """Return the backoff after a worker has died that lived ``lived_s`` seconds."""
+        """Return the backoff after a worker died that had lived ``lived_s`` seconds."""
         if lived_s >= HEALTHY_S:
             return RespawnBackoff()
         delay_s = 0.0

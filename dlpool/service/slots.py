@@ -27,9 +27,9 @@ def max_slots(settings: SupervisorSettings) -> int:
 
 
 def is_refusal(frame: EndedFrame) -> bool:
-    """Return whether an attempt ended because its server may be overloaded.
+    """Return whether an attempt ended with an error that suggests an overload.
 
-    The network in between may be overloaded, too.
+    The server of the file, or the network to it, may be overloaded.
     """
     return frame.attempt_result is AttemptResult.RETRY and frame.label in _REFUSALS
 

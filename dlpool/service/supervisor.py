@@ -158,10 +158,10 @@ class Supervisor:
         self._components.claimer.resume()
 
     def _reconcile(self) -> None:
-        """Compare wanted with actual workers and capacity.
+        """Adapt workers and capacity to what is wanted.
 
-        Small jobs cause many turns of the loop. So this is done at once only if
-        ``needs_reconcile`` is set, and every ``RECONCILE_S`` seconds otherwise.
+        Small jobs cause many turns of the loop. So the loop calls this method at once
+        only if ``needs_reconcile`` is set, else every ``RECONCILE_S`` seconds.
         """
         self._dispatcher.needs_reconcile = False
         self._reconciled_at = time.monotonic()
@@ -177,7 +177,7 @@ class Supervisor:
     def _capacity(self) -> int:
         """Return how many jobs may be in flight.
 
-        0 during a drain, or while the node cannot write.
+        Return 0 during a drain, or while the node cannot write.
         """
         guard = self._components.disk_guard
         if self._drain_until is not None or guard.fault_s is not None or guard.is_low:
@@ -346,9 +346,9 @@ class Supervisor:
     def _is_drained(self) -> bool:
         """Return whether the service may exit.
 
-        It may when no job is in flight, or when the time for the remaining jobs has
-        passed. Results that Redis has not recorded by then are in the spool, and the
-        next start returns the other jobs to the queue.
+        The service may exit when no job is in flight, or when the time for the
+        remaining jobs has passed. Results that Redis has not recorded by then are in
+        the spool. The next start returns jobs without a result to the queue.
         """
         if self._drain_until is None:
             return False

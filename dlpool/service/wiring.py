@@ -225,9 +225,8 @@ class SupervisorComponents:
         self.dispatcher.policy = self._make_policy()
 
     def check_threads(self) -> None:
-        """Raise InternalError if a thread has failed.
-
-        Also restart the embedded Redis if it has exited.
+        """Raise InternalError if a thread has failed; otherwise restart the embedded
+        Redis if it has exited.
         """
         if self._failure is not None:
             raise InternalError(
@@ -266,7 +265,7 @@ class SupervisorComponents:
     def _deregister(self) -> bool:
         """Return reserved jobs to the intake, and remove this supervisor from Redis.
 
-        So no other supervisor has to wait for its leases to expire.
+        Then no other supervisor has to wait until the leases of this one expire.
         """
         try:
             self._transitions.requeue_jobs_of([self.sid], order=self._order())

@@ -115,10 +115,10 @@ class WorkerHandle:
         return self.is_ready and not self.is_retiring and not self.kill_reason
 
     def demand(self) -> int:
-        """Return the number of the worker's jobs, or of those assigned to it since the
-        last call.
+        """Return the worker's demand for the node's rate, in jobs.
 
-        The larger of the two, where the second is at most ``slots``.
+        This is the larger of two numbers: its present jobs, and the jobs assigned to it
+        since the last call, but at most ``slots`` of them.
         """
         new, self._counted_demand = (
             self.assigned_count - self._counted_demand,
@@ -155,7 +155,7 @@ class WorkerHandle:
             self._unsent.popleft()
 
     def frames(self) -> Iterator[Frame]:
-        """Yield the frames that the worker has sent and that are not read yet."""
+        """Read and yield the frames that the worker has sent."""
         with suppress(BlockingIOError):
             while (frame := self.channel.receive()) is not None:
                 self.mark_heard(time.monotonic())
@@ -170,9 +170,9 @@ class WorkerHandle:
         self.last_heard_at, self._ticks = now, None
 
     def sample_threads(self) -> None:
-        """Record the CPU time of a silent worker's threads.
+        """Record the CPU time of a silent worker's threads, once.
 
-        ``abort`` compares it to tell which job hangs.
+        ``abort`` compares it with a later sample to find the job that hangs.
         """
         self._ticks = thread_ticks(self.pid) if self._ticks is None else self._ticks
 
@@ -186,7 +186,7 @@ class WorkerHandle:
     def abort(self, reason: str) -> None:
         """Have the worker dump its stacks and exit, even if it is stopped.
 
-        It is killed ``ABORT_S`` seconds later.
+        A worker that is still alive ``ABORT_S`` seconds later is killed.
         """
         if self._ticks is not None:
             self.hung_job = find_hung_job(
@@ -212,7 +212,7 @@ class WorkerHandle:
         return f"{self.kill_reason} ({how})" if self.kill_reason else how
 
     def take_stacks(self, state_dir: Path) -> str:
-        """Return the stacks of a dead worker and remove their file; '' without one."""
+        """Return the stacks of a dead worker, '' without a file; remove the file."""
         path = stacks_file(state_dir, self.pid)
         with suppress(OSError):
             text = path.read_text(encoding="utf-8", errors="replace")

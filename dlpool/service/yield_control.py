@@ -79,7 +79,7 @@ class YieldController:
         self._settings = settings
 
     def handle_waiting(self, waiting: Mapping[str, int]) -> None:
-        """Have transfers yield to waiting jobs. ``waiting``: their number by host."""
+        """Have transfers yield; ``waiting``: the number of waiting jobs by host."""
         self._waiting, self._answered_at = waiting, self._clock()
         self._choose()
 
@@ -87,8 +87,8 @@ class YieldController:
         """Measure transfers, and request the number of waiting jobs if a transfer may
         yield.
 
-        Called once a second. Each answer is used once, and not after
-        ``ANSWER_VALID_S``: while Redis is unavailable no transfer yields.
+        Called once a second. An answer is valid for ``ANSWER_VALID_S`` seconds, so that
+        no transfer yields while Redis is unavailable. Each answer is used once.
         """
         self._sample()
         if self._choose():
@@ -97,7 +97,7 @@ class YieldController:
     def _choose(self) -> bool:
         """Have transfers yield to waiting jobs.
 
-        Return whether any could yield if more jobs waited.
+        Return whether any transfer could yield if more jobs waited.
         """
         held = [
             one for one in self._in_flight.all() if one.phase is InFlightPhase.RUNNING
@@ -137,9 +137,9 @@ class YieldController:
         return may_yield(running, rules, recent=recent)
 
     def _mark_slow(self, host: str) -> None:
-        """Limit the slots of a host of which a slow transfer has yielded its slot.
+        """Limit the slots of a host after one of its slow transfers has yielded.
 
-        Otherwise its other jobs would take that slot.
+        Without the limit, other jobs of the host would take the free slot.
         """
         self._slow_until.pop(host, None)
         self._slow_until[host] = self._clock() + SLOW_S
@@ -150,7 +150,8 @@ class YieldController:
     def _clear_slow_hosts(
         self, running: list[RunningTransfer], rules: YieldRules, recent: list[float]
     ) -> None:
-        """Clear hosts after ``SLOW_S``, or when one of their transfers is fast."""
+        """Forget slow hosts after ``SLOW_S`` seconds, or once a transfer of them is
+        fast enough."""
         if not self._slow_until:
             return
         now = self._clock()
@@ -200,9 +201,10 @@ class YieldController:
         )
 
     def _rate_limit(self, one: InFlightJob, running: int) -> float | None:
-        """Return the bytes/s that dlpool's own limits allow a transfer, or None.
+        """Return the bytes/s that dlpool's own limits allow a transfer; None for no
+        limit.
 
-        These are the limits of the job, the settings and the node.
+        The limits are those of the job, of the settings and of the node.
         """
         node_rate = self._settings.supervisor.node_rate
         limits = (

@@ -1,8 +1,8 @@
 """The yield policy: which running transfers yield their slots to waiting jobs. Pure.
 
 A transfer that yields is checkpointed and returns to the queue, behind the jobs that
-wait. Each time it may run twice as long before it yields again. So every transfer
-completes, even if its server cannot resume.
+wait. After each yield it may run twice as long before it yields again. So every
+transfer completes, even if its server cannot resume.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class RunningTransfer:
     ``remaining``: bytes, None if unknown. ``yields``: how often it has yielded.
     ``rate_limit``: bytes/s that dlpool's own limits allow, None for no limit.
     ``is_resumable``: the next attempt can continue where this one stops. ``is_moving``:
-    it waits for its server, and not for the disk or a malware scanner.
+    the transfer waits for its server, and not for the disk or a malware scanner.
     """
 
     lease_id: str
@@ -88,11 +88,11 @@ def choose_yields(
 ) -> list[YieldDecision]:
     """Return the transfers that yield now, given that no slot is free.
 
-    There are never more of them than waiting jobs. ``waiting``: number of jobs by host.
-    A slot goes to a job of another host; only a transfer far below the others of its
-    host may also yield to jobs of that host. ``recent``: rates of transfers that ended
-    lately. ``pending``: number of transfers that are yielding already and are not in
-    ``running``.
+    No more transfers yield than jobs wait. ``waiting``: number of waiting jobs by host.
+    A transfer yields to jobs of other hosts. Only a transfer that is far slower than
+    the usual transfer of its host yields to jobs of its own host as well. ``recent``:
+    rates in bytes/s of transfers that ended lately. ``pending``: number of transfers
+    that are yielding already and are not in ``running``.
     """
     total = sum(waiting.values())
     # with the number of jobs that could use the slot
@@ -137,7 +137,7 @@ def _above_quota(
 ) -> list[tuple[RunningTransfer, str]]:
     """Return the slowest transfers of hosts above their quota, with the reason.
 
-    All slow hosts together have a quota, too.
+    Each host has a quota, and all slow hosts together have another quota.
     """
     counts = Counter(one.host for one in running)
     slow = sum(one.host in rules.slow_hosts for one in running)
@@ -160,7 +160,8 @@ def _slow(
 ) -> list[tuple[RunningTransfer, str, bool]]:
     """Return slow transfers, the reason, and whether their own host may use the slot.
 
-    Hosts with the most slots come first, and the slowest transfers of each.
+    Hosts with the most slots come first; the transfers of a host are in order of their
+    rate, slowest first.
     """
     counts = Counter(one.host for one in running)
     usual = _median([*(one.rate for one in running), *recent])

@@ -29,12 +29,12 @@ def open_backend(
     guard: Guard | None = None,
     report_scan: ReportScan = ignore_report,
 ) -> UploadBackend:
-    """Return the backend of the settings. It touches no file until it is used.
+    """Return the upload backend for ``settings``. It opens no file until it is used.
 
     ``listener`` is called with each change of an upload; it must neither block nor
     raise. ``on_unsynced`` is called once for each file system that cannot sync a
-    folder. ``guard`` scans each merged file before it is published, and ``report_scan``
-    is called with the result.
+    folder. ``guard`` scans each merged file before it is published (None: no scan), and
+    ``report_scan`` is called with the result.
     """
     # A process loads only the backend that it uses.
     from dlpool.storage.disk.backend import DiskBackend

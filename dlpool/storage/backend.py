@@ -115,22 +115,22 @@ class Locker(Protocol):
 class AppendSession(Protocol):
     """A body while it is appended.
 
-    A context manager: when the block raises, the bytes received so far are kept. They
-    are discarded if the body has a checksum, after ``discard``, and if the body has
-    more bytes than were announced.
+    A context manager: when the block raises, the bytes received so far are kept.
+    The bytes are discarded after ``discard``, if the body has a checksum, or if the
+    body has more bytes than were announced.
     """
 
     @property
     def offset(self) -> int:
-        """The end of the upload in bytes, without what has not been committed."""
+        """The end of the upload in bytes; only committed bytes count."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether all bytes are stored and the upload is to be published."""
+        """Whether all bytes are committed and the file has to be published next."""
 
     @property
     def expires_at(self) -> float | None:
-        """When the upload expires, in seconds since the epoch."""
+        """When the upload expires, in seconds since the epoch; None if completed."""
 
     def write(self, data: bytes, /) -> None:
         """Append bytes. Raises UploadError, UnlockRequested."""
@@ -139,7 +139,7 @@ class AppendSession(Protocol):
         """Store the received bytes durably. Called once, when the body is complete."""
 
     def discard(self) -> None:
-        """Drop the received bytes: they are not what the client announced."""
+        """Drop the received bytes, which differ from what the client announced."""
 
 
 class TusUploads(Protocol):
@@ -155,7 +155,7 @@ class TusUploads(Protocol):
         """Return the progress without changing anything."""
 
     def recover(self, file_id: str, owner: str | None) -> TusUploadState:
-        """Store what a killed process has received, then return the progress."""
+        """Store the bytes that a killed process received, and return the progress."""
 
     def append(
         self, lock: UploadLock, request: AppendRequest, /
@@ -163,7 +163,7 @@ class TusUploads(Protocol):
         """Start appending a body; the caller holds ``lock``."""
 
     def finish(self, file_id: str, owner: str | None) -> MergeResult | None:
-        """Publish a complete upload; None if it is incomplete or a part.
+        """Publish a complete upload; return None for an incomplete one or a part.
 
         Raises UploadError: ``locked`` while another request merges it.
         """
@@ -196,7 +196,7 @@ class MergedFile(Protocol):
 
     @property
     def etag(self) -> str:
-        """A strong validator (RFC 9110 section 8.8.3)."""
+        """The entity tag, a strong validator (RFC 9110 section 8.8.3)."""
 
     def read_range(
         self, start: int, size: int, on_close: Callable[[], None]
@@ -204,7 +204,7 @@ class MergedFile(Protocol):
         """Return a stream of ``size`` bytes from ``start``.
 
         ``on_close`` is called when the stream is closed. The file must stay open until
-        then.
+        the stream is closed.
         """
 
     def close(self) -> None:
@@ -249,9 +249,9 @@ class UploadBackend(Protocol):
     ) -> TaskPage:
         """Return at most ``limit`` tasks, sorted by id.
 
-        ``cursor``: where the page starts, empty for the first page. ``status``: the
-        states of the returned tasks, empty for all states. A task that exists during
-        all requests is in exactly one page.
+        ``cursor``: ``next_cursor`` of the page before, empty for the first page.
+        ``status``: the states of the returned tasks, empty for all states. A task that
+        exists from the first request of a list to the last is on exactly one page.
         """
 
     def counts_by_state(self) -> Mapping[str, TaskCounts]:

@@ -88,9 +88,9 @@ TOO_LARGE: frozenset[ErrorCode] = frozenset(
 class UploadError(Exception):
     """A request that storage refuses.
 
-    ``code`` is stable. ``text`` says what happened to what, and what to do.
-    ``retry_after_s``: when the client may repeat the request, in seconds. ``details``
-    are values for the client's program, by name.
+    ``code`` is stable. ``text`` tells the user what happened and what to do.
+    ``retry_after_s``: seconds until the client may repeat the request, None if not
+    stated. ``details``: values for the client's program, by name.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class UnlockRequested(Exception):
 def offset_mismatch(offset: int) -> UploadError:
     """Return the error for a body that does not start at the end of the upload.
 
-    ``offset`` is that end.
+    ``offset``: the end of the upload, in bytes.
     """
     text = f"the upload continues at {offset}: ask for its offset and send from there"
     return UploadError("wrong_offset", text, offset=offset)

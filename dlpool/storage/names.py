@@ -38,10 +38,10 @@ def folder_name(file_id: str) -> str:
 def owner_folder_name(file_id: str, owner: str | None) -> str:
     """Return the name of the folder of an owner's task.
 
-    Several owners may have tasks of the same id. Without an owner it is
-    ``folder_name``. All tasks of an id share the first two digits, which select the
-    lock, and the last half; the first half is unique for each owner. Raises UploadError
-    like ``folder_name``.
+    Several owners may have tasks of the same id. The name for the owner None is
+    ``folder_name(file_id)``. In the names of all tasks of an id, digits 1 and 2, which
+    select the lock, and digits 33 to 64 are equal; digits 3 to 32 depend on the owner.
+    Raises UploadError like ``folder_name``.
     """
     name = folder_name(file_id)
     if owner is None:
@@ -84,7 +84,7 @@ def check_file_name(name: str, max_bytes: int = MAX_NAME_BYTES) -> str:
 def check_new_names(filename: str | None, relative_path: str) -> None:
     """Raise UploadError for bad names of new files and folders.
 
-    The rules are those of ``filenames``. Existing files with such names remain
+    The rules are in ``dlpool.filenames``. Existing files with such names remain
     readable.
     """
     if filename is not None:

@@ -51,7 +51,7 @@ def check_transition(state: str, wanted: str) -> str:
 def state_after_chunk(state: str) -> str:
     """Return the state of a task that receives a chunk in ``state``.
 
-    Raises UploadError if it accepts none.
+    Raises UploadError if a task in ``state`` accepts no chunks.
     """
     if state == PAUSED:  # only resuming leaves this state
         raise wrong_state(state)
@@ -71,7 +71,7 @@ def completion_rate(
 ) -> float:
     """Return how much of a file is stored, in percent.
 
-    It is the share of the chunks, or of the bytes if the total is unknown.
+    The result is the share of stored chunks; of stored bytes if ``total_chunks`` is 0.
     """
     if state == COMPLETED:
         return 100.0

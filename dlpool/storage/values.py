@@ -77,12 +77,12 @@ class TaskSummary:
     """One task in a list. Times are in seconds since the epoch, sizes in bytes.
 
     - ``file_size``: -1 while it is unknown
-    - ``chunks``, ``stored``: number and bytes of the complete chunks; of a completed
-      task, of those that were merged
-    - ``used_at``: the last change, by the record and the folder
-    - ``files``: entries of the task's folder
-    - ``needs_recovery``: the next sweep has work here, whatever the age: a merge that
-      may have been interrupted, or a tus upload that is complete or has bytes outside
+    - ``chunks``, ``stored``: number and bytes of the complete chunks; for a completed
+      task, of the merged chunks
+    - ``used_at``: the time of the last change of the record or the folder
+    - ``files``: number of entries of the task's folder
+    - ``needs_recovery``: the next sweep must recover the task, regardless of its age: a
+      merge may have been interrupted, or a tus upload is complete or has bytes outside
       of a chunk
     - ``is_final``: a tus upload that is concatenated from parts
     """
@@ -130,8 +130,8 @@ class TaskDetail:
 class TaskPage(NamedTuple):
     """A page of a list of tasks, sorted by id.
 
-    ``total``: the number of tasks on all pages. ``next_cursor``: of the next page,
-    empty on the last page.
+    ``total``: the number of tasks on all pages. ``next_cursor``: the cursor of the next
+    page, empty on the last page.
     """
 
     tasks: Sequence[TaskSummary]
@@ -142,17 +142,17 @@ class TaskPage(NamedTuple):
 class TaskCounts(NamedTuple):
     """What a set of tasks uses.
 
-    - ``bytes``: of their chunks, and of the files that were merged from them, which
-      stay when the task is removed
+    - ``bytes``: sizes of the chunks; for completed tasks, of the merged files
     - ``files``: entries in the folders of the tasks, including the folders
-    - ``chunks``, ``file_size``: the sums of these fields of the summaries
+    - ``chunks``, ``file_size``: the sums of these fields of ``TaskSummary``
     - ``declared_bytes``: the sum of the announced sizes, or of the actual sizes of
       completed tasks
     - ``unknown_sizes``: the number of uncompleted tasks that announced no size
     - ``expected_chunks``: the sum of the announced chunks of uncompleted tasks, rounded
       up for tasks that announced no number
 
-    While a final tus upload is concatenated, its parts count in the last three instead.
+    While a final tus upload is concatenated, the last three fields count its parts, not
+    the final upload.
     """
 
     tasks: int = 0
@@ -218,10 +218,11 @@ class VolumeCapacity:
 class Volume:
     """A folder of the backend and its file system, at the time of the call.
 
-    ``name``: of the setting. ``device``: equal for folders on one file system, None if
-    it cannot be determined. ``capacity``: None if the file system does not report it.
-    ``capacity_error``: why it could not be read, else empty. ``status``: whether the
-    folder is usable, HEALTHY, WARNING (missing) or UNHEALTHY; ``message`` says why not.
+    ``name``: the name of the setting. ``device``: equal for folders on one file system,
+    None if unknown. ``capacity``: None if the file system does not report it.
+    ``capacity_error``: why the capacity could not be read, else empty. ``status``:
+    HEALTHY, WARNING (the folder is missing) or UNHEALTHY (not usable). ``message``: the
+    reason for a status other than HEALTHY, else empty.
     """
 
     name: str

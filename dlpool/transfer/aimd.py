@@ -2,7 +2,7 @@
 
 Pure: no clock, no thread. As in TCP (RFC 5681), the level doubles at first, grows by
 one after the first step without gain, and shrinks at once after a refusal. As in RFC
-7661, a level that was not used proves nothing.
+7661, a measurement counts only if nearly all workers of the level were busy (``USED``).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ LATE_RESPONSES = 2
 class ControlParameters:
     """The timing of a controller, in seconds.
 
-    ``settle_s``: until a change of the level takes effect. ``measure_s``: the duration
-    of a measurement. ``pause_s`` and ``max_pause_s``: first and longest pause after an
-    increase without gain.
+    ``settle_s``: the time that a change of the level needs to take effect.
+    ``measure_s``: the duration of a measurement. ``pause_s`` and ``max_pause_s``: first
+    and longest pause after an increase without gain.
     """
 
     settle_s: float
@@ -39,9 +39,9 @@ class ControlParameters:
 class Measurement:
     """A measurement in progress.
 
-    ``began``: when it began; ``done``: the total work done until then. ``until``: when
-    the last sample was taken; ``worked_s``: the seconds that all busy workers worked
-    until then, added up.
+    ``began``: the time of its beginning; ``done``: the total work done at that time.
+    ``until``: the time of the latest sample; ``worked_s``: the working seconds of all
+    workers from ``began`` to ``until``, added up.
     """
 
     began: float
@@ -101,10 +101,10 @@ class Aimd:
             self._judge(now, (done - measurement.done) / span)
 
     def record_refusal(self, now: float, reason: str) -> bool:
-        """Reduce the level: to the last good one, else to half.
+        """Reduce the level after a refusal; return whether it was reduced.
 
-        Returns False if nothing was reduced, because another refusal did so shortly
-        before.
+        The new level is the last one with a gain if that is lower, else half the
+        present level. A refusal shortly after another one has no effect.
         """
         if now < self._ignore_refusals_until:
             return False
@@ -143,7 +143,10 @@ class Aimd:
         self._good_level, self._changed, self._measurement = 0, None, None
 
     def _judge(self, now: float, rate: float) -> None:
-        """Decide on the level after a complete measurement with ``rate`` throughput."""
+        """Choose the next level from the throughput ``rate`` (work per second).
+
+        Called after each measurement that counts.
+        """
         self.rate = rate
         if 0 < self._good_level < self.level:
             growth = (self.level - self._good_level) / self._good_level

@@ -55,7 +55,7 @@ class Checkpoint:
     def is_next_due(self, written: int, ended_chunks: int, now: float) -> bool:
         """Return whether the next checkpoint is due, by time, bytes or finished chunks.
 
-        It is never due without a new byte.
+        A checkpoint is due only if bytes were written since the latest one.
         """
         fresh, age = written - self.written, now - self.at
         has_ended = ended_chunks > self.ended_chunks
@@ -70,9 +70,10 @@ class Checkpoint:
 class TransferAttempt:
     """One attempt. One thread calls ``run``; any thread may cancel ``scope``.
 
-    ``open_target`` opens the target with a file name if ``target`` is None.
-    ``deadline``: by the context's clock, None for no limit. ``is_single``: request one
-    body instead of ranges. ``delay_s``: seconds to wait before the first request.
+    ``target``: None until the file's name is known; then ``open_target`` opens the
+    target of that name. ``deadline``: by the context's clock, None for no limit.
+    ``is_single``: request one body instead of ranges. ``delay_s``: seconds to wait
+    before the first request.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class TransferAttempt:
         self._checkpoint_if_due(plan)
 
     def _announce(self, plan: DownloadPlan) -> None:
-        """Report that the download has started, and start the hash."""
+        """Report that the download has started, and start to compute its checksum."""
         context = self._context
         self.plan = plan
         self.phase = "downloading"
@@ -254,7 +255,8 @@ class TransferAttempt:
     def _scan(self, plan: DownloadPlan) -> None:
         """Scan the file for malware.
 
-        That may take minutes: after a kill, the next run resumes with the scan.
+        A scan may take minutes. For a large file a checkpoint is committed first, so
+        that after a kill the next run resumes with the scan.
         """
         self.phase = "scanning"
         if plan.has_ranges and self._context.scheduler.written() >= SMALL_FILE_BYTES:
@@ -284,16 +286,19 @@ class TransferAttempt:
         self._context.notify("checksum_verified", checksum=str(expected))
 
     def _check_samples(self, plan: DownloadPlan) -> None:
-        """Compare samples with the server if no validator proves one version."""
+        """Compare samples of the file with the server's bytes, if that is needed.
+
+        It is needed if no validator proves that all bytes are of one version.
+        """
         check = SampleCheck(self._context, plan)
         if check.is_needed:
             self._sample_check = check
             check.run()
 
     def _finish_failed(self, error: DlpoolError) -> None:
-        """Commit the bytes that a later run can use.
+        """Stop the attempt with ``error``; commit the bytes that a later run can use.
 
-        The error that ended the attempt remains the reported one.
+        The caller reports ``error``, even if the commit fails.
         """
         self.scope.cancel(error)
         self.workers.join(STOP_TIMEOUT_S)

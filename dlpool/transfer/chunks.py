@@ -2,8 +2,9 @@
 
 A ``ChunkMap`` tiles the file. For each chunk ``start <= position <= write_end <= end``:
 bytes below ``position`` are written, bytes below ``write_end`` are being written. Only
-its owner moves these two; a thief may lower ``end`` down to ``write_end``. This module
-neither locks nor waits nor reads a clock: ``ChunkScheduler`` calls it under its lock.
+the owner of the chunk changes ``position`` and ``write_end``. An owner that steals
+lowers the ``end`` of the chunk, at most down to ``write_end``. This module neither
+locks nor waits nor reads a clock: ``ChunkScheduler`` calls it under its lock.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ FASTER = 2.0  # a thief this many times as fast as its victim gets more than hal
 class Chunk:
     """A range of the file and its state.
 
-    ``rate``: its owner's speed in bytes per second, 0 while unknown.
+    ``rate``: the speed of the chunk's owner in bytes per second, 0 while unknown.
     """
 
     start: int
@@ -60,14 +61,15 @@ class Chunk:
 
     @property
     def remaining(self) -> int:
-        """Return the bytes that a thief could take."""
+        """Return the number of bytes that another owner could steal."""
         return self.end - self.write_end
 
     @property
     def unstealable(self) -> int:
-        """Return how many bytes from ``position`` on the next thief would leave.
+        """Return how many bytes from ``position`` on stay with the owner after a steal.
 
-        The owner does not read more at once, so that the rest can be stolen.
+        The owner reads at most this number at once, so that the other bytes can be
+        stolen.
         """
         left = self.end - self.position
         return left if left // 2 < MIN_STEAL_BYTES else (left + 1) // 2
@@ -109,7 +111,10 @@ class ChunkMap:
         )
 
     def take(self, owner: object, now: float) -> Chunk | None:
-        """Assign the first free chunk that is ready at ``now``; None without one."""
+        """Assign the first free chunk that is ready at ``now`` to ``owner``.
+
+        Returns None if no chunk is ready.
+        """
         for index, chunk in enumerate(self.chunks):
             if chunk.owner is None and not chunk.is_done and chunk.ready_at <= now:
                 self._cut_piece(index)
@@ -124,14 +129,19 @@ class ChunkMap:
     def steal(self, owner: object, rate: float = 0.0) -> Chunk | None:
         """Split the chunk that would finish last; ``owner`` gets its upper part.
 
-        ``rate``: known speed of ``owner`` in bytes per second, 0 if unknown. If that is
-        ``FASTER`` times the speed of the other owner, the parts are in proportion to
-        the speeds; otherwise they are halves. Returns None if no split pays.
+        ``rate``: known speed of ``owner`` in bytes per second, 0 if unknown. From
+        ``FASTER`` times the speed of the chunk's owner on, the two parts are in
+        proportion to the two speeds; below, they are halves. Returns None if no split
+        pays.
         """
         return self._split(owner, rate, self._is_worth_stealing)
 
     def steal_tail(self, owner: object, rate: float = 0.0) -> Chunk | None:
-        """Split a small chunk whose owner would need longer than ``SLOW_S``."""
+        """Split a small chunk whose owner would need longer than ``SLOW_S``.
+
+        ``owner`` gets the upper part; ``rate`` is as in ``steal``. Returns None if
+        there is no such chunk.
+        """
         return self._split(owner, rate, _is_slow_tail)
 
     def _split(
@@ -262,10 +272,10 @@ def plan_chunks(
 ) -> ChunkMap:
     """Return the chunks of a file of ``size`` bytes, of which some are written already.
 
-    ``missing``: the missing ranges, sorted. They are split into ``connections`` parts
-    of similar length, none under ``min_split`` bytes unless the range was shorter; with
-    ``piece`` they are not split, see ``ChunkMap``. The bytes between them count as
-    written.
+    ``missing``: the missing ranges, sorted; all other bytes count as written. The
+    ranges are split into ``connections`` parts of similar length. No split makes a part
+    shorter than ``min_split`` bytes. With ``piece`` the ranges are not split, see
+    ``ChunkMap``.
     """
     chunks: list[Chunk] = []
     written_to = 0

@@ -34,10 +34,11 @@ class ConnectionAdmission:
     def judge(self, reply: Reply, requested: ByteRange | None) -> Answer:
         """Return the answer that the reply contains.
 
-        Raises NotAdmitted if the server refuses this connection because it serves
-        others. Unless the status is 429 or 503, the worker is then retired, if the
-        number of connections is fixed and another worker receives the file. Otherwise
-        raises the errors of ``TransferContext.judge``.
+        Raises NotAdmitted if the server refuses this connection because it serves other
+        connections. The worker is retired first, if all of this applies: the status is
+        neither 429 nor 503, the number of connections is fixed, and another worker
+        receives the file. Any other failure raises the error of
+        ``TransferContext.judge``.
         """
         try:
             answer = self._context.judge(reply, requested)
@@ -68,9 +69,9 @@ class ConnectionAdmission:
     def _is_crowded(self) -> bool:
         """Return whether the server refused because other connections receive the file.
 
-        If none receives it now, but one did recently, the server may not have noticed
-        the closed connection: pause and return True, at most ``MAX_REFUSALS`` times in
-        a row.
+        A server may not have noticed yet that another connection was closed. So if no
+        other connection receives the file now, but one did recently, pause and return
+        True; this happens at most ``MAX_REFUSALS`` times in a row.
         """
         context, scheduler = self._context, self._context.scheduler
         if others := scheduler.others_receiving(self._owner):

@@ -81,7 +81,7 @@ class TransferContext:
         return urlsplit(self.source.url).netloc.lower()
 
     def initial_connections(self) -> int:
-        """Return the number of connections with which a large file begins."""
+        """Return the number of connections that a large file starts with."""
         fixed = self.settings.connections
         if isinstance(fixed, int):
             return self.client.host_connections.max_connections(self.host, fixed)
@@ -105,9 +105,9 @@ class TransferContext:
     def judge(self, reply: Reply, requested: ByteRange | None) -> Answer:
         """Return the answer that a reply contains.
 
-        Raises the errors of ``read_answer``. After one with a ``Retry-After`` of at
+        Raises the errors of ``read_answer``. If the error has a ``Retry-After`` of at
         most ``max_retry_after`` seconds, no download of the process sends a request to
-        that host until then (``HostHolds``).
+        that host before this time has passed (``HostHolds``).
         """
         try:
             return read_answer(
@@ -126,7 +126,7 @@ class TransferContext:
     def expected_checksum(self, resource: RemoteResource) -> Checksum | None:
         """Return the checksum to verify: the job's, else the server's.
 
-        None if verification is disabled.
+        None if there is none, or if verification is disabled.
         """
         if not self.settings.verify:
             return None
@@ -156,7 +156,7 @@ class DownloadPlan:
 class NetworkOutage:
     """Measures an outage of the local network from the failures of one thread.
 
-    Used by that thread.
+    Only that thread uses the object.
     """
 
     def __init__(self, context: TransferContext) -> None:

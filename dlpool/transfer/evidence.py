@@ -30,7 +30,7 @@ class ReceivedSpan:
 
 
 class Evidence:
-    """The responses that the file is joined from, in the order of their beginnings.
+    """The responses that the file is joined from, in the order in which they began.
 
     The lock guards the list.
     """

@@ -102,9 +102,9 @@ class Progress:
     """The progress of a download at one moment.
 
     ``done`` and ``size`` in bytes, ``size`` None while unknown. ``unreserved_bytes``:
-    bytes still to be received for which the file system has reserved no blocks, but
-    which count as taken; at most as many as have been received. ``is_resumable``: a
-    later run can resume the download.
+    how many missing bytes count as taken disk space although no blocks are reserved for
+    them; at most the number of bytes received. ``is_resumable``: a later run can resume
+    the download.
     """
 
     path: Path

@@ -110,7 +110,10 @@ class Probe:
         self._samples_match: bool | None = None
 
     def run(self, exchange: Exchange) -> ProbeResult:
-        """Make one attempt. Raises errors of the network, the server and the disk."""
+        """Send requests until a response leads to a plan, at most ``MAX_STEPS``.
+
+        Raises errors of the network, the server and the disk.
+        """
         if self._context.settings.probe == "head" and not self._has_requested_head:
             self._request_head(exchange)
         for _ in range(MAX_STEPS):
@@ -338,7 +341,8 @@ class Probe:
     def _size_by_head(self, answer: Answer) -> int | None:
         """Return the size of a file whose 206 does not tell it (``bytes 0-9/*``).
 
-        None: request HEAD, or the complete file.
+        Returns None if another request must come first: HEAD, or GET for the complete
+        file.
         """
         end = answer.start + (answer.length or 1)
         if not self._has_requested_head:

@@ -82,12 +82,11 @@ def _tells_other_size(reply: Reply, known: RemoteResource) -> bool:
 def _check_refusal(
     context: TransferContext, reply: Reply, known: RemoteResource
 ) -> None:
-    """Raise the error for a 416 that tells another size.
+    """Raise the error for a 416 that tells another size than the known one.
 
-    ``reply`` is the response to a request for the first byte.
-
-    A 416 does not show which content refused the range: an error page in place of the
-    file does so too.
+    ``reply``: the response to a second request, for the first byte of the file. It
+    shows whether the file changed: a 416 alone may come from an error page in place of
+    the file.
     """
     if is_empty_file(reply.status, reply.headers):
         if context.settings.allow_change or known.host in (None, host_of(reply)):

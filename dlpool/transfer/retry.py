@@ -22,7 +22,7 @@ MIN_WAIT_S = 1.0
 
 
 class RangeAttempt(NamedTuple):
-    """The result of one request: bytes received, and seconds of waiting."""
+    """The result of one request: bytes received, and seconds spent waiting for them."""
 
     received: int
     waited_s: float
@@ -51,7 +51,7 @@ class FailureCount(NamedTuple):
 
 
 class RetryDelay(NamedTuple):
-    """Seconds until the chunk may be requested, and until the thread continues."""
+    """Seconds until the chunk may be requested again, and until the thread resumes."""
 
     chunk_s: float
     worker_s: float
@@ -124,10 +124,11 @@ class RetryPolicy:
     ) -> RetryDelay:
         """Return how long to wait after a failed request that may be repeated.
 
-        If the server may limit connections (``capacity_failures`` consecutive failures
-        of this thread say so), the thread pauses and others may take the chunk; else
-        the chunk waits. After a request that received bytes or was only slow, the next
-        one follows at once over a new connection.
+        If ``error`` may mean a limit of connections, the thread pauses, and another
+        thread may take the chunk at once. Otherwise the chunk may be requested only
+        after the delay. ``capacity_failures``: consecutive failures of this thread that
+        may mean such a limit. There is no delay after a request that received
+        ``WORTHWHILE`` bytes, or that was only too slow. ``jitter`` is uniform in 0..1.
         """
         if isinstance(error, TooSlow) or failure.progress >= WORTHWHILE:
             return RetryDelay(0.0, 0.0)

@@ -158,7 +158,7 @@ def is_same_span(
 ) -> bool:
     """Return whether the body equals the part file's bytes in ``span``.
 
-    A body that ends early must equal a prefix of them.
+    If the body ends early, only the bytes that it has are compared.
     """
     ahead = span.start - answer.start
     left = span.end - span.start + ahead

@@ -21,7 +21,7 @@ MAX_REPLACED = 8
 class ChunkSnapshot(NamedTuple):
     """Copies of the chunks, and the number of bytes that are written.
 
-    All bytes below a ``position`` are written.
+    All bytes of a chunk below its ``position`` are written.
     """
 
     chunks: list[Chunk]
@@ -31,8 +31,8 @@ class ChunkSnapshot(NamedTuple):
 class ChunkScheduler:
     """The state that connection threads, checkpoints and progress share. Thread-safe.
 
-    ``scope`` cancels the download. Its lock also guards the chunk map and the counters.
-    No I/O happens while it is held.
+    ``scope`` cancels the download. The lock of ``scope`` also guards the chunk map and
+    the counters; no I/O happens under this lock.
     """
 
     def __init__(self, clock: Callable[[], float], min_rate: int = 0) -> None:
@@ -102,7 +102,7 @@ class ChunkScheduler:
         return owner in self._retired
 
     def take_chunk(self, owner: object) -> Chunk | None:
-        """Wait for a chunk: a free one, else a part of the one that would finish last.
+        """Wait for a chunk: a free one, else the upper part of a chunk in progress.
 
         Returns None when the download is over or ``owner`` is retired.
         """
@@ -138,9 +138,10 @@ class ChunkScheduler:
                 self._received_at[owner] = self._clock()
 
     def others_receiving(self, owner: object) -> int:
-        """Return how many others receive a body while the server refuses ``owner``.
+        """Return how many other owners receive a body at this moment.
 
-        If there are any, ``is_crowded`` becomes true.
+        Call it when the server has refused ``owner``: ``is_crowded`` becomes true if
+        another owner receives a body.
         """
         with self._changed:
             others = self._others_receiving(owner)
@@ -231,7 +232,8 @@ class ChunkScheduler:
     def count_short_answer(self, chunk: Chunk, attempt: RangeAttempt) -> bool:
         """Record a complete response that ended before its chunk did.
 
-        Returns False after too many consecutive ones with very few bytes.
+        Returns False after more than ``MAX_SHORT_ANSWERS`` such responses in a row,
+        each with too few bytes to count as progress (``RangeAttempt.is_progress``).
         """
         with self._changed:
             if attempt.is_progress(self._min_rate):
@@ -261,7 +263,7 @@ class ChunkScheduler:
     def wait_for_writes(self, seconds: float) -> None:
         """Wait up to ``seconds`` until no write is in progress.
 
-        Called after the end of the download.
+        Call it after the end of the download.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._writing == 0, seconds)
@@ -296,7 +298,7 @@ class ChunkScheduler:
     def snapshot(self) -> ChunkSnapshot:
         """Return copies of the chunks for a checkpoint.
 
-        Adjacent empty ones are joined.
+        Adjacent chunks without a written byte are joined into one.
         """
         with self._changed:
             joined: list[Chunk] = []
@@ -334,7 +336,7 @@ class ChunkScheduler:
     def slowest_s(self) -> float:
         """Return the longest time in seconds that an owner still needs for its chunk.
 
-        0 if no speed is known.
+        0 if the speed of no owner is known.
         """
         with self._changed:
             known = (

@@ -86,7 +86,10 @@ class ServerInspection:
     """Inspects one URL. Used by one thread, which starts others."""
 
     def __init__(self, url: str, network: NetworkSettings) -> None:
-        """Raise UsageError for an invalid URL, ConfigurationError for a bad proxy."""
+        """Prepare the requests; nothing is sent.
+
+        Raises UsageError for an invalid URL, ConfigurationError for a bad proxy.
+        """
         self._client = HttpClient(
             network,
             MAX_CONNECTIONS,
@@ -174,9 +177,10 @@ class ServerInspection:
             return _read_answer(reply, ByteRange(0, 1)).is_partial
 
     def _refusals(self, number: int, share: int) -> tuple[str, ...]:
-        """Return why some of ``number`` simultaneous connections got no part.
+        """Open ``number`` connections at once; return why some got no range.
 
-        ``share``: bytes that each connection requests. The bodies are not read.
+        ``share``: bytes that each connection requests; the bodies are not read. The
+        result has one reason for each refused connection.
         """
         results: queue.SimpleQueue[str] = queue.SimpleQueue()
         all_answered = threading.Event()

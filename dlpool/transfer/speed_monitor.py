@@ -133,10 +133,10 @@ def slower_than_siblings(
 def delays_completion(
     speed: SpeedSamples, remaining: int, delay_s: float
 ) -> DlpoolError | None:
-    """Return the error for slow last bytes while other connections are idle, or None.
+    """Return the error for a connection that fetches the last bytes slowly, or None.
 
-    For ``2 * MIN_TAIL_BYTES`` bytes or more it is None: idle connections steal a part
-    of them.
+    Other connections are idle meanwhile. From ``2 * MIN_TAIL_BYTES`` remaining bytes
+    on, the result is None, because an idle connection can steal a part of the bytes.
     """
     if (
         speed.waited_s < delay_s

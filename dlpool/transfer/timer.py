@@ -16,8 +16,9 @@ IDLE_TICKS = 20  # ticks without a callback after which the thread exits
 class TimerThread:
     """A daemon thread that exists while callbacks are registered.
 
-    The lock guards the callbacks, which run without it. A callback must neither block
-    nor raise; it may be called once more after its block has ended.
+    The lock guards the list of callbacks; it is not held while a callback runs. A
+    callback must neither block nor raise. It may run once more after the ``with`` block
+    of ``calling`` has ended.
     """
 
     def __init__(self) -> None:
@@ -27,9 +28,9 @@ class TimerThread:
 
     @contextmanager
     def calling(self, callback: Callable[[], None]) -> Iterator[bool]:
-        """Call ``callback`` every ``TICK_S`` seconds during the block.
+        """Call ``callback`` every ``TICK_S`` seconds during the ``with`` block.
 
-        Yields False if no thread could be started: the callback is not called then.
+        Yields False if no thread could be started: ``callback`` is not called then.
         """
         key = object()
         with self._lock:

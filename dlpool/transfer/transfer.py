@@ -151,7 +151,7 @@ class Transfer:
     def _unreserved_bytes(attempt: TransferAttempt, size: int, done: int) -> int:
         """Return ``Progress.unreserved_bytes``.
 
-        ``size`` and ``done``: bytes of the file, and those written.
+        ``size``: bytes of the file; ``done``: bytes written.
         """
         reserved = sum(worker.reserved for worker in attempt.workers.all)
         return max(0, min(size - done, done) - reserved)
@@ -226,8 +226,8 @@ class Transfer:
 
         Raises the final error if no further attempt is allowed. A changed file is
         restarted at most ``MAX_RESTARTS`` times; a broken stream is restarted as often
-        as a range may be retried. The last restart requests one body, which can contain
-        only one version, instead of ranges.
+        as a range may be retried. The last restart requests one body instead of ranges,
+        because one body contains only one version.
         """
         counters, delay_s = self._counters, 0.0
         if isinstance(error, StreamBroken):

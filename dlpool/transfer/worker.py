@@ -414,8 +414,8 @@ class ConnectionWorker:
     def _suggests_fewer_connections(self, error: RetryRange) -> bool:
         """Return whether ``error`` may mean that the server accepts fewer connections.
 
-        An error that only reports a connection as slower than others (``TooSlow``)
-        counts only if the request got no response.
+        ``TooSlow`` from a comparison with other connections may mean it only if the
+        request got no response.
         """
         return not error.is_comparison or self.latest_answer_s() is None
 

@@ -71,9 +71,11 @@ class ConnectionWorkers:
         self.most_at_once = max(self.most_at_once, len(self._active()))
 
     def start(self, plan: DownloadPlan, connections: int, most: int) -> None:
-        """Add workers up to ``connections``; if adaptive, up to this download's share.
+        """Start workers until ``connections`` of them exist.
 
-        ``most``: connections that the size of the file justifies.
+        If the number is adaptive and ``most`` exceeds 1, this download's share of the
+        connections to the host replaces ``connections``. ``most``: connections that the
+        size of the file justifies.
         """
         if most > 1 and self._context.is_adaptive:
             context = self._context
@@ -88,8 +90,8 @@ class ConnectionWorkers:
     def add_second(self, plan: DownloadPlan) -> None:
         """Add a second connection if the only one is slow.
 
-        It is slow if it needs longer than ``SLOW_DOWNLOAD_S``. The size of a file may
-        have justified only one connection, which turns out to be slow. The timer thread
+        The connection is slow if it needs longer than ``SLOW_DOWNLOAD_S``. Only a file
+        whose size justified one connection gets a second one here. The timer thread
         calls this; the attempt's thread adds no workers to such a file.
         """
         context = self._context
@@ -167,7 +169,7 @@ class ConnectionWorkers:
     def _cheapest_to_retire(self, count: int) -> list[ConnectionWorker]:
         """Return the ``count`` workers that cost least to retire.
 
-        These are first those without a request, then the newest.
+        Workers without a request cost least, then the newest workers.
         """
         oldest_first = sorted(
             self._active(), key=lambda worker: worker.exchange is None

@@ -84,8 +84,8 @@ class IncompleteUpload:
 class ServerAvailability:
     """Measures how long a server has been unavailable.
 
-    Thread-safe without a lock: each attribute is set in one step, and the methods do
-    not need the two attributes to match.
+    Thread-safe without a lock: each attribute is set in one step, and no method relies
+    on both attributes having been set together.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -100,8 +100,8 @@ class ServerAvailability:
     def unavailable_s(self) -> float | None:
         """Record a failed request; return how long the server has been unavailable.
 
-        That is the number of seconds since the first failure after the last success.
-        Returns None if no request has succeeded yet.
+        Returns the seconds since the first failure after the last success. Returns None
+        if no request has succeeded yet.
         """
         if not self._has_answered:
             return None
@@ -120,7 +120,7 @@ class UploadApiClient:
     def __init__(
         self, client: HttpClient, url: str, headers: Mapping[str, str]
     ) -> None:
-        """Raises UsageError for a URL that is invalid or has a query or a fragment."""
+        """Raises UsageError if ``url`` is invalid, or has a query or a fragment."""
         url = url.strip()
         if "?" in url or "#" in url:
             raise UsageError(
@@ -249,8 +249,8 @@ class UploadApiClient:
     ) -> UploadedFile | IncompleteUpload:
         """Make the server merge ``count`` chunks into the file.
 
-        ``md5`` is that of the complete file, in hexadecimal. If the server has already
-        merged the file, it returns the same answer again.
+        ``md5`` is the MD5 of the complete file, in hexadecimal. A server that has
+        already merged the file repeats its earlier answer.
         """
         request = {
             "file_id": target.file_id,

@@ -63,8 +63,8 @@ class UploadAttempt:
     def run(self) -> UploadedFile:
         """Upload the file.
 
-        Raises ChunkTooLarge and MergedGone if another attempt is necessary, and other
-        errors if the upload has failed. An error cancels the scope of the attempt.
+        Raises ChunkTooLarge or MergedGone if another attempt is necessary, and any
+        other error if the upload has failed. An error cancels the scope of the attempt.
         """
         context, file_hash = self._context, None
         try:
@@ -87,7 +87,10 @@ class UploadAttempt:
                 file_hash.join()  # its thread reads the file, which the caller closes
 
     def _begin(self) -> bool:
-        """Request the stored chunks; return whether the server has the merged file."""
+        """Request the list of stored chunks.
+
+        Returns True if the server says that it has merged the file already.
+        """
         context, plan, target = self._context, self.task.plan, self.task.target
         status = self._retrier.request(
             lambda exchange: context.server.status(exchange, target)
@@ -167,9 +170,10 @@ class UploadAttempt:
                     raise
 
     def _may_merge_again(self, error: Conflict) -> bool:
-        """Return whether to request the merge again, after a pause if one is running.
+        """Return whether to request the merge again after a conflict.
 
-        When another client's merge has ended, the next request returns its result.
+        Sleeps first while another client's merge is running. When that merge has ended,
+        a new request returns its result.
         """
         context = self._context
         status = self._retrier.request(
@@ -182,7 +186,7 @@ class UploadAttempt:
         return isinstance(error, TaskClosed) and self._conflicts <= MAX_CONFLICTS
 
     def _intact_chunks(self) -> tuple[int, ...]:
-        """Return the server's chunks whose MD5 is that of the local file."""
+        """Return the indexes of stored chunks whose MD5 matches the local file."""
         context, plan, buffer, intact = self._context, self.task.plan, new_buffer(), []
         try:
             md5s = self._retrier.request(
@@ -218,7 +222,10 @@ class UploadAttempt:
 
 
 def _start_threads(workers: Sequence[UploadWorker]) -> list[threads.DaemonThread]:
-    """Start a thread for each worker, up to the limit of threads; return them."""
+    """Start a thread for each worker and return the threads.
+
+    Returns fewer threads if the process reaches its limit of threads.
+    """
     started: list[threads.DaemonThread] = []
     with suppress(NoThread):
         for worker in workers:

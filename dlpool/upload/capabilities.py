@@ -39,7 +39,7 @@ class ServerCapabilities:
 
     @property
     def connections(self) -> int:
-        """The number of chunks to send at once."""
+        """The number of chunks to send at once; a default if the server gives none."""
         return min(self.concurrent_uploads or CONNECTIONS, MAX_CONNECTIONS)
 
     def apply_to(
@@ -47,8 +47,7 @@ class ServerCapabilities:
     ) -> TransferSettings:
         """Return ``settings`` with the server's number of attempts and first delay.
 
-        A setting that the user has set, and whose name is therefore in
-        ``user_settings``, stays as it is.
+        Settings whose names are in ``user_settings`` were set by the user and are kept.
         """
         retries, delay = settings.retries, settings.retry_delay
         if self.retry_max_attempts is not None and "retries" not in user_settings:

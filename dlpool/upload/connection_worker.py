@@ -90,8 +90,8 @@ class UploadWorker:
     def _blocks(self, index: int, span: ByteRange) -> Iterator[memoryview]:
         """Yield the bytes of the chunk within the rate limit.
 
-        If the file has changed since it was hashed, the server reports a wrong MD5; the
-        next call of ``check_unchanged`` raises the reason.
+        If the file has changed since the chunk was hashed, the server reports a wrong
+        MD5. The next call of ``check_unchanged`` then raises FileChanged.
         """
         context = self._context
         block_size = context.rate.max_read(len(self._buffer))

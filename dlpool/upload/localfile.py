@@ -46,10 +46,10 @@ class LocalFile:
         self.close()
 
     def blocks(self, span: ByteRange, buffer: memoryview) -> Iterator[memoryview]:
-        """Yield the bytes of ``span``; each block is valid until the next one.
+        """Yield the bytes of ``span`` in blocks.
 
-        Blocks are read into ``buffer``. Raises FileChanged if the file has become
-        shorter.
+        Each block is a part of ``buffer``, which the next block overwrites. Raises
+        FileChanged if the file has become shorter.
         """
         position = span.start
         while position < span.end:
@@ -73,7 +73,8 @@ class LocalFile:
     ) -> None:
         """Update ``digest`` with the bytes of ``span``.
 
-        ``check`` is called after each block and may raise to stop.
+        ``check`` is called after each block; an exception that it raises stops the
+        hashing.
         """
         for block in self.blocks(span, buffer):
             digest.update(block)
@@ -94,17 +95,17 @@ class LocalFile:
             )
 
     def close(self) -> None:
-        """Close the file. No thread may read it any longer."""
+        """Close the file. The caller ensures that no thread still reads the file."""
         os.close(self._descriptor)
 
     def _has_more(self) -> bool:
-        """Return whether the file is longer than its reported size, as in /proc."""
+        """Return whether the file exceeds its reported size, as files of /proc do."""
         with translated("read the file"):
             return bool(os.pread(self._descriptor, 1, self.identity.size))
 
 
 def new_md5() -> Any:
-    """Return an MD5 object, which FIPS mode permits for transfer errors."""
+    """Return an MD5 object that FIPS mode permits: it only detects transfer errors."""
     return md5(usedforsecurity=False)
 
 

@@ -71,9 +71,9 @@ def make_plan(size: int, chunk_size: int) -> UploadPlan:
 def auto_chunk_size(size: int, limit: int | None = None) -> int:
     """Return the chunk size for a file of ``size`` bytes, at most ``limit`` bytes.
 
-    It is 8 MiB, less for a small file, so that each connection has a chunk to send, and
-    more for a large file, up to 48 MiB. It depends on these two values alone, as a
-    later run must use the same chunks to resume.
+    The chunk size is 8 MiB, less for a small file, so that each connection has a chunk
+    to send, and more for a large file, up to 48 MiB. It depends on ``size`` and
+    ``limit`` only, as a later run must use the same chunks to resume.
     """
     if size < _SMALL_FILE_CHUNKS * DEFAULT_SIZE:
         chosen = size // _SMALL_FILE_CHUNKS
@@ -86,8 +86,9 @@ def auto_chunk_size(size: int, limit: int | None = None) -> int:
 def smaller_chunk_size(refused: int, limit: int | None = None) -> int | None:
     """Return the chunk size to try after the server has refused ``refused`` bytes.
 
-    Returns ``limit``, the server's limit in bytes, if that is smaller. Returns None if
-    no smaller size is left.
+    ``limit`` is the server's limit in bytes, None if unknown. Returns ``limit`` if it
+    is smaller than ``refused``, else half of ``refused``, at least ``MIN_SIZE``.
+    Returns None if no smaller size is left.
     """
     if limit is not None and limit < refused:
         return limit
@@ -100,8 +101,8 @@ def file_id(
 ) -> str:
     """Return the id of an upload.
 
-    It is the same for the same file, chunk size, name and folder, and differs if the
-    file has changed.
+    The id is the same for an unchanged file with the same chunk size, name and folder.
+    A changed file has another id.
     """
     parts = (
         identity.path,

@@ -86,7 +86,10 @@ def raise_for_error(reply: Reply, answer: Mapping[str, Any]) -> None:
 def error_of(
     status: int, headers: Mapping[str, str], answer: Mapping[str, Any]
 ) -> DlpoolError:
-    """Return the error of a response other than 200, with the server's message."""
+    """Return the error for a response with a status other than 200.
+
+    Its text contains the server's message.
+    """
     text, code = f"the server answered {status}", answer.get("code")
     if isinstance(answer.get("error"), str):
         text += ": " + " ".join(answer["error"].split())[:300]

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class UploadRetryBudget:
-    """Decides whether and when one thread retries. Used by that thread only.
+    """Decides whether and when a thread retries. Used by one thread only.
 
     While a server that has answered before is unavailable, failures are not counted as
     attempts; the upload fails after ``network_wait`` seconds.
@@ -36,8 +36,8 @@ class UploadRetryBudget:
     def backoff_after(self, error: RetryRange, fail: Callable[[], int]) -> RetryDelay:
         """Return the delay before the next attempt.
 
-        ``fail`` counts an attempt and returns the number of failed attempts in a row.
-        Raises the error that fails the upload.
+        ``fail`` counts a failed attempt and returns the number of failed attempts in a
+        row. Raises an error, which must fail the upload, if no attempt is left.
         """
         context = self._context
         if error.is_stale and self._stale < MAX_STALE:
@@ -68,7 +68,8 @@ class UploadRetryBudget:
     def _is_away(self, error: RetryRange) -> bool:
         """Return whether the server is unavailable and may come back.
 
-        Raises the error if it has been unavailable for ``network_wait``.
+        Raises ``error`` if the server has been unavailable for ``network_wait``
+        seconds.
         """
         wait_s = self._context.settings.network_wait
         if not error.is_away or wait_s <= 0:
@@ -93,8 +94,8 @@ class RequestRetrier:
     ) -> T:
         """Call ``send`` until it succeeds, and return its result.
 
-        Errors for which ``is_final`` returns True are raised without a retry. Also
-        raises the error that fails the upload.
+        Raises an error without a retry if ``is_final`` returns True for the error, and
+        the last error if no attempt is left.
         """
         attempts = count(1)
         while True:

@@ -103,8 +103,9 @@ class UploadScheduler:
     def mark_stored(self, index: int) -> None:
         """Record that the server has stored the chunk.
 
-        Wakes the threads that sleep after a failure. After every ``GROWTH`` stored
-        chunks, a limit that ``reduce_connections`` has lowered is raised by one.
+        Wakes the threads that sleep after a failure. Raises the limit of simultaneous
+        chunks by one after every ``GROWTH`` stored chunks, if ``reduce_connections``
+        has lowered it.
         """
         with self._changed:
             self._accepted += self._sending.pop(index)
@@ -141,8 +142,9 @@ class UploadScheduler:
         self._scope.raise_if_cancelled()
 
     def reduce_connections(self) -> bool:
-        """Lower the limit of simultaneous chunks, as the server has refused one more.
+        """Lower the limit of simultaneous chunks to the number that the server admits.
 
+        Called after the server has refused a chunk because too many were being sent.
         Returns False, and changes nothing, if no other chunk is being sent.
         """
         with self._changed:
@@ -153,13 +155,13 @@ class UploadScheduler:
             return True
 
     def count_failure(self, index: int) -> int:
-        """Count a failed attempt at a chunk; return the number of them in a row."""
+        """Count a failed attempt at a chunk; return its number of failures in a row."""
         with self._changed:
             self._failures[index] = self._failures.get(index, 0) + 1
             return self._failures[index]
 
     def close(self) -> None:
-        """Send no further chunks, as the server no longer accepts any."""
+        """Send no further chunks, as the server no longer accepts chunks."""
         with self._changed:
             self._is_closed = True
             self._unsent.clear()
@@ -169,9 +171,10 @@ class UploadScheduler:
     # --- for all threads ---
 
     def wait_until_begun(self, index: int) -> None:
-        """Wait until a thread has begun to send the chunk, or none will send it.
+        """Wait until a thread has begun to send the chunk.
 
-        Raises the scope's error.
+        Returns at once if the chunk is stored or the scheduler is closed. Raises the
+        scope's error.
         """
         with self._changed:
             self._changed.wait_for(
@@ -181,7 +184,7 @@ class UploadScheduler:
 
     @property
     def done_bytes(self) -> int:
-        """The bytes of stored chunks, and the sent bytes of the others."""
+        """The bytes of stored chunks, and the sent bytes of chunks in flight."""
         with self._changed:
             return self._stored_bytes + sum(self._sending.values())
 
@@ -204,7 +207,10 @@ class UploadScheduler:
         return self._scope.error is not None or self._is_closed
 
     def _take_ready(self, now: float) -> int | None:
-        """Remove and return a chunk that may be sent: retries first."""
+        """Remove and return a chunk that may be sent; None if there is none.
+
+        Chunks whose retry is due come before unsent chunks.
+        """
         for index, retry_at in self._waiting.items():
             if retry_at <= now:
                 del self._waiting[index]

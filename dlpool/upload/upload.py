@@ -1,7 +1,7 @@
 """The upload of one file, from the first request to the merged file.
 
-Two failures of an attempt lead to another attempt: if the server refuses the chunk
-size, with smaller chunks; if the merged file is missing, with a new task.
+An attempt that fails is followed by another attempt in two cases: with smaller chunks
+if the server has refused the chunk size; with a new task if the merged file is missing.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class FileUpload:
         self._scope.cancel(Cancelled("the upload was cancelled"))
 
     def progress(self) -> Progress:
-        """Return the progress. Bytes that are sent again do not reduce it."""
+        """Return the progress; its bytes do not decrease if chunks are sent again."""
         if not self._attempts:
             return Progress(self._request.file, 0, None, 0, "connecting")
         current = self._attempts[-1]
@@ -183,7 +183,7 @@ class FileUpload:
     def _next_chunk_size(
         self, error: ChunkTooLarge, refused: int, server: ServerCapabilities
     ) -> int:
-        """Return the size to try after ``refused``; raise the error if none is left."""
+        """Return the size to try after ``refused``; raise ``error`` if none is left."""
         if self._request.chunk_size is not None:
             raise ChunkTooLarge(f"{error}: use a smaller --chunk-size") from error
         smaller = smaller_chunk_size(refused, server.max_chunk_size)
@@ -194,7 +194,7 @@ class FileUpload:
     def _delete(self, target: UploadTarget, context: UploadContext) -> None:
         """Delete the task of the last attempt at the server.
 
-        A failure is ignored: if the task is still there, the next attempt reports the
+        A failure is ignored: if the task still exists, the next attempt reports the
         error.
         """
         with suppress(FailJob):
@@ -214,7 +214,7 @@ class FileUpload:
         )
 
     def _new_scope(self) -> CancelScope:
-        """Return the scope of the next attempt. Raises Cancelled after ``cancel``."""
+        """Return the scope of a new attempt. Raises Cancelled after a cancellation."""
         self._scope.discard(self._attempt_scope)
         self._attempt_scope = scope = CancelScope()
         self._scope.add(scope)
@@ -226,7 +226,7 @@ class FileUpload:
 
 
 class UploadSpeedMonitor:
-    """Cancels requests that are too slow, by the rules of downloads.
+    """Cancels requests that are too slow, by the limits that downloads use.
 
     Used by the timer thread only.
     """
@@ -252,7 +252,10 @@ class UploadSpeedMonitor:
     def _error_of(
         self, exchange: Exchange, samples: SpeedSamples
     ) -> DlpoolError | None:
-        """Return the error of a request whose body is slow or whose answer is late."""
+        """Return the error of a request whose body is slow or whose answer is late.
+
+        Returns None if the request is fast enough.
+        """
         settings, sent_at = self._settings, exchange.sent_at
         if sent_at is not None and exchange.answered_at is None:
             waited_s = self._clock() - sent_at

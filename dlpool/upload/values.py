@@ -13,10 +13,10 @@ from dlpool.errors import UsageError
 class FileUploadRequest:
     """A file to upload, and its name and folder at the server.
 
-    ``connections``: None for the number that the server advises. ``chunk_size``: in
-    bytes, None for automatic. ``name``: None for the name of ``file``.
-    ``relative_path`` is relative to the server's folder of
-    files.
+    ``connections`` is a number, None for the number that the server advises.
+    ``chunk_size`` is in bytes, None for automatic. ``name`` is None for the name of
+    ``file``. ``relative_path`` is a folder relative to the server's folder of files,
+    None for that folder itself.
     """
 
     file: Path
@@ -26,7 +26,10 @@ class FileUploadRequest:
     relative_path: str | None = None
 
     def target(self) -> tuple[str, str | None]:
-        """Return name and folder at the server. Raises UsageError."""
+        """Return the name and the folder at the server; no folder is None.
+
+        Raises UsageError for a name or a folder that cannot be sent.
+        """
         name = self.file.name if self.name is None else self.name
         path = (self.relative_path or "").rstrip("/")
         if self.name == "":
@@ -68,5 +71,5 @@ class UploadResult:
 
 
 def is_utf8(text: str) -> bool:
-    """Return whether a text can be encoded in UTF-8; a file name may be any bytes."""
+    """Return whether a text, such as a file name, can be encoded in UTF-8."""
     return not any(0xD800 <= ord(letter) < 0xE000 for letter in text)

@@ -1,8 +1,8 @@
 """Serve uploads, the job API and the dashboard over HTTP (extra ``web``).
 
 ``dlpool-web`` runs a gunicorn process and its worker processes. In a worker, the main
-thread receives request heads, pool threads handle requests, and janitor,
-event_publisher, lingering_close and jwks have a thread each. Read the modules in this
+thread receives request heads, pool threads handle requests, and janitor, auditing,
+event_publisher, lingering_close and jwks start a thread each. Read the modules in this
 order:
 
 - application: app (the WSGI application), wiring (composition root: the services that
@@ -12,7 +12,7 @@ order:
   tus_headers; files (downloads of published files)
 - job API: operations (the table of its operations), jobs_api (adds their routes),
   queue_service (executes them), schemas and validation (check requests),
-  circuit_breaker (while Redis does not respond)
+  circuit_breaker (rejects requests at once while Redis does not respond)
 - OpenAPI document: openapi, with openapi_elements, openapi_uploads, openapi_tus,
   openapi_monitoring and openapi_scopes
 - monitoring: monitoring (probes, health, system, metrics), exposition (Prometheus
@@ -20,7 +20,7 @@ order:
 - access: auth, keyring (named keys), tokens, public_keys and jwks (JSON web tokens),
   principal (the client and its scopes), same_origin (cross-site requests), auditing
   (audit events)
-- what a client may take: body, body_slots, body_timeouts, client_limits
+- limits of bodies and clients: body, body_slots, body_timeouts, client_limits
 - server: gunicorn_adapter, head_receiver, request_pools, raw_responses,
   lingering_close, capacity (the numbers of processes and threads)
 - periodic work: janitor, disk_monitor, event_publisher (upload events to Redis)

@@ -31,15 +31,15 @@ def create_app(settings: Settings) -> falcon.App[Any, Any]:
     """Create the application for any WSGI server with threads and one or more
     processes.
 
-    Each process must call this itself, because threads and locks do not survive a fork.
-    Raises ConfigurationError, LocalFault.
+    Call it in each process after the fork, because threads and locks do not survive a
+    fork. Raises ConfigurationError, LocalFault.
     """
     check_owned_paths(settings)
     return make_app(WebServices(settings))
 
 
 def make_app(services: WebServices) -> falcon.App[Any, Any]:
-    """Create the application on these services. Raises ConfigurationError,
+    """Create the application from existing services. Raises ConfigurationError,
     LocalFault."""
     access = AccessMiddleware(services)
     app: falcon.App[Any, Any] = falcon.App(

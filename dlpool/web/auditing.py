@@ -1,10 +1,10 @@
-"""Writes audit events: what each request changed or tried to change, and its author.
+"""Writes audit events: who changed, or tried to change, which object.
 
-A resource with changing methods declares their actions in ``actions``, or has a method
-``change_of``. While a request is handled, its changes are collected from the resource
-(``add_changes``) and from the events of the storage. If there are none, the request
-itself counts as one change of the object in its path. The middleware writes the events
-after the response.
+A resource with changing methods declares the action of each method in ``actions``, or
+has a method ``change_of``. While a request is handled, its changes are collected from
+the resource (``add_changes``) and from the events of the storage. If none is collected,
+the request itself counts as one change of the object in its path. The middleware writes
+the events after the response.
 """
 
 from __future__ import annotations
@@ -46,11 +46,12 @@ _ACTIONS = {
     "upload_resumed": "upload.resume",
     "upload_deleted": "upload.delete",
 }
-# These actions change nothing without an upload event.
+# The storage reports the changes of these actions by upload events. A request without
+# such an event changed nothing.
 _EVENT_ACTIONS = frozenset(
     (*_ACTIONS.values(), "upload.write", "upload.control", "upload.cleanup")
 )
-# By result of the queue.
+# Audit results by reply of the queue; all other replies count as DONE.
 _RESULTS = {
     "OK": DONE,
     "ASKED": DONE,
@@ -58,7 +59,8 @@ _RESULTS = {
     "DUP": UNCHANGED,
 }
 
-# The changes of the request that this thread handles; None without a changing request.
+# The changes of the request that this thread handles; None while this thread handles no
+# changing request.
 _changes: ContextVar[list[AuditChange] | None] = ContextVar("_changes", default=None)
 
 
@@ -84,8 +86,8 @@ def plan_change(
 
 
 def change_of(resource: Any, method: str, params: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the action of a method and the object in the path. Raises KeyError for a
-    method without an action."""
+    """Return the audited action of a method, and the name of the object in the path.
+    Raises KeyError for a method without an action."""
     own = getattr(resource, "change_of", None)
     if own is not None:
         return cast("tuple[str, str]", own(method, **params))
@@ -93,16 +95,18 @@ def change_of(resource: Any, method: str, params: Mapping[str, Any]) -> tuple[st
 
 
 def set_object(req: falcon.Request, name: str) -> None:
-    """Set the object of the change if it is not in the path."""
+    """Set the object of the planned change, for a request whose path does not name
+    it."""
     if req.context.change is not None:
         req.context.change = AuditChange(req.context.change.action, name)
 
 
 def add_changes(req: falcon.Request, action: str, answer: Any) -> None:
-    """Add the changes that a response of the queue or of a batch reports.
+    """Add the changes that a response of the job API or of a batch reports.
 
-    ``answer`` is one entry, or has a list of them in ``results``. An entry has ``id``,
-    and ``result``, ``status`` or ``code``. Responses without an id add no change.
+    ``answer`` is one entry, or has a list of entries in ``results``. An entry has
+    ``id``, and ``result``, ``status`` or ``code``. An ``answer`` with neither ``id``
+    nor ``results`` adds no change.
     """
     known = isinstance(answer, Mapping)
     entries = (
@@ -141,15 +145,16 @@ class AuditLog(StreamPublisher):
         self.put({**event_fields(change, author), **trace})
 
     def log_loss(self, error: Exception) -> None:
-        """Log the first event that is missing in Redis."""
+        """Log that audit events are missing in Redis. Called once per series of
+        losses."""
         self._log.warning("audit_events_lost", error=error)
 
     def record_upload_event(self, event: UploadEvent) -> None:
         """Record a change of an upload that the storage reports.
 
-        If this thread handles a changing request, the change is added to it. Otherwise
-        the event is written with the service as its author, for example when an
-        interrupted merge is recovered.
+        The change is added to the changing request that this thread handles. Without
+        such a request, an event is written with the service as its author, for example
+        when an interrupted merge is recovered.
         """
         changes, action = _changes.get(), _ACTIONS.get(event.name)
         if action is None:
@@ -187,9 +192,9 @@ class AuditLog(StreamPublisher):
             self.write(planned, author, req.context.trace_id)
 
     def summarise(self, *, now: bool = False) -> None:
-        """Write the number of refused attempts that got no event of their own.
+        """Write the numbers of refused attempts that exceeded ``REFUSALS`` per minute.
 
-        Does so about once a minute, or at once if ``now``.
+        Writes them about once a minute, or at once if ``now``.
         """
         for key, count in self._refused.pop_counts(now=now):
             action, label = cast("tuple[str, str]", key)

@@ -20,11 +20,11 @@ from dlpool.web.tokens import TokenVerifier
 
 
 class Authenticator:
-    """Checks tokens and keys. ``is_required``: whether requests need one.
+    """Checks tokens and keys. ``is_required``: whether requests need a token or key.
     Thread-safe.
 
-    Raises ConfigurationError for invalid keys, and if a key is required but none is
-    configured.
+    Raises ConfigurationError if a key is invalid, or if authentication is required but
+    no key is configured.
     """
 
     def __init__(self, settings: WebSettings) -> None:
@@ -61,8 +61,8 @@ class Authenticator:
     def authenticate(self, authorization: str | None, secret: str | None) -> Principal:
         """Return the client that the headers of a request identify.
 
-        ``authorization``: the header Authorization; ``secret``: X-Secret-Key. ANONYMOUS
-        if no key is required. Raises HttpError (401, 503).
+        ``authorization``: the header Authorization; ``secret``: X-Secret-Key. Returns
+        ANONYMOUS if ``is_required`` is false. Raises HttpError (401, 503).
         """
         if not self.is_required:
             return ANONYMOUS

@@ -23,7 +23,7 @@ class BadFraming(BrokenBody):
 
 
 class BodyTooSlow(Exception):
-    """The client sends no bytes, or too few."""
+    """The client sends no bytes for too long, or sends bytes too slowly."""
 
 
 class SlotRevoked(BodyTooSlow):
@@ -31,7 +31,7 @@ class SlotRevoked(BodyTooSlow):
 
 
 class ByteStream(Protocol):
-    """The methods of a WSGI input stream that are used here."""
+    """The part of a WSGI input stream that RequestBody uses."""
 
     def read(self, size: int, /) -> bytes:
         """Return up to ``size`` available bytes, none at the end."""
@@ -41,9 +41,9 @@ class ByteStream(Protocol):
 class RequestBody:
     """A request body of at most ``limit`` bytes. Used by one thread.
 
-    ``length`` is its Content-Length, None for a chunked body. ``what`` names the body
-    in errors. Raises HttpError (413) at once if the length exceeds the limit, and later
-    when more than ``limit`` bytes have been received.
+    ``length`` is the Content-Length, None for a chunked body. ``what`` names the body
+    in errors. The constructor raises HttpError (413) if ``length`` exceeds the limit;
+    reads raise it after more than ``limit`` bytes.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class RequestBody:
     def blocks(self, block_size: int = BLOCK_SIZE) -> Iterator[bytes]:
         """Yield the body in blocks of at most ``block_size`` bytes.
 
-        Raises BrokenBody if the body is shorter than its length, BodyTooSlow or its
-        subclass SlotRevoked, HttpError (413).
+        Raises BrokenBody if the body is shorter than its Content-Length, BodyTooSlow
+        (or its subclass SlotRevoked), HttpError (413).
         """
         while self.length is None or self.size < self.length:
             wanted = (
@@ -109,7 +109,7 @@ class RequestBody:
             call_while_waiting(check_and_call)
 
     def read_all(self) -> bytes:
-        """Return the complete body. Raises as ``blocks``."""
+        """Return the complete body. Raises the same errors as ``blocks``."""
         return b"".join(self.blocks())
 
     def _check(self) -> None:

@@ -1,10 +1,12 @@
 """Slots of a process for receiving request bodies.
 
-A body occupies a thread while it is received. If no slot is free, a few requests wait a
-moment for one, and further ones are rejected with 503 and ``Retry-After``. For each
-waiting or rejected request, the slot of one body that is much slower than the others is
-revoked, and the request of that body is rejected in the same way. A quarter of the
-slots is kept for the oldest slow bodies, so that slow clients can finish.
+A body occupies a thread while it is received, so the number of slots is limited. If no
+slot is free, a few requests wait up to ``WAIT_S`` seconds for a slot. All further
+requests are rejected with 503 and ``Retry-After``.
+
+For each waiting or rejected request, one body that is much slower than the median loses
+its slot, and its request is rejected with 503 and ``Retry-After``. The oldest slow
+bodies keep a quarter of the slots, so that slow clients can finish.
 """
 
 from __future__ import annotations
@@ -19,13 +21,13 @@ from dataclasses import dataclass, field
 FLOOR = 64 * 1024  # bytes per second: a body below it is slow
 CEILING = 1024 * 1024  # bytes per second: a body above it is never slow
 PROBATION_S = 1.0  # before the slot of a body may be revoked
-SHORT_S = 0.25  # the same, for a client that counts as slow
+SHORT_S = 0.25  # PROBATION_S of a client that counts as slow
 MEMORY_S = 60.0  # for which a client counts as slow after a revoked slot
 WAIT_S = 3.0  # to wait for a slot
 REJECTED_S = 2.0  # for which a rejected request counts as waiting
 _POLL_S = 0.1
 _WINDOW_S = 1.0  # minimum time over which a rate is measured
-_MAX_SLOW_CLIENTS = 10_000  # that are remembered
+_MAX_SLOW_CLIENTS = 10_000  # further slow clients are not remembered
 
 
 @dataclass(eq=False)
@@ -82,11 +84,11 @@ class _Waiter:
 
 
 class BodySlots:
-    """All slots of a process. Thread-safe: the lock guards all state, and is held only
+    """All slots of a process. Thread-safe: one lock guards all state, and is held only
     briefly.
 
-    ``slots``: their number. ``max_waiting`` requests may wait for a slot, each in its
-    thread.
+    ``slots``: the number of slots. ``max_waiting``: how many requests may wait for a
+    slot, each in its own thread.
     """
 
     def __init__(
@@ -104,8 +106,8 @@ class BodySlots:
         self._slow: dict[str, float] = {}
 
     def acquire(self, client: str, *, timeout_s: float = WAIT_S) -> BodySlot | None:
-        """Return a slot, None if none becomes free within ``timeout_s`` seconds. The
-        caller must ``release`` it."""
+        """Return a slot, which the caller must ``release``. None if no slot becomes
+        free within ``timeout_s`` seconds, or if too many requests wait."""
         with self._lock:
             if self._free and self._may_take(client):
                 return self._take(client)
@@ -162,8 +164,8 @@ class BodySlots:
         return sum(not waiter.is_slow for waiter in self._waiters) + len(self._rejected)
 
     def _may_take(self, client: str) -> bool:
-        """Return whether a client may have a free slot. While others wait, slow clients
-        share a quarter of the slots."""
+        """Return whether a client may have a free slot. While requests of clients that
+        are not slow wait, slow clients share a quarter of the slots."""
         if not self._is_slow(client) or not self._demand(self._clock()):
             return True
         return (
@@ -178,10 +180,10 @@ class BodySlots:
         return slot
 
     def _queue(self, client: str) -> _Waiter | None:
-        """Queue a request; return None if it is rejected instead.
+        """Queue a request; return None if this request is rejected instead.
 
-        If the queue is full, one request is rejected, a queued one or the new one: the
-        request of a slow client, else of the client with the most slots.
+        If the queue is full, one request is rejected: the new request or a queued one.
+        Slow clients are rejected first, then the client with the most slots.
         """
         waiter = _Waiter(client, self._is_slow(client))
         if len(self._waiters) >= self._max_waiting:
@@ -211,8 +213,8 @@ class BodySlots:
         """Return the slots of slow bodies, in the order in which they are revoked.
 
         The client with the most slow bodies comes first, and its newest slot before its
-        older ones. The last ``_slow_slots`` of them are left out: slow clients keep
-        those.
+        older slots. The last ``_slow_slots`` slots in this order are left out, because
+        slow clients keep them.
         """
         rates = {
             slot: rate

@@ -18,9 +18,9 @@ CALLBACK_S = 0.25  # maximum interval of the callback while waiting
 class BodyTimeouts:
     """Limits for a slow client. Used by one thread.
 
-    A client may send no bytes for ``timeout_s`` seconds, and has to send ``rate`` bytes
-    per second in each ``window_s`` seconds (``rate`` 0: any rate). Only time spent
-    waiting for the client counts.
+    A client may pause for less than ``timeout_s`` seconds, and must send ``rate`` bytes
+    per second on average over ``window_s`` seconds (``rate`` 0: no minimum). Only time
+    spent waiting for the client counts.
     """
 
     def __init__(self, timeout_s: float, rate: int, window_s: float) -> None:
@@ -31,7 +31,8 @@ class BodyTimeouts:
         self._received = 0
 
     def next_wait_s(self) -> float:
-        """Return how many seconds to wait for the next bytes."""
+        """Return the maximum number of seconds to wait for bytes before the next
+        ``record``."""
         return (
             min(self._timeout_s, max(0.001, self._window_s - self._waited_s))
             if self._rate
@@ -71,7 +72,7 @@ class TimedSocket:
         return getattr(self._sock, name)
 
     def stop_reading(self) -> None:
-        """Make further reads return end of file: the complete head has been
+        """Make further reads return end of file, because the complete head has been
         received."""
         self._timeouts, self._callback = None, None
 
@@ -105,7 +106,7 @@ class TimedSocket:
         """Wait for bytes. Return the seconds waited that are not recorded in
         ``timeouts`` yet."""
         started_at = time.monotonic()
-        # Call it here, too, because each single wait may be short.
+        # Without this call, a series of short waits would never call the callback.
         if self._callback is not None and started_at - self._called_at > CALLBACK_S:
             self._called_at = started_at
             self._callback()

@@ -16,10 +16,10 @@ PROBE_S = 1.0  # interval of requests that test whether Redis responds again
 
 
 class CircuitBreaker:
-    """Opens after a slow failure. While open, one request at a time tests Redis, and
-    the others fail at once.
+    """Opens when Redis does not respond for ``SLOW_S`` seconds or more.
 
-    Thread-safe; the lock guards all state.
+    While the circuit is open, one request every ``PROBE_S`` seconds tests Redis. All
+    other requests fail at once. Thread-safe; the lock guards all state.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -32,7 +32,7 @@ class CircuitBreaker:
     @contextmanager
     def guard(self) -> Iterator[None]:
         """Run Redis commands in the block. Raises QueueAway at once while the circuit
-        is open, else what the block raises."""
+        is open, otherwise the errors of the block."""
         is_test, started_at = self._enter(), self._clock()
         try:
             yield
@@ -50,7 +50,8 @@ class CircuitBreaker:
         self._leave(is_test, "")
 
     def _enter(self) -> bool:
-        """Return whether this request is the test. Raises QueueAway while open."""
+        """Return whether this request tests Redis. Raises QueueAway if the circuit is
+        open and no test is due."""
         with self._lock:
             if not self._error:
                 return False

@@ -25,8 +25,8 @@ from dlpool.syscalls import lock_byte
 from dlpool.web.body_slots import BodySlot, BodySlots
 from dlpool.web.errors import HttpError
 
-_ROWS = 1 << 16  # of the table of rates; clients in the same row share their rate
-_SPREAD = 1 << 40  # rows of the file of transfers, one for each client
+_ROWS = 1 << 16  # in the table of rates; clients in the same row share a rate
+_SPREAD = 1 << 40  # rows in the file of transfers, one for each client
 _HEAVY = 4000  # the byte of a client's row that a heavy request locks
 BUSY_S = 1  # value of Retry-After
 MERGE_WAIT_S = 20.0  # to wait for a slot for a merge
@@ -36,10 +36,10 @@ HEAVY_WAIT_S = 5.0  # to wait for a slot for a heavy request
 class ClientLimits:
     """Rate and concurrency limits. Thread-safe.
 
-    Files in ``folder`` share the limits between processes; if it is not writable, each
-    process counts alone. The lock guards the set of running merges, and the table of
-    rates between the threads of this process; record locks guard the table between
-    processes.
+    Processes share the limits through files in ``folder``. If ``folder`` is not
+    writable, each process counts alone. The lock guards the set of running merges, and
+    serialises the threads of this process at the table of rates. Record locks serialise
+    the processes at that table.
     """
 
     def __init__(
@@ -93,12 +93,12 @@ class ClientLimits:
     def merge_slot(
         self, file_id: str, *, timeout_s: float = MERGE_WAIT_S
     ) -> Iterator[None]:
-        """Hold a slot for a merge, one per core.
+        """Hold a slot for a merge. A process runs at most one merge per core.
 
-        Merges take minutes; they use at most half of the body slots. A request waits at
-        most ``timeout_s`` seconds for a slot, because its client may have disconnected.
-        Raises HttpError (503) if none becomes free, UploadError (task_merging) while
-        this process merges ``file_id``.
+        Merges may take minutes, so they use at most half of the body slots. A request
+        waits at most ``timeout_s`` seconds for a slot, because its client may have
+        disconnected. Raises HttpError (503) if no slot becomes free, UploadError
+        (task_merging) while this process merges ``file_id``.
         """
         with ExitStack() as stack:
             if not self._accepted_merges.acquire(blocking=False):
@@ -122,9 +122,9 @@ class ClientLimits:
     def heavy_slot(self, client: str) -> Iterator[None]:
         """Hold a slot for a request that needs much processor time.
 
-        A client has one slot, and a process has half as many slots as cores. Raises
-        HttpError: 429 if the client has another such request, 503 if no slot becomes
-        free in time.
+        A client may hold one slot in all processes. A process has half as many slots as
+        cores. Raises HttpError: 429 if the client already holds a slot, 503 if no slot
+        becomes free in time.
         """
         with ExitStack() as stack:
             if not self._lock_offset(client, range(_HEAVY, _HEAVY + 1), stack):
@@ -137,8 +137,8 @@ class ClientLimits:
             yield
 
     def enter_send(self, client: str, stack: ExitStack) -> None:
-        """Take a slot to send a file until ``stack`` is closed. Files use at most half
-        of the slots. Raises HttpError (429, 503)."""
+        """Take a slot for sending a file until ``stack`` is closed. Sending files takes
+        at most half of the body slots. Raises HttpError (429, 503)."""
         if not self._file_slots.acquire(blocking=False):
             raise _busy()
         stack.callback(self._file_slots.release)
@@ -161,8 +161,8 @@ class ClientLimits:
         return slot
 
     def _lock_offset(self, client: str, offsets: range, stack: ExitStack) -> bool:
-        """Lock a free byte of the client's row until ``stack`` is closed, and return
-        whether one of ``offsets`` was free. True if the file is not writable."""
+        """Lock a free byte of the client's row until ``stack`` is closed. Return
+        whether one of ``offsets`` was free, or True if the file is not writable."""
         with suppress(OSError):
             descriptor = os.open(
                 self._transfers_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
@@ -173,8 +173,8 @@ class ClientLimits:
         return True
 
     def _wait_s(self, row: int, interval_s: float) -> float:
-        """Apply the generic cell rate algorithm; return the seconds to wait. A row
-        holds the theoretical arrival time."""
+        """Apply the generic cell rate algorithm to a request; return the seconds to
+        wait, 0 if the request is allowed. A row holds the theoretical arrival time."""
         with self._lock:
             if self._rates < 0:
                 self._rows_of_process[row], wait_s = _apply_rate(
@@ -206,10 +206,11 @@ class ClientLimits:
 def _apply_rate(
     due: float, now: float, interval_s: float, burst_s: float
 ) -> tuple[float, float]:
-    """Return the new value of a row and the seconds to wait.
+    """Return the new value of a row, and the seconds to wait (0: the request is
+    allowed).
 
-    ``due``: the present value; ``interval_s``: seconds per request. A value far in the
-    future was written before the clock was set back, and is ignored.
+    ``due``: the present value of the row; ``interval_s``: seconds per request. A
+    ``due`` far in the future was written before the clock was set back, and is ignored.
     """
     due = max(due, now) if due <= now + 2 * burst_s + interval_s else now
     wait_s = due + interval_s - now - burst_s

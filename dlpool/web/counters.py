@@ -23,8 +23,8 @@ BUCKETS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0)
 
 
 class SharedCounters:
-    """Counters of one process, and the totals of all. If ``folder`` is not writable,
-    totals cover this process only.
+    """Counters of this process, and the totals of all processes. If ``folder`` is not
+    writable, the totals cover only this process.
 
     Thread-safe: ``_lock`` guards the counts, ``_writing`` serialises writes of the row.
     """

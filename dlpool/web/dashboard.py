@@ -24,7 +24,7 @@ POLICY = (
     "connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-# In the page; replaced by the configured prefix.
+# The attribute in the page that gets the configured prefix.
 PREFIX = b'data-uploads="/go-uploader"'
 HEADERS = {
     "Content-Security-Policy": POLICY,
@@ -65,8 +65,8 @@ def assets() -> dict[str, bytes]:
 
 
 def add_routes(app: falcon.App[Any, Any], services: WebServices) -> None:
-    """Add ``/`` and ``/static/NAME``, which need no token: without one the page shows
-    only the sign-in form."""
+    """Add ``/`` and ``/static/NAME``, which need no token: without a token the page
+    shows only the sign-in form."""
     for name, data in assets().items():
         if name == "index.html":
             data = data.replace(

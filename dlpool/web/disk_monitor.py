@@ -43,8 +43,9 @@ def _level(used: float, settings: UploadSettings) -> str:
 class DiskMonitor:
     """Checks the volumes of the upload backend, in one thread of one process at a time.
 
-    The logged state is kept in a file in ``folder``, so that other processes and later
-    starts do not log it again; in memory if the file cannot be written.
+    A file in ``folder`` keeps the health that was logged last, so that other processes
+    and later starts do not log it again. If the file cannot be written, the health is
+    kept in memory.
     """
 
     def __init__(
@@ -85,7 +86,8 @@ class DiskMonitor:
         self._write(logged)
 
     def _check_folder(self, volume: Volume, before: str) -> str:
-        """Return the health of the folder of a volume: is it writable? Log a change."""
+        """Return the health of the folder of a volume: unhealthy if the folder is
+        unusable. Log a change."""
         is_bad = volume.status == UNHEALTHY  # a missing folder is created when needed
         health = UNHEALTHY if is_bad else HEALTHY
         if health == UNHEALTHY != before:

@@ -41,8 +41,8 @@ class StreamPublisher:
     """Queues entries for one Redis stream. Thread-safe; its methods do not block or
     raise.
 
-    Entries that Redis rejects, or that exceed ``capacity``, are lost and counted; the
-    first loss is logged. The first entry starts the thread.
+    Entries that Redis rejects, or that exceed ``capacity``, are lost and counted. The
+    first loss after a success is logged. The first entry starts the thread.
     """
 
     label: ClassVar[str]  # the counters are ``LABEL published`` and ``LABEL lost``
@@ -100,8 +100,8 @@ class StreamPublisher:
                 self._ending.wait(RETRY_S)
 
     def _next_batch(self) -> list[dict[str, str] | None]:
-        """Wait for an entry and return it with further queued ones; the last is None
-        when the process exits."""
+        """Wait for an entry. Return it with further queued entries; the last element is
+        None when the process exits."""
         batch = [self._waiting.get()]
         while batch[-1] is not None and len(batch) < BATCH:
             try:
@@ -130,7 +130,7 @@ class StreamPublisher:
             self.log_loss(error)
 
     def log_loss(self, error: Exception) -> None:
-        """Log that entries are lost; called for the first of them only."""
+        """Log that entries are lost. Called for the first loss after a success."""
         raise NotImplementedError
 
 
@@ -144,7 +144,8 @@ class UploadEventPublisher(StreamPublisher):
         self.put(event_fields(event, current_trace.get()))
 
     def log_loss(self, error: Exception) -> None:
-        """Log the first lost event."""
+        """Log that upload events are lost. Called for the first loss after a
+        success."""
         self._log.warning("upload_events_lost", error=error)
 
 
@@ -159,7 +160,7 @@ def open_event_publisher(
 
 
 def event_fields(event: UploadEvent, trace_id: str | None) -> dict[str, str]:
-    """Return the fields of a stream entry as texts, without empty ones."""
+    """Return the fields of a stream entry as texts; empty fields are left out."""
     fields = {
         "event": event.name,
         "upload_id": event.upload_id,

@@ -31,9 +31,10 @@ _HEALTH = (
 class MetricsSnapshot:
     """All values of one scrape.
 
-    ``counts``: the totals of ``counters``; ``tasks``: their number by state;
-    ``chunks``: their number; ``size``: bytes of all files; ``memory``: bytes by pid;
-    ``disks`` and ``health``: by setting (``upload_dir``, ``merged_dir``).
+    ``counts``: the totals of ``counters``; ``tasks``: the number of tasks by state;
+    ``chunks``: the number of chunks; ``size``: bytes of the files of all tasks;
+    ``memory``: resident bytes by pid; ``disks`` and ``health``: by the setting of the
+    folder (``upload_dir``, ``merged_dir``).
     """
 
     counts: Mapping[str, float]

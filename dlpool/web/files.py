@@ -112,7 +112,7 @@ def add_routes(app: falcon.App[Any, Any], services: WebServices) -> None:
 
 
 def is_unchanged(header: str | None, etag: str) -> bool:
-    """Return whether ``If-None-Match`` matches the validator."""
+    """Return whether a header ``If-None-Match`` matches the ETag."""
     tags = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
     return etag in tags or "*" in tags
 
@@ -120,7 +120,8 @@ def is_unchanged(header: str | None, etag: str) -> bool:
 def fails_precondition(req: falcon.Request, etag: str, modified: float) -> bool:
     """Return whether a precondition fails (RFC 9110 section 13.2.2).
 
-    ``If-Match`` is evaluated, or else ``If-Unmodified-Since``.
+    Evaluates ``If-Match``; ``If-Unmodified-Since`` only if the request has no
+    ``If-Match``.
     """
     wanted = req.get_header("If-Match")
     if wanted is not None:
@@ -139,8 +140,8 @@ def fails_precondition(req: falcon.Request, etag: str, modified: float) -> bool:
 def range_of(header: str | None, size: int) -> tuple[int, int] | None:
     """Return start and exclusive end of the range in a Range header.
 
-    None if the complete file is to be sent: no range, several, or an invalid one.
-    Raises ValueError for a range that starts beyond the end of the file.
+    Returns None if the complete file is to be sent: the header is absent or invalid, or
+    has several ranges. Raises ValueError for a range that contains no byte of the file.
     """
     match = _RANGE.fullmatch((header or "").replace(" ", ""))
     if match is None:

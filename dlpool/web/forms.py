@@ -46,10 +46,10 @@ OpenFile = Callable[[dict[str, str]], FileSink]
 class MultipartForm:
     """Reads a form with at most one file. Used by one thread.
 
-    ``file_name``: the field of the file, None if the form has none. ``open_file`` gets
-    the fields before the file and returns its sink. Fields have at most ``field_size``
-    bytes in total. Raises HttpError (400) for an invalid form, and for one without its
-    closing boundary.
+    ``file_name``: the field of the file, None if the form has no file. ``open_file`` is
+    called with the fields that precede the file, and returns the sink of the file. All
+    fields together have at most ``field_size`` bytes. Raises HttpError (400) for an
+    invalid form or a missing closing boundary.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class MultipartForm:
 def read_fields(
     body: RequestBody, content_type: str, field_size: int
 ) -> dict[str, str]:
-    """Read a form without files in any of the three formats. Raises HttpError (400,
+    """Read a form without files: multipart, urlencoded or JSON. Raises HttpError (400,
     415), BrokenBody."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == MULTIPART:
@@ -168,8 +168,8 @@ def urlencoded_fields(text: str) -> dict[str, str]:
 
 
 def json_fields(data: bytes) -> dict[str, str]:
-    """Parse a JSON object of texts, numbers and booleans; return texts, without nulls.
-    Raises HttpError (400)."""
+    """Parse a JSON object of texts, numbers and booleans. Return the values as texts,
+    without fields that are null. Raises HttpError (400)."""
     fields = {}
     given = json_object(data)
     if len(given) > 2 * MAX_PARTS:

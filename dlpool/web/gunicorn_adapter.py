@@ -2,10 +2,10 @@
 
 The main loop of a worker holds each connection until the head of its request is
 complete (``head_receiver``); then a thread handles the request. A silent or slow client
-costs a descriptor and some bytes, but no thread: gunicorn's own worker passes each new
-connection to a thread, which waits up to 5 s for the first byte, and for the rest of a
-head without a limit. ``tests/test_gunicorn_contract.py`` checks what this module
-expects of gunicorn.
+costs a descriptor and some bytes, but no thread. In contrast, gunicorn's own
+worker gives each new connection a thread, which waits up to 5 s for the first byte and
+without a limit for the rest of the head. ``tests/test_gunicorn_contract.py`` checks
+what this module expects of gunicorn.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ OnReject = Callable[[int, str, str, str], None]
 ACCEPT_PAUSE_S = 0.1  # if no descriptor is free and no silent connection can be closed
 CLOSED_AT_ONCE = 8  # silent connections, if no descriptor is free
 _ACCEPT_ERRORS = {errno.EAGAIN, errno.ECONNABORTED}
-# Response and explanation for gunicorn's exceptions; others are 400 with their own
-# text.
+# Response and explanation for gunicorn's exceptions. Any other exception is answered
+# with 400 and the text of the exception.
 _ERRORS = {
     BodyTooSlow: (raw.TIMEOUT, ""),
     http.errors.LimitRequestLine: (raw.URI_TOO_LONG, "the first line is too long"),
@@ -60,8 +60,8 @@ _ERRORS = {
 class GunicornBody:
     """Reads the body of a request; errors are ``BrokenBody`` and ``BodyTooSlow``.
 
-    ``100 Continue`` is sent with the first read, so that a client does not send the
-    body of a request that is rejected before.
+    The first read sends ``100 Continue``: a client that waits for it does not send the
+    body of a request that is rejected before this read.
     """
 
     def __init__(self, req: Any, sock: socket.socket, timed: TimedSocket) -> None:
@@ -78,7 +78,7 @@ class GunicornBody:
 
     @property
     def received(self) -> int:
-        """Return the number of bytes received on the connection, without heads."""
+        """Return the number of body bytes received on the connection so far."""
         return self._timed.received
 
     @property
@@ -287,7 +287,7 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
             pool.in_use += 1
 
     def on_no_head(self, connection: ClientConnection) -> None:
-        """Close a connection without a request."""
+        """Close a connection that sent no complete head."""
         self.nr_conns -= 1
         connection.close()
 
@@ -314,7 +314,7 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
         body = req.body = GunicornBody(req, conn.sock, timed)
         req._expected_100_continue = False
         should_close = req.should_close
-        # A connection with unread bytes is closed instead of reading them.
+        # Close a connection with unread bytes, instead of reading these bytes.
         req.should_close = lambda: should_close() or body.has_unread
         return super().handle_request(req, conn)
 

@@ -21,7 +21,7 @@ class HasSocket(Protocol):
 
     @property
     def sock(self) -> socket.socket:
-        """Return its socket."""
+        """Return the socket of the connection."""
 
 
 C = TypeVar("C", bound=HasSocket)
@@ -40,7 +40,7 @@ class HeadHandler(Protocol[C_contra]):
         """Reject an overdue or too long head."""
 
     def on_no_head(self, connection: C_contra) -> None:
-        """Close a connection that has not sent a request."""
+        """Close a connection that sent no complete head."""
 
 
 @dataclass
@@ -59,10 +59,10 @@ class HeadReceiver(Generic[C]):
         self._heads: PendingHeads[C] = PendingHeads()
 
     def add(self, connection: C, data: bytes, timeout_s: float) -> None:
-        """Wait for a head, of which ``data`` has been received.
+        """Wait for a head; ``data`` is the part that has already been received.
 
-        Its first byte must arrive within ``timeout_s``. Raises OSError, ValueError for
-        a closed connection.
+        The first byte of the head must arrive within ``timeout_s`` seconds. Raises
+        OSError or ValueError if the connection is closed.
         """
         connection.sock.setblocking(False)
         on_readable = partial(self._receive, connection)

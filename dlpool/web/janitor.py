@@ -32,7 +32,7 @@ class Janitor:
             services.folder,
             services.log,
         )
-        # Wall clock; used if the file with the time cannot be written.
+        # Wall clock time of the last sweep, if the file ``swept`` cannot be written.
         self._swept_at = float("-inf")
 
     def start(self) -> None:
@@ -68,8 +68,8 @@ class Janitor:
 
     @contextmanager
     def _try_lock(self) -> Iterator[bool]:
-        """Try to hold the lock for the clean-up; yield whether no other process holds
-        it."""
+        """Try to take the lock for the clean-up, and hold it in the block. Yield
+        whether this process may clean up."""
         try:
             descriptor = os.open(
                 self._services.folder / "janitor.lock",
@@ -93,7 +93,7 @@ class Janitor:
     def _sweep(self, is_first: bool) -> None:
         """Remove expired tasks and stale files, once per ``cleanup_interval``.
 
-        Also after the start of the process, because a killed process may have left
+        If ``is_first``, remove them at once, because a killed process may have left
         files.
         """
         stamp = self._services.folder / "swept"

@@ -1,5 +1,5 @@
-"""Adds the routes of the job API. ``operations`` declares them, ``queue_service``
-executes them."""
+"""Adds the routes of the job API. ``operations`` declares the operations, and
+``queue_service`` executes them."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def add_routes(app: falcon.App[Any, Any], services: WebServices) -> None:
 
 
 def answer_json(req: falcon.Request, resp: falcon.Response, value: Any) -> None:
-    """Answer with ``value`` as JSON, or with 304 if nothing but its member ``now`` has
-    changed."""
+    """Answer with ``value`` as JSON. Answer with 304 if the client has the same value,
+    apart from the member ``now``."""
     data = jsontext.dumps(value)
     resp.set_header("Cache-Control", "no-cache")
     is_timed = isinstance(value, dict) and "now" in value
@@ -105,8 +105,8 @@ def answer_json(req: falcon.Request, resp: falcon.Response, value: Any) -> None:
 def set_etag(
     req: falcon.Request, resp: falcon.Response, data: bytes, *, is_weak: bool = False
 ) -> bool:
-    """Set the ETag of ``data``, and status 304 if it matches If-None-Match (RFC 9110,
-    13.1.2). Return whether it matches."""
+    """Set the ETag of ``data``, and status 304 if the ETag matches If-None-Match (RFC
+    9110, 13.1.2). Return whether it matches."""
     tag = falcon.ETag(hashlib.blake2b(data, digest_size=12).hexdigest())
     tag.is_weak = is_weak
     resp.etag = tag.dumps()

@@ -2,10 +2,10 @@
 configured URL.
 
 Keys are cached as ``Cache-Control`` allows. An unknown key id triggers another fetch,
-at most every ``MIN_INTERVAL_S`` seconds. While the URL is unreachable, known keys stay
-valid for ``MAX_STALE_S`` seconds. A request waits at most ``WAIT_S`` seconds, and at
-most ``WAITERS`` requests wait, so that a slow provider or forged ids do not occupy the
-threads of the server.
+at most every ``MIN_INTERVAL_S`` seconds (``RETRY_S`` after a failure). While the URL is
+unreachable, known keys stay valid for ``MAX_STALE_S`` seconds after the last successful
+fetch. At most ``WAITERS`` requests wait for a fetch, each for at most ``WAIT_S``
+seconds, so that a slow provider or forged ids do not occupy the threads of the server.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from dlpool.web.public_keys import TokenKey, load_jwk
 
 MIN_INTERVAL_S = 10.0  # minimum interval of fetches
 RETRY_S = 5.0  # after a failure
-WAIT_S = 3.0  # of a request, for a fetch
+WAIT_S = 3.0  # that a request waits for a fetch
 WAITERS = 4  # requests that may wait at the same time
 MAX_STALE_S = 24 * 3600.0  # validity of keys that cannot be fetched again
 READ_TIMEOUT_S = 3.0  # timeout of each read
 TOTAL_TIMEOUT_S = 10.0  # for a fetch
-MIN_AGE_S, MAX_AGE_S, DEFAULT_AGE_S = 60.0, 24 * 3600.0, 600.0  # in the cache
+MIN_AGE_S, MAX_AGE_S, DEFAULT_AGE_S = 60.0, 24 * 3600.0, 600.0  # of cached keys
 MAX_BYTES = 256 * 1024  # of a response
 MAX_KEYS = 200
 _MAX_VALUES = 10_000
@@ -59,12 +59,12 @@ class _KeySet:
 
 
 class JwksSource:
-    """The keys of one URL. Thread-safe. Fetches in separate threads, first when a key
-    is requested.
+    """The keys of one URL. Thread-safe. Each fetch has its own thread; the first
+    request for a key starts the first fetch.
 
-    ``on_fetch(None, n)`` is called when a fetched set has other key ids than the last
-    one; ``n`` is their number. ``on_fetch(reason, 0)`` is called when fetching starts
-    to fail, or fails for another reason.
+    ``on_fetch(None, n)`` is called when the key ids differ from the ids of the previous
+    set; ``n`` is the number of key ids. ``on_fetch(reason, 0)`` is called when a fetch
+    fails, unless the previous fetch failed for the same reason.
     """
 
     def __init__(
@@ -103,8 +103,8 @@ class JwksSource:
         return found or self._no_keys(is_open=is_open)
 
     def _lookup(self, kid: str) -> tuple[tuple[TokenKey, ...], threading.Event | None]:
-        """Return the known keys with this id, and the fetch in progress. Starts a fetch
-        if needed."""
+        """Return the known keys with this id, and the fetch in progress (None: no
+        fetch). Start a fetch if needed."""
         with self._lock:
             found, now = self._known(kid), self._clock()
             is_wanted = not found or now >= self._set.fresh_until
@@ -118,8 +118,8 @@ class JwksSource:
         )
 
     def _no_keys(self, *, is_open: bool = False) -> tuple[TokenKey, ...]:
-        """Return no keys if the set is valid. Raises HttpError (503) if it is not, or
-        is still being fetched."""
+        """Return no keys if the key set is valid. Raises HttpError (503) if the set is
+        not valid, or if ``is_open``: a fetch is in progress."""
         with self._lock:
             is_known = self._failure is None and self._clock() < self._set.valid_until
         if is_known and not is_open:

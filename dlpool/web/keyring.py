@@ -21,8 +21,8 @@ class KeyRing:
     """The keys of one file. Thread-safe, and usable after a fork.
 
     A lookup checks the file for changes at most once a second. Invalid lines are
-    skipped, and an unreadable file has no keys; ``on_problem`` is called once per
-    change with a sentence for each problem.
+    skipped, and an unreadable file has no keys. When the problems of the file change,
+    ``on_problem`` is called with a sentence for each problem.
     """
 
     def __init__(
@@ -41,9 +41,10 @@ class KeyRing:
         self._problems: tuple[str, ...] = ()
 
     def find(self, secret: bytes) -> NamedKey | None:
-        """Return the key with this secret, None if there is none.
+        """Return the key with this secret, None if no key has it.
 
-        The duration does not depend on the secrets.
+        Takes the same time for right and wrong secrets, so that timing reveals no
+        secret.
         """
         self._refresh()
         digest, found = digest_of(secret), None

@@ -39,8 +39,8 @@ class LingeringCloser:
         self._thread: threading.Thread | None = None
 
     def close(self, sock: socket.socket) -> None:
-        """Shut down the sending side, and close the socket after at most ``LINGER_S``.
-        Does not block or raise."""
+        """Shut down the sending side, and close the socket after at most ``LINGER_S``
+        seconds. Does not block or raise."""
         try:
             sock.setblocking(False)
             sock.shutdown(socket.SHUT_WR)

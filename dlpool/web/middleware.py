@@ -32,11 +32,11 @@ _OF_PROXIES = (
 class AccessMiddleware:
     """Falcon middleware that controls access to resources.
 
-    A resource declares in ``access`` which of its requests need a token or key:
-    ``token`` (default) all; ``open`` none; ``probe`` none, and they have no rate limit;
-    ``scrape`` all but those from the addresses of the setting ``scrape_from``. OPTIONS
-    needs no token. ``scopes`` maps a method to the scopes of which a token or key needs
-    one; other methods need admin.
+    A resource declares in ``access`` which requests need a token or key. ``token``
+    (default): all requests. ``open``: none. ``probe``: none, and no rate limit applies.
+    ``scrape``: all requests except those from an address in ``scrape_from``. OPTIONS
+    never needs a token. A resource declares in ``scopes`` the scopes for each method:
+    the client needs one of them. A method without an entry needs admin.
 
     Sets in ``req.context``: ``client`` (address or owner, for limits), ``address``,
     ``principal``, ``owner`` (None: all owners), and ``trace_id`` (None without a valid
@@ -53,8 +53,8 @@ class AccessMiddleware:
         self._ids = f"{services.settings.web.prefix}/tasks/"
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Initialise the context of a request. Its body has not been read."""
-        # A task id may end in a slash.
+        """Initialise the context of a request, before its body is read."""
+        # Ignore trailing slashes, but not in the path of a task: an id may end in one.
         if req.path == self._ids or not req.path.startswith(self._ids):
             req.path = req.path.rstrip("/") or "/"
         req.context.begun = time.monotonic()
@@ -153,7 +153,7 @@ class AccessMiddleware:
             and status < 400
         ):
             return
-        # Refused before its key was checked, or its resource needs no key.
+        # True if the request was refused before its key was checked, or needs no key.
         is_unauthenticated = req.context.principal is UNAUTHENTICATED
         if (
             status != 500
@@ -176,8 +176,8 @@ class AccessMiddleware:
             log.warning("request_served", method=req.method, **fields)
 
     def _address(self, req: falcon.Request) -> str:
-        """Return the client's address; behind trusted proxies the last one in
-        X-Forwarded-For that is not a proxy."""
+        """Return the client's address. Behind trusted proxies, return the last address
+        in X-Forwarded-For that is not a trusted proxy."""
         address = req.remote_addr or "127.0.0.1"
         for hop in reversed((req.get_header("X-Forwarded-For") or "").split(",")):
             if not hop.strip() or not self._is_among(address, self._proxies):
@@ -186,8 +186,8 @@ class AccessMiddleware:
         return address
 
     def _may_scrape(self, req: falcon.Request) -> bool:
-        """Return whether the request is from a scrape address, and not relayed by an
-        untrusted proxy."""
+        """Return whether the request is from an address in ``scrape_from``, and was not
+        relayed by an untrusted proxy."""
         is_relayed = any(req.get_header(name) for name in _OF_PROXIES)
         is_by_proxy = req.get_header("X-Forwarded-For") and self._is_among(
             req.remote_addr or "", self._proxies
@@ -202,7 +202,7 @@ class AccessMiddleware:
             found = ipaddress.ip_address(address)
         except ValueError:
             return False
-        # With bind = ::, the addresses of IPv4 peers have this form.
+        # With bind = ::, the addresses of IPv4 peers are IPv4-mapped IPv6 addresses.
         found = getattr(found, "ipv4_mapped", None) or found
         return any(found in network for network in wanted)
 
@@ -221,14 +221,14 @@ def request_trace_id(req: falcon.Request) -> str | None:
 
 
 def required_scopes(resource: object, method: str) -> tuple[str, ...]:
-    """Return the scopes of which a method of a resource needs one; admin if it declares
-    none."""
+    """Return the scopes for a method of a resource: a client needs one of them. Returns
+    admin if the resource declares no scopes for the method."""
     declared: Mapping[str, tuple[str, ...]] = getattr(resource, "scopes", {})
     return declared.get(method, (ADMIN,))
 
 
 def request_owner(req: falcon.Request) -> str | None:
-    """Return the owner whose uploads the request may use; None without authentication,
-    and for the scope admin."""
+    """Return the owner whose uploads the request may use. None allows the uploads of
+    all owners: for admin, for keys without an owner, and without authentication."""
     owner: str | None = req.context.owner
     return owner

@@ -92,7 +92,7 @@ class ReadyResource:
 
 
 class ClientResource:
-    """``GET /client``: the settings for clients."""
+    """``GET /client``: the settings in ``[upload]`` that an upload client needs."""
 
     scopes = RESUME_SCOPES
 
@@ -105,7 +105,7 @@ class ClientResource:
         )
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer with the settings for clients."""
+        """Answer with the settings that an upload client needs."""
         resp.data = self._advice
         resp.content_type = "application/json"
 
@@ -144,8 +144,8 @@ class SystemResource:
 
 
 class MetricsResource:
-    """``GET /metrics``: Prometheus text format, or JSON if the client accepts only
-    that."""
+    """``GET /metrics``: Prometheus text format, or JSON if the client accepts JSON but
+    not text."""
 
     access = "scrape"
     scopes = READ_SCOPES
@@ -230,7 +230,8 @@ def memory() -> dict[str, int]:
 def disks(
     volumes: Sequence[Volume], settings: UploadSettings
 ) -> dict[str, dict[str, Any]]:
-    """Return the space of each volume that reports it, in bytes, by name."""
+    """Return the bytes and the health of each volume by name. Volumes that do not
+    report their space are left out."""
     return {
         volume.name: {
             "total": volume.capacity.total,
@@ -246,7 +247,8 @@ def disks(
 def folder_health(
     volumes: Sequence[Volume], settings: UploadSettings
 ) -> dict[str, str]:
-    """Return the health of each volume: the worse of its space and of its folder."""
+    """Return the health of each volume by name: the worse of its disk and its
+    folder."""
     found = {}
     for volume in sorted(volumes, key=lambda volume: volume.name):
         use = volume.status if volume.status == UNHEALTHY else HEALTHY
@@ -256,7 +258,8 @@ def folder_health(
 
 
 def task_totals(services: WebServices) -> dict[str, Any]:
-    """Return the number of tasks by state, of their chunks, and their total size."""
+    """Return the number of tasks by state, the number of their chunks, and the bytes of
+    their files."""
     counts = services.backend.counts_by_state()
     return {
         "states": {state: own.tasks for state, own in counts.items()},
@@ -266,8 +269,8 @@ def task_totals(services: WebServices) -> dict[str, Any]:
 
 
 def shown_configuration(settings: Any) -> dict[str, dict[str, Any]]:
-    """Return the set values of ``[upload]`` and ``[web]``; a secret is shown as
-    ``set``."""
+    """Return the options of ``[upload]`` and ``[web]`` that have a value. The value of
+    a secret is shown as the text ``set``."""
     return {
         section: {
             one.name: "set"

@@ -109,7 +109,8 @@ def _operation(one: Operation) -> dict[str, Any]:
 
 
 def _links(name: str) -> dict[str, Any]:
-    """Return links to the operations that accept a value of this response."""
+    """Return links from the response of the operation ``name`` to the operations that
+    accept a value of this response."""
     if name not in _LINKS:
         return {}
     targets, parameter, place = _LINKS[name]

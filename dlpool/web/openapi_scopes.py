@@ -22,10 +22,11 @@ def add_scopes(
     *,
     is_authenticated: bool,
 ) -> None:
-    """Add the required scopes to each operation, except to those with an empty
-    ``security``.
+    """Add the required scopes to the description and the ``security`` of each
+    operation.
 
-    ``security`` is added only if ``is_authenticated``.
+    Operations with an empty ``security`` need no scope, and are not changed. If not
+    ``is_authenticated``, only the description is set.
     """
     of_jobs = {(BASE + one.path, one.method): (one.scope,) for one in operations}
     for path, methods in paths.items():

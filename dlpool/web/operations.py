@@ -23,7 +23,8 @@ Handler = Callable[[QueueService, "ApiRequest"], Any]
 
 @dataclass(frozen=True)
 class ApiRequest:
-    """A validated request. ``trace_id``: of its ``traceparent``, None without one."""
+    """A validated request. ``trace_id``: the trace id in the header ``traceparent``,
+    None without a valid header."""
 
     path_params: Mapping[str, str]
     query: Mapping[str, Any]
@@ -35,9 +36,10 @@ class ApiRequest:
 class Operation:
     """One method of one path. ``name`` is its operationId.
 
-    ``scope``: the required scope. ``body``: schema of the body, None for requests
-    without one. ``error_statuses``: in addition to those that all operations have.
-    ``action``: of the audit event, empty for methods that change nothing.
+    ``scope``: the required scope. ``body``: the schema of the body, None for requests
+    without a body. ``error_statuses``: statuses in addition to the errors of all
+    operations. ``action``: the action of the audit event, empty for methods that change
+    nothing.
     """
 
     method: str
@@ -59,7 +61,8 @@ class Operation:
             raise ValueError(f"{self.name}: unknown action {self.action!r}")
 
     def audit_action(self, call: ApiRequest) -> str:
-        """Return the action of the audit event; it may depend on the body."""
+        """Return the action of the audit event, which may depend on the body of
+        ``call``."""
         return (
             f"job.{call.body['verb']}" if self.action == "job.control" else self.action
         )
@@ -69,7 +72,7 @@ class Operation:
     ) -> ApiRequest:
         """Return the validated request. Raises UsageError.
 
-        ``names``: the parameters in the path; ``options``: those of the query;
+        ``names``: the parameters in the path; ``options``: the parameters in the query;
         ``body``: JSON.
         """
         found = parse_query(self.query, options)

@@ -8,9 +8,9 @@ from dlpool.config.web import ADMIN, OPERATE, READ, SCOPES, UPLOAD, allows
 from dlpool.web.errors import HttpError
 
 REALM = 'Bearer realm="dlpool"'
-# For each method of a resource: the scopes of which a client needs one.
+# The scopes for each method of a resource: a client needs one of them.
 READ_SCOPES: dict[str, tuple[str, ...]] = dict.fromkeys(("GET", "HEAD"), (READ,))
-# UPLOAD suffices, for clients that resume uploads.
+# UPLOAD suffices here, so that an upload client can resume its uploads.
 RESUME_SCOPES: dict[str, tuple[str, ...]] = dict.fromkeys(
     ("GET", "HEAD"), (READ, UPLOAD)
 )
@@ -24,9 +24,10 @@ OPERATE_SCOPES: dict[str, tuple[str, ...]] = dict.fromkeys(("GET", "HEAD"), (OPE
 class Principal:
     """The authenticated client of a request.
 
-    ``actor`` identifies it in audit events: ``token SUB``, ``key NAME``, ``secret`` or
-    ``anonymous``. ``owner``: the owner whose uploads it may use, None for all.
-    ``user``: its name in the log and for limits, None if only its address is known.
+    ``actor`` identifies the client in audit events: ``token SUB``, ``key NAME``,
+    ``secret`` or ``anonymous``. ``owner``: the owner whose uploads the client may use,
+    None for all owners. ``user``: the name of the client in the log and for limits,
+    None if only its address is known.
     """
 
     actor: str
@@ -56,7 +57,8 @@ class Principal:
 
 
 ANONYMOUS = Principal("anonymous", frozenset(SCOPES))  # if no key is required
-# Before the key is checked, and for open resources.
+# The client of a request before its key is checked, and of a request for an open
+# resource.
 UNAUTHENTICATED = Principal("anonymous", frozenset())
 WITH_SECRET = Principal("secret", frozenset((ADMIN,)))
 

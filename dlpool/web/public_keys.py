@@ -23,10 +23,11 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from dlpool.errors import ConfigurationError
 
-# Of RSA: RFC 7518, section 3.3; longer keys take too much time.
+# Sizes of RSA keys. The minimum is from RFC 7518, section 3.3; keys above the maximum
+# take too much time.
 MIN_BITS, MAX_BITS = 2048, 8192
 RSA_ALGORITHMS = ("RS256", "RS384", "RS512")
-# RFC 7518, section 3.4.
+# Algorithms by curve (RFC 7518, section 3.4).
 _CURVE_ALGORITHMS = {
     "secp256r1": ("ES256",),
     "secp384r1": ("ES384",),
@@ -104,8 +105,8 @@ def load_jwk(members: Mapping[str, Any]) -> TokenKey | None:
 
 
 def _build(members: Mapping[str, Any]) -> RSAPublicKey | EllipticCurvePublicKey:
-    """Build the key from its public numbers. Raises ValueError, also for a point that
-    is not on the curve."""
+    """Build the key from its public numbers. Raises ValueError for an unsupported key,
+    and for a point that is not on the curve."""
     if members.get("kty") == "RSA":
         modulus, exponent = _number(members.get("n")), _number(members.get("e"))
         if (

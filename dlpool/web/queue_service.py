@@ -78,7 +78,8 @@ class QueueService:
     def push_many(
         self, jobs: Sequence[dict[str, Any]], trace_id: str | None = None
     ) -> dict[str, Any]:
-        """Queue the valid jobs; return a result for each job, in the same order."""
+        """Queue the valid jobs; return a result for each job, in the order of
+        ``jobs``."""
         answers: list[dict[str, Any]] = []
         good: list[tuple[PushedJob, str]] = []
         for job in jobs:
@@ -126,7 +127,8 @@ class QueueService:
         return {"id": job_id, "result": reply}
 
     def control_many(self, verb: str, job_ids: Sequence[str]) -> dict[str, Any]:
-        """Retry, cancel or remove jobs; return a result for each, in the same order."""
+        """Retry, cancel or remove jobs; return a result for each job, in the order of
+        ``job_ids``."""
         answers: list[dict[str, Any]] = []
         for job_id in job_ids:
             try:
@@ -140,9 +142,10 @@ class QueueService:
         return self._views.stats().as_json()
 
     def overview(self, state: str) -> dict[str, Any]:
-        """Return all data of the dashboard, with jobs of ``state``.
+        """Return all data of the dashboard. ``state``: the state of the jobs in its
+        list.
 
-        Also requests progress from the supervisors, for later calls.
+        Asks the supervisors to report the progress of running jobs, for later calls.
         """
         stats = self._views.stats()
         if self._is_time():
@@ -184,8 +187,9 @@ class QueueService:
         return self.list_nodes()
 
     def control_queue(self, verb: str | None = None) -> dict[str, Any]:
-        """Pause or resume the queue if ``verb`` is ``pause`` or ``resume``; return
-        whether it is paused. Raises NotPossible if it is paused already."""
+        """Pause or resume the queue; return whether it is paused. ``verb``: ``pause``,
+        ``resume``, or None to change nothing. Raises NotPossible for ``pause`` if the
+        queue is already paused."""
         if verb == "pause" and not self._queue_admin.pause():
             raise NotPossible("the queue is already paused")
         if verb == "resume":
@@ -264,7 +268,7 @@ def http_error_of(error: DlpoolError) -> HttpError:
 
 
 def _shown(view: JobView) -> dict[str, Any]:
-    """Return a job as JSON, with its URL without user info and query."""
+    """Return a job as JSON; its URL is shown without user info and query."""
     return {
         **view.as_json(),
         "url": None if view.url is None else display_url(view.url),

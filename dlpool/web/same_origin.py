@@ -1,4 +1,4 @@
-"""Detects requests of pages of other sites: cross-site request forgery and DNS
+"""Detects requests from pages of other sites: cross-site request forgery and DNS
 rebinding. Pure."""
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ def is_cross_site(
 ) -> bool:
     """Return whether a page of another site made a changing request.
 
-    Uses Sec-Fetch-Site (W3C Fetch Metadata), or compares Origin with Host. Clients
-    other than browsers send neither.
+    Uses Sec-Fetch-Site (W3C Fetch Metadata), or else compares Origin with Host. Clients
+    other than browsers send neither Sec-Fetch-Site nor Origin.
     """
     if method in SAFE:
         return False
@@ -36,8 +36,8 @@ def is_rebinding(host: str | None, names: Collection[str]) -> bool:
     """Return whether ``Host`` is a name that another site may have pointed to this
     server.
 
-    Addresses and localhost cannot be rebound. Requests without Host are not from
-    browsers.
+    ``names``: the trusted names. Addresses and localhost cannot be rebound. A request
+    without Host is not from a browser, and so returns False.
     """
     if not host:
         return False

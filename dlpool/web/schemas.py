@@ -23,8 +23,8 @@ def object_schema(
     *,
     closed: bool = True,
 ) -> Schema:
-    """Return the schema of an object with these properties; ``closed``: and no
-    others."""
+    """Return the schema of an object with these properties; ``closed``: the object may
+    have no other properties."""
     return {
         "type": "object",
         "properties": {**required, **(optional or {})},
@@ -34,7 +34,8 @@ def object_schema(
 
 
 def array_of(schema: Schema, most: int | None = None) -> Schema:
-    """Return the schema of a list; with ``most``, of 1 to ``most`` items."""
+    """Return the schema of a list: of 1 to ``most`` items, or of any length if ``most``
+    is None."""
     return {"type": "array", "items": schema} | (
         {"minItems": 1, "maxItems": most} if most else {}
     )
@@ -58,7 +59,7 @@ TEXT: Schema = {"type": "string"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 BOOLEAN: Schema = {"type": "boolean"}
 DATE_TIME: Schema = {"type": "string", "format": "date-time"}
-# ``x-says``: the error for other values, after the name of the field and "is".
+# ``x-says``: the end of the error "FIELD is ..." for an invalid value.
 ID: Schema = {
     "type": "string",
     "pattern": "^[A-Za-z0-9_.-]{1,64}$",

@@ -50,8 +50,8 @@ class _TokenHeader:
 
 
 class TokenVerifier:
-    """Verifies tokens. ``static``: the configured key; ``source``: keys by id.
-    Thread-safe."""
+    """Verifies tokens. ``static``: the configured key; ``source``: provides further
+    keys by id. None: there are no such keys. Thread-safe."""
 
     def __init__(
         self,
@@ -101,8 +101,8 @@ class TokenVerifier:
         raise InvalidToken("its signature matches no configured key")
 
     def _candidates(self, head: _TokenHeader) -> Iterator[TokenKey]:
-        """Yield the keys that may match the header; those of the source last, because
-        fetching them may take time."""
+        """Yield the keys that may match the header. The keys of the source come last,
+        because fetching them may take time."""
         if self._static is not None and head.algorithm in self._static.algorithms:
             yield self._static
         if (
@@ -138,8 +138,9 @@ class TokenVerifier:
             raise InvalidToken("its aud is not one of jwt_audience")
 
     def _scopes(self, claims: dict[str, Any]) -> frozenset[str]:
-        """Return the scopes of a token: a text separated by spaces (RFC 8693, section
-        4.2), or a list of texts."""
+        """Return the scopes of a token, or ``jwt_default_scopes`` if it has no scope
+        claim. The claim is a text separated by spaces (RFC 8693, section 4.2), or a
+        list of texts."""
         if self._scope_claim not in claims:
             return self._default
         given = claims[self._scope_claim]
@@ -153,8 +154,8 @@ class TokenVerifier:
 
 
 def _head(token: str) -> _TokenHeader:
-    """Parse the header. Raises InvalidToken, for large or nested tokens before
-    parsing."""
+    """Parse the header of a token. Check size and nesting before parsing. Raises
+    InvalidToken."""
     if len(token) > MAX_TOKEN:
         raise InvalidToken(f"it has more than {MAX_TOKEN} characters")
     pieces = token.split(".")
@@ -196,7 +197,7 @@ def _object(data: bytes, what: str) -> dict[str, Any]:
 def _time(claims: dict[str, Any], name: str) -> float:
     """Return a claim in seconds since 1970.
 
-    Raises InvalidToken, also for NaN and huge values.
+    Raises InvalidToken if the claim is not a number, or is NaN or huge.
     """
     value = claims[name]
     if (

@@ -1,10 +1,10 @@
 """Resumable uploads by tus 1.0 (https://tus.io/protocols/resumable-upload), at
 ``/files``.
 
-Core, and the extensions creation, creation-with-upload, creation-defer-length,
-checksum, expiration, termination and concatenation. The received bytes of a body that
-was cut off are kept, unless it has a checksum. A client that reconnects takes the
-upload over from its old connection.
+Supports the core protocol and the extensions creation, creation-with-upload,
+creation-defer-length, checksum, expiration, termination and concatenation. If a body is
+cut off, its received bytes are kept, unless the request has a checksum. When a client
+reconnects, its new connection takes the upload over from the old connection.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ EXTENSIONS = (
 )
 CONCATENATION = "concatenation"  # offered if the backend supports it
 OVERRIDE = "X-HTTP-Method-Override"
-# Not HEAD: its response has no body, and a response to POST has one.
+# HEAD is not allowed: a response to HEAD has no body, but a response to POST has one.
 _OVERRIDES = ("DELETE", "OPTIONS", "PATCH", "POST")
 _MISMATCH = 460
 MERGE_WAIT_S = 5.0  # to wait for a merge slot
@@ -71,9 +71,10 @@ def add_routes(app: falcon.App[Any, Any], services: WebServices) -> None:
 
 
 class TusMiddleware:
-    """Adds the version to every response of tus, and supports X-HTTP-Method-Override.
+    """Adds the version of tus to every response of ``/files``, and supports
+    X-HTTP-Method-Override.
 
-    With that header a POST stands for another method, for clients that can send only
+    With this header a POST stands for another method, for clients that can send only
     GET and POST.
     """
 
@@ -148,9 +149,9 @@ class _TusResource:
     def finish(self, req: falcon.Request, file_id: str) -> None:
         """Publish a complete upload.
 
-        Raises UploadError. Its code is ``locked`` if no slot for merges is free in
-        time, because clients restart the upload after any other error in response to
-        HEAD.
+        Raises UploadError. Its code is ``locked`` if no merge slot becomes free in
+        time: after any other error in a response to HEAD, a client would restart the
+        upload.
         """
         with self._merge_slot(file_id):
             self._uploads.finish(file_id, request_owner(req))
@@ -333,10 +334,8 @@ class TusUploadResource(_TusResource):
 
     @contextmanager
     def _offset_in_conflicts(self, req: falcon.Request, file_id: str) -> Iterator[None]:
-        """Add ``Upload-Offset`` to every 409 response.
-
-        The client can resume without another HEAD.
-        """
+        """Add ``Upload-Offset`` to every 409 response, so that the client can resume
+        without another HEAD."""
         try:
             yield
         except UploadError as error:

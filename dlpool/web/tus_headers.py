@@ -75,8 +75,8 @@ def parse_checksum(header: str | None) -> ExpectedChecksum | None:
 
 
 def parse_length(get: GetHeader) -> int | None:
-    """Return the length of a new upload; None if deferred, or given by its parts.
-    Raises HttpError (400)."""
+    """Return the length of a new upload. None if the length is deferred, or follows
+    from the parts of the upload. Raises HttpError (400)."""
     length, later = parse_number(get, "Upload-Length"), get("Upload-Defer-Length")
     wanted = 0 if parse_concat(get).startswith(FINAL) else 1
     if later not in (None, "1") or [length, later].count(None) != 2 - wanted:
@@ -103,8 +103,8 @@ def parse_concat(get: GetHeader) -> str:
 
 
 def parse_parts(concat: str) -> list[str]:
-    """Return the ids in ``final;URL URL``, with paths or absolute URLs as in
-    ``Location``. Raises HttpError (400)."""
+    """Return the upload ids in ``final;URL URL``. Each URL is a path or an absolute
+    URL, as in ``Location``. Raises HttpError (400)."""
     urls = concat.partition(";")[2].split()
     parts = [_id_of(url) for url in urls]
     check_parts(parts)

@@ -57,7 +57,8 @@ def status_json(task: TaskDetail | None) -> dict[str, Any]:
 
 
 def summary_json(summary: TaskSummary) -> dict[str, Any]:
-    """Return an entry of ``GET /tasks``. ``retry_count``: the failed merges."""
+    """Return an entry of ``GET /tasks``. ``retry_count``: the number of failed
+    merges."""
     return {
         "task_id": summary.file_id,
         "task_type": "file",
@@ -93,7 +94,8 @@ def detail_json(task: TaskDetail) -> dict[str, Any]:
 
 
 def _chunk_json(chunk: StoredChunk, task: TaskDetail) -> dict[str, Any]:
-    """Return a chunk. ``retry_count``: repeated chunks, and chunks with a wrong md5."""
+    """Return a chunk. ``retry_count``: how often the chunk was repeated or had a wrong
+    md5."""
     key = str(chunk.index)
     return {
         "index": chunk.index,
@@ -108,7 +110,7 @@ def _chunk_json(chunk: StoredChunk, task: TaskDetail) -> dict[str, Any]:
 def rfc3339(seconds: float) -> str:
     """Format a time as in RFC 3339, in UTC and with milliseconds.
 
-    Empty for a time outside of the years 1 to 9999.
+    Return an empty text for a time outside of the years 1 to 9999.
     """
     try:
         moment = datetime.fromtimestamp(seconds, timezone.utc)

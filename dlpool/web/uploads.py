@@ -121,8 +121,8 @@ class ChunkResource(_UploadApiResource):
     def _start_file(
         self, staged: StagedChunk, fields: dict[str, str], owner: str | None
     ) -> StagedChunk:
-        """Return the sink of the file, ``staged``. Check the request first, if the
-        fields before the file suffice."""
+        """Return ``staged``, which is the sink of the file. Check the request before
+        the file is received, if the preceding fields identify the chunk."""
         if fields.get("file_id") and fields.get("chunk_index"):
             self._backend.chunks.check(staged, _chunk_request(fields, owner))
         return staged
@@ -299,7 +299,8 @@ def apply_batch(
 ) -> list[dict[str, Any]]:
     """Pause, resume or delete each task, and return the results sorted by id.
 
-    An error of a task is its result. Raises HttpError (400) for an unknown action.
+    If a task fails, its result is the error. Raises HttpError (400) for an unknown
+    action.
     """
     verbs: Mapping[str, Callable[[str, str | None], object]] = {
         "pause": backend.pause,
@@ -320,7 +321,8 @@ def apply_batch(
 
 
 def _chunk_request(fields: dict[str, str], owner: str | None) -> ChunkRequest:
-    """Return the request of a chunk's fields. Raises HttpError (400)."""
+    """Return the chunk request that the fields of a form describe. Raises HttpError
+    (400)."""
     return ChunkRequest(
         file_id=required_text(fields, "file_id"),
         index=required_number(fields, "chunk_index"),

@@ -17,7 +17,7 @@ from dlpool import jsontext
 from dlpool.errors import UsageError
 from dlpool.web.schemas import Schema
 
-MAX_ERRORS = 10  # of which the most specific is reported
+MAX_ERRORS = 10  # that are compared; one of them is reported
 
 
 def validate(schema: Schema, value: Any, what: str = "the body") -> None:
@@ -33,8 +33,8 @@ def validate(schema: Schema, value: Any, what: str = "the body") -> None:
 
 
 def parse_body(data: bytes) -> Any:
-    """Parse a JSON body. Raises UsageError; before parsing if it has too many values or
-    levels."""
+    """Parse a JSON body. Raises UsageError. A body with too many values or levels is
+    rejected before it is parsed."""
     try:
         jsontext.check_bounds(data)
     except ValueError as error:
@@ -48,8 +48,8 @@ def parse_body(data: bytes) -> Any:
 def parse_query(
     declared: Mapping[str, Schema], given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the query parameters with their types. Raises UsageError for unknown,
-    repeated and invalid ones."""
+    """Return the query parameters, converted to their declared types. Raises UsageError
+    for unknown, repeated and invalid parameters."""
     found = {
         name: schema["default"]
         for name, schema in declared.items()
@@ -137,8 +137,8 @@ def _describe(error: ValidationError, what: str) -> str:
 
 
 def _schemas(error: ValidationError) -> Iterator[Mapping[str, Any]]:
-    """Yield the violated schema, and the choice that contains it, for the same
-    value."""
+    """Yield the violated schema, and then each ``anyOf`` around it that applies to the
+    same value."""
     found: Any = error
     while found is not None and found.absolute_path == error.absolute_path:
         if isinstance(found.schema, dict) and found.validator in ("pattern", "anyOf"):

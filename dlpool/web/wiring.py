@@ -39,7 +39,8 @@ def open_log(settings: Settings) -> Log:
 
 
 class WebServices:
-    """The services of one process. ``keys``: None for an authenticator of the settings.
+    """The services of one process. ``keys``: the authenticator; None creates one from
+    the settings.
 
     Raises ConfigurationError, LocalFault.
     """
@@ -99,8 +100,8 @@ class WebServices:
             self.log.warning("file_unscanned", verdict=outcome, **fields)
 
     def count_rejected(self, status: int, label: str, client: str, reason: str) -> None:
-        """Count and log a request that the server rejected before the application:
-        invalid, or 503."""
+        """Count and log a request that did not reach the application, because it was
+        invalid or the server was busy."""
         self.counters.count_request(0.0, label)
         if status < 500 and self._unreadable.allow((status, label)):
             self.log.info(
@@ -118,7 +119,7 @@ class WebServices:
     def log_summaries(self, *, now: bool = False) -> None:
         """Log the number of rejected requests that got no record of their own.
 
-        Does so about once a minute, or at once if ``now``.
+        Writes these records about once a minute, or at once if ``now``.
         """
         self.audit.summarise(now=now)
         for summary in (self._unreadable, self._refused):

@@ -10,8 +10,8 @@
 -- ARGV[6] -> field of the failure record
 -- ARGV[7] -> value of the failure record
 --
--- Returns OK, ASKED (the supervisor will do it), NONE (the job is not known), or the state that does not allow it:
---   a job state, or following (it ends with an equal job).
+-- Returns OK, ASKED (the supervisor will execute the command), NONE (the job is not known), or the state that does not
+--   allow the command: a job state, or following (the job ends with an equal job).
 local id, command, level, kind, field, record = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local state, owner, priority, flag, due, leader, list =
   unpack(redis.pcall('HMGET', job_key(id), 'state', 'owner', 'priority', 'flag', 'due', 'leader', 'list'))
@@ -67,7 +67,7 @@ end
 function commands.pause()
   if TERMINAL[state] or state == 'paused' then return state end
   if state == 'running' then return ask('pause') end
-  if flag == 'cancel' then return state end -- its supervisor died before it cancelled the job; the next one does
+  if flag == 'cancel' then return state end -- its supervisor died before it cancelled the job; the next one cancels it
   stop_waiting()
   pause(id)
   return 'OK'
@@ -113,7 +113,7 @@ function commands.priority()
   return 'OK'
 end
 
--- Delete an ended job. The record that clients see stays.
+-- Delete an ended job. The record that clients see is not deleted.
 function commands.remove()
   if not TERMINAL[state] then return state end
   forget_end(id)

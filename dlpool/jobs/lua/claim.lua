@@ -82,7 +82,7 @@ local function count_slot(raw)
   must_choose = must_choose or has_its_share(host)
 end
 
--- Remove and return the first entry of a list that is_wanted accepts.
+-- Remove and return the first entry of a list that is_wanted accepts. Add the rejected entries to `skipped`.
 local function pick(list, is_left, is_wanted)
   local found
   scan_list(list, is_left, SCAN_MAX, function(entry, is_from_left)
@@ -106,7 +106,8 @@ local function claim_ready(id)
   if claimed[#claimed][START_RESERVED] then redis.call('HDEL', job_key(id), 'start_reserved') end
 end
 
--- Return the id that the client gave the job, if it is valid and unused. The job is decoded, but never encoded again.
+-- Return the id that the client gave the job, if it is valid and unused. The job's text is decoded, but
+-- never encoded again.
 local function given_id(raw)
   if #raw > largest or not string.find(raw, '"dlpool"', 1, true) then return nil end
   local parsed, job = pcall(cjson.decode, raw)
@@ -145,7 +146,7 @@ local function from_inbox()
   return raw and claim_raw(raw)
 end
 
--- Stale entries, of jobs that were cancelled, paused or moved since, are skipped.
+-- Skip stale entries: their jobs were cancelled, paused or moved to another list.
 local is_cut_short = false
 local function from_ready(priority, suits)
   if suits then
@@ -175,7 +176,7 @@ local function from_high(suits) return from_ready('high', suits) end
 local function from_normal(suits) return from_ready('normal', suits) end
 local function from_low(suits) return from_ready('low', suits) end
 
--- Of twenty jobs one is normal, one is low, and one is from the intake list, whatever else waits: nothing starves.
+-- Of twenty fences in sequence, one prefers normal jobs, one low jobs and one the intake list, so that no list starves.
 local ONLY_LIMITED = { from_inbox, from_limited }
 local USUAL = { from_inbox, from_limited, from_high, from_normal, from_intake, from_low }
 local LOW_FIRST = { from_inbox, from_limited, from_low, from_high, from_normal, from_intake }

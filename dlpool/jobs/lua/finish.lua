@@ -28,7 +28,7 @@
 -- ARGV[15] -> throttle: 1 if its start at the host is reserved, else 0
 -- ARGV[16] -> throttle: 1 if it waits for a slot of the host, 0 if only for the delay
 --
--- Returns OK, DUP (an earlier call did it), FENCED (the job was claimed or recovered since), GONE (the job is deleted),
+-- Returns OK, DUP (an earlier call finished the job), FENCED (the job has a newer fence), GONE (the job is deleted),
 --   or for follow: FOLLOWS, or LEADS (the job continues).
 -- Error BUSY: the outbox holds OUTBOX_MAX records.
 local sid, id, fence, disposition, wait = ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])

@@ -8,8 +8,8 @@
 -- then for each job: id, fence, progress (JSON, or '' to keep the stored one)
 --
 -- Returns {orphans, {host, ms, ...}, reply for each job...}:
---   orphans -> jobs that Redis assigns to this supervisor and that it did not name; 0 without a status
---   {host, ms, ...} -> hosts that may not be contacted, and for how long; empty without a status
+--   orphans -> number of jobs that Redis assigns to this supervisor and that the call did not name; 0 without a status
+--   {host, ms, ...} -> hosts that must not be contacted, each with the remaining ms; empty without a status
 --   reply -> OK, LOST (the job has another fence or has ended), or the job's flag: cancel or pause
 local sid, lease, info = ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local held_key = prefix .. 'held:' .. sid

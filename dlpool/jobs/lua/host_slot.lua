@@ -16,7 +16,7 @@
 --   wait -> 0: the job has a slot; -1: no slot is free; else ms until its start
 --   reserved -> 1 if the job's start is reserved, else 0
 -- renew and release return OK.
--- A repeated call does nothing more, but an acquire whose reply was lost may reserve a start that is not used.
+-- A repeated call changes nothing, except that an acquire whose reply was lost may have reserved a start that is not used.
 local action, holder, lease, is_reserved = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[7]
 redis.call('PEXPIRE', prefix .. 'clock', 86400000)
 

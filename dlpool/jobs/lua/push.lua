@@ -8,8 +8,8 @@
 -- ARGV[5] -> earliest start in ms since 1970, by the clock of Redis
 -- ARGV[6] -> digest of URL and path if equal jobs are to be merged, else ''
 --
--- Returns OK, DUP (the id is known), or FOLLOWS (an equal job is queued or running; this one ends with it).
--- Error BUSY: the waiting jobs hold WAITING_BYTES.
+-- Returns OK, DUP (the id is known), or FOLLOWS (an equal job is queued or running; both jobs end together).
+-- Error BUSY: the texts of the jobs that have not ended would exceed WAITING_BYTES.
 local id, raw, priority, due, digest = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]) + ahead, ARGV[6]
 if redis.call('EXISTS', job_key(id)) == 1 then return 'DUP' end
 expect_own_types()

@@ -1,6 +1,6 @@
--- Requeue jobs whose leases have expired. Only one supervisor does this in TURN_MS; calls of others do nothing.
--- An expired lease is only marked first and gets a grace; the job is requeued when the grace has passed, too, with a new fence. So after an
--- outage of Redis, when all leases have expired, the owners can renew them.
+-- Requeue jobs whose leases have expired. One call per TURN_MS does this; further calls in that time do nothing.
+-- A first call only marks an expired lease. A call after the grace requeues the job with a new fence. During the grace the
+-- owner can still renew the lease, for example after an outage of Redis in which all leases expired.
 --
 -- KEYS[1] -> intake list
 -- ARGV[1] -> key prefix
@@ -37,7 +37,7 @@ local function handle_expired(id, is_mark_valid)
   end
 end
 
--- Correct the counts of stale entries: a list has at most as many of them as entries.
+-- Correct the counts of stale entries: the count of a list is at most the list's length.
 local function correct_stale_counts()
   for _, list in ipairs({ 'limited', 'high', 'normal', 'low' }) do
     local entries = redis.call('LLEN', ready_key(list))

@@ -1,6 +1,6 @@
 -- Requeue all jobs of supervisors that have exited, and remove their registrations.
--- A supervisor calls it at its start for its own earlier sids. An operator, who may be wrong, calls it with a grace: then
--- nothing is done if a supervisor has renewed its lease since.
+-- A supervisor calls this script at its start for its own earlier sids. An operator may be wrong, so a call for an operator
+-- has a grace: it does nothing if a lease is valid or expired within the grace.
 --
 -- KEYS[1] -> intake list
 -- ARGV[1] -> key prefix
@@ -9,7 +9,8 @@
 -- then the sids of the supervisors
 --
 -- Returns {left, ids of the requeued jobs...}:
---   left -> jobs that they still have: call again until it is 0; -1: the lease of one has not been expired for the grace
+--   left -> number of jobs that the supervisors still have: call again until it is 0;
+--     -1: nothing was done, because the grace of a lease has not passed
 local grace, order = tonumber(ARGV[2]), ARGV[3]
 local HELD_MAX = 200 -- of each supervisor in one call
 local reply = { 0 }

@@ -48,8 +48,8 @@ local STATS_TTL_S = 35 * 86400
 local EVENTS_KEPT = 10000
 local MAIL_KEPT, MAIL_TTL_MS = 100, 60000 -- messages to a supervisor
 local MIB = 1048576
-local LARGE = 4096 -- bytes; a longer job is large: the total size of ended large jobs is bounded, too
-local LARGE_BYTES = 64 * MIB -- total size of such jobs in each set of ended jobs
+local LARGE = 4096 -- bytes; a job with a longer text is large
+local LARGE_BYTES = 64 * MIB -- total size of the large jobs in each set of ended jobs
 local WAITING_BYTES = 1024 * MIB -- total of the texts of pushed jobs that have not ended
 local FAILURES_KEPT, FAILURES_BYTES, FAILURES_MS = 100000, 256 * MIB, 30 * 86400000 -- records that clients see
 local FOLLOWERS_MAX = 1000 -- of one job, so that the script that ends it stays short
@@ -162,7 +162,7 @@ local function disown(id, owner)
 end
 
 -- Append a job to a ready list, or put it at the front. The lists are read from the right: RPUSH is the front.
--- The field `list` names the list in which the job counts: after an admin command its id may be in another one, too.
+-- The field `list` names the list in which the job counts: after an admin command another list may hold its id, too.
 local function enqueue(id, priority, is_front)
   redis.call('HSET', job_key(id), 'state', 'queued', 'list', priority)
   redis.call(is_front and 'RPUSH' or 'LPUSH', ready_key(priority), id)
@@ -198,7 +198,7 @@ local function remove_from_throttled(id)
   redis.call('HDEL', job_key(id), 'host')
 end
 
--- Queue a throttled job before all others, because it was claimed before. Return false if it is not delayed.
+-- Queue a throttled job before all other jobs, because it was claimed earlier. Return false if the job is not delayed.
 local function release_throttled(id)
   remove_from_throttled(id)
   if redis.pcall('HGET', job_key(id), 'state') ~= 'delayed' then return false end
@@ -300,7 +300,7 @@ local function write_failure(key, url, record)
   end
 end
 
--- Count the bytes of a pushed job until it ends. Return true, and count nothing, if that exceeds the bound.
+-- Count the bytes of a pushed job until it ends. If the sum would exceed WAITING_BYTES, count nothing and return true.
 local function exceeds_waiting_bytes(size)
   if add_to(prefix .. 'bytes', 'waiting', size) <= WAITING_BYTES then return false end
   add_to(prefix .. 'bytes', 'waiting', -size)
@@ -352,7 +352,8 @@ local function end_job(id, state, note)
   add_event('job_' .. state, id, 'note', note)
 end
 
--- Return {id, priority} of each job that waits for the end of this one. A job that left and returned is in the list twice.
+-- Return {id, priority} of each job that waits for the end of this job, each once. The list holds a job twice if the job
+-- left and returned.
 local function followers_of(id)
   local found, seen = {}, {}
   for _, follower in ipairs(redis.call('LRANGE', prefix .. 'followers:' .. id, 0, FOLLOWERS_MAX)) do

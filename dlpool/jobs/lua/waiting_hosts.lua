@@ -1,4 +1,4 @@
--- Count the waiting jobs by host. Of each list only the next and the last entries are read.
+-- Count the waiting jobs by host. Read only ARGV[4] entries at each end of a list.
 --
 -- KEYS[1] -> intake list
 -- ARGV[1] -> key prefix

@@ -1,10 +1,10 @@
 """The operator's ``archive_command``, which stores each rotated, compressed log
 elsewhere, one at a time.
 
-Each log is archived at least once: its name is added to ``dlpool.log.archived``
-afterwards, and after a crash between the two steps, or on a full disk, the log is
-archived again. ``keep_days`` and similar settings remove logs even if they were not
-archived.
+Each log is archived at least once. The archiver runs the command, and then adds the
+name of the log to ``dlpool.log.archived``. If it crashes in between, or cannot write
+the name to a full disk, it archives the log again. Settings such as ``keep_days``
+remove logs even if they were not archived.
 """
 
 from __future__ import annotations
@@ -75,8 +75,10 @@ class LogArchiver:
             self._failed(error=error)
 
     def stop(self) -> None:
-        """Wait ``STOP_S`` for a running command, then stop it. The next start archives
-        the rest."""
+        """Wait ``STOP_S`` seconds for a running command, then stop it.
+
+        The next start of the service archives the remaining logs.
+        """
         self._stop_at = time.monotonic() + STOP_S
         if self._thread is not None:
             self._thread.join(STOP_S + TERMINATE_S + 1.0)
@@ -89,7 +91,7 @@ class LogArchiver:
             self._failed(error=error)
 
     def _archive(self, logs: list[Path]) -> bool:
-        """Archive the logs that are not archived yet, and return whether all are."""
+        """Archive the logs that are not archived yet; return whether that succeeded."""
         archived = self._read_list() & {path.name for path in logs}
         for path in logs:
             if path.name in archived:

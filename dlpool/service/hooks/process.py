@@ -94,8 +94,8 @@ def _start(
 def _wait(
     process: subprocess.Popen[bytes], tail: _OutputTail, stop_reason: Callable[[], str]
 ) -> str:
-    """Wait until the process exits, and return an empty text, or the reason why it must
-    be stopped."""
+    """Wait until the process exits or must be stopped. Return the reason why it must be
+    stopped, '' if it has exited."""
     poll_s = FIRST_POLL_S
     while not _has_exited(process):
         if reason := stop_reason():
@@ -107,7 +107,7 @@ def _wait(
 
 
 def _terminate(process: subprocess.Popen[bytes], tail: _OutputTail) -> None:
-    """Stop the process, and those of its children that have stayed in its process
+    """Stop the process, and all its children that have stayed in its process
     group."""
     killed_at = time.monotonic() + TERMINATE_S
     _signal(process, signal.SIGTERM)

@@ -76,7 +76,7 @@ class HookCall:
 
 
 class HookRunner:
-    """Runs hooks in threads, which exit when none waits. The main thread calls
+    """Runs hooks in threads, which exit when no hook waits. The main thread calls
     ``schedule`` and ``stop``.
 
     ``settings`` may be replaced at any time. The lock guards the waiting hooks and the
@@ -101,8 +101,8 @@ class HookRunner:
         )
 
     def schedule(self, job: InFlightJob, request: FinishRequest) -> None:
-        """Schedule the hook for a recorded result, if there is one. Neither waits nor
-        raises."""
+        """Schedule the hook that the settings name for a recorded result, if any. Does
+        not wait, and raises nothing."""
         outcome = OUTCOMES.get(request.disposition)
         if outcome is None:
             return
@@ -117,7 +117,7 @@ class HookRunner:
         self._add(HookCall(command, job.lease.job_id, job.trace_id, outcome, stdin))
 
     def stop(self) -> None:
-        """Wait ``STOP_S`` for running hooks, then stop them and drop the others."""
+        """Wait ``STOP_S`` seconds; then stop running hooks and drop waiting hooks."""
         with self._lock:
             self._stop_at = time.monotonic() + STOP_S
             self._lock.wait_for(lambda: self._threads == 0, STOP_S + TERMINATE_S + 1.0)
@@ -162,7 +162,7 @@ class HookRunner:
                 )
 
     def _next(self) -> HookCall | None:
-        """Return the next hook; None if the thread shall exit."""
+        """Return the next waiting hook; None if the calling thread shall exit."""
         with self._lock:
             may_run = (
                 self._threads <= self.settings.max_running

@@ -74,7 +74,10 @@ class MetricsCollector:
             self._metrics.requeued.labels(request.disposition, label).inc()
 
     def count_lost(self, disposition: str = "lost") -> None:
-        """Count an attempt of a job that another supervisor holds by now."""
+        """Count an attempt whose job another supervisor has taken over.
+
+        ``disposition``: the value of the metric's label, ``lost`` or ``fenced``.
+        """
         self._metrics.requeued.labels(disposition, "").inc()
 
     def observe_run(self, frame: EndedFrame, seconds: float) -> None:
@@ -90,8 +93,8 @@ class MetricsCollector:
             self._metrics.job_speed.observe(received / took_s)
 
     def recent_speeds(self) -> list[float]:
-        """Return the speeds of the last downloads that ended within ten minutes, in
-        bytes a second."""
+        """Return the speeds of downloads that ended in the last ten minutes, in bytes a
+        second. Small downloads are left out."""
         return [speed for at, speed in self._recent if at > time.monotonic() - RECENT_S]
 
     def add_worker_counters(self, new: Mapping[str, float]) -> None:

@@ -41,8 +41,8 @@ class NodeStatus:
 
     ``fault_s``: seconds until a faulty disk is tried again, None without a fault.
     ``low``: folders on file systems with less free space than ``min_free``. ``slots``:
-    jobs that the node can run at once. ``limited_hosts``: number of hosts that get
-    fewer.
+    jobs that the node can run at once. ``limited_hosts``: number of hosts that may run
+    fewer jobs at once than ``slots``.
     """
 
     is_draining: bool

@@ -67,8 +67,8 @@ class IntakeAge:
     def sample(self, oldest: OldestWaiting, now: float, *, is_fifo: bool) -> float:
         """Return the age in seconds at the time ``now``; 0 for an empty list.
 
-        In a fifo list two adjacent jobs may be equal. If the list has become shorter,
-        the oldest job was taken, although the new oldest job looks the same.
+        In a fifo list the next job may equal the oldest one. So if the list has become
+        shorter, the oldest job counts as taken, even if its successor looks the same.
         """
         was_taken = is_fifo and oldest.backlog < self._backlog
         if oldest.fingerprint != self._fingerprint or was_taken:

@@ -87,8 +87,10 @@ def classify_disk_error(error: LocalFault, run: EndedRun) -> AttemptResult:
 
 
 def _classify_other(error: LocalFault, run: EndedRun) -> AttemptResult:
-    """Return the attempt result for any other error: the error concerns the node only
-    if a small write fails, too."""
+    """Return the attempt result for an error other than a lack of space or threads.
+
+    The result is NODE_FAULT only if a small write fails as well.
+    """
     is_gone = type(error) is LocalFault and (
         isinstance(error.__cause__, FileNotFoundError)
         or not os.path.lexists(run.target.parent)
@@ -104,10 +106,10 @@ def _classify_other(error: LocalFault, run: EndedRun) -> AttemptResult:
 
 
 def _classify_full_disk(run: EndedRun) -> AttemptResult:
-    """Return the attempt result of a job without disk space: it fails if its file is
-    larger than the disk.
+    """Return the attempt result of a job that met a full disk.
 
-    Otherwise the disk is checked again without the part file of the job.
+    The job fails if its file is larger than the disk. Otherwise a small write is tried;
+    if it fails, a large part file of the job is removed, and the write is repeated.
     """
     space = space_or_none(run.target.parent)
     if run.size is not None and space is not None and run.size > space.usable:

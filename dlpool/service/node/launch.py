@@ -3,9 +3,9 @@ collector of a service.
 
 ``python launch.py PARENT_PID PROGRAM ARGUMENTS...`` becomes the program. This file runs
 as a script and without dlpool's imports: so it starts in a few milliseconds, and
-imports nothing from the working directory. A script between is necessary, because
-prctl(2) must be called in the child before ``exec``, and ``preexec_fn`` may deadlock in
-a process with threads.
+imports nothing from the working directory. The script is necessary, because the child
+must call prctl(2) before ``exec``, and ``preexec_fn`` may deadlock in a process with
+threads.
 """
 
 from __future__ import annotations

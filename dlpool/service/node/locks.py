@@ -2,9 +2,9 @@
 the pid of the holder.
 
 A lock belongs to the open file, not to the process: a process that inherits the
-descriptor holds the lock as well, and the kernel releases it when the last of them
-exits. Lock files are never removed, because another process may wait for one that it
-has open.
+descriptor holds the lock as well. The kernel releases the lock when the last holder
+exits. Lock files are never removed, because another process may have the file open and
+wait for its lock.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ POLL_S = 0.02
 
 
 def make_private_folder(folder: Path) -> None:
-    """Create ``folder`` with mode 0700, and its missing parents; leave an existing one
-    as it is. Raises OSError."""
+    """Create ``folder`` with mode 0700, and its missing parents. Do not change a folder
+    that exists. Raises OSError."""
     parent = folder.absolute().parent
     make_folders(parent, sync=True)
     try:
@@ -46,8 +46,8 @@ def lock_within(descriptor: int, timeout_s: float) -> bool:
     """Lock the open file exclusively, and return whether that succeeded within
     ``timeout_s``. Raises OSError.
 
-    Return True as well if the file system has no flock(2): the lock of the state folder
-    and the locks of part files protect the same things.
+    On a file system without flock(2) the file stays unlocked, and the result is True:
+    the lock of the state folder and the locks of part files protect the same data.
     """
     deadline = time.monotonic() + timeout_s
     while True:

@@ -106,8 +106,8 @@ class Node:
         return list(self._earlier)
 
     def forget_sids(self, sids: Iterable[str]) -> None:
-        """Remove supervisor ids that have no jobs: ids of earlier starts, and at a
-        clean stop the ids of this start."""
+        """Remove supervisor ids to which no jobs are assigned: ids of earlier starts,
+        and at a clean stop also the ids of this start."""
         gone = set(sids)
         if gone & {*self._earlier, *self._own}:
             self._record(
@@ -117,10 +117,10 @@ class Node:
 
     def wait_for_old_workers(self, timeout_s: float) -> bool:
         """Wait up to ``timeout_s`` seconds for the workers of a killed supervisor to
-        exit, and return whether they have.
+        exit, and return whether all have exited.
 
-        Call it before the first worker is started, because the old ones may still write
-        to part files.
+        Call it before the first worker is started, because the old workers may still
+        write to part files.
         """
         with translated(f"lock {self.state_dir / WORKER_LOCK}"):
             descriptor = open_lock(self.state_dir / WORKER_LOCK)

@@ -29,7 +29,7 @@ from dlpool.service.node.embedded_redis import (
 class RedisServer:
     """The Redis server of a supervisor. Used by the main thread.
 
-    ``settings`` are those to connect with; their URL is never ``auto``.
+    ``settings``: the settings to connect with; their URL is never ``auto``.
     """
 
     def __init__(self, settings: RedisSettings, state_dir: Path, log: Logger) -> None:
@@ -58,8 +58,8 @@ class RedisServer:
 
     @property
     def client_url(self) -> str:
-        """Return the URL for clients on this machine: the TCP address of a private
-        server, if it has one."""
+        """Return the URL for clients on this machine. For a private server this is its
+        TCP address, if it has one."""
         own = self._embedded
         return (
             f"redis://{own.listen}"

@@ -17,8 +17,8 @@ HUNG_S = 60.0
 
 
 class ThreadLiveness:
-    """The time of the last sign of life of each thread. Thread-safe: a sign is one
-    assignment."""
+    """The time of the last sign of life of each thread. Thread-safe, because each sign
+    is recorded by one assignment."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -36,8 +36,8 @@ class ThreadLiveness:
 
 
 class Watchdog:
-    """Watches the threads of the supervisor. The main thread calls ``check``, and so
-    proves its own liveness."""
+    """Watches the threads of the supervisor. The main thread calls ``check``; each call
+    is the main thread's own sign of life."""
 
     def __init__(
         self,

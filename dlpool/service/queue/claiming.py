@@ -1,10 +1,10 @@
 """The thread that claims jobs for free slots, and waits in Redis while the queue is
 empty.
 
-Two supervisors cannot both complete a job, because each claim has a fence:
-``claim.lua`` sets it, ``heartbeat.lua`` and ``finish.lua`` check it, and
-``JobDispatcher`` has it checked before a worker may publish a file after the claim's
-lease has expired.
+Two supervisors cannot both complete a job, because each claim has a fence.
+``claim.lua`` sets the fence; ``heartbeat.lua`` and ``finish.lua`` check it. If the
+lease of a claim has expired, ``JobDispatcher`` has its fence checked before the worker
+may publish the file.
 """
 
 from __future__ import annotations
@@ -170,10 +170,10 @@ class JobClaimer:
         )
 
     def _wait_for_intake(self, timeout_s: float) -> None:
-        """Wait at most ``timeout_s`` seconds for a job in the intake list. Redis moves
-        the job to this supervisor's inbox, even if the reply is lost.
+        """Wait at most ``timeout_s`` seconds for a job in the intake list.
 
-        The next claim takes the job from there.
+        Redis moves the job to this supervisor's inbox, even if the reply is lost. The
+        next claim takes the job from the inbox.
         """
         keys = self._transitions.keys
         source = "LEFT" if self._order() == "lifo" else "RIGHT"

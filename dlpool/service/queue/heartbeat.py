@@ -1,7 +1,7 @@
 """The thread that renews leases, reads the mail of this supervisor, and requeues the
 jobs of dead supervisors (``recover.lua``).
 
-The jobs of a dead worker come back by ``service/pool.py``.
+For the jobs of a dead worker see ``service/pool.py``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MAIL_TTL_MS = 60_000
 
 
 class Heartbeat:
-    """Runs the periodic calls of Redis. One thread runs ``serve``; ``blocking`` is a
+    """Makes the periodic calls to Redis. One thread runs ``serve``; ``blocking`` is a
     Redis client that only waits for mail."""
 
     def __init__(
@@ -131,8 +131,8 @@ class Heartbeat:
             self._post(JobsTakenBack(self._earlier))
 
     def _check_server(self) -> None:
-        """Check once that this server can be used, and log its settings that may lose
-        jobs."""
+        """Check once that this Redis server can be used, and log those of its settings
+        with which jobs may be lost."""
         if self._is_checked:
             return
         for warning in check_server(self._transitions.client):
@@ -230,8 +230,8 @@ class Heartbeat:
                 self._log.info("records_replayed", records=delivery.written)
 
     def _read_mail(self, timeout_s: float) -> None:
-        """Wait for mail; on mail to this supervisor, send the next heartbeat at once:
-        the reply to it has the request."""
+        """Wait for mail. After mail to this supervisor the next heartbeat is sent at
+        once: its reply contains the request that the mail announces."""
         keys = self._transitions.keys
         with translated(self._blocking):
             mail = self._blocking.blpop(

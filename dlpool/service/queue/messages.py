@@ -1,5 +1,5 @@
-"""The messages from the queue threads of a supervisor to its main thread, its requests
-to these threads, and the mailbox for the messages."""
+"""The messages from the queue threads of a supervisor to its main thread, the mailbox
+for these messages, and the requests of the main thread to the queue threads."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ class WaitingHosts:
 
 @dataclass(frozen=True)
 class ResultRecorded:
-    """Redis has replied to the result of a job: ``reply`` is OK, DUP, FENCED, GONE,
-    FOLLOWS or LEADS."""
+    """Redis has replied to the result of a job.
+
+    ``reply``: OK, DUP, FENCED, GONE, FOLLOWS or LEADS; see ``Transitions.finish``.
+    """
 
     request: FinishRequest
     reply: str

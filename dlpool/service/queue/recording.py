@@ -176,12 +176,12 @@ def finish_jobs(
     requests: Sequence[FinishRequest],
     logger: Logger,
 ) -> list[str]:
-    """Record results in Redis, and return its replies when clients can see the
+    """Record results in Redis; return the replies of Redis when clients can see the
     records.
 
-    A record that Redis refuses, because its key has another type, does not delay the
-    others; nor does one in a Cluster whose node is unavailable, because it stays in the
-    outbox. Raises QueueAway, QueueRefused.
+    Some records cannot be written, and do not delay other records. Redis refuses a
+    record whose key has another type. In a Cluster a record stays in the outbox while
+    the node of its key is unavailable. Raises QueueAway, QueueRefused.
     """
     try:
         replies = transitions.finish(sid, requests)
@@ -210,7 +210,7 @@ def log_refused_records(delivery: Delivery, logger: Logger) -> None:
 def _finish_job(
     transitions: Transitions, sid: str, request: FinishRequest, logger: Logger
 ) -> str:
-    """Record one result, without its client record if Redis refuses that."""
+    """Record one result; leave out its client record if Redis refuses the record."""
     try:
         return transitions.finish(sid, [request])[0]
     except (QueueAway, QueueRefused):

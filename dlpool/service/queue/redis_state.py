@@ -34,8 +34,9 @@ class RedisState:
     ) -> None:
         """Create the state; Redis counts as available until a call fails.
 
-        ``on_change`` is called when Redis becomes available or unavailable,
-        ``on_failure`` with the kind of each failed call: unavailable, refused or other.
+        ``on_change`` is called when Redis becomes available or unavailable.
+        ``on_failure`` is called after each failed call, with the kind of the failure:
+        unavailable, refused or other.
         """
         self._log = log
         self._on_change = on_change
@@ -113,8 +114,8 @@ class QueueContext:
 
 
 class CallSpacing:
-    """Spaces the calls of one thread, so that each can do more work. The first call of
-    a burst is not delayed."""
+    """Spaces the calls of one thread, so that each call can do more work. The first
+    call of a burst is not delayed."""
 
     def __init__(self, interval_s: float) -> None:
         self._interval_s = interval_s

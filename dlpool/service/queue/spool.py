@@ -1,5 +1,7 @@
-"""Results on disk that Redis does not have yet: one file for each, written to a
-temporary file and renamed."""
+"""The spool: results on disk that Redis does not have yet.
+
+Each result is a file of its own, which is written under a temporary name and renamed.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ from dlpool.jobs.transitions import FinishRequest, JobLease
 
 
 class Spool:
-    """The folder ``STATE_DIR/spool``. Used by the record thread. The lease is the file
-    name, so no job has two files."""
+    """The folder ``STATE_DIR/spool``. Used by the record thread. Each file is named
+    after the lease of its job, so no result has two files."""
 
     def __init__(self, state_dir: Path) -> None:
         self.folder = state_dir / "spool"
@@ -58,8 +60,10 @@ class Spool:
             self._stored.discard(lease)
 
     def stored(self) -> Iterator[tuple[str, FinishRequest]]:
-        """Return the supervisor ids and results that an earlier start left. A damaged
-        file is renamed."""
+        """Yield the results that earlier starts left, each with its supervisor id.
+
+        Damaged files are renamed.
+        """
         for path in sorted(self.folder.glob("*.json")):
             try:
                 fields = json.loads(path.read_text(encoding="utf-8"))

@@ -56,7 +56,7 @@ class FrameChannel:
     def send(self, frame: Frame) -> bool:
         """Send a frame. Return False if it was not sent.
 
-        In that case the other end is closed, or the process there does not read.
+        A frame is not sent if the other end is closed, or if its process does not read.
         """
         return self.send_encoded(encode(frame))
 

@@ -1,7 +1,7 @@
 """Counters of a worker, sent with each status frame.
 
-They are cumulative, so that a status frame that is lost loses nothing, and one that
-arrives twice counts once.
+The counters are cumulative: if a status frame is lost, no count is lost, and if a
+frame arrives twice, its events count once.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def scans_of(counts: Mapping[str, float]) -> dict[str, float]:
 def ranges_of(counts: Mapping[str, float]) -> list[float]:
     """Return the number of fetched ranges by bucket of ``RANGE_BOUNDS_S``.
 
-    The last number counts those above the last bound.
+    The last number counts the ranges above the last bound.
     """
     return [
         counts.get(f"{_RANGE}{index}", 0) for index in range(len(RANGE_BOUNDS_S) + 1)

@@ -103,7 +103,7 @@ class CleanFrame(Frame):
 class CleanupEntry(NamedTuple):
     """The files that a job may leave behind.
 
-    ``path``: the target file, None where ``save_path`` names it. ``fence`` tells
+    ``path``: the target file, None if ``save_path`` names it. ``fence`` tells
     attempts apart. The URL may contain a password, so only its digest is kept.
     ``trace_id``: for log lines.
     """
@@ -149,7 +149,7 @@ class HoldFrame(Frame):
 class RateFrame(Frame):
     """Limit all jobs of the worker together to ``rate`` bytes/s.
 
-    None is no limit. Running jobs obey it too.
+    ``rate``: None for no limit. The limit applies to running jobs as well.
     """
 
     kind = "rate"
@@ -199,9 +199,9 @@ class StatusFrame(Frame):
     """The worker's heartbeat, sent every second.
 
     ``jobs``: progress by lease id. ``counters``: of ``WorkerCounters``.
-    ``missing_bytes``: what jobs have yet to allocate on their disks, where that is not
-    0. ``unresumable``: jobs whose next attempt must start from the beginning, since
-    their servers do not support ranges.
+    ``missing_bytes``: by lease id, what a job has yet to allocate on its disk; jobs
+    with 0 are left out. ``unresumable``: jobs whose next attempt must start from the
+    beginning, since their servers do not support ranges.
     """
 
     kind = "status"
@@ -237,7 +237,8 @@ class VerifiedFrame(Frame):
 class EndedFrame(Frame):
     """An attempt has ended.
 
-    ``statistics``: of a success; else ``label`` and ``message`` describe the error.
+    ``statistics``: set after a success. ``label`` and ``message``: the error of any
+    other attempt.
     ``retry_after_s``: the delay that the server asked for. ``needs_cleanup``: files
     must be removed once Redis has recorded the result. ``stack``: of the error, for the
     log.
@@ -262,7 +263,7 @@ class EndedFrame(Frame):
 
 @dataclass(frozen=True)
 class CleanedFrame(Frame):
-    """The stale files of these jobs have been removed, or cannot be."""
+    """The stale files of these jobs have been removed, or cannot be removed."""
 
     kind = "cleaned"
     job_ids: list[str]

@@ -43,8 +43,9 @@ class Affinity:
 def choose_cpu(workers: int, taken: Collection[int | None]) -> int | None:
     """Return the CPU for small jobs of a new worker.
 
-    ``taken``: the CPUs of the other workers. Return None if there are fewer ``workers``
-    than CPUs: the kernel then keeps them apart, also from other programs.
+    ``taken``: the CPUs of the other workers. Return None if there is only one CPU, or
+    if there are fewer ``workers`` than CPUs. In the second case the kernel itself keeps
+    the workers on different CPUs, and away from other programs.
     """
     cpus = os.sched_getaffinity(0)
     if not 1 < len(cpus) <= workers:

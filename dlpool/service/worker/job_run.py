@@ -164,7 +164,7 @@ class JobRun:
     def cancel(self, error: DlpoolError) -> None:
         """Have the run checkpoint and end with ``error`` within a second.
 
-        The first call counts.
+        Only the first call has an effect.
         """
         with self._lock:
             self._error = self._error or error
@@ -179,7 +179,7 @@ class JobRun:
         self._may_continue.set()
 
     def progress(self) -> dict[str, Any]:
-        """Return the progress for people: bytes done and in all, phase, connections."""
+        """Return the progress for people: bytes done, all bytes, phase, connections."""
         transfer = self._transfer
         if transfer is None:
             return {"done": 0, "size": None, "phase": "connecting"}
@@ -195,7 +195,7 @@ class JobRun:
     def missing_bytes(self) -> int:
         """Return the bytes that the job has yet to allocate on its disk.
 
-        0 if that is not known.
+        Return 0 if that is not known.
         """
         transfer = self._transfer
         return 0 if transfer is None else transfer.progress().unreserved_bytes
@@ -249,10 +249,10 @@ class JobRun:
 
     def _authorize_publish(self) -> None:
         """Wait until it is certain that the supervisor holds the lease. Raises the
-        error of ``cancel``.
+        error that ``cancel`` was called with.
 
-        The part file stays locked meanwhile. Until ``leased_until`` no check is needed;
-        afterwards the supervisor asks Redis.
+        The part file stays locked during the wait. Before ``leased_until`` no check is
+        needed; later the supervisor asks Redis.
         """
         if lease_clock() < self.frame.leased_until:
             return

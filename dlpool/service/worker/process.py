@@ -345,8 +345,8 @@ class WorkerProcess:
     def _send(self, frame: Frame) -> bool:
         """Send a frame for a job.
 
-        A FinishingFrame tells the supervisor that the job's slot is free. It is skipped
-        while another slot is free: no job waits for a slot then.
+        A FinishingFrame tells the supervisor that the job's slot is free. It is not
+        sent while another slot is free, because then no job waits for a slot.
         """
         if isinstance(frame, FinishingFrame) and len(self._runs) < self._settings.slots:
             return True
@@ -426,7 +426,7 @@ class WorkerProcess:
     def _shut_down(self) -> None:
         """Checkpoint the jobs and unlock their files within ``STOP_S``.
 
-        If that fails, SIGALRM kills the process.
+        If this method hangs, SIGALRM kills the process.
         """
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(ALARM_S)

@@ -1,8 +1,8 @@
 """The append lock of a tus upload, and the request to release it.
 
-The lock is held while a body is received. Another request that wants to append sets the
-time of the lock file; the holder notices that when it checks its lock, stops receiving
-and releases it.
+The lock is held while a body is received. Another request that wants to append changes
+the modification time of the lock file. The holder sees the new time when it checks its
+lock, stops receiving and releases the lock.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _POLL_S = 0.02
 class AppendLock:
     """A held append lock.
 
-    ``locked_at_ns``: the time of the lock file when it was locked; another time is a
-    request to unlock.
+    ``locked_at_ns``: the modification time of the lock file when it was locked. A
+    different modification time is a request to unlock.
     """
 
     descriptor: int
@@ -105,8 +105,8 @@ def unexpired_record(
 ) -> TaskRecord:
     """Return the record of a tus upload; the caller holds the lock of the task.
 
-    Raises UploadError: no_such_task, also for a part whose final upload is complete;
-    expired. Raises OSError.
+    Raises UploadError: ``no_such_task`` (a part whose final upload is completed counts
+    as removed) or ``expired``. Raises OSError.
     """
     task.owned_identity(owner, TUS)
     record = task.record()

@@ -296,7 +296,7 @@ class DiskAppendSession:
         record: TaskRecord,
         request: AppendRequest,
     ) -> None:
-        """``record``: the record of the upload before the body is appended."""
+        """Start a session; ``record`` is the record before the body is appended."""
         self.position = position
         self._tail = tail
         self._staged = staged
@@ -307,12 +307,12 @@ class DiskAppendSession:
 
     @property
     def offset(self) -> int:
-        """The end of the upload in bytes, without what has not been committed."""
+        """The end of the upload in bytes; only committed bytes count."""
         return self.position.offset
 
     @property
     def is_complete(self) -> bool:
-        """Whether all bytes are stored and the upload is to be published."""
+        """Whether all bytes are committed and the file has to be published next."""
         return (
             self.position.offset == self._record.file_size
             and not self._record.is_partial
@@ -320,7 +320,7 @@ class DiskAppendSession:
 
     @property
     def expires_at(self) -> float | None:
-        """When the upload expires, in seconds since the epoch."""
+        """When the upload expires, in seconds since the epoch; None if completed."""
         return expires_at(self._record, self._tail.settings)
 
     @property
@@ -359,7 +359,7 @@ class DiskAppendSession:
             self._staged.discard()
 
     def discard(self) -> None:
-        """Drop the received bytes: they are not what the client announced."""
+        """Drop the received bytes, which differ from what the client announced."""
         self._staged.discard()
 
     def __enter__(self) -> DiskAppendSession:

@@ -106,7 +106,7 @@ class ChunkAssembly:
                 release(descriptor)
 
     def _open(self, chunk: StoredChunk) -> int:
-        """Return a descriptor of the chunk file, which has the expected size.
+        """Open a chunk file, check its size, and return the descriptor.
 
         Raises CorruptChunks, OSError.
         """

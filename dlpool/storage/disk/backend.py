@@ -115,9 +115,9 @@ class DiskBackend:
     ) -> TaskPage:
         """Return at most ``limit`` tasks, sorted by id.
 
-        ``cursor``: where the page starts, empty for the first page. ``status``: the
-        states of the returned tasks, empty for all states. A task that exists during
-        all requests is in exactly one page.
+        ``cursor``: ``next_cursor`` of the page before, empty for the first page.
+        ``status``: the states of the returned tasks, empty for all states. A task that
+        exists from the first request of a list to the last is on exactly one page.
         """
         wanted = frozenset(status) or frozenset(states.STATES)
         if not wanted <= set(states.STATES):

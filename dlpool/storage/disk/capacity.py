@@ -28,9 +28,9 @@ CHUNK_COUNT_STEP = 1000
 
 
 def assumed_chunks(chunks: int) -> int:
-    """Return the number of chunks that a task without total_chunks counts for.
+    """Return the assumed number of chunks of a task without total_chunks.
 
-    ``chunks``: the number of its stored chunks.
+    ``chunks``: the number of stored chunks, which is rounded up.
     """
     return max(1, -(-chunks // CHUNK_COUNT_STEP)) * CHUNK_COUNT_STEP
 
@@ -103,8 +103,8 @@ def check_capacity_for_task(
 ) -> None:
     """Raise UploadError if a new task does not fit on the disk.
 
-    ``file_size`` in bytes, -1 if it is unknown. A merge writes the file beside its
-    chunks, each of which is a file, too. Raises OSError.
+    ``file_size`` in bytes, -1 if unknown. The task needs space for its chunks and for
+    the merged file, and an inode for each chunk. Raises OSError.
     """
     folders = (settings.upload_dir, settings.merged_dir)
     is_shared = device_of(folders[0]) == device_of(folders[1])
@@ -145,7 +145,7 @@ def check_capacity_for_copies(
 ) -> None:
     """Raise UploadError if copies of the chunks do not fit on the disk.
 
-    The file that is merged from them has to fit as well. Raises OSError.
+    The file that is merged from the copies has to fit, too. Raises OSError.
     """
     capacity = capacity_of(settings.upload_dir)
     is_shared = device_of(settings.upload_dir) == device_of(settings.merged_dir)

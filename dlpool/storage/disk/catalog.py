@@ -115,8 +115,10 @@ class TaskCatalog:
         }
 
     def counts_of(self, owner: str | None) -> TaskCounts:
-        """Return the counts of the tasks of ``owner``; None: of those without an
-        owner."""
+        """Return the counts of the tasks of ``owner``.
+
+        ``owner`` None: the counts of the tasks without an owner.
+        """
         return TaskCounts.sum_of(
             self._counts.get((owner, state), NOTHING) for state in STATES
         )

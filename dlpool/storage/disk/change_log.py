@@ -56,7 +56,7 @@ def append_change(path: Path, name: str) -> None:
 
 
 def _append(path: Path, data: bytes) -> bool:
-    """Append an entry; return False if the log has been removed, with the entry.
+    """Append an entry; return False if the log was removed, so that the entry is lost.
 
     Raises OSError.
     """
@@ -93,7 +93,7 @@ class ChangeLogReader:
     def read_changes(self) -> frozenset[str] | None:
         """Return the folders that were recorded since the last call.
 
-        None if they are unknown, so that all folders have to be compared. Raises
+        None if the changes are unknown: the caller has to compare all folders. Raises
         nothing.
         """
         try:

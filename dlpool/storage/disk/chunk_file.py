@@ -1,9 +1,8 @@
 """The format of chunk files.
 
 ``INDEX.chunk`` has the bytes of the chunk, then a trailer with their number and md5.
-The trailer is written before the file gets its name. A file with that name whose
-trailer fits its size is therefore complete; a truncated file has no trailer, or one
-that does not fit.
+The trailer is written before the file gets the name ``INDEX.chunk``. So a file with
+this name is complete if its trailer agrees with its size, and truncated otherwise.
 """
 
 from __future__ import annotations

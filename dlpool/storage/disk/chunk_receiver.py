@@ -245,7 +245,7 @@ class DiskChunkReceiver:
     def _count_mismatch(self, request: ChunkRequest) -> None:
         """Count a chunk that is refused for its md5, if its task exists.
 
-        Raises UploadError if the task does not accept the chunk for another reason.
+        Raises UploadError if the task also refuses the chunk for another reason.
         """
         key = str(request.index)
         with self.layout.lock_owned(request.file_id, request.owner) as task:

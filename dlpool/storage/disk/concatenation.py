@@ -9,8 +9,8 @@ recovers:
   final upload is removed, which ends all its claims.
 - Killed before its file is published: the final upload, claims on all parts, and chunks
   with two names. The final upload is removed.
-- Killed after that: the file, and a task that recovery completes. The parts are
-  removed.
+- Killed after its file is published: the file, and a task that recovery completes. The
+  parts are removed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from dlpool.storage.upload_requests import (
 
 @dataclass(frozen=True)
 class _PartsTotal:
-    """Owner, size in bytes and number of chunks, of one part or of all parts."""
+    """The owner, size in bytes and number of chunks of one part or of all parts."""
 
     owner: str | None
     size: int

@@ -1,8 +1,8 @@
 """Locks between processes and threads of one machine: flock(2) on files.
 
 The kernel releases the locks of a process that exits. Some file systems refuse
-flock(2), and some grant it to every process, so each process tests it once for each
-file system. Where it has no effect, a byte of a file in the folder for temporary files
+flock(2), and some grant it to every process, so each process tests flock(2) once for
+each file system. Where it does not work, a byte of a file in the temporary folder
 is locked instead (``lock_byte``), at an offset that follows from device and inode
 number: processes on one machine still exclude each other. A lock is held until its
 descriptor is passed to ``release``.
@@ -125,7 +125,10 @@ def _test_flock(path: Path, device: int) -> None:
 
 
 def _lock_substitute(descriptor: int, *, is_shared: bool) -> bool:
-    """Lock the byte that represents the open file. Raises OSError."""
+    """Lock the byte that represents the open file; return whether it is locked.
+
+    Raises OSError.
+    """
     status = os.fstat(descriptor)
     digest = hashlib.blake2b(
         f"{status.st_dev}:{status.st_ino}".encode(), digest_size=8
@@ -201,8 +204,8 @@ def lock_shared(path: Path) -> int | None:
 def is_locked(path: Path) -> bool:
     """Return whether a running process holds the lock of ``path``. Raises OSError.
 
-    The caller must hold the lock of the task, because processes lock ``path`` only
-    under that lock.
+    The caller must hold the lock of the task, so that no other process tries to lock
+    ``path`` during the call.
     """
     try:
         descriptor = os.open(path, READ_FLAGS)

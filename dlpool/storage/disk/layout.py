@@ -1,9 +1,9 @@
 """The folders below upload_dir.
 
-They are ``tasks/NAME/``, ``tmp/`` for what is incomplete or removed, and ``locks/``.
-The folder of a task is created and removed by one rename. The lock files are fixed in
-number, each for many tasks, and are never removed, so that no process waits for a lock
-file that is about to disappear.
+They are ``tasks/NAME/``, ``tmp/`` for incomplete or removed files and folders, and
+``locks/``. The folder of a task is created and removed by one rename. The number of
+lock files is fixed, and each serves many tasks. Lock files are never removed, so that
+no process waits for a lock file that is about to disappear.
 """
 
 from __future__ import annotations
@@ -174,9 +174,10 @@ class StoreLayout:
     def resolve(self, file_id: str, owner: str | None) -> TaskFolder:
         """Return the task that ``file_id`` names for ``owner``, without its lock.
 
-        The task may not exist, and is never that of another owner. The owner None may
-        access all tasks: for None it is the task without an owner, else the only task
-        of that id. Raises UploadError, OSError.
+        The task may not exist. A task of another owner is never returned, except for
+        the owner None, who may access all tasks. For None, returns the task without an
+        owner, or if there is none, the only task of that id. Raises UploadError,
+        OSError.
         """
         own, plain = (
             self.task_at(owner_folder_name(file_id, owner)),
@@ -211,7 +212,7 @@ class StoreLayout:
     def task_at(self, name: str) -> TaskFolder:
         """Return the task in the folder ``name``, without its lock.
 
-        It may not exist. Raises OSError.
+        The folder may not exist. Raises OSError.
         """
         return TaskFolder(
             refuse_symlink(self._subfolder(_TASKS) / name),
@@ -227,7 +228,7 @@ class StoreLayout:
         return self._subfolder(_TASKS)
 
     def lock_path(self, name: str) -> Path:
-        """Return the path of a lock file that is not a task's. Raises OSError."""
+        """Return the path of a file in the folder ``locks``. Raises OSError."""
         return self._subfolder(_LOCKS) / name
 
     def change_log_path(self) -> Path:

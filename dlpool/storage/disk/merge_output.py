@@ -5,9 +5,9 @@ killed leaves the following:
 
 - Killed while copying: the temporary file beside the target. The next merge, a sweep or
   a deletion removes it.
-- Killed before the rename: the same, and a record of the file to publish. The temporary
-  file is removed in the same way.
-- Killed after the rename: a target that is the recorded file. The merge counts as
+- Killed before the rename: the temporary file, and a record of the file to publish. The
+  next merge, a sweep or a deletion removes the temporary file.
+- Killed after the rename: the recorded file under its final name. The merge counts as
   completed and is not repeated.
 - Killed after completion: chunks. The next sweep removes them.
 """
@@ -66,7 +66,7 @@ class MergeOutput:
     def discard(self) -> None:
         """Remove the temporary file after a failure.
 
-        Errors are ignored, as a sweep removes the rest.
+        Errors are ignored: a sweep removes a file that remains.
         """
         remove_quietly(self.temporary, dir_fd=self.descriptor)
 
@@ -177,7 +177,7 @@ def check_name_free(
 ) -> None:
     """Raise UploadError (file_exists) if another file has the name.
 
-    Raises nothing if a suffix would be added to the name. Raises OSError.
+    A taken name is no error if the settings add a suffix to it. Raises OSError.
     """
     if settings.merge_conflict == "suffix":
         return

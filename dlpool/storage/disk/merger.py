@@ -1,7 +1,7 @@
 """Merges the chunks of a task.
 
-A merge is started under the lock of the task, assembled without that lock, and
-published under it.
+A merge is started under the lock of the task, assembled without the lock, and published
+under the lock.
 """
 
 from __future__ import annotations
@@ -418,8 +418,8 @@ class _MergeRun:
     def _fail(self, error: UploadError) -> UploadError:
         """Record the failure and return ``error``.
 
-        Nothing is recorded if the file may have got its name already: then the next
-        process recovers the merge.
+        Nothing is recorded if the file may have its final name already; the next
+        process then recovers the merge.
         """
         with (
             suppress(UploadError),

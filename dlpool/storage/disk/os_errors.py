@@ -1,6 +1,6 @@
 """Translates errors of the file system into ``UploadError``.
 
-The table of errnos is in ``dlpool/disk.py``.
+The table of errnos is in ``dlpool/disk_errors.py``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class translate_os_errors:
 
 
 def upload_error_of(action: str, error: OSError) -> UploadError:
-    """Return the UploadError for ``error``, which ``action`` has raised."""
+    """Return the UploadError "cannot ACTION: reason" for ``error``."""
     fault = fault_of(error)
     code, reason = _CODES.get(fault.kind, ("storage", None))
     retry_after_s = 10 if code == "too_many_files" else None

@@ -65,7 +65,7 @@ UNREADABLE = FileOwnership("")  # no user has the empty name
 def parse(data: bytes) -> FileOwnership:
     """Parse the JSON of an ownership.
 
-    Damaged JSON gives an ownership that no user has.
+    Returns ``UNREADABLE``, which names no existing user, for damaged JSON.
     """
     try:
         found = jsontext.loads(data)
@@ -106,9 +106,9 @@ class OwnershipStore:
     ) -> None:
         """Record the ownership durably in upload_dir.
 
-        The file is about to get the name ``path`` below merged_dir. The caller holds
-        ``hold_lock``: of two merges that want the same name, the loser leaves no
-        ownership file.
+        The merged file is about to get the name ``path`` below merged_dir. The caller
+        holds ``hold_lock``, so that of two merges with the same target only the one
+        that publishes its file leaves an ownership file.
         """
         target = self._path_of(path, status)
         target.parent.mkdir(parents=True, exist_ok=True)

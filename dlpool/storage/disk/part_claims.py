@@ -3,7 +3,7 @@
 A final upload records the ids of its parts when it is created (``claimed_parts``), and
 then its own id in the record of each part (``claimant_of``). The claim holds as long as
 the task of the final upload exists, in any state: removing the final upload releases
-all its parts in one step, and a completed one is not removed before its parts are.
+all its parts in one step. A completed final upload is removed after its parts.
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ from dlpool.storage.errors import UploadError
 
 
 class QuotaUsage(NamedTuple):
-    """What uploads use.
+    """The number of tasks, bytes and files that uploads use.
 
-    ``bytes``: announced or, for completed uploads, stored; ``files``: inodes.
+    ``bytes``: announced sizes, or stored sizes of completed uploads; ``files``: inodes.
     """
 
     tasks: int = 0
@@ -32,9 +32,9 @@ class QuotaUsage(NamedTuple):
 
 @dataclass(frozen=True)
 class QuotaRequest:
-    """What an owner's uploads are about to use in addition.
+    """The additional usage that an owner's request needs.
 
-    ``hint``: how the client can reduce that.
+    ``hint``: how the client can reduce ``added``, for the error message; may be empty.
     """
 
     owner: str | None
@@ -134,9 +134,8 @@ class OwnerQuota:
     def usage(self, owner: str | None) -> QuotaUsage:
         """Return what the owner uses, including every change before the call.
 
-        Raises UploadError. An upload of unknown size counts as ``max_file_size``. A
-        final tus upload that is being made counts only as a task, because its parts
-        count.
+        Raises UploadError. An upload of unknown size counts as ``max_file_size``. While
+        a final tus upload is concatenated, its parts count, and it adds only a task.
         """
         counts = self.index.current(is_exact=True).counts_of(owner)
         size = (

@@ -1,8 +1,8 @@
 """Opens files safely, whatever another program has put into the backend's folders.
 
-No symbolic link is followed, no FIFO blocks the caller. A path below merged_dir is
-opened folder by folder, each relative to the one before (openat(2), O_NOFOLLOW), so
-that a link leads nowhere else even if it is created during the call.
+No symbolic link is followed, and no FIFO blocks the caller. A path below merged_dir is
+opened folder by folder, each relative to its open parent (openat(2), O_NOFOLLOW), so
+that a link that is created during the call is not followed either.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def open_below(
     """Return a descriptor of the folder ``parts`` below ``root``.
 
     ``make``: create missing folders, durably by ``durability``. Raises UploadError if
-    one is not a folder, FileNotFoundError, OSError.
+    a part is not a folder, FileNotFoundError, OSError.
     """
     if make:
         os.makedirs(root, exist_ok=True)

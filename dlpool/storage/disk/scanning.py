@@ -44,8 +44,8 @@ class UploadScanner:
     def check(self, file: ScannedFile, upload: ScannedUpload) -> None:
         """Raise UploadError unless the file may be published.
 
-        Its codes are infected, not_scanned and scanner_away. Raises OSError if the file
-        cannot be read.
+        The UploadError has the code infected, not_scanned or scanner_away. Raises
+        OSError if the file cannot be read.
         """
         if self.guard is None:
             return

@@ -123,7 +123,7 @@ class StagedChunkFile:
             self._count(data)
 
     def truncate_to_size(self) -> None:
-        """Remove what a failed write left behind the counted bytes. Raises OSError."""
+        """Cut off bytes of a failed write, beyond ``size``. Raises OSError."""
         os.ftruncate(self._descriptor, self.size)
         os.lseek(self._descriptor, self.size, os.SEEK_SET)
 
@@ -156,7 +156,7 @@ class StagedChunkFile:
     def discard(self) -> None:
         """Remove the file; no effect after ``publish`` or ``close``.
 
-        Errors are ignored, as a sweep removes the rest.
+        Errors are ignored: a sweep removes a file that remains.
         """
         if self.is_open:
             with suppress(OSError):

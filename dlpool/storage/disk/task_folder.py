@@ -38,7 +38,8 @@ def check_access(
 ) -> None:
     """Raise UploadError if ``owner`` may not access the task.
 
-    ``protocol``: also if the task is uploaded by another protocol; None: by any.
+    ``protocol``: the required protocol of the task, None for any; UploadError is also
+    raised if the task is uploaded by another protocol.
     """
     if not identity.is_visible_to(owner):
         raise no_such_task()
@@ -140,7 +141,10 @@ class TaskFolder:
         return self.chunks_of(load_record(self.folder))
 
     def chunks_of(self, record: TaskRecord | None) -> dict[int, StoredChunk]:
-        """Return the same as ``chunks`` for a record that has been loaded."""
+        """Return the chunks like ``chunks``, from a ``record`` that is loaded already.
+
+        None: the record is missing.
+        """
         if record is not None and record.status == states.COMPLETED:
             return {entry[0]: StoredChunk(*entry) for entry in record.chunks}
         return list_chunks(self.folder)
@@ -153,7 +157,10 @@ class TaskFolder:
         return self.effective(load_record(self.folder))
 
     def effective(self, loaded: TaskRecord | None) -> TaskRecord:
-        """Return the same as ``record`` for a record that has been loaded."""
+        """Return ``loaded`` with its effective state.
+
+        None: the record is missing, and is rebuilt from the chunks.
+        """
         record = loaded or self._rebuilt_record()
         has_chunks = record.status in (states.PENDING, states.MERGING) and bool(
             list_chunks(self.folder)

@@ -9,10 +9,11 @@ tick of the file system's clock does not change the stamp. So a folder is read a
 until it has been read at least one tick after its stamp was first seen. Both times are
 of the monotonic clock, so that the clock of a file server does not matter.
 
-Unless it times out, a call returns no catalog from before it started, so that a client
-sees its own changes in each process. Threads that wait at the same time share one
-update, and at most ``SCANS`` scans run at once in all processes. A change by another
-program is seen after ``SCAN_INTERVAL_S``, or later where a scan takes long.
+A call returns a catalog with all changes before the call, unless it times out or allows
+an older catalog. So a client sees its own changes in each process. Threads that wait at
+the same time share one update, and at most ``SCANS`` scans run at once in all
+processes. A change by another program is seen after ``SCAN_INTERVAL_S``, or later where
+a scan takes long.
 """
 
 from __future__ import annotations
@@ -90,9 +91,9 @@ class TaskIndex:
     ) -> TaskCatalog:
         """Return the catalog, at most ``max_age_s`` seconds older than this call.
 
-        If no scan can start within ``timeout_s`` seconds, an older catalog is returned,
-        or UploadError (busy) raised if ``is_exact`` or if there is no older one. Raises
-        UploadError, too, for a disk that cannot be read.
+        After a timeout of ``timeout_s`` seconds, returns an older catalog. If there is
+        none, or if ``is_exact``, raises UploadError (busy) instead. Raises UploadError
+        for a disk that cannot be read.
         """
         called_at = time.monotonic()
         catalog = self._updated(max_age_s, timeout_s, is_scan=False)
@@ -126,9 +127,10 @@ class TaskIndex:
     def _turn_or_known(
         self, wanted: float, deadline: float, *, is_scan: bool
     ) -> TaskCatalog | None:
-        """Return a catalog as new as ``wanted``.
+        """Return a catalog updated at or after ``wanted``, or an older one on timeout.
 
-        None if it is this thread's turn to update it. Raises UploadError.
+        ``wanted`` and ``deadline``: seconds of the monotonic clock. None: this thread
+        has to update the catalog. Raises UploadError.
         """
         with self._turn:
             while (
@@ -145,8 +147,9 @@ class TaskIndex:
     def _has_waited(self, deadline: float) -> bool:
         """Wait for the update by another thread.
 
-        Returns False if the update takes longer than until ``deadline``. A waiting
-        thread serves no other request, so only ``MAX_WAITING`` of them wait for long.
+        Returns False if the update has not ended at ``deadline``. A waiting thread
+        serves no other request, so threads beyond ``MAX_WAITING`` wait for at most
+        ``SHORT_TIMEOUT_S`` seconds.
         """
         if self._waiting >= MAX_WAITING:
             deadline = min(deadline, time.monotonic() + SHORT_TIMEOUT_S)
@@ -242,7 +245,7 @@ class TaskIndex:
     ) -> dict[str, TaskReading]:
         """Read the folders ``names``, and return a reading of each.
 
-        Remembers which of them the next scan has to read again.
+        Remembers which of the folders the next scan has to read again.
         """
         readings: dict[str, TaskReading] = {}
         for name in names:

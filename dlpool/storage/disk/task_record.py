@@ -29,7 +29,7 @@ IDENTITY, RECORD = "identity.json", "record.json"
 class TaskIdentity:
     """The part of a task that never changes.
 
-    ``owner``: None if it was created without a user, or by the secret.
+    ``owner``: None if the creator used the secret, or if authentication was off.
     """
 
     file_id: str
@@ -46,7 +46,8 @@ class TaskIdentity:
 class PendingPublish:
     """The merged file that is about to get its name.
 
-    ``folder`` and ``name`` are below merged_dir; the rest identifies the file.
+    ``folder``, below merged_dir, and ``name`` are the target. The inode number, or size
+    and md5, identify the file.
     """
 
     folder: tuple[str, ...]

@@ -124,7 +124,8 @@ def _is_interrupted(
 ) -> bool:
     """Return whether a tus upload needs recovery.
 
-    It is complete and not merged, or a killed process may have left it.
+    True if all bytes are stored and the upload is not merged, if received bytes are not
+    a chunk yet, or if a killed process may have left a final upload or its parts.
     """
     if identity.protocol != TUS:
         return False

@@ -128,16 +128,16 @@ class DiskTusUploads:
     ) -> AbstractContextManager[None]:
         """Reserve the owner's quota for one more task.
 
-        A final upload uses no more than its parts.
+        Nothing is reserved for a final upload, whose parts have been counted.
         """
         wanted = new_task_request(self._settings, request.owner, length, None)
         return nullcontext() if parts else self._quota.reserve(wanted)
 
     def recover(self, file_id: str, owner: str | None) -> TusUploadState:
-        """Make a chunk of what a killed process has received, then return the progress.
+        """Make a chunk of the bytes that a killed process received; return the state.
 
-        Raises UploadError: ``locked`` while the upload is merged, because the merge may
-        fail.
+        Raises UploadError: ``locked`` while a process merges the upload, because the
+        merge may still fail.
         """
         with self._layout.lock_id(file_id) as task:
             record = unexpired_record(self._layout, self._settings, task, owner)
@@ -215,7 +215,7 @@ class DiskTusUploads:
             yield session
 
     def finish(self, file_id: str, owner: str | None) -> MergeResult | None:
-        """Merge a complete upload; None if it is incomplete or a part.
+        """Merge a complete upload; return None for an incomplete one or a part.
 
         Raises UploadError: ``locked`` while another request merges it.
         """
@@ -252,7 +252,7 @@ class DiskTusUploads:
     def _check_chunk_count(self, task: TaskFolder, chunks: int) -> None:
         """Raise UploadError if one more chunk exceeds the owner's quota.
 
-        An upload counts for ``CHUNK_COUNT_STEP`` chunks at a time.
+        The quota counts the chunks of an upload in steps of ``CHUNK_COUNT_STEP``.
         """
         if chunks and chunks % CHUNK_COUNT_STEP == 0:
             self._quota.check(

@@ -6,7 +6,7 @@ threads can cancel), ``answer`` (what a response means), ``remote_resource`` (ve
 and their validators), ``headers``, ``header_fields``, ``digests`` and ``media_types``
 (header fields), ``decoding`` (content codings), ``policy`` and ``urls`` (what may be
 requested), ``credentials`` (``.netrc``), ``connection``, ``tls`` and
-``idle_connections`` (how connections are opened and closed), ``network_errors`` (one
+``idle_connections`` (how connections are opened and closed), ``network_errors`` (the
 translation of the libraries' exceptions), ``host_connections`` and ``limits`` (what the
 downloads of a process share by host). ``urllib3_adapter``, ``requests_adapter`` and
 ``http_client_adapter`` are the only modules that use private parts of these libraries.

@@ -97,9 +97,9 @@ def requested_wait_s(headers: Mapping[str, str], now: datetime) -> float | None:
     """Return the seconds that ``Retry-After`` requests, or None without the field.
 
     A date in the field is compared with the response's ``Date`` (RFC 9110 section
-    6.6.1). A ``Date`` that differs from ``now`` by more than ``MAX_CLOCK_OFFSET`` is
-    from a cache or a constant: the shorter of the waits from ``Date`` and from ``now``
-    is returned then.
+    6.6.1). A ``Date`` that differs from ``now`` by more than ``MAX_CLOCK_OFFSET`` comes
+    from a cache, or is constant. The result is then the shorter of two waits: counted
+    from ``Date``, and counted from ``now``.
     """
     requested, sent = headers.get("Retry-After"), http_date(headers.get("Date"))
     ours = retry_after_s(requested, now)
@@ -112,7 +112,7 @@ def requested_wait_s(headers: Mapping[str, str], now: datetime) -> float | None:
 def refuses_ranges(status: int, headers: Mapping[str, str], now: datetime) -> bool:
     """Return whether a plain GET may succeed after this response to a ranged GET.
 
-    A 400 with ``Retry-After`` is not such a response: it asks for a later request.
+    False for a 400 with ``Retry-After``, which asks for a later request.
     """
     return status in RANGE_REFUSALS and not (
         status in _MAY_WAIT and requested_wait_s(headers, now) is not None
@@ -145,7 +145,7 @@ def read_answer(
 
 
 def is_empty_file(status: int, headers: Mapping[str, str]) -> bool:
-    """Return whether a 416 tells a size of 0 (RFC 9110 section 15.5.17)."""
+    """Return whether a 416 states a size of 0 (RFC 9110 section 15.5.17)."""
     if status != 416:
         return False
     unsatisfied = content_range(headers.get("Content-Range") or "")
@@ -178,8 +178,8 @@ def check_same_version(
 ) -> None:
     """Raise RemoteChanged for another version, BadAnswer if the version is unknown.
 
-    ``is_conditional``: the request had ``If-Range``. Raises UnexpectedContent as
-    ``check_replacement`` does.
+    ``is_conditional``: the request had ``If-Range``. ``allows_change``: any content may
+    replace the known version. Raises UnexpectedContent as ``check_replacement`` does.
     """
     resource = answer.resource
     verdict = known.compare(resource, is_confirmed=is_conditional and answer.is_partial)
@@ -202,7 +202,7 @@ def check_replacement(
 
     A new version has a media type of the same family and comes from the same host.
     Anything else is a login page, a captive portal or an error document, whatever its
-    validators say.
+    validators say. With ``allows_change`` any content is accepted.
     """
     if allows_change:
         return
@@ -218,7 +218,10 @@ def check_replacement(
 def check_family(
     known: RemoteResource, resource: RemoteResource, hint: str = ""
 ) -> None:
-    """Raise UnexpectedContent if the media types show two different files."""
+    """Raise UnexpectedContent if the media types show two different files.
+
+    ``hint`` is added to the error message.
+    """
     if not is_same_family(known.content_type, resource.content_type):
         raise UnexpectedContent(
             f"the server sent {_kind(resource)} in place of the file, which is "

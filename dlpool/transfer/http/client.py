@@ -47,10 +47,10 @@ class HttpClient:
         """Prepare the pools; no connection is opened.
 
         ``pool_size``: idle connections per host that are kept for reuse.
-        ``rate_limit``: shared by all downloads. ``min_read_bytes``: one read collects
-        bytes until it has this many, as long as they arrive without delay; at least
-        ``MIN_READ_BYTES``. ``max_idle_s``: seconds after which an idle connection is
-        closed; None means ``MAX_IDLE_S``.
+        ``rate_limit``: shared by all downloads; None means no limit.
+        ``min_read_bytes``: a read returns when it has collected so many bytes (at least
+        ``MIN_READ_BYTES``), or earlier if no more bytes have arrived. ``max_idle_s``:
+        seconds after which an idle connection is closed; None means ``MAX_IDLE_S``.
         """
         self.settings = settings
         self.host_holds = host_holds
@@ -74,8 +74,8 @@ class HttpClient:
     def proxies(self, url: str) -> Mapping[str, str]:
         """Return the proxies for ``url``, by scheme.
 
-        This is the configured proxy, else those of the environment. Raises
-        ConfigurationError for an unusable one of the environment.
+        The configured proxy takes precedence over the proxies in the environment.
+        Raises ConfigurationError if the environment names an unusable proxy.
         """
         if self.settings.proxy:
             return {"http": self.settings.proxy, "https": self.settings.proxy}
@@ -96,8 +96,9 @@ class HttpClient:
     ) -> PooledResponse:
         """Send a request and return its response with the body unread.
 
-        Raises the exceptions of requests and urllib3. Uses the connection pools of
-        requests' adapter, but not its ``send``, which takes as long as a small file.
+        Raises the exceptions of requests and urllib3. The request goes directly to the
+        connection pools of requests' adapter. The adapter's own ``send`` is not used,
+        because it takes as long as the transfer of a small file.
         """
         pool, request = self._adapter.route(url, self.proxies(url))
         raw: Any = pool.urlopen(
@@ -132,7 +133,7 @@ class HttpClient:
 def _check_proxy(proxy: str) -> None:
     """Raise ConfigurationError if ``proxy`` is not a proxy URL.
 
-    The message does not show its password.
+    The error message omits the password in ``proxy``.
     """
     try:
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")

@@ -48,7 +48,7 @@ class _MalformedLine(Exception):
 def netrc_user(url: str, login: str | None = None) -> tuple[str, str] | None:
     """Return user and password for the host of ``url`` from ``$NETRC`` or ``~/.netrc``.
 
-    None if the file has none. With ``login``, only entries of that user match. A
+    Returns None if no entry matches. With ``login``, only entries of that user match. A
     ``machine`` with the URL's port takes precedence over one without. Raises
     ConfigurationError, which names file and line, if the file cannot be read or parsed.
     """
@@ -76,7 +76,7 @@ def netrc_user(url: str, login: str | None = None) -> tuple[str, str] | None:
 
 
 def _file() -> tuple[Path, str]:
-    """Return the path and the text of the file, an empty text without a file."""
+    """Return the path and the text of the file; the text is empty without a file."""
     given = os.environ.get("NETRC")
     names = [given] if given is not None else [f"~/{name}" for name in _NAMES]
     for name in names:
@@ -146,9 +146,9 @@ class _Words:
                 yield word
 
     def value(self, keyword: str) -> str:
-        """Return the word after a keyword, from its line or a later one.
+        """Return the value after ``keyword``, on the same line or a later one.
 
-        Raises _MalformedLine if there is none.
+        Raises _MalformedLine if there is no value.
         """
         line = self.line
         self._rest = self._rest.lstrip()

@@ -162,7 +162,7 @@ class DecodedReply(Reply):
 def decode_reply(reply: Reply, answer: Answer) -> tuple[Reply, Answer]:
     """Return the reply with its body decoded, and the answer without size and digest.
 
-    The server's size and digest are those of the encoded body.
+    They are left out because the server's values describe the encoded body.
     """
     resource = replace(answer.resource, size=None, digest=None, refuses_ranges=True)
     return DecodedReply(reply), replace(answer, resource=resource, length=None)
@@ -258,7 +258,7 @@ class _Deflate(_Stage):
 def _is_zlib(data: bytes) -> bool:
     """Return whether ``data`` begins like a zlib header (RFC 1950 section 2.2).
 
-    It may be only the first byte.
+    ``data`` may be only the first byte of the header.
     """
     return (
         data[0] & 0x0F == 8

@@ -131,7 +131,7 @@ def _single(algorithm: str | None, text: str | None) -> Iterator[Digest]:
 def _is_as_stored(headers: Mapping[str, str]) -> bool:
     """Return whether Google Cloud Storage sent the bytes as they are stored.
 
-    It may decompress them ("transcoding").
+    The service decompresses some objects before it sends them ("transcoding").
     """
     stored = (
         (headers.get("x-goog-stored-content-encoding") or "identity").strip().lower()

@@ -32,7 +32,8 @@ class OutgoingBody:
     """A request body: ``size`` bytes in blocks.
 
     Each block is sent before the next one is requested. ``timeout_s``: seconds without
-    progress after which sending fails. An exception of ``blocks`` ends the request.
+    progress after which sending fails. An exception that ``blocks`` raises ends the
+    request.
     """
 
     blocks: Iterable[bytes | memoryview]
@@ -65,7 +66,7 @@ class SocketShutdown:
             self._holders += 1
 
     def release(self) -> None:
-        """Remove a holder; the last one closes the duplicate."""
+        """Remove a holder; the last one closes the duplicate descriptor."""
         with self._lock:
             self._holders -= 1
             if self._holders == 0 and self._socket is not None:
@@ -77,11 +78,11 @@ class Exchange:
     """A request in flight.
 
     The thread that sends the request enters the exchange as a context; other threads
-    may cancel it and read its statistics. The statistics continue from ``before``,
-    those of the previous exchange. Only time spent waiting for the server counts, not
-    disk writes or rate limits. ``sent_at``: when the request was sent, None while its
-    body is being sent. ``is_reused``: the connection had served an earlier request. The
-    lock guards ``cancel_error`` and the socket.
+    may cancel it and read its statistics. ``before``: the statistics of the previous
+    exchange, to which this exchange adds its own. Only time spent waiting for the
+    server counts, not disk writes or rate limits. ``sent_at``: when the request was
+    sent, None while its body is being sent. ``is_reused``: the connection had served an
+    earlier request. The lock guards ``cancel_error`` and the socket.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Exchange:
     def cancel(self, error: DlpoolError) -> None:
         """Make the thread that has entered the exchange raise ``error``, and wake it.
 
-        An earlier error takes precedence.
+        If the exchange was cancelled before, the thread raises the first error.
         """
         with self._lock:
             self.cancel_error = self.cancel_error or error
@@ -129,7 +130,7 @@ class Exchange:
     def attach(self, shutdown: SocketShutdown) -> None:
         """Set the connection in use.
 
-        Raises the error if the exchange was cancelled already.
+        If the exchange was cancelled before, raises the error given to ``cancel``.
         """
         shutdown.hold()
         self.detach()
@@ -145,7 +146,7 @@ class Exchange:
             shutdown.release()
 
     def check(self) -> None:
-        """Raise the error if the exchange was cancelled."""
+        """If the exchange was cancelled, raise the error given to ``cancel``."""
         if self.cancel_error is not None:
             raise self.cancel_error
 

@@ -65,7 +65,7 @@ class HeaderFields(Mapping[str, str]):
         )
 
     def get_all(self, name: str, default: Any = None) -> Any:
-        """Return the values of a field separately: cookies are not a list."""
+        """Return each value of a repeated field, unjoined, as cookies require."""
         return self._values.get(name.lower(), default)
 
 
@@ -77,9 +77,9 @@ def read_fields(lines: BinaryIO, *, is_lenient: bool = False) -> HeaderFields:
     """Read the header fields up to the empty line.
 
     The e-mail parser treats the first line that is not a field as the end of the
-    header. With ``is_lenient`` such a line is ignored, as browsers do: a length or a
-    coding may follow it, without which a truncated body looks complete. Raises
-    HTTPException for too many fields or a truncated header.
+    header. With ``is_lenient`` such a line is skipped, as browsers do, and the fields
+    after it are read. A length or a coding among them is needed to detect a truncated
+    body. Raises HTTPException for too many fields or a truncated header.
     """
     read: list[bytes] = []
     while (line := lines.readline(MAX_HEADER_BYTES + 1)) not in (b"\r\n", b"\n"):

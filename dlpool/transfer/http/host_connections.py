@@ -98,7 +98,7 @@ class ConnectionShare:
         return self._member.share
 
     def report(self, received: int, busy: int) -> str:
-        """Record the bytes received in total and the busy connections.
+        """Record the total of received bytes and the number of busy connections.
 
         Returns the reason for the present level.
         """
@@ -162,7 +162,8 @@ class HostConnections:
     def join(self, host: str, most: int, *, limit: int) -> ConnectionShare:
         """Add a download that can use ``most`` connections, and return its share.
 
-        ``limit``: the highest level for all downloads together, if the host is new.
+        ``limit``: the highest level of a new host, for all its downloads together;
+        ignored for a host that is already known.
         """
         with self._lock:
             now = self._clock()
@@ -187,7 +188,7 @@ class HostConnections:
     def answered(self, host: str, seconds: float) -> None:
         """Record that ``host`` took ``seconds`` seconds to respond.
 
-        Late responses reduce its level.
+        Several late responses in a row reduce the level of the host.
         """
         with self._lock:
             if (known := self._hosts.get(host)) is not None and known.members:

@@ -2,9 +2,9 @@
 
 All 1xx responses except 101 are skipped (http.client returns a 103 as the final
 response), and the header fields together stay under ``MAX_HEADER_BYTES``. http.client
-parses header fields with the e-mail parser, and urllib3 wraps the response again;
-together these two cost as much as the rest of a small file. So a header in the usual
-form is parsed here, any other by http.client.
+parses header fields with the e-mail parser, and urllib3 wraps the response again; these
+two steps take as long as all other work for a small file. So this module parses a
+header in the usual form itself, and leaves any other header to http.client.
 
 This is the only module that overrides or calls private members of http.client. A
 contract test (``tests/test_library_contracts.py``) fails when a release of Python

@@ -72,7 +72,11 @@ class RateLimits:
         self._limits = limits
 
     def max_read(self, size: int) -> int:
-        """Return how many of ``size`` bytes one read may take, for short waits."""
+        """Return how many of ``size`` bytes one read may take.
+
+        This is at most what the lowest rate allows in 0.1 s, so that waits stay short,
+        but at least ``LEAST_READ``.
+        """
         rates = [rate for limit in self._limits if (rate := limit.rate) is not None]
         return max(LEAST_READ, min(size, min(rates) // 10)) if rates else size
 

@@ -100,8 +100,8 @@ class NetworkPolicy:
     def _allows(self, address: Address) -> bool:
         """Return whether a network of ``allow`` contains the address.
 
-        For a link-local or metadata address, that network must lie within the special
-        one.
+        A link-local or metadata address needs a network of ``allow`` that lies
+        completely within the link-local or metadata network.
         """
         named = [network for network in self.allow if address in network]
         network_found = _special_network(address)
@@ -151,7 +151,8 @@ def headers_for_origin(
 def _routed_addresses(address: Address) -> Iterator[Address]:
     """Yield the addresses that packets to ``address`` go to.
 
-    This is the address itself, or the IPv4 address that it contains; with ISATAP both.
+    An IPv6 address that contains an IPv4 address yields only the latter; an ISATAP
+    address yields both; any other address yields itself.
     """
     if isinstance(address, ipaddress.IPv6Address):
         number = int(address)

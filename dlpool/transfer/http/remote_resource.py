@@ -64,10 +64,9 @@ class RemoteResource:
     ) -> RemoteResource:
         """Return the resource that header fields describe (RFC 9110 section 8).
 
-        ``size``: its total size in bytes.
-
-        ``is_complete``: the response has all bytes of the file, so that a digest of its
-        content is one of the file.
+        ``size``: the total size in bytes, None while unknown. ``is_complete``: the
+        response has all bytes of the file, so that a digest of the response's content
+        is a digest of the file.
         """
         return cls(
             size=size,
@@ -88,7 +87,7 @@ class RemoteResource:
     def strong_etag(self) -> str | None:
         """Return the strong entity tag, by which byte ranges may be joined.
 
-        None for an empty one.
+        None if the server sent a weak tag, an empty tag or no tag.
         """
         tag = strong_etag(self.etag)
         return tag if tag != '""' else None
@@ -129,9 +128,10 @@ class RemoteResource:
 
         A strong entity tag decides. Without one, a different tag, digest, date or size
         means another version, and a validator that is missing in ``other`` leaves the
-        result unknown. With ``is_confirmed`` a missing validator is ignored: the
-        response was a 206 to ``If-Range``, for which the server has compared (RFC 9110
-        section 15.3.7). SAME is no proof; ``proves_same`` returns whether there is one.
+        result unknown. ``is_confirmed``: the response was a 206 to ``If-Range``, so
+        that the server has compared the versions (RFC 9110 section 15.3.7); a missing
+        validator is then ignored. SAME is no proof of the same version; ``proves_same``
+        returns whether there is a proof.
         """
         mine, theirs = self.strong_etag, other.strong_etag
         if mine and theirs:
@@ -203,9 +203,9 @@ class RemoteResource:
         return self.etag is not None and other.etag is None
 
     def has_digest_of(self, other: RemoteResource) -> bool | None:
-        """Return whether ``other`` has the same digest.
+        """Return whether ``other`` has the same digest as this resource.
 
-        None if the two have no digest of the same algorithm.
+        None if they have no digest of the same algorithm.
         """
         if (
             self.digest is None

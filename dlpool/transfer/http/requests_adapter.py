@@ -144,7 +144,10 @@ class CookieJar:
         return len(self._jar)
 
     def header(self, url: str) -> str | None:
-        """Return the ``Cookie`` value for a request of ``url``, None if it is empty."""
+        """Return the ``Cookie`` value for a request of ``url``.
+
+        None if no cookie of the jar is for this URL.
+        """
         return get_cookie_header(self._jar, _cookie_request(url))
 
     def store(self, url: str, values: Sequence[str]) -> None:

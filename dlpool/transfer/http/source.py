@@ -107,10 +107,10 @@ class Reply:
 class Source:
     """One URL with its headers and credentials.
 
-    All connection threads of a download use it. After a redirect, requests go to its
-    target until that fails; then they go to the first URL again, so that an expired
-    signed URL costs one request. The lock guards the cookies and the credentials for
-    other origins.
+    All connection threads of a download use it. After a redirect, requests go directly
+    to the redirect's target. When a request to the target fails, for example because a
+    signed URL has expired, the next one goes to the first URL again. The lock guards
+    the cookies and the credentials for other origins.
     """
 
     def __init__(
@@ -281,8 +281,8 @@ class Source:
     def _headers_for(self, url: str, headers: Mapping[str, str]) -> dict[str, str]:
         """Return the headers for ``url``, which may be of another origin.
 
-        The cookies of the user and those that servers have set are sent together: a
-        redirect that sets one expects it back.
+        ``Cookie`` contains the user's cookies and those that servers have set: a server
+        that sets a cookie in a redirect expects it in the next request.
         """
         sent = headers_for_origin(url, self.url, self._headers)
         sent.update(headers)
@@ -306,5 +306,5 @@ class Source:
 
 
 def may_be_expired(status: int) -> bool:
-    """Return whether a status may mean an expired URL, as a signed URL's 403."""
+    """Return whether a status may mean an expired URL, as 403 does for a signed URL."""
     return 400 <= status < 500 and status not in (408, 416, 425, 429)

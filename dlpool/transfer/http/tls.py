@@ -46,6 +46,9 @@ def tls_context(settings: NetworkSettings) -> ssl.SSLContext:
 
 
 def _has_ca_folder() -> bool:
-    """Return whether OpenSSL's CA folder has files, which a context does not count."""
+    """Return whether OpenSSL's CA folder has files.
+
+    The certificate count of an SSL context does not include this folder.
+    """
     folder = ssl.get_default_verify_paths().capath
     return bool(folder and Path(folder).is_dir() and any(Path(folder).iterdir()))

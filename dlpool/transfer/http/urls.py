@@ -231,10 +231,10 @@ def request_target(url: str) -> str:
 
 
 def merge_cookies(given: str | None, stored: str | None) -> str | None:
-    """Return the ``Cookie`` value of the user's and the server's cookies.
+    """Return the ``Cookie`` value that joins the user's and the server's cookies.
 
-    The server's replace those of the same name. Pairs are separated by semicolons (RFC
-    6265 section 4.2). Returns None without cookies.
+    A cookie from the server replaces the user's cookie of the same name. Pairs are
+    separated by semicolons (RFC 6265 section 4.2). Returns None without cookies.
     """
     if not given or not stored:
         return given or stored
@@ -255,7 +255,7 @@ def check_proxied_host(url: str, settings: NetworkSettings) -> None:
     """Raise PolicyRefused if a proxied URL names a forbidden address.
 
     The proxy resolves names, so only addresses in the URL can be checked. ``localhost``
-    counts as one (RFC 6761 section 6.3).
+    is treated as an address (RFC 6761 section 6.3).
     """
     host = (urlsplit(url).hostname or "").rstrip(".").lower()
     if host == "localhost" or host.endswith(".localhost"):

@@ -51,7 +51,7 @@ def safe_name(name: str) -> str:
 def name_from_url(url: str) -> str:
     """Return the last segment of the URL's path, decoded and made safe.
 
-    ``download`` if it is empty.
+    Returns ``download`` if nothing is left of the segment.
     """
     segment = urlsplit(url).path.rpartition("/")[2]
     return safe_name(unquote(segment, errors="replace")) or _DEFAULT_NAME
@@ -66,10 +66,10 @@ def file_name(server_name: str | None, url: str) -> str:
 
 
 def encoded_in_utf8(path: str) -> str:
-    """Return the text that Python encodes to ``path`` in UTF-8 on the disk.
+    """Return the path whose name on the disk is ``path`` in UTF-8, in any locale.
 
-    This is ``path`` itself, unless the locale encodes file names differently; such an
-    encoding may lack characters of ``path``.
+    If the locale encodes file names differently, the result differs from ``path``: the
+    encoding of the locale may lack characters of ``path``.
     """
     return os.fsdecode(path.encode("utf-8", "surrogateescape"))
 

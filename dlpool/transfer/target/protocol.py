@@ -84,7 +84,7 @@ class RangeReader(Protocol):
     def read(self, position: int, size: int) -> bytes:
         """Return at most ``size`` bytes at ``position``.
 
-        Empty behind the last written byte. Raises LocalFault.
+        The result is empty after the last written byte. Raises LocalFault.
         """
         ...
 
@@ -163,7 +163,7 @@ class Target(Protocol):
     def main_writer(self) -> RangeWriter:
         """Return the writer of the thread that runs the download.
 
-        It shares the target's own descriptor, and needs no other one.
+        It uses the target's own descriptor, and opens no further one.
         """
         ...
 

@@ -69,9 +69,9 @@ class PublishRecord:
 class SavedState:
     """Everything that the next run needs to resume. Times are RFC 3339, UTC.
 
-    ``date`` is that of the response, saved only if it makes ``last_modified`` a strong
-    validator. ``digest`` is the server's digest of the complete file, ``checksum`` the
-    job's, both as ``ALGO:HEX``.
+    ``date``: the ``Date`` of the response, saved only if it makes ``last_modified`` a
+    strong validator. ``digest``: the server's digest of the complete file;
+    ``checksum``: the job's checksum; both as ``ALGO:HEX``.
     """
 
     url: str

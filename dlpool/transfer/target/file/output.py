@@ -115,7 +115,7 @@ class FileOutput:
     def restart(self, reason: str) -> None:
         """Drop all bytes: first the state, then the part file.
 
-        In this order the state never describes another part file than the present one.
+        This order ensures that a state on disk always describes the present part file.
         """
         self._notify("download_restarted", reason=reason, path=str(self.path))
         self.part.check_ownership()
@@ -280,8 +280,8 @@ class FileOutput:
     def _check_saved(self, saved: SavedState) -> None:
         """Raise StateUnusable if the saved bytes cannot be used.
 
-        The state does not match the part file, or no validator can prove the version of
-        the bytes.
+        They cannot be used if the state does not match the part file, or if no
+        validator can prove their version.
         """
         length = self.part.length
         if saved.publishing is not None and not self._is_recorded(saved.publishing):

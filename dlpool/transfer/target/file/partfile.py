@@ -1,9 +1,9 @@
 """The file under construction, ``PATH.part``: lock, sync, publish by rename.
 
-One process at a time works on a part file: the process holds its lock (``filelock``),
-and the locked file is the one that the name refers to. If the locked file was published
-before the lock was taken, the name is opened again. Every writer has its own
-descriptor, where ``/proc`` is mounted or the name still refers to the file.
+One process at a time works on a part file. It holds the lock (``filelock``) of the file
+that has the part file's name. If the locked file was published before the lock was
+taken, the name is opened again. Every writer has its own descriptor if the file can be
+opened again, by ``/proc`` or by its name.
 """
 
 from __future__ import annotations
@@ -338,19 +338,19 @@ class PartFile:
         return None
 
     def _is_same(self, descriptor: int) -> bool:
-        """Return whether ``descriptor`` is one of this file; False if unknown."""
+        """Return whether ``descriptor`` refers to this file; False if unknown."""
         try:
             return disk.identity_of(os.fstat(descriptor)) == self._identity
         except OSError:
             return False
 
     def _private_name(self) -> Path:
-        """Return the name to publish from.
+        """Return the name to publish from: usually the part file's name.
 
-        Usually it is the part file's name. A lock file can be lost at any moment, after
-        which that name may refer to the file of the next holder; so with a lock file it
-        is a new private hard link. Without hard links or /proc, the part file's name is
-        used nevertheless; it was checked just before.
+        A lock file can be lost at any moment; the next holder may then replace the file
+        of that name. So with a lock file, the result is a new private hard link.
+        Without hard links or /proc, it is the part file's name, which was checked just
+        before.
         """
         if not self.has_lock_file:
             return self.path

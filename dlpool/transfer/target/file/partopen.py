@@ -140,7 +140,8 @@ class PartOpener:
         Otherwise set ``path`` to the spelling of the folder. A case-insensitive file
         system in user space may show one file with a different inode number for each
         spelling of its name, so that a lock by one spelling does not exclude a lock by
-        another. The known ones have no extended attributes. Raises OSError.
+        another. Only a file without a mark is checked: the known file systems of this
+        kind have no extended attributes. Raises OSError.
         """
         expected, found = self.path.name, None
         with os.scandir(self.path.parent) as entries:
@@ -155,10 +156,11 @@ class PartOpener:
         return False
 
     def _is_usable(self, descriptor: int, status: os.stat_result) -> bool | None:
-        """Return whether dlpool's mark is on the file (an extended attribute).
+        """Return True if the file has dlpool's mark (an extended attribute).
 
-        Return False if only the state file shows that dlpool made the file, None if the
-        file must be opened again. Raises OSError, ForeignFile if neither shows it.
+        Returns False if only the state file shows that dlpool made the file, and None
+        if the file must be opened again. Raises OSError, and ForeignFile if neither
+        mark nor state file shows that dlpool made it.
         """
         if self._was_published(status):
             return None
@@ -274,7 +276,7 @@ class PartOpener:
     def _withdraw(self, state_file: StateFile) -> None:
         """Remove an unused placeholder.
 
-        It stays if the part file of another download needs it.
+        The placeholder stays if the part file of another download needs it.
         """
         is_needed = False
         with suppress(OSError):
@@ -287,7 +289,8 @@ class PartOpener:
     def _locked(self, descriptor: int, again: Path | None = None) -> FileLock:
         """Lock the open file. Raises Locked, ForeignFile, OSError.
 
-        ``again``: a path by which a file without a name can be opened again.
+        ``again``: a path by which a file without a name can be opened again; None for a
+        file that has its name.
         """
         try:
             return FileLock(descriptor, self.path, reopen_path=again)

@@ -70,9 +70,9 @@ def check_unpublished(
     """Raise TargetPresent if an earlier run of ``job`` has published ``path``.
 
     What a killed run left undone is completed first: the part file's name is removed,
-    and without a queue also the state. ``part_of``: the path beside which the part file
-    was, if it was published as ``path`` because its own name had been taken. Raises
-    LocalFault.
+    and without a queue also the state. ``part_of``: the path that the part file was
+    named after, if the file was published under another name (``path``) because that
+    path was taken; None means ``path``. Raises LocalFault.
     """
     if has_mark(path, job):
         raise target_present(path, is_published=True)
@@ -101,7 +101,7 @@ def check_unpublished(
 def _was_published_by(job: Job, saved: SavedState, status: os.stat_result) -> bool:
     """Return whether ``saved`` records that ``job`` published the file.
 
-    ``status``: of that file.
+    ``status``: the stat result of the published file.
     """
     record = saved.publishing
     if record is None or saved.url_sha256 != url_digest(job.url):

@@ -98,8 +98,8 @@ class StateFile:
     def write_placeholder(self) -> None:
         """Write a placeholder, unless a state exists. Raises LocalFault.
 
-        The part file's lock is not required: another process may create the file first,
-        whose content then stays.
+        The caller need not hold the part file's lock. If another process creates the
+        file first, the content of that process stays.
         """
         if self.exists:
             return

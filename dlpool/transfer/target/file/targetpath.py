@@ -1,4 +1,4 @@
-"""Check the path of a target: it must be a regular file, or a free name for one."""
+"""Check the path of a target: a regular file, or a path where no file exists."""
 
 from __future__ import annotations
 
