@@ -518,7 +518,8 @@ class Transfer:
     may_leave_state = False
 
     def __init__(self, *given: Any) -> None:
-        self.job, self.settings, self.client, self.notify, self.admit, self.permit, self.guard, self.space = given
+        self.job, self.settings, self.client, callbacks, self.guard, self.space = given
+        self.notify, self.admit, self.permit = callbacks.notify, callbacks.check_target, callbacks.authorize_publish
         self.now = Progress(self.job.target, 1, 9, 2, "downloading", 8, is_resumable=False)
         self.received = 5
         self.errors: list[DlpoolError] = []
