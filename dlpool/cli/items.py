@@ -27,7 +27,8 @@ _JSON_FIELDS = {"url", "path", "checksum", "headers"}
 class ItemDefaults:
     """The values that all items of a command share.
 
-    ``folder`` is the folder of relative paths and of files without a path.
+    Relative target paths are resolved against ``folder``; an item without a path is
+    saved in it.
     """
 
     folder: Path

@@ -78,10 +78,11 @@ def _conflict(
     values: dict[str, Any],
     described: Callable[[str, str], str],
 ) -> tuple[str, str]:
-    """Return a sentence about a contradiction of ``declared``, and the other setting's
-    name.
+    """Check a setting against those that its metadata names: ``not_below``, ``needs``
+    and ``instead_of``.
 
-    Both texts are empty if ``declared`` contradicts no setting of its section.
+    Returns a sentence about the first conflict, and the name of the setting that it
+    conflicts with; two empty texts if there is none.
     """
     name, value = declared.name, values[declared.name]
     if value is None:

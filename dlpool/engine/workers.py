@@ -207,9 +207,10 @@ class EngineWorkers:
             return self._source
 
     def _end_pull(self, *, has_task: bool) -> bool:
-        """Record that a call of the source has ended; return False after ``stop``.
+        """Record that a call of the source has ended.
 
-        ``has_task`` is False if the source returned None: the source is then removed.
+        ``has_task``: whether the source gave a task; if not, it is removed. Returns
+        whether the workers still run; False once ``stop`` was called.
         """
         with self._lock:
             self._pulling -= 1

@@ -63,11 +63,11 @@ def walk_down(root: str, names: list[str]) -> PathWalk:
 
 
 class OwnedPathIndex:
-    """The files and folders that dlpool owns, examined once. Immutable.
+    """The files and folders that dlpool owns. Immutable: examined when it is created.
 
-    A job's path is compared with the owned paths by name, and by the identities in its
-    ``PathWalk``. If an owned path matches, it and the job's path are examined again:
-    the inode number may have been reused.
+    A job's path conflicts with an owned path if its name matches, or an identity in its
+    ``PathWalk``. Before a conflict is reported, both paths are examined again: an inode
+    number may have been reused.
     """
 
     def __init__(self, owned: Iterable[OwnedPath]) -> None:

@@ -101,8 +101,11 @@ def warnings(info: Mapping[str, Any], save: str | None) -> tuple[ServerWarning, 
 
 
 def _ask(client: redis.Redis, ask: Any) -> Any:
-    """Call ``ask``, which sends a command. Return the reply; None if the server refuses
-    this command. Raises QueueError if it refuses all commands."""
+    """Call ``ask``, which sends one command, and return the reply.
+
+    If the command is refused, PING is sent: returns None if it succeeds, since only
+    this command is refused. Raises QueueError if PING fails too, and QueueAway.
+    """
     try:
         with translated(client):
             return ask()

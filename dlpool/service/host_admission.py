@@ -106,9 +106,9 @@ class HostAdmission:
         )
 
     def released_host(self, held: InFlightJob) -> str:
-        """Return the host that has a free slot once this job has left.
+        """Return the host that gets a free slot when this job leaves.
 
-        Return '' if the host is not limited, so that no job waits for its slots.
+        Returns '' if the host is not limited: then no job waits for it.
         """
         if held.slot_host or held.job is None:
             return held.slot_host

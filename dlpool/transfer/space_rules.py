@@ -84,7 +84,7 @@ ENTIRE_DISK = SpaceRules()
 
 
 class BlockReserver(Protocol):
-    """The part of a writer that reserves disk space."""
+    """The methods of a writer that ``WriteBudget`` needs to reserve disk space."""
 
     def space(self) -> Space | None:
         """Return the space of the file system, None if it is unknown."""

@@ -121,8 +121,11 @@ class ChunkResource(_UploadApiResource):
     def _start_file(
         self, staged: StagedChunk, fields: dict[str, str], owner: str | None
     ) -> StagedChunk:
-        """Return ``staged``, which is the sink of the file. Check the request before
-        the file is received, if the preceding fields identify the chunk."""
+        """Prepare for the file part of a form; return ``staged``, which receives it.
+
+        If the fields before the file identify the chunk, the request is checked now, so
+        that a bad one is refused before its file is received.
+        """
         if fields.get("file_id") and fields.get("chunk_index"):
             self._backend.chunks.check(staged, _chunk_request(fields, owner))
         return staged

@@ -1,11 +1,11 @@
-"""The start of child processes: a program that exits with its parent, and the garbage
-collector of a service.
+"""The preparation of a process at its start: it exits with its parent, and Python's
+garbage collector is tuned for a long-running service.
 
-``python launch.py PARENT_PID PROGRAM ARGUMENTS...`` becomes the program. This file runs
-as a script and without dlpool's imports: so it starts in a few milliseconds, and
-imports nothing from the working directory. The script is necessary, because the child
-must call prctl(2) before ``exec``, and ``preexec_fn`` may deadlock in a process with
-threads.
+As a script, ``python launch.py PARENT_PID PROGRAM ARGUMENTS...`` arranges the first and
+then replaces itself with PROGRAM. The script is necessary because the child must call
+prctl(2) before ``exec``, and ``preexec_fn`` may deadlock in a process with threads. It
+imports no module of dlpool, so it starts in a few milliseconds and imports nothing from
+the working directory.
 """
 
 from __future__ import annotations

@@ -53,7 +53,10 @@ class FenceChecked:
 @dataclass(frozen=True)
 class HostSlotRequest:
     """A job requests a slot of its host; the answer is HostSlotAnswered.
-    ``is_start_reserved``: the job's start at the host is reserved."""
+
+    ``is_start_reserved``: an earlier request has reserved a start for this job within
+    the host's ``rate_per_host``.
+    """
 
     lease: JobLease
     limit: HostLimit

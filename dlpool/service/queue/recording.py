@@ -210,7 +210,11 @@ def log_refused_records(delivery: Delivery, logger: Logger) -> None:
 def _finish_job(
     transitions: Transitions, sid: str, request: FinishRequest, logger: Logger
 ) -> str:
-    """Record one result; leave out its client record if Redis refuses the record."""
+    """Write one result to Redis; if that fails, log the error and write it again
+    without the record for the client.
+
+    Raises QueueAway and QueueRefused.
+    """
     try:
         return transitions.finish(sid, [request])[0]
     except (QueueAway, QueueRefused):

@@ -176,9 +176,10 @@ class DiskConcatenator:
         )
 
     def _part(self, file_id: str, owner: str | None) -> _PartsTotal:
-        """Return a part that can be taken.
+        """Return owner, size and number of chunks of one part.
 
-        A part of another owner is refused like an unknown one.
+        Raises UploadError unless the part is complete and no other final upload has
+        claimed it. A part of another owner is refused like an unknown one.
         """
         try:
             self.uploads.recover(file_id, owner)

@@ -39,7 +39,8 @@ def without_parts(record: TaskRecord) -> TaskRecord:
 
 
 def with_claim(record: TaskRecord, final: str) -> TaskRecord:
-    """Return the record of a part that the upload ``final`` takes."""
+    """Return a copy of a part's record that names the upload with the id ``final`` as
+    its claimant."""
     return replace(record, tus={**record.tus, _CLAIM: final})
 
 

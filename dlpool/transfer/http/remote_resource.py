@@ -126,12 +126,12 @@ class RemoteResource:
     ) -> ValidatorMatch:
         """Compare with ``other``, which a later response described.
 
-        A strong entity tag decides. Without one, a different tag, digest, date or size
-        means another version, and a validator that is missing in ``other`` leaves the
-        result unknown. ``is_confirmed``: the response was a 206 to ``If-Range``, so
-        that the server has compared the versions (RFC 9110 section 15.3.7); a missing
-        validator is then ignored. SAME is no proof of the same version; ``proves_same``
-        returns whether there is a proof.
+        If both have a strong entity tag, the result is SAME if tags and sizes agree,
+        else CHANGED. Otherwise a different tag, digest, date or size means CHANGED, and
+        a validator that only ``self`` has means UNKNOWN. ``is_confirmed``: ``other``
+        came in a 206 to ``If-Range``, so the server has compared the versions (RFC 9110
+        section 15.3.7), and missing validators are ignored. SAME means that no
+        difference was found; ``proves_same`` returns whether that is a proof.
         """
         mine, theirs = self.strong_etag, other.strong_etag
         if mine and theirs:
