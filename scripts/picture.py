@@ -25,9 +25,9 @@ def picture(package: Path) -> str:
     A blank line separates levels: packages of one level do not import each other. Sub-packages stand below theirs, in
     the order of their imports.
     """
-    graph = _imports(package)
+    graph = _below(module_graph(package), package.name)
     text = ""
-    for level in _levels(_by_part(graph, 1)):
+    for level in _levels(_by_first_part(graph)):
         rooms = [name for name in level if (package / name).is_dir()]
         modules = [f"{name}.py" for name in level if name not in rooms]
         for name in rooms:
@@ -40,13 +40,8 @@ def picture(package: Path) -> str:
 
 def _inside(folder: Path, graph: Mapping[str, set[str]]) -> str:
     """Return the lines of the sub-packages of ``folder``."""
-    inner = {
-        name.partition(".")[2]: {one.partition(".")[2] for one in used if one.startswith(folder.name + ".")}
-        for name, used in graph.items()
-        if name.startswith(folder.name + ".")
-    }
     text = ""
-    for level in _levels(_by_part(inner, 1)):
+    for level in _levels(_by_first_part(_below(graph, folder.name))):
         for name in level:
             if (folder / name).is_dir():
                 text += _line(f"    {name}/", _summary(folder / name))
@@ -63,34 +58,45 @@ def _summary(folder: Path) -> str:
     return re.split(r"(?<=\.) ", text)[0].replace("``", "").rstrip(".")
 
 
-def _imports(package: Path) -> dict[str, set[str]]:
-    """Return the modules that each module imports, by their dotted names below ``package``."""
-    found: dict[str, set[str]] = {}
-    paths = {_dotted(package, path): path for path in package.rglob("*.py") if path.stem != "__main__"}
-    for name, path in paths.items():
-        found[name] = set()
+def module_graph(package: Path) -> dict[str, set[str]]:
+    """Return the modules of ``package`` that each of them imports, by their dotted names.
+
+    Imports in functions and for type checkers count.
+    """
+    names = {path: _dotted(package, path) for path in package.rglob("*.py")}
+    known = set(names.values())
+    graph: dict[str, set[str]] = {name: set() for name in known}
+    for path, name in names.items():
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package.name}."):
-                module = (node.module or "").partition(".")[2]
-                inner = {f"{module}.{alias.name}" for alias in node.names} & paths.keys()
-                found[name] |= inner or {module}
-    found.pop("", None)
-    return found
+            if isinstance(node, ast.Import):
+                graph[name] |= {alias.name for alias in node.names} & known
+            elif isinstance(node, ast.ImportFrom):
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                graph[name] |= inner & known if inner <= known else {*inner, node.module or ""} & known
+    return graph
 
 
 def _dotted(package: Path, path: Path) -> str:
-    parts = path.relative_to(package).with_suffix("").parts
+    parts = path.relative_to(package.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _by_part(graph: Mapping[str, set[str]], depth: int) -> dict[str, set[str]]:
-    """Return the graph of the first ``depth`` parts of the names."""
+def _below(graph: Mapping[str, set[str]], package: str) -> dict[str, set[str]]:
+    """Return the graph of the modules in ``package``, by their names below it."""
+    prefix = f"{package}."
+    return {
+        name.removeprefix(prefix): {one.removeprefix(prefix) for one in used if one.startswith(prefix)}
+        for name, used in graph.items()
+        if name.startswith(prefix) and name != f"{prefix}__main__"
+    }
+
+
+def _by_first_part(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """Return the graph of the first parts of the names."""
     found: dict[str, set[str]] = {}
     for name, used in graph.items():
-        short = ".".join(name.split(".")[:depth])
-        if short:
-            found.setdefault(short, set()).update(".".join(one.split(".")[:depth]) for one in used)
-    return {name: {one for one in used if one in found and one != name} for name, used in found.items()}
+        found.setdefault(name.partition(".")[0], set()).update(one.partition(".")[0] for one in used)
+    return {name: used - {name} for name, used in found.items()}
 
 
 def _levels(graph: Mapping[str, Iterable[str]]) -> list[list[str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.picture import module_graph
 from tests.backtracking import fault
 from tests.patterns import patterns
 from tests.processes import ROOT
@@ -136,22 +137,6 @@ def test_transfer_does_not_import_storage(module: Path) -> None:
     assert room(module) != "transfer" or not any(name.startswith("dlpool.storage") for name in imports(module))
 
 
-def module_graph() -> dict[str, set[str]]:
-    """The imports between modules of the package, those of functions and type checkers included."""
-    names = {module: ".".join(("dlpool", *module.relative_to(PACKAGE).with_suffix("").parts)) for module in MODULES}
-    names = {module: name.removesuffix(".__init__") for module, name in names.items()}
-    known = set(names.values())
-    graph: dict[str, set[str]] = {name: set() for name in known}
-    for module, name in names.items():
-        for node in ast.walk(ast.parse(module.read_text())):
-            if isinstance(node, ast.Import):
-                graph[name] |= {alias.name for alias in node.names} & known
-            elif isinstance(node, ast.ImportFrom):
-                inner = {f"{node.module}.{alias.name}" for alias in node.names}
-                graph[name] |= (inner & known) or ({node.module or ""} & known)
-    return graph
-
-
 def circle(graph: dict[str, set[str]]) -> list[str]:
     """Return the modules that are in a circle of imports or lead into one; none if the graph has no circle."""
     left = dict(graph)
@@ -165,7 +150,7 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    assert circle(module_graph()) == []
+    assert circle(module_graph(PACKAGE)) == []
 
 
 def test_a_circle_of_imports_would_be_seen() -> None:
