@@ -153,6 +153,40 @@ class DownloadPlan:
         return (self.resource.size or 0) - self.resumed_from
 
 
+class Requester:
+    """Sends requests one after another. One thread sends; others read ``exchange``.
+
+    ``exchange``: the request in flight, None between requests. It is a member of the
+    scope of the attempt.
+    """
+
+    def __init__(self, context: TransferContext) -> None:
+        self.exchange: Exchange | None = None
+        self._context = context
+        self._latest: Exchange | None = None
+
+    def stats(self) -> ExchangeStats:
+        """Return bytes and seconds over all exchanges of this object."""
+        latest = self._latest
+        return latest.stats() if latest is not None else ExchangeStats(0, 0.0)
+
+    def _create_exchange(self) -> Exchange:
+        return self._context.new_exchange(self.stats())
+
+    def _new_exchange(self) -> Exchange:
+        """Replace the exchange. Raises the error of a cancelled attempt."""
+        self._end_exchange()
+        exchange = self._create_exchange()
+        self._context.scope.add(exchange)
+        self.exchange = self._latest = exchange
+        return exchange
+
+    def _end_exchange(self) -> None:
+        if self.exchange is not None:
+            self._context.scope.discard(self.exchange)
+        self.exchange = None
+
+
 class NetworkOutage:
     """Measures an outage of the local network from the failures of one thread.
 

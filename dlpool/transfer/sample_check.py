@@ -7,10 +7,15 @@ responses.
 from __future__ import annotations
 
 from dlpool.errors import DlpoolError, RemoteChanged, RetryRange, ShortBody, TimedOut
-from dlpool.transfer.context import DownloadPlan, NetworkOutage, TransferContext
+from dlpool.transfer.context import (
+    DownloadPlan,
+    NetworkOutage,
+    Requester,
+    TransferContext,
+)
 from dlpool.transfer.evidence import choose_samples
 from dlpool.transfer.http.answer import Answer, ByteRange
-from dlpool.transfer.http.exchange import Exchange, ExchangeStats
+from dlpool.transfer.http.exchange import Exchange
 from dlpool.transfer.http.source import Reply
 from dlpool.transfer.range_request import request_range
 from dlpool.transfer.retry import FailureCount
@@ -22,7 +27,7 @@ MAX_STALE = 16  # consecutive idle connections that the server had closed
 TIMEOUT_FACTOR = 2.0
 
 
-class SampleCheck:
+class SampleCheck(Requester):
     """Requests samples of the file again and compares them with the part file.
 
     One thread calls ``run``; other threads may use ``exchange`` and
@@ -30,10 +35,8 @@ class SampleCheck:
     """
 
     def __init__(self, context: TransferContext, plan: DownloadPlan) -> None:
-        self.exchange: Exchange | None = None
-        self._context = context
+        super().__init__(context)
         self._plan = plan
-        self._latest: Exchange | None = None
         self._network = NetworkOutage(context)
 
     @property
@@ -109,19 +112,10 @@ class SampleCheck:
         finally:
             reply.close()
 
-    def _new_exchange(self) -> Exchange:
-        self._end_exchange()
-        context, latest = self._context, self._latest
-        before = latest.stats() if latest is not None else ExchangeStats(0, 0.0)
-        exchange = Exchange(context.clock, context.scope.sleep, before)
-        context.scope.add(exchange)
-        self.exchange = self._latest = exchange
-        return exchange
-
-    def _end_exchange(self) -> None:
-        if self.exchange is not None:
-            self._context.scope.discard(self.exchange)
-        self.exchange = None
+    def _create_exchange(self) -> Exchange:
+        # all chunks are done, so a pause of the scheduler would end at once
+        context = self._context
+        return Exchange(context.clock, context.scope.sleep, self.stats())
 
     def _delay_s(self, span: ByteRange, error: RetryRange, failures: int) -> float:
         """Return the seconds until the next attempt.

@@ -22,9 +22,14 @@ from dlpool.errors import (
 )
 from dlpool.transfer.chunks import UNKNOWN_END, Chunk
 from dlpool.transfer.connection_admission import ConnectionAdmission
-from dlpool.transfer.context import DownloadPlan, NetworkOutage, TransferContext
+from dlpool.transfer.context import (
+    DownloadPlan,
+    NetworkOutage,
+    Requester,
+    TransferContext,
+)
 from dlpool.transfer.http.answer import Answer, ByteRange
-from dlpool.transfer.http.exchange import Exchange, ExchangeStats
+from dlpool.transfer.http.exchange import Exchange
 from dlpool.transfer.http.source import Reply
 from dlpool.transfer.planning import ProbeResult
 from dlpool.transfer.probe import Probe
@@ -48,7 +53,7 @@ SPACE_RETRIES = 8
 SPACE_RETRY_S = 0.25
 
 
-class ConnectionWorker:
+class ConnectionWorker(Requester):
     """One connection thread of a download.
 
     Other threads only read: ``exchange``, ``chunk``, ``reserved`` and the statistics.
@@ -59,13 +64,11 @@ class ConnectionWorker:
     def __init__(
         self, context: TransferContext, plan: DownloadPlan | None = None
     ) -> None:
-        self.exchange: Exchange | None = None
+        super().__init__(context)
         self.chunk: Chunk | None = None
         self.after_write: Callable[[], None] | None = None
-        self._context = context
         self._plan = plan
         self._writer: RangeWriter | None = None
-        self._latest: Exchange | None = None
         self._admission = ConnectionAdmission(context, self)
         # position, and total seconds waited, when the present request began
         self._request_start = RangeAttempt(0, 0.0)
@@ -88,11 +91,6 @@ class ConnectionWorker:
             if chunk is None
             else max(0, min(self._write_budget.reserved_to, chunk.end) - chunk.position)
         )
-
-    def stats(self) -> ExchangeStats:
-        """Return bytes and seconds over all exchanges of this worker."""
-        latest = self._latest
-        return latest.stats() if latest is not None else ExchangeStats(0, 0.0)
 
     @property
     def is_retired(self) -> bool:
@@ -195,18 +193,6 @@ class ConnectionWorker:
                     span.end = chunk.position
         finally:
             reply.close()
-
-    def _new_exchange(self) -> Exchange:
-        self._end_exchange()
-        exchange = self._context.new_exchange(self.stats())
-        self._context.scope.add(exchange)
-        self.exchange = self._latest = exchange
-        return exchange
-
-    def _end_exchange(self) -> None:
-        if self.exchange is not None:
-            self._context.scope.discard(self.exchange)
-        self.exchange = None
 
     def _request(self, chunk: Chunk | None) -> tuple[Reply, Answer]:
         assert chunk is not None
