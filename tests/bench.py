@@ -118,7 +118,7 @@ class Bench:
         self.cleanup = CleanupDispatcher(self.pool, self.journal, log)
         self.concurrency = HostConcurrency(16, is_auto=True, log=log, clock=self.clock)
         self.hosts = HostLimits(self.settings, self.clock)
-        self.host_admission = HostAdmission(self.hosts, self.concurrency, recorder, self.pool, log)
+        self.host_admission = HostAdmission(self.in_flight, self.hosts, self.concurrency, recorder, self.pool, log)
         policy = DispositionPolicy(QueueKeys(), self.settings.supervisor, lambda: NOW, lambda: 1.0)
         self.hooked: list[tuple[InFlightJob, FinishRequest]] = []
         hooks: Any = SimpleNamespace(settings=HookSettings(), schedule=lambda *ended: self.hooked.append(ended))

@@ -149,7 +149,7 @@ class JobDispatcher:
 
     def _admit_at_host(self, held: InFlightJob) -> None:
         assert held.job is not None
-        request = self._host_admission.admit(held, held.job, self._in_flight.all)
+        request = self._host_admission.admit(held, held.job)
         if request is not None:
             self._finish(held, request)
 
@@ -270,7 +270,7 @@ class JobDispatcher:
                 cleanup_entry(held, held.job, frame.path, has_failed=True)
             )
         if is_refusal(frame):
-            self._host_admission.record_refusal(held, self._in_flight.all)
+            self._host_admission.record_refusal(held)
         if frame.attempt_result is AttemptResult.NODE_FAULT:
             self._on_node_fault()
             self.needs_reconcile = True

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
 from dlpool.jobs.host_slots import SlotReply
 from dlpool.jobs.pushed_job import PushedJob
 from dlpool.jobs.states import Disposition
@@ -11,7 +9,7 @@ from dlpool.jobs.transitions import FinishRequest
 from dlpool.observe.log import Logger
 from dlpool.service.host_concurrency import HostConcurrency
 from dlpool.service.host_limits import HostLimits
-from dlpool.service.inflight import InFlightJob, InFlightPhase
+from dlpool.service.inflight import InFlightJob, InFlightPhase, InFlightTable
 from dlpool.service.pool import WorkerPool
 from dlpool.service.queue.messages import HostHeld, HostSlotRequest
 from dlpool.service.queue.recording import ResultRecorder
@@ -22,8 +20,6 @@ MAX_HOLD_S = 1.0
 # until a throttled job tries again, even if Redis reports no free slot
 NO_SLOT_DELAY_S = 5.0
 
-AllJobs = Callable[[], Iterable[InFlightJob]]
-
 
 class HostAdmission:
     """Checks jobs against the holds, limits and concurrency of their hosts.
@@ -33,21 +29,21 @@ class HostAdmission:
 
     def __init__(
         self,
+        in_flight: InFlightTable,
         limits: HostLimits,
         concurrency: HostConcurrency,
         recorder: ResultRecorder,
         pool: WorkerPool,
         log: Logger,
     ) -> None:
+        self._in_flight = in_flight
         self.limits = limits
         self.concurrency = concurrency
         self._recorder = recorder
         self._pool = pool
         self._log = log
 
-    def admit(
-        self, held: InFlightJob, job: PushedJob, all_jobs: AllJobs
-    ) -> FinishRequest | None:
+    def admit(self, held: InFlightJob, job: PushedJob) -> FinishRequest | None:
         """Check a new job. Return the request that throttles it, None if it may go on.
 
         If the host has limits, this method requests a slot from Redis; when the answer
@@ -57,9 +53,7 @@ class HostAdmission:
         is_reserved = held.claimed.is_start_reserved
         if hold_s > MAX_HOLD_S:
             return throttled(held, host, hold_s, is_start_reserved=is_reserved)
-        if not self.concurrency.has_free_slot(
-            host, lambda: _count_at(host, all_jobs()) - 1
-        ):
+        if not self.concurrency.has_free_slot(host, lambda: self._count_at(host) - 1):
             return throttled(
                 held,
                 host,
@@ -69,7 +63,8 @@ class HostAdmission:
             )
         limit = self.limits.limit(job.url)
         if limit is not None:
-            held.slot_host, held.phase = limit.host, InFlightPhase.AWAITING_HOST_SLOT
+            held.slot_host = limit.host
+            self._in_flight.set_phase(held, InFlightPhase.AWAITING_HOST_SLOT)
             self._recorder.request_host_slot(
                 HostSlotRequest(held.lease, limit, is_reserved)
             )
@@ -82,7 +77,7 @@ class HostAdmission:
 
         In that case return None, otherwise the request that throttles the job.
         """
-        held.phase = InFlightPhase.WAITING
+        self._in_flight.set_phase(held, InFlightPhase.WAITING)
         if answer.problem is not None:
             self._log.warning(
                 "host_slot_unknown", host=held.slot_host, reason=answer.problem
@@ -99,10 +94,10 @@ class HostAdmission:
             waits_for_slot=answer.wait_s is None,
         )
 
-    def record_refusal(self, held: InFlightJob, all_jobs: AllJobs) -> None:
+    def record_refusal(self, held: InFlightJob) -> None:
         """Record that a host has refused a job or could not be reached."""
         self.concurrency.record_refusal(
-            held.authority, lambda: _count_at(held.authority, all_jobs())
+            held.authority, lambda: self._count_at(held.authority)
         )
 
     def released_host(self, held: InFlightJob) -> str:
@@ -127,6 +122,13 @@ class HostAdmission:
             self._recorder.hold_host(HostHeld(host, seconds))
         self._log.info("host_held", host=host, seconds=seconds, is_ours=is_ours)
 
+    def _count_at(self, host: str) -> int:
+        """Return how many jobs of a host are waiting or running."""
+        return sum(
+            not one.is_recording and one.job is not None and one.authority == host
+            for one in self._in_flight.all()
+        )
+
 
 def throttled(
     held: InFlightJob,
@@ -149,12 +151,4 @@ def throttled(
         host=host,
         is_start_reserved=is_start_reserved,
         waits_for_slot=waits_for_slot,
-    )
-
-
-def _count_at(host: str, jobs: Iterable[InFlightJob]) -> int:
-    """Return how many jobs of a host are waiting or running."""
-    return sum(
-        not one.is_recording and one.job is not None and one.authority == host
-        for one in jobs
     )

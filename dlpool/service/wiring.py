@@ -119,6 +119,7 @@ class SupervisorComponents:
 
     def _make_host_admission(self) -> HostAdmission:
         return HostAdmission(
+            self.in_flight,
             HostLimits(self._settings, time.monotonic),
             self.slots.hosts,
             self._recorder,
