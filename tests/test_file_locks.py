@@ -128,11 +128,11 @@ def test_where_flock_works_there_is_no_lock_file(tmp_path: Path) -> None:
 def test_twenty_refused_locks_leak_no_descriptor(tmp_path: Path) -> None:
     part = PartFile(tmp_path / "f", sync=False)
     try:
-        before = open_descriptors()
+        before = open_descriptors(tmp_path)
         for _ in range(20):
             with pytest.raises(errors.Locked):
                 PartFile(tmp_path / "f", sync=False)
-        assert open_descriptors() == before
+        assert open_descriptors(tmp_path) == before
     finally:
         part.close()
 

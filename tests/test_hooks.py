@@ -29,7 +29,7 @@ from dlpool.observe.processors import LogOrigin
 from dlpool.service.hooks import process, runner
 from dlpool.service.hooks.runner import HookRunner, check_hooks
 from dlpool.service.inflight import InFlightJob
-from tests.conftest import open_descriptors, wait_until
+from tests.conftest import wait_until
 from tests.desk import DATA, Desk, answer, desk_of, running
 from tests.fakes import Clock, Lines
 from tests.processes import finish, start
@@ -618,10 +618,10 @@ def test_a_process_is_looked_at_often_at_first_and_killed_two_seconds_after_it_w
     [("exit 0", ""), ("exit 1", "exit code 1"), ("exit 255", "exit code 255"), ("kill -TERM $$", "killed by SIGTERM")],
 )
 def test_how_a_process_ended(command: str, failure: str) -> None:
-    before = open_descriptors()
+    before = len(os.listdir("/proc/self/fd"))
     result = process.run_command(["/bin/sh", "-c", f"echo out; {command}"], b"x", {}, lambda: "")
     assert result == process.CommandResult(failure)
-    wait_until(lambda: open_descriptors() <= before)  # a thread of an earlier test may end meanwhile
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)  # a thread of an earlier test may end meanwhile
 
 
 def test_a_process_reads_all_of_its_input_and_what_it_says_is_decoded() -> None:

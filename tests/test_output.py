@@ -255,7 +255,7 @@ def test_a_foreign_state_is_refused_unless_the_part_file_is_ours(has_part: bool,
     if has_part:
         PartFile(made.folder / "f", sync=False).close()
     (made.folder / "f.part.meta").write_bytes(b"precious")
-    before = open_descriptors()
+    before = open_descriptors(made.folder)
     if has_part:
         made().close()
         assert made.files == []
@@ -263,7 +263,7 @@ def test_a_foreign_state_is_refused_unless_the_part_file_is_ours(has_part: bool,
         with pytest.raises(errors.ForeignFile, match=r"f\.part\.meta was not made by dlpool"):
             made()
         assert made.files == ["f.part.meta"]
-    assert open_descriptors() == before
+    assert open_descriptors(made.folder) == before
 
 
 def test_a_state_of_ours_without_a_part_file_is_taken(made: Outputs) -> None:
@@ -659,7 +659,7 @@ def test_rename_passes_over_what_another_download_has(made: Outputs) -> None:
 def test_a_name_that_was_published_before_it_was_locked_is_passed_over(
     made: Outputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = open_descriptors()
+    before = open_descriptors(made.folder)
 
     def late(target: Path, **options: Any) -> PartFile:
         if target.name == "f":
@@ -670,13 +670,13 @@ def test_a_name_that_was_published_before_it_was_locked_is_passed_over(
     output = made(if_exists="rename")
     assert (output.path.name, made.files) == ("f.1", ["f", "f.1.part"])
     output.close()
-    assert open_descriptors() == before
+    assert open_descriptors(made.folder) == before
 
 
 def test_an_error_after_the_lock_leaves_neither_part_file_nor_lock(
     made: Outputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, real = open_descriptors(), selection._exists
+    before, real = open_descriptors(made.folder), selection._exists
 
     def is_there(path: Path) -> bool:
         if (made.folder / "f.part").exists() and path.name == "f":
@@ -686,7 +686,7 @@ def test_an_error_after_the_lock_leaves_neither_part_file_nor_lock(
     with monkeypatch.context() as patch, pytest.raises(errors.DiskFailed):
         patch.setattr(selection, "_exists", is_there)
         made(if_exists="rename")
-    assert (made.files, open_descriptors()) == ([], before)
+    assert (made.files, open_descriptors(made.folder)) == ([], before)
 
 
 def test_the_series_of_names_has_an_end(made: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:

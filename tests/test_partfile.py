@@ -78,10 +78,10 @@ def test_emptied_it_has_no_byte_left(part: PartFile) -> None:
 
 
 def test_closed_it_can_be_locked_again_and_leaves_no_descriptor(tmp_path: Path) -> None:
-    before = open_descriptors()
+    before = open_descriptors(tmp_path)
     for _ in range(2):
         PartFile(tmp_path / "f", sync=False).close()
-    assert open_descriptors() == before
+    assert open_descriptors(tmp_path) == before
 
 
 def test_closed_it_leaves_no_lock_file(no_flock: None, tmp_path: Path) -> None:
@@ -134,13 +134,13 @@ def test_a_lock_file_that_another_download_took_is_said(no_flock: None, tmp_path
 
 def test_begun_again_it_is_another_empty_file_of_the_same_name(part: PartFile) -> None:
     part.preallocate(2 * MIB, "falloc")
-    late, inode, before = part.writer(), part.inode, open_descriptors()
+    late, inode, before = part.writer(), part.inode, open_descriptors(part.path.parent)
     part.restart()
     late.write(0, memoryview(b"late"))
     late.close()
     assert part.inode == part.path.stat().st_ino != inode
     assert (part.length, part.is_preallocated, part.is_new) == (0, False, True)
-    assert open_descriptors() == before - 1, "that of the late writer"
+    assert open_descriptors(part.path.parent) == before - 1, "that of the late writer"
 
 
 def test_what_a_late_writer_meets_is_no_fault_of_the_new_file(part: PartFile, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,9 +370,9 @@ def test_written_bytes_are_forced_to_disk_if_that_is_asked(
 
 
 def test_asking_for_delayed_errors_leaves_no_descriptor(part: PartFile) -> None:
-    before = open_descriptors()
+    before = open_descriptors(part.path.parent)
     part.report_delayed_errors()
-    assert open_descriptors() == before
+    assert open_descriptors(part.path.parent) == before
 
 
 @pytest.mark.parametrize("call", ["dup", "close"])
@@ -383,7 +383,7 @@ def test_a_delayed_error_is_told(call: str, part: PartFile, monkeypatch: pytest.
 
 
 def test_all_writers_are_closed_and_the_first_error_is_told(part: PartFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, writers = open_descriptors(), [part.writer() for _ in range(3)]
+    before, writers = open_descriptors(part.path.parent), [part.writer() for _ in range(3)]
     bad = {writers[1]._descriptor: errno.EDQUOT, writers[2]._descriptor: errno.EIO}
     real = os.close
 
@@ -395,7 +395,7 @@ def test_all_writers_are_closed_and_the_first_error_is_told(part: PartFile, monk
     monkeypatch.setattr(os, "close", close)
     with pytest.raises(errors.NoSpace, match="quota"):
         part.close_writers()
-    assert open_descriptors() == before
+    assert open_descriptors(part.path.parent) == before
     part.close_writers()
 
 
@@ -403,23 +403,23 @@ def test_all_writers_are_closed_and_the_first_error_is_told(part: PartFile, monk
 
 
 def test_writers_have_descriptors_of_their_own(part: PartFile) -> None:
-    before = open_descriptors()
+    before = open_descriptors(part.path.parent)
     one, other = part.writer(), part.writer()
-    assert open_descriptors() == before + 2
+    assert open_descriptors(part.path.parent) == before + 2
     one.write(0, memoryview(b"ab"))
     other.write(4, memoryview(b"ef"))
     one.write(2, memoryview(b"cd"))
     assert one.read(0, 10) == part.path.read_bytes() == b"abcdef"
     one.close()
     other.close()
-    assert open_descriptors() == before
+    assert open_descriptors(part.path.parent) == before
 
 
 @pytest.mark.parametrize("name", ["there", "removed", "another's", "unknown"])
 def test_without_proc_a_writer_has_the_file_by_its_name_or_shares_the_descriptor(
     name: str, part: PartFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = open_descriptors()
+    before = open_descriptors(part.path.parent)
     own = part.locked_writer()
     own.write(0, memoryview(b"0123456789"))
     monkeypatch.setattr(os, "open", failing(errno.ENOENT, when=is_below_proc, real=os.open))
@@ -431,7 +431,7 @@ def test_without_proc_a_writer_has_the_file_by_its_name_or_shares_the_descriptor
         if name == "unknown":
             patch.setattr(os, "fstat", failing(errno.ESTALE))
         writer = part.writer()
-    assert open_descriptors() == before + 1
+    assert open_descriptors(part.path.parent) == before + 1
     assert writer._is_shared is (name != "there")
     writer.write(2, memoryview(b"ab"))
     writer.write(6, memoryview(b"cd"))

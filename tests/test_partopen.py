@@ -59,10 +59,10 @@ def has_flock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def leaves_no_descriptor() -> Iterator[None]:
-    before = open_descriptors()
+def leaves_no_descriptor(tmp_path: Path) -> Iterator[None]:
+    before = open_descriptors(tmp_path)
     yield
-    assert open_descriptors() == before
+    assert open_descriptors(tmp_path) == before
 
 
 def files(folder: Path) -> list[str]:

@@ -74,12 +74,12 @@ def test_a_folder_is_held_while_a_server_has_its_lock(tmp_path: Path) -> None:
     assert not is_server_running(tmp_path)
     embedded_dir(tmp_path).mkdir(parents=True)
     lock = open_lock(embedded_dir(tmp_path) / embedded_redis.LOCK)
-    before = open_descriptors()
+    before = open_descriptors(tmp_path)
     try:
         assert not is_server_running(tmp_path)
         assert lock_within(lock, 0)
         assert is_server_running(tmp_path)
-        assert open_descriptors() == before
+        assert open_descriptors(tmp_path) == before
     finally:
         os.close(lock)
     assert not is_server_running(tmp_path)
