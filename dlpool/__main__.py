@@ -1,4 +1,4 @@
-"""Run the command line: ``python -m dlpool``."""
+"""Runs the command line: ``python -m dlpool``."""
 
 import sys
 

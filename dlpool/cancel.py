@@ -1,4 +1,4 @@
-"""Cancel work that several threads share."""
+"""The cancellation of work that several threads share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Cancellable(Protocol):
     """Work that another thread can cancel: a request in flight, or a scope."""
 
     def cancel(self, error: DlpoolError) -> None:
-        """Make the work raise ``error``; an earlier error takes precedence."""
+        """Make the work raise ``error``, or the error of an earlier call."""
 
 
 class CancelScope:
@@ -35,7 +35,7 @@ class CancelScope:
         return f"<CancelScope {len(self._members)} members {self.error or ''}>"
 
     def cancel(self, error: DlpoolError) -> None:
-        """Cancel the work; an earlier error takes precedence.
+        """Make the work raise ``error``, or the error of an earlier call.
 
         Has no effect after ``seal``.
         """
@@ -51,7 +51,7 @@ class CancelScope:
     def seal(self) -> None:
         """Make the work immune to ``cancel``.
 
-        Raises the error if the work has been cancelled before.
+        Raises the error if the work has already been cancelled.
         """
         with self.changed:
             self.raise_if_cancelled()
@@ -63,7 +63,7 @@ class CancelScope:
             raise self.error
 
     def sleep(self, seconds: float) -> None:
-        """Sleep for ``seconds``. Raises the error when the work is cancelled."""
+        """Sleep for ``seconds``; raise the error as soon as the work is cancelled."""
         if seconds <= 0:
             return
         with self.changed:
@@ -82,6 +82,6 @@ class CancelScope:
             self._members.discard(member)
 
     def members(self) -> tuple[Cancellable, ...]:
-        """Return the present members."""
+        """Return the current members."""
         with self.changed:
             return tuple(self._members)

@@ -36,7 +36,7 @@ OnUnsynced = Callable[[str, OSError], None]
 
 
 def identity_of(status: os.stat_result) -> Identity:
-    """Return device and inode number, which identify a file while it is open."""
+    """Return the device and inode number, which identify a file while it is open."""
     return status.st_dev, status.st_ino
 
 
@@ -56,10 +56,10 @@ def is_name_of(name: Name, identity: Identity, dir_fd: int | None = None) -> boo
 def write_all(
     descriptor: int, data: bytes | memoryview, offset: int | None = None
 ) -> None:
-    """Write all of ``data``, at ``offset`` or at the file offset of the descriptor.
+    """Write all of ``data`` at ``offset``; None means the descriptor's file offset.
 
     Repeats write(2), which may write only a part of the data after a signal or on a
-    nearly full disk. ``offset`` None: the file offset. Raises OSError.
+    nearly full disk. Raises OSError.
     """
     view = memoryview(data)
     written = 0
@@ -86,8 +86,8 @@ def atomic_write(
 ) -> None:
     """Replace the content of ``path``: readers see the complete old or new content.
 
-    Writes the file ``temporary`` (default: ``PATH.tmp``) and renames it. An existing
-    file of that name is removed, so only one writer at a time may write ``path``.
+    Writes the file ``temporary`` (default: ``PATH.tmp``) and renames it to ``path``. An
+    existing ``temporary`` is removed, so only one writer at a time may write ``path``.
     ``sync``: the content is durable on return; otherwise the file may be absent or
     empty after a power failure. ``mode``: mode of the new file, reduced by the umask.
     Raises OSError; ``path`` then has its old content, unless the sync of the folder
@@ -109,9 +109,10 @@ def atomic_create(
     mode: int = 0o666,
     temporary: Name | None = None,
 ) -> None:
-    """Create ``path`` with the content ``data``; parameters as of ``atomic_write``.
+    """Create ``path`` with the content ``data``.
 
-    Raises FileExistsError if ``path`` exists, OSError.
+    ``atomic_write`` explains the parameters. Raises FileExistsError if ``path`` exists,
+    and OSError.
     """
     with _written(
         temporary or f"{os.fspath(path)}.tmp", data, sync=sync, mode=mode
@@ -127,7 +128,7 @@ def _written(
 ) -> Iterator[tuple[Name, Identity]]:
     """Write a temporary file, and yield its name and identity.
 
-    The block renames the file; if the block fails, the file is removed.
+    The block must rename the file. If the block fails, this function removes the file.
     """
     with new_file(temporary, mode, sync=sync) as descriptor:
         write_all(descriptor, data)
@@ -182,9 +183,10 @@ def write_and_close(descriptor: int, data: bytes, *, sync: bool) -> Identity:
 def create_exclusive(
     path: Name, mode: int = 0o666, *, dir_fd: int | None = None, flags: int = 0
 ) -> int:
-    """Return a descriptor of a new, empty file, after removing a file of that name.
+    """Create an empty file and return its descriptor.
 
-    ``flags``: further flags for open(2). Raises OSError.
+    An existing file of that name is removed first. ``flags``: further flags for
+    open(2). Raises OSError.
     """
     flags |= os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -217,13 +219,13 @@ def publish_exclusive(
 ) -> None:
     """Rename ``source`` to ``target`` unless ``target`` exists.
 
-    Uses renameat2(2) with RENAME_NOREPLACE. Where the file system refuses the flag
-    (FUSE, 9p and NFS answer EINVAL), uses a hard link, which never replaces a file, and
-    removes ``source``. Where hard links are not supported either (exFAT), checks the
-    name and renames, under ``flock`` of the folder if the folder can be locked. The
-    lock excludes other callers of this function; another program that creates the
-    target after the check loses its file. ``identity``: the identity of the source; an
-    error is ignored if the target has it. Raises FileExistsError, OSError.
+    Tries three ways, until the file system supports one. 1. renameat2(2) with
+    RENAME_NOREPLACE; FUSE, 9p and NFS answer EINVAL. 2. A hard link, which never
+    replaces a file; ``source`` is removed afterwards. 3. Without hard links (exFAT): a
+    check that ``target`` is absent, then rename(2), under ``flock`` of the folder if
+    possible. The lock excludes only other callers of this function: a file that another
+    program creates after the check is replaced. ``identity``: the identity of the
+    source; an error is ignored if the target has it. Raises FileExistsError, OSError.
     """
     for publish in (_rename_noreplace, _link, _check_and_rename):
         try:
@@ -263,7 +265,7 @@ def _locked_folder(name: Name, dir_fd: int | None) -> Iterator[None]:
     """Hold ``flock`` on the folder of ``name`` during the block.
 
     The block runs without a lock if the folder cannot be locked, or if another program
-    holds its lock for longer than ``FOLDER_LOCK_ATTEMPTS`` attempts.
+    holds the lock for longer than ``FOLDER_LOCK_ATTEMPTS`` attempts.
     """
     folder = _open_folder(os.path.dirname(name) or ".", dir_fd)  # noqa: PTH120 - relative to dir_fd
     try:
@@ -322,16 +324,16 @@ def remove_quietly(name: Name, *, dir_fd: int | None = None) -> None:
 
 
 def close_quietly(descriptor: int) -> None:
-    """Close a descriptor that wrote nothing, or whose error would hide an earlier one.
+    """Close a descriptor; errors are ignored.
 
-    Errors are ignored.
+    For a descriptor that wrote nothing, or after an error that must not be hidden.
     """
     with suppress(OSError):
         os.close(descriptor)
 
 
 def _is_done(target: Name, identity: Identity | None, dir_fd: int | None) -> bool:
-    """Return whether a rename has been performed although it reported an error.
+    """Return whether a rename that reported an error has nevertheless been performed.
 
     ``identity`` is the identity of the renamed file. The rename has been performed if
     ``target`` names this file. Returns False if ``identity`` is None.
@@ -353,10 +355,10 @@ _reported: set[int] = set()
 def sync_folder(folder: Name | int, *, on_unsynced: OnUnsynced | None = None) -> bool:
     """Make the names in ``folder`` durable; a rename is durable only after this call.
 
-    Returns False if the file system cannot sync a folder; the contents of the files are
-    durable nevertheless. ``on_unsynced`` is then called with folder and error, once per
-    file system. ``folder`` is a path or an open descriptor. Raises OSError for any
-    other failure (EIO, ESTALE).
+    If the file system cannot sync folders, returns False, and calls ``on_unsynced``
+    with the folder and the error, once per file system. This does not affect the
+    contents of synced files. ``folder`` is a path or an open descriptor. Raises OSError
+    for any other failure (EIO, ESTALE).
     """
     try:
         descriptor = folder if isinstance(folder, int) else _open_folder(folder)

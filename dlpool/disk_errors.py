@@ -150,7 +150,7 @@ class translated:
 
 
 def local_fault(doing: str, error: Exception) -> LocalFault:
-    """Return the LocalFault for ``error``, whose message begins "cannot DOING"."""
+    """Return a LocalFault for ``error``; its message is "cannot DOING: REASON"."""
     if not isinstance(error, OSError):
         return LocalFault(f"cannot {doing}: {error}")
     fault = fault_of(error)

@@ -1,9 +1,9 @@
-"""The errors of dlpool, by what the caller must do; each has a label and an exit code.
+"""The errors of dlpool, grouped by what the caller must do.
 
 The base classes say what happens next: retry the range, restart the file, fail the job,
-repair the machine. The leaves have a stable ``label`` for logs, metrics and records,
-and the exit code of the command line. Errors of libraries are translated once, in the
-module that calls the library, with their cause.
+repair the machine. Each class has a stable ``label`` for logs, metrics and records, and
+an exit code for the command line. The module that calls a library translates the
+library's errors, and keeps the original error as the cause.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class DlpoolError(Exception):
     def __init_subclass__(
         cls, label: str | None = None, exit_code: int | None = None
     ) -> None:
-        """Set label and exit code of a class; the default is the parent's."""
+        """Set the label and the exit code of a subclass; None: the value of its
+        parent."""
         cls.label = label or cls.label
         cls.exit_code = exit_code or cls.exit_code
 
@@ -56,7 +57,8 @@ class Cancelled(DlpoolError, label="cancelled", exit_code=130):
 
 
 class LostJob(Cancelled, label="lost"):
-    """Another supervisor has claimed the job: nothing is published or recorded."""
+    """Another supervisor has claimed the job; this one publishes and records
+    nothing."""
 
 
 # --- retry the range; the other ranges continue ---
@@ -65,21 +67,23 @@ class LostJob(Cancelled, label="lost"):
 class RetryRange(DlpoolError, label="network", exit_code=4):
     """The range may be requested again, from its current position, after a backoff.
 
-    ``retry_after_s``: seconds that the server asked to wait, None if it did not.
+    ``retry_after_s``: the seconds that the server asked to wait, None if it named no
+    time.
 
     ``is_capacity``: the server may limit connections. While another connection of the
     file makes progress, the error does not count as a failure.
 
-    ``is_stale``: an idle connection was closed by the server before it was reused.
+    ``is_stale``: the server had closed an idle connection before dlpool reused it.
 
     ``is_own_network``: the local network may be down.
 
     ``is_away``: the server or the path to it is unavailable: waiting helps, an
     immediate retry does not.
 
-    ``is_comparison``: dlpool aborted the connection because others were faster.
+    ``is_comparison``: dlpool aborted the connection because other connections were
+    faster.
 
-    ``is_final``: all useful retries have been made.
+    ``is_final``: dlpool has made all useful retries.
     """
 
     is_capacity: ClassVar[bool] = False
@@ -163,7 +167,7 @@ class ContradictoryAnswer(BadAnswer):
 class UnexpectedContent(BadAnswer, label="unexpected_content"):
     """The content is not the file, such as an error page.
 
-    Bytes that were fetched before are kept.
+    Bytes that dlpool fetched before this response are kept.
     """
 
 
@@ -172,7 +176,7 @@ class ScannerAway(RetryRange, label="scanner_away", exit_code=75):
 
 
 class Garbled(RetryRange, label="md5_mismatch", exit_code=11):
-    """The server received a chunk of an upload with a wrong checksum."""
+    """An uploaded chunk reached the server with a wrong checksum."""
 
 
 class ServerTrouble(RetryRange, label="server_error", exit_code=8):
@@ -182,14 +186,14 @@ class ServerTrouble(RetryRange, label="server_error", exit_code=8):
 class ServerBusy(ServerTrouble, label="server_busy"):
     """The server asks for fewer requests.
 
-    It answered 429 or 503, or 400 or 403 with ``Retry-After``.
+    The status was 429 or 503, or it was 400 or 403 with a ``Retry-After`` field.
     """
 
     is_capacity = True
 
 
 class NotAdmitted(ServerBusy):
-    """The server refuses a further connection, but sends the file over others."""
+    """The server refuses an additional connection; existing connections continue."""
 
 
 # --- restart the file ---
@@ -237,7 +241,7 @@ class NotFound(FailJob, label="not_found", exit_code=10):
 
 
 class NoTask(NotFound):
-    """The server does not know the upload, or has forgotten it."""
+    """The server does not know the upload, or no longer knows it."""
 
 
 class AccessDenied(FailJob, label="access_denied", exit_code=6):
@@ -257,14 +261,15 @@ class ChecksumMismatch(FailJob, label="checksum", exit_code=11):
 
 
 class PolicyRefused(FailJob, label="policy", exit_code=12):
-    """A rule refuses the transfer.
+    """A rule forbids the transfer.
 
-    The rule is local (network, redirect, size, path) or an upload server's (413, 415).
+    It is a local rule (for networks, redirects, sizes or paths), or a rule of the
+    upload server (status 413 or 415).
     """
 
 
 class NotScanned(PolicyRefused, label="not_scanned"):
-    """No malware scanner is configured, or it refuses a file of this size."""
+    """No malware scanner is configured, or the scanner refuses a file of this size."""
 
 
 class ChunkTooLarge(PolicyRefused):
@@ -272,7 +277,7 @@ class ChunkTooLarge(PolicyRefused):
 
 
 class Infected(FailJob, label="infected", exit_code=16):
-    """The scanner found malware; the file is in quarantine, or removed.
+    """The scanner found malware; dlpool has moved the file to quarantine or removed it.
 
     ``signature``: the name of the malware; ``quarantine``: the id of the quarantined
     file, None if it was removed.
@@ -291,7 +296,7 @@ class TargetExists(FailJob, label="target_exists", exit_code=13):
 
 
 class ForeignFile(FailJob, label="foreign_file", exit_code=13):
-    """A file with the name of the part file or state file was not created by dlpool."""
+    """A file that dlpool did not create has the name of the part file or state file."""
 
 
 class Conflict(FailJob, label="conflict", exit_code=13):
@@ -329,7 +334,8 @@ class FileChanged(LocalFault, label="file_changed"):
 
 
 class NodeFault(LocalFault):
-    """The machine or file system is at fault: any other job would fail, too."""
+    """The machine or its file system is at fault: every other job would fail as
+    well."""
 
 
 class NoSpace(NodeFault, label="no_space", exit_code=9):
@@ -337,11 +343,11 @@ class NoSpace(NodeFault, label="no_space", exit_code=9):
 
 
 class TooLarge(NoSpace):
-    """The file would not fit even on an empty disk; smaller files may fit."""
+    """The file would not fit even on an empty disk; a smaller file may fit."""
 
 
 class NoRoom(NoSpace):
-    """The file does not fit at present; smaller files may."""
+    """The file does not fit into the present free space; a smaller file may fit."""
 
 
 class ReadOnly(NodeFault, label="read_only"):
@@ -380,7 +386,7 @@ class QueueAway(QueueError):
 
 
 class QueueUnusable(QueueAway):
-    """A key of the queue holds data that is not dlpool's.
+    """A key of the queue holds data that dlpool did not write.
 
     The queue works again when the key is removed.
     """

@@ -46,8 +46,8 @@ def flock(descriptor: int, *, is_shared: bool = False, waits: bool = False) -> b
 class FileLock:
     """An exclusive lock of an open file, until ``release`` or the end of the process.
 
-    ``was_expired``: the lock was taken over from a process that had not renewed it;
-    that process may still run and write to the same file. Thread-safe.
+    ``was_expired``: another process had the lock and had stopped renewing it, so this
+    lock replaced it. That process may still run and write to the file. Thread-safe.
     """
 
     def __init__(
@@ -133,9 +133,9 @@ def _excludes_second(path: Path, identity: disk.Identity) -> bool:
 
 
 def _flock_holder(status: os.stat_result) -> str:
-    """Return the holder of the lock, as "process 123, dlpool", or an empty text.
+    """Return the holder of the lock, as "process 123, dlpool"; "" if unknown.
 
-    It is found in ``/proc/locks``, see proc_locks(5).
+    The function reads ``/proc/locks``, see proc_locks(5).
     """
     device = (
         f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"

@@ -32,10 +32,10 @@ _DEVICE = re.compile(
 
 
 def name_fault(name: str) -> str:
-    """Return what is wrong with a file name, to continue "it ...", or ``""``.
+    """Return what is wrong with a file name; ``""`` if nothing is.
 
-    Surrogates, as in names that are not UTF-8, are accepted; separators, ``.`` and
-    ``..`` are not checked.
+    The text completes a sentence that begins with "it". Surrogates, as in names that
+    are not UTF-8, are accepted; separators, ``.`` and ``..`` are not checked.
     """
     if _CONTROL.search(name):
         return "has control characters"

@@ -51,8 +51,8 @@ def space_of(where: Name | int) -> Space | None:
 def space_or_none(where: Name | int) -> Space | None:
     """Return the space of the file system of a path or descriptor.
 
-    Returns None if the space is unknown, also after an error. Callers treat None as no
-    limit: on a full file system the write fails.
+    Returns None if the space is unknown or an error occurs. Callers then assume no
+    limit: on a full file system the write itself will fail.
     """
     try:
         return space_of(where)

@@ -17,7 +17,7 @@ _OTHERS = bytes(set(range(256)) - set(b'"[]{},'))
 def dumps(value: Any) -> bytes:
     """Return ``value`` as JSON; a dataclass becomes an object of its fields.
 
-    Raises TypeError for other types.
+    Raises TypeError for a value that JSON cannot represent.
     """
     try:
         return orjson.dumps(value)

@@ -208,7 +208,8 @@ def parse_command(text: str) -> str:
 
 
 def redacted_command(command: str) -> str:
-    """Return the program of a command line; its arguments may be secret."""
+    """Return only the program of a command line, because its arguments may be
+    secret."""
     program, *arguments = shlex.split(command)
     return f"{program} ..." if arguments else program
 

@@ -97,9 +97,9 @@ class LockHolder:
         return json.dumps({"dlpool_lock": vars(self)}).encode()
 
     def has_ended(self) -> bool:
-        """Return whether the process is known to have ended.
+        """Return whether this process knows that the holder has ended.
 
-        This is known only of a process of the same host, boot and PID namespace.
+        It can know this only of a holder with the same host, boot and PID namespace.
         """
         if not self.boot or (self.boot, self.namespace) != (
             _boot_id(),
@@ -122,9 +122,9 @@ class LockHolder:
 
 
 class LockFile:
-    """A lock file that this process created.
+    """A lock that this process has taken, and its lock file.
 
-    Its descriptor stays open, so that the inode number is not reused.
+    The descriptor of the file stays open, so that the inode number is not reused.
     """
 
     def __init__(self, path: Path, created: _CreatedLock, *, was_expired: bool) -> None:
@@ -193,7 +193,7 @@ class LockFile:
 
 
 class _Heartbeat:
-    """Renews the lock files of this process on a daemon thread.
+    """The renewal of the lock files of this process, on a daemon thread.
 
     The thread exits when the last lock file is released. If the thread cannot be
     started, a lock is renewed only when ``is_held`` is called.
@@ -236,7 +236,7 @@ _heartbeat = _Heartbeat()
 
 @dataclass(frozen=True)
 class _CreatedLock:
-    """A lock file that this process has created."""
+    """A new lock file of this process, at the lock's path or at a temporary path."""
 
     descriptor: int
     identity: disk.Identity
@@ -289,8 +289,8 @@ def _remove_empty(path: Path) -> None:
 def _take_over(path: Path) -> LockFile | None:
     """Replace a stale lock by a new one and return the new one.
 
-    Returns None if another process changed a lock file meanwhile: try again.
-    Raises LockHeld, LockForeign, OSError.
+    Returns None if another process changed a lock file meanwhile: the caller tries
+    again. Raises LockHeld, LockForeign, OSError.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:

@@ -1,4 +1,5 @@
-"""Remove secrets from text before it is logged: by field name, in URLs and headers.
+"""The removal of secrets from text before it is logged: by field name, in URLs and
+headers.
 
 Pure.
 """
@@ -52,8 +53,8 @@ def is_secret(name: str) -> bool:
 def without_secrets(text: str) -> str:
     """Return ``text`` without secrets in its URLs and header lines.
 
-    Of URLs, user info, query and fragment are removed; of secret headers, the value.
-    Text beyond the first 64 KiB is dropped. A URL that this limit would cut is dropped
+    URLs lose user info, query and fragment; secret headers lose their values. Text
+    beyond the first 64 KiB is dropped. A URL that this limit would cut is dropped
     completely, because user info in its first part cannot be recognized.
     """
     if len(text) > _RAW_CHARS:

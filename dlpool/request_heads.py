@@ -81,8 +81,8 @@ class PendingHeads(Generic[Connection]):
     def feed(
         self, connection: Connection, data: bytes, deadline: float
     ) -> HeadProgress:
-        """Add received bytes. The first bytes of a head change its deadline to
-        ``deadline``."""
+        """Add received bytes. If they are the first bytes of the head, the head gets
+        the new ``deadline``; otherwise ``deadline`` is ignored."""
         head = self._pending[connection]
         if not head.data:
             head.deadline = deadline
@@ -113,7 +113,7 @@ class PendingHeads(Generic[Connection]):
         ]
 
     def next_timeout_s(self, now: float) -> float:
-        """Return the seconds until a deadline may pass; infinite without
+        """Return the seconds until ``expired`` must be called again; infinite without
         connections."""
         return max(0.0, self._next - now)
 

@@ -64,13 +64,13 @@ def rename_noreplace(
 
 
 def lock_byte(descriptor: int, offset: int, *, is_shared: bool = False) -> bool:
-    """Lock the byte at ``offset`` of an open file.
+    """Lock the byte at ``offset`` of an open file, without waiting.
 
-    Returns False if a lock of another open file excludes it. ``offset`` may be beyond
-    the end of the file. The lock belongs to the open file description (F_OFD_SETLK,
-    fcntl(2)); the kernel releases the lock when the last descriptor of the description
-    is closed. ``is_shared``: a shared lock, which excludes only exclusive locks. Raises
-    OSError.
+    Returns False if another process or another open(2) of the file holds a conflicting
+    lock. ``offset`` may be beyond the end of the file. The lock belongs to the open
+    file description (F_OFD_SETLK, fcntl(2)); the kernel releases the lock when the last
+    descriptor of the description is closed. ``is_shared``: take a shared lock, which
+    conflicts only with exclusive locks. Raises OSError.
     """
     kind = fcntl.F_RDLCK if is_shared else fcntl.F_WRLCK
     try:

@@ -1,9 +1,9 @@
-"""Threads and file descriptors of this process, and how many more it may have.
+"""Threads and file descriptors of this process, and their limits.
 
 Linux refuses a thread beyond RLIMIT_NPROC, the limit of a cgroup (``pids.max``) or
 ``threads-max`` (pthread_create(3): EAGAIN), and a descriptor beyond RLIMIT_NOFILE or
-``fs.file-max`` (open(2): EMFILE, ENFILE). Callers then continue with the threads and
-descriptors that they have, at least one. All functions are thread-safe.
+``fs.file-max`` (open(2): EMFILE, ENFILE). After such a refusal, a caller continues with
+the threads and descriptors that it has. All functions are thread-safe.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ _named = threading.local()  # its attribute name: the kernel name set for the th
 
 
 class DaemonThread(threading.Thread):
-    """A daemon thread whose ``start`` raises NoThread if a limit allows no further
-    thread.
+    """A daemon thread whose ``start`` raises NoThread if no thread can be started.
 
-    Its kernel name is the kernel name of the thread that created it.
+    It gets the kernel name (comm, proc(5)) of the thread that created it.
     """
 
     def __init__(self, work: Callable[[], object], name: str) -> None:
@@ -41,7 +40,7 @@ class DaemonThread(threading.Thread):
         )
 
     def run(self) -> None:
-        """Set the name in the kernel and call ``work``."""
+        """Set the kernel name of the thread, and call ``work``."""
         if self._kernel_name is not None:
             set_kernel_name(self._kernel_name)
         super().run()
@@ -58,8 +57,10 @@ class DaemonThread(threading.Thread):
 
 
 def set_kernel_name(name: str) -> None:
-    """Set the kernel name (comm, proc(5)) of the calling thread and of the threads that
-    it starts."""
+    """Set the kernel name (comm, proc(5)) of the calling thread.
+
+    Threads that it starts later get the same name.
+    """
     _named.name = name
     _libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
 

@@ -59,7 +59,7 @@ class NotText(ValueError):
 
 
 class TextLines:
-    """Split bytes into lines of text, incrementally. Not thread-safe.
+    """Splits bytes into lines of text, incrementally. Not thread-safe.
 
     Without a byte order mark the text is UTF-8, and invalid bytes become surrogates
     (``surrogateescape``), as in file names. With a mark, invalid bytes are an error. A
@@ -147,7 +147,7 @@ def read_lines(
 ) -> Iterator[str]:
     """Yield the lines of a stream as they are completed.
 
-    ``read(n)`` returns up to ``n`` bytes, none at the end. Raises NotText, and what
+    ``read(n)`` returns up to ``n`` bytes, ``b""`` at the end. Raises NotText, and what
     ``read`` raises.
     """
     lines = TextLines(allows_nul=allows_nul)

@@ -1,3 +1,3 @@
-"""Holds the version of the package, for modules below ``dlpool`` itself."""
+"""The version of the package, which is also available as ``dlpool.__version__``."""
 
 __version__ = "0.1.0"

@@ -2,21 +2,23 @@
 
 Read in this order: ``main`` (the commands of ``dlpool``), ``parser`` (arguments, and
 the table of exit codes) and ``options`` (what commands share), ``console`` (standard
-streams), ``fetch`` (one command completely); then ``supervisor`` and ``web``. The
-modules ``*_commands`` and ``*_options`` declare options only: a command's own module is
-imported when it runs, so that ``dlpool --help`` stays fast.
+streams), ``fetch`` (a complete command, as an example); then ``supervisor`` and
+``web``. The modules ``*_commands`` and ``*_options`` only declare options. The module
+that runs a command is imported when the command runs, so that ``dlpool --help`` stays
+fast.
 
-By command: ``items``, ``listfile``, ``headers``, ``fetch_report`` (``fetch``);
-``upload``, ``upload_credentials``, ``upload_report`` (``upload``); ``progress``,
+Modules, with their commands in parentheses: ``items``, ``listfile``, ``headers``,
+``fetch_report`` (``fetch``); ``upload``, ``upload_credentials``, ``upload_report``
+(``upload``); ``progress``,
 ``bars``, ``foreground`` (the display of ``fetch`` and ``upload``); ``push``, ``jobs``,
 ``events``, ``audit``, ``top``, ``health``, ``control``, ``quarantine`` (the queue and
 its service); ``configuration``, ``conversion`` (``config``); ``doctor`` and
-``doctor_*``; ``setup``. Also ``audit_recorder`` (who changed what), ``tables`` and
-``units`` (output), ``container_init`` (process 1) and ``reference`` (generated
-documents).
+``doctor_*``; ``setup``. Other modules: ``audit_recorder`` (who changed what),
+``tables`` and ``units`` (output), ``container_init`` (process 1) and ``reference``
+(generated documents).
 
-Exit codes: each exception class in ``dlpool.errors`` has its ``exit_code``; ``console``
-returns it, and ``parser.EXIT_CODES`` is the list that the help prints.
+Each exception class in ``dlpool.errors`` has an ``exit_code``. ``console`` returns the
+exit code of an error; ``parser.EXIT_CODES`` is the list that the help prints.
 
 Each command runs in its own process, on the main thread.
 """

@@ -24,8 +24,9 @@ WIDTHS = (24, 18, 12, 32, 24)  # of the columns with --follow
 def run(arguments: argparse.Namespace) -> int:
     """Show audit events and return the exit code. Raises UsageError, QueueError.
 
-    With ``--follow`` the command runs until Ctrl-C, an error, or a closed pipe. Only a
-    closed pipe makes this function return, with exit code 1.
+    With ``--follow`` the command runs until Ctrl-C or an error, both of which raise an
+    exception, or until the reader of standard output closes the pipe: then this
+    function returns exit code 1.
     """
     since = None if arguments.since is None else since_of(arguments.since, time.time())
     wanted = AuditFilter(arguments.actor, arguments.action, arguments.object, since)
@@ -66,7 +67,7 @@ def _follow(
     wanted: AuditFilter,
     arguments: argparse.Namespace,
 ) -> NoReturn:
-    """Show events as they occur.
+    """Show ``events``, then the wanted events after ``position`` as they occur.
 
     Raises QueueError, and BrokenPipeError after the reader has closed the pipe.
     """

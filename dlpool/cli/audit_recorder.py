@@ -78,7 +78,7 @@ ACTIONS = {
 
 
 def action_of(arguments: argparse.Namespace) -> str:
-    """Return the action of a command, empty if the command changes nothing.
+    """Return the action of a command; "" if the command changes nothing.
 
     Raises KeyError for a command that is missing in ``ACTIONS``.
     """
@@ -91,7 +91,7 @@ def action_of(arguments: argparse.Namespace) -> str:
 
 
 def author() -> AuditActor:
-    """Return who runs this process: the effective user, the host, the user of sudo."""
+    """Return the effective user of this process, the host, and who called sudo."""
     name = str(os.geteuid())
     with suppress(KeyError):
         name = pwd.getpwuid(os.geteuid()).pw_name
@@ -107,8 +107,8 @@ class AuditRecorder:
     """Writes the audit events of one command to the queue's stream and the local log.
 
     The local log is the service's log, if it exists on this machine. A failed write
-    raises no error, as the change has already been made; the number of lost events is
-    printed on standard error. Not thread-safe.
+    raises no error, because the change has already been made. If events could not be
+    written to the stream, their number is printed on standard error. Not thread-safe.
     """
 
     def __init__(self, action: str, settings: Settings, *, is_quiet: bool) -> None:
@@ -133,7 +133,7 @@ class AuditRecorder:
         )
 
     def attach(self, client: redis.Redis, keys: QueueKeys) -> None:
-        """Write to the stream of the queue ``keys`` from now on."""
+        """Write later events to the stream of the queue with these ``keys``."""
         self._client, self._keys = client, keys
 
     def note(self, name: str, result: str = DONE, count: int = 1) -> None:
@@ -154,8 +154,8 @@ class AuditRecorder:
         """Write the recorded events when the block ends.
 
         Adds an event with the result of the block in two cases: if the block has
-        recorded no event, or if it fails with an error other than the result of its
-        last event.
+        recorded no event, or if the block fails and its last event does not have the
+        error as its result.
         """
         result = INTERRUPTED
         try:
@@ -195,7 +195,7 @@ class AuditRecorder:
             self._lost += len(changes)
 
     def _log(self, changes: list[AuditChange]) -> None:
-        """Write to the log of the service if it exists; a command creates no log."""
+        """Write the changes to the log of the service, if that log already exists."""
         folder = Path(self.settings.paths.log_dir)
         if not os.access(folder / "dlpool.log", os.W_OK):
             return
@@ -222,7 +222,7 @@ def open_audit(
 ) -> Iterator[AuditRecorder]:
     """Yield the recorder of a command that needs no Redis.
 
-    If no Redis can be reached, only the log receives its events.
+    If no Redis can be reached, the recorder writes its events only to the local log.
     """
     from dlpool.jobs.connection import connect
     from dlpool.jobs.keys import QueueKeys

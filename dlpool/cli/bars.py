@@ -21,9 +21,9 @@ MAX_LINES = 20  # files shown at once
 
 
 class BarDisplay:
-    """A ``Display`` of bars.
+    """A ``Display`` that draws a progress bar for each file.
 
-    Only ``update`` refreshes the bars, so that they are drawn by the calling thread.
+    Only ``update`` refreshes the bars: no thread of rich draws them.
     """
 
     def __init__(self) -> None:

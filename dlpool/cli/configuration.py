@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
 def rows(found: EffectiveSettings) -> Iterator[ConfigurationRow]:
     """Yield a row for each setting, with secrets hidden.
 
-    A setting of ``[host:NAME]`` has a row only if it is given.
+    A setting of ``[host:NAME]`` has a row only if a source sets it.
     """
     for section, kind in SECTIONS.items():
         for declared in fields(kind):
@@ -128,7 +128,7 @@ def find_problems(found: EffectiveSettings) -> list[ConfigProblem]:
 def _with_source(
     found: EffectiveSettings, section: str, sentence: str
 ) -> ConfigProblem:
-    """Return a problem that names where its setting was written.
+    """Return the problem ``sentence``, with the source of the setting that it names.
 
     ``sentence`` begins with ``[SECTION] NAME``, or only with NAME for a setting of
     ``section``.

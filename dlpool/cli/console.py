@@ -177,9 +177,10 @@ def show_lines(lines: Iterable[str]) -> None:
 
 @contextmanager
 def reporting_result() -> Iterator[None]:
-    """Print the result of a finished command in this block.
+    """Run a block that prints the result of a finished command.
 
-    A failure to write is reported on standard error and does not change the exit code.
+    If the block cannot write to standard output, the error is printed on standard error
+    and does not change the exit code. A closed pipe is not reported.
     """
     try:
         yield

@@ -1,7 +1,7 @@
 """The duties of process 1 of a container.
 
-Process 1 inherits every process whose parent has exited, and must wait for it:
-otherwise processes that hooks leave behind become zombies. The program itself cannot
+Process 1 inherits every process whose parent has exited, and must call wait(2) for it:
+otherwise, processes that outlive their hooks become zombies. The program itself cannot
 wait for every child: it would take exit codes that other parts of the program need.
 Therefore process 1 forks: it reaps all processes, and its child runs the program; see
 tini(1), wait(2).
@@ -30,7 +30,7 @@ def fork_if_init() -> None:
     """Fork if this is process 1, and return in the child; otherwise return at once.
 
     Process 1 forwards signals, reaps processes, and exits with the exit code of the
-    child. Call it before threads start.
+    child. Call this function before threads start.
     """
     if os.getpid() != 1:
         return

@@ -225,9 +225,9 @@ def _list_failed(arguments: argparse.Namespace) -> int:
 def _records_of(
     failures: FailureRecords, urls: Iterable[str]
 ) -> Iterator[tuple[str, FailureRecord | None]]:
-    """Yield each URL with its failure record, None if it has none.
+    """Yield each URL with its failure record; None for a URL without a record.
 
-    Without ``urls`` yields all records.
+    If ``urls`` is empty, yields all failure records with their URLs.
     """
     if urls:
         yield from ((url, failures.get(url)) for url in urls)
@@ -244,7 +244,7 @@ def _id(url: str, one: FailureRecord | None) -> str:
 def _record_result(
     audit: AuditRecorder, verb: str, name: str, reply: str
 ) -> tuple[str, str]:
-    """Write the audit event for one object; return its name and the reply."""
+    """Write the audit event for one object; return ``name`` and ``reply``."""
     problem = error_of_reply(verb, name, reply)
     audit.note(name, problem.label if problem else DONE)
     return name, reply
@@ -258,8 +258,8 @@ def _report_results(
 ) -> int:
     """Print the result for each object and return the exit code.
 
-    ``count`` is the number of objects that the user named. If it is 1, a failure is
-    raised. Otherwise failures are printed, and the exit code is 14 (some failed).
+    ``count`` is the number of objects that the user named. If ``count`` is 1, a failure
+    is raised. Otherwise failures are printed, and the exit code is 14 (some failed).
     """
     problems: list[DlpoolError] = []
     for name, reply in replies:

@@ -80,10 +80,11 @@ def _show(found: list[DoctorFinding], arguments: argparse.Namespace) -> None:
 
 
 def examine(arguments: argparse.Namespace) -> Iterator[DoctorFinding]:
-    """Yield all findings; only the problems of the settings if they cannot be read.
+    """Run the checks and yield their findings.
 
-    With ``--folder`` it checks what ``dlpool fetch`` needs: the settings, the file
-    system of the folder, and the URL.
+    With ``--folder``, only what ``dlpool fetch`` needs is checked: the settings, the
+    file system of the folder, and the URL. If the settings cannot be read, yields only
+    the problems of the settings.
     """
     try:
         read = load_effective(

@@ -104,7 +104,7 @@ def _download_like(target: Path, preallocate: str) -> Iterator[DoctorFinding]:
 
 
 def _lock(part: PartFile, target: Path) -> DoctorFinding:
-    """Check that a part file that is locked cannot be locked a second time."""
+    """Check that a locked part file cannot be locked a second time."""
     try:
         PartFile(target, sync=False).close()
     except Locked:

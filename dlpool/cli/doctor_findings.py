@@ -81,9 +81,10 @@ def latency_finding(seconds: float) -> DoctorFinding:
 def clock_finding(
     check: str, offset_s: float, *, is_proof: bool = True
 ) -> DoctorFinding:
-    """Return the finding for a clock of another machine.
+    """Return the finding for the clock of another machine.
 
-    ``offset_s`` is the number of seconds by which it is ahead of this machine's clock.
+    ``offset_s`` is the number of seconds by which the other clock is ahead of this
+    machine's clock.
     ``is_proof`` is False for the clock of a single foreign server, which cannot prove
     that this machine's clock is wrong.
     """

@@ -1,6 +1,6 @@
 """The checks of ``dlpool doctor`` on this machine and its Redis.
 
-They change nothing.
+The checks change nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _CHECK_OF_EVENT = {
 
 
 def check_redis(settings: Settings) -> Iterator[DoctorFinding]:
-    """Check whether Redis answers, its configuration, its latency and its clock.
+    """Check that Redis answers; check its configuration, latency and clock.
 
     Raises ConfigurationError.
     """
@@ -150,7 +150,7 @@ def _version(server: ServerInfo) -> str:
 
 
 def _risks(server: ServerInfo) -> Iterator[DoctorFinding]:
-    """Check eviction and persistence."""
+    """Check that Redis neither evicts jobs nor loses them at a restart."""
     found = (
         {}
         if server.info is None

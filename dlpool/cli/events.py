@@ -24,8 +24,9 @@ DETAIL_SHOWN = 200  # characters
 def show_events(arguments: argparse.Namespace) -> int:
     """Show events and return the exit code. Raises QueueError.
 
-    With ``--follow`` the command runs until Ctrl-C, an error, or a closed pipe. Only a
-    closed pipe makes this function return, with exit code 1.
+    With ``--follow`` the command runs until Ctrl-C or an error, both of which raise an
+    exception, or until the reader of standard output closes the pipe: then this
+    function returns exit code 1.
     """
     with open_queue(arguments) as queue:
         events = EventReader(queue.client, queue.keys)
@@ -52,7 +53,7 @@ def _follow(
     position: str,
     arguments: argparse.Namespace,
 ) -> NoReturn:
-    """Show events as they occur.
+    """Show the events ``found``, then those after ``position`` as they occur.
 
     Raises QueueError, and BrokenPipeError after the reader has closed the pipe.
     """

@@ -109,9 +109,9 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 @contextmanager
 def _open_session(arguments: argparse.Namespace) -> Iterator[BatchSession | None]:
-    """Open the session file of ``--session`` and yield it.
+    """Open the session file that ``--session`` names, and yield the session.
 
-    Yields None if the option is not given. Raises UsageError, LocalFault.
+    Yields None without the option. Raises UsageError, LocalFault.
     """
     if arguments.session is None:
         yield None
@@ -159,8 +159,8 @@ def _watch(
 def _items(arguments: argparse.Namespace) -> Iterator[Iterator[BatchItem]]:
     """Yield an iterator of the items to download.
 
-    There is one item for a URL, or one for each line of a list, which is read as the
-    iterator advances. Raises UsageError, LocalFault.
+    A URL gives one item. A list gives one item per line; each line is read when the
+    iterator reaches it. Raises UsageError, LocalFault.
     """
     if arguments.input_file is None:
         if arguments.url is None:
@@ -186,8 +186,8 @@ def _collisions(
 ) -> list[BatchResult]:
     """Return the failures that are known before any download of a list starts.
 
-    These are items with the same target, and text that is not UTF-8. Only a list in a
-    regular file is checked, as it can be read twice.
+    The failures are items with the same target, and text that is not UTF-8. Only a list
+    in a regular file is checked, because a pipe cannot be read twice.
     """
     name = arguments.input_file
     if name is None or not Path(name).is_file() or transfer.if_exists == "rename":

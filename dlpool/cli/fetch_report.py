@@ -18,10 +18,11 @@ SOME_FAILED = 14
 
 
 class FetchReport:
-    """Collects the results of a run. Used by the main thread.
+    """Collects the results of a run. Used only by the main thread.
 
-    With ``keeps`` all results are kept for the JSON output; otherwise only what the
-    exit code needs. ``signal`` is the signal that interrupted the run, or None.
+    With ``keeps`` it keeps all results, for the JSON output; otherwise it keeps only
+    what the exit code depends on. ``signal`` is the signal that interrupted the run,
+    None without one.
     """
 
     def __init__(
@@ -156,7 +157,7 @@ def success_text(outcome: TransferResult) -> str:
 
 
 def as_json(result: BatchResult) -> dict[str, Any]:
-    """Return a result as JSON values, the URL without its secrets."""
+    """Return a result as JSON values; secrets in the URL are left out."""
     error, outcome, job = result.error, result.outcome, result.item.job
     status = (
         "done"

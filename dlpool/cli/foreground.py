@@ -78,7 +78,7 @@ class EventPrinter:
         self._events = queue.SimpleQueue[tuple[str, dict[str, object]]]()
 
     def note(self, event: str, /, **fields: object) -> None:
-        """Collect an event. This is a ``Notify``."""
+        """Collect an event. This method has the type ``Notify``."""
         if self._is_wanted or event in _SENTENCES:
             self._events.put((event, fields))
 

@@ -17,9 +17,10 @@ MAX_FILE = 64 * 1024  # bytes; no server accepts that many
 def read_headers(arguments: argparse.Namespace) -> dict[str, str]:
     """Return the headers that the options name, in their order.
 
-    If a name is given twice, the last value is used. Files are read once: afterwards
-    ``arguments`` holds their lines. Error messages contain no text of a file, only line
-    numbers. Raises UsageError, LocalFault.
+    If a name is given twice, the last value is used. In ``arguments.header``, the name
+    of each file is replaced by the lines of the file, so that a second call does not
+    read it again. Error messages contain line numbers, but no text of a file. Raises
+    UsageError, LocalFault.
     """
     lists = getattr(arguments, "input_file", None)
     if lists == "-" and "@-" in arguments.header:

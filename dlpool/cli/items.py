@@ -27,8 +27,8 @@ _JSON_FIELDS = {"url", "path", "checksum", "headers"}
 class ItemDefaults:
     """The values that all items of a command share.
 
-    Relative target paths are resolved against ``folder``; an item without a path is
-    saved in it.
+    Relative target paths are resolved against ``folder``. An item without a path is
+    saved in ``folder``.
     """
 
     folder: Path
@@ -81,7 +81,7 @@ def items_from_lines(
 
 
 def parse_header(text: str) -> tuple[str, str]:
-    """Return name and value of ``NAME: VALUE``. Raises UsageError."""
+    """Return the name and the value of ``NAME: VALUE``. Raises UsageError."""
     name, colon, value = text.partition(":")
     if not colon:
         raise UsageError("a header is not of the form 'Name: value'")

@@ -12,7 +12,7 @@ Read = Callable[[int], bytes]
 
 
 def shown_list(name: str) -> str:
-    """Return the name of the list for messages."""
+    """Return the name that messages use for the list ``name``."""
     return "standard input" if name == "-" else name
 
 

@@ -35,8 +35,8 @@ class _CommandsFormatter(argparse.RawDescriptionHelpFormatter):
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands.
 
-    For each command the arguments have ``run``, a function that takes the arguments and
-    returns the exit code.
+    The parsed arguments have an attribute ``run``: the function that executes the
+    command. It takes the arguments and returns the exit code.
     """
     parser = Parser(
         prog="dlpool",

@@ -139,8 +139,8 @@ def load_settings(
     """Return the effective settings and print their warnings to standard error.
 
     ``config`` is the path of the INI file, None to read no INI file. With
-    ``of_service`` the defaults are those of the service. Raises ConfigurationError,
-    which names all problems.
+    ``of_service`` the defaults of the service apply. Raises ConfigurationError, which
+    names all problems.
     """
     found = load_effective(config, options, for_service=of_service)
     if not is_quiet:
@@ -154,14 +154,14 @@ def apply_umask(settings: Settings) -> None:
 
 
 def print_warnings(notes: Iterable[str], program: str = "dlpool") -> None:
-    """Print warnings to standard error, even if it is closed, full or absent."""
+    """Print warnings to standard error; a failure to write is ignored."""
     with suppress(OSError, ValueError, AttributeError):
         for note in notes:
             print(f"{program}: warning: {note}", file=sys.stderr, flush=True)
 
 
 def join_negative_values(argv: Sequence[str]) -> list[str]:
-    """Return the words with ``--option -5K`` as ``--option=-5K``, for argparse."""
+    """Replace each ``--option -5K`` by ``--option=-5K``, as argparse requires."""
     joined: list[str] = []
     for word in argv:
         if (
@@ -219,7 +219,7 @@ def _add_job_options(group: Any) -> None:
 def add_header_options(group: Any, where: str = "") -> None:
     """Declare ``-H`` and ``--header-file``.
 
-    ``where`` names the recipient of the headers in the help.
+    ``where`` is text for the help that says which servers receive the headers.
     """
     group.add_argument(
         "-H",
@@ -260,7 +260,7 @@ def add_output_options(group: Any) -> None:
 
 
 def _text(value: object) -> str:
-    """Return the value of an option as an INI file contains it."""
+    """Return the value of an option in the syntax of an INI file."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -89,7 +89,7 @@ class PlainDisplay(SilentDisplay):
 
 
 class JsonDisplay(PlainDisplay):
-    """Prints a JSON object per second and file, for programs."""
+    """Prints a JSON object for each running file every second, for programs."""
 
     every_s = JSON_EVERY_S
 

@@ -54,7 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
 def job_of_line(line: bytes, options: dict[str, Any]) -> PushedJob | None:
     """Return the job of a line; None for an empty line or a comment.
 
-    ``options`` holds the fields for a line of the form ``URL PATH``. Raises UsageError.
+    A line has the form ``URL PATH`` or is a JSON object. ``options`` holds the other
+    fields of a job from ``URL PATH``. Raises UsageError.
     """
     if not line or line.startswith(b"#"):
         return None
@@ -71,8 +72,8 @@ def job_of_line(line: bytes, options: dict[str, Any]) -> PushedJob | None:
 def blocks_of_lines(read: Callable[[], bytes]) -> Iterator[list[bytes]]:
     """Yield the complete lines that each ``read`` adds, without waiting for more input.
 
-    Lines are in UTF-8; a line longer than any job is truncated. Raises UsageError for
-    input that is not text.
+    Lines are in UTF-8. A line that is too long for a valid job is truncated. Raises
+    UsageError for input that is not text.
     """
     lines = TextLines(truncates=True)
     is_end = False
@@ -176,7 +177,11 @@ class ListPush:
 def note_pushed(
     audit: AuditRecorder, job_ids: Sequence[str], results: Sequence[str]
 ) -> None:
-    """Record a batch of pushes as one audit event, with the id of its first new job."""
+    """Record a batch of pushes as one audit event.
+
+    The event has the id of the first new job. If no job is new, the event has the
+    result UNCHANGED and the id of the first job.
+    """
     new_ids = [
         job_id
         for job_id, result in zip(job_ids, results, strict=True)

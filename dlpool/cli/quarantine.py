@@ -126,7 +126,7 @@ def _tell(message: str, item_id: str, arguments: argparse.Namespace) -> None:
 def _act(
     quarantine: Quarantine, item_id: str, arguments: argparse.Namespace, log: Log
 ) -> str:
-    """Release or delete one file, log it, and return the message.
+    """Release or delete one file, log the action, and return a message for the user.
 
     Raises NotFound, TargetExists, LocalFault.
     """
@@ -152,7 +152,7 @@ def _act(
 
 
 def _log(settings: Settings) -> Log:
-    """Return the log of the service, which drops records that cannot be written."""
+    """Return the log of the service; it drops records that it cannot write."""
     folder, node = Path(settings.paths.log_dir), settings.supervisor.node_id or "cli"
     return Log(
         folder,
@@ -163,7 +163,7 @@ def _log(settings: Settings) -> Log:
 
 
 def _actor() -> str:
-    """Return the name of the user who runs the command, or who runs sudo."""
+    """Return the user who called sudo; without sudo, the user who runs the command."""
     names = [os.environ.get("SUDO_USER", "")]
     with suppress(KeyError):
         names.append(pwd.getpwuid(os.getuid()).pw_name)

@@ -278,8 +278,8 @@ def add_command(
 ) -> argparse.ArgumentParser:
     """Declare a command that ``run`` executes, and return its parser.
 
-    ``summary`` is its line in the list of commands, ``text`` the description in its
-    help, ``epilog`` the end of its help.
+    ``summary`` describes the command in the list of commands. ``text`` is the
+    description in the help of the command, ``epilog`` the end of that help.
     """
     parser: argparse.ArgumentParser = commands.add_parser(
         name,

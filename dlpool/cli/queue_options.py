@@ -130,9 +130,9 @@ def sourced_queue_options(arguments: argparse.Namespace) -> list[SourcedValue]:
 def open_queue(arguments: argparse.Namespace) -> Iterator[OpenQueue]:
     """Connect to the queue that the arguments name, and check that its Redis answers.
 
-    On exit the audit events of a command that changes something are written: those that
-    it has recorded, and one with its result if it has recorded none or fails. Raises
-    QueueError, ConfigurationError.
+    On exit the audit recorder writes the events that the command has recorded. If the
+    command changes something, but has recorded no event or has failed, the recorder
+    adds an event with the result. Raises QueueError, ConfigurationError.
     """
     from dlpool.jobs.connection import AUTO, EMBEDDED, connect
     from dlpool.jobs.keys import QueueKeys
@@ -163,7 +163,7 @@ def open_queue(arguments: argparse.Namespace) -> Iterator[OpenQueue]:
 
 
 def _check_supervisor(state_dir: Path, config: str | None) -> None:
-    """Check that the supervisor runs: it starts the embedded Redis.
+    """Check that the supervisor, which starts the embedded Redis, is running.
 
     Raises QueueAway.
     """

@@ -103,9 +103,9 @@ def run(arguments: argparse.Namespace) -> int:
 def allowed_networks(ini: Path, given: str | None) -> str:
     """Return the private networks that jobs may connect to.
 
-    These are, in this order: ``given``, the value of the option; the value in an
-    existing INI file; the answer to a question on the terminal, which is repeated until
-    the answer is valid. Without a terminal nothing is asked, and the answer is empty.
+    Returns the value of the option, ``given``. If ``given`` is None, returns the value
+    in the INI file if the file exists; otherwise asks the user on the terminal until
+    the answer is valid. Returns "" if there is neither an INI file nor a terminal.
     """
     if (
         given is not None

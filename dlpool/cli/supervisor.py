@@ -27,7 +27,7 @@ _OPTIONS = ("max_concurrent_downloads", "drain_timeout", "log_format")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser; all other settings are in the INI file."""
+    """Return the parser of the program's options."""
     parser = Parser(
         prog="dlpool-supervisor",
         description="Runs the download jobs of a Redis queue until it is stopped.",
@@ -51,7 +51,7 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
 
 
 def sourced_service_options(arguments: argparse.Namespace) -> list[SourcedValue]:
-    """Return the values that the options of a service give to its settings."""
+    """Return the values that the options give to the settings of the service."""
     sourced = [
         one
         for section in ("supervisor", "logging")
@@ -82,9 +82,10 @@ _START_EVENTS = frozenset(
 
 
 class StartPrinter:
-    """Prints the first messages of the service on standard error, each one once.
+    """Prints the first messages of the service on standard error, each only once.
 
-    These are the start summary, warnings about Redis, readiness, and waiting for Redis.
+    The messages are the start summary, warnings about Redis, "ready", and that the
+    service waits for Redis.
     Thread-safe.
     """
 
@@ -137,10 +138,10 @@ def start_lines(fields: Mapping[str, Any]) -> list[str]:
 
 
 def _queued_signals() -> deque[int]:
-    """Queue SIGHUP, SIGUSR1 and SIGUSR2 until the service can handle them.
+    """Return a queue that collects SIGHUP, SIGUSR1 and SIGUSR2.
 
-    Without a handler these signals would kill the process. SIGTERM has no handler yet
-    and ends the process.
+    The service handles the collected signals after its start. Without a handler these
+    signals would kill the process. SIGTERM has no handler yet and ends the process.
     """
     waiting: deque[int] = deque()
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):

@@ -16,8 +16,8 @@ Cells = Sequence[object]
 def show_table(columns: Sequence[str], rows: Sequence[Cells]) -> None:
     """Print a table.
 
-    On a terminal empty columns are left out. Otherwise prints a header line and a line
-    per row, with all columns separated by tabs.
+    On a terminal, empty columns are left out. Otherwise prints a header line and a line
+    per row; tabs separate the columns, and no column is left out.
     """
     texts = [[clean(cell) for cell in row] for row in rows]
     if not _is_terminal():
@@ -29,7 +29,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Cells]) -> None:
 def show_row(cells: Cells, widths: Sequence[int]) -> None:
     """Print one row of a table before its other rows are known.
 
-    On a terminal cells have the given widths, otherwise they are separated by tabs.
+    On a terminal, cells are padded to ``widths``; otherwise tabs separate the cells.
     """
     texts = [clean(cell) for cell in cells]
     if _is_terminal():
@@ -40,7 +40,7 @@ def show_row(cells: Cells, widths: Sequence[int]) -> None:
 
 
 def show_pairs(pairs: Iterable[tuple[str, object]]) -> None:
-    """Print a name and a value per line, separated by a tab unless on a terminal."""
+    """Print a name and a value per line: in columns on a terminal, else with a tab."""
     texts = [(name, clean(value)) for name, value in pairs]
     width = max((len(name) for name, _ in texts), default=0)
     is_terminal = _is_terminal()

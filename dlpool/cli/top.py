@@ -1,6 +1,6 @@
 """``dlpool top``: shows the queue as it changes.
 
-Each sample asks the supervisors for new reports; the next sample shows them.
+Each sample asks the supervisors for new reports, which the next sample shows.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class QueueMonitor:
         )
 
     def hosts(self) -> list[str]:
-        """Return the hosts that jobs wait for."""
+        """Return a line for each host that jobs wait for."""
         assert self.stats is not None
         return host_lines(self.stats)
 

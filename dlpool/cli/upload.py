@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class UploadRun:
-    """The uploads of one command, one after the other. Used by the main thread."""
+    """Uploads the files of one command in turn. Used only by the main thread."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class UploadRun:
         )
 
     def upload(self, path: Path) -> None:
-        """Upload a file and report the result, unless the run was interrupted."""
+        """Upload a file and report the result; do nothing in an interrupted run."""
         if self._interruption.signal is not None:
             return
         arguments = self._arguments
@@ -142,7 +142,7 @@ class UploadRun:
 
 
 class UploadThread:
-    """An upload and its thread. Until the upload ends, ``result`` is Cancelled."""
+    """An upload and its thread; until it ends, ``result`` is a Cancelled error."""
 
     def __init__(self, upload: FileUpload) -> None:
         self.upload = upload

@@ -20,9 +20,9 @@ STATES = ("done", "failed", "interrupted", "not_begun")
 
 
 class UploadReport:
-    """Collects the results of a run. Used by the main thread.
+    """Collects the results of a run. Used only by the main thread.
 
-    ``size`` is the number of bytes of the uploaded files.
+    ``size`` is the total size of the uploaded files in bytes.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ _MISSING = "dlpool-web needs more libraries: pip install 'dlpool[web]' ({} is mi
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser; all other settings are in the INI file."""
+    """Return the parser of the program's options."""
     parser = Parser(
         prog="dlpool-web",
         description="Serves uploads, the job API and the dashboard over HTTP until it "
@@ -53,10 +53,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def application() -> Any:
-    """Return the WSGI application for another server, which must use threads.
+    """Return the WSGI application, for use in another server than dlpool-web.
 
-    ``DLPOOL_INI`` names the INI file. Each worker process must call this function
-    itself (gunicorn: without ``--preload``). Raises DlpoolError.
+    The server must use threads. Each of its worker processes must call this function
+    itself (gunicorn: without ``--preload``). The environment variable ``DLPOOL_INI``
+    names the INI file. Raises DlpoolError.
     """
     from dlpool.web.app import create_app
 
@@ -163,8 +164,8 @@ def _reload_keys(
 ) -> Authenticator:
     """Read the keys again for a new worker; return ``previous`` if they are invalid.
 
-    If invalid keys raised an error, a typing error in a key file would stop the service
-    when a worker is replaced.
+    Invalid keys raise no error: otherwise a typing error in a key file would stop the
+    service when a worker is replaced.
     """
     try:
         return type(previous)(settings.web)

@@ -12,8 +12,8 @@ A new setting is a field in the class of its section: ``[transfer]``, ``[network
 ``[web]`` in ``web``, and all other sections in ``sections``.
 
 The metadata of each field has its kind, bounds, option and help. The command line, the
-INI file, the checks and the documentation are derived from it. All processes use the
-package; it starts no thread.
+INI file, the checks and the documentation are derived from this metadata. All processes
+use the package; it starts no thread.
 """
 
 from dlpool.config.declaration import option_names, parse_setting, setting

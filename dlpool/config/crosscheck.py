@@ -30,8 +30,8 @@ def find_conflicts(
 ) -> list[ConfigProblem]:
     """Return a problem for each contradiction between settings.
 
-    ``described`` takes a section and a name, and returns the text for messages: the
-    name, value and source of the setting.
+    ``described`` takes the section and the name of a setting, and returns a text for
+    messages: the name, value and source of the setting.
     """
     problems = []
     for section, kind in SECTIONS.items():
@@ -78,11 +78,11 @@ def _conflict(
     values: dict[str, Any],
     described: Callable[[str, str], str],
 ) -> tuple[str, str]:
-    """Check a setting against those that its metadata names: ``not_below``, ``needs``
-    and ``instead_of``.
+    """Check a setting against the settings that its metadata names.
 
-    Returns a sentence about the first conflict, and the name of the setting that it
-    conflicts with; two empty texts if there is none.
+    The metadata keys are ``not_below``, ``needs`` and ``instead_of``. Returns a
+    sentence about the first conflict and the name of the other setting; two empty texts
+    without a conflict.
     """
     name, value = declared.name, values[declared.name]
     if value is None:

@@ -91,10 +91,10 @@ def format_bound(declared: Field[Any], amount: float) -> str:
 
 
 def option_names(declared: Field[Any]) -> list[str]:
-    """Return the command-line options of a setting: the short one, if any, and
-    ``--NAME``.
+    """Return the command-line options of a setting.
 
-    A switch that is on by default has ``--no-NAME`` instead of ``--NAME``.
+    The options are the short option, if the setting has one, and ``--NAME``. A switch
+    that is on by default has ``--no-NAME`` instead of ``--NAME``.
     """
     name = declared.name.replace("_", "-")
     long = f"--no-{name}" if declared.default is True else f"--{name}"

@@ -30,7 +30,7 @@ from dlpool.kinds import (
 
 @dataclass(frozen=True)
 class TransferSettings:
-    """``[transfer]``: the download of one URL; ``[group:NAME]``: for one group.
+    """``[transfer]``: the download of a URL. ``[group:NAME]``: the same for one group.
 
     Sizes are in bytes, times in seconds.
     """
@@ -137,7 +137,7 @@ class TransferSettings:
     )
 
     def pool_size(self, downloads: int) -> int:
-        """Return how many connections to one host ``downloads`` downloads share."""
+        """Return how many connections to one host a number of downloads share."""
         fixed = self.connections
         return (
             fixed * downloads
@@ -258,7 +258,7 @@ class DownloaderSettings:
 
 @dataclass(frozen=True)
 class LimitSettings:
-    """``[limits]``: limits per origin host; ``[host:NAME]``: for one host.
+    """``[limits]``: limits per origin host. ``[host:NAME]``: the same for one host.
 
     All nodes of a Redis share the limits.
     """

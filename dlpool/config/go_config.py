@@ -130,8 +130,8 @@ def _leaves(
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield the values in a JSON object, each with its nested keys, outermost first.
 
-    Nested objects are searched too, unless their keys name a setting or are
-    ``MAX_DEPTH`` deep.
+    Searches nested objects. Yields a nested object as a value if its keys name a
+    setting or it is ``MAX_DEPTH`` levels deep.
     """
     for name, member in value.members:
         names = (*above, name)
@@ -146,11 +146,10 @@ def _leaves(
 
 
 def _setting_of(names: Sequence[str]) -> Field[Any] | None:
-    """Return the setting that nested keys name, outermost key first; None for no
-    setting.
+    """Return the setting that nested keys name, None if they name no setting.
 
-    The keys may be ``max_file_size``, ``maxFileSize``, or ``max_attempts`` in an object
-    ``retry`` (for ``retry_max_attempts``).
+    ``names`` holds the keys, the outermost key first. Examples: ``max_file_size``,
+    ``maxFileSize``; ``max_attempts`` in an object ``retry`` (``retry_max_attempts``).
     """
     for begin in range(len(names)):
         if declared := _settings().get(_folded("".join(names[begin:]))):
@@ -214,7 +213,7 @@ def _words(value: Any) -> str:
 
 
 def _size(value: Any) -> str:
-    """Return a size in bytes with the largest unit that divides it.
+    """Return a size, given in bytes, as text with the largest unit that divides it.
 
     A text that already has a unit is returned unchanged.
     """
@@ -260,8 +259,8 @@ def _go_duration_ms(text: str) -> float:
 def _port(value: Any) -> str:
     """Return the port in ``18101``, ``"18101"`` or ``":18101"`` as text.
 
-    ``":18101"`` is an address of Go's ``net.Listen`` without a host. Raises WrongValue,
-    also for an address with a host.
+    ``":18101"`` is an address of Go's ``net.Listen`` without a host. Raises WrongValue
+    for an address with a host and for any other value.
     """
     if isinstance(value, str) and (match := _ADDRESS.fullmatch(value.strip())):
         if match["host"]:
@@ -274,8 +273,10 @@ def _port(value: Any) -> str:
 
 
 def _whole(value: Any) -> int:
-    """Return the integer in an integer, a text or a number such as ``1e9``. Raises
-    WrongValue."""
+    """Return an integer, a text of digits or a number such as ``1e9`` as an integer.
+
+    Raises WrongValue.
+    """
     if isinstance(value, str) and re.fullmatch("[0-9]{1,18}", value.strip()):
         return int(value)
     if isinstance(value, float) and value.is_integer():
@@ -288,7 +289,7 @@ def _whole(value: Any) -> int:
 
 
 def _shown(value: Any) -> str:
-    """Return a value for a message, at most 80 characters."""
+    """Return a value as text for a message, cut to 80 characters."""
     text = (
         "{...}"
         if isinstance(value, _Pairs)

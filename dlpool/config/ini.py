@@ -118,7 +118,7 @@ def _unknown(section: str) -> str:
 def text_of_file(path: str) -> str:
     """Return the text of a configuration file.
 
-    It is UTF-8, unless a byte order mark names another encoding. Raises
+    The encoding is UTF-8 unless a byte order mark names another one. Raises
     ConfigurationError.
     """
     try:
@@ -172,7 +172,7 @@ def _syntax_problem(error: configparser.Error) -> str:
 
 
 def _cut(line: str) -> str:
-    """Return the first word of a line, for a message. The rest may be a secret."""
+    """Return the first word of a line for a message; the other words may be secret."""
     text = line.strip().strip("'").replace("\\n", "").strip()
     word = re.split(r"[\s=:]", text, maxsplit=1)[0][:40]
     return repr(word if word == text else f"{word}...")
@@ -212,7 +212,7 @@ def checked(
 def section_class(section: str) -> type:
     """Return the class of a section.
 
-    ``[host:NAME]`` has the settings of ``[limits]``, ``[group:NAME]`` those of
+    ``[host:NAME]`` has the class of ``[limits]``; ``[group:NAME]`` has the class of
     ``[transfer]``.
     """
     return SECTIONS.get(
@@ -227,9 +227,9 @@ def _host(section: str) -> str:
 def _values(
     section: str, texts: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Return the parsed values of a section, and each wrong key with a sentence.
+    """Return the parsed values of a section, and a sentence for each wrong key.
 
-    Unknown keys come last.
+    A key is wrong if its value is invalid or the key is unknown. Unknown keys are last.
     """
     declared = {one.name: one for one in fields(section_class(section))}
     values: dict[str, Any] = {}

@@ -1,6 +1,7 @@
 """Reads the file of named keys (``keys_file``), one JSON object per line.
 
-There may be several keys, so that a key can be added before another is removed.
+The file may have several keys, so that a new key can be added before an old key is
+removed.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def _objects(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 def _members(line: str) -> dict[str, Any]:
     """Return the JSON object of a line.
 
-    Raises ValueError with a phrase that quotes nothing of the line.
+    Raises ValueError with a message that quotes nothing of the line.
     """
     try:
         found = json.loads(line)
@@ -145,7 +146,7 @@ def _members(line: str) -> dict[str, Any]:
 
 
 def _key(members: dict[str, Any]) -> NamedKey:
-    """Return the key of a line. Raises ValueError."""
+    """Return the key that a JSON object describes. Raises ValueError."""
     name, owner = members.get("name"), members.get("owner")
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
         raise ValueError("name is not 1 to 64 of A-Z a-z 0-9 _ . -")

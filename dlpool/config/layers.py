@@ -38,8 +38,9 @@ _PREFIX = "DLPOOL_"
 class EffectiveSettings:
     """The settings in effect, and where they come from.
 
-    ``values`` holds the set values by (section, name), ``files`` the files that were
-    read, in order, and ``notes`` warnings for the user, one sentence each.
+    ``values`` holds the values that sources have set, by (section, name). ``files``
+    names the files that were read, in order. ``notes`` holds warnings for the user, one
+    sentence each.
     """
 
     settings: Settings
@@ -48,16 +49,16 @@ class EffectiveSettings:
     notes: tuple[str, ...] = ()
 
     def sections(self) -> dict[str, Any]:
-        """Return the settings of each section by name, and ``hosts``."""
+        """Return the settings of each section by name, and ``hosts`` (see ``load``)."""
         return {name: getattr(self.settings, name) for name in (*SECTIONS, "hosts")}
 
 
 def load(path: str | None) -> dict[str, Any]:
     """Return the settings of each section by name, from a file and the other sources.
 
-    ``path`` is the INI file, or None. The result also has ``hosts``: the sections
-    ``[host:NAME]`` by NAME, merged with ``[limits]``. Raises ConfigurationError with a
-    line for each wrong section and key.
+    ``path`` is the INI file, None for no file. The result has another member,
+    ``hosts``: the sections ``[host:NAME]`` by NAME, merged with ``[limits]``. Raises
+    ConfigurationError with a line for each wrong section and key.
     """
     return load_effective(path).sections()
 
@@ -71,9 +72,9 @@ def load_effective(
 ) -> EffectiveSettings:
     """Return the settings in effect.
 
-    ``config`` is the INI file, or None; ``options`` are already parsed. With
-    ``for_service`` the defaults are those of the service. Raises ConfigurationError
-    with a line for each problem.
+    ``config`` is the INI file, None for no file; ``options`` are already parsed. With
+    ``for_service`` the defaults of the service apply. Raises ConfigurationError with a
+    line for each problem.
     """
     found, problems = examine(config, options, environment, for_service=for_service)
     if problems:
@@ -90,8 +91,8 @@ def examine(
 ) -> tuple[EffectiveSettings, list[ConfigProblem]]:
     """Return the settings without the invalid values, and all problems.
 
-    The parameters are those of ``load_effective``. The problems are in the order of
-    files and lines.
+    ``load_effective`` explains the parameters. The problems are in the order of files
+    and lines.
     """
     notes: list[str] = []
     files, read, problems = (
@@ -130,8 +131,7 @@ def examine(
 def written_text(
     given: Mapping[tuple[str, str], SourcedValue], section: str, name: str
 ) -> str:
-    """Return the text of a setting as its source gives it, or the text of its
-    default."""
+    """Return the text of a setting from its source, or else of its default."""
     found = given.get((section, name))
     return (
         (_declared(section, name).metadata["text"] or "")
@@ -164,7 +164,8 @@ def credential_values(
 ) -> list[SourcedValue]:
     """Return the secrets in the folder ``$CREDENTIALS_DIRECTORY``; see systemd.exec(5).
 
-    Each is in a file ``SECTION_KEY``. Appends unreadable files to ``problems``.
+    Each secret is in a file ``SECTION_KEY``. Appends a problem for each unreadable file
+    to ``problems``.
     """
     folder = environment.get("CREDENTIALS_DIRECTORY")
     if not folder:
@@ -218,9 +219,9 @@ def _declared(section: str, name: str) -> Field[Any]:
 def _read_files(
     config: str, notes: list[str]
 ) -> tuple[tuple[str, ...], list[list[SourcedValue]], list[ConfigProblem]]:
-    """Return the names of the files, their values, and their problems.
+    """Return the names of the INI files, their values, and their problems.
 
-    The files are the INI file ``config`` and those in the folder ``conf.d`` beside it.
+    The files are ``config`` and ``*.ini`` in the folder ``conf.d`` beside ``config``.
     """
     from dlpool.config.ini import read_settings_file
 
@@ -248,8 +249,10 @@ def _read_files(
 def _checked(
     layer: Sequence[SourcedValue], problems: list[ConfigProblem]
 ) -> list[SourcedValue]:
-    """Return the valid values of a source, parsed; append the problems of invalid
-    values."""
+    """Return the valid values of a source, parsed.
+
+    Appends a problem to ``problems`` for each invalid value.
+    """
     from dlpool.config.ini import checked
 
     return checked(layer, problems)
@@ -273,7 +276,7 @@ def _merged(
 
 
 def _service_defaults() -> list[SourcedValue]:
-    """Return the defaults of the service that differ from those of other commands."""
+    """Return the defaults that only the service has."""
     return [
         SourcedValue(
             section, one.name, text, "default of the service", parse_setting(one, text)
@@ -287,9 +290,9 @@ def _service_defaults() -> list[SourcedValue]:
 def _of_group(
     layer: Sequence[SourcedValue], group: SourcedValue | None
 ) -> Sequence[SourcedValue]:
-    """Return the values of a source, and those of ``[group:NAME]`` again as
-    ``[transfer]``.
+    """Return the values of a source, with the selected group applied.
 
+    The values of ``[group:NAME]`` are added a second time, as values of ``[transfer]``.
     ``group`` is the setting with NAME; None means that no group is selected.
     """
     section = GROUP if group is None else GROUP + str(group.value)

@@ -40,8 +40,7 @@ class OwnedPath:
 
     @property
     def setting(self) -> str:
-        """The description without the setting's value: clients must not see the
-        value."""
+        """The description without the setting's value, which clients must not see."""
         return self.what.partition(" = ")[0]
 
 
@@ -50,7 +49,7 @@ class Location:
     """A path with the identities of the folders on it.
 
     ``identities`` are the identities of ``/`` and of each existing folder on the path.
-    ``rest`` is the case-folded names after the last existing folder.
+    ``rest`` holds the names after the last existing folder, case-folded.
     """
 
     path: str
@@ -81,8 +80,7 @@ class Location:
         )
 
     def _is_above(self, other: Location) -> bool:
-        """Return whether the identities show that ``other`` is this location or lies
-        below it."""
+        """Return whether ``other`` is this location or below it, by identities."""
         if not self.identities or not other.identities:
             return False
         if not self.rest:
@@ -105,9 +103,9 @@ def folded(name: str) -> str:
 def _spelt(path: str) -> str:
     """Return a path whose existing names are spelt as their folders list them.
 
-    Names that do not exist are folded and marked with NUL. Inode numbers do not replace
-    this comparison: a file system in user space may give a file another inode number
-    for each spelling of its name.
+    Names that do not exist are folded and marked with NUL. Paths are compared by
+    spelling because inode numbers are not sufficient: a file system in user space may
+    give a file another inode number for each spelling of its name.
     """
     found = ""
     for name in path.strip("/").split("/"):
@@ -137,8 +135,7 @@ def is_under(path: str, folder: str) -> bool:
 def resolved(path: str) -> str:
     """Return a path with its links resolved.
 
-    If the working directory has been deleted, a relative path is taken as relative to
-    /.
+    If the working directory has been deleted, relative paths are resolved against /.
     """
     try:
         return os.path.realpath(path)
@@ -192,9 +189,10 @@ def check_owned_paths(settings: Settings) -> None:
 def _of_uploads(
     settings: Settings, ours: list[tuple[OwnedPath, Location]]
 ) -> list[str]:
-    """Return the conflicts of ``merged_dir``: clients name and read the files in it.
+    """Return the conflicts of ``merged_dir`` with owned paths.
 
-    ``merged_dir`` must contain no owned path, and must not lie in ``upload_dir``.
+    Clients name and read the files in ``merged_dir``. Therefore ``merged_dir`` must
+    contain no owned path, and must not lie in ``upload_dir``.
     """
     merged, chunks = (
         Location.of(settings.upload.merged_dir),
@@ -272,7 +270,7 @@ def _of_environment(
 
 
 def _program() -> Iterator[OwnedPath]:
-    """Yield the folders of the program, as code written there would be run."""
+    """Yield the folders of dlpool's code: a file written there could be run."""
     places = [sysconfig.get_path(name) for name in ("scripts", "purelib", "platlib")]
     for path in (*places, str(Path(dlpool.__file__).parent)):
         yield OwnedPath(f"the program in {path}", path)

@@ -22,8 +22,8 @@ _HEAD = """\
 def default_ini(instead: Mapping[str, str] | None = None) -> str:
     """Return an INI file with all settings, their bounds and defaults.
 
-    It is shipped as ``etc/dlpool.ini``. ``instead`` holds values that replace defaults,
-    by key.
+    The file is shipped as ``etc/dlpool.ini``. ``instead`` holds, by key, values that
+    replace defaults.
     """
     lines = [_HEAD]
     for name, kind in SECTIONS.items():
@@ -63,8 +63,7 @@ def default_ini(instead: Mapping[str, str] | None = None) -> str:
 
 
 def bounds(declared: Field[Any], section: str) -> str:
-    """Return the bounds of a setting as text to append to its kind; '' without
-    bounds."""
+    """Return the bounds of a setting as text, such as ``, at least 1``; '' if none."""
     meta = declared.metadata
     least, most, other = meta["low"], meta["high"], meta["not_below"]
     said = [

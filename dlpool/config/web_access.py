@@ -20,7 +20,7 @@ def check_web_access(web: WebSettings) -> None:
     """Check the bind and auth settings of dlpool-web.
 
     Raises ConfigurationError, with a line for each reason why dlpool-web must not
-    start. Public keys are not checked, as that needs a third-party library.
+    start. Public keys are not checked, because the check needs a third-party library.
     """
     problems = [
         *_key_problems("secret_key", web.secret_key, web.secret_key_file),
@@ -55,7 +55,7 @@ def check_web_access(web: WebSettings) -> None:
 
 
 def read_key(text: str | None, file: str | None) -> str | None:
-    """Return a key from its text or file; None if neither is set.
+    """Return a key from ``text`` or from ``file``; None if neither is set.
 
     Raises ConfigurationError for an empty or unreadable file.
     """
@@ -85,7 +85,7 @@ def _file_problems(path: str | None) -> list[str]:
 def _key_problems(
     name: str, text: str | None, file: str | None, algorithms: str = "HS256"
 ) -> list[str]:
-    """Return the problems of a key; none if it is not set."""
+    """Return the problems of a key: an unreadable or empty file, or a short secret."""
     shown = name if file is None else f"{name}_file"
     try:
         key = read_key(text, file)

@@ -2,11 +2,11 @@
 
 Read in this order: ``engine`` (the public class), ``core`` (the table of tasks),
 ``task`` (one download), ``task_queue`` (pending tasks), ``workers`` (the threads),
-``transfers`` (from a task to a ``transfer.Transfer``), ``names`` (no two tasks write
-one file), ``progress``, ``sampling`` and ``stats`` (progress and speeds),
-``callbacks``, ``arguments`` (validation); then ``batch`` and ``batch_download`` for
-lists, ``collisions`` (entries of a list with one target), and the session files
-``engine_session`` and ``batch_session``.
+``transfers`` (creates the ``transfer.Transfer`` of a task), ``names`` (prevents two
+tasks from writing one file), ``progress``, ``sampling`` and ``stats`` (progress and
+speeds), ``callbacks``, ``arguments`` (validation); then ``batch`` and
+``batch_download`` for lists, ``collisions`` (entries of a list that have the same
+target), and the session files ``engine_session`` and ``batch_session``.
 
 Threads: one per running download (``dlpool-worker``), one that samples speeds
 (``dlpool-sampler``), one that calls callbacks (``dlpool-callbacks``).

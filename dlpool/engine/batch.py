@@ -1,6 +1,7 @@
 """A batch of downloads that an engine pulls from a list of any length.
 
-The list is read as workers become free. One failure does not stop the others.
+The engine reads the list as workers become free. A download that fails does not stop
+the other downloads.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class BatchItem:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """The result of one item: an outcome or an error; the other attribute is None."""
+    """The result of one item: one of ``outcome`` and ``error`` is set, the other is
+    None."""
 
     item: BatchItem
     outcome: TransferResult | None
@@ -46,7 +48,7 @@ class BatchResult:
 
     @property
     def is_duplicate(self) -> bool:
-        """Whether the item was skipped, as another item fetches the same file."""
+        """Whether the item was skipped because another item fetches the same file."""
         return isinstance(self.error, DuplicateItem)
 
 
@@ -54,9 +56,10 @@ class BatchResult:
 class BatchProgress:
     """The state of a batch at one moment.
 
-    ``active`` holds the progress of each running download; its key is the number of the
-    download in the order of start. ``completed_bytes`` is the bytes of the completed
-    files, ``earlier`` the number of items that earlier runs completed.
+    ``active`` maps the number of each running download to its progress; downloads are
+    numbered from 1 in the order in which they start. ``completed_bytes`` is the number
+    of bytes of the completed files, ``earlier`` the number of items that earlier runs
+    completed.
     """
 
     active: dict[int, Progress] = field(default_factory=dict)
@@ -70,9 +73,10 @@ class Batch:
     """Feeds the items of a list to an engine. Thread-safe.
 
     The engine must serve this batch alone and be created with ``keeps_ended=False``.
-    Items that the session ``earlier`` records as done are skipped. ``finished`` is set
-    when all items have ended. ``stopped`` is set after ``cancel`` as soon as no
-    download runs, even if a thread still waits for a line of the list.
+    ``earlier`` is a session file; the batch skips items that it records as done. The
+    event ``finished`` is set when all items have ended. After ``cancel`` the event
+    ``stopped`` is set as soon as no download runs, even if a thread still waits for a
+    line of the list.
     """
 
     def __init__(
@@ -101,15 +105,18 @@ class Batch:
         return f"<Batch {self.progress()}>"
 
     def start(self) -> None:
-        """Start the threads. Raises NoThread; then call ``run_in_caller``."""
+        """Start the threads. After NoThread the caller must call ``run_in_caller``."""
         self._core.pull_from(self._next_task, self._handle_end)
 
     def run_in_caller(self) -> None:
-        """Fetch all items on the calling thread, after NoThread from ``start``."""
+        """Fetch all items on the calling thread, if ``start`` has raised NoThread."""
         self._core.run_in_caller()
 
     def cancel(self) -> None:
-        """Stop all downloads resumably and read no further item. Does not wait."""
+        """Stop all downloads so that they can be resumed, and read no further item.
+
+        Does not wait for the downloads to stop.
+        """
         with self._lock:
             if self._is_cancelled:
                 return
@@ -138,7 +145,10 @@ class Batch:
         return results
 
     def _next_task(self) -> DownloadTask | None:
-        """Return the task of the next item to fetch; None if no item is left."""
+        """Return the task of the next item to fetch.
+
+        Returns None if no item is left or the batch was cancelled.
+        """
         while (item := self._next_item()) is not None:
             if item.job is None:
                 self._record(BatchResult(item, None, item.error))
@@ -172,7 +182,7 @@ class Batch:
             self._unfinished -= 1
 
     def _task_of(self, item: BatchItem, job: Job) -> DownloadTask | None:
-        """Return the task of an item, None if the batch was cancelled."""
+        """Return a new task for an item; None if the batch was cancelled."""
         task = task_of_job(job, label=f"line {item.line}" if item.line else "")
         with self._lock:
             if not self._is_cancelled:

@@ -29,8 +29,9 @@ class BatchFailure:
 class BatchSummary:
     """The result of a batch.
 
-    ``done`` is the number of downloaded files, ``size`` their bytes, ``seconds`` the
-    elapsed time, ``earlier`` the number of files that earlier runs downloaded.
+    ``done`` is the number of downloaded files, ``size`` the sum of their sizes in
+    bytes, ``seconds`` the elapsed time, ``earlier`` the number of files that earlier
+    runs downloaded.
     """
 
     done: int
@@ -56,12 +57,12 @@ def download_many(
 ) -> BatchSummary:
     """Download all ``urls`` into the folder ``output_path`` and return one summary.
 
-    One failure does not stop the other downloads. ``urls`` is read as workers become
-    free. ``session`` is a file that records the completed downloads (None: no record);
-    the next call with the same file downloads the rest. The calling thread calls
-    ``on_result`` with each result; an exception that ``on_result`` raises stops the
-    batch resumably. ``options`` are those of DownloadEngine. Raises UsageError,
-    LocalFault, ConfigurationError.
+    A download that fails does not stop the other downloads. ``urls`` is read as workers
+    become free. ``session`` is a file that records the completed downloads (None: no
+    record); the next call with this file skips them. The calling thread calls
+    ``on_result`` with each result. If ``on_result`` raises an exception, the batch
+    stops and can be resumed. ``options`` are the keyword arguments of DownloadEngine.
+    Raises UsageError, LocalFault, ConfigurationError.
     """
     folder = Path(fspath(output_path))
     done = BatchSession(Path(session)) if session is not None else None

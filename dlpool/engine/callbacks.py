@@ -28,9 +28,10 @@ class Callbacks:
     def __init__(
         self, active: Callable[[], list[DownloadTask]], interval_s: float
     ) -> None:
-        """``active`` returns the running tasks.
+        """Create the object without a thread.
 
-        Their progress is reported every ``interval_s`` seconds.
+        ``active`` returns the running tasks. Their progress is reported every
+        ``interval_s`` seconds.
         """
         self._active = active
         self._interval_s = interval_s
@@ -75,8 +76,8 @@ class Callbacks:
     def close(self) -> None:
         """Call the pending callbacks, and stop the thread.
 
-        Waits for the thread, unless a callback is the caller: callbacks run on that
-        thread.
+        Waits until the thread has ended. A call from a callback does not wait, because
+        callbacks run on that thread.
         """
         with self._lock:
             thread, self._is_closed = self._thread, True
@@ -109,8 +110,8 @@ class Callbacks:
     def _report_progress(self, reported: dict[str, int]) -> dict[str, int]:
         """Report each task whose number of downloaded bytes has changed.
 
-        ``reported`` is the result of the previous call: the downloaded bytes by task
-        id. Returns the same table with the current numbers.
+        ``reported`` is the result of the previous call. Returns the current number of
+        downloaded bytes of each running task, by task id.
         """
         if not self._progress:
             return reported

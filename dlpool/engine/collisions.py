@@ -24,11 +24,13 @@ def find_collisions(
 ) -> Iterator[BatchResult]:
     """Yield a failure for each item that would overwrite the file of an earlier item.
 
-    Items with the same URL do not collide. The error of an unreadable list is yielded,
-    too. An item without a file name gets the name in its URL, unless the server sends
-    another name. ``look_up`` requests the path of a job's file from the server, and
-    returns None if the request fails. ``look_up`` is called only for a collision, and
-    only once for several URLs that differ only in the query.
+    Items with the same URL do not collide. If the list is unreadable, its error is also
+    yielded. An item without a file name has the last part of its URL as name, unless
+    the server sends another name.
+
+    ``look_up`` asks the server for the path of a job's file, and returns None if the
+    request fails. It is called only for an item that seems to collide, and only once
+    for URLs that differ only in the query.
     """
     lines: dict[str, tuple[int, str]] = {}
     # Whether the server gives other names, by URL without query and by folder.
@@ -55,7 +57,7 @@ def expected_target(job: Job) -> Path:
 def _has_own_name(
     job: Job, target: str, is_named: dict[str, bool], look_up: TargetLookup
 ) -> bool:
-    """Return whether the server gives the file a name other than that of its URL."""
+    """Return whether the server names the file differently than the URL does."""
     if not job.is_folder:
         return False
     key = f"{urlsplit(job.url)._replace(query='', fragment='').geturl()} {job.target}"

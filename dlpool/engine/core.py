@@ -100,8 +100,8 @@ class EngineCore:
     def submit(self, task: DownloadTask) -> None:
         """Adopt a task and queue it, unless it is in the table or has ended.
 
-        Raises UsageError for an invalid URL, for a task of another engine, and after
-        the shutdown.
+        Raises UsageError for an invalid URL, for a task of another engine that is not
+        shut down, and after the shutdown of this engine.
         """
         self._check_usable()
         execution = execution_of(task)
@@ -153,9 +153,9 @@ class EngineCore:
         """Run the tasks that ``source`` returns, on all workers.
 
         ``source`` may block; it returns None when no task is left. The thread that ran
-        a task calls ``notify_end`` with the task; the registered callbacks are not
-        called. Raises NoThread if no thread can be started: then the caller must call
-        ``run_in_caller``.
+        a task then calls ``notify_end`` with the task, instead of the registered
+        callbacks. Raises NoThread if no thread can be started; the caller must then
+        call ``run_in_caller``.
         """
 
         def adopted() -> DownloadTask | None:
@@ -169,7 +169,10 @@ class EngineCore:
         self._workers.pull_from(adopted)
 
     def run_in_caller(self) -> None:
-        """Run the tasks of the source on the calling thread until none is left."""
+        """Run the tasks of the source of ``pull_from`` on the calling thread.
+
+        Returns when no task is left.
+        """
         self._workers.run_in_caller()
 
     # --- shutdown ---
@@ -177,7 +180,7 @@ class EngineCore:
     def shutdown(self, *, wait: bool) -> None:
         """Stop the engine; with ``wait``, first wait until all tasks have ended.
 
-        Later calls are allowed.
+        The method may be called again.
         """
         if os.getpid() != self._pid:
             return  # the threads are those of the parent process
@@ -188,10 +191,10 @@ class EngineCore:
         self._stop(None)
 
     def stop_at_exit(self) -> None:
-        """Stop all tasks resumably when the program exits.
+        """Stop all tasks when the program exits, so that they can be resumed.
 
-        An engine that runs a batch is not stopped here: the code that runs the batch
-        stops it.
+        Does nothing for an engine that runs a batch: the code that runs the batch stops
+        the engine.
         """
         if os.getpid() != self._pid or self._is_pulling or self._is_closed:
             return
@@ -208,7 +211,7 @@ class EngineCore:
         self._stop(EXIT_WAIT_S)
 
     def wait_at_exit(self) -> None:
-        """Wait until no task is pending or running, when the program exits."""
+        """When the program exits, wait until no task is pending or running."""
         if os.getpid() == self._pid:
             self._sampler.join()
 
@@ -225,7 +228,8 @@ class EngineCore:
             self._session.close()
 
     def _abandon(self, task: DownloadTask) -> None:
-        """Pause an unfinished task and release it, for another engine to adopt."""
+        """Pause an unfinished task and release it, so that another engine can adopt
+        it."""
         execution = execution_of(task)
         if not execution.is_owned_by(self):
             return  # another engine has adopted it
@@ -237,7 +241,7 @@ class EngineCore:
     # --- the threads ---
 
     def _run(self, task: DownloadTask) -> None:
-        """Run one task; called by a worker."""
+        """Run one task on the calling worker thread, and handle its result."""
         self._stats.start_task(task.id)
         execution = execution_of(task)
         outcome: TransferResult | None = None
@@ -260,7 +264,8 @@ class EngineCore:
             self._record_pause(task, is_paused=not self._is_stopping)
 
     def _finish(self, task: DownloadTask) -> None:
-        """Release the name and session entry of an ended task; report its end."""
+        """Release the name of an ended task, delete its session entry, report its
+        end."""
         self._transfers.release_name(task, is_completed=task.status == COMPLETED)
         if task.status == COMPLETED:
             self._stats.complete_task(task.id)

@@ -23,21 +23,23 @@ from dlpool.transfer.job import Notify, ignore_event
 
 
 class DownloadEngine:
-    """Downloads files in this process. Thread-safe. A program may create several.
+    """Downloads files in this process. Thread-safe. A program may create several
+    engines.
 
     It uses threads only: it installs no signal handlers, configures no logging, and
     registers one exit handler. After a fork the child must create its own engine.
 
-    ``max_workers`` is the number of simultaneous downloads, ``retry_times`` the number
-    of attempts in a row without progress. In seconds: ``retry_delay`` is the first
-    backoff, ``timeout`` the limit for connecting, ``progress_interval`` the time
-    between progress callbacks. ``chunk_size`` is the number of bytes to collect for one
-    write, for at most 20 ms; values below 128 KiB mean 128 KiB.
+    ``max_workers`` is the number of simultaneous downloads. ``retry_times`` is the
+    number of attempts in a row that may bring no progress before a download fails. In
+    seconds: ``retry_delay`` is the first backoff, ``timeout`` the limit for connecting,
+    ``progress_interval`` the time between progress callbacks. ``chunk_size`` is the
+    number of bytes to collect before a write; values below 128 KiB mean 128 KiB. After
+    20 ms fewer bytes are written.
 
     ``verify_hash`` verifies checksums and the server's digests. ``session`` is a file
     that records the unfinished tasks. ``transfer``, ``network`` and ``scan`` hold all
-    other settings. With ``keeps_ended`` ended tasks can still be looked up. ``notify``
-    receives the events of all downloads.
+    other settings. With ``keeps_ended``, tasks that have ended can still be looked up.
+    ``notify`` receives the events of all downloads.
 
     Raises UsageError for invalid values, LocalFault if the session cannot be used,
     ConfigurationError.
@@ -106,11 +108,11 @@ class DownloadEngine:
     ) -> DownloadEngine:
         """Create an engine from an INI file.
 
-        It reads ``[downloader]``, ``[transfer]``, ``[network]`` and ``[scan]``. As for
-        the service, ``conf.d/*.ini`` beside the file and environment variables
-        (``DLPOOL_SECTION_KEY``) override the values of the file. ``session`` is a file
-        that records the unfinished tasks, None for no file. Raises ConfigurationError,
-        which names all invalid settings.
+        It reads ``[downloader]``, ``[transfer]``, ``[network]`` and ``[scan]``. The
+        values of the file are overridden by ``conf.d/*.ini`` beside the file and by
+        environment variables (``DLPOOL_SECTION_KEY``), as in the service. ``session``
+        is a file that records the unfinished tasks; None: they are not recorded. Raises
+        ConfigurationError, which names all invalid settings.
         """
         found = load_effective(os.fspath(path))
         for note in found.notes:
@@ -133,12 +135,12 @@ class DownloadEngine:
 
     @property
     def chunk_size(self) -> int:
-        """The minimum number of bytes of one write, as given."""
+        """The number of bytes to collect before a write, as given."""
         return self._arguments.chunk_size
 
     @property
     def retry_times(self) -> int:
-        """The number of attempts in a row without progress."""
+        """The number of attempts in a row that may bring no progress."""
         return self._arguments.retry_times
 
     @property
@@ -168,9 +170,10 @@ class DownloadEngine:
         *,
         checksum: str | None = None,
     ) -> DownloadTask:
-        """Create a task and submit it.
+        """Create a task, submit it and return it.
 
-        If a worker is free, its status is ``downloading`` on return. Raises UsageError.
+        If a worker is free, the returned task has the status ``downloading``. Raises
+        UsageError.
         """
         return self.submit(
             DownloadTask(
@@ -179,25 +182,28 @@ class DownloadEngine:
         )
 
     def submit(self, task: DownloadTask) -> DownloadTask:
-        """Queue a task and return it; its previous engine, if any, must be shut down.
+        """Queue a task and return it.
 
-        A task that belongs to this engine, or has ended, is not changed. Raises
-        UsageError for an invalid URL, for a task of another engine, and after
-        ``shutdown``.
+        If the task belonged to another engine, that engine must be shut down. A task
+        that belongs to this engine, or has ended, is not changed. Raises UsageError for
+        an invalid URL, for a task of another engine that is not shut down, and after
+        ``shutdown`` of this engine.
         """
         self._core.submit(task)
         return task
 
     def cancel_task(self, task_id: str) -> bool:
-        """Call ``DownloadTask.cancel``; return False for an unknown id."""
+        """Call ``cancel`` of the task and return its result; False for an unknown
+        id."""
         return (task := self.get_task(task_id)) is not None and task.cancel()
 
     def pause_task(self, task_id: str) -> bool:
-        """Call ``DownloadTask.pause``; return False for an unknown id."""
+        """Call ``pause`` of the task and return its result; False for an unknown id."""
         return (task := self.get_task(task_id)) is not None and task.pause()
 
     def resume_task(self, task_id: str) -> bool:
-        """Call ``DownloadTask.resume``; return False for an unknown id."""
+        """Call ``resume`` of the task and return its result; False for an unknown
+        id."""
         return (task := self.get_task(task_id)) is not None and task.resume()
 
     def get_task(self, task_id: str) -> DownloadTask | None:
@@ -225,9 +231,9 @@ class DownloadEngine:
     def register_progress_callback(self, callback: Callback) -> None:
         """Call ``callback(task)`` for each downloading task that has made progress.
 
-        It is called at most every ``progress_interval`` seconds. One thread calls all
-        callbacks, in order and without a lock, so that they may use the engine.
-        Exceptions that they raise are logged by the logger ``dlpool``.
+        The calls for one task are at least ``progress_interval`` seconds apart. One
+        thread calls all callbacks, in order and without a lock, so callbacks may use
+        the engine. Exceptions that callbacks raise are logged by the logger ``dlpool``.
         """
         self._core.callbacks.add_progress_callback(callback)
 

@@ -1,8 +1,9 @@
 """The session file of an engine: it records the unfinished tasks.
 
-One JSON line per change, so that a kill at any moment loses no task: ``{"begin":
-{...}}``, ``{"end": ID}``, ``{"pause": ID}``, ``{"resume": ID}``. A truncated last line
-is ignored. Opening the file rewrites it by a temporary file and a rename.
+The file has one JSON line per change, so that a kill at any moment loses no task:
+``{"begin": {...}}``, ``{"end": ID}``, ``{"pause": ID}``, ``{"resume": ID}``. A
+truncated last line is ignored. An engine that opens the file first replaces it by a new
+file with the unfinished tasks only.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from dlpool.lock_files import LockForeign, LockHeld
 class EngineSession:
     """The locked session file of one engine. Thread-safe.
 
-    Each line is one write. The lock guards the descriptor. Only the rewritten file is
-    synced: a power failure may lose later changes.
+    Each line is one write. The lock guards the descriptor. The file is synced to disk
+    only when it is opened and rewritten: a power failure may lose later changes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -106,8 +107,9 @@ class EngineSession:
 
 
 def _locked(path: Path) -> tuple[int, FileLock]:
-    """Open and lock the file that has the name ``path`` at the time of the lock.
+    """Open and lock the file at ``path``; return its descriptor and the lock.
 
+    Opens the file again if another engine replaced it before the lock was acquired.
     Raises LocalFault if another engine holds the lock, and OSError for other errors.
     """
     while True:

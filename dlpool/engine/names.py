@@ -26,7 +26,7 @@ class DuplicateItem(TargetExists):
 
 @dataclass(slots=True, eq=False)
 class _Name:
-    """A reserved file name; small, as each file of a list has an instance.
+    """A reserved file name; small, because each file of a list has an instance.
 
     ``path`` is resolved, ``url`` is a hash of the URL, ``label`` the task's name in
     messages, ``tasks`` the number of tasks that hold the name. A name that no task
@@ -65,8 +65,8 @@ class NameRequest:
 class NameRegistry:
     """Reserves file names for the tasks of an engine. Thread-safe.
 
-    Names are compared as the file system compares them. The lock guards the table,
-    whose keys are hashes of the folded paths.
+    Names that the file system treats as equal are one name. The lock guards the table;
+    its keys are hashes of the results of ``_folded``.
     """
 
     def __init__(self) -> None:
@@ -83,9 +83,9 @@ class NameRegistry:
         Outside of lists several tasks with the same URL may share a name; the lock of
         the part file lets only one of them download. Raises DuplicateItem if another
         line of the list already downloads the same URL to this file. Raises
-        TargetExists if a task with a different URL has the file, or if a task has it
-        under another spelling of its name. Raises LocalFault if the path cannot be
-        used.
+        TargetExists if a task with a different URL has reserved the file, or if the
+        file is reserved under another spelling of its name. Raises LocalFault if the
+        path cannot be used.
         """
         with translated(f"use the path {str(path)[:200]}"):
             real = os.path.realpath(path)
@@ -147,7 +147,11 @@ class NameRegistry:
     def _reserved(
         self, key: bytes, seen: list[_Name], name: _Name, task_id: str
     ) -> bool:
-        """Reserve the name; return False if ``key`` has other names than ``seen``."""
+        """Reserve the name for a task.
+
+        ``seen``: the names that the caller found under ``key``. If other names are
+        there now, the name is not reserved, and the result is False.
+        """
         with self._lock:
             first = self._names.get(key)
             if (list(first.chain()) if first is not None else []) != seen:
@@ -184,11 +188,12 @@ def _hash(text: str) -> bytes:
 
 
 def _folded(path: str) -> str:
-    """Return the path without the differences that some file systems ignore.
+    """Return a form of the path that is equal for all spellings of one file.
 
-    These are case, Unicode composition, and dots and spaces at the end of a name. A
-    path longer than ``MAX_PATH`` is returned unchanged, as normalising accents takes
-    quadratic time in their number.
+    Some file systems ignore case, Unicode composition, and dots and spaces at the end
+    of a name; the returned form is without these differences. A path longer than
+    ``MAX_PATH`` is returned unchanged: the time to normalise accents grows with the
+    square of their number.
     """
     if len(path) > MAX_PATH:
         return path
@@ -199,7 +204,7 @@ def _folded(path: str) -> str:
 def _is_same_file(one: str, other: str) -> bool:
     """Return whether two paths name one file.
 
-    Creates a test file beside the first path to find out.
+    To find out, creates a test file beside the first path. Returns False if that fails.
     """
     ending = f".{secrets.token_hex(4)}.tmp"
     with suppress(OSError):

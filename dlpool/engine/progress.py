@@ -35,11 +35,11 @@ class Speedometer:
 
 
 class TaskProgress:
-    """The progress of a task over all of its transfers.
+    """The progress of a task over all its transfers, one transfer per attempt.
 
     ``done`` and ``total`` are in bytes, ``speed`` in bytes per second. ``path`` is the
-    file, complete or not. ``reported`` is the fraction that the program has set, from
-    0.0 to 1.0.
+    path of the complete or incomplete file. ``reported`` is the fraction that the
+    program has set, from 0.0 to 1.0.
     """
 
     def __init__(self, path: Path | None) -> None:

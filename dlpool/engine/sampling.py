@@ -17,10 +17,12 @@ SAMPLE_S = 0.2  # between samples
 
 
 class StopsAtExit(Protocol):
-    """An engine that waits and then stops when the program exits."""
+    """An engine; when the program exits, it can wait for its downloads and then
+    stop."""
 
     def stop_at_exit(self) -> None:
-        """Stop soon, and keep what is needed to resume."""
+        """Stop soon, and keep the files that a later run needs to resume the
+        downloads."""
 
     def wait_at_exit(self) -> None:
         """Wait until no task is pending or running."""
@@ -30,12 +32,15 @@ class ProgressSampler:
     """Calls a function every ``SAMPLE_S`` seconds while an engine has work.
 
     Thread-safe; the lock guards the thread. The thread is not a daemon: the interpreter
-    waits for it before it exits (``threading.Thread.daemon``). During that wait other
-    threads can still be started, unlike in ``atexit`` handlers.
+    waits for the thread before the program exits (``threading.Thread.daemon``). During
+    that wait other threads can still be started; in ``atexit`` handlers they cannot.
     """
 
     def __init__(self, sample: Callable[[], bool]) -> None:
-        """``sample`` samples all running tasks and returns whether work is left."""
+        """Set the function; no thread is started.
+
+        ``sample`` samples all running tasks and returns whether work is left.
+        """
         self._sample = sample
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -62,7 +67,10 @@ class ProgressSampler:
             self._thread = thread
 
     def close(self) -> None:
-        """Stop the thread and wait for its end; on the thread itself do not wait."""
+        """Stop the thread and wait for its end.
+
+        A call on the sampler's own thread does not wait.
+        """
         self._stop.set()
         self.join()
 
@@ -108,9 +116,9 @@ def _stop_engines() -> None:
 def _wait_for_engines() -> None:
     """Wait for the downloads at the end of the program.
 
-    Ctrl-C, or a signal handler that exits, ends the wait. Without this function the
-    interpreter would wait for the samplers' threads, and would print a traceback after
-    Ctrl-C.
+    Ctrl-C ends the wait, as does a signal handler that raises SystemExit. Without this
+    function the interpreter would wait for the samplers' threads, and would print a
+    traceback after Ctrl-C.
     """
     try:
         for engine in list(_engines):

@@ -18,8 +18,8 @@ class _TaskStats:
 class DownloadStats:
     """The bytes and speeds of tasks, by task id. Thread-safe.
 
-    Completed tasks are kept as sums only. A failed task is counted and its error is
-    kept; its bytes are dropped.
+    Completed tasks are kept only as a count and a sum of bytes. A failed task is
+    counted and its error is kept; its bytes are dropped.
     """
 
     def __init__(self) -> None:

@@ -34,7 +34,7 @@ MOVES: dict[str, frozenset[str]] = {
 
 
 class TaskOwner(Protocol):
-    """The engine of a task. Tasks call it without holding a lock."""
+    """The engine of a task. Tasks call its methods without holding a lock."""
 
     def task_ready(self, task: DownloadTask) -> None:
         """Queue a task that is pending and that no thread runs."""
@@ -88,7 +88,7 @@ class DownloadTask:
 
     @property
     def start_time(self) -> float | None:
-        """The time of the first start, in seconds since 1970; None before it."""
+        """The time of the first start, in seconds since 1970; None before the start."""
         return self._execution.start_time
 
     @property
@@ -105,7 +105,7 @@ class DownloadTask:
     def progress(self) -> float:
         """The downloaded fraction, from 0.0 to 1.0.
 
-        It decreases only if the download restarts, which an event reports.
+        The value decreases only if the download restarts; an event reports the restart.
         """
         with self._execution.sampled() as progress:
             return 1.0 if self.status == COMPLETED else progress.fraction
@@ -169,7 +169,8 @@ class DownloadTask:
 
     @property
     def outcome(self) -> TransferResult | None:
-        """The sizes, times and digests of a completed download; else None."""
+        """The sizes, times and digests of a completed download; None if not
+        completed."""
         return self._execution.outcome
 
     # --- requests ---
@@ -209,8 +210,8 @@ class DownloadTask:
     def result(self, timeout: float | None = None) -> Path:
         """Wait for the file and return its path.
 
-        Raises TimeoutError after ``timeout`` seconds, Cancelled, or the error of the
-        download.
+        Raises TimeoutError after ``timeout`` seconds, Cancelled after ``cancel`` or a
+        shutdown of the engine, or the error with which the download failed.
         """
         return self._execution.result(timeout)
 
@@ -263,7 +264,7 @@ class TaskExecution:
 
     @contextmanager
     def sampled(self) -> Iterator[TaskProgress]:
-        """Hold the lock and yield the current progress."""
+        """Update the progress and yield it; the lock is held until the block ends."""
         with self._changed:
             self._progress.sample(self._transfer)
             yield self._progress
@@ -289,7 +290,7 @@ class TaskExecution:
                 self._progress.reported = min(1.0, fraction)
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait until the task has ended; return whether it has."""
+        """Wait at most ``timeout`` seconds; return whether the task has ended."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self.has_ended or self._is_abandoned, timeout
@@ -328,16 +329,17 @@ class TaskExecution:
         return self._owner is owner
 
     def abandon(self) -> None:
-        """Mark the engine as shut down, and wake the threads that wait for the task."""
+        """Mark the task's engine as shut down, and wake the threads that wait for the
+        task."""
         with self._changed:
             self._is_abandoned = True
             self._changed.notify_all()
 
     def stop(self, status: str, reason: str) -> tuple[bool, TaskOwner | None]:
-        """Pause or cancel the task, and cancel its transfer.
+        """Set the status to ``status`` (paused or cancelled), and cancel the transfer.
 
         Returns whether the status has changed, and the engine on which the caller must
-        call ``task_withdrawn`` (None: on none).
+        call ``task_withdrawn``; None: the caller must not call it.
         """
         with self._changed:
             if self._is_publishing or self._is_abandoned or not self._move(status):
@@ -355,8 +357,8 @@ class TaskExecution:
         """Make a paused task pending.
 
         Returns whether the status has changed, and the engine on which the caller must
-        call ``task_ready``. The engine is None while a thread still runs the task: then
-        this thread calls ``task_ready``.
+        call ``task_ready``. The engine is None if a thread still runs the task: that
+        thread will call ``task_ready``.
         """
         with self._changed:
             owner = self._owner
@@ -381,7 +383,8 @@ class TaskExecution:
             return True
 
     def run(self, create: Callable[[TaskExecution], Transfer]) -> TransferResult:
-        """Download, after ``begin``, on the calling thread. Raises DlpoolError."""
+        """Download on the calling thread; ``begin`` was called before. Raises
+        DlpoolError."""
         transfer = create(self)
         with self._changed:
             if self.status != DOWNLOADING:
@@ -400,7 +403,8 @@ class TaskExecution:
             self._is_publishing = True
 
     def handle_event(self, event: str, /, **fields: object) -> None:
-        """Handle an event of the transfer. This is a ``Notify``."""
+        """Update the progress from an event of the transfer; has the type
+        ``Notify``."""
         with self._changed:
             self._progress.handle_event(event, fields)
 
@@ -439,7 +443,7 @@ def execution_of(task: DownloadTask) -> TaskExecution:
 def task_of_job(
     job: Job, *, priority: int = 0, label: str = "", task_id: str = ""
 ) -> DownloadTask:
-    """Return a task for a job; ``label`` replaces its URL in messages."""
+    """Return a task for a job; ``label`` replaces the URL in messages."""
     task = DownloadTask.__new__(DownloadTask)
     task._execution = TaskExecution(job, priority, label, task_id)
     task._output_path = str(job.target if job.is_folder else job.target.parent)

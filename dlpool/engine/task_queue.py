@@ -30,7 +30,10 @@ class DownloadQueue:
         return len(self._numbers)
 
     def add_task(self, task: DownloadTask) -> None:
-        """Add a task behind those of its priority; a queued task keeps its position."""
+        """Add a task behind the tasks of the same priority.
+
+        A task that is already queued keeps its position.
+        """
         with self._lock:
             if task.id not in self._numbers:
                 number = self._numbers[task.id] = next(self._count)

@@ -24,8 +24,9 @@ from dlpool.transfer.transfer import Transfer
 class EngineSettings:
     """The settings of an engine and of all its transfers.
 
-    ``chunk_size`` is the minimum number of bytes of one write. ``notify`` receives the
-    events of all transfers. With ``keeps_ended`` ended tasks stay in the table.
+    ``chunk_size`` is the number of bytes to collect before a write. ``notify`` receives
+    the events of all transfers. With ``keeps_ended``, tasks that have ended stay in the
+    engine's table.
     """
 
     transfer: TransferSettings
@@ -39,10 +40,14 @@ class EngineSettings:
 
 
 class TransferFactory:
-    """Creates transfers. Thread-safe."""
+    """Creates the transfers of tasks; they share one HTTP client. Thread-safe."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        """Raises ConfigurationError if the settings cannot be used."""
+        """Create the HTTP client, and the guard that scans files if a scanner is
+        configured.
+
+        Raises ConfigurationError if the settings cannot be used.
+        """
         self._settings = settings.transfer
         self._client = HttpClient(
             settings.network,
@@ -81,13 +86,16 @@ class TransferFactory:
         )
 
     def release_name(self, task: DownloadTask, *, is_completed: bool) -> None:
-        """Release the name of an ended task; keep it reserved with ``is_completed``."""
+        """Release the file name of an ended task.
+
+        With ``is_completed`` the name stays reserved for the completed file.
+        """
         self._names.release(task.id, is_completed=is_completed)
 
     def look_up_target(self, job: Job) -> Path | None:
-        """Request the file name of a job from the server, without a body.
+        """Ask the server for the file name of a job, without downloading the file.
 
-        Returns the path of the file, None if the request fails.
+        Returns the path of the file; None if the request fails.
         """
         found: list[Path] = []
 
@@ -115,8 +123,8 @@ class TransferFactory:
 def discard_partial_file(task: DownloadTask) -> None:
     """Delete the partial file of a cancelled task.
 
-    Errors are ignored: another process may download to the same path, or the folder
-    may have been deleted.
+    Errors are ignored: another process may be downloading to the same path, or the
+    folder may have been deleted.
     """
     path = task.file_path
     if path is not None:

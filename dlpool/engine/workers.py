@@ -19,15 +19,19 @@ TaskSource = Callable[[], "DownloadTask | None"]
 
 
 class EngineWorkers:
-    """Runs tasks of ``queue``, and of a source if it is set, on threads.
+    """Runs the tasks of ``queue`` on threads, and the tasks of a source after
+    ``pull_from``.
 
     There are at most ``max_threads`` threads. Thread-safe; the lock guards all
-    counters. A thread that has called ``release``, and still reports the end of its
-    task, does not count as busy.
+    counters. A thread that has called ``release`` no longer counts as busy, even while
+    it still reports the end of its task.
     """
 
     def __init__(self, max_threads: int, run: Callable[[DownloadTask], None]) -> None:
-        """``run`` runs a task that has begun, calls ``release``, and never raises."""
+        """Create the workers without a thread.
+
+        ``run`` must run a task that has begun, call ``release``, and never raise.
+        """
         self.queue = DownloadQueue()
         self._max_threads = max_threads
         self._run = run
@@ -47,8 +51,8 @@ class EngineWorkers:
         """Queue a task. If a worker is free, the task is downloading on return.
 
         If no further thread can be started, the existing threads run the task. If there
-        is no thread at all, returns a task that has begun and that no thread will run:
-        the caller must end this task. Otherwise returns None.
+        is no thread at all, the method returns a task that has begun but that no thread
+        will run: the caller must end this task. Otherwise it returns None.
         """
         with self._lock:
             if self._is_stopping:
@@ -145,7 +149,10 @@ class EngineWorkers:
         return True
 
     def _leave_to_others(self, first: DownloadTask) -> DownloadTask | None:
-        """Leave ``first`` to the existing threads; return it if there are none."""
+        """Leave ``first`` to the existing threads and return None.
+
+        If there are no threads, returns ``first``.
+        """
         self._busy -= 1
         if self._threads == 0:
             return first
@@ -153,7 +160,7 @@ class EngineWorkers:
         return None
 
     def _work(self, task: DownloadTask | None) -> None:
-        """Run tasks until none is left; the function of each thread."""
+        """Run tasks until none is left. Each worker thread executes this method."""
         while task is not None or (task := self._next_of_source()) is not None:
             self._run(task)
             with self._lock:
@@ -183,8 +190,8 @@ class EngineWorkers:
     def _next_of_source(self) -> DownloadTask | None:
         """Begin the next task of the source and return it.
 
-        Returns None if the source has no task left or the workers stop; the calling
-        thread must exit then.
+        Returns None if the source has no task left or the workers stop; then the
+        calling thread must exit.
         """
         while (source := self._begin_pull()) is not None:
             task = None
@@ -207,10 +214,10 @@ class EngineWorkers:
             return self._source
 
     def _end_pull(self, *, has_task: bool) -> bool:
-        """Record that a call of the source has ended.
+        """Record that a call of the source has ended; return False after ``stop``.
 
-        ``has_task``: whether the source gave a task; if not, it is removed. Returns
-        whether the workers still run; False once ``stop`` was called.
+        ``has_task``: whether the source returned a task. If not, the source is not
+        called again.
         """
         with self._lock:
             self._pulling -= 1

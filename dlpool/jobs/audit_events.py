@@ -1,8 +1,8 @@
 """The actions and fields of audit events. Imports no library.
 
 Each change of jobs, nodes, the queue, uploads and the quarantine is an audit event. The
-API, the page and the commands make such changes. Each event goes to the log, and to a
-bounded stream in Redis (``audit_stream``).
+changes are made through the API, the web page and the commands. Each event is written
+to the log, and to a bounded stream in Redis (``audit_stream``).
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ MAX_TEXT = 1000  # characters of an object or actor
 
 @dataclass(frozen=True)
 class AuditChange:
-    """A change or an attempted change.
+    """A change, or an attempt that failed or was refused.
 
     ``action``: one of ``ACTIONS``. ``object``: id of the changed thing, empty if it has
-    no id or the id is unknown. ``result``: ``done``, ``unchanged``, ``refused`` (with
-    the error's label in ``label``), or the label of another error. ``count``: number of
-    changes that the event stands for; ``object`` is the id of the first.
+    no id or the id is unknown. ``result``: ``done``, ``unchanged``, ``refused``
+    (``label`` is then the label of the error), or the label of another error.
+    ``count``: number of changes that the event stands for; if there are several,
+    ``object`` is the id of the first.
     """
 
     action: str
@@ -59,7 +60,8 @@ class AuditChange:
 
 @dataclass(frozen=True)
 class AuditActor:
-    """The author of changes. ``address``: IP address of the client, or ``local``."""
+    """The author of changes. ``actor``: its name. ``address``: IP address of the
+    client, or ``local``."""
 
     actor: str
     address: str

@@ -21,8 +21,11 @@ MOST_READ = 1_000_000  # events that one listing reads at most
 
 @dataclass(frozen=True)
 class AuditEvent:
-    """An event of the stream. ``id``: its position, ``MS-NUMBER``: ms since 1970, and a
-    number that tells events of one ms apart."""
+    """An event of the stream.
+
+    ``id``: its position, ``MS-NUMBER``: milliseconds since 1970, and a number that
+    distinguishes events of the same millisecond.
+    """
 
     id: str
     fields: Mapping[str, str]
@@ -43,10 +46,10 @@ class AuditEvent:
 
 @dataclass(frozen=True)
 class AuditFilter:
-    """Selects events; None selects any value. ``action`` may be a kind: ``job`` stands
-    for all actions on jobs.
+    """Selects events by their fields; a field that is None accepts any value.
 
-    ``since``: seconds since 1970.
+    ``action`` may be a kind: ``job`` stands for all actions on jobs. ``since``: seconds
+    since 1970.
     """
 
     actor: str | None = None
@@ -113,8 +116,8 @@ class AuditReader:
         return found[0][0].decode() if found else "0-0"
 
     def wait_after(self, event_id: str) -> list[AuditEvent]:
-        """Return the events after ``event_id``. If there are none, wait for the next
-        one, at most a second."""
+        """Return the events after ``event_id``. If there are none, wait at most one
+        second for the next event."""
         with translated(self._client):
             reply = self._client.xread(
                 {self._key: event_id}, count=PAGE, block=round(BLOCK_S * 1000)

@@ -32,8 +32,11 @@ class ClientRecord:
 def success_record(
     keys: QueueKeys, job: PushedJob, size: int, seconds: float, at: float
 ) -> ClientRecord:
-    """Return a success record. ``size`` in bytes, ``seconds`` of work, ``at`` in
-    seconds since 1970."""
+    """Return a success record.
+
+    ``size``: bytes of the file. ``seconds``: duration of the work. ``at``: end of the
+    job, in seconds since 1970.
+    """
     value = {
         "url": job.url,
         "save_path": job.save_path,
@@ -47,7 +50,8 @@ def success_record(
 def failure_record(
     keys: QueueKeys, url: str, raw: bytes, message: str, at: float
 ) -> ClientRecord:
-    """Return a failure record, with the job byte by byte as it was pushed."""
+    """Return a failure record that contains ``raw``, the job, byte by byte as
+    pushed."""
     text = json.dumps(message).encode()
     value = b'{"task_data":%b,"error_message":%b,"failed_at":"%b"}' % (
         raw,
@@ -58,8 +62,10 @@ def failure_record(
 
 
 def rfc3339(at: float | None = None) -> str:
-    """Return a time (seconds since 1970, or the present) as RFC 3339 in UTC, truncated
-    to the second."""
+    """Return a time as RFC 3339 in UTC, truncated to the second.
+
+    ``at``: seconds since 1970; None means the present.
+    """
     return _rfc3339(int(time.time() if at is None else at))
 
 

@@ -45,8 +45,8 @@ class Confinement:
     ) -> None:
         """Resolve the folders of ``paths``.
 
-        ``owned``: paths that no job may write to; None: the paths that dlpool owns with
-        these ``paths`` and otherwise default settings.
+        ``owned``: paths that no job may write to, because dlpool uses them. None: the
+        paths that dlpool uses if all settings except ``paths`` have their defaults.
         """
         owned = owned_paths(Settings(paths=paths)) if owned is None else owned
         with translated("resolve the folders in [paths]"):
@@ -105,13 +105,18 @@ class Confinement:
         return JobTarget(Path(real), is_folder or save_path.endswith(("/", "/.")))
 
     def check_resolved_name(self, path: Path) -> None:
-        """Check a path whose name the server or the URL gave, as the path may be a link
-        to another folder. Raises PolicyRefused, LocalFault."""
+        """Check the complete path of a job whose file name the server or the URL gave.
+
+        The path may be a link to another folder. Raises PolicyRefused, LocalFault.
+        """
         self._checked(str(path), f"the target {path.name!r}")
 
     def _checked(self, path: str, what: str) -> tuple[str, bool]:
-        """Return the resolved path, and whether it is a folder. Raises PolicyRefused if
-        a job may not write there."""
+        """Return the resolved path, and whether it is a folder.
+
+        ``what`` names the path in messages. Raises PolicyRefused if a job may not write
+        to the path.
+        """
         with translated(f"resolve {what}"):
             walk = self._walked(path)
             if walk is None or not walk.is_plain:
@@ -130,8 +135,11 @@ class Confinement:
         return walk.path, walk.is_folder
 
     def _walked(self, path: str) -> PathWalk | None:
-        """Return the walk from the root that contains the path to the path; None if no
-        root contains it, or if it has a part ``.`` or ``..``."""
+        """Return the walk down to ``path`` from the root that contains it.
+
+        Returns None if no root contains ``path``, or if the part below the root
+        contains ``.`` or ``..``.
+        """
         root = next((one for one in self._roots if is_under(path, one)), None)
         if root is None:
             return None

@@ -1,5 +1,4 @@
-"""Connections to Redis, and the translation of the errors of redis-py. No other module
-knows how redis-py fails.
+"""Connections to Redis, and the translation of redis-py's errors into dlpool's errors.
 
 By default redis-py sends a command up to ten more times if its reply is lost. A
 repeated push would queue a job several times, so no command is repeated here: the
@@ -84,8 +83,8 @@ def effective_url(settings: RedisSettings, state_dir: Path) -> str:
 
 
 def auto_address(settings: RedisSettings) -> str:
-    """Return the HOST:PORT at which ``auto`` expects a Redis, and at which a private
-    server would listen."""
+    """Return the HOST:PORT at which ``auto`` expects a Redis. If there is none, a
+    private server would listen there."""
     return settings.embedded_listen or DEFAULT_ADDRESS
 
 
@@ -104,8 +103,8 @@ def is_redis(client: redis.Redis) -> bool:
 
 
 def shown_server(url: str) -> str:
-    """Return a URL for messages and logs, without user info, query, and anything that
-    may be part of a password."""
+    """Return a URL for messages and logs, without user info, without query, and without
+    anything else that may be part of a password."""
     scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
     authority, slash, path = re.split("[?#]", rest, maxsplit=1)[0].partition("/")
     if "@" in rest[len(authority) :]:
@@ -118,9 +117,10 @@ def connect(
 ) -> redis.Redis:
     """Return a client that connects on first use. Thread-safe.
 
-    In a Cluster the client connects to the node with dlpool's own keys; the route that
-    ``cluster_of`` returns has clients of the other nodes. Raises ConfigurationError for
-    an invalid URL, and for an unusable file with a password or certificates.
+    In a Cluster the client connects to the node that has dlpool's own keys;
+    ``cluster_of`` returns a route with clients of the other nodes. Raises
+    ConfigurationError for an invalid URL, and for a file with a password or
+    certificates that cannot be used.
     """
     if settings.url == AUTO:
         return redis.Redis.from_pool(_auto_pool(settings, state_dir, name))
@@ -150,8 +150,8 @@ def connect(
 
 
 def cluster_of(client: redis.Redis) -> ClusterRoute | None:
-    """Return the Cluster of the client's server; None if its URL does not name a
-    Cluster."""
+    """Return the route to the nodes of the client's Cluster; None if the client's URL
+    does not name a Cluster."""
     route = client.connection_pool.connection_kwargs.get("route")
     return route if isinstance(route, ClusterRoute) else None
 
@@ -191,8 +191,8 @@ def _auto_pool(
 def _routed(
     pool: redis.ConnectionPool, address: RedisAddress, settings: RedisSettings
 ) -> redis.ConnectionPool:
-    """Return a pool with the options of ``pool``, whose connections ask Sentinels or
-    Cluster nodes for the server."""
+    """Return a pool with the options of ``pool``. Each of its connections first asks
+    the Sentinels or Cluster nodes for the address of the server."""
     options = {
         name: value
         for name, value in pool.connection_kwargs.items()
@@ -244,8 +244,8 @@ def _tls(settings: RedisSettings) -> dict[str, Any]:
 
 @contextmanager
 def translated(client: redis.Redis) -> Iterator[None]:
-    """Raise errors of redis-py in the block as QueueAway, QueueRefused or QueueError,
-    in one sentence."""
+    """Translate each error that redis-py raises in the block into QueueAway,
+    QueueRefused or QueueError, with a message of one sentence."""
     try:
         yield
     except (errors.RedisError, OSError) as error:
@@ -280,8 +280,9 @@ def _translate(error: Exception, client: redis.Redis) -> QueueError:
 
 
 def _hint(client: redis.Redis, text: str) -> str:
-    """Return a hint on client certificates if a missing one may be the cause, else ''.
-    A server that requires one often closes the connection without a reason."""
+    """Return a hint on client certificates if a missing certificate may be the cause,
+    else ''. A server that requires a client certificate often closes the connection
+    without a reason."""
     options = client.connection_pool.connection_kwargs
     lacks_certificate = "ssl_cert_reqs" in options and "ssl_certfile" not in options
     is_closed = re.search("CERTIFICATE_REQUIRED|EOF|closed|reset|Broken pipe", text)

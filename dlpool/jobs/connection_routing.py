@@ -1,5 +1,5 @@
-"""Connections that find their server each time they connect: by Sentinels, by Cluster
-nodes, or the private server.
+"""Connections that find their server each time they connect: through Sentinels, through
+Cluster nodes, or at the socket of the private server.
 
 redis-py's own Cluster client is not used: it sleeps and repeats commands, and a
 repeated push would queue a job again. All of dlpool's own keys are in one hash slot, so
@@ -32,8 +32,8 @@ _REFUSED = (errors.AuthenticationError, errors.AuthorizationError)
 
 
 class ServerRoute(Protocol):
-    """Finds the present address of a server. Its text names the server in messages.
-    Thread-safe."""
+    """Finds the present address of a server. ``str(route)`` names the server in
+    messages. Thread-safe."""
 
     def find(self) -> Host:
         """Return the server's host and port. Raises errors of redis-py."""
@@ -89,8 +89,9 @@ class RoutedConnection(Connection):
         return super()._connect()  # type: ignore[no-untyped-call]
 
     def read_response(self, *arguments: Any, **options: Any) -> Any:
-        """Read a response. Disconnect after an error that shows that the server is no
-        longer the right one; the next command then finds the present server."""
+        """Read a response. If the response is an error which shows that the server is
+        no longer the right one, disconnect; the next command then finds the present
+        server."""
         try:
             return super().read_response(*arguments, **options)
         except errors.ResponseError as error:
@@ -107,8 +108,8 @@ class RoutedTlsConnection(RoutedConnection, SSLConnection):
 
 
 class Dialer:
-    """Creates clients of hosts with the same connection options. Thread-safe: the lock
-    guards the clients."""
+    """Creates one client per host, all with the same connection options. Thread-safe:
+    the lock guards the clients."""
 
     def __init__(
         self, connection_class: type[Connection], options: Mapping[str, Any]
@@ -137,8 +138,9 @@ class Dialer:
             return self._clients[host]
 
     def ask(self, hosts: Sequence[Host], *command: str) -> tuple[Host, Any]:
-        """Send a command to hosts in turn. Return the first host with a non-empty
-        answer, and the answer. Raises errors of redis-py if no host gives one."""
+        """Send a command to one host after the other, until a host gives a non-empty
+        answer. Return this host and its answer. Raises errors of redis-py if no host
+        gives one."""
         last: Exception | str = "they do not know it"
         for host in hosts:
             try:
@@ -174,8 +176,8 @@ class SentinelRoute:
 
 
 class ClusterRoute:
-    """Finds the Cluster node with the slot of ``key``, and clients of the nodes with
-    other slots.
+    """Finds the Cluster node that has the slot of ``key``, and returns clients of the
+    nodes that have other slots.
 
     The lock guards the slot map and the known nodes.
     """
@@ -192,19 +194,20 @@ class ClusterRoute:
         return f"the Cluster of {format_hosts(self._seeds)}"
 
     def find(self) -> Host:
-        """Return the host and port of the node with the key's slot, after reading the
-        slot map again. Raises errors of redis-py."""
+        """Read the slot map again, and return the host and port of the node that has
+        the slot of the route's key. Raises errors of redis-py."""
         return self._owner(self._read_slots(), self._key)
 
     def client_for(self, key: str) -> Any:
-        """Return a client of the node with the slot of ``key``, by the last slot map
-        that was read. Raises errors of redis-py."""
+        """Return a client of the node that has the slot of ``key``. Uses the last slot
+        map that was read. Raises errors of redis-py."""
         with self._lock:
             owners = self._owners
         return self._dialer.client(self._owner(owners or self._read_slots(), key))
 
     def invalidate(self) -> None:
-        """Discard the slot map, so that the next call reads it again."""
+        """Discard the slot map, so that the next call of ``client_for`` reads it
+        again."""
         with self._lock:
             self._owners = ()
 
@@ -239,8 +242,8 @@ def format_hosts(hosts: Sequence[Host]) -> str:
 
 
 def _node(row: Sequence[Any], asked: Host) -> Host:
-    """Return a node of CLUSTER SLOTS. A node that does not know its own host has the
-    host that was asked."""
+    """Return the host and port of a node in the reply to CLUSTER SLOTS. If the reply
+    names no host, the node is the one that sent the reply: ``asked``."""
     return _text(row[0] or b"") or asked[0], int(row[1])
 
 

@@ -24,12 +24,12 @@ def embedded_dir(state_dir: Path) -> Path:
 
 
 def socket_path(state_dir: Path) -> Path:
-    """Return the absolute path of the server's socket: in its folder, or in /tmp if
-    that path is too long.
+    """Return the absolute path of the server's socket: in the server's folder, or in a
+    private folder in /tmp if the path would be too long.
 
-    Create the private folder in /tmp if it is missing, also for clients: otherwise
-    another user could create it just before a client connects, and receive its jobs.
-    Raises LocalFault if the folder belongs to another user.
+    Creates the private folder in /tmp if it is missing. Clients create it as well:
+    otherwise another user could create it just before a client connects, and receive
+    its jobs. Raises LocalFault if the folder belongs to another user.
     """
     path = embedded_dir(state_dir) / "redis.sock"
     if len(os.fsencode(path)) <= MAX_SOCKET_BYTES:

@@ -1,5 +1,5 @@
-"""The event stream of a queue, which other programs read: changes of jobs and uploads
-in their order."""
+"""The event stream of a queue: the changes of jobs and uploads, in the order in which
+they happened, for other programs to read."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class QueueEvent:
     """An event of a job or of an upload.
 
     ``id``: the position in the stream, ``MS-N``: milliseconds since 1970, and a number
-    that separates events of one millisecond. ``job_id``: empty for an upload, whose id
-    is the field ``upload_id``.
+    that distinguishes events of the same millisecond. ``job_id``: empty for an upload;
+    the field ``upload_id`` then has the id.
     """
 
     id: str
@@ -41,13 +41,13 @@ class QueueEvent:
 
     @property
     def note(self) -> Mapping[str, Any]:
-        """The note of the job: ``label`` and ``message``, or the figures of a success;
-        empty if the event has none."""
+        """The note of the event: ``label`` and ``message``, or the figures of a
+        success; empty if the event has no note."""
         return to_object(self.fields.get("note"))
 
     @property
     def upload_id(self) -> str:
-        """The id of the upload; empty for a job."""
+        """The id of the upload; empty for an event of a job."""
         return self.fields.get("upload_id", "")
 
     def as_json(self) -> dict[str, Any]:
@@ -61,8 +61,8 @@ class QueueEvent:
 
 
 class EventWriter:
-    """Adds entries to the stream of one queue, with the same bound as the
-    transitions."""
+    """Adds entries to the stream of one queue. The stream has the same maximum length
+    as for the entries that the transitions add."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
@@ -99,8 +99,8 @@ class EventReader:
             )
 
     def wait_after(self, event_id: str) -> list[QueueEvent]:
-        """Return the events after ``event_id``. If there are none, wait for the next
-        one, at most a second."""
+        """Return the events after ``event_id``. If there are none, wait at most one
+        second for the next event."""
         with translated(self._client):
             reply = self._client.xread(
                 {self._key: event_id}, count=PAGE, block=round(BLOCK_S * 1000)

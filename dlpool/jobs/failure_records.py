@@ -1,5 +1,5 @@
-"""The failure records that clients see, including the records of other services:
-listing, retry and removal."""
+"""Listing, retry and removal of the failure records that clients see, including records
+that other services have written."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ _FAILED_AT = re.compile(rb'"failed_at": ?"([^"\\]{1,40})"')
 
 @dataclass(frozen=True)
 class FailureRecord:
-    """A failure record. ``raw``: the job as pushed; None if the record has none."""
+    """A failure record. ``raw``: the job as pushed; None if the record contains no
+    job."""
 
     url: bytes
     value: bytes
@@ -61,7 +62,7 @@ class FailureRecord:
 
     @property
     def id(self) -> str:
-        """Id of the record for uses where its URL must not be shown: 32 hexadecimal
+        """The id of the record, shown where the URL must be secret: 32 hexadecimal
         digits of the URL's SHA-256."""
         return record_id(self.url)
 
@@ -107,11 +108,11 @@ class FailureRecords:
     def page(
         self, limit: int, after: str | None = None
     ) -> tuple[list[FailureRecord], str | None]:
-        """Return the newest ``limit`` records after a cursor, and the next cursor, or
-        None at the end.
+        """Return the newest ``limit`` records after a cursor, and the next cursor.
 
-        The hash is unordered, so up to ``MAX_SORTED`` records are read. Raises
-        UsageError for an invalid cursor.
+        The next cursor is None if no records follow. The hash is unordered, so each
+        call reads up to ``MAX_SORTED`` records. Raises UsageError for an invalid
+        cursor.
         """
         last = None if after is None else _cursor(after)
         once = _each_once(islice(self._scanned(), MAX_SORTED))
@@ -135,7 +136,8 @@ class FailureRecords:
         return None if value is None else FailureRecord.parse(field, value)
 
     def by_id(self, record_id: str) -> FailureRecord | None:
-        """Return the record with an id, None if there is none. Reads all records."""
+        """Return the record with the id ``record_id``; None if there is none. Reads
+        records until it finds the id."""
         return next((one for one in self.all() if one.id == record_id), None)
 
     def _scanned(self) -> Iterator[tuple[bytes, bytes]]:
@@ -143,8 +145,8 @@ class FailureRecords:
             yield from self._client.hscan_iter(self._keys.failed, count=BATCH)
 
     def retry(self, failure: FailureRecord) -> str:
-        """Run the job of a record again. Return OK, GONE (the record has changed), or
-        EMPTY (it has no job).
+        """Run the job of a record again. Return OK, GONE (the record has changed or was
+        deleted), or EMPTY (the record contains no job).
 
         A job that Redis still knows keeps its id. Any other job is pushed again, as
         clients push jobs.
@@ -173,13 +175,14 @@ def _each_once(records: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, 
 
 
 def record_id(url: bytes) -> str:
-    """Return the id that the record of a URL has, or would have."""
+    """Return the id of the failure record of a URL, whether the record exists or
+    not."""
     return hashlib.sha256(url).hexdigest()[:32]
 
 
 def _order(url: bytes, value: bytes) -> tuple[int, str]:
     """Return a sort key that puts the newest record first: the negated time of the
-    failure in ms, and the id."""
+    failure in ms, and the record's id."""
     found = _FAILED_AT.findall(value, max(0, len(value) - 100)) or _FAILED_AT.findall(
         value
     )
@@ -199,8 +202,8 @@ def _cursor(text: str) -> tuple[int, str]:
 def _job_in(value: bytes, task: object) -> bytes | None:
     """Return the JSON of the job in a record; None if the record has no job.
 
-    From a record of dlpool the job is returned byte by byte as it was pushed. From
-    other records it is encoded again. ``task``: the job, parsed.
+    ``task``: the parsed job. If dlpool wrote the record, the result is the job byte by
+    byte as pushed. Otherwise ``task`` is encoded as JSON again.
     """
     if not isinstance(task, dict):
         return None

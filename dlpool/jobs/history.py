@@ -1,4 +1,5 @@
-"""The history of a queue: one sample of its figures each ten seconds, for a day."""
+"""The history of a queue: a sample of its figures every ten seconds. Samples are kept
+for a day."""
 
 from __future__ import annotations
 
@@ -46,8 +47,8 @@ class QueueHistory:
         return True
 
     def since(self, ms: int = 0, most: int = MOST) -> list[Sample]:
-        """Return the samples since ``ms`` (ms since 1970), oldest first, evenly thinned
-        to ``most``."""
+        """Return the samples since ``ms`` (ms since 1970), oldest first. If there are
+        more than ``most``, return ``most`` of them at even distances."""
         with translated(self._client):
             ahead_ms = parse_ahead_ms(self._client.hget(self._keys.clock, "ahead"))
             entries = self._client.xrange(self._keys.history, min=ms + ahead_ms)

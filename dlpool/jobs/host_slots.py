@@ -1,5 +1,5 @@
-"""The slots of origin hosts, shared by all supervisors of a Redis: they limit how many
-jobs contact a host at once, and how many jobs start there per second."""
+"""The slots of origin hosts, shared by all supervisors that use one Redis. They limit
+how many jobs contact a host at once, and how many jobs start there per second."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dlpool.jobs.transitions import Transitions
 
 @dataclass(frozen=True)
 class HostLimit:
-    """The limits of a host: ``most`` jobs at once, ``rate`` starts of jobs per second;
-    None means no limit."""
+    """The limits of a host. ``most``: jobs at once; ``rate``: starts of jobs per
+    second. None means no limit."""
 
     host: str
     most: int | None = None
@@ -28,9 +28,9 @@ class HostLimit:
 class SlotReply:
     """The reply to ``acquire``.
 
-    ``wait_s``: 0 if the job has a slot, None if no slot is free, else seconds until the
-    job may start. ``is_start_reserved``: a start at the host is reserved for the job.
-    ``problem``: the reason why Redis gave no answer; None if Redis answered.
+    ``wait_s``: 0 if the job has a slot, None if no slot is free, else the seconds until
+    the job may start. ``is_start_reserved``: Redis has reserved a start at the host for
+    the job. ``problem``: the reason why Redis gave no answer; None if Redis answered.
     """
 
     wait_s: float | None
@@ -43,9 +43,9 @@ class HostSlots:
 
     Thread-safe, because ``Transitions`` is.
 
-    In a Cluster a host's keys are on another node than the queue. While that node is
-    away, no job gets a slot, and slots that are not renewed or released expire with
-    their leases; the queue itself continues.
+    In a Cluster the keys of a host may be on another node than the queue. While that
+    node is away, no job gets a slot of the host, and the slots of running jobs expire
+    at the end of their leases. The queue itself continues to work.
     """
 
     def __init__(self, transitions: Transitions) -> None:
@@ -56,9 +56,9 @@ class HostSlots:
     def acquire(
         self, limit: HostLimit, job_id: str, *, lease_s: float, is_start_reserved: bool
     ) -> SlotReply:
-        """Acquire a slot for a job. The slot expires after ``lease_s`` seconds unless
-        it is renewed. ``is_start_reserved``: an earlier call has reserved the job's
-        start."""
+        """Acquire a slot for a job. The slot expires after ``lease_s`` seconds if it is
+        not renewed. ``is_start_reserved``: an earlier call has reserved a start for the
+        job."""
         apart_ms = 1000 / limit.rate if limit.rate else 0
         more = (limit.most or 0, apart_ms, int(is_start_reserved))
         try:
@@ -69,8 +69,8 @@ class HostSlots:
         return SlotReply(None if wait_ms < 0 else wait_ms / 1000, bool(reserved))
 
     def renew(self, held: Iterable[tuple[str, str]], *, lease_s: float) -> None:
-        """Renew the slots of jobs, given as (host, job id). Makes one round trip per
-        host, because the Cluster nodes of some hosts may be away."""
+        """Renew the slots of jobs. ``held``: pairs of host and job id. Makes one round
+        trip per host, because the Cluster nodes of some hosts may be away."""
         of_hosts: dict[str, list[str]] = {}
         for host, job_id in held:
             of_hosts.setdefault(host, []).append(job_id)

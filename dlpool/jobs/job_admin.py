@@ -45,7 +45,7 @@ def unknown_job_error(job_id: str) -> NoSuchJob:
 
 def error_of_reply(command: str, name: str, reply: str) -> DlpoolError | None:
     """Return the error for the reply to ``command`` on the job or record ``name``; None
-    if it was accepted."""
+    if Redis accepted the command."""
     if reply in ACCEPTED:
         return None
     if reply == "NONE":
@@ -56,8 +56,8 @@ def error_of_reply(command: str, name: str, reply: str) -> DlpoolError | None:
 
 
 class JobAdmin:
-    """Executes commands on the jobs of one queue. In a Cluster, client records are
-    changed in a second step."""
+    """Executes commands on the jobs of one queue. In a Cluster, the records that
+    clients read are changed in a second step."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
@@ -107,8 +107,8 @@ class JobAdmin:
         """Push the job ``raw`` of a failure record again and delete the record. Return
         OK, or GONE if the record has changed or was deleted.
 
-        In a Cluster the job is pushed twice if this process is killed between the two
-        steps and the call is repeated.
+        In a Cluster these are two steps. If this process is killed between them and the
+        call is repeated, the job is pushed twice.
         """
         if cluster_of(self._client) is None:
             keys = [self._keys.intake, self._keys.failed]
@@ -132,8 +132,8 @@ class JobAdmin:
         return raw
 
     def _delete_record(self, record: ClientRecord, raw: bytes) -> None:
-        """Delete the failure record that clients see, unless it belongs to another job
-        with that URL."""
+        """Delete the failure record that clients see for the job ``raw``. A record of
+        another job with the same URL is kept."""
         records = records_client(self._client, self._keys)
         with translated(records):
             seen = records.hget(record.key, record.field)
@@ -142,8 +142,8 @@ class JobAdmin:
 
 
 def records_client(client: redis.Redis, keys: QueueKeys) -> Any:
-    """Return a client for the failure records, which are in another slot of a
-    Cluster."""
+    """Return a client for the failure records. In a Cluster they may be on another node
+    than the queue."""
     cluster = cluster_of(client)
     if cluster is None:
         return client

@@ -1,5 +1,5 @@
-"""Lists of jobs, one page per call. No method scans all keys: the work of a page is
-bounded, whatever is in Redis."""
+"""Lists of jobs, one page per call. No method scans all keys: the work for a page is
+bounded, however many jobs Redis contains."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ Place = tuple[int, str]  # score of a job in its sorted set, and its id
 
 @dataclass(frozen=True)
 class JobPage:
-    """A part of a list, and the cursor of the next part; None at the end."""
+    """A part of a list. ``after``: the cursor of the next part; None for the last
+    part."""
 
     jobs: tuple[JobView, ...]
     after: str | None
@@ -58,12 +59,12 @@ class JobPage:
 class JobListing:
     """The lists of one queue. Thread-safe, because ``redis.Redis`` is.
 
-    Order: running jobs by their start, queued ones as they will be taken, delayed ones
-    by the time at which they are due, ended ones newest first. Jobs that wait for the
-    end of an equal job are not listed.
+    Order: running jobs by their start, queued jobs in the order in which supervisors
+    take them, delayed jobs by the time at which they are due, ended jobs newest first.
+    A job that waits for the end of an equal job is not listed.
 
     A cursor names a job, so a list may change between pages. The cursor of queued jobs
-    is a position: a job that moves past it may be listed twice or not at all.
+    is a position instead: a job that moves past it may be listed twice or not at all.
     """
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
@@ -121,7 +122,8 @@ class JobListing:
         self, key: str, state: str, limit: int, place: str, *, desc: bool = False
     ) -> tuple[list[JobView], str | None]:
         """Return at most ``limit`` jobs of a sorted set that are still in ``state``,
-        and the cursor position behind them; None at the end."""
+        and the cursor position behind them. The position is None if no members
+        follow."""
         found: list[JobView] = []
         last = _place(place)
         for _ in range(MAX_READS):
@@ -167,8 +169,9 @@ class JobListing:
         return found[:count]
 
     def _delayed(self, limit: int, place: str) -> tuple[list[JobView], str | None]:
-        """Return the throttled jobs, then the other delayed ones, and the position
-        behind them."""
+        """Return the throttled jobs, then all other delayed jobs, at most ``limit``
+        together, and the cursor position behind them. The position is None if no jobs
+        follow."""
         found: list[JobView] = []
         if not place.startswith("d"):
             found, left = self._timed(
@@ -204,9 +207,9 @@ class JobListing:
         return [view for view in rows if view is not None], left
 
     def _rows(self, ids: Sequence[str], state: str, in_list: str | None = None) -> Rows:
-        """Return the job of each id; None for a job that is deleted, in another state,
-        or counted in another ready list than ``in_list``. None for ``in_list`` means
-        any list."""
+        """Return one entry per id: the job, or None. None means that the job is
+        deleted, is in another state, or is counted in another ready list than
+        ``in_list``. If ``in_list`` is None, the job may be in any list."""
         pipeline = self._client.pipeline(transaction=False)
         for job_id in ids:
             pipeline.hgetall(self._keys.job(job_id))
@@ -227,8 +230,9 @@ class JobListing:
         return found
 
     def _queued(self, limit: int, place: str) -> tuple[list[JobView], str | None]:
-        """Return the waiting jobs, list after list, and the position behind them.
-        ``place``: the position to begin at, counted across all lists."""
+        """Return at most ``limit`` waiting jobs, list after list, and the position
+        behind them. The position is None if no entries follow. ``place``: the position
+        to begin at, counted across all lists."""
         lists = self._lists()
         passed, total = int(place or 0), sum(length for _, length in lists)
         found: list[JobView] = []
@@ -245,11 +249,11 @@ class JobListing:
         return found, str(passed) if passed < total else None
 
     def _lists(self) -> list[tuple[str, int]]:
-        """Return the lists of waiting jobs in the order in which they are taken, with
-        their lengths.
+        """Return the lists of waiting jobs, in the order in which supervisors take jobs
+        from them, with their lengths.
 
-        The inboxes of supervisors come first, also of those that are gone, until
-        recovery empties them.
+        The inboxes of supervisors come first. The inbox of a supervisor that has died
+        is included until recovery empties it.
         """
         keys = self._keys
         sids = self._client.zrange(keys.supervisors, 0, MAX_SUPERVISORS - 1, desc=True)
@@ -269,8 +273,9 @@ class JobListing:
     def _at_places(
         self, lists: Sequence[tuple[str, int]], passed: int, count: int
     ) -> Rows:
-        """Return the jobs at ``count`` positions after the first ``passed`` ones,
-        across ``lists``; None for an entry whose job does not wait."""
+        """Return the jobs at up to ``count`` positions across ``lists``, after skipping
+        ``passed`` positions. The result has None for an entry whose job no longer
+        waits."""
         found: Rows = []
         for name, length in lists:
             here = min(count - len(found), length - passed)
@@ -309,8 +314,8 @@ def _place(text: str) -> Place | None:
 
 
 def _text(place: Place | None, *, desc: bool = False) -> str | None:
-    """Return the cursor position behind ``place``; None for None. If the member is not
-    a job id, the position is behind all members with the same score."""
+    """Return the cursor position behind ``place``; None if ``place`` is None. If the
+    member is not a job id, the position is behind all members with the same score."""
     if place is None or is_job_id(place[1]):
         return None if place is None else f"{place[0]}-{place[1]}"
     if not desc:

@@ -17,13 +17,13 @@ _LAST_SECOND = 253_402_300_799  # of the year 9999, the last of RFC 3339
 
 @dataclass(frozen=True)
 class JobView:
-    """One job. Times in seconds since 1970. ``state`` is a value of ``JobState``, or
-    "unknown".
+    """One job as Redis stores it, with times in seconds since 1970.
 
-    ``id``: None while the job is in the intake list or an inbox. ``pushed``: the job as
-    pushed, None if it is invalid; ``problem`` says why it is invalid. ``leader``: id of
-    the equal job whose end also ends this job. ``flag``: "cancel" or "pause" if an
-    operator has asked for it.
+    ``state``: a value of ``JobState``, or "unknown". ``id``: None while the job is in
+    the intake list or an inbox. ``pushed``: the parsed job, None if its text is
+    invalid; ``problem`` then says why. ``leader``: id of an equal job; this job waits
+    for that job and ends with it. ``flag``: "cancel" or "pause" if an operator has
+    asked for it.
     """
 
     id: str | None
@@ -91,8 +91,8 @@ class JobView:
         return next((size for size in sizes if isinstance(size, int)), None)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the job for programs: the URL as pushed, times as RFC 3339, of the
-        headers only their names."""
+        """Return the job as an object for programs. The URL is as pushed, times are in
+        RFC 3339, and of headers only the names are included."""
         return {
             "id": self.id,
             "state": self.state,
@@ -132,7 +132,8 @@ def time_text_ms(at: float) -> str:
 
 
 def _fields_of(raw: bytes) -> dict[str, Any]:
-    """Return the fields of a JobView that the pushed text gives."""
+    """Parse the text of a job, and return the values that it gives to fields of
+    ``JobView``."""
     try:
         job = PushedJob.parse(raw)
     except BadJob as error:
@@ -148,7 +149,7 @@ def _fields_of(raw: bytes) -> dict[str, Any]:
 
 
 def _options(job: PushedJob | None) -> dict[str, Any]:
-    """Return the client's options of a job; of the headers only their names."""
+    """Return the options that the client gave to a job; of headers, only the names."""
     job = job or PushedJob(b"", "", "")
     return {
         "not_before": time_text(job.not_before),

@@ -1,7 +1,7 @@
 """The names of all Redis keys.
 
-dlpool's own keys have the intake list as hash tag, so that they are all in one slot of
-a Cluster.
+The hash tag of dlpool's own keys is the name of the intake list, so that all these keys
+are in one slot of a Cluster.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ class QueueKeys:
 
     @property
     def stale(self) -> str:
-        """Hash: number of entries of each ready list that belong to jobs which were
-        moved or stopped."""
+        """Hash: for each ready list, the number of its entries whose jobs were moved or
+        stopped."""
         return f"{self.prefix}stale"
 
     @property
     def delayed(self) -> str:
-        """Sorted set of ids by the time (ms) at which they may run."""
+        """Sorted set of ids of delayed jobs by the time (ms) at which they may run."""
         return f"{self.prefix}delayed"
 
     @property
@@ -108,7 +108,8 @@ class QueueKeys:
 
     @property
     def outbox(self) -> str:
-        """Hash by lease, in a Cluster: records that clients cannot see yet."""
+        """Hash, only in a Cluster: by lease, the records that clients cannot see
+        yet."""
         return f"{self.prefix}outbox"
 
     # --- supervisors and nodes ---
@@ -129,8 +130,8 @@ class QueueKeys:
 
     @property
     def wake(self) -> str:
-        """List of at most one token: a job became ready in another list than the
-        intake."""
+        """List of at most one token. It wakes a supervisor that waits for jobs: some
+        may be ready outside the intake list."""
         return f"{self.prefix}wake"
 
     @property
@@ -140,8 +141,8 @@ class QueueKeys:
 
     @property
     def halted(self) -> str:
-        """String: time (ms) of the queue's pause. While the key exists, no new jobs
-        start."""
+        """String: the time (ms) at which the queue was paused. While the key exists, no
+        new jobs start."""
         return f"{self.prefix}halted"
 
     @property
@@ -153,12 +154,13 @@ class QueueKeys:
     # --- figures and streams ---
 
     def stats(self, day: int) -> str:
-        """Hash: counters of a day; ``day`` counts from 1970-01-01, UTC."""
+        """Hash: counters of a day. ``day``: days since 1970-01-01, in UTC."""
         return f"{self.prefix}stats:{day}"
 
     @property
     def history(self) -> str:
-        """Stream: samples of a day, one each ten seconds."""
+        """Stream: samples of the queue's figures, one every ten seconds, kept for a
+        day."""
         return f"{self.prefix}history"
 
     @property
@@ -179,8 +181,8 @@ class QueueKeys:
 
     @property
     def status_turn(self) -> str:
-        """String: time (ms) until which the page does not ask the supervisors again for
-        their status."""
+        """String: time (ms) until which the web page does not ask the supervisors again
+        for their status."""
         return f"{self.prefix}status_turn"
 
     @property
@@ -232,13 +234,13 @@ class QueueKeys:
 
 
 def node_of(sid: str) -> str | None:
-    """Return the node of a supervisor; None if ``sid`` is not a node id, a hyphen and
-    eight hexadecimal digits."""
+    """Return the node id in a supervisor id, which is a node id, a hyphen and eight
+    hexadecimal digits. Return None if ``sid`` has another form."""
     match = re.fullmatch(r"(.+)-[0-9a-f]{8}", sid)
     return match[1] if match else None
 
 
 def host_slot_keys(host: str) -> list[str]:
-    """Return the keys of an origin host, shared by all queues of a Redis: its slots,
-    and the time of the next start."""
+    """Return the two keys of an origin host: its slots, and the time of its next start.
+    All queues on the same Redis share these keys."""
     return [f"dlpool:limit:{{{host}}}", f"dlpool:limit:{{{host}}}:next"]

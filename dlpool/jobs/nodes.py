@@ -85,10 +85,10 @@ def deregister(
     """Requeue the jobs of supervisors that an operator believes to be gone, and remove
     their registrations.
 
-    Return False, and change nothing, if a lease is valid or expired less than
-    ``grace_s`` seconds ago. Raises QueueError. The script gets the order "fifo", which
-    has no effect: the order applies to jobs in inboxes, and recovery has emptied these
-    inboxes.
+    Return False, and change nothing, if the registration of one of them is valid or
+    expired less than ``grace_s`` seconds ago. Raises QueueError. The script's argument
+    "fifo" has no effect: it orders jobs in inboxes, and recovery has emptied the
+    inboxes of these supervisors.
     """
     keys = transitions.keys
     while sids:
@@ -105,8 +105,8 @@ def node_rows(stats: QueueStats, drained: Collection[str]) -> list[dict[str, Any
     """Return the status of each node with ``node``, ``state`` and ``is_drained``, in a
     stable order. Pure.
 
-    Includes absent drained nodes, and lost ones with ``seen_at``. A node that has
-    returned is not listed as lost.
+    Absent nodes that are drained have a row. Lost nodes have a row with ``seen_at``,
+    except a node that another supervisor has registered since.
     """
     rows = [
         {

@@ -1,10 +1,10 @@
 """The outbox of a Cluster: records of ended jobs on their way to the slot where clients
 read them.
 
-``finish`` puts the record of a job into the outbox, which is in the queue's slot, in
-the same step that ends the job. The caller then writes it for clients and removes it
-from the outbox. Records that a killed caller has left are written later by any
-supervisor. A record that is written twice does no harm.
+The step that ends a job, ``finish``, puts the job's record into the outbox, which is in
+the queue's slot. The caller of ``finish`` then writes the record for clients and
+removes it from the outbox. If the caller is killed first, any supervisor does so later.
+Writing a record twice does no harm.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Outbox:
         self._cluster = cluster
 
     def deliver(self, leases: Sequence[str]) -> Delivery:
-        """Write the records of these leases that are still in the outbox."""
+        """Write for clients the records of ``leases``. Skip a lease whose record has
+        left the outbox."""
         if not leases:
             return Delivery()
         with translated(self._client):
@@ -76,10 +77,11 @@ class Outbox:
         )
 
     def replay(self) -> Delivery:
-        """Write some of the records older than ``LATE_S`` seconds.
+        """Read up to ``BATCH`` records, and write for clients the ones older than
+        ``LATE_S`` seconds.
 
-        Drop a record that has expired, or for which clients already see an equally new
-        or newer record.
+        Drop a record that has expired. Drop a record if clients already see one that is
+        equally new or newer.
         """
         with translated(self._client):
             members = self._client.hrandfield(self._key, BATCH, withvalues=True) or []
@@ -109,8 +111,8 @@ class Outbox:
     def _write(
         self, entries: Sequence[tuple[str, ClientRecord, int]], *, is_late: bool = False
     ) -> Delivery:
-        """Write ``entries``: (lease, record, seconds until the record expires). The
-        records of a node that is away stay in the outbox; other nodes are still
+        """Write ``entries``: (lease, record, seconds until the record expires). If a
+        Cluster node is away, its records stay in the outbox; other nodes are still
         tried."""
         written: list[str] = []
         refused: list[tuple[str, str]] = []

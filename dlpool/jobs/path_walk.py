@@ -17,10 +17,11 @@ from dlpool.disk import Identity, identity_of
 class PathWalk:
     """The result of a walk from a root down to a path.
 
-    ``identities``: device and inode of the root, then of each of ``names`` down to the
-    first that does not exist or is a link. ``mode`` and ``links``: file mode and number
-    of links of the path itself, 0 if it does not exist. ``is_plain``: the walk met no
-    link and no error.
+    ``identities``: device and inode of the root and of each of ``names``, up to but not
+    including the first that does not exist or is a link. ``mode`` and ``links``: file
+    mode and number of hard links of the path itself, both 0 if it does not exist.
+    ``is_plain``: the walk met neither a link nor an error; a missing name is not an
+    error.
     """
 
     path: str
@@ -63,11 +64,12 @@ def walk_down(root: str, names: list[str]) -> PathWalk:
 
 
 class OwnedPathIndex:
-    """The files and folders that dlpool owns. Immutable: examined when it is created.
+    """The files and folders that dlpool owns. Immutable: it examines them once, when it
+    is created.
 
-    A job's path conflicts with an owned path if its name matches, or an identity in its
-    ``PathWalk``. Before a conflict is reported, both paths are examined again: an inode
-    number may have been reused.
+    A job's path conflicts with an owned path if the names match, or if the ``PathWalk``
+    of the job's path contains the identity of the owned path. Both paths are examined
+    again before a conflict is reported, because an inode number may have been reused.
     """
 
     def __init__(self, owned: Iterable[OwnedPath]) -> None:
@@ -80,8 +82,8 @@ class OwnedPathIndex:
                 self._anchors[place.identities[-1]].append((place.rest, one))
 
     def conflict(self, walk: PathWalk) -> OwnedPath | None:
-        """Return the owned path that is the walk's path or contains it; None if a job
-        may write there."""
+        """Return the owned path that is, or contains, the path of ``walk``; None if a
+        job may write to the path of ``walk``."""
         path = folded(walk.path)
         candidates = [
             one for one, place in self._places if is_under(path, place.folded)

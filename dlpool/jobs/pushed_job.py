@@ -43,8 +43,8 @@ FIELDS = (
 
 
 class Malformed(UsageError):
-    """The job is not valid JSON, or its URL is unknown. It gets no record that clients
-    see."""
+    """The text of a job is not valid JSON, or its URL is missing, too long or not a
+    text. Clients see no record of this job."""
 
 
 class BadJob(UsageError):
@@ -58,9 +58,9 @@ class BadJob(UsageError):
 
 @dataclass(frozen=True)
 class PushedJob:
-    """A valid job. ``not_before`` in seconds since 1970, None for now; ``limit_rate``
-    in bytes per second.
+    """A valid job.
 
+    ``not_before``: seconds since 1970, None for now. ``limit_rate``: bytes per second.
     ``raw``: the text as it was pushed, which goes into the failure record unchanged.
     """
 
@@ -82,8 +82,8 @@ class PushedJob:
 
     @property
     def digest(self) -> str:
-        """Digest that equal jobs share: same URL, path and ``scan``. A job with
-        ``scan`` never joins a job without ``scan``."""
+        """Digest of URL, path and ``scan``. Jobs with the same digest are equal; a job
+        with ``scan`` never equals a job without ``scan``."""
         same = [self.url, self.save_path, *(["scan"] if self.scan else [])]
         return hashlib.sha256(json.dumps(same).encode()).hexdigest()
 
@@ -179,7 +179,8 @@ def _check_url(url: str) -> None:
 
 
 def _own(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Validate the known fields under "dlpool"."""
+    """Return the known fields of the object "dlpool" in a job, validated and
+    converted."""
     return {
         name: _VALIDATORS[name](given[name])
         for name in FIELDS

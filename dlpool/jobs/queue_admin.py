@@ -29,8 +29,8 @@ class QueueAdmin:
         self._jobs = JobAdmin(client, keys)
 
     def pause(self) -> bool:
-        """Start no more jobs; running jobs continue. Return False if the queue was
-        paused already."""
+        """Pause the queue: no more jobs start, and running jobs continue. Return False
+        if the queue was paused already."""
         with translated(self._client):
             return bool(
                 self._client.set(
@@ -41,7 +41,7 @@ class QueueAdmin:
             )
 
     def resume(self) -> None:
-        """Start jobs again."""
+        """End the pause of the queue, so that jobs start again."""
         with translated(self._client):
             self._client.delete(self._keys.halted)
         self._wake()
@@ -64,8 +64,8 @@ class QueueAdmin:
         return was_drained
 
     def forget_ended(self, key: str) -> int:
-        """Delete the ended jobs of ``keys.done``, ``keys.dead`` or ``keys.cancelled``.
-        Return their number."""
+        """Delete the ended jobs in ``key``, which is ``keys.done``, ``keys.dead`` or
+        ``keys.cancelled``. Return their number."""
         count = 0
         with translated(self._client):
             while ids := self._client.zrange(key, 0, BATCH - 1):
@@ -89,7 +89,7 @@ class QueueAdmin:
             pipeline.execute()
 
     def _wake(self) -> None:
-        """Let waiting supervisors claim at once."""
+        """Wake the supervisors that wait for jobs, so that they claim at once."""
         with translated(self._client):
             self._client.pipeline(transaction=False).lpush(self._keys.wake, 1).ltrim(
                 self._keys.wake, 0, 0

@@ -1,5 +1,5 @@
-"""The queue's time: the clock of Redis, but never set back. The transitions store it
-(``queue_time`` in shared.lua).
+"""The queue's time: it follows the clock of Redis, but never goes back when that clock
+is set back. The Lua scripts store it (``queue_time`` in shared.lua).
 
 All times in dlpool's own keys are queue times. For display they are converted to the
 present clock of Redis.

@@ -74,14 +74,15 @@ class QueueStats:
     """The figures of a queue.
 
     ``now``: the clock of Redis in seconds since 1970. ``backlog``: jobs in the intake
-    list. ``reserved``: jobs in supervisors' inboxes. ``ready``: by priority.
+    list. ``reserved``: jobs in supervisors' inboxes. ``ready``: number by priority.
     ``succeeded``, ``failed``, ``cancelled``: ended jobs that are kept.
     ``failure_records``: number of failure records that clients see. ``supervisors``:
-    supervisors with a valid lease. ``lost``: supervisors that have been silent for up
-    to a day. ``days``: counters by day, today first. ``is_halted``: the queue is
-    paused, since ``halted_at``. ``throttled``: jobs that wait for their hosts.
-    ``waiting_hosts``: throttled jobs by host, counted among the first ``MAX_COUNTED``.
-    ``held_hosts``: hosts that must not be contacted, with the remaining seconds.
+    the present supervisors. ``lost``: supervisors that have been silent for up to a
+    day. ``days``: counters by day, today first. ``is_halted``: the queue is paused,
+    since ``halted_at``. ``throttled``: jobs that wait for their hosts.
+    ``waiting_hosts``: number of throttled jobs by host, among the first ``MAX_COUNTED``
+    throttled jobs. ``held_hosts``: hosts that must not be contacted, with the remaining
+    seconds.
     """
 
     now: float
@@ -146,7 +147,7 @@ class QueueStats:
 
 
 class QueueViews:
-    """Reads the queue of one group.
+    """The read-only views of one queue.
 
     Thread-safe, because ``redis.Redis`` is. Methods raise QueueError.
     """
@@ -188,8 +189,8 @@ class QueueViews:
         return JobView.from_hash(job_id, fields, parse_ahead_ms(ahead))
 
     def stats(self, *, with_failure_records: bool = True) -> QueueStats:
-        """Return the present figures, by the clock of Redis, and the counters of the
-        last days.
+        """Return the present figures and the counters of the last days, with times by
+        the clock of Redis.
 
         ``with_failure_records``: count the failure records, which may be on another
         node of a Cluster. If False, their number is 0.
@@ -216,7 +217,8 @@ class QueueViews:
         )
 
     def _figures(self, time: QueueTime) -> dict[str, Any]:
-        """Return the fields of the statistics that one round trip can read."""
+        """Return the values of the ``QueueStats`` fields that one round trip can
+        read."""
         keys = self._keys
         days = [time.clock_ms // (DAY_S * 1000) - back for back in range(DAYS)]
         pipeline = self._client.pipeline(transaction=False)

@@ -48,10 +48,10 @@ def _source(name: str) -> str:
 
 
 class LuaScripts:
-    """The scripts of one queue. As thread-safe as the client. Methods raise QueueError.
+    """The scripts of one queue. Thread-safe if the client is. Methods raise QueueError.
 
-    ``outbox``: where ``finish`` puts the records for clients in a Cluster. None
-    elsewhere: ``finish`` then writes them where clients read them.
+    ``outbox``: in a Cluster, where ``finish`` puts the records for clients. Without a
+    Cluster it is None, and ``finish`` writes the records where clients read them.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class LuaScripts:
         keys: QueueKeys,
         timed: Callable[[str, float], None] = lambda _name, _seconds: None,
     ) -> None:
-        """``timed`` is called with the script's name and the seconds of each call that
-        was answered."""
+        """``timed`` is called after each call that Redis has answered, with the
+        script's name and the duration in seconds."""
         self.client = client
         self.keys = keys
         self._timed = timed
@@ -75,7 +75,7 @@ class LuaScripts:
         return f"<{type(self).__name__} of {self.keys.intake}>"
 
     def check_keys(self, cause: QueueError | None = None) -> None:
-        """Raise QueueUnusable if a key of the queue has another type, because another
+        """Raise QueueUnusable if a key of the queue has a wrong type, because another
         program wrote it."""
         types = self.keys.key_types(int(time.time() // DAY_S))
         with translated(self.client):
@@ -98,7 +98,7 @@ class LuaScripts:
         """Run a script once for each of ``calls`` (keys and arguments) in one round
         trip. Load the script if necessary.
 
-        ``client``: client of the Cluster node that has these keys; None: the queue's
+        ``client``: client of the Cluster node that has these keys; None for the queue's
         own client.
         """
         script, client = self._scripts[name], client or self.client

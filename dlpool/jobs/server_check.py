@@ -35,7 +35,7 @@ class ServerInfo:
 
 def read_server_info(client: redis.Redis) -> ServerInfo:
     """Read the server's information. Raises QueueRefused for an incompatible server,
-    QueueError."""
+    another QueueError if the call fails."""
     info = _ask(client, lambda: client.info())
     if info is None:
         return ServerInfo(None)
@@ -47,10 +47,10 @@ def read_server_info(client: redis.Redis) -> ServerInfo:
 
 def check_server(client: redis.Redis) -> tuple[ServerWarning, ...]:
     """Return warnings on the server's settings. Raises QueueRefused for an incompatible
-    server, QueueError.
+    server, another QueueError if the call fails.
 
-    Settings that the server does not show (a managed server, an ACL) are assumed to be
-    safe.
+    A setting that the server does not show (a managed server, or an ACL) is assumed to
+    be safe.
     """
     found = read_server_info(client)
     return () if found.info is None else warnings(found.info, found.save)
@@ -103,8 +103,9 @@ def warnings(info: Mapping[str, Any], save: str | None) -> tuple[ServerWarning, 
 def _ask(client: redis.Redis, ask: Any) -> Any:
     """Call ``ask``, which sends one command, and return the reply.
 
-    If the command is refused, PING is sent: returns None if it succeeds, since only
-    this command is refused. Raises QueueError if PING fails too, and QueueAway.
+    If Redis refuses the command, send PING. If PING succeeds, return None, because
+    Redis refuses only this command. Raises QueueAway if Redis is unavailable,
+    QueueError if PING fails.
     """
     try:
         with translated(client):

@@ -26,12 +26,13 @@ class JobState(str, Enum):
 
 
 class Disposition(str, Enum):
-    """What happens to a job when its supervisor finishes an attempt: argument of
-    ``finish.lua``. ``str()`` returns the value.
+    """What happens to a job when its supervisor finishes an attempt. The value is an
+    argument of ``finish.lua``; ``str()`` returns it.
 
     SUCCEED, FAIL and CANCEL end the job. RETRY delays it. RELEASE, YIELD, PAUSE and
-    THROTTLE return it to the queue, and the attempt does not count. CRASH returns it to
-    the front and counts a crash. FOLLOW lets it wait for the end of an equal job.
+    THROTTLE stop it until a later start, and the attempt does not count. CRASH returns
+    it to the front of the queue and counts a crash. FOLLOW lets it wait for the end of
+    an equal job.
     """
 
     SUCCEED = "success"

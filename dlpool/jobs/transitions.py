@@ -1,8 +1,9 @@
 """The transitions of a job, one Lua script each in ``lua/``: push, claim, heartbeat,
 finish, recover and the others.
 
-Each is one atomic step in Redis and uses the clock of Redis. Each may be repeated when
-its reply was lost. The head of a script documents its keys, arguments and returns.
+Each transition is one atomic step in Redis, and uses the clock of Redis. A caller that
+lost the reply may repeat the call. The head of a script documents its keys, arguments
+and results.
 
 Two supervisors cannot both complete a job: ``claim.lua`` gives each claim a new fence,
 and ``heartbeat.lua`` and ``finish.lua`` accept only the present one. ``recover.lua``
@@ -28,8 +29,8 @@ from dlpool.jobs.states import Disposition
 
 @dataclass(frozen=True)
 class JobLease:
-    """The right to work on a job: its id, and the fencing token of the claim. The text
-    is ``ID.FENCE``."""
+    """The right to work on a job: its id, and the fencing token of the claim. ``str()``
+    returns ``ID.FENCE``."""
 
     job_id: str
     fence: int
@@ -86,8 +87,8 @@ class ClaimResult:
 class HostSlotShares:
     """Bounds on the slots of a host while jobs of other hosts wait.
 
-    ``limit``: slots for each host; ``held``: slots that each host has; may omit hosts
-    that one claim cannot bring to ``limit``. The ``slow`` hosts together have
+    ``limit``: slots for each host. ``held``: slots that each host has; a host may be
+    missing if one claim cannot bring it to ``limit``. The ``slow`` hosts together have
     ``slow_held`` slots and get at most ``slow_limit``. Hosts are written as in URLs, in
     lower case, with the port if the URL has one.
     """
@@ -99,7 +100,8 @@ class HostSlotShares:
     slow_held: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        """Return the object that ``claim.lua`` reads: the slots that hosts use."""
+        """Return the fields other than ``limit`` in the form that ``claim.lua``
+        reads."""
         if not self.slow:
             return {"held": self.held}
         return {
@@ -128,13 +130,13 @@ class HeartbeatResult:
 class FinishRequest:
     """How a job leaves its supervisor. ``disposition`` is a value of ``Disposition``.
 
-    ``note``: reason or figures, for people. ``delay_s``: seconds before a retry, and
-    after a release, yield or throttle. ``priority``: the new one, '' for the present
-    one; with a new one the job is queued at the end of its list. ``digest``: for
-    follow, shared by equal jobs. ``host``: the host where the job had a slot, or that
-    throttles it. ``is_start_reserved``: a start at the host is reserved.
-    ``waits_for_slot``: throttled until a slot of the host is free, at most for
-    ``delay_s``. ``trace_id``: for the log.
+    ``note``: reason or figures, for people. ``delay_s``: for RETRY, RELEASE, YIELD and
+    THROTTLE, seconds until the job may run again. ``priority``: a new priority, which
+    puts the job at the end of its ready list; '' keeps the present one. ``digest``: for
+    FOLLOW, the digest that equal jobs share. ``host``: the host where the job had a
+    slot, or that throttles it; '' if none. For THROTTLE, ``is_start_reserved`` says
+    that a start at the host is reserved, and ``waits_for_slot`` that the job waits for
+    a free slot of the host, for at most ``delay_s``. ``trace_id``: for the log.
     """
 
     lease: JobLease
@@ -152,8 +154,8 @@ class FinishRequest:
 
 @dataclass(frozen=True)
 class RecoveryResult:
-    """The result of a recovery. ``expired``: number of leases that have expired and get
-    a grace; ``requeued``: ids of the requeued jobs."""
+    """The result of a recovery. ``expired``: number of expired leases whose grace
+    begins now; ``requeued``: ids of the requeued jobs."""
 
     expired: int
     requeued: tuple[str, ...]
@@ -163,9 +165,9 @@ class RecoveryResult:
 class OldestWaiting:
     """The oldest waiting jobs.
 
-    ``backlog``: length of the intake list. ``fingerprint``: digest of its oldest job,
-    '' if it is empty. ``ready_age_s``: longest wait among the next jobs of the ready
-    lists, in seconds; 0 if they are empty.
+    ``backlog``: length of the intake list. ``fingerprint``: digest of the oldest job in
+    the intake list, '' if the list is empty. ``ready_age_s``: longest wait among the
+    next jobs of the ready lists, in seconds; 0 if these lists are empty.
     """
 
     backlog: int
@@ -185,8 +187,8 @@ class Transitions(LuaScripts):
     """
 
     def push(self, jobs: Sequence[tuple[PushedJob, str]]) -> list[str]:
-        """Queue jobs under the given ids in one round trip. Return OK, DUP (known id)
-        or FOLLOWS for each job."""
+        """Queue jobs under the given ids in one round trip. Return for each job OK, DUP
+        (the id is known) or FOLLOWS (it waits for an equal job)."""
         calls = [
             [
                 self.keys.prefix,
@@ -216,18 +218,17 @@ class Transitions(LuaScripts):
         max_throttled: int = 1000,
         shares: HostSlotShares | None = None,
     ) -> ClaimResult | None:
-        """Claim jobs for ``slots`` free slots. The result begins with the jobs that
-        ``sid`` holds and that are not in ``known``; if ``known`` is None it has only
-        new jobs.
+        """Claim jobs for ``slots`` free slots of the supervisor ``sid``. Return None if
+        it is not registered: call ``heartbeat`` first.
 
-        If the reply to a claim is lost, the next claim with ``known`` returns its jobs.
-        ``lease_s``: seconds. ``order``: fifo or lifo, of the intake list. With
-        ``max_throttled`` throttled jobs in the queue, only throttled jobs are claimed.
-        With ``shares``, a job of a host that has its share is taken only if the next
-        and the last 500 jobs of each list have no other.
+        The result begins with the jobs that ``sid`` holds but ``known`` does not name,
+        because the reply to their claim was lost. If ``known`` is None, the result has
+        only new jobs.
 
-        Return None if the supervisor ``sid`` is not registered: call ``heartbeat``
-        first.
+        ``lease_s``: seconds. ``order``: fifo or lifo, of the intake list. While the
+        queue has ``max_throttled`` throttled jobs, only throttled jobs are claimed.
+        With ``shares``, a job of a host that has its share is claimed only if no job of
+        another host is among the next and the last 500 jobs of each list.
         """
         unused = new_id()
         ids = [f"{unused[:-4]}{number:04x}" for number in range(slots)]
@@ -258,8 +259,8 @@ class Transitions(LuaScripts):
         lease_s: float,
         info: dict[str, Any] | None = None,
     ) -> HeartbeatResult:
-        """Renew the leases of ``jobs`` (with their progress, JSON or empty), and with
-        ``info`` the registration.
+        """Renew the leases of ``jobs``, and store their progress (JSON; '' keeps the
+        stored progress). With ``info``, renew the supervisor's registration as well.
 
         ``info``: the status of the supervisor. Without it the call renews only these
         leases, and shows whether their fences are still valid.
@@ -282,9 +283,10 @@ class Transitions(LuaScripts):
     def finish(self, sid: str, requests: Sequence[FinishRequest]) -> list[str]:
         """End or requeue jobs in one round trip, and return a reply for each request.
 
-        OK; DUP: an earlier call has done it; FENCED: the job has been claimed or
-        recovered since; GONE: the job has been deleted. For the disposition ``follow``:
-        FOLLOWS: the job waits for an equal job; LEADS: the job continues.
+        Replies: OK; DUP (an earlier call finished the job); FENCED (the job has been
+        claimed or recovered since); GONE (the job has been deleted). For FOLLOW:
+        FOLLOWS (the job waits for an equal job), or LEADS (there is no equal job: this
+        job continues).
         """
         return [
             to_text(reply)
@@ -294,8 +296,8 @@ class Transitions(LuaScripts):
         ]
 
     def recover(self, *, grace_s: float, order: str) -> RecoveryResult:
-        """Requeue jobs whose leases and grace have expired. Do nothing within 4 s after
-        the call of another supervisor."""
+        """Requeue jobs whose leases have expired, after a grace of ``grace_s``. Do
+        nothing if any supervisor made this call less than 4 s ago."""
         expired, *ids = self._run("recover", [self.keys.prefix, _ms(grace_s), order])
         return RecoveryResult(int(expired), tuple(map(to_text, ids)))
 
@@ -313,8 +315,8 @@ class Transitions(LuaScripts):
         return requeued
 
     def hold_host(self, host: str, seconds: float) -> None:
-        """Stop the requests of all supervisors to ``host`` for ``seconds``, and notify
-        the supervisors."""
+        """Let no supervisor send requests to ``host`` for ``seconds``, and notify all
+        supervisors."""
         self._run("hold_host", [self.keys.prefix, host, _ms(seconds)])
 
     def oldest_waiting(self) -> OldestWaiting:
@@ -328,8 +330,8 @@ class Transitions(LuaScripts):
         """Return the number of waiting jobs by host, among the next and the last
         ``most`` jobs of each list.
 
-        Hosts as in ``HostSlotShares``; '' if a job's text does not show it. Empty while
-        ``sid`` may not take jobs.
+        Hosts are written as in ``HostSlotShares``; the host '' stands for jobs whose
+        text shows no host. The result is empty while ``sid`` may not take jobs.
         """
         found = self._run("waiting_hosts", [self.keys.prefix, sid, order, most])
         return {
@@ -375,7 +377,8 @@ class Transitions(LuaScripts):
         ]
 
     def _record_arguments(self, request: FinishRequest) -> list[Any]:
-        """Return key, kind, seconds to live, field and value of the record."""
+        """Return the arguments of ``finish.lua`` for the job's record: key, kind,
+        seconds to live, field and value."""
         record = request.record
         if record is None:
             return [self.keys.intake, "", 0, "", ""]

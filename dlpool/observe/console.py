@@ -53,8 +53,7 @@ def _rendered(logger: object, level: str, record: EventDict) -> bytes:
 
 
 def _printable(text: str) -> str:
-    """Return ``text`` with each character escaped that ends a line or controls a
-    terminal."""
+    """Return ``text`` with line ends and terminal control characters escaped."""
     return (
         text
         if text.isprintable()

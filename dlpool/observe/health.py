@@ -41,13 +41,14 @@ class Health:
         return f"<Health {'; '.join(map(str, self._checks))}>"
 
     def update(self, checks: Sequence[HealthCheck]) -> None:
-        """Record a turn of the main loop, and the results of its checks."""
+        """Record that the main loop has completed a turn, and the results of its
+        checks."""
         self._checks = tuple(checks)
         self._updated_at = self._clock()
 
     def liveness(self) -> HealthCheck:
-        """Check whether the main loop turns. Redis and disks do not matter: a restart
-        would not repair them."""
+        """Check whether the main loop still turns. Do not check Redis and disks,
+        because a restart would not repair them."""
         silent_s = self._clock() - self._updated_at
         return HealthCheck(
             "loop",

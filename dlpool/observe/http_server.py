@@ -43,8 +43,8 @@ _UNREAD = 64 * 1024
 
 @dataclass(frozen=True)
 class ProbeRequest:
-    """A request. ``options`` are the names in the query; ``accept`` is the header
-    ``Accept``."""
+    """A request to the server. ``options``: the names in the query; ``accept``: the
+    value of the header ``Accept``."""
 
     options: frozenset[str]
     accept: str
@@ -52,7 +52,7 @@ class ProbeRequest:
 
 @dataclass(frozen=True)
 class ProbeResponse:
-    """A response to a request."""
+    """A response to a ``ProbeRequest``."""
 
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
@@ -63,8 +63,8 @@ Route = Callable[[ProbeRequest], ProbeResponse]
 
 
 class MonitoringServer:
-    """Serves HTTP at ``address``. If the address cannot be bound, the server logs that
-    once and retries.
+    """The HTTP server at ``address``. If the address cannot be bound, the server logs
+    that once and retries.
 
     One thread runs ``serve``. Any thread may set ``address``; an empty address switches
     the server off.
@@ -186,8 +186,8 @@ class _ProbeServer:
             self._drop(sock)
 
     def _accept(self) -> None:
-        """Accept a connection, and close the oldest pending one if there are too
-        many."""
+        """Accept a connection. If too many connections wait for their requests, close
+        the oldest."""
         try:
             sock, _ = self._listener.accept()
         except OSError as error:
@@ -239,8 +239,8 @@ class _ProbeServer:
                 self._answer(sock, head, dict.fromkeys(self._slow, _too_busy))
 
     def _start(self, sock: socket.socket, head: bytes) -> bool:
-        """Start a thread for a slow answer. Return False if ``MAX_SLOW`` run already,
-        or if no thread can be started."""
+        """Start a thread for a slow answer. Return False if ``MAX_SLOW`` such threads
+        run already, or if no thread can be started."""
         if not self._slow_slots.acquire(blocking=False):
             return False
         try:
@@ -293,8 +293,8 @@ def _too_busy(_: ProbeRequest) -> ProbeResponse:
 
 
 class _ProbeHandler(BaseHTTPRequestHandler):
-    """Handles one request in memory. HTTP/1.0: the connection is closed after the
-    answer."""
+    """The handler of one request, in memory. HTTP/1.0: the connection is closed after
+    the answer."""
 
     rfile: io.BytesIO
     wfile: io.BytesIO
@@ -332,7 +332,8 @@ class _ProbeHandler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def end_headers(self) -> None:
-        """Add a header to each answer, including the answers that the library makes."""
+        """Add ``X-Content-Type-Options: nosniff`` to each answer, including the
+        library's own error answers."""
         self.send_header(*NO_SNIFF)
         super().end_headers()
 

@@ -49,8 +49,8 @@ def _threshold(logger: str, settings: LoggingSettings) -> int:
 
 
 class LogSink:
-    """Appends the lines of one logger to the log file. Thread-safe; no method
-    raises.
+    """The sink of one logger, which appends lines to the log file. Thread-safe; no
+    method raises.
 
     ``threshold`` is the lowest level that is written. The lock guards the number of
     dropped records.

@@ -22,8 +22,8 @@ class _Period:
 
 
 class LogLimiter:
-    """Decides which of many equal events are written: at most ``burst`` per key and
-    minute. Thread-safe.
+    """A limiter of equal log events: at most ``burst`` per key and minute are written.
+    Thread-safe.
 
     The lock guards the table. Use keys from a small set, such as a status and a label,
     never text from a client.
@@ -46,8 +46,9 @@ class LogLimiter:
             return False
 
     def pop_counts(self, *, now: bool = False) -> list[tuple[Hashable, int]]:
-        """Remove the periods that have ended, or all periods with ``now``. Return (key,
-        number of events left out) of each removed period that left out any."""
+        """Remove the periods that have ended, or all periods with ``now``. For each
+        removed period in which events were left out, return its key and their
+        number."""
         with self._lock:
             over = [
                 key

@@ -25,7 +25,7 @@ _MODE = 0o640
 
 class LogFile:
     """A log file that is open for appending. Methods raise OSError. Threads, signal
-    handlers and forks may use it.
+    handlers and forked processes may use it.
 
     No thread lock is needed: dup2 puts the new file under the same descriptor number. A
     write in progress continues on the old file and keeps its LOCK_SH.
@@ -38,8 +38,8 @@ class LogFile:
         *,
         is_required: bool = True,
     ) -> None:
-        """Open the file. If that fails, raise OSError; without ``is_required``,
-        ``append`` raises instead until the file can be opened."""
+        """Open the file. With ``is_required``, raise OSError if that fails. Without
+        ``is_required``, ``append`` raises OSError until the file can be opened."""
         self.path = path
         self.is_closed = False
         self._clock = clock
@@ -88,8 +88,8 @@ class LogFile:
         """Return whether the file ends in a part of a record, because a full disk or
         SIGKILL has cut a write.
 
-        A write of another process looks the same while it is in progress, so wait for
-        its end first.
+        A write that another process has not finished looks the same, so wait first
+        until it has ended.
         """
         if size == self._torn_end:
             return True

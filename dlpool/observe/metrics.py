@@ -46,8 +46,8 @@ class Metrics:
     def __init__(self, range_bounds_s: Sequence[float]) -> None:
         """Create all metrics.
 
-        ``range_bounds_s`` are the upper bounds of the buckets in which workers count
-        ranges, in seconds.
+        ``range_bounds_s``: workers count ranges by duration in buckets; these are the
+        upper bounds of the buckets, in seconds.
         """
         self._registry = CollectorRegistry()
         self._ranges = MergedHistogram(
@@ -192,8 +192,8 @@ class Metrics:
         self.redis_errors.labels(kind).inc()
 
     def clear_queue(self) -> None:
-        """Mark the state of the queue as unknown: NaN, or no series for metrics with
-        labels."""
+        """Mark the state of the queue as unknown. Metrics without labels become NaN,
+        metrics with labels lose all series."""
         for labelled in (self.queue_jobs, self.queue_oldest, self.queue_hosts):
             labelled.clear()
         for single in (self.queue_records, self.queue_supervisors, self.queue_paused):
@@ -225,7 +225,8 @@ class Metrics:
 
 
 def set_each(gauge: Gauge, values: Mapping[str, float]) -> None:
-    """Set a gauge that has one label. ``values``: the gauge's value by label."""
+    """Set a gauge that has one label. ``values``: the new value for each value of the
+    label."""
     for label, value in values.items():
         gauge.labels(label).set(value)
 

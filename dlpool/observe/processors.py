@@ -1,5 +1,5 @@
 """Processors of the log, in structlog's sense: from the fields of a call to one line of
-JSON with ECS names. Pure."""
+JSON with names of the Elastic Common Schema (ECS). Pure."""
 
 from __future__ import annotations
 
@@ -124,9 +124,9 @@ def to_line(_logger: object, _level: str, record: EventDict) -> bytes:
 def add_process_fields(origin: LogOrigin, clock: Callable[[], datetime]) -> Processor:
     """Return a processor that prepends the fields of the process to a record.
 
-    ``@timestamp`` is the first field, because rotation reads it there, and
-    ``log.logger`` the second: a shipper that identifies files by their first 64 bytes
-    can then tell the log of dlpool-web from that of the service, even if both begin
+    ``@timestamp`` is the first field, because rotation reads it there. ``log.logger``
+    is the second, for a shipper that identifies files by their first 64 bytes: it can
+    then tell the log of dlpool-web from the log of the service, even if both begin
     within one millisecond.
     """
     known = origin.as_ecs()
@@ -221,8 +221,8 @@ def _error(value: object, level: str) -> dict[str, Json]:
 
 
 def _stack_text(value: object, _level: str) -> dict[str, Json]:
-    """Return the field for a stack trace that ``stack_of`` made in another process; no
-    field for an empty one."""
+    """Return the field for a stack trace that ``stack_of`` made in another process. For
+    an empty stack trace, return no field."""
     return {"error.stack_trace": to_json(value)} if value else {}
 
 
@@ -260,8 +260,8 @@ def _class_of(error: BaseException) -> str:
 
 
 def _stacks(error: BaseException, limit: int | None) -> list[str]:
-    """Return the lines of the stack of each cause, the first cause first. Of a parse
-    error only the class is shown, not the message."""
+    """Return the lines of the stack of each cause, the first cause first. For a parse
+    error, include the class but not the message, which may quote secrets."""
     found: list[str] = []
     seen: set[int] = set()
     one: BaseException | None = error

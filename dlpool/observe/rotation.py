@@ -41,8 +41,8 @@ class RotatedLog:
 
     @classmethod
     def of(cls, live: str, path: Path, size: int) -> RotatedLog | None:
-        """Parse the name of a file; None if it is not a rotated log of the log named
-        ``live``."""
+        """Return the rotated log at ``path``; None if the name is not that of a rotated
+        log of ``live``."""
         match = (
             _SUFFIX.fullmatch(path.name.removeprefix(live))
             if path.name.startswith(live)
@@ -76,7 +76,7 @@ def rotated_name(live: Path, now: datetime) -> Path:
 
 def first_day(start: bytes, changed_at: float) -> date:
     """Return the day of a log's first record, read from ``start``, the log's first
-    bytes. Without a valid date there, return the day of its last change."""
+    bytes. If ``start`` has no valid date, return the day of ``changed_at``."""
     match = _FIRST_DAY.match(start)
     try:
         return date.fromisoformat(match[1].decode()) if match else _day(changed_at)
@@ -119,8 +119,8 @@ def is_compression_due(
 
 
 class Rotation:
-    """Rotates one log. Only one process may use it, and only one thread at a time may
-    call the same method. Methods raise OSError."""
+    """The rotation of one log. Only one process may use it, and only one thread at a
+    time may call the same method. Methods raise OSError."""
 
     def __init__(self, live: Path) -> None:
         self._live = live
@@ -165,8 +165,8 @@ class Rotation:
         now: datetime,
         is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Compress the logs that all writers have closed and remove expired ones, while
-        ``is_wanted`` returns true."""
+        """Compress the logs that all writers have closed, then remove expired logs.
+        Stop compressing when ``is_wanted`` returns False."""
         try:
             for log in self._rotated_logs():
                 if log.is_unfinished:

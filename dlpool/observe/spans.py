@@ -64,8 +64,8 @@ _TRACE_ID = re.compile(r"(?!0{32})[0-9a-fA-F]{32}")
 
 
 class Traces:
-    """Exports the traces of a process. Thread-safe; only ``close`` waits. The lock
-    guards the two counts."""
+    """The exporter of the traces of a process. Thread-safe; only ``close`` waits. The
+    lock guards the numbers of ended and of sent spans."""
 
     def __init__(self, settings: OtelSettings, node_id: str, log: Logger) -> None:
         _silence_library()
@@ -103,8 +103,8 @@ class Traces:
         user_id: str | None,
         attempt: int,
     ) -> JobSpan:
-        """Start the span of one run of a job. Called by the thread that runs it;
-        ``span_id`` is 16 hex digits."""
+        """Start the span of one run of a job. Call this on the thread that runs the
+        job. ``span_id`` is 16 hex digits."""
         self._ids.next = (trace_id_number(trace_id), int(span_id, 16))
         known: dict[str, Any] = {
             "url.full": safe_text(display_url(url)),
@@ -117,8 +117,8 @@ class Traces:
         return JobSpan(self._tracer, span, known["url.full"])
 
     def close(self, left_s: float) -> None:
-        """Send the queued spans, for at most ``left_s`` or ``FLUSH_S`` seconds,
-        whichever is less, and log how many spans were lost."""
+        """Send the queued spans, and log how many spans were lost. Wait at most
+        ``left_s`` or ``FLUSH_S`` seconds, whichever is less."""
         with suppress(NoThread):
             threads.start_thread(self._provider.shutdown, "traces").join(
                 max(0.1, min(left_s, FLUSH_S))
@@ -133,7 +133,7 @@ class Traces:
             )
 
     def note_ended(self) -> None:
-        """Count a span that was queued."""
+        """Count a span that has ended and will be sent."""
         with self._lock:
             self._ended += 1
 
@@ -225,15 +225,16 @@ def trace_id_number(trace_id: str) -> int:
 
 
 class _SpanIds(RandomIdGenerator):
-    """Generates random ids. If ``next`` is set in a thread, the next root span that the
-    thread starts gets those ids instead."""
+    """A generator of random ids. If a thread has set ``next``, the next root span that
+    the thread starts gets the ids in ``next`` instead."""
 
     def __init__(self) -> None:
         self._local = threading.local()
 
     @property
     def next(self) -> tuple[int, int] | None:
-        """Return the trace id and span id for the next root span of this thread."""
+        """Return the trace id and span id for the next root span of this thread; None
+        for random ids."""
         return getattr(self._local, "next", None)
 
     @next.setter
@@ -249,8 +250,8 @@ class _SpanIds(RandomIdGenerator):
 
 
 class _CountingProcessor(BatchSpanProcessor):
-    """Counts the spans that end. The count shows losses: a full queue drops its oldest
-    span silently."""
+    """A processor that counts the spans that end. The count shows losses: a full queue
+    drops its oldest span silently."""
 
     def __init__(self, exporter: SpanExporter, traces: Traces) -> None:
         super().__init__(exporter, QUEUE, DELAY_S * 1000, BATCH, TIMEOUT_S * 1000)
@@ -262,7 +263,7 @@ class _CountingProcessor(BatchSpanProcessor):
 
 
 class _CountingExporter(SpanExporter):
-    """Exports with the library's exporter, and reports each batch to ``Traces``."""
+    """A wrapper of the library's exporter, which reports each batch to ``Traces``."""
 
     def __init__(self, exporter: OTLPSpanExporter, traces: Traces) -> None:
         self._exporter = exporter

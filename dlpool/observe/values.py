@@ -125,8 +125,8 @@ def _bytes(value: bytes | bytearray | memoryview) -> Json:
 
 
 def may_quote_input(error: BaseException) -> bool:
-    """Return whether the message of an error may quote its input, such as the password
-    of a URL: a parser raised it."""
+    """Return whether a parser raised the error. Its message may then quote the input,
+    such as the password of a URL."""
     return isinstance(error, ValueError) and not isinstance(error, DlpoolError)
 
 

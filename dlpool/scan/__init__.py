@@ -1,4 +1,4 @@
-"""Scan complete files for malware before they are published.
+"""The scan of complete files for malware before they are published.
 
 Read in this order: ``guard`` (what a scan result leads to), ``clamd`` and ``command``
 (the two scanners), ``result`` (what a scanner found), ``scannedfile`` (the file under

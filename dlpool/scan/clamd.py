@@ -136,7 +136,7 @@ def _sent(
 ) -> bool:
     """Send all of ``data``.
 
-    Return False if the scanner answers or closes the connection first.
+    Return False if the scanner answers or closes the connection before all is sent.
     """
     remaining = memoryview(data)
     while remaining:

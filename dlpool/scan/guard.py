@@ -1,4 +1,4 @@
-"""Scan a file and act on the result: accept it, quarantine it, or refuse it."""
+"""The guard, which scans a file and then accepts, quarantines or refuses it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def ignore_report(_outcome: str, /, **_fields: object) -> None:
 
 @dataclass(frozen=True)
 class Guard:
-    """Scans files as the section ``[scan]`` says. Thread-safe: scans share nothing."""
+    """The scan of files, as the section ``[scan]`` configures it. Thread-safe: scans
+    share nothing."""
 
     settings: ScanSettings
     scanner: Scanner
@@ -64,13 +65,13 @@ class Guard:
         """Scan a file; return if it may be published.
 
         Takes up to ``timeout`` seconds, and holds no lock. ``finding`` describes where
-        the file comes from; its signature is filled in. ``check_abort`` is called
-        several times a second and raises to abort the scan; ``before_quarantine`` is
+        the file comes from; this method adds the signature. ``check_abort`` is called
+        several times a second and raises to abort the scan. ``before_quarantine`` is
         called before an infected file loses its temporary name.
 
         Raises Infected for malware, after the file was moved into quarantine or
         removed. Raises NotScanned or ScannerAway if the file could not be scanned and
-        ``on_unavailable`` is ``refuse``, OSError if the file cannot be read.
+        ``on_unavailable`` is ``refuse``. Raises OSError if the file cannot be read.
         """
         result = self._scan(file, check_abort)
         if result.outcome == CLEAN:
@@ -98,7 +99,7 @@ class Guard:
     def _infected(
         self, file: ScannedFile, finding: ScanFinding, report: ReportScan
     ) -> Infected:
-        """Quarantine the file, or remove it if that fails; return the error."""
+        """Quarantine the file; if that fails, remove it. Return the error."""
         text = f"the file is infected: {finding.signature}"
         quarantine = Quarantine(
             Path(self.settings.quarantine_dir), self.settings.quarantine_size

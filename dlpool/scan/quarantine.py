@@ -81,7 +81,8 @@ class QuarantinedFile:
 class Quarantine:
     """The quarantine folder. Several processes may use the same folder.
 
-    ``max_bytes``: limit of all files together; the oldest are removed first.
+    ``max_bytes``: limit on the total size of the files. To stay below it, ``add``
+    removes the oldest files.
     """
 
     folder: Path
@@ -139,7 +140,7 @@ class Quarantine:
     def release(
         self, item_id: str, target: Path | None = None
     ) -> tuple[QuarantinedFile, Path]:
-        """Publish a file to ``target``, or else to its original path.
+        """Publish a file to ``target``, or to its original path if ``target`` is None.
 
         An existing file is not replaced. Raises NotFound, TargetExists, OSError.
         """
@@ -169,7 +170,8 @@ class Quarantine:
             os.mkdir(self.folder, 0o700)
 
     def _evict(self, size: int) -> None:
-        """Remove stale entries, and the oldest files until ``size`` more bytes fit."""
+        """Remove stale entries; then remove the oldest files until ``size`` more bytes
+        fit."""
         items = self.items()
         total = sum(item.size + ENTRY_BYTES for item in items) + size + ENTRY_BYTES
         for item in items:
@@ -202,7 +204,7 @@ class Quarantine:
         file.remove()
 
     def _ids(self) -> list[str]:
-        """Return the ids of the files."""
+        """Return the ids of the quarantined files."""
         try:
             return [name for name in os.listdir(self.folder) if _ID.fullmatch(name)]
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Clean-up: has workers remove the stale part files of ended jobs."""
+"""The clean-up after ended jobs: workers remove the stale part files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ MAX_FRAME_CHARACTERS = 8192  # of the paths in one frame
 
 
 class CleanupDispatcher:
-    """Sends clean-up requests to workers, and keeps the clean-up journal.
+    """The sender of clean-up requests to workers, and the owner of the clean-up
+    journal.
 
     Used by the main thread only. The entry of a job stays in the journal until its
     files are removed.
@@ -46,7 +47,8 @@ class CleanupDispatcher:
             )
 
     def enqueue(self, entries: Iterable[CleanupEntry], pid: int = 0) -> None:
-        """Have the files of jobs removed, once Redis has recorded how they ended.
+        """Queue clean-up requests for jobs. Call this after Redis has recorded how they
+        ended.
 
         ``pid``: the worker that ran the jobs, 0 if unknown.
         """
@@ -62,7 +64,7 @@ class CleanupDispatcher:
     def send_requests(self, *, now: bool = False) -> None:
         """Send pending entries to the workers that ran the jobs, or to other workers.
 
-        Not more often than every ``SEND_INTERVAL_S`` seconds, unless ``now``.
+        Without ``now``, send at most once in ``SEND_INTERVAL_S`` seconds.
         """
         ready = [one for one in self._pool.workers.values() if one.is_accepting]
         if not ready or not (

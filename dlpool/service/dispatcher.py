@@ -76,7 +76,7 @@ class DispatcherServices:
 
 
 class JobDispatcher:
-    """Moves jobs through the phases of the in-flight table.
+    """The dispatcher, which moves jobs through the phases of the in-flight table.
 
     Used by the main thread only. Each method may be called again for the same job.
     """
@@ -192,7 +192,7 @@ class JobDispatcher:
             self._pool.count_assigned(worker)
 
     def count_quarantined(self) -> int:
-        """Return how many quarantined jobs are waiting or running."""
+        """Return how many jobs that wait or run need a worker without other jobs."""
         return sum(
             not one.is_recording and self.policy.is_quarantined(one.claimed)
             for one in self._in_flight.all()
@@ -291,7 +291,7 @@ class JobDispatcher:
     def _decide(self, held: InFlightJob, frame: EndedFrame) -> None:
         """Finish the job as the policy decides.
 
-        If another supervisor holds its lease, remove it from the table instead.
+        If another supervisor holds the lease, remove the job from the table instead.
         """
         assert held.job is not None
         request = None
@@ -329,7 +329,7 @@ class JobDispatcher:
     # --- messages from the queue threads ---
 
     def handle_fence_check(self, lease_id: str, *, is_ours: bool) -> None:
-        """Let a verified job publish its file, or fence it off unless ``is_ours``."""
+        """Let the job publish its file if its lease ``is_ours``, else fence it off."""
         if not is_ours:
             self.fence_off(lease_id)
         elif (worker := self._worker_of(lease_id)) is not None:
@@ -382,7 +382,7 @@ class JobDispatcher:
             )
 
     def yield_slot(self, lease_id: str, reason: str) -> None:
-        """Have a running job checkpoint and return to the queue."""
+        """Have a running job save a checkpoint and return to the queue."""
         held, worker = self._in_flight.get(lease_id), self._worker_of(lease_id)
         if held is None or worker is None or held.requested_action or held.yield_reason:
             return
@@ -395,8 +395,8 @@ class JobDispatcher:
     def handle_recorded(self, message: ResultRecorded) -> None:
         """Remove a job whose disposition Redis has recorded, and clean up after it.
 
-        The job runs if it was to follow an equal job and Redis replies ``LEADS``: no
-        equal job is queued or running.
+        If the job should follow an equal job and Redis replies ``LEADS``, no equal job
+        is queued or running: the job runs.
         """
         request, lease_id = message.request, str(message.request.lease)
         held = self._in_flight.get(lease_id)
@@ -428,7 +428,7 @@ class JobDispatcher:
     # --- drain ---
 
     def release_waiting(self, reason: str) -> None:
-        """Return the jobs that have no worker to the queue."""
+        """Requeue the jobs that have no worker."""
         for held in self._in_flight.all():
             if held.worker_pid is None and not held.is_recording:
                 note = {"label": "released", "message": reason}
@@ -436,7 +436,7 @@ class JobDispatcher:
                 self._finish(held, request)
 
     def cancel_running(self, reason: str) -> None:
-        """Have running jobs checkpoint, stop and return to the queue."""
+        """Have running jobs save a checkpoint, stop and return to the queue."""
         for held in self._in_flight.all():
             worker = self._worker_of(str(held.lease))
             if worker is not None and not held.is_recording:

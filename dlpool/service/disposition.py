@@ -1,4 +1,5 @@
-"""The disposition policy: what a finished attempt of a job leads to. Pure."""
+"""The disposition policy: what happens to a claimed job before and after an attempt.
+Pure."""
 
 from __future__ import annotations
 
@@ -26,9 +27,9 @@ _RELEASING = (AttemptResult.NODE_FAULT, AttemptResult.LOCKED, AttemptResult.RELE
 
 @dataclass(frozen=True)
 class DispositionPolicy:
-    """Decides how jobs leave the supervisor.
+    """Decides whether a claimed job may run, and what happens to it after an attempt.
 
-    Each method returns the request that records the decision in Redis. ``now`` returns
+    Most methods return the request that records the decision in Redis. ``now`` returns
     seconds since 1970; ``random`` returns numbers from 0 to 1.
     """
 
@@ -42,8 +43,9 @@ class DispositionPolicy:
     ) -> tuple[PushedJob | None, FinishRequest | None]:
         """Parse a claimed job, and decide whether it may run now.
 
-        Return the parsed job, None if it is invalid; and the request that postpones,
-        pauses or ends the job, None if it may run.
+        Return two values. The first is the parsed job, or None if the job is invalid.
+        The second is the request that postpones, pauses or ends the job, or None if the
+        job may run.
         """
         try:
             if claimed.size > MAX_JOB_BYTES:
@@ -60,9 +62,10 @@ class DispositionPolicy:
         return job, self._reject_poison(claimed, job) or self._postpone(claimed, job)
 
     def is_quarantined(self, claimed: ClaimedJob) -> bool:
-        """Return whether workers died running a job, and the next death would fail it.
+        """Return whether a job must run in a worker without other jobs.
 
-        A quarantined job runs in a worker without other jobs.
+        A job is quarantined if workers died while they ran it, and one more death would
+        make the job fail.
         """
         return 0 < claimed.crashes >= self.settings.max_crashes - 1
 
@@ -74,12 +77,13 @@ class DispositionPolicy:
         requested_action: str | None = None,
         yield_reason: str | None = None,
     ) -> FinishRequest | None:
-        """Return the request for the result of an attempt.
+        """Return the request that records the result of an attempt.
 
-        Return None if another supervisor holds the lease. ``requested_action``: the
-        operator's request, ``cancel`` or ``pause``, None without one; ignored for a
-        complete file. ``yield_reason``: why the supervisor told the job to yield its
-        slot, None if it did not.
+        Return None if another supervisor holds the lease. ``requested_action``: what an
+        operator has requested, ``cancel`` or ``pause``, else None. A complete file is
+        recorded as a success in spite of a request. A pause takes effect only if the
+        attempt was interrupted. ``yield_reason``: why the supervisor told the job to
+        yield its slot, None if it did not.
         """
         result = frame.attempt_result
         if result is AttemptResult.SUCCEEDED:
@@ -102,7 +106,8 @@ class DispositionPolicy:
     def for_stop_request(
         self, claimed: ClaimedJob, url: str, action: str
     ) -> FinishRequest:
-        """Return the request for a job that an operator has cancelled or paused.
+        """Return the request that cancels or pauses a job, as an operator has
+        requested.
 
         ``action`` is ``cancel`` or ``pause``.
         """
@@ -123,9 +128,9 @@ class DispositionPolicy:
     def for_internal_error(
         self, claimed: ClaimedJob, error: InternalError
     ) -> FinishRequest:
-        """Return the failure of a job that met a defect of dlpool.
+        """Return the request that fails a job because of a defect in dlpool.
 
-        The failure has a record for clients if the URL of the job can be parsed.
+        The request contains a record for clients if the URL of the job can be parsed.
         """
         url = None
         with suppress(Exception):
@@ -140,7 +145,7 @@ class DispositionPolicy:
     ) -> FinishRequest:
         """Return the request for a job that was running when its worker died.
 
-        The job runs again, or fails after ``max_crashes`` deaths.
+        The request lets the job run again, or fails it after ``max_crashes`` deaths.
         """
         deaths = claimed.crashes + 1
         if deaths >= self.settings.max_crashes:
@@ -155,7 +160,7 @@ class DispositionPolicy:
         )
 
     def for_bystander(self, claimed: ClaimedJob, how: str) -> FinishRequest:
-        """Return the release of a job whose worker was killed because of another job.
+        """Return the request that requeues a job because another job hung its worker.
 
         The attempt does not count.
         """
@@ -167,9 +172,9 @@ class DispositionPolicy:
     def failure(
         self, claimed: ClaimedJob, url: str | None, label: str, message: str
     ) -> FinishRequest:
-        """Return the final failure of a job.
+        """Return the request that ends a job as failed.
 
-        Without a URL there is no record for clients.
+        If ``url`` is None, clients get no record of the failure.
         """
         record = None
         if url is not None:
@@ -179,8 +184,8 @@ class DispositionPolicy:
         )
 
     def _postpone(self, claimed: ClaimedJob, job: PushedJob) -> FinishRequest | None:
-        """Return the request that ``not_before``, ``priority`` or ``dedupe`` demands,
-        else None."""
+        """Return the request that postpones a job because of its ``not_before``,
+        ``priority`` or ``dedupe``; None if the job may run now."""
         delay_s = (job.not_before or 0.0) - self.now()
         if delay_s > 0:
             return FinishRequest(
@@ -198,9 +203,10 @@ class DispositionPolicy:
     def _reject_poison(
         self, claimed: ClaimedJob, job: PushedJob
     ) -> FinishRequest | None:
-        """Return the failure of a job if too many processes died while running it.
+        """Return the request that fails a job if too many processes died while they ran
+        it.
 
-        Return None otherwise.
+        Return None if the job may run.
         """
         if (
             claimed.takeovers <= self.settings.max_takeovers
@@ -244,10 +250,10 @@ class DispositionPolicy:
     def _release(
         self, claimed: ClaimedJob, frame: EndedFrame, yield_reason: str | None
     ) -> FinishRequest:
-        """Return the release of a job that was interrupted.
+        """Return the request that requeues a job whose attempt was interrupted.
 
         The attempt does not count. A job that yields its slot waits ``job_retry_delay``
-        after its first yield, and twice as long after each further yield.
+        after its first yield; the delay doubles with each further yield.
         """
         settings = self.settings
         if yield_reason is None or frame.attempt_result is not AttemptResult.RELEASED:
@@ -272,10 +278,12 @@ class DispositionPolicy:
         )
 
     def _max_attempts(self, job: PushedJob, result: AttemptResult) -> int:
-        """Return how many attempts a job may have, by the result of its last attempt.
+        """Return how many attempts a job may have, given the result of its last
+        attempt.
 
-        Return 0 for a result after which no job is retried. A job may raise the limit
-        of the settings, except for attempts that ended because the disk was full.
+        Return 0 if no job is retried after such a result. The ``max_attempts`` of the
+        job overrides the setting. If the disk was full, the smaller of these two
+        numbers applies.
         """
         limit = self.settings.max_attempts
         chosen = job.max_attempts or limit
@@ -285,7 +293,8 @@ class DispositionPolicy:
         }.get(result, 0)
 
     def _disk_full_delay_s(self, attempts: int) -> float:
-        """Return the least delay, in seconds, after the disk was full.
+        """Return the shortest delay, in seconds, before a retry after the disk was
+        full.
 
         The delay is ``fault_delay`` after the first attempt of the job, and doubles
         with each further attempt.
@@ -297,9 +306,10 @@ class DispositionPolicy:
         return max(first_s, min(longest_s, _doubled(first_s, attempts - 1)))
 
     def _backoff_s(self, attempts: int, at_least_s: float) -> float:
-        """Return the delay before a retry: exponential backoff with full jitter.
+        """Return the delay before a retry, in seconds: exponential backoff with full
+        jitter.
 
-        ``at_least_s``: the least delay, which the server or a full disk demands.
+        ``at_least_s``: the shortest delay that the server or a full disk permits.
         """
         settings = self.settings
         longest_s = min(

@@ -22,7 +22,8 @@ NO_SLOT_DELAY_S = 5.0
 
 
 class HostAdmission:
-    """Checks jobs against the holds, limits and concurrency of their hosts.
+    """Decides whether jobs may start at their hosts, by the holds, configured limits
+    and adaptive limits of the hosts.
 
     Used by the main thread only.
     """
@@ -44,10 +45,10 @@ class HostAdmission:
         self._log = log
 
     def admit(self, held: InFlightJob, job: PushedJob) -> FinishRequest | None:
-        """Check a new job. Return the request that throttles it, None if it may go on.
+        """Check a new job. Return the request that throttles the job, or None.
 
-        If the host has limits, this method requests a slot from Redis; when the answer
-        arrives, ``handle_answer`` decides.
+        If the host has configured limits, this method asks Redis for a slot and returns
+        None. When the answer arrives, ``handle_answer`` decides.
         """
         hold_s, host = self.limits.hold_remaining_s(job.url), held.authority
         is_reserved = held.claimed.is_start_reserved
@@ -73,9 +74,10 @@ class HostAdmission:
     def handle_answer(
         self, held: InFlightJob, answer: SlotReply
     ) -> FinishRequest | None:
-        """Let a job wait for a worker if it has got a slot of its host.
+        """Handle the answer of Redis to a job's request for a slot of its host.
 
-        In that case return None, otherwise the request that throttles the job.
+        If the job has got a slot, let it wait for a worker and return None. Otherwise
+        return the request that throttles the job.
         """
         self._in_flight.set_phase(held, InFlightPhase.WAITING)
         if answer.problem is not None:
@@ -101,19 +103,20 @@ class HostAdmission:
         )
 
     def released_host(self, held: InFlightJob) -> str:
-        """Return the host that gets a free slot when this job leaves.
+        """Return the host at which a slot becomes free when this job leaves.
 
-        Returns '' if the host is not limited: then no job waits for it.
+        Return '' if the host has no limit: then no job waits for a slot of the host.
         """
         if held.slot_host or held.job is None:
             return held.slot_host
         return held.authority if self.concurrency.is_limited(held.authority) else ""
 
     def hold(self, host: str, seconds: float, *, is_ours: bool) -> None:
-        """Send no requests to a host for ``seconds``.
+        """Send no requests to a host for ``seconds``, and tell all workers of this
+        node.
 
-        All workers of this node are told. All other nodes are told as well if this node
-        has found the hold (``is_ours``).
+        ``is_ours``: a worker of this node has reported the hold, so tell the other
+        nodes.
         """
         if not self.limits.hold(host, seconds):
             return
@@ -140,8 +143,9 @@ def throttled(
 ) -> FinishRequest:
     """Return the request that delays a job because of its host.
 
-    ``is_start_reserved``: the job's start at the host is reserved. ``waits_for_slot``:
-    the job waits for a slot of the host, and not only for the delay.
+    ``is_start_reserved``: whether a start at the host is reserved for the job.
+    ``waits_for_slot``: whether the job starts earlier than after ``delay_s`` if a slot
+    of the host becomes free.
     """
     return FinishRequest(
         held.lease,

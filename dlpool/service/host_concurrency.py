@@ -1,8 +1,9 @@
 """Adaptive concurrency per origin host (AIMD, as in RFC 5681).
 
-Hosts are only limited if the number of slots is adaptive. If a host refuses
-many of its jobs, its limit becomes half the number of its present jobs. The limit then
-rises by one every ``STEP_S`` seconds, and ends at the number of slots of the node.
+A host is limited only if the number of slots of the node is adaptive. When a host
+refuses many of its jobs, its limit becomes half the number of jobs that it has then.
+The limit then rises by one every ``STEP_S`` seconds. It is removed when it reaches the
+number of slots of the node.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class HostConcurrency:
         return f"<HostConcurrency {limits}>"
 
     def record_refusal(self, name: str, count: Callable[[], int]) -> None:
-        """Count a job that its host has refused.
+        """Count a job that its host has refused; lower the limit after many refusals.
 
         ``count`` returns how many jobs of the host are in flight.
         """
@@ -82,8 +83,8 @@ class HostConcurrency:
         return host is not None and host.limit is not None
 
     def has_free_slot(self, name: str, count: Callable[[], int]) -> bool:
-        """Raise the limit of a host if that is due; return whether it may get one more
-        job.
+        """Raise the limit of a host if that is due; return whether the host may get one
+        more job.
 
         ``count`` returns how many jobs of the host are in flight.
         """
@@ -98,9 +99,9 @@ class HostConcurrency:
     def forget_idle(self) -> None:
         """Remove idle hosts, and update ``limited_hosts``.
 
-        A host is idle if two conditions hold. Its window of refusals began more than
-        ``WINDOW_S`` seconds ago. And it has no limit, or its limit would have risen to
-        the number of slots by now.
+        A host is kept for ``WINDOW_S`` seconds after the first refusal of its present
+        count. A host with a limit is kept until the limit must have risen to the number
+        of slots.
         """
         now = self._clock()
         self._hosts = {

@@ -57,8 +57,8 @@ class HostLimits:
     def hold(self, authority: str, seconds: float) -> bool:
         """Hold a host for ``seconds`` from now.
 
-        Return False, and change nothing, if an earlier hold lasts about as long or
-        longer.
+        Return False, and change nothing, if an earlier hold ends later or at about the
+        same time.
         """
         now = self._clock()
         self._holds = {
@@ -81,7 +81,8 @@ class HostLimits:
 
 
 def authority_of(url: str) -> str:
-    """Return host and port as written in a URL, in lower case; '' without a host."""
+    """Return the host and port as written in a URL, in lower case; '' if the URL has no
+    host."""
     try:
         return urlsplit(url).netloc.rpartition("@")[2].lower()
     except ValueError:

@@ -38,14 +38,14 @@ _WITHOUT_SLOT = (InFlightPhase.FINISHING, InFlightPhase.RECORDING)
 
 @dataclass
 class InFlightJob:
-    """A claimed job. The main thread changes it; other threads only read.
+    """A claimed job. The main thread changes it; other threads only read it.
 
     ``leased_until``: when the lease of the claim expires, by ``lease_clock``.
     ``authority``: host and port of the URL. ``worker_pid``: None until a worker is
-    assigned. ``slot_host``: the host whose slot the job holds or has asked for.
-    ``requested_action``: what an operator has requested, ``cancel`` or ``pause``.
-    ``yield_reason``: why the job has been told to yield its slot. ``path``: where the
-    worker wrote the file, if known.
+    assigned. ``slot_host``: the host whose slot the job holds or has asked for, ''
+    without one. ``requested_action``: what an operator has requested, ``cancel`` or
+    ``pause``, else None. ``yield_reason``: why the job has been told to yield its slot,
+    else None. ``path``: where the worker wrote the file, None if unknown.
     """
 
     claimed: ClaimedJob
@@ -72,7 +72,8 @@ class InFlightJob:
 
     @property
     def is_recording(self) -> bool:
-        """Return whether the job has left its worker, or will not get one."""
+        """Return whether the job only waits until Redis has recorded its
+        disposition."""
         return self.phase is InFlightPhase.RECORDING
 
     @property
@@ -90,19 +91,20 @@ class InFlightJob:
 
     @property
     def occupies_slot(self) -> bool:
-        """Return whether the job counts against the capacity."""
+        """Return whether the job occupies a slot of this node."""
         return self.phase not in _WITHOUT_SLOT
 
 
 class InFlightTable:
-    """The jobs in flight and the capacity for them.
+    """The jobs in flight, and the slots that they occupy.
 
-    The lock guards the table, the counts and the capacity. Only the main thread changes
-    them; the claim and heartbeat threads read.
+    The capacity is the number of slots. The lock guards the table, the counts and the
+    capacity. Only the main thread changes them; the claim and heartbeat threads read
+    them.
     """
 
     def __init__(self, host_share: float = 1.0) -> None:
-        """Create an empty table without capacity.
+        """Create an empty table without slots.
 
         ``host_share``: the part of the slots, from 0 to 1, that one host gets while
         jobs of other hosts wait; 1 means all slots.
@@ -150,21 +152,22 @@ class InFlightTable:
 
     @property
     def is_full(self) -> bool:
-        """Return whether the jobs occupy exactly as many slots as there are.
+        """Return whether the jobs occupy exactly all slots.
 
-        If a running job leaves a full table, a waiting job can start.
+        Then a waiting job can start when a running job leaves. If there are no slots,
+        or if the jobs occupy more slots than there are now, the result is False.
         """
         with self._lock:
             return self._busy == self._capacity > 0
 
     @property
     def capacity(self) -> int:
-        """Return how many jobs may occupy a slot."""
+        """Return the number of slots."""
         return self._capacity
 
     @property
     def busy(self) -> int:
-        """Return how many jobs occupy a slot."""
+        """Return how many slots the jobs occupy."""
         return self._busy
 
     def get(self, lease_id: str) -> InFlightJob | None:
@@ -175,7 +178,7 @@ class InFlightTable:
             return list(self._jobs.values())
 
     def set_capacity(self, jobs: int) -> None:
-        """Set how many jobs the workers can run at once."""
+        """Set the number of slots: how many jobs may run at once."""
         with self._lock:
             self._capacity = jobs
             self._count(0, "")
@@ -186,10 +189,10 @@ class InFlightTable:
             return max(0, self._capacity - self._busy)
 
     def host_shares(self) -> HostSlotShares | None:
-        """Return the bounds on slots per host for the next claim, or None for no
+        """Return how many slots each host may have after the next claim, or None for no
         bounds.
 
-        The bounds only apply while jobs of several hosts wait.
+        The bounds apply only while jobs of several hosts wait.
         """
         with self._lock:
             slow = self.slow_hosts
@@ -235,8 +238,9 @@ def host_quota(slots: int, share: float) -> int:
 def slow_hosts_quota(slots: int, quota: int) -> int:
     """Return how many of ``slots`` all slow hosts get together.
 
-    The result is a quarter of ``slots``, at least 1, but never more than
-    ``slots - quota``. ``quota``: the result of ``host_quota``.
+    The result is a quarter of ``slots``, at least 1, but never more than ``slots -
+    quota``. ``quota``: the result of ``host_quota``. A host is slow for a while after
+    one of its slow downloads has yielded its slot.
     """
     return max(0, min(slots - quota, max(1, slots // 4)))
 

@@ -1,7 +1,8 @@
 """The clean-up journal: jobs whose part files may exist on this node.
 
-With it the part files of ended jobs can be removed even if this process was killed
-between the record in Redis and the removal, or if another node has finished the job.
+The supervisor needs it to remove the part files of ended jobs in two cases. It was
+killed after Redis had recorded a result, but before the files were removed. Or another
+node has finished the job.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ COMPACT_LINES = 1000
 
 
 class CleanupJournal:
-    """The file ``STATE_DIR/journal``: one line for each entry; the last line of a job
-    counts.
+    """The file ``STATE_DIR/journal``: one line for each entry. If a job has several
+    lines, the last line counts.
 
     Thread-safe; the lock guards the file and the table. The file is not synced: after a
-    power failure part files may remain. All methods raise LocalFault.
+    power failure part files may remain. All methods may raise LocalFault.
     """
 
     def __init__(self, state_dir: Path) -> None:
@@ -51,7 +52,8 @@ class CleanupJournal:
             disk.write_all(self._descriptor, _line(entry))
 
     def remove(self, entries: Iterable[CleanupEntry]) -> None:
-        """Remove entries, except those that a later attempt of the job has replaced."""
+        """Remove entries. If the journal has a later attempt of a job, keep its
+        entry."""
         with self._lock:
             for entry in entries:
                 known = self._entries.get(entry.job_id)
@@ -94,7 +96,8 @@ def _line(entry: CleanupEntry) -> bytes:
 
 
 def _parse(line: bytes) -> CleanupEntry | None:
-    """Return the entry of a line, or None if a kill has truncated it."""
+    """Return the entry of a line; None if the line is damaged, for example cut off by a
+    kill."""
     try:
         job_id, digest, save_path, path, has_failed, fence, trace_id = jsontext.loads(
             line

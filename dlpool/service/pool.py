@@ -120,13 +120,14 @@ class WorkerPool:
         )
 
     def received(self) -> dict[int, int]:
-        """Return by pid how many bytes each worker had received at its last status."""
+        """Return how many bytes each worker has received since its start, by pid,
+        according to its last status frame."""
         return {
             one.pid: int(one.counters.last(RECEIVED)) for one in self.workers.values()
         }
 
     def reconcile(self, quarantined: int, on_death: OnDeath) -> None:
-        """Start, retire or kill workers where their number or state is not as wanted.
+        """Start, retire and kill workers as needed.
 
         ``quarantined``: number of quarantined jobs. ``on_death`` is called with each
         worker that has exited, and with a text that says how it exited. May be called
@@ -197,7 +198,8 @@ class WorkerPool:
             raise WorkerStartFailed(f"no worker could be started; the last one: {how}")
 
     def _reap(self, worker: WorkerHandle, on_death: OnDeath) -> str:
-        """Remove a worker and have its jobs requeued. Return how it exited."""
+        """Remove a worker that has exited, and pass it to ``on_death``. Return how it
+        exited."""
         self._selector.unregister(worker.process.sentinel)
         del self.workers[worker.pid]
         how = self._log_exit(worker)
@@ -228,7 +230,8 @@ class WorkerPool:
         return how
 
     def _check_hung(self, now: float) -> None:
-        """Abort workers that have been silent for ``worker_timeout``."""
+        """Abort workers that have been silent for ``worker_timeout``, and kill those
+        that do not exit then."""
         was_frozen, self._checked_at = now - self._checked_at > FROZEN_S, now
         timeout_s = self.settings.worker_timeout
         for worker in self.workers.values():
@@ -274,7 +277,8 @@ class WorkerPool:
                 )
 
     def _retire(self, worker: WorkerHandle, reason: str) -> None:
-        """Have a worker exit after its jobs; its replacement is started at once."""
+        """Tell a worker to exit after its jobs. The next ``reconcile`` starts its
+        replacement."""
         self._log.info("worker_retired", worker_pid=worker.pid, reason=reason)
         worker.is_retiring = True
         worker.send(RetireFrame())
@@ -316,9 +320,9 @@ class WorkerPool:
             ) from error
 
     def _share_rate(self, now: float) -> None:
-        """Divide the node's rate among the workers, every ``SHARE_S`` seconds.
+        """Divide the node's rate limit among the workers, every ``SHARE_S`` seconds.
 
-        A worker that has no share yet gets its share at once.
+        When a worker has no share yet, the rate is divided at once.
         """
         rate, workers = self.settings.node_rate, list(self.workers.values())
         is_new = rate is not None and any(one.rate is None for one in workers)

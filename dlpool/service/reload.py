@@ -1,4 +1,5 @@
-"""Reload of the settings while the service runs: all or nothing."""
+"""Reload of the settings while the service runs. If a setting is invalid, nothing
+changes."""
 
 from __future__ import annotations
 
@@ -20,8 +21,9 @@ def reload_settings(
 ) -> tuple[Settings | None, list[str]]:
     """Load and check new settings.
 
-    Return the settings to use, None if the new settings are invalid; and a list of
-    problems: errors, or settings that only change at a restart.
+    Return two values. The first is the settings to use, or None if the new settings are
+    invalid. The second is a list of problems: errors, or settings that only change at a
+    restart.
     """
     try:
         wanted = load()

@@ -63,8 +63,8 @@ def _fits(worker: WorkerSlots, job: WaitingJob) -> bool:
 def divide_slots(slots: int, workers: int) -> list[int]:
     """Divide ``slots`` among workers as evenly as possible.
 
-    Return the slots of each worker. With fewer slots than workers the list is shorter:
-    each worker has at least one slot.
+    Return the slots of each worker. Each worker has at least one slot, so with fewer
+    slots than ``workers`` the list has only ``slots`` entries.
     """
     workers = min(workers, slots)
     return [slots // workers + (number < slots % workers) for number in range(workers)]
@@ -95,7 +95,8 @@ class RespawnBackoff:
     not_before: float = 0.0  # by the monotonic clock
 
     def after_death(self, lived_s: float, now: float) -> RespawnBackoff:
-        """Return the backoff after a worker died that had lived ``lived_s`` seconds."""
+        """Return the backoff after the death of a worker that lived ``lived_s``
+        seconds."""
         if lived_s >= HEALTHY_S:
             return RespawnBackoff()
         delay_s = 0.0

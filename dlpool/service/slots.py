@@ -35,7 +35,7 @@ def is_refusal(frame: EndedFrame) -> bool:
 
 
 class SlotLimit:
-    """Limits the jobs that run at once; ``level`` is their present number.
+    """Limits the jobs that run at once; ``level`` is the present limit.
 
     Used by the main thread. Other threads may read ``level``.
     """

@@ -158,10 +158,10 @@ class Supervisor:
         self._components.claimer.resume()
 
     def _reconcile(self) -> None:
-        """Adapt workers and capacity to what is wanted.
+        """Adapt the workers and the capacity to the wanted state.
 
-        Small jobs cause many turns of the loop. So the loop calls this method at once
-        only if ``needs_reconcile`` is set, else every ``RECONCILE_S`` seconds.
+        Small jobs cause many turns of the loop. So the loop calls this method in each
+        turn only if ``needs_reconcile`` is set, else every ``RECONCILE_S`` seconds.
         """
         self._dispatcher.needs_reconcile = False
         self._reconciled_at = time.monotonic()
@@ -175,9 +175,9 @@ class Supervisor:
         self._tick()
 
     def _capacity(self) -> int:
-        """Return how many jobs may be in flight.
+        """Return how many jobs may run at once.
 
-        Return 0 during a drain, or while the node cannot write.
+        Return 0 during a drain, after a disk fault, and while disk space is low.
         """
         guard = self._components.disk_guard
         if self._drain_until is not None or guard.fault_s is not None or guard.is_low:
@@ -320,7 +320,7 @@ class Supervisor:
     def _begin_drain(self) -> None:
         """Stop claiming, and let running jobs finish within ``drain_timeout``.
 
-        A second call ends the drain at once.
+        A second call ends this time at once: running jobs are then cancelled.
         """
         now = time.monotonic()
         if self._drain_until is not None:

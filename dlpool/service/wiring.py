@@ -256,7 +256,7 @@ class SupervisorComponents:
     def _wake_threads(self) -> None:
         """End the threads' blocking calls in Redis.
 
-        If this fails, they return within a second.
+        If this fails, the calls end within a second.
         """
         if self.redis_state.error is None:
             with suppress(QueueError):
@@ -264,9 +264,10 @@ class SupervisorComponents:
                 self._heartbeat.wake()
 
     def _deregister(self) -> bool:
-        """Return reserved jobs to the intake, and remove this supervisor from Redis.
+        """Requeue the jobs that this supervisor still holds, and remove it from Redis.
+        Return whether that succeeded.
 
-        Then no other supervisor has to wait until the leases of this one expire.
+        Then no other supervisor has to wait until the leases of this supervisor expire.
         """
         try:
             self._transitions.requeue_jobs_of([self.sid], order=self._order())

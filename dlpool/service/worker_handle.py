@@ -39,8 +39,8 @@ def remove_old_stacks(state_dir: Path) -> None:
 class WorkerHandle:
     """Sends frames to a worker process, and records what is known about it.
 
-    Used by the main thread only. A quarantine worker runs one quarantined job at a time
-    and no other job.
+    Used by the main thread only. A quarantine worker runs nothing but quarantined jobs,
+    one at a time.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class WorkerHandle:
 
     @property
     def state(self) -> str:
-        """Return the state for people: retiring, quarantine, ready or starting."""
+        """Return the state for display: retiring, quarantine, ready or starting."""
         if self.is_retiring:
             return "retiring"
         if self.is_quarantine:
@@ -106,7 +106,7 @@ class WorkerHandle:
 
     @property
     def free_slots(self) -> int:
-        """Return how many more jobs may be assigned."""
+        """Return how many more jobs the worker can be given now."""
         return self.slots - len(self.jobs - self.finishing) if self.is_accepting else 0
 
     @property
@@ -115,10 +115,11 @@ class WorkerHandle:
         return self.is_ready and not self.is_retiring and not self.kill_reason
 
     def demand(self) -> int:
-        """Return the worker's demand for the node's rate, in jobs.
+        """Return for how many jobs the worker needs a share of the node's rate.
 
-        This is the larger of two numbers: its present jobs, and the jobs assigned to it
-        since the last call, but at most ``slots`` of them.
+        This is the larger of two numbers: the jobs that the worker has now, and the
+        jobs that it was assigned since the last call. The second number is at most
+        ``slots``.
         """
         new, self._counted_demand = (
             self.assigned_count - self._counted_demand,
@@ -144,7 +145,7 @@ class WorkerHandle:
     def send(self, frame: Frame) -> None:
         """Send a frame, or queue it until the worker reads again.
 
-        Raises InternalError if it is too large.
+        Raises InternalError if the frame is too large.
         """
         self._unsent.append(encode(frame))
         self.flush()
@@ -162,17 +163,18 @@ class WorkerHandle:
                 yield frame
 
     def mark_exited(self) -> None:
-        """Record that the process has exited, as its sentinel says."""
+        """Record that the process has exited. Called when its sentinel is ready."""
         self.has_exited = True
 
     def mark_heard(self, now: float) -> None:
-        """Restart the count of the worker's silence."""
+        """Count the worker's silence from ``now`` (monotonic clock)."""
         self.last_heard_at, self._ticks = now, None
 
     def sample_threads(self) -> None:
-        """Record the CPU time of a silent worker's threads, once.
+        """Record the CPU time of each thread of a silent worker.
 
-        ``abort`` compares it with a later sample to find the job that hangs.
+        Later calls during the same silence have no effect. ``abort`` compares this
+        sample with a later one to find the job that hangs.
         """
         self._ticks = thread_ticks(self.pid) if self._ticks is None else self._ticks
 
@@ -184,9 +186,9 @@ class WorkerHandle:
             return 0
 
     def abort(self, reason: str) -> None:
-        """Have the worker dump its stacks and exit, even if it is stopped.
+        """Have the worker dump its stacks and exit, even if SIGSTOP has stopped it.
 
-        A worker that is still alive ``ABORT_S`` seconds later is killed.
+        If the worker is still alive after ``ABORT_S`` seconds, the supervisor kills it.
         """
         if self._ticks is not None:
             self.hung_job = find_hung_job(
@@ -212,7 +214,10 @@ class WorkerHandle:
         return f"{self.kill_reason} ({how})" if self.kill_reason else how
 
     def take_stacks(self, state_dir: Path) -> str:
-        """Return the stacks of a dead worker, '' without a file; remove the file."""
+        """Return the stack dump of a dead worker, and remove its file.
+
+        '' if there is no such file.
+        """
         path = stacks_file(state_dir, self.pid)
         with suppress(OSError):
             text = path.read_text(encoding="utf-8", errors="replace")

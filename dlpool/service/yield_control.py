@@ -33,7 +33,10 @@ ANSWER_VALID_S = 3.0  # an answer about waiting jobs is used for this long
 
 @dataclass
 class _TransferSpeed:
-    """The speed of a transfer: ``rate`` in bytes/s, smoothed, measured ``since``."""
+    """The speed of a transfer: ``rate`` in bytes/s, smoothed.
+
+    ``since``: when its measurement began, in seconds of the controller's clock.
+    """
 
     speed: ByteRate
     since: float
@@ -41,7 +44,7 @@ class _TransferSpeed:
 
 
 class YieldController:
-    """Measures transfers, requests which jobs wait, and applies the yield policy.
+    """Measures transfers, requests the number of waiting jobs, and applies the policy.
 
     Used by the main thread only.
     """
@@ -55,10 +58,11 @@ class YieldController:
         request_waiting_hosts: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Create a controller of the transfers in the table.
+        """Create a controller of the transfers in ``in_flight``.
 
-        ``yield_slot`` takes a lease id and a reason. The answer to
-        ``request_waiting_hosts`` comes to ``handle_waiting``.
+        ``yield_slot`` has a transfer yield; its arguments are a lease id and a reason.
+        ``request_waiting_hosts`` requests the number of waiting jobs by host. The
+        caller passes the answer to ``handle_waiting``.
         """
         self._settings = settings
         self._in_flight = in_flight
@@ -79,16 +83,16 @@ class YieldController:
         self._settings = settings
 
     def handle_waiting(self, waiting: Mapping[str, int]) -> None:
-        """Have transfers yield; ``waiting``: the number of waiting jobs by host."""
+        """Have transfers yield to waiting jobs. ``waiting``: number of jobs by host."""
         self._waiting, self._answered_at = waiting, self._clock()
         self._choose()
 
     def tick(self) -> None:
-        """Measure transfers, and request the number of waiting jobs if a transfer may
+        """Measure transfers; request the number of waiting jobs if a transfer can
         yield.
 
-        Called once a second. An answer is valid for ``ANSWER_VALID_S`` seconds, so that
-        no transfer yields while Redis is unavailable. Each answer is used once.
+        Called once a second. The controller uses an answer once, and only within
+        ``ANSWER_VALID_S`` seconds: no transfer yields while Redis is unavailable.
         """
         self._sample()
         if self._choose():
@@ -150,8 +154,10 @@ class YieldController:
     def _clear_slow_hosts(
         self, running: list[RunningTransfer], rules: YieldRules, recent: list[float]
     ) -> None:
-        """Forget slow hosts after ``SLOW_S`` seconds, or once a transfer of them is
-        fast enough."""
+        """End the limit of a slow host after ``SLOW_S`` seconds.
+
+        The limit ends earlier if one of the host's transfers is fast enough.
+        """
         if not self._slow_until:
             return
         now = self._clock()
@@ -201,10 +207,10 @@ class YieldController:
         )
 
     def _rate_limit(self, one: InFlightJob, running: int) -> float | None:
-        """Return the bytes/s that dlpool's own limits allow a transfer; None for no
-        limit.
+        """Return the lowest rate limit of a transfer in bytes/s, None for no limit.
 
-        The limits are those of the job, of the settings and of the node.
+        The limits are those of the job, of the settings, and of the node. ``running``:
+        the number of transfers that share the limit of the node.
         """
         node_rate = self._settings.supervisor.node_rate
         limits = (
@@ -216,5 +222,5 @@ class YieldController:
 
 
 def _has_begun(one: InFlightJob) -> bool:
-    """Return whether the server has answered."""
+    """Return whether the server of the transfer has answered."""
     return one.progress.get("phase") not in (None, "connecting")

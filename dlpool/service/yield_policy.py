@@ -31,7 +31,8 @@ class RunningTransfer:
     ``remaining``: bytes, None if unknown. ``yields``: how often it has yielded.
     ``rate_limit``: bytes/s that dlpool's own limits allow, None for no limit.
     ``is_resumable``: the next attempt can continue where this one stops. ``is_moving``:
-    the transfer waits for its server, and not for the disk or a malware scanner.
+    it is connecting or downloading; False while it waits for the disk or a malware
+    scanner.
     """
 
     lease_id: str
@@ -51,8 +52,9 @@ class YieldRules:
 
     ``min_runtime_s``: how long a transfer may run before it yields for the first time.
     ``min_rate``: bytes/s below which a transfer is always slow. ``host_quota``: the
-    slots that one host gets while jobs of others wait. ``slow_quota``: the slots that
-    all ``slow_hosts`` get together.
+    slots that one host gets while jobs of other hosts wait. ``slow_hosts``: hosts with
+    a slow transfer that yielded recently. ``slow_quota``: the slots that all
+    ``slow_hosts`` get together.
     """
 
     min_runtime_s: float
@@ -88,11 +90,11 @@ def choose_yields(
 ) -> list[YieldDecision]:
     """Return the transfers that yield now, given that no slot is free.
 
-    No more transfers yield than jobs wait. ``waiting``: number of waiting jobs by host.
-    A transfer yields to jobs of other hosts. Only a transfer that is far slower than
-    the usual transfer of its host yields to jobs of its own host as well. ``recent``:
+    At most one transfer yields for each waiting job. A transfer yields to jobs of other
+    hosts. It yields to jobs of its own host only if it is far slower than the median
+    transfer of that host. ``waiting``: number of waiting jobs by host. ``recent``:
     rates in bytes/s of transfers that ended lately. ``pending``: number of transfers
-    that are yielding already and are not in ``running``.
+    that are already yielding; ``running`` does not include them.
     """
     total = sum(waiting.values())
     # with the number of jobs that could use the slot
@@ -117,7 +119,7 @@ def is_fast_enough(
     rules: YieldRules,
     recent: Sequence[float] = (),
 ) -> bool:
-    """Return whether a transfer is neither slow nor far below the median."""
+    """Return whether a transfer is neither slow nor far below the median rate."""
     usual = _median([*(other.rate for other in running), *recent])
     return one.rate >= max(rules.min_rate, usual / FAR_FACTOR)
 
@@ -158,10 +160,10 @@ def _above_quota(
 def _slow(
     running: Sequence[RunningTransfer], rules: YieldRules, recent: Sequence[float]
 ) -> list[tuple[RunningTransfer, str, bool]]:
-    """Return slow transfers, the reason, and whether their own host may use the slot.
+    """Return slow transfers, the reason, and whether jobs of their host may follow.
 
-    Hosts with the most slots come first; the transfers of a host are in order of their
-    rate, slowest first.
+    A transfer whose host has more slots comes first. The transfers of one host are
+    sorted by rate, slowest first.
     """
     counts = Counter(one.host for one in running)
     usual = _median([*(one.rate for one in running), *recent])
@@ -190,7 +192,10 @@ def _median(rates: Sequence[float]) -> float:
 
 
 def _has_run(one: RunningTransfer, first_s: float, rules: YieldRules) -> bool:
-    """Return whether a transfer has run long enough and is not nearly complete."""
+    """Return whether a transfer is moving, has run long enough, and is not nearly done.
+
+    ``first_s``: how many seconds it may run before its first yield.
+    """
     if not one.is_moving or one.age_s < min_runtime_s(first_s, one.yields):
         return False
     return (

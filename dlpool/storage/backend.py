@@ -1,9 +1,9 @@
 """The interfaces of upload storage: what the upload API, tus and the janitor call.
 
 A backend implements ``UploadBackend`` and ``Locker``; ``dlpool.storage.open_backend``
-selects it. A backend without an optional capability returns None for it, and the HTTP
-layer does not offer it. All methods raise ``UploadError`` and nothing else for
-foreseeable faults, and may be called by any thread of any process.
+selects it. If a backend lacks an optional capability, it returns None for that
+capability, and the HTTP layer does not offer it. All methods raise ``UploadError`` and
+nothing else for foreseeable faults, and may be called by any thread of any process.
 
 ``owner`` is the user of the request. None is an administrator, or any client where
 authentication is off, and may access all tasks.
@@ -62,24 +62,25 @@ class StagedChunk(Protocol):
 class ChunkReceiver(Protocol):
     """Receives chunks.
 
-    The caller stages a chunk, checks its request as soon as the fields are known,
-    writes the bytes, and commits it.
+    The caller stages a chunk, passes the request to ``check`` as soon as its fields are
+    known, writes the bytes, and commits the chunk.
     """
 
     def stage(self) -> StagedChunk:
         """Start receiving a chunk. No lock is held while its bytes arrive."""
 
     def check(self, staged: StagedChunk, request: ChunkRequest, /) -> None:
-        """Refuse a request that ``commit`` would refuse, before its bytes are received.
+        """Raise the UploadError with which ``commit`` would refuse the request.
 
-        An existing task does not expire until the chunk is committed or discarded.
+        Called before the bytes are received. If the task exists, it does not expire
+        until the chunk is committed or discarded.
         """
 
     def commit(self, staged: StagedChunk, request: ChunkRequest, /) -> ChunkResult:
         """Store the received bytes durably as a chunk of its task.
 
-        The first chunk creates the task. A chunk that was stored with the same index is
-        replaced, unless the request is refused.
+        The first chunk creates the task. A chunk replaces an earlier one with the same
+        index. A refused request changes no chunk.
         """
 
 
@@ -95,9 +96,9 @@ class UploadLock(Protocol):
 
 
 class Locker(Protocol):
-    """Locks tus uploads, for one appending request at a time.
+    """Locks tus uploads, so that one request at a time appends to an upload.
 
-    The lock excludes all processes and machines of the backend.
+    A lock excludes the requests of all processes and machines that share the backend.
     """
 
     def lock(
@@ -105,24 +106,24 @@ class Locker(Protocol):
     ) -> AbstractContextManager[UploadLock]:
         """Hold the append lock of an upload that accepts bytes.
 
-        The current lock holder is asked to release it (see ``UploadLock.check``), so
+        Asks the current lock holder to release the lock (see ``UploadLock.check``), so
         that a client that reconnects does not wait until its old connection times out.
-        Raises UploadError: ``locked`` if the holder does not release the lock in time;
-        AlreadyComplete.
+        Raises AlreadyComplete, or UploadError: ``locked`` if the holder does not
+        release the lock in time.
         """
 
 
 class AppendSession(Protocol):
-    """A body while it is appended.
+    """A request body that is being appended to an upload.
 
-    A context manager: when the block raises, the bytes received so far are kept.
-    The bytes are discarded after ``discard``, if the body has a checksum, or if the
-    body has more bytes than were announced.
+    A context manager. If the block raises, the bytes received so far are kept. They are
+    discarded instead if ``discard`` was called, if the body has a checksum, or if the
+    body is longer than announced.
     """
 
     @property
     def offset(self) -> int:
-        """The end of the upload in bytes; only committed bytes count."""
+        """The number of committed bytes of the upload."""
 
     @property
     def is_complete(self) -> bool:
@@ -139,11 +140,11 @@ class AppendSession(Protocol):
         """Store the received bytes durably. Called once, when the body is complete."""
 
     def discard(self) -> None:
-        """Drop the received bytes, which differ from what the client announced."""
+        """Discard the received bytes, which differ from what the client announced."""
 
 
 class TusUploads(Protocol):
-    """Uploads by tus: they grow at their end.
+    """Uploads by the tus protocol: each request appends bytes to the end.
 
     A complete upload is published automatically.
     """
@@ -163,20 +164,21 @@ class TusUploads(Protocol):
         """Start appending a body; the caller holds ``lock``."""
 
     def finish(self, file_id: str, owner: str | None) -> MergeResult | None:
-        """Publish a complete upload; return None for an incomplete one or a part.
+        """Publish a complete upload and return the result.
 
-        Raises UploadError: ``locked`` while another request merges it.
+        Returns None for an incomplete upload, and for a part of a final upload. Raises
+        UploadError: ``locked`` while another request merges the upload.
         """
 
 
 class Concatenator(Protocol):
-    """Optional capability: the tus extension concatenation.
+    """The tus extension Concatenation, an optional capability.
 
-    A final upload is concatenated from parts.
+    It joins uploads, called parts, into a final upload.
     """
 
     def concatenate(self, request: TusUploadRequest, parts: Sequence[str], /) -> str:
-        """Publish a file of the parts, in this order, and remove the parts.
+        """Join the parts in this order, publish the file, and remove the parts.
 
         Returns the id of the new upload.
         """
@@ -216,15 +218,15 @@ class UploadBackend(Protocol):
 
     @property
     def chunks(self) -> ChunkReceiver:
-        """Uploads in chunks."""
+        """The receiver of chunks."""
 
     @property
     def tus(self) -> TusUploads:
-        """Uploads by tus."""
+        """The tus uploads."""
 
     @property
     def locker(self) -> Locker:
-        """Append locks of tus uploads."""
+        """The append locks of tus uploads."""
 
     @property
     def concatenator(self) -> Concatenator | None:
@@ -234,7 +236,7 @@ class UploadBackend(Protocol):
         """Publish the file of a task. A repeated request returns the first result."""
 
     def find_task(self, file_id: str, owner: str | None) -> TaskDetail | None:
-        """Return a task, None if it does not exist."""
+        """Return a task, None if it does not exist or has another owner."""
 
     def task(self, file_id: str, owner: str | None) -> TaskDetail:
         """Return a task. Raises UploadError: no_such_task."""
@@ -249,9 +251,9 @@ class UploadBackend(Protocol):
     ) -> TaskPage:
         """Return at most ``limit`` tasks, sorted by id.
 
-        ``cursor``: ``next_cursor`` of the page before, empty for the first page.
+        ``cursor``: ``next_cursor`` of the previous page, empty for the first page.
         ``status``: the states of the returned tasks, empty for all states. A task that
-        exists from the first request of a list to the last is on exactly one page.
+        exists while a client requests all pages is on exactly one of them.
         """
 
     def counts_by_state(self) -> Mapping[str, TaskCounts]:
@@ -280,13 +282,14 @@ class UploadBackend(Protocol):
     def sweep(self) -> SweepResult:
         """Remove expired tasks and leftovers of killed processes.
 
-        Interrupted merges and tus uploads are completed.
+        Completes interrupted merges and tus uploads.
         """
 
     def open_merged(self, path: str, reader: str | None) -> MergedFile:
         """Open a published file.
 
-        Raises UploadError: ``not_found``, also if ``reader`` may not read it.
+        Raises UploadError (not_found) if the file does not exist, or if ``reader`` may
+        not read it.
         """
 
     def volumes(self) -> Sequence[Volume]:

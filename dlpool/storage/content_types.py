@@ -60,7 +60,7 @@ def check_content(settings: UploadSettings, head: bytes) -> None:
 def detect_types(head: bytes) -> frozenset[str]:
     """Return the media types of a file with these first bytes.
 
-    There are several if their signatures match equally well.
+    Returns several types if their signatures match equally well.
     """
     matches = _matches(head)
     best = max((confidence for _, confidence in matches), default=0.0)
@@ -93,7 +93,7 @@ def _without_signature(head: bytes) -> frozenset[str]:
 
 
 def _is_listed(kind: str, listed: Set[str]) -> bool:
-    """Return whether a media type is listed, by name or as ``image/*``."""
+    """Return whether a media type is listed, by name or as a group like ``image/*``."""
     name = _normalized(kind)
     return name in listed or f"{name.partition('/')[0]}/*" in listed
 

@@ -86,7 +86,7 @@ TOO_LARGE: frozenset[ErrorCode] = frozenset(
 
 
 class UploadError(Exception):
-    """A request that storage refuses.
+    """The error for a request that storage refuses.
 
     ``code`` is stable. ``text`` tells the user what happened and what to do.
     ``retry_after_s``: seconds until the client may repeat the request, None if not
@@ -114,7 +114,7 @@ class UploadError(Exception):
 
 
 class AlreadyComplete(UploadError):
-    """The upload has all its bytes. ``offset`` is its size."""
+    """The error for an upload that has all its bytes. ``offset`` is its size."""
 
     def __init__(self, offset: int) -> None:
         error = offset_mismatch(offset)
@@ -157,7 +157,7 @@ def upload_locked() -> UploadError:
 
 
 def no_such_task() -> UploadError:
-    """Return the error for an id without a task, or whose task has another owner."""
+    """Return the error for an id that has no task, or only a task of another owner."""
     return UploadError("no_such_task", "there is no such task: send its first chunk")
 
 

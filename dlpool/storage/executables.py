@@ -1,7 +1,7 @@
 """Detect programs and scripts by the first bytes of a file. Pure.
 
-One file may be valid in several formats, so all formats that the bytes may start are
-returned. The result is used to refuse files: a doubtful case counts as a program.
+The same bytes may start files of several formats: the result contains all of them.
+Callers use the result to refuse files, so a doubtful case counts as a program.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def executable_types(head: bytes) -> frozenset[str]:
 def _has_pe_header(head: bytes) -> bool:
     """Return whether the DOS header points to a PE header.
 
-    True if it points beyond the given bytes.
+    Returns True if the DOS header points beyond the given bytes.
     """
     if len(head) < 64:
         return False
@@ -80,9 +80,10 @@ def _has_pe_header(head: bytes) -> bool:
 
 
 def _is_short_text(head: bytes) -> bool:
-    """Return whether the bytes are a complete ASCII text.
+    """Return whether the bytes are a complete ASCII text, shorter than ``HEAD_SIZE``.
 
-    Read as a DOS header, such a text would point beyond its end.
+    A text that starts with ``MZ`` is not a program: as a DOS header it would point
+    beyond the end of the file.
     """
     return len(head) < HEAD_SIZE and all(
         byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in head

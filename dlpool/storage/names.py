@@ -1,6 +1,6 @@
-"""Checks names that clients choose. Pure.
+"""Check names that clients choose. Pure.
 
-Task ids become folder names, and paths have to stay below their folder.
+Task ids are turned into names of folders. A path must not lead out of its folder.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def folder_name(file_id: str) -> str:
 def owner_folder_name(file_id: str, owner: str | None) -> str:
     """Return the name of the folder of an owner's task.
 
-    Several owners may have tasks of the same id. The name for the owner None is
-    ``folder_name(file_id)``. In the names of all tasks of an id, digits 1 and 2, which
-    select the lock, and digits 33 to 64 are equal; digits 3 to 32 depend on the owner.
-    Raises UploadError like ``folder_name``.
+    Several owners may have tasks of the same id; the names of their folders differ only
+    in digits 3 to 32. The other digits depend on the id alone; digits 1 and 2 select
+    the lock. If the owner is None, the name is ``folder_name(file_id)``. Raises
+    UploadError for an invalid id.
     """
     name = folder_name(file_id)
     if owner is None:
@@ -136,6 +136,6 @@ def split_folders(relative_path: str) -> tuple[str, ...]:
 def file_not_found(path: str) -> UploadError:
     """Return the error for a path without a file.
 
-    A file that the client may not read has the same error.
+    A client gets the same error for a file that it may not read.
     """
     return UploadError("not_found", f"there is no file {path[:100]!r}")

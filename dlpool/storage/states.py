@@ -71,7 +71,8 @@ def completion_rate(
 ) -> float:
     """Return how much of a file is stored, in percent.
 
-    The result is the share of stored chunks; of stored bytes if ``total_chunks`` is 0.
+    The result is the share of the chunks that are stored. If ``total_chunks`` is 0
+    (unknown), it is the share of the bytes.
     """
     if state == COMPLETED:
         return 100.0

@@ -26,9 +26,9 @@ PARTIAL, FINAL = "partial", "final"
 class ChunkRequest:
     """A chunk to store.
 
-    Fields that the client did not send are None; ``file_size`` is in bytes.
-    ``filename`` is the name that the merge will use: if it is sent with a chunk, a bad
-    name is refused early.
+    Fields that the client did not send are None. ``file_size`` is in bytes.
+    ``filename`` is the name that the merge will use; a client may send it with a chunk,
+    so that a bad name is refused early.
     """
 
     file_id: str
@@ -66,10 +66,10 @@ class ChunkRequest:
     def merged_into(
         self, known: TaskTotals, chunks: Mapping[int, StoredChunk]
     ) -> TaskTotals:
-        """Return the totals of the task with what this request adds.
+        """Return the known totals, with unknown ones taken from this request.
 
-        ``chunks``: the stored chunks, needed only if the request ``adds_totals``.
-        Raises UploadError for a contradiction.
+        ``chunks``: the stored chunks; needed only if ``adds_totals`` returns True.
+        Raises UploadError if the request contradicts the known totals or the chunks.
         """
         self._check_agrees(known)
         if known.total_chunks and self.index >= known.total_chunks:
@@ -130,8 +130,8 @@ class ChunkRequest:
 class MergeRequest:
     """A merge of all chunks of a task.
 
-    ``relative_path``: None for the path that was sent with the chunks. ``is_shared``:
-    every user may read the file, not only its owner.
+    ``relative_path``: None to use the path that was sent with the chunks.
+    ``is_shared``: every user may read the file, not only its owner.
     """
 
     file_id: str
@@ -156,10 +156,11 @@ class MergeRequest:
 class TusUploadRequest:
     """A tus upload to create.
 
-    ``length`` in bytes, None if it is deferred. ``metadata`` is kept for the client.
-    ``filename``: empty for the id of the upload. ``concat``: ``PARTIAL`` for a part of
-    a final upload, a text that starts with ``FINAL`` for a final upload, else empty.
-    ``is_shared``: every user may read the file.
+    ``length``: the size in bytes, None if the client will send it later. ``metadata``
+    is stored and returned to the client. ``filename``: empty to use the id of the
+    upload as the name. ``concat``: ``PARTIAL`` for a part of a final upload, a text
+    that starts with ``FINAL`` for a final upload, else empty. ``is_shared``: every user
+    may read the file.
     """
 
     owner: str | None
@@ -183,9 +184,10 @@ class TusUploadRequest:
 class AppendRequest:
     """A body to append to a tus upload at ``offset``.
 
-    ``size``: of the body in bytes, None if it is unknown. ``length``: the size of the
-    upload, if it was deferred until now. ``has_checksum``: bytes of an incomplete body
-    are discarded, because the checksum covers the complete body.
+    ``size``: the bytes of the body, None if unknown. ``length``: the size of the
+    complete upload, if the client did not send it before; else None. ``has_checksum``:
+    the client sent a checksum of the complete body, so the bytes of an incomplete body
+    are discarded.
     """
 
     file_id: str
@@ -208,7 +210,7 @@ def check_size(settings: UploadSettings, size: int) -> None:
 
 
 def check_parts(parts: Sequence[str]) -> None:
-    """Raise UploadError for a list of part ids that no final upload can have."""
+    """Raise UploadError if the list of parts is empty, too long or repeats a part."""
     if not 1 <= len(parts) <= MAX_PARTS:
         raise UploadError("bad_concat", f"a final upload has 1 to {MAX_PARTS} parts")
     if len(set(parts)) < len(parts):

@@ -114,9 +114,10 @@ class TaskSummary:
 class TaskDetail:
     """One task with its chunks by index.
 
-    ``file_md5`` and ``failure`` are empty if there is none. ``retries``: repetitions of
-    a chunk, by index. ``declared_md5s``: md5s that were sent and not compared, by
-    index.
+    ``file_md5``: empty until the file is merged. ``failure``: why the last merge
+    failed, else empty. ``retries``: for each chunk index, how often the chunk was sent
+    again or had a wrong md5. ``declared_md5s``: for each chunk index, an md5 that the
+    client sent and the server did not compare.
     """
 
     summary: TaskSummary
@@ -250,9 +251,12 @@ def health_of(capacity: VolumeCapacity | None, settings: UploadSettings) -> str:
 class UploadEvent:
     """A change of one upload. ``size`` in bytes, -1 while it is unknown.
 
-    ``details`` of a completed upload: ``path`` below merged_dir, ``size``, ``md5`` and
-    ``seconds`` of the merge; of a failed one: ``label`` and ``message``; of a deleted
-    one: ``status``, its last state.
+    ``details`` depends on the change:
+
+    - completed: ``path`` below merged_dir, ``size``, ``md5``, and ``seconds`` of the
+      merge
+    - failed: ``label`` and ``message`` of the error
+    - deleted: ``status``, the last state
     """
 
     name: str

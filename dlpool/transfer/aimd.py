@@ -25,8 +25,9 @@ class ControlParameters:
     """The timing of a controller, in seconds.
 
     ``settle_s``: the time that a change of the level needs to take effect.
-    ``measure_s``: the duration of a measurement. ``pause_s`` and ``max_pause_s``: first
-    and longest pause after an increase without gain.
+    ``measure_s``: the duration of a measurement. After a reduction of the level, the
+    controller waits ``pause_s`` before the next increase. The pause doubles with each
+    further reduction, up to ``max_pause_s``.
     """
 
     settle_s: float
@@ -53,9 +54,9 @@ class Measurement:
 class Aimd:
     """A controlled number, ``level``, between ``low`` and ``high``.
 
-    Used by one thread at a time; times in seconds of any one clock. ``reason`` says why
-    the level is what it is: start, growth, no_gain, or the reason of the refusal that
-    reduced it.
+    Used by one thread at a time. Times are in seconds; any clock may be used.
+    ``reason`` says why the level is what it is: start, growth, no_gain, or the reason
+    of the refusal that reduced it.
     """
 
     def __init__(
@@ -103,8 +104,9 @@ class Aimd:
     def record_refusal(self, now: float, reason: str) -> bool:
         """Reduce the level after a refusal; return whether it was reduced.
 
-        The new level is the last one with a gain if that is lower, else half the
-        present level. A refusal shortly after another one has no effect.
+        If the throughput of the present level is not proven better than that of a lower
+        level yet, the level returns to the lower one. Otherwise it is halved. A refusal
+        shortly after another refusal has no effect.
         """
         if now < self._ignore_refusals_until:
             return False
@@ -118,9 +120,9 @@ class Aimd:
         return True
 
     def record_latency(self, now: float, seconds: float) -> bool:
-        """Record a response time.
+        """Record a response time; return whether the level was reduced.
 
-        Return whether it counted as a refusal and reduced the level.
+        ``LATE_RESPONSES`` late responses in a row count as a refusal.
         """
         usual_s = self._usual_latency_s
         if usual_s is not None and seconds > LATE * usual_s + LATE_S:

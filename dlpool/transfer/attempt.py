@@ -43,9 +43,10 @@ STOP_TIMEOUT_S = 0.9  # for connection threads to stop
 
 @dataclass
 class Checkpoint:
-    """What the latest checkpoint contains, and its time by the attempt's clock.
+    """What the latest checkpoint contains.
 
-    ``written``: the bytes; ``ended_chunks``: the number of finished chunks.
+    ``at``: its time by the attempt's clock. ``written``: the number of written bytes.
+    ``ended_chunks``: the number of finished chunks.
     """
 
     at: float
@@ -190,7 +191,7 @@ class TransferAttempt:
             )
 
     def _most_connections(self, plan: DownloadPlan) -> int:
-        """Return how many connections the size of the file justifies."""
+        """Return how many connections are useful for the missing bytes."""
         if not plan.has_ranges or plan.resource.refuses_ranges:
             return 1
         return max(1, plan.missing_bytes // self._context.settings.min_split_size)
@@ -286,9 +287,9 @@ class TransferAttempt:
         self._context.notify("checksum_verified", checksum=str(expected))
 
     def _check_samples(self, plan: DownloadPlan) -> None:
-        """Compare samples of the file with the server's bytes, if that is needed.
+        """Compare samples of the file with the server's bytes.
 
-        It is needed if no validator proves that all bytes are of one version.
+        Does nothing if a validator proves that all bytes are of one version.
         """
         check = SampleCheck(self._context, plan)
         if check.is_needed:

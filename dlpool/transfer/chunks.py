@@ -1,10 +1,12 @@
 """Plan which bytes are fetched by which connection: split, take, steal, release. Pure.
 
-A ``ChunkMap`` tiles the file. For each chunk ``start <= position <= write_end <= end``:
-bytes below ``position`` are written, bytes below ``write_end`` are being written. Only
-the owner of the chunk changes ``position`` and ``write_end``. An owner that steals
-lowers the ``end`` of the chunk, at most down to ``write_end``. This module neither
-locks nor waits nor reads a clock: ``ChunkScheduler`` calls it under its lock.
+A ``ChunkMap`` divides the file into chunks without gaps. A chunk has ``start`` and
+``end``, with ``position`` and ``write_end`` in between in this order. Bytes below
+``position`` are written, bytes from ``position`` to ``write_end`` are being written.
+The owner of a chunk is the connection that fetches it; only the owner changes
+``position`` and ``write_end``. A connection that steals from the chunk lowers its
+``end``, at most down to ``write_end``. This module neither locks nor waits nor reads a
+clock: ``ChunkScheduler`` calls it under its lock.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ class Chunk:
 
 
 class ChunkMap:
-    """The chunks of one file, sorted, tiling ``0..size``.
+    """The chunks of one file, sorted; together they cover the complete file.
 
     With ``piece`` set, work is assigned from the front in pieces of ``piece`` bytes, so
     that a hash can follow. Otherwise a free chunk is assigned undivided.
@@ -129,10 +131,10 @@ class ChunkMap:
     def steal(self, owner: object, rate: float = 0.0) -> Chunk | None:
         """Split the chunk that would finish last; ``owner`` gets its upper part.
 
-        ``rate``: known speed of ``owner`` in bytes per second, 0 if unknown. From
-        ``FASTER`` times the speed of the chunk's owner on, the two parts are in
-        proportion to the two speeds; below, they are halves. Returns None if no split
-        pays.
+        ``rate``: speed of ``owner`` in bytes per second, 0 if unknown. If ``owner`` is
+        at least ``FASTER`` times as fast as the owner of the chunk, the sizes of the
+        parts are in proportion to the two speeds. Otherwise the chunk is halved.
+        Returns None if no split is worth its cost.
         """
         return self._split(owner, rate, self._is_worth_stealing)
 
@@ -219,7 +221,7 @@ class ChunkMap:
     def _cut_piece(self, index: int) -> None:
         """Cut the chunk at ``index`` down to one piece.
 
-        The rest becomes a free chunk after it.
+        The remaining bytes become a free chunk after it.
         """
         chunk = self.chunks[index]
         if self.piece is None or chunk.end - chunk.position <= self.piece:
@@ -305,9 +307,10 @@ def _parts_of(
 ) -> list[int]:
     """Return the number of parts of each missing range.
 
-    Each further part goes to the range whose parts are longest, until there are
-    ``connections`` parts, or parts of that range would be shorter than ``min_split``.
-    With ``piece`` no range is split.
+    Starts with one part for each range. Then the range with the longest parts gets one
+    more part, again and again, until there are ``connections`` parts or the parts of
+    that range would be shorter than ``min_split`` bytes. With ``piece`` no range is
+    split.
     """
     parts = [1] * len(missing)
     lengths = [span.end - span.start for span in missing]

@@ -1,8 +1,8 @@
 """Distinguish a refused connection from a refused file.
 
-Servers that accept only a few connections answer further ones with 429 or 503, but also
-with 403, 400, 404 and the like. While another connection receives the same file, such a
-status does not refer to the file.
+Some servers accept only a few connections. They refuse further connections with 429 or
+503, but sometimes with 403, 400, 404 and the like. While another connection receives
+the same file, such a status does not refer to the file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REFUSAL_PAUSE_S = 0.5  # before the next request; doubled each time
 class ConnectionAdmission:
     """Judges the responses to one connection worker, on the thread of that worker.
 
-    ``owner``: the worker, as the owner of chunks at the scheduler.
+    ``owner``: the worker; the scheduler knows it as the owner of chunks.
     """
 
     def __init__(self, context: TransferContext, owner: object) -> None:
@@ -35,10 +35,9 @@ class ConnectionAdmission:
         """Return the answer that the reply contains.
 
         Raises NotAdmitted if the server refuses this connection because it serves other
-        connections. The worker is retired first, if all of this applies: the status is
-        neither 429 nor 503, the number of connections is fixed, and another worker
-        receives the file. Any other failure raises the error of
-        ``TransferContext.judge``.
+        connections. Before that, the worker is retired if the status is neither 429 nor
+        503, the number of connections is fixed, and another worker receives the file.
+        For any other failure, raises the error of ``TransferContext.judge``.
         """
         try:
             answer = self._context.judge(reply, requested)
@@ -60,7 +59,7 @@ class ConnectionAdmission:
         return answer
 
     def _is_capacity(self, status: int) -> bool:
-        """Return whether a status refuses this connection, and not the file."""
+        """Return whether the server refused this connection and not the file."""
         if status in _BUSY:
             # the worker is not retired: the server may be busy for other reasons
             return self._context.scheduler.others_receiving(self._owner) > 0

@@ -30,7 +30,7 @@ from dlpool.transfer.target.protocol import Target
 
 @dataclass(frozen=True)
 class TransferContext:
-    """The environment of one attempt."""
+    """What the threads of one attempt share: settings, client, scheduler and others."""
 
     job: Job
     settings: TransferSettings
@@ -90,13 +90,13 @@ class TransferContext:
         )
 
     def report_limit(self, reason: str, connections: int) -> None:
-        """Report once per process that this machine limits connections."""
+        """Report that this machine limits connections, once per process and reason."""
         if reason not in self.client.reported_limits:
             self.client.reported_limits.add(reason)
             self.notify("connections_limited", connections=connections, reason=reason)
 
     def new_exchange(self, before: ExchangeStats) -> Exchange:
-        """Return an exchange whose pauses end when the download is over.
+        """Return a new exchange; cancelling the download ends its pauses.
 
         Its statistics continue from ``before``.
         """
@@ -106,8 +106,8 @@ class TransferContext:
         """Return the answer that a reply contains.
 
         Raises the errors of ``read_answer``. If the error has a ``Retry-After`` of at
-        most ``max_retry_after`` seconds, no download of the process sends a request to
-        that host before this time has passed (``HostHolds``).
+        most ``max_retry_after`` seconds, all downloads of the process stop sending
+        requests to that host until this time has passed (``HostHolds``).
         """
         try:
             return read_answer(
@@ -137,7 +137,7 @@ class TransferContext:
 
 @dataclass(frozen=True)
 class DownloadPlan:
-    """The facts from the first response: file, target, support of ranges."""
+    """The facts from the first response: file, target, whether ranges work."""
 
     resource: RemoteResource
     target: Target
@@ -156,8 +156,8 @@ class DownloadPlan:
 class Requester:
     """Sends requests one after another. One thread sends; others read ``exchange``.
 
-    ``exchange``: the request in flight, None between requests. It is a member of the
-    scope of the attempt.
+    ``exchange``: the request in flight, None between requests. Cancelling the scope of
+    the attempt cancels this request.
     """
 
     def __init__(self, context: TransferContext) -> None:

@@ -64,10 +64,10 @@ class Evidence:
 def choose_samples(received: Sequence[ByteRange]) -> list[ByteRange]:
     """Choose up to 4 ranges of up to 4 KiB to request again.
 
-    ``received``: the ranges of the responses, the earliest first. The chosen ranges are
-    the beginning and the end of the first response, because versions of one format
-    often begin alike, and the beginnings of the next two responses. With fewer
-    responses, more ranges of the first one are chosen.
+    ``received``: the ranges of the responses, the earliest first. Chosen are the
+    beginning and the end of the first response, and the beginnings of the next two. The
+    end is needed because versions of one format often begin alike. With fewer
+    responses, more ranges of the first response are chosen.
     """
     if not received:
         return []

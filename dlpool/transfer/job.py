@@ -49,16 +49,16 @@ class Checksum:
 class Job:
     """The order to download one URL to one file.
 
-    ``target``: the file, or with ``is_folder`` the folder that gets a file named by the
-    server or the URL. ``headers``: sent to the URL's origin; only harmless ones are
-    also sent to other origins. ``user``: name and password for the URL.
+    ``target``: the file; with ``is_folder`` a folder, in which the server or the URL
+    names the file. ``headers``: sent to the URL's origin; other origins get only
+    harmless ones. ``user``: name and password for the URL.
 
     The other fields are set only for a job of the queue. ``owner``: the user who pushed
-    the job. ``id``: the job's id; ``fence``: the fencing token of its present claim. Id
-    and fence are recorded with the published file until the queue knows that the job
-    has succeeded, so that a later run of the job finds the file. ``claim``: a random id
-    from the job's first claim; it distinguishes the job from a later one with the same
-    ``id``.
+    the job. ``id``: the job's id. ``fence``: the fencing token of the job's present
+    claim. A state file records id and fence until the queue knows that the job has
+    succeeded; from the record, a later run of the job recognizes the published file.
+    ``claim``: a random id from the job's first claim; it distinguishes the job from a
+    later job with the same ``id``.
     """
 
     url: str
@@ -102,9 +102,8 @@ class Progress:
     """The progress of a download at one moment.
 
     ``done`` and ``size`` in bytes, ``size`` None while unknown. ``unreserved_bytes``:
-    how many missing bytes count as taken disk space although no blocks are reserved for
-    them; at most the number of bytes received. ``is_resumable``: a later run can resume
-    the download.
+    disk space to set aside for missing bytes that have no reserved blocks; at most
+    ``done``. ``is_resumable``: a later run can resume the download.
     """
 
     path: Path

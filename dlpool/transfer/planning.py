@@ -41,9 +41,9 @@ def make_plan(
 ) -> ProbeResult | None:
     """Return the plan, and allocate the space of the file.
 
-    Returns None for a range of an encoded file, which must be requested as one body
-    instead. Raises PolicyRefused, also for a file above ``max_file_size``,
-    ProtocolBroken for a coding that cannot be decoded, LocalFault.
+    Returns None for a range of an encoded file: such a file must be requested as one
+    body instead. Raises PolicyRefused (for example for a file above ``max_file_size``),
+    ProtocolBroken for a coding that cannot be decoded, and LocalFault.
     """
     if _is_decoded(context, target, reply, answer):
         if answer.is_partial:

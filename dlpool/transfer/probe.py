@@ -1,8 +1,9 @@
 """Make the first request of a download.
 
 The response shows whether the server supports ranges, and brings size, validators and
-the first bytes of the body. Only a 206 with a correct ``Content-Range`` proves the
-support of ranges, and only a 200 disproves it. The body of either is used.
+the first bytes of the body. A 206 with a correct ``Content-Range`` proves that the
+server supports ranges, a 200 proves that it does not; other responses prove neither.
+The body of a 206 or 200 is used.
 """
 
 from __future__ import annotations
@@ -66,10 +67,10 @@ def resume_step(
 
     ``is_complete``: the request was for the complete file. ``is_proven``: whether the
     version is known to be the same; None means that the validators decide.
-    ``has_other_query``: the saved bytes were requested with another query of the URL.
-    ``allows_change``: any content may replace them. Raises BadAnswer if the response
-    lacks the validator that could decide, unless ``has_other_query``, and
-    UnexpectedContent if the response must not replace the saved bytes.
+    ``has_other_query``: the saved bytes were requested with another query in the URL.
+    ``allows_change``: any content may replace the saved bytes. Raises BadAnswer if the
+    response lacks the validator that could decide and ``has_other_query`` is False.
+    Raises UnexpectedContent if the response must not replace the saved bytes.
     """
     if saved.proves_same(answer.resource) if is_proven is None else is_proven:
         if answer.is_partial:
@@ -84,8 +85,8 @@ def resume_step(
 class Probe:
     """Makes requests until one leads to a plan. Used by the first connection thread.
 
-    ``target`` is None until the file's name is known; ``open_target`` opens it then.
-    ``is_single`` requests one body instead of ranges.
+    ``target``: None until the file's name is known; then ``open_target`` opens it.
+    ``is_single``: request one body instead of ranges.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class Probe:
         self._samples_match: bool | None = None
 
     def run(self, exchange: Exchange) -> ProbeResult:
-        """Send requests until a response leads to a plan, at most ``MAX_STEPS``.
+        """Send at most ``MAX_STEPS`` requests, until a response leads to a plan.
 
         Raises errors of the network, the server and the disk.
         """
@@ -220,7 +221,8 @@ class Probe:
     def _read_answer(self, reply: Reply, requested: ByteRange | None) -> Answer | None:
         """Return the answer, if it may describe the file.
 
-        None if it contradicts itself; a GET request without a range must follow then.
+        Returns None if the answer contradicts itself; the next request must then be a
+        GET without a range.
         """
         if is_empty_file(reply.status, reply.headers):
             return Answer(
@@ -241,7 +243,11 @@ class Probe:
         return answer
 
     def _check_previous(self, answer: Answer) -> None:
-        """Raise BadAnswer if the answer contradicts the previous attempt."""
+        """Raise an error if the answer contradicts what the previous attempt found.
+
+        Raises UnexpectedContent for a media type of another family, ContradictoryAnswer
+        for a shorter complete file of the same version.
+        """
         previous, resource = self._context.previous_resource, answer.resource
         if previous is None:
             return
@@ -339,10 +345,10 @@ class Probe:
         return refuses_ranges(reply.status, reply.headers, datetime.now(timezone.utc))
 
     def _size_by_head(self, answer: Answer) -> int | None:
-        """Return the size of a file whose 206 does not tell it (``bytes 0-9/*``).
+        """Return the size of a file whose 206 does not state it (``bytes 0-9/*``).
 
-        Returns None if another request must come first: HEAD, or GET for the complete
-        file.
+        Returns None if another request must be sent first: HEAD, or GET for the
+        complete file.
         """
         end = answer.start + (answer.length or 1)
         if not self._has_requested_head:
@@ -363,7 +369,7 @@ class Probe:
     def _first_range(self, saved: SavedState | None) -> ByteRange | None:
         """Return the range to request first; None requests the complete file.
 
-        This is the first missing range; without saved bytes, the first
+        This is the first missing range. Without saved bytes, it is the first
         ``min_split_size`` bytes.
         """
         settings = self._context.settings

@@ -1,4 +1,4 @@
-"""Request ranges after the first response, and check their version."""
+"""Request byte ranges of a known file, and check that the file has not changed."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ def request_range(
     *,
     judge: Judge | None = None,
 ) -> tuple[Reply, Answer]:
-    """Request a byte range, and return the reply with its body unread, and its answer.
+    """Request a byte range, and return the response as a reply and an answer.
 
-    ``requested`` is None for the complete file. ``judge`` reads the answer from the
-    reply, by default ``TransferContext.judge``.
+    The body of the reply is unread; the answer is what the status and the header say.
+    ``requested`` is None for the complete file. ``judge`` makes the answer from the
+    reply, or raises; by default it is ``TransferContext.judge``.
 
     Raises RemoteChanged, RetryRange or FailJob. Before it raises, it closes the reply
-    and forgets the redirect: the next request goes to the original URL.
+    and forgets the redirect, so that the next request goes to the original URL.
     """
     judge = judge or context.judge
     reply = context.source.get(exchange, requested, if_range)
@@ -84,9 +85,9 @@ def _check_refusal(
 ) -> None:
     """Raise the error for a 416 that tells another size than the known one.
 
-    ``reply``: the response to a second request, for the first byte of the file. It
-    shows whether the file changed: a 416 alone may come from an error page in place of
-    the file.
+    A 416 alone does not prove that the file has changed: it may come from an error page
+    in place of the file. So the caller has requested the first byte of the file again;
+    ``reply`` is the response to that second request.
     """
     if is_empty_file(reply.status, reply.headers):
         if context.settings.allow_change or known.host in (None, host_of(reply)):

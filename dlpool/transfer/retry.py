@@ -1,10 +1,10 @@
-"""Decide what is retried, and when. Pure: time and randomness are parameters.
+"""Decide whether and when to retry a request. Pure: time and randomness are parameters.
 
-Two loops in ``worker`` retry: ``ConnectionWorker.run_probe`` until the first response,
-then ``ConnectionWorker.run``. ``ConnectionWorker._delay_after`` handles failures that
-are not counted (network outage, stale or replaced connection) without this policy. The
-``Retry-After`` of a host also holds the requests of all other downloads:
-``TransferContext.judge`` sets that hold (``http/limits.HostHolds``).
+Two loops in ``worker`` retry: ``ConnectionWorker.run_probe`` the first request, and
+``ConnectionWorker.run`` all later ones. For a network outage or a stale connection,
+``ConnectionWorker._delay_after`` returns a delay without asking this policy, and counts
+no failure. A ``Retry-After`` delays all downloads from the host:
+``TransferContext.judge`` records it in ``HostHolds`` (``http/limits``).
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ class RangeAttempt(NamedTuple):
 
 
 class FailureCount(NamedTuple):
-    """The count of failures of a chunk after another failed request.
+    """The failures of a chunk, including the latest failed request.
 
     ``attempts``: consecutive failures without progress. ``progress``: bytes that the
-    last request received. ``slow_bytes``: bytes that all ``attempts`` received.
+    latest request received. ``slow_bytes``: total bytes that the requests counted by
+    ``attempts`` received.
     """
 
     attempts: int
@@ -61,8 +62,9 @@ class RetryDelay(NamedTuple):
 class RetryPolicy:
     """Exponential backoff with full jitter. All times in seconds.
 
-    ``retries``: consecutive requests without progress that are allowed.
-    ``max_retry_after``: the longest ``Retry-After`` that is honoured.
+    ``retries``: how many consecutive requests without progress are retried. ``delay``:
+    the maximum delay after the first failure; it doubles with each failure, up to
+    ``max_delay``. ``max_retry_after``: the longest ``Retry-After`` that is honoured.
     """
 
     retries: int
@@ -82,7 +84,7 @@ class RetryPolicy:
     def backoff_s(self, failures: int, jitter: float) -> float:
         """Return the seconds to wait after ``failures`` consecutive failures.
 
-        ``jitter`` is uniform in 0..1.
+        ``jitter``: a random number, uniform in 0..1.
         """
         ceiling: float = (
             min(self.max_delay, self.delay * 2.0 ** min(failures - 1, 32))
@@ -94,10 +96,10 @@ class RetryPolicy:
     def final_error(
         self, error: RetryRange, failures: int, slow_bytes: int = 0
     ) -> DlpoolError | None:
-        """Return the error that ends the job, None for a retry.
+        """Return the error that ends the job, None if the request may be repeated.
 
-        ``failures``: consecutive failures without progress, of which ``error`` is the
-        last. ``slow_bytes``: bytes that these requests received.
+        ``failures``: the number of consecutive failures without progress, including
+        ``error``. ``slow_bytes``: bytes that these requests received.
         """
         if (
             error.retry_after_s is not None
@@ -124,11 +126,13 @@ class RetryPolicy:
     ) -> RetryDelay:
         """Return how long to wait after a failed request that may be repeated.
 
-        If ``error`` may mean a limit of connections, the thread pauses, and another
-        thread may take the chunk at once. Otherwise the chunk may be requested only
-        after the delay. ``capacity_failures``: consecutive failures of this thread that
-        may mean such a limit. There is no delay after a request that received
-        ``WORTHWHILE`` bytes, or that was only too slow. ``jitter`` is uniform in 0..1.
+        There is no delay after a request that received ``WORTHWHILE`` bytes, or that
+        was only too slow. If ``error`` may mean a limit of connections, only this
+        thread waits: another thread may take the chunk at once. After any other error,
+        the chunk waits.
+
+        ``capacity_failures``: consecutive failures of this thread that may mean a limit
+        of connections. ``jitter``: a random number, uniform in 0..1.
         """
         if isinstance(error, TooSlow) or failure.progress >= WORTHWHILE:
             return RetryDelay(0.0, 0.0)

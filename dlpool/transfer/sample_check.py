@@ -1,7 +1,7 @@
-"""Compare samples of a file without a validator with the server.
+"""Request samples of a received file again, to detect that it changed meanwhile.
 
-This runs after all bytes are written, only if the file was received in several
-responses.
+This check runs after all bytes are written. It is needed only if the file was received
+in several responses and has no validator.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ class SampleCheck(Requester):
 
     @property
     def is_needed(self) -> bool:
-        """Return whether responses were joined without a validator."""
+        """Whether several responses were joined without a validator."""
         plan = self._plan
         is_joined = plan.has_ranges and len(self._context.evidence.spans()) > 1
         return is_joined and not plan.resource.has_validator
 
     @property
     def received(self) -> int:
-        """Return the bytes of body received."""
+        """The number of body bytes received."""
         return self._latest.received if self._latest is not None else 0
 
     def run(self) -> None:
         """Request and compare the samples.
 
-        Raises RemoteChanged for a difference, or the error that ends the job.
+        Raises RemoteChanged if a sample differs, or the error that ends the job.
         """
         spans = choose_samples(self._context.evidence.spans())
         self._context.notify("samples_compared", path=str(self._plan.target.path))
@@ -67,7 +67,7 @@ class SampleCheck(Requester):
             reader.close()
 
     def abort_if_overdue(self) -> None:
-        """Cancel a request that takes too long.
+        """Cancel the present request if it takes too long.
 
         The timer thread calls this several times a second.
         """
@@ -118,9 +118,11 @@ class SampleCheck(Requester):
         return Exchange(context.clock, context.scope.sleep, self.stats())
 
     def _delay_s(self, span: ByteRange, error: RetryRange, failures: int) -> float:
-        """Return the seconds until the next attempt.
+        """Return the seconds to wait before ``span`` is requested again.
 
-        Raises the error that ends the job after too many failures.
+        ``error``: the error of the latest request. ``failures``: the number of failed
+        requests for ``span``. Raises the error that ends the job after too many
+        failures.
         """
         context = self._context
         if self._network.is_tolerated(error):
@@ -152,7 +154,9 @@ def is_same_span(
 ) -> bool:
     """Return whether the body equals the part file's bytes in ``span``.
 
-    If the body ends early, only the bytes that it has are compared.
+    If the response announces fewer bytes than requested, only these are compared.
+    Raises ShortBody if the connection ends before the body, or if the response has no
+    byte of ``span``.
     """
     ahead = span.start - answer.start
     left = span.end - span.start + ahead

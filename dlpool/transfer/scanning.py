@@ -20,11 +20,11 @@ def check_configured(settings: TransferSettings, guard: Guard | None) -> None:
 
 
 def scan_output(context: TransferContext, plan: DownloadPlan) -> None:
-    """Scan the part file; return if it may be published.
+    """Scan the part file; raise an error if it must not be published.
 
-    The output's lock is held meanwhile. Raises Infected, NotScanned, ScannerAway,
-    LocalFault if the file cannot be read, and the error with which the download was
-    cancelled.
+    The caller holds the lock of the part file. Raises Infected, NotScanned or
+    ScannerAway, LocalFault if the file cannot be read, or the error that cancelled the
+    download.
     """
     guard, target, job = context.guard, plan.target, context.job
     assert guard is not None, "check_configured was called before the first request"

@@ -29,8 +29,9 @@ class ChunkSnapshot(NamedTuple):
 
 
 class ChunkScheduler:
-    """The state that connection threads, checkpoints and progress share. Thread-safe.
+    """The chunks of a download, and which connection worker owns which chunk.
 
+    Connection threads, checkpoints and progress reports share it. Thread-safe.
     ``scope`` cancels the download. The lock of ``scope`` also guards the chunk map and
     the counters; no I/O happens under this lock.
     """
@@ -38,8 +39,8 @@ class ChunkScheduler:
     def __init__(self, clock: Callable[[], float], min_rate: int = 0) -> None:
         """Prepare an empty schedule.
 
-        ``min_rate``: bytes per second below which a connection makes no progress; with
-        0, any byte is progress.
+        ``min_rate``: the speed in bytes per second from which a connection makes
+        progress; with 0, any byte is progress.
         """
         self._clock = clock
         self._min_rate = min_rate
@@ -73,9 +74,9 @@ class ChunkScheduler:
     # --- the attempt's thread ---
 
     def load_plan(self, chunk_map: ChunkMap, owner: object) -> Chunk | None:
-        """Replace the chunk map.
+        """Replace the chunk map, and assign a first chunk to ``owner``.
 
-        Return the first chunk of ``owner``, None if no byte is missing.
+        Returns this chunk, None if no byte is missing.
         """
         with self._changed:
             self._map = chunk_map
@@ -84,7 +85,10 @@ class ChunkScheduler:
             return self._take(owner)
 
     def retire(self, owner: object) -> None:
-        """Give ``owner`` no more chunks; it releases the one that it has."""
+        """Assign no more chunks to ``owner``.
+
+        Its thread releases the present chunk.
+        """
         with self._changed:
             self._retired.add(owner)
             self._changed.notify_all()
@@ -102,9 +106,11 @@ class ChunkScheduler:
         return owner in self._retired
 
     def take_chunk(self, owner: object) -> Chunk | None:
-        """Wait for a chunk: a free one, else the upper part of a chunk in progress.
+        """Wait for a chunk and assign it to ``owner``.
 
-        Returns None when the download is over or ``owner`` is retired.
+        A free chunk is preferred. If there is none, a chunk in progress is split, and
+        ``owner`` gets its upper part. Returns None when the download is over or
+        ``owner`` is retired.
         """
         with self._changed:
             while not self.is_over and owner not in self._retired:
@@ -140,8 +146,8 @@ class ChunkScheduler:
     def others_receiving(self, owner: object) -> int:
         """Return how many other owners receive a body at this moment.
 
-        Call it when the server has refused ``owner``: ``is_crowded`` becomes true if
-        another owner receives a body.
+        Sets ``is_crowded`` if the result is not 0. So call it only when the server has
+        refused the request of ``owner``.
         """
         with self._changed:
             others = self._others_receiving(owner)
@@ -149,7 +155,10 @@ class ChunkScheduler:
             return others
 
     def others_received_recently(self, owner: object) -> bool:
-        """Return whether another owner received a body less than ``RECENT_S`` ago."""
+        """Return whether a body of another owner began or ended recently.
+
+        Recently means less than ``RECENT_S`` seconds ago.
+        """
         with self._changed:
             since = self._clock() - RECENT_S
             return any(
@@ -161,7 +170,7 @@ class ChunkScheduler:
     def retire_if_redundant(self, owner: object) -> bool:
         """Retire ``owner`` if another owner receives a body.
 
-        Return whether it was retired.
+        Returns whether ``owner`` was retired.
         """
         with self._changed:
             if not self._others_receiving(owner):
@@ -170,9 +179,10 @@ class ChunkScheduler:
             return True
 
     def begin_write(self, chunk: Chunk, size: int) -> int:
-        """Announce a write at ``position``; return how many bytes may be written.
+        """Announce a write at ``chunk.position``; return how many bytes may be written.
 
-        Raises the error if the download has been cancelled.
+        The result is less than ``size`` if the chunk ends earlier. If the download has
+        been cancelled, raises the error that cancelled it.
         """
         with self._changed:
             if self._is_complete or self.scope.error:
@@ -183,7 +193,10 @@ class ChunkScheduler:
             return allowed
 
     def commit_write(self, chunk: Chunk, size: int) -> None:
-        """Record that the announced write stored ``size`` bytes; 0 if it failed."""
+        """Record that the announced write has ended.
+
+        ``size``: the number of bytes that it stored, 0 if it failed.
+        """
         with self._changed:
             chunk.position += size
             self._written_at = self._clock() if size else self._written_at
@@ -193,9 +206,9 @@ class ChunkScheduler:
                 self._changed.notify_all()
 
     def release_chunk(self, chunk: Chunk, delay_s: float = 0.0) -> None:
-        """Release a chunk.
+        """End the ownership of a chunk.
 
-        If it is not done, another owner may take it after ``delay_s`` seconds.
+        If the chunk is not done, any owner may take it after ``delay_s`` seconds.
         """
         with self._changed:
             self.finished_chunks += chunk.is_done
@@ -212,10 +225,13 @@ class ChunkScheduler:
         """Record a failed request, and return the failures of its chunk.
 
         A request that received bytes at the minimum speed
-        (``RangeAttempt.is_progress``) resets the count. Other requests count, except in
-        three cases: the server may limit connections while another connection of this
-        file makes progress; the server refuses an additional connection; the connection
-        was ended for being slower than others, up to ``MAX_REPLACED`` times.
+        (``RangeAttempt.is_progress``) resets the count. Other requests increase it,
+        with three exceptions:
+
+        - The error may mean a limit of connections, and other chunks make progress.
+        - The server refused an additional connection (NotAdmitted).
+        - The connection was ended because others were faster. A chunk has
+          ``MAX_REPLACED`` such exceptions.
         """
         with self._changed:
             self.retries += 1
@@ -230,7 +246,7 @@ class ChunkScheduler:
             return FailureCount(chunk.failures, attempt.received, chunk.slow_bytes)
 
     def count_short_answer(self, chunk: Chunk, attempt: RangeAttempt) -> bool:
-        """Record a complete response that ended before its chunk did.
+        """Record a complete response that ended before the end of its chunk.
 
         Returns False after more than ``MAX_SHORT_ANSWERS`` such responses in a row,
         each with too few bytes to count as progress (``RangeAttempt.is_progress``).
@@ -243,9 +259,9 @@ class ChunkScheduler:
             return chunk.short_answers <= MAX_SHORT_ANSWERS
 
     def sleep(self, seconds: float) -> None:
-        """Sleep for ``seconds``, at most until the download is over.
+        """Sleep for ``seconds``, but not longer than until the download is over.
 
-        Raises the error if the download has been cancelled.
+        If the download has been cancelled, raises the error that cancelled it.
         """
         if seconds <= 0:
             return
@@ -269,10 +285,10 @@ class ChunkScheduler:
             self._changed.wait_for(lambda: self._writing == 0, seconds)
 
     def wait_for_contiguous(self, beyond: int, seconds: float) -> int:
-        """Wait until more than ``beyond`` contiguous bytes are written.
+        """Wait until the first ``beyond + 1`` bytes of the file are written.
 
-        Returns their number, at the latest after ``seconds`` seconds or when the
-        download is over.
+        Stops waiting after ``seconds`` seconds or when the download is over. Returns
+        how many bytes from the beginning are written without a gap.
         """
         with self._changed:
             self._changed.wait_for(
@@ -282,7 +298,7 @@ class ChunkScheduler:
 
     @property
     def is_over(self) -> bool:
-        """Return whether all chunks are done, or the download has been cancelled."""
+        """Whether all chunks are done, or the download has been cancelled."""
         return self._is_complete or self.scope.error is not None
 
     def contiguous_end(self) -> int:
@@ -315,7 +331,8 @@ class ChunkScheduler:
     def set_rate(self, chunk: Chunk, rate: float) -> None:
         """Record the present speed of the connection that fetches ``chunk``.
 
-        ``rate`` in bytes per second. Wakes idle threads, which may steal now.
+        ``rate`` is in bytes per second. Wakes idle threads, which may now be able to
+        steal a part of the chunk.
         """
         with self._changed:
             chunk.rate = rate
@@ -330,7 +347,7 @@ class ChunkScheduler:
 
     @property
     def has_idle_worker(self) -> bool:
-        """Return whether a thread waits for a chunk."""
+        """Whether a thread waits for a chunk."""
         return self._waiting > 0
 
     def slowest_s(self) -> float:
@@ -347,14 +364,16 @@ class ChunkScheduler:
             return max((chunk.eta_s for chunk in known), default=0.0)
 
     def end_stream(self, chunk: Chunk) -> None:
-        """Set the size of a file of unknown length: its body has ended."""
+        """Set the end of a chunk of unknown length, after its body has ended."""
         with self._changed:
             chunk.end = chunk.position
 
     def _reaches_min_rate(self, chunk: Chunk) -> bool:
         """Return whether the chunk's owner reaches the minimum speed.
 
-        A rate of 0 means unknown.
+        It must have written at least ``min_rate`` bytes of the chunk, which is one
+        second at the minimum speed. Its present speed must not be below the minimum; 0
+        means unknown.
         """
         brought = chunk.position - chunk.taken_position
         return (

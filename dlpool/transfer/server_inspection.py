@@ -1,7 +1,8 @@
 """Inspect a server: what its headers say about a file, and how it behaves.
 
-Writes nothing to disk. The requests are those of a download. The accepted number of
-connections is measured by keeping responses open at once.
+The inspection sends the same requests as a download, and writes nothing to disk. It
+keeps several responses open at once, to measure how many connections the server
+accepts.
 """
 
 from __future__ import annotations
@@ -57,9 +58,10 @@ class IfRange(Enum):
 
 @dataclass(frozen=True)
 class InspectionReport:
-    """The findings.
+    """The results of an inspection.
 
-    ``head``: the status of HEAD, or its error; ``refusals``: the errors of refused
+    ``head``: the status of a HEAD request, or the text of its error. ``answer_s``:
+    seconds until the first response header. ``refusals``: the reasons of refused
     connections. ``clock_offset_s``: the server's clock minus the local one, None if
     unknown. The speed is ``received`` bytes in ``seconds`` seconds.
     """
@@ -78,7 +80,7 @@ class InspectionReport:
 
     @property
     def connections(self) -> int:
-        """Return how many connections were served at once."""
+        """The number of connections that the server served at once."""
         return self.connections_tried - len(self.refusals)
 
 
@@ -101,7 +103,8 @@ class ServerInspection:
     def run(self, connections: int) -> InspectionReport:
         """Run all tests.
 
-        ``connections``: how many a download would use. Raises RetryRange, FailJob.
+        ``connections``: the number of connections that a download would use. Raises
+        RetryRange, FailJob.
         """
         try:
             head = self._head()
@@ -142,8 +145,8 @@ class ServerInspection:
     def _sample(self) -> tuple[Answer, float, int, float, float | None]:
         """Measure the first response and the beginning of its body.
 
-        Returns the answer, its latency, bytes and seconds of the body, and the clock
-        offset.
+        Returns the answer, the seconds until the response header, the number of body
+        bytes, the seconds to read them, and the clock offset (see ``clock_offset_s``).
         """
         for requested in (ByteRange(0, SAMPLE), None):
             with self._open_reply(requested) as (reply, exchange):
@@ -162,7 +165,8 @@ class ServerInspection:
     def _if_range(self, first: Answer) -> IfRange:
         """Return how the server treats ``If-Range``.
 
-        Requests one byte of the present version, then one of an invented version.
+        Requests one byte with the validator of the file, then one with an invented
+        validator.
         """
         validator = first.resource.if_range
         if not first.is_partial or not first.resource.size or validator is None:
@@ -177,10 +181,10 @@ class ServerInspection:
             return _read_answer(reply, ByteRange(0, 1)).is_partial
 
     def _refusals(self, number: int, share: int) -> tuple[str, ...]:
-        """Open ``number`` connections at once; return why some got no range.
+        """Request ranges over ``number`` connections at once; return the refusals.
 
         ``share``: bytes that each connection requests; the bodies are not read. The
-        result has one reason for each refused connection.
+        result has one reason for each connection that received no range.
         """
         results: queue.SimpleQueue[str] = queue.SimpleQueue()
         all_answered = threading.Event()
@@ -226,9 +230,9 @@ class ServerInspection:
 
 
 def clock_offset_s(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Return the server's clock minus ``now``.
+    """Return the server's clock minus ``now`` in seconds, None without a ``Date``.
 
-    A cached response is ``Age`` seconds old (RFC 9111 section 5.1).
+    Adds the ``Age`` of a cached response to its ``Date`` (RFC 9111 section 5.1).
     """
     sent = http_date(headers.get("Date"))
     age = headers.get("Age", "").strip()
@@ -256,7 +260,7 @@ def _bounded_exchange() -> Iterator[Exchange]:
 
 
 def _next_result(results: queue.SimpleQueue[str]) -> str:
-    """Return the next result.
+    """Return the result of the next connection: the reason of a refusal, else ``""``.
 
     The wait is bounded, because a name look-up cannot be interrupted.
     """
@@ -277,7 +281,7 @@ def _read_answer(reply: Reply, requested: ByteRange | None) -> Answer:
 
 
 def _read(reply: Reply) -> tuple[int, float]:
-    """Read the beginning of a body; return bytes and seconds."""
+    """Read the beginning of a body; return the bytes read and the seconds taken."""
     view = memoryview(bytearray(128 * 1024))
     began, received = time.monotonic(), 0
     while received < SAMPLE and time.monotonic() - began < SAMPLE_S:

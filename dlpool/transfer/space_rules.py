@@ -1,8 +1,8 @@
 """Limit how much disk space a download may take, before and while bytes arrive.
 
-No space is reserved for the size that a server announces. Blocks are reserved ahead of
-a connection for at most as many bytes as it has received, so that a server that
-announces much and sends little does not keep space from other downloads.
+A connection reserves blocks ahead of its position, for at most as many bytes as it has
+received. The size that a server announces reserves nothing. So a server that announces
+much and sends little takes no space from other downloads.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ SPARE_PART = 8
 class SpaceRules:
     """The rules of a user's own download, which may fill the disk.
 
-    Immutable; a service has other rules. ``is_monitored``: check the free space while
-    bytes arrive. ``stream_limit``: largest accepted body of unknown length in bytes,
-    None for no limit.
+    Immutable. A service uses a subclass. ``is_monitored``: whether to check the free
+    space while bytes arrive. ``stream_limit``: largest accepted body of unknown length
+    in bytes, None for no limit.
     """
 
     is_monitored = False
@@ -45,7 +45,7 @@ class SpaceRules:
         return 0
 
     def committed_bytes(self, device: int) -> int:  # noqa: ARG002
-        """Return how many free bytes running downloads will take.
+        """Return how many of the free bytes the running downloads will still take.
 
         ``device``: the device number of the file system.
         """
@@ -54,9 +54,9 @@ class SpaceRules:
     def check(self, descriptor: int, folder: Path, size: int) -> None:
         """Check that a file of ``size`` bytes fits.
 
-        ``descriptor``: of the open file, which may contain some of the bytes already.
-        ``folder``: for messages. Raises TooLarge if the file can never fit into the
-        file system, NoRoom if it does not fit now, LocalFault.
+        ``descriptor``: the descriptor of the open file, which may already have some
+        blocks. ``folder``: its folder, for messages. Raises TooLarge if the file can
+        never fit into the file system, NoRoom if it does not fit now, LocalFault.
         """
         if size < MIN_FALLOC_BYTES:
             return  # its first write fails as early
@@ -101,9 +101,9 @@ class BlockReserver(Protocol):
 class WriteBudget:
     """The bytes that one connection may write before the free space is checked again.
 
-    Used by the connection's thread. ``reserved_to``: the position in the file up to
-    which blocks were last reserved for the connection; other threads read it.
-    ``reserves``: whether to reserve blocks.
+    The connection's thread uses it; other threads read ``reserved_to``.
+    ``reserved_to``: the position in the file up to which the connection last reserved
+    blocks. ``reserves``: whether to reserve blocks.
     """
 
     def __init__(self, rules: SpaceRules, *, reserves: bool) -> None:
@@ -114,9 +114,10 @@ class WriteBudget:
         self._budget = MIN_FALLOC_BYTES
 
     def spend(self, writer: BlockReserver, chunk: Chunk, size: int) -> None:
-        """Take ``size`` bytes from the budget; renew it first if it is used up.
+        """Take ``size`` bytes from the budget.
 
-        Raises TooLarge, NoRoom.
+        If fewer are left, first checks the free space and renews the budget. Raises
+        TooLarge, NoRoom.
         """
         if size > self._budget:
             self._budget = max(size, self._renew(writer, chunk, size))

@@ -1,6 +1,7 @@
 """Decide which connections are too slow (pure functions), and end them.
 
-Only the time spent waiting for the server counts, not disk writes or rate limits.
+Speeds count only the time spent waiting for the server, not the time of disk writes or
+the pauses of rate limits.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ ANSWER_FACTOR = 10.0
 
 @dataclass
 class SpeedSamples:
-    """Samples of one connection within ``RATE_WINDOW_S`` seconds of waiting.
+    """The latest samples of one connection, from ``RATE_WINDOW_S`` seconds of waiting.
 
-    ``began_s``: the seconds waited at the first sample. ``mark``: the sample at the
-    last check of the minimum speed.
+    ``began_s``: how many seconds the connection had waited at its first sample.
+    ``mark``: the sample at the last check of the minimum speed.
     """
 
     samples: list[ExchangeStats] = field(default_factory=list)
@@ -41,7 +42,7 @@ class SpeedSamples:
     mark: ExchangeStats = field(default_factory=lambda: ExchangeStats(0, 0.0))
 
     def add(self, sample: ExchangeStats) -> None:
-        """Add a sample; drop those older than the window except the latest."""
+        """Add a sample; of the samples older than the window, keep only the latest."""
         if not self.samples:
             self.began_s, self.mark = sample.waited_s, sample
         self.samples.append(sample)
@@ -53,9 +54,9 @@ class SpeedSamples:
 
     @property
     def rate(self) -> float:
-        """Return the bytes per second of waiting within the window.
+        """The speed within the window, in bytes per second of waiting.
 
-        0 while there are too few samples.
+        0 while the samples span at most ``MIN_SPAN_S`` seconds.
         """
         if not self.samples:
             return 0.0
@@ -65,7 +66,7 @@ class SpeedSamples:
 
     @property
     def effective_rate(self) -> float:
-        """Return the rate, or ``STALLED_RATE`` for a stalled connection."""
+        """The rate, or ``STALLED_RATE`` for a stalled connection."""
         if not self.samples:
             return 0.0
         span = self.samples[-1].waited_s - self.samples[0].waited_s
@@ -79,8 +80,9 @@ class SpeedSamples:
 def below_minimum(speed: SpeedSamples, limit: int, time_s: float) -> DlpoolError | None:
     """Return the error for a connection below ``limit`` bytes per second, or None.
 
-    The speed is checked each time that the connection has waited for ``time_s`` seconds
-    since the last check.
+    Checks the speed each time that the connection has waited for ``time_s`` seconds
+    since the last check; between two checks the result is None. With a ``limit`` of 0,
+    the result is always None.
     """
     now = speed.samples[-1]
     waited = now.waited_s - speed.mark.waited_s
@@ -99,7 +101,8 @@ def below_minimum(speed: SpeedSamples, limit: int, time_s: float) -> DlpoolError
 def comparison_delay_s(replaced: int) -> float:
     """Return the seconds before a connection is compared with others.
 
-    They double with each replaced connection.
+    ``replaced``: how many connections of the same chunk were replaced already; each
+    doubles the result.
     """
     return min(MAX_COMPARISON_DELAY_S, MIN_WAIT_S * 2.0 ** min(replaced, 10))
 
@@ -112,9 +115,10 @@ def slower_than_siblings(
 ) -> DlpoolError | None:
     """Return the error for a connection much slower than the fastest sibling, or None.
 
-    Siblings are the other connections of the download. A connection that finishes
-    within ``MIN_GAIN_S`` is not replaced. New siblings do not count: some servers send
-    the first seconds of each response at full speed.
+    Siblings are the other connections of the download. New siblings do not count: some
+    servers send the first seconds of each response at full speed. The result is None
+    before ``delay_s`` seconds of waiting, and for a connection that will finish its
+    ``remaining`` bytes within ``MIN_GAIN_S``.
     """
     best = max(
         (sibling.rate for sibling in siblings if sibling.waited_s >= MIN_WAIT_S),
@@ -135,8 +139,10 @@ def delays_completion(
 ) -> DlpoolError | None:
     """Return the error for a connection that fetches the last bytes slowly, or None.
 
-    Other connections are idle meanwhile. From ``2 * MIN_TAIL_BYTES`` remaining bytes
-    on, the result is None, because an idle connection can steal a part of the bytes.
+    Call it while another connection is idle. ``remaining``: bytes that the slow
+    connection still has to fetch. From ``2 * MIN_TAIL_BYTES`` bytes the result is None,
+    because an idle connection can steal a part of them. The result is also None before
+    ``delay_s`` seconds of waiting.
     """
     if (
         speed.waited_s < delay_s
@@ -156,7 +162,8 @@ def header_timed_out(
 ) -> DlpoolError | None:
     """Return the error for a request whose response header took too long, or None.
 
-    ``elapsed_s``: seconds since the request was sent.
+    ``elapsed_s``: seconds since the request was sent. The limit is the sum of the two
+    timeouts.
     """
     if elapsed_s < connect_timeout_s + read_timeout_s:
         return None
@@ -168,11 +175,11 @@ def header_timed_out(
 def answer_timed_out(
     elapsed_s: float, usual_s: float, delay_s: float
 ) -> DlpoolError | None:
-    """Return the error for a request whose answer is much later than usual, else None.
+    """Return the error for a request whose answer is much later than usual, or None.
 
-    ``elapsed_s``: seconds since the request was sent. ``usual_s``: the longest wait of
-    the other connections for an answer, in seconds. Returns None before ``delay_s``
-    seconds.
+    ``elapsed_s``: seconds since the request was sent. ``usual_s``: the longest time in
+    seconds that another connection waited for its latest answer. Before ``delay_s``
+    seconds the result is None.
     """
     if elapsed_s < max(delay_s, usual_s * ANSWER_FACTOR):
         return None
@@ -193,7 +200,10 @@ class SpeedMonitor:
         self._speeds: dict[ConnectionWorker, SpeedSamples] = {}
 
     def check(self, workers: Sequence[ConnectionWorker]) -> None:
-        """Sample every worker, report speeds, and end slow connections."""
+        """Sample every worker, and end slow connections.
+
+        The scheduler gets the present speeds.
+        """
         self._speeds = {
             worker: speed for worker, speed in self._speeds.items() if worker in workers
         }

@@ -17,8 +17,8 @@ class TimerThread:
     """A daemon thread that exists while callbacks are registered.
 
     The lock guards the list of callbacks; it is not held while a callback runs. A
-    callback must neither block nor raise. It may run once more after the ``with`` block
-    of ``calling`` has ended.
+    callback must neither block nor raise. A callback may run once more after its
+    ``with`` block (``calling``) has ended.
     """
 
     def __init__(self) -> None:

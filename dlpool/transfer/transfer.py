@@ -40,7 +40,7 @@ class TransferCounters:
 
 
 class Transfer:
-    """One download.
+    """One download, with all its attempts.
 
     One thread calls ``run`` once; any thread may call ``cancel``, ``progress`` and
     ``received``. The transfers of a process share ``client``. The lock guards the
@@ -92,8 +92,8 @@ class Transfer:
         """Download, verify and publish the file.
 
         Raises Cancelled, FailJob, LocalFault, or the RetryRange or RestartFile that
-        exhausted its retries. Received bytes are committed first, so that the next run
-        resumes, unless they are known to be wrong.
+        exhausted its retries. Before it raises, it commits the received bytes for the
+        next run, except bytes that are known to be wrong.
         """
         self._began = time.monotonic()
         check_configured(self._settings, self._guard)
@@ -149,9 +149,10 @@ class Transfer:
 
     @staticmethod
     def _unreserved_bytes(attempt: TransferAttempt, size: int, done: int) -> int:
-        """Return ``Progress.unreserved_bytes``.
+        """Return how many missing bytes count as taken space without reserved blocks.
 
-        ``size``: bytes of the file; ``done``: bytes written.
+        See ``Progress.unreserved_bytes``. ``size``: bytes of the file; ``done``: bytes
+        written.
         """
         reserved = sum(worker.reserved for worker in attempt.workers.all)
         return max(0, min(size - done, done) - reserved)
@@ -224,9 +225,9 @@ class Transfer:
     def _prepare_restart(self, error: RestartFile) -> float:
         """Discard the received bytes, and return the seconds until the next attempt.
 
-        Raises the final error if no further attempt is allowed. A changed file is
-        restarted at most ``MAX_RESTARTS`` times; a broken stream is restarted as often
-        as a range may be retried. The last restart requests one body instead of ranges,
+        A changed file is restarted at most ``MAX_RESTARTS`` times, a broken stream as
+        often as a range may be retried. Then the final error is raised. After
+        ``MAX_RESTARTS`` restarts, the attempt requests one body instead of ranges,
         because one body contains only one version.
         """
         counters, delay_s = self._counters, 0.0

@@ -56,9 +56,9 @@ SPACE_RETRY_S = 0.25
 class ConnectionWorker(Requester):
     """One connection thread of a download.
 
-    Other threads only read: ``exchange``, ``chunk``, ``reserved`` and the statistics.
-    The first worker has no plan yet; ``run_probe`` finds it. ``after_write`` is set if
-    the worker runs on the attempt's thread: it commits checkpoints between the writes.
+    Other threads may read ``exchange``, ``chunk``, ``reserved`` and the statistics. The
+    first worker has no plan yet; ``run_probe`` finds it. ``after_write`` commits
+    checkpoints between the writes; it is set only for a worker on the attempt's thread.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class ConnectionWorker(Requester):
 
     @property
     def reserved(self) -> int:
-        """Return the bytes reserved on the disk that are not written yet."""
+        """The bytes of the present chunk that are reserved on disk but unwritten."""
         chunk = self.chunk
         return (
             0
@@ -94,7 +94,7 @@ class ConnectionWorker(Requester):
 
     @property
     def is_retired(self) -> bool:
-        """Return whether the scheduler has retired this worker."""
+        """Whether the scheduler has retired this worker."""
         return self._context.scheduler.is_retired(self)
 
     def latest_answer_s(self) -> float | None:
@@ -133,8 +133,8 @@ class ConnectionWorker(Requester):
     ) -> None:
         """Fetch chunks until the download is over; errors stop the download.
 
-        ``probed``: the probe's result, whose response is used first. ``writer``: used
-        instead of one with its own descriptor.
+        ``probed``: the probe's result, whose response is used first. ``writer``: the
+        writer to use; with None, the worker opens one with its own descriptor.
         """
         scheduler = self._context.scheduler
         self._writer = writer
@@ -162,7 +162,8 @@ class ConnectionWorker(Requester):
     ) -> float:
         """Fetch ``chunk`` with one request, or from the probe's response.
 
-        Return the seconds that this thread must pause.
+        ``chunk`` is None if the probe left no byte to fetch. Returns the seconds that
+        this thread must pause.
         """
         self.chunk = chunk
         self._mark_request_start(chunk)
@@ -273,7 +274,7 @@ class ConnectionWorker(Requester):
         )
 
     def _received_so_far(self, chunk: Chunk) -> RangeAttempt:
-        """Return what the present request has received."""
+        """Return the bytes received by the present request, and its waiting time."""
         return RangeAttempt(
             chunk.position - self._request_start.received,
             self.stats().waited_s - self._request_start.waited_s,
@@ -331,7 +332,7 @@ class ConnectionWorker(Requester):
             self.after_write()
 
     def _check_space(self, chunk: Chunk, size: int) -> None:
-        """Check the free space, if that is due.
+        """Check the free space, if the write budget has fewer than ``size`` bytes.
 
         A file of known size waits up to ``SPACE_RETRIES * SPACE_RETRY_S`` seconds for
         other downloads to release space. Raises TooLarge, NoRoom.
@@ -347,9 +348,9 @@ class ConnectionWorker(Requester):
             self._context.scheduler.sleep(SPACE_RETRY_S)
 
     def _delay_after(self, chunk: Chunk, error: RetryRange) -> RetryDelay:
-        """Return how long the chunk and this thread pause after a failed attempt.
+        """Return how long the chunk and this thread pause after a failed request.
 
-        Raises the error that ends the job after too many attempts, or StreamBroken if
+        Raises the error that ends the job after too many failures, or StreamBroken if
         the download cannot be resumed.
         """
         context, plan = self._context, self._plan
@@ -400,7 +401,7 @@ class ConnectionWorker(Requester):
     def _suggests_fewer_connections(self, error: RetryRange) -> bool:
         """Return whether ``error`` may mean that the server accepts fewer connections.
 
-        ``TooSlow`` from a comparison with other connections may mean it only if the
+        A ``TooSlow`` that compares this connection with others means it only if the
         request got no response.
         """
         return not error.is_comparison or self.latest_answer_s() is None
@@ -409,7 +410,8 @@ class ConnectionWorker(Requester):
 def _open_writer(plan: DownloadPlan) -> RangeWriter:
     """Open a writer for this connection.
 
-    Raises LocalFault, and OutOfDescriptors, after which a retry may succeed.
+    Raises LocalFault, or OutOfDescriptors if the process has no free descriptor; then a
+    retry may succeed.
     """
     try:
         return plan.target.writer()
@@ -418,6 +420,6 @@ def _open_writer(plan: DownloadPlan) -> RangeWriter:
 
 
 def is_outside_chunk(answer: Answer, chunk: Chunk) -> bool:
-    """Return whether the response has none of the chunk's missing bytes."""
+    """Return whether the response lacks the first missing byte of the chunk."""
     end = chunk.end if answer.length is None else answer.start + answer.length
     return not answer.start <= chunk.position < end

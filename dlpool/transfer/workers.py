@@ -1,4 +1,4 @@
-"""Start and retire the connection threads of one attempt, as many as are wanted."""
+"""Start and retire the connection threads of one attempt."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ RESERVED_DESCRIPTORS = 12
 class ConnectionWorkers:
     """The connection workers of an attempt.
 
-    The attempt's thread uses it; other threads read ``all`` and ``received``. A
-    finished worker stays in ``all``, so that its bytes count, unless it was retired.
+    The attempt's thread uses it; other threads read ``all`` and ``received``. ``all``
+    keeps finished workers, so that their bytes count; only retired workers are removed.
     """
 
     def __init__(self, context: TransferContext) -> None:
@@ -36,7 +36,7 @@ class ConnectionWorkers:
 
     @property
     def received(self) -> int:
-        """Return the bytes of body received over the network."""
+        """The bytes of body received over the network."""
         return self._received + sum(worker.stats().received for worker in self.all)
 
     def add(self, worker: ConnectionWorker) -> ConnectionWorker:
@@ -47,8 +47,8 @@ class ConnectionWorkers:
     def start_first(self, worker: ConnectionWorker, work: Callable[[], None]) -> bool:
         """Start the first worker on a thread.
 
-        Return False if this machine allows no further thread or descriptor. The caller
-        runs the worker itself then.
+        Returns False if this machine allows no further thread or descriptor. Then the
+        caller runs the worker itself.
         """
         if not threads.has_free_descriptors(DESCRIPTORS + RESERVED_DESCRIPTORS):
             self._report_limit("too_many_files")
@@ -61,9 +61,10 @@ class ConnectionWorkers:
         return True
 
     def spawn(self, worker: ConnectionWorker, work: Callable[[], None]) -> None:
-        """Start a daemon thread for the worker: a name look-up cannot be interrupted.
+        """Start a thread that runs ``work`` for the worker.
 
-        Raises NoThread.
+        It is a daemon thread, because a name look-up cannot be interrupted. Raises
+        NoThread.
         """
         self._threads[worker] = threads.start_thread(
             work, f"dlpool-connection-{len(self.all)}"
@@ -73,9 +74,10 @@ class ConnectionWorkers:
     def start(self, plan: DownloadPlan, connections: int, most: int) -> None:
         """Start workers until ``connections`` of them exist.
 
-        If the number is adaptive and ``most`` exceeds 1, this download's share of the
-        connections to the host replaces ``connections``. ``most``: connections that the
-        size of the file justifies.
+        ``most``: the number of connections that the size of the file justifies. If the
+        number is adaptive and ``most`` exceeds 1, ``connections`` is ignored: this
+        download joins the other downloads from the host and starts its share of the
+        connections.
         """
         if most > 1 and self._context.is_adaptive:
             context = self._context
@@ -90,9 +92,9 @@ class ConnectionWorkers:
     def add_second(self, plan: DownloadPlan) -> None:
         """Add a second connection if the only one is slow.
 
-        The connection is slow if it needs longer than ``SLOW_DOWNLOAD_S``. Only a file
-        whose size justified one connection gets a second one here. The timer thread
-        calls this; the attempt's thread adds no workers to such a file.
+        It is slow if it still needs ``SLOW_DOWNLOAD_S`` seconds or more. This is for
+        files whose size justifies only one connection. The timer thread calls this; the
+        attempt's thread adds no workers to such a file.
         """
         context = self._context
         is_single = (
@@ -109,7 +111,10 @@ class ConnectionWorkers:
             self._grow(plan, 2)
 
     def adapt(self, plan: DownloadPlan) -> None:
-        """Adjust the number of workers to this download's share."""
+        """Adjust the number of workers to this download's share.
+
+        All downloads of this process from the same host share its connections.
+        """
         share = self._share
         if share is None:
             return

@@ -75,7 +75,7 @@ class UploadedFile:
 
 @dataclass(frozen=True)
 class IncompleteUpload:
-    """A failed merge: the reason, and the indexes of all stored chunks."""
+    """A failed merge: the reason, and the indexes of the intact stored chunks."""
 
     chunks: tuple[int, ...]
     reason: DlpoolError
@@ -120,7 +120,10 @@ class UploadApiClient:
     def __init__(
         self, client: HttpClient, url: str, headers: Mapping[str, str]
     ) -> None:
-        """Raises UsageError if ``url`` is invalid, or has a query or a fragment."""
+        """Prepare the client; nothing is sent.
+
+        Raises UsageError if ``url`` is invalid, or has a query or a fragment.
+        """
         url = url.strip()
         if "?" in url or "#" in url:
             raise UsageError(
@@ -192,7 +195,7 @@ class UploadApiClient:
         return None
 
     def chunk_md5s(self, exchange: Exchange, target: UploadTarget) -> dict[int, str]:
-        """Return the MD5 of each stored chunk by its index."""
+        """Return the MD5 of each stored chunk, by the index of the chunk."""
         answer = self._request_json(exchange, "GET", _task_path(target))
         chunks = answer.get("chunks")
         if not isinstance(chunks, list) or not all(
@@ -249,8 +252,9 @@ class UploadApiClient:
     ) -> UploadedFile | IncompleteUpload:
         """Make the server merge ``count`` chunks into the file.
 
-        ``md5`` is the MD5 of the complete file, in hexadecimal. A server that has
-        already merged the file repeats its earlier answer.
+        ``md5`` is the MD5 of the complete file, in hexadecimal. Returns
+        IncompleteUpload if chunks are missing. A server that has already merged the
+        file repeats its earlier answer.
         """
         request = {
             "file_id": target.file_id,

@@ -1,4 +1,4 @@
-"""One attempt at an upload: ask the server for its chunks, send the rest, merge.
+"""One attempt at an upload: ask the server for its chunks, send missing ones, merge.
 
 Missing or damaged chunks are sent again until the file at the server is complete.
 """
@@ -172,8 +172,8 @@ class UploadAttempt:
     def _may_merge_again(self, error: Conflict) -> bool:
         """Return whether to request the merge again after a conflict.
 
-        Sleeps first while another client's merge is running. When that merge has ended,
-        a new request returns its result.
+        While another client's merge is running, sleeps before it returns True: after
+        that merge, a new request returns the result.
         """
         context = self._context
         status = self._retrier.request(

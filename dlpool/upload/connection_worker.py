@@ -53,8 +53,8 @@ class UploadWorker:
     def _backoff_after(self, index: int, error: RetryRange) -> RetryDelay:
         """Return the delay after a failed attempt.
 
-        If the server has no capacity for another connection, the number of connections
-        is reduced, and there is no delay.
+        If the server has no capacity for another connection, reduces the number of
+        connections and returns no delay.
         """
         if (
             error.is_capacity

@@ -1,8 +1,8 @@
 """Computes the MD5 of the complete file while its chunks are sent.
 
-A thread hashes each chunk after a connection worker has begun to send it, so that it
-reads pages from the page cache. If no thread can be started, the file is hashed after
-all chunks have been sent.
+A thread hashes each chunk after a connection worker has begun to send the chunk, so
+that the bytes are in the page cache. If no thread can be started, the file is hashed
+after all chunks have been sent.
 """
 
 from __future__ import annotations

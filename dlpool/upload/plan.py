@@ -84,11 +84,11 @@ def auto_chunk_size(size: int, limit: int | None = None) -> int:
 
 
 def smaller_chunk_size(refused: int, limit: int | None = None) -> int | None:
-    """Return the chunk size to try after the server has refused ``refused`` bytes.
+    """Return the chunk size to try after the server has refused a chunk.
 
-    ``limit`` is the server's limit in bytes, None if unknown. Returns ``limit`` if it
-    is smaller than ``refused``, else half of ``refused``, at least ``MIN_SIZE``.
-    Returns None if no smaller size is left.
+    ``refused`` is the size of that chunk in bytes, ``limit`` the server's limit in
+    bytes, None if unknown. Returns ``limit`` if it is smaller than ``refused``, else
+    half of ``refused``, at least ``MIN_SIZE``. Returns None if no smaller size is left.
     """
     if limit is not None and limit < refused:
         return limit

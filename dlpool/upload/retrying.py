@@ -37,7 +37,7 @@ class UploadRetryBudget:
         """Return the delay before the next attempt.
 
         ``fail`` counts a failed attempt and returns the number of failed attempts in a
-        row. Raises an error, which must fail the upload, if no attempt is left.
+        row. If no attempt is left, raises the error that ends the upload.
         """
         context = self._context
         if error.is_stale and self._stale < MAX_STALE:

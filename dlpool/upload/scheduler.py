@@ -54,7 +54,8 @@ class UploadScheduler:
     def reset(self, stored: Collection[int]) -> int:
         """Start again with the ``stored`` chunks; return the number of missing chunks.
 
-        No chunk may be in flight.
+        ``stored``: the indexes of the chunks that the server has. No chunk may be in
+        flight.
         """
         with self._changed:
             self._stored = {index for index in stored if 0 <= index < self._plan.count}
@@ -103,9 +104,9 @@ class UploadScheduler:
     def mark_stored(self, index: int) -> None:
         """Record that the server has stored the chunk.
 
-        Wakes the threads that sleep after a failure. Raises the limit of simultaneous
-        chunks by one after every ``GROWTH`` stored chunks, if ``reduce_connections``
-        has lowered it.
+        Wakes the threads that sleep after a failure. If ``reduce_connections`` has
+        lowered the limit of simultaneous chunks, increases the limit by one after every
+        ``GROWTH`` stored chunks.
         """
         with self._changed:
             self._accepted += self._sending.pop(index)
@@ -142,10 +143,11 @@ class UploadScheduler:
         self._scope.raise_if_cancelled()
 
     def reduce_connections(self) -> bool:
-        """Lower the limit of simultaneous chunks to the number that the server admits.
+        """Lower the limit of simultaneous chunks after the server has refused a chunk.
 
-        Called after the server has refused a chunk because too many were being sent.
-        Returns False, and changes nothing, if no other chunk is being sent.
+        The server refused it because too many were being sent. The new limit is the
+        number of other chunks in flight. Returns False, and changes nothing, if no
+        other chunk is being sent.
         """
         with self._changed:
             others = len(self._sending) - 1
@@ -155,7 +157,7 @@ class UploadScheduler:
             return True
 
     def count_failure(self, index: int) -> int:
-        """Count a failed attempt at a chunk; return its number of failures in a row."""
+        """Count a failed attempt at a chunk; return the chunk's failures in a row."""
         with self._changed:
             self._failures[index] = self._failures.get(index, 0) + 1
             return self._failures[index]

@@ -1,6 +1,6 @@
 """The upload of one file, from the first request to the merged file.
 
-An attempt that fails is followed by another attempt in two cases: with smaller chunks
+After a failed attempt, the upload makes a new attempt in two cases: with smaller chunks
 if the server has refused the chunk size; with a new task if the merged file is missing.
 """
 
@@ -60,9 +60,10 @@ class FileUpload:
         notify: Notify = ignore_event,
         user_settings: Collection[str] = (),
     ) -> None:
-        """``user_settings`` names settings that the server's defaults do not replace.
+        """Prepare the upload; nothing is sent.
 
-        Raises UsageError.
+        ``user_settings``: the names of settings that the server's defaults do not
+        replace. Raises UsageError.
         """
         self._request = request
         self._name, self._path = request.target()
@@ -122,8 +123,8 @@ class FileUpload:
     def _run(self, context: UploadContext) -> UploadedFile:
         """Make attempts until one succeeds.
 
-        A missing merged file leads to one more attempt, a refused chunk size to smaller
-        chunks.
+        If the merged file is missing, makes one more attempt. If the server refuses the
+        chunk size, makes an attempt with smaller chunks.
         """
         server = RequestRetrier(context).request(self._server.capabilities)
         size = context.file.identity.size
@@ -192,7 +193,7 @@ class FileUpload:
         return smaller
 
     def _delete(self, target: UploadTarget, context: UploadContext) -> None:
-        """Delete the task of the last attempt at the server.
+        """Delete the failed attempt's task at the server.
 
         A failure is ignored: if the task still exists, the next attempt reports the
         error.
@@ -221,7 +222,7 @@ class FileUpload:
         return scope
 
     def _sample(self) -> None:
-        """Check the requests in flight; called by the timer thread."""
+        """Check the speed of the requests in flight; called by the timer thread."""
         self._monitor.sample(self._attempt_scope.members())
 
 
@@ -252,7 +253,7 @@ class UploadSpeedMonitor:
     def _error_of(
         self, exchange: Exchange, samples: SpeedSamples
     ) -> DlpoolError | None:
-        """Return the error of a request whose body is slow or whose answer is late.
+        """Return the error for a request whose body is slow or whose answer is late.
 
         Returns None if the request is fast enough.
         """

@@ -26,7 +26,7 @@ class FileUploadRequest:
     relative_path: str | None = None
 
     def target(self) -> tuple[str, str | None]:
-        """Return the name and the folder at the server; no folder is None.
+        """Return the name and the folder at the server, None for no folder.
 
         Raises UsageError for a name or a folder that cannot be sent.
         """

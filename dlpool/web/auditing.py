@@ -1,10 +1,17 @@
 """Writes audit events: who changed, or tried to change, which object.
 
-A resource with changing methods declares the action of each method in ``actions``, or
-has a method ``change_of``. While a request is handled, its changes are collected from
-the resource (``add_changes``) and from the events of the storage. If none is collected,
-the request itself counts as one change of the object in its path. The middleware writes
-the events after the response.
+A resource that changes objects declares the audited action of each HTTP method in
+``actions``, or has a method ``change_of``. The planned change of a request is this
+action on the object in the path.
+
+While a thread handles a request, this module collects the actual changes: from the
+resource (``add_changes``) and from the events of the storage. When the status of the
+response is known, the middleware calls ``finish_request``, which writes the collected
+changes as audit events.
+
+``finish_request`` writes the planned change if the request fails, or if it succeeds
+without a collected change. Exception: the storage reports each change of an action in
+``_EVENT_ACTIONS``, so a successful request without a reported change changed nothing.
 """
 
 from __future__ import annotations
@@ -74,7 +81,7 @@ def start_request(req: falcon.Request) -> None:
 def plan_change(
     req: falcon.Request, resource: object, params: Mapping[str, Any]
 ) -> None:
-    """Set the change that is written if the request fails or adds no other change."""
+    """Set the planned change of a request (see the module)."""
     if (
         resource is None
         or req.method not in CHANGING
@@ -86,8 +93,11 @@ def plan_change(
 
 
 def change_of(resource: Any, method: str, params: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the audited action of a method, and the name of the object in the path.
-    Raises KeyError for a method without an action."""
+    """Return the audited action of an HTTP method, and the name of the object in the
+    path.
+
+    Raises KeyError for a method without an action.
+    """
     own = getattr(resource, "change_of", None)
     if own is not None:
         return cast("tuple[str, str]", own(method, **params))
@@ -95,8 +105,7 @@ def change_of(resource: Any, method: str, params: Mapping[str, Any]) -> tuple[st
 
 
 def set_object(req: falcon.Request, name: str) -> None:
-    """Set the object of the planned change, for a request whose path does not name
-    it."""
+    """Set the object of the planned change, if the path does not contain its name."""
     if req.context.change is not None:
         req.context.change = AuditChange(req.context.change.action, name)
 
@@ -145,16 +154,16 @@ class AuditLog(StreamPublisher):
         self.put({**event_fields(change, author), **trace})
 
     def log_loss(self, error: Exception) -> None:
-        """Log that audit events are missing in Redis. Called once per series of
-        losses."""
+        """Log that audit events are missing in Redis. Called for the first loss after
+        a success."""
         self._log.warning("audit_events_lost", error=error)
 
     def record_upload_event(self, event: UploadEvent) -> None:
         """Record a change of an upload that the storage reports.
 
-        The change is added to the changing request that this thread handles. Without
-        such a request, an event is written with the service as its author, for example
-        when an interrupted merge is recovered.
+        If this thread handles a request, add the change to this request. Otherwise,
+        for example after the recovery of an interrupted merge, write an event with the
+        service as its author.
         """
         changes, action = _changes.get(), _ACTIONS.get(event.name)
         if action is None:
@@ -165,8 +174,12 @@ class AuditLog(StreamPublisher):
             changes.append(AuditChange(action, event.upload_id))
 
     def finish_request(self, req: falcon.Request, status: int, label: str) -> None:
-        """Write the events of a request. ``status`` and ``label``: status and error
-        code of its response."""
+        """Write the events of a request.
+
+        ``status`` and ``label``: the status and the error code of the response. For an
+        error other than 401 and 403, the planned change is not written if the client
+        was not admitted, or if the action is ``upload.write``.
+        """
         _changes.set(None)
         author = AuditActor(req.context.principal.actor, req.context.address)
         for change in req.context.changes:
@@ -192,9 +205,10 @@ class AuditLog(StreamPublisher):
             self.write(planned, author, req.context.trace_id)
 
     def summarise(self, *, now: bool = False) -> None:
-        """Write the numbers of refused attempts that exceeded ``REFUSALS`` per minute.
+        """Write how many refused attempts got no event of their own.
 
-        Writes them about once a minute, or at once if ``now``.
+        These are attempts beyond ``REFUSALS`` per minute with the same action and code.
+        Writes the numbers about once a minute, or at once if ``now``.
         """
         for key, count in self._refused.pop_counts(now=now):
             action, label = cast("tuple[str, str]", key)

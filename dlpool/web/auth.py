@@ -48,10 +48,10 @@ class Authenticator:
     def set_listeners(
         self, problem: Callable[[str], None], fetched: Callable[[str | None, int], None]
     ) -> None:
-        """Set the functions that are called for invalid lines of ``keys_file`` and for
-        fetches of ``jwks_url``.
+        """Set the listeners of the key sources.
 
-        For their arguments see ``KeyRing`` and ``JwksSource``.
+        ``problem`` is called for problems of ``keys_file`` (see ``KeyRing``),
+        ``fetched`` for fetches of ``jwks_url`` (see ``JwksSource``).
         """
         if self._ring is not None:
             self._ring.on_problem = problem

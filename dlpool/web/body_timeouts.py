@@ -103,8 +103,8 @@ class TimedSocket:
             return data
 
     def _await_body(self, timeouts: BodyTimeouts) -> float:
-        """Wait for bytes. Return the seconds waited that are not recorded in
-        ``timeouts`` yet."""
+        """Wait for bytes. Return the seconds waited since the last call of
+        ``timeouts.record``."""
         started_at = time.monotonic()
         # Without this call, a series of short waits would never call the callback.
         if self._callback is not None and started_at - self._called_at > CALLBACK_S:
@@ -116,7 +116,7 @@ class TimedSocket:
         return time.monotonic() - started_at
 
     def _wait_readable(self, timeout_s: float) -> bool:
-        """Return whether the socket becomes readable in time."""
+        """Return whether the socket becomes readable within ``timeout_s`` seconds."""
         poll, deadline = select.poll(), time.monotonic() + timeout_s
         poll.register(self._sock, select.POLLIN)
         while (

@@ -37,9 +37,9 @@ class ClientLimits:
     """Rate and concurrency limits. Thread-safe.
 
     Processes share the limits through files in ``folder``. If ``folder`` is not
-    writable, each process counts alone. The lock guards the set of running merges, and
-    serialises the threads of this process at the table of rates. Record locks serialise
-    the processes at that table.
+    writable, each process counts alone. ``_lock`` guards the set of running merges. A
+    thread that uses the table of rates holds ``_lock`` against other threads, and a
+    record lock against other processes.
     """
 
     def __init__(
@@ -122,9 +122,9 @@ class ClientLimits:
     def heavy_slot(self, client: str) -> Iterator[None]:
         """Hold a slot for a request that needs much processor time.
 
-        A client may hold one slot in all processes. A process has half as many slots as
-        cores. Raises HttpError: 429 if the client already holds a slot, 503 if no slot
-        becomes free in time.
+        A client may hold one slot in all processes together. A process has half as many
+        slots as cores. Raises HttpError: 429 if the client already holds a slot, 503 if
+        no slot becomes free in time.
         """
         with ExitStack() as stack:
             if not self._lock_offset(client, range(_HEAVY, _HEAVY + 1), stack):
@@ -174,7 +174,11 @@ class ClientLimits:
 
     def _wait_s(self, row: int, interval_s: float) -> float:
         """Apply the generic cell rate algorithm to a request; return the seconds to
-        wait, 0 if the request is allowed. A row holds the theoretical arrival time."""
+        wait, 0 if the request is allowed.
+
+        ``interval_s``: seconds per request. ``row``: the number of the client's row in
+        the table of rates, which stores the theoretical arrival time.
+        """
         with self._lock:
             if self._rates < 0:
                 self._rows_of_process[row], wait_s = _apply_rate(

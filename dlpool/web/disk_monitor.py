@@ -23,11 +23,12 @@ _ORDER = (HEALTHY, WARNING, UNHEALTHY)
 
 
 def next_health(before: str, used: float, settings: UploadSettings) -> str:
-    """Return the health of a disk whose share ``used`` is in use.
+    """Return the health of a disk. Pure.
 
-    ``before``: its last health. Pure. The health gets worse at ``disk_warn`` and
-    ``disk_refuse``, and better only ``MARGIN`` below them, so that a disk whose use
-    varies around a threshold is logged once.
+    ``used``: the share of the disk that is in use, 0 to 1. ``before``: the last health.
+    The health gets worse at the thresholds ``disk_warn`` and ``disk_refuse``. It gets
+    better only when the share falls ``MARGIN`` below a threshold, so that small
+    variations around a threshold are logged once.
     """
     reached = _level(used, settings)
     held = min(before, _level(used + MARGIN, settings), key=_ORDER.index)
@@ -87,7 +88,7 @@ class DiskMonitor:
 
     def _check_folder(self, volume: Volume, before: str) -> str:
         """Return the health of the folder of a volume: unhealthy if the folder is
-        unusable. Log a change."""
+        unusable. Log the health if it differs from ``before``."""
         is_bad = volume.status == UNHEALTHY  # a missing folder is created when needed
         health = UNHEALTHY if is_bad else HEALTHY
         if health == UNHEALTHY != before:
@@ -99,7 +100,8 @@ class DiskMonitor:
         return health
 
     def _check_space(self, volume: Volume, before: str) -> str:
-        """Return the health of the disk of a volume. Log a change."""
+        """Return the health of the disk of a volume. Log the health if it differs from
+        ``before``."""
         capacity = volume.capacity
         if capacity is None:  # the file system does not report its size
             return HEALTHY

@@ -33,8 +33,9 @@ class MetricsSnapshot:
 
     ``counts``: the totals of ``counters``; ``tasks``: the number of tasks by state;
     ``chunks``: the number of chunks; ``size``: bytes of the files of all tasks;
-    ``memory``: resident bytes by pid; ``disks`` and ``health``: by the setting of the
-    folder (``upload_dir``, ``merged_dir``).
+    ``memory``: resident bytes by pid; ``disks``: space of the disk of each folder;
+    ``health``: health of each folder. The key of a folder is the name of its setting:
+    ``upload_dir`` or ``merged_dir``.
     """
 
     counts: Mapping[str, float]
@@ -74,7 +75,7 @@ class _Collector(Collector):
             )
 
     def _outcomes(self) -> Iterator[Metric]:
-        """Yield counters by outcome, including those that are 0."""
+        """Yield the counters by outcome, including counters that are 0."""
         published = ("published", "lost")
         for name, text, key, outcomes in (
             ("upload_events", "Upload events sent to Redis", "events", published),

@@ -60,8 +60,8 @@ _ERRORS = {
 class GunicornBody:
     """Reads the body of a request; errors are ``BrokenBody`` and ``BodyTooSlow``.
 
-    The first read sends ``100 Continue``: a client that waits for it does not send the
-    body of a request that is rejected before this read.
+    If the client expects ``100 Continue``, the first read sends it. If the application
+    rejects the request before this read, such a client does not send the body.
     """
 
     def __init__(self, req: Any, sock: socket.socket, timed: TimedSocket) -> None:
@@ -180,8 +180,8 @@ class ClientConnection(TConn):  # type: ignore[misc]
 class WebWorker(ThreadWorker):  # type: ignore[misc]
     """A worker process whose threads are not occupied by incomplete heads.
 
-    ``probes``: the paths of each kind of probe. ``on_reject`` is called for each
-    request that does not reach the application.
+    ``probes``: a set of paths for each kind of probe. ``on_reject`` is called for
+    each request that the worker rejects before the application is called.
     """
 
     settings = WebSettings()

@@ -72,7 +72,7 @@ class HeadReceiver(Generic[C]):
             self._feed(connection, data)
 
     def next_timeout_s(self) -> float:
-        """Return the seconds until a head may be overdue."""
+        """Return the seconds until the next head may become overdue."""
         return self._heads.next_timeout_s(time.monotonic())
 
     def cap_deadlines(self, deadline: float) -> None:

@@ -87,7 +87,8 @@ class JwksSource:
     def keys(self, kid: str) -> tuple[TokenKey, ...]:
         """Return the keys with this id, none if the provider has no such key.
 
-        Raises HttpError (503) if the key set cannot be fetched.
+        Raises HttpError (503) if the id is unknown and the key set cannot be fetched in
+        time.
         """
         found, fetching = self._lookup(kid)
         if found or fetching is None:
@@ -118,8 +119,11 @@ class JwksSource:
         )
 
     def _no_keys(self, *, is_open: bool = False) -> tuple[TokenKey, ...]:
-        """Return no keys if the key set is valid. Raises HttpError (503) if the set is
-        not valid, or if ``is_open``: a fetch is in progress."""
+        """Return an empty tuple: the provider has no key with the wanted id.
+
+        Raises HttpError (503) if this is uncertain: the last fetch failed, the key set
+        is too old, or ``is_open`` (a fetch is in progress).
+        """
         with self._lock:
             is_known = self._failure is None and self._clock() < self._set.valid_until
         if is_known and not is_open:
@@ -178,8 +182,7 @@ def parse_key_set(data: bytes) -> KeysById:
     """Return the keys of a key set by id; keys without an id or of an unsupported kind
     are skipped.
 
-    Raises JwksFailed for an invalid or too large key set, and for one without a usable
-    key.
+    Raises JwksFailed if the key set is invalid, too large, or without a usable key.
     """
     try:
         jsontext.check_bounds(data, depth=_MAX_DEPTH, values=_MAX_VALUES)
@@ -240,8 +243,8 @@ def fetch(url: str) -> tuple[bytes, float]:
 
 
 def _with_tls(plain: socket.socket, scheme: str, host: str) -> socket.socket:
-    """Return the socket of the connection; with https a TLS socket before its
-    handshake."""
+    """Return ``plain`` for http. For https, return a TLS socket on top of ``plain``,
+    before the handshake."""
     if scheme != "https":
         return plain
     context = ssl.create_default_context()
@@ -251,7 +254,8 @@ def _with_tls(plain: socket.socket, scheme: str, host: str) -> socket.socket:
 
 
 def _abort(sock: socket.socket) -> None:
-    """Abort the use of a socket by another thread, also during a TLS handshake."""
+    """Shut down a socket, so that the thread that reads or writes it fails, even during
+    a TLS handshake."""
     with suppress(OSError):
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 

@@ -81,10 +81,10 @@ class KeyRing:
             self.on_problem(problem)
 
     def _identify(self) -> _Identity | None:
-        """Return the identity of the file.
+        """Return a value that differs after each change of the file.
 
-        None if it cannot be read, or has changed so recently that another change might
-        keep its modification time.
+        None if the file is inaccessible, or if it changed so recently that a further
+        change might leave the same modification time.
         """
         try:
             status = os.stat(self.path)

@@ -208,8 +208,8 @@ class AccessMiddleware:
 
 
 def bind_trace(log: Logger, req: falcon.Request) -> Logger:
-    """Return a logger that adds the trace id of the request, if it has one, to its
-    records."""
+    """Return a logger whose records contain the trace id of the request, if the request
+    has one."""
     trace_id = request_trace_id(req)
     return log if trace_id is None else log.bind(trace_id=trace_id)
 

@@ -55,7 +55,8 @@ class LiveResource:
     access = "probe"
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer without checks: a restart does not repair a missing disk or folder."""
+        """Answer without checks: a failed probe causes a restart, which does not repair
+        a disk or folder."""
         _answer_probe((), resp, is_verbose=False)
 
     on_head = on_get
@@ -64,7 +65,7 @@ class LiveResource:
 class ReadyResource:
     """``GET /readyz``: the checks of ``/health`` as text for probes.
 
-    ``?verbose`` also lists passed checks.
+    The response lists failed checks; ``?verbose`` adds passed checks.
     """
 
     access = "probe"
@@ -183,7 +184,8 @@ class MetricsResource:
 def health_checks(
     volumes: Sequence[Volume], settings: UploadSettings
 ) -> dict[str, dict[str, Any]]:
-    """Return the checks of disk space and of folders by name: status and details."""
+    """Return the status and details of each check by name: one check of the disk space,
+    and one of each folder."""
     checks = {"disk_space": disk_check(volumes, settings)}
     return checks | {volume.name: folder_check(volume) for volume in volumes}
 
@@ -230,8 +232,8 @@ def memory() -> dict[str, int]:
 def disks(
     volumes: Sequence[Volume], settings: UploadSettings
 ) -> dict[str, dict[str, Any]]:
-    """Return the bytes and the health of each volume by name. Volumes that do not
-    report their space are left out."""
+    """Return the space in bytes, the used percentage and the health of each volume by
+    name. Volumes that do not report their space are left out."""
     return {
         volume.name: {
             "total": volume.capacity.total,
@@ -258,8 +260,8 @@ def folder_health(
 
 
 def task_totals(services: WebServices) -> dict[str, Any]:
-    """Return the number of tasks by state, the number of their chunks, and the bytes of
-    their files."""
+    """Return the number of tasks by state, and two totals of all tasks: the number of
+    chunks, and the bytes of the files."""
     counts = services.backend.counts_by_state()
     return {
         "states": {state: own.tasks for state, own in counts.items()},
@@ -313,7 +315,7 @@ def _is_bad(check: dict[str, Any]) -> bool:
 def _answer_probe(
     checks: Sequence[HealthCheck], resp: falcon.Response, *, is_verbose: bool
 ) -> None:
-    """Answer a probe in the format of the supervisor's probes."""
+    """Answer a probe in the same text format as the probes of the job supervisor."""
     is_good, text = format_checks(checks, is_verbose=is_verbose)
     resp.status = 200 if is_good else 503
     resp.text, resp.content_type = text, "text/plain; charset=utf-8"

@@ -109,8 +109,10 @@ def _operation(one: Operation) -> dict[str, Any]:
 
 
 def _links(name: str) -> dict[str, Any]:
-    """Return links from the response of the operation ``name`` to the operations that
-    accept a value of this response."""
+    """Return the ``links`` of the response of the operation ``name``.
+
+    Each link is to an operation that accepts a value from this response.
+    """
     if name not in _LINKS:
         return {}
     targets, parameter, place = _LINKS[name]

@@ -20,8 +20,8 @@ def operation_object(
     error_statuses: Collection[int] = (),
     **more: Any,
 ) -> dict[str, Any]:
-    """Return an operation; ``error_statuses``: statuses of errors, in addition to those
-    of the middleware."""
+    """Return an operation. ``error_statuses``: the statuses of its errors, without the
+    errors of the middleware, which are added."""
     error = {"description": "Refused", **content_object(JSON, ref("Error"))}
     errors = dict.fromkeys((*COMMON_ERRORS, *error_statuses), error)
     return {

@@ -1,4 +1,4 @@
-"""Adds the scopes that the resources declare to the OpenAPI document. Pure."""
+"""Adds to the OpenAPI document the scopes that resources declare. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def add_scopes(
     *,
     is_authenticated: bool,
 ) -> None:
-    """Add the required scopes to the description and the ``security`` of each
+    """Name the required scopes in the description and the ``security`` of each
     operation.
 
     Operations with an empty ``security`` need no scope, and are not changed. If not
@@ -42,8 +42,8 @@ def add_scopes(
 
 
 def _security(needs: Collection[str]) -> list[dict[str, list[str]]]:
-    """Return alternative Security Requirement Objects (OpenAPI 3.1), with scopes as
-    roles."""
+    """Return a Security Requirement Object (OpenAPI 3.1) for each security scheme and
+    scope; a client needs to satisfy one. Scopes are listed as roles."""
     return [{scheme: [scope]} for scheme in SCHEMES for scope in needs]
 
 

@@ -84,8 +84,11 @@ class Operation:
 
 
 def _resolve(schema: Schema, value: Any) -> Schema:
-    """Return the schema that applies to ``value``: the target of a reference, or one
-    alternative of ``oneOf``. Validation errors then refer to this schema."""
+    """Return the schema that applies to ``value``: the target of a reference, or for
+    ``oneOf`` the schema of a batch or a job.
+
+    Validation errors then name the wrong member, not the whole ``oneOf``.
+    """
     if "oneOf" not in schema:
         return (
             schemas.NAMED[schema["$ref"].rpartition("/")[2]]

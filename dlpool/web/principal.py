@@ -36,7 +36,7 @@ class Principal:
     user: str | None = None
 
     def has_scope(self, scope: str) -> bool:
-        """Return whether the client has a scope; admin includes all."""
+        """Return whether the client has a scope; admin includes all scopes."""
         return allows(self.scopes, scope)
 
     def require(self, needed: tuple[str, ...]) -> None:

@@ -142,8 +142,8 @@ class QueueService:
         return self._views.stats().as_json()
 
     def overview(self, state: str) -> dict[str, Any]:
-        """Return all data of the dashboard. ``state``: the state of the jobs in its
-        list.
+        """Return all data of the dashboard. ``state``: the state of the jobs that the
+        dashboard lists.
 
         Asks the supervisors to report the progress of running jobs, for later calls.
         """
@@ -212,8 +212,8 @@ class QueueService:
         }
 
     def list_failures(self, limit: int, after: str | None = None) -> dict[str, Any]:
-        """Return a page of the failure records for clients, newest first. Raises
-        UsageError."""
+        """Return a page of the failure records, newest first; ``next`` is the cursor
+        of the next page. Raises UsageError."""
         found, behind = self._failures().page(limit, after)
         return {"failures": [_record(one) for one in found], "next": behind}
 
@@ -241,12 +241,13 @@ class QueueService:
         return found
 
     def _is_time(self) -> bool:
-        """Return whether this call may request progress from the supervisors."""
+        """Return whether this call may request progress from the supervisors: one call
+        of all processes every ``NEWS_S`` seconds."""
         return self._transitions.take_turn(self._keys.status_turn, NEWS_S)
 
 
 def _traced(job: dict[str, Any], trace_id: str | None) -> dict[str, Any]:
-    """Return the job with the trace id of the request, unless the job has one."""
+    """Return the job; if it has no trace id, add the trace id of the request."""
     own = job.get("dlpool", {})
     has_header = any(name.lower() == TRACEPARENT for name in own.get("headers", {}))
     if trace_id is None or "trace_id" in own or has_header:

@@ -36,8 +36,8 @@ def is_rebinding(host: str | None, names: Collection[str]) -> bool:
     """Return whether ``Host`` is a name that another site may have pointed to this
     server.
 
-    ``names``: the trusted names. Addresses and localhost cannot be rebound. A request
-    without Host is not from a browser, and so returns False.
+    ``names``: the trusted names. Addresses and localhost cannot be rebound. Returns
+    False without ``Host``, because browsers always send it.
     """
     if not host:
         return False

@@ -50,8 +50,11 @@ class _TokenHeader:
 
 
 class TokenVerifier:
-    """Verifies tokens. ``static``: the configured key; ``source``: provides further
-    keys by id. None: there are no such keys. Thread-safe."""
+    """Verifies tokens. Thread-safe.
+
+    ``static``: the configured key, or None. ``source``: provides further keys by id;
+    None if there are no further keys.
+    """
 
     def __init__(
         self,
@@ -195,7 +198,7 @@ def _object(data: bytes, what: str) -> dict[str, Any]:
 
 
 def _time(claims: dict[str, Any], name: str) -> float:
-    """Return a claim in seconds since 1970.
+    """Return a claim that is a time in seconds since 1970.
 
     Raises InvalidToken if the claim is not a number, or is NaN or huge.
     """

@@ -127,7 +127,7 @@ class _TusResource:
     ) -> None:
         """Append the body of a request at ``offset``, and answer with the new offset.
 
-        A complete upload is published.
+        If the upload is then complete, publish it.
         """
         limit = max(self._max_size, req.content_length or 0)
         try:
@@ -149,9 +149,9 @@ class _TusResource:
     def finish(self, req: falcon.Request, file_id: str) -> None:
         """Publish a complete upload.
 
-        Raises UploadError. Its code is ``locked`` if no merge slot becomes free in
-        time: after any other error in a response to HEAD, a client would restart the
-        upload.
+        Raises UploadError. If no merge slot becomes free in time, its code is
+        ``locked``, because after other errors of a HEAD request a client would restart
+        the upload.
         """
         with self._merge_slot(file_id):
             self._uploads.finish(file_id, request_owner(req))

@@ -123,8 +123,8 @@ class ChunkResource(_UploadApiResource):
     ) -> StagedChunk:
         """Prepare for the file part of a form; return ``staged``, which receives it.
 
-        If the fields before the file identify the chunk, the request is checked now, so
-        that a bad one is refused before its file is received.
+        If the fields before the file identify the chunk, check the request now, so that
+        an invalid request is refused before its file is received.
         """
         if fields.get("file_id") and fields.get("chunk_index"):
             self._backend.chunks.check(staged, _chunk_request(fields, owner))
@@ -138,7 +138,7 @@ class MergeResource(_UploadApiResource):
     scopes = UPLOAD_SCOPES
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Publish the file of a task. A repeated request has the same answer."""
+        """Publish the file of a task. A repeated request gets the same response."""
         fields = self.fields(req)
         request = MergeRequest(
             file_id=required_text(fields, "file_id"),

@@ -137,8 +137,11 @@ def _describe(error: ValidationError, what: str) -> str:
 
 
 def _schemas(error: ValidationError) -> Iterator[Mapping[str, Any]]:
-    """Yield the violated schema, and then each ``anyOf`` around it that applies to the
-    same value."""
+    """Yield the schemas that the value violates by ``pattern`` or ``anyOf``.
+
+    Starts at the schema of ``error``, and continues with the enclosing schemas of the
+    same value.
+    """
     found: Any = error
     while found is not None and found.absolute_path == error.absolute_path:
         if isinstance(found.schema, dict) and found.validator in ("pattern", "anyOf"):

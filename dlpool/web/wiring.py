@@ -85,8 +85,8 @@ class WebServices:
             self.log.warning("jwks_failed", reason=failure)
 
     def _log_unsynced(self, folder: str, error: OSError) -> None:
-        """Log that a file system cannot sync folders: a power failure may lose names,
-        but corrupts no file."""
+        """Log that a file system cannot sync folders. A power failure may then lose
+        names of files, but corrupts no file."""
         self.log.warning(
             "folder_not_synced", folder=folder, reason=error.strerror or str(error)
         )
@@ -117,9 +117,10 @@ class WebServices:
         return self._refused.allow((status, label))
 
     def log_summaries(self, *, now: bool = False) -> None:
-        """Log the number of rejected requests that got no record of their own.
+        """Log how many rejected requests got no log record of their own, and write the
+        summary of audit events.
 
-        Writes these records about once a minute, or at once if ``now``.
+        Writes the numbers about once a minute, or at once if ``now``.
         """
         self.audit.summarise(now=now)
         for summary in (self._unreadable, self._refused):

@@ -5,5 +5,5 @@ Read in this order: runner (which hooks run, in which threads), process (one com
 a process of its own), archiving (compressed logs).
 
 The main thread of the supervisor schedules hooks and archiving. Each hook runs in one
-of a few threads ``hook``, and the archive command in the thread ``archive``.
+of a few threads named ``hook``, and the archive command in a thread named ``archive``.
 """

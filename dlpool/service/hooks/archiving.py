@@ -1,10 +1,10 @@
-"""The operator's ``archive_command``, which stores each rotated, compressed log
-elsewhere, one at a time.
+"""The operator's ``archive_command``, which stores compressed logs elsewhere, one log
+at a time.
 
 Each log is archived at least once. The archiver runs the command, and then adds the
-name of the log to ``dlpool.log.archived``. If it crashes in between, or cannot write
-the name to a full disk, it archives the log again. Settings such as ``keep_days``
-remove logs even if they were not archived.
+name of the log to ``dlpool.log.archived``. If the archiver crashes in between, or
+cannot write the name because the disk is full, it archives the log again. Settings such
+as ``keep_days`` remove logs even if they were not archived.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def check_archive_command(settings: LoggingSettings) -> None:
 
 
 class LogArchiver:
-    """Runs ``archive_command`` in a thread until all logs are archived or the command
-    failed for one. Used by the main thread.
+    """Runs ``archive_command`` for new logs, in a thread. Used by the main thread.
 
-    No method raises. ``settings`` may be replaced at any time.
+    The thread ends when all logs are archived, or when the command fails. No method
+    raises. ``settings`` may be replaced at any time.
     """
 
     def __init__(self, settings: LoggingSettings, live: Path, log: Logger) -> None:
@@ -91,7 +91,8 @@ class LogArchiver:
             self._failed(error=error)
 
     def _archive(self, logs: list[Path]) -> bool:
-        """Archive the logs that are not archived yet; return whether that succeeded."""
+        """Archive the logs that are not archived yet, until the command fails. Return
+        whether all are archived."""
         archived = self._read_list() & {path.name for path in logs}
         for path in logs:
             if path.name in archived:
@@ -103,7 +104,7 @@ class LogArchiver:
         return True
 
     def _run(self, path: Path) -> bool:
-        """Archive one log, and return whether it was archived or has been removed."""
+        """Archive one log. Return True if it was archived or no longer exists."""
         settings, started_at = self.settings, time.monotonic()
         if (
             settings.archive_command is None
@@ -143,8 +144,10 @@ class LogArchiver:
         return set()
 
     def _write_list(self, names: set[str]) -> None:
-        """Write the names of the archived logs. Raises OSError. The file need not be
-        durable: an older list is safe."""
+        """Write the names of the archived logs. Raises OSError.
+
+        The file is not synced: if the machine crashes, some logs are archived again.
+        """
         atomic_write(
             self._list,
             "".join(f"{name}\n" for name in sorted(names)).encode(),

@@ -19,8 +19,8 @@ TERMINATE_S = 2.0  # between SIGTERM and SIGKILL
 
 @dataclass(frozen=True)
 class CommandResult:
-    """The result of a command: ``failure`` is the reason, empty on success; ``stderr``
-    the end of standard error."""
+    """The result of a command. ``failure``: why it failed, '' on success. ``stderr``:
+    the end of its standard error."""
 
     failure: str
     stderr: str = ""
@@ -56,8 +56,8 @@ def run_command(
 
     ``stop_reason`` is called repeatedly and returns an empty text while the command may
     continue. When it returns a reason, the process group gets SIGTERM, and SIGKILL
-    after ``TERMINATE_S``. The input is a file in memory, so a command that does not
-    read it cannot block.
+    after ``TERMINATE_S``. Standard input is a file in memory, so a command that does
+    not read it cannot block the caller.
     """
     try:
         process = _start(command, stdin, environment)

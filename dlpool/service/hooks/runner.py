@@ -48,7 +48,8 @@ def check_hooks(settings: HookSettings) -> None:
 
 
 def command_environment() -> dict[str, str]:
-    """Return the variables of this process that commands of the operator get."""
+    """Return the environment variables of this process that the operator's commands
+    inherit."""
     return {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
 
 
@@ -79,8 +80,9 @@ class HookRunner:
     """Runs hooks in threads, which exit when no hook waits. The main thread calls
     ``schedule`` and ``stop``.
 
-    ``settings`` may be replaced at any time. The lock guards the waiting hooks and the
-    numbers of threads and of dropped hooks.
+    A hook is dropped if too many hooks wait. ``settings`` may be replaced at any time.
+    The lock guards the waiting hooks, the number of threads and the number of dropped
+    hooks.
     """
 
     def __init__(self, settings: HookSettings, node_id: str, log: Logger) -> None:
@@ -101,8 +103,10 @@ class HookRunner:
         )
 
     def schedule(self, job: InFlightJob, request: FinishRequest) -> None:
-        """Schedule the hook that the settings name for a recorded result, if any. Does
-        not wait, and raises nothing."""
+        """Schedule the hook for a recorded result, if the settings name one.
+
+        Does not wait and does not raise.
+        """
         outcome = OUTCOMES.get(request.disposition)
         if outcome is None:
             return
@@ -117,7 +121,8 @@ class HookRunner:
         self._add(HookCall(command, job.lease.job_id, job.trace_id, outcome, stdin))
 
     def stop(self) -> None:
-        """Wait ``STOP_S`` seconds; then stop running hooks and drop waiting hooks."""
+        """Let hooks run for up to ``STOP_S`` seconds; then stop running hooks and drop
+        waiting hooks."""
         with self._lock:
             self._stop_at = time.monotonic() + STOP_S
             self._lock.wait_for(lambda: self._threads == 0, STOP_S + TERMINATE_S + 1.0)
@@ -199,8 +204,10 @@ class HookRunner:
             self._log.debug("hook_succeeded", **about)
 
     def _report(self, *, now: bool = False) -> None:
-        """Log the number of dropped hooks, at most every ``REPORT_S`` seconds unless
-        ``now``."""
+        """Log how many hooks were dropped since the last report.
+
+        Without ``now``, log at most once in ``REPORT_S`` seconds.
+        """
         with self._lock:
             is_due = self._dropped > 0 and (
                 now or time.monotonic() - self._reported >= REPORT_S
@@ -215,8 +222,8 @@ class HookRunner:
 def hook_payload(
     job: InFlightJob, request: FinishRequest, outcome: str, node_id: str
 ) -> bytes:
-    """Return the job as JSON for a hook. The URL is as it was pushed; headers are left
-    out."""
+    """Return the JSON that a hook reads about its job. The URL is as the client pushed
+    it; headers are left out."""
     pushed, note = job.job, request.note
     url = (
         pushed.url

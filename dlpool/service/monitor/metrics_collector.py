@@ -27,7 +27,7 @@ MIN_RECENT_BYTES = 64 * 1024  # the speed of a smaller file says nothing
 
 
 class ByteRate:
-    """The rate of a growing number of bytes over the last ten seconds. Used by one
+    """The rate at which a byte counter has grown over the last ten seconds. Used by one
     thread."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -35,8 +35,8 @@ class ByteRate:
         self._samples: deque[tuple[float, int]] = deque()
 
     def update(self, total: int) -> int:
-        """Add a sample of the total, and return the rate in bytes a second; 0 for the
-        first sample."""
+        """Add the present value of the counter, and return the rate in bytes a second;
+        0 for the first value."""
         now = self._clock()
         self._samples.append((now, total))
         while len(self._samples) > 2 and self._samples[1][0] <= now - RATE_WINDOW_S:
@@ -64,7 +64,7 @@ class MetricsCollector:
         return self._rate.update(self.received_bytes)
 
     def count_result(self, request: FinishRequest, reply: str) -> None:
-        """Count the result of a job, with the reply of Redis."""
+        """Count the result of a job. ``reply`` is the answer of Redis to it."""
         label = str(request.note.get("label", ""))
         if reply in LEASE_LOST_REPLIES:
             self.count_lost("fenced")
@@ -81,7 +81,8 @@ class MetricsCollector:
         self._metrics.requeued.labels(disposition, "").inc()
 
     def observe_run(self, frame: EndedFrame, seconds: float) -> None:
-        """Record a run that has left its worker after ``seconds``."""
+        """Record the duration and the speed of a run, which took ``seconds`` in its
+        worker."""
         self._metrics.job_seconds.labels(frame.attempt_result).observe(seconds)
         received, took_s = (
             frame.statistics.get("received", 0),

@@ -1,7 +1,8 @@
 """The monitor of a supervisor: its metrics and health, served over HTTP.
 
-Once a second the main thread samples what only it knows. Threads survey the queue and
-the disks, and answer requests. None of them can stop or delay the service.
+Once a second the main thread samples the state that only it knows. Other threads survey
+the queue and the disks, and answer HTTP requests; they can neither stop nor delay the
+service.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class NodeStatus:
 
 @dataclass(frozen=True)
 class MonitoredNode:
-    """The parts of a supervisor that its monitor reads. ``order`` returns the setting
-    ``order``."""
+    """The parts of a supervisor that its monitor reads. ``order`` returns the present
+    value of the setting ``order``."""
 
     node_id: str
     state_dir: Path
@@ -191,7 +192,7 @@ IN_FLIGHT_STATES = ("waiting", "running", "recording")
 
 
 def worker_state(handle: WorkerHandle) -> str:
-    """Return one of ``WORKER_STATES``."""
+    """Return the state of a worker: one of ``WORKER_STATES``."""
     if handle.kill_reason or handle.has_exited:
         return "exiting"
     if not handle.is_ready:
@@ -200,8 +201,8 @@ def worker_state(handle: WorkerHandle) -> str:
 
 
 def in_flight_state(job: InFlightJob) -> str:
-    """Return one of ``IN_FLIGHT_STATES``: waiting for a worker or host, running, or
-    recording until Redis has the result."""
+    """Return the state of a job: ``waiting`` for a worker or host, ``running``, or
+    ``recording`` until Redis has the result."""
     return (
         "recording"
         if job.is_recording
@@ -220,7 +221,7 @@ def written_folders(paths: PathSettings) -> list[str]:
 
 
 def http_routes(metrics: Metrics, health: Health, node_id: str) -> dict[str, Route]:
-    """Return the function that answers the requests for each path."""
+    """Return the handler of each path that the HTTP server serves."""
     version = {
         "version": __version__,
         "python": platform.python_version(),

@@ -53,10 +53,10 @@ class SurveyThread:
 
 
 class IntakeAge:
-    """A lower bound for the age of the oldest job in the intake list. Pure.
+    """A lower bound for the age of the oldest job in the intake list. Does no I/O.
 
-    Jobs in the list carry no time, so the age is how long the same job has been seen at
-    the old end of the list.
+    Jobs in the list have no timestamp. So the age is the time for which the same job
+    has been seen at the old end of the list.
     """
 
     def __init__(self) -> None:
@@ -67,8 +67,8 @@ class IntakeAge:
     def sample(self, oldest: OldestWaiting, now: float, *, is_fifo: bool) -> float:
         """Return the age in seconds at the time ``now``; 0 for an empty list.
 
-        In a fifo list the next job may equal the oldest one. So if the list has become
-        shorter, the oldest job counts as taken, even if its successor looks the same.
+        In a fifo list the oldest job and its successor may look the same. So if the
+        list has become shorter, the oldest job counts as taken.
         """
         was_taken = is_fifo and oldest.backlog < self._backlog
         if oldest.fingerprint != self._fingerprint or was_taken:
@@ -78,8 +78,10 @@ class IntakeAge:
 
 
 class QueueSurvey:
-    """Measures the complete queue. Used by one thread. The metrics are cleared while
-    Redis is unavailable."""
+    """Measures the whole queue, for the metrics. Used by one thread.
+
+    While Redis is unavailable, the metrics of the queue are empty.
+    """
 
     def __init__(
         self,
@@ -167,9 +169,10 @@ class DiskSurvey:
 
 def size_and_free(folder: Path) -> tuple[float, float]:
     """Return the size of a folder's file system, and how much this user may still write
-    there, in bytes. For a missing folder its nearest parent counts.
+    there, in bytes.
 
-    Both are NaN if the file system does not report them.
+    If the folder does not exist, its nearest existing parent is used. Both results are
+    NaN if the file system does not report them.
     """
     try:
         found = space_of(folder)

@@ -34,11 +34,12 @@ _USABLE = os.W_OK | os.X_OK
 
 @dataclass(frozen=True)
 class EndedRun:
-    """A run that a disk error ended, after it released the locks of its files.
+    """A run of a job that a disk error has ended. The job no longer holds locks on its
+    files.
 
-    ``size`` is the size of the file in bytes, None if unknown; ``written`` bytes are on
-    disk. ``roots`` are the folders of all downloads. ``can_write`` returns whether a
-    small write in a folder succeeds.
+    ``size``: the size of the file in bytes, None if unknown. ``written``: how many
+    bytes of it are on disk. ``roots``: the folders of all downloads. ``can_write``
+    returns whether a small write in a folder succeeds.
     """
 
     url: str
@@ -50,7 +51,7 @@ class EndedRun:
 
     @property
     def is_node_writable(self) -> bool:
-        """Return whether a small write succeeds in the folder of downloads that
+        """Return whether a small write succeeds in the folder of ``roots`` that
         contains the target."""
         folder = os.path.realpath(self.target)
         root = next(
@@ -64,8 +65,8 @@ class EndedRun:
         return self.can_write(self.target.parent if root is None else root)
 
     def discard_large_part(self) -> bool:
-        """Remove the part file if it is large, because it may be what fills the disk.
-        Return whether it was large."""
+        """Remove the part file if it is large, because it may fill the disk. Return
+        whether it was large."""
         if self.written < SPACE_RESERVE:
             return False
         with suppress(DlpoolError):
@@ -74,8 +75,10 @@ class EndedRun:
 
 
 def classify_disk_error(error: LocalFault, run: EndedRun) -> AttemptResult:
-    """Return the attempt result (see EndedFrame) of a job that failed with
-    ``error``."""
+    """Return the result of an attempt that failed with the disk error ``error``.
+
+    If the disk is full, remove a large part file of the job when necessary.
+    """
     if isinstance(error, TooLarge | NoThread):
         return attempt_result_of(error)
     if isinstance(error, NoRoom):
@@ -108,8 +111,9 @@ def _classify_other(error: LocalFault, run: EndedRun) -> AttemptResult:
 def _classify_full_disk(run: EndedRun) -> AttemptResult:
     """Return the attempt result of a job that met a full disk.
 
-    The job fails if its file is larger than the disk. Otherwise a small write is tried;
-    if it fails, a large part file of the job is removed, and the write is repeated.
+    The job fails if its file is larger than the disk. Otherwise this function tries a
+    small write. If the write fails and the part file of the job is large, the function
+    removes the part file and tries again.
     """
     space = space_or_none(run.target.parent)
     if run.size is not None and space is not None and run.size > space.usable:

@@ -51,7 +51,11 @@ class FileSystemSpace:
         return least_free(self.size, min_free)
 
     def is_low(self, min_free: int | None, *, was_low: bool) -> bool:
-        """Return whether no further job may start."""
+        """Return whether there is too little space for another job.
+
+        If the space was low before (``was_low``), more than the required space must be
+        free.
+        """
         required = self.required_free(min_free)
         return required > 0 and self.free_after_jobs < (
             required * HYSTERESIS if was_low else required
@@ -59,12 +63,12 @@ class FileSystemSpace:
 
 
 class DiskGuard:
-    """Samples the disks once a second. It has a thread of its own, because a file
-    system that does not answer may block its caller.
+    """Samples the disks once a second, in a thread of its own, because a file system
+    that does not answer may block its caller.
 
-    ``serve`` is the thread; any thread may read the attributes. After a fault of the
-    node the guard also checks whether a small write succeeds again; the lock guards the
-    time of that check.
+    The thread runs ``serve``; any thread may read the attributes. After a disk fault of
+    the node, the guard tries small writes until they succeed. The lock guards the time
+    of the next try.
     """
 
     def __init__(
@@ -110,25 +114,26 @@ class DiskGuard:
 
     @property
     def fault_s(self) -> float | None:
-        """Return the seconds until a small write is tried, None if the node has no
-        fault."""
+        """Return the seconds until the guard tries a small write; None if the node has
+        no fault."""
         until = self._faulty_until
         return None if until is None else max(0.0, until - time.monotonic())
 
     @property
     def is_low(self) -> bool:
-        """Return whether no job may start; true before the first sample."""
+        """Return whether there is too little space for another job; True before the
+        first sample."""
         return bool(self._low) or not self._has_sample
 
     @property
     def low_folders(self) -> list[str]:
-        """Return a folder on each file system with too little space."""
+        """Return one folder for each file system with too little space."""
         return [space.folder for space in self._low.values()]
 
     @property
     def free_after_jobs(self) -> int | None:
-        """Return the bytes that running jobs will leave on the fullest file system;
-        None if that is unknown."""
+        """Return the bytes that running jobs will leave free on the file system where
+        this number is smallest; None if unknown."""
         return min((space.free_after_jobs for space in self.file_systems), default=None)
 
     def serve(self, stopping: threading.Event) -> None:
@@ -257,7 +262,7 @@ def _measure(folder: str, reserved: int) -> FileSystemSpace | None:
     """Return the space of the file system of ``folder``.
 
     Return None if the file system reports no size, or if the folder cannot be read.
-    Jobs that write to such a folder fail with an error of their own.
+    Then the jobs that write to the folder report the error.
     """
     try:
         found = os.statvfs(folder)

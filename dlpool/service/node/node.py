@@ -107,7 +107,7 @@ class Node:
 
     def forget_sids(self, sids: Iterable[str]) -> None:
         """Remove supervisor ids to which no jobs are assigned: ids of earlier starts,
-        and at a clean stop also the ids of this start."""
+        and after a clean stop the ids of this start."""
         gone = set(sids)
         if gone & {*self._earlier, *self._own}:
             self._record(

@@ -58,8 +58,8 @@ class RedisServer:
 
     @property
     def client_url(self) -> str:
-        """Return the URL for clients on this machine. For a private server this is its
-        TCP address, if it has one."""
+        """Return the URL for clients on this machine. If a private server has a TCP
+        address, the URL contains this address."""
         own = self._embedded
         return (
             f"redis://{own.listen}"
@@ -79,8 +79,8 @@ class RedisServer:
             self._embedded.stop()
 
     def _found(self) -> RedisSettings:
-        """Resolve ``auto`` and return the settings for the server that it found. Raises
-        QueueRefused."""
+        """Find the server for ``url = auto``, and return the settings to connect with.
+        Raises QueueRefused."""
         address = auto_address(self.settings)
         found = replace(self.settings, url=f"redis://{address}")
         private = replace(

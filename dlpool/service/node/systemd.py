@@ -26,11 +26,12 @@ class SystemdNotifier:
         self._send("READY=1")
 
     def extend_timeout(self, more_s: float) -> None:
-        """Extend the time limit of the start or stop: ``more_s`` seconds from now."""
+        """Extend the time limit of the start or stop, to ``more_s`` seconds from
+        now."""
         self._send(_extension(more_s))
 
     def stopping(self, more_s: float) -> None:
-        """Report that the service is stopping, and set the time limit for that:
+        """Report that the service is stopping, and set the time limit of the stop to
         ``more_s`` seconds from now."""
         self._send(f"STOPPING=1\n{_extension(more_s)}")
 
@@ -66,8 +67,8 @@ def _extension(more_s: float) -> str:
 
 
 def _watchdog_s(variables: dict[str, str]) -> float | None:
-    """Return the seconds between two pings, half of the limit; None if the watchdog is
-    off for this process."""
+    """Return the seconds between two pings: half of the limit that systemd sets. Return
+    None if the watchdog is off for this process."""
     if variables.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     with suppress(ValueError):

@@ -5,6 +5,6 @@ Read in this order: messages (what the threads tell the main thread), redis_stat
 heartbeat (leases, jobs of dead supervisors), recording (results), spool (results on
 disk while Redis is unavailable), sweeping (files of jobs that ended elsewhere).
 
-Three threads of the supervisor run this: ``claim``, ``heartbeat`` and ``record``. The
-main thread reads the mailbox.
+The threads are named ``claim``, ``heartbeat`` and ``record``. The main thread reads
+their messages from the mailbox.
 """

@@ -2,9 +2,9 @@
 empty.
 
 Two supervisors cannot both complete a job, because each claim has a fence.
-``claim.lua`` sets the fence; ``heartbeat.lua`` and ``finish.lua`` check it. If the
-lease of a claim has expired, ``JobDispatcher`` has its fence checked before the worker
-may publish the file.
+``claim.lua`` sets the fence; ``heartbeat.lua`` and ``finish.lua`` check it. If a lease
+has expired, ``JobDispatcher`` has the fence checked before the worker may publish the
+file.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class JobClaimer:
     ) -> None:
         """Create a claimer, which ``serve`` starts.
 
-        While ``max_throttled`` jobs in the queue are throttled, no other jobs are
-        claimed.
+        While at least ``max_throttled`` jobs in the queue are throttled, the claimer
+        claims only throttled jobs that may start now.
         """
         self._transitions = context.transitions
         self._blocking = blocking
@@ -91,18 +91,18 @@ class JobClaimer:
                 self._backoff.wait()
 
     def request_reconcile(self) -> None:
-        """Let the next claim return jobs that this supervisor holds in Redis, but that
-        are not in its in-flight table."""
+        """Let the next claim include the jobs that this supervisor holds according to
+        Redis, but that are missing in its in-flight table."""
         self._must_reconcile.set()
 
     def request_waiting_hosts(self) -> None:
-        """Request the number of waiting jobs by host; the answer is posted as
-        WaitingHosts."""
+        """Request the number of waiting jobs by host. The claim thread posts the answer
+        as WaitingHosts."""
         self._wants_waiting_hosts = True
 
     def resume(self) -> None:
-        """Allow the next claim: the main thread has taken over the jobs of the last
-        one."""
+        """Allow the next claim, after the main thread has taken over the jobs of the
+        last claim."""
         self._may_claim.set()
 
     def stop(self) -> None:
@@ -110,8 +110,8 @@ class JobClaimer:
         self._is_stopped = True
 
     def wake(self) -> None:
-        """End the wait for the intake list, because a job became ready elsewhere.
-        Raises QueueError."""
+        """End the claim thread's wait for the intake list, because a job may be ready
+        in another list. Raises QueueError."""
         self._woken.set()
         waiting = self._waiting_id
         if waiting is not None:

@@ -83,7 +83,8 @@ class Heartbeat:
         self._has_started = False
 
     def serve(self) -> None:
-        """Recover what earlier starts left, then run until the supervisor stops."""
+        """Recover the results and jobs of earlier starts, then make the periodic calls
+        until the supervisor stops."""
         while self._redis.keep_running():
             try:
                 if not self._has_started:
@@ -96,7 +97,8 @@ class Heartbeat:
                 self._backoff.wait()
 
     def wake(self) -> None:
-        """Push a mail to this supervisor, which ends the heartbeat thread's wait.
+        """Push a message to the mail of this supervisor, which ends the heartbeat
+        thread's wait.
 
         Called by any thread. Raises QueueError.
         """
@@ -106,8 +108,8 @@ class Heartbeat:
             client.pexpire(mail, MAIL_TTL_MS)
 
     def _recover_earlier_starts(self) -> None:
-        """Record the results that earlier starts spooled, then requeue the jobs that
-        they held."""
+        """Record the results that earlier starts spooled, then requeue the other jobs
+        of these starts."""
         self._check_server()
         for sid, request in self._spool.stored():
             reply = finish_jobs(self._transitions, sid, [request], self._log)[0]
@@ -131,8 +133,8 @@ class Heartbeat:
             self._post(JobsTakenBack(self._earlier))
 
     def _check_server(self) -> None:
-        """Check once that this Redis server can be used, and log those of its settings
-        with which jobs may be lost."""
+        """Check once that this Redis server can be used, and log a warning for each of
+        its settings that may cause the loss of jobs."""
         if self._is_checked:
             return
         for warning in check_server(self._transitions.client):
@@ -156,8 +158,8 @@ class Heartbeat:
         self._read_mail(min(BLOCK_S, max(0.05, self._beat_at - time.monotonic())))
 
     def _beat(self) -> None:
-        """Renew the leases of jobs and of host slots, and post what Redis answers for
-        each job."""
+        """Renew the leases of jobs and of host slots. Post a message for each job that
+        is lost or must stop, and for each held host."""
         if self._redis.error is not None:
             self._transitions.check_keys()
         lease_s = self._context.lease_s
@@ -202,8 +204,8 @@ class Heartbeat:
             )
 
     def _sample(self) -> float:
-        """Add a sample for charts if that is due, and return the seconds until the next
-        attempt.
+        """Add a sample for the charts of the queue if that is due, and return the
+        seconds until the next attempt.
 
         Errors are logged and otherwise ignored: nothing else needs the samples.
         """
@@ -218,7 +220,8 @@ class Heartbeat:
             return SAMPLE_FAILED_S
 
     def _replay(self) -> None:
-        """In a Cluster, write the client records that are left in the outbox."""
+        """Write the client records that are left in the outbox, which is used only with
+        a Redis Cluster."""
         if self._transitions.outbox is not None:
             delivery = self._transitions.outbox.replay()
             log_refused_records(delivery, self._log)
@@ -230,8 +233,11 @@ class Heartbeat:
                 self._log.info("records_replayed", records=delivery.written)
 
     def _read_mail(self, timeout_s: float) -> None:
-        """Wait for mail. After mail to this supervisor the next heartbeat is sent at
-        once: its reply contains the request that the mail announces."""
+        """Wait at most ``timeout_s`` seconds for mail.
+
+        After mail to this supervisor the next heartbeat is sent at once: the reply to
+        the heartbeat contains the request that the mail announces.
+        """
         keys = self._transitions.keys
         with translated(self._blocking):
             mail = self._blocking.blpop(

@@ -54,8 +54,8 @@ class FenceChecked:
 class HostSlotRequest:
     """A job requests a slot of its host; the answer is HostSlotAnswered.
 
-    ``is_start_reserved``: an earlier request has reserved a start for this job within
-    the host's ``rate_per_host``.
+    ``is_start_reserved``: whether an earlier request has reserved a start for this job
+    within the host's ``rate_per_host``.
     """
 
     lease: JobLease
@@ -103,16 +103,16 @@ class StateChanged:
 
 @dataclass(frozen=True)
 class JobsTakenBack:
-    """The jobs of earlier starts were returned to the queue; the ids of those starts
-    may be forgotten."""
+    """The jobs of earlier starts were returned to the queue. ``sids``: the supervisor
+    ids of these starts, which may be forgotten."""
 
     sids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class StaleFilesFound:
-    """Jobs that started on this node have ended elsewhere: their part and state files
-    can be removed."""
+    """Jobs in the journal of this node have ended: their part and state files can be
+    removed."""
 
     jobs: tuple[CleanupEntry, ...]
 

@@ -62,16 +62,18 @@ class ResultRecorder:
         }
 
     def record(self, request: FinishRequest) -> None:
-        """Record the result of a job; the answer is posted as ResultRecorded."""
+        """Record the result of a job. The record thread posts the answer as
+        ResultRecorded."""
         self._requests.put(request)
 
     def check_fence(self, lease: JobLease) -> None:
-        """Check whether this supervisor still holds a lease; the answer is posted as
-        FenceChecked."""
+        """Check whether this supervisor still holds a lease. The record thread posts
+        the answer as FenceChecked."""
         self._requests.put(lease)
 
     def request_host_slot(self, request: HostSlotRequest) -> None:
-        """Request a slot of a host; the answer is posted as HostSlotAnswered."""
+        """Request a slot of a host. The record thread posts the answer as
+        HostSlotAnswered."""
         self._requests.put(request)
 
     def hold_host(self, hold: HostHeld) -> None:
@@ -79,8 +81,8 @@ class ResultRecorder:
         self._requests.put(hold)
 
     def serve(self) -> None:
-        """Send requests until the supervisor stops; then spool the results that are
-        left."""
+        """Send requests until the supervisor stops; then spool the results that were
+        not sent."""
         pending: list[Request] = []
         while self._redis.keep_running():
             pending += self._take(wait=not pending)
@@ -106,8 +108,11 @@ class ResultRecorder:
         return taken
 
     def _send(self, pending: list[Request]) -> None:
-        """Send ``pending`` and empty it. Results come last, because running jobs wait
-        for the answers to the other requests."""
+        """Send all requests in ``pending``, and empty the list.
+
+        Results are sent last, because running jobs wait for the answers to other
+        requests.
+        """
         pending.sort(key=lambda one: isinstance(one, FinishRequest))
         while pending:
             batch = pending[:BATCH]
@@ -176,12 +181,12 @@ def finish_jobs(
     requests: Sequence[FinishRequest],
     logger: Logger,
 ) -> list[str]:
-    """Record results in Redis; return the replies of Redis when clients can see the
-    records.
+    """Record results in Redis, and return the replies.
 
-    Some records cannot be written, and do not delay other records. Redis refuses a
-    record whose key has another type. In a Cluster a record stays in the outbox while
-    the node of its key is unavailable. Raises QueueAway, QueueRefused.
+    Clients can then see the records, except for two kinds. Redis refuses a record whose
+    key has another type. In a Cluster a record stays in the outbox while the node of
+    its key is unavailable. Such records do not delay other records. Raises QueueAway,
+    QueueRefused.
     """
     try:
         replies = transitions.finish(sid, requests)

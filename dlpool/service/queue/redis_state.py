@@ -22,8 +22,8 @@ class RedisState:
     """The state of the connection to Redis. Thread-safe; the lock guards the error and
     ``registered``.
 
-    After an outage all threads wait for the first heartbeat, which renews the leases
-    before anything else is done.
+    After an outage the other threads wait until the first heartbeat has renewed the
+    leases.
     """
 
     def __init__(
@@ -114,8 +114,8 @@ class QueueContext:
 
 
 class CallSpacing:
-    """Spaces the calls of one thread, so that each call can do more work. The first
-    call of a burst is not delayed."""
+    """Keeps an interval between the calls of one thread, so that each call can do more
+    work. The first call of a burst is not delayed."""
 
     def __init__(self, interval_s: float) -> None:
         self._interval_s = interval_s

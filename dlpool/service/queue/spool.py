@@ -21,8 +21,11 @@ from dlpool.jobs.transitions import FinishRequest, JobLease
 
 
 class Spool:
-    """The folder ``STATE_DIR/spool``. Used by the record thread. Each file is named
-    after the lease of its job, so no result has two files."""
+    """The folder ``STATE_DIR/spool``. Used by the record thread, and at the start by
+    the heartbeat thread.
+
+    Each file is named after the lease of its job, so no result has two files.
+    """
 
     def __init__(self, state_dir: Path) -> None:
         self.folder = state_dir / "spool"
@@ -37,8 +40,10 @@ class Spool:
         return sum(1 for name in os.listdir(self.folder) if name.endswith(".json"))
 
     def store(self, sid: str, request: FinishRequest) -> None:
-        """Write a final result of the supervisor ``sid`` durably, unless the result
-        has been stored already. Raises LocalFault."""
+        """Write a result of the supervisor ``sid`` durably. Raises LocalFault.
+
+        Results that are not final or are stored already are ignored.
+        """
         path = self._path(request.lease)
         if (
             request.disposition not in TERMINAL_DISPOSITIONS
@@ -62,7 +67,7 @@ class Spool:
     def stored(self) -> Iterator[tuple[str, FinishRequest]]:
         """Yield the results that earlier starts left, each with its supervisor id.
 
-        Damaged files are renamed.
+        Damaged files are renamed to ``*.damaged``.
         """
         for path in sorted(self.folder.glob("*.json")):
             try:

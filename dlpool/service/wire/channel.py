@@ -72,8 +72,8 @@ class FrameChannel:
     def receive(self) -> Frame | None:
         """Return the next frame, or None if the other end is closed.
 
-        Raises BlockingIOError if there is none yet. A reset is ignored once: the kernel
-        reports it before the last data, which may be the result of a job.
+        Raises BlockingIOError if no frame has arrived. One connection reset is ignored:
+        the kernel reports it before the last data, which may be the result of a job.
         """
         for _ in range(2):
             with suppress(ConnectionResetError):
@@ -82,5 +82,5 @@ class FrameChannel:
         return None
 
     def close(self) -> None:
-        """Close this end. The other end then receives None."""
+        """Close this end. After that, ``receive`` returns None at the other end."""
         self.socket.close()

@@ -60,9 +60,9 @@ class CounterDeltas:
         return self._last.get(name, 0.0)
 
     def update(self, counters: Mapping[str, float]) -> dict[str, float]:
-        """Return by how much counters have grown since the last report.
+        """Return by how much the counters have grown since the last report.
 
-        Reports may arrive out of order.
+        Reports may arrive out of order: an older report changes nothing.
         """
         deltas = {
             name: count - self._last.get(name, 0) for name, count in counters.items()
@@ -91,7 +91,7 @@ def scans_of(counts: Mapping[str, float]) -> dict[str, float]:
 
 
 def ranges_of(counts: Mapping[str, float]) -> list[float]:
-    """Return the number of fetched ranges by bucket of ``RANGE_BOUNDS_S``.
+    """Return the number of fetched ranges in each bucket of ``RANGE_BOUNDS_S``.
 
     The last number counts the ranges above the last bound.
     """

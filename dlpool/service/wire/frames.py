@@ -103,9 +103,9 @@ class CleanFrame(Frame):
 class CleanupEntry(NamedTuple):
     """The files that a job may leave behind.
 
-    ``path``: the target file, None if ``save_path`` names it. ``fence`` tells
-    attempts apart. The URL may contain a password, so only its digest is kept.
-    ``trace_id``: for log lines.
+    ``path``: the target file, None if ``save_path`` alone determines it. ``fence``
+    tells the attempts of a job apart. The URL may contain a password, so only its
+    digest is kept. ``trace_id``: for log lines.
     """
 
     job_id: str
@@ -137,7 +137,8 @@ class ConfigFrame(Frame):
 class HoldFrame(Frame):
     """Send no requests to ``host`` for ``seconds``.
 
-    Sent in both directions: a worker also reports a new hold.
+    A worker sends this frame to report a new hold. The supervisor sends it to all
+    workers.
     """
 
     kind = "hold"
@@ -160,8 +161,8 @@ class RateFrame(Frame):
 class SpaceFrame(Frame):
     """Disk space that jobs must leave free, in bytes.
 
-    ``min_free``: the setting. ``reserved``: what running jobs have yet to allocate, by
-    device number in decimal.
+    ``min_free``: the setting. ``reserved``: the bytes that running jobs have yet to
+    allocate, by device number in decimal.
     """
 
     kind = "space"
@@ -237,11 +238,10 @@ class VerifiedFrame(Frame):
 class EndedFrame(Frame):
     """An attempt has ended.
 
-    ``statistics``: set after a success. ``label`` and ``message``: the error of any
-    other attempt.
-    ``retry_after_s``: the delay that the server asked for. ``needs_cleanup``: files
-    must be removed once Redis has recorded the result. ``stack``: of the error, for the
-    log.
+    ``statistics``: set after a success. ``label`` and ``message``: the error, if the
+    attempt did not succeed. ``retry_after_s``: the delay that the server asked for, or
+    None. ``needs_cleanup``: whether files must be removed once Redis has recorded the
+    result. ``stack``: the stack of the error, for the log.
     """
 
     kind = "ended"
@@ -304,13 +304,13 @@ def encode(frame: Frame) -> bytes:
 
 
 def decode(data: bytes) -> Frame:
-    """Return the frame that ``encode`` has encoded."""
+    """Return the frame that ``encode`` converted to ``data``."""
     fields = jsontext.loads(data)
     return FRAMES[fields.pop("kind")](**fields)
 
 
 def config_frame(settings: Settings) -> ConfigFrame:
-    """Return the reloaded settings that workers need."""
+    """Return a frame with those reloaded settings that workers need."""
     return ConfigFrame(
         asdict(settings.transfer),
         asdict(settings.network),

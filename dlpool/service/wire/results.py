@@ -24,7 +24,7 @@ from dlpool.errors import (
 class AttemptResult(str, Enum):
     """How an attempt ended.
 
-    The supervisor's disposition policy decides what it leads to.
+    The supervisor's disposition policy decides what then happens to the job.
     """
 
     SUCCEEDED = "succeeded"

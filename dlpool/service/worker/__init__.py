@@ -2,6 +2,6 @@
 
 Read in this order: process (the main loop), job_run (one attempt of a job), affinity
 (CPUs of its threads). A worker has a main thread that receives frames, one thread for
-each slot, and the threads report and clean; each download starts threads for its
-connections.
+each slot, and the threads named ``report`` and ``clean``. Each download starts threads
+for its connections.
 """

@@ -17,7 +17,7 @@ from contextlib import suppress
 class Affinity:
     """Selects the CPUs of the calling thread.
 
-    Threads that it starts afterwards inherit them.
+    Threads that the calling thread starts afterwards inherit its CPUs.
     """
 
     def __init__(self, cpu: int | None) -> None:

@@ -72,7 +72,7 @@ _TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")
 class JobRunContext:
     """The objects and settings that a worker passes to the run of a job.
 
-    A reload of the settings does not change it.
+    The run keeps these settings when the worker's settings are reloaded.
     """
 
     transfer: TransferSettings
@@ -90,9 +90,9 @@ class JobRunContext:
 class JobRun:
     """An attempt of a job.
 
-    The slot's thread calls ``run``; any thread may call other methods. The lock guards
-    the transfer and the error that stops it, which may be set before there is a
-    transfer.
+    The slot's thread calls ``run``; any thread may call the other methods. The lock
+    guards ``_transfer`` and ``_error``, the error that stops the run. ``cancel`` may
+    set the error before ``run`` has created the transfer.
     """
 
     def __init__(self, frame: JobFrame, context: JobRunContext) -> None:
@@ -174,12 +174,14 @@ class JobRun:
         self._may_continue.set()
 
     def publish(self) -> None:
-        """Permit ``run`` to publish the verified file: the supervisor holds the
-        lease."""
+        """Let ``run`` publish the verified file.
+
+        Called when the supervisor has confirmed that it holds the lease.
+        """
         self._may_continue.set()
 
     def progress(self) -> dict[str, Any]:
-        """Return the progress for people: bytes done, all bytes, phase, connections."""
+        """Return the progress for display: done and total bytes, phase, connections."""
         transfer = self._transfer
         if transfer is None:
             return {"done": 0, "size": None, "phase": "connecting"}
@@ -193,9 +195,9 @@ class JobRun:
 
     @property
     def missing_bytes(self) -> int:
-        """Return the bytes that the job has yet to allocate on its disk.
+        """Return how many bytes of disk space the job still has to allocate.
 
-        Return 0 if that is not known.
+        0 if the number is not known.
         """
         transfer = self._transfer
         return 0 if transfer is None else transfer.progress().unreserved_bytes
@@ -248,11 +250,11 @@ class JobRun:
         return transfer
 
     def _authorize_publish(self) -> None:
-        """Wait until it is certain that the supervisor holds the lease. Raises the
-        error that ``cancel`` was called with.
+        """Wait until the supervisor confirms that it holds the lease.
 
-        The part file stays locked during the wait. Before ``leased_until`` no check is
-        needed; later the supervisor asks Redis.
+        Returns at once before ``leased_until``, because the lease cannot have expired
+        yet. Later, the supervisor asks Redis. The part file stays locked during the
+        wait. Raises the error that was passed to ``cancel``.
         """
         if lease_clock() < self.frame.leased_until:
             return
@@ -284,9 +286,10 @@ class JobRun:
         getattr(self._log, _LEVELS.get(event, "info"))(event, **fields)
 
     def _classify(self, error: DlpoolError) -> AttemptResult:
-        """Return the result for an error.
+        """Return the result of an attempt that ended with ``error``.
 
-        A disk error concerns this job only, unless a check shows a fault of the node.
+        A disk error counts as an error of this job, unless a check of the disk shows a
+        fault of the node.
         """
         transfer = self._transfer
         if transfer is None or not isinstance(error, LocalFault):
@@ -356,11 +359,11 @@ def remove_stale_files(entry: CleanupEntry, paths: Confinement) -> None:
 
 
 def with_traceparent(frame: JobFrame) -> JobFrame:
-    """Return the frame with the header ``traceparent`` for the origin.
+    """Return the frame with the header ``traceparent`` for the origin server.
 
     See W3C Trace Context, level 1. The frame is unchanged if it has that header, or if
-    its trace id is not valid (section 3.2.2.3). The parent id stands for this attempt
-    and is the same in all of its requests.
+    its trace id is not valid (section 3.2.2.3). The parent id is the span id of this
+    attempt, so all requests of the attempt have the same one.
     """
     has_own = any(name.lower() == _TRACEPARENT for name in frame.headers)
     if has_own or _TRACE_ID.fullmatch(frame.trace_id) is None:
@@ -377,6 +380,7 @@ def with_traceparent(frame: JobFrame) -> JobFrame:
 def span_id(frame: JobFrame) -> str:
     """Return the span id of an attempt, 16 hex digits.
 
-    Spans of the origin are its children, by ``traceparent``.
+    The header ``traceparent`` sends it to the origin server, whose spans become
+    children of this span.
     """
     return hashlib.sha256(frame.lease_id.encode()).hexdigest()[:16]

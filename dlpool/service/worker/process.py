@@ -1,9 +1,8 @@
 """The worker process: runs jobs in threads and reports to the supervisor.
 
-The main thread receives frames. The process exits when its supervisor does: the socket
-is closed, the supervisor is silent, or the kernel sends a signal. Its jobs are
-checkpointed and their files unlocked within seconds, in whatever state the supervisor
-is.
+The main thread receives frames. The process exits when the supervisor has exited or
+hangs: the socket is closed, no frame arrives, or the kernel sends SIGTERM. Before it
+exits, it checkpoints its jobs and unlocks their files, within seconds.
 """
 
 from __future__ import annotations
@@ -105,9 +104,9 @@ class WorkerSettings:
 
 
 def stacks_file(state_dir: Path, pid: int) -> Path:
-    """Return the file for the stacks of a worker that dies.
+    """Return the path of the stack dump of a worker.
 
-    The worker writes the stacks when it is aborted or receives a fatal signal.
+    The worker writes the dump when it is aborted or receives a fatal signal.
     """
     return state_dir / f"stacks-{pid}"
 
@@ -235,8 +234,8 @@ class WorkerProcess:
         self._shut_down()
 
     def _start_slots(self) -> None:
-        """Start a thread for each slot. If some threads cannot be started, the jobs
-        wait for the running threads. Raises NoThread if no thread can be started."""
+        """Start a thread for each slot. If some threads cannot be started, the other
+        threads run all jobs. Raises NoThread if no thread can be started."""
         for number in range(self._settings.slots):
             try:
                 threads.start_thread(self._run_jobs, f"slot-{number}")
@@ -345,8 +344,9 @@ class WorkerProcess:
     def _send(self, frame: Frame) -> bool:
         """Send a frame for a job.
 
-        A FinishingFrame tells the supervisor that the job's slot is free. It is not
-        sent while another slot is free, because then no job waits for a slot.
+        A FinishingFrame tells the supervisor that it may assign another job to the
+        slot. It is not sent while another slot is free, because then no job waits for a
+        slot.
         """
         if isinstance(frame, FinishingFrame) and len(self._runs) < self._settings.slots:
             return True
@@ -424,7 +424,7 @@ class WorkerProcess:
             )
 
     def _shut_down(self) -> None:
-        """Checkpoint the jobs and unlock their files within ``STOP_S``.
+        """Checkpoint the jobs and unlock their files within ``STOP_S`` seconds.
 
         If this method hangs, SIGALRM kills the process.
         """

@@ -1,8 +1,8 @@
 """The append lock of a tus upload, and the request to release it.
 
-The lock is held while a body is received. Another request that wants to append changes
-the modification time of the lock file. The holder sees the new time when it checks its
-lock, stops receiving and releases the lock.
+A request holds the lock while its body is received. To ask for the lock, another
+request changes the modification time of the lock file. The holder sees the new time
+when it checks its lock, stops receiving, and releases the lock.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class DiskLocker:
     def lock(self, file_id: str, owner: str | None) -> Iterator[AppendLock]:
         """Hold the append lock of an upload that accepts bytes.
 
-        The current holder is asked to release it.
+        Asks the current lock holder to release the lock.
         """
         lock = self._acquire(file_id, owner)
         try:
@@ -95,7 +95,10 @@ class DiskLocker:
 
 
 def _held_lock(descriptor: int) -> AppendLock:
-    """Return the lock of a descriptor. Raises OSError, after releasing the lock."""
+    """Return the lock that a descriptor holds.
+
+    Raises OSError, after releasing the lock.
+    """
     with release_on_error(descriptor):
         return AppendLock(descriptor, os.fstat(descriptor).st_mtime_ns)
 
@@ -123,9 +126,9 @@ def appendable_record(
 ) -> TaskRecord:
     """Return the record of a tus upload that accepts bytes.
 
-    Raises UploadError like ``unexpired_record``, and: ``final`` if the upload is
-    concatenated from parts, AlreadyComplete, ``locked`` while it is merged,
-    ``task_paused``.
+    Raises UploadError like ``unexpired_record``. Raises AlreadyComplete, or
+    UploadError: ``final`` if the upload is concatenated from parts, ``locked`` while it
+    is merged, ``task_paused``.
     """
     record = unexpired_record(layout, settings, task, owner)
     if record.is_final:

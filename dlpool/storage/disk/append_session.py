@@ -103,7 +103,7 @@ def append_files(folder: Path) -> list[Path]:
 def received_size(folder: Path, offset: int) -> int:
     """Return how many bytes of a body that starts at ``offset`` were received.
 
-    0 for a body with a checksum. Raises OSError.
+    0 if there is no such body, or if the body has a checksum. Raises OSError.
     """
     for path in append_files(folder):
         match = _BODY.fullmatch(path.name)
@@ -200,8 +200,8 @@ class UploadTail:
     ) -> TaskRecord:
         """Make a chunk of the staged bytes and return the new record.
 
-        ``length``: the size of the upload, if it was deferred until now, else None.
-        Raises UploadError.
+        ``length``: the size of the upload in bytes if this request is the first to
+        state it, else None. Raises UploadError.
         """
         if staged.size:
             self._seal(staged, position)
@@ -270,9 +270,10 @@ class UploadTail:
         )
 
     def _check_end(self, task: TaskFolder, position: AppendPosition) -> None:
-        """Raise UploadError if the end of the upload has moved.
+        """Raise UploadError if the chunks of the upload no longer end at ``position``.
 
-        The lock excludes other writers, but files can be lost. Raises OSError.
+        The append lock excludes other writers, but chunk files can be lost. Raises
+        OSError.
         """
         has_last = position.chunks == 0 or disk.exists(
             task.chunk_path(position.chunks - 1)
@@ -307,7 +308,7 @@ class DiskAppendSession:
 
     @property
     def offset(self) -> int:
-        """The end of the upload in bytes; only committed bytes count."""
+        """The number of committed bytes of the upload."""
         return self.position.offset
 
     @property
@@ -345,8 +346,8 @@ class DiskAppendSession:
     def commit(self) -> None:
         """Make a chunk of the received bytes, and record the length. Called once.
 
-        Raises UploadError; after a transient one the next append request stores the
-        bytes.
+        Raises UploadError. If the error is transient, the received bytes are kept, and
+        the next append request stores them.
         """
         try:
             self._record = self._tail.commit(self._staged, self.position, self._length)
@@ -359,7 +360,7 @@ class DiskAppendSession:
             self._staged.discard()
 
     def discard(self) -> None:
-        """Drop the received bytes, which differ from what the client announced."""
+        """Discard the received bytes, which differ from what the client announced."""
         self._staged.discard()
 
     def __enter__(self) -> DiskAppendSession:
@@ -387,7 +388,7 @@ class DiskAppendSession:
 
 
 def is_transient(error: UploadError | OSError) -> bool:
-    """Return whether the same operation may succeed later."""
+    """Return whether the operation that failed with ``error`` may succeed later."""
     return not isinstance(error, UploadError) or error.is_transient
 
 

@@ -1,9 +1,9 @@
 """Assembles the chunks of a task into one file.
 
-The kernel copies the bytes while they are hashed. The md5 of the file needs one thread
-that reads all bytes in order; it takes longer than the copy, which runs at the same
-time. If the client stated the md5 and it matches, the chunks are correct as well.
-Otherwise a second thread compares each chunk with its own md5.
+The kernel copies the bytes while other threads hash them. One thread computes the md5
+of the file, for which it must read all bytes in order; this takes longer than the copy.
+If the client stated the md5 and it matches, the chunks are correct as well. Otherwise a
+second thread compares each chunk with the md5 that is stored with the chunk.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ class ChunkAssembly:
 def _start(pool: ThreadPoolExecutor, work: Callable[[], T]) -> Callable[[], T]:
     """Start ``work`` on a thread of the pool.
 
-    Returns a function that waits for its result. If no thread can be started, that
-    function does the work.
+    Returns a function that waits for the result of ``work``. If no thread can be
+    started, returns ``work`` itself, which the caller's thread then runs.
     """
     try:
         return pool.submit(work).result

@@ -56,8 +56,8 @@ class DiskBackend:
     """Implements ``UploadBackend`` in ``upload_dir`` and ``merged_dir``.
 
     Methods raise only UploadError. The folders are authoritative, and everything that
-    is kept in memory is compared with them. So threads and processes may each have a
-    backend of their own, or share one.
+    is kept in memory is compared with them. So several processes may each open a
+    backend in the same folders, and threads may share one.
     """
 
     def __init__(
@@ -115,9 +115,9 @@ class DiskBackend:
     ) -> TaskPage:
         """Return at most ``limit`` tasks, sorted by id.
 
-        ``cursor``: ``next_cursor`` of the page before, empty for the first page.
+        ``cursor``: ``next_cursor`` of the previous page, empty for the first page.
         ``status``: the states of the returned tasks, empty for all states. A task that
-        exists from the first request of a list to the last is on exactly one page.
+        exists while a client requests all pages is on exactly one of them.
         """
         wanted = frozenset(status) or frozenset(states.STATES)
         if not wanted <= set(states.STATES):
@@ -183,7 +183,7 @@ class DiskBackend:
     def sweep(self) -> SweepResult:
         """Remove expired tasks and leftovers of killed processes.
 
-        Interrupted merges and tus uploads are completed.
+        Completes interrupted merges and tus uploads.
         """
         self.layout.create_folders()
         swept = self._remover.sweep()
@@ -201,7 +201,8 @@ class DiskBackend:
     def open_merged(self, path: str, reader: str | None) -> DiskMergedFile:
         """Open a published file.
 
-        Raises UploadError: ``not_found``, also if ``reader`` may not read it.
+        Raises UploadError (not_found) if the file does not exist, or if ``reader`` may
+        not read it.
         """
         with translate_os_errors("read the file"):
             descriptor = self._open_merged(path, reader)

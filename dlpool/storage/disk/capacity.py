@@ -28,9 +28,10 @@ CHUNK_COUNT_STEP = 1000
 
 
 def assumed_chunks(chunks: int) -> int:
-    """Return the assumed number of chunks of a task without total_chunks.
+    """Return how many chunks to assume for a task without total_chunks.
 
-    ``chunks``: the number of stored chunks, which is rounded up.
+    This is ``chunks``, the number of stored chunks, rounded up to a multiple of
+    ``CHUNK_COUNT_STEP``.
     """
     return max(1, -(-chunks // CHUNK_COUNT_STEP)) * CHUNK_COUNT_STEP
 
@@ -80,10 +81,10 @@ def _volume(name: str, folder: str) -> Volume:
 
 
 def check_folder(folder: str) -> tuple[str, str]:
-    """Return whether files can be created in a folder.
+    """Check whether files can be created in a folder.
 
-    The result is the status of a volume, and the reason if it is not healthy. A missing
-    folder is a WARNING, because it is created when it is needed.
+    Returns the status of a volume, and the reason, which is empty if it is healthy. A
+    missing folder is a WARNING, because it is created when it is needed.
     """
     try:
         is_readonly = bool(os.statvfs(folder).f_flag & os.ST_RDONLY)

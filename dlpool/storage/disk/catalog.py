@@ -47,9 +47,9 @@ def add_task(counts: TaskCounts, summary: TaskSummary, sign: int = 1) -> TaskCou
 
 @dataclass(frozen=True)
 class TaskCatalog:
-    """All tasks at one time. Threads may share it.
+    """A snapshot of all tasks. Threads may share it.
 
-    ``summaries``: by the name of the folder; None for a folder that belongs to no task.
+    ``summaries``: by folder name; None for a folder that belongs to no task.
     """
 
     summaries: Mapping[str, TaskSummary | None] = field(default_factory=dict)
@@ -62,9 +62,10 @@ class TaskCatalog:
     def with_changes(
         self, changes: Mapping[str, TaskSummary | None], gone: Iterable[str] = ()
     ) -> TaskCatalog:
-        """Return the catalog with ``changes``, by the name of the folder.
+        """Return a new catalog with the changes.
 
-        Folders in ``gone`` are removed.
+        ``changes``: the new summary of each changed task, by folder name; None for a
+        folder that belongs to no task. ``gone``: names of folders that no longer exist.
         """
         summaries, counts = dict(self.summaries), dict(self._counts)
         removed: dict[_Key, set[str]] = defaultdict(set)
@@ -88,7 +89,7 @@ class TaskCatalog:
     def page(
         self, owner: str | None, wanted: Iterable[str], after: str, limit: int
     ) -> TaskPage:
-        """Return at most ``limit`` tasks of the owner.
+        """Return at most ``limit`` tasks of ``owner``, or of all owners for None.
 
         They have one of the ``wanted`` states and follow the sort key ``after``.
         """
@@ -125,7 +126,7 @@ class TaskCatalog:
 
 
 def _merged(keys: Sequence[str], removed: set[str], added: list[str]) -> Sequence[str]:
-    """Return sorted keys after a change."""
+    """Return the sorted keys, without ``removed`` and with ``added`` keys."""
     if len(removed) + len(added) > _FEW:
         return sorted([*(key for key in keys if key not in removed), *added])
     found = list(keys)
@@ -159,7 +160,7 @@ def sort_key(summary: TaskSummary, name: str) -> str:
 def make_cursor(key: str) -> str:
     """Return the cursor of the page that starts behind a sort key.
 
-    The task with this key may have been removed.
+    The cursor stays valid if the task with this key is removed.
     """
     return base64.urlsafe_b64encode(b"1" + key.encode()).decode().rstrip("=")
 

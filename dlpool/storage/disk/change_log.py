@@ -1,13 +1,14 @@
 """The change log: the names of changed tasks, written by all processes of a backend.
 
-With it, a list need not scan all folders. A process that has held the lock of a task
-appends the name of the task's folder (32 bytes) before it releases the lock. A reader
-remembers how far it has read. A log that grows too large is removed, and the next entry
-creates a new one; its first 32 bytes are random, so that a reader notices a new log.
+With this log, a process can list the tasks without a scan of all folders. A process
+that has held the lock of a task appends the name of the task's folder (32 bytes) before
+it releases the lock. A reader remembers how far it has read. A log that grows too large
+is removed, and the next entry creates a new one; its first 32 bytes are random, so that
+a reader notices a new log.
 
-The log need not be complete. A process that is killed between a change and its entry
-has not answered its client yet. If an entry cannot be written, the log is removed, and
-readers without a log compare all folders.
+The log may lack changes. A process that is killed between a change and its entry has
+not answered its client yet. A process that cannot write an entry removes the log, and
+readers that find no log compare all folders.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ def append_change(path: Path, name: str) -> None:
 
 
 def _append(path: Path, data: bytes) -> bool:
-    """Append an entry; return False if the log was removed, so that the entry is lost.
+    """Append an entry, and return whether it is in the log.
 
-    Raises OSError.
+    False if another process has removed the log meanwhile. Raises OSError.
     """
     descriptor = os.open(path, _APPEND_FLAGS, 0o666)
     try:

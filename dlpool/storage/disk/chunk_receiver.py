@@ -1,10 +1,11 @@
 """Receives chunks and commits them to their task.
 
-A request is checked before its bytes arrive. A commit compares size and MD5 with those
-that the client declared, seals the staged file (trailer, fdatasync), takes the lock of
-the task, checks the state of the task again, renames the file to its chunk name, and
-writes the record. The client gets its answer after the folder is durable. The settings
-``enable_integrity_check`` and ``enable_atomic_operations`` switch MD5 and syncs off.
+A request is checked before its bytes arrive. A commit compares size and md5 with the
+values that the client declared, seals the staged file (trailer, fdatasync), takes the
+lock of the task, checks the state of the task again, renames the file to its chunk
+name, and writes the record. The client gets its answer after the folder is durable. Two
+settings switch steps off: ``enable_integrity_check`` the md5 comparison, and
+``enable_atomic_operations`` the syncs.
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ class DiskChunkReceiver:
         return self.layout.stage_chunk(self.settings.max_chunk_size)
 
     def check(self, staged: StagedChunk, request: ChunkRequest) -> None:
-        """Refuse a request that ``commit`` would refuse. Raises UploadError.
+        """Raise the UploadError with which ``commit`` would refuse the request.
 
-        The task of the chunk does not expire until ``staged`` is closed.
+        If the task exists, it does not expire until ``staged`` is closed.
         """
         assert isinstance(staged, StagedChunkFile)
         staged.task_lock = self.check_request(request)
@@ -86,8 +87,8 @@ class DiskChunkReceiver:
     def commit(self, staged: StagedChunk, request: ChunkRequest) -> ChunkResult:
         """Store the staged bytes as a chunk.
 
-        A chunk that was stored with the same index is replaced, unless the request is
-        refused.
+        The chunk replaces an earlier one with the same index. A refused request changes
+        no chunk.
         """
         assert isinstance(staged, StagedChunkFile)  # as ``stage`` returned it
         request.check(self.settings)
@@ -127,7 +128,7 @@ class DiskChunkReceiver:
     def _admitted(self, request: ChunkRequest) -> Iterator[bool]:
         """Yield whether the chunk may create its task.
 
-        In the block, the owner's quota is reserved for a new task.
+        The quota that the chunk needs is reserved during the block.
         """
         if not self.quota.is_set:
             yield True
@@ -137,10 +138,11 @@ class DiskChunkReceiver:
             yield is_missing
 
     def _quota_request(self, request: ChunkRequest) -> tuple[QuotaRequest | None, bool]:
-        """Return what a chunk adds to its owner's usage, and whether its task is new.
+        """Return the quota that a chunk needs, and whether its task is new.
 
-        None if it adds nothing. The bytes of the chunk are not counted, because the
-        size of the file was counted when the task was created.
+        The quota request is None if the chunk needs no additional quota. It does not
+        count the bytes of the chunk, because the size of the file was counted when the
+        task was created.
         """
         with translate_os_errors("read the upload folder"):
             task = self.layout.resolve(request.file_id, request.owner)
@@ -170,11 +172,10 @@ class DiskChunkReceiver:
         identity: TaskIdentity | None,
         record: TaskRecord | None,
     ) -> TaskRecord:
-        """Check a request, and return the record with the totals that it adds.
+        """Check a request, and return the record with the totals of the request.
 
-        ``identity`` is None if the task does not exist yet; then capacity and file name
-        are checked. Otherwise owner, protocol, state and totals of the task are
-        checked. Raises UploadError.
+        For a new task (``identity`` is None), checks capacity and file name. For an
+        existing task, checks its owner, protocol, state and totals. Raises UploadError.
         """
         if identity is None or record is None:
             check_capacity_for_task(
@@ -245,7 +246,7 @@ class DiskChunkReceiver:
     def _count_mismatch(self, request: ChunkRequest) -> None:
         """Count a chunk that is refused for its md5, if its task exists.
 
-        Raises UploadError if the task also refuses the chunk for another reason.
+        Raises UploadError if there is another reason to refuse the chunk.
         """
         key = str(request.index)
         with self.layout.lock_owned(request.file_id, request.owner) as task:
@@ -275,7 +276,7 @@ def _file_size_of(request: ChunkRequest) -> int:
 
 
 def _size_without(task: TaskFolder, index: int) -> int:
-    """Return the bytes of all chunks except the one with this index."""
+    """Return the total bytes of all stored chunks except the one with this index."""
     return sum(
         chunk.size
         for chunk in list_chunks(task.folder).values()

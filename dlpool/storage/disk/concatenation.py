@@ -68,8 +68,8 @@ class DiskConcatenator:
     """Implements ``Concatenator``. May be used by several threads and processes.
 
     Methods raise UploadError. The append lock of a final upload is held from its
-    creation until it is completed. A final upload that is not completed and whose lock
-    is free was therefore left by a killed process.
+    creation until it is completed. So an incomplete final upload whose lock is free was
+    left by a killed process.
     """
 
     layout: StoreLayout
@@ -78,7 +78,7 @@ class DiskConcatenator:
     remover: TaskRemover
 
     def concatenate(self, request: TusUploadRequest, parts: Sequence[str]) -> str:
-        """Publish a file of complete parts, and remove the parts.
+        """Join complete parts, publish the file, and remove the parts.
 
         Returns the id of the new upload. Raises UploadError for a part that is listed
         twice, unknown, incomplete, of another owner, or taken by another final upload.
@@ -115,8 +115,8 @@ class DiskConcatenator:
     def recover(self, file_id: str) -> int:
         """Recover a final upload that a killed process left.
 
-        Removes the final upload, or its parts if it is completed. Returns the number of
-        removed uploads.
+        Removes an incomplete final upload, or the parts of a completed one. Returns the
+        number of removed uploads.
         """
         with self.layout.lock_id(file_id) as task:
             identity = task.identity()
@@ -133,9 +133,9 @@ class DiskConcatenator:
         return 1
 
     def _is_published(self, file_id: str) -> bool:
-        """Remove a final upload that failed.
+        """Recover a final upload after an error; return whether its file is published.
 
-        Returns True if its file has been published nevertheless.
+        If the file is not published, removes the upload.
         """
         with suppress(UploadError):
             self.recover(file_id)
@@ -162,7 +162,10 @@ class DiskConcatenator:
         return file_id, lock
 
     def _total_of(self, parts: Sequence[str], owner: str | None) -> _PartsTotal:
-        """Add up the parts. Raises UploadError if they have several owners."""
+        """Return the owner, total size and number of chunks of all parts.
+
+        Raises UploadError if the parts have several owners.
+        """
         found = [self._part(part, owner) for part in parts]
         owners = {part.owner for part in found}
         if len(owners) > 1:
@@ -197,9 +200,9 @@ class DiskConcatenator:
         return _PartsTotal(identity.owner, position.offset, position.chunks)
 
     def _check_claimant(self, file_id: str, claimant: str) -> None:
-        """Raise UploadError if another final upload has taken the part.
+        """Raise UploadError if another final upload, ``claimant``, has taken the part.
 
-        If a killed process left that upload, it is removed instead.
+        First removes ``claimant`` if a killed process left it.
         """
         self.recover(claimant)
         with self.layout.lock_id(file_id) as task:
@@ -277,7 +280,10 @@ class _ChunkLinker:
 def _complete_part(
     task: TaskFolder, record: TaskRecord, file_id: str
 ) -> AppendPosition:
-    """Return the end of a complete part. Raises UploadError (bad_part), OSError."""
+    """Return the end of a complete part.
+
+    Raises UploadError (bad_part) for an incomplete part, OSError.
+    """
     position = append_position(list_chunks(task.folder))
     if not record.is_partial or position.offset != record.file_size:
         raise UploadError(

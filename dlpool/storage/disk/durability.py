@@ -52,7 +52,7 @@ class Durability:
     def write(self, path: Path, data: bytes) -> None:
         """Replace the content of a file atomically.
 
-        Raises OSError; the old content may remain then.
+        If this raises OSError, the file has either the old or the new content.
         """
         disk.atomic_write(path, data, sync=self.is_wanted, on_unsynced=self.on_unsynced)
 
@@ -63,8 +63,8 @@ NO_SYNC = Durability(False)
 def check_close(descriptor: int) -> None:
     """Raise the OSError that close(2) would report for earlier writes.
 
-    The descriptor stays open. A network file system may report a failed write only when
-    a descriptor is closed. A duplicate is closed here, while the file is still locked
-    and unpublished.
+    A network file system may report a failed write only when a descriptor is closed. So
+    this function closes a duplicate. The descriptor itself stays open, while the file
+    is still locked and unpublished.
     """
     os.close(os.dup(descriptor))

@@ -2,10 +2,10 @@
 
 The kernel releases the locks of a process that exits. Some file systems refuse
 flock(2), and some grant it to every process, so each process tests flock(2) once for
-each file system. Where it does not work, a byte of a file in the temporary folder
-is locked instead (``lock_byte``), at an offset that follows from device and inode
-number: processes on one machine still exclude each other. A lock is held until its
-descriptor is passed to ``release``.
+each file system. Where flock(2) does not work, the process locks one byte of a file in
+the temporary folder instead (``lock_byte``). The offset of the byte is computed from
+device and inode number, so processes on one machine still exclude each other. A lock is
+held until its descriptor is passed to ``release``.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _test_flock(path: Path, device: int) -> None:
 
 
 def _lock_substitute(descriptor: int, *, is_shared: bool) -> bool:
-    """Lock the byte that represents the open file; return whether it is locked.
+    """Lock the byte that stands for an open file; return whether it is locked.
 
     Raises OSError.
     """
@@ -188,9 +188,9 @@ def try_lock(path: Path) -> int | None:
 def lock_shared(path: Path) -> int | None:
     """Return a descriptor that holds a shared lock of ``path``.
 
-    None if the file does not exist. If another process holds the exclusive lock, this
-    waits: such a lock is held only while ``is_locked`` runs. Raises UploadError (busy)
-    like ``hold_lock``, OSError.
+    None if the file does not exist. Waits while another process holds the exclusive
+    lock, which ``is_locked`` takes for a moment. Raises UploadError (busy) like
+    ``hold_lock``, OSError.
     """
     try:
         descriptor = os.open(path, READ_FLAGS)

@@ -121,7 +121,7 @@ class StoreLayout:
 
     @contextmanager
     def lock_name(self, name: str) -> Iterator[None]:
-        """Hold a lock that is not the lock of a task, selected by ``name``.
+        """Hold the lock for ``name``, which is not the lock of a task.
 
         Several names may share one lock.
         """
@@ -161,8 +161,8 @@ class StoreLayout:
     ) -> Iterator[TaskFolder]:
         """Hold the lock of the task in the folder ``name`` for reading.
 
-        The lock file is not created. Raises UploadError, busy if the lock is not
-        released within ``timeout_s``.
+        Creates no lock file: if there is none, the block runs without a lock. Raises
+        UploadError, busy if the lock is not released within ``timeout_s`` seconds.
         """
         with translate_os_errors("read the upload folder"):
             lock = self._subfolder(_LOCKS) / name[:2]
@@ -174,10 +174,10 @@ class StoreLayout:
     def resolve(self, file_id: str, owner: str | None) -> TaskFolder:
         """Return the task that ``file_id`` names for ``owner``, without its lock.
 
-        The task may not exist. A task of another owner is never returned, except for
-        the owner None, who may access all tasks. For None, returns the task without an
-        owner, or if there is none, the only task of that id. Raises UploadError,
-        OSError.
+        The task may not exist. An owner gets only own tasks. The owner None may access
+        all tasks and gets the task without an owner. If there is none, None gets the
+        task of another owner, provided that only one task has that id. Raises
+        UploadError, OSError.
         """
         own, plain = (
             self.task_at(owner_folder_name(file_id, owner)),

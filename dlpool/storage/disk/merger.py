@@ -89,7 +89,7 @@ class Merger:
 def _start(
     task: TaskFolder, settings: UploadSettings, request: MergeRequest
 ) -> _StartedMerge | MergeResult:
-    """Make the checks that need no bytes of the chunks, and record the start.
+    """Check everything but the bytes of the chunks, and record the start.
 
     Returns the earlier result if the task has been merged already. Raises UploadError.
     """
@@ -321,7 +321,7 @@ class _MergeRun:
     ) -> MergeResult:
         """Rename the file, and complete the task.
 
-        The record names the file before the rename, so that recovery finds it.
+        Writes the new name to the record before the rename, so that recovery finds it.
         """
         names = name_candidates(
             self._request.filename, has_suffix=self._settings.merge_conflict == "suffix"
@@ -381,9 +381,9 @@ class _MergeRun:
     def _sync_name(
         self, task: TaskFolder, output: MergeOutput, publishing: PendingPublish
     ) -> None:
-        """Make the name durable, or remove it: a failed merge leaves no published file.
+        """Make the name of the published file durable.
 
-        Raises OSError.
+        If that fails, removes the file and raises OSError.
         """
         try:
             task.durability.sync_folder(output.descriptor)

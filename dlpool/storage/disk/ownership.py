@@ -3,10 +3,12 @@
 The owner is an extended attribute of the file, which follows renames and disappears
 with the file. Where the file system does not support attributes, or has no space for
 one, the owner is recorded in an ownership file in the folder ``owners`` of upload_dir.
-That file is named by the digest of path, size and modification time, so that a merged
-file that replaces another one does not inherit its owner. Attribute and ownership file
-are durable before the merged file gets its name: a killed process leaves no published
-file without its owner.
+The name of the ownership file is a digest of the merged file's path, size and
+modification time. So a different file that later gets the same path does not get the
+same owner.
+
+Attribute and ownership file are durable before the merged file gets its name: a killed
+process leaves no published file without its owner.
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ class FileOwnership:
     def is_readable(self, reader: str | None, shared_files: str) -> bool:
         """Return whether ``reader`` may read the file.
 
-        ``shared_files``: the value of the setting. The reader None has the secret, or
-        authentication is off: it may read all files.
+        ``reader``: None for an administrator, or where authentication is off; it may
+        read all files. ``shared_files``: the value of the setting of that name.
         """
         if reader is None or self.is_shared or shared_files == YES:
             return True
@@ -107,8 +109,8 @@ class OwnershipStore:
         """Record the ownership durably in upload_dir.
 
         The merged file is about to get the name ``path`` below merged_dir. The caller
-        holds ``hold_lock``, so that of two merges with the same target only the one
-        that publishes its file leaves an ownership file.
+        must hold ``hold_lock``. Then, if two merges have the same target, only the
+        merge that publishes its file leaves an ownership file.
         """
         target = self._path_of(path, status)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Which final upload has taken a part.
+"""The claims of final uploads on their parts.
 
 A final upload records the ids of its parts when it is created (``claimed_parts``), and
 then its own id in the record of each part (``claimant_of``). The claim holds as long as
@@ -39,8 +39,10 @@ def without_parts(record: TaskRecord) -> TaskRecord:
 
 
 def with_claim(record: TaskRecord, final: str) -> TaskRecord:
-    """Return a copy of a part's record that names the upload with the id ``final`` as
-    its claimant."""
+    """Return a copy of a part's record that names ``final`` as its claimant.
+
+    ``final``: the id of the final upload.
+    """
     return replace(record, tus={**record.tus, _CLAIM: final})
 
 

@@ -47,7 +47,7 @@ def new_task_request(
 ) -> QuotaRequest:
     """Return the quota request for one more task.
 
-    ``size`` in bytes, -1 if it is unknown; ``chunks``: their number, None if it is
+    ``size``: bytes of the file, -1 if unknown. ``chunks``: number of chunks, None if
     unknown.
     """
     unknown = [
@@ -66,7 +66,10 @@ def new_task_request(
 
 
 def more_chunks_request(owner: str | None, chunks: int) -> QuotaRequest:
-    """Return the quota request for ``chunks`` more files of a task."""
+    """Return the quota request for additional chunks of a task.
+
+    ``chunks``: their number; each chunk is a file.
+    """
     return QuotaRequest(owner, QuotaUsage(files=max(0, chunks)))
 
 
@@ -99,7 +102,8 @@ class OwnerQuota:
         """Check the request, and admit no other request of the owner during the block.
 
         The caller uses the quota in the block. Raises UploadError (over_quota). Lock
-        order: the caller may not hold the lock of a task, and may take it in the block.
+        order: the caller must not hold the lock of a task; the block may take that
+        lock.
         """
         if not self.is_set:
             yield
@@ -134,8 +138,9 @@ class OwnerQuota:
     def usage(self, owner: str | None) -> QuotaUsage:
         """Return what the owner uses, including every change before the call.
 
-        Raises UploadError. An upload of unknown size counts as ``max_file_size``. While
-        a final tus upload is concatenated, its parts count, and it adds only a task.
+        Raises UploadError. An upload of unknown size counts as ``max_file_size``.
+        During a concatenation, the bytes of the parts count once: the final upload
+        counts only as a task.
         """
         counts = self.index.current(is_exact=True).counts_of(owner)
         size = (

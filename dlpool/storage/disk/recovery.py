@@ -58,8 +58,8 @@ def complete_merge(
 ) -> None:
     """Record durably that the file has been published, then remove its chunks.
 
-    Raises OSError if that cannot be recorded; then the earlier record, with the file to
-    publish, is kept.
+    Raises OSError if the record cannot be written. The earlier record, which names the
+    file to publish, is kept then.
     """
     published = record.publishing
     assert published is not None

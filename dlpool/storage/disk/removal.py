@@ -45,7 +45,8 @@ class TaskRemover:
     def _has_deleted(self, file_id: str, owner: str | None) -> bool:
         """Remove a task and return True.
 
-        Returns False for a completed final upload: its parts have to be removed first.
+        Does not remove a completed final upload, and returns False: the caller has to
+        remove its parts first.
         """
         with self.layout.lock_owned(file_id, owner) as task:
             task.owned_identity(owner)
@@ -61,8 +62,8 @@ class TaskRemover:
     def remove_parts(self, file_id: str) -> int:
         """Remove the parts of a completed final upload and return their number.
 
-        The lock of the final upload is not held meanwhile, because a part may have the
-        same lock.
+        Does not hold the lock of the final upload while it removes a part, because the
+        part may have the same lock.
         """
         with self.layout.lock_id(file_id) as task:
             if task.identity() is None:

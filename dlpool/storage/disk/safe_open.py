@@ -33,8 +33,8 @@ def open_below(
 ) -> int:
     """Return a descriptor of the folder ``parts`` below ``root``.
 
-    ``make``: create missing folders, durably by ``durability``. Raises UploadError if
-    a part is not a folder, FileNotFoundError, OSError.
+    ``make``: create missing folders, and sync them if ``durability`` wants it. Raises
+    UploadError if a part is not a folder, FileNotFoundError, OSError.
     """
     if make:
         os.makedirs(root, exist_ok=True)

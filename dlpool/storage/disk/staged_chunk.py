@@ -91,9 +91,9 @@ class StagedChunkFile:
         self._count(data)
 
     def _reserve_blocks(self) -> None:
-        """Double the reserved blocks.
+        """Double the number of reserved blocks.
 
-        A client that announces many bytes and sends few uses little space in this way.
+        Reserving in steps saves space if a client announces many bytes and sends few.
         """
         size = min(
             max(MIN_FALLOC_BYTES, self._reserved), self._expected - self._reserved
@@ -123,7 +123,7 @@ class StagedChunkFile:
             self._count(data)
 
     def truncate_to_size(self) -> None:
-        """Cut off bytes of a failed write, beyond ``size``. Raises OSError."""
+        """Truncate the file to ``size`` bytes, after a failed write. Raises OSError."""
         os.ftruncate(self._descriptor, self.size)
         os.lseek(self._descriptor, self.size, os.SEEK_SET)
 

@@ -38,8 +38,8 @@ def check_access(
 ) -> None:
     """Raise UploadError if ``owner`` may not access the task.
 
-    ``protocol``: the required protocol of the task, None for any; UploadError is also
-    raised if the task is uploaded by another protocol.
+    Raises UploadError as well if the task is not uploaded by ``protocol``. None allows
+    any protocol.
     """
     if not identity.is_visible_to(owner):
         raise no_such_task()
@@ -99,7 +99,7 @@ class TaskFolder:
         """Pass a change of the task to the listener.
 
         Nothing happens if the task has no identity. OSError is ignored, because the
-        change has been made even if its event is lost.
+        change is already made.
         """
         with suppress(OSError):
             known = identity or self.identity()
@@ -141,25 +141,25 @@ class TaskFolder:
         return self.chunks_of(load_record(self.folder))
 
     def chunks_of(self, record: TaskRecord | None) -> dict[int, StoredChunk]:
-        """Return the chunks like ``chunks``, from a ``record`` that is loaded already.
+        """Return the same chunks as ``chunks``, without loading the record.
 
-        None: the record is missing.
+        ``record``: the loaded record, None if it is missing.
         """
         if record is not None and record.status == states.COMPLETED:
             return {entry[0]: StoredChunk(*entry) for entry in record.chunks}
         return list_chunks(self.folder)
 
     def record(self) -> TaskRecord:
-        """Return the record with its effective state.
+        """Return the record with its effective state (see ``states.effective_state``).
 
         A lost record is rebuilt from the chunks.
         """
         return self.effective(load_record(self.folder))
 
     def effective(self, loaded: TaskRecord | None) -> TaskRecord:
-        """Return ``loaded`` with its effective state.
+        """Return the loaded record with its effective state.
 
-        None: the record is missing, and is rebuilt from the chunks.
+        ``loaded``: None if the record is missing; it is then rebuilt from the chunks.
         """
         record = loaded or self._rebuilt_record()
         has_chunks = record.status in (states.PENDING, states.MERGING) and bool(
@@ -203,7 +203,7 @@ class TaskFolder:
         return chunk_path(self.folder, index)
 
     def try_lock_merge(self) -> int | None:
-        """Return a descriptor that holds the merge lock until it is released.
+        """Take the merge lock and return the descriptor that holds it.
 
         None if another descriptor holds the lock.
         """
@@ -214,7 +214,7 @@ class TaskFolder:
         return is_locked(self.folder / _MERGE_LOCK)
 
     def try_lock_append(self) -> int | None:
-        """Return a descriptor that holds the append lock until it is released.
+        """Take the append lock and return the descriptor that holds it.
 
         None if another descriptor holds the lock.
         """
@@ -223,7 +223,7 @@ class TaskFolder:
     def request_unlock(self) -> None:
         """Ask the holder of the append lock to release it.
 
-        The request is the time of the lock file, which needs no disk space.
+        Changes the modification time of the lock file, which needs no disk space.
         """
         now = time.time_ns()
         with suppress(FileNotFoundError):

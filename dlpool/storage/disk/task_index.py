@@ -1,19 +1,21 @@
 """Keeps the catalog of all tasks up to date.
 
-Only the folders that have changed are read. Each process has one index. The change log
-says which tasks have changed. At intervals, and when the change log cannot be used, a
-scan compares all folders. It reads the names below ``tasks`` and the stamp of each
-folder (inode, mtime, ctime), and then only the folders whose stamp has changed, because
-each change of a task renames or creates an entry of its folder. A change in the same
-tick of the file system's clock does not change the stamp. So a folder is read again
-until it has been read at least one tick after its stamp was first seen. Both times are
-of the monotonic clock, so that the clock of a file server does not matter.
+Each process has one index, which reads only the folders that have changed. The change
+log says which tasks have changed. At intervals, and when the change log cannot be used,
+a scan compares all folders. It reads the names below ``tasks`` and the stamp of each
+folder (inode, mtime, ctime). Then it reads the folders whose stamp has changed. This
+finds each change, because a change of a task renames or creates an entry of its folder.
+
+A change in the same tick of the file system's clock does not change the stamp. So scans
+read a folder again until one reading was at least one tick after the stamp was first
+seen. Both times are of the monotonic clock, so that the clock of a file server does not
+matter.
 
 A call returns a catalog with all changes before the call, unless it times out or allows
 an older catalog. So a client sees its own changes in each process. Threads that wait at
 the same time share one update, and at most ``SCANS`` scans run at once in all
-processes. A change by another program is seen after ``SCAN_INTERVAL_S``, or later where
-a scan takes long.
+processes. A change by another program is seen after ``SCAN_INTERVAL_S`` seconds, or
+later where a scan takes long.
 """
 
 from __future__ import annotations
@@ -56,8 +58,8 @@ _STAMP = struct.Struct("Qqq")
 class TaskIndex:
     """The tasks of one backend, as this process knows them. Thread-safe.
 
-    ``_turn`` guards the catalog and its times, whether a thread is updating it, and the
-    number of waiting threads. Only the updating thread uses everything else.
+    ``_turn`` guards the catalog, its times, ``_is_updating`` and ``_waiting``. Only the
+    thread that updates the catalog uses the other attributes.
     """
 
     def __init__(self, layout: StoreLayout) -> None:
@@ -91,9 +93,9 @@ class TaskIndex:
     ) -> TaskCatalog:
         """Return the catalog, at most ``max_age_s`` seconds older than this call.
 
-        After a timeout of ``timeout_s`` seconds, returns an older catalog. If there is
-        none, or if ``is_exact``, raises UploadError (busy) instead. Raises UploadError
-        for a disk that cannot be read.
+        If the update takes more than ``timeout_s`` seconds, returns an older catalog.
+        Raises UploadError (busy) instead if there is no older catalog or if
+        ``is_exact``. Raises UploadError if the disk cannot be read.
         """
         called_at = time.monotonic()
         catalog = self._updated(max_age_s, timeout_s, is_scan=False)
@@ -105,7 +107,8 @@ class TaskIndex:
     def rescan(self, *, timeout_s: float = TIMEOUT_S) -> TaskCatalog:
         """Return the catalog of a scan that started after this call.
 
-        It has the changes of other programs. Raises UploadError like ``current``.
+        The catalog includes changes by other programs. Raises UploadError like
+        ``current``.
         """
         return self._updated(0.0, timeout_s, is_scan=True)
 
@@ -129,8 +132,8 @@ class TaskIndex:
     ) -> TaskCatalog | None:
         """Return a catalog updated at or after ``wanted``, or an older one on timeout.
 
-        ``wanted`` and ``deadline``: seconds of the monotonic clock. None: this thread
-        has to update the catalog. Raises UploadError.
+        Returns None if this thread has to update the catalog. ``wanted`` and
+        ``deadline``: seconds of the monotonic clock. Raises UploadError.
         """
         with self._turn:
             while (
@@ -147,9 +150,9 @@ class TaskIndex:
     def _has_waited(self, deadline: float) -> bool:
         """Wait for the update by another thread.
 
-        Returns False if the update has not ended at ``deadline``. A waiting thread
-        serves no other request, so threads beyond ``MAX_WAITING`` wait for at most
-        ``SHORT_TIMEOUT_S`` seconds.
+        Returns False if the update has not ended at ``deadline``. If ``MAX_WAITING``
+        threads wait already, waits for at most ``SHORT_TIMEOUT_S`` seconds, because a
+        waiting thread serves no other request.
         """
         if self._waiting >= MAX_WAITING:
             deadline = min(deadline, time.monotonic() + SHORT_TIMEOUT_S)
@@ -269,10 +272,7 @@ class TaskIndex:
     def _with_readings(
         self, readings: Mapping[str, TaskReading], gone: Collection[str]
     ) -> TaskCatalog:
-        """Return the catalog after these readings.
-
-        Folders in ``gone`` are removed.
-        """
+        """Return the catalog with these readings, without the folders in ``gone``."""
         for name in gone:
             self._fresh.pop(name, None)
             self._merging.discard(name)
@@ -285,11 +285,11 @@ class TaskIndex:
 
     @contextmanager
     def _scan_slot(self, deadline: float) -> Iterator[bool]:
-        """Hold one of the slots for scans.
+        """Hold one of the ``SCANS`` slots for scans, which all processes share.
 
-        Yields whether one was free before the deadline. Raises OSError. Where no lock
-        file can be created, because the folder is missing or read-only, each process
-        scans without a slot.
+        Yields whether a slot was free before the deadline. Raises OSError. If the lock
+        file of a slot cannot be created, because the folder is missing or read-only,
+        the process scans without a slot.
         """
         locks = [self._layout.lock_path(f"scan-{number}") for number in range(SCANS)]
         slot: int | None = None
@@ -370,6 +370,6 @@ def _stamp_of(path: str) -> bytes | None:
 
 
 def _tick_s(stamp: bytes) -> float:
-    """Return how coarse the clock of ``stamp`` may be, in seconds."""
+    """Return the longest possible tick of the clock of ``stamp``, in seconds."""
     is_coarse = not stamp or _STAMP.unpack(stamp)[1] % _SECOND_NS == 0
     return _COARSE_TICK_S if is_coarse else _FINE_TICK_S

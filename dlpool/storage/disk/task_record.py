@@ -1,7 +1,8 @@
 """The metadata files of a task.
 
-The file ``identity.json`` never changes; ``record.json`` is a cache beside the chunks.
-Each is written to a temporary file that is renamed, under the lock of the task.
+The file ``identity.json`` never changes. ``record.json`` changes; if it is lost, it can
+be rebuilt from the chunks. A process that holds the lock of the task writes each file
+under a temporary name and then renames it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ IDENTITY, RECORD = "identity.json", "record.json"
 class TaskIdentity:
     """The part of a task that never changes.
 
-    ``owner``: None if the creator used the secret, or if authentication was off.
+    ``owner``: None if the creator authenticated with ``secret_key``, or if
+    authentication was off.
     """
 
     file_id: str
@@ -44,10 +46,10 @@ class TaskIdentity:
 
 @dataclass(frozen=True)
 class PendingPublish:
-    """The merged file that is about to get its name.
+    """A merged file that is about to get its name.
 
-    ``folder``, below merged_dir, and ``name`` are the target. The inode number, or size
-    and md5, identify the file.
+    ``name`` in ``folder`` (below merged_dir) is the target. The file is recognized by
+    its inode number, or by its size and md5.
     """
 
     folder: tuple[str, ...]
@@ -66,14 +68,19 @@ class TaskRecord:
     Sizes are in bytes, times in seconds since the epoch.
 
     - ``received``: bytes of all chunks
-    - ``retries``: by index, how often a chunk was sent again or refused for its md5
-    - ``declared_md5s``: by index, md5s that were sent and not compared
+    - ``retries``: for each chunk index, how often the chunk was sent again or had a
+      wrong md5
+    - ``declared_md5s``: for each chunk index, an md5 that the client sent and the
+      server did not compare
     - ``output_folder``: folders below merged_dir in which a merge may have left its
       temporary file
     - ``publishing``: the file whose publication has been started
-    - ``chunks``: of a completed task, ``(index, size, md5, stored_at)`` each
-    - ``tus``: ``metadata`` (Upload-Metadata), ``concat``, ``shared``, ``parts`` and
-      ``claim`` (see ``part_claims``)
+    - ``chunks``: ``(index, size, md5, stored_at)`` of each chunk; only in a completed
+      task
+    - ``tus``: for a tus upload, ``metadata`` (Upload-Metadata), ``concat``
+      (Upload-Concat), ``shared`` (every user may read the file), ``parts`` (the ids of
+      the parts of a final upload) and ``claim`` (the id of the final upload that has
+      taken this part)
     """
 
     status: str = PENDING

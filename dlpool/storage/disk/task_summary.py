@@ -1,6 +1,6 @@
-"""Reads the summary of a task from its folder.
+"""Read the summary of a task from its folder.
 
-Lists, metrics and the sweep use it.
+The list of tasks, the metrics and the sweep use these summaries.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def summarize(
 ) -> TaskSummary:
     """Return the summary of a task from its identity, record and chunks.
 
-    ``record`` has the effective state.
+    The state in ``record`` must be the effective state (``states.effective_state``).
     """
     size = sum(chunk.size for chunk in chunks.values())
     expected = sum(index < record.total_chunks for index in chunks)
@@ -53,7 +53,10 @@ def summarize(
 def describe(
     identity: TaskIdentity, record: TaskRecord, chunks: Mapping[int, StoredChunk]
 ) -> TaskDetail:
-    """Return a task with its chunks. ``record`` has the effective state."""
+    """Return a task with its chunks.
+
+    The state in ``record`` must be the effective state (``states.effective_state``).
+    """
     return TaskDetail(
         summary=summarize(identity, record, chunks),
         chunks=chunks,
@@ -124,8 +127,9 @@ def _is_interrupted(
 ) -> bool:
     """Return whether a tus upload needs recovery.
 
-    True if all bytes are stored and the upload is not merged, if received bytes are not
-    a chunk yet, or if a killed process may have left a final upload or its parts.
+    It needs recovery in three cases: all bytes are stored, but the upload is not
+    merged; received bytes are not a chunk yet; or a killed process may have left a
+    final upload or its parts.
     """
     if identity.protocol != TUS:
         return False

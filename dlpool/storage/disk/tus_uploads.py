@@ -1,7 +1,7 @@
 """Tus uploads on the disk.
 
-They are created, appended to, recovered after a kill, and merged when they are
-complete.
+This module creates uploads, appends to them, recovers them after a process was killed,
+and merges complete ones.
 """
 
 from __future__ import annotations
@@ -158,7 +158,8 @@ class DiskTusUploads:
     def recover_idle(self, file_id: str) -> None:
         """Recover an idle upload.
 
-        Bytes of a killed process are reclaimed, and a complete upload is merged.
+        Makes a chunk of the bytes that a killed process received. Merges the upload if
+        it is complete.
         """
         with self._layout.lock_id(file_id) as task:
             record = unexpired_record(self._layout, self._settings, task, None)
@@ -215,9 +216,10 @@ class DiskTusUploads:
             yield session
 
     def finish(self, file_id: str, owner: str | None) -> MergeResult | None:
-        """Merge a complete upload; return None for an incomplete one or a part.
+        """Merge a complete upload.
 
-        Raises UploadError: ``locked`` while another request merges it.
+        Returns None if the upload is incomplete, or is a part of a final upload. Raises
+        UploadError: ``locked`` while another request merges the upload.
         """
         with self._layout.lock_id(file_id) as task:
             task.owned_identity(owner, TUS)
@@ -244,7 +246,7 @@ class DiskTusUploads:
             raise
 
     def _create_empty_chunk(self, task: TaskFolder) -> None:
-        """Give an upload without bytes its only chunk."""
+        """Store an empty chunk as the only chunk of an upload without bytes."""
         with self._layout.stage_chunk(0) as staged:
             staged.seal()
             staged.publish(task.chunk_path(0))
@@ -252,7 +254,8 @@ class DiskTusUploads:
     def _check_chunk_count(self, task: TaskFolder, chunks: int) -> None:
         """Raise UploadError if one more chunk exceeds the owner's quota.
 
-        The quota counts the chunks of an upload in steps of ``CHUNK_COUNT_STEP``.
+        An upload takes its chunks from the quota in steps of ``CHUNK_COUNT_STEP``
+        chunks. ``chunks``: the number of chunks that the upload has.
         """
         if chunks and chunks % CHUNK_COUNT_STEP == 0:
             self._quota.check(
@@ -270,7 +273,7 @@ class DiskTusUploads:
 
 
 def is_mergeable(record: TaskRecord) -> bool:
-    """Return whether the upload is to be merged when all its bytes are stored."""
+    """Return whether the upload may be merged once all its bytes are stored."""
     return not record.is_partial and record.status in (
         states.UPLOADING,
         states.FAILED,

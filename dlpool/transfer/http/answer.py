@@ -96,10 +96,10 @@ def error_for_status(
 def requested_wait_s(headers: Mapping[str, str], now: datetime) -> float | None:
     """Return the seconds that ``Retry-After`` requests, or None without the field.
 
-    A date in the field is compared with the response's ``Date`` (RFC 9110 section
-    6.6.1). A ``Date`` that differs from ``now`` by more than ``MAX_CLOCK_OFFSET`` comes
-    from a cache, or is constant. The result is then the shorter of two waits: counted
-    from ``Date``, and counted from ``now``.
+    If ``Retry-After`` is a date, the wait is counted from the response's ``Date`` (RFC
+    9110 section 6.6.1). But a ``Date`` that differs from ``now`` by more than
+    ``MAX_CLOCK_OFFSET`` may come from a cache or never change. The wait is then counted
+    from ``Date`` and from ``now``, and the shorter one is returned.
     """
     requested, sent = headers.get("Retry-After"), http_date(headers.get("Date"))
     ours = retry_after_s(requested, now)
@@ -157,7 +157,10 @@ def is_empty_file(status: int, headers: Mapping[str, str]) -> bool:
 def check_unsatisfied(
     status: int, headers: Mapping[str, str], known: RemoteResource
 ) -> None:
-    """Raise RemoteChanged if a 416 tells another size (RFC 9110 section 15.5.17)."""
+    """Raise RemoteChanged if a 416 states a size other than the known size.
+
+    See RFC 9110 section 15.5.17.
+    """
     unsatisfied = (
         content_range(headers.get("Content-Range") or "") if status == 416 else None
     )
@@ -176,10 +179,11 @@ def check_same_version(
     is_conditional: bool = False,
     allows_change: bool = False,
 ) -> None:
-    """Raise RemoteChanged for another version, BadAnswer if the version is unknown.
+    """Raise RemoteChanged if the answer is of another version than ``known``.
 
-    ``is_conditional``: the request had ``If-Range``. ``allows_change``: any content may
-    replace the known version. Raises UnexpectedContent as ``check_replacement`` does.
+    Raises BadAnswer if that cannot be decided, and UnexpectedContent as
+    ``check_replacement`` does. ``is_conditional``: the request had ``If-Range``.
+    ``allows_change``: any content may replace the known version.
     """
     resource = answer.resource
     verdict = known.compare(resource, is_confirmed=is_conditional and answer.is_partial)
@@ -230,7 +234,7 @@ def check_family(
 
 
 def check_expected_type(url: str, resource: RemoteResource) -> None:
-    """Raise UnexpectedContent for an HTML page in place of a binary file."""
+    """Raise UnexpectedContent for an HTML page if ``url`` names a binary file."""
     if is_page(resource.content_type) and names_binary(url):
         raise UnexpectedContent(
             f"the server sent an HTML page ({resource.content_type}) in place of the "

@@ -48,8 +48,8 @@ class HttpClient:
 
         ``pool_size``: idle connections per host that are kept for reuse.
         ``rate_limit``: shared by all downloads; None means no limit.
-        ``min_read_bytes``: a read returns when it has collected this many bytes (at
-        least ``MIN_READ_BYTES``), or earlier if no more have arrived. ``max_idle_s``:
+        ``min_read_bytes``: bytes that a read collects before it returns, at least
+        ``MIN_READ_BYTES``; it returns fewer if the data arrive slowly. ``max_idle_s``:
         seconds after which an idle connection is closed; None means ``MAX_IDLE_S``.
         """
         self.settings = settings

@@ -31,11 +31,11 @@ def connect(
     policy: NetworkPolicy,
     on_socket: Callable[[socket.socket], None],
 ) -> socket.socket:
-    """Connect to the first accepting address of ``host`` within ``timeout_s``.
+    """Connect to the first address of ``host`` that accepts.
 
-    The network policy checks every address first. ``on_socket`` is called with each
-    socket before it connects. Raises NameNotResolved, Unreachable, TimedOut or
-    PolicyRefused.
+    Gives up after ``timeout_s`` seconds. The network policy checks every address first.
+    ``on_socket`` is called with each socket before it connects. Raises NameNotResolved,
+    Unreachable, TimedOut or PolicyRefused.
     """
     # %25: a zone, RFC 6874
     addresses = _resolve(host.strip("[]").replace("%25", "%"), port)

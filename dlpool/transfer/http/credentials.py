@@ -76,7 +76,7 @@ def netrc_user(url: str, login: str | None = None) -> tuple[str, str] | None:
 
 
 def _file() -> tuple[Path, str]:
-    """Return the path and the text of the file; the text is empty without a file."""
+    """Return the path and the text of the file; the text is empty if no file exists."""
     given = os.environ.get("NETRC")
     names = [given] if given is not None else [f"~/{name}" for name in _NAMES]
     for name in names:

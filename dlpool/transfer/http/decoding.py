@@ -1,9 +1,9 @@
 """Decode content codings of response bodies (RFC 9110 section 8.4.1).
 
 Every request asks for ``identity``. If the server applies a coding nevertheless, the
-body is not the file. A body that is received as one stream is then decoded in blocks,
-with bounded memory. It is stored encoded if the name or the media type shows that the
-encoded file is meant, as with ``backup.tar.gz``.
+body is not the file. The body is then requested as one stream and decoded in blocks,
+with bounded memory. Exception: if the name or the media type shows that the encoded
+file is meant, as with ``backup.tar.gz``, the body is stored as it is.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ class _Stage:
         return data
 
     def _handle_trailing_data(self) -> None:
-        """Handle bytes after the end of the encoded data. Raises BadAnswer."""
+        """Raise BadAnswer: bytes follow the end of the encoded data."""
         raise BadAnswer(
             f"the {self.coding} coding of the body ended, and more bytes followed"
         )

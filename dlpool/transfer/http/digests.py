@@ -76,7 +76,7 @@ def _found(headers: Mapping[str, str], *, is_whole: bool) -> Iterator[Digest]:
 
 
 def strongest(digests: Iterable[Digest]) -> Digest | None:
-    """Return the first digest of the strongest algorithm."""
+    """Return the first digest of the strongest algorithm, None without digests."""
     found: dict[str, str] = {}
     for algorithm, digest in digests:
         found.setdefault(algorithm, digest)
@@ -97,7 +97,7 @@ def structured(value: str | None) -> Iterator[Digest]:
 
 
 def _listed(value: str | None) -> Iterator[Digest]:
-    """Yield the digests of ``SHA-256=BASE64,MD5=BASE64``.
+    """Yield the digests of a list such as ``SHA-256=BASE64,MD5=BASE64``.
 
     Names are case-insensitive (RFC 3230 section 4.3.2).
     """

@@ -31,9 +31,9 @@ class ExchangeStats(NamedTuple):
 class OutgoingBody:
     """A request body: ``size`` bytes in blocks.
 
-    Each block is sent before the next one is requested. ``timeout_s``: seconds without
-    progress after which sending fails. An exception that ``blocks`` raises ends the
-    request.
+    The sender sends each block before it takes the next one from ``blocks``. An
+    exception that ``blocks`` raises ends the request. ``timeout_s``: seconds without
+    progress after which sending fails.
     """
 
     blocks: Iterable[bytes | memoryview]
@@ -44,9 +44,10 @@ class OutgoingBody:
 class SocketShutdown:
     """Ends every wait on a socket, from any thread.
 
-    The connection and its exchange both hold it, because http.client closes a
-    connection while its last body is still being read. The lock prevents the use of a
-    closed descriptor.
+    It keeps a duplicate of the socket's descriptor until its last holder releases it.
+    Holders are the connection and its exchange: http.client may close a connection
+    while the exchange still reads the last body. The lock prevents the use of a closed
+    descriptor.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -61,7 +62,7 @@ class SocketShutdown:
                 self._socket.shutdown(socket.SHUT_RDWR)
 
     def hold(self) -> None:
-        """Add a holder."""
+        """Add a holder, which must call ``release`` later."""
         with self._lock:
             self._holders += 1
 
@@ -155,7 +156,7 @@ class Exchange:
         self.waiting_since = self.clock()
 
     def end_wait(self, moved: int) -> None:
-        """Stop measuring waiting time, and add ``moved`` bytes of body."""
+        """Stop measuring waiting time, and count ``moved`` bytes of body."""
         if self.waiting_since is not None:
             self.waited_s += self.clock() - self.waiting_since
         self.waiting_since = None

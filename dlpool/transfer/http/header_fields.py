@@ -65,7 +65,7 @@ class HeaderFields(Mapping[str, str]):
         )
 
     def get_all(self, name: str, default: Any = None) -> Any:
-        """Return each value of a repeated field, unjoined, as cookies require."""
+        """Return the values of a repeated field as a list; cookies need this."""
         return self._values.get(name.lower(), default)
 
 

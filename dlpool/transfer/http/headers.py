@@ -1,6 +1,7 @@
-"""Parsers of the header fields that a download depends on.
+"""Parsers of the header fields that a download depends on. Pure.
 
-Pure; each returns None for a value it cannot parse.
+Each returns None for a value that it cannot parse, except that ``content_length``
+raises ValueError.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def content_range(value: str) -> ContentRange | None:
 
 
 def content_length(value: str | None) -> int | None:
-    """Parse a ``Content-Length``.
+    """Parse a ``Content-Length``; None without the field.
 
     Repeated equal values count once (RFC 9110 section 8.6). Raises ValueError for
     different or malformed values.
@@ -92,10 +93,10 @@ _HTTP_DATES = re.compile(
 
 
 def exact_date(value: str | None) -> datetime | None:
-    """Parse an HTTP-date in an exact form of RFC 9110 section 5.6.7; in UTC.
+    """Parse an HTTP-date strictly (RFC 9110 section 5.6.7) and return it in UTC.
 
-    Returns None for a wrong day of the week, and for the year 1, which Go sends for an
-    unset time and ``email.utils`` reads as 2001.
+    Returns None for a wrong day of the week and for the year 1. Go sends the year 1 for
+    an unset time, and ``email.utils`` would read it as 2001.
     """
     text = (value or "").strip()
     moment = http_date(text) if _HTTP_DATES.fullmatch(text) else None
@@ -109,7 +110,7 @@ def exact_date(value: str | None) -> datetime | None:
 def retry_after_s(value: str | None, now: datetime) -> float | None:
     """Parse ``Retry-After`` (RFC 9110 section 10.2.3) as seconds from ``now``.
 
-    A date in the past is 0.
+    The result for a date in the past is 0.
     """
     if not value:
         return None

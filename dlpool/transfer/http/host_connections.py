@@ -20,7 +20,8 @@ MEMORY_S = 600.0  # seconds for which an unused host is remembered
 def distribute(level: int, most: Sequence[int]) -> list[int]:
     """Distribute ``level`` connections evenly over downloads.
 
-    ``most``: how many connections each download can use. Each gets at least one.
+    ``most``: how many connections each download can use. Each download gets at least
+    one.
     """
     shares = [1] * len(most)
     spare = level - len(most)
@@ -37,10 +38,10 @@ def distribute(level: int, most: Sequence[int]) -> list[int]:
 
 @dataclass(eq=False)
 class ShareMember:
-    """A download, as one of those that share the connections to a host.
+    """A download that shares the connections to a host with other downloads.
 
-    It can use ``most`` connections, ``share`` are assigned to it, ``busy`` are working.
-    ``received``: its bytes so far.
+    ``most``: connections that it can use. ``share``: connections assigned to it.
+    ``busy``: connections that are working. ``received``: its bytes so far.
     """
 
     most: int
@@ -50,9 +51,10 @@ class ShareMember:
 
 
 class HostState:
-    """The downloads of one host and their level, the number of connections in total.
+    """The downloads from one host, and their level.
 
-    Used under the lock of HostConnections.
+    The level is the number of connections of all these downloads together. Used under
+    the lock of HostConnections.
     """
 
     def __init__(self, most: int) -> None:
@@ -162,8 +164,8 @@ class HostConnections:
     def join(self, host: str, most: int, *, limit: int) -> ConnectionShare:
         """Add a download that can use ``most`` connections, and return its share.
 
-        ``limit``: the highest level of a new host, for all its downloads together;
-        ignored for a host that is already known.
+        ``limit``: the highest level that the host may ever have, for all its downloads
+        together. It is ignored if the host is known already.
         """
         with self._lock:
             now = self._clock()
@@ -179,7 +181,8 @@ class HostConnections:
     def refused(self, host: str, reason: str) -> None:
         """Reduce the level of ``host`` after a failure that may show a limit.
 
-        ``reason``: the label of the failure, such as a 429, 503 or reset.
+        ``reason``: the label of the failure, such as a status 429 or 503 or a reset
+        connection.
         """
         with self._lock:
             if (known := self._hosts.get(host)) is not None and known.members:

@@ -1,4 +1,4 @@
-"""Close idle connections, also while the process sends no requests."""
+"""Close idle connections, even while the process sends no requests."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class IdleCloser:
                 self._begin()
 
     def close(self) -> None:
-        """Stop the thread; the owner closes the pools next."""
+        """Stop the thread. The caller has to close the pools."""
         with self._lock:
             self._pools.clear()
             self._woken.set()

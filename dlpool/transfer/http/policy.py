@@ -1,8 +1,9 @@
 """Which addresses may be connected to, and which headers may be sent to which origin.
 
-Pure. The networks are listed here as in the IANA registries of special-purpose
-addresses (RFC 6890). ``ipaddress`` is not used for that: the addresses that it calls
-global differ between Python versions, and it ignores IPv6 forms of IPv4 addresses.
+Pure. This module lists the networks of the IANA registries of special-purpose addresses
+(RFC 6890). It does not use the properties of ``ipaddress``: the addresses that
+``is_global`` accepts differ between Python versions, and ``ipaddress`` ignores IPv6
+forms of IPv4 addresses.
 """
 
 from __future__ import annotations
@@ -75,7 +76,10 @@ class NetworkPolicy:
         return _policy(settings.network, settings.network_allow)
 
     def check(self, text: str) -> None:
-        """Raise PolicyRefused for a forbidden address, ValueError for other text."""
+        """Raise PolicyRefused if the address ``text`` is forbidden.
+
+        Raises ValueError if ``text`` is not an IP address.
+        """
         address = ipaddress.ip_address(text.partition("%")[0])
         if self.name == "any":
             return
@@ -116,7 +120,10 @@ ANY_NETWORK = NetworkPolicy("any")
 
 
 def check_address(text: str, policy: str, allow: tuple[Network, ...] = ()) -> None:
-    """Raise PolicyRefused for a forbidden address, ValueError for other text."""
+    """Raise PolicyRefused if the policy forbids the address ``text``.
+
+    Raises ValueError if ``text`` is not an IP address.
+    """
     NetworkPolicy(policy, allow).check(text)
 
 
@@ -127,7 +134,10 @@ def _policy(name: str, allow: str | None) -> NetworkPolicy:
 
 @lru_cache(maxsize=256)
 def origin(url: str) -> tuple[str, str, int | None]:
-    """Return scheme, host and port of a URL (RFC 6454); the port has a default."""
+    """Return scheme, host and port of a URL (RFC 6454).
+
+    For a URL without a port, returns the default port of its scheme.
+    """
     parts = urlsplit(url)
     return (
         parts.scheme,
@@ -141,7 +151,7 @@ def headers_for_origin(
 ) -> dict[str, str]:
     """Return the user's headers that may be sent to ``url``.
 
-    All are sent to the origin of ``first_url``, only harmless ones to another origin.
+    The origin of ``first_url`` gets all headers, another origin only harmless ones.
     """
     if origin(url) == origin(first_url):
         return dict(headers)
@@ -151,8 +161,9 @@ def headers_for_origin(
 def _routed_addresses(address: Address) -> Iterator[Address]:
     """Yield the addresses that packets to ``address`` go to.
 
-    An IPv6 address that contains an IPv4 address yields only the latter; an ISATAP
-    address yields both; any other address yields itself.
+    For an IPv6 address that stands for an IPv4 address, yields only the IPv4 address.
+    For an ISATAP address, yields its IPv4 address and the address itself. Any other
+    address yields itself.
     """
     if isinstance(address, ipaddress.IPv6Address):
         number = int(address)
@@ -202,6 +213,6 @@ def _is_public(address: Address) -> bool:
 def _is_within(network: Network, outer: Network) -> bool:
     """Return whether ``outer`` contains all of ``network``.
 
-    The caller knows that they have an address in common.
+    The two networks must overlap.
     """
     return network.prefixlen >= outer.prefixlen

@@ -96,9 +96,9 @@ class RemoteResource:
     def has_settled_date(self) -> bool:
         """Return whether the modification date identifies one version.
 
-        It must be at least 60 s before the ``Date`` of the response (RFC 9110 section
-        8.8.2.2) and before its reception, and not before ``FIRST_DATE``. Any other date
-        can only prove that two versions differ.
+        The date must be at least 60 s before the ``Date`` of the response (RFC 9110
+        section 8.8.2.2), at least 60 s before the reception of the response, and not
+        before ``FIRST_DATE``. Any other date can only prove that two versions differ.
         """
         modified, sent = exact_date(self.last_modified), http_date(self.date)
         if modified is None or sent is None:
@@ -128,10 +128,11 @@ class RemoteResource:
 
         If both have a strong entity tag, the result is SAME if tags and sizes agree,
         else CHANGED. Otherwise a different tag, digest, date or size means CHANGED, and
-        a validator that only ``self`` has means UNKNOWN. ``is_confirmed``: ``other``
-        came in a 206 to ``If-Range``, so the server has compared the versions (RFC 9110
-        section 15.3.7), and missing validators are ignored. SAME means that no
-        difference was found; ``proves_same`` returns whether that is a proof.
+        a validator that only ``self`` has means UNKNOWN. SAME means that no difference
+        was found; ``proves_same`` returns whether the versions are certainly the same.
+        ``is_confirmed``: ``other`` came in a 206 to ``If-Range``. The server has
+        compared the versions then (RFC 9110 section 15.3.7), so missing validators are
+        ignored.
         """
         mine, theirs = self.strong_etag, other.strong_etag
         if mine and theirs:
@@ -195,7 +196,7 @@ class RemoteResource:
         )
 
     def _misses_validator_in(self, other: RemoteResource) -> bool:
-        """Return whether ``other`` lacks the validators for a comparison."""
+        """Return whether ``other`` lacks a validator that ``self`` has."""
         if self.strong_etag:
             return True  # with strong tags on both sides the tags would have decided
         if exact_date(self.last_modified) is not None:
@@ -229,14 +230,17 @@ def _match_of(is_same: bool) -> ValidatorMatch:
 
 
 def _opaque(etag: str) -> str:
-    """Return the part that weak comparison uses (RFC 9110 section 8.8.3.2)."""
+    """Return an entity tag without ``W/``, for weak comparison.
+
+    See RFC 9110 section 8.8.3.2.
+    """
     return etag.strip().removeprefix("W/")
 
 
 def _media_type(value: str | None) -> str | None:
     """Return the first media type of a ``Content-Type``, without parameters.
 
-    A proxy may have added a second one.
+    A proxy may have added a second media type.
     """
     return re.split("[;,]", value or "", maxsplit=1)[0].strip().lower() or None
 

@@ -40,7 +40,8 @@ MAX_COOKIES = 200  # kept for one download
 class RequestTarget(NamedTuple):
     """The target of a request (RFC 9112 section 3.2), and the URL for urllib3.
 
-    From ``route`` urllib3 decides whether to tunnel; ``target`` is sent.
+    ``target`` is sent. ``route`` is the URL from which urllib3 decides whether to open
+    a tunnel through the proxy.
     """
 
     route: str
@@ -158,10 +159,10 @@ class CookieJar:
 
 
 def _cookie_response(values: Sequence[str]) -> Any:
-    """Return a response with these ``Set-Cookie`` fields for the cookie jar.
+    """Return a stand-in for a response, from which http.cookiejar reads the cookies.
 
-    ``Set-Cookie2`` is dropped: it is obsolete (RFC 6265 section 9.4), and
-    http.cookiejar parses it in quadratic time.
+    ``values``: the ``Set-Cookie`` values. ``Set-Cookie2`` is dropped: it is obsolete
+    (RFC 6265 section 9.4), and http.cookiejar parses it in quadratic time.
     """
     kept = [
         ("Set-Cookie", value)
@@ -172,5 +173,8 @@ def _cookie_response(values: Sequence[str]) -> Any:
 
 
 def _cookie_request(url: str) -> Any:
-    """Return a request for the cookie jar; a PreparedRequest would rewrite the URL."""
+    """Return a stand-in for a request, from which http.cookiejar reads the URL.
+
+    A PreparedRequest is not used, because it would rewrite the URL.
+    """
     return SimpleNamespace(url=url, headers={})

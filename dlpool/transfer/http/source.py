@@ -1,9 +1,9 @@
 """Send the requests of one download: redirects, cookies, credentials.
 
-An ``HttpClient`` belongs to a process and keeps connections alive for all downloads; a
+An ``HttpClient`` belongs to a process and keeps connections alive for all downloads. A
 ``Source`` belongs to one download, whose ``Transfer`` creates it. Another URL scheme
-would need another class with these methods; ``urls.split_credentials`` decides which
-schemes are accepted.
+would need another class with the methods of ``Source``; ``urls.split_credentials``
+decides which schemes are accepted.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ class Reply:
     def read(self, view: memoryview) -> int:
         """Fill ``view`` with received bytes and return their number.
 
-        0 at the end of the body. A TLS record has at most 16 KiB, so several are
-        collected while they arrive without delay. Bytes received before a failure are
-        returned first. Raises RetryRange, or the error with which the exchange was
-        cancelled.
+        Returns 0 at the end of the body. A TLS record has at most 16 KiB, so several
+        records are collected while they arrive without delay. After a failure, returns
+        the bytes received before it; the next call raises RetryRange. If the exchange
+        was cancelled, raises the error given to ``cancel``.
         """
         exchange = self._exchange
         began = exchange.clock()
@@ -180,7 +180,10 @@ class Source:
         headers: Mapping[str, str],
         body: OutgoingBody | None = None,
     ) -> Reply:
-        """Request another ``url`` of the same origin without following redirects."""
+        """Send a request for ``url`` without following redirects.
+
+        ``url`` must have the origin of this source.
+        """
         return self._send(method, url, exchange, headers, body)
 
     def forget_location(self) -> None:
@@ -281,8 +284,9 @@ class Source:
     def _headers_for(self, url: str, headers: Mapping[str, str]) -> dict[str, str]:
         """Return the headers for ``url``, which may be of another origin.
 
-        ``Cookie`` contains the user's cookies and those that servers have set: a server
-        that sets a cookie in a redirect expects it in the next request.
+        ``Cookie`` contains the user's cookies and the cookies that servers have set.
+        For example, a server that sets a cookie in a redirect expects it in the next
+        request.
         """
         sent = headers_for_origin(url, self.url, self._headers)
         sent.update(headers)

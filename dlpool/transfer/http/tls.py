@@ -15,8 +15,9 @@ from dlpool.errors import ConfigurationError
 def tls_context(settings: NetworkSettings) -> ssl.SSLContext:
     """Return a context that trusts the configured, system or bundled CAs.
 
-    It reports a connection that closes without close_notify, which Python ignores by
-    default. Raises ConfigurationError if the files cannot be used.
+    A connection that closes without close_notify is an error in this context; Python
+    ignores that by default. Raises ConfigurationError if the configured certificates or
+    the key cannot be used.
     """
     try:
         context = ssl.create_default_context(cafile=settings.cacert)

@@ -38,7 +38,10 @@ _HttpClientConnection = http.client.HTTPConnection
 
 
 class TargetedHeaders(dict[str, str]):
-    """Header fields of a request and its target, which urllib3 would rewrite."""
+    """The header fields of a request, together with its target.
+
+    urllib3 would rewrite a target that is passed as the URL.
+    """
 
     def __init__(self, target: str, fields: Mapping[str, str]) -> None:
         super().__init__(fields)
@@ -228,7 +231,7 @@ class _CancellableTlsConnection(_CancellableConnection, HTTPSConnection):
 
 
 class _ExpiringPool(urllib3.HTTPConnectionPool):
-    """A pool that closes idle connections, as each occupies a descriptor."""
+    """A pool that closes idle connections, because each occupies a descriptor."""
 
     idle_closer: IdleCloser
 
@@ -303,7 +306,7 @@ def _peek(sock: socket.socket) -> bytes:
 def pool_classes(
     network_policy: NetworkPolicy, idle_closer: IdleCloser
 ) -> dict[str, type[urllib3.HTTPConnectionPool]]:
-    """Return urllib3 pool classes, by scheme, with the policy and the closer."""
+    """Return urllib3 pool classes, by scheme, that use this policy and this closer."""
     policy = {"network_policy": network_policy}
     plain = type("WatchedConnection", (_CancellableConnection,), policy)
     tls = type("WatchedTlsConnection", (_CancellableTlsConnection,), policy)

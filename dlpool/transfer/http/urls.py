@@ -66,12 +66,13 @@ def display_url(url: str) -> str:
 
 
 def split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
-    """Return a URL as it is sent, without user info and fragment, and the user info.
+    """Split a URL into the URL as it is sent and its user info.
 
-    Raises UsageError. Path and query stay byte for byte, except that controls, spaces
-    and bytes above 0x7e are percent-encoded. No segment, escape or empty query is
-    rewritten: a signature may cover each of them. Scheme and host are normalised, an
-    IDN to its ASCII form. A user without a password gets an empty one, as in curl.
+    The URL that is sent has neither user info nor fragment. The user info is name and
+    password, or None; a user without a password gets an empty one, as in curl. Scheme
+    and host are normalised, an IDN to its ASCII form. Path and query stay byte for
+    byte, because a signature may cover them; only controls, spaces and bytes above 0x7e
+    are percent-encoded. Raises UsageError.
     """
     if _PLAIN_URL.fullmatch(url):
         return url, None
@@ -134,9 +135,9 @@ def resolve_location(base: str, location: str) -> str:
 
 
 def _resolved(path: str, relative: str) -> str:
-    """Resolve a relative path against ``path``.
+    """Resolve a relative path against the base ``path``.
 
-    Dot segments of the base stay, unless ``..`` removes them.
+    Dot segments of the base stay; a ``..`` of ``relative`` may remove them.
     """
     names = path.rpartition("/")[0].split("/")
     segments = relative.split("/")
@@ -208,9 +209,9 @@ def basic_auth(name: str, password: str) -> str:
 def request_headers(
     settings: NetworkSettings, given: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return dlpool's header fields and the user's, which take precedence.
+    """Return dlpool's header fields, replaced or completed by the user's (``given``).
 
-    Raises UsageError for an unsendable field.
+    Raises UsageError for a field that cannot be sent.
     """
     agent = settings.user_agent or f"dlpool/{__version__}"
     fields = {"User-Agent": agent, "Accept": "*/*", "Accept-Encoding": "identity"}
@@ -225,7 +226,7 @@ def request_headers(
 def request_target(url: str) -> str:
     """Return the target in origin-form (RFC 9112 section 3.2.1).
 
-    ``url`` is one from ``split_credentials``.
+    ``url`` must be a URL that ``split_credentials`` returned.
     """
     return url[url.index("/", url.index("//") + 2) :]
 

@@ -60,16 +60,16 @@ def name_from_url(url: str) -> str:
 def file_name(server_name: str | None, url: str) -> str:
     """Return the name of a file in a target folder: the server's name, else the URL's.
 
-    It is encoded in UTF-8 in every locale.
+    On the disk the name is encoded in UTF-8, in every locale.
     """
     return encoded_in_utf8(safe_name(server_name or "") or name_from_url(url))
 
 
 def encoded_in_utf8(path: str) -> str:
-    """Return the path whose name on the disk is ``path`` in UTF-8, in any locale.
+    """Return a path that the system encodes as the UTF-8 bytes of ``path``.
 
-    If the locale encodes file names differently, the result differs from ``path``: the
-    encoding of the locale may lack characters of ``path``.
+    In a locale that does not use UTF-8 for file names, the result differs from
+    ``path``, and works even if the locale's encoding lacks characters of ``path``.
     """
     return os.fsdecode(path.encode("utf-8", "surrogateescape"))
 

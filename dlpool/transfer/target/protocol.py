@@ -1,6 +1,6 @@
 """The interface between the core of a download and its output.
 
-The core (``transfer``, ``attempt``, ``probe``, ``worker``) knows ``Target`` only;
+The core (``transfer``, ``attempt``, ``probe``, ``worker``) uses only ``Target``;
 ``file/`` implements it on a file system. An implementation must fit this life cycle:
 
 1. open: choose the final name, lock it against other writers, and load the state of an
@@ -12,8 +12,8 @@ The core (``transfer``, ``attempt``, ``probe``, ``worker``) knows ``Target`` onl
 4. prepare and publish: make the complete bytes durable, then give them their final name
    in one atomic step. The core asks for permission to publish (the fence of a queue's
    job) immediately before ``publish``;
-5. close: release the lock. What was checkpointed stays for the next run, unless it was
-   published or discarded.
+5. close: release the lock. The checkpointed bytes and state stay for the next run,
+   unless they were published or discarded.
 
 A multipart upload to object storage fits: a writer uploads parts, a checkpoint writes
 the state object, ``publish`` completes the upload and ``discard`` aborts it. An ordered
@@ -37,11 +37,11 @@ from dlpool.transfer.target.state import SavedState
 
 @dataclass(frozen=True)
 class TargetOptions:
-    """How a target is opened.
+    """The options with which a target is opened.
 
     ``if_exists``: what to do with an existing file: ``fail``, ``skip``, ``overwrite``
-    or ``rename``. ``resume``: use the bytes of an interrupted run. ``sync``: make
-    checkpoints and the published file durable.
+    or ``rename``. ``resume``: whether to use the bytes of an interrupted run. ``sync``:
+    whether to make checkpoints and the published file durable.
     """
 
     if_exists: str
@@ -52,8 +52,8 @@ class TargetOptions:
 class TargetPresent(Exception):
     """The target exists, so that nothing is fetched.
 
-    ``is_published``: an earlier run of this download published the file. ``size``: of
-    the file in bytes.
+    ``is_published``: whether an earlier run of this download published the file.
+    ``size``: the size of the file in bytes.
     """
 
     def __init__(self, path: Path, size: int, *, is_published: bool) -> None:
@@ -96,7 +96,8 @@ class RangeReader(Protocol):
 class Target(Protocol):
     """The output of one download.
 
-    Used by the thread that runs the download, except for its writers and readers.
+    The thread that runs the download uses it; other threads use its writers and
+    readers.
 
     All methods raise LocalFault if the storage fails.
     """
@@ -135,9 +136,10 @@ class Target(Protocol):
         ...
 
     def drop_unverifiable(self) -> None:
-        """Drop the bytes of ``unverifiable``, if there are any.
+        """Drop the saved bytes if no validator can prove their version.
 
-        Called when a response that replaces them has arrived.
+        ``unverifiable`` is the resource of these bytes. The core calls this when a
+        response that replaces the bytes has arrived.
         """
         ...
 
@@ -176,14 +178,14 @@ class Target(Protocol):
     ) -> None:
         """Make the bytes of ``snapshot`` durable, then the state that lists them.
 
-        ``last_error``: the error that ended the attempt, for the state.
+        ``last_error``: the error that ended the attempt; it is stored in the state.
         """
         ...
 
     def prepare(self, resource: RemoteResource, *, remote_time: bool) -> None:
         """Make the complete bytes durable and close all writers.
 
-        ``remote_time``: set the modification time that the server reports.
+        ``remote_time``: whether to set the modification time that the server reports.
         """
         ...
 

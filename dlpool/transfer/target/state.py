@@ -1,11 +1,11 @@
 """The saved state of an unfinished download, as JSON.
 
-A state is used only if every field has its type and range and the chunks tile the file;
-otherwise ``StateUnusable`` gives the reason, and the download starts at the beginning.
-It contains no secrets: ``url`` lacks user info and query, and ``url_sha256`` identifies
-the complete URL. The saved bytes belong to the resource, not to the query of a signed
-URL: the same ``url`` with another query resumes if the validators prove that it is the
-same file.
+A state is used only if every field has a valid type and value, and the chunks cover the
+file without gaps or overlaps. Otherwise ``StateUnusable`` gives the reason, and the
+download starts at the beginning. The state contains no secrets: ``url`` lacks user info
+and query, and ``url_sha256`` identifies the complete URL. The saved bytes belong to the
+resource, not to the query of a signed URL: the same ``url`` with another query resumes
+if the validators prove that it is the same file.
 """
 
 from __future__ import annotations
@@ -93,7 +93,10 @@ class SavedState:
 
     @classmethod
     def initial(cls, job: Job, resource: RemoteResource, now: str) -> SavedState:
-        """Return the state of a download without any bytes. The size must be known."""
+        """Return the state of a download without any bytes.
+
+        ``resource`` must have a known size.
+        """
         assert resource.size is not None
         return cls(
             url=url_without_secrets(job.url),

@@ -1,4 +1,4 @@
-"""Remove files beside a target that no later run needs, after the job has ended."""
+"""Remove part files and states that no later run needs, after a job has ended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dlpool.transfer.target.state import StateUnusable, url_digest
 
 
 def remove_published_state(target: Path, job_id: str) -> None:
-    """Remove the state that records the publish of ``target`` for a job.
+    """Remove the state that records that a job has published ``target``.
 
     The state of another job is not removed. Raises LocalFault.
     """
@@ -30,19 +30,20 @@ def remove_published_state(target: Path, job_id: str) -> None:
 
 
 def remove_part_files(target: Path, url: str) -> None:
-    """Remove part file and state of a download of ``url`` that will not be resumed.
+    """Remove the part file and the state of a download that will not be resumed.
 
-    See ``remove_part_files_by_digest``.
+    ``url``: the URL of the download. See ``remove_part_files_by_digest``.
     """
     remove_part_files_by_digest(target, url_digest(url))
 
 
 def remove_part_files_by_digest(target: Path, url_sha256: str) -> None:
-    """Remove part file and state of a download that will not be resumed.
+    """Remove the part file and the state of a download that will not be resumed.
 
-    ``url_sha256``: the ``url_digest`` of its URL; files of a download of another URL
-    are not removed. A part file without a state is removed, because no later run could
-    use it. Raises Locked while a download uses the part file, LocalFault.
+    ``url_sha256``: the ``url_digest`` of the download's URL. Files of a download of
+    another URL are not removed. A part file without a state is removed, because no
+    later run could use it. Raises Locked while a download uses the part file,
+    LocalFault.
     """
     state_file = StateFile.for_target(target, sync=False)
     with suppress(StateUnusable):

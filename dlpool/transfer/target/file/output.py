@@ -1,17 +1,18 @@
 """Keep the output of a download on a file system: target, part file and state file.
 
-The steps in their order, and what the next run does if a kill follows the step:
+The steps of a download, and what the next run does if the process is killed after a
+step:
 
 1. The data is written: the next run resumes from the last committed state and fetches
    later bytes again.
-2. The data is synced: as after 1.
+2. The data is synced: the same as after 1.
 3. The state is committed: the next run resumes from this state.
 4. The state is committed with ``publishing`` (see ``publish`` for downloads without a
    state): the next run finds the part file complete and publishes it.
 5. The part file is renamed to the target: the next run finds the target with the inode
    in ``publishing``, and removes the state.
-6. The state is removed; for a job of the queue only after its result is recorded: the
-   next run finds a finished download.
+6. The state is removed; for a queue's job, only after the queue has recorded the
+   result: the next run finds a finished download.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from dlpool.transfer.target.state import (
 class FileOutput:
     """A ``Target`` on a file system.
 
-    Used by one thread at a time, except for its writers and readers.
+    Only one thread at a time uses it; other threads use its writers and readers.
     """
 
     def __init__(
@@ -60,7 +61,8 @@ class FileOutput:
     ) -> None:
         """Choose and lock the output.
 
-        ``check_target`` is called for each path that is tried, and raises to refuse it.
+        Calls ``check_target`` with each path that it tries; ``check_target`` raises an
+        error to refuse the path.
 
         Raises TargetPresent, TargetExists, ForeignFile, Locked, PolicyRefused,
         LocalFault, and what ``check_target`` raises.
@@ -126,7 +128,7 @@ class FileOutput:
         self.saved = self._state = self.unverifiable = None
 
     def drop_unverifiable(self) -> None:
-        """Drop the bytes of ``unverifiable``, if there are any."""
+        """Drop the saved bytes if no validator can prove their version."""
         if self.unverifiable is not None:
             self._drop_bytes()
             self.unverifiable = None
@@ -136,7 +138,7 @@ class FileOutput:
         self._resource = resource
 
     def preallocate(self, size: int, mode: str, rules: SpaceRules) -> None:
-        """Check that the file fits and give it its length.
+        """Check that the file fits, and preallocate it; see ``PartFile.preallocate``.
 
         Raises TooLarge, NoRoom, LocalFault.
         """
@@ -185,9 +187,10 @@ class FileOutput:
     def publish(self, resource: RemoteResource, snapshot: ChunkSnapshot) -> None:
         """Rename the prepared part file to the target, and remove the state.
 
-        If a state is on disk, a publish record is committed to it first, so that a kill
-        after the rename costs no byte. A queue's job always leaves a record until the
-        queue knows the result: an extended attribute of the file, or a state that
+        If a state is on disk, a publish record is committed to it first: after a kill,
+        the next run recognizes the target by the record and does not fetch the file
+        again. For a queue's job, a record always stays until the queue knows the
+        result. This record is an extended attribute of the file, or a state that
         ``remove_published_state`` removes.
         """
         job = self._job
@@ -206,15 +209,14 @@ class FileOutput:
             self._state_file.remove_published()
 
     def discard(self) -> None:
-        """Remove the state of wrong bytes; ``close`` removes the part file."""
+        """Remove the state of wrong bytes; a later ``close`` removes the part file."""
         if self.part.is_named():
             self._drop_state()
 
     def close(self) -> None:
-        """Release the lock, after removing a part file without usable bytes.
+        """Remove the part file if it has no usable bytes, then release the lock.
 
-        Raises nothing, so that the error that ended the download is the one that is
-        reported.
+        Raises nothing, so that the caller reports the error that ended the download.
         """
         try:
             if not self._is_published and not self._state_file.holds_progress:
@@ -229,7 +231,7 @@ class FileOutput:
         return self._options.if_exists == "overwrite"
 
     def _check_state_file(self) -> None:
-        """Raise ForeignFile if the state file is the file of another program."""
+        """Raise ForeignFile if another program has written the state file."""
         is_recognized = self.part.is_marked and not self.part.is_new
         if (
             self._state_file.exists
@@ -311,7 +313,7 @@ class FileOutput:
         )
 
     def _is_recorded(self, record: PublishRecord) -> bool:
-        """Return whether an earlier run was about to publish this part file."""
+        """Return whether ``record`` has the inode and the size of this part file."""
         return (self.part.inode, self.part.length) == (record.inode, record.size)
 
     def _commit(
@@ -329,9 +331,9 @@ class FileOutput:
         self._state_file.commit(self._state)
 
     def _first_state(self) -> SavedState:
-        """Return the state of the earlier run, or a new one.
+        """Return the state of the earlier run, or a new state if there is none.
 
-        Called as late as possible, because most files need no state.
+        Called only at the first commit, because most files need no state.
         """
         assert self._resource is not None
         state = self.saved or SavedState.initial(self._job, self._resource, _now())

@@ -1,9 +1,9 @@
 """The file under construction, ``PATH.part``: lock, sync, publish by rename.
 
-One process at a time works on a part file. It holds the lock (``filelock``) of the file
-that has the part file's name. If the locked file was published before the lock was
-taken, the name is opened again. Every writer has its own descriptor if the file can be
-opened again, by ``/proc`` or by its name.
+Only one process at a time works on a part file: the process that holds its lock
+(``filelock``). If another process has published the file before this process locks it,
+this process opens the name again. Every writer has its own descriptor if the file can
+be opened again, by ``/proc`` or by its name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ACL = "system.posix_acl_access"
 
 
 class PartFile:
-    """A locked part file. One thread owns it; ``writer`` serves the other threads."""
+    """A locked part file. One thread owns it; ``writer`` returns writers for others."""
 
     def __init__(
         self, target: Path, *, sync: bool, notify: Notify = ignore_event
@@ -66,13 +66,13 @@ class PartFile:
     def is_marked(self) -> bool:
         """Whether the file has dlpool's mark.
 
-        It is then recognized without a state file.
+        A marked file is recognized as dlpool's without a state file.
         """
         return self._opened.is_marked
 
     @property
     def has_lock_file(self) -> bool:
-        """Whether the lock is a lock file, because ``flock`` does not work here."""
+        """Whether the lock is a lock file, because ``flock`` does not work."""
         return self._opened.lock.uses_lock_file
 
     @property
@@ -82,9 +82,10 @@ class PartFile:
 
     @property
     def was_expired(self) -> bool:
-        """Whether another process may still write to the file.
+        """Whether an earlier holder of the lock may still write to the file.
 
-        The lock of that process expired without proof that the process has ended.
+        This is so if the holder's lock expired without proof that its process has
+        ended.
         """
         return self._opened.lock.was_expired
 
@@ -107,9 +108,9 @@ class PartFile:
             return disk.is_name_of(self.path, self._identity)
 
     def check_ownership(self) -> None:
-        """Raise LocalFault if the part file's name may belong to another download.
+        """Raise LocalFault if another download may have taken the part file's name.
 
-        The state file beside it then belongs to that download, too.
+        The state file beside the part file would then belong to the other download.
         """
         with translated(f"access the lock of {self.path}"):
             if not self._opened.lock.is_held():
@@ -133,7 +134,8 @@ class PartFile:
     def mark_published(self, job: Job) -> bool:
         """Set the attribute that records a publish for a queue's job.
 
-        Return False if the file system does not allow that.
+        Returns False for a job without a queue, or if the file system has no such
+        attributes.
         """
         return set_mark(self._descriptor, job)
 
@@ -141,7 +143,7 @@ class PartFile:
         """Replace the file by a new, empty, locked one of the same name.
 
         Writers that are still open reach only the old file. Raises Locked if another
-        download took the name in between, LocalFault.
+        download has taken the name meanwhile, LocalFault.
         """
         self.check_ownership()
         old = self._opened
@@ -159,10 +161,10 @@ class PartFile:
     def copy_permissions(self) -> None:
         """Copy mode, owner and group of the target that the file will replace.
 
-        Owner and group are copied only if permitted. The owner of a file under
-        construction may always read and write it; ``publish`` sets the exact mode.
-        Without a target, the file keeps the default mode. Raises LocalFault, also if
-        the mode cannot be set and others would be allowed more than before.
+        Owner and group are copied only if permitted. Until ``publish`` sets the exact
+        mode, the owner may always read and write the file. Without a target, the file
+        keeps the default mode. Raises LocalFault, also if the mode cannot be set and
+        the present mode allows more than the target's.
         """
         with translated(f"set the permissions of {self.path}"):
             try:
@@ -222,9 +224,10 @@ class PartFile:
         return ScannedFile(self._descriptor, self.path, self.length)
 
     def close_writers(self) -> None:
-        """Close all writers after their last write. Raises the first LocalFault.
+        """Close all writers. Raises the first LocalFault.
 
-        Network file systems report failed writes only when a file is closed.
+        Call it after their last write. Network file systems report failed writes only
+        when a file is closed.
         """
         writers, self._writers = self._writers, []
         first: LocalFault | None = None
@@ -248,8 +251,9 @@ class PartFile:
     def report_delayed_errors(self) -> None:
         """Make the file system report the errors that it delays until close(2).
 
-        If no descriptor is left for that, fdatasync(2) reports the same errors, because
-        it waits for all writes. Raises LocalFault.
+        Closes a duplicate of the descriptor. If the process has no free descriptor for
+        it, calls fdatasync(2), which waits for all writes and reports the same errors.
+        Raises LocalFault.
         """
         with translated(f"close {self.path}"):
             try:
@@ -347,10 +351,10 @@ class PartFile:
     def _private_name(self) -> Path:
         """Return the name to publish from: usually the part file's name.
 
-        A lock file can be lost at any moment; the next holder may then replace the file
-        of that name. So with a lock file, the result is a new private hard link.
-        Without hard links or /proc, it is the part file's name, which was checked just
-        before.
+        A process can lose its lock file at any moment, and the next holder may then
+        replace the part file. So with a lock file, the result is a new private hard
+        link to the open file. If it cannot be created (no hard links or no /proc), the
+        result is the part file's name, which the caller has just checked.
         """
         if not self.has_lock_file:
             return self.path
@@ -366,8 +370,8 @@ class PartFile:
     def _finish_publish(self) -> None:
         """Clean up after the publish; errors here cannot damage the file.
 
-        The mark is kept as long as the part file's name exists, so that the next run
-        removes that name.
+        The mark is kept while the part file's name exists: the next run recognizes the
+        file by the mark and removes that name.
         """
         if self._final_mode is not None:
             with suppress(OSError):
@@ -420,6 +424,6 @@ class PartFile:
                 raise
 
     def _copy_acl(self) -> None:
-        """Copy the access control list, if there is one; see acl(5)."""
+        """Copy the target's access control list, if it has one; see acl(5)."""
         with suppress(OSError):
             os.setxattr(self._descriptor, _ACL, os.getxattr(self.target, _ACL))

@@ -1,14 +1,14 @@
-"""Find or create the part file of a target, locked and recognized as dlpool's.
+"""Find or create the part file of a target, and lock it.
 
-Other programs use the suffix ``.part``, too. A file of that name is dlpool's if it has
-the extended attribute ``MARK``, or if a state file of dlpool is beside it; any other
-file, even an empty one, is refused and not changed.
+Other programs use the suffix ``.part``, too. A part file is dlpool's if it has the
+extended attribute ``MARK``, or if a state file of dlpool is beside it. Any other file
+of that name, even an empty one, is refused and not changed.
 
 A kill must never leave a part file that the next run would refuse. So a part file is
 created without a name (O_TMPFILE), locked and marked, and only then linked to its name.
-Where the file system does not support that, or has no extended attributes, a
-placeholder of the state file is written before the part file is created; it remains
-until there is a mark or a state. See open(2), xattr(7).
+Where the file system does not support O_TMPFILE or extended attributes, a placeholder
+is first written as the state file; it stays until the part file has a mark or a state.
+See open(2), xattr(7).
 """
 
 from __future__ import annotations
@@ -73,9 +73,11 @@ class PartOpener:
         raise LocalFault(f"cannot use {self.path}: another program keeps replacing it")
 
     def replace(self, old: FileLock) -> OpenPart:
-        """Remove the part file and create a new one; a lock file is kept.
+        """Remove the part file and create a new one.
 
-        Raises Locked if another download created one first, LocalFault.
+        ``old``: the lock of the old file. If it uses a lock file, the new part file
+        keeps it. Raises Locked if another download creates a part file first,
+        LocalFault.
         """
         held = old if old.uses_lock_file else None
         with disk_errors.translated(f"replace {self.path}"):
@@ -86,7 +88,7 @@ class PartOpener:
         return opened
 
     def on_unsynced(self, folder: str, error: OSError) -> None:
-        """Report a folder whose names could not be made durable."""
+        """Report a folder whose new or removed names could not be synced to disk."""
         self._notify(
             "folder_not_synced", folder=folder, reason=error.strerror or str(error)
         )
@@ -123,9 +125,10 @@ class PartOpener:
         return None
 
     def _was_published(self, status: os.stat_result) -> bool:
-        """Return whether the file is the target; if it is, remove its part name.
+        """Return whether the open file is the published target.
 
-        A kill between link and removal leaves both names.
+        If it is, the part file's name is removed: a publish by hard link leaves both
+        names when it is killed before it removes this name.
         """
         if status.st_nlink == 1 or not disk.is_name_of(
             self._target, disk.identity_of(status)
@@ -137,11 +140,11 @@ class PartOpener:
     def _has_exact_name(self) -> bool:
         """Return whether the folder lists the part file's name in this spelling.
 
-        Otherwise set ``path`` to the spelling of the folder. A case-insensitive file
-        system in user space may show one file with a different inode number for each
-        spelling of its name, so that a lock by one spelling does not exclude a lock by
-        another. Only a file without a mark is checked: the known file systems of this
-        kind have no extended attributes. Raises OSError.
+        If the folder lists another spelling, sets ``path`` to it. A case-insensitive
+        file system in user space may show a different inode number for each spelling of
+        a name; then locks by two spellings do not exclude each other. Only a file
+        without a mark is checked: the known file systems of this kind have no extended
+        attributes. Raises OSError.
         """
         expected, found = self.path.name, None
         with os.scandir(self.path.parent) as entries:
@@ -156,11 +159,11 @@ class PartOpener:
         return False
 
     def _is_usable(self, descriptor: int, status: os.stat_result) -> bool | None:
-        """Return True if the file has dlpool's mark (an extended attribute).
+        """Return whether the file has dlpool's mark (an extended attribute).
 
         Returns False if only the state file shows that dlpool made the file, and None
-        if the file must be opened again. Raises OSError, and ForeignFile if neither
-        mark nor state file shows that dlpool made it.
+        if the caller must open the file again. Raises OSError, and ForeignFile if
+        neither mark nor state file shows that dlpool made it.
         """
         if self._was_published(status):
             return None
@@ -189,10 +192,10 @@ class PartOpener:
         return opened or self._named(held)
 
     def _linked(self, descriptor: int, held: FileLock | None) -> OpenPart | None:
-        """Lock and mark an unnamed file, and link it to its name.
+        """Lock and mark an unnamed file, and link it to the part file's name.
 
-        Returns None if that is not supported. Raises FileExistsError if another file
-        has the name, OSError.
+        Returns None if the file system does not support the link. Raises
+        FileExistsError if another file has the name, OSError.
         """
         lock = held
         try:
@@ -245,9 +248,9 @@ class PartOpener:
         return None
 
     def _named(self, held: FileLock | None) -> OpenPart | None:
-        """Create the part file by its name, after a placeholder of the state file.
+        """Write a placeholder of the state file, then create the part file by its name.
 
-        Raises OSError.
+        Returns None if another process has created the part file first. Raises OSError.
         """
         state_file = StateFile.for_target(self._target, sync=False)
         state_file.write_placeholder()
@@ -274,9 +277,9 @@ class PartOpener:
             raise
 
     def _withdraw(self, state_file: StateFile) -> None:
-        """Remove an unused placeholder.
+        """Remove the placeholder after another process has created the part file.
 
-        The placeholder stays if the part file of another download needs it.
+        The placeholder stays if that part file has no mark, and so needs it.
         """
         is_needed = False
         with suppress(OSError):

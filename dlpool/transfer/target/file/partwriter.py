@@ -17,11 +17,11 @@ _UNKNOWN = -1  # as a position
 
 
 class PartWriter:
-    """A descriptor with which one thread writes to a part file.
+    """A descriptor with which one thread writes to a part file, or reads it.
 
-    ``close`` may be called by another thread. ``is_shared``: the file offset of the
-    descriptor is shared with other descriptors and not used; otherwise it is 0 at
-    first. ``closes``: ``close`` closes the descriptor.
+    ``close`` may be called by another thread. ``is_shared``: whether other descriptors
+    share the file offset, so that it cannot be used; an offset that is not shared is 0
+    at first. ``closes``: whether ``close`` closes the descriptor.
     """
 
     def __init__(

@@ -2,10 +2,11 @@
 
 A file that is published for a queue's job has an extended attribute, where the file
 system supports them (xattr(7)). The attribute follows the file through its rename and
-needs no second file. It outlives the job, whose id may be reused; so it contains the
-claim, the URL and the checksum, and counts only if all of them are equal. Otherwise the
-record is in the state file, as ``publishing``: it names the inode and size of the
-published file.
+needs no second file. It outlives the job, whose id may be reused. So it contains the
+claim, the URL and the checksum, and counts only if all of them equal those of the job.
+
+In all other cases the record is in the state file, as ``publishing``: it contains the
+inode number and the size of the published file.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def published_mark(job: Job) -> str | None:
 
 
 def set_mark(descriptor: int, job: Job) -> bool:
-    """Set the attribute of an open file; return False if that is not possible."""
+    """Set the job's attribute on an open file; return False if that is not possible."""
     mark = published_mark(job)
     if mark is None:
         return False
@@ -69,10 +70,10 @@ def check_unpublished(
 ) -> None:
     """Raise TargetPresent if an earlier run of ``job`` has published ``path``.
 
-    What a killed run left undone is completed first: the part file's name is removed,
-    and without a queue also the state. ``part_of``: the path that the part file was
-    named after, if the file was published under another name (``path``) because that
-    path was taken; None means ``path``. Raises LocalFault.
+    If that run was killed, its last steps are done first: the part file's name is
+    removed, and for a download without a queue, the state is removed. ``part_of``: the
+    path that the part file was named after, if that path was taken and the file was
+    published as ``path`` instead; None means ``path``. Raises LocalFault.
     """
     if has_mark(path, job):
         raise target_present(path, is_published=True)

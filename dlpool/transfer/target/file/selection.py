@@ -52,7 +52,11 @@ class PathSelection:
         return path, PartFile(path, sync=self.options.sync, notify=self.notify)
 
     def choose(self, requested: Path) -> Path:
-        """Return the path to publish to. Raises TargetPresent, TargetExists."""
+        """Return the path to publish to.
+
+        This is ``requested``, or with ``if_exists = rename`` an unused numbered path.
+        Raises TargetPresent, TargetExists.
+        """
         self._check_unpublished(requested)
         if self.options.if_exists == "overwrite" or not _exists(requested):
             return requested
@@ -89,12 +93,12 @@ class PathSelection:
         The order of preference:
 
         1. a path with a part file of the same URL,
-        2. a path with a part file whose state is unreadable, or whose URL differs in
-           the query only,
+        2. a path with a part file whose state is missing or unreadable, or has a URL
+           that differs in the query only,
         3. the first path without a part file.
 
-        Skips paths that another download has locked, and part files of other URLs and
-        other programs.
+        Skips a path if another download has locked it, or if its part file belongs to
+        another URL or another program.
         """
         unfinished: list[Path] = []
         unused = self._unused(requested)
@@ -116,10 +120,10 @@ class PathSelection:
         return path, part
 
     def _lock(self, path: Path) -> PartFile | None:
-        """Return the locked part file of an unused path.
+        """Lock the part file of an unused path, and return it.
 
-        None if another download or program has taken the path or its part file
-        meanwhile.
+        Returns None if ``check_target`` refuses the path because it exists, or if
+        another download or program has taken the path or its part file.
         """
         try:
             self.check_target(path)

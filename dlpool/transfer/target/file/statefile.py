@@ -1,8 +1,8 @@
 """The state file beside a part file, ``PATH.part.meta``, and its atomic commits.
 
-The file never lists a byte that is not on disk: data is synced before a commit. Until
-the first commit it may be a placeholder, which only marks the part file beside it as
-dlpool's.
+The state file never lists a byte that is not on disk: the caller syncs the data before
+each commit. Until the first commit the state file may be a placeholder, which only
+marks the part file beside it as dlpool's.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _NOT_READ = {
 class StateFile:
     """The state file of one part file.
 
-    Used by the thread that holds the part file's lock. ``exists``: whether the file
-    exists. ``is_placeholder``: whether it is known to be a placeholder.
+    Used by the thread that holds the part file's lock. ``exists``: whether the state
+    file exists. ``is_placeholder``: whether it is known to be a placeholder.
     """
 
     def __init__(
@@ -87,19 +87,19 @@ class StateFile:
         return None if self.is_placeholder else SavedState.from_json(text)
 
     def commit(self, state: SavedState, *, is_durable: bool = True) -> None:
-        """Replace the state atomically; readers see the old or the new one.
+        """Replace the state atomically; readers see the old state or the new one.
 
-        ``is_durable`` may be False for a state that is needed only after a kill: after
-        a power failure the file may be empty. Raises LocalFault.
+        With ``is_durable`` False the new state survives a kill of the process, but the
+        file may be empty after a power failure. Raises LocalFault.
         """
         self._write(state.as_json().encode(), sync=self._sync and is_durable)
         self.is_placeholder = False
 
     def write_placeholder(self) -> None:
-        """Write a placeholder, unless a state exists. Raises LocalFault.
+        """Write a placeholder, unless the state file exists. Raises LocalFault.
 
         The caller need not hold the part file's lock. If another process creates the
-        file first, the content of that process stays.
+        state file first, the content of that process stays.
         """
         if self.exists:
             return
@@ -145,7 +145,7 @@ class StateFile:
     def remove(self) -> None:
         """Remove the state durably. Raises LocalFault.
 
-        This must happen before other bytes are written to the part file.
+        Call it before the bytes that the state lists are dropped or replaced.
         """
         if not self.exists:
             return
@@ -206,7 +206,7 @@ class StateFile:
         return self._temporary
 
     def _free(self, name: str) -> Path:
-        """Return the path of ``name``, or a random one if a foreign file has that name.
+        """Return the path of ``name``, or a random path if a foreign file has it.
 
         Raises OSError.
         """
@@ -222,7 +222,7 @@ class StateFile:
 
 
 def _is_stale_temporary(temporary: Path) -> bool:
-    """Return whether a temporary file was left by a killed run. Raises OSError.
+    """Return whether a killed run has left the temporary file. Raises OSError.
 
     Such a file contains a state or the beginning of one.
     """

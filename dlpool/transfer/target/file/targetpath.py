@@ -13,7 +13,7 @@ from dlpool.transfer.target.protocol import TargetPresent
 
 
 def resolve_target(target: Path) -> tuple[Path, bool]:
-    """Return the path to rename the part file to, and whether it exists.
+    """Return the path to rename the part file to, and whether that path exists.
 
     Symbolic links are resolved. Raises PolicyRefused for a reserved name, LocalFault
     for a path that cannot be a target.
