@@ -41,7 +41,7 @@ def identity_of(status: os.stat_result) -> Identity:
 
 
 def is_name_of(name: Name, identity: Identity, dir_fd: int | None = None) -> bool:
-    """Return whether ``name`` is a name of the file with that identity. Raises OSError.
+    """Return whether ``name`` is a name of the file with ``identity``. Raises OSError.
 
     A symbolic link to the file is not one of its names.
     """
@@ -88,7 +88,7 @@ def atomic_write(
 
     Writes the file ``temporary`` (default: ``PATH.tmp``) and renames it to ``path``. An
     existing ``temporary`` is removed, so only one writer at a time may write ``path``.
-    ``sync``: the content is durable on return; otherwise the file may be absent or
+    With ``sync`` the content is durable on return; otherwise the file may be absent or
     empty after a power failure. ``mode``: mode of the new file, reduced by the umask.
     Raises OSError; ``path`` then has its old content, unless the sync of the folder
     failed.
@@ -326,7 +326,8 @@ def remove_quietly(name: Name, *, dir_fd: int | None = None) -> None:
 def close_quietly(descriptor: int) -> None:
     """Close a descriptor; errors are ignored.
 
-    For a descriptor that wrote nothing, or after an error that must not be hidden.
+    Use this function if nothing was written to the descriptor, or after an error that
+    an error of close(2) must not hide.
     """
     with suppress(OSError):
         os.close(descriptor)
@@ -356,8 +357,8 @@ def sync_folder(folder: Name | int, *, on_unsynced: OnUnsynced | None = None) ->
     """Make the names in ``folder`` durable; a rename is durable only after this call.
 
     If the file system cannot sync folders, returns False, and calls ``on_unsynced``
-    with the folder and the error, once per file system. This does not affect the
-    contents of synced files. ``folder`` is a path or an open descriptor. Raises OSError
+    with the folder and the error, once per file system. Even then, the contents of
+    synced files are durable. ``folder`` is a path or an open descriptor. Raises OSError
     for any other failure (EIO, ESTALE).
     """
     try:

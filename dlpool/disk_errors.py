@@ -1,8 +1,8 @@
 """The meaning of the errnos of file operations.
 
-``FAULTS`` maps errnos to the errors that dlpool raises; the ``CANNOT_...`` sets name,
-for each operation, the errnos of a file system that lacks the operation. All functions
-are thread-safe.
+``FAULTS`` maps errnos to the errors that dlpool raises. Each set ``CANNOT_...`` holds
+the errnos of one operation on a file system that does not support the operation. All
+functions are thread-safe.
 """
 
 from __future__ import annotations

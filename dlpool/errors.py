@@ -39,7 +39,7 @@ class ConfigurationError(DlpoolError, label="configuration", exit_code=78):
 
 
 class InternalError(DlpoolError, label="internal"):
-    """A defect of dlpool; the cause is kept."""
+    """A defect of dlpool; ``__cause__`` is the unexpected exception."""
 
     @classmethod
     def of(cls, error: Exception) -> InternalError:
@@ -57,8 +57,8 @@ class Cancelled(DlpoolError, label="cancelled", exit_code=130):
 
 
 class LostJob(Cancelled, label="lost"):
-    """Another supervisor has claimed the job; this one publishes and records
-    nothing."""
+    """Another supervisor has claimed the job; the present supervisor must publish and
+    record nothing."""
 
 
 # --- retry the range; the other ranges continue ---

@@ -56,8 +56,9 @@ class FileLock:
         """Lock the file.
 
         ``descriptor``: an open descriptor of the file at ``path``, for writing; the
-        lock does not close it. ``reopen_path``: another path by which the file can be
-        opened, for a file without a name. Raises LockHeld, LockForeign, OSError.
+        lock does not close it. ``reopen_path``: a path that opens the file if it does
+        not have the name ``path`` yet. Raises LockHeld if another process holds the
+        lock, LockForeign if dlpool did not create the lock file, and OSError.
         """
         self.was_expired = False
         self._lock_file: LockFile | None = None
@@ -113,7 +114,8 @@ def _has_flock(descriptor: int, path: Path) -> bool:
 def _excludes_second(path: Path, identity: disk.Identity) -> bool:
     """Return whether the lock excludes a second descriptor of the file.
 
-    Returns True, without a test, if the file cannot be opened again.
+    Returns True, without a test, if the file cannot be opened again or ``path`` names
+    another file by now.
     """
     try:
         second = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -88,7 +88,7 @@ def parse_duration(text: str) -> float:
 
 
 def unit_hint(text: str) -> str:
-    """Return a hint that the unit of a duration is missing, ``""`` if it has one."""
+    """Return a hint that a duration has no unit, ``""`` if the duration has one."""
     number = text.strip()
     return (
         f" (without a unit it is in seconds; milliseconds are {number}ms)"
@@ -289,7 +289,7 @@ def parse_levels(text: str) -> str:
 def logger_levels(text: str) -> dict[str, str]:
     """Return the level of each logger in a list of ``LOGGER=LEVEL``.
 
-    The list is separated by commas. Raises ValueError.
+    Commas separate the items of the list. Raises ValueError.
     """
     found: dict[str, str] = {}
     for part in text.split(","):

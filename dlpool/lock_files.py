@@ -2,17 +2,17 @@
 
 - A lock file is created with O_EXCL, and contains the host, boot, process and start
   time of its holder, and a random token.
-- A thread of the holder, and each call of ``FileLock.is_held``, set the modification
-  time of the file to the clock of the file server. The thread does so every
-  ``HEARTBEAT_S`` seconds.
-- A lock is stale when its holder is known to have ended. Only a process of the same
-  host, boot and PID namespace can know that.
+- The holder renews its lock: it sets the modification time of the file to the current
+  time of the file server. A thread of the holder does this every ``HEARTBEAT_S``
+  seconds, and ``FileLock.is_held`` does it at each call.
+- A lock is stale when its holder has ended. Only a process of the same host, boot and
+  PID namespace can see this.
 - A lock is also stale when its modification time is more than ``STALE_S`` seconds older
   than the modification time of a file that is created now.
-- A stale lock is replaced by a rename of ``PATH.lock.tmp``, which is created with
-  O_EXCL, so that only one process at a time replaces the lock.
-- A holder that was suspended for so long that its lock file was replaced learns that
-  from ``FileLock.is_held``, and must stop.
+- A process replaces a stale lock: it creates ``PATH.lock.tmp`` with O_EXCL and renames
+  it. O_EXCL ensures that only one process at a time replaces the lock.
+- A holder may be suspended until another process replaces its lock file. Then
+  ``FileLock.is_held`` returns False, and the holder must stop.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class LockHolder:
     def has_ended(self) -> bool:
         """Return whether this process knows that the holder has ended.
 
-        It can know this only of a holder with the same host, boot and PID namespace.
+        This can be known only of a holder with the same host, boot and PID namespace.
         """
         if not self.boot or (self.boot, self.namespace) != (
             _boot_id(),
@@ -154,8 +154,8 @@ class LockFile:
     def is_named(self) -> bool:
         """Return whether the path still names this lock file. Raises OSError.
 
-        The file is opened, because only open(2) makes a network file system ask its
-        server.
+        This method opens the file, because only open(2) makes a network file system ask
+        its server.
         """
         try:
             named = os.open(
@@ -169,9 +169,9 @@ class LockFile:
             disk.close_quietly(named)
 
     def renew(self) -> None:
-        """Set the modification time to the server's current time.
+        """Set the modification time to the file server's current time.
 
-        Errors are ignored. A lock that is not renewed for ``STALE_S`` becomes stale.
+        Ignore errors. A lock that is not renewed for ``STALE_S`` seconds becomes stale.
         """
         with self._lock, suppress(OSError):
             if self._descriptor >= 0:
@@ -246,7 +246,7 @@ class _CreatedLock:
     def create(cls, path: Path) -> _CreatedLock:
         """Create a lock file of this process at ``path``.
 
-        Raises FileExistsError if the name exists, OSError.
+        Raises FileExistsError if the name exists, another OSError if a call fails.
         """
         holder = LockHolder.this_process()
         try:
@@ -289,7 +289,7 @@ def _remove_empty(path: Path) -> None:
 def _take_over(path: Path) -> LockFile | None:
     """Replace a stale lock by a new one and return the new one.
 
-    Returns None if another process changed a lock file meanwhile: the caller tries
+    Return None if another process changed a lock file meanwhile; the caller should try
     again. Raises LockHeld, LockForeign, OSError.
     """
     temporary = path.with_name(f"{path.name}.tmp")
@@ -316,16 +316,17 @@ def _take_over(path: Path) -> LockFile | None:
 
 @dataclass(frozen=True)
 class _StaleLock:
-    """A stale lock; ``has_ended``: its process is known to have ended."""
+    """A stale lock. ``has_ended``: True if its holder has ended, False if the lock was
+    not renewed in time."""
 
     has_ended: bool
 
 
 def _find_stale(path: Path, now: float | None) -> _StaleLock | None:
-    """Return the lock if it is stale, None if it does not exist.
+    """Return the lock at ``path`` if it is stale, None if there is no lock.
 
-    ``now``: the present time of the file server, None if it must be determined. Raises
-    LockHeld for a lock that is not stale, LockForeign, OSError.
+    ``now``: the present time of the file server; None if this function must ask the
+    server. Raises LockHeld for a lock that is not stale, LockForeign, OSError.
     """
     try:
         descriptor = os.open(

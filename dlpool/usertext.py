@@ -69,8 +69,8 @@ class TextLines:
     def __init__(self, *, truncates: bool = False, allows_nul: bool = False) -> None:
         """Create an empty splitter.
 
-        ``truncates``: cut lines longer than ``MAX_LINE`` instead of raising;
-        ``allows_nul``: accept NUL characters.
+        ``truncates``: cut lines longer than ``MAX_LINE`` characters instead of raising
+        NotText; ``allows_nul``: accept NUL characters.
         """
         self._keeps_nul = allows_nul
         self._cuts = truncates
@@ -85,9 +85,9 @@ class TextLines:
         self._number = 0
 
     def feed(self, data: bytes, *, is_end: bool = False) -> Iterator[str]:
-        """Yield the lines that ``data`` completes; ``is_end``: no more data follows.
+        """Yield the lines that ``data`` completes.
 
-        Raises NotText.
+        ``is_end``: no more data follows, so the last line is complete. Raises NotText.
         """
         if self._head is not None:
             data = self._head + data

@@ -24,8 +24,8 @@ WIDTHS = (24, 18, 12, 32, 24)  # of the columns with --follow
 def run(arguments: argparse.Namespace) -> int:
     """Show audit events and return the exit code. Raises UsageError, QueueError.
 
-    With ``--follow`` the command runs until Ctrl-C or an error, both of which raise an
-    exception, or until the reader of standard output closes the pipe: then this
+    With ``--follow`` the command shows new events until it is stopped. Ctrl-C and
+    errors raise exceptions. If the reader of standard output closes the pipe, this
     function returns exit code 1.
     """
     since = None if arguments.since is None else since_of(arguments.since, time.time())

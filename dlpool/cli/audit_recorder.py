@@ -107,8 +107,9 @@ class AuditRecorder:
     """Writes the audit events of one command to the queue's stream and the local log.
 
     The local log is the service's log, if it exists on this machine. A failed write
-    raises no error, because the change has already been made. If events could not be
-    written to the stream, their number is printed on standard error. Not thread-safe.
+    raises no error, because the change has already been made. If the command succeeds
+    but Redis has not stored all events, the recorder prints the number of lost events
+    on standard error, except with ``is_quiet``. Not thread-safe.
     """
 
     def __init__(self, action: str, settings: Settings, *, is_quiet: bool) -> None:
@@ -220,7 +221,7 @@ class AuditRecorder:
 def open_audit(
     arguments: argparse.Namespace, settings: Settings
 ) -> Iterator[AuditRecorder]:
-    """Yield the recorder of a command that needs no Redis.
+    """Yield the recorder of a command that can run without Redis.
 
     If no Redis can be reached, the recorder writes its events only to the local log.
     """

@@ -128,10 +128,10 @@ def find_problems(found: EffectiveSettings) -> list[ConfigProblem]:
 def _with_source(
     found: EffectiveSettings, section: str, sentence: str
 ) -> ConfigProblem:
-    """Return the problem ``sentence``, with the source of the setting that it names.
+    """Return ``sentence`` as a problem, with the source of the setting.
 
-    ``sentence`` begins with ``[SECTION] NAME``, or only with NAME for a setting of
-    ``section``.
+    ``sentence`` begins with the setting: ``[SECTION] NAME``, or only NAME for a setting
+    of ``section``. A setting that no source sets has no source in the problem.
     """
     match = re.match(r"\[([a-z]+)\] (.*)", sentence)
     section, text = (match[1], match[2]) if match else (section, sentence)

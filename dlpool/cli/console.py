@@ -1,11 +1,11 @@
 """The standard streams of all programs, their errors and their exit codes.
 
-If a stream is closed, full or without a reader, no other operation of the command
-fails: the exit code reports the result of the command's task. Messages that cannot be
-written to standard error are dropped. Lost standard output is an error only if the
-command has not failed and its only task was to print. The exit code of an error is the
-``exit_code`` of its class (``dlpool.errors``). Control characters are escaped here,
-once for all programs.
+If a stream is closed, on a full disk or without a reader, the command still completes
+its task, and the exit code reports the result of the task. Messages that cannot be
+written to standard error are dropped. If the output of a command is lost, the command
+fails only if its task was to print. The exit code of an error is the ``exit_code`` of
+its class (``dlpool.errors``). Control characters are escaped here, once for all
+programs.
 """
 
 from __future__ import annotations
@@ -196,9 +196,9 @@ def reporting_result() -> Iterator[None]:
 
 
 def _foreseen(error: Exception) -> DlpoolError | None:
-    """Return the DlpoolError for a fault of this machine.
+    """Return a DlpoolError for ``error`` if a fault of this machine has caused it.
 
-    Returns None if ``error`` shows a defect of dlpool.
+    Returns None otherwise: ``error`` then shows a defect of dlpool.
     """
     if not isinstance(error, OSError):
         return None

@@ -3,8 +3,8 @@
 Process 1 inherits every process whose parent has exited, and must call wait(2) for it:
 otherwise, processes that outlive their hooks become zombies. The program itself cannot
 wait for every child: it would take exit codes that other parts of the program need.
-Therefore process 1 forks: it reaps all processes, and its child runs the program; see
-tini(1), wait(2).
+Therefore process 1 forks. The child runs the program, and process 1 reaps all exited
+processes; see tini(1), wait(2).
 """
 
 from __future__ import annotations

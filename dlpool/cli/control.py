@@ -94,7 +94,10 @@ def failed(arguments: argparse.Namespace) -> int:
 
 
 def purge(arguments: argparse.Namespace) -> int:
-    """Remove ended jobs. Raises QueueError."""
+    """Remove all completed jobs, or all failed and cancelled jobs.
+
+    Raises QueueError.
+    """
     with open_queue(arguments) as queue:
         keys = (
             [queue.keys.done]

@@ -24,8 +24,8 @@ DETAIL_SHOWN = 200  # characters
 def show_events(arguments: argparse.Namespace) -> int:
     """Show events and return the exit code. Raises QueueError.
 
-    With ``--follow`` the command runs until Ctrl-C or an error, both of which raise an
-    exception, or until the reader of standard output closes the pipe: then this
+    With ``--follow`` the command shows new events until it is stopped. Ctrl-C and
+    errors raise exceptions. If the reader of standard output closes the pipe, this
     function returns exit code 1.
     """
     with open_queue(arguments) as queue:

@@ -17,9 +17,9 @@ MAX_FILE = 64 * 1024  # bytes; no server accepts that many
 def read_headers(arguments: argparse.Namespace) -> dict[str, str]:
     """Return the headers that the options name, in their order.
 
-    If a name is given twice, the last value is used. In ``arguments.header``, the name
-    of each file is replaced by the lines of the file, so that a second call does not
-    read it again. Error messages contain line numbers, but no text of a file. Raises
+    If a name is given twice, the last value is used. Replaces the name of each file in
+    ``arguments.header`` by the lines of the file, so that a second call does not read
+    the file again. Error messages contain line numbers, but no text of a file. Raises
     UsageError, LocalFault.
     """
     lists = getattr(arguments, "input_file", None)
@@ -56,7 +56,11 @@ def _field(line: str, where: str) -> tuple[str, str]:
 
 
 def _content(name: str, shown: str) -> bytes:
-    """Return the bytes of a file or of a pipe."""
+    """Return the content of a file; the name ``-`` means standard input.
+
+    ``shown`` is the name in messages. Raises LocalFault for a file that cannot be read,
+    UsageError for a file that is too long.
+    """
     parts, size = [], 0
     try:
         descriptor = 0 if name == "-" else os.open(name, os.O_RDONLY | os.O_CLOEXEC)

@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands.
 
     The parsed arguments have an attribute ``run``: the function that executes the
-    command. It takes the arguments and returns the exit code.
+    command. This function takes the arguments and returns the exit code.
     """
     parser = Parser(
         prog="dlpool",

@@ -32,9 +32,9 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse options between positional arguments, as in ``URL --option 1 PATH``.
 
-        Calls ``parse_known_intermixed_args``, which calls this method again. That
-        method supports neither subcommands nor ``--``: in these cases the base class
-        parses the arguments.
+        Calls ``parse_known_intermixed_args``, which calls ``parse_known_args`` again.
+        ``parse_known_intermixed_args`` supports neither subcommands nor ``--``: in
+        these cases the base class parses the arguments.
         """
         if self._is_intermixing or self._subparsers is not None or "--" in (args or ()):
             return super().parse_known_args(args, namespace)

@@ -54,8 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
 def job_of_line(line: bytes, options: dict[str, Any]) -> PushedJob | None:
     """Return the job of a line; None for an empty line or a comment.
 
-    A line has the form ``URL PATH`` or is a JSON object. ``options`` holds the other
-    fields of a job from ``URL PATH``. Raises UsageError.
+    A line is a JSON object, or has the form ``URL PATH``. For ``URL PATH``, ``options``
+    holds the other fields of the job. Raises UsageError.
     """
     if not line or line.startswith(b"#"):
         return None

@@ -1,4 +1,4 @@
-"""Declares the commands that add to the queue and show it.
+"""Declares the commands that add jobs to the queue and show the queue.
 
 Imports no third-party library until a command runs.
 """
@@ -65,7 +65,7 @@ name such as job.cancel, or job for all actions on jobs.
 
 
 def add_queue_commands(commands: Any, exit_codes: str) -> None:
-    """Declare the commands that add to the queue and show it."""
+    """Declare the commands that add jobs to the queue and show the queue."""
     _add_push(commands, exit_codes)
     parser = add_command(commands, "jobs", "list jobs", _JOBS, exit_codes, _jobs)
     parser.add_argument(

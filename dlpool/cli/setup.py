@@ -194,7 +194,11 @@ def unit(program: str, *, is_template: bool) -> str:
 
 
 def web_unit(program: str) -> str:
-    """Return the unit of dlpool-web, installed beside the supervisor ``program``."""
+    """Return the unit of dlpool-web.
+
+    ``program`` is the command that starts the supervisor. The unit starts the
+    dlpool-web of the same installation.
+    """
     head, _, tail = program.rpartition("supervisor")
     return _read_shipped(WEB_UNIT).replace("/usr/bin/dlpool-web", f"{head}web{tail}")
 
@@ -211,9 +215,10 @@ def program_line() -> str:
 
 
 def install(root: Path, contents: dict[str, str]) -> list[Path]:
-    """Write the files below ``root``; return the existing files that differ.
+    """Write the files that do not exist yet below ``root``, each atomically.
 
-    New files are written atomically; existing files are kept. Raises LocalFault.
+    ``contents`` holds the texts by path. Existing files are kept. Returns the existing
+    files whose text differs from ``contents``. Raises LocalFault.
     """
     changed = []
     for name, text in contents.items():

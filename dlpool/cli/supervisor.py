@@ -84,16 +84,15 @@ _START_EVENTS = frozenset(
 class StartPrinter:
     """Prints the first messages of the service on standard error, each only once.
 
-    The messages are the start summary, warnings about Redis, "ready", and that the
-    service waits for Redis.
-    Thread-safe.
+    The messages are the start summary, warnings about Redis, "ready", and a notice that
+    the service waits for Redis. Thread-safe.
     """
 
     def __init__(self, *, is_quiet: bool) -> None:
         self._unprinted = {"redis_unavailable", *(() if is_quiet else _START_EVENTS)}
 
     def handle_event(self, event: str, fields: Mapping[str, Any]) -> None:
-        """Print the message of a log event, if it has one."""
+        """Print the message of a log event; do nothing if the event has no message."""
         if event not in self._unprinted:
             return
         self._unprinted.discard(event)

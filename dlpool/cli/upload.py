@@ -142,7 +142,10 @@ class UploadRun:
 
 
 class UploadThread:
-    """An upload and its thread; until it ends, ``result`` is a Cancelled error."""
+    """An upload and its thread.
+
+    Until the upload has ended, ``result`` is a Cancelled error.
+    """
 
     def __init__(self, upload: FileUpload) -> None:
         self.upload = upload

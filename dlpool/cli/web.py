@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def application() -> Any:
-    """Return the WSGI application, for use in another server than dlpool-web.
+    """Return the WSGI application, for a server other than dlpool-web.
 
     The server must use threads. Each of its worker processes must call this function
     itself (gunicorn: without ``--preload``). The environment variable ``DLPOOL_INI``
@@ -175,7 +175,7 @@ def _reload_keys(
 
 
 def _listener(settings: Settings) -> socket.socket:
-    """Return the socket from which all workers accept. Raises LocalFault."""
+    """Return the socket on which all workers accept connections. Raises LocalFault."""
     host, port = settings.web.bind, settings.upload.port
     with translated(f"listen at {_host_text(host)}:{port}"):
         found = socket.getaddrinfo(

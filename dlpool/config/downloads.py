@@ -137,7 +137,10 @@ class TransferSettings:
     )
 
     def pool_size(self, downloads: int) -> int:
-        """Return how many connections to one host a number of downloads share."""
+        """Return the size of the connection pool of one host.
+
+        ``downloads`` is the number of downloads that share the pool.
+        """
         fixed = self.connections
         return (
             fixed * downloads

@@ -128,10 +128,11 @@ def _no_constant(name: str) -> None:
 def _leaves(
     value: _Pairs, above: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the values in a JSON object, each with its nested keys, outermost first.
+    """Yield the values in a JSON object, each after the keys that lead to the value.
 
-    Searches nested objects. Yields a nested object as a value if its keys name a
-    setting or it is ``MAX_DEPTH`` levels deep.
+    The outermost key is first. The values in nested objects are included. A nested
+    object is yielded as one value in two cases: if the keys that lead to the object
+    name a setting, or if the object is ``MAX_DEPTH`` levels deep.
     """
     for name, member in value.members:
         names = (*above, name)

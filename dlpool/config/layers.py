@@ -56,8 +56,8 @@ class EffectiveSettings:
 def load(path: str | None) -> dict[str, Any]:
     """Return the settings of each section by name, from a file and the other sources.
 
-    ``path`` is the INI file, None for no file. The result has another member,
-    ``hosts``: the sections ``[host:NAME]`` by NAME, merged with ``[limits]``. Raises
+    ``path`` is the INI file, None for no file. The member ``hosts`` of the result holds
+    the sections ``[host:NAME]`` by NAME, merged with ``[limits]``. Raises
     ConfigurationError with a line for each wrong section and key.
     """
     return load_effective(path).sections()
@@ -131,7 +131,7 @@ def examine(
 def written_text(
     given: Mapping[tuple[str, str], SourcedValue], section: str, name: str
 ) -> str:
-    """Return the text of a setting from its source, or else of its default."""
+    """Return a setting's text as its source gives it, else the text of its default."""
     found = given.get((section, name))
     return (
         (_declared(section, name).metadata["text"] or "")

@@ -1,9 +1,9 @@
 """Lists the files and folders that dlpool owns: no job and no upload may write there.
 
-They are derived from the settings. Two paths are compared by the places that they name:
-links are followed, and folders are compared by device and inode number, which detects
-bind mounts. Names that do not exist yet, and names on a file system that ignores case,
-are compared without regard to case.
+The settings determine these files and folders. Two paths are compared by the places
+that they name: links are followed, and folders are compared by device and inode number,
+which detects bind mounts. Names that do not exist yet, and names on a file system that
+ignores case, are compared without regard to case.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ class Location:
 
     @classmethod
     def of(cls, path: str) -> Location:
-        """Follow the links of ``path`` and examine each folder on the way."""
+        """Return the location of ``path``.
+
+        Follows the links in ``path`` and examines each folder on the path.
+        """
         real = resolved(path)
         names = [name for name in real.split("/") if name]
         identities = []

@@ -53,8 +53,8 @@ def sort_problems(
 ) -> list[ConfigProblem]:
     """Return the problems sorted by their sources.
 
-    Problems of ``files`` come first, in the order of files and lines, then those of
-    other sources, then those without a source.
+    First come the problems of ``files``, in the order of files and lines; then the
+    problems of other sources; last the problems without a source.
     """
 
     def position(problem: ConfigProblem) -> tuple[int, int]:

@@ -39,8 +39,10 @@ class BatchItem:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """The result of one item: one of ``outcome`` and ``error`` is set, the other is
-    None."""
+    """The result of one item.
+
+    After a success ``error`` is None; after a failure ``outcome`` is None.
+    """
 
     item: BatchItem
     outcome: TransferResult | None
@@ -73,8 +75,8 @@ class Batch:
     """Feeds the items of a list to an engine. Thread-safe.
 
     The engine must serve this batch alone and be created with ``keeps_ended=False``.
-    ``earlier`` is a session file; the batch skips items that it records as done. The
-    event ``finished`` is set when all items have ended. After ``cancel`` the event
+    ``earlier`` is a session file; the batch skips items that the file records as done.
+    The event ``finished`` is set when all items have ended. After ``cancel`` the event
     ``stopped`` is set as soon as no download runs, even if a thread still waits for a
     line of the list.
     """

@@ -1,7 +1,8 @@
 """The session file of a batch: it records which items are done.
 
-The file has one line per item: the first 64 bits, in hexadecimal, of a hash of URL and
-target. If a crash truncates the line of an item, the next run downloads the item again.
+The file has one line per completed item: the first 64 bits, in hexadecimal, of a hash
+of URL and target. If a crash truncates the line of an item, the next run downloads the
+item again.
 """
 
 from __future__ import annotations

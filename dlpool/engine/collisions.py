@@ -24,13 +24,13 @@ def find_collisions(
 ) -> Iterator[BatchResult]:
     """Yield a failure for each item that would overwrite the file of an earlier item.
 
-    Items with the same URL do not collide. If the list is unreadable, its error is also
-    yielded. An item without a file name has the last part of its URL as name, unless
-    the server sends another name.
+    Items with the same URL do not collide. If the list is not text, yields a failure
+    with the error ListUnreadable. An item without a file name has the last part of its
+    URL as name, unless the server sends another name.
 
     ``look_up`` asks the server for the path of a job's file, and returns None if the
-    request fails. It is called only for an item that seems to collide, and only once
-    for URLs that differ only in the query.
+    request fails. This function calls ``look_up`` only for an item that seems to
+    collide, and only once for URLs that differ only in the query.
     """
     lines: dict[str, tuple[int, str]] = {}
     # Whether the server gives other names, by URL without query and by folder.
@@ -57,7 +57,10 @@ def expected_target(job: Job) -> Path:
 def _has_own_name(
     job: Job, target: str, is_named: dict[str, bool], look_up: TargetLookup
 ) -> bool:
-    """Return whether the server names the file differently than the URL does."""
+    """Return whether the server gives the file another name than the URL does.
+
+    ``is_named`` stores earlier answers by URL without query and by folder.
+    """
     if not job.is_folder:
         return False
     key = f"{urlsplit(job.url)._replace(query='', fragment='').geturl()} {job.target}"

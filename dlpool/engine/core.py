@@ -152,8 +152,8 @@ class EngineCore:
     def pull_from(self, source: TaskSource, notify_end: Callback) -> None:
         """Run the tasks that ``source`` returns, on all workers.
 
-        ``source`` may block; it returns None when no task is left. The thread that ran
-        a task then calls ``notify_end`` with the task, instead of the registered
+        ``source`` may block; it returns None when no task is left. When a task has
+        ended, its thread calls ``notify_end`` with the task, instead of the registered
         callbacks. Raises NoThread if no thread can be started; the caller must then
         call ``run_in_caller``.
         """
@@ -228,8 +228,7 @@ class EngineCore:
             self._session.close()
 
     def _abandon(self, task: DownloadTask) -> None:
-        """Pause an unfinished task and release it, so that another engine can adopt
-        it."""
+        """Pause and release an unfinished task, so that another engine can adopt it."""
         execution = execution_of(task)
         if not execution.is_owned_by(self):
             return  # another engine has adopted it
@@ -264,8 +263,7 @@ class EngineCore:
             self._record_pause(task, is_paused=not self._is_stopping)
 
     def _finish(self, task: DownloadTask) -> None:
-        """Release the name of an ended task, delete its session entry, report its
-        end."""
+        """Release an ended task's name, delete its session entry, report the end."""
         self._transfers.release_name(task, is_completed=task.status == COMPLETED)
         if task.status == COMPLETED:
             self._stats.complete_task(task.id)

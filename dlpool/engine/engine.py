@@ -23,26 +23,26 @@ from dlpool.transfer.job import Notify, ignore_event
 
 
 class DownloadEngine:
-    """Downloads files in this process. Thread-safe. A program may create several
-    engines.
+    """A downloader of files that runs in this process. Thread-safe.
 
-    It uses threads only: it installs no signal handlers, configures no logging, and
-    registers one exit handler. After a fork the child must create its own engine.
+    A program may create several engines. An engine uses threads, but installs no signal
+    handlers, configures no logging, and registers one exit handler. After a fork the
+    child must create its own engine.
 
     ``max_workers`` is the number of simultaneous downloads. ``retry_times`` is the
     number of attempts in a row that may bring no progress before a download fails. In
     seconds: ``retry_delay`` is the first backoff, ``timeout`` the limit for connecting,
     ``progress_interval`` the time between progress callbacks. ``chunk_size`` is the
     number of bytes to collect before a write; values below 128 KiB mean 128 KiB. After
-    20 ms fewer bytes are written.
+    20 ms the engine writes the bytes that it has collected by then.
 
-    ``verify_hash`` verifies checksums and the server's digests. ``session`` is a file
-    that records the unfinished tasks. ``transfer``, ``network`` and ``scan`` hold all
-    other settings. With ``keeps_ended``, tasks that have ended can still be looked up.
-    ``notify`` receives the events of all downloads.
+    With ``verify_hash``, the engine verifies checksums and the server's digests.
+    ``session`` is a file that records the unfinished tasks. ``transfer``, ``network``
+    and ``scan`` hold all other settings. With ``keeps_ended``, tasks that have ended
+    can still be looked up. ``notify`` receives the events of all downloads.
 
-    Raises UsageError for invalid values, LocalFault if the session cannot be used,
-    ConfigurationError.
+    Raises UsageError for invalid values, ConfigurationError if ``network`` or ``scan``
+    cannot be used, and LocalFault if the session cannot be used.
     """
 
     def __init__(
@@ -257,5 +257,5 @@ class DownloadEngine:
 
 
 def core_of(engine: DownloadEngine) -> EngineCore:
-    """Return the core of an engine, for a batch that feeds it."""
+    """Return the core of an engine, for other modules of dlpool."""
     return engine._core

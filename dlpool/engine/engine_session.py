@@ -2,8 +2,8 @@
 
 The file has one JSON line per change, so that a kill at any moment loses no task:
 ``{"begin": {...}}``, ``{"end": ID}``, ``{"pause": ID}``, ``{"resume": ID}``. A
-truncated last line is ignored. An engine that opens the file first replaces it by a new
-file with the unfinished tasks only.
+truncated last line is ignored. When an engine opens the file, it replaces the file by a
+new one that has only the unfinished tasks.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from dlpool.lock_files import LockForeign, LockHeld
 class EngineSession:
     """The locked session file of one engine. Thread-safe.
 
-    Each line is one write. The lock guards the descriptor. The file is synced to disk
-    only when it is opened and rewritten: a power failure may lose later changes.
+    Each line is written by one system call. The lock guards the descriptor. The file is
+    synced to disk only when it is opened and rewritten: a power failure may lose later
+    changes.
     """
 
     def __init__(self, path: Path) -> None:

@@ -21,12 +21,12 @@ MAX_PATH = 4096  # characters; Linux opens no longer paths (PATH_MAX)
 
 
 class DuplicateItem(TargetExists):
-    """Another line of the list already downloads the same URL to the same file."""
+    """Two lines of a list of downloads have the same URL and the same file."""
 
 
 @dataclass(slots=True, eq=False)
 class _Name:
-    """A reserved file name; small, because each file of a list has an instance.
+    """A reserved file name. It is small, because each file of a list has one.
 
     ``path`` is resolved, ``url`` is a hash of the URL, ``label`` the task's name in
     messages, ``tasks`` the number of tasks that hold the name. A name that no task
@@ -50,10 +50,10 @@ class _Name:
 
 @dataclass(frozen=True)
 class NameRequest:
-    """A task that requests a name.
+    """A task that requests a file name.
 
-    ``label`` is the task's name in messages. ``is_of_list`` is True if the task is a
-    line of a list.
+    ``label`` is the task's name in messages. ``is_of_list`` is True if the task comes
+    from a line of a list of downloads.
     """
 
     task_id: str
@@ -149,8 +149,8 @@ class NameRegistry:
     ) -> bool:
         """Reserve the name for a task.
 
-        ``seen``: the names that the caller found under ``key``. If other names are
-        there now, the name is not reserved, and the result is False.
+        ``seen``: the names that the caller found in the table under ``key``. If the
+        table has other names there now, returns False and reserves nothing.
         """
         with self._lock:
             first = self._names.get(key)
@@ -204,7 +204,8 @@ def _folded(path: str) -> str:
 def _is_same_file(one: str, other: str) -> bool:
     """Return whether two paths name one file.
 
-    To find out, creates a test file beside the first path. Returns False if that fails.
+    To find out, creates a test file beside the first path for a moment. Returns False
+    if the test file cannot be created.
     """
     ending = f".{secrets.token_hex(4)}.tmp"
     with suppress(OSError):

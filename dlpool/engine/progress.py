@@ -38,8 +38,8 @@ class TaskProgress:
     """The progress of a task over all its transfers, one transfer per attempt.
 
     ``done`` and ``total`` are in bytes, ``speed`` in bytes per second. ``path`` is the
-    path of the complete or incomplete file. ``reported`` is the fraction that the
-    program has set, from 0.0 to 1.0.
+    path of the complete or incomplete file. ``reported`` is the fraction, from
+    0.0 to 1.0, that the program has set by ``DownloadTask.update_progress``.
     """
 
     def __init__(self, path: Path | None) -> None:

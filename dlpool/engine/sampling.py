@@ -1,4 +1,4 @@
-"""Samples the speeds of an engine on a thread, and delays the exit of the program.
+"""The thread that samples the speeds of an engine and delays the program's exit.
 
 Importing this module registers a function that runs before the interpreter waits for
 its threads.
@@ -29,7 +29,7 @@ class StopsAtExit(Protocol):
 
 
 class ProgressSampler:
-    """Calls a function every ``SAMPLE_S`` seconds while an engine has work.
+    """A thread that calls a function every ``SAMPLE_S`` seconds while there is work.
 
     Thread-safe; the lock guards the thread. The thread is not a daemon: the interpreter
     waits for the thread before the program exits (``threading.Thread.daemon``). During
@@ -37,7 +37,7 @@ class ProgressSampler:
     """
 
     def __init__(self, sample: Callable[[], bool]) -> None:
-        """Set the function; no thread is started.
+        """Create the sampler without starting its thread.
 
         ``sample`` samples all running tasks and returns whether work is left.
         """
@@ -101,7 +101,10 @@ _engines: weakref.WeakSet[StopsAtExit] = weakref.WeakSet()
 
 
 def stop_at_exit(engine: StopsAtExit) -> None:
-    """Stop the engine when the program exits, so that its downloads can resume."""
+    """Register an engine that must be stopped when the program exits.
+
+    The next run of the program can then resume the engine's downloads.
+    """
     if not _engines:
         atexit.unregister(_stop_engines)
         atexit.register(_stop_engines)

@@ -264,7 +264,7 @@ class TaskExecution:
 
     @contextmanager
     def sampled(self) -> Iterator[TaskProgress]:
-        """Update the progress and yield it; the lock is held until the block ends."""
+        """Update the progress and yield it; hold the lock in the ``with`` block."""
         with self._changed:
             self._progress.sample(self._transfer)
             yield self._progress
@@ -284,7 +284,7 @@ class TaskExecution:
         return transfer.progress()
 
     def report_fraction(self, fraction: float) -> None:
-        """Raise the reported fraction; a smaller value, or NaN, is ignored."""
+        """Increase the reported fraction; ignore a smaller value or NaN."""
         with self._changed:
             if fraction > self._progress.reported:
                 self._progress.reported = min(1.0, fraction)
@@ -383,8 +383,8 @@ class TaskExecution:
             return True
 
     def run(self, create: Callable[[TaskExecution], Transfer]) -> TransferResult:
-        """Download on the calling thread; ``begin`` was called before. Raises
-        DlpoolError."""
+        """Download on the calling thread, after ``begin`` has returned True.
+        Raises DlpoolError."""
         transfer = create(self)
         with self._changed:
             if self.status != DOWNLOADING:
@@ -393,7 +393,7 @@ class TaskExecution:
         return transfer.run()
 
     def authorize_publish(self) -> None:
-        """Allow the verified file to be published; from here on nothing stops the task.
+        """Allow the transfer to publish the file; then nothing can stop the task.
 
         Raises Cancelled if the task has been stopped.
         """
@@ -403,8 +403,8 @@ class TaskExecution:
             self._is_publishing = True
 
     def handle_event(self, event: str, /, **fields: object) -> None:
-        """Update the progress from an event of the transfer; has the type
-        ``Notify``."""
+        """Update the progress from an event of the transfer.
+        The method has the type ``Notify``."""
         with self._changed:
             self._progress.handle_event(event, fields)
 

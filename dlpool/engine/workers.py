@@ -19,12 +19,12 @@ TaskSource = Callable[[], "DownloadTask | None"]
 
 
 class EngineWorkers:
-    """Runs the tasks of ``queue`` on threads, and the tasks of a source after
-    ``pull_from``.
+    """The threads that run the tasks of ``queue``.
 
-    There are at most ``max_threads`` threads. Thread-safe; the lock guards all
-    counters. A thread that has called ``release`` no longer counts as busy, even while
-    it still reports the end of its task.
+    After ``pull_from`` they run the tasks of a source, too. There are at most
+    ``max_threads`` threads. Thread-safe; the lock guards all counters. A thread that
+    has called ``release`` no longer counts as busy, even while it still reports the end
+    of its task.
     """
 
     def __init__(self, max_threads: int, run: Callable[[DownloadTask], None]) -> None:

@@ -45,10 +45,10 @@ class AuditChange:
     """A change, or an attempt that failed or was refused.
 
     ``action``: one of ``ACTIONS``. ``object``: id of the changed thing, empty if it has
-    no id or the id is unknown. ``result``: ``done``, ``unchanged``, ``refused``
-    (``label`` is then the label of the error), or the label of another error.
-    ``count``: number of changes that the event stands for; if there are several,
-    ``object`` is the id of the first.
+    no id or the id is unknown. ``result``: ``done``, ``unchanged``, ``refused``, or the
+    label of the error if the attempt failed. ``label``: why the attempt was refused, as
+    the label of an error; empty for other results. ``count``: number of changes that
+    the event stands for; if there are several, ``object`` is the id of the first.
     """
 
     action: str
@@ -60,8 +60,8 @@ class AuditChange:
 
 @dataclass(frozen=True)
 class AuditActor:
-    """The author of changes. ``actor``: its name. ``address``: IP address of the
-    client, or ``local``."""
+    """The author of changes. ``actor``: the author's name. ``address``: IP address of
+    the client, or ``local``."""
 
     actor: str
     address: str

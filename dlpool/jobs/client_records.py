@@ -1,5 +1,5 @@
 """The success and failure records that clients read, in the exact form of the Go
-service. Pure."""
+downloader 3.1. Pure."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def success_record(
 def failure_record(
     keys: QueueKeys, url: str, raw: bytes, message: str, at: float
 ) -> ClientRecord:
-    """Return a failure record that contains ``raw``, the job, byte by byte as
-    pushed."""
+    """Return a failure record of a job. ``raw``: the job as pushed, which the record
+    contains unchanged."""
     text = json.dumps(message).encode()
     value = b'{"task_data":%b,"error_message":%b,"failed_at":"%b"}' % (
         raw,

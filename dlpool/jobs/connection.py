@@ -83,8 +83,8 @@ def effective_url(settings: RedisSettings, state_dir: Path) -> str:
 
 
 def auto_address(settings: RedisSettings) -> str:
-    """Return the HOST:PORT at which ``auto`` expects a Redis. If there is none, a
-    private server would listen there."""
+    """Return the HOST:PORT at which ``url = auto`` expects a Redis. If no Redis listens
+    there, the supervisor's private server uses this address."""
     return settings.embedded_listen or DEFAULT_ADDRESS
 
 
@@ -119,8 +119,8 @@ def connect(
 
     In a Cluster the client connects to the node that has dlpool's own keys;
     ``cluster_of`` returns a route with clients of the other nodes. Raises
-    ConfigurationError for an invalid URL, and for a file with a password or
-    certificates that cannot be used.
+    ConfigurationError for an invalid URL, and if a configured file with a password or
+    with certificates cannot be used.
     """
     if settings.url == AUTO:
         return redis.Redis.from_pool(_auto_pool(settings, state_dir, name))
@@ -280,9 +280,9 @@ def _translate(error: Exception, client: redis.Redis) -> QueueError:
 
 
 def _hint(client: redis.Redis, text: str) -> str:
-    """Return a hint on client certificates if a missing certificate may be the cause,
-    else ''. A server that requires a client certificate often closes the connection
-    without a reason."""
+    """Return a hint on client certificates if the lack of one may have caused an error;
+    otherwise return ''. ``text``: the message of the error. A server that requires a
+    client certificate often closes the connection without a reason."""
     options = client.connection_pool.connection_kwargs
     lacks_certificate = "ssl_cert_reqs" in options and "ssl_certfile" not in options
     is_closed = re.search("CERTIFICATE_REQUIRED|EOF|closed|reset|Broken pipe", text)

@@ -61,8 +61,8 @@ class QueueEvent:
 
 
 class EventWriter:
-    """Adds entries to the stream of one queue. The stream has the same maximum length
-    as for the entries that the transitions add."""
+    """Adds entries to the stream of one queue. The stream keeps about ``KEPT`` entries,
+    whether the writer or the transitions add them."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client

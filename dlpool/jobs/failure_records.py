@@ -45,8 +45,8 @@ class FailureRecord:
 
     @classmethod
     def parse(cls, url: bytes, value: bytes) -> FailureRecord:
-        """Parse a record. An invalid record has neither job nor message. Does not
-        raise."""
+        """Parse a record. For an invalid record, return one without job and message.
+        Does not raise."""
         fields = to_object(value.decode("utf-8", "replace"))
         task = fields.get("task_data")
         own = task.get("dlpool") if isinstance(task, dict) else None
@@ -90,7 +90,7 @@ class FailureRecord:
 
 
 class FailureRecords:
-    """The failure records of one group.
+    """The failure records of one queue.
 
     Thread-safe, because ``redis.Redis`` is. Methods raise QueueError.
     """

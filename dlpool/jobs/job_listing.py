@@ -208,8 +208,8 @@ class JobListing:
 
     def _rows(self, ids: Sequence[str], state: str, in_list: str | None = None) -> Rows:
         """Return one entry per id: the job, or None. None means that the job is
-        deleted, is in another state, or is counted in another ready list than
-        ``in_list``. If ``in_list`` is None, the job may be in any list."""
+        deleted, is not in ``state``, or belongs to a ready list other than ``in_list``.
+        If ``in_list`` is None, the job may belong to any list."""
         pipeline = self._client.pipeline(transaction=False)
         for job_id in ids:
             pipeline.hgetall(self._keys.job(job_id))
@@ -314,8 +314,9 @@ def _place(text: str) -> Place | None:
 
 
 def _text(place: Place | None, *, desc: bool = False) -> str | None:
-    """Return the cursor position behind ``place``; None if ``place`` is None. If the
-    member is not a job id, the position is behind all members with the same score."""
+    """Return the cursor position behind ``place``; None if ``place`` is None or no
+    position follows. If the member is not a job id, the position is behind all members
+    with the same score."""
     if place is None or is_job_id(place[1]):
         return None if place is None else f"{place[0]}-{place[1]}"
     if not desc:

@@ -23,7 +23,7 @@ class JobView:
     the intake list or an inbox. ``pushed``: the parsed job, None if its text is
     invalid; ``problem`` then says why. ``leader``: id of an equal job; this job waits
     for that job and ends with it. ``flag``: "cancel" or "pause" if an operator has
-    asked for it.
+    requested this.
     """
 
     id: str | None

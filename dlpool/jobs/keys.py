@@ -130,8 +130,8 @@ class QueueKeys:
 
     @property
     def wake(self) -> str:
-        """List of at most one token. It wakes a supervisor that waits for jobs: some
-        may be ready outside the intake list."""
+        """List of at most one token. The token wakes a supervisor that waits for jobs,
+        because lists other than the intake list may have jobs that can run."""
         return f"{self.prefix}wake"
 
     @property
@@ -191,7 +191,7 @@ class QueueKeys:
         return f"{self.prefix}sample_turn"
 
     def key_types(self, day: int) -> dict[str, str]:
-        """Return the Redis type of each key of the queue as a whole.
+        """Return the Redis types of the keys that a queue has once, by key.
 
         Keys of single jobs, hosts and supervisors are not included. ``day``: the day of
         the counters, as in ``stats``.

@@ -51,7 +51,7 @@ class NodeAdmin:
             raise NotPossible(f"the node {node[:80]!r} was not drained")
 
     def forget(self, node: str) -> None:
-        """Remove a lost node, or an absent drained one, and requeue its jobs at once.
+        """Remove a lost node or a drained absent node, and requeue its jobs at once.
 
         Raises NotPossible while the node is present.
         """
@@ -85,10 +85,10 @@ def deregister(
     """Requeue the jobs of supervisors that an operator believes to be gone, and remove
     their registrations.
 
-    Return False, and change nothing, if the registration of one of them is valid or
-    expired less than ``grace_s`` seconds ago. Raises QueueError. The script's argument
-    "fifo" has no effect: it orders jobs in inboxes, and recovery has emptied the
-    inboxes of these supervisors.
+    Return False, and change nothing, if the registration of one of the supervisors is
+    valid or expired less than ``grace_s`` seconds ago. Raises QueueError. The script's
+    argument "fifo" sets the order of jobs from inboxes. Here it has no effect, because
+    recovery has emptied the inboxes of these supervisors.
     """
     keys = transitions.keys
     while sids:
@@ -105,8 +105,8 @@ def node_rows(stats: QueueStats, drained: Collection[str]) -> list[dict[str, Any
     """Return the status of each node with ``node``, ``state`` and ``is_drained``, in a
     stable order. Pure.
 
-    Absent nodes that are drained have a row. Lost nodes have a row with ``seen_at``,
-    except a node that another supervisor has registered since.
+    Absent nodes that are drained have a row. Lost nodes have a row with ``seen_at``. A
+    node with a lost and a present supervisor counts as present.
     """
     rows = [
         {

@@ -46,7 +46,7 @@ class Delivery:
 
 
 class Outbox:
-    """The outbox of one group. Thread-safe. Methods raise QueueError if the outbox
+    """The outbox of one queue. Thread-safe. Methods raise QueueError if the outbox
     itself cannot be reached."""
 
     def __init__(
@@ -58,8 +58,8 @@ class Outbox:
         self._cluster = cluster
 
     def deliver(self, leases: Sequence[str]) -> Delivery:
-        """Write for clients the records of ``leases``. Skip a lease whose record has
-        left the outbox."""
+        """Write the records of ``leases`` to the keys that clients read. Skip a lease
+        whose record has left the outbox."""
         if not leases:
             return Delivery()
         with translated(self._client):
@@ -77,11 +77,11 @@ class Outbox:
         )
 
     def replay(self) -> Delivery:
-        """Read up to ``BATCH`` records, and write for clients the ones older than
-        ``LATE_S`` seconds.
+        """Read up to ``BATCH`` records. Write those that are at least ``LATE_S``
+        seconds old to the keys that clients read.
 
-        Drop a record that has expired. Drop a record if clients already see one that is
-        equally new or newer.
+        Drop a record that has expired. Drop a record if clients already see a record
+        that is at least as new.
         """
         with translated(self._client):
             members = self._client.hrandfield(self._key, BATCH, withvalues=True) or []

@@ -1,5 +1,5 @@
 """The detection of job paths that lead to a file or folder of dlpool itself: by a link,
-a bind mount, another case of a name, or a hard link."""
+a bind mount, a name in other letter case, or a hard link."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def walk_down(root: str, names: list[str]) -> PathWalk:
 
 
 class OwnedPathIndex:
-    """The files and folders that dlpool owns. Immutable: it examines them once, when it
-    is created.
+    """The files and folders that dlpool owns. Immutable: the index examines them once,
+    when it is created.
 
     A job's path conflicts with an owned path if the names match, or if the ``PathWalk``
     of the job's path contains the identity of the owned path. Both paths are examined

@@ -82,8 +82,8 @@ class PushedJob:
 
     @property
     def digest(self) -> str:
-        """Digest of URL, path and ``scan``. Jobs with the same digest are equal; a job
-        with ``scan`` never equals a job without ``scan``."""
+        """Digest of URL, path and ``scan`` (whether to scan for malware). Jobs with the
+        same digest are equal."""
         same = [self.url, self.save_path, *(["scan"] if self.scan else [])]
         return hashlib.sha256(json.dumps(same).encode()).hexdigest()
 
@@ -195,7 +195,10 @@ def _id(value: object) -> str:
 
 
 def parse_priority(value: object) -> str:
-    """Return high, normal or low from such a name or an integer. Raises UsageError."""
+    """Return ``high``, ``normal`` or ``low`` for one of these names or for an integer.
+
+    A negative integer means high, 0 normal, a positive one low. Raises UsageError.
+    """
     if isinstance(value, int) and not isinstance(value, bool):
         return "high" if value < 0 else "low" if value > 0 else "normal"
     if value not in PRIORITIES:
@@ -277,7 +280,7 @@ def _text(value: object) -> str:
 
 
 def _switch(name: str) -> Callable[[object], bool]:
-    """Return the validator of a boolean field."""
+    """Return a function that validates the boolean field ``name``."""
 
     def check(value: object) -> bool:
         if not isinstance(value, bool):

@@ -74,8 +74,8 @@ class QueueStats:
     """The figures of a queue.
 
     ``now``: the clock of Redis in seconds since 1970. ``backlog``: jobs in the intake
-    list. ``reserved``: jobs in supervisors' inboxes. ``ready``: number by priority.
-    ``succeeded``, ``failed``, ``cancelled``: ended jobs that are kept.
+    list. ``reserved``: jobs in supervisors' inboxes. ``ready``: jobs that may run, by
+    priority. ``succeeded``, ``failed``, ``cancelled``: ended jobs that are kept.
     ``failure_records``: number of failure records that clients see. ``supervisors``:
     the present supervisors. ``lost``: supervisors that have been silent for up to a
     day. ``days``: counters by day, today first. ``is_halted``: the queue is paused,
@@ -274,8 +274,8 @@ class QueueViews:
     def _supervisors(
         self, time: QueueTime
     ) -> tuple[int, tuple[SupervisorView, ...], tuple[SupervisorView, ...]]:
-        """Return the number of reserved jobs, the present supervisors, and those silent
-        for up to a day."""
+        """Return the number of reserved jobs, the present supervisors, and the
+        supervisors that have been silent for up to a day."""
         rows = self._client.zrange(
             self._keys.supervisors, 0, MAX_SUPERVISORS - 1, desc=True, withscores=True
         )

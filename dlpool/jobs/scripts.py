@@ -50,8 +50,9 @@ def _source(name: str) -> str:
 class LuaScripts:
     """The scripts of one queue. Thread-safe if the client is. Methods raise QueueError.
 
-    ``outbox``: in a Cluster, where ``finish`` puts the records for clients. Without a
-    Cluster it is None, and ``finish`` writes the records where clients read them.
+    ``outbox``: the place where ``finish`` puts the records for clients in a Cluster.
+    Without a Cluster it is None, and ``finish`` writes the records where clients read
+    them.
     """
 
     def __init__(
@@ -75,8 +76,8 @@ class LuaScripts:
         return f"<{type(self).__name__} of {self.keys.intake}>"
 
     def check_keys(self, cause: QueueError | None = None) -> None:
-        """Raise QueueUnusable if a key of the queue has a wrong type, because another
-        program wrote it."""
+        """Raise QueueUnusable if a key of the queue has a wrong type: another program
+        has written the key. ``cause``: the cause of the exception."""
         types = self.keys.key_types(int(time.time() // DAY_S))
         with translated(self.client):
             pipeline = self.client.pipeline(transaction=False)

@@ -79,8 +79,8 @@ def master_of_replica(info: Mapping[str, Any]) -> str:
 
 
 def warnings(info: Mapping[str, Any], save: str | None) -> tuple[ServerWarning, ...]:
-    """Return warnings on settings that may lose jobs. ``save``: the setting, '' for
-    never, None if unknown. Pure."""
+    """Return warnings on settings that may lose jobs. ``save``: the setting
+    ``save``; '' if the server never saves, None if unknown. Pure."""
     found = []
     policy = info.get("maxmemory_policy", "noeviction")
     if info.get("maxmemory") and policy != "noeviction":

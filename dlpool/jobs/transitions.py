@@ -45,9 +45,10 @@ class ClaimedJob:
 
     ``raw``: the pushed text, cut if it is longer than allowed; ``size``: its length in
     bytes before the cut. ``flag``: "cancel" or "pause" if an operator has asked for it,
-    else None. ``is_start_reserved``: a start at the job's host is reserved.
-    ``claim_id``: random id of the job's first claim. No other job ever has it, even
-    with the same job id. ``yields``: number of times that the job has yielded its slot.
+    else None. ``is_start_reserved``: the rate limit of the host has reserved a start
+    for the job. ``claim_id``: random id of the job's first claim; a later job with the
+    same job id has another ``claim_id``. ``yields``: how often the job has yielded its
+    slot.
     """
 
     lease: JobLease
@@ -69,8 +70,8 @@ class ClaimResult:
     """The jobs of a claim.
 
     ``next_due_s``: seconds until a delayed job may run, None if there is none.
-    ``is_paused``: the queue is paused or the node drained. ``is_throttle_full``: the
-    maximum of throttled jobs is reached. ``is_share_exceeded``: a host got more than
+    ``is_paused``: the queue is paused or the node is drained. ``is_throttle_full``: the
+    queue has the maximum of throttled jobs. ``is_share_exceeded``: a host got more than
     its share, because no job of another host was found. ``skipped``: number of jobs
     that were skipped because their hosts have their share.
     """
@@ -117,8 +118,9 @@ class HeartbeatResult:
     """The reply to a heartbeat.
 
     ``orphans``: number of jobs that Redis assigns to the caller and that the caller did
-    not name. ``replies``: for each named job OK, LOST, or its flag (cancel, pause).
-    ``held_hosts``: hosts that must not be contacted, with the remaining seconds.
+    not name. ``replies``: for each named job OK, LOST (the caller no longer holds it),
+    or the operator's request (cancel, pause). ``held_hosts``: hosts that must not be
+    contacted, with the remaining seconds.
     """
 
     orphans: int
@@ -133,10 +135,10 @@ class FinishRequest:
     ``note``: reason or figures, for people. ``delay_s``: for RETRY, RELEASE, YIELD and
     THROTTLE, seconds until the job may run again. ``priority``: a new priority, which
     puts the job at the end of its ready list; '' keeps the present one. ``digest``: for
-    FOLLOW, the digest that equal jobs share. ``host``: the host where the job had a
-    slot, or that throttles it; '' if none. For THROTTLE, ``is_start_reserved`` says
-    that a start at the host is reserved, and ``waits_for_slot`` that the job waits for
-    a free slot of the host, for at most ``delay_s``. ``trace_id``: for the log.
+    FOLLOW, the digest that equal jobs share. ``host``: for THROTTLE, the host that
+    throttles the job; else the host where the job had a slot, '' if none. For THROTTLE,
+    ``is_start_reserved``: the rate limit of the host has reserved a start for the job;
+    ``waits_for_slot``: a free slot of the host ends the delay early.
     """
 
     lease: JobLease
@@ -154,8 +156,8 @@ class FinishRequest:
 
 @dataclass(frozen=True)
 class RecoveryResult:
-    """The result of a recovery. ``expired``: number of expired leases whose grace
-    begins now; ``requeued``: ids of the requeued jobs."""
+    """The result of a recovery. ``expired``: number of leases that have expired and
+    whose grace begins now; ``requeued``: ids of the requeued jobs."""
 
     expired: int
     requeued: tuple[str, ...]
@@ -188,7 +190,7 @@ class Transitions(LuaScripts):
 
     def push(self, jobs: Sequence[tuple[PushedJob, str]]) -> list[str]:
         """Queue jobs under the given ids in one round trip. Return for each job OK, DUP
-        (the id is known) or FOLLOWS (it waits for an equal job)."""
+        (the id is known) or FOLLOWS (the job waits for an equal job)."""
         calls = [
             [
                 self.keys.prefix,
@@ -219,7 +221,7 @@ class Transitions(LuaScripts):
         shares: HostSlotShares | None = None,
     ) -> ClaimResult | None:
         """Claim jobs for ``slots`` free slots of the supervisor ``sid``. Return None if
-        it is not registered: call ``heartbeat`` first.
+        ``sid`` is not registered; ``heartbeat`` registers it.
 
         The result begins with the jobs that ``sid`` holds but ``known`` does not name,
         because the reply to their claim was lost. If ``known`` is None, the result has
@@ -227,8 +229,8 @@ class Transitions(LuaScripts):
 
         ``lease_s``: seconds. ``order``: fifo or lifo, of the intake list. While the
         queue has ``max_throttled`` throttled jobs, only throttled jobs are claimed.
-        With ``shares``, a job of a host that has its share is claimed only if no job of
-        another host is among the next and the last 500 jobs of each list.
+        With ``shares``, jobs of hosts that have their share are skipped. If the first
+        500 and the last 500 jobs of each list are all skipped, such jobs are claimed.
         """
         unused = new_id()
         ids = [f"{unused[:-4]}{number:04x}" for number in range(slots)]
@@ -259,11 +261,11 @@ class Transitions(LuaScripts):
         lease_s: float,
         info: dict[str, Any] | None = None,
     ) -> HeartbeatResult:
-        """Renew the leases of ``jobs``, and store their progress (JSON; '' keeps the
-        stored progress). With ``info``, renew the supervisor's registration as well.
+        """Renew the leases of ``jobs``, and store the progress of each job (JSON; ''
+        keeps the stored progress).
 
-        ``info``: the status of the supervisor. Without it the call renews only these
-        leases, and shows whether their fences are still valid.
+        ``info``: the status of the supervisor; the call then renews its registration as
+        well. Without ``info`` the result has no orphans and no held hosts.
         """
         arguments: list[Any] = [
             self.keys.prefix,
@@ -296,8 +298,8 @@ class Transitions(LuaScripts):
         ]
 
     def recover(self, *, grace_s: float, order: str) -> RecoveryResult:
-        """Requeue jobs whose leases have expired, after a grace of ``grace_s``. Do
-        nothing if any supervisor made this call less than 4 s ago."""
+        """Requeue jobs whose leases have expired and whose grace of ``grace_s`` seconds
+        is over. Do nothing if any supervisor made this call less than 4 s ago."""
         expired, *ids = self._run("recover", [self.keys.prefix, _ms(grace_s), order])
         return RecoveryResult(int(expired), tuple(map(to_text, ids)))
 
@@ -327,8 +329,8 @@ class Transitions(LuaScripts):
         )
 
     def waiting_hosts(self, sid: str, *, order: str, most: int = 500) -> dict[str, int]:
-        """Return the number of waiting jobs by host, among the next and the last
-        ``most`` jobs of each list.
+        """Return the number of waiting jobs by host, among the first ``most`` and the
+        last ``most`` jobs of each list.
 
         Hosts are written as in ``HostSlotShares``; the host '' stands for jobs whose
         text shows no host. The result is empty while ``sid`` may not take jobs.
@@ -340,8 +342,8 @@ class Transitions(LuaScripts):
         }
 
     def take_turn(self, key: str, seconds: float) -> bool:
-        """Return whether the caller is the first within ``seconds`` to do the work that
-        ``key`` stands for."""
+        """Return whether the caller shall do a work that one caller does every
+        ``seconds``. ``key``: the Redis key that records the turn."""
         reply = self._run(
             "take_turn",
             [self.keys.prefix, key.removeprefix(self.keys.prefix), _ms(seconds)],

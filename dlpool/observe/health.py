@@ -12,8 +12,8 @@ SILENCE_S = 30.0
 
 @dataclass(frozen=True)
 class HealthCheck:
-    """One condition of readiness. ``problem`` is the reason why it fails, empty if it
-    holds."""
+    """The result of one check. ``problem`` is the reason why the check failed, empty if
+    it succeeded."""
 
     name: str
     problem: str = ""
@@ -47,8 +47,8 @@ class Health:
         self._updated_at = self._clock()
 
     def liveness(self) -> HealthCheck:
-        """Check whether the main loop still turns. Do not check Redis and disks,
-        because a restart would not repair them."""
+        """Return the check that the main loop still turns. Liveness does not depend on
+        Redis or disks, because a restart would not repair them."""
         silent_s = self._clock() - self._updated_at
         return HealthCheck(
             "loop",
@@ -56,14 +56,14 @@ class Health:
         )
 
     def readiness(self) -> tuple[HealthCheck, ...]:
-        """Return all checks that must hold for the service to take jobs."""
+        """Return all checks that must succeed before the service takes jobs."""
         return (self.liveness(), *self._checks)
 
 
 def format_checks(
     checks: Sequence[HealthCheck], *, is_verbose: bool
 ) -> tuple[bool, str]:
-    """Return whether all checks hold, and a line for each check. Without
+    """Return whether all checks succeeded, and a line for each check. Without
     ``is_verbose``, only failed checks have a line."""
     is_good = not any(check.problem for check in checks)
     shown = [str(check) for check in checks if is_verbose or check.problem]

@@ -63,8 +63,8 @@ Route = Callable[[ProbeRequest], ProbeResponse]
 
 
 class MonitoringServer:
-    """The HTTP server at ``address``. If the address cannot be bound, the server logs
-    that once and retries.
+    """The HTTP server at ``address``. If the server cannot bind the address, it logs
+    one line and retries.
 
     One thread runs ``serve``. Any thread may set ``address``; an empty address switches
     the server off.
@@ -293,8 +293,8 @@ def _too_busy(_: ProbeRequest) -> ProbeResponse:
 
 
 class _ProbeHandler(BaseHTTPRequestHandler):
-    """The handler of one request, in memory. HTTP/1.0: the connection is closed after
-    the answer."""
+    """The handler of one request: reads the request from memory and writes the answer
+    to memory. It uses HTTP/1.0, so each connection serves one request."""
 
     rfile: io.BytesIO
     wfile: io.BytesIO
@@ -338,4 +338,4 @@ class _ProbeHandler(BaseHTTPRequestHandler):
         super().end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Do not log requests."""
+        """Do nothing, so that the library does not log requests."""

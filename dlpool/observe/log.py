@@ -4,8 +4,8 @@ several processes share.
 Each process appends its own lines, on the thread that logs; no other thread or process
 writes them. The supervisor, its workers and the commands that log (audit, quarantine)
 share ``log_dir/dlpool.log``, the processes of dlpool-web ``log_dir/web/dlpool.log``.
-The supervisor rotates the first file, and the janitor of one dlpool-web process the
-second (``Log.maintain``).
+The supervisor rotates the first file, and the janitor of one dlpool-web process rotates
+the second file; both call ``Log.maintain``.
 """
 
 from __future__ import annotations
@@ -177,8 +177,8 @@ class Log:
         return sum(sink.dropped for sink in list(self._sinks.values()))
 
     def logger(self, name: str, /, **bound: object) -> Logger:
-        """Return a logger whose records have ``name`` as ``log.logger``, and the
-        ``bound`` fields.
+        """Return a logger. All its records have the ``bound`` fields, and ``name`` in
+        the field ``log.logger``.
 
         ``event``, ``self`` and ``method_name`` cannot be names of fields.
         """
@@ -192,14 +192,14 @@ class Log:
         return logger
 
     def apply(self, settings: LoggingSettings) -> None:
-        """Use other settings from now on, also for loggers that exist already."""
+        """Use these settings from now on, even for loggers that exist already."""
         self._settings = settings
         for name, sink in list(self._sinks.items()):
             sink.threshold = _threshold(name, settings)
 
     def reopen(self) -> None:
-        """Open the file that has the log's name now, if another process has renamed or
-        removed the open one."""
+        """If another process has renamed or removed the open file, open the file that
+        now has the log's name."""
         with suppress(OSError):
             # the next record tries again, and is written to the old file until then
             self._file.follow()

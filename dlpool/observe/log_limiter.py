@@ -13,8 +13,8 @@ PERIOD_S = 60.0
 
 @dataclass
 class _Period:
-    """The period of one key, from its first event to ``ends_at``: the numbers of events
-    that were ``written`` and ``left_out``."""
+    """The period of one key, from its first event to ``ends_at``. ``written`` and
+    ``left_out`` are numbers of events."""
 
     ends_at: float
     written: int = 0
@@ -36,7 +36,8 @@ class LogLimiter:
         self._periods: dict[Hashable, _Period] = {}
 
     def allow(self, key: Hashable) -> bool:
-        """Return whether to write the event; if not, count it as left out."""
+        """Return whether to write an event with this key. If the result is False, count
+        the event as left out."""
         with self._lock:
             period = self._periods.setdefault(key, _Period(self._clock() + PERIOD_S))
             if period.written < self._burst:

@@ -1,9 +1,9 @@
-"""The live log file of a process: appends records, and opens a new file after another
-process has renamed the open one.
+"""The live log file. Each process appends records to it, and opens a new file after
+another process has renamed the open one.
 
-Each writer holds LOCK_SH on its file. The process that renames a file may compress or
-remove it only under LOCK_EX, so only after every writer has closed it. A writer takes
-its lock before it checks that the file still has its name.
+Each writer holds the flock LOCK_SH on its file. A process that compresses or removes a
+renamed file needs LOCK_EX, so it must wait until every writer has closed the file. A
+writer takes its lock before it checks that the file still has its name.
 """
 
 from __future__ import annotations

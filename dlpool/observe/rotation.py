@@ -41,8 +41,8 @@ class RotatedLog:
 
     @classmethod
     def of(cls, live: str, path: Path, size: int) -> RotatedLog | None:
-        """Return the rotated log at ``path``; None if the name is not that of a rotated
-        log of ``live``."""
+        """Return the rotated log at ``path``; None if ``path`` does not have the name
+        of a rotated log. ``live``: the file name of the live log."""
         match = (
             _SUFFIX.fullmatch(path.name.removeprefix(live))
             if path.name.startswith(live)
@@ -91,8 +91,8 @@ def _day(seconds: float) -> date:
 def expired_logs(
     logs: Iterable[RotatedLog], live_size: int, now: datetime, settings: LoggingSettings
 ) -> list[RotatedLog]:
-    """Return the logs to remove: those past ``keep_days``, and the oldest above
-    ``keep_files`` or ``keep_size``."""
+    """Return the logs to remove: logs older than ``keep_days``, and the oldest logs if
+    all logs exceed ``keep_files`` or ``keep_size``."""
     expired, total = [], live_size
     for number, log in enumerate(
         sorted(logs, key=lambda log: log.ended_at, reverse=True), 1
@@ -110,8 +110,8 @@ def expired_logs(
 def is_compression_due(
     log: RotatedLog, now: datetime, settings: LoggingSettings
 ) -> bool:
-    """Return whether to compress a log: its readers have had ``compress_after`` seconds
-    to reach its end."""
+    """Return whether to compress a log: it was rotated at least ``compress_after``
+    seconds ago, so its readers have had time to reach its end."""
     age = now - log.ended_at
     return not log.is_compressed and not timedelta(0) <= age < timedelta(
         seconds=settings.compress_after
@@ -201,8 +201,8 @@ def _is_taken(old: Path) -> bool:
 
 @contextmanager
 def _closed_by_writers(path: Path) -> Iterator[BinaryIO | None]:
-    """Open a log and lock it against its writers; yield None if a writer still has the
-    log open."""
+    """Open a log, lock it against writers and yield the open file. Yield None if a
+    writer still has the log open."""
     with open(path, "r+b") as file:
         try:
             # without flock, its age shows that no process writes to it
@@ -234,8 +234,8 @@ def compress(old: Path, is_wanted: Callable[[], bool] = lambda: True) -> None:
 
 
 def _compress_to(file: BinaryIO, target: Path, is_wanted: Callable[[], bool]) -> bool:
-    """Compress ``file`` to ``target`` and sync it; return False if ``is_wanted`` became
-    false."""
+    """Compress ``file`` to ``target`` and sync ``target``. Stop and return False if
+    ``is_wanted`` returns False."""
     unfinished = Path(f"{target}.tmp")
     try:
         with open(unfinished, "wb") as out:

@@ -108,8 +108,8 @@ def _key(value: object) -> str:
 
 
 def _integer(value: int) -> Json:
-    """Return an integer of up to 64 bits unchanged, as log stores can keep it; return a
-    longer one as hex text, because its conversion to decimal is slow.
+    """Return an integer of up to 64 bits unchanged, because log stores can keep it.
+    Return a longer one as hex text, because its conversion to decimal is slow.
 
     ``int()`` converts subclasses, such as IntEnum.
     """

@@ -245,7 +245,8 @@ class Quarantine:
 
 
 def _renamed(file: ScannedFile, destination: Path) -> bool:
-    """Rename the file to ``destination``; return False across file systems.
+    """Rename the file to ``destination``. Return False if ``destination`` is on another
+    file system.
 
     Raises OSError.
     """

@@ -52,7 +52,7 @@ class ScannedFile:
 
     @property
     def identity(self) -> disk.Identity:
-        """Device and inode number. Raises OSError."""
+        """Return the device and inode number. Raises OSError."""
         return disk.identity_of(os.fstat(self.descriptor))
 
     def is_named(self) -> bool:

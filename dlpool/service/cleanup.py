@@ -47,8 +47,8 @@ class CleanupDispatcher:
             )
 
     def enqueue(self, entries: Iterable[CleanupEntry], pid: int = 0) -> None:
-        """Queue clean-up requests for jobs. Call this after Redis has recorded how they
-        ended.
+        """Queue clean-up requests for ended jobs. Call this after Redis has recorded
+        the results of the jobs.
 
         ``pid``: the worker that ran the jobs, 0 if unknown.
         """
@@ -62,7 +62,8 @@ class CleanupDispatcher:
             self._log.warning("journal_write_failed", error=error)
 
     def send_requests(self, *, now: bool = False) -> None:
-        """Send pending entries to the workers that ran the jobs, or to other workers.
+        """Send each pending entry to the worker that ran the job. If that worker
+        accepts no requests, send the entry to another worker.
 
         Without ``now``, send at most once in ``SEND_INTERVAL_S`` seconds.
         """

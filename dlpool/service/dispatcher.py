@@ -318,7 +318,7 @@ class JobDispatcher:
     def _released_host(self, held: InFlightJob) -> str:
         """Return the host whose slot the job frees.
 
-        An error here must not change the disposition.
+        Log an unexpected error instead of raising it: the disposition must not change.
         """
         try:
             return self._host_admission.released_host(held)

@@ -293,8 +293,8 @@ class DispositionPolicy:
         }.get(result, 0)
 
     def _disk_full_delay_s(self, attempts: int) -> float:
-        """Return the shortest delay, in seconds, before a retry after the disk was
-        full.
+        """Return the shortest delay, in seconds, before a retry of a job that met a
+        full disk.
 
         The delay is ``fault_delay`` after the first attempt of the job, and doubles
         with each further attempt.

@@ -45,10 +45,10 @@ class HostAdmission:
         self._log = log
 
     def admit(self, held: InFlightJob, job: PushedJob) -> FinishRequest | None:
-        """Check a new job. Return the request that throttles the job, or None.
+        """Return the request that throttles a new job, None if the job may continue.
 
         If the host has configured limits, this method asks Redis for a slot and returns
-        None. When the answer arrives, ``handle_answer`` decides.
+        None. When Redis answers, ``handle_answer`` decides whether to throttle the job.
         """
         hold_s, host = self.limits.hold_remaining_s(job.url), held.authority
         is_reserved = held.claimed.is_start_reserved
@@ -105,7 +105,7 @@ class HostAdmission:
     def released_host(self, held: InFlightJob) -> str:
         """Return the host at which a slot becomes free when this job leaves.
 
-        Return '' if the host has no limit: then no job waits for a slot of the host.
+        Return '' if the host has no limit, because no job waits for a slot of the host.
         """
         if held.slot_host or held.job is None:
             return held.slot_host
@@ -143,9 +143,8 @@ def throttled(
 ) -> FinishRequest:
     """Return the request that delays a job because of its host.
 
-    ``is_start_reserved``: whether a start at the host is reserved for the job.
-    ``waits_for_slot``: whether the job starts earlier than after ``delay_s`` if a slot
-    of the host becomes free.
+    ``is_start_reserved``: the rate limit of the host has reserved a start for the job.
+    ``waits_for_slot``: the delay ends early if a slot of the host becomes free.
     """
     return FinishRequest(
         held.lease,

@@ -1,9 +1,9 @@
 """Adaptive concurrency per origin host (AIMD, as in RFC 5681).
 
 A host is limited only if the number of slots of the node is adaptive. When a host
-refuses many of its jobs, its limit becomes half the number of jobs that it has then.
-The limit then rises by one every ``STEP_S`` seconds. It is removed when it reaches the
-number of slots of the node.
+refuses many of its jobs, the limit of the host becomes half the number of its jobs in
+flight. The limit then rises by one every ``STEP_S`` seconds. When the limit reaches the
+number of slots of the node, it is removed.
 """
 
 from __future__ import annotations
@@ -99,9 +99,9 @@ class HostConcurrency:
     def forget_idle(self) -> None:
         """Remove idle hosts, and update ``limited_hosts``.
 
-        A host is kept for ``WINDOW_S`` seconds after the first refusal of its present
-        count. A host with a limit is kept until the limit must have risen to the number
-        of slots.
+        A host is idle ``WINDOW_S`` seconds after the first refusal that its present
+        count includes. A host with a limit is not idle until its limit has had enough
+        time to rise to the number of slots.
         """
         now = self._clock()
         self._hosts = {

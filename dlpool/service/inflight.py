@@ -15,7 +15,7 @@ from dlpool.transfer.target.state import url_digest
 
 
 class InFlightPhase(Enum):
-    """Where a job is on its way through this supervisor."""
+    """The phase of a job between its claim and the record of its result."""
 
     AWAITING_HOST_SLOT = "awaiting_host_slot"
     """Redis has been asked for a slot of the job's origin host."""

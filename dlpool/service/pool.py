@@ -230,8 +230,8 @@ class WorkerPool:
         return how
 
     def _check_hung(self, now: float) -> None:
-        """Abort workers that have been silent for ``worker_timeout``, and kill those
-        that do not exit then."""
+        """Abort each worker that has been silent for ``worker_timeout`` seconds. Kill
+        an aborted worker that does not exit in time."""
         was_frozen, self._checked_at = now - self._checked_at > FROZEN_S, now
         timeout_s = self.settings.worker_timeout
         for worker in self.workers.values():

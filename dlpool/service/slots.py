@@ -21,7 +21,7 @@ _REFUSALS = {"server_busy", "connection", "unreachable", "timeout", "too_slow"}
 
 
 def max_slots(settings: SupervisorSettings) -> int:
-    """Return the largest number of jobs at once that the settings allow."""
+    """Return the largest number of simultaneous jobs that the settings allow."""
     fixed = settings.max_concurrent_downloads
     return fixed if isinstance(fixed, int) else settings.max_slots
 
@@ -87,7 +87,7 @@ class SlotLimit:
             )
 
     def _add_received(self, received: Mapping[int, int]) -> None:
-        """Add what workers have received since the last call.
+        """Add the bytes that workers have received since the last call.
 
         A counter that went backwards adds nothing.
         """

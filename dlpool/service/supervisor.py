@@ -185,7 +185,7 @@ class Supervisor:
         return min(self._pool.capacity(), self._components.slots.level)
 
     def _tick(self) -> None:
-        """Run the periodic tasks, once in ``TICK_S``."""
+        """Run the periodic tasks, at most once in ``TICK_S`` seconds."""
         now = time.monotonic()
         if now - self._ticked_at < TICK_S:
             return
@@ -210,7 +210,7 @@ class Supervisor:
         self._watchdog.check()
 
     def _check_ready(self) -> None:
-        """Report readiness once workers are ready and Redis knows this supervisor."""
+        """Report readiness when workers are ready and this supervisor is registered."""
         if (
             not self._is_ready
             and self._pool.capacity()

@@ -167,7 +167,7 @@ class WorkerHandle:
         self.has_exited = True
 
     def mark_heard(self, now: float) -> None:
-        """Count the worker's silence from ``now`` (monotonic clock)."""
+        """Record that the worker was heard at ``now`` (monotonic clock)."""
         self.last_heard_at, self._ticks = now, None
 
     def sample_threads(self) -> None:

@@ -1,4 +1,4 @@
-"""Yield control: has slow transfers yield their slots to jobs that wait."""
+"""Yield control: makes slow transfers yield their slots to waiting jobs."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ class YieldController:
     ) -> None:
         """Create a controller of the transfers in ``in_flight``.
 
-        ``yield_slot`` has a transfer yield; its arguments are a lease id and a reason.
-        ``request_waiting_hosts`` requests the number of waiting jobs by host. The
-        caller passes the answer to ``handle_waiting``.
+        ``yield_slot`` makes a transfer yield; its arguments are a lease id and a
+        reason. ``request_waiting_hosts`` requests the number of waiting jobs by host.
+        The caller passes the answer to ``handle_waiting``.
         """
         self._settings = settings
         self._in_flight = in_flight
@@ -83,7 +83,7 @@ class YieldController:
         self._settings = settings
 
     def handle_waiting(self, waiting: Mapping[str, int]) -> None:
-        """Have transfers yield to waiting jobs. ``waiting``: number of jobs by host."""
+        """Make transfers yield to waiting jobs. ``waiting``: number of jobs by host."""
         self._waiting, self._answered_at = waiting, self._clock()
         self._choose()
 
@@ -92,14 +92,14 @@ class YieldController:
         yield.
 
         Called once a second. The controller uses an answer once, and only within
-        ``ANSWER_VALID_S`` seconds: no transfer yields while Redis is unavailable.
+        ``ANSWER_VALID_S`` seconds, so no transfer yields while Redis is unavailable.
         """
         self._sample()
         if self._choose():
             self._request_waiting_hosts()
 
     def _choose(self) -> bool:
-        """Have transfers yield to waiting jobs.
+        """Make transfers yield to waiting jobs.
 
         Return whether any transfer could yield if more jobs waited.
         """
@@ -154,7 +154,7 @@ class YieldController:
     def _clear_slow_hosts(
         self, running: list[RunningTransfer], rules: YieldRules, recent: list[float]
     ) -> None:
-        """End the limit of a slow host after ``SLOW_S`` seconds.
+        """End the limit of each slow host after ``SLOW_S`` seconds.
 
         The limit ends earlier if one of the host's transfers is fast enough.
         """

@@ -26,13 +26,14 @@ MAX_DOUBLINGS = 30
 
 @dataclass(frozen=True)
 class RunningTransfer:
-    """A transfer: ``rate`` in bytes/s, smoothed; ``age_s`` since it got its slot.
+    """A transfer: ``rate`` in bytes/s, smoothed; ``age_s``: seconds since it got its
+    slot.
 
     ``remaining``: bytes, None if unknown. ``yields``: how often it has yielded.
     ``rate_limit``: bytes/s that dlpool's own limits allow, None for no limit.
-    ``is_resumable``: the next attempt can continue where this one stops. ``is_moving``:
-    it is connecting or downloading; False while it waits for the disk or a malware
-    scanner.
+    ``is_resumable``: the next attempt can continue where this attempt stops.
+    ``is_moving``: it is connecting or downloading; False while it waits for the disk or
+    a malware scanner.
     """
 
     lease_id: str
@@ -160,9 +161,10 @@ def _above_quota(
 def _slow(
     running: Sequence[RunningTransfer], rules: YieldRules, recent: Sequence[float]
 ) -> list[tuple[RunningTransfer, str, bool]]:
-    """Return slow transfers, the reason, and whether jobs of their host may follow.
+    """Return slow transfers, each with the reason and whether a job of its own host may
+    take its slot.
 
-    A transfer whose host has more slots comes first. The transfers of one host are
+    Transfers of the host with the most slots come first. The transfers of one host are
     sorted by rate, slowest first.
     """
     counts = Counter(one.host for one in running)

@@ -29,7 +29,7 @@ def open_backend(
     guard: Guard | None = None,
     report_scan: ReportScan = ignore_report,
 ) -> UploadBackend:
-    """Return the upload backend for ``settings``, which opens no file until it is used.
+    """Return the upload backend for ``settings``. It opens no file until it is used.
 
     ``listener`` is called with each change of an upload; it must neither block nor
     raise. ``on_unsynced`` is called once for each file system that cannot sync a

@@ -109,7 +109,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def _normalized(kind: str) -> str:
-    """Return a media type without the ``x-`` of unregistered names.
+    """Return a media type in lower case, without the ``x-`` of unregistered names.
 
     For example, application/x-gzip becomes application/gzip.
     """

@@ -123,7 +123,7 @@ class AlreadyComplete(UploadError):
 
 
 class UnlockRequested(Exception):
-    """Another request waits for the append lock: the lock holder has to stop."""
+    """Tells the holder of the append lock to stop: another request waits for it."""
 
 
 def offset_mismatch(offset: int) -> UploadError:

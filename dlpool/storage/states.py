@@ -49,7 +49,7 @@ def check_transition(state: str, wanted: str) -> str:
 
 
 def state_after_chunk(state: str) -> str:
-    """Return the state of a task that receives a chunk in ``state``.
+    """Return the state that a task in ``state`` has after it stores a chunk.
 
     Raises UploadError if a task in ``state`` accepts no chunks.
     """

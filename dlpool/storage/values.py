@@ -82,8 +82,8 @@ class TaskSummary:
     - ``used_at``: the time of the last change of the record or the folder
     - ``files``: number of entries of the task's folder
     - ``needs_recovery``: the next sweep must recover the task, regardless of its age: a
-      merge may have been interrupted, or a tus upload is complete or has bytes outside
-      of a chunk
+      merge may have been interrupted, or a tus upload is complete but not merged, or
+      has bytes outside of a chunk
     - ``is_final``: a tus upload that is concatenated from parts
     """
 
@@ -144,7 +144,7 @@ class TaskCounts(NamedTuple):
     """What a set of tasks uses.
 
     - ``bytes``: sizes of the chunks; for completed tasks, of the merged files
-    - ``files``: entries in the folders of the tasks, including the folders
+    - ``files``: number of the task folders and of the entries in them
     - ``chunks``, ``file_size``: the sums of these fields of ``TaskSummary``
     - ``declared_bytes``: the sum of the announced sizes, or of the actual sizes of
       completed tasks
@@ -256,7 +256,7 @@ class UploadEvent:
     - completed: ``path`` below merged_dir, ``size``, ``md5``, and ``seconds`` of the
       merge
     - failed: ``label`` and ``message`` of the error
-    - deleted: ``status``, the last state
+    - deleted, expired: ``status``, the last state
     """
 
     name: str

@@ -1,8 +1,8 @@
 """Find how many workers to use: more while throughput grows, fewer after a refusal.
 
-Pure: no clock, no thread. As in TCP (RFC 5681), the level doubles at first, grows by
-one after the first step without gain, and shrinks at once after a refusal. As in RFC
-7661, a measurement counts only if nearly all workers of the level were busy (``USED``).
+Pure: no clock, no thread. As in TCP (RFC 5681), the level doubles until the first step
+without gain, then grows by one, and shrinks at once after a refusal. As in RFC 7661, a
+measurement counts only if nearly all workers of the level were busy (``USED``).
 """
 
 from __future__ import annotations
@@ -84,7 +84,11 @@ class Aimd:
         return f"<Aimd {self.level} ({self.reason}), {self.rate:.0f}/s>"
 
     def sample(self, now: float, done: int, busy: int) -> None:
-        """Record the total work ``done`` and the workers busy since the last sample."""
+        """Record a sample.
+
+        ``done``: the total work done so far. ``busy``: the number of workers that were
+        busy since the last sample.
+        """
         if self._changed is None:
             self._changed = now
         measurement = self._measurement
@@ -104,8 +108,8 @@ class Aimd:
     def record_refusal(self, now: float, reason: str) -> bool:
         """Reduce the level after a refusal; return whether it was reduced.
 
-        If the throughput of the present level is not proven better than that of a lower
-        level yet, the level returns to the lower one. Otherwise it is halved. A refusal
+        If the level was raised and no measurement has shown a gain yet, the level
+        returns to the last level with a gain. Otherwise the level is halved. A refusal
         shortly after another refusal has no effect.
         """
         if now < self._ignore_refusals_until:

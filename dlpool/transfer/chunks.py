@@ -80,7 +80,7 @@ class Chunk:
     def eta_s(self) -> float:
         """Return the seconds until the owner finishes.
 
-        Infinite while its speed is unknown.
+        Infinite while the speed of the owner is unknown.
         """
         return self.remaining / self.rate if self.rate > 0 else float("inf")
 
@@ -113,7 +113,7 @@ class ChunkMap:
         )
 
     def take(self, owner: object, now: float) -> Chunk | None:
-        """Assign the first free chunk that is ready at ``now`` to ``owner``.
+        """Assign to ``owner`` the first free chunk that is ready at ``now``.
 
         Returns None if no chunk is ready.
         """

@@ -35,9 +35,9 @@ class ConnectionAdmission:
         """Return the answer that the reply contains.
 
         Raises NotAdmitted if the server refuses this connection because it serves other
-        connections. Before that, the worker is retired if the status is neither 429 nor
-        503, the number of connections is fixed, and another worker receives the file.
-        For any other failure, raises the error of ``TransferContext.judge``.
+        connections. First retires the worker if the status is neither 429 nor 503, the
+        number of connections is fixed, and another worker receives the file. For any
+        other failure, raises the error of ``TransferContext.judge``.
         """
         try:
             answer = self._context.judge(reply, requested)

@@ -107,7 +107,7 @@ class TransferContext:
 
         Raises the errors of ``read_answer``. If the error has a ``Retry-After`` of at
         most ``max_retry_after`` seconds, all downloads of the process stop sending
-        requests to that host until this time has passed (``HostHolds``).
+        requests to the host of the reply until this time has passed (``HostHolds``).
         """
         try:
             return read_answer(

@@ -32,7 +32,8 @@ class FollowingHash:
     ) -> None:
         """Start the thread.
 
-        ``open_reader`` returns a new reader of the part file, which the hash closes.
+        ``open_reader`` returns a new reader of the part file. This object closes the
+        reader.
         """
         self._hash = hashlib.new(algorithm)
         self._scheduler = scheduler

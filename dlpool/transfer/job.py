@@ -51,14 +51,15 @@ class Job:
 
     ``target``: the file; with ``is_folder`` a folder, in which the server or the URL
     names the file. ``headers``: sent to the URL's origin; other origins get only
-    harmless ones. ``user``: name and password for the URL.
+    harmless ones. ``user``: name and password for the URL. ``checksum``: the digest
+    that the file must have, None for no check.
 
     The other fields are set only for a job of the queue. ``owner``: the user who pushed
     the job. ``id``: the job's id. ``fence``: the fencing token of the job's present
-    claim. A state file records id and fence until the queue knows that the job has
-    succeeded; from the record, a later run of the job recognizes the published file.
-    ``claim``: a random id from the job's first claim; it distinguishes the job from a
-    later job with the same ``id``.
+    claim. ``claim``: a random id from the job's first claim; it distinguishes the job
+    from a later job with the same ``id``. A state file or an extended attribute records
+    the job at least until the queue knows that the job has succeeded; by this record, a
+    later run of the job recognizes the published file.
     """
 
     url: str
@@ -116,7 +117,7 @@ class Progress:
 
 
 class Notify(Protocol):
-    """Receives events from any thread of a download; must not block.
+    """A function that any thread of a download calls for an event; must not block.
 
     An event has a fixed name and fields.
     """

@@ -41,9 +41,10 @@ def make_plan(
 ) -> ProbeResult | None:
     """Return the plan, and allocate the space of the file.
 
-    Returns None for a range of an encoded file: such a file must be requested as one
-    body instead. Raises PolicyRefused (for example for a file above ``max_file_size``),
-    ProtocolBroken for a coding that cannot be decoded, and LocalFault.
+    Returns None if the response is a range of an encoded file: the complete file must
+    then be requested as one body. Raises PolicyRefused (for example for a file above
+    ``max_file_size``), ProtocolBroken for a coding that cannot be decoded, and
+    LocalFault.
     """
     if _is_decoded(context, target, reply, answer):
         if answer.is_partial:

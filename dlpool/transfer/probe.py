@@ -3,7 +3,7 @@
 The response shows whether the server supports ranges, and brings size, validators and
 the first bytes of the body. A 206 with a correct ``Content-Range`` proves that the
 server supports ranges, a 200 proves that it does not; other responses prove neither.
-The body of a 206 or 200 is used.
+The download uses the body of a 206 or 200.
 """
 
 from __future__ import annotations
@@ -83,10 +83,11 @@ def resume_step(
 
 
 class Probe:
-    """Makes requests until one leads to a plan. Used by the first connection thread.
+    """The first requests of a download, until one leads to a plan.
 
-    ``target``: None until the file's name is known; then ``open_target`` opens it.
-    ``is_single``: request one body instead of ranges.
+    Used by the first connection thread. ``target``: None until the file's name is
+    known; then ``open_target`` opens it. ``is_single``: request one body instead of
+    ranges.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class Probe:
     def _step(
         self, reply: Reply, requested: ByteRange | None, if_range: str | None
     ) -> ProbeResult | None:
-        """Return the result if the response is a usable beginning.
+        """Return the result if the download can begin with this response.
 
         Else set up the next request and return None.
         """

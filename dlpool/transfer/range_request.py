@@ -83,11 +83,11 @@ def _tells_other_size(reply: Reply, known: RemoteResource) -> bool:
 def _check_refusal(
     context: TransferContext, reply: Reply, known: RemoteResource
 ) -> None:
-    """Raise the error for a 416 that tells another size than the known one.
+    """Raise an error after a 416 that states another size than the known size.
 
-    A 416 alone does not prove that the file has changed: it may come from an error page
-    in place of the file. So the caller has requested the first byte of the file again;
-    ``reply`` is the response to that second request.
+    The 416 alone does not prove that the file has changed: it may come from an error
+    page in place of the file. So the caller has then requested the first byte of the
+    file. ``reply``: the response to this second request.
     """
     if is_empty_file(reply.status, reply.headers):
         if context.settings.allow_change or known.host in (None, host_of(reply)):

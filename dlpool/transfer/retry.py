@@ -1,10 +1,10 @@
 """Decide whether and when to retry a request. Pure: time and randomness are parameters.
 
-Two loops in ``worker`` retry: ``ConnectionWorker.run_probe`` the first request, and
-``ConnectionWorker.run`` all later ones. For a network outage or a stale connection,
-``ConnectionWorker._delay_after`` returns a delay without asking this policy, and counts
-no failure. A ``Retry-After`` delays all downloads from the host:
-``TransferContext.judge`` records it in ``HostHolds`` (``http/limits``).
+Two loops in ``worker`` retry requests: ``ConnectionWorker.run_probe`` retries the first
+request, and ``ConnectionWorker.run`` retries all later requests. For a network outage
+or a stale connection, ``ConnectionWorker._delay_after`` returns a delay without asking
+this policy, and counts no failure. A ``Retry-After`` delays all downloads from the
+host: ``TransferContext.judge`` records it in ``HostHolds`` (``http/limits``).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class FailureCount(NamedTuple):
     """The failures of a chunk, including the latest failed request.
 
     ``attempts``: consecutive failures without progress. ``progress``: bytes that the
-    latest request received. ``slow_bytes``: total bytes that the requests counted by
-    ``attempts`` received.
+    latest request received. ``slow_bytes``: total bytes received by the requests that
+    ``attempts`` counts.
     """
 
     attempts: int

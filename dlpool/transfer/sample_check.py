@@ -121,8 +121,8 @@ class SampleCheck(Requester):
         """Return the seconds to wait before ``span`` is requested again.
 
         ``error``: the error of the latest request. ``failures``: the number of failed
-        requests for ``span``. Raises the error that ends the job after too many
-        failures.
+        requests for ``span``. After too many failures, raises the error that ends the
+        job.
         """
         context = self._context
         if self._network.is_tolerated(error):

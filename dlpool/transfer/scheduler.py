@@ -230,8 +230,8 @@ class ChunkScheduler:
 
         - The error may mean a limit of connections, and other chunks make progress.
         - The server refused an additional connection (NotAdmitted).
-        - The connection was ended because others were faster. A chunk has
-          ``MAX_REPLACED`` such exceptions.
+        - The speed monitor ended the connection because other connections were faster.
+          A chunk has at most ``MAX_REPLACED`` exceptions of this kind.
         """
         with self._changed:
             self.retries += 1
@@ -259,7 +259,7 @@ class ChunkScheduler:
             return chunk.short_answers <= MAX_SHORT_ANSWERS
 
     def sleep(self, seconds: float) -> None:
-        """Sleep for ``seconds``, but not longer than until the download is over.
+        """Sleep for ``seconds``, or until the download is over if that is earlier.
 
         If the download has been cancelled, raises the error that cancelled it.
         """
@@ -371,9 +371,9 @@ class ChunkScheduler:
     def _reaches_min_rate(self, chunk: Chunk) -> bool:
         """Return whether the chunk's owner reaches the minimum speed.
 
-        It must have written at least ``min_rate`` bytes of the chunk, which is one
-        second at the minimum speed. Its present speed must not be below the minimum; 0
-        means unknown.
+        The owner must have written at least ``min_rate`` bytes of the chunk (one second
+        at the minimum speed), and its present speed must be unknown or at least the
+        minimum.
         """
         brought = chunk.position - chunk.taken_position
         return (

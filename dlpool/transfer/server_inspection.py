@@ -85,7 +85,7 @@ class InspectionReport:
 
 
 class ServerInspection:
-    """Inspects one URL. Used by one thread, which starts others."""
+    """The inspection of one URL. Used by one thread, which starts other threads."""
 
     def __init__(self, url: str, network: NetworkSettings) -> None:
         """Prepare the requests; nothing is sent.

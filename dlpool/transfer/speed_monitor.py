@@ -140,9 +140,9 @@ def delays_completion(
     """Return the error for a connection that fetches the last bytes slowly, or None.
 
     Call it while another connection is idle. ``remaining``: bytes that the slow
-    connection still has to fetch. From ``2 * MIN_TAIL_BYTES`` bytes the result is None,
-    because an idle connection can steal a part of them. The result is also None before
-    ``delay_s`` seconds of waiting.
+    connection still has to fetch. The result is None if at least
+    ``2 * MIN_TAIL_BYTES`` bytes remain, because an idle connection can then take a part
+    of them. The result is also None before ``delay_s`` seconds of waiting.
     """
     if (
         speed.waited_s < delay_s

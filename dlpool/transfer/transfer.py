@@ -149,7 +149,7 @@ class Transfer:
 
     @staticmethod
     def _unreserved_bytes(attempt: TransferAttempt, size: int, done: int) -> int:
-        """Return how many missing bytes count as taken space without reserved blocks.
+        """Return the disk space to set aside for bytes without reserved blocks.
 
         See ``Progress.unreserved_bytes``. ``size``: bytes of the file; ``done``: bytes
         written.
@@ -225,10 +225,10 @@ class Transfer:
     def _prepare_restart(self, error: RestartFile) -> float:
         """Discard the received bytes, and return the seconds until the next attempt.
 
-        A changed file is restarted at most ``MAX_RESTARTS`` times, a broken stream as
-        often as a range may be retried. Then the final error is raised. After
-        ``MAX_RESTARTS`` restarts, the attempt requests one body instead of ranges,
-        because one body contains only one version.
+        After too many restarts, raises the final error instead. For a changed file, the
+        limit is ``MAX_RESTARTS``; for a broken stream, it is the number of retries that
+        a range has. The last attempt for a changed file requests one body instead of
+        ranges, because one body contains only one version.
         """
         counters, delay_s = self._counters, 0.0
         if isinstance(error, StreamBroken):

@@ -289,7 +289,7 @@ class ConnectionWorker(Requester):
             )
 
     def _since_sent_s(self) -> float:
-        """Return the seconds since the latest request was sent; 0 without one."""
+        """Return the seconds since the latest request was sent; 0 if there is none."""
         asked_at = self._latest.sent_at if self._latest is not None else None
         return 0.0 if asked_at is None else round(self._context.clock() - asked_at, 6)
 
@@ -350,8 +350,8 @@ class ConnectionWorker(Requester):
     def _delay_after(self, chunk: Chunk, error: RetryRange) -> RetryDelay:
         """Return how long the chunk and this thread pause after a failed request.
 
-        Raises the error that ends the job after too many failures, or StreamBroken if
-        the download cannot be resumed.
+        After too many failures, raises the error that ends the job. Raises StreamBroken
+        if the download cannot be resumed.
         """
         context, plan = self._context, self._plan
         if plan is not None and not plan.has_ranges:
@@ -401,7 +401,7 @@ class ConnectionWorker(Requester):
     def _suggests_fewer_connections(self, error: RetryRange) -> bool:
         """Return whether ``error`` may mean that the server accepts fewer connections.
 
-        A ``TooSlow`` that compares this connection with others means it only if the
+        A ``TooSlow`` from a comparison with other connections may mean this only if the
         request got no response.
         """
         return not error.is_comparison or self.latest_answer_s() is None

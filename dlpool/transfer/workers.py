@@ -75,9 +75,9 @@ class ConnectionWorkers:
         """Start workers until ``connections`` of them exist.
 
         ``most``: the number of connections that the size of the file justifies. If the
-        number is adaptive and ``most`` exceeds 1, ``connections`` is ignored: this
-        download joins the other downloads from the host and starts its share of the
-        connections.
+        number of connections is adaptive and ``most`` exceeds 1, ``connections`` is
+        ignored: this download starts its share of the connections that all downloads
+        from the host may have together.
         """
         if most > 1 and self._context.is_adaptive:
             context = self._context
@@ -111,9 +111,9 @@ class ConnectionWorkers:
             self._grow(plan, 2)
 
     def adapt(self, plan: DownloadPlan) -> None:
-        """Adjust the number of workers to this download's share.
+        """Adjust the number of workers to this download's share of the connections.
 
-        All downloads of this process from the same host share its connections.
+        All downloads of this process from one host share the connections to this host.
         """
         share = self._share
         if share is None:

@@ -10,6 +10,6 @@ connection), ``localfile`` and ``file_hash`` (read and hash the file), ``retryin
 (when a failed request is repeated), ``capabilities`` (limits of the server),
 ``api_client`` and ``responses`` (the HTTP API).
 
-Threads: the caller of ``FileUpload.run``, one per connection (``dlpool-upload``), one
-that hashes the file (``dlpool-md5``), and the client's timer.
+Threads: the caller of ``FileUpload.run``, one thread per connection
+(``dlpool-upload``), one that hashes the file (``dlpool-md5``), and the client's timer.
 """

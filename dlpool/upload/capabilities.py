@@ -47,7 +47,8 @@ class ServerCapabilities:
     ) -> TransferSettings:
         """Return ``settings`` with the server's number of attempts and first delay.
 
-        Settings whose names are in ``user_settings`` were set by the user and are kept.
+        The first delay is the delay before the first retry. Settings whose names are in
+        ``user_settings`` were set by the user and are kept.
         """
         retries, delay = settings.retries, settings.retry_delay
         if self.retry_max_attempts is not None and "retries" not in user_settings:

@@ -1,4 +1,4 @@
-"""Computes the MD5 of the complete file while its chunks are sent.
+"""Compute the MD5 of the complete file while its chunks are sent.
 
 A thread hashes each chunk after a connection worker has begun to send the chunk, so
 that the bytes are in the page cache. If no thread can be started, the file is hashed

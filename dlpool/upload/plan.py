@@ -58,7 +58,10 @@ class UploadPlan:
 
 
 def make_plan(size: int, chunk_size: int) -> UploadPlan:
-    """Return the plan for a file. Raises UsageError for too many chunks."""
+    """Return the plan for a file of ``size`` bytes.
+
+    Raises UsageError if the file would have more than ``MAX_CHUNKS`` chunks.
+    """
     plan = UploadPlan(size, chunk_size)
     if plan.count > MAX_CHUNKS:
         raise UsageError(
@@ -69,11 +72,12 @@ def make_plan(size: int, chunk_size: int) -> UploadPlan:
 
 
 def auto_chunk_size(size: int, limit: int | None = None) -> int:
-    """Return the chunk size for a file of ``size`` bytes, at most ``limit`` bytes.
+    """Return the chunk size in bytes for a file of ``size`` bytes.
 
-    The chunk size is 8 MiB, less for a small file, so that each connection has a chunk
-    to send, and more for a large file, up to 48 MiB. It depends on ``size`` and
-    ``limit`` only, as a later run must use the same chunks to resume.
+    The chunk size is 8 MiB for most files. It is smaller for a small file, so that each
+    connection has a chunk to send, and larger for a large file, up to 48 MiB. It never
+    exceeds ``limit``, the server's limit in bytes (None if unknown). It depends only on
+    ``size`` and ``limit``, because a later run must use the same chunks to resume.
     """
     if size < _SMALL_FILE_CHUNKS * DEFAULT_SIZE:
         chosen = size // _SMALL_FILE_CHUNKS
@@ -101,8 +105,8 @@ def file_id(
 ) -> str:
     """Return the id of an upload.
 
-    The id is the same for an unchanged file with the same chunk size, name and folder.
-    A changed file has another id.
+    A later run resumes an upload by its id. The id stays the same while the file, the
+    chunk size, and the name and folder at the server are unchanged.
     """
     parts = (
         identity.path,

@@ -1,4 +1,4 @@
-"""Reads the responses of a dlpool-web: their JSON, and the errors they stand for."""
+"""Reads the responses of dlpool-web: the JSON, or the error that it reports."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ _NOT_OWNER = (
 def read_json(reply: Reply) -> dict[str, Any]:
     """Read the body of a response and return its JSON object.
 
-    Returns an empty object for an error page. Raises BadAnswer if the body of a
-    successful response is not a JSON object.
+    If the body is not a JSON object, returns an empty object for an error response, and
+    raises BadAnswer for a successful response.
     """
     data = bytearray()
     view = memoryview(bytearray(64 * 1024))
@@ -88,7 +88,7 @@ def error_of(
 ) -> DlpoolError:
     """Return the error for a response with a status other than 200.
 
-    Its text contains the server's message.
+    The text of the error contains the server's message.
     """
     text, code = f"the server answered {status}", answer.get("code")
     if isinstance(answer.get("error"), str):
@@ -113,7 +113,10 @@ def error_of(
 
 
 def required_text(answer: Mapping[str, Any], name: str) -> str:
-    """Return a text that the answer must contain. Raises BadAnswer."""
+    """Return the text in the field ``name`` of an answer.
+
+    Raises BadAnswer if the field is missing or is not a text.
+    """
     value = answer.get(name)
     if not isinstance(value, str):
         raise BadAnswer(f"the server's answer has no {name}")
@@ -121,7 +124,10 @@ def required_text(answer: Mapping[str, Any], name: str) -> str:
 
 
 def required_indexes(answer: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    """Return the chunk indexes that the answer must contain. Raises BadAnswer."""
+    """Return the chunk indexes in the field ``name`` of an answer.
+
+    Raises BadAnswer if the field is missing or is not a list of integers.
+    """
     value = answer.get(name)
     if not isinstance(value, list) or not all(
         isinstance(index, int) for index in value

@@ -1,4 +1,4 @@
-"""Retries of the upload client, by the policy of downloads (``RetryPolicy``)."""
+"""Retries of the upload client, with the same policy as downloads (``RetryPolicy``)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ T = TypeVar("T")
 class UploadRetryBudget:
     """Decides whether and when a thread retries. Used by one thread only.
 
-    While a server that has answered before is unavailable, failures are not counted as
-    attempts; the upload fails after ``network_wait`` seconds.
+    If a server that has answered before becomes unavailable, failures are not counted
+    as attempts. Instead, the upload fails when the server has been unavailable for
+    ``network_wait`` seconds.
     """
 
     def __init__(self, context: UploadContext) -> None:

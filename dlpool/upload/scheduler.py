@@ -73,7 +73,8 @@ class UploadScheduler:
     def next_chunk(self) -> int | None:
         """Wait for a chunk that may be sent, and return its index.
 
-        Returns None when all chunks are stored or the upload was cancelled.
+        Returns None when no chunk is left to send: all chunks are stored, the scheduler
+        is closed, or the upload was cancelled.
         """
         with self._changed:
             while self._scope.error is None and (
@@ -96,7 +97,10 @@ class UploadScheduler:
             return None
 
     def add_sent(self, index: int, size: int) -> None:
-        """Count ``size`` more sent bytes of a chunk. Raises the scope's error."""
+        """Count ``size`` more sent bytes of a chunk.
+
+        Raises the scope's error if the scope was cancelled.
+        """
         with self._changed:
             self._scope.raise_if_cancelled()
             self._sending[index] += size
@@ -122,8 +126,9 @@ class UploadScheduler:
         """Schedule a retry of a chunk after ``delay.chunk_s`` seconds, by any thread.
 
         The calling thread sleeps for ``delay.worker_s`` seconds, and meanwhile counts
-        as sending. It wakes early when another chunk is stored, as the server is then
-        available again. Raises the scope's error.
+        as a sending thread. It wakes early when another chunk is stored, because the
+        server is then available again. Raises the scope's error if the scope was
+        cancelled.
         """
         with self._changed:
             self.retries += 1
@@ -143,11 +148,11 @@ class UploadScheduler:
         self._scope.raise_if_cancelled()
 
     def reduce_connections(self) -> bool:
-        """Lower the limit of simultaneous chunks after the server has refused a chunk.
+        """Lower the limit of simultaneous chunks, because the server refused a chunk.
 
-        The server refused it because too many were being sent. The new limit is the
-        number of other chunks in flight. Returns False, and changes nothing, if no
-        other chunk is being sent.
+        Called when the server receives too many chunks at once. The new limit is the
+        number of chunks in flight without the refused chunk. Returns False, and changes
+        nothing, if no other chunk is in flight.
         """
         with self._changed:
             others = len(self._sending) - 1
@@ -176,7 +181,7 @@ class UploadScheduler:
         """Wait until a thread has begun to send the chunk.
 
         Returns at once if the chunk is stored or the scheduler is closed. Raises the
-        scope's error.
+        scope's error if the scope was cancelled.
         """
         with self._changed:
             self._changed.wait_for(

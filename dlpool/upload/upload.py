@@ -62,8 +62,9 @@ class FileUpload:
     ) -> None:
         """Prepare the upload; nothing is sent.
 
-        ``user_settings``: the names of settings that the server's defaults do not
-        replace. Raises UsageError.
+        ``user_settings``: the names of the settings that the user has set. The server's
+        defaults do not replace them. Raises UsageError for a name or a folder that
+        cannot be sent.
         """
         self._request = request
         self._name, self._path = request.target()
@@ -82,7 +83,7 @@ class FileUpload:
         self._most_done = 0
 
     def cancel(self) -> None:
-        """Cancel the upload. The same upload resumes in a later run."""
+        """Cancel the upload. A later run of the same upload resumes it."""
         self._scope.cancel(Cancelled("the upload was cancelled"))
 
     def progress(self) -> Progress:
@@ -121,10 +122,12 @@ class FileUpload:
         )
 
     def _run(self, context: UploadContext) -> UploadedFile:
-        """Make attempts until one succeeds.
+        """Make attempts until one succeeds, or fails with an error that no attempt
+        solves.
 
-        If the merged file is missing, makes one more attempt. If the server refuses the
-        chunk size, makes an attempt with smaller chunks.
+        If the server refuses the chunk size, the next attempt uses smaller chunks. If
+        the merged file is missing, one more attempt is made; if the file is then
+        missing again, the upload fails.
         """
         server = RequestRetrier(context).request(self._server.capabilities)
         size = context.file.identity.size
@@ -184,7 +187,11 @@ class FileUpload:
     def _next_chunk_size(
         self, error: ChunkTooLarge, refused: int, server: ServerCapabilities
     ) -> int:
-        """Return the size to try after ``refused``; raise ``error`` if none is left."""
+        """Return the chunk size to try after the server refused ``refused`` bytes.
+
+        Raises ChunkTooLarge if no smaller size is left, or if the user has set the
+        size.
+        """
         if self._request.chunk_size is not None:
             raise ChunkTooLarge(f"{error}: use a smaller --chunk-size") from error
         smaller = smaller_chunk_size(refused, server.max_chunk_size)
@@ -215,7 +222,8 @@ class FileUpload:
         )
 
     def _new_scope(self) -> CancelScope:
-        """Return the scope of a new attempt. Raises Cancelled after a cancellation."""
+        """Return the scope of a new attempt. Raises Cancelled if the upload was
+        cancelled."""
         self._scope.discard(self._attempt_scope)
         self._attempt_scope = scope = CancelScope()
         self._scope.add(scope)
@@ -227,7 +235,7 @@ class FileUpload:
 
 
 class UploadSpeedMonitor:
-    """Cancels requests that are too slow, by the limits that downloads use.
+    """Cancels requests that are too slow, by the same limits as for downloads.
 
     Used by the timer thread only.
     """
@@ -238,7 +246,7 @@ class UploadSpeedMonitor:
         self._samples: dict[Exchange, SpeedSamples] = {}
 
     def sample(self, members: Iterable[Cancellable]) -> None:
-        """Sample each request in flight, and cancel those that are too slow."""
+        """Sample the speed of each request in flight, and cancel slow requests."""
         self._samples = {
             exchange: self._samples.get(exchange) or SpeedSamples()
             for exchange in members

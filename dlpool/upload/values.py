@@ -13,10 +13,10 @@ from dlpool.errors import UsageError
 class FileUploadRequest:
     """A file to upload, and its name and folder at the server.
 
-    ``connections`` is a number, None for the number that the server advises.
-    ``chunk_size`` is in bytes, None for automatic. ``name`` is None for the name of
-    ``file``. ``relative_path`` is a folder relative to the server's folder of files,
-    None for that folder itself.
+    ``connections``: the number of connections, None for the number that the server
+    advises. ``chunk_size``: bytes, None for an automatic size. ``name``: the name at
+    the server, None for the name of ``file``. ``relative_path``: a folder relative to
+    the server's folder of files, None for the server's folder itself.
     """
 
     file: Path
@@ -47,9 +47,9 @@ class FileUploadRequest:
 class UploadResult:
     """A successful upload. Sizes are in bytes.
 
-    ``sent`` bytes were sent by this run, ``resumed_from`` bytes were stored before it.
-    ``path`` is relative to the server's folder of files, ``location`` is the URL of the
-    file.
+    ``sent``: the bytes that this run sent. ``resumed_from``: the bytes that the server
+    had stored before this run. ``path`` is relative to the server's folder of files,
+    ``location`` is the URL of the file.
     """
 
     file: Path

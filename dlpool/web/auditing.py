@@ -10,8 +10,9 @@ response is known, the middleware calls ``finish_request``, which writes the col
 changes as audit events.
 
 ``finish_request`` writes the planned change if the request fails, or if it succeeds
-without a collected change. Exception: the storage reports each change of an action in
-``_EVENT_ACTIONS``, so a successful request without a reported change changed nothing.
+without a collected change. Exception: for an action in ``_EVENT_ACTIONS``, the storage
+reports each change. If such a request succeeds without a reported change, it has
+changed nothing, and no event is written.
 """
 
 from __future__ import annotations
@@ -105,7 +106,10 @@ def change_of(resource: Any, method: str, params: Mapping[str, Any]) -> tuple[st
 
 
 def set_object(req: falcon.Request, name: str) -> None:
-    """Set the object of the planned change, if the path does not contain its name."""
+    """Set the object of the planned change.
+
+    Needed for requests whose path does not contain the name of the object.
+    """
     if req.context.change is not None:
         req.context.change = AuditChange(req.context.change.action, name)
 
@@ -174,11 +178,12 @@ class AuditLog(StreamPublisher):
             changes.append(AuditChange(action, event.upload_id))
 
     def finish_request(self, req: falcon.Request, status: int, label: str) -> None:
-        """Write the events of a request.
+        """Write the collected changes of a request, or the planned change.
 
-        ``status`` and ``label``: the status and the error code of the response. For an
-        error other than 401 and 403, the planned change is not written if the client
-        was not admitted, or if the action is ``upload.write``.
+        ``status`` and ``label``: the status and the error code of the response. After
+        status 401 or 403, the planned change is written as refused, up to ``REFUSALS``
+        times a minute. After other errors, the planned change is written only if the
+        client was admitted and the action is not ``upload.write``.
         """
         _changes.set(None)
         author = AuditActor(req.context.principal.actor, req.context.address)

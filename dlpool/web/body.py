@@ -42,8 +42,8 @@ class RequestBody:
     """A request body of at most ``limit`` bytes. Used by one thread.
 
     ``length`` is the Content-Length, None for a chunked body. ``what`` names the body
-    in errors. The constructor raises HttpError (413) if ``length`` exceeds the limit;
-    reads raise it after more than ``limit`` bytes.
+    in errors. The constructor raises HttpError (413) if ``length`` exceeds the limit.
+    Reads raise HttpError (413) when more than ``limit`` bytes have been received.
     """
 
     def __init__(

@@ -5,8 +5,8 @@ slot is free, a few requests wait up to ``WAIT_S`` seconds for a slot. All furth
 requests are rejected with 503 and ``Retry-After``.
 
 For each waiting or rejected request, one body that is much slower than the median loses
-its slot, and its request is rejected with 503 and ``Retry-After``. The oldest slow
-bodies keep a quarter of the slots, so that slow clients can finish.
+its slot; the request with that body is rejected with 503 and ``Retry-After``. The
+oldest slow bodies keep a quarter of the slots, so that slow clients can finish.
 """
 
 from __future__ import annotations

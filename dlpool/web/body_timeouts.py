@@ -31,8 +31,8 @@ class BodyTimeouts:
         self._received = 0
 
     def next_wait_s(self) -> float:
-        """Return the maximum number of seconds to wait for bytes before the next
-        ``record``."""
+        """Return the maximum number of seconds to wait for bytes before the next call
+        of ``record``."""
         return (
             min(self._timeout_s, max(0.001, self._window_s - self._waited_s))
             if self._rate
@@ -40,8 +40,10 @@ class BodyTimeouts:
         )
 
     def record(self, received: int, waited_s: float) -> None:
-        """Record ``received`` bytes after ``waited_s`` seconds. Raises BodyTooSlow if
-        the client exceeds a limit."""
+        """Record that ``received`` bytes arrived after a wait of ``waited_s`` seconds.
+
+        Raises BodyTooSlow if the client exceeds a limit.
+        """
         self._waited_s += waited_s
         self._received += received
         if not received and waited_s >= self._timeout_s:
@@ -72,8 +74,8 @@ class TimedSocket:
         return getattr(self._sock, name)
 
     def stop_reading(self) -> None:
-        """Make further reads return end of file, because the complete head has been
-        received."""
+        """Return no bytes from ``recv`` until the next ``start_body``: the complete
+        head has been received."""
         self._timeouts, self._callback = None, None
 
     def start_body(self, timeouts: BodyTimeouts) -> None:

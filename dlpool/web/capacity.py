@@ -32,10 +32,12 @@ class ServerCapacity:
 def fit_to_limits(settings: Settings) -> tuple[Settings, ServerCapacity]:
     """Return the settings with the allowed number of threads, and the capacity.
 
-    The limit of threads is measured by starting threads: RLIMIT_NPROC, ``pids.max`` of
-    a cgroup and ``threads-max`` (pthread_create(3)) cannot be read reliably.
+    The limit of threads is measured by starting threads, because RLIMIT_NPROC,
+    ``pids.max`` of a cgroup and ``threads-max`` (pthread_create(3)) cannot be read
+    reliably.
 
-    Raises LocalFault if the limits do not allow one process with ``MIN_THREADS``.
+    Raises LocalFault if the limits do not allow one process with ``MIN_THREADS``
+    threads.
     """
     processes = settings.web.processes or max(2, min(4, len(os.sched_getaffinity(0))))
     wanted = processes * (1 + OTHER_THREADS + settings.web.threads)
@@ -49,8 +51,8 @@ def by_threads(processes: int, threads: int, spare: int) -> ServerCapacity:
     """Return the capacity if only ``spare`` threads can be started. Pure.
 
     ``processes`` and ``threads`` (for each process) are the wanted numbers. Each
-    process also needs a main thread and ``OTHER_THREADS``. Raises LocalFault if
-    ``spare`` is too small for one process.
+    process also needs a main thread and ``OTHER_THREADS`` further threads. Raises
+    LocalFault if ``spare`` is too small for one process.
     """
     own = 1 + OTHER_THREADS
     if spare >= processes * (own + threads):
@@ -76,7 +78,7 @@ def by_files(threads: int, limit: int) -> ServerCapacity:
     """Return the capacity of one process that may open only ``limit`` files. Pure.
 
     ``threads`` is the wanted number. Raises LocalFault if the limit is too low for
-    ``MIN_THREADS``.
+    ``MIN_THREADS`` threads.
     """
     if (
         limit == resource.RLIM_INFINITY

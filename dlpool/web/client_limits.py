@@ -84,8 +84,11 @@ class ClientLimits:
 
     @contextmanager
     def body_slot(self, client: str) -> Iterator[BodySlot]:
-        """Hold a slot for receiving a body. Raises HttpError: 429, or 503 if no slot
-        becomes free in time."""
+        """Hold a slot for receiving a body.
+
+        Raises HttpError: 429 if the client has too many transfers, 503 if no slot
+        becomes free in time.
+        """
         with ExitStack() as stack:
             yield self._enter_transfer(client, stack)
 
@@ -161,8 +164,12 @@ class ClientLimits:
         return slot
 
     def _lock_offset(self, client: str, offsets: range, stack: ExitStack) -> bool:
-        """Lock a free byte of the client's row until ``stack`` is closed. Return
-        whether one of ``offsets`` was free, or True if the file is not writable."""
+        """Lock a byte of the client's row until ``stack`` is closed; return whether
+        that succeeded.
+
+        Locks the first free byte at one of ``offsets`` in the row. Returns False if all
+        these bytes are locked, and True without a lock if the file is not writable.
+        """
         with suppress(OSError):
             descriptor = os.open(
                 self._transfers_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
@@ -213,8 +220,9 @@ def _apply_rate(
     """Return the new value of a row, and the seconds to wait (0: the request is
     allowed).
 
-    ``due``: the present value of the row; ``interval_s``: seconds per request. A
-    ``due`` far in the future was written before the clock was set back, and is ignored.
+    ``due``: the present value of the row; ``interval_s``: seconds per request;
+    ``burst_s``: how many seconds early a request may arrive. A ``due`` far in the
+    future was written before the clock was set back, and is ignored.
     """
     due = max(due, now) if due <= now + 2 * burst_s + interval_s else now
     wait_s = due + interval_s - now - burst_s

@@ -38,11 +38,12 @@ class StreamWriter(Protocol):
 
 
 class StreamPublisher:
-    """Queues entries for one Redis stream. Thread-safe; its methods do not block or
+    """Queues entries for one Redis stream. Thread-safe; ``put`` does not block or
     raise.
 
     Entries that Redis rejects, or that exceed ``capacity``, are lost and counted. The
-    first loss after a success is logged. The first entry starts the thread.
+    first loss after a success is logged. The first entry starts the thread that writes
+    to Redis.
     """
 
     label: ClassVar[str]  # the counters are ``LABEL published`` and ``LABEL lost``
@@ -69,7 +70,8 @@ class StreamPublisher:
             self._lose(1, error)
 
     def close(self) -> None:
-        """Write the queued entries, for at most ``EXIT_S`` seconds."""
+        """Wait at most ``EXIT_S`` seconds until the thread has written the queued
+        entries."""
         self._ending.set()
         if self._thread is not None:
             try:

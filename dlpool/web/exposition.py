@@ -132,7 +132,7 @@ class _Collector(Collector):
 
 
 def render(found: MetricsSnapshot) -> tuple[bytes, str]:
-    """Return the text and its media type."""
+    """Return the metrics in Prometheus text format, and the media type of this text."""
     registry = CollectorRegistry()
     registry.register(_Collector(found))
     return generate_latest(registry), CONTENT_TYPE_LATEST

@@ -24,7 +24,8 @@ _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 class FileResource:
     """``GET /files/PATH``: a published file.
 
-    Its owner and administrators may read it, and every user if it is shared.
+    The owner of the file and administrators may read it. Every user may read a shared
+    file.
     """
 
     scopes = READ_SCOPES

@@ -214,7 +214,7 @@ def json_object(data: bytes) -> dict[str, Any]:
 
 
 def required_text(fields: dict[str, str], name: str) -> str:
-    """Return a required field. Raises HttpError (400)."""
+    """Return a required field. Raises HttpError (400) if it is absent or empty."""
     if not fields.get(name):
         raise HttpError(400, "missing_field", f"the field {name} is missing")
     return fields[name]
@@ -250,7 +250,8 @@ def parse_switch(fields: Mapping[str, str], name: str) -> bool:
 
 
 def required_number(fields: dict[str, str], name: str) -> int:
-    """Return a required field as a whole number. Raises HttpError (400)."""
+    """Return a required field as a whole number. Raises HttpError (400) if it is
+    absent, empty or invalid."""
     required_text(fields, name)
     number = optional_number(fields, name)
     if number is None:

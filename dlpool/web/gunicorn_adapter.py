@@ -87,7 +87,7 @@ class GunicornBody:
         return self._left > 0
 
     def read(self, size: int | None = None) -> bytes:
-        """Return up to ``size`` bytes, or all; none at the end.
+        """Return up to ``size`` bytes (None: the whole rest); none at the end.
 
         Raises BrokenBody, BodyTooSlow.
         """
@@ -205,7 +205,7 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
         return self._pools.main.executor
 
     def accept(self, listener: Any) -> None:
-        """Accept a connection; at the limit, close the oldest waiting connection."""
+        """Accept a connection; if there are too many, close the oldest waiting one."""
         try:
             sock, client = listener.accept()
         except OSError as error:
@@ -231,7 +231,8 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
         super().wait_for_and_dispatch_events(timeout)
 
     def murder_keepalived(self, force: bool = False) -> None:
-        """Close connections whose head is overdue; ``force``: all waiting ones."""
+        """Close connections with an overdue head; ``force``: all waiting
+        connections."""
         if force:
             self._receiver.close_all()
         else:
@@ -251,7 +252,7 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
         )
 
     def finish_request(self, conn: ClientConnection, fs: Future[Any]) -> None:
-        """Wait for the next head after a request, or close the connection.
+        """After a request, let the receiver wait for the next head, or close.
 
         Bytes of the next head may have been received with the body.
         """
@@ -271,7 +272,7 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
             conn.close(graceful=True)
 
     def on_head(self, connection: ClientConnection, head: bytes) -> None:
-        """Queue a request for a thread, or reject it if there are too many."""
+        """Queue a request for a pool thread; reject the request if the pool is full."""
         pool = self._pools.pool_for(head)
         if pool.is_full:
             text = "the server is busy: try again"
@@ -294,7 +295,7 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
     def on_invalid_head(
         self, connection: ClientConnection, error: raw.RawError, reason: str, text: str
     ) -> None:
-        """Send an error from the main loop, without waiting for the client."""
+        """Send an error without waiting for the client, and close the connection."""
         if self.on_reject is not None:
             self.on_reject(error.status, error.code, connection.address, reason)
         self.nr_conns -= 1
@@ -388,8 +389,8 @@ class GunicornLog(GunicornLogger):  # type: ignore[misc]
 class GunicornServer(BaseApplication):  # type: ignore[misc]
     """Runs gunicorn on a listening descriptor.
 
-    ``load`` is called in each worker. It returns the application, and the function for
-    requests that the worker rejects itself.
+    Each worker calls the argument ``load``, which returns the application, and the
+    function to call for each request that the worker rejects itself.
     """
 
     def __init__(

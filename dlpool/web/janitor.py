@@ -20,7 +20,7 @@ PERIOD_S = 1.0
 
 class Janitor:
     """A thread in each worker process that does the periodic work. A file lock elects
-    the process that cleans up; if that process dies, another takes over."""
+    the process that cleans up; if that process dies, another process takes over."""
 
     def __init__(self, services: WebServices) -> None:
         self._services = services

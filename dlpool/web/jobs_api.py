@@ -90,8 +90,11 @@ def add_routes(app: falcon.App[Any, Any], services: WebServices) -> None:
 
 
 def answer_json(req: falcon.Request, resp: falcon.Response, value: Any) -> None:
-    """Answer with ``value`` as JSON. Answer with 304 if the client has the same value,
-    apart from the member ``now``."""
+    """Answer with ``value`` as JSON, or with 304 if the client already has the same
+    value.
+
+    The comparison ignores the member ``now``.
+    """
     data = jsontext.dumps(value)
     resp.set_header("Cache-Control", "no-cache")
     is_timed = isinstance(value, dict) and "now" in value

@@ -243,8 +243,8 @@ def fetch(url: str) -> tuple[bytes, float]:
 
 
 def _with_tls(plain: socket.socket, scheme: str, host: str) -> socket.socket:
-    """Return ``plain`` for http. For https, return a TLS socket on top of ``plain``,
-    before the handshake."""
+    """Return ``plain`` for http. For https, return a TLS socket on top of ``plain``;
+    its handshake has not begun."""
     if scheme != "https":
         return plain
     context = ssl.create_default_context()

@@ -130,8 +130,8 @@ class AccessMiddleware:
     def handle_unknown_path(
         self, req: falcon.Request, resp: falcon.Response, **_params: str
     ) -> None:
-        """Check a request for an unknown path like any other, then raise HttpError
-        (404)."""
+        """Check a request for an unknown path like any other request, then raise
+        HttpError (404)."""
         self.process_resource(req, resp, None, {})
         raise HttpError(404, "not_found", "no such path")
 

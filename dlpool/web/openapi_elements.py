@@ -20,8 +20,11 @@ def operation_object(
     error_statuses: Collection[int] = (),
     **more: Any,
 ) -> dict[str, Any]:
-    """Return an operation. ``error_statuses``: the statuses of its errors, without the
-    errors of the middleware, which are added."""
+    """Return an operation.
+
+    ``error_statuses``: the statuses of the operation's own errors. The statuses of the
+    middleware's errors (``COMMON_ERRORS``) are added.
+    """
     error = {"description": "Refused", **content_object(JSON, ref("Error"))}
     errors = dict.fromkeys((*COMMON_ERRORS, *error_statuses), error)
     return {

@@ -142,10 +142,11 @@ class QueueService:
         return self._views.stats().as_json()
 
     def overview(self, state: str) -> dict[str, Any]:
-        """Return all data of the dashboard. ``state``: the state of the jobs that the
-        dashboard lists.
+        """Return all data of the dashboard.
 
-        Asks the supervisors to report the progress of running jobs, for later calls.
+        ``state``: the state of the jobs that the dashboard lists. A call
+        every ``NEWS_S`` seconds asks the supervisors to report the progress of running
+        jobs; later calls return this progress.
         """
         stats = self._views.stats()
         if self._is_time():
@@ -241,8 +242,8 @@ class QueueService:
         return found
 
     def _is_time(self) -> bool:
-        """Return whether this call may request progress from the supervisors: one call
-        of all processes every ``NEWS_S`` seconds."""
+        """Return whether this call may ask the supervisors to report progress. In all
+        processes together, one call may do this every ``NEWS_S`` seconds."""
         return self._transitions.take_turn(self._keys.status_turn, NEWS_S)
 
 

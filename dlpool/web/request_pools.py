@@ -17,7 +17,7 @@ RESERVED = 256  # connections of a process that are kept for probes and incomple
 
 
 class ElasticExecutor(ThreadPoolExecutor):
-    """A thread pool that uses its existing threads if no further one can be started.
+    """A thread pool that uses its existing threads if no further thread can be started.
 
     Submitting raises RuntimeError only if the pool has no thread at all.
     """

@@ -149,17 +149,20 @@ class _TusResource:
     def finish(self, req: falcon.Request, file_id: str) -> None:
         """Publish a complete upload.
 
-        Raises UploadError. If no merge slot becomes free in time, its code is
-        ``locked``, because after other errors of a HEAD request a client would restart
-        the upload.
+        Raises UploadError. If no merge slot becomes free in time, the error's code is
+        ``locked``, so that the client tries again. After other errors of a HEAD
+        request, a client would restart the upload.
         """
         with self._merge_slot(file_id):
             self._uploads.finish(file_id, request_owner(req))
 
     @contextmanager
     def _merge_slot(self, key: str) -> Iterator[None]:
-        """Hold a slot for a merge. Raises UploadError (locked) if none becomes free in
-        time."""
+        """Hold a slot for a merge.
+
+        Raises UploadError (locked) if no slot becomes free in time, or while this
+        process merges the upload.
+        """
         try:
             with self._services.client_limits.merge_slot(key, timeout_s=MERGE_WAIT_S):
                 yield

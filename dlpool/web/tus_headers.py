@@ -55,7 +55,7 @@ def parse_metadata(header: str) -> dict[str, str]:
 
 
 def parse_checksum(header: str | None) -> ExpectedChecksum | None:
-    """Parse ``Upload-Checksum``. Raises HttpError (400)."""
+    """Parse ``Upload-Checksum``; None if absent. Raises HttpError (400)."""
     if header is None:
         return None
     algorithm, _, value = header.strip().partition(" ")

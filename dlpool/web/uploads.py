@@ -121,7 +121,8 @@ class ChunkResource(_UploadApiResource):
     def _start_file(
         self, staged: StagedChunk, fields: dict[str, str], owner: str | None
     ) -> StagedChunk:
-        """Prepare for the file part of a form; return ``staged``, which receives it.
+        """Prepare for the file part of a form; return ``staged`` as the sink of the
+        file.
 
         If the fields before the file identify the chunk, check the request now, so that
         an invalid request is refused before its file is received.

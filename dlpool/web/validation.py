@@ -72,8 +72,10 @@ def parse_query(
 
 
 def _check_counts(schema: Schema, value: Any, what: str) -> None:
-    """Raise UsageError for a list or object with too many members, before they are
-    validated."""
+    """Raise UsageError if ``value``, or a list or object in it, has too many members.
+
+    Called before the members are validated.
+    """
     most = schema.get("maxItems" if isinstance(value, list) else "maxProperties")
     if most is not None and isinstance(value, list | dict) and len(value) > most:
         raise UsageError(f"{what} is longer than {most}")
@@ -100,8 +102,8 @@ def _no_constant(name: str) -> None:
 
 
 def _describe(error: ValidationError, what: str) -> str:
-    """Return the reason and its location, without the value, which may be long or
-    secret."""
+    """Return why validation failed, and where, without the invalid value, which may be
+    long or secret."""
     place = "".join(
         f"[{step}]" if isinstance(step, int) else f".{step}"
         for step in error.absolute_path

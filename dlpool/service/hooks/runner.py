@@ -103,7 +103,7 @@ class HookRunner:
         )
 
     def schedule(self, job: InFlightJob, request: FinishRequest) -> None:
-        """Schedule the hook for a recorded result, if the settings name one.
+        """Schedule the hook for a recorded result, if the settings name a hook for it.
 
         Does not wait and does not raise.
         """

@@ -48,7 +48,7 @@ class ByteRate:
 class MetricsCollector:
     """Updates the metrics of jobs and workers. Used by the main thread.
 
-    A job is counted once: when Redis has replied to its result.
+    The result of an attempt is counted once, when Redis has replied to its record.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -64,7 +64,7 @@ class MetricsCollector:
         return self._rate.update(self.received_bytes)
 
     def count_result(self, request: FinishRequest, reply: str) -> None:
-        """Count the result of a job. ``reply`` is the answer of Redis to it."""
+        """Count the result of a job. ``reply``: the answer of Redis to ``request``."""
         label = str(request.note.get("label", ""))
         if reply in LEASE_LOST_REPLIES:
             self.count_lost("fenced")
@@ -94,8 +94,8 @@ class MetricsCollector:
             self._metrics.job_speed.observe(received / took_s)
 
     def recent_speeds(self) -> list[float]:
-        """Return the speeds of downloads that ended in the last ten minutes, in bytes a
-        second. Small downloads are left out."""
+        """Return the speeds of the last 20 downloads in bytes a second. Downloads that
+        ended more than ten minutes ago, and small downloads, are left out."""
         return [speed for at, speed in self._recent if at > time.monotonic() - RECENT_S]
 
     def add_worker_counters(self, new: Mapping[str, float]) -> None:

@@ -55,8 +55,8 @@ class SurveyThread:
 class IntakeAge:
     """A lower bound for the age of the oldest job in the intake list. Does no I/O.
 
-    Jobs in the list have no timestamp. So the age is the time for which the same job
-    has been seen at the old end of the list.
+    Jobs in the list have no timestamp. The age is the time since the survey first saw
+    this job at the old end of the list.
     """
 
     def __init__(self) -> None:
@@ -67,8 +67,9 @@ class IntakeAge:
     def sample(self, oldest: OldestWaiting, now: float, *, is_fifo: bool) -> float:
         """Return the age in seconds at the time ``now``; 0 for an empty list.
 
-        In a fifo list the oldest job and its successor may look the same. So if the
-        list has become shorter, the oldest job counts as taken.
+        In a fifo list the oldest job and its successor may have the same fingerprint.
+        If the list has become shorter, the age restarts at 0, because a supervisor has
+        taken the oldest job.
         """
         was_taken = is_fifo and oldest.backlog < self._backlog
         if oldest.fingerprint != self._fingerprint or was_taken:

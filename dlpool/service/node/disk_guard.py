@@ -80,8 +80,8 @@ class DiskGuard:
     ) -> None:
         """Create a guard, which ``serve`` starts.
 
-        It calls ``on_change`` when ``is_low`` has changed, or a fault of the node is
-        over.
+        The guard calls ``on_change`` when ``is_low`` has changed, or when a fault of
+        the node is over.
         """
         self.file_systems: tuple[FileSystemSpace, ...] = ()
         self.frame = SpaceFrame(settings.supervisor.min_free, {})  # for the workers
@@ -107,8 +107,8 @@ class DiskGuard:
         self._fault_delay = settings.supervisor.fault_delay
 
     def report_fault(self) -> None:
-        """Let no job start until ``fault_delay`` seconds have passed and then a small
-        write has succeeded."""
+        """Record a fault of the node. No job starts until a small write succeeds; the
+        guard tries the first one after ``fault_delay`` seconds."""
         with self._lock:
             self._faulty_until = time.monotonic() + self._fault_delay
 

@@ -61,8 +61,8 @@ class NodeSpaceRules(SpaceRules):
 
 
 def can_write(folder: str | Path) -> bool:
-    """Return whether a small file can be written to the disk in ``folder``. This
-    function removes the file."""
+    """Write a small file to the disk in ``folder`` and remove it; return whether the
+    write succeeded."""
     try:
         _write(os.fspath(folder))
     except OSError:

@@ -146,8 +146,8 @@ def has_data(state_dir: Path) -> bool:
 
 @contextmanager
 def _locked(state_dir: Path, timeout_s: float) -> Iterator[int]:
-    """Lock the data folder for a server, creating it if needed. A child that inherits
-    the descriptor keeps the lock."""
+    """Create the data folder if needed, lock it for a server, and yield the descriptor
+    of the lock. A child that inherits the descriptor keeps the lock."""
     data = embedded_dir(state_dir)
     with translated(f"start the embedded Redis in {data}"):
         make_private_folder(data)

@@ -1,9 +1,8 @@
 """The search for the job that blocks a hung worker: the threads of this job use the
 processor while all other threads wait for the interpreter.
 
-Each thread of a job carries a name for the job in the kernel (comm, proc(5)), so that
-the supervisor can tell the threads apart from outside, when the worker itself does not
-answer.
+The name of each thread in the kernel (``comm``, see proc(5)) tells which job the thread
+works for. The supervisor can read these names even when the worker does not answer.
 """
 
 from __future__ import annotations
@@ -32,8 +31,11 @@ def unname_thread() -> None:
 
 
 def thread_ticks(pid: int) -> ThreadTicks:
-    """Return the processor time that the threads of a process have used, in ticks by
-    thread name; empty if it cannot be read."""
+    """Return the processor time that the threads of a process have used, by thread
+    name. The time is in ticks (1/100 s).
+
+    Empty if the process has exited.
+    """
     found: dict[str, int] = {}
     for path in Path(f"/proc/{pid}/task").glob("*/stat"):
         with suppress(OSError, ValueError, IndexError):  # of a thread that has ended

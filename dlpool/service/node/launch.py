@@ -42,8 +42,8 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 def tune_garbage_collector() -> None:
-    """Collect once, exempt all present objects (modules, classes, settings) from
-    collection, and then collect rarely.
+    """Collect garbage once, exempt all present objects (modules, classes, settings)
+    from collection, and then collect rarely.
 
     For processes that run long and make many small objects with short lives.
     """
@@ -53,8 +53,8 @@ def tune_garbage_collector() -> None:
 
 
 def main() -> None:
-    """Replace this process with the program of the command line, with the default
-    handling of SIGTERM."""
+    """Replace this process with the program that the command line names. The program
+    exits with its parent, and SIGTERM has its default effect."""
     parent_pid, program, *arguments = sys.argv[1:]
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

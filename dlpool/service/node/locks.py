@@ -67,15 +67,15 @@ def share_lock(descriptor: int) -> None:
 
 
 def write_holder(descriptor: int, pid: int) -> None:
-    """Write the pid of the holder into the locked file. It is only shown in messages,
-    so errors are ignored."""
+    """Write the pid of the lock's holder into the lock file. Messages show the pid;
+    nothing else needs it, so errors are ignored."""
     with suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{pid}\n".encode(), 0)
 
 
 def read_holder(descriptor: int) -> str:
-    """Return ``pid N`` of the lock holder, as it is written in the file. Raises
-    OSError."""
+    """Return ``pid N`` for the lock holder that the file names, or ``pid unknown``.
+    Raises OSError."""
     pid = os.pread(descriptor, 32, 0).strip()
     return f"pid {pid.decode()}" if pid.isdigit() else "pid unknown"

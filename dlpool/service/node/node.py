@@ -40,8 +40,8 @@ _SID = re.compile(r"[A-Za-z0-9_.-]{1,64}-[0-9a-f]{8}")
 
 
 def hold_worker_lock(state_dir: Path) -> int:
-    """Hold a shared lock while this worker lives, and return its descriptor. Raises
-    LocalFault."""
+    """Take the shared lock that this worker holds until it exits, and return the
+    descriptor of the lock file. Raises LocalFault."""
     with translated(f"lock {state_dir / WORKER_LOCK}"):
         descriptor = open_lock(state_dir / WORKER_LOCK)
         share_lock(descriptor)
@@ -101,13 +101,13 @@ class Node:
         return sid
 
     def earlier_sids(self) -> list[str]:
-        """Return the supervisor ids of earlier starts to which jobs may still be
-        assigned, oldest first."""
+        """Return the supervisor ids of earlier starts that may still hold jobs in
+        Redis, oldest first."""
         return list(self._earlier)
 
     def forget_sids(self, sids: Iterable[str]) -> None:
-        """Remove supervisor ids to which no jobs are assigned: ids of earlier starts,
-        and after a clean stop the ids of this start."""
+        """Remove supervisor ids that hold no jobs in Redis from the disk: ids of
+        earlier starts, and after a clean stop the ids of this start."""
         gone = set(sids)
         if gone & {*self._earlier, *self._own}:
             self._record(

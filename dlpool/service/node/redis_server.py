@@ -1,5 +1,5 @@
-"""The Redis server that a supervisor uses: the configured one, one that ``auto`` finds,
-or a private one."""
+"""The Redis server that a supervisor uses: the configured server, the server that ``url
+= auto`` finds, or a private server."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ class RedisServer:
     """
 
     def __init__(self, settings: RedisSettings, state_dir: Path, log: Logger) -> None:
-        """Start a private server if the settings ask for it, or if ``auto`` finds
-        none.
+        """Start a private server if the settings ask for it, or if ``auto`` finds no
+        server.
 
-        Raises ConfigurationError, LocalFault, QueueRefused for a server that requires a
-        password, and the errors of ``EmbeddedRedis.start``.
+        Raises ConfigurationError, LocalFault, and the errors of
+        ``EmbeddedRedis.start``. Raises QueueRefused if the server that ``auto`` finds
+        requires a password.
         """
         self.settings = settings
         self._state_dir = state_dir

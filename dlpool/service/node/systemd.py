@@ -41,7 +41,7 @@ class SystemdNotifier:
         self._send(f"RELOADING=1\nMONOTONIC_USEC={monotonic_us}")
 
     def watchdog(self) -> None:
-        """Ping the watchdog."""
+        """Tell the watchdog of systemd that the service works."""
         self._send("WATCHDOG=1")
 
     def status(self, text: str) -> None:

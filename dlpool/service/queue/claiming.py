@@ -1,10 +1,10 @@
 """The thread that claims jobs for free slots, and waits in Redis while the queue is
 empty.
 
-Two supervisors cannot both complete a job, because each claim has a fence.
-``claim.lua`` sets the fence; ``heartbeat.lua`` and ``finish.lua`` check it. If a lease
-has expired, ``JobDispatcher`` has the fence checked before the worker may publish the
-file.
+Each claim gives the job a new fence, a number. ``claim.lua`` sets the fence;
+``heartbeat.lua`` and ``finish.lua`` accept only the present one. So two supervisors
+cannot both complete a job. If a lease has expired, ``JobDispatcher`` requests a check
+of the fence before it lets the worker publish the file.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class JobClaimer:
                 self._backoff.wait()
 
     def request_reconcile(self) -> None:
-        """Let the next claim include the jobs that this supervisor holds according to
-        Redis, but that are missing in its in-flight table."""
+        """Have the next claim return the jobs that this supervisor holds in Redis but
+        that its in-flight table lacks."""
         self._must_reconcile.set()
 
     def request_waiting_hosts(self) -> None:
@@ -101,8 +101,8 @@ class JobClaimer:
         self._wants_waiting_hosts = True
 
     def resume(self) -> None:
-        """Allow the next claim, after the main thread has taken over the jobs of the
-        last claim."""
+        """Allow the next claim. The main thread calls this method when it has taken
+        over the jobs of the last claim."""
         self._may_claim.set()
 
     def stop(self) -> None:

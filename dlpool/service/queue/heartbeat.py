@@ -1,7 +1,8 @@
 """The thread that renews leases, reads the mail of this supervisor, and requeues the
 jobs of dead supervisors (``recover.lua``).
 
-For the jobs of a dead worker see ``service/pool.py``.
+The mail is a list in Redis that announces requests to this supervisor. For the jobs of
+a dead worker see ``service/pool.py``.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ class Heartbeat:
 
     def _beat(self) -> None:
         """Renew the leases of jobs and of host slots. Post a message for each job that
-        is lost or must stop, and for each held host."""
+        is lost or must stop, and for each host that must get no requests for a time."""
         if self._redis.error is not None:
             self._transitions.check_keys()
         lease_s = self._context.lease_s
@@ -190,7 +191,8 @@ class Heartbeat:
             self._claimer.request_reconcile()
 
     def _recover(self) -> None:
-        """Requeue the jobs of supervisors whose leases and grace have expired."""
+        """Mark expired leases. Requeue each job whose lease was marked at least
+        ``grace_s`` seconds ago."""
         found = self._transitions.recover(
             grace_s=self._context.grace_s, order=self._context.order()
         )

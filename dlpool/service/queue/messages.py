@@ -81,7 +81,8 @@ class HostHeld:
 
 @dataclass(frozen=True)
 class LeaseLost:
-    """A heartbeat showed that another supervisor has the job."""
+    """A heartbeat showed that this supervisor does not hold the lease: another
+    supervisor has the job, or the job has ended."""
 
     lease_id: str
 
@@ -104,7 +105,7 @@ class StateChanged:
 @dataclass(frozen=True)
 class JobsTakenBack:
     """The jobs of earlier starts were returned to the queue. ``sids``: the supervisor
-    ids of these starts, which may be forgotten."""
+    ids of these starts, for ``Node.forget_sids``."""
 
     sids: tuple[str, ...]
 

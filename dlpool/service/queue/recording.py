@@ -1,8 +1,8 @@
 """The thread that records the results of jobs in Redis, checks fences, and requests
 slots of hosts.
 
-While Redis is unavailable, final results are spooled to disk, and everything else waits
-in order.
+While Redis is unavailable, the thread writes final results to the spool on disk. All
+other requests wait in order.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class ResultRecorder:
         self._requests.put(request)
 
     def hold_host(self, hold: HostHeld) -> None:
-        """Tell all supervisors to send no requests to a host for a time."""
+        """Tell all supervisors to send no requests to a host for ``hold.duration_s``
+        seconds."""
         self._requests.put(hold)
 
     def serve(self) -> None:
@@ -181,12 +182,13 @@ def finish_jobs(
     requests: Sequence[FinishRequest],
     logger: Logger,
 ) -> list[str]:
-    """Record results in Redis, and return the replies.
-
-    Clients can then see the records, except for two kinds. Redis refuses a record whose
-    key has another type. In a Cluster a record stays in the outbox while the node of
-    its key is unavailable. Such records do not delay other records. Raises QueueAway,
+    """Record results in Redis, and return the reply to each. Raises QueueAway,
     QueueRefused.
+
+    Afterwards clients can see the records of these results, with two exceptions. Redis
+    refuses a record whose key has another type. In a Cluster a record stays in the
+    outbox while the node of its key is unavailable. Such records do not delay other
+    records.
     """
     try:
         replies = transitions.finish(sid, requests)
@@ -215,8 +217,8 @@ def log_refused_records(delivery: Delivery, logger: Logger) -> None:
 def _finish_job(
     transitions: Transitions, sid: str, request: FinishRequest, logger: Logger
 ) -> str:
-    """Write one result to Redis; if that fails, log the error and write it again
-    without the record for the client.
+    """Write one result to Redis. If that fails, log the error, and write the result
+    again without the record for the client.
 
     Raises QueueAway and QueueRefused.
     """

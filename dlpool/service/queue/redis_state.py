@@ -22,8 +22,7 @@ class RedisState:
     """The state of the connection to Redis. Thread-safe; the lock guards the error and
     ``registered``.
 
-    After an outage the other threads wait until the first heartbeat has renewed the
-    leases.
+    After an outage no job is claimed until the first heartbeat has renewed the leases.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class RedisState:
         return not self.stopping.is_set()
 
     def report_failure(self, error: QueueError) -> None:
-        """Report a failed call: the other threads wait until a heartbeat succeeds."""
+        """Report a failed call: no job is claimed until a heartbeat succeeds."""
         self.count_failure(error)
         with self._lock:
             is_first, self._error = self._error is None, str(error)
@@ -74,7 +73,7 @@ class RedisState:
             self._on_change()
 
     def count_failure(self, error: QueueError) -> None:
-        """Count a failed call that does not concern the other threads."""
+        """Count a failed call. The claims continue."""
         is_away, is_refused = (
             isinstance(error, QueueAway),
             isinstance(error, QueueRefused),

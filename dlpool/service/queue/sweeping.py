@@ -24,8 +24,8 @@ class StaleFileSweeper:
         self._last = ""
 
     def sweep(self) -> None:
-        """Check the next part of the journal, and post the jobs that have ended. Raises
-        QueueError."""
+        """Check the next part of the journal, and post StaleFilesFound with the jobs
+        that have ended. Raises QueueError."""
         jobs = self._journal.entries()
         for lease in self._in_flight.leases():
             jobs.pop(lease.job_id, None)  # the main thread cleans up after its own jobs

@@ -25,7 +25,7 @@ class WorkerCounters:
         self._counts: defaultdict[str, float] = defaultdict(float)
 
     def add(self, name: str, amount: float) -> None:
-        """Add to a counter."""
+        """Add ``amount`` to the counter ``name``."""
         with self._lock:
             self._counts[name] += amount
 

@@ -41,9 +41,9 @@ class Frame:
 class JobFrame(Frame):
     """Run this job.
 
-    ``lease_id``: job id and fencing token. ``leased_until``: until then, by
-    ``lease_clock``, no other supervisor can hold the lease. ``claim_id``: the random id
-    of the job's first claim. ``trace_id`` and ``user_id``: for log lines.
+    ``lease_id``: job id and fencing token. ``leased_until``: the time by
+    ``lease_clock`` before which no other supervisor can hold the lease. ``claim_id``:
+    the random id of the job's first claim. ``trace_id`` and ``user_id``: for log lines.
     """
 
     kind = "job"
@@ -83,7 +83,7 @@ class PublishFrame(Frame):
 
 @dataclass(frozen=True)
 class LostFrame(Frame):
-    """Stop this job and publish nothing: another supervisor holds the lease."""
+    """Stop this job and publish nothing: the supervisor does not hold its lease now."""
 
     kind = "lost"
     lease_id: str
@@ -200,9 +200,9 @@ class StatusFrame(Frame):
     """The worker's heartbeat, sent every second.
 
     ``jobs``: progress by lease id. ``counters``: of ``WorkerCounters``.
-    ``missing_bytes``: by lease id, what a job has yet to allocate on its disk; jobs
-    with 0 are left out. ``unresumable``: jobs whose next attempt must start from the
-    beginning, since their servers do not support ranges.
+    ``missing_bytes``: how many bytes each job must still allocate on its disk, by lease
+    id, without jobs that need none. ``unresumable``: jobs whose next attempt must start
+    from the beginning, because their servers do not support ranges.
     """
 
     kind = "status"
@@ -225,7 +225,7 @@ class FinishingFrame(Frame):
 
 @dataclass(frozen=True)
 class VerifiedFrame(Frame):
-    """The file is complete and verified, and its lock is held.
+    """The file is complete and verified, and the worker holds the file's lock.
 
     The worker waits for PublishFrame or LostFrame.
     """
@@ -310,7 +310,7 @@ def decode(data: bytes) -> Frame:
 
 
 def config_frame(settings: Settings) -> ConfigFrame:
-    """Return a frame with those reloaded settings that workers need."""
+    """Return a frame with the reloaded settings that workers need."""
     return ConfigFrame(
         asdict(settings.transfer),
         asdict(settings.network),

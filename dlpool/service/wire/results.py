@@ -1,6 +1,6 @@
 """Results of attempts: how an attempt of a job ended in its worker.
 
-Workers import this module: it needs no Redis client.
+Workers import this module, so it must not import a Redis client.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """CPU affinity of a worker's threads.
 
 Threads of one interpreter take turns holding the GIL. On several CPUs each turn wakes
-another CPU, which for small jobs costs as much as their work. So small jobs run on one
+another CPU. For small jobs this costs as much as their work, so small jobs run on one
 CPU. Large jobs use all CPUs: TLS, hashing and copying run without the GIL. See
 sched_setaffinity(2), which applies to threads.
 """

@@ -252,9 +252,9 @@ class JobRun:
     def _authorize_publish(self) -> None:
         """Wait until the supervisor confirms that it holds the lease.
 
-        Returns at once before ``leased_until``, because the lease cannot have expired
-        yet. Later, the supervisor asks Redis. The part file stays locked during the
-        wait. Raises the error that was passed to ``cancel``.
+        Before ``leased_until`` returns at once, because the lease cannot have expired
+        yet. After that time the supervisor asks Redis. The part file stays locked
+        during the wait. Raises the error that was passed to ``cancel``.
         """
         if lease_clock() < self.frame.leased_until:
             return
@@ -363,7 +363,7 @@ def with_traceparent(frame: JobFrame) -> JobFrame:
 
     See W3C Trace Context, level 1. The frame is unchanged if it has that header, or if
     its trace id is not valid (section 3.2.2.3). The parent id is the span id of this
-    attempt, so all requests of the attempt have the same one.
+    attempt, so all requests of the attempt have the same parent id.
     """
     has_own = any(name.lower() == _TRACEPARENT for name in frame.headers)
     if has_own or _TRACE_ID.fullmatch(frame.trace_id) is None:

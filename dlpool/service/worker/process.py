@@ -209,7 +209,7 @@ class WorkerProcess:
         self._stop_reason = self._stop_reason or reason
 
     def serve(self) -> None:
-        """Run jobs until told to stop, or until the supervisor has gone."""
+        """Run jobs until the process is told to stop or the supervisor has exited."""
         threads.start_thread(self._report, "report")
         self._cleanup_thread.start()
         self._start_slots()

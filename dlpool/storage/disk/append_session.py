@@ -283,9 +283,9 @@ class UploadTail:
 
 
 class DiskAppendSession:
-    """Implements ``AppendSession``.
+    """Implements ``AppendSession``. Used by one thread.
 
-    ``position``: the end of the upload. For one thread.
+    ``position``: the end of the upload.
     """
 
     def __init__(
@@ -344,10 +344,10 @@ class DiskAppendSession:
         self._staged.write(data)
 
     def commit(self) -> None:
-        """Make a chunk of the received bytes, and record the length. Called once.
+        """Make a chunk of the received bytes, and record the length of the upload.
 
-        Raises UploadError. If the error is transient, the received bytes are kept, and
-        the next append request stores them.
+        Called once. Raises UploadError. If the error is transient, the received bytes
+        are kept, and the next append request stores them.
         """
         try:
             self._record = self._tail.commit(self._staged, self.position, self._length)

@@ -2,8 +2,10 @@
 
 The kernel copies the bytes while other threads hash them. One thread computes the md5
 of the file, for which it must read all bytes in order; this takes longer than the copy.
-If the client stated the md5 and it matches, the chunks are correct as well. Otherwise a
-second thread compares each chunk with the md5 that is stored with the chunk.
+If the client stated the md5 of the file and it matches, the chunks are correct as well.
+If the md5 does not match, each chunk is then compared with the md5 that is stored with
+the chunk. If the client stated no md5, a second thread makes this comparison during the
+copy.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ _BUFFER = 256 * 1024
 
 
 class CorruptChunks(Exception):
-    """Chunks that are missing, truncated or changed. ``indexes``: which."""
+    """Chunks that are missing, truncated or changed; ``indexes`` are their indexes."""
 
     def __init__(self, indexes: Iterable[int]) -> None:
         super().__init__(f"corrupt chunks {sorted(indexes)}")

@@ -117,7 +117,8 @@ class DiskBackend:
 
         ``cursor``: ``next_cursor`` of the previous page, empty for the first page.
         ``status``: the states of the returned tasks, empty for all states. A task that
-        exists while a client requests all pages is on exactly one of them.
+        exists from the request of the first page to that of the last is on exactly one
+        page.
         """
         wanted = frozenset(status) or frozenset(states.STATES)
         if not wanted <= set(states.STATES):

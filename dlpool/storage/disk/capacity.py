@@ -83,7 +83,7 @@ def _volume(name: str, folder: str) -> Volume:
 def check_folder(folder: str) -> tuple[str, str]:
     """Check whether files can be created in a folder.
 
-    Returns the status of a volume, and the reason, which is empty if it is healthy. A
+    Returns HEALTHY, WARNING or UNHEALTHY, and the reason, which is empty for HEALTHY. A
     missing folder is a WARNING, because it is created when it is needed.
     """
     try:
@@ -146,7 +146,8 @@ def check_capacity_for_copies(
 ) -> None:
     """Raise UploadError if copies of the chunks do not fit on the disk.
 
-    The file that is merged from the copies has to fit, too. Raises OSError.
+    If the merged file will be on the same disk, it has to fit beside the copies. Raises
+    OSError.
     """
     capacity = capacity_of(settings.upload_dir)
     is_shared = device_of(settings.upload_dir) == device_of(settings.merged_dir)

@@ -1,6 +1,6 @@
 """An immutable catalog of all tasks, by owner and state, with counters.
 
-Changes do not modify a catalog: they make a new one from it.
+A change does not modify a catalog: ``with_changes`` returns a new one.
 """
 
 from __future__ import annotations
@@ -89,9 +89,10 @@ class TaskCatalog:
     def page(
         self, owner: str | None, wanted: Iterable[str], after: str, limit: int
     ) -> TaskPage:
-        """Return at most ``limit`` tasks of ``owner``, or of all owners for None.
+        """Return at most ``limit`` tasks of ``owner``; ``owner`` None: of all owners.
 
-        They have one of the ``wanted`` states and follow the sort key ``after``.
+        ``wanted``: the states of the returned tasks. ``after``: the sort key behind
+        which the page starts.
         """
         whose = _ALL_OWNERS if owner is None else owner
         lists = [

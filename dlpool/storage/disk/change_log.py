@@ -2,13 +2,13 @@
 
 With this log, a process can list the tasks without a scan of all folders. A process
 that has held the lock of a task appends the name of the task's folder (32 bytes) before
-it releases the lock. A reader remembers how far it has read. A log that grows too large
-is removed, and the next entry creates a new one; its first 32 bytes are random, so that
-a reader notices a new log.
+it releases the lock. A reader remembers how far it has read. A process removes a log
+that has grown too large, and the next entry creates a new log. The first 32 bytes of a
+log are random, so that a reader notices a new log.
 
-The log may lack changes. A process that is killed between a change and its entry has
-not answered its client yet. A process that cannot write an entry removes the log, and
-readers that find no log compare all folders.
+A change may be missing from the log in two cases. If a process is killed between a
+change and its entry, the client has not received an answer yet. If a process cannot
+write an entry, it removes the log, and readers that find no log compare all folders.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def chunk_path(folder: Path, index: int) -> Path:
 def index_of(name: str) -> int | None:
     """Return the index of the chunk with this file name.
 
-    None if it is not the name of a chunk.
+    None for a name that no chunk has.
     """
     index = name.removesuffix(_SUFFIX)
     is_chunk = (
@@ -90,9 +90,9 @@ def _chunk_of(entry: os.DirEntry[str]) -> StoredChunk | None:
 
 @lru_cache(maxsize=_CACHED_TRAILERS)
 def _md5_of(path: str, _inode: int, _modified_ns: int, length: int) -> str:
-    """Return the md5 in the trailer, from a cache while the file is unchanged.
+    """Return the md5 in the trailer of a chunk file. Cached until the file changes.
 
-    Raises ValueError, OSError.
+    Raises ValueError for an incomplete file, OSError.
     """
     descriptor = os.open(path, READ_FLAGS)
     try:

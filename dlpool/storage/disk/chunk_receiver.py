@@ -4,8 +4,8 @@ A request is checked before its bytes arrive. A commit compares size and md5 wit
 values that the client declared, seals the staged file (trailer, fdatasync), takes the
 lock of the task, checks the state of the task again, renames the file to its chunk
 name, and writes the record. The client gets its answer after the folder is durable. Two
-settings switch steps off: ``enable_integrity_check`` the md5 comparison, and
-``enable_atomic_operations`` the syncs.
+settings can switch steps off: ``enable_integrity_check`` the comparison of md5s, and
+``enable_atomic_operations`` all syncs.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class DiskChunkReceiver:
     def stage(self) -> StagedChunkFile:
         """Create a temporary file for a chunk.
 
-        The file is locked against sweeps; no other request waits for that lock.
+        The file is locked, so that no sweep removes it. No request waits for this lock.
         """
         return self.layout.stage_chunk(self.settings.max_chunk_size)
 

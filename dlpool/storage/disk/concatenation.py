@@ -1,9 +1,9 @@
 """Concatenates parts into a final upload.
 
-The chunks of the parts are linked into a new task, which is merged at once. A part can
-be taken by one final upload only, and is removed when the file of that upload has been
-published. A process that is killed leaves the following, which the next process
-recovers:
+The chunks of the parts are linked into a new task, which is merged at once. Only one
+final upload can take a part. The part is removed when the file of this upload has been
+published. What a killed process leaves depends on when it was killed; the next process
+recovers it:
 
 - Killed before all parts are claimed: the final upload, and claims on some parts. The
   final upload is removed, which ends all its claims.
@@ -67,9 +67,9 @@ class _PartsTotal:
 class DiskConcatenator:
     """Implements ``Concatenator``. May be used by several threads and processes.
 
-    Methods raise UploadError. The append lock of a final upload is held from its
-    creation until it is completed. So an incomplete final upload whose lock is free was
-    left by a killed process.
+    Methods raise UploadError. The process that creates a final upload holds its append
+    lock until the upload is completed. So an incomplete final upload whose lock is free
+    was left by a killed process.
     """
 
     layout: StoreLayout
@@ -181,7 +181,7 @@ class DiskConcatenator:
     def _part(self, file_id: str, owner: str | None) -> _PartsTotal:
         """Return owner, size and number of chunks of one part.
 
-        Raises UploadError unless the part is complete and no other final upload has
+        Raises UploadError if the part is incomplete, or if another final upload has
         claimed it. A part of another owner is refused like an unknown one.
         """
         try:
@@ -282,7 +282,7 @@ def _complete_part(
 ) -> AppendPosition:
     """Return the end of a complete part.
 
-    Raises UploadError (bad_part) for an incomplete part, OSError.
+    Raises OSError, and UploadError (bad_part) for an incomplete part.
     """
     position = append_position(list_chunks(task.folder))
     if not record.is_partial or position.offset != record.file_size:

@@ -64,7 +64,7 @@ def check_close(descriptor: int) -> None:
     """Raise the OSError that close(2) would report for earlier writes.
 
     A network file system may report a failed write only when a descriptor is closed. So
-    this function closes a duplicate. The descriptor itself stays open, while the file
-    is still locked and unpublished.
+    this function closes a duplicate of the descriptor. The error is then known while
+    the file is still locked and unpublished. The descriptor itself stays open.
     """
     os.close(os.dup(descriptor))

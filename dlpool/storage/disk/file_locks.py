@@ -72,9 +72,10 @@ def _wait_for(
 def try_lock_descriptor(
     descriptor: int, path: Path, *, is_shared: bool = False
 ) -> bool:
-    """Lock the open file at ``path`` unless another descriptor holds it.
+    """Lock an open file, without waiting, and return True.
 
-    Returns whether it is locked. Raises OSError.
+    Returns False if another descriptor holds the lock. ``path``: the path of the file.
+    Raises OSError.
     """
     device = os.fstat(descriptor).st_dev
     if device not in _has_flock:
@@ -103,9 +104,10 @@ def _flock(descriptor: int, *, is_shared: bool = False) -> bool:
 
 
 def _test_flock(path: Path, device: int) -> None:
-    """Test whether two descriptors of a file beside ``path`` exclude each other.
+    """Test whether flock(2) works on ``device``, and record the result.
 
-    Records the result for ``device``, or nothing if the test cannot be made.
+    Creates a file beside ``path`` and locks two descriptors of it. Records nothing if
+    the test cannot be made.
     """
     probe = path.with_name(f".dlpool-{secrets.token_hex(8)}.probe")
     descriptors: list[int] = []
@@ -125,9 +127,9 @@ def _test_flock(path: Path, device: int) -> None:
 
 
 def _lock_substitute(descriptor: int, *, is_shared: bool) -> bool:
-    """Lock the byte that stands for an open file; return whether it is locked.
+    """Lock the byte that stands for an open file, without waiting, and return True.
 
-    Raises OSError.
+    Returns False if another descriptor holds the lock. Raises OSError.
     """
     status = os.fstat(descriptor)
     digest = hashlib.blake2b(
@@ -188,9 +190,9 @@ def try_lock(path: Path) -> int | None:
 def lock_shared(path: Path) -> int | None:
     """Return a descriptor that holds a shared lock of ``path``.
 
-    None if the file does not exist. Waits while another process holds the exclusive
-    lock, which ``is_locked`` takes for a moment. Raises UploadError (busy) like
-    ``hold_lock``, OSError.
+    None if the file does not exist. Waits while another descriptor holds the exclusive
+    lock: ``is_locked`` takes it for a moment. Raises OSError, and UploadError (busy)
+    like ``hold_lock``.
     """
     try:
         descriptor = os.open(path, READ_FLAGS)
@@ -204,8 +206,8 @@ def lock_shared(path: Path) -> int | None:
 def is_locked(path: Path) -> bool:
     """Return whether a running process holds the lock of ``path``. Raises OSError.
 
-    The caller must hold the lock of the task, so that no other process tries to lock
-    ``path`` during the call.
+    If the lock is free, the call takes it for a moment. The caller must hold the lock
+    of the task, so that no other process calls ``try_lock`` with ``path`` meanwhile.
     """
     try:
         descriptor = os.open(path, READ_FLAGS)

@@ -121,9 +121,9 @@ class StoreLayout:
 
     @contextmanager
     def lock_name(self, name: str) -> Iterator[None]:
-        """Hold the lock for ``name``, which is not the lock of a task.
+        """Hold the lock for ``name``, a text that does not name a task.
 
-        Several names may share one lock.
+        Several texts may share one lock.
         """
         with translate_os_errors("write to the upload folder"):
             if not self._subfolder(_LOCKS).is_dir():
@@ -175,9 +175,9 @@ class StoreLayout:
         """Return the task that ``file_id`` names for ``owner``, without its lock.
 
         The task may not exist. An owner gets only own tasks. The owner None may access
-        all tasks and gets the task without an owner. If there is none, None gets the
-        task of another owner, provided that only one task has that id. Raises
-        UploadError, OSError.
+        all tasks and gets the task without an owner. If that task does not exist and
+        exactly one owner has a task with the id, None gets the task of that owner.
+        Raises UploadError, OSError.
         """
         own, plain = (
             self.task_at(owner_folder_name(file_id, owner)),
@@ -302,7 +302,10 @@ class StoreLayout:
 
 
 def _lock_folder(path: Path) -> int | None:
-    """Open and lock the folder; None if a sweep removed it first. Raises OSError."""
+    """Return a descriptor that holds the lock of a folder.
+
+    None if a sweep has locked or removed the folder. Raises OSError.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     with release_on_error(descriptor):
         if try_lock_descriptor(descriptor, path) and disk.exists(path):
@@ -314,8 +317,8 @@ def _lock_folder(path: Path) -> int | None:
 def remove_abandoned(path: Path) -> bool:
     """Remove a file or folder that no running process has locked.
 
-    Returns whether it is gone. Symbolic links are removed, too: dlpool creates none.
-    Errors are ignored, as a later sweep tries again.
+    Returns whether this call removed it. Symbolic links are always removed: dlpool
+    creates none. Errors are ignored, as a later sweep tries again.
     """
     if os.path.islink(path):
         with suppress(OSError):

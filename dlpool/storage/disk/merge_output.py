@@ -104,7 +104,7 @@ class MergeOutput:
             os.unlink(publishing.name, dir_fd=self.descriptor)
 
     def has_published(self, publishing: PendingPublish) -> bool:
-        """Return whether the file recorded in ``publishing`` has its name.
+        """Return whether the file recorded in ``publishing`` has its final name.
 
         The file is recognized by its inode number. Some file systems give a file
         another inode number when they are mounted again (exFAT, several FUSE ones). So
@@ -162,9 +162,10 @@ def open_merge_output(
 
 
 def name_candidates(name: str, *, has_suffix: bool) -> list[str]:
-    """Return the names to try, in order.
+    """Return the names to try for a merged file, in order.
 
-    With ``has_suffix``, ``NAME.x`` is followed by ``NAME-1.x``, ``NAME-2.x`` and so on.
+    Without ``has_suffix`` only ``name``. With it, ``NAME.x`` is followed by
+    ``NAME-1.x``, ``NAME-2.x`` and so on.
     """
     if not has_suffix:
         return [name]

@@ -44,9 +44,9 @@ from dlpool.storage.values import FAILED_EVENT, MergeResult, StoredChunk
 
 @dataclass(frozen=True)
 class _StartedMerge:
-    """A merge that has been recorded; this process holds its merge lock.
+    """A merge whose start has been recorded.
 
-    ``lock``: the descriptor that holds the merge lock until it is released.
+    ``lock``: the descriptor that holds the merge lock of the task.
     """
 
     task: TaskFolder
@@ -89,7 +89,7 @@ class Merger:
 def _start(
     task: TaskFolder, settings: UploadSettings, request: MergeRequest
 ) -> _StartedMerge | MergeResult:
-    """Check everything but the bytes of the chunks, and record the start.
+    """Check everything except the bytes of the chunks, and record the start.
 
     Returns the earlier result if the task has been merged already. Raises UploadError.
     """
@@ -321,7 +321,7 @@ class _MergeRun:
     ) -> MergeResult:
         """Rename the file, and complete the task.
 
-        Writes the new name to the record before the rename, so that recovery finds it.
+        Writes the new name to the record before the rename: recovery needs the name.
         """
         names = name_candidates(
             self._request.filename, has_suffix=self._settings.merge_conflict == "suffix"
@@ -418,8 +418,8 @@ class _MergeRun:
     def _fail(self, error: UploadError) -> UploadError:
         """Record the failure and return ``error``.
 
-        Nothing is recorded if the file may have its final name already; the next
-        process then recovers the merge.
+        Records nothing if the file may have its final name already: ``recover`` then
+        completes the merge later.
         """
         with (
             suppress(UploadError),

@@ -7,8 +7,8 @@ The name of the ownership file is a digest of the merged file's path, size and
 modification time. So a different file that later gets the same path does not get the
 same owner.
 
-Attribute and ownership file are durable before the merged file gets its name: a killed
-process leaves no published file without its owner.
+The attribute or the ownership file is durable before the merged file gets its name. So
+a killed process leaves no published file without its owner.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class FileOwnership:
     def is_readable(self, reader: str | None, shared_files: str) -> bool:
         """Return whether ``reader`` may read the file.
 
-        ``reader``: None for an administrator, or where authentication is off; it may
+        ``reader``: None for an administrator, or where authentication is off; None may
         read all files. ``shared_files``: the value of the setting of that name.
         """
         if reader is None or self.is_shared or shared_files == YES:
@@ -109,8 +109,9 @@ class OwnershipStore:
         """Record the ownership durably in upload_dir.
 
         The merged file is about to get the name ``path`` below merged_dir. The caller
-        must hold ``hold_lock``. Then, if two merges have the same target, only the
-        merge that publishes its file leaves an ownership file.
+        must hold ``hold_lock`` while it checks that the name is free, calls this method
+        and renames the file. So only one of two merges to the same name writes an
+        ownership file.
         """
         target = self._path_of(path, status)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +132,7 @@ class OwnershipStore:
     def read(self, descriptor: int, path: str) -> FileOwnership:
         """Return the ownership of an open file, NO_OWNER if none is recorded.
 
-        ``path``: its name below merged_dir.
+        ``path``: the path of the file below merged_dir.
         """
         try:
             return parse(os.getxattr(descriptor, OWNER_ATTRIBUTE))

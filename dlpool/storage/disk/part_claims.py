@@ -47,10 +47,11 @@ def with_claim(record: TaskRecord, final: str) -> TaskRecord:
 
 
 def claimant_of(layout: StoreLayout, record: TaskRecord) -> str | None:
-    """Return the id of the final upload that has taken this part, None if it is free.
+    """Return the id of the final upload that has taken a part.
 
-    Raises OSError. The lock of the final upload is not needed: its task exists before
-    it takes a part, and its id is never used again.
+    None if the part is free. ``record``: of the part. Raises OSError. The lock of the
+    final upload is not needed: its task exists before it takes a part, and its id is
+    never used again.
     """
     final = record.tus.get(_CLAIM)
     return (

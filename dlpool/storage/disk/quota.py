@@ -101,9 +101,9 @@ class OwnerQuota:
     def reserve(self, request: QuotaRequest) -> Iterator[None]:
         """Check the request, and admit no other request of the owner during the block.
 
-        The caller uses the quota in the block. Raises UploadError (over_quota). Lock
-        order: the caller must not hold the lock of a task; the block may take that
-        lock.
+        The caller creates the task or chunk in the block. Raises UploadError
+        (over_quota). Lock order: the caller must not hold the lock of a task; the block
+        may take the lock of a task.
         """
         if not self.is_set:
             yield

@@ -58,8 +58,8 @@ def complete_merge(
 ) -> None:
     """Record durably that the file has been published, then remove its chunks.
 
-    Raises OSError if the record cannot be written. The earlier record, which names the
-    file to publish, is kept then.
+    Raises OSError if the record cannot be written. The task then keeps its earlier
+    record, which names the file to publish.
     """
     published = record.publishing
     assert published is not None
@@ -116,7 +116,7 @@ def _output_of(
 ) -> MergeOutput | None:
     """Return the folder in which a merge may have left its temporary file.
 
-    None if the folder does not exist.
+    None if the folder does not exist or cannot be opened safely.
     """
     try:
         return open_merge_output(

@@ -90,9 +90,10 @@ class TaskRemover:
     def remove_old(
         self, owner: str | None, wanted: frozenset[str], age_s: float
     ) -> int:
-        """Remove tasks in ``wanted`` states that are unchanged for ``age_s`` seconds.
+        """Remove old tasks of ``owner``, or of all owners if it is None.
 
-        Returns the number of removed tasks.
+        A task is old if it is in a ``wanted`` state and has not changed for ``age_s``
+        seconds. Returns the number of removed tasks.
         """
         known, latest = self.index.current().summaries.items(), time.time() - age_s
         old = [

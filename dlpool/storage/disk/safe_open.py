@@ -34,7 +34,7 @@ def open_below(
     """Return a descriptor of the folder ``parts`` below ``root``.
 
     ``make``: create missing folders, and sync them if ``durability`` wants it. Raises
-    UploadError if a part is not a folder, FileNotFoundError, OSError.
+    FileNotFoundError, OSError, and UploadError if a part is not a folder.
     """
     if make:
         os.makedirs(root, exist_ok=True)
@@ -73,7 +73,7 @@ def _open_folder(folder: int, name: str, *, make: bool, durability: Durability) 
 def open_file_below(root: str, path: str) -> int:
     """Return a descriptor, for reading, of the regular file at ``path`` below ``root``.
 
-    Raises UploadError for an unsafe path or a missing file, OSError.
+    Raises OSError, and UploadError for an unsafe path or a missing file.
     """
     head, _, name = path.rpartition("/")
     try:

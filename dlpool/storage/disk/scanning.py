@@ -25,16 +25,17 @@ class ScannedUpload:
 
 
 class InfectedUpload(UploadError):
-    """The file is malware.
+    """The error for a merged file that is malware.
 
-    It has been quarantined or removed, and its chunks are useless.
+    The file has been quarantined or removed, and its chunks are useless.
     """
 
 
 @dataclass(frozen=True)
 class UploadScanner:
-    """Scans merged files with ``guard``, None if no scanner is configured. Thread-safe.
+    """Scans merged files with ``guard``. Thread-safe.
 
+    ``guard``: None if no scanner is configured; every file may then be published.
     ``report`` is called with the result of each scan.
     """
 

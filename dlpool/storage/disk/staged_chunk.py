@@ -1,7 +1,7 @@
-"""A chunk while it is received: a temporary file, hashed while it is written.
+"""A chunk that is being received: a temporary file, hashed while it is written.
 
-The writer holds a lock of the file until it is closed, so that a sweep removes only
-files of processes that have exited. No other request waits for that lock.
+The writer holds a lock of the file until it closes the file, so that a sweep removes
+only files of processes that have exited. No other request waits for that lock.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class StagedChunkFile:
     """The temporary file of one chunk. Used by one thread.
 
     A context manager that removes the file unless it was published. ``size``, ``head``
-    and ``md5`` describe the bytes written so far. ``is_open``: neither published nor
-    discarded. ``task_lock``: the shared lock of the chunk's task, None if the task does
-    not exist.
+    (the first ``HEAD_SIZE`` bytes) and ``md5`` describe the bytes written so far.
+    ``is_open``: the file is not closed yet. ``task_lock``: the shared lock of the
+    chunk's task, None if the task does not exist.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class StagedChunkFile:
     ) -> None:
         """``descriptor``: of the empty, locked file ``path``.
 
-        More than ``max_size`` bytes are refused.
+        ``write`` refuses to exceed ``max_size`` bytes.
         """
         self.path = path
         self.size = 0
@@ -68,9 +68,9 @@ class StagedChunkFile:
         return self._hash.hexdigest()
 
     def reserve(self, size: int) -> None:
-        """Announce about ``size`` bytes.
+        """Announce that the caller will write about ``size`` bytes.
 
-        ``write`` may then reserve their blocks, which makes it faster.
+        ``write`` may then reserve the blocks of these bytes: writing becomes faster.
         """
         self._expected = min(size, self._max_size) + TRAILER_SIZE
 
@@ -112,7 +112,7 @@ class StagedChunkFile:
         self._hash.update(data)
 
     def load(self, size: int | None) -> None:
-        """Read the bytes of the file as if they had been written now.
+        """Read an existing file, and count and hash its bytes as ``write`` does.
 
         ``size``: truncate the file to this number of bytes first; None: read all.
         Raises OSError.

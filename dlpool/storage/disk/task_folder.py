@@ -51,9 +51,9 @@ def check_access(
 class SharedTaskLock:
     """A shared lock on a task, held while a chunk is received.
 
-    While it is held, the task does not expire. If the task is deleted meanwhile,
-    ``is_stale`` says so, and the chunk does not create the task again. The locked file
-    is ``identity.json``, which lives exactly as long as the task.
+    While it is held, the task does not expire, but it may be deleted. ``is_stale`` then
+    returns True, and the receiver of the chunk does not create the task again. The
+    locked file is ``identity.json``, which exists exactly as long as the task.
     """
 
     def __init__(self, descriptor: int) -> None:

@@ -6,16 +6,16 @@ a scan compares all folders. It reads the names below ``tasks`` and the stamp of
 folder (inode, mtime, ctime). Then it reads the folders whose stamp has changed. This
 finds each change, because a change of a task renames or creates an entry of its folder.
 
-A change in the same tick of the file system's clock does not change the stamp. So scans
-read a folder again until one reading was at least one tick after the stamp was first
-seen. Both times are of the monotonic clock, so that the clock of a file server does not
-matter.
+Two changes in one tick of the file system's clock give the folder the same stamp. So
+scans read a folder again until one reading was at least one tick after a scan first saw
+the stamp. Both times come from the local monotonic clock, so that the clock of a file
+server does not matter.
 
-A call returns a catalog with all changes before the call, unless it times out or allows
-an older catalog. So a client sees its own changes in each process. Threads that wait at
-the same time share one update, and at most ``SCANS`` scans run at once in all
-processes. A change by another program is seen after ``SCAN_INTERVAL_S`` seconds, or
-later where a scan takes long.
+``current`` returns a catalog with all changes before the call, unless it times out or
+its caller allows an older catalog. So a client sees its own changes in each process.
+Threads that wait at the same time share one update, and at most ``SCANS`` scans run at
+once in all processes. The index sees a change by another program after
+``SCAN_INTERVAL_S`` seconds, or later where a scan takes long.
 """
 
 from __future__ import annotations
@@ -340,9 +340,10 @@ def _busy() -> UploadError:
 def _stamps_of(
     tasks: Path, names: Iterable[str] | None = None
 ) -> dict[str, tuple[bytes, float]]:
-    """Return by name the stamp of each task folder, and when the stamp was read.
+    """Return the stamp of each task folder, and the time when the stamp was read.
 
-    ``names``: only these folders; None: all. Raises OSError.
+    The keys of the result are folder names. The time is in seconds of the monotonic
+    clock. ``names``: only these folders; None: all. Raises OSError.
     """
     found = {}
     with suppress(FileNotFoundError):
@@ -356,7 +357,7 @@ def _stamps_of(
 def _stamp_of(path: str) -> bytes | None:
     """Return a value that changes with each change in the folder.
 
-    Empty if it is unknown, None if the path is not a folder.
+    Empty if the status of the folder cannot be read, None if the path is not a folder.
     """
     try:
         status = os.stat(path, follow_symlinks=False)
@@ -370,6 +371,6 @@ def _stamp_of(path: str) -> bytes | None:
 
 
 def _tick_s(stamp: bytes) -> float:
-    """Return the longest possible tick of the clock of ``stamp``, in seconds."""
+    """Return the longest possible tick of the clock that made ``stamp``, in seconds."""
     is_coarse = not stamp or _STAMP.unpack(stamp)[1] % _SECOND_NS == 0
     return _COARSE_TICK_S if is_coarse else _FINE_TICK_S

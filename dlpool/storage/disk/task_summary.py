@@ -81,9 +81,8 @@ class TaskReading(NamedTuple):
 def read_task(task: TaskFolder, *, is_locked: bool = False) -> TaskReading:
     """Read the summary of a task. Raises OSError.
 
-    ``is_locked``: the caller holds the lock of the task. Without it, a task whose
-    record says ``merging`` is reported as merging, although the process that merges it
-    may have been killed.
+    ``is_locked``: the caller holds the lock of the task. If False, a task whose record
+    says ``merging`` is reported as merging, although its merge may have been killed.
     """
     identity = task.identity()
     if identity is None or not _leads_to(task, identity):

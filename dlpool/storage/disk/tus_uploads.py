@@ -126,9 +126,9 @@ class DiskTusUploads:
     def _admitted(
         self, request: TusUploadRequest, length: int, parts: Sequence[str]
     ) -> AbstractContextManager[None]:
-        """Reserve the owner's quota for one more task.
+        """Return a context that reserves the owner's quota for one more task.
 
-        Nothing is reserved for a final upload, whose parts have been counted.
+        For a final upload, the context reserves nothing: its parts have been counted.
         """
         wanted = new_task_request(self._settings, request.owner, length, None)
         return nullcontext() if parts else self._quota.reserve(wanted)

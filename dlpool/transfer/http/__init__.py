@@ -7,8 +7,8 @@ and their validators), ``headers``, ``header_fields``, ``digests`` and ``media_t
 (header fields), ``decoding`` (content codings), ``policy`` and ``urls`` (what may be
 requested), ``credentials`` (``.netrc``), ``connection``, ``tls`` and
 ``idle_connections`` (how connections are opened and closed), ``network_errors`` (the
-translation of the libraries' exceptions), ``host_connections`` and ``limits`` (what the
-downloads of a process share by host). ``urllib3_adapter``, ``requests_adapter`` and
+translation of the libraries' exceptions), ``host_connections`` and ``limits`` (what all
+downloads from one host share). ``urllib3_adapter``, ``requests_adapter`` and
 ``http_client_adapter`` are the only modules that use private parts of these libraries.
 
 Each connection thread of a download or an upload sends its own requests; one thread of

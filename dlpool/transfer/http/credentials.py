@@ -49,8 +49,9 @@ def netrc_user(url: str, login: str | None = None) -> tuple[str, str] | None:
     """Return user and password for the host of ``url`` from ``$NETRC`` or ``~/.netrc``.
 
     Returns None if no entry matches. With ``login``, only entries of that user match. A
-    ``machine`` with the URL's port takes precedence over one without. Raises
-    ConfigurationError, which names file and line, if the file cannot be read or parsed.
+    ``machine`` with the URL's port takes precedence over a ``machine`` without a port.
+    Raises ConfigurationError, which names file and line, if the file cannot be read or
+    parsed.
     """
     try:
         path, text = _file()

@@ -162,7 +162,7 @@ class DecodedReply(Reply):
 def decode_reply(reply: Reply, answer: Answer) -> tuple[Reply, Answer]:
     """Return the reply with its body decoded, and the answer without size and digest.
 
-    They are left out because the server's values describe the encoded body.
+    Size and digest are left out because the server's values describe the encoded body.
     """
     resource = replace(answer.resource, size=None, digest=None, refuses_ranges=True)
     return DecodedReply(reply), replace(answer, resource=resource, length=None)

@@ -52,7 +52,7 @@ _MEMBER = re.compile(r"([a-z0-9-]+)=:([A-Za-z0-9+/=]*):")
 
 
 def file_digest(headers: Mapping[str, str], *, is_complete: bool) -> Digest | None:
-    """Return the strongest digest in the header fields that covers the complete file.
+    """Return the strongest digest of the complete file in the header fields.
 
     ``is_complete``: the message contains all bytes of the file. Malformed values are
     ignored.

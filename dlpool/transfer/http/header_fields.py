@@ -78,8 +78,9 @@ def read_fields(lines: BinaryIO, *, is_lenient: bool = False) -> HeaderFields:
 
     The e-mail parser treats the first line that is not a field as the end of the
     header. With ``is_lenient`` such a line is skipped, as browsers do, and the fields
-    after it are read. A length or a coding among them is needed to detect a truncated
-    body. Raises HTTPException for too many fields or a truncated header.
+    after it are read. They may contain the length or the coding of the body, which is
+    needed to detect a truncated body. Raises HTTPException for too many fields or a
+    truncated header.
     """
     read: list[bytes] = []
     while (line := lines.readline(MAX_HEADER_BYTES + 1)) not in (b"\r\n", b"\n"):
@@ -105,7 +106,7 @@ def read_fields(lines: BinaryIO, *, is_lenient: bool = False) -> HeaderFields:
 
 
 def parse_usual_fields(text: str) -> list[tuple[str, str]]:
-    """Return the fields of a header in the usual form; other lines are left out."""
+    """Return the fields of a header; leave out lines not of the form ``NAME:VALUE``."""
     return _parse_fields(_FIELD, text)
 
 

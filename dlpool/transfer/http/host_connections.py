@@ -165,7 +165,7 @@ class HostConnections:
         """Add a download that can use ``most`` connections, and return its share.
 
         ``limit``: the highest level that the host may ever have, for all its downloads
-        together. It is ignored if the host is known already.
+        together. ``limit`` is ignored if the host is known already.
         """
         with self._lock:
             now = self._clock()

@@ -1,4 +1,4 @@
-"""Adapt http.client: a response with strict parsing and without its slow parts.
+"""Adapt http.client: parse responses strictly, without the slow parts of http.client.
 
 All 1xx responses except 101 are skipped (http.client returns a 103 as the final
 response), and the header fields together stay under ``MAX_HEADER_BYTES``. http.client

@@ -86,7 +86,7 @@ class RateLimits:
 
 
 class HostHolds:
-    """The hosts that no download of a process may request before a certain time.
+    """The hosts to which a process must send no requests before a certain time.
 
     Thread-safe; the lock guards the table. ``notify`` is called with each hold that a
     server has demanded from this process, so that other processes can apply it.
@@ -103,7 +103,7 @@ class HostHolds:
         self._holds: dict[str, float] = {}
 
     def hold(self, host: str, seconds: float) -> None:
-        """Send no request to ``host`` for ``seconds`` seconds, as its server demands.
+        """Forbid requests to ``host`` for ``seconds`` seconds, as its server demands.
 
         Calls ``notify``. An existing longer hold stays.
         """
@@ -120,18 +120,19 @@ class HostHolds:
             self._holds[host] = max(self._holds.get(host, 0.0), now + seconds)
 
     def wait_s(self, host: str) -> float:
-        """Return the seconds until ``host`` may be requested; 0 means at once."""
+        """Return the seconds until requests to ``host`` are allowed; 0 means now."""
         # without the lock: ``record`` replaces the table with a complete one
         until = self._holds.get(host)
         return 0.0 if until is None else max(0.0, until - self._clock())
 
 
 class NetworkMonitor:
-    """Distinguishes an unreachable server from an outage of the local network.
+    """A monitor that distinguishes an unreachable server from a local network outage.
 
-    Thread-safe; the lock guards both tables. The local network counts as down in two
-    cases: two or more hosts cannot be resolved or reached and none has responded since,
-    or a host that had responded to this process cannot be resolved or routed to.
+    Thread-safe; the lock guards both tables. A failure means that a host could not
+    be resolved or routed to; it counts for ``NETWORK_MEMORY_S`` seconds, or until any
+    host responds. The local network counts as down after failures of two or more hosts,
+    or after the failure of a host that had responded to this process.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:

@@ -54,15 +54,16 @@ _BINARY_EXTENSIONS = frozenset(
 
 
 def is_page(content_type: str | None) -> bool:
-    """Return whether the media type is that of an HTML page."""
+    """Return whether the media type means an HTML page."""
     return content_type in _PAGES
 
 
 def is_same_family(one: str | None, other: str | None) -> bool:
     """Return whether two media types may be of two versions of one file.
 
-    The types are in lower case and without parameters. A missing type matches any (RFC
-    9110 section 8.3) except those of error documents: HTML, JSON, XML or plain text.
+    The types are in lower case and without parameters. A missing type matches every
+    type (RFC 9110 section 8.3) except the types of error documents: HTML, JSON, XML and
+    plain text.
     """
     first, second = _family(one), _family(other)
     return first == second or (

@@ -42,9 +42,9 @@ def network_error(
 
 
 def _decisive_error(cause: BaseException) -> DlpoolError | None:
-    """Return the error for a cause that takes precedence over all others in its chain.
+    """Return the error for a cause that takes precedence over all other causes.
 
-    None for any other cause.
+    Returns None for a cause without this precedence.
     """
     if isinstance(cause, DlpoolError):
         return cause

@@ -104,8 +104,8 @@ class NetworkPolicy:
     def _allows(self, address: Address) -> bool:
         """Return whether a network of ``allow`` contains the address.
 
-        A link-local or metadata address needs a network of ``allow`` that lies
-        completely within the link-local or metadata network.
+        For a link-local or metadata address, this network must lie completely within
+        the link-local or metadata network.
         """
         named = [network for network in self.allow if address in network]
         network_found = _special_network(address)

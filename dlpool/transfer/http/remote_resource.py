@@ -85,7 +85,7 @@ class RemoteResource:
 
     @property
     def strong_etag(self) -> str | None:
-        """Return the strong entity tag, by which byte ranges may be joined.
+        """Return the strong entity tag, which permits joining byte ranges.
 
         None if the server sent a weak tag, an empty tag or no tag.
         """
@@ -113,7 +113,10 @@ class RemoteResource:
 
     @property
     def if_range(self) -> str | None:
-        """Return the strong validator for ``If-Range`` (RFC 9110 section 13.1.5)."""
+        """Return the strong validator for ``If-Range``, None if there is none.
+
+        See RFC 9110 section 13.1.5.
+        """
         if self.etag is not None:
             return self.strong_etag
         modified, sent = exact_date(self.last_modified), http_date(self.date)
@@ -128,10 +131,11 @@ class RemoteResource:
 
         If both have a strong entity tag, the result is SAME if tags and sizes agree,
         else CHANGED. Otherwise a different tag, digest, date or size means CHANGED, and
-        a validator that only ``self`` has means UNKNOWN. SAME means that no difference
-        was found; ``proves_same`` returns whether the versions are certainly the same.
-        ``is_confirmed``: ``other`` came in a 206 to ``If-Range``. The server has
-        compared the versions then (RFC 9110 section 15.3.7), so missing validators are
+        a validator that only ``self`` has means UNKNOWN. So does a different media type
+        if ``self`` has no settled date. SAME means that no difference was found;
+        ``proves_same`` returns whether the versions are certainly the same.
+        ``is_confirmed``: ``other`` came in a 206 to ``If-Range``, so that the server
+        has compared the versions (RFC 9110 section 15.3.7). Missing validators are then
         ignored.
         """
         mine, theirs = self.strong_etag, other.strong_etag

@@ -1,4 +1,4 @@
-"""Adapt requests: an adapter with our connection pools, and its cookie jar.
+"""Adapt the library requests: an adapter with our connection pools, and a cookie jar.
 
 This is the only module that overrides or calls internals of requests. A contract test
 (``tests/test_library_contracts.py``) fails when a release of requests changes them.
@@ -49,7 +49,7 @@ class RequestTarget(NamedTuple):
 
 
 class PoolAdapter(HTTPAdapter):
-    """requests' adapter with our connection classes and one TLS context."""
+    """An adapter for the library requests: our connection classes, one TLS context."""
 
     def __init__(
         self, settings: NetworkSettings, pool_size: int, idle_closer: IdleCloser
@@ -93,7 +93,7 @@ class PoolAdapter(HTTPAdapter):
     def route(
         self, url: str, proxies: Mapping[str, str]
     ) -> tuple[urllib3.HTTPConnectionPool, RequestTarget]:
-        """Return the pool of a URL's host, or of its proxy, and the target."""
+        """Return the pool for a URL (its host's or its proxy's), and the target."""
         prepared = requests.PreparedRequest()
         prepared.url = url
         if not proxies:
@@ -106,7 +106,10 @@ class PoolAdapter(HTTPAdapter):
         return pool, RequestTarget(url[: -len(request_target(url))] + "/", url)
 
     def _direct(self, request: requests.PreparedRequest) -> urllib3.HTTPConnectionPool:
-        """Return the pool of the request's host, cached: urllib3's look-up is slow."""
+        """Return the pool of the request's host from a cache.
+
+        The cache avoids the look-up of urllib3, which is slow.
+        """
         key = origin(request.url or "")
         pool = self._pools.get(key)
         if pool is None or pool.pool is None:

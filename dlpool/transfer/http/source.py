@@ -109,8 +109,8 @@ class Source:
 
     All connection threads of a download use it. After a redirect, requests go directly
     to the redirect's target. When a request to the target fails, for example because a
-    signed URL has expired, the next one goes to the first URL again. The lock guards
-    the cookies and the credentials for other origins.
+    signed URL has expired, the next request goes to the first URL. The lock guards the
+    cookies and the credentials for other origins.
     """
 
     def __init__(
@@ -219,7 +219,7 @@ class Source:
     def _redirect_url(self, reply: Reply) -> str:
         """Return the target of a redirect (RFC 9110 section 15.4).
 
-        Raises PolicyRefused if it must not be followed.
+        Raises PolicyRefused if the redirect must not be followed.
         """
         location = reply.headers.get("Location")
         if not location:

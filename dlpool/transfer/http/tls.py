@@ -15,9 +15,9 @@ from dlpool.errors import ConfigurationError
 def tls_context(settings: NetworkSettings) -> ssl.SSLContext:
     """Return a context that trusts the configured, system or bundled CAs.
 
-    A connection that closes without close_notify is an error in this context; Python
-    ignores that by default. Raises ConfigurationError if the configured certificates or
-    the key cannot be used.
+    With this context, a connection that closes without close_notify is an error; by
+    default, Python ignores the missing close_notify. Raises ConfigurationError if the
+    configured certificates or the key cannot be used.
     """
     try:
         context = ssl.create_default_context(cafile=settings.cacert)

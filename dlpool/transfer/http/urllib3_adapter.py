@@ -67,7 +67,7 @@ class PooledResponse(StrictResponse):
 
     @property
     def _original_response(self) -> PooledResponse:
-        """Return the object in which requests looks for cookies."""
+        """Return the object in which the library requests looks for cookies."""
         return self
 
     def release(self) -> None:
@@ -144,7 +144,7 @@ class _CancellableConnection(HTTPConnection):
     def _send_body(self, body: OutgoingBody) -> None:
         """Send the body block by block; stop when the server responds early.
 
-        The timeout limits the time without progress, not that of the complete body.
+        The timeout limits the time without progress, not the total time.
         """
         self.is_incomplete = True
         # Over TLS the received bytes may be a session ticket or a 1xx: read them only

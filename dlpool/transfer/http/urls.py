@@ -152,7 +152,7 @@ def _resolved(path: str, relative: str) -> str:
 
 
 def _site(scheme: str, host_and_port: str) -> str:
-    """Return scheme, host and port, normalised by requests."""
+    """Return scheme, host and port as the library requests normalises them."""
     request = requests.PreparedRequest()
     request.prepare_url(f"{scheme}://{host_and_port}/", None)
     site, _, path = (request.url or "").rpartition("/")
@@ -172,7 +172,7 @@ def _sendable(target: str) -> str:
 
 
 def _user(info: str) -> tuple[str, str] | None:
-    """Return name and password of a URL's user info, None without one."""
+    """Return name and password of a URL's user info; None if it is empty."""
     name, _, password = info.partition(":")
     if not info:
         return None

@@ -15,10 +15,10 @@ The core (``transfer``, ``attempt``, ``probe``, ``worker``) uses only ``Target``
 5. close: release the lock. The checkpointed bytes and state stay for the next run,
    unless they were published or discarded.
 
-A multipart upload to object storage fits: a writer uploads parts, a checkpoint writes
-the state object, ``publish`` completes the upload and ``discard`` aborts it. An ordered
-stream fits as well: it is opened without ``saved``, and its download uses one
-connection.
+A multipart upload to object storage would fit: a writer uploads parts, a checkpoint
+writes the state object, ``publish`` completes the upload and ``discard`` aborts it. An
+ordered stream would fit as well: it is opened without ``saved``, and its download uses
+one connection.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class TargetOptions:
 
 
 class TargetPresent(Exception):
-    """The target exists, so that nothing is fetched.
+    """The target exists already, so the download fetches nothing.
 
     ``is_published``: whether an earlier run of this download published the file.
     ``size``: the size of the file in bytes.
@@ -165,7 +165,7 @@ class Target(Protocol):
     def main_writer(self) -> RangeWriter:
         """Return the writer of the thread that runs the download.
 
-        It uses the target's own descriptor, and opens no further one.
+        It uses the target's own descriptor, and opens no further descriptor.
         """
         ...
 

@@ -151,7 +151,7 @@ class SavedState:
     def with_chunks(
         self, chunks: Iterable[Chunk], now: str, last_error: str | None
     ) -> SavedState:
-        """Return the state after more bytes were written."""
+        """Return a copy with these chunks, this time and this last error."""
         saved = tuple(
             SavedChunk(chunk.start, chunk.end, chunk.position, chunk.is_done)
             for chunk in chunks

@@ -189,8 +189,8 @@ class FileOutput:
 
         If a state is on disk, a publish record is committed to it first: after a kill,
         the next run recognizes the target by the record and does not fetch the file
-        again. For a queue's job, a record always stays until the queue knows the
-        result. This record is an extended attribute of the file, or a state that
+        again. For a queue's job, a record always exists until the queue knows the
+        result. It is an extended attribute of the file, or it is in a state, which
         ``remove_published_state`` removes.
         """
         job = self._job

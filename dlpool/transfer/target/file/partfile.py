@@ -33,7 +33,7 @@ _ACL = "system.posix_acl_access"
 
 
 class PartFile:
-    """A locked part file. One thread owns it; ``writer`` returns writers for others."""
+    """A locked part file. ``writer`` returns writers for threads other than its own."""
 
     def __init__(
         self, target: Path, *, sync: bool, notify: Notify = ignore_event
@@ -330,7 +330,7 @@ class PartFile:
         return disk.identity_of(self._opened.status)
 
     def _second(self) -> int | None:
-        """Return another descriptor of the file, None if it cannot be opened again."""
+        """Return another descriptor, None if the file cannot be opened again."""
         for path in (f"/proc/self/fd/{self._descriptor}", self.path):
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)

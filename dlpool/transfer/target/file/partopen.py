@@ -127,8 +127,8 @@ class PartOpener:
     def _was_published(self, status: os.stat_result) -> bool:
         """Return whether the open file is the published target.
 
-        If it is, the part file's name is removed: a publish by hard link leaves both
-        names when it is killed before it removes this name.
+        If it is, removes the part file's name. Both names exist if a run published by
+        hard link and was killed before it removed the part file's name.
         """
         if status.st_nlink == 1 or not disk.is_name_of(
             self._target, disk.identity_of(status)
@@ -161,9 +161,9 @@ class PartOpener:
     def _is_usable(self, descriptor: int, status: os.stat_result) -> bool | None:
         """Return whether the file has dlpool's mark (an extended attribute).
 
-        Returns False if only the state file shows that dlpool made the file, and None
-        if the caller must open the file again. Raises OSError, and ForeignFile if
-        neither mark nor state file shows that dlpool made it.
+        If only the state file shows that dlpool made the file, tries to set the mark.
+        Returns None if the caller must open the file again. Raises OSError, and
+        ForeignFile if neither mark nor state file shows that dlpool made the file.
         """
         if self._was_published(status):
             return None
@@ -293,7 +293,7 @@ class PartOpener:
         """Lock the open file. Raises Locked, ForeignFile, OSError.
 
         ``again``: a path by which a file without a name can be opened again; None for a
-        file that has its name.
+        file that already has a name.
         """
         try:
             return FileLock(descriptor, self.path, reopen_path=again)

@@ -20,8 +20,8 @@ class PartWriter:
     """A descriptor with which one thread writes to a part file, or reads it.
 
     ``close`` may be called by another thread. ``is_shared``: whether other descriptors
-    share the file offset, so that it cannot be used; an offset that is not shared is 0
-    at first. ``closes``: whether ``close`` closes the descriptor.
+    share the file offset; the writer then does not use it. An offset that is not shared
+    must be 0 at first. ``closes``: whether ``close`` closes the descriptor.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 A file that is published for a queue's job has an extended attribute, where the file
 system supports them (xattr(7)). The attribute follows the file through its rename and
 needs no second file. It outlives the job, whose id may be reused. So it contains the
-claim, the URL and the checksum, and counts only if all of them equal those of the job.
+claim, the URL and the checksum, and counts only if all of them match the job.
 
 In all other cases the record is in the state file, as ``publishing``: it contains the
 inode number and the size of the published file.
@@ -70,10 +70,10 @@ def check_unpublished(
 ) -> None:
     """Raise TargetPresent if an earlier run of ``job`` has published ``path``.
 
-    If that run was killed, its last steps are done first: the part file's name is
-    removed, and for a download without a queue, the state is removed. ``part_of``: the
-    path that the part file was named after, if that path was taken and the file was
-    published as ``path`` instead; None means ``path``. Raises LocalFault.
+    If that run was killed, does its last steps first: removes the part file's name and,
+    for a download without a queue, the state. ``part_of``: the path from which the part
+    file has its name; None means ``path``. The two differ if the first choice had been
+    taken when the run published, so that it chose ``path`` instead. Raises LocalFault.
     """
     if has_mark(path, job):
         raise target_present(path, is_published=True)

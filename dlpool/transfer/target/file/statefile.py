@@ -96,10 +96,10 @@ class StateFile:
         self.is_placeholder = False
 
     def write_placeholder(self) -> None:
-        """Write a placeholder, unless the state file exists. Raises LocalFault.
+        """Write a placeholder if no state file exists. Raises LocalFault.
 
         The caller need not hold the part file's lock. If another process creates the
-        state file first, the content of that process stays.
+        state file first, the content of the file stays.
         """
         if self.exists:
             return
@@ -129,7 +129,7 @@ class StateFile:
 
     @property
     def has_stale_temporary(self) -> bool:
-        """Whether a run that was killed during a commit left its temporary file.
+        """Whether a run that was killed during a commit has left its temporary file.
 
         Raises LocalFault.
         """
