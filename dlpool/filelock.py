@@ -55,10 +55,10 @@ class FileLock:
     ) -> None:
         """Lock the file.
 
-        ``descriptor``: an open descriptor of the file at ``path``, for writing; the
-        lock does not close it. ``reopen_path``: a path that opens the file if it does
-        not have the name ``path`` yet. Raises LockHeld if another process holds the
-        lock, LockForeign if dlpool did not create the lock file, and OSError.
+        ``descriptor``: a writable descriptor of the file that has, or will get, the
+        name ``path``; the lock does not close it. ``reopen_path``: for a file without
+        that name, another path that opens it. Raises LockHeld if another process holds
+        the lock, LockForeign if dlpool did not create the lock file, and OSError.
         """
         self.was_expired = False
         self._lock_file: LockFile | None = None

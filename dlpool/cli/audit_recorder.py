@@ -127,7 +127,7 @@ class AuditRecorder:
     def of(cls, arguments: argparse.Namespace, settings: Settings) -> AuditRecorder:
         """Return the recorder of a command.
 
-        Raises KeyError for a command without an action.
+        Raises KeyError for a command that is missing in ``ACTIONS``.
         """
         return cls(
             action_of(arguments), settings, is_quiet=getattr(arguments, "quiet", False)

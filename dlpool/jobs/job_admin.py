@@ -1,4 +1,4 @@
-"""Admin commands on single jobs and failure records, and the errors for their replies.
+"""Admin commands on one job or one failure record, and errors for replies of Redis.
 
 Thread-safe, because ``redis.Redis`` is. Methods raise QueueError.
 """

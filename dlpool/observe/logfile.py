@@ -88,8 +88,8 @@ class LogFile:
         """Return whether the file ends in a part of a record, because a full disk or
         SIGKILL has cut a write.
 
-        A write that another process has not finished looks the same, so wait first
-        until it has ended.
+        A write that another process has not finished looks the same. This method first
+        waits for the end of such a write.
         """
         if size == self._torn_end:
             return True

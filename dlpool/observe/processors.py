@@ -93,8 +93,10 @@ class LogOrigin:
 
 
 def to_ecs(_logger: object, level: str, fields: EventDict) -> EventDict:
-    """Rename the fields of a call to ECS names, or to ``dlpool.NAME``, and convert
-    their values to JSON types."""
+    """Give the fields of a log record their ECS names and JSON values.
+
+    A field without an ECS name becomes ``dlpool.NAME``.
+    """
     event = fields.pop("event", None)
     event = _constant_text(event) if type(event) is str else str(to_json(event))
     record: dict[str, Any] = {"message": event, "event.action": event}

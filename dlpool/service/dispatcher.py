@@ -78,7 +78,7 @@ class DispatcherServices:
 class JobDispatcher:
     """The dispatcher, which moves jobs through the phases of the in-flight table.
 
-    Used by the main thread only. Each method may be called again for the same job.
+    Used by the main thread only. It is safe to call a method twice for the same job.
     """
 
     def __init__(self, services: DispatcherServices, policy: DispositionPolicy) -> None:

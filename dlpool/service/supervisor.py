@@ -320,7 +320,7 @@ class Supervisor:
     def _begin_drain(self) -> None:
         """Stop claiming, and let running jobs finish within ``drain_timeout``.
 
-        A second call ends this time at once: running jobs are then cancelled.
+        A second call does not wait: it cancels the jobs that still run.
         """
         now = time.monotonic()
         if self._drain_until is not None:

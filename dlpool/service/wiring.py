@@ -265,9 +265,9 @@ class SupervisorComponents:
 
     def _deregister(self) -> bool:
         """Requeue the jobs that this supervisor still holds, and remove it from Redis.
-        Return whether that succeeded.
 
-        Then no other supervisor has to wait until the leases of this supervisor expire.
+        Otherwise another supervisor would have to wait for the end of the leases.
+        Return whether that succeeded.
         """
         try:
             self._transitions.requeue_jobs_of([self.sid], order=self._order())

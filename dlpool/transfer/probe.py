@@ -275,9 +275,9 @@ class Probe:
     ) -> bool:
         """Return whether the saved bytes are of the same version as the answer.
 
-        Another query of the URL may name another file that has the same size and the
-        same Last-Modified. If the saved bytes were fetched with another query, a date
-        therefore proves the version only together with samples.
+        A URL with a different query string may name another file of the same size and
+        Last-Modified. If the saved bytes were fetched with a different query string, an
+        equal date proves the version only if samples of the bytes are equal too.
         """
         assert self._target is not None
         known, resource, job = saved.resource, answer.resource, self._context.job

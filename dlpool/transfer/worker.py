@@ -401,7 +401,7 @@ class ConnectionWorker(Requester):
     def _suggests_fewer_connections(self, error: RetryRange) -> bool:
         """Return whether ``error`` may mean that the server accepts fewer connections.
 
-        A ``TooSlow`` from a comparison with other connections may mean this only if the
+        A connection that was slower than others (``TooSlow``) counts only if its
         request got no response.
         """
         return not error.is_comparison or self.latest_answer_s() is None

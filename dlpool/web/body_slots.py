@@ -182,8 +182,8 @@ class BodySlots:
     def _queue(self, client: str) -> _Waiter | None:
         """Queue a request; return None if this request is rejected instead.
 
-        If the queue is full, one request is rejected: the new request or a queued one.
-        Slow clients are rejected first, then the client with the most slots.
+        If the queue is full, either the new request or a queued one is rejected:
+        preferably one of a slow client, among these one of the client with most slots.
         """
         waiter = _Waiter(client, self._is_slow(client))
         if len(self._waiters) >= self._max_waiting:

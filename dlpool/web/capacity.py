@@ -21,8 +21,10 @@ MIN_FILES_A_THREAD = 6  # enough for most requests
 
 @dataclass(frozen=True)
 class ServerCapacity:
-    """Allowed numbers of processes and threads. ``notes``: a sentence for each
-    reduction."""
+    """The allowed number of processes, and of threads in each process.
+
+    ``notes``: one sentence for each number that was reduced.
+    """
 
     processes: int
     threads: int

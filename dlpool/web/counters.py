@@ -1,8 +1,9 @@
 """Counters that all worker processes share and that survive a worker process.
 
-Each process writes its own file, a row, about once a second and before it returns
-totals. A new process takes over the row of a dead one, so that totals never decrease
-and the number of rows is bounded. A killed process loses the counts of its last second.
+Each process has its own file, called its row. It writes the row about once a second and
+before it returns totals. A new process takes over the row of a dead one, so that totals
+never decrease and the number of rows is bounded. A killed process loses the counts of
+its last second.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class ByteRate:
 class MetricsCollector:
     """Updates the metrics of jobs and workers. Used by the main thread.
 
-    The result of an attempt is counted once, when Redis has replied to its record.
+    The result of an attempt is counted once: when Redis has confirmed its recording.
     """
 
     def __init__(self, metrics: Metrics) -> None:

@@ -106,8 +106,10 @@ class Node:
         return list(self._earlier)
 
     def forget_sids(self, sids: Iterable[str]) -> None:
-        """Remove supervisor ids that hold no jobs in Redis from the disk: ids of
-        earlier starts, and after a clean stop the ids of this start."""
+        """Remove from the disk the supervisor ids that hold no jobs in Redis.
+
+        These are ids of earlier starts and, after a clean stop, the ids of this start.
+        """
         gone = set(sids)
         if gone & {*self._earlier, *self._own}:
             self._record(

@@ -91,8 +91,10 @@ class JobClaimer:
                 self._backoff.wait()
 
     def request_reconcile(self) -> None:
-        """Have the next claim return the jobs that this supervisor holds in Redis but
-        that its in-flight table lacks."""
+        """Have the next claim find jobs that are missing from the in-flight table.
+
+        These are jobs that, according to Redis, this supervisor holds.
+        """
         self._must_reconcile.set()
 
     def request_waiting_hosts(self) -> None:

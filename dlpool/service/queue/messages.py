@@ -54,8 +54,8 @@ class FenceChecked:
 class HostSlotRequest:
     """A job requests a slot of its host; the answer is HostSlotAnswered.
 
-    ``is_start_reserved``: whether an earlier request has reserved a start for this job
-    within the host's ``rate_per_host``.
+    ``is_start_reserved``: whether an earlier request has already counted the start of
+    this job against the host's ``rate_per_host``.
     """
 
     lease: JobLease

@@ -113,8 +113,11 @@ class QueueContext:
 
 
 class CallSpacing:
-    """Keeps an interval between the calls of one thread, so that each call can do more
-    work. The first call of a burst is not delayed."""
+    """Keeps a minimum interval between the Redis calls of one thread.
+
+    Work accumulates meanwhile, and each call handles more of it. The first call of a
+    burst is not delayed.
+    """
 
     def __init__(self, interval_s: float) -> None:
         self._interval_s = interval_s

@@ -102,7 +102,7 @@ class StoreLayout:
     def lock_id(self, file_id: str) -> Iterator[TaskFolder]:
         """Hold the lock of a task whose id dlpool has generated.
 
-        The task may not exist.
+        The task need not exist.
         """
         with self.lock_folder(folder_name(file_id)) as task:
             yield task
@@ -135,7 +135,7 @@ class StoreLayout:
     def lock_owned(self, file_id: str, owner: str | None) -> Iterator[TaskFolder]:
         """Hold the lock of the task that ``resolve`` returns.
 
-        The task may not exist.
+        The task need not exist.
         """
         while True:
             with translate_os_errors("read the upload folder"):
@@ -148,9 +148,9 @@ class StoreLayout:
 
     @contextmanager
     def read_owned(self, file_id: str, owner: str | None) -> Iterator[TaskFolder]:
-        """Hold the lock like ``lock_owned``, but only for reading.
+        """Hold the lock like ``lock_owned``, for a caller that only reads the task.
 
-        The folder upload_dir may be read-only.
+        Creates no file, because the folder upload_dir may be read-only.
         """
         with self.read_folder(folder_name(file_id)):
             yield self.resolve(file_id, owner)

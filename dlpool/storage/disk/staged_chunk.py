@@ -44,7 +44,7 @@ class StagedChunkFile:
     def __init__(
         self, path: Path, descriptor: int, *, max_size: int, durability: Durability
     ) -> None:
-        """``descriptor``: of the empty, locked file ``path``.
+        """Take over ``descriptor``, which is open on the empty, locked file ``path``.
 
         ``write`` refuses to exceed ``max_size`` bytes.
         """

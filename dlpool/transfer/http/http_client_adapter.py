@@ -134,8 +134,8 @@ class StrictResponse(http.client.HTTPResponse):
     def _get_chunk_left(self) -> int | None:
         """Return the remaining bytes of the chunk, None after the last one.
 
-        Stricter than http.client, which accepts a truncated size line as a smaller
-        size, even as the final 0.
+        Stricter than http.client: there, a size line that was cut off counts as a
+        smaller size, and one that was cut off after a leading 0 as the end of the body.
         """
         if self.chunk_left:
             return self.chunk_left

@@ -2,8 +2,8 @@
 
 Only one process at a time works on a part file: the process that holds its lock
 (``filelock``). If another process has published the file before this process locks it,
-this process opens the name again. Every writer has its own descriptor if the file can
-be opened again, by ``/proc`` or by its name.
+this process opens the name again. Each writer (a thread of this process) has its own
+descriptor if the file can be opened a second time, by ``/proc`` or by its name.
 """
 
 from __future__ import annotations

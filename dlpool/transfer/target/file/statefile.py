@@ -145,7 +145,7 @@ class StateFile:
     def remove(self) -> None:
         """Remove the state durably. Raises LocalFault.
 
-        Call it before the bytes that the state lists are dropped or replaced.
+        Call it before dropping or replacing bytes that are recorded in the state.
         """
         if not self.exists:
             return
