@@ -1,10 +1,10 @@
 """Exclusive locks of files between processes and hosts, by ``flock`` or a lock file.
 
 Some file systems refuse flock(2) (ENOSYS, ENOLCK, EOPNOTSUPP), and on some cluster file
-systems it succeeds without locking anything. To verify a lock, ``FileLock`` opens the
-file a second time and tries to lock the second descriptor, which must fail. Where
-``flock`` does not work, the lock is a file beside ``PATH``: ``PATH.lock`` (see
-``lock_files``).
+systems it succeeds without locking anything. So each process verifies its first lock
+on each file system: ``FileLock`` opens the file a second time and tries to lock the
+second descriptor, which must fail. Where ``flock`` does not work, the lock is a file
+beside ``PATH``: ``PATH.lock`` (see ``lock_files``).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from dlpool.lock_files import LockFile, LockHeld
 
 SUFFIX = ".lock"
 
-# devices on which flock(2) is refused or has no effect; entries are only added
-_no_flock: set[int] = set()
+# By device: whether flock(2) excludes other descriptors; missing until it is verified.
+_flock_works: dict[int, bool] = {}
 
 
 def flock(descriptor: int, *, is_shared: bool = False, waits: bool = False) -> bool:
@@ -51,20 +51,27 @@ class FileLock:
     """
 
     def __init__(
-        self, descriptor: int, path: Path, *, reopen_path: Path | None = None
+        self,
+        descriptor: int,
+        path: disk.Name,
+        *,
+        status: os.stat_result | None = None,
+        reopen_path: str | None = None,
     ) -> None:
         """Lock the file.
 
         ``descriptor``: a writable descriptor of the file that has, or will get, the
-        name ``path``; the lock does not close it. ``reopen_path``: for a file without
-        that name, another path that opens it. Raises LockHeld if another process holds
-        the lock, LockForeign if dlpool did not create the lock file, and OSError.
+        name ``path``; the lock does not close it. ``status``: the stat result of the
+        file, None if the caller has none. ``reopen_path``: for a file without that
+        name, another path that opens it. Raises LockHeld if another process holds the
+        lock, LockForeign if dlpool did not create the lock file, and OSError.
         """
         self.was_expired = False
         self._lock_file: LockFile | None = None
-        if _has_flock(descriptor, reopen_path or path):
+        status = status or os.fstat(descriptor)
+        if _has_flock(descriptor, status, reopen_path or path):
             return
-        self._lock_file = LockFile.acquired(path.with_name(path.name + SUFFIX))
+        self._lock_file = LockFile.acquired(Path(f"{os.fspath(path)}{SUFFIX}"))
         self.was_expired = self._lock_file.was_expired
 
     @property
@@ -93,38 +100,40 @@ class FileLock:
             self._lock_file.release()
 
 
-def _has_flock(descriptor: int, path: Path) -> bool:
-    """Lock by flock(2) and verify the lock; return False if flock(2) has no effect.
+def _has_flock(descriptor: int, status: os.stat_result, path: disk.Name) -> bool:
+    """Lock by flock(2); return False if it has no effect on this file system.
 
     Raises LockHeld, OSError.
     """
-    status = os.fstat(descriptor)
-    if status.st_dev in _no_flock:
+    is_known = _flock_works.get(status.st_dev)
+    if is_known is False:
         return False
     try:
         has_locked = flock(descriptor)
     except BlockingIOError as error:
         raise LockHeld(_flock_holder(status)) from error
-    if has_locked and _excludes_second(path, disk.identity_of(status)):
+    if has_locked and is_known:
         return True
-    _no_flock.add(status.st_dev)
-    return False
+    works = has_locked and _excludes_second(path, disk.identity_of(status))
+    if works is not None:
+        _flock_works[status.st_dev] = works
+    return works is not False
 
 
-def _excludes_second(path: Path, identity: disk.Identity) -> bool:
+def _excludes_second(path: disk.Name, identity: disk.Identity) -> bool | None:
     """Return whether the lock excludes a second descriptor of the file.
 
-    Returns True, without a test, if the file cannot be opened again or ``path`` names
-    another file by now.
+    Returns None if this cannot be tested, because ``path`` cannot be opened or names
+    another file.
     """
     try:
         second = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return True
+        return None
     try:
         if disk.identity_of(os.fstat(second)) != identity:
             # published or replaced meanwhile: the caller checks the name and retries
-            return True
+            return None
         flock(second)
     except BlockingIOError:
         return True

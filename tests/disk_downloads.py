@@ -53,7 +53,7 @@ class Download(Workload):
         self.client = HttpClient(PATIENT, 16, HostHolds(time.monotonic), NetworkMonitor(time.monotonic))
 
     def prepare(self, folder: Path) -> None:
-        filelock._no_flock.clear()  # each run tries again whether flock(2) locks
+        filelock._flock_works.clear()  # each run tries again whether flock(2) locks
         if self.is_old_there:
             target = self.target(folder)
             target.parent.mkdir(parents=True)

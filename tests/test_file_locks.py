@@ -144,7 +144,7 @@ def test_twenty_refused_locks_leak_no_descriptor(tmp_path: Path) -> None:
 def no_flock(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process flock(2) locks nothing."""
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)
-    monkeypatch.setattr(filelock, "_no_flock", set())
+    monkeypatch.setattr(filelock, "_flock_works", {})
 
 
 @pytest.fixture
@@ -477,7 +477,7 @@ def test_log_sessions_and_node_locks_are_open_where_flock_is_refused(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refused)
-    monkeypatch.setattr(filelock, "_no_flock", set())
+    monkeypatch.setattr(filelock, "_flock_works", {})
     steps: list[Callable[[], object]] = [
         lambda: LogFile(tmp_path / "log").append(b"{}\n"),
         lambda: EngineSession(tmp_path / "session").close(),

@@ -54,7 +54,7 @@ def has_flock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Whether flock(2) locks."""
     if not request.param:
         monkeypatch.setattr(fcntl, "flock", lambda *_: None)
-        monkeypatch.setattr(filelock, "_no_flock", set())
+        monkeypatch.setattr(filelock, "_flock_works", {})
     return bool(request.param)
 
 
@@ -223,18 +223,18 @@ def test_a_mark_that_cannot_be_read_now_is_neither_there_nor_missing(
 )
 def test_a_name_may_be_spelt_otherwise_in_the_folder(names: list[str], is_so: bool, found: str, tmp_path: Path) -> None:
     opener = PartOpener(tmp_path / "f", sync=False, notify=lambda *_, **__: None)
-    opener.path = tmp_path / "f.PART"
+    opener.name = str(tmp_path / "f.PART")
     for name in names:
         (tmp_path / name).touch()
     assert opener._has_exact_name() is is_so
-    assert opener.path.name == found
+    assert Path(opener.name).name == found
 
 
 def test_composed_and_decomposed_letters_are_one_spelling(tmp_path: Path) -> None:
     opener = PartOpener(tmp_path / "\u00e9", sync=False, notify=lambda *_, **__: None)
     (tmp_path / "e\u0301.part").touch()
     assert not opener._has_exact_name()
-    assert opener.path.name == "e\u0301.part"
+    assert Path(opener.name).name == "e\u0301.part"
 
 
 # --- another process is quicker ---
@@ -362,9 +362,9 @@ def test_a_restart_that_loses_its_name_to_another_download_is_locked_out(
 ) -> None:
     part, real = PartFile(tmp_path / "f", sync=False), disk.remove
 
-    def remove(path: Path) -> None:
-        real(path)
-        path.write_bytes(b"another's")
+    def remove(name: str) -> None:
+        real(name)
+        Path(name).write_bytes(b"another's")
 
     with monkeypatch.context() as patch, pytest.raises(errors.Locked, match="another download is writing to"):
         patch.setattr(disk, "remove", remove)
@@ -378,7 +378,7 @@ def test_a_restart_that_fails_keeps_the_lock_file_that_is_held(
     what: str, leaves_no_descriptor: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)
-    monkeypatch.setattr(filelock, "_no_flock", set())
+    monkeypatch.setattr(filelock, "_flock_works", {})
     lacking(monkeypatch, what)
     part = PartFile(tmp_path / "f", sync=False)
     with monkeypatch.context() as patch, pytest.raises(errors.DiskFailed):

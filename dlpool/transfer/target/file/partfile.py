@@ -52,10 +52,15 @@ class PartFile:
         self._final_mode: int | None = None
         self.is_preallocated = False  # whether its whole length is reserved on the disk
         self._opened = self._opener.open()
-        self.path = self._opener.path
+        self._name = self._opener.name
 
     def __repr__(self) -> str:
-        return f"<PartFile {self.path}>"
+        return f"<PartFile {self._name}>"
+
+    @property
+    def path(self) -> Path:
+        """The path of the part file."""
+        return Path(self._name)
 
     @property
     def is_new(self) -> bool:
@@ -96,7 +101,7 @@ class PartFile:
     @property
     def length(self) -> int:
         """The length of the file in bytes. Raises LocalFault."""
-        with translated(f"access {self.path}"):
+        with translated(f"access {self._name}"):
             return os.fstat(self._descriptor).st_size
 
     def is_named(self) -> bool:
@@ -104,15 +109,15 @@ class PartFile:
 
         Raises LocalFault.
         """
-        with translated(f"access {self.path}"):
-            return disk.is_name_of(self.path, self._identity)
+        with translated(f"access {self._name}"):
+            return disk.is_name_of(self._name, self._identity)
 
     def check_ownership(self) -> None:
         """Raise LocalFault if another download may have taken the part file's name.
 
         The state file beside the part file would then belong to the other download.
         """
-        with translated(f"access the lock of {self.path}"):
+        with translated(f"access the lock of {self._name}"):
             if not self._opened.lock.is_held():
                 raise LocalFault(
                     f"cannot continue with {self.target}: another download has taken "
@@ -121,14 +126,14 @@ class PartFile:
                 )
         if self.is_named():
             return
-        if not self.path.parent.is_dir():
+        if not self.target.parent.is_dir():
             raise LocalFault(
-                f"cannot continue with {self.target}: the folder {self.path.parent} "
+                f"cannot continue with {self.target}: the folder {self.target.parent} "
                 "was removed"
             )
         raise LocalFault(
             f"cannot continue with {self.target}: another program removed or replaced "
-            f"{self.path}"
+            f"{self._name}"
         )
 
     def mark_published(self, job: Job) -> bool:
@@ -155,7 +160,7 @@ class PartFile:
 
     def truncate(self) -> None:
         """Drop the content of a file that has no writers. Raises LocalFault."""
-        with translated(f"empty {self.path}"):
+        with translated(f"empty {self._name}"):
             os.ftruncate(self._descriptor, 0)
 
     def copy_permissions(self) -> None:
@@ -166,7 +171,7 @@ class PartFile:
         keeps the default mode. Raises LocalFault, also if the mode cannot be set and
         the present mode allows more than the target's.
         """
-        with translated(f"set the permissions of {self.path}"):
+        with translated(f"set the permissions of {self._name}"):
             try:
                 old = os.stat(self.target, follow_symlinks=False)
             except FileNotFoundError:
@@ -190,7 +195,7 @@ class PartFile:
         """
         rules.check(self._descriptor, self.target.parent, size)
         try:
-            with translated(f"preallocate {size} bytes for {self.path}"):
+            with translated(f"preallocate {size} bytes for {self._name}"):
                 if mode == "falloc" and size and not rules.is_monitored:
                     os.posix_fallocate(self._descriptor, 0, size)
                     self.is_preallocated = True
@@ -204,12 +209,12 @@ class PartFile:
 
         Raises LocalFault.
         """
-        with translated(f"open {self.path}"):
+        with translated(f"open {self._name}"):
             descriptor = self._second()
             is_shared = descriptor is None
             writer = PartWriter(
                 os.dup(self._descriptor) if descriptor is None else descriptor,
-                self.path,
+                self._name,
                 is_shared,
             )
         self._writers.append(writer)
@@ -217,7 +222,7 @@ class PartFile:
 
     def locked_writer(self) -> PartWriter:
         """Return a writer with the locked descriptor, for the thread of the owner."""
-        return PartWriter(self._descriptor, self.path, closes=False)
+        return PartWriter(self._descriptor, self._name, closes=False)
 
     def as_scanned_file(self) -> ScannedFile:
         """Return the complete file for a malware scan. Raises LocalFault."""
@@ -245,7 +250,7 @@ class PartFile:
         A failure is final: the kernel may have dropped the pages. Raises LocalFault.
         """
         if self._sync:
-            with translated(f"write {self.path} to disk"):
+            with translated(f"write {self._name} to disk"):
                 os.fdatasync(self._descriptor)
 
     def report_delayed_errors(self) -> None:
@@ -255,7 +260,7 @@ class PartFile:
         it, calls fdatasync(2), which waits for all writes and reports the same errors.
         Raises LocalFault.
         """
-        with translated(f"close {self.path}"):
+        with translated(f"close {self._name}"):
             try:
                 second = os.dup(self._descriptor)
             except OSError as error:
@@ -271,7 +276,7 @@ class PartFile:
 
         Does nothing if the file system does not support or permit that.
         """
-        with translated(f"set the time of {self.path}"):
+        with translated(f"set the time of {self._name}"):
             try:
                 os.utime(self._descriptor, (seconds, seconds))
             except OSError as error:
@@ -296,7 +301,7 @@ class PartFile:
                 else:
                     disk.publish_exclusive(source, self.target, identity=self._identity)
             except OSError as error:
-                if source != self.path:
+                if source != self._name:
                     disk.remove_quietly(source)
                 if isinstance(error, FileExistsError):
                     raise TargetExists(f"{self.target} exists already") from error
@@ -309,9 +314,9 @@ class PartFile:
 
     def discard(self) -> None:
         """Remove the part file, if its name still refers to it. Raises LocalFault."""
-        with translated(f"remove {self.path}"):
-            if disk.is_name_of(self.path, self._identity):
-                disk.remove(self.path)
+        with translated(f"remove {self._name}"):
+            if disk.is_name_of(self._name, self._identity):
+                disk.remove(self._name)
 
     def close(self) -> None:
         """Close the file and release the lock. Errors are ignored.
@@ -331,7 +336,7 @@ class PartFile:
 
     def _second(self) -> int | None:
         """Return another descriptor, None if the file cannot be opened again."""
-        for path in (f"/proc/self/fd/{self._descriptor}", self.path):
+        for path in (f"/proc/self/fd/{self._descriptor}", self._name):
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             except FileNotFoundError:
@@ -348,7 +353,7 @@ class PartFile:
         except OSError:
             return False
 
-    def _private_name(self) -> Path:
+    def _private_name(self) -> str:
         """Return the name to publish from: usually the part file's name.
 
         A process can lose its lock file at any moment, and the next holder may then
@@ -357,14 +362,14 @@ class PartFile:
         result is the part file's name, which the caller has just checked.
         """
         if not self.has_lock_file:
-            return self.path
-        private = self.path.with_name(f".dlpool-{secrets.token_hex(8)}.part")
+            return self._name
+        private = f"{self.target.parent}/.dlpool-{secrets.token_hex(8)}.part"
         try:
             disk.link_open_file(self._descriptor, private)
         except OSError:
             # the call may have been performed and reported as failed
             disk.remove_quietly(private)
-            return self.path
+            return self._name
         return private
 
     def _finish_publish(self) -> None:
@@ -394,8 +399,8 @@ class PartFile:
             with suppress(OSError):
                 if os.fstat(self._descriptor).st_nlink == 1:
                     return True
-                if disk.is_name_of(self.path, self._identity):
-                    disk.remove(self.path)
+                if disk.is_name_of(self._name, self._identity):
+                    disk.remove(self._name)
         return False
 
     def _copy_owner(self, old: os.stat_result, own: os.stat_result) -> None:

@@ -36,7 +36,11 @@ _MODE = 0o666
 
 @dataclass(frozen=True)
 class OpenPart:
-    """An open, locked part file. ``is_new``: this process has just created the file."""
+    """An open, locked part file.
+
+    ``status``: its stat result when it was opened. ``is_new``: this process has just
+    created the file.
+    """
 
     descriptor: int
     status: os.stat_result
@@ -48,13 +52,12 @@ class OpenPart:
 class PartOpener:
     """Opens the part file of one target, initially and after each restart.
 
-    Used by one thread.
-
-    ``path`` may change to another spelling of the name, see ``_has_exact_name``.
+    Used by one thread. ``name``: the path of the part file; it may change to another
+    spelling, see ``_has_exact_name``.
     """
 
     def __init__(self, target: Path, *, sync: bool, notify: Notify) -> None:
-        self.path = target.with_name(target.name + PART_SUFFIX)
+        self.name = f"{target}{PART_SUFFIX}"
         self._target = target
         self._sync = sync
         self._notify = notify
@@ -66,11 +69,11 @@ class PartOpener:
         dlpool did not create, LocalFault.
         """
         for _ in range(MAX_OPEN_ATTEMPTS):
-            with disk_errors.translated(f"open {self.path}"):
+            with disk_errors.translated(f"open {self.name}"):
                 opened = self._existing() or self._created()
             if opened is not None:
                 return opened
-        raise LocalFault(f"cannot use {self.path}: another program keeps replacing it")
+        raise LocalFault(f"cannot use {self.name}: another program keeps replacing it")
 
     def replace(self, old: FileLock) -> OpenPart:
         """Remove the part file and create a new one.
@@ -80,8 +83,8 @@ class PartOpener:
         LocalFault.
         """
         held = old if old.uses_lock_file else None
-        with disk_errors.translated(f"replace {self.path}"):
-            disk.remove(self.path)
+        with disk_errors.translated(f"replace {self.name}"):
+            disk.remove(self.name)
             opened = self._created(held)
         if opened is None:
             raise Locked(f"another download is writing to {self._target}")
@@ -99,25 +102,25 @@ class PartOpener:
         Returns None if it does not exist or was replaced meanwhile. Raises OSError.
         """
         try:
-            descriptor = os.open(self.path, _FLAGS)
+            descriptor = os.open(self.name, _FLAGS)
         except FileNotFoundError:
             return None
         lock: FileLock | None = None
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise LocalFault(f"cannot use {self.path}: it is not a regular file")
+                raise LocalFault(f"cannot use {self.name}: it is not a regular file")
             is_marked = self._is_usable(descriptor, status)
             if is_marked is None:
                 _abandon(descriptor, None)
                 return None
-            lock = self._locked(descriptor)
+            lock = self._locked(descriptor, status)
             status = os.fstat(descriptor)
-            is_named = disk.is_name_of(self.path, disk.identity_of(status))
+            is_named = disk.is_name_of(self.name, disk.identity_of(status))
             if is_named and status.st_nlink == 1:
                 return OpenPart(descriptor, status, lock, is_marked, is_new=False)
             if is_named:  # it was published by a link, and a kill left its old name
-                disk.remove(self.path)
+                disk.remove(self.name)
         except BaseException:
             _abandon(descriptor, lock)
             raise
@@ -134,20 +137,20 @@ class PartOpener:
             self._target, disk.identity_of(status)
         ):
             return False
-        disk.remove(self.path)
+        disk.remove(self.name)
         return True
 
     def _has_exact_name(self) -> bool:
         """Return whether the folder lists the part file's name in this spelling.
 
-        If the folder lists another spelling, sets ``path`` to it. A case-insensitive
+        If the folder lists another spelling, sets ``name`` to it. A case-insensitive
         file system in user space may show a different inode number for each spelling of
         a name; then locks by two spellings do not exclude each other. Only a file
         without a mark is checked: the known file systems of this kind have no extended
         attributes. Raises OSError.
         """
-        expected, found = self.path.name, None
-        with os.scandir(self.path.parent) as entries:
+        expected, found = Path(self.name).name, None
+        with os.scandir(self._target.parent) as entries:
             for entry in entries:
                 if entry.name == expected:
                     return True
@@ -155,7 +158,7 @@ class PartOpener:
                     found = entry.name
         if found is None:
             return True
-        self.path = self.path.with_name(found)
+        self.name = str(self._target.with_name(found))
         return False
 
     def _is_usable(self, descriptor: int, status: os.stat_result) -> bool | None:
@@ -169,13 +172,13 @@ class PartOpener:
             return None
         if _has_mark(descriptor):
             return True
-        if not disk.is_name_of(self.path, disk.identity_of(status)):
+        if not disk.is_name_of(self.name, disk.identity_of(status)):
             # another download removed its mark and published it since it was opened
             return None
         if StateFile.for_target(self._target, sync=False).is_recognized():
             return _mark(descriptor) or (None if not self._has_exact_name() else False)
         raise ForeignFile(
-            f"{self.path} was not made by dlpool: move it away, or choose another name "
+            f"{self.name} was not made by dlpool: move it away, or choose another name "
             "for the download"
         )
 
@@ -199,14 +202,15 @@ class PartOpener:
         """
         lock = held
         try:
-            lock = held or self._locked(descriptor, Path(f"/proc/self/fd/{descriptor}"))
+            status = os.fstat(descriptor)
+            lock = held or self._locked(
+                descriptor, status, f"/proc/self/fd/{descriptor}"
+            )
             is_marked = _mark(descriptor)
             if not is_marked:
                 StateFile.for_target(self._target, sync=False).write_placeholder()
             if self._has_linked(descriptor):
-                return OpenPart(
-                    descriptor, os.fstat(descriptor), lock, is_marked, is_new=True
-                )
+                return OpenPart(descriptor, status, lock, is_marked, is_new=True)
         except BaseException:
             _abandon(descriptor, None if held else lock)
             raise
@@ -220,9 +224,9 @@ class PartOpener:
         FileExistsError if another file has the name, OSError.
         """
         try:
-            disk.link_open_file(descriptor, self.path)
+            disk.link_open_file(descriptor, self.name)
         except OSError as error:
-            if disk.is_name_of(self.path, disk.identity_of(os.fstat(descriptor))):
+            if disk.is_name_of(self.name, disk.identity_of(os.fstat(descriptor))):
                 return True
             if isinstance(error, FileExistsError):
                 raise
@@ -237,13 +241,13 @@ class PartOpener:
         for _ in range(2):
             try:
                 return os.open(
-                    self.path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, _MODE
+                    self._target.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, _MODE
                 )
             except OSError:
-                if self.path.parent.is_dir():
+                if self._target.parent.is_dir():
                     break  # creating the file by its name reports any other problem
             disk.make_folders(
-                self.path.parent, sync=self._sync, on_unsynced=self.on_unsynced
+                self._target.parent, sync=self._sync, on_unsynced=self.on_unsynced
             )
         return None
 
@@ -255,23 +259,22 @@ class PartOpener:
         state_file = StateFile.for_target(self._target, sync=False)
         state_file.write_placeholder()
         try:
-            descriptor = os.open(self.path, _FLAGS | os.O_CREAT | os.O_EXCL, _MODE)
+            descriptor = os.open(self.name, _FLAGS | os.O_CREAT | os.O_EXCL, _MODE)
         except FileExistsError:
             self._withdraw(state_file)
             return None
         except OSError:
-            if not disk.exists(self.path):
+            if not disk.exists(self.name):
                 state_file.remove_placeholder()
             raise
         lock = held
         try:
             is_marked = _mark(descriptor)
-            lock = held or self._locked(descriptor)
+            status = os.fstat(descriptor)
+            lock = held or self._locked(descriptor, status)
             if is_marked:
                 state_file.remove_placeholder()
-            return OpenPart(
-                descriptor, os.fstat(descriptor), lock, is_marked, is_new=True
-            )
+            return OpenPart(descriptor, status, lock, is_marked, is_new=True)
         except BaseException:
             _abandon(descriptor, None if held else lock)
             raise
@@ -283,20 +286,22 @@ class PartOpener:
         """
         is_needed = False
         with suppress(OSError):
-            descriptor = os.open(self.path, _FLAGS)
+            descriptor = os.open(self.name, _FLAGS)
             is_needed = not _has_mark(descriptor)
             disk.close_quietly(descriptor)
         if not is_needed:
             state_file.remove_placeholder()
 
-    def _locked(self, descriptor: int, again: Path | None = None) -> FileLock:
+    def _locked(
+        self, descriptor: int, status: os.stat_result, again: str | None = None
+    ) -> FileLock:
         """Lock the open file. Raises Locked, ForeignFile, OSError.
 
-        ``again``: a path by which a file without a name can be opened again; None for a
-        file that already has a name.
+        ``status``: the stat result of the file. ``again``: a path by which a file
+        without a name can be opened again; None for a file that already has a name.
         """
         try:
-            return FileLock(descriptor, self.path, reopen_path=again)
+            return FileLock(descriptor, self.name, status=status, reopen_path=again)
         except LockHeld as error:
             holder = f" ({error})" if str(error) else ""
             raise Locked(

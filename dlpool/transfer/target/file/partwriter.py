@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import suppress
-from pathlib import Path
 
 from dlpool import disk, freespace
 from dlpool.disk_errors import local_fault
@@ -27,7 +26,7 @@ class PartWriter:
     def __init__(
         self,
         descriptor: int,
-        path: Path,
+        path: disk.Name,
         is_shared: bool = False,
         *,
         closes: bool = True,

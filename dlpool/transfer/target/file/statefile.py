@@ -41,25 +41,27 @@ class StateFile:
     """
 
     def __init__(
-        self, path: Path, *, sync: bool, notify: Notify = ignore_event
+        self, path: disk.Name, *, sync: bool, notify: Notify = ignore_event
     ) -> None:
         """Check whether the state file exists. Raises LocalFault."""
-        self.path = path
+        self._name = os.fspath(path)
         self._temporary: Path | None = None
         self._sync = sync
         self._notify = notify
         self.is_placeholder = False
-        with translated(f"access {path}"):
-            self.exists = disk.exists(path)
+        with translated(f"access {self._name}"):
+            self.exists = disk.exists(self._name)
 
     @classmethod
     def for_target(
         cls, target: Path, *, sync: bool, notify: Notify = ignore_event
     ) -> StateFile:
         """Return the state file of a target. Raises LocalFault."""
-        return cls(
-            target.with_name(target.name + STATE_SUFFIX), sync=sync, notify=notify
-        )
+        return cls(f"{target}{STATE_SUFFIX}", sync=sync, notify=notify)
+
+    @property
+    def path(self) -> Path:
+        return Path(self._name)
 
     @property
     def holds_progress(self) -> bool:
