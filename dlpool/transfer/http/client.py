@@ -20,7 +20,11 @@ from dlpool.transfer.http.limits import HostHolds, NetworkMonitor, RateLimit
 from dlpool.transfer.http.policy import origin
 from dlpool.transfer.http.requests_adapter import PoolAdapter
 from dlpool.transfer.http.tls import tls_context
-from dlpool.transfer.http.urllib3_adapter import PooledResponse, TargetedHeaders
+from dlpool.transfer.http.urllib3_adapter import (
+    ExpiringPool,
+    PooledResponse,
+    TargetedHeaders,
+)
 from dlpool.transfer.http.urls import display_url
 from dlpool.transfer.timer import TimerThread
 
@@ -101,11 +105,18 @@ class HttpClient:
         because it takes as long as the transfer of a small file.
         """
         pool, request = self._adapter.route(url, self.proxies(url))
+        targeted = TargetedHeaders(request.target, headers)
+        if body is None:
+            again = cast(ExpiringPool, pool).send_again(
+                method, targeted, self.settings.read_timeout
+            )
+            if again is not None:
+                return again
         raw: Any = pool.urlopen(
             method,
             request.route,
             body=cast(Any, body),
-            headers=TargetedHeaders(request.target, headers),
+            headers=targeted,
             redirect=False,
             retries=False,
             assert_same_host=False,

@@ -33,6 +33,9 @@ from dlpool.transfer.http.policy import ANY_NETWORK, NetworkPolicy
 # RFC 9110 section 15.2; some servers send one unrequested
 _INTERIM = re.compile(rb"HTTP/1\.[01] 1")
 _PEEK_BYTES = 10  # bytes: enough to match _INTERIM
+# states of http.client's connection
+_IDLE, _REQUEST_SENT = "Idle", "Request-sent"
+_PLAIN_HOST = re.compile(r"[a-z0-9.-]+")
 # its methods are called directly, without urllib3's overrides
 _HttpClientConnection = http.client.HTTPConnection
 
@@ -50,6 +53,25 @@ class TargetedHeaders(dict[str, str]):
     def copy(self) -> TargetedHeaders:
         """Return a copy, to which urllib3 adds the fields for a proxy."""
         return TargetedHeaders(self.target, self)
+
+
+def usual_head(method: str, host: str, headers: TargetedHeaders) -> bytes | None:
+    """Return a request's head (RFC 9112 section 3) without a body.
+
+    ``host``: the value of ``Host``. Returns None if ``headers`` have a ``Host``, or a
+    character that only http.client's checks can judge.
+    """
+    lines = [f"{method} {headers.target} HTTP/1.1", f"Host: {host}"]
+    for name, value in headers.items():
+        if name.lower() == "host":
+            return None
+        lines.append(f"{name}: {value}")
+    head = "\r\n".join((*lines, "", ""))
+    line_ends = len(lines) + 1
+    is_usual = head.count("\r") == head.count("\n") == line_ends
+    if not (is_usual and head.isascii() and "\0" not in head):
+        return None
+    return head.encode("ascii")
 
 
 class PooledResponse(StrictResponse):
@@ -128,7 +150,9 @@ class _CancellableConnection(HTTPConnection):
             if self._shutdown is not None:
                 exchange.attach(self._shutdown)
         if self.sock is not None:
-            self.sock.settimeout(self.timeout)
+            self._set_timeout()
+        if body is None and self._send_usual_head(method, headers):
+            return
         has_host = any(name.lower() == "host" for name in headers)
         _HttpClientConnection.putrequest(
             self, method, headers.target, skip_host=has_host, skip_accept_encoding=True
@@ -140,6 +164,42 @@ class _CancellableConnection(HTTPConnection):
         self.endheaders()
         if body is not None:
             self._send_body(body)
+
+    def _send_usual_head(self, method: str, headers: TargetedHeaders) -> bool:
+        """Send a request of the usual form, if the connection is open and idle.
+
+        Otherwise sends nothing and returns False: http.client must send the request. It
+        checks and copies each field separately, which takes as long as the request.
+        """
+        state: Any = self
+        previous = state._HTTPConnection__response
+        if (
+            self.sock is None
+            or self.proxy is not None
+            or state._HTTPConnection__state != _IDLE
+            or not (previous is None or previous.isclosed())
+            or not _PLAIN_HOST.fullmatch(self.host)
+        ):
+            return False
+        host = self.host
+        if self.port != self.default_port:
+            host = f"{host}:{self.port}"
+        head = usual_head(method, host, headers)
+        if head is None:
+            return False
+        state._HTTPConnection__response = None
+        state._method = method
+        self.sock.sendall(head)
+        state._HTTPConnection__state = _REQUEST_SENT
+        return True
+
+    def _set_timeout(self) -> None:
+        """Set the timeout of the socket, if it has another one.
+
+        Each setting is a system call.
+        """
+        if self.sock.gettimeout() != self.timeout:
+            self.sock.settimeout(self.timeout)
 
     def _send_body(self, body: OutgoingBody) -> None:
         """Send the body block by block; stop when the server responds early.
@@ -205,7 +265,7 @@ class _CancellableConnection(HTTPConnection):
 
     def getresponse(self) -> Any:
         """Return the http.client response, without urllib3's wrapper."""
-        self.sock.settimeout(self.timeout)
+        self._set_timeout()
         return _HttpClientConnection.getresponse(self)
 
     def close(self) -> None:
@@ -230,7 +290,7 @@ class _CancellableTlsConnection(_CancellableConnection, HTTPSConnection):
         cast(Any, self.sock).suppress_ragged_eofs = False
 
 
-class _ExpiringPool(urllib3.HTTPConnectionPool):
+class ExpiringPool(urllib3.HTTPConnectionPool):
     """A pool that closes idle connections, because each occupies a descriptor."""
 
     idle_closer: IdleCloser
@@ -252,6 +312,36 @@ class _ExpiringPool(urllib3.HTTPConnectionPool):
         super()._put_conn(conn)
         if conn is not None:
             self.idle_closer.watch(self)
+
+    def send_again(
+        self, method: str, headers: TargetedHeaders, timeout_s: float
+    ) -> PooledResponse | None:
+        """Send a request over an idle connection, and return its response.
+
+        Returns None if no connection is idle or a proxy is used: the caller must then
+        call ``urlopen``, whose general preparations take as long as the request.
+        ``timeout_s``: seconds without progress. Raises OSError and urllib3's HTTPError.
+        """
+        if self.proxy is not None:
+            return None
+        connection = self._get_conn()
+        if connection.sock is None:
+            super()._put_conn(connection)
+            return None
+        try:
+            connection.timeout = timeout_s
+            connection.request(method, "", headers=headers)
+            response: PooledResponse = connection.getresponse()
+        except BaseException as error:
+            connection.close()
+            super()._put_conn(None)
+            if isinstance(error, http.client.HTTPException) and not isinstance(
+                error, OSError
+            ):
+                raise urllib3.exceptions.ProtocolError(str(error), error) from error
+            raise
+        response._connection, response._pool = connection, self
+        return response
 
     def close_idle(self, max_idle_s: float) -> float | None:
         """Close connections idle for ``max_idle_s`` seconds.
@@ -277,7 +367,7 @@ class _ExpiringPool(urllib3.HTTPConnectionPool):
         return max_idle_s - (now - min(since)) if since else None
 
 
-class _ExpiringTlsPool(_ExpiringPool, urllib3.HTTPSConnectionPool):
+class _ExpiringTlsPool(ExpiringPool, urllib3.HTTPSConnectionPool):
     """An expiring pool of TLS connections."""
 
 
@@ -313,7 +403,7 @@ def pool_classes(
     return {
         "http": type(
             "WatchedPool",
-            (_ExpiringPool,),
+            (ExpiringPool,),
             {"ConnectionCls": plain, "idle_closer": idle_closer},
         ),
         "https": type(
