@@ -8,7 +8,7 @@ functions are thread-safe.
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dlpool.errors import (
     DiskFailed,
@@ -20,8 +20,7 @@ from dlpool.errors import (
 )
 
 
-@dataclass(frozen=True)
-class Fault:
+class Fault(NamedTuple):
     """The meaning of an errno of a file operation.
 
     ``kind`` is a stable name, which the upload API maps to a status; ``raised`` is the
@@ -155,3 +154,8 @@ def local_fault(doing: str, error: Exception) -> LocalFault:
         return LocalFault(f"cannot {doing}: {error}")
     fault = fault_of(error)
     return fault.raised(f"cannot {doing}: {fault.reason}")
+
+
+def is_out_of_descriptors(error: BaseException | None) -> bool:
+    """Return whether an error says that no further file can be opened."""
+    return isinstance(error, OSError) and fault_of(error).raised is OutOfFiles

@@ -8,7 +8,6 @@ library's errors, and keeps the original error as the cause.
 
 from __future__ import annotations
 
-import copy
 from typing import ClassVar
 
 
@@ -109,8 +108,8 @@ class RetryRange(DlpoolError, label="network", exit_code=4):
 
     def explained(self, advice: str) -> RetryRange:
         """Return a copy of the error with ``advice`` appended to its message."""
-        told = copy.copy(self)
-        told.args = (f"{self}; {advice}",)
+        told = type(self)(f"{self}; {advice}")
+        vars(told).update(vars(self))
         told.__cause__ = self.__cause__
         return told
 

@@ -16,8 +16,8 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from dlpool.disk_errors import fault_of
-from dlpool.errors import NoThread, OutOfFiles
+from dlpool.disk_errors import is_out_of_descriptors
+from dlpool.errors import NoThread
 
 _PR_SET_NAME = 15  # prctl(2)
 # PyDLL keeps the interpreter's lock: the call takes less time than releasing it.
@@ -92,8 +92,3 @@ def has_free_descriptors(descriptors: int) -> bool:
     os.close(lowest)
     limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return limit == resource.RLIM_INFINITY or lowest + descriptors <= limit
-
-
-def is_out_of_descriptors(error: BaseException | None) -> bool:
-    """Return whether an error says that no further file can be opened."""
-    return isinstance(error, OSError) and fault_of(error).raised is OutOfFiles

@@ -10,7 +10,10 @@ import codecs
 import io
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 READ_BYTES = 64 * 1024
 # Characters that control a terminal, or that it shows as something else: C0, DEL, C1,

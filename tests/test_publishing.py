@@ -207,7 +207,7 @@ def test_an_early_interruption_is_no_traceback() -> None:
     code = (
         "import os, signal\n"
         "import dlpool.cli.main as main\n"
-        "main.build_parser = lambda: os.kill(os.getpid(), signal.SIGINT) or 1 / 0\n"
+        "main.build_parser = lambda *_: os.kill(os.getpid(), signal.SIGINT) or 1 / 0\n"
         "raise SystemExit(main.main(['fetch']))\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

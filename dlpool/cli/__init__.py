@@ -1,11 +1,11 @@
 """The three programs: ``dlpool``, ``dlpool-supervisor`` and ``dlpool-web``.
 
-Read in this order: ``main`` (the commands of ``dlpool``), ``parser`` (arguments, and
-the table of exit codes) and ``options`` (what commands share), ``console`` (standard
-streams), ``fetch`` (a complete command, as an example); then ``supervisor`` and
-``web``. The modules ``*_commands`` and ``*_options`` only declare options. The module
-that runs a command is imported when the command runs, so that ``dlpool --help`` stays
-fast.
+Read in this order: ``main`` (the command line ``dlpool``), ``commands`` (the table of
+commands), ``parser`` (arguments, and the table of exit codes) and ``options`` (what
+commands share), ``console`` (standard streams), ``fetch`` (a complete command, as an
+example); then ``supervisor`` and ``web``. The modules ``*_commands`` and ``*_options``
+only declare options. Only the modules of the named command are imported, so that
+programs start fast; ``tests/test_start.py`` bounds the number of imported modules.
 
 Modules, with their commands in parentheses: ``items``, ``listfile``, ``headers``,
 ``fetch_report`` (``fetch``); ``upload``, ``upload_credentials``, ``upload_report``

@@ -6,9 +6,7 @@ Imports no third-party library until a command runs.
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
-from dlpool.cli.queue_commands import add_command
 from dlpool.cli.queue_options import add_output_options
 
 _CONFIG = """\
@@ -42,20 +40,11 @@ and deletions are logged with the name of the user.
 """
 
 
-def add_admin_commands(commands: Any, exit_codes: str) -> None:
-    """Declare ``dlpool config``, ``doctor``, ``setup`` and ``quarantine``."""
-    add_quarantine(commands, exit_codes)
-    _add_config(commands, exit_codes)
-    _add_doctor(commands, exit_codes)
-    _add_setup(commands, exit_codes)
-
-
-def _add_config(commands: Any, exit_codes: str) -> None:
+def declare_config(parser: argparse.ArgumentParser) -> None:
+    """Declare ``dlpool config``."""
     from dlpool.cli.supervisor import add_service_options
 
-    parser = add_command(
-        commands, "config", "check or show the settings", _CONFIG, exit_codes, _config
-    )
+    parser.description = _CONFIG
     parser.add_argument(
         "action", metavar="check|show|convert", choices=("check", "show", "convert")
     )
@@ -82,17 +71,11 @@ def _add_config(commands: Any, exit_codes: str) -> None:
     )
 
 
-def _add_doctor(commands: Any, exit_codes: str) -> None:
+def declare_doctor(parser: argparse.ArgumentParser) -> None:
+    """Declare ``dlpool doctor``."""
     from dlpool.cli.supervisor import add_service_options
 
-    parser = add_command(
-        commands,
-        "doctor",
-        "test what the service depends on",
-        _DOCTOR,
-        exit_codes,
-        _doctor,
-    )
+    parser.description = _DOCTOR
     parser.add_argument(
         "url", metavar="URL", nargs="?", help="http or https: also test its server"
     )
@@ -105,10 +88,9 @@ def _add_doctor(commands: Any, exit_codes: str) -> None:
     add_output_options(parser, "print one JSON object")
 
 
-def _add_setup(commands: Any, exit_codes: str) -> None:
-    parser = add_command(
-        commands, "setup", "install the service for systemd", _SETUP, exit_codes, _setup
-    )
+def declare_setup(parser: argparse.ArgumentParser) -> None:
+    """Declare ``dlpool setup``."""
+    parser.description = _SETUP
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--print-unit", action="store_true", help="print the unit and change nothing"
@@ -130,12 +112,9 @@ def _add_setup(commands: Any, exit_codes: str) -> None:
     )
 
 
-def add_quarantine(commands: Any, exit_codes: str) -> None:
+def declare_quarantine(parser: argparse.ArgumentParser) -> None:
     """Declare ``dlpool quarantine``."""
-    summary = "list, release or delete infected files"
-    parser = add_command(
-        commands, "quarantine", summary, _QUARANTINE, exit_codes, _quarantine
-    )
+    parser.description = _QUARANTINE
     verbs = ("list", "show", "release", "delete")
     parser.add_argument(
         "action", metavar="|".join(verbs), nargs="?", default="list", choices=verbs
@@ -167,27 +146,3 @@ def _networks(text: str) -> str:
         return str(NETWORKS.parse(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text[:80]!r} is {error}") from error
-
-
-def _config(arguments: argparse.Namespace) -> int:
-    from dlpool.cli.configuration import run
-
-    return run(arguments)
-
-
-def _doctor(arguments: argparse.Namespace) -> int:
-    from dlpool.cli.doctor import run
-
-    return run(arguments)
-
-
-def _quarantine(arguments: argparse.Namespace) -> int:
-    from dlpool.cli.quarantine import run
-
-    return run(arguments)
-
-
-def _setup(arguments: argparse.Namespace) -> int:
-    from dlpool.cli.setup import run
-
-    return run(arguments)

@@ -1,27 +1,24 @@
 """The command line ``dlpool COMMAND``.
 
-Commands import third-party libraries only when they run.
+Imports only the modules of the command that runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import re
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Container, Sequence
 from typing import Any
 
-from dlpool import __version__
-from dlpool.cli.admin_commands import add_admin_commands
+from dlpool.cli.commands import COMMANDS, add_command
 from dlpool.cli.console import run_program
-from dlpool.cli.control_commands import add_control_commands
-from dlpool.cli.options import add_fetch, join_negative_values
-from dlpool.cli.parser import EXIT_CODES, Parser
-from dlpool.cli.queue_commands import add_queue_commands
-from dlpool.cli.upload_options import add_upload
+from dlpool.cli.parser import EXIT_CODES, HelpFormatter, Parser
+from dlpool.version import __version__
 
 
-class _CommandsFormatter(argparse.RawDescriptionHelpFormatter):
+class _CommandsFormatter(HelpFormatter):
     """A help formatter with a wide column for the names of commands.
 
     argparse ignores the indentation of these names when it computes the width.
@@ -32,11 +29,12 @@ class _CommandsFormatter(argparse.RawDescriptionHelpFormatter):
         self._action_max_length = 14
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(named: Container[str] = COMMANDS) -> argparse.ArgumentParser:
     """Return the parser of all commands.
 
-    The parsed arguments have an attribute ``run``: the function that executes the
-    command. This function takes the arguments and returns the exit code.
+    Only the commands in ``named`` have their options; the parser can parse no other
+    command. The parsed arguments have an attribute ``run``: the function that executes
+    the command. This function takes the arguments and returns the exit code.
     """
     parser = Parser(
         prog="dlpool",
@@ -50,37 +48,43 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=Parser
     )
-    add_fetch(commands, _fetch, EXIT_CODES)
-    add_upload(commands, _upload, EXIT_CODES)
-    add_queue_commands(commands, EXIT_CODES)
-    add_control_commands(commands, EXIT_CODES)
-    add_admin_commands(commands, EXIT_CODES)
+    for name in COMMANDS:
+        add_command(commands, name, with_options=name in named)
     return parser
 
 
-def _fetch(arguments: argparse.Namespace) -> int:
-    from dlpool.cli.fetch import run
-
-    return run(arguments)
-
-
-def _upload(arguments: argparse.Namespace) -> int:
-    from dlpool.cli.upload import run
-
-    return run(arguments)
+def join_negative_values(argv: Sequence[str]) -> list[str]:
+    """Replace each ``--option -5K`` by ``--option=-5K``, as argparse requires."""
+    joined: list[str] = []
+    for word in argv:
+        if (
+            re.match(r"-[0-9.]", word)
+            and joined
+            and joined[-1].startswith("--")
+            and "=" not in joined[-1]
+        ):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code. The user never sees a traceback."""
+    """Run a command and return its exit code. The user never sees a traceback.
+
+    Without ``argv`` the command is that of the process, and the process exits with the
+    code: see ``end_process``.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        gc.disable()  # until the modules are imported: they leave no garbage
 
     def run() -> int:
-        arguments = build_parser().parse_args(
-            join_negative_values(sys.argv[1:] if argv is None else argv)
-        )
+        arguments = build_parser(words).parse_args(join_negative_values(words))
         code: int = arguments.run(arguments)
         return code
 
-    return run_program("dlpool", run)
+    return run_program("dlpool", run, ends_process=argv is None)
 
 
 def single_file_main() -> int:
@@ -88,7 +92,7 @@ def single_file_main() -> int:
 
     This is the entry point of the single-file executable. Returns the exit code.
     """
-    if not Path(sys.argv[0]).name.startswith("dlpool-supervisor"):
+    if not sys.argv[0].rpartition("/")[2].startswith("dlpool-supervisor"):
         return main()
     from dlpool.cli.supervisor import main as supervisor
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
@@ -39,19 +38,10 @@ examples:
 """
 
 
-def add_fetch(
-    commands: Any, run: Callable[[argparse.Namespace], int], exit_codes: str
-) -> None:
+def declare_fetch(parser: argparse.ArgumentParser) -> None:
     """Declare ``dlpool fetch``."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "fetch",
-        help="download one URL, or a list of them",
-        description=_PATH,
-        epilog=_EXAMPLES + exit_codes,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.set_defaults(run=run, command="fetch")
+    parser.description = _PATH
+    parser.epilog = f"{_EXAMPLES}{parser.epilog}"
     parser.add_argument(
         "url",
         metavar="URL",
@@ -158,22 +148,6 @@ def print_warnings(notes: Iterable[str], program: str = "dlpool") -> None:
     with suppress(OSError, ValueError, AttributeError):
         for note in notes:
             print(f"{program}: warning: {note}", file=sys.stderr, flush=True)
-
-
-def join_negative_values(argv: Sequence[str]) -> list[str]:
-    """Replace each ``--option -5K`` by ``--option=-5K``, as argparse requires."""
-    joined: list[str] = []
-    for word in argv:
-        if (
-            re.match(r"-[0-9.]", word)
-            and joined
-            and joined[-1].startswith("--")
-            and "=" not in joined[-1]
-        ):
-            joined[-1] += f"={word}"
-        else:
-            joined.append(word)
-    return joined
 
 
 def _add_job_options(group: Any) -> None:

@@ -6,6 +6,9 @@ Each class in ``dlpool.errors`` has its exit code. Imports no third-party librar
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from contextlib import suppress
 from typing import Any, NoReturn
 
 EXIT_CODES = """\
@@ -19,6 +22,34 @@ exit codes:
   6 401, 403, 407            14 some of many failed      143 terminated: run again
   7 HTTP violated            16 infected (quarantine)
 """
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """A formatter of help texts, as wide as the terminal.
+
+    argparse would import a module with all archive formats to get that width.
+    """
+
+    def __init__(
+        self,
+        prog: str,
+        indent_increment: int = 2,
+        max_help_position: int = 24,
+        width: int | None = None,
+    ) -> None:
+        width = width or _terminal_width() - 2
+        super().__init__(prog, indent_increment, max_help_position, width)
+
+
+def _terminal_width() -> int:
+    """Return the columns of the terminal, as ``shutil.get_terminal_size`` does."""
+    with suppress(KeyError, ValueError):
+        if (columns := int(os.environ["COLUMNS"])) > 0:
+            return columns
+    if sys.__stdout__ is not None:
+        with suppress(ValueError, OSError):  # it is closed, or no terminal
+            return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80
+    return 80
 
 
 class Parser(argparse.ArgumentParser):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
 from typing import Any
 
 from dlpool.cli.options import add_header_options
@@ -64,10 +63,9 @@ name such as job.cancel, or job for all actions on jobs.
 """
 
 
-def add_queue_commands(commands: Any, exit_codes: str) -> None:
-    """Declare the commands that add jobs to the queue and show the queue."""
-    _add_push(commands, exit_codes)
-    parser = add_command(commands, "jobs", "list jobs", _JOBS, exit_codes, _jobs)
+def declare_jobs(parser: argparse.ArgumentParser) -> None:
+    """Declare ``dlpool jobs``."""
+    parser.description = _JOBS
     parser.add_argument(
         "--state",
         choices=STATES,
@@ -82,39 +80,25 @@ def add_queue_commands(commands: Any, exit_codes: str) -> None:
         help="list at most N jobs (default: 50)",
     )
     add_queue_options_and_output(parser, "print one JSON object per line")
-    parser = add_command(
-        commands,
-        "job",
-        "show one job",
-        "Show all details of one job.",
-        exit_codes,
-        _job,
-    )
+
+
+def declare_job(parser: argparse.ArgumentParser) -> None:
+    """Declare ``dlpool job``."""
+    parser.description = "Show all details of one job."
     parser.add_argument("id", metavar="ID", help="the id that push or jobs prints")
     add_queue_options_and_output(parser, "print one JSON object")
-    _add_events(commands, exit_codes)
-    _add_health(commands, exit_codes)
-    _add_audit(commands, exit_codes)
-    parser = add_command(
-        commands,
-        "stats",
-        "show the statistics of the queue",
-        _STATS,
-        exit_codes,
-        _stats,
-    )
+
+
+def declare_stats(parser: argparse.ArgumentParser) -> None:
+    """Declare ``dlpool stats``."""
+    parser.description = _STATS
     add_queue_options_and_output(parser, "print one JSON object")
 
 
-def _add_push(commands: Any, exit_codes: str) -> None:
-    parser = add_command(
-        commands,
-        "push",
-        "queue a job, or a list of them",
-        _PUSH,
-        _PUSH_EXAMPLES + exit_codes,
-        _push,
-    )
+def declare_push(parser: argparse.ArgumentParser) -> None:
+    """Declare ``dlpool push``."""
+    parser.description = _PUSH
+    parser.epilog = f"{_PUSH_EXAMPLES}{parser.epilog}"
     parser.add_argument("url", metavar="URL", nargs="?", help="http or https")
     parser.add_argument(
         "path",
@@ -180,10 +164,9 @@ def _add_job_options(group: Any) -> None:
     )
 
 
-def _add_events(commands: Any, exit_codes: str) -> None:
-    parser = add_command(
-        commands, "events", "show the events of jobs", _EVENTS, exit_codes, _events
-    )
+def declare_events(parser: argparse.ArgumentParser) -> None:
+    """Declare ``dlpool events``."""
+    parser.description = _EVENTS
     parser.add_argument("-f", "--follow", action="store_true", help="follow new events")
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument(
@@ -200,10 +183,9 @@ def _add_events(commands: Any, exit_codes: str) -> None:
     parser.set_defaults(limit=MAX_LIMIT)
 
 
-def _add_audit(commands: Any, exit_codes: str) -> None:
-    parser = add_command(
-        commands, "audit", "show the audit events", _AUDIT, exit_codes, _audit
-    )
+def declare_audit(parser: argparse.ArgumentParser) -> None:
+    """Declare ``dlpool audit``."""
+    parser.description = _AUDIT
     parser.add_argument(
         "--actor",
         metavar="ACTOR",
@@ -238,15 +220,9 @@ def _add_audit(commands: Any, exit_codes: str) -> None:
     add_queue_options_and_output(parser, "print one JSON object per line")
 
 
-def _add_health(commands: Any, exit_codes: str) -> None:
-    parser = add_command(
-        commands,
-        "health",
-        "check the health of a supervisor",
-        _HEALTH,
-        exit_codes,
-        _health,
-    )
+def declare_health(parser: argparse.ArgumentParser) -> None:
+    """Declare ``dlpool health``."""
+    parser.description = _HEALTH
     parser.add_argument(
         "-c",
         "--config",
@@ -266,31 +242,6 @@ def _add_health(commands: Any, exit_codes: str) -> None:
         help="check only whether it is alive, not whether it is ready",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
-
-
-def add_command(
-    commands: Any,
-    name: str,
-    summary: str,
-    text: str,
-    epilog: str,
-    run: Callable[[argparse.Namespace], int],
-) -> argparse.ArgumentParser:
-    """Declare a command that ``run`` executes, and return its parser.
-
-    ``summary`` describes the command in the list of commands. ``text`` is the
-    description in the help of the command, ``epilog`` the end of that help.
-    """
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=summary,
-        description=text,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.set_defaults(run=run, command=name)
-    return parser
 
 
 def add_queue_options_and_output(
@@ -330,45 +281,3 @@ def parse_limit(text: str, most: int = MAX_LIMIT) -> int:
     if not 1 <= count <= most:
         raise argparse.ArgumentTypeError(f"{text!r} is not from 1 to {most}")
     return count
-
-
-def _push(arguments: argparse.Namespace) -> int:
-    from dlpool.cli.push import run
-
-    return run(arguments)
-
-
-def _jobs(arguments: argparse.Namespace) -> int:
-    from dlpool.cli.jobs import list_jobs
-
-    return list_jobs(arguments)
-
-
-def _job(arguments: argparse.Namespace) -> int:
-    from dlpool.cli.jobs import show_job
-
-    return show_job(arguments)
-
-
-def _events(arguments: argparse.Namespace) -> int:
-    from dlpool.cli.events import show_events
-
-    return show_events(arguments)
-
-
-def _audit(arguments: argparse.Namespace) -> int:
-    from dlpool.cli.audit import run
-
-    return run(arguments)
-
-
-def _health(arguments: argparse.Namespace) -> int:
-    from dlpool.cli.health import run
-
-    return run(arguments)
-
-
-def _stats(arguments: argparse.Namespace) -> int:
-    from dlpool.cli.jobs import show_stats
-
-    return show_stats(arguments)

@@ -11,16 +11,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from dlpool import __version__
 from dlpool.cli.console import run_program
 from dlpool.cli.container_init import fork_if_init
 from dlpool.cli.options import add_setting, apply_umask, load_settings, sourced_options
-from dlpool.cli.parser import EXIT_CODES, Parser
+from dlpool.cli.parser import EXIT_CODES, HelpFormatter, Parser
 from dlpool.cli.queue_options import add_queue_options, sourced_queue_options
 from dlpool.config import LoggingSettings, Settings, SupervisorSettings
 from dlpool.config.sourced import SourcedValue
 from dlpool.jobs.keys import node_of
 from dlpool.kinds import AUTO
+from dlpool.version import __version__
 
 # The settings of [supervisor] and [logging] that have an option.
 _OPTIONS = ("max_concurrent_downloads", "drain_timeout", "log_format")
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="dlpool-supervisor",
         description="Runs the download jobs of a Redis queue until it is stopped.",
         epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"dlpool {__version__}")

@@ -50,20 +50,13 @@ examples:
 """
 
 
-def add_upload(
-    commands: Any, run: Callable[[argparse.Namespace], int], exit_codes: str
-) -> None:
+def declare_upload(parser: argparse.ArgumentParser) -> None:
     """Declare ``dlpool upload``."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "upload",
-        help="upload files to a dlpool-web",
-        description="Upload each FILE to the dlpool-web whose upload API is at URL. "
-        "Resumes earlier uploads.",
-        epilog=_EXAMPLES + exit_codes,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser.description = (
+        "Upload each FILE to the dlpool-web whose upload API is at URL. Resumes "
+        "earlier uploads."
     )
-    parser.set_defaults(run=run, command="upload")
+    parser.epilog = f"{_EXAMPLES}{parser.epilog}"
     parser.add_argument("files", metavar="FILE", nargs="+", help="the files to upload")
     parser.add_argument(
         "url",

@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlpool import __version__
 from dlpool.cli.console import run_program
 from dlpool.cli.options import apply_umask, load_settings, print_warnings
-from dlpool.cli.parser import EXIT_CODES, Parser
+from dlpool.cli.parser import EXIT_CODES, HelpFormatter, Parser
 from dlpool.config import Settings
 from dlpool.config.go_config import is_json
 from dlpool.config.ini import text_of_file
@@ -22,6 +21,7 @@ from dlpool.disk import make_folders
 from dlpool.disk_errors import translated
 from dlpool.errors import ConfigurationError, LocalFault
 from dlpool.threads import raise_open_file_limit
+from dlpool.version import __version__
 
 if TYPE_CHECKING:
     from dlpool.observe.log import Log
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Serves uploads, the job API and the dashboard over HTTP until it "
         "is stopped.",
         epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"dlpool {__version__}")

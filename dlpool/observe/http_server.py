@@ -21,10 +21,10 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
+from dlpool.disk_errors import is_out_of_descriptors
 from dlpool.kinds import split_address
 from dlpool.observe.log import Logger
 from dlpool.request_heads import HeadProgress, PendingHeads
-from dlpool.threads import is_out_of_descriptors
 from dlpool.version import __version__
 
 # clients must not guess another type of the body (Fetch standard)

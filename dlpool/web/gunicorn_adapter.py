@@ -27,8 +27,8 @@ from gunicorn.http.body import LengthReader  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import TConn, ThreadWorker  # type: ignore[import-untyped]
 
 from dlpool.config import WebSettings
+from dlpool.disk_errors import is_out_of_descriptors
 from dlpool.observe.log import Log
-from dlpool.threads import is_out_of_descriptors
 from dlpool.web import raw_responses as raw
 from dlpool.web.body import BLOCK_SIZE, BadFraming, BodyTooSlow, BrokenBody
 from dlpool.web.body_timeouts import BodyTimeouts, TimedSocket

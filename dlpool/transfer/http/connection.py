@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from dlpool.disk_errors import is_out_of_descriptors
 from dlpool.errors import (
     ConnectionBroken,
     NameNotResolved,
@@ -17,7 +18,7 @@ from dlpool.errors import (
     TimedOut,
     Unreachable,
 )
-from dlpool.threads import has_free_descriptors, is_out_of_descriptors
+from dlpool.threads import has_free_descriptors
 from dlpool.transfer.http.policy import NetworkPolicy
 
 _TOO_MANY = "too many files are open (raise ulimit -n, or use fewer connections)"

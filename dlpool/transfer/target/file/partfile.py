@@ -15,10 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from dlpool import disk, disk_errors
-from dlpool.disk_errors import translated
+from dlpool.disk_errors import is_out_of_descriptors, translated
 from dlpool.errors import LocalFault, NoRoom, NoSpace, TargetExists
 from dlpool.scan.scannedfile import ScannedFile
-from dlpool.threads import is_out_of_descriptors
 from dlpool.transfer.job import Job, Notify, ignore_event
 from dlpool.transfer.space_rules import ENTIRE_DISK, SpaceRules
 from dlpool.transfer.target.file.partopen import PartOpener, remove_mark
