@@ -35,17 +35,17 @@ FLOORS = [
     {"kinds", "redaction", "version"},
 ]
 ONLY_IN = {
-    "requests": {f"transfer/http/{name}.py" for name in ("client", "requests_adapter", "source", "tls", "urls")},
+    "requests": {f"transfer/http/{name}.py" for name in ("requests_adapter", "tls")},
     "urllib3": {
         f"transfer/http/{name}.py"
         for name in (
             "client",
             "network_errors",
+            "pools",
             "requests_adapter",
             "source",
             "tls",
             "urllib3_adapter",
-            "urls",
         )
     },
     "rich": {"cli/bars.py", "cli/tables.py", "cli/top.py"},

@@ -180,7 +180,7 @@ class Network:
         self.sent: list[tuple[str, str, dict[str, str]]] = []
         self.paused: list[float] = []
 
-    def proxies(self, _url: str) -> bool:
+    def proxy(self, _url: str) -> bool:
         return self.proxied
 
     def send(self, method: str, url: str, headers: dict[str, str], _body: object) -> Any:

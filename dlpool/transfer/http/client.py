@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-import requests
 import urllib3
-from requests.utils import get_environ_proxies, select_proxy
 
 from dlpool.config import NetworkSettings
 from dlpool.errors import ConfigurationError
@@ -18,7 +17,7 @@ from dlpool.transfer.http.host_connections import HostConnections
 from dlpool.transfer.http.idle_connections import IdleCloser
 from dlpool.transfer.http.limits import HostHolds, NetworkMonitor, RateLimit
 from dlpool.transfer.http.policy import origin
-from dlpool.transfer.http.requests_adapter import PoolAdapter
+from dlpool.transfer.http.pools import ConnectionPools
 from dlpool.transfer.http.tls import tls_context
 from dlpool.transfer.http.urllib3_adapter import (
     ExpiringPool,
@@ -62,34 +61,28 @@ class HttpClient:
         self.host_connections = HostConnections(time.monotonic)
         self.rate_limit = rate_limit or RateLimit(None, time.monotonic)
         self.min_read_bytes = max(min_read_bytes, MIN_READ_BYTES)
-        self.session = requests.Session()
         self._idle_closer = IdleCloser(max_idle_s)
-        self._adapter = PoolAdapter(settings, pool_size, self._idle_closer)
+        self._pools = ConnectionPools(settings, pool_size, self._idle_closer)
         self._timeout = urllib3.Timeout(
             connect=settings.connect_timeout, read=settings.read_timeout
         )
-        self.session.mount("http://", self._adapter)
-        self.session.mount("https://", self._adapter)
         self.timer = TimerThread()
         # limits of this machine that have been reported
         self.reported_limits: set[str] = set()
-        self._proxies: dict[tuple[str, str, int | None], Mapping[str, str]] = {}
+        self._proxies: dict[tuple[str, str, int | None], str | None] = {}
 
-    def proxies(self, url: str) -> Mapping[str, str]:
-        """Return the proxies for ``url``, by scheme.
+    def proxy(self, url: str) -> str | None:
+        """Return the proxy for ``url``, None for a direct connection.
 
         The configured proxy takes precedence over the proxies in the environment.
         Raises ConfigurationError if the environment names an unusable proxy.
         """
         if self.settings.proxy:
-            return {"http": self.settings.proxy, "https": self.settings.proxy}
-        found = self._proxies.get(origin(url))
-        if found is None:
-            found = get_environ_proxies(url)
-            if proxy := select_proxy(url, found):
-                _check_proxy(proxy)
-            self._proxies[origin(url)] = found
-        return found
+            return self.settings.proxy
+        key = origin(url)
+        if key not in self._proxies:
+            self._proxies[key] = _environment_proxy(url)
+        return self._proxies[key]
 
     def send(
         self,
@@ -101,10 +94,10 @@ class HttpClient:
         """Send a request and return its response with the body unread.
 
         Raises the exceptions of requests and urllib3. The request goes directly to the
-        connection pools of requests' adapter. The adapter's own ``send`` is not used,
-        because it takes as long as the transfer of a small file.
+        connection pools. ``requests.Session.send`` is not used, because it takes as
+        long as the transfer of a small file.
         """
-        pool, request = self._adapter.route(url, self.proxies(url))
+        pool, request = self._pools.route(url, self.proxy(url))
         targeted = TargetedHeaders(request.target, headers)
         if body is None:
             again = cast(ExpiringPool, pool).send_again(
@@ -138,7 +131,23 @@ class HttpClient:
     def close(self) -> None:
         """Close the idle connections."""
         self._idle_closer.close()
-        self.session.close()
+        self._pools.close()
+
+
+def _environment_proxy(url: str) -> str | None:
+    """Return the proxy that the environment names for ``url``, None without one.
+
+    Raises ConfigurationError if it is unusable.
+    """
+    if not any(name.lower().endswith("_proxy") for name in os.environ):
+        return None
+    # imports requests, which only proxies and cookies need
+    from dlpool.transfer.http.requests_adapter import environment_proxy
+
+    proxy = environment_proxy(url)
+    if proxy:
+        _check_proxy(proxy)
+    return proxy or None
 
 
 def _check_proxy(proxy: str) -> None:

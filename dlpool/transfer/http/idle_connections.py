@@ -6,6 +6,7 @@ import threading
 import weakref
 from typing import Protocol
 
+MAX_HOSTS = 64  # hosts with idle connections
 MAX_IDLE_S = 30.0
 LEAST_WAIT_S = 0.01
 

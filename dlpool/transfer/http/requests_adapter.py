@@ -7,11 +7,10 @@ This is the only module that overrides or calls internals of requests. A contrac
 from __future__ import annotations
 
 import ssl
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
@@ -22,57 +21,58 @@ from requests.cookies import (
     extract_cookies_to_jar,
     get_cookie_header,
 )
-from requests.utils import select_proxy
+from requests.utils import get_environ_proxies, select_proxy
 
 from dlpool.config import NetworkSettings
 from dlpool.transfer.http.header_fields import HeaderFields
-from dlpool.transfer.http.idle_connections import IdleCloser
-from dlpool.transfer.http.policy import NetworkPolicy, origin
+from dlpool.transfer.http.idle_connections import MAX_HOSTS
 from dlpool.transfer.http.tls import tls_context
-from dlpool.transfer.http.urllib3_adapter import pool_classes
-from dlpool.transfer.http.urls import basic_auth, request_target, split_credentials
+from dlpool.transfer.http.urls import basic_auth, split_credentials
 
-MAX_HOSTS = 64  # hosts with idle connections
 MAX_COOKIE_LENGTH = 8 * 1024  # with attributes; browsers take 4096 (RFC 6265, 6.1)
 MAX_COOKIES = 200  # kept for one download
 
 
-class RequestTarget(NamedTuple):
-    """The target of a request (RFC 9112 section 3.2), and the URL for urllib3.
+def prepared_url(url: str) -> str:
+    """Return a URL with scheme, host and port as requests normalises them.
 
-    ``target`` is sent. ``route`` is the URL from which urllib3 decides whether to open
-    a tunnel through the proxy.
+    Raises ValueError.
     """
+    request = requests.PreparedRequest()
+    try:
+        request.prepare_url(url, None)
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        raise ValueError(str(error)) from error
+    return request.url or ""
 
-    route: str
-    target: str
 
-
-class PoolAdapter(HTTPAdapter):
-    """An adapter for the library requests: our connection classes, one TLS context."""
+class ProxyPools(HTTPAdapter):
+    """requests' adapter, used for the connection pools of proxies only."""
 
     def __init__(
-        self, settings: NetworkSettings, pool_size: int, idle_closer: IdleCloser
+        self,
+        settings: NetworkSettings,
+        pool_size: int,
+        classes: dict[str, type[urllib3.HTTPConnectionPool]],
+        origin_context: Callable[[], ssl.SSLContext],
     ) -> None:
+        """Prepare the pools.
+
+        ``classes``: the classes of the pools by scheme. ``origin_context`` returns the
+        TLS context of connections to an origin through a proxy.
+        """
         self._settings = settings
-        self._pool_classes = pool_classes(NetworkPolicy.of(settings), idle_closer)
-        self._lock = threading.Lock()
-        self._context: ssl.SSLContext | None = None
-        self._pools: dict[tuple[str, str, int | None], urllib3.HTTPConnectionPool] = {}
+        self._pool_classes = classes
+        self._origin_context = origin_context
         super().__init__(pool_connections=MAX_HOSTS, pool_maxsize=pool_size)
 
-    def init_poolmanager(
-        self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any
-    ) -> None:
-        super().init_poolmanager(connections, maxsize, block, **pool_kwargs)
-        self.poolmanager.pool_classes_by_scheme = self._pool_classes
-
-    def close(self) -> None:
-        super().close()
-        pools, self._pools = self._pools, {}
-        for pool in pools.values():
-            # super() closes a pool only when nothing refers to it
-            pool.close()
+    def pool(self, url: str, proxy: str) -> urllib3.HTTPConnectionPool:
+        """Return the pool of connections to ``proxy`` for requests of ``url``."""
+        prepared = requests.PreparedRequest()
+        prepared.url = url
+        return self.get_connection_with_tls_context(
+            prepared, verify=True, proxies={"all": proxy}
+        )
 
     def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:
         if proxy.lower().startswith("https:") and proxy not in self.proxy_manager:
@@ -90,52 +90,21 @@ class PoolAdapter(HTTPAdapter):
         user = split_credentials(f"{proxy.rstrip('/')}/")[1]
         return {} if user is None else {"Proxy-Authorization": basic_auth(*user)}
 
-    def route(
-        self, url: str, proxies: Mapping[str, str]
-    ) -> tuple[urllib3.HTTPConnectionPool, RequestTarget]:
-        """Return the pool for a URL (its host's or its proxy's), and the target."""
-        prepared = requests.PreparedRequest()
-        prepared.url = url
-        if not proxies:
-            return self._direct(prepared), RequestTarget("/", request_target(url))
-        pool = self.get_connection_with_tls_context(
-            prepared, verify=True, proxies=dict(proxies)
-        )
-        if url.startswith("https:") or select_proxy(url, dict(proxies)) is None:
-            return pool, RequestTarget("/", request_target(url))
-        return pool, RequestTarget(url[: -len(request_target(url))] + "/", url)
-
-    def _direct(self, request: requests.PreparedRequest) -> urllib3.HTTPConnectionPool:
-        """Return the pool of the request's host from a cache.
-
-        The cache avoids the look-up of urllib3, which is slow.
-        """
-        key = origin(request.url or "")
-        pool = self._pools.get(key)
-        if pool is None or pool.pool is None:
-            # closed when requests to many other hosts replaced it
-            host, keys = self.build_connection_pool_key_attributes(request, verify=True)
-            pool = self.poolmanager.connection_from_host(**host, pool_kwargs=keys)
-            if len(self._pools) >= MAX_HOSTS:
-                self._pools = {}
-            self._pools[key] = pool
-        return pool
-
     def build_connection_pool_key_attributes(
         self, request: requests.PreparedRequest, verify: Any, cert: Any = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         parts = urlsplit(request.url or "")
         host = {"scheme": str(parts.scheme), "host": parts.hostname, "port": parts.port}
-        return host, {"ssl_context": self._tls()} if parts.scheme == "https" else {}
+        is_tls = parts.scheme == "https"
+        return host, {"ssl_context": self._origin_context()} if is_tls else {}
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
         """Do nothing: the TLS context verifies certificates."""
 
-    def _tls(self) -> ssl.SSLContext:
-        with self._lock:
-            if self._context is None:
-                self._context = tls_context(self._settings)
-            return self._context
+
+def environment_proxy(url: str) -> str | None:
+    """Return the proxy that the environment names for ``url``, None without one."""
+    return select_proxy(url, get_environ_proxies(url))
 
 
 class CookieJar:

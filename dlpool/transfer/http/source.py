@@ -12,10 +12,9 @@ import http.client
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import cast
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
-import requests
 import urllib3
 
 from dlpool.errors import (
@@ -32,7 +31,6 @@ from dlpool.transfer.http.credentials import netrc_user
 from dlpool.transfer.http.exchange import Exchange, OutgoingBody
 from dlpool.transfer.http.network_errors import network_error
 from dlpool.transfer.http.policy import headers_for_origin, origin
-from dlpool.transfer.http.requests_adapter import CookieJar
 from dlpool.transfer.http.urllib3_adapter import PooledResponse
 from dlpool.transfer.http.urls import (
     basic_auth,
@@ -42,6 +40,9 @@ from dlpool.transfer.http.urls import (
     resolve_location,
     split_credentials,
 )
+
+if TYPE_CHECKING:
+    from dlpool.transfer.http.requests_adapter import CookieJar
 
 MAX_REDIRECTS = 10
 COLLECT_S = 0.02  # seconds after which one read stops collecting
@@ -138,7 +139,7 @@ class Source:
         self._location = self.url
         # from redirect targets, by origin
         self._credentials: dict[tuple[str, str, int | None], dict[str, str]] = {}
-        self._cookies = CookieJar()
+        self._cookies: CookieJar | None = None  # until a server sets a cookie
         self._lock = threading.Lock()
 
     @property
@@ -255,16 +256,15 @@ class Source:
         while (wait := client.host_holds.wait_s(host)) > 0:
             exchange.sleep(wait)
             exchange.check()
-        if client.proxies(url):
+        if client.proxy(url):
             check_proxied_host(url, client.settings)
         sent = self._headers_for(url, headers)
         exchange.sent_at, exchange.answered_at = exchange.clock(), None
         try:
             raw = client.send(method, url, sent, body)
         except (
-            requests.RequestException,
             urllib3.exceptions.HTTPError,
-            OSError,
+            OSError,  # the exceptions of requests are OSErrors
             ValueError,
         ) as error:
             raise exchange.cancel_error or network_error(
@@ -292,7 +292,7 @@ class Source:
         sent.update(headers)
         if self._credentials and "authorization" not in (name.lower() for name in sent):
             sent |= self._credentials.get(origin(url), {})
-        if not self._cookies:
+        if self._cookies is None:
             return sent
         with self._lock:
             stored = self._cookies.header(url)
@@ -304,8 +304,12 @@ class Source:
     def _keep_cookies(self, url: str, raw: PooledResponse) -> None:
         if "Set-Cookie" not in raw.headers:
             return
+        # imports requests, which only proxies and cookies need
+        from dlpool.transfer.http.requests_adapter import CookieJar
+
         values = raw.headers.get_all("Set-Cookie") or ()
         with self._lock:
+            self._cookies = self._cookies or CookieJar()
             self._cookies.store(url, values)
 
 

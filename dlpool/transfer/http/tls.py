@@ -6,7 +6,6 @@ import ssl
 from pathlib import Path
 
 import urllib3
-from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from dlpool.config import NetworkSettings
 from dlpool.errors import ConfigurationError
@@ -38,6 +37,9 @@ def tls_context(settings: NetworkSettings) -> ssl.SSLContext:
         and not context.cert_store_stats()["x509_ca"]
         and not _has_ca_folder()
     ):
+        # imported only where the system has no certificates
+        from requests.utils import DEFAULT_CA_BUNDLE_PATH
+
         context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
     if settings.insecure:
         context.check_hostname = False

@@ -12,10 +12,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from urllib.parse import unquote, urlsplit
 
-import requests
-import urllib3
-from requests.utils import check_header_validity
-
 from dlpool.config import NetworkSettings
 from dlpool.errors import UsageError
 from dlpool.redaction import split_user_info
@@ -31,6 +27,9 @@ _OWN_HEADERS = {
     "transfer-encoding",
     "connection",
 }
+# The name and the value of a header field (RFC 9110 section 5).
+_HEADER_NAME = re.compile(r"[^:\s][^:\r\n]*")
+_HEADER_VALUE = re.compile(r"(?:\S[^\r\n]*)?")
 # A URL that needs no normalisation.
 _PLAIN_URL = re.compile(
     r"https?://[a-z0-9.-]+(?::(?:[0-9]{1,4}|[1-5][0-9]{4}))?/[!\x22$-~]*"
@@ -97,11 +96,7 @@ def split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
             f"{_site(scheme, host_and_port)}{_sendable((path or '/') + query)}",
             _user(info),
         )
-    except (
-        requests.RequestException,
-        urllib3.exceptions.HTTPError,
-        ValueError,
-    ) as error:
+    except ValueError as error:
         raise UsageError(f"{display_url(url)!r} is not a URL") from error
 
 
@@ -153,9 +148,10 @@ def _resolved(path: str, relative: str) -> str:
 
 def _site(scheme: str, host_and_port: str) -> str:
     """Return scheme, host and port as the library requests normalises them."""
-    request = requests.PreparedRequest()
-    request.prepare_url(f"{scheme}://{host_and_port}/", None)
-    site, _, path = (request.url or "").rpartition("/")
+    # imports requests; a usual URL needs no normalisation
+    from dlpool.transfer.http.requests_adapter import prepared_url
+
+    site, _, path = prepared_url(f"{scheme}://{host_and_port}/").rpartition("/")
     if path or not urlsplit(site).hostname:
         raise ValueError("it has no host")
     _ = urlsplit(site).port
@@ -185,13 +181,11 @@ def check_header(name: str, value: str) -> None:
     """Raise UsageError for a header field that cannot or must not be sent."""
     if name.lower() in _OWN_HEADERS:
         raise UsageError(f"header {name} is set by dlpool itself and cannot be given")
-    try:
-        check_header_validity((name, value))
-        value.encode("latin-1")
-    except (requests.exceptions.InvalidHeader, UnicodeError) as error:
-        raise UsageError(
-            f"header {name[:80]!r} has characters that no header can have"
-        ) from error
+    is_latin = value.isascii() or max(value) < "\u0100"
+    if not (
+        is_latin and _HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value)
+    ):
+        raise UsageError(f"header {name[:80]!r} has characters that no header can have")
 
 
 def basic_auth(name: str, password: str) -> str:
