@@ -35,7 +35,7 @@ FLOORS = [
     {"kinds", "redaction", "version"},
 ]
 ONLY_IN = {
-    "requests": {f"transfer/http/{name}.py" for name in ("requests_adapter", "tls")},
+    "requests": {f"transfer/http/{name}.py" for name in ("requests_adapter", "tls", "unusual_urls")},
     "urllib3": {
         f"transfer/http/{name}.py"
         for name in (
@@ -45,6 +45,7 @@ ONLY_IN = {
             "requests_adapter",
             "source",
             "tls",
+            "unusual_urls",
             "urllib3_adapter",
         )
     },

@@ -33,19 +33,6 @@ MAX_COOKIE_LENGTH = 8 * 1024  # with attributes; browsers take 4096 (RFC 6265, 6
 MAX_COOKIES = 200  # kept for one download
 
 
-def prepared_url(url: str) -> str:
-    """Return a URL with scheme, host and port as requests normalises them.
-
-    Raises ValueError.
-    """
-    request = requests.PreparedRequest()
-    try:
-        request.prepare_url(url, None)
-    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        raise ValueError(str(error)) from error
-    return request.url or ""
-
-
 class ProxyPools(HTTPAdapter):
     """requests' adapter, used for the connection pools of proxies only."""
 

@@ -149,7 +149,7 @@ def _resolved(path: str, relative: str) -> str:
 def _site(scheme: str, host_and_port: str) -> str:
     """Return scheme, host and port as the library requests normalises them."""
     # imports requests; a usual URL needs no normalisation
-    from dlpool.transfer.http.requests_adapter import prepared_url
+    from dlpool.transfer.http.unusual_urls import prepared_url
 
     site, _, path = prepared_url(f"{scheme}://{host_and_port}/").rpartition("/")
     if path or not urlsplit(site).hostname:
