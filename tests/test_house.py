@@ -28,7 +28,7 @@ FLOORS = [
     {"config"},
     {"filelock", "request_heads"},
     {"lock_files"},
-    {"freespace", "threads", "cancel"},
+    {"affinity", "freespace", "threads", "cancel"},
     {"disk", "filenames"},
     {"disk_errors"},
     {"errors", "jsontext", "syscalls", "usertext"},

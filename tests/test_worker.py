@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from dlpool.affinity import Affinity
 from dlpool.config import LoggingSettings, OtelSettings, PathSettings, Settings, TransferSettings
 from dlpool.errors import (
     Cancelled,
@@ -55,7 +56,6 @@ from dlpool.service.wire.frames import (
 from dlpool.service.wire.results import AttemptResult
 from dlpool.service.worker import job_run as run_module
 from dlpool.service.worker import process as worker_module
-from dlpool.service.worker.affinity import Affinity
 from dlpool.service.worker.job_run import MAX_STACK, SMALL, JobRun, JobRunContext, remove_stale_files, settings_for_job
 from dlpool.service.worker.process import FROZEN_S, SILENCE_S, STATUS_JOBS, STOP_S, WorkerProcess, WorkerSettings
 from dlpool.transfer.job import Progress, TransferResult

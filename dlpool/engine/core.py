@@ -7,6 +7,7 @@ import os
 import threading
 from pathlib import Path
 
+from dlpool.affinity import Affinity, CpuReservation
 from dlpool.engine.callbacks import Callback, Callbacks
 from dlpool.engine.engine_session import EngineSession
 from dlpool.engine.sampling import ProgressSampler, stop_at_exit
@@ -55,6 +56,7 @@ class EngineCore:
         self._lock = threading.Lock()
         self._tasks: dict[str, DownloadTask] = {}
         self._workers = EngineWorkers(settings.max_workers, self._run)
+        self._cpu: CpuReservation | None = None  # for the small files of a batch
         self._stats = DownloadStats()
         self._is_closed = self._is_stopping = self._is_pulling = False
         self.callbacks = Callbacks(self.active_tasks, settings.progress_interval_s)
@@ -166,6 +168,9 @@ class EngineCore:
             return task
 
         self._notify_end, self._is_pulling = notify_end, True
+        if self._workers.max_threads > 1:
+            self._cpu = CpuReservation()
+            self._transfers.affinity = Affinity(self._cpu.cpu)
         self._workers.pull_from(adopted)
 
     def run_in_caller(self) -> None:
@@ -224,6 +229,8 @@ class EngineCore:
         self._sampler.close()
         self.callbacks.close()
         self._transfers.close()
+        if self._cpu is not None:
+            self._cpu.close()
         if self._session is not None:
             self._session.close()
 
@@ -245,6 +252,7 @@ class EngineCore:
         execution = execution_of(task)
         outcome: TransferResult | None = None
         failure: DlpoolError | None = None
+        self._transfers.affinity.pin()
         try:
             outcome = execution.run(self._transfers.create)
         except DlpoolError as error:

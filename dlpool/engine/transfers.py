@@ -7,11 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dlpool.affinity import Affinity
 from dlpool.config import NetworkSettings, ScanSettings, TransferSettings
 from dlpool.engine.names import NameRegistry, NameRequest
 from dlpool.engine.task import DownloadTask, TaskExecution
 from dlpool.errors import DlpoolError, TargetExists
 from dlpool.scan.guard import open_guard
+from dlpool.transfer.attempt import SMALL_FILE_BYTES
 from dlpool.transfer.http.client import HttpClient
 from dlpool.transfer.http.limits import HostHolds, NetworkMonitor
 from dlpool.transfer.http.urls import display_url
@@ -40,7 +42,10 @@ class EngineSettings:
 
 
 class TransferFactory:
-    """Creates the transfers of tasks; they share one HTTP client. Thread-safe."""
+    """Creates the transfers of tasks; they share one HTTP client. Thread-safe.
+
+    ``affinity`` selects the CPUs of the threads that run the transfers.
+    """
 
     def __init__(self, settings: EngineSettings) -> None:
         """Create the HTTP client, and the guard that scans files if a scanner is
@@ -60,6 +65,7 @@ class TransferFactory:
         self._notify = settings.notify
         self._guard = open_guard(settings.scan)
         self._names = NameRegistry()
+        self.affinity = Affinity(None)
 
     def create(self, task: TaskExecution) -> Transfer:
         """Return a transfer for a task.
@@ -71,6 +77,8 @@ class TransferFactory:
 
         def notify(event: str, /, **fields: object) -> None:
             task.handle_event(event, **fields)
+            if event == "job_started" and not _is_small(fields["size"]):
+                self.affinity.unpin()  # before the threads of connections are started
             self._notify(event, **fields)
 
         def reserve(path: Path) -> None:
@@ -118,6 +126,10 @@ class TransferFactory:
     def close(self) -> None:
         """Close the idle connections."""
         self._client.close()
+
+
+def _is_small(size: object) -> bool:
+    return isinstance(size, int) and size < SMALL_FILE_BYTES
 
 
 def discard_partial_file(task: DownloadTask) -> None:

@@ -33,7 +33,7 @@ class EngineWorkers:
         ``run`` must run a task that has begun, call ``release``, and never raise.
         """
         self.queue = DownloadQueue()
-        self._max_threads = max_threads
+        self.max_threads = max_threads
         self._run = run
         self._lock = threading.Condition()
         self._threads = 0
@@ -45,7 +45,7 @@ class EngineWorkers:
         self._is_stopping = False
 
     def __repr__(self) -> str:
-        return f"<EngineWorkers {self._threads} of {self._max_threads}>"
+        return f"<EngineWorkers {self._threads} of {self.max_threads}>"
 
     def add(self, task: DownloadTask) -> DownloadTask | None:
         """Queue a task. If a worker is free, the task is downloading on return.
@@ -80,7 +80,7 @@ class EngineWorkers:
         with self._lock:
             self._source = source
             while (
-                self._threads < self._max_threads
+                self._threads < self.max_threads
                 and self._has_descriptors()
                 and self._start_thread(None)
             ):
@@ -174,12 +174,12 @@ class EngineWorkers:
 
         The caller holds the lock.
         """
-        if self._begun and not self._is_stopping and self._busy < self._max_threads:
+        if self._begun and not self._is_stopping and self._busy < self.max_threads:
             self._busy += 1
             return self._begun.popleft()
         while (
             not self._is_stopping
-            and self._busy < self._max_threads
+            and self._busy < self.max_threads
             and (task := self.queue.get_next_task()) is not None
         ):
             if execution_of(task).begin():

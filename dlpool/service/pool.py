@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 
+from dlpool.affinity import choose_cpu
 from dlpool.config import SupervisorSettings
 from dlpool.errors import DlpoolError
 from dlpool.observe.log import Logger
@@ -31,7 +32,6 @@ from dlpool.service.wire.channel import FrameChannel
 from dlpool.service.wire.counters import RECEIVED
 from dlpool.service.wire.frames import Frame, PingFrame, RetireFrame, SpaceFrame
 from dlpool.service.worker import process as worker_process
-from dlpool.service.worker.affinity import choose_cpu
 from dlpool.service.worker.process import WorkerSettings
 from dlpool.service.worker_handle import WorkerHandle
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlpool.affinity import Affinity
 from dlpool.config import TransferSettings
 from dlpool.errors import DlpoolError, InternalError, LocalFault, LostJob, RetryRange
 from dlpool.jobs.confinement import Confinement
@@ -31,7 +32,6 @@ from dlpool.service.wire.frames import (
     lease_clock,
 )
 from dlpool.service.wire.results import AttemptResult, attempt_result_of
-from dlpool.service.worker.affinity import Affinity
 from dlpool.transfer.http.client import HttpClient
 from dlpool.transfer.job import Checksum, Job, TransferCallbacks
 from dlpool.transfer.target.file.cleanup import (

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dlpool import threads
+from dlpool.affinity import Affinity
 from dlpool.config import (
     LoggingSettings,
     NetworkSettings,
@@ -60,7 +61,6 @@ from dlpool.service.wire.frames import (
     SpaceFrame,
     StatusFrame,
 )
-from dlpool.service.worker.affinity import Affinity
 from dlpool.service.worker.job_run import (
     JobRun,
     JobRunContext,
