@@ -76,9 +76,10 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
 
 
 class Fetcher:
-    """Downloads in this process, with settings that make tests fast."""
+    """Downloads in this process, with settings that make tests fast. ``network``: those that all downloads have."""
 
-    def __init__(self) -> None:
+    def __init__(self, **network: Any) -> None:
+        self._network = network
         self.events: list[tuple[str, dict[str, object]]] = []
         self._lock = threading.Lock()
 
@@ -100,7 +101,8 @@ class Fetcher:
         return Transfer(job, replace(FAST, **settings), client, TransferCallbacks(self._note))
 
     def client(self, **network: Any) -> HttpClient:
-        return HttpClient(replace(PATIENT, **network), 16, HostHolds(time.monotonic), NetworkMonitor(time.monotonic))
+        settings = replace(PATIENT, **{**self._network, **network})
+        return HttpClient(settings, 16, HostHolds(time.monotonic), NetworkMonitor(time.monotonic))
 
     def __call__(self, url: str, target: Path, **options: Any) -> TransferResult:
         return self.transfer(url, target, **options).run()
@@ -129,16 +131,24 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @pytest.fixture
-def fetch() -> Fetcher:
-    return Fetcher()
+def is_tls() -> bool:
+    """Whether the origins of ``serve`` use TLS. A module whose tests hold for both has a fixture of its own."""
+    return False
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., Origin]]:
+def fetch(is_tls: bool, request: pytest.FixtureRequest) -> Fetcher:
+    return Fetcher(cacert=str(request.getfixturevalue("authority").ca_file)) if is_tls else Fetcher()
+
+
+@pytest.fixture
+def serve(is_tls: bool, request: pytest.FixtureRequest) -> Iterator[Callable[..., Origin]]:
     """Start scripted origins; they end with the test."""
     with ExitStack() as stack:
 
         def start(handler: Handler, **options: Any) -> Origin:
+            if is_tls:
+                options.setdefault("tls", request.getfixturevalue("authority").server_context())
             return stack.enter_context(Origin(handler, **options))
 
         yield start

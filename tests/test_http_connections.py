@@ -20,6 +20,13 @@ from tests.handlers import (
 )
 from tests.origin import LAST_MODIFIED, Connection, File, Request
 
+
+@pytest.fixture(params=[False, True], ids=["plain", "tls"])
+def is_tls(request: pytest.FixtureRequest) -> bool:
+    """All tests hold without TLS and with it."""
+    return bool(request.param)
+
+
 # --- broken connections ---
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import inspect
 import platform
+import ssl
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
@@ -60,6 +61,7 @@ def changed(library: Library, what: str) -> str:
         ),
         (HTTP_CLIENT, http.client.HTTPConnection, "putheader", ["self", "header", "values"]),
         (HTTP_CLIENT, http.client.HTTPConnection, "getresponse", ["self"]),
+        (HTTP_CLIENT, ssl.SSLSocket, "read", ["self", "len", "buffer"]),
         (REQUESTS, HTTPAdapter, "init_poolmanager", ["self", "connections", "maxsize", "block", "pool_kwargs"]),
         (REQUESTS, HTTPAdapter, "proxy_manager_for", ["self", "proxy", "proxy_kwargs"]),
         (REQUESTS, HTTPAdapter, "proxy_headers", ["self", "proxy"]),

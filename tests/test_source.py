@@ -18,8 +18,9 @@ from dlpool.transfer.http import requests_adapter
 from dlpool.transfer.http.answer import ByteRange
 from dlpool.transfer.http.client import HttpClient
 from dlpool.transfer.http.exchange import Exchange, ExchangeStats
+from dlpool.transfer.http.http_client_adapter import COLLECT_S
 from dlpool.transfer.http.limits import HostHolds, NetworkMonitor
-from dlpool.transfer.http.source import COLLECT_S, MAX_REDIRECTS, Reply, Source, may_be_expired
+from dlpool.transfer.http.source import MAX_REDIRECTS, Reply, Source, may_be_expired
 from tests.fakes import Clock
 from tests.origin import Connection, Origin, Request
 

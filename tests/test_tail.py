@@ -22,6 +22,12 @@ SPLIT: dict[str, Any] = {"min_split_size": TAIL, "connections": 4, "deadline": 2
 PATIENT: dict[str, Any] = {"read_timeout": 300.0, "low_speed_limit": 0}  # nothing else ends a slow connection
 
 
+@pytest.fixture(params=[False, True], ids=["plain", "tls"])
+def is_tls(request: pytest.FixtureRequest) -> bool:
+    """All tests hold without TLS and with it."""
+    return bool(request.param)
+
+
 def fast(request: Request, connection: Connection) -> None:
     File(DATA)(request, connection)
 

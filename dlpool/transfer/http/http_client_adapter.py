@@ -6,6 +6,10 @@ parses header fields with the e-mail parser, and urllib3 wraps the response agai
 two steps take as long as all other work for a small file. So this module parses a
 header in the usual form itself, and leaves any other header to http.client.
 
+A TLS record has at most 16 KiB. Between http.client and a TLS socket are two objects,
+whose methods take as long for one record as its decryption. So a body of known length
+is read from the TLS socket itself, once the buffer between them is empty.
+
 This is the only module that overrides or calls private members of http.client. A
 contract test (``tests/test_library_contracts.py``) fails when a release of Python
 changes them.
@@ -14,7 +18,10 @@ changes them.
 from __future__ import annotations
 
 import http.client
+import io
 import re
+import ssl
+import time
 from http import HTTPStatus
 from typing import Any, BinaryIO, cast
 
@@ -29,6 +36,10 @@ from dlpool.transfer.http.header_fields import (
 
 MAX_CHUNK_LINE = 4 * 1024  # bytes of a chunk's size with its extensions
 MAX_INFORMATIONAL = 32  # 1xx responses before the final one
+COLLECT_S = 0.02  # seconds after which one read stops collecting
+# A read into more than this number of bytes leaves nothing in the buffer of ``fp``: it
+# takes the buffered bytes, and the remaining space is larger than the buffer.
+_DRAINING_BYTES = 2 * io.DEFAULT_BUFFER_SIZE
 
 # RFC 9112 section 4
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([2-9][0-9]{2})(?: ([^\r\n]*))?\r\n")
@@ -37,7 +48,14 @@ _BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 
 class StrictResponse(http.client.HTTPResponse):
-    """http.client's response with a bounded header and without 1xx responses."""
+    """http.client's response with a bounded header and without 1xx responses.
+
+    ``tls_socket``: the socket that the body comes from, None if it does not use TLS.
+    """
+
+    tls_socket: ssl.SSLSocket | None = None
+    _is_drained = False  # the buffer of ``fp`` is empty, and stays so
+    _record_error: Exception | None = None  # for the next read
 
     def begin(self) -> None:
         """Read the header and determine the framing (RFC 9112 section 6.3)."""
@@ -70,12 +88,42 @@ class StrictResponse(http.client.HTTPResponse):
             return len(data)
         if self.length is not None:
             view = view[: self.length]
+            if self._is_drained:
+                return self._read_records(view)
+            self._is_drained = (
+                self.tls_socket is not None and len(view) > _DRAINING_BYTES
+            )
         size: int = self.fp.readinto1(view)
         if size == 0 and len(view):
             self._close_conn()  # type: ignore[attr-defined]
         elif self.length is not None:
             self.length -= size
         return size
+
+    def _read_records(self, view: memoryview) -> int:
+        """Fill ``view`` with the TLS records that arrive within ``COLLECT_S`` seconds.
+
+        Returns the number of bytes, 0 at the end of the connection. After a failure,
+        returns the bytes received before it; the next call raises its exception.
+        """
+        if self._record_error is not None:
+            raise self._record_error
+        assert self.tls_socket is not None and self.length is not None
+        # Any: with a buffer, ``read`` returns the number of bytes
+        receive, clock = cast(Any, self.tls_socket.read), time.monotonic
+        size, filled, until = len(view), 0, clock() + COLLECT_S
+        try:
+            while filled < size:
+                count = receive(size - filled, view[filled:])
+                filled += count
+                if not count or clock() > until:
+                    break
+        except (OSError, ValueError) as error:
+            if not filled:
+                raise
+            self._record_error = error
+        self.length -= filled
+        return filled
 
     def _read_usual(self) -> bool:
         """Parse the header if it has arrived completely and has the usual form.

@@ -29,6 +29,7 @@ from dlpool.transfer.http.answer import ByteRange
 from dlpool.transfer.http.client import HttpClient
 from dlpool.transfer.http.credentials import netrc_user
 from dlpool.transfer.http.exchange import Exchange, OutgoingBody
+from dlpool.transfer.http.http_client_adapter import COLLECT_S
 from dlpool.transfer.http.network_errors import network_error
 from dlpool.transfer.http.policy import headers_for_origin, origin
 from dlpool.transfer.http.urllib3_adapter import PooledResponse
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from dlpool.transfer.http.requests_adapter import CookieJar
 
 MAX_REDIRECTS = 10
-COLLECT_S = 0.02  # seconds after which one read stops collecting
 _REDIRECTS = {301, 302, 303, 307, 308}
 
 

@@ -265,8 +265,11 @@ class _CancellableConnection(HTTPConnection):
 
     def getresponse(self) -> Any:
         """Return the http.client response, without urllib3's wrapper."""
+        sock = self.sock  # http.client forgets it when the server will close
         self._set_timeout()
-        return _HttpClientConnection.getresponse(self)
+        response: Any = _HttpClientConnection.getresponse(self)
+        response.tls_socket = sock if isinstance(sock, ssl.SSLSocket) else None
+        return response
 
     def close(self) -> None:
         if self._shutdown is not None:
