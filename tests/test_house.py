@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ FLOORS = [
     {"disk_errors"},
     {"errors", "jsontext", "syscalls", "usertext"},
     {"kinds", "redaction", "version"},
+    {"dataclass"},
 ]
 ONLY_IN = {
     "requests": {f"transfer/http/{name}.py" for name in ("requests_adapter", "tls", "unusual_urls")},
@@ -165,6 +167,13 @@ def test_libraries_stay_in_their_modules(module: Path) -> None:
         top = name.split(".")[0]
         assert top not in FORBIDDEN
         assert relative(module) in ONLY_IN.get(top, {relative(module)}), f"{relative(module)} imports {top}"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=relative)
+def test_dataclasses_are_made_by_the_decorator_that_starts_fast(module: Path) -> None:
+    text = module.read_text()
+    is_other = relative(module) == "dataclass.py" or "slots=True" in text
+    assert is_other or not re.search(r"^from dataclasses import .*\bdataclass\b", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=relative)
