@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from dlpool.dataclass import dataclass
 from dlpool.disk import Name
 from dlpool.disk_errors import fault_of
 from dlpool.errors import NoSpace

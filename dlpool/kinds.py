@@ -7,8 +7,9 @@ import re
 import shlex
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
+
+from dlpool.dataclass import dataclass
 
 AUTO = "auto"
 KIB = 1024

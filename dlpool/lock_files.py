@@ -24,12 +24,12 @@ import socket
 import stat
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dlpool import disk
+from dlpool.dataclass import dataclass
 from dlpool.errors import NoThread
 from dlpool.threads import DaemonThread, start_thread
 

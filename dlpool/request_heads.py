@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Generic, TypeVar
+
+from dlpool.dataclass import dataclass
 
 MAX_HEAD = 32 * 1024  # bytes
 MAX_LINE = 8194  # bytes without a line end; a parser rejects longer lines

@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from dlpool.config.layers import EffectiveSettings, examine, written_text
 from dlpool.config.owned_paths import check_owned_paths
 from dlpool.config.sourced import HOST, ConfigProblem, concerned, sort_problems
 from dlpool.config.web_access import check_web_access
+from dlpool.dataclass import dataclass
 from dlpool.errors import ConfigurationError, DlpoolError, UsageError
 from dlpool.jobs.connection import connect, shown_server
 from dlpool.observe.tracing import check_traces

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from dlpool.cli.units import size_text
 from dlpool.config import Settings
+from dlpool.dataclass import dataclass
 from dlpool.errors import ConfigurationError
 from dlpool.kinds import AUTO
 from dlpool.redaction import without_secrets

@@ -6,10 +6,10 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dlpool.dataclass import dataclass
 from dlpool.engine.batch import BatchItem, ListUnreadable
 from dlpool.errors import DlpoolError, UsageError
 from dlpool.transfer.http.urls import check_header, split_credentials

@@ -12,7 +12,6 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from dlpool.cli.audit_recorder import AuditRecorder
 from dlpool.cli.options import load_settings
 from dlpool.config import Settings
 from dlpool.config.sourced import SourcedValue
+from dlpool.dataclass import dataclass
 from dlpool.errors import QueueAway
 from dlpool.kinds import parse_group, parse_text
 

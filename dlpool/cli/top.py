@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from dlpool.cli.console import show_lines, stream_for_rich
@@ -17,6 +17,7 @@ from dlpool.cli.jobs import host_lines, progress_text
 from dlpool.cli.queue_options import OpenQueue, open_queue
 from dlpool.cli.tables import clean, show_pairs, show_table
 from dlpool.cli.units import size_text
+from dlpool.dataclass import dataclass
 from dlpool.errors import QueueAway
 from dlpool.jobs.job_view import JobView
 from dlpool.jobs.keys import node_of

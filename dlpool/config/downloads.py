@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from dlpool.config.declaration import setting
 from dlpool.config.web import NETWORKS
+from dlpool.dataclass import dataclass
 from dlpool.kinds import (
     CLAMD,
     COMMAND,

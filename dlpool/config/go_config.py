@@ -10,13 +10,14 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, fields
 from functools import cache
 from typing import Any
 
 from dlpool.config.sections import SECTIONS
 from dlpool.config.sourced import ConfigProblem, SourcedValue
 from dlpool.config.web import WORDS
+from dlpool.dataclass import dataclass
 from dlpool.errors import ConfigurationError
 from dlpool.kinds import COUNT, DURATION, RATIO, SIZE, SWITCH, duration_text
 

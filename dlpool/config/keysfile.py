@@ -12,11 +12,11 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dlpool.config.web import ADMIN, SCOPES
+from dlpool.dataclass import dataclass
 from dlpool.errors import ConfigurationError
 from dlpool.usertext import NotText, read_text
 

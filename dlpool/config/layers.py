@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import Field, dataclass, fields, replace
+from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from dlpool.config.sourced import (
     sort_problems,
 )
 from dlpool.config.uploads import PROFILES
+from dlpool.dataclass import dataclass
 from dlpool.errors import ConfigurationError
 from dlpool.redaction import without_password
 

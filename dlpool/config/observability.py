@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from dlpool.config.declaration import setting
+from dlpool.dataclass import dataclass
 from dlpool.kinds import (
     ADDRESS,
     BASE_URL,

@@ -15,11 +15,12 @@ import shutil
 import sysconfig
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
 import dlpool
 from dlpool.config.sections import SECTIONS, PathSettings, Settings
+from dlpool.dataclass import dataclass
 from dlpool.disk import Identity, identity_of
 from dlpool.errors import ConfigurationError
 from dlpool.kinds import COMMAND, PATH, redacted_command

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from dlpool.config.declaration import setting
 from dlpool.config.downloads import (
@@ -16,6 +16,7 @@ from dlpool.config.downloads import (
 from dlpool.config.observability import LoggingSettings, MetricsSettings, OtelSettings
 from dlpool.config.uploads import UploadSettings
 from dlpool.config.web import WebSettings
+from dlpool.dataclass import dataclass
 from dlpool.kinds import (
     COMMAND,
     COUNT,

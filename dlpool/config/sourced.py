@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from dlpool.dataclass import dataclass
 
 HOST = "host:"  # prefix of sections with [limits] of one host
 GROUP = "group:"  # prefix of sections with [transfer] of one group

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from dlpool.config.declaration import setting
 from dlpool.config.web import CONTENT_TYPES, WORDS
+from dlpool.dataclass import dataclass
 from dlpool.kinds import (
     COUNT,
     DAY_S,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from dlpool.config.declaration import setting
+from dlpool.dataclass import dataclass
 from dlpool.kinds import (
     COUNT,
     DURATION,

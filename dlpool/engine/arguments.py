@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from os import PathLike, fspath
 from pathlib import Path
 
 from dlpool.config.downloads import DownloaderSettings
+from dlpool.dataclass import dataclass
 from dlpool.errors import UsageError
 from dlpool.kinds import DURATION, duration_text
 from dlpool.transfer.job import Checksum, Job

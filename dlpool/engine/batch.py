@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from dlpool import threads
+from dlpool.dataclass import dataclass
 from dlpool.engine.batch_session import BatchSession
 from dlpool.engine.engine import DownloadEngine, core_of
 from dlpool.engine.names import DuplicateItem

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+from dlpool.dataclass import dataclass
 from dlpool.engine.batch import Batch, BatchItem, BatchResult
 from dlpool.engine.batch_session import BatchSession
 from dlpool.engine.engine import DownloadEngine

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+
+from dlpool.dataclass import dataclass
 
 MAX_ERRORS = 1000  # errors that are kept
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from dlpool.affinity import Affinity
 from dlpool.config import NetworkSettings, ScanSettings, TransferSettings
+from dlpool.dataclass import dataclass
 from dlpool.engine.names import NameRegistry, NameRequest
 from dlpool.engine.task import DownloadTask, TaskExecution
 from dlpool.errors import DlpoolError, TargetExists

@@ -7,7 +7,7 @@ to the log, and to a bounded stream in Redis (``audit_stream``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dlpool.dataclass import dataclass
 
 JOB_VERBS = ("cancel", "pause", "resume", "retry", "promote", "priority", "remove")
 ACTIONS: tuple[str, ...] = (

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import redis
 
+from dlpool.dataclass import dataclass
 from dlpool.jobs.audit_events import KINDS
 from dlpool.jobs.connection import BLOCK_S, translated
 from dlpool.jobs.job_view import time_text_ms

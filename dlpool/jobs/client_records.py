@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import lru_cache
 
+from dlpool.dataclass import dataclass
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.pushed_job import PushedJob
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from dlpool.config import PathSettings, Settings
@@ -16,6 +15,7 @@ from dlpool.config.owned_paths import (
     resolved,
     target_roots,
 )
+from dlpool.dataclass import dataclass
 from dlpool.disk_errors import translated
 from dlpool.errors import PolicyRefused
 from dlpool.filenames import name_fault

@@ -4,11 +4,11 @@ they happened, for other programs to read."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import redis
 
+from dlpool.dataclass import dataclass
 from dlpool.jobs.connection import BLOCK_S, translated
 from dlpool.jobs.job_view import time_text_ms
 from dlpool.jobs.keys import QueueKeys

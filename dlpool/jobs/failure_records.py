@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from heapq import nsmallest
 from itertools import islice
 from operator import itemgetter
@@ -16,6 +15,7 @@ from typing import Any
 
 import redis
 
+from dlpool.dataclass import dataclass
 from dlpool.errors import UsageError
 from dlpool.jobs.connection import translated
 from dlpool.jobs.job_admin import JobAdmin, records_client

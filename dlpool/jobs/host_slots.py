@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
+from dlpool.dataclass import dataclass
 from dlpool.errors import QueueError
 from dlpool.jobs.connection import cluster_of, translated
 from dlpool.jobs.keys import host_slot_keys

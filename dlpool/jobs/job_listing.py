@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import redis
 
+from dlpool.dataclass import dataclass
 from dlpool.errors import UsageError
 from dlpool.jobs.connection import translated
 from dlpool.jobs.job_view import JobView

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from dlpool.dataclass import dataclass
 from dlpool.jobs.client_records import rfc3339
 from dlpool.jobs.keys import node_of
 from dlpool.jobs.pushed_job import BadJob, Malformed, PushedJob

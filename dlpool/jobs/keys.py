@@ -7,7 +7,8 @@ are in one slot of a Cluster.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from dlpool.dataclass import dataclass
 
 INTAKE = "go_download_urls"
 FAILED = "go_download_failed_tasks"

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import redis
 
 from dlpool import jsontext
+from dlpool.dataclass import dataclass
 from dlpool.errors import QueueAway, QueueError, QueueRefused
 from dlpool.jobs.client_records import ClientRecord
 from dlpool.jobs.connection import translated

@@ -7,9 +7,9 @@ import os
 import stat
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from dlpool.config.owned_paths import Location, OwnedPath, folded, is_under
+from dlpool.dataclass import dataclass
 from dlpool.disk import Identity, identity_of
 
 

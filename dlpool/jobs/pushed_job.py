@@ -6,12 +6,13 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 from dlpool import jsontext
+from dlpool.dataclass import dataclass
 from dlpool.errors import UsageError
 from dlpool.jobs.keys import PRIORITIES
 from dlpool.kinds import KIB, parse_size

@@ -7,11 +7,11 @@ present clock of Redis.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import redis
 
+from dlpool.dataclass import dataclass
 from dlpool.jobs.connection import translated
 from dlpool.jobs.keys import QueueKeys
 from dlpool.jobs.redis_values import to_int

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from operator import attrgetter
 from typing import Any
 
 import redis
 
+from dlpool.dataclass import dataclass
 from dlpool.jobs.client_records import rfc3339
 from dlpool.jobs.connection import translated
 from dlpool.jobs.job_admin import records_client, unknown_job_error

@@ -4,7 +4,8 @@ name, or a Cluster. Pure."""
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from dlpool.dataclass import dataclass
 
 SCHEMES = (
     "redis",

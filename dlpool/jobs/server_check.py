@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import redis
 
+from dlpool.dataclass import dataclass
 from dlpool.errors import QueueAway, QueueError, QueueRefused
 from dlpool.jobs.connection import cluster_of, translated
 

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from dlpool import jsontext
+from dlpool.dataclass import dataclass
 from dlpool.jobs.client_records import ClientRecord
 from dlpool.jobs.keys import SUCCESS_TTL_S
 from dlpool.jobs.outbox import encode_entry

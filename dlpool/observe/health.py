@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+from dlpool.dataclass import dataclass
 
 # the main loop turns every second; after this time without a turn it counts as stuck
 SILENCE_S = 30.0

@@ -16,11 +16,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
+from dlpool.dataclass import dataclass
 from dlpool.disk_errors import is_out_of_descriptors
 from dlpool.kinds import split_address
 from dlpool.observe.log import Logger

@@ -6,7 +6,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+
+from dlpool.dataclass import dataclass
 
 PERIOD_S = 60.0
 

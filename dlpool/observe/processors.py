@@ -9,7 +9,7 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import orjson
 from structlog.typing import EventDict, Processor
 
+from dlpool.dataclass import dataclass
 from dlpool.errors import DlpoolError
 from dlpool.observe.values import (
     CUT,

@@ -13,12 +13,12 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import BinaryIO
 
 from dlpool.config import LoggingSettings
+from dlpool.dataclass import dataclass
 from dlpool.disk import identity_of, replace, sync_folder
 from dlpool.filelock import flock
 

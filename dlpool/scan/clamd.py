@@ -9,8 +9,8 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 
+from dlpool.dataclass import dataclass
 from dlpool.kinds import split_clamd
 from dlpool.scan.deadline import ScanDeadline, ScanTimedOut
 from dlpool.scan.result import UNAVAILABLE, ScanResult, printable_line, read_answer

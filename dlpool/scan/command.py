@@ -12,8 +12,8 @@ import shlex
 import signal
 import subprocess
 from contextlib import suppress
-from dataclasses import dataclass
 
+from dlpool.dataclass import dataclass
 from dlpool.scan.deadline import ScanDeadline, ScanTimedOut
 from dlpool.scan.result import (
     CLEAN,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from dlpool.dataclass import dataclass
 
 POLL_S = 0.2  # longest time between two calls of ``check_abort``
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from dlpool.config import ScanSettings
+from dlpool.dataclass import dataclass
 from dlpool.disk_errors import fault_of
 from dlpool.errors import Infected, NotScanned, ScannerAway
 from dlpool.scan.clamd import ClamdScanner

@@ -21,12 +21,13 @@ import re
 import secrets
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from dlpool import disk, jsontext
+from dlpool.dataclass import dataclass
 from dlpool.errors import NotFound, TargetExists
 from dlpool.scan.scannedfile import OWNER_ATTRIBUTE, ScannedFile
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dlpool.dataclass import dataclass
 
 MAX_DETAIL = 200  # characters of a signature or reason
 CLEAN, INFECTED = "clean", "infected"

@@ -6,10 +6,10 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from dlpool import disk
+from dlpool.dataclass import dataclass
 
 _BUFFER = 1024 * 1024
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from dlpool.dataclass import dataclass
 from dlpool.errors import InternalError
 from dlpool.jobs.states import TERMINAL_DISPOSITIONS, Disposition
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest

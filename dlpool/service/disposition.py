@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from dlpool.config import SupervisorSettings
+from dlpool.dataclass import dataclass
 from dlpool.errors import InternalError
 from dlpool.jobs.client_records import CANCELLED, failure_record, success_record
 from dlpool.jobs.keys import QueueKeys

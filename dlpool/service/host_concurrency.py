@@ -9,8 +9,8 @@ number of slots of the node, it is removed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from dlpool.dataclass import dataclass
 from dlpool.observe.log import Logger
 
 # the limit is halved when 1/4 of the jobs that run at once are refused within WINDOW_S

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Any
 
+from dlpool.dataclass import dataclass
 from dlpool.jobs.pushed_job import PushedJob
 from dlpool.jobs.transitions import ClaimedJob, HostSlotShares, JobLease
 from dlpool.service.wire.frames import CleanupEntry, JobFrame

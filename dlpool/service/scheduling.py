@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from dlpool.dataclass import dataclass
 
 RESPAWN_FIRST_S = 0.1
 RESPAWN_MAX_S = 10.0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from dlpool.config import Settings
+from dlpool.dataclass import dataclass
 from dlpool.service.inflight import (
     InFlightJob,
     InFlightPhase,

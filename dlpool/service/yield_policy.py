@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import median
+
+from dlpool.dataclass import dataclass
 
 HOST_SHARE, FAR_BELOW, SLOW = "host_share", "far_below", "slow"  # reasons
 # a transfer of a host above its quota may run at least this long

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from dlpool.config import UploadSettings
+from dlpool.dataclass import dataclass
 from dlpool.storage.content_types import check_extension
 from dlpool.storage.errors import UploadError
 from dlpool.storage.names import check_new_names, folder_name, split_folders

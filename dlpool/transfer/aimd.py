@@ -7,7 +7,7 @@ measurement counts only if nearly all workers of the level were busy (``USED``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dlpool.dataclass import dataclass
 
 # If the level grows by a share g, the throughput must grow by GAIN * g at least: a
 # doubled level must bring 1.25 times the throughput.

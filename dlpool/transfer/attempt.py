@@ -9,8 +9,8 @@ attempt by cancelling ``scope``, which shuts down the sockets.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from dlpool.dataclass import dataclass
 from dlpool.errors import (
     Cancelled,
     ChecksumMismatch,

@@ -12,9 +12,9 @@ clock: ``ChunkScheduler`` calls it under its lock.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
+from dlpool.dataclass import dataclass
 from dlpool.transfer.http.answer import ByteRange
 
 UNKNOWN_END = 2**63 - 1  # end of a chunk whose file has no known size

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timezone
 from urllib.parse import urlsplit
 
 from dlpool.cancel import CancelScope
 from dlpool.config import TransferSettings
+from dlpool.dataclass import dataclass
 from dlpool.errors import RetryRange, ServerTrouble
 from dlpool.kinds import AUTO
 from dlpool.scan.guard import Guard

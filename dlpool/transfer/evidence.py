@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from dlpool.dataclass import dataclass
 from dlpool.transfer.http.answer import ByteRange
 
 MAX_SAMPLES = 4

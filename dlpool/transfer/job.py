@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Protocol
 
+from dlpool.dataclass import dataclass
 from dlpool.errors import UsageError
 
 # hashlib's names, and the number of hexadecimal digits of each digest

@@ -6,8 +6,7 @@ and whether its body is decoded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from dlpool.dataclass import dataclass
 from dlpool.errors import PolicyRefused
 from dlpool.transfer.chunks import ChunkMap, plan_chunks, single_chunk
 from dlpool.transfer.context import DownloadPlan, TransferContext

@@ -9,10 +9,10 @@ host: ``TransferContext.judge`` records it in ``HostHolds`` (``http/limits``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from dlpool.config import TransferSettings
+from dlpool.dataclass import dataclass
 from dlpool.errors import DlpoolError, RetryRange, TooSlow, WaitTooLong
 
 # bytes: a request that received this many is repeated without a delay

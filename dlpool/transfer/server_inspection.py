@@ -12,13 +12,13 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from enum import Enum
 from functools import partial
 
 from dlpool import threads
 from dlpool.config import NetworkSettings
+from dlpool.dataclass import dataclass
 from dlpool.errors import DlpoolError, NoThread, RetryRange, TimedOut
 from dlpool.transfer.http.answer import (
     RANGE_REFUSALS,

@@ -7,8 +7,9 @@ the pauses of rate limits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from dlpool.dataclass import dataclass
 from dlpool.errors import DlpoolError, TimedOut, TooSlow
 from dlpool.transfer.chunks import MIN_TAIL_BYTES, Chunk
 from dlpool.transfer.context import TransferContext

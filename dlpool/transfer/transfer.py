@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 import threading
 import time
-from dataclasses import dataclass
 
 from dlpool.cancel import CancelScope
 from dlpool.config import TransferSettings
+from dlpool.dataclass import dataclass
 from dlpool.errors import Cancelled, DlpoolError, RestartFile, StreamBroken
 from dlpool.scan.guard import Guard
 from dlpool.transfer.attempt import TransferAttempt

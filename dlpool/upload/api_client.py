@@ -6,10 +6,10 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from dlpool.dataclass import dataclass
 from dlpool.errors import (
     AccessDenied,
     BadAnswer,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from dlpool.config import TransferSettings
+from dlpool.dataclass import dataclass
 
 CONNECTIONS = 4  # if neither the user nor the server gives a number
 MAX_CONNECTIONS = 64

@@ -6,10 +6,10 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from dlpool.cancel import CancelScope
 from dlpool.config import TransferSettings
+from dlpool.dataclass import dataclass
 from dlpool.transfer.http.client import HttpClient
 from dlpool.transfer.http.exchange import Exchange, ExchangeStats
 from dlpool.transfer.http.limits import RateLimits

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from hashlib import blake2b
 
+from dlpool.dataclass import dataclass
 from dlpool.errors import UsageError
 from dlpool.transfer.http.answer import ByteRange
 

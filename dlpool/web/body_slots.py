@@ -16,7 +16,9 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from dlpool.dataclass import dataclass
 
 FLOOR = 64 * 1024  # bytes per second: a body below it is slow
 CEILING = 1024 * 1024  # bytes per second: a body above it is never slow

@@ -6,9 +6,10 @@ from __future__ import annotations
 import os
 import resource
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from dlpool.config import Settings
+from dlpool.dataclass import dataclass
 from dlpool.errors import LocalFault
 
 MIN_THREADS = 4  # per process; the lower bound of the setting

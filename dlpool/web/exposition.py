@@ -4,7 +4,6 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -17,6 +16,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from dlpool.dataclass import dataclass
 from dlpool.scan.guard import OUTCOMES
 from dlpool.storage.values import HEALTHY, UNHEALTHY, WARNING
 from dlpool.web.counters import BUCKETS

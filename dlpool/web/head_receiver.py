@@ -5,11 +5,11 @@ from __future__ import annotations
 import selectors
 import socket
 import time
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
+from dlpool.dataclass import dataclass
 from dlpool.request_heads import MAX_HEAD, HeadProgress, PendingHeads
 from dlpool.web.raw_responses import HEAD_TOO_LONG, TIMEOUT, RawError
 

@@ -18,11 +18,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 from urllib.parse import urlsplit
 
 from dlpool import __version__, jsontext
+from dlpool.dataclass import dataclass
 from dlpool.errors import DlpoolError
 from dlpool.web.errors import HttpError
 from dlpool.web.public_keys import TokenKey, load_jwk

@@ -14,7 +14,8 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
+
+from dlpool.dataclass import dataclass
 
 LINGER_S = 5.0
 MAX_DISCARDED = 64 * 1024 * 1024  # bytes of one client

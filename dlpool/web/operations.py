@@ -4,10 +4,11 @@ document are built."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from dlpool.config.web import OPERATE, PUSH, READ
+from dlpool.dataclass import dataclass
 from dlpool.jobs.audit_events import ACTIONS
 from dlpool.web import schemas
 from dlpool.web.auditing import CHANGING

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from dlpool.config.web import ADMIN, OPERATE, READ, SCOPES, UPLOAD, allows
+from dlpool.dataclass import dataclass
 from dlpool.web.errors import HttpError
 
 REALM = 'Bearer realm="dlpool"'

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from dlpool import jsontext
+from dlpool.dataclass import dataclass
 from dlpool.observe.http_server import NO_SNIFF
 
 RETRY_AFTER_S = 1

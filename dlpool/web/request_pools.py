@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
+from dlpool.dataclass import dataclass
 from dlpool.request_heads import parse_target
 
 RESERVED = 256  # connections of a process that are kept for probes and incomplete heads

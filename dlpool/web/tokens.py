@@ -11,7 +11,6 @@ import base64
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jwt
@@ -19,6 +18,7 @@ import jwt
 from dlpool import jsontext
 from dlpool.config import WebSettings
 from dlpool.config.web import ADMIN, known_scopes, split_words
+from dlpool.dataclass import dataclass
 from dlpool.web.principal import Principal, unauthorized
 from dlpool.web.public_keys import ALGORITHMS, TokenKey
 

@@ -7,9 +7,9 @@ import binascii
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from dlpool.dataclass import dataclass
 from dlpool.storage.upload_requests import FINAL, PARTIAL, check_parts
 from dlpool.web.errors import HttpError
 

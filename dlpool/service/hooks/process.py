@@ -8,8 +8,9 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import IO
+
+from dlpool.dataclass import dataclass
 
 MAX_STDERR = 2000  # bytes of standard error that are kept, from the end
 READ_SIZE = 64 * 1024  # bytes: the size of a pipe

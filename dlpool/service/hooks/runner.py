@@ -13,11 +13,11 @@ import shutil
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 
 from dlpool import jsontext
 from dlpool.config import HookSettings
+from dlpool.dataclass import dataclass
 from dlpool.errors import ConfigurationError
 from dlpool.jobs.states import Disposition
 from dlpool.jobs.transitions import FinishRequest

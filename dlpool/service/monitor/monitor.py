@@ -11,12 +11,12 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
 from dlpool import jsontext, threads
 from dlpool.config import PathSettings, Settings
+from dlpool.dataclass import dataclass
 from dlpool.jobs.transitions import Transitions
 from dlpool.observe.health import Health, HealthCheck, format_checks
 from dlpool.observe.http_server import (

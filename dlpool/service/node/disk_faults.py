@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+from dlpool.dataclass import dataclass
 from dlpool.errors import (
     DlpoolError,
     LocalFault,

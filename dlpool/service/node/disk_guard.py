@@ -9,10 +9,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from dlpool.config import Settings
+from dlpool.dataclass import dataclass
 from dlpool.errors import LocalFault
 from dlpool.jobs.confinement import Confinement
 from dlpool.observe.log import Logger

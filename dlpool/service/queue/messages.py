@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 import queue
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
+from dlpool.dataclass import dataclass
 from dlpool.jobs.host_slots import HostLimit, SlotReply
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest, JobLease
 from dlpool.service.wire.frames import CleanupEntry

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from dlpool.dataclass import dataclass
 from dlpool.errors import QueueAway, QueueError, QueueRefused
 from dlpool.jobs.transitions import Transitions
 from dlpool.observe.log import Logger

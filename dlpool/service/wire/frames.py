@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any, ClassVar, NamedTuple
 
 from dlpool import jsontext
 from dlpool.config import Settings
 from dlpool.config.owned_paths import owned_paths
+from dlpool.dataclass import dataclass
 from dlpool.errors import InternalError
 from dlpool.service.wire.results import AttemptResult
 

@@ -7,12 +7,13 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlpool.affinity import Affinity
 from dlpool.config import TransferSettings
+from dlpool.dataclass import dataclass
 from dlpool.errors import DlpoolError, InternalError, LocalFault, LostJob, RetryRange
 from dlpool.jobs.confinement import Confinement
 from dlpool.observe.log import Logger

@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from dlpool.config import (
     TransferSettings,
 )
 from dlpool.config.owned_paths import OwnedPath
+from dlpool.dataclass import dataclass
 from dlpool.errors import Cancelled, DlpoolError, Locked, NoThread, PolicyRefused
 from dlpool.jobs.confinement import Confinement
 from dlpool.observe.log import Log

@@ -11,9 +11,9 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from dlpool.config import UploadSettings
+from dlpool.dataclass import dataclass
 from dlpool.storage import states
 from dlpool.storage.disk.file_locks import release, release_on_error
 from dlpool.storage.disk.layout import StoreLayout

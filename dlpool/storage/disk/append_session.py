@@ -19,13 +19,13 @@ import re
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
 from dlpool import disk
 from dlpool.config import UploadSettings
+from dlpool.dataclass import dataclass
 from dlpool.storage import states
 from dlpool.storage.backend import UploadLock
 from dlpool.storage.content_types import check_content

@@ -14,10 +14,10 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from dlpool.dataclass import dataclass
 from dlpool.disk import write_all
 from dlpool.disk_errors import CANNOT_COPY_RANGE
 from dlpool.storage.disk.chunk_file import TRAILER_SIZE, chunk_path

@@ -10,8 +10,9 @@ import heapq
 from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from dlpool.dataclass import dataclass
 from dlpool.storage.disk.capacity import assumed_chunks
 from dlpool.storage.errors import UploadError
 from dlpool.storage.names import folder_name, is_folder_name

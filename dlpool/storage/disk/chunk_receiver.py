@@ -13,9 +13,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 
 from dlpool.config import UploadSettings
+from dlpool.dataclass import dataclass
 from dlpool.storage import states
 from dlpool.storage.backend import StagedChunk
 from dlpool.storage.content_types import check_content

@@ -19,9 +19,10 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from dlpool.config import UploadSettings
+from dlpool.dataclass import dataclass
 from dlpool.disk_errors import CANNOT_LINK
 from dlpool.storage.disk.append_lock import unexpired_record
 from dlpool.storage.disk.append_session import (

@@ -6,10 +6,10 @@ The setting is ``enable_atomic_operations``.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from dlpool import disk
+from dlpool.dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ import hashlib
 import os
 import stat
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import PurePath
 
 from dlpool.config import UploadSettings
+from dlpool.dataclass import dataclass
 from dlpool.disk import (
     Identity,
     create_exclusive,

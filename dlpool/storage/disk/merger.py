@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dlpool.config import UploadSettings
+from dlpool.dataclass import dataclass
 from dlpool.disk import identity_of
 from dlpool.scan.scannedfile import ScannedFile
 from dlpool.storage import states

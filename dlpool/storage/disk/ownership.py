@@ -17,10 +17,10 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from dlpool import jsontext
+from dlpool.dataclass import dataclass
 from dlpool.disk_errors import HAS_NO_XATTR
 from dlpool.scan.scannedfile import OWNER_ATTRIBUTE
 from dlpool.storage.disk.durability import Durability

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from dlpool.config import UploadSettings
+from dlpool.dataclass import dataclass
 from dlpool.storage.disk.capacity import FILES_PER_TASK, assumed_chunks
 from dlpool.storage.disk.layout import StoreLayout
 from dlpool.storage.disk.task_index import TaskIndex

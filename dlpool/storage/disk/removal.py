@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from dlpool.config import UploadSettings
+from dlpool.dataclass import dataclass
 from dlpool.storage import states
 from dlpool.storage.disk.durability import NO_SYNC
 from dlpool.storage.disk.layout import StoreLayout, remove_abandoned

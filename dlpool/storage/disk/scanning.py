@@ -5,9 +5,9 @@ Errors of the scan guard become ``UploadError``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from dlpool.dataclass import dataclass
 from dlpool.errors import Infected, NotScanned, ScannerAway
 from dlpool.scan.guard import Guard, ReportScan, ignore_report
 from dlpool.scan.quarantine import ScanFinding

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dlpool.dataclass import dataclass
 from dlpool.storage import states
 from dlpool.storage.disk.chunk_file import chunk_path, list_chunks
 from dlpool.storage.disk.durability import Durability

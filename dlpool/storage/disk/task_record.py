@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
 from dlpool import jsontext
+from dlpool.dataclass import dataclass
 from dlpool.disk import close_quietly
 from dlpool.storage.disk.durability import Durability
 from dlpool.storage.disk.safe_open import READ_FLAGS

@@ -8,10 +8,10 @@ bytes of two versions from being joined.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
+from dlpool.dataclass import dataclass
 from dlpool.errors import (
     AccessDenied,
     BadAnswer,

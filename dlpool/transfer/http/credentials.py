@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from dlpool.dataclass import dataclass
 from dlpool.errors import ConfigurationError
 
 _NAMES = (".netrc", "_netrc")  # in the home folder; the first that exists is read

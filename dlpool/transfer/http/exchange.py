@@ -11,10 +11,10 @@ import socket
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple
 
+from dlpool.dataclass import dataclass
 from dlpool.errors import DlpoolError
 
 _entered = threading.local()

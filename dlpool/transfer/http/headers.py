@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from urllib.parse import unquote_to_bytes
 
+from dlpool.dataclass import dataclass
 from dlpool.transfer.http.digests import Digest, strongest, structured
 
 MAX_DIGITS = 18  # of a byte count: 10**18 bytes fit a signed 64-bit offset

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from dlpool.dataclass import dataclass
 from dlpool.transfer.aimd import Aimd, ControlParameters
 
 # first level, in connections: the default of a fixed number, so that an adaptive

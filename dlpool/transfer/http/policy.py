@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import urlsplit
 
 from dlpool.config import NetworkSettings
 from dlpool.config.web import parse_networks
+from dlpool.dataclass import dataclass
 from dlpool.errors import PolicyRefused
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address

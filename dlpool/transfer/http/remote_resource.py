@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime, timedelta, timezone
 from enum import Enum
 
+from dlpool.dataclass import dataclass
 from dlpool.transfer.http.digests import file_digest
 from dlpool.transfer.http.headers import (
     content_disposition_name,

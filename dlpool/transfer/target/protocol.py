@@ -23,10 +23,10 @@ one connection.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from dlpool.dataclass import dataclass
 from dlpool.errors import DlpoolError
 from dlpool.scan.scannedfile import ScannedFile
 from dlpool.transfer.http.remote_resource import RemoteResource

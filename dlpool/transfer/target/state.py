@@ -13,10 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from dlpool.dataclass import dataclass
 from dlpool.transfer.chunks import Chunk
 from dlpool.transfer.http.answer import ByteRange
 from dlpool.transfer.http.remote_resource import RemoteResource

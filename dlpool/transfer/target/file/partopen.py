@@ -17,10 +17,10 @@ import os
 import stat
 import unicodedata
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from dlpool import disk, disk_errors
+from dlpool.dataclass import dataclass
 from dlpool.errors import ForeignFile, LocalFault, Locked
 from dlpool.filelock import FileLock
 from dlpool.lock_files import LockForeign, LockHeld

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from dlpool import disk
+from dlpool.dataclass import dataclass
 from dlpool.disk_errors import translated
 from dlpool.errors import ForeignFile, LocalFault, Locked, TargetExists
 from dlpool.transfer.job import Job, Notify
