@@ -144,9 +144,8 @@ class JobDispatcher:
             request = self.policy.for_internal_error(
                 held.claimed, InternalError.of(error)
             )
-            self._recorder.record(
-                replace(request, host=held.slot_host, trace_id=held.trace_id)
-            )
+            request = replace(request, host=held.slot_host, trace_id=held.trace_id)
+            self._recorder.record(request)
 
     def _admit_at_host(self, held: InFlightJob) -> None:
         assert held.job is not None

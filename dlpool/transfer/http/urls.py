@@ -181,7 +181,7 @@ def check_header(name: str, value: str) -> None:
     """Raise UsageError for a header field that cannot or must not be sent."""
     if name.lower() in _OWN_HEADERS:
         raise UsageError(f"header {name} is set by dlpool itself and cannot be given")
-    is_latin = value.isascii() or max(value) < "\u0100"
+    is_latin = isinstance(value, str) and (value.isascii() or max(value) < "\u0100")
     if not (
         is_latin and _HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value)
     ):
