@@ -96,7 +96,7 @@ _ENOTSUPP = 524  # internal to the Linux kernel; NFS clients return it to progra
 # of a file system that lacks an operation
 _LACKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, _ENOTSUPP})
 CANNOT_SYNC_FOLDER = _LACKS | {errno.EBADF, errno.EACCES, errno.EPERM}
-# EPERM: a seccomp filter that is older than the call
+# EPERM here and in CANNOT_SPLICE: a seccomp filter that forbids the call
 CANNOT_RENAME_NOREPLACE = _LACKS | {errno.EPERM}
 CANNOT_LINK = _LACKS | {errno.EPERM, errno.EMLINK, errno.EXDEV}
 CANNOT_STATVFS = _LACKS  # some file systems in user space do not implement it
@@ -107,6 +107,7 @@ CANNOT_LOCK = _LACKS | {
 }
 CANNOT_CREATE_UNNAMED = _LACKS | {errno.EISDIR, errno.ENOENT, errno.EPERM, errno.EACCES}
 CANNOT_COPY_RANGE = _LACKS | {errno.EXDEV, errno.EBADF, errno.ETXTBSY, errno.EPERM}
+CANNOT_SPLICE = _LACKS | {errno.EPERM}
 HAS_NO_XATTR = _LACKS | {
     errno.ENODATA,
     errno.ENOENT,

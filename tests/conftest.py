@@ -30,6 +30,7 @@ from dlpool.transfer.transfer import Transfer
 from tests.fakes import Clock
 from tests.origin import Handler, Origin
 from tests.redis_server import RedisServer
+from tests.splicing import Copying, copy_all, splice_all
 
 FAST = TransferSettings(
     min_split_size=64 * 1024, retries=3, retry_delay=0.01, retry_max_delay=0.1, max_retry_after=5.0, sync=False
@@ -134,6 +135,13 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 def is_tls() -> bool:
     """Whether the origins of ``serve`` use TLS. A module whose tests hold for both has a fixture of its own."""
     return False
+
+
+@pytest.fixture(params=[copy_all, splice_all], ids=["buffered", "spliced"])
+def copying(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Copying:
+    """Both ways to copy a body."""
+    copying: Copying = request.param(monkeypatch)
+    return copying
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
+
 from dlpool import errors, filelock
 from dlpool.errors import DlpoolError
 from dlpool.transfer import attempt as rounds
@@ -23,6 +25,7 @@ from tests.conftest import FAST, PATIENT, make_data
 from tests.disk_faults import ALWAYS, DONE, FAIL, PRETEND, Fault
 from tests.disk_matrix import Ended, Workload
 from tests.origin import Connection, File, Origin, Request
+from tests.splicing import splice_all
 
 NAME = "file.bin"
 OLD = b"what was there before"
@@ -177,6 +180,16 @@ class Resumed(Download):
         shutil.copytree(self._earlier, folder, dirs_exist_ok=True)
 
 
+class Spliced(Download):
+    """A body that is spliced into the file."""
+
+    size = 700_000
+
+    def __init__(self, scratch: Path) -> None:
+        super().__init__(scratch)
+        splice_all(pytest.MonkeyPatch())
+
+
 DOWNLOADS: dict[str, Callable[[Path], Workload]] = {
     "small": Small,
     "exclusive": Exclusive,
@@ -186,4 +199,5 @@ DOWNLOADS: dict[str, Callable[[Path], Workload]] = {
     "replacing": Replacing,
     "of-job": OfJob,
     "resumed": Resumed,
+    "spliced": Spliced,
 }

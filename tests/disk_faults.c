@@ -23,7 +23,7 @@
 
 #define KINDS(K) K(open) K(fallocate) K(write) K(fdatasync) K(fsync) K(close) K(rename) K(renameat2) K(link) K(unlink) \
     K(stat) K(statvfs) K(flock) K(setxattr) K(getxattr) K(ftruncate) K(mkdir) K(rmdir) K(utimens) K(read) \
-    K(copy_file_range) K(opendir) K(chmod) K(chown)
+    K(copy_file_range) K(splice) K(opendir) K(chmod) K(chown)
 #define AS_ENUM(name) kind_##name,
 #define AS_TEXT(name) #name,
 enum { KINDS(AS_ENUM) kinds };
@@ -243,6 +243,8 @@ SIZED(pread64, kind_read, (int fd, void *data, size_t size, off_t at), (fd, data
 SIZED(readv, kind_read, (int fd, const struct iovec *data, int size), (fd, data, size), fd)
 SIZED(fgetxattr, kind_getxattr, (int fd, const char *name, void *data, size_t size), (fd, name, data, size), fd)
 SIZED(copy_file_range, kind_copy_file_range, (int from, off_t *at, int fd, off_t *to, size_t size, unsigned flags),
+      (from, at, fd, to, size, flags), fd)
+SIZED(splice, kind_splice, (int from, off64_t *at, int fd, off64_t *to, size_t size, unsigned flags),
       (from, at, fd, to, size, flags), fd)
 
 ssize_t getxattr(const char *path, const char *name, void *data, size_t size) {

@@ -188,7 +188,7 @@ def _ways(kind: str, nth: int, repeated: int) -> Iterator[Fault]:
         yield Fault(kind, nth, DONE, errno.EIO)
     if kind in REPEATED:
         yield Fault(kind, nth, DONE, REPEATED[kind])
-    if kind == "write":
+    if kind in ("write", "splice"):
         yield Fault(kind, nth, SHORT, errno.ENOSPC)
 
 

@@ -15,6 +15,7 @@ from dlpool.scan.scannedfile import ScannedFile
 from dlpool.transfer import transfer as transfers
 from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.job import Checksum, Job, TransferCallbacks
+from dlpool.transfer.pipe import Pipe
 from dlpool.transfer.scheduler import ChunkSnapshot
 from dlpool.transfer.space_rules import SpaceRules
 from dlpool.transfer.target.protocol import Target, TargetOptions
@@ -35,6 +36,9 @@ class MemoryWriter:
 
     def write(self, position: int, data: memoryview) -> None:
         self.data[position : position + len(data)] = data
+
+    def splice(self, position: int, pipe: Pipe, size: int) -> int:
+        return 0  # memory is no file
 
     def read(self, position: int, size: int) -> bytes:
         return bytes(self.data[position : position + size])

@@ -20,6 +20,7 @@ from dlpool.errors import (
     ShortBody,
     StreamBroken,
 )
+from dlpool.transfer.body_copy import BodyCopy
 from dlpool.transfer.chunks import UNKNOWN_END, Chunk
 from dlpool.transfer.connection_admission import ConnectionAdmission
 from dlpool.transfer.context import (
@@ -38,8 +39,6 @@ from dlpool.transfer.retry import RangeAttempt, RetryDelay
 from dlpool.transfer.space_rules import WriteBudget
 from dlpool.transfer.target.protocol import RangeWriter
 
-# bytes; allocated once, because each new buffer of that size causes page faults
-BUFFER = 256 * 1024
 # bytes before the requested range that are skipped instead of another request
 MAX_SKIP = 1024 * 1024
 NETWORK_POLL_S = 2.0
@@ -77,7 +76,7 @@ class ConnectionWorker(Requester):
         self._stale_connections = 0
         self._outage = NetworkOutage(context)
         self._distrusts_if_range = False
-        self._buffer = memoryview(b"")
+        self._body = BodyCopy(context.client, context.rate)
         self._write_budget = WriteBudget(
             context.space, reserves=context.reserves_blocks
         )
@@ -151,6 +150,7 @@ class ConnectionWorker(Requester):
             self._close_writer()
 
     def _close_writer(self) -> None:
+        self._body.close()
         if self._writer is not None:
             try:
                 self._writer.close()
@@ -235,13 +235,13 @@ class ConnectionWorker(Requester):
         context.scheduler.begin_body(self)
         self._skip(reply, ahead)
         while left > 0 and not chunk.is_done and not self.is_retired:
-            size = reply.read(self._read_buffer(min(left, chunk.unstealable)))
+            size = self._body.receive(reply, min(left, chunk.unstealable))
             if not size:
                 if answer.length is not None:
                     raise ShortBody("the connection ended before the body did")
                 context.scheduler.end_stream(chunk)
                 break
-            self._write(chunk, self._buffer[:size])
+            self._write(chunk, size)
             left -= size
             context.scheduler.sleep(context.rate.spend(size))
         if (
@@ -295,36 +295,28 @@ class ConnectionWorker(Requester):
 
     def _skip(self, reply: Reply, size: int) -> None:
         while size > 0:
-            skipped = reply.read(self._read_buffer(size))
+            skipped = self._body.skip(reply, size)
             if not skipped:
                 raise ShortBody("the connection ended before the body did")
             size -= skipped
 
-    def _read_buffer(self, size: int) -> memoryview:
-        """Return a buffer for one read, limited by ``size`` and the rate limits."""
-        size = min(
-            size,
-            self._context.rate.max_read(
-                max(BUFFER, self._context.client.min_read_bytes)
-            ),
-        )
-        if len(self._buffer) < size:
-            self._buffer = memoryview(bytearray(size))
-        return self._buffer[:size]
+    def _write(self, chunk: Chunk, size: int) -> None:
+        """Write the received block of ``size`` bytes, but not beyond the chunk's end.
 
-    def _write(self, chunk: Chunk, data: memoryview) -> None:
+        Raises PolicyRefused, TooLarge, NoRoom, LocalFault.
+        """
         scheduler, plan = self._context.scheduler, self._plan
         assert plan is not None
         if self._writer is None:
             self._writer = _open_writer(plan)
         limit = self._context.max_bytes(is_stream=chunk.end == UNKNOWN_END)
-        if limit is not None and chunk.position + len(data) > limit:
+        if limit is not None and chunk.position + size > limit:
             raise PolicyRefused(f"the file is larger than max_file_size, {limit} bytes")
-        self._check_space(chunk, len(data))
-        allowed = scheduler.begin_write(chunk, len(data))
+        self._check_space(chunk, size)
+        allowed = scheduler.begin_write(chunk, size)
         written = 0
         try:
-            self._writer.write(chunk.position, data[:allowed])
+            self._body.write(self._writer, chunk.position, allowed)
             written = allowed
         finally:
             scheduler.commit_write(chunk, written)

@@ -124,6 +124,8 @@ def is_encoded_file(
 class DecodedReply(Reply):
     """A reply whose body is decoded. Used by one thread."""
 
+    can_splice = False
+
     def __init__(self, reply: Reply) -> None:
         """Wrap a reply for which ``coding_action`` returned DECODE."""
         self.status, self.headers, self.url = reply.status, reply.headers, reply.url

@@ -20,6 +20,8 @@ from __future__ import annotations
 import http.client
 import io
 import re
+import select
+import socket
 import ssl
 import time
 from http import HTTPStatus
@@ -33,6 +35,7 @@ from dlpool.transfer.http.header_fields import (
     parse_usual_fields,
     read_fields,
 )
+from dlpool.transfer.pipe import Pipe
 
 MAX_CHUNK_LINE = 4 * 1024  # bytes of a chunk's size with its extensions
 MAX_INFORMATIONAL = 32  # 1xx responses before the final one
@@ -56,6 +59,12 @@ class StrictResponse(http.client.HTTPResponse):
     tls_socket: ssl.SSLSocket | None = None
     _is_drained = False  # the buffer of ``fp`` is empty, and stays so
     _record_error: Exception | None = None  # for the next read
+
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        # TLS sockets have other classes
+        self._plain_socket = sock if type(sock) is socket.socket else None
+        self._is_buffer_empty = False  # that of ``fp``
 
     def begin(self) -> None:
         """Read the header and determine the framing (RFC 9112 section 6.3)."""
@@ -94,6 +103,7 @@ class StrictResponse(http.client.HTTPResponse):
                 self.tls_socket is not None and len(view) > _DRAINING_BYTES
             )
         size: int = self.fp.readinto1(view)
+        self._is_buffer_empty = len(view) > _DRAINING_BYTES
         if size == 0 and len(view):
             self._close_conn()  # type: ignore[attr-defined]
         elif self.length is not None:
@@ -124,6 +134,37 @@ class StrictResponse(http.client.HTTPResponse):
             self._record_error = error
         self.length -= filled
         return filled
+
+    @property
+    def can_splice(self) -> bool:
+        """Whether the next bytes of the body are in a socket without TLS."""
+        return (
+            self._plain_socket is not None
+            and self._is_buffer_empty
+            and self.fp is not None
+            and not self.chunked
+            and bool(self.length)
+        )
+
+    def splice1(self, pipe: Pipe, size: int) -> int:
+        """Move at most ``size`` received bytes of the body into ``pipe``.
+
+        Call it only if ``can_splice`` is true. Returns the number of bytes; 0 if the
+        connection has ended. Waits for the first byte as ``readinto1`` does. Raises
+        BlockingIOError if the pipe is full, and OSError with EINVAL if the socket does
+        not support splice(2).
+        """
+        assert self._plain_socket is not None and self.length is not None
+        size = min(size, self.length)
+        try:
+            count = pipe.fill(self._plain_socket.fileno(), size)
+        except BlockingIOError:
+            _wait_until_readable(self._plain_socket)
+            count = pipe.fill(self._plain_socket.fileno(), size)
+        if count == 0:
+            self._close_conn()  # type: ignore[attr-defined]
+        self.length -= count
+        return count
 
     def _read_usual(self) -> bool:
         """Parse the header if it has arrived completely and has the usual form.
@@ -221,6 +262,15 @@ class StrictResponse(http.client.HTTPResponse):
                 return version, status, reason
             read_fields(self.fp)
         raise http.client.HTTPException("too many informational responses")
+
+
+def _wait_until_readable(sock: socket.socket) -> None:
+    """Wait until the socket has bytes, an error or the end. Raises TimeoutError."""
+    timeout_s = sock.gettimeout()
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    if not poll.poll(None if timeout_s is None else timeout_s * 1000):
+        raise TimeoutError("timed out")
 
 
 class _HeaderReader:

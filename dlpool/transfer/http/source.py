@@ -8,6 +8,7 @@ decides which schemes are accepted.
 
 from __future__ import annotations
 
+import errno
 import http.client
 import threading
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 
 import urllib3
 
+from dlpool.disk_errors import CANNOT_SPLICE
 from dlpool.errors import (
     DlpoolError,
     PolicyRefused,
@@ -41,6 +43,7 @@ from dlpool.transfer.http.urls import (
     resolve_location,
     split_credentials,
 )
+from dlpool.transfer.pipe import Pipe
 
 if TYPE_CHECKING:
     from dlpool.transfer.http.requests_adapter import CookieJar
@@ -88,6 +91,31 @@ class Reply:
             raise self._failure
         return filled
 
+    @property
+    def can_splice(self) -> bool:
+        """Whether ``splice`` can be tried for the next bytes."""
+        return self._failure is None and self._body.can_splice
+
+    def splice(self, pipe: Pipe, size: int) -> int:
+        """Move at most ``size`` received bytes into the empty ``pipe``.
+
+        Returns their number. 0 means that ``read`` must receive the next bytes, or
+        report the end of the body. Collects bytes and raises errors as ``read`` does.
+        """
+        exchange, moved = self._exchange, 0
+        began = exchange.clock()
+        exchange.waiting_since = began
+        while self._failure is None and moved < min(size, self._min_read_bytes):
+            count = self._splice_once(pipe, size - moved)
+            moved += count
+            if not count or exchange.clock() - began > COLLECT_S:
+                break
+        exchange.end_wait(moved)
+        exchange.check()
+        if self._failure is not None and not moved:
+            raise self._failure
+        return moved
+
     def close(self) -> None:
         """Return the connection to its pool after a complete body, else close it."""
         self._exchange.detach()
@@ -103,6 +131,17 @@ class Reply:
         if not size and self._body.length:
             self._failure = ShortBody("the connection ended before the body did")
         return size
+
+    def _splice_once(self, pipe: Pipe, size: int) -> int:
+        try:
+            count = self._body.splice1(pipe, size)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, *CANNOT_SPLICE):
+                self._failure = network_error(error, is_answered=True)
+            return 0
+        if not count and self._body.length:
+            self._failure = ShortBody("the connection ended before the body did")
+        return count
 
 
 class Source:

@@ -30,6 +30,7 @@ from dlpool.dataclass import dataclass
 from dlpool.errors import DlpoolError
 from dlpool.scan.scannedfile import ScannedFile
 from dlpool.transfer.http.remote_resource import RemoteResource
+from dlpool.transfer.pipe import Pipe
 from dlpool.transfer.scheduler import ChunkSnapshot
 from dlpool.transfer.space_rules import BlockReserver, SpaceRules
 from dlpool.transfer.target.state import SavedState
@@ -68,6 +69,15 @@ class RangeWriter(BlockReserver, Protocol):
 
     def write(self, position: int, data: memoryview) -> None:
         """Write all of ``data`` at ``position``. Raises LocalFault."""
+        ...
+
+    def splice(self, position: int, pipe: Pipe, size: int) -> int:
+        """Move ``size`` bytes from ``pipe`` to ``position``.
+
+        Returns how many bytes were moved. If there are fewer, the output does not
+        support that: the rest is still in the pipe, and must be written with ``write``.
+        Raises LocalFault.
+        """
         ...
 
     def close(self) -> None:

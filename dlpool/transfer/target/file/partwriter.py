@@ -7,9 +7,10 @@ import threading
 from contextlib import suppress
 
 from dlpool import disk, freespace
-from dlpool.disk_errors import local_fault
+from dlpool.disk_errors import local_fault, translated
 from dlpool.errors import LocalFault
 from dlpool.freespace import Space
+from dlpool.transfer.pipe import Pipe
 
 _CLOSED = -1  # as a descriptor
 _UNKNOWN = -1  # as a position
@@ -51,6 +52,15 @@ class PartWriter:
                 self._position = _UNKNOWN
                 raise local_fault(f"write {self._path}", error) from error
             self._position = position + len(data)
+
+    def splice(self, position: int, pipe: Pipe, size: int) -> int:
+        """Move ``size`` bytes from ``pipe`` to ``position``.
+
+        Returns how many bytes were moved; fewer than ``size`` if the file system does
+        not support splice(2). Raises LocalFault.
+        """
+        with self._lock, translated(f"write {self._path}"):
+            return pipe.empty(self._descriptor, position, size)
 
     def _write(self, position: int, data: memoryview) -> None:
         if self._is_shared:
