@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import field
 from datetime import datetime, timezone
-from urllib.parse import urlsplit
 
 from dlpool.cancel import CancelScope
 from dlpool.config import TransferSettings
@@ -22,6 +21,7 @@ from dlpool.transfer.http.exchange import Exchange, ExchangeStats
 from dlpool.transfer.http.limits import RateLimits
 from dlpool.transfer.http.remote_resource import RemoteResource
 from dlpool.transfer.http.source import Reply, Source
+from dlpool.transfer.http.urls import authority
 from dlpool.transfer.job import Checksum, Job, Notify
 from dlpool.transfer.retry import RetryPolicy
 from dlpool.transfer.scheduler import ChunkScheduler
@@ -79,7 +79,7 @@ class TransferContext:
     @property
     def host(self) -> str:
         """Return the host of the job's URL, not that of a redirect."""
-        return urlsplit(self.source.url).netloc.lower()
+        return authority(self.source.url)
 
     def initial_connections(self) -> int:
         """Return the number of connections that a large file starts with."""
@@ -121,7 +121,7 @@ class TransferContext:
         except ServerTrouble as error:
             wait = error.retry_after_s
             if wait and wait <= self.settings.max_retry_after:
-                self.client.host_holds.hold(urlsplit(reply.url).netloc, wait)
+                self.client.host_holds.hold(authority(reply.url), wait)
             raise
 
     def expected_checksum(self, resource: RemoteResource) -> Checksum | None:
@@ -220,4 +220,4 @@ class NetworkOutage:
 
 def host_of(reply: Reply) -> str:
     """Return the host and port that sent the reply."""
-    return urlsplit(reply.url).netloc.lower()
+    return authority(reply.url)

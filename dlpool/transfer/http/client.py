@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -24,7 +25,7 @@ from dlpool.transfer.http.urllib3_adapter import (
     PooledResponse,
     TargetedHeaders,
 )
-from dlpool.transfer.http.urls import display_url
+from dlpool.transfer.http.urls import display_url, request_headers
 from dlpool.transfer.timer import TimerThread
 
 # bytes after which one read stops collecting what has arrived
@@ -70,6 +71,14 @@ class HttpClient:
         # limits of this machine that have been reported
         self.reported_limits: set[str] = set()
         self._proxies: dict[tuple[str, str, int | None], str | None] = {}
+
+    @cached_property
+    def default_headers(self) -> Mapping[str, str]:
+        """The header fields of a request without fields of the user.
+
+        Raises UsageError for a user agent that cannot be sent.
+        """
+        return request_headers(self.settings, {})
 
     def proxy(self, url: str) -> str | None:
         """Return the proxy for ``url``, None for a direct connection.

@@ -41,9 +41,13 @@ class HeaderFields(Mapping[str, str]):
     """
 
     def __init__(self, fields: Iterable[tuple[str, str]]) -> None:
-        self._values: dict[str, list[str]] = {}
-        for name, value in fields:
-            self._values.setdefault(name.lower(), []).append(value)
+        self._values = values = dict[str, list[str]]()
+        for given, value in fields:
+            name = given.lower()
+            if name in values:
+                values[name].append(value)
+            else:
+                values[name] = [value]
 
     def __getitem__(self, name: str) -> str:
         return _join_values(name.lower(), self._values[name.lower()])

@@ -132,13 +132,18 @@ def _policy(name: str, allow: str | None) -> NetworkPolicy:
     return NetworkPolicy(name, parse_networks(allow))
 
 
-@lru_cache(maxsize=256)
 def origin(url: str) -> tuple[str, str, int | None]:
     """Return scheme, host and port of a URL (RFC 6454).
 
     For a URL without a port, returns the default port of its scheme.
     """
-    parts = urlsplit(url)
+    end = url.find("/", len("https://"))  # the path has no part in the origin
+    return _origin(url if end < 0 else url[:end])
+
+
+@lru_cache(maxsize=256)
+def _origin(site: str) -> tuple[str, str, int | None]:
+    parts = urlsplit(site)
     return (
         parts.scheme,
         (parts.hostname or "").lower(),

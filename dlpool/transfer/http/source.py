@@ -14,7 +14,6 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
-from urllib.parse import urlsplit
 
 import urllib3
 
@@ -36,6 +35,7 @@ from dlpool.transfer.http.network_errors import network_error
 from dlpool.transfer.http.policy import headers_for_origin, origin
 from dlpool.transfer.http.urllib3_adapter import PooledResponse
 from dlpool.transfer.http.urls import (
+    authority,
     basic_auth,
     check_proxied_host,
     merge_cookies,
@@ -163,7 +163,11 @@ class Source:
         """Prepare the requests. Raises UsageError for an invalid URL."""
         self._client = client
         self.url, in_url = split_credentials(url)
-        self._headers = request_headers(client.settings, headers)
+        self._headers = (
+            request_headers(client.settings, headers)
+            if headers
+            else client.default_headers
+        )
         user = user or in_url
         is_given = any(name.lower() == "authorization" for name in headers)
         if client.settings.netrc and not (is_given or (user and user[1])):
@@ -184,7 +188,7 @@ class Source:
     @property
     def host(self) -> str:
         """Return the host and port to which the next request goes."""
-        return urlsplit(self._location).netloc
+        return authority(self._location)
 
     def get(
         self,
@@ -291,7 +295,7 @@ class Source:
         headers: Mapping[str, str],
         body: OutgoingBody | None = None,
     ) -> Reply:
-        client, host = self._client, urlsplit(url).netloc
+        client, host = self._client, authority(url)
         while (wait := client.host_holds.wait_s(host)) > 0:
             exchange.sleep(wait)
             exchange.check()

@@ -225,6 +225,14 @@ def request_target(url: str) -> str:
     return url[url.index("/", url.index("//") + 2) :]
 
 
+def authority(url: str) -> str:
+    """Return host and port as ``url`` names them.
+
+    ``url`` must be a URL that ``split_credentials`` returned.
+    """
+    return url.split("/", 3)[2]
+
+
 def merge_cookies(given: str | None, stored: str | None) -> str | None:
     """Return the ``Cookie`` value that joins the user's and the server's cookies.
 
