@@ -30,21 +30,21 @@ class Monitor(_ReentrantLock):  # type: ignore[misc,valid-type]
 
     def wait(self, timeout_s: float | None) -> None:
         """Release the lock until ``notify_all``, at most ``timeout_s`` seconds."""
-        self._waiters().wait(timeout_s)
+        self._waitable().wait(timeout_s)
 
     def wait_for(self, predicate: Callable[[], bool], timeout_s: float | None) -> bool:
         """Wait until ``predicate`` is true, at most ``timeout_s`` seconds.
 
         Returns the last value of ``predicate``.
         """
-        return predicate() or self._waiters().wait_for(predicate, timeout_s)
+        return predicate() or self._waitable().wait_for(predicate, timeout_s)
 
     def notify_all(self) -> None:
         """Wake all threads that wait."""
         if self._condition is not None:
             self._condition.notify_all()
 
-    def _waiters(self) -> threading.Condition:
+    def _waitable(self) -> threading.Condition:
         if self._condition is None:
             self._condition = threading.Condition(self)
         return self._condition

@@ -409,7 +409,7 @@ class Call:
 
 def wait_for_waiters(scheduler: ChunkScheduler, number: int) -> None:
     """Wait until ``number`` threads wait for a change of the scheduler."""
-    wait_until(lambda: len(scheduler._changed._waiters) == number)  # type: ignore[attr-defined]
+    wait_until(lambda: len(getattr(scheduler._changed._condition, "_waiters", ())) == number)
 
 
 def waiting_for_a_chunk(scheduler: ChunkScheduler, owner: str) -> Call:

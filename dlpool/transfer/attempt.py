@@ -140,7 +140,6 @@ class TransferAttempt:
         first = self.workers.add(ConnectionWorker(self._context))
         probed = first.run_probe(self._probe)
         plan = probed.plan
-        self._announce(plan)
         most = self._most_connections(plan)
         connections = min(most, self._context.initial_connections()) if most > 1 else 1
         # for a small file, a thread would cost more than it gains
@@ -148,10 +147,15 @@ class TransferAttempt:
             connections == 1
             and (plan.resource.size or SMALL_FILE_BYTES) < SMALL_FILE_BYTES
         )
+        self._announce(plan, is_small=is_small)
         if is_small or not self.workers.start_first(first, lambda: first.run(probed)):
             connections = most = 1
             first.after_write = lambda: self._do_periodic_work(plan)
-            first.run(probed, plan.target.main_writer())
+            writer = plan.target.main_writer()
+            rest = first.run_at_once(probed, writer) if is_small else probed
+            if rest is None:
+                return plan
+            first.run(rest, writer)
         try:
             self.workers.start(plan, connections, most)
             while not scheduler.wait_until_over(CHECKPOINT_POLL_S):
@@ -171,8 +175,11 @@ class TransferAttempt:
             self._check_limits()
         self._checkpoint_if_due(plan)
 
-    def _announce(self, plan: DownloadPlan) -> None:
-        """Report that the download has started, and start to compute its checksum."""
+    def _announce(self, plan: DownloadPlan, *, is_small: bool) -> None:
+        """Report that the download has started, and start to compute its checksum.
+
+        The checksum of a small file is computed when the file is complete.
+        """
         context = self._context
         self.plan = plan
         self.phase = "downloading"
@@ -187,7 +194,10 @@ class TransferAttempt:
         expected = context.expected_checksum(plan.resource)
         if expected is not None:
             self._hash = FollowingHash(
-                expected.algorithm, context.scheduler, plan.target.reader
+                expected.algorithm,
+                context.scheduler,
+                plan.target.reader,
+                follows=not is_small,
             )
 
     def _most_connections(self, plan: DownloadPlan) -> int:

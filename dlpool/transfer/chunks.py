@@ -279,6 +279,8 @@ def plan_chunks(
     shorter than ``min_split`` bytes. With ``piece`` the ranges are not split, see
     ``ChunkMap``.
     """
+    if size < 2 * min_split and missing == [(0, size)]:
+        return ChunkMap([Chunk.missing(missing[0])], piece=piece, least_split=min_split)
     chunks: list[Chunk] = []
     written_to = 0
     for span, parts in zip(

@@ -29,8 +29,10 @@ class FollowingHash:
         algorithm: str,
         scheduler: ChunkScheduler,
         open_reader: Callable[[], RangeReader],
+        *,
+        follows: bool = True,
     ) -> None:
-        """Start the thread.
+        """Start the thread, if ``follows``; otherwise ``digest`` computes the hash.
 
         ``open_reader`` returns a new reader of the part file. This object closes the
         reader.
@@ -40,8 +42,9 @@ class FollowingHash:
         self._open_reader = open_reader
         self._error: DlpoolError | None = None
         self._thread: threads.DaemonThread | None = None
-        with suppress(LocalFault):
-            self._thread = self._start(open_reader())
+        if follows:
+            with suppress(LocalFault):
+                self._thread = self._start(open_reader())
 
     def digest(self) -> str:
         """Wait until all bytes are hashed; return the digest in hexadecimal digits.

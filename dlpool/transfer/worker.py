@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from dlpool.errors import (
     BadAnswer,
@@ -36,6 +37,7 @@ from dlpool.transfer.planning import ProbeResult
 from dlpool.transfer.probe import Probe
 from dlpool.transfer.range_request import request_range
 from dlpool.transfer.retry import RangeAttempt, RetryDelay
+from dlpool.transfer.small_body import SmallBody
 from dlpool.transfer.space_rules import WriteBudget
 from dlpool.transfer.target.protocol import RangeWriter
 
@@ -149,6 +151,38 @@ class ConnectionWorker(Requester):
         finally:
             self._close_writer()
 
+    def run_at_once(
+        self, probed: ProbeResult, writer: RangeWriter
+    ) -> ProbeResult | None:
+        """Receive a small file completely, and write it with one call.
+
+        Returns None if all bytes are written. Otherwise no byte is written, and ``run``
+        must fetch the file from the returned result. Raises LocalFault, or the error of
+        a cancelled download.
+        """
+        body, chunk = SmallBody(self._context, probed.reply, probed.answer), self.chunk
+        if chunk is None or not body.is_of(chunk):
+            return probed
+        data = body.receive(chunk.end)
+        if data is None:
+            return replace(probed, reply=body.reply)
+        scheduler, written = self._context.scheduler, 0
+        try:
+            scheduler.begin_write(chunk, len(data))
+            try:
+                writer.write(0, data)
+                written = len(data)
+            finally:
+                scheduler.commit_write(chunk, written)
+            self._context.evidence.begin(0).end = written
+            self._notify_fetched(probed.reply, 0, written)
+        finally:
+            probed.reply.close()
+            self._end_exchange()
+            self.chunk = None
+            scheduler.release_chunk(chunk)
+        return None
+
     def _close_writer(self) -> None:
         self._body.close()
         if self._writer is not None:
@@ -259,12 +293,15 @@ class ConnectionWorker(Requester):
         self._report_rate(chunk)
         self._capacity_failures = self._stale_connections = 0
         self._outage.end()
+        self._notify_fetched(reply, begin, chunk.position)
+
+    def _notify_fetched(self, reply: Reply, start: int, end: int) -> None:
         if self._latest is not None and self._latest.sent_at is not None:
-            context.notify(
+            self._context.notify(
                 "range_fetched",
                 seconds=self._since_sent_s(),
-                start=begin,
-                end=chunk.position,
+                start=start,
+                end=end,
                 status=reply.status,
             )
 

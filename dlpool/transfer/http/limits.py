@@ -71,6 +71,11 @@ class RateLimits:
     def __init__(self, *limits: RateLimit) -> None:
         self._limits = limits
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether any of the limits has a rate."""
+        return any(limit.rate is not None for limit in self._limits)
+
     def max_read(self, size: int) -> int:
         """Return how many of ``size`` bytes one read may take.
 
