@@ -4,8 +4,9 @@ Read in this order: ``job`` (a download job, its result and progress), ``transfe
 (attempts until the download is done), ``attempt`` (checkpoints, verification,
 publishing), ``context`` (what the threads of an attempt share), ``probe`` and
 ``planning`` (the first request, and the plan that follows from its response),
-``worker`` and ``workers`` (connection threads), ``scheduler`` and ``chunks`` (which
-thread fetches which bytes), ``range_request`` (a request for a range of the file),
+``worker`` and ``workers`` (connection threads), ``small_body`` (a file that one read
+brings), ``scheduler`` and ``chunks`` (which thread fetches which bytes),
+``range_request`` (a request for a range of the file),
 ``retry`` (what is requested again, and when), ``connection_admission`` (refused
 connections), ``aimd`` (the adaptive number of connections), ``speed_monitor`` (which
 connections are replaced), ``timer`` (the thread of periodic checks), ``evidence`` and

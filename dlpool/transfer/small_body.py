@@ -8,12 +8,14 @@ as with any other file.
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 from dlpool.errors import DlpoolError
 from dlpool.transfer.chunks import Chunk
 from dlpool.transfer.context import TransferContext
-from dlpool.transfer.http.answer import Answer
 from dlpool.transfer.http.source import Reply
+from dlpool.transfer.planning import ProbeResult
+from dlpool.transfer.target.protocol import RangeWriter
 
 MAX_BYTES = 256 * 1024  # a larger body is written while it arrives
 PATIENCE_S = 0.25  # a body that takes longer is written while it arrives
@@ -49,48 +51,62 @@ class ReplayedReply(Reply):
 
 
 class SmallBody:
-    """The body of a response that may be the complete small file.
+    """The body of the probe's response, if it may be the complete small file.
 
-    ``reply``: the response, to be read on if ``receive`` returns None. The thread of
-    the connection worker uses the object.
+    The thread of the connection worker uses the object. ``probed``: the result of the
+    probe; its reply returns all bytes of the body, also after ``receive`` has failed.
     """
 
-    def __init__(self, context: TransferContext, reply: Reply, answer: Answer) -> None:
-        """``answer``: what ``reply`` contains."""
-        self.reply = reply
+    def __init__(self, context: TransferContext, probed: ProbeResult) -> None:
+        self.probed = probed
         self._context = context
-        self._answer = answer
+        self._data = memoryview(b"")
 
-    def is_of(self, chunk: Chunk | None) -> bool:
+    def is_of(self, chunk: Chunk) -> bool:
         """Return whether ``chunk`` is the file, and ``receive`` can fetch it."""
+        answer = self.probed.answer
         return (
-            chunk is not None
-            and chunk.start == chunk.position == self._answer.start == 0
+            chunk.start == chunk.position == answer.start == 0
             and 0 < chunk.end <= MAX_BYTES
-            and chunk.end == self._answer.length == self._answer.resource.size
+            and chunk.end == answer.length == answer.resource.size
             and not self._context.rate.is_limited
         )
 
-    def receive(self, size: int) -> memoryview | None:
-        """Receive all ``size`` bytes, and return them; the next call reuses the memory.
+    def receive(self) -> bool:
+        """Receive all bytes of the file; return whether they are received.
 
-        Returns None if the bytes do not arrive within ``PATIENCE_S`` seconds, or if a
-        read fails. Then ``reply`` returns the bytes received so far again, and after
-        them raises the same error.
+        Returns False if they do not arrive within ``PATIENCE_S`` seconds, or if a read
+        fails. Then the reply of ``probed`` first returns the received bytes, and after
+        them raises the error again.
         """
+        reply, size = self.probed.reply, self.probed.answer.length or 0
         view, filled, clock = _buffer()[:size], 0, self._context.clock
         until = clock() + PATIENCE_S
         try:
-            while filled < size and (count := self.reply.read(view[filled:])):
+            while filled < size and (count := reply.read(view[filled:])):
                 filled += count
                 if filled < size and clock() > until:
                     break
         except DlpoolError:
             pass  # the reply raises it again
-        if filled == size:
-            return view
-        self.reply = ReplayedReply(self.reply, view[:filled])
-        return None
+        self._data = view[:filled]
+        if filled < size:
+            self.probed = replace(self.probed, reply=ReplayedReply(reply, self._data))
+        return filled == size
+
+    def write(self, writer: RangeWriter, chunk: Chunk) -> None:
+        """Write the received file.
+
+        Raises LocalFault, or the error of a cancelled download.
+        """
+        context, written = self._context, 0
+        context.scheduler.begin_write(chunk, len(self._data))
+        try:
+            writer.write(0, self._data)
+            written = len(self._data)
+        finally:
+            context.scheduler.commit_write(chunk, written)
+        context.evidence.begin(0).end = written
 
 
 def _buffer() -> memoryview:

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from dlpool.errors import (
     BadAnswer,
@@ -156,31 +155,20 @@ class ConnectionWorker(Requester):
     ) -> ProbeResult | None:
         """Receive a small file completely, and write it with one call.
 
-        Returns None if all bytes are written. Otherwise no byte is written, and ``run``
-        must fetch the file from the returned result. Raises LocalFault, or the error of
-        a cancelled download.
+        Returns None if that is done. Otherwise no byte is written, and ``run`` must
+        fetch the file from the returned result. Raises the error that ends the job.
         """
-        body, chunk = SmallBody(self._context, probed.reply, probed.answer), self.chunk
-        if chunk is None or not body.is_of(chunk):
-            return probed
-        data = body.receive(chunk.end)
-        if data is None:
-            return replace(probed, reply=body.reply)
-        scheduler, written = self._context.scheduler, 0
+        body, chunk = SmallBody(self._context, probed), self.chunk
+        if chunk is None or not body.is_of(chunk) or not body.receive():
+            return body.probed
         try:
-            scheduler.begin_write(chunk, len(data))
-            try:
-                writer.write(0, data)
-                written = len(data)
-            finally:
-                scheduler.commit_write(chunk, written)
-            self._context.evidence.begin(0).end = written
-            self._notify_fetched(probed.reply, 0, written)
+            body.write(writer, chunk)
+            self._notify_fetched(probed.reply, 0, chunk.end)
         finally:
             probed.reply.close()
             self._end_exchange()
             self.chunk = None
-            scheduler.release_chunk(chunk)
+            self._context.scheduler.release_chunk(chunk)
         return None
 
     def _close_writer(self) -> None:
