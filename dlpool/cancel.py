@@ -28,11 +28,13 @@ class Monitor(_ReentrantLock):  # type: ignore[misc,valid-type]
 
     _condition: threading.Condition | None = None
 
-    def wait(self, timeout_s: float | None) -> None:
+    def wait(self, timeout_s: float | None = None) -> None:
         """Release the lock until ``notify_all``, at most ``timeout_s`` seconds."""
         self._waitable().wait(timeout_s)
 
-    def wait_for(self, predicate: Callable[[], bool], timeout_s: float | None) -> bool:
+    def wait_for(
+        self, predicate: Callable[[], bool], timeout_s: float | None = None
+    ) -> bool:
         """Wait until ``predicate`` is true, at most ``timeout_s`` seconds.
 
         Returns the last value of ``predicate``.
