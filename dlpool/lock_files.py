@@ -72,7 +72,7 @@ class LockHolder:
         pid = os.getpid()
         return cls(
             socket.gethostname(),
-            _boot_id(),
+            boot_id(),
             _pid_namespace(),
             pid,
             _start_time(pid),
@@ -102,7 +102,7 @@ class LockHolder:
         This can be known only of a holder with the same host, boot and PID namespace.
         """
         if not self.boot or (self.boot, self.namespace) != (
-            _boot_id(),
+            boot_id(),
             _pid_namespace(),
         ):
             return False
@@ -375,7 +375,8 @@ def _server_time(folder: Path) -> float:
         disk.remove_quietly(path)
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Return the id of this start of the machine, empty if it is unknown."""
     with suppress(OSError):
         return (
             Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dlpool.storage.disk import assembly
 from dlpool.storage.disk.assembly import ChunkAssembly
 from dlpool.storage.disk.backend import DiskBackend
 from dlpool.storage.errors import UploadError
@@ -62,9 +63,11 @@ def test_a_chunk_that_is_cut_while_it_is_read_is_missing(
 
 @pytest.mark.parametrize("is_checked", [True, False])
 @pytest.mark.parametrize("expected", [None, md5(WHOLE), "0" * 32])
+@pytest.mark.parametrize("trusted_s", [0.0, assembly.TRUSTED_S])
 def test_each_chunk_is_compared_with_its_own_md5_only_where_nothing_else_proves_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_checked: bool, expected: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_checked: bool, expected: str | None, trusted_s: float
 ) -> None:
+    monkeypatch.setattr(assembly, "TRUSTED_S", trusted_s)
     store = store_in(tmp_path, enable_integrity_check=is_checked)
     send_all(store, DATA)
     compared: list[int] = []
@@ -79,4 +82,5 @@ def test_each_chunk_is_compared_with_its_own_md5_only_where_nothing_else_proves_
         merge(store, 3, expected_md5=expected)
     except UploadError:
         assert is_checked and expected == "0" * 32
-    assert sorted(compared) == ([0, 1, 2] if is_checked and expected != md5(WHOLE) else [])
+    is_proven = expected == md5(WHOLE) or (trusted_s and expected is None)
+    assert sorted(compared) == ([0, 1, 2] if is_checked and not is_proven else [])

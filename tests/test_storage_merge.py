@@ -13,6 +13,7 @@ import pytest
 
 from dlpool.disk import Identity
 from dlpool.storage import states
+from dlpool.storage.digests import FileDigests
 from dlpool.storage.disk import capacity, merger
 from dlpool.storage.disk.assembly import ChunkAssembly
 from dlpool.storage.disk.backend import DiskBackend
@@ -303,7 +304,7 @@ def test_a_name_is_checked_before_bytes_are_copied(
     copied: list[object] = []
     write = ChunkAssembly.write
 
-    def note(assembly: ChunkAssembly, target: int, **options: Any) -> str:
+    def note(assembly: ChunkAssembly, target: int, **options: Any) -> FileDigests:
         copied.append(assembly)
         return write(assembly, target, **options)
 
@@ -420,7 +421,7 @@ def test_a_task_that_is_removed_while_it_is_merged_is_not_published(
     send_all(store, DATA)
     write = ChunkAssembly.write
 
-    def write_late(assembly: ChunkAssembly, target: int, **options: Any) -> str:
+    def write_late(assembly: ChunkAssembly, target: int, **options: Any) -> FileDigests:
         found = write(assembly, target, **options)
         with store.layout.lock_id(ID) as task:
             store.layout.trash(task)

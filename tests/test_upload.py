@@ -34,6 +34,13 @@ def serve() -> Iterator[Serve]:
         yield lambda fault=no_fault: stack.enter_context(UploadOrigin(fault))
 
 
+@pytest.fixture(params=["md5", "sha256"])
+def serve_both(request: pytest.FixtureRequest) -> Iterator[Serve]:
+    """Servers of both kinds: those that know SHA-256 digests, and older ones."""
+    with ExitStack() as stack:
+        yield lambda fault=no_fault: stack.enter_context(UploadOrigin(fault, algorithm=request.param))
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "model.bin"
@@ -93,8 +100,8 @@ def test_every_size_arrives_under_the_requested_name(size: int, serve: Serve, tm
     assert origin.merged == {"naïve name &?.bin": DATA[:size]}
 
 
-def test_only_what_the_server_lacks_is_sent(serve: Serve, file: Path) -> None:
-    origin = serve()
+def test_only_what_the_server_lacks_is_sent(serve_both: Serve, file: Path) -> None:
+    origin = serve_both()
     origin.stored = {index: DATA[index * CHUNK : (index + 1) * CHUNK] for index in (0, 3, 5)}
     ended = upload(file, origin.api, "--json")
     assert ended.code == 0, ended.err
@@ -113,8 +120,8 @@ def test_the_same_command_has_the_same_id_and_a_changed_file_another(serve: Serv
     assert first.startswith("model.bin-")
 
 
-def test_a_finished_upload_is_not_sent_again(serve: Serve, file: Path) -> None:
-    origin = serve()
+def test_a_finished_upload_is_not_sent_again(serve_both: Serve, file: Path) -> None:
+    origin = serve_both()
     assert upload(file, origin.api).code == 0
     sent = len(origin.sent())
     ended = upload(file, origin.api, "--json")
@@ -158,16 +165,16 @@ def test_secrets_come_from_files_and_are_never_printed(serve: Serve, file: Path,
 # --- what is sent again ---
 
 
-def test_a_chunk_that_came_damaged_is_sent_again(serve: Serve, file: Path) -> None:
-    origin = serve(once("chunk", lambda _: (400, {"error": "it came damaged", "code": "md5_mismatch"})))
+def test_a_chunk_that_came_damaged_is_sent_again(serve_both: Serve, file: Path) -> None:
+    origin = serve_both(once("chunk", lambda _: (400, {"error": "it came damaged", "code": "md5_mismatch"})))
     ended = upload(file, origin.api, "--json")
     assert (ended.code, ended.json["retries"]) == (0, 1)
     assert len(origin.sent()) == 7
     assert origin.merged["model.bin"] == DATA
 
 
-def test_a_chunk_that_always_comes_damaged_is_given_up(serve: Serve, file: Path) -> None:
-    origin = serve(always("chunk", 400, error="it came damaged", code="md5_mismatch"))
+def test_a_chunk_that_always_comes_damaged_is_given_up(serve_both: Serve, file: Path) -> None:
+    origin = serve_both(always("chunk", 400, error="it came damaged", code="md5_mismatch"))
     ended = upload(file, origin.api)
     assert ended.code == 11
     assert ended.err.splitlines() == [f"dlpool: {file}: the server answered 400: it came damaged"]
@@ -176,22 +183,22 @@ def test_a_chunk_that_always_comes_damaged_is_given_up(serve: Serve, file: Path)
 @pytest.mark.parametrize("strike", [Connection.reset, Connection.hang_up], ids=["reset", "closed"])
 @pytest.mark.parametrize("call", ["status", "chunk", "merge"])
 def test_a_lost_connection_costs_one_attempt(
-    call: str, strike: Callable[[Connection], None], serve: Serve, file: Path
+    call: str, strike: Callable[[Connection], None], serve_both: Serve, file: Path
 ) -> None:
-    origin = serve(once(call, strike))
+    origin = serve_both(once(call, strike))
     assert upload(file, origin.api).code == 0
     assert origin.merged["model.bin"] == DATA
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-def test_requests_to_a_busy_or_broken_server_are_retried(status: int, serve: Serve, file: Path) -> None:
-    origin = serve(once("chunk", lambda _: (status, {"error": "not now", "code": "busy"}), number=2))
+def test_requests_to_a_busy_or_broken_server_are_retried(status: int, serve_both: Serve, file: Path) -> None:
+    origin = serve_both(once("chunk", lambda _: (status, {"error": "not now", "code": "busy"}), number=2))
     assert upload(file, origin.api).code == 0
     assert origin.merged["model.bin"] == DATA
 
 
-def test_chunks_that_the_merge_finds_missing_are_sent_again(serve: Serve, file: Path) -> None:
-    origin = serve()
+def test_chunks_that_the_merge_finds_missing_are_sent_again(serve_both: Serve, file: Path) -> None:
+    origin = serve_both()
 
     def lose(_connection: Connection) -> None:
         for index in (1, 4):
@@ -203,8 +210,8 @@ def test_chunks_that_the_merge_finds_missing_are_sent_again(serve: Serve, file: 
     assert origin.merged["model.bin"] == DATA
 
 
-def test_a_chunk_that_went_bad_at_the_server_is_found_and_sent_again(serve: Serve, file: Path) -> None:
-    origin = serve()
+def test_a_chunk_that_went_bad_at_the_server_is_found_and_sent_again(serve_both: Serve, file: Path) -> None:
+    origin = serve_both()
 
     def rot(_connection: Connection) -> None:
         origin.stored[2] = bytes(CHUNK)
@@ -215,22 +222,22 @@ def test_a_chunk_that_went_bad_at_the_server_is_found_and_sent_again(serve: Serv
     assert origin.merged["model.bin"] == DATA
 
 
-def test_a_server_that_never_makes_the_file_is_given_up(serve: Serve, file: Path) -> None:
-    origin = serve(always("merge", 400, error="the file has another md5", code="file_md5_mismatch"))
+def test_a_server_that_never_makes_the_file_is_given_up(serve_both: Serve, file: Path) -> None:
+    origin = serve_both(always("merge", 400, error="the file has another md5", code="file_md5_mismatch"))
     ended = upload(file, origin.api)
     assert ended.code == 11
     assert "has all of its chunks" in ended.err
     assert len(origin.sent()) == 6
 
 
-def test_a_file_with_another_md5_is_not_called_done(serve: Serve, file: Path) -> None:
-    answer = {"md5": "0" * 32, "size": len(DATA), "filePath": "f", "relative_path": ""}
-    origin = serve(always("merge", 200, **answer))
+def test_a_file_with_another_digest_is_not_called_done(serve_both: Serve, file: Path) -> None:
+    answer = {"md5": "0" * 32, "composite_sha256": "0" * 64, "size": len(DATA), "filePath": "f", "relative_path": ""}
+    origin = serve_both(always("merge", 200, **answer))
     assert upload(file, origin.api).code == 11
 
 
-def test_a_merge_that_another_request_is_at_is_waited_for(serve: Serve, file: Path) -> None:
-    origin = serve()
+def test_a_merge_that_another_request_is_at_is_waited_for(serve_both: Serve, file: Path) -> None:
+    origin = serve_both()
 
     def merging(_connection: Connection) -> tuple[int, dict[str, Any]]:
         origin.state = "merging"
@@ -242,8 +249,8 @@ def test_a_merge_that_another_request_is_at_is_waited_for(serve: Serve, file: Pa
     assert origin.merged["model.bin"] == DATA
 
 
-def test_the_network_goes_away_and_comes_back(serve: Serve, file: Path) -> None:
-    origin = serve()
+def test_the_network_goes_away_and_comes_back(serve_both: Serve, file: Path) -> None:
+    origin = serve_both()
     with Proxy(("127.0.0.1", origin.port)) as proxy:
 
         def cut(_connection: Connection) -> None:
@@ -350,12 +357,12 @@ def test_a_refused_connection_is_a_network_error_with_the_address(file: Path) ->
     assert f"127.0.0.1 port {origin.port} cannot be reached" in ended.err
 
 
-def test_a_file_that_changes_while_it_is_sent_is_never_mixed(serve: Serve, file: Path) -> None:
+def test_a_file_that_changes_while_it_is_sent_is_never_mixed(serve_both: Serve, file: Path) -> None:
     def change(_connection: Connection) -> None:
         with file.open("r+b") as changed:
             changed.write(b"other")
 
-    origin = serve(once("chunk", change, number=3))
+    origin = serve_both(once("chunk", change, number=3))
     ended = upload(file, origin.api, "-c", "1")
     assert ended.code == 3
     assert ended.err.splitlines() == [
@@ -376,9 +383,9 @@ def test_a_file_that_becomes_shorter_ends_the_upload(serve: Serve, file: Path) -
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_the_upload_and_the_next_run_resumes(
-    number: signal.Signals, code: int, serve: Serve, file: Path
+    number: signal.Signals, code: int, serve_both: Serve, file: Path
 ) -> None:
-    origin = serve(once("chunk", Connection.wait_for_client_to_go, number=3))
+    origin = serve_both(once("chunk", Connection.wait_for_client_to_go, number=3))
     process = start("upload", file, origin.api, *HASTY, "-c", "1", "--json")
     wait_until(lambda: len(origin.sent()) == 3)
     process.send_signal(number)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import ssl
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
-from hashlib import md5
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import md5, sha256
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -22,6 +23,11 @@ Fault = Callable[[str, Mapping[str, str], int, Connection], "tuple[int, dict[str
 _CALLS = {"client": "client", "upload_status": "status", "upload_chunk": "chunk", "merge_chunks": "merge"}
 
 
+def composite(chunks: Iterable[bytes]) -> tuple[str, str]:
+    """Return the name and the value of the composite SHA-256 of a file with these chunks."""
+    return "composite_sha256", sha256(b"".join(sha256(chunk).digest() for chunk in chunks)).hexdigest()
+
+
 def no_fault(_call: str, _fields: Mapping[str, str], _number: int, _connection: Connection) -> None:
     """All goes well."""
 
@@ -29,14 +35,16 @@ def no_fault(_call: str, _fields: Mapping[str, str], _number: int, _connection: 
 class UploadOrigin(Origin):
     """Use as a context manager. ``stored`` are the chunks, ``merged`` the files, ``calls`` what was asked, in order.
 
-    ``advice`` is what it wants of clients, None: it is an older one that does not say.
+    ``advice`` is what it wants of clients, None: it is an older one that does not say. ``algorithm`` is that of the
+    chunks' digests: "md5", or "sha256", which it then announces.
     """
 
-    def __init__(self, fault: Fault = no_fault, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, fault: Fault = no_fault, *, tls: ssl.SSLContext | None = None, algorithm: str = "md5") -> None:
         super().__init__(self._handle, tls=tls)
+        self.algorithm = algorithm
         self.fault = fault
         self.state = "uploading"
-        self.advice: dict[str, Any] | None = None
+        self.advice: dict[str, Any] | None = None if algorithm == "md5" else {"digests": ["md5", "sha256"]}
         self.stored: dict[int, bytes] = {}
         self.merged: dict[str, bytes] = {}
         self.calls: list[tuple[str, dict[str, str]]] = []
@@ -89,13 +97,16 @@ class UploadOrigin(Origin):
         if call == "status":
             return 200, {"uploaded_chunks": sorted(self.stored), "status": self.state if self.stored else "not_found"}
         if call == "task":
-            chunks = [{"index": index, "md5": md5(data).hexdigest()} for index, data in sorted(self.stored.items())]
+            chunks = [{"index": index, **self._digest(data)} for index, data in sorted(self.stored.items())]
             return 200, {"chunks": chunks}
         return self._store(fields, body) if call == "chunk" else self._merge(fields)
 
+    def _digest(self, data: bytes) -> dict[str, str]:
+        return {self.algorithm: hashlib.new(self.algorithm, data).hexdigest()}
+
     def _store(self, fields: Mapping[str, str], body: bytes) -> tuple[int, dict[str, Any]]:
-        if md5(body).hexdigest() != fields["md5"]:
-            return 400, {"error": "the chunk has another md5", "code": "md5_mismatch"}
+        if self._digest(body)[self.algorithm] != fields[self.algorithm]:
+            return 400, {"error": "the chunk has another digest", "code": f"{self.algorithm}_mismatch"}
         if not self.stored:
             self.state = "uploading"
         self.stored[int(fields["chunk_index"])] = body
@@ -113,17 +124,18 @@ class UploadOrigin(Origin):
                 "total_required": total,
                 "uploaded_chunks": sorted(self.stored),
             }
-        data = b"".join(self.stored[index] for index in range(total))
-        digest = md5(data).hexdigest()
-        if digest != fields["expected_md5"]:
-            return 400, {"error": "the file has another md5", "code": "file_md5_mismatch"}
+        chunks = [self.stored[index] for index in range(total)]
+        data = b"".join(chunks)
+        name, digest = ("md5", md5(data).hexdigest()) if self.algorithm == "md5" else composite(chunks)
+        if digest != fields[f"expected_{name}"]:
+            return 400, {"error": "the file has another digest", "code": f"file_{self.algorithm}_mismatch"}
         path = f"{fields.get('relative_path', '')}/{fields['filename']}".lstrip("/")
         self.merged[path] = data
         self.state = "completed"
         self._result = {
             "status": "ok",
             "filePath": f"/srv/{path}",
-            "md5": digest,
+            name: digest,
             "relative_path": path.rpartition("/")[0],
             "size": len(data),
         }

@@ -128,8 +128,9 @@ def success_text(outcome: UploadResult) -> str:
         if outcome.resumed_from
         else ""
     )
+    digest = "md5" if outcome.md5 else "sha256"
     took = f"{size_text(outcome.size)} in {outcome.seconds:.1f} s ({speed}/s)"
-    return f"{outcome.file}: {took}{resumed}, md5 verified: {outcome.location}"
+    return f"{outcome.file}: {took}{resumed}, {digest} verified: {outcome.location}"
 
 
 def as_json(

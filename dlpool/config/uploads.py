@@ -106,7 +106,7 @@ class UploadSettings:
         COUNT, "5", "chunks that a client sends at once", low=1, high=64, reload=False
     )
     enable_integrity_check: bool = setting(
-        SWITCH, "yes", "verify the md5 that clients send", reload=False
+        SWITCH, "yes", "verify the digests that clients send", reload=False
     )
     enable_atomic_operations: bool = setting(
         SWITCH, "yes", "wait until data is on the disk", reload=False

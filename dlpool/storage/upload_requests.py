@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dlpool.config import UploadSettings
 from dlpool.dataclass import dataclass
 from dlpool.storage.content_types import check_extension
+from dlpool.storage.digests import MD5, SHA256, FileDigests
 from dlpool.storage.errors import UploadError
 from dlpool.storage.names import check_new_names, folder_name, split_folders
 from dlpool.storage.values import StoredChunk, TaskTotals
@@ -27,8 +28,9 @@ class ChunkRequest:
     """A chunk to store.
 
     Fields that the client did not send are None. ``file_size`` is in bytes.
-    ``filename`` is the name that the merge will use; a client may send it with a chunk,
-    so that a bad name is refused early.
+    ``md5`` or ``sha256``: the digest of the chunk in hexadecimal. ``filename`` is the
+    name that the merge will use; a client may send it with a chunk, so that a bad name
+    is refused early.
     """
 
     file_id: str
@@ -39,6 +41,18 @@ class ChunkRequest:
     file_size: int | None = None
     relative_path: str | None = None
     filename: str | None = None
+    sha256: str | None = None
+
+    @property
+    def algorithm(self) -> str:
+        """The algorithm of the digest to compute, MD5 if the client sent no digest."""
+        return SHA256 if self.sha256 else MD5
+
+    @property
+    def expected_digest(self) -> str | None:
+        """The digest that the client sent, in lower case; None if it sent none."""
+        expected = self.sha256 or self.md5
+        return expected.lower() if expected else None
 
     def check(self, settings: UploadSettings) -> None:
         """Raise UploadError for an invalid, oversized or forbidden field."""
@@ -46,7 +60,7 @@ class ChunkRequest:
         check_new_names(self.filename, self.relative_path or "")
         if self.filename is not None:
             check_extension(settings, self.filename)
-        _check_md5(self.md5)
+        _check_digests(self.md5, self.sha256)
         _check_total(self.total_chunks)
         if not 0 <= self.index < (self.total_chunks or MAX_CHUNKS):
             raise _bad_index(self.index, self.total_chunks or MAX_CHUNKS)
@@ -131,7 +145,8 @@ class MergeRequest:
     """A merge of all chunks of a task.
 
     ``relative_path``: None to use the path that was sent with the chunks.
-    ``is_shared``: every user may read the file, not only its owner.
+    ``is_shared``: every user may read the file, not only its owner. If the client sends
+    ``expected_composite_sha256``, the result has this digest instead of the MD5.
     """
 
     file_id: str
@@ -142,12 +157,21 @@ class MergeRequest:
     expected_md5: str | None = None
     protocol: str = CHUNKED
     is_shared: bool = False
+    expected_composite_sha256: str | None = None
+
+    @property
+    def expected_digests(self) -> FileDigests:
+        """The digests that the client sent, in lower case; empty if it sent none."""
+        return FileDigests(
+            (self.expected_md5 or "").lower(),
+            (self.expected_composite_sha256 or "").lower(),
+        )
 
     def check(self, settings: UploadSettings) -> None:
         """Raise UploadError for an invalid or forbidden field."""
         folder_name(self.file_id)
         check_new_names(self.filename, self.relative_path or "")
-        _check_md5(self.expected_md5)
+        _check_digests(self.expected_md5, self.expected_composite_sha256)
         _check_total(self.total_chunks)
         check_extension(settings, self.filename)
 
@@ -219,9 +243,16 @@ def check_parts(parts: Sequence[str]) -> None:
         )
 
 
-def _check_md5(text: str | None) -> None:
-    if text is not None and not re.fullmatch("[0-9a-fA-F]{32}", text):
+def _check_digests(md5: str | None, sha256: str | None) -> None:
+    if md5 is not None and not re.fullmatch("[0-9a-fA-F]{32}", md5):
         raise UploadError("bad_md5", "the md5 does not have 32 hexadecimal digits")
+    if sha256 is None:
+        return
+    if not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+        text = "the SHA-256 digest does not have 64 hexadecimal digits"
+        raise UploadError("bad_sha256", text)
+    if md5 is not None:
+        raise UploadError("bad_sha256", "send an MD5 or a SHA-256 digest, not both")
 
 
 def _check_total(total_chunks: int | None) -> None:

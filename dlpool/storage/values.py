@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dlpool.config import UploadSettings
+from dlpool.storage.digests import MD5, SHA256, Digest
 
 MAX_PAGE = 1000  # tasks on a page of a list
 HEALTHY, WARNING, UNHEALTHY = "healthy", "warning", "unhealthy"
@@ -39,7 +40,8 @@ class ChunkResult:
 class MergeResult:
     """A file that has been published.
 
-    ``size`` in bytes, ``merge_time`` in nanoseconds.
+    ``size`` in bytes, ``merge_time`` in nanoseconds. The file has one of the digests
+    ``md5`` and ``composite_sha256``, or both; the other is empty.
     """
 
     path: str
@@ -47,16 +49,30 @@ class MergeResult:
     relative_path: str
     size: int
     merge_time: int
+    composite_sha256: str = ""
 
 
 @dataclass(frozen=True)
 class StoredChunk:
-    """A complete chunk. ``size`` in bytes, ``stored_at`` in seconds since the epoch."""
+    """A complete chunk. ``size`` in bytes, ``stored_at`` in seconds since the epoch.
+
+    It has one of the digests ``md5`` and ``sha256``, in hexadecimal; the other is
+    empty. ``is_unmodified``: its file has not been written, copied or restored since
+    the bytes were received, and the machine has not been restarted.
+    """
 
     index: int
     size: int
     md5: str
     stored_at: float
+    sha256: str = ""
+    is_unmodified: bool = field(default=False, compare=False)
+
+    @property
+    def digest(self) -> Digest:
+        """The digest that was computed while the chunk was received."""
+        algorithm = SHA256 if self.sha256 else MD5
+        return Digest(algorithm, bytes.fromhex(self.sha256 or self.md5))
 
 
 @dataclass(frozen=True)
@@ -114,15 +130,16 @@ class TaskSummary:
 class TaskDetail:
     """One task with its chunks by index.
 
-    ``file_md5``: empty until the file is merged. ``failure``: why the last merge
-    failed, else empty. ``retries``: for each chunk index, how often the chunk was sent
-    again or had a wrong md5. ``declared_md5s``: for each chunk index, an md5 that the
-    client sent and the server did not compare.
+    ``file_md5``, ``file_composite_sha256``: empty if unknown. ``failure``: why the last
+    merge failed, else empty. ``retries``: for each chunk index, how often the chunk was
+    sent again or had a wrong digest. ``declared_md5s``: for each chunk index, an md5
+    that the client sent and the server did not compare.
     """
 
     summary: TaskSummary
     chunks: Mapping[int, StoredChunk]
     file_md5: str = ""
+    file_composite_sha256: str = ""
     failure: str = ""
     retries: Mapping[str, int] = field(default_factory=dict)
     declared_md5s: Mapping[str, str] = field(default_factory=dict)
@@ -253,8 +270,8 @@ class UploadEvent:
 
     ``details`` depends on the change:
 
-    - completed: ``path`` below merged_dir, ``size``, ``md5``, and ``seconds`` of the
-      merge
+    - completed: ``path`` below merged_dir, ``size``, ``md5`` or ``composite_sha256``,
+      and ``seconds`` of the merge
     - failed: ``label`` and ``message`` of the error
     - deleted, expired: ``status``, the last state
     """

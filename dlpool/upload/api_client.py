@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
 from dlpool.dataclass import dataclass
@@ -26,6 +26,7 @@ from dlpool.transfer.http.headers import content_length
 from dlpool.transfer.http.source import Source
 from dlpool.transfer.http.urls import display_url
 from dlpool.upload.capabilities import ServerCapabilities
+from dlpool.upload.localfile import MD5, SHA256
 from dlpool.upload.responses import (
     error_of,
     raise_for_error,
@@ -36,6 +37,8 @@ from dlpool.upload.responses import (
 
 _JSON = {"Content-Type": "application/json"}
 _BYTES = {"Content-Type": "application/octet-stream"}
+# By the algorithm of the chunks: the name of the digest of the file.
+_MERGED_DIGEST = {MD5: MD5, SHA256: "composite_sha256"}
 _EXAMPLE = "http://host:18101/go-uploader"
 
 
@@ -59,18 +62,36 @@ class ServerTaskStatus:
     chunks: tuple[int, ...]
 
 
+class FileDigest(NamedTuple):
+    """The digest of a complete file in hexadecimal.
+
+    ``algorithm``: of the chunks. The file has the MD5 of all its bytes, or the SHA-256
+    of the SHA-256 digests of its chunks.
+    """
+
+    algorithm: str
+    value: str
+
+    def value_of(self, algorithm: str) -> str | None:
+        """Return the value; None if the digest is of another algorithm."""
+        return self.value if self.algorithm == algorithm else None
+
+    def __str__(self) -> str:
+        return f"{_MERGED_DIGEST[self.algorithm]} {self.value}"
+
+
 @dataclass(frozen=True)
 class UploadedFile:
     """The complete file at the server.
 
     ``path`` is relative to the server's folder of files, ``location`` is the URL of the
-    file, ``md5`` is in hexadecimal.
+    file.
     """
 
     path: str
     location: str
     size: int
-    md5: str
+    digest: FileDigest
 
 
 @dataclass(frozen=True)
@@ -194,8 +215,10 @@ class UploadApiClient:
             raise error
         return None
 
-    def chunk_md5s(self, exchange: Exchange, target: UploadTarget) -> dict[int, str]:
-        """Return the MD5 of each stored chunk, by the index of the chunk."""
+    def chunk_digests(
+        self, exchange: Exchange, target: UploadTarget
+    ) -> dict[int, tuple[str, str]]:
+        """Return algorithm and digest of each stored chunk, by the chunk's index."""
         answer = self._request_json(exchange, "GET", _task_path(target))
         chunks = answer.get("chunks")
         if not isinstance(chunks, list) or not all(
@@ -203,7 +226,11 @@ class UploadApiClient:
         ):
             raise BadAnswer("the server's list of chunks is not a list of objects")
         return {
-            chunk["index"]: str(chunk.get("md5"))
+            chunk["index"]: (
+                (SHA256, str(chunk[SHA256]))
+                if chunk.get(SHA256)
+                else (MD5, str(chunk.get(MD5)))
+            )
             for chunk in chunks
             if isinstance(chunk.get("index"), int)
         }
@@ -218,9 +245,9 @@ class UploadApiClient:
     ) -> None:
         """Send a chunk of ``size`` bytes.
 
-        ``fields`` are the API's ``chunk_index``, ``md5``, ``total_chunks`` and
-        ``file_size``. The file name is sent with each chunk, so that the server can
-        refuse the name before all chunks have been sent.
+        ``fields`` are the API's ``chunk_index``, ``md5`` or ``sha256``,
+        ``total_chunks`` and ``file_size``. The file name is sent with each chunk, so
+        that the server can refuse the name before all chunks have been sent.
         """
         query = {
             "file_id": target.file_id,
@@ -248,19 +275,22 @@ class UploadApiClient:
             )
 
     def merge(
-        self, exchange: Exchange, target: UploadTarget, count: int, md5: str
+        self,
+        exchange: Exchange,
+        target: UploadTarget,
+        count: int,
+        digest: FileDigest,
     ) -> UploadedFile | IncompleteUpload:
-        """Make the server merge ``count`` chunks into the file.
+        """Make the server merge ``count`` chunks into the file with this digest.
 
-        ``md5`` is the MD5 of the complete file, in hexadecimal. Returns
-        IncompleteUpload if chunks are missing. A server that has already merged the
-        file repeats its earlier answer.
+        Returns IncompleteUpload if chunks are missing. A server that has already merged
+        the file repeats its earlier answer.
         """
         request = {
             "file_id": target.file_id,
             "filename": target.name,
             "total_chunks": count,
-            "expected_md5": md5,
+            f"expected_{_MERGED_DIGEST[digest.algorithm]}": digest.value,
             **_folder(target),
         }
         data = json.dumps(request).encode()
@@ -276,17 +306,18 @@ class UploadApiClient:
             )
         raise_for_error(reply, answer)
         self.availability.record_success()
-        return self._merged_file(answer)
+        return self._merged_file(answer, digest.algorithm)
 
-    def _merged_file(self, answer: Mapping[str, Any]) -> UploadedFile:
+    def _merged_file(self, answer: Mapping[str, Any], algorithm: str) -> UploadedFile:
         if not isinstance(answer.get("size"), int):
             raise BadAnswer("the server's answer to the merge has no size")
         # The server may have chosen another name than the requested one.
         name = required_text(answer, "filePath").rpartition("/")[2]
         path = f"{required_text(answer, 'relative_path')}/{name}".lstrip("/")
         location = f"{self._url}/files/{quote(path)}"
+        value = required_text(answer, _MERGED_DIGEST[algorithm])
         return UploadedFile(
-            path, location, answer["size"], required_text(answer, "md5")
+            path, location, answer["size"], FileDigest(algorithm, value)
         )
 
     def _request_json(

@@ -22,11 +22,16 @@ from dlpool.errors import (
     NoThread,
     TaskClosed,
 )
-from dlpool.upload.api_client import IncompleteUpload, UploadedFile, UploadTarget
+from dlpool.upload.api_client import (
+    FileDigest,
+    IncompleteUpload,
+    UploadedFile,
+    UploadTarget,
+)
 from dlpool.upload.connection_worker import UploadWorker
 from dlpool.upload.context import ServerTask, UploadContext
 from dlpool.upload.file_hash import FileHashThread
-from dlpool.upload.localfile import new_buffer, new_md5
+from dlpool.upload.localfile import new_buffer, new_hash
 from dlpool.upload.plan import UploadPlan
 from dlpool.upload.retrying import RequestRetrier
 from dlpool.upload.scheduler import UploadScheduler
@@ -48,7 +53,9 @@ class UploadAttempt:
         plan: UploadPlan,
         target: UploadTarget,
         connections: int,
+        algorithm: str,
     ) -> None:
+        """``algorithm``: of the digests of the chunks."""
         self.connections = min(connections, plan.count)
         self.scheduler = UploadScheduler(
             plan, context.scope, time.monotonic, self.connections
@@ -58,6 +65,7 @@ class UploadAttempt:
         self.resumed_from = 0
         self._context = context
         self._retrier = RequestRetrier(context)
+        self._algorithm = algorithm
         self._repairs = self._conflicts = 0
 
     def run(self) -> UploadedFile:
@@ -69,8 +77,9 @@ class UploadAttempt:
         context, file_hash = self._context, None
         try:
             was_completed = self._begin()
-            file_hash = FileHashThread(self.task)
-            self._send()
+            stored = self.scheduler.stored_indexes()
+            file_hash = FileHashThread(self.task, self._algorithm, stored)
+            self._send(file_hash)
             merged = self._complete(file_hash)
             if was_completed and not self.scheduler.accepted_bytes:
                 self._check_merged_file(merged)
@@ -112,10 +121,10 @@ class UploadAttempt:
         )
         return status.state == "completed"
 
-    def _send(self) -> None:
+    def _send(self, file_hash: FileHashThread) -> None:
         """Send the missing chunks over all connections."""
         self.phase = "uploading"
-        workers = [UploadWorker(self.task) for _ in range(self.connections)]
+        workers = [UploadWorker(self.task, file_hash) for _ in range(self.connections)]
         started = _start_threads(workers)
         if not started:
             workers[0].run()
@@ -128,15 +137,15 @@ class UploadAttempt:
         context, size = self._context, self.task.plan.size
         while True:
             self.phase = "hashing"
-            md5 = file_hash.hexdigest()
+            digest = FileDigest(self._algorithm, file_hash.hexdigest())
             context.file.check_unchanged()
             self.phase = "merging"
-            answer = self._merge(md5)
+            answer = self._merge(digest)
             if isinstance(answer, UploadedFile):
-                if (answer.size, answer.md5) != (size, md5):
+                if (answer.size, answer.digest) != (size, digest):
                     raise ChecksumMismatch(
-                        f"the file at the server has md5 {answer.md5}, the one here "
-                        f"{md5}"
+                        f"the file at the server has {answer.digest}, the one here "
+                        f"{digest}"
                     )
                 return answer
             missing = self.scheduler.reset(answer.chunks)
@@ -145,20 +154,20 @@ class UploadAttempt:
             if not missing:
                 raise ChecksumMismatch(
                     f"the server cannot merge the file, although it has all of its "
-                    f"chunks ({md5})"
+                    f"chunks ({digest})"
                 )
             if self._repairs > MAX_REPAIRS:
                 raise answer.reason
-            self._send()
+            self._send(file_hash)
 
-    def _merge(self, md5: str) -> UploadedFile | IncompleteUpload:
+    def _merge(self, digest: FileDigest) -> UploadedFile | IncompleteUpload:
         """Request the merge; wait while another client's merge is running."""
         server, target = self._context.server, self.task.target
         count = self.task.plan.count
         while True:
             try:
                 return self._retrier.request(
-                    lambda exchange: server.merge(exchange, target, count, md5),
+                    lambda exchange: server.merge(exchange, target, count, digest),
                     is_final=lambda error: isinstance(error, Garbled),
                 )
             except Garbled as error:
@@ -186,20 +195,20 @@ class UploadAttempt:
         return isinstance(error, TaskClosed) and self._conflicts <= MAX_CONFLICTS
 
     def _intact_chunks(self) -> tuple[int, ...]:
-        """Return the indexes of stored chunks whose MD5 matches the local file."""
-        context, plan, buffer, intact = self._context, self.task.plan, new_buffer(), []
+        """Return the indexes of stored chunks whose digest matches the local file."""
+        server, target = self._context.server, self.task.target
         try:
-            md5s = self._retrier.request(
-                lambda exchange: context.server.chunk_md5s(exchange, self.task.target)
+            stored = self._retrier.request(
+                lambda exchange: server.chunk_digests(exchange, target)
             )
         except NoTask:
             return ()
-        for index in range(plan.count):
-            digest = new_md5()
-            context.file.hash(
-                digest, plan.span(index), buffer, context.scope.raise_if_cancelled
-            )
-            if md5s.get(index) == digest.hexdigest():
+        buffer, intact = new_buffer(), []
+        for index in stored.keys() & range(self.task.plan.count):
+            algorithm, expected = stored[index]
+            digest = new_hash(algorithm)
+            self.task.hash_chunk(digest, index, buffer)
+            if digest.hexdigest() == expected:
                 intact.append(index)
         return tuple(intact)
 

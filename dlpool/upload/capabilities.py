@@ -8,6 +8,7 @@ from typing import Any
 
 from dlpool.config import TransferSettings
 from dlpool.dataclass import dataclass
+from dlpool.upload.localfile import MD5, SHA256
 
 CONNECTIONS = 4  # if neither the user nor the server gives a number
 MAX_CONNECTIONS = 64
@@ -18,7 +19,8 @@ MAX_DELAY_S = 86_400.0  # a longer delay from the server is ignored
 class ServerCapabilities:
     """The values in the answer of ``GET /client``; None for a missing or invalid one.
 
-    Sizes are in bytes, the delay in seconds.
+    Sizes are in bytes, the delay in seconds. ``digests``: the digests that a chunk may
+    have; empty if the server does not say it.
     """
 
     max_file_size: int | None = None
@@ -26,6 +28,7 @@ class ServerCapabilities:
     concurrent_uploads: int | None = None
     retry_max_attempts: int | None = None
     retry_initial_delay: float | None = None
+    digests: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, answer: Mapping[str, Any]) -> ServerCapabilities:
@@ -36,7 +39,13 @@ class ServerCapabilities:
             _count(answer, "concurrent_uploads"),
             _count(answer, "retry_max_attempts"),
             _seconds(answer, "retry_initial_delay"),
+            _texts(answer, "digests"),
         )
+
+    @property
+    def algorithm(self) -> str:
+        """The algorithm of the digests: SHA-256, or MD5 for an older server."""
+        return SHA256 if SHA256 in self.digests else MD5
 
     @property
     def connections(self) -> int:
@@ -66,6 +75,13 @@ def _count(answer: Mapping[str, Any], name: str) -> int | None:
         if isinstance(value, int) and not isinstance(value, bool) and value > 0
         else None
     )
+
+
+def _texts(answer: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = answer.get(name)
+    if not isinstance(value, list):
+        return ()
+    return tuple(text for text in value if isinstance(text, str))
 
 
 def _seconds(answer: Mapping[str, Any], name: str) -> float | None:

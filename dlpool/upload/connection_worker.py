@@ -9,7 +9,8 @@ from dlpool.errors import DlpoolError, InternalError, RetryRange, TaskClosed
 from dlpool.transfer.http.answer import ByteRange
 from dlpool.transfer.retry import RetryDelay
 from dlpool.upload.context import ServerTask
-from dlpool.upload.localfile import new_buffer, new_md5
+from dlpool.upload.file_hash import FileHashThread
+from dlpool.upload.localfile import new_buffer, new_hash
 from dlpool.upload.retrying import UploadRetryBudget
 from dlpool.upload.scheduler import NO_BACKOFF
 
@@ -17,8 +18,10 @@ from dlpool.upload.scheduler import NO_BACKOFF
 class UploadWorker:
     """Sends chunks on one thread."""
 
-    def __init__(self, task: ServerTask) -> None:
+    def __init__(self, task: ServerTask, file_hash: FileHashThread) -> None:
+        """``file_hash`` receives the digest of each chunk."""
         self._task = task
+        self._file_hash = file_hash
         self._context = task.context
         self._scheduler = task.scheduler
         self._budget = UploadRetryBudget(task.context)
@@ -71,12 +74,13 @@ class UploadWorker:
 
     def _send(self, index: int) -> None:
         context, plan, target = self._context, self._task.plan, self._task.target
-        span, digest = plan.span(index), new_md5()
-        size = span.end - span.start
-        context.file.hash(digest, span, self._buffer, context.scope.raise_if_cancelled)
+        span, algorithm = plan.span(index), self._file_hash.algorithm
+        size, digest = span.end - span.start, new_hash(algorithm)
+        self._task.hash_chunk(digest, index, self._buffer)
+        self._file_hash.add_chunk(index, digest)
         fields = {
             "chunk_index": index,
-            "md5": digest.hexdigest(),
+            algorithm: digest.hexdigest(),
             "total_chunks": plan.count,
             "file_size": plan.size,
         }
@@ -85,13 +89,14 @@ class UploadWorker:
                 exchange, target, fields, self._blocks(index, span), size
             )
         context.file.check_unchanged()
-        context.notify("chunk_sent", index=index, size=size, md5=digest.hexdigest())
+        details = {"index": index, "size": size, algorithm: digest.hexdigest()}
+        context.notify("chunk_sent", **details)
 
     def _blocks(self, index: int, span: ByteRange) -> Iterator[memoryview]:
         """Yield the bytes of the chunk within the rate limit.
 
         If the file has changed since the chunk was hashed, the server reports a wrong
-        MD5. The next call of ``check_unchanged`` then raises FileChanged.
+        digest. The next call of ``check_unchanged`` then raises FileChanged.
         """
         context = self._context
         block_size = context.rate.max_read(len(self._buffer))

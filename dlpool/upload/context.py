@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from dlpool.cancel import CancelScope
 from dlpool.config import TransferSettings
@@ -60,3 +61,13 @@ class ServerTask:
     plan: UploadPlan
     target: UploadTarget
     scheduler: UploadScheduler
+
+    def hash_chunk(self, digest: Any, index: int, buffer: memoryview) -> None:
+        """Update ``digest`` with the bytes of a chunk.
+
+        Raises the scope's error if the scope is cancelled meanwhile.
+        """
+        context = self.context
+        context.file.hash(
+            digest, self.plan.span(index), buffer, context.scope.raise_if_cancelled
+        )

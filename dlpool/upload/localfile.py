@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
-from hashlib import md5
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from dlpool.errors import FileChanged, UsageError
 from dlpool.transfer.http.answer import ByteRange
 from dlpool.upload.plan import LocalFileIdentity
 
+MD5, SHA256 = "md5", "sha256"  # digests of chunks
 BLOCK = 256 * 1024  # bytes of one read
 
 
@@ -104,9 +105,9 @@ class LocalFile:
             return bool(os.pread(self._descriptor, 1, self.identity.size))
 
 
-def new_md5() -> Any:
-    """Return an MD5 object that FIPS mode permits: it only detects transfer errors."""
-    return md5(usedforsecurity=False)
+def new_hash(algorithm: str) -> Any:
+    """Return a hash object that FIPS mode permits: it only detects transfer errors."""
+    return hashlib.new(algorithm, usedforsecurity=False)
 
 
 def new_buffer() -> memoryview:

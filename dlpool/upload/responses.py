@@ -30,7 +30,9 @@ MAX_ANSWER = 16 * 1024 * 1024  # bytes; the list of all chunks of a task is the 
 _BY_CODE: dict[str, type[DlpoolError]] = {
     # The server has received or merged other bytes than were sent.
     "md5_mismatch": Garbled,
+    "sha256_mismatch": Garbled,
     "file_md5_mismatch": Garbled,
+    "file_sha256_mismatch": Garbled,
     "size_mismatch": Garbled,
     "truncated": ShortBody,
     "no_such_task": NoTask,

@@ -195,6 +195,11 @@ class UploadScheduler:
         with self._changed:
             return self._stored_bytes + sum(self._sending.values())
 
+    def stored_indexes(self) -> tuple[int, ...]:
+        """Return the indexes of the stored chunks, sorted."""
+        with self._changed:
+            return tuple(sorted(self._stored))
+
     @property
     def stored_bytes(self) -> int:
         """The bytes of stored chunks."""

@@ -34,7 +34,7 @@ from dlpool.upload.api_client import UploadApiClient, UploadedFile, UploadTarget
 from dlpool.upload.attempt import UploadAttempt
 from dlpool.upload.capabilities import ServerCapabilities
 from dlpool.upload.context import UploadContext
-from dlpool.upload.localfile import LocalFile
+from dlpool.upload.localfile import MD5, SHA256, LocalFile
 from dlpool.upload.plan import auto_chunk_size, file_id, make_plan, smaller_chunk_size
 from dlpool.upload.retrying import RequestRetrier
 from dlpool.upload.values import FileUploadRequest, UploadResult
@@ -117,7 +117,8 @@ class FileUpload:
             sum(each.scheduler.retries for each in self._attempts),
             last.connections,
             last.task.plan.chunk_size,
-            merged.md5,
+            merged.digest.value_of(MD5),
+            merged.digest.value_of(SHA256),
             last.task.target.file_id,
         )
 
@@ -169,7 +170,7 @@ class FileUpload:
         if limit is not None:
             connections = max(1, min(connections, limit // MIN_CONNECTION_RATE))
         plan = make_plan(identity.size, chunk_size)
-        attempt = UploadAttempt(context, plan, target, connections)
+        attempt = UploadAttempt(context, plan, target, connections, server.algorithm)
         self._attempts.append(attempt)
         return attempt
 

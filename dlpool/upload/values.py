@@ -48,8 +48,9 @@ class UploadResult:
     """A successful upload. Sizes are in bytes.
 
     ``sent``: the bytes that this run sent. ``resumed_from``: the bytes that the server
-    had stored before this run. ``path`` is relative to the server's folder of files,
-    ``location`` is the URL of the file.
+    had stored before this run. The file at the server has been verified by one of the
+    digests ``md5`` and ``composite_sha256``; the other is None. ``path`` is relative to
+    the server's folder of files, ``location`` is the URL of the file.
     """
 
     file: Path
@@ -62,7 +63,8 @@ class UploadResult:
     retries: int
     connections: int
     chunk_size: int
-    md5: str
+    md5: str | None
+    composite_sha256: str | None
     file_id: str
 
     def as_json(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import psutil
 from dlpool import __version__, jsontext
 from dlpool.config import SECTIONS, UploadSettings
 from dlpool.observe.health import HealthCheck, format_checks
+from dlpool.storage.digests import ALGORITHMS
 from dlpool.storage.values import HEALTHY, UNHEALTHY, WARNING, Volume, health_of
 from dlpool.web import exposition
 from dlpool.web.principal import OPERATE_SCOPES, READ_SCOPES, RESUME_SCOPES
@@ -93,7 +94,10 @@ class ReadyResource:
 
 
 class ClientResource:
-    """``GET /client``: the settings in ``[upload]`` that an upload client needs."""
+    """``GET /client``: what an upload client needs to know.
+
+    These are settings in ``[upload]``, and the digests that chunks may have.
+    """
 
     scopes = RESUME_SCOPES
 
@@ -102,7 +106,9 @@ class ClientResource:
             {
                 name: getattr(services.settings.upload, name)
                 for name in CLIENT_SETTINGS["properties"]
+                if name != "digests"
             }
+            | {"digests": ALGORITHMS}
         )
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:

@@ -39,6 +39,7 @@ _NOT_IN_NAMES = (
 _NAME = f"^[^{_NOT_IN_NAMES}]*[^{_NOT_IN_NAMES}. ]$"
 _FILE_NAME: Schema = {"type": "string", "pattern": _NAME}
 _MD5: Schema = {"type": "string", "pattern": "^[0-9a-fA-F]{32}$"}
+_SHA256: Schema = {"type": "string", "pattern": "^[0-9a-fA-F]{64}$"}
 _RATE: Schema = {"type": "number", "minimum": 0, "maximum": 100}
 _FILE_ID: Schema = {
     "type": "string",
@@ -52,6 +53,7 @@ _CHUNK_FIELDS: dict[str, Schema] = {
     "file_id": _FILE_ID,
     "chunk_index": _INDEX,
     "md5": _MD5,
+    "sha256": _SHA256,
     "relative_path": TEXT,
     "total_chunks": _TOTAL,
     "file_size": COUNT,
@@ -74,7 +76,12 @@ _SHARED: Schema = {
 }
 _MERGE = object_schema(
     {"file_id": _FILE_ID, "filename": _FILE_NAME, "total_chunks": _TOTAL},
-    {"relative_path": TEXT, "expected_md5": _MD5, "shared": _SHARED},
+    {
+        "relative_path": TEXT,
+        "expected_md5": _MD5,
+        "expected_composite_sha256": _SHA256,
+        "shared": _SHARED,
+    },
     closed=False,
 )
 _STATE: Schema = {"type": "string", "enum": sorted([*STATES, "not_found"])}
@@ -115,7 +122,8 @@ _CHUNK_VIEW = object_schema(
         "status": TEXT,
         "uploaded_at": DATE_TIME,
         "retry_count": COUNT,
-    }
+    },
+    {"sha256": _SHA256},
 )
 _STATUS = {"status": TEXT}
 _DONE = object_schema({**_STATUS, "message": TEXT, "task_id": TEXT})
@@ -253,7 +261,7 @@ def _show(own: list[dict[str, Any]]) -> dict[str, Any]:
     return operation_object(
         "showUpload",
         "Return one upload, with its chunks",
-        ok_response(object_schema(fields)),
+        ok_response(object_schema(fields, {"file_composite_sha256": _SHA256})),
         parameters=own,
         error_statuses=(400, 404),
     )
@@ -295,11 +303,11 @@ def _merge() -> dict[str, Any]:
         {
             **_STATUS,
             "filePath": TEXT,
-            "md5": _MD5,
             "relative_path": TEXT,
             "size": COUNT,
             "merge_time": COUNT,
-        }
+        },
+        {"md5": _MD5, "composite_sha256": _SHA256},
     )
     kinds = (JSON, "application/x-www-form-urlencoded", "multipart/form-data")
     return operation_object(

@@ -323,6 +323,7 @@ CLIENT_SETTINGS = object_schema(
         ),
         "retry_initial_delay": {"type": "number", "minimum": 0},
         "enable_integrity_check": BOOLEAN,
+        "digests": array_of(TEXT),
     }
 )
 NAMED: Mapping[str, Schema] = {

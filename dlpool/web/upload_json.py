@@ -18,6 +18,7 @@ from dlpool.storage.values import (
     TaskSummary,
 )
 
+_DIGESTS = ("md5", "composite_sha256")  # fields of MergeResult
 NOT_FOUND: dict[str, Any] = {
     "uploaded_chunks": [],
     "total_chunks": 0,
@@ -36,8 +37,11 @@ def chunk_result_json(result: ChunkResult) -> dict[str, Any]:
 
 def merge_result_json(result: MergeResult) -> dict[str, Any]:
     """Return the answer to ``POST /merge_chunks``."""
-    body = asdict(result)
-    return {"status": "ok", "filePath": body.pop("path"), **body}
+    body = {
+        name: value for name, value in asdict(result).items() if name not in _DIGESTS
+    }
+    digests = {name: value for name in _DIGESTS if (value := getattr(result, name))}
+    return {"status": "ok", "filePath": body.pop("path"), **digests, **body}
 
 
 def status_json(task: TaskDetail | None) -> dict[str, Any]:
@@ -88,6 +92,7 @@ def detail_json(task: TaskDetail) -> dict[str, Any]:
         **summary_json(task.summary),
         "uploaded_chunks": sorted(task.chunks),
         "file_md5": task.file_md5,
+        **_if_known("file_composite_sha256", task.file_composite_sha256),
         "failure": task.failure,
         "chunks": [_chunk_json(chunk, task) for chunk in task.chunks.values()],
     }
@@ -95,16 +100,21 @@ def detail_json(task: TaskDetail) -> dict[str, Any]:
 
 def _chunk_json(chunk: StoredChunk, task: TaskDetail) -> dict[str, Any]:
     """Return a chunk. ``retry_count``: how often the chunk was repeated or had a wrong
-    md5."""
+    digest."""
     key = str(chunk.index)
     return {
         "index": chunk.index,
         "size": chunk.size,
         "md5": task.declared_md5s.get(key, chunk.md5),
+        **_if_known("sha256", chunk.sha256),
         "status": "completed",
         "uploaded_at": rfc3339(chunk.stored_at),
         "retry_count": task.retries.get(key, 0),
     }
+
+
+def _if_known(name: str, digest: str) -> dict[str, str]:
+    return {name: digest} if digest else {}
 
 
 def rfc3339(seconds: float) -> str:

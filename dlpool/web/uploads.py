@@ -149,6 +149,7 @@ class MergeResource(_UploadApiResource):
             relative_path=fields.get("relative_path") or None,
             expected_md5=fields.get("expected_md5") or None,
             is_shared=parse_switch(fields, "shared"),
+            expected_composite_sha256=fields.get("expected_composite_sha256") or None,
         )
         set_object(req, request.file_id)
         task = self._backend.find_task(request.file_id, request.owner)
@@ -336,6 +337,7 @@ def _chunk_request(fields: dict[str, str], owner: str | None) -> ChunkRequest:
         file_size=optional_number(fields, "file_size"),
         relative_path=fields.get("relative_path") or None,
         filename=fields.get("filename") or None,
+        sha256=fields.get("sha256") or None,
     )
 
 

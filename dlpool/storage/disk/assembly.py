@@ -1,17 +1,23 @@
 """Assembles the chunks of a task into one file.
 
-The kernel copies the bytes while other threads hash them. One thread computes the md5
-of the file, for which it must read all bytes in order; this takes longer than the copy.
-If the client stated the md5 of the file and it matches, the chunks are correct as well.
-If the md5 does not match, each chunk is then compared with the md5 that is stored with
-the chunk. If the client stated no md5, a second thread makes this comparison during the
-copy.
+The kernel copies the bytes while other threads hash them. A chunk is trusted if its
+file is unmodified since its bytes were received and hashed, at most ``TRUSTED_S``
+seconds ago: reading it again would only compare two copies in the page cache.
+
+- The composite SHA-256 of a file follows from the digests of its chunks. Only chunks
+  that are not trusted, or have an MD5, are read.
+- For the MD5 of a file, one thread must read all bytes in order; this takes longer than
+  the copy. If the client stated the MD5 and it matches, the chunks are correct as well.
+  If it does not match, each chunk is then compared with its own digest. If the client
+  stated no MD5, a second thread makes this comparison during the copy, for the chunks
+  that are not trusted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,11 +26,20 @@ from typing import TypeVar
 from dlpool.dataclass import dataclass
 from dlpool.disk import write_all
 from dlpool.disk_errors import CANNOT_COPY_RANGE
+from dlpool.storage.digests import (
+    MD5,
+    SHA256,
+    Digest,
+    FileDigests,
+    composite_sha256,
+    new_hash,
+)
 from dlpool.storage.disk.chunk_file import TRAILER_SIZE, chunk_path
 from dlpool.storage.disk.file_locks import release, release_on_error
 from dlpool.storage.disk.safe_open import READ_FLAGS
 from dlpool.storage.values import StoredChunk
 
+TRUSTED_S = 600.0
 T = TypeVar("T")
 _BUFFER = 256 * 1024
 
@@ -44,49 +59,93 @@ class ChunkAssembly:
     folder: Path
     chunks: Sequence[StoredChunk]
 
-    def write(self, target: int, *, expected_md5: str | None, is_checked: bool) -> str:
-        """Copy all chunks to the open file ``target`` and return the md5 of the file.
+    def write(
+        self, target: int, *, expected: FileDigests, is_checked: bool
+    ) -> FileDigests:
+        """Copy all chunks to the open file ``target`` and return a digest of the file.
 
-        ``is_checked``: compare each chunk with its own md5, unless the md5 of the file
-        is ``expected_md5``. Raises CorruptChunks, OSError.
+        The digest is the composite SHA-256 if ``expected`` has one, else the MD5.
+        ``is_checked``: compare chunks with their own digests where that is necessary.
+        Raises CorruptChunks, OSError.
         """
-        proof = expected_md5 or (self.chunks[0].md5 if len(self.chunks) == 1 else None)
+        write = self._with_composite if expected.composite_sha256 else self._with_md5
         with ThreadPoolExecutor(2) as pool:
-            file_md5 = _start(pool, self._file_md5)
-            corrupt = (
-                _start(pool, self._corrupt_indexes)
-                if is_checked and proof is None
-                else None
-            )
-            self._copy(target)
-            md5 = file_md5()
-            indexes = corrupt() if corrupt else ()
-        if is_checked and proof is not None and md5 != proof:
-            indexes = self._corrupt_indexes()
-        if indexes:
-            raise CorruptChunks(indexes)
-        return md5
+            digests, corrupt = write(pool, target, expected, is_checked)
+        if corrupt:
+            raise CorruptChunks(corrupt)
+        return digests
+
+    def _with_composite(
+        self,
+        pool: ThreadPoolExecutor,
+        target: int,
+        _expected: FileDigests,
+        is_checked: bool,
+    ) -> tuple[FileDigests, Sequence[int]]:
+        """Return the composite SHA-256 and the indexes of corrupt chunks."""
+        read = _start(pool, self._sha256_digests)
+        self._copy(target)
+        digests, corrupt = read()
+        composite = composite_sha256(digests)
+        return FileDigests(composite_sha256=composite), corrupt if is_checked else ()
+
+    def _sha256_digests(self) -> tuple[Sequence[bytes], Sequence[int]]:
+        """Return the SHA-256 of each chunk and the indexes of corrupt chunks."""
+        digests, corrupt = [], []
+        for chunk in self.chunks:
+            if _is_trusted(chunk) and chunk.sha256:
+                digests.append(chunk.digest.value)
+                continue
+            found = self._digests(chunk, {SHA256, chunk.digest.algorithm})
+            if chunk.digest not in found:
+                corrupt.append(chunk.index)
+            digests += [one.value for one in found if one.algorithm == SHA256]
+        return digests, corrupt
+
+    def _with_md5(
+        self,
+        pool: ThreadPoolExecutor,
+        target: int,
+        expected: FileDigests,
+        is_checked: bool,
+    ) -> tuple[FileDigests, Sequence[int]]:
+        """Return the MD5 of the file and the indexes of corrupt chunks."""
+        proof = expected.md5 or (self.chunks[0].md5 if len(self.chunks) == 1 else "")
+        file_md5 = _start(pool, self._file_md5)
+        untrusted = [chunk for chunk in self.chunks if not _is_trusted(chunk)]
+        corrupt: Callable[[], Sequence[int]] = tuple
+        if is_checked and not proof:
+            corrupt = _start(pool, lambda: self._corrupt_indexes(untrusted))
+        self._copy(target)
+        md5, indexes = file_md5(), corrupt()
+        if is_checked and proof and md5 != proof:
+            indexes = self._corrupt_indexes(self.chunks)
+        return FileDigests(md5=md5), indexes
 
     def _file_md5(self) -> str:
-        digest = hashlib.md5(usedforsecurity=False)
+        digest = new_hash(MD5)
         for chunk in self.chunks:
-            self._hash(chunk, digest)
+            self._hash(chunk, [digest])
         return digest.hexdigest()
 
-    def _corrupt_indexes(self) -> tuple[int, ...]:
-        return tuple(
-            chunk.index for chunk in self.chunks if not self._is_correct(chunk)
-        )
+    def _corrupt_indexes(self, chunks: Iterable[StoredChunk]) -> Sequence[int]:
+        return [chunk.index for chunk in chunks if not self._is_correct(chunk)]
 
     def _is_correct(self, chunk: StoredChunk) -> bool:
-        digest = hashlib.md5(usedforsecurity=False)
         try:
-            self._hash(chunk, digest)
+            return chunk.digest in self._digests(chunk, {chunk.digest.algorithm})
         except CorruptChunks:
             return False
-        return digest.hexdigest() == chunk.md5
 
-    def _hash(self, chunk: StoredChunk, digest: hashlib._Hash) -> None:
+    def _digests(
+        self, chunk: StoredChunk, algorithms: Iterable[str]
+    ) -> Sequence[Digest]:
+        """Read a chunk, and return its digests by these algorithms."""
+        hashes = {algorithm: new_hash(algorithm) for algorithm in algorithms}
+        self._hash(chunk, list(hashes.values()))
+        return [Digest(name, value.digest()) for name, value in hashes.items()]
+
+    def _hash(self, chunk: StoredChunk, hashes: Sequence[hashlib._Hash]) -> None:
         buffer = memoryview(bytearray(_BUFFER))
         descriptor, left = self._open(chunk), chunk.size
         try:
@@ -94,7 +153,8 @@ class ChunkAssembly:
                 count = os.readv(descriptor, [buffer[: min(left, _BUFFER)]])
                 if count == 0:
                     raise CorruptChunks([chunk.index])
-                digest.update(buffer[:count])
+                for digest in hashes:
+                    digest.update(buffer[:count])
                 left -= count
         finally:
             release(descriptor)
@@ -120,6 +180,12 @@ class ChunkAssembly:
             if os.fstat(descriptor).st_size != chunk.size + TRAILER_SIZE:
                 raise CorruptChunks([chunk.index])
         return descriptor
+
+
+def _is_trusted(chunk: StoredChunk) -> bool:
+    """Return whether the chunk's digest is that of the bytes in its file."""
+    age_s = abs(time.time() - chunk.stored_at)
+    return chunk.is_unmodified and age_s < TRUSTED_S
 
 
 def _start(pool: ThreadPoolExecutor, work: Callable[[], T]) -> Callable[[], T]:

@@ -1,10 +1,10 @@
 """Receives chunks and commits them to their task.
 
-A request is checked before its bytes arrive. A commit compares size and md5 with the
+A request is checked before its bytes arrive. A commit compares size and digest with the
 values that the client declared, seals the staged file (trailer, fdatasync), takes the
 lock of the task, checks the state of the task again, renames the file to its chunk
 name, and writes the record. The client gets its answer after the folder is durable. Two
-settings can switch steps off: ``enable_integrity_check`` the comparison of md5s, and
+settings can switch steps off: ``enable_integrity_check`` the comparison of digests, and
 ``enable_atomic_operations`` all syncs.
 """
 
@@ -13,12 +13,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from dlpool.config import UploadSettings
 from dlpool.dataclass import dataclass
 from dlpool.storage import states
 from dlpool.storage.backend import StagedChunk
 from dlpool.storage.content_types import check_content
+from dlpool.storage.digests import SHA256
 from dlpool.storage.disk.capacity import CHUNK_COUNT_STEP, check_capacity_for_task
 from dlpool.storage.disk.chunk_file import list_chunks, stored_size
 from dlpool.storage.disk.durability import NO_SYNC
@@ -66,6 +68,8 @@ class DiskChunkReceiver:
         """
         assert isinstance(staged, StagedChunkFile)
         staged.task_lock = self.check_request(request)
+        if request.algorithm != staged.digest.algorithm:
+            staged.hash_with(request.algorithm)
 
     def check_request(self, request: ChunkRequest) -> SharedTaskLock | None:
         """Raise the UploadError that ``commit`` would raise for the request.
@@ -92,13 +96,8 @@ class DiskChunkReceiver:
         """
         assert isinstance(staged, StagedChunkFile)  # as ``stage`` returned it
         request.check(self.settings)
-        is_checked = request.md5 is not None and self.settings.enable_integrity_check
-        if is_checked and request.md5 is not None and request.md5.lower() != staged.md5:
-            self._count_mismatch(request)
-            text = f"chunk {request.index} does not match its md5: send it again"
-            raise UploadError(
-                "md5_mismatch", text, chunk_index=request.index, md5=staged.md5
-            )
+        if self.settings.enable_integrity_check:
+            self._check_digest(staged, request)
         if request.index == 0:
             check_content(self.settings, staged.head)
         staged.seal()
@@ -122,7 +121,27 @@ class DiskChunkReceiver:
             record = self._publish(task, record, staged, request)
         if self.layout.durability:
             task.sync()
+        is_checked = request.md5 is not None and self.settings.enable_integrity_check
         return ChunkResult(request.index, is_checked, record.relative_path, staged.size)
+
+    def _check_digest(self, staged: StagedChunkFile, request: ChunkRequest) -> None:
+        """Raise UploadError if the received bytes differ from the client's digest."""
+        expected, digest = request.expected_digest, staged.digest
+        if expected is None or expected == digest.hex_of(request.algorithm):
+            return
+        if request.algorithm != digest.algorithm:
+            text = "the SHA-256 digest came after the chunk: send it before the chunk"
+            raise UploadError("bad_sha256", text)
+        self._count_mismatch(request)
+        name = request.algorithm
+        text = f"chunk {request.index} does not match its {name}: send it again"
+        details: dict[str, Any] = {
+            "chunk_index": request.index,
+            name: digest.value.hex(),
+        }
+        raise UploadError(
+            "sha256_mismatch" if name == SHA256 else "md5_mismatch", text, **details
+        )
 
     @contextmanager
     def _admitted(self, request: ChunkRequest) -> Iterator[bool]:

@@ -14,9 +14,9 @@ killed leaves the following:
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import PurePath
 
@@ -31,13 +31,13 @@ from dlpool.disk import (
 )
 from dlpool.storage.disk.durability import NO_SYNC, Durability
 from dlpool.storage.disk.file_locks import release
+from dlpool.storage.disk.published_file import read_digests
 from dlpool.storage.disk.safe_open import READ_FLAGS, open_below
 from dlpool.storage.disk.task_record import PendingPublish
 from dlpool.storage.errors import UploadError
 from dlpool.storage.names import MAX_NAME_BYTES, RESERVED
 
 _MAX_SUFFIX = 999
-_BUFFER = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,15 @@ class MergeOutput:
         if status is not None and _is_recorded(status, publishing):
             os.unlink(publishing.name, dir_fd=self.descriptor)
 
-    def has_published(self, publishing: PendingPublish) -> bool:
+    def has_published(
+        self, publishing: PendingPublish, chunk_sizes: Sequence[int] = ()
+    ) -> bool:
         """Return whether the file recorded in ``publishing`` has its final name.
 
         The file is recognized by its inode number. Some file systems give a file
         another inode number when they are mounted again (exFAT, several FUSE ones). So
-        a file with the recorded size and md5 counts as well, if the temporary file does
-        not exist. Raises OSError.
+        a file with the recorded size and digest counts as well, if the temporary file
+        does not exist. ``chunk_sizes``: of the merged chunks. Raises OSError.
         """
         status = self.status_of(publishing.name)
         if (
@@ -120,20 +122,20 @@ class MergeOutput:
             return False
         if _is_recorded(status, publishing):
             return True
-        return (
-            not self.has(self.temporary)
-            and self._md5_of(publishing.name) == publishing.md5
+        return not self.has(self.temporary) and self._has_content(
+            publishing, chunk_sizes
         )
 
-    def _md5_of(self, name: str) -> str:
-        digest = hashlib.md5(usedforsecurity=False)
-        descriptor = os.open(name, READ_FLAGS, dir_fd=self.descriptor)
+    def _has_content(
+        self, publishing: PendingPublish, chunk_sizes: Sequence[int]
+    ) -> bool:
+        sizes = chunk_sizes if publishing.composite_sha256 else None
+        descriptor = os.open(publishing.name, READ_FLAGS, dir_fd=self.descriptor)
         try:
-            while data := os.read(descriptor, _BUFFER):
-                digest.update(data)
+            found = read_digests(descriptor, publishing.size, sizes)
         finally:
             release(descriptor)
-        return digest.hexdigest()
+        return found == publishing.digests
 
     def close(self) -> None:
         """Close the folder."""

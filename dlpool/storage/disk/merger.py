@@ -18,6 +18,7 @@ from dlpool.disk import identity_of
 from dlpool.scan.scannedfile import ScannedFile
 from dlpool.storage import states
 from dlpool.storage.content_types import check_content
+from dlpool.storage.digests import FileDigests
 from dlpool.storage.disk.assembly import ChunkAssembly, CorruptChunks
 from dlpool.storage.disk.capacity import check_capacity_for_merge
 from dlpool.storage.disk.chunk_file import list_chunks
@@ -31,6 +32,7 @@ from dlpool.storage.disk.merge_output import (
 )
 from dlpool.storage.disk.os_errors import translate_os_errors
 from dlpool.storage.disk.ownership import NO_OWNER, FileOwnership, OwnershipStore
+from dlpool.storage.disk.published_file import check_digests, earlier_result
 from dlpool.storage.disk.recovery import complete_merge, merge_result, recover
 from dlpool.storage.disk.scanning import InfectedUpload, ScannedUpload, UploadScanner
 from dlpool.storage.disk.task_folder import TaskFolder
@@ -78,8 +80,8 @@ class Merger:
         started_ns = time.monotonic_ns()
         with self.layout.lock_owned(request.file_id, request.owner) as task:
             started = _start(task, self.settings, request)
-        if isinstance(started, MergeResult):
-            return started
+        if isinstance(started, tuple):
+            return earlier_result(self.settings, *started, request)
         try:
             return _MergeRun(self, request, started).run(started_ns)
         finally:
@@ -88,15 +90,16 @@ class Merger:
 
 def _start(
     task: TaskFolder, settings: UploadSettings, request: MergeRequest
-) -> _StartedMerge | MergeResult:
+) -> _StartedMerge | tuple[TaskRecord, MergeResult]:
     """Check everything except the bytes of the chunks, and record the start.
 
-    Returns the earlier result if the task has been merged already. Raises UploadError.
+    Returns the record and the earlier result if the task has been merged already.
+    Raises UploadError.
     """
     identity = task.owned_identity(request.owner, request.protocol)
     record = recover(settings, task)
     if record.result:
-        return _earlier_result(settings, record, record.result, request)
+        return record, record.result
     if record.status in (states.MERGING, states.PAUSED):
         raise states.wrong_state(record.status)
     if request.protocol == CHUNKED and record.total_chunks not in (
@@ -133,38 +136,6 @@ def _start(
         lock,
         FileOwnership(identity.owner, request.is_shared),
     )
-
-
-def _earlier_result(
-    settings: UploadSettings,
-    record: TaskRecord,
-    result: MergeResult,
-    request: MergeRequest,
-) -> MergeResult:
-    """Return the result of an earlier merge.
-
-    Raises UploadError if the request asks for another file.
-    """
-    path = request.relative_path
-    has_path = path is None or split_folders(path) == split_folders(
-        result.relative_path
-    )
-    if (request.filename, request.total_chunks) != (
-        record.filename,
-        record.total_chunks,
-    ) or not has_path:
-        raise UploadError(
-            "task_completed", f"the task has been merged already, as {result.path!r}"
-        )
-    is_checked = request.expected_md5 is not None and settings.enable_integrity_check
-    if (
-        is_checked
-        and request.expected_md5 is not None
-        and request.expected_md5.lower() != result.md5
-    ):
-        text = "the merged file has another md5 than expected_md5"
-        raise UploadError("file_md5_mismatch", text, md5=result.md5)
-    return result
 
 
 def _check_complete(
@@ -260,16 +231,15 @@ class _MergeRun:
             raise
         return output
 
-    def _assemble(self, output: MergeOutput) -> tuple[os.stat_result, str]:
-        """Write the temporary file, check and sync it; return its status and md5."""
-        expected = (
-            self._request.expected_md5.lower() if self._request.expected_md5 else None
-        )
+    def _assemble(self, output: MergeOutput) -> tuple[os.stat_result, FileDigests]:
+        """Write the temporary file, check and sync it; return its status and digest."""
+        expected = self._request.expected_digests
         is_checked = self._settings.enable_integrity_check
         descriptor = output.create()
         try:
-            md5 = ChunkAssembly(self._started.task.folder, self._started.chunks).write(
-                descriptor, expected_md5=expected, is_checked=is_checked
+            assembly = ChunkAssembly(self._started.task.folder, self._started.chunks)
+            digests = assembly.write(
+                descriptor, expected=expected, is_checked=is_checked
             )
             check_content(self._settings, os.pread(descriptor, HEAD_SIZE, 0))
             self._sync_bytes(descriptor)
@@ -281,13 +251,12 @@ class _MergeRun:
                     "merge again"
                 )
                 raise UploadError("storage", text)
-            if is_checked and expected and md5 != expected:
-                text = "the merged file has another md5 than expected_md5"
-                raise UploadError("file_md5_mismatch", text, md5=md5)
+            if is_checked:
+                check_digests(expected, digests)
             self._scan(output, descriptor, size)
         finally:
             release(descriptor)
-        return status, md5
+        return status, digests
 
     def _sync_bytes(self, descriptor: int) -> None:
         """Make the file durable, with its owner if the file system supports attributes.
@@ -317,7 +286,11 @@ class _MergeRun:
         )
 
     def _publish(
-        self, output: MergeOutput, status: os.stat_result, md5: str, started_ns: int
+        self,
+        output: MergeOutput,
+        status: os.stat_result,
+        digests: FileDigests,
+        started_ns: int,
     ) -> MergeResult:
         """Rename the file, and complete the task.
 
@@ -335,8 +308,9 @@ class _MergeRun:
                 status.st_ino,
                 status.st_size,
                 status.st_mtime_ns,
-                md5,
+                digests.md5,
                 time.monotonic_ns() - started_ns,
+                digests.composite_sha256,
             )
             with self._layout.lock_folder(self._started.task.folder.name) as task:
                 task.owned_identity(None)  # raises if the task was removed meanwhile

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import astuple
 from typing import Any
 
 from dlpool.config import UploadSettings
@@ -36,11 +35,12 @@ def recover(settings: UploadSettings, task: TaskFolder) -> TaskRecord:
     if output is None:
         return record
     try:
-        if loaded.publishing is not None and output.has_published(loaded.publishing):
+        chunks = list_chunks(task.folder).values()
+        if loaded.publishing is not None and output.has_published(
+            loaded.publishing, [chunk.size for chunk in chunks]
+        ):
             task.durability.sync_folder(output.descriptor)
-            complete_merge(
-                settings, task, loaded, output, list_chunks(task.folder).values()
-            )
+            complete_merge(settings, task, loaded, output, chunks)
             return task.record()
         output.remove_temporary()
     finally:
@@ -69,7 +69,10 @@ def complete_merge(
         status=states.COMPLETED,
         result=result,
         publishing=None,
-        chunks=tuple(astuple(chunk) for chunk in chunks),
+        chunks=tuple(
+            (chunk.index, chunk.size, chunk.md5, chunk.stored_at, chunk.sha256)
+            for chunk in chunks
+        ),
         file_size=published.size,
         relative_path=result.relative_path,
     )
@@ -83,11 +86,11 @@ def complete_merge(
 def _event_details(published: PendingPublish) -> dict[str, Any]:
     """Return the details of a completion event; ``path`` is relative to merged_dir."""
     path = "/".join((*published.folder, published.name))
-    seconds = round(published.merge_time / 1e9, 6)
+    seconds, digests = round(published.merge_time / 1e9, 6), published.digests._asdict()
     return {
         "path": path,
         "size": published.size,
-        "md5": published.md5,
+        **{name: value for name, value in digests.items() if value},
         "seconds": seconds,
     }
 
@@ -101,6 +104,7 @@ def merge_result(settings: UploadSettings, published: PendingPublish) -> MergeRe
         "/".join(published.folder),
         published.size,
         published.merge_time,
+        published.composite_sha256,
     )
 
 

@@ -6,14 +6,15 @@ only files of processes that have exited. No other request waits for that lock.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from dlpool import disk, freespace
+from dlpool.storage.digests import MD5, Digest, new_hash
 from dlpool.storage.disk.chunk_file import TRAILER_SIZE, trailer
 from dlpool.storage.disk.durability import Durability
 from dlpool.storage.disk.file_locks import (
@@ -36,7 +37,7 @@ class StagedChunkFile:
     """The temporary file of one chunk. Used by one thread.
 
     A context manager that removes the file unless it was published. ``size``, ``head``
-    (the first ``HEAD_SIZE`` bytes) and ``md5`` describe the bytes written so far.
+    (the first ``HEAD_SIZE`` bytes) and ``digest`` describe the bytes written so far.
     ``is_open``: the file is not closed yet. ``task_lock``: the shared lock of the
     chunk's task, None if the task does not exist.
     """
@@ -56,16 +57,20 @@ class StagedChunkFile:
         self._descriptor = descriptor
         self._max_size = max_size
         self._durability = durability
-        self._hash = hashlib.md5(usedforsecurity=False)
+        self._algorithm, self._hash = MD5, new_hash(MD5)
         self._expected = self._reserved = 0
 
     def __repr__(self) -> str:
         return f"<StagedChunkFile {self.path}: {self.size} bytes>"
 
     @property
-    def md5(self) -> str:
-        """The md5 of the bytes written so far, in hexadecimal."""
-        return self._hash.hexdigest()
+    def digest(self) -> Digest:
+        """The digest of the bytes written so far, by default their MD5."""
+        return Digest(self._algorithm, self._hash.digest())
+
+    def hash_with(self, algorithm: str) -> None:
+        """Compute the digest by this algorithm. Called before the first ``write``."""
+        self._algorithm, self._hash = algorithm, new_hash(algorithm)
 
     def reserve(self, size: int) -> None:
         """Announce that the caller will write about ``size`` bytes.
@@ -137,10 +142,15 @@ class StagedChunkFile:
     def seal(self) -> None:
         """Append the trailer and make the file durable. Raises UploadError."""
         with translate_os_errors(_ACTION):
-            disk.write_all(self._descriptor, trailer(self.size, self._hash.digest()))
+            inode, now = os.fstat(self._descriptor).st_ino, time.time_ns()
+            disk.write_all(
+                self._descriptor, trailer(self.size, self.digest, inode, now)
+            )
             if self._reserved > self.size + TRAILER_SIZE:
                 # Frees the reserved blocks behind the trailer.
                 os.ftruncate(self._descriptor, self.size + TRAILER_SIZE)
+            with suppress(OSError):  # the merge then reads the chunk once more
+                os.utime(self._descriptor, ns=(now, now))
             self._durability.sync_data(self._descriptor)
 
     def publish(self, target: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from dlpool import jsontext
 from dlpool.dataclass import dataclass
 from dlpool.disk import close_quietly
+from dlpool.storage.digests import FileDigests
 from dlpool.storage.disk.durability import Durability
 from dlpool.storage.disk.safe_open import READ_FLAGS
 from dlpool.storage.states import PENDING, STATES
@@ -50,7 +51,7 @@ class PendingPublish:
     """A merged file that is about to get its name.
 
     ``name`` in ``folder`` (below merged_dir) is the target. The file is recognized by
-    its inode number, or by its size and md5.
+    its inode number, or by its size and one of its digests.
     """
 
     folder: tuple[str, ...]
@@ -60,6 +61,12 @@ class PendingPublish:
     modified_ns: int
     md5: str
     merge_time: int
+    composite_sha256: str = ""
+
+    @property
+    def digests(self) -> FileDigests:
+        """The digests of the file."""
+        return FileDigests(self.md5, self.composite_sha256)
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,8 @@ class TaskRecord:
     - ``output_folder``: folders below merged_dir in which a merge may have left its
       temporary file
     - ``publishing``: the file whose publication has been started
-    - ``chunks``: ``(index, size, md5, stored_at)`` of each chunk; only in a completed
-      task
+    - ``chunks``: ``(index, size, md5, stored_at, sha256)`` of each chunk; only in a
+      completed task
     - ``tus``: for a tus upload, ``metadata`` (Upload-Metadata), ``concat``
       (Upload-Concat), ``shared`` (every user may read the file), ``parts`` (the ids of
       the parts of a final upload) and ``claim`` (the id of the final upload that has
@@ -98,7 +105,7 @@ class TaskRecord:
     output_folder: tuple[str, ...] | None = None
     publishing: PendingPublish | None = None
     result: MergeResult | None = None
-    chunks: tuple[tuple[int, int, str, float], ...] = ()
+    chunks: tuple[tuple[int, int, str, float, str], ...] = ()
     tus: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -171,8 +178,8 @@ def _record(found: dict[str, Any]) -> TaskRecord:
     if values.get("output_folder") is not None:
         values["output_folder"] = tuple(values["output_folder"])
     values["chunks"] = tuple(
-        (int(i), int(size), str(md5), float(at))
-        for i, size, md5, at in values.get("chunks", ())
+        (int(i), int(size), str(md5), float(at), str(sha256))
+        for i, size, md5, at, sha256 in values.get("chunks", ())
     )
     return TaskRecord(**values)
 

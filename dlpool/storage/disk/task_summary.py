@@ -61,6 +61,7 @@ def describe(
         summary=summarize(identity, record, chunks),
         chunks=chunks,
         file_md5=record.result.md5 if record.result else "",
+        file_composite_sha256=record.result.composite_sha256 if record.result else "",
         failure=record.failure,
         retries=record.retries,
         declared_md5s=record.declared_md5s,
