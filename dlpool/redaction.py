@@ -12,6 +12,7 @@ from functools import lru_cache
 REDACTED = "[redacted]"
 _RAW_CHARS = 64 * 1024  # further characters of a text are dropped
 
+# These two patterns are compiled when they are used: most programs start without.
 # The name of a secret field contains one of these: a header, a setting, a JSON member.
 _SECRET_WORDS = (
     r"passw|passphrase|pwd|authori[sz]ation|cookie|token|secret|credential|signature"
@@ -19,16 +20,14 @@ _SECRET_WORDS = (
     r"[-_ ]?key"
     r"|(?:^|[-_ ])auth(?:$|[-_ ])"
 )
-_SECRET_NAME = re.compile(_SECRET_WORDS, re.IGNORECASE)
 _URL = re.compile(r"://(\S*)")
 # urllib3 messages contain "url: /path?query"
 _BARE_QUERY = re.compile(r"(?<=\S)\?[^\s?=\"'<>]{1,200}=\S*")
 # Secret header fields in a text, with their values up to the end of the line.
-_SECRET_FIELD = re.compile(
+_SECRET_FIELD = (
     r"(?<![\w./-])((?:proxy-|x-)?authorization|(?:set-)?cookie2?|api_?key"
     r"|(?:[a-z0-9]{1,20}-){1,8}(?:auth|credentials?|key|passphrase|password|secret|signature|token)(?:-[a-z0-9]{1,20}){0,3}"
-    r"|(?:access|api|auth|job|password|private|secret|token)-[a-z0-9]{1,20})([\"']?\s{0,8}[:=])[^\r\n]*",
-    re.IGNORECASE,
+    r"|(?:access|api|auth|job|password|private|secret|token)-[a-z0-9]{1,20})([\"']?\s{0,8}[:=])[^\r\n]*"
 )
 # A text without any of these has no secret header field; this test is fast.
 _HINTS = (
@@ -47,7 +46,7 @@ _HINTS = (
 @lru_cache(maxsize=4096)
 def is_secret(name: str) -> bool:
     """Return whether the value of a field named ``name`` must not be shown."""
-    return _SECRET_NAME.search(name[:200]) is not None
+    return re.search(_SECRET_WORDS, name[:200], re.IGNORECASE) is not None
 
 
 def without_secrets(text: str) -> str:
@@ -65,7 +64,7 @@ def without_secrets(text: str) -> str:
         text = _BARE_QUERY.sub("", text)
     lowered = text.lower()
     if any(hint in lowered for hint in _HINTS):
-        text = _SECRET_FIELD.sub(rf"\1\2 {REDACTED}", text)
+        text = re.sub(_SECRET_FIELD, rf"\1\2 {REDACTED}", text, flags=re.IGNORECASE)
     return text
 
 

@@ -10,7 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dlpool.config import ScanSettings
-from dlpool.scan.guard import Guard, open_guard
+from dlpool.scan import open_guard
+from dlpool.scan.guard import Guard
 from tests.conftest import free_port, wait_until
 
 MIB = 1024 * 1024

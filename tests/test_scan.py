@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from dlpool.config import ScanSettings
 from dlpool.errors import Cancelled, Infected, NotScanned, ScannerAway
 from dlpool.kinds import split_clamd
+from dlpool.scan import open_guard
 from dlpool.scan.clamd import ClamdScanner
 from dlpool.scan.command import CommandScanner, result_of
 from dlpool.scan.deadline import ScanDeadline
-from dlpool.scan.guard import open_guard
 from dlpool.scan.quarantine import Quarantine, ScanFinding
 from dlpool.scan.result import CLEAN, INFECTED, TOO_LARGE, UNAVAILABLE, ScanResult, read_answer
 from dlpool.scan.scannedfile import ScannedFile

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
@@ -239,7 +238,7 @@ class TaskExecution:
         self, job: Job, priority: int, label: str = "", task_id: str = ""
     ) -> None:
         check_priority(priority)
-        self.id = task_id or uuid.uuid4().hex
+        self.id = task_id or os.urandom(16).hex()
         self.priority, self.label, self.job = priority, label, job
         self.start_time: float | None = None
         self.end_time: float | None = None

@@ -13,7 +13,7 @@ from dlpool.dataclass import dataclass
 from dlpool.engine.names import NameRegistry, NameRequest
 from dlpool.engine.task import DownloadTask, TaskExecution
 from dlpool.errors import DlpoolError, TargetExists
-from dlpool.scan.guard import open_guard
+from dlpool.scan import open_guard
 from dlpool.transfer.attempt import SMALL_FILE_BYTES
 from dlpool.transfer.http.client import HttpClient
 from dlpool.transfer.http.limits import HostHolds, NetworkMonitor

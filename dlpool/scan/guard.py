@@ -128,13 +128,12 @@ class Guard:
         )
 
 
-def open_guard(settings: ScanSettings) -> Guard | None:
-    """Return the guard of this process; None if no scanner is configured."""
+def make_guard(settings: ScanSettings) -> Guard:
+    """Return a guard with the configured scanner, of which there must be one."""
     if settings.clamd is not None:
         return Guard(settings, ClamdScanner(settings.clamd))
-    if settings.command is not None:
-        return Guard(settings, CommandScanner(settings.command))
-    return None
+    assert settings.command is not None
+    return Guard(settings, CommandScanner(settings.command))
 
 
 def _not_scanned(result: ScanResult) -> NotScanned | ScannerAway:

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from dataclasses import field
 from datetime import datetime, timezone
+from typing import TYPE_CHECKING
 
 from dlpool.cancel import CancelScope
 from dlpool.config import TransferSettings
 from dlpool.dataclass import dataclass
 from dlpool.errors import RetryRange, ServerTrouble
 from dlpool.kinds import AUTO
-from dlpool.scan.guard import Guard
 from dlpool.transfer.evidence import Evidence
 from dlpool.transfer.http.answer import Answer, ByteRange, read_answer
 from dlpool.transfer.http.client import HttpClient
@@ -27,6 +27,9 @@ from dlpool.transfer.retry import RetryPolicy
 from dlpool.transfer.scheduler import ChunkScheduler
 from dlpool.transfer.space_rules import ENTIRE_DISK, SpaceRules
 from dlpool.transfer.target.protocol import Target
+
+if TYPE_CHECKING:
+    from dlpool.scan.guard import Guard
 
 
 @dataclass(frozen=True)

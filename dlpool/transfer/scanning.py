@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dlpool.config import TransferSettings
 from dlpool.disk_errors import translated
 from dlpool.errors import NotScanned
-from dlpool.scan.guard import Guard
-from dlpool.scan.quarantine import ScanFinding
 from dlpool.transfer.context import DownloadPlan, TransferContext
 from dlpool.transfer.http.urls import display_url
+
+if TYPE_CHECKING:
+    from dlpool.scan.guard import Guard
 
 _NO_SCANNER = "the file cannot be checked for malware: set clamd or command in [scan]"
 
@@ -26,6 +29,8 @@ def scan_output(context: TransferContext, plan: DownloadPlan) -> None:
     ScannerAway, LocalFault if the file cannot be read, or the error that cancelled the
     download.
     """
+    from dlpool.scan.quarantine import ScanFinding  # only scanned downloads need it
+
     guard, target, job = context.guard, plan.target, context.job
     assert guard is not None, "check_configured was called before the first request"
     finding = ScanFinding(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from dlpool.cancel import CancelScope
 from dlpool.config import TransferSettings
 from dlpool.dataclass import dataclass
 from dlpool.errors import Cancelled, DlpoolError, RestartFile, StreamBroken
-from dlpool.scan.guard import Guard
 from dlpool.transfer.attempt import TransferAttempt
 from dlpool.transfer.context import DownloadPlan, TransferContext
 from dlpool.transfer.http.client import HttpClient
@@ -24,6 +24,9 @@ from dlpool.transfer.scheduler import ChunkScheduler
 from dlpool.transfer.space_rules import ENTIRE_DISK, SpaceRules
 from dlpool.transfer.target.file.output import FileOutput
 from dlpool.transfer.target.protocol import Target, TargetOptions, TargetPresent
+
+if TYPE_CHECKING:
+    from dlpool.scan.guard import Guard
 
 MAX_RESTARTS = 3
 NO_CALLBACKS = TransferCallbacks()

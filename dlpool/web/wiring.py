@@ -13,7 +13,7 @@ from dlpool.config import Settings
 from dlpool.observe.log import Log
 from dlpool.observe.log_limiter import LogLimiter
 from dlpool.observe.processors import LogOrigin
-from dlpool.scan.guard import open_guard
+from dlpool.scan import open_guard
 from dlpool.storage import open_backend
 from dlpool.storage.values import UploadEvent
 from dlpool.web import auditing

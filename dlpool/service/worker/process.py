@@ -36,7 +36,7 @@ from dlpool.jobs.confinement import Confinement
 from dlpool.observe.log import Log
 from dlpool.observe.processors import LogOrigin
 from dlpool.observe.tracing import open_traces
-from dlpool.scan.guard import open_guard
+from dlpool.scan import open_guard
 from dlpool.service.node.disk_rules import NodeSpaceRules
 from dlpool.service.node.launch import die_with_parent, tune_garbage_collector
 from dlpool.service.node.node import hold_worker_lock
