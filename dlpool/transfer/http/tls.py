@@ -1,22 +1,74 @@
-"""Make TLS contexts from the network settings."""
+"""Make TLS contexts from the network settings, and resume TLS sessions."""
 
 from __future__ import annotations
 
 import ssl
+import time
 from pathlib import Path
+from typing import ClassVar
 
 import urllib3
 
 from dlpool.config import NetworkSettings
 from dlpool.errors import ConfigurationError
 
+MAX_SESSIONS = 64  # of a context; then they are forgotten
+# A resumed connection does not verify the certificate again, so that a session is
+# resumed for this number of seconds at most.
+MAX_SESSION_S = 600.0
+
+
+class ResumingSocket(ssl.SSLSocket):
+    """A TLS socket that resumes the session of an earlier connection to its server.
+
+    A resumed handshake (RFC 8446 section 2.2) transfers and verifies no certificate. So
+    the sessions are kept by server name and port, and each context has sessions of its
+    own: a certificate that other settings accepted is verified. A server that does not
+    know the session makes a complete handshake.
+    """
+
+    sessions: ClassVar[dict[tuple[str | None, int], ssl.SSLSession]]
+
+    def do_handshake(self, block: bool = False) -> None:
+        """Make the handshake, with the session of the server if there is one.
+
+        The session is forgotten if the handshake fails, so that a retry is made without
+        it.
+        """
+        key = self._server()
+        session = self.sessions.get(key)
+        if session is not None and time.time() - session.time < MAX_SESSION_S:
+            self.session = session
+        try:
+            super().do_handshake(block)
+        except OSError:
+            self.sessions.pop(key, None)
+            raise
+
+    def keep_session(self) -> None:
+        """Keep the session for later connections.
+
+        Call it after a response: with TLS 1.3 the server sends its session tickets
+        after the handshake.
+        """
+        session = self.session
+        if session is not None and (session.has_ticket or session.id):
+            if len(self.sessions) >= MAX_SESSIONS:
+                self.sessions.clear()
+            self.sessions[self._server()] = session
+
+    def _server(self) -> tuple[str | None, int]:
+        """Return the name for which the certificate is verified, and the port."""
+        return self.server_hostname, self.getpeername()[1]
+
 
 def tls_context(settings: NetworkSettings) -> ssl.SSLContext:
     """Return a context that trusts the configured, system or bundled CAs.
 
-    With this context, a connection that closes without close_notify is an error; by
-    default, Python ignores the missing close_notify. Raises ConfigurationError if the
-    configured certificates or the key cannot be used.
+    Its sockets resume the sessions of earlier sockets of the same context. A connection
+    that closes without close_notify is an error; by default, Python ignores the missing
+    close_notify. Raises ConfigurationError if the configured certificates or the key
+    cannot be used.
     """
     try:
         context = ssl.create_default_context(cafile=settings.cacert)
@@ -24,6 +76,7 @@ def tls_context(settings: NetworkSettings) -> ssl.SSLContext:
         raise ConfigurationError(
             f"cacert {settings.cacert} cannot be used: {error}"
         ) from error
+    context.sslsocket_class = type("ContextSocket", (ResumingSocket,), {"sessions": {}})
     context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     try:
         if settings.cert:

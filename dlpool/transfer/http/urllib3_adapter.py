@@ -29,6 +29,7 @@ from dlpool.transfer.http.exchange import (
 from dlpool.transfer.http.http_client_adapter import StrictResponse
 from dlpool.transfer.http.idle_connections import IdleCloser
 from dlpool.transfer.http.policy import ANY_NETWORK, NetworkPolicy
+from dlpool.transfer.http.tls import ResumingSocket
 
 # RFC 9110 section 15.2; some servers send one unrequested
 _INTERIM = re.compile(rb"HTTP/1\.[01] 1")
@@ -287,10 +288,21 @@ class _CancellableTlsConnection(_CancellableConnection, HTTPSConnection):
     truncated. See RFC 9112 section 9.8.
     """
 
+    _is_session_kept = True
+
     def connect(self) -> None:
         super().connect()
         # on SSLSocket and on urllib3's TLS-in-TLS transport
         cast(Any, self.sock).suppress_ragged_eofs = False
+        self._is_session_kept = not isinstance(self.sock, ResumingSocket)
+
+    def getresponse(self) -> Any:
+        sock = self.sock
+        response = super().getresponse()
+        if not self._is_session_kept:
+            self._is_session_kept = True
+            cast(ResumingSocket, sock).keep_session()
+        return response
 
 
 class ExpiringPool(urllib3.HTTPConnectionPool):
