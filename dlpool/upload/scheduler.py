@@ -19,7 +19,7 @@ class UploadScheduler:
     """The state of each chunk: stored, being sent, waiting for a retry, or unsent.
 
     At most ``max_connections`` chunks are sent at once, fewer if the server admits
-    fewer. Thread-safe; the condition ``scope.changed`` guards all attributes.
+    fewer. Thread-safe; the monitor ``scope.changed`` guards all attributes.
     """
 
     def __init__(

@@ -29,6 +29,10 @@ MAX_NUMBERED_NAMES = 10_000  # tried for one file
 # accents takes a time that is quadratic in their number
 _HEAD_CHARS, _TAIL_CHARS = 4 * MAX_NAME_BYTES, 64
 _DEFAULT_NAME = "download"
+# URLs without query and fragment, and names, which most files have: they need no
+# general parsing and cleaning
+_PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.:-]+/[A-Za-z0-9._~%/-]*")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 
 
 def safe_name(name: str) -> str:
@@ -38,6 +42,8 @@ def safe_name(name: str) -> str:
     becomes ``_``; names that are too long keep their extension; names reserved for
     dlpool's own files get a ``_`` at the end. Returns ``""`` if nothing is left.
     """
+    if _PLAIN_NAME.fullmatch(name) and clean_file_name(name) == name:
+        return name if not name.endswith(RESERVED_SUFFIXES) else name + "_"
     base, before = name, None
     while base != before:  # removing one part may expose the next one
         before, base = base, _shortened(_without_tricks(base), MAX_NAME_BYTES)
@@ -53,7 +59,8 @@ def name_from_url(url: str) -> str:
 
     Returns ``download`` if nothing is left of the segment.
     """
-    segment = urlsplit(url).path.rpartition("/")[2]
+    path = url if _PLAIN_URL.fullmatch(url) else urlsplit(url).path
+    segment = path.rpartition("/")[2]
     return safe_name(unquote(segment, errors="replace")) or _DEFAULT_NAME
 
 
