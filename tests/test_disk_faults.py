@@ -25,8 +25,8 @@ SHARED = [
     for name in [*DOWNLOADS, *UPLOADS]
     for share in range(SHARES.get(name, 1))
 ]
-LEAST = {"chunked-no-flags": 200, "chunked-no-links": 200, "no-flags": 100, "no-links": 100}
-"""Combinations of those that begin late."""
+LEAST = {"chunked-no-flags": 200, "chunked-no-links": 200, "no-flags": 90, "no-links": 90, "replacing": 200}
+"""Combinations of those that begin late, or make few calls."""
 
 
 @pytest.fixture(scope="session")
