@@ -158,7 +158,7 @@ class Bench:
         assert held is not None
         if worker is not None:
             held.worker_pid, held.phase = worker.handle.pid, InFlightPhase.RUNNING
-            worker.handle.jobs.add(str(claimed.lease))
+            worker.handle.jobs[str(claimed.lease)] = self.clock.now
         return held
 
     def last(self) -> FinishRequest:

@@ -22,7 +22,6 @@ from dlpool.service.wire.frames import (
     CleanFrame,
     CleanupEntry,
     EndedFrame,
-    FinishingFrame,
     HelloFrame,
     HoldFrame,
     JobFrame,
@@ -167,14 +166,14 @@ def test_a_host_with_limited_concurrency_gets_no_more_jobs(bench: Bench, before:
 
 
 def test_an_assigned_job_is_sent_and_recorded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dlpool.service.dispatcher.time", bench.clock)
+    monkeypatch.setattr("dlpool.service.assignment.time", bench.clock)
     worker = bench.worker()
     held = bench.held()
     bench.dispatcher.assign_waiting()
     (frame,) = worker.heard()
     assert isinstance(frame, JobFrame) and (frame.lease_id, frame.url, frame.attempt) == ("a.1", URL, 1)
     assert (held.worker_pid, held.assigned_at) == (worker.handle.pid, bench.clock.now)
-    assert worker.handle.jobs == {"a.1"} and worker.handle.assigned_count == 1
+    assert set(worker.handle.jobs) == {"a.1"} and worker.handle.assigned_count == 1
     assert bench.journal.entries() == {
         "a": CleanupEntry("a", url_digest(URL), "/data/a", None, True, 1, trace_id_of("a", None))
     }
@@ -192,7 +191,7 @@ def test_a_job_that_is_too_large_for_a_frame_fails_and_others_do_not(
     bench.dispatcher.assign_waiting()
     (request,) = bench.told.ended
     assert (request.lease.job_id, request.disposition, request.note["label"]) == ("a", "failed", "bad_job")
-    assert worker.handle.jobs == {"b.1"} and worker.handle.assigned_count == 1
+    assert set(worker.handle.jobs) == {"b.1"} and worker.handle.assigned_count == 1
     assert set(bench.journal.entries()) == {"b"}
 
 
@@ -254,23 +253,6 @@ def test_the_fence_of_a_verified_job_is_checked_unless_it_is_fenced_off(
         assert bench.told.checked == [] and worker.heard() == [LostFrame("a.1")]
 
 
-@pytest.mark.parametrize(
-    ("is_quarantine", "is_its", "is_free"), [(False, True, True), (True, True, False), (False, False, False)]
-)
-def test_a_job_that_only_waits_for_the_disk_frees_its_slot(
-    bench: Bench, is_quarantine: bool, is_its: bool, is_free: bool
-) -> None:
-    worker = bench.worker(is_quarantine=is_quarantine)
-    held = bench.held("a", worker if is_its else None)
-    worker.say(FinishingFrame("a.1"), FinishingFrame("gone.1"))
-    bench.dispatcher.read_frames(worker.handle)
-    assert (held.phase is InFlightPhase.FINISHING, worker.handle.finishing, bench.in_flight.busy) == (
-        is_free,
-        {"a.1"} if is_free else set(),
-        0 if is_free else 1,
-    )
-
-
 def test_a_hold_that_a_worker_reports_is_sent_to_all(bench: Bench) -> None:
     one, other = bench.worker(), bench.worker()
     one.say(HoldFrame("host", 20.0))
@@ -303,14 +285,13 @@ def test_a_success_is_recorded_with_its_path(bench: Bench, monkeypatch: pytest.M
     worker = bench.worker()
     held = bench.held("a", worker)
     held.assigned_at = bench.clock.now - 3.0
-    worker.handle.finishing.add("a.1")
     worker.say(ended(needs_cleanup=False, stack="s"))
     bench.dispatcher.read_frames(worker.handle)
     request = bench.last()
     assert (request.disposition, request.trace_id, request.host) == ("success", held.trace_id, "")
     assert (held.path, held.needs_cleanup, held.stack) == ("/data/a", False, "s")
     assert held.is_recording and bench.in_flight.busy == 0
-    assert worker.handle.jobs == worker.handle.finishing == set()
+    assert worker.handle.jobs == worker.handle.ahead == {}
     assert bench.value("dlpool_job_seconds_sum", attempt_result="succeeded") == 3.0
     worker.say(ended())
     bench.dispatcher.read_frames(worker.handle)
@@ -404,8 +385,7 @@ def test_the_jobs_of_a_dead_worker_are_requeued_at_once(bench: Bench) -> None:
     assert held["a"] is not None and held["b"] is not None
     held["a"].phase = InFlightPhase.FENCED_OFF
     bench.in_flight.set_phase(held["b"], InFlightPhase.RECORDING)
-    worker.handle.jobs.add("0.1")  # gone from the table
-    worker.handle.finishing.add("c.1")
+    worker.handle.jobs["0.1"] = 0.0  # gone from the table
     kept = CleanupEntry("x", url_digest(URL), "/data/x", None, True, 1)
     worker.handle.cleanup_requests["x"] = kept
     worker.say(ended("d"))  # its last words
@@ -415,7 +395,7 @@ def test_the_jobs_of_a_dead_worker_are_requeued_at_once(bench: Bench) -> None:
         ("c", "crash", "killed by SIGKILL"),
     ]
     assert bench.in_flight.get("a.1") is None and len(bench.in_flight) == 4
-    assert worker.handle.jobs == worker.handle.finishing == set()
+    assert worker.handle.jobs == worker.handle.ahead == {}
     assert worker.handle.cleanup_requests == {}
     bench.pool.workers.pop(worker.handle.pid)
     bench.cleanup.send_requests(now=True)

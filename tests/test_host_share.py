@@ -114,6 +114,22 @@ SLOW: dict[str, tuple[str, int, HostSlotShares, str, bool]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("waiting", "slots", "ahead", "claimed", "is_alone"),
+    [
+        ("aabc", 3, 3, "bc", False),  # the second one of b would exceed its part
+        ("aab", 2, 1, "b", False),
+        ("aaab", 3, 1, "baa", True),  # a slot is free: one more of a, and then all may
+        ("aa", 2, 2, "", False),
+    ],
+)
+def test_jobs_ahead_never_exceed_the_part_of_a_host(
+    queue: Queue, waiting: str, slots: int, ahead: int, claimed: str, is_alone: bool
+) -> None:
+    queue.drop_in(waiting)
+    assert queue.claim(slots, HostSlotShares(1, {"a": 1}, ahead=ahead)) == (claimed, is_alone)
+
+
 @pytest.mark.parametrize("case", SLOW)
 def test_slow_hosts_get_their_part_together_while_jobs_of_others_wait(queue: Queue, case: str) -> None:
     waiting, slots, parts, claimed, is_alone = SLOW[case]
@@ -220,7 +236,8 @@ def table_of(part: float, capacity: int, hosts: Sequence[str]) -> InFlightTable:
 def test_a_ledger_knows_the_part_of_a_host(
     part: float, capacity: int, hosts: str, parts: HostSlotShares | None
 ) -> None:
-    found = table_of(part, capacity, hosts).host_shares()
+    table = table_of(part, capacity, hosts)
+    found = table.host_shares(table.free_slots())
     assert (found and (found.limit, found.held)) == (parts and (parts.limit, parts.held))
 
 
@@ -231,14 +248,14 @@ def test_a_ledger_knows_the_part_of_a_host(
 def test_a_ledger_knows_the_part_of_slow_hosts(part: float, parts: HostSlotShares) -> None:
     table = table_of(part, 5, "ssb")
     table.slow_hosts = ("s", "t")
-    assert table.host_shares() == parts
+    assert table.host_shares(table.free_slots()) == parts
 
 
 def test_a_job_counts_for_its_host_as_long_as_it_takes_room() -> None:
     table = table_of(0.5, 4, "aaab")
     one, other, third, last = table.all()
     steps: tuple[tuple[Callable[[], object], dict[str, int]], ...] = (
-        (lambda: table.set_phase(one, InFlightPhase.FINISHING), {"a": 2, "b": 1}),
+        (lambda: table.set_phase(one, InFlightPhase.AHEAD), {"a": 3, "b": 1}),
         (lambda: table.remove(str(one.lease)), {"a": 2, "b": 1}),
         (lambda: table.set_phase(other, InFlightPhase.RECORDING), {"a": 1, "b": 1}),
         (lambda: table.set_phase(other, InFlightPhase.WAITING), {"a": 2, "b": 1}),
@@ -247,7 +264,7 @@ def test_a_job_counts_for_its_host_as_long_as_it_takes_room() -> None:
     )
     for step, left in steps:
         step()
-        parts = table.host_shares()
+        parts = table.host_shares(table.free_slots())
         assert parts is not None and parts.held == left
 
 

@@ -104,7 +104,7 @@ def test_a_death_counts_against_the_job_that_caused_it(told: str | None, outcome
         )
     leases = {f"{name}.1" for name in outcomes}
     assert {str(held.lease) for held in table.all()} == leases
-    handle: Any = SimpleNamespace(frames=lambda: (), jobs=leases, finishing=set(), hung_job=told)
+    handle: Any = SimpleNamespace(frames=lambda: (), jobs=leases, ahead={}, hung_job=told)
     dispatcher.reap(handle, "it was silent")
     assert {one.lease.job_id: one.disposition for one in ended} == outcomes
 

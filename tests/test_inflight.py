@@ -69,12 +69,12 @@ def test_a_job_is_added_once() -> None:
     assert table.get("a.1") is first and table.busy == 1
 
 
-def test_a_slot_is_free_while_a_job_finishes_or_is_recorded_and_counts_once() -> None:
+def test_a_slot_is_free_while_a_job_waits_for_it_or_is_recorded_and_counts_once() -> None:
     table = table_of(2, "a", "b")
     one, other = table.all()
     steps: list[tuple[Callable[[], object], int]] = [
-        (lambda: table.set_phase(one, InFlightPhase.FINISHING), 1),
-        (lambda: table.set_phase(one, InFlightPhase.FINISHING), 1),
+        (lambda: table.set_phase(one, InFlightPhase.AHEAD), 1),
+        (lambda: table.set_phase(one, InFlightPhase.AHEAD), 1),
         (lambda: table.set_phase(one, InFlightPhase.RECORDING), 1),
         (lambda: table.remove("a.1"), 1),
         (lambda: table.remove("a.1"), 1),
@@ -134,7 +134,7 @@ def a_link() -> RedisState:
 
 LOCKED: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "add": (a_table, lambda table: table.add(held("c"))),
-    "set_phase FINISHING": (a_table, lambda table: table.set_phase(table.get("a.1"), InFlightPhase.FINISHING)),
+    "set_phase AHEAD": (a_table, lambda table: table.set_phase(table.get("a.1"), InFlightPhase.AHEAD)),
     "set_phase RECORDING": (a_table, lambda table: table.set_phase(table.get("a.1"), InFlightPhase.RECORDING)),
     "remove": (a_table, lambda table: table.remove("a.1")),
     "all": (a_table, lambda table: table.all()),

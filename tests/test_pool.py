@@ -13,6 +13,7 @@ import pytest
 
 from dlpool.config import SupervisorSettings
 from dlpool.errors import InternalError
+from dlpool.service.node.hung_jobs import stacks_file
 from dlpool.service.pool import FROZEN_S, MAX_SUMMARIES, MEMORY_S, STOP_S, WorkerStartFailed
 from dlpool.service.scheduling import (
     HEALTHY_S,
@@ -35,7 +36,6 @@ from dlpool.service.wire.frames import (
 )
 from dlpool.service.wire.results import AttemptResult
 from dlpool.service.worker import process as worker_module
-from dlpool.service.worker.process import stacks_file
 from dlpool.service.worker_handle import MAX_STACKS, WorkerHandle, remove_old_stacks
 from tests.bench import Bench, Process, Worker
 
@@ -307,7 +307,7 @@ def test_quarantined_jobs_get_workers_of_their_own(bench: Pooled) -> None:
     bench.tend(quarantined=0)
     assert not any(handle.is_retiring for handle in alone), "they are not up yet"
     bench.up()
-    alone[1].jobs.add("a.1")
+    alone[1].jobs["a.1"] = 0.0
     bench.tend(quarantined=1)
     assert not any(handle.is_retiring for handle in alone)
     bench.tend(quarantined=0)
@@ -439,7 +439,8 @@ def test_a_worker_is_replaced_after_its_share_of_jobs(
     assert bench.pool.worker_slots() == [WorkerSlots(worker.handle.pid, min(2, limit or 2), 0, False)]
     for number in range(taken):
         assert not worker.handle.is_retiring, number
-        bench.pool.count_assigned(worker.handle)
+        worker.handle.assign(f"{number}.1", 0.0)
+        bench.pool.retire_after_limit(worker.handle)
     assert worker.handle.is_retiring == (limit is not None)
     assert worker.heard() == ([RetireFrame()] if limit is not None else [])
     reasons = [line.fields["reason"] for line in bench.lines.named("worker_retired")]
@@ -450,10 +451,11 @@ def test_a_seat_has_no_more_places_than_jobs_that_a_worker_may_yet_take(make: Ca
     bench = make(max_jobs_per_worker=4)
     worker = bench.worker(3)
     worker.handle.assigned_count = 2
-    worker.handle.jobs = {"a", "b"}
+    worker.handle.jobs = dict.fromkeys("ab", bench.clock.now)
     assert bench.pool.worker_slots() == [WorkerSlots(worker.handle.pid, 1, 2, False)]
-    worker.handle.finishing = {"a", "b"}
-    assert bench.pool.worker_slots() == [WorkerSlots(worker.handle.pid, 2, 2, False)]
+    worker.handle.remove("a", bench.clock.now)  # a short run: jobs may wait for its slots
+    worker.handle.assigned_count = 1
+    assert bench.pool.worker_slots() == [WorkerSlots(worker.handle.pid, 2, 1, False, 1)]
 
 
 @pytest.mark.parametrize("field", ["is_ready", "is_retiring", "kill_reason"])
@@ -479,7 +481,7 @@ def test_the_nodes_rate_follows_the_jobs_once_a_second(make: Callable[..., Poole
 
     bench.tend()
     assert rates() == [500, 500]
-    one.handle.jobs.add("a")
+    one.handle.jobs["a"] = 0.0
     bench.tend(0.5)
     assert rates() == [-1, -1]
     bench.tend(0.5)
@@ -510,7 +512,7 @@ def test_what_a_worker_has_or_had_in_the_last_second_is_its_demand(
     handle = bench.worker(2).handle
     handle.assigned_count = 5
     handle.demand()
-    handle.jobs, handle.assigned_count = {str(number) for number in range(jobs)}, 5 + taken
+    handle.jobs, handle.assigned_count = {str(number): 0.0 for number in range(jobs)}, 5 + taken
     assert handle.demand() == demand and handle.demand() == jobs
 
 
@@ -689,7 +691,7 @@ def test_how_a_worker_ended(bench: Pooled, code: int | None, kill_reason: str | 
 def test_only_an_end_in_order_is_no_warning(bench: Pooled, code: int, kill_reason: str | None, event: str) -> None:
     handle = bench.worker().handle
     handle.kill_reason = kill_reason
-    handle.jobs.add("a.1")
+    handle.jobs["a.1"] = 0.0
     bench.end(handle, code)
     bench.tend()
     assert event in bench.lines.events and bench.lines.named(event)[0].fields["running"] == 1

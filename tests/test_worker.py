@@ -39,7 +39,6 @@ from dlpool.service.wire.frames import (
     CleanFrame,
     CleanupEntry,
     EndedFrame,
-    FinishingFrame,
     Frame,
     HelloFrame,
     HoldFrame,
@@ -47,6 +46,7 @@ from dlpool.service.wire.frames import (
     LostFrame,
     PublishFrame,
     RateFrame,
+    RecallFrame,
     RetireFrame,
     StatusFrame,
     VerifiedFrame,
@@ -140,6 +140,14 @@ class Run:
         self.publish = lambda: self.said.append("publish")
         self.cancel: Callable[[DlpoolError], object] = self.said.append
         self.log_progress = lambda: self.said.append("progress")
+        self.is_waiting = False  # for a slot
+
+    def begin(self) -> bool:
+        return True
+
+    def give_back(self, error: DlpoolError) -> EndedFrame | None:
+        result = AttemptResult.LOST if isinstance(error, LostJob) else AttemptResult.RELEASED
+        return EndedFrame(self.frame.lease_id, result) if self.is_waiting else None
 
     def progress(self) -> dict[str, Any]:
         return {"done": self.received_bytes}
@@ -359,22 +367,27 @@ def test_a_run_leaves_its_slot_with_its_outcome_and_its_bytes(bench: Bench, monk
     assert bench.worker._counters.snapshot() == {RECEIVED: 7} and bench.lines.kept == []
 
 
+@pytest.mark.parametrize("frame", [RecallFrame("a.1"), CancelFrame("a.1", "why"), LostFrame("a.1")])
+@pytest.mark.parametrize("is_waiting", [True, False])
+def test_a_run_that_waits_for_a_slot_ends_at_once(bench: Bench, frame: Frame, is_waiting: bool) -> None:
+    run: Any = Run()
+    run.is_waiting = is_waiting
+    bench.worker._runs["a.1"] = run
+    bench.worker._handle_frame(frame)
+    result = AttemptResult.LOST if isinstance(frame, LostFrame) else AttemptResult.RELEASED
+    assert bench.heard() == ([EndedFrame("a.1", result)] if is_waiting else [])
+    assert set(bench.worker._runs) == (set() if is_waiting else {"a.1"})
+    assert len(run.said) == (0 if is_waiting or isinstance(frame, RecallFrame) else 1)
+    bench.worker._handle_frame(RecallFrame("gone.1"))
+
+
 def test_a_result_that_cannot_be_sent_is_logged(bench: Bench) -> None:
     bench.channel.close()
-    bench.worker._send_result(EndedFrame("a.1", AttemptResult.FAILED), job())
+    run: Any = Run()
+    bench.worker._runs["a.1"] = run
+    bench.worker._end(run, EndedFrame("a.1", AttemptResult.FAILED))
     fields = {"job_id": "a", "trace_id": "t" * 32, "attempt_result": "failed"}
     assert bench.lines.kept == [("warning", "result_not_delivered", fields)]
-
-
-@pytest.mark.parametrize(("runs", "is_said"), [(1, False), (2, True), (3, True)])
-def test_a_slot_that_is_as_good_as_free_is_news_while_all_are_taken(bench: Bench, runs: int, is_said: bool) -> None:
-    for number in range(runs):
-        bench.worker._runs[str(number)] = Run()  # type: ignore[assignment]
-    assert bench.worker._send(FinishingFrame("a.1"))
-    assert bench.heard() == ([FinishingFrame("a.1")] if is_said else [])
-    assert bench.worker._send(VerifiedFrame("a.1")) and bench.heard() == [VerifiedFrame("a.1")]
-    bench.channel.close()
-    assert not bench.worker._send(VerifiedFrame("a.1"))
 
 
 @pytest.mark.parametrize("number", [0, 1, STATUS_JOBS, STATUS_JOBS + 1])
@@ -659,6 +672,14 @@ def test_a_run_that_fails_says_why_with_the_stack_of_the_cause(stage: Stage, kin
     )
 
 
+def test_a_run_that_waits_for_a_slot_is_given_back_and_one_that_has_begun_is_not(stage: Stage) -> None:
+    ended = stage.run.give_back(Cancelled("why"))
+    assert ended is not None and (ended.attempt_result, ended.message, ended.path) == ("released", "why", None)
+    assert stage.run.give_back(Cancelled("again")) is None and not stage.run.begin(), "only once"
+    begun = JobRun(stage.run.frame, stage.run._context)
+    assert begun.begin() and begun.give_back(Cancelled("why")) is None
+
+
 def test_a_run_is_cancelled_before_it_has_begun(stage: Stage) -> None:
     stage.run.cancel(Cancelled("one"))
     stage.run.cancel(Cancelled("two"))
@@ -717,26 +738,24 @@ def test_a_run_tells_where_it_is(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize(
-    ("event", "fields", "sent", "is_unpinned", "counts", "level"),
+    ("event", "fields", "is_unpinned", "counts", "level"),
     [
-        ("job_started", {"size": None}, False, True, {}, "info"),
-        ("job_started", {"size": SMALL}, False, True, {}, "info"),
-        ("job_started", {"size": SMALL - 1}, False, False, {}, "info"),
-        ("job_started", {"size": 0}, False, True, {}, "info"),
-        ("body_complete", {"size": SMALL - 1}, True, False, {}, None),
-        ("body_complete", {"size": SMALL}, False, False, {}, None),
-        ("range_fetched", {"seconds": 1.0}, False, False, {"range.4": 1, "range_seconds": 1.0}, None),
-        ("range_retry", {"label": "l"}, False, False, {"retry.l": 1}, "warning"),
-        ("download_restarted", {}, False, False, {"retry.restart": 1}, "warning"),
-        ("job_succeeded", {}, False, False, {}, "debug"),
-        ("other", {}, False, False, {}, "info"),
+        ("job_started", {"size": None}, True, {}, "info"),
+        ("job_started", {"size": SMALL}, True, {}, "info"),
+        ("job_started", {"size": SMALL - 1}, False, {}, "info"),
+        ("job_started", {"size": 0}, True, {}, "info"),
+        ("body_complete", {"size": SMALL}, False, {}, None),
+        ("range_fetched", {"seconds": 1.0}, False, {"range.4": 1, "range_seconds": 1.0}, None),
+        ("range_retry", {"label": "l"}, False, {"retry.l": 1}, "warning"),
+        ("download_restarted", {}, False, {"retry.restart": 1}, "warning"),
+        ("job_succeeded", {}, False, {}, "debug"),
+        ("other", {}, False, {}, "info"),
     ],
 )
 def test_what_happens_in_a_download_is_counted_and_logged(
-    stage: Stage, event: str, fields: dict[str, Any], sent: bool, is_unpinned: bool, counts: Any, level: str | None
+    stage: Stage, event: str, fields: dict[str, Any], is_unpinned: bool, counts: Any, level: str | None
 ) -> None:
     stage.run._notify(event, **fields)
-    assert stage.sent == ([FinishingFrame("a.1")] if sent else [])
     assert stage.affinity.said == (["unpin"] if is_unpinned else [])
     assert stage.counters.snapshot() == counts
     assert stage.lines.kept == ([] if level is None else [(level, event, fields)])

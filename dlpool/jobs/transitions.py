@@ -91,8 +91,8 @@ class HostSlotShares:
 
     ``limit``: slots for each host. ``held``: slots that each host has; a host may be
     missing if one claim cannot bring it to ``limit``. The ``slow`` hosts together have
-    ``slow_held`` slots and get at most ``slow_limit``. Hosts are written as in URLs, in
-    lower case, with the port if the URL has one.
+    ``slow_held`` slots and get at most ``slow_limit``. The last ``ahead`` jobs of the
+    claim never exceed these bounds. Hosts: in lower case, with the port of the URL.
     """
 
     limit: int
@@ -100,14 +100,15 @@ class HostSlotShares:
     slow: tuple[str, ...] = ()
     slow_limit: int = 0
     slow_held: int = 0
+    ahead: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields other than ``limit`` in the form that ``claim.lua``
         reads."""
+        bounds = {"held": self.held, "ahead": self.ahead}
         if not self.slow:
-            return {"held": self.held}
-        return {
-            "held": self.held,
+            return bounds
+        return bounds | {
             "slow": self.slow,
             "slow_limit": self.slow_limit,
             "slow_held": self.slow_held,

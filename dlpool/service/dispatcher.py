@@ -14,6 +14,7 @@ from dlpool.jobs.states import TERMINAL_DISPOSITIONS, Disposition
 from dlpool.jobs.transitions import ClaimedJob, FinishRequest
 from dlpool.observe.log import Logger
 from dlpool.observe.log_limiter import LogLimiter
+from dlpool.service.assignment import JobAssigner
 from dlpool.service.cleanup import CleanupDispatcher
 from dlpool.service.disposition import DispositionPolicy
 from dlpool.service.hooks.runner import HookRunner
@@ -25,7 +26,6 @@ from dlpool.service.inflight import (
     InFlightTable,
     cleanup_entry,
     is_path_implied,
-    job_frame,
 )
 from dlpool.service.job_log import (
     LEASE_LOST_REPLIES,
@@ -37,13 +37,12 @@ from dlpool.service.monitor.metrics_collector import MetricsCollector
 from dlpool.service.pool import WorkerPool
 from dlpool.service.queue.messages import HostSlotAnswered, ResultRecorded
 from dlpool.service.queue.recording import ResultRecorder
-from dlpool.service.scheduling import WaitingJob, assign
+from dlpool.service.scheduling import WaitingJob
 from dlpool.service.slots import is_refusal
 from dlpool.service.wire.frames import (
     CancelFrame,
     CleanedFrame,
     EndedFrame,
-    FinishingFrame,
     Frame,
     HelloFrame,
     HoldFrame,
@@ -55,6 +54,7 @@ from dlpool.service.wire.frames import (
 from dlpool.service.wire.results import AttemptResult
 from dlpool.service.worker_handle import WorkerHandle
 
+NO_SLOT = "no slot of the node became free"
 MALFORMED_PER_MINUTE = 20  # log lines: a client that pushes many must not fill the log
 
 
@@ -90,6 +90,9 @@ class JobDispatcher:
         self._pool = services.pool
         self._recorder = services.recorder
         self._cleanup = services.cleanup
+        self._assigner = JobAssigner(
+            services.in_flight, services.pool, services.cleanup
+        )
         self._hooks = services.hooks
         self._host_admission = services.host_admission
         self._collector = services.collector
@@ -102,7 +105,6 @@ class JobDispatcher:
             HelloFrame: self._handle_hello,
             StatusFrame: self._handle_status,
             VerifiedFrame: self._handle_verified,
-            FinishingFrame: self._handle_finishing,
             EndedFrame: self._handle_ended,
             HoldFrame: self._handle_hold,
             CleanedFrame: self._handle_cleaned,
@@ -113,7 +115,10 @@ class JobDispatcher:
     def accept(self, claimed: ClaimedJob, leased_until: float) -> None:
         """Add a claimed job to the table, or record at once why it does not run."""
         held = InFlightJob(
-            claimed, leased_until, trace_id=trace_id_of(claimed.lease.job_id, None)
+            claimed,
+            leased_until,
+            trace_id=trace_id_of(claimed.lease.job_id, None),
+            assigned_at=time.monotonic(),
         )
         with self._failing_only(held):
             held.job, request = self.policy.admit(claimed)
@@ -162,7 +167,7 @@ class JobDispatcher:
             self._log.warning("jobs_malformed", count=count)
 
     def assign_waiting(self) -> None:
-        """Send waiting jobs to workers that have free slots."""
+        """Send waiting jobs to workers that have free slots, or that soon have."""
         self.summarize()
         waiting = [
             WaitingJob(str(one.lease), self.policy.is_quarantined(one.claimed))
@@ -171,25 +176,13 @@ class JobDispatcher:
         ]
         if not waiting:
             return
-        for lease_id, pid in assign(waiting, self._pool.worker_slots()):
-            held, worker = self._in_flight.get(lease_id), self._pool.workers[pid]
-            assert held is not None and held.job is not None
-            try:
-                worker.send(job_frame(held, held.job))
-            except InternalError:
-                message = "the job's URL, path and headers are too long together"
-                self._finish(
-                    held,
-                    self.policy.failure(held.claimed, held.job.url, "bad_job", message),
-                )
-                continue
-            self._cleanup.record_start(
-                cleanup_entry(held, held.job, None, has_failed=True)
+        for held in self._assigner.assign(waiting):
+            assert held.job is not None
+            message = "the job's URL, path and headers are too long together"
+            self._finish(
+                held,
+                self.policy.failure(held.claimed, held.job.url, "bad_job", message),
             )
-            held.worker_pid, held.assigned_at = pid, time.monotonic()
-            self._in_flight.set_phase(held, InFlightPhase.RUNNING)
-            worker.jobs.add(lease_id)
-            self._pool.count_assigned(worker)
 
     def count_quarantined(self) -> int:
         """Return how many jobs that wait or run need a worker without other jobs."""
@@ -217,14 +210,18 @@ class JobDispatcher:
                 continue
             if held.is_fenced_off:
                 self._in_flight.remove(lease_id)
+            elif lease_id in worker.ahead:
+                message = f"its worker died before the job began: {how}"
+                self._finish(held, self.policy.for_release(held.claimed, message))
             elif worker.hung_job not in (None, lease_id):
-                self._finish(held, self.policy.for_bystander(held.claimed, how))
+                message = f"another job hung the worker: {how}"
+                self._finish(held, self.policy.for_release(held.claimed, message))
             elif held.job is not None:
                 self._finish(
                     held, self.policy.for_worker_death(held.claimed, held.job.url, how)
                 )
         worker.jobs.clear()
-        worker.finishing.clear()
+        worker.ahead.clear()
         self._cleanup.reassign(worker)
 
     def _handle_hello(self, worker: WorkerHandle, _: HelloFrame) -> None:
@@ -246,19 +243,8 @@ class JobDispatcher:
         else:
             self._recorder.check_fence(held.lease)
 
-    def _handle_finishing(self, worker: WorkerHandle, frame: FinishingFrame) -> None:
-        held = self._in_flight.get(frame.lease_id)
-        if (
-            held is not None
-            and held.phase is InFlightPhase.RUNNING
-            and not worker.is_quarantine
-        ):
-            worker.finishing.add(frame.lease_id)
-            self._in_flight.set_phase(held, InFlightPhase.FINISHING)
-
     def _handle_ended(self, worker: WorkerHandle, frame: EndedFrame) -> None:
-        worker.jobs.discard(frame.lease_id)
-        worker.finishing.discard(frame.lease_id)
+        self._assigner.end(worker, frame.lease_id)
         held = self._in_flight.get(frame.lease_id)
         if held is None or held.job is None or held.is_recording:
             return
@@ -427,13 +413,19 @@ class JobDispatcher:
 
     # --- drain ---
 
+    def recall_overdue(self) -> None:
+        """Requeue the jobs that were claimed ahead and wait too long for a slot: other
+        nodes may have free slots."""
+        self._assigner.recall()
+        for held in self._assigner.surplus():
+            self._finish(held, self.policy.for_release(held.claimed, NO_SLOT))
+
     def release_waiting(self, reason: str) -> None:
-        """Requeue the jobs that have no worker."""
+        """Requeue the jobs that have not begun."""
+        self._assigner.recall(at_once=True)
         for held in self._in_flight.all():
             if held.worker_pid is None and not held.is_recording:
-                note = {"label": "released", "message": reason}
-                request = FinishRequest(held.lease, Disposition.RELEASE, note=note)
-                self._finish(held, request)
+                self._finish(held, self.policy.for_release(held.claimed, reason))
 
     def cancel_running(self, reason: str) -> None:
         """Have running jobs save a checkpoint, stop and return to the queue."""

@@ -159,12 +159,11 @@ class DispositionPolicy:
             claimed.lease, Disposition.CRASH, note=_note("worker_died", how)
         )
 
-    def for_bystander(self, claimed: ClaimedJob, how: str) -> FinishRequest:
-        """Return the request that requeues a job because another job hung its worker.
+    def for_release(self, claimed: ClaimedJob, message: str) -> FinishRequest:
+        """Return the request that requeues a job for a reason that is not its own.
 
-        The attempt does not count.
+        The attempt does not count. ``message``: the reason.
         """
-        message = f"another job hung the worker: {how}"
         return FinishRequest(
             claimed.lease, Disposition.RELEASE, note=_note("released", message)
         )

@@ -15,7 +15,10 @@ MIN_EXTENSION_S = 1.0  # a hold that is extended by less is not reported again
 
 
 class HostLimits:
-    """Looks up the limits and holds of hosts. Used by one thread."""
+    """Looks up the limits and holds of hosts. Used by one thread.
+
+    ``is_limited``: whether any host has a configured limit.
+    """
 
     def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -31,7 +34,7 @@ class HostLimits:
     def apply(self, settings: Settings) -> None:
         """Use the limits of reloaded settings."""
         self._limits, self._overrides = settings.limits, settings.hosts
-        self._is_limited = any(
+        self.is_limited = any(
             one.max_per_host or one.rate_per_host
             for one in (self._limits, *self._overrides.values())
         )
@@ -41,7 +44,7 @@ class HostLimits:
 
         A limit that names no port is shared by all ports of the host.
         """
-        if not self._is_limited:
+        if not self.is_limited:
             return None
         host, authority = _hostname(url), authority_of(url)
         if not host:

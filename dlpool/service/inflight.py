@@ -24,9 +24,8 @@ class InFlightPhase(Enum):
     """No worker has been assigned yet."""
     RUNNING = "running"
     """A worker downloads the file."""
-    FINISHING = "finishing"
-    """All bytes have been received; the worker waits for the disk, so the slot counts
-    as free."""
+    AHEAD = "ahead"
+    """A worker has the job, which waits there for a slot and occupies none."""
     FENCED_OFF = "fenced_off"
     """Another supervisor holds the lease. The worker has been told to stop; the result
     is discarded."""
@@ -34,7 +33,7 @@ class InFlightPhase(Enum):
     """The job has left its worker, and Redis has not confirmed its disposition yet."""
 
 
-_WITHOUT_SLOT = (InFlightPhase.FINISHING, InFlightPhase.RECORDING)
+_WITHOUT_SLOT = (InFlightPhase.AHEAD, InFlightPhase.RECORDING)
 
 
 @dataclass
@@ -99,9 +98,10 @@ class InFlightJob:
 class InFlightTable:
     """The jobs in flight, and the slots that they occupy.
 
-    The capacity is the number of slots. The lock guards the table, the counts and the
-    capacity. Only the main thread changes them; the claim and heartbeat threads read
-    them.
+    The capacity is the number of slots. Jobs ahead are claimed before a slot is free
+    and wait in workers. The lock guards the table, the counts, the capacity and the
+    limit of jobs ahead. The main thread changes them, and the claim thread the limit;
+    the claim and heartbeat threads read them.
     """
 
     def __init__(self, host_share: float = 1.0) -> None:
@@ -117,7 +117,10 @@ class InFlightTable:
         self._jobs: dict[str, InFlightJob] = {}
         self._capacity = 0
         self._busy = 0
-        self._busy_by_host: Counter[str] = Counter()  # by authority
+        # jobs that run or will run, by authority
+        self._by_host: Counter[str] = Counter()
+        self._ahead = self._ahead_limit = 0
+        # jobs shall be claimed: a slot is free, or half of the jobs ahead have begun
         self.has_free_slot = threading.Event()
 
     def __repr__(self) -> str:
@@ -133,22 +136,25 @@ class InFlightTable:
             if lease_id in self._jobs:
                 return False
             self._jobs[lease_id] = job
-            self._count(job.occupies_slot, job.authority)
+            self._count(job, 1)
+            self._signal()
             return True
 
     def set_phase(self, job: InFlightJob, phase: InFlightPhase) -> None:
         """Move a job to another phase, and free or occupy its slot accordingly."""
         with self._lock:
-            occupied, job.phase = job.occupies_slot, phase
-            if job.occupies_slot != occupied:
-                self._count(job.occupies_slot - occupied, job.authority)
+            self._count(job, -1)
+            job.phase = phase
+            self._count(job, 1)
+            self._signal()
 
     def remove(self, lease_id: str) -> InFlightJob | None:
         """Remove a job and return it, or None if it is not in the table."""
         with self._lock:
             job = self._jobs.pop(lease_id, None)
             if job is not None:
-                self._count(-job.occupies_slot, job.authority)
+                self._count(job, -1)
+                self._signal()
             return job
 
     @property
@@ -182,46 +188,83 @@ class InFlightTable:
         """Set the number of slots: how many jobs may run at once."""
         with self._lock:
             self._capacity = jobs
-            self._count(0, "")
+            self._signal()
+
+    def set_ahead_limit(self, jobs: int) -> None:
+        """Set how many jobs may wait in workers for slots that will soon be free."""
+        with self._lock:
+            self._ahead_limit = jobs
+            self._signal()
 
     def free_slots(self) -> int:
-        """Return how many more jobs may be claimed."""
+        """Return how many more jobs may be claimed for free slots."""
         with self._lock:
             return max(0, self._capacity - self._busy)
 
-    def host_shares(self) -> HostSlotShares | None:
+    def free_ahead(self) -> int:
+        """Return how many more jobs may be claimed, beside those for free slots, to
+        wait in workers."""
+        with self._lock:
+            return self._free_ahead()
+
+    def _free_ahead(self) -> int:
+        if not self._capacity:
+            return 0
+        # jobs that no worker has yet count as busy
+        over = max(0, self._busy - self._capacity)
+        return max(0, self._ahead_limit - self._ahead - over)
+
+    def host_shares(self, free: int, ahead: int = 0) -> HostSlotShares | None:
         """Return how many slots each host may have after the next claim, or None for no
         bounds.
 
-        The bounds apply only while jobs of several hosts wait.
+        The bounds apply only while jobs of several hosts wait. The claim is for
+        ``free`` free slots and for ``ahead`` jobs that wait in workers. A waiting job
+        counts as if it had a slot.
         """
         with self._lock:
             slow = self.slow_hosts
             if self.host_share >= 1 and not slow:
                 return None
             quota = host_quota(self._capacity, self.host_share)
-            near_quota = quota - (self._capacity - self._busy)
+            near_quota = quota - free - ahead
             held = {
                 host: count
-                for host, count in self._busy_by_host.items()
+                for host, count in self._by_host.items()
                 if host and count >= near_quota
             }
             slow_held = sum(
-                self._busy_by_host[host] for host in slow if host in self._busy_by_host
+                self._by_host[host] for host in slow if host in self._by_host
             )
             return HostSlotShares(
-                quota, held, slow, slow_hosts_quota(self._capacity, quota), slow_held
+                quota,
+                held,
+                slow,
+                slow_hosts_quota(self._capacity, quota),
+                slow_held,
+                ahead,
             )
 
     def leases(self) -> list[JobLease]:
         return [job.lease for job in self.all()]
 
-    def _count(self, change: int, host: str) -> None:
-        self._busy += change
-        self._busy_by_host[host] += change
-        if not self._busy_by_host[host]:
-            del self._busy_by_host[host]
-        has_free_slot = self._busy < self._capacity
+    def _count(self, job: InFlightJob, change: int) -> None:
+        """Count a job (``change`` is 1) or discount it (-1), by its phase."""
+        host = job.authority
+        if job.phase is InFlightPhase.RECORDING:
+            return
+        if job.phase is InFlightPhase.AHEAD:
+            self._ahead += change
+        else:
+            self._busy += change
+        self._by_host[host] += change
+        if not self._by_host[host]:
+            del self._by_host[host]
+
+    def _signal(self) -> None:
+        has_free_slot = (
+            self._busy < self._capacity or self._free_ahead() > self._ahead_limit // 2
+        )
         if has_free_slot and not self.has_free_slot.is_set():
             self.has_free_slot.set()
         elif not has_free_slot and self.has_free_slot.is_set():

@@ -91,22 +91,36 @@ class WorkerPool:
         self.over_memory = 0
 
     def __repr__(self) -> str:
-        busy = sum(len(worker.jobs) for worker in self.workers.values())
+        busy = sum(worker.running for worker in self.workers.values())
         wanted, running = len(self._wanted_slots), len(self.workers)
         return f"<WorkerPool {wanted} wanted: {running} running, {busy} jobs>"
 
     def worker_slots(self) -> list[WorkerSlots]:
         """Return the free slots of each worker."""
         limit = self.settings.max_jobs_per_worker or sys.maxsize
+        now = time.monotonic()
         return [
             WorkerSlots(
                 one.pid,
                 min(one.free_slots, limit - one.assigned_count),
                 len(one.jobs),
                 one.is_quarantine,
+                max(
+                    0,
+                    min(
+                        one.slots_ahead(now) - len(one.ahead),
+                        limit - one.assigned_count - one.free_slots,
+                    ),
+                ),
             )
             for one in self.workers.values()
         ]
+
+    def slots_ahead(self) -> int:
+        """Return how many jobs may wait in the workers for slots that will soon be
+        free."""
+        now = time.monotonic()
+        return sum(one.slots_ahead(now) for one in self.workers.values())
 
     def capacity(self) -> int:
         """Return how many jobs the workers that accept jobs can run at once.
@@ -166,10 +180,8 @@ class WorkerPool:
         worker.is_ready = self._was_ready = True
         self._log.info("worker_started", worker_pid=worker.pid, slots=worker.slots)
 
-    def count_assigned(self, worker: WorkerHandle) -> None:
-        """Count an assigned job. Retire the worker after ``max_jobs_per_worker``
-        jobs."""
-        worker.assigned_count += 1
+    def retire_after_limit(self, worker: WorkerHandle) -> None:
+        """Retire a worker that has been assigned ``max_jobs_per_worker`` jobs."""
         limit = self.settings.max_jobs_per_worker
         if limit is not None and worker.assigned_count >= limit:
             self._retire(worker, f"it has run {worker.assigned_count} jobs")

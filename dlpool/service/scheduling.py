@@ -17,13 +17,15 @@ HEALTHY_S = 10.0  # the death of a worker that has lived this long is not a fail
 class WorkerSlots:
     """The free slots of one worker.
 
-    A quarantine worker runs one quarantined job at a time and no other job.
+    A quarantine worker runs one quarantined job at a time and no other job. ``ahead``:
+    how many more jobs may wait in the worker for a slot.
     """
 
     pid: int
     free: int
     busy: int
     is_quarantine: bool
+    ahead: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,10 @@ class WaitingJob:
 def assign(
     waiting: Sequence[WaitingJob], workers: Sequence[WorkerSlots]
 ) -> list[tuple[str, int]]:
-    """Return the lease id and the worker's pid for each job that can start now.
+    """Return the lease id and the worker's pid for each job that a worker can take.
 
-    A job goes to the worker with the most free slots. Quarantined jobs go to quarantine
+    A job goes to the worker with the most free slots. If no worker has a free slot, the
+    job goes to a worker in which it may wait for one. Quarantined jobs go to quarantine
     workers only.
     """
     slots = {worker.pid: worker for worker in workers}
@@ -56,7 +59,7 @@ def assign(
 
 def _fits(worker: WorkerSlots, job: WaitingJob) -> bool:
     return (
-        worker.free > 0
+        worker.free + worker.ahead > 0
         and worker.is_quarantine == job.is_quarantined
         and not (worker.is_quarantine and worker.busy)
     )

@@ -145,6 +145,7 @@ class Supervisor:
         for message in self._components.mailbox.read():
             self._message_handlers[type(message)](message)
         self._dispatcher.assign_waiting()
+        self._in_flight.set_ahead_limit(self._ahead_limit())
         self._components.cleanup.send_requests()
         if (
             self._dispatcher.needs_reconcile
@@ -171,6 +172,7 @@ class Supervisor:
         if self._drain_until is not None:
             self._continue_drain()
         self._in_flight.set_capacity(self._capacity())
+        self._dispatcher.recall_overdue()
         self._check_ready()
         self._tick()
 
@@ -183,6 +185,21 @@ class Supervisor:
         if self._drain_until is not None or guard.fault_s is not None or guard.is_low:
             return 0
         return min(self._pool.capacity(), self._components.slots.level)
+
+    def _ahead_limit(self) -> int:
+        """Return how many jobs may be claimed before slots are free for them.
+
+        Return 0 while fewer jobs may run than the workers have slots, while hosts have
+        configured limits, and after a claim that found too few jobs.
+        """
+        components = self._components
+        if (
+            self._in_flight.capacity < self._pool.capacity()
+            or components.host_admission.limits.is_limited
+            or not components.claimer.finds_jobs_ahead
+        ):
+            return 0
+        return self._pool.slots_ahead()
 
     def _tick(self) -> None:
         """Run the periodic tasks, at most once in ``TICK_S`` seconds."""

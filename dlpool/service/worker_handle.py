@@ -13,7 +13,12 @@ from pathlib import Path
 
 import psutil
 
-from dlpool.service.node.hung_jobs import ThreadTicks, find_hung_job, thread_ticks
+from dlpool.service.node.hung_jobs import (
+    ThreadTicks,
+    find_hung_job,
+    stacks_file,
+    thread_ticks,
+)
 from dlpool.service.wire.channel import FrameChannel
 from dlpool.service.wire.counters import CounterDeltas
 from dlpool.service.wire.frames import (
@@ -23,10 +28,16 @@ from dlpool.service.wire.frames import (
     SpaceFrame,
     encode,
 )
-from dlpool.service.worker.process import stacks_file
 
 ABORT_S = 1.0  # from SIGABRT to SIGKILL
 MAX_STACKS = 32 * 1024  # bytes of a stack dump that are logged
+# enough for the time in which the supervisor claims more jobs
+AHEAD_PER_SLOT = 2
+# jobs wait in a worker for its slots only if its last runs took less on average
+SHORT_S = 0.1
+RUN_WEIGHT = 0.25  # of the last run in this average
+# a job that has waited longer in a worker is returned to the queue
+RECALL_S = 0.25
 
 
 def remove_old_stacks(state_dir: Path) -> None:
@@ -58,9 +69,13 @@ class WorkerHandle:
         self.is_quarantine = is_quarantine
         self.cpu = cpu  # the CPU that small jobs run on
         self.pid = process.pid or 0
-        self.jobs: set[str] = set()  # lease ids
-        # lease ids of jobs that only wait for the disk: their slots count as free
-        self.finishing: set[str] = set()
+        # the jobs of the worker, in the order of their assignment: when each began, or
+        # when it was assigned if it is in ``ahead`` (lease id -> monotonic clock)
+        self.jobs: dict[str, float] = {}
+        # the jobs that wait in the worker for a slot: whether each has been recalled
+        self.ahead: dict[str, bool] = {}
+        # the mean duration of the last runs; later runs weigh more
+        self._mean_run_s: float | None = None
         # sent and not confirmed, by job id
         self.cleanup_requests: dict[str, CleanupEntry] = {}
         self.assigned_count = 0  # jobs since the start
@@ -83,7 +98,7 @@ class WorkerHandle:
         self._unsent: deque[bytes] = deque()
 
     def __repr__(self) -> str:
-        return f"<Worker {self.pid} {self.state}: {len(self.jobs)} of {self.slots}>"
+        return f"<Worker {self.pid} {self.state}: {self.running} of {self.slots}>"
 
     @property
     def state(self) -> str:
@@ -98,16 +113,80 @@ class WorkerHandle:
         """Return the worker's entry in the node's status; ``memory`` in bytes."""
         return {
             "pid": self.pid,
-            "busy": len(self.jobs),
+            "busy": self.running,
             "slots": self.slots,
             "memory": self.resident_bytes,
             "state": self.state,
         }
 
     @property
+    def running(self) -> int:
+        """Return how many jobs run in the slots of the worker."""
+        return len(self.jobs) - len(self.ahead)
+
+    @property
     def free_slots(self) -> int:
-        """Return how many more jobs the worker can be given now."""
-        return self.slots - len(self.jobs - self.finishing) if self.is_accepting else 0
+        """Return how many more jobs the worker can begin now."""
+        return self.slots - self.running if self.is_accepting else 0
+
+    def slots_ahead(self, now: float) -> int:
+        """Return how many jobs may wait in the worker for a slot.
+
+        Jobs may wait for each slot that will soon be free. A slot will soon be free if
+        the last runs of the worker were short, and the present run of the slot has not
+        lasted long. A quarantine worker has one job at a time.
+        """
+        mean_s = self._mean_run_s
+        if self.is_quarantine or not self.is_accepting:
+            return 0
+        if mean_s is None or mean_s > SHORT_S:
+            return 0
+        busy = sum(
+            now - began_at > SHORT_S
+            for lease_id, began_at in self.jobs.items()
+            if lease_id not in self.ahead
+        )
+        return AHEAD_PER_SLOT * (self.slots - busy)
+
+    def assign(self, lease_id: str, now: float) -> bool:
+        """Add a job. Return whether it begins at once; otherwise it waits for a slot.
+
+        A worker begins its jobs in the order of their assignment.
+        """
+        begins = self.free_slots > 0
+        self.jobs[lease_id] = now
+        if not begins:
+            self.ahead[lease_id] = False
+        self.assigned_count += 1
+        return begins
+
+    def remove(self, lease_id: str, now: float) -> str | None:
+        """Remove a job that has ended. Return the waiting job that begins now, if
+        any."""
+        self.ahead.pop(lease_id, None)
+        began_at = self.jobs.pop(lease_id, None)
+        if began_at is not None:
+            mean_s = self._mean_run_s
+            run_s = now - began_at
+            self._mean_run_s = (
+                run_s if mean_s is None else mean_s + (run_s - mean_s) * RUN_WEIGHT
+            )
+        if not self.ahead or self.running >= self.slots:
+            return None
+        first = next(iter(self.ahead))
+        del self.ahead[first]
+        self.jobs[first] = now
+        return first
+
+    def overdue(self, now: float) -> list[str]:
+        """Return the jobs that wait too long for a slot, and mark them as recalled."""
+        found = [
+            lease_id
+            for lease_id, is_recalled in self.ahead.items()
+            if not is_recalled and now - self.jobs[lease_id] >= RECALL_S
+        ]
+        self.ahead |= dict.fromkeys(found, True)
+        return found
 
     @property
     def is_accepting(self) -> bool:
@@ -125,7 +204,7 @@ class WorkerHandle:
             self.assigned_count - self._counted_demand,
             self.assigned_count,
         )
-        return max(len(self.jobs), min(new, self.slots))
+        return max(self.running, min(new, self.slots))
 
     def set_rate(self, rate: int | None) -> None:
         """Send the worker its share of the node's rate, if that has changed.

@@ -13,7 +13,8 @@
 -- ARGV[8] -> maximum of throttled jobs
 -- ARGV[9] -> slots that one host may use while jobs of other hosts wait, or 0
 -- ARGV[10] -> use of the slots by hosts (JSON): held (slots of each host), slow (slow hosts), slow_held (slots of the slow
---   hosts together), slow_limit (slots that they may use together)
+--   hosts together), slow_limit (slots that they may use together), ahead (how many of the slots only jobs within these
+--   bounds may use, even if no job of another host is found)
 -- then "id.fence" of each known job
 -- then for each free slot a random id: the id of a job that has none, and the id of its first claim
 --
@@ -204,6 +205,7 @@ local function claim_next()
   for _, choice in ipairs(choices) do
     if claim_from(sources, choice) then return true end
   end
+  if slots <= (use.ahead or 0) then return false end
   is_exceeded = claim_from(sources)
   return is_exceeded
 end

@@ -20,6 +20,14 @@ _IDLE = "slot"
 ThreadTicks = Mapping[str, int]  # processor time by the names of threads
 
 
+def stacks_file(state_dir: Path, pid: int) -> Path:
+    """Return the path of the stack dump of a worker.
+
+    The worker writes the dump when it is aborted or receives a fatal signal.
+    """
+    return state_dir / f"stacks-{pid}"
+
+
 def name_thread(lease_id: str) -> None:
     """Name the calling thread, and the threads that it starts, after a job."""
     threads.set_kernel_name(_name(lease_id))

@@ -16,6 +16,7 @@ import redis
 
 from dlpool.errors import QueueAway, QueueError, QueueRefused
 from dlpool.jobs.connection import BLOCK_S, translated
+from dlpool.jobs.transitions import ClaimResult
 from dlpool.service.queue.messages import JobsClaimed, WaitingHosts
 from dlpool.service.queue.redis_state import Backoff, CallSpacing, QueueContext
 from dlpool.service.wire.frames import lease_clock
@@ -27,6 +28,8 @@ PAUSE_S = 0.5  # between checks while nothing may be claimed
 SKIP_DELAY_S = 0.00005
 # until jobs of other hosts are looked for again, after a claim found none
 SHARE_RETRY_S = 1.0
+# until jobs are claimed ahead again, after a claim found too few
+AHEAD_RETRY_S = 0.05
 
 
 class JobClaimer:
@@ -62,6 +65,7 @@ class JobClaimer:
         self._is_stopped = False
         self._wants_waiting_hosts = False
         self._no_shares_until = 0.0  # by the monotonic clock
+        self._no_ahead_until = 0.0  # by the monotonic clock
         self._waiting_id: int | None = None
         self._backoff = Backoff(context.redis.stopping)
         self._spacing = CallSpacing(CLAIM_INTERVAL_S)
@@ -107,6 +111,14 @@ class JobClaimer:
         over the jobs of the last claim."""
         self._may_claim.set()
 
+    @property
+    def finds_jobs_ahead(self) -> bool:
+        """Return whether jobs may be claimed before a slot is free.
+
+        After a claim that found none, the result is False for a while.
+        """
+        return time.monotonic() >= self._no_ahead_until
+
     def stop(self) -> None:
         """Claim no more jobs."""
         self._is_stopped = True
@@ -127,41 +139,68 @@ class JobClaimer:
             # before the call: what is set during it is for the next turn
             self._must_reconcile.clear()
             known = self._in_flight.leases()
-        free_slots = 0 if self._is_stopped else self._in_flight.free_slots()
+        free_slots, ahead = self._wanted_jobs()
+        if not free_slots and not ahead and known is None:
+            return
+        shares = None
+        if time.monotonic() >= self._no_shares_until:
+            shares = self._in_flight.host_shares(free_slots, ahead)
         # from before the call: in Redis the lease starts later
         leased_until = lease_clock() + self._lease_s
         claim = self._transitions.claim(
             self._sid,
             known,
-            free_slots,
+            free_slots + ahead,
             lease_s=self._lease_s,
             order=self._order(),
             max_throttled=self._max_throttled,
-            shares=self._in_flight.host_shares()
-            if time.monotonic() >= self._no_shares_until
-            else None,
+            shares=shares,
         )
-        if claim is not None and claim.is_share_exceeded:
-            self._no_shares_until = time.monotonic() + SHARE_RETRY_S
-        if claim is not None and claim.skipped:
-            self._redis.stopping.wait(SKIP_DELAY_S * claim.skipped)
         if claim is None:
             self._must_reconcile.set()
             self._redis.registered.clear()
-        elif claim.jobs:
+            return
+        if claim.jobs:
             self._may_claim.clear()
             self._post(JobsClaimed(claim.jobs, leased_until))
-        elif free_slots:
-            wait_s = (
-                BLOCK_S
-                if claim.next_due_s is None
-                else min(BLOCK_S, claim.next_due_s + 0.001)
+        self._slow_down(claim, free_slots, ahead)
+        if not claim.jobs and free_slots:
+            self._wait_for_jobs(claim)
+
+    def _wanted_jobs(self) -> tuple[int, int]:
+        """Return how many jobs to claim for free slots, and how many to claim ahead."""
+        if self._is_stopped:
+            return 0, 0
+        ahead = self._in_flight.free_ahead() if self.finds_jobs_ahead else 0
+        return self._in_flight.free_slots(), ahead
+
+    def _slow_down(self, claim: ClaimResult, free_slots: int, ahead: int) -> None:
+        """Delay the next claims of a kind that found little or made Redis search."""
+        now = time.monotonic()
+        if claim.is_share_exceeded:
+            # the search is not repeated until then
+            self._no_shares_until, self._no_ahead_until = now + SHARE_RETRY_S, 0.0
+            return
+        if len(claim.jobs) < free_slots + ahead:
+            self._no_ahead_until = now + (
+                SHARE_RETRY_S if claim.skipped else AHEAD_RETRY_S
             )
-            if claim.is_paused or claim.is_throttle_full:
-                self._woken.wait(wait_s)
-                self._woken.clear()
-            else:
-                self._wait_for_intake(wait_s)
+            self._in_flight.set_ahead_limit(0)
+        if claim.skipped:
+            self._redis.stopping.wait(SKIP_DELAY_S * claim.skipped)
+
+    def _wait_for_jobs(self, claim: ClaimResult) -> None:
+        """Wait until a job may be ready, after a claim that returned none."""
+        wait_s = (
+            BLOCK_S
+            if claim.next_due_s is None
+            else min(BLOCK_S, claim.next_due_s + 0.001)
+        )
+        if claim.is_paused or claim.is_throttle_full:
+            self._woken.wait(wait_s)
+            self._woken.clear()
+        else:
+            self._wait_for_intake(wait_s)
 
     def _count_waiting_hosts(self) -> None:
         self._wants_waiting_hosts = False

@@ -75,6 +75,17 @@ class CancelFrame(Frame):
 
 
 @dataclass(frozen=True)
+class RecallFrame(Frame):
+    """Give this job back if it still waits for a slot of the worker.
+
+    The worker then sends an EndedFrame. A job that has begun continues.
+    """
+
+    kind = "recall"
+    lease_id: str
+
+
+@dataclass(frozen=True)
 class PublishFrame(Frame):
     """Publish the file of this job: the supervisor still holds the lease."""
 
@@ -214,17 +225,6 @@ class StatusFrame(Frame):
 
 
 @dataclass(frozen=True)
-class FinishingFrame(Frame):
-    """All bytes of a small file have been received and are being synced.
-
-    The job's slot counts as free.
-    """
-
-    kind = "finishing"
-    lease_id: str
-
-
-@dataclass(frozen=True)
 class VerifiedFrame(Frame):
     """The file is complete and verified, and the worker holds the file's lock.
 
@@ -275,6 +275,7 @@ FRAMES: Mapping[str, type[Frame]] = {
     for frame in (
         JobFrame,
         CancelFrame,
+        RecallFrame,
         PublishFrame,
         LostFrame,
         CleanFrame,
@@ -286,7 +287,6 @@ FRAMES: Mapping[str, type[Frame]] = {
         HoldFrame,
         HelloFrame,
         StatusFrame,
-        FinishingFrame,
         VerifiedFrame,
         EndedFrame,
         CleanedFrame,

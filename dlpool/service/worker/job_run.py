@@ -26,7 +26,6 @@ from dlpool.service.wire.counters import WorkerCounters
 from dlpool.service.wire.frames import (
     CleanupEntry,
     EndedFrame,
-    FinishingFrame,
     Frame,
     JobFrame,
     VerifiedFrame,
@@ -92,8 +91,8 @@ class JobRun:
     """An attempt of a job.
 
     The slot's thread calls ``run``; any thread may call the other methods. The lock
-    guards ``_transfer`` and ``_error``, the error that stops the run. ``cancel`` may
-    set the error before ``run`` has created the transfer.
+    guards ``_is_waiting``, ``_transfer`` and ``_error``, the error that stops the run.
+    ``cancel`` may set the error before ``run`` has created the transfer.
     """
 
     def __init__(self, frame: JobFrame, context: JobRunContext) -> None:
@@ -112,11 +111,30 @@ class JobRun:
         self._lock = threading.Lock()
         self._transfer: Transfer | None = None
         self._error: DlpoolError | None = None
+        self._is_waiting = True  # for a slot
         self._may_continue = threading.Event()  # to publish, or to raise ``_error``
         self._started_at = time.monotonic()
 
     def __repr__(self) -> str:
         return f"<JobRun {self.frame.lease_id} {self._transfer or 'not started'}>"
+
+    def begin(self) -> bool:
+        """Begin the run in a slot. Return False if the job has been given back."""
+        self._started_at = time.monotonic()
+        with self._lock:
+            begins, self._is_waiting = self._is_waiting, False
+        return begins
+
+    def give_back(self, error: DlpoolError) -> EndedFrame | None:
+        """Give the job back if it waits for a slot, and return its result.
+
+        Return None if the job has begun. ``error``: why it is given back.
+        """
+        with self._lock:
+            if not self._is_waiting:
+                return None
+            self._is_waiting = False
+        return self._ended(error)
 
     def run(self) -> EndedFrame:
         """Download and publish the file. Never raises."""
@@ -270,8 +288,6 @@ class JobRun:
             # before the threads of its connections are started
             self._context.affinity.unpin()
         if event == "body_complete":
-            if fields["size"] < SMALL and not self._settings.scan:
-                self._context.send(FinishingFrame(self.frame.lease_id))
             return
         if self._span is not None and event in ("range_fetched", "range_retry"):
             self._span.add_range(fields)

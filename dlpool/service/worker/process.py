@@ -38,6 +38,7 @@ from dlpool.observe.processors import LogOrigin
 from dlpool.observe.tracing import open_traces
 from dlpool.scan import open_guard
 from dlpool.service.node.disk_rules import NodeSpaceRules
+from dlpool.service.node.hung_jobs import stacks_file
 from dlpool.service.node.launch import die_with_parent, tune_garbage_collector
 from dlpool.service.node.node import hold_worker_lock
 from dlpool.service.wire.channel import FrameChannel
@@ -49,7 +50,6 @@ from dlpool.service.wire.frames import (
     CleanupEntry,
     ConfigFrame,
     EndedFrame,
-    FinishingFrame,
     Frame,
     HelloFrame,
     HoldFrame,
@@ -58,6 +58,7 @@ from dlpool.service.wire.frames import (
     PingFrame,
     PublishFrame,
     RateFrame,
+    RecallFrame,
     RetireFrame,
     SpaceFrame,
     StatusFrame,
@@ -102,14 +103,6 @@ class WorkerSettings:
     scan: ScanSettings = field(default_factory=ScanSettings)
     min_free: int | None = None
     cpu: int | None = None
-
-
-def stacks_file(state_dir: Path, pid: int) -> Path:
-    """Return the path of the stack dump of a worker.
-
-    The worker writes the dump when it is aborted or receives a fatal signal.
-    """
-    return state_dir / f"stacks-{pid}"
 
 
 def main(sock: socket.socket, parent_pid: int, settings: WorkerSettings) -> None:
@@ -186,6 +179,7 @@ class WorkerProcess:
         self._frame_handlers: Mapping[type[Frame], Callable[[Any], None]] = {
             JobFrame: self._handle_job,
             CancelFrame: self._handle_cancel,
+            RecallFrame: self._handle_recall,
             PublishFrame: self._handle_publish,
             LostFrame: self._handle_lost,
             CleanFrame: self._handle_clean,
@@ -194,7 +188,7 @@ class WorkerProcess:
             RateFrame: self._handle_rate,
             SpaceFrame: self._handle_space,
             RetireFrame: self._handle_retire,
-            PingFrame: self._handle_ping,
+            PingFrame: lambda _: None,  # any frame shows that it is alive
         }
 
     def __repr__(self) -> str:
@@ -259,7 +253,7 @@ class WorkerProcess:
             paths=self._paths,
             client=self._client,
             log=self._logger,
-            send=self._send,
+            send=self._channel.send,
             affinity=self._affinity,
             counters=self._counters,
             space=self._space,
@@ -273,7 +267,11 @@ class WorkerProcess:
 
     def _handle_cancel(self, frame: CancelFrame) -> None:
         if (run := self._runs.get(frame.lease_id)) is not None:
-            run.cancel(Cancelled(frame.reason))
+            self._stop(run, Cancelled(frame.reason))
+
+    def _handle_recall(self, frame: RecallFrame) -> None:
+        if (run := self._runs.get(frame.lease_id)) is not None:
+            self._give_back(run, Cancelled("no slot of the worker became free"))
 
     def _handle_publish(self, frame: PublishFrame) -> None:
         if (run := self._runs.get(frame.lease_id)) is not None:
@@ -281,7 +279,7 @@ class WorkerProcess:
 
     def _handle_lost(self, frame: LostFrame) -> None:
         if (run := self._runs.get(frame.lease_id)) is not None:
-            run.cancel(lost_job_error())
+            self._stop(run, lost_job_error())
 
     def _handle_clean(self, frame: CleanFrame) -> None:
         self._cleanup.put([CleanupEntry(*entry) for entry in frame.jobs])
@@ -313,9 +311,6 @@ class WorkerProcess:
     def _handle_retire(self, _: RetireFrame) -> None:
         self._is_retiring = True
 
-    def _handle_ping(self, _: PingFrame) -> None:
-        """Do nothing: any received frame shows that the supervisor is alive."""
-
     def _make_client(self, network: NetworkSettings) -> HttpClient:
         connections = self._transfer.pool_size(self._settings.slots)
         holds = HostHolds(
@@ -336,24 +331,16 @@ class WorkerProcess:
         """Run one job after another: the loop of a slot's thread."""
         while True:
             run = self._waiting.get()
-            ended = run.run()
-            self._send_result(ended, run.frame)
-            with self._lock:
-                del self._runs[run.frame.lease_id]
-                self._counters.add(RECEIVED, run.received_bytes)
+            if run.begin():
+                self._end(run, run.run())
 
-    def _send(self, frame: Frame) -> bool:
-        """Send a frame for a job.
+    def _end(self, run: JobRun, ended: EndedFrame) -> None:
+        """Report the result of a run.
 
-        A FinishingFrame tells the supervisor that it may assign another job to the
-        slot. It is not sent while another slot is free, because then no job waits for a
-        slot.
+        The slot begins no other job before that: the supervisor concludes from the
+        results which jobs have begun.
         """
-        if isinstance(frame, FinishingFrame) and len(self._runs) < self._settings.slots:
-            return True
-        return self._channel.send(frame)
-
-    def _send_result(self, ended: EndedFrame, job: JobFrame) -> None:
+        job = run.frame
         if not self._channel.send(ended):
             # the next attempt continues from the files on disk
             self._logger.warning(
@@ -362,6 +349,20 @@ class WorkerProcess:
                 trace_id=job.trace_id,
                 attempt_result=ended.attempt_result,
             )
+        with self._lock:
+            del self._runs[job.lease_id]
+            self._counters.add(RECEIVED, run.received_bytes)
+
+    def _stop(self, run: JobRun, error: DlpoolError) -> None:
+        """Stop a run with ``error``; if it waits for a slot, end it at once."""
+        if not self._give_back(run, error):
+            run.cancel(error)
+
+    def _give_back(self, run: JobRun, error: DlpoolError) -> bool:
+        """End a run that waits for a slot. Return False if it has begun."""
+        if (ended := run.give_back(error)) is not None:
+            self._end(run, ended)
+        return ended is not None
 
     # --- status ---
 
@@ -438,7 +439,7 @@ class WorkerProcess:
                 "worker_stopping", reason=self._stop_reason, running=len(runs)
             )
         for run in runs:
-            run.cancel(Cancelled(f"the worker stops: {self._stop_reason}"))
+            self._stop(run, Cancelled(f"the worker stops: {self._stop_reason}"))
         deadline = time.monotonic() + STOP_S
         while self._runs and time.monotonic() < deadline:
             time.sleep(0.01)

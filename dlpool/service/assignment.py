@@ -1,0 +1,98 @@
+"""The assignment of jobs to workers, and the return of jobs that wait there too long.
+
+A worker may have more jobs than slots, so that a slot need not wait for the supervisor
+between two short jobs. A job *ahead* waits in its worker for a slot. It is claimed and
+its lease is renewed like that of a running job, but it occupies no slot of the node.
+A worker begins its jobs in the order of their assignment, and reports a result before
+the slot begins the next job. So the supervisor knows which jobs have begun.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+from dlpool.errors import InternalError
+from dlpool.service.cleanup import CleanupDispatcher
+from dlpool.service.inflight import (
+    InFlightJob,
+    InFlightPhase,
+    InFlightTable,
+    cleanup_entry,
+    job_frame,
+)
+from dlpool.service.pool import WorkerPool
+from dlpool.service.scheduling import WaitingJob, assign
+from dlpool.service.wire.frames import RecallFrame
+from dlpool.service.worker_handle import RECALL_S, WorkerHandle
+
+
+class JobAssigner:
+    """Sends jobs to workers, and recalls those that wait too long.
+
+    Used by the main thread only.
+    """
+
+    def __init__(
+        self, in_flight: InFlightTable, pool: WorkerPool, cleanup: CleanupDispatcher
+    ) -> None:
+        self._in_flight = in_flight
+        self._pool = pool
+        self._cleanup = cleanup
+
+    def assign(self, waiting: Sequence[WaitingJob]) -> list[InFlightJob]:
+        """Send jobs to workers that have, or will soon have, a free slot.
+
+        Return the jobs that are too large for a frame, which were not sent.
+        """
+        too_large = []
+        for lease_id, pid in assign(waiting, self._pool.worker_slots()):
+            held, worker = self._in_flight.get(lease_id), self._pool.workers[pid]
+            assert held is not None and held.job is not None
+            try:
+                worker.send(job_frame(held, held.job))
+            except InternalError:
+                too_large.append(held)
+                continue
+            self._cleanup.record_start(
+                cleanup_entry(held, held.job, None, has_failed=True)
+            )
+            held.worker_pid, held.assigned_at = pid, time.monotonic()
+            begins = worker.assign(lease_id, held.assigned_at)
+            self._in_flight.set_phase(
+                held, InFlightPhase.RUNNING if begins else InFlightPhase.AHEAD
+            )
+            self._pool.retire_after_limit(worker)
+        return too_large
+
+    def end(self, worker: WorkerHandle, lease_id: str) -> None:
+        """Remove an ended job from its worker, where the next job may begin now."""
+        now = time.monotonic()
+        begun = worker.remove(lease_id, now)
+        held = self._in_flight.get(begun) if begun is not None else None
+        if held is not None and held.phase is InFlightPhase.AHEAD:
+            held.assigned_at = now
+            self._in_flight.set_phase(held, InFlightPhase.RUNNING)
+
+    def recall(self, *, at_once: bool = False) -> None:
+        """Have workers give back the jobs that wait in them for longer than
+        ``RECALL_S``, or all waiting jobs with ``at_once``."""
+        now = math.inf if at_once else time.monotonic()
+        for worker in self._pool.workers.values():
+            for lease_id in worker.overdue(now):
+                worker.send(RecallFrame(lease_id))
+
+    def surplus(self) -> list[InFlightJob]:
+        """Return the jobs that were claimed ahead, and for which no worker has had room
+        for ``RECALL_S``. The jobs that were claimed last come first."""
+        count = self._in_flight.busy - self._in_flight.capacity
+        if count <= 0:
+            return []
+        now = time.monotonic()
+        overdue = [
+            one
+            for one in self._in_flight.all()
+            if one.phase is InFlightPhase.WAITING and now - one.assigned_at >= RECALL_S
+        ]
+        return overdue[::-1][:count]
