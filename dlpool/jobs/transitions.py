@@ -103,12 +103,10 @@ class HostSlotShares:
     ahead: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields other than ``limit`` in the form that ``claim.lua``
-        reads."""
-        bounds = {"held": self.held, "ahead": self.ahead}
-        if not self.slow:
-            return bounds
-        return bounds | {
+        """Return the fields other than ``limit`` as ``claim.lua`` reads them."""
+        return {
+            "held": self.held,
+            "ahead": self.ahead,
             "slow": self.slow,
             "slow_limit": self.slow_limit,
             "slow_held": self.slow_held,
@@ -231,8 +229,8 @@ class Transitions(LuaScripts):
 
         ``lease_s``: seconds. ``order``: fifo or lifo, of the intake list. While the
         queue has ``max_throttled`` throttled jobs, only throttled jobs are claimed.
-        With ``shares``, jobs of hosts that have their share are skipped. If the first
-        500 and the last 500 jobs of each list are all skipped, such jobs are claimed.
+        With ``shares``, jobs of hosts that have their share are skipped, unless the
+        first 500 and the last 500 jobs of each list are all skipped.
         """
         unused = new_id()
         ids = [f"{unused[:-4]}{number:04x}" for number in range(slots)]

@@ -335,11 +335,8 @@ class WorkerProcess:
                 self._end(run, run.run())
 
     def _end(self, run: JobRun, ended: EndedFrame) -> None:
-        """Report the result of a run.
-
-        The slot begins no other job before that: the supervisor concludes from the
-        results which jobs have begun.
-        """
+        """Report the result of a run, before the slot begins another job: the
+        supervisor concludes from the results which jobs have begun."""
         job = run.frame
         if not self._channel.send(ended):
             # the next attempt continues from the files on disk
