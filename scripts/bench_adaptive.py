@@ -17,7 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.bench import DLPOOL, fill, run
+from scripts.benchmarks.measuring import measure_command
+from scripts.benchmarks.peers import DLPOOL
+from scripts.benchmarks.servers import fill
 from tests.conftest import NGINX_CONFIG, free_port, wait_for_port
 
 SWEEP = (1, 2, 4, 8, 16)
@@ -64,7 +66,9 @@ def nginx(folder: Path) -> Iterator[list[str]]:
 
 def measure(server: Server, url: str, out: Path, runs: int) -> None:
     def seconds(connections: int | str) -> float:
-        return run([*DLPOOL, url, f"{out}/", "--no-sync", "-c", str(connections)], out).wall
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        return measure_command([*DLPOOL, url, f"{out}/", "--no-sync", "-c", str(connections)]).wall
 
     sweep = {number: seconds(number) for number in SWEEP}
     best = min(sweep, key=lambda number: sweep[number])

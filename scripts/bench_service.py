@@ -1,16 +1,12 @@
-"""What scripts/bench service measures: the rate of small jobs against dramatiq's, in pairs on one machine; the time
-from a push to the start of its job on an idle service; and a beat for 200 running jobs. Read the ratios."""
+"""What scripts/bench service measures: the time from a push to the start of its job on an idle service, and a heartbeat
+for 200 running jobs. The rate of jobs is the row ``jobs`` of ``scripts/bench``."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import resource
 import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,68 +19,9 @@ sys.path.insert(0, str(ROOT))
 
 from dlpool.jobs.keys import QueueKeys  # noqa: E402
 from dlpool.jobs.transitions import Transitions  # noqa: E402
-from scripts.bench import fill, nginx  # noqa: E402
 from tests.fleet import Client, Supervisor  # noqa: E402
 from tests.origin import Connection, File, Origin, Request  # noqa: E402
 from tests.redis_server import RedisServer  # noqa: E402
-
-FILES = 500
-SIZE = 64 * 1024
-WARM = 0.2  # the first part of the jobs, which is not measured
-
-
-def rate(out: Path, jobs: int) -> float:
-    """Jobs a second, by the times of the files; what was done while everything warmed up is left out."""
-    times = sorted(entry.stat().st_mtime_ns for entry in os.scandir(out))
-    skipped = int(jobs * WARM)
-    return (jobs - skipped) / ((times[-1] - times[skipped]) / 1e9)
-
-
-def wait_for(out: Path, jobs: int, name: str) -> None:
-    """Until all files are there; looks rarely, so as not to disturb."""
-    deadline = time.monotonic() + 300
-    while sum(not entry.name.endswith((".part", ".meta", ".tmp")) for entry in os.scandir(out)) < jobs:
-        if time.monotonic() > deadline:
-            sys.exit(f"{name} did not finish")
-        time.sleep(0.5)
-
-
-def run_dlpool(url: str, folder: Path, jobs: int) -> float:
-    with RedisServer(folder) as server:
-        connection = server.client()
-        settings = {
-            "supervisor": {"max_concurrent_downloads": 8, "workers": 2},
-            "transfer": {"sync": "yes"},
-        }
-        service = Supervisor(folder / "service", server.url, settings)
-        lines = [json.dumps({"url": f"{url}/s/{number % FILES}", "save_path": str(number)}) for number in range(jobs)]
-        connection.lpush(QueueKeys().intake, *lines)
-        with service:
-            wait_for(service.out, jobs, "dlpool")
-            return rate(service.out, jobs)
-
-
-def run_dramatiq(url: str, folder: Path, jobs: int) -> float:
-    out = folder / "out"
-    out.mkdir()
-    with RedisServer(folder) as server:
-        os.environ["BENCH_REDIS"] = server.url
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        filling = (
-            "import sys; from scripts.bench_dramatiq import fetch\n"
-            f"for n in range({jobs}): fetch.send(f'{url}/s/{{n % {FILES}}}', f'{out}/{{n}}')"
-        )
-        subprocess.run([sys.executable, "-c", filling], check=True, env=environment, cwd=ROOT)
-        command = [str(Path(sys.executable).parent / "dramatiq"), "-p", "2", "-t", "4", "scripts.bench_dramatiq"]
-        process = subprocess.Popen(
-            command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        try:
-            wait_for(out, jobs, "dramatiq")
-            return rate(out, jobs)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(30)
 
 
 @contextmanager
@@ -92,20 +29,6 @@ def scratch(parent: Path) -> Iterator[Path]:
     """A new folder. All go at the end: ext4 is slow to make files for a while after many were removed."""
     os.sync()
     yield Path(tempfile.mkdtemp(dir=parent))
-
-
-def compare_rates(url: str, folder: Path, jobs: int, runs: int) -> None:
-    pairs = []
-    for number in range(runs):
-        results = {}
-        for measure in (run_dlpool, run_dramatiq) if number % 2 == 0 else (run_dramatiq, run_dlpool):
-            with scratch(folder) as place:
-                results[measure] = measure(url, place, jobs)
-        pairs.append((results[run_dlpool], results[run_dramatiq]))
-        print(f"  {pairs[-1][0]:.0f} / {pairs[-1][1]:.0f} jobs/s", flush=True)
-    ratio = statistics.median(mine / peer for mine, peer in pairs)
-    mine, peer = (statistics.median(values) for values in zip(*pairs, strict=True))
-    print(f"{jobs} jobs of 64 KiB / dramatiq -p 2 -t 4: {mine:.0f} / {peer:.0f} jobs/s = {ratio:.2f} (goal 1.0)")
 
 
 def measure_latency(folder: Path) -> None:
@@ -151,21 +74,11 @@ def measure_beat(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=2000)
-    arguments = parser.parse_args()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    argparse.ArgumentParser(prog="scripts/bench service", description=__doc__).parse_args()
     folder = Path(tempfile.mkdtemp(prefix="dlpool-bench-", dir=os.environ.get("BENCH_DIR")))
-    folder.chmod(0o755)
-    (folder / "www" / "s").mkdir(parents=True)
     try:
-        for number in range(FILES):
-            fill(folder / "www" / "s" / str(number), SIZE)
-        with nginx(folder) as urls:
-            measure_beat(folder)
-            measure_latency(folder)
-            compare_rates(urls["plain"], folder, arguments.jobs, arguments.runs)
+        measure_beat(folder)
+        measure_latency(folder)
     finally:
         shutil.rmtree(folder)
 

@@ -28,8 +28,10 @@ from pathlib import Path
 
 import psutil
 
-from scripts.bench import DLPOOL, GIB, Run, fill, peak_memory, run
 from scripts.bench_bare import bare
+from scripts.benchmarks.measuring import Run, measure_command, peak_memory
+from scripts.benchmarks.peers import DLPOOL
+from scripts.benchmarks.servers import GIB, fill
 from tests.conftest import NGINX_CONFIG, free_port, wait_for_port
 from tests.web import WebServer
 
@@ -156,7 +158,7 @@ class Bench:
         """Run it, look at the workers, and remove what was sent."""
         before = self.served_s()
         try:
-            ended = run(command, self.folder / "out")
+            ended = measure_command(command)
             return replace(ended, cpu=ended.cpu + self.served_s() - before)
         finally:
             self.memory = max([self.memory, *(peak_memory(worker.pid) for worker in self.web.workers())])

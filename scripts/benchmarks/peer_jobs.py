@@ -1,4 +1,7 @@
-"""The peer of scripts/bench service: an actor that downloads one URL to one path, durably and atomically."""
+"""The job of the job queues that dlpool is compared with: download one URL to one path, durably and atomically.
+
+One function, registered with dramatiq, Celery and RQ; ``BENCH_REDIS`` is the URL of their Redis.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,13 @@ import os
 import threading
 from pathlib import Path
 
-import dramatiq
 import requests
-from dramatiq.brokers.redis import RedisBroker
 
-dramatiq.set_broker(RedisBroker(url=os.environ["BENCH_REDIS"]))
 _local = threading.local()
 
 
-@dramatiq.actor(max_retries=5)
-def fetch(url: str, path: str) -> None:
-    """The same download, the same syncs, an atomic rename."""
+def download(url: str, path: str) -> None:
+    """Download as dlpool does: the same syncs, an atomic rename."""
     if not hasattr(_local, "session"):
         _local.session = requests.Session()
     target = Path(path)
