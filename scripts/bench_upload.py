@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -242,7 +243,7 @@ def main() -> None:
     folder.chmod(0o755)
     rates = {"request_rate": "100000/s", "request_burst": 100_000}
     try:
-        fast = {"upload": {"enable_atomic_operations": "no"}, "web": rates}
+        fast: dict[str, dict[str, Any]] = {"upload": {"enable_atomic_operations": "no"}, "web": rates}
         with nginx(folder) as dav, bare(folder) as loop, WebServer(folder / "fast", fast) as web:
             bench = Bench(folder, dav, loop, web)
             bench.compare("a bare loop that hashes / curl -T", bench.put_bare, arguments.runs, None)

@@ -29,9 +29,8 @@ def draw(data: Mapping[str, Any], path: Path) -> None:
                 continue
             ratio = median(other / own for other, own in zip(one["wall"], tools["dlpool"]["wall"], strict=True))
             place = min(max(ratio, BOUNDS[0]), BOUNDS[1])
-            axes.plot(
-                place, index, "k|" if tool == LIMIT else "o", markersize=7, color=None if tool == LIMIT else "#1f77b4"
-            )
+            marker, color = ("|", "black") if tool == LIMIT else ("o", "#1f77b4")
+            axes.plot(place, index, marker, markersize=7, color=color)
             axes.annotate(tool, (place, index), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=7)
     axes.axvline(1.0, color="#d62728", linewidth=1)
     axes.set_xscale("log")

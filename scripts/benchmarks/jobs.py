@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from dlpool.jobs.keys import QueueKeys
 from scripts.benchmarks.measuring import Measure, Outputs, Run
@@ -25,7 +26,10 @@ FILES = 500
 JOBS = 2000
 WARM = 0.2  # the first part of the jobs, which is not measured
 WAIT_S = 300.0
-SETTINGS = {"supervisor": {"max_concurrent_downloads": 8, "workers": 2}, "transfer": {"sync": "yes"}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "supervisor": {"max_concurrent_downloads": 8, "workers": 2},
+    "transfer": {"sync": "yes"},
+}
 
 # how each queue is filled, and the command of its workers: two processes with four threads, or eight processes
 QUEUES: dict[str, tuple[str, list[str]]] = {
@@ -46,7 +50,6 @@ QUEUES: dict[str, tuple[str, list[str]]] = {
 }
 
 
-@contextmanager
 def setup(folder: Path) -> Iterator[Mapping[str, Measure]]:
     """Yield the measures; the wall time is that of the jobs after the first ones."""
     with nginx(folder) as urls:
@@ -55,12 +58,8 @@ def setup(folder: Path) -> Iterator[Mapping[str, Measure]]:
             fill(folder / "www" / "s" / str(number), 64 * KIB)
         outputs = Outputs(folder)
         url = f"{urls['plain']}/s"
-        peers = {
-            name: _measure(lambda out, name=name: run_peer(name, url, out), outputs)
-            for name in QUEUES
-            if find_spec(name)
-        }
-        yield {"dlpool": _measure(lambda out: run_dlpool(url, out), outputs), **peers}
+        peers = {name: _measure(partial(run_peer, name, url), outputs) for name in QUEUES if find_spec(name)}
+        yield {"dlpool": _measure(partial(run_dlpool, url), outputs), **peers}
 
 
 def _measure(seconds: Callable[[Path], float], outputs: Outputs) -> Measure:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -124,16 +124,21 @@ class Results:
     repeated: int = 0
 
     def median(self, tool: str, quantity: str = "wall") -> float:
-        return statistics.median(getattr(one, quantity) for one in self.runs[tool])
+        return float(statistics.median(getattr(one, quantity) for one in self.runs[tool]))
 
     def ratio(self, tool: str, peer: str, quantity: str = "wall") -> float:
         """Return the median of the ratios of the rounds."""
         pairs = zip(self.runs[tool], self.runs[peer], strict=True)
-        return statistics.median(getattr(one, quantity) / getattr(other, quantity) for one, other in pairs)
+        return float(statistics.median(getattr(one, quantity) / getattr(other, quantity) for one, other in pairs))
 
 
-def run_rounds(measures: Mapping[str, Measure], rounds: int, *, warm_up: bool = True) -> Results:
-    """Measure each tool once in each round; a first round to warm up is not counted."""
+def run_rounds(
+    measures: Mapping[str, Measure], rounds: int, *, warm_up: bool = True, tolerated: float = TOLERATED
+) -> Results:
+    """Measure each tool once in each round; a first round to warm up is not counted.
+
+    A round is measured again, at most ``MAX_REPEATS`` times in all, if others took more than the share ``tolerated``.
+    """
     names, runs, repeated = list(measures), {name: [] for name in measures}, 0  # type: ignore[var-annotated]
     if warm_up:
         _run_round(names, measures)
@@ -142,7 +147,7 @@ def run_rounds(measures: Mapping[str, Measure], rounds: int, *, warm_up: bool = 
         for _ in range(MAX_REPEATS):
             load = OtherLoad()
             round_runs = _run_round(order, measures)
-            if load.share() <= TOLERATED:
+            if load.share() <= tolerated:
                 break
             repeated += 1
         for name, one in round_runs.items():
@@ -152,8 +157,3 @@ def run_rounds(measures: Mapping[str, Measure], rounds: int, *, warm_up: bool = 
 
 def _run_round(order: Sequence[str], measures: Mapping[str, Measure]) -> dict[str, Run]:
     return {name: measures[name]() for name in order}
-
-
-def with_servers(run: Run, seconds: float) -> Run:
-    """Return the run with the processor time of its servers added."""
-    return replace(run, cpu=run.cpu + seconds)

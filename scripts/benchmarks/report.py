@@ -88,13 +88,14 @@ def versions() -> dict[str, str]:
 
 def value(ask: Ask, tools: Mapping[str, Any]) -> float | None:
     """Return what was reached: a ratio, or seconds if ``ask`` has no peer; None if the peer was not measured."""
-    mine = tools["dlpool"][ask.quantity]
+    mine: list[float] = tools["dlpool"][ask.quantity]
     if not ask.peer:
         return median(mine)
     if ask.peer not in tools:
         return None
     pairs = list(zip(mine, tools[ask.peer][ask.quantity], strict=True))
-    return median(peer / own for own, peer in pairs) if ask.is_rate else median(own / peer for own, peer in pairs)
+    ratios: list[float] = [peer / own if ask.is_rate else own / peer for own, peer in pairs]
+    return median(ratios)
 
 
 def is_reached(ask: Ask, reached: float | None) -> bool:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from scripts.bench_servers import paced_server
@@ -74,7 +75,7 @@ def measured(
         outputs.delete_large(out)
         return done
 
-    return {name: (lambda command=command: measure(command)) for name, command in installed(commands).items()}
+    return {name: partial(measure, command) for name, command in installed(commands).items()}
 
 
 def _counts(folder: Path) -> dict[str, int]:
@@ -155,9 +156,10 @@ def _stragglers(folder: Path) -> Iterator[Mapping[str, Measure]]:
     path = fill(folder / "100m", 100 * MIB)
     with paced_server(path, fast=10 * MIB, slow=512 * KIB) as server:
         commands = one_file(server.url)
-        plain = {name: commands[name] for name in ("dlpool", "aria2", "axel")}
+        # axel stays with its slow connections to the end, which takes ten times as long
+        plain = {name: commands[name] for name in ("dlpool", "aria2")}
         yield {
-            name: _begun(measure, lambda: server.begin("sffsfffsfs"))
+            name: _begun(measure, lambda: server.begin("ssffsffsff"))
             for name, measure in measured(plain, Outputs(folder), {"files": 1, "bytes": 100 * MIB}).items()
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from scripts.bench_bare import bare
 from scripts.bench_upload import Bench, nginx
@@ -12,7 +13,7 @@ from scripts.benchmarks.measuring import Measure
 from tests.web import WebServer
 
 # nginx does not sync; clients are not to be slowed down by limits
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "upload": {"enable_atomic_operations": "no"},
     "web": {"request_rate": "100000/s", "request_burst": 100_000},
 }
@@ -24,7 +25,6 @@ def _servers(folder: Path) -> Iterator[Bench]:
         yield Bench(folder, dav, loop, web)
 
 
-@contextmanager
 def chunks(folder: Path) -> Iterator[Mapping[str, Measure]]:
     """Send the chunks by four processes of curl, each over one connection."""
     with _servers(folder) as bench:
@@ -36,7 +36,6 @@ def chunks(folder: Path) -> Iterator[Mapping[str, Measure]]:
         }
 
 
-@contextmanager
 def upload(folder: Path) -> Iterator[Mapping[str, Measure]]:
     """Send the file by ``dlpool upload``, which ends with the merge."""
     with _servers(folder) as bench:
