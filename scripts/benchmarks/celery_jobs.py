@@ -8,6 +8,7 @@ from celery import Celery
 
 from scripts.benchmarks.peer_jobs import download
 
-app = Celery("bench", broker=os.environ["BENCH_REDIS"])
+# Celery has its own name for a Unix socket
+app = Celery("bench", broker=os.environ["BENCH_REDIS"].replace("unix://", "redis+socket://"))
 app.conf.update(task_acks_late=True, worker_prefetch_multiplier=4, task_ignore_result=True)
 fetch = app.task(download)
