@@ -233,7 +233,7 @@ def test_only_known_speeds_of_owners_tell_how_long_the_rest_takes(clock: Clock) 
         ([1e9], 1 * KIB),
         ([1e9, 0.0], 1 * KIB),  # 0: not known yet
         ([0.5], 341 * KIB + 341),
-        ([1e9, 0.1], 512 * KIB),
+        ([1e9, 0.75], 256 * KIB),
     ],
 )
 def test_a_thief_takes_as_much_as_its_last_speed_is_worth(clock: Clock, rates: list[float], kept: int) -> None:
@@ -263,6 +263,31 @@ def test_the_speed_over_a_finished_chunk_counts_until_its_owner_is_forgotten(
         scheduler.remove_worker("thief")
     scheduler.take_chunk("thief")
     assert victim.end == kept
+
+
+def test_a_thief_of_unknown_speed_counts_as_average(clock: Clock) -> None:
+    victim = Chunk(0, 1024 * KIB, 0, 0)
+    scheduler = planned(clock, victim)
+    scheduler.set_rate(victim, 1.0)
+    scheduler.record_rate("other", 5.0)
+    scheduler.take_chunk("thief")
+    assert victim.end == 256 * KIB
+
+
+def test_the_speed_of_a_replaced_connection_does_not_count(clock: Clock) -> None:
+    victim, slow = Chunk(10, 10 + 1024 * KIB, 10, 10), Chunk(10 + 1024 * KIB, 20 + 1024 * KIB, 10 + 1024 * KIB, 0)
+    slow.write_end = slow.position
+    victim.start = 0
+    scheduler = planned(clock, victim, slow)
+    assert scheduler.take_chunk("slow") is slow
+    scheduler.set_rate(slow, 1.0)
+    scheduler.set_rate(victim, 1000.0)
+    error = TooSlow("far behind", is_comparison=True)
+    scheduler.count_failure(slow, error, RangeAttempt(1, 1.0))
+    slow.position = slow.write_end = slow.end
+    scheduler.release_chunk(slow)
+    scheduler.take_chunk("slow")
+    assert victim.end == 10 + 512 * KIB
 
 
 def test_a_forgotten_owner_was_never_dismissed_and_never_served(clock: Clock) -> None:

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 
 from dlpool.transfer.chunks import (
     MIN_STEAL_BYTES,
-    MIN_STEAL_S,
+    MIN_STEAL_GAIN_S,
     MIN_TAIL_BYTES,
     SLOW_S,
     UNKNOWN_END,
     Chunk,
     ChunkMap,
+    ThiefSpeed,
+    kept_bytes,
     plan_chunks,
     single_chunk,
 )
@@ -274,9 +276,10 @@ def test_nobody_steals_from_a_chunk_without_owner() -> None:
         (owned(2 * MIB, claimed=2 * MIB), False),
         (owned(2 * MIB, least_split=MIB), True),
         (owned(2 * MIB - 1, least_split=MIB), False),
-        (owned(MIB, rate=MIB / MIN_STEAL_S), True),
-        (owned(MIB, rate=MIB / MIN_STEAL_S + 1), False),
-        (owned(MIN_STEAL_BYTES, rate=1.0), False),
+        (owned(MIB, rate=MIB / (2 * MIN_STEAL_GAIN_S)), True),
+        (owned(MIB, rate=MIB / (2 * MIN_STEAL_GAIN_S) + 1000), False),
+        (owned(2 * MIN_STEAL_BYTES, rate=2 * MIN_STEAL_BYTES / SLOW_S + 1), True),
+        (owned(2 * MIN_STEAL_BYTES - 2, rate=2 * MIN_STEAL_BYTES / SLOW_S + 1), False),
         (owned(MIB, rate=1.0, least_split=MIB), True),
     ],
 )
@@ -297,7 +300,7 @@ def test_only_what_is_worth_a_request_is_stolen(chunk_map: ChunkMap, is_worth_it
     ],
 )
 def test_a_slow_owner_is_helped_with_its_last_bytes(chunk_map: ChunkMap, is_worth_it: bool) -> None:
-    assert (chunk_map.steal_tail("thief") is not None) == is_worth_it
+    assert (chunk_map.steal("thief") is not None) == is_worth_it
 
 
 @pytest.mark.parametrize(
@@ -306,18 +309,64 @@ def test_a_slow_owner_is_helped_with_its_last_bytes(chunk_map: ChunkMap, is_wort
         (0.0, 0.0, 512 * KIB),
         (1024.0, 0.0, 512 * KIB),
         (0.0, 1e6, 512 * KIB),
-        (1024.0, 2047.0, 512 * KIB),
+        (1024.0, 1024.0, 512 * KIB),
         (1024.0, 2048.0, 341 * KIB + 341),
         (1024.0, 1024.0 * 1023, KIB),
         (1024.0, 3 * 1024.0, 256 * KIB),
+        (3 * 1024.0, 1024.0, 768 * KIB),
         (1.0, 1e9, MIN_TAIL_BYTES),
     ],
 )
-def test_a_thief_that_is_much_faster_gets_more_than_half(rate: float, thief: float, kept: int) -> None:
+def test_a_thief_gets_as_much_as_its_speed_is_worth(rate: float, thief: float, kept: int) -> None:
     chunk_map = owned(MIB, rate=rate)
-    stolen = chunk_map.steal("thief", thief)
+    stolen = chunk_map.steal("thief", ThiefSpeed(thief))
     assert stolen is not None
     assert (stolen.start, stolen.end) == (kept, MIB)
+
+
+@given(
+    st.integers(1, 10**12),
+    st.floats(0, 1e10),
+    st.floats(0, 1e10),
+    st.floats(0, 1e10),
+    st.floats(0, 100),
+    st.integers(1, 10**9),
+)
+def test_both_parts_of_a_split_are_done_earlier_than_the_chunk(
+    left: int, rate: float, assumed: float, thief: float, answer_s: float, min_split: int
+) -> None:
+    victim = Chunk(0, 100 + left, 50, 100, owner="owner", rate=rate, assumed_rate=assumed)
+    kept = kept_bytes(victim, ThiefSpeed(thief, answer_s), min_split)
+    if kept is None:
+        return
+    own = rate or assumed
+    thief = thief or own
+    assert 0 < kept <= left - MIN_TAIL_BYTES
+    if own == 0:
+        assert kept - (left - kept) in (0, 1)
+        return
+    assert kept / own <= left / own - MIN_STEAL_GAIN_S * 0.99 or kept == MIN_TAIL_BYTES
+    assert answer_s + (left - kept - 1) / thief <= left / own - MIN_STEAL_GAIN_S * 0.99
+
+
+def test_a_new_owner_is_taken_for_as_fast_as_expected_until_its_speed_is_known() -> None:
+    chunk_map = plan_chunks([ByteRange(0, 10 * MIB)], 10 * MIB, 1, min_split=MIB)
+    chunk = chunk_map.take("a", 0.0, 2.0 * MIB)
+    assert chunk is not None
+    assert (chunk.rate, chunk.eta_s) == (0.0, 5.0)
+    chunk.rate = 1.0 * MIB
+    assert chunk.eta_s == 10.0
+    stolen = chunk_map.steal("b", ThiefSpeed(4.0 * MIB))
+    assert stolen is not None
+    assert (stolen.end - stolen.start, stolen.eta_s) == (8 * MIB, 2.0)
+
+
+def test_the_wait_for_an_answer_makes_the_share_of_the_thief_smaller() -> None:
+    chunk_map = owned(10 * MIB, rate=1.0 * MIB)
+    stolen = chunk_map.steal("thief", ThiefSpeed(1.0 * MIB, answer_s=2.0))
+    assert stolen is not None
+    assert stolen.end - stolen.start == 4 * MIB
+    assert owned(10 * MIB, rate=1.0 * MIB).steal("thief", ThiefSpeed(1.0 * MIB, answer_s=9.9)) is None
 
 
 def test_what_is_stolen_stands_between_its_victim_and_the_next_chunk() -> None:

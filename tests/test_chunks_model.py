@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from dlpool.transfer.chunks import Chunk, plan_chunks
+from dlpool.transfer.chunks import Chunk, ThiefSpeed, plan_chunks
 from dlpool.transfer.http.answer import ByteRange
 
 KIB = 1024
@@ -17,6 +17,7 @@ MAX_SIZE = 16 * MIB
 
 OWNERS = st.sampled_from(["ann", "bob", "cid", "dan", "eve"])
 RATES = st.sampled_from([0.0, 1.0, 1.0 * KIB, 1.0 * MIB, 100.0 * MIB])
+ANSWERS = st.sampled_from([0.0, 0.1, 5.0])
 SIZES = st.sampled_from([1, 2 * KIB, 64 * KIB, 200 * KIB, MIB, MAX_SIZE])
 
 
@@ -44,16 +45,16 @@ class Download(RuleBasedStateMachine):
 
     # --- what owners do ---
 
-    @rule(owner=OWNERS, rate=RATES)
-    def find_work(self, owner: str, rate: float = 0.0) -> None:
+    @rule(owner=OWNERS, rate=RATES, answer_s=ANSWERS)
+    def find_work(self, owner: str, rate: float = 0.0, answer_s: float = 0.0) -> None:
         if owner in self.held:
             return
-        chunk = self.map.take(owner, self.now)
+        chunk = self.map.take(owner, self.now, rate)
         if chunk is not None:
             assert chunk.ready_at <= self.now
             assert self.piece is None or chunk.end - chunk.position <= self.piece
         else:
-            chunk = self.map.steal(owner, rate) or self.map.steal_tail(owner, rate)
+            chunk = self.map.steal(owner, ThiefSpeed(rate, answer_s))
         if chunk is not None:
             assert not any(chunk is other for other in self.held.values())
             assert not chunk.is_done

@@ -70,7 +70,7 @@ def test_the_number_of_connections_is_remembered_for_the_host(
     refused = limited.refused
     assert refused
     if connections == 4:
-        assert refused <= 6  # each thread that is refused goes
+        assert refused <= 12  # each thread that is refused goes; a cut connection may still count
         assert fetch.named("connections_changed")[0]["reason"] == "refused"
     outcome = fetch(f"{origin.url}/g", tmp_path / "f", connections=connections, client=client)
     assert outcome.connections <= 2

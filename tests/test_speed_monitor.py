@@ -17,9 +17,11 @@ from dlpool.transfer.http.exchange import Exchange, ExchangeStats
 from dlpool.transfer.speed_monitor import (
     ANSWER_FACTOR,
     MAX_COMPARISON_DELAY_S,
+    MIN_ANSWER_S,
     MIN_GAIN_S,
     MIN_SPAN_S,
     MIN_WAIT_S,
+    OLD_S,
     RATE_WINDOW_S,
     SLOWER,
     STALLED_RATE,
@@ -46,8 +48,8 @@ def speed(*samples: tuple[int, float]) -> SpeedSamples:
 
 
 def steady(rate: float, seconds: float) -> SpeedSamples:
-    """A speed of a connection that brought ``rate`` for so long, looked at four times a second."""
-    return speed(*[(int(rate * step / 4), step / 4) for step in range(int(seconds * 4) + 1)])
+    """A speed of a connection that brought ``rate`` for so long, looked at ten times a second."""
+    return speed(*[(int(rate * step / 10), step / 10) for step in range(int(seconds * 10) + 1)])
 
 
 # --- the speed ---
@@ -151,7 +153,7 @@ def test_a_connection_far_behind_its_fastest_sibling_is_ended() -> None:
         pytest.param(steady(1e6, 5.0), [steady(1e6, 5.0)], 100 * MIB, id="as fast"),
         pytest.param(steady(10.0, 5.0), [], MIB, id="alone"),
         pytest.param(steady(10.0, 5.0), [SpeedSamples()], MIB, id="siblings of unknown speed"),
-        pytest.param(steady(10.0, MIN_WAIT_S - 0.25), [steady(1e6, 5.0)], MIB, id="too young"),
+        pytest.param(steady(10.0, MIN_WAIT_S - 0.1), [steady(1e6, 5.0)], MIB, id="too young"),
         pytest.param(steady(1000.0, 5.0), [steady(1e6, 5.0)], int(1000 * MIN_GAIN_S) - 1, id="nearly done"),
     ],
 )
@@ -175,7 +177,7 @@ def test_patience_delays_the_comparison() -> None:
         (0, MIN_WAIT_S),
         (1, 2 * MIN_WAIT_S),
         (3, 8 * MIN_WAIT_S),
-        (6, MAX_COMPARISON_DELAY_S),
+        (8, MAX_COMPARISON_DELAY_S),
         (10**6, MAX_COMPARISON_DELAY_S),
     ],
 )
@@ -205,9 +207,9 @@ def test_an_answer_is_overdue_after_both_limits(asked_s: float, expected: type[R
 @pytest.mark.parametrize(
     ("asked_s", "usual_s", "expected"),
     [
-        (MIN_WAIT_S - 0.01, 0.0, None),
-        (MIN_WAIT_S, 0.0, TooSlow),
-        (MIN_WAIT_S, MIN_WAIT_S / ANSWER_FACTOR, TooSlow),
+        (MIN_ANSWER_S - 0.01, 0.0, None),
+        (MIN_ANSWER_S, 0.0, TooSlow),
+        (MIN_ANSWER_S, MIN_ANSWER_S / ANSWER_FACTOR, TooSlow),
         (3.0 * ANSWER_FACTOR - 0.01, 3.0, None),
         (3.0 * ANSWER_FACTOR, 3.0, TooSlow),
     ],
@@ -215,7 +217,7 @@ def test_an_answer_is_overdue_after_both_limits(asked_s: float, expected: type[R
 def test_an_answer_far_later_than_usual_is_not_waited_for(
     asked_s: float, usual_s: float, expected: type[RetryRange] | None
 ) -> None:
-    error = answer_timed_out(asked_s, usual_s, MIN_WAIT_S)
+    error = answer_timed_out(asked_s, usual_s, MIN_ANSWER_S)
     assert (type(error) if error else None) is expected
 
 
@@ -237,7 +239,7 @@ def test_patience_delays_the_end_of_a_request() -> None:
         (0.0, 5.0, 1, True),
         (0.0, 5.0, 0, False),
         (100.0, MIN_WAIT_S, 1000, True),
-        (100.0, MIN_WAIT_S - 0.25, 1000, False),
+        (100.0, MIN_WAIT_S - 0.1, 1000, False),
     ],
 )
 def test_a_connection_that_keeps_idle_ones_waiting_for_its_last_bytes_is_ended(
@@ -266,7 +268,7 @@ def test_the_window_ends_exactly_at_its_length() -> None:
         ([(0, 7.0)], 0.0),
         ([(0, 7.0), (0, 7.0 + STALLED_S - 0.01)], 0.0),
         ([(0, 7.0), (0, 7.0 + STALLED_S)], STALLED_RATE),
-        ([(0, 7.0), (0, 7.2), (0, 7.0 + STALLED_S)], STALLED_RATE),
+        ([(0, 7.0), (0, 7.1), (0, 7.0 + STALLED_S)], STALLED_RATE),
         ([(9, 7.0), (19, 7.0 + STALLED_S)], 10 / STALLED_S),
     ],
 )
@@ -286,8 +288,8 @@ def test_the_minimum_counts_from_the_first_sample() -> None:
 @pytest.mark.parametrize(
     ("young_s", "remaining", "is_ended"),
     [
-        (MIN_WAIT_S, MIB, True),
-        (MIN_WAIT_S - 0.25, MIB, False),
+        (OLD_S, MIB, True),
+        (OLD_S - 0.1, MIB, False),
         (5.0, int(1000 * MIN_GAIN_S), True),
         (5.0, int(1000 * MIN_GAIN_S) - 1, False),
     ],
@@ -297,6 +299,29 @@ def test_siblings_prove_something_and_a_rest_is_worth_it_from_exact_limits(
 ) -> None:
     error = slower_than_siblings(steady(1000.0, 5.0), [steady(1e6, young_s)], remaining, MIN_WAIT_S)
     assert (error is not None) is is_ended
+
+
+@pytest.mark.parametrize(("young_s", "is_ended"), [(0.2, True), (0.1, False)])
+def test_a_young_connection_is_compared_with_siblings_half_as_old(young_s: float, is_ended: bool) -> None:
+    error = slower_than_siblings(steady(1000.0, 0.4), [steady(1e6, young_s)], MIB, MIN_WAIT_S)
+    assert (error is not None) is is_ended
+
+
+def test_a_connection_that_gets_faster_is_left_alone() -> None:
+    """Slow start: each round trip brings twice as much as the one before."""
+    doubling = speed(*[(1000 * 2**step, step / 10) for step in range(9)])
+    assert doubling.rate * SLOWER < 2e6 < doubling.recent_rate * SLOWER
+    assert slower_than_siblings(doubling, [steady(2e6, 5.0)], MIB, MIN_WAIT_S) is None
+
+
+@pytest.mark.parametrize(("answer_s", "is_ended"), [(0.09, True), (0.11, False)])
+def test_a_connection_to_a_distant_server_has_more_time(answer_s: float, is_ended: bool) -> None:
+    watched = Watched(low_speed_limit=0)
+    slow, fast = watched.connection(0, answer_s=answer_s), watched.connection(MIB)
+    for step in range(5):
+        slow.sample, fast.sample = ExchangeStats(step, step / 10), ExchangeStats(step * 100_000, step / 10)
+        ended = watched.look(slow, fast)
+    assert ended == [is_ended, False]
 
 
 def test_less_than_a_byte_a_second_is_a_rate_as_well() -> None:
@@ -342,7 +367,7 @@ class Watched:
     def set_rate(self, chunk: Chunk, rate: float) -> None:
         self.rates[chunk.start] = rate
 
-    def connection(self, start: int = 0, *, asked_s: float | None = 0.0, answer_s: float | None = 0.5) -> Connection:
+    def connection(self, start: int = 0, *, asked_s: float | None = 0.0, answer_s: float | None = 0.1) -> Connection:
         """A connection with a chunk; ``asked_s`` before the present time, answered after ``answer_s``."""
         exchange = Exchange(lambda: self.now, lambda _: None, ExchangeStats(0, 0.0))
         if asked_s is not None:
@@ -363,10 +388,10 @@ def test_the_scheduler_is_told_the_speed_of_each_connection() -> None:
     for seconds in (0.0, 1.0):
         one.sample, other.sample = (
             ExchangeStats(int(500 * seconds), seconds),
-            ExchangeStats(int(100 * seconds), seconds),
+            ExchangeStats(int(200 * seconds), seconds),
         )
         assert watched.look(one, other, idle, starting) == [False] * 4
-    assert watched.rates == {0: 500.0, MIB: 100.0}
+    assert watched.rates == {0: 500.0, MIB: 200.0}
 
 
 def test_a_connection_that_is_ended_is_measured_from_its_next_request_on() -> None:
@@ -388,6 +413,43 @@ def test_a_connection_that_is_ended_is_measured_from_its_next_request_on() -> No
     slow.sample = ExchangeStats(0, 89.0)
     assert watched.look(slow) == [True]
     assert slow.chunk.replacements == 2
+
+
+def test_a_new_connection_is_measured_by_itself_and_a_reused_one_goes_on() -> None:
+    watched = Watched(low_speed_limit=1000, low_speed_time=30.0)
+    one = watched.connection()
+    for seconds in (0.0, 1.0):
+        one.sample = ExchangeStats(int(1e6 * seconds), seconds)
+        watched.look(one)
+    assert watched.rates == {0: 1e6}
+    one.exchange = watched.connection().exchange
+    assert one.exchange is not None
+    one.exchange.is_reused = True
+    one.sample = ExchangeStats(int(2e6), 2.0)
+    watched.look(one)
+    assert watched.rates == {0: 1e6}
+    one.exchange = watched.connection().exchange
+    watched.look(one)
+    assert watched.rates == {0: 0.0}
+    one.sample = ExchangeStats(int(2e6) + 50, 2.5)
+    watched.look(one)
+    assert watched.rates == {0: 100.0}
+    one.sample = ExchangeStats(int(2e6) + 50, 30.0)
+    assert watched.look(one) == [False], "the minimum counts from the first connection on"
+
+
+@pytest.mark.parametrize(
+    ("waited_s", "is_idle", "expected"), [(0.5, False, True), (OLD_S, False, False), (OLD_S, True, True)]
+)
+def test_the_next_check_follows_soon_while_speeds_are_not_settled_or_a_worker_is_idle(
+    waited_s: float, is_idle: bool, expected: bool
+) -> None:
+    watched = Watched()
+    watched.is_idle = is_idle
+    one = watched.connection()
+    watched.look(one)
+    one.sample = ExchangeStats(1000, waited_s)
+    assert watched.watch.check(cast(Any, [one])) is expected
 
 
 def test_a_connection_that_has_gone_is_forgotten() -> None:
@@ -441,7 +503,7 @@ def test_a_connection_far_behind_its_siblings_is_replaced(change: str, is_ended:
     connections = [slow] if change == "no sibling" else [slow, fast]
     for step in range(5):
         slow.sample, fast.sample = ExchangeStats(step, step / 4), ExchangeStats(step * 250_000, step / 4)
-        if change == "sibling waits" and step == 4:
+        if change == "sibling waits" and step == 2:
             fast.exchange = None
         ended = watched.look(*connections)
         assert ended[1:] == [False] * (len(connections) - 1)
@@ -487,11 +549,11 @@ def test_one_that_is_too_slow_by_itself_says_so_although_others_are_idle() -> No
 @pytest.mark.parametrize(
     ("asked_s", "usual_s", "free", "is_ended"),
     [
-        (MIN_WAIT_S, [0.01], "free", True),
-        (MIN_WAIT_S - 0.1, [0.01], "free", False),
-        (MIN_WAIT_S, [0.01], "none", False),
-        (MIN_WAIT_S, [0.01], "dismissed", False),
-        (MIN_WAIT_S, [], "free", False),
+        (MIN_ANSWER_S, [0.01], "free", True),
+        (MIN_ANSWER_S - 0.1, [0.01], "free", False),
+        (MIN_ANSWER_S, [0.01], "none", False),
+        (MIN_ANSWER_S, [0.01], "dismissed", False),
+        (MIN_ANSWER_S, [], "free", False),
         (MIN_WAIT_S, [0.01, 0.2], "free", False),
         (2.0, [0.01, 0.2], "free", True),
     ],

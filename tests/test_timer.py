@@ -11,7 +11,7 @@ import pytest
 from dlpool import threads
 from dlpool.errors import NoThread
 from dlpool.transfer import timer as timers
-from dlpool.transfer.timer import IDLE_TICKS, TimerThread
+from dlpool.transfer.timer import CALM_TICKS, IDLE_TICKS, TimerThread
 from tests.conftest import wait_until
 
 
@@ -50,6 +50,28 @@ def test_callbacks_are_called_again_and_again_while_their_block_runs() -> None:
     assert timer._callbacks == {}
 
 
+def test_a_callback_that_is_in_a_hurry_is_called_at_each_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks: list[int] = []
+    calls: dict[str, list[int]] = {"calm": [], "hurried": []}
+
+    class Pause:
+        def wait(self, _seconds: float) -> bool:
+            ticks.append(len(ticks))
+            return len(ticks) > 2 * CALM_TICKS + 1
+
+    monkeypatch.setattr(threading, "Event", Pause)
+    timer = TimerThread()
+    timer._callbacks["calm"] = timers._Entry(lambda: calls["calm"].append(len(ticks)))
+
+    def hurry() -> bool:
+        calls["hurried"].append(len(ticks))
+        return True
+
+    timer._callbacks["hurried"] = timers._Entry(hurry)
+    timer._run()
+    assert calls == {"calm": [1, 1 + CALM_TICKS, 1 + 2 * CALM_TICKS], "hurried": list(range(1, 2 * CALM_TICKS + 2))}
+
+
 def test_the_thread_ends_without_callbacks_and_comes_back() -> None:
     timer, called = TimerThread(), threading.Event()
     for _ in range(2):
@@ -66,7 +88,7 @@ def test_an_idle_thread_stays_for_some_ticks(monkeypatch: pytest.MonkeyPatch) ->
         def wait(self, seconds: float) -> bool:
             ticks.append(seconds)
             if len(ticks) == 5:
-                timer._callbacks["once"] = lambda: timer._callbacks.clear()
+                timer._callbacks["once"] = timers._Entry(timer._callbacks.clear)
             return False
 
     monkeypatch.setattr(threading, "Event", Pause)

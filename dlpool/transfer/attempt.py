@@ -206,23 +206,26 @@ class TransferAttempt:
             return 1
         return max(1, plan.missing_bytes // self._context.settings.min_split_size)
 
-    def _check_limits(self) -> None:
+    def _check_limits(self) -> bool:
         """Check deadline, speeds and timeouts.
 
-        The timer thread calls this several times a second.
+        The timer thread calls this several times a second. Returns whether the speeds
+        are to be checked again soon.
         """
+        is_hurried = False
         try:
             if self._deadline is not None and self._context.clock() >= self._deadline:
                 self.scope.cancel(
                     DeadlineExceeded("the download took longer than its deadline")
                 )
-            self._speed_monitor.check(self.workers.all)
+            is_hurried = self._speed_monitor.check(self.workers.all)
             if self.plan is not None and self.phase == "downloading":
                 self.workers.add_second(self.plan)
             if self._sample_check is not None:
                 self._sample_check.abort_if_overdue()
         except Exception as error:  # noqa: BLE001 - all downloads share the timer thread
             self.scope.cancel(InternalError.of(error))
+        return is_hurried
 
     def _checkpoint_if_due(self, plan: DownloadPlan) -> None:
         if not plan.has_ranges:

@@ -11,27 +11,42 @@ clock: ``ChunkScheduler`` calls it under its lock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 from dlpool.dataclass import dataclass
 from dlpool.transfer.http.answer import ByteRange
 
 UNKNOWN_END = 2**63 - 1  # end of a chunk whose file has no known size
 MIN_STEAL_BYTES = 64 * 1024  # a request for fewer costs more than it gains
-MIN_STEAL_S = 0.5  # nothing is stolen from an owner that finishes within this time
+MIN_STEAL_GAIN_S = 0.1  # nothing is stolen unless the chunk is done this much earlier
 # Fewer than MIN_STEAL_BYTES are stolen only from an owner that needs SLOW_S seconds or
 # more, and never fewer than MIN_TAIL_BYTES.
 SLOW_S = 2.0
 MIN_TAIL_BYTES = 1024
-FASTER = 2.0  # a thief this many times as fast as its victim gets more than half
+
+
+class ThiefSpeed(NamedTuple):
+    """What is known about the connection that is to get a part of a chunk.
+
+    ``rate``: its speed in bytes per second, 0 while unknown. ``answer_s``: the seconds
+    until the first byte of its response.
+    """
+
+    rate: float = 0.0
+    answer_s: float = 0.0
+
+
+UNKNOWN_SPEED = ThiefSpeed()
 
 
 @dataclass(eq=False)
 class Chunk:
     """A range of the file and its state.
 
-    ``rate``: the speed of the chunk's owner in bytes per second, 0 while unknown.
+    ``rate``: the measured speed of the chunk's owner in bytes per second, 0 while
+    unknown. ``assumed_rate``: the speed that is expected of it, 0 without a reason.
     """
 
     start: int
@@ -46,6 +61,7 @@ class Chunk:
     short_answers: int = 0  # consecutive complete responses with very few bytes
     replacements: int = 0  # connections that were ended for being slower than others
     rate: float = 0.0
+    assumed_rate: float = 0.0
 
     @classmethod
     def missing(cls, span: ByteRange) -> Chunk:
@@ -78,11 +94,17 @@ class Chunk:
 
     @property
     def eta_s(self) -> float:
-        """Return the seconds until the owner finishes.
+        """Return the seconds until the owner finishes at its speed, or its assumed one.
 
-        Infinite while the speed of the owner is unknown.
+        Infinite if both are unknown.
         """
-        return self.remaining / self.rate if self.rate > 0 else float("inf")
+        rate = self.rate or self.assumed_rate
+        return self.remaining / rate if rate > 0 else float("inf")
+
+    def assign(self, owner: object, assumed_rate: float) -> None:
+        """Make ``owner`` the owner, who fetches from ``position`` on."""
+        self.owner, self.taken_position = owner, self.position
+        self.rate, self.assumed_rate = 0.0, assumed_rate
 
 
 class ChunkMap:
@@ -112,54 +134,38 @@ class ChunkMap:
             f"written>"
         )
 
-    def take(self, owner: object, now: float) -> Chunk | None:
-        """Assign to ``owner`` the first free chunk that is ready at ``now``.
+    def take(self, owner: object, now: float, rate: float = 0.0) -> Chunk | None:
+        """Assign the first free chunk that is ready at ``now`` to ``owner``.
 
+        ``rate``: the expected speed of ``owner`` in bytes per second, 0 if unknown.
         Returns None if no chunk is ready.
         """
         for index, chunk in enumerate(self.chunks):
             if chunk.owner is None and not chunk.is_done and chunk.ready_at <= now:
                 self._cut_piece(index)
-                chunk.owner, chunk.rate, chunk.taken_position = (
-                    owner,
-                    0.0,
-                    chunk.position,
-                )
+                chunk.assign(owner, rate)
                 return chunk
         return None
 
-    def steal(self, owner: object, rate: float = 0.0) -> Chunk | None:
+    def steal(self, owner: object, speed: ThiefSpeed = UNKNOWN_SPEED) -> Chunk | None:
         """Split the chunk that would finish last; ``owner`` gets its upper part.
 
-        ``rate``: speed of ``owner`` in bytes per second, 0 if unknown. If ``owner`` is
-        at least ``FASTER`` times as fast as the owner of the chunk, the sizes of the
-        parts are in proportion to the two speeds. Otherwise the chunk is halved.
-        Returns None if no split is worth its cost.
+        ``speed``: what is known about ``owner``. The parts are such that both owners
+        finish at the same time (``kept_bytes``). Returns None if no split is worth its
+        cost.
         """
-        return self._split(owner, rate, self._is_worth_stealing)
-
-    def steal_tail(self, owner: object, rate: float = 0.0) -> Chunk | None:
-        """Split a small chunk whose owner would need longer than ``SLOW_S``.
-
-        ``owner`` gets the upper part; ``rate`` is as in ``steal``. Returns None if
-        there is no such chunk.
-        """
-        return self._split(owner, rate, _is_slow_tail)
-
-    def _split(
-        self, owner: object, rate: float, is_worth_it: Callable[[Chunk], bool]
-    ) -> Chunk | None:
         victims = [
-            chunk
+            (chunk, kept)
             for chunk in self.chunks
-            if chunk.owner is not None and is_worth_it(chunk)
+            if chunk.owner is not None
+            and (kept := kept_bytes(chunk, speed, self.min_split)) is not None
         ]
         if not victims:
             return None
-        victim = max(victims, key=lambda chunk: (chunk.eta_s, chunk.remaining))
-        middle = victim.write_end + _kept_bytes(victim, rate)
+        victim, kept = max(victims, key=lambda one: (one[0].eta_s, one[0].remaining))
+        middle = victim.write_end + kept
         stolen = Chunk.missing(ByteRange(middle, victim.end))
-        stolen.owner, stolen.taken_position = owner, middle
+        stolen.assign(owner, speed.rate)
         victim.end = middle
         self.chunks.insert(self.chunks.index(victim) + 1, stolen)
         return stolen
@@ -212,12 +218,6 @@ class ChunkMap:
             None,
         )
 
-    def _is_worth_stealing(self, chunk: Chunk) -> bool:
-        half = chunk.remaining // 2
-        if chunk.end == UNKNOWN_END or half < MIN_STEAL_BYTES:
-            return False
-        return half >= self.min_split if chunk.rate <= 0 else chunk.eta_s >= MIN_STEAL_S
-
     def _cut_piece(self, index: int) -> None:
         """Cut the chunk at ``index`` down to one piece.
 
@@ -243,26 +243,27 @@ class ChunkMap:
         self.chunks[low : high + 1] = [Chunk(self.chunks[low].start, end, end, end)]
 
 
-def _is_slow_tail(chunk: Chunk) -> bool:
-    half = chunk.remaining // 2
-    return (
-        MIN_TAIL_BYTES <= half < MIN_STEAL_BYTES
-        and chunk.rate > 0
-        and chunk.eta_s >= SLOW_S
-    )
-
-
-def _kept_bytes(victim: Chunk, rate: float) -> int:
+def kept_bytes(victim: Chunk, thief: ThiefSpeed, min_split: int) -> int | None:
     """Return how many bytes beyond ``write_end`` the owner of a split chunk keeps.
 
-    ``victim``: the chunk to split. ``rate``: speed of the connection that gets the
-    upper part, in bytes per second.
+    If the speed of the owner is known or assumed, both parts are done at the same time;
+    a thief of unknown speed counts as equally fast. Otherwise the chunk is halved, if a
+    half has ``min_split`` bytes or more. Returns None if a split is not worth its cost.
     """
-    half = (victim.remaining + 1) // 2
-    if victim.rate <= 0 or rate < FASTER * victim.rate:
-        return half
-    share = int(victim.remaining * victim.rate / (victim.rate + rate))
-    return max(share, min(half, MIN_TAIL_BYTES))
+    left = victim.remaining
+    half = (left + 1) // 2
+    if victim.end == UNKNOWN_END or left < 2 * MIN_TAIL_BYTES:
+        return None
+    own = victim.rate or victim.assumed_rate
+    if own <= 0:
+        return half if left // 2 >= max(min_split, MIN_STEAL_BYTES) else None
+    rate = thief.rate or own
+    work = left + rate * thief.answer_s
+    done_s = work / (rate + own)
+    kept = max(int(work * (own / (rate + own))), MIN_TAIL_BYTES)
+    least = MIN_TAIL_BYTES if victim.eta_s >= SLOW_S else MIN_STEAL_BYTES
+    is_worth_it = victim.eta_s - done_s >= MIN_STEAL_GAIN_S and left - kept >= least
+    return kept if is_worth_it else None
 
 
 def plan_chunks(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from dlpool.cancel import CancelScope
 from dlpool.errors import NotAdmitted, RetryRange
-from dlpool.transfer.chunks import Chunk, ChunkMap, single_chunk
+from dlpool.transfer.chunks import Chunk, ChunkMap, ThiefSpeed, single_chunk
 from dlpool.transfer.retry import FailureCount, RangeAttempt
 
 RECENT_S = 5.0  # bytes written within this time show progress
@@ -82,7 +82,7 @@ class ChunkScheduler:
             self._map = chunk_map
             self._is_complete = chunk_map.is_done()
             self._changed.notify_all()
-            return self._take(owner)
+            return chunk_map.take(owner, self._clock())
 
     def retire(self, owner: object) -> None:
         """Assign no more chunks to ``owner``.
@@ -105,21 +105,20 @@ class ChunkScheduler:
     def is_retired(self, owner: object) -> bool:
         return owner in self._retired
 
-    def take_chunk(self, owner: object) -> Chunk | None:
+    def take_chunk(self, owner: object, answer_s: float = 0.0) -> Chunk | None:
         """Wait for a chunk and assign it to ``owner``.
 
         A free chunk is preferred. If there is none, a chunk in progress is split, and
-        ``owner`` gets its upper part. Returns None when the download is over or
+        ``owner`` gets its upper part. ``answer_s``: the seconds that ``owner`` waits
+        for the response to a request. Returns None when the download is over or
         ``owner`` is retired.
         """
         with self._changed:
             while not self.is_over and owner not in self._retired:
-                rate = self._rates.get(owner, 0.0)
-                chunk = (
-                    self._take(owner)
-                    or self._map.steal(owner, rate)
-                    or self._map.steal_tail(owner, rate)
-                )
+                speed = ThiefSpeed(self._expected_rate(owner), answer_s)
+                chunk = self._map.take(
+                    owner, self._clock(), speed.rate
+                ) or self._map.steal(owner, speed)
                 if chunk is not None:
                     return chunk
                 ready_at = self._map.next_ready_at()
@@ -235,6 +234,8 @@ class ChunkScheduler:
         """
         with self._changed:
             self.retries += 1
+            if error.is_comparison:  # the next connection may be faster
+                self._rates.pop(chunk.owner, None)
             is_excused = (
                 error.is_comparison and chunk.replacements <= MAX_REPLACED
             ) or isinstance(error, NotAdmitted)
@@ -338,7 +339,8 @@ class ChunkScheduler:
             chunk.rate = rate
             if chunk.owner is not None and rate > 0:
                 self._rates[chunk.owner] = rate
-            self._changed.notify_all()
+            if self._waiting:
+                self._changed.notify_all()
 
     def record_rate(self, owner: object, rate: float) -> None:
         """Record the mean speed of ``owner`` over its last request, in bytes/s."""
@@ -382,6 +384,11 @@ class ChunkScheduler:
             and not 0 < chunk.rate < self._min_rate
         )
 
+    def _expected_rate(self, owner: object) -> float:
+        """Return the speed of ``owner``; while unknown, the mean of the known ones."""
+        known = self._rates.values()
+        return self._rates.get(owner, 0.0) or sum(known) / max(1, len(known))
+
     def _others_receiving(self, owner: object) -> int:
         return len(self._receiving - self._retired - {owner})
 
@@ -398,6 +405,3 @@ class ChunkScheduler:
         return now - self._min_rate_reached_at < RECENT_S or any(
             self._reaches_min_rate(chunk) for chunk in others
         )
-
-    def _take(self, owner: object) -> Chunk | None:
-        return self._map.take(owner, self._clock())

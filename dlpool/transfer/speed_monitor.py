@@ -18,14 +18,20 @@ from dlpool.transfer.worker import ConnectionWorker
 
 RATE_WINDOW_S = 2.0
 MIN_SPAN_S = 0.05  # least waiting time from which a speed is computed
-MIN_WAIT_S = 1.0  # waiting time before a connection is compared with its siblings
-SLOWER = 5.0  # factor below the fastest sibling that is too slow
-MIN_GAIN_S = 2.0  # a connection that finishes within this time is not ended
+MIN_WAIT_S = 0.4  # waiting time before a connection is compared with its siblings
+# waiting time from which a sibling counts in comparisons with older connections
+OLD_S = 1.0
+# round trips before a new connection is compared: TCP begins slowly (RFC 5681)
+SLOW_START_TRIPS = 4.0
+RECENT_S = 0.2  # of this waiting time, the latest speed is computed
+SLOWER = 4.0  # factor below the fastest sibling that is too slow
+MIN_GAIN_S = 0.6  # a connection that finishes within this time is not ended
 # waiting time without a byte after which a connection counts as stalled
-STALLED_S = 0.5
+STALLED_S = 0.2
 # bytes/s assumed for a stalled connection, so that its finish time is comparable
 STALLED_RATE = 1.0
 MAX_COMPARISON_DELAY_S = 60.0
+MIN_ANSWER_S = 1.0  # waiting time before an answer counts as late
 # factor above the usual response time that is too long while others are idle
 ANSWER_FACTOR = 10.0
 
@@ -34,18 +40,26 @@ ANSWER_FACTOR = 10.0
 class SpeedSamples:
     """The latest samples of one connection, from ``RATE_WINDOW_S`` seconds of waiting.
 
-    ``began_s``: how many seconds the connection had waited at its first sample.
-    ``mark``: the sample at the last check of the minimum speed.
+    ``began_s``: how many seconds the worker had waited at the first sample.
+    ``mark``: the sample at the last check of the minimum speed, which may be of an
+    earlier connection. ``exchange``: the latest request.
     """
 
     samples: list[ExchangeStats] = field(default_factory=list)
     began_s: float = 0.0
-    mark: ExchangeStats = field(default_factory=lambda: ExchangeStats(0, 0.0))
+    mark: ExchangeStats | None = None
+    exchange: Exchange | None = None
+
+    def follow(self, exchange: Exchange) -> None:
+        """Forget the samples of another connection than that of ``exchange``."""
+        if exchange is not self.exchange and not exchange.is_reused:
+            self.samples.clear()
+        self.exchange = exchange
 
     def add(self, sample: ExchangeStats) -> None:
         """Add a sample; of the samples older than the window, keep only the latest."""
         if not self.samples:
-            self.began_s, self.mark = sample.waited_s, sample
+            self.began_s, self.mark = sample.waited_s, self.mark or sample
         self.samples.append(sample)
         while (
             len(self.samples) > 2
@@ -64,6 +78,18 @@ class SpeedSamples:
         first, last = self.samples[0], self.samples[-1]
         span = last.waited_s - first.waited_s
         return (last.received - first.received) / span if span > MIN_SPAN_S else 0.0
+
+    @property
+    def recent_rate(self) -> float:
+        """The speed of the last ``RECENT_S`` seconds of waiting, or little more."""
+        if not self.samples:
+            return 0.0
+        last = self.samples[-1]
+        spans = (
+            (last.waited_s - one.waited_s, last.received - one.received)
+            for one in reversed(self.samples)
+        )
+        return next((size / span for span, size in spans if span >= RECENT_S), 0.0)
 
     @property
     def effective_rate(self) -> float:
@@ -86,10 +112,11 @@ def below_minimum(speed: SpeedSamples, limit: int, time_s: float) -> DlpoolError
     the result is always None.
     """
     now = speed.samples[-1]
-    waited = now.waited_s - speed.mark.waited_s
+    mark = speed.mark or now
+    waited = now.waited_s - mark.waited_s
     if limit == 0 or waited < time_s:
         return None
-    received = now.received - speed.mark.received
+    received = now.received - mark.received
     speed.mark = now
     if received >= limit * waited:
         return None
@@ -99,13 +126,13 @@ def below_minimum(speed: SpeedSamples, limit: int, time_s: float) -> DlpoolError
     )
 
 
-def comparison_delay_s(replaced: int) -> float:
+def comparison_delay_s(replaced: int, first_s: float = MIN_WAIT_S) -> float:
     """Return the seconds before a connection is compared with others.
 
     ``replaced``: how many connections of the same chunk were replaced already; each
-    doubles the result.
+    doubles the result, which begins with ``first_s``.
     """
-    return min(MAX_COMPARISON_DELAY_S, MIN_WAIT_S * 2.0 ** min(replaced, 10))
+    return min(MAX_COMPARISON_DELAY_S, first_s * 2.0 ** min(replaced, 10))
 
 
 def slower_than_siblings(
@@ -117,15 +144,18 @@ def slower_than_siblings(
     """Return the error for a connection much slower than the fastest sibling, or None.
 
     Siblings are the other connections of the download. New siblings do not count: some
-    servers send the first seconds of each response at full speed. The result is None
-    before ``delay_s`` seconds of waiting, and for a connection that will finish its
-    ``remaining`` bytes within ``MIN_GAIN_S``.
+    servers send the first seconds of each response at full speed. A sibling is new for
+    ``OLD_S`` seconds, but no longer than until it is half as old as the connection. The
+    result is None before ``delay_s`` seconds of waiting, and for a connection that will
+    finish its ``remaining`` bytes within ``MIN_GAIN_S``.
     """
+    old_s = min(OLD_S, speed.waited_s / 2)
     best = max(
-        (sibling.rate for sibling in siblings if sibling.waited_s >= MIN_WAIT_S),
+        (sibling.rate for sibling in siblings if sibling.waited_s >= old_s),
         default=0.0,
     )
-    if speed.waited_s < delay_s or speed.rate * SLOWER >= best:
+    own = max(speed.rate, speed.recent_rate)  # it may be getting faster
+    if speed.waited_s < delay_s or own * SLOWER >= best:
         return None
     if speed.rate > 0 and remaining / speed.rate < MIN_GAIN_S:
         return None
@@ -200,10 +230,11 @@ class SpeedMonitor:
         self._context = context
         self._speeds: dict[ConnectionWorker, SpeedSamples] = {}
 
-    def check(self, workers: Sequence[ConnectionWorker]) -> None:
+    def check(self, workers: Sequence[ConnectionWorker]) -> bool:
         """Sample every worker, and end slow connections.
 
-        The scheduler gets the present speeds.
+        The scheduler gets the present speeds. Returns whether the next check should
+        follow soon: a worker is idle, or the speed of a connection is not settled.
         """
         self._speeds = {
             worker: speed for worker, speed in self._speeds.items() if worker in workers
@@ -213,8 +244,9 @@ class SpeedMonitor:
             for worker in list(workers)
             if (exchange := worker.exchange) is not None
         ]
-        for worker, _exchange in busy:
+        for worker, exchange in busy:
             speed = self._speeds.setdefault(worker, SpeedSamples())
+            speed.follow(exchange)
             speed.add(worker.stats())
             if (chunk := worker.chunk) is not None:
                 self._context.scheduler.set_rate(chunk, speed.effective_rate)
@@ -228,6 +260,9 @@ class SpeedMonitor:
                 if chunk is not None:
                     chunk.replacements += 1
                 exchange.cancel(error)
+        return self._context.scheduler.has_idle_worker or any(
+            speed.waited_s < OLD_S for speed in self._speeds.values()
+        )
 
     def _own_fault(
         self, worker: ConnectionWorker, exchange: Exchange
@@ -256,8 +291,11 @@ class SpeedMonitor:
         others = [other for other in workers if other is not worker]
         if chunk is None or exchange.sent_at is None:
             return None
-        delay_s = comparison_delay_s(chunk.replacements)
         if exchange.answered_at is not None:
+            delay_s = max(
+                comparison_delay_s(chunk.replacements),
+                SLOW_START_TRIPS * (exchange.answer_s or 0.0),
+            )
             speeds = [
                 self._speeds[other]
                 for other in others
@@ -279,7 +317,9 @@ class SpeedMonitor:
         if not usual or not self._has_idle(workers):
             return None
         return answer_timed_out(
-            self._context.clock() - exchange.sent_at, max(usual), delay_s
+            self._context.clock() - exchange.sent_at,
+            max(usual),
+            comparison_delay_s(chunk.replacements, MIN_ANSWER_S),
         )
 
     def _has_idle(self, workers: Sequence[ConnectionWorker]) -> bool:

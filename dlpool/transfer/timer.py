@@ -7,34 +7,47 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from dlpool import threads
+from dlpool.dataclass import dataclass
 from dlpool.errors import NoThread
 
-TICK_S = 0.25
-IDLE_TICKS = 20  # ticks without a callback after which the thread exits
+TICK_S = 0.1
+CALM_TICKS = 3  # ticks between two calls of a callback that is not in a hurry
+IDLE_TICKS = 50  # ticks without a callback after which the thread exits
+
+# Returns True to be called again at the next tick, else it is called ``CALM_TICKS``
+# ticks later. It must neither block nor raise.
+Callback = Callable[[], bool | None]
+
+
+@dataclass
+class _Entry:
+    """A callback, and in how many ticks it is called."""
+
+    callback: Callback
+    ticks: int = 1
 
 
 class TimerThread:
     """A daemon thread that exists while callbacks are registered.
 
     The lock guards the list of callbacks; it is not held while a callback runs. A
-    callback must neither block nor raise. A callback may run once more after its
-    ``with`` block (``calling``) has ended.
+    callback may run once more after its ``with`` block (``calling``) has ended.
     """
 
     def __init__(self) -> None:
-        self._callbacks: dict[object, Callable[[], None]] = {}
+        self._callbacks: dict[object, _Entry] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def calling(self, callback: Callable[[], None]) -> Iterator[bool]:
-        """Call ``callback`` every ``TICK_S`` seconds during the ``with`` block.
+    def calling(self, callback: Callback) -> Iterator[bool]:
+        """Call ``callback`` every 1 to ``CALM_TICKS`` ticks during the ``with`` block.
 
         Yields False if no thread could be started: ``callback`` is not called then.
         """
         key = object()
         with self._lock:
-            self._callbacks[key] = callback
+            self._callbacks[key] = _Entry(callback)
             if self._thread is None:
                 with suppress(NoThread):
                     self._thread = threads.start_thread(self._run, "dlpool-timer")
@@ -49,10 +62,12 @@ class TimerThread:
         pause, idle = threading.Event(), 0
         while not pause.wait(TICK_S):
             with self._lock:
-                callbacks = list(self._callbacks.values())
-                idle = 0 if callbacks else idle + 1
+                entries = list(self._callbacks.values())
+                idle = 0 if entries else idle + 1
                 if idle > IDLE_TICKS:
                     self._thread = None
                     return
-            for callback in callbacks:
-                callback()
+            for entry in entries:
+                entry.ticks -= 1
+                if entry.ticks <= 0:
+                    entry.ticks = 1 if entry.callback() else CALM_TICKS

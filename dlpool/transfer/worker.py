@@ -141,7 +141,7 @@ class ConnectionWorker(Requester):
         try:
             if probed is not None:
                 scheduler.sleep(self._fetch_chunk(self.chunk, probed))
-            while (chunk := scheduler.take_chunk(self)) is not None:
+            while (chunk := self._take_chunk()) is not None:
                 scheduler.sleep(self._fetch_chunk(chunk))
         except DlpoolError as error:
             self._context.scope.cancel(error)
@@ -170,6 +170,9 @@ class ConnectionWorker(Requester):
             self.chunk = None
             self._context.scheduler.release_chunk(chunk)
         return None
+
+    def _take_chunk(self) -> Chunk | None:
+        return self._context.scheduler.take_chunk(self, self.latest_answer_s() or 0.0)
 
     def _close_writer(self) -> None:
         self._body.close()
