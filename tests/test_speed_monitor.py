@@ -345,7 +345,7 @@ class Connection:
     def stats(self) -> ExchangeStats:
         return self.sample
 
-    def latest_answer_s(self) -> float | None:
+    def usual_answer_s(self) -> float | None:
         return self.usual_s
 
 
@@ -568,3 +568,11 @@ def test_an_answer_far_later_than_those_of_the_siblings_is_not_waited_for_while_
         sibling.usual_s = seconds
     others = [*siblings, Connection(is_retired=free == "dismissed")] if free != "none" else siblings
     assert watched.look(late, *others)[0] is is_ended
+
+
+def test_a_late_answer_is_compared_with_earlier_ones_of_the_same_worker() -> None:
+    watched = Watched(low_speed_limit=0)
+    late, idle = watched.connection(asked_s=MIN_ANSWER_S, answer_s=None), Connection()
+    assert watched.look(late, idle) == [False, False]
+    late.usual_s = 0.01
+    assert watched.look(late, idle) == [True, False]

@@ -168,6 +168,15 @@ class Requester:
         self.exchange: Exchange | None = None
         self._context = context
         self._latest: Exchange | None = None
+        self._earlier_answer_s: float | None = None
+
+    def usual_answer_s(self) -> float | None:
+        """Return the seconds that the latest answered request took until its header.
+
+        None if no request has been answered.
+        """
+        latest = self._latest.answer_s if self._latest is not None else None
+        return self._earlier_answer_s if latest is None else latest
 
     def stats(self) -> ExchangeStats:
         """Return bytes and seconds over all exchanges of this object."""
@@ -180,6 +189,7 @@ class Requester:
     def _new_exchange(self) -> Exchange:
         """Replace the exchange. Raises the error of a cancelled attempt."""
         self._end_exchange()
+        self._earlier_answer_s = self.usual_answer_s()
         exchange = self._create_exchange()
         self._context.scope.add(exchange)
         self.exchange = self._latest = exchange

@@ -339,8 +339,7 @@ class ChunkScheduler:
             chunk.rate = rate
             if chunk.owner is not None and rate > 0:
                 self._rates[chunk.owner] = rate
-            if self._waiting:
-                self._changed.notify_all()
+            self._changed.notify_all()
 
     def record_rate(self, owner: object, rate: float) -> None:
         """Record the mean speed of ``owner`` over its last request, in bytes/s."""

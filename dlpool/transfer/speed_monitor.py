@@ -209,13 +209,13 @@ def answer_timed_out(
     """Return the error for a request whose answer is much later than usual, or None.
 
     ``elapsed_s``: seconds since the request was sent. ``usual_s``: the longest time in
-    seconds that another connection waited for its latest answer. Before ``delay_s``
-    seconds the result is None.
+    seconds that a worker of the download waited for its previous answer. Before
+    ``delay_s`` seconds the result is None.
     """
     if elapsed_s < max(delay_s, usual_s * ANSWER_FACTOR):
         return None
     return TooSlow(
-        f"no answer for {elapsed_s:.1f} s, its siblings waited {usual_s:.2f} s",
+        f"no answer for {elapsed_s:.1f} s, earlier answers took {usual_s:.2f} s",
         is_comparison=True,
     )
 
@@ -311,8 +311,8 @@ class SpeedMonitor:
             return error
         usual = [
             answer_s
-            for other in others
-            if (answer_s := other.latest_answer_s()) is not None
+            for one in workers
+            if (answer_s := one.usual_answer_s()) is not None
         ]
         if not usual or not self._has_idle(workers):
             return None

@@ -172,7 +172,7 @@ class ConnectionWorker(Requester):
         return None
 
     def _take_chunk(self) -> Chunk | None:
-        return self._context.scheduler.take_chunk(self, self.latest_answer_s() or 0.0)
+        return self._context.scheduler.take_chunk(self, self.usual_answer_s() or 0.0)
 
     def _close_writer(self) -> None:
         self._body.close()
