@@ -22,7 +22,7 @@ from typing import Any
 import dlpool.storage.disk
 from dlpool.storage.disk.backend import DiskBackend
 from dlpool.storage.errors import UploadError
-from dlpool.storage.upload_requests import FINAL, PARTIAL, TusUploadRequest
+from dlpool.storage.upload_requests import FINAL, PARTIAL, ChunkRequest, TusUploadRequest
 from dlpool.web.errors import http_error
 from tests.uploads import (
     ID,
@@ -45,6 +45,7 @@ STORE = str(Path(dlpool.storage.disk.__file__).parent)
 PURE = (f"{STORE}/os_errors.py",)
 OLD = [b"old" * 50, b"second" * 30]
 NEW = b"new bytes" * 40
+PLACED = [b"placed" * 50, b"second" * 30]  # the last one is not longer than the first
 
 
 def killed_at(count: int, step: Callable[[], object]) -> bool:
@@ -101,17 +102,28 @@ def first_is_whole(store: DiskBackend) -> None:
     assert merge(store, 2).md5 == md5(b"".join(OLD))
 
 
-def merge_is_repeatable(store: DiskBackend) -> None:
+def merge_is_repeatable(store: DiskBackend, chunks: list[bytes] | None = None) -> None:
     """A task was merged."""
+    data = b"".join(chunks or (OLD if store.task(ID, None).chunks[0].size == len(OLD[0]) else PLACED))
     assert state(store) in ("uploading", "completed")
     assert uploaded(store) == [0, 1]
     assert set(files_below(Path(store.settings.merged_dir))) - set(leftovers(store)) <= {"a/file.bin"}
     result = merge(store, 2, relative_path="a")
-    assert Path(result.path).read_bytes() == b"".join(OLD)
+    assert Path(result.path).read_bytes() == data
     assert merge(store, 2, relative_path="a") == result
     store.sweep()
     assert files_below(Path(store.settings.merged_dir)) == ["a/file.bin"]
     assert not list(Path(store.settings.upload_dir).rglob("*.chunk"))
+    assert not list(Path(store.settings.upload_dir).rglob("*.assembled"))
+
+
+def placed_is_whole(store: DiskBackend) -> None:
+    """The second chunk was received into the assembled file, perhaps in place of a broken one."""
+    assert uploaded(store) in ([0], [0, 1])
+    sweep_is_clean(store)
+    if uploaded(store) == [0]:
+        _place(store, 1)
+    merge_is_repeatable(store, PLACED)
 
 
 def merge_is_swept(store: DiskBackend) -> None:
@@ -260,6 +272,19 @@ def join_holds(store: DiskBackend) -> None:
         shutil.rmtree(copy)
 
 
+def _place(store: DiskBackend, *indexes: int) -> None:
+    """Send chunks of ``PLACED`` whose size is known before they are received."""
+    for index in indexes:
+        data = PLACED[index]
+        request = ChunkRequest(ID, index, None, total_chunks=2, file_size=sum(map(len, PLACED)))
+        with store.chunks.stage() as staged:
+            store.chunks.check(staged, request, len(data))
+            staged.reserve(len(data))
+            staged.write(data[:100])
+            staged.write(data[100:])
+            store.chunks.commit(staged, request)
+
+
 def _damage(store: DiskBackend) -> None:
     send_all(store, OLD)
     [path] = Path(store.settings.upload_dir).rglob("0.chunk")
@@ -271,6 +296,12 @@ SCENARIOS: dict[str, tuple[Step, Step, Step]] = {
     "chunk": (lambda store: send_all(store, OLD), lambda store: send(store, 0, NEW), chunk_is_whole),
     "first": (lambda store: store.sweep(), lambda store: send(store, 0, OLD[0], total_chunks=2), first_is_whole),
     "merge": (lambda store: send_all(store, OLD), lambda store: merge(store, 2, relative_path="a"), merge_holds),
+    "placed": (lambda store: _place(store, 0), lambda store: _place(store, 1), placed_is_whole),
+    "placed-merge": (
+        lambda store: _place(store, 0, 1),
+        lambda store: merge(store, 2, relative_path="a"),
+        merge_holds,
+    ),
     "append": (_create, _append, append_goes_on),
     "join": (_make_parts, _join, join_holds),
     "bad-merge": (_damage, lambda store: merge(store, 2), bad_merge_is_over),

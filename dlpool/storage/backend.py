@@ -69,11 +69,14 @@ class ChunkReceiver(Protocol):
     def stage(self) -> StagedChunk:
         """Start receiving a chunk. No lock is held while its bytes arrive."""
 
-    def check(self, staged: StagedChunk, request: ChunkRequest, /) -> None:
+    def check(
+        self, staged: StagedChunk, request: ChunkRequest, /, size: int | None = None
+    ) -> None:
         """Raise the UploadError with which ``commit`` would refuse the request.
 
-        Called before the bytes are received. If the task exists, it does not expire
-        until the chunk is committed or discarded.
+        Called before the bytes are received. ``size``: the exact number of these bytes,
+        None if unknown. If the task exists, it does not expire until the chunk is
+        committed or discarded.
         """
 
     def commit(self, staged: StagedChunk, request: ChunkRequest, /) -> ChunkResult:

@@ -58,7 +58,8 @@ class StoredChunk:
 
     It has one of the digests ``md5`` and ``sha256``, in hexadecimal; the other is
     empty. ``is_unmodified``: its file has not been written, copied or restored since
-    the bytes were received, and the machine has not been restarted.
+    the bytes were received, and the machine has not been restarted. ``placed_size``: if
+    its bytes are in the assembled file, the chunk size of that file, else 0.
     """
 
     index: int
@@ -67,6 +68,7 @@ class StoredChunk:
     stored_at: float
     sha256: str = ""
     is_unmodified: bool = field(default=False, compare=False)
+    placed_size: int = field(default=0, compare=False)
 
     @property
     def digest(self) -> Digest:

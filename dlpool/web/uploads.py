@@ -97,7 +97,7 @@ class ChunkResource(_UploadApiResource):
             raise HttpError(411, "length_required", text)
         chunks = self._backend.chunks
         with chunks.stage() as staged:
-            chunks.check(staged, request)
+            chunks.check(staged, request, body.length)
             staged.reserve(body.length or 0)
             for block in body.blocks():
                 staged.write(block)

@@ -34,6 +34,7 @@ from dlpool.storage.digests import (
     composite_sha256,
     new_hash,
 )
+from dlpool.storage.disk.assembled_file import assembled_path
 from dlpool.storage.disk.chunk_file import TRAILER_SIZE, chunk_path
 from dlpool.storage.disk.file_locks import release, release_on_error
 from dlpool.storage.disk.safe_open import READ_FLAGS
@@ -54,15 +55,21 @@ class CorruptChunks(Exception):
 
 @dataclass(frozen=True)
 class ChunkAssembly:
-    """The chunks of one file in their order, all in one folder."""
+    """The chunks of one file in their order, all in one folder.
+
+    ``is_in_place``: the target of ``write`` is the assembled file of the folder.
+    """
 
     folder: Path
     chunks: Sequence[StoredChunk]
+    is_in_place: bool = False
 
     def write(
         self, target: int, *, expected: FileDigests, is_checked: bool
     ) -> FileDigests:
         """Copy all chunks to the open file ``target`` and return a digest of the file.
+
+        Chunks that are in the target already are not copied.
 
         The digest is the composite SHA-256 if ``expected`` has one, else the MD5.
         ``is_checked``: compare chunks with their own digests where that is necessary.
@@ -160,7 +167,13 @@ class ChunkAssembly:
             release(descriptor)
 
     def _copy(self, target: int) -> None:
+        start = 0
         for chunk in self.chunks:
+            start += chunk.size
+            if self.is_in_place:
+                if chunk.placed_size:
+                    continue
+                os.lseek(target, start - chunk.size, os.SEEK_SET)
             descriptor = self._open(chunk)
             try:
                 _copy_chunk(descriptor, target, chunk)
@@ -168,17 +181,30 @@ class ChunkAssembly:
                 release(descriptor)
 
     def _open(self, chunk: StoredChunk) -> int:
-        """Open a chunk file, check its size, and return the descriptor.
+        """Open the file of a chunk at its first byte, and check the size of the file.
 
         Raises CorruptChunks, OSError.
         """
+        start = chunk.index * chunk.placed_size
+        path = (
+            assembled_path(self.folder, chunk.placed_size)
+            if chunk.placed_size
+            else chunk_path(self.folder, chunk.index)
+        )
         try:
-            descriptor = os.open(chunk_path(self.folder, chunk.index), READ_FLAGS)
+            descriptor = os.open(path, READ_FLAGS)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise CorruptChunks([chunk.index]) from error
         with release_on_error(descriptor):
-            if os.fstat(descriptor).st_size != chunk.size + TRAILER_SIZE:
+            size = os.fstat(descriptor).st_size
+            if (
+                size < start + chunk.size
+                if chunk.placed_size
+                else size != chunk.size + TRAILER_SIZE
+            ):
                 raise CorruptChunks([chunk.index])
+            if start:
+                os.lseek(descriptor, start, os.SEEK_SET)
         return descriptor
 
 

@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from dlpool import disk
 from dlpool.config import UploadSettings
 from dlpool.dataclass import dataclass
 from dlpool.storage import states
 from dlpool.storage.backend import StagedChunk
 from dlpool.storage.content_types import check_content
 from dlpool.storage.digests import SHA256
+from dlpool.storage.disk.assembled_file import Placement, open_placement
 from dlpool.storage.disk.capacity import CHUNK_COUNT_STEP, check_capacity_for_task
 from dlpool.storage.disk.chunk_file import list_chunks, stored_size
 from dlpool.storage.disk.durability import NO_SYNC
@@ -61,13 +63,18 @@ class DiskChunkReceiver:
         """
         return self.layout.stage_chunk(self.settings.max_chunk_size)
 
-    def check(self, staged: StagedChunk, request: ChunkRequest) -> None:
+    def check(
+        self, staged: StagedChunk, request: ChunkRequest, size: int | None = None
+    ) -> None:
         """Raise the UploadError with which ``commit`` would refuse the request.
 
-        If the task exists, it does not expire until ``staged`` is closed.
+        If the task exists, it does not expire until ``staged`` is closed. A chunk of
+        ``size`` bytes is then received into the assembled file if that is possible.
         """
         assert isinstance(staged, StagedChunkFile)
-        staged.task_lock = self.check_request(request)
+        staged.task_lock, placement = self._check(request, size)
+        if placement is not None:
+            staged.place(placement)
         if request.algorithm != staged.digest.algorithm:
             staged.hash_with(request.algorithm)
 
@@ -76,6 +83,16 @@ class DiskChunkReceiver:
 
         Returns a shared lock of the task, None if the task does not exist.
         """
+        return self._check(request, None)[0]
+
+    def _check(
+        self, request: ChunkRequest, size: int | None
+    ) -> tuple[SharedTaskLock | None, Placement | None]:
+        """Check a request like ``check_request``.
+
+        Returns a shared lock of the task, and the position of a chunk of ``size`` bytes
+        in its assembled file. Each is None if there is none.
+        """
         request.check(self.settings)
         if self.quota.is_set:
             wanted, _ = self._quota_request(request)
@@ -83,10 +100,14 @@ class DiskChunkReceiver:
                 self.quota.check(wanted)
         with self.layout.read_owned(request.file_id, request.owner) as task:
             identity = task.identity()
-            self._checked_record(
+            record = self._checked_record(
                 task, request, identity, None if identity is None else task.record()
             )
-            return task.lock_shared()
+            lock = task.lock_shared()
+            # What a merge has left must not be written to.
+            if lock is None or not size or record.output_folder is not None:
+                return lock, None
+            return lock, _place(task, record, request.index, size)
 
     def commit(self, staged: StagedChunk, request: ChunkRequest) -> ChunkResult:
         """Store the staged bytes as a chunk.
@@ -279,6 +300,15 @@ class DiskChunkReceiver:
                 durability=NO_SYNC,
                 retries={**record.retries, key: record.retries.get(key, 0) + 1},
             )
+
+
+def _place(
+    task: TaskFolder, record: TaskRecord, index: int, size: int
+) -> Placement | None:
+    """Return the locked position of a chunk that is not stored yet, if it has one."""
+    if disk.exists(task.chunk_path(index)):
+        return None
+    return open_placement(task.folder, index, size, record.totals)
 
 
 def _check_total_stated(request: ChunkRequest) -> None:

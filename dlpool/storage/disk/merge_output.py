@@ -6,7 +6,8 @@ killed leaves the following:
 - Killed while copying: the temporary file beside the target. The next merge, a sweep or
   a deletion removes it.
 - Killed before the rename: the temporary file, and a record of the file to publish. The
-  next merge, a sweep or a deletion removes the temporary file.
+  next merge, a sweep or a deletion removes the temporary file. If this is a second name
+  of the task's assembled file, the task keeps the file.
 - Killed after the rename: the recorded file under its final name. The merge counts as
   completed and is not repeated.
 - Killed after completion: chunks. The next sweep removes them.
@@ -18,7 +19,7 @@ import os
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from dlpool.config import UploadSettings
 from dlpool.dataclass import dataclass
@@ -26,6 +27,7 @@ from dlpool.disk import (
     Identity,
     create_exclusive,
     exists,
+    is_name_of,
     publish_exclusive,
     remove_quietly,
 )
@@ -57,6 +59,24 @@ class MergeOutput:
         Raises OSError.
         """
         return create_exclusive(self.temporary, dir_fd=self.descriptor)
+
+    def link(self, path: Path, identity: Identity) -> bool:
+        """Give the file at ``path`` a second name: that of the temporary file.
+
+        ``identity``: of the open file. Returns False if the folder is on another file
+        system, or if the file cannot get the name for another reason.
+        """
+        try:
+            self.remove_temporary()
+            os.link(
+                path, self.temporary, dst_dir_fd=self.descriptor, follow_symlinks=False
+            )
+            if is_name_of(self.temporary, identity, self.descriptor):
+                return True
+        except OSError:
+            return False
+        self.discard()
+        return False
 
     def remove_temporary(self) -> None:
         """Remove the temporary file if it exists. Raises OSError."""

@@ -19,10 +19,11 @@ from dlpool.scan.scannedfile import ScannedFile
 from dlpool.storage import states
 from dlpool.storage.content_types import check_content
 from dlpool.storage.digests import FileDigests
+from dlpool.storage.disk.assembled_file import assembled_path, open_assembled
 from dlpool.storage.disk.assembly import ChunkAssembly, CorruptChunks
 from dlpool.storage.disk.capacity import check_capacity_for_merge
 from dlpool.storage.disk.chunk_file import list_chunks
-from dlpool.storage.disk.file_locks import release
+from dlpool.storage.disk.file_locks import release, release_on_error
 from dlpool.storage.disk.layout import StoreLayout
 from dlpool.storage.disk.merge_output import (
     MergeOutput,
@@ -235,9 +236,14 @@ class _MergeRun:
         """Write the temporary file, check and sync it; return its status and digest."""
         expected = self._request.expected_digests
         is_checked = self._settings.enable_integrity_check
-        descriptor = output.create()
+        descriptor = self._link_assembled(output)
+        is_in_place = descriptor is not None
+        if descriptor is None:
+            descriptor = output.create()
         try:
-            assembly = ChunkAssembly(self._started.task.folder, self._started.chunks)
+            assembly = ChunkAssembly(
+                self._started.task.folder, self._started.chunks, is_in_place
+            )
             digests = assembly.write(
                 descriptor, expected=expected, is_checked=is_checked
             )
@@ -257,6 +263,26 @@ class _MergeRun:
         finally:
             release(descriptor)
         return status, digests
+
+    def _link_assembled(self, output: MergeOutput) -> int | None:
+        """Make the assembled file the temporary file, and return its descriptor.
+
+        The descriptor excludes requests that write to the file. None if the chunks must
+        be copied: also for a scanner, which may move the file.
+        """
+        started = self._started
+        if self._scanner.guard is not None:
+            return None
+        descriptor = open_assembled(started.task.folder, started.chunks)
+        if descriptor is None:
+            return None
+        with release_on_error(descriptor):
+            size = max(chunk.placed_size for chunk in started.chunks)
+            path = assembled_path(started.task.folder, size)
+            if output.link(path, identity_of(os.fstat(descriptor))):
+                return descriptor
+        release(descriptor)
+        return None
 
     def _sync_bytes(self, descriptor: int) -> None:
         """Make the file durable, with its owner if the file system supports attributes.

@@ -9,6 +9,7 @@ from typing import Any
 
 from dlpool.config import UploadSettings
 from dlpool.storage import states
+from dlpool.storage.disk.assembled_file import remove_assembled
 from dlpool.storage.disk.chunk_file import list_chunks
 from dlpool.storage.disk.durability import NO_SYNC
 from dlpool.storage.disk.merge_output import MergeOutput, open_merge_output
@@ -113,6 +114,7 @@ def _remove_chunks(task: TaskFolder, record: TaskRecord) -> None:
         for index, *_ in record.chunks:
             with suppress(FileNotFoundError):
                 os.unlink(task.chunk_path(index))
+        remove_assembled(task.folder)
 
 
 def _output_of(

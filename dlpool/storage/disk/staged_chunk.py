@@ -15,6 +15,7 @@ from types import TracebackType
 
 from dlpool import disk, freespace
 from dlpool.storage.digests import MD5, Digest, new_hash
+from dlpool.storage.disk.assembled_file import Placement
 from dlpool.storage.disk.chunk_file import TRAILER_SIZE, trailer
 from dlpool.storage.disk.durability import Durability
 from dlpool.storage.disk.file_locks import (
@@ -58,6 +59,7 @@ class StagedChunkFile:
         self._max_size = max_size
         self._durability = durability
         self._algorithm, self._hash = MD5, new_hash(MD5)
+        self._placement: Placement | None = None
         self._expected = self._reserved = 0
 
     def __repr__(self) -> str:
@@ -77,7 +79,16 @@ class StagedChunkFile:
 
         ``write`` may then reserve the blocks of these bytes: writing becomes faster.
         """
-        self._expected = min(size, self._max_size) + TRAILER_SIZE
+        own = 0 if self._placement else TRAILER_SIZE
+        self._expected = min(size, self._max_size) + own
+
+    def place(self, placement: Placement) -> None:
+        """Write the bytes to the assembled file. Called before the first ``write``.
+
+        The temporary file then gets only the trailer. ``close`` releases the placement.
+        """
+        self._placement = placement
+        self._max_size = min(self._max_size, placement.size)
 
     def write(self, data: bytes) -> None:
         """Append bytes. Raises UploadError: chunk_too_large, or a fault of the disk."""
@@ -90,7 +101,11 @@ class StagedChunkFile:
         try:
             if self._reserved < end < self._expected:
                 self._reserve_blocks()
-            disk.write_all(self._descriptor, data)
+            if self._placement is None:
+                disk.write_all(self._descriptor, data)
+            else:
+                start = self._placement.start + self.size
+                disk.write_all(self._placement.descriptor, data, start)
         except OSError as error:
             raise upload_error_of(_ACTION, error) from error
         self._count(data)
@@ -103,8 +118,11 @@ class StagedChunkFile:
         size = min(
             max(MIN_FALLOC_BYTES, self._reserved), self._expected - self._reserved
         )
+        placed = self._placement
+        descriptor = placed.descriptor if placed else self._descriptor
+        start = self._reserved + (placed.start if placed else 0)
         if size >= MIN_FALLOC_BYTES and freespace.reserve(
-            self._descriptor, self._reserved, size, keep_size=True
+            descriptor, start, size, keep_size=True
         ):
             self._reserved += size
         else:
@@ -142,16 +160,27 @@ class StagedChunkFile:
     def seal(self) -> None:
         """Append the trailer and make the file durable. Raises UploadError."""
         with translate_os_errors(_ACTION):
-            inode, now = os.fstat(self._descriptor).st_ino, time.time_ns()
-            disk.write_all(
-                self._descriptor, trailer(self.size, self.digest, inode, now)
-            )
-            if self._reserved > self.size + TRAILER_SIZE:
-                # Frees the reserved blocks behind the trailer.
-                os.ftruncate(self._descriptor, self.size + TRAILER_SIZE)
-            with suppress(OSError):  # the merge then reads the chunk once more
-                os.utime(self._descriptor, ns=(now, now))
+            self._write_trailer()
             self._durability.sync_data(self._descriptor)
+
+    def _write_trailer(self) -> None:
+        """Append the trailer, and set the modification time that it names.
+
+        Syncs the bytes first if they are in the assembled file. Raises OSError.
+        """
+        placed, descriptor = self._placement, self._descriptor
+        if placed is not None:
+            self._durability.sync_data(placed.descriptor)
+        inode = os.fstat(placed.descriptor if placed else descriptor).st_ino
+        now, placed_size = time.time_ns(), placed.chunk_size if placed else 0
+        disk.write_all(
+            descriptor, trailer(self.size, self.digest, inode, now, placed_size)
+        )
+        if placed is None and self._reserved > self.size + TRAILER_SIZE:
+            # Frees the reserved blocks behind the trailer.
+            os.ftruncate(descriptor, self.size + TRAILER_SIZE)
+        with suppress(OSError):  # the merge then reads the chunk once more
+            os.utime(descriptor, ns=(now, now))
 
     def publish(self, target: Path) -> None:
         """Rename the sealed file to its chunk name, and close it.
@@ -178,6 +207,8 @@ class StagedChunkFile:
         if self.is_open:
             self.is_open = False
             release(self._descriptor)
+            if self._placement is not None:
+                release(self._placement.descriptor)
             if self.task_lock is not None:
                 self.task_lock.release()
 
