@@ -16,6 +16,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE, fallocate(2)
 _NOREPLACE = 1  # RENAME_NOREPLACE, renameat2(2)
 _AT_FDCWD = -100  # openat(2)
+_START_WRITING = 2  # SYNC_FILE_RANGE_WRITE, sync_file_range(2)
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2), 64 bits
 
 
@@ -35,6 +36,20 @@ def fallocate(
         number = ctypes.get_errno()
         if number != errno.EINTR:
             raise OSError(number, os.strerror(number))
+
+
+def start_writeback(descriptor: int, offset: int, size: int) -> None:
+    """Let the kernel start to write ``size`` bytes at ``offset`` to disk: a hint.
+
+    sync_file_range(2) with SYNC_FILE_RANGE_WRITE. It waits only while the disk's queue
+    is full. It makes nothing durable; a later fdatasync(2) has less to write, and
+    reports errors. Errors of the call are ignored.
+    """
+    function = getattr(_libc, "sync_file_range", None)
+    if function is not None:
+        function(
+            descriptor, ctypes.c_int64(offset), ctypes.c_int64(size), _START_WRITING
+        )
 
 
 def rename_noreplace(

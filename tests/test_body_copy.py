@@ -310,7 +310,7 @@ def test_a_file_above_the_limit_of_the_process_is_named(copying: Copying, serve:
 def traced(folder: Path, *arguments: object) -> Counter[str]:
     """The system calls of ``dlpool ARGUMENTS`` that move bytes: how often, and as "NAME bytes" how many."""
     log = folder / "strace"
-    names = "splice,recvfrom,read,write,pwrite64,poll"
+    names = "splice,recvfrom,read,write,pwrite64,poll,sync_file_range"
     command = ["strace", "-f", "-qq", "-e", f"trace={names}", "-o", log, sys.executable, "-m", "dlpool", *arguments]
     subprocess.run(list(map(str, command)), cwd=ROOT, check=True, timeout=60, capture_output=True)
     found = Counter[str]()
@@ -322,13 +322,18 @@ def traced(folder: Path, *arguments: object) -> Counter[str]:
     return found
 
 
-def test_the_bytes_of_a_large_body_do_not_enter_the_process(nginx: Nginx, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [[], ["--no-sync"]])
+def test_the_bytes_of_a_large_body_do_not_enter_the_process(options: list[str], nginx: Nginx, tmp_path: Path) -> None:
     size = 64 * MIB
     (nginx.root / "large").write_bytes(make_data(size))
-    calls = traced(tmp_path, "fetch", "-q", "--no-sync", f"{nginx.url}/large", tmp_path / "f")
+    calls = traced(tmp_path, "fetch", "-q", *options, f"{nginx.url}/large", tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == (nginx.root / "large").read_bytes()
     (nginx.root / "large").unlink()
     assert calls["splice bytes"] > 2 * 0.8 * size, calls  # into a pipe, and out of it
     assert calls["recvfrom bytes"] < 0.2 * size, calls
     assert calls["write bytes"] + calls["pwrite64 bytes"] < 0.2 * size, calls
     assert sum(calls[name] for name in ("splice", "recvfrom", "write", "pwrite64", "poll")) < 6 * size / 128 / 1024
+    if options:
+        assert calls["sync_file_range"] == 0
+    else:
+        assert 2 <= calls["sync_file_range"] <= 8, calls

@@ -16,9 +16,10 @@ from dlpool import disk, errors, filelock, freespace
 from dlpool.freespace import Space
 from dlpool.syscalls import MIN_FALLOC_BYTES
 from dlpool.transfer.space_rules import SPACE_RESERVE
+from dlpool.transfer.target.file import partwriter
 from dlpool.transfer.target.file.partfile import PartFile
 from dlpool.transfer.target.file.partopen import MARK
-from dlpool.transfer.target.file.partwriter import PartWriter
+from dlpool.transfer.target.file.partwriter import WRITEBACK_BYTES, PartWriter
 from tests.conftest import open_descriptors
 from tests.fakes import Events
 
@@ -413,6 +414,22 @@ def test_writers_have_descriptors_of_their_own(part: PartFile) -> None:
     one.close()
     other.close()
     assert open_descriptors(part.path.parent) == before
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_the_kernel_is_asked_to_write_contiguous_bytes_that_will_be_synced(
+    sync: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(partwriter, "start_writeback", lambda _file, offset, size: asked.append((offset, size)))
+    block = memoryview(bytes(WRITEBACK_BYTES // 4))
+    opened = PartFile(tmp_path / "file", sync=sync)
+    writer = opened.writer()
+    for position in (0, 1, 2, 10, 11, 12, 13, 14, 3):  # blocks
+        writer.write(position * len(block), block)
+    writer.close()
+    opened.close()
+    assert asked == ([(10 * len(block), WRITEBACK_BYTES)] if sync else [])
 
 
 @pytest.mark.parametrize("name", ["there", "removed", "another's", "unknown"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dlpool.freespace import reserve
-from dlpool.syscalls import rename_noreplace
+from dlpool.syscalls import rename_noreplace, start_writeback
 from tests.disks import needs_root, tmpfs
 
 MIB = 1024 * 1024
@@ -31,6 +31,19 @@ def test_where_nothing_can_be_reserved_nothing_is() -> None:
     finally:
         os.close(reading)
         os.close(writing)
+
+
+def test_a_hint_to_write_changes_nothing_and_cannot_fail(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    with open(tmp_path / "file", "rb") as file:
+        start_writeback(file.fileno(), 0, 3)
+        start_writeback(file.fileno(), -1, 3)  # EINVAL
+        assert file.read() == b"abc"
+    reading, writing = os.pipe()
+    start_writeback(writing, 0, 1)  # ESPIPE
+    os.close(reading)
+    os.close(writing)
+    start_writeback(writing, 0, 1)  # EBADF
 
 
 @needs_root

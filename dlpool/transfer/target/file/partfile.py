@@ -215,13 +215,16 @@ class PartFile:
                 os.dup(self._descriptor) if descriptor is None else descriptor,
                 self._name,
                 is_shared,
+                writes_back=self._sync,
             )
         self._writers.append(writer)
         return writer
 
     def locked_writer(self) -> PartWriter:
         """Return a writer with the locked descriptor, for the thread of the owner."""
-        return PartWriter(self._descriptor, self._name, closes=False)
+        return PartWriter(
+            self._descriptor, self._name, closes=False, writes_back=self._sync
+        )
 
     def as_scanned_file(self) -> ScannedFile:
         """Return the complete file for a malware scan. Raises LocalFault."""

@@ -10,8 +10,10 @@ from dlpool import disk, freespace
 from dlpool.disk_errors import local_fault, translated
 from dlpool.errors import LocalFault
 from dlpool.freespace import Space
+from dlpool.syscalls import start_writeback
 from dlpool.transfer.pipe import Pipe
 
+WRITEBACK_BYTES = 8 * 1024 * 1024  # contiguous bytes written between two hints
 _CLOSED = -1  # as a descriptor
 _UNKNOWN = -1  # as a position
 
@@ -31,12 +33,16 @@ class PartWriter:
         is_shared: bool = False,
         *,
         closes: bool = True,
+        writes_back: bool = False,
     ) -> None:
         self._descriptor = descriptor
         self._path = path
         self._is_shared = is_shared
         self._closes = closes
+        self._writes_back = writes_back
         self._position = 0
+        # the latest contiguous bytes for which the kernel has got no hint
+        self._dirty_from = self._dirty_to = 0
         # held while writing: the number of a closed descriptor may be another file's
         self._lock = threading.Lock()
         self._failure: LocalFault | None = None
@@ -52,6 +58,7 @@ class PartWriter:
                 self._position = _UNKNOWN
                 raise local_fault(f"write {self._path}", error) from error
             self._position = position + len(data)
+            self._count_dirty(position, len(data))
 
     def splice(self, position: int, pipe: Pipe, size: int) -> int:
         """Move ``size`` bytes from ``pipe`` to ``position``.
@@ -60,7 +67,18 @@ class PartWriter:
         not support splice(2). Raises LocalFault.
         """
         with self._lock, translated(f"write {self._path}"):
-            return pipe.empty(self._descriptor, position, size)
+            moved = pipe.empty(self._descriptor, position, size)
+            self._count_dirty(position, moved)
+            return moved
+
+    def _count_dirty(self, position: int, size: int) -> None:
+        if position != self._dirty_to:
+            self._dirty_from = position
+        self._dirty_to = position + size
+        dirty = self._dirty_to - self._dirty_from
+        if self._writes_back and dirty >= WRITEBACK_BYTES:
+            start_writeback(self._descriptor, self._dirty_from, dirty)
+            self._dirty_from = self._dirty_to
 
     def _write(self, position: int, data: memoryview) -> None:
         if self._is_shared:
