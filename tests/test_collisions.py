@@ -13,7 +13,7 @@ import pytest
 
 from dlpool import DownloadEngine, DownloadTask, download_many
 from dlpool.config import TransferSettings
-from dlpool.engine.names import DuplicateItem, NameRegistry, NameRequest
+from dlpool.engine.names import DuplicateItem, NameRegistry, NameRequest, RealFolders
 from dlpool.errors import TargetExists
 from dlpool.transfer.target.file.partfile import PartFile
 from tests.conftest import make_data, wait_until
@@ -309,6 +309,32 @@ def test_links_to_one_folder_are_one_folder(tmp_path: Path) -> None:
     names.reserve(tmp_path / "d" / "x", wanted("1", "a"))
     with pytest.raises(TargetExists):
         names.reserve(tmp_path / "l" / "x", wanted("2", "b"))
+
+
+@pytest.mark.parametrize(
+    "path", ["d/x", "l/x", "d/link", "d/../d/x", "l/..", "missing/x", "d/loop/x", "d", "x", "d/x/y", "out/x", "/x", "/"]
+)
+def test_paths_are_resolved_as_the_library_does(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "x").touch()
+    (tmp_path / "d" / "link").symlink_to("x")
+    (tmp_path / "d" / "loop").symlink_to("loop")
+    (tmp_path / "l").symlink_to("d")
+    (tmp_path / "out").symlink_to(tmp_path)
+    folders = RealFolders()
+    for _ in range(2):
+        assert folders.resolve(path) == os.path.realpath(path)
+        assert folders.resolve(f"{tmp_path}/{path}") == os.path.realpath(f"{tmp_path}/{path}")
+
+
+def test_a_link_to_a_folder_that_changes_is_resolved_again(tmp_path: Path) -> None:
+    link, folders = tmp_path / "l", RealFolders()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        link.unlink(missing_ok=True)
+        link.symlink_to(name)
+        assert folders.resolve(f"{link}/x") == str(tmp_path / name / "x")
 
 
 def test_two_tasks_for_one_url_share_a_name_but_not_in_a_list(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import field
+from itertools import count
 
 from dlpool import threads
 from dlpool.dataclass import dataclass
@@ -93,12 +94,13 @@ class Batch:
         # Held while a line is read, which may block.
         self._items_lock = threading.Lock()
         self._earlier = earlier
+        self._numbers = count(1)
         self._lock = threading.Lock()  # guards all attributes below
         # The running items with their numbers, by the ids of their tasks.
         self._running: dict[str, tuple[int, BatchItem]] = {}
         self._results: list[BatchResult] = []
         self._done = self._failed = self._completed_bytes = 0
-        self._skipped = self._count = 0
+        self._skipped = 0
         self._unfinished = 0  # items that were read and have no result
         self._is_read = self._is_cancelled = False
         self.finished = threading.Event()
@@ -186,11 +188,12 @@ class Batch:
 
     def _task_of(self, item: BatchItem, job: Job) -> DownloadTask | None:
         """Return a new task for an item; None if the batch was cancelled."""
-        task = task_of_job(job, label=f"line {item.line}" if item.line else "")
+        number = next(self._numbers)
+        label = f"line {item.line}" if item.line else ""
+        task = task_of_job(job, label=label, task_id=str(number))
         with self._lock:
             if not self._is_cancelled:
-                self._count += 1
-                self._running[task.id] = self._count, item
+                self._running[task.id] = number, item
                 return task
         self._record_cancelled(item)
         return None

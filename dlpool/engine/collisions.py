@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -40,7 +41,7 @@ def find_collisions(
             yield BatchResult(item, None, item.error)
         if item.job is None:
             continue
-        target = str(expected_target(item.job))
+        target = expected_target(item.job)
         line, url = lines.setdefault(target, (item.line, item.url))
         if url != item.url and not _has_own_name(item.job, target, is_named, look_up):
             error = TargetExists(
@@ -49,9 +50,13 @@ def find_collisions(
             yield BatchResult(item, None, error)
 
 
-def expected_target(job: Job) -> Path:
+def expected_target(job: Job) -> str:
     """Return the path of a job's file if the server sends no file name."""
-    return job.target / file_name(None, job.url) if job.is_folder else job.target
+    target = str(job.target)
+    if not job.is_folder:
+        return target
+    name = file_name(None, job.url)
+    return name if target == "." else os.path.join(target, name)
 
 
 def _has_own_name(

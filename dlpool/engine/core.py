@@ -259,7 +259,10 @@ class EngineCore:
             failure = error
         except Exception as error:  # noqa: BLE001 - top of a thread
             failure = InternalError.of(error)
-        self._update(task)
+        if outcome is None:
+            self._update(task)
+        else:
+            self._stats.update_active_task(task.id, outcome.size, outcome.size, 0.0)
         self._workers.release()
         status = execution.end_run(outcome, failure)
         if status in FINAL:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import threading
 import unicodedata
@@ -12,11 +13,14 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from dlpool.disk import make_folders
+from dlpool.disk import Identity, identity_of, is_name_of, make_folders
 from dlpool.disk_errors import translated
 from dlpool.errors import TargetExists
 
+# a path of which only the case of letters is folded
+_PLAIN = re.compile(r"(?:/[A-Za-z0-9._-]*[A-Za-z0-9_-])*")
 _HASH_SIZE = 8  # bytes
+MAX_FOLDERS = 1000  # whose resolved paths are kept
 MAX_PATH = 4096  # characters; Linux opens no longer paths (PATH_MAX)
 
 
@@ -71,6 +75,7 @@ class NameRegistry:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._folders = RealFolders()
         self._names: dict[bytes, _Name] = {}
         self._held: dict[str, list[_Name]] = {}  # by task id, until the task ends
 
@@ -88,7 +93,7 @@ class NameRegistry:
         path cannot be used.
         """
         with translated(f"use the path {str(path)[:200]}"):
-            real = os.path.realpath(path)
+            real = self._folders.resolve(str(path))
         key, url = _hash(_folded(real)), _hash(request.url)
         while True:
             with self._lock:
@@ -181,6 +186,36 @@ class NameRegistry:
             self._names.pop(key, None)
 
 
+class RealFolders:
+    """Resolves paths of files in few folders, with two system calls a file.
+
+    Thread-safe: a folder that two threads resolve at once is resolved twice.
+    """
+
+    def __init__(self) -> None:
+        # The resolved path of a folder and its identity, by its path.
+        self._known: dict[str, tuple[str, Identity]] = {}
+
+    def resolve(self, path: str) -> str:
+        """Return the result of ``os.path.realpath``. Raises OSError."""
+        folder, name = os.path.split(path)
+        if name in ("", ".", "..") or os.path.islink(path):
+            return os.path.realpath(path)
+        try:
+            identity = identity_of(os.stat(folder or "."))
+        except OSError:  # usually the folder is missing
+            return os.path.realpath(path)
+        real, known = self._known.get(folder, ("", None))
+        if identity != known:
+            real = os.path.realpath(folder)
+            if not is_name_of(real, identity):
+                return os.path.realpath(path)
+            if len(self._known) >= MAX_FOLDERS:
+                self._known.clear()
+            self._known[folder] = real, identity
+        return os.path.join(real, name)
+
+
 def _hash(text: str) -> bytes:
     return blake2b(
         text.encode(errors="surrogateescape"), digest_size=_HASH_SIZE
@@ -197,6 +232,8 @@ def _folded(path: str) -> str:
     """
     if len(path) > MAX_PATH:
         return path
+    if _PLAIN.fullmatch(path):
+        return path.lower()
     names = unicodedata.normalize("NFKD", path).upper().casefold().split("/")
     return unicodedata.normalize("NFKD", "/".join(name.rstrip(" .") for name in names))
 

@@ -11,6 +11,7 @@ from dlpool.transfer.transfer import Transfer
 
 SAMPLE_S = 0.1  # the minimum time between two samples of the speed
 WINDOW_S = 5.0  # the period over which the speed is averaged
+PROGRESS_EVENTS = frozenset({"job_started", "download_restarted"})
 
 
 class Speedometer:
@@ -84,7 +85,10 @@ class TaskProgress:
             self.speed = self._speedometer.add(now, progress.done)
 
     def handle_event(self, event: str, fields: dict[str, object]) -> None:
-        """Set the downloaded bytes when a download starts, resumes or restarts."""
+        """Set the downloaded bytes when a download starts, resumes or restarts.
+
+        ``PROGRESS_EVENTS`` are the events that change them.
+        """
         if event == "download_restarted":
             self.done, self.reported = 0, 0.0
         elif event == "job_started":

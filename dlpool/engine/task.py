@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dlpool.engine.arguments import check_priority, job_of
-from dlpool.engine.progress import TaskProgress
+from dlpool.engine.progress import PROGRESS_EVENTS, TaskProgress
 from dlpool.errors import Cancelled, DlpoolError, UsageError
 from dlpool.transfer.job import Job, Progress, TransferResult
 from dlpool.transfer.transfer import Transfer
@@ -404,8 +404,9 @@ class TaskExecution:
     def handle_event(self, event: str, /, **fields: object) -> None:
         """Update the progress from an event of the transfer.
         The method has the type ``Notify``."""
-        with self._changed:
-            self._progress.handle_event(event, fields)
+        if event in PROGRESS_EVENTS:
+            with self._changed:
+                self._progress.handle_event(event, fields)
 
     def end_run(
         self, outcome: TransferResult | None, failure: DlpoolError | None
@@ -414,11 +415,13 @@ class TaskExecution:
 
         A failure of a task that was paused or cancelled is ignored.
         """
-        with self.sampled() as progress:
+        with self._changed:
+            if outcome is None:
+                self._progress.sample(self._transfer)
             self._transfer, self._is_running = None, False
             if outcome is not None and self._move(COMPLETED):
                 self.outcome = outcome
-                progress.complete(outcome)
+                self._progress.complete(outcome)
             elif failure is not None and self.status == DOWNLOADING:
                 self.failure = failure
                 self._move(FAILED)
