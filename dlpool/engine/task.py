@@ -412,9 +412,7 @@ class TaskExecution:
         self, outcome: TransferResult | None, failure: DlpoolError | None
     ) -> str:
         """Release the task from its thread and return its status.
-
-        A failure of a task that was paused or cancelled is ignored.
-        """
+        A failure of a task that was paused or cancelled is ignored."""
         with self._changed:
             if outcome is None:
                 self._progress.sample(self._transfer)
