@@ -11,10 +11,11 @@ import pytest
 
 from dlpool import errors
 from dlpool.transfer.http import connection, urllib3_adapter
+from dlpool.transfer.http.cancellable import TargetedHeaders
 from dlpool.transfer.http.connection import connect
 from dlpool.transfer.http.idle_connections import IdleCloser
 from dlpool.transfer.http.policy import ANY_NETWORK, NetworkPolicy
-from dlpool.transfer.http.urllib3_adapter import TargetedHeaders, pool_classes
+from dlpool.transfer.http.urllib3_adapter import pool_classes
 from tests.fakes import Clock
 
 HOST = "h.test"

@@ -39,17 +39,7 @@ FLOORS = [
 ONLY_IN = {
     "requests": {f"transfer/http/{name}.py" for name in ("requests_adapter", "tls", "unusual_urls")},
     "urllib3": {
-        f"transfer/http/{name}.py"
-        for name in (
-            "client",
-            "network_errors",
-            "pools",
-            "requests_adapter",
-            "source",
-            "tls",
-            "unusual_urls",
-            "urllib3_adapter",
-        )
+        f"transfer/http/{name}.py" for name in ("pools", "requests_adapter", "tls", "unusual_urls", "urllib3_adapter")
     },
     "rich": {"cli/bars.py", "cli/tables.py", "cli/top.py"},
     "prometheus_client": {"observe/metrics.py", "web/exposition.py"},

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dlpool.transfer.http.cancellable import PooledResponse
 from dlpool.transfer.http.header_fields import MAX_FIELDS, MAX_HEADER_BYTES, read_fields
 from dlpool.transfer.http.http_client_adapter import MAX_INFORMATIONAL, _HeaderReader
-from dlpool.transfer.http.urllib3_adapter import PooledResponse
 
 LINES = st.sampled_from(
     [

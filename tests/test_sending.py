@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from dlpool import errors
-from dlpool.transfer.http import urllib3_adapter
+from dlpool.transfer.http import cancellable
+from dlpool.transfer.http.cancellable import TargetedHeaders
 from dlpool.transfer.http.exchange import Exchange, ExchangeStats, OutgoingBody
 from dlpool.transfer.http.idle_connections import IdleCloser
 from dlpool.transfer.http.policy import ANY_NETWORK, NetworkPolicy
-from dlpool.transfer.http.urllib3_adapter import TargetedHeaders, pool_classes
+from dlpool.transfer.http.urllib3_adapter import pool_classes
 from tests.fakes import Clock
 
 TIMEOUT_S = 30.0  # of the connection
@@ -251,7 +252,7 @@ def test_over_tls_nothing_is_taken_for_an_answer_while_more_can_be_sent(
     is_tls: bool, one: Any, theirs: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind = socket.socket if is_tls else ssl.SSLSocket
-    monkeypatch.setattr(urllib3_adapter, "ssl", SimpleNamespace(SSLSocket=kind))
+    monkeypatch.setattr(cancellable, "ssl", SimpleNamespace(SSLSocket=kind))
     one._detects_response = is_tls
     theirs.send(FINAL)
     one._send_body(OutgoingBody([b"abc"], 3, BODY_S))
@@ -275,17 +276,17 @@ def test_a_socket_is_polled_for_what_is_asked_and_in_milliseconds(
             calls.append(timeout_ms)
             return found
 
-    monkeypatch.setattr(urllib3_adapter, "select", SimpleNamespace(poll=Poll))
+    monkeypatch.setattr(cancellable, "select", SimpleNamespace(poll=Poll))
     sock: Any = object()
-    assert urllib3_adapter._poll_events(sock, select.POLLIN, 0.25) == expected
+    assert cancellable.poll_events(sock, select.POLLIN, 0.25) == expected
     assert calls == [(sock, select.POLLIN), 250.0]
 
 
 def test_what_cannot_be_looked_at_says_nothing(one: Any, theirs: socket.socket) -> None:
     theirs.send(b"HTTP/1.1 200 OK")
-    assert urllib3_adapter._peek(one.sock) == b"HTTP/1.1 2"
+    assert cancellable._peek(one.sock) == b"HTTP/1.1 2"
     one.sock.close()
-    assert urllib3_adapter._peek(one.sock) == b""
+    assert cancellable._peek(one.sock) == b""
 
 
 # --- the socket of a connection ---
@@ -345,6 +346,6 @@ def test_a_proxy_is_reached_whatever_the_policy_for_origins(
     one.proxy, one.timeout, one.network_policy = proxy, timeout, PUBLIC
     calls: list[tuple[Any, ...]] = []
     made: Callable[..., None] = lambda *given: calls.append(given)  # noqa: E731
-    monkeypatch.setattr(urllib3_adapter, "connect", made)
+    monkeypatch.setattr(cancellable, "connect", made)
     one._new_conn()
     assert calls == [("127.0.0.1", 81, limit, policy, one._register_socket)]

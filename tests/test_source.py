@@ -21,6 +21,7 @@ from dlpool.transfer.http.exchange import Exchange, ExchangeStats
 from dlpool.transfer.http.http_client_adapter import COLLECT_S
 from dlpool.transfer.http.limits import HostHolds, NetworkMonitor
 from dlpool.transfer.http.source import MAX_REDIRECTS, Reply, Source, may_be_expired
+from dlpool.transfer.http.urls import request_headers
 from tests.fakes import Clock
 from tests.origin import Connection, Origin, Request
 
@@ -176,6 +177,7 @@ class Network:
             answered=lambda host: self.watched.append(("answered", host)),
         )
         self.settings = NetworkSettings(network="any")
+        self.default_headers = request_headers(self.settings, {})
         self.min_read_bytes = 10
         self.proxied = False
         self.sent: list[tuple[str, str, dict[str, str]]] = []

@@ -17,8 +17,8 @@ import pytest
 
 from dlpool import errors
 from dlpool.transfer.body_copy import BUFFER
+from dlpool.transfer.http.cancellable import PooledResponse
 from dlpool.transfer.http.http_client_adapter import COLLECT_S
-from dlpool.transfer.http.urllib3_adapter import PooledResponse
 from tests.conftest import Authority, Fetcher, Nginx, make_data, wait_until
 from tests.handlers import Serve, check_file
 from tests.origin import Connection, File, Request

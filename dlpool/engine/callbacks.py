@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 import time
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from dlpool.engine.task import DownloadTask
 
 Callback = Callable[["DownloadTask"], object]
-_log = logging.getLogger("dlpool")
 
 
 class Callbacks:
@@ -128,5 +126,9 @@ class Callbacks:
         for callback in registered:
             try:
                 callback(task)
-            except BaseException:  # noqa: BLE001 - a fault of the program
-                _log.exception("a callback of dlpool has raised an exception")
+            except BaseException:
+                import logging  # few programs need it
+
+                logging.getLogger("dlpool").exception(
+                    "a callback of dlpool has raised an exception"
+                )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from pathlib import Path
@@ -36,7 +35,6 @@ from dlpool.transfer.job import Job, TransferResult
 # At the exit of the program: the longest wait, in seconds, for calls that cannot be
 # interrupted, such as a name look-up.
 EXIT_WAIT_S = 5.0
-_log = logging.getLogger("dlpool")
 
 
 class EngineCore:
@@ -208,7 +206,9 @@ class EngineCore:
             task.status in (PENDING, DOWNLOADING) for task in self.tasks().values()
         )
         if unfinished:
-            _log.warning(
+            import logging  # few programs need it
+
+            logging.getLogger("dlpool").warning(
                 "the program ended before %d of its downloads; downloaded again, they "
                 "resume",
                 unfinished,

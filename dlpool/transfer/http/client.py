@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, cast
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-
-import urllib3
 
 from dlpool.config import NetworkSettings
 from dlpool.errors import ConfigurationError
+from dlpool.transfer.http.cancellable import PooledResponse, TargetedHeaders
+from dlpool.transfer.http.direct_pool import DirectPools
 from dlpool.transfer.http.exchange import OutgoingBody
 from dlpool.transfer.http.host_connections import HostConnections
 from dlpool.transfer.http.idle_connections import IdleCloser
 from dlpool.transfer.http.limits import HostHolds, NetworkMonitor, RateLimit
-from dlpool.transfer.http.policy import origin
-from dlpool.transfer.http.pools import ConnectionPools
+from dlpool.transfer.http.policy import NetworkPolicy, origin
 from dlpool.transfer.http.tls import tls_context
-from dlpool.transfer.http.urllib3_adapter import (
-    ExpiringPool,
-    PooledResponse,
-    TargetedHeaders,
-)
-from dlpool.transfer.http.urls import display_url, request_headers
+from dlpool.transfer.http.urls import display_url, request_headers, request_target
 from dlpool.transfer.timer import TimerThread
+
+if TYPE_CHECKING:
+    from dlpool.transfer.http.pools import ConnectionPools
 
 # bytes after which one read stops collecting what has arrived
 MIN_READ_BYTES = 128 * 1024
@@ -63,10 +61,12 @@ class HttpClient:
         self.rate_limit = rate_limit or RateLimit(None, time.monotonic)
         self.min_read_bytes = max(min_read_bytes, MIN_READ_BYTES)
         self._idle_closer = IdleCloser(max_idle_s)
-        self._pools = ConnectionPools(settings, pool_size, self._idle_closer)
-        self._timeout = urllib3.Timeout(
-            connect=settings.connect_timeout, read=settings.read_timeout
+        self._pool_size = pool_size
+        self._direct_pools = DirectPools(
+            NetworkPolicy.of(settings), self._idle_closer, pool_size
         )
+        self._lock = threading.Lock()  # guards the creation of the pools of urllib3
+        self._pools: ConnectionPools | None = None
         self.timer = TimerThread()
         # limits of this machine that have been reported
         self.reported_limits: set[str] = set()
@@ -102,31 +102,30 @@ class HttpClient:
     ) -> PooledResponse:
         """Send a request and return its response with the body unread.
 
-        Raises the exceptions of requests and urllib3. The request goes directly to the
-        connection pools. ``requests.Session.send`` is not used, because it takes as
-        long as the transfer of a small file.
+        Raises the exceptions of ``library_errors``, RetryRange or PolicyRefused.
         """
-        pool, request = self._pools.route(url, self.proxy(url))
-        targeted = TargetedHeaders(request.target, headers)
-        if body is None:
-            again = cast(ExpiringPool, pool).send_again(
-                method, targeted, self.settings.read_timeout
-            )
-            if again is not None:
-                return again
-        raw: Any = pool.urlopen(
+        proxy = self.proxy(url)
+        pool = None if proxy else self._direct_pools.pool(url)
+        if pool is None:
+            return self._library_pools().send(method, url, proxy, headers, body)
+        return pool.send(
             method,
-            request.route,
-            body=cast(Any, body),
-            headers=targeted,
-            redirect=False,
-            retries=False,
-            assert_same_host=False,
-            timeout=self._timeout,
-            preload_content=False,
-            decode_content=False,
+            TargetedHeaders(request_target(url), headers),
+            body,
+            self.settings.connect_timeout,
+            self.settings.read_timeout,
         )
-        return cast(PooledResponse, raw)
+
+    def _library_pools(self) -> ConnectionPools:
+        # imports urllib3, which a direct connection without TLS does not need
+        from dlpool.transfer.http.pools import ConnectionPools
+
+        with self._lock:
+            if self._pools is None:
+                self._pools = ConnectionPools(
+                    self.settings, self._pool_size, self._idle_closer
+                )
+            return self._pools
 
     def check(self) -> None:
         """Raise ConfigurationError for an unusable proxy or certificate."""
@@ -140,7 +139,9 @@ class HttpClient:
     def close(self) -> None:
         """Close the idle connections."""
         self._idle_closer.close()
-        self._pools.close()
+        self._direct_pools.close()
+        if self._pools is not None:
+            self._pools.close()
 
 
 def _environment_proxy(url: str) -> str | None:

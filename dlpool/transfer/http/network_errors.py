@@ -5,9 +5,8 @@ from __future__ import annotations
 import http.client
 import re
 import ssl
+import sys
 from collections.abc import Callable, Iterator
-
-from urllib3 import exceptions
 
 from dlpool.errors import (
     AccessDenied,
@@ -23,6 +22,20 @@ from dlpool.errors import (
 )
 
 
+def library_errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions that a request may raise besides those of dlpool.
+
+    The exceptions of requests are OSErrors.
+    """
+    return (http.client.HTTPException, OSError, ValueError, *_of_urllib3("HTTPError"))
+
+
+def _of_urllib3(name: str) -> tuple[type[Exception], ...]:
+    """Return an exception class of urllib3; nothing as long as it is not imported."""
+    module = sys.modules.get("urllib3.exceptions")
+    return () if module is None else (getattr(module, name),)
+
+
 def network_error(
     error: Exception, is_reused: bool = False, *, is_answered: bool = False
 ) -> DlpoolError:
@@ -35,7 +48,7 @@ def network_error(
     for cause in causes:
         if (known := _decisive_error(cause)) is not None:
             return known
-    for kinds, translate in _RULES:
+    for kinds, translate in _rules():
         if found := next((cause for cause in causes if isinstance(cause, kinds)), None):
             return translate(found, is_reused, is_answered)
     return ConnectionBroken(f"the connection broke ({str(error)[:200]})")
@@ -85,38 +98,41 @@ def _malformed(
     )
 
 
-# The first rule with an exception class among the causes applies.
-_RULES: tuple[
-    tuple[
-        tuple[type[BaseException], ...],
-        Callable[[BaseException, bool, bool], DlpoolError],
-    ],
-    ...,
-] = (
-    (
-        (exceptions.LocationValueError,),
-        lambda cause, *_: UsageError(f"the URL cannot be used: {cause}"),
-    ),
-    (
-        (TimeoutError, exceptions.TimeoutError),
-        lambda *_: TimedOut("the server sent nothing for longer than the read timeout"),
-    ),
-    (
-        (http.client.IncompleteRead, exceptions.IncompleteRead),
-        lambda *_: ShortBody("the connection ended before the body did"),
-    ),
-    (
+_Translate = Callable[[BaseException, bool, bool], DlpoolError]
+
+
+def _rules() -> tuple[tuple[tuple[type[BaseException], ...], _Translate], ...]:
+    """Return the rules; the first with an exception class among the causes applies."""
+    return (
         (
-            ConnectionError,
-            http.client.RemoteDisconnected,
-            ssl.SSLEOFError,
-            ssl.SSLZeroReturnError,
+            _of_urllib3("LocationValueError"),
+            lambda cause, *_: UsageError(f"the URL cannot be used: {cause}"),
         ),
-        _broken,
-    ),
-    ((ssl.SSLError,), _tls),
-    ((http.client.HTTPException, exceptions.InvalidHeader, ValueError), _malformed),
-)
+        (
+            (TimeoutError, *_of_urllib3("TimeoutError")),
+            lambda *_: TimedOut(
+                "the server sent nothing for longer than the read timeout"
+            ),
+        ),
+        (
+            (http.client.IncompleteRead, *_of_urllib3("IncompleteRead")),
+            lambda *_: ShortBody("the connection ended before the body did"),
+        ),
+        (
+            (
+                ConnectionError,
+                http.client.RemoteDisconnected,
+                ssl.SSLEOFError,
+                ssl.SSLZeroReturnError,
+            ),
+            _broken,
+        ),
+        ((ssl.SSLError,), _tls),
+        (
+            (http.client.HTTPException, *_of_urllib3("InvalidHeader"), ValueError),
+            _malformed,
+        ),
+    )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -1,19 +1,26 @@
-"""The connection pools of a process, for direct connections and for proxies."""
+"""The connection pools of urllib3, for TLS and proxies.
+
+Imported when such a connection is opened: the import of urllib3 takes longer than the
+fetch of a small file.
+"""
 
 from __future__ import annotations
 
 import ssl
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import urllib3
 
 from dlpool.config import NetworkSettings
+from dlpool.transfer.http.cancellable import PooledResponse, TargetedHeaders
+from dlpool.transfer.http.exchange import OutgoingBody
 from dlpool.transfer.http.idle_connections import MAX_HOSTS, IdleCloser
 from dlpool.transfer.http.policy import NetworkPolicy, origin
 from dlpool.transfer.http.tls import tls_context
-from dlpool.transfer.http.urllib3_adapter import pool_classes
+from dlpool.transfer.http.urllib3_adapter import ExpiringPool, pool_classes
 from dlpool.transfer.http.urls import request_target
 
 if TYPE_CHECKING:
@@ -51,6 +58,44 @@ class ConnectionPools:
         self._context: ssl.SSLContext | None = None
         self._proxies: ProxyPools | None = None
         self._pools: dict[tuple[str, str, int | None], urllib3.HTTPConnectionPool] = {}
+        self._timeout = urllib3.Timeout(
+            connect=settings.connect_timeout, read=settings.read_timeout
+        )
+
+    def send(
+        self,
+        method: str,
+        url: str,
+        proxy: str | None,
+        headers: Mapping[str, str],
+        body: OutgoingBody | None = None,
+    ) -> PooledResponse:
+        """Send a request and return its response with the body unread.
+
+        Raises the exceptions of requests and urllib3. ``requests.Session.send`` is not
+        used, because it takes as long as the transfer of a small file.
+        """
+        pool, request = self.route(url, proxy)
+        targeted = TargetedHeaders(request.target, headers)
+        if body is None:
+            again = cast(ExpiringPool, pool).send_again(
+                method, targeted, self._settings.read_timeout
+            )
+            if again is not None:
+                return again
+        raw: Any = pool.urlopen(
+            method,
+            request.route,
+            body=cast(Any, body),
+            headers=targeted,
+            redirect=False,
+            retries=False,
+            assert_same_host=False,
+            timeout=self._timeout,
+            preload_content=False,
+            decode_content=False,
+        )
+        return cast(PooledResponse, raw)
 
     def route(
         self, url: str, proxy: str | None

@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
-import urllib3
-
 from dlpool.disk_errors import CANNOT_SPLICE
 from dlpool.errors import (
     DlpoolError,
@@ -27,13 +25,13 @@ from dlpool.errors import (
     UsageError,
 )
 from dlpool.transfer.http.answer import ByteRange
+from dlpool.transfer.http.cancellable import PooledResponse
 from dlpool.transfer.http.client import HttpClient
 from dlpool.transfer.http.credentials import netrc_user
 from dlpool.transfer.http.exchange import Exchange, OutgoingBody
 from dlpool.transfer.http.http_client_adapter import COLLECT_S
-from dlpool.transfer.http.network_errors import network_error
+from dlpool.transfer.http.network_errors import library_errors, network_error
 from dlpool.transfer.http.policy import headers_for_origin, origin
-from dlpool.transfer.http.urllib3_adapter import PooledResponse
 from dlpool.transfer.http.urls import (
     authority,
     basic_auth,
@@ -119,7 +117,7 @@ class Reply:
     def close(self) -> None:
         """Return the connection to its pool after a complete body, else close it."""
         self._exchange.detach()
-        with suppress(urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
+        with suppress(*library_errors()):
             self._body.release()
 
     def _read_once(self, view: memoryview) -> int:
@@ -305,11 +303,7 @@ class Source:
         exchange.sent_at, exchange.answered_at = exchange.clock(), None
         try:
             raw = client.send(method, url, sent, body)
-        except (
-            urllib3.exceptions.HTTPError,
-            OSError,  # the exceptions of requests are OSErrors
-            ValueError,
-        ) as error:
+        except library_errors() as error:
             raise exchange.cancel_error or network_error(
                 error, exchange.is_reused
             ) from error

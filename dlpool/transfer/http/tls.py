@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import ClassVar
 
-import urllib3
-
 from dlpool.config import NetworkSettings
 from dlpool.errors import ConfigurationError
 
@@ -97,6 +95,8 @@ def tls_context(settings: NetworkSettings) -> ssl.SSLContext:
     if settings.insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
+        import urllib3  # which would warn at each request
+
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     return context
 
