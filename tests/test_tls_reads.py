@@ -222,6 +222,7 @@ def test_a_server_that_closes_after_each_answer_is_read_to_the_end(
 SIZE = 64 * MIB
 FETCH = """
 import sys, threading, collections
+import dlpool.transfer.http.pools  # else imported, and counted, by a thread
 from dlpool.cli.main import main
 counts, lock = collections.Counter(), threading.Lock()
 def note(frame, event, argument):
