@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dlpool import disk
 from dlpool.jobs.keys import QueueKeys
 from dlpool.service.inflight import InFlightPhase, InFlightTable
+from dlpool.service.queue.messages import LeaseLost, Mailbox
 from dlpool.service.scheduling import WaitingJob, WorkerSlots, assign
 from dlpool.service.wire.frames import CancelFrame, EndedFrame, JobFrame, LostFrame, RecallFrame
 from dlpool.service.wire.results import AttemptResult
@@ -224,3 +227,28 @@ def test_a_job_behind_a_long_one_is_left_to_other_nodes(tmp_path: Path, redis_se
             door.open.set()
             client.wait_for(f"{slow.url}/long")
         assert redis_server.client().zcard(keys.done) == len(short) + len(behind) + 1
+
+
+# --- what a job costs ---
+
+
+def test_many_messages_wake_the_supervisor_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[int] = []
+    real = os.eventfd_write
+    monkeypatch.setattr("os.eventfd_write", lambda fd, value: (writes.append(fd), real(fd, value)))
+    mailbox = Mailbox()
+    for _ in range(2):
+        for number in range(64):
+            mailbox.post(LeaseLost(f"{number}.1"))
+        assert len(list(mailbox.read())) == 64 and list(mailbox.read()) == []
+    assert len(writes) == 2
+
+
+def test_jobs_that_start_together_cost_one_write_of_the_journal(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[bytes] = []
+    real = disk.write_all
+    monkeypatch.setattr("dlpool.disk.write_all", lambda fd, data: (writes.append(data), real(fd, data)))
+    fill(bench, "a", "b", "c")
+    assert [data.count(b"\n") for data in writes] == [3] and set(bench.journal.entries()) == set("abc")
+    bench.dispatcher.assign_waiting()
+    assert len(writes) == 1

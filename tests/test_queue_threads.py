@@ -281,6 +281,31 @@ def test_jobs_of_other_hosts_are_not_looked_for_again_within_a_second_where_none
     assert parts == [True, True, False, False, True]
 
 
+def test_no_more_jobs_are_claimed_ahead_for_a_while_where_too_few_were_found(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a claim has no free slot to fill, so it neither waits for the intake list nor delays the next claim."""
+    now = [100.0]
+    monkeypatch.setattr("dlpool.service.queue.claiming.time.monotonic", lambda: now[0])
+    shared.in_flight.host_share = 0.5
+    for name in "abc":
+        shared.hold(name)
+    claimer = shared.claimer()
+    claimer._must_reconcile.clear()
+    for skipped, pause_s in ((0, claiming_module.AHEAD_RETRY_S), (500, claiming_module.SHARE_RETRY_S)):
+        shared.in_flight.set_ahead_limit(4)
+        claim(shared, job_of("d"), skipped=skipped)
+        claimer._turn()
+        given = shared.redis.called("claim")[-1]
+        assert given[2] == 4 and dict(given[3:])["shares"].ahead == 4
+        assert not shared.in_flight.has_free_slot.is_set() and shared.blocking.calls == []
+        now[0] += pause_s / 2
+        shared.in_flight.set_ahead_limit(4)
+        assert not claimer.finds_jobs_ahead and claimer._wanted_jobs() == (0, 0)
+        now[0] += pause_s
+        assert claimer.finds_jobs_ahead
+
+
 def test_a_supervisor_that_redis_does_not_know_registers_first(shared: Shared) -> None:
     claimer = shared.claimer()
     shared.redis_state.report_heartbeat()

@@ -140,7 +140,7 @@ def _object(raw: bytes) -> Mapping[str, Any]:
     except ValueError as error:
         raise Malformed(f"the job is too large: {error}") from error
     try:
-        fields = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+        fields = _decoder.decode(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise Malformed("the job is not UTF-8") from error
     except (ValueError, RecursionError) as error:
@@ -154,18 +154,21 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
+_decoder = json.JSONDecoder(parse_constant=_no_constant)
+
+
 def _required(fields: Mapping[str, Any], name: str, most: int) -> str:
     value = fields.get(name)
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value:
         raise Malformed(f"{name} is {'missing' if value is None else 'not a text'}")
-    if len(json.dumps(value)) - 2 > most:
+    if len(value) > most // 12 and len(json.dumps(value)) - 2 > most:
         raise Malformed(
             f"{name} is longer than {most} characters (other than ASCII counts as 6 or "
             f"12)"
         )
-    if re.search("[\ud800-\udfff]", value):
+    if not value.isascii() and re.search("[\ud800-\udfff]", value):
         raise Malformed(f"{name} is not Unicode text")
     return value
 

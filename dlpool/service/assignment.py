@@ -46,7 +46,7 @@ class JobAssigner:
 
         Return the jobs that are too large for a frame, which were not sent.
         """
-        too_large = []
+        too_large, entries = [], []
         for lease_id, pid in assign(waiting, self._pool.worker_slots()):
             held, worker = self._in_flight.get(lease_id), self._pool.workers[pid]
             assert held is not None and held.job is not None
@@ -55,15 +55,15 @@ class JobAssigner:
             except InternalError:
                 too_large.append(held)
                 continue
-            self._cleanup.record_start(
-                cleanup_entry(held, held.job, None, has_failed=True)
-            )
+            entries.append(cleanup_entry(held, held.job, None, has_failed=True))
             held.worker_pid, held.assigned_at = pid, time.monotonic()
             begins = worker.assign(lease_id, held.assigned_at)
             self._in_flight.set_phase(
                 held, InFlightPhase.RUNNING if begins else InFlightPhase.AHEAD
             )
             self._pool.retire_after_limit(worker)
+        if entries:
+            self._cleanup.record_start(*entries)
         return too_large
 
     def end(self, worker: WorkerHandle, lease_id: str) -> None:

@@ -34,17 +34,18 @@ class CleanupDispatcher:
         self._pending: dict[int, list[CleanupEntry]] = {}
         self._sent_at = 0.0
 
-    def record_start(self, entry: CleanupEntry) -> None:
-        """Add to the journal a job that starts, or whose path has become known."""
+    def record_start(self, *entries: CleanupEntry) -> None:
+        """Add to the journal jobs that start, or whose paths have become known."""
         try:
-            self._journal.add(entry)
+            self._journal.add(*entries)
         except LocalFault as error:
-            self._log.warning(
-                "journal_write_failed",
-                job_id=entry.job_id,
-                trace_id=entry.trace_id,
-                error=error,
-            )
+            for entry in entries:
+                self._log.warning(
+                    "journal_write_failed",
+                    job_id=entry.job_id,
+                    trace_id=entry.trace_id,
+                    error=error,
+                )
 
     def enqueue(self, entries: Iterable[CleanupEntry], pid: int = 0) -> None:
         """Queue clean-up requests for ended jobs. Call this after Redis has recorded

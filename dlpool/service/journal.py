@@ -44,12 +44,12 @@ class CleanupJournal:
     def __repr__(self) -> str:
         return f"<CleanupJournal {self._path}: {len(self._entries)} jobs>"
 
-    def add(self, entry: CleanupEntry) -> None:
-        """Append an entry. It replaces the earlier entry of the job."""
+    def add(self, *entries: CleanupEntry) -> None:
+        """Append entries in one write. Each replaces the earlier entry of its job."""
         with self._lock, translated(f"write {self._path}"):
-            self._entries[entry.job_id] = entry
-            self._lines += 1
-            disk.write_all(self._descriptor, _line(entry))
+            self._entries |= {entry.job_id: entry for entry in entries}
+            self._lines += len(entries)
+            disk.write_all(self._descriptor, b"".join(map(_line, entries)))
 
     def remove(self, entries: Iterable[CleanupEntry]) -> None:
         """Remove entries. If the journal has a later attempt of a job, keep its

@@ -186,7 +186,7 @@ class JobClaimer:
                 SHARE_RETRY_S if claim.skipped else AHEAD_RETRY_S
             )
             self._in_flight.set_ahead_limit(0)
-        if claim.skipped:
+        if claim.skipped and free_slots:
             self._redis.stopping.wait(SKIP_DELAY_S * claim.skipped)
 
     def _wait_for_jobs(self, claim: ClaimResult) -> None:

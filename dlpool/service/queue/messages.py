@@ -139,6 +139,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._is_woken = False  # and the reader has not read since
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def fileno(self) -> int:
@@ -151,8 +152,14 @@ class Mailbox:
         self.wake()
 
     def wake(self) -> None:
-        """Wake the reader."""
-        os.eventfd_write(self._wake, 1)
+        """Wake the reader, with one system call for many messages.
+
+        The reader clears the flag before it takes the messages. So if the flag is set,
+        the reader will find what was put before.
+        """
+        if not self._is_woken:
+            self._is_woken = True
+            os.eventfd_write(self._wake, 1)
 
     def read(self) -> Iterator[Message]:
         """Return the messages that have arrived."""
@@ -160,5 +167,6 @@ class Mailbox:
             os.eventfd_read(self._wake)
         except BlockingIOError:
             return
+        self._is_woken = False
         while not self._messages.empty():
             yield self._messages.get()

@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -228,6 +229,7 @@ def url_without_secrets(url: str) -> str:
     ).geturl()
 
 
+@lru_cache(maxsize=1024)  # of the job in flight: it is asked for several times
 def url_digest(url: str) -> str:
     """Return the SHA-256 of the URL without its fragment, in hexadecimal digits."""
     return hashlib.sha256(
