@@ -235,7 +235,12 @@ def test_a_job_behind_a_long_one_is_left_to_other_nodes(tmp_path: Path, redis_se
 def test_many_messages_wake_the_supervisor_once(monkeypatch: pytest.MonkeyPatch) -> None:
     writes: list[int] = []
     real = os.eventfd_write
-    monkeypatch.setattr("os.eventfd_write", lambda fd, value: (writes.append(fd), real(fd, value)))
+
+    def write(descriptor: int, value: int) -> None:
+        writes.append(value)
+        real(descriptor, value)
+
+    monkeypatch.setattr("os.eventfd_write", write)
     mailbox = Mailbox()
     for _ in range(2):
         for number in range(64):
@@ -247,7 +252,12 @@ def test_many_messages_wake_the_supervisor_once(monkeypatch: pytest.MonkeyPatch)
 def test_jobs_that_start_together_cost_one_write_of_the_journal(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     writes: list[bytes] = []
     real = disk.write_all
-    monkeypatch.setattr("dlpool.disk.write_all", lambda fd, data: (writes.append(data), real(fd, data)))
+
+    def write(descriptor: int, data: bytes) -> None:
+        writes.append(data)
+        real(descriptor, data)
+
+    monkeypatch.setattr("dlpool.disk.write_all", write)
     fill(bench, "a", "b", "c")
     assert [data.count(b"\n") for data in writes] == [3] and set(bench.journal.entries()) == set("abc")
     bench.dispatcher.assign_waiting()
