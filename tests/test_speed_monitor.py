@@ -314,7 +314,7 @@ def test_a_connection_that_gets_faster_is_left_alone() -> None:
     assert slower_than_siblings(doubling, [steady(2e6, 5.0)], MIB, MIN_WAIT_S) is None
 
 
-@pytest.mark.parametrize(("answer_s", "is_ended"), [(0.09, True), (0.11, False)])
+@pytest.mark.parametrize(("answer_s", "is_ended"), [(0.06, True), (0.07, False)])
 def test_a_connection_to_a_distant_server_has_more_time(answer_s: float, is_ended: bool) -> None:
     watched = Watched(low_speed_limit=0)
     slow, fast = watched.connection(0, answer_s=answer_s), watched.connection(MIB)
@@ -367,7 +367,7 @@ class Watched:
     def set_rate(self, chunk: Chunk, rate: float) -> None:
         self.rates[chunk.start] = rate
 
-    def connection(self, start: int = 0, *, asked_s: float | None = 0.0, answer_s: float | None = 0.1) -> Connection:
+    def connection(self, start: int = 0, *, asked_s: float | None = 0.0, answer_s: float | None = 0.05) -> Connection:
         """A connection with a chunk; ``asked_s`` before the present time, answered after ``answer_s``."""
         exchange = Exchange(lambda: self.now, lambda _: None, ExchangeStats(0, 0.0))
         if asked_s is not None:

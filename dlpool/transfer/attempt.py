@@ -25,6 +25,7 @@ from dlpool.errors import (
 from dlpool.transfer.context import DownloadPlan, TransferContext
 from dlpool.transfer.hashing import FollowingHash
 from dlpool.transfer.job import Checksum
+from dlpool.transfer.preconnect import Preconnector
 from dlpool.transfer.probe import Probe
 from dlpool.transfer.sample_check import SampleCheck
 from dlpool.transfer.scanning import scan_output
@@ -95,6 +96,7 @@ class TransferAttempt:
         self._context = context
         self._deadline = deadline
         self._delay_s = delay_s
+        self._is_single = is_single
         self._speed_monitor = SpeedMonitor(context)
         self._hash: FollowingHash | None = None
         self._sample_check: SampleCheck | None = None
@@ -138,6 +140,9 @@ class TransferAttempt:
         scheduler = self._context.scheduler
         scheduler.sleep(self._delay_s)
         first = self.workers.add(ConnectionWorker(self._context))
+        preconnector = Preconnector(self._context)
+        if not self._is_single:
+            self._probe.on_exchange = preconnector.watch
         probed = first.run_probe(self._probe)
         plan = probed.plan
         most = self._most_connections(plan)
@@ -147,6 +152,7 @@ class TransferAttempt:
             connections == 1
             and (plan.resource.size or SMALL_FILE_BYTES) < SMALL_FILE_BYTES
         )
+        preconnector.remember(connections)
         self._announce(plan, is_small=is_small)
         if is_small or not self.workers.start_first(first, lambda: first.run(probed)):
             connections = most = 1
@@ -157,6 +163,7 @@ class TransferAttempt:
                 return plan
             first.run(rest, writer)
         try:
+            preconnector.wait()
             self.workers.start(plan, connections, most)
             while not scheduler.wait_until_over(CHECKPOINT_POLL_S):
                 self._do_periodic_work(plan)

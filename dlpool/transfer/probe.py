@@ -110,12 +110,14 @@ class Probe:
         self._is_contradicted = False
         # whether samples match the server; None: not requested
         self._samples_match: bool | None = None
+        self.on_exchange: Callable[[Exchange], None] = lambda _exchange: None
 
     def run(self, exchange: Exchange) -> ProbeResult:
         """Send at most ``MAX_STEPS`` requests, until a response leads to a plan.
 
         Raises errors of the network, the server and the disk.
         """
+        self.on_exchange(exchange)
         if self._context.settings.probe == "head" and not self._has_requested_head:
             self._request_head(exchange)
         for _ in range(MAX_STEPS):

@@ -22,7 +22,7 @@ MIN_WAIT_S = 0.4  # waiting time before a connection is compared with its siblin
 # waiting time from which a sibling counts in comparisons with older connections
 OLD_S = 1.0
 # round trips before a new connection is compared: TCP begins slowly (RFC 5681)
-SLOW_START_TRIPS = 4.0
+SLOW_START_TRIPS = 6.0
 RECENT_S = 0.2  # of this waiting time, the latest speed is computed
 SLOWER = 4.0  # factor below the fastest sibling that is too slow
 MIN_GAIN_S = 0.6  # a connection that finishes within this time is not ended

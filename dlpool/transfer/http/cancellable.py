@@ -115,9 +115,13 @@ class CancellableConnection(http.client.HTTPConnection):
     def _new_conn(self) -> socket.socket:
         policy = ANY_NETWORK if self.proxy else self.network_policy
         timeout = self.timeout if isinstance(self.timeout, (int, float)) else None
-        return connect(
+        sock = connect(
             self._dns_host, self.port, timeout, policy, self._register_socket
         )
+        exchange = current_exchange()
+        if exchange is not None and exchange.on_connect is not None:
+            exchange.on_connect(sock)
+        return sock
 
     def _register_socket(self, sock: socket.socket) -> None:
         for option in self.socket_options or []:

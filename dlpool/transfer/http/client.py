@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from dlpool.config import NetworkSettings
-from dlpool.errors import ConfigurationError
+from dlpool.errors import ConfigurationError, DlpoolError
 from dlpool.transfer.http.cancellable import PooledResponse, TargetedHeaders
 from dlpool.transfer.http.direct_pool import DirectPools
 from dlpool.transfer.http.exchange import OutgoingBody
 from dlpool.transfer.http.host_connections import HostConnections
 from dlpool.transfer.http.idle_connections import IdleCloser
 from dlpool.transfer.http.limits import HostHolds, NetworkMonitor, RateLimit
+from dlpool.transfer.http.network_errors import library_errors
 from dlpool.transfer.http.policy import NetworkPolicy, origin
 from dlpool.transfer.http.tls import tls_context
 from dlpool.transfer.http.urls import display_url, request_headers, request_target
@@ -70,6 +72,8 @@ class HttpClient:
         self.timer = TimerThread()
         # limits of this machine that have been reported
         self.reported_limits: set[str] = set()
+        # hosts whose latest file was worth one connection
+        self.small_hosts: set[str] = set()
         self._proxies: dict[tuple[str, str, int | None], str | None] = {}
 
     @cached_property
@@ -116,6 +120,25 @@ class HttpClient:
             self.settings.read_timeout,
         )
 
+    def preconnect(self, url: str, count: int) -> list[Callable[[], None]]:
+        """Return functions that open ``count`` idle connections for ``url``.
+
+        Each may run on a thread of its own. It ignores failures: the next request will
+        meet and report them. The list is empty if a proxy is used.
+        """
+        if self.proxy(url) is not None:
+            return []
+        pool, timeout_s = self._direct_pools.pool(url), self.settings.connect_timeout
+        return [
+            partial(
+                _try,
+                pool.preconnect(timeout_s)
+                if pool is not None
+                else self._library_pools().preconnect(url),
+            )
+            for _ in range(count)
+        ]
+
     def _library_pools(self) -> ConnectionPools:
         # imports urllib3, which a direct connection without TLS does not need
         from dlpool.transfer.http.pools import ConnectionPools
@@ -142,6 +165,11 @@ class HttpClient:
         self._direct_pools.close()
         if self._pools is not None:
             self._pools.close()
+
+
+def _try(open_idle: Callable[[], None]) -> None:
+    with suppress(DlpoolError, *library_errors()):
+        open_idle()
 
 
 def _environment_proxy(url: str) -> str | None:

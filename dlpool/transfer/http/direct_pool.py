@@ -11,6 +11,7 @@ import re
 import select
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from dlpool.transfer.http.cancellable import (
@@ -90,6 +91,17 @@ class DirectPool:
             raise
         response._connection, response._pool = connection, self
         return response
+
+    def preconnect(self, timeout_s: float) -> Callable[[], None]:
+        """Return a function that opens a connection and keeps it idle."""
+        connection = DirectConnection(self._host, self._port, self._policy)
+        connection.timeout = timeout_s
+
+        def open_idle() -> None:
+            connection.connect()
+            self._put_conn(connection)
+
+        return open_idle
 
     @staticmethod
     def _request(

@@ -97,6 +97,8 @@ class Exchange:
         self.sent_at: float | None = None
         self.answered_at: float | None = None
         self.is_reused = False
+        # called with the socket of a connection that was opened for this exchange
+        self.on_connect: Callable[[socket.socket], None] | None = None
         self.received, self.waited_s = before
         self.waiting_since: float | None = None
         self.cancel_error: DlpoolError | None = None

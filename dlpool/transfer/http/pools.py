@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
@@ -96,6 +96,11 @@ class ConnectionPools:
             decode_content=False,
         )
         return cast(PooledResponse, raw)
+
+    def preconnect(self, url: str) -> Callable[[], None]:
+        """Return a function that opens an idle connection without a proxy."""
+        pool = cast(ExpiringPool, self._direct(url))
+        return pool.preconnect(self._settings.connect_timeout)
 
     def route(
         self, url: str, proxy: str | None

@@ -228,6 +228,11 @@ class Source:
         """
         return self._send(method, url, exchange, headers, body)
 
+    @property
+    def location(self) -> str:
+        """Return the URL to which the next request goes."""
+        return self._location
+
     def forget_location(self) -> None:
         """Send the next request to the first URL: the redirect's target has failed."""
         self._location = self.url

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import urllib3
@@ -73,6 +74,23 @@ class ExpiringPool(urllib3.HTTPConnectionPool):
         super()._put_conn(conn)
         if conn is not None:
             self.idle_closer.watch(self)
+
+    def preconnect(self, timeout_s: float) -> Callable[[], None]:
+        """Take a connection; return a function that opens it and returns it as idle."""
+        connection = self._get_conn()
+
+        def open_idle() -> None:
+            try:
+                if connection.sock is None:
+                    connection.timeout = timeout_s
+                    connection.connect()
+            except BaseException:
+                connection.close()
+                raise
+            finally:
+                self._put_conn(connection)
+
+        return open_idle
 
     def send_again(
         self, method: str, headers: TargetedHeaders, timeout_s: float
