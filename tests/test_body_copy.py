@@ -284,7 +284,7 @@ def test_a_disk_that_fills_up_is_named(copying: Copying, serve: Serve, fetch: Fe
             connection.send(body(request)[MIB:])
 
         origin = serve(first(1, fills, File(DATA)))
-        with pytest.raises(errors.NoSpace, match="the disk is full|bytes free"):
+        with pytest.raises(errors.NoSpace, match=r"the disk is full|bytes free"):
             fetch(f"{origin.url}/f", disk / "f", preallocate="none", **ONE)
         assert not (disk / "f").exists()
         (disk / "other").unlink()

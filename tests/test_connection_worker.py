@@ -368,7 +368,7 @@ def test_a_body_whose_request_was_never_sent_is_not_reported(bench: Bench, is_as
 
 @pytest.mark.parametrize(
     ("brought", "waited_s", "rate"),
-    [(60, 3.0, 20.0), (1, 1.0, 1.0), (60, LEAST_SPAN_S / 2, None), (0, 3.0, None)],
+    [(60, 3.0, 20.0), (1, 1.0, 1.0), (60, 0.0, 60 / LEAST_SPAN_S), (0, 3.0, None)],
 )
 def test_the_speed_is_that_of_the_attempt(bench: Bench, brought: int, waited_s: float, rate: float | None) -> None:
     exchange = bench.asked(10.0)

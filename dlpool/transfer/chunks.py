@@ -246,18 +246,22 @@ class ChunkMap:
 def kept_bytes(victim: Chunk, thief: ThiefSpeed, min_split: int) -> int | None:
     """Return how many bytes beyond ``write_end`` the owner of a split chunk keeps.
 
-    If the speed of the owner is known or assumed, both parts are done at the same time;
-    a thief of unknown speed counts as equally fast. Otherwise the chunk is halved, if a
-    half has ``min_split`` bytes or more. Returns None if a split is not worth its cost.
+    If the speed of the owner is measured, both parts are done at the same time; a thief
+    of unknown speed counts as equally fast. Otherwise the owner keeps at least a half,
+    and a half must have ``min_split`` bytes. Returns None if a split is not worth its
+    cost.
     """
     left = victim.remaining
     half = (left + 1) // 2
     if victim.end == UNKNOWN_END or left < 2 * MIN_TAIL_BYTES:
         return None
     own = victim.rate or victim.assumed_rate
+    if victim.rate <= 0 and left // 2 < max(min_split, MIN_STEAL_BYTES):
+        return None
     if own <= 0:
-        return half if left // 2 >= max(min_split, MIN_STEAL_BYTES) else None
-    rate = thief.rate or own
+        return half
+    # an assumed speed does not justify taking more than half
+    rate = thief.rate if thief.rate and victim.rate > 0 else own
     work = left + rate * thief.answer_s
     done_s = work / (rate + own)
     kept = max(int(work * (own / (rate + own))), MIN_TAIL_BYTES)

@@ -309,11 +309,11 @@ class ConnectionWorker(Requester):
         )
 
     def _report_rate(self, chunk: Chunk) -> None:
-        """Report the speed of the present request to the scheduler, if it is known."""
+        """Report a lower bound of this connection's speed to the scheduler."""
         attempt = self._received_so_far(chunk)
-        if attempt.received > 0 and attempt.waited_s >= LEAST_SPAN_S:
+        if attempt.received > 0:
             self._context.scheduler.record_rate(
-                self, attempt.received / attempt.waited_s
+                self, attempt.received / max(attempt.waited_s, LEAST_SPAN_S)
             )
 
     def _since_sent_s(self) -> float:
