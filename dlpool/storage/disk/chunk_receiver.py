@@ -107,7 +107,11 @@ class DiskChunkReceiver:
             # What a merge has left must not be written to.
             if lock is None or not size or record.output_folder is not None:
                 return lock, None
-            return lock, _place(task, record, request.index, size)
+            try:
+                return lock, _place(task, record, request.index, size)
+            except BaseException:
+                lock.release()
+                raise
 
     def commit(self, staged: StagedChunk, request: ChunkRequest) -> ChunkResult:
         """Store the staged bytes as a chunk.

@@ -226,11 +226,11 @@ def request_target(url: str) -> str:
 
 
 def authority(url: str) -> str:
-    """Return host and port as ``url`` names them.
+    """Return host and port of ``url`` in lower case.
 
     ``url`` must be a URL that ``split_credentials`` returned.
     """
-    return url.split("/", 3)[2]
+    return url.split("/", 3)[2].lower()
 
 
 def merge_cookies(given: str | None, stored: str | None) -> str | None:
