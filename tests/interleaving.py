@@ -15,6 +15,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import dlpool
+from dlpool.cancel import Monitor
 from dlpool.transfer.scheduler import ChunkScheduler
 
 PACKAGE = f"{Path(dlpool.__file__).parent}/"
@@ -68,7 +69,7 @@ class Missing(Watched):
 
 def put_lock(holder: object, name: str, lock: Watched) -> None:
     """Put ``lock`` in the place of the lock, or of the condition's lock, that ``holder`` has by that name."""
-    is_condition = isinstance(getattr(holder, name), threading.Condition)
+    is_condition = isinstance(getattr(holder, name), threading.Condition | Monitor)
     put = threading.Condition(lock) if is_condition else lock  # type: ignore[arg-type]
     setattr(holder, name, put)
     if isinstance(holder, ChunkScheduler):  # its scope has the same lock

@@ -54,7 +54,7 @@ def test_a_wait_that_a_server_asks_for_holds_back_all_requests_to_it(
     reply: Any = Reply(status, {} if retry_after is None else {"Retry-After": retry_after})
     with pytest.raises(errors.ServerTrouble):
         made.judge(reply, ByteRange(0, 10))
-    assert held == ([("Mirror.test:81", held_s)] if held_s else [])
+    assert held == ([("mirror.test:81", held_s)] if held_s else [])
 
 
 def test_an_answer_is_of_the_host_that_sent_it() -> None:
