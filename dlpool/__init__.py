@@ -32,7 +32,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the API on first use, so that commands that do not use it start faster."""
+    """Return ``name`` of the API. The API is imported on first use.
+
+    This makes commands that do not use the API start faster.
+    """
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from dlpool import engine

@@ -1,9 +1,9 @@
 """CPU affinity of the threads that fetch small files.
 
 Threads of one interpreter take turns holding the GIL. On several CPUs each turn wakes
-another CPU. For small files this costs as much as their work, so the threads of small
-files run on one CPU. Threads of large files use all CPUs: TLS, hashing and copying run
-without the GIL. See sched_setaffinity(2), which applies to threads.
+another CPU. For small files these wake-ups cost as much as the fetches themselves.
+Therefore the threads of small files run on one CPU. Threads of large files use all
+CPUs: TLS, hashing and copying run without the GIL. See sched_setaffinity(2).
 """
 
 from __future__ import annotations
@@ -17,28 +17,31 @@ from contextlib import suppress
 
 
 class Affinity:
-    """Selects the CPUs of the calling thread.
+    """Selects the CPUs on which the calling thread runs.
 
     Threads that the calling thread starts afterwards inherit its CPUs. CPUs that the
     user has selected for a thread (taskset(1)) are not changed.
     """
 
     def __init__(self, cpu: int | None) -> None:
-        """Use ``cpu`` for small files, or None to leave the choice to the kernel."""
+        """Use ``cpu`` for small files. If it is None, the kernel chooses the CPU."""
         self._all = usable_cpus()
         self._small_files = self._all if cpu is None else {cpu}
 
     def pin(self) -> None:
-        """Run on the CPU for small files."""
+        """Move the calling thread to the CPU for small files."""
         self._change(self._all, self._small_files)
 
     def unpin(self) -> None:
-        """Run on all CPUs that the process may use."""
+        """Let the calling thread run on all CPUs that the process may use."""
         self._change(self._small_files, self._all)
 
     @staticmethod
     def _change(before: set[int], after: set[int]) -> None:
-        """Run on the CPUs ``after`` if the thread runs on the CPUs ``before``."""
+        """Replace the CPUs ``before`` of the calling thread by the CPUs ``after``.
+
+        Does nothing if the thread has other CPUs than ``before``.
+        """
         if before == after:
             return
         # OSError: the CPU was taken from the process; the kernel has chosen another
@@ -48,16 +51,18 @@ class Affinity:
 
 
 class CpuReservation:
-    """A CPU for small files that no other process on this machine has reserved.
+    """The reservation of one CPU for small files.
 
-    A reservation is an abstract Unix socket (unix(7)), named by ``prefix`` and the
-    number of the CPU. The kernel removes it when the process exits.
+    Other processes cannot reserve the same CPU. The reservation is an abstract Unix
+    socket (unix(7)). Its name is ``prefix`` and the number of the CPU. The kernel
+    removes the socket when the process exits.
     """
 
     def __init__(self, prefix: str = "dlpool-cpu-") -> None:
         """Reserve the CPU of the calling thread, or another one.
 
-        ``cpu`` is None if all CPUs are reserved, or if the process may use only one.
+        ``cpu`` is the number of the reserved CPU, or None if none could be reserved. A
+        single CPU is never reserved.
         """
         self._prefix = prefix
         self.cpu: int | None = None
@@ -82,7 +87,7 @@ class CpuReservation:
 
 
 def usable_cpus() -> set[int]:
-    """Return the CPUs that the calling thread may use; none where this is unknown."""
+    """Return the CPUs that the calling thread may use; an empty set if unknown."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
@@ -93,11 +98,11 @@ def _current_cpu() -> int:
 
 
 def choose_cpu(workers: int, taken: Collection[int | None]) -> int | None:
-    """Return the CPU for small files of a new worker process.
+    """Return the CPU on which a new worker process fetches small files.
 
-    ``taken``: the CPUs of the other workers. Return None if there is only one CPU, or
-    if there are fewer ``workers`` than CPUs. In the second case the kernel itself keeps
-    the workers on different CPUs, and away from other programs.
+    ``workers`` is the number of workers; ``taken`` holds the CPUs of the other workers.
+    Returns None if there are fewer workers than CPUs: the kernel itself keeps these
+    workers on different CPUs. Returns None if only one CPU, or none, is known.
     """
     cpus = usable_cpus()
     if not 1 < len(cpus) <= workers:

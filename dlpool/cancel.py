@@ -22,8 +22,8 @@ _ReentrantLock = type(threading.RLock())
 class Monitor(_ReentrantLock):  # type: ignore[misc,valid-type]
     """A lock on which threads can also wait, like ``threading.Condition``.
 
-    It is created eight times as fast, because most of these locks are never waited on.
-    The thread that calls a method holds the lock.
+    Creating a monitor is eight times as fast: its ``threading.Condition`` is created
+    only when a thread waits. A thread must hold the lock when it calls a method below.
     """
 
     _condition: threading.Condition | None = None
@@ -100,7 +100,10 @@ class CancelScope:
             raise self.error
 
     def sleep(self, seconds: float) -> None:
-        """Sleep for ``seconds``; raise the error as soon as the work is cancelled."""
+        """Sleep for ``seconds``; raise the error as soon as the work is cancelled.
+
+        Returns at once if ``seconds`` is 0 or negative.
+        """
         if seconds <= 0:
             return
         with self.changed:

@@ -27,7 +27,7 @@ else:
     ) -> Any:
         """Make a class a dataclass, as ``dataclasses.dataclass`` does.
 
-        Fields that are keywords only, ``InitVar`` and ``order`` are not supported.
+        ``InitVar``, ``order`` and keyword-only fields are not supported.
         """
         if cls is None:
             return lambda cls: _process(cls, is_frozen=frozen, has_eq=eq)
@@ -65,7 +65,8 @@ def _add(cls: type, name: str, value: object) -> None:
 def _fields(cls: type) -> dict[str, Field[Any]]:
     """Return the fields of a class by name, those of its base classes first.
 
-    Replaces each ``field()`` of the class by its default.
+    In the class, replaces each ``field()`` by its default. Removes each ``field()``
+    without a default.
     """
     found: dict[str, Field[Any]] = {}
     for base in cls.__mro__[-1:0:-1]:
@@ -92,7 +93,7 @@ def _fields(cls: type) -> dict[str, Field[Any]]:
 def _init(
     cls: type, declared: Iterable[Field[Any]], *, is_frozen: bool
 ) -> Callable[..., None]:
-    """Compile the ``__init__`` of a class; fields with a default come last."""
+    """Compile the ``__init__`` of a class; fields with a default must come last."""
     scope: dict[str, Any] = {"_FACTORY": _FACTORY, "_put": object.__setattr__}
     parameters, lines = ["self"], []
     annotations: dict[str, Any] = {}
@@ -149,9 +150,10 @@ def _freeze(cls: Any, names: frozenset[str]) -> None:
 
 
 def _compare(cls: Any, names: list[str]) -> None:
-    """Let instances of a class be equal if their fields are.
+    """Let instances of a class be equal if the fields ``names`` are equal.
 
-    Instances of a frozen class have the hash of their fields, others have none.
+    Instances of a frozen class are hashed by these fields; others have no hash. A
+    method that the class defines itself is kept.
     """
     values = _getter(names)
 

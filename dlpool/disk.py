@@ -142,7 +142,7 @@ def _written(
 
 @contextmanager
 def new_file(path: Name, mode: int = 0o666, *, sync: bool) -> Iterator[int]:
-    """Create a file, and yield its descriptor for the block to write the content.
+    """Create a file, and yield its descriptor. The block writes the content.
 
     At the end of the block, the file is synced if ``sync`` is true, and closed. The
     file is removed if the block, the sync or the close fails. Raises OSError.
@@ -265,7 +265,7 @@ def _locked_folder(name: Name, dir_fd: int | None) -> Iterator[None]:
     """Hold ``flock`` on the folder of ``name`` during the block.
 
     The block runs without a lock if the folder cannot be locked, or if another program
-    holds the lock for longer than ``FOLDER_LOCK_ATTEMPTS`` attempts.
+    holds the lock for more than five seconds.
     """
     folder = _open_folder(os.path.dirname(name) or ".", dir_fd)  # noqa: PTH120 - relative to dir_fd
     try:
@@ -283,7 +283,7 @@ def _locked_folder(name: Name, dir_fd: int | None) -> Iterator[None]:
 
 
 def link_open_file(descriptor: int, path: Name) -> None:
-    """Give an open file, which may have no name, the name ``path``.
+    """Give an open file the name ``path``. The file need not have another name.
 
     Raises FileExistsError if the name exists, and OSError where /proc or hard links are
     missing.
@@ -305,7 +305,7 @@ def exists(name: Name, *, dir_fd: int | None = None) -> bool:
 
 
 def remove(name: Name, *, dir_fd: int | None = None) -> None:
-    """Remove a file; a missing file is no error. Raises OSError."""
+    """Remove a file; ignore a missing file. Raises OSError."""
     try:
         os.unlink(name, dir_fd=dir_fd)
     except FileNotFoundError:
@@ -356,10 +356,10 @@ _reported: set[int] = set()
 def sync_folder(folder: Name | int, *, on_unsynced: OnUnsynced | None = None) -> bool:
     """Make the names in ``folder`` durable; a rename is durable only after this call.
 
-    If the file system cannot sync folders, returns False, and calls ``on_unsynced``
-    with the folder and the error, once per file system. Even then, the contents of
-    synced files are durable. ``folder`` is a path or an open descriptor. Raises OSError
-    for any other failure (EIO, ESTALE).
+    If the sync is unsupported or not permitted, returns False, and calls
+    ``on_unsynced`` with the folder and the error, once per file system. Even then, the
+    contents of synced files are durable. ``folder`` is a path or an open descriptor.
+    Raises OSError for any other failure (EIO, ESTALE).
     """
     try:
         descriptor = folder if isinstance(folder, int) else _open_folder(folder)

@@ -23,8 +23,9 @@ from dlpool.errors import (
 class Fault(NamedTuple):
     """The meaning of an errno of a file operation.
 
-    ``kind`` is a stable name, which the upload API maps to a status; ``raised`` is the
-    error of a download; ``reason`` completes the sentence "cannot do X: ...".
+    ``kind`` is a stable name, which the upload API maps to a status. ``raised`` is the
+    class of the error that dlpool raises. ``reason`` completes the sentence "cannot do
+    X: ...".
     """
 
     kind: str
@@ -131,9 +132,10 @@ def fault_of(error: OSError) -> Fault:
 
 
 class translated:
-    """A context manager that raises an OSError of its block as a LocalFault.
+    """A context manager that converts errors of its block to a LocalFault.
 
-    ``doing``: what the block does; the message is "cannot DOING: REASON".
+    It converts OSError and ValueError. ``doing``: what the block does; the message is
+    "cannot DOING: REASON".
     """
 
     def __init__(self, doing: str) -> None:

@@ -12,10 +12,7 @@ from typing import ClassVar
 
 
 class DlpoolError(Exception):
-    """Base of all errors that dlpool raises.
-
-    The message is one sentence for the user.
-    """
+    """The base class of the errors of dlpool. The message is for the user."""
 
     label: ClassVar[str] = "error"
     exit_code: ClassVar[int] = 1
@@ -30,7 +27,7 @@ class DlpoolError(Exception):
 
 
 class UsageError(DlpoolError, label="usage", exit_code=2):
-    """The arguments of the caller are invalid or contradict each other."""
+    """The caller made a mistake, for example an invalid or contradictory argument."""
 
 
 class ConfigurationError(DlpoolError, label="configuration", exit_code=78):
@@ -49,28 +46,27 @@ class InternalError(DlpoolError, label="internal"):
 
 
 class Cancelled(DlpoolError, label="cancelled", exit_code=130):
-    """The caller cancelled the download.
-
-    Part file and state file are kept for the next run.
-    """
+    """The caller cancelled the download or upload."""
 
 
 class LostJob(Cancelled, label="lost"):
-    """Another supervisor has claimed the job; the present supervisor must publish and
-    record nothing."""
+    """Another supervisor has claimed the job.
+
+    The present supervisor must not publish the file and must not record a result.
+    """
 
 
 # --- retry the range; the other ranges continue ---
 
 
 class RetryRange(DlpoolError, label="network", exit_code=4):
-    """The range may be requested again, from its current position, after a backoff.
+    """A request failed; it can be repeated after a wait, from the current position.
 
     ``retry_after_s``: the seconds that the server asked to wait, None if it named no
     time.
 
-    ``is_capacity``: the server may limit connections. While another connection of the
-    file makes progress, the error does not count as a failure.
+    ``is_capacity``: the cause may be a limit of connections at the server. The error
+    does not count as a failure while another connection of the file makes progress.
 
     ``is_stale``: the server had closed an idle connection before dlpool reused it.
 
@@ -82,7 +78,7 @@ class RetryRange(DlpoolError, label="network", exit_code=4):
     ``is_comparison``: dlpool aborted the connection because other connections were
     faster.
 
-    ``is_final``: dlpool has made all useful retries.
+    ``is_final``: dlpool has already made all useful retries.
     """
 
     is_capacity: ClassVar[bool] = False
@@ -121,13 +117,13 @@ class TimedOut(RetryRange, label="timeout"):
 
 
 class ConnectionBroken(RetryRange, label="connection"):
-    """The connection was reset or closed before a response."""
+    """The connection was reset or closed too early."""
 
     is_capacity = True
 
 
 class Unreachable(RetryRange, label="unreachable"):
-    """The connection was refused, or there is no route to the host."""
+    """No connection can be established, for example because the host refuses it."""
 
     is_capacity = True
 
@@ -137,7 +133,7 @@ class NameNotResolved(RetryRange, label="dns"):
 
 
 class ShortBody(RetryRange, label="short_body"):
-    """The body ended before its announced length."""
+    """The body ended too early."""
 
 
 class TooSlow(RetryRange, label="too_slow"):
@@ -156,7 +152,7 @@ class OutOfDescriptors(RetryRange, label="too_many_files", exit_code=3):
 
 
 class BadAnswer(RetryRange, label="protocol", exit_code=7):
-    """The server violated HTTP; another response may be correct."""
+    """The response is malformed or violates HTTP; a later response may be correct."""
 
 
 class ContradictoryAnswer(BadAnswer):
@@ -164,7 +160,7 @@ class ContradictoryAnswer(BadAnswer):
 
 
 class UnexpectedContent(BadAnswer, label="unexpected_content"):
-    """The content is not the file, such as an error page.
+    """The response contains something else than the file, such as an error page.
 
     Bytes that dlpool fetched before this response are kept.
     """
@@ -175,11 +171,11 @@ class ScannerAway(RetryRange, label="scanner_away", exit_code=75):
 
 
 class Garbled(RetryRange, label="md5_mismatch", exit_code=11):
-    """An uploaded chunk reached the server with a wrong checksum."""
+    """Uploaded bytes reached the server with a wrong checksum or size."""
 
 
 class ServerTrouble(RetryRange, label="server_error", exit_code=8):
-    """A temporary error status: 408, 425, 500, 502, 504, 511, 520 to 524."""
+    """A temporary error status, such as 408, 500 or 502."""
 
 
 class ServerBusy(ServerTrouble, label="server_busy"):
@@ -199,9 +195,9 @@ class NotAdmitted(ServerBusy):
 
 
 class RestartFile(DlpoolError, label="restart", exit_code=15):
-    """The bytes fetched so far cannot become the file.
+    """The bytes transferred so far cannot be used.
 
-    All threads stop, and the file is fetched from its beginning.
+    All threads stop, and the transfer of the file starts at its first byte.
     """
 
 
@@ -210,9 +206,9 @@ class RemoteChanged(RestartFile, label="remote_changed"):
 
 
 class StreamBroken(RestartFile, label="stream_broken", exit_code=4):
-    """A download without ranges was interrupted and must start again.
+    """A download that cannot use range requests was interrupted and must start again.
 
-    ``cause`` is the error that interrupted it.
+    ``cause`` is the error that interrupted the download.
     """
 
     def __init__(self, cause: RetryRange) -> None:
@@ -221,7 +217,7 @@ class StreamBroken(RestartFile, label="stream_broken", exit_code=4):
 
 
 class MergedGone(RestartFile, label="merged_gone"):
-    """The server reports an upload as complete, but its merged file was removed."""
+    """The server reports an upload as complete, but the complete file was removed."""
 
 
 # --- fail the job ---
@@ -240,19 +236,19 @@ class NotFound(FailJob, label="not_found", exit_code=10):
 
 
 class NoTask(NotFound):
-    """The server does not know the upload, or no longer knows it."""
+    """The server does not know the upload."""
 
 
 class AccessDenied(FailJob, label="access_denied", exit_code=6):
-    """The server answered 401, 403 or 407."""
+    """The server or a proxy denied access, for example with the status 401 or 403."""
 
 
 class TlsFailed(FailJob, label="tls", exit_code=5):
-    """The certificate of the peer was rejected, or the TLS handshake failed."""
+    """The certificate of the server was rejected, or the TLS handshake failed."""
 
 
 class ProtocolBroken(FailJob, label="protocol", exit_code=7):
-    """A response that is meaningless for a download: 204, 304, a redirect loop."""
+    """A response without a usable file, such as the status 204 or a redirect loop."""
 
 
 class ChecksumMismatch(FailJob, label="checksum", exit_code=11):
@@ -262,8 +258,8 @@ class ChecksumMismatch(FailJob, label="checksum", exit_code=11):
 class PolicyRefused(FailJob, label="policy", exit_code=12):
     """A rule forbids the transfer.
 
-    It is a local rule (for networks, redirects, sizes or paths), or a rule of the
-    upload server (status 413 or 415).
+    It is a local rule, for example for networks or sizes, or a rule of the upload
+    server.
     """
 
 
@@ -272,14 +268,14 @@ class NotScanned(PolicyRefused, label="not_scanned"):
 
 
 class ChunkTooLarge(PolicyRefused):
-    """The server accepts the file, but not chunks of this size."""
+    """The server does not accept chunks of this size; it may accept smaller chunks."""
 
 
 class Infected(FailJob, label="infected", exit_code=16):
-    """The scanner found malware; dlpool has moved the file to quarantine or removed it.
+    """The scanner found malware.
 
-    ``signature``: the name of the malware; ``quarantine``: the id of the quarantined
-    file, None if it was removed.
+    ``signature``: the name of the malware, empty if unknown. ``quarantine``: the id of
+    the file in the quarantine of this machine, None if the file is not there.
     """
 
     def __init__(
@@ -291,11 +287,11 @@ class Infected(FailJob, label="infected", exit_code=16):
 
 
 class TargetExists(FailJob, label="target_exists", exit_code=13):
-    """The target exists and ``if_exists`` is ``fail``."""
+    """The target exists or belongs to another download, and must not be overwritten."""
 
 
 class ForeignFile(FailJob, label="foreign_file", exit_code=13):
-    """A file that dlpool did not create has the name of the part file or state file."""
+    """A file that dlpool did not create has the name of a part, state or lock file."""
 
 
 class Conflict(FailJob, label="conflict", exit_code=13):
@@ -314,18 +310,19 @@ class RemoteFull(FailJob, label="remote_no_space", exit_code=9):
 
 
 class DeadlineExceeded(FailJob, label="deadline", exit_code=4):
-    """The time limit of the job has passed; part file and state file are kept."""
+    """The time limit of the job has passed."""
 
 
 class WaitTooLong(FailJob, label="retry_after", exit_code=8):
-    """The server asked for a wait longer than ``max_retry_after``."""
+    """The server asked for a wait that is longer than the setting
+    ``max_retry_after``."""
 
 
 # --- repair the machine; nothing is lost ---
 
 
 class LocalFault(DlpoolError, label="local_io", exit_code=3):
-    """Local file I/O failed."""
+    """A local operation failed, usually file I/O."""
 
 
 class FileChanged(LocalFault, label="file_changed"):
@@ -333,8 +330,7 @@ class FileChanged(LocalFault, label="file_changed"):
 
 
 class NodeFault(LocalFault):
-    """The machine or its file system is at fault: every other job would fail as
-    well."""
+    """The machine or its file system has a fault that can affect other jobs, too."""
 
 
 class NoSpace(NodeFault, label="no_space", exit_code=9):
@@ -354,7 +350,7 @@ class ReadOnly(NodeFault, label="read_only"):
 
 
 class DiskFailed(NodeFault, label="disk_failed"):
-    """The disk reported an I/O error, or a network file system lost its server."""
+    """The disk or the file system failed, or a network file system lost its server."""
 
 
 class OutOfFiles(NodeFault, label="too_many_files"):
@@ -385,14 +381,14 @@ class QueueAway(QueueError):
 
 
 class QueueUnusable(QueueAway):
-    """A key of the queue holds data that dlpool did not write.
+    """A key of the queue contains data that dlpool did not write.
 
     The queue works again when the key is removed.
     """
 
 
 class QueueRefused(QueueError):
-    """Redis rejects the password, or forbids the command."""
+    """Redis rejects the password or a command, or dlpool cannot use this server."""
 
 
 class NoSuchJob(DlpoolError, label="no_such_job", exit_code=21):
@@ -400,4 +396,4 @@ class NoSuchJob(DlpoolError, label="no_such_job", exit_code=21):
 
 
 class AlreadyRunning(DlpoolError, label="already_running", exit_code=75):
-    """Another supervisor uses the same state folder."""
+    """Another supervisor, or its Redis server, uses the same state folder."""

@@ -1,10 +1,10 @@
 """Exclusive locks of files between processes and hosts, by ``flock`` or a lock file.
 
-Some file systems refuse flock(2) (ENOSYS, ENOLCK, EOPNOTSUPP), and on some cluster file
-systems it succeeds without locking anything. So each process verifies its first lock
-on each file system: ``FileLock`` opens the file a second time and tries to lock the
-second descriptor, which must fail. Where ``flock`` does not work, the lock is a file
-beside ``PATH``: ``PATH.lock`` (see ``lock_files``).
+Some file systems refuse flock(2) (ENOSYS, ENOLCK, EOPNOTSUPP). On some cluster file
+systems flock(2) succeeds without locking anything. Each process therefore tests flock
+once per file system: ``FileLock`` opens the locked file a second time and tries to lock
+the second descriptor. This attempt must fail. Where flock does not work, the lock is a
+file beside ``PATH``: ``PATH.lock`` (see ``lock_files``).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _flock_works: dict[int, bool] = {}
 
 
 def flock(descriptor: int, *, is_shared: bool = False, waits: bool = False) -> bool:
-    """Lock an open file by flock(2); return False where that is not supported.
+    """Lock an open file by flock(2); return False if its file system cannot lock.
 
-    ``waits``: wait until the lock is free. Otherwise raises BlockingIOError if another
-    open file holds the lock. Raises OSError.
+    ``waits``: wait until the lock is free. Without ``waits``, raises BlockingIOError if
+    the lock is not free. Raises OSError for other errors.
     """
     try:
         fcntl.flock(
@@ -44,10 +44,10 @@ def flock(descriptor: int, *, is_shared: bool = False, waits: bool = False) -> b
 
 
 class FileLock:
-    """An exclusive lock of an open file, until ``release`` or the end of the process.
+    """An exclusive lock of an open file. Thread-safe.
 
-    ``was_expired``: another process had the lock and had stopped renewing it, so this
-    lock replaced it. That process may still run and write to the file. Thread-safe.
+    ``was_expired``: this lock replaced the lock of another process, which had stopped
+    renewing its lock. That process may still run and write to the file.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class FileLock:
 
         ``descriptor``: a writable descriptor of the file that has, or will get, the
         name ``path``; the lock does not close it. ``status``: the stat result of the
-        file, None if the caller has none. ``reopen_path``: for a file without that
-        name, another path that opens it. Raises LockHeld if another process holds the
-        lock, LockForeign if dlpool did not create the lock file, and OSError.
+        file, None if the caller has none. ``reopen_path``: for a file that does not
+        have its name yet, another path that opens it. Raises LockHeld if the file is
+        locked already, LockForeign if dlpool did not create the lock file, and OSError.
         """
         self.was_expired = False
         self._lock_file: LockFile | None = None
@@ -92,16 +92,16 @@ class FileLock:
         return True
 
     def release(self) -> None:
-        """Remove the lock file, if there is one. May be called twice.
+        """Remove the lock file, if there is one. A second call has no effect.
 
-        ``flock`` is released when the descriptor is closed.
+        Without a lock file, the lock ends when the caller closes the descriptor.
         """
         if self._lock_file is not None:
             self._lock_file.release()
 
 
 def _has_flock(descriptor: int, status: os.stat_result, path: disk.Name) -> bool:
-    """Lock by flock(2); return False if it has no effect on this file system.
+    """Lock the file by flock(2); return False if flock does not work there.
 
     Raises LockHeld, OSError.
     """

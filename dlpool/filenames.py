@@ -32,10 +32,10 @@ _DEVICE = re.compile(
 
 
 def name_fault(name: str) -> str:
-    """Return what is wrong with a file name; ``""`` if nothing is.
+    """Return what is wrong with a file name; ``""`` if the name is valid.
 
     The text completes a sentence that begins with "it". Surrogates, as in names that
-    are not UTF-8, are accepted; separators, ``.`` and ``..`` are not checked.
+    are not UTF-8, are accepted. Separators are not checked.
     """
     if _CONTROL.search(name):
         return "has control characters"
@@ -51,9 +51,10 @@ def name_fault(name: str) -> str:
 
 
 def clean_file_name(name: str) -> str:
-    """Return ``name`` without surrogates and without what ``name_fault`` rejects.
+    """Return ``name`` without the characters and endings that ``name_fault`` rejects.
 
-    The result may be empty or too long.
+    Also removes surrogates. A device name of Windows gets the prefix ``_``. The result
+    may be empty or too long.
     """
     base = _HIDDEN.sub("", name).rstrip(". ")
     return f"_{base}" if _DEVICE.fullmatch(base) else base

@@ -17,7 +17,7 @@ class Space:
     """Size and free space of a file system for this user, in bytes.
 
     ``root_reserve``: free bytes that only root may use. ``files``: how many files this
-    user may create; None: unlimited.
+    user may create; None: unlimited or unknown.
     """
 
     size: int
@@ -27,7 +27,7 @@ class Space:
 
     @property
     def usable(self) -> int:
-        """Return the bytes that this user could write to the empty file system."""
+        """The bytes that this user could write to the empty file system."""
         return self.size - self.root_reserve
 
 
@@ -52,7 +52,7 @@ def space_of(where: Name | int) -> Space | None:
 def space_or_none(where: Name | int) -> Space | None:
     """Return the space of the file system of a path or descriptor.
 
-    Returns None if the space is unknown or an error occurs. Callers then assume no
+    Returns None if the space is unknown or an error occurs. Callers treat None as no
     limit: on a full file system the write itself will fail.
     """
     try:
@@ -66,8 +66,8 @@ def reserve(
 ) -> bool:
     """Reserve disk space for ``size`` bytes at ``offset``, by ``fallocate``.
 
-    Returns False if the file system cannot reserve space. ``keep_size``: do not extend
-    the file. Raises OSError if the disk is full.
+    ``keep_size``: do not extend the file. Raises OSError if the disk is full. Returns
+    False if the reservation fails for another reason.
     """
     try:
         fallocate(descriptor, offset, size, keep_size=keep_size)

@@ -17,7 +17,7 @@ _OTHERS = bytes(set(range(256)) - set(b'"[]{},'))
 def dumps(value: Any) -> bytes:
     """Return ``value`` as JSON; a dataclass becomes an object of its fields.
 
-    Raises TypeError for a value that JSON cannot represent.
+    Raises TypeError for a type that has no JSON form.
     """
     try:
         return orjson.dumps(value)
@@ -33,9 +33,9 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def loads(data: bytes | str) -> Any:
-    """Parse JSON in UTF-8. Raises ValueError for any other data.
+    """Parse JSON. Bytes must be UTF-8; a byte order mark before them is ignored.
 
-    A UTF-8 byte order mark is ignored. See RFC 8259, section 8.1.
+    Raises ValueError if the data is not JSON, RecursionError if it is nested too deep.
     """
     try:
         return orjson.loads(data)

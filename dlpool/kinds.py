@@ -33,8 +33,8 @@ LOGGERS = (
 class Kind:
     """The type of a setting.
 
-    ``metavar``: the value's placeholder in the help. ``parse`` returns the value of a
-    text; it raises ValueError with a phrase that continues "it is ...".
+    ``metavar``: the value's placeholder in the help. ``parse`` turns text into the
+    value. It raises ValueError with a message that completes the sentence "it is ...".
     """
 
     metavar: str
@@ -89,7 +89,7 @@ def parse_duration(text: str) -> float:
 
 
 def unit_hint(text: str) -> str:
-    """Return a hint that a duration has no unit, ``""`` if the duration has one."""
+    """Return a hint about the default unit if a duration has no unit, else ``""``."""
     number = text.strip()
     return (
         f" (without a unit it is in seconds; milliseconds are {number}ms)"
@@ -99,7 +99,8 @@ def unit_hint(text: str) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Return ``seconds`` in the largest unit that gives an integer: ``90s``, ``5m``."""
+    """Return ``seconds`` as text with a unit that avoids a fraction: ``90s``,
+    ``5m``."""
     for unit, factor in (("h", 3600.0), ("m", 60.0), ("s", 1.0)):
         if seconds and seconds % factor == 0:
             return f"{int(seconds // factor)}{unit}"
@@ -137,7 +138,7 @@ _SWITCH = {
 
 
 def parse_frequency(text: str) -> float:
-    """Return a rate per second from ``10``, ``10/s``, ``100/m``, ``5/h``."""
+    """Return the events per second from ``10``, ``10/s``, ``100/m``, ``5/h``."""
     count, _, unit = text.strip().partition("/")
     seconds = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}.get(unit.strip().lower())
     if seconds is None:
@@ -209,7 +210,7 @@ def parse_command(text: str) -> str:
 
 
 def redacted_command(command: str) -> str:
-    """Return only the program of a command line, because its arguments may be
+    """Return a command line with ``...`` instead of its arguments, which may be
     secret."""
     program, *arguments = shlex.split(command)
     return f"{program} ..." if arguments else program
@@ -218,7 +219,7 @@ def redacted_command(command: str) -> str:
 def split_address(text: str) -> tuple[str, int]:
     """Return host and port of ``HOST:PORT`` or ``[::1]:PORT``.
 
-    ``:PORT`` means all addresses of this machine. Raises ValueError.
+    An empty host means all addresses of this machine. Raises ValueError.
     """
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*):([0-9]{1,5})", text)
     if match is None or not 0 < int(match[2]) < 65536:
@@ -255,7 +256,7 @@ def parse_clamd(text: str) -> str:
 
 
 def parse_loopback(text: str) -> str:
-    """Return ``text`` if it is a ``HOST:PORT`` of the loopback interface or empty.
+    """Return ``text`` if it is empty, or ``HOST:PORT`` of the loopback interface.
 
     Raises ValueError.
     """
@@ -282,7 +283,7 @@ def parse_umask(text: str) -> str:
 
 
 def parse_levels(text: str) -> str:
-    """Return ``text`` if it is a list of ``LOGGER=LEVEL``, see ``logger_levels``."""
+    """Return ``text`` if ``logger_levels`` can parse it. Raises ValueError."""
     logger_levels(text)
     return text
 

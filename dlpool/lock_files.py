@@ -1,4 +1,4 @@
-"""Lock files, which replace ``flock`` on file systems where it does not work.
+"""Lock files, which replace ``flock`` on file systems that do not support it.
 
 - A lock file is created with O_EXCL, and contains the host, boot, process and start
   time of its holder, and a random token.
@@ -11,7 +11,7 @@
   than the modification time of a file that is created now.
 - A process replaces a stale lock: it creates ``PATH.lock.tmp`` with O_EXCL and renames
   it. O_EXCL ensures that only one process at a time replaces the lock.
-- A holder may be suspended until another process replaces its lock file. Then
+- If another process replaces the lock file while the holder is suspended,
   ``FileLock.is_held`` returns False, and the holder must stop.
 """
 
@@ -43,11 +43,13 @@ _own_tokens: set[str] = set()
 
 
 class LockHeld(Exception):
-    """Another process holds the lock; the message is "process 123 on host" or empty."""
+    """The lock is held; the message names the holder, "process 123 on host", or is
+    empty."""
 
 
 class LockForeign(Exception):
-    """The lock file was not created by dlpool; the message is its path."""
+    """The file at the lock's path was not created by dlpool; the message is the
+    path."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,7 @@ class _CreatedLock:
     def create(cls, path: Path) -> _CreatedLock:
         """Create a lock file of this process at ``path``.
 
-        Raises FileExistsError if the name exists, another OSError if a call fails.
+        Raises FileExistsError if ``path`` exists, or another OSError.
         """
         holder = LockHolder.this_process()
         try:
@@ -289,8 +291,7 @@ def _remove_empty(path: Path) -> None:
 def _take_over(path: Path) -> LockFile | None:
     """Replace a stale lock by a new one and return the new one.
 
-    Return None if another process changed a lock file meanwhile; the caller should try
-    again. Raises LockHeld, LockForeign, OSError.
+    Return None if the caller must try again. Raises LockHeld, LockForeign, OSError.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
@@ -354,7 +355,7 @@ def _find_stale(path: Path, now: float | None) -> _StaleLock | None:
 
 
 def _check_regular(path: Path, status: os.stat_result) -> None:
-    """Raise LockForeign for a link, a folder, a pipe or a socket."""
+    """Raise LockForeign if ``path`` is not a regular file."""
     if not stat.S_ISREG(status.st_mode):
         raise LockForeign(str(path))
 
@@ -376,7 +377,7 @@ def _server_time(folder: Path) -> float:
 
 
 def boot_id() -> str:
-    """Return the id of this start of the machine, empty if it is unknown."""
+    """Return the id of the machine's current boot, empty if it is unknown."""
     with suppress(OSError):
         return (
             Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -393,7 +394,7 @@ def _pid_namespace() -> str:
 def _start_time(pid: int) -> int:
     """Return the start time of a process in clock ticks since boot, 0 if unknown.
 
-    It is field 22 of proc_pid_stat(5).
+    The start time is field 22 of proc_pid_stat(5).
     """
     with suppress(OSError, ValueError, IndexError):
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")

@@ -28,7 +28,8 @@ class HeadProgress(Enum):
     """State of a request head.
 
     ``COMPLETE``: the head has ended, or is invalid already: a line ends without CR, or
-    the first line is too long. ``TOO_LONG``: more than ``MAX_HEAD`` bytes without end.
+    the first line is too long. ``TOO_LONG``: the head has more than ``MAX_HEAD`` bytes
+    and has not ended.
     """
 
     PARTIAL = "partial"
@@ -58,8 +59,8 @@ class _PendingHead:
 class PendingHeads(Generic[Connection]):
     """Pending heads by connection, the oldest first. Used by one thread.
 
-    All deadlines are seconds of the same clock, which the caller chooses. ``feed`` and
-    ``remove`` raise KeyError for an unknown connection.
+    All deadlines are seconds of the same clock, which the caller chooses. ``feed``,
+    ``remove`` and ``is_empty`` raise KeyError for an unknown connection.
     """
 
     def __init__(self) -> None:
@@ -115,8 +116,8 @@ class PendingHeads(Generic[Connection]):
         ]
 
     def next_timeout_s(self, now: float) -> float:
-        """Return the seconds until ``expired`` must be called again; infinite without
-        connections."""
+        """Return the longest time to wait before the next call of ``expired``, in
+        seconds."""
         return max(0.0, self._next - now)
 
     def cap_deadlines(self, deadline: float) -> None:
@@ -132,8 +133,8 @@ class PendingHeads(Generic[Connection]):
 
 
 def parse_target(head: bytes) -> tuple[str, str]:
-    """Return method and path, without the query, of a request; empty texts if its first
-    line is invalid."""
+    """Return the method of a request, and its path without the query; empty texts if
+    the first line is invalid."""
     line = head[:MAX_LINE].lstrip(b"\r\n").partition(b"\n")[0].rstrip(b"\r").split(b" ")
     if len(line) != 3:
         return "", ""

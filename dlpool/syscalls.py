@@ -39,11 +39,11 @@ def fallocate(
 
 
 def start_writeback(descriptor: int, offset: int, size: int) -> None:
-    """Let the kernel start to write ``size`` bytes at ``offset`` to disk: a hint.
+    """Ask the kernel to start writing ``size`` bytes at ``offset`` to disk.
 
-    sync_file_range(2) with SYNC_FILE_RANGE_WRITE. It waits only while the disk's queue
-    is full. It makes nothing durable; a later fdatasync(2) has less to write, and
-    reports errors. Errors of the call are ignored.
+    Calls sync_file_range(2) with SYNC_FILE_RANGE_WRITE, which waits only while the
+    disk's queue is full. This makes nothing durable: a later fdatasync(2) has less to
+    write, and reports write errors. Errors of this call are ignored.
     """
     function = getattr(_libc, "sync_file_range", None)
     if function is not None:
@@ -81,11 +81,11 @@ def rename_noreplace(
 def lock_byte(descriptor: int, offset: int, *, is_shared: bool = False) -> bool:
     """Lock the byte at ``offset`` of an open file, without waiting.
 
-    Returns False if another process or another open(2) of the file holds a conflicting
-    lock. ``offset`` may be beyond the end of the file. The lock belongs to the open
-    file description (F_OFD_SETLK, fcntl(2)); the kernel releases the lock when the last
-    descriptor of the description is closed. ``is_shared``: take a shared lock, which
-    conflicts only with exclusive locks. Raises OSError.
+    Returns False if another open file description holds a conflicting lock. ``offset``
+    may be beyond the end of the file. The lock belongs to the open file description
+    (F_OFD_SETLK, fcntl(2)), until the last descriptor of the description is closed.
+    ``is_shared``: take a shared lock, which conflicts only with exclusive locks. Raises
+    OSError.
     """
     kind = fcntl.F_RDLCK if is_shared else fcntl.F_WRLCK
     try:

@@ -30,7 +30,7 @@ _named = threading.local()  # its attribute name: the kernel name set for the th
 class DaemonThread(threading.Thread):
     """A daemon thread whose ``start`` raises NoThread if no thread can be started.
 
-    It gets the kernel name (comm, proc(5)) of the thread that created it.
+    The new thread gets the kernel name (comm, proc(5)) of the thread that created it.
     """
 
     def __init__(self, work: Callable[[], object], name: str) -> None:
@@ -59,7 +59,7 @@ class DaemonThread(threading.Thread):
 def set_kernel_name(name: str) -> None:
     """Set the kernel name (comm, proc(5)) of the calling thread.
 
-    Threads that it starts later get the same name.
+    Each DaemonThread that the calling thread creates later gets the same name.
     """
     _named.name = name
     _libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)

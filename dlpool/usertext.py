@@ -1,4 +1,4 @@
-"""Decode text files of users, and escape foreign text before it is shown.
+"""Functions that decode text files of users, and escape foreign text for display.
 
 The byte order mark determines the encoding; text without a mark is UTF-8. Lines end in
 LF, CRLF or CR.
@@ -35,9 +35,10 @@ _MARKS = (
 
 
 def escape_unsafe(text: str, *, keeps: str = "") -> str:
-    r"""Return ``text`` with unsafe characters escaped, as ``\x1b``. See ``UNSAFE``.
+    r"""Return ``text`` with unsafe characters replaced by escapes, such as ``\x1b``.
 
-    The characters of ``keeps`` are not escaped.
+    Unsafe characters control a terminal or are invisible (``UNSAFE``). The characters
+    of ``keeps`` are not replaced.
     """
     if text.isprintable():
         return text
@@ -72,8 +73,8 @@ class TextLines:
     def __init__(self, *, truncates: bool = False, allows_nul: bool = False) -> None:
         """Create an empty splitter.
 
-        ``truncates``: cut lines longer than ``MAX_LINE`` characters instead of raising
-        NotText; ``allows_nul``: accept NUL characters.
+        ``truncates``: drop the rest of a line after about ``MAX_LINE`` characters,
+        instead of raising NotText. ``allows_nul``: accept NUL characters.
         """
         self._keeps_nul = allows_nul
         self._cuts = truncates
@@ -90,7 +91,8 @@ class TextLines:
     def feed(self, data: bytes, *, is_end: bool = False) -> Iterator[str]:
         """Yield the lines that ``data`` completes.
 
-        ``is_end``: no more data follows, so the last line is complete. Raises NotText.
+        ``is_end``: ``data`` is the last part, and completes the last line. Raises
+        NotText.
         """
         if self._head is not None:
             data = self._head + data
@@ -148,10 +150,10 @@ class TextLines:
 def read_lines(
     read: Callable[[int], bytes], *, allows_nul: bool = False
 ) -> Iterator[str]:
-    """Yield the lines of a stream as they are completed.
+    """Yield the lines of a stream, each line as soon as it is complete.
 
-    ``read(n)`` returns up to ``n`` bytes, ``b""`` at the end. Raises NotText, and what
-    ``read`` raises.
+    ``read(n)`` returns up to ``n`` bytes, ``b""`` at the end. Raises NotText and the
+    errors of ``read``.
     """
     lines = TextLines(allows_nul=allows_nul)
     while data := read(READ_BYTES):
@@ -162,8 +164,8 @@ def read_lines(
 def read_text(path: Path) -> str:
     """Return the text of a file in UTF-8, or in the encoding of its byte order mark.
 
-    A file that consists of a UTF-16 or UTF-32 mark alone is rejected as truncated or
-    binary. Raises OSError, NotText.
+    Raises OSError, NotText. A file that contains only a UTF-16 or UTF-32 mark is not
+    accepted as text.
     """
     with path.open("rb") as file:
         lines = list(read_lines(file.read, allows_nul=True))
@@ -184,5 +186,5 @@ def _has_surrogates(line: str) -> bool:
 
 
 def _may_be_mark(data: bytes) -> bool:
-    """Return whether ``data`` is an incomplete byte order mark."""
+    """Return whether ``data`` may be the beginning of a longer byte order mark."""
     return any(mark.startswith(data) and mark != data for mark, _ in _MARKS)

@@ -1,21 +1,21 @@
 """The three programs: ``dlpool``, ``dlpool-supervisor`` and ``dlpool-web``.
 
 Read in this order: ``main`` (the command line ``dlpool``), ``commands`` (the table of
-commands), ``parser`` (arguments, and the table of exit codes) and ``options`` (what
-commands share), ``console`` (standard streams), ``fetch`` (a complete command, as an
+commands), ``parser`` (arguments, and the table of exit codes) and ``options`` (code of
+many commands), ``console`` (standard streams), ``fetch`` (a complete command, as an
 example); then ``supervisor`` and ``web``. The modules ``*_commands`` and ``*_options``
-only declare options. Only the modules of the named command are imported, so that
-programs start fast; ``tests/test_start.py`` bounds the number of imported modules.
+only declare options. A program imports only the modules of the command that it runs;
+this makes it start fast. ``tests/test_start.py`` limits the number of imported modules.
 
-Modules, with their commands in parentheses: ``items``, ``listfile``, ``headers``,
-``fetch_report`` (``fetch``); ``upload``, ``upload_credentials``, ``upload_report``
-(``upload``); ``progress``,
-``bars``, ``foreground`` (the display of ``fetch`` and ``upload``); ``push``, ``jobs``,
-``events``, ``audit``, ``top``, ``health``, ``control``, ``quarantine`` (the queue and
-its service); ``configuration``, ``conversion`` (``config``); ``doctor`` and
-``doctor_*``; ``setup``. Other modules: ``audit_recorder`` (who changed what),
-``tables`` and ``units`` (output), ``container_init`` (process 1) and ``reference``
-(generated documents).
+The other modules, by purpose:
+the command fetch: ``items``, ``listfile``, ``headers``, ``fetch_report``;
+the command upload: ``upload``, ``upload_credentials``, ``upload_report``;
+the display of fetch and upload: ``progress``, ``bars``, ``foreground``;
+the queue and its service: ``push``, ``jobs``, ``events``, ``audit``, ``top``,
+``health``, ``control``, ``quarantine``;
+the machine: ``configuration``, ``conversion``, ``doctor``, ``doctor_*``, ``setup``;
+the audit of commands: ``audit_recorder``; output: ``tables``, ``units``;
+process 1 of a container: ``container_init``; generated documents: ``reference``.
 
 Each exception class in ``dlpool.errors`` has an ``exit_code``. ``console`` returns the
 exit code of an error; ``parser.EXIT_CODES`` is the list that the help prints.

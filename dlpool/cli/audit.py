@@ -24,9 +24,8 @@ WIDTHS = (24, 18, 12, 32, 24)  # of the columns with --follow
 def run(arguments: argparse.Namespace) -> int:
     """Show audit events and return the exit code. Raises UsageError, QueueError.
 
-    With ``--follow`` the command shows new events until it is stopped. Ctrl-C and
-    errors raise exceptions. If the reader of standard output closes the pipe, this
-    function returns exit code 1.
+    With ``--follow`` this function shows new events until an exception ends it. It
+    returns, with exit code 1, only if the pipe of standard output is closed.
     """
     since = None if arguments.since is None else since_of(arguments.since, time.time())
     wanted = AuditFilter(arguments.actor, arguments.action, arguments.object, since)
@@ -47,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 def since_of(text: str, now: float) -> float:
     """Return the time of ``--since`` in seconds since 1970.
 
-    ``text`` is in RFC 3339, or is a number of seconds since 1970, or a duration before
+    ``text`` is a time in RFC 3339, a number of seconds since 1970, or a duration before
     ``now``. Raises UsageError.
     """
     with suppress(UsageError):
@@ -67,9 +66,10 @@ def _follow(
     wanted: AuditFilter,
     arguments: argparse.Namespace,
 ) -> NoReturn:
-    """Show ``events``, then the wanted events after ``position`` as they occur.
+    """Show ``events``, then each newer wanted event when it occurs.
 
-    Raises QueueError, and BrokenPipeError after the reader has closed the pipe.
+    Newer events come after ``position`` and after ``events``. Raises QueueError, and
+    BrokenPipeError if the pipe of standard output is closed.
     """
     position = max(position, events[-1].id if events else position, key=_position)
     while True:

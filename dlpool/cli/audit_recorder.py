@@ -1,6 +1,6 @@
 """Records the audit events of commands: what a command changes, and who runs it.
 
-Imports no third-party library before an event is written.
+The import of this module imports no third-party library.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def action_of(arguments: argparse.Namespace) -> str:
 
 
 def author() -> AuditActor:
-    """Return the effective user of this process, the host, and who called sudo."""
+    """Return the effective user, the host, and the user who called sudo, if any."""
     name = str(os.geteuid())
     with suppress(KeyError):
         name = pwd.getpwuid(os.geteuid()).pw_name
@@ -106,10 +106,10 @@ def author() -> AuditActor:
 class AuditRecorder:
     """Writes the audit events of one command to the queue's stream and the local log.
 
-    The local log is the service's log, if it exists on this machine. A failed write
-    raises no error, because the change has already been made. If the command succeeds
-    but Redis has not stored all events, the recorder prints the number of lost events
-    on standard error, except with ``is_quiet``. Not thread-safe.
+    The local log is the log of the service on this machine; it need not exist. A failed
+    write raises no error: the change has already been made. If the command succeeds
+    but a write to Redis has failed, the recorder prints the number of lost events on
+    standard error. With ``is_quiet`` it does not print. Not thread-safe.
     """
 
     def __init__(self, action: str, settings: Settings, *, is_quiet: bool) -> None:
@@ -134,14 +134,14 @@ class AuditRecorder:
         )
 
     def attach(self, client: redis.Redis, keys: QueueKeys) -> None:
-        """Write later events to the stream of the queue with these ``keys``."""
+        """Set the Redis client and the keys of the queue that receives the events."""
         self._client, self._keys = client, keys
 
     def note(self, name: str, result: str = DONE, count: int = 1) -> None:
         """Record a change of ``count`` objects, or a failed attempt to change them.
 
-        ``name`` is the name of the first object. ``result`` is DONE, UNCHANGED or the
-        label of an error.
+        ``name`` is the name of the first object. ``result`` is ``DONE``, or
+        ``UNCHANGED`` if there was nothing to change, or the label of an error.
         """
         if not self.action:
             return
@@ -154,9 +154,8 @@ class AuditRecorder:
     def recording(self) -> Iterator[None]:
         """Write the recorded events when the block ends.
 
-        Adds an event with the result of the block in two cases: if the block has
-        recorded no event, or if the block fails and its last event does not have the
-        error as its result.
+        Adds an event with the result of the block in two cases: no event has been
+        recorded, or the block fails and the result of the last event is not this error.
         """
         result = INTERRUPTED
         try:
@@ -196,7 +195,7 @@ class AuditRecorder:
             self._lost += len(changes)
 
     def _log(self, changes: list[AuditChange]) -> None:
-        """Write the changes to the log of the service, if that log already exists."""
+        """Write the changes to the log of the service, if it exists and is writable."""
         folder = Path(self.settings.paths.log_dir)
         if not os.access(folder / "dlpool.log", os.W_OK):
             return
@@ -221,9 +220,9 @@ class AuditRecorder:
 def open_audit(
     arguments: argparse.Namespace, settings: Settings
 ) -> Iterator[AuditRecorder]:
-    """Yield the recorder of a command that can run without Redis.
+    """Yield the recorder of a command that also works without Redis.
 
-    If no Redis can be reached, the recorder writes its events only to the local log.
+    If Redis cannot be reached, the recorder writes its events only to the local log.
     """
     from dlpool.jobs.connection import connect
     from dlpool.jobs.keys import QueueKeys

@@ -1,4 +1,4 @@
-"""Draws progress bars on a terminal with rich: one per file, and one for all."""
+"""Progress bars on a terminal, drawn by the library ``rich``."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ MAX_LINES = 20  # files shown at once
 
 
 class BarDisplay:
-    """A ``Display`` that draws a progress bar for each file.
+    """A ``Display`` with a progress bar for each active file, and one for the total.
 
-    Only ``update`` refreshes the bars: no thread of rich draws them.
+    The bars of at most 20 files are shown. No thread of ``rich`` draws the bars.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class BarDisplay:
         self._bars.start()
 
     def update(self, view: BatchProgress) -> None:
-        """Draw all bars."""
+        """Draw the bars for the progress ``view``."""
         now = time.monotonic()
         for number in self._tasks.keys() - view.active.keys():
             self._bars.remove_task(self._tasks.pop(number))

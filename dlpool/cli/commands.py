@@ -114,8 +114,8 @@ COMMANDS = {
 def add_command(commands: Any, name: str, *, with_options: bool) -> None:
     """Add a command of the table to the subparsers ``commands``.
 
-    Without ``with_options`` the parser of the command has no options: it suffices for
-    the list of commands in the help of ``dlpool``.
+    Without ``with_options`` the parser of the command has no options. Such a parser
+    suffices for the list of commands in the help of ``dlpool``.
     """
     summary, declare, run = COMMANDS[name]
     parser: argparse.ArgumentParser = commands.add_parser(
@@ -133,7 +133,7 @@ def add_command(commands: Any, name: str, *, with_options: bool) -> None:
 
 
 def _run(name: str, arguments: argparse.Namespace) -> int:
-    """Import and call the function that executes a command."""
+    """Import and call the function ``name``, which executes a command."""
     execute = _function(name)
     if not gc.isenabled():
         # The collector need not look at the modules again: they stay.

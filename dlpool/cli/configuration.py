@@ -60,7 +60,7 @@ class ConfigurationRow:
 def run(arguments: argparse.Namespace) -> int:
     """Run ``dlpool config check``, ``show`` or ``convert`` and return the exit code.
 
-    Raises UsageError, ConfigurationError, LocalFault.
+    Raises UsageError, ConfigurationError, TargetExists, LocalFault.
     """
     if arguments.action == "convert":
         return convert(arguments)
@@ -91,9 +91,9 @@ def rows(found: EffectiveSettings) -> Iterator[ConfigurationRow]:
 
 
 def find_problems(found: EffectiveSettings) -> list[ConfigProblem]:
-    """Return the problems that would keep the service or dlpool-web from starting.
+    """Return the problems that would prevent the service or dlpool-web from starting.
 
-    Checks files, programs, URLs and missing keys, and changes nothing.
+    Checks the files, programs and URLs that the settings name. Changes nothing.
     """
     settings, problems = found.settings, []
     checks: list[tuple[str, Callable[[], object]]] = [
@@ -132,7 +132,7 @@ def _with_source(
     """Return ``sentence`` as a problem, with the source of the setting.
 
     ``sentence`` begins with the setting: ``[SECTION] NAME``, or only NAME for a setting
-    of ``section``. A setting that no source sets has no source in the problem.
+    of ``section``. The problem has no source if no source sets the setting.
     """
     match = re.match(r"\[([a-z]+)\] (.*)", sentence)
     section, text = (match[1], match[2]) if match else (section, sentence)

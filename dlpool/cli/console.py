@@ -1,7 +1,7 @@
-"""The standard streams of all programs, their errors and their exit codes.
+"""The standard streams, errors and exit codes of all programs.
 
-If a stream is closed, on a full disk or without a reader, the command still completes
-its task, and the exit code reports the result of the task. Messages that cannot be
+A command completes its task even if its streams cannot be written (closed, disk full,
+no reader). The exit code reports the result of the task. Messages that cannot be
 written to standard error are dropped. If the output of a command is lost, the command
 fails only if its task was to print. The exit code of an error is the ``exit_code`` of
 its class (``dlpool.errors``). Control characters are escaped here, once for all
@@ -30,8 +30,8 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 class _Stream(io.RawIOBase):
     """A raw stream that writes to a descriptor, and drops all bytes after an error.
 
-    The first error is kept in ``error``; with ``raises`` the failed write raises it.
-    Later writes and flushes do not fail.
+    ``error`` keeps the first error. With ``raises``, the write that fails raises the
+    error. All later writes succeed.
     """
 
     def __init__(self, descriptor: int, *, raises: bool) -> None:
@@ -53,9 +53,9 @@ class _Stream(io.RawIOBase):
         return os.isatty(self._descriptor)
 
     def write(self, data: object) -> int:
-        """Write bytes and return their number.
+        """Write some or all bytes of ``data`` and return their number.
 
-        Waits if a non-blocking descriptor is full.
+        Waits while a non-blocking descriptor is full. Dropped bytes count as written.
         """
         view = memoryview(data)  # type: ignore[arg-type]
         while self.error is None:
@@ -78,18 +78,18 @@ class _Stream(io.RawIOBase):
 class _CleanText(io.TextIOWrapper):
     """A text stream that escapes every character that could control a terminal.
 
-    Only newlines and tabs are written unchanged.
+    Newlines and tabs are not escaped.
     """
 
     def write(self, text: str) -> int:
-        """Write the text, with control characters and bidirectional marks escaped."""
+        """Escape control characters and bidirectional marks, and write the text."""
         return super().write(escape_unsafe(text, keeps="\n\t"))
 
 
 class _DrawingStream:
-    """A ``_CleanText`` stream for a library that draws with control characters.
+    """A wrapper that writes text unchanged to a ``_CleanText`` stream.
 
-    Writes text unchanged: the library must escape the texts that it prints.
+    It is for a library that draws with control characters.
     """
 
     def __init__(self, stream: _CleanText) -> None:
@@ -104,9 +104,10 @@ class _DrawingStream:
 
 
 def stream_for_rich(stream: TextIO) -> IO[str]:
-    """Return a standard stream that passes the control characters of rich unchanged.
+    """Return ``stream`` in a form that writes control characters unchanged.
 
-    The caller must pass all texts through ``clean``.
+    The library ``rich`` draws with control characters. The caller must pass each text
+    that it prints through ``clean``.
     """
     return (
         cast("IO[str]", _DrawingStream(stream))
@@ -116,7 +117,7 @@ def stream_for_rich(stream: TextIO) -> IO[str]:
 
 
 class OutputLost(LocalFault):
-    """Standard output cannot be written."""
+    """Writing to standard output failed."""
 
     @classmethod
     def of(cls, error: OSError) -> OutputLost:
@@ -127,11 +128,12 @@ class OutputLost(LocalFault):
 def run_program(
     name: str, run: Callable[[], int], *, ends_process: bool = False
 ) -> int:
-    """Run a program and return its exit code, or exit with it if ``ends_process``.
+    """Run a program and return its exit code; with ``ends_process`` exit with it.
 
-    An error is printed as one sentence on standard error, ``NAME: ...``; the class of
-    the error determines the exit code. Call this function once, at the start of the
-    process, before any file is opened.
+    Prints an error as one sentence on standard error, ``NAME: ...``. The class of the
+    error determines the exit code. Without ``ends_process``, a SystemExit of the
+    program is raised again. Call this function once, at the start of the process,
+    before any file is opened.
     """
     stdout = _prepare()
     try:
@@ -168,13 +170,12 @@ def run_program(
 
 
 def _end_process(code: int) -> NoReturn:
-    """Exit without the interpreter's destruction of all modules and objects.
+    """Exit, but skip the interpreter's destruction of all modules and objects.
 
-    This saves as long as the fetch of a small file takes. First do what the interpreter
-    does before that destruction: wait for the threads that are not daemons, call the
-    ``atexit`` handlers (coverage and logging have some), flush the standard streams.
-    Nothing in dlpool needs the destruction: each file is closed where it was used, and
-    the kernel releases locks, sockets and memory.
+    The destruction takes as long as the fetch of a small file. Nothing in dlpool needs
+    it: each file is closed where it was used, and the kernel releases locks, sockets
+    and memory. The other steps of the interpreter's exit are done: wait for the threads
+    that are not daemons, call the ``atexit`` handlers, flush the standard streams.
     """
     try:
         if "threading" in sys.modules:
@@ -223,9 +224,9 @@ def reporting_result() -> Iterator[None]:
 
 
 def _foreseen(error: Exception) -> DlpoolError | None:
-    """Return a DlpoolError for ``error`` if a fault of this machine has caused it.
+    """Return a DlpoolError for an error that has a known cause on this machine.
 
-    Returns None otherwise: ``error`` then shows a defect of dlpool.
+    Returns None for every other error; the caller reports it as a defect of dlpool.
     """
     if not isinstance(error, OSError):
         return None
@@ -256,9 +257,9 @@ def _failed(name: str, error: DlpoolError) -> int:
 def _finished(name: str, stdout: _Stream | None, code: int) -> int:
     """Flush standard output and return the exit code of the program.
 
-    ``code`` is the exit code of the command. If ``code`` is 0 and output was lost,
-    prints an error and returns the exit code of OutputLost. A closed pipe is not an
-    error.
+    ``code`` is the exit code of the command. If ``code`` is 0, and output was lost
+    without a report, prints an error and returns the exit code of OutputLost. A closed
+    pipe is not an error.
     """
     with suppress(OSError, ValueError):
         sys.stdout.flush()
@@ -277,9 +278,9 @@ def _finished(name: str, stdout: _Stream | None, code: int) -> int:
 def _prepare() -> _Stream | None:
     """Replace the standard streams; return the raw stream of standard output.
 
-    Returns None if the program has replaced standard output itself. A closed standard
-    descriptor is opened as the null device, so that no file opened later gets its
-    number.
+    Returns None if a test, for example, has already replaced standard output. Opens
+    each closed standard descriptor as the null device: otherwise the next opened file
+    would get its number.
     """
     with suppress(OSError):
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
@@ -295,11 +296,10 @@ def _prepare() -> _Stream | None:
 
 
 def _wrapped(descriptor: int, old: TextIO | None, *, raises: bool) -> TextIO:
-    """Return a text stream on the descriptor.
+    """Return a text stream on the descriptor, with the encoding of ``old`` or UTF-8.
 
-    Characters that the encoding of the stream lacks are escaped. If ``old`` is not a
-    stream on a file (a test has replaced it, for example), ``old`` is returned
-    unchanged.
+    Characters that the encoding lacks are escaped. Returns ``old`` itself if it is not
+    a stream on a file, for example because a test has replaced the stream.
     """
     if not isinstance(old, io.TextIOWrapper | None):
         return old

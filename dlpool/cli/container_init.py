@@ -1,10 +1,10 @@
 """The duties of process 1 of a container.
 
 Process 1 inherits every process whose parent has exited, and must call wait(2) for it:
-otherwise, processes that outlive their hooks become zombies. The program itself cannot
-wait for every child: it would take exit codes that other parts of the program need.
-Therefore process 1 forks. The child runs the program, and process 1 reaps all exited
-processes; see tini(1), wait(2).
+otherwise the inherited processes remain as zombies when they exit. The program itself
+cannot wait for every child: it would take exit codes that other parts of the program
+need. Therefore process 1 forks. The child runs the program, and process 1 reaps all
+exited processes; see tini(1), wait(2).
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def fork_if_init() -> None:
 def _serve(child: int, awaited: set[signal.Signals]) -> int:
     """Forward signals and reap processes until the child exits.
 
-    Returns the exit code of the child.
+    Returns the exit code of the child, or 128 plus the number of the signal that has
+    killed the child.
     """
     while True:
         received = signal.sigwaitinfo(awaited)
@@ -61,7 +62,7 @@ def _serve(child: int, awaited: set[signal.Signals]) -> int:
 
 
 def _reaped(child: int) -> int | None:
-    """Reap all exited processes, and return the exit code of ``child``.
+    """Reap exited processes, and return the exit code of ``child``.
 
     Returns the negative signal number if a signal has killed the child, and None while
     the child is running.

@@ -1,4 +1,4 @@
-"""Controls jobs, failure records, the queue and nodes: the commands of operators."""
+"""The commands that control jobs, failure records, the queue and nodes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ WORKER_FIELDS = ("pid", "state", "busy", "slots", "memory")
 def control_jobs(arguments: argparse.Namespace) -> int:
     """Cancel, pause, resume, retry or promote jobs, or change their priority.
 
-    Raises QueueError, NoSuchJob, NotPossible.
+    Raises QueueError, and the errors of ``_report_results``.
     """
     with open_queue(arguments) as queue:
         controls = JobAdmin(queue.client, queue.keys)
@@ -67,7 +67,7 @@ def control_jobs(arguments: argparse.Namespace) -> int:
 def failed(arguments: argparse.Namespace) -> int:
     """List, retry or remove failure records.
 
-    Raises UsageError, QueueError, NotPossible.
+    Raises UsageError, QueueError, and the errors of ``_report_results``.
     """
     if arguments.action == "list":
         return _list_failed(arguments)
@@ -94,7 +94,7 @@ def failed(arguments: argparse.Namespace) -> int:
 
 
 def purge(arguments: argparse.Namespace) -> int:
-    """Remove all completed jobs, or all failed and cancelled jobs.
+    """Remove all completed jobs (``--done``), or all failed and cancelled jobs.
 
     Raises QueueError.
     """
@@ -247,7 +247,7 @@ def _id(url: str, one: FailureRecord | None) -> str:
 def _record_result(
     audit: AuditRecorder, verb: str, name: str, reply: str
 ) -> tuple[str, str]:
-    """Write the audit event for one object; return ``name`` and ``reply``."""
+    """Record the audit event for one object; return ``name`` and ``reply``."""
     problem = error_of_reply(verb, name, reply)
     audit.note(name, problem.label if problem else DONE)
     return name, reply
@@ -261,8 +261,8 @@ def _report_results(
 ) -> int:
     """Print the result for each object and return the exit code.
 
-    ``count`` is the number of objects that the user named. If ``count`` is 1, a failure
-    is raised. Otherwise failures are printed, and the exit code is 14 (some failed).
+    If ``count`` is 1, raises the error of the object. Otherwise prints the errors, and
+    returns exit code 14 (some failed) if there are any.
     """
     problems: list[DlpoolError] = []
     for name, reply in replies:

@@ -1,4 +1,4 @@
-"""Declares the commands that control the queue, and ``top``.
+"""Declares ``top`` and the commands that control the queue.
 
 Imports no third-party library until a command runs.
 """

@@ -17,10 +17,10 @@ from dlpool.errors import ConfigurationError, TargetExists, UsageError
 
 
 def convert(arguments: argparse.Namespace) -> int:
-    """Convert the file that the arguments name to INI and return the exit code.
+    """Convert a ``config.json`` to an INI file and return the exit code.
 
-    Raises UsageError without an input file, ConfigurationError for a file that is not a
-    JSON object or has invalid values, TargetExists if the output exists, LocalFault.
+    The arguments give both file names; by default the INI file is written to standard
+    output. Raises UsageError, ConfigurationError, TargetExists, LocalFault.
     """
     source = arguments.file or arguments.config
     if source is None:
@@ -42,9 +42,10 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def read_go_settings(source: str, notes: list[str]) -> Sequence[SourcedValue]:
-    """Return the settings of the Go server's file; append warnings to ``notes``.
+    """Return the settings in ``source``, a ``config.json`` of the Go upload server.
 
-    Raises ConfigurationError, which names every invalid setting.
+    Appends warnings to ``notes``. Raises ConfigurationError. Its message has a line for
+    each problem.
     """
     text = text_of_file(source)
     if not is_json(text):

@@ -44,9 +44,9 @@ _CHECKS: tuple[Callable[[Settings], Iterator[DoctorFinding]], ...] = (
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print a line for each check and the overall result; return the exit code.
+    """Run the checks, print the findings and the verdict, and return the exit code.
 
-    Raises UsageError for an invalid URL.
+    Raises UsageError.
     """
     if arguments.url is not None:
         split_credentials(arguments.url)
@@ -82,9 +82,9 @@ def _show(found: list[DoctorFinding], arguments: argparse.Namespace) -> None:
 def examine(arguments: argparse.Namespace) -> Iterator[DoctorFinding]:
     """Run the checks and yield their findings.
 
-    With ``--folder``, only what ``dlpool fetch`` needs is checked: the settings, the
-    file system of the folder, and the URL. If the settings cannot be read, yields only
-    the problems of the settings.
+    With ``--folder``, checks only what ``dlpool fetch`` needs: the settings, the file
+    system of the folder, and the URL if one is given. If the settings cannot be read,
+    yields only the problems of the settings.
     """
     try:
         read = load_effective(

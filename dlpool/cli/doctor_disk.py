@@ -1,6 +1,7 @@
-"""The checks of ``dlpool doctor`` on a file system: which guarantees it gives.
+"""The checks of ``dlpool doctor`` on the file system that receives downloads.
 
-Each check runs the code of a real download, in a temporary folder that is removed.
+Most checks run the code of a real download in a temporary folder. The folder is removed
+afterwards.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dlpool.transfer.target.file.partfile import PartFile
 def check_file_system(
     settings: Settings, folder: Path | None = None
 ) -> Iterator[DoctorFinding]:
-    """Test the operations of a download in ``folder``, by default ``download_dir``."""
+    """Test the file system of ``folder``, by default that of ``download_dir``."""
     advice = (
         "free space there, or set another download_dir in [paths]"
         if folder is None
@@ -167,7 +168,7 @@ def _folder_sync(folder: Path) -> DoctorFinding:
 def _exclusive_names(folder: Path) -> DoctorFinding:
     """Check how a file can be renamed without replacing an existing file.
 
-    The setting ``if_exists`` and uploads need such a rename.
+    Uploads and the setting ``if_exists`` need such a rename.
     """
     first, second = folder / "first", folder / "second"
     first.write_bytes(b"")

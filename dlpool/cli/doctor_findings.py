@@ -1,4 +1,4 @@
-"""The findings of ``dlpool doctor``, and how severe each is. Pure."""
+"""The findings of ``dlpool doctor``, and how severe each is."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FILES_BESIDE = 64  # open files of a worker without jobs
 
 @dataclass(frozen=True)
 class DoctorFinding:
-    """One line of output: the check, its state, what was found, and advice."""
+    """One line of output: the check, its state, the finding, and advice."""
 
     check: str
     state: str
@@ -67,7 +67,7 @@ def exit_code(findings: Sequence[DoctorFinding]) -> int:
 
 
 def latency_finding(seconds: float) -> DoctorFinding:
-    """Return the finding for the response time of Redis, in seconds."""
+    """Return the finding for ``seconds``, the response time of Redis."""
     found = f"{seconds * 1000:.2f} ms"
     if seconds <= SLOW_REDIS_S:
         return DoctorFinding("redis latency", OK, found)
@@ -100,7 +100,7 @@ def clock_finding(
 
 
 def files_needed(settings: Settings, cores: int) -> int:
-    """Return how many files the busiest worker has open with all connections in use.
+    """Return the number of open files that the worker with the most slots needs.
 
     ``cores`` is the number of cores of the machine.
     """

@@ -87,7 +87,7 @@ def check_redis(settings: Settings) -> Iterator[DoctorFinding]:
 
 
 def check_folders(settings: Settings) -> Iterator[DoctorFinding]:
-    """Check that the service can write to its folders."""
+    """Check that the current user can write to the folders of the service."""
     paths = settings.paths
     roots = [
         (f"allowed_roots {root}", root)

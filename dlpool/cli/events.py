@@ -24,9 +24,8 @@ DETAIL_SHOWN = 200  # characters
 def show_events(arguments: argparse.Namespace) -> int:
     """Show events and return the exit code. Raises QueueError.
 
-    With ``--follow`` the command shows new events until it is stopped. Ctrl-C and
-    errors raise exceptions. If the reader of standard output closes the pipe, this
-    function returns exit code 1.
+    With ``--follow`` this function shows new events until an exception ends it. It
+    returns, with exit code 1, only if the pipe of standard output is closed.
     """
     with open_queue(arguments) as queue:
         events = EventReader(queue.client, queue.keys)
@@ -53,9 +52,9 @@ def _follow(
     position: str,
     arguments: argparse.Namespace,
 ) -> NoReturn:
-    """Show the events ``found``, then those after ``position`` as they occur.
+    """Show the events ``found``, then each event after ``position`` when it occurs.
 
-    Raises QueueError, and BrokenPipeError after the reader has closed the pipe.
+    Raises QueueError, and BrokenPipeError if the pipe of standard output is closed.
     """
     while True:
         _show_more(found, arguments)
@@ -66,7 +65,7 @@ def _follow(
 def _first(
     events: EventReader, arguments: argparse.Namespace
 ) -> tuple[list[QueueEvent], str]:
-    """Return the requested past events, and the position from which to follow."""
+    """Return the requested past events, and the position after which to continue."""
     if arguments.since is not None:
         found = list(_since(events, arguments.since, arguments.limit))
         return found, found[-1].id if found else arguments.since
@@ -114,7 +113,7 @@ def _row(event: QueueEvent) -> tuple[str, ...]:
 
 
 def detail_text(event: QueueEvent) -> str:
-    """Return the details of an event in one line: its reason or its path."""
+    """Return the fields of an event, and its reason or its path, in one line."""
     details = [
         f"{name}={value}"
         for name, value in event.fields.items()

@@ -44,7 +44,7 @@ _ADVICE = "give such lines different PATHs, or use --if-exists rename"
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Download what the arguments name, and return the exit code.
+    """Download one URL or a list of URLs, and return the exit code.
 
     Raises UsageError, LocalFault, ConfigurationError.
     """
@@ -128,10 +128,10 @@ def _open_session(arguments: argparse.Namespace) -> Iterator[BatchSession | None
 def _watch(
     batch: Batch, display: Display, report: FetchReport, events: EventPrinter
 ) -> None:
-    """Start the batch; draw and report until all downloads have ended.
+    """Start the batch; show its progress and its results until it ends.
 
-    After an interrupting signal, cancels the batch and waits at most ``STOP_S``
-    seconds.
+    The first SIGINT or SIGTERM cancels the batch. After the signal this function waits
+    at most five seconds (``STOP_S``).
     """
     interruption = Interruption()
     try:
@@ -159,7 +159,7 @@ def _watch(
 def _items(arguments: argparse.Namespace) -> Iterator[Iterator[BatchItem]]:
     """Yield an iterator of the items to download.
 
-    A URL gives one item. A list gives one item per line; each line is read when the
+    A URL gives one item. A list gives the items of its lines; a line is read when the
     iterator reaches it. Raises UsageError, LocalFault.
     """
     if arguments.input_file is None:
@@ -184,10 +184,10 @@ def _items(arguments: argparse.Namespace) -> Iterator[Iterator[BatchItem]]:
 def _collisions(
     arguments: argparse.Namespace, engine: DownloadEngine, transfer: TransferSettings
 ) -> list[BatchResult]:
-    """Return the failures that are known before any download of a list starts.
+    """Return the failures of a list that can be known before its downloads start.
 
-    The failures are items with the same target, and text that is not UTF-8. Only a list
-    in a regular file is checked, because a pipe cannot be read twice.
+    The result is empty with ``if_exists = rename``, and for a list that is not a
+    regular file: a pipe cannot be read twice.
     """
     name = arguments.input_file
     if name is None or not Path(name).is_file() or transfer.if_exists == "rename":

@@ -1,4 +1,4 @@
-"""Reports a run of ``dlpool fetch``: lines, a summary, JSON, the exit code."""
+"""The report of a run of ``dlpool fetch``: lines, a summary, JSON, the exit code."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SOME_FAILED = 14
 
 
 class FetchReport:
-    """Collects the results of a run. Used only by the main thread.
+    """Collects the results of a run. Only the main thread uses it.
 
     With ``keeps`` it keeps all results, for the JSON output; otherwise it keeps only
-    what the exit code depends on. ``signal`` is the signal that interrupted the run,
-    None without one.
+    the values from which the exit code follows. ``signal`` is the number of the signal
+    that interrupted the run; None if there was no signal.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class FetchReport:
             self._say(result, is_cancelled=is_cancelled)
 
     def end(self, progress: BatchProgress, seconds: float) -> int:
-        """Print the summary and the JSON, and return the exit code.
+        """Print the end of the report, and return the exit code.
 
-        ``progress`` is the final progress.
+        ``progress`` is the final progress, ``seconds`` the duration of the run.
         """
         code = self._exit_code()
         if not self._quiet and self.signal is not None and code == 128 + self.signal:
@@ -138,7 +138,7 @@ def _speed(progress: BatchProgress, seconds: float) -> float:
 
 
 def success_text(outcome: TransferResult) -> str:
-    """Return the result of a downloaded file in one line."""
+    """Describe the result of a successful download in one line."""
     if outcome.is_skipped:
         return f"{outcome.path}: already exists, skipped"
     resumed = (

@@ -1,4 +1,4 @@
-"""What ``fetch`` and ``upload`` share: interrupting signals, and printed events."""
+"""The handling of signals and the printing of events, for ``fetch`` and ``upload``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ STOP_S = 5.0  # the longest wait after a signal, for calls that cannot be interr
 
 
 class Interruption:
-    """The first signal, SIGINT or SIGTERM, that interrupted the command.
+    """The signal that interrupted the command: the first SIGINT or SIGTERM, or None.
 
-    The handler only records the signal. A second signal ends the process at once.
+    The handler only records this signal. A second signal ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -26,9 +26,10 @@ class Interruption:
         signal.signal(signal.SIGTERM, self._note)
 
     def interrupt(self) -> None:
-        """Let signals raise KeyboardInterrupt from now on.
+        """Let SIGINT and SIGTERM raise KeyboardInterrupt from now on.
 
-        Used when the main thread itself transfers the file and cannot poll for signals.
+        Call this method before the main thread itself transfers the file: the thread
+        cannot poll ``signal`` during the transfer.
         """
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -83,7 +84,7 @@ class EventPrinter:
             self._events.put((event, fields))
 
     def print_events(self, display: Display) -> None:
-        """Print the events since the last call."""
+        """Print the events that were collected since the last call."""
         while not self._events.empty():
             event, fields = self._events.get()
             if not self._is_wanted:

@@ -15,12 +15,12 @@ MAX_FILE = 64 * 1024  # bytes; no server accepts that many
 
 
 def read_headers(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return the headers that the options name, in their order.
+    """Return the headers of ``-H`` and ``--header-file``, in their order.
 
     If a name is given twice, the last value is used. Replaces the name of each file in
-    ``arguments.header`` by the lines of the file, so that a second call does not read
-    the file again. Error messages contain line numbers, but no text of a file. Raises
-    UsageError, LocalFault.
+    ``arguments.header`` by the lines of the file; a second call does not read the file
+    again. Error messages about a file contain line numbers, but no text of the file.
+    Raises UsageError, LocalFault.
     """
     lists = getattr(arguments, "input_file", None)
     if lists == "-" and "@-" in arguments.header:
@@ -59,7 +59,7 @@ def _content(name: str, shown: str) -> bytes:
     """Return the content of a file; the name ``-`` means standard input.
 
     ``shown`` is the name in messages. Raises LocalFault for a file that cannot be read,
-    UsageError for a file that is too long.
+    UsageError for a file of more than 64 KiB.
     """
     parts, size = [], 0
     try:

@@ -1,4 +1,4 @@
-"""``dlpool health``: checks the health of a supervisor of this machine."""
+"""``dlpool health``: checks the health of a supervisor."""
 
 from __future__ import annotations
 

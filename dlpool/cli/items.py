@@ -52,8 +52,9 @@ def items_from_lines(
 ) -> Iterator[BatchItem]:
     """Yield the items of a list, one per line; skip empty lines and ``#`` comments.
 
-    A line is read only when its item is requested. ``name`` is the name of the list. If
-    the list is not text, the last item has the error ListUnreadable.
+    A line is read only when its item is requested. ``name`` is the name of the list.
+    The item of an invalid line has a UsageError. If the list is not text, the last item
+    has the error ListUnreadable.
     """
     number = 0
     try:

@@ -151,9 +151,9 @@ def _show_figures(stats: QueueStats) -> None:
 
 
 def host_lines(stats: QueueStats) -> list[str]:
-    """Return a line for each host that jobs wait for.
+    """Return the lines about hosts whose jobs must wait.
 
-    Jobs wait for a host that has reached its limit of jobs or has sent Retry-After.
+    Jobs wait if their host has reached its limit of jobs or has sent Retry-After.
     """
     lines = [
         f"{count} jobs wait for a slot at {host}"

@@ -1,4 +1,4 @@
-"""Reads lists: a file, a pipe, or standard input."""
+"""Reads a list from a file, a pipe or standard input."""
 
 from __future__ import annotations
 

@@ -72,8 +72,7 @@ def join_negative_values(argv: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. The user never sees a traceback.
 
-    Without ``argv`` the command is that of the process, and the process exits with the
-    code: see ``end_process``.
+    Without ``argv`` runs the command line of the process, and exits with the code.
     """
     words = sys.argv[1:] if argv is None else argv
     if argv is None:
@@ -90,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def single_file_main() -> int:
     """Run ``dlpool``, or ``dlpool-supervisor`` if the executable has that name.
 
-    This is the entry point of the single-file executable. Returns the exit code.
+    This is the entry point of the single-file executable.
     """
     if not sys.argv[0].rpartition("/")[2].startswith("dlpool-supervisor"):
         return main()

@@ -126,7 +126,7 @@ def load_settings(
     is_quiet: bool = False,
     of_service: bool = False,
 ) -> EffectiveSettings:
-    """Return the effective settings and print their warnings to standard error.
+    """Return the effective settings, and print warnings unless ``is_quiet``.
 
     ``config`` is the path of the INI file, None to read no INI file. With
     ``of_service`` the defaults of the service apply. Raises ConfigurationError, which

@@ -27,7 +27,7 @@ exit codes:
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """A formatter of help texts, as wide as the terminal.
 
-    argparse would import a module with all archive formats to get that width.
+    argparse itself would import the large module ``shutil`` to get this width.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _terminal_width() -> int:
-    """Return the columns of the terminal, as ``shutil.get_terminal_size`` does."""
+    """Return the width of the terminal, as ``shutil.get_terminal_size`` does."""
     with suppress(KeyError, ValueError):
         if (columns := int(os.environ["COLUMNS"])) > 0:
             return columns

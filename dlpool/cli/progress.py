@@ -89,7 +89,7 @@ class PlainDisplay(SilentDisplay):
 
 
 class JsonDisplay(PlainDisplay):
-    """Prints a JSON object for each running file every second, for programs."""
+    """Every second, prints a JSON object for each running file, for programs."""
 
     every_s = JSON_EVERY_S
 

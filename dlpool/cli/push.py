@@ -35,7 +35,7 @@ WORDS = {
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Push what the arguments name, and return the exit code.
+    """Push one job or a list of jobs, and return the exit code.
 
     Raises UsageError, QueueError, LocalFault.
     """
@@ -70,7 +70,7 @@ def job_of_line(line: bytes, options: dict[str, Any]) -> PushedJob | None:
 
 
 def blocks_of_lines(read: Callable[[], bytes]) -> Iterator[list[bytes]]:
-    """Yield the complete lines that each ``read`` adds, without waiting for more input.
+    """Call ``read`` until the end; after each call, yield the new complete lines.
 
     Lines are in UTF-8. A line that is too long for a valid job is truncated. Raises
     UsageError for input that is not text.
@@ -95,7 +95,7 @@ def blocks_of_lines(read: Callable[[], bytes]) -> Iterator[list[bytes]]:
 
 
 class ListPush:
-    """Pushes the lines of a list, and counts the results."""
+    """Pushes the jobs of a list, and counts the results."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class ListPush:
         return SOME_FAILED if self._refused else 0
 
     def add(self, lines: Sequence[bytes]) -> None:
-        """Push a job for each line and print its id. Raises QueueError, LocalFault."""
+        """Push the jobs of ``lines`` and print their ids. Raises QueueError."""
         for start in range(0, len(lines), BATCH):
             batch = list(self._jobs(lines[start : start + BATCH]))
             results = (
@@ -179,8 +179,8 @@ def note_pushed(
 ) -> None:
     """Record a batch of pushes as one audit event.
 
-    The event has the id of the first new job. If no job is new, the event has the
-    result UNCHANGED and the id of the first job.
+    The event has the id of the first new job. If no job is new, the event has the id of
+    the first job, and its result is ``UNCHANGED``: nothing was changed.
     """
     new_ids = [
         job_id
@@ -253,7 +253,7 @@ def _push_list(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields that the options set for all jobs."""
+    """Return the fields of a job that the options set for all jobs."""
     priority = arguments.priority
     if priority is not None and re.fullmatch(r"[+-]?[0-9]{1,9}", priority):
         priority = int(priority)

@@ -27,9 +27,9 @@ COLUMNS = ("ID", "AT", "SIZE", "SIGNATURE", "OWNER", "TARGET")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """List, show, release or delete files, and return the exit code.
+    """List, show, release or delete quarantined files, and return the exit code.
 
-    Raises UsageError, NotFound, TargetExists, LocalFault.
+    Raises UsageError, ConfigurationError, NotFound, TargetExists, LocalFault.
     """
     _check(arguments)
     settings = load_settings(arguments.config, is_quiet=arguments.quiet).settings
@@ -92,8 +92,8 @@ def _act_on_each(
 ) -> int:
     """Release or delete each file and return the exit code.
 
-    With one file a failure is raised. With several files failures are printed, and the
-    exit code is 14 (some failed).
+    If only one file is named, raises its error. Otherwise prints the errors, and
+    returns exit code 14 (some failed) if there are any.
     """
     log = _log(settings)
     problems: list[DlpoolError] = []

@@ -87,7 +87,7 @@ def add_output_options(parser: argparse.ArgumentParser, json_help: str) -> None:
 
 
 def queue_settings(arguments: argparse.Namespace) -> Settings:
-    """Return the settings of the queue and of the service's folders.
+    """Return the effective settings, with the values of the queue's options.
 
     Raises ConfigurationError.
     """
@@ -130,9 +130,8 @@ def sourced_queue_options(arguments: argparse.Namespace) -> list[SourcedValue]:
 def open_queue(arguments: argparse.Namespace) -> Iterator[OpenQueue]:
     """Connect to the queue that the arguments name, and check that its Redis answers.
 
-    On exit the audit recorder writes the events that the command has recorded. If the
-    command changes something, but has recorded no event or has failed, the recorder
-    adds an event with the result. Raises QueueError, ConfigurationError.
+    On exit the audit recorder writes its events; see ``AuditRecorder.recording``.
+    Raises QueueError, ConfigurationError.
     """
     from dlpool.jobs.connection import AUTO, EMBEDDED, connect
     from dlpool.jobs.keys import QueueKeys

@@ -123,9 +123,9 @@ def allowed_networks(ini: Path, given: str | None) -> str:
 
 
 def _allowed_in(ini: Path) -> str:
-    """Return the value of ``network_allow`` in an existing INI file.
+    """Return the value of ``network_allow`` in an INI file; "" if there is no value.
 
-    Returns "" if the file does not set it. A repeated ``dlpool setup`` keeps the value.
+    Because of this function, a repeated ``dlpool setup`` keeps the value.
     """
     with suppress(OSError, UnicodeDecodeError):
         if found := re.search(

@@ -113,7 +113,7 @@ class StartPrinter:
 
 
 def start_lines(fields: Mapping[str, Any]) -> list[str]:
-    """Return the start summary, from the fields of ``service_started``. Pure."""
+    """Return the lines of the start summary, from the fields of ``service_started``."""
     shown = fields["configuration"]
     slots, max_slots = (
         shown["supervisor"][name] for name in ("max_concurrent_downloads", "max_slots")

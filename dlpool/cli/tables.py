@@ -73,7 +73,7 @@ def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def clean(value: object) -> str:
-    """Return a value as a cell without control characters; None is empty."""
+    """Return a value as text with control characters escaped; "" for None."""
     text = "" if value is None else str(value)
     return escape_unsafe(text)
 

@@ -36,8 +36,8 @@ COLUMNS = ("ID", "NODE", "DONE", "RATE", "PHASE", "URL", "PATH")
 class JobRates:
     """The bytes per second of each job, between two samples.
 
-    ``seen`` holds by job id the time and the downloaded bytes of the last sample.
-    ``now`` holds by job id the rate in bytes per second.
+    ``seen`` maps each job id to the time and the downloaded bytes of the last sample.
+    ``now`` maps each job id to the rate in bytes per second.
     """
 
     seen: dict[str, tuple[float, int]] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class QueueMonitor:
         self.drained: set[str] = set()
 
     def begin(self) -> None:
-        """Request new reports, wait for them, and take the first sample.
+        """Request new reports, wait 0.3 seconds for them, and take the first sample.
 
         Reports that are already stored have different ages and would give wrong rates.
         """
@@ -154,7 +154,7 @@ class QueueMonitor:
         )
 
     def hosts(self) -> list[str]:
-        """Return a line for each host that jobs wait for."""
+        """Return the lines about hosts whose jobs must wait."""
         assert self.stats is not None
         return host_lines(self.stats)
 
@@ -164,7 +164,7 @@ class QueueMonitor:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show the queue until Ctrl-C, or once if standard output is not a terminal.
+    """Show the queue until Ctrl-C; only once with ``--json`` or without a terminal.
 
     Raises QueueError.
     """

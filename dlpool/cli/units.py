@@ -1,4 +1,4 @@
-"""Sizes, times and progress as text for people. Pure."""
+"""Sizes, times and progress as text for people."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def time_text(seconds: float) -> str:
 
 
 def percent(progress: Progress) -> float | None:
-    """Return the downloaded percentage, None while the size is unknown."""
+    """Return the downloaded percentage; None if the size is unknown or 0."""
     return 100.0 * progress.done / progress.size if progress.size else None
 
 

@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class UploadRun:
-    """Uploads the files of one command in turn. Used only by the main thread."""
+    """Uploads the files of one command in turn. Only the main thread uses it."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class UploadRun:
         )
 
     def upload(self, path: Path) -> None:
-        """Upload a file and report the result; do nothing in an interrupted run."""
+        """Upload a file and report the result; do nothing after SIGINT or SIGTERM."""
         if self._interruption.signal is not None:
             return
         arguments = self._arguments
@@ -116,10 +116,10 @@ class UploadRun:
         return self._report.end(self._interruption.signal, as_json=self._arguments.json)
 
     def _watch(self, attempt: UploadThread) -> None:
-        """Run the upload on its thread; draw until it has ended.
+        """Run the upload on its thread, and show its progress until it ends.
 
-        After an interrupting signal, cancels the upload and waits at most ``STOP_S``
-        seconds.
+        The first SIGINT or SIGTERM cancels the upload. After the signal this method
+        waits at most five seconds (``STOP_S``).
         """
         try:
             attempt.thread.start()

@@ -12,10 +12,9 @@ from dlpool.usertext import NotText, read_text
 
 
 def access_headers(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return the headers that the options name, with the token or secret key.
+    """Return the headers of the options, including the token and the secret key.
 
-    Raises UsageError for options that are invalid or contradict each other, LocalFault
-    for a file that cannot be read.
+    Raises UsageError, or LocalFault for a file that cannot be read.
     """
     headers = read_headers(arguments)
     given = {name.lower() for name in headers}
@@ -39,7 +38,7 @@ def access_headers(arguments: argparse.Namespace) -> dict[str, str]:
 def _secret(path: str) -> str:
     """Return the text of a file without surrounding space.
 
-    Error messages do not contain the text.
+    Raises UsageError, LocalFault. Error messages do not contain the text.
     """
     try:
         secret = read_text(Path(path)).strip()

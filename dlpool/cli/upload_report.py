@@ -1,4 +1,4 @@
-"""Reports a run of ``dlpool upload``: a line per file, JSON, the exit code."""
+"""The report of a run of ``dlpool upload``: a line per file, JSON, the exit code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STATES = ("done", "failed", "interrupted", "not_begun")
 
 
 class UploadReport:
-    """Collects the results of a run. Used only by the main thread.
+    """Collects the results of a run. Only the main thread uses it.
 
     ``size`` is the total size of the uploaded files in bytes.
     """
@@ -69,7 +69,7 @@ class UploadReport:
     def end(self, signal: int | None, *, as_json: bool) -> int:
         """Print the JSON if ``as_json``, and return the exit code.
 
-        ``signal`` is the signal that interrupted the run, or None.
+        ``signal`` is the number of the signal that interrupted the run, or None.
         """
         code = self._exit_code(signal)
         not_begun = self._files[self.ended :]
@@ -121,7 +121,7 @@ def state_of(result: UploadResult | DlpoolError) -> str:
 
 
 def success_text(outcome: UploadResult) -> str:
-    """Return the result of an uploaded file in one line."""
+    """Describe the result of a successful upload in one line."""
     speed = size_text(outcome.sent / outcome.seconds if outcome.seconds > 0 else 0.0)
     resumed = (
         f", resumed from {size_text(outcome.resumed_from)}"

@@ -33,10 +33,10 @@ def setting(
 
     ``default`` is written as in an INI file; None means unset. ``low`` and ``high`` are
     the bounds of a number. ``short`` is a short command-line option, such as ``-c``.
-    ``reload`` tells whether a running service applies a changed value. ``shipped`` is
-    the value in the shipped INI file; None means the default. ``service`` is the
-    default of the service, and its value in the shipped file; None means ``default``.
-    The value of a setting with ``is_secret`` is never shown.
+    ``reload`` tells whether a running service applies a changed value. ``service`` is
+    the default of the service; None means ``default``. ``shipped`` is the value in the
+    shipped INI file; None means the default of the service. The value of a setting with
+    ``is_secret`` is never shown.
 
     Three parameters name another setting of the section. ``not_below`` names the
     setting whose value is the lower bound. ``needs`` names a setting that must be set

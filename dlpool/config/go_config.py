@@ -71,8 +71,8 @@ def read_json(
 ) -> list[SourcedValue]:
     """Return the settings in ``text``, the content of the file ``path``.
 
-    Appends a sentence for each invalid value to ``problems``, and a sentence that names
-    the unknown keys to ``notes``. Raises ConfigurationError if the text is not a JSON
+    Appends a problem for each invalid value to ``problems``, and a warning about
+    unknown keys to ``notes``. Raises ConfigurationError if the text is not a JSON
     object.
     """
     found: dict[tuple[str, str], SourcedValue] = {}
@@ -129,11 +129,11 @@ def _no_constant(name: str) -> None:
 def _leaves(
     value: _Pairs, above: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the values in a JSON object, each after the keys that lead to the value.
+    """Yield the keys and the value of each member of a JSON object.
 
-    The outermost key is first. The values in nested objects are included. A nested
-    object is yielded as one value in two cases: if the keys that lead to the object
-    name a setting, or if the object is ``MAX_DEPTH`` levels deep.
+    The members of nested objects are included. The keys lead to the value, the
+    outermost key first. A nested object is yielded as one value in two cases: if its
+    keys name a setting, or if it is eight levels deep (``MAX_DEPTH``).
     """
     for name, member in value.members:
         names = (*above, name)
@@ -148,7 +148,7 @@ def _leaves(
 
 
 def _setting_of(names: Sequence[str]) -> Field[Any] | None:
-    """Return the setting that nested keys name, None if they name no setting.
+    """Return the setting that nested keys name; None if they name no setting.
 
     ``names`` holds the keys, the outermost key first. Examples: ``max_file_size``,
     ``maxFileSize``; ``max_attempts`` in an object ``retry`` (``retry_max_attempts``).
@@ -217,7 +217,7 @@ def _words(value: Any) -> str:
 def _size(value: Any) -> str:
     """Return a size, given in bytes, as text with the largest unit that divides it.
 
-    A text that already has a unit is returned unchanged.
+    A text that is not a whole number, such as ``8M``, is returned unchanged.
     """
     if isinstance(value, str) and not value.strip().isdigit():
         return value
@@ -232,7 +232,7 @@ def _size(value: Any) -> str:
 def _duration(value: Any, most_ms: float) -> str:
     """Return a duration as text of an INI file.
 
-    A number counts milliseconds; if the result would exceed ``most_ms``, the number
+    A number counts milliseconds. A number above ``most_ms`` and above one million
     counts nanoseconds. A text has the format of Go's ``Duration.String``.
     """
     if isinstance(value, str) and not re.fullmatch(r"-?[0-9.]+", value.strip()):
@@ -301,7 +301,7 @@ def _shown(value: Any) -> str:
 
 
 def _line_of(text: str, name: str) -> int:
-    """Return the number of the line in which the key ``name`` first occurs."""
+    """Return the number of the line with the first key ``name``; 1 without a match."""
     match = re.search(rf"{re.escape(json.dumps(name, ensure_ascii=False))}\s*:", text)
     return text.count("\n", 0, match.start()) + 1 if match else 1
 

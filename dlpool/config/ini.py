@@ -27,7 +27,7 @@ _CONVERT = (
 
 
 class _Parser(configparser.ConfigParser):
-    """A parser that records the lines of sections and keys.
+    """A parser that records the line numbers of sections and keys.
 
     The base class calls ``optionxform`` for each key, in the order of the file.
     """
@@ -69,7 +69,7 @@ def read_settings_file(
 ) -> list[SourcedValue]:
     """Return the values of an INI file, or of a ``config.json`` of the Go server.
 
-    The format is detected by the content. Appends unknown sections to ``problems``, and
+    The content decides which format is used. Appends problems to ``problems``, and
     warnings to ``notes``. Raises ConfigurationError for a file that is unreadable or in
     neither format.
     """

@@ -32,7 +32,7 @@ class NamedKey:
     """A named key of dlpool-web.
 
     ``digest`` is the SHA-256 of its secret. ``owner`` is the owner whose uploads the
-    key may see; None, for an admin key, means all owners.
+    key may see. It is None for an admin key, which may see the uploads of all owners.
     """
 
     name: str
@@ -55,8 +55,8 @@ class KeyList:
 def read_keys(path: str) -> KeyList:
     """Return the keys of a file.
 
-    Raises ConfigurationError if the file is unreadable, if every user can write to it,
-    or if every user can read secrets in it.
+    Raises ConfigurationError if the file cannot be used, for example because every user
+    can write to it or can read secrets in it.
     """
     try:
         status = os.stat(path)

@@ -59,7 +59,7 @@ def load(path: str | None) -> dict[str, Any]:
 
     ``path`` is the INI file, None for no file. The member ``hosts`` of the result holds
     the sections ``[host:NAME]`` by NAME, merged with ``[limits]``. Raises
-    ConfigurationError with a line for each wrong section and key.
+    ConfigurationError with a line for each problem.
     """
     return load_effective(path).sections()
 

@@ -34,14 +34,14 @@ _PATH = re.compile(r"/[^\s'\"`;&|<>(){}$,:=]+")
 
 @dataclass(frozen=True)
 class OwnedPath:
-    """A file or folder, which may not exist yet. ``what`` describes it in messages."""
+    """A file or folder; it need not exist. ``what`` describes it in messages."""
 
     what: str
     path: str
 
     @property
     def setting(self) -> str:
-        """The description without the setting's value, which clients must not see."""
+        """The description without the value: clients must not see the value."""
         return self.what.partition(" = ")[0]
 
 
@@ -49,8 +49,9 @@ class OwnedPath:
 class Location:
     """A path with the identities of the folders on it.
 
-    ``identities`` are the identities of ``/`` and of each existing folder on the path.
-    ``rest`` holds the names after the last existing folder, case-folded.
+    An identity is a device number and an inode number. ``identities`` are those of
+    ``/`` and of each existing file or folder on the path. ``rest`` holds the remaining
+    names, case-folded. ``folded`` is the whole path, case-folded.
     """
 
     path: str
@@ -84,7 +85,7 @@ class Location:
         )
 
     def _is_above(self, other: Location) -> bool:
-        """Return whether ``other`` is this location or below it, by identities."""
+        """Return whether ``other`` is this location or below it; compare identities."""
         if not self.identities or not other.identities:
             return False
         if not self.rest:
@@ -132,7 +133,7 @@ def _listed(folder: str, name: str) -> str:
 
 
 def is_under(path: str, folder: str) -> bool:
-    """Return whether a resolved path is ``folder`` or lies below it, by name."""
+    """Return whether a resolved path is ``folder`` or lies below it; compare names."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
@@ -160,7 +161,7 @@ def target_roots(paths: PathSettings) -> list[OwnedPath]:
 def owned_paths(
     settings: Settings, environment: Mapping[str, str] = os.environ
 ) -> tuple[OwnedPath, ...]:
-    """Return everything that dlpool owns with these settings."""
+    """Return the files and folders that dlpool owns with these settings."""
     found = [
         *_of_settings(settings),
         *_of_files(settings.files),

@@ -1,4 +1,4 @@
-"""Values of settings with their source, and the problems found in them. Pure."""
+"""Values of settings with their sources, and problems of settings."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ class SourcedValue:
 class ConfigProblem:
     """A sentence about a problem in the settings.
 
-    ``origin`` is its source, if known (``FILE:LINE`` of a file). ``settings`` are the
-    settings that the problem concerns, by (section, name).
+    ``origin`` is the source of the wrong value (``FILE:LINE`` of a file); "" if it is
+    unknown. ``settings`` are the settings that the problem concerns, by (section,
+    name).
     """
 
     text: str

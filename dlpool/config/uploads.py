@@ -183,5 +183,5 @@ class UploadSettings:
 
 
 def is_profile_setting(section: str, name: str) -> bool:
-    """Return whether the upload profile sets the default of a setting."""
+    """Return whether any upload profile sets the default of a setting."""
     return section == "upload" and name in PRESET

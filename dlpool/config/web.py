@@ -1,4 +1,4 @@
-"""The settings of dlpool-web, and its scopes: what a token or key may do. Pure."""
+"""The settings of dlpool-web, and its scopes: what a token or key may do."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _parse_algorithms(text: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach ``host``."""
+    """Return whether ``host`` is a loopback address or ``localhost``."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""Validation of the arguments of the Python API. Pure."""
+"""Validation of the arguments of the Python API."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class EngineArguments:
     progress_interval: float
 
     def check(self) -> None:
-        """Raise UsageError for a value that is not a number or is out of its bounds."""
+        """Check each value. Raises UsageError for an invalid value."""
         for declared in fields(DownloaderSettings):
             name, meta = declared.name, declared.metadata
             if name not in vars(self):

@@ -110,17 +110,21 @@ class Batch:
         return f"<Batch {self.progress()}>"
 
     def start(self) -> None:
-        """Start the threads. After NoThread the caller must call ``run_in_caller``."""
+        """Start the threads.
+
+        If this method raises NoThread, the caller must call ``run_in_caller``.
+        """
         self._core.pull_from(self._next_task, self._handle_end)
 
     def run_in_caller(self) -> None:
-        """Fetch all items on the calling thread, if ``start`` has raised NoThread."""
+        """Fetch all items on the calling thread after ``start`` has raised NoThread."""
         self._core.run_in_caller()
 
     def cancel(self) -> None:
         """Stop all downloads so that they can be resumed, and read no further item.
 
-        Does not wait for the downloads to stop.
+        The downloads are stopped by another thread, if one can be started; this method
+        does not wait for that thread.
         """
         with self._lock:
             if self._is_cancelled:

@@ -19,8 +19,8 @@ Callback = Callable[["DownloadTask"], object]
 class Callbacks:
     """Registered callbacks and the thread that calls them. Thread-safe.
 
-    The thread starts with the first callback. The lock guards the lists, the counter
-    and the thread.
+    The thread starts when the first callback is added. The lock guards the lists, the
+    counter and the thread.
     """
 
     def __init__(

@@ -25,9 +25,9 @@ def find_collisions(
 ) -> Iterator[BatchResult]:
     """Yield a failure for each item that would overwrite the file of an earlier item.
 
-    Items with the same URL do not collide. If the list is not text, yields a failure
-    with the error ListUnreadable. An item without a file name has the last part of its
-    URL as name, unless the server sends another name.
+    Checks at most 100,000 items. Items with the same URL do not collide. If the list is
+    not text, yields a failure with the error ListUnreadable. An item without a file
+    name has the last part of its URL as name, unless the server sends another name.
 
     ``look_up`` asks the server for the path of a job's file, and returns None if the
     request fails. This function calls ``look_up`` only for an item that seems to
@@ -64,7 +64,8 @@ def _has_own_name(
 ) -> bool:
     """Return whether the server gives the file another name than the URL does.
 
-    ``is_named`` stores earlier answers by URL without query and by folder.
+    Returns True if the request fails. ``is_named`` stores earlier answers by URL
+    without query and by folder.
     """
     if not job.is_folder:
         return False

@@ -100,8 +100,9 @@ class EngineCore:
     def submit(self, task: DownloadTask) -> None:
         """Adopt a task and queue it, unless it is in the table or has ended.
 
-        Raises UsageError for an invalid URL, for a task of another engine that is not
-        shut down, and after the shutdown of this engine.
+        Raises UsageError for an invalid task, for a task that belongs to another active
+        engine, and if this engine is shut down. Raises LocalFault if the session file
+        cannot be written.
         """
         self._check_usable()
         execution = execution_of(task)
@@ -152,10 +153,10 @@ class EngineCore:
     def pull_from(self, source: TaskSource, notify_end: Callback) -> None:
         """Run the tasks that ``source`` returns, on all workers.
 
-        ``source`` may block; it returns None when no task is left. When a task has
-        ended, its thread calls ``notify_end`` with the task, instead of the registered
-        callbacks. Raises NoThread if no thread can be started; the caller must then
-        call ``run_in_caller``.
+        ``source`` may block; it returns None when no task is left. The engine calls
+        ``notify_end`` with each task that has ended, instead of the registered
+        callbacks. Raises NoThread if no thread can be started. In this case the caller
+        must call ``run_in_caller``.
         """
 
         def adopted() -> DownloadTask | None:
@@ -172,7 +173,7 @@ class EngineCore:
         self._workers.pull_from(adopted)
 
     def run_in_caller(self) -> None:
-        """Run the tasks of the source of ``pull_from`` on the calling thread.
+        """Run the tasks of ``source`` (see ``pull_from``) on the calling thread.
 
         Returns when no task is left.
         """
@@ -181,9 +182,9 @@ class EngineCore:
     # --- shutdown ---
 
     def shutdown(self, *, wait: bool) -> None:
-        """Stop the engine; with ``wait``, first wait until all tasks have ended.
+        """Stop the engine; with ``wait``, first wait until no task is queued or runs.
 
-        The method may be called again.
+        Repeated calls are allowed. A call in a forked child process does nothing.
         """
         if os.getpid() != self._pid:
             return  # the threads are those of the parent process

@@ -26,19 +26,19 @@ class DownloadEngine:
     """A downloader of files that runs in this process. Thread-safe.
 
     A program may create several engines. An engine uses threads, but installs no signal
-    handlers, configures no logging, and registers one exit handler. After a fork the
-    child must create its own engine.
+    handlers and configures no logging. After a fork the child must create its own
+    engine.
 
-    ``max_workers`` is the number of simultaneous downloads. ``retry_times`` is the
-    number of attempts in a row that may bring no progress before a download fails. In
-    seconds: ``retry_delay`` is the first backoff, ``timeout`` the limit for connecting,
-    ``progress_interval`` the time between progress callbacks. ``chunk_size`` is the
-    number of bytes to collect before a write; values below 128 KiB mean 128 KiB. After
-    20 ms the engine writes the bytes that it has collected by then.
+    ``max_workers``: the number of simultaneous downloads. ``retry_times``: the number
+    of retries in a row without progress before a download fails. ``retry_delay``: the
+    first wait before a retry, in seconds. ``timeout``: the limit for connecting, in
+    seconds. ``progress_interval``: the time between progress callbacks, in seconds.
+    ``chunk_size``: the number of bytes to collect before a write; values below 128 KiB
+    mean 128 KiB. After 20 ms the engine writes the bytes that it has collected by then.
 
     With ``verify_hash``, the engine verifies checksums and the server's digests.
     ``session`` is a file that records the unfinished tasks. ``transfer``, ``network``
-    and ``scan`` hold all other settings. With ``keeps_ended``, tasks that have ended
+    and ``scan`` contain all other settings. With ``keeps_ended``, tasks that have ended
     can still be looked up. ``notify`` receives the events of all downloads.
 
     Raises UsageError for invalid values, ConfigurationError if ``network`` or ``scan``
@@ -108,11 +108,12 @@ class DownloadEngine:
     ) -> DownloadEngine:
         """Create an engine from an INI file.
 
-        It reads ``[downloader]``, ``[transfer]``, ``[network]`` and ``[scan]``. The
-        values of the file are overridden by ``conf.d/*.ini`` beside the file and by
-        environment variables (``DLPOOL_SECTION_KEY``), as in the service. ``session``
-        is a file that records the unfinished tasks; None: they are not recorded. Raises
-        ConfigurationError, which names all invalid settings.
+        Reads the sections ``[downloader]``, ``[transfer]``, ``[network]`` and
+        ``[scan]``. Files ``conf.d/*.ini`` beside the file and environment variables
+        ``DLPOOL_SECTION_KEY`` override its values, as in the service. ``session`` is a
+        file that records the unfinished tasks; None: they are not recorded. Raises
+        ConfigurationError if the settings cannot be used, and LocalFault if the session
+        cannot be used.
         """
         found = load_effective(os.fspath(path))
         for note in found.notes:
@@ -135,17 +136,17 @@ class DownloadEngine:
 
     @property
     def chunk_size(self) -> int:
-        """The number of bytes to collect before a write, as given."""
+        """The given number of bytes to collect before a write."""
         return self._arguments.chunk_size
 
     @property
     def retry_times(self) -> int:
-        """The number of attempts in a row that may bring no progress."""
+        """The number of retries in a row without progress before a download fails."""
         return self._arguments.retry_times
 
     @property
     def retry_delay(self) -> float:
-        """The first backoff, in seconds."""
+        """The first wait before a retry, in seconds."""
         return self._arguments.retry_delay
 
     @property
@@ -157,7 +158,7 @@ class DownloadEngine:
 
     @property
     def tasks(self) -> dict[str, DownloadTask]:
-        """A copy of the tasks by id, in the order of submission."""
+        """A new dictionary of the tasks by id, in the order of submission."""
         return self._core.tasks()
 
     def download(
@@ -172,8 +173,7 @@ class DownloadEngine:
     ) -> DownloadTask:
         """Create a task, submit it and return it.
 
-        If a worker is free, the returned task has the status ``downloading``. Raises
-        UsageError.
+        Raises the errors of ``DownloadTask`` and ``submit``.
         """
         return self.submit(
             DownloadTask(
@@ -184,25 +184,26 @@ class DownloadEngine:
     def submit(self, task: DownloadTask) -> DownloadTask:
         """Queue a task and return it.
 
-        If the task belonged to another engine, that engine must be shut down. A task
-        that belongs to this engine, or has ended, is not changed. Raises UsageError for
-        an invalid URL, for a task of another engine that is not shut down, and after
-        ``shutdown`` of this engine.
+        A task that belongs to this engine, or has ended, is not changed. Raises
+        UsageError for an invalid task, for a task of another engine that is not shut
+        down, and if this engine is shut down or was created before a fork. Raises
+        LocalFault if the session file cannot be written.
         """
         self._core.submit(task)
         return task
 
     def cancel_task(self, task_id: str) -> bool:
-        """Call ``cancel`` of the task and return its result; False for an unknown
+        """Cancel a task as ``DownloadTask.cancel`` does; return False for an unknown
         id."""
         return (task := self.get_task(task_id)) is not None and task.cancel()
 
     def pause_task(self, task_id: str) -> bool:
-        """Call ``pause`` of the task and return its result; False for an unknown id."""
+        """Pause a task as ``DownloadTask.pause`` does; return False for an unknown
+        id."""
         return (task := self.get_task(task_id)) is not None and task.pause()
 
     def resume_task(self, task_id: str) -> bool:
-        """Call ``resume`` of the task and return its result; False for an unknown
+        """Resume a task as ``DownloadTask.resume`` does; return False for an unknown
         id."""
         return (task := self.get_task(task_id)) is not None and task.resume()
 
@@ -211,7 +212,7 @@ class DownloadEngine:
         return self._core.task(task_id)
 
     def get_all_tasks(self) -> list[DownloadTask]:
-        """Return all tasks, in the order of submission."""
+        """Return the tasks in the order of submission."""
         return list(self._core.tasks().values())
 
     def get_active_tasks(self) -> list[DownloadTask]:
@@ -220,7 +221,7 @@ class DownloadEngine:
 
     @property
     def queue(self) -> DownloadQueue:
-        """The pending tasks."""
+        """The queue of the pending tasks."""
         return self._core.queue
 
     @property
@@ -229,33 +230,37 @@ class DownloadEngine:
         return self._core.stats
 
     def register_progress_callback(self, callback: Callback) -> None:
-        """Call ``callback(task)`` for each downloading task that has made progress.
+        """Register ``callback`` for the progress of downloading tasks.
 
-        The calls for one task are at least ``progress_interval`` seconds apart. One
-        thread calls all callbacks, in order and without a lock, so callbacks may use
-        the engine. Exceptions that callbacks raise are logged by the logger ``dlpool``.
+        The engine calls ``callback(task)`` when the downloaded bytes of the task have
+        changed. Between two calls for one task at least ``progress_interval`` seconds
+        pass. One thread runs all callbacks one after the other, without a lock.
+        Callbacks may use the engine. The logger ``dlpool`` logs the exceptions of
+        callbacks. Raises NoThread.
         """
         self._core.callbacks.add_progress_callback(callback)
 
     def register_completion_callback(self, callback: Callback) -> None:
-        """Call ``callback(task)`` once when a task is completed, failed or cancelled.
+        """Register ``callback`` for the ends of tasks.
 
-        The callback runs on the thread of the progress callbacks.
+        The engine calls ``callback(task)`` once for each task that is completed, failed
+        or cancelled after this registration. The callback runs on the thread of the
+        progress callbacks. Raises NoThread.
         """
         self._core.callbacks.add_completion_callback(callback)
 
     def shutdown(self, wait: bool = True) -> None:
-        """Stop the engine; a second call has no effect.
+        """Stop the engine. A call after the shutdown has no effect.
 
-        With ``wait`` the call first waits until all tasks have ended, except paused
-        tasks. Without ``wait`` the engine pauses unfinished tasks and keeps their
-        fetched bytes. These tasks resume when they are submitted again, or in the next
-        engine with the same session. A program that exits without this call waits for
-        its pending and running downloads; Ctrl-C ends the wait.
+        With ``wait``, first waits until all tasks have ended, except paused tasks.
+        Without ``wait``, pauses all pending and running tasks and keeps their fetched
+        bytes. These tasks resume when they are submitted to another engine, or in the
+        next engine with the same session. A program that exits without this call waits
+        for its pending and running downloads; Ctrl-C ends the wait.
         """
         self._core.shutdown(wait=wait)
 
 
 def core_of(engine: DownloadEngine) -> EngineCore:
-    """Return the core of an engine, for other modules of dlpool."""
+    """Return the ``EngineCore`` of an engine, for other modules of dlpool."""
     return engine._core

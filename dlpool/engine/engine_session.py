@@ -1,9 +1,9 @@
 """The session file of an engine: it records the unfinished tasks.
 
-The file has one JSON line per change, so that a kill at any moment loses no task:
-``{"begin": {...}}``, ``{"end": ID}``, ``{"pause": ID}``, ``{"resume": ID}``. A
-truncated last line is ignored. When an engine opens the file, it replaces the file by a
-new one that has only the unfinished tasks.
+Each change is one line in JSON, such as ``{"begin": {...}}``, ``{"end": ID}``,
+``{"pause": ID}`` or ``{"resume": ID}``. A last line that a kill of the process has
+truncated is ignored. An engine that opens the file replaces it by a new file that has
+only the unfinished tasks.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ from dlpool.lock_files import LockForeign, LockHeld
 
 
 class EngineSession:
-    """The locked session file of one engine. Thread-safe.
+    """The locked session file of one engine. Thread-safe; the lock guards the
+    descriptor.
 
-    Each line is written by one system call. The lock guards the descriptor. The file is
-    synced to disk only when it is opened and rewritten: a power failure may lose later
-    changes.
+    Only the constructor syncs the file to disk: a power failure can lose later changes.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open, lock and rewrite the file.
+        """Open or create the file, lock it and rewrite it.
 
         Raises LocalFault if the file cannot be used, if another engine has locked the
         file, or if the file is not an engine session.
@@ -57,7 +56,8 @@ class EngineSession:
         return f"<EngineSession {self._path}>"
 
     def unfinished(self) -> list[tuple[DownloadTask, bool]]:
-        """Return each task that was unfinished on opening, and whether it is paused."""
+        """Return each task that was unfinished when the file was opened, and whether it
+        was paused. Raises LocalFault for a task that cannot be used."""
         return [
             (_task(fields), task_id in self._paused)
             for task_id, fields in self._open.items()
@@ -108,10 +108,11 @@ class EngineSession:
 
 
 def _locked(path: Path) -> tuple[int, FileLock]:
-    """Open and lock the file at ``path``; return its descriptor and the lock.
+    """Open or create the file at ``path`` and lock it; return its descriptor and the
+    lock.
 
     Opens the file again if another engine replaced it before the lock was acquired.
-    Raises LocalFault if another engine holds the lock, and OSError for other errors.
+    Raises LocalFault if the lock is not available, and OSError for other errors.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -133,7 +134,8 @@ def _locked(path: Path) -> tuple[int, FileLock]:
 
 
 def _read(descriptor: int, path: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:
-    """Return the unfinished tasks by id, and the ids of the paused tasks among them."""
+    """Return the unfinished tasks by id, and the ids of the paused tasks among them.
+    Raises LocalFault if the file is not a valid session of an engine."""
     open_tasks: dict[str, dict[str, Any]] = {}
     paused: set[str] = set()
     with os.fdopen(os.dup(descriptor), "rb") as file:

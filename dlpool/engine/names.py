@@ -1,4 +1,5 @@
-"""Reservation of file names: no two tasks of an engine may write one file."""
+"""Reservation of file names, so that the tasks of an engine do not overwrite each
+other's files."""
 
 from __future__ import annotations
 
@@ -30,12 +31,12 @@ class DuplicateItem(TargetExists):
 
 @dataclass(slots=True, eq=False)
 class _Name:
-    """A reserved file name. It is small, because each file of a list has one.
+    """A reserved file name. The object is small, because each file of a list has one.
 
-    ``path`` is resolved, ``url`` is a hash of the URL, ``label`` the task's name in
-    messages, ``tasks`` the number of tasks that hold the name. A name that no task
-    holds belongs to a completed download. ``other`` is the next name with the same key
-    in the table, None for the last name.
+    ``path``: the resolved path. ``url``: a hash of the URL. ``label``: the name, in
+    messages, of the first task that held the file name. ``tasks``: the number of tasks
+    that hold it now; 0 after a completed download. ``other``: the next name with the
+    same key in the table, None for the last name.
     """
 
     path: str
@@ -67,10 +68,10 @@ class NameRequest:
 
 
 class NameRegistry:
-    """Reserves file names for the tasks of an engine. Thread-safe.
+    """The file names that the tasks of an engine have reserved. Thread-safe.
 
-    Names that the file system treats as equal are one name. The lock guards the table;
-    its keys are hashes of the results of ``_folded``.
+    The lock guards the tables. The keys of the table of names are hashes of the results
+    of ``_folded``.
     """
 
     def __init__(self) -> None:
@@ -85,12 +86,10 @@ class NameRegistry:
     def reserve(self, path: Path, request: NameRequest) -> None:
         """Reserve ``path`` for a task.
 
-        Outside of lists several tasks with the same URL may share a name; the lock of
-        the part file lets only one of them download. Raises DuplicateItem if another
-        line of the list already downloads the same URL to this file. Raises
-        TargetExists if a task with a different URL has reserved the file, or if the
-        file is reserved under another spelling of its name. Raises LocalFault if the
-        path cannot be used.
+        Several tasks with the same URL can reserve the same path. For a task of a list,
+        this raises DuplicateItem instead. Raises TargetExists if the file is reserved
+        for another URL, or under another spelling of its name. Raises LocalFault if the
+        path cannot be resolved.
         """
         with translated(f"use the path {str(path)[:200]}"):
             real = self._folders.resolve(str(path))
@@ -124,9 +123,10 @@ class NameRegistry:
                 return
 
     def release(self, task_id: str, *, is_completed: bool) -> None:
-        """Release the names of an ended task.
+        """Remove an ended task from the holders of its names.
 
-        With ``is_completed`` the names stay reserved for the completed file.
+        A name without holders becomes free. With ``is_completed`` it stays reserved for
+        the completed file.
         """
         with self._lock:
             for name in self._held.pop(task_id, ()):
@@ -152,10 +152,10 @@ class NameRegistry:
     def _reserved(
         self, key: bytes, seen: list[_Name], name: _Name, task_id: str
     ) -> bool:
-        """Reserve the name for a task.
+        """Reserve ``name`` for a task and return True.
 
         ``seen``: the names that the caller found in the table under ``key``. If the
-        table has other names there now, returns False and reserves nothing.
+        table has other names there now, reserves nothing and returns False.
         """
         with self._lock:
             first = self._names.get(key)
@@ -187,9 +187,9 @@ class NameRegistry:
 
 
 class RealFolders:
-    """Resolves paths of files in few folders, with two system calls a file.
+    """A cache of resolved folders, for the paths of many files in few folders.
 
-    Thread-safe: a folder that two threads resolve at once is resolved twice.
+    Thread-safe. Two threads may resolve the same folder at the same time.
     """
 
     def __init__(self) -> None:
@@ -197,7 +197,10 @@ class RealFolders:
         self._known: dict[str, tuple[str, Identity]] = {}
 
     def resolve(self, path: str) -> str:
-        """Return the result of ``os.path.realpath``. Raises OSError."""
+        """Return the result of ``os.path.realpath`` for ``path``.
+
+        Raises OSError or ValueError if the path cannot be used.
+        """
         folder, name = os.path.split(path)
         if name in ("", ".", "..") or os.path.islink(path):
             return os.path.realpath(path)
@@ -223,12 +226,11 @@ def _hash(text: str) -> bytes:
 
 
 def _folded(path: str) -> str:
-    """Return a form of the path that is equal for all spellings of one file.
+    """Return a form of the path that is the same for all spellings of one file.
 
-    Some file systems ignore case, Unicode composition, and dots and spaces at the end
-    of a name; the returned form is without these differences. A path longer than
-    ``MAX_PATH`` is returned unchanged: the time to normalise accents grows with the
-    square of their number.
+    The form ignores case, Unicode composition, and dots and spaces at the end of a
+    name, because some file systems ignore them. A path of more than 4096 characters is
+    returned unchanged, because normalisation of very long paths is slow.
     """
     if len(path) > MAX_PATH:
         return path
@@ -241,8 +243,8 @@ def _folded(path: str) -> str:
 def _is_same_file(one: str, other: str) -> bool:
     """Return whether two paths name one file.
 
-    To find out, creates a test file beside the first path for a moment. Returns False
-    if the test file cannot be created.
+    Creates a test file beside the first path and removes it. Returns False if this
+    fails.
     """
     ending = f".{secrets.token_hex(4)}.tmp"
     with suppress(OSError):

@@ -15,7 +15,7 @@ PROGRESS_EVENTS = frozenset({"job_started", "download_restarted"})
 
 
 class Speedometer:
-    """Average speed over the last ``WINDOW_S`` seconds."""
+    """The average speed over about the last five seconds."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, int]] = deque()
@@ -23,8 +23,8 @@ class Speedometer:
     def add(self, now: float, total: int) -> float:
         """Add a sample and return the speed in bytes per second.
 
-        ``now`` is in seconds, ``total`` in bytes. A total below the previous one
-        discards all earlier samples, as the download has restarted.
+        ``now`` is in seconds, ``total`` in bytes. If ``total`` is less than before, the
+        download has restarted, and all earlier samples are discarded.
         """
         if self._samples and total < self._samples[-1][1]:
             self._samples.clear()
@@ -36,11 +36,13 @@ class Speedometer:
 
 
 class TaskProgress:
-    """The progress of a task over all its transfers, one transfer per attempt.
+    """The progress of a task over all its transfers. Each start of the task is a
+    transfer.
 
     ``done`` and ``total`` are in bytes, ``speed`` in bytes per second. ``path`` is the
-    path of the complete or incomplete file. ``reported`` is the fraction, from
-    0.0 to 1.0, that the program has set by ``DownloadTask.update_progress``.
+    path of the complete or incomplete file. ``total`` and ``path`` are None while they
+    are unknown. ``reported`` is the fraction, from 0.0 to 1.0, that the program has set
+    by ``DownloadTask.update_progress``.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -71,7 +73,7 @@ class TaskProgress:
         self._speedometer, self.speed = Speedometer(), 0.0
 
     def sample(self, transfer: Transfer | None) -> None:
-        """Update all values from the running transfer, if there is one."""
+        """Update the values from the running transfer; do nothing for None."""
         if transfer is None:
             return
         progress = transfer.progress()
@@ -85,9 +87,9 @@ class TaskProgress:
             self.speed = self._speedometer.add(now, progress.done)
 
     def handle_event(self, event: str, fields: dict[str, object]) -> None:
-        """Set the downloaded bytes when a download starts, resumes or restarts.
+        """Set the downloaded bytes if a download starts, resumes or restarts.
 
-        ``PROGRESS_EVENTS`` are the events that change them.
+        Other events change nothing.
         """
         if event == "download_restarted":
             self.done, self.reported = 0, 0.0

@@ -1,7 +1,7 @@
 """The thread that samples the speeds of an engine and delays the program's exit.
 
-Importing this module registers a function that runs before the interpreter waits for
-its threads.
+Importing this module registers, if the interpreter supports it, a function that runs
+before the interpreter waits for its threads.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ SAMPLE_S = 0.2  # between samples
 
 
 class StopsAtExit(Protocol):
-    """An engine; when the program exits, it can wait for its downloads and then
-    stop."""
+    """The methods of an engine that are called when the program exits."""
 
     def stop_at_exit(self) -> None:
-        """Stop soon, and keep the files that a later run needs to resume the
-        downloads."""
+        """Stop the downloads, so that a later run of the program can resume them."""
 
     def wait_at_exit(self) -> None:
         """Wait until no task is pending or running."""
 
 
 class ProgressSampler:
-    """A thread that calls a function every ``SAMPLE_S`` seconds while there is work.
+    """A thread that calls a function every 0.2 seconds while there is work.
 
     Thread-safe; the lock guards the thread. The thread is not a daemon: the interpreter
     waits for the thread before the program exits (``threading.Thread.daemon``). During
@@ -50,7 +48,7 @@ class ProgressSampler:
         return f"<ProgressSampler {'idle' if self._thread is None else 'running'}>"
 
     def wake(self) -> None:
-        """Start the thread unless it is running.
+        """Start the thread, unless it is running or the sampler is closed.
 
         If no thread can be started, nothing is sampled.
         """
@@ -75,7 +73,10 @@ class ProgressSampler:
         self.join()
 
     def join(self) -> None:
-        """Wait until no work is left; return at once on the sampler's own thread."""
+        """Wait until the thread has ended; return at once on the sampler's own thread.
+
+        The thread ends when no work is left, or after ``close``.
+        """
         with self._lock:
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
@@ -101,10 +102,7 @@ _engines: weakref.WeakSet[StopsAtExit] = weakref.WeakSet()
 
 
 def stop_at_exit(engine: StopsAtExit) -> None:
-    """Register an engine that must be stopped when the program exits.
-
-    The next run of the program can then resume the engine's downloads.
-    """
+    """Register an engine that must be stopped when the program exits."""
     if not _engines:
         atexit.unregister(_stop_engines)
         atexit.register(_stop_engines)
@@ -119,9 +117,9 @@ def _stop_engines() -> None:
 def _wait_for_engines() -> None:
     """Wait for the downloads at the end of the program.
 
-    Ctrl-C ends the wait, as does a signal handler that raises SystemExit. Without this
-    function the interpreter would wait for the samplers' threads, and would print a
-    traceback after Ctrl-C.
+    Ctrl-C, or a signal handler that raises SystemExit, ends the wait and stops the
+    engines. Without this function the interpreter would wait for the samplers' threads,
+    and would print a traceback after Ctrl-C.
     """
     try:
         for engine in list(_engines):

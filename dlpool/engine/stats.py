@@ -19,8 +19,8 @@ class _TaskStats:
 class DownloadStats:
     """The bytes and speeds of tasks, by task id. Thread-safe.
 
-    Completed tasks are kept only as a count and a sum of bytes. A failed task is
-    counted and its error is kept; its bytes are dropped.
+    Of completed tasks, only their number and the sum of their bytes are kept. Of failed
+    tasks, only their number and the last thousand errors are kept.
     """
 
     def __init__(self) -> None:
@@ -47,8 +47,8 @@ class DownloadStats:
     ) -> None:
         """Set the progress of a task; add the task if it was not started.
 
-        ``bytes_downloaded`` and ``total_bytes`` (None or 0 if unknown) are in bytes,
-        ``speed`` in bytes per second.
+        ``bytes_downloaded`` and ``total_bytes`` are in bytes, ``speed`` in bytes per
+        second. ``total_bytes`` is None or 0 if the size is unknown.
         """
         with self._lock:
             self._active[task_id] = _TaskStats(
@@ -58,7 +58,7 @@ class DownloadStats:
     def update_active_task(
         self, task_id: str, done: int, total: int | None, speed: float
     ) -> None:
-        """Set the progress of a task that is active; ignore other tasks."""
+        """Set the progress of an active task; do nothing for other tasks."""
         with self._lock:
             if task_id in self._active:
                 self._active[task_id] = _TaskStats(done, total or None, speed)
@@ -88,7 +88,7 @@ class DownloadStats:
 
     @property
     def errors(self) -> dict[str, str]:
-        """The errors of the last thousand failed tasks, by id."""
+        """The errors of the last thousand failed tasks, by task id."""
         with self._lock:
             return dict(self._errors)
 
@@ -111,7 +111,7 @@ class DownloadStats:
             return self._total()
 
     def get_overall_progress(self) -> float:
-        """Return the downloaded fraction, from 0.0 to 1.0; 0.0 without tasks."""
+        """Return the downloaded fraction, from 0.0 to 1.0; 0.0 while the total is 0."""
         with self._lock:
             done, total = self._done(), self._total()
         return min(1.0, done / total) if total else 0.0

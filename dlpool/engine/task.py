@@ -45,10 +45,10 @@ class TaskOwner(Protocol):
 class DownloadTask:
     """One URL that becomes one file. Thread-safe.
 
-    ``output_path`` is a folder, created if it is missing. Without ``filename`` the
-    server or the URL names the file. ``headers`` are sent only to the origin of the
-    URL. A smaller ``priority`` starts earlier. ``checksum`` is ``ALGO:HEX``. Raises
-    UsageError for invalid arguments.
+    ``output_path`` is a folder; the download creates it if it is missing. Without
+    ``filename`` the server or the URL names the file. ``headers`` are sent only to the
+    origin of the URL. A task with a smaller ``priority`` starts earlier. ``checksum``
+    is ``ALGO:HEX``. Raises UsageError for invalid arguments.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class DownloadTask:
     def progress(self) -> float:
         """The downloaded fraction, from 0.0 to 1.0.
 
-        The value decreases only if the download restarts; an event reports the restart.
+        The fraction can decrease when the download resumes or restarts.
         """
         with self._execution.sampled() as progress:
             return 1.0 if self.status == COMPLETED else progress.fraction
@@ -168,17 +168,17 @@ class DownloadTask:
 
     @property
     def outcome(self) -> TransferResult | None:
-        """The sizes, times and digests of a completed download; None if not
-        completed."""
+        """The sizes, times and digests of a completed download; None before the
+        completion."""
         return self._execution.outcome
 
     # --- requests ---
 
     def cancel(self) -> bool:
-        """Stop the download for good and delete its partial file.
+        """Cancel the download and delete its partial file.
 
-        Returns False if the task has ended, if its file is being published, or if its
-        engine is shut down.
+        Returns False if the task has ended, if the complete file is being renamed to
+        its final name, or if the engine is shut down.
         """
         return self._stop(CANCELLED, "the download was cancelled")
 
@@ -192,7 +192,7 @@ class DownloadTask:
     def resume(self) -> bool:
         """Queue a paused task again, behind the queued tasks of the same priority.
 
-        Returns False if the task is not paused, or if its engine is shut down.
+        Returns False if the task is not paused, or if it has no running engine.
         """
         is_resumed, owner = self._execution.resume()
         if owner is not None:
@@ -209,15 +209,15 @@ class DownloadTask:
     def result(self, timeout: float | None = None) -> Path:
         """Wait for the file and return its path.
 
-        Raises TimeoutError after ``timeout`` seconds, Cancelled after ``cancel`` or a
-        shutdown of the engine, or the error with which the download failed.
+        Raises TimeoutError after ``timeout`` seconds. Raises Cancelled if the task was
+        cancelled or its engine was shut down. Raises the error of a failed download.
         """
         return self._execution.result(timeout)
 
     def update_progress(self, progress: float) -> None:
         """Set the downloaded fraction, 0.0 to 1.0, of a task whose size is unknown.
 
-        A smaller value than the current one is ignored.
+        A value that is smaller than the last value is ignored.
         """
         self._execution.report_fraction(progress)
 
@@ -231,7 +231,8 @@ class DownloadTask:
 class TaskExecution:
     """The state of a task and its execution by an engine. Thread-safe.
 
-    The lock guards all mutable attributes. ``label`` replaces the URL in messages.
+    The lock guards all changes of attributes. ``label``, if it is not empty, replaces
+    the URL in messages.
     """
 
     def __init__(
@@ -263,7 +264,8 @@ class TaskExecution:
 
     @contextmanager
     def sampled(self) -> Iterator[TaskProgress]:
-        """Update the progress and yield it; hold the lock in the ``with`` block."""
+        """Update the progress and yield it. The ``with`` block runs with the lock
+        held."""
         with self._changed:
             self._progress.sample(self._transfer)
             yield self._progress
@@ -275,7 +277,7 @@ class TaskExecution:
             return progress.done, progress.total, speed
 
     def transfer_progress(self) -> Progress:
-        """Return the progress of the running transfer."""
+        """Return the progress of the running transfer; without a transfer, 0 bytes."""
         with self._changed:
             transfer = self._transfer
         if transfer is None:
@@ -289,7 +291,7 @@ class TaskExecution:
                 self._progress.reported = min(1.0, fraction)
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait at most ``timeout`` seconds; return whether the task has ended."""
+        """Wait as ``DownloadTask.wait`` does; return whether the task has ended."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self.has_ended or self._is_abandoned, timeout
@@ -297,7 +299,7 @@ class TaskExecution:
             return self.has_ended
 
     def result(self, timeout: float | None) -> Path:
-        """Wait for the file and return its path, as ``DownloadTask.result``."""
+        """Wait for the file and return its path, as ``DownloadTask.result`` does."""
         if not self.wait(timeout):
             if self._is_abandoned:
                 raise Cancelled("the engine was shut down before the download ended")
@@ -309,7 +311,7 @@ class TaskExecution:
     # --- the owner ---
 
     def adopt(self, owner: TaskOwner) -> bool:
-        """Assign the task to ``owner``; a previous engine must be shut down.
+        """Assign the task to ``owner``.
 
         Returns False if the task already belongs to ``owner`` or has ended. Raises
         UsageError if the task belongs to another engine that is not shut down.
@@ -337,8 +339,8 @@ class TaskExecution:
     def stop(self, status: str, reason: str) -> tuple[bool, TaskOwner | None]:
         """Set the status to ``status`` (paused or cancelled), and cancel the transfer.
 
-        Returns whether the status has changed, and the engine on which the caller must
-        call ``task_withdrawn``; None: the caller must not call it.
+        Returns whether the status has changed, and an engine. If the engine is not
+        None, the caller must call its ``task_withdrawn``.
         """
         with self._changed:
             if self._is_publishing or self._is_abandoned or not self._move(status):
@@ -355,9 +357,8 @@ class TaskExecution:
     def resume(self) -> tuple[bool, TaskOwner | None]:
         """Make a paused task pending.
 
-        Returns whether the status has changed, and the engine on which the caller must
-        call ``task_ready``. The engine is None if a thread still runs the task: that
-        thread will call ``task_ready``.
+        Returns whether the status has changed, and an engine. If the engine is not
+        None, the caller must call its ``task_ready``.
         """
         with self._changed:
             owner = self._owner
@@ -369,10 +370,8 @@ class TaskExecution:
     # --- one run, by one thread ---
 
     def begin(self) -> bool:
-        """Mark a pending task as downloading; return False unless it is pending.
-
-        The caller must then let one thread call ``run``.
-        """
+        """Mark a pending task as downloading; return whether this was possible. After
+        True, the caller must let one thread call ``run`` and then ``end_run``."""
         with self._changed:
             if self._is_running or not self._move(DOWNLOADING):
                 return False
@@ -392,10 +391,8 @@ class TaskExecution:
         return transfer.run()
 
     def authorize_publish(self) -> None:
-        """Allow the transfer to publish the file; then nothing can stop the task.
-
-        Raises Cancelled if the task has been stopped.
-        """
+        """Allow the transfer to give the file its final name. After this call the task
+        cannot be paused or cancelled. Raises Cancelled if the task has been stopped."""
         with self._changed:
             if self.status != DOWNLOADING:
                 raise Cancelled("it was stopped before it was published")
@@ -411,8 +408,8 @@ class TaskExecution:
     def end_run(
         self, outcome: TransferResult | None, failure: DlpoolError | None
     ) -> str:
-        """Release the task from its thread and return its status.
-        A failure of a task that was paused or cancelled is ignored."""
+        """Record the end of a run and return the task's status. A failure of a task
+        that was paused or cancelled is ignored."""
         with self._changed:
             if outcome is None:
                 self._progress.sample(self._transfer)
@@ -436,7 +433,7 @@ class TaskExecution:
 
 
 def execution_of(task: DownloadTask) -> TaskExecution:
-    """Return the execution of a task. Only the modules of the engine may call this."""
+    """Return the execution of a task, for the modules of the engine only."""
     return task._execution
 
 

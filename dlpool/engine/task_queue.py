@@ -60,7 +60,7 @@ class DownloadQueue:
             return True
 
     def get_all_tasks(self) -> list[DownloadTask]:
-        """Return the tasks in the order in which they will be removed."""
+        """Return the tasks in the order in which ``get_next_task`` will return them."""
         with self._lock:
             return [
                 entry[2]

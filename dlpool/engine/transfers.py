@@ -1,4 +1,4 @@
-"""Creates the transfers of an engine, with its settings and its HTTP client."""
+"""The factory of an engine's transfers. It has the settings and the HTTP client."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class EngineSettings:
 
 
 class TransferFactory:
-    """Creates the transfers of tasks; they share one HTTP client. Thread-safe.
+    """A factory of transfers that share one HTTP client. Thread-safe.
 
     ``affinity`` selects the CPUs of the threads that run the transfers.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
-        """Create the HTTP client, and the guard that scans files if a scanner is
-        configured.
+        """Create the HTTP client and, if a scanner is configured, the guard that scans
+        files.
 
         Raises ConfigurationError if the settings cannot be used.
         """
@@ -95,10 +95,7 @@ class TransferFactory:
         )
 
     def release_name(self, task: DownloadTask, *, is_completed: bool) -> None:
-        """Release the file name of an ended task.
-
-        With ``is_completed`` the name stays reserved for the completed file.
-        """
+        """Release the file name of an ended task, as ``NameRegistry.release`` does."""
         self._names.release(task.id, is_completed=is_completed)
 
     def look_up_target(self, job: Job) -> Path | None:

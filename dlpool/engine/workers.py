@@ -21,16 +21,16 @@ TaskSource = Callable[[], "DownloadTask | None"]
 class EngineWorkers:
     """The threads that run the tasks of ``queue``.
 
-    After ``pull_from`` they run the tasks of a source, too. There are at most
-    ``max_threads`` threads. Thread-safe; the lock guards all counters. A thread that
-    has called ``release`` no longer counts as busy, even while it still reports the end
-    of its task.
+    After ``pull_from`` they run the tasks of a source, too. Thread-safe; the lock
+    guards all counters. At most ``max_threads`` threads are busy at the same time. A
+    thread that has called ``release`` does not count as busy, even while it reports the
+    end of its task.
     """
 
     def __init__(self, max_threads: int, run: Callable[[DownloadTask], None]) -> None:
         """Create the workers without a thread.
 
-        ``run`` must run a task that has begun, call ``release``, and never raise.
+        ``run`` runs a task that has begun. It must call ``release`` and must not raise.
         """
         self.queue = DownloadQueue()
         self.max_threads = max_threads
@@ -48,11 +48,10 @@ class EngineWorkers:
         return f"<EngineWorkers {self._threads} of {self.max_threads}>"
 
     def add(self, task: DownloadTask) -> DownloadTask | None:
-        """Queue a task. If a worker is free, the task is downloading on return.
+        """Queue a task, and begin the next task if a thread can run it.
 
-        If no further thread can be started, the existing threads run the task. If there
-        is no thread at all, the method returns a task that has begun but that no thread
-        will run: the caller must end this task. Otherwise it returns None.
+        If there is no thread and none can be started, returns a task that has begun but
+        that no thread will run: the caller must end this task. Otherwise returns None.
         """
         with self._lock:
             if self._is_stopping:
@@ -66,16 +65,16 @@ class EngineWorkers:
             return self._leave_to_others(first)
 
     def release(self) -> None:
-        """Free the worker of the calling thread, so that another task may begin."""
+        """Count the calling thread as free, so that another task can begin."""
         with self._lock:
             self._busy -= 1
 
     def pull_from(self, source: TaskSource) -> None:
         """Make all threads take tasks from ``source`` in addition to the queue.
 
-        ``source`` may block; it returns None when no task is left. Fewer threads than
-        ``max_threads`` are started if the process reaches its limit of threads or lacks
-        file descriptors for them. Raises NoThread if no thread can be started.
+        Starts threads until there are ``max_threads``; fewer if threads or file
+        descriptors are scarce. Raises NoThread if there is no thread at all. ``source``
+        can block; it returns None when no task is left.
         """
         with self._lock:
             self._source = source
@@ -102,25 +101,26 @@ class EngineWorkers:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no task runs or is queued; True after ``stop``."""
+        """Whether no thread is left, or ``stop`` was called."""
         with self._lock:
             return self._threads == 0 or self._is_stopping
 
     def wait_until_idle(self) -> None:
-        """Wait until no task runs or is queued, or until ``stop`` is called."""
+        """Wait until no thread is left, or until ``stop`` is called."""
         with self._lock:
             self._lock.wait_for(lambda: self._threads == 0 or self._is_stopping)
 
     def stop(self) -> None:
-        """Begin no further task."""
+        """Prevent further tasks from beginning."""
         with self._lock:
             self._is_stopping = True
             self._lock.notify_all()
 
     def wait_until_stopped(self, timeout_s: float | None = None) -> None:
-        """Wait until no thread runs a task, for at most ``timeout_s`` seconds.
+        """Clear the queue and wait until all threads have exited.
 
-        Threads that wait for the source are ignored.
+        Does not wait for threads that wait for the source. Waits at most ``timeout_s``
+        seconds; None: no limit.
         """
         self.queue.clear()
         with self._lock:
@@ -136,9 +136,11 @@ class EngineWorkers:
         )
 
     def _start_thread(self, first: DownloadTask | None) -> bool:
-        """Start a thread that begins with ``first``; return False if that fails.
+        """Start a thread that begins with the task ``first``; return False if that
+        fails.
 
-        The caller holds the lock.
+        With None, the thread begins with a task of the source. The caller holds the
+        lock.
         """
         self._threads += 1
         try:
@@ -170,7 +172,7 @@ class EngineWorkers:
                     return
 
     def _next(self) -> DownloadTask | None:
-        """Begin the next task of the queue and return it; None if no task may begin.
+        """Begin the next task of the queue and return it; None if no task can begin.
 
         The caller holds the lock.
         """
@@ -190,7 +192,7 @@ class EngineWorkers:
     def _next_of_source(self) -> DownloadTask | None:
         """Begin the next task of the source and return it.
 
-        Returns None if the source has no task left or the workers stop; then the
+        Returns None if the source has no task left or the workers stop. After None the
         calling thread must exit.
         """
         while (source := self._begin_pull()) is not None:

@@ -1,8 +1,8 @@
 """The actions and fields of audit events. Imports no library.
 
-Each change of jobs, nodes, the queue, uploads and the quarantine is an audit event. The
-changes are made through the API, the web page and the commands. Each event is written
-to the log, and to a bounded stream in Redis (``audit_stream``).
+An audit event records a change of a job, a node, the queue, an upload or the
+quarantine. Events are written to the log, and to a bounded stream in Redis
+(``audit_stream``).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The audit stream of a queue: written by each program that changes something, read by
-``dlpool audit``."""
+"""The audit stream of a queue. Programs that make changes write it; ``dlpool audit``
+reads it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ MOST_READ = 1_000_000  # events that one listing reads at most
 class AuditEvent:
     """An event of the stream.
 
-    ``id``: its position, ``MS-NUMBER``: milliseconds since 1970, and a number that
-    distinguishes events of the same millisecond.
+    ``id``: the position in the stream, ``MS-NUMBER``: milliseconds since 1970, and a
+    number that distinguishes events of the same millisecond.
     """
 
     id: str
@@ -46,7 +46,7 @@ class AuditEvent:
 
 @dataclass(frozen=True)
 class AuditFilter:
-    """Selects events by their fields; a field that is None accepts any value.
+    """A selection of events by their fields; a field that is None accepts any value.
 
     ``action`` may be a kind: ``job`` stands for all actions on jobs. ``since``: seconds
     since 1970.
@@ -71,7 +71,7 @@ class AuditFilter:
 
 
 class AuditWriter:
-    """Adds events to the stream, which keeps about ``kept`` events. Thread-safe."""
+    """A writer of the stream, which keeps about ``kept`` events. Thread-safe."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys, kept: int) -> None:
         self._client: Any = client
@@ -79,8 +79,8 @@ class AuditWriter:
         self._kept = kept
 
     def add(self, entries: Sequence[Mapping[str, str]]) -> None:
-        """Add entries in this order, in one round trip. Raises QueueError; the entries
-        may have been added in spite of the error."""
+        """Add entries in the given order, in one round trip. Raises QueueError; the
+        entries may have been added in spite of the error."""
         with translated(self._client):
             pipeline = self._client.pipeline(transaction=False)
             for fields in entries:
@@ -91,14 +91,15 @@ class AuditWriter:
 
 
 class AuditReader:
-    """Reads the stream of one queue. Methods raise QueueError."""
+    """A reader of the stream of one queue. Methods raise QueueError."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
         self._key = keys.audit
 
     def last(self, count: int, wanted: AuditFilter) -> list[AuditEvent]:
-        """Return the newest ``count`` events that ``wanted`` selects, oldest first."""
+        """Return the newest ``count`` events that ``wanted`` selects, oldest first.
+        Searches only the newest million events."""
         found: list[AuditEvent] = []
         for event in self._newest_first(
             "-" if wanted.since is None else str(max(0, round(wanted.since * 1000)))
@@ -116,8 +117,8 @@ class AuditReader:
         return found[0][0].decode() if found else "0-0"
 
     def wait_after(self, event_id: str) -> list[AuditEvent]:
-        """Return the events after ``event_id``. If there are none, wait at most one
-        second for the next event."""
+        """Return up to 500 events after ``event_id``. If there are none, wait at most
+        one second for the next event."""
         with translated(self._client):
             reply = self._client.xread(
                 {self._key: event_id}, count=PAGE, block=round(BLOCK_S * 1000)

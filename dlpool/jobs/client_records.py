@@ -1,5 +1,5 @@
 """The success and failure records that clients read, in the exact form of the Go
-downloader 3.1. Pure."""
+downloader 3.1."""
 
 from __future__ import annotations
 

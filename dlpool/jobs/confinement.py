@@ -68,13 +68,13 @@ class Confinement:
         return list(self._roots)
 
     def contains(self, folder: str) -> bool:
-        """Return whether an existing folder lies in one of the roots."""
+        """Return whether an existing folder is one of the roots or lies in one."""
         real = os.path.realpath(folder)
         return any(is_under(real, root) for root in self._roots)
 
     def target(self, save_path: str) -> JobTarget:
-        """Resolve a ``save_path``. Raises PolicyRefused for an invalid name or a path
-        outside of the roots, and LocalFault."""
+        """Resolve the ``save_path`` of a job. Raises PolicyRefused if a job must not
+        use this path, and LocalFault if the path cannot be resolved."""
         shown = f"save_path {save_path[:200]!r}"
         below = next(
             (
@@ -107,15 +107,15 @@ class Confinement:
     def check_resolved_name(self, path: Path) -> None:
         """Check the complete path of a job whose file name the server or the URL gave.
 
-        The path may be a link to another folder. Raises PolicyRefused, LocalFault.
+        If the path is a link, checks where it leads. Raises PolicyRefused, LocalFault.
         """
         self._checked(str(path), f"the target {path.name!r}")
 
     def _checked(self, path: str, what: str) -> tuple[str, bool]:
-        """Return the resolved path, and whether it is a folder.
+        """Return the resolved path, and whether the path is an existing folder.
 
         ``what`` names the path in messages. Raises PolicyRefused if a job may not write
-        to the path.
+        to the path, and LocalFault.
         """
         with translated(f"resolve {what}"):
             walk = self._walked(path)

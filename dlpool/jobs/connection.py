@@ -1,8 +1,8 @@
 """Connections to Redis, and the translation of redis-py's errors into dlpool's errors.
 
-By default redis-py sends a command up to ten more times if its reply is lost. A
-repeated push would queue a job several times, so no command is repeated here: the
-transitions are idempotent, and their callers decide when to try again.
+By default redis-py sends a command again if its reply is lost. A repeated push would
+queue a job several times, so no command is repeated here. The transitions are
+idempotent, and their callers decide when to try again.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ _PIPELINE_PREFIX = re.compile(r"^Command # \d+ \(.*?\) of pipeline caused error:
 
 def effective_url(settings: RedisSettings, state_dir: Path) -> str:
     """Return the URL of the settings; for ``embedded``, the URL of the private server's
-    socket. May raise LocalFault."""
+    socket. Raises LocalFault if the folder of the socket cannot be used."""
     return socket_url(state_dir) if settings.url == EMBEDDED else settings.url
 
 
@@ -90,7 +90,7 @@ def auto_address(settings: RedisSettings) -> str:
 
 def is_redis(client: redis.Redis) -> bool:
     """Return whether a Redis answers, even if it is still loading. Raises QueueRefused
-    if it requires a password."""
+    if it requires another password or user."""
     try:
         client.ping()
     except _REFUSED as error:
@@ -103,8 +103,8 @@ def is_redis(client: redis.Redis) -> bool:
 
 
 def shown_server(url: str) -> str:
-    """Return a URL for messages and logs, without user info, without query, and without
-    anything else that may be part of a password."""
+    """Return a form of a URL for messages and logs. It contains no user, no password
+    and no query."""
     scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
     authority, slash, path = re.split("[?#]", rest, maxsplit=1)[0].partition("/")
     if "@" in rest[len(authority) :]:
@@ -115,12 +115,12 @@ def shown_server(url: str) -> str:
 def connect(
     settings: RedisSettings, state_dir: Path, *, name: str = "dlpool"
 ) -> redis.Redis:
-    """Return a client that connects on first use. Thread-safe.
+    """Return a thread-safe client that connects on first use.
 
     In a Cluster the client connects to the node that has dlpool's own keys;
     ``cluster_of`` returns a route with clients of the other nodes. Raises
-    ConfigurationError for an invalid URL, and if a configured file with a password or
-    with certificates cannot be used.
+    ConfigurationError if the settings cannot be used, and LocalFault if the folder of
+    the private server's socket cannot be used.
     """
     if settings.url == AUTO:
         return redis.Redis.from_pool(_auto_pool(settings, state_dir, name))
@@ -191,8 +191,8 @@ def _auto_pool(
 def _routed(
     pool: redis.ConnectionPool, address: RedisAddress, settings: RedisSettings
 ) -> redis.ConnectionPool:
-    """Return a pool with the options of ``pool``. Each of its connections first asks
-    the Sentinels or Cluster nodes for the address of the server."""
+    """Return a new pool with the options of ``pool``. Each connection of the new pool
+    first asks the Sentinels or Cluster nodes for the address of the server."""
     options = {
         name: value
         for name, value in pool.connection_kwargs.items()
@@ -215,8 +215,7 @@ def _routed(
 
 
 def _tls(settings: RedisSettings) -> dict[str, Any]:
-    """Return the options of redis-py for TLS. Raises ConfigurationError for unusable
-    files."""
+    """Return the options of redis-py for TLS. Raises ConfigurationError."""
     if settings.tls_key and not settings.tls_cert:
         raise ConfigurationError("[redis] tls_key is given without tls_cert")
     try:
@@ -244,7 +243,7 @@ def _tls(settings: RedisSettings) -> dict[str, Any]:
 
 @contextmanager
 def translated(client: redis.Redis) -> Iterator[None]:
-    """Translate each error that redis-py raises in the block into QueueAway,
+    """Translate each error of redis-py in the ``with`` block into QueueAway,
     QueueRefused or QueueError, with a message of one sentence."""
     try:
         yield

@@ -32,7 +32,7 @@ _REFUSED = (errors.AuthenticationError, errors.AuthorizationError)
 
 
 class ServerRoute(Protocol):
-    """Finds the present address of a server. ``str(route)`` names the server in
+    """A way to find the present address of a server. ``str(route)`` names the server in
     messages. Thread-safe."""
 
     def find(self) -> Host:
@@ -61,8 +61,8 @@ class AutoConnection(Connection):
         return super()._connect()  # type: ignore[no-untyped-call]
 
     def _private(self) -> socket.socket | None:
-        """Return a connected socket; None if no server listens. Raises OSError if a
-        server listens but does not accept the connection."""
+        """Return a connected socket; None if no server listens. Raises OSError for
+        other errors."""
         sock = socket.socket(socket.AF_UNIX)
         try:
             sock.settimeout(self.socket_connect_timeout)
@@ -89,9 +89,8 @@ class RoutedConnection(Connection):
         return super()._connect()  # type: ignore[no-untyped-call]
 
     def read_response(self, *arguments: Any, **options: Any) -> Any:
-        """Read a response. If the response is an error which shows that the server is
-        no longer the right one, disconnect; the next command then finds the present
-        server."""
+        """Read a response. If the response shows that this is no longer the right
+        server, disconnect; the next command then connects to the right server."""
         try:
             return super().read_response(*arguments, **options)
         except errors.ResponseError as error:
@@ -108,8 +107,8 @@ class RoutedTlsConnection(RoutedConnection, SSLConnection):
 
 
 class Dialer:
-    """Creates one client per host, all with the same connection options. Thread-safe:
-    the lock guards the clients."""
+    """A collection of clients, one per host, with the same connection options.
+    Thread-safe: the lock guards the clients."""
 
     def __init__(
         self, connection_class: type[Connection], options: Mapping[str, Any]
@@ -139,8 +138,7 @@ class Dialer:
 
     def ask(self, hosts: Sequence[Host], *command: str) -> tuple[Host, Any]:
         """Send a command to one host after the other, until a host gives a non-empty
-        answer. Return this host and its answer. Raises errors of redis-py if no host
-        gives one."""
+        answer. Return this host and its answer. Raises errors of redis-py."""
         last: Exception | str = "they do not know it"
         for host in hosts:
             try:
@@ -158,7 +156,8 @@ class Dialer:
 
 
 class SentinelRoute:
-    """Finds the master of a service by the first Sentinel that knows it."""
+    """A route to the master of a service. The first Sentinel that knows the service
+    names the master."""
 
     def __init__(self, sentinels: Sequence[Host], service: str, dialer: Dialer) -> None:
         self._sentinels = sentinels
@@ -176,8 +175,8 @@ class SentinelRoute:
 
 
 class ClusterRoute:
-    """Finds the Cluster node that has the slot of ``key``, and returns clients of the
-    nodes that have other slots.
+    """A route to the Cluster node that has the slot of ``key``. It has clients of the
+    nodes with other slots, too.
 
     The lock guards the slot map and the known nodes.
     """
@@ -199,8 +198,8 @@ class ClusterRoute:
         return self._owner(self._read_slots(), self._key)
 
     def client_for(self, key: str) -> Any:
-        """Return a client of the node that has the slot of ``key``. Uses the last slot
-        map that was read. Raises errors of redis-py."""
+        """Return a client of the node that has the slot of ``key``. Reads the slot map
+        only if there is none. Raises errors of redis-py."""
         with self._lock:
             owners = self._owners
         return self._dialer.client(self._owner(owners or self._read_slots(), key))

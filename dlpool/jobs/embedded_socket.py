@@ -28,8 +28,8 @@ def socket_path(state_dir: Path) -> Path:
     private folder in /tmp if the path would be too long.
 
     Creates the private folder in /tmp if it is missing. Clients create it as well:
-    otherwise another user could create it just before a client connects, and receive
-    its jobs. Raises LocalFault if the folder belongs to another user.
+    otherwise another user could create it first, and receive the jobs of clients.
+    Raises LocalFault if the private folder cannot be used.
     """
     path = embedded_dir(state_dir) / "redis.sock"
     if len(os.fsencode(path)) <= MAX_SOCKET_BYTES:
@@ -41,7 +41,7 @@ def socket_path(state_dir: Path) -> Path:
 
 
 def socket_url(state_dir: Path) -> str:
-    """Return ``socket_path`` as a URL for redis-py."""
+    """Return ``socket_path`` as a URL for redis-py. Raises LocalFault."""
     return f"unix://{quote(os.fsencode(socket_path(state_dir)))}"
 
 

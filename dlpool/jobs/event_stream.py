@@ -61,7 +61,7 @@ class QueueEvent:
 
 
 class EventWriter:
-    """Adds entries to the stream of one queue. The stream keeps about ``KEPT`` entries,
+    """A writer of the event stream of one queue. The stream keeps about 10,000 entries,
     whether the writer or the transitions add them."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
@@ -69,8 +69,8 @@ class EventWriter:
         self._key = keys.events
 
     def add(self, entries: Sequence[Mapping[str, str]]) -> None:
-        """Add entries in this order, in one round trip. Raises QueueError; the entries
-        may have been added in spite of the error."""
+        """Add entries in the given order, in one round trip. Raises QueueError; the
+        entries may have been added in spite of the error."""
         with translated(self._client):
             pipeline = self._client.pipeline(transaction=False)
             for fields in entries:
@@ -79,8 +79,7 @@ class EventWriter:
 
 
 class EventReader:
-    """Reads the stream of one queue, at most ``PAGE`` events per call. Methods raise
-    QueueError."""
+    """A reader of the event stream of one queue. Methods raise QueueError."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
@@ -92,15 +91,15 @@ class EventReader:
             return _events(self._client.xrevrange(self._key, count=count))[::-1]
 
     def after(self, event_id: str) -> list[QueueEvent]:
-        """Return the events after ``event_id``."""
+        """Return up to 1000 events after ``event_id``."""
         with translated(self._client):
             return _events(
                 self._client.xrange(self._key, min=f"({event_id}", count=PAGE)
             )
 
     def wait_after(self, event_id: str) -> list[QueueEvent]:
-        """Return the events after ``event_id``. If there are none, wait at most one
-        second for the next event."""
+        """Return up to 1000 events after ``event_id``. If there are none, wait at most
+        one second for the next event."""
         with translated(self._client):
             reply = self._client.xread(
                 {self._key: event_id}, count=PAGE, block=round(BLOCK_S * 1000)

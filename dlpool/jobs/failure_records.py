@@ -45,8 +45,8 @@ class FailureRecord:
 
     @classmethod
     def parse(cls, url: bytes, value: bytes) -> FailureRecord:
-        """Parse a record. For an invalid record, return one without job and message.
-        Does not raise."""
+        """Parse a record. Fields that are missing or invalid become empty or None. Does
+        not raise."""
         fields = to_object(value.decode("utf-8", "replace"))
         task = fields.get("task_data")
         own = task.get("dlpool") if isinstance(task, dict) else None
@@ -101,8 +101,8 @@ class FailureRecords:
         self._jobs = JobAdmin(client, keys)
 
     def all(self) -> Iterator[FailureRecord]:
-        """Yield the records, unordered. A record that is added during the call may be
-        missed."""
+        """Yield the records in no order. A record may be yielded twice. A record that
+        is added during the call may be missed."""
         yield from (FailureRecord.parse(url, value) for url, value in self._scanned())
 
     def page(
@@ -111,7 +111,7 @@ class FailureRecords:
         """Return the newest ``limit`` records after a cursor, and the next cursor.
 
         The next cursor is None if no records follow. The hash is unordered, so each
-        call reads up to ``MAX_SORTED`` records. Raises UsageError for an invalid
+        call reads all records, but at most 100,000. Raises UsageError for an invalid
         cursor.
         """
         last = None if after is None else _cursor(after)
@@ -148,8 +148,8 @@ class FailureRecords:
         """Run the job of a record again. Return OK, GONE (the record has changed or was
         deleted), or EMPTY (the record contains no job).
 
-        A job that Redis still knows keeps its id. Any other job is pushed again, as
-        clients push jobs.
+        If Redis can retry the job itself, the job keeps its id. Otherwise the job is
+        pushed again, as clients push jobs.
         """
         if failure.raw is None:
             return "EMPTY"
@@ -165,7 +165,7 @@ class FailureRecords:
 
 
 def _each_once(records: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield each record once. HSCAN may return a field more than once."""
+    """Yield each record once. HSCAN may return a record more than once."""
     seen = set()
     for url, value in records:
         name = record_id(url)

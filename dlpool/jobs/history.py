@@ -34,8 +34,8 @@ class QueueHistory:
         self._transitions = Transitions(client, keys)
 
     def record_sample(self) -> bool:
-        """Record the present figures. Return False if another caller has recorded a
-        sample within the last ten seconds."""
+        """Record the present figures. Return False if a sample was recorded within the
+        last ten seconds."""
         if not self._transitions.take_turn(self._keys.sample_turn, SAMPLE_S):
             return False
         stats = self._views.stats(with_failure_records=False)
@@ -47,8 +47,8 @@ class QueueHistory:
         return True
 
     def since(self, ms: int = 0, most: int = MOST) -> list[Sample]:
-        """Return the samples since ``ms`` (ms since 1970), oldest first. If there are
-        more than ``most``, return ``most`` of them at even distances."""
+        """Return samples since ``ms`` (ms since 1970), oldest first. If there are more
+        than ``most`` samples, return only ``most`` samples, evenly spaced."""
         with translated(self._client):
             ahead_ms = parse_ahead_ms(self._client.hget(self._keys.clock, "ahead"))
             entries = self._client.xrange(self._keys.history, min=ms + ahead_ms)
@@ -60,7 +60,7 @@ class QueueHistory:
 
 def thin(entries: list[Any], most: int) -> list[Any]:
     """Return at most ``most`` entries, evenly spaced, including the first and the last.
-    Pure."""
+    ``most``: at least 2. Pure."""
     count = len(entries)
     if count <= most:
         return entries

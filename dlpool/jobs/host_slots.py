@@ -16,8 +16,8 @@ from dlpool.jobs.transitions import Transitions
 
 @dataclass(frozen=True)
 class HostLimit:
-    """The limits of a host. ``most``: jobs at once; ``rate``: starts of jobs per
-    second. None means no limit."""
+    """The limits of a host. ``most``: number of jobs at once; ``rate``: starts of jobs
+    per second. None means no limit."""
 
     host: str
     most: int | None = None
@@ -28,9 +28,10 @@ class HostLimit:
 class SlotReply:
     """The reply to ``acquire``.
 
-    ``wait_s``: 0 if the job has a slot, None if no slot is free, else the seconds until
-    the job may start. ``is_start_reserved``: Redis has reserved a start at the host for
-    the job. ``problem``: the reason why Redis gave no answer; None if Redis answered.
+    ``wait_s``: 0 if the job has a slot, None if no slot is free or Redis gave no
+    answer, else the seconds until the job may start. ``is_start_reserved``: Redis has
+    reserved a start at the host for the job. ``problem``: the reason why Redis gave no
+    answer; None if Redis answered.
     """
 
     wait_s: float | None
@@ -39,7 +40,7 @@ class SlotReply:
 
 
 class HostSlots:
-    """Acquires and releases slots for jobs. Methods do not raise.
+    """The slots of origin hosts for the jobs of one queue. No method raises QueueError.
 
     Thread-safe, because ``Transitions`` is.
 

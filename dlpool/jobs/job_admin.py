@@ -56,8 +56,8 @@ def error_of_reply(command: str, name: str, reply: str) -> DlpoolError | None:
 
 
 class JobAdmin:
-    """Executes commands on the jobs of one queue. In a Cluster, the records that
-    clients read are changed in a second step."""
+    """Admin commands on the jobs of one queue. In a Cluster, the records that clients
+    read are changed in a second step."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
@@ -73,7 +73,8 @@ class JobAdmin:
         message: str = "",
         at: float = 0.0,
     ) -> str:
-        """Execute one of ``COMMANDS``, or ``remove``, which deletes an ended job.
+        """Execute cancel, pause, resume, retry, promote, priority, or remove (delete an
+        ended job).
 
         ``priority``: the new priority, for the command ``priority``. ``message`` and
         ``at`` (seconds since 1970) are for the failure record of a cancelled job.

@@ -59,12 +59,14 @@ class JobPage:
 class JobListing:
     """The lists of one queue. Thread-safe, because ``redis.Redis`` is.
 
-    Order: running jobs by their start, queued jobs in the order in which supervisors
-    take them, delayed jobs by the time at which they are due, ended jobs newest first.
-    A job that waits for the end of an equal job is not listed.
+    Order: running jobs by their start; queued jobs in the order in which supervisors
+    take them; jobs that wait for their host, then all other delayed jobs, by the time
+    at which they are due; paused jobs by the time of the pause; ended jobs newest
+    first. A job that waits for the end of an equal job is not listed.
 
-    A cursor names a job, so a list may change between pages. The cursor of queued jobs
-    is a position instead: a job that moves past it may be listed twice or not at all.
+    A cursor names a job, so it stays valid when the list changes. A cursor of queued
+    jobs is a position instead: a job that moves past it may be listed twice or not at
+    all.
     """
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
@@ -92,7 +94,8 @@ class JobListing:
     ) -> JobPage:
         """Return at most ``limit`` jobs of a state, or of all states, after a cursor.
 
-        Raises UsageError for an invalid cursor, QueueError.
+        A page may have fewer jobs, even none, although more jobs follow. Raises
+        UsageError for an invalid cursor, QueueError.
         """
         states = STATES if state is None else (state,)
         begin, place = _read(after, states)
@@ -232,7 +235,7 @@ class JobListing:
     def _queued(self, limit: int, place: str) -> tuple[list[JobView], str | None]:
         """Return at most ``limit`` waiting jobs, list after list, and the position
         behind them. The position is None if no entries follow. ``place``: the position
-        to begin at, counted across all lists."""
+        to begin at, counted across all lists; empty for the first."""
         lists = self._lists()
         passed, total = int(place or 0), sum(length for _, length in lists)
         found: list[JobView] = []

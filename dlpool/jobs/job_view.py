@@ -24,7 +24,7 @@ class JobView:
     the intake list or an inbox. ``pushed``: the parsed job, None if its text is
     invalid; ``problem`` then says why. ``leader``: id of an equal job; this job waits
     for that job and ends with it. ``flag``: "cancel" or "pause" if an operator has
-    requested this.
+    requested it and the job's supervisor has not yet done it.
     """
 
     id: str | None
@@ -150,7 +150,8 @@ def _fields_of(raw: bytes) -> dict[str, Any]:
 
 
 def _options(job: PushedJob | None) -> dict[str, Any]:
-    """Return the options that the client gave to a job; of headers, only the names."""
+    """Return the options that the client gave to a job; of headers, only the names. For
+    None, return the defaults."""
     job = job or PushedJob(b"", "", "")
     return {
         "not_before": time_text(job.not_before),

@@ -20,8 +20,8 @@ SUCCESS_TTL_S = 86_400
 
 @dataclass(frozen=True)
 class QueueKeys:
-    """The keys of one queue. ``group``: name of a separate queue on the same Redis, or
-    None."""
+    """The keys of one queue. ``group``: name of a separate queue on the same Redis;
+    None: the default queue."""
 
     group: str | None = None
 
@@ -109,8 +109,8 @@ class QueueKeys:
 
     @property
     def outbox(self) -> str:
-        """Hash, only in a Cluster: by lease, the records that clients cannot see
-        yet."""
+        """Hash: records that clients cannot see yet, by lease. Used only in a
+        Cluster."""
         return f"{self.prefix}outbox"
 
     # --- supervisors and nodes ---
@@ -192,10 +192,10 @@ class QueueKeys:
         return f"{self.prefix}sample_turn"
 
     def key_types(self, day: int) -> dict[str, str]:
-        """Return the Redis types of the keys that a queue has once, by key.
+        """Return the Redis type of each key that exists once per queue, by key.
 
-        Keys of single jobs, hosts and supervisors are not included. ``day``: the day of
-        the counters, as in ``stats``.
+        Keys of single jobs, hosts and supervisors, and of the records that clients
+        read, are not included. ``day``: the day of the counters, as in ``stats``.
         """
         zsets = (
             "delayed",

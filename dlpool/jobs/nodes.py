@@ -27,8 +27,8 @@ _LASTING = ("host", "pid", "version", "started_at")
 
 
 class NodeAdmin:
-    """The nodes of one queue. Methods raise QueueError. Methods for one node also raise
-    NoSuchNode."""
+    """The nodes of one queue. Methods raise QueueError. Methods for one node raise
+    NoSuchNode if the node is unknown."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._views = QueueViews(client, keys)
@@ -36,7 +36,7 @@ class NodeAdmin:
         self._transitions = Transitions(client, keys)
 
     def list_nodes(self) -> list[dict[str, Any]]:
-        """Return a row for each node that is present, lost, or drained and absent."""
+        """Return the rows of ``node_rows`` for the present state of the queue."""
         return node_rows(self._views.stats(), self._queue.drained_nodes())
 
     def drain(self, node: str) -> None:
@@ -53,7 +53,7 @@ class NodeAdmin:
     def forget(self, node: str) -> None:
         """Remove a lost node or a drained absent node, and requeue its jobs at once.
 
-        Raises NotPossible while the node is present.
+        Raises NotPossible if the node is present, or was present until a moment ago.
         """
         stats = self._known(node)
         if node in {one.node for one in stats.supervisors}:
@@ -85,10 +85,8 @@ def deregister(
     """Requeue the jobs of supervisors that an operator believes to be gone, and remove
     their registrations.
 
-    Return False, and change nothing, if the registration of one of the supervisors is
-    valid or expired less than ``grace_s`` seconds ago. Raises QueueError. The script's
-    argument "fifo" sets the order of jobs from inboxes. Here it has no effect, because
-    recovery has emptied the inboxes of these supervisors.
+    Returns False if the registration of one of the supervisors is valid, or expired
+    less than ``grace_s`` seconds ago. Raises QueueError.
     """
     keys = transitions.keys
     while sids:
@@ -102,11 +100,11 @@ def deregister(
 
 
 def node_rows(stats: QueueStats, drained: Collection[str]) -> list[dict[str, Any]]:
-    """Return the status of each node with ``node``, ``state`` and ``is_drained``, in a
-    stable order. Pure.
+    """Return rows with the status of nodes, in a stable order. Pure.
 
-    Absent nodes that are drained have a row. Lost nodes have a row with ``seen_at``. A
-    node with a lost and a present supervisor counts as present.
+    Each present supervisor, each lost node and each drained absent node has a row. A
+    row has ``node``, ``state`` and ``is_drained``; the row of a lost node also has
+    ``seen_at``. A node with a lost and a present supervisor counts as present.
     """
     rows = [
         {

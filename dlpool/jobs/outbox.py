@@ -3,7 +3,7 @@ read them.
 
 The step that ends a job, ``finish``, puts the job's record into the outbox, which is in
 the queue's slot. The caller of ``finish`` then writes the record for clients and
-removes it from the outbox. If the caller is killed first, any supervisor does so later.
+removes it from the outbox. If the caller is killed first, a supervisor does both later.
 Writing a record twice does no harm.
 """
 
@@ -31,9 +31,9 @@ LATE_S = 10.0  # age at which a record is replayed: its caller has failed to del
 
 @dataclass(frozen=True)
 class Delivery:
-    """The result of writing records. ``written``: number of records that clients can
-    read now. ``waiting``: number of records that stay in the outbox; ``reason``: why
-    they stay.
+    """The result of writing records. ``written``: number of records that were written
+    or are no longer needed. ``waiting``: number of records that stay in the outbox;
+    ``reason``: why they stay.
 
     ``refused``: records that Redis will never accept, as (lease, error); they are
     removed.
@@ -77,11 +77,11 @@ class Outbox:
         )
 
     def replay(self) -> Delivery:
-        """Read up to ``BATCH`` records. Write those that are at least ``LATE_S``
-        seconds old to the keys that clients read.
+        """Read up to 64 records. Write those that are at least ten seconds old to the
+        keys that clients read.
 
-        Drop a record that has expired. Drop a record if clients already see a record
-        that is at least as new.
+        Drops a record that is invalid, has expired, or is not newer than the record
+        that clients already see.
         """
         with translated(self._client):
             members = self._client.hrandfield(self._key, BATCH, withvalues=True) or []
@@ -111,9 +111,8 @@ class Outbox:
     def _write(
         self, entries: Sequence[tuple[str, ClientRecord, int]], *, is_late: bool = False
     ) -> Delivery:
-        """Write ``entries``: (lease, record, seconds until the record expires). If a
-        Cluster node is away, its records stay in the outbox; other nodes are still
-        tried."""
+        """Write ``entries``: (lease, record, seconds until the record expires). Records
+        of a Cluster node that is away stay in the outbox."""
         written: list[str] = []
         refused: list[tuple[str, str]] = []
         away: dict[Any, str] = {}

@@ -17,11 +17,11 @@ from dlpool.disk import Identity, identity_of
 class PathWalk:
     """The result of a walk from a root down to a path.
 
-    ``identities``: device and inode of the root and of each of ``names``, up to but not
-    including the first that does not exist or is a link. ``mode`` and ``links``: file
-    mode and number of hard links of the path itself, both 0 if it does not exist.
-    ``is_plain``: the walk met neither a link nor an error; a missing name is not an
-    error.
+    ``identities``: device and inode of the root and of each of ``names`` that the walk
+    has passed. The walk stops before a name that does not exist, is a link or cannot be
+    examined. ``mode`` and ``links``: file mode and number of hard links of the path
+    itself, both 0 if the walk stopped. ``is_plain``: the walk met neither a link nor an
+    error; a missing name is not an error.
     """
 
     path: str
@@ -38,8 +38,8 @@ class PathWalk:
 
 
 def walk_down(root: str, names: list[str]) -> PathWalk:
-    """Examine ``root`` and each of ``names`` below it, up to the first that does not
-    exist or is a link."""
+    """Examine ``root`` and ``names``, one below the other. Stop before a name that does
+    not exist, is a link or cannot be examined."""
     identities: list[Identity] = []
     mode = links = 0
     is_plain = True
@@ -64,12 +64,11 @@ def walk_down(root: str, names: list[str]) -> PathWalk:
 
 
 class OwnedPathIndex:
-    """The files and folders that dlpool owns. Immutable: the index examines them once,
-    when it is created.
+    """An index of the files and folders that dlpool owns. Immutable.
 
-    A job's path conflicts with an owned path if the names match, or if the ``PathWalk``
-    of the job's path contains the identity of the owned path. Both paths are examined
-    again before a conflict is reported, because an inode number may have been reused.
+    The index examines the owned paths when it is created. ``conflict`` compares names
+    and identities with the index. If they match, ``conflict`` examines both paths
+    again, because an inode number may have been reused.
     """
 
     def __init__(self, owned: Iterable[OwnedPath]) -> None:
@@ -82,8 +81,8 @@ class OwnedPathIndex:
                 self._anchors[place.identities[-1]].append((place.rest, one))
 
     def conflict(self, walk: PathWalk) -> OwnedPath | None:
-        """Return the owned path that is, or contains, the path of ``walk``; None if a
-        job may write to the path of ``walk``."""
+        """Return the owned path that is, or contains, the path of ``walk``; None if
+        there is no such owned path."""
         path = folded(walk.path)
         candidates = [
             one for one, place in self._places if is_under(path, place.folded)

@@ -44,8 +44,8 @@ FIELDS = (
 
 
 class Malformed(UsageError):
-    """The text of a job is not valid JSON, or its URL is missing, too long or not a
-    text. Clients see no record of this job."""
+    """The text of a job is invalid, and no URL can be read from it. Clients see no
+    record of this job."""
 
 
 class BadJob(UsageError):
@@ -61,8 +61,9 @@ class BadJob(UsageError):
 class PushedJob:
     """A valid job.
 
-    ``not_before``: seconds since 1970, None for now. ``limit_rate``: bytes per second.
-    ``raw``: the text as it was pushed, which goes into the failure record unchanged.
+    ``not_before``: earliest start in seconds since 1970; None: at once. ``limit_rate``:
+    bytes per second. ``raw``: the text as it was pushed, which goes into the failure
+    record unchanged.
     """
 
     raw: bytes

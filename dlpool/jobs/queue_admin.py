@@ -21,7 +21,8 @@ MAIL_TTL_MS = 60_000  # as in shared.lua
 
 
 class QueueAdmin:
-    """The switches of one queue. They are stored in Redis and survive restarts."""
+    """Admin commands on one queue. Pauses and drained nodes are stored in Redis and
+    survive restarts."""
 
     def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
         self._client: Any = client
@@ -65,7 +66,7 @@ class QueueAdmin:
 
     def forget_ended(self, key: str) -> int:
         """Delete the ended jobs in ``key``, which is ``keys.done``, ``keys.dead`` or
-        ``keys.cancelled``. Return their number."""
+        ``keys.cancelled``. Return the number of deleted jobs."""
         count = 0
         with translated(self._client):
             while ids := self._client.zrange(key, 0, BATCH - 1):
@@ -89,7 +90,7 @@ class QueueAdmin:
             pipeline.execute()
 
     def _wake(self) -> None:
-        """Wake the supervisors that wait for jobs, so that they claim at once."""
+        """Wake a supervisor that waits for jobs, so that it claims at once."""
         with translated(self._client):
             self._client.pipeline(transaction=False).lpush(self._keys.wake, 1).ltrim(
                 self._keys.wake, 0, 0

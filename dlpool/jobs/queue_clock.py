@@ -1,5 +1,6 @@
-"""The queue's time: it follows the clock of Redis, but never goes back when that clock
-is set back. The Lua scripts store it (``queue_time`` in shared.lua).
+"""The queue's time: it follows the clock of Redis, but does not go back when that clock
+is set back by two seconds or more. The Lua scripts store it (``queue_time`` in
+shared.lua).
 
 All times in dlpool's own keys are queue times. For display they are converted to the
 present clock of Redis.
@@ -34,8 +35,8 @@ class QueueTime:
     def of(
         cls, clock: tuple[int, int], stored: tuple[bytes | None, bytes | None]
     ) -> QueueTime:
-        """Return the queue's time from the replies to ``TIME`` and ``HMGET clock seen
-        ahead``. Pure."""
+        """Return the queue's time. ``clock``: the reply to ``TIME``. ``stored``: the
+        reply to ``HMGET clock seen ahead``. Pure."""
         clock_ms = clock[0] * 1000 + clock[1] // 1000
         seen_ms, ahead_ms = (to_int(one) for one in stored)
         now_ms = max(clock_ms + ahead_ms, seen_ms)

@@ -39,7 +39,8 @@ MAX_EMPTY = 8  # pages without jobs after which a listing ends
 
 @dataclass(frozen=True)
 class SupervisorView:
-    """A supervisor. ``info``: its status: node, host, pid, version, slots, busy.
+    """A supervisor. ``info``: its status, such as node, host, pid, version, slots,
+    busy.
 
     ``seen_at``: time of the last heartbeat of a silent supervisor (seconds since 1970);
     None for a present supervisor.
@@ -76,12 +77,12 @@ class QueueStats:
 
     ``now``: the clock of Redis in seconds since 1970. ``backlog``: jobs in the intake
     list. ``reserved``: jobs in supervisors' inboxes. ``ready``: jobs that may run, by
-    priority. ``succeeded``, ``failed``, ``cancelled``: ended jobs that are kept.
+    ready list. ``succeeded``, ``failed``, ``cancelled``: ended jobs that are kept.
     ``failure_records``: number of failure records that clients see. ``supervisors``:
     the present supervisors. ``lost``: supervisors that have been silent for up to a
-    day. ``days``: counters by day, today first. ``is_halted``: the queue is paused,
-    since ``halted_at``. ``throttled``: jobs that wait for their hosts.
-    ``waiting_hosts``: number of throttled jobs by host, among the first ``MAX_COUNTED``
+    day. ``days``: counters by day, today first. ``is_halted``: the queue is paused;
+    ``halted_at``: since when, None if unknown. ``throttled``: jobs that wait for their
+    hosts. ``waiting_hosts``: number of throttled jobs by host, among the first thousand
     throttled jobs. ``held_hosts``: hosts that must not be contacted, with the remaining
     seconds.
     """
@@ -108,7 +109,7 @@ class QueueStats:
 
     @property
     def waiting(self) -> int:
-        """Number of jobs that start as soon as a slot is free."""
+        """Number of jobs that wait for a free slot."""
         return self.backlog + self.reserved + sum(self.ready.values())
 
     @property
@@ -118,7 +119,7 @@ class QueueStats:
         return sum(rate for rate in rates if isinstance(rate, int))
 
     def counts(self) -> dict[str, int]:
-        """Return all figures that are one number, by name."""
+        """Return all numbers of jobs and records, by name."""
         ready = {f"ready_{name}": count for name, count in self.ready.items()}
         return {
             "waiting": self.waiting,
@@ -162,8 +163,8 @@ class QueueViews:
         return f"<QueueViews of {self._keys.intake}>"
 
     def jobs(self, state: str | None = None, limit: int = 50) -> list[JobView]:
-        """Return the first ``limit`` jobs of a state, or of all states, running ones
-        first. For the order see ``JobListing``."""
+        """Return the first ``limit`` jobs of a state, or of all states. For the order
+        see ``JobListing``."""
         found: list[JobView] = []
         page, rounds = JobPage((), None), 0
         while len(found) < limit and rounds < MAX_EMPTY + len(found):

@@ -29,9 +29,9 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 class RedisAddress:
     """A parsed URL. ``kind``: server, sentinel or cluster.
 
-    ``server_url``: URL in the syntax of redis-py, which gives all connections their
-    options; its host is ignored if ``hosts`` is not empty. ``hosts``: (host, port) of
-    the Sentinels or Cluster nodes. ``service``: the master's name at the Sentinels.
+    ``server_url``: URL in the syntax of redis-py, with the options for all connections;
+    its host is ignored if ``hosts`` is not empty. ``hosts``: (host, port) of the
+    Sentinels or Cluster nodes. ``service``: the master's name at the Sentinels.
     """
 
     kind: str

@@ -17,7 +17,7 @@ def to_text(value: bytes | None) -> str:
 
 
 def to_int(value: bytes | str | int | None) -> int:
-    """Return an integer of up to 18 digits; 0 for anything else."""
+    """Return an integer from a text of up to 18 digits; 0 for anything else."""
     if isinstance(value, int):
         return value
     said = to_text(value) if isinstance(value, bytes) else value or ""
@@ -31,7 +31,7 @@ def to_ms(score: float) -> int:
 
 
 def to_number(value: str | None) -> float | None:
-    """Return a decimal number; None for anything else."""
+    """Return a number from a decimal text; None for anything else."""
     return (
         float(value)
         if value and re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]+)?", value)
@@ -40,7 +40,7 @@ def to_number(value: str | None) -> float | None:
 
 
 def to_object(value: str | None) -> dict[str, Any]:
-    """Return a JSON object; an empty one for anything else."""
+    """Return an object from a JSON text; an empty object for anything else."""
     try:
         found = json.loads(value or "{}")
     except (ValueError, RecursionError):

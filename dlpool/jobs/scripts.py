@@ -61,8 +61,11 @@ class LuaScripts:
         keys: QueueKeys,
         timed: Callable[[str, float], None] = lambda _name, _seconds: None,
     ) -> None:
-        """``timed`` is called after each call that Redis has answered, with the
-        script's name and the duration in seconds."""
+        """Prepare the scripts without loading them.
+
+        ``timed`` is called after each successful round trip of a script, with the
+        script's name and the duration in seconds.
+        """
         self.client = client
         self.keys = keys
         self._timed = timed

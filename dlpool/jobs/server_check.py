@@ -35,7 +35,7 @@ class ServerInfo:
 
 def read_server_info(client: redis.Redis) -> ServerInfo:
     """Read the server's information. Raises QueueRefused for an incompatible server,
-    another QueueError if the call fails."""
+    and QueueError if the call fails."""
     info = _ask(client, lambda: client.info())
     if info is None:
         return ServerInfo(None)
@@ -47,7 +47,7 @@ def read_server_info(client: redis.Redis) -> ServerInfo:
 
 def check_server(client: redis.Redis) -> tuple[ServerWarning, ...]:
     """Return warnings on the server's settings. Raises QueueRefused for an incompatible
-    server, another QueueError if the call fails.
+    server, and QueueError if the call fails.
 
     A setting that the server does not show (a managed server, or an ACL) is assumed to
     be safe.
@@ -103,9 +103,7 @@ def warnings(info: Mapping[str, Any], save: str | None) -> tuple[ServerWarning, 
 def _ask(client: redis.Redis, ask: Any) -> Any:
     """Call ``ask``, which sends one command, and return the reply.
 
-    If Redis refuses the command, send PING. If PING succeeds, return None, because
-    Redis refuses only this command. Raises QueueAway if Redis is unavailable,
-    QueueError if PING fails.
+    Returns None if Redis refuses this command but answers PING. Raises QueueError.
     """
     try:
         with translated(client):

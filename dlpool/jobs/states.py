@@ -1,9 +1,9 @@
 """The states of a job, and what the end of an attempt leads to. The values are stored
 in Redis and in JSON.
 
-A job goes queued -> running -> succeeded, failed or cancelled. A running job can return
-to queued, or become delayed (a retry, or ``not_before``) or paused. Delayed and paused
-jobs become queued again.
+Most jobs go queued -> running -> succeeded. Other jobs end as failed or cancelled. A
+delayed job waits for a point in time or for its host; a paused job waits for an
+operator.
 """
 
 from __future__ import annotations
@@ -26,13 +26,11 @@ class JobState(str, Enum):
 
 
 class Disposition(str, Enum):
-    """What happens to a job when its supervisor finishes an attempt. The value is an
-    argument of ``finish.lua``; ``str()`` returns it.
+    """What happens to a job when it leaves its supervisor. The value is an argument of
+    ``finish.lua``; ``str()`` returns it.
 
-    SUCCEED, FAIL and CANCEL end the job. RETRY delays it. RELEASE, YIELD, PAUSE and
-    THROTTLE stop it until a later start, and the attempt does not count. CRASH returns
-    it to the front of the queue and counts a crash. FOLLOW lets it wait for the end of
-    an equal job.
+    SUCCEED, FAIL and CANCEL end the job. The head of ``finish.lua`` describes all
+    values.
     """
 
     SUCCEED = "success"

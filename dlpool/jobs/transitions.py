@@ -1,13 +1,12 @@
-"""The transitions of a job, one Lua script each in ``lua/``: push, claim, heartbeat,
-finish, recover and the others.
+"""The operations on the jobs of a queue, one Lua script each in ``lua/``. The head of a
+script documents its keys, arguments and results.
 
-Each transition is one atomic step in Redis, and uses the clock of Redis. A caller that
-lost the reply may repeat the call. The head of a script documents its keys, arguments
-and results.
+Each script is one atomic step in Redis, and uses the clock of Redis. If the reply of
+push, claim, heartbeat or finish was lost, it is safe to repeat the call.
 
-Two supervisors cannot both complete a job: ``claim.lua`` gives each claim a new fence,
-and ``heartbeat.lua`` and ``finish.lua`` accept only the present one. ``recover.lua``
-requeues jobs whose supervisor is dead and gives them a new fence.
+Two supervisors cannot both complete a job: ``claim.lua`` gives each claim a new fencing
+token (``fence``), and ``heartbeat.lua`` and ``finish.lua`` accept only the newest one.
+``recover.lua`` requeues jobs whose leases have expired, with a new token.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from dlpool.jobs.states import Disposition
 
 @dataclass(frozen=True)
 class JobLease:
-    """The right to work on a job: its id, and the fencing token of the claim. ``str()``
-    returns ``ID.FENCE``."""
+    """The right to work on a job: the id of the job, and the fencing token of the
+    claim. ``str()`` returns ``ID.FENCE``."""
 
     job_id: str
     fence: int
@@ -45,11 +44,11 @@ class ClaimedJob:
     """A job that a supervisor holds.
 
     ``raw``: the pushed text, cut if it is longer than allowed; ``size``: its length in
-    bytes before the cut. ``flag``: "cancel" or "pause" if an operator has asked for it,
-    else None. ``is_start_reserved``: the rate limit of the host has reserved a start
-    for the job. ``claim_id``: random id of the job's first claim; a later job with the
-    same job id has another ``claim_id``. ``yields``: how often the job has yielded its
-    slot.
+    bytes before the cut. ``flag``: "cancel" or "pause" if an operator has requested
+    this, else None. ``is_start_reserved``: the rate limit of the host has already
+    counted the start of the job. ``claim_id``: random id of the job's first claim; a
+    later job with the same job id has another ``claim_id``. ``yields``: how often the
+    job has yielded its slot.
     """
 
     lease: JobLease
@@ -70,11 +69,11 @@ class ClaimedJob:
 class ClaimResult:
     """The jobs of a claim.
 
-    ``next_due_s``: seconds until a delayed job may run, None if there is none.
+    ``next_due_s``: seconds until a later claim may find more jobs, None if unknown.
     ``is_paused``: the queue is paused or the node is drained. ``is_throttle_full``: the
     queue has the maximum of throttled jobs. ``is_share_exceeded``: a host got more than
-    its share, because no job of another host was found. ``skipped``: number of jobs
-    that were skipped because their hosts have their share.
+    its share, and no host is slow. ``skipped``: number of entries of the lists that
+    were skipped, usually because a host has its share.
     """
 
     jobs: tuple[ClaimedJob, ...]
@@ -89,10 +88,11 @@ class ClaimResult:
 class HostSlotShares:
     """Bounds on the slots of a host while jobs of other hosts wait.
 
-    ``limit``: slots for each host. ``held``: slots that each host has; a host may be
-    missing if one claim cannot bring it to ``limit``. The ``slow`` hosts together have
+    ``limit``: slots for each host. ``held``: slots that each host has. It leaves out
+    hosts that one claim cannot bring to ``limit``. The ``slow`` hosts together have
     ``slow_held`` slots and get at most ``slow_limit``. The last ``ahead`` jobs of the
-    claim never exceed these bounds. Hosts: in lower case, with the port of the URL.
+    claim never exceed these bounds. A host is written as host and port of the URL, in
+    lower case.
     """
 
     limit: int
@@ -117,10 +117,10 @@ class HostSlotShares:
 class HeartbeatResult:
     """The reply to a heartbeat.
 
-    ``orphans``: number of jobs that Redis assigns to the caller and that the caller did
+    ``orphans``: number of jobs that Redis assigns to the caller but that the caller did
     not name. ``replies``: for each named job OK, LOST (the caller no longer holds it),
-    or the operator's request (cancel, pause). ``held_hosts``: hosts that must not be
-    contacted, with the remaining seconds.
+    or what an operator has requested (cancel, pause). ``held_hosts``: hosts that must
+    not be contacted, with the remaining seconds.
     """
 
     orphans: int
@@ -130,15 +130,15 @@ class HeartbeatResult:
 
 @dataclass(frozen=True)
 class FinishRequest:
-    """How a job leaves its supervisor. ``disposition`` is a value of ``Disposition``.
+    """How a job leaves its supervisor.
 
     ``note``: reason or figures, for people. ``delay_s``: for RETRY, RELEASE, YIELD and
     THROTTLE, seconds until the job may run again. ``priority``: a new priority, which
     puts the job at the end of its ready list; '' keeps the present one. ``digest``: for
     FOLLOW, the digest that equal jobs share. ``host``: for THROTTLE, the host that
-    throttles the job; else the host where the job had a slot, '' if none. For THROTTLE,
-    ``is_start_reserved``: the rate limit of the host has reserved a start for the job;
-    ``waits_for_slot``: a free slot of the host ends the delay early.
+    throttles the job; otherwise the host whose slot the job had, '' if none. Only for
+    THROTTLE: ``is_start_reserved``: as in ``ClaimedJob``; ``waits_for_slot``: a free
+    slot of the host ends the delay early.
     """
 
     lease: JobLease
@@ -183,14 +183,14 @@ def new_id() -> str:
 
 
 class Transitions(LuaScripts):
-    """The transitions of one queue.
+    """The operations of one queue.
 
     Thread-safe, because ``redis.Redis`` is. All methods raise QueueError.
     """
 
     def push(self, jobs: Sequence[tuple[PushedJob, str]]) -> list[str]:
-        """Queue jobs under the given ids in one round trip. Return for each job OK, DUP
-        (the id is known) or FOLLOWS (the job waits for an equal job)."""
+        """Queue jobs under the given ids in one round trip. Return a reply for each
+        job: OK, DUP (the id is known) or FOLLOWS (the job waits for an equal job)."""
         calls = [
             [
                 self.keys.prefix,
@@ -223,14 +223,14 @@ class Transitions(LuaScripts):
         """Claim jobs for ``slots`` free slots of the supervisor ``sid``. Return None if
         ``sid`` is not registered; ``heartbeat`` registers it.
 
-        The result begins with the jobs that ``sid`` holds but ``known`` does not name,
-        because the reply to their claim was lost. If ``known`` is None, the result has
-        only new jobs.
+        The result begins with jobs that ``sid`` holds but ``known`` does not name: the
+        reply to their claim was lost. If ``known`` is None, the result has only new
+        jobs.
 
-        ``lease_s``: seconds. ``order``: fifo or lifo, of the intake list. While the
-        queue has ``max_throttled`` throttled jobs, only throttled jobs are claimed.
-        With ``shares``, jobs of hosts that have their share are skipped, unless the
-        first 500 and the last 500 jobs of each list are all skipped.
+        ``lease_s``: seconds. ``order``: order of the intake list, fifo or lifo. While
+        ``max_throttled`` or more jobs are throttled, all other jobs stay in the queue.
+        With ``shares``, jobs of hosts that have their share are skipped if other jobs
+        are found.
         """
         unused = new_id()
         ids = [f"{unused[:-4]}{number:04x}" for number in range(slots)]
@@ -264,8 +264,9 @@ class Transitions(LuaScripts):
         """Renew the leases of ``jobs``, and store the progress of each job (JSON; ''
         keeps the stored progress).
 
-        ``info``: the status of the supervisor; the call then renews its registration as
-        well. Without ``info`` the result has no orphans and no held hosts.
+        ``info``: the status of the supervisor; with ``info``, the call renews the
+        registration of the supervisor as well. Without ``info`` the result has no
+        orphans and no held hosts.
         """
         arguments: list[Any] = [
             self.keys.prefix,
@@ -285,10 +286,9 @@ class Transitions(LuaScripts):
     def finish(self, sid: str, requests: Sequence[FinishRequest]) -> list[str]:
         """End or requeue jobs in one round trip, and return a reply for each request.
 
-        Replies: OK; DUP (an earlier call finished the job); FENCED (the job has been
-        claimed or recovered since); GONE (the job has been deleted). For FOLLOW:
-        FOLLOWS (the job waits for an equal job), or LEADS (there is no equal job: this
-        job continues).
+        Replies: OK; DUP (an earlier call finished the job); FENCED (the job has a newer
+        fencing token); GONE (the job has been deleted). For FOLLOW: FOLLOWS (the job
+        waits for an equal job), or LEADS (this job continues).
         """
         return [
             to_text(reply)
@@ -322,18 +322,19 @@ class Transitions(LuaScripts):
         self._run("hold_host", [self.keys.prefix, host, _ms(seconds)])
 
     def oldest_waiting(self) -> OldestWaiting:
-        """Return how long jobs have waited, for metrics."""
+        """Return the backlog and how long jobs have waited, for metrics."""
         length, fingerprint, waited_ms = self._run("oldest_waiting", [self.keys.prefix])
         return OldestWaiting(
             int(length), to_text(fingerprint), max(0, int(waited_ms)) / 1000
         )
 
     def waiting_hosts(self, sid: str, *, order: str, most: int = 500) -> dict[str, int]:
-        """Return the number of waiting jobs by host, among the first ``most`` and the
-        last ``most`` jobs of each list.
+        """Return the number of waiting jobs by host, among at most ``most`` jobs at
+        each end of each list.
 
         Hosts are written as in ``HostSlotShares``; the host '' stands for jobs whose
-        text shows no host. The result is empty while ``sid`` may not take jobs.
+        text shows no host. The result is empty while the queue is paused or the node
+        drained.
         """
         found = self._run("waiting_hosts", [self.keys.prefix, sid, order, most])
         return {
@@ -342,7 +343,7 @@ class Transitions(LuaScripts):
         }
 
     def take_turn(self, key: str, seconds: float) -> bool:
-        """Return whether the caller shall do a work that one caller does every
+        """Return whether the caller must do a task that only one caller does every
         ``seconds``. ``key``: the Redis key that records the turn."""
         reply = self._run(
             "take_turn",
@@ -351,8 +352,8 @@ class Transitions(LuaScripts):
         return reply is not None
 
     def add_sample(self, figures: Mapping[str, int], *, kept: int, ttl_ms: int) -> None:
-        """Add a sample to the history, which keeps the last ``kept`` samples. The
-        history expires ``ttl_ms`` milliseconds after the last sample."""
+        """Add a sample to the history, which keeps about ``kept`` samples. The history
+        expires ``ttl_ms`` milliseconds after the last sample."""
         pairs = [text for pair in figures.items() for text in pair]
         self._run("add_sample", [self.keys.prefix, kept, ttl_ms, *pairs])
 
@@ -445,5 +446,5 @@ def _claimed(row: Sequence[Any]) -> ClaimedJob:
 
 
 def _count(value: bytes | int | None) -> int:
-    """Return a count from Redis; 0 for an invalid one."""
+    """Return a count from Redis; 0 for an invalid value."""
     return max(0, to_int(value))

@@ -48,8 +48,8 @@ class Health:
         self._updated_at = self._clock()
 
     def liveness(self) -> HealthCheck:
-        """Return the check that the main loop still turns. Liveness does not depend on
-        Redis or disks, because a restart would not repair them."""
+        """Return a check that fails when the main loop is stuck. Liveness does not
+        depend on Redis or disks, because a restart would not repair them."""
         silent_s = self._clock() - self._updated_at
         return HealthCheck(
             "loop",
@@ -64,8 +64,8 @@ class Health:
 def format_checks(
     checks: Sequence[HealthCheck], *, is_verbose: bool
 ) -> tuple[bool, str]:
-    """Return whether all checks succeeded, and a line for each check. Without
-    ``is_verbose``, only failed checks have a line."""
+    """Return whether all checks succeeded, and a text with a line for each check.
+    Without ``is_verbose``, only failed checks have a line."""
     is_good = not any(check.problem for check in checks)
     shown = [str(check) for check in checks if is_verbose or check.problem]
     return is_good, "\n".join([*shown, "ok" if is_good else "not ok"]) + "\n"

@@ -1,10 +1,10 @@
-"""A small HTTP server for probes and metrics, with bounded memory, threads and time for
-each client.
+"""A small HTTP server for probes and metrics. Its memory, its threads and the time for
+each client are bounded.
 
 One thread receives the heads of requests and answers probes. If too many connections
-are open, it closes the oldest. A slow answer, such as metrics, takes a thread of its
-own; while ``MAX_SLOW`` such threads run, further clients of slow routes get 503. The
-standard library's handler parses the requests.
+wait for their requests, it closes the oldest. A slow answer, such as metrics, takes a
+thread of its own; while ``MAX_SLOW`` such threads run, further clients of slow routes
+get 503. The standard library's handler parses the requests.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class MonitoringServer:
     ) -> None:
         """Create a server, which ``serve`` starts.
 
-        The paths in ``slow`` are answered in threads of their own; all other routes
-        must not block.
+        The server answers requests for the paths in ``slow`` in threads of their own.
+        All other routes must not block.
         """
         self.address = address
         self._routes = routes
@@ -114,8 +114,8 @@ class MonitoringServer:
         self._stopping.set()
 
     def _serve_at(self, address: str) -> None:
-        """Serve requests at ``address`` until another address is set. Raises OSError
-        if ``address`` cannot be bound."""
+        """Serve requests at ``address`` until another address is set or ``stop`` is
+        called. Raises OSError or OverflowError if ``address`` cannot be bound."""
         if not address:
             self._stopping.wait(TURN_S)
             return
@@ -174,7 +174,8 @@ class _ProbeServer:
         self._listener.close()
 
     def turn(self) -> None:
-        """Wait up to half a second for connections and data, and serve them."""
+        """Wait up to half a second for connections and data, and answer complete
+        requests."""
         for key, _ in self._selector.select(
             min(TURN_S, self._heads.next_timeout_s(time.monotonic()))
         ):

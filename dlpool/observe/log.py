@@ -3,9 +3,9 @@ several processes share.
 
 Each process appends its own lines, on the thread that logs; no other thread or process
 writes them. The supervisor, its workers and the commands that log (audit, quarantine)
-share ``log_dir/dlpool.log``, the processes of dlpool-web ``log_dir/web/dlpool.log``.
-The supervisor rotates the first file, and the janitor of one dlpool-web process rotates
-the second file; both call ``Log.maintain``.
+share ``log_dir/dlpool.log``. The processes of dlpool-web share
+``log_dir/web/dlpool.log``. The supervisor rotates the first file, and the janitor of
+one dlpool-web process rotates the second file; both call ``Log.maintain``.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def processor_chain(
     log_format: str = "json",
     on_event: OnEvent | None = None,
 ) -> list[Processor]:
-    """Return the processors that turn an event into one line of bytes. ``clock``
-    returns the time in UTC."""
+    """Return the processors that turn an event into the bytes for the log file.
+    ``clock`` returns the time in UTC."""
     observers = [] if on_event is None else [_observed_by(on_event)]
     render = to_text if log_format == "console" else to_line
     return [
@@ -134,8 +134,9 @@ class Log:
     """The log ``FOLDER/dlpool.log`` of a process; other processes may write to the same
     file. Thread-safe.
 
-    Every process calls ``reopen`` about once a second; exactly one process also calls
-    ``maintain``. No method raises; ``dropped`` counts the records that were lost.
+    Every long-running process calls ``reopen`` about once a second. Exactly one process
+    calls ``maintain`` as well. Only the constructor raises; ``dropped`` counts the
+    records that were lost.
     """
 
     def __init__(
@@ -198,8 +199,8 @@ class Log:
             sink.threshold = _threshold(name, settings)
 
     def reopen(self) -> None:
-        """If another process has renamed or removed the open file, open the file that
-        now has the log's name."""
+        """If the open file has been renamed or removed, open the file that now has the
+        log's name."""
         with suppress(OSError):
             # the next record tries again, and is written to the old file until then
             self._file.follow()

@@ -23,11 +23,12 @@ class _Period:
 
 
 class LogLimiter:
-    """A limiter of equal log events: at most ``burst`` per key and minute are written.
-    Thread-safe.
+    """A limiter of equal log events: at most ``burst`` events with the same key are
+    written in a period. Thread-safe.
 
-    The lock guards the table. Use keys from a small set, such as a status and a label,
-    never text from a client.
+    A period ends at the first ``pop_counts`` after one minute. The lock guards the
+    table. Use keys from a small set, such as a status and a label, never text from a
+    client.
     """
 
     def __init__(self, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -48,9 +49,9 @@ class LogLimiter:
             return False
 
     def pop_counts(self, *, now: bool = False) -> list[tuple[Hashable, int]]:
-        """Remove the periods that have ended, or all periods with ``now``. For each
-        removed period in which events were left out, return its key and their
-        number."""
+        """Remove the periods that have lasted a minute; with ``now``, remove all
+        periods. Return the keys of the removed periods in which events were left out,
+        each with the number of these events."""
         with self._lock:
             over = [
                 key

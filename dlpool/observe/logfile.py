@@ -1,8 +1,8 @@
-"""The live log file. Each process appends records to it, and opens a new file after
-another process has renamed the open one.
+"""The live log file. Each process appends records to it, and opens a new file when the
+open file has been renamed.
 
-Each writer holds the flock LOCK_SH on its file. A process that compresses or removes a
-renamed file needs LOCK_EX, so it must wait until every writer has closed the file. A
+Each writer holds the flock LOCK_SH on its file. Another process compresses or removes a
+renamed file only with LOCK_EX, and therefore only after every writer has closed it. A
 writer takes its lock before it checks that the file still has its name.
 """
 
@@ -85,8 +85,8 @@ class LogFile:
         self._clean_end = self._torn_end = -1
 
     def _ends_torn(self, size: int) -> bool:
-        """Return whether the file ends in a part of a record, because a full disk or
-        SIGKILL has cut a write.
+        """Return whether the file ends in an incomplete record: a full disk or SIGKILL
+        has cut a write.
 
         A write that another process has not finished looks the same. This method first
         waits for the end of such a write.

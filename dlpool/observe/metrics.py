@@ -1,8 +1,8 @@
 """The metrics of a supervisor, and their text for Prometheus. In a supervisor, only
 this module imports prometheus-client.
 
-No label is a URL, a path in a job or a job's id: the number of series does not grow
-with the number of jobs.
+No label has the URL, path or id of a job: the number of series does not grow with the
+number of jobs.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 class Metrics:
     """The metrics of a supervisor, as attributes. They are objects of
-    prometheus-client, and so thread-safe."""
+    prometheus-client, and therefore thread-safe."""
 
     def __init__(self, range_bounds_s: Sequence[float]) -> None:
         """Create all metrics.
 
-        ``range_bounds_s``: workers count ranges by duration in buckets; these are the
-        upper bounds of the buckets, in seconds.
+        Workers count ranges in buckets by duration. ``range_bounds_s``: the upper
+        bounds of these buckets, in seconds.
         """
         self._registry = CollectorRegistry()
         self._ranges = MergedHistogram(
@@ -225,8 +225,7 @@ class Metrics:
 
 
 def set_each(gauge: Gauge, values: Mapping[str, float]) -> None:
-    """Set a gauge that has one label. ``values``: the new value for each value of the
-    label."""
+    """Set a gauge that has one label. ``values``: numbers by the value of the label."""
     for label, value in values.items():
         gauge.labels(label).set(value)
 

@@ -1,5 +1,5 @@
-"""Processors of the log, in structlog's sense: from the fields of a call to one line of
-JSON with names of the Elastic Common Schema (ECS). Pure."""
+"""The structlog processors of the log. They turn the fields of a log call into one line
+of JSON with names of the Elastic Common Schema (ECS)."""
 
 from __future__ import annotations
 
@@ -128,9 +128,9 @@ def add_process_fields(origin: LogOrigin, clock: Callable[[], datetime]) -> Proc
     """Return a processor that prepends the fields of the process to a record.
 
     ``@timestamp`` is the first field, because rotation reads it there. ``log.logger``
-    is the second, for a shipper that identifies files by their first 64 bytes: it can
-    then tell the log of dlpool-web from the log of the service, even if both begin
-    within one millisecond.
+    is the second, because some log shippers identify a file by its first 64 bytes. The
+    field distinguishes the logs of dlpool-web and of the service if both begin within
+    one millisecond.
     """
     known = origin.as_ecs()
 
@@ -150,8 +150,8 @@ def add_process_fields(origin: LogOrigin, clock: Callable[[], datetime]) -> Proc
 
 
 def shortened(record: EventDict) -> EventDict:
-    """Return the record with long values cut, and without its last fields if it has too
-    many."""
+    """Return the record with long values cut, and without its last fields if it is
+    still too long."""
     shown: dict[str, Any] = {}
     left = MAX_LINE // 2
     for key, value in record.items():
@@ -239,11 +239,11 @@ def _message(error: BaseException) -> str:
 
 
 def stack_of(error: BaseException, frames: int | None = None) -> str:
-    """Return the stack trace without secrets, causes first. A long stack trace loses
-    its beginning: its end shows where the error was raised.
+    """Return the stack trace without secrets, causes first. The beginning of a long
+    stack trace is cut off, because the end shows where the error was raised.
 
-    ``frames``: number of innermost frames to show of each cause, so that the first
-    cause is not cut off; None shows all frames.
+    ``frames``: show only this number of innermost frames of each cause, so that the
+    first cause is not cut off; None shows all frames.
     """
     lines = without_secrets(
         "".join(_stacks(error, None if frames is None else -frames)[-_MAX_FRAMES:])
@@ -263,8 +263,9 @@ def _class_of(error: BaseException) -> str:
 
 
 def _stacks(error: BaseException, limit: int | None) -> list[str]:
-    """Return the lines of the stack of each cause, the first cause first. For a parse
-    error, include the class but not the message, which may quote secrets."""
+    """Return the lines of the stacks of the error and its causes, the first cause
+    first. For a parse error, include the class but not the message, which may quote
+    secrets."""
     found: list[str] = []
     seen: set[int] = set()
     one: BaseException | None = error

@@ -30,8 +30,8 @@ _BLOCK = 1024 * 1024
 
 @dataclass(frozen=True)
 class RotatedLog:
-    """A rotated log. ``size`` is in bytes; ``is_unfinished`` means that its compression
-    was interrupted."""
+    """A rotated log. ``size`` is in bytes; ``is_unfinished``: the compression is not
+    complete."""
 
     path: Path
     ended_at: datetime
@@ -92,7 +92,7 @@ def expired_logs(
     logs: Iterable[RotatedLog], live_size: int, now: datetime, settings: LoggingSettings
 ) -> list[RotatedLog]:
     """Return the logs to remove: logs older than ``keep_days``, and the oldest logs if
-    all logs exceed ``keep_files`` or ``keep_size``."""
+    all logs together exceed ``keep_files`` or ``keep_size``."""
     expired, total = [], live_size
     for number, log in enumerate(
         sorted(logs, key=lambda log: log.ended_at, reverse=True), 1
@@ -110,8 +110,8 @@ def expired_logs(
 def is_compression_due(
     log: RotatedLog, now: datetime, settings: LoggingSettings
 ) -> bool:
-    """Return whether to compress a log: it was rotated at least ``compress_after``
-    seconds ago, so its readers have had time to reach its end."""
+    """Return whether to compress a log. Readers have ``compress_after`` seconds after
+    the rotation to reach the end of the log."""
     age = now - log.ended_at
     return not log.is_compressed and not timedelta(0) <= age < timedelta(
         seconds=settings.compress_after
@@ -165,8 +165,9 @@ class Rotation:
         now: datetime,
         is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Compress the logs that all writers have closed, then remove expired logs.
-        Stop compressing when ``is_wanted`` returns False."""
+        """Compress the logs whose compression is due, then remove expired logs. Leave
+        out logs that a writer still has open. Stop compressing when ``is_wanted``
+        returns False."""
         try:
             for log in self._rotated_logs():
                 if log.is_unfinished:

@@ -1,8 +1,8 @@
 """Spans of jobs and of their ranges, exported over OTLP/HTTP by a thread of
 OpenTelemetry.
 
-No other module imports OpenTelemetry. Attributes have the names of its semantic
-conventions; dlpool's own names begin with ``dlpool.``.
+No other module imports OpenTelemetry. Attributes have the names of OpenTelemetry's
+semantic conventions; dlpool's own names begin with ``dlpool.``.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ class Traces:
         return JobSpan(self._tracer, span, known["url.full"])
 
     def close(self, left_s: float) -> None:
-        """Send the queued spans, and log how many spans were lost. Wait at most
-        ``left_s`` or ``FLUSH_S`` seconds, whichever is less."""
+        """Send the queued spans, and log how many spans were lost. Wait about
+        ``left_s`` seconds at most, and never longer than ``FLUSH_S``."""
         with suppress(NoThread):
             threads.start_thread(self._provider.shutdown, "traces").join(
                 max(0.1, min(left_s, FLUSH_S))
@@ -201,7 +201,7 @@ class JobSpan:
         label: str,
         message: str,
     ) -> None:
-        """End the span of the run, with the values of its ``EndedFrame``."""
+        """End the span of the run, with the values of the run's ``EndedFrame``."""
         self._span.set_attribute("dlpool.attempt_result", attempt_result)
         if path is not None:
             self._span.set_attribute("file.path", safe_text(path))
@@ -215,8 +215,8 @@ class JobSpan:
 
 
 def trace_id_number(trace_id: str) -> int:
-    """Return a trace id as the number that OpenTelemetry uses. A text that is not 32
-    hex digits is hashed."""
+    """Return a trace id as the number that OpenTelemetry uses. An invalid trace id is
+    hashed."""
     if _TRACE_ID.fullmatch(trace_id) is None:
         trace_id = hashlib.sha256(trace_id.encode(errors="surrogatepass")).hexdigest()[
             :32

@@ -55,10 +55,8 @@ def parse_traceparent(header: str | None) -> str | None:
     """Return the trace id in a header ``traceparent``; None if the header is absent or
     invalid.
 
-    Follows W3C Trace Context, levels 1 and 2. A header is invalid if its version is ff,
-    if it has upper-case letters or an id of only zeros, or if version 00 has further
-    fields. Several headers, which a server joins with commas, are invalid (sections 3.2
-    and 4.3).
+    Follows W3C Trace Context, levels 1 and 2. Several headers, which a server joins
+    with commas, are invalid (sections 3.2 and 4.3).
     """
     match = None if header is None else _TRACEPARENT.fullmatch(header.strip(" \t"))
     if match is None or (match["rest"] and match["version"] == "00"):

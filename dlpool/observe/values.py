@@ -26,7 +26,7 @@ Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | Non
 
 def safe_text(value: str, limit: int = MAX_TEXT) -> str:
     """Return ``value`` without secrets, cut to ``limit`` characters. Lone surrogates
-    are escaped, because strict readers refuse them."""
+    are escaped, because strict JSON parsers refuse them."""
     shown = without_secrets(value)
     if not shown.isascii():
         shown = shown.encode("utf-8", "backslashreplace").decode()
@@ -49,8 +49,8 @@ def to_json(value: object) -> Json:
 
 
 class _ValueWalk:
-    """One walk through a value, bounded in depth and number of nodes: the value may be
-    recursive."""
+    """One walk through a value, bounded in depth and number of nodes, because the value
+    may contain itself."""
 
     def __init__(self) -> None:
         self._left = _MAX_NODES
@@ -125,8 +125,8 @@ def _bytes(value: bytes | bytearray | memoryview) -> Json:
 
 
 def may_quote_input(error: BaseException) -> bool:
-    """Return whether a parser raised the error. Its message may then quote the input,
-    such as the password of a URL."""
+    """Return whether the message of an error may quote what a parser has read, such as
+    the password of a URL."""
     return isinstance(error, ValueError) and not isinstance(error, DlpoolError)
 
 

@@ -40,8 +40,7 @@ class ClamdScanner:
     def scan(self, file: ScannedFile, deadline: ScanDeadline) -> ScanResult:
         """Send the file and return clamd's result.
 
-        Raises OSError if the file cannot be read, and what ``deadline.check_abort``
-        raises.
+        Raises OSError, and what ``deadline.check_abort`` raises.
         """
         try:
             with closing(self._connect(deadline)) as connection:
@@ -56,7 +55,7 @@ class ClamdScanner:
     def _connect(self, deadline: ScanDeadline) -> socket.socket:
         """Return a non-blocking connection.
 
-        Raises _ConnectionLost, and what ``ScanDeadline.left_s`` raises.
+        Raises OSError, _ConnectionLost, and what ``ScanDeadline.left_s`` raises.
         """
         failure = "its host has no address"
         for family, target in self._targets():
@@ -89,7 +88,7 @@ class ClamdScanner:
 def _connected(
     connection: socket.socket, target: object, deadline: ScanDeadline
 ) -> int:
-    """Connect, and return the resulting errno, 0 for success.
+    """Connect, and return the last errno, a value in ``_CONNECTED`` for success.
 
     Raises _ConnectionLost, and what ``ScanDeadline.left_s`` raises.
     """
@@ -134,9 +133,9 @@ def _request(file: ScannedFile) -> Iterator[bytes]:
 def _sent(
     connection: socket.socket, data: bytes, poller: select.poll, deadline: ScanDeadline
 ) -> bool:
-    """Send all of ``data``.
+    """Send all of ``data``. Return True if all was sent.
 
-    Return False if the scanner answers or closes the connection before all is sent.
+    Return False if the scanner answered or closed the connection before.
     """
     remaining = memoryview(data)
     while remaining:

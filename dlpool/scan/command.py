@@ -127,7 +127,7 @@ def _exit_code(process: subprocess.Popen[bytes], deadline: ScanDeadline) -> int:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill the command and the processes in its session."""
+    """If the command still runs, kill it and its process group."""
     if process.returncode is None:  # not reaped yet, so that the group id is not reused
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The time limit of a scan, and how the caller aborts it."""
+"""The time limit of a scan, and the callback that lets the caller abort the scan."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ScanTimedOut(Exception):
 
 
 def never_abort() -> None:
-    """Do nothing: the default of callbacks that may abort a scan."""
+    """Do nothing. This is the default of callbacks that may raise to abort a scan."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ScanDeadline:
     started_at: float = field(default_factory=time.monotonic)
 
     def left_s(self) -> float:
-        """Return the timeout of the next wait, in seconds.
+        """Return the timeout of the next wait, at most ``POLL_S`` seconds.
 
         Raises ScanTimedOut, and what ``check_abort`` raises.
         """

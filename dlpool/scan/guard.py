@@ -28,7 +28,7 @@ class Scanner(Protocol):
     def scan(self, file: ScannedFile, deadline: ScanDeadline) -> ScanResult:
         """Return the result of a scan.
 
-        Raises what ``deadline`` raises, OSError if the file cannot be read.
+        Raises OSError, and what ``deadline.check_abort`` raises.
         """
 
 
@@ -65,10 +65,10 @@ class Guard:
     ) -> None:
         """Scan a file; return if it may be published.
 
-        Takes up to ``timeout`` seconds, and holds no lock. ``finding`` describes where
-        the file comes from; this method adds the signature. ``check_abort`` is called
-        several times a second and raises to abort the scan. ``before_quarantine`` is
-        called before an infected file loses its temporary name.
+        ``finding`` describes where the file comes from; this method adds the signature.
+        ``check_abort`` is called several times a second and raises to abort the scan.
+        ``before_quarantine`` is called before an infected file loses its temporary
+        name. This method holds no lock; the scan takes up to ``timeout`` seconds.
 
         Raises Infected for malware, after the file was moved into quarantine or
         removed. Raises NotScanned or ScannerAway if the file could not be scanned and
@@ -100,7 +100,7 @@ class Guard:
     def _infected(
         self, file: ScannedFile, finding: ScanFinding, report: ReportScan
     ) -> Infected:
-        """Quarantine the file; if that fails, remove it. Return the error."""
+        """Quarantine the file; if that fails, remove it. Return the error to raise."""
         text = f"the file is infected: {finding.signature}"
         quarantine = Quarantine(
             Path(self.settings.quarantine_dir), self.settings.quarantine_size
@@ -129,7 +129,7 @@ class Guard:
 
 
 def make_guard(settings: ScanSettings) -> Guard:
-    """Return a guard with the configured scanner, of which there must be one."""
+    """Return a guard with the configured scanner. A scanner must be configured."""
     if settings.clamd is not None:
         return Guard(settings, ClamdScanner(settings.clamd))
     assert settings.command is not None

@@ -1,16 +1,16 @@
 """The quarantine of infected files: ``quarantine_dir/ID`` and a record ``ID.json``.
 
-Files have mode 0600. What a kill leaves, and what becomes of it:
+Files have mode 0600. A process that is killed leaves different entries:
 
-- A kill before the file is moved leaves a record without a file. The record is not
-  listed, and ``add`` removes it after a day.
-- A kill during a copy from another file system leaves the record, ``ID.copying`` and
-  the complete source. ``add`` removes the record and ``ID.copying`` after a day.
-- A kill after the move leaves the file and the record, perhaps also the source. The
-  file is listed, and the source is scanned again.
-- A kill during a release may leave a record without a file, which ``add`` removes after
-  a day. Or it leaves the file both in quarantine and at its target; the quarantined
-  file can be deleted, or released to another path.
+- Killed before the move of a file: a record without a file. The record is not listed,
+  and ``add`` removes it after a day.
+- Killed during a copy from another file system: the record, ``ID.copying`` and the
+  complete source. ``add`` removes the record and ``ID.copying`` after a day.
+- Killed after the move: the file and the record, perhaps also the source. The file is
+  listed, and the source is scanned again.
+- Killed during a release: perhaps a record without a file, which ``add`` removes after
+  a day. Or the file is both in quarantine and at its target; the quarantined file can
+  be deleted, or released to another path.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class ScanFinding:
 
     ``kind``: ``download`` or ``upload``; ``source``: the URL, or the id of the upload;
     ``target``: the path that the file would have been published to; ``owner``: the user
-    who owns the upload or job, None if unknown; ``job_id``: the id of a job of the
-    queue, else None.
+    who owns the upload or job, None if unknown; ``job_id``: the id of the job in the
+    queue, None if there is none.
     """
 
     signature: str
@@ -92,7 +92,7 @@ class Quarantine:
     def add(self, file: ScannedFile, finding: ScanFinding) -> QuarantinedFile:
         """Move a file into quarantine.
 
-        Raises OSError; the file then still has its temporary name, or no name.
+        Raises OSError; the file may still have its temporary name in this case.
         """
         if file.size + ENTRY_BYTES > self.max_bytes:
             raise OSError(
@@ -142,6 +142,7 @@ class Quarantine:
         self, item_id: str, target: Path | None = None
     ) -> tuple[QuarantinedFile, Path]:
         """Publish a file to ``target``, or to its original path if ``target`` is None.
+        Remove the file from quarantine.
 
         An existing file is not replaced. Raises NotFound, TargetExists, OSError.
         """
@@ -171,8 +172,8 @@ class Quarantine:
             os.mkdir(self.folder, 0o700)
 
     def _evict(self, size: int) -> None:
-        """Remove stale entries; then remove the oldest files until ``size`` more bytes
-        fit."""
+        """Remove the oldest files until ``size`` more bytes fit. Remove stale entries
+        as well."""
         items = self.items()
         total = sum(item.size + ENTRY_BYTES for item in items) + size + ENTRY_BYTES
         for item in items:
@@ -191,7 +192,7 @@ class Quarantine:
             disk.remove_quietly(path)
 
     def _move(self, file: ScannedFile, destination: Path) -> None:
-        """Rename the file into quarantine, or copy it from another file system.
+        """Rename the file into quarantine, or copy it if it cannot be renamed.
 
         Raises OSError.
         """
@@ -214,7 +215,7 @@ class Quarantine:
     def _item(self, item_id: str) -> QuarantinedFile | None:
         """Return a quarantined file; None if the file is missing. Raises OSError.
 
-        If the record is damaged, placeholders replace its values.
+        If the record is missing or damaged, placeholders replace its values.
         """
         try:
             status = os.lstat(self.folder / item_id)
@@ -271,9 +272,10 @@ def _copied(source: Path, target: Path) -> None:
 
 
 def _write(file: ScannedFile, path: Path, mode: int) -> None:
-    """Copy a file durably to a new file, with the attribute that names its owner.
+    """Copy a file durably to a new file ``path``, with the attribute that names the
+    owner.
 
-    Raises OSError; then ``path`` does not exist.
+    Raises OSError, and leaves no new file in this case.
     """
     with disk.new_file(path, mode, sync=True) as descriptor:
         for block in file.blocks(1024 * 1024):

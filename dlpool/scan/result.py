@@ -19,7 +19,7 @@ class ScanResult:
     """The result of a scan.
 
     ``outcome`` is ``CLEAN``, ``INFECTED``, ``TOO_LARGE`` or ``UNAVAILABLE``. ``detail``
-    is the signature of an infected file, otherwise the reason.
+    is the signature of an infected file, or the reason why a file was not scanned.
     """
 
     outcome: str
@@ -46,7 +46,10 @@ def read_answer(answer: bytes, *, is_complete: bool) -> ScanResult:
 
 
 def infected_result(signature: str) -> ScanResult:
-    """Return the result for a file that matches a signature."""
+    """Return the result for a file that matches a signature.
+
+    The result is ``TOO_LARGE`` if the signature only reports a limit of the scanner.
+    """
     name = printable_line(signature) or "unnamed"
     if name.startswith(LIMITS):
         return ScanResult(TOO_LARGE, f"it is above a limit of the scanner ({name})")
@@ -54,7 +57,8 @@ def infected_result(signature: str) -> ScanResult:
 
 
 def printable_line(text: str) -> str:
-    """Return the output of another program as one line of printable characters."""
+    """Return the output of another program as one line of at most ``MAX_DETAIL``
+    printable characters."""
     line = " ".join(text[: 4 * MAX_DETAIL].split())[:MAX_DETAIL]
     return "".join(letter if letter.isprintable() else "?" for letter in line)
 

@@ -33,7 +33,7 @@ class ScannedFile:
     def blocks(self, size: int) -> Iterator[bytes]:
         """Yield the content in blocks of at most ``size`` bytes.
 
-        Raises OSError, also if the file was truncated.
+        Raises OSError, for example if the file was truncated.
         """
         position = 0
         while position < self.size:

@@ -1,10 +1,11 @@
-"""The assignment of jobs to workers, and the return of jobs that wait there too long.
+"""The assignment of jobs to workers, and the recall of jobs that wait in a worker too
+long.
 
 A worker may have more jobs than slots, so that a slot need not wait for the supervisor
 between two short jobs. A job *ahead* waits in its worker for a slot. It is claimed and
-its lease is renewed like that of a running job, but it occupies no slot of the node.
-A worker begins its jobs in the order of their assignment, and reports a result before
-the slot begins the next job. So the supervisor knows which jobs have begun.
+its lease is renewed like that of a running job, but it occupies no slot of the node. A
+worker begins its jobs in the order of their assignment, and reports a result before the
+slot begins the next job. Therefore the supervisor knows which jobs have begun.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from dlpool.service.worker_handle import RECALL_S, WorkerHandle
 
 
 class JobAssigner:
-    """Sends jobs to workers, and recalls those that wait too long.
+    """The sender of jobs to workers. It recalls jobs that wait in workers too long.
 
     Used by the main thread only.
     """
@@ -42,7 +43,7 @@ class JobAssigner:
         self._cleanup = cleanup
 
     def assign(self, waiting: Sequence[WaitingJob]) -> list[InFlightJob]:
-        """Send jobs to workers that have, or will soon have, a free slot.
+        """Send ``waiting`` jobs to workers that have, or will soon have, a free slot.
 
         Return the jobs that are too large for a frame, which were not sent.
         """
@@ -67,7 +68,8 @@ class JobAssigner:
         return too_large
 
     def end(self, worker: WorkerHandle, lease_id: str) -> None:
-        """Remove an ended job from its worker, where the next job may begin now."""
+        """Remove an ended job from its worker. If another job begins there now, mark
+        that job as running."""
         now = time.monotonic()
         begun = worker.remove(lease_id, now)
         held = self._in_flight.get(begun) if begun is not None else None
@@ -76,16 +78,16 @@ class JobAssigner:
             self._in_flight.set_phase(held, InFlightPhase.RUNNING)
 
     def recall(self, *, at_once: bool = False) -> None:
-        """Have workers give back the jobs that wait in them for longer than
-        ``RECALL_S``, or all waiting jobs with ``at_once``."""
+        """Ask workers to return the jobs that have waited in them for ``RECALL_S``
+        seconds; with ``at_once``, all jobs that wait in them."""
         now = math.inf if at_once else time.monotonic()
         for worker in self._pool.workers.values():
             for lease_id in worker.overdue(now):
                 worker.send(RecallFrame(lease_id))
 
     def surplus(self) -> list[InFlightJob]:
-        """Return the jobs that were claimed ahead, and for which no worker has had room
-        for ``RECALL_S``. The jobs that were claimed last come first."""
+        """Return jobs that exceed the node's slots and have waited ``RECALL_S`` seconds
+        for a worker with room. The jobs that were claimed last come first."""
         count = self._in_flight.busy - self._in_flight.capacity
         if count <= 0:
             return []

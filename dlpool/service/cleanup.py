@@ -35,7 +35,8 @@ class CleanupDispatcher:
         self._sent_at = 0.0
 
     def record_start(self, *entries: CleanupEntry) -> None:
-        """Add to the journal jobs that start, or whose paths have become known."""
+        """Add entries to the journal: for jobs that start, and for jobs whose paths
+        have become known."""
         try:
             self._journal.add(*entries)
         except LocalFault as error:
@@ -51,7 +52,7 @@ class CleanupDispatcher:
         """Queue clean-up requests for ended jobs. Call this after Redis has recorded
         the results of the jobs.
 
-        ``pid``: the worker that ran the jobs, 0 if unknown.
+        ``pid``: process id of the worker that ran the jobs, 0 if unknown.
         """
         self._pending.setdefault(pid, []).extend(entries)
 
@@ -63,8 +64,9 @@ class CleanupDispatcher:
             self._log.warning("journal_write_failed", error=error)
 
     def send_requests(self, *, now: bool = False) -> None:
-        """Send each pending entry to the worker that ran the job. If that worker
-        accepts no requests, send the entry to another worker.
+        """Send each pending entry to the worker that ran the job, or to another worker
+        if that worker accepts no requests. If no worker accepts requests, keep the
+        entries.
 
         Without ``now``, send at most once in ``SEND_INTERVAL_S`` seconds.
         """
@@ -97,7 +99,8 @@ class CleanupDispatcher:
         worker.cleanup_requests.clear()
 
     def clean_up_here(self, paths: Confinement) -> None:
-        """Remove the files of pending entries in this process; compact the journal.
+        """In this process, remove the files of pending entries; then compact the
+        journal.
 
         Called when all workers have exited.
         """

@@ -1,4 +1,4 @@
-"""The dispatcher: moves jobs from their claim to the record of their result."""
+"""The dispatcher, which moves jobs from their claim to the record of their result."""
 
 from __future__ import annotations
 
@@ -113,7 +113,8 @@ class JobDispatcher:
     # --- claimed jobs ---
 
     def accept(self, claimed: ClaimedJob, leased_until: float) -> None:
-        """Add a claimed job to the table, or record at once why it does not run."""
+        """Add a claimed job to the table. If the policy does not let the job run now,
+        finish the job at once."""
         held = InFlightJob(
             claimed,
             leased_until,
@@ -135,7 +136,7 @@ class JobDispatcher:
 
     @contextmanager
     def _failing_only(self, held: InFlightJob) -> Iterator[None]:
-        """Fail the job if the block raises an error, so that the service continues."""
+        """If the block raises an error, fail only this job: the service continues."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - it would stop the service
@@ -167,7 +168,7 @@ class JobDispatcher:
             self._log.warning("jobs_malformed", count=count)
 
     def assign_waiting(self) -> None:
-        """Send waiting jobs to workers that have free slots, or that soon have."""
+        """Send waiting jobs to workers that have a free slot or soon will have one."""
         self.summarize()
         waiting = [
             WaitingJob(str(one.lease), self.policy.is_quarantined(one.claimed))
@@ -185,7 +186,8 @@ class JobDispatcher:
             )
 
     def count_quarantined(self) -> int:
-        """Return how many jobs that wait or run need a worker without other jobs."""
+        """Return the number of waiting and running jobs that need a worker without
+        other jobs."""
         return sum(
             not one.is_recording and self.policy.is_quarantined(one.claimed)
             for one in self._in_flight.all()
@@ -315,15 +317,16 @@ class JobDispatcher:
     # --- messages from the queue threads ---
 
     def handle_fence_check(self, lease_id: str, *, is_ours: bool) -> None:
-        """Let the job publish its file if its lease ``is_ours``, else fence it off."""
+        """If the lease ``is_ours``, let the job publish its file; otherwise fence the
+        job off."""
         if not is_ours:
             self.fence_off(lease_id)
         elif (worker := self._worker_of(lease_id)) is not None:
             worker.send(PublishFrame(lease_id))
 
     def handle_host_slot(self, message: HostSlotAnswered) -> None:
-        """Queue the job for a worker if it has got a slot of its host. Otherwise
-        throttle it."""
+        """If the job has got a slot of its host, queue the job for a worker. Otherwise
+        throttle the job."""
         held = self._in_flight.get(message.lease_id)
         if held is not None and held.phase is InFlightPhase.AWAITING_HOST_SLOT:
             request = self._host_admission.handle_answer(held, message.answer)
@@ -331,7 +334,8 @@ class JobDispatcher:
                 self._finish(held, request)
 
     def fence_off(self, lease_id: str) -> None:
-        """Stop a job whose lease another supervisor holds. Its result is discarded."""
+        """Stop a job whose lease another supervisor holds, and discard the result of
+        the job."""
         held = self._in_flight.get(lease_id)
         if held is None or held.is_recording or held.is_fenced_off:
             return
@@ -343,10 +347,8 @@ class JobDispatcher:
             worker.send(LostFrame(lease_id))
 
     def request_stop(self, lease_id: str, action: str) -> None:
-        """Cancel or pause a job for an operator; ``action`` is ``cancel`` or ``pause``.
-
-        May be called repeatedly.
-        """
+        """Cancel or pause a job for an operator; ``action`` is ``cancel`` or
+        ``pause``."""
         held = self._in_flight.get(lease_id)
         if (
             held is None
@@ -379,10 +381,11 @@ class JobDispatcher:
         worker.send(CancelFrame(lease_id, "the job yields its slot to waiting jobs"))
 
     def handle_recorded(self, message: ResultRecorded) -> None:
-        """Remove a job whose disposition Redis has recorded, and clean up after it.
+        """Remove a job whose disposition Redis has recorded, and clean up after the
+        job.
 
-        If the job should follow an equal job and Redis replies ``LEADS``, no equal job
-        is queued or running: the job runs.
+        If the reply is ``LEADS``, the job does not follow an equal job: let it run
+        instead.
         """
         request, lease_id = message.request, str(message.request.lease)
         held = self._in_flight.get(lease_id)

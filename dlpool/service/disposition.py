@@ -27,7 +27,8 @@ _RELEASING = (AttemptResult.NODE_FAULT, AttemptResult.LOCKED, AttemptResult.RELE
 
 @dataclass(frozen=True)
 class DispositionPolicy:
-    """Decides whether a claimed job may run, and what happens to it after an attempt.
+    """The rules that decide whether a claimed job may run, and what happens to the job
+    after an attempt.
 
     Most methods return the request that records the decision in Redis. ``now`` returns
     seconds since 1970; ``random`` returns numbers from 0 to 1.
@@ -80,8 +81,8 @@ class DispositionPolicy:
         """Return the request that records the result of an attempt.
 
         Return None if another supervisor holds the lease. ``requested_action``: what an
-        operator has requested, ``cancel`` or ``pause``, else None. A complete file is
-        recorded as a success in spite of a request. A pause takes effect only if the
+        operator has requested, ``cancel`` or ``pause``, else None. If the file is
+        complete, the job succeeds all the same. A pause takes effect only if the
         attempt was interrupted. ``yield_reason``: why the supervisor told the job to
         yield its slot, None if it did not.
         """
@@ -106,8 +107,7 @@ class DispositionPolicy:
     def for_stop_request(
         self, claimed: ClaimedJob, url: str, action: str
     ) -> FinishRequest:
-        """Return the request that cancels or pauses a job, as an operator has
-        requested.
+        """Return the request that cancels or pauses a job for an operator.
 
         ``action`` is ``cancel`` or ``pause``.
         """
@@ -160,7 +160,8 @@ class DispositionPolicy:
         )
 
     def for_release(self, claimed: ClaimedJob, message: str) -> FinishRequest:
-        """Return the request that requeues a job for a reason that is not its own.
+        """Return the request that requeues a job for a reason that the job has not
+        caused.
 
         The attempt does not count. ``message``: the reason.
         """
@@ -252,7 +253,8 @@ class DispositionPolicy:
         """Return the request that requeues a job whose attempt was interrupted.
 
         The attempt does not count. A job that yields its slot waits ``job_retry_delay``
-        after its first yield; the delay doubles with each further yield.
+        after its first yield. The delay doubles with each further yield, up to
+        ``job_retry_max_delay``.
         """
         settings = self.settings
         if yield_reason is None or frame.attempt_result is not AttemptResult.RELEASED:
@@ -295,8 +297,8 @@ class DispositionPolicy:
         """Return the shortest delay, in seconds, before a retry of a job that met a
         full disk.
 
-        The delay is ``fault_delay`` after the first attempt of the job, and doubles
-        with each further attempt.
+        The delay is ``fault_delay`` after the first attempt of the job. It doubles with
+        each further attempt, up to ``job_retry_max_delay``.
         """
         first_s, longest_s = (
             self.settings.fault_delay,

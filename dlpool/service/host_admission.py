@@ -1,4 +1,5 @@
-"""Per-host admission: throttles the jobs whose origin hosts have no capacity."""
+"""The admission of jobs at origin hosts: jobs of hosts without capacity are
+throttled."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ NO_SLOT_DELAY_S = 5.0
 
 
 class HostAdmission:
-    """Decides whether jobs may start at their hosts, by the holds, configured limits
-    and adaptive limits of the hosts.
+    """The rules that decide whether jobs may start at their hosts: by the holds, the
+    configured limits and the adaptive limits of the hosts.
 
     Used by the main thread only.
     """
@@ -47,8 +48,8 @@ class HostAdmission:
     def admit(self, held: InFlightJob, job: PushedJob) -> FinishRequest | None:
         """Return the request that throttles a new job, None if the job may continue.
 
-        If the host has configured limits, this method asks Redis for a slot and returns
-        None. When Redis answers, ``handle_answer`` decides whether to throttle the job.
+        If the job may continue and its host has configured limits, ask Redis for a
+        slot. ``handle_answer`` gets the answer and decides whether to throttle the job.
         """
         hold_s, host = self.limits.hold_remaining_s(job.url), held.authority
         is_reserved = held.claimed.is_start_reserved
@@ -112,11 +113,11 @@ class HostAdmission:
         return held.authority if self.concurrency.is_limited(held.authority) else ""
 
     def hold(self, host: str, seconds: float, *, is_ours: bool) -> None:
-        """Send no requests to a host for ``seconds``, and tell all workers of this
-        node.
+        """Let this node send no requests to a host for ``seconds``, and tell all its
+        workers.
 
-        ``is_ours``: a worker of this node has reported the hold, so tell the other
-        nodes.
+        ``is_ours``: a worker of this node has reported the hold; tell the other nodes
+        as well.
         """
         if not self.limits.hold(host, seconds):
             return
@@ -143,8 +144,9 @@ def throttled(
 ) -> FinishRequest:
     """Return the request that delays a job because of its host.
 
-    ``is_start_reserved``: the rate limit of the host has reserved a start for the job.
-    ``waits_for_slot``: the delay ends early if a slot of the host becomes free.
+    ``is_start_reserved``: the rate limit of the host has already counted the start of
+    the job. ``waits_for_slot``: the delay ends early if a slot of the host becomes
+    free.
     """
     return FinishRequest(
         held.lease,

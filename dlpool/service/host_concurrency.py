@@ -1,9 +1,10 @@
-"""Adaptive concurrency per origin host (AIMD, as in RFC 5681).
+"""Adaptive concurrency per origin host: additive increase, multiplicative decrease, as
+in RFC 5681.
 
 A host is limited only if the number of slots of the node is adaptive. When a host
-refuses many of its jobs, the limit of the host becomes half the number of its jobs in
-flight. The limit then rises by one every ``STEP_S`` seconds. When the limit reaches the
-number of slots of the node, it is removed.
+refuses many jobs, its limit becomes half the number of its jobs in flight. Without
+further refusals, the limit rises by one every ``STEP_S`` seconds. A limit that reaches
+the number of slots of the node is removed.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class _HostState:
 
 
 class HostConcurrency:
-    """Limits the jobs of hosts that refuse many of them.
+    """The adaptive limits of hosts that refuse many jobs.
 
     Used by the main thread. Other threads may read ``limited_hosts``, the number of
     hosts with a limit.
@@ -46,7 +47,7 @@ class HostConcurrency:
     def __init__(
         self, max_slots: int, *, is_auto: bool, log: Logger, clock: Callable[[], float]
     ) -> None:
-        """Create an empty table; with ``is_auto`` False no host is ever limited."""
+        """Create an empty table. If ``is_auto`` is False, no host is ever limited."""
         self.limited_hosts = 0
         self._max_slots = max_slots
         self._is_auto = is_auto
@@ -78,7 +79,7 @@ class HostConcurrency:
             self._set(name, host, max(1, busy // 2), "refused")
 
     def is_limited(self, name: str) -> bool:
-        """Return whether a host gets fewer jobs than the node has slots."""
+        """Return whether a host has an adaptive limit."""
         host = self._hosts.get(name)
         return host is not None and host.limit is not None
 
@@ -99,9 +100,8 @@ class HostConcurrency:
     def forget_idle(self) -> None:
         """Remove idle hosts, and update ``limited_hosts``.
 
-        A host is idle ``WINDOW_S`` seconds after the first refusal that its present
-        count includes. A host with a limit is not idle until its limit has had enough
-        time to rise to the number of slots.
+        A host is idle ``WINDOW_S`` seconds after the first of its counted refusals. A
+        host with a limit stays until the limit could have risen to the number of slots.
         """
         now = self._clock()
         self._hosts = {

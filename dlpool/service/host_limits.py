@@ -15,7 +15,7 @@ MIN_EXTENSION_S = 1.0  # a hold that is extended by less is not reported again
 
 
 class HostLimits:
-    """Looks up the limits and holds of hosts. Used by one thread.
+    """The configured limits and the holds of hosts. Used by one thread.
 
     ``is_limited``: whether any host has a configured limit.
     """
@@ -60,8 +60,8 @@ class HostLimits:
     def hold(self, authority: str, seconds: float) -> bool:
         """Hold a host for ``seconds`` from now.
 
-        Return False, and change nothing, if an earlier hold ends later or at about the
-        same time.
+        Return False, and change nothing, if this would extend the hold of the host by
+        at most ``MIN_EXTENSION_S`` seconds.
         """
         now = self._clock()
         self._holds = {

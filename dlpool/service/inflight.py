@@ -42,8 +42,8 @@ class InFlightJob:
 
     ``leased_until``: when the lease of the claim expires, by ``lease_clock``.
     ``authority``: host and port of the URL. ``worker_pid``: None until a worker is
-    assigned. ``slot_host``: the host whose slot the job holds or has asked for, ''
-    without one. ``requested_action``: what an operator has requested, ``cancel`` or
+    assigned. ``slot_host``: the host whose slot the job holds or has asked for, '' if
+    there is none. ``requested_action``: what an operator has requested, ``cancel`` or
     ``pause``, else None. ``yield_reason``: why the job has been told to yield its slot,
     else None. ``path``: where the worker wrote the file, None if unknown.
     """
@@ -72,8 +72,7 @@ class InFlightJob:
 
     @property
     def is_recording(self) -> bool:
-        """Return whether the job only waits until Redis has recorded its
-        disposition."""
+        """Return whether the job waits only for Redis to record its disposition."""
         return self.phase is InFlightPhase.RECORDING
 
     @property
@@ -100,8 +99,8 @@ class InFlightTable:
 
     The capacity is the number of slots. Jobs ahead are claimed before a slot is free
     and wait in workers. The lock guards the table, the counts, the capacity and the
-    limit of jobs ahead. The main thread changes them, and the claim thread the limit;
-    the claim and heartbeat threads read them.
+    limit of jobs ahead. The main thread changes all of these; the claim thread changes
+    only the limit of jobs ahead. The claim and heartbeat threads read them.
     """
 
     def __init__(self, host_share: float = 1.0) -> None:
@@ -149,7 +148,7 @@ class InFlightTable:
             self._signal()
 
     def remove(self, lease_id: str) -> InFlightJob | None:
-        """Remove a job and return it, or None if it is not in the table."""
+        """Remove a job and return it. Return None if the job is not in the table."""
         with self._lock:
             job = self._jobs.pop(lease_id, None)
             if job is not None:
@@ -161,8 +160,8 @@ class InFlightTable:
     def is_full(self) -> bool:
         """Return whether the jobs occupy exactly all slots.
 
-        Then a waiting job can start when a running job leaves. If there are no slots,
-        or if the jobs occupy more slots than there are now, the result is False.
+        If they do, a waiting job can start when a running job leaves. If there are no
+        slots, or if the jobs occupy more slots than there are now, the result is False.
         """
         with self._lock:
             return self._busy == self._capacity > 0
@@ -202,8 +201,8 @@ class InFlightTable:
             return max(0, self._capacity - self._busy)
 
     def free_ahead(self) -> int:
-        """Return how many more jobs may be claimed, beside those for free slots, to
-        wait in workers."""
+        """Return how many more jobs may be claimed to wait in workers, in addition to
+        the jobs for free slots."""
         with self._lock:
             return self._free_ahead()
 
@@ -215,11 +214,11 @@ class InFlightTable:
         return max(0, self._ahead_limit - self._ahead - over)
 
     def host_shares(self, free: int, ahead: int = 0) -> HostSlotShares | None:
-        """Return how many slots each host may have after the next claim, or None for no
+        """Return the bounds on the slots of each host for the next claim, None for no
         bounds.
 
-        The bounds apply only while jobs of several hosts wait. The claim is for
-        ``free`` free slots and for ``ahead`` jobs that wait in workers. A waiting job
+        ``free``: number of free slots that the claim is for. ``ahead``: number of
+        further jobs that it may take to wait in workers. A job that waits in a worker
         counts as if it had a slot.
         """
         with self._lock:
@@ -249,7 +248,8 @@ class InFlightTable:
         return [job.lease for job in self.all()]
 
     def _count(self, job: InFlightJob, change: int) -> None:
-        """Count a job (``change`` is 1) or discount it (-1), by its phase."""
+        """Add ``change`` (1 or -1) to the counts for the phase and the host of a
+        job."""
         host = job.authority
         if job.phase is InFlightPhase.RECORDING:
             return
@@ -282,9 +282,9 @@ def host_quota(slots: int, share: float) -> int:
 def slow_hosts_quota(slots: int, quota: int) -> int:
     """Return how many of ``slots`` all slow hosts get together.
 
-    The result is a quarter of ``slots``, at least 1, but never more than ``slots -
-    quota``. ``quota``: the result of ``host_quota``. A host is slow for a while after
-    one of its slow downloads has yielded its slot.
+    The result is a quarter of ``slots`` (at least 1), or ``slots - quota`` if that is
+    less. ``quota``: the result of ``host_quota``. A host is slow for a while after a
+    slow download from it has yielded a slot.
     """
     return max(0, min(slots - quota, max(1, slots // 4)))
 

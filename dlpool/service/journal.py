@@ -1,8 +1,8 @@
 """The clean-up journal: jobs whose part files may exist on this node.
 
-The supervisor needs it to remove the part files of ended jobs in two cases. It was
-killed after Redis had recorded a result, but before the files were removed. Or another
-node has finished the job.
+With the journal, the supervisor can remove the part files of ended jobs in two more
+cases. It was killed after Redis had recorded a result, but before the files were
+removed. Or another node has finished the job.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class CleanupJournal:
     lines, the last line counts.
 
     Thread-safe; the lock guards the file and the table. The file is not synced: after a
-    power failure part files may remain. All methods may raise LocalFault.
+    power failure part files may remain. Methods raise LocalFault.
     """
 
     def __init__(self, state_dir: Path) -> None:
@@ -45,15 +45,15 @@ class CleanupJournal:
         return f"<CleanupJournal {self._path}: {len(self._entries)} jobs>"
 
     def add(self, *entries: CleanupEntry) -> None:
-        """Append entries in one write. Each replaces the earlier entry of its job."""
+        """Append entries in one write. Each entry replaces the earlier entry of its
+        job."""
         with self._lock, translated(f"write {self._path}"):
             self._entries |= {entry.job_id: entry for entry in entries}
             self._lines += len(entries)
             disk.write_all(self._descriptor, b"".join(map(_line, entries)))
 
     def remove(self, entries: Iterable[CleanupEntry]) -> None:
-        """Remove entries. If the journal has a later attempt of a job, keep its
-        entry."""
+        """Remove entries. An entry of a later attempt of the same job stays."""
         with self._lock:
             for entry in entries:
                 known = self._entries.get(entry.job_id)

@@ -1,8 +1,9 @@
 """The worker pool: starts, checks, replaces and stops the worker processes.
 
 When a worker dies, ``_reap`` calls ``JobDispatcher.reap``, the disposition policy
-decides whether its jobs run again or fail, and ``finish.lua`` records the decisions.
-For the jobs of a dead supervisor see ``queue/heartbeat.py`` and ``recover.lua``.
+decides whether the worker's jobs run again or fail, and ``finish.lua`` records the
+decisions. For the jobs of a dead supervisor see ``queue/heartbeat.py`` and
+``recover.lua``.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class WorkerStartFailed(DlpoolError):
 class WorkerPool:
     """Starts, checks, replaces and stops the worker processes.
 
-    Used by the main thread only, which is the parent of all workers.
+    Used only by the main thread, which is the parent of all workers.
     """
 
     def __init__(
@@ -134,8 +135,11 @@ class WorkerPool:
         )
 
     def received(self) -> dict[int, int]:
-        """Return how many bytes each worker has received since its start, by pid,
-        according to its last status frame."""
+        """Return the number of bytes that each worker has received since its start, by
+        pid.
+
+        The numbers are from the last status frames.
+        """
         return {
             one.pid: int(one.counters.last(RECEIVED)) for one in self.workers.values()
         }
@@ -143,9 +147,9 @@ class WorkerPool:
     def reconcile(self, quarantined: int, on_death: OnDeath) -> None:
         """Start, retire and kill workers as needed.
 
-        ``quarantined``: number of quarantined jobs. ``on_death`` is called with each
-        worker that has exited, and with a text that says how it exited. May be called
-        at any time. Raises WorkerStartFailed.
+        ``quarantined``: number of quarantined jobs. ``on_death`` is called for each
+        worker that has exited; its arguments are the worker and a text that says how
+        the worker exited. Raises WorkerStartFailed.
         """
         now = time.monotonic()
         for worker in [one for one in self.workers.values() if one.has_exited]:
@@ -171,7 +175,7 @@ class WorkerPool:
             worker.send(frame)
 
     def set_disk_space(self, frame: SpaceFrame) -> None:
-        """Send all workers the disk space that is reserved for running jobs."""
+        """Tell all workers how much disk space is reserved for running jobs."""
         for worker in self.workers.values():
             worker.set_disk_space(frame)
 
@@ -181,7 +185,7 @@ class WorkerPool:
         self._log.info("worker_started", worker_pid=worker.pid, slots=worker.slots)
 
     def retire_after_limit(self, worker: WorkerHandle) -> None:
-        """Retire a worker that has been assigned ``max_jobs_per_worker`` jobs."""
+        """Retire a worker if it has been assigned ``max_jobs_per_worker`` jobs."""
         limit = self.settings.max_jobs_per_worker
         if limit is not None and worker.assigned_count >= limit:
             self._retire(worker, f"it has run {worker.assigned_count} jobs")
@@ -200,7 +204,10 @@ class WorkerPool:
             self._reap(worker, on_death)
 
     def _handle_exit(self, worker: WorkerHandle, on_death: OnDeath) -> None:
-        """Reap a worker that has exited; after a failure, delay the next start."""
+        """Reap a worker that has exited; after a failure, delay the next start.
+
+        Raises WorkerStartFailed.
+        """
         self._selector.unregister(worker.channel)
         how = self._reap(worker, on_death)
         if not (worker.is_retiring and worker.is_ready):
@@ -289,8 +296,7 @@ class WorkerPool:
                 )
 
     def _retire(self, worker: WorkerHandle, reason: str) -> None:
-        """Tell a worker to exit after its jobs. The next ``reconcile`` starts its
-        replacement."""
+        """Tell a worker to exit after its jobs."""
         self._log.info("worker_retired", worker_pid=worker.pid, reason=reason)
         worker.is_retiring = True
         worker.send(RetireFrame())
@@ -318,7 +324,8 @@ class WorkerPool:
     def _handle_failed_start(self, error: OSError, now: float) -> None:
         """Delay the next start and continue with the present workers.
 
-        Raises WorkerStartFailed if no worker has ever become ready.
+        Raises WorkerStartFailed after several failures if no worker has ever become
+        ready.
         """
         self._log.warning("worker_not_started", error=error)
         self._respawn = self._respawn.after_death(0.0, now)

@@ -22,7 +22,7 @@ def reload_settings(
     """Load and check new settings.
 
     Return two values. The first is the settings to use, or None if the new settings are
-    invalid. The second is a list of problems: errors, or settings that only change at a
+    invalid. The second is a list of problems: errors, or settings that change only at a
     restart.
     """
     try:

@@ -78,7 +78,8 @@ def divide_slots(slots: int, workers: int) -> list[int]:
 def divide_rate(rate: int, demands: Sequence[int]) -> list[int]:
     """Return each worker's share of ``rate`` in bytes/s.
 
-    Shares are in proportion to ``demands``, which are numbers of jobs. A worker without
+    ``demands``: number of jobs of each worker. If all demands are 0, the shares are
+    equal. Otherwise shares are in proportion to the demands, and a worker without
     demand gets a small share, so that its first job can begin.
     """
     total, idle = sum(demands), max(1, rate // (IDLE_PART * max(1, len(demands))))
@@ -92,8 +93,8 @@ def divide_rate(rate: int, demands: Sequence[int]) -> list[int]:
 class RespawnBackoff:
     """The time at which the next worker may be started.
 
-    After the death of a healthy worker the next worker may start at once. The delay
-    grows with each further worker that dies soon after its start.
+    After the death of a worker that lived long, the next worker may start at once. The
+    delay grows with each further worker that dies soon after its start.
     """
 
     failures: int = 0

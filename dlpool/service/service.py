@@ -40,7 +40,7 @@ def serve(
 
     ``load`` reads the settings again for a reload. ``early`` are signals that were
     received before the call. ``on_event`` is called for each log event. Raises
-    DlpoolError if the service cannot start or continue.
+    DlpoolError or OSError if the service cannot start or continue.
     """
     HttpClient(
         settings.network, 1, HostHolds(lambda: 0.0), NetworkMonitor(lambda: 0.0)

@@ -64,7 +64,7 @@ class SlotLimit:
     def sample(
         self, received: Mapping[int, int], busy: int, *, over_memory: int
     ) -> None:
-        """Adapt the level; called once a second.
+        """Adapt the level if it is not fixed; called once a second.
 
         ``received``: bytes by worker pid. ``busy``: running jobs. ``over_memory``: how
         many workers have exceeded their memory limit since the start.

@@ -1,8 +1,9 @@
 """The supervisor of a node: an event loop over workers, threads and signals.
 
-The loop is level-triggered: each turn compares the wanted state with the actual one,
-and each step may be repeated. The main thread starts workers and talks to them. Other
-threads of the supervisor talk to Redis. Signal handlers only queue signals.
+The loop is level-triggered: each turn compares the wanted state with the actual state.
+Each step can be repeated without harm. The main thread starts workers and talks to
+them. Other threads of the supervisor talk to Redis. Signal handlers queue signals for
+the main thread.
 """
 
 from __future__ import annotations
@@ -114,8 +115,8 @@ class Supervisor:
     def run(self, early: Iterable[int] = ()) -> None:
         """Work until a signal stops the service.
 
-        ``early`` are signals that were received before the call. Raises
-        WorkerStartFailed, or the error that stopped one of the threads.
+        ``early`` are signals that were received before the call. Raises DlpoolError if
+        the service cannot continue.
         """
         for number in SIGNALS:
             signal.signal(number, self._queue_signal)
@@ -161,8 +162,8 @@ class Supervisor:
     def _reconcile(self) -> None:
         """Adapt the workers and the capacity to the wanted state.
 
-        Small jobs cause many turns of the loop. So the loop calls this method in each
-        turn only if ``needs_reconcile`` is set, else every ``RECONCILE_S`` seconds.
+        Small jobs cause many turns of the loop. So a turn calls this method only if
+        ``needs_reconcile`` is set, or ``RECONCILE_S`` seconds after the last call.
         """
         self._dispatcher.needs_reconcile = False
         self._reconciled_at = time.monotonic()
@@ -179,7 +180,7 @@ class Supervisor:
     def _capacity(self) -> int:
         """Return how many jobs may run at once.
 
-        Return 0 during a drain, after a disk fault, and while disk space is low.
+        Return 0 during a drain, during a disk fault, and while disk space is low.
         """
         guard = self._components.disk_guard
         if self._drain_until is not None or guard.fault_s is not None or guard.is_low:
@@ -189,8 +190,8 @@ class Supervisor:
     def _ahead_limit(self) -> int:
         """Return how many jobs may be claimed before slots are free for them.
 
-        Return 0 while fewer jobs may run than the workers have slots, while hosts have
-        configured limits, and after a claim that found too few jobs.
+        Return 0 if the node's limit is below the slots of its workers, if hosts have
+        configured limits, or if ``JobClaimer.finds_jobs_ahead`` is False.
         """
         components = self._components
         if (
@@ -227,7 +228,8 @@ class Supervisor:
         self._watchdog.check()
 
     def _check_ready(self) -> None:
-        """Report readiness when workers are ready and this supervisor is registered."""
+        """Report once that the service is ready, as soon as workers are ready and this
+        supervisor is registered."""
         if (
             not self._is_ready
             and self._pool.capacity()
@@ -337,7 +339,7 @@ class Supervisor:
     def _begin_drain(self) -> None:
         """Stop claiming, and let running jobs finish within ``drain_timeout``.
 
-        A second call does not wait: it cancels the jobs that still run.
+        A second call ends the wait: the jobs that still run are cancelled.
         """
         now = time.monotonic()
         if self._drain_until is not None:
@@ -363,9 +365,9 @@ class Supervisor:
     def _is_drained(self) -> bool:
         """Return whether the service may exit.
 
-        The service may exit when no job is in flight, or when the time for the
-        remaining jobs has passed. Results that Redis has not recorded by then are in
-        the spool. The next start returns jobs without a result to the queue.
+        During a drain, the service may exit when no job is in flight, or when the time
+        for the remaining jobs has passed. Final results that Redis has not recorded by
+        then are in the spool. The next start returns the other jobs to the queue.
         """
         if self._drain_until is None:
             return False

@@ -62,10 +62,7 @@ class SupervisorComponents:
     """The components of a supervisor. Made, started and stopped on the main thread."""
 
     def __init__(self, settings: Settings, node: Node, log: Log) -> None:
-        """Create the components.
-
-        Raises ConfigurationError, LocalFault, or an error of the embedded Redis.
-        """
+        """Create the components. Raises DlpoolError."""
         self._log = log.logger("supervisor")
         self._started_at, self._state_dir = rfc3339(), node.state_dir
         earlier = tuple(node.earlier_sids())
@@ -228,6 +225,8 @@ class SupervisorComponents:
     def check_threads(self) -> None:
         """Raise InternalError if a thread has failed; otherwise restart the embedded
         Redis if it has exited.
+
+        Raises the errors of ``RedisServer.restart_if_exited``.
         """
         if self._failure is not None:
             raise InternalError(
@@ -240,9 +239,11 @@ class SupervisorComponents:
         return Watchdog(notifier, self.redis_state.liveness, self._threads, self._log)
 
     def stop(self, *, is_empty: bool) -> bool:
-        """Stop the threads, and deregister from Redis if no job is in flight.
+        """Stop the threads and the embedded Redis. Deregister from Redis if
+        ``is_empty``.
 
-        Return whether this supervisor is deregistered.
+        ``is_empty``: whether no job is in flight. Return whether this supervisor has
+        been deregistered.
         """
         self.redis_state.stopping.set()
         self.monitor.stop()
@@ -264,10 +265,11 @@ class SupervisorComponents:
                 self._heartbeat.wake()
 
     def _deregister(self) -> bool:
-        """Requeue the jobs that this supervisor still holds, and remove it from Redis.
+        """Requeue the jobs that this supervisor still holds, and remove the supervisor
+        from Redis.
 
-        Otherwise another supervisor would have to wait for the end of the leases.
-        Return whether that succeeded.
+        So other supervisors need not wait until the leases expire. Return False after
+        an error of Redis.
         """
         try:
             self._transitions.requeue_jobs_of([self.sid], order=self._order())

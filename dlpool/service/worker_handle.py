@@ -50,8 +50,8 @@ def remove_old_stacks(state_dir: Path) -> None:
 class WorkerHandle:
     """Sends frames to a worker process, and records what is known about it.
 
-    Used by the main thread only. A quarantine worker runs nothing but quarantined jobs,
-    one at a time.
+    Used by the main thread only. A quarantine worker runs only quarantined jobs, one at
+    a time.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class WorkerHandle:
 
         Jobs may wait for each slot that will soon be free. A slot will soon be free if
         the last runs of the worker were short, and the present run of the slot has not
-        lasted long. A quarantine worker has one job at a time.
+        lasted long. Return 0 for a quarantine worker.
         """
         mean_s = self._mean_run_s
         if self.is_quarantine or not self.is_accepting:
@@ -179,7 +179,8 @@ class WorkerHandle:
         return first
 
     def overdue(self, now: float) -> list[str]:
-        """Return the jobs that wait too long for a slot, and mark them as recalled."""
+        """Return the jobs that have waited too long for a slot. Each job is returned
+        once."""
         found = [
             lease_id
             for lease_id, is_recalled in self.ahead.items()
@@ -196,9 +197,8 @@ class WorkerHandle:
     def demand(self) -> int:
         """Return for how many jobs the worker needs a share of the node's rate.
 
-        This is the larger of two numbers: the jobs that the worker has now, and the
-        jobs that it was assigned since the last call. The second number is at most
-        ``slots``.
+        This is the larger of two numbers: the jobs that run now, and the jobs that the
+        worker was assigned since the last call. The second number is at most ``slots``.
         """
         new, self._counted_demand = (
             self.assigned_count - self._counted_demand,
@@ -258,7 +258,7 @@ class WorkerHandle:
         self._ticks = thread_ticks(self.pid) if self._ticks is None else self._ticks
 
     def measure_memory(self) -> int:
-        """Return the resident memory in bytes, 0 if the process has exited."""
+        """Return the resident memory in bytes, 0 if it cannot be measured."""
         try:
             return int(psutil.Process(self.pid).memory_info().rss)
         except psutil.Error:
@@ -295,7 +295,7 @@ class WorkerHandle:
     def take_stacks(self, state_dir: Path) -> str:
         """Return the stack dump of a dead worker, and remove its file.
 
-        '' if there is no such file.
+        Return '' if the file does not exist or cannot be read.
         """
         path = stacks_file(state_dir, self.pid)
         with suppress(OSError):

@@ -92,8 +92,8 @@ class YieldController:
         """Measure transfers; request the number of waiting jobs if a transfer can
         yield.
 
-        Called once a second. The controller uses an answer once, and only within
-        ``ANSWER_VALID_S`` seconds, so no transfer yields while Redis is unavailable.
+        Called once a second. The controller uses each answer once, and only within
+        ``ANSWER_VALID_S`` seconds.
         """
         self._sample()
         if self._choose():
@@ -210,8 +210,9 @@ class YieldController:
     def _rate_limit(self, one: InFlightJob, running: int) -> float | None:
         """Return the lowest rate limit of a transfer in bytes/s, None for no limit.
 
-        The limits are those of the job, of the settings, and of the node. ``running``:
-        the number of transfers that share the limit of the node.
+        Three limits count: the limit of the job, the limit of the settings, and the
+        transfer's share of the node's limit. ``running``: the number of transfers that
+        share the node's limit.
         """
         node_rate = self._settings.supervisor.node_rate
         limits = (

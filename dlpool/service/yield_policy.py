@@ -2,7 +2,7 @@
 
 A transfer that yields is checkpointed and returns to the queue, behind the jobs that
 wait. After each yield it may run twice as long before it yields again. So every
-transfer completes, even if its server cannot resume.
+transfer can complete, even if its server cannot resume.
 """
 
 from __future__ import annotations

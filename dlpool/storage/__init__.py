@@ -8,8 +8,8 @@ store, for example) is a package beside ``disk/`` that implements ``UploadBacken
 ``Locker``. ``names.py``, ``content_types.py`` and ``executables.py`` decide which names
 and types of files are accepted.
 
-Nothing here knows HTTP. The code runs in the request threads of the worker processes of
-``dlpool-web``, and the sweep in the janitor thread of one of them.
+Nothing here knows HTTP. Requests run in the request threads of the worker processes of
+``dlpool-web``. The sweep runs in the janitor thread of one of these processes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def open_backend(
     guard: Guard | None = None,
     report_scan: ReportScan = ignore_report,
 ) -> UploadBackend:
-    """Return the upload backend for ``settings``. It opens no file until it is used.
+    """Return the upload backend for ``settings``. The backend opens no file until it is
+    used.
 
     ``listener`` is called with each change of an upload; it must neither block nor
     raise. ``on_unsynced`` is called once for each file system that cannot sync a

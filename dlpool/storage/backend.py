@@ -2,11 +2,12 @@
 
 A backend implements ``UploadBackend`` and ``Locker``; ``dlpool.storage.open_backend``
 selects it. If a backend lacks an optional capability, it returns None for that
-capability, and the HTTP layer does not offer it. All methods raise ``UploadError`` and
-nothing else for foreseeable faults, and may be called by any thread of any process.
+capability, and the HTTP layer does not offer it. For foreseeable faults, methods raise
+``UploadError``. Methods may be called by any thread of any process, unless their class
+says otherwise.
 
-``owner`` is the user of the request. None is an administrator, or any client where
-authentication is off, and may access all tasks.
+``owner`` is the user of the request. It is None for an administrator, and for any
+client where authentication is off. With None, all tasks are accessible.
 """
 
 from __future__ import annotations
@@ -39,11 +40,13 @@ from dlpool.storage.values import (
 class StagedChunk(Protocol):
     """A chunk while it is received. Used by one thread.
 
-    A context manager that discards bytes that have not been committed.
+    A context manager. At the end of the block, bytes that have not been committed are
+    discarded.
     """
 
     def reserve(self, size: int) -> None:
-        """Announce about ``size`` bytes, so that the backend can reserve space."""
+        """Announce that about ``size`` bytes follow, so that the backend can reserve
+        space."""
 
     def write(self, data: bytes, /) -> None:
         """Append bytes."""
@@ -62,17 +65,19 @@ class StagedChunk(Protocol):
 class ChunkReceiver(Protocol):
     """Receives chunks.
 
-    The caller stages a chunk, passes the request to ``check`` as soon as its fields are
-    known, writes the bytes, and commits the chunk.
+    The caller stages a chunk, passes the request to ``check`` as soon as the request's
+    fields are known, writes the bytes, and commits the chunk.
     """
 
     def stage(self) -> StagedChunk:
-        """Start receiving a chunk. No lock is held while its bytes arrive."""
+        """Start receiving a chunk. No other request has to wait while the bytes
+        arrive."""
 
     def check(
         self, staged: StagedChunk, request: ChunkRequest, /, size: int | None = None
     ) -> None:
-        """Raise the UploadError with which ``commit`` would refuse the request.
+        """Raise UploadError if it is known already that ``commit`` would refuse the
+        request.
 
         Called before the bytes are received. ``size``: the exact number of these bytes,
         None if unknown. If the task exists, it does not expire until the chunk is
@@ -101,7 +106,7 @@ class UploadLock(Protocol):
 class Locker(Protocol):
     """Locks tus uploads, so that one request at a time appends to an upload.
 
-    A lock excludes the requests of all processes and machines that share the backend.
+    A lock works between all processes that share the backend.
     """
 
     def lock(
@@ -111,8 +116,8 @@ class Locker(Protocol):
 
         Asks the current lock holder to release the lock (see ``UploadLock.check``), so
         that a client that reconnects does not wait until its old connection times out.
-        Raises AlreadyComplete, or UploadError: ``locked`` if the holder does not
-        release the lock in time.
+        Raises AlreadyComplete. Raises UploadError, for example ``locked`` if the holder
+        does not release the lock in time.
         """
 
 
@@ -121,7 +126,7 @@ class AppendSession(Protocol):
 
     A context manager. If the block raises, the bytes received so far are kept. They are
     discarded instead if ``discard`` was called, if the body has a checksum, or if the
-    body is longer than announced.
+    body is too large.
     """
 
     @property
@@ -134,7 +139,8 @@ class AppendSession(Protocol):
 
     @property
     def expires_at(self) -> float | None:
-        """When the upload expires, in seconds since the epoch; None if completed."""
+        """When the upload expires, in seconds since the epoch; None if it is
+        completed."""
 
     def write(self, data: bytes, /) -> None:
         """Append bytes. Raises UploadError, UnlockRequested."""
@@ -143,20 +149,21 @@ class AppendSession(Protocol):
         """Store the received bytes durably. Called once, when the body is complete."""
 
     def discard(self) -> None:
-        """Discard the received bytes, which differ from what the client announced."""
+        """Discard the received bytes, because they differ from what the client
+        announced."""
 
 
 class TusUploads(Protocol):
     """Uploads by the tus protocol: each request appends bytes to the end.
 
-    A complete upload is published automatically.
+    A complete upload is published without a further request of the client.
     """
 
     def create(self, request: TusUploadRequest, /) -> str:
         """Create an upload and return its id."""
 
     def state(self, file_id: str, owner: str | None) -> TusUploadState:
-        """Return the progress without changing anything."""
+        """Return the progress of an upload. Changes nothing."""
 
     def recover(self, file_id: str, owner: str | None) -> TusUploadState:
         """Store the bytes that a killed process received, and return the progress."""
@@ -164,13 +171,13 @@ class TusUploads(Protocol):
     def append(
         self, lock: UploadLock, request: AppendRequest, /
     ) -> AbstractContextManager[AppendSession]:
-        """Start appending a body; the caller holds ``lock``."""
+        """Start appending the body of a request; the caller holds ``lock``."""
 
     def finish(self, file_id: str, owner: str | None) -> MergeResult | None:
         """Publish a complete upload and return the result.
 
-        Returns None for an incomplete upload, and for a part of a final upload. Raises
-        UploadError: ``locked`` while another request merges the upload.
+        Returns None if the upload is incomplete, or if it is a part of a final upload.
+        Raises UploadError: ``locked`` while another request merges the upload.
         """
 
 
@@ -190,7 +197,7 @@ class Concatenator(Protocol):
 class MergedFile(Protocol):
     """A published file, opened for reading.
 
-    ``modified_at`` in seconds since the epoch, ``size`` in bytes.
+    ``modified_at``: time in seconds since the epoch. ``size``: number of bytes.
     """
 
     @property
@@ -208,8 +215,8 @@ class MergedFile(Protocol):
     ) -> io.RawIOBase:
         """Return a stream of ``size`` bytes from ``start``.
 
-        ``on_close`` is called when the stream is closed. The file must stay open until
-        the stream is closed.
+        ``on_close`` is called when the stream is closed. The caller must not close the
+        file before the stream.
         """
 
     def close(self) -> None:
@@ -256,8 +263,7 @@ class UploadBackend(Protocol):
 
         ``cursor``: ``next_cursor`` of the previous page, empty for the first page.
         ``status``: the states of the returned tasks, empty for all states. A task that
-        exists from the request of the first page to that of the last is on exactly one
-        page.
+        exists and keeps its state while all pages are requested is on exactly one page.
         """
 
     def counts_by_state(self) -> Mapping[str, TaskCounts]:
@@ -292,8 +298,8 @@ class UploadBackend(Protocol):
     def open_merged(self, path: str, reader: str | None) -> MergedFile:
         """Open a published file.
 
-        Raises UploadError (not_found) if the file does not exist, or if ``reader`` may
-        not read it.
+        Raises UploadError, for example not_found if the file does not exist or
+        ``reader`` has no access to it.
         """
 
     def volumes(self) -> Sequence[Volume]:

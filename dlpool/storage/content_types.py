@@ -1,4 +1,4 @@
-"""Decides which types of files are accepted. Pure.
+"""The check of file types: which types are accepted. Pure.
 
 The extension of the name and the first bytes of the file decide.
 """
@@ -17,7 +17,7 @@ _TEXT = "text/plain"
 
 
 def check_extension(settings: UploadSettings, filename: str) -> None:
-    """Raise UploadError if ``allowed_extensions`` does not list the extension."""
+    """Raise UploadError if ``allowed_extensions`` does not allow the extension."""
     endings = tuple(
         f".{word.lower().lstrip('.')}"
         for word in split_words(settings.allowed_extensions)
@@ -70,10 +70,7 @@ def detect_types(head: bytes) -> frozenset[str]:
 
 
 def _all_types(head: bytes) -> frozenset[str]:
-    """Return all media types whose signature matches, even weakly.
-
-    One file may have several types.
-    """
+    """Return all media types whose signatures match, even weakly."""
     return frozenset(kind for kind, _ in _matches(head)) or _without_signature(head)
 
 

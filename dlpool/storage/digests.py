@@ -31,12 +31,14 @@ class Digest(NamedTuple):
     value: bytes
 
     def hex_of(self, algorithm: str) -> str:
-        """Return the value in hexadecimal; empty if it is of another algorithm."""
+        """Return the value in hexadecimal; empty if the digest has another
+        algorithm."""
         return self.value.hex() if self.algorithm == algorithm else ""
 
 
 def new_hash(algorithm: str) -> hashlib._Hash:
-    """Return a hash object that FIPS mode permits: it only detects changed bytes."""
+    """Return a hash object that works in FIPS mode: it is marked as not used for
+    security."""
     return hashlib.new(algorithm, usedforsecurity=False)
 
 

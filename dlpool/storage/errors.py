@@ -126,7 +126,7 @@ class AlreadyComplete(UploadError):
 
 
 class UnlockRequested(Exception):
-    """Tells the holder of the append lock to stop: another request waits for it."""
+    """Tells the holder of the append lock that another request needs the lock."""
 
 
 def offset_mismatch(offset: int) -> UploadError:

@@ -1,7 +1,7 @@
 """Detect programs and scripts by the first bytes of a file. Pure.
 
-The same bytes may start files of several formats: the result contains all of them.
-Callers use the result to refuse files, so a doubtful case counts as a program.
+The same bytes may start files of several formats: the result contains all of these
+formats. Callers use the result to refuse files, so a doubtful case counts as a program.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _has_pe_header(head: bytes) -> bool:
 
 
 def _is_short_text(head: bytes) -> bool:
-    """Return whether the bytes are a complete ASCII text, shorter than ``HEAD_SIZE``.
+    """Return whether the bytes are a complete ASCII text, shorter than 4 KiB.
 
     A text that starts with ``MZ`` is not a program: as a DOS header it would point
     beyond the end of the file.
@@ -91,7 +91,7 @@ def _is_short_text(head: bytes) -> bool:
 
 
 def _is_script(head: bytes) -> bool:
-    """Return whether the bytes start a script.
+    """Return whether the bytes are the beginning of a script.
 
     A byte order mark, white space and case are ignored.
     """

@@ -136,6 +136,6 @@ def split_folders(relative_path: str) -> tuple[str, ...]:
 def file_not_found(path: str) -> UploadError:
     """Return the error for a path without a file.
 
-    A client gets the same error for a file that it may not read.
+    A client gets the same error for a file that it is not allowed to read.
     """
     return UploadError("not_found", f"there is no file {path[:100]!r}")

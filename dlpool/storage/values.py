@@ -40,8 +40,8 @@ class ChunkResult:
 class MergeResult:
     """A file that has been published.
 
-    ``size`` in bytes, ``merge_time`` in nanoseconds. The file has one of the digests
-    ``md5`` and ``composite_sha256``, or both; the other is empty.
+    ``size`` in bytes, ``merge_time`` in nanoseconds. One of the digests ``md5`` and
+    ``composite_sha256`` may be empty.
     """
 
     path: str
@@ -211,8 +211,8 @@ class TusUploadState:
 class SweepResult(NamedTuple):
     """What a sweep did.
 
-    ``removed``: the number of removed files and tasks. ``failures``: a sentence for
-    each task that failed.
+    ``removed``: the number of removed files and tasks. ``failures``: a message for each
+    task that could not be swept.
     """
 
     removed: int

@@ -2,7 +2,7 @@
 
 Pure: no clock, no thread. As in TCP (RFC 5681), the level doubles until the first step
 without gain, then grows by one, and shrinks at once after a refusal. As in RFC 7661, a
-measurement counts only if nearly all workers of the level were busy (``USED``).
+measurement counts only if nearly all workers of the level were busy.
 """
 
 from __future__ import annotations
@@ -106,11 +106,11 @@ class Aimd:
             self._judge(now, (done - measurement.done) / span)
 
     def record_refusal(self, now: float, reason: str) -> bool:
-        """Reduce the level after a refusal; return whether it was reduced.
+        """Reduce the level after a refusal; return False if the refusal is ignored.
 
         If the level was raised and no measurement has shown a gain yet, the level
-        returns to the last level with a gain. Otherwise the level is halved. A refusal
-        shortly after another refusal has no effect.
+        returns to the last level with a gain. Otherwise the level is halved, but stays
+        at least ``low``. A refusal shortly after another refusal is ignored.
         """
         if now < self._ignore_refusals_until:
             return False
@@ -126,7 +126,7 @@ class Aimd:
     def record_latency(self, now: float, seconds: float) -> bool:
         """Record a response time; return whether the level was reduced.
 
-        ``LATE_RESPONSES`` late responses in a row count as a refusal.
+        Several late responses in a row count as a refusal.
         """
         usual_s = self._usual_latency_s
         if usual_s is not None and seconds > LATE * usual_s + LATE_S:

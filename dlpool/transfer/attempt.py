@@ -2,7 +2,7 @@
 
 The thread that calls ``run`` makes the first request and fetches a small file. For a
 larger file it starts connection threads (``ConnectionWorker``) and commits checkpoints
-while they work; then it verifies and publishes the file. Another thread ends the
+while they work. Finally it verifies and publishes the file. Another thread ends the
 attempt by cancelling ``scope``, which shuts down the sockets.
 """
 
@@ -176,14 +176,14 @@ class TransferAttempt:
     def _do_periodic_work(self, plan: DownloadPlan) -> None:
         """Commit a checkpoint if it is due.
 
-        Without a timer thread, check the limits first.
+        If there is no timer thread, this method first checks the limits.
         """
         if self._ticks_inline:
             self._check_limits()
         self._checkpoint_if_due(plan)
 
     def _announce(self, plan: DownloadPlan, *, is_small: bool) -> None:
-        """Report that the download has started, and start to compute its checksum.
+        """Report that the download has started, and start to hash the file.
 
         The checksum of a small file is computed when the file is complete.
         """

@@ -25,7 +25,7 @@ _DESCRIPTORS = 2 + 64
 
 
 class BodyCopy:
-    """The block of a body that one connection worker has received and not yet written.
+    """The block of a body that one connection worker has received but not yet written.
 
     ``receive`` replaces the block; ``write`` writes it, or the beginning of it.
     """
@@ -55,7 +55,7 @@ class BodyCopy:
         return self._received(reply.read(view), is_in_pipe=False)
 
     def write(self, writer: RangeWriter, position: int, size: int) -> None:
-        """Write the first ``size`` bytes of the block at ``position``.
+        """Write the first ``size`` bytes of the block to ``position`` in the file.
 
         Raises LocalFault.
         """
@@ -94,7 +94,7 @@ class BodyCopy:
         return self._buffer[:size]
 
     def _empty_pipe(self) -> Pipe | None:
-        """Return an empty pipe, or None if there is none for this worker."""
+        """Return an empty pipe, or None if none can be created."""
         if self._pipe is not None and self._pipe.held:
             self.close()  # the rest of a block whose end was stolen
         if self._pipe is None:

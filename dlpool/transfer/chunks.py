@@ -46,7 +46,7 @@ class Chunk:
     """A range of the file and its state.
 
     ``rate``: the measured speed of the chunk's owner in bytes per second, 0 while
-    unknown. ``assumed_rate``: the speed that is expected of it, 0 without a reason.
+    unknown. ``assumed_rate``: the expected speed of the owner, 0 if nothing is known.
     """
 
     start: int
@@ -65,7 +65,7 @@ class Chunk:
 
     @classmethod
     def missing(cls, span: ByteRange) -> Chunk:
-        """Return a chunk without any byte written."""
+        """Return a chunk of which no byte is written."""
         return cls(span.start, span.end, span.start, span.start)
 
     @property
@@ -94,15 +94,16 @@ class Chunk:
 
     @property
     def eta_s(self) -> float:
-        """Return the seconds until the owner finishes at its speed, or its assumed one.
+        """Return the seconds until the owner finishes.
 
-        Infinite if both are unknown.
+        Computed from its measured speed, or else from its assumed speed. Infinite if
+        both speeds are unknown.
         """
         rate = self.rate or self.assumed_rate
         return self.remaining / rate if rate > 0 else float("inf")
 
     def assign(self, owner: object, assumed_rate: float) -> None:
-        """Make ``owner`` the owner, who fetches from ``position`` on."""
+        """Give the chunk to ``owner``, which fetches from ``position`` on."""
         self.owner, self.taken_position = owner, self.position
         self.rate, self.assumed_rate = 0.0, assumed_rate
 
@@ -150,9 +151,8 @@ class ChunkMap:
     def steal(self, owner: object, speed: ThiefSpeed = UNKNOWN_SPEED) -> Chunk | None:
         """Split the chunk that would finish last; ``owner`` gets its upper part.
 
-        ``speed``: what is known about ``owner``. The parts are such that both owners
-        finish at the same time (``kept_bytes``). Returns None if no split is worth its
-        cost.
+        ``speed``: what is known about ``owner``. ``kept_bytes`` decides where the chunk
+        is split. Returns None if no split is worth its cost.
         """
         victims = [
             (chunk, kept)
@@ -173,8 +173,8 @@ class ChunkMap:
     def release(self, chunk: Chunk, ready_at: float) -> None:
         """Release a chunk.
 
-        Another owner may take it from the time ``ready_at`` on, and fetches it from its
-        ``position`` on.
+        From the time ``ready_at`` on, another owner may take the chunk. It continues at
+        ``position``.
         """
         chunk.owner = None
         chunk.write_end = chunk.position
@@ -301,10 +301,7 @@ def plan_chunks(
 
 
 def single_chunk(size: int | None) -> ChunkMap:
-    """Return one chunk for a file that is received as one body.
-
-    No part of it can be stolen.
-    """
+    """Return the chunks of a file that is received as one body: a single one."""
     end = UNKNOWN_END if size is None else size
     return ChunkMap([Chunk.missing(ByteRange(0, end))], least_split=UNKNOWN_END)
 

@@ -35,9 +35,9 @@ class ConnectionAdmission:
         """Return the answer that the reply contains.
 
         Raises NotAdmitted if the server refuses this connection because it serves other
-        connections. First retires the worker if the status is neither 429 nor 503, the
-        number of connections is fixed, and another worker receives the file. For any
-        other failure, raises the error of ``TransferContext.judge``.
+        connections. Before that, retires the worker if the status is neither 429 nor
+        503, the number of connections is fixed, and another worker receives the file.
+        For any other failure, raises the error of ``TransferContext.judge``.
         """
         try:
             answer = self._context.judge(reply, requested)
@@ -69,8 +69,8 @@ class ConnectionAdmission:
         """Return whether the server refused because other connections receive the file.
 
         A server may not have noticed yet that another connection was closed. So if no
-        other connection receives the file now, but one did recently, pause and return
-        True; this happens at most ``MAX_REFUSALS`` times in a row.
+        other connection receives the file now, but one did recently, this method pauses
+        and returns True, a limited number of times in a row.
         """
         context, scheduler = self._context, self._context.scheduler
         if others := scheduler.others_receiving(self._owner):

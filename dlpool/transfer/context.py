@@ -94,7 +94,7 @@ class TransferContext:
         )
 
     def report_limit(self, reason: str, connections: int) -> None:
-        """Report that this machine limits connections, once per process and reason."""
+        """Report, once per process and reason, that this machine limits connections."""
         if reason not in self.client.reported_limits:
             self.client.reported_limits.add(reason)
             self.notify("connections_limited", connections=connections, reason=reason)
@@ -171,7 +171,7 @@ class Requester:
         self._earlier_answer_s: float | None = None
 
     def usual_answer_s(self) -> float | None:
-        """Return the seconds that the latest answered request took until its header.
+        """Return the seconds from the latest answered request to its response header.
 
         None if no request has been answered.
         """

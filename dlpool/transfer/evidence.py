@@ -1,8 +1,8 @@
 """Record which responses a file consists of, to check that they are of one version.
 
-Pure, except for a lock. A file received in one response is of one version. A file
-joined from several responses without a strong validator is checked at the end: byte
-ranges that were received early are requested again. If the remote file changed in
+This module does no input or output. A file received in one response is of one version.
+A file joined from several responses without a strong validator is checked at the end:
+byte ranges that were received early are requested again. If the remote file changed in
 between, the bytes received before the change differ.
 """
 
@@ -20,7 +20,7 @@ SAMPLE = 4096  # bytes
 
 @dataclass
 class ReceivedSpan:
-    """The bytes received in one response.
+    """The range of the bytes received in one response.
 
     ``end`` is set when the response has ended.
     """
@@ -66,7 +66,7 @@ def choose_samples(received: Sequence[ByteRange]) -> list[ByteRange]:
 
     ``received``: the ranges of the responses, the earliest first. Chosen are the
     beginning and the end of the first response, and the beginnings of the next two. The
-    end is needed because versions of one format often begin alike. With fewer
+    end is needed because the versions of a file often begin alike. With fewer
     responses, more ranges of the first response are chosen.
     """
     if not received:

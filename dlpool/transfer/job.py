@@ -58,9 +58,9 @@ class Job:
     The other fields are set only for a job of the queue. ``owner``: the user who pushed
     the job. ``id``: the job's id. ``fence``: the fencing token of the job's present
     claim. ``claim``: a random id from the job's first claim; it distinguishes the job
-    from a later job with the same ``id``. A state file or an extended attribute records
-    the job at least until the queue knows that the job has succeeded; by this record, a
-    later run of the job recognizes the published file.
+    from a later job with the same ``id``. When the file is published, a state file or
+    an extended attribute records the job. By this record, a later run of the job
+    recognizes the published file.
     """
 
     url: str
@@ -81,7 +81,7 @@ class TransferResult:
 
     ``received`` bytes came over the network in this run, ``resumed_from`` bytes existed
     before. ``checksum``: the verified checksum, None if none was verified.
-    ``is_skipped``: the target existed and was not changed.
+    ``is_skipped``: the target existed, was not published by this job, and was kept.
     """
 
     path: Path
@@ -118,9 +118,9 @@ class Progress:
 
 
 class Notify(Protocol):
-    """A function that any thread of a download calls for an event; must not block.
+    """A function that any thread of a download calls for an event.
 
-    An event has a fixed name and fields.
+    The function must not block. An event has a fixed name and fixed fields.
     """
 
     def __call__(self, event: str, /, **fields: object) -> None: ...

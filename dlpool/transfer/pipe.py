@@ -78,7 +78,7 @@ class Pipe:
         return moved
 
     def read(self, size: int) -> bytes:
-        """Copy at most ``size`` bytes from the pipe, and return them."""
+        """Take at most ``size`` bytes out of the pipe, and return them."""
         data = os.read(self._ends[0], min(size, self.held))
         self.held -= len(data)
         return data

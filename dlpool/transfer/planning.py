@@ -40,10 +40,10 @@ def make_plan(
 ) -> ProbeResult | None:
     """Return the plan, and allocate the space of the file.
 
-    Returns None if the response is a range of an encoded file: the complete file must
-    then be requested as one body. Raises PolicyRefused (for example for a file above
-    ``max_file_size``), ProtocolBroken for a coding that cannot be decoded, and
-    LocalFault.
+    Returns None if the response is a range of a file that must be decoded: the complete
+    file must then be requested as one body. Raises PolicyRefused (for example for a
+    file above ``max_file_size``), ProtocolBroken for a coding that cannot be decoded,
+    and LocalFault.
     """
     if _is_decoded(context, target, reply, answer):
         if answer.is_partial:

@@ -35,7 +35,10 @@ class Preconnector:
         self._threads: list[threading.Thread] = []
 
     def watch(self, exchange: Exchange) -> None:
-        """Open the other connections as soon as that of ``exchange`` is open."""
+        """Open the other connections when the connection of ``exchange`` is open.
+
+        Opens none if they are not worth their cost.
+        """
         exchange.on_connect = self._start
 
     def wait(self) -> None:
@@ -46,7 +49,10 @@ class Preconnector:
         self._threads = []
 
     def remember(self, connections: int) -> None:
-        """Record how many connections a file of the host is worth."""
+        """Record whether the host's files are small.
+
+        ``connections``: how many the size of the latest file justifies; 1 means small.
+        """
         small_hosts = self._context.client.small_hosts
         if connections > 1:
             small_hosts.discard(self._context.host)

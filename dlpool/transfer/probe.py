@@ -69,8 +69,8 @@ def resume_step(
     version is known to be the same; None means that the validators decide.
     ``has_other_query``: the saved bytes were requested with another query in the URL.
     ``allows_change``: any content may replace the saved bytes. Raises BadAnswer if the
-    response lacks the validator that could decide and ``has_other_query`` is False.
-    Raises UnexpectedContent if the response must not replace the saved bytes.
+    response lacks the validator that could decide, unless ``has_other_query``. Raises
+    UnexpectedContent if the response must not replace the saved bytes.
     """
     if saved.proves_same(answer.resource) if is_proven is None else is_proven:
         if answer.is_partial:
@@ -86,7 +86,7 @@ class Probe:
     """The first requests of a download, until one leads to a plan.
 
     Used by the first connection thread. ``target``: None until the file's name is
-    known; then ``open_target`` opens it. ``is_single``: request one body instead of
+    known; then ``open_target`` makes it. ``is_single``: request one body instead of
     ranges.
     """
 
@@ -113,9 +113,10 @@ class Probe:
         self.on_exchange: Callable[[Exchange], None] = lambda _exchange: None
 
     def run(self, exchange: Exchange) -> ProbeResult:
-        """Send at most ``MAX_STEPS`` requests, until a response leads to a plan.
+        """Send requests until a response leads to a plan.
 
-        Raises errors of the network, the server and the disk.
+        Raises errors of the network, the server and the disk, and BadAnswer after
+        ``MAX_STEPS`` responses without a plan.
         """
         self.on_exchange(exchange)
         if self._context.settings.probe == "head" and not self._has_requested_head:
@@ -222,10 +223,10 @@ class Probe:
         )
 
     def _read_answer(self, reply: Reply, requested: ByteRange | None) -> Answer | None:
-        """Return the answer, if it may describe the file.
+        """Return the answer, or None for the first contradictory one.
 
-        Returns None if the answer contradicts itself; the next request must then be a
-        GET without a range.
+        After None, the next request must be a GET without a range. Raises an error if
+        the response cannot be used.
         """
         if is_empty_file(reply.status, reply.headers):
             return Answer(
@@ -248,8 +249,9 @@ class Probe:
     def _check_previous(self, answer: Answer) -> None:
         """Raise an error if the answer contradicts what the previous attempt found.
 
-        Raises UnexpectedContent for a media type of another family, ContradictoryAnswer
-        for a shorter complete file of the same version.
+        Raises UnexpectedContent for a media type of another family, unless
+        ``allow_change`` is set. Raises ContradictoryAnswer for a shorter complete file
+        of the same version.
         """
         previous, resource = self._context.previous_resource, answer.resource
         if previous is None:
@@ -275,11 +277,11 @@ class Probe:
     def _is_proven(
         self, saved: SavedState, answer: Answer, if_range: str | None
     ) -> bool:
-        """Return whether the saved bytes are of the same version as the answer.
+        """Return whether the saved bytes count as the same version as the answer.
 
         A URL with a different query string may name another file of the same size and
-        Last-Modified. If the saved bytes were fetched with a different query string, an
-        equal date proves the version only if samples of the bytes are equal too.
+        date. So if the saved bytes were fetched with a different query string, an equal
+        date alone proves nothing: samples of the bytes must be equal, too.
         """
         assert self._target is not None
         known, resource, job = saved.resource, answer.resource, self._context.job
@@ -348,7 +350,7 @@ class Probe:
         return refuses_ranges(reply.status, reply.headers, datetime.now(timezone.utc))
 
     def _size_by_head(self, answer: Answer) -> int | None:
-        """Return the size of a file whose 206 does not state it (``bytes 0-9/*``).
+        """Return the size of a file whose 206 has no size (``bytes 0-9/*``).
 
         Returns None if another request must be sent first: HEAD, or GET for the
         complete file.
@@ -372,8 +374,8 @@ class Probe:
     def _first_range(self, saved: SavedState | None) -> ByteRange | None:
         """Return the range to request first; None requests the complete file.
 
-        This is the first missing range. Without saved bytes, it is the first
-        ``min_split_size`` bytes.
+        This is the first missing range, or the first byte if no byte is missing.
+        Without saved bytes, it is at most the first ``min_split_size`` bytes.
         """
         settings = self._context.settings
         if self._wants_complete or (
@@ -387,7 +389,10 @@ class Probe:
         return ByteRange(0, settings.min_split_size)
 
     def _request_head(self, exchange: Exchange) -> None:
-        """Send a HEAD request for hints; an error response to it is ignored."""
+        """Send a HEAD request for hints; ignore its errors except PolicyRefused.
+
+        Raises the error of a cancelled exchange.
+        """
         self._has_requested_head, self._wants_head = True, False
         try:
             self._head = self._context.judge(

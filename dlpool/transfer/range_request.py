@@ -38,8 +38,9 @@ def request_range(
     ``requested`` is None for the complete file. ``judge`` makes the answer from the
     reply, or raises; by default it is ``TransferContext.judge``.
 
-    Raises RemoteChanged, RetryRange or FailJob. Before it raises, it closes the reply
-    and forgets the redirect, so that the next request goes to the original URL.
+    Raises RemoteChanged, RetryRange, FailJob, or the error of a cancelled exchange. In
+    these cases closes the reply and forgets the redirect: the next request goes to the
+    original URL.
     """
     judge = judge or context.judge
     reply = context.source.get(exchange, requested, if_range)
@@ -85,9 +86,9 @@ def _check_refusal(
 ) -> None:
     """Raise an error after a 416 that states another size than the known size.
 
-    The 416 alone does not prove that the file has changed: it may come from an error
-    page in place of the file. So the caller has then requested the first byte of the
-    file. ``reply``: the response to this second request.
+    The 416 alone does not prove that the file has changed: the server may have sent an
+    error page in place of the file. ``reply``: the response to a second request, which
+    was for the first byte of the file.
     """
     if is_empty_file(reply.status, reply.headers):
         if context.settings.allow_change or known.host in (None, host_of(reply)):

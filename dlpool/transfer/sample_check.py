@@ -1,4 +1,4 @@
-"""Request samples of a received file again, to detect that it changed meanwhile.
+"""Request samples of a received file again, to detect a change of the remote file.
 
 This check runs after all bytes are written. It is needed only if the file was received
 in several responses and has no validator.
@@ -155,8 +155,7 @@ def is_same_span(
     """Return whether the body equals the part file's bytes in ``span``.
 
     If the response announces fewer bytes than requested, only these are compared.
-    Raises ShortBody if the connection ends before the body, or if the response has no
-    byte of ``span``.
+    Raises ShortBody if the body is cut, or if the response has no byte of ``span``.
     """
     ahead = span.start - answer.start
     left = span.end - span.start + ahead

@@ -281,7 +281,7 @@ def _read_answer(reply: Reply, requested: ByteRange | None) -> Answer:
 
 
 def _read(reply: Reply) -> tuple[int, float]:
-    """Read the beginning of a body; return the bytes read and the seconds taken."""
+    """Read the beginning of a body; return the number of bytes and the seconds."""
     view = memoryview(bytearray(128 * 1024))
     began, received = time.monotonic(), 0
     while received < SAMPLE and time.monotonic() - began < SAMPLE_S:

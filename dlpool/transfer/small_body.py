@@ -23,7 +23,7 @@ _local = threading.local()  # its attribute ``buffer``: the buffer of the thread
 
 
 class ReplayedReply(Reply):
-    """A reply of which a part was read before: first returns this part again.
+    """A reply that first returns the bytes that were already read from another reply.
 
     Used by one thread.
     """
@@ -31,13 +31,13 @@ class ReplayedReply(Reply):
     can_splice = False
 
     def __init__(self, reply: Reply, received: memoryview) -> None:
-        """``received``: the bytes that were read from ``reply``."""
+        """Wrap ``reply``, from which ``received`` was already read."""
         self.status, self.headers, self.url = reply.status, reply.headers, reply.url
         self._reply = reply
         self._received = bytes(received)
 
     def read(self, view: memoryview) -> int:
-        """Fill ``view`` and return the number of bytes, as ``Reply.read`` does."""
+        """Read bytes into ``view`` and return their number, as ``Reply.read`` does."""
         if not self._received:
             return self._reply.read(view)
         size = min(len(view), len(self._received))
@@ -54,7 +54,7 @@ class SmallBody:
     """The body of the probe's response, if it may be the complete small file.
 
     The thread of the connection worker uses the object. ``probed``: the result of the
-    probe; its reply returns all bytes of the body, also after ``receive`` has failed.
+    probe; its reply returns the complete body, even after ``receive`` returned False.
     """
 
     def __init__(self, context: TransferContext, probed: ProbeResult) -> None:
@@ -63,7 +63,7 @@ class SmallBody:
         self._data = memoryview(b"")
 
     def is_of(self, chunk: Chunk) -> bool:
-        """Return whether ``chunk`` is the file, and ``receive`` can fetch it."""
+        """Return whether ``chunk`` is a complete file that ``receive`` may fetch."""
         answer = self.probed.answer
         return (
             chunk.start == chunk.position == answer.start == 0
@@ -76,8 +76,8 @@ class SmallBody:
         """Receive all bytes of the file; return whether they are received.
 
         Returns False if they do not arrive within ``PATIENCE_S`` seconds, or if a read
-        fails. Then the reply of ``probed`` first returns the received bytes, and after
-        them raises the error again.
+        fails. Then the reply of ``probed`` first returns the received bytes; after
+        them, it raises the error of a failed read again.
         """
         reply, size = self.probed.reply, self.probed.answer.length or 0
         view, filled, clock = _buffer()[:size], 0, self._context.clock
@@ -97,7 +97,7 @@ class SmallBody:
     def write(self, writer: RangeWriter, chunk: Chunk) -> None:
         """Write the received file.
 
-        Raises LocalFault, or the error of a cancelled download.
+        Raises LocalFault, or the error that cancelled the download.
         """
         context, written = self._context, 0
         context.scheduler.begin_write(chunk, len(self._data))

@@ -1,8 +1,8 @@
 """Limit how much disk space a download may take, before and while bytes arrive.
 
 A connection reserves blocks ahead of its position, for at most as many bytes as it has
-received. The size that a server announces reserves nothing. So a server that announces
-much and sends little takes no space from other downloads.
+received. These reservations do not depend on the size that a server announces. So a
+server that announces much and sends little takes no space from other downloads.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SpaceRules:
         return 0
 
     def check(self, descriptor: int, folder: Path, size: int) -> None:
-        """Check that a file of ``size`` bytes fits.
+        """Check that a file of ``size`` bytes fits; accept every small file.
 
         ``descriptor``: the descriptor of the open file, which may already have some
         blocks. ``folder``: its folder, for messages. Raises TooLarge if the file can
@@ -116,8 +116,8 @@ class WriteBudget:
     def spend(self, writer: BlockReserver, chunk: Chunk, size: int) -> None:
         """Take ``size`` bytes from the budget.
 
-        If fewer are left, first checks the free space and renews the budget. Raises
-        TooLarge, NoRoom.
+        If fewer bytes are left, first renews the budget. This checks the free space if
+        ``is_monitored`` is set in the rules. Raises TooLarge, NoRoom.
         """
         if size > self._budget:
             self._budget = max(size, self._renew(writer, chunk, size))

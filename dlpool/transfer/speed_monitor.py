@@ -51,7 +51,7 @@ class SpeedSamples:
     exchange: Exchange | None = None
 
     def follow(self, exchange: Exchange) -> None:
-        """Forget the samples of another connection than that of ``exchange``."""
+        """Forget the samples if ``exchange`` has a new connection."""
         if exchange is not self.exchange and not exchange.is_reused:
             self.samples.clear()
         self.exchange = exchange
@@ -81,7 +81,10 @@ class SpeedSamples:
 
     @property
     def recent_rate(self) -> float:
-        """The speed of the last ``RECENT_S`` seconds of waiting, or little more."""
+        """The speed over the last ``RECENT_S`` seconds of waiting, or slightly more.
+
+        0 while the samples span less.
+        """
         if not self.samples:
             return 0.0
         last = self.samples[-1]
@@ -129,8 +132,8 @@ def below_minimum(speed: SpeedSamples, limit: int, time_s: float) -> DlpoolError
 def comparison_delay_s(replaced: int, first_s: float = MIN_WAIT_S) -> float:
     """Return the seconds before a connection is compared with others.
 
-    ``replaced``: how many connections of the same chunk were replaced already; each
-    doubles the result, which begins with ``first_s``.
+    ``replaced``: how many connections of the same chunk were replaced already. The
+    result is ``first_s``, doubled for each of them, at most ``MAX_COMPARISON_DELAY_S``.
     """
     return min(MAX_COMPARISON_DELAY_S, first_s * 2.0 ** min(replaced, 10))
 
@@ -144,10 +147,10 @@ def slower_than_siblings(
     """Return the error for a connection much slower than the fastest sibling, or None.
 
     Siblings are the other connections of the download. New siblings do not count: some
-    servers send the first seconds of each response at full speed. A sibling is new for
-    ``OLD_S`` seconds, but no longer than until it is half as old as the connection. The
-    result is None before ``delay_s`` seconds of waiting, and for a connection that will
-    finish its ``remaining`` bytes within ``MIN_GAIN_S``.
+    servers send the first seconds of each response at full speed. A sibling is new
+    until it has waited ``OLD_S`` seconds, or half as long as the connection if that is
+    less. The result is None before ``delay_s`` seconds of waiting, and for a connection
+    that will finish its ``remaining`` bytes within ``MIN_GAIN_S``.
     """
     old_s = min(OLD_S, speed.waited_s / 2)
     best = max(
@@ -173,7 +176,8 @@ def delays_completion(
     Call it while another connection is idle. ``remaining``: bytes that the slow
     connection still has to fetch. The result is None if at least
     ``2 * MIN_TAIL_BYTES`` bytes remain, because an idle connection can then take a part
-    of them. The result is also None before ``delay_s`` seconds of waiting.
+    of them. The result is also None before ``delay_s`` seconds of waiting, and for a
+    connection that will finish within ``MIN_GAIN_S``.
     """
     if (
         speed.waited_s < delay_s
@@ -233,8 +237,9 @@ class SpeedMonitor:
     def check(self, workers: Sequence[ConnectionWorker]) -> bool:
         """Sample every worker, and end slow connections.
 
-        The scheduler gets the present speeds. Returns whether the next check should
-        follow soon: a worker is idle, or the speed of a connection is not settled.
+        Reports the present speeds to the scheduler. Returns whether the next check
+        should follow soon: a worker is idle, or the speed of a connection is not
+        settled.
         """
         self._speeds = {
             worker: speed for worker, speed in self._speeds.items() if worker in workers
@@ -323,7 +328,7 @@ class SpeedMonitor:
         )
 
     def _has_idle(self, workers: Sequence[ConnectionWorker]) -> bool:
-        """Return whether a worker has no request in flight."""
+        """Return whether a worker has no request in flight; ignore retired workers."""
         return any(
             worker.exchange is None and not worker.is_retired for worker in workers
         )

@@ -21,14 +21,14 @@ Callback = Callable[[], bool | None]
 
 @dataclass
 class _Entry:
-    """A callback, and in how many ticks it is called."""
+    """A callback, and the number of ticks until its next call."""
 
     callback: Callback
     ticks: int = 1
 
 
 class TimerThread:
-    """A daemon thread that exists while callbacks are registered.
+    """A daemon thread that calls the registered callbacks.
 
     The lock guards the list of callbacks; it is not held while a callback runs. A
     callback may run once more after its ``with`` block (``calling``) has ended.
@@ -41,9 +41,9 @@ class TimerThread:
 
     @contextmanager
     def calling(self, callback: Callback) -> Iterator[bool]:
-        """Call ``callback`` every 1 to ``CALM_TICKS`` ticks during the ``with`` block.
+        """Call ``callback`` several times a second during the ``with`` block.
 
-        Yields False if no thread could be started: ``callback`` is not called then.
+        Yields False if no thread could be started: expect no calls then.
         """
         key = object()
         with self._lock:

@@ -59,7 +59,7 @@ class Transfer:
         guard: Guard | None = None,
         space: SpaceRules = ENTIRE_DISK,
     ) -> None:
-        """Prepare the download. Raises UsageError for an invalid URL.
+        """Prepare the download. Raises UsageError for an invalid URL or header.
 
         ``guard`` scans the file before it is published, if ``scan`` is set. ``space``:
         the disk space that the download may use.
@@ -94,9 +94,9 @@ class Transfer:
     def run(self) -> TransferResult:
         """Download, verify and publish the file.
 
-        Raises Cancelled, FailJob, LocalFault, or the RetryRange or RestartFile that
-        exhausted its retries. Before it raises, it commits the received bytes for the
-        next run, except bytes that are known to be wrong.
+        Raises the error given to ``cancel``, FailJob, LocalFault, or the RetryRange or
+        RestartFile that exhausted its retries. If the download can be resumed, first
+        commits the received bytes for the next run, except bytes known to be wrong.
         """
         self._began = time.monotonic()
         check_configured(self._settings, self._guard)
@@ -119,10 +119,7 @@ class Transfer:
                 self._target.close()
 
     def cancel(self, error: DlpoolError | None = None) -> None:
-        """Cancel the download; ``run`` commits its bytes for the next run.
-
-        ``run`` raises ``error``, by default Cancelled, within a second.
-        """
+        """Cancel the download: ``run`` raises ``error``, by default Cancelled."""
         self._scope.cancel(error or Cancelled("the download was cancelled"))
 
     def progress(self) -> Progress:

@@ -100,7 +100,7 @@ class ConnectionWorker(Requester):
     def latest_answer_s(self) -> float | None:
         """Return the seconds from the latest request to its response header.
 
-        None if there is no response.
+        None before the response header.
         """
         latest = self._latest
         return latest.answer_s if latest is not None else None
@@ -331,7 +331,7 @@ class ConnectionWorker(Requester):
     def _write(self, chunk: Chunk, size: int) -> None:
         """Write the received block of ``size`` bytes, but not beyond the chunk's end.
 
-        Raises PolicyRefused, TooLarge, NoRoom, LocalFault.
+        Raises the error that ends the job, or OutOfDescriptors.
         """
         scheduler, plan = self._context.scheduler, self._plan
         assert plan is not None
@@ -352,10 +352,10 @@ class ConnectionWorker(Requester):
             self.after_write()
 
     def _check_space(self, chunk: Chunk, size: int) -> None:
-        """Check the free space, if the write budget has fewer than ``size`` bytes.
+        """Take ``size`` bytes from the write budget, which checks the free space.
 
-        A file of known size waits up to ``SPACE_RETRIES * SPACE_RETRY_S`` seconds for
-        other downloads to release space. Raises TooLarge, NoRoom.
+        For a file of known size, waits up to ``SPACE_RETRIES * SPACE_RETRY_S`` seconds
+        until other downloads release space. Raises TooLarge, NoRoom.
         """
         assert self._writer is not None
         for attempt in range(SPACE_RETRIES + 1):

@@ -40,15 +40,15 @@ class ConnectionWorkers:
         return self._received + sum(worker.stats().received for worker in self.all)
 
     def add(self, worker: ConnectionWorker) -> ConnectionWorker:
-        """Add a worker, which the caller starts."""
+        """Add a worker; the caller must start it."""
         self.all = (*self.all, worker)
         return worker
 
     def start_first(self, worker: ConnectionWorker, work: Callable[[], None]) -> bool:
         """Start the first worker on a thread.
 
-        Returns False if this machine allows no further thread or descriptor. Then the
-        caller runs the worker itself.
+        Returns False if this machine allows no further thread or descriptor. The caller
+        must then run the worker itself.
         """
         if not threads.has_free_descriptors(DESCRIPTORS + RESERVED_DESCRIPTORS):
             self._report_limit("too_many_files")

@@ -65,8 +65,9 @@ class ServerTaskStatus:
 class FileDigest(NamedTuple):
     """The digest of a complete file in hexadecimal.
 
-    ``algorithm``: of the chunks. The file has the MD5 of all its bytes, or the SHA-256
-    of the SHA-256 digests of its chunks.
+    ``algorithm``: how the chunks are hashed. With MD5, ``value`` is the MD5 of all
+    bytes of the file; with SHA-256, it is the SHA-256 of the SHA-256 digests of the
+    chunks.
     """
 
     algorithm: str
@@ -143,7 +144,8 @@ class UploadApiClient:
     ) -> None:
         """Prepare the client; nothing is sent.
 
-        Raises UsageError if ``url`` is invalid, or has a query or a fragment.
+        Raises UsageError for an invalid header, and for a ``url`` that is invalid or
+        has a query or a fragment.
         """
         url = url.strip()
         if "?" in url or "#" in url:
@@ -166,9 +168,9 @@ class UploadApiClient:
         return self._source.host
 
     def capabilities(self, exchange: Exchange) -> ServerCapabilities:
-        """Return the server's limits and defaults; only the first call requests them.
+        """Return the server's limits and defaults; request them only once.
 
-        All fields are None for an older server, which does not know this request.
+        For an older server, which does not know this request, all fields are unset.
         """
         if self._capabilities is None:
             try:
@@ -200,7 +202,7 @@ class UploadApiClient:
             self._request_json(exchange, "DELETE", _task_path(target))
 
     def merged_size(self, exchange: Exchange, merged: UploadedFile) -> int | None:
-        """Return the size of the merged file in bytes, None if the server hides it.
+        """Return the size of the merged file in bytes, None if it is unknown.
 
         Raises NotFound if the file does not exist.
         """

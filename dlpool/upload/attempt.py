@@ -55,7 +55,7 @@ class UploadAttempt:
         connections: int,
         algorithm: str,
     ) -> None:
-        """``algorithm``: of the digests of the chunks."""
+        """Prepare the attempt; ``algorithm`` is that of the chunks' digests."""
         self.connections = min(connections, plan.count)
         self.scheduler = UploadScheduler(
             plan, context.scope, time.monotonic, self.connections
@@ -98,7 +98,8 @@ class UploadAttempt:
     def _begin(self) -> bool:
         """Request the list of stored chunks.
 
-        Returns True if the server says that it has merged the file already.
+        Returns True if the server says that it has merged the file already. Raises
+        Conflict for a paused upload.
         """
         context, plan, target = self._context, self.task.plan, self.task.target
         status = self._retrier.request(

@@ -20,7 +20,7 @@ class ServerCapabilities:
     """The values in the answer of ``GET /client``; None for a missing or invalid one.
 
     Sizes are in bytes, the delay in seconds. ``digests``: the digests that a chunk may
-    have; empty if the server does not say it.
+    have; empty if the server names none.
     """
 
     max_file_size: int | None = None

@@ -1,4 +1,4 @@
-"""One connection of an upload: hash a chunk, send it, and repeat until none is left."""
+"""One connection of an upload: hash and send chunks until no chunk is left."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class UploadWorker:
     """Sends chunks on one thread."""
 
     def __init__(self, task: ServerTask, file_hash: FileHashThread) -> None:
-        """``file_hash`` receives the digest of each chunk."""
+        """``file_hash`` receives the digest of each chunk that this worker sends."""
         self._task = task
         self._file_hash = file_hash
         self._context = task.context
@@ -28,7 +28,7 @@ class UploadWorker:
         self._buffer = new_buffer()
 
     def run(self) -> None:
-        """Send chunks until none is left; an error cancels the upload."""
+        """Send chunks until no chunk is left; an error cancels the scope."""
         scope = self._context.scope
         try:
             while (index := self._scheduler.next_chunk()) is not None:
@@ -39,7 +39,7 @@ class UploadWorker:
             scope.cancel(InternalError.of(error))
 
     def _attempt(self, index: int) -> None:
-        """Try once to send a chunk; schedule a retry after a failure."""
+        """Send a chunk once, and report the outcome to the scheduler."""
         try:
             self._send(index)
         # Another client has completed the same file: the merge reports it.
@@ -54,10 +54,10 @@ class UploadWorker:
             self._budget.reset()
 
     def _backoff_after(self, index: int, error: RetryRange) -> RetryDelay:
-        """Return the delay after a failed attempt.
+        """Return the delay before the next attempt to send the chunk.
 
-        If the server has no capacity for another connection, reduces the number of
-        connections and returns no delay.
+        If the server has too many connections, and their number can be reduced, reduces
+        it and returns a delay of 0. Otherwise, the retry budget determines the delay.
         """
         if (
             error.is_capacity
@@ -93,10 +93,10 @@ class UploadWorker:
         context.notify("chunk_sent", **details)
 
     def _blocks(self, index: int, span: ByteRange) -> Iterator[memoryview]:
-        """Yield the bytes of the chunk within the rate limit.
+        """Yield the bytes of a chunk, not faster than the rate limit.
 
-        If the file has changed since the chunk was hashed, the server reports a wrong
-        digest. The next call of ``check_unchanged`` then raises FileChanged.
+        If these bytes have changed since they were hashed, the server rejects the chunk
+        because of its digest.
         """
         context = self._context
         block_size = context.rate.max_read(len(self._buffer))

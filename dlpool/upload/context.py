@@ -65,7 +65,8 @@ class ServerTask:
     def hash_chunk(self, digest: Any, index: int, buffer: memoryview) -> None:
         """Update ``digest`` with the bytes of a chunk.
 
-        Raises the scope's error if the scope is cancelled meanwhile.
+        Raises the errors of ``LocalFile.hash``, and the scope's error if the scope is
+        cancelled.
         """
         context = self.context
         context.file.hash(

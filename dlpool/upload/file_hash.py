@@ -1,14 +1,16 @@
 """The digests of the file and of its chunks.
 
-With a server that takes SHA-256 digests, each chunk is hashed once, by the worker that
-sends it. The digest of the file is the composite SHA-256: the SHA-256 of the digests of
-all chunks. For an older server, each chunk has an MD5, and a second pass computes the
-MD5 of the complete file.
+The worker that sends a chunk computes the digest of the chunk. A thread computes the
+other digests:
 
-A thread hashes the bytes that no worker hashes: for SHA-256, the chunks that the server
-had stored before this attempt. For MD5, all chunks, each after a worker has begun to
-send it, so that its bytes are in the page cache. If no thread can be started, these
-bytes are hashed after all chunks have been sent.
+- If the server accepts SHA-256 digests, the digest of the file is the composite
+  SHA-256: the SHA-256 of the digests of all chunks. The thread computes the digests of
+  the chunks that the server had stored before this attempt.
+- For an older server, the digests are MD5. The thread computes the MD5 of the complete
+  file. It reads an unsent chunk only after a worker has begun to send the chunk, so
+  that the bytes are in the page cache.
+
+If the thread cannot be started, its work is done after all chunks have been sent.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ from dlpool.upload.localfile import MD5, SHA256, new_buffer, new_hash
 class FileHashThread:
     """The digest of the file, and the thread that computes it.
 
-    The constructor starts the thread. An error of the thread cancels the upload.
-    ``algorithm``: of the chunks. ``stored``: the indexes of the chunks that no worker
-    will send.
+    The constructor starts the thread. An error of the thread cancels the scope.
+    ``algorithm``: the hash algorithm of the chunks. ``stored``: the indexes of the
+    chunks that no worker will send.
     """
 
     def __init__(
@@ -50,7 +52,8 @@ class FileHashThread:
     def hexdigest(self) -> str:
         """Wait until all bytes are hashed; return the digest of the file.
 
-        Raises the error that has cancelled the upload.
+        Raises the errors of ``ServerTask.hash_chunk``, and the scope's error if the
+        scope was cancelled.
         """
         self.join()
         if self._thread is None:
@@ -67,7 +70,7 @@ class FileHashThread:
         return str(composite.hexdigest())
 
     def join(self) -> None:
-        """Wait until the thread ends, after the last chunk or after a cancellation."""
+        """Wait until the thread ends; return at once if it could not be started."""
         if self._thread is not None:
             self._thread.join()
 

@@ -21,7 +21,9 @@ BLOCK = 256 * 1024  # bytes of one read
 class LocalFile:
     """An open file, as a context manager.
 
-    Thread-safe: each read is at its own position (preadv). Methods raise LocalFault.
+    Thread-safe: each read is at its own position (preadv). Methods that use the file
+    raise LocalFault. The constructor raises UsageError if ``path`` is not a regular
+    file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,8 +51,8 @@ class LocalFile:
     def blocks(self, span: ByteRange, buffer: memoryview) -> Iterator[memoryview]:
         """Yield the bytes of ``span`` in blocks.
 
-        Each block is a part of ``buffer``, which the next block overwrites. Raises
-        FileChanged if the file has become shorter.
+        Each block is a part of ``buffer``; the next block overwrites it. Raises
+        FileChanged if the file ends before the end of ``span``.
         """
         position = span.start
         while position < span.end:
@@ -106,7 +108,10 @@ class LocalFile:
 
 
 def new_hash(algorithm: str) -> Any:
-    """Return a hash object that FIPS mode permits: it only detects transfer errors."""
+    """Return a hash object for the detection of transfer errors.
+
+    FIPS mode permits it, because it is not for security.
+    """
     return hashlib.new(algorithm, usedforsecurity=False)
 
 

@@ -74,10 +74,10 @@ def make_plan(size: int, chunk_size: int) -> UploadPlan:
 def auto_chunk_size(size: int, limit: int | None = None) -> int:
     """Return the chunk size in bytes for a file of ``size`` bytes.
 
-    The chunk size is 8 MiB for most files. It is smaller for a small file, so that each
-    connection has a chunk to send, and larger for a large file, up to 48 MiB. It never
-    exceeds ``limit``, the server's limit in bytes (None if unknown). It depends only on
-    ``size`` and ``limit``, because a later run must use the same chunks to resume.
+    The chunk size is 8 MiB for most files. It is smaller for a small file, so that
+    several connections have chunks to send. It is larger for a large file, up to 48
+    MiB. It never exceeds ``limit``, the server's limit in bytes (None if unknown). It
+    depends only on ``size`` and ``limit``: to resume, a later run needs the same size.
     """
     if size < _SMALL_FILE_CHUNKS * DEFAULT_SIZE:
         chosen = size // _SMALL_FILE_CHUNKS
@@ -92,7 +92,8 @@ def smaller_chunk_size(refused: int, limit: int | None = None) -> int | None:
 
     ``refused`` is the size of that chunk in bytes, ``limit`` the server's limit in
     bytes, None if unknown. Returns ``limit`` if it is smaller than ``refused``, else
-    half of ``refused``, at least ``MIN_SIZE``. Returns None if no smaller size is left.
+    half of ``refused``, but at least ``MIN_SIZE`` (64 KiB). Returns None if this is not
+    smaller than ``refused``.
     """
     if limit is not None and limit < refused:
         return limit

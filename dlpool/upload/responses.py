@@ -1,4 +1,4 @@
-"""Reads the responses of dlpool-web: the JSON, or the error that it reports."""
+"""Functions that read the responses of dlpool-web: their JSON and their errors."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ _NOT_OWNER = (
 
 
 def read_json(reply: Reply) -> dict[str, Any]:
-    """Read the body of a response and return its JSON object.
+    """Read the body of a response, close the response, and return the JSON object.
 
-    If the body is not a JSON object, returns an empty object for an error response, and
-    raises BadAnswer for a successful response.
+    If the body is not a JSON object, raises BadAnswer for a status below 300, and
+    returns an empty object for any other status. Raises the errors of ``reply.read``.
     """
     data = bytearray()
     view = memoryview(bytearray(64 * 1024))
@@ -88,10 +88,7 @@ def raise_for_error(reply: Reply, answer: Mapping[str, Any]) -> None:
 def error_of(
     status: int, headers: Mapping[str, str], answer: Mapping[str, Any]
 ) -> DlpoolError:
-    """Return the error for a response with a status other than 200.
-
-    The text of the error contains the server's message.
-    """
+    """Return the error for a response with a status other than 200."""
     text, code = f"the server answered {status}", answer.get("code")
     if isinstance(answer.get("error"), str):
         text += ": " + " ".join(answer["error"].split())[:300]

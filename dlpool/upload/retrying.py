@@ -18,11 +18,11 @@ T = TypeVar("T")
 
 
 class UploadRetryBudget:
-    """Decides whether and when a thread retries. Used by one thread only.
+    """Decides whether a thread retries a request, and when. Used by one thread.
 
     If a server that has answered before becomes unavailable, failures are not counted
     as attempts. Instead, the upload fails when the server has been unavailable for
-    ``network_wait`` seconds.
+    ``network_wait`` seconds. If ``network_wait`` is 0, all failures are counted.
     """
 
     def __init__(self, context: UploadContext) -> None:
@@ -31,14 +31,14 @@ class UploadRetryBudget:
         self._stale = self._misses = 0
 
     def reset(self) -> None:
-        """Start again with a full budget, after a success."""
+        """Reset the budget after a success."""
         self._stale = self._misses = 0
 
     def backoff_after(self, error: RetryRange, fail: Callable[[], int]) -> RetryDelay:
         """Return the delay before the next attempt.
 
         ``fail`` counts a failed attempt and returns the number of failed attempts in a
-        row. If no attempt is left, raises the error that ends the upload.
+        row. Raises DlpoolError if no retry is possible.
         """
         context = self._context
         if error.is_stale and self._stale < MAX_STALE:
@@ -67,10 +67,10 @@ class UploadRetryBudget:
         return delay
 
     def _is_away(self, error: RetryRange) -> bool:
-        """Return whether the server is unavailable and may come back.
+        """Return whether to wait for the server because it is unavailable.
 
-        Raises ``error`` if the server has been unavailable for ``network_wait``
-        seconds.
+        Raises ``error`` if the server has been unavailable for ``network_wait`` seconds
+        or more.
         """
         wait_s = self._context.settings.network_wait
         if not error.is_away or wait_s <= 0:
@@ -93,10 +93,10 @@ class RequestRetrier:
         send: Callable[[Exchange], T],
         is_final: Callable[[RetryRange], bool] = lambda _error: False,
     ) -> T:
-        """Call ``send`` until it succeeds, and return its result.
+        """Call ``send`` repeatedly until it succeeds; return its result.
 
-        Raises an error without a retry if ``is_final`` returns True for the error, and
-        the last error if no attempt is left.
+        Raises DlpoolError if no retry is possible, or if ``is_final`` returns True for
+        an error. Errors other than RetryRange are not retried.
         """
         attempts = count(1)
         while True:

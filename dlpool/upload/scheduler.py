@@ -1,4 +1,5 @@
-"""Decides which chunk each thread of an upload sends next, and how many at once."""
+"""The order in which the threads of an upload send chunks, and the limit of chunks that
+are sent at the same time."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ NO_BACKOFF = RetryDelay(0.0, 0.0)
 class UploadScheduler:
     """The state of each chunk: stored, being sent, waiting for a retry, or unsent.
 
-    At most ``max_connections`` chunks are sent at once, fewer if the server admits
-    fewer. Thread-safe; the monitor ``scope.changed`` guards all attributes.
+    At most ``max_connections`` chunks are sent at the same time, fewer if the server
+    refuses chunks. Thread-safe; the monitor ``scope.changed`` guards all changes.
     """
 
     def __init__(
@@ -52,10 +53,10 @@ class UploadScheduler:
         return f"<UploadScheduler {chunks}, {sending}>"
 
     def reset(self, stored: Collection[int]) -> int:
-        """Start again with the ``stored`` chunks; return the number of missing chunks.
+        """Set the state of all chunks; return the number of unsent chunks.
 
-        ``stored``: the indexes of the chunks that the server has. No chunk may be in
-        flight.
+        ``stored``: the indexes of the chunks that the server has stored. The caller
+        ensures that no chunk is being sent.
         """
         with self._changed:
             self._stored = {index for index in stored if 0 <= index < self._plan.count}
@@ -73,8 +74,8 @@ class UploadScheduler:
     def next_chunk(self) -> int | None:
         """Wait for a chunk that may be sent, and return its index.
 
-        Returns None when no chunk is left to send: all chunks are stored, the scheduler
-        is closed, or the upload was cancelled.
+        Returns None in three cases: all chunks are stored; the scheduler is closed and
+        no chunk is being sent; or the scope was cancelled.
         """
         with self._changed:
             while self._scope.error is None and (
@@ -97,7 +98,7 @@ class UploadScheduler:
             return None
 
     def add_sent(self, index: int, size: int) -> None:
-        """Count ``size`` more sent bytes of a chunk.
+        """Add ``size`` to the number of sent bytes of a chunk.
 
         Raises the scope's error if the scope was cancelled.
         """
@@ -108,9 +109,9 @@ class UploadScheduler:
     def mark_stored(self, index: int) -> None:
         """Record that the server has stored the chunk.
 
-        Wakes the threads that sleep after a failure. If ``reduce_connections`` has
+        Wakes the threads that sleep in ``retry_later``. If ``reduce_connections`` has
         lowered the limit of simultaneous chunks, increases the limit by one after every
-        ``GROWTH`` stored chunks.
+        ``GROWTH`` stored chunks, up to ``max_connections``.
         """
         with self._changed:
             self._accepted += self._sending.pop(index)
@@ -123,12 +124,12 @@ class UploadScheduler:
             self._changed.notify_all()
 
     def retry_later(self, index: int, delay: RetryDelay = NO_BACKOFF) -> None:
-        """Schedule a retry of a chunk after ``delay.chunk_s`` seconds, by any thread.
+        """Let any thread send the chunk again after ``delay.chunk_s`` seconds.
 
-        The calling thread sleeps for ``delay.worker_s`` seconds, and meanwhile counts
-        as a sending thread. It wakes early when another chunk is stored, because the
-        server is then available again. Raises the scope's error if the scope was
-        cancelled.
+        The calling thread sleeps for up to ``delay.worker_s`` seconds. Meanwhile, it
+        counts as a sending thread. It wakes early when a chunk is stored, because this
+        shows that the server is available. Schedules nothing if the scheduler is
+        closed. Raises the scope's error if the scope was cancelled.
         """
         with self._changed:
             self.retries += 1
@@ -148,11 +149,11 @@ class UploadScheduler:
         self._scope.raise_if_cancelled()
 
     def reduce_connections(self) -> bool:
-        """Lower the limit of simultaneous chunks, because the server refused a chunk.
+        """Lower the limit of simultaneous chunks; return False if this is impossible.
 
-        Called when the server receives too many chunks at once. The new limit is the
-        number of chunks in flight without the refused chunk. Returns False, and changes
-        nothing, if no other chunk is in flight.
+        Called by a thread whose chunk the server refused because of too many
+        simultaneous chunks. The new limit is at most the number of other chunks that
+        are being sent. If there are none, nothing is changed.
         """
         with self._changed:
             others = len(self._sending) - 1
@@ -162,13 +163,13 @@ class UploadScheduler:
             return True
 
     def count_failure(self, index: int) -> int:
-        """Count a failed attempt at a chunk; return the chunk's failures in a row."""
+        """Count a failure to send a chunk; return the chunk's failures in a row."""
         with self._changed:
             self._failures[index] = self._failures.get(index, 0) + 1
             return self._failures[index]
 
     def close(self) -> None:
-        """Send no further chunks, as the server no longer accepts chunks."""
+        """Let no thread send a further chunk, because the server accepts none."""
         with self._changed:
             self._is_closed = True
             self._unsent.clear()
@@ -180,7 +181,7 @@ class UploadScheduler:
     def wait_until_begun(self, index: int) -> None:
         """Wait until a thread has begun to send the chunk.
 
-        Returns at once if the chunk is stored or the scheduler is closed. Raises the
+        Does not wait if the chunk is stored or the scheduler is closed. Raises the
         scope's error if the scope was cancelled.
         """
         with self._changed:
@@ -191,7 +192,7 @@ class UploadScheduler:
 
     @property
     def done_bytes(self) -> int:
-        """The bytes of stored chunks, and the sent bytes of chunks in flight."""
+        """The bytes of stored chunks, plus the sent bytes of chunks being sent."""
         with self._changed:
             return self._stored_bytes + sum(self._sending.values())
 
@@ -207,7 +208,7 @@ class UploadScheduler:
 
     @property
     def accepted_bytes(self) -> int:
-        """The bytes that the server has accepted in this attempt."""
+        """The sent bytes of the chunks that the server stored in this attempt."""
         return self._accepted
 
     @property

@@ -48,7 +48,7 @@ class FileUpload:
     """Uploads one file. ``run`` is called once, by one thread.
 
     ``cancel`` and ``progress`` may be called by any thread. The scope of the running
-    attempt is a member of the upload's scope, so that ``cancel`` reaches the attempt.
+    attempt is a member of the upload's scope: cancelling the upload cancels both.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class FileUpload:
         notify: Notify = ignore_event,
         user_settings: Collection[str] = (),
     ) -> None:
-        """Prepare the upload; nothing is sent.
+        """Prepare the upload without sending anything.
 
         ``user_settings``: the names of the settings that the user has set. The server's
         defaults do not replace them. Raises UsageError for a name or a folder that
@@ -83,11 +83,11 @@ class FileUpload:
         self._most_done = 0
 
     def cancel(self) -> None:
-        """Cancel the upload. A later run of the same upload resumes it."""
+        """Cancel the upload. A later upload of the same file can resume it."""
         self._scope.cancel(Cancelled("the upload was cancelled"))
 
     def progress(self) -> Progress:
-        """Return the progress; its bytes do not decrease if chunks are sent again."""
+        """Return the progress. Its number of bytes never decreases."""
         if not self._attempts:
             return Progress(self._request.file, 0, None, 0, "connecting")
         current = self._attempts[-1]
@@ -123,12 +123,11 @@ class FileUpload:
         )
 
     def _run(self, context: UploadContext) -> UploadedFile:
-        """Make attempts until one succeeds, or fails with an error that no attempt
-        solves.
+        """Make attempts until one succeeds or the upload fails.
 
         If the server refuses the chunk size, the next attempt uses smaller chunks. If
-        the merged file is missing, one more attempt is made; if the file is then
-        missing again, the upload fails.
+        the merged file is missing for the first time, makes another attempt. All other
+        errors are raised.
         """
         server = RequestRetrier(context).request(self._server.capabilities)
         size = context.file.identity.size
@@ -188,10 +187,10 @@ class FileUpload:
     def _next_chunk_size(
         self, error: ChunkTooLarge, refused: int, server: ServerCapabilities
     ) -> int:
-        """Return the chunk size to try after the server refused ``refused`` bytes.
+        """Return the chunk size to try after the server has refused a chunk.
 
-        Raises ChunkTooLarge if no smaller size is left, or if the user has set the
-        size.
+        ``refused``: the size of this chunk in bytes. Raises ChunkTooLarge if no
+        smaller size is left, or if the user has set the size.
         """
         if self._request.chunk_size is not None:
             raise ChunkTooLarge(f"{error}: use a smaller --chunk-size") from error
@@ -203,7 +202,7 @@ class FileUpload:
     def _delete(self, target: UploadTarget, context: UploadContext) -> None:
         """Delete the failed attempt's task at the server.
 
-        A failure is ignored: if the task still exists, the next attempt reports the
+        FailJob is ignored: if the task still exists, the next attempt reports the
         error.
         """
         with suppress(FailJob):
@@ -236,7 +235,7 @@ class FileUpload:
 
 
 class UploadSpeedMonitor:
-    """Cancels requests that are too slow, by the same limits as for downloads.
+    """Cancels slow requests. The limits are those of downloads.
 
     Used by the timer thread only.
     """

@@ -15,8 +15,8 @@ class FileUploadRequest:
 
     ``connections``: the number of connections, None for the number that the server
     advises. ``chunk_size``: bytes, None for an automatic size. ``name``: the name at
-    the server, None for the name of ``file``. ``relative_path``: a folder relative to
-    the server's folder of files, None for the server's folder itself.
+    the server, None for the name of ``file``. ``relative_path``: the path of a folder
+    in the server's folder of files, None for the folder of files itself.
     """
 
     file: Path
@@ -26,7 +26,7 @@ class FileUploadRequest:
     relative_path: str | None = None
 
     def target(self) -> tuple[str, str | None]:
-        """Return the name and the folder at the server, None for no folder.
+        """Return the name at the server, and the folder as in ``relative_path``.
 
         Raises UsageError for a name or a folder that cannot be sent.
         """
@@ -47,10 +47,12 @@ class FileUploadRequest:
 class UploadResult:
     """A successful upload. Sizes are in bytes.
 
-    ``sent``: the bytes that this run sent. ``resumed_from``: the bytes that the server
-    had stored before this run. The file at the server has been verified by one of the
-    digests ``md5`` and ``composite_sha256``; the other is None. ``path`` is relative to
-    the server's folder of files, ``location`` is the URL of the file.
+    ``sent``: the bytes that the server accepted in this run. ``resumed_from``: the
+    bytes that the server had stored before the last attempt. The file at the server has
+    been verified by one of the digests ``md5`` and ``composite_sha256``; the other is
+    None.
+    ``path`` is relative to the server's folder of files, ``location`` is the URL of the
+    file.
     """
 
     file: Path

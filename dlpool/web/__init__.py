@@ -1,9 +1,10 @@
-"""Serve uploads, the job API and the dashboard over HTTP (extra ``web``).
+"""The HTTP server of uploads, the job API and the dashboard (extra ``web``).
 
 ``dlpool-web`` runs a gunicorn process and its worker processes. In a worker, the main
 thread receives request heads, pool threads handle requests, and janitor, auditing,
-event_publisher, lingering_close and jwks start a thread each. Read the modules in this
-order:
+event_publisher, lingering_close and jwks have threads of their own.
+
+Read the modules in this order:
 
 - application: app (the WSGI application), wiring (composition root: the services that
   the resources of a process share), middleware (every request: authentication, rate

@@ -17,8 +17,8 @@ from dlpool.web.wiring import WebServices
 
 
 class WebResponse(falcon.Response):
-    """Adds ``X-Content-Type-Options: nosniff`` (Fetch standard) to every response, so
-    that browsers do not guess another content type."""
+    """A response with ``X-Content-Type-Options: nosniff`` (Fetch standard), so that
+    browsers do not guess another content type."""
 
     __slots__ = ()
 
@@ -39,8 +39,8 @@ def create_app(settings: Settings) -> falcon.App[Any, Any]:
 
 
 def make_app(services: WebServices) -> falcon.App[Any, Any]:
-    """Create the application from existing services. Raises ConfigurationError,
-    LocalFault."""
+    """Create the application from existing services, and start its janitor. Raises
+    ConfigurationError, LocalFault."""
     access = AccessMiddleware(services)
     app: falcon.App[Any, Any] = falcon.App(
         middleware=[access, tus.TusMiddleware()], response_type=WebResponse

@@ -9,10 +9,10 @@ resource (``add_changes``) and from the events of the storage. When the status o
 response is known, the middleware calls ``finish_request``, which writes the collected
 changes as audit events.
 
-``finish_request`` writes the planned change if the request fails, or if it succeeds
-without a collected change. Exception: for an action in ``_EVENT_ACTIONS``, the storage
-reports each change. If such a request succeeds without a reported change, it has
-changed nothing, and no event is written.
+``finish_request`` writes the planned change after most failures, and after a success
+without a collected change. For the actions in ``_EVENT_ACTIONS``, the storage reports
+each change: a request that succeeds without a reported change has changed nothing, and
+no event is written.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def start_request(req: falcon.Request) -> None:
 def plan_change(
     req: falcon.Request, resource: object, params: Mapping[str, Any]
 ) -> None:
-    """Set the planned change of a request (see the module)."""
+    """Set the planned change of a request that can change an object."""
     if (
         resource is None
         or req.method not in CHANGING
@@ -117,9 +117,8 @@ def set_object(req: falcon.Request, name: str) -> None:
 def add_changes(req: falcon.Request, action: str, answer: Any) -> None:
     """Add the changes that a response of the job API or of a batch reports.
 
-    ``answer`` is one entry, or has a list of entries in ``results``. An entry has
-    ``id``, and ``result``, ``status`` or ``code``. An ``answer`` with neither ``id``
-    nor ``results`` adds no change.
+    ``answer`` has a list of entries in ``results``, or is itself an entry if it has
+    ``id``. Adds one change for each entry; any other ``answer`` adds none.
     """
     known = isinstance(answer, Mapping)
     entries = (
@@ -158,16 +157,17 @@ class AuditLog(StreamPublisher):
         self.put({**event_fields(change, author), **trace})
 
     def log_loss(self, error: Exception) -> None:
-        """Log that audit events are missing in Redis. Called for the first loss after
-        a success."""
+        """Log that audit events are missing in Redis. Called for the first of several
+        losses in a row."""
         self._log.warning("audit_events_lost", error=error)
 
     def record_upload_event(self, event: UploadEvent) -> None:
         """Record a change of an upload that the storage reports.
 
-        If this thread handles a request, add the change to this request. Otherwise,
-        for example after the recovery of an interrupted merge, write an event with the
-        service as its author.
+        Does nothing for a change that is not audited. If this thread handles a request
+        other than GET, adds the change to the request. Otherwise, for example during
+        the recovery of an interrupted merge, writes an event with the service as
+        its author.
         """
         changes, action = _changes.get(), _ACTIONS.get(event.name)
         if action is None:
@@ -178,12 +178,13 @@ class AuditLog(StreamPublisher):
             changes.append(AuditChange(action, event.upload_id))
 
     def finish_request(self, req: falcon.Request, status: int, label: str) -> None:
-        """Write the collected changes of a request, or the planned change.
+        """Write the collected changes of a request, and its planned change if needed.
 
         ``status`` and ``label``: the status and the error code of the response. After
-        status 401 or 403, the planned change is written as refused, up to ``REFUSALS``
-        times a minute. After other errors, the planned change is written only if the
-        client was admitted and the action is not ``upload.write``.
+        status 401 or 403, the planned change is written as refused, at most
+        ``REFUSALS`` times a minute for the same action and code. After other errors, it
+        is written only if the client was admitted and the action is not
+        ``upload.write``. After a success, see the module.
         """
         _changes.set(None)
         author = AuditActor(req.context.principal.actor, req.context.address)
@@ -212,7 +213,7 @@ class AuditLog(StreamPublisher):
     def summarise(self, *, now: bool = False) -> None:
         """Write how many refused attempts got no event of their own.
 
-        These are attempts beyond ``REFUSALS`` per minute with the same action and code.
+        These are attempts beyond ``REFUSALS`` a minute for the same action and code.
         Writes the numbers about once a minute, or at once if ``now``.
         """
         for key, count in self._refused.pop_counts(now=now):
@@ -223,7 +224,7 @@ class AuditLog(StreamPublisher):
 
 
 def open_audit(settings: Settings, counters: SharedCounters, log: Logger) -> AuditLog:
-    """Return the audit log for the queue of ``[redis]``. Raises ConfigurationError."""
+    """Return the audit log of the queue in ``[redis]``. Raises ConfigurationError."""
     client = connect(settings.redis, Path(settings.paths.state_dir), name="dlpool-web")
     return AuditLog(
         AuditWriter(

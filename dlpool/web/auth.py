@@ -23,8 +23,8 @@ class Authenticator:
     """Checks tokens and keys. ``is_required``: whether requests need a token or key.
     Thread-safe.
 
-    Raises ConfigurationError if a key is invalid, or if authentication is required but
-    no key is configured.
+    The constructor raises ConfigurationError for invalid settings and keys, and if
+    authentication is required but no key is configured.
     """
 
     def __init__(self, settings: WebSettings) -> None:

@@ -34,7 +34,7 @@ class ByteStream(Protocol):
     """The part of a WSGI input stream that RequestBody uses."""
 
     def read(self, size: int, /) -> bytes:
-        """Return up to ``size`` available bytes, none at the end."""
+        """Return up to ``size`` available bytes, ``b""`` at the end."""
         ...
 
 
@@ -65,8 +65,7 @@ class RequestBody:
     def blocks(self, block_size: int = BLOCK_SIZE) -> Iterator[bytes]:
         """Yield the body in blocks of at most ``block_size`` bytes.
 
-        Raises BrokenBody if the body is shorter than its Content-Length, BodyTooSlow
-        (or its subclass SlotRevoked), HttpError (413).
+        Raises BrokenBody, BodyTooSlow, HttpError (413).
         """
         while self.length is None or self.size < self.length:
             wanted = (
@@ -88,8 +87,8 @@ class RequestBody:
             raise BrokenBody(f"received {self.size} of {self.length} bytes")
 
     def use_slot(self, slot: BodySlot) -> None:
-        """Receive the body in this slot. Reads raise SlotRevoked when the slot is
-        revoked."""
+        """Receive the body in this slot. Reads raise SlotRevoked after the slot has
+        been revoked, unless the body is complete."""
         self._slot = slot
         slot.start_receiving(
             lambda: getattr(self._stream, "received", self.size), time.monotonic()
@@ -97,7 +96,7 @@ class RequestBody:
         self.call_while_waiting(self._check)
 
     def call_while_waiting(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` repeatedly while reads wait, if the server supports that.
+        """Call ``callback`` repeatedly while reads wait, if the server supports it.
         An exception from ``callback`` aborts the read."""
         call_while_waiting = getattr(self._stream, "call_while_waiting", None)
 

@@ -4,9 +4,10 @@ A body occupies a thread while it is received, so the number of slots is limited
 slot is free, a few requests wait up to ``WAIT_S`` seconds for a slot. All further
 requests are rejected with 503 and ``Retry-After``.
 
-For each waiting or rejected request, one body that is much slower than the median loses
-its slot; the request with that body is rejected with 503 and ``Retry-After``. The
-oldest slow bodies keep a quarter of the slots, so that slow clients can finish.
+For each waiting or recently rejected request, one body that is much slower than the
+median loses its slot; the request with that body is rejected with 503 and
+``Retry-After``. Some slow bodies keep a quarter of the slots, so that slow clients can
+finish.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class BodySlot:
     """A slot for one body. Its holder calls ``start_receiving`` and
     ``finish_receiving``, and reads ``is_revoked``.
 
-    ``was_fast``: the body was received at ``FLOOR`` bytes per second or more.
+    ``was_fast``: the end of the body was received at ``FLOOR`` bytes per second or
+    more.
     """
 
     client: str
@@ -108,8 +110,11 @@ class BodySlots:
         self._slow: dict[str, float] = {}
 
     def acquire(self, client: str, *, timeout_s: float = WAIT_S) -> BodySlot | None:
-        """Return a slot, which the caller must ``release``. None if no slot becomes
-        free within ``timeout_s`` seconds, or if too many requests wait."""
+        """Return a slot, which the caller must ``release``.
+
+        Returns None if no slot becomes free within ``timeout_s`` seconds, or if too
+        many requests wait.
+        """
         with self._lock:
             if self._free and self._may_take(client):
                 return self._take(client)
@@ -125,8 +130,7 @@ class BodySlots:
             return waiter.slot
 
     def release(self, slot: BodySlot) -> None:
-        """Free a slot, and assign it to a waiting request of the client with the fewest
-        slots. Slow clients come last."""
+        """Free a slot, and assign free slots to waiting requests."""
         with self._lock:
             self._assigned.discard(slot)
             self._free += 1
@@ -135,8 +139,8 @@ class BodySlots:
             self._assign()
 
     def revoke_slow(self) -> None:
-        """Revoke the slot of one slow body for each waiting or recently rejected
-        request."""
+        """Revoke slots of slow bodies, at most one slot for each waiting or recently
+        rejected request."""
         with self._lock:
             self._assign()
             now = self._clock()
@@ -148,7 +152,10 @@ class BodySlots:
                 self._mark_slow(slot.client, now)
 
     def _assign(self) -> None:
-        """Assign free slots to waiting requests."""
+        """Assign free slots to waiting requests.
+
+        Clients that are not slow come first; among them, clients with the fewest slots.
+        """
         while self._free and (
             eligible := [one for one in self._waiters if self._may_take(one.client)]
         ):
@@ -166,8 +173,8 @@ class BodySlots:
         return sum(not waiter.is_slow for waiter in self._waiters) + len(self._rejected)
 
     def _may_take(self, client: str) -> bool:
-        """Return whether a client may have a free slot. While requests of clients that
-        are not slow wait, slow clients share a quarter of the slots."""
+        """Return whether a client may have a free slot. While clients that are not
+        slow need slots, slow clients share a quarter of the slots."""
         if not self._is_slow(client) or not self._demand(self._clock()):
             return True
         return (
@@ -185,7 +192,7 @@ class BodySlots:
         """Queue a request; return None if this request is rejected instead.
 
         If the queue is full, either the new request or a queued one is rejected:
-        preferably one of a slow client, among these one of the client with most slots.
+        preferably one of a slow client; among these, one of the client with most slots.
         """
         waiter = _Waiter(client, self._is_slow(client))
         if len(self._waiters) >= self._max_waiting:
@@ -208,11 +215,11 @@ class BodySlots:
         return waiter
 
     def _is_slow(self, client: str) -> bool:
-        """Return whether a slot of the client was revoked recently."""
+        """Return whether the client counts as slow after a revoked slot."""
         return self._slow.get(client, 0.0) > self._clock()
 
     def _slowest(self, now: float) -> list[BodySlot]:
-        """Return the slots of slow bodies, in the order in which they are revoked.
+        """Return the slots of slow bodies in the order in which they may be revoked.
 
         The client with the most slow bodies comes first, and its newest slot before its
         older slots. The last ``_slow_slots`` slots in this order are left out, because
@@ -250,8 +257,8 @@ class BodySlots:
 
 
 def _floor(rates: Iterable[float]) -> float:
-    """Return the rate below which a body is slow: a quarter of the median, between
-    FLOOR and CEILING."""
+    """Return the rate below which a body is slow: a quarter of the median rate, between
+    ``FLOOR`` and ``CEILING``."""
     found = list(rates)
     median = statistics.median(found) if found else 0.0
     return max(FLOOR, min(median / 4, CEILING))

@@ -74,8 +74,8 @@ class TimedSocket:
         return getattr(self._sock, name)
 
     def stop_reading(self) -> None:
-        """Return no bytes from ``recv`` until the next ``start_body``: the complete
-        head has been received."""
+        """Let ``recv`` return ``b""`` until the next ``start_body``. Called when the
+        complete head has been received."""
         self._timeouts, self._callback = None, None
 
     def start_body(self, timeouts: BodyTimeouts) -> None:
@@ -88,7 +88,8 @@ class TimedSocket:
         self._callback = callback
 
     def recv(self, size: int) -> bytes:
-        """Return up to ``size`` bytes, none at the end. Raises BodyTooSlow, OSError."""
+        """Return up to ``size`` bytes, ``b""`` at the end. Raises BodyTooSlow, OSError,
+        and the errors of the callback."""
         size = min(size, BLOCK_SIZE)
         if self._timeouts is None:
             return b""
@@ -118,7 +119,7 @@ class TimedSocket:
         return time.monotonic() - started_at
 
     def _wait_readable(self, timeout_s: float) -> bool:
-        """Return whether the socket becomes readable within ``timeout_s`` seconds."""
+        """Wait up to ``timeout_s`` seconds; return whether the socket is readable."""
         poll, deadline = select.poll(), time.monotonic() + timeout_s
         poll.register(self._sock, select.POLLIN)
         while (

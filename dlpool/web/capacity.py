@@ -24,7 +24,7 @@ MIN_FILES_A_THREAD = 6  # enough for most requests
 class ServerCapacity:
     """The allowed number of processes, and of threads in each process.
 
-    ``notes``: one sentence for each number that was reduced.
+    ``notes``: sentences about the numbers that were reduced.
     """
 
     processes: int

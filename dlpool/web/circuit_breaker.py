@@ -31,8 +31,8 @@ class CircuitBreaker:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Run Redis commands in the block. Raises QueueAway at once while the circuit
-        is open, otherwise the errors of the block."""
+        """Run the block, which uses Redis. Raises QueueAway at once if the circuit is
+        open and no test is due."""
         is_test, started_at = self._enter(), self._clock()
         try:
             yield

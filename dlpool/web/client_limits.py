@@ -1,8 +1,8 @@
 """Limits of each client across all worker processes, and of the concurrent transfers of
 a process.
 
-Concurrent transfers are counted by record locks, which the kernel releases when a
-process is killed.
+The concurrent transfers of a client are counted by record locks. The kernel releases
+these locks when a process is killed.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ class ClientLimits:
     """Rate and concurrency limits. Thread-safe.
 
     Processes share the limits through files in ``folder``. If ``folder`` is not
-    writable, each process counts alone. ``_lock`` guards the set of running merges. A
-    thread that uses the table of rates holds ``_lock`` against other threads, and a
-    record lock against other processes.
+    writable, each process counts requests alone, and the transfers of a client are not
+    limited. ``_lock`` guards the set of running merges. A thread that uses the table of
+    rates holds ``_lock`` against other threads, and a record lock against other
+    processes.
     """
 
     def __init__(
@@ -74,8 +75,8 @@ class ClientLimits:
             )
 
     def check_rate(self, client: str) -> None:
-        """Count a request of ``client``. Raises HttpError (429) above the request
-        rate."""
+        """Count a request of ``client``. Raises HttpError (429) if the client
+        exceeds the request rate."""
         if self._settings.request_rate is None:
             return
         wait_s = self._wait_s(_hash(client) % _ROWS, 1 / self._settings.request_rate)
@@ -100,7 +101,7 @@ class ClientLimits:
 
         Merges may take minutes, so they use at most half of the body slots. A request
         waits at most ``timeout_s`` seconds for a slot, because its client may have
-        disconnected. Raises HttpError (503) if no slot becomes free, UploadError
+        disconnected. Raises HttpError (503) if the request gets no slot, UploadError
         (task_merging) while this process merges ``file_id``.
         """
         with ExitStack() as stack:
@@ -126,8 +127,8 @@ class ClientLimits:
         """Hold a slot for a request that needs much processor time.
 
         A client may hold one slot in all processes together. A process has half as many
-        slots as cores. Raises HttpError: 429 if the client already holds a slot, 503 if
-        no slot becomes free in time.
+        slots as cores, but at least one. Raises HttpError: 429 if the client
+        already holds a slot, 503 if no slot becomes free in time.
         """
         with ExitStack() as stack:
             if not self._lock_offset(client, range(_HEAVY, _HEAVY + 1), stack):
@@ -184,7 +185,7 @@ class ClientLimits:
         wait, 0 if the request is allowed.
 
         ``interval_s``: seconds per request. ``row``: the number of the client's row in
-        the table of rates, which stores the theoretical arrival time.
+        the table of rates. The row stores the theoretical arrival time.
         """
         with self._lock:
             if self._rates < 0:

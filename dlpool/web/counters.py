@@ -1,9 +1,9 @@
-"""Counters that all worker processes share and that survive a worker process.
+"""Counters of all worker processes, which survive the end of a process.
 
-Each process has its own file, called its row. It writes the row about once a second and
-before it returns totals. A new process takes over the row of a dead one, so that totals
-never decrease and the number of rows is bounded. A killed process loses the counts of
-its last second.
+Each process has its own file, called its row. The process writes the row about once a
+second, and before it returns totals. A new process takes over the row of a dead
+process, so that totals never decrease and the number of rows is bounded. A killed
+process loses the counts of its last second.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class SharedCounters:
             self._is_changed = True
 
     def count_request(self, seconds: float, label: str) -> None:
-        """Count a response and its duration; ``label``: its error code, empty if it is
-        not an error."""
+        """Count a response and its duration; ``label``: the error code of the response,
+        empty after a success."""
         bucket = next((str(bound) for bound in BUCKETS if seconds <= bound), "+Inf")
         self.add(f"took {bucket}")
         self.add("seconds", seconds)
@@ -62,7 +62,7 @@ class SharedCounters:
             self.add(f"error {label}")
 
     def flush(self) -> bool:
-        """Write the row; return whether it could be written. Raises nothing."""
+        """Write the row if it has changed; return whether the file is up to date."""
         with self._writing:
             with self._lock:
                 if self._row is None or not self._is_changed:

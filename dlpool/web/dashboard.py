@@ -45,7 +45,7 @@ class Asset:
         self._data = data
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer with the file, or 304."""
+        """Answer with the file, or with status 304."""
         resp.set_headers(HEADERS)
         if not set_etag(req, resp, self._data):
             resp.content_type = self._type

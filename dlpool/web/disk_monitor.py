@@ -25,9 +25,9 @@ _ORDER = (HEALTHY, WARNING, UNHEALTHY)
 def next_health(before: str, used: float, settings: UploadSettings) -> str:
     """Return the health of a disk. Pure.
 
-    ``used``: the share of the disk that is in use, 0 to 1. ``before``: the last health.
-    The health gets worse at the thresholds ``disk_warn`` and ``disk_refuse``. It gets
-    better only when the share falls ``MARGIN`` below a threshold, so that small
+    ``used``: the share of the disk that is in use, 0 to 1. ``before``: the previous
+    health. The health gets worse at the thresholds ``disk_warn`` and ``disk_refuse``.
+    It gets better only when the share falls ``MARGIN`` below a threshold, so that small
     variations around a threshold are logged once.
     """
     reached = _level(used, settings)
@@ -42,7 +42,7 @@ def _level(used: float, settings: UploadSettings) -> str:
 
 
 class DiskMonitor:
-    """Checks the volumes of the upload backend, in one thread of one process at a time.
+    """Checks the volumes of the upload backend. Used by one process at a time.
 
     A file in ``folder`` keeps the health that was logged last, so that other processes
     and later starts do not log it again. If the file cannot be written, the health is
@@ -67,9 +67,9 @@ class DiskMonitor:
         self._logged: dict[str, str] = {}
 
     def check(self) -> None:
-        """Log each disk and folder whose health has changed. Raises nothing.
+        """Log each disk and folder whose health has changed.
 
-        A call within ``CHECK_INTERVAL_S`` of the last check does nothing.
+        Does nothing within ``CHECK_INTERVAL_S`` seconds after the last check.
         """
         if self._clock() < self._next_check:
             return
@@ -101,7 +101,7 @@ class DiskMonitor:
 
     def _check_space(self, volume: Volume, before: str) -> str:
         """Return the health of the disk of a volume. Log the health if it differs from
-        ``before``."""
+        ``before``. A disk that does not report its size is healthy, without a log."""
         capacity = volume.capacity
         if capacity is None:  # the file system does not report its size
             return HEALTHY

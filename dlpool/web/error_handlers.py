@@ -1,4 +1,4 @@
-"""Answers every error with the same JSON: ``{"error": text, "code": label}``."""
+"""Answers every error in the same JSON format: ``{"error": text, "code": label}``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _TEXTS = {
 
 
 def add_error_handlers(app: falcon.App[Any, Any], log: Logger) -> None:
-    """Install the handlers of all exceptions."""
+    """Add handlers for all exceptions to the application."""
 
     def unexpected(
         req: falcon.Request, resp: falcon.Response, error: Exception, _params: object

@@ -69,7 +69,7 @@ STATUSES: Mapping[ErrorCode, int] = {
 
 
 class HttpError(Exception):
-    """A request that is refused with an HTTP status.
+    """An error that is the response to a request.
 
     ``code`` is a stable label and ``text`` a sentence for people. ``headers`` are
     header fields of the response, ``details`` further fields of its JSON.

@@ -41,9 +41,9 @@ class StreamPublisher:
     """Queues entries for one Redis stream. Thread-safe; ``put`` does not block or
     raise.
 
-    Entries that Redis rejects, or that exceed ``capacity``, are lost and counted. The
-    first loss after a success is logged. The first entry starts the thread that writes
-    to Redis.
+    An entry is lost, and counted as lost, if it cannot be written to Redis or if
+    ``capacity`` entries are already queued. Of several losses in a row, the first is
+    logged. The first entry starts the thread that writes to Redis.
     """
 
     label: ClassVar[str]  # the counters are ``LABEL published`` and ``LABEL lost``
@@ -132,7 +132,8 @@ class StreamPublisher:
             self.log_loss(error)
 
     def log_loss(self, error: Exception) -> None:
-        """Log that entries are lost. Called for the first loss after a success."""
+        """Log that entries are lost. Called for the first of several losses in a
+        row."""
         raise NotImplementedError
 
 
@@ -146,15 +147,15 @@ class UploadEventPublisher(StreamPublisher):
         self.put(event_fields(event, current_trace.get()))
 
     def log_loss(self, error: Exception) -> None:
-        """Log that upload events are lost. Called for the first loss after a
-        success."""
+        """Log that upload events are lost. Called for the first of several losses in a
+        row."""
         self._log.warning("upload_events_lost", error=error)
 
 
 def open_event_publisher(
     settings: Settings, counters: SharedCounters, log: Logger
 ) -> UploadEventPublisher:
-    """Return the publisher for the queue of ``[redis]``. Raises ConfigurationError."""
+    """Return the publisher of the queue in ``[redis]``. Raises ConfigurationError."""
     client = connect(settings.redis, Path(settings.paths.state_dir), name="dlpool-web")
     return UploadEventPublisher(
         EventWriter(client, QueueKeys(settings.redis.group)), counters, log
@@ -177,5 +178,5 @@ def event_fields(event: UploadEvent, trace_id: str | None) -> dict[str, str]:
 
 
 def _clean(text: str) -> str:
-    """Escape lone surrogates, which UTF-8 cannot encode."""
+    """Return ``text`` with lone surrogates escaped: UTF-8 cannot encode them."""
     return text.encode("utf-8", "backslashreplace").decode()

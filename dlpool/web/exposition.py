@@ -75,7 +75,7 @@ class _Collector(Collector):
             )
 
     def _outcomes(self) -> Iterator[Metric]:
-        """Yield the counters by outcome, including counters that are 0."""
+        """Yield the counters with the label ``outcome``, including those that are 0."""
         published = ("published", "lost")
         for name, text, key, outcomes in (
             ("upload_events", "Upload events sent to Redis", "events", published),

@@ -38,7 +38,7 @@ class FileResource:
         self._answer(req, resp, path, is_sent=True)
 
     def on_head(self, req: falcon.Request, resp: falcon.Response, path: str) -> None:
-        """Answer with the headers of a GET."""
+        """Answer with the same headers as to GET."""
         self._answer(req, resp, path, is_sent=False)
 
     def _answer(
@@ -72,7 +72,7 @@ class FileResource:
 
     @staticmethod
     def _set_name(resp: falcon.Response, path: str) -> None:
-        """Send the file as an attachment, so that browsers do not show it as a page."""
+        """Set headers that make browsers save the file instead of showing it."""
         name = path.rpartition("/")[2]
         resp.content_type = "application/octet-stream"
         resp.set_header(
@@ -113,7 +113,7 @@ def add_routes(app: falcon.App[Any, Any], services: WebServices) -> None:
 
 
 def is_unchanged(header: str | None, etag: str) -> bool:
-    """Return whether a header ``If-None-Match`` matches the ETag."""
+    """Return whether the header ``If-None-Match`` matches the ETag."""
     tags = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
     return etag in tags or "*" in tags
 

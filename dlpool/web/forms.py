@@ -46,10 +46,11 @@ OpenFile = Callable[[dict[str, str]], FileSink]
 class MultipartForm:
     """Reads a form with at most one file. Used by one thread.
 
-    ``file_name``: the field of the file, None if the form has no file. ``open_file`` is
-    called with the fields that precede the file, and returns the sink of the file. All
-    fields together have at most ``field_size`` bytes. Raises HttpError (400) for an
-    invalid form or a missing closing boundary.
+    ``file_name``: the name of the file's field, None if the form has no file.
+    ``open_file`` is called with the fields that precede the file, and returns the sink
+    of the file. ``field_size``: the maximum number of bytes of all fields together,
+    without the file. The constructor raises HttpError (400) for a ``content_type``
+    without a valid boundary.
     """
 
     def __init__(
@@ -78,8 +79,8 @@ class MultipartForm:
         )
 
     def read(self, body: RequestBody) -> dict[str, str]:
-        """Read the form and return its fields. Raises HttpError, BrokenBody,
-        BodyTooSlow."""
+        """Read the form and return its fields without the file. Raises HttpError,
+        BrokenBody, BodyTooSlow, and the errors of ``open_file`` and its sink."""
         try:
             for event in self._events(body):
                 self._take(event)
@@ -132,8 +133,8 @@ class MultipartForm:
 def read_fields(
     body: RequestBody, content_type: str, field_size: int
 ) -> dict[str, str]:
-    """Read a form without files: multipart, urlencoded or JSON. Raises HttpError (400,
-    415), BrokenBody."""
+    """Read a form without files: multipart, urlencoded or JSON. Raises HttpError,
+    BrokenBody, BodyTooSlow."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == MULTIPART:
         return MultipartForm(content_type, field_size, None, _no_file).read(body)
@@ -168,8 +169,9 @@ def urlencoded_fields(text: str) -> dict[str, str]:
 
 
 def json_fields(data: bytes) -> dict[str, str]:
-    """Parse a JSON object of texts, numbers and booleans. Return the values as texts,
-    without fields that are null. Raises HttpError (400)."""
+    """Parse a JSON object of texts and numbers, with booleans in the fields
+    ``SWITCHES``. Return the values as texts, without fields that are null. Raises
+    HttpError (400)."""
     fields = {}
     given = json_object(data)
     if len(given) > 2 * MAX_PARTS:
@@ -222,7 +224,7 @@ def required_text(fields: dict[str, str], name: str) -> str:
 
 def optional_number(fields: dict[str, str], name: str) -> int | None:
     """Return a field as a whole number, None if absent or empty. Raises HttpError
-    (400)."""
+    (400) if it is invalid."""
     text = fields.get(name, "").strip()
     if not text:
         return None
@@ -239,7 +241,7 @@ def parse_switch(fields: Mapping[str, str], name: str) -> bool:
     """Return a field as a boolean: true for ``true``, ``1``, ``yes``; false for
     ``false``, ``0``, ``no``, empty, absent.
 
-    Raises HttpError (400).
+    Raises HttpError (400) for any other text.
     """
     text = fields.get(name, "").strip().lower()
     if text not in _SWITCHES:

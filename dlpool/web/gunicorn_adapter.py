@@ -1,8 +1,8 @@
 """Adapts gunicorn: the only module that uses its classes and their private members.
 
 The main loop of a worker holds each connection until the head of its request is
-complete (``head_receiver``); then a thread handles the request. A silent or slow client
-costs a descriptor and some bytes, but no thread. In contrast, gunicorn's own
+complete (``head_receiver``); then a thread handles the request. A client that has not
+sent a complete head costs a descriptor and some bytes, but no thread. gunicorn's own
 worker gives each new connection a thread, which waits up to 5 s for the first byte and
 without a limit for the rest of the head. ``tests/test_gunicorn_contract.py`` checks
 what this module expects of gunicorn.
@@ -83,11 +83,11 @@ class GunicornBody:
 
     @property
     def has_unread(self) -> bool:
-        """Return whether unread bytes prevent the reuse of the connection."""
+        """Return whether the connection may contain unread bytes of the body."""
         return self._left > 0
 
     def read(self, size: int | None = None) -> bytes:
-        """Return up to ``size`` bytes (None: the whole rest); none at the end.
+        """Return up to ``size`` bytes (None: the whole rest), ``b""`` at the end.
 
         Raises BrokenBody, BodyTooSlow.
         """
@@ -205,7 +205,7 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
         return self._pools.main.executor
 
     def accept(self, listener: Any) -> None:
-        """Accept a connection; if there are too many, close the oldest waiting one."""
+        """Accept a connection; if there are too many, close the oldest waiting ones."""
         try:
             sock, client = listener.accept()
         except OSError as error:
@@ -252,7 +252,7 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
         )
 
     def finish_request(self, conn: ClientConnection, fs: Future[Any]) -> None:
-        """After a request, let the receiver wait for the next head, or close.
+        """Let the receiver wait for the next head, or close the connection.
 
         Bytes of the next head may have been received with the body.
         """
@@ -272,7 +272,7 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
             conn.close(graceful=True)
 
     def on_head(self, connection: ClientConnection, head: bytes) -> None:
-        """Queue a request for a pool thread; reject the request if the pool is full."""
+        """Queue a request for a pool thread; reject it if the pool has no capacity."""
         pool = self._pools.pool_for(head)
         if pool.is_full:
             text = "the server is busy: try again"
@@ -322,7 +322,7 @@ class WebWorker(ThreadWorker):  # type: ignore[misc]
     def handle_error(
         self, _req: Any, client: Any, addr: Any, exc: BaseException
     ) -> None:
-        """Answer an invalid request in the format of all errors."""
+        """Answer an invalid request with an error; log any other exception."""
         if not isinstance(exc, (http.errors.ParseException, BodyTooSlow)):
             self.log.exception("error in a request")
             return
@@ -389,8 +389,8 @@ class GunicornLog(GunicornLogger):  # type: ignore[misc]
 class GunicornServer(BaseApplication):  # type: ignore[misc]
     """Runs gunicorn on a listening descriptor.
 
-    Each worker calls the argument ``load``, which returns the application, and the
-    function to call for each request that the worker rejects itself.
+    Each worker calls the argument ``load``. It returns a pair: the application, and
+    the ``on_reject`` of the worker.
     """
 
     def __init__(

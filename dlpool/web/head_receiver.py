@@ -32,7 +32,7 @@ class HeadHandler(Protocol[C_contra]):
     """Continues with a connection when the receiver no longer waits for its head."""
 
     def on_head(self, connection: C_contra, head: bytes) -> None:
-        """Handle a complete head, which may be followed by further bytes."""
+        """Handle a complete head; ``head`` may contain further bytes after its end."""
 
     def on_invalid_head(
         self, connection: C_contra, error: RawError, reason: str, text: str

@@ -19,8 +19,8 @@ PERIOD_S = 1.0
 
 
 class Janitor:
-    """A thread in each worker process that does the periodic work. A file lock elects
-    the process that cleans up; if that process dies, another process takes over."""
+    """The thread for the periodic work of a worker process. A file lock ensures that
+    one process at a time cleans up."""
 
     def __init__(self, services: WebServices) -> None:
         self._services = services
@@ -36,7 +36,7 @@ class Janitor:
         self._swept_at = float("-inf")
 
     def start(self) -> None:
-        """Start the thread, which runs until the process exits."""
+        """Start the thread. It runs until the process exits."""
         atexit.register(self._services.counters.flush)
         atexit.register(self._services.log_summaries, now=True)
         try:
@@ -54,8 +54,8 @@ class Janitor:
             time.sleep(self._period_s)
 
     def _run_once(self, is_first: bool) -> bool:
-        """Do the periodic work once. Return whether this process held the lock for the
-        clean-up."""
+        """Do the periodic work once. Return whether this process was allowed to
+        clean up."""
         self._services.counters.flush()
         self._services.log_summaries()
         self._services.log_file.reopen()
@@ -91,10 +91,10 @@ class Janitor:
             os.close(descriptor)
 
     def _sweep(self, is_first: bool) -> None:
-        """Remove expired tasks and stale files, once per ``cleanup_interval``.
+        """Remove expired tasks and stale files, once per ``cleanup_interval`` seconds.
 
-        If ``is_first``, remove them at once, because a killed process may have left
-        files.
+        If ``is_first``, does not wait for the interval, because a killed process may
+        have left files.
         """
         stamp = self._services.folder / "swept"
         swept_at = self._swept_at

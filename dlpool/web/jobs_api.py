@@ -59,7 +59,7 @@ class OpenApiResource:
         self._made = made
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer with the document, or 304."""
+        """Answer with the document, or with status 304."""
         answer_json(req, resp, self._made)
 
     on_head = on_get
@@ -90,8 +90,8 @@ def add_routes(app: falcon.App[Any, Any], services: WebServices) -> None:
 
 
 def answer_json(req: falcon.Request, resp: falcon.Response, value: Any) -> None:
-    """Answer with ``value`` as JSON, or with 304 if the client already has the same
-    value.
+    """Answer with ``value`` as JSON, or with status 304 if the client already has the
+    same value.
 
     The comparison ignores the member ``now``.
     """

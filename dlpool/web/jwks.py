@@ -86,7 +86,7 @@ class JwksSource:
         self._failure: str | None = None
 
     def keys(self, kid: str) -> tuple[TokenKey, ...]:
-        """Return the keys with this id, none if the provider has no such key.
+        """Return the keys with this id, ``()`` if the provider has no such key.
 
         Raises HttpError (503) if the id is unknown and the key set cannot be fetched in
         time.

@@ -20,15 +20,15 @@ _Identity = tuple[int, ...]
 class KeyRing:
     """The keys of one file. Thread-safe, and usable after a fork.
 
-    A lookup checks the file for changes at most once a second. Invalid lines are
-    skipped, and an unreadable file has no keys. When the problems of the file change,
-    ``on_problem`` is called with a sentence for each problem.
+    A lookup checks the file for changes at most once a second. In a changed file,
+    invalid lines are skipped; an unreadable file has no keys. When the problems of the
+    file change, ``on_problem`` is called for each of the first 20 problems.
     """
 
     def __init__(
         self, path: str, on_problem: Callable[[str], None] = lambda _: None
     ) -> None:
-        """Load the file. Raises ConfigurationError if a line is invalid."""
+        """Load the file. Raises ConfigurationError if the file or a line is invalid."""
         self.path = path
         self.on_problem = on_problem
         self._lock = threading.Lock()

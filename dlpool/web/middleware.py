@@ -34,11 +34,11 @@ class AccessMiddleware:
 
     A resource declares in ``access`` which requests need a token or key. ``token``
     (default): all requests. ``open``: none. ``probe``: none, and no rate limit applies.
-    ``scrape``: all requests except those from an address in ``scrape_from``. OPTIONS
-    never needs a token. A resource declares in ``scopes`` the scopes for each method:
-    the client needs one of them. A method without an entry needs admin.
+    ``scrape``: all requests except those from an address in ``scrape_from``. Requests
+    with OPTIONS need no token. A resource declares in ``scopes`` the scopes for each
+    method: the client needs one of them. A method without an entry needs admin.
 
-    Sets in ``req.context``: ``client`` (address or owner, for limits), ``address``,
+    Sets in ``req.context``: ``client`` (address or name, for limits), ``address``,
     ``principal``, ``owner`` (None: all owners), and ``trace_id`` (None without a valid
     ``traceparent``).
     """
@@ -100,8 +100,8 @@ class AccessMiddleware:
             principal.require(required_scopes(resource, req.method))
 
     def _admit(self, req: falcon.Request, resource: object, access: str) -> None:
-        """Authenticate the client and count the request. Raises HttpError (401, 403,
-        429, 503)."""
+        """Count the request, and authenticate the client if needed. Raises
+        HttpError (401, 403, 429, 503)."""
         if not self._services.authenticator.is_required and is_rebinding(
             req.get_header("Host"), self._names
         ):
@@ -142,7 +142,11 @@ class AccessMiddleware:
         resource: object,
         _req_succeeded: bool,
     ) -> None:
-        """Count and log the response, before its body is sent."""
+        """Count the response, write the audit events, and log the response.
+
+        Called before the body is sent. Successful probes and some unauthenticated
+        requests are not logged.
+        """
         seconds = time.monotonic() - req.context.begun
         status = int(str(resp.status).partition(" ")[0])
         self._services.counters.count_request(seconds, resp.context.code)

@@ -27,7 +27,7 @@ _BY_SEVERITY = (HEALTHY, WARNING, UNHEALTHY)
 
 
 class HealthResource:
-    """``GET /health``: whether uploads can be accepted."""
+    """``GET /health``: whether disks and folders allow uploads."""
 
     access = "probe"
 
@@ -36,7 +36,7 @@ class HealthResource:
         self._settings = services.settings.upload
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer with all checks; 503 only if unhealthy."""
+        """Answer with all checks; the status is 503 if unhealthy, else 200."""
         checks = health_checks(self._backend.volumes(), self._settings)
         status = max(
             (check["status"] for check in checks.values()), key=_BY_SEVERITY.index
@@ -76,7 +76,7 @@ class ReadyResource:
         self._settings = services.settings.upload
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer with failed checks; 503 only if unhealthy."""
+        """Answer with failed checks; the status is 503 if there are any, else 200."""
         checks = [
             HealthCheck(
                 name,
@@ -215,7 +215,7 @@ def disk_check(volumes: Sequence[Volume], settings: UploadSettings) -> dict[str,
 
 
 def folder_check(volume: Volume) -> dict[str, Any]:
-    """Return the status of the folder of a volume, and why it is not healthy."""
+    """Return the status of the folder of a volume, with a message if there is one."""
     if volume.message:
         return {"status": volume.status, "message": volume.message}
     return {"status": volume.status}
@@ -255,7 +255,7 @@ def disks(
 def folder_health(
     volumes: Sequence[Volume], settings: UploadSettings
 ) -> dict[str, str]:
-    """Return the health of each volume by name: the worse of its disk and its
+    """Return the health of each volume by name: the worse health of disk and
     folder."""
     found = {}
     for volume in sorted(volumes, key=lambda volume: volume.name):
@@ -302,8 +302,8 @@ def probe_paths(prefix: str) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def add_routes(app: falcon.App[Any, Any], services: WebServices) -> None:
-    """Add the resources below the prefix; ``/livez`` and ``/readyz`` also at the
-    root."""
+    """Add all resources below the prefix. Add ``/livez`` and ``/readyz`` at the root as
+    well."""
     prefix = services.settings.web.prefix
     for root in {"", prefix}:
         app.add_route(f"{root}/livez", LiveResource())

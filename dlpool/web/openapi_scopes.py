@@ -43,8 +43,7 @@ def add_scopes(
 
 def _security(needs: Collection[str]) -> list[dict[str, list[str]]]:
     """Return a Security Requirement Object (OpenAPI 3.1) for each security scheme and
-    scope. A client needs to satisfy one of these objects. Scopes are listed as
-    roles."""
+    scope. A client needs to satisfy one of these objects."""
     return [{scheme: [scope]} for scheme in SCHEMES for scope in needs]
 
 

@@ -1,5 +1,5 @@
-"""Declares the operations of the job API, from which routes, validation and the OpenAPI
-document are built."""
+"""Declares the operations of the job API. Routes, validation and the OpenAPI document
+are built from these declarations."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ def _resolve(schema: Schema, value: Any) -> Schema:
     """Return the schema that applies to ``value``: the target of a reference, or for
     ``oneOf`` the schema of a batch or a job.
 
-    Validation errors then name the wrong member, not the whole ``oneOf``.
+    With this schema, an error message identifies the invalid member. With ``oneOf``, it
+    would only say that no alternative matches.
     """
     if "oneOf" not in schema:
         return (

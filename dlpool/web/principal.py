@@ -26,7 +26,7 @@ class Principal:
     ``actor`` identifies the client in audit events: ``token SUB``, ``key NAME``,
     ``secret`` or ``anonymous``. ``owner``: the owner whose uploads the client may use,
     None for all owners. ``user``: the name of the client in the log and for limits,
-    None if only its address is known.
+    None if the client has no name.
     """
 
     actor: str

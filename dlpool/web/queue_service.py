@@ -61,7 +61,7 @@ class QueueService:
     def push(self, job: dict[str, Any], trace_id: str | None = None) -> dict[str, Any]:
         """Queue a job, with ``trace_id`` if the job has no trace id.
 
-        Raises UsageError, PolicyRefused.
+        Raises UsageError, PolicyRefused, LocalFault.
         """
         found = self._checked(_traced(job, trace_id))
         job_id = found.id or new_id()
@@ -144,9 +144,9 @@ class QueueService:
     def overview(self, state: str) -> dict[str, Any]:
         """Return all data of the dashboard.
 
-        ``state``: the state of the jobs that the dashboard lists. A call
-        every ``NEWS_S`` seconds asks the supervisors to report the progress of running
-        jobs; later calls return this progress.
+        ``state``: the state of the jobs that the dashboard lists. At most once every
+        ``NEWS_S`` seconds, a call asks the supervisors to report the progress of
+        running jobs. Later calls return this progress.
         """
         stats = self._views.stats()
         if self._is_time():
@@ -219,8 +219,8 @@ class QueueService:
         return {"failures": [_record(one) for one in found], "next": behind}
 
     def resolve_failure(self, verb: str, record_id: str) -> dict[str, Any]:
-        """Retry the job of a failure record, or remove the record. Raises NoSuchJob,
-        NotPossible."""
+        """Retry the job of a failure record, or remove the record. Raises NoSuchJob
+        (also if the record does not exist), NotPossible."""
         failures = self._failures()
         found = failures.by_id(record_id)
         if found is None:
@@ -248,7 +248,7 @@ class QueueService:
 
 
 def _traced(job: dict[str, Any], trace_id: str | None) -> dict[str, Any]:
-    """Return the job; if it has no trace id, add the trace id of the request."""
+    """Return the job, with the trace id of the request if the job has none."""
     own = job.get("dlpool", {})
     has_header = any(name.lower() == TRACEPARENT for name in own.get("headers", {}))
     if trace_id is None or "trace_id" in own or has_header:

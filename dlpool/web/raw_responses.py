@@ -1,4 +1,4 @@
-"""Error responses that a worker sends itself, before or instead of the application."""
+"""Error responses that a worker sends without calling the application."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class RequestPool:
 
     @property
     def is_full(self) -> bool:
-        """Return whether no further request may be queued."""
+        """Return whether the pool must reject further requests."""
         return self.in_use >= self.limit
 
 

@@ -15,7 +15,7 @@ _OWN = ("same-origin", "none")  # none: typed by the user, or not from a page
 def is_cross_site(
     method: str, host: str | None, origin: str | None, fetch_site: str | None
 ) -> bool:
-    """Return whether a page of another site made a changing request.
+    """Return whether a request that may change data is from a page of another origin.
 
     Uses Sec-Fetch-Site (W3C Fetch Metadata), or else compares Origin with Host. Clients
     other than browsers send neither Sec-Fetch-Site nor Origin.

@@ -23,8 +23,8 @@ def object_schema(
     *,
     closed: bool = True,
 ) -> Schema:
-    """Return the schema of an object with these properties; ``closed``: the object may
-    have no other properties."""
+    """Return the schema of an object with these properties; ``closed``: the object must
+    not have other properties."""
     return {
         "type": "object",
         "properties": {**required, **(optional or {})},

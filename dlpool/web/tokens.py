@@ -1,7 +1,7 @@
 """Verifies JSON web tokens (RFC 7519): size and nesting before parsing, signature,
 claims.
 
-Follows RFC 8725: the key determines the algorithms, not the token, and no key is
+Follows RFC 8725: the key, not the token, determines the algorithms, and no key is
 fetched from a location in a token (``jku``, ``x5u``, ``jwk``).
 """
 
@@ -90,7 +90,7 @@ class TokenVerifier:
         )
 
     def _payload(self, token: str) -> bytes:
-        """Return the payload after verifying the signature."""
+        """Verify the signature of a token and return the payload."""
         head = _head(token)
         for key in self._candidates(head):
             try:
@@ -157,7 +157,7 @@ class TokenVerifier:
 
 
 def _head(token: str) -> _TokenHeader:
-    """Parse the header of a token. Check size and nesting before parsing. Raises
+    """Check the size and nesting of a token; return its header. Raises
     InvalidToken."""
     if len(token) > MAX_TOKEN:
         raise InvalidToken(f"it has more than {MAX_TOKEN} characters")
@@ -198,7 +198,7 @@ def _object(data: bytes, what: str) -> dict[str, Any]:
 
 
 def _time(claims: dict[str, Any], name: str) -> float:
-    """Return a claim that is a time in seconds since 1970.
+    """Return the time in a claim, in seconds since 1970.
 
     Raises InvalidToken if the claim is not a number, or is NaN or huge.
     """

@@ -79,7 +79,8 @@ class TusMiddleware:
     """
 
     def process_request(self, req: falcon.Request, _resp: falcon.Response) -> None:
-        """Apply the override of the method. Raises HTTPMethodNotAllowed."""
+        """Replace the method POST by that in X-HTTP-Method-Override. Raises
+        HTTPMethodNotAllowed."""
         wanted = req.get_header(OVERRIDE)
         if wanted is None or req.method != "POST" or not _is_ours(req):
             return
@@ -127,7 +128,7 @@ class _TusResource:
     ) -> None:
         """Append the body of a request at ``offset``, and answer with the new offset.
 
-        If the upload is then complete, publish it.
+        If this completes the upload, publish it.
         """
         limit = max(self._max_size, req.content_length or 0)
         try:
@@ -149,9 +150,9 @@ class _TusResource:
     def finish(self, req: falcon.Request, file_id: str) -> None:
         """Publish a complete upload.
 
-        Raises UploadError. If no merge slot becomes free in time, the error's code is
-        ``locked``, so that the client tries again. After other errors of a HEAD
-        request, a client would restart the upload.
+        Raises UploadError, with the code ``locked`` if no merge slot becomes free in
+        time. After ``locked``, a client tries again; after other errors of a HEAD
+        request, it restarts the upload.
         """
         with self._merge_slot(file_id):
             self._uploads.finish(file_id, request_owner(req))
@@ -285,7 +286,8 @@ class TusUploadResource(_TusResource):
     actions: ClassVar = {"PATCH": "upload.write", "DELETE": "upload.delete"}
 
     def on_head(self, req: falcon.Request, resp: falcon.Response, file_id: str) -> None:
-        """Answer with the offset of the upload."""
+        """Answer with the offset of the upload. If the upload is complete but not
+        published, publish it."""
         _check_version(req)
         resp.set_header("Cache-Control", "no-store")
         with self._offset_in_conflicts(req, file_id):
@@ -324,7 +326,7 @@ class TusUploadResource(_TusResource):
     def on_delete(
         self, req: falcon.Request, resp: falcon.Response, file_id: str
     ) -> None:
-        """Remove the upload, not its published file."""
+        """Remove the upload, but keep its published file."""
         _check_version(req)
         self._uploads.state(file_id, request_owner(req))
         try:
@@ -337,8 +339,8 @@ class TusUploadResource(_TusResource):
 
     @contextmanager
     def _offset_in_conflicts(self, req: falcon.Request, file_id: str) -> Iterator[None]:
-        """Add ``Upload-Offset`` to every 409 response, so that the client can resume
-        without another HEAD."""
+        """Add ``Upload-Offset`` to 409 responses if possible, so that the client can
+        resume without another HEAD. Raises HttpError for each UploadError."""
         try:
             yield
         except UploadError as error:

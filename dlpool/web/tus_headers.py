@@ -31,9 +31,9 @@ class ExpectedChecksum:
 
 
 def parse_metadata(header: str) -> dict[str, str]:
-    """Parse ``Upload-Metadata``: keys, each with a value in Base64 that may be empty.
+    """Return the keys and the decoded values of ``Upload-Metadata``.
 
-    Raises HttpError (400).
+    A value may be empty. Raises HttpError (400).
     """
     found: dict[str, str] = {}
     if len(header) > MAX_METADATA:
@@ -90,8 +90,8 @@ def parse_length(get: GetHeader) -> int | None:
 
 
 def parse_concat(get: GetHeader) -> str:
-    """Return ``Upload-Concat``: empty, PARTIAL, or FINAL with URLs. Raises HttpError
-    (400)."""
+    """Return ``Upload-Concat``: empty, ``partial``, or ``final;`` with URLs. Raises
+    HttpError (400)."""
     concat = (get("Upload-Concat") or "").strip()
     if concat not in ("", PARTIAL) and not concat.startswith(f"{FINAL};"):
         raise HttpError(
@@ -104,7 +104,7 @@ def parse_concat(get: GetHeader) -> str:
 
 def parse_parts(concat: str) -> list[str]:
     """Return the upload ids in ``final;URL URL``. Each URL is a path or an absolute
-    URL, as in ``Location``. Raises HttpError (400)."""
+    URL, as in ``Location``. Raises HttpError (400), UploadError."""
     urls = concat.partition(";")[2].split()
     parts = [_id_of(url) for url in urls]
     check_parts(parts)

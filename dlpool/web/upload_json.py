@@ -1,6 +1,6 @@
 """Converts the values of storage to the JSON of the upload API. Pure.
 
-The JSON has no null values, and its lists are sorted.
+The JSON has no null values, and its lists of chunk indexes are sorted.
 """
 
 from __future__ import annotations

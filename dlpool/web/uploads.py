@@ -61,7 +61,8 @@ class _UploadApiResource:
         self._settings = services.settings
 
     def fields(self, req: falcon.Request) -> dict[str, str]:
-        """Return the fields of a form or JSON object. Raises HttpError."""
+        """Return the fields of a form or JSON object. Raises HttpError, BrokenBody,
+        BodyTooSlow."""
         limit = self._settings.web.field_size
         with self._services.open_body(req, 4 * limit, "the form") as body:
             return read_fields(body, req.content_type or "", limit)
@@ -167,7 +168,7 @@ class StatusResource(_UploadApiResource):
     scopes = RESUME_SCOPES
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer with the chunks that are stored."""
+        """Answer with the indexes of the stored chunks, and the state of the task."""
         fields = urlencoded_fields(req.query_string)
         file_id = required_text(fields, "file_id")
         task = self._backend.find_task(file_id, request_owner(req))
@@ -231,7 +232,7 @@ class TaskResource(_UploadApiResource):
     on_head = on_get
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response, rest: str) -> None:
-        """Remove the task and its chunks, not the published file."""
+        """Remove the task and its chunks, but keep the published file."""
         self._backend.delete(rest, request_owner(req))
         answer = {"status": "ok", "message": "the task is deleted", "task_id": rest}
         send_json(resp, answer)
@@ -304,8 +305,8 @@ def apply_batch(
 ) -> list[dict[str, Any]]:
     """Pause, resume or delete each task, and return the results sorted by id.
 
-    If a task fails, its result is the error. Raises HttpError (400) for an unknown
-    action.
+    The result for a task is the error if the action fails. Raises HttpError (400) for
+    an unknown action.
     """
     verbs: Mapping[str, Callable[[str, str | None], object]] = {
         "pause": backend.pause,

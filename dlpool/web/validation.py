@@ -21,8 +21,8 @@ MAX_ERRORS = 10  # that are compared; one of them is reported
 
 
 def validate(schema: Schema, value: Any, what: str = "the body") -> None:
-    """Raise UsageError with the reason and its location unless ``value`` matches
-    ``schema``."""
+    """Raise UsageError if ``value`` does not match ``schema``. The error contains the
+    reason and the place in ``value``."""
     _check_counts(schema, value, what)
     found = islice(_validator(json.dumps(schema)).iter_errors(value), MAX_ERRORS)
     error = best_match(
@@ -48,8 +48,11 @@ def parse_body(data: bytes) -> Any:
 def parse_query(
     declared: Mapping[str, Schema], given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the query parameters, converted to their declared types. Raises UsageError
-    for unknown, repeated and invalid parameters."""
+    """Return the query parameters, converted to their declared types, and the defaults
+    of absent parameters.
+
+    Raises UsageError for unknown, repeated and invalid parameters.
+    """
     found = {
         name: schema["default"]
         for name, schema in declared.items()
@@ -72,7 +75,7 @@ def parse_query(
 
 
 def _check_counts(schema: Schema, value: Any, what: str) -> None:
-    """Raise UsageError if ``value``, or a list or object in it, has too many members.
+    """Raise UsageError if ``value`` or a nested property has too many members.
 
     Called before the members are validated.
     """
@@ -139,7 +142,7 @@ def _describe(error: ValidationError, what: str) -> str:
 
 
 def _schemas(error: ValidationError) -> Iterator[Mapping[str, Any]]:
-    """Yield the schemas that the value violates by ``pattern`` or ``anyOf``.
+    """Yield the schemas with ``pattern`` or ``anyOf`` that the value does not match.
 
     Starts at the schema of ``error``, and continues with the enclosing schemas of the
     same value.

@@ -92,7 +92,7 @@ class WebServices:
         )
 
     def _count_scan(self, outcome: str, /, **fields: object) -> None:
-        """Count and log the result of a malware scan."""
+        """Count the result of a malware scan; log it unless the file is clean."""
         self.counters.add(f"scan {outcome}")
         if outcome == "infected":
             self.log.warning("file_infected", **fields)
@@ -100,8 +100,10 @@ class WebServices:
             self.log.warning("file_unscanned", verdict=outcome, **fields)
 
     def count_rejected(self, status: int, label: str, client: str, reason: str) -> None:
-        """Count and log a request that did not reach the application, because it was
-        invalid or the server was busy."""
+        """Count a request that the worker rejected before the application was called.
+
+        Of the invalid requests, logs a limited number.
+        """
         self.counters.count_request(0.0, label)
         if status < 500 and self._unreadable.allow((status, label)):
             self.log.info(

@@ -1,10 +1,10 @@
 """The operator's ``archive_command``, which stores compressed logs elsewhere, one log
 at a time.
 
-Each log is archived at least once. The archiver runs the command, and then adds the
-name of the log to ``dlpool.log.archived``. If the archiver crashes in between, or
-cannot write the name because the disk is full, it archives the log again. Settings such
-as ``keep_days`` remove logs even if they were not archived.
+The archiver runs the command for a log, and then adds the name of the log to
+``dlpool.log.archived``. If the archiver crashes before it has added the name, or cannot
+write the name because the disk is full, it archives the log again. Settings such as
+``keep_days`` remove logs even if they were not archived.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def check_archive_command(settings: LoggingSettings) -> None:
 
 
 class LogArchiver:
-    """Runs ``archive_command`` for new logs, in a thread. Used by the main thread.
+    """The archiver, which runs ``archive_command`` for new logs in a thread. Used by
+    the main thread.
 
     The thread ends when all logs are archived, or when the command fails. No method
     raises. ``settings`` may be replaced at any time.

@@ -28,8 +28,8 @@ class CommandResult:
 
 
 class _OutputTail:
-    """Keeps the end of the output of a process. Each read takes at most one full pipe,
-    so that a process that writes without end cannot occupy the reader."""
+    """The end of the output of a process. Each read takes at most one full pipe, so
+    that a process that writes without end cannot occupy the reader."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._descriptor = pipe.fileno()
@@ -56,9 +56,9 @@ def run_command(
     exits.
 
     ``stop_reason`` is called repeatedly and returns an empty text while the command may
-    continue. When it returns a reason, the process group gets SIGTERM, and SIGKILL
-    after ``TERMINATE_S``. Standard input is a file in memory, so a command that does
-    not read it cannot block the caller.
+    continue. When it returns a reason, the process group gets SIGTERM, and SIGKILL at
+    most ``TERMINATE_S`` seconds later. Standard input is a file in memory, so a command
+    that does not read it cannot block the caller.
     """
     try:
         process = _start(command, stdin, environment)

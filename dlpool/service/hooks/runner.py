@@ -77,7 +77,7 @@ class HookCall:
 
 
 class HookRunner:
-    """Runs hooks in threads, which exit when no hook waits. The main thread calls
+    """The runner of hooks. Its threads exit when no hook waits. The main thread calls
     ``schedule`` and ``stop``.
 
     A hook is dropped if too many hooks wait. ``settings`` may be replaced at any time.

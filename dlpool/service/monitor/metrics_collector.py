@@ -35,8 +35,8 @@ class ByteRate:
         self._samples: deque[tuple[float, int]] = deque()
 
     def update(self, total: int) -> int:
-        """Add the present value of the counter, and return the rate in bytes a second;
-        0 for the first value."""
+        """Add the present value of the counter, and return the rate in bytes per
+        second; 0 for the first value."""
         now = self._clock()
         self._samples.append((now, total))
         while len(self._samples) > 2 and self._samples[1][0] <= now - RATE_WINDOW_S:
@@ -46,9 +46,10 @@ class ByteRate:
 
 
 class MetricsCollector:
-    """Updates the metrics of jobs and workers. Used by the main thread.
+    """The updater of the metrics of jobs and workers. Used by the main thread, except
+    ``receive_rate``.
 
-    The result of an attempt is counted once: when Redis has confirmed its recording.
+    A result is counted once, when Redis has confirmed that it is recorded.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -59,8 +60,8 @@ class MetricsCollector:
         self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
 
     def receive_rate(self) -> int:
-        """Return the bytes received a second, over the last ten seconds. Called by the
-        heartbeat thread only."""
+        """Return the received bytes per second, over the last ten seconds. Called by
+        the heartbeat thread only."""
         return self._rate.update(self.received_bytes)
 
     def count_result(self, request: FinishRequest, reply: str) -> None:
@@ -81,7 +82,7 @@ class MetricsCollector:
         self._metrics.requeued.labels(disposition, "").inc()
 
     def observe_run(self, frame: EndedFrame, seconds: float) -> None:
-        """Record the duration and the speed of a run, which took ``seconds`` in its
+        """Record the duration and the speed of a run. ``seconds``: the duration in the
         worker."""
         self._metrics.job_seconds.labels(frame.attempt_result).observe(seconds)
         received, took_s = (
@@ -94,12 +95,12 @@ class MetricsCollector:
             self._metrics.job_speed.observe(received / took_s)
 
     def recent_speeds(self) -> list[float]:
-        """Return the speeds of the last 20 downloads in bytes a second. Downloads that
-        ended more than ten minutes ago, and small downloads, are left out."""
+        """Return the speeds, in bytes per second, of up to 20 downloads that ended in
+        the last ten minutes. Small downloads are left out."""
         return [speed for at, speed in self._recent if at > time.monotonic() - RECENT_S]
 
     def add_worker_counters(self, new: Mapping[str, float]) -> None:
-        """Add what a worker has counted since its last heartbeat."""
+        """Add the increase of a worker's counters to the metrics."""
         metrics = self._metrics
         metrics.received.inc(new.get(RECEIVED, 0))
         self.received_bytes += int(new.get(RECEIVED, 0))

@@ -1,8 +1,8 @@
 """The monitor of a supervisor: its metrics and health, served over HTTP.
 
-Once a second the main thread samples the state that only it knows. Other threads survey
-the queue and the disks, and answer HTTP requests; they can neither stop nor delay the
-service.
+Once a second the main thread samples the state that no other thread knows. Other
+threads survey the queue and the disks, and answer HTTP requests; they can neither stop
+nor delay the service.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class MonitoredNode:
 
 
 class Monitor:
-    """Samples and serves the state of a node. The main thread calls its methods;
-    ``start`` starts its threads."""
+    """The monitor of a node, which samples the node's state and serves it over HTTP.
+    The main thread calls its methods; ``start`` starts its threads."""
 
     def __init__(self, settings: Settings, node: MonitoredNode) -> None:
         self._settings = settings
@@ -201,8 +201,8 @@ def worker_state(handle: WorkerHandle) -> str:
 
 
 def in_flight_state(job: InFlightJob) -> str:
-    """Return the state of a job: ``waiting`` for a worker or host, ``running``, or
-    ``recording`` until Redis has the result."""
+    """Return the state of a job: ``waiting`` (no worker has the job), ``running`` (a
+    worker has the job), or ``recording`` (Redis does not have the result yet)."""
     return (
         "recording"
         if job.is_recording

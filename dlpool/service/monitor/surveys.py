@@ -26,8 +26,8 @@ SURVEY_S = 5.0
 
 
 class SurveyThread:
-    """Calls ``survey`` every ``SURVEY_S`` seconds while ``is_wanted`` returns true. One
-    thread runs ``serve``."""
+    """The loop that calls ``survey`` every ``SURVEY_S`` seconds while ``is_wanted``
+    returns true. One thread runs ``serve``."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class IntakeAge:
     """A lower bound for the age of the oldest job in the intake list. Does no I/O.
 
     Jobs in the list have no timestamp. The age is the time since the survey first saw
-    this job at the old end of the list.
+    the oldest job at the old end of the list.
     """
 
     def __init__(self) -> None:
@@ -67,9 +67,9 @@ class IntakeAge:
     def sample(self, oldest: OldestWaiting, now: float, *, is_fifo: bool) -> float:
         """Return the age in seconds at the time ``now``; 0 for an empty list.
 
-        In a fifo list the oldest job and its successor may have the same fingerprint.
-        If the list has become shorter, the age restarts at 0, because a supervisor has
-        taken the oldest job.
+        If a fifo list has become shorter, a supervisor has taken the oldest job, and
+        the age restarts at 0. The fingerprint alone does not show this: the next job
+        may have the same one.
         """
         was_taken = is_fifo and oldest.backlog < self._backlog
         if oldest.fingerprint != self._fingerprint or was_taken:
@@ -79,9 +79,9 @@ class IntakeAge:
 
 
 class QueueSurvey:
-    """Measures the whole queue, for the metrics. Used by one thread.
+    """The survey of the whole queue, for the metrics. Used by one thread.
 
-    While Redis is unavailable, the metrics of the queue are empty.
+    While Redis is unavailable, the metrics of the queue have no values.
     """
 
     def __init__(
@@ -146,8 +146,8 @@ class QueueSurvey:
 
 
 class DiskSurvey:
-    """Measures the free space of folders and the number of spooled results. Used by one
-    thread."""
+    """The survey of the free space of folders, and of the number of spooled results.
+    Used by one thread."""
 
     def __init__(
         self, folders: Callable[[], Iterable[str]], spool: Path, metrics: Metrics
@@ -173,7 +173,7 @@ def size_and_free(folder: Path) -> tuple[float, float]:
     there, in bytes.
 
     If the folder does not exist, its nearest existing parent is used. Both results are
-    NaN if the file system does not report them.
+    NaN if they cannot be measured.
     """
     try:
         found = space_of(folder)

@@ -1,8 +1,8 @@
 """The classification of disk errors of a job: does the error concern the job alone, or
 all jobs of this node?
 
-An error concerns the job alone if a small write succeeds afterwards in the folder of
-all downloads.
+If the kind of the error does not tell, a small write in the folder of all downloads
+decides: if the write succeeds, the error concerns the job alone.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class EndedRun:
     """A run of a job that a disk error has ended. The job no longer holds locks on its
     files.
 
-    ``size``: the size of the file in bytes, None if unknown. ``written``: how many
-    bytes of it are on disk. ``roots``: the folders of all downloads. ``can_write``
-    returns whether a small write in a folder succeeds.
+    ``size``: the size of the file in bytes, None if unknown. ``written``: number of
+    bytes of the file that are on disk. ``roots``: the folders of all downloads.
+    ``can_write`` returns whether a small write in a folder succeeds.
     """
 
     url: str
@@ -52,7 +52,7 @@ class EndedRun:
     @property
     def is_node_writable(self) -> bool:
         """Return whether a small write succeeds in the folder of ``roots`` that
-        contains the target."""
+        contains the target; if there is none, in the target's own folder."""
         folder = os.path.realpath(self.target)
         root = next(
             (
@@ -77,7 +77,7 @@ class EndedRun:
 def classify_disk_error(error: LocalFault, run: EndedRun) -> AttemptResult:
     """Return the result of an attempt that failed with the disk error ``error``.
 
-    If the disk is full, remove a large part file of the job when necessary.
+    If space is missing, this function may remove a large part file of the job.
     """
     if isinstance(error, TooLarge | NoThread):
         return attempt_result_of(error)

@@ -1,5 +1,5 @@
-"""The disk guard: free space on the file systems of targets, less what running jobs
-will still write."""
+"""The disk guard: free space on the file systems of targets, minus the bytes that
+running jobs will still write."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class FileSystemSpace:
 
 
 class DiskGuard:
-    """Samples the disks once a second, in a thread of its own, because a file system
-    that does not answer may block its caller.
+    """The sampler of the disks. It measures once a second, in a thread of its own: a
+    file system that does not answer may block this thread.
 
     The thread runs ``serve``; any thread may read the attributes. After a disk fault of
     the node, the guard tries small writes until they succeed. The lock guards the time
@@ -108,7 +108,7 @@ class DiskGuard:
 
     def report_fault(self) -> None:
         """Record a fault of the node. No job starts until a small write succeeds; the
-        guard tries the first one after ``fault_delay`` seconds."""
+        guard tries the first write after ``fault_delay`` seconds."""
         with self._lock:
             self._faulty_until = time.monotonic() + self._fault_delay
 
@@ -261,8 +261,8 @@ def _device(folder: str) -> int | None:
 def _measure(folder: str, reserved: int) -> FileSystemSpace | None:
     """Return the space of the file system of ``folder``.
 
-    Return None if the file system reports no size, or if the folder cannot be read.
-    Then the jobs that write to the folder report the error.
+    Return None if the file system reports no size, or if the folder cannot be read. In
+    this case the jobs that write to the folder report the error.
     """
     try:
         found = os.statvfs(folder)

@@ -22,8 +22,8 @@ PROBE_SIZE = 256 * 1024  # bytes: too many for a full disk
 def least_free(size: int, min_free: int | None) -> int:
     """Return how many bytes of a file system of ``size`` bytes must stay free.
 
-    ``min_free`` is the setting, in bytes. For None the result is 1 GiB, but at most
-    ``size // DEFAULT_SHARE``.
+    ``min_free`` is the setting, in bytes. For None the result is 1 GiB, but at most a
+    twentieth of ``size``.
     """
     return min(GIB, size // DEFAULT_SHARE) if min_free is None else min_free
 

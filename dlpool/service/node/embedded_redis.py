@@ -1,8 +1,9 @@
 """The private Redis of ``url = embedded``, which the supervisor starts and stops.
 
 One server at a time uses a data folder: the server inherits the descriptor of the
-locked ``redis.lock``, and so holds the lock until it exits. After a supervisor is
-killed, its server may still write data; the next start waits until that server exits.
+locked ``redis.lock``, and therefore holds the lock until it exits. After a supervisor
+is killed, its server may still write data; the next start waits until that server
+exits.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ def server_arguments(
     arguments reads no configuration file.
 
     ``listen`` is an additional loopback address for clients, '' for none. Every user of
-    the machine can connect there, so the default user may do what clients need, but not
-    write files, load modules or change the server.
+    the machine can connect there. Therefore the default user has only the rights that
+    clients need: it cannot write files, load modules or change the server.
     """
     host, port = split_address(listen) if listen else ("127.0.0.1", 0)
     settings = {
@@ -110,7 +111,7 @@ def server_arguments(
 
 
 def is_address_free(address: str) -> bool:
-    """Return whether no program listens at ``HOST:PORT``."""
+    """Return whether this process can listen at ``HOST:PORT``."""
     host, port = split_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -192,10 +193,10 @@ class EmbeddedRedis:
         """Start the server of ``state_dir`` and wait until it has loaded its data and
         answers.
 
-        Call it on the main thread: the server exits with the *thread* that started it
-        (see ``launch``). ``timeout_s`` limits the wait for an earlier server to exit,
-        and then the time without an answer; the time of loading data does not count.
-        ``listen``: an additional HOST:PORT; ignored if it is not free. Raises
+        Call this on the main thread: the server exits with the *thread* that started it
+        (see ``launch``). ``timeout_s`` limits two waits: until an earlier server has
+        exited, and until the new server answers. The time of loading data does not
+        count. ``listen``: an additional HOST:PORT; ignored if it is not free. Raises
         ConfigurationError (no program), AlreadyRunning (the earlier server does not
         exit), QueueAway (no answer), QueueError (the server exited; with the last line
         of its log), LocalFault.
@@ -256,8 +257,8 @@ class EmbeddedRedis:
         return self.process.poll() is None
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Stop the server, which writes its data; kill it after ``timeout_s`` seconds.
-        May be called twice."""
+        """Stop the server and let it write its data; kill it after ``timeout_s``
+        seconds. May be called twice."""
         self.process.terminate()
         try:
             self.process.wait(timeout_s)

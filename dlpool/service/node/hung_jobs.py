@@ -1,8 +1,8 @@
 """The search for the job that blocks a hung worker: the threads of this job use the
-processor while all other threads wait for the interpreter.
+processor while all other threads wait for the interpreter lock (GIL).
 
-The name of each thread in the kernel (``comm``, see proc(5)) tells which job the thread
-works for. The supervisor can read these names even when the worker does not answer.
+The kernel's name of a thread (``comm``, see proc(5)) tells which job the thread works
+for. The supervisor can read these names even when the worker does not answer.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def thread_ticks(pid: int) -> ThreadTicks:
     """Return the processor time that the threads of a process have used, by thread
     name. The time is in ticks (1/100 s).
 
-    Empty if the process has exited.
+    The result is empty if the process has exited.
     """
     found: dict[str, int] = {}
     for path in Path(f"/proc/{pid}/task").glob("*/stat"):

@@ -4,8 +4,8 @@ garbage collector is tuned for a long-running service.
 As a script, ``python launch.py PARENT_PID PROGRAM ARGUMENTS...`` makes its process exit
 with the parent, and then replaces itself with PROGRAM. The script is necessary because
 the child must call prctl(2) before ``exec``, and ``preexec_fn`` may deadlock in a
-process with threads. It imports no module of dlpool, so it starts in a few milliseconds
-and imports nothing from the working directory.
+process with threads. The script imports no module of dlpool: it starts in a few
+milliseconds and imports nothing from the working directory.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ GC_THRESHOLD = 5000
 def die_with_parent(parent_pid: int) -> None:
     """Let the kernel send this process SIGTERM when its parent exits. Raises OSError.
 
-    For the kernel, the parent is the *thread* that started this process. So processes
-    must be started from the main thread, which lives as long as its process. If the
-    parent has exited already, raise SIGTERM at once.
+    For the kernel, the parent is the *thread* that started this process. Therefore
+    start processes from the main thread, which lives as long as its process. If the
+    parent has exited already, this function sends SIGTERM at once.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if (

@@ -3,7 +3,7 @@ the pid of the holder.
 
 A lock belongs to the open file, not to the process: a process that inherits the
 descriptor holds the lock as well. The kernel releases the lock when the last holder
-exits. Lock files are never removed, because another process may have the file open and
+exits. Lock files are never removed, because another process may have a file open and
 wait for its lock.
 """
 

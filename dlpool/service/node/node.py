@@ -1,9 +1,9 @@
 """The state folder of a node: the lock of its one supervisor, the node id, and the
 supervisor ids of earlier starts.
 
-Every start has a new supervisor id (``sid``). It is written to disk before it is used
-in Redis, so that the next start knows whose jobs to return to the queue, even after a
-crash.
+Every start has a new supervisor id (``sid``). The id is written to disk before it is
+used in Redis. Even after a crash, the next start knows whose jobs to return to the
+queue.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Node:
 
     @classmethod
     def open(cls, state_dir: Path, node_id: str | None = None) -> Node:
-        """Create and lock the state folder, and read the node id. Raises
+        """Create and lock the state folder, and read or create the node id. Raises
         AlreadyRunning, LocalFault.
 
         The kernel releases the lock when this process exits: no child inherits it.
@@ -106,9 +106,9 @@ class Node:
         return list(self._earlier)
 
     def forget_sids(self, sids: Iterable[str]) -> None:
-        """Remove from the disk the supervisor ids that hold no jobs in Redis.
+        """Remove from the disk supervisor ids that hold no jobs in Redis.
 
-        These are ids of earlier starts and, after a clean stop, the ids of this start.
+        ``sids``: ids of earlier starts or, after a clean stop, ids of this start.
         """
         gone = set(sids)
         if gone & {*self._earlier, *self._own}:

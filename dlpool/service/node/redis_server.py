@@ -1,5 +1,7 @@
-"""The Redis server that a supervisor uses: the configured server, the server that ``url
-= auto`` finds, or a private server."""
+"""The Redis server that a supervisor uses.
+
+It is the configured server, the server that ``url = auto`` finds, or a private server.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,8 @@ class RedisServer:
         """Start a private server if the settings ask for it, or if ``auto`` finds no
         server.
 
-        Raises ConfigurationError, LocalFault, and the errors of
-        ``EmbeddedRedis.start``. Raises QueueRefused if the server that ``auto`` finds
-        requires a password.
+        Raises ConfigurationError, LocalFault, QueueRefused, and the errors of
+        ``EmbeddedRedis.start``.
         """
         self.settings = settings
         self._state_dir = state_dir
@@ -54,7 +55,8 @@ class RedisServer:
 
     @property
     def display_url(self) -> str:
-        """Return the URL for messages, without a password."""
+        """Return the server's URL without user and password, to be shown in
+        messages."""
         return shown_server(effective_url(self.settings, self._state_dir))
 
     @property
@@ -69,19 +71,22 @@ class RedisServer:
         )
 
     def restart_if_exited(self) -> None:
-        """Restart the private server if it has exited."""
+        """Restart the private server if it has exited. Raises the errors of
+        ``EmbeddedRedis.start``."""
         if self._embedded is not None and not self._embedded.is_alive():
             self._log.error("embedded_redis_exited", error="it is restarted")
             self._start()
 
     def stop(self) -> None:
-        """Stop a private server. May be called twice."""
+        """Stop the private server, if there is one."""
         if self._embedded is not None:
             self._embedded.stop()
 
     def _found(self) -> RedisSettings:
         """Find the server for ``url = auto``, and return the settings to connect with.
-        Raises QueueRefused."""
+
+        Raises QueueRefused, ConfigurationError, LocalFault.
+        """
         address = auto_address(self.settings)
         found = replace(self.settings, url=f"redis://{address}")
         private = replace(

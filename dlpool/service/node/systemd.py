@@ -36,8 +36,10 @@ class SystemdNotifier:
         self._send(f"STOPPING=1\n{_extension(more_s)}")
 
     def reloading(self, monotonic_us: int) -> None:
-        """Report that the service reloads its configuration, until ``ready`` is
-        called."""
+        """Report that a reload of the configuration begins. ``ready`` reports its end.
+
+        ``monotonic_us``: the present time by the monotonic clock, in microseconds.
+        """
         self._send(f"RELOADING=1\nMONOTONIC_USEC={monotonic_us}")
 
     def watchdog(self) -> None:

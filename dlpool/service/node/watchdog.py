@@ -1,5 +1,5 @@
-"""The watchdog: the service manager gets pings only while every thread of the
-supervisor works."""
+"""The watchdog: pings the service manager while no watched thread of the supervisor
+hangs."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class ThreadLiveness:
         self._alive_at: dict[int, float] = {}
 
     def mark_alive(self) -> None:
-        """Record a sign of life of the calling thread. Each thread calls it in its own
-        loop."""
+        """Record a sign of life of the calling thread. Each thread calls this method in
+        its own loop."""
         self._alive_at[threading.get_ident()] = self._clock()
 
     def silent_s(self, thread: threading.Thread) -> float:
-        """Return the seconds since the last sign of life of ``thread``."""
+        """Return for how many seconds ``thread`` has given no sign of life."""
         return self._clock() - self._alive_at.get(thread.ident or 0, self._created_at)
 
 
 class Watchdog:
-    """Watches the threads of the supervisor. The main thread calls ``check``; each call
-    is the main thread's own sign of life."""
+    """Watches the threads of the supervisor. The main thread calls ``check``. So the
+    service manager gets no pings while the main thread hangs."""
 
     def __init__(
         self,

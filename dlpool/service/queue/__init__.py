@@ -1,4 +1,4 @@
-"""The threads of a supervisor that talk to Redis: claiming, heartbeats, recording.
+"""The supervisor's threads that talk to Redis: claiming, heartbeats, recording.
 
 Read in this order: messages (what the threads tell the main thread), redis_state
 (whether Redis can be used, and what the threads share), claiming (jobs for free slots),

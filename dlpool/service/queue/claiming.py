@@ -2,9 +2,9 @@
 empty.
 
 Each claim gives the job a new fence, a number. ``claim.lua`` sets the fence;
-``heartbeat.lua`` and ``finish.lua`` accept only the present one. So two supervisors
-cannot both complete a job. If a lease has expired, ``JobDispatcher`` requests a check
-of the fence before it lets the worker publish the file.
+``heartbeat.lua`` and ``finish.lua`` accept only the job's present fence. So two
+supervisors cannot both complete a job. If a lease has expired, ``JobDispatcher``
+requests a check of the fence before it lets the worker publish the file.
 """
 
 from __future__ import annotations
@@ -95,10 +95,8 @@ class JobClaimer:
                 self._backoff.wait()
 
     def request_reconcile(self) -> None:
-        """Have the next claim find jobs that are missing from the in-flight table.
-
-        These are jobs that, according to Redis, this supervisor holds.
-        """
+        """Have the next claim return jobs that are missing from the in-flight table
+        although, according to Redis, this supervisor holds them."""
         self._must_reconcile.set()
 
     def request_waiting_hosts(self) -> None:
@@ -107,15 +105,15 @@ class JobClaimer:
         self._wants_waiting_hosts = True
 
     def resume(self) -> None:
-        """Allow the next claim. The main thread calls this method when it has taken
+        """Allow the next claim. The main thread calls this method after it has taken
         over the jobs of the last claim."""
         self._may_claim.set()
 
     @property
     def finds_jobs_ahead(self) -> bool:
-        """Return whether jobs may be claimed before a slot is free.
+        """Return whether the claimer may claim jobs before a slot is free.
 
-        After a claim that found none, the result is False for a while.
+        The result is usually False for a while after a claim that found too few jobs.
         """
         return time.monotonic() >= self._no_ahead_until
 
@@ -168,14 +166,16 @@ class JobClaimer:
             self._wait_for_jobs(claim)
 
     def _wanted_jobs(self) -> tuple[int, int]:
-        """Return how many jobs to claim for free slots, and how many to claim ahead."""
+        """Return how many jobs to claim for free slots, and how many to claim before a
+        slot is free."""
         if self._is_stopped:
             return 0, 0
         ahead = self._in_flight.free_ahead() if self.finds_jobs_ahead else 0
         return self._in_flight.free_slots(), ahead
 
     def _slow_down(self, claim: ClaimResult, free_slots: int, ahead: int) -> None:
-        """Delay the next claims of a kind that found little or made Redis search."""
+        """Delay further claims after a claim that found too few jobs or made Redis
+        search long."""
         now = time.monotonic()
         if claim.is_share_exceeded:
             # the search is not repeated until then
@@ -190,7 +190,8 @@ class JobClaimer:
             self._redis.stopping.wait(SKIP_DELAY_S * claim.skipped)
 
     def _wait_for_jobs(self, claim: ClaimResult) -> None:
-        """Wait until a job may be ready, after a claim that returned none."""
+        """Wait for a job after a claim that returned none, at most ``BLOCK_S``
+        seconds."""
         wait_s = (
             BLOCK_S
             if claim.next_due_s is None

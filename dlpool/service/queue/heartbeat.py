@@ -40,7 +40,7 @@ MAIL_TTL_MS = 60_000
 
 class Heartbeat:
     """Makes the periodic calls to Redis. One thread runs ``serve``; ``blocking`` is a
-    Redis client that only waits for mail."""
+    Redis client that is used only to wait for mail."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Heartbeat:
         """Create a heartbeat, which ``serve`` starts.
 
         ``info`` returns the status of this supervisor, which heartbeats publish;
-        ``earlier`` are the supervisor ids of earlier starts.
+        ``earlier`` are the supervisor ids of this node's earlier starts.
         """
         self._context = context
         self._transitions = context.transitions
@@ -109,8 +109,8 @@ class Heartbeat:
             client.pexpire(mail, MAIL_TTL_MS)
 
     def _recover_earlier_starts(self) -> None:
-        """Record the results that earlier starts spooled, then requeue the other jobs
-        of these starts."""
+        """Record in Redis the results that earlier starts spooled, then requeue the
+        other jobs of these starts."""
         self._check_server()
         for sid, request in self._spool.stored():
             reply = finish_jobs(self._transitions, sid, [request], self._log)[0]
@@ -209,7 +209,7 @@ class Heartbeat:
         """Add a sample for the charts of the queue if that is due, and return the
         seconds until the next attempt.
 
-        Errors are logged and otherwise ignored: nothing else needs the samples.
+        Errors are not raised, because nothing else needs the samples.
         """
         try:
             return SAMPLE_S if self._history.record_sample() else SAMPLE_AGAIN_S

@@ -15,7 +15,7 @@ from dlpool.service.wire.frames import CleanupEntry
 
 @dataclass(frozen=True)
 class JobsClaimed:
-    """Jobs were claimed. ``leased_until`` is the end of their leases by
+    """Jobs were claimed. ``leased_until``: when their leases end, by the clock
     ``lease_clock``."""
 
     jobs: tuple[ClaimedJob, ...]
@@ -81,8 +81,7 @@ class HostHeld:
 
 @dataclass(frozen=True)
 class LeaseLost:
-    """A heartbeat showed that this supervisor does not hold the lease: another
-    supervisor has the job, or the job has ended."""
+    """A heartbeat showed that this supervisor does not hold the lease of a job."""
 
     lease_id: str
 
@@ -98,8 +97,8 @@ class StopRequested:
 
 @dataclass(frozen=True)
 class StateChanged:
-    """The main thread must check its state: Redis became available or unavailable, or a
-    thread has failed."""
+    """The state of Redis, of a disk or of a thread has changed; the main thread must
+    check it."""
 
 
 @dataclass(frozen=True)
@@ -154,15 +153,15 @@ class Mailbox:
     def wake(self) -> None:
         """Wake the reader, with one system call for many messages.
 
-        The reader clears the flag before it takes the messages. So if the flag is set,
-        the reader will find what was put before.
+        While ``_is_woken`` is set, no system call is needed: the reader clears
+        ``_is_woken`` before it takes the messages.
         """
         if not self._is_woken:
             self._is_woken = True
             os.eventfd_write(self._wake, 1)
 
     def read(self) -> Iterator[Message]:
-        """Return the messages that have arrived."""
+        """Yield the messages that have arrived."""
         try:
             os.eventfd_read(self._wake)
         except BlockingIOError:

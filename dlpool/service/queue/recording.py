@@ -1,8 +1,8 @@
 """The thread that records the results of jobs in Redis, checks fences, and requests
 slots of hosts.
 
-While Redis is unavailable, the thread writes final results to the spool on disk. All
-other requests wait in order.
+While Redis is unavailable, all requests wait in memory, and the thread stores final
+results in the spool on disk.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class ResultRecorder:
         self._requests.put(hold)
 
     def serve(self) -> None:
-        """Send requests until the supervisor stops; then spool the results that were
-        not sent."""
+        """Send requests until the supervisor stops; then spool the final results that
+        were not sent."""
         pending: list[Request] = []
         while self._redis.keep_running():
             pending += self._take(wait=not pending)
@@ -109,7 +109,7 @@ class ResultRecorder:
         return taken
 
     def _send(self, pending: list[Request]) -> None:
-        """Send all requests in ``pending``, and empty the list.
+        """Send all requests in ``pending``, and remove each from the list.
 
         Results are sent last, because running jobs wait for the answers to other
         requests.
@@ -182,8 +182,7 @@ def finish_jobs(
     requests: Sequence[FinishRequest],
     logger: Logger,
 ) -> list[str]:
-    """Record results in Redis, and return the reply to each. Raises QueueAway,
-    QueueRefused.
+    """Record results in Redis, and return the reply to each. Raises QueueError.
 
     Afterwards clients can see the records of these results, with two exceptions. Redis
     refuses a record whose key has another type. In a Cluster a record stays in the
@@ -209,7 +208,7 @@ def finish_jobs(
 
 
 def log_refused_records(delivery: Delivery, logger: Logger) -> None:
-    """Log each record of an outbox that Redis refuses for good."""
+    """Log each record that Redis refused permanently."""
     for lease, reason in delivery.refused:
         logger.error("record_refused", job_id=lease.rpartition(".")[0], error=reason)
 
@@ -217,10 +216,10 @@ def log_refused_records(delivery: Delivery, logger: Logger) -> None:
 def _finish_job(
     transitions: Transitions, sid: str, request: FinishRequest, logger: Logger
 ) -> str:
-    """Write one result to Redis. If that fails, log the error, and write the result
-    again without the record for the client.
+    """Write one result to Redis. If Redis cannot write the record for the client, log
+    the error, and write the result without the record.
 
-    Raises QueueAway and QueueRefused.
+    Raises QueueError.
     """
     try:
         return transitions.finish(sid, [request])[0]

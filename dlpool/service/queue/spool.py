@@ -1,4 +1,4 @@
-"""The spool: results on disk that Redis does not have yet.
+"""The spool: files with the results that Redis does not have yet.
 
 Each result is a file of its own, which is written under a temporary name and renamed.
 """
@@ -42,7 +42,7 @@ class Spool:
     def store(self, sid: str, request: FinishRequest) -> None:
         """Write a result of the supervisor ``sid`` durably. Raises LocalFault.
 
-        Results that are not final or are stored already are ignored.
+        Ignores a result that is not final, or is stored already.
         """
         path = self._path(request.lease)
         if (

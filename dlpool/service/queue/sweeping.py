@@ -1,5 +1,5 @@
-"""The search for files of jobs that ended while this node was down, or that another
-node has finished."""
+"""The search for stale files, whose jobs ended on another node or while this node was
+down."""
 
 from __future__ import annotations
 

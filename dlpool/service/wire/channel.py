@@ -61,7 +61,7 @@ class FrameChannel:
         return self.send_encoded(encode(frame))
 
     def send_encoded(self, data: bytes) -> bool:
-        """Send an encoded frame. Return False as ``send`` does."""
+        """Send an encoded frame. Return False if it was not sent."""
         try:
             self.socket.send(data)
         except OSError:

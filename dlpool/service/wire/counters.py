@@ -62,7 +62,7 @@ class CounterDeltas:
     def update(self, counters: Mapping[str, float]) -> dict[str, float]:
         """Return by how much the counters have grown since the last report.
 
-        Reports may arrive out of order: an older report changes nothing.
+        Reports can arrive out of order: an older report changes nothing.
         """
         deltas = {
             name: count - self._last.get(name, 0) for name, count in counters.items()

@@ -95,7 +95,7 @@ class PublishFrame(Frame):
 
 @dataclass(frozen=True)
 class LostFrame(Frame):
-    """Stop this job and publish nothing: the supervisor does not hold its lease now."""
+    """Stop this job and publish nothing: the supervisor does not hold the lease now."""
 
     kind = "lost"
     lease_id: str
@@ -103,9 +103,9 @@ class LostFrame(Frame):
 
 @dataclass(frozen=True)
 class CleanFrame(Frame):
-    """Remove the stale files of jobs whose results Redis has recorded.
+    """Remove the stale files of these jobs, which have ended.
 
-    Each job is a ``CleanupEntry`` as a list.
+    Each job is a ``CleanupEntry``, converted to a list.
     """
 
     kind = "clean"
@@ -113,10 +113,10 @@ class CleanFrame(Frame):
 
 
 class CleanupEntry(NamedTuple):
-    """The files that a job may leave behind.
+    """The data to find the files that a job may leave behind.
 
     ``path``: the target file, None if ``save_path`` alone determines it. ``fence``
-    tells the attempts of a job apart. The URL may contain a password, so only its
+    distinguishes the attempts of a job. The URL may contain a password, so only its
     digest is kept. ``trace_id``: for log lines.
     """
 
@@ -134,7 +134,7 @@ class ConfigFrame(Frame):
     """Use these settings for new jobs.
 
     Each dict is a settings dataclass, converted by ``dataclasses.asdict``. ``owned``:
-    the files and folders where jobs may not write.
+    the files and folders to which jobs must not write.
     """
 
     kind = "config"
@@ -162,7 +162,7 @@ class HoldFrame(Frame):
 class RateFrame(Frame):
     """Limit all jobs of the worker together to ``rate`` bytes/s.
 
-    ``rate``: None for no limit. The limit applies to running jobs as well.
+    ``rate``: None for no limit. The limit applies to new and running jobs.
     """
 
     kind = "rate"
@@ -211,10 +211,10 @@ class HelloFrame(Frame):
 class StatusFrame(Frame):
     """The worker's heartbeat, sent every second.
 
-    ``jobs``: progress by lease id. ``counters``: of ``WorkerCounters``.
+    ``jobs``: progress by lease id. ``counters``: the counts of ``WorkerCounters``.
     ``missing_bytes``: how many bytes each job must still allocate on its disk, by lease
-    id, without jobs that need none. ``unresumable``: jobs whose next attempt must start
-    from the beginning, because their servers do not support ranges.
+    id, without jobs that need none. ``unresumable``: lease ids of jobs whose next
+    attempt must start from the beginning, because their servers do not support ranges.
     """
 
     kind = "status"
@@ -228,7 +228,7 @@ class StatusFrame(Frame):
 class VerifiedFrame(Frame):
     """The file is complete and verified, and the worker holds the file's lock.
 
-    The worker waits for PublishFrame or LostFrame.
+    The job waits for PublishFrame, LostFrame or CancelFrame.
     """
 
     kind = "verified"

@@ -128,7 +128,7 @@ class JobRun:
     def give_back(self, error: DlpoolError) -> EndedFrame | None:
         """Give the job back if it waits for a slot, and return its result.
 
-        Return None if the job has begun. ``error``: why it is given back.
+        Return None if the job has begun. ``error``: why the job is given back.
         """
         with self._lock:
             if not self._is_waiting:
@@ -181,10 +181,8 @@ class JobRun:
         )
 
     def cancel(self, error: DlpoolError) -> None:
-        """Have the run checkpoint and end with ``error`` within a second.
-
-        Only the first call has an effect.
-        """
+        """Have the run checkpoint and end with ``error``. Later calls have no
+        effect."""
         with self._lock:
             self._error = self._error or error
             transfer = self._transfer
@@ -271,9 +269,9 @@ class JobRun:
     def _authorize_publish(self) -> None:
         """Wait until the supervisor confirms that it holds the lease.
 
-        Before ``leased_until`` returns at once, because the lease cannot have expired
-        yet. After that time the supervisor asks Redis. The part file stays locked
-        during the wait. Raises the error that was passed to ``cancel``.
+        Before ``leased_until`` there is no wait, because the lease cannot have expired
+        yet. The part file stays locked during the wait. Raises the error that was
+        passed to ``cancel``.
         """
         if lease_clock() < self.frame.leased_until:
             return
@@ -343,8 +341,8 @@ def _stack(error: DlpoolError) -> str:
 def settings_for_job(transfer: TransferSettings, frame: JobFrame) -> TransferSettings:
     """Return ``transfer`` with the values that the job itself asks for.
 
-    The lower of two rate limits applies. The file is scanned if the settings or the job
-    require it.
+    The lower rate limit applies. The file is scanned if the settings or the job require
+    it.
     """
     if frame.if_exists is None and frame.limit_rate is None and not frame.scan:
         return transfer
@@ -365,9 +363,10 @@ def lost_job_error() -> LostJob:
 
 
 def remove_stale_files(entry: CleanupEntry, paths: Confinement) -> None:
-    """Remove the files that an ended job kept for another attempt.
+    """Remove the files that an ended job has left.
 
-    Raises PolicyRefused, LocalFault; Locked while another job writes to the target.
+    Raises PolicyRefused and LocalFault. Raises Locked while another job writes to the
+    target.
     """
     target = Path(entry.path) if entry.path else paths.target(entry.save_path).path
     remove_published_state(target, entry.job_id)
@@ -397,7 +396,7 @@ def with_traceparent(frame: JobFrame) -> JobFrame:
 def span_id(frame: JobFrame) -> str:
     """Return the span id of an attempt, 16 hex digits.
 
-    The header ``traceparent`` sends it to the origin server, whose spans become
-    children of this span.
+    The origin server gets this id in the header ``traceparent``. The spans of the
+    server become children of the attempt's span.
     """
     return hashlib.sha256(frame.lease_id.encode()).hexdigest()[:16]

@@ -204,7 +204,8 @@ class WorkerProcess:
         self._stop_reason = self._stop_reason or reason
 
     def serve(self) -> None:
-        """Run jobs until the process is told to stop or the supervisor has exited."""
+        """Run jobs until the supervisor retires this worker, or until a stop is
+        requested."""
         threads.start_thread(self._report, "report")
         self._cleanup_thread.start()
         self._start_slots()
@@ -285,7 +286,7 @@ class WorkerProcess:
         self._cleanup.put([CleanupEntry(*entry) for entry in frame.jobs])
 
     def _handle_config(self, frame: ConfigFrame) -> None:
-        """Use reloaded settings for new jobs. Running jobs keep theirs."""
+        """Use reloaded settings for new jobs. Running jobs keep their settings."""
         self._transfer = TransferSettings(**frame.transfer)
         self._paths = Confinement(
             PathSettings(**frame.paths), [OwnedPath(**one) for one in frame.owned]
@@ -356,7 +357,7 @@ class WorkerProcess:
             run.cancel(error)
 
     def _give_back(self, run: JobRun, error: DlpoolError) -> bool:
-        """End a run that waits for a slot. Return False if it has begun."""
+        """End a run that waits for a slot. Return False if the run has begun."""
         if (ended := run.give_back(error)) is not None:
             self._end(run, ended)
         return ended is not None
@@ -376,7 +377,7 @@ class WorkerProcess:
             time.sleep(STATUS_S)
 
     def _send_status(self) -> list[JobRun]:
-        """Send the progress of all jobs and the counters. Return the jobs."""
+        """Send the progress of all jobs and the counters. Return the runs."""
         with self._lock:
             # under one lock, so that each job's bytes count in ``runs`` or ``counters``
             runs = list(self._runs.items())

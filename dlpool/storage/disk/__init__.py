@@ -3,7 +3,7 @@
 No state is kept in memory alone. Read in this order:
 
 - ``backend.py`` assembles the modules; ``layout.py`` finds and locks tasks;
-  ``task_folder.py`` and ``task_record.py`` are one task: its chunks, metadata and locks
+  ``task_folder.py`` and ``task_record.py``: one task, its chunks, metadata and locks
 - a chunk: ``chunk_receiver.py``, ``staged_chunk.py``, ``chunk_file.py``
 - a merge: ``merger.py``, ``assembly.py``, ``merge_output.py``, ``recovery.py`` (after a
   kill), ``scanning.py``, ``ownership.py``
@@ -14,7 +14,8 @@ No state is kept in memory alone. Read in this order:
 - removal: ``removal.py``
 - files: ``file_locks.py``, ``safe_open.py``, ``durability.py``, ``os_errors.py``
 
-The chunk files are authoritative; ``record.json`` is a cache beside them. A lock of a
-task is held for milliseconds, never while a body is received or a file is assembled.
+The chunk files are authoritative; ``record.json`` is a cache beside them. The
+exclusive lock of a task is held for milliseconds, never while a body is received or a
+file is assembled.
 Only ``dlpool.storage.open_backend`` imports this package.
 """

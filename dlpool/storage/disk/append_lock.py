@@ -108,8 +108,8 @@ def unexpired_record(
 ) -> TaskRecord:
     """Return the record of a tus upload; the caller holds the lock of the task.
 
-    Raises UploadError: ``no_such_task`` (a part whose final upload is completed counts
-    as removed) or ``expired``. Raises OSError.
+    Raises OSError, and UploadError, for example ``no_such_task`` or ``expired``. A part
+    whose final upload is completed counts as removed.
     """
     task.owned_identity(owner, TUS)
     record = task.record()
@@ -126,9 +126,8 @@ def appendable_record(
 ) -> TaskRecord:
     """Return the record of a tus upload that accepts bytes.
 
-    Raises UploadError like ``unexpired_record``. Raises AlreadyComplete, or
-    UploadError: ``final`` if the upload is concatenated from parts, ``locked`` while it
-    is merged, ``task_paused``.
+    Raises AlreadyComplete, and the errors of ``unexpired_record``. Raises UploadError
+    if the upload is final (concatenated from parts), paused, or being merged.
     """
     record = unexpired_record(layout, settings, task, owner)
     if record.is_final:

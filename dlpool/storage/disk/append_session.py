@@ -126,8 +126,7 @@ class UploadTail:
     def reclaim(self) -> None:
         """Make a chunk of the bytes that a killed process received.
 
-        Bytes that cannot become a chunk are removed. Raises UploadError for a fault of
-        the disk.
+        Bytes that cannot become a chunk are removed. Raises UploadError.
         """
         with translate_os_errors("resume the upload"):
             task = self.layout.task_by_id(self.file_id)
@@ -285,7 +284,7 @@ class UploadTail:
 class DiskAppendSession:
     """Implements ``AppendSession``. Used by one thread.
 
-    ``position``: the end of the upload.
+    ``position``: the end of the committed bytes.
     """
 
     def __init__(
@@ -321,7 +320,8 @@ class DiskAppendSession:
 
     @property
     def expires_at(self) -> float | None:
-        """When the upload expires, in seconds since the epoch; None if completed."""
+        """When the upload expires, in seconds since the epoch; None if it is
+        completed."""
         return expires_at(self._record, self._tail.settings)
 
     @property
@@ -344,7 +344,8 @@ class DiskAppendSession:
         self._staged.write(data)
 
     def commit(self) -> None:
-        """Make a chunk of the received bytes, and record the length of the upload.
+        """Make a chunk of the received bytes. Record the length of the upload if the
+        request states it.
 
         Called once. Raises UploadError. If the error is transient, the received bytes
         are kept, and the next append request stores them.
@@ -360,7 +361,8 @@ class DiskAppendSession:
             self._staged.discard()
 
     def discard(self) -> None:
-        """Discard the received bytes, which differ from what the client announced."""
+        """Discard the received bytes, because they differ from what the client
+        announced."""
         self._staged.discard()
 
     def __enter__(self) -> DiskAppendSession:
@@ -388,7 +390,7 @@ class DiskAppendSession:
 
 
 def is_transient(error: UploadError | OSError) -> bool:
-    """Return whether the operation that failed with ``error`` may succeed later."""
+    """Return whether the operation that failed with ``error`` can succeed later."""
     return not isinstance(error, UploadError) or error.is_transient
 
 

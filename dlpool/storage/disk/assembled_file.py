@@ -4,12 +4,13 @@
 divided into chunks of ``SIZE`` bytes. If all chunks are in it, a merge needs no copy:
 it gives the file a second name in merged_dir, and publishes that name.
 
-A chunk is received into the assembled file only if its position follows from the sizes
-that the client states, if no such chunk is stored, and if no other request receives
-it: the receiver holds a lock of the byte whose offset is the index of the chunk. Any
-other chunk gets a file of its own, and the merge copies it to its position. The bytes
-count as a chunk when the chunk file, which then has only the trailer, gets its name.
-So bytes of a killed or refused request are never a part of a chunk.
+A chunk is received into the assembled file only on three conditions: its position
+follows from the sizes that the client states, no chunk with its index is stored, and no
+other request receives it. The receiver holds a lock of the byte whose offset is the
+index of the chunk. Any other chunk gets a file of its own, and the merge copies it to
+its position. The bytes in the assembled file count as a chunk when their chunk file
+exists. This chunk file has only the trailer. So bytes of a killed or refused request
+are never a part of a chunk.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ def assembled_path(folder: Path, chunk_size: int) -> Path:
 
 
 def chunk_size_of(index: int, size: int, totals: TaskTotals) -> int | None:
-    """Return the size of all chunks except the last, if one of them has ``size`` bytes.
+    """Return the size of all chunks except the last, computed from one chunk.
 
-    None if the totals of the file are unknown, or do not agree with equal chunks.
+    ``index`` and ``size`` describe this chunk. None if the totals of the file are
+    unknown, or do not agree with equal chunks.
     """
     count, file_size = totals.total_chunks, totals.file_size
     if not (2 <= count <= MAX_CHUNKS and 0 < size <= file_size and index < count):
@@ -68,7 +70,7 @@ def chunk_size_of(index: int, size: int, totals: TaskTotals) -> int | None:
 def open_placement(
     folder: Path, index: int, size: int, totals: TaskTotals
 ) -> Placement | None:
-    """Lock the position of a chunk that is not stored, and return it.
+    """Lock the position of a chunk that is not stored, and return the position.
 
     None if the chunk must be received into a file of its own. The caller holds the lock
     of the task. Errors are ignored, because writing to another file reports them.
@@ -88,7 +90,8 @@ def open_placement(
 
 
 def _open_or_create(folder: Path, chunk_size: int) -> int | None:
-    """Return a descriptor of the assembled file.
+    """Open the assembled file, which is created if it is missing, and return its
+    descriptor.
 
     None if the task has an assembled file with chunks of another size, or if the path
     is not a regular file. Raises OSError.
@@ -109,8 +112,9 @@ def _open_or_create(folder: Path, chunk_size: int) -> int | None:
 def open_assembled(folder: Path, chunks: Sequence[StoredChunk]) -> int | None:
     """Lock the assembled file of a complete task, and return its descriptor.
 
-    None if no chunk is in it, if the chunks have other sizes, or if a request may still
-    write to it. Errors are ignored, because the caller then copies the chunks.
+    None if the caller has to copy the chunks to another file: no chunk is in the
+    assembled file, the sizes of the chunks do not fit, a request is still writing to
+    it, or an error occurs.
     """
     sizes = {chunk.placed_size for chunk in chunks} - {0}
     if len(sizes) != 1:
@@ -131,7 +135,11 @@ def open_assembled(folder: Path, chunks: Sequence[StoredChunk]) -> int | None:
 
 
 def _cut(descriptor: int, size: int) -> None:
-    """Remove what another program has appended. Raises OSError."""
+    """Truncate the file to at most ``size`` bytes: another program may have appended
+    bytes.
+
+    Raises OSError.
+    """
     if os.fstat(descriptor).st_size > size:
         os.ftruncate(descriptor, size)
 

@@ -1,8 +1,9 @@
-"""Assembles the chunks of a task into one file.
+"""The assembly of the chunks of a task into one file.
 
 The kernel copies the bytes while other threads hash them. A chunk is trusted if its
-file is unmodified since its bytes were received and hashed, at most ``TRUSTED_S``
-seconds ago: reading it again would only compare two copies in the page cache.
+bytes were received and hashed in the last ``TRUSTED_S`` seconds and its file is
+unmodified since then. Its bytes are probably still in the page cache, so reading them
+again would not check the disk.
 
 - The composite SHA-256 of a file follows from the digests of its chunks. Only chunks
   that are not trusted, or have an MD5, are read.
@@ -89,7 +90,8 @@ class ChunkAssembly:
         _expected: FileDigests,
         is_checked: bool,
     ) -> tuple[FileDigests, Sequence[int]]:
-        """Return the composite SHA-256 and the indexes of corrupt chunks."""
+        """Copy all chunks. Return the composite SHA-256 and the indexes of corrupt
+        chunks."""
         read = _start(pool, self._sha256_digests)
         self._copy(target)
         digests, corrupt = read()
@@ -116,7 +118,8 @@ class ChunkAssembly:
         expected: FileDigests,
         is_checked: bool,
     ) -> tuple[FileDigests, Sequence[int]]:
-        """Return the MD5 of the file and the indexes of corrupt chunks."""
+        """Copy all chunks. Return the MD5 of the file and the indexes of corrupt
+        chunks."""
         proof = expected.md5 or (self.chunks[0].md5 if len(self.chunks) == 1 else "")
         file_md5 = _start(pool, self._file_md5)
         untrusted = [chunk for chunk in self.chunks if not _is_trusted(chunk)]
@@ -181,9 +184,9 @@ class ChunkAssembly:
                 release(descriptor)
 
     def _open(self, chunk: StoredChunk) -> int:
-        """Open the file of a chunk at its first byte, and check the size of the file.
+        """Open the file with the bytes of a chunk at the first of these bytes.
 
-        Raises CorruptChunks, OSError.
+        Raises OSError, and CorruptChunks if the file is missing or has a wrong size.
         """
         start = chunk.index * chunk.placed_size
         path = (
@@ -209,7 +212,8 @@ class ChunkAssembly:
 
 
 def _is_trusted(chunk: StoredChunk) -> bool:
-    """Return whether the chunk's digest is that of the bytes in its file."""
+    """Return whether the chunk was hashed recently and its file is unmodified since
+    then."""
     age_s = abs(time.time() - chunk.stored_at)
     return chunk.is_unmodified and age_s < TRUSTED_S
 
@@ -227,7 +231,7 @@ def _start(pool: ThreadPoolExecutor, work: Callable[[], T]) -> Callable[[], T]:
 
 
 def _copy_chunk(source: int, target: int, chunk: StoredChunk) -> None:
-    """Append the bytes of a chunk to the target.
+    """Copy the bytes of a chunk to the present position of ``target``.
 
     Uses copy_file_range(2) where the file system supports it.
     """

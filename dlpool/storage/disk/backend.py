@@ -57,7 +57,7 @@ class DiskBackend:
 
     Methods raise only UploadError. The folders are authoritative, and everything that
     is kept in memory is compared with them. So several processes may each open a
-    backend in the same folders, and threads may share one.
+    backend in the same folders, and threads may share one backend.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class DiskBackend:
         on_unsynced: OnUnsynced | None = None,
         scanner: UploadScanner = NO_SCANNER,
     ) -> None:
-        """For the arguments see ``open_backend``."""
+        """Create a backend. For the arguments see ``open_backend``."""
         self.settings = settings
         durability = Durability(settings.enable_atomic_operations, on_unsynced)
         self.layout = StoreLayout(
@@ -117,8 +117,7 @@ class DiskBackend:
 
         ``cursor``: ``next_cursor`` of the previous page, empty for the first page.
         ``status``: the states of the returned tasks, empty for all states. A task that
-        exists from the request of the first page to that of the last is on exactly one
-        page.
+        exists and keeps its state while all pages are requested is on exactly one page.
         """
         wanted = frozenset(status) or frozenset(states.STATES)
         if not wanted <= set(states.STATES):
@@ -202,8 +201,8 @@ class DiskBackend:
     def open_merged(self, path: str, reader: str | None) -> DiskMergedFile:
         """Open a published file.
 
-        Raises UploadError (not_found) if the file does not exist, or if ``reader`` may
-        not read it.
+        Raises UploadError, for example not_found if the file does not exist or
+        ``reader`` has no access to it.
         """
         with translate_os_errors("read the file"):
             descriptor = self._open_merged(path, reader)
@@ -237,7 +236,8 @@ class DiskMergedFile:
     """Implements ``MergedFile``: an open file below merged_dir. Used by one thread."""
 
     def __init__(self, descriptor: int) -> None:
-        """``descriptor``: of the file; ``close`` closes it. Raises OSError."""
+        """Take over the open file ``descriptor``, which ``close`` closes. Raises
+        OSError."""
         status = os.fstat(descriptor)
         self.size = status.st_size
         self.modified_at = status.st_mtime

@@ -30,8 +30,8 @@ CHUNK_COUNT_STEP = 1000
 def assumed_chunks(chunks: int) -> int:
     """Return how many chunks to assume for a task without total_chunks.
 
-    This is ``chunks``, the number of stored chunks, rounded up to a multiple of
-    ``CHUNK_COUNT_STEP``.
+    This is the number of stored chunks, ``chunks``, rounded up to a positive multiple
+    of ``CHUNK_COUNT_STEP``.
     """
     return max(1, -(-chunks // CHUNK_COUNT_STEP)) * CHUNK_COUNT_STEP
 

@@ -1,6 +1,6 @@
 """An immutable catalog of all tasks, by owner and state, with counters.
 
-A change does not modify a catalog: ``with_changes`` returns a new one.
+A change does not modify a catalog: ``with_changes`` returns a new catalog.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def add_task(counts: TaskCounts, summary: TaskSummary, sign: int = 1) -> TaskCou
 class TaskCatalog:
     """A snapshot of all tasks. Threads may share it.
 
-    ``summaries``: by folder name; None for a folder that belongs to no task.
+    ``summaries``: the tasks by folder name; None for a folder that belongs to no task.
     """
 
     summaries: Mapping[str, TaskSummary | None] = field(default_factory=dict)
@@ -90,10 +90,10 @@ class TaskCatalog:
     def page(
         self, owner: str | None, wanted: Iterable[str], after: str, limit: int
     ) -> TaskPage:
-        """Return at most ``limit`` tasks of ``owner``; ``owner`` None: of all owners.
+        """Return at most ``limit`` tasks of ``owner``.
 
-        ``wanted``: the states of the returned tasks. ``after``: the sort key behind
-        which the page starts.
+        ``owner``: None for the tasks of all owners. ``wanted``: the states of the
+        returned tasks. ``after``: the sort key behind which the page starts.
         """
         whose = _ALL_OWNERS if owner is None else owner
         lists = [

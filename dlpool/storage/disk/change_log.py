@@ -83,16 +83,16 @@ class ChangeLogReader:
     """Reads the entries of a change log. Used by one thread at a time."""
 
     def __init__(self, path: Callable[[], Path]) -> None:
-        """``path`` returns the path of the log.
+        """Create a reader. The log need not exist.
 
-        The log may not exist. ``path`` may raise OSError.
+        ``path`` returns the path of the log, or raises OSError.
         """
         self._path = path
         self._log_id = b""
         self._offset = 0
 
     def read_changes(self) -> frozenset[str] | None:
-        """Return the folders that were recorded since the last call.
+        """Return the names of the folders that were recorded since the last call.
 
         None if the changes are unknown: the caller has to compare all folders. Raises
         nothing.

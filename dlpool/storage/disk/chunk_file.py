@@ -5,12 +5,12 @@ The trailer is written before the file gets the name ``INDEX.chunk``. So a file 
 this name is complete if its trailer agrees with its size, and truncated otherwise.
 
 If the bytes are in the assembled file of the task (``assembled_file``), the chunk file
-has only the trailer, which then names the chunk size of the assembled file.
+has only the trailer, which then contains the chunk size of the assembled file.
 
-The trailer also has the inode number of the file with the bytes, its modification time,
-and the boot id of the machine. While they still apply, no other program has changed the
-bytes since they were hashed. For an assembled file, the time is that of the chunk that
-was received last.
+Three more values in the trailer show changes by other programs: the inode number and
+modification time of the file with the bytes, and the boot id of the machine. If all
+three still match, the bytes are unmodified since they were hashed. An assembled file
+has the modification time of the last received chunk.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class _Trailer(NamedTuple):
     placed_size: int
 
     def is_of_file(self, inode: int) -> bool:
-        """Return whether the bytes were received into the file ``inode`` since boot."""
+        """Return whether the bytes were received into the file ``inode`` since the last
+        boot."""
         return (self.inode, self.boot_id) == (inode, _boot_id() or None)
 
 
@@ -118,7 +119,7 @@ def list_chunks(folder: Path) -> dict[int, StoredChunk]:
 
 
 class _AssembledFiles:
-    """The assembled files of a folder that have bytes of chunks; normally one."""
+    """The assembled files in the folder of a task; normally there is at most one."""
 
     def __init__(self, folder: Path, trailers: Iterable[_Trailer]) -> None:
         self._status: dict[int, os.stat_result | None] = {}
@@ -131,13 +132,15 @@ class _AssembledFiles:
             self._sealed_ns[size] = max(found.modified_ns, self._sealed_ns.get(size, 0))
 
     def has(self, index: int, found: _Trailer) -> bool:
-        """Return whether a file is long enough to have the bytes of a chunk."""
+        """Return whether an assembled file is long enough to have the bytes of a
+        chunk."""
         status = self._status.get(found.placed_size)
         end = index * found.placed_size + found.size
         return status is not None and status.st_size >= end
 
     def is_unmodified(self, found: _Trailer) -> bool:
-        """Return whether nothing was written since the last chunk was received."""
+        """Return whether nothing was written to the file since the last chunk was
+        received."""
         status = self._status.get(found.placed_size)
         return (
             status is not None
@@ -149,7 +152,7 @@ class _AssembledFiles:
 def stored_size(path: Path) -> int | None:
     """Return the size of a chunk in bytes, without its trailer.
 
-    None if the file does not exist. Raises OSError.
+    None if the file does not exist, 0 if it is damaged. Raises OSError.
     """
     try:
         status = path.lstat()
@@ -165,7 +168,8 @@ def stored_size(path: Path) -> int | None:
 def _read_entry(
     entry: os.DirEntry[str],
 ) -> tuple[int, os.stat_result, _Trailer] | None:
-    """Return index, status and trailer of a chunk file; None for any other entry."""
+    """Return index, status and trailer of a complete chunk file; None for any other
+    entry."""
     index = index_of(entry.name)
     if index is None:
         return None
@@ -210,7 +214,7 @@ def _trailer_of(path: str, status: os.stat_result) -> _Trailer:
 def _read_trailer(path: str, _inode: int, _modified_ns: int, length: int) -> _Trailer:
     """Return the trailer of a chunk file. Cached until the file changes.
 
-    Raises ValueError for an incomplete file, OSError.
+    Raises OSError, and ValueError if the file is incomplete.
     """
     descriptor = os.open(path, READ_FLAGS)
     try:

@@ -1,11 +1,11 @@
-"""Receives chunks and commits them to their task.
+"""The receiver of chunks, which commits them to their task.
 
 A request is checked before its bytes arrive. A commit compares size and digest with the
 values that the client declared, seals the staged file (trailer, fdatasync), takes the
 lock of the task, checks the state of the task again, renames the file to its chunk
-name, and writes the record. The client gets its answer after the folder is durable. Two
-settings can switch steps off: ``enable_integrity_check`` the comparison of digests, and
-``enable_atomic_operations`` all syncs.
+name, and writes the record. The client gets its answer after the folder has been
+synced. Two settings can switch steps off: without ``enable_integrity_check`` no digests
+are compared, and without ``enable_atomic_operations`` nothing is synced.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class DiskChunkReceiver:
     def check(
         self, staged: StagedChunk, request: ChunkRequest, size: int | None = None
     ) -> None:
-        """Raise the UploadError with which ``commit`` would refuse the request.
+        """Raise UploadError if it is known already that ``commit`` would refuse the
+        request.
 
         If the task exists, it does not expire until ``staged`` is closed. A chunk of
         ``size`` bytes is then received into the assembled file if that is possible.
@@ -79,7 +80,8 @@ class DiskChunkReceiver:
             staged.hash_with(request.algorithm)
 
     def check_request(self, request: ChunkRequest) -> SharedTaskLock | None:
-        """Raise the UploadError that ``commit`` would raise for the request.
+        """Raise UploadError if it is known already that ``commit`` would refuse the
+        request.
 
         Returns a shared lock of the task, None if the task does not exist.
         """
@@ -90,8 +92,9 @@ class DiskChunkReceiver:
     ) -> tuple[SharedTaskLock | None, Placement | None]:
         """Check a request like ``check_request``.
 
-        Returns a shared lock of the task, and the position of a chunk of ``size`` bytes
-        in its assembled file. Each is None if there is none.
+        Returns two values. The first is a shared lock of the task, None if the task
+        does not exist. The second is the position of a chunk of ``size`` bytes in the
+        assembled file, None if the chunk must get a file of its own.
         """
         request.check(self.settings)
         if self.quota.is_set:
@@ -247,7 +250,7 @@ class DiskChunkReceiver:
     ) -> TaskRecord:
         """Rename the staged file to its chunk name, and write the record.
 
-        Raises UploadError if the file would become too large.
+        Raises UploadError if the file of the task would become too large.
         """
         path, key = task.chunk_path(request.index), str(request.index)
         earlier = stored_size(path)
@@ -288,7 +291,7 @@ class DiskChunkReceiver:
         )
 
     def _count_mismatch(self, request: ChunkRequest) -> None:
-        """Count a chunk that is refused for its md5, if its task exists.
+        """Count a chunk that does not match its digest, if its task exists.
 
         Raises UploadError if there is another reason to refuse the chunk.
         """
@@ -309,7 +312,10 @@ class DiskChunkReceiver:
 def _place(
     task: TaskFolder, record: TaskRecord, index: int, size: int
 ) -> Placement | None:
-    """Return the locked position of a chunk that is not stored yet, if it has one."""
+    """Lock the position of a chunk in the assembled file, and return the position.
+
+    None if the chunk is stored already, or must get a file of its own.
+    """
     if disk.exists(task.chunk_path(index)):
         return None
     return open_placement(task.folder, index, size, record.totals)

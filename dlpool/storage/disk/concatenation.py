@@ -1,9 +1,9 @@
-"""Concatenates parts into a final upload.
+"""The concatenation of parts into a final upload.
 
 The chunks of the parts are linked into a new task, which is merged at once. Only one
 final upload can take a part. The part is removed when the file of this upload has been
-published. What a killed process leaves depends on when it was killed; the next process
-recovers it:
+published. What a killed process leaves depends on the time of the kill. The next
+process recovers the upload:
 
 - Killed before all parts are claimed: the final upload, and claims on some parts. The
   final upload is removed, which ends all its claims.
@@ -68,9 +68,9 @@ class _PartsTotal:
 class DiskConcatenator:
     """Implements ``Concatenator``. May be used by several threads and processes.
 
-    Methods raise UploadError. The process that creates a final upload holds its append
-    lock until the upload is completed. So an incomplete final upload whose lock is free
-    was left by a killed process.
+    Methods raise UploadError. The process that creates a final upload holds the append
+    lock of the upload until the upload is completed. So an incomplete final upload
+    whose lock is free was left by a killed process.
     """
 
     layout: StoreLayout
@@ -81,8 +81,9 @@ class DiskConcatenator:
     def concatenate(self, request: TusUploadRequest, parts: Sequence[str]) -> str:
         """Join complete parts, publish the file, and remove the parts.
 
-        Returns the id of the new upload. Raises UploadError for a part that is listed
-        twice, unknown, incomplete, of another owner, or taken by another final upload.
+        Returns the id of the new upload. Raises UploadError, for example for a part
+        that is listed twice, unknown, incomplete, of another owner, or taken by another
+        final upload.
         """
         check_parts(parts)
         total = self._total_of(parts, request.owner)
@@ -134,10 +135,8 @@ class DiskConcatenator:
         return 1
 
     def _is_published(self, file_id: str) -> bool:
-        """Recover a final upload after an error; return whether its file is published.
-
-        If the file is not published, removes the upload.
-        """
+        """Recover a final upload after an error; return whether its file is
+        published."""
         with suppress(UploadError):
             self.recover(file_id)
             with self.layout.lock_id(file_id) as task:
@@ -165,7 +164,7 @@ class DiskConcatenator:
     def _total_of(self, parts: Sequence[str], owner: str | None) -> _PartsTotal:
         """Return the owner, total size and number of chunks of all parts.
 
-        Raises UploadError if the parts have several owners.
+        Raises UploadError, for example if the parts have several owners.
         """
         found = [self._part(part, owner) for part in parts]
         owners = {part.owner for part in found}
@@ -182,8 +181,8 @@ class DiskConcatenator:
     def _part(self, file_id: str, owner: str | None) -> _PartsTotal:
         """Return owner, size and number of chunks of one part.
 
-        Raises UploadError if the part is incomplete, or if another final upload has
-        claimed it. A part of another owner is refused like an unknown one.
+        Raises UploadError, for example if the part is incomplete, or if another final
+        upload has claimed it. A part of another owner is refused like an unknown one.
         """
         try:
             self.uploads.recover(file_id, owner)
@@ -203,7 +202,7 @@ class DiskConcatenator:
     def _check_claimant(self, file_id: str, claimant: str) -> None:
         """Raise UploadError if another final upload, ``claimant``, has taken the part.
 
-        First removes ``claimant`` if a killed process left it.
+        First recovers ``claimant`` if a killed process left it.
         """
         self.recover(claimant)
         with self.layout.lock_id(file_id) as task:

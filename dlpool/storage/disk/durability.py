@@ -1,7 +1,5 @@
-"""Whether writes of the backend wait for the disk.
-
-The setting is ``enable_atomic_operations``.
-"""
+"""Durable writes: with the setting ``enable_atomic_operations``, writes of the backend
+wait for the disk."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ class Durability:
     def sync_data(self, descriptor: int) -> None:
         """Make the bytes of an open file durable.
 
-        Raises OSError, also for a delayed error of an earlier write.
+        Raises OSError, even for an earlier write whose error was delayed.
         """
         if self.is_wanted:
             os.fdatasync(descriptor)

@@ -39,10 +39,10 @@ _substitutes: dict[int, int] = {}
 
 @contextmanager
 def hold_lock(path: Path, *, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
-    """Hold the lock file ``path``, which is never removed.
+    """Hold the lock of the file ``path``. The file is never removed.
 
-    The caller holds it for milliseconds. Raises UploadError (busy) if another process
-    or thread holds it for ``timeout_s`` seconds.
+    The caller holds the lock for milliseconds. Raises OSError, and UploadError (busy)
+    if the lock does not become free within ``timeout_s`` seconds.
     """
     descriptor = os.open(path, _FLAGS, 0o666)
     try:
@@ -175,7 +175,8 @@ def release_on_error(descriptor: int) -> Iterator[None]:
 
 
 def try_lock(path: Path) -> int | None:
-    """Return a descriptor of ``path`` that holds its lock.
+    """Lock the file ``path``, without waiting, and return a descriptor that holds the
+    lock.
 
     None if another descriptor holds the lock. Raises OSError.
     """
@@ -188,10 +189,10 @@ def try_lock(path: Path) -> int | None:
 
 
 def lock_shared(path: Path) -> int | None:
-    """Return a descriptor that holds a shared lock of ``path``.
+    """Take a shared lock of ``path``, and return a descriptor that holds the lock.
 
     None if the file does not exist. Waits while another descriptor holds the exclusive
-    lock: ``is_locked`` takes it for a moment. Raises OSError, and UploadError (busy)
+    lock, which ``is_locked`` takes for a moment. Raises OSError, and UploadError (busy)
     like ``hold_lock``.
     """
     try:

@@ -52,8 +52,9 @@ _CHANGE_LOG = "changed"
 class StoreLayout:
     """Finds and locks the tasks of one backend.
 
-    Immutable: threads and processes share only what is on the disk. Methods that hold a
-    lock raise UploadError, and translate an OSError of their block into UploadError.
+    May be used by several threads and processes, which share only the disk. The context
+    managers raise UploadError, and translate an OSError of their block into
+    UploadError.
     """
 
     def __init__(
@@ -65,7 +66,8 @@ class StoreLayout:
     ) -> None:
         """``root``: upload_dir.
 
-        ``listener`` is called with each change of a task, on the thread that makes it.
+        ``listener`` is called with the events of tasks, on the thread that changes the
+        task.
         """
         self.root = Path(root).absolute()
         self.durability = durability
@@ -75,7 +77,7 @@ class StoreLayout:
         return f"<StoreLayout of {self.root}>"
 
     def create_folders(self) -> None:
-        """Create missing folders. Raises UploadError."""
+        """Create upload_dir and its folders if they are missing. Raises UploadError."""
         with translate_os_errors("make the upload folder"):
             for name in (_TASKS, _TMP, _LOCKS):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
@@ -148,9 +150,9 @@ class StoreLayout:
 
     @contextmanager
     def read_owned(self, file_id: str, owner: str | None) -> Iterator[TaskFolder]:
-        """Hold the lock like ``lock_owned``, for a caller that only reads the task.
+        """Hold the lock of the task that ``resolve`` returns, for reading.
 
-        Creates no file, because the folder upload_dir may be read-only.
+        Creates no lock file: if there is none, the block runs without a lock.
         """
         with self.read_folder(folder_name(file_id)):
             yield self.resolve(file_id, owner)
@@ -162,7 +164,7 @@ class StoreLayout:
         """Hold the lock of the task in the folder ``name`` for reading.
 
         Creates no lock file: if there is none, the block runs without a lock. Raises
-        UploadError, busy if the lock is not released within ``timeout_s`` seconds.
+        UploadError (busy) if the lock is not released within ``timeout_s`` seconds.
         """
         with translate_os_errors("read the upload folder"):
             lock = self._subfolder(_LOCKS) / name[:2]
@@ -172,11 +174,11 @@ class StoreLayout:
                 yield self.task_at(name)
 
     def resolve(self, file_id: str, owner: str | None) -> TaskFolder:
-        """Return the task that ``file_id`` names for ``owner``, without its lock.
+        """Return the task that ``file_id`` names for ``owner``, without locking it.
 
-        The task may not exist. An owner gets only own tasks. The owner None may access
-        all tasks and gets the task without an owner. If that task does not exist and
-        exactly one owner has a task with the id, None gets the task of that owner.
+        The task need not exist. An owner gets only tasks of that owner. For ``owner``
+        None, the result is the task without an owner. If that task does not exist and
+        exactly one owner has a task with the id, the result is the task of that owner.
         Raises UploadError, OSError.
         """
         own, plain = (
@@ -202,17 +204,16 @@ class StoreLayout:
             return []
 
     def task_by_id(self, file_id: str) -> TaskFolder:
-        """Return a task by an id that dlpool has generated, without its lock.
+        """Return the task with an id that dlpool has generated, without locking it.
 
-        For callers that hold the append lock of the task, or the lock of another task.
-        Raises OSError.
+        The task need not exist. Raises OSError.
         """
         return self.task_at(folder_name(file_id))
 
     def task_at(self, name: str) -> TaskFolder:
-        """Return the task in the folder ``name``, without its lock.
+        """Return the task in the folder ``name``, without locking it.
 
-        The folder may not exist. Raises OSError.
+        The folder need not exist. Raises OSError.
         """
         return TaskFolder(
             refuse_symlink(self._subfolder(_TASKS) / name),
@@ -221,9 +222,9 @@ class StoreLayout:
         )
 
     def tasks_path(self) -> Path:
-        """Return the parent folder of all tasks, which may not exist.
+        """Return the parent folder of all tasks.
 
-        Raises OSError.
+        The folder need not exist. Raises OSError.
         """
         return self._subfolder(_TASKS)
 
@@ -262,9 +263,9 @@ class StoreLayout:
         return record
 
     def _create_temporary_folder(self) -> tuple[Path, int]:
-        """Create a folder and return it with a descriptor that locks it against sweeps.
+        """Create a folder in ``tmp`` and lock it against sweeps.
 
-        Raises OSError.
+        Returns its path and the descriptor that holds the lock. Raises OSError.
         """
         while True:
             path = self._subfolder(_TMP) / f"{secrets.token_hex(16)}.new"
@@ -317,8 +318,8 @@ def _lock_folder(path: Path) -> int | None:
 def remove_abandoned(path: Path) -> bool:
     """Remove a file or folder that no running process has locked.
 
-    Returns whether this call removed it. Symbolic links are always removed: dlpool
-    creates none. Errors are ignored, as a later sweep tries again.
+    Returns whether the removal succeeded. Removes any symbolic link: dlpool creates
+    none. Ignores errors, because a later sweep tries again.
     """
     if os.path.islink(path):
         with suppress(OSError):

@@ -6,8 +6,8 @@ killed leaves the following:
 - Killed while copying: the temporary file beside the target. The next merge, a sweep or
   a deletion removes it.
 - Killed before the rename: the temporary file, and a record of the file to publish. The
-  next merge, a sweep or a deletion removes the temporary file. If this is a second name
-  of the task's assembled file, the task keeps the file.
+  next merge, a sweep or a deletion removes the temporary file. If the temporary file is
+  a second name of the task's assembled file, the assembled file stays.
 - Killed after the rename: the recorded file under its final name. The merge counts as
   completed and is not repeated.
 - Killed after completion: chunks. The next sweep removes them.
@@ -63,8 +63,8 @@ class MergeOutput:
     def link(self, path: Path, identity: Identity) -> bool:
         """Give the file at ``path`` a second name: that of the temporary file.
 
-        ``identity``: of the open file. Returns False if the folder is on another file
-        system, or if the file cannot get the name for another reason.
+        ``identity``: the identity of that file. Returns False if this fails, for
+        example because the folder is on another file system.
         """
         try:
             self.remove_temporary()
@@ -104,7 +104,7 @@ class MergeOutput:
     def publish(self, name: str, identity: Identity) -> bool:
         """Rename the temporary file to ``name``; return False if the name is taken.
 
-        ``identity``: of the temporary file. Raises OSError.
+        ``identity``: the identity of the temporary file. Raises OSError.
         """
         try:
             publish_exclusive(
@@ -128,10 +128,11 @@ class MergeOutput:
     ) -> bool:
         """Return whether the file recorded in ``publishing`` has its final name.
 
-        The file is recognized by its inode number. Some file systems give a file
-        another inode number when they are mounted again (exFAT, several FUSE ones). So
-        a file with the recorded size and digest counts as well, if the temporary file
-        does not exist. ``chunk_sizes``: of the merged chunks. Raises OSError.
+        The file is recognized by its inode number, size and modification time. Some
+        file systems give a file another inode number when they are mounted again
+        (exFAT, several FUSE ones). Therefore a file with the recorded size and digest
+        is recognized too, if the temporary file does not exist. ``chunk_sizes``: the
+        sizes of the merged chunks. Raises OSError.
         """
         status = self.status_of(publishing.name)
         if (
@@ -186,7 +187,7 @@ def open_merge_output(
 def name_candidates(name: str, *, has_suffix: bool) -> list[str]:
     """Return the names to try for a merged file, in order.
 
-    Without ``has_suffix`` only ``name``. With it, ``NAME.x`` is followed by
+    Without ``has_suffix``, ``name`` is the only one. With it, ``NAME.x`` is followed by
     ``NAME-1.x``, ``NAME-2.x`` and so on.
     """
     if not has_suffix:
@@ -200,7 +201,8 @@ def check_name_free(
 ) -> None:
     """Raise UploadError (file_exists) if another file has the name.
 
-    A taken name is no error if the settings add a suffix to it. Raises OSError.
+    A taken name is no error if the settings add a suffix to it. Raises UploadError and
+    OSError like ``open_merge_output``.
     """
     if settings.merge_conflict == "suffix":
         return

@@ -145,7 +145,7 @@ def _check_complete(
     chunks: dict[int, StoredChunk],
     request: MergeRequest,
 ) -> None:
-    """Raise UploadError unless all chunks are stored and have the announced size."""
+    """Raise UploadError if chunks are missing, or their total size is wrong."""
     if sorted(chunks) != list(range(request.total_chunks)):
         if max(chunks, default=0) >= request.total_chunks:
             text = (
@@ -174,7 +174,7 @@ def _malware_details(error: UploadError) -> dict[str, Any]:
 
 
 class _MergeRun:
-    """The part of a merge that reads and writes all bytes. Used by one thread."""
+    """A started merge, which assembles and publishes the file. Used by one thread."""
 
     def __init__(
         self, merger: Merger, request: MergeRequest, started: _StartedMerge
@@ -190,7 +190,7 @@ class _MergeRun:
     def run(self, started_ns: int) -> MergeResult:
         """Assemble and publish the file.
 
-        Raises UploadError; the task has failed then, and can be merged again.
+        Raises UploadError; ``_fail`` records the failure.
         """
         try:
             with translate_os_errors("merge the file"):
@@ -265,10 +265,10 @@ class _MergeRun:
         return status, digests
 
     def _link_assembled(self, output: MergeOutput) -> int | None:
-        """Make the assembled file the temporary file, and return its descriptor.
+        """Use the assembled file as the temporary file, and return its descriptor.
 
-        The descriptor excludes requests that write to the file. None if the chunks must
-        be copied: also for a scanner, which may move the file.
+        No request writes to the file while the descriptor is open. Returns None if the
+        chunks must be copied. A scanner requires copies, because it may move the file.
         """
         started = self._started
         if self._scanner.guard is not None:
@@ -383,7 +383,7 @@ class _MergeRun:
     ) -> None:
         """Make the name of the published file durable.
 
-        If that fails, removes the file and raises OSError.
+        If that fails, tries to remove the file and raises OSError.
         """
         try:
             task.durability.sync_folder(output.descriptor)
@@ -409,7 +409,7 @@ class _MergeRun:
     def _remove_chunks(self) -> None:
         """Remove the merged chunks.
 
-        Errors are ignored, as the chunks are removed with their task.
+        Errors are ignored: remaining chunks are removed with their task.
         """
         for chunk in self._started.chunks:
             with suppress(OSError):
@@ -418,8 +418,8 @@ class _MergeRun:
     def _fail(self, error: UploadError) -> UploadError:
         """Record the failure and return ``error``.
 
-        Records nothing if the file may have its final name already: ``recover`` then
-        completes the merge later.
+        Records nothing if the file may have its final name already: ``recover``
+        completes or cleans up the merge later.
         """
         with (
             suppress(UploadError),

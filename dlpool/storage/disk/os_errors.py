@@ -25,7 +25,7 @@ are missing here are faults of the disk."""
 
 
 class translate_os_errors:
-    """Translate an OSError of the block into UploadError("cannot ACTION: reason")."""
+    """Translates an OSError of its block into UploadError("cannot ACTION: reason")."""
 
     def __init__(self, action: str) -> None:
         self._action = action

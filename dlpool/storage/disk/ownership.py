@@ -1,11 +1,11 @@
 """The owner of each merged file, recorded before the file gets its name.
 
-The owner is an extended attribute of the file, which follows renames and disappears
-with the file. Where the file system does not support attributes, or has no space for
-one, the owner is recorded in an ownership file in the folder ``owners`` of upload_dir.
-The name of the ownership file is a digest of the merged file's path, size and
-modification time. So a different file that later gets the same path does not get the
-same owner.
+The owner is an extended attribute of the file. The attribute follows renames and
+disappears with the file. Where the file system does not support attributes, or has no
+space for an attribute, the owner is recorded in an ownership file in the folder
+``owners`` of upload_dir. The name of the ownership file is a digest of the merged
+file's path, size and modification time. So a different file that later gets the same
+path does not get the same owner.
 
 The attribute or the ownership file is durable before the merged file gets its name. So
 a killed process leaves no published file without its owner.
@@ -67,7 +67,7 @@ UNREADABLE = FileOwnership("")  # no user has the empty name
 def parse(data: bytes) -> FileOwnership:
     """Parse the JSON of an ownership.
 
-    Returns ``UNREADABLE``, which names no existing user, for damaged JSON.
+    For damaged JSON, returns ``UNREADABLE``, whose owner is no existing user.
     """
     try:
         found = jsontext.loads(data)
@@ -94,8 +94,8 @@ class OwnershipStore:
     def set_attribute(self, descriptor: int, ownership: FileOwnership) -> bool:
         """Record the ownership in an attribute of an open file.
 
-        Returns whether that was possible. The attribute is durable when the file is
-        synced with its metadata (``Durability.sync_file``).
+        Returns whether that was possible. The attribute becomes durable when the file
+        is synced with its metadata (``Durability.sync_file``).
         """
         try:
             os.setxattr(descriptor, OWNER_ATTRIBUTE, ownership.as_bytes())
@@ -147,7 +147,7 @@ class OwnershipStore:
     def sweep(self, merged_dir: str, latest: float) -> int:
         """Remove ownership files whose merged file no longer exists.
 
-        Keeps ownership files written after ``latest``, in seconds since the epoch.
+        ``latest``: seconds since the epoch; ownership files written later are kept.
         Returns the number of removed files.
         """
         count = 0

@@ -21,7 +21,7 @@ PARTS, _CLAIM = "parts", "claim"  # keys of TaskRecord.tus
 def claimed_parts(record: TaskRecord) -> tuple[str, ...]:
     """Return the ids of the parts that a final upload has taken.
 
-    Some of them may have been removed.
+    Some of these parts may have been removed.
     """
     found = record.tus.get(PARTS)
     return (
@@ -32,7 +32,7 @@ def claimed_parts(record: TaskRecord) -> tuple[str, ...]:
 
 
 def without_parts(record: TaskRecord) -> TaskRecord:
-    """Return the record of a final upload whose parts have been removed."""
+    """Return a copy of a final upload's record without the ids of its parts."""
     return replace(
         record, tus={name: value for name, value in record.tus.items() if name != PARTS}
     )
@@ -49,9 +49,9 @@ def with_claim(record: TaskRecord, final: str) -> TaskRecord:
 def claimant_of(layout: StoreLayout, record: TaskRecord) -> str | None:
     """Return the id of the final upload that has taken a part.
 
-    None if the part is free. ``record``: of the part. Raises OSError. The lock of the
-    final upload is not needed: its task exists before it takes a part, and its id is
-    never used again.
+    None if the part is free. ``record``: the record of the part. Raises OSError. The
+    caller need not lock the final upload: its task exists before it takes a part, and
+    its id is never reused.
     """
     final = record.tus.get(_CLAIM)
     return (
@@ -62,9 +62,10 @@ def claimant_of(layout: StoreLayout, record: TaskRecord) -> str | None:
 
 
 def is_consumed(layout: StoreLayout, record: TaskRecord) -> bool:
-    """Return whether the final upload of this part is completed.
+    """Return whether a part belongs to a completed final upload.
 
-    Such a part is about to be removed. Raises OSError.
+    ``record``: the record of the part. Such a part is about to be removed. Raises
+    OSError.
     """
     final = claimant_of(layout, record)
     found = None if final is None else load_record(layout.task_by_id(final).folder)

@@ -1,7 +1,7 @@
 """Compares published files with the digests that clients expect.
 
-A file is read only if the wanted digest is not known: after a merge for a client that
-uses another digest.
+A file is read only if the record of the merge lacks the kind of digest that the client
+expects.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def read_digests(
 ) -> FileDigests:
     """Read an open file of ``size`` bytes, and return a digest.
 
-    The digest is the composite SHA-256 of chunks of these sizes, or the MD5 if
-    ``chunk_sizes`` is None. Raises OSError.
+    The digest is the composite SHA-256 of chunks with the sizes ``chunk_sizes``, or the
+    MD5 if ``chunk_sizes`` is None. Raises OSError.
     """
     if chunk_sizes is None:
         return FileDigests(md5=_hash_next(descriptor, MD5, size).hex())
@@ -45,7 +45,7 @@ def read_digests(
 
 
 def _hash_next(descriptor: int, algorithm: str, size: int) -> bytes:
-    """Return the digest of the next ``size`` bytes, of fewer at the end of the file."""
+    """Return the digest of the next ``size`` bytes, or fewer at the end of the file."""
     digest, left = new_hash(algorithm), size
     while left and (data := os.read(descriptor, min(left, _BUFFER))):
         digest.update(data)
@@ -72,7 +72,8 @@ def earlier_result(
 ) -> MergeResult:
     """Return the result of an earlier merge, with the digest that the client uses.
 
-    Raises UploadError if the request asks for another file.
+    Raises UploadError if the request asks for another file, if a digest differs, or if
+    the file cannot be read.
     """
     path = request.relative_path
     has_path = path is None or split_folders(path) == split_folders(

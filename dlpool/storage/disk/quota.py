@@ -1,8 +1,8 @@
 """The quota of each owner: how many tasks, bytes and files its uploads may have.
 
 Usage is computed from the task index, which follows the disk: a killed process cannot
-leave a wrong counter. Tasks of one owner are created one after the other, also by
-several processes, so that each is counted before the next is admitted.
+leave a wrong counter. Tasks of one owner are created one after the other, even by
+several processes. Each is counted before the next is admitted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class QuotaUsage(NamedTuple):
 class QuotaRequest:
     """The additional usage that an owner's request needs.
 
-    ``hint``: how the client can reduce ``added``, for the error message; may be empty.
+    ``hint``: text for the error message: how the client can reduce ``added``; may be
+    empty.
     """
 
     owner: str | None
@@ -101,9 +102,9 @@ class OwnerQuota:
     def reserve(self, request: QuotaRequest) -> Iterator[None]:
         """Check the request, and admit no other request of the owner during the block.
 
-        The caller creates the task or chunk in the block. Raises UploadError
-        (over_quota). Lock order: the caller must not hold the lock of a task; the block
-        may take the lock of a task.
+        The caller creates the task or chunk in the block. No effect if no limit is
+        configured. Raises the errors of ``check``. Lock order: the caller must not hold
+        the lock of a task; the block may take the lock of a task.
         """
         if not self.is_set:
             yield
@@ -113,7 +114,10 @@ class OwnerQuota:
             yield
 
     def check(self, request: QuotaRequest) -> None:
-        """Raise UploadError (over_quota) if the request exceeds a limit at present."""
+        """Raise UploadError (over_quota) if the request exceeds a limit.
+
+        Raises the errors of ``usage``.
+        """
         if not self.is_set:
             return
         usage = self.usage(request.owner)
@@ -139,8 +143,8 @@ class OwnerQuota:
         """Return what the owner uses, including every change before the call.
 
         Raises UploadError. An upload of unknown size counts as ``max_file_size``.
-        During a concatenation, the bytes of the parts count once: the final upload
-        counts only as a task.
+        During a concatenation, the bytes of the parts count once: the final upload adds
+        no bytes.
         """
         counts = self.index.current(is_exact=True).counts_of(owner)
         size = (

@@ -20,9 +20,10 @@ from dlpool.storage.values import COMPLETED_EVENT, MergeResult, StoredChunk
 
 
 def recover(settings: UploadSettings, task: TaskFolder) -> TaskRecord:
-    """Complete or remove what an interrupted or failed merge left.
+    """Complete or clean up a merge that was interrupted or failed.
 
-    Returns the current record. The caller holds the lock of the task. Raises OSError.
+    Does nothing while a merge runs. Returns the current record. The caller holds the
+    lock of the task. Raises OSError.
     """
     loaded = load_record(task.folder)
     record = task.effective(loaded)
@@ -60,7 +61,7 @@ def complete_merge(
     """Record durably that the file has been published, then remove its chunks.
 
     Raises OSError if the record cannot be written. The task then keeps its earlier
-    record, which names the file to publish.
+    record, which names the published file.
     """
     published = record.publishing
     assert published is not None
@@ -122,7 +123,7 @@ def _output_of(
 ) -> MergeOutput | None:
     """Return the folder in which a merge may have left its temporary file.
 
-    None if the folder does not exist or cannot be opened safely.
+    None if the folder does not exist or its path is unsafe. Raises OSError.
     """
     try:
         return open_merge_output(

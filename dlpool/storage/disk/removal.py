@@ -37,7 +37,7 @@ class TaskRemover:
     def delete(self, file_id: str, owner: str | None) -> None:
         """Remove a task and its chunks.
 
-        Raises UploadError: no_such_task, task_merging.
+        Raises UploadError, for example no_such_task or task_merging.
         """
         while not self._has_deleted(file_id, owner):
             self.remove_parts(file_id)
@@ -45,8 +45,8 @@ class TaskRemover:
     def _has_deleted(self, file_id: str, owner: str | None) -> bool:
         """Remove a task and return True.
 
-        Does not remove a completed final upload, and returns False: the caller has to
-        remove its parts first.
+        Returns False and removes nothing if the task is a completed final upload with
+        parts: the caller has to remove the parts first.
         """
         with self.layout.lock_owned(file_id, owner) as task:
             task.owned_identity(owner)
@@ -90,10 +90,10 @@ class TaskRemover:
     def remove_old(
         self, owner: str | None, wanted: frozenset[str], age_s: float
     ) -> int:
-        """Remove old tasks of ``owner``, or of all owners if it is None.
+        """Remove old tasks of ``owner``, or of all owners if ``owner`` is None.
 
-        A task is old if it is in a ``wanted`` state and has not changed for ``age_s``
-        seconds. Returns the number of removed tasks.
+        A task is old if it is in a ``wanted`` state, is not in use and has not changed
+        for ``age_s`` seconds. Returns the number of removed tasks.
         """
         known, latest = self.index.current().summaries.items(), time.time() - age_s
         old = [
@@ -159,7 +159,7 @@ class TaskRemover:
         return remove_abandoned(path)
 
     def _trash(self, task: TaskFolder, record: TaskRecord, event: str) -> Path:
-        """Remove a task by one rename and emit the event.
+        """Remove a task by one rename; emit ``event`` if the task has an identity.
 
         Returns the new path of its folder. Raises OSError.
         """
@@ -183,5 +183,8 @@ class TaskRemover:
 
 
 def _has_parts(record: TaskRecord) -> bool:
-    """Return whether this is a completed final upload whose parts may still exist."""
+    """Return whether a completed final upload may still have parts.
+
+    False for any other task. ``record``: the record of the task.
+    """
     return record.status == states.COMPLETED and bool(claimed_parts(record))

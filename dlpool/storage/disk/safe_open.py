@@ -33,7 +33,7 @@ def open_below(
 ) -> int:
     """Return a descriptor of the folder ``parts`` below ``root``.
 
-    ``make``: create missing folders, and sync them if ``durability`` wants it. Raises
+    ``make``: create missing folders, with this ``durability``. Raises
     FileNotFoundError, OSError, and UploadError if a part is not a folder.
     """
     if make:
@@ -71,7 +71,7 @@ def _open_folder(folder: int, name: str, *, make: bool, durability: Durability) 
 
 
 def open_file_below(root: str, path: str) -> int:
-    """Return a descriptor, for reading, of the regular file at ``path`` below ``root``.
+    """Open the regular file ``path`` below ``root`` for reading; return its descriptor.
 
     Raises OSError, and UploadError for an unsafe path or a missing file.
     """

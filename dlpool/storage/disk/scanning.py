@@ -17,7 +17,7 @@ from dlpool.storage.errors import UploadError
 
 @dataclass(frozen=True)
 class ScannedUpload:
-    """The upload that a file belongs to, and the path at which it will be published."""
+    """The upload of a file, and the path at which the file will be published."""
 
     file_id: str
     owner: str | None

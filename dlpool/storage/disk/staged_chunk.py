@@ -38,9 +38,8 @@ class StagedChunkFile:
     """The temporary file of one chunk. Used by one thread.
 
     A context manager that removes the file unless it was published. ``size``, ``head``
-    (the first ``HEAD_SIZE`` bytes) and ``digest`` describe the bytes written so far.
-    ``is_open``: the file is not closed yet. ``task_lock``: the shared lock of the
-    chunk's task, None if the task does not exist.
+    (the first 4 KiB) and ``digest`` describe the bytes written so far. ``is_open``: the
+    file is not closed yet. ``task_lock``: the shared lock on the chunk's task, or None.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class StagedChunkFile:
     ) -> None:
         """Take over ``descriptor``, which is open on the empty, locked file ``path``.
 
-        ``write`` refuses to exceed ``max_size`` bytes.
+        ``write`` accepts at most ``max_size`` bytes in total.
         """
         self.path = path
         self.size = 0
@@ -77,13 +76,13 @@ class StagedChunkFile:
     def reserve(self, size: int) -> None:
         """Announce that the caller will write about ``size`` bytes.
 
-        ``write`` may then reserve the blocks of these bytes: writing becomes faster.
+        ``write`` may then reserve disk blocks for these bytes, which makes it faster.
         """
         own = 0 if self._placement else TRAILER_SIZE
         self._expected = min(size, self._max_size) + own
 
     def place(self, placement: Placement) -> None:
-        """Write the bytes to the assembled file. Called before the first ``write``.
+        """Let ``write`` write to the assembled file. Called before the first ``write``.
 
         The temporary file then gets only the trailer. ``close`` releases the placement.
         """
@@ -111,7 +110,7 @@ class StagedChunkFile:
         self._count(data)
 
     def _reserve_blocks(self) -> None:
-        """Double the number of reserved blocks.
+        """Reserve more blocks, about as many as are reserved already.
 
         Reserving in steps saves space if a client announces many bytes and sends few.
         """
@@ -137,8 +136,8 @@ class StagedChunkFile:
     def load(self, size: int | None) -> None:
         """Read an existing file, and count and hash its bytes as ``write`` does.
 
-        ``size``: truncate the file to this number of bytes first; None: read all.
-        Raises OSError.
+        ``size``: first truncate the file to this number of bytes; None: do not
+        truncate. Raises OSError.
         """
         if size is not None and size < os.fstat(self._descriptor).st_size:
             os.ftruncate(self._descriptor, size)
@@ -183,9 +182,9 @@ class StagedChunkFile:
             os.utime(descriptor, ns=(now, now))
 
     def publish(self, target: Path) -> None:
-        """Rename the sealed file to its chunk name, and close it.
+        """Rename the sealed file to ``target``, and close it.
 
-        If the chunk is stored already, its file is replaced. Raises OSError.
+        Replaces an existing file at ``target``. Raises OSError.
         """
         disk.replace(
             self.path, target, identity=disk.identity_of(os.fstat(self._descriptor))
@@ -203,7 +202,10 @@ class StagedChunkFile:
             self.close()
 
     def close(self) -> None:
-        """Close the file without removing it, and release the task lock."""
+        """Close the file without removing it.
+
+        Releases the task lock and the placement.
+        """
         if self.is_open:
             self.is_open = False
             release(self._descriptor)
@@ -227,7 +229,7 @@ class StagedChunkFile:
 def create_staged_chunk(
     folder: Path, *, max_size: int, durability: Durability
 ) -> StagedChunkFile:
-    """Create a temporary file for a chunk in ``folder``. Raises OSError."""
+    """Create a temporary file in ``folder`` for a chunk. Raises OSError."""
     while True:
         path = folder / f"{secrets.token_hex(16)}.tmp"
         descriptor = os.open(path, _FLAGS, 0o666)

@@ -37,10 +37,10 @@ _MERGE_LOCK, _APPEND_LOCK = "merge.lock", "patch.lock"
 def check_access(
     identity: TaskIdentity, owner: str | None, protocol: str | None = None
 ) -> None:
-    """Raise UploadError if ``owner`` may not access the task.
+    """Raise UploadError unless ``owner`` may access the task.
 
-    Raises UploadError as well if the task is not uploaded by ``protocol``. None allows
-    any protocol.
+    Raises UploadError as well if the task uses another protocol than ``protocol``. The
+    ``protocol`` None allows any.
     """
     if not identity.is_visible_to(owner):
         raise no_such_task()
@@ -52,19 +52,20 @@ def check_access(
 class SharedTaskLock:
     """A shared lock on a task, held while a chunk is received.
 
-    While it is held, the task does not expire, but it may be deleted. ``is_stale`` then
-    returns True, and the receiver of the chunk does not create the task again. The
-    locked file is ``identity.json``, which exists exactly as long as the task.
+    While it is held, the task does not expire, but it may be deleted. After a deletion,
+    ``is_stale`` returns True, and the receiver of the chunk does not create the task
+    again. The locked file is ``identity.json``, which exists exactly as long as the
+    task.
     """
 
     def __init__(self, descriptor: int) -> None:
-        """``descriptor``: of the locked file; ``release`` closes it."""
+        """``descriptor``: the open, locked file; ``release`` closes it."""
         self._descriptor = descriptor
 
     def is_stale(self, folder: Path) -> bool:
         """Return whether the locked task has been removed or replaced. Raises OSError.
 
-        Call it under the exclusive lock of the task.
+        The caller holds the exclusive lock of the task.
         """
         locked = os.fstat(self._descriptor)
         try:
@@ -80,7 +81,7 @@ class SharedTaskLock:
 
 @dataclass(frozen=True)
 class TaskFolder:
-    """A task's folder, which may not exist. Methods raise OSError.
+    """The folder of a task; the folder need not exist. Methods raise OSError.
 
     Methods that change something need the exclusive lock of the task (see
     ``StoreLayout``).
@@ -99,8 +100,8 @@ class TaskFolder:
     ) -> None:
         """Pass a change of the task to the listener.
 
-        Nothing happens if the task has no identity. OSError is ignored, because the
-        change is already made.
+        ``identity``: None to read it from the folder. Nothing happens if there is none.
+        An OSError is ignored, because the change has been made.
         """
         with suppress(OSError):
             known = identity or self.identity()
@@ -118,7 +119,7 @@ class TaskFolder:
                 )
 
     def identity(self) -> TaskIdentity | None:
-        """Return the identity; None if the task does not exist."""
+        """Return the identity; None if it is missing or damaged."""
         return load_identity(self.folder)
 
     def owned_identity(
@@ -126,7 +127,7 @@ class TaskFolder:
     ) -> TaskIdentity:
         """Return the identity if ``owner`` may access the task.
 
-        Raises UploadError like ``check_access``.
+        Raises UploadError if the task does not exist, or like ``check_access``.
         """
         identity = self.identity()
         if identity is None:
@@ -231,7 +232,7 @@ class TaskFolder:
             os.utime(self.folder / _APPEND_LOCK, ns=(now, now))
 
     def lock_shared(self) -> SharedTaskLock | None:
-        """Return a shared lock; None if the task does not exist."""
+        """Take and return a shared lock; None if the task does not exist."""
         descriptor = lock_shared(self.folder / IDENTITY)
         return None if descriptor is None else SharedTaskLock(descriptor)
 

@@ -12,10 +12,9 @@ the stamp. Both times come from the local monotonic clock, so that the clock of 
 server does not matter.
 
 ``current`` returns a catalog with all changes before the call, unless it times out or
-its caller allows an older catalog. So a client sees its own changes in each process.
-Threads that wait at the same time share one update, and at most ``SCANS`` scans run at
-once in all processes. The index sees a change by another program after
-``SCAN_INTERVAL_S`` seconds, or later where a scan takes long.
+its caller allows an older catalog. So a client sees its own changes, whichever process
+serves it. Threads that wait at the same time share one update, and all processes
+together run at most two scans at once. The next scan finds changes by other programs.
 """
 
 from __future__ import annotations
@@ -93,9 +92,10 @@ class TaskIndex:
     ) -> TaskCatalog:
         """Return the catalog, at most ``max_age_s`` seconds older than this call.
 
-        If the update takes more than ``timeout_s`` seconds, returns an older catalog.
-        Raises UploadError (busy) instead if there is no older catalog or if
-        ``is_exact``. Raises UploadError if the disk cannot be read.
+        ``timeout_s``: the longest wait for other threads and processes; after it,
+        returns an older catalog. Raises UploadError (busy) instead if there is no older
+        catalog or if ``is_exact`` is True. Raises UploadError if the disk cannot be
+        read.
         """
         called_at = time.monotonic()
         catalog = self._updated(max_age_s, timeout_s, is_scan=False)
@@ -105,9 +105,9 @@ class TaskIndex:
         return catalog
 
     def rescan(self, *, timeout_s: float = TIMEOUT_S) -> TaskCatalog:
-        """Return the catalog of a scan that started after this call.
+        """Scan all folders and return the catalog.
 
-        The catalog includes changes by other programs. Raises UploadError like
+        The scan finds changes by other programs. ``timeout_s`` and UploadError: as in
         ``current``.
         """
         return self._updated(0.0, timeout_s, is_scan=True)
@@ -150,9 +150,9 @@ class TaskIndex:
     def _has_waited(self, deadline: float) -> bool:
         """Wait for the update by another thread.
 
-        Returns False if the update has not ended at ``deadline``. If ``MAX_WAITING``
-        threads wait already, waits for at most ``SHORT_TIMEOUT_S`` seconds, because a
-        waiting thread serves no other request.
+        Returns False if the update has not ended at ``deadline``. If several threads
+        wait already, waits for at most one second, because a waiting thread serves no
+        other request.
         """
         if self._waiting >= MAX_WAITING:
             deadline = min(deadline, time.monotonic() + SHORT_TIMEOUT_S)
@@ -168,7 +168,7 @@ class TaskIndex:
         return self._catalog
 
     def _update(self, deadline: float, *, is_scan: bool) -> TaskCatalog:
-        """Bring the catalog up to date. Raises UploadError."""
+        """Update the catalog and return it. Raises UploadError."""
         started_at = time.monotonic()
         changes = self._change_log.read_changes()
         self._changed |= (changes or set()) | self._merging
@@ -187,9 +187,9 @@ class TaskIndex:
             return scanned or self._read_changed(started_at)
 
     def _scan_in_slot(self, deadline: float) -> TaskCatalog | None:
-        """Scan all folders; None if no slot is free before the deadline.
+        """Scan all folders and return the catalog.
 
-        Raises OSError.
+        None if no slot is free before the deadline. Raises OSError.
         """
         with self._scan_slot(deadline) as has_slot:
             return self._scan() if has_slot else None
@@ -272,7 +272,7 @@ class TaskIndex:
     def _with_readings(
         self, readings: Mapping[str, TaskReading], gone: Collection[str]
     ) -> TaskCatalog:
-        """Return the catalog with these readings, without the folders in ``gone``."""
+        """Return the catalog with these readings and without the folders ``gone``."""
         for name in gone:
             self._fresh.pop(name, None)
             self._merging.discard(name)
@@ -285,11 +285,11 @@ class TaskIndex:
 
     @contextmanager
     def _scan_slot(self, deadline: float) -> Iterator[bool]:
-        """Hold one of the ``SCANS`` slots for scans, which all processes share.
+        """Hold one of the slots for scans, which all processes share.
 
-        Yields whether a slot was free before the deadline. Raises OSError. If the lock
-        file of a slot cannot be created, because the folder is missing or read-only,
-        the process scans without a slot.
+        Yields whether a slot was free before the deadline. Yields True as well if the
+        lock file of a slot cannot be created: the scan then runs without a slot. Raises
+        OSError.
         """
         locks = [self._layout.lock_path(f"scan-{number}") for number in range(SCANS)]
         slot: int | None = None
@@ -320,10 +320,7 @@ class TaskIndex:
             return TaskReading(None, is_stable=False)
 
     def _read_locked(self, name: str) -> TaskReading | None:
-        """Read a task under its lock; None if the lock is not released soon.
-
-        Raises OSError.
-        """
+        """Read a task under its lock; None if that fails."""
         try:
             with self._layout.read_folder(name, timeout_s=_LOCK_TIMEOUT_S) as task:
                 return read_task(task, is_locked=True)
@@ -355,9 +352,9 @@ def _stamps_of(
 
 
 def _stamp_of(path: str) -> bytes | None:
-    """Return a value that changes with each change in the folder.
+    """Return the inode number, mtime and ctime of a folder as bytes.
 
-    Empty if the status of the folder cannot be read, None if the path is not a folder.
+    Empty if they cannot be read, None if the path is not a folder.
     """
     try:
         status = os.stat(path, follow_symlinks=False)

@@ -50,8 +50,8 @@ class TaskIdentity:
 class PendingPublish:
     """A merged file that is about to get its name.
 
-    ``name`` in ``folder`` (below merged_dir) is the target. The file is recognized by
-    its inode number, or by its size and one of its digests.
+    ``name`` in ``folder`` (below merged_dir) is the target.
+    ``MergeOutput.has_published`` recognizes the file. ``merge_time`` is in nanoseconds.
     """
 
     folder: tuple[str, ...]
@@ -124,12 +124,12 @@ class TaskRecord:
 
     @property
     def concat(self) -> str:
-        """The Upload-Concat value of a tus upload, else empty."""
+        """The Upload-Concat value of a tus upload; empty if there is none."""
         return str(self.tus.get("concat", ""))
 
     @property
     def is_partial(self) -> bool:
-        """Whether this is a tus upload that is only a part of a final upload."""
+        """Whether this is a tus upload that is a part for a final upload."""
         return self.tus.get("concat") == PARTIAL
 
     @property
@@ -244,7 +244,7 @@ def _read_bytes(path: Path) -> bytes:
 def save_identity(
     folder: Path, identity: TaskIdentity, *, durability: Durability
 ) -> None:
-    """Write the identity into the folder of a new task, before the folder has its name.
+    """Write the identity of a new task into its folder.
 
     Raises OSError.
     """

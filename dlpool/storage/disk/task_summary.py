@@ -1,4 +1,4 @@
-"""Read the summary of a task from its folder.
+"""Summaries of tasks, read from their folders.
 
 The list of tasks, the metrics and the sweep use these summaries.
 """

@@ -75,7 +75,7 @@ class DiskTusUploads:
     def create(self, request: TusUploadRequest) -> str:
         """Create an upload and return its id.
 
-        An upload without bytes is published at once.
+        An upload without bytes is finished at once (see ``finish``).
         """
         with self.creating(request) as (file_id, _task):
             pass
@@ -156,7 +156,7 @@ class DiskTusUploads:
         return self.state(file_id, owner)
 
     def recover_idle(self, file_id: str) -> None:
-        """Recover an idle upload.
+        """Recover an upload if it is idle.
 
         Makes a chunk of the bytes that a killed process received. Merges the upload if
         it is complete.
@@ -172,7 +172,7 @@ class DiskTusUploads:
     def state(self, file_id: str, owner: str | None) -> TusUploadState:
         """Return the progress without changing anything.
 
-        It includes bytes that are being received.
+        The progress includes bytes that are being received.
         """
         with self._layout.lock_id(file_id) as task:
             record = unexpired_record(self._layout, self._settings, task, owner)
@@ -195,7 +195,7 @@ class DiskTusUploads:
     ) -> Iterator[DiskAppendSession]:
         """Start appending a body; the caller holds ``lock``.
 
-        Raises UploadError: wrong_offset, bad_length, too_large.
+        Raises UploadError, for example wrong_offset, bad_length or too_large.
         """
         tail = UploadTail(self._layout, self._settings, request.file_id, request.owner)
         tail.reclaim()
@@ -218,8 +218,8 @@ class DiskTusUploads:
     def finish(self, file_id: str, owner: str | None) -> MergeResult | None:
         """Merge a complete upload.
 
-        Returns None if the upload is incomplete, or is a part of a final upload. Raises
-        UploadError: ``locked`` while another request merges the upload.
+        Returns None if the upload is incomplete, or if ``is_mergeable`` refuses it.
+        Raises UploadError: ``locked`` while another request merges the upload.
         """
         with self._layout.lock_id(file_id) as task:
             task.owned_identity(owner, TUS)

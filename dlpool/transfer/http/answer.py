@@ -94,12 +94,12 @@ def error_for_status(
 
 
 def requested_wait_s(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Return the seconds that ``Retry-After`` requests, or None without the field.
+    """Return the seconds that ``Retry-After`` requests, None without a valid one.
 
     If ``Retry-After`` is a date, the wait is counted from the response's ``Date`` (RFC
-    9110 section 6.6.1). But a ``Date`` that differs from ``now`` by more than
-    ``MAX_CLOCK_OFFSET`` may come from a cache or never change. The wait is then counted
-    from ``Date`` and from ``now``, and the shorter one is returned.
+    9110 section 6.6.1). But a ``Date`` that differs from ``now`` by more than a day may
+    come from a cache or never change. In that case the wait is counted from ``Date``
+    and from ``now``; if both are positive, the shorter one is returned.
     """
     requested, sent = headers.get("Retry-After"), http_date(headers.get("Date"))
     ours = retry_after_s(requested, now)
@@ -130,8 +130,8 @@ def read_answer(
 
     ``requested``: the requested range, None for the complete file. ``host``: the host
     that responded. Raises the error of ``error_for_status``, BadAnswer for a violation
-    of RFC 9110 section 14 or 15.3.7, and ContradictoryAnswer for a 200 whose
-    ``Content-Range`` covers only a part.
+    of RFC 9110 section 14 or 15.3.7, and ContradictoryAnswer for a 200 or 203 whose
+    ``Content-Range`` does not cover the complete file.
     """
     if status == 206:
         if requested is None:
@@ -181,9 +181,10 @@ def check_same_version(
 ) -> None:
     """Raise RemoteChanged if the answer is of another version than ``known``.
 
-    Raises BadAnswer if that cannot be decided, and UnexpectedContent as
-    ``check_replacement`` does. ``is_conditional``: the request had ``If-Range``.
-    ``allows_change``: any content may replace the known version.
+    Raises BadAnswer if that cannot be decided or if the content coding differs, and
+    UnexpectedContent like ``check_replacement`` and ``check_family``.
+    ``is_conditional``: the request had ``If-Range``. ``allows_change``: any content may
+    replace the known version.
     """
     resource = answer.resource
     verdict = known.compare(resource, is_confirmed=is_conditional and answer.is_partial)

@@ -1,7 +1,7 @@
 """Connections that other threads can shut down, and their responses.
 
-They are http.client's. ``direct_pool`` uses them as they are; ``urllib3_adapter``
-combines them with urllib3's connections.
+Both are subclasses of http.client's classes. ``direct_pool`` uses them as they are;
+``urllib3_adapter`` combines them with urllib3's connections.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class TargetedHeaders(dict[str, str]):
 
 
 def usual_head(method: str, host: str, headers: TargetedHeaders) -> bytes | None:
-    """Return a request's head (RFC 9112 section 3) without a body.
+    """Return the head (RFC 9112 section 3) of a request that has no body.
 
     ``host``: the value of ``Host``. Returns None if ``headers`` have a ``Host``, or a
     character that only http.client's checks can judge.
@@ -144,7 +144,7 @@ class CancellableConnection(http.client.HTTPConnection):
     ) -> None:
         """Send a request. ``headers`` are complete except for Host and Content-Length.
 
-        The target of ``headers`` is sent; ``_url`` only selected this connection.
+        The request target is ``headers.target``; ``_url`` is ignored.
         """
         exchange = current_exchange()
         if exchange is not None:
@@ -170,8 +170,9 @@ class CancellableConnection(http.client.HTTPConnection):
     def _send_usual_head(self, method: str, headers: TargetedHeaders) -> bool:
         """Send a request of the usual form, if the connection is open and idle.
 
-        Otherwise sends nothing and returns False: http.client must send the request. It
-        checks and copies each field separately, which takes as long as the request.
+        Otherwise sends nothing and returns False: http.client must send the request.
+        This method exists because http.client checks and copies each field separately,
+        which takes as long as the request.
         """
         state: Any = self
         previous = state._HTTPConnection__response
@@ -196,9 +197,9 @@ class CancellableConnection(http.client.HTTPConnection):
         return True
 
     def _set_timeout(self) -> None:
-        """Set the timeout of the socket, if it has another one.
+        """Set the timeout of the socket, unless it is set already.
 
-        Each setting is a system call.
+        The check saves a system call.
         """
         if self.sock.gettimeout() != self.timeout:
             self.sock.settimeout(self.timeout)
@@ -226,7 +227,7 @@ class CancellableConnection(http.client.HTTPConnection):
     def _send_block(
         self, view: memoryview, timeout_s: float, exchange: Exchange | None
     ) -> bool:
-        """Send ``view``; return False if the server has responded or hung up."""
+        """Send ``view``; return False if the server has responded or closed."""
         self.sock.settimeout(timeout_s)
         while view:
             if exchange is not None:
@@ -242,7 +243,8 @@ class CancellableConnection(http.client.HTTPConnection):
     def _may_send(self, timeout_s: float) -> bool:
         """Wait until the socket accepts data.
 
-        Return False if there is a response to read. Raises TimeoutError.
+        Returns False if there is a response to read, or if the connection has ended.
+        Raises TimeoutError.
         """
         events_found = poll_events(
             self.sock,
@@ -297,7 +299,7 @@ def poll_events(sock: socket.socket, events: int, timeout_s: float) -> int:
 def _peek(sock: socket.socket) -> bytes:
     """Return the first bytes that can be received, without removing them.
 
-    Empty if the peer has closed the connection.
+    Empty if the peer has closed the connection, or after an error.
     """
     with suppress(OSError):
         return sock.recv(_PEEK_BYTES, socket.MSG_PEEK)

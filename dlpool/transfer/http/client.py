@@ -52,9 +52,9 @@ class HttpClient:
 
         ``pool_size``: idle connections per host that are kept for reuse.
         ``rate_limit``: shared by all downloads; None means no limit.
-        ``min_read_bytes``: bytes that a read collects before it returns, at least
-        ``MIN_READ_BYTES``; it returns fewer if the data arrive slowly. ``max_idle_s``:
-        seconds after which an idle connection is closed; None means ``MAX_IDLE_S``.
+        ``min_read_bytes``: bytes that a read collects before it returns, at least 128
+        KiB; a read returns fewer if the data arrive slowly. ``max_idle_s``: seconds
+        after which an idle connection is closed; None means the default.
         """
         self.settings = settings
         self.host_holds = host_holds
@@ -78,7 +78,7 @@ class HttpClient:
 
     @cached_property
     def default_headers(self) -> Mapping[str, str]:
-        """The header fields of a request without fields of the user.
+        """The header fields of each request, without the fields that the user adds.
 
         Raises UsageError for a user agent that cannot be sent.
         """
@@ -106,7 +106,8 @@ class HttpClient:
     ) -> PooledResponse:
         """Send a request and return its response with the body unread.
 
-        Raises the exceptions of ``library_errors``, RetryRange or PolicyRefused.
+        Raises the exceptions of ``library_errors``, RetryRange, PolicyRefused or
+        ConfigurationError.
         """
         proxy = self.proxy(url)
         pool = None if proxy else self._direct_pools.pool(url)
@@ -123,8 +124,9 @@ class HttpClient:
     def preconnect(self, url: str, count: int) -> list[Callable[[], None]]:
         """Return functions that open ``count`` idle connections for ``url``.
 
-        Each may run on a thread of its own. It ignores failures: the next request will
-        meet and report them. The list is empty if a proxy is used.
+        Each function may run on a thread of its own, and ignores failures: the next
+        request has the same failure and reports it. The list is empty if a proxy is
+        used.
         """
         if self.proxy(url) is not None:
             return []
@@ -175,7 +177,7 @@ def _try(open_idle: Callable[[], None]) -> None:
 def _environment_proxy(url: str) -> str | None:
     """Return the proxy that the environment names for ``url``, None without one.
 
-    Raises ConfigurationError if it is unusable.
+    Raises ConfigurationError if the proxy is unusable.
     """
     if not any(name.lower().endswith("_proxy") for name in os.environ):
         return None

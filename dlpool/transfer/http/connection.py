@@ -32,11 +32,12 @@ def connect(
     policy: NetworkPolicy,
     on_socket: Callable[[socket.socket], None],
 ) -> socket.socket:
-    """Connect to the first address of ``host`` that accepts.
+    """Connect to the first address of ``host`` that accepts the connection.
 
-    Gives up after ``timeout_s`` seconds. The network policy checks every address first.
-    ``on_socket`` is called with each socket before it connects. Raises NameNotResolved,
-    Unreachable, TimedOut or PolicyRefused.
+    Gives up ``timeout_s`` seconds after the name has been resolved. ``policy`` checks
+    each address before it is tried. ``on_socket`` is called with each socket before the
+    socket connects. Raises PolicyRefused, or a RetryRange such as NameNotResolved,
+    Unreachable or TimedOut.
     """
     # %25: a zone, RFC 6874
     addresses = _resolve(host.strip("[]").replace("%25", "%"), port)

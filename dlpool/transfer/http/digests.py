@@ -52,7 +52,7 @@ _MEMBER = re.compile(r"([a-z0-9-]+)=:([A-Za-z0-9+/=]*):")
 
 
 def file_digest(headers: Mapping[str, str], *, is_complete: bool) -> Digest | None:
-    """Return the strongest digest of the complete file in the header fields.
+    """Return the strongest digest that the header fields give for the complete file.
 
     ``is_complete``: the message contains all bytes of the file. Malformed values are
     ignored.

@@ -43,7 +43,7 @@ class DirectConnection(CancellableConnection):
 
 
 class DirectPool:
-    """The connections to one host. Thread-safe; the lock guards the idle ones."""
+    """The connections to one host. Thread-safe; the lock guards ``_idle``."""
 
     def __init__(
         self,
@@ -118,7 +118,10 @@ class DirectPool:
             connection.request(method, "", headers=headers, body=body)
 
     def _take(self) -> DirectConnection:
-        """Return the connection that was used last, or else an unconnected one."""
+        """Return the idle connection that was used last.
+
+        If no connection is idle, returns a new one that is not connected yet.
+        """
         while True:
             with self._lock:
                 if not self._idle:
@@ -163,7 +166,10 @@ class DirectPool:
         return max_idle_s - (now - min(since)) if since else None
 
     def close(self) -> None:
-        """Close the idle connections, and each other one when it is returned."""
+        """Close the idle connections.
+
+        Other connections are closed when they are returned.
+        """
         with self._lock:
             self._is_closed = True
             idle, self._idle = self._idle, []

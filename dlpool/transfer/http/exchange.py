@@ -44,10 +44,10 @@ class OutgoingBody:
 class SocketShutdown:
     """Ends every wait on a socket, from any thread.
 
-    It keeps a duplicate of the socket's descriptor until its last holder releases it.
-    Holders are the connection and its exchange: http.client may close a connection
-    while the exchange still reads the last body. The lock prevents the use of a closed
-    descriptor.
+    Keeps a duplicate of the socket's descriptor until the last holder calls
+    ``release``. Holders are the connection and its exchange: http.client may close a
+    connection while the exchange still reads the last body. The lock prevents the use
+    of a closed descriptor.
     """
 
     def __init__(self, sock: socket.socket) -> None:

@@ -36,8 +36,9 @@ _FOLD = re.compile(r"\r?\n[ \t]+")
 class HeaderFields(Mapping[str, str]):
     """Header fields with case-insensitive names.
 
-    Repeated fields are joined as one list (RFC 9110 section 5.3). A field of
-    ``_SINGLE`` is not a list: equal values, which a proxy has repeated, count once.
+    Repeated fields are joined as one list (RFC 9110 section 5.3). A field such as
+    ``Content-Length`` is not a list: equal values, which a proxy has repeated, count
+    once.
     """
 
     def __init__(self, fields: Iterable[tuple[str, str]]) -> None:

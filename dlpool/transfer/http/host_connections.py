@@ -127,7 +127,7 @@ class HostConnections:
     def record_limit(self, host: str, connections: int) -> None:
         """Record that ``host`` refused more than ``connections`` connections.
 
-        The record expires after ``MEMORY_S`` seconds.
+        The record expires after ten minutes.
         """
         with self._lock:
             now = self._clock()
@@ -142,7 +142,7 @@ class HostConnections:
             )
 
     def raise_limit(self, host: str, connections: int) -> None:
-        """Raise the recorded limit: ``host`` serves ``connections`` connections."""
+        """Raise the limit recorded for ``host`` to ``connections``, if it is lower."""
         with self._lock:
             known, at = self._admitted.get(host, (connections, 0.0))
             if known < connections:
@@ -217,7 +217,7 @@ class HostConnections:
             known.distribute()
 
     def _forget(self, now: float) -> None:
-        """Remove hosts that no download has used for ``MEMORY_S`` seconds."""
+        """Remove hosts that no download has used for ten minutes."""
         self._hosts = {
             name: host
             for name, host in self._hosts.items()

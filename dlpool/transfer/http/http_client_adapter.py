@@ -1,14 +1,14 @@
 """Adapt http.client: parse responses strictly, without the slow parts of http.client.
 
 All 1xx responses except 101 are skipped (http.client returns a 103 as the final
-response), and the header fields together stay under ``MAX_HEADER_BYTES``. http.client
-parses header fields with the e-mail parser, and urllib3 wraps the response again; these
-two steps take as long as all other work for a small file. So this module parses a
-header in the usual form itself, and leaves any other header to http.client.
+response), and the total size of the header fields is limited. http.client parses header
+fields with the e-mail parser, and urllib3 wraps the response again; these two steps
+take as long as all other work for a small file. So this module parses a header in the
+usual form itself, and leaves any other header to http.client.
 
 A TLS record has at most 16 KiB. Between http.client and a TLS socket are two objects,
-whose methods take as long for one record as its decryption. So a body of known length
-is read from the TLS socket itself, once the buffer between them is empty.
+whose methods take as long for one record as the decryption of the record. So a body of
+known length is read from the TLS socket itself, once the buffer between them is empty.
 
 This is the only module that overrides or calls private members of http.client. A
 contract test (``tests/test_library_contracts.py``) fails when a release of Python
@@ -53,7 +53,7 @@ _BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 class StrictResponse(http.client.HTTPResponse):
     """http.client's response with a bounded header and without 1xx responses.
 
-    ``tls_socket``: the socket that the body comes from, None if it does not use TLS.
+    ``tls_socket``: the socket that the body comes from, None without TLS.
     """
 
     tls_socket: ssl.SSLSocket | None = None
@@ -111,10 +111,10 @@ class StrictResponse(http.client.HTTPResponse):
         return size
 
     def _read_records(self, view: memoryview) -> int:
-        """Fill ``view`` with the TLS records that arrive within ``COLLECT_S`` seconds.
+        """Fill ``view`` with the TLS records that arrive within 20 milliseconds.
 
-        Returns the number of bytes, 0 at the end of the connection. After a failure,
-        returns the bytes received before it; the next call raises its exception.
+        Returns the number of bytes, 0 at the end of the connection. If reading fails
+        after some bytes, returns these bytes; the next call raises the exception.
         """
         if self._record_error is not None:
             raise self._record_error
@@ -201,7 +201,7 @@ class StrictResponse(http.client.HTTPResponse):
         self.version = 10 if version in ("HTTP/0.9", "HTTP/1.0") else 11
 
     def _body_length(self) -> int | None:
-        """Return the bytes of the body.
+        """Return the size of the body in bytes.
 
         None if chunks or the end of the connection delimit it.
         """
@@ -224,7 +224,8 @@ class StrictResponse(http.client.HTTPResponse):
         """Return the remaining bytes of the chunk, None after the last one.
 
         Stricter than http.client: there, a size line that was cut off counts as a
-        smaller size, and one that was cut off after a leading 0 as the end of the body.
+        smaller size, and a line that was cut off after a leading 0 counts as the end of
+        the body.
         """
         if self.chunk_left:
             return self.chunk_left

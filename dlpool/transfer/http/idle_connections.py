@@ -15,15 +15,15 @@ class IdlePool(Protocol):
     """A pool of connections to one host."""
 
     def close_idle(self, max_idle_s: float) -> float | None:
-        """Close connections idle for ``max_idle_s`` seconds.
+        """Close connections that were idle for ``max_idle_s`` seconds or more.
 
-        Returns the seconds until the next connection expires, or None if no connection
-        is idle.
+        Returns the seconds until the next connection expires, or None if no idle
+        connection is left.
         """
 
 
 class IdleCloser:
-    """A daemon thread that runs while a connection is idle.
+    """A closer of idle connections, with a daemon thread of its own.
 
     Thread-safe; the lock guards the pools and the thread.
     """
@@ -86,10 +86,7 @@ class IdleCloser:
             wait_s = max(LEAST_WAIT_S, min(waits, default=self.max_idle_s))
 
     def _take_pools(self) -> list[IdlePool]:
-        """Remove all pools and return them.
-
-        ``watch`` adds a pool again when a connection is returned to it.
-        """
+        """Empty the set of watched pools, and return these pools."""
         with self._lock:
             pools = list(self._pools)
             self._pools.clear()

@@ -77,16 +77,16 @@ class RateLimits:
         return any(limit.rate is not None for limit in self._limits)
 
     def max_read(self, size: int) -> int:
-        """Return how many of ``size`` bytes one read may take.
+        """Return how many bytes one read may take; without a rate, ``size``.
 
-        This is at most what the lowest rate allows in 0.1 s, so that waits stay short,
-        but at least ``LEAST_READ``.
+        With a rate, this is what the lowest rate allows in 0.1 s, so that waits stay
+        short. It is at most ``size``, but never below ``LEAST_READ``.
         """
         rates = [rate for limit in self._limits if (rate := limit.rate) is not None]
         return max(LEAST_READ, min(size, min(rates) // 10)) if rates else size
 
     def spend(self, size: int) -> float:
-        """Take ``size`` bytes from each bucket and return the seconds to wait."""
+        """Take ``size`` bytes from each bucket; return the longest wait in seconds."""
         return max(limit.spend(size) for limit in self._limits)
 
 

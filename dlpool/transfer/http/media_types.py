@@ -1,4 +1,4 @@
-"""Families of media types, and the family that a URL's file name implies. Pure.
+"""Families of media types, and the file names of binary files. Pure.
 
 Servers send login pages, captive portals and error documents with status 200 and
 validators: only the media type distinguishes them from the file.
@@ -62,8 +62,8 @@ def is_same_family(one: str | None, other: str | None) -> bool:
     """Return whether two media types may be of two versions of one file.
 
     The types are in lower case and without parameters. A missing type matches every
-    type (RFC 9110 section 8.3) except the types of error documents: HTML, JSON, XML and
-    plain text.
+    type (RFC 9110 section 8.3) except those that error documents have: HTML, JSON, XML
+    and all other text.
     """
     first, second = _family(one), _family(other)
     return first == second or (

@@ -25,13 +25,13 @@ from dlpool.errors import (
 def library_errors() -> tuple[type[Exception], ...]:
     """Return the exceptions that a request may raise besides those of dlpool.
 
-    The exceptions of requests are OSErrors.
+    The exceptions of the library ``requests`` are OSErrors.
     """
     return (http.client.HTTPException, OSError, ValueError, *_of_urllib3("HTTPError"))
 
 
 def _of_urllib3(name: str) -> tuple[type[Exception], ...]:
-    """Return an exception class of urllib3; nothing as long as it is not imported."""
+    """Return an exception class of urllib3; nothing before urllib3 is imported."""
     module = sys.modules.get("urllib3.exceptions")
     return () if module is None else (getattr(module, name),)
 
@@ -102,7 +102,7 @@ _Translate = Callable[[BaseException, bool, bool], DlpoolError]
 
 
 def _rules() -> tuple[tuple[tuple[type[BaseException], ...], _Translate], ...]:
-    """Return the rules; the first with an exception class among the causes applies."""
+    """Return the rules; the first rule that has the class of a cause applies."""
     return (
         (
             _of_urllib3("LocationValueError"),

@@ -167,8 +167,8 @@ def _routed_addresses(address: Address) -> Iterator[Address]:
     """Yield the addresses that packets to ``address`` go to.
 
     For an IPv6 address that stands for an IPv4 address, yields only the IPv4 address.
-    For an ISATAP address, yields its IPv4 address and the address itself. Any other
-    address yields itself.
+    For an ISATAP address, yields its IPv4 address and the address itself. For any
+    other address, yields the address itself.
     """
     if isinstance(address, ipaddress.IPv6Address):
         number = int(address)

@@ -1,7 +1,7 @@
 """The connection pools of urllib3, for TLS and proxies.
 
-Imported when such a connection is opened: the import of urllib3 takes longer than the
-fetch of a small file.
+Imported when a connection over TLS or to a proxy is opened: the import of urllib3 takes
+longer than the fetch of a small file.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ConnectionPools:
     def __init__(
         self, settings: NetworkSettings, pool_size: int, idle_closer: IdleCloser
     ) -> None:
-        """Prepare the pools; each keeps ``pool_size`` idle connections."""
+        """Prepare the pools; each keeps at most ``pool_size`` idle connections."""
         self._settings = settings
         self._pool_size = pool_size
         self._classes = pool_classes(NetworkPolicy.of(settings), idle_closer)
@@ -72,8 +72,8 @@ class ConnectionPools:
     ) -> PooledResponse:
         """Send a request and return its response with the body unread.
 
-        Raises the exceptions of requests and urllib3. ``requests.Session.send`` is not
-        used, because it takes as long as the transfer of a small file.
+        Raises DlpoolError and the exceptions of ``library_errors``. Does not use
+        ``requests.Session.send``, which takes as long as the transfer of a small file.
         """
         pool, request = self.route(url, proxy)
         targeted = TargetedHeaders(request.target, headers)
@@ -105,7 +105,7 @@ class ConnectionPools:
     def route(
         self, url: str, proxy: str | None
     ) -> tuple[urllib3.HTTPConnectionPool, RequestTarget]:
-        """Return the pool of a URL's host, or of its proxy, and the target."""
+        """Return the pool of the URL's host or of ``proxy``, and the request target."""
         target = request_target(url)
         if proxy is None:
             return self._direct(url), RequestTarget("/", target)

@@ -38,7 +38,7 @@ class RemoteResource:
     """One version of a remote file as a response described it.
 
     ``size`` in bytes, None while unknown. ``host``: host and port that responded, after
-    redirects. ``seen_at``: when it responded, by the local clock.
+    redirects. ``seen_at``: when the response came, by the local clock.
     """
 
     size: int | None = None
@@ -98,8 +98,9 @@ class RemoteResource:
         """Return whether the modification date identifies one version.
 
         The date must be at least 60 s before the ``Date`` of the response (RFC 9110
-        section 8.8.2.2), at least 60 s before the reception of the response, and not
-        before ``FIRST_DATE``. Any other date can only prove that two versions differ.
+        section 8.8.2.2), at least 60 s before the response came (if that time is
+        known), and not before ``FIRST_DATE``. Any other date can only prove that two
+        versions differ.
         """
         modified, sent = exact_date(self.last_modified), http_date(self.date)
         if modified is None or sent is None:
@@ -109,7 +110,7 @@ class RemoteResource:
 
     @property
     def has_validator(self) -> bool:
-        """Return whether another response can be proven to be of the same version."""
+        """Return whether there is a strong entity tag or a settled date."""
         return self.strong_etag is not None or self.has_settled_date
 
     @property
@@ -130,14 +131,13 @@ class RemoteResource:
     ) -> ValidatorMatch:
         """Compare with ``other``, which a later response described.
 
-        If both have a strong entity tag, the result is SAME if tags and sizes agree,
-        else CHANGED. Otherwise a different tag, digest, date or size means CHANGED, and
-        a validator that only ``self`` has means UNKNOWN. So does a different media type
-        if ``self`` has no settled date. SAME means that no difference was found;
-        ``proves_same`` returns whether the versions are certainly the same.
+        Compares entity tags, digests, dates, sizes and media types. SAME means that no
+        difference was found; ``proves_same`` returns whether the versions are certainly
+        the same. CHANGED means that the versions differ. UNKNOWN means that this cannot
+        be decided, for example because ``other`` lacks a validator that ``self`` has.
         ``is_confirmed``: ``other`` came in a 206 to ``If-Range``, so that the server
-        has compared the versions (RFC 9110 section 15.3.7). Missing validators are then
-        ignored.
+        has compared the versions (RFC 9110 section 15.3.7). Missing validators and a
+        different media type are then ignored.
         """
         mine, theirs = self.strong_etag, other.strong_etag
         if mine and theirs:
@@ -186,7 +186,7 @@ class RemoteResource:
     def completed_by(self, known: RemoteResource) -> RemoteResource:
         """Return a copy with the missing fields taken from ``known``.
 
-        ``known`` is the same version of the file.
+        ``known`` must be the same version of the file.
         """
         is_dated = self.last_modified is not None
         return replace(
@@ -201,7 +201,10 @@ class RemoteResource:
         )
 
     def _misses_validator_in(self, other: RemoteResource) -> bool:
-        """Return whether ``other`` lacks a validator that ``self`` has."""
+        """Return whether ``other`` lacks a validator that ``self`` has.
+
+        If both have a strong entity tag, the caller must compare the tags instead.
+        """
         if self.strong_etag:
             return True  # with strong tags on both sides the tags would have decided
         if exact_date(self.last_modified) is not None:

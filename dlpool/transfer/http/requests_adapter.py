@@ -34,7 +34,7 @@ MAX_COOKIES = 200  # kept for one download
 
 
 class ProxyPools(HTTPAdapter):
-    """requests' adapter, used for the connection pools of proxies only."""
+    """An adapter of the library ``requests``, used only for the pools of proxies."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class ProxyPools(HTTPAdapter):
 
 
 def environment_proxy(url: str) -> str | None:
-    """Return the proxy that the environment names for ``url``, None without one."""
+    """Return the proxy that the environment names for ``url``, or None."""
     return select_proxy(url, get_environ_proxies(url))
 
 
@@ -111,7 +111,10 @@ class CookieJar:
         return get_cookie_header(self._jar, _cookie_request(url))
 
     def store(self, url: str, values: Sequence[str]) -> None:
-        """Store the ``Set-Cookie`` values of a response from ``url``."""
+        """Store the ``Set-Cookie`` values of a response from ``url``.
+
+        Does nothing if the jar has ``MAX_COOKIES`` cookies or more.
+        """
         if len(self._jar) < MAX_COOKIES:
             response = _cookie_response(values)
             extract_cookies_to_jar(self._jar, _cookie_request(url), response)

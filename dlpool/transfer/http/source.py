@@ -65,12 +65,12 @@ class Reply:
         self._failure: DlpoolError | None = None
 
     def read(self, view: memoryview) -> int:
-        """Fill ``view`` with received bytes and return their number.
+        """Read received bytes into ``view`` and return their number.
 
-        Returns 0 at the end of the body. A TLS record has at most 16 KiB, so several
-        records are collected while they arrive without delay. After a failure, returns
-        the bytes received before it; the next call raises RetryRange. If the exchange
-        was cancelled, raises the error given to ``cancel``.
+        Returns 0 at the end of the body. Collects several TLS records, each of at most
+        16 KiB, while they arrive without delay. After a failure, first returns the
+        bytes received before it, if any; then raises the error. If the exchange was
+        cancelled, raises the error given to ``cancel``.
         """
         exchange = self._exchange
         began = exchange.clock()
@@ -97,8 +97,8 @@ class Reply:
     def splice(self, pipe: Pipe, size: int) -> int:
         """Move at most ``size`` received bytes into the empty ``pipe``.
 
-        Returns their number. 0 means that ``read`` must receive the next bytes, or
-        report the end of the body. Collects bytes and raises errors as ``read`` does.
+        Returns their number. After a 0, call ``read``, which receives the next bytes or
+        reports the end of the body. Collects bytes and raises errors as ``read`` does.
         """
         exchange, moved = self._exchange, 0
         began = exchange.clock()
@@ -115,7 +115,7 @@ class Reply:
         return moved
 
     def close(self) -> None:
-        """Return the connection to its pool after a complete body, else close it."""
+        """Return the connection to its pool; close it if the body is incomplete."""
         self._exchange.detach()
         with suppress(*library_errors()):
             self._body.release()
@@ -148,7 +148,7 @@ class Source:
     All connection threads of a download use it. After a redirect, requests go directly
     to the redirect's target. When a request to the target fails, for example because a
     signed URL has expired, the next request goes to the first URL. The lock guards the
-    cookies and the credentials for other origins.
+    cookies, and also the credentials for other origins.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Source:
         headers: Mapping[str, str],
         user: tuple[str, str] | None = None,
     ) -> None:
-        """Prepare the requests. Raises UsageError for an invalid URL."""
+        """Prepare the requests. Raises UsageError for an invalid URL or header."""
         self._client = client
         self.url, in_url = split_credentials(url)
         self._headers = (
@@ -209,7 +209,7 @@ class Source:
         return self._request("GET", exchange, headers)
 
     def head(self, exchange: Exchange) -> Reply:
-        """Send a HEAD request."""
+        """Send a HEAD request and return its reply, which is closed."""
         reply = self._request("HEAD", exchange, {})
         reply.close()
         return reply
@@ -266,7 +266,8 @@ class Source:
     def _redirect_url(self, reply: Reply) -> str:
         """Return the target of a redirect (RFC 9110 section 15.4).
 
-        Raises PolicyRefused if the redirect must not be followed.
+        Raises PolicyRefused if the redirect must not be followed, ProtocolBroken if it
+        has no ``Location``.
         """
         location = reply.headers.get("Location")
         if not location:

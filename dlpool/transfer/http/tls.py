@@ -20,18 +20,17 @@ class ResumingSocket(ssl.SSLSocket):
     """A TLS socket that resumes the session of an earlier connection to its server.
 
     A resumed handshake (RFC 8446 section 2.2) transfers and verifies no certificate. So
-    the sessions are kept by server name and port, and each context has sessions of its
-    own: a certificate that other settings accepted is verified. A server that does not
-    know the session makes a complete handshake.
+    each context keeps its own sessions, by server name and port: a context with other
+    settings verifies the certificate itself. A server that does not know the session
+    makes a complete handshake.
     """
 
     sessions: ClassVar[dict[tuple[str | None, int], ssl.SSLSession]]
 
     def do_handshake(self, block: bool = False) -> None:
-        """Make the handshake, with the session of the server if there is one.
+        """Make the handshake, with the kept session of the server if it is recent.
 
-        The session is forgotten if the handshake fails, so that a retry is made without
-        it.
+        If the handshake fails, forgets the session: a retry is made without it.
         """
         key = self._server()
         session = self.sessions.get(key)
@@ -65,8 +64,8 @@ def tls_context(settings: NetworkSettings) -> ssl.SSLContext:
 
     Its sockets resume the sessions of earlier sockets of the same context. A connection
     that closes without close_notify is an error; by default, Python ignores the missing
-    close_notify. Raises ConfigurationError if the configured certificates or the key
-    cannot be used.
+    close_notify. With the setting ``insecure``, the context verifies no certificate.
+    Raises ConfigurationError if the configured certificates or the key cannot be used.
     """
     try:
         context = ssl.create_default_context(cafile=settings.cacert)

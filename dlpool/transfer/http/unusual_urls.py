@@ -11,9 +11,9 @@ import urllib3
 
 
 def prepared_url(url: str) -> str:
-    """Return a URL with scheme, host and port as requests normalises them.
+    """Return a URL; the library ``requests`` normalises its scheme, host and port.
 
-    Raises ValueError.
+    Raises ValueError for an invalid URL.
     """
     request = requests.PreparedRequest()
     try:

@@ -1,4 +1,4 @@
-"""Adapt urllib3: connections that can be cancelled, and pools that expire.
+"""Adapt urllib3: connections that can be cancelled, and pools that close idle ones.
 
 This is the only module that overrides or calls private members of urllib3. A contract
 test (``tests/test_library_contracts.py``) fails when a release of urllib3 changes them.
@@ -76,7 +76,7 @@ class ExpiringPool(urllib3.HTTPConnectionPool):
             self.idle_closer.watch(self)
 
     def preconnect(self, timeout_s: float) -> Callable[[], None]:
-        """Take a connection; return a function that opens it and returns it as idle."""
+        """Take a connection; return a function that opens it and puts it back."""
         connection = self._get_conn()
 
         def open_idle() -> None:
@@ -123,10 +123,10 @@ class ExpiringPool(urllib3.HTTPConnectionPool):
         return response
 
     def close_idle(self, max_idle_s: float) -> float | None:
-        """Close connections idle for ``max_idle_s`` seconds.
+        """Close connections that were idle for ``max_idle_s`` seconds or more.
 
-        Returns the seconds until the next connection expires, or None if no connection
-        is idle.
+        Returns the seconds until the next connection expires, or None if no idle
+        connection is left.
         """
         idle: Any = self.pool
         if idle is None:  # the pool is closed

@@ -71,7 +71,7 @@ def split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
     password, or None; a user without a password gets an empty one, as in curl. Scheme
     and host are normalised, an IDN to its ASCII form. Path and query stay byte for
     byte, because a signature may cover them; only controls, spaces and bytes above 0x7e
-    are percent-encoded. Raises UsageError.
+    are percent-encoded. Raises UsageError for an invalid URL.
     """
     if _PLAIN_URL.fullmatch(url):
         return url, None
@@ -132,7 +132,7 @@ def resolve_location(base: str, location: str) -> str:
 def _resolved(path: str, relative: str) -> str:
     """Resolve a relative path against the base ``path``.
 
-    Dot segments of the base stay; a ``..`` of ``relative`` may remove them.
+    Dot segments of the base stay if ``relative`` has no ``..``.
     """
     names = path.rpartition("/")[0].split("/")
     segments = relative.split("/")
@@ -147,7 +147,10 @@ def _resolved(path: str, relative: str) -> str:
 
 
 def _site(scheme: str, host_and_port: str) -> str:
-    """Return scheme, host and port as the library requests normalises them."""
+    """Return scheme, host and port, normalised by the library ``requests``.
+
+    Raises ValueError for an invalid host or port.
+    """
     # imports requests; a usual URL needs no normalisation
     from dlpool.transfer.http.unusual_urls import prepared_url
 
@@ -205,7 +208,7 @@ def request_headers(
 ) -> dict[str, str]:
     """Return dlpool's header fields, replaced or completed by the user's (``given``).
 
-    Raises UsageError for a field that cannot be sent.
+    Raises the UsageError of ``check_header``.
     """
     agent = settings.user_agent or f"dlpool/{__version__}"
     fields = {"User-Agent": agent, "Accept": "*/*", "Accept-Encoding": "identity"}

@@ -51,7 +51,7 @@ class TargetOptions:
 
 
 class TargetPresent(Exception):
-    """The target exists already, so the download fetches nothing.
+    """The target exists already, so the download publishes nothing.
 
     ``is_published``: whether an earlier run of this download published the file.
     ``size``: the size of the file in bytes.
@@ -81,9 +81,9 @@ class RangeWriter(BlockReserver, Protocol):
         ...
 
     def close(self) -> None:
-        """Close the writer, once.
+        """Close the writer; a second call closes nothing.
 
-        Raises LocalFault for a failed write that is reported only now.
+        Raises LocalFault for a failed write that the system reports only now.
         """
         ...
 
@@ -94,7 +94,7 @@ class RangeReader(Protocol):
     def read(self, position: int, size: int) -> bytes:
         """Return at most ``size`` bytes at ``position``.
 
-        The result is empty after the last written byte. Raises LocalFault.
+        The result is empty beyond the last written byte. Raises LocalFault.
         """
         ...
 
@@ -117,7 +117,7 @@ class Target(Protocol):
     saved: SavedState | None
     """The state of an interrupted run whose bytes can be used, or None."""
     unverifiable: RemoteResource | None
-    """The remote resource of saved bytes that are not used: no validator proves it."""
+    """The resource of saved bytes whose version nothing can prove, or None."""
     has_other_query: bool
     """Whether the saved bytes were fetched with another query or user info."""
     has_failed: bool
@@ -146,7 +146,7 @@ class Target(Protocol):
         ...
 
     def drop_unverifiable(self) -> None:
-        """Drop the saved bytes if no validator can prove their version.
+        """Drop the saved bytes if nothing can prove their version.
 
         ``unverifiable`` is the resource of these bytes. The core calls this when a
         response that replaces the bytes has arrived.
@@ -158,7 +158,7 @@ class Target(Protocol):
         ...
 
     def preallocate(self, size: int, mode: str, rules: SpaceRules) -> None:
-        """Check that ``size`` bytes fit, and reserve them.
+        """Check that ``size`` bytes fit; reserve them if ``mode`` demands it.
 
         ``mode`` is a value of the setting ``preallocate``. Raises TooLarge for a file
         that can never fit, NoRoom for one that does not fit now.
@@ -204,7 +204,7 @@ class Target(Protocol):
         ...
 
     def publish(self, resource: RemoteResource, snapshot: ChunkSnapshot) -> None:
-        """Give the prepared bytes their final name, and remove the state.
+        """Give the prepared bytes their final name.
 
         Raises TargetExists or TargetPresent if the name has been taken meanwhile.
         """

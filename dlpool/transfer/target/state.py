@@ -4,8 +4,8 @@ A state is used only if every field has a valid type and value, and the chunks c
 file without gaps or overlaps. Otherwise ``StateUnusable`` gives the reason, and the
 download starts at the beginning. The state contains no secrets: ``url`` lacks user info
 and query, and ``url_sha256`` identifies the complete URL. The saved bytes belong to the
-resource, not to the query of a signed URL: the same ``url`` with another query resumes
-if the validators prove that it is the same file.
+resource, not to the query of a signed URL: a download of the same ``url`` with another
+query resumes if the validators prove that it is the same file.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class SavedState:
     def with_chunks(
         self, chunks: Iterable[Chunk], now: str, last_error: str | None
     ) -> SavedState:
-        """Return a copy with these chunks, this time and this last error."""
+        """Return a copy with these chunks, this update time and this last error."""
         saved = tuple(
             SavedChunk(chunk.start, chunk.end, chunk.position, chunk.is_done)
             for chunk in chunks

@@ -41,9 +41,9 @@ def remove_part_files_by_digest(target: Path, url_sha256: str) -> None:
     """Remove the part file and the state of a download that will not be resumed.
 
     ``url_sha256``: the ``url_digest`` of the download's URL. Files of a download of
-    another URL are not removed. A part file without a state is removed, because no
-    later run could use it. Raises Locked while a download uses the part file,
-    LocalFault.
+    another URL, and files of other programs, are not removed. A part file of dlpool
+    without a state is removed, because no later run could use it. Raises Locked while a
+    download uses the part file, LocalFault.
     """
     state_file = StateFile.for_target(target, sync=False)
     with suppress(StateUnusable):

@@ -9,8 +9,8 @@ step:
 3. The state is committed: the next run resumes from this state.
 4. The state is committed with ``publishing`` (see ``publish`` for downloads without a
    state): the next run finds the part file complete and publishes it.
-5. The part file is renamed to the target: the next run finds the target with the inode
-   in ``publishing``, and removes the state.
+5. The part file is renamed to the target: the next run recognizes the target by the
+   inode in ``publishing``.
 6. The state is removed; for a queue's job, only after the queue has recorded the
    result: the next run finds a finished download.
 """
@@ -128,7 +128,7 @@ class FileOutput:
         self.saved = self._state = self.unverifiable = None
 
     def drop_unverifiable(self) -> None:
-        """Drop the saved bytes if no validator can prove their version."""
+        """Drop the saved bytes if nothing can prove their version."""
         if self.unverifiable is not None:
             self._drop_bytes()
             self.unverifiable = None
@@ -185,13 +185,12 @@ class FileOutput:
         return self.part.as_scanned_file()
 
     def publish(self, resource: RemoteResource, snapshot: ChunkSnapshot) -> None:
-        """Rename the prepared part file to the target, and remove the state.
+        """Rename the prepared part file to the target.
 
-        If a state is on disk, a publish record is committed to it first: after a kill,
-        the next run recognizes the target by the record and does not fetch the file
-        again. For a queue's job, a record always exists until the queue knows the
-        result. It is an extended attribute of the file, or it is in a state, which
-        ``remove_published_state`` removes.
+        First writes a record, by which the next run recognizes the target after a kill:
+        into the state if one is on disk; else, for a queue's job, into an extended
+        attribute or a new state. Finally removes the state, except that of a queue's
+        job: ``remove_published_state`` removes it when the queue knows the result.
         """
         job = self._job
         with self._recording_failure():
@@ -282,8 +281,8 @@ class FileOutput:
     def _check_saved(self, saved: SavedState) -> None:
         """Raise StateUnusable if the saved bytes cannot be used.
 
-        They cannot be used if the state does not match the part file, or if no
-        validator can prove their version.
+        They cannot be used if the state does not match the part file, or if nothing can
+        prove their version: no validator, no digest and no checksum of the job.
         """
         length = self.part.length
         if saved.publishing is not None and not self._is_recorded(saved.publishing):

@@ -32,7 +32,7 @@ _ACL = "system.posix_acl_access"
 
 
 class PartFile:
-    """A locked part file. ``writer`` returns writers for threads other than its own."""
+    """A locked part file, used by one thread; other threads use its writers."""
 
     def __init__(
         self, target: Path, *, sync: bool, notify: Notify = ignore_event
@@ -112,9 +112,9 @@ class PartFile:
             return disk.is_name_of(self._name, self._identity)
 
     def check_ownership(self) -> None:
-        """Raise LocalFault if another download may have taken the part file's name.
+        """Raise LocalFault if the lock is lost, or the name is not this file's name.
 
-        The state file beside the part file would then belong to the other download.
+        The state file beside the part file may then belong to another download.
         """
         with translated(f"access the lock of {self._name}"):
             if not self._opened.lock.is_held():
@@ -163,12 +163,13 @@ class PartFile:
             os.ftruncate(self._descriptor, 0)
 
     def copy_permissions(self) -> None:
-        """Copy mode, owner and group of the target that the file will replace.
+        """Copy the permissions of the target that the file will replace.
 
-        Owner and group are copied only if permitted. Until ``publish`` sets the exact
-        mode, the owner may always read and write the file. Without a target, the file
-        keeps the default mode. Raises LocalFault, also if the mode cannot be set and
-        the present mode allows more than the target's.
+        These are mode, owner, group and access control list. All except the mode are
+        copied only if permitted. Until ``publish`` sets the exact mode, the owner may
+        always read and write the file. Without a target, the file keeps the default
+        mode. Raises LocalFault, also if the mode cannot be set and the present mode
+        allows more than the target's.
         """
         with translated(f"set the permissions of {self._name}"):
             try:
@@ -221,7 +222,7 @@ class PartFile:
         return writer
 
     def locked_writer(self) -> PartWriter:
-        """Return a writer with the locked descriptor, for the thread of the owner."""
+        """Return a writer with the locked descriptor, for the part file's thread."""
         return PartWriter(
             self._descriptor, self._name, closes=False, writes_back=self._sync
         )
@@ -247,7 +248,7 @@ class PartFile:
             raise first
 
     def sync_data(self) -> None:
-        """Sync all written bytes to disk.
+        """Sync all written bytes to disk; do nothing if ``sync`` is False.
 
         A failure is final: the kernel may have dropped the pages. Raises LocalFault.
         """
@@ -337,7 +338,10 @@ class PartFile:
         return disk.identity_of(self._opened.status)
 
     def _second(self) -> int | None:
-        """Return another descriptor, None if the file cannot be opened again."""
+        """Return another descriptor, None if no path leads to the file.
+
+        Raises OSError.
+        """
         for path in (f"/proc/self/fd/{self._descriptor}", self._name):
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -431,6 +435,6 @@ class PartFile:
                 raise
 
     def _copy_acl(self) -> None:
-        """Copy the target's access control list, if it has one; see acl(5)."""
+        """Copy the target's access control list (see acl(5)); ignore errors."""
         with suppress(OSError):
             os.setxattr(self._descriptor, _ACL, os.getxattr(self.target, _ACL))

@@ -65,7 +65,7 @@ class PartOpener:
     def open(self) -> OpenPart:
         """Open or create the part file, and create missing parent folders.
 
-        Raises Locked if another download holds its lock, ForeignFile for a file that
+        Raises Locked if another download holds the lock, ForeignFile for a file that
         dlpool did not create, LocalFault.
         """
         for _ in range(MAX_OPEN_ATTEMPTS):
@@ -78,9 +78,9 @@ class PartOpener:
     def replace(self, old: FileLock) -> OpenPart:
         """Remove the part file and create a new one.
 
-        ``old``: the lock of the old file. If it uses a lock file, the new part file
-        keeps it. Raises Locked if another download creates a part file first,
-        LocalFault.
+        ``old``: the lock of the old file. If ``old`` uses a lock file, the new part
+        file keeps this lock file. Raises Locked if another download creates a part file
+        first, LocalFault.
         """
         held = old if old.uses_lock_file else None
         with disk_errors.translated(f"replace {self.name}"):
@@ -99,7 +99,8 @@ class PartOpener:
     def _existing(self) -> OpenPart | None:
         """Open and lock the existing part file.
 
-        Returns None if it does not exist or was replaced meanwhile. Raises OSError.
+        Returns None if it does not exist, or was published or replaced meanwhile.
+        Raises Locked, ForeignFile, LocalFault, OSError.
         """
         try:
             descriptor = os.open(self.name, _FLAGS)
@@ -141,13 +142,13 @@ class PartOpener:
         return True
 
     def _has_exact_name(self) -> bool:
-        """Return whether the folder lists the part file's name in this spelling.
+        """Return False if the folder lists only another spelling of the name.
 
-        If the folder lists another spelling, sets ``name`` to it. A case-insensitive
-        file system in user space may show a different inode number for each spelling of
-        a name; then locks by two spellings do not exclude each other. Only a file
-        without a mark is checked: the known file systems of this kind have no extended
-        attributes. Raises OSError.
+        In this case sets ``name`` to that spelling. A case-insensitive file system in
+        user space may show a different inode number for each spelling of a name; then
+        locks by two spellings do not exclude each other. Only a file without a mark is
+        checked: the known file systems of this kind have no extended attributes. Raises
+        OSError.
         """
         expected, found = Path(self.name).name, None
         with os.scandir(self._target.parent) as entries:
@@ -165,8 +166,9 @@ class PartOpener:
         """Return whether the file has dlpool's mark (an extended attribute).
 
         If only the state file shows that dlpool made the file, tries to set the mark.
-        Returns None if the caller must open the file again. Raises OSError, and
-        ForeignFile if neither mark nor state file shows that dlpool made the file.
+        Returns None if the caller must open the file again. Raises ForeignFile if
+        neither mark nor state file shows that dlpool made the file, LocalFault,
+        OSError.
         """
         if self._was_published(status):
             return None
@@ -185,7 +187,8 @@ class PartOpener:
     def _created(self, held: FileLock | None = None) -> OpenPart | None:
         """Create a part file; return None if another process created one meanwhile.
 
-        ``held``: a lock file that this process holds already. Raises OSError.
+        ``held``: a lock file that this process holds already. Raises Locked,
+        ForeignFile, LocalFault, OSError.
         """
         descriptor = self._unnamed()
         try:
@@ -198,7 +201,8 @@ class PartOpener:
         """Lock and mark an unnamed file, and link it to the part file's name.
 
         Returns None if the file system does not support the link. Raises
-        FileExistsError if another file has the name, OSError.
+        FileExistsError if another file has the name, Locked, ForeignFile, LocalFault,
+        OSError.
         """
         lock = held
         try:
@@ -254,7 +258,8 @@ class PartOpener:
     def _named(self, held: FileLock | None) -> OpenPart | None:
         """Write a placeholder of the state file, then create the part file by its name.
 
-        Returns None if another process has created the part file first. Raises OSError.
+        Returns None if another process has created the part file first. Raises Locked,
+        ForeignFile, LocalFault, OSError.
         """
         state_file = StateFile.for_target(self._target, sync=False)
         state_file.write_placeholder()
@@ -282,7 +287,7 @@ class PartOpener:
     def _withdraw(self, state_file: StateFile) -> None:
         """Remove the placeholder after another process has created the part file.
 
-        The placeholder stays if that part file has no mark, and so needs it.
+        If that part file has no mark, it needs the placeholder, which then stays.
         """
         is_needed = False
         with suppress(OSError):

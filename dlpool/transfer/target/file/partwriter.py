@@ -1,4 +1,4 @@
-"""Write to a part file on one thread, through a descriptor of its own."""
+"""Write to a part file, or read it, on one thread through one descriptor."""
 
 from __future__ import annotations
 
@@ -110,9 +110,9 @@ class PartWriter:
         return False
 
     def close(self) -> None:
-        """Close the descriptor once.
+        """Close the descriptor; a second call closes nothing.
 
-        Raises LocalFault, on each call, if close(2) reported a failed write.
+        If close(2) reported a failed write, each call raises this LocalFault.
         """
         with self._lock:
             descriptor, self._descriptor = self._descriptor, _CLOSED

@@ -1,12 +1,13 @@
 """Records of a publish, by which a later run of the same job recognizes the file.
 
-A file that is published for a queue's job has an extended attribute, where the file
-system supports them (xattr(7)). The attribute follows the file through its rename and
-needs no second file. It outlives the job, whose id may be reused. So it contains the
-claim, the URL and the checksum, and counts only if all of them match the job.
+If the download has a state, the record is ``publishing`` in the state file: the inode
+number and the size of the published file.
 
-In all other cases the record is in the state file, as ``publishing``: it contains the
-inode number and the size of the published file.
+Without a state, only a queue's job has a record: an extended attribute of the file
+(xattr(7)). The attribute follows the file through its rename and needs no second file.
+It outlives the job, whose id may be reused. So it contains the id, the claim, the URL
+and the checksum, and counts only if all of them match the job. If the file system has
+no extended attributes, a state is written for the record.
 """
 
 from __future__ import annotations
@@ -70,10 +71,11 @@ def check_unpublished(
 ) -> None:
     """Raise TargetPresent if an earlier run of ``job`` has published ``path``.
 
-    If that run was killed, does its last steps first: removes the part file's name and,
-    for a download without a queue, the state. ``part_of``: the path from which the part
-    file has its name; None means ``path``. The two differ if the first choice had been
-    taken when the run published, so that it chose ``path`` instead. Raises LocalFault.
+    If the record is in a state, first does the last steps of a killed run: removes the
+    part file's name and, for a download without a queue, the state. ``part_of``: the
+    path after which the part file is named; None means ``path``. The two differ if
+    another file took ``part_of`` before that run published, so that the run chose
+    ``path``. Raises LocalFault.
     """
     if has_mark(path, job):
         raise target_present(path, is_published=True)

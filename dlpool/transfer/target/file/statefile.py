@@ -208,7 +208,7 @@ class StateFile:
         return self._temporary
 
     def _free(self, name: str) -> Path:
-        """Return the path of ``name``, or a random path if a foreign file has it.
+        """Return the path of ``name``; a random path if a foreign file has this name.
 
         Raises OSError.
         """
