@@ -274,7 +274,7 @@ class _CreatedLock:
             raise
 
     def remove(self, path: Path) -> None:
-        """Remove the file, if ``path`` still names it."""
+        """Remove the file if ``path`` still names it, and close the descriptor."""
         _own_tokens.discard(self.token)
         with suppress(OSError):
             if disk.is_name_of(path, self.identity):

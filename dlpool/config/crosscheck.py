@@ -80,9 +80,9 @@ def _conflict(
 ) -> tuple[str, str]:
     """Check a setting against the settings that its metadata names.
 
-    The metadata keys are ``not_below``, ``needs`` and ``instead_of``. Returns a
-    sentence about the first conflict and the name of the other setting; two empty texts
-    without a conflict.
+    The metadata keys are ``not_below``, ``needs`` and ``instead_of``. Returns two
+    texts: a sentence that describes the first conflict, and the name of the other
+    setting. Both are empty if there is no conflict.
     """
     name, value = declared.name, values[declared.name]
     if value is None:

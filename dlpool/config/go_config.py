@@ -1,7 +1,8 @@
 """Reads the ``config.json`` of the Go upload server as settings of ``[upload]``.
 
-The file has the keys of ``[upload]``. Durations are numbers of milliseconds, or of
-nanoseconds (a ``time.Duration`` of Go), or texts such as ``1h30m``; sizes are in bytes.
+The file has the keys of ``[upload]``. A size is in bytes. A duration is a text such as
+``1h30m``, or a number of milliseconds. A number above one million and above the maximum
+of the setting is in nanoseconds, as a ``time.Duration`` of Go.
 """
 
 from __future__ import annotations

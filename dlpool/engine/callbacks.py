@@ -74,8 +74,8 @@ class Callbacks:
     def close(self) -> None:
         """Call the pending callbacks, and stop the thread.
 
-        Waits until the thread has ended. A call from a callback does not wait, because
-        callbacks run on that thread.
+        Waits until the thread has ended. If a callback calls ``close``, it does not
+        wait, because callbacks run on that thread.
         """
         with self._lock:
             thread, self._is_closed = self._thread, True

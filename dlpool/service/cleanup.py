@@ -57,7 +57,7 @@ class CleanupDispatcher:
         self._pending.setdefault(pid, []).extend(entries)
 
     def forget(self, entries: Iterable[CleanupEntry]) -> None:
-        """Remove from the journal the entries of jobs that have left no files."""
+        """Remove ``entries`` from the journal: their jobs need no clean-up."""
         try:
             self._journal.remove(entries)
         except LocalFault as error:

@@ -52,7 +52,7 @@ class RunningTransfer:
 class YieldRules:
     """When transfers yield.
 
-    ``min_runtime_s``: how long a transfer may run before it yields for the first time.
+    ``min_runtime_s``: how long a slow transfer may run before it first yields.
     ``min_rate``: bytes/s below which a transfer is always slow. ``host_quota``: the
     slots that one host gets while jobs of other hosts wait. ``slow_hosts``: hosts with
     a slow transfer that yielded recently. ``slow_quota``: the slots that all

@@ -79,7 +79,7 @@ class Chunk:
 
     @property
     def remaining(self) -> int:
-        """Return the number of bytes that another owner could steal."""
+        """Return the number of bytes behind the write in progress."""
         return self.end - self.write_end
 
     @property

@@ -76,7 +76,7 @@ class LogArchiver:
             self._failed(error=error)
 
     def stop(self) -> None:
-        """Wait ``STOP_S`` seconds for a running command, then stop it.
+        """Wait up to ``STOP_S`` seconds for a running command, then stop it.
 
         The next start of the service archives the remaining logs.
         """

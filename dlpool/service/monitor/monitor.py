@@ -213,7 +213,7 @@ def in_flight_state(job: InFlightJob) -> str:
 
 
 def written_folders(paths: PathSettings) -> list[str]:
-    """Return the folders in which dlpool writes."""
+    """Return the folders in which the download service writes."""
     roots = paths.allowed_roots.split(":") if paths.allowed_roots else []
     return sorted(
         {paths.download_dir, paths.state_dir, paths.log_dir, *filter(None, roots)}

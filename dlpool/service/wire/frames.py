@@ -87,7 +87,7 @@ class RecallFrame(Frame):
 
 @dataclass(frozen=True)
 class PublishFrame(Frame):
-    """Publish the file of this job: the supervisor still holds the lease."""
+    """Publish the file of this job, because the supervisor still holds the lease."""
 
     kind = "publish"
     lease_id: str

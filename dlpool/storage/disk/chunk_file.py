@@ -152,7 +152,8 @@ class _AssembledFiles:
 def stored_size(path: Path) -> int | None:
     """Return the size of a chunk in bytes, without its trailer.
 
-    None if the file does not exist, 0 if it is damaged. Raises OSError.
+    None if the file does not exist, 0 if it has no complete trailer. The bytes are not
+    checked. Raises OSError.
     """
     try:
         status = path.lstat()

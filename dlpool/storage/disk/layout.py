@@ -161,10 +161,11 @@ class StoreLayout:
     def read_folder(
         self, name: str, *, timeout_s: float = LOCK_TIMEOUT_S
     ) -> Iterator[TaskFolder]:
-        """Hold the lock of the task in the folder ``name`` for reading.
+        """Hold the exclusive lock of the task in the folder ``name``.
 
-        Creates no lock file: if there is none, the block runs without a lock. Raises
-        UploadError (busy) if the lock is not released within ``timeout_s`` seconds.
+        For a block that only reads. Creates no lock file: if there is none, the block
+        runs without a lock. Raises UploadError (busy) if the lock is not released
+        within ``timeout_s`` seconds.
         """
         with translate_os_errors("read the upload folder"):
             lock = self._subfolder(_LOCKS) / name[:2]

@@ -54,7 +54,7 @@ def _hash_next(descriptor: int, algorithm: str, size: int) -> bytes:
 
 
 def check_digests(expected: FileDigests, found: FileDigests) -> None:
-    """Raise UploadError if a digest that the client expects differs."""
+    """Raise UploadError if a digest differs from the one that the client expects."""
     if expected.md5 and expected.md5 != found.md5:
         text = "the merged file has another md5 than expected_md5"
         raise UploadError("file_md5_mismatch", text, md5=found.md5)
@@ -101,7 +101,11 @@ def _with_digest(
     result: MergeResult,
     expected: FileDigests,
 ) -> MergeResult:
-    """Read the published file, and return the result with the digest of its bytes."""
+    """Read the published file, and add the missing digest to the result.
+
+    The composite SHA-256 is added if one is expected, otherwise the MD5. Compares
+    nothing.
+    """
     sizes = [entry[1] for entry in record.chunks] if expected.composite_sha256 else None
     name = result.path.rpartition("/")[2]
     with translate_os_errors("read the file"):

@@ -127,7 +127,8 @@ class TaskFolder:
     ) -> TaskIdentity:
         """Return the identity if ``owner`` may access the task.
 
-        Raises UploadError if the task does not exist, or like ``check_access``.
+        Raises UploadError if the task does not exist, and the errors of
+        ``check_access``.
         """
         identity = self.identity()
         if identity is None:

@@ -171,8 +171,7 @@ class CancellableConnection(http.client.HTTPConnection):
         """Send a request of the usual form, if the connection is open and idle.
 
         Otherwise sends nothing and returns False: http.client must send the request.
-        This method exists because http.client checks and copies each field separately,
-        which takes as long as the request.
+        http.client is slower, because it checks and copies each field separately.
         """
         state: Any = self
         previous = state._HTTPConnection__response

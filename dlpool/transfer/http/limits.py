@@ -79,8 +79,9 @@ class RateLimits:
     def max_read(self, size: int) -> int:
         """Return how many bytes one read may take; without a rate, ``size``.
 
-        With a rate, this is what the lowest rate allows in 0.1 s, so that waits stay
-        short. It is at most ``size``, but never below ``LEAST_READ``.
+        With a rate, this is what the lowest rate allows in 0.1 s, at most ``size``. So
+        waits stay short. If the result would be below ``LEAST_READ``, it is
+        ``LEAST_READ``, even if ``size`` is smaller.
         """
         rates = [rate for limit in self._limits if (rate := limit.rate) is not None]
         return max(LEAST_READ, min(size, min(rates) // 10)) if rates else size

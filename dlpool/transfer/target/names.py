@@ -73,10 +73,10 @@ def file_name(server_name: str | None, url: str) -> str:
 
 
 def encoded_in_utf8(path: str) -> str:
-    """Return a path that the system encodes as the UTF-8 bytes of ``path``.
+    """Return the text that ``os.fsencode`` encodes as the UTF-8 bytes of ``path``.
 
-    In a locale that does not use UTF-8 for file names, the result differs from
-    ``path``, and works even if the locale's encoding lacks characters of ``path``.
+    This text differs from ``path`` in a locale whose file names are not in UTF-8. It
+    can be used even if the encoding of the locale lacks characters of ``path``.
     """
     return os.fsdecode(path.encode("utf-8", "surrogateescape"))
 

@@ -200,7 +200,10 @@ class Target(Protocol):
         ...
 
     def scanned_file(self) -> ScannedFile:
-        """Return the prepared file for a malware scan."""
+        """Return the complete, unpublished file, so that it can be scanned for malware.
+
+        Raises LocalFault.
+        """
         ...
 
     def publish(self, resource: RemoteResource, snapshot: ChunkSnapshot) -> None:

@@ -146,8 +146,8 @@ class PartOpener:
 
         In this case sets ``name`` to that spelling. A case-insensitive file system in
         user space may show a different inode number for each spelling of a name; then
-        locks by two spellings do not exclude each other. Only a file without a mark is
-        checked: the known file systems of this kind have no extended attributes. Raises
+        locks by two spellings do not exclude each other. The caller checks only files
+        without a mark: the known file systems of this kind cannot store one. Raises
         OSError.
         """
         expected, found = Path(self.name).name, None

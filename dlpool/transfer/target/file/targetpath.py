@@ -15,8 +15,9 @@ from dlpool.transfer.target.protocol import TargetPresent
 def resolve_target(target: Path) -> tuple[Path, bool]:
     """Return the path to rename the part file to, and whether that path exists.
 
-    Symbolic links are resolved. Raises PolicyRefused for a reserved name, LocalFault
-    for a path that cannot be a target.
+    If the target itself is a symbolic link, the path is that of the file to which it
+    leads. Raises PolicyRefused for a reserved name, LocalFault for a path that cannot
+    be a target.
     """
     with translated(f"use the path {str(target)[:200]}"):
         _check_name(target)
