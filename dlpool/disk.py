@@ -224,8 +224,9 @@ def publish_exclusive(
     replaces a file; ``source`` is removed afterwards. 3. Without hard links (exFAT): a
     check that ``target`` is absent, then rename(2), under ``flock`` of the folder if
     possible. The lock excludes only other callers of this function: a file that another
-    program creates after the check is replaced. ``identity``: the identity of the
-    source; an error is ignored if the target has it. Raises FileExistsError, OSError.
+    program creates after the check is replaced. ``identity``: that of the source. If a
+    call fails and ``target`` then has this identity, the rename was performed, and the
+    error is ignored. Raises FileExistsError, OSError.
     """
     for publish in (_rename_noreplace, _link, _check_and_rename):
         try:

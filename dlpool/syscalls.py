@@ -42,8 +42,9 @@ def start_writeback(descriptor: int, offset: int, size: int) -> None:
     """Ask the kernel to start writing ``size`` bytes at ``offset`` to disk.
 
     Calls sync_file_range(2) with SYNC_FILE_RANGE_WRITE, which waits only while the
-    disk's queue is full. This makes nothing durable: a later fdatasync(2) has less to
-    write, and reports write errors. Errors of this call are ignored.
+    disk's queue is full. The bytes are not durable afterwards: fdatasync(2) is still
+    needed, but has less to write. It also reports write errors, so errors of this call
+    are ignored.
     """
     function = getattr(_libc, "sync_file_range", None)
     if function is not None:

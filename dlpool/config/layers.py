@@ -132,7 +132,7 @@ def examine(
 def written_text(
     given: Mapping[tuple[str, str], SourcedValue], section: str, name: str
 ) -> str:
-    """Return a setting's text as its source gives it, else the text of its default."""
+    """Return a setting's text as written in its source; without one, its default."""
     found = given.get((section, name))
     return (
         (_declared(section, name).metadata["text"] or "")

@@ -329,12 +329,11 @@ class Transitions(LuaScripts):
         )
 
     def waiting_hosts(self, sid: str, *, order: str, most: int = 500) -> dict[str, int]:
-        """Return the number of waiting jobs by host, among at most ``most`` jobs at
-        each end of each list.
+        """Return the number of waiting jobs by host; a sample if lists are long.
 
-        Hosts are written as in ``HostSlotShares``; the host '' stands for jobs whose
-        text shows no host. The result is empty while the queue is paused or the node
-        drained.
+        Reads at most ``most`` jobs at each end of the intake list and of each priority.
+        Hosts are written as in ``HostSlotShares``; '' stands for jobs whose host is not
+        found. The result is empty while the queue is paused or the node drained.
         """
         found = self._run("waiting_hosts", [self.keys.prefix, sid, order, most])
         return {

@@ -168,8 +168,8 @@ class TaskCounts(NamedTuple):
     - ``declared_bytes``: the sum of the announced sizes, or of the actual sizes of
       completed tasks
     - ``unknown_sizes``: the number of uncompleted tasks that announced no size
-    - ``expected_chunks``: the sum of the announced chunks of uncompleted tasks, rounded
-      up for tasks that announced no number
+    - ``expected_chunks``: the sum over uncompleted tasks of the announced number of
+      chunks; without one, of the number of stored chunks, rounded up
 
     While a final tus upload is concatenated, the last three fields count its parts, not
     the final upload.

@@ -1,8 +1,8 @@
 """Limit how much disk space a download may take, before and while bytes arrive.
 
-A connection reserves blocks ahead of its position, for at most as many bytes as it has
-received. These reservations do not depend on the size that a server announces. So a
-server that announces much and sends little takes no space from other downloads.
+A connection reserves blocks ahead of its position, but never more bytes ahead than it
+has received so far. So a server that announces much and sends little takes no space
+from other downloads.
 """
 
 from __future__ import annotations

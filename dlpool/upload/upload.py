@@ -126,8 +126,8 @@ class FileUpload:
         """Make attempts until one succeeds or the upload fails.
 
         If the server refuses the chunk size, the next attempt uses smaller chunks. If
-        the merged file is missing for the first time, makes another attempt. All other
-        errors are raised.
+        the upload is complete but the server has lost the merged file, makes another
+        attempt, once. All other errors are raised.
         """
         server = RequestRetrier(context).request(self._server.capabilities)
         size = context.file.identity.size

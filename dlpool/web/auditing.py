@@ -9,10 +9,9 @@ resource (``add_changes``) and from the events of the storage. When the status o
 response is known, the middleware calls ``finish_request``, which writes the collected
 changes as audit events.
 
-``finish_request`` also writes the planned change after most failures, and after a
-success without a collected change. Exception: after a success it is not written for the
-actions in ``_EVENT_ACTIONS``. The storage reports each change by these actions, so a
-request without a reported change has changed nothing.
+``finish_request`` also writes the planned change after most failures. After a success
+it writes the planned change only if no change was collected, and only if the action is
+not in ``_EVENT_ACTIONS``: the storage reports each change that such an action makes.
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ class TaskRemover:
     def remove_parts(self, file_id: str) -> int:
         """Remove the parts of a completed final upload and return their number.
 
-        Does not hold the lock of the final upload while it removes a part, because the
-        part may have the same lock.
+        Releases the lock of the final upload before it removes a part. Tasks share lock
+        files, so this thread could otherwise wait for its own lock.
         """
         with self.layout.lock_id(file_id) as task:
             if task.identity() is None:

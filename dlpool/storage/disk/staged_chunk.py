@@ -163,9 +163,10 @@ class StagedChunkFile:
             self._durability.sync_data(self._descriptor)
 
     def _write_trailer(self) -> None:
-        """Append the trailer, and set the modification time that it names.
+        """Append the trailer, and set the modification time recorded in it.
 
-        Syncs the bytes first if they are in the assembled file. Raises OSError.
+        First syncs the bytes of the chunk if they are in the assembled file. Raises
+        OSError.
         """
         placed, descriptor = self._placement, self._descriptor
         if placed is not None:
