@@ -260,8 +260,9 @@ def kept_bytes(victim: Chunk, thief: ThiefSpeed, min_split: int) -> int | None:
         return None
     if own <= 0:
         return half
-    # an assumed speed does not justify taking more than half
-    rate = thief.rate if thief.rate and victim.rate > 0 else own
+    rate = thief.rate or own
+    if victim.rate <= 0:  # an assumed speed does not justify taking more than half
+        rate = min(rate, own)
     work = left + rate * thief.answer_s
     done_s = work / (rate + own)
     kept = max(int(work * (own / (rate + own))), MIN_TAIL_BYTES)
