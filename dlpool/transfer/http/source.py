@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import http.client
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
@@ -72,22 +72,7 @@ class Reply:
         bytes received before it, if any; then raises the error. If the exchange was
         cancelled, raises the error given to ``cancel``.
         """
-        exchange = self._exchange
-        began = exchange.clock()
-        exchange.waiting_since = began
-        filled = 0
-        while self._failure is None and filled < min(len(view), self._min_read_bytes):
-            size = self._read_once(view[filled:])
-            filled += size
-            if not size or exchange.clock() - began > COLLECT_S:
-                break
-        exchange.waiting_since = None
-        exchange.waited_s += exchange.clock() - began
-        exchange.received += filled
-        exchange.check()
-        if self._failure is not None and not filled:
-            raise self._failure
-        return filled
+        return self._collect(lambda filled: self._read_once(view[filled:]), len(view))
 
     @property
     def can_splice(self) -> bool:
@@ -100,11 +85,24 @@ class Reply:
         Returns their number. After a 0, call ``read``, which receives the next bytes or
         reports the end of the body. Collects bytes and raises errors as ``read`` does.
         """
+        return self._collect(lambda moved: self._splice_once(pipe, size - moved), size)
+
+    def close(self) -> None:
+        """Return the connection to its pool; close it if the body is incomplete."""
+        self._exchange.detach()
+        with suppress(*library_errors()):
+            self._body.release()
+
+    def _collect(self, receive: Callable[[int], int], most: int) -> int:
+        """Receive bytes until enough have arrived, or no more arrive without delay.
+
+        ``receive``: from the number of bytes so far, receives more and returns their
+        number. ``most``: the bytes that there is room for.
+        """
         exchange, moved = self._exchange, 0
-        began = exchange.clock()
-        exchange.waiting_since = began
-        while self._failure is None and moved < min(size, self._min_read_bytes):
-            count = self._splice_once(pipe, size - moved)
+        began = exchange.waiting_since = exchange.clock()
+        while self._failure is None and moved < min(most, self._min_read_bytes):
+            count = receive(moved)
             moved += count
             if not count or exchange.clock() - began > COLLECT_S:
                 break
@@ -113,12 +111,6 @@ class Reply:
         if self._failure is not None and not moved:
             raise self._failure
         return moved
-
-    def close(self) -> None:
-        """Return the connection to its pool; close it if the body is incomplete."""
-        self._exchange.detach()
-        with suppress(*library_errors()):
-            self._body.release()
 
     def _read_once(self, view: memoryview) -> int:
         try:
