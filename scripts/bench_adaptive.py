@@ -10,7 +10,6 @@ import argparse
 import os
 import shutil
 import statistics
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from pathlib import Path
 from scripts.benchmarks.measuring import measure_command
 from scripts.benchmarks.peers import DLPOOL
 from scripts.benchmarks.servers import fill
-from tests.conftest import NGINX_CONFIG, free_port, wait_for_port
+from tests.conftest import free_port, run_nginx
 
 SWEEP = (1, 2, 4, 8, 16)
 GOAL = 1.25
@@ -51,17 +50,8 @@ def nginx(folder: Path) -> Iterator[list[str]]:
         f"server {{ listen 127.0.0.1:{port}; root {folder}/www; {server.directives} }}"
         for port, server in zip(ports, SERVERS, strict=True)
     )
-    (folder / "nginx.conf").write_text(NGINX_CONFIG.format(folder=folder, servers=servers))
-    binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    assert binary is not None
-    user = ["-g", "user root;"] if os.geteuid() == 0 else []
-    process = subprocess.Popen([binary, "-c", folder / "nginx.conf", *user], stderr=subprocess.DEVNULL)
-    try:
-        wait_for_port(ports[0], process)
+    with run_nginx(folder, servers, ports[0]):
         yield [f"http://127.0.0.1:{port}/{server.size}" for port, server in zip(ports, SERVERS, strict=True)]
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 def measure(server: Server, url: str, out: Path, runs: int) -> None:

@@ -17,7 +17,6 @@ import resource
 import shutil
 import socket
 import statistics
-import subprocess
 import tempfile
 import time
 import urllib.request
@@ -33,7 +32,7 @@ from scripts.bench_bare import bare
 from scripts.benchmarks.measuring import Run, measure_command, peak_memory
 from scripts.benchmarks.peers import DLPOOL
 from scripts.benchmarks.servers import GIB, fill
-from tests.conftest import NGINX_CONFIG, free_port, wait_for_port
+from tests.conftest import free_port, run_nginx
 from tests.web import WebServer
 
 CHUNK = 8 << 20
@@ -51,18 +50,8 @@ def nginx(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
     (folder / "dav").mkdir(mode=0o777)
     servers = f"""server {{ listen 127.0.0.1:{port}; root {folder}; client_max_body_size 0;
       location /dav/ {{ dav_methods PUT; }} }}"""
-    config = NGINX_CONFIG.format(folder=folder, servers=servers).replace("worker_processes 1", "worker_processes auto")
-    (folder / "nginx.conf").write_text(config)
-    binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    assert binary is not None
-    user = ["-g", "user root;"] if os.geteuid() == 0 else []
-    process = subprocess.Popen([binary, "-c", folder / "nginx.conf", *user], stderr=subprocess.DEVNULL)
-    try:
-        wait_for_port(port, process)
+    with run_nginx(folder, servers, port, processes="auto") as process:
         yield f"http://127.0.0.1:{port}/dav", psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 class Bench:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import shutil
 import signal
@@ -23,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from dlpool.jobs.embedded_socket import socket_url  # noqa: E402
-from tests.conftest import NGINX_CONFIG, free_port, wait_for_port  # noqa: E402
+from tests.conftest import free_port, run_nginx  # noqa: E402
 from tests.origin import FolderOrigin  # noqa: E402
 
 DLPOOL = [sys.executable, "-m", "dlpool"]
@@ -55,22 +54,14 @@ def make_files(folder: Path) -> dict[str, str]:
 @contextmanager
 def server(folder: Path, www: Path) -> Iterator[tuple[str, str]]:
     """A server with ranges over ``www``: its name and URL. nginx where it is installed, else the tests' origin."""
-    binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if binary is None:
+    if shutil.which("nginx") is None and shutil.which("nginx", path="/usr/sbin") is None:
         with FolderOrigin(www, rate=60_000_000) as origin:
             yield "the tests' own server", origin.url
         return
     port = free_port()
     listen = f"server {{ listen 127.0.0.1:{port}; root {www}; limit_rate 15m; }}"
-    (folder / "nginx.conf").write_text(NGINX_CONFIG.format(folder=folder, servers=listen))
-    user = ["-g", "user root;"] if os.geteuid() == 0 else []
-    process = subprocess.Popen([binary, "-c", folder / "nginx.conf", *user], stderr=subprocess.DEVNULL)
-    try:
-        wait_for_port(port, process)
+    with run_nginx(folder, listen, port):
         yield "nginx", f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 INI = """\

@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -212,8 +212,8 @@ class Nginx:
     slow_url: str
 
 
-NGINX_CONFIG = """
-daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; worker_processes 1;
+_NGINX_CONFIG = """
+daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; worker_processes {processes};
 events {{ }}
 http {{
   access_log off; sendfile on; keepalive_requests 100000;
@@ -230,23 +230,34 @@ _SERVERS = """
 """
 
 
-@pytest.fixture(scope="session")
-def nginx(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Nginx]:
+@contextmanager
+def run_nginx(folder: Path, servers: str, port: int, *, processes: str = "1") -> Iterator[subprocess.Popen[bytes]]:
+    """Run nginx with these server blocks until the block ends; yield once its ``port`` accepts connections."""
     binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     assert binary is not None, "nginx is not installed: scripts/test installs it"
+    config = folder / "nginx.conf"
+    config.write_text(_NGINX_CONFIG.format(folder=folder, servers=servers, processes=processes))
+    user = ["-g", "user root;"] if os.geteuid() == 0 else []
+    process = subprocess.Popen([binary, "-c", config, *user], stderr=subprocess.DEVNULL)
+    try:
+        wait_for_port(port, process)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def nginx(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Nginx]:
     folder = tmp_path_factory.mktemp("nginx")
     folder.chmod(0o755)
     (folder / "www").mkdir()
     ports = {"port": free_port(), "tls": free_port(), "slow": free_port()}
     servers = _SERVERS.format(folder=folder, cert=authority.cert_file, key=authority.key_file, **ports)
-    (folder / "nginx.conf").write_text(NGINX_CONFIG.format(folder=folder, servers=servers))
     for parent in [folder, *folder.parents]:
         if parent.name.startswith("pytest-"):
             parent.chmod(0o755)
-    user = ["-g", "user root;"] if os.geteuid() == 0 else []
-    process = subprocess.Popen([binary, "-c", folder / "nginx.conf", *user], stderr=subprocess.DEVNULL)
-    try:
-        wait_for_port(ports["port"], process)
+    with run_nginx(folder, servers, ports["port"]):
         host = "127.0.0.1"
         yield Nginx(
             folder / "www",
@@ -254,9 +265,6 @@ def nginx(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Ite
             f"https://localhost:{ports['tls']}",
             f"http://{host}:{ports['slow']}",
         )
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 @pytest.fixture(scope="session")

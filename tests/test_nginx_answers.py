@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import NGINX_CONFIG, Fetcher, free_port, make_data, wait_for_port
+from tests.conftest import Fetcher, free_port, make_data, run_nginx
 from tests.test_urls_as_given import SENT
 
 DATA = make_data(2_000_000)
@@ -35,25 +32,16 @@ _SERVERS = """
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    assert binary is not None, "nginx is not installed: scripts/test installs it"
     folder, port = tmp_path_factory.mktemp("nginx"), free_port()
     (folder / "www" / "packed").mkdir(parents=True)
     (folder / "www" / "f").write_bytes(DATA)
     (folder / "www" / "packed" / "f.txt").write_bytes(gzip.compress(DATA))
     servers = _SERVERS.format(port=port, folder=folder)
-    (folder / "nginx.conf").write_text(NGINX_CONFIG.format(folder=folder, servers=servers))
     for parent in [folder, *folder.parents]:
         if parent.name.startswith("pytest-") or parent == folder:
             parent.chmod(0o755)
-    user = ["-g", "user root;"] if os.geteuid() == 0 else []
-    process = subprocess.Popen([binary, "-c", folder / "nginx.conf", *user], stderr=subprocess.DEVNULL)
-    try:
-        wait_for_port(port, process)
+    with run_nginx(folder, servers, port):
         yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 # nginx itself refuses a bad escape, a NUL, and a path that leads above the root.

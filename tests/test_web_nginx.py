@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
 
-from tests.conftest import NGINX_CONFIG, free_port, make_data, wait_for_port, wait_until
+from tests.conftest import free_port, make_data, run_nginx, wait_until
 from tests.processes import ROOT
 from tests.web import RawClient, WebServer
 
@@ -28,8 +25,6 @@ def server(tmp_path: Path) -> Iterator[WebServer]:
 @pytest.fixture
 def front(server: WebServer, tmp_path: Path) -> Iterator[int]:
     """The port of an nginx that includes the file as it stands, but for address and folder."""
-    binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    assert binary is not None, "nginx is not installed: scripts/test installs it"
     port, text = free_port(), (ROOT / "etc" / "nginx" / "dlpool-web.conf").read_text()
     for shipped, ours in (
         ("127.0.0.1:18101", f"127.0.0.1:{server.port}"),
@@ -39,15 +34,8 @@ def front(server: WebServer, tmp_path: Path) -> Iterator[int]:
         text = text.replace(shipped, ours)
     (tmp_path / "dlpool-web.conf").write_text(text)
     servers = f"server {{ listen 127.0.0.1:{port}; include {tmp_path}/dlpool-web.conf; }}"
-    (tmp_path / "nginx.conf").write_text(NGINX_CONFIG.format(folder=tmp_path, servers=servers))
-    user = ["-g", "user root;"] if os.geteuid() == 0 else []
-    process = subprocess.Popen([binary, "-c", tmp_path / "nginx.conf", *user], stderr=subprocess.DEVNULL)
-    try:
-        wait_for_port(port, process)
+    with run_nginx(tmp_path, servers, port):
         yield port
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 def test_a_file_goes_through_nginx_and_comes_back_from_it(front: int, server: WebServer) -> None:

@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from scripts.bench_servers import paced_server
 from scripts.benchmarks.jobs import SETTINGS
 from scripts.benchmarks.measuring import Run, measure_command, peak_memory
 from scripts.benchmarks.peers import DLPOOL
-from scripts.benchmarks.servers import GIB, KIB, fill, run_nginx
-from tests.conftest import free_port, wait_until
+from scripts.benchmarks.servers import GIB, KIB, fill
+from tests.conftest import free_port, run_nginx, wait_until
 from tests.fleet import Supervisor
 from tests.redis_server import RedisServer
 
@@ -62,27 +63,33 @@ def measure(folder: Path, most: int) -> list[dict[str, object]]:
     return found
 
 
+@contextmanager
+def _nginx(folder: Path, directives: str) -> Iterator[str]:
+    """Run nginx with one server; yields its URL."""
+    port = free_port()
+    with run_nginx(folder, f"server {{ listen 127.0.0.1:{port}; {directives} }}", port, processes="auto"):
+        yield f"http://127.0.0.1:{port}"
+
+
 def _bytes(folder: Path) -> Iterator[Cost]:
     """Fetch sparse files, which the server need not read from a disk."""
-    port = free_port()
-    with run_nginx(folder, f"server {{ listen 127.0.0.1:{port}; root {folder}/www; tcp_nopush on; }}", port):
+    with _nginx(folder, f"root {folder}/www; tcp_nopush on;") as url:
         for size in SIZES_GIB:
             if shutil.disk_usage(folder).free < (size + 8) * GIB:
                 continue
             with (folder / "www" / "sparse").open("wb") as file:
                 file.truncate(size * GIB)
             target = folder / "sparse"
-            run = measure_command([*DLPOOL, f"http://127.0.0.1:{port}/sparse", str(target), "--no-sync"])
+            run = measure_command([*DLPOOL, f"{url}/sparse", str(target), "--no-sync"])
             target.unlink()
             yield Cost.of("GiB of a file", size, run)
 
 
 def _lists(folder: Path, most: int) -> Iterator[Cost]:
     """Fetch lists of files of one byte, which nginx makes up."""
-    port = free_port()
-    with run_nginx(folder, f"server {{ listen 127.0.0.1:{port}; location / {{ return 200 x; }} }}", port):
+    with _nginx(folder, "location / { return 200 x; }") as url:
         for count in (one for one in LISTS if one <= most):
-            lines = "".join(f"http://127.0.0.1:{port}/{number}\n" for number in range(count))
+            lines = "".join(f"{url}/{number}\n" for number in range(count))
             (folder / "list").write_text(lines)
             out = folder / f"list{count}"
             out.mkdir()
@@ -92,13 +99,12 @@ def _lists(folder: Path, most: int) -> Iterator[Cost]:
 
 def _queues(folder: Path, most: int) -> Iterator[Cost]:
     """Run the first jobs of queues of different lengths."""
-    port = free_port()
-    with run_nginx(folder, f"server {{ listen 127.0.0.1:{port}; location / {{ return 200 x; }} }}", port):
+    with _nginx(folder, "location / { return 200 x; }") as url:
         for waiting in (one for one in QUEUES if one <= most):
             place = folder / f"queue{waiting}"
             place.mkdir()
             with RedisServer(place) as server:
-                _push(server, f"http://127.0.0.1:{port}", waiting)
+                _push(server, url, waiting)
                 service = Supervisor(place / "service", server.url, SETTINGS)
                 with service:
                     yield Cost.of(f"jobs, with {waiting:,} waiting", JOBS, _first_jobs(service))

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import trustme
 
-from tests.conftest import NGINX_CONFIG, free_port, wait_for_port
+from tests.conftest import free_port, run_nginx
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -37,22 +34,5 @@ def nginx(folder: Path) -> Iterator[dict[str, str]]:
   server {{ listen 127.0.0.1:{ports["plain"]} backlog=1024; root {folder}/www; tcp_nopush on; }}
   server {{ listen 127.0.0.1:{ports["tls"]} ssl; root {folder}/www;
     ssl_certificate {folder}/cert.pem; ssl_certificate_key {folder}/key.pem; }}"""
-    with run_nginx(folder, servers, ports["plain"]):
+    with run_nginx(folder, servers, ports["plain"], processes="auto"):
         yield {"plain": f"http://127.0.0.1:{ports['plain']}", "tls": f"https://127.0.0.1:{ports['tls']}"}
-
-
-@contextmanager
-def run_nginx(folder: Path, servers: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run nginx with these server blocks, until the block ends; ``port``: the one that shows that it has started."""
-    config = NGINX_CONFIG.format(folder=folder, servers=servers).replace("worker_processes 1", "worker_processes auto")
-    (folder / "nginx.conf").write_text(config)
-    binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    assert binary is not None
-    user = ["-g", "user root;"] if os.geteuid() == 0 else []
-    process = subprocess.Popen([binary, "-c", folder / "nginx.conf", *user], stderr=subprocess.DEVNULL)
-    try:
-        wait_for_port(port, process)
-        yield process
-    finally:
-        process.terminate()
-        process.wait(10)
